@@ -1,0 +1,101 @@
+"""Per-channel affine maps ``y = scale · x + shift``, the one idea everything else is built on.
+
+An inference-time BatchNorm is such a map, with ``scale = γ / √(var + ε)`` and
+``shift = β − μ · scale`` (Ioffe & Szegedy 2015, section 3.1). So is a multiply, add, subtract or
+divide by a constant that varies along one axis only. Maps are composed in float64 and rounded to
+a stored dtype once, at the end, by whoever writes a weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMap:
+    """``y = scale · x + shift``, with one scale and one shift per position of ``axis``.
+
+    ``scale`` and ``shift`` are float64 vectors of one length: the size of the axis, or 1 when
+    ``axis`` is None, which means the same scale and shift at every element of the tensor.
+    """
+
+    scale: Vector
+    shift: Vector
+    axis: int | None
+
+    @classmethod
+    def of(cls, scale: ArrayLike, shift: ArrayLike, axis: int | None) -> AffineMap:
+        """Make a map from scalars or vectors; one whose values all agree becomes uniform.
+
+        A uniform map acts alike on every axis, so forgetting the axis loses nothing and lets it
+        pass where a per-channel map could not.
+        """
+        s, t = np.broadcast_arrays(
+            np.atleast_1d(np.asarray(scale, np.float64)),
+            np.atleast_1d(np.asarray(shift, np.float64)),
+        )
+        if s.size and bool((s == s[0]).all()) and bool((t == t[0]).all()):
+            return cls(s[:1].copy(), t[:1].copy(), None)
+        return cls(s.copy(), t.copy(), axis)
+
+    @classmethod
+    def batch_norm(
+        cls,
+        gamma: NDArray[Any],
+        beta: NDArray[Any],
+        mean: NDArray[Any],
+        variance: NDArray[Any],
+        epsilon: float,
+        axis: int,
+    ) -> AffineMap:
+        """The map of a BatchNorm with fixed statistics, each a vector of shape ``[C]``.
+
+        Exact for ``variance + epsilon > 0`` and finite statistics, which the caller has seen to.
+        The stored variance is used as it is: frameworks store the unbiased one and their
+        inference divides by it unchanged (ONNX BatchNormalization, torch.nn.BatchNorm2d).
+        """
+        scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+        shift = beta.astype(np.float64) - mean.astype(np.float64) * scale
+        return cls.of(scale, shift, axis)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the map changes nothing."""
+        return self.keeps_scale and self.keeps_origin
+
+    @property
+    def keeps_scale(self) -> bool:
+        """Whether every scale is 1."""
+        return bool((self.scale == 1.0).all())
+
+    @property
+    def keeps_origin(self) -> bool:
+        """Whether every shift is 0."""
+        return bool((self.shift == 0.0).all())
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every scale and shift is a finite number."""
+        return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
+
+    def then(self, outer: AffineMap) -> AffineMap | None:
+        """The map ``outer ∘ self = A(s₂·s₁, s₂·t₁ + t₂)``, or None where no one axis carries both.
+
+        Exact always; the composition has one axis only if both maps vary along the same axis, or
+        at least one of them is uniform.
+        """
+        if self.axis is not None and outer.axis is not None:
+            if self.axis != outer.axis or self.scale.size != outer.scale.size:
+                return None
+            axis: int | None = self.axis
+        else:
+            axis = self.axis if self.axis is not None else outer.axis
+        return AffineMap.of(
+            outer.scale * self.scale, outer.scale * self.shift + outer.shift, axis
+        )

@@ -1,0 +1,15 @@
+"""The errors that bnfold raises for what a caller can set right."""
+
+from __future__ import annotations
+
+
+class BnfoldError(Exception):
+    """Base of every error that bnfold raises on purpose; its message is meant for people."""
+
+
+class UsageError(BnfoldError):
+    """The request cannot be carried out as given: an unreadable model, a wrong path, wrong inputs."""
+
+
+class VerificationError(BnfoldError):
+    """A folded model was compared with its original and is not the same function."""

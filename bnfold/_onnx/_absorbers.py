@@ -1,0 +1,285 @@
+"""ONNX operators that absorb an affine map of their output, each with its law."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from bnfold import _weights
+from bnfold._onnx import _attributes
+from bnfold._onnx._constants import Constant
+from bnfold._onnx._context import Context
+from bnfold._onnx._scopes import label
+from bnfold._onnx._shapes import Shape
+from bnfold._onnx._sites import Site
+from bnfold._onnx._tensors import FLOATS
+from bnfold._plan._reasons import Reason
+from bnfold._plan._view import Absorber
+from bnfold._weights import Layout
+
+
+@dataclass(frozen=True)
+class Found:
+    """An absorber's role, its site, and the output shape that follows from its weight."""
+
+    role: Absorber
+    site: Site | None
+    shape: Shape | None
+
+
+def conv(context: Context, node: NodeProto) -> Found | None:
+    """``A∘Conv``: ``W[o]·s_o``, ``s·b + t``; output channels on axis 1.
+
+    Exact for every rank, stride, dilation, padding and group: each output element of channel o is
+    linear in W[o] and adds b[o] once (ONNX Conv).
+    """
+    weight = context.parameter(node, 1)
+    shape = _shape_of(context, node.input[1], weight)
+    if shape is None or len(shape) < 3 or shape[0] is None:
+        return _blocked(weight)
+    cout = shape[0]
+    return _channel_first(
+        context, node, weight, cout, lambda axis: _weights.along_axis(_fixed(shape), 0), shape
+    )
+
+
+def conv_transpose(context: Context, node: NodeProto) -> Found | None:
+    """``A∘ConvTranspose`` on a weight ``[Cin, Cout/group, k…]``; see `_weights.conv_transpose`.
+
+    Exact for every stride, dilation, padding and output padding: each output element of channel
+    o sums terms linear in the weights of o and adds b[o] once (ONNX ConvTranspose).
+    """
+    weight = context.parameter(node, 1)
+    shape = _shape_of(context, node.input[1], weight)
+    group = _attributes.integer(node, "group", 1)
+    if shape is None or len(shape) < 3 or shape[0] is None or shape[1] is None:
+        return _blocked(weight)
+    if group < 1 or shape[0] % group:
+        return None
+    fixed, cout = _fixed(shape), shape[1] * group
+    return _channel_first(
+        context, node, weight, cout, lambda axis: _weights.conv_transpose(fixed, group), shape
+    )
+
+
+def instance_norm(context: Context, node: NodeProto) -> Found | None:
+    """``A∘InstanceNormalization``: ``γ·s``, ``β·s + t`` on axis 1, always exact."""
+    return _gamma_on_axis_one(context, node)
+
+
+def group_norm(context: Context, node: NodeProto) -> Found | None:
+    """``A∘GroupNormalization``: ``γ·s``, ``β·s + t``.
+
+    From opset 21 γ and β are per channel and any map along axis 1 is exact. In opset 18 to 20
+    they are per group, which only a uniform map leaves so.
+    """
+    found = _gamma_on_axis_one(context, node)
+    if found is None or context.opset >= 21:
+        return found
+    role = Absorber({}, found.role.scale_blocked, found.role.shift_blocked)
+    return Found(role, found.site, None)
+
+
+def layer_norm(context: Context, node: NodeProto) -> Found | None:
+    """``A∘LayerNormalization``: ``γ·s``, ``β·s + t`` along the axes that γ spans.
+
+    γ is aligned with the input from the right (ONNX LayerNormalization), so its axis j is output
+    axis ``rank − len(γ) + j``. A missing β is made with γ's shape.
+    """
+    weight = context.parameter(node, 1)
+    if not isinstance(weight, Constant):
+        return _blocked(weight)
+    shape = context.shape(node.input[0])
+    gamma = weight.shape
+    offset = len(shape) - len(gamma) if shape is not None else 0
+    if offset < 0:
+        return None
+    channels = {offset + j: n for j, n in enumerate(gamma)} if shape is not None else {}
+    bias = context.parameter(node, 2)
+    site = Site(
+        label(node),
+        1,
+        2,
+        channels,
+        lambda axis: _weights.along_axis(gamma, max(axis - offset, 0)),
+        lambda axis: _weights.along_axis(gamma, axis - offset).along,
+        weight,
+        bias if isinstance(bias, Constant) else None,
+        gamma,
+        dtype=weight.dtype,
+    )
+    blocked = bias if isinstance(bias, Reason) else None
+    return Found(Absorber(channels, blocked, blocked), site, None)
+
+
+def gemm(context: Context, node: NodeProto) -> Found | None:
+    """``A∘Gemm`` for ``Y = α·A'·B' + β·C``: the constant factor's columns (B) or rows (A).
+
+    With B constant a map along axis 1 scales B' by columns; with A constant one along axis 0
+    scales A' by rows. α multiplies the product either way. ``C ← s·(β·C) + t`` with β set to 1,
+    C of any shape that broadcasts to the output; C is absent, constant, or ignored (β = 0).
+    Exact always.
+    """
+    if context.opset < 7:
+        return None
+    left, right = context.parameter(node, 0), context.parameter(node, 1)
+    position = 1 if not isinstance(left, Constant) else 0
+    weight, axis = (right, 1) if position == 1 else (left, 0)
+    if isinstance(left, Constant) and isinstance(right, Constant):
+        return None
+    beta = _attributes.number(node, "beta", 1.0)
+    bias = context.parameter(node, 2) if beta != 0.0 else None
+    if not isinstance(weight, Constant) or len(weight.shape) != 2:
+        return _blocked(weight)
+    transposed = bool(_attributes.integer(node, "transB" if position == 1 else "transA", 0))
+    stored_axis = (1 - axis) if transposed else axis
+    fixed = weight.shape
+    size = fixed[stored_axis]
+    site = Site(
+        label(node),
+        position,
+        2,
+        {axis: size},
+        lambda _: _weights.along_axis(fixed, stored_axis),
+        lambda out: (size,) if out == 1 else (size, 1),
+        weight,
+        bias if isinstance(bias, Constant) else None,
+        None,
+        beta,
+        weight.dtype,
+    )
+    blocked = bias if isinstance(bias, Reason) else None
+    role = Absorber({axis: size}, blocked, blocked)
+    return Found(role, site, (None, size) if axis == 1 else (size, None))
+
+
+def matmul(context: Context, node: NodeProto) -> Found | None:
+    """``A∘MatMul`` with one constant operand: scale along the axis that reaches the output axis.
+
+    NumPy's rules place the constant's last axis (on the right) on the output's last, its
+    second-last (on the left) on the output's second-last, and its batch axes, aligned from the
+    right, on the output's; each scales exactly. An axis the constant lacks, or holds with size 1
+    against a larger output, has no parameters of its own. MatMul has no bias: a shift needs an Add.
+    """
+    left, right = context.parameter(node, 0), context.parameter(node, 1)
+    if isinstance(left, Constant) == isinstance(right, Constant):
+        if isinstance(left, Constant):
+            return None
+        blocked = next(
+            (x for x in (right, left) if isinstance(x, Reason) and x.code != "dynamic-weight"),
+            None,
+        )
+        return _blocked(blocked) if blocked is not None else None
+    position = 1 if isinstance(right, Constant) else 0
+    weight = right if isinstance(right, Constant) else left
+    assert isinstance(weight, Constant)
+    other = context.shape(node.input[1 - position])
+    where = _output_axes(weight.shape, position, other)
+    fixed = weight.shape
+    channels = {out: fixed[own] for out, own in where.items()}
+    site = Site(
+        label(node),
+        position,
+        None,
+        channels,
+        lambda out: _weights.along_axis(fixed, where.get(out, 0)),
+        lambda out: (),
+        weight,
+        dtype=weight.dtype,
+    )
+    old = Reason("unsupported-opset", label(node), "an Add would need opset 7 or later")
+    role = Absorber(channels, None, None if context.opset >= 7 else old, bias_free=False)
+    return Found(role, site, None)
+
+
+def _output_axes(fixed: Shape, position: int, other: Shape | None) -> dict[int, int]:
+    """Output axes of a MatMul that have parameters of their own, with the constant's axis."""
+    if other is None or len(fixed) < 2:
+        return {}
+    batch = len(fixed) - 2
+    kept = len(fixed) - 1 if position == 1 else len(fixed) - 2
+    if len(other) == 1:
+        axes = {batch: kept}
+        out_batch = batch
+    else:
+        rank = max(len(fixed), len(other))
+        axes = {rank - 1 if position == 1 else rank - 2: kept}
+        out_batch = rank - 2
+    axes.update({out_batch - batch + k: k for k in range(batch) if fixed[k] != 1})
+    return axes
+
+
+def _channel_first(
+    context: Context,
+    node: NodeProto,
+    weight: Constant | Reason | None,
+    cout: int,
+    layout: Callable[[int], Layout],
+    shape: Shape,
+) -> Found:
+    """The site of a convolution: bias ``[Cout]``, output channels on axis 1."""
+    bias = context.parameter(node, 2)
+    bias_reason = bias if isinstance(bias, Reason) else None
+    weight_reason = weight if isinstance(weight, Reason) else None
+    known = next((x for x in (weight, bias) if isinstance(x, Constant)), None)
+    element = known.data_type if known else context.type(node.input[1])
+    site = Site(
+        label(node),
+        1,
+        2,
+        {1: cout},
+        layout,
+        lambda axis: (cout,),
+        weight if isinstance(weight, Constant) else None,
+        bias if isinstance(bias, Constant) else None,
+        (cout,),
+        dtype=np.dtype(helper.tensor_dtype_to_np_dtype(element or 1)),
+    )
+    unknown = None if element in FLOATS else weight_reason
+    role = Absorber({1: cout}, weight_reason or bias_reason, bias_reason or unknown)
+    return Found(role, site, (None, cout, *(None for _ in shape[2:])))
+
+
+def _gamma_on_axis_one(context: Context, node: NodeProto) -> Found | None:
+    weight = context.parameter(node, 1)
+    if not isinstance(weight, Constant) or len(weight.shape) != 1:
+        return _blocked(weight)
+    size = math.prod(weight.shape)
+    fixed = weight.shape
+    bias = context.parameter(node, 2)
+    site = Site(
+        label(node),
+        1,
+        2,
+        {1: size},
+        lambda axis: _weights.along_axis(fixed, 0),
+        lambda axis: fixed,
+        weight,
+        bias if isinstance(bias, Constant) else None,
+        fixed,
+        dtype=weight.dtype,
+    )
+    blocked = bias if isinstance(bias, Reason) else None
+    return Found(Absorber({1: size}, blocked, blocked), site, None)
+
+
+def _blocked(weight: Constant | Reason | None) -> Found | None:
+    """An operator that would absorb, but for its weight; without a weight it is none."""
+    if weight is None:
+        return None
+    if isinstance(weight, Constant):
+        weight = Reason("not-per-channel", weight.name, f"{weight.name} has an unusual shape")
+    return Found(Absorber({}, weight, weight), None, None)
+
+
+def _shape_of(context: Context, name: str, weight: Constant | Reason | None) -> Shape | None:
+    return weight.shape if isinstance(weight, Constant) else context.shape(name)
+
+
+def _fixed(shape: Shape) -> tuple[int, ...]:
+    """A shape whose unknown sizes do not matter: they belong to a weight that is not constant."""
+    return tuple(size if size is not None else 1 for size in shape)

@@ -1,0 +1,65 @@
+"""What the readers of single operators may ask about the graph around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnx import NodeProto
+
+from bnfold._onnx._constants import Constant, Constants
+from bnfold._onnx._scopes import Scope
+from bnfold._onnx._shapes import Shape, Shapes
+from bnfold._plan._reasons import Reason
+
+
+@dataclass
+class Context:
+    """One graph, its constants and its shapes.
+
+    ``derived`` holds shapes that follow from an operator read here (a Conv's rank from that of
+    its weight) where ONNX's inference had to give up.
+    """
+
+    scope: Scope
+    constants: Constants
+    shapes: Shapes
+    derived: dict[str, Shape] = field(default_factory=dict)
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return self.scope.opset
+
+    def shape(self, name: str) -> Shape | None:
+        """The shape of a tensor, or None where its rank is not known."""
+        known = self.shapes.shape(self.scope, name)
+        return known if known is not None else self.derived.get(name)
+
+    def type(self, name: str) -> int:
+        """The element type of a tensor, 0 where not known."""
+        return self.shapes.type(self.scope, name)
+
+    def constant(self, node: NodeProto, position: int) -> Constant | Reason | None:
+        """The constant at an input, why it is none, or None where the input is absent."""
+        if position >= len(node.input) or not node.input[position]:
+            return None
+        return self.constants.find(self.scope, node.input[position])
+
+    def parameter(self, node: NodeProto, position: int) -> Constant | Reason | None:
+        """Like `constant`, for a floating-point parameter that nobody may set from outside."""
+        found = self.constant(node, position)
+        if not isinstance(found, Constant):
+            return found
+        if found.protected is not None:
+            return Reason(
+                "overridable-weight",
+                found.protected,
+                f"{found.protected} is a parameter that a caller may override",
+            )
+        if not found.is_float:
+            return Reason(
+                "unsupported-dtype",
+                found.name,
+                f"{found.name} is not of a floating-point type that can be folded",
+            )
+        return found

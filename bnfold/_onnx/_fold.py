@@ -1,0 +1,79 @@
+"""Plan and fold a ModelProto."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto
+
+from bnfold._onnx._network import Graph, Network, read, settle
+from bnfold._onnx._rewrite import Rewritten, apply
+from bnfold._plan._planner import Move, Moves
+from bnfold._result import Fold, Kept, Plan
+
+Settled = list[tuple[Graph, Moves]]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model that has been read and planned, and can be folded in place."""
+
+    network: Network
+    settled: Settled
+    plan: Plan
+
+    def apply(self) -> Rewritten:
+        """Fold the model that was planned, in place."""
+        return apply(self.network, self.settled)
+
+
+def prepare(model: ModelProto, base_dir: Path | None) -> Planned:
+    """Read and plan a model. Raises `UsageError` where it cannot be read."""
+    network = read(model, base_dir)
+    settled = settle(network)
+    return Planned(network, settled, _plan(network, settled))
+
+
+def _plan(network: Network, settled: Settled) -> Plan:
+    before = Counter(node.op_type for scope in network.scopes for node in scope.nodes)
+    after = before.copy()
+    folds, kept = [], []
+    for graph, moves in settled:
+        for move in moves.moves:
+            folds.append(_fold(graph, move))
+            after.subtract(graph.view.nodes[i].op for i in move.maps)
+            after.update(["Mul"] * move.adds_mul + ["Add"] * move.adds_add)
+        for index, reason in moves.kept.items():
+            node = graph.view.nodes[index]
+            kept.append(
+                Kept(
+                    node.label,
+                    node.op,
+                    reason.code,
+                    reason.at,
+                    reason.message,
+                    reason.advice,
+                    graph.scope.path,
+                )
+            )
+    return Plan(tuple(folds), tuple(kept), dict(before), dict(+after))
+
+
+def _fold(graph: Graph, move: Move) -> Fold:
+    nodes = graph.view.nodes
+    crossed = dict.fromkeys(nodes[i].op for i in move.chain if i not in move.maps)
+    laws = [f"carry through {op}" for op in crossed]
+    if move.law == "absorb":
+        laws.append(f"absorb behind {nodes[move.into].op}")
+    if len(move.maps) > 1 or move.law == "compose":
+        laws.insert(0, "compose")
+    return Fold(
+        tuple(nodes[i].label for i in move.maps),
+        tuple(nodes[i].op for i in move.maps),
+        nodes[move.into].label,
+        tuple(laws),
+        graph.scope.path,
+    )
+

@@ -1,0 +1,180 @@
+"""The graphs of a model: main graph, bodies of If, Loop and Scan, and local functions.
+
+One `Scope` per graph answers who writes a name, who reads it and where a captured name comes
+from. It holds the protobuf messages themselves, so that a plan made on it can be applied to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+
+@dataclass(eq=False)
+class Scope:
+    """One graph and its names.
+
+    ``path`` is "" for the main graph and tells the way to any other. ``readers`` lists, for a name
+    defined here, the positions of the nodes of this graph that read it, once per read;
+    ``captures`` the labels of nodes in nested bodies that do. ``protected`` holds the names of
+    parameters that a caller may set.
+    """
+
+    path: str
+    graph: GraphProto | FunctionProto
+    parent: Scope | None
+    opset: int
+    nodes: list[NodeProto]
+    initializers: dict[str, TensorProto] = field(default_factory=dict)
+    sparse: set[str] = field(default_factory=set)
+    inputs: set[str] = field(default_factory=set)
+    outputs: list[str] = field(default_factory=list)
+    producers: dict[str, int] = field(default_factory=dict)
+    readers: dict[str, list[int]] = field(default_factory=dict)
+    captures: dict[str, list[str]] = field(default_factory=dict)
+    protected: set[str] = field(default_factory=set)
+
+    @property
+    def is_function(self) -> bool:
+        """Whether this is the body of a local function."""
+        return isinstance(self.graph, FunctionProto)
+
+    def defines(self, name: str) -> bool:
+        """Whether the name belongs to this graph rather than to one around it."""
+        return (
+            name in self.producers
+            or name in self.initializers
+            or name in self.inputs
+            or name in self.sparse
+        )
+
+    def owner(self, name: str) -> Scope | None:
+        """The innermost graph, from here outwards, that defines a name."""
+        scope: Scope | None = self
+        while scope is not None and not scope.defines(name):
+            scope = scope.parent
+        return scope
+
+    def uses(self) -> Counter[str]:
+        """How often each name defined here is read: by nodes, nested bodies, as an output, or by a
+        quantization note that names it as a scale or zero point."""
+        counts = Counter({name: len(reads) for name, reads in self.readers.items()})
+        counts.update({name: len(reads) for name, reads in self.captures.items()})
+        counts.update(self.outputs)
+        if isinstance(self.graph, GraphProto):
+            for note in self.graph.quantization_annotation:
+                counts.update(entry.value for entry in note.quant_parameter_tensor_names)
+        return counts
+
+
+def label(node: NodeProto) -> str:
+    """What a user calls a node: its name, or its type and first output where it has none."""
+    if node.name:
+        return node.name
+    return f"{node.op_type} → {next((name for name in node.output if name), '?')}"
+
+
+def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
+    """The graphs a node carries in its attributes, with the attribute's name."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.name, attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            for number, graph in enumerate(attribute.graphs):
+                yield f"{attribute.name}[{number}]", graph
+
+
+def read_scopes(model: ModelProto) -> list[Scope]:
+    """All graphs of a model, outer before inner; local functions last."""
+    opset = _opset(model.opset_import)
+    trained = _names_in_training(model)
+    scopes = list(_read_graph(model.graph, "", None, opset, model.ir_version, trained))
+    for function in model.functions:
+        name = "::".join(part for part in (function.domain, function.name) if part)
+        overload = getattr(function, "overload", "")
+        path = f"function {name}" + (f"#{overload}" if overload else "")
+        scope = Scope(path, function, None, _opset(function.opset_import), list(function.node))
+        scope.inputs.update(function.input)
+        scope.outputs.extend(function.output)
+        scopes.extend(_index(scope, model.ir_version, trained))
+    return scopes
+
+
+def _opset(imports: object) -> int:
+    """The version of the default operator set; 0 where it is not imported."""
+    for entry in imports:  # type: ignore[attr-defined]
+        if entry.domain in ("", "ai.onnx"):
+            return int(entry.version)
+    return 0
+
+
+def _read_graph(
+    graph: GraphProto,
+    path: str,
+    parent: Scope | None,
+    opset: int,
+    ir_version: int,
+    trained: set[str],
+) -> Iterator[Scope]:
+    scope = Scope(path, graph, parent, opset, list(graph.node))
+    scope.initializers.update((tensor.name, tensor) for tensor in graph.initializer)
+    scope.sparse.update(tensor.values.name for tensor in graph.sparse_initializer)
+    scope.inputs.update(value.name for value in graph.input)
+    scope.outputs.extend(value.name for value in graph.output)
+    # Before IR version 4 every initializer had to be listed as an input; only since then does
+    # the listing say that a caller may override it (ONNX IR specification, "Graphs").
+    if ir_version >= 4:
+        scope.protected.update(scope.initializers.keys() & scope.inputs)
+    scope.protected.update(scope.initializers.keys() & trained)
+    yield from _index(scope, ir_version, trained)
+
+
+def _index(scope: Scope, ir_version: int, trained: set[str]) -> Iterator[Scope]:
+    yield scope
+    for position, node in enumerate(scope.nodes):
+        for name in node.output:
+            if name:
+                scope.producers[name] = position
+    for name in scope.outputs:
+        _note_capture(scope, name, "an output of its body")
+    for position, node in enumerate(scope.nodes):
+        for name in node.input:
+            if not name:
+                continue
+            if scope.defines(name):
+                scope.readers.setdefault(name, []).append(position)
+            else:
+                _note_capture(scope, name, label(node))
+        for attribute, graph in bodies(node):
+            path = f"{scope.path}/" if scope.path else ""
+            yield from _read_graph(
+                graph,
+                f"{path}{label(node)}.{attribute}",
+                scope,
+                scope.opset,
+                ir_version,
+                trained,
+            )
+
+
+def _note_capture(scope: Scope, name: str, reader: str) -> None:
+    """Tell the graph around that defines a name that a nested body reads it."""
+    owner = scope.owner(name)
+    if owner is not None and owner is not scope:
+        place = f"{reader} in {scope.path}"
+        owner.captures.setdefault(name, []).append(place)
+
+
+def _names_in_training(model: ModelProto) -> set[str]:
+    """Names of the main graph that the model's training information reads or rebinds."""
+    names: set[str] = set()
+    for info in model.training_info:
+        for binding in (*info.initialization_binding, *info.update_binding):
+            names.update((binding.key, binding.value))
+        for graph in (info.initialization, info.algorithm):
+            for node in graph.node:
+                names.update(node.input)
+    return names

@@ -1,0 +1,141 @@
+"""What is known of a model's shapes without its weights.
+
+ONNX's own shape inference runs on a copy that has every node and input but no large tensor.
+Declared shapes of intermediate tensors are left out of the copy: only what follows from inputs,
+parameters and operators is believed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    shape_inference,
+)
+
+from bnfold._onnx._scopes import Scope, bodies
+
+Shape = tuple[int | None, ...]
+
+_SMALL = 1024
+
+
+@dataclass
+class Shapes:
+    """Element types and shapes by graph path and tensor name; a size is None where not known."""
+
+    types: dict[tuple[str, str], int] = field(default_factory=dict)
+    shapes: dict[tuple[str, str], Shape] = field(default_factory=dict)
+
+    def shape(self, scope: Scope, name: str) -> Shape | None:
+        """The shape of a name as seen from a graph, or None where its rank is not known."""
+        owner = scope.owner(name)
+        return self.shapes.get((owner.path, name)) if owner else None
+
+    def type(self, scope: Scope, name: str) -> int:
+        """The element type of a name as seen from a graph, 0 where not known."""
+        owner = scope.owner(name)
+        return self.types.get((owner.path, name), 0) if owner else 0
+
+
+def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
+    """Infer shapes; where ONNX's inference gives up, less is known and nothing breaks."""
+    known = Shapes()
+    skeleton = ModelProto(ir_version=model.ir_version)
+    skeleton.opset_import.extend(model.opset_import)
+    skeleton.functions.extend(model.functions)
+    _copy_graph(model.graph, skeleton.graph)
+    try:
+        inferred = shape_inference.infer_shapes(skeleton, strict_mode=False)
+    except Exception:  # The checker's C++ errors derive from several unrelated bases.
+        inferred = skeleton
+    graphs = {id(scope.graph): scope for scope in scopes}
+    _collect(model.graph, inferred.graph, graphs, known)
+    return known
+
+
+def _copy_graph(source: GraphProto, target: GraphProto) -> None:
+    target.name = source.name or "graph"
+    target.input.extend(source.input)
+    for value in source.output:
+        stripped = target.output.add()
+        stripped.CopyFrom(value)
+        if stripped.type.WhichOneof("value") == "tensor_type":
+            stripped.type.tensor_type.ClearField("shape")
+    for tensor in source.initializer:
+        _copy_tensor(tensor, target.initializer.add())
+    target.sparse_initializer.extend(source.sparse_initializer)
+    for node in source.node:
+        _copy_node(node, target.node.add())
+
+
+def _copy_node(source: NodeProto, target: NodeProto) -> None:
+    heavy = source.op_type == "Constant" or any(
+        attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+        for attribute in source.attribute
+    )
+    if not heavy:
+        target.CopyFrom(source)
+        return
+    target.op_type, target.domain, target.name = source.op_type, source.domain, source.name
+    target.input.extend(source.input)
+    target.output.extend(source.output)
+    for attribute in source.attribute:
+        copy = target.attribute.add()
+        if attribute.type == AttributeProto.TENSOR:
+            copy.name, copy.type = attribute.name, attribute.type
+            _copy_tensor(attribute.t, copy.t)
+        elif attribute.type == AttributeProto.GRAPH:
+            copy.name, copy.type = attribute.name, attribute.type
+            _copy_graph(attribute.g, copy.g)
+        else:
+            copy.CopyFrom(attribute)
+
+
+def _copy_tensor(source: TensorProto, target: TensorProto) -> None:
+    """A large or external tensor keeps its name, type and shape only."""
+    external = source.data_location == TensorProto.EXTERNAL
+    if external or math.prod(source.dims) > _SMALL:
+        target.name, target.data_type = source.name, source.data_type
+        target.dims.extend(source.dims)
+    else:
+        target.CopyFrom(source)
+
+
+def _collect(
+    original: GraphProto, inferred: GraphProto, graphs: dict[int, Scope], known: Shapes
+) -> None:
+    """Note what was inferred, walking original and inferred graph side by side."""
+    scope = graphs.get(id(original))
+    path = scope.path if scope is not None else None
+    if path is not None:
+        for value in (*inferred.input, *inferred.output, *inferred.value_info):
+            _note(value, path, known)
+        for tensor in inferred.initializer:
+            known.types[path, tensor.name] = tensor.data_type
+            known.shapes[path, tensor.name] = tuple(tensor.dims)
+    for node, twin in zip(original.node, inferred.node, strict=True):
+        for (_, body), (_, body_twin) in zip(bodies(node), bodies(twin), strict=False):
+            _collect(body, body_twin, graphs, known)
+
+
+def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
+    if value.type.WhichOneof("value") != "tensor_type":
+        return
+    tensor = value.type.tensor_type
+    known.types[path, value.name] = tensor.elem_type
+    if tensor.HasField("shape"):
+        known.shapes[path, value.name] = tuple(
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
+            for dim in tensor.shape.dim
+        )
+

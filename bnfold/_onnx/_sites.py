@@ -1,0 +1,113 @@
+"""Sites: the parameters through which an ONNX operator absorbs an affine map of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold import _weights
+from bnfold._affine import AffineMap, Vector
+from bnfold._onnx._constants import Constant
+from bnfold._plan._reasons import Reason
+from bnfold._weights import Layout
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an operator keeps its weight and bias, and how output channels lie in them.
+
+    ``weight`` and ``bias`` are input positions; ``bias`` is None where the operator has none
+    (MatMul). ``layout`` gives the weight's layout for an output axis and ``bias_along`` the shape
+    that a per-channel vector takes in the bias. ``bias_shape`` is the shape of a bias made anew
+    (None: that of the vector). ``bias_factor`` is Gemm's beta.
+    """
+
+    label: str
+    weight: int
+    bias: int | None
+    channels: Mapping[int, int]
+    layout: Callable[[int], Layout]
+    bias_along: Callable[[int], tuple[int, ...]]
+    weight_value: Constant | None
+    bias_value: Constant | None = None
+    bias_shape: tuple[int, ...] | None = None
+    bias_factor: float = 1.0
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
+
+    def peaks(self, axis: int) -> Vector:
+        """The largest weight magnitude of each output channel along an axis."""
+        assert self.weight_value is not None
+        return _weights.channel_peaks(self.weight_value.load(), self.layout(axis))
+
+    def any_axis(self, map_: AffineMap) -> int:
+        """The axis to lay a map along; a uniform one fits any."""
+        return map_.axis if map_.axis is not None else next(iter(self.channels), 0)
+
+    def new_weight(self, map_: AffineMap) -> Array | None:
+        """``W[o]·s_o`` rounded once, or None where the scale is 1."""
+        if map_.keeps_scale or self.weight_value is None:
+            return None
+        layout = self.layout(self.any_axis(map_))
+        return _weights.scaled(self.weight_value.load(), map_.scale, layout)
+
+    def new_bias(self, map_: AffineMap) -> Array | None:
+        """``s·β·b + t`` rounded once, or None where it stays what it was."""
+        if self.bias is None:
+            return None
+        exact = self._exact_bias(map_)
+        if exact is None:
+            return None
+        with np.errstate(over="ignore"):
+            return exact.astype(self.dtype)
+
+    def _exact_bias(self, map_: AffineMap) -> NDArray[np.float64] | None:
+        has_bias = self.bias_value is not None and self.bias_factor != 0.0
+        if map_.keeps_origin and (map_.keeps_scale or not has_bias):
+            return None
+        scale, shift = map_.scale, map_.shift
+        if map_.axis is not None:
+            along = self.bias_along(map_.axis)
+            scale, shift = scale.reshape(along), shift.reshape(along)
+        if not has_bias:
+            shape = self.bias_shape if self.bias_shape is not None else shift.shape
+            return np.broadcast_to(shift, shape)
+        assert self.bias_value is not None
+        old = self.bias_value.load().astype(np.float64)
+        new = scale * (self.bias_factor * old) + shift
+        return np.asarray(new.reshape(old.shape) if new.size == old.size else new)
+
+    def refuses(self, map_: AffineMap, peaks: Callable[[int], Vector]) -> Reason | None:
+        """Whether the folded parameters would be lost to overflow, underflow or NaN.
+
+        ``peaks`` gives the channel peaks along an axis, so that a caller may remember them.
+        """
+        if not map_.keeps_scale and self.weight_value is not None:
+            top = peaks(self.any_axis(map_))
+            if not bool(np.isfinite(top).all()):
+                name = self.weight_value.name
+                return Reason("non-finite", self.label, f"weight {name} is not finite")
+            with np.errstate(over="ignore"):
+                code = _weights.fits(np.abs(map_.scale) * top, self.dtype)
+            if code is not None:
+                return Reason(
+                    code, self.label, f"the folded weight of {self.label} would {_VERBS[code]}"
+                )
+        bias = self.new_bias(map_)
+        if bias is None or bool(np.isfinite(bias.astype(np.float64)).all()):
+            return None
+        old = self.bias_value.load() if self.bias_value is not None else np.zeros(1)
+        if not bool(np.isfinite(old.astype(np.float64)).all()):
+            return Reason("non-finite", self.label, f"the bias of {self.label} is not finite")
+        return Reason("overflow", self.label, f"the folded bias of {self.label} would overflow")
+
+
+_VERBS = {
+    "overflow": "overflow its dtype",
+    "underflow": "fall below the smallest normal number of its dtype in some channel",
+}

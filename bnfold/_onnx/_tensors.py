@@ -1,0 +1,115 @@
+"""Reading and writing the values of a TensorProto, wherever they are stored."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from bnfold._errors import UsageError
+
+Array = NDArray[Any]
+
+FLOATS = frozenset(
+    (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE)
+)
+
+
+def read(tensor: TensorProto, base_dir: Path | None) -> Array:
+    """The values of a tensor, from raw bytes, typed fields or an external file.
+
+    Raises `UsageError` when external data is missing, too short or has no folder to start from.
+    """
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return _read_external(tensor, base_dir)
+    if tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE) and tensor.HasField("raw_data"):
+        dtype = np.dtype("<f4" if tensor.data_type == TensorProto.FLOAT else "<f8")
+        data = tensor.raw_data
+        if len(data) != math.prod(tensor.dims) * dtype.itemsize:
+            raise UsageError(
+                f"tensor {tensor.name!r} holds {len(data)} bytes, its shape "
+                f"{list(tensor.dims)} needs {math.prod(tensor.dims) * dtype.itemsize}"
+            )
+        return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
+    try:
+        return np.asarray(numpy_helper.to_array(tensor))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"tensor {tensor.name!r} cannot be read: {error}") from error
+
+
+def write(tensor: TensorProto, values: Array) -> None:
+    """Put new values of the same dtype into a tensor, inline, leaving its name and notes alone."""
+    for field in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
+        tensor.ClearField(field)  # type: ignore[arg-type]
+    if tuple(tensor.dims) != values.shape:
+        del tensor.dims[:]
+        tensor.dims.extend(values.shape)
+    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    tensor.raw_data = np.ascontiguousarray(little).tobytes()
+
+
+def make(name: str, values: Array) -> TensorProto:
+    """A new tensor with the given values."""
+    tensor = TensorProto(name=name, data_type=data_type(values.dtype))
+    tensor.dims.extend(values.shape)
+    write(tensor, values)
+    return tensor
+
+
+def data_type(dtype: np.dtype[Any]) -> int:
+    """The ONNX element type of a NumPy dtype."""
+    if dtype == ml_dtypes.bfloat16:
+        return int(TensorProto.BFLOAT16)
+    return int(helper.np_dtype_to_tensor_dtype(dtype))
+
+
+def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
+    """File name, byte offset and length (None: to the end) of a tensor's external data."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    length = entries.get("length")
+    return (
+        entries.get("location", ""),
+        int(entries.get("offset", "0")),
+        int(length) if length is not None else None,
+    )
+
+
+def external_path(location: str, base_dir: Path) -> Path:
+    """The file that an external location names; it may not lead out of the model's folder."""
+    relative = Path(location)
+    if not location or relative.is_absolute() or ".." in relative.parts:
+        raise UsageError(f"external data location {location!r} leads out of the model's folder")
+    return base_dir / relative
+
+
+def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
+    location, offset, length = external_location(tensor)
+    if base_dir is None:
+        raise UsageError(
+            f"tensor {tensor.name!r} lies in external file {location!r}; "
+            "pass base_dir, the folder of the model"
+        )
+    path = external_path(location, base_dir)
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    count = math.prod(tensor.dims)
+    if length is not None and length != count * dtype.itemsize:
+        raise UsageError(
+            f"tensor {tensor.name!r}: external data of {length} bytes, "
+            f"but its shape {list(tensor.dims)} needs {count * dtype.itemsize}"
+        )
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(count * dtype.itemsize)
+    except OSError as error:
+        raise UsageError(
+            f"external data {path} of tensor {tensor.name!r} cannot be read: {error.strerror}"
+        ) from error
+    if len(data) < count * dtype.itemsize:
+        raise UsageError(f"external data {path} ends before tensor {tensor.name!r} does")
+    return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))

@@ -1,0 +1,68 @@
+"""The laws by which an affine map moves; each returns a `Reason` when it says no.
+
+A law here decides from axes, sizes and roles alone. What depends on the size of large weights
+(overflow, underflow) is decided where they are read.
+"""
+
+from __future__ import annotations
+
+from bnfold._affine import AffineMap
+from bnfold._plan._reasons import Reason
+from bnfold._plan._view import Absorber, Node, Value, View
+
+
+def unshared(view: View, value: Value, reader: int) -> Reason | None:
+    """A tensor may change only if `reader` reads it, once, and nobody else sees it.
+
+    Nobody else: no other node, no body of an If, Loop or Scan, no graph output.
+    """
+    if value.pinned is not None:
+        return value.pinned
+    others = [r for r in value.readers if r != reader]
+    if others:
+        label = view.nodes[others[0]].label
+        return Reason("shared-output", label, f"{value.name} is also read by {label}")
+    if len(value.readers) > 1:
+        label = view.nodes[reader].label
+        return Reason("shared-output", label, f"{label} reads {value.name} more than once")
+    return None
+
+
+def absorb_behind(node: Node, absorber: Absorber, total: AffineMap) -> Reason | None:
+    """``A∘L`` is L with weights ``W[o]·s_o`` and bias ``s·b + t``.
+
+    Exact always, for a linear operator or a normalization's γ and β, provided that the map varies
+    along an axis whose positions have parameters of their own (or along none) and that the
+    parameters are constants nobody else may set. A map that would broadcast the output to a
+    larger shape is none of these.
+    """
+    if not total.keeps_scale and absorber.scale_blocked is not None:
+        return absorber.scale_blocked
+    if not total.keeps_origin and absorber.shift_blocked is not None:
+        return absorber.shift_blocked
+    if total.axis is not None:
+        size = absorber.channels.get(total.axis)
+        if size is None:
+            where = ", ".join(str(axis) for axis in sorted(absorber.channels)) or "none"
+            return Reason(
+                "axis-mismatch",
+                node.label,
+                f"the map varies along axis {total.axis}; {node.label} has its own parameters "
+                f"along axis {where}",
+            )
+        if size != total.scale.size:
+            return Reason(
+                "not-per-channel",
+                node.label,
+                f"the map has {total.scale.size} channels, {node.label} writes {size}",
+            )
+    return None
+
+
+def pays(removed: int, removed_steps: int, added: int) -> bool:
+    """A move is taken when it lowers the operators executed or their work, and raises neither.
+
+    ``removed`` operators doing ``removed_steps`` elementwise steps give way to ``added``
+    one-step operators.
+    """
+    return added <= removed and added < removed_steps

@@ -1,0 +1,117 @@
+"""Why an affine map stays: stable codes, each with what it means and what a user can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One reason, found at one place.
+
+    ``code`` is a key of `CODES`; ``at`` names the node or tensor that stopped the fold; ``message``
+    is a sentence about this very case.
+    """
+
+    code: str
+    at: str
+    message: str
+
+    @property
+    def advice(self) -> str:
+        """What the user could do about it."""
+        return CODES[self.code].advice
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a reason code means in general, and what to do about it."""
+
+    meaning: str
+    advice: str
+
+
+CODES: dict[str, Code] = {
+    "shared-output": Code(
+        "A tensor between the linear operator and the affine map is also read by another node, "
+        "or by the body of an If, Loop or Scan. Folding would change what that reader sees.",
+        "If the other reader is not needed, remove it from the model before folding.",
+    ),
+    "graph-output": Code(
+        "A tensor between the linear operator and the affine map is an output of its graph. "
+        "Folding would change that output.",
+        "Remove the intermediate output before folding if nobody uses it.",
+    ),
+    "overridable-weight": Code(
+        "A parameter is an initializer that is also listed as a graph input (or is bound by the "
+        "model's training information), so a caller may replace it at run time.",
+        "Remove the parameter from the graph's inputs if nobody overrides it.",
+    ),
+    "dynamic-weight": Code(
+        "A parameter is computed at run time: there is no constant to fold into or from.",
+        "Export with parameters as initializers, or run constant folding first.",
+    ),
+    "quantized-weight": Code(
+        "The weight is stored as integers behind a DequantizeLinear; folding it into floats "
+        "would undo the quantization.",
+        "Fold before quantizing.",
+    ),
+    "function-parameter": Code(
+        "A parameter is an input or attribute parameter of a local function: each call may pass another one, "
+        "and the function has one body for all of them.",
+        "Inline the function first, for instance with onnx.inliner.inline_local_functions.",
+    ),
+    "training-mode": Code(
+        "The BatchNormalization normalizes by the statistics of the batch it is given, or asks "
+        "for them as outputs; it is not a fixed map.",
+        "Export the model in inference mode: model.eval() and training=TrainingMode.EVAL.",
+    ),
+    "non-finite": Code(
+        "A constant of the map or a weight it would go into is NaN or infinite.",
+        "Look at the checkpoint: the values named are not usable numbers.",
+    ),
+    "non-positive-variance": Code(
+        "variance + epsilon is not positive, so its square root is not a usable number.",
+        "Look at the checkpoint's running variance and at epsilon.",
+    ),
+    "not-per-channel": Code(
+        "The constant varies along more than one axis, or broadcasting it makes the tensor "
+        "larger, or the normalization is per element: it is not one number per channel.",
+        "Nothing, if that is what the model means.",
+    ),
+    "axis-mismatch": Code(
+        "The map varies along another axis than the one on which the linear operator writes its "
+        "output channels.",
+        "Nothing, if that is what the model means; a transposed layout may be the cause.",
+    ),
+    "unknown-shape": Code(
+        "The rank or a size that decides along which axis the constant lies is not known.",
+        "Give the model's inputs their ranks and fixed sizes, or re-export with shapes.",
+    ),
+    "overflow": Code(
+        "A folded value would be too large for the dtype it is stored in, although the original model "
+        "stays finite.",
+        "Fold the model in a wider dtype, then convert.",
+    ),
+    "underflow": Code(
+        "All of a channel's folded weights would fall below the smallest normal number of their dtype "
+        "and lose precision.",
+        "Fold the model in a wider dtype, then convert.",
+    ),
+    "no-linear-operator": Code(
+        "What the map reads is not written by an operator that can absorb it or let it pass.",
+        "Nothing to do in this version; the message names the operator in the way.",
+    ),
+    "no-gain": Code(
+        "Folding is possible but would leave as many operators as before.",
+        "Nothing: the model is as small as this fold could make it.",
+    ),
+    "unsupported-dtype": Code(
+        "The weight's dtype is not one of float16, bfloat16, float32 and float64.",
+        "Convert the model to a floating-point dtype first.",
+    ),
+    "unsupported-opset": Code(
+        "The operator's version is older than those whose meaning bnfold knows.",
+        "Convert the model to opset 7 or later, for instance with onnx.version_converter.",
+    ),
+}

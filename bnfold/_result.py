@@ -1,0 +1,57 @@
+"""What bnfold says of a model: the folds it makes, and every map that stays, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Affine operators that give way, and the operator that takes their place.
+
+    ``nodes`` are the folded operators' labels in data order, ``into`` that of the operator whose
+    parameters take them in (of the first of them, where a chain shrinks by composition alone),
+    ``laws`` the moves it takes. ``graph`` is "" for the main graph, else the way to a body or
+    local function.
+    """
+
+    nodes: tuple[str, ...]
+    ops: tuple[str, ...]
+    into: str
+    laws: tuple[str, ...]
+    graph: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An affine operator that stays: a stable reason ``code``, where it was stopped and what
+    helps."""
+
+    node: str
+    op: str
+    code: str
+    at: str
+    message: str
+    advice: str
+    graph: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What folding does to a model. ``before`` and ``after`` count operators by type, over the main
+    graph, all bodies and all local functions."""
+
+    folds: tuple[Fold, ...]
+    kept: tuple[Kept, ...]
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data for JSON."""
+        return {
+            "folds": [asdict(fold) for fold in self.folds],
+            "kept": [asdict(kept) for kept in self.kept],
+            "operators": {"before": dict(self.before), "after": dict(self.after)},
+        }

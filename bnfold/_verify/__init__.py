@@ -1,0 +1,1 @@
+"""Checks that a folded model still computes what the original computes."""

@@ -1,0 +1,49 @@
+"""How far apart two outputs are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bnfold._verify._noise import Array
+
+
+def mismatch(left: Any, right: Any) -> str:
+    """Return why two outputs cannot be subtracted, or "" if they can.
+
+    They can where both are arrays of one shape and type whose NaN and infinities agree.
+    """
+    if not isinstance(left, np.ndarray) or not isinstance(right, np.ndarray):
+        return "not a tensor"
+    if left.dtype != right.dtype:
+        return f"type {right.dtype} instead of {left.dtype}"
+    if left.shape != right.shape:
+        return f"shape {list(right.shape)} instead of {list(left.shape)}"
+    if not _is_float(left):
+        return ""
+    if not np.array_equal(np.isnan(left), np.isnan(right)):
+        return "NaN at other places"
+    infinite = np.isinf(left) | np.isinf(right)
+    if not np.array_equal(left[infinite], right[infinite]):
+        return "infinite at other places"
+    return ""
+
+
+def distance(left: Array, right: Array) -> float:
+    """Return the largest absolute difference of two outputs without a mismatch."""
+    if not _is_float(left):
+        return float(np.max(left != right, initial=False))
+    with np.errstate(invalid="ignore", over="ignore"):
+        wide = np.promote_types(left.dtype, np.float64)
+        gaps = np.abs(np.subtract(left, right, dtype=wide))
+    return float(np.max(gaps, where=np.isfinite(left), initial=0.0))
+
+
+def magnitude(array: Array) -> float:
+    """Return the largest finite absolute value."""
+    return float(np.max(np.abs(array), where=np.isfinite(array), initial=0.0))
+
+
+def _is_float(array: Array) -> bool:
+    return bool(array.dtype.kind == "f")

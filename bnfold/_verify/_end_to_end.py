@@ -1,0 +1,370 @@
+"""Compares an original model with its folded form by running both.
+
+The tolerance is measured on the original: P is the largest change of an output over a few draws in
+which every weight moves by at most one unit in the last place. A right fold rounds each new weight
+once, so it moves the output by about that much; `tolerance = FACTOR · max(P, floor)`. A check that
+would not notice a 1 % error in the folded layers passes nothing: it is inconclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bnfold._errors import UsageError
+from bnfold._verify._difference import distance, magnitude, mismatch
+from bnfold._verify._inputs import InputSet, InputSource, UndrawableError
+from bnfold._verify._noise import Array
+from bnfold._verify._sensitivity import Sensitivity
+from bnfold._verify._session import PROVIDER, EngineError, OnnxRuntime, Port, Reference
+from bnfold._verify._skeleton import reached
+from bnfold._verify._source import Source, common_functions
+from bnfold._verify._verdict import EndToEnd, OutputCheck, Status, overall
+
+FACTOR = 3.0
+"""How many times its own rounding noise a fold may move an output."""
+DRAWS = 3
+"""Noise draws for every comparison."""
+MORE_DRAWS = 16
+"""Further draws before a difference counts as a failure."""
+FLOOR = 1.0
+"""Least rounding noise, in units in the last place of the largest output value."""
+_BLIND = "an error of 1 % in the folded layers would not show here; pass real inputs"
+FALLBACK = {2: 2e-2, 4: 1e-4, 8: 1e-11}
+"""Tolerance relative to the largest output value, by element width in bytes, where P is unknown."""
+
+
+def compare(
+    original: Path,
+    folded: Path,
+    *,
+    parameters: Mapping[str, Array],
+    touched: Collection[str] = (),
+    inputs: Sequence[InputSet] | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> EndToEnd:
+    """Run two models on the same inputs and judge whether they are the same function.
+
+    Args:
+        original: the model as it was.
+        folded: the model that claims to be equal; external data lies beside each file.
+        parameters: weights of the original's main graph by value name. They are what rounding
+            noise is added to; anything that is not a weight must not be among them.
+        touched: those of them that belong to folded layers, all if empty.
+        inputs: input sets to compare on; by default one signed and one unsigned set is drawn.
+        seed: seed of drawn inputs and of the noise.
+        progress: called with a few words before each lengthy step.
+
+    Raises:
+        UsageError: given inputs do not have the names, types or shapes of the model's inputs.
+    """
+    say = progress or (lambda step: None)
+    comparison = _Comparison(Source(Path(original)), Source(Path(folded)), seed, say)
+    try:
+        checks = comparison.judge(parameters, touched, inputs)
+    except _Settled as settled:
+        return comparison.report(settled.status, (), str(settled))
+    if any(check.note == _BLIND for check in checks):
+        say("looking ahead of the last function")
+        checks = comparison.look_ahead(checks, parameters, touched)
+    return comparison.report(overall(checks), checks)
+
+
+class _Settled(Exception):
+    """The verdict is known before any output was compared."""
+
+    def __init__(self, status: Status, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One input set, and what both models made of it."""
+
+    inputs: InputSet
+    original: list[Any]
+    folded: list[Any]
+
+
+class _Comparison:
+    def __init__(
+        self, original: Source, folded: Source, seed: int, progress: Callable[[str], None]
+    ) -> None:
+        self._original = original
+        self._folded = folded
+        self._seed = seed
+        self._progress = progress
+        self._engine: type[OnnxRuntime] | type[Reference] = OnnxRuntime
+        self._outputs: tuple[Port, ...] = ()
+        self._inputs: list[InputSet] = []
+        self._notes: list[str] = []
+
+    def report(self, status: Status, checks: Iterable[OutputCheck], *notes: str) -> EndToEnd:
+        runtime = self._engine.runtime
+        all_notes = (*self._notes, *notes)
+        return EndToEnd(status, tuple(checks), all_notes, self._seed, runtime, PROVIDER)
+
+    def judge(
+        self,
+        parameters: Mapping[str, Array],
+        touched: Collection[str],
+        inputs: Sequence[InputSet] | None,
+    ) -> list[OutputCheck]:
+        """Run both models, measure the tolerance, and compare every output."""
+        try:
+            model = self._original.proto()
+        except Exception as error:
+            raise _Settled("inconclusive", f"the original cannot be read: {error}") from error
+        trials = self._run_both(model, inputs)
+        reach = reached(model.graph, touched or parameters.keys())
+        sensitivity = self._measure(model, parameters, touched, trials)
+        self._inputs = [trial.inputs for trial in trials]
+        return [
+            self._check(sensitivity, reach, index, trial, output)
+            for index, trial in enumerate(trials)
+            for output in range(len(self._outputs))
+        ]
+
+    def look_ahead(
+        self,
+        checks: list[OutputCheck],
+        parameters: Mapping[str, Array],
+        touched: Collection[str],
+    ) -> list[OutputCheck]:
+        """Compare blind outputs once more, ahead of the function that saturates them."""
+        functions = common_functions(self._original.proto(), self._folded.proto())
+        short_of = frozenset(c.output for c in checks if c.note == _BLIND) & functions.keys()
+        if not short_of:
+            return checks
+        ahead = _Comparison(
+            replace(self._original, short_of=short_of),
+            replace(self._folded, short_of=short_of),
+            self._seed,
+            self._progress,
+        )
+        try:
+            seen = ahead.judge(parameters, touched, self._inputs)
+        except _Settled:
+            return checks
+        return [
+            replace(new, note=f"compared ahead of its {functions[new.output]}")
+            if old.note == _BLIND and old.output in short_of and new.status != "inconclusive"
+            else old
+            for old, new in zip(checks, seen, strict=True)
+        ]
+
+    def _run_both(self, model: onnx.ModelProto, inputs: Sequence[InputSet] | None) -> list[_Trial]:
+        self._progress("running the original")
+        engine = self._open_original()
+        seen = self._run_drawn(engine, model) if inputs is None else self._run_given(engine, inputs)
+        asked, self._outputs = engine.inputs, engine.outputs
+        del engine
+        self._progress("running the folded model")
+        try:
+            other = self._engine(self._folded.content(), self._folded.folder)
+            self._agree("input", asked, other.inputs)
+            self._agree("output", self._outputs, other.outputs)
+            return [_Trial(feeds, outputs, other.run(feeds.feeds)) for feeds, outputs in seen]
+        except EngineError as error:
+            raise _Settled("fail", f"the folded model does not run: {error}") from error
+
+    def _open_original(self) -> OnnxRuntime | Reference:
+        try:
+            return OnnxRuntime(self._original.content(), self._original.folder)
+        except EngineError as error:
+            if not error.missing_kernel:
+                raise _Settled("inconclusive", f"the original does not load: {error}") from error
+            missing = str(error)
+        self._engine = Reference
+        self._notes.append(f"onnxruntime cannot run the original ({missing}); onnx.reference did")
+        try:
+            return Reference(self._original.content(), self._original.folder)
+        except EngineError as error:
+            raise _Settled("inconclusive", f"onnx.reference cannot either: {error}") from error
+
+    def _run_drawn(
+        self, engine: OnnxRuntime | Reference, model: onnx.ModelProto
+    ) -> list[tuple[InputSet, list[Any]]]:
+        try:
+            source = InputSource(model, self._seed)
+        except UndrawableError as error:
+            raise _Settled("inconclusive", f"{error}; pass real inputs") from error
+        seen = [self._first_that_runs(engine, source.first())]
+        seen.append(self._first_that_runs(engine, source.second(seen[0][0])))
+        return seen
+
+    def _first_that_runs(
+        self, engine: OnnxRuntime | Reference, proposals: Iterable[InputSet]
+    ) -> tuple[InputSet, list[Any]]:
+        reasons = []
+        for proposal in proposals:
+            try:
+                return proposal, engine.run(proposal.feeds)
+            except EngineError as error:
+                reasons.append(str(error))
+        text = f"the original runs on no drawn inputs ({reasons[0]}); pass real inputs"
+        raise _Settled("inconclusive", text)
+
+    def _run_given(
+        self, engine: OnnxRuntime | Reference, inputs: Sequence[InputSet]
+    ) -> list[tuple[InputSet, list[Any]]]:
+        for given in inputs:
+            _refuse_unfit(given, engine.inputs)
+        try:
+            return [(given, engine.run(given.feeds)) for given in inputs]
+        except EngineError as error:
+            raise _Settled("inconclusive", f"the original does not run: {error}") from error
+
+    def _agree(self, what: str, left: tuple[Port, ...], right: tuple[Port, ...]) -> None:
+        """Settle for failure unless the models ask for and give the same."""
+        names, others = [port.name for port in left], [port.name for port in right]
+        if names != others:
+            lost, new = sorted({*names} - {*others}), sorted({*others} - {*names})
+            text = f"lost {lost[:4]}, new {new[:4]}" if lost or new else "in another order"
+            raise _Settled("fail", f"the folded model's {what}s are not the same: {text}")
+        for port, other in zip(left, right, strict=True):
+            if port.type != other.type:
+                raise _Settled("fail", f"{what} {port.name} is {port.type} and {other.type}")
+            if what == "input" and port.shape != other.shape:
+                raise _Settled(
+                    "fail", f"{what} {port.name} is {list(port.shape)} and {list(other.shape)}"
+                )
+
+    def _measure(
+        self,
+        model: onnx.ModelProto,
+        parameters: Mapping[str, Array],
+        touched: Collection[str],
+        trials: list[_Trial],
+    ) -> Sensitivity | None:
+        """Measure rounding and power on every trial; None where that cannot be done."""
+        self._progress("measuring the tolerance")
+        sets = {index: (trial.inputs, trial.original) for index, trial in enumerate(trials)}
+        try:
+            sensitivity = Sensitivity(
+                model, self._original.folder, self._engine, parameters, self._seed
+            )
+            for _ in range(DRAWS):
+                sensitivity.draw_rounding(sets)
+            for _ in range(MORE_DRAWS):
+                doubtful = {
+                    index: sets[index]
+                    for index, trial in enumerate(trials)
+                    if any(
+                        _exceeds(sensitivity, index, trial, output)
+                        for output in range(len(self._outputs))
+                    )
+                }
+                if not doubtful:
+                    break
+                sensitivity.draw_rounding(doubtful)
+            sensitivity.draw_mistake(sets, touched)
+        except EngineError as error:
+            self._notes.append(
+                f"the weights cannot be varied ({error}); tolerances are fixed fractions of the "
+                "largest output value, and power is not known"
+            )
+            return None
+        return sensitivity
+
+    def _check(
+        self,
+        sensitivity: Sensitivity | None,
+        reach: Collection[str],
+        index: int,
+        trial: _Trial,
+        output: int,
+    ) -> OutputCheck:
+        name, label, at = self._outputs[output].name, trial.inputs.label, (index, output)
+        left, right = trial.original[output], trial.folded[output]
+        jumps = sensitivity is not None and sensitivity.jumps.get(at, False)
+        reason = mismatch(left, right)
+        if reason and not jumps:
+            status: Status = "fail" if isinstance(left, np.ndarray) else "inconclusive"
+            return OutputCheck(name, label, status, note=reason)
+        if reason:
+            return OutputCheck(name, label, "inconclusive", note=f"{reason}; so does rounding")
+        if left.size == 0:
+            return OutputCheck(name, label, "inconclusive", note="empty")
+        if not np.isfinite(left).any():
+            return OutputCheck(name, label, "inconclusive", note="no finite value")
+        difference, tolerance = distance(left, right), _tolerance(sensitivity, at, left)
+        rounding = sensitivity.rounding.get(at) if sensitivity else None
+        power = sensitivity.power.get(at) if sensitivity else None
+        if difference > tolerance:
+            status, note = ("inconclusive", "rounding alone changes it") if jumps else ("fail", "")
+        elif power is None:
+            still = left.size > 1 and bool((left == left.flat[0]).all())
+            status, note = ("inconclusive", "constant") if still else ("pass", "power not known")
+        elif name not in reach:
+            status = "inconclusive" if difference else "pass"
+            note = "no folded layer reaches this output"
+        elif power <= tolerance:
+            status = "inconclusive"
+            note = _BLIND
+        else:
+            status, note = "pass", ""
+        ratio = difference / tolerance if tolerance else (np.inf if difference else 0.0)
+        return OutputCheck(
+            name, label, status, difference, tolerance, float(ratio), rounding, power, note
+        )
+
+
+def _exceeds(sensitivity: Sensitivity, index: int, trial: _Trial, output: int) -> bool:
+    """Tell whether an output differs by more than rounding, as far as rounding is known."""
+    at, left, right = (index, output), trial.original[output], trial.folded[output]
+    if sensitivity.jumps.get(at):
+        return False
+    if mismatch(left, right):
+        return True
+    return distance(left, right) > _tolerance(sensitivity, at, left)
+
+
+def _tolerance(sensitivity: Sensitivity | None, at: tuple[int, int], expected: Array) -> float:
+    if expected.dtype.kind != "f":
+        return 0.0
+    largest = magnitude(expected)
+    if sensitivity is None:
+        return FALLBACK[expected.dtype.itemsize] * largest
+    floor = FLOOR * float(np.spacing(expected.dtype.type(largest)))
+    return FACTOR * max(sensitivity.rounding.get(at, 0.0), floor)
+
+
+def _refuse_unfit(given: InputSet, ports: tuple[Port, ...]) -> None:
+    """Raise UsageError unless the arrays are what the model asks for."""
+    wanted = {port.name: port for port in ports}
+    missing, unknown = wanted.keys() - given.feeds.keys(), given.feeds.keys() - wanted.keys()
+    if missing or unknown:
+        raise UsageError(
+            f"{given.label}: the model's inputs are {sorted(wanted)}, got {sorted(given.feeds)}"
+        )
+    for name, array in given.feeds.items():
+        port = wanted[name]
+        if port.type in _TYPES and _TYPES[port.type] != array.dtype:
+            raise UsageError(f"{given.label}: {name} is {array.dtype}, the model takes {port.type}")
+        fixed = [dim if isinstance(dim, int) and dim > 0 else None for dim in port.shape]
+        if fixed and (
+            len(fixed) != array.ndim
+            or any(d not in (None, size) for d, size in zip(fixed, array.shape, strict=True))
+        ):
+            raise UsageError(
+                f"{given.label}: {name} has shape {list(array.shape)}, "
+                f"the model takes {list(port.shape)}"
+            )
+
+
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(bool)": np.bool_,
+    **{f"tensor({name})": np.dtype(name) for name in ("int8", "int16", "int32", "int64")},
+    **{f"tensor({name})": np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64")},
+}

@@ -1,0 +1,249 @@
+"""Draws inputs that a model accepts, or reads those of the user.
+
+Nothing in a model file says which sizes its free dimensions may take, so likely ones are proposed
+in order, small ones first, and the caller keeps the first that runs. What the graph does say is
+used: a convolution or matrix product that reads the input gives its rank and channels, a Gather
+bounds its indices, a comparison with a constant names a value that matters.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from bnfold._errors import UsageError
+from bnfold._verify._hints import Hints
+
+Flavour = Literal["signed", "unsigned"]
+Role = Literal["batch", "channel", "side", "length"]
+Array: TypeAlias = np.ndarray[Any, Any]
+Key: TypeAlias = tuple[str, int]
+"""A free dimension: (its name, -1) where it has one, else (input, axis)."""
+
+_FLOATS: dict[int, type[np.floating[Any]]] = {
+    TensorProto.FLOAT: np.float32,
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.DOUBLE: np.float64,
+}
+_INTEGERS: dict[int, type[np.integer[Any]]] = {
+    TensorProto.INT8: np.int8,
+    TensorProto.INT16: np.int16,
+    TensorProto.INT32: np.int32,
+    TensorProto.INT64: np.int64,
+    TensorProto.UINT8: np.uint8,
+    TensorProto.UINT16: np.uint16,
+    TensorProto.UINT32: np.uint32,
+    TensorProto.UINT64: np.uint64,
+}
+_CHOICES: dict[Role, tuple[int, ...]] = {
+    "batch": (1, 2),
+    "channel": (3, 1),
+    "side": (64, 224, 32, 256, 320, 299, 640),
+    "length": (16, 64, 128, 512, 576, 256, 1024, 1, 4096, 16000),
+}
+_ATTEMPTS = 40
+_SIDE_STEP = 32
+_IMAGE_RANK = 4
+
+
+class UndrawableError(Exception):
+    """No inputs can be made up for this model; the text says why."""
+
+
+@dataclass(frozen=True)
+class InputSet:
+    """One full set of inputs: a label for the report, and an array per input name."""
+
+    label: str
+    feeds: Mapping[str, Array]
+
+
+def load_inputs(path: Path) -> list[InputSet]:
+    """Read one input set from an .npz file whose keys are the input names.
+
+    Whether names, types and shapes fit the model is seen by `compare`.
+
+    Raises:
+        UsageError: the file is missing, is no .npz, is empty, or holds pickled objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            feeds = {name: archive[name] for name in archive.files}
+    except (AttributeError, TypeError) as error:
+        raise UsageError(f"{path}: not an .npz file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: cannot be read as .npz: {error}") from error
+    if not feeds:
+        raise UsageError(f"{path}: holds no arrays")
+    return [InputSet(Path(path).name, feeds)]
+
+
+class InputSource:
+    """Proposes inputs for the true graph inputs of one model."""
+
+    def __init__(self, model: onnx.ModelProto, seed: int) -> None:
+        """Read the inputs' types and the hints that the graph gives.
+
+        Raises:
+            UndrawableError: an input is a sequence, an optional, a string or a rare float type.
+        """
+        graph = model.graph
+        given = {tensor.name for tensor in graph.initializer}
+        given.update(tensor.values.name for tensor in graph.sparse_initializer)
+        hints = Hints(graph)
+        self._specs = [_spec(value, hints) for value in graph.input if value.name not in given]
+        self._seed = seed
+        self._roles: dict[Key, Role] = {}
+        for spec in self._specs:
+            for key, role in zip(spec.keys(), spec.roles, strict=True):
+                if key is not None:
+                    self._roles.setdefault(key, role)
+
+    def first(self) -> Iterator[InputSet]:
+        """Yield signed input sets, normal with mean 0 and deviation 1, likeliest sizes first."""
+        roles = sorted(set(self._roles.values()))
+        ranges = [range(len(_CHOICES[role])) for role in roles]
+        picks = sorted(itertools.product(*ranges), key=sum)
+        for pick in picks[:_ATTEMPTS]:
+            size = {role: _CHOICES[role][n] for role, n in zip(roles, pick, strict=True)}
+            yield self._draw("signed", {key: size[role] for key, role in self._roles.items()})
+
+    def second(self, first: InputSet) -> Iterator[InputSet]:
+        """Yield unsigned input sets, uniform in [0, 1).
+
+        They come in other sizes than `first` where dimensions are free, and last in the same.
+        """
+        sizes: dict[Key, int] = {}
+        for spec in self._specs:
+            for key, size in zip(spec.keys(), first.feeds[spec.name].shape, strict=True):
+                if key is not None:
+                    sizes.setdefault(key, size)
+        batch = {key: 2 for key, role in self._roles.items() if role == "batch"}
+        length = {
+            key: size + max(1, size // 2)
+            for key, size in sizes.items()
+            if self._roles[key] == "length"
+        }
+        side = {key: sizes[key] + _SIDE_STEP for key in sizes if self._roles[key] == "side"}
+        side = dict(list(side.items())[:1])
+        tried = []
+        for change in (batch | length | side, length | side, batch, length, side, {}):
+            candidate = sizes | change
+            if candidate not in tried:
+                tried.append(candidate)
+                yield self._draw("unsigned", candidate)
+
+    def _draw(self, flavour: Flavour, sizes: Mapping[Key, int]) -> InputSet:
+        rng = np.random.default_rng([self._seed, flavour == "unsigned"])
+        return InputSet(
+            flavour, {spec.name: spec.draw(rng, flavour, sizes) for spec in self._specs}
+        )
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """One graph input, its free dimensions left open."""
+
+    name: str
+    element: int
+    dims: tuple[int | str | None, ...]
+    roles: tuple[Role, ...]
+    bound: int | None
+    literals: tuple[int, ...]
+
+    def keys(self) -> list[Key | None]:
+        """Return per axis the key of a free dimension, None for a fixed one."""
+        return [
+            None if isinstance(dim, int) else (dim, -1) if dim else (self.name, axis)
+            for axis, dim in enumerate(self.dims)
+        ]
+
+    def draw(self, rng: np.random.Generator, flavour: Flavour, sizes: Mapping[Key, int]) -> Array:
+        """Return an array of the given sizes."""
+        shape = tuple(
+            dim if isinstance(dim, int) else sizes[(dim, -1) if dim else (self.name, axis)]
+            for axis, dim in enumerate(self.dims)
+        )
+        signed = flavour == "signed"
+        if self.element in _FLOATS:
+            floats = rng.standard_normal(shape) if signed else rng.random(shape)
+            return np.asarray(floats, dtype=_FLOATS[self.element])
+        if self.element == TensorProto.BOOL:
+            return np.asarray(self._ones(rng, signed, shape), dtype=np.bool_)
+        dtype = _INTEGERS[self.element]
+        if self.bound:
+            integers: Array = rng.integers(0, self.bound, shape)
+        elif self.literals:
+            integers = np.full(shape, self.literals[0 if signed else -1])
+        elif np.dtype(dtype).itemsize == 1 and len(shape) >= _IMAGE_RANK - 1:
+            limits = np.iinfo(dtype)
+            integers = rng.integers(limits.min, int(limits.max) + 1, shape)
+        else:
+            integers = self._ones(rng, signed, shape)
+        return np.asarray(integers, dtype=dtype)
+
+    def _ones(self, rng: np.random.Generator, all_ones: bool, shape: tuple[int, ...]) -> Array:
+        """Return ones; or else zeros and ones that begin with a one, as a mask does."""
+        if all_ones:
+            return np.ones(shape, dtype=np.int64)
+        values: Array = np.asarray(rng.integers(0, 2, shape))
+        if shape and shape[-1] > 1:
+            values[..., 0] = 1
+        elif values.size == 1:
+            values = np.zeros(shape, dtype=np.int64)
+        return values
+
+
+def _spec(value: onnx.ValueInfoProto, hints: Hints) -> _Spec:
+    kind = value.type.WhichOneof("value")
+    tensor = value.type.tensor_type
+    if kind != "tensor_type":
+        raise UndrawableError(f"input {value.name} is of {kind or 'unknown type'}, not a tensor")
+    element = tensor.elem_type
+    if element not in _FLOATS and element not in _INTEGERS and element != TensorProto.BOOL:
+        name = TensorProto.DataType.Name(element).lower()
+        raise UndrawableError(f"input {value.name} has elements of type {name}")
+    if tensor.HasField("shape"):
+        dims: list[int | str | None] = [
+            dim.dim_value if dim.dim_value > 0 else dim.dim_param or None
+            for dim in tensor.shape.dim
+        ]
+    else:
+        dims = [None] * (hints.rank(value.name) or _IMAGE_RANK)
+    for axis, dim in enumerate(dims):
+        if not isinstance(dim, int):
+            dims[axis] = hints.size(value.name, axis, len(dims)) or dim
+    return _Spec(
+        value.name,
+        element,
+        tuple(dims),
+        tuple(_role(dims, axis) for axis in range(len(dims))),
+        hints.index_bound(value.name),
+        tuple(hints.compared_with(value.name)),
+    )
+
+
+def _role(dims: list[int | str | None], axis: int) -> Role:
+    """Guess what a dimension counts, from its place and, where it tells, its name."""
+    dim, rank = dims[axis], len(dims)
+    if isinstance(dim, str) and "batch" in dim.lower():
+        return "batch"
+    if axis == 0:
+        return "batch" if rank > 1 else "length"
+    if rank >= _IMAGE_RANK:
+        last_is_channel = isinstance(dims[-1], int) and dims[-1] <= _IMAGE_RANK
+        return "channel" if axis == 1 and not last_is_channel else "side"
+    first = dims[0]
+    if rank == _IMAGE_RANK - 1 and isinstance(first, int) and first > 1:
+        if first == _CHOICES["channel"][0]:
+            return "side"  # an image without a batch dimension
+        return "batch" if axis == 1 else "length"  # the stacked states of a recurrent layer
+    return "length"

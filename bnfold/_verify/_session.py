@@ -1,0 +1,180 @@
+"""Runs a model and says plainly why it could not.
+
+onnxruntime on the CPU is the engine, with every graph optimization off: some of its optimizations
+are wrong, and a fold must be compared with what the file says. Where onnxruntime has no kernel for
+an operator, the reference evaluator of the onnx package stands in, for small models.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx.reference import ReferenceEvaluator
+
+PROVIDER = "CPUExecutionProvider"
+_REFERENCE_LIMIT = 32 << 20
+_FATAL = 4
+_FIRST_RIGHT_BATCH_NORMALIZATION = 14
+
+
+class EngineError(Exception):
+    """A model cannot be loaded or run; the text is the engine's first meaningful line."""
+
+    def __init__(self, message: str, *, missing_kernel: bool = False) -> None:
+        """Keep the message, and whether another engine might do better."""
+        super().__init__(message)
+        self.missing_kernel = missing_kernel
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: its name, its type as onnxruntime writes it, its shape."""
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...]
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    runtime: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        """Return the outputs in graph order.
+
+        Raises:
+            EngineError: the model does not run on these inputs.
+        """
+
+
+class OnnxRuntime:
+    """A session of onnxruntime, optimizations off, silent."""
+
+    runtime = f"onnxruntime {ort.__version__}"
+
+    def __init__(self, source: Path | bytes, folder: Path | None = None) -> None:
+        """Load a file, or a serialized model whose external data lies in `folder`.
+
+        Raises:
+            EngineError: the model does not load.
+        """
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = _FATAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        if folder is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder)
+            )
+        self._quiet = ort.RunOptions()
+        self._quiet.log_severity_level = _FATAL
+        try:
+            self._session = ort.InferenceSession(
+                str(source) if isinstance(source, Path) else source, options, providers=[PROVIDER]
+            )
+        except Exception as error:
+            raise _engine_error(error) from error
+        self.inputs = tuple(map(_port, self._session.get_inputs()))
+        self.outputs = tuple(map(_port, self._session.get_outputs()))
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        """Return the outputs in graph order; see `Engine.run`."""
+        try:
+            outputs: list[Any] = self._session.run(None, dict(feeds), self._quiet)
+        except Exception as error:
+            raise _engine_error(error) from error
+        return outputs
+
+
+class Reference:
+    """The onnx package's own evaluator: slow, and wrong in places, which it refuses here."""
+
+    runtime = f"onnx.reference {onnx.__version__}"
+
+    def __init__(self, source: Path | bytes, folder: Path | None = None) -> None:
+        """Load a file, or a serialized model whose external data lies in `folder`.
+
+        Raises:
+            EngineError: the model does not load, is too large, or would come out wrong.
+        """
+        try:
+            if isinstance(source, Path):
+                model = onnx.load(source)
+            else:
+                model = onnx.load_model_from_string(source)
+                onnx.load_external_data_for_model(model, str(folder))
+        except Exception as error:
+            raise _engine_error(error) from error
+        if model.ByteSize() > _REFERENCE_LIMIT:
+            raise EngineError("too large for the reference evaluator")
+        _refuse_known_bugs(model)
+        try:
+            self._evaluator = ReferenceEvaluator(model)
+        except Exception as error:
+            raise _engine_error(error) from error
+        given = {tensor.name for tensor in model.graph.initializer}
+        self.inputs = tuple(
+            _port_of_proto(value) for value in model.graph.input if value.name not in given
+        )
+        self.outputs = tuple(map(_port_of_proto, model.graph.output))
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        """Return the outputs in graph order; see `Engine.run`."""
+        try:
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                outputs = self._evaluator.run(None, dict(feeds))
+        except Exception as error:
+            raise _engine_error(error) from error
+        return list(outputs)
+
+
+def _refuse_known_bugs(model: onnx.ModelProto) -> None:
+    """Raise where the reference evaluator mixes batch statistics into an inference BatchNorm."""
+    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    if opset >= _FIRST_RIGHT_BATCH_NORMALIZATION:
+        return
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization" and not any(
+            attribute.name == "is_test" and attribute.i for attribute in node.attribute
+        ):
+            raise EngineError(
+                f"the reference evaluator computes BatchNormalization of opset {opset} wrongly"
+            )
+
+
+def _engine_error(error: Exception) -> EngineError:
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    first = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", first)
+    return EngineError(first, missing_kernel="NOT_IMPLEMENTED" in text)
+
+
+def _port(argument: Any) -> Port:
+    return Port(argument.name, argument.type, tuple(argument.shape))
+
+
+def _port_of_proto(value: onnx.ValueInfoProto) -> Port:
+    kind = value.type.WhichOneof("value") or "unknown"
+    if kind != "tensor_type":
+        return Port(value.name, kind, ())
+    tensor = value.type.tensor_type
+    element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    shape = tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+        for dim in tensor.shape.dim
+    )
+    return Port(value.name, f"tensor({element})", shape)

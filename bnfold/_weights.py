@@ -1,0 +1,122 @@
+"""The weights of a linear operator under an affine map that follows it.
+
+A layout says along which part of a stored weight the output channels lie; scaling, rounding and
+the range checks are then the same for every operator. Arithmetic is float64, rounded once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold._affine import Vector
+
+Array = NDArray[Any]
+
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where output channels lie in a weight.
+
+    ``view`` is the shape the stored weight is seen in (same elements, same order) and ``along``
+    the shape that the per-channel vector takes to broadcast over it.
+    """
+
+    view: tuple[int, ...]
+    along: tuple[int, ...]
+
+    def spread(self, vector: Vector) -> Vector:
+        """Lay a per-channel vector (or a uniform one, of length 1) over the view."""
+        if vector.size == 1:
+            return vector.reshape((1,) * len(self.view))
+        return vector.reshape(self.along)
+
+
+def along_axis(shape: tuple[int, ...], axis: int) -> Layout:
+    """Output channels on one axis of the weight.
+
+    Conv keeps them on axis 0 of ``[Cout, Cin/group, k…]`` whatever the group: each output channel
+    is one filter, ``A∘Conv`` has weight ``W[o]·s_o`` (ONNX Conv). The same form serves Gemm
+    (columns of B', rows of A'), MatMul (the axis of the constant that reaches the output axis)
+    and the γ of a normalization.
+    """
+    view = shape or (1,)
+    return Layout(view, tuple(n if k == axis else 1 for k, n in enumerate(view)))
+
+
+def conv_transpose(shape: tuple[int, ...], group: int) -> Layout:
+    """Output channels of a ConvTranspose weight ``[Cin, Cout/group, k…]``.
+
+    Output channel ``o = j·(Cout/group) + m`` is written by group j alone, from input channels
+    ``j·(Cin/group)`` and the ``Cin/group − 1`` after it, through ``W[i, m]`` (ONNX ConvTranspose). So the scale
+    of o multiplies ``W[i, m]`` for the input channels i of group j and no others.
+    """
+    cin, per_group, *kernel = shape
+    ones = (1,) * len(kernel)
+    return Layout(
+        (group, cin // group, per_group, *kernel), (group, 1, per_group, *ones)
+    )
+
+
+def scaled(weight: Array, scale: Vector, layout: Layout) -> Array:
+    """The weight with each output channel multiplied by its scale, rounded once to its dtype.
+
+    Exact but for that one rounding: a linear operator is linear in its weight, channel by channel.
+    """
+    source = weight.reshape(layout.view)
+    factor = np.broadcast_to(layout.spread(scale), layout.along)
+    result = np.empty(layout.view, weight.dtype)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for part in _blocks(source):
+            rows = part if factor.shape[0] > 1 else slice(None)
+            result[part] = np.multiply(source[part], factor[rows], dtype=np.float64)
+    return result.reshape(weight.shape)
+
+
+def channel_peaks(weight: Array, layout: Layout) -> Vector:
+    """The largest magnitude in each output channel, as a flat float64 vector; NaN where one is."""
+    source = weight.reshape(layout.view)
+    reduced = tuple(k for k, n in enumerate(layout.along) if n == 1)
+    if source.size == 0:
+        return np.zeros(math.prod(layout.along))
+    if source.dtype == np.float16 or source.dtype.kind == "V":
+        source = source.astype(np.float32)
+    high = np.maximum.reduce(source, axis=reduced).astype(np.float64)
+    low = np.minimum.reduce(source, axis=reduced).astype(np.float64)
+    return np.asarray(np.maximum(high, -low)).reshape(-1)
+
+
+def fits(peaks: Vector, dtype: np.dtype[Any]) -> str | None:
+    """Whether channels of these exact peak magnitudes survive rounding to a dtype.
+
+    Returns None, or the code of what would be lost. ``overflow``: a peak beyond the largest
+    finite number. ``underflow``: a channel that is not zero whose peak falls below the smallest
+    normal number; above it, every element of the channel is rounded by at most half a unit in
+    the last place of the peak, which is what rounding costs anyway.
+    """
+    limits = ml_dtypes.finfo(dtype)
+    with np.errstate(over="ignore"):
+        rounded = peaks.astype(dtype).astype(np.float64)
+    if not bool(np.isfinite(rounded).all()):
+        return "overflow"
+    if bool(((peaks > 0) & (peaks < float(limits.smallest_normal))).any()):
+        return "underflow"
+    return None
+
+
+def _blocks(source: Array) -> Iterator[slice]:
+    """Slices of the first axis, each small enough for its float64 copy to stay in cache."""
+    rows = source.shape[0] if source.ndim else 0
+    if rows == 0:
+        return
+    step = max(1, _BLOCK * rows // max(1, source.size))
+    for start in range(0, rows, step):
+        yield slice(start, start + step)
