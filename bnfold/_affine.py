@@ -96,6 +96,4 @@ class AffineMap:
             axis: int | None = self.axis
         else:
             axis = self.axis if self.axis is not None else outer.axis
-        return AffineMap.of(
-            outer.scale * self.scale, outer.scale * self.shift + outer.shift, axis
-        )
+        return AffineMap.of(outer.scale * self.scale, outer.scale * self.shift + outer.shift, axis)

@@ -27,7 +27,8 @@ class Fold:
 @dataclass(frozen=True)
 class Kept:
     """An affine operator that stays: a stable reason ``code``, where it was stopped and what
-    helps."""
+    helps.
+    """
 
     node: str
     op: str
@@ -41,7 +42,8 @@ class Kept:
 @dataclass(frozen=True)
 class Plan:
     """What folding does to a model. ``before`` and ``after`` count operators by type, over the main
-    graph, all bodies and all local functions."""
+    graph, all bodies and all local functions.
+    """
 
     folds: tuple[Fold, ...]
     kept: tuple[Kept, ...]

@@ -61,9 +61,7 @@ def conv_transpose(shape: tuple[int, ...], group: int) -> Layout:
     """
     cin, per_group, *kernel = shape
     ones = (1,) * len(kernel)
-    return Layout(
-        (group, cin // group, per_group, *kernel), (group, 1, per_group, *ones)
-    )
+    return Layout((group, cin // group, per_group, *kernel), (group, 1, per_group, *ones))
 
 
 def scaled(weight: Array, scale: Vector, layout: Layout) -> Array:
@@ -94,22 +92,36 @@ def channel_peaks(weight: Array, layout: Layout) -> Vector:
     return np.asarray(np.maximum(high, -low)).reshape(-1)
 
 
-def fits(peaks: Vector, dtype: np.dtype[Any]) -> str | None:
-    """Whether channels of these exact peak magnitudes survive rounding to a dtype.
+def overflows(peaks: Vector, dtype: np.dtype[Any]) -> bool:
+    """Whether a channel of such an exact peak magnitude has no finite rounding in a dtype."""
+    with np.errstate(over="ignore"):
+        return not bool(np.isfinite(peaks.astype(dtype).astype(np.float64)).all())
 
-    Returns None, or the code of what would be lost. ``overflow``: a peak beyond the largest
-    finite number. ``underflow``: a channel that is not zero whose peak falls below the smallest
-    normal number; above it, every element of the channel is rounded by at most half a unit in
-    the last place of the peak, which is what rounding costs anyway.
+
+def underflows(peaks: Vector, scale: Vector, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Which channels lose precision when a weight of these peaks is multiplied by the scale.
+
+    Below the smallest normal number the spacing of a dtype stays constant, so small products
+    lose relative precision. The stored weight was itself exact only to the spacing at its peak.
+    A channel counts as lost when the new spacing is more than 4 times the old one, scaled: when
+    ``|s|·max(peak, tiny) < tiny / 4`` for a channel that is not zero. In all others an element is
+    rounded by no more than a small multiple of what rounding the original weight cost.
+    """
+    tiny = float(ml_dtypes.finfo(dtype).smallest_normal)
+    magnitude = np.abs(scale)
+    return (peaks > 0) & (magnitude > 0) & (magnitude * np.maximum(peaks, tiny) < tiny / 4)
+
+
+def drowned(bias: Vector, terms: int, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Which channels have a bias so large that weights below the normal range do not matter.
+
+    A lost weight is off by at most ``eps·tiny``, so a sum of ``terms`` products with inputs up to
+    the square root of the largest number, where their own squares overflow, is off by less than
+    ``eps·|bias|``, the spacing of the result, when ``tiny·terms·√max ≤ |bias|``.
     """
     limits = ml_dtypes.finfo(dtype)
-    with np.errstate(over="ignore"):
-        rounded = peaks.astype(dtype).astype(np.float64)
-    if not bool(np.isfinite(rounded).all()):
-        return "overflow"
-    if bool(((peaks > 0) & (peaks < float(limits.smallest_normal))).any()):
-        return "underflow"
-    return None
+    largest = float(limits.smallest_normal) * terms * math.sqrt(float(limits.max))
+    return np.asarray(np.abs(bias) >= largest)
 
 
 def _blocks(source: Array) -> Iterator[slice]:

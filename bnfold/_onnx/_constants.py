@@ -24,10 +24,7 @@ from bnfold._plan._reasons import Reason
 Array = NDArray[Any]
 
 _EVALUATED = frozenset(
-    "Abs Add Cast Concat ConstantOfShape Div Equal Exp Expand Flatten Floor Gather Greater Less "
-    "Log Max Min Mul Neg Not Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd "
-    "ReduceSum Reshape Shape Size Slice Split Sqrt Squeeze Sub Sum Tile Transpose Unsqueeze "
-    "Where".split()
+    ["Abs", "Add", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Exp", "Expand", "Flatten", "Floor", "Gather", "Greater", "Less", "Log", "Max", "Min", "Mul", "Neg", "Not", "Pow", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape", "Shape", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Unsqueeze", "Where"]
 )
 
 _CACHED_BYTES = 1 << 20
@@ -95,9 +92,7 @@ class Constants:
             return Reason("dynamic-weight", name, f"{name} is a sparse initializer")
         if name in scope.inputs:
             if scope.is_function:
-                return Reason(
-                    "function-parameter", name, f"{name} is an input of the {scope.path}"
-                )
+                return Reason("function-parameter", name, f"{name} is an input of the {scope.path}")
             return Reason("dynamic-weight", name, f"{name} is an input of the graph")
         node = scope.nodes[scope.producers[name]]
         if node.domain not in ("", "ai.onnx") or list(node.output).index(name) != 0:
@@ -147,9 +142,7 @@ class Constants:
         source = self.find(scope, node.input[0])
         if isinstance(source, Reason):
             return source
-        return Constant(
-            name, source.shape, source.data_type, source.load, None, source.protected
-        )
+        return Constant(name, source.shape, source.data_type, source.load, None, source.protected)
 
     def _from_inferred(self, scope: Scope, name: str, node: NodeProto) -> Constant | Reason:
         """Shape of a tensor whose sizes are all known; CastLike of one whose type is."""
@@ -182,9 +175,7 @@ class Constants:
         try:
             values = load()
         except Exception as error:  # Whatever an operator raises on constants it cannot take.
-            return Reason(
-                "dynamic-weight", label(node), f"{name} could not be evaluated: {error}"
-            )
+            return Reason("dynamic-weight", label(node), f"{name} could not be evaluated: {error}")
         protected = next((s.protected for s in sources if s and s.protected), None)
         kept = values if values.nbytes <= _CACHED_BYTES else None
         return Constant(
@@ -199,7 +190,8 @@ class Constants:
 
 def _sources(scope: Scope, name: str) -> list[tuple[Scope, str]]:
     """The tensors that decide whether a name is constant: what its writer reads, if that is one
-    of the operators evaluated here."""
+    of the operators evaluated here.
+    """
     position = scope.producers.get(name)
     if position is None:
         return []

@@ -25,11 +25,16 @@ Relocated = tuple[TensorProto, tuple[str, int, int | None]]
 
 
 class Editor:
-    """Edits one model. ``relocated`` lists changed tensors that lay in external files, and where."""
+    """Edits one model.
+
+    ``relocated`` lists changed tensors that lay in external files, and where; ``created`` the
+    names of new ones.
+    """
 
     def __init__(self, network: Network) -> None:
         self.names = Names(network.model, network.scopes)
         self.relocated: list[Relocated] = []
+        self.created: set[str] = set()
         self._ir_version = network.model.ir_version
         self._scopes = network.scopes
         self._uses: dict[str, Counter[str]] = {s.path: s.uses() for s in network.scopes}
@@ -169,6 +174,7 @@ class Editor:
         grow.
         """
         tensor = _tensors.make(name, values)
+        self.created.add(name)
         if scope.is_function:
             self._prepended[scope.path].append(
                 helper.make_node("Constant", [], [name], value=tensor)
@@ -219,7 +225,9 @@ class Editor:
         _delete(graph.value_info, [n for n in range(len(graph.value_info)) if n not in kept])
         if isinstance(graph, FunctionProto):
             return
-        _delete(graph.initializer, [n for n, t in enumerate(graph.initializer) if t.name in dropped])
+        _delete(
+            graph.initializer, [n for n, t in enumerate(graph.initializer) if t.name in dropped]
+        )
         _delete(graph.input, [n for n, v in enumerate(graph.input) if v.name in dropped])
         notes = graph.quantization_annotation
         _delete(notes, [n for n, note in enumerate(notes) if note.tensor_name in vanished])

@@ -35,9 +35,7 @@ def spread(constant: Array, shape: Shape | None, label: str) -> Spread | Reason:
     if shape is None:
         if constant.ndim == 0:
             return Spread(constant.astype(np.float64).reshape(1), None)
-        return Reason(
-            "unknown-shape", label, f"the rank of what {label} reads is not known"
-        )
+        return Reason("unknown-shape", label, f"the rank of what {label} reads is not known")
     offset = len(shape) - constant.ndim
     if offset < 0:
         return Reason(
@@ -73,15 +71,15 @@ def _along_one_axis(constant: Array, offset: int, label: str) -> Spread | Reason
     ]
     if len(varying) > 1:
         axes = " and ".join(str(offset + axis) for axis in varying)
-        return Reason(
-            "not-per-channel", label, f"the constant of {label} varies along axes {axes}"
-        )
+        return Reason("not-per-channel", label, f"the constant of {label} varies along axes {axes}")
     if constant.size == 0:
         return Reason("not-per-channel", label, f"the constant of {label} is empty")
     if not varying:
         return Spread(constant.reshape(-1)[:1].astype(np.float64), None)
     line = [0] * constant.ndim
-    index = tuple(slice(None) if axis == varying[0] else line[axis] for axis in range(constant.ndim))
+    index = tuple(
+        slice(None) if axis == varying[0] else line[axis] for axis in range(constant.ndim)
+    )
     return Spread(constant[index].astype(np.float64), offset + varying[0])
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
 from onnx import ModelProto
 
+from bnfold._onnx._constants import Constant
 from bnfold._onnx._network import Graph, Network, read, settle
 from bnfold._onnx._rewrite import Rewritten, apply
 from bnfold._plan._planner import Move, Moves
+from bnfold._plan._view import Absorber
 from bnfold._result import Fold, Kept, Plan
 
+Array = NDArray[Any]
 Settled = list[tuple[Graph, Moves]]
 
 
@@ -28,12 +34,38 @@ class Planned:
         """Fold the model that was planned, in place."""
         return apply(self.network, self.settled)
 
+    def touched(self) -> frozenset[str]:
+        """Names of the main graph's parameters that belong to operators a fold concerns."""
+        return frozenset(name for name in _parameter_names(self, folded_only=True))
+
+    def parameters(self) -> dict[str, Array]:
+        """The main graph's weights by name: parameters of its linear operators and normalizations,
+        and the constants of maps that fold. Other constants may be sizes, not weights.
+        """
+        graph, _ = self.settled[0]
+        found = {}
+        for name in _parameter_names(self, folded_only=False):
+            constant = graph.context.constants.find(graph.scope, name)
+            if isinstance(constant, Constant) and constant.is_float and not constant.protected:
+                found[name] = constant.load()
+        return found
+
 
 def prepare(model: ModelProto, base_dir: Path | None) -> Planned:
     """Read and plan a model. Raises `UsageError` where it cannot be read."""
     network = read(model, base_dir)
     settled = settle(network)
     return Planned(network, settled, _plan(network, settled))
+
+
+def _parameter_names(planned: Planned, folded_only: bool) -> Iterator[str]:
+    """Inputs of operators that hold weights, in the main graph."""
+    graph, moves = planned.settled[0]
+    folded = {index for move in moves.moves for index in (move.into, *move.maps)}
+    for index, node in enumerate(graph.view.nodes):
+        weighted = isinstance(node.role, Absorber) or node.op == "BatchNormalization"
+        if index in folded or (weighted and not folded_only):
+            yield from filter(None, graph.scope.nodes[graph.positions[index]].input)
 
 
 def _plan(network: Network, settled: Settled) -> Plan:
@@ -76,4 +108,3 @@ def _fold(graph: Graph, move: Move) -> Fold:
         tuple(laws),
         graph.scope.path,
     )
-

@@ -87,9 +87,7 @@ def _settle(graph: Graph) -> Moves:
         refused.update(found)
 
 
-def _refusal(
-    graph: Graph, move: Move, remembered: dict[tuple[int, int], Vector]
-) -> Reason | None:
+def _refusal(graph: Graph, move: Move, remembered: dict[tuple[int, int], Vector]) -> Reason | None:
     site = graph.readings[move.into].site if move.law == "absorb" else None
     if site is not None:
 
@@ -104,11 +102,11 @@ def _refusal(
             return reason
     dtype = site.dtype if site is not None else element_dtype(graph, move.maps)
     where = graph.view.nodes[move.into].label
-    left = [v for v, used in ((move.map.scale, move.adds_mul), (move.map.shift, move.adds_add)) if used]
-    for vector in left:
-        code = _weights.fits(np.abs(vector), dtype)
-        if code is not None:
-            return Reason(code, where, f"the composed constants would {code} their dtype")
+    for vector, stands in ((move.map.scale, move.adds_mul), (move.map.shift, move.adds_add)):
+        if stands and _weights.overflows(np.abs(vector), dtype):
+            return Reason("overflow", where, f"the composed constants would overflow {dtype}")
+    if move.adds_mul and bool(_weights.underflows(np.ones(1), move.map.scale, dtype).any()):
+        return Reason("underflow", where, f"the composed scale would fall below {dtype}'s range")
     return None
 
 

@@ -45,16 +45,19 @@ class Applied:
 
 @dataclass
 class Rewritten:
-    """What was done: the moves, and where changed tensors lay in external files before."""
+    """What was done: the moves, where changed tensors lay in external files before, and the names
+    of new tensors.
+    """
 
     applied: list[Applied] = field(default_factory=list)
     relocated: list[Relocated] = field(default_factory=list)
+    created: set[str] = field(default_factory=set)
 
 
 def apply(network: Network, settled: Iterable[tuple[Graph, Moves]]) -> Rewritten:
     """Carry out all moves on ``network.model``, in place."""
     editor = Editor(network)
-    result = Rewritten(relocated=editor.relocated)
+    result = Rewritten(relocated=editor.relocated, created=editor.created)
     for graph, moves in settled:
         for move in moves.moves:
             if move.law == "absorb":
@@ -79,7 +82,9 @@ def _absorb(editor: Editor, graph: Graph, move: Move) -> Applied:
     added = _additions(editor, graph, move)
     fresh = not move.map.is_identity
     alone = not carriers and not added
-    source = editor.rename_output(scope, graph.positions[move.into], final if alone else None, fresh)
+    source = editor.rename_output(
+        scope, graph.positions[move.into], final if alone else None, fresh
+    )
     _string(editor, graph, source, carriers, added, final, fresh)
     return _applied(graph, move, source, final)
 

@@ -24,7 +24,8 @@ from bnfold._plan._view import OPAQUE, Absorber, Affine, Barrier, Carrier, Role
 @dataclass(frozen=True)
 class Reading:
     """A node's role, the site it absorbs at, its element type (0: not known) if it is affine,
-    and its output's shape where that follows."""
+    and its output's shape where that follows.
+    """
 
     role: Role
     site: Site | None = None
@@ -170,10 +171,14 @@ def _batch_norm(context: Context, node: NodeProto) -> Reading:
         if not isinstance(constant, Constant):
             missing = Reason("dynamic-weight", where, f"{where} lacks a parameter")
             return Reading(Barrier(constant or missing))
-        if len(constant.shape) != 1 or constant.shape != (values[0].shape if values else constant.shape):
+        if len(constant.shape) != 1 or constant.shape != (
+            values[0].shape if values else constant.shape
+        ):
             return Reading(
                 Barrier(
-                    Reason("not-per-channel", where, f"{constant.name} is not one number per channel")
+                    Reason(
+                        "not-per-channel", where, f"{constant.name} is not one number per channel"
+                    )
                 )
             )
         values.append(constant.load())
@@ -212,12 +217,12 @@ def _batch_norm_mode(context: Context, node: NodeProto, where: str) -> Reason | 
     return None
 
 
-def _unusable(
-    values: list[_weights.Array], total: _weights.Array, where: str
-) -> Reason | None:
+def _unusable(values: list[_weights.Array], total: _weights.Array, where: str) -> Reason | None:
     for name, vector in zip(("scale", "bias", "mean", "variance"), values, strict=True):
         if not bool(np.isfinite(vector.astype(np.float64)).all()):
-            return Reason("non-finite", where, f"the {name} of {where} is NaN or infinite somewhere")
+            return Reason(
+                "non-finite", where, f"the {name} of {where} is NaN or infinite somewhere"
+            )
     if not bool((total > 0).all()):
         worst = int(np.argmin(total))
         return Reason(

@@ -60,7 +60,8 @@ class Scope:
 
     def uses(self) -> Counter[str]:
         """How often each name defined here is read: by nodes, nested bodies, as an output, or by a
-        quantization note that names it as a scale or zero point."""
+        quantization note that names it as a scale or zero point.
+        """
         counts = Counter({name: len(reads) for name, reads in self.readers.items()})
         counts.update({name: len(reads) for name, reads in self.captures.items()})
         counts.update(self.outputs)

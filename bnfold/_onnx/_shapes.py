@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from onnx import (
     AttributeProto,
-    FunctionProto,
     GraphProto,
     ModelProto,
     NodeProto,
@@ -54,13 +53,49 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
     skeleton.opset_import.extend(model.opset_import)
     skeleton.functions.extend(model.functions)
     _copy_graph(model.graph, skeleton.graph)
-    try:
-        inferred = shape_inference.infer_shapes(skeleton, strict_mode=False)
-    except Exception:  # The checker's C++ errors derive from several unrelated bases.
-        inferred = skeleton
+    inferred = _run(skeleton)
+    while _hint_reshapes(inferred.graph, skeleton.graph):
+        inferred = _run(skeleton)
     graphs = {id(scope.graph): scope for scope in scopes}
     _collect(model.graph, inferred.graph, graphs, known)
     return known
+
+
+def _run(skeleton: ModelProto) -> ModelProto:
+    try:
+        return shape_inference.infer_shapes(skeleton, strict_mode=False)
+    except Exception:  # What inference raises on an invalid model has no common base.
+        return skeleton
+
+
+def _hint_reshapes(inferred: GraphProto, skeleton: GraphProto) -> bool:
+    """Declare the rank of every Reshape whose target's length is known; whether any was new.
+
+    A Reshape's output has as many axes as its target has elements, whatever they are (ONNX
+    Reshape); ONNX's inference says so only where it knows the elements.
+    """
+    known = {
+        value.name: value.type.tensor_type
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    hinted = {value.name for value in skeleton.value_info}
+    found = False
+    for node in inferred.node:
+        if node.op_type != "Reshape" or len(node.input) < 2:
+            continue
+        if node.output[0] in known or node.output[0] in hinted:
+            continue
+        source, target = known.get(node.input[0]), known.get(node.input[1])
+        if source is None or target is None or len(target.shape.dim) != 1:
+            continue
+        if target.shape.dim[0].dim_value > 0:
+            value = skeleton.value_info.add(name=node.output[0])
+            value.type.tensor_type.elem_type = source.elem_type
+            for _ in range(target.shape.dim[0].dim_value):
+                value.type.tensor_type.shape.dim.add()
+            found = True
+    return found
 
 
 def _copy_graph(source: GraphProto, target: GraphProto) -> None:
@@ -138,4 +173,3 @@ def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
             dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
             for dim in tensor.shape.dim
         )
-

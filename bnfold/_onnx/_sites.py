@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,27 +88,31 @@ class Site:
 
         ``peaks`` gives the channel peaks along an axis, so that a caller may remember them.
         """
+        bias = self.new_bias(map_)
         if not map_.keeps_scale and self.weight_value is not None:
             top = peaks(self.any_axis(map_))
             if not bool(np.isfinite(top).all()):
                 name = self.weight_value.name
                 return Reason("non-finite", self.label, f"weight {name} is not finite")
-            with np.errstate(over="ignore"):
-                code = _weights.fits(np.abs(map_.scale) * top, self.dtype)
-            if code is not None:
+            if _weights.overflows(np.abs(map_.scale) * top, self.dtype):
+                what = f"the folded weight of {self.label} would overflow {self.dtype}"
+                return Reason("overflow", self.label, what)
+            lost = _weights.underflows(top, map_.scale, self.dtype)
+            if bias is not None and bias.size == lost.size:
+                terms = math.prod(self.weight_value.shape) // lost.size
+                exact = bias.astype(np.float64).reshape(-1)
+                lost &= ~_weights.drowned(exact, terms, self.dtype)
+            if bool(lost.any()):
+                channel = int(np.argmax(lost))
                 return Reason(
-                    code, self.label, f"the folded weight of {self.label} would {_VERBS[code]}"
+                    "underflow",
+                    self.label,
+                    f"the folded weight of {self.label} would lose precision in channel {channel}: "
+                    f"it falls below the smallest normal {self.dtype}",
                 )
-        bias = self.new_bias(map_)
         if bias is None or bool(np.isfinite(bias.astype(np.float64)).all()):
             return None
         old = self.bias_value.load() if self.bias_value is not None else np.zeros(1)
         if not bool(np.isfinite(old.astype(np.float64)).all()):
             return Reason("non-finite", self.label, f"the bias of {self.label} is not finite")
         return Reason("overflow", self.label, f"the folded bias of {self.label} would overflow")
-
-
-_VERBS = {
-    "overflow": "overflow its dtype",
-    "underflow": "fall below the smallest normal number of its dtype in some channel",
-}

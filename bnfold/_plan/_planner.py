@@ -95,7 +95,7 @@ class _Planner:
             if stays is None:
                 moves.append(move)
             if stays is not None:
-                self.kept.update({index: stays for index in group.maps})
+                self.kept.update(dict.fromkeys(group.maps, stays))
             elif group.reason is not None and (move.adds_mul or move.adds_add):
                 self.kept[group.into] = group.reason
         return Moves(tuple(moves), dict(sorted(self.kept.items())))
@@ -242,10 +242,7 @@ class _Planner:
         first = self.view.nodes[group.into]
         assert isinstance(first.role, Affine)
         source = self._value(first.inputs[first.role.data])
-        return (
-            source.producer is not None
-            and _laws.unshared(self.view, source, group.into) is None
-        )
+        return source.producer is not None and _laws.unshared(self.view, source, group.into) is None
 
     def _value(self, index: int) -> Value:
         return self.view.values[index]

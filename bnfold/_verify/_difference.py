@@ -20,7 +20,7 @@ def mismatch(left: Any, right: Any) -> str:
         return f"type {right.dtype} instead of {left.dtype}"
     if left.shape != right.shape:
         return f"shape {list(right.shape)} instead of {list(left.shape)}"
-    if not _is_float(left):
+    if not is_float(left):
         return ""
     if not np.array_equal(np.isnan(left), np.isnan(right)):
         return "NaN at other places"
@@ -32,7 +32,7 @@ def mismatch(left: Any, right: Any) -> str:
 
 def distance(left: Array, right: Array) -> float:
     """Return the largest absolute difference of two outputs without a mismatch."""
-    if not _is_float(left):
+    if not is_float(left):
         return float(np.max(left != right, initial=False))
     with np.errstate(invalid="ignore", over="ignore"):
         wide = np.promote_types(left.dtype, np.float64)
@@ -45,5 +45,6 @@ def magnitude(array: Array) -> float:
     return float(np.max(np.abs(array), where=np.isfinite(array), initial=0.0))
 
 
-def _is_float(array: Array) -> bool:
+def is_float(array: Array) -> bool:
+    """Tell whether an output is judged by a tolerance; all others must be equal."""
     return bool(array.dtype.kind == "f")

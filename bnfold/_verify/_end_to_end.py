@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from bnfold._errors import UsageError
-from bnfold._verify._difference import distance, magnitude, mismatch
+from bnfold._verify._difference import distance, is_float, magnitude, mismatch
 from bnfold._verify._inputs import InputSet, InputSource, UndrawableError
 from bnfold._verify._noise import Array
 from bnfold._verify._sensitivity import Sensitivity
@@ -285,15 +285,15 @@ class _Comparison:
         name, label, at = self._outputs[output].name, trial.inputs.label, (index, output)
         left, right = trial.original[output], trial.folded[output]
         jumps = sensitivity is not None and sensitivity.jumps.get(at, False)
-        reason = mismatch(left, right)
-        if reason and not jumps:
-            status: Status = "fail" if isinstance(left, np.ndarray) else "inconclusive"
-            return OutputCheck(name, label, status, note=reason)
-        if reason:
-            return OutputCheck(name, label, "inconclusive", note=f"{reason}; so does rounding")
+        if not isinstance(left, np.ndarray):
+            return OutputCheck(name, label, "inconclusive", note="not a tensor")
+        if reason := mismatch(left, right):
+            status: Status = "inconclusive" if jumps else "fail"
+            note = f"{reason}, as rounding alone causes" if jumps else reason
+            return OutputCheck(name, label, status, note=note)
         if left.size == 0:
             return OutputCheck(name, label, "inconclusive", note="empty")
-        if not np.isfinite(left).any():
+        if is_float(left) and not np.isfinite(left).any():
             return OutputCheck(name, label, "inconclusive", note="no finite value")
         difference, tolerance = distance(left, right), _tolerance(sensitivity, at, left)
         rounding = sensitivity.rounding.get(at) if sensitivity else None
@@ -328,7 +328,7 @@ def _exceeds(sensitivity: Sensitivity, index: int, trial: _Trial, output: int) -
 
 
 def _tolerance(sensitivity: Sensitivity | None, at: tuple[int, int], expected: Array) -> float:
-    if expected.dtype.kind != "f":
+    if not is_float(expected):
         return 0.0
     largest = magnitude(expected)
     if sensitivity is None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bnfold._verify._difference import distance, mismatch
+from bnfold._verify._difference import distance, is_float, mismatch
 from bnfold._verify._inputs import InputSet
 from bnfold._verify._noise import Array, Noise, can_move
 from bnfold._verify._session import EngineError, OnnxRuntime, Reference
@@ -73,7 +73,7 @@ class Sensitivity:
                     continue
                 step = distance(left, right)
                 self.rounding[at] = max(step, self.rounding.get(at, 0.0))
-                if step and left.dtype.kind != "f":
+                if step and not is_float(left):
                     self.jumps[at] = True
 
     def draw_mistake(

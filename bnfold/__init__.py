@@ -1,0 +1,64 @@
+"""bnfold removes BatchNorm and per-channel affine operators from trained networks, and proves it.
+
+bnfold.plan(model)                what folding would do, and why the rest stays
+bnfold.fold(model)                the folded model, of the kind that was given
+bnfold.verify(original, folded)   are these two the same function?
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnfold._api import fold, plan, verify
+    from bnfold._errors import BnfoldError, UsageError
+    from bnfold._result import Fold, Kept, Plan
+    from bnfold._verify._verdict import EndToEnd
+
+_HOMES = {
+    "BnfoldError": "bnfold._errors",
+    "EndToEnd": "bnfold._verify._verdict",
+    "Fold": "bnfold._result",
+    "Kept": "bnfold._result",
+    "Plan": "bnfold._result",
+    "UsageError": "bnfold._errors",
+    "fold": "bnfold._api",
+    "plan": "bnfold._api",
+    "verify": "bnfold._api",
+}
+
+__all__ = [
+    "BnfoldError",
+    "EndToEnd",
+    "Fold",
+    "Kept",
+    "Plan",
+    "UsageError",
+    "__version__",
+    "fold",
+    "plan",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: ``import bnfold`` alone costs nothing."""
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("bnfold")
+        except PackageNotFoundError:
+            return "0+checkout"
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

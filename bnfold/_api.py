@@ -1,0 +1,181 @@
+"""The Python API: a path, a ModelProto or an onnx_graphsurgeon.Graph in, the same kind out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from onnx import ModelProto
+
+from bnfold._errors import UsageError
+from bnfold._onnx import _files
+from bnfold._onnx._fold import prepare
+from bnfold._onnx._rewrite import Rewritten
+from bnfold._result import Plan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bnfold._verify._verdict import EndToEnd
+
+Model = Any
+_M = TypeVar("_M")
+
+
+def plan(model: Model, *, base_dir: str | os.PathLike[str] | None = None) -> Plan:
+    """What folding would do to a model, and why each affine operator that stays does.
+
+    ``model`` is a path, a ``ModelProto`` or an ``onnx_graphsurgeon.Graph``; it is not changed.
+    ``base_dir`` is the folder that external data is relative to; for a path, the file's own.
+    Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
+    """
+    proto, folder = _read(model, base_dir)
+    return prepare(proto, folder).plan
+
+
+@overload
+def fold(
+    model: str | os.PathLike[str],
+    output: None = None,
+    *,
+    base_dir: str | os.PathLike[str] | None = None,
+) -> ModelProto: ...
+@overload
+def fold(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    base_dir: str | os.PathLike[str] | None = None,
+) -> Path: ...
+@overload
+def fold(
+    model: _M, output: None = None, *, base_dir: str | os.PathLike[str] | None = None
+) -> _M: ...
+def fold(
+    model: Model,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    base_dir: str | os.PathLike[str] | None = None,
+) -> Any:
+    """Fold a model and give back the kind it was given; the input is not changed.
+
+    A ``ModelProto`` gives a new ``ModelProto``, an ``onnx_graphsurgeon.Graph`` a new ``Graph``. A
+    path with ``output`` writes that file (whole or not at all, external data beside it) and gives
+    its ``Path``; a path alone gives a ``ModelProto``. Only ``verify`` checks the result.
+    Raises `UsageError` for a model that cannot be read or an output that cannot be written.
+    """
+    proto, folder = _read(model, base_dir)
+    if proto is model:
+        proto = ModelProto()
+        proto.CopyFrom(model)
+    planned = prepare(proto, folder)
+    rewritten = planned.apply()
+    if output is not None:
+        source = None if planned.plan.folds else _path(model)
+        return _write(proto, rewritten, folder, Path(output), source)
+    if _is_graphsurgeon(model):
+        import onnx_graphsurgeon
+
+        return onnx_graphsurgeon.import_onnx(proto)
+    return proto
+
+
+def verify(
+    original: Model,
+    folded: Model,
+    *,
+    inputs: str | os.PathLike[str] | Mapping[str, NDArray[np.generic]] | None = None,
+    seed: int = 0,
+    base_dir: str | os.PathLike[str] | None = None,
+) -> EndToEnd:
+    """Run both models in onnxruntime, optimizations off, and judge whether they are one function.
+
+    Each may be a path, a ``ModelProto`` or an ``onnx_graphsurgeon.Graph``. ``inputs`` is an .npz
+    file or a mapping from input names to arrays; without it inputs are drawn from ``seed``. The
+    tolerance is how far the original itself moves when its weights move by their rounding.
+    The result's ``status`` is "pass", "fail" or "inconclusive".
+    Raises `UsageError` for models or inputs that cannot be read.
+    """
+    from bnfold._verify._end_to_end import compare
+    from bnfold._verify._inputs import InputSet, load_inputs
+
+    if inputs is None:
+        sets = None
+    elif isinstance(inputs, Mapping):
+        sets = [InputSet("given", dict(inputs))]
+    else:
+        sets = load_inputs(Path(inputs))
+    with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
+        planned = prepare(_files.load(first), first.parent)
+        return compare(
+            first,
+            second,
+            parameters=planned.parameters(),
+            touched=planned.touched(),
+            inputs=sets,
+            seed=seed,
+        )
+
+
+def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelProto, Path | None]:
+    """The protobuf of a model of any kind, and the folder of its external data."""
+    folder = Path(base_dir) if base_dir is not None else None
+    path = _path(model)
+    if path is not None:
+        return _files.load(path), folder or path.parent
+    if _is_graphsurgeon(model):
+        import onnx_graphsurgeon
+
+        return onnx_graphsurgeon.export_onnx(model), folder
+    if not isinstance(model, ModelProto):
+        raise TypeError(
+            "expected a path, an onnx.ModelProto or an onnx_graphsurgeon.Graph, "
+            f"got {type(model).__name__}"
+        )
+    if not model.graph.node:
+        raise UsageError("the model holds no operators: there is nothing to fold")
+    return model, folder
+
+
+def _path(model: Model) -> Path | None:
+    return Path(model) if isinstance(model, str | os.PathLike) else None
+
+
+def _is_graphsurgeon(model: Model) -> bool:
+    """Whether a model is a Graph of onnx_graphsurgeon, which is not imported to find out."""
+    library = sys.modules.get("onnx_graphsurgeon")
+    return library is not None and isinstance(model, library.Graph)
+
+
+def _write(
+    model: ModelProto,
+    rewritten: Rewritten,
+    base_dir: Path | None,
+    output: Path,
+    source: Path | None = None,
+) -> Path:
+    with _files.draft(
+        model, rewritten, base_dir=base_dir, destination=output, source=source
+    ) as draft:
+        draft.commit()
+    return output
+
+
+@contextmanager
+def _on_disk(model: Model, base_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """The model as a file: its own, or a temporary one."""
+    path = _path(model)
+    if path is not None:
+        yield path
+        return
+    proto, folder = _read(model, base_dir)
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
+        copy = ModelProto()
+        copy.CopyFrom(proto)
+        yield _write(copy, Rewritten(), folder, Path(scratch) / "model.onnx")

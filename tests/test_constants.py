@@ -1,0 +1,435 @@
+"""Where constants may come from, and which of them vary only along the channel axis."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import helper
+
+import bnfold
+
+from .graphs import (
+    bn,
+    codes,
+    const,
+    conv,
+    counts,
+    fold,
+    folds,
+    model,
+    op,
+    overridable,
+    positive,
+    rand,
+    stays,
+    tensor,
+)
+
+CONV = ("conv", "x", "c", (4, 3, 3, 3))
+
+
+def constant(name, **attrs):
+    return op("Constant", "", name, name=f"const_{name}", **attrs)
+
+
+def i64(*values):
+    return np.array(values, np.int64)
+
+
+def sparse(dense):
+    flat = dense.reshape(-1)
+    index = np.flatnonzero(flat).astype(np.int64)
+    return helper.make_sparse_tensor(
+        tensor(flat[index], "values"), tensor(index, "indices"), list(dense.shape)
+    )
+
+
+# --- Constant nodes ----------------------------------------------------------------------------
+
+
+def test_parameters_in_constant_nodes():
+    names = ["w", "b", "s", "t", "m", "v"]
+    values = [rand(4, 3, 3, 3), rand(4), rand(4), rand(4), rand(4), positive(4)]
+    m = model(
+        *(constant(n, value=tensor(v, "")) for n, v in zip(names, values)),
+        op("Conv", "x w b", "c", name="conv"),
+        op("BatchNormalization", "c s t m v", "y", name="bn", epsilon=0.01),
+    )
+    after = counts(fold(m))
+    assert after["Conv"] == 1
+    assert "BatchNormalization" not in after
+    assert after.get("Constant", 0) <= 2
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"value_float": 1.5},
+        {"value": tensor(np.float32(1.5), "k")},
+        {"value": tensor(rand(1), "k")},
+        {"value": tensor(rand(4, 1, 1), "k")},
+        {"value_floats": [2.5]},
+    ],
+    ids=["value_float", "value-0d", "value-1d", "value-per-channel", "value_floats"],
+)
+@pytest.mark.parametrize("kind", ["Mul", "Sub"])
+def test_constant_node_behind_conv(kind, attrs):
+    m = model(conv(*CONV), constant("k", **attrs), op(kind, "c k", "y"))
+    after = counts(fold(m))
+    assert after == {"Conv": 1}
+
+
+def test_value_floats_reshaped():
+    m = model(
+        conv(*CONV),
+        constant("k", value_floats=[1.0, -2.0, 0.5, 3.0]),
+        constant("shape", value_ints=[4, 1, 1]),
+        op("Reshape", "k shape", "kk"),
+        op("Mul", "c kk", "y"),
+    )
+    folds(m, Conv=1)
+
+
+def test_value_int_cast():
+    m = model(
+        conv(*CONV), constant("k", value_int=3), op("Cast", "k", "kf", to=1), op("Mul", "c kf", "y")
+    )
+    folds(m, Conv=1)
+
+
+def test_sparse_value():
+    k = np.array([2, 0, -1, 0.5], np.float32)
+    m = model(
+        conv(*CONV),
+        constant("k", sparse_value=sparse(k)),
+        op("Reshape", "k shape", "kk"),
+        op("Mul", "c kk", "y"),
+        weights={"shape": i64(4, 1, 1)},
+    )
+    fold(m)
+
+
+def test_sparse_initializer_as_batchnorm_bias():
+    m = model(conv(*CONV), bn("bn", "c", "y", 4))
+    kept = [t for t in m.graph.initializer if t.name != "bn.bias"]
+    del m.graph.initializer[:]
+    m.graph.initializer.extend(kept)
+    s = sparse(np.array([2, 0, -1, 0.5], np.float32))
+    s.values.name = "bn.bias"
+    m.graph.sparse_initializer.append(s)
+    fold(m, runtime=False)
+
+
+# --- chains ------------------------------------------------------------------------------------
+
+
+def chained(*pieces, k="k", kind="Mul", **options):
+    return model(conv(*CONV), *pieces, op(kind, f"c {k}", "y", name="affine"), **options)
+
+
+CHAINS = {
+    "identity": ([op("Identity", "raw", "k")], {"raw": rand(4, 1, 1)}),
+    "reshape": ([op("Reshape", "raw s", "k")], {"raw": rand(4), "s": i64(1, -1, 1, 1)}),
+    "reshape-zero-copies": ([op("Reshape", "raw s", "k")], {"raw": rand(4, 1), "s": i64(0, 1, 1)}),
+    "unsqueeze": ([op("Unsqueeze", "raw a", "k")], {"raw": rand(4), "a": i64(1, 2)}),
+    "unsqueeze-negative": ([op("Unsqueeze", "raw a", "k")], {"raw": rand(4), "a": i64(-1, -2)}),
+    "squeeze": ([op("Squeeze", "raw a", "k")], {"raw": rand(1, 1, 4, 1, 1), "a": i64(0)}),
+    "transpose": ([op("Transpose", "raw", "k", perm=[2, 0, 1])], {"raw": rand(1, 1, 4)}),
+    "cast-from-double": (
+        [op("Cast", "raw", "k", to=1)],
+        {"raw": rand(4, 1, 1).astype(np.float64)},
+    ),
+    "cast-from-int": (
+        [op("Cast", "raw", "k", to=1)],
+        {"raw": np.array([1, -2, 3, 4], np.int32).reshape(4, 1, 1)},
+    ),
+    "castlike": (
+        [op("CastLike", "raw like", "k")],
+        {"raw": rand(4, 1, 1).astype(np.float64), "like": rand(1)},
+    ),
+    "castlike-of-the-input": (
+        [op("CastLike", "raw c", "k")],
+        {"raw": rand(4, 1, 1).astype(np.float64)},
+    ),
+    "concat": (
+        [op("Concat", "p q", "k", axis=0)],
+        {"p": rand(1, 1, 1), "q": rand(3, 1, 1)},
+    ),
+    "arithmetic": (
+        [
+            op("Mul", "p q", "a"),
+            op("Add", "a r", "b"),
+            op("Div", "b p", "e"),
+            op("Sub", "e q", "k"),
+        ],
+        {"p": rand(4, 1, 1), "q": rand(1), "r": rand(4, 1, 1) * np.float32(5)},
+    ),
+    "expand": ([op("Expand", "raw s", "k")], {"raw": rand(1, 1, 1), "s": i64(4, 1, 1)}),
+    "constant-of-shape": (
+        [op("ConstantOfShape", "s", "k", value=tensor(rand(1), ""))],
+        {"s": i64(4, 1, 1)},
+    ),
+    "constant-of-shape-default": ([op("ConstantOfShape", "s", "k")], {"s": i64(4, 1, 1)}),
+    "shape-of-a-constant": (
+        [
+            op("Shape", "other", "s"),
+            op("Expand", "raw s", "e"),
+            op("Reshape", "e r", "k"),
+        ],
+        {"other": rand(4), "raw": rand(1), "r": i64(4, 1, 1)},
+    ),
+    "gather": ([op("Gather", "raw i", "k", axis=0)], {"raw": rand(9, 1, 1), "i": i64(3, 1, 8, 0)}),
+    "slice": (
+        [op("Slice", "raw f t a", "k")],
+        {"raw": rand(9, 1, 1), "f": i64(2), "t": i64(6), "a": i64(0)},
+    ),
+    "sqrt": ([op("Sqrt", "raw", "k")], {"raw": positive(4, 1, 1)}),
+}
+
+
+@pytest.mark.parametrize("kind", ["Mul", "Add"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_constant_behind_a_chain(chain, kind):
+    pieces, weights = CHAINS[chain]
+    after = counts(fold(chained(*pieces, kind=kind, weights=weights)))
+    assert after == {"Conv": 1}, "the affine node and its chain are gone"
+
+
+def test_shape_of_the_fixed_input():
+    """Shape of a tensor whose size is known is a constant too."""
+    m = model(
+        conv("conv", "x", "c", (4, 4, 1, 1)),
+        op("Shape", "x", "s", start=1, end=2),
+        op("Expand", "raw s", "e"),
+        op("Reshape", "e r", "k"),
+        op("Mul", "c k", "y", name="mul"),
+        x=(2, 4, 5, 5),
+        weights={"raw": rand(1), "r": i64(4, 1, 1)},
+    )
+    after = counts(fold(m))
+    assert after == {"Conv": 1}
+
+
+def test_shape_of_a_free_input_is_not_constant():
+    m = model(
+        conv("conv", "x", "c", (4, 4, 1, 1)),
+        op("Shape", "x", "s", start=2, end=3),
+        op("Cast", "s", "k", to=1),
+        op("Mul", "c k", "y", name="mul"),
+        x=(2, 4, "h", 5),
+    )
+    assert fold(m).SerializeToString() == m.SerializeToString()
+
+
+def test_batchnorm_parameters_behind_chains():
+    m = model(
+        conv(*CONV),
+        op("Expand", "one s", "scale"),
+        op("Cast", "beta64", "beta", to=1),
+        op("Reshape", "mean41 minus", "mean"),
+        op("Concat", "v1 v2", "var", axis=0),
+        op("BatchNormalization", "c scale beta mean var", "y", name="bn", epsilon=0.01),
+        weights={
+            "one": rand(1),
+            "s": i64(4),
+            "beta64": rand(4).astype(np.float64),
+            "mean41": rand(4, 1),
+            "minus": i64(-1),
+            "v1": positive(3),
+            "v2": positive(1),
+        },
+    )
+    folds(m, Conv=1)
+
+
+def test_conv_weight_behind_a_chain():
+    m = model(
+        op("Reshape", "flat s", "w"),
+        op("Identity", "b0", "b"),
+        op("Conv", "x w b", "c", name="conv"),
+        bn("bn", "c", "y", 4),
+        weights={"flat": rand(4, 27), "s": i64(4, 3, 3, 3), "b0": rand(4)},
+    )
+    folds(m, Conv=1)
+
+
+def test_chain_read_by_another_is_left_for_it():
+    m = model(
+        conv(*CONV),
+        op("Reshape", "raw s", "k"),
+        op("Mul", "c k", "y"),
+        op("Add", "x2 k", "z"),
+        x={"x": (2, 3, 8, 8), "x2": (4, 2, 2)},
+        y="y z",
+        weights={"raw": rand(4), "s": i64(4, 1, 1)},
+    )
+    after = counts(fold(m))
+    assert after["Reshape"] == 1
+    assert after["Conv"] == 1
+    assert "Mul" not in after
+
+
+def test_unknown_or_random_sources_are_not_constant():
+    m = model(
+        conv(*CONV),
+        op("RandomNormal", "", "k", shape=[4, 1, 1]),
+        op("Mul", "c k", "y", name="mul"),
+    )
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+
+
+# --- by value ----------------------------------------------------------------------------------
+
+
+def test_full_constant_equal_along_height_and_width_is_per_channel():
+    k = np.broadcast_to(rand(1, 4, 1, 1), (1, 4, 6, 6)).copy()
+    folds(model(conv(*CONV), const("Mul", "c", "y", k)), Conv=1)
+
+
+def test_full_constant_of_one_value_is_a_scalar():
+    k = np.full((2, 4, 6, 6), 1.25, np.float32)
+    folds(model(conv(*CONV), const("Mul", "c", "y", k)), Conv=1)
+
+
+def test_full_constant_that_fixes_a_free_size_stays():
+    """[1, 4, 6, 6] on [n, 4, h, w]: dropping it would accept h = w = 1 or fail to expand it."""
+    k = np.broadcast_to(rand(1, 4, 1, 1), (1, 4, 6, 6)).copy()
+    m = model(conv(*CONV), const("Mul", "c", "y", k, name="mul"), x=("n", 3, "h", "w"))
+    after = bnfold.fold(m)
+    data = {"x": rand(2, 3, 3, 3)}
+    from .graphs import assert_same
+
+    assert_same(m, after, data)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(6,), (6, 1), (1, 1, 6, 6), (4, 6, 6), (2, 1, 1, 1), (2, 4, 1, 1)],
+    ids=["W", "H", "HW", "CHW", "N", "NC"],
+)
+@pytest.mark.parametrize("kind", ["Mul", "Add", "Sub", "Div"])
+def test_constant_along_another_axis_stays(kind, shape):
+    m = model(conv(*CONV), const(kind, "c", "y", rand(*shape), name="k"))
+    kept = codes(m)["k"]
+    assert kept in ("not-per-channel", "axis-mismatch")
+    assert fold(m).SerializeToString() == m.SerializeToString()
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 1, 1), (4, 4), (4, 4, 4)], ids=str)
+@pytest.mark.parametrize("kind", ["Mul", "Add"])
+def test_constant_along_another_axis_of_equal_size_stays(kind, shape):
+    m = model(
+        conv("conv", "x", "c", (4, 4, 1, 1)),
+        const(kind, "c", "y", rand(*shape), name="k"),
+        x=(4,) * 4,
+    )
+    assert codes(m)["k"] in ("not-per-channel", "axis-mismatch")
+    assert fold(m).SerializeToString() == m.SerializeToString()
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1), (1, 4, 1, 1)], ids=str)
+def test_constant_that_widens_one_channel_stays(shape):
+    m = model(conv("conv", "x", "c", (1, 3, 3, 3)), const("Mul", "c", "y", rand(*shape), name="k"))
+    stays(m, {"k": "not-per-channel"})
+
+
+def test_constant_of_more_axes_than_the_tensor_stays():
+    m = model(conv(*CONV), const("Mul", "c", "y", rand(1, 1, 4, 1, 1), name="k"))
+    stays(m, {"k": "not-per-channel"})
+
+
+def test_scalar_of_more_axes_than_the_tensor_stays():
+    """It is one value, but it raises the rank."""
+    m = model(conv(*CONV), const("Mul", "c", "y", rand(1, 1, 1, 1, 1), name="k"))
+    stays(m, {"k": "not-per-channel"})
+
+
+def test_scalar_that_expands_stays():
+    k = np.full((5, 4, 6, 6), 1.25, np.float32)
+    m = model(conv(*CONV), const("Mul", "c", "y", k, name="k"), x=(1, 3, 8, 8))
+    stays(m, {"k": "not-per-channel"})
+
+
+@pytest.mark.parametrize("kind", ["Mul", "Add", "Sub"])
+def test_integers_are_left_alone(kind):
+    from onnx import TensorProto
+
+    m = model(
+        op("Cast", "x", "i", to=TensorProto.INT64),
+        const(kind, "i", "a", i64(3)),
+        const(kind, "a", "b", i64(2)),
+        op("Cast", "b", "y", to=1),
+    )
+    assert fold(m).SerializeToString() == m.SerializeToString()
+
+
+@pytest.mark.parametrize("name", ["conv.w", "bn.scale", "bn.var"])
+def test_overridable_parameter_stays(name):
+    m = overridable(model(conv(*CONV), bn("bn", "c", "y", 4)), name)
+    stays(m, {"bn": "overridable-weight"})
+
+
+def test_overridable_conv_bias_stays():
+    m = overridable(model(conv(*CONV), bn("bn", "c", "y", 4)), "conv.b")
+    stays(m, {"bn": "overridable-weight"})
+
+
+def test_overridable_behind_a_chain_stays():
+    m = model(
+        conv(*CONV),
+        op("Reshape", "raw s", "k"),
+        op("Mul", "c k", "y", name="mul"),
+        weights={"raw": rand(4), "s": i64(4, 1, 1)},
+    )
+    stays(overridable(m, "raw"), {"mul": "overridable-weight"})
+
+
+def test_overridable_operand_of_mul_stays():
+    m = overridable(model(conv(*CONV), const("Mul", "c", "y", rand(4, 1, 1), name="mul")), "mul.k")
+    assert fold(m).SerializeToString() == m.SerializeToString()
+    assert codes(m).get("mul") == "overridable-weight"
+
+
+def test_ir_3_lists_initializers_as_inputs_and_folds():
+    m = model(conv(*CONV), bn("bn", "c", "y", 4), opset=8, ir=3)
+    m = overridable(m, *(t.name for t in m.graph.initializer))
+    after = folds(m, Conv=1)
+    stored = {t.name for t in after.graph.initializer}
+    listed = {i.name for i in after.graph.input}
+    assert listed == stored | {"x"}, (
+        "an IR 3 model lists every initializer as an input, and no other"
+    )
+
+
+def test_dynamic_conv_weight_stays():
+    m = model(
+        op("Conv", "x w", "c", name="conv"),
+        bn("bn", "c", "y", 4),
+        x={"x": (2, 3, 8, 8), "w": (4, 3, 3, 3)},
+    )
+    stays(m, {"bn": "dynamic-weight"})
+
+
+def test_dynamic_conv_bias():
+    m = model(
+        op("Conv", "x w b", "c", name="conv"),
+        bn("bn", "c", "y", 4),
+        x={"x": (2, 3, 8, 8), "b": (4,)},
+        weights={"w": rand(4, 3, 3, 3)},
+    )
+    stays(m, {"bn": "dynamic-weight"})
+
+
+def test_weight_behind_dequantize_linear_stays():
+    m = model(
+        op("DequantizeLinear", "q s z", "w", axis=0),
+        op("Conv", "x w", "c", name="conv"),
+        bn("bn", "c", "y", 4),
+        weights={
+            "q": np.arange(-54, 54, dtype=np.int8).reshape(4, 3, 3, 3),
+            "s": positive(4),
+            "z": np.zeros(4, np.int8),
+        },
+        opset=21,
+    )
+    stays(m, {"bn": "quantized-weight"})

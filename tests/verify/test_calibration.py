@@ -1,0 +1,23 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from .calibration import judge
+
+SEEDS = range(5000, 5060)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_right_folds_never_alarm(dtype: type) -> None:
+    verdicts = [report.status for seed in SEEDS if (report := judge(seed, dtype))]
+    assert [seed for seed, verdict in zip(SEEDS, verdicts) if verdict == "fail"] == []
+    passed = verdicts.count("pass")
+    assert passed > (0.9 if dtype is np.float32 else 0.5) * len(SEEDS)
+
+
+def test_rolled_weights_are_nearly_always_found() -> None:
+    reports = [report for seed in SEEDS if (report := judge(seed, mistake="rolled"))]
+    verdicts = Counter(report.status for report in reports)
+    assert verdicts["fail"] > 0.9 * len(reports)
+    assert verdicts["pass"] < 0.1 * len(reports)

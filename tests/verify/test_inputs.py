@@ -1,0 +1,134 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from bnfold._errors import UsageError
+from bnfold._verify._inputs import InputSet, InputSource, UndrawableError, load_inputs
+
+
+def source(arguments: str, body: str = "{ y = Identity(x) }", more: str = "") -> InputSource:
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g ({arguments}) => (float[n] y){more}{body}'
+    return InputSource(onnx.parser.parse_model(text), seed=0)
+
+
+def first(drawn: InputSource) -> InputSet:
+    return next(drawn.first())
+
+
+def shapes(inputs: InputSet) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in inputs.feeds.items()}
+
+
+def test_two_distributions_from_a_fixed_seed() -> None:
+    drawn = source("float[50,40] x")
+    signed, unsigned = first(drawn), next(drawn.second(first(drawn)))
+    assert (signed.label, unsigned.label) == ("signed", "unsigned")
+    assert abs(signed.feeds["x"].std() - 1) < 0.1
+    assert abs(signed.feeds["x"].mean()) < 0.1
+    assert unsigned.feeds["x"].min() >= 0
+    assert abs(unsigned.feeds["x"].mean() - 0.5) < 0.05
+    assert np.array_equal(first(source("float[50,40] x")).feeds["x"], signed.feeds["x"])
+
+
+def test_a_symbol_has_one_size_everywhere_and_changes_for_the_second_set() -> None:
+    drawn = source("float[N,3,H,W] x, float[N,H] z")
+    one = first(drawn)
+    two = next(drawn.second(one))
+    assert shapes(one) == {"x": (1, 3, 64, 64), "z": (1, 64)}
+    assert shapes(two) == {"x": (2, 3, 96, 64), "z": (2, 96)}
+
+
+def test_fixed_sizes_stay_and_the_last_proposals_return_to_the_first_sizes() -> None:
+    drawn = source("float[N,3,48,W] x")
+    one = first(drawn)
+    proposals = [shapes(two)["x"] for two in drawn.second(one)]
+    assert proposals[0] == (2, 3, 48, 96)
+    assert proposals[-1] == shapes(one)["x"] == (1, 3, 48, 64)
+
+
+def test_no_shape_at_all_takes_rank_and_channels_from_the_convolution() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float x) => (float y)'
+        "<float[4,3,1] w = {1,1,1,1,1,1,1,1,1,1,1,1}> { y = Conv<group = 2>(x, w) }"
+    )
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    assert shapes(first(InputSource(model, 0)))["x"] == (1, 6, 16)
+
+
+def test_indices_stay_within_the_table_they_address() -> None:
+    body = "{ e = Gather(t, x) y = Identity(e) }"
+    drawn = source("int64[N,L] x", body, "<float[5,1] t = {1,2,3,4,5}>")
+    for inputs in (first(drawn), next(drawn.second(first(drawn)))):
+        assert inputs.feeds["x"].dtype == np.int64
+        assert set(inputs.feeds["x"].flat) <= set(range(5))
+        assert inputs.feeds["x"].max() > 1
+
+
+def test_an_integer_takes_the_values_it_is_compared_with() -> None:
+    body = "{ a = Equal(x, p) b = Equal(q, x) y = Cast<to = 1>(a) }"
+    drawn = source("int64 x", body, "<int64 p = {16000}, int64 q = {8000}>")
+    assert first(drawn).feeds["x"] == 16000
+    assert next(drawn.second(first(drawn))).feeds["x"] == 8000
+
+
+def test_booleans_are_seen_both_ways_and_masks_keep_a_one() -> None:
+    drawn = source("bool x, int64[2,L] mask")
+    one = first(drawn)
+    two = next(drawn.second(one))
+    assert one.feeds["x"]
+    assert not two.feeds["x"]
+    assert (one.feeds["mask"] == 1).all()
+    assert set(two.feeds["mask"].flat) == {0, 1}
+    assert (two.feeds["mask"][:, 0] == 1).all()
+
+
+@pytest.mark.parametrize("kind", ["float16", "double", "uint8", "int8"])
+def test_other_types_keep_their_type(kind: str) -> None:
+    array = first(source(f"{kind}[1,3,8,8] x")).feeds["x"]
+    assert array.dtype == {"double": np.float64}.get(kind, np.dtype(kind.replace("double", "f8")))
+    assert np.unique(array).size > 50
+
+
+def test_initializers_listed_as_inputs_are_not_fed() -> None:
+    drawn = source("float[2] x, float[2] w", "{ y = Mul(x, w) }", "<float[2] w = {1, 2}>")
+    assert set(first(drawn).feeds) == {"x"}
+
+
+@pytest.mark.parametrize(
+    "kind", ["string[2]", "seq(float[2])", "bfloat16[2]", "optional(float[2])"]
+)
+def test_what_cannot_be_drawn_says_which_input(kind: str) -> None:
+    with pytest.raises(UndrawableError, match="input x"):
+        source(f"{kind} x")
+
+
+def test_arrays_of_the_user(tmp_path: Path) -> None:
+    path = tmp_path / "real.npz"
+    np.savez(path, x=np.ones(3, np.float32))
+    (inputs,) = load_inputs(path)
+    assert inputs.label == "real.npz"
+    assert inputs.feeds["x"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: None,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"PK\x03\x04 no archive"),
+        lambda path: path.write_text("text"),
+        lambda path: np.savez(path),
+        lambda path: np.savez(path, x=np.array([{}], dtype=object)),
+        lambda path: path.mkdir(),
+        lambda path: np.save(path.open("wb"), np.ones(3)),
+    ],
+    ids=["missing", "empty", "broken", "text", "no arrays", "pickled", "folder", "npy"],
+)
+def test_unreadable_files_are_a_usage_error(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    path = tmp_path / "inputs.npz"
+    spoil(path)
+    with pytest.raises(UsageError, match=r"inputs\.npz"):
+        load_inputs(path)

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from bnfold._verify._noise import Noise, can_move
+
+
+def steps(moved: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """Count the units in the last place between two arrays of one sign."""
+    width = {2: np.int16, 4: np.int32, 8: np.int64}[array.dtype.itemsize]
+    return moved.view(width).astype(np.int64) - array.view(width).astype(np.int64)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_rounding_moves_each_element_by_at_most_one_unit(dtype: type) -> None:
+    rng = np.random.default_rng(1)
+    array = rng.normal(size=(7, 100_003)).astype(dtype)
+    before = array.copy()
+    moved = Noise({"w": array}, rng).rounding()["w"]
+    taken, counts = np.unique(steps(moved, array), return_counts=True)
+    assert taken.tolist() == [-1, 0, 1]
+    assert counts.min() > 0.3 * array.size
+    assert np.array_equal(array, before)
+
+
+def test_zeros_and_values_without_neighbours_stay() -> None:
+    largest = np.finfo(np.float32).max
+    array = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, largest, -largest], dtype=np.float32)
+    noise = Noise({"w": array}, np.random.default_rng(0))
+    for _ in range(8):
+        assert noise.rounding()["w"].tobytes() == array.tobytes()
+
+
+def test_draws_differ_and_scalars_keep_their_rank() -> None:
+    noise = Noise({"w": np.float32(2.0).reshape(())}, np.random.default_rng(0))
+    draws = {float(noise.rounding()["w"]) for _ in range(20)}
+    assert len(draws) == 3
+    assert noise.rounding()["w"].shape == ()
+
+
+def test_a_mistake_is_one_percent_in_a_quarter_of_the_slices_of_touched_weights() -> None:
+    array = np.full((3, 40, 2), 2.0, dtype=np.float32)
+    noise = Noise(
+        {"a": array, "b": array, "c": np.float32(1).reshape(())}, np.random.default_rng(0)
+    )
+    wrong = noise.mistake({"a", "c"})
+    assert np.array_equal(wrong["b"], array)
+    off = np.abs(wrong["a"] / array - 1)
+    assert np.allclose(off[off > 0], 0.01, atol=1e-6)
+    assert (off > 0).any(axis=(0, 2)).sum() == 10
+    assert abs(float(wrong["c"]) - 1) == pytest.approx(0.01, abs=1e-6)
+    assert np.array_equal(noise.mistake(())["a"], array)
+
+
+def test_only_floats_of_known_width_move() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    assert can_move(np.zeros(1, np.float16))
+    assert not can_move(np.zeros(1, np.int64))
+    assert not can_move(np.zeros(1, ml_dtypes.bfloat16))
