@@ -112,12 +112,12 @@ def verify(
     else:
         sets = load_inputs(Path(inputs))
     with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
-        planned = prepare(_files.load(first), first.parent)
+        weights = prepare(_files.load(first), first.parent).weights()
         return compare(
             first,
             second,
-            parameters=planned.parameters(),
-            touched=planned.touched(),
+            parameters=weights.values,
+            touched=weights.touched,
             inputs=sets,
             seed=seed,
         )

@@ -8,7 +8,7 @@ class BnfoldError(Exception):
 
 
 class UsageError(BnfoldError):
-    """The request cannot be carried out as given: an unreadable model, a wrong path, wrong inputs."""
+    """What was asked cannot be done as given: an unreadable model, a wrong path, wrong inputs."""
 
 
 class VerificationError(BnfoldError):

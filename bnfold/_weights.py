@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._affine import Vector
+from bnfold._limits import Limits
 
 Array = NDArray[Any]
 
@@ -55,9 +55,9 @@ def along_axis(shape: tuple[int, ...], axis: int) -> Layout:
 def conv_transpose(shape: tuple[int, ...], group: int) -> Layout:
     """Output channels of a ConvTranspose weight ``[Cin, Cout/group, k…]``.
 
-    Output channel ``o = j·(Cout/group) + m`` is written by group j alone, from input channels
-    ``j·(Cin/group)`` and the ``Cin/group − 1`` after it, through ``W[i, m]`` (ONNX ConvTranspose). So the scale
-    of o multiplies ``W[i, m]`` for the input channels i of group j and no others.
+    Output channel ``o = j·(Cout/group) + m`` is written by group j alone, from the ``Cin/group``
+    input channels that begin at ``j·(Cin/group)``, through ``W[i, m]`` (ONNX ConvTranspose). So
+    the scale of o multiplies ``W[i, m]`` for the input channels i of group j and no others.
     """
     cin, per_group, *kernel = shape
     ones = (1,) * len(kernel)
@@ -107,7 +107,7 @@ def underflows(peaks: Vector, scale: Vector, dtype: np.dtype[Any]) -> NDArray[np
     ``|s|·max(peak, tiny) < tiny / 4`` for a channel that is not zero. In all others an element is
     rounded by no more than a small multiple of what rounding the original weight cost.
     """
-    tiny = float(ml_dtypes.finfo(dtype).smallest_normal)
+    tiny = Limits.of(dtype).tiny
     magnitude = np.abs(scale)
     return (peaks > 0) & (magnitude > 0) & (magnitude * np.maximum(peaks, tiny) < tiny / 4)
 
@@ -119,8 +119,8 @@ def drowned(bias: Vector, terms: int, dtype: np.dtype[Any]) -> NDArray[np.bool_]
     the square root of the largest number, where their own squares overflow, is off by less than
     ``eps·|bias|``, the spacing of the result, when ``tiny·terms·√max ≤ |bias|``.
     """
-    limits = ml_dtypes.finfo(dtype)
-    largest = float(limits.smallest_normal) * terms * math.sqrt(float(limits.max))
+    limits = Limits.of(dtype)
+    largest = limits.tiny * terms * math.sqrt(limits.largest)
     return np.asarray(np.abs(bias) >= largest)
 
 

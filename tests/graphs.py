@@ -272,6 +272,8 @@ def affine_nodes(made: ModelProto) -> list[str]:
                 for name in node.output:
                     known[name] = FLOAT
                 continue
+            if node.domain not in ("", "ai.onnx"):
+                continue
             if node.op_type == "BatchNormalization":
                 found.append(label(node))
             if node.op_type in ("Mul", "Add", "Sub", "Div") and len(node.input) == 2:

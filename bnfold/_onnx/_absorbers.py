@@ -193,7 +193,7 @@ def matmul(context: Context, node: NodeProto) -> Found | None:
     )
     old = Reason("unsupported-opset", label(node), "an Add would need opset 7 or later")
     role = Absorber(channels, None, None if context.opset >= 7 else old, bias_free=False)
-    return Found(role, site, None)
+    return Found(role, site, _output_shape(weight.shape, other, channels))
 
 
 def _output_axes(fixed: Shape, position: int, other: Shape | None) -> dict[int, int]:
@@ -211,6 +211,14 @@ def _output_axes(fixed: Shape, position: int, other: Shape | None) -> dict[int, 
         out_batch = rank - 2
     axes.update({out_batch - batch + k: k for k in range(batch) if fixed[k] != 1})
     return axes
+
+
+def _output_shape(fixed: Shape, other: Shape | None, channels: dict[int, int]) -> Shape | None:
+    """What is known of a MatMul's output shape: its rank and the sizes the constant gives it."""
+    if other is None or len(fixed) < 2:
+        return None
+    rank = max(len(fixed), len(other)) - (len(other) == 1)
+    return tuple(channels.get(axis) for axis in range(rank))
 
 
 def _channel_first(

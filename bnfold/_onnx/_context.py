@@ -33,7 +33,10 @@ class Context:
     def shape(self, name: str) -> Shape | None:
         """The shape of a tensor, or None where its rank is not known."""
         known = self.shapes.shape(self.scope, name)
-        return known if known is not None else self.derived.get(name)
+        derived = self.derived.get(name)
+        if known is None or derived is None or len(known) != len(derived):
+            return known if known is not None else derived
+        return tuple(a if a is not None else b for a, b in zip(known, derived, strict=True))
 
     def type(self, name: str) -> int:
         """The element type of a tensor, 0 where not known."""

@@ -84,7 +84,7 @@ class Editor:
     def rename_output(self, scope: Scope, position: int, name: str | None, fresh: bool) -> str:
         """Give a node's main output a name; without one a fresh name, or none if not ``fresh``."""
         node = scope.nodes[position]
-        old = node.output[0]
+        old: str = node.output[0]
         if name is None:
             if not fresh:
                 return old

@@ -40,7 +40,7 @@ def load(path: Path) -> ModelProto:
     if not data:
         raise UsageError(f"{path} is empty")
     try:
-        model = ModelProto.FromString(data)
+        model: ModelProto = ModelProto.FromString(data)
     except DecodeError as error:
         raise UsageError(f"{path} is not an ONNX model, or is cut off: {_line(error)}") from error
     if not model.HasField("graph"):
@@ -161,12 +161,13 @@ def draft(
 
 def _serialize(model: ModelProto) -> bytes:
     try:
-        return model.SerializeToString()
+        data: bytes = model.SerializeToString()
     except Exception as error:  # protobuf's own error type differs between its backends.
         raise UsageError(
             "the folded model is larger than the 2 GiB that one protobuf file can hold; "
             "store the original with external data first"
         ) from error
+    return data
 
 
 def _write_external(
@@ -185,7 +186,8 @@ def _write_external(
         if tensor.data_location == TensorProto.EXTERNAL:
             location = _tensors.external_location(tensor)[0]
             unchanged.setdefault(location, []).append(tensor)
-    moved, written = False, []
+    moved = False
+    written: list[str] = []
     for location in sorted({*changed, *unchanged}):
         assert base_dir is not None
         origin = _tensors.external_path(location, base_dir)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,14 @@ Settled = list[tuple[Graph, Moves]]
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Weights of a main graph by name; ``touched`` are those of operators that a fold concerns."""
+
+    values: Mapping[str, Array]
+    touched: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Planned:
     """A model that has been read and planned, and can be folded in place."""
 
@@ -34,21 +42,18 @@ class Planned:
         """Fold the model that was planned, in place."""
         return apply(self.network, self.settled)
 
-    def touched(self) -> frozenset[str]:
-        """Names of the main graph's parameters that belong to operators a fold concerns."""
-        return frozenset(name for name in _parameter_names(self, folded_only=True))
-
-    def parameters(self) -> dict[str, Array]:
-        """The main graph's weights by name: parameters of its linear operators and normalizations,
-        and the constants of maps that fold. Other constants may be sizes, not weights.
+    def weights(self) -> Weights:
+        """The main graph's weights: parameters of its linear operators and normalizations, and the
+        constants of maps that fold. Other constants may be sizes, not weights.
         """
         graph, _ = self.settled[0]
-        found = {}
+        values = {}
         for name in _parameter_names(self, folded_only=False):
             constant = graph.context.constants.find(graph.scope, name)
             if isinstance(constant, Constant) and constant.is_float and not constant.protected:
-                found[name] = constant.load()
-        return found
+                values[name] = constant.load()
+        touched = frozenset(_parameter_names(self, folded_only=True))
+        return Weights(values, touched & values.keys())
 
 
 def prepare(model: ModelProto, base_dir: Path | None) -> Planned:
@@ -99,7 +104,9 @@ def _fold(graph: Graph, move: Move) -> Fold:
     laws = [f"carry through {op}" for op in crossed]
     if move.law == "absorb":
         laws.append(f"absorb behind {nodes[move.into].op}")
-    if len(move.maps) > 1 or move.law == "compose":
+    if move.law == "compose" and not (move.adds_mul or move.adds_add):
+        laws.insert(0, "drop the identity")
+    elif len(move.maps) > 1 or move.law == "compose":
         laws.insert(0, "compose")
     return Fold(
         tuple(nodes[i].label for i in move.maps),

@@ -106,6 +106,7 @@ def _compose(editor: Editor, graph: Graph, move: Move) -> Applied:
     elif graph.view.values[last].pinned is None:
         readers = {graph.positions[r] for r in graph.view.values[last].readers}
         editor.reread(scope, sorted(readers), final, source)
+        final = source
     else:
         editor.rename_output(scope, scope.producers[source], final, False)
         source = final

@@ -165,7 +165,8 @@ def _batch_norm(context: Context, node: NodeProto) -> Reading:
     reason = _batch_norm_mode(context, node, where)
     if reason is not None:
         return Reading(Barrier(reason))
-    values, element = [], 0
+    values: list[_weights.Array] = []
+    element = 0
     for position in range(1, 5):
         constant = context.parameter(node, position)
         if not isinstance(constant, Constant):
@@ -236,7 +237,8 @@ def _unusable(values: list[_weights.Array], total: _weights.Array, where: str) -
 def _gamma_beta(context: Context, node: NodeProto, size: int) -> Site | None:
     """γ and β of a BatchNormalization that stays: ``γ·s``, ``β·s + t`` along axis 1."""
     gamma, beta = context.parameter(node, 1), context.parameter(node, 2)
-    assert isinstance(gamma, Constant) and isinstance(beta, Constant)
+    assert isinstance(gamma, Constant)
+    assert isinstance(beta, Constant)
     return Site(
         label(node),
         1,

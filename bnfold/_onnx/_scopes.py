@@ -89,7 +89,7 @@ def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
 
 
 def read_scopes(model: ModelProto) -> list[Scope]:
-    """All graphs of a model, outer before inner; local functions last."""
+    """All graphs of a model, outer before inner, local functions last, each under its own path."""
     opset = _opset(model.opset_import)
     trained = _names_in_training(model)
     scopes = list(_read_graph(model.graph, "", None, opset, model.ir_version, trained))
@@ -101,6 +101,11 @@ def read_scopes(model: ModelProto) -> list[Scope]:
         scope.inputs.update(function.input)
         scope.outputs.extend(function.output)
         scopes.extend(_index(scope, model.ir_version, trained))
+    seen: Counter[str] = Counter()
+    for scope in scopes:
+        seen[scope.path] += 1
+        if seen[scope.path] > 1:
+            scope.path = f"{scope.path} ({seen[scope.path]})"
     return scopes
 
 

@@ -45,7 +45,7 @@ def read(tensor: TensorProto, base_dir: Path | None) -> Array:
 def write(tensor: TensorProto, values: Array) -> None:
     """Put new values of the same dtype into a tensor, inline, leaving its name and notes alone."""
     for field in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
-        tensor.ClearField(field)  # type: ignore[arg-type]
+        tensor.ClearField(field)
     if tuple(tensor.dims) != values.shape:
         del tensor.dims[:]
         tensor.dims.extend(values.shape)

@@ -100,6 +100,16 @@ class _Planner:
                 self.kept[group.into] = group.reason
         return Moves(tuple(moves), dict(sorted(self.kept.items())))
 
+    def _keep(self, group: _Group, reason: Reason) -> None:
+        """The first map of a group says what stopped it, the others that they follow it."""
+        first, *later = group.maps
+        self.kept[first] = reason
+        label = self.view.nodes[first].label
+        behind = Reason(
+            reason.code, reason.at, f"it follows {label}, which stays: {reason.message}"
+        )
+        self.kept.update(dict.fromkeys(later, behind))
+
     def _settle(self, index: int, role: Affine) -> None:
         """Find a home for one map: a linear operator, a chain of standing maps, or its own."""
         reason = self.refused.get(index)
@@ -131,7 +141,7 @@ class _Planner:
                 return Reason(
                     "no-linear-operator",
                     value.name,
-                    f"it reads {value.name}, which no operator of this graph writes",
+                    f"it reads {value.name}, which enters the graph from outside",
                 )
             producer = nodes[value.producer]
             if values[producer.outputs[0]] is not value:

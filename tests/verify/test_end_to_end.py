@@ -335,12 +335,13 @@ def test_right_folds_of_models_with_generated_weights_do_not_fail(
 
 
 def test_outputs_that_are_no_numbers(save: Save, judge: Compare) -> None:
-    one = save(HEAD + "{ a = Mul(x, w) y = SequenceConstruct(a, a) }", w=(1,))
+    pair = HEAD.replace("float[M,K,P,Q] y", "seq(float[M,K,P,Q]) y")
+    one = save(pair + "{ a = Mul(x, w) y = SequenceConstruct(a, a) }", w=(1,))
     report = judge(one, one)
     assert report.status == "inconclusive"
     assert report.checks[0].note == "not a tensor"
     text = HEAD.replace("float[M,K,P,Q] y", "string[M,K,P,Q] y")
-    two = save(text + "{ a = Mul(x, w) y = Cast<to = 8>(a) }", "two", w=(1,))
+    two = save(text + "{ a = Mul(x, w) s = Sign(a) y = Cast<to = 8>(s) }", "two", w=(1,))
     other = edit(two, lambda m: setattr(m.graph.initializer[0], "raw_data", bytes(4)))
     assert judge(two, other).status == "fail"
 
@@ -352,3 +353,32 @@ def test_a_broken_model_prints_nothing(
         broken = edit(network, lambda m: setattr(m.graph.node[0], "op_type", change))  # noqa: B023
         assert judge(network, broken).status == "fail"
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_rounding_alone_changes_proves_nothing(save: Save, judge: Compare) -> None:
+    def nudge(model: onnx.ModelProto) -> None:
+        weight = model.graph.initializer[0]
+        value = np.frombuffer(weight.raw_data, np.float32)
+        weight.raw_data = np.nextafter(value, np.float32(9)).tobytes()
+
+    numbers = "{ a = Mul(x, w) b = Mul(a, big) y = Cast<to = 7>(b) }"
+    text = HEAD.replace("float[M,K,P,Q] y", "int64[M,K,P,Q] y") + "<float big = {1e9}>"
+    one = save(text + numbers, "one", w=(1,))
+    report = judge(one, edit(one, lambda m: m.graph.initializer.reverse() or nudge(m)))
+    assert report.status == "inconclusive"
+    assert report.checks[0].note == "rounding alone changes it"
+    roots = "<float[1] v = {0.7}, float[1] w = {0.7}>{ a = Mul(x, w) b = Mul(x, v) c = Sub(a, b) "
+    two = save(HEAD + roots + "y = Sqrt(c) }", "two")
+    report = judge(two, edit(two, nudge))
+    assert report.status == "inconclusive"
+    assert report.checks[0].note == "NaN at other places, as rounding alone causes"
+    assert judge(two, two).status != "fail"
+
+
+def test_another_input_type_fails(save: Save, judge: Compare) -> None:
+    body = "{ z = Cast<to = 1>(x) y = Mul(z, w) }"
+    one = save(HEAD + body, "one", w=(1,))
+    two = save(HEAD.replace("float[N,3,H,W] x", "double[N,3,H,W] x") + body, "two", w=(1,))
+    report = judge(one, two)
+    assert report.status == "fail"
+    assert "tensor(float) and tensor(double)" in report.notes[0]

@@ -1,0 +1,130 @@
+"""Fold a model file and judge the result: what the command does, without its words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bnfold._onnx import _files
+from bnfold._onnx._fold import Weights, prepare
+from bnfold._onnx._rewrite import Applied
+from bnfold._result import Plan
+
+if TYPE_CHECKING:
+    from bnfold._verify._certificate import Certificate
+    from bnfold._verify._inputs import InputSet
+    from bnfold._verify._verdict import EndToEnd
+
+Status = Literal["pass", "fail", "inconclusive", "unchanged", "skipped"]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The certificate of every fold and the comparison of the two models.
+
+    ``status`` is "unchanged" when nothing folded and "skipped" when no check was asked for.
+    """
+
+    status: Status
+    certificates: tuple[Certificate, ...] = ()
+    end_to_end: EndToEnd | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that are valid JSON."""
+        return {
+            "status": self.status,
+            "certificates": [certificate.to_dict() for certificate in self.certificates],
+            "end_to_end": self.end_to_end.to_dict() if self.end_to_end else None,
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run: what was planned, the verdict, sizes in bytes, and the file if one was written."""
+
+    model: Path
+    plan: Plan
+    verdict: Verdict
+    size_before: int
+    size_after: int
+    output: Path | None
+
+
+def run(
+    path: Path,
+    output: Path | None,
+    *,
+    verify: bool,
+    inputs: list[InputSet] | None,
+    seed: int,
+    progress: Progress,
+) -> Outcome:
+    """Fold a file, judge the result, and put it in place unless the verdict is "fail".
+
+    Without an ``output`` nothing is written but a temporary file for the judge. Raises
+    `UsageError` for what cannot be read or written; no file is left behind then.
+    """
+    progress("reading")
+    model = _files.load(path)
+    size_before = _files.size(path, model)
+    planned = prepare(model, path.parent)
+    changed = bool(planned.plan.folds)
+    weights = planned.weights() if verify and changed else None
+    progress("folding")
+    rewritten = planned.apply()
+    with _files.draft(
+        model,
+        rewritten,
+        base_dir=path.parent,
+        destination=output,
+        source=None if changed else path,
+    ) as draft:
+        size_after = _files.size(draft.path, model)
+        if weights is not None:
+            trial = _Trial(path, draft.path, weights, inputs, seed, progress)
+            verdict = trial.judge(rewritten.applied)
+        else:
+            verdict = Verdict("skipped" if changed else "unchanged")
+        written = output if verdict.status != "fail" else None
+        if written is not None:
+            draft.commit()
+    return Outcome(path, planned.plan, verdict, size_before, size_after, written)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    original: Path
+    folded: Path
+    weights: Weights
+    inputs: list[InputSet] | None
+    seed: int
+    progress: Progress
+
+    def judge(self, applied: Sequence[Applied]) -> Verdict:
+        """Certificates first, from the files as they lie on disk; then both models are run."""
+        from bnfold._verify._certificate import certify
+        from bnfold._verify._end_to_end import compare
+
+        self.progress("certifying every fold")
+        certificates = certify(
+            _files.load(self.original),
+            _files.load(self.folded),
+            applied,
+            self.original.parent,
+            self.folded.parent,
+        )
+        end_to_end = compare(
+            self.original,
+            self.folded,
+            parameters=self.weights.values,
+            touched=self.weights.touched,
+            inputs=self.inputs,
+            seed=self.seed,
+            progress=self.progress,
+        )
+        certified = all(certificate.holds for certificate in certificates)
+        status: Status = end_to_end.status if certified else "fail"
+        return Verdict(status, certificates, end_to_end)

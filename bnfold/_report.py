@@ -1,0 +1,142 @@
+"""What the command says: text for people, JSON for programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import bnfold
+from bnfold._judge import Outcome, Verdict
+from bnfold._result import Fold, Kept, Plan
+
+if TYPE_CHECKING:
+    from bnfold._verify._verdict import EndToEnd
+
+SCHEMA = "bnfold.report/1"
+
+
+def document(outcome: Outcome) -> dict[str, Any]:
+    """The whole outcome as plain data; ``schema`` names its version."""
+    return {
+        "schema": SCHEMA,
+        "bnfold": bnfold.__version__,
+        "model": str(outcome.model),
+        "output": str(outcome.output) if outcome.output else None,
+        "bytes": {"before": outcome.size_before, "after": outcome.size_after},
+        **outcome.plan.to_dict(),
+        "verification": outcome.verdict.to_dict(),
+    }
+
+
+def text(outcome: Outcome, verbose: bool) -> Iterator[str]:
+    """Lines for a terminal."""
+    plan = outcome.plan
+    rows = list(_operator_rows(plan))
+    if plan.folds:
+        rows.append(("file size", _size(outcome.size_before), _size(outcome.size_after)))
+        yield from _table(("", "before", "after"), rows)
+        maps = sum(len(fold.nodes) for fold in plan.folds)
+        targets = len({(fold.graph, fold.into) for fold in plan.folds})
+        yield f"folded {_count(maps, 'map')} into {_count(targets, 'operator')}"
+        if verbose:
+            yield from (f"  {_fold_line(fold)}" for fold in plan.folds)
+    else:
+        yield "nothing to fold"
+    yield from _kept_lines(plan, verbose)
+    yield from verdict_lines(outcome.verdict, verbose)
+    if outcome.output is not None:
+        yield f"wrote {outcome.output}"
+    elif outcome.verdict.status == "fail":
+        yield "no file was written"
+
+
+def verdict_lines(verdict: Verdict, verbose: bool) -> Iterator[str]:
+    """The verdict on a fold, one line unless there is trouble or ``verbose``."""
+    if verdict.status in ("unchanged", "skipped"):
+        if verdict.status == "skipped":
+            yield "not verified (--no-verify)"
+        return
+    held = sum(certificate.holds for certificate in verdict.certificates)
+    yield f"certificates: {held} of {len(verdict.certificates)} hold"
+    for certificate in verdict.certificates:
+        if not certificate.holds:
+            problem = certificate.problem or f"{certificate.ulps:.3g} units in the last place off"
+            yield f"  {certificate.into} ← {', '.join(certificate.maps)}: {problem}"
+    if verdict.end_to_end is not None:
+        yield from end_to_end_lines(verdict.end_to_end, verbose)
+    yield f"verification: {verdict.status}"
+
+
+def end_to_end_lines(result: EndToEnd, verbose: bool) -> Iterator[str]:
+    """The largest difference of each output next to its tolerance; all input sets if verbose."""
+    shown: dict[str, Any] = {}
+    for check in result.checks:
+        known = shown.get(check.output)
+        worse = known is None or _rank(check) > _rank(known)
+        if worse:
+            shown[check.output] = check
+    checks = result.checks if verbose or result.status != "pass" else shown.values()
+    for check in checks:
+        figures = "not compared"
+        if check.difference is not None and check.tolerance is not None:
+            figures = f"difference {check.difference:.2e}, tolerance {check.tolerance:.2e}"
+        line = f"  {check.output} on {check.inputs} inputs: {check.status}, {figures}"
+        yield f"{line} ({check.note})" if check.note else line
+    for note in result.notes:
+        yield f"  note: {note}"
+
+
+def _rank(check: Any) -> tuple[int, float]:
+    order = {"inconclusive": 0, "pass": 1, "fail": 2}
+    return order[check.status], check.ratio if check.ratio is not None else 0.0
+
+
+def _operator_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    for op in sorted({*plan.before, *plan.after}):
+        before, after = plan.before.get(op, 0), plan.after.get(op, 0)
+        if before != after:
+            yield op, str(before), str(after)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, str, str]]) -> Iterator[str]:
+    widths = [max(len(row[k]) for row in (header, *rows)) for k in range(3)]
+    for name, before, after in (header, *rows):
+        yield f"  {name:<{widths[0]}}  {before:>{widths[1]}}  {after:>{widths[2]}}".rstrip()
+
+
+def _fold_line(fold: Fold) -> str:
+    place = f" [{fold.graph}]" if fold.graph else ""
+    return f"{', '.join(fold.nodes)} → {fold.into}{place} ({', '.join(fold.laws)})"
+
+
+def _kept_lines(plan: Plan, verbose: bool) -> Iterator[str]:
+    if not plan.kept:
+        return
+    codes = Counter(kept.code for kept in plan.kept)
+    yield f"kept {_count(len(plan.kept), 'map')}"
+    for code, count in codes.most_common():
+        members = [kept for kept in plan.kept if kept.code == code]
+        if verbose:
+            yield f"  {code} ({count}): {members[0].advice}"
+            yield from (f"    {_kept_line(kept)}" for kept in members)
+        else:
+            more = f", and {count - 1} more" if count > 1 else ""
+            yield f"  {code}: {_kept_line(members[0])}{more}"
+
+
+def _kept_line(kept: Kept) -> str:
+    place = f" [{kept.graph}]" if kept.graph else ""
+    return f"{kept.node}{place}: {kept.message}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _size(size: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}" if unit != "B" else f"{size} B"
+        size = size / 1000  # type: ignore[assignment]
+    return f"{size:.3g} GB"

@@ -1,0 +1,30 @@
+import onnx
+import pytest
+
+from bnfold._verify._source import common_functions
+
+
+def ending(body: str, opset: int = 17) -> onnx.ModelProto:
+    head = f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[2,3] x) => (float[2,3] y) '
+    return onnx.parser.parse_model(head + "<int64[2] s = {2, 3}>" + body)
+
+
+SOFTMAX = ending("{ y = Softmax<axis = 1>(x) }")
+
+
+@pytest.mark.parametrize(
+    "other, found",
+    [
+        (ending("{ y = Softmax<axis = 1>(x) }"), {"y": "Softmax"}),
+        (ending("{ a = Abs(x) b = Softmax<axis = 1>(a) y = Reshape(b, s) }"), {"y": "Softmax"}),
+        (ending("{ y = Softmax<axis = 0>(x) }"), {}),
+        (ending("{ y = Softmax<axis = 1>(x) }", opset=12), {}),
+        (ending("{ y = Sigmoid(x) }"), {}),
+        (ending("{ a = Softmax<axis = 1>(x) y = Abs(a) }"), {}),
+    ],
+    ids=["same", "behind a reshape", "axis", "opset", "function", "not last"],
+)
+def test_only_the_same_last_function_may_be_left_out(
+    other: onnx.ModelProto, found: dict[str, str]
+) -> None:
+    assert common_functions(SOFTMAX, other) == found
