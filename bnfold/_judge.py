@@ -82,7 +82,7 @@ def run(
         destination=output,
         source=None if changed else path,
     ) as draft:
-        size_after = _files.size(draft.path, model)
+        size_after = draft.size
         if weights is not None:
             trial = _Trial(path, draft.path, weights, inputs, seed, progress)
             verdict = trial.judge(rewritten.applied)

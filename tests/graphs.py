@@ -396,6 +396,10 @@ def check(made: ModelProto, folded: ModelProto) -> None:
     for kept in plan.kept:
         assert kept.code and kept.message and kept.op
 
+    if plan.folds:
+        before, after = (sum(counts(m).values()) for m in (made, folded))
+        assert after < before, f"{before} nodes became {after}: nothing was gained"
+
     settled = bnfold.plan(folded)
     assert settled.folds == (), f"a second fold finds more: {settled.folds}"
     unexplained = Counter(affine_nodes(folded)) - Counter(k.node for k in settled.kept)

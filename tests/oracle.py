@@ -455,7 +455,8 @@ class _Run:
         if kind in LIPSCHITZ:
             (v,) = reference(node, [p.v if p else None for p in x], opset)
             k = LIPSCHITZ[kind]
-            return [fresh(v, k * x[0].w, k * x[0].e + 8 * u * np.abs(v), 4)]
+            own = 16 * u if kind in ("Tanh", "Sigmoid") else 8 * u * np.abs(v)  # approximations
+            return [fresh(v, k * x[0].w, k * x[0].e + own, 4)]
         if kind in AVERAGES:
             parts = [
                 reference(node, [getattr(x[0], f)] + [p.v for p in x[1:]], opset)[0]

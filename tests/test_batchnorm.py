@@ -47,6 +47,32 @@ def test_batchnorm_mul_add_are_one_batchnorm():
     folds(m, BatchNormalization=1)
 
 
+@pytest.mark.parametrize("kind", ["Mul", "Add", "Sub", "Div", "Neg"])
+@pytest.mark.parametrize("between", [False, True], ids=["next", "through-identity"])
+def test_constant_ahead_of_a_standing_batchnorm_goes_into_it(kind, between):
+    first = op("Neg", "x", "a") if kind == "Neg" else const(kind, "x", "a", rand(3, 1, 1))
+    way = [op("Identity", "a", "i")] if between else []
+    m = model(first, *way, bn("bn", "i" if between else "a", "y", 3))
+    left = counts(fold(m))
+    assert left.pop("Identity", 0) <= between
+    assert left == {"BatchNormalization": 1}
+
+
+@pytest.mark.parametrize("between", ["Identity", "Dropout"])
+@pytest.mark.parametrize("outputs", ["y", "y x0"])
+def test_standing_chain_through_a_pass_through_stays_in_order(between, outputs):
+    m = model(
+        op("Relu", "x", "x0"),
+        const("Mul", "x0", "a", rand(3, 1, 1)),
+        const("Add", "a", "b", rand(3, 1, 1)),
+        op(between, "b", "i"),
+        bn("bn", "i", "t", 3),
+        op("Relu", "t", "y"),
+        y=outputs,
+    )
+    fold(m)
+
+
 def test_conv_batchnorm_mul_add_are_one_conv():
     m = model(
         conv("conv", "x", "c", (4, 3, 3, 3)),

@@ -267,3 +267,18 @@ def test_small_variance_and_large_mean():
         },
     )
     folds(m, Conv=1)
+
+
+@pytest.mark.parametrize("last", ["Div", "Mul", "Neg", "Sub"])
+def test_scale_goes_into_the_conv_past_a_shift_along_width(last):
+    """What one fold leaves, a second must not find; whether it folds is a matter of profit."""
+    tail = (
+        op("Neg", "t", "y") if last == "Neg" else const(last, "t", "y", rand(1), left=last == "Sub")
+    )
+    m = model(
+        conv("conv", "x", "c", (4, 3, 3, 3)),
+        const("Add", "c", "a", rand(6)),
+        const("Sub", "a", "t", rand(1)),
+        tail,
+    )
+    fold(m)

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from bnfold._errors import UsageError
-from bnfold._onnx import _tensors
+from bnfold._onnx import _stream, _tensors
 from bnfold._onnx._edit import Relocated
 from bnfold._onnx._rewrite import Rewritten
 
@@ -90,12 +90,17 @@ def tensors(model: ModelProto) -> Iterator[TensorProto]:
 
 def size(path: Path, model: ModelProto) -> int:
     """Bytes on disk of a model file with the external data files it refers to."""
-    locations = {
+    return path.stat().st_size + sum(
+        (path.parent / name).stat().st_size for name in _external_files(model)
+    )
+
+
+def _external_files(model: ModelProto) -> set[str]:
+    return {
         _tensors.external_location(tensor)[0]
         for tensor in tensors(model)
         if tensor.data_location == TensorProto.EXTERNAL
     }
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in locations)
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Draft:
     path: Path
     destination: Path | None
     written: tuple[str, ...]
+    size: int
 
     def commit(self) -> None:
         """Move the files to their destination by renaming, data before model."""
@@ -131,6 +137,8 @@ def draft(
 ) -> Iterator[Draft]:
     """Write a model to a temporary folder beside its destination; gone afterwards unless committed.
 
+    The model is taken apart in writing; pass a copy to keep it.
+
     ``rewritten`` tells what a fold did to the tensors. ``source`` is the original file if the
     model is unchanged: then its bytes are copied. Without a destination the folder is
     the system's. Raises `UsageError` where that cannot be written.
@@ -148,26 +156,18 @@ def draft(
         path = folder / (destination.name if destination is not None else "model.onnx")
         try:
             moved, written = _write_external(model, rewritten, base_dir, destination, folder)
+            files = _external_files(model)
             if source is not None and not moved:
                 shutil.copyfile(source, path)
             else:
-                path.write_bytes(_serialize(model))
+                with path.open("wb") as file:
+                    _stream.write(model, file)
         except OSError as error:
             raise UsageError(_unwritable(destination or path, error)) from error
-        yield Draft(path, destination, tuple(written))
+        bytes_written = sum((folder / name).stat().st_size for name in (path.name, *files))
+        yield Draft(path, destination, tuple(written), bytes_written)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _serialize(model: ModelProto) -> bytes:
-    try:
-        data: bytes = model.SerializeToString()
-    except Exception as error:  # protobuf's own error type differs between its backends.
-        raise UsageError(
-            "the folded model is larger than the 2 GiB that one protobuf file can hold; "
-            "store the original with external data first"
-        ) from error
-    return data
 
 
 def _write_external(
@@ -271,11 +271,7 @@ def _locations(path: Path) -> set[str]:
         model = onnx.load(path, load_external_data=False)
     except Exception:  # Whatever lies there is about to be replaced and owns no data file.
         return set()
-    return {
-        _tensors.external_location(tensor)[0]
-        for tensor in tensors(model)
-        if tensor.data_location == TensorProto.EXTERNAL
-    }
+    return _external_files(model)
 
 
 def _same_file(first: Path, second: Path) -> bool:

@@ -16,6 +16,13 @@ def test_right_folds_never_alarm(dtype: type) -> None:
     assert passed > (0.9 if dtype is np.float32 else 0.5) * len(SEEDS)
 
 
+@pytest.mark.parametrize("seed, dtype", [(6953, np.float32), (7186, np.float16)])
+def test_more_draws_clear_what_the_first_three_underrate(seed: int, dtype: type) -> None:
+    report = judge(seed, dtype)
+    assert report is not None
+    assert report.status == "pass"
+
+
 def test_rolled_weights_are_nearly_always_found() -> None:
     reports = [report for seed in SEEDS if (report := judge(seed, mistake="rolled"))]
     verdicts = Counter(report.status for report in reports)
