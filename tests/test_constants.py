@@ -433,3 +433,64 @@ def test_weight_behind_dequantize_linear_stays():
         opset=21,
     )
     stays(m, {"bn": "quantized-weight"})
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (2, 1, 1, 1)], ids=["W", "H", "N"])
+def test_constant_along_a_free_axis_stays(shape):
+    m = model(conv(*CONV), const("Mul", "c", "y", rand(*shape), name="k"), x=("n", 3, "h", "w"))
+    assert codes(m)["k"] in ("not-per-channel", "axis-mismatch", "unknown-shape")
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 1, 1), (2, 1, 1, 1), (1, 1, 6, 1)], ids=str)
+def test_equal_values_along_a_free_axis_may_expand_it(shape):
+    """[2, 4, 1, 1] on [n, 4, h, w] makes n = 2 of n = 1, whatever its values are."""
+    k = np.broadcast_to(rand(1, shape[1], 1, 1), shape).copy()
+    m = model(conv(*CONV), const("Mul", "c", "y", k, name="k"), x=("n", 3, "h", "w"))
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+    assert codes(m)["k"] in ("not-per-channel", "unknown-shape")
+
+
+def test_dropout_whose_mode_the_caller_gives_stops():
+    from onnx import TensorProto
+
+    m = model(
+        conv(*CONV),
+        op("Dropout", "c ratio on", "d"),
+        bn("bn", "d", "y", 4),
+        weights={"ratio": np.float32(0.5)},
+    )
+    m.graph.input.append(helper.make_tensor_value_info("on", TensorProto.BOOL, ()))
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+    assert "bn" in codes(m)
+
+
+@pytest.mark.parametrize("on", [False, None], ids=["off", "unsaid"])
+def test_dropout_in_inference_written_out_does_not_stop(on):
+    weights = {"ratio": np.float32(0.5)} | ({} if on is None else {"on": np.array(on)})
+    m = model(
+        conv(*CONV),
+        op("Dropout", "c ratio" + ("" if on is None else " on"), "d"),
+        bn("bn", "d", "y", 4),
+        weights=weights,
+    )
+    after = counts(fold(m))
+    assert "BatchNormalization" not in after
+
+
+def test_overridable_gemm_c_and_matmul_bias():
+    m = model(
+        op("Gemm", "x w b", "g"),
+        bn("bn", "g", "y", 4),
+        x=(5, 3),
+        weights={"w": rand(3, 4), "b": rand(4)},
+    )
+    stays(overridable(m, "b"), {"bn": "overridable-weight"})
+    m = model(
+        op("MatMul", "x w", "g"),
+        op("Add", "g b", "a", name="add"),
+        const("Mul", "a", "y", rand(4), name="mul"),
+        x=(5, 3),
+        weights={"w": rand(3, 4), "b": rand(4)},
+    )
+    fold(overridable(m, "b"))

@@ -155,7 +155,7 @@ def test_missing_data_of_a_bystander_does_not_matter_to_the_plan(tmp_path):
 def test_missing_data_is_an_error_that_names_the_file(tmp_path):
     source = saved(two_blocks(), tmp_path)
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(Exception, match="weights.bin"):
+    with pytest.raises(Exception, match=r"weights\.bin"):
         bnfold.fold(source, tmp_path / "folded.onnx")
     assert not (tmp_path / "folded.onnx").exists()
 
@@ -170,11 +170,7 @@ def test_symbolic_links_as_model_hubs_make_them(tmp_path):
         (hub / name).symlink_to(source.parent / name)
     target = tmp_path / "out" / "folded.onnx"
     target.parent.mkdir()
-    try:
-        bnfold.fold(hub / "model.onnx", target)
-    except Exception as error:
-        assert "weights.bin" in str(error), error  # refused in one clear sentence
-        return
+    bnfold.fold(hub / "model.onnx", target)
     assert_same(m, onnx.load(target))
 
 

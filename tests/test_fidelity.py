@@ -356,8 +356,9 @@ def test_model_with_every_field_through_files(tmp_path):
     source.write_bytes(before.SerializeToString())
     bnfold.fold(source, target)
     assert source.read_bytes() == before.SerializeToString()
-    assert target.read_bytes() == bnfold.fold(before).SerializeToString()
-    assert_faithful(before, onnx.load(target))
+    written = ModelProto.FromString(target.read_bytes())
+    assert written.SerializeToString() == bnfold.fold(before).SerializeToString()
+    assert_faithful(before, written)
 
 
 def test_nothing_to_fold_is_byte_identical(tmp_path):

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from .graphs import bn, codes, const, counts, fold, folds, model, op, rand
+from .graphs import assert_same, bn, codes, const, counts, fold, folds, model, op, overridable, rand
 
 FORMS = list(itertools.product([0, 1], [0, 1], [1.0, 0.5], [1.0, -2.0, 0.0]))
 
@@ -108,6 +108,14 @@ def test_c_of_zero_beta_may_hold_anything():
     folds(m, Gemm=1)
 
 
+def test_overridable_c_of_zero_beta_stays_an_input():
+    """It means nothing to the result, but a caller may still give it."""
+    m = overridable(model(gemm((4,), beta=0.0), bn("bn", "g", "y", 4), x=(5, 3)), "fc.c")
+    after = fold(m)
+    assert [i.name for i in after.graph.input] == ["x", "fc.c"]
+    assert_same(m, after, {"x": rand(5, 3), "fc.c": rand(4)})
+
+
 def test_constant_a_with_dynamic_b_is_right():
     """The channels of the output come from the input; only rows could be absorbed."""
     m = model(
@@ -129,6 +137,4 @@ def test_row_c_keeps_its_batch_free():
     m = model(gemm((), 0, 1), bn("bn", "g", "y", 4), x=("n", 3))
     after = folds(m, Gemm=1)
     data = {"x": rand(7, 3)}
-    from .graphs import assert_same
-
     assert_same(m, after, data)

@@ -271,3 +271,53 @@ def test_same_constant_used_by_two_affine_nodes(kind):
         weights={"k": rand(4, 1, 1)},
     )
     folds(m, Conv=2)
+
+
+def test_matmul_weight_shared_by_a_folded_and_a_plain_product():
+    m = model(
+        op("MatMul", "x w", "m1", name="mm1"),
+        op("MatMul", "x w", "z", name="mm2"),
+        op("Add", "m1 k", "a"),
+        bn("bn", "a", "y", 4),
+        x=(5, 3),
+        y="y z",
+        weights={"w": rand(3, 4), "k": rand(4)},
+    )
+    folds(m, MatMul=2, Add=1)
+
+
+def test_matmul_bias_shared_by_a_folded_and_a_plain_sum():
+    m = model(
+        op("MatMul", "x w1", "m1", name="mm1"),
+        op("MatMul", "x w2", "m2", name="mm2"),
+        op("Add", "m1 k", "a"),
+        op("Add", "k m2", "z"),
+        bn("bn", "a", "y", 4),
+        x=(5, 3),
+        y="y z",
+        weights={"w1": rand(3, 4), "w2": rand(3, 4), "k": rand(4)},
+    )
+    folds(m, MatMul=2, Add=2)
+
+
+def test_gamma_shared_by_an_instance_norm_and_a_mul():
+    m = model(
+        op("InstanceNormalization", "x g g", "n", name="norm"),
+        op("Reshape", "g s", "k"),
+        op("Mul", "n k", "y"),
+        weights={"g": rand(3), "s": np.array([3, 1, 1])},
+    )
+    folds(m, InstanceNormalization=1)
+
+
+def test_constant_node_shared_by_a_folded_and_a_plain_conv():
+    from .graphs import tensor
+
+    m = model(
+        op("Constant", "", "w", name="const", value=tensor(rand(4, 3, 3, 3), "")),
+        op("Conv", "x w", "c1", name="conv1"),
+        op("Conv", "x w", "z", name="conv2"),
+        bn("bn", "c1", "y", 4),
+        y="y z",
+    )
+    fold(m)

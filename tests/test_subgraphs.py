@@ -315,3 +315,71 @@ def test_constant_nodes_captured_from_outside():
         weights={"ow": rand(4, 3, 3, 3)},
     )
     both(m, If=1, Conv=2)
+
+
+def test_parameter_read_by_a_branch_survives_the_fold():
+    then = subgraph(op("Mul", "x bn.k", "t"), y="t")
+    other = subgraph(op("Add", "x bn.k", "e"), y="e")
+    (bnode, bw), scalar = bn("bn", "c", "z", 1), rand(1)
+    bnode.input[2] = "bn.k"
+    m = with_cond(
+        conv("conv", "x", "c", (1, 3, 1, 1)),
+        (bnode, bw | {"bn.k": scalar}),
+        branch(then=then, other=other),
+        y="y z",
+    )
+    after = both(m, Conv=1, If=1, Mul=1, Add=1)
+    np.testing.assert_array_equal(constants(after)["bn.k"], scalar)
+
+
+def test_weight_of_a_folded_conv_that_a_branch_reads_is_not_changed():
+    then = subgraph(op("Conv", "x conv.w conv.b", "t"), y="t")
+    other = subgraph(op("Conv", "x conv.w", "e"), y="e")
+    m = with_cond(conv(*CONV), bn("bn", "c", "z", 4), branch(then=then, other=other), y="y z")
+    after = both(m, Conv=3, If=1)
+    for name in ("conv.w", "conv.b"):
+        np.testing.assert_array_equal(constants(after)[name], constants(m)[name])
+
+
+def test_weight_that_is_a_branch_output_is_not_changed():
+    then = subgraph(op("Identity", "w", "t"), y="t")
+    other = subgraph(op("Neg", "w", "e"), y="e")
+    m = with_cond(
+        op("Conv", "x w", "c", name="conv"),
+        bn("bn", "c", "z", 4),
+        branch(then=then, other=other),
+        y="y z",
+        weights={"w": rand(4, 3, 3, 3)},
+    )
+    after = both(m)
+    np.testing.assert_array_equal(constants(after)["w"], constants(m)["w"])
+
+
+def test_constant_chain_outside_that_only_a_branch_reads_on():
+    then = subgraph(op("Mul", "x1 k", "t"), y="t")
+    other = subgraph(op("Add", "x1 k", "e"), y="e")
+    m = with_cond(
+        conv(*CONV),
+        op("Reshape", "raw s", "k", name="chain"),
+        op("Mul", "c k", "z", name="mul"),
+        op("Identity", "z", "x1", name="pass"),
+        branch(then=then, other=other),
+        weights={"raw": rand(4), "s": np.array([4, 1, 1])},
+    )
+    after = both(m)
+    assert "chain" in {n.name for n in after.graph.node}
+
+
+@pytest.mark.parametrize("where", ["outer", "inner"])
+def test_name_of_a_branch_value_that_shadows_a_vanished_one(where):
+    """The conv's own output name goes; a branch may use the same name for its own value."""
+    then = subgraph(
+        op("Relu", "b", "c" if where == "inner" else "t0"), y="c" if where == "inner" else "t0"
+    )
+    other = subgraph(op("Tanh", "b", "e"), y="e")
+    m = with_cond(
+        conv("conv", "x", "c0" if where == "inner" else "c", (4, 3, 3, 3)),
+        bn("bn", "c0" if where == "inner" else "c", "b", 4),
+        branch(then=then, other=other),
+    )
+    both(m, Conv=1, If=1, Relu=1, Tanh=1)

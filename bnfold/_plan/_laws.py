@@ -59,10 +59,21 @@ def absorb_behind(node: Node, absorber: Absorber, total: AffineMap) -> Reason | 
     return None
 
 
-def pays(removed: int, removed_steps: int, added: int) -> bool:
+def split(node: Node, absorber: Absorber, total: AffineMap) -> AffineMap | None:
+    """The part ``A(s, 0)`` of a map that goes into the weights where the shift cannot.
+
+    ``A(s, t) = A(1, t)∘A(s, 0)``, exactly; the shift is left to an Add. None where the scale is
+    no more welcome than the whole.
+    """
+    part = AffineMap.of(total.scale, 0.0, total.axis)
+    return part if absorb_behind(node, absorber, part) is None else None
+
+
+def pays(removed: int, removed_steps: int, added: int, added_steps: int) -> bool:
     """A move is taken when it lowers the operators executed or their work, and raises neither.
 
-    ``removed`` operators doing ``removed_steps`` elementwise steps give way to ``added``
-    one-step operators.
+    Operators are counted with the elementwise steps they take: 2 for a BatchNormalization, 1 for
+    a Mul or an Add.
     """
-    return added <= removed and added < removed_steps
+    fewer = added < removed or added_steps < removed_steps
+    return fewer and added <= removed and added_steps <= removed_steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from bnfold._affine import AffineMap
@@ -14,32 +14,32 @@ from bnfold._plan._view import Absorber, Affine, Barrier, Carrier, Value, View
 Law = Literal["absorb", "compose"]
 
 
+STEPS = {"Mul": 1, "Add": 1, "BatchNormalization": 2}
+
+
 @dataclass(frozen=True)
 class Move:
     """Affine nodes that give way.
 
-    ``absorb``: their composition ``map`` goes into the parameters of node ``into``.
-    ``compose``: they stand alone (``into`` is the first of them) and shrink to a Mul, an Add,
-    both, or nothing. ``chain`` lists, in data order, the nodes after the absorber (for
-    ``compose``: from the first map on), carriers included; ``maps`` those of them that are affine.
+    ``absorb``: ``absorbed`` goes into the parameters of node ``into``. ``compose``: they stand
+    alone (``into`` is the first of them) and nothing is absorbed. Either way ``left`` has to stand
+    where they stood, as the operators in ``stands``. ``chain`` lists, in data order, the nodes
+    after the absorber (for ``compose``: from the first map on), carriers included; ``maps`` those
+    of them that are affine.
     """
 
     law: Law
     into: int
     maps: tuple[int, ...]
     chain: tuple[int, ...]
-    map: AffineMap
-    bias_free: bool = True
+    absorbed: AffineMap
+    left: AffineMap
+    stands: tuple[str, ...]
 
     @property
-    def adds_mul(self) -> bool:
-        """Whether a Mul has to stand where the maps stood."""
-        return self.law == "compose" and not self.map.keeps_scale
-
-    @property
-    def adds_add(self) -> bool:
-        """Whether an Add has to stand where the maps stood."""
-        return not self.map.keeps_origin and (self.law == "compose" or not self.bias_free)
+    def changes_values(self) -> bool:
+        """Whether tensors on the way hold other values than before."""
+        return not (self.absorbed.is_identity and self.left.is_identity)
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,32 @@ def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
 
 @dataclass
 class _Group:
-    """Maps that will move together, and the composition of all of them."""
+    """Maps that will move together, and the composition of all of them.
+
+    ``reason`` is what kept the first of them from moving on, None where nothing did.
+    """
 
     law: Law
     into: int
     map: AffineMap
+    absorbed: AffineMap
     absorber: Absorber | None
-    reason: Reason | None = None
-    maps: list[int] = field(default_factory=list)
-    chain: list[int] = field(default_factory=list)
+    reason: Reason | None
+    maps: list[int]
+    chain: list[int]
     closed: bool = False
 
-    def frozen(self) -> Move:
-        free = self.absorber is None or self.absorber.bias_free
-        return Move(self.law, self.into, tuple(self.maps), tuple(self.chain), self.map, free)
+    @property
+    def left(self) -> AffineMap:
+        """What of the composition is not absorbed."""
+        if self.law == "compose":
+            return self.map
+        if self.absorbed is self.map:
+            return _IDENTITY
+        return AffineMap.of(1.0, self.map.shift, self.map.axis)
+
+
+_IDENTITY = AffineMap.of(1.0, 0.0, None)
 
 
 class _Planner:
@@ -120,7 +132,10 @@ class _Planner:
         if reason is None:
             return
         if role.composable:
-            group = self._open("compose", index, None, role.map, [index], index, reason)
+            whole = _Group(
+                "compose", index, role.map, _IDENTITY, None, reason, [index], [index]
+            )
+            group = self._open(whole)
             if role.absorber is not None:
                 self.standing[index] = group
                 self.home.pop(index)
@@ -176,12 +191,19 @@ class _Planner:
     def _absorb(
         self, index: int, map_: AffineMap, to: int, absorber: Absorber, chain: list[int]
     ) -> Reason | None:
-        reason = _laws.absorb_behind(self.view.nodes[to], absorber, map_)
-        if reason is None:
-            self._open("absorb", to, absorber, map_, chain, index, None)
-            if to in self.standing:
-                self.standing[to].closed = True
-        return reason
+        node = self.view.nodes[to]
+        reason = _laws.absorb_behind(node, absorber, map_)
+        absorbed: AffineMap | None = map_
+        if reason is not None:
+            absorbed = _laws.split(node, absorber, map_)
+        elif not absorber.bias_free and not map_.keeps_origin:
+            absorbed = AffineMap.of(map_.scale, 0.0, map_.axis)
+        if absorbed is None:
+            return reason
+        self._open(_Group("absorb", to, map_, absorbed, absorber, reason, [index], chain))
+        if to in self.standing:
+            self.standing[to].closed = True
+        return None
 
     def _join(self, group: _Group, index: int, role: Affine, chain: list[int]) -> Reason | None:
         """Compose a map with those of a group that ends where the map begins."""
@@ -193,45 +215,65 @@ class _Planner:
             )
         if not total.is_finite:
             return Reason("overflow", label, f"composed with {label} it is no longer finite")
+        absorbed = _IDENTITY
         if group.absorber is not None:
             node = self.view.nodes[group.into]
             reason = _laws.absorb_behind(node, group.absorber, total)
+            part: AffineMap | None = total
             if reason is not None:
+                part = _laws.split(node, group.absorber, total)
+            elif not group.absorber.bias_free and not total.keeps_origin:
+                part = AffineMap.of(total.scale, 0.0, total.axis)
+            if part is None:
                 return reason
+            absorbed = part
         elif not role.composable:
             return group.reason
-        group.map = total
+        group.map, group.absorbed = total, absorbed
         group.maps.append(index)
         group.chain.extend(chain)
         self.home[index] = group
         return None
 
-    def _open(
-        self,
-        law: Law,
-        into: int,
-        absorber: Absorber | None,
-        map_: AffineMap,
-        chain: list[int],
-        index: int,
-        reason: Reason | None,
-    ) -> _Group:
-        group = _Group(law, into, map_, absorber, reason, [index], list(chain))
+    def _open(self, group: _Group) -> _Group:
         self.groups.append(group)
-        self.home[index] = group
+        self.home[group.maps[0]] = group
         return group
+
+    def _move(self, group: _Group) -> Move:
+        left = group.left
+        stands: tuple[str, ...] = ()
+        if not left.keeps_scale:
+            stands += ("Mul",)
+        if not left.keeps_origin:
+            stands += ("Add",)
+        if len(stands) == 2 and left.axis in (None, 1) and self._has_batch_norm(group):
+            stands = ("BatchNormalization",)
+        return Move(
+            group.law,
+            group.into,
+            tuple(group.maps),
+            tuple(group.chain),
+            group.absorbed,
+            left,
+            stands,
+        )
+
+    def _has_batch_norm(self, group: _Group) -> bool:
+        return any(self._affine(index).absorber is not None for index in group.maps)
+
+    def _affine(self, index: int) -> Affine:
+        role = self.view.nodes[index].role
+        assert isinstance(role, Affine)
+        return role
 
     def _stays(self, group: _Group, move: Move) -> Reason | None:
         """Why a group is left as it is, or None where moving it pays."""
         if group.closed:
             return group.reason
-        steps = 0
-        for index in group.maps:
-            role = self.view.nodes[index].role
-            assert isinstance(role, Affine)
-            steps += role.steps
-        added = int(move.adds_mul) + int(move.adds_add)
-        if not _laws.pays(len(group.maps), steps, added):
+        steps = sum(self._affine(index).steps for index in group.maps)
+        standing = sum(STEPS[op] for op in move.stands)
+        if not _laws.pays(len(group.maps), steps, len(move.stands), standing):
             if group.reason is not None:
                 return group.reason
             label = self.view.nodes[group.into].label
@@ -240,7 +282,7 @@ class _Planner:
                 label,
                 f"{label} has no bias: its shift needs an Add of its own, which is there already",
             )
-        if group.law == "compose" and added == 0 and not self._droppable(group):
+        if group.law == "compose" and not move.stands and not self._droppable(group):
             return group.reason
         return None
 
@@ -250,8 +292,7 @@ class _Planner:
         if last.pinned is None:
             return True
         first = self.view.nodes[group.into]
-        assert isinstance(first.role, Affine)
-        source = self._value(first.inputs[first.role.data])
+        source = self._value(first.inputs[self._affine(group.into).data])
         return source.producer is not None and _laws.unshared(self.view, source, group.into) is None
 
     def _value(self, index: int) -> Value:

@@ -114,7 +114,7 @@ class Reference:
                 model = onnx.load(source)
             else:
                 model = onnx.load_model_from_string(source)
-                onnx.load_external_data_for_model(model, str(folder))
+                onnx.load_external_data_for_model(model, str(folder or ""))
         except Exception as error:
             raise _engine_error(error) from error
         if model.ByteSize() > _REFERENCE_LIMIT:

@@ -22,13 +22,15 @@ class Pair:
     def __init__(self, seed: int, dtype: type = np.float32, mistake: str = "") -> None:
         """Draw one pair; a mistake is made in one layer of the folded form.
 
-        `spoilt` tells whether it changed anything: rolling a single channel does not.
+        `spoilt` tells whether it changed anything: rolling a single channel does not. `overflows`
+        tells that the new weights do not fit their type, so that there is nothing to fold.
         """
         self.rng = np.random.default_rng(seed)
         self.dtype = dtype
         self.mistake = mistake
         self.weights: dict[str, Array] = {}
         self.spoilt = False
+        self.overflows = False
         self._nodes: tuple[list[onnx.NodeProto], list[onnx.NodeProto]] = ([], [])
         self._tensors: tuple[list[onnx.TensorProto], list[onnx.TensorProto]] = ([], [])
         self._count = 0
@@ -152,6 +154,7 @@ class Pair:
         folded = [self._name("folded"), self._name("folded")]
         for name, array in zip(folded, (flat.reshape(shape), new_bias), strict=True):
             stored = np.asarray(array, dtype=self.dtype)
+            self.overflows |= not np.isfinite(stored).all()
             self._tensors[1].append(numpy_helper.from_array(stored, name))
         self._nodes[1].append(helper.make_node(kind, [source, *folded], [output], **options))
         self.channels = outer

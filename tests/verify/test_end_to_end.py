@@ -382,3 +382,21 @@ def test_another_input_type_fails(save: Save, judge: Compare) -> None:
     report = judge(one, two)
     assert report.status == "fail"
     assert "tensor(float) and tensor(double)" in report.notes[0]
+
+
+def test_power_counts_only_layers_that_reach_the_output(
+    save: Save, judge: Compare, tmp_path: Path
+) -> None:
+    text = HEAD.replace("=> (", "=> (float[A,B,C,D] early, ")
+    path = save(text + CONV.replace("y =", "early = Identity(n) y ="), **SHAPES)
+    touched = [*fold(path, tmp_path / "folded.onnx"), "last"]
+    report = judge(path, tmp_path / "folded.onnx", touched=touched)
+    assert statuses(report) == ["pass"] * 4
+
+
+def test_an_early_layer_behind_a_dead_one_is_not_seen(save: Save, judge: Compare) -> None:
+    body = "{ a = Mul(x, w) b = Clip(a, low, high) c = Mul(b, v) y = Identity(c) }"
+    path = save(HEAD + "<float low = {7}, float high = {7}>" + body, w=(1,), v=(1,))
+    report = judge(path, path)
+    assert report.status == "inconclusive"
+    assert report.checks[0].power == 0
