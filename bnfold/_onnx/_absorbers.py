@@ -37,11 +37,15 @@ def conv(context: Context, node: NodeProto) -> Found | None:
     Exact for every rank, stride, dilation, padding and group: each output element of channel o is
     linear in W[o] and adds b[o] once (ONNX Conv).
     """
+    if len(node.input) < 2:
+        return None
     weight = context.parameter(node, 1)
     shape = _shape_of(context, node.input[1], weight)
     if shape is None or len(shape) < 3 or shape[0] is None:
         return _blocked(weight)
-    cout = shape[0]
+    cout, group = shape[0], _attributes.integer(node, "group", 1)
+    if group < 1 or cout % group:
+        return None
     return _channel_first(
         context, node, weight, cout, lambda axis: _weights.along_axis(_fixed(shape), 0), shape
     )
@@ -53,6 +57,8 @@ def conv_transpose(context: Context, node: NodeProto) -> Found | None:
     Exact for every stride, dilation, padding and output padding: each output element of channel
     o sums terms linear in the weights of o and adds b[o] once (ONNX ConvTranspose).
     """
+    if len(node.input) < 2:
+        return None
     weight = context.parameter(node, 1)
     shape = _shape_of(context, node.input[1], weight)
     group = _attributes.integer(node, "group", 1)
@@ -81,7 +87,7 @@ def group_norm(context: Context, node: NodeProto) -> Found | None:
     if found is None or context.opset >= 21:
         return found
     role = Absorber({}, found.role.scale_blocked, found.role.shift_blocked)
-    return Found(role, found.site, None)
+    return Found(role, found.site, found.shape)
 
 
 def layer_norm(context: Context, node: NodeProto) -> Found | None:
@@ -99,7 +105,7 @@ def layer_norm(context: Context, node: NodeProto) -> Found | None:
     if offset < 0:
         return None
     channels = {offset + j: n for j, n in enumerate(gamma)} if shape is not None else {}
-    bias = context.parameter(node, 2)
+    bias = _shaped(context.parameter(node, 2), gamma)
     site = Site(
         label(node),
         1,
@@ -113,7 +119,7 @@ def layer_norm(context: Context, node: NodeProto) -> Found | None:
         dtype=weight.dtype,
     )
     blocked = bias if isinstance(bias, Reason) else None
-    return Found(Absorber(channels, blocked, blocked), site, None)
+    return Found(Absorber(channels, blocked, blocked), site, shape)
 
 
 def gemm(context: Context, node: NodeProto) -> Found | None:
@@ -139,6 +145,8 @@ def gemm(context: Context, node: NodeProto) -> Found | None:
     stored_axis = (1 - axis) if transposed else axis
     fixed = weight.shape
     size = fixed[stored_axis]
+    if isinstance(bias, Constant) and not _broadcasts(bias.shape, axis, size):
+        bias = _unusual(bias)
     site = Site(
         label(node),
         position,
@@ -230,7 +238,7 @@ def _channel_first(
     shape: Shape,
 ) -> Found:
     """The site of a convolution: bias ``[Cout]``, output channels on axis 1."""
-    bias = context.parameter(node, 2)
+    bias = _shaped(context.parameter(node, 2), (cout,))
     bias_reason = bias if isinstance(bias, Reason) else None
     weight_reason = weight if isinstance(weight, Reason) else None
     known = next((x for x in (weight, bias) if isinstance(x, Constant)), None)
@@ -258,7 +266,7 @@ def _gamma_on_axis_one(context: Context, node: NodeProto) -> Found | None:
         return _blocked(weight)
     size = math.prod(weight.shape)
     fixed = weight.shape
-    bias = context.parameter(node, 2)
+    bias = _shaped(context.parameter(node, 2), fixed)
     site = Site(
         label(node),
         1,
@@ -272,7 +280,7 @@ def _gamma_on_axis_one(context: Context, node: NodeProto) -> Found | None:
         dtype=weight.dtype,
     )
     blocked = bias if isinstance(bias, Reason) else None
-    return Found(Absorber({1: size}, blocked, blocked), site, None)
+    return Found(Absorber({1: size}, blocked, blocked), site, context.shape(node.input[0]))
 
 
 def _blocked(weight: Constant | Reason | None) -> Found | None:
@@ -280,8 +288,23 @@ def _blocked(weight: Constant | Reason | None) -> Found | None:
     if weight is None:
         return None
     if isinstance(weight, Constant):
-        weight = Reason("not-per-channel", weight.name, f"{weight.name} has an unusual shape")
+        weight = _unusual(weight)
     return Found(Absorber({}, weight, weight), None, None)
+
+
+def _shaped(bias: Constant | Reason | None, shape: tuple[int, ...]) -> Constant | Reason | None:
+    """A bias of the one shape that its operator allows, or a reason."""
+    return _unusual(bias) if isinstance(bias, Constant) and bias.shape != shape else bias
+
+
+def _broadcasts(shape: tuple[int, ...], axis: int, size: int) -> bool:
+    """Whether Gemm's C fits an output of the given size along an axis."""
+    return len(shape) <= 2 and ((1, 1, *shape)[-2:])[axis] in (1, size)
+
+
+def _unusual(constant: Constant) -> Reason:
+    what = f"{constant.name} has a shape that its operator does not allow: {constant.shape}"
+    return Reason("not-per-channel", constant.name, what)
 
 
 def _shape_of(context: Context, name: str, weight: Constant | Reason | None) -> Shape | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto
 
+from bnfold._onnx._attributes import depends_on_call
 from bnfold._onnx._constants import Constant, Constants
 from bnfold._onnx._scopes import Scope
 from bnfold._onnx._shapes import Shape, Shapes
@@ -47,6 +48,14 @@ class Context:
         if position >= len(node.input) or not node.input[position]:
             return None
         return self.constants.find(self.scope, node.input[position])
+
+    def is_set_by_call(self, name: str) -> bool:
+        """Whether a tensor is a constant that each call of the function around it may set."""
+        position = self.scope.producers.get(name)
+        if position is None:
+            return False
+        node = self.scope.nodes[position]
+        return node.op_type == "Constant" and depends_on_call(node)
 
     def parameter(self, node: NodeProto, position: int) -> Constant | Reason | None:
         """Like `constant`, for a floating-point parameter that nobody may set from outside."""

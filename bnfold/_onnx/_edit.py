@@ -107,10 +107,13 @@ class Editor:
         for name in node.input:
             self._count(scope, name, -1)
 
-    def borrow(self, scope: Scope, position: int, copy: NodeProto, constant: int) -> None:
-        """Copy a removed node, to be placed again; its constant input has a reader once more."""
+    def borrow(
+        self, scope: Scope, position: int, copy: NodeProto, constants: Iterable[int]
+    ) -> None:
+        """Copy a removed node, to be placed again; its constant inputs have a reader once more."""
         copy.CopyFrom(scope.nodes[position])
-        self._count(scope, copy.input[constant], 1)
+        for number in constants:
+            self._count(scope, copy.input[number], 1)
 
     def place(
         self, scope: Scope, slot: int, node: NodeProto, data: int, source: str, output: str
@@ -125,13 +128,17 @@ class Editor:
         self._vanished[scope.path].pop(output, None)
         return output
 
-    def reread(self, scope: Scope, positions: Iterable[int], old: str, new: str) -> None:
-        """Let every one of the nodes that reads ``old`` read ``new`` instead."""
-        for position in positions:
-            node = scope.nodes[position]
-            for number, name in enumerate(node.input):
-                if name == old and position not in self._gone[scope.path]:
-                    self._connect(scope, node, number, new)
+    def reread(self, scope: Scope, old: Iterable[str], new: str) -> None:
+        """Let every node that is left read ``new`` where it reads a name that has vanished."""
+        for name in old:
+            if name == new or name not in self._vanished[scope.path]:
+                continue
+            for position in dict.fromkeys(scope.readers.get(name, ())):
+                node = scope.nodes[position]
+                for number, read in enumerate(node.input):
+                    if read == name and position not in self._gone[scope.path]:
+                        self._connect(scope, node, number, new)
+                        scope.readers.setdefault(new, []).append(position)
 
     def finish(self) -> None:
         """Remove what the edits orphaned, then everything that was marked for removal."""
@@ -146,6 +153,7 @@ class Editor:
         owner = scope.owner(old.name)
         return (
             owner is not None
+            and old.name not in owner.protected
             and self._uses[owner.path][old.name] == 1
             and old.name not in self._annotated[owner.path]
             and old.shape == values.shape
@@ -196,6 +204,8 @@ class Editor:
         while self._unread:
             scope, name = self._unread.pop()
             if self._uses[scope.path][name] > 0 or name in self._dropped[scope.path]:
+                continue
+            if name in scope.protected:
                 continue
             if name in scope.initializers:
                 self._dropped[scope.path].add(name)

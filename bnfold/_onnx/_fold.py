@@ -81,7 +81,7 @@ def _plan(network: Network, settled: Settled) -> Plan:
         for move in moves.moves:
             folds.append(_fold(graph, move))
             after.subtract(graph.view.nodes[i].op for i in move.maps)
-            after.update(["Mul"] * move.adds_mul + ["Add"] * move.adds_add)
+            after.update(move.stands)
         for index, reason in moves.kept.items():
             node = graph.view.nodes[index]
             kept.append(
@@ -104,7 +104,9 @@ def _fold(graph: Graph, move: Move) -> Fold:
     laws = [f"carry through {op}" for op in crossed]
     if move.law == "absorb":
         laws.append(f"absorb behind {nodes[move.into].op}")
-    if move.law == "compose" and not (move.adds_mul or move.adds_add):
+        if move.stands:
+            laws.append(f"leave {' and '.join(move.stands)}")
+    if move.law == "compose" and not move.stands:
         laws.insert(0, "drop the identity")
     elif len(move.maps) > 1 or move.law == "compose":
         laws.insert(0, "compose")

@@ -16,11 +16,11 @@ from bnfold._errors import UsageError
 from bnfold._onnx._constants import Constants
 from bnfold._onnx._context import Context
 from bnfold._onnx._roles import Reading, read_node
-from bnfold._onnx._scopes import Scope, label, read_scopes
+from bnfold._onnx._scopes import Scope, label, read_scopes, reads_value
 from bnfold._onnx._shapes import infer
 from bnfold._plan._planner import Move, Moves, plan
 from bnfold._plan._reasons import Reason
-from bnfold._plan._view import Node, Value, View
+from bnfold._plan._view import Affine, Node, Value, View
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,19 @@ class Graph:
     positions: tuple[int, ...]
     readings: tuple[Reading, ...]
 
-    def rank(self, index: int) -> int | None:
-        """The rank of a node's main output, None where not known."""
-        name = self.view.values[self.view.nodes[index].outputs[0]].name
-        shape = self.context.shape(name)
-        return len(shape) if shape is not None else None
+    def rank(self, maps: tuple[int, ...]) -> int:
+        """The rank of the tensor that a chain of maps acts on, known at one of them at least."""
+        for index in maps:
+            role = self.view.nodes[index].role
+            assert isinstance(role, Affine)
+            shape = self.context.shape(self.name(self.view.nodes[index].inputs[role.data]))
+            if shape is not None:
+                return len(shape)
+        raise AssertionError("a map that varies along an axis was read without a rank")
+
+    def name(self, value: int) -> str:
+        """The name of a value of the view."""
+        return self.view.values[value].name
 
 
 @dataclass(frozen=True)
@@ -97,20 +105,61 @@ def _refusal(graph: Graph, move: Move, remembered: dict[tuple[int, int], Vector]
                 remembered[key] = site.peaks(axis)
             return remembered[key]
 
-        reason = site.refuses(move.map, peaks)
+        reason = site.refuses(move.absorbed, peaks)
         if reason is not None:
             return reason
-    dtype = site.dtype if site is not None else element_dtype(graph, move.maps)
+    return _standing_refusal(graph, move) if move.stands else None
+
+
+def _standing_refusal(graph: Graph, move: Move) -> Reason | None:
+    """Whether the constants of operators that have to stand would be lost to rounding."""
     where = graph.view.nodes[move.into].label
-    for vector, stands in ((move.map.scale, move.adds_mul), (move.map.shift, move.adds_add)):
-        if stands and _weights.overflows(np.abs(vector), dtype):
+    dtype = standing_dtype(graph, move)
+    constants = standing_constants(graph, move)
+    for _, vector in constants:
+        if _weights.overflows(np.abs(vector), dtype):
             return Reason("overflow", where, f"the composed constants would overflow {dtype}")
-    if move.adds_mul and bool(_weights.underflows(np.ones(1), move.map.scale, dtype).any()):
+    op, first = constants[0]
+    if op != "Add" and bool(_weights.underflows(np.ones(1), first, dtype).any()):
         return Reason("underflow", where, f"the composed scale would fall below {dtype}'s range")
     return None
 
 
-def element_dtype(graph: Graph, maps: tuple[int, ...]) -> np.dtype[np.generic]:
+def standing_constants(graph: Graph, move: Move) -> list[tuple[str, Vector]]:
+    """The operators that stand where a group stood, each with its constants in float64.
+
+    Mul and Add take the scale and the shift of what is left. A BatchNormalization is the last
+    one of the group with ``γ = S·√(var + ε)``, ``β = T``, mean 0 and its own variance: exactly
+    ``A(S, T)``; its γ and β are two entries.
+    """
+    left = move.left
+    constants = {"Mul": left.scale, "Add": left.shift}
+    if move.stands != ("BatchNormalization",):
+        return [(op, constants[op]) for op in move.stands]
+    deviation = graph.readings[standing_batch_norm(graph, move)].deviation
+    assert deviation is not None
+    gamma, beta = left.scale * deviation, np.broadcast_to(left.shift, deviation.shape)
+    return [("BatchNormalization", gamma), ("BatchNormalization", beta)]
+
+
+def standing_batch_norm(graph: Graph, move: Move) -> int:
+    """The BatchNormalization of a group that stays to hold the composition of all of it."""
+    return next(i for i in reversed(move.maps) if graph.readings[i].deviation is not None)
+
+
+def standing_dtype(graph: Graph, move: Move) -> np.dtype[np.generic]:
+    """The element type of the constants that a group leaves behind."""
+    site = graph.readings[move.into].site if move.law == "absorb" else None
+    if site is not None:
+        return site.dtype
+    if move.stands == ("BatchNormalization",):
+        site = graph.readings[standing_batch_norm(graph, move)].site
+        assert site is not None
+        return site.dtype
+    return _element_dtype(graph, move.maps)
+
+
+def _element_dtype(graph: Graph, maps: tuple[int, ...]) -> np.dtype[np.generic]:
     """The element type of the tensor a chain of standing maps acts on."""
     element = next((graph.readings[i].element for i in maps if graph.readings[i].element), 1)
     return np.dtype(helper.tensor_dtype_to_np_dtype(element))
@@ -142,7 +191,11 @@ def _read_graph(context: Context) -> Graph:
 
 def _value(scope: Scope, name: str, place: Mapping[int, int], outputs: set[str]) -> Value:
     producer = scope.producers.get(name)
-    readers = tuple(place[position] for position in scope.readers.get(name, ()))
+    readers = tuple(
+        place[position]
+        for position in dict.fromkeys(scope.readers.get(name, ()))
+        for _ in range(reads_value(scope.nodes[position], name))
+    )
     pinned = None
     if name in outputs:
         pinned = Reason("graph-output", name, f"{name} is an output of the graph")

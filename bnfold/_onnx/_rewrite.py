@@ -11,15 +11,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from bnfold._affine import Vector
+from bnfold._affine import AffineMap, Vector
+from bnfold._onnx._constants import Constant
 from bnfold._onnx._edit import Editor, Relocated
-from bnfold._onnx._network import Graph, Network, element_dtype
+from bnfold._onnx._network import (
+    Graph,
+    Network,
+    standing_batch_norm,
+    standing_constants,
+    standing_dtype,
+)
 from bnfold._onnx._sites import Site
 from bnfold._plan._planner import Move, Moves
-from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Affine, Carrier
 
 Array = NDArray[Any]
@@ -31,7 +38,7 @@ class Applied:
 
     ``into``, ``maps`` and ``chain`` are positions in the original graph's node list. In the folded
     graph, ``source`` is what the absorber puts out (for a composition: what the first of its
-    operators reads) and ``output`` what the last map put out before.
+    operators reads) and ``output`` what now stands for the last map's output.
     """
 
     path: str
@@ -71,46 +78,50 @@ def apply(network: Network, settled: Iterable[tuple[Graph, Moves]]) -> Rewritten
 def _absorb(editor: Editor, graph: Graph, move: Move) -> Applied:
     """Write the absorber's new parameters and give it the name of what it now puts out."""
     scope = graph.scope
-    node = scope.nodes[graph.positions[move.into]]
+    into = graph.positions[move.into]
     site = graph.readings[move.into].site
-    carriers = [c for c in move.chain if c not in move.maps]
+    old = scope.nodes[into].output[0]
     final = scope.nodes[graph.positions[move.chain[-1]]].output[0]
+    passing = _passing_names(graph, move)
     for index in move.maps:
         editor.remove(scope, graph.positions[index])
     if site is not None:
-        _write_parameters(editor, graph, node, site, move)
-    added = _additions(editor, graph, move)
-    fresh = not move.map.is_identity
-    alone = not carriers and not added
-    source = editor.rename_output(
-        scope, graph.positions[move.into], final if alone else None, fresh
-    )
-    _string(editor, graph, source, carriers, added, final, fresh)
+        _write_parameters(editor, graph, scope.nodes[into], site, move.absorbed)
+    line = _line(editor, graph, move)
+    source = editor.rename_output(scope, into, None if line else final, move.changes_values)
+    _string(editor, graph, move, source, line, final)
+    editor.reread(scope, [old, *passing], source)
     return _applied(graph, move, source, final)
 
 
 def _compose(editor: Editor, graph: Graph, move: Move) -> Applied:
-    """Put a Mul, an Add, both or nothing where a chain of standing maps was."""
+    """Put a Mul, an Add, a BatchNormalization or nothing where a chain of standing maps was."""
     scope = graph.scope
     first = graph.view.nodes[move.into].role
     assert isinstance(first, Affine)
     source = scope.nodes[graph.positions[move.into]].input[first.data]
-    carriers = [c for c in move.chain if c not in move.maps]
     last = graph.view.nodes[move.chain[-1]].outputs[0]
-    final = graph.view.values[last].name
+    final = graph.name(last)
+    passing = _passing_names(graph, move)
     for index in move.maps:
         editor.remove(scope, graph.positions[index])
-    added = _additions(editor, graph, move)
-    if carriers or added:
-        _string(editor, graph, source, carriers, added, final, not move.map.is_identity)
+    line = _line(editor, graph, move)
+    if line:
+        _string(editor, graph, move, source, line, final)
     elif graph.view.values[last].pinned is None:
-        readers = {graph.positions[r] for r in graph.view.values[last].readers}
-        editor.reread(scope, sorted(readers), final, source)
-        final = source
+        passing.append(final)
     else:
-        editor.rename_output(scope, scope.producers[source], final, False)
-        source = final
-    return _applied(graph, move, source, final)
+        passing.append(source)
+        source = editor.rename_output(scope, scope.producers[source], final, False)
+    editor.reread(scope, passing, source)
+    return _applied(graph, move, source, final if line else source)
+
+
+def _passing_names(graph: Graph, move: Move) -> list[str]:
+    """Tensors between the nodes of a chain. Who still reads one of them asks only for its shape or
+    type, which are those of the chain's source.
+    """
+    return [graph.name(graph.view.nodes[index].outputs[0]) for index in move.chain[:-1]]
 
 
 def _applied(graph: Graph, move: Move, source: str, final: str) -> Applied:
@@ -121,10 +132,10 @@ def _applied(graph: Graph, move: Move, source: str, final: str) -> Applied:
 
 
 def _write_parameters(
-    editor: Editor, graph: Graph, node: NodeProto, site: Site, move: Move
+    editor: Editor, graph: Graph, node: NodeProto, site: Site, absorbed: AffineMap
 ) -> None:
     scope = graph.scope
-    weight, bias = site.new_weight(move.map), site.new_bias(move.map)
+    weight, bias = site.new_weight(absorbed), site.new_bias(absorbed)
     weight_name = site.weight_value.name if site.weight_value else node.input[site.weight]
     if weight is not None:
         editor.store(scope, node, site.weight, site.weight_value, weight, f"{weight_name}_folded")
@@ -140,49 +151,73 @@ def _write_parameters(
 
 @dataclass(frozen=True)
 class _Addition:
-    """An operator that has to stand: its node, where its constant goes, and the slot it takes."""
+    """An operator that has to stand: its node, where its data goes, and the slot it takes."""
 
     node: NodeProto
     data: int
     slot: int
 
 
-def _additions(editor: Editor, graph: Graph, move: Move) -> list[_Addition]:
-    """The Mul and Add that stand where the maps stood.
-
-    A map of the same type lends its node (name, notes and constant); slots are those of the last
-    maps, of which there are always enough: a move never adds more operators than it removes.
+def _line(editor: Editor, graph: Graph, move: Move) -> list[int | _Addition]:
+    """What stands between the source of a move and its end, in data order: carriers, and the
+    operators that are left, in the slots of the last maps. There are enough: a move never adds
+    more operators than it removes.
     """
-    wanted = [("Mul", move.map.scale)] if move.adds_mul else []
-    wanted += [("Add", move.map.shift)] if move.adds_add else []
-    slots = [graph.positions[i] for i in move.maps[len(move.maps) - len(wanted) :]]
-    return [
-        _addition(editor, graph, move, op, vector, slot)
-        for (op, vector), slot in zip(wanted, slots, strict=True)
-    ]
+    slots = move.maps[len(move.maps) - len(move.stands) :]
+    additions = dict(zip(slots, _additions(editor, graph, move), strict=True))
+    line: list[int | _Addition] = []
+    for index in move.chain:
+        if index in additions:
+            node, data = additions[index]
+            line.append(_Addition(node, data, graph.positions[index]))
+        elif index not in move.maps:
+            line.append(index)
+    return line
 
 
-def _addition(
-    editor: Editor, graph: Graph, move: Move, op: str, vector: Vector, slot: int
-) -> _Addition:
+def _additions(editor: Editor, graph: Graph, move: Move) -> list[tuple[NodeProto, int]]:
+    """The nodes that are left of a move, each with the position of its data input.
+
+    A map of the same type lends its node: name, notes and constants.
+    """
+    constants = standing_constants(graph, move)
+    if move.stands == ("BatchNormalization",):
+        return [(_batch_norm(editor, graph, move, [vector for _, vector in constants]), 0)]
+    return [_elementwise(editor, graph, move, op, vector) for op, vector in constants]
+
+
+def _batch_norm(editor: Editor, graph: Graph, move: Move, gamma_beta: list[Vector]) -> NodeProto:
     scope = graph.scope
-    site = graph.readings[move.into].site if move.law == "absorb" else None
-    dtype = site.dtype if site is not None else element_dtype(graph, move.maps)
+    lender = standing_batch_norm(graph, move)
+    node = NodeProto()
+    editor.borrow(scope, graph.positions[lender], node, range(1, 5))
+    parts = ("scale", "bias", "mean")
+    vectors = [*gamma_beta, np.zeros(gamma_beta[0].size)]
+    for position, (part, vector) in enumerate(zip(parts, vectors, strict=True), start=1):
+        old = graph.context.constant(node, position)
+        assert isinstance(old, Constant)
+        wanted = f"{old.name}_folded" if old.name else f"{node.name}_{part}"
+        editor.store(scope, node, position, old, vector.astype(old.dtype), wanted)
+    return node
+
+
+def _elementwise(
+    editor: Editor, graph: Graph, move: Move, op: str, vector: Vector
+) -> tuple[NodeProto, int]:
+    scope = graph.scope
     shape: tuple[int, ...] = ()
-    if move.map.axis is not None:
-        rank = graph.rank(move.into)
-        assert rank is not None
-        shape = (vector.size, *(1,) * (rank - 1 - move.map.axis))
-    values = vector.astype(dtype).reshape(shape)
+    if move.left.axis is not None:
+        shape = (vector.size, *(1,) * (graph.rank(move.maps) - 1 - move.left.axis))
+    values = vector.astype(standing_dtype(graph, move)).reshape(shape)
     lender = next((i for i in move.maps if graph.view.nodes[i].op == op), None)
     node, data, old = NodeProto(), 0, None
     if lender is not None:
         role = graph.view.nodes[lender].role
         assert isinstance(role, Affine)
         data = role.data
-        editor.borrow(scope, graph.positions[lender], node, 1 - data)
+        editor.borrow(scope, graph.positions[lender], node, [1 - data])
         found = graph.context.constant(node, 1 - data)
-        old = found if not isinstance(found, Reason) else None
+        old = found if isinstance(found, Constant) else None
         if old is not None and _alike(old.shape, shape):
             values = values.reshape(old.shape)
     else:
@@ -194,32 +229,32 @@ def _addition(
         node.output.append("")
     wanted = f"{node.name or op.lower()}_{'scale' if op == 'Mul' else 'shift'}"
     editor.store(scope, node, 1 - data, old, values, wanted)
-    return _Addition(node, data, slot)
+    return node, data
 
 
 def _string(
     editor: Editor,
     graph: Graph,
+    move: Move,
     source: str,
-    carriers: list[int],
-    added: list[_Addition],
+    line: list[int | _Addition],
     final: str,
-    fresh: bool,
 ) -> None:
     """Chain carriers and additions from ``source`` to ``final``."""
     scope = graph.scope
     current = source
-    for number, index in enumerate(carriers):
-        position = graph.positions[index]
-        role = graph.view.nodes[index].role
+    for number, item in enumerate(line):
+        last = number == len(line) - 1
+        if isinstance(item, _Addition):
+            output = final if last else editor.names.fresh(f"{final}_scaled")
+            current = editor.place(scope, item.slot, item.node, item.data, current, output)
+            continue
+        position = graph.positions[item]
+        role = graph.view.nodes[item].role
         assert isinstance(role, Carrier)
         editor.connect(scope, position, role.data, current)
-        last = number == len(carriers) - 1 and not added
-        current = editor.rename_output(scope, position, final if last else None, fresh)
-    for number, addition in enumerate(added):
-        last = number == len(added) - 1
-        output = final if last else editor.names.fresh(f"{final}_scaled")
-        current = editor.place(scope, addition.slot, addition.node, addition.data, current, output)
+        name = final if last else None
+        current = editor.rename_output(scope, position, name, move.changes_values)
 
 
 def _alike(old: tuple[int, ...], new: tuple[int, ...]) -> bool:

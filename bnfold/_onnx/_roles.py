@@ -9,7 +9,7 @@ import numpy as np
 from onnx import NodeProto
 
 from bnfold import _weights
-from bnfold._affine import AffineMap
+from bnfold._affine import AffineMap, Vector
 from bnfold._onnx import _absorbers, _attributes, _elementwise
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._context import Context
@@ -24,16 +24,20 @@ from bnfold._plan._view import OPAQUE, Absorber, Affine, Barrier, Carrier, Role
 @dataclass(frozen=True)
 class Reading:
     """A node's role, the site it absorbs at, its element type (0: not known) if it is affine,
-    and its output's shape where that follows.
+    and its output's shape where that follows. ``deviation`` is ``√(var + ε)`` of a
+    BatchNormalization, per channel.
     """
 
     role: Role
     site: Site | None = None
     element: int = 0
-    shape: Shape | None = field(default=None)
+    shape: Shape | None = None
+    deviation: Vector | None = field(default=None, repr=False)
 
 
 NOTHING = Reading(OPAQUE)
+# The default is a float32, as every float attribute is (ONNX BatchNormalization).
+EPSILON = float(np.float32(1e-5))
 
 
 def read_node(context: Context, node: NodeProto) -> Reading:
@@ -95,6 +99,9 @@ def _arithmetic(context: Context, node: NodeProto) -> Reading:
     if len(node.input) != 2:
         return NOTHING
     found = [context.constant(node, 0), context.constant(node, 1)]
+    if any(context.is_set_by_call(name) for name in node.input):
+        message = f"the constant of {label(node)} is set by the call"
+        return Reading(Barrier(Reason("function-parameter", label(node), message)))
     first, second = (isinstance(constant, Constant) for constant in found)
     if first == second or (first and node.op_type == "Div"):
         return NOTHING
@@ -185,7 +192,7 @@ def _batch_norm(context: Context, node: NodeProto) -> Reading:
         values.append(constant.load())
         element = constant.data_type if position == 1 else element
     gamma, beta, mean, variance = values
-    epsilon = _attributes.number(node, "epsilon", 1e-5)
+    epsilon = _attributes.number(node, "epsilon", EPSILON)
     reason = _unusable(values, variance.astype(np.float64) + epsilon, where)
     if reason is not None:
         return Reading(Barrier(reason))
@@ -200,7 +207,8 @@ def _batch_norm(context: Context, node: NodeProto) -> Reading:
     composable = kind in FLOATS and shape is not None and context.opset >= 7
     absorber = Absorber({1: gamma.size})
     role = Affine(map_, 0, 2, absorber, composable)
-    return Reading(role, site, kind, shape)
+    deviation = np.sqrt(variance.astype(np.float64) + epsilon)
+    return Reading(role, site, kind, shape, deviation)
 
 
 def _batch_norm_mode(context: Context, node: NodeProto, where: str) -> Reason | None:

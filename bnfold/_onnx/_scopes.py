@@ -78,6 +78,27 @@ def label(node: NodeProto) -> str:
     return f"{node.op_type} → {next((name for name in node.output if name), '?')}"
 
 
+# Inputs of which an operator takes the shape or the element type and no value.
+_SHAPE_OR_TYPE = frozenset(
+    [
+        ("CastLike", 1),
+        ("EyeLike", 0),
+        ("RandomNormalLike", 0),
+        ("RandomUniformLike", 0),
+        ("Shape", 0),
+        ("Size", 0),
+    ]
+)
+
+
+def reads_value(node: NodeProto, name: str) -> int:
+    """How many of a node's inputs read the values of a tensor, not only its shape or type."""
+    numbers = [number for number, read in enumerate(node.input) if read == name]
+    if node.domain not in ("", "ai.onnx"):
+        return len(numbers)
+    return sum((node.op_type, number) not in _SHAPE_OR_TYPE for number in numbers)
+
+
 def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
     """The graphs a node carries in its attributes, with the attribute's name."""
     for attribute in node.attribute:

@@ -102,14 +102,14 @@ class _Planner:
                 self._settle(index, node.role)
         moves = []
         for group in self.groups:
-            move = group.frozen()
+            move = self._move(group)
             stays = self._stays(group, move)
-            if stays is None:
-                moves.append(move)
             if stays is not None:
-                self.kept.update(dict.fromkeys(group.maps, stays))
-            elif group.reason is not None and (move.adds_mul or move.adds_add):
-                self.kept[group.into] = group.reason
+                self._keep(group, stays)
+                continue
+            moves.append(move)
+            if group.reason is not None and move.stands:
+                self.kept[group.maps[0]] = group.reason
         return Moves(tuple(moves), dict(sorted(self.kept.items())))
 
     def _keep(self, group: _Group, reason: Reason) -> None:
@@ -132,9 +132,7 @@ class _Planner:
         if reason is None:
             return
         if role.composable:
-            whole = _Group(
-                "compose", index, role.map, _IDENTITY, None, reason, [index], [index]
-            )
+            whole = _Group("compose", index, role.map, _IDENTITY, None, reason, [index], [index])
             group = self._open(whole)
             if role.absorber is not None:
                 self.standing[index] = group
@@ -191,19 +189,33 @@ class _Planner:
     def _absorb(
         self, index: int, map_: AffineMap, to: int, absorber: Absorber, chain: list[int]
     ) -> Reason | None:
-        node = self.view.nodes[to]
-        reason = _laws.absorb_behind(node, absorber, map_)
-        absorbed: AffineMap | None = map_
-        if reason is not None:
-            absorbed = _laws.split(node, absorber, map_)
-        elif not absorber.bias_free and not map_.keeps_origin:
-            absorbed = AffineMap.of(map_.scale, 0.0, map_.axis)
+        """Open a group that goes into an absorber, or say why it takes not even the scale."""
+        absorbed, reason = self._share(to, absorber, map_, [index])
         if absorbed is None:
             return reason
         self._open(_Group("absorb", to, map_, absorbed, absorber, reason, [index], chain))
         if to in self.standing:
             self.standing[to].closed = True
         return None
+
+    def _share(
+        self, to: int, absorber: Absorber, total: AffineMap, maps: list[int]
+    ) -> tuple[AffineMap | None, Reason | None]:
+        """What an absorber takes of a map (None: nothing), and why it does not take all of it."""
+        node = self.view.nodes[to]
+        reason = _laws.absorb_behind(node, absorber, total)
+        if reason is None and (absorber.bias_free or total.keeps_origin):
+            return total, None
+        part = _laws.split(node, absorber, total)
+        if not all(self._affine(index).composable for index in maps):
+            part = None
+        if part is None and reason is None:
+            reason = Reason(
+                "unknown-shape",
+                node.label,
+                f"{node.label} has no bias, and an Add needs a rank and type that are not known",
+            )
+        return part, reason
 
     def _join(self, group: _Group, index: int, role: Affine, chain: list[int]) -> Reason | None:
         """Compose a map with those of a group that ends where the map begins."""
@@ -215,25 +227,29 @@ class _Planner:
             )
         if not total.is_finite:
             return Reason("overflow", label, f"composed with {label} it is no longer finite")
-        absorbed = _IDENTITY
+        maps = [*group.maps, index]
         if group.absorber is not None:
-            node = self.view.nodes[group.into]
-            reason = _laws.absorb_behind(node, group.absorber, total)
-            part: AffineMap | None = total
-            if reason is not None:
-                part = _laws.split(node, group.absorber, total)
-            elif not group.absorber.bias_free and not total.keeps_origin:
-                part = AffineMap.of(total.scale, 0.0, total.axis)
-            if part is None:
+            absorbed, reason = self._share(group.into, group.absorber, total, maps)
+            if absorbed is not None:
+                group.absorbed, group.reason = absorbed, reason
+            elif self._pays(group) or not all(self._affine(i).composable for i in maps):
                 return reason
-            absorbed = part
+            else:
+                self._detach(group, reason)
         elif not role.composable:
             return group.reason
-        group.map, group.absorbed = total, absorbed
-        group.maps.append(index)
+        group.map, group.maps = total, maps
         group.chain.extend(chain)
         self.home[index] = group
         return None
+
+    def _detach(self, group: _Group, reason: Reason | None) -> None:
+        """Let a group that gains nothing at its operator stand alone, to compose with what
+        follows.
+        """
+        group.law, group.into, group.absorber = "compose", group.maps[0], None
+        group.absorbed, group.reason = _IDENTITY, reason
+        group.chain = group.chain[group.chain.index(group.maps[0]) :]
 
     def _open(self, group: _Group) -> _Group:
         self.groups.append(group)
@@ -241,23 +257,25 @@ class _Planner:
         return group
 
     def _move(self, group: _Group) -> Move:
-        left = group.left
-        stands: tuple[str, ...] = ()
-        if not left.keeps_scale:
-            stands += ("Mul",)
-        if not left.keeps_origin:
-            stands += ("Add",)
-        if len(stands) == 2 and left.axis in (None, 1) and self._has_batch_norm(group):
-            stands = ("BatchNormalization",)
         return Move(
             group.law,
             group.into,
             tuple(group.maps),
             tuple(group.chain),
             group.absorbed,
-            left,
-            stands,
+            group.left,
+            self._stands(group),
         )
+
+    def _stands(self, group: _Group) -> tuple[str, ...]:
+        """The operators that what is left of a group needs."""
+        left = group.left
+        both = not (left.keeps_scale or left.keeps_origin)
+        if both and left.axis in (None, 1) and self._has_batch_norm(group):
+            return ("BatchNormalization",)
+        mul = () if left.keeps_scale else ("Mul",)
+        add = () if left.keeps_origin else ("Add",)
+        return mul + add
 
     def _has_batch_norm(self, group: _Group) -> bool:
         return any(self._affine(index).absorber is not None for index in group.maps)
@@ -271,9 +289,7 @@ class _Planner:
         """Why a group is left as it is, or None where moving it pays."""
         if group.closed:
             return group.reason
-        steps = sum(self._affine(index).steps for index in group.maps)
-        standing = sum(STEPS[op] for op in move.stands)
-        if not _laws.pays(len(group.maps), steps, len(move.stands), standing):
+        if not self._pays(group):
             if group.reason is not None:
                 return group.reason
             label = self.view.nodes[group.into].label
@@ -285,6 +301,12 @@ class _Planner:
         if group.law == "compose" and not move.stands and not self._droppable(group):
             return group.reason
         return None
+
+    def _pays(self, group: _Group) -> bool:
+        steps = sum(self._affine(index).steps for index in group.maps)
+        stands = self._stands(group)
+        standing = sum(STEPS[op] for op in stands)
+        return _laws.pays(len(group.maps), steps, len(stands), standing)
 
     def _droppable(self, group: _Group) -> bool:
         """Whether maps that compose to the identity can go without an operator in their place."""

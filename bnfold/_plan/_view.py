@@ -89,7 +89,8 @@ class Node:
 class Value:
     """One tensor: who writes it, every read of it, and why it may not change (if so).
 
-    ``readers`` has one entry per read, so a node that reads a tensor twice is listed twice.
+    ``readers`` has one entry per read, so a node that reads a tensor twice is listed twice. Whoever
+    asks only for its shape or type is no reader: no affine map changes either.
     """
 
     name: str

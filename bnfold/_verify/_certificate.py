@@ -25,6 +25,7 @@ from bnfold._onnx._scopes import Scope, label, read_scopes
 from bnfold._onnx._shapes import Shapes, infer
 
 Double = NDArray[np.float64]
+_EPSILON = float(np.float32(1e-5))
 _SLACK = 32 * float(np.finfo(np.float64).eps)
 
 
@@ -55,6 +56,9 @@ class Certificate:
             "ulps": self.ulps if np.isfinite(self.ulps) else None,
             "problem": self.problem,
         }
+
+
+_PASSED = ("Add", "BatchNormalization", "Dropout", "Identity", "Mul")
 
 
 class _Mismatch(Exception):
@@ -117,7 +121,7 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Case:
-    """One absorption: the operator before and after, the maps it took in and what stands behind."""
+    """One absorption: the operator before and after, and what of the maps it took in."""
 
     before: _Side
     after: _Side
@@ -126,7 +130,6 @@ class _Case:
     node: NodeProto
     twin: NodeProto
     line: _Line
-    added: _Line
 
     def old(self, at: int) -> Double | None:
         """A constant input of the original operator, in float64."""
@@ -200,17 +203,20 @@ def _absorb(before: _Side, after: _Side, fold: Applied) -> float:
     line = _Line.identity(rank)
     for place in fold.chain:
         _follow(before, old, old.nodes[place], line)
-    added = _Line.identity(rank)
+    added, worst = _Line.identity(rank), 0.0
     for extra in _chain_between(after, new, fold.source, fold.output):
-        _follow(after, new, extra, added)
+        kind = _follow(after, new, extra, added)
+        if kind is not None:
+            worst = _deviation(added.shift, line.shift, line.bulk, kind)
+            line = _Line(line.scale, np.zeros_like(line.shift), np.zeros_like(line.bulk))
     if bool((added.scale != 1.0).any()):
         raise _Mismatch(f"a scale is left behind {fold.source}")
     if bool((line.scale == 1.0).all()) and bool((line.shift == 0.0).all()):
-        return 0.0
+        return worst
     check = _FORMULAS.get(node.op_type)
     if check is None:
         raise _Mismatch(f"{node.op_type} has no formula to check against")
-    return check(_Case(before, after, old, new, node, twin, line, added))
+    return max(worst, check(_Case(before, after, old, new, node, twin, line)))
 
 
 def _follow(side: _Side, scope: Scope, node: NodeProto, line: _Line) -> np.dtype[Any] | None:
@@ -257,17 +263,18 @@ def _follow_batch_norm(
     """``(x − mean) / √(var + ε) · scale + bias`` with vectors along axis 1."""
     vectors = [side.double(scope, node, k) for k in range(1, 5)]
     rank = line.scale.ndim
-    epsilon = next((float(a.f) for a in node.attribute if a.name == "epsilon"), 1e-5)
+    epsilon = next((float(a.f) for a in node.attribute if a.name == "epsilon"), _EPSILON)
     if rank < 2 or any(v is None for v in vectors):
         raise _Mismatch(f"{label(node)} is not a BatchNormalization with constant parameters")
     gamma, beta, mean, variance = (
         v.reshape((1, -1, *(1,) * (rank - 2))) for v in vectors if v is not None
     )
+    stored = side.values(scope, node.input[1])
     line.plus(-mean)
     line.times(1.0 / np.sqrt(variance + epsilon))
     line.times(gamma)
     line.plus(beta)
-    return None
+    return None if stored is None else stored.dtype
 
 
 def _chain_between(side: _Side, scope: Scope, source: str, output: str) -> list[NodeProto]:
@@ -281,7 +288,7 @@ def _chain_between(side: _Side, scope: Scope, source: str, output: str) -> list[
         node = scope.nodes[position]
         nodes.append(node)
         data = [n for n in node.input if n == source or side.values(scope, n) is None]
-        if node.op_type not in ("Identity", "Dropout", "Mul", "Add", "Sub", "Neg") or not data:
+        if node.op_type not in _PASSED or not data:
             raise _Mismatch(f"{label(node)} stands between {source} and {output}")
         name = data[0]
     return nodes[::-1]
@@ -446,8 +453,8 @@ def _check_matmul(case: _Case) -> float:
     wanted = factor * scale
     if wanted.shape != made.shape:
         raise _Mismatch(f"the weight of {label(case.twin)} has shape {made.shape}")
-    worst = _deviation(made.astype(np.float64), wanted, np.abs(wanted), made.dtype)
-    return max(worst, _deviation(case.added.shift, case.line.shift, case.line.bulk, made.dtype))
+    lost = _deviation(np.zeros(()), case.line.shift, case.line.bulk, made.dtype)
+    return max(lost, _deviation(made.astype(np.float64), wanted, np.abs(wanted), made.dtype))
 
 
 def _check_norm(case: _Case) -> float:
