@@ -84,6 +84,12 @@ class AffineMap:
         """Whether every scale and shift is a finite number."""
         return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
 
+    def rounded(self, dtype: np.dtype[Any]) -> AffineMap:
+        """The map as a dtype can store it."""
+        with np.errstate(over="ignore"):
+            scale, shift = self.scale.astype(dtype), self.shift.astype(dtype)
+        return AffineMap.of(scale.astype(np.float64), shift.astype(np.float64), self.axis)
+
     def then(self, outer: AffineMap) -> AffineMap | None:
         """The map ``outer ∘ self = A(s₂·s₁, s₂·t₁ + t₂)``, or None where no one axis carries both.
 

@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, helper
+from onnx import ModelProto
 
 from bnfold import _weights
 from bnfold._affine import Vector
@@ -156,13 +156,9 @@ def standing_dtype(graph: Graph, move: Move) -> np.dtype[np.generic]:
         site = graph.readings[standing_batch_norm(graph, move)].site
         assert site is not None
         return site.dtype
-    return _element_dtype(graph, move.maps)
-
-
-def _element_dtype(graph: Graph, maps: tuple[int, ...]) -> np.dtype[np.generic]:
-    """The element type of the tensor a chain of standing maps acts on."""
-    element = next((graph.readings[i].element for i in maps if graph.readings[i].element), 1)
-    return np.dtype(helper.tensor_dtype_to_np_dtype(element))
+    roles = [graph.view.nodes[index].role for index in move.maps]
+    dtypes = [role.dtype for role in roles if isinstance(role, Affine)]
+    return next((dtype for dtype in dtypes if dtype is not None), np.dtype(np.float32))
 
 
 def _read_graph(context: Context) -> Graph:

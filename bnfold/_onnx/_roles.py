@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, helper
 
 from bnfold import _weights
 from bnfold._affine import AffineMap, Vector
@@ -23,14 +23,13 @@ from bnfold._plan._view import OPAQUE, Absorber, Affine, Barrier, Carrier, Role
 
 @dataclass(frozen=True)
 class Reading:
-    """A node's role, the site it absorbs at, its element type (0: not known) if it is affine,
-    and its output's shape where that follows. ``deviation`` is ``√(var + ε)`` of a
-    BatchNormalization, per channel.
+    """A node's role, the site it absorbs at, and its output's shape where that follows.
+
+    ``deviation`` is ``√(var + ε)`` of a BatchNormalization, per channel.
     """
 
     role: Role
     site: Site | None = None
-    element: int = 0
     shape: Shape | None = None
     deviation: Vector | None = field(default=None, repr=False)
 
@@ -90,8 +89,9 @@ def _neg(context: Context, node: NodeProto) -> Reading:
     element = context.type(name)
     if isinstance(context.constant(node, 0), Constant) or (element and element not in FLOATS):
         return NOTHING
-    role = Affine(AffineMap.of(-1.0, 0.0, None), composable=bool(element) and context.opset >= 7)
-    return Reading(role, element=element, shape=context.shape(name))
+    composable = bool(element) and context.opset >= 7
+    role = Affine(AffineMap.of(-1.0, 0.0, None), composable=composable, dtype=_dtype(element))
+    return Reading(role, shape=context.shape(name))
 
 
 def _arithmetic(context: Context, node: NodeProto) -> Reading:
@@ -138,8 +138,12 @@ def _arithmetic(context: Context, node: NodeProto) -> Reading:
     if isinstance(map_, Reason):
         return Reading(Barrier(map_))
     composable = context.opset >= 7 and (map_.axis is None or shape is not None)
-    role = Affine(map_, data, composable=composable)
-    return Reading(role, element=constant.data_type, shape=shape)
+    role = Affine(map_, data, composable=composable, dtype=constant.dtype)
+    return Reading(role, shape=shape)
+
+
+def _dtype(element: int) -> np.dtype[np.generic] | None:
+    return np.dtype(helper.tensor_dtype_to_np_dtype(element)) if element in FLOATS else None
 
 
 def _legacy(
@@ -206,9 +210,9 @@ def _batch_norm(context: Context, node: NodeProto) -> Reading:
     kind = context.type(node.input[0]) or (element if context.opset < 14 else 0)
     composable = kind in FLOATS and shape is not None and context.opset >= 7
     absorber = Absorber({1: gamma.size})
-    role = Affine(map_, 0, 2, absorber, composable)
+    role = Affine(map_, 0, 2, absorber, composable, _dtype(kind))
     deviation = np.sqrt(variance.astype(np.float64) + epsilon)
-    return Reading(role, site, kind, shape, deviation)
+    return Reading(role, site, shape, deviation)
 
 
 def _batch_norm_mode(context: Context, node: NodeProto, where: str) -> Reason | None:

@@ -28,14 +28,27 @@ def unshared(view: View, value: Value, reader: int) -> Reason | None:
     return None
 
 
-def absorb_behind(node: Node, absorber: Absorber, total: AffineMap) -> Reason | None:
-    """``A∘L`` is L with weights ``W[o]·s_o`` and bias ``s·b + t``.
+def absorb_behind(
+    node: Node, absorber: Absorber, absorbed: AffineMap, map_: AffineMap
+) -> AffineMap | Reason:
+    """What an operator that took in ``absorbed`` has taken in once it takes ``map_`` too.
 
-    Exact always, for a linear operator or a normalization's γ and β, provided that the map varies
-    along an axis whose positions have parameters of their own (or along none) and that the
-    parameters are constants nobody else may set. A map that would broadcast the output to a
-    larger shape is none of these.
+    ``A∘L`` is L with weights ``W[o]·s_o`` and bias ``s·b + t``. Exact always, for a linear operator
+    or a normalization's γ and β, provided that the map varies along an axis whose positions have
+    parameters of their own (or along none) and that the parameters are constants nobody else may
+    set. A map that would broadcast the output to a larger shape is none of these.
     """
+    total = absorbed.then(map_)
+    if total is None:
+        return Reason(
+            "axis-mismatch",
+            node.label,
+            f"the map varies along axis {map_.axis}; what {node.label} takes in before varies "
+            f"along axis {absorbed.axis}",
+        )
+    if not total.is_finite:
+        message = f"composed with what {node.label} takes in before it is no longer finite"
+        return Reason("overflow", node.label, message)
     if not total.keeps_scale and absorber.scale_blocked is not None:
         return absorber.scale_blocked
     if not total.keeps_origin and absorber.shift_blocked is not None:
@@ -56,17 +69,12 @@ def absorb_behind(node: Node, absorber: Absorber, total: AffineMap) -> Reason | 
                 node.label,
                 f"the map has {total.scale.size} channels, {node.label} writes {size}",
             )
-    return None
+    return total
 
 
-def split(node: Node, absorber: Absorber, total: AffineMap) -> AffineMap | None:
-    """The part ``A(s, 0)`` of a map that goes into the weights where the shift cannot.
-
-    ``A(s, t) = A(1, t)∘A(s, 0)``, exactly; the shift is left to an Add. None where the scale is
-    no more welcome than the whole.
-    """
-    part = AffineMap.of(total.scale, 0.0, total.axis)
-    return part if absorb_behind(node, absorber, part) is None else None
+def split(map_: AffineMap) -> tuple[AffineMap, AffineMap]:
+    """``A(s, t) = A(1, t)∘A(s, 0)``, exactly: the scale, which acts first, and the shift."""
+    return AffineMap.of(map_.scale, 0.0, map_.axis), AffineMap.of(1.0, map_.shift, map_.axis)
 
 
 def pays(removed: int, removed_steps: int, added: int, added_steps: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bnfold._affine import AffineMap
@@ -55,34 +55,25 @@ def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
     return _Planner(view, refused).run()
 
 
+_IDENTITY = AffineMap.of(1.0, 0.0, None)
+
+
 @dataclass
 class _Group:
-    """Maps that will move together, and the composition of all of them.
+    """Maps that will move together: their composition is ``left ∘ absorbed``.
 
     ``reason`` is what kept the first of them from moving on, None where nothing did.
     """
 
     law: Law
     into: int
-    map: AffineMap
-    absorbed: AffineMap
     absorber: Absorber | None
     reason: Reason | None
-    maps: list[int]
-    chain: list[int]
+    maps: list[int] = field(default_factory=list)
+    chain: list[int] = field(default_factory=list)
+    absorbed: AffineMap = _IDENTITY
+    left: AffineMap = _IDENTITY
     closed: bool = False
-
-    @property
-    def left(self) -> AffineMap:
-        """What of the composition is not absorbed."""
-        if self.law == "compose":
-            return self.map
-        if self.absorbed is self.map:
-            return _IDENTITY
-        return AffineMap.of(1.0, self.map.shift, self.map.axis)
-
-
-_IDENTITY = AffineMap.of(1.0, 0.0, None)
 
 
 class _Planner:
@@ -131,14 +122,15 @@ class _Planner:
         reason = self._walk_back(index, role)
         if reason is None:
             return
-        if role.composable:
-            whole = _Group("compose", index, role.map, _IDENTITY, None, reason, [index], [index])
-            group = self._open(whole)
-            if role.absorber is not None:
-                self.standing[index] = group
-                self.home.pop(index)
-        else:
+        if not role.composable:
             self.kept[index] = reason
+            return
+        group = _Group("compose", index, None, reason, [index], [index], left=role.map)
+        self.groups.append(group)
+        if role.absorber is not None:
+            self.standing[index] = group
+        else:
+            self.home[index] = group
 
     def _walk_back(self, index: int, role: Affine) -> Reason | None:
         """Follow the data upstream until something takes the map in; else say what stopped it."""
@@ -173,13 +165,13 @@ class _Planner:
         node = self.view.nodes[to]
         chain = [*carriers, index]
         if isinstance(node.role, Absorber):
-            return self._absorb(index, role.map, to, node.role, chain)
+            return self._absorb(index, role, to, node.role, chain)
         if isinstance(node.role, Affine):
             group = self.home.get(to)
             if group is not None:
                 return self._join(group, index, role, chain)
             if node.role.absorber is not None and to not in self.refused:
-                return self._absorb(index, role.map, to, node.role.absorber, chain)
+                return self._absorb(index, role, to, node.role.absorber, chain)
         return Reason(
             "no-linear-operator",
             node.label,
@@ -187,74 +179,92 @@ class _Planner:
         )
 
     def _absorb(
-        self, index: int, map_: AffineMap, to: int, absorber: Absorber, chain: list[int]
+        self, index: int, role: Affine, to: int, absorber: Absorber, chain: list[int]
     ) -> Reason | None:
         """Open a group that goes into an absorber, or say why it takes not even the scale."""
-        absorbed, reason = self._share(to, absorber, map_, [index])
-        if absorbed is None:
+        group = _Group("absorb", to, absorber, None)
+        reason = self._take(group, absorber, role.map, index, chain)
+        if reason is not None:
             return reason
-        self._open(_Group("absorb", to, map_, absorbed, absorber, reason, [index], chain))
+        self.groups.append(group)
         if to in self.standing:
             self.standing[to].closed = True
         return None
 
-    def _share(
-        self, to: int, absorber: Absorber, total: AffineMap, maps: list[int]
-    ) -> tuple[AffineMap | None, Reason | None]:
-        """What an absorber takes of a map (None: nothing), and why it does not take all of it."""
-        node = self.view.nodes[to]
-        reason = _laws.absorb_behind(node, absorber, total)
-        if reason is None and (absorber.bias_free or total.keeps_origin):
-            return total, None
-        part = _laws.split(node, absorber, total)
-        if not all(self._affine(index).composable for index in maps):
-            part = None
-        if part is None and reason is None:
-            reason = Reason(
+    def _join(self, group: _Group, index: int, role: Affine, chain: list[int]) -> Reason | None:
+        """Compose a map with those of a group that ends where the map begins."""
+        left = group.left.then(role.map)
+        label = self.view.nodes[group.maps[-1]].label
+        if left is None:
+            return Reason(
+                "axis-mismatch", label, f"it varies along another axis than {label} before it"
+            )
+        if not left.is_finite:
+            return Reason("overflow", label, f"composed with {label} it is no longer finite")
+        if group.absorber is None:
+            if not role.composable:
+                return group.reason
+            group.left = left
+            self._append(group, index, chain)
+            return None
+        reason = self._take(group, group.absorber, left, index, chain)
+        if reason is None or self._pays(group) or not self._composable([*group.maps, index]):
+            return reason
+        return self._detach(group, index, role, chain, reason)
+
+    def _take(
+        self, group: _Group, absorber: Absorber, left: AffineMap, index: int, chain: list[int]
+    ) -> Reason | None:
+        """Let an absorber take all of ``left`` where that costs nothing, else its scale, and with
+        it a new last map ``index``; None, or why it takes neither.
+        """
+        node = self.view.nodes[group.into]
+        reason: Reason | None = None
+        whole = _laws.absorb_behind(node, absorber, group.absorbed, left)
+        if isinstance(whole, Reason):
+            reason = whole
+        elif absorber.bias_free or left.keeps_origin:
+            group.absorbed, group.left, group.reason = whole, _IDENTITY, None
+            self._append(group, index, chain)
+            return None
+        scale, shift = _laws.split(left)
+        part = _laws.absorb_behind(node, absorber, group.absorbed, scale)
+        if isinstance(part, Reason):
+            return reason or part
+        if not self._composable([*group.maps, index]):
+            return reason or Reason(
                 "unknown-shape",
                 node.label,
                 f"{node.label} has no bias, and an Add needs a rank and type that are not known",
             )
-        return part, reason
-
-    def _join(self, group: _Group, index: int, role: Affine, chain: list[int]) -> Reason | None:
-        """Compose a map with those of a group that ends where the map begins."""
-        total = group.map.then(role.map)
-        label = self.view.nodes[group.maps[-1]].label
-        if total is None:
-            return Reason(
-                "axis-mismatch", label, f"it varies along another axis than {label} before it"
-            )
-        if not total.is_finite:
-            return Reason("overflow", label, f"composed with {label} it is no longer finite")
-        maps = [*group.maps, index]
-        if group.absorber is not None:
-            absorbed, reason = self._share(group.into, group.absorber, total, maps)
-            if absorbed is not None:
-                group.absorbed, group.reason = absorbed, reason
-            elif self._pays(group) or not all(self._affine(i).composable for i in maps):
-                return reason
-            else:
-                self._detach(group, reason)
-        elif not role.composable:
-            return group.reason
-        group.map, group.maps = total, maps
-        group.chain.extend(chain)
-        self.home[index] = group
+        group.absorbed, group.left, group.reason = part, shift, reason
+        self._append(group, index, chain)
         return None
 
-    def _detach(self, group: _Group, reason: Reason | None) -> None:
-        """Let a group that gains nothing at its operator stand alone, to compose with what
-        follows.
-        """
-        group.law, group.into, group.absorber = "compose", group.maps[0], None
-        group.absorbed, group.reason = _IDENTITY, reason
-        group.chain = group.chain[group.chain.index(group.maps[0]) :]
+    def _detach(
+        self, group: _Group, index: int, role: Affine, chain: list[int], reason: Reason
+    ) -> Reason | None:
+        """Let a group that gains nothing at its operator stand alone with what follows.
 
-    def _open(self, group: _Group) -> _Group:
-        self.groups.append(group)
-        self.home[group.maps[0]] = group
-        return group
+        It holds one map: with two, at most one operator is left, which is a gain.
+        """
+        (first,) = group.maps
+        left = self._affine(first).map.then(role.map)
+        if left is None or not left.is_finite:
+            return reason
+        group.law, group.into, group.absorber, group.reason = "compose", first, None, reason
+        group.absorbed, group.left = _IDENTITY, left
+        group.chain = [first]
+        self._append(group, index, chain)
+        return None
+
+    def _append(self, group: _Group, index: int, chain: list[int]) -> None:
+        group.maps.append(index)
+        group.chain.extend(chain)
+        self.home[index] = group
+
+    def _composable(self, maps: list[int]) -> bool:
+        return all(self._affine(index).composable for index in maps)
 
     def _move(self, group: _Group) -> Move:
         return Move(
@@ -268,8 +278,10 @@ class _Planner:
         )
 
     def _stands(self, group: _Group) -> tuple[str, ...]:
-        """The operators that what is left of a group needs."""
-        left = group.left
+        """The operators that what is left of a group needs, once rounded to its dtype."""
+        dtypes = (self._affine(index).dtype for index in group.maps)
+        dtype = next((dtype for dtype in dtypes if dtype is not None), None)
+        left = group.left if dtype is None else group.left.rounded(dtype)
         both = not (left.keeps_scale or left.keeps_origin)
         if both and left.axis in (None, 1) and self._has_batch_norm(group):
             return ("BatchNormalization",)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from bnfold._affine import AffineMap
 from bnfold._plan._reasons import Reason
@@ -35,7 +38,8 @@ class Affine:
 
     ``steps`` counts its elementwise operations (2 for a BatchNorm, 1 for a Mul). ``absorber`` is
     set when the operator, left standing, could itself absorb later maps (BatchNorm's γ and β).
-    ``composable`` says whether it may be rewritten as a Mul and an Add.
+    ``composable`` says whether it may be rewritten as a Mul and an Add, whose constants would be
+    of ``dtype`` (None where not known).
     """
 
     map: AffineMap
@@ -43,6 +47,7 @@ class Affine:
     steps: int = 1
     absorber: Absorber | None = None
     composable: bool = True
+    dtype: np.dtype[Any] | None = None
 
 
 @dataclass(frozen=True)

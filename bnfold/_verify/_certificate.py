@@ -121,7 +121,7 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Case:
-    """One absorption: the operator before and after, and what of the maps it took in."""
+    """One absorption: the operator before and after, the maps, and the shift left behind it."""
 
     before: _Side
     after: _Side
@@ -130,6 +130,7 @@ class _Case:
     node: NodeProto
     twin: NodeProto
     line: _Line
+    added: Double
 
     def old(self, at: int) -> Double | None:
         """A constant input of the original operator, in float64."""
@@ -203,20 +204,15 @@ def _absorb(before: _Side, after: _Side, fold: Applied) -> float:
     line = _Line.identity(rank)
     for place in fold.chain:
         _follow(before, old, old.nodes[place], line)
-    added, worst = _Line.identity(rank), 0.0
+    added = _Line.identity(rank)
     for extra in _chain_between(after, new, fold.source, fold.output):
-        kind = _follow(after, new, extra, added)
-        if kind is not None:
-            worst = _deviation(added.shift, line.shift, line.bulk, kind)
-            line = _Line(line.scale, np.zeros_like(line.shift), np.zeros_like(line.bulk))
+        _follow(after, new, extra, added)
     if bool((added.scale != 1.0).any()):
         raise _Mismatch(f"a scale is left behind {fold.source}")
-    if bool((line.scale == 1.0).all()) and bool((line.shift == 0.0).all()):
-        return worst
     check = _FORMULAS.get(node.op_type)
     if check is None:
         raise _Mismatch(f"{node.op_type} has no formula to check against")
-    return max(worst, check(_Case(before, after, old, new, node, twin, line)))
+    return check(_Case(before, after, old, new, node, twin, line, added.shift))
 
 
 def _follow(side: _Side, scope: Scope, node: NodeProto, line: _Line) -> np.dtype[Any] | None:
@@ -307,8 +303,16 @@ def _output_rank(side: _Side, scope: Scope, node: NodeProto) -> int:
     return 0 if rank is None else rank
 
 
-def _deviation(made: Double, wanted: Double, bulk: Double, dtype: np.dtype[Any]) -> float:
-    """The largest difference in units in the last place of ``dtype``, float64's losses forgiven."""
+def _deviation(
+    made: Double,
+    wanted: Double,
+    bulk: Double,
+    dtype: np.dtype[Any],
+    size: Double | None = None,
+) -> float:
+    """The largest difference in units in the last place of ``dtype``, at the magnitude of what is
+    wanted or at the one given, float64's losses forgiven.
+    """
     try:
         made, wanted, bulk = np.broadcast_arrays(made, wanted, bulk)
     except ValueError as error:
@@ -316,42 +320,54 @@ def _deviation(made: Double, wanted: Double, bulk: Double, dtype: np.dtype[Any])
     if made.size == 0:
         return 0.0
     limits = Limits.of(dtype)
-    exponent = np.frexp(np.maximum(np.abs(wanted), limits.tiny))[1] - 1
+    magnitude = np.abs(wanted) if size is None else size
+    exponent = np.frexp(np.maximum(magnitude, limits.tiny))[1] - 1
     unit = np.ldexp(limits.eps, exponent)
     excess = np.abs(made - wanted) - _SLACK * bulk
     worst = float(np.max(excess / unit))
     return worst if np.isfinite(worst) else float("inf")
 
 
-def _channels(line: _Line, axis: int, count: int) -> tuple[Double, Double, Double]:
-    """A line as vectors along one axis; it must not vary along any other."""
-    vectors = []
-    for values in np.broadcast_arrays(line.scale, line.shift, line.bulk):
-        moved = np.moveaxis(values, axis, 0) if values.ndim else values.reshape(1)
-        flat = moved.reshape(moved.shape[0], -1)
-        if bool((flat != flat[:, :1]).any()):
-            raise _Mismatch("the folded map is not one number per channel")
-        vector = flat[:, 0]
-        if vector.size not in (1, count):
-            raise _Mismatch(f"the folded map has {vector.size} channels, its operator {count}")
-        vectors.append(np.broadcast_to(vector, (count,)))
-    return vectors[0], vectors[1], vectors[2]
+def _scale_along(line: _Line, axis: int, count: int) -> Double:
+    """The scale as a vector along one axis; it must not vary along any other."""
+    moved = np.moveaxis(line.scale, axis, 0) if line.scale.ndim else line.scale.reshape(1)
+    flat = moved.reshape(moved.shape[0], -1)
+    if bool((flat != flat[:, :1]).any()):
+        raise _Mismatch("the folded scale is not one number per channel")
+    if flat.shape[0] not in (1, count):
+        raise _Mismatch(f"the folded map has {flat.shape[0]} channels, its operator {count}")
+    return np.broadcast_to(flat[:, 0], (count,))
 
 
-def _vector_bias(
-    case: _Case, channels: tuple[Double, Double, Double], dtype: np.dtype[Any]
-) -> float:
-    """``s·b + t`` for an operator whose bias is input 2, absent meaning 0."""
-    scale, shift, bulk = channels
-    if bool((scale == 1).all()) and bool((shift == 0).all()):
-        return 0.0
-    b, made = case.old(2), case.new(2)
-    given = np.zeros_like(scale) if b is None else b
-    result = np.zeros_like(scale) if made is None else made.astype(np.float64)
-    if result.shape != scale.shape:
-        raise _Mismatch(f"the bias of {label(case.twin)} has shape {result.shape}")
-    terms = np.abs(scale * given) + bulk
-    return _deviation(result, scale * given + shift, terms, dtype)
+def _shift(case: _Case, old: Double, made: Double, dtype: np.dtype[Any]) -> float:
+    """How far ``made + added`` is from ``S·old + T``, biases given at the tensor's rank.
+
+    In units in the last place of the largest of them, for bias and shift are rounded each.
+    """
+    try:
+        wanted = case.line.scale * old + case.line.shift
+        found = made + case.added
+    except ValueError as error:
+        raise _Mismatch(f"the bias of {label(case.twin)} has shape {made.shape}") from error
+    terms = np.abs(case.line.scale * old) + case.line.bulk
+    if not case.added.any():
+        return _deviation(found, wanted, terms, dtype)
+    sizes = np.broadcast_arrays(np.abs(wanted), np.abs(made), np.abs(case.added))
+    return _deviation(found, wanted, terms, dtype, np.maximum.reduce(sizes))
+
+
+def _on_axis_one(values: NDArray[Any] | None, rank: int) -> Double:
+    """A vector of one number per channel at a tensor's rank; zero where absent."""
+    if values is None:
+        return np.zeros((1,) * rank)
+    if values.ndim != 1 or rank < 2:
+        raise _Mismatch(f"a bias of shape {values.shape} is not one number per channel")
+    return values.astype(np.float64).reshape((1, -1, *(1,) * (rank - 2)))
+
+
+def _conv_bias(case: _Case, rank: int, dtype: np.dtype[Any]) -> float:
+    """``s·b + t`` where the bias is input 2, one number per channel, absent meaning 0."""
+    return _shift(case, _on_axis_one(case.old(2), rank), _on_axis_one(case.new(2), rank), dtype)
 
 
 def _check_conv(case: _Case) -> float:
@@ -359,11 +375,10 @@ def _check_conv(case: _Case) -> float:
     weight, made = case.old(1), case.new(1)
     if weight is None or made is None:
         return _bias_only(case)
-    channels = _channels(case.line, 1, weight.shape[0])
-    wanted = np.einsum("o...,o->o...", weight, channels[0])
+    scale = _scale_along(case.line, 1, weight.shape[0])
+    wanted = np.einsum("o...,o->o...", weight, scale)
     worst = _deviation(made.astype(np.float64), wanted, np.abs(wanted), made.dtype)
-    bias = _vector_bias(case, channels, made.dtype)
-    return max(worst, bias)
+    return max(worst, _conv_bias(case, weight.ndim, made.dtype))
 
 
 def _check_conv_transpose(case: _Case) -> float:
@@ -375,28 +390,25 @@ def _check_conv_transpose(case: _Case) -> float:
         return _bias_only(case)
     group = next((a.i for a in case.node.attribute if a.name == "group"), 1)
     cin, columns = weight.shape[:2]
-    channels = _channels(case.line, 1, columns * group)
+    scale = _scale_along(case.line, 1, columns * group)
     wanted = weight.copy()
     for output in range(columns * group):
         member, column = divmod(output, columns)
         rows = range(member * (cin // group), (member + 1) * (cin // group))
-        wanted[rows.start : rows.stop, column] *= channels[0][output]
+        wanted[rows.start : rows.stop, column] *= scale[output]
     worst = _deviation(made.astype(np.float64), wanted, np.abs(wanted), made.dtype)
-    bias = _vector_bias(case, channels, made.dtype)
-    return max(worst, bias)
+    return max(worst, _conv_bias(case, weight.ndim, made.dtype))
 
 
 def _bias_only(case: _Case) -> float:
     """A pure shift behind a weight that is computed at run time."""
-    made = case.new(2)
     if bool((case.line.scale != 1).any()):
         raise _Mismatch(f"a scale was folded into {label(case.node)}, whose weight is not constant")
-    if made is None:
-        if bool((case.line.shift != 0).any()):
-            raise _Mismatch(f"{label(case.twin)} has no constant bias")
-        return 0.0
-    channels = _channels(case.line, 1, made.shape[0])
-    return _vector_bias(case, channels, made.dtype)
+    if case.twin.input[1] != case.node.input[1]:
+        raise _Mismatch(f"{label(case.twin)} reads another weight")
+    made = case.new(2)
+    dtype = np.dtype(np.float64) if made is None else made.dtype
+    return _conv_bias(case, case.line.scale.ndim, dtype)
 
 
 def _check_gemm(case: _Case) -> float:
@@ -425,14 +437,12 @@ def _check_gemm(case: _Case) -> float:
     ]
     if alphas[0] != alphas[1]:
         raise _Mismatch(f"alpha of {label(case.twin)} changed")
-    if case.line.scale.shape[1 - at] != 1 or case.line.shift.shape[1 - at] != 1:
-        raise _Mismatch(f"the map varies along an axis that {label(case.node)} cannot scale")
+    if case.line.scale.shape[1 - at] != 1:
+        raise _Mismatch(f"the scale varies along an axis that {label(case.node)} cannot scale")
     wanted = factor * case.line.scale
     worst = _deviation(made, wanted, np.abs(wanted), raw.dtype)
-    c = offset(case.old(2), case.node)
-    terms = np.abs(c * case.line.scale) + case.line.bulk
-    found = offset(case.new(2), case.twin)
-    return max(worst, _deviation(found, c * case.line.scale + case.line.shift, terms, raw.dtype))
+    old, new = offset(case.old(2), case.node), offset(case.new(2), case.twin)
+    return max(worst, _shift(case, old, new, raw.dtype))
 
 
 def _check_matmul(case: _Case) -> float:
@@ -453,8 +463,8 @@ def _check_matmul(case: _Case) -> float:
     wanted = factor * scale
     if wanted.shape != made.shape:
         raise _Mismatch(f"the weight of {label(case.twin)} has shape {made.shape}")
-    lost = _deviation(np.zeros(()), case.line.shift, case.line.bulk, made.dtype)
-    return max(lost, _deviation(made.astype(np.float64), wanted, np.abs(wanted), made.dtype))
+    worst = _deviation(made.astype(np.float64), wanted, np.abs(wanted), made.dtype)
+    return max(worst, _shift(case, np.zeros(()), np.zeros(()), made.dtype))
 
 
 def _check_norm(case: _Case) -> float:
@@ -462,7 +472,6 @@ def _check_norm(case: _Case) -> float:
     the last axes.
     """
     gamma, made = case.old(1), case.new(1)
-    beta, made_beta = case.old(2), case.new(2)
     if gamma is None or made is None:
         raise _Mismatch(f"γ of {label(case.twin)} is not constant")
     rank = max(case.line.scale.ndim, 1)
@@ -477,9 +486,7 @@ def _check_norm(case: _Case) -> float:
 
     wanted = lay(gamma) * case.line.scale
     worst = _deviation(lay(made), wanted, np.abs(wanted), made.dtype)
-    terms = np.abs(lay(beta) * case.line.scale) + case.line.bulk
-    shift = lay(beta) * case.line.scale + case.line.shift
-    return max(worst, _deviation(lay(made_beta), shift, terms, made.dtype))
+    return max(worst, _shift(case, lay(case.old(2)), lay(case.new(2)), made.dtype))
 
 
 _FORMULAS = {
