@@ -103,3 +103,6 @@ class AffineMap:
         else:
             axis = self.axis if self.axis is not None else outer.axis
         return AffineMap.of(outer.scale * self.scale, outer.scale * self.shift + outer.shift, axis)
+
+
+IDENTITY = AffineMap.of(1.0, 0.0, None)

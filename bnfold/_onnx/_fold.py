@@ -81,7 +81,7 @@ def _plan(network: Network, settled: Settled) -> Plan:
         for move in moves.moves:
             folds.append(_fold(graph, move))
             after.subtract(graph.view.nodes[i].op for i in move.maps)
-            after.update(move.stands)
+            after.update(standing.op for standing in move.stands)
         for index, reason in moves.kept.items():
             node = graph.view.nodes[index]
             kept.append(
@@ -105,7 +105,7 @@ def _fold(graph: Graph, move: Move) -> Fold:
     if move.law == "absorb":
         laws.append(f"absorb behind {nodes[move.into].op}")
         if move.stands:
-            laws.append(f"leave {' and '.join(move.stands)}")
+            laws.append(f"leave {' and '.join(s.op for s in move.stands)}")
     if move.law == "compose" and not move.stands:
         laws.insert(0, "drop the identity")
     elif len(move.maps) > 1 or move.law == "compose":

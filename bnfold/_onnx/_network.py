@@ -18,7 +18,7 @@ from bnfold._onnx._context import Context
 from bnfold._onnx._roles import Reading, read_node
 from bnfold._onnx._scopes import Scope, label, read_scopes, reads_value
 from bnfold._onnx._shapes import infer
-from bnfold._plan._planner import Move, Moves, plan
+from bnfold._plan._planner import Move, Moves, Standing, plan
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Affine, Node, Value, View
 
@@ -115,31 +115,30 @@ def _standing_refusal(graph: Graph, move: Move) -> Reason | None:
     """Whether the constants of operators that have to stand would be lost to rounding."""
     where = graph.view.nodes[move.into].label
     dtype = standing_dtype(graph, move)
-    constants = standing_constants(graph, move)
-    for _, vector in constants:
-        if _weights.overflows(np.abs(vector), dtype):
+    for standing in move.stands:
+        vectors = standing_constants(graph, move, standing)
+        if any(_weights.overflows(np.abs(vector), dtype) for vector in vectors):
             return Reason("overflow", where, f"the composed constants would overflow {dtype}")
-    op, first = constants[0]
-    if op != "Add" and bool(_weights.underflows(np.ones(1), first, dtype).any()):
-        return Reason("underflow", where, f"the composed scale would fall below {dtype}'s range")
+        lost = standing.op != "Add" and _weights.underflows(np.ones(1), vectors[0], dtype).any()
+        if lost:
+            message = f"the composed scale would fall below {dtype}'s range"
+            return Reason("underflow", where, message)
     return None
 
 
-def standing_constants(graph: Graph, move: Move) -> list[tuple[str, Vector]]:
-    """The operators that stand where a group stood, each with its constants in float64.
+def standing_constants(graph: Graph, move: Move, standing: Standing) -> list[Vector]:
+    """The constants of an operator that stands where a group stood, in float64.
 
-    Mul and Add take the scale and the shift of what is left. A BatchNormalization is the last
-    one of the group with ``γ = S·√(var + ε)``, ``β = T``, mean 0 and its own variance: exactly
-    ``A(S, T)``; its γ and β are two entries.
+    Of a Mul or an Add its one constant. A BatchNormalization is the last one of the group, with
+    ``γ = S·√(var + ε)``, ``β = T``, mean 0 and its own variance: exactly ``A(S, T)``.
     """
-    left = move.left
-    constants = {"Mul": left.scale, "Add": left.shift}
-    if move.stands != ("BatchNormalization",):
-        return [(op, constants[op]) for op in move.stands]
+    map_ = standing.map
+    if standing.op != "BatchNormalization":
+        return [map_.scale if standing.op == "Mul" else map_.shift]
     deviation = graph.readings[standing_batch_norm(graph, move)].deviation
     assert deviation is not None
-    gamma, beta = left.scale * deviation, np.broadcast_to(left.shift, deviation.shape)
-    return [("BatchNormalization", gamma), ("BatchNormalization", beta)]
+    gamma, beta = map_.scale * deviation, np.broadcast_to(map_.shift, deviation.shape)
+    return [gamma, beta, np.zeros(deviation.shape)]
 
 
 def standing_batch_norm(graph: Graph, move: Move) -> int:
@@ -152,7 +151,7 @@ def standing_dtype(graph: Graph, move: Move) -> np.dtype[np.generic]:
     site = graph.readings[move.into].site if move.law == "absorb" else None
     if site is not None:
         return site.dtype
-    if move.stands == ("BatchNormalization",):
+    if any(standing.op == "BatchNormalization" for standing in move.stands):
         site = graph.readings[standing_batch_norm(graph, move)].site
         assert site is not None
         return site.dtype

@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from bnfold._affine import AffineMap, Vector
+from bnfold._affine import AffineMap
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._edit import Editor, Relocated
 from bnfold._onnx._network import (
@@ -26,7 +25,7 @@ from bnfold._onnx._network import (
     standing_dtype,
 )
 from bnfold._onnx._sites import Site
-from bnfold._plan._planner import Move, Moves
+from bnfold._plan._planner import Move, Moves, Standing
 from bnfold._plan._view import Affine, Carrier
 
 Array = NDArray[Any]
@@ -180,36 +179,37 @@ def _additions(editor: Editor, graph: Graph, move: Move) -> list[tuple[NodeProto
 
     A map of the same type lends its node: name, notes and constants.
     """
-    constants = standing_constants(graph, move)
-    if move.stands == ("BatchNormalization",):
-        return [(_batch_norm(editor, graph, move, [vector for _, vector in constants]), 0)]
-    return [_elementwise(editor, graph, move, op, vector) for op, vector in constants]
+    lenders = {op: [i for i in move.maps if graph.view.nodes[i].op == op] for op in ("Mul", "Add")}
+    additions = []
+    for standing in move.stands:
+        if standing.op == "BatchNormalization":
+            additions.append((_batch_norm(editor, graph, move, standing), 0))
+        else:
+            lender = lenders[standing.op].pop(0) if lenders[standing.op] else None
+            additions.append(_elementwise(editor, graph, move, standing, lender))
+    return additions
 
 
-def _batch_norm(editor: Editor, graph: Graph, move: Move, gamma_beta: list[Vector]) -> NodeProto:
+def _batch_norm(editor: Editor, graph: Graph, move: Move, standing: Standing) -> NodeProto:
     scope = graph.scope
-    lender = standing_batch_norm(graph, move)
     node = NodeProto()
-    editor.borrow(scope, graph.positions[lender], node, range(1, 5))
-    parts = ("scale", "bias", "mean")
-    vectors = [*gamma_beta, np.zeros(gamma_beta[0].size)]
-    for position, (part, vector) in enumerate(zip(parts, vectors, strict=True), start=1):
+    lender = graph.positions[standing_batch_norm(graph, move)]
+    editor.borrow(scope, lender, node, range(1, 5))
+    for position, vector in enumerate(standing_constants(graph, move, standing), start=1):
         old = graph.context.constant(node, position)
         assert isinstance(old, Constant)
-        wanted = f"{old.name}_folded" if old.name else f"{node.name}_{part}"
+        wanted = f"{old.name}_folded"
         editor.store(scope, node, position, old, vector.astype(old.dtype), wanted)
     return node
 
 
 def _elementwise(
-    editor: Editor, graph: Graph, move: Move, op: str, vector: Vector
+    editor: Editor, graph: Graph, move: Move, standing: Standing, lender: int | None
 ) -> tuple[NodeProto, int]:
-    scope = graph.scope
-    shape: tuple[int, ...] = ()
-    if move.left.axis is not None:
-        shape = (vector.size, *(1,) * (graph.rank(move.maps) - 1 - move.left.axis))
+    scope, op, axis = graph.scope, standing.op, standing.map.axis
+    (vector,) = standing_constants(graph, move, standing)
+    shape = () if axis is None else (vector.size, *(1,) * (graph.rank(move.maps) - 1 - axis))
     values = vector.astype(standing_dtype(graph, move)).reshape(shape)
-    lender = next((i for i in move.maps if graph.view.nodes[i].op == op), None)
     node, data, old = NodeProto(), 0, None
     if lender is not None:
         role = graph.view.nodes[lender].role

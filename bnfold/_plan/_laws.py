@@ -77,6 +77,16 @@ def split(map_: AffineMap) -> tuple[AffineMap, AffineMap]:
     return AffineMap.of(map_.scale, 0.0, map_.axis), AffineMap.of(1.0, map_.shift, map_.axis)
 
 
+def commute(first: AffineMap, second: AffineMap) -> bool:
+    """Whether two maps along different axes may change places as they are.
+
+    ``A(s₂, t₂)∘A(s₁, t₁)`` and ``A(s₁, t₁)∘A(s₂, t₂)`` differ in their shift alone, ``s₂·t₁ + t₂``
+    against ``s₁·t₂ + t₁``: equal where t₁ = 0 or s₂ = 1, and t₂ = 0 or s₁ = 1.
+    """
+    outward = first.keeps_origin or second.keeps_scale
+    return outward and (second.keeps_origin or first.keeps_scale)
+
+
 def pays(removed: int, removed_steps: int, added: int, added_steps: int) -> bool:
     """A move is taken when it lowers the operators executed or their work, and raises neither.
 

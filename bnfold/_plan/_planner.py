@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from bnfold._affine import AffineMap
+from bnfold._affine import IDENTITY, AffineMap
 from bnfold._plan import _laws
 from bnfold._plan._reasons import Reason
+from bnfold._plan._row import Row, drained, extended
 from bnfold._plan._view import Absorber, Affine, Barrier, Carrier, Value, View
 
 Law = Literal["absorb", "compose"]
 
-
 STEPS = {"Mul": 1, "Add": 1, "BatchNormalization": 2}
+# A row of maps along alternating axes that do not commute is planned in runs of this many.
+_LONGEST_ROW = 8
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An operator that has to stand: a Mul for A(s, 0), an Add for A(1, t), a BatchNormalization
+    for A(s, t) on axis 1.
+    """
+
+    op: str
+    map: AffineMap
 
 
 @dataclass(frozen=True)
 class Move:
     """Affine nodes that give way.
 
-    ``absorb``: ``absorbed`` goes into the parameters of node ``into``. ``compose``: they stand
-    alone (``into`` is the first of them) and nothing is absorbed. Either way ``left`` has to stand
-    where they stood, as the operators in ``stands``. ``chain`` lists, in data order, the nodes
-    after the absorber (for ``compose``: from the first map on), carriers included; ``maps`` those
-    of them that are affine.
+    ``absorb``: ``absorbed`` goes into the parameters of node ``into``. ``compose``: the maps stand
+    alone (``into`` is the first of them) and nothing is absorbed. Either way the operators in
+    ``stands`` have to stand where the maps stood. ``chain`` lists, in data order, the nodes after
+    the absorber (for ``compose``: from the first map on), carriers included; ``maps`` those of
+    them that are affine.
     """
 
     law: Law
@@ -33,13 +45,12 @@ class Move:
     maps: tuple[int, ...]
     chain: tuple[int, ...]
     absorbed: AffineMap
-    left: AffineMap
-    stands: tuple[str, ...]
+    stands: tuple[Standing, ...]
 
     @property
     def changes_values(self) -> bool:
         """Whether tensors on the way hold other values than before."""
-        return not (self.absorbed.is_identity and self.left.is_identity)
+        return bool(self.stands) or not self.absorbed.is_identity
 
 
 @dataclass(frozen=True)
@@ -55,25 +66,34 @@ def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
     return _Planner(view, refused).run()
 
 
-_IDENTITY = AffineMap.of(1.0, 0.0, None)
+@dataclass(frozen=True)
+class _State:
+    """The composition of a group's maps, ``row ∘ absorbed``, after ``maps`` maps in a chain of
+    ``chain`` nodes.
+    """
+
+    absorbed: AffineMap = IDENTITY
+    row: Row = ()
+    maps: int = 0
+    chain: int = 0
 
 
 @dataclass
 class _Group:
-    """Maps that will move together: their composition is ``left ∘ absorbed``.
+    """Maps in a row that may move together, behind an absorber or (``absorber`` None) behind none.
 
-    ``reason`` is what kept the first of them from moving on, None where nothing did.
+    Maps join as they come; ``best`` is the last state that paid, and only the maps up to there
+    move. ``reasons`` says of each map why it is not wholly absorbed, where that is so.
     """
 
-    law: Law
     into: int
     absorber: Absorber | None
-    reason: Reason | None
+    stopped: Reason | None = None
     maps: list[int] = field(default_factory=list)
     chain: list[int] = field(default_factory=list)
-    absorbed: AffineMap = _IDENTITY
-    left: AffineMap = _IDENTITY
-    closed: bool = False
+    now: _State = _State()
+    best: _State = _State()
+    reasons: dict[int, Reason] = field(default_factory=dict)
 
 
 class _Planner:
@@ -81,7 +101,6 @@ class _Planner:
         self.view = view
         self.refused = refused
         self.home: dict[int, _Group] = {}
-        self.standing: dict[int, _Group] = {}
         self.groups: list[_Group] = []
         self.kept: dict[int, Reason] = {}
 
@@ -91,46 +110,24 @@ class _Planner:
                 self.kept[index] = node.role.reason
             elif isinstance(node.role, Affine):
                 self._settle(index, node.role)
-        moves = []
-        for group in self.groups:
-            move = self._move(group)
-            stays = self._stays(group, move)
-            if stays is not None:
-                self._keep(group, stays)
-                continue
-            moves.append(move)
-            if group.reason is not None and move.stands:
-                self.kept[group.maps[0]] = group.reason
+        moves = [move for group in self.groups if (move := self._close(group)) is not None]
         return Moves(tuple(moves), dict(sorted(self.kept.items())))
 
-    def _keep(self, group: _Group, reason: Reason) -> None:
-        """The first map of a group says what stopped it, the others that they follow it."""
-        first, *later = group.maps
-        self.kept[first] = reason
-        label = self.view.nodes[first].label
-        behind = Reason(
-            reason.code, reason.at, f"it follows {label}, which stays: {reason.message}"
-        )
-        self.kept.update(dict.fromkeys(later, behind))
-
     def _settle(self, index: int, role: Affine) -> None:
-        """Find a home for one map: a linear operator, a chain of standing maps, or its own."""
-        reason = self.refused.get(index)
-        if reason is not None:
-            self.kept[index] = reason
-            return
-        reason = self._walk_back(index, role)
+        """Find a home for one map: a linear operator, a row of maps that stand, or a new row."""
+        reason = self.refused.get(index) or self._walk_back(index, role)
         if reason is None:
             return
-        if not role.composable:
-            self.kept[index] = reason
-            return
-        group = _Group("compose", index, None, reason, [index], [index], left=role.map)
-        self.groups.append(group)
-        if role.absorber is not None:
-            self.standing[index] = group
-        else:
+        self.kept[index] = reason
+        if index not in self.refused and role.composable:
+            group = _Group(index, None, reason)
+            self._join(group, index, role, [index])
+        elif index not in self.refused and role.absorber is not None:
+            group = _Group(index, role.absorber, reason)
             self.home[index] = group
+        else:
+            return
+        self.groups.append(group)
 
     def _walk_back(self, index: int, role: Affine) -> Reason | None:
         """Follow the data upstream until something takes the map in; else say what stopped it."""
@@ -164,170 +161,159 @@ class _Planner:
         """Offer a map to the operator that writes its input, carriers between them crossed."""
         node = self.view.nodes[to]
         chain = [*carriers, index]
+        group = self.home.get(to)
+        if group is not None:
+            return self._join(group, index, role, chain)
         if isinstance(node.role, Absorber):
-            return self._absorb(index, role, to, node.role, chain)
-        if isinstance(node.role, Affine):
-            group = self.home.get(to)
-            if group is not None:
-                return self._join(group, index, role, chain)
-            if node.role.absorber is not None and to not in self.refused:
-                return self._absorb(index, role, to, node.role.absorber, chain)
+            group = _Group(to, node.role)
+            reason = self._join(group, index, role, chain)
+            if reason is None:
+                self.groups.append(group)
+            return reason
         return Reason(
             "no-linear-operator",
             node.label,
             f"what it reads is written by {node.label}, which cannot absorb it",
         )
 
-    def _absorb(
-        self, index: int, role: Affine, to: int, absorber: Absorber, chain: list[int]
-    ) -> Reason | None:
-        """Open a group that goes into an absorber, or say why it takes not even the scale."""
-        group = _Group("absorb", to, absorber, None)
-        reason = self._take(group, absorber, role.map, index, chain)
-        if reason is not None:
-            return reason
-        self.groups.append(group)
-        if to in self.standing:
-            self.standing[to].closed = True
-        return None
-
     def _join(self, group: _Group, index: int, role: Affine, chain: list[int]) -> Reason | None:
-        """Compose a map with those of a group that ends where the map begins."""
-        left = group.left.then(role.map)
-        label = self.view.nodes[group.maps[-1]].label
-        if left is None:
-            return Reason(
-                "axis-mismatch", label, f"it varies along another axis than {label} before it"
-            )
-        if not left.is_finite:
-            return Reason("overflow", label, f"composed with {label} it is no longer finite")
-        if group.absorber is None:
-            if not role.composable:
-                return group.reason
-            group.left = left
-            self._append(group, index, chain)
-            return None
-        reason = self._take(group, group.absorber, left, index, chain)
-        if reason is None or self._pays(group) or not self._composable([*group.maps, index]):
-            return reason
-        return self._detach(group, index, role, chain, reason)
-
-    def _take(
-        self, group: _Group, absorber: Absorber, left: AffineMap, index: int, chain: list[int]
-    ) -> Reason | None:
-        """Let an absorber take all of ``left`` where that costs nothing, else its scale, and with
-        it a new last map ``index``; None, or why it takes neither.
-        """
-        node = self.view.nodes[group.into]
-        reason: Reason | None = None
-        whole = _laws.absorb_behind(node, absorber, group.absorbed, left)
-        if isinstance(whole, Reason):
-            reason = whole
-        elif absorber.bias_free or left.keeps_origin:
-            group.absorbed, group.left, group.reason = whole, _IDENTITY, None
-            self._append(group, index, chain)
-            return None
-        scale, shift = _laws.split(left)
-        part = _laws.absorb_behind(node, absorber, group.absorbed, scale)
-        if isinstance(part, Reason):
-            return reason or part
-        if not self._composable([*group.maps, index]):
+        """Put a map behind those of a group; None, or why it cannot stand there."""
+        reason, now = self._joined(group, role)
+        if now.row and (not role.composable or len(now.row) > _LONGEST_ROW):
             return reason or Reason(
                 "unknown-shape",
-                node.label,
-                f"{node.label} has no bias, and an Add needs a rank and type that are not known",
+                self.view.nodes[index].label,
+                "what stays of it would need a rank and type that are not known",
             )
-        group.absorbed, group.left, group.reason = part, shift, reason
-        self._append(group, index, chain)
-        return None
-
-    def _detach(
-        self, group: _Group, index: int, role: Affine, chain: list[int], reason: Reason
-    ) -> Reason | None:
-        """Let a group that gains nothing at its operator stand alone with what follows.
-
-        It holds one map: with two, at most one operator is left, which is a gain.
-        """
-        (first,) = group.maps
-        left = self._affine(first).map.then(role.map)
-        if left is None or not left.is_finite:
-            return reason
-        group.law, group.into, group.absorber, group.reason = "compose", first, None, reason
-        group.absorbed, group.left = _IDENTITY, left
-        group.chain = [first]
-        self._append(group, index, chain)
-        return None
-
-    def _append(self, group: _Group, index: int, chain: list[int]) -> None:
         group.maps.append(index)
         group.chain.extend(chain)
+        group.now = replace(now, maps=len(group.maps), chain=len(group.chain))
+        if reason is not None:
+            group.reasons[index] = reason
+        if self._pays(group):
+            group.best = group.now
         self.home[index] = group
+        return None
 
-    def _composable(self, maps: list[int]) -> bool:
-        return all(self._affine(index).composable for index in maps)
+    def _joined(self, group: _Group, role: Affine) -> tuple[Reason | None, _State]:
+        """The state with one more map, and why the map is not wholly absorbed, where it is not."""
+        row = extended(group.now.row, role.map)
+        absorber, node = group.absorber, self.view.nodes[group.into]
+        if absorber is None:
+            return self._behind(group), _State(IDENTITY, row)
 
-    def _move(self, group: _Group) -> Move:
-        return Move(
-            group.law,
-            group.into,
-            tuple(group.maps),
-            tuple(group.chain),
-            group.absorbed,
-            group.left,
-            self._stands(group),
+        def take(absorbed: AffineMap, part: AffineMap) -> AffineMap | None:
+            total = _laws.absorb_behind(node, absorber, absorbed, part)
+            return None if isinstance(total, Reason) else total
+
+        now = _State(*drained(row, group.now.absorbed, take, absorber.bias_free))
+        if now.row == group.now.row:
+            return None, now
+        alone = _laws.absorb_behind(node, absorber, group.now.absorbed, role.map)
+        if isinstance(alone, Reason):
+            return alone, now
+        if not group.reasons:
+            message = f"{node.label} has no bias: its shift needs an Add of its own"
+            return Reason("no-gain", node.label, message), now
+        return self._behind(group), now
+
+    def _behind(self, group: _Group) -> Reason:
+        """Why the next map of a group stays: what stops the first that stays."""
+        if group.stopped is not None and not group.maps:
+            return group.stopped
+        first, reason = next(iter(group.reasons.items()))
+        label = self.view.nodes[first].label
+        return Reason(reason.code, reason.at, f"it follows {label}, which stays: {reason.message}")
+
+    def _pays(self, group: _Group) -> bool:
+        """Whether a group's last map makes it cheaper than its best state with all later maps."""
+        best, maps = group.best, group.maps
+        before = self._stands(best.row, maps[: best.maps])
+        after = self._stands(group.now.row, maps)
+        later = maps[best.maps :]
+        return _laws.pays(
+            len(before) + len(later),
+            sum(STEPS[s.op] for s in before) + sum(self._affine(i).steps for i in later),
+            len(after),
+            sum(STEPS[s.op] for s in after),
         )
 
-    def _stands(self, group: _Group) -> tuple[str, ...]:
-        """The operators that what is left of a group needs, once rounded to its dtype."""
-        dtypes = (self._affine(index).dtype for index in group.maps)
-        dtype = next((dtype for dtype in dtypes if dtype is not None), None)
-        left = group.left if dtype is None else group.left.rounded(dtype)
-        both = not (left.keeps_scale or left.keeps_origin)
-        if both and left.axis in (None, 1) and self._has_batch_norm(group):
-            return ("BatchNormalization",)
-        mul = () if left.keeps_scale else ("Mul",)
-        add = () if left.keeps_origin else ("Add",)
-        return mul + add
+    def _stands(self, row: Row, maps: list[int]) -> list[Standing]:
+        """The operators that a row needs, once rounded to its dtype.
 
-    def _has_batch_norm(self, group: _Group) -> bool:
-        return any(self._affine(index).absorber is not None for index in group.maps)
+        One map of both scale and shift on axis 1 can be a BatchNormalization, if there was one.
+        """
+        roles = [self._affine(index) for index in maps]
+        dtype = next((role.dtype for role in roles if role.dtype is not None), None)
+        spare = any(role.absorber is not None for role in roles)
+        stands: list[Standing] = []
+        for stage in row:
+            scale, shift = _laws.split(stage)
+            rounded = stage if dtype is None else stage.rounded(dtype)
+            both = not (rounded.keeps_scale or rounded.keeps_origin)
+            if both and spare and stage.axis in (None, 1):
+                stands.append(Standing("BatchNormalization", stage))
+                spare = False
+                continue
+            if not rounded.keeps_scale:
+                stands.append(Standing("Mul", scale))
+            if not rounded.keeps_origin:
+                stands.append(Standing("Add", shift))
+        return stands
+
+    def _close(self, group: _Group) -> Move | None:
+        """The move that a group makes, if any; and the reasons of the maps that stay."""
+        best = group.best
+        maps, chain = group.maps[: best.maps], group.chain[: best.chain]
+        for index in group.maps[best.maps :]:
+            self.kept[index] = group.reasons[index]
+        if not maps:
+            return None
+        stands = tuple(self._stands(best.row, maps))
+        if group.absorber is None and not stands and not self._droppable(maps):
+            self.kept.update((index, group.reasons[index]) for index in maps)
+            return None
+        for index in maps:
+            self.kept.pop(index, None)
+        first = next((index for index in maps if index in group.reasons), None)
+        if stands and first is not None:
+            self.kept[first] = group.reasons[first]
+        if (group.absorber is not None and not best.absorbed.is_identity) or not stands:
+            law: Law = "compose" if group.absorber is None else "absorb"
+            return Move(law, group.into, tuple(maps), tuple(chain), best.absorbed, stands)
+        chain = chain[chain.index(maps[0]) :]
+        behind = self._into_batch_norm(maps, stands)
+        if behind is not None:
+            return Move("absorb", maps[0], tuple(maps[1:]), tuple(chain[1:]), behind, ())
+        return Move("compose", maps[0], tuple(maps), tuple(chain), IDENTITY, stands)
+
+    def _into_batch_norm(self, maps: list[int], stands: tuple[Standing, ...]) -> AffineMap | None:
+        """The composition of maps that follow a BatchNormalization, where its γ and β take it."""
+        absorber = self._affine(maps[0]).absorber
+        if absorber is None or [s.op for s in stands] != ["BatchNormalization"]:
+            return None
+        total = IDENTITY
+        for index in maps[1:]:
+            joined = total.then(self._affine(index).map)
+            if joined is None:
+                return None
+            total = joined
+        result = _laws.absorb_behind(self.view.nodes[maps[0]], absorber, IDENTITY, total)
+        return None if isinstance(result, Reason) else result
+
+    def _droppable(self, maps: list[int]) -> bool:
+        """Whether maps that compose to the identity can go without an operator in their place."""
+        last = self._value(self.view.nodes[maps[-1]].outputs[0])
+        if last.pinned is None:
+            return True
+        first = self.view.nodes[maps[0]]
+        source = self._value(first.inputs[self._affine(maps[0]).data])
+        return source.producer is not None and _laws.unshared(self.view, source, maps[0]) is None
 
     def _affine(self, index: int) -> Affine:
         role = self.view.nodes[index].role
         assert isinstance(role, Affine)
         return role
-
-    def _stays(self, group: _Group, move: Move) -> Reason | None:
-        """Why a group is left as it is, or None where moving it pays."""
-        if group.closed:
-            return group.reason
-        if not self._pays(group):
-            if group.reason is not None:
-                return group.reason
-            label = self.view.nodes[group.into].label
-            return Reason(
-                "no-gain",
-                label,
-                f"{label} has no bias: its shift needs an Add of its own, which is there already",
-            )
-        if group.law == "compose" and not move.stands and not self._droppable(group):
-            return group.reason
-        return None
-
-    def _pays(self, group: _Group) -> bool:
-        steps = sum(self._affine(index).steps for index in group.maps)
-        stands = self._stands(group)
-        standing = sum(STEPS[op] for op in stands)
-        return _laws.pays(len(group.maps), steps, len(stands), standing)
-
-    def _droppable(self, group: _Group) -> bool:
-        """Whether maps that compose to the identity can go without an operator in their place."""
-        last = self._value(self.view.nodes[group.maps[-1]].outputs[0])
-        if last.pinned is None:
-            return True
-        first = self.view.nodes[group.into]
-        source = self._value(first.inputs[self._affine(group.into).data])
-        return source.producer is not None and _laws.unshared(self.view, source, group.into) is None
 
     def _value(self, index: int) -> Value:
         return self.view.values[index]

@@ -67,11 +67,14 @@ class _Mismatch(Exception):
 
 @dataclass
 class _Line:
-    """``y = scale·x + shift`` at the tensor's rank; ``bulk`` bounds the terms summed into shift."""
+    """``y = scale·x + shift`` at the tensor's rank; ``bulk`` bounds the terms summed into shift,
+    ``steps`` counts the operators that were rounded on the way.
+    """
 
     scale: Double
     shift: Double
     bulk: Double
+    steps: int = 0
 
     @classmethod
     def identity(cls, rank: int) -> _Line:
@@ -121,7 +124,7 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Case:
-    """One absorption: the operator before and after, the maps, and the shift left behind it."""
+    """One absorption: the operator before and after, the maps, and what stands behind it now."""
 
     before: _Side
     after: _Side
@@ -130,7 +133,7 @@ class _Case:
     node: NodeProto
     twin: NodeProto
     line: _Line
-    added: Double
+    added: _Line
 
     def old(self, at: int) -> Double | None:
         """A constant input of the original operator, in float64."""
@@ -145,6 +148,30 @@ class _Case:
     def rank(self, at: int) -> int | None:
         """The rank of an input of the original operator."""
         return self.before.rank(self.old_scope, self.node.input[at])
+
+    def scale(self, axes: Sequence[int], dtype: np.dtype[Any]) -> Double:
+        """What the weights have to be scaled by, at the tensor's rank.
+
+        That is ``S`` over what stands behind. It may vary along the given axes alone, those the
+        weights have parameters on, up to the rounding of what stands behind.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.asarray(self.line.scale / self.added.scale)
+        ratio = np.where(np.isfinite(ratio), ratio, np.nan)
+        loose = self.added.steps * Limits.of(dtype).eps
+        for axis in set(range(ratio.ndim)) - {axis % ratio.ndim for axis in axes}:
+            if ratio.shape[axis] == 1:
+                continue
+            low, high = (
+                reduce(ratio, axis=axis, keepdims=True)
+                for reduce in (np.fmin.reduce, np.fmax.reduce)
+            )
+            if bool((high - low > loose * np.maximum(np.abs(high), np.abs(low))).any()):
+                raise _Mismatch(
+                    f"the scale varies along axis {axis}, where {label(self.node)} has no weights"
+                )
+            ratio = (low + high) / 2
+        return ratio
 
 
 def certify(
@@ -181,14 +208,27 @@ def _compose(before: _Side, after: _Side, fold: Applied) -> float:
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     first = old.nodes[fold.into]
     rank = before.rank(old, first.output[0]) or 0
-    wanted, made = _Line.identity(rank), _Line.identity(rank)
+    wanted = _Line.identity(rank)
     for position in fold.chain:
         _follow(before, old, old.nodes[position], wanted)
+    made, kind = _standing(after, new, fold, rank)
+    size = np.abs(wanted.scale)
+    scale = _deviation(made.scale, wanted.scale, size, kind, loose=made.steps - 1)
+    sizes = (wanted.bulk, made.bulk) if made.steps > 1 else (np.abs(wanted.shift),)
+    loose = made.steps - 1
+    return max(scale, _deviation(made.shift, wanted.shift, wanted.bulk, kind, sizes, loose))
+
+
+def _standing(side: _Side, scope: Scope, fold: Applied, rank: int) -> tuple[_Line, np.dtype[Any]]:
+    """The operators of the folded graph from a fold's source to its end, as one line."""
+    line = _Line.identity(rank)
     kind: np.dtype[Any] = np.dtype(np.float32)
-    for node in _chain_between(after, new, fold.source, fold.output):
-        kind = _follow(after, new, node, made) or kind
-    scale = _deviation(made.scale, wanted.scale, np.abs(wanted.scale), kind)
-    return max(scale, _deviation(made.shift, wanted.shift, wanted.bulk, kind))
+    for node in _chain_between(side, scope, fold.source, fold.output):
+        dtype = _follow(side, scope, node, line)
+        if dtype is not None:
+            kind = dtype
+            line.steps += 1
+    return line, kind
 
 
 def _absorb(before: _Side, after: _Side, fold: Applied) -> float:
@@ -204,15 +244,11 @@ def _absorb(before: _Side, after: _Side, fold: Applied) -> float:
     line = _Line.identity(rank)
     for place in fold.chain:
         _follow(before, old, old.nodes[place], line)
-    added = _Line.identity(rank)
-    for extra in _chain_between(after, new, fold.source, fold.output):
-        _follow(after, new, extra, added)
-    if bool((added.scale != 1.0).any()):
-        raise _Mismatch(f"a scale is left behind {fold.source}")
+    added, _ = _standing(after, new, fold, rank)
     check = _FORMULAS.get(node.op_type)
     if check is None:
         raise _Mismatch(f"{node.op_type} has no formula to check against")
-    return check(_Case(before, after, old, new, node, twin, line, added.shift))
+    return check(_Case(before, after, old, new, node, twin, line, added))
 
 
 def _follow(side: _Side, scope: Scope, node: NodeProto, line: _Line) -> np.dtype[Any] | None:
@@ -308,52 +344,46 @@ def _deviation(
     wanted: Double,
     bulk: Double,
     dtype: np.dtype[Any],
-    size: Double | None = None,
+    sizes: Sequence[Double] = (),
+    loose: int = 0,
 ) -> float:
-    """The largest difference in units in the last place of ``dtype``, at the magnitude of what is
-    wanted or at the one given, float64's losses forgiven.
+    """The largest difference in units in the last place of ``dtype``, float64's losses forgiven.
+
+    Units are those at the magnitude of what is wanted, or at the largest of ``sizes``. ``loose``
+    units are forgiven, one for each further rounded number that takes part.
     """
     try:
-        made, wanted, bulk = np.broadcast_arrays(made, wanted, bulk)
+        made, wanted, bulk, *rest = np.broadcast_arrays(made, wanted, bulk, *sizes)
     except ValueError as error:
         raise _Mismatch(f"shapes {made.shape} and {wanted.shape} do not agree") from error
     if made.size == 0:
         return 0.0
     limits = Limits.of(dtype)
-    magnitude = np.abs(wanted) if size is None else size
+    magnitude = np.maximum.reduce([np.abs(wanted), *rest])
     exponent = np.frexp(np.maximum(magnitude, limits.tiny))[1] - 1
     unit = np.ldexp(limits.eps, exponent)
     excess = np.abs(made - wanted) - _SLACK * bulk
-    worst = float(np.max(excess / unit))
+    worst = float(np.max(excess / unit - max(loose, 0)))
     return worst if np.isfinite(worst) else float("inf")
 
 
-def _scale_along(line: _Line, axis: int, count: int) -> Double:
-    """The scale as a vector along one axis; it must not vary along any other."""
-    moved = np.moveaxis(line.scale, axis, 0) if line.scale.ndim else line.scale.reshape(1)
-    flat = moved.reshape(moved.shape[0], -1)
-    if bool((flat != flat[:, :1]).any()):
-        raise _Mismatch("the folded scale is not one number per channel")
-    if flat.shape[0] not in (1, count):
-        raise _Mismatch(f"the folded map has {flat.shape[0]} channels, its operator {count}")
-    return np.broadcast_to(flat[:, 0], (count,))
+def _weights(case: _Case, wanted: Double, made: Double, dtype: np.dtype[Any]) -> float:
+    """How far a weight, seen in the formula's own layout, is from what it has to be."""
+    return _deviation(made, wanted, np.abs(wanted), dtype, loose=case.added.steps)
 
 
 def _shift(case: _Case, old: Double, made: Double, dtype: np.dtype[Any]) -> float:
-    """How far ``made + added`` is from ``S·old + T``, biases given at the tensor's rank.
-
-    In units in the last place of the largest of them, for bias and shift are rounded each.
+    """How far the new bias, with what stands behind, is from ``S·old + T``; biases are given at
+    the tensor's rank.
     """
+    line, added = case.line, case.added
     try:
-        wanted = case.line.scale * old + case.line.shift
-        found = made + case.added
+        wanted, terms = line.scale * old + line.shift, np.abs(line.scale * old) + line.bulk
+        found, scaled = added.scale * made + added.shift, np.abs(added.scale * made)
     except ValueError as error:
         raise _Mismatch(f"the bias of {label(case.twin)} has shape {made.shape}") from error
-    terms = np.abs(case.line.scale * old) + case.line.bulk
-    if not case.added.any():
-        return _deviation(found, wanted, terms, dtype)
-    sizes = np.broadcast_arrays(np.abs(wanted), np.abs(made), np.abs(case.added))
-    return _deviation(found, wanted, terms, dtype, np.maximum.reduce(sizes))
+    sizes = (scaled, added.bulk) if added.steps else ()
+    return _deviation(found, wanted, terms, dtype, sizes, added.steps)
 
 
 def _on_axis_one(values: NDArray[Any] | None, rank: int) -> Double:
@@ -363,6 +393,14 @@ def _on_axis_one(values: NDArray[Any] | None, rank: int) -> Double:
     if values.ndim != 1 or rank < 2:
         raise _Mismatch(f"a bias of shape {values.shape} is not one number per channel")
     return values.astype(np.float64).reshape((1, -1, *(1,) * (rank - 2)))
+
+
+def _per_channel(case: _Case, dtype: np.dtype[Any], count: int) -> Double:
+    """The scale of a convolution's output channels, which lie on axis 1."""
+    scale = case.scale([1], dtype).reshape(-1)
+    if scale.size not in (1, count):
+        raise _Mismatch(f"the folded map has {scale.size} channels, its operator {count}")
+    return np.broadcast_to(scale, (count,))
 
 
 def _conv_bias(case: _Case, rank: int, dtype: np.dtype[Any]) -> float:
@@ -375,9 +413,9 @@ def _check_conv(case: _Case) -> float:
     weight, made = case.old(1), case.new(1)
     if weight is None or made is None:
         return _bias_only(case)
-    scale = _scale_along(case.line, 1, weight.shape[0])
+    scale = _per_channel(case, made.dtype, weight.shape[0])
     wanted = np.einsum("o...,o->o...", weight, scale)
-    worst = _deviation(made.astype(np.float64), wanted, np.abs(wanted), made.dtype)
+    worst = _weights(case, wanted, made.astype(np.float64), made.dtype)
     return max(worst, _conv_bias(case, weight.ndim, made.dtype))
 
 
@@ -390,19 +428,19 @@ def _check_conv_transpose(case: _Case) -> float:
         return _bias_only(case)
     group = next((a.i for a in case.node.attribute if a.name == "group"), 1)
     cin, columns = weight.shape[:2]
-    scale = _scale_along(case.line, 1, columns * group)
+    scale = _per_channel(case, made.dtype, columns * group)
     wanted = weight.copy()
     for output in range(columns * group):
         member, column = divmod(output, columns)
         rows = range(member * (cin // group), (member + 1) * (cin // group))
         wanted[rows.start : rows.stop, column] *= scale[output]
-    worst = _deviation(made.astype(np.float64), wanted, np.abs(wanted), made.dtype)
+    worst = _weights(case, wanted, made.astype(np.float64), made.dtype)
     return max(worst, _conv_bias(case, weight.ndim, made.dtype))
 
 
 def _bias_only(case: _Case) -> float:
     """A pure shift behind a weight that is computed at run time."""
-    if bool((case.line.scale != 1).any()):
+    if bool((case.scale([1], np.dtype(np.float64)) != 1).any()):
         raise _Mismatch(f"a scale was folded into {label(case.node)}, whose weight is not constant")
     if case.twin.input[1] != case.node.input[1]:
         raise _Mismatch(f"{label(case.twin)} reads another weight")
@@ -437,10 +475,8 @@ def _check_gemm(case: _Case) -> float:
     ]
     if alphas[0] != alphas[1]:
         raise _Mismatch(f"alpha of {label(case.twin)} changed")
-    if case.line.scale.shape[1 - at] != 1:
-        raise _Mismatch(f"the scale varies along an axis that {label(case.node)} cannot scale")
-    wanted = factor * case.line.scale
-    worst = _deviation(made, wanted, np.abs(wanted), raw.dtype)
+    wanted = factor * case.scale([at], raw.dtype)
+    worst = _weights(case, wanted, made, raw.dtype)
     old, new = offset(case.old(2), case.node), offset(case.new(2), case.twin)
     return max(worst, _shift(case, old, new, raw.dtype))
 
@@ -451,19 +487,19 @@ def _check_matmul(case: _Case) -> float:
     factor, made = case.old(at), case.new(at)
     if factor is None or made is None:
         raise _Mismatch(f"{label(case.twin)} has no constant factor")
-    scale = case.line.scale
-    if factor.ndim >= 2 and scale.ndim >= 2 and scale.shape[-2 if at == 1 else -1] != 1:
-        other = case.rank(1 - at)
-        if other != 1:
-            raise _Mismatch(f"the map varies along an axis that {label(case.node)} cannot scale")
-    if case.rank(1 - at) == 1 and scale.ndim >= 1:
+    rank = case.line.scale.ndim
+    vector = case.rank(1 - at) == 1
+    contracted = {rank - 2 if at == 1 else rank - 1} if not vector else set()
+    own = set(range(max(rank - factor.ndim + vector, 0), rank)) - contracted
+    scale = case.scale(sorted(own), made.dtype)
+    if vector and rank:
         scale = np.expand_dims(scale, -2 if at == 1 else -1)
     while scale.ndim > factor.ndim and scale.shape[0] == 1:
         scale = scale[0]
     wanted = factor * scale
     if wanted.shape != made.shape:
         raise _Mismatch(f"the weight of {label(case.twin)} has shape {made.shape}")
-    worst = _deviation(made.astype(np.float64), wanted, np.abs(wanted), made.dtype)
+    worst = _weights(case, wanted, made.astype(np.float64), made.dtype)
     return max(worst, _shift(case, np.zeros(()), np.zeros(()), made.dtype))
 
 
@@ -484,8 +520,10 @@ def _check_norm(case: _Case) -> float:
             return double
         return double.reshape((1, -1, *(1,) * (rank - 2)))
 
-    wanted = lay(gamma) * case.line.scale
-    worst = _deviation(lay(made), wanted, np.abs(wanted), made.dtype)
+    last = range(max(rank - gamma.ndim, 0), rank)
+    own = list(last) if case.node.op_type == "LayerNormalization" else [1]
+    wanted = lay(gamma) * case.scale(own if rank > 1 else [0], made.dtype)
+    worst = _weights(case, wanted, lay(made), made.dtype)
     return max(worst, _shift(case, lay(case.old(2)), lay(case.new(2)), made.dtype))
 
 
