@@ -9,7 +9,3 @@ class BnfoldError(Exception):
 
 class UsageError(BnfoldError):
     """What was asked cannot be done as given: an unreadable model, a wrong path, wrong inputs."""
-
-
-class VerificationError(BnfoldError):
-    """A folded model was compared with its original and is not the same function."""

@@ -21,6 +21,8 @@ from onnx import (
 )
 
 import bnfold
+from bnfold._onnx._fold import prepare
+from bnfold._verify._certificate import certify
 
 from . import oracle
 
@@ -444,6 +446,15 @@ def orphans(made: ModelProto, folded: ModelProto) -> set[str]:
     }
 
 
+def certified(made: ModelProto) -> None:
+    """The certificate agrees with every fold."""
+    folded = ModelProto()
+    folded.CopyFrom(made)
+    applied = prepare(folded, None).apply().applied
+    for certificate in certify(made, folded, applied):
+        assert certificate.holds, certificate
+
+
 def fold(
     made: ModelProto, given: Mapping[str, Array] | None = None, *, runtime: bool = True
 ) -> ModelProto:
@@ -453,6 +464,7 @@ def fold(
     assert made.SerializeToString() == before, "the input model was changed"
     assert isinstance(folded, ModelProto)
     check(made, folded)
+    certified(made)
     assert not orphans(made, folded)
     assert_same(made, folded, given, runtime=runtime)
     return folded

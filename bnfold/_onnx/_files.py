@@ -7,8 +7,10 @@ tensors that changed are overwritten where they lie: every offset and length sta
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,8 +19,16 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+)
 
+from bnfold import _paths
 from bnfold._errors import UsageError
 from bnfold._onnx import _stream, _tensors
 from bnfold._onnx._edit import Relocated
@@ -33,10 +43,7 @@ def load(path: Path) -> ModelProto:
     Raises `UsageError`, with one line for people, when the file cannot be read, is not an ONNX
     model, holds no operators, or refers to external data that is not there.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(_unreadable(path, error)) from error
+    data = _paths.read(path)
     if not data:
         raise UsageError(f"{path} is empty")
     try:
@@ -47,8 +54,31 @@ def load(path: Path) -> ModelProto:
         raise UsageError(f"{path} is not an ONNX model: it holds no graph")
     if not model.graph.node:
         raise UsageError(f"{path} holds no operators: there is nothing to fold or to check")
+    strange = next((name for name in _names(model) if not isinstance(name, str)), None)
+    if strange is not None:
+        raise UsageError(f"{path} is not a valid ONNX model: the name {strange!r} is not UTF-8")
     check_external(model, path.parent)
     return model
+
+
+@contextmanager
+def understood(model: ModelProto, path: Path | None) -> Iterator[None]:
+    """While a model is planned and folded: errors name its file, and say so if it is not valid.
+
+    What cannot be understood and is valid all the same is a defect and passes through as it is.
+    """
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}" if path is not None else str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        problem = _invalid(model, path)
+        if problem is None:
+            raise
+        name = path if path is not None else "the model"
+        raise UsageError(f"{name} is not a valid ONNX model: {problem}") from error
 
 
 def check_external(model: ModelProto, base_dir: Path | None) -> None:
@@ -66,15 +96,15 @@ def check_external(model: ModelProto, base_dir: Path | None) -> None:
         if location not in sizes:
             path = _tensors.external_path(location, base_dir)
             try:
-                sizes[location] = path.stat().st_size
+                sizes[location] = _regular_size(path)
             except OSError as error:
                 raise UsageError(
-                    f"external data of tensor {tensor.name!r}: {_unreadable(path, error)}"
+                    f"external data of tensor {tensor.name!r}: {_paths.unreadable(path, error)}"
                 ) from error
-        if offset + (length or 0) > sizes[location]:
+        if offset + (_bytes(tensor) if length is None else length) > sizes[location]:
             raise UsageError(
-                f"external data file {location!r} has {sizes[location]} bytes and ends before "
-                f"tensor {tensor.name!r} does"
+                f"external data {base_dir / location} has {sizes[location]} bytes and ends before "
+                f"tensor {tensor.name!r} does; is it cut off, or another model's?"
             )
 
 
@@ -91,11 +121,19 @@ def tensors(model: ModelProto) -> Iterator[TensorProto]:
 def size(path: Path, model: ModelProto) -> int:
     """Bytes on disk of a model file with the external data files it refers to."""
     return path.stat().st_size + sum(
-        (path.parent / name).stat().st_size for name in _external_files(model)
+        (path.parent / name).stat().st_size for name in external_files(model)
     )
 
 
-def _external_files(model: ModelProto) -> set[str]:
+def refuse_own_data(path: Path, model: ModelProto, base_dir: Path | None) -> None:
+    """Raise `UsageError` where a path to be written is a file that holds the model's weights."""
+    for location in external_files(model) if base_dir is not None else ():
+        if _paths.is_same(path, base_dir / location):
+            raise UsageError(f"{path} holds the model's own weights; write to another file")
+
+
+def external_files(model: ModelProto) -> set[str]:
+    """The external data files that a model refers to, relative to its folder."""
     return {
         _tensors.external_location(tensor)[0]
         for tensor in tensors(model)
@@ -113,17 +151,29 @@ class Draft:
     size: int
 
     def commit(self) -> None:
-        """Move the files to their destination by renaming, data before model."""
+        """Move the files to their destination by renaming, data before model, all or none."""
         if self.destination is None:
             raise ValueError("a draft without a destination cannot be committed")
+        folder, parent = self.path.parent, self.destination.parent
+        undo: list[tuple[Path, Path | None]] = []
         try:
-            for location in self.written:
-                target = self.destination.parent / location
+            for number, location in enumerate(self.written):
+                target, old = parent / location, folder / f".old-{number}"
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self.path.parent / location, target)
+                undo.append((target, old if target.exists() else None))
+                if target.exists():
+                    os.replace(target, old)
+                os.replace(folder / location, target)
+            if self.destination.exists():
+                shutil.copymode(self.destination, self.path)
             os.replace(self.path, self.destination)
-        except OSError as error:
-            raise UsageError(_unwritable(self.destination, error)) from error
+        except BaseException as error:
+            if self.path.exists():
+                for target, backup in reversed(undo):
+                    _restore(target, backup)
+            if isinstance(error, OSError):
+                raise _paths.unwritable(self.destination, error) from error
+            raise
 
 
 @contextmanager
@@ -137,33 +187,30 @@ def draft(
 ) -> Iterator[Draft]:
     """Write a model to a temporary folder beside its destination; gone afterwards unless committed.
 
-    The model is taken apart in writing; pass a copy to keep it.
-
-    ``rewritten`` tells what a fold did to the tensors. ``source`` is the original file if the
+    The model is taken apart in writing; pass a copy to keep it. ``rewritten`` tells what a fold did to the tensors. ``source`` is the original file if the
     model is unchanged: then its bytes are copied. Without a destination the folder is
     the system's. Raises `UsageError` where that cannot be written.
     """
     parent = destination.parent if destination is not None else None
-    if parent is not None and not parent.is_dir():
-        raise UsageError(f"cannot write {destination}: there is no folder {parent}")
-    if destination is not None and destination.is_dir():
-        raise UsageError(f"cannot write {destination}: it is a folder")
+    if destination is not None:
+        _paths.check_writable(destination)
+        refuse_own_data(destination, model, base_dir)
     try:
         folder = Path(tempfile.mkdtemp(prefix=".bnfold-", dir=parent))
     except OSError as error:
-        raise UsageError(_unwritable(destination, error)) from error
+        raise _paths.unwritable(destination, error) from error
     try:
-        path = folder / (destination.name if destination is not None else "model.onnx")
+        path = folder / (destination.name if destination is not None else _free_name(model))
         try:
             moved, written = _write_external(model, rewritten, base_dir, destination, folder)
-            files = _external_files(model)
+            files = external_files(model)
             if source is not None and not moved:
-                shutil.copyfile(source, path)
+                _copy(source, path)
             else:
                 with path.open("wb") as file:
                     _stream.write(model, file)
         except OSError as error:
-            raise UsageError(_unwritable(destination or path, error)) from error
+            raise _paths.unwritable(destination or path, error) from error
         bytes_written = sum((folder / name).stat().st_size for name in (path.name, *files))
         yield Draft(path, destination, tuple(written), bytes_written)
     finally:
@@ -191,13 +238,13 @@ def _write_external(
     for location in sorted({*changed, *unchanged}):
         assert base_dir is not None
         origin = _tensors.external_path(location, base_dir)
-        stays = destination is None or _same_file(destination.parent, base_dir)
+        stays = destination is None or _paths.is_same(destination.parent, base_dir)
         if stays and location not in changed:
             _link(origin, folder / location)
             continue
-        target = _free_location(location, destination, base_dir, len(written))
+        target = _free_location(location, destination, base_dir, written)
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(origin, folder / target)
+        _copy(origin, folder / target)
         _patch(folder / target, target, changed.get(location, []))
         if target != location:
             moved = True
@@ -245,24 +292,37 @@ def _point_to(tensor: TensorProto, location: str) -> None:
             entry.value = location
 
 
-def _free_location(location: str, destination: Path | None, base_dir: Path, number: int) -> str:
+def _free_location(
+    location: str, destination: Path | None, base_dir: Path, taken: list[str]
+) -> str:
     """Where the output's copy of a data file may go without touching anybody else's file.
 
     The original's own location where the output goes to another folder, else a name made of the
-    output's; never a file that is there already, unless the output about to be replaced owns it.
+    output's; never a file that is there already, unless it is read by no model but the output
+    that is about to be replaced.
     """
     if destination is None:
         return location
-    stem = f"{destination.name}.data" if number == 0 else f"{destination.name}.{number}.data"
+    number = f".{len(taken)}" if taken else ""
+    stem = f"{destination.name}{number}.data"
     candidates = [location, stem, *(f"{stem}.{k}" for k in range(1, 1000))]
-    owned = _locations(destination) if destination.exists() else set()
     for candidate in candidates:
         target = destination.parent / candidate
-        foreign = target.exists() and candidate not in owned
-        original = (base_dir / candidate).exists() and _same_file(target, base_dir / candidate)
-        if not foreign and not original:
+        if candidate in taken or candidate == destination.name:
+            continue
+        if _paths.is_same(target, base_dir / candidate):
+            continue
+        if not os.path.lexists(target) or _owns(destination, candidate):
             return candidate
     raise UsageError(f"cannot find a free name for the external data of {destination}")
+
+
+def _owns(path: Path, location: str) -> bool:
+    """Whether an existing model file, and no other beside it, refers to an external location."""
+    if location not in _locations(path):
+        return False
+    others = (other for other in path.parent.glob("*.onnx") if not _paths.is_same(other, path))
+    return not any(location in _locations(other) for other in others)
 
 
 def _locations(path: Path) -> set[str]:
@@ -271,16 +331,90 @@ def _locations(path: Path) -> set[str]:
         model = onnx.load(path, load_external_data=False)
     except Exception:  # Whatever lies there is about to be replaced and owns no data file.
         return set()
-    return _external_files(model)
+    return external_files(model)
 
 
-def _same_file(first: Path, second: Path) -> bool:
-    return first.resolve() == second.resolve()
+def _free_name(model: ModelProto) -> str:
+    """A file name that none of a model's data files has."""
+    name = "model.onnx"
+    while name in external_files(model):
+        name = f"_{name}"
+    return name
 
 
 def _link(origin: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     os.symlink(origin.resolve(), path)
+
+
+def _copy(origin: Path, path: Path) -> None:
+    """Copy a file's content; `UsageError` where the origin is to blame for a failure."""
+    try:
+        source = origin.open("rb")
+    except OSError as error:
+        raise _paths.unreadable(origin, error) from error
+    with source, path.open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _restore(target: Path, backup: Path | None) -> None:
+    if backup is None:
+        target.unlink(missing_ok=True)
+    elif backup.exists():
+        os.replace(backup, target)
+
+
+def _regular_size(path: Path) -> int:
+    """The size of a file that is no folder."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return status.st_size
+
+
+def _bytes(tensor: TensorProto) -> int:
+    """How many bytes a tensor's values take at least; 0 for a type that is not known."""
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except (KeyError, ValueError, TypeError):
+        return 0
+    count = math.prod(tensor.dims)
+    return count // 4 if dtype.itemsize == 1 else count * dtype.itemsize
+
+
+def _invalid(model: ModelProto, path: Path | None) -> str | None:
+    """What ONNX's checker has to say against a model; None if it finds nothing, or cannot look."""
+    external = path is None and bool(external_files(model))
+    try:
+        if not external:
+            onnx.checker.check_model(model if path is None else path, full_check=True)
+    except Exception as error:  # Checker and shape inference share no class of errors.
+        return _line(error)
+    return None
+
+
+def _names(model: ModelProto) -> Iterator[str]:
+    """Every name in a model's graphs. Protobuf gives bytes for one that is not UTF-8."""
+    yield from _graph_names(model.graph)
+    for function in model.functions:
+        yield from (function.name, function.domain, *function.input, *function.output)
+        yield from _node_names(function.node)
+
+
+def _graph_names(graph: GraphProto) -> Iterator[str]:
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        yield value.name
+    yield from _node_names(graph.node)
+
+
+def _node_names(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    for node in nodes:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+            yield from _graph_names(attribute.g) if attribute.HasField("g") else ()
+            for graph in attribute.graphs:
+                yield from _graph_names(graph)
 
 
 def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
@@ -306,21 +440,3 @@ def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
 
 def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _unreadable(path: Path, error: OSError) -> str:
-    return f"cannot read {path}: {_why(error)}"
-
-
-def _unwritable(path: Path | None, error: OSError) -> str:
-    return f"cannot write {path or 'a temporary file'}: {_why(error)}"
-
-
-def _why(error: OSError) -> str:
-    reasons = {
-        errno.ENOENT: "there is no such file",
-        errno.EISDIR: "it is a folder",
-        errno.EACCES: "permission denied",
-        errno.ENOSPC: "no space left on the device",
-    }
-    return reasons.get(error.errno or 0, error.strerror or str(error))

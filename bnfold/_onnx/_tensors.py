@@ -69,14 +69,18 @@ def data_type(dtype: np.dtype[Any]) -> int:
 
 
 def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
-    """File name, byte offset and length (None: to the end) of a tensor's external data."""
+    """File name, byte offset and length (None: to the end) of a tensor's external data.
+
+    Raises `UsageError` where offset or length is no number of bytes.
+    """
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    length = entries.get("length")
-    return (
-        entries.get("location", ""),
-        int(entries.get("offset", "0")),
-        int(length) if length is not None else None,
-    )
+    numbers = {}
+    for key in ("offset", "length"):
+        text = entries.get(key)
+        if text is not None and not (text.isascii() and text.isdigit()):
+            raise UsageError(f"external data of tensor {tensor.name!r} has the {key} {text!r}")
+        numbers[key] = int(text) if text is not None else None
+    return entries.get("location", ""), numbers["offset"] or 0, numbers["length"]
 
 
 def external_path(location: str, base_dir: Path) -> Path:

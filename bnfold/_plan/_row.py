@@ -17,10 +17,13 @@ def extended(row: Row, map_: AffineMap) -> Row:
     A map joins the nearest one it has an axis in common with, past those it commutes with; where
     the whole of it cannot, its scale may and its shift stays behind. Identities go.
     """
-    stages = [*row, map_]
-    for place in range(len(stages) - 1, 0, -1):
-        stages[:place], stages[place] = _placed(stages[:place], stages[place])
-    return tuple(stage for stage in stages if not stage.is_identity)
+    stages, settled = [*row, map_], None
+    while stages != settled:  # Each pass moves parts towards the front only, so it ends.
+        settled = list(stages)
+        for place in range(len(stages) - 1, 0, -1):
+            stages[:place], stages[place] = _placed(stages[:place], stages[place])
+        stages = [stage for stage in stages if not stage.is_identity]
+    return tuple(stages)
 
 
 def drained(row: Row, absorbed: AffineMap, take: Take, bias_free: bool) -> tuple[AffineMap, Row]:

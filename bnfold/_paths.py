@@ -1,0 +1,100 @@
+"""Paths that a user gives: refused early where nothing can be written, put in place by renaming."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from bnfold._errors import UsageError
+
+_REASONS = {
+    errno.ENOENT: "there is no such file",
+    errno.EISDIR: "it is a folder",
+    errno.ENOTDIR: "a part of the path is not a folder",
+    errno.EACCES: "permission denied",
+    errno.ENOSPC: "no space left on the device",
+}
+
+
+def why(error: OSError) -> str:
+    """What went wrong, in a few words."""
+    return _REASONS.get(error.errno or 0, error.strerror or str(error))
+
+
+def unreadable(path: Path, error: OSError) -> UsageError:
+    """The error for a file that cannot be read."""
+    return UsageError(f"cannot read {path}: {why(error)}")
+
+
+def unwritable(path: Path | None, error: OSError) -> UsageError:
+    """The error for a file that cannot be written; without a path, a temporary one."""
+    return UsageError(f"cannot write {path or 'a temporary file'}: {why(error)}")
+
+
+def read(path: Path) -> bytes:
+    """The content of a regular file. Raises `UsageError` where it cannot be read.
+
+    A pipe or a device is refused: a model is read more than once, and a device may never end.
+    """
+    try:
+        if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError(f"cannot read {path}: it is not a regular file")
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def check_writable(path: Path, *, device: bool = False) -> None:
+    """Raise `UsageError` where a file could not be put at a path; with ``device``, written to it.
+
+    Renaming a file over a device would replace the device.
+    """
+    try:
+        if path.is_dir():
+            raise UsageError(f"cannot write {path}: it is a folder")
+        if is_device(path):
+            if device:
+                return
+            raise UsageError(f"cannot write {path}: it is not a regular file")
+        if not path.parent.is_dir():
+            there = os.path.lexists(path.parent)
+            problem = f"{path.parent} is not a folder" if there else f"there is no {path.parent}"
+            raise UsageError(f"cannot write {path}: {problem}")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise UsageError(f"cannot write {path}: the folder {path.parent} is not writable")
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def is_device(path: Path) -> bool:
+    """Whether a path is there and is neither a folder nor a regular file, or lies in /dev."""
+    if not path.exists():
+        return False
+    mode = path.stat().st_mode
+    special = not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    return special or path.parent.resolve() == Path("/dev")
+
+
+def is_same(first: Path, second: Path) -> bool:
+    """Whether two paths are one file, by whatever links they lead there."""
+    try:
+        return first.samefile(second)
+    except OSError:
+        return first.resolve() == second.resolve()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file by renaming, so that nobody reads half of it; a device directly."""
+    try:
+        if is_device(path):
+            path.write_text(text, encoding="utf-8")
+            return
+        with tempfile.TemporaryDirectory(prefix=".bnfold-", dir=path.parent) as folder:
+            draft = Path(folder) / "draft"
+            draft.write_text(text, encoding="utf-8")
+            os.replace(draft, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
