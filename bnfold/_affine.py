@@ -9,6 +9,7 @@ a stored dtype once, at the end, by whoever writes a weight.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,13 +37,15 @@ class AffineMap:
         A uniform map acts alike on every axis, so forgetting the axis loses nothing and lets it
         pass where a per-channel map could not.
         """
-        s, t = np.broadcast_arrays(
-            np.atleast_1d(np.asarray(scale, np.float64)),
-            np.atleast_1d(np.asarray(shift, np.float64)),
-        )
-        if s.size and bool((s == s[0]).all()) and bool((t == t[0]).all()):
-            return cls(s[:1].copy(), t[:1].copy(), None)
-        return cls(s.copy(), t.copy(), axis)
+        s = np.array(scale, np.float64, ndmin=1)
+        t = np.array(shift, np.float64, ndmin=1)
+        if s.size < t.size:
+            s = np.full(t.size, s[0])
+        elif t.size < s.size:
+            t = np.full(s.size, t[0])
+        if s.size and _uniform(s) and _uniform(t):
+            return cls(s[:1], t[:1], None)
+        return cls(s, t, axis)
 
     @classmethod
     def batch_norm(
@@ -69,12 +72,12 @@ class AffineMap:
         """Whether the map changes nothing."""
         return self.keeps_scale and self.keeps_origin
 
-    @property
+    @cached_property
     def keeps_scale(self) -> bool:
         """Whether every scale is 1."""
         return bool((self.scale == 1.0).all())
 
-    @property
+    @cached_property
     def keeps_origin(self) -> bool:
         """Whether every shift is 0."""
         return bool((self.shift == 0.0).all())
@@ -103,6 +106,10 @@ class AffineMap:
         else:
             axis = self.axis if self.axis is not None else outer.axis
         return AffineMap.of(outer.scale * self.scale, outer.scale * self.shift + outer.shift, axis)
+
+
+def _uniform(vector: Vector) -> bool:
+    return vector.size == 1 or bool((vector == vector[0]).all())
 
 
 IDENTITY = AffineMap.of(1.0, 0.0, None)

@@ -100,7 +100,7 @@ def _plan(network: Network, settled: Settled) -> Plan:
 
 def _fold(graph: Graph, move: Move) -> Fold:
     nodes = graph.view.nodes
-    crossed = dict.fromkeys(nodes[i].op for i in move.chain if i not in move.maps)
+    crossed = dict.fromkeys(nodes[i].op for i in move.carriers)
     laws = [f"carry through {op}" for op in crossed]
     if move.law == "absorb":
         laws.append(f"absorb behind {nodes[move.into].op}")

@@ -165,11 +165,12 @@ def _line(editor: Editor, graph: Graph, move: Move) -> list[int | _Addition]:
     slots = move.maps[len(move.maps) - len(move.stands) :]
     additions = dict(zip(slots, _additions(editor, graph, move), strict=True))
     line: list[int | _Addition] = []
+    maps = set(move.maps)
     for index in move.chain:
         if index in additions:
             node, data = additions[index]
             line.append(_Addition(node, data, graph.positions[index]))
-        elif index not in move.maps:
+        elif index not in maps:
             line.append(index)
     return line
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from bnfold._affine import IDENTITY, AffineMap
 from bnfold._plan import _laws
@@ -48,6 +50,12 @@ class Move:
     stands: tuple[Standing, ...]
 
     @property
+    def carriers(self) -> tuple[int, ...]:
+        """The nodes of the chain that are no maps."""
+        maps = set(self.maps)
+        return tuple(index for index in self.chain if index not in maps)
+
+    @property
     def changes_values(self) -> bool:
         """Whether tensors on the way hold other values than before."""
         return bool(self.stands) or not self.absorbed.is_identity
@@ -68,12 +76,13 @@ def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
 
 @dataclass(frozen=True)
 class _State:
-    """The composition of a group's maps, ``row ∘ absorbed``, after ``maps`` maps in a chain of
-    ``chain`` nodes.
+    """The composition of a group's maps, ``row ∘ absorbed``, and the operators that it needs, after
+    ``maps`` maps in a chain of ``chain`` nodes.
     """
 
     absorbed: AffineMap = IDENTITY
     row: Row = ()
+    stands: tuple[Standing, ...] = ()
     maps: int = 0
     chain: int = 0
 
@@ -83,7 +92,8 @@ class _Group:
     """Maps in a row that may move together, behind an absorber or (``absorber`` None) behind none.
 
     Maps join as they come; ``best`` is the last state that paid, and only the maps up to there
-    move. ``reasons`` says of each map why it is not wholly absorbed, where that is so.
+    move. ``reasons`` says of each map why it is not wholly absorbed, where that is so. ``dtype`` is
+    that of the constants of what stands, ``norm`` whether one of the maps is a BatchNormalization.
     """
 
     into: int
@@ -94,6 +104,8 @@ class _Group:
     now: _State = _State()
     best: _State = _State()
     reasons: dict[int, Reason] = field(default_factory=dict)
+    dtype: np.dtype[Any] | None = None
+    norm: bool = False
 
 
 class _Planner:
@@ -187,7 +199,10 @@ class _Planner:
             )
         group.maps.append(index)
         group.chain.extend(chain)
-        group.now = replace(now, maps=len(group.maps), chain=len(group.chain))
+        group.dtype = group.dtype or role.dtype
+        group.norm = group.norm or role.absorber is not None
+        stands = _stands(now.row, group.dtype, group.norm)
+        group.now = replace(now, stands=stands, maps=len(group.maps), chain=len(group.chain))
         if reason is not None:
             group.reasons[index] = reason
         if self._pays(group):
@@ -222,44 +237,18 @@ class _Planner:
         if group.stopped is not None and not group.maps:
             return group.stopped
         first, reason = next(iter(group.reasons.items()))
-        label = self.view.nodes[first].label
-        return Reason(reason.code, reason.at, f"it follows {label}, which stays: {reason.message}")
+        return reason.behind(self.view.nodes[first].label)
 
     def _pays(self, group: _Group) -> bool:
         """Whether a group's last map makes it cheaper than its best state with all later maps."""
-        best, maps = group.best, group.maps
-        before = self._stands(best.row, maps[: best.maps])
-        after = self._stands(group.now.row, maps)
-        later = maps[best.maps :]
+        before, after = group.best.stands, group.now.stands
+        later = group.maps[group.best.maps :]
         return _laws.pays(
             len(before) + len(later),
             sum(STEPS[s.op] for s in before) + sum(self._affine(i).steps for i in later),
             len(after),
             sum(STEPS[s.op] for s in after),
         )
-
-    def _stands(self, row: Row, maps: list[int]) -> list[Standing]:
-        """The operators that a row needs, once rounded to its dtype.
-
-        One map of both scale and shift on axis 1 can be a BatchNormalization, if there was one.
-        """
-        roles = [self._affine(index) for index in maps]
-        dtype = next((role.dtype for role in roles if role.dtype is not None), None)
-        spare = any(role.absorber is not None for role in roles)
-        stands: list[Standing] = []
-        for stage in row:
-            scale, shift = _laws.split(stage)
-            rounded = stage if dtype is None else stage.rounded(dtype)
-            both = not (rounded.keeps_scale or rounded.keeps_origin)
-            if both and spare and stage.axis in (None, 1):
-                stands.append(Standing("BatchNormalization", stage))
-                spare = False
-                continue
-            if not rounded.keeps_scale:
-                stands.append(Standing("Mul", scale))
-            if not rounded.keeps_origin:
-                stands.append(Standing("Add", shift))
-        return stands
 
     def _close(self, group: _Group) -> Move | None:
         """The move that a group makes, if any; and the reasons of the maps that stay."""
@@ -269,7 +258,7 @@ class _Planner:
             self.kept[index] = group.reasons[index]
         if not maps:
             return None
-        stands = tuple(self._stands(best.row, maps))
+        stands = best.stands
         if group.absorber is None and not stands and not self._droppable(maps):
             self.kept.update((index, group.reasons[index]) for index in maps)
             return None
@@ -317,3 +306,24 @@ class _Planner:
 
     def _value(self, index: int) -> Value:
         return self.view.values[index]
+
+
+def _stands(row: Row, dtype: np.dtype[Any] | None, norm: bool) -> tuple[Standing, ...]:
+    """The operators that a row needs, once rounded to its dtype.
+
+    One map of both scale and shift on axis 1 can be a BatchNormalization, if there was one.
+    """
+    stands: list[Standing] = []
+    for stage in row:
+        rounded = stage if dtype is None else stage.rounded(dtype)
+        both = not (rounded.keeps_scale or rounded.keeps_origin)
+        if both and norm and stage.axis in (None, 1):
+            stands.append(Standing("BatchNormalization", stage))
+            norm = False
+            continue
+        scale, shift = _laws.split(stage)
+        if not rounded.keeps_scale:
+            stands.append(Standing("Mul", scale))
+        if not rounded.keeps_origin:
+            stands.append(Standing("Add", shift))
+    return tuple(stands)

@@ -10,12 +10,19 @@ class Reason:
     """One reason, found at one place.
 
     ``code`` is a key of `CODES`; ``at`` names the node or tensor that stopped the fold; ``message``
-    is a sentence about this very case.
+    is a sentence about this very case. Where the map only follows one that stays, ``cause`` is the
+    message of that one.
     """
 
     code: str
     at: str
     message: str
+    cause: str = ""
+
+    def behind(self, label: str) -> Reason:
+        """The reason of a map that follows the one which stays for this reason."""
+        cause = self.cause or self.message
+        return Reason(self.code, self.at, f"it follows {label}, which stays: {cause}", cause)
 
     @property
     def advice(self) -> str:
