@@ -10,15 +10,15 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from bnfold import _weights
+from bnfold._elementwise import Shape
 from bnfold._onnx import _attributes
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._context import Context
 from bnfold._onnx._scopes import label
-from bnfold._onnx._shapes import Shape
-from bnfold._onnx._sites import Site
 from bnfold._onnx._tensors import FLOATS
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Absorber
+from bnfold._sites import Site
 from bnfold._weights import Layout
 
 

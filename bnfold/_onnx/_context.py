@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto
 
+from bnfold._elementwise import Shape
 from bnfold._onnx._attributes import depends_on_call
 from bnfold._onnx._constants import Constant, Constants
 from bnfold._onnx._scopes import Scope
-from bnfold._onnx._shapes import Shape, Shapes
+from bnfold._onnx._shapes import Shapes
 from bnfold._plan._reasons import Reason
 
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from bnfold._onnx._constants import Constant
-from bnfold._onnx._network import Graph, Network, read, settle
+from bnfold._onnx._network import Graph, Network, read
 from bnfold._onnx._rewrite import Rewritten, apply
 from bnfold._plan._planner import Move, Moves
 from bnfold._plan._view import Absorber
 from bnfold._result import Fold, Kept, Plan
+from bnfold._settle import settle
 
 Array = NDArray[Any]
 Settled = list[tuple[Graph, Moves]]
@@ -59,7 +60,7 @@ class Planned:
 def prepare(model: ModelProto, base_dir: Path | None) -> Planned:
     """Read and plan a model. Raises `UsageError` where it cannot be read."""
     network = read(model, base_dir)
-    settled = settle(network)
+    settled = [(graph, settle(graph.view, graph.readings)) for graph in network.graphs]
     return Planned(network, settled, _plan(network, settled))
 
 

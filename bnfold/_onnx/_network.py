@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import numpy as np
 from onnx import ModelProto
 
-from bnfold import _weights
-from bnfold._affine import Vector
 from bnfold._errors import UsageError
 from bnfold._onnx._constants import Constants
 from bnfold._onnx._context import Context
-from bnfold._onnx._roles import Reading, read_node
+from bnfold._onnx._roles import read_node
 from bnfold._onnx._scopes import Scope, label, read_scopes, reads_value
 from bnfold._onnx._shapes import infer
-from bnfold._plan._planner import Move, Moves, Standing, plan
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Affine, Node, Value, View
+from bnfold._sites import Reading
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,10 @@ class Graph:
     positions: tuple[int, ...]
     readings: tuple[Reading, ...]
 
+    def name(self, value: int) -> str:
+        """The name of a value of the view."""
+        return self.view.values[value].name
+
     def rank(self, maps: tuple[int, ...]) -> int:
         """The rank of the tensor that a chain of maps acts on, known at one of them at least."""
         for index in maps:
@@ -46,10 +47,6 @@ class Graph:
             if shape is not None:
                 return len(shape)
         raise AssertionError("a map that varies along an axis was read without a rank")
-
-    def name(self, value: int) -> str:
-        """The name of a value of the view."""
-        return self.view.values[value].name
 
 
 @dataclass(frozen=True)
@@ -69,95 +66,6 @@ def read(model: ModelProto, base_dir: Path | None) -> Network:
     constants = Constants(base_dir, shapes)
     graphs = tuple(_read_graph(Context(scope, constants, shapes)) for scope in scopes)
     return Network(model, base_dir, tuple(scopes), graphs)
-
-
-def settle(network: Network) -> list[tuple[Graph, Moves]]:
-    """Plan every graph, and plan again without the maps whose folded weights would not fit.
-
-    Of a group that overflows or underflows the last map is refused first, so that the others may
-    still fold.
-    """
-    return [(graph, _settle(graph)) for graph in network.graphs]
-
-
-def _settle(graph: Graph) -> Moves:
-    refused: dict[int, Reason] = {}
-    remembered: dict[tuple[int, int], Vector] = {}
-    while True:
-        moves = plan(graph.view, refused)
-        found = {}
-        for move in moves.moves:
-            reason = _refusal(graph, move, remembered)
-            if reason is not None:
-                found[move.maps[-1]] = reason
-        if not found:
-            return moves
-        refused.update(found)
-
-
-def _refusal(graph: Graph, move: Move, remembered: dict[tuple[int, int], Vector]) -> Reason | None:
-    site = graph.readings[move.into].site if move.law == "absorb" else None
-    if site is not None:
-
-        def peaks(axis: int) -> Vector:
-            key = (move.into, axis)
-            if key not in remembered:
-                remembered[key] = site.peaks(axis)
-            return remembered[key]
-
-        reason = site.refuses(move.absorbed, peaks)
-        if reason is not None:
-            return reason
-    return _standing_refusal(graph, move) if move.stands else None
-
-
-def _standing_refusal(graph: Graph, move: Move) -> Reason | None:
-    """Whether the constants of operators that have to stand would be lost to rounding."""
-    where = graph.view.nodes[move.into].label
-    dtype = standing_dtype(graph, move)
-    for standing in move.stands:
-        vectors = standing_constants(graph, move, standing)
-        if any(_weights.overflows(np.abs(vector), dtype) for vector in vectors):
-            return Reason("overflow", where, f"the composed constants would overflow {dtype}")
-        lost = standing.op != "Add" and _weights.underflows(np.ones(1), vectors[0], dtype).any()
-        if lost:
-            message = f"the composed scale would fall below {dtype}'s range"
-            return Reason("underflow", where, message)
-    return None
-
-
-def standing_constants(graph: Graph, move: Move, standing: Standing) -> list[Vector]:
-    """The constants of an operator that stands where a group stood, in float64.
-
-    Of a Mul or an Add its one constant. A BatchNormalization is the last one of the group, with
-    ``γ = S·√(var + ε)``, ``β = T``, mean 0 and its own variance: exactly ``A(S, T)``.
-    """
-    map_ = standing.map
-    if standing.op != "BatchNormalization":
-        return [map_.scale if standing.op == "Mul" else map_.shift]
-    deviation = graph.readings[standing_batch_norm(graph, move)].deviation
-    assert deviation is not None
-    gamma, beta = map_.scale * deviation, np.broadcast_to(map_.shift, deviation.shape)
-    return [gamma, beta, np.zeros(deviation.shape)]
-
-
-def standing_batch_norm(graph: Graph, move: Move) -> int:
-    """The BatchNormalization of a group that stays to hold the composition of all of it."""
-    return next(i for i in reversed(move.maps) if graph.readings[i].deviation is not None)
-
-
-def standing_dtype(graph: Graph, move: Move) -> np.dtype[np.generic]:
-    """The element type of the constants that a group leaves behind."""
-    site = graph.readings[move.into].site if move.law == "absorb" else None
-    if site is not None:
-        return site.dtype
-    if any(standing.op == "BatchNormalization" for standing in move.stands):
-        site = graph.readings[standing_batch_norm(graph, move)].site
-        assert site is not None
-        return site.dtype
-    roles = [graph.view.nodes[index].role for index in move.maps]
-    dtypes = [role.dtype for role in roles if isinstance(role, Affine)]
-    return next((dtype for dtype in dtypes if dtype is not None), np.dtype(np.float32))
 
 
 def _read_graph(context: Context) -> Graph:

@@ -17,16 +17,11 @@ from onnx import NodeProto
 from bnfold._affine import AffineMap
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._edit import Editor, Relocated
-from bnfold._onnx._network import (
-    Graph,
-    Network,
-    standing_batch_norm,
-    standing_constants,
-    standing_dtype,
-)
-from bnfold._onnx._sites import Site
+from bnfold._onnx._network import Graph, Network
 from bnfold._plan._planner import Move, Moves, Standing
 from bnfold._plan._view import Affine, Carrier
+from bnfold._settle import standing_batch_norm, standing_constants, standing_dtype
+from bnfold._sites import Parameter, Site
 
 Array = NDArray[Any]
 
@@ -135,17 +130,22 @@ def _write_parameters(
 ) -> None:
     scope = graph.scope
     weight, bias = site.new_weight(absorbed), site.new_bias(absorbed)
-    weight_name = site.weight_value.name if site.weight_value else node.input[site.weight]
+    old_weight, old_bias = _constant(site.weight_value), _constant(site.bias_value)
+    weight_name = old_weight.name if old_weight else node.input[site.weight]
     if weight is not None:
-        editor.store(scope, node, site.weight, site.weight_value, weight, f"{weight_name}_folded")
+        editor.store(scope, node, site.weight, old_weight, weight, f"{weight_name}_folded")
     if bias is not None and site.bias is not None:
         if site.bias_factor != 1.0:
             _reset(node, "beta")
         stem = weight_name.removesuffix(".weight")
         wanted = f"{stem}.bias" if stem != weight_name else f"{weight_name}_bias"
-        if site.bias_value is not None:
-            wanted = f"{site.bias_value.name}_folded"
-        editor.store(scope, node, site.bias, site.bias_value, bias, wanted)
+        if old_bias is not None:
+            wanted = f"{old_bias.name}_folded"
+        editor.store(scope, node, site.bias, old_bias, bias, wanted)
+
+
+def _constant(value: Parameter | None) -> Constant | None:
+    return value if isinstance(value, Constant) else None
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,9 @@ def _additions(editor: Editor, graph: Graph, move: Move) -> list[tuple[NodeProto
 def _batch_norm(editor: Editor, graph: Graph, move: Move, standing: Standing) -> NodeProto:
     scope = graph.scope
     node = NodeProto()
-    lender = graph.positions[standing_batch_norm(graph, move)]
+    lender = graph.positions[standing_batch_norm(graph.readings, move)]
     editor.borrow(scope, lender, node, range(1, 5))
-    for position, vector in enumerate(standing_constants(graph, move, standing), start=1):
+    for position, vector in enumerate(standing_constants(graph.readings, move, standing), start=1):
         old = graph.context.constant(node, position)
         assert isinstance(old, Constant)
         wanted = f"{old.name}_folded"
@@ -208,9 +208,9 @@ def _elementwise(
     editor: Editor, graph: Graph, move: Move, standing: Standing, lender: int | None
 ) -> tuple[NodeProto, int]:
     scope, op, axis = graph.scope, standing.op, standing.map.axis
-    (vector,) = standing_constants(graph, move, standing)
+    (vector,) = standing_constants(graph.readings, move, standing)
     shape = () if axis is None else (vector.size, *(1,) * (graph.rank(move.maps) - 1 - axis))
-    values = vector.astype(standing_dtype(graph, move)).reshape(shape)
+    values = vector.astype(standing_dtype(graph.view, graph.readings, move)).reshape(shape)
     node, data, old = NodeProto(), 0, None
     if lender is not None:
         role = graph.view.nodes[lender].role

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import NodeProto, helper
 
-from bnfold import _weights
-from bnfold._affine import AffineMap, Vector
-from bnfold._onnx import _absorbers, _attributes, _elementwise
+from bnfold import _elementwise, _weights
+from bnfold._affine import AffineMap
+from bnfold._elementwise import Shape
+from bnfold._onnx import _absorbers, _attributes
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._context import Context
 from bnfold._onnx._scopes import label
-from bnfold._onnx._shapes import Shape
-from bnfold._onnx._sites import Site
 from bnfold._onnx._tensors import FLOATS
 from bnfold._plan._reasons import Reason
-from bnfold._plan._view import OPAQUE, Absorber, Affine, Barrier, Carrier, Role
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A node's role, the site it absorbs at, and its output's shape where that follows.
-
-    ``deviation`` is ``√(var + ε)`` of a BatchNormalization, per channel.
-    """
-
-    role: Role
-    site: Site | None = None
-    shape: Shape | None = None
-    deviation: Vector | None = field(default=None, repr=False)
-
+from bnfold._plan._view import OPAQUE, Absorber, Affine, Barrier, Carrier
+from bnfold._sites import Reading, Site
 
 NOTHING = Reading(OPAQUE)
 # The default is a float32, as every float attribute is (ONNX BatchNormalization).

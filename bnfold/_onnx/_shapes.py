@@ -21,9 +21,8 @@ from onnx import (
     shape_inference,
 )
 
+from bnfold._elementwise import Shape
 from bnfold._onnx._scopes import Scope, bodies
-
-Shape = tuple[int | None, ...]
 
 _SMALL = 1024
 

@@ -1,4 +1,4 @@
-"""Which elementwise ONNX operators are per-channel affine maps, by broadcasting rules alone."""
+"""Which elementwise operators are per-channel affine maps, by broadcasting rules alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._affine import AffineMap
-from bnfold._onnx._shapes import Shape
 from bnfold._plan._reasons import Reason
 
 Array = NDArray[Any]
+Shape = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,42 @@
-"""Sites: the parameters through which an ONNX operator absorbs an affine map of its output."""
+"""Sites: the parameters through which an operator absorbs an affine map of its output."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold import _weights
 from bnfold._affine import AffineMap, Vector
-from bnfold._onnx._constants import Constant
+from bnfold._elementwise import Shape
 from bnfold._plan._reasons import Reason
+from bnfold._plan._view import Role
 from bnfold._weights import Layout
 
 Array = NDArray[Any]
+
+
+class Parameter(Protocol):
+    """A constant tensor that an operator reads; its values are loaded when they are asked for."""
+
+    @property
+    def name(self) -> str:
+        """What the user knows it by."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
+
+    @property
+    def load(self) -> Callable[[], Array]:
+        """Read the values."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,8 +55,8 @@ class Site:
     channels: Mapping[int, int]
     layout: Callable[[int], Layout]
     bias_along: Callable[[int], tuple[int, ...]]
-    weight_value: Constant | None
-    bias_value: Constant | None = None
+    weight_value: Parameter | None
+    bias_value: Parameter | None = None
     bias_shape: tuple[int, ...] | None = None
     bias_factor: float = 1.0
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
@@ -116,3 +136,16 @@ class Site:
         if not bool(np.isfinite(old.astype(np.float64)).all()):
             return Reason("non-finite", self.label, f"the bias of {self.label} is not finite")
         return Reason("overflow", self.label, f"the folded bias of {self.label} would overflow")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A node's role, the site it absorbs at, and its output's shape where that follows.
+
+    ``deviation`` is ``√(var + ε)`` of a BatchNorm, per channel.
+    """
+
+    role: Role
+    site: Site | None = None
+    shape: Shape | None = None
+    deviation: Vector | None = field(default=None, repr=False)
