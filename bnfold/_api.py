@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from onnx import ModelProto
 
+from bnfold import _paths
 from bnfold._errors import UsageError
 from bnfold._onnx import _files
 from bnfold._onnx._fold import prepare
@@ -36,7 +37,8 @@ def plan(model: Model, *, base_dir: str | os.PathLike[str] | None = None) -> Pla
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     proto, folder = _read(model, base_dir)
-    return prepare(proto, folder).plan
+    with _files.understood(proto, _path(model)):
+        return prepare(proto, folder).plan
 
 
 @overload
@@ -71,11 +73,15 @@ def fold(
     Raises `UsageError` for a model that cannot be read or an output that cannot be written.
     """
     proto, folder = _read(model, base_dir)
+    if output is not None:
+        _paths.check_writable(Path(output))
+        _files.refuse_own_data(Path(output), proto, folder)
     if proto is model:
         proto = ModelProto()
         proto.CopyFrom(model)
-    planned = prepare(proto, folder)
-    rewritten = planned.apply()
+    with _files.understood(model if isinstance(model, ModelProto) else proto, _path(model)):
+        planned = prepare(proto, folder)
+        rewritten = planned.apply()
     if output is not None:
         source = None if planned.plan.folds else _path(model)
         return _write(proto, rewritten, folder, Path(output), source)
@@ -112,15 +118,21 @@ def verify(
     else:
         sets = load_inputs(Path(inputs))
     with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
-        weights = prepare(_files.load(first), first.parent).weights()
-        return compare(
-            first,
-            second,
-            parameters=weights.values,
-            touched=weights.touched,
-            inputs=sets,
-            seed=seed,
-        )
+        data = _files.external_files(_files.load(second))
+        proto = _files.load(first)
+        own = _files.external_files(proto)
+        with _files.understood(proto, first):
+            weights = prepare(proto, first.parent).weights()
+        del proto
+        with _files.runnable(first, own) as left, _files.runnable(second, data) as right:
+            return compare(
+                left,
+                right,
+                parameters=weights.values,
+                touched=weights.touched,
+                inputs=sets,
+                seed=seed,
+            )
 
 
 def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelProto, Path | None]:

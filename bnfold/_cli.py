@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import sys
-import tempfile
-import time
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bnfold import _paths, _terminal
 from bnfold._errors import UsageError
 
 if TYPE_CHECKING:
-    from bnfold._judge import Outcome
+    from bnfold._verify._inputs import InputSet
 
 PASSED, FAILED, UNUSABLE, UNDECIDED = range(4)
+SIGNALLED = 128
+_PATH = click.Path(path_type=Path, readable=False)  # whether it can be read is said by reading
 EXIT_CODES = {
     "pass": PASSED,
     "unchanged": PASSED,
@@ -27,14 +32,87 @@ EXIT_CODES = {
 }
 
 
-class _DefaultGroup(click.Group):
-    """A group whose first argument may be left out: what is no command is a model to fold."""
+class _Command(click.Group):
+    """A group whose first argument may be left out, and whose exit codes mean what they say.
+
+    What is no command is a model to fold.
+    """
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         known = {*self.commands, "--help", "-h", "--version"}
         if args and args[0] not in known:
             args = ["fold", *args]
         return super().parse_args(context, args)
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> None:
+        """Run the command and exit; an error is one line, and nothing is left behind."""
+        extra["standalone_mode"] = False
+        with _interruptible() as signals:
+            try:
+                sys.exit(super().main(args, prog_name, **extra) or PASSED)
+            except (Exception, KeyboardInterrupt) as error:
+                # An interrupt that hits the import of a compiled module comes out as another error.
+                if signals or isinstance(error, (click.Abort, KeyboardInterrupt)):
+                    _terminal.complain("interrupted")
+                    sys.exit(SIGNALLED + (signals[0] if signals else signal.SIGINT))
+                if isinstance(error, click.ClickException):
+                    error.show()
+                elif "BNFOLD_TRACEBACK" in os.environ and not isinstance(error, UsageError):
+                    raise
+                else:
+                    _terminal.complain(f"error: {_in_one_line(error)}")
+                sys.exit(UNUSABLE)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the subcommand; warnings of libraries are not for whoever runs it."""
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        return super().invoke(context)
+
+
+def _in_one_line(error: Exception) -> str:
+    """What went wrong, in words for whoever runs the command."""
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{_paths.why(error)}"
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return (
+        f"bnfold broke down ({text}). This is a defect of bnfold: please report it, with the "
+        "output under BNFOLD_TRACEBACK=1"
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Let a request to end unwind the stack, so that temporary files go; gives what signals came.
+
+    A signal that the parent process chose to ignore stays ignored.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    previous = {number: signal.getsignal(number) for number in numbers}
+    taken = [n for n in numbers if previous[n] in (signal.SIG_DFL, signal.default_int_handler)]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield received
+    finally:
+        for number in taken:
+            signal.signal(number, previous[number])
 
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -46,7 +124,7 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 @click.group(
-    cls=_DefaultGroup,
+    cls=_Command,
     context_settings={"help_option_names": ["-h", "--help"]},
     subcommand_metavar="MODEL | COMMAND [ARGS]...",
     no_args_is_help=True,
@@ -68,27 +146,31 @@ def main() -> None:
     bnfold fold --help                 all options of folding
 
     Exit codes: 0 done and verified (or nothing to fold), 1 verification failed and no file was
-    written, 2 wrong usage or unreadable input, 3 could not be judged.
+    written, 2 wrong usage or unreadable input, 3 could not be judged, the file was written.
     """  # noqa: D301
 
 
-@main.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Write the folded model here."
-)
+@main.command(short_help="Fold a model; the default.")
+@click.argument("model", type=_PATH)
+@click.option("-o", "--output", type=_PATH, help="Write the folded model here.")
 @click.option("--in-place", is_flag=True, help="Write over MODEL.")
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
 @click.option(
     "--inputs",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="FILE.npz",
     help="Verify on these inputs, by input name, instead of random ones.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the random inputs.",
+)
 @click.option(
     "--report",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="FILE.json",
     help="Write everything known about this run as JSON.",
 )
@@ -102,130 +184,88 @@ def fold(
     seed: int,
     report: Path | None,
     verbose: bool,
-) -> None:
+) -> int:
     """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
+    if in_place and output is not None:
+        raise UsageError("give either -o or --in-place, not both")
+    if inputs is not None and no_verify:
+        raise UsageError("--inputs has no use with --no-verify; leave one of them out")
+    if output is not None and _paths.is_same(output, model):
+        raise UsageError(f"{output} is the input itself; say --in-place to write over it")
+    if report is not None:
+        for other in filter(None, (model, output, inputs)):
+            if _paths.is_same(report, other):
+                raise UsageError(f"the report would overwrite {other}; give it another name")
+        _paths.check_writable(report, device=True)
+
     from bnfold import _judge, _report
 
-    with _Errors(), _Progress() as progress:
-        target = _destination(model, output, in_place)
-        given = _load_inputs(inputs) if inputs is not None and not no_verify else None
+    with _terminal.Progress() as progress:
         outcome = _judge.run(
-            model, target, verify=not no_verify, inputs=given, seed=seed, progress=progress
+            model,
+            model if in_place else output,
+            verify=not no_verify,
+            inputs=_load_inputs(inputs),
+            seed=seed,
+            progress=progress,
+            report=report,
         )
         if report is not None:
-            _write_report(report, outcome)
-        progress.clear()
-    for line in _report.text(outcome, verbose):
-        click.echo(line)
-    sys.exit(EXIT_CODES[outcome.verdict.status])
+            try:
+                _paths.write_text(report, _report.json_text(outcome))
+            except UsageError as error:
+                fate = f"; {outcome.output} was written" if outcome.output else ""
+                raise UsageError(f"{error}{fate}") from error
+    _terminal.show(_report.text(outcome, verbose))
+    return EXIT_CODES[outcome.verdict.status]
 
 
-@main.command()
-@click.argument("original", type=click.Path(path_type=Path))
-@click.argument("folded", type=click.Path(path_type=Path))
+@main.command(short_help="Compare two models.")
+@click.argument("original", type=_PATH)
+@click.argument("folded", type=_PATH)
 @click.option(
     "--inputs",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="FILE.npz",
     help="Compare on these inputs, by input name, instead of random ones.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the random inputs.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show every output on every input set.")
-def verify(original: Path, folded: Path, inputs: Path | None, seed: int, verbose: bool) -> None:
+def verify(original: Path, folded: Path, inputs: Path | None, seed: int, verbose: bool) -> int:
     """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime."""
     import bnfold
     from bnfold import _report
 
-    with _Errors(), _Progress() as progress:
+    with _terminal.Progress() as progress:
         progress("running both models")
         result = bnfold.verify(original, folded, inputs=inputs, seed=seed)
-        progress.clear()
-    for line in _report.end_to_end_lines(result, verbose):
-        click.echo(line)
-    click.echo(f"verification: {result.status}")
-    sys.exit(EXIT_CODES[result.status])
+    _terminal.show([*_report.end_to_end_lines(result, verbose), f"verification: {result.status}"])
+    return EXIT_CODES[result.status]
 
 
-@main.command()
+@main.command(short_help="Say what a reason code means.")
 @click.argument("code", required=False)
 def explain(code: str | None) -> None:
     """What a reason CODE means and what to do about it; without one, list them all."""
     from bnfold._plan._reasons import CODES
 
     if code is None:
-        for name in CODES:
-            click.echo(name)
+        _terminal.show(CODES)
         return
     if code not in CODES:
-        raise click.UsageError(f"there is no reason code {code!r}; 'bnfold explain' lists them")
-    click.echo(f"{code}: {CODES[code].meaning}\n{CODES[code].advice}")
+        raise UsageError(f"there is no reason code {code!r}; 'bnfold explain' lists them")
+    _terminal.show([f"{code}: {CODES[code].meaning}", CODES[code].advice])
 
 
-class _Errors:
-    """Turns bnfold's own errors, and an interrupt, into one line and an exit code."""
-
-    def __enter__(self) -> None:
+def _load_inputs(path: Path | None) -> list[InputSet] | None:
+    if path is None:
         return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UsageError):
-            click.echo(f"error: {error}", err=True)
-            sys.exit(UNUSABLE)
-
-
-class _Progress:
-    """One line on a terminal that says what goes on, once a run takes longer than a moment."""
-
-    _PATIENCE_S = 0.5
-
-    def __init__(self) -> None:
-        self._shown = False
-        self._terminal = sys.stderr.isatty()
-        self._start = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.clear()
-
-    def __call__(self, step: str) -> None:
-        if self._terminal and time.monotonic() - self._start > self._PATIENCE_S:
-            click.echo(f"\r\x1b[K{step} …", nl=False, err=True)
-            self._shown = True
-
-    def clear(self) -> None:
-        """Remove the line."""
-        if self._shown:
-            click.echo("\r\x1b[K", nl=False, err=True)
-            self._shown = False
-
-
-def _destination(model: Path, output: Path | None, in_place: bool) -> Path | None:
-    if in_place and output is not None:
-        raise UsageError("give either -o or --in-place, not both")
-    if in_place:
-        return model
-    if output is not None and output.exists() and model.exists() and output.samefile(model):
-        raise UsageError(f"{output} is the input itself; say --in-place to write over it")
-    return output
-
-
-def _load_inputs(path: Path) -> list[Any]:
     from bnfold._verify._inputs import load_inputs
 
-    return list(load_inputs(path))
-
-
-def _write_report(path: Path, outcome: Outcome) -> None:
-    """Write the report by rename, so that nobody reads half of it."""
-    from bnfold import _report
-
-    body = json.dumps(_report.document(outcome), indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".bnfold-", dir=path.parent) as folder:
-            draft = Path(folder) / "report.json"
-            draft.write_text(body + "\n", encoding="utf-8")
-            os.replace(draft, path)
-    except OSError as error:
-        raise UsageError(f"cannot write the report {path}: {error.strerror}") from error
+    return load_inputs(path)

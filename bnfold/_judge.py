@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bnfold import _paths
 from bnfold._onnx import _files
 from bnfold._onnx._fold import Weights, prepare
 from bnfold._onnx._rewrite import Applied
@@ -43,7 +44,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: what was planned, the verdict, sizes in bytes, and the file if one was written."""
+    """One run: what was planned, the verdict, sizes in bytes, and the file if one was written.
+
+    ``left_behind`` are data files of a model that was written over, which it no longer reads; other
+    models may.
+    """
 
     model: Path
     plan: Plan
@@ -51,6 +56,7 @@ class Outcome:
     size_before: int
     size_after: int
     output: Path | None
+    left_behind: tuple[Path, ...] = ()
 
 
 def run(
@@ -61,20 +67,32 @@ def run(
     inputs: list[InputSet] | None,
     seed: int,
     progress: Progress,
+    report: Path | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
-    Without an ``output`` nothing is written but a temporary file for the judge. Raises
-    `UsageError` for what cannot be read or written; no file is left behind then.
+    Without an ``output`` nothing is written but a temporary file for the judge; nor is a model
+    written over itself when nothing folds. ``report`` is a file that the caller is going to write.
+    Raises `UsageError` for what cannot be read or written; no file is left behind then.
     """
     progress("reading")
+    if output is not None:
+        _paths.check_writable(output)
     model = _files.load(path)
+    for target in filter(None, (output, report)):
+        _files.refuse_own_data(target, model, path.parent)
     size_before = _files.size(path, model)
-    planned = prepare(model, path.parent)
-    changed = bool(planned.plan.folds)
-    weights = planned.weights() if verify and changed else None
-    progress("folding")
-    rewritten = planned.apply()
+    data_before = frozenset(_files.external_files(model))
+    with _files.understood(model, path):
+        planned = prepare(model, path.parent)
+        changed = bool(planned.plan.folds)
+        weights = planned.weights() if verify and changed else None
+        progress("folding")
+        rewritten = planned.apply()
+    over_itself = output is not None and _paths.is_same(output, path)
+    if over_itself and not changed:
+        verdict = Verdict("unchanged")
+        return Outcome(path, planned.plan, verdict, size_before, size_before, None)
     with _files.draft(
         model,
         rewritten,
@@ -82,22 +100,24 @@ def run(
         destination=output,
         source=None if changed else path,
     ) as draft:
-        size_after = draft.size
         if weights is not None:
-            trial = _Trial(path, draft.path, weights, inputs, seed, progress)
+            trial = _Trial(path, data_before, draft, weights, inputs, seed, progress)
             verdict = trial.judge(rewritten.applied)
         else:
             verdict = Verdict("skipped" if changed else "unchanged")
         written = output if verdict.status != "fail" else None
         if written is not None:
             draft.commit()
-    return Outcome(path, planned.plan, verdict, size_before, size_after, written)
+    left = data_before - draft.data if over_itself and written is not None else frozenset()
+    left_behind = tuple(path.parent / name for name in sorted(left))
+    return Outcome(path, planned.plan, verdict, size_before, draft.size, written, left_behind)
 
 
 @dataclass(frozen=True)
 class _Trial:
     original: Path
-    folded: Path
+    data: frozenset[str]
+    draft: _files.Draft
     weights: Weights
     inputs: list[InputSet] | None
     seed: int
@@ -111,20 +131,24 @@ class _Trial:
         self.progress("certifying every fold")
         certificates = certify(
             _files.load(self.original),
-            _files.load(self.folded),
+            _files.load(self.draft.path),
             applied,
             self.original.parent,
-            self.folded.parent,
+            self.draft.path.parent,
         )
-        end_to_end = compare(
-            self.original,
-            self.folded,
-            parameters=self.weights.values,
-            touched=self.weights.touched,
-            inputs=self.inputs,
-            seed=self.seed,
-            progress=self.progress,
-        )
+        with (
+            _files.runnable(self.original, self.data) as original,
+            _files.runnable(self.draft.path, self.draft.data) as folded,
+        ):
+            end_to_end = compare(
+                original,
+                folded,
+                parameters=self.weights.values,
+                touched=self.weights.touched,
+                inputs=self.inputs,
+                seed=self.seed,
+                progress=self.progress,
+            )
         certified = all(certificate.holds for certificate in certificates)
         status: Status = end_to_end.status if certified else "fail"
         return Verdict(status, certificates, end_to_end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,17 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "bnfold": bnfold.__version__,
         "model": str(outcome.model),
         "output": str(outcome.output) if outcome.output else None,
+        "left_behind": [str(path) for path in outcome.left_behind],
         "bytes": {"before": outcome.size_before, "after": outcome.size_after},
         **outcome.plan.to_dict(),
         "verification": outcome.verdict.to_dict(),
     }
+
+
+def json_text(outcome: Outcome) -> str:
+    """The document as strict JSON; a path that is not text loses what is not."""
+    text = json.dumps(document(outcome), indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "replace").decode("utf-8") + "\n"
 
 
 def text(outcome: Outcome, verbose: bool) -> Iterator[str]:
@@ -47,6 +55,8 @@ def text(outcome: Outcome, verbose: bool) -> Iterator[str]:
     yield from verdict_lines(outcome.verdict, verbose)
     if outcome.output is not None:
         yield f"wrote {outcome.output}"
+        for path in outcome.left_behind:
+            yield f"{path} is not read by it any more; remove it if no other model needs it"
     elif outcome.verdict.status == "fail":
         yield "no file was written"
 
@@ -135,8 +145,12 @@ def _count(number: int, noun: str) -> str:
 
 
 def _size(size: int) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}" if unit != "B" else f"{size} B"
-        size = size / 1000  # type: ignore[assignment]
-    return f"{size:.3g} GB"
+    """Three digits and a unit."""
+    if size < 1000:
+        return f"{size} B"
+    value, unit = size / 1000, "kB"
+    for larger in ("MB", "GB"):
+        if value >= 999.5:
+            value, unit = value / 1000, larger
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f} {unit}"

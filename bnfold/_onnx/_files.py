@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,8 @@ def understood(model: ModelProto, path: Path | None) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        problem = _invalid(model, path)
+        broken = isinstance(error, UnicodeDecodeError)
+        problem = "some text in it is not UTF-8" if broken else _invalid(model, path)
         if problem is None:
             raise
         name = path if path is not None else "the model"
@@ -127,9 +128,29 @@ def size(path: Path, model: ModelProto) -> int:
 
 def refuse_own_data(path: Path, model: ModelProto, base_dir: Path | None) -> None:
     """Raise `UsageError` where a path to be written is a file that holds the model's weights."""
-    for location in external_files(model) if base_dir is not None else ():
-        if _paths.is_same(path, base_dir / location):
+    for location in external_files(model):
+        if base_dir is not None and _paths.is_same(path, base_dir / location):
             raise UsageError(f"{path} holds the model's own weights; write to another file")
+
+
+@contextmanager
+def runnable(path: Path, locations: Collection[str]) -> Iterator[Path]:
+    """A model file as onnxruntime can load it: the file itself, or a temporary look-alike.
+
+    ``locations`` are its data files. Those that are symbolic links out of the model's folder, as
+    hub caches make them, are refused by onnxruntime, and so is a path that is no valid Unicode.
+    """
+    folder = path.parent.resolve()
+    inside = all((folder / name).resolve().is_relative_to(folder) for name in locations)
+    if inside and _is_text(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
+        twin = Path(scratch) / _free_name(locations)
+        _link(path, twin)
+        for name in locations:
+            _link(folder / name, Path(scratch) / name)
+        yield twin
 
 
 def external_files(model: ModelProto) -> set[str]:
@@ -143,10 +164,14 @@ def external_files(model: ModelProto) -> set[str]:
 
 @dataclass(frozen=True)
 class Draft:
-    """A model written beside its destination, with the data files it refers to."""
+    """A model written beside its destination, with the data files it refers to.
+
+    ``data`` names them all, ``written`` those that are not the original's own.
+    """
 
     path: Path
     destination: Path | None
+    data: frozenset[str]
     written: tuple[str, ...]
     size: int
 
@@ -163,9 +188,9 @@ class Draft:
                 undo.append((target, old if target.exists() else None))
                 if target.exists():
                     os.replace(target, old)
+                self._keep_mode(folder / location)
                 os.replace(folder / location, target)
-            if self.destination.exists():
-                shutil.copymode(self.destination, self.path)
+            self._keep_mode(self.path)
             os.replace(self.path, self.destination)
         except BaseException as error:
             if self.path.exists():
@@ -174,6 +199,11 @@ class Draft:
             if isinstance(error, OSError):
                 raise _paths.unwritable(self.destination, error) from error
             raise
+
+    def _keep_mode(self, path: Path) -> None:
+        """Give a file the permissions of the one that is about to be replaced."""
+        if self.destination is not None and self.destination.exists():
+            shutil.copymode(self.destination, path)
 
 
 @contextmanager
@@ -187,20 +217,22 @@ def draft(
 ) -> Iterator[Draft]:
     """Write a model to a temporary folder beside its destination; gone afterwards unless committed.
 
-    The model is taken apart in writing; pass a copy to keep it. ``rewritten`` tells what a fold did to the tensors. ``source`` is the original file if the
-    model is unchanged: then its bytes are copied. Without a destination the folder is
-    the system's. Raises `UsageError` where that cannot be written.
+    The model is taken apart in writing; pass a copy to keep it. ``rewritten`` tells what a fold did
+    to the tensors. ``source`` is the original file if the model is unchanged: then its bytes are
+    copied. Without a destination the folder is the system's. Raises `UsageError` where that cannot
+    be written.
     """
     parent = destination.parent if destination is not None else None
     if destination is not None:
         _paths.check_writable(destination)
-        refuse_own_data(destination, model, base_dir)
     try:
         folder = Path(tempfile.mkdtemp(prefix=".bnfold-", dir=parent))
     except OSError as error:
         raise _paths.unwritable(destination, error) from error
     try:
-        path = folder / (destination.name if destination is not None else _free_name(model))
+        path = folder / (
+            destination.name if destination is not None else _free_name(external_files(model))
+        )
         try:
             moved, written = _write_external(model, rewritten, base_dir, destination, folder)
             files = external_files(model)
@@ -212,7 +244,7 @@ def draft(
         except OSError as error:
             raise _paths.unwritable(destination or path, error) from error
         bytes_written = sum((folder / name).stat().st_size for name in (path.name, *files))
-        yield Draft(path, destination, tuple(written), bytes_written)
+        yield Draft(path, destination, frozenset(files), tuple(written), bytes_written)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -235,6 +267,7 @@ def _write_external(
             unchanged.setdefault(location, []).append(tensor)
     moved = False
     written: list[str] = []
+    originals = [base_dir / name for name in (*changed, *unchanged) if base_dir is not None]
     for location in sorted({*changed, *unchanged}):
         assert base_dir is not None
         origin = _tensors.external_path(location, base_dir)
@@ -242,7 +275,7 @@ def _write_external(
         if stays and location not in changed:
             _link(origin, folder / location)
             continue
-        target = _free_location(location, destination, base_dir, written)
+        target = _free_location(location, destination, originals, written)
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         _copy(origin, folder / target)
         _patch(folder / target, target, changed.get(location, []))
@@ -293,13 +326,13 @@ def _point_to(tensor: TensorProto, location: str) -> None:
 
 
 def _free_location(
-    location: str, destination: Path | None, base_dir: Path, taken: list[str]
+    location: str, destination: Path | None, originals: list[Path], taken: list[str]
 ) -> str:
     """Where the output's copy of a data file may go without touching anybody else's file.
 
     The original's own location where the output goes to another folder, else a name made of the
     output's; never a file that is there already, unless it is read by no model but the output
-    that is about to be replaced.
+    that is about to be replaced. ``originals`` are the data files of the model being folded.
     """
     if destination is None:
         return location
@@ -310,9 +343,10 @@ def _free_location(
         target = destination.parent / candidate
         if candidate in taken or candidate == destination.name:
             continue
-        if _paths.is_same(target, base_dir / candidate):
-            continue
-        if not os.path.lexists(target) or _owns(destination, candidate):
+        if not os.path.lexists(target):
+            return candidate
+        read_now = any(_paths.is_same(target, original) for original in originals)
+        if not read_now and _owns(destination, candidate):
             return candidate
     raise UsageError(f"cannot find a free name for the external data of {destination}")
 
@@ -334,27 +368,43 @@ def _locations(path: Path) -> set[str]:
     return external_files(model)
 
 
-def _free_name(model: ModelProto) -> str:
-    """A file name that none of a model's data files has."""
+def _free_name(locations: Collection[str]) -> str:
+    """A file name for a model that none of its data files has."""
     name = "model.onnx"
-    while name in external_files(model):
+    while name in locations:
         name = f"_{name}"
     return name
 
 
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _link(origin: Path, path: Path) -> None:
+    """Let a file be found at another path: by a hard link, or a copy where that cannot be.
+
+    onnxruntime refuses symbolic links that lead out of the model's folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    os.symlink(origin.resolve(), path)
+    try:
+        os.link(origin.resolve(), path)
+    except FileExistsError:
+        raise
+    except OSError:
+        _copy(origin, path)
 
 
 def _copy(origin: Path, path: Path) -> None:
     """Copy a file's content; `UsageError` where the origin is to blame for a failure."""
     try:
-        source = origin.open("rb")
+        origin.open("rb").close()
     except OSError as error:
         raise _paths.unreadable(origin, error) from error
-    with source, path.open("wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
+    shutil.copyfile(origin, path)
 
 
 def _restore(target: Path, backup: Path | None) -> None:
@@ -375,11 +425,13 @@ def _regular_size(path: Path) -> int:
 def _bytes(tensor: TensorProto) -> int:
     """How many bytes a tensor's values take at least; 0 for a type that is not known."""
     try:
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        size = int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     except (KeyError, ValueError, TypeError):
         return 0
-    count = math.prod(tensor.dims)
-    return count // 4 if dtype.itemsize == 1 else count * dtype.itemsize
+    if tensor.data_type == TensorProto.STRING:
+        return 0
+    count = int(math.prod(tensor.dims))
+    return count // 4 if size == 1 else count * size
 
 
 def _invalid(model: ModelProto, path: Path | None) -> str | None:
@@ -393,7 +445,7 @@ def _invalid(model: ModelProto, path: Path | None) -> str | None:
     return None
 
 
-def _names(model: ModelProto) -> Iterator[str]:
+def _names(model: ModelProto) -> Iterator[str | bytes]:
     """Every name in a model's graphs. Protobuf gives bytes for one that is not UTF-8."""
     yield from _graph_names(model.graph)
     for function in model.functions:
@@ -401,13 +453,13 @@ def _names(model: ModelProto) -> Iterator[str]:
         yield from _node_names(function.node)
 
 
-def _graph_names(graph: GraphProto) -> Iterator[str]:
+def _graph_names(graph: GraphProto) -> Iterator[str | bytes]:
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         yield value.name
     yield from _node_names(graph.node)
 
 
-def _node_names(nodes: Iterable[NodeProto]) -> Iterator[str]:
+def _node_names(nodes: Iterable[NodeProto]) -> Iterator[str | bytes]:
     for node in nodes:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         for attribute in node.attribute:

@@ -14,10 +14,11 @@ from onnx import ModelProto
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._network import Graph, Network, read
 from bnfold._onnx._rewrite import Rewritten, apply
-from bnfold._plan._planner import Move, Moves
+from bnfold._plan._planner import Moves
 from bnfold._plan._view import Absorber
-from bnfold._result import Fold, Kept, Plan
+from bnfold._result import Plan
 from bnfold._settle import settle
+from bnfold._summary import summarize
 
 Array = NDArray[Any]
 Settled = list[tuple[Graph, Moves]]
@@ -61,7 +62,9 @@ def prepare(model: ModelProto, base_dir: Path | None) -> Planned:
     """Read and plan a model. Raises `UsageError` where it cannot be read."""
     network = read(model, base_dir)
     settled = [(graph, settle(graph.view, graph.readings)) for graph in network.graphs]
-    return Planned(network, settled, _plan(network, settled))
+    before = Counter(node.op_type for scope in network.scopes for node in scope.nodes)
+    graphs = ((graph.scope.path, graph.view, moves) for graph, moves in settled)
+    return Planned(network, settled, summarize(graphs, before))
 
 
 def _parameter_names(planned: Planned, folded_only: bool) -> Iterator[str]:
@@ -72,49 +75,3 @@ def _parameter_names(planned: Planned, folded_only: bool) -> Iterator[str]:
         weighted = isinstance(node.role, Absorber) or node.op == "BatchNormalization"
         if index in folded or (weighted and not folded_only):
             yield from filter(None, graph.scope.nodes[graph.positions[index]].input)
-
-
-def _plan(network: Network, settled: Settled) -> Plan:
-    before = Counter(node.op_type for scope in network.scopes for node in scope.nodes)
-    after = before.copy()
-    folds, kept = [], []
-    for graph, moves in settled:
-        for move in moves.moves:
-            folds.append(_fold(graph, move))
-            after.subtract(graph.view.nodes[i].op for i in move.maps)
-            after.update(standing.op for standing in move.stands)
-        for index, reason in moves.kept.items():
-            node = graph.view.nodes[index]
-            kept.append(
-                Kept(
-                    node.label,
-                    node.op,
-                    reason.code,
-                    reason.at,
-                    reason.message,
-                    reason.advice,
-                    graph.scope.path,
-                )
-            )
-    return Plan(tuple(folds), tuple(kept), dict(before), dict(+after))
-
-
-def _fold(graph: Graph, move: Move) -> Fold:
-    nodes = graph.view.nodes
-    crossed = dict.fromkeys(nodes[i].op for i in move.carriers)
-    laws = [f"carry through {op}" for op in crossed]
-    if move.law == "absorb":
-        laws.append(f"absorb behind {nodes[move.into].op}")
-        if move.stands:
-            laws.append(f"leave {' and '.join(s.op for s in move.stands)}")
-    if move.law == "compose" and not move.stands:
-        laws.insert(0, "drop the identity")
-    elif len(move.maps) > 1 or move.law == "compose":
-        laws.insert(0, "compose")
-    return Fold(
-        tuple(nodes[i].label for i in move.maps),
-        tuple(nodes[i].op for i in move.maps),
-        nodes[move.into].label,
-        tuple(laws),
-        graph.scope.path,
-    )

@@ -354,7 +354,9 @@ def _refuse_unfit(given: InputSet, ports: tuple[Port, ...]) -> None:
     for name, array in given.feeds.items():
         port = wanted[name]
         if port.type in _TYPES and _TYPES[port.type] != array.dtype:
-            raise UsageError(f"{given.label}: {name} is {array.dtype}, the model takes {port.type}")
+            raise UsageError(
+                f"{given.label}: {name} is {array.dtype}, the model takes {_TYPES[port.type]}"
+            )
         fixed = [dim if isinstance(dim, int) and dim > 0 else None for dim in port.shape]
         if fixed and (
             len(fixed) != array.ndim
@@ -367,10 +369,10 @@ def _refuse_unfit(given: InputSet, ports: tuple[Port, ...]) -> None:
 
 
 _TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(bool)": np.bool_,
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(bool)": np.dtype(np.bool_),
     **{f"tensor({name})": np.dtype(name) for name in ("int8", "int16", "int32", "int64")},
     **{f"tensor({name})": np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64")},
 }

@@ -9,7 +9,6 @@ bounds its indices, a comparison with a constant names a value that matters.
 from __future__ import annotations
 
 import itertools
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from bnfold import _paths
 from bnfold._errors import UsageError
 from bnfold._verify._hints import Hints
 
@@ -75,14 +75,17 @@ def load_inputs(path: Path) -> list[InputSet]:
         UsageError: the file is missing, is no .npz, is empty, or holds pickled objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             feeds = {name: archive[name] for name in archive.files}
-    except (AttributeError, TypeError) as error:
-        raise UsageError(f"{path}: not an .npz file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: cannot be read as .npz: {error}") from error
+    except OSError as error:
+        raise _paths.unreadable(path, error) from error
+    except Exception as error:  # Zip, zlib and NumPy each have their own errors for a bad file.
+        raise UsageError(f"{path} is not an .npz file of plain arrays") from error
+    for name, array in feeds.items():
+        if not isinstance(array, np.ndarray):
+            raise UsageError(f"{path} is not an .npz file of plain arrays: {name!r} is none")
     if not feeds:
-        raise UsageError(f"{path}: holds no arrays")
+        raise UsageError(f"{path} holds no arrays; numpy.savez writes them by input name")
     return [InputSet(Path(path).name, feeds)]
 
 

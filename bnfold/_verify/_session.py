@@ -19,6 +19,9 @@ import onnx
 import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
+from bnfold._onnx import _tensors
+from bnfold._onnx._files import tensors
+
 PROVIDER = "CPUExecutionProvider"
 _REFERENCE_LIMIT = 32 << 20
 _FATAL = 4
@@ -82,7 +85,10 @@ class OnnxRuntime:
         self._quiet.log_severity_level = _FATAL
         try:
             self._session = ort.InferenceSession(
-                str(source) if isinstance(source, Path) else source, options, providers=[PROVIDER]
+                str(source) if isinstance(source, Path) else source,
+                options,
+                providers=[PROVIDER],
+                enable_fallback=0,  # which would print, and only try the same once more
             )
         except Exception as error:
             raise _engine_error(error) from error
@@ -111,10 +117,10 @@ class Reference:
         """
         try:
             if isinstance(source, Path):
-                model = onnx.load(source)
+                model = onnx.load(source, load_external_data=False)
             else:
                 model = onnx.load_model_from_string(source)
-                onnx.load_external_data_for_model(model, str(folder or ""))
+            _inline(model, folder or (source.parent if isinstance(source, Path) else None))
         except Exception as error:
             raise _engine_error(error) from error
         if model.ByteSize() > _REFERENCE_LIMIT:
@@ -139,6 +145,13 @@ class Reference:
         except Exception as error:
             raise _engine_error(error) from error
         return list(outputs)
+
+
+def _inline(model: onnx.ModelProto, folder: Path | None) -> None:
+    """Take external data into the model. `onnx.load` would refuse symbolic links, as hubs make."""
+    for tensor in tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _tensors.write(tensor, _tensors.read(tensor, folder))
 
 
 def _refuse_known_bugs(model: onnx.ModelProto) -> None:

@@ -1,0 +1,75 @@
+"""Models on disk for the command to work on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from ..graphs import bn, conv, model, op
+
+
+def foldable() -> onnx.ModelProto:
+    """One BatchNormalization that folds into its Conv, and two behind a Sigmoid that do not."""
+    return model(
+        conv("conv1", "x", "c1", (8, 3, 3, 3)),
+        bn("bn1", "c1", "b1", 8),
+        op("Relu", "b1", "r"),
+        conv("conv2", "r", "c2", (8, 8, 3, 3)),
+        op("Sigmoid", "c2", "s"),
+        bn("bn2", "s", "b2", 8),
+        op("Sigmoid", "b2", "t"),
+        bn("bn3", "t", "y", 8),
+    )
+
+
+def settled() -> onnx.ModelProto:
+    """Nothing to fold."""
+    return model(conv("conv", "x", "c", (8, 3, 3, 3)), op("Relu", "c", "y"))
+
+
+def strange() -> onnx.ModelProto:
+    """A fold, and an operator that no runtime knows."""
+    return model(
+        conv("conv", "x", "c", (8, 3, 3, 3)),
+        bn("bn", "c", "b", 8),
+        onnx.helper.make_node("Mystery", ["b"], ["y"], name="mystery", domain="custom"),
+        domains={"custom": 1},
+    )
+
+
+def slow() -> onnx.ModelProto:
+    """Takes seconds to verify and is small to store."""
+    pieces, source, channels = [], "x", 16
+    for k in range(4):
+        pieces += [
+            conv(f"conv{k}", source, f"c{k}", (32, channels, 3, 3), pads=[1, 1, 1, 1]),
+            bn(f"bn{k}", f"c{k}", f"b{k}", 32),
+            op("Relu", f"b{k}", f"r{k}"),
+        ]
+        source, channels = f"r{k}", 32
+    return model(*pieces, x=(1, 16, 400, 400), y=source)
+
+
+def save(made: onnx.ModelProto, path: Path, **data: str) -> Path:
+    """Write a model; tensors named in ``data`` go to that file beside it, one after the other."""
+    stored = onnx.ModelProto()
+    stored.CopyFrom(made)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for tensor in stored.graph.initializer:
+        location = data.get(tensor.name.replace(".", "_"))
+        if location is None:
+            continue
+        with (path.parent / location).open("ab") as file:
+            offset, length = file.tell(), file.write(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+    path.write_bytes(stored.SerializeToString())
+    return path
+
+
+def operators(path: Path) -> list[str]:
+    """The operators of a model file, its external data loaded."""
+    return [node.op_type for node in onnx.load(path).graph.node]

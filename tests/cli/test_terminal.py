@@ -1,0 +1,131 @@
+"""Pipes, terminals, encodings: the same words everywhere, and no escape codes in a file."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from .command import COMMAND, PATIENCE_S, bnfold, environment, on_terminal
+
+CLEAR = "\r\x1b[K"
+
+
+@pytest.fixture
+def full():
+    """A device on which nothing can be written."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "wb") as device:
+        yield device
+
+
+def test_a_terminal_shows_what_takes_long_and_clears_it(slow):
+    """What is left is what a pipe gets, which gets nothing else.
+
+    The line has to fit, be the terminal as narrow as this one, or clearing would leave a part.
+    """
+    run = on_terminal(slow, columns=12)
+    assert run.code == 0
+    first, *steps, rest = run.out.split(CLEAR)
+    assert first == ""
+    assert steps and all(0 < len(step) < 12 for step in steps)
+    piped = bnfold(slow)
+    assert (piped.code, piped.err) == (0, "")
+    assert "\x1b" not in piped.out and "\r" not in piped.out
+    assert rest.replace("\r\n", "\n") == piped.out
+
+
+def test_a_terminal_is_not_bothered_by_a_short_run(settled):
+    assert on_terminal(settled).out == "nothing to fold\r\n"
+
+
+def test_no_colours_at_all(model):
+    """So NO_COLOR has nothing to switch off."""
+    run = on_terminal(model, "-v")
+    assert run.code == 0
+    assert not re.search(r"\x1b\[[0-9;]*m", run.out)
+
+
+def test_a_terminal_without_cursor_control(slow):
+    run = on_terminal(slow, env={"TERM": "dumb"})
+    assert run.code == 0
+    assert "\x1b" not in run.out
+
+
+def test_help_on_a_narrow_terminal():
+    run = on_terminal("fold", "--help", columns=30)
+    assert run.code == 0
+    assert "--in-place" in run.out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_encoding_without_arrows(encoding, model):
+    run = bnfold(model, "-v", env={"PYTHONIOENCODING": encoding})
+    assert (run.code, run.err) == (0, "")
+    assert "bn1 -> conv1" in run.out
+
+
+def test_a_reader_that_has_seen_enough(model):
+    """As in ``bnfold m.onnx -v | head -1``; the exit code stays that of the verdict."""
+    process = subprocess.Popen(
+        [*COMMAND, str(model), "-v"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read()
+    assert (process.wait(PATIENCE_S), err) == (0, b"")
+    process.stderr.close()
+
+
+def test_a_full_disk_behind_standard_output(full, model):
+    done = subprocess.run(
+        [*COMMAND, str(model)],
+        stdout=full,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == b"error: cannot write to standard output: no space left on the device\n"
+
+
+def test_a_full_disk_behind_the_help(full):
+    done = subprocess.run(
+        [*COMMAND, "--help"], stdout=full, stderr=subprocess.PIPE, env=environment(), check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == b"error: no space left on the device\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(closed, model, tmp_path):
+    target = tmp_path / "out.onnx"
+    script = f'"$@" {closed}'
+    run = bnfold(model, "-o", target, command=("sh", "-c", script, "sh", *COMMAND))
+    assert (run.code, run.err) == (0, "")
+    assert target.exists()
+
+
+def test_warnings_of_libraries_are_not_shown(settled):
+    """Unless Python is asked to show them."""
+    script = (
+        "import sys, warnings, bnfold._onnx._files as files\n"
+        "load = files.load\n"
+        "def noisy(path):\n"
+        "    warnings.warn('noise', RuntimeWarning)\n"
+        "    return load(path)\n"
+        "files.load = noisy\n"
+        "from bnfold._cli import main\n"
+        "main(sys.argv[1:], 'bnfold')\n"
+    )
+    run = bnfold(settled, command=(sys.executable, "-c", script))
+    assert (run.out, run.err) == ("nothing to fold\n", "")
+    run = bnfold(settled, command=(sys.executable, "-W", "always", "-c", script))
+    assert "noise" in run.err

@@ -1,0 +1,330 @@
+"""Nothing is written unasked; what is written appears whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from ..graphs import DOUBLE, assert_same, bn, conv, op, rand
+from ..graphs import model as build
+from . import examples
+from .command import PLANTED, bnfold, refused, start, tree, wait_for
+
+
+def temporary_files() -> set[str]:
+    """What a run may have left in the system's folder for temporary files."""
+    return {name for name in os.listdir(tempfile.gettempdir()) if "bnfold-" in name}
+
+
+def test_without_an_output_nothing_is_written(external, tmp_path):
+    before, elsewhere = tree(tmp_path), temporary_files()
+    run = bnfold(external, cwd=tmp_path)
+    assert run.code == 0
+    assert "wrote" not in run.out
+    assert tree(tmp_path) == before
+    assert temporary_files() <= elsewhere
+
+
+def test_the_output_is_the_only_new_file(model, tmp_path):
+    before = tree(tmp_path)
+    assert bnfold("m.onnx", "-o", "out.onnx", cwd=tmp_path).code == 0
+    after = tree(tmp_path)
+    assert after.keys() - before.keys() == {"out.onnx"}
+    assert {name: after[name] for name in before} == before
+    assert_same(onnx.load(model), onnx.load(tmp_path / "out.onnx"))
+
+
+def test_with_nothing_to_fold_the_output_is_the_input(settled, tmp_path):
+    run = bnfold(settled, "-o", tmp_path / "out.onnx")
+    assert run.lines == ["nothing to fold", f"wrote {tmp_path / 'out.onnx'}"]
+    assert (tmp_path / "out.onnx").read_bytes() == settled.read_bytes()
+
+
+def test_the_output_appears_whole(tmp_path):
+    """Seen from outside, again and again: not there, then there and complete."""
+    made = build(
+        conv("conv1", "x", "c", (8, 3, 3, 3)),
+        bn("bn", "c", "y", 8),
+        weights={f"spare{k}": rand(1_000_000) for k in range(5)},
+    )
+    examples.save(made, tmp_path / "m.onnx")
+    target = tmp_path / "out.onnx"
+    process = start(tmp_path / "m.onnx", "-o", target, "--no-verify")
+    sizes, names = set(), set()
+    while process.poll() is None:
+        names.update(os.listdir(tmp_path))
+        with contextlib.suppress(FileNotFoundError):
+            sizes.add(target.stat().st_size)
+    process.communicate()
+    assert process.returncode == 0
+    assert sizes <= {target.stat().st_size}
+    assert {name for name in names if not name.startswith(".bnfold-")} <= {"m.onnx", "out.onnx"}
+    assert sorted(os.listdir(tmp_path)) == ["m.onnx", "out.onnx"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted(number, slow, tmp_path):
+    """Once the draft is there, with a check under way that would take seconds."""
+    target = examples.save(examples.settled(), tmp_path / "out.onnx")
+    before = tree(tmp_path)
+    process = start(slow, "-o", target)
+    wait_for(lambda: list(tmp_path.glob(".bnfold-*/out.onnx")))
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (128 + number, b"")
+    assert err.decode().strip() == "interrupted"
+    assert tree(tmp_path) == before
+
+
+def test_interrupted_at_any_moment(external, tmp_path):
+    """All or nothing, from the start of Python to the end of the run."""
+    target = tmp_path / "out" / "o.onnx"
+    target.parent.mkdir()
+    before = tree(tmp_path)
+    for delay in range(10):
+        process = start(external, "-o", target)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1 + 0.03 * delay)
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        if target.exists():
+            assert_same(onnx.load(external), onnx.load(target))
+            assert sorted(os.listdir(target.parent)) == ["o.onnx", "one.bin", "two.bin"]
+            break
+        assert process.returncode != 0
+        assert tree(tmp_path) == before
+
+
+# --- an output that is there already -----------------------------------------------------------
+
+
+def older(folder: Path) -> Path:
+    """An older output with a data file of its own."""
+    return examples.save(examples.settled(), folder / "out.onnx", conv_w="out.onnx.data")
+
+
+def test_an_existing_output_is_replaced_with_its_data(external, tmp_path):
+    target = older(tmp_path)
+    assert bnfold(external, "-o", target).code == 0
+    assert sorted(tree(tmp_path)) == ["m.onnx", "one.bin", "out.onnx", "out.onnx.data", "two.bin"]
+    assert_same(onnx.load(external), onnx.load(target))
+
+
+@pytest.mark.parametrize("trouble", ["a wrong fold", "wrong inputs", "a full disk"])
+def test_an_existing_output_survives_a_run_that_fails(trouble, external, tmp_path):
+    target = older(tmp_path)
+    np.savez(tmp_path / "in.npz", y=np.zeros(1))
+    before = tree(tmp_path)
+    if trouble == "a wrong fold":
+        assert bnfold(external, "-o", target, command=PLANTED).code == 1
+    elif trouble == "wrong inputs":
+        refused(bnfold(external, "-o", target, "--inputs", tmp_path / "in.npz"), "in.npz")
+    else:
+        limit = (700, 700)
+        run = bnfold(
+            external,
+            "-o",
+            target,
+            before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+        )
+        refused(run, "out.onnx")
+    assert tree(tmp_path) == before
+
+
+def test_an_existing_output_survives_a_rename_that_fails(external, tmp_path):
+    """The data file is in its place already when the model's turn comes."""
+    script = """
+import os, sys
+right = os.replace
+def wrong(source, target):
+    if str(target).endswith("out.onnx"):
+        raise OSError(5, "the disk is gone")
+    right(source, target)
+os.replace = wrong
+from bnfold._cli import main
+main(sys.argv[1:], "bnfold")
+"""
+    target = older(tmp_path)
+    before = tree(tmp_path)
+    run = bnfold(external, "-o", target, command=(sys.executable, "-c", script))
+    refused(run, "out.onnx", "the disk is gone")
+    assert tree(tmp_path) == before
+    target.unlink()
+    (tmp_path / "out.onnx.data").unlink()
+    before = tree(tmp_path)
+    run = bnfold(external, "-o", target, command=(sys.executable, "-c", script))
+    refused(run, "the disk is gone")
+    assert tree(tmp_path) == before
+
+
+def test_an_existing_output_keeps_its_permissions(model, tmp_path):
+    target = examples.save(examples.settled(), tmp_path / "out.onnx")
+    target.chmod(0o640)
+    assert bnfold(model, "-o", target).code == 0
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+
+
+def test_data_that_another_model_reads_is_not_replaced(external, tmp_path):
+    """A decoder and its twin share one data file, in the copy of their folder as well."""
+    folder = tmp_path / "copy"
+    target = examples.save(examples.settled(), folder / "m.onnx", conv_w="one.bin")
+    (folder / "twin.onnx").write_bytes(target.read_bytes())
+    before = tree(folder)
+    assert bnfold(external, "-o", target, "--no-verify").code == 0
+    after = tree(folder)
+    assert after["one.bin"] == before["one.bin"]
+    assert after["twin.onnx"] == before["twin.onnx"]
+    assert_same(onnx.load(external), onnx.load(target))
+
+
+def test_two_data_files_do_not_take_the_same_name(tmp_path):
+    """One of them is called what the other would have been renamed to."""
+    source = examples.save(
+        examples.foldable(), tmp_path / "m.onnx", conv1_w="a.bin", conv2_w="out.onnx.data"
+    )
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.bin").write_bytes(b"somebody else's")
+    assert bnfold(source, "-o", folder / "out.onnx").code == 0
+    assert (folder / "a.bin").read_bytes() == b"somebody else's"
+    assert_same(onnx.load(source), onnx.load(folder / "out.onnx"))
+
+
+# --- over the input ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["as given", "relative", "symbolic link", "hard link", "detour"])
+def test_over_the_input_only_when_asked(way, model, tmp_path):
+    paths = {
+        "as given": str(model),
+        "relative": "m.onnx",
+        "symbolic link": "link.onnx",
+        "hard link": "link.onnx",
+        "detour": "../" + tmp_path.name + "/m.onnx",
+    }
+    if way == "symbolic link":
+        (tmp_path / "link.onnx").symlink_to("m.onnx")
+    elif way == "hard link":
+        (tmp_path / "link.onnx").hardlink_to(model)
+    before = tree(tmp_path)
+    run = bnfold(model, "-o", paths[way], cwd=tmp_path)
+    refused(run, f"{paths[way]} is the input itself; say --in-place")
+    assert tree(tmp_path) == before
+
+
+def test_in_place(model, tmp_path):
+    made = onnx.load(model)
+    run = bnfold(model, "--in-place")
+    assert (run.code, run.lines[-1]) == (0, f"wrote {model}")
+    assert list(tree(tmp_path)) == ["m.onnx"]
+    assert_same(made, onnx.load(model))
+    again = bnfold(model, "--in-place")
+    assert again.lines[0] == "nothing to fold"
+    assert "wrote" not in again.out
+
+
+def test_in_place_with_nothing_to_fold_the_file_is_not_touched(settled):
+    before = settled.stat()
+    assert bnfold(settled, "--in-place").out == "nothing to fold\n"
+    after = settled.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_in_place_with_external_data(external, tmp_path):
+    """The old data may be another model's too: it stays, and that is said."""
+    made, before = onnx.load(external), tree(tmp_path)
+    run = bnfold(external, "--in-place")
+    assert run.code == 0
+    assert run.lines[-2] == f"wrote {external}"
+    assert run.lines[-1].startswith(f"{tmp_path / 'one.bin'} is not read by it any more")
+    after = tree(tmp_path)
+    assert sorted(after) == ["m.onnx", "m.onnx.data", "one.bin", "two.bin"]
+    assert (after["one.bin"], after["two.bin"]) == (before["one.bin"], before["two.bin"])
+    assert_same(made, onnx.load(external))
+
+
+def test_in_place_fails_and_nothing_changes(external, tmp_path):
+    before = tree(tmp_path)
+    assert bnfold(external, "--in-place", command=PLANTED).code == 1
+    assert tree(tmp_path) == before
+
+
+def test_in_place_through_a_symbolic_link(model, tmp_path):
+    """What the link leads to may be a cache that others read: the link becomes a file."""
+    link = tmp_path / "link.onnx"
+    link.symlink_to("m.onnx")
+    before = model.read_bytes()
+    assert bnfold(link, "--in-place").code == 0
+    assert not link.is_symlink()
+    assert model.read_bytes() == before
+    assert_same(onnx.load(model), onnx.load(link))
+
+
+def test_in_place_and_an_output(model, tmp_path):
+    before = tree(tmp_path)
+    refused(bnfold(model, "-o", tmp_path / "out.onnx", "--in-place"), "not both")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("option, name", [("-o", "one.bin"), ("--report", "two.bin")])
+def test_the_model_s_own_weights_are_not_overwritten(option, name, external, tmp_path):
+    before = tree(tmp_path)
+    refused(bnfold(external, option, tmp_path / name), f"{name} holds the model's own weights")
+    assert tree(tmp_path) == before
+
+
+def test_weights_in_a_file_with_the_name_of_the_draft(tmp_path):
+    """The draft without a destination is a file too, beside links to the model's data."""
+    source = examples.save(examples.foldable(), tmp_path / "net.onnx", conv2_w="model.onnx")
+    before = tree(tmp_path)
+    assert bnfold(source).code == 0
+    assert tree(tmp_path) == before
+
+
+# --- data files that are links -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("linked", ["model and data", "data"])
+def test_a_hub_cache(linked, external, tmp_path):
+    """Its files are links to blobs elsewhere, which onnxruntime by itself refuses to follow."""
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    for name in ("one.bin", "two.bin"):
+        (hub / name).symlink_to(tmp_path / name)
+    if linked == "data":
+        (hub / "m.onnx").write_bytes(external.read_bytes())
+    else:
+        (hub / "m.onnx").symlink_to(external)
+    before = tree(hub)
+    run = bnfold(hub / "m.onnx", "-o", hub / "out.onnx")
+    assert (run.code, run.lines[-2]) == (0, "verification: pass")
+    after = tree(hub)
+    assert after.keys() - before.keys() == {"out.onnx", "out.onnx.data"}
+    assert {name: after[name] for name in before} == before
+    assert bnfold("verify", hub / "m.onnx", hub / "out.onnx").code == 0
+
+
+def test_data_that_only_the_reference_evaluator_can_use(tmp_path):
+    """onnxruntime has no Conv in float64; the evaluator of onnx is fed the same data files."""
+    made = build(
+        conv("conv1", "x", "c1", (8, 3, 3, 3)),
+        bn("bn", "c1", "b", 8),
+        op("Relu", "b", "r"),
+        conv("conv2", "r", "y", (8, 8, 3, 3)),
+        elem=DOUBLE,
+    )
+    source = examples.save(made, tmp_path / "m.onnx", conv1_w="one.bin", conv2_w="two.bin")
+    run = bnfold(source, "-o", tmp_path / "out.onnx")
+    assert run.code == 0
+    assert "onnx.reference did" in run.out
