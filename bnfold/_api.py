@@ -1,4 +1,6 @@
-"""The Python API: a path, a ModelProto or an onnx_graphsurgeon.Graph in, the same kind out."""
+"""The Python API: a path, a ModelProto, a Graph of onnx_graphsurgeon or a PyTorch module in, the
+same kind out.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +24,35 @@ from bnfold._result import Plan
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
+    from bnfold._torch._fold import Example
+    from bnfold._torch._fold import Planned as PlannedModule
     from bnfold._verify._verdict import EndToEnd
 
 Model = Any
 _M = TypeVar("_M")
+_Module = TypeVar("_Module", bound="nn.Module")
 
 
-def plan(model: Model, *, base_dir: str | os.PathLike[str] | None = None) -> Plan:
+def plan(
+    model: Model,
+    args: tuple[Any, ...] | None = None,
+    *,
+    base_dir: str | os.PathLike[str] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    as_eval: bool = False,
+) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
-    ``model`` is a path, a ``ModelProto`` or an ``onnx_graphsurgeon.Graph``; it is not changed.
-    ``base_dir`` is the folder that external data is relative to; for a path, the file's own.
+    ``model`` is a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph`` or a ``torch.nn.Module``;
+    it is not changed. ``base_dir`` is the folder that external data is relative to; for a path, the
+    file's own. A module takes example inputs, ``args`` and ``kwargs``, and the options of `fold`.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
+    if _is_module(model):
+        return _prepare_module(model, args, kwargs, dynamic_shapes, as_eval, inplace=False).plan
     proto, folder = _read(model, base_dir)
     with _files.understood(proto, _path(model)):
         return prepare(proto, folder).plan
@@ -57,21 +74,45 @@ def fold(
 ) -> Path: ...
 @overload
 def fold(
+    model: _Module,
+    output: tuple[Any, ...] | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    as_eval: bool = False,
+    inplace: bool = False,
+) -> _Module: ...
+@overload
+def fold(
     model: _M, output: None = None, *, base_dir: str | os.PathLike[str] | None = None
 ) -> _M: ...
 def fold(
     model: Model,
-    output: str | os.PathLike[str] | None = None,
+    output: Any = None,
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    as_eval: bool = False,
+    inplace: bool = False,
 ) -> Any:
     """Fold a model and give back the kind it was given; the input is not changed.
 
     A ``ModelProto`` gives a new ``ModelProto``, an ``onnx_graphsurgeon.Graph`` a new ``Graph``. A
     path with ``output`` writes that file (whole or not at all, external data beside it) and gives
-    its ``Path``; a path alone gives a ``ModelProto``. Only ``verify`` checks the result.
+    its ``Path``; a path alone gives a ``ModelProto``.
+
+    A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
+    ``kwargs`` and ``dynamic_shapes`` as torch.export does. It gives a copy of the same class, each
+    folded submodule an ``Identity``; with ``inplace`` the module itself. ``as_eval`` folds a module
+    in training mode as if it were in eval, and gives it back in eval.
+
+    Only ``verify`` checks the result.
     Raises `UsageError` for a model that cannot be read or an output that cannot be written.
     """
+    if _is_module(model):
+        ready = _prepare_module(model, output, kwargs, dynamic_shapes, as_eval, inplace)
+        return ready.apply(inplace)
     proto, folder = _read(model, base_dir)
     if output is not None:
         _paths.check_writable(Path(output))
@@ -95,19 +136,27 @@ def fold(
 def verify(
     original: Model,
     folded: Model,
+    args: tuple[Any, ...] | None = None,
     *,
     inputs: str | os.PathLike[str] | Mapping[str, NDArray[np.generic]] | None = None,
     seed: int = 0,
     base_dir: str | os.PathLike[str] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> EndToEnd:
     """Run both models in onnxruntime, optimizations off, and judge whether they are one function.
 
     Each may be a path, a ``ModelProto`` or an ``onnx_graphsurgeon.Graph``. ``inputs`` is an .npz
     file or a mapping from input names to arrays; without it inputs are drawn from ``seed``. The
     tolerance is how far the original itself moves when its weights move by their rounding.
+    Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
+    ``kwargs``, then exported and compared like that.
     The result's ``status`` is "pass", "fail" or "inconclusive".
     Raises `UsageError` for models or inputs that cannot be read.
     """
+    if _is_module(original) and _is_module(folded):
+        from bnfold._torch import _verify
+
+        return _verify.compare(original, folded, _example(args, kwargs, None), seed)
     from bnfold._verify._end_to_end import compare
     from bnfold._verify._inputs import InputSet, load_inputs
 
@@ -135,6 +184,39 @@ def verify(
             )
 
 
+def _prepare_module(
+    model: nn.Module,
+    args: tuple[Any, ...] | None,
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+    as_eval: bool,
+    inplace: bool,
+) -> PlannedModule:
+    from bnfold._torch import _fold
+
+    if as_eval and model.training:
+        model = (model if inplace else _fold.copied(model)).eval()
+    return _fold.prepare(model, _example(args, kwargs, dynamic_shapes))
+
+
+def _example(
+    args: tuple[Any, ...] | None, kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
+) -> Example:
+    from bnfold._torch._fold import Example
+
+    if args is None and not kwargs:
+        raise UsageError("a module needs example inputs: bnfold.fold(module, (example,))")
+    if args is not None and not isinstance(args, tuple):
+        raise UsageError("give the module's example inputs as a tuple: (example,)")
+    return Example(args or (), kwargs or {}, dynamic_shapes)
+
+
+def _is_module(model: Model) -> bool:
+    """Whether a model is a module of PyTorch, which is not imported to find out."""
+    library = sys.modules.get("torch")
+    return library is not None and isinstance(model, library.nn.Module)
+
+
 def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelProto, Path | None]:
     """The protobuf of a model of any kind, and the folder of its external data."""
     folder = Path(base_dir) if base_dir is not None else None
@@ -147,7 +229,7 @@ def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelP
         return onnx_graphsurgeon.export_onnx(model), folder
     if not isinstance(model, ModelProto):
         raise TypeError(
-            "expected a path, an onnx.ModelProto or an onnx_graphsurgeon.Graph, "
+            "expected a path, an onnx.ModelProto, an onnx_graphsurgeon.Graph or a torch.nn.Module, "
             f"got {type(model).__name__}"
         )
     if not model.graph.node:

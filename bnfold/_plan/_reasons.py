@@ -73,6 +73,25 @@ CODES: dict[str, Code] = {
         "for them as outputs; it is not a fixed map.",
         "Export the model in inference mode: model.eval() and training=TrainingMode.EVAL.",
     ),
+    "training-mode-untracked": Code(
+        "The norm is in training mode and tracks no statistics, so there are none to fold.",
+        "Train it with track_running_stats=True, then call .eval().",
+    ),
+    "untracked-statistics": Code(
+        "The norm tracks no running statistics (track_running_stats=False), so that it normalizes "
+        "by the statistics of each batch even in eval mode; it is not a fixed map.",
+        "Train it with track_running_stats=True, or collect statistics for it.",
+    ),
+    "shared-weight": Code(
+        "A parameter is used in several places: by a module that is called more than once, or by "
+        "modules whose weights are tied. Changing it for one would change the others.",
+        "Give each use a module of its own, for instance with copy.deepcopy, before folding.",
+    ),
+    "not-a-module": Code(
+        "The map is written in a module's own code (x * self.gamma), or what would be left of it "
+        "is: replacing submodules cannot express the fold.",
+        "Fold after export to ONNX, or give the operation a module of its own.",
+    ),
     "non-finite": Code(
         "A constant of the map or a weight it would go into is NaN or infinite.",
         "Look at the checkpoint: the values named are not usable numbers.",

@@ -11,7 +11,9 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 _BITS = {np.dtype(f): np.dtype(i) for f, i in (("f2", "i2"), ("f4", "i4"), ("f8", "i8"))}
 _MISTAKES = {np.dtype("f2"): 0.1, np.dtype("f4"): 0.01, np.dtype("f8"): 0.01}
-_POOL = 1 << 18
+_POOL_BITS = 18
+_POOL = 1 << _POOL_BITS
+_BLOCK = 1 << 16
 
 
 def can_move(array: Array) -> bool:
@@ -22,8 +24,11 @@ def can_move(array: Array) -> bool:
 class Noise:
     """Draws noisy copies of a set of weights, into buffers that the next draw reuses.
 
-    Random steps come from a pool that is read at random places: drawing 25 million of them anew
-    would take longer than running the model.
+    Random steps come from a pool: drawing 25 million of them anew would take longer than running
+    the model. In every other draw equal weights move alike, as a fold rounds equal products alike:
+    where a model holds the same number millions of times, their errors add up instead of
+    cancelling. There a weight's bits say, through a salted hash, where in the pool its step lies;
+    in the other draws the pool is read at random places.
     """
 
     def __init__(self, weights: Mapping[str, Array], rng: np.random.Generator) -> None:
@@ -33,30 +38,28 @@ class Noise:
         self._buffers = {name: np.empty_like(array) for name, array in self._weights.items()}
         self._fixed = {name: _fixed(array) for name, array in self._weights.items()}
         steps = rng.integers(-1, 2, _POOL, dtype=np.int8)
-        self._pools = {bits: steps.astype(bits) for bits in _BITS.values()}
+        self._steps = steps
+        self._alike = False
 
     def rounding(self) -> dict[str, Array]:
         """Return the weights, each element moved by -1, 0 or +1 unit in the last place.
 
         Zeros, non-finite values and the largest finite ones stay.
         """
+        self._alike = not self._alike
+        salt = np.uint32(self._rng.integers(1 << 32))
         for name, array in self._weights.items():
             bits = _BITS[array.dtype]
-            pool = self._pools[bits]
-            source, target = (
-                array.view(bits).reshape(-1),
-                self._buffers[name].view(bits).reshape(-1),
-            )
-            start = 0
-            while start < source.size:
-                offset = int(self._rng.integers(_POOL // 2))
-                stop = min(source.size, start + _POOL - offset)
-                np.add(
-                    source[start:stop],
-                    pool[offset : offset + stop - start],
-                    out=target[start:stop],
-                )
-                start = stop
+            source = array.view(bits).reshape(-1)
+            target = self._buffers[name].view(bits).reshape(-1)
+            for start in range(0, source.size, _BLOCK):
+                part = source[start : start + _BLOCK]
+                if self._alike:
+                    steps = self._steps[_places(part, salt)]
+                else:
+                    offset = int(self._rng.integers(_POOL - part.size))
+                    steps = self._steps[offset : offset + part.size]
+                np.add(part, steps, out=target[start : start + _BLOCK])
             fixed = self._fixed[name]
             target[fixed] = source[fixed]
         return dict(self._buffers)
@@ -85,6 +88,16 @@ class Noise:
         signs = self._rng.choice([-1, 1], size=chosen.size)
         factors[chosen] += (_MISTAKES[array.dtype] * signs).astype(array.dtype)
         return factors.reshape([count if k == axis else 1 for k in range(array.ndim)])
+
+
+def _places(bits: Array, salt: np.uint32) -> Array:
+    """Return for each bit pattern a place in the pool: the top bits of a salted product."""
+    mixed: Array = (bits ^ (bits >> 29)).astype(np.uint32)
+    mixed += salt
+    mixed ^= mixed >> np.uint32(15)
+    mixed *= np.uint32(0x9E3779B1)
+    mixed >>= np.uint32(32 - _POOL_BITS)
+    return mixed
 
 
 def _fixed(array: Array) -> Array:

@@ -1,0 +1,59 @@
+"""Say in a plan's words what the planner decided for a graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from bnfold._plan._planner import Move, Moves
+from bnfold._plan._view import View
+from bnfold._result import Fold, Kept, Plan
+
+
+def summarize(settled: Iterable[tuple[str, View, Moves]], before: Mapping[str, int]) -> Plan:
+    """The plan of a model: for each of its graphs the path to it, its view and its moves.
+
+    ``before`` counts the operators of the whole model by type.
+    """
+    after = Counter(before)
+    folds, kept = [], []
+    for path, view, moves in settled:
+        for move in moves.moves:
+            folds.append(_fold(path, view, move))
+            after.subtract(view.nodes[i].op for i in move.maps)
+            after.update(standing.op for standing in move.stands)
+        for index, reason in moves.kept.items():
+            node = view.nodes[index]
+            kept.append(
+                Kept(
+                    node.label,
+                    node.op,
+                    reason.code,
+                    reason.at,
+                    reason.message,
+                    reason.advice,
+                    path,
+                )
+            )
+    return Plan(tuple(folds), tuple(kept), dict(before), dict(+after))
+
+
+def _fold(path: str, view: View, move: Move) -> Fold:
+    nodes = view.nodes
+    crossed = dict.fromkeys(nodes[i].op for i in move.carriers)
+    laws = [f"carry through {op}" for op in crossed]
+    if move.law == "absorb":
+        laws.append(f"absorb behind {nodes[move.into].op}")
+        if move.stands:
+            laws.append(f"leave {' and '.join(s.op for s in move.stands)}")
+    if move.law == "compose" and not move.stands:
+        laws.insert(0, "drop the identity")
+    elif len(move.maps) > 1 or move.law == "compose":
+        laws.insert(0, "compose")
+    return Fold(
+        tuple(nodes[i].label for i in move.maps),
+        tuple(nodes[i].op for i in move.maps),
+        nodes[move.into].label,
+        tuple(laws),
+        path,
+    )

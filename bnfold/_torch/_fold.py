@@ -1,0 +1,94 @@
+"""Plan and fold a PyTorch module."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from bnfold._errors import UsageError
+from bnfold._plan._planner import Moves
+from bnfold._result import Plan
+from bnfold._settle import settle
+from bnfold._summary import summarize
+from bnfold._torch._export import export
+from bnfold._torch._graph import read
+from bnfold._torch._surgery import Surgery
+
+
+@dataclass(frozen=True)
+class Example:
+    """Inputs that a module can be called with, and which of their sizes may vary."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    dynamic_shapes: Any = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A module that has been read and planned."""
+
+    module: nn.Module
+    surgery: Surgery
+    moves: Moves
+    plan: Plan
+
+    def apply(self, inplace: bool) -> nn.Module:
+        """Fold a copy of the module, or the module itself."""
+        target = self.module if inplace else copied(self.module)
+        self.surgery.apply(target, self.moves.moves)
+        return target
+
+
+def prepare(module: nn.Module, example: Example) -> Planned:
+    """Read and plan a module in eval mode; it is not changed.
+
+    Raises `UsageError` for a module that is not ready or cannot be traced.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError("a TorchScript module cannot be folded: give the module it was made from")
+    program = export(module, example.args, example.kwargs, example.dynamic_shapes)
+    graph = read(program, module)
+    surgery = Surgery(module, graph)
+    moves = settle(graph.view, graph.readings, surgery.objections)
+    before = Counter(node.op for node in graph.view.nodes)
+    return Planned(module, surgery, moves, summarize([("", graph.view, moves)], before))
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy; weights that old-style hooks compute are copied as values, without a graph."""
+    try:
+        with _detached(module):
+            return copy.deepcopy(module)
+    except Exception as error:  # Whatever a member's own copying raises.
+        raise UsageError(
+            f"{type(module).__name__} cannot be copied ({error}): pass inplace=True to fold it "
+            "where it is"
+        ) from error
+
+
+@contextmanager
+def _detached(module: nn.Module) -> Iterator[None]:
+    """Let attributes that weight_norm and spectral_norm hooks set be leaves for a moment."""
+    changed: list[tuple[nn.Module, str, Tensor]] = []
+    for part in module.modules():
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm | SpectralNorm):
+                value = part.__dict__.get(hook.name)
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    changed.append((part, hook.name, value))
+                    part.__dict__[hook.name] = value.detach()
+    try:
+        yield
+    finally:
+        for part, name, value in changed:
+            part.__dict__[name] = value

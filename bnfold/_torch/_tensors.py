@@ -1,0 +1,36 @@
+"""Tensors of PyTorch as NumPy arrays and back, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+
+DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float16: np.dtype(np.float16),
+    torch.bfloat16: np.dtype(ml_dtypes.bfloat16),
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
+
+
+def to_numpy(tensor: Tensor) -> Array:
+    """The values of a tensor, wherever it lies; bfloat16 by its bits, which NumPy lacks."""
+    plain = tensor.detach().cpu().contiguous()
+    if plain.dtype == torch.bfloat16:
+        return plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return np.asarray(plain.numpy())
+
+
+def from_numpy(values: Array) -> Tensor:
+    """A tensor on the CPU that holds the values."""
+    whole = np.ascontiguousarray(values).reshape(values.shape)
+    if whole.dtype == DTYPES[torch.bfloat16]:
+        return torch.from_numpy(whole.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(whole)
