@@ -46,13 +46,18 @@ def plan(
 ) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
-    ``model`` is a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph`` or a ``torch.nn.Module``;
-    it is not changed. ``base_dir`` is the folder that external data is relative to; for a path, the
-    file's own. A module takes example inputs, ``args`` and ``kwargs``, and the options of `fold`.
+    ``model`` is a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, a ``torch.nn.Module`` or
+    an ``ExportedProgram``; it is not changed. ``base_dir`` is the folder that external data is
+    relative to; for a path, the file's own. A module takes example inputs, ``args`` and ``kwargs``,
+    and the options of `fold`.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     if _is_module(model):
         return _prepare_module(model, args, kwargs, dynamic_shapes, as_eval, inplace=False).plan
+    if _is_program(model):
+        from bnfold._torch._program import PlannedProgram
+
+        return PlannedProgram(model).plan
     proto, folder = _read(model, base_dir)
     with _files.understood(proto, _path(model)):
         return prepare(proto, folder).plan
@@ -105,7 +110,8 @@ def fold(
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does. It gives a copy of the same class, each
     folded submodule an ``Identity``; with ``inplace`` the module itself. ``as_eval`` folds a module
-    in training mode as if it were in eval, and gives it back in eval.
+    in training mode as if it were in eval, and gives it back in eval. An ``ExportedProgram`` gives
+    a new one; it can express folds that replacing submodules cannot.
 
     Only ``verify`` checks the result.
     Raises `UsageError` for a model that cannot be read or an output that cannot be written.
@@ -113,6 +119,10 @@ def fold(
     if _is_module(model):
         ready = _prepare_module(model, output, kwargs, dynamic_shapes, as_eval, inplace)
         return ready.apply(inplace)
+    if _is_program(model):
+        from bnfold._torch._program import PlannedProgram
+
+        return PlannedProgram(model).apply()
     proto, folder = _read(model, base_dir)
     if output is not None:
         _paths.check_writable(Path(output))
@@ -149,7 +159,8 @@ def verify(
     file or a mapping from input names to arrays; without it inputs are drawn from ``seed``. The
     tolerance is how far the original itself moves when its weights move by their rounding.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
-    ``kwargs``, then exported and compared like that.
+    ``kwargs``, then exported and compared like that. Two ``ExportedProgram`` are run by PyTorch on
+    the inputs that the original carries.
     The result's ``status`` is "pass", "fail" or "inconclusive".
     Raises `UsageError` for models or inputs that cannot be read.
     """
@@ -157,6 +168,10 @@ def verify(
         from bnfold._torch import _verify
 
         return _verify.compare(original, folded, _example(args, kwargs, None), seed)
+    if _is_program(original) and _is_program(folded):
+        from bnfold._torch import _verify
+
+        return _verify.compare_programs(original, folded, seed)
     from bnfold._verify._end_to_end import compare
     from bnfold._verify._inputs import InputSet, load_inputs
 
@@ -215,6 +230,12 @@ def _is_module(model: Model) -> bool:
     """Whether a model is a module of PyTorch, which is not imported to find out."""
     library = sys.modules.get("torch")
     return library is not None and isinstance(model, library.nn.Module)
+
+
+def _is_program(model: Model) -> bool:
+    """Whether a model is an exported program of PyTorch, which is not imported to find out."""
+    library = sys.modules.get("torch")
+    return library is not None and isinstance(model, library.export.ExportedProgram)
 
 
 def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelProto, Path | None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold import _paths
+from bnfold._errors import UsageError
 from bnfold._onnx import _files
 from bnfold._onnx._fold import Weights, prepare
 from bnfold._onnx._rewrite import Applied
@@ -78,6 +79,10 @@ def run(
     progress("reading")
     if output is not None:
         _paths.check_writable(output)
+    if path.suffix == ".pt2":
+        if inputs is not None:
+            raise UsageError("--inputs is for ONNX models: a .pt2 file brings its example inputs")
+        return _run_program(path, output, verify, seed, progress)
     model = _files.load(path)
     for target in filter(None, (output, report)):
         _files.refuse_own_data(target, model, path.parent)
@@ -111,6 +116,19 @@ def run(
     left = data_before - draft.data if over_itself and written is not None else frozenset()
     left_behind = tuple(path.parent / name for name in sorted(left))
     return Outcome(path, planned.plan, verdict, size_before, draft.size, written, left_behind)
+
+
+def _run_program(
+    path: Path, output: Path | None, verify: bool, seed: int, progress: Progress
+) -> Outcome:
+    """Fold a program of torch.export, which takes PyTorch."""
+    try:
+        from bnfold._torch import _file
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "torch":
+            raise
+        raise UsageError("a .pt2 file takes PyTorch: pip install 'bnfold[torch]'") from error
+    return _file.run(path, output, verify=verify, seed=seed, progress=progress)
 
 
 @dataclass(frozen=True)

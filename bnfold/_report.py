@@ -68,7 +68,8 @@ def verdict_lines(verdict: Verdict, verbose: bool) -> Iterator[str]:
             yield "not verified (--no-verify)"
         return
     held = sum(certificate.holds for certificate in verdict.certificates)
-    yield f"certificates: {held} of {len(verdict.certificates)} hold"
+    if verdict.certificates:
+        yield f"certificates: {held} of {len(verdict.certificates)} hold"
     for certificate in verdict.certificates:
         if not certificate.holds:
             problem = certificate.problem or f"{certificate.ulps:.3g} units in the last place off"

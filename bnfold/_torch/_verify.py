@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
@@ -25,7 +26,7 @@ from bnfold._verify._noise import Noise, can_move
 from bnfold._verify._verdict import EndToEnd, OutputCheck, overall
 
 _OPSET = 17
-_INPUTS = "torch in float64"
+_INPUTS = "example"
 
 
 def compare(original: nn.Module, folded: nn.Module, example: Example, seed: int) -> EndToEnd:
@@ -50,6 +51,41 @@ def compare(original: nn.Module, folded: nn.Module, example: Example, seed: int)
     elif status == "pass":
         status = result.status
     return replace(result, status=status, checks=(*checks, *result.checks))
+
+
+def compare_programs(original: ExportedProgram, folded: ExportedProgram, seed: int) -> EndToEnd:
+    """Judge two programs on the example inputs that the original carries, and on drawn ones of the
+    same shapes; by PyTorch alone.
+
+    Inconclusive without example inputs, or where the programs do not run in float64.
+    """
+    runtime = f"torch {torch.__version__}"
+    if original.example_inputs is None:
+        note = "the program carries no example inputs to run it on"
+        return EndToEnd("inconclusive", (), (note,), seed, runtime, "CPU")
+    args, kwargs = original.example_inputs
+    given = Example(tuple(args), kwargs)
+    checks: list[OutputCheck] = []
+    for name, example in ((_INPUTS, given), ("signed", _drawn(given, seed))):
+        try:
+            found = _in_float64(original.module(), folded.module(), example, seed)
+        except UsageError as error:
+            return EndToEnd("inconclusive", tuple(checks), (str(error),), seed, runtime, "CPU")
+        checks += [replace(check, inputs=name) for check in found]
+    return EndToEnd(overall(checks), tuple(checks), (), seed, runtime, "CPU")
+
+
+def _drawn(example: Example, seed: int) -> Example:
+    """Example inputs with normal numbers in place of all floats."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(value: Any) -> Any:
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return value
+        return torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
+
+    args, kwargs = pytree.tree_map(draw, (example.args, dict(example.kwargs)))
+    return Example(args, kwargs)
 
 
 class _NotExportable(Exception):
@@ -109,7 +145,7 @@ def _judged(
                 tolerance,
                 difference / tolerance if tolerance else None,
                 rounding[number],
-                note="" if seen else "the output is constant or not finite",
+                note="in float64" if seen else "the output is constant or not finite",
             )
         )
     return checks

@@ -1,0 +1,235 @@
+"""Fold an ExportedProgram: operators go, parameters change, and the user's own are never written.
+
+A program holds its graph, so whatever the planner finds can be expressed: a shared parameter is
+cloned, a missing bias becomes a parameter, a map that has to stand becomes a mul and an add.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import operator
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.fx import GraphModule, Node
+
+from bnfold._errors import UsageError
+from bnfold._plan._planner import Move, Moves, Standing
+from bnfold._result import Plan
+from bnfold._settle import settle, standing_constants, standing_dtype
+from bnfold._sites import Site
+from bnfold._summary import summarize
+from bnfold._torch._constants import Constant
+from bnfold._torch._graph import Graph, read
+from bnfold._torch._roles import arguments
+from bnfold._torch._tensors import Array, from_numpy
+
+
+class PlannedProgram:
+    """A program that has been read and planned."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        """Read and plan; the program is not changed."""
+        self._graph = read(program, None)
+        view, readings = self._graph.view, self._graph.readings
+        self._moves: Moves = settle(view, readings)
+        before = Counter(node.op for node in view.nodes)
+        self.plan: Plan = summarize([("", view, self._moves)], before)
+
+    def apply(self) -> ExportedProgram:
+        """A new program with all moves carried out."""
+        return _Writer(self._graph).write(self._moves.moves)
+
+
+def load(path: Path) -> ExportedProgram:
+    """Read a .pt2 file. Raises `UsageError` where PyTorch cannot."""
+    logger = logging.getLogger("torch.export")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)  # It logs a traceback of what it then raises.
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # torch.export.load raises many things.
+        line = next((text for text in str(error).splitlines() if text.strip()), "")
+        raise UsageError(f"{path} is not a .pt2 file that torch can load: {line}") from error
+    finally:
+        logger.setLevel(before)
+
+
+class _Writer:
+    """Writes moves into a copy of a program's graph, state and signature."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._read = graph
+        program = graph.program
+        self._module: GraphModule = copy.deepcopy(program.graph_module)
+        self._nodes: dict[str, Node] = {}
+        for old, new in zip(program.graph.nodes, self._module.graph.nodes, strict=True):
+            new.name = old.name  # A copy renames what hides a name of Python's, such as "input".
+            self._nodes[old.name] = new
+        self._state: dict[str, Any] = dict(program.state_dict)
+        self._specs = list(program.graph_signature.input_specs)
+        self._outputs = list(program.graph_signature.output_specs)
+        self._used = {node.name for node in self._nodes.values() if node.users}
+
+    def write(self, moves: tuple[Move, ...]) -> ExportedProgram:
+        for move in moves:
+            site = self._read.readings[move.into].site
+            if move.law == "absorb" and site is not None:
+                self._absorb(self._node(move.into), site, move)
+            self._replace(move)
+        self._sweep()
+        self._module.graph.lint()
+        self._module.recompile()
+        program = self._read.program
+        return ExportedProgram(
+            self._module,
+            self._module.graph,
+            ExportGraphSignature(self._specs, self._outputs),
+            self._state,
+            program.range_constraints,
+            copy.deepcopy(program.module_call_graph),
+            program.example_inputs,
+            program.constants,
+            verifiers=program.verifiers,
+        )
+
+    def _node(self, place: int) -> Node:
+        return self._nodes[self._read.nodes[place].name]
+
+    def _absorb(self, node: Node, site: Site, move: Move) -> None:
+        """Give an operator its new weight and bias."""
+        bound = arguments(node)
+        for name, values, old in (
+            ("weight", site.new_weight(move.absorbed), site.weight_value),
+            ("bias", site.new_bias(move.absorbed), site.bias_value),
+        ):
+            if values is None:
+                continue
+            weight = bound["weight"]
+            stem = old.name if isinstance(old, Constant) and old.stored else f"{node.name}_{name}"
+            if isinstance(old, Constant) and old.stored and len(bound[name].users) == 1:
+                self._state[old.name] = self._like(values, self._state[old.name])
+                continue
+            _set_argument(node, name, self._new(stem, values, weight))
+
+    def _replace(self, move: Move) -> None:
+        """Take the maps out, and put what has to stand where the last of them was."""
+        *others, last = move.maps
+        for place in others:
+            self._bypass(self._node(place), self._data(place))
+        end, current = self._node(last), self._data(last)
+        with self._module.graph.inserting_before(end):
+            for standing in move.stands:
+                current = self._standing(move, standing, current, end)
+        self._bypass(end, current)
+
+    def _data(self, place: int) -> Node:
+        """What the data input of a map is by now."""
+        before = self._read.nodes[place]
+        name = self._read.view.values[self._read.view.nodes[place].inputs[0]].name
+        position = [source.name for source in before.all_input_nodes].index(name)
+        return self._node(place).all_input_nodes[position]
+
+    def _bypass(self, node: Node, source: Node) -> None:
+        """Let everything that reads a node read another one instead."""
+        node.replace_all_uses_with(source)
+        self._outputs = [
+            replace(spec, arg=TensorArgument(name=source.name))
+            if isinstance(spec.arg, TensorArgument) and spec.arg.name == node.name
+            else spec
+            for spec in self._outputs
+        ]
+        for name, known in list(self._nodes.items()):
+            if known is node:
+                self._nodes[name] = source
+        self._module.graph.erase_node(node)
+
+    def _standing(self, move: Move, standing: Standing, data: Node, end: Node) -> Node:
+        """A mul, an add or both; PyTorch has no need for the BatchNorm form."""
+        if standing.op == "BatchNormalization":
+            for op in ("Mul", "Add"):
+                data = self._standing(move, Standing(op, standing.map), data, end)
+            return data
+        (vector,) = standing_constants(self._read.readings, move, standing)
+        dtype = standing_dtype(self._read.view, self._read.readings, move)
+        axis, rank = standing.map.axis, end.meta["val"].dim()
+        shape = () if axis is None else (vector.size, *(1,) * (rank - 1 - axis))
+        values = vector.astype(dtype).reshape(shape)
+        target: Callable[..., Any] = (
+            torch.ops.aten.mul.Tensor if standing.op == "Mul" else torch.ops.aten.add.Tensor
+        )
+        like = next((n for n in self._nodes.values() if n.op == "placeholder"), end)
+        constant = self._new(f"{end.name}_{standing.op.lower()}", values, like)
+        node: Node = self._module.graph.call_function(target, (data, constant))
+        node.meta = dict(end.meta)
+        return node
+
+    def _new(self, stem: str, values: Array, like: Node) -> Node:
+        """A new parameter of the program, ahead of the inputs of the user."""
+        target = _fresh(stem.replace(".", "_"), self._state)
+        last = [n for n, spec in enumerate(self._specs) if spec.kind == InputKind.PARAMETER]
+        at = last[-1] + 1 if last else 0
+        holders = [node for node in self._module.graph.nodes if node.op == "placeholder"]
+        example = like.meta["val"]
+        tensor = from_numpy(values).to(example.device)
+        with self._module.graph.inserting_before(holders[at]):
+            node: Node = self._module.graph.placeholder(_fresh(f"p_{target}", self._nodes))
+        node.meta["val"] = example.fake_mode.from_tensor(tensor, static_shapes=True)
+        self._nodes[node.name] = node
+        self._specs.insert(
+            at, InputSpec(InputKind.PARAMETER, TensorArgument(name=node.name), target)
+        )
+        self._state[target] = nn.Parameter(tensor, requires_grad=False)
+        return node
+
+    @staticmethod
+    def _like(values: Array, old: Tensor) -> Tensor:
+        tensor = torch.empty_like(old)
+        with torch.no_grad():
+            tensor.copy_(from_numpy(values))
+        return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+
+    def _sweep(self) -> None:
+        """Drop what only the folded operators used: chains of constants and parameters."""
+        for node in reversed(list(self._module.graph.nodes)):
+            if node.op != "call_function" or node.users or node.name not in self._used:
+                continue
+            schema = getattr(node.target, "_schema", None)
+            if node.target is operator.getitem or (schema is not None and not schema.is_mutable):
+                self._module.graph.erase_node(node)
+        holders = [node for node in self._module.graph.nodes if node.op == "placeholder"]
+        kept = []
+        for node, spec in zip(holders, self._specs, strict=True):
+            parameter = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
+            if parameter and not node.users and node.name in self._used:
+                self._module.graph.erase_node(node)
+                self._state.pop(str(spec.target), None)
+            else:
+                kept.append(spec)
+        self._specs = kept
+
+
+def _set_argument(node: Node, name: str, value: Node) -> None:
+    """Set an argument of an operator by name, by position where it has one there."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    place = names.index(name)
+    if name in node.kwargs or place > len(node.args):
+        node.kwargs = {**node.kwargs, name: value}
+    else:
+        node.args = (*node.args[:place], value, *node.args[place + 1 :])
+
+
+def _fresh(wanted: str, taken: Any) -> str:
+    name, number = wanted, 0
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    return name

@@ -1,0 +1,238 @@
+"""Exported programs: folded in their graph, with PyTorch itself as the oracle."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+import bnfold  # noqa: E402
+from bnfold import UsageError  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def lively(module: nn.Module) -> nn.Module:
+    """Statistics and parameters that no mistake could hide behind."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if tensor.is_floating_point():
+                drawn = torch.rand(tensor.shape, generator=generator) + 0.25
+                signs = torch.where(torch.rand(tensor.shape, generator=generator) < 0.4, -1.0, 1.0)
+                tensor.copy_(drawn if "var" in name else drawn * signs)
+    return module.eval()
+
+
+def export(module, *args, **options):
+    return torch.export.export(module, args, **options)
+
+
+def same(program, folded, *args, rtol=1e-6):
+    """Both in float64: all that may differ is the rounding of the folded weights."""
+    wide = [arg.double() if arg.is_floating_point() else arg for arg in args]
+    one, two = program.module().double()(*wide), folded.module().double()(*wide)
+    one, two = (x if isinstance(x, tuple) else (x,) for x in (one, two))
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * float(a.detach().abs().max()))
+
+
+def ops(program):
+    return [
+        str(node.target.__name__).partition(".")[0]
+        for node in program.graph.nodes
+        if node.op == "call_function"
+    ]
+
+
+class Inline(nn.Module):
+    """A scale in the module's own code, which replacing submodules cannot take away."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.gamma = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x):
+        return 2 - self.bn(self.conv(x)) * self.gamma
+
+
+def test_what_surgery_leaves_a_program_folds():
+    module, x = lively(Inline()), torch.rand(4, 4, 6, 6)
+    kept = {reason.code for reason in bnfold.plan(module, (x,)).kept}
+    assert kept == {"not-a-module"}
+    program = export(module, x)
+    folded = bnfold.fold(program)
+    assert ops(folded) == ["conv2d"]
+    same(program, folded, x)
+    assert bnfold.verify(program, folded).status == "pass"
+
+
+def test_the_program_given_is_not_changed():
+    module, x = lively(Inline()), torch.rand(4, 4, 6, 6)
+    program = export(module, x)
+    text, state = str(program), {k: v.clone() for k, v in program.state_dict.items()}
+    folded = bnfold.fold(program)
+    assert str(program) == text
+    assert program.state_dict.keys() == state.keys()
+    assert all(torch.equal(program.state_dict[k], v) for k, v in state.items())
+    assert set(folded.state_dict) == {"conv.weight", "conv2d_bias", "bn.num_batches_tracked"}
+
+
+def test_a_weight_with_two_users_is_cloned():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.two(self.conv(torch.relu(self.one(self.conv(x)))))
+
+    module, x = lively(Twice()), torch.rand(3, 3, 3, 3)
+    program = export(module, x)
+    folded = bnfold.fold(program)
+    assert ops(folded) == ["conv2d", "relu", "conv2d"]
+    same(program, folded, x)
+
+
+def test_what_has_to_stand_stands_as_few_operators():
+    class Standing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3)
+            self.scale = nn.Parameter(torch.ones(3, 1, 1))
+
+        def forward(self, x):
+            return torch.relu(self.bn(x) * self.scale + 3.0)
+
+    module, x = lively(Standing()), torch.rand(3, 3, 3, 3)
+    program = export(module, x)
+    folded = bnfold.fold(program)
+    assert ops(folded) == ["batch_norm", "relu"]
+    same(program, folded, x)
+    (kept,) = bnfold.plan(program).kept
+    assert kept.code == "no-linear-operator"
+
+
+def test_a_shift_without_a_place_is_left_as_an_add():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4))
+            self.bn = nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return self.bn(nn.functional.linear(x, self.weight)), x
+
+    module, x = lively(Product()), torch.rand(4, 4)
+    program = export(module, x)
+    folded = bnfold.fold(program)
+    assert ops(folded) == ["linear"]
+    same(program, folded, x)
+
+
+def test_dynamic_sizes_stay_dynamic():
+    module, x = lively(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU())), None
+    x = torch.rand(2, 3, 8, 8)
+    size = torch.export.Dim("size", min=4, max=64)
+    program = export(module, x, dynamic_shapes=({2: size},))
+    folded = bnfold.fold(program)
+    assert "batch_norm" not in ops(folded)
+    same(program, folded, torch.rand(2, 3, 11, 8))
+
+
+def test_a_fold_at_the_output_keeps_the_signature():
+    module, x = lively(nn.Sequential(nn.Conv1d(3, 3, 3), nn.BatchNorm1d(3))), torch.rand(3, 3, 5)
+    program = export(module, x)
+    folded = bnfold.fold(program)
+    named = [spec.arg.name for spec in folded.graph_signature.output_specs]
+    (output,) = (node for node in folded.graph.nodes if node.op == "output")
+    assert named == [node.name for node in output.all_input_nodes]
+    same(program, folded, x)
+
+
+def test_a_folded_program_is_settled():
+    program = export(lively(Inline()), torch.rand(4, 4, 6, 6))
+    assert bnfold.plan(bnfold.fold(program)).folds == ()
+
+
+def test_a_folded_program_can_be_saved_lowered_and_exported(tmp_path):
+    module, x = lively(Inline()), torch.rand(4, 4, 6, 6)
+    folded = bnfold.fold(export(module, x))
+    torch.export.save(folded, tmp_path / "folded.pt2")
+    again = torch.export.load(tmp_path / "folded.pt2")
+    torch.testing.assert_close(again.module()(x), folded.module()(x))
+    lowered = folded.run_decompositions()
+    torch.testing.assert_close(lowered.module()(x), folded.module()(x))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "model.pt2"
+    torch.export.save(export(lively(Inline()), torch.rand(4, 4, 6, 6)), path)
+    return path
+
+
+def command(*args):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_command(saved, tmp_path):
+    output = tmp_path / "fused.pt2"
+    done = command(saved, "-o", output)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "batch_norm" in done.stdout
+    assert "verification: pass" in done.stdout
+    assert ops(torch.export.load(output)) == ["conv2d"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fused.pt2", "model.pt2"]
+    again = command(output)
+    assert "nothing to fold" in again.stdout
+
+
+def test_command_on_what_is_no_program(tmp_path):
+    path = tmp_path / "bad.pt2"
+    path.write_bytes(b"no program")
+    done = command(path, "-o", tmp_path / "out.pt2")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {path} is not a .pt2 file")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_command_without_torch_says_what_to_install(saved):
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['bnfold', sys.argv[1]]; "
+        "from bnfold._cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(saved)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: a .pt2 file takes PyTorch: pip install 'bnfold[torch]'\n"
+
+
+def test_a_wrong_program_is_not_the_same_function():
+    module, x = lively(Inline()), torch.rand(4, 4, 6, 6)
+    program = export(module, x)
+    folded = bnfold.fold(program)
+    with torch.no_grad():
+        folded.state_dict["conv.weight"][1] *= 1.01
+    assert bnfold.verify(program, folded).status == "fail"
+
+
+def test_a_path_is_needed_for_other_kinds():
+    with pytest.raises(TypeError, match="expected a path"):
+        bnfold.fold(torch.zeros(3))
+    with pytest.raises(UsageError, match="example inputs"):
+        bnfold.fold(lively(Inline()))
