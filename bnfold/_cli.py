@@ -150,24 +150,28 @@ def main() -> None:
     """  # noqa: D301
 
 
-@main.command(short_help="Fold a model; the default.")
-@click.argument("model", type=_PATH)
-@click.option("-o", "--output", type=_PATH, help="Write the folded model here.")
-@click.option("--in-place", is_flag=True, help="Write over MODEL.")
-@click.option("--no-verify", is_flag=True, help="Do not check the result.")
-@click.option(
+_inputs = click.option(
     "--inputs",
     type=_PATH,
     metavar="FILE.npz",
-    help="Verify on these inputs, by input name, instead of random ones.",
+    help="Run the models on these inputs, by input name, instead of random ones.",
 )
-@click.option(
+_seed = click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
     help="Seed of the random inputs.",
 )
+
+
+@main.command(short_help="Fold a model; the default.")
+@click.argument("model", type=_PATH)
+@click.option("-o", "--output", type=_PATH, help="Write the folded model here.")
+@click.option("--in-place", is_flag=True, help="Write over MODEL.")
+@click.option("--no-verify", is_flag=True, help="Do not check the result.")
+@_inputs
+@_seed
 @click.option(
     "--report",
     type=_PATH,
@@ -223,19 +227,8 @@ def fold(
 @main.command(short_help="Compare two models.")
 @click.argument("original", type=_PATH)
 @click.argument("folded", type=_PATH)
-@click.option(
-    "--inputs",
-    type=_PATH,
-    metavar="FILE.npz",
-    help="Compare on these inputs, by input name, instead of random ones.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of the random inputs.",
-)
+@_inputs
+@_seed
 @click.option("-v", "--verbose", is_flag=True, help="Show every output on every input set.")
 def verify(original: Path, folded: Path, inputs: Path | None, seed: int, verbose: bool) -> int:
     """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime."""
