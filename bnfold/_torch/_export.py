@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parameter import is_lazy
 
 from bnfold._errors import UsageError
@@ -38,6 +41,42 @@ def export(
             f"torch.export could not trace {type(module).__name__} with these inputs: "
             f"{type(error).__name__}: {line}"
         ) from error
+
+
+@dataclass
+class Calls:
+    """How the submodules were called while a module ran.
+
+    ``plain`` are those that took one tensor and gave one back, ``others`` those that in one call or
+    more did not.
+    """
+
+    plain: set[nn.Module] = field(default_factory=set)
+    others: set[nn.Module] = field(default_factory=set)
+
+    def are_plain(self, module: nn.Module) -> bool:
+        """Whether an Identity could be called in a module's place."""
+        return module in self.plain and module not in self.others
+
+
+@contextmanager
+def watched() -> Iterator[Calls]:
+    """Note how modules are called."""
+    calls = Calls()
+
+    def note(
+        module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+    ) -> None:
+        given = [*args, *kwargs.values()]
+        plain = len(given) == 1 and isinstance(given[0], Tensor) and isinstance(result, Tensor)
+        named = set(kwargs) <= {"input"}  # What Identity calls its own.
+        (calls.plain if plain and named else calls.others).add(module)
+
+    handle = register_module_forward_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 def check(module: nn.Module) -> None:

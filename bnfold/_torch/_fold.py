@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -19,7 +20,7 @@ from bnfold._plan._planner import Moves
 from bnfold._result import Plan
 from bnfold._settle import settle
 from bnfold._summary import summarize
-from bnfold._torch._export import export
+from bnfold._torch._export import check, export, watched
 from bnfold._torch._graph import read
 from bnfold._torch._surgery import Surgery
 
@@ -41,10 +42,11 @@ class Planned:
     surgery: Surgery
     moves: Moves
     plan: Plan
+    spare: list[nn.Module]
 
     def apply(self, inplace: bool) -> nn.Module:
         """Fold a copy of the module, or the module itself."""
-        target = self.module if inplace else copied(self.module)
+        target = self.module if inplace else self.spare.pop() if self.spare else copied(self.module)
         self.surgery.apply(target, self.moves.moves)
         return target
 
@@ -52,16 +54,30 @@ class Planned:
 def prepare(module: nn.Module, example: Example) -> Planned:
     """Read and plan a module in eval mode; it is not changed.
 
+    What is read is a copy, where there can be one: hooks and the module's own code may leave traces
+    in the module they run in, and what a copy calls of the original is found out.
     Raises `UsageError` for a module that is not ready or cannot be traced.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise UsageError("a TorchScript module cannot be folded: give the module it was made from")
-    program = export(module, example.args, example.kwargs, example.dynamic_shapes)
-    graph = read(program, module)
-    surgery = Surgery(module, graph)
+    check(module)
+    try:
+        spare = [copied(module)]
+    except UsageError:
+        spare = []
+    subject = spare[0] if spare else module
+
+    def again() -> ExportedProgram:
+        return export(subject, example.args, example.kwargs, example.dynamic_shapes)
+
+    with watched() as calls:
+        program = again()
+    graph = read(program, subject)
+    surgery = Surgery(subject, graph, calls, again)
     moves = settle(graph.view, graph.readings, surgery.objections)
     before = Counter(node.op for node in graph.view.nodes)
-    return Planned(module, surgery, moves, summarize([("", graph.view, moves)], before))
+    plan = summarize([("", graph.view, moves)], before)
+    return Planned(module, surgery, moves, plan, spare)
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -127,12 +129,14 @@ def _hooked(
     nodes: tuple[Node, ...], modules: dict[str, nn.Module], labels: dict[Node, str]
 ) -> dict[Node, Reason]:
     """Why what a module's hooks get to see may not change: inputs of those with a forward
-    pre-hook, outputs of those with a forward hook.
+    pre-hook, inputs and outputs of those with another hook.
+
+    Of a norm, which may itself go, hooks but the first kind see the output alone stay right.
     """
     pinned = {}
     for path, module in modules.items():
-        after = bool(module._forward_hooks)
-        before = any(
+        after = bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+        before = (after and not isinstance(module, _BatchNorm | _InstanceNorm)) or any(
             not isinstance(hook, WeightNorm | SpectralNorm)
             for hook in module._forward_pre_hooks.values()
         )

@@ -6,30 +6,57 @@ the hooks it had; a missing bias becomes a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from bnfold._errors import UsageError
+from bnfold._plan import _laws
 from bnfold._plan._planner import Move
 from bnfold._plan._reasons import Reason
 from bnfold._sites import Site
 from bnfold._torch._constants import Constant
-from bnfold._torch._graph import Graph, path_of, paths_of
+from bnfold._torch._export import Calls
+from bnfold._torch._graph import Graph, kind_of, path_of, paths_of
+from bnfold._torch._roles import arguments
 from bnfold._torch._tensors import Array, from_numpy
 
 
 class Surgery:
     """What can be written into one module, and how."""
 
-    def __init__(self, module: nn.Module, graph: Graph) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: Graph,
+        calls: Calls | None = None,
+        again: Callable[[], ExportedProgram] | None = None,
+    ) -> None:
+        """Look at the module that a graph was read from.
+
+        ``calls`` are its submodules' calls; without them only norms of PyTorch's own may go.
+        ``again`` exports the module once more, to see what a bias would do that it does not have.
+        """
         self._graph = graph
+        self._calls = calls
+        self._again = again
         self._modules = dict(module.named_modules(remove_duplicate=False))
-        self._users = _users(graph)
+        self._tensors: dict[str, Tensor] = {
+            **dict(module.named_parameters(remove_duplicate=False)),
+            **dict(module.named_buffers(remove_duplicate=False)),
+        }
+        self._holders = _holders(module)
+        self._users = self._find_users()
+        self._hidden = _hidden(graph)
+        self._biased: set[str] | None = None
 
     def objections(self, moves: Sequence[Move]) -> Mapping[int, Reason]:
         """Why a move cannot be written into modules, by its number."""
@@ -48,39 +75,71 @@ class Surgery:
                 site = self._graph.readings[move.into].site
                 if site is not None:
                     self._write(module, self._graph.nodes[move.into], site, move)
-            for move in moves:
-                for index in move.maps:
-                    path = self._home(self._graph.nodes[index])
-                    assert path is not None
-                    _replace(module, path)
+            maps = [self._graph.nodes[index] for move in moves for index in move.maps]
+            gone = {path for node in maps if (path := self._home(node)) is not None}
+            for part in [module.get_submodule(path) for path in sorted(gone)]:
+                _clear(part)
 
     def _objection(self, move: Move, gone: set[Node]) -> Reason | None:
         view = self._graph.view
         last = view.nodes[move.maps[-1]].label
+        source = view.values[view.nodes[move.maps[0]].inputs[0]]
+        if move.law == "compose" and not move.stands:
+            # An Identity gives its input itself: who writes into one would write into the other.
+            reason = _laws.unshared(view, source, move.maps[0])
+            if source.producer is None:
+                message = f"{last} changes nothing, but gives a copy of what the caller passes in"
+                reason = Reason("not-a-module", last, message)
+            if reason is not None:
+                return reason
         if move.stands:
             ops = " and ".join(standing.op for standing in move.stands)
             return Reason("not-a-module", last, f"what is left of {last} would need a new {ops}")
         for index in move.maps:
             node = self._graph.nodes[index]
-            path = self._home(node)
-            inside = self._inside(path) if path is not None else [node]
-            if path is None or not set(inside) <= gone or self._is_read_elsewhere(path):
+            problem = self._irreplaceable(node, gone)
+            if problem is not None:
                 where = view.nodes[index].label
-                message = f"{where} is part of a module's own code or has other work to do"
-                return Reason("not-a-module", where, message)
+                return Reason("not-a-module", where, f"{where} {problem}")
         site = self._graph.readings[move.into].site
         if move.law == "absorb" and site is not None:
             return self._unwritable(self._graph.nodes[move.into], site, move)
         return None
 
+    def _irreplaceable(self, node: Node, gone: set[Node]) -> str | None:
+        """Why the module of an affine operator cannot become an Identity."""
+        path = self._home(node)
+        if path is None:
+            return "is part of a module's own code"
+        module = self._modules[path]
+        inside = self._inside(path)
+        if not set(inside) <= gone or path in self._hidden:
+            return "is part of a module's own code or has other work to do"
+        if self._is_read_elsewhere(path):
+            return "has parameters that are used elsewhere too"
+        norm = isinstance(module, _BatchNorm | _InstanceNorm)
+        if self._calls is None:
+            if not norm:
+                return "is in a module of another kind than PyTorch's norms"
+        elif not self._calls.are_plain(module):
+            return "is in a module that takes or gives something else than one tensor"
+        hooked = any(getattr(module, attribute) for attribute in _HOOKS)
+        own = norm and all(kind_of(each) in ("batch_norm", "instance_norm") for each in inside)
+        if isinstance(module, nn.Identity) or (hooked and not own):
+            return "may be computed by a hook, which would stay"
+        return None
+
     def _unwritable(self, node: Node, site: Site, move: Move) -> Reason | None:
         """Why the new parameters of an operator have no place in a module."""
         weight, bias = site.new_weight(move.absorbed), site.new_bias(move.absorbed)
-        for values, old in ((weight, site.weight_value), (bias, site.bias_value)):
+        for values, old, name in (
+            (weight, site.weight_value, "weight"),
+            (bias, site.bias_value, "bias"),
+        ):
             if values is None:
                 continue
             if isinstance(old, Constant):
-                reason = self._shared(old, node) or self._unbaked(old, node)
+                reason = self._shared(old, node) or self._unbaked(old, node, name)
                 if reason is not None:
                     return reason
             elif self._bias_owner(node, site) is None:
@@ -89,17 +148,42 @@ class Surgery:
         return None
 
     def _shared(self, old: Constant, node: Node) -> Reason | None:
+        """Whether anybody else uses a parameter, or what a computed one is computed from."""
+        computing = set() if old.stored else self._computing(old)
         for name in old.sources:
-            others = self._users.get(name, set()) - {node}
-            if old.stored and others:
-                where = next(iter(sorted(other.name for other in others)))
-                message = f"{name} is also used by {where}: changing it would change both"
+            others = self._users.get(self._key(name), set()) - {node} - computing
+            where = sorted(other.name for other in others)
+            if old.stored:
+                where += sorted(self._holders.get(self._key(name), set()) - {_owner(node)})
+            if where and (others or len(self._holders.get(self._key(name), ())) > 1):
+                message = f"{name} is also used by {where[0]}: changing it would change both"
                 return Reason("shared-weight", name, message)
         return None
 
-    def _unbaked(self, old: Constant, node: Node) -> Reason | None:
-        """A computed weight can be set only where removing what computes it is known."""
-        if old.stored or _baked_name(self._modules.get(_owner(node)), old) is not None:
+    def _computing(self, old: Constant) -> set[Node]:
+        """The operators that compute constants of what a constant is computed from."""
+        return {
+            node
+            for name in old.sources
+            for node in self._users.get(self._key(name), ())
+            if isinstance(self._graph.constants.find(node), Constant)
+        }
+
+    def _unbaked(self, old: Constant, node: Node, name: str) -> Reason | None:
+        """A parameter must be a stored one of the module, or one that can be made so."""
+        if old.stored:
+            tensor = self._tensors.get(old.name)
+            if tensor is None:
+                message = f"{old.name} is neither a parameter nor a buffer of the module"
+                return Reason("not-a-module", old.name, message)
+            if any(
+                step == 0 for step, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1
+            ):
+                message = f"elements of {old.name} share their memory"
+                return Reason("shared-weight", old.name, message)
+            return None
+        module = self._modules.get(_owner(node))
+        if module is not None and _is_computed(module, name, old):
             return None
         message = f"{old.name} is computed in a module's own code, not stored"
         return Reason("not-a-module", old.name, message)
@@ -109,9 +193,64 @@ class Surgery:
         path = _owner(node)
         module = self._modules.get(path)
         calls = [n for n in self._inside(path) if n in self._targets()]
-        if module is None or len(calls) != 1:
+        if module is None or len(calls) != 1 or path in self._hidden:
             return None
-        return path if "bias" in module._parameters and module.bias is None else None
+        if "bias" not in module._parameters or module.bias is not None:
+            return None
+        if not isinstance(getattr(module, "weight", None), Tensor):
+            return None
+        return path if _is_plain(module) or path in self._takers() else None
+
+    def _takers(self) -> set[str]:
+        """The modules whose own code hands a bias that they do not have yet to their operator.
+
+        Found by exporting once more, with zeros for all biases that are missing.
+        """
+        if self._biased is None:
+            self._biased = self._find_takers() if self._again is not None else set()
+        return self._biased
+
+    def _find_takers(self) -> set[str]:
+        lacking: dict[int, str] = {}
+        made: dict[int, nn.Parameter] = {}
+        assert self._again is not None
+        try:
+            for place, (node, reading) in enumerate(
+                zip(self._graph.nodes, self._graph.readings, strict=True)
+            ):
+                site, path = reading.site, _owner(node)
+                module = self._modules.get(path)
+                if site is None or site.bias_value is not None or site.bias_shape is None:
+                    continue
+                if module is None or "bias" not in module._parameters or _is_plain(module):
+                    continue
+                weight = getattr(module, "weight", None)
+                if module.bias is None and isinstance(weight, Tensor):
+                    zeros = torch.zeros(site.bias_shape, dtype=weight.dtype, device=weight.device)
+                    made[place] = nn.Parameter(zeros)
+                    lacking[place] = path
+                    module.bias = made[place]
+            program = self._again()
+        except UsageError:
+            return set()
+        finally:
+            for path in lacking.values():
+                self._modules[path].bias = None
+        nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+        if [n.target for n in nodes] != [n.target for n in self._graph.nodes]:
+            return set()
+        stored = {
+            node: program.state_dict.get(name)
+            for node in program.graph.nodes
+            if (name := program.graph_signature.inputs_to_parameters.get(node.name)) is not None
+        }
+        takers = set()
+        for place, path in lacking.items():
+            users = [user for n, t in stored.items() if t is made[place] for user in n.users]
+            given = stored.get(arguments(nodes[place]).get("bias"))
+            if users == [nodes[place]] and given is made[place]:
+                takers.add(path)
+        return takers
 
     def _targets(self) -> set[Node]:
         return {
@@ -140,12 +279,33 @@ class Surgery:
 
     def _is_read_elsewhere(self, path: str) -> bool:
         """Whether code outside a module uses its parameters or buffers."""
-        return any(
-            path not in paths_of(user)
-            for name, users in self._users.items()
-            if name.startswith(f"{path}.")
-            for user in users
-        )
+        module = self._modules[path]
+        same = {name for name, other in self._modules.items() if other is module}
+        own = {
+            self._key(f"{name}.{tensor}")
+            for name in same
+            for tensor, _ in (*module.named_parameters(), *module.named_buffers())
+        }
+        users = {user for key in own for user in self._users.get(key, ())}
+        return any(not same & set(paths_of(user)) for user in users)
+
+    def _find_users(self) -> dict[object, set[Node]]:
+        """Which operators use each parameter and buffer, directly or through what it computes."""
+        users: dict[object, set[Node]] = {}
+        for node in self._graph.nodes:
+            for source in node.all_input_nodes:
+                found = self._graph.constants.find(source)
+                names = found.sources if isinstance(found, Constant) else ()
+                if source.op == "placeholder" and isinstance(found, Reason):
+                    names = (found.at,)  # A buffer that changes while the model runs.
+                for name in names:
+                    users.setdefault(self._key(name), set()).add(node)
+        return users
+
+    def _key(self, name: str) -> object:
+        """What tells a tensor from others: its memory, which tied parameters share."""
+        tensor = self._tensors.get(name)
+        return _memory(tensor) if tensor is not None else name
 
     def _write(self, module: nn.Module, node: Node, site: Site, move: Move) -> None:
         owner = module.get_submodule(_owner(node))
@@ -161,20 +321,7 @@ class Surgery:
                 _set(module, old.name, values)
             else:
                 _bake(owner, name)
-                target = getattr(owner, name)
-                target.copy_(from_numpy(values))
-
-
-def _users(graph: Graph) -> dict[str, set[Node]]:
-    """Which operators use each parameter and buffer, directly or through what it computes."""
-    users: dict[str, set[Node]] = {}
-    for node in graph.nodes:
-        for source in node.all_input_nodes:
-            found = graph.constants.find(source)
-            if isinstance(found, Constant):
-                for name in found.sources:
-                    users.setdefault(name, set()).add(node)
-    return users
+                getattr(owner, name).copy_(from_numpy(values))
 
 
 def _owner(node: Node) -> str:
@@ -182,19 +329,73 @@ def _owner(node: Node) -> str:
     return path_of(node).partition(".parametrizations.")[0]
 
 
-def _baked_name(module: nn.Module | None, old: Constant) -> str | None:
-    """The name of a computed parameter that a module knows how to make a plain one."""
-    if module is None:
-        return None
-    for name in ("weight", "bias"):
-        if parametrize.is_parametrized(module, name):
-            return name
-    hooks = [
-        hook
-        for hook in module._forward_pre_hooks.values()
-        if isinstance(hook, WeightNorm | SpectralNorm)
+def _memory(tensor: Tensor) -> object:
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return id(tensor)
+    return tensor.untyped_storage()._cdata
+
+
+def _holders(module: nn.Module) -> dict[object, set[str]]:
+    """The modules that hold each tensor as a parameter or buffer, under one name each."""
+    holders: dict[object, set[str]] = {}
+    for path, part in module.named_modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None:
+                holders.setdefault(_memory(tensor), set()).add(path)
+    return holders
+
+
+def _hidden(graph: Graph) -> set[str]:
+    """The modules that are called in a branch or loop body, which the graph does not show."""
+    bodies = [
+        part for part in graph.program.graph_module.modules() if isinstance(part, GraphModule)
     ]
-    return hooks[0].name if len(hooks) == 1 else None
+    return {
+        path
+        for body in bodies
+        if body is not graph.program.graph_module
+        for node in body.graph.nodes
+        for path in paths_of(node)
+        if path
+    }
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module runs PyTorch's own code, which adds a bias where there is one."""
+    if "forward" in module.__dict__ or "_conv_forward" in module.__dict__:
+        return False
+    kind = type(module)
+    own = next((known for known in _KNOWN if kind.forward is known.forward), None)
+    if own is None or not isinstance(module, own):
+        return False
+    return getattr(kind, "_conv_forward", None) is getattr(own, "_conv_forward", None)
+
+
+def _is_computed(module: nn.Module, name: str, old: Constant) -> bool:
+    """Whether a constant is the parameter that a parametrization or hook of a module computes."""
+    with torch.no_grad():
+        if parametrize.is_parametrized(module, name):
+            value = getattr(module, name)
+        else:
+            hooks = _computing_hooks(module)
+            if len(hooks) != 1 or hooks[0].name != name:
+                return False
+            hook = hooks[0]
+            if isinstance(hook, WeightNorm):
+                value = hook.compute_weight(module)
+            else:
+                value = hook.compute_weight(module, do_power_iteration=False)
+    wanted = old.tensor()
+    return (
+        value.shape == wanted.shape
+        and value.dtype == wanted.dtype
+        and bool(torch.equal(value.cpu(), wanted.cpu()))
+    )
+
+
+def _computing_hooks(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
+    hooks = module._forward_pre_hooks.values()
+    return [hook for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)]
 
 
 def _bake(module: nn.Module, name: str) -> None:
@@ -229,19 +430,19 @@ def _parameter_like(values: Array, other: object) -> nn.Parameter:
     return nn.Parameter(from_numpy(values).to(other.device, other.dtype), other.requires_grad)
 
 
-def _replace(module: nn.Module, path: str) -> None:
-    """Put an Identity in a module's place, under all its names, with its hooks."""
-    old = module.get_submodule(path)
-    if isinstance(old, nn.Identity):
-        return
-    new = nn.Identity()
-    new.train(old.training)
-    for attribute in _HOOKS:
-        setattr(new, attribute, getattr(old, attribute))
-    for parent in module.modules():
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
+def _clear(module: nn.Module) -> None:
+    """Make a module an Identity, under all its names and for all who hold it, with its hooks.
+
+    Its plain attributes stay too, for code that asks for a norm's ``num_features``.
+    """
+    state = nn.Identity().__dict__
+    for name, value in module.__dict__.items():
+        plain = name not in state and isinstance(value, bool | int | float | str | tuple | None)
+        if name in _HOOKS or name == "training" or (plain and name != "forward"):
+            state[name] = value
+    module.__class__ = nn.Identity
+    module.__dict__.clear()
+    module.__dict__.update(state)
 
 
 _HOOKS = (
@@ -252,4 +453,16 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs",
     "_backward_hooks",
     "_backward_pre_hooks",
+)
+
+# Modules whose code hands ``self.bias`` to their one operator.
+_KNOWN = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+    nn.LayerNorm,
 )
