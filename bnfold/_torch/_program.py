@@ -7,7 +7,6 @@ cloned, a missing bias becomes a parameter, a map that has to stand becomes a mu
 from __future__ import annotations
 
 import copy
-import logging
 import operator
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from bnfold._sites import Site
 from bnfold._summary import summarize
 from bnfold._torch._constants import Constant
 from bnfold._torch._graph import Graph, read
+from bnfold._torch._quiet import quiet
 from bnfold._torch._roles import arguments
 from bnfold._torch._tensors import Array, from_numpy
 
@@ -51,16 +51,12 @@ class PlannedProgram:
 
 def load(path: Path) -> ExportedProgram:
     """Read a .pt2 file. Raises `UsageError` where PyTorch cannot."""
-    logger = logging.getLogger("torch.export")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)  # It logs a traceback of what it then raises.
     try:
-        return torch.export.load(path)
+        with quiet("torch.export"):
+            return torch.export.load(path)
     except Exception as error:  # torch.export.load raises many things.
         line = next((text for text in str(error).splitlines() if text.strip()), "")
         raise UsageError(f"{path} is not a .pt2 file that torch can load: {line}") from error
-    finally:
-        logger.setLevel(before)
 
 
 class _Writer:
