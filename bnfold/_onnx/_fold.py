@@ -68,10 +68,20 @@ def prepare(model: ModelProto, base_dir: Path | None) -> Planned:
 
 
 def _parameter_names(planned: Planned, folded_only: bool) -> Iterator[str]:
-    """Inputs of operators that hold weights, in the main graph."""
+    """Inputs of operators that hold weights, in the main graph: of all, or of those that tell
+    whether an error in a fold would show.
+
+    What a lone Mul or Add holds may be far too small to show, where it goes into an operator with
+    weights of its own.
+    """
     graph, moves = planned.settled[0]
-    folded = {index for move in moves.moves for index in (move.into, *move.maps)}
-    for index, node in enumerate(graph.view.nodes):
+    nodes = graph.view.nodes
+    concerned, telling = set(), set()
+    for move in moves.moves:
+        concerned |= {move.into, *move.maps}
+        norms = {index for index in move.maps if nodes[index].op == "BatchNormalization"}
+        telling |= {move.into} | norms if move.law == "absorb" else set(move.maps)
+    for index, node in enumerate(nodes):
         weighted = isinstance(node.role, Absorber) or node.op == "BatchNormalization"
-        if index in folded or (weighted and not folded_only):
+        if index in telling if folded_only else index in concerned or weighted:
             yield from filter(None, graph.scope.nodes[graph.positions[index]].input)

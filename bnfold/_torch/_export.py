@@ -51,12 +51,17 @@ class Calls:
     more did not.
     """
 
-    plain: set[nn.Module] = field(default_factory=set)
-    others: set[nn.Module] = field(default_factory=set)
+    plain: set[int] = field(default_factory=set)
+    others: set[int] = field(default_factory=set)
 
     def are_plain(self, module: nn.Module) -> bool:
         """Whether an Identity could be called in a module's place."""
-        return module in self.plain and module not in self.others
+        return _key(module) in self.plain and _key(module) not in self.others
+
+
+def _key(module: nn.Module) -> int:
+    """What a module has in common with the proxy that torch.export may call in its place."""
+    return id(module.__dict__)
 
 
 @contextmanager
@@ -67,10 +72,12 @@ def watched() -> Iterator[Calls]:
     def note(
         module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> None:
+        if torch.compiler.is_dynamo_compiling():  # In a branch, where nothing may be noted.
+            return
         given = [*args, *kwargs.values()]
         plain = len(given) == 1 and isinstance(given[0], Tensor) and isinstance(result, Tensor)
         named = set(kwargs) <= {"input"}  # What Identity calls its own.
-        (calls.plain if plain and named else calls.others).add(module)
+        (calls.plain if plain and named else calls.others).add(_key(module))
 
     handle = register_module_forward_hook(note, with_kwargs=True)
     try:

@@ -42,11 +42,10 @@ class Planned:
     surgery: Surgery
     moves: Moves
     plan: Plan
-    spare: list[nn.Module]
 
     def apply(self, inplace: bool) -> nn.Module:
         """Fold a copy of the module, or the module itself."""
-        target = self.module if inplace else self.spare.pop() if self.spare else copied(self.module)
+        target = self.module if inplace else copied(self.module)
         self.surgery.apply(target, self.moves.moves)
         return target
 
@@ -54,18 +53,18 @@ class Planned:
 def prepare(module: nn.Module, example: Example) -> Planned:
     """Read and plan a module in eval mode; it is not changed.
 
-    What is read is a copy, where there can be one: hooks and the module's own code may leave traces
-    in the module they run in, and what a copy calls of the original is found out.
+    What is read is a twin that shares its tensors, where there can be one: hooks and the module's
+    own code leave traces in the module they run in, and calls of the original's parts, which a copy
+    would make too, are found out.
     Raises `UsageError` for a module that is not ready or cannot be traced.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise UsageError("a TorchScript module cannot be folded: give the module it was made from")
     check(module)
     try:
-        spare = [copied(module)]
+        subject = copied(module, shared=True)
     except UsageError:
-        spare = []
-    subject = spare[0] if spare else module
+        subject = module
 
     def again() -> ExportedProgram:
         return export(subject, example.args, example.kwargs, example.dynamic_shapes)
@@ -77,14 +76,18 @@ def prepare(module: nn.Module, example: Example) -> Planned:
     moves = settle(graph.view, graph.readings, surgery.objections)
     before = Counter(node.op for node in graph.view.nodes)
     plan = summarize([("", graph.view, moves)], before)
-    return Planned(module, surgery, moves, plan, spare)
+    return Planned(module, surgery, moves, plan)
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy; weights that old-style hooks compute are copied as values, without a graph."""
+def copied(module: nn.Module, shared: bool = False) -> nn.Module:
+    """A deep copy, or one whose parameters and buffers are the module's own.
+
+    Weights that old-style hooks compute are copied as values, without a graph.
+    """
+    own = (*module.parameters(), *module.buffers()) if shared else ()
     try:
         with _detached(module):
-            return copy.deepcopy(module)
+            return copy.deepcopy(module, {id(tensor): tensor for tensor in own})
     except Exception as error:  # Whatever a member's own copying raises.
         raise UsageError(
             f"{type(module).__name__} cannot be copied ({error}): pass inplace=True to fold it "

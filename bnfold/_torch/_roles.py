@@ -276,7 +276,8 @@ def _fixed_norm(
     absorber = Absorber({1: size}) if weight is not None else None
     site = _norm_site(context, node, weight, bias) if weight is not None else None
     role = Affine(map_, 0, 2, absorber, composable=dtype is not None, dtype=dtype)
-    return Reading(role, site, shape, np.sqrt(total)), data
+    # Only a norm that has a γ could stay and hold the composition of several maps.
+    return Reading(role, site, shape, np.sqrt(total) if site is not None else None), data
 
 
 def _statistics(context: Context, node: Node, args: dict[str, Any], where: str) -> Reason:

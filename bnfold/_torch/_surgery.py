@@ -53,9 +53,9 @@ class Surgery:
             **dict(module.named_parameters(remove_duplicate=False)),
             **dict(module.named_buffers(remove_duplicate=False)),
         }
-        self._holders = _holders(module)
+        self._holders = _holdersmodule
         self._users = self._find_users()
-        self._hidden = _hidden(graph)
+        self._hidden, self._blind = _hidden(graph)
         self._biased: set[str] | None = None
 
     def objections(self, moves: Sequence[Move]) -> Mapping[int, Reason]:
@@ -115,6 +115,8 @@ class Surgery:
         inside = self._inside(path)
         if not set(inside) <= gone or path in self._hidden:
             return "is part of a module's own code or has other work to do"
+        if self._blind and not list(module.buffers()) and not list(module.parameters()):
+            return "may be called in a branch or loop too"
         if self._is_read_elsewhere(path):
             return "has parameters that are used elsewhere too"
         norm = isinstance(module, _BatchNorm | _InstanceNorm)
@@ -192,8 +194,11 @@ class Surgery:
         """The module whose ``bias`` is None and that the operator belongs to alone."""
         path = _owner(node)
         module = self._modules.get(path)
-        calls = [n for n in self._inside(path) if n in self._targets()]
-        if module is None or len(calls) != 1 or path in self._hidden:
+        if module is None or path in self._hidden or self._is_read_elsewhere(path):
+            return None
+        same = {name for name, other in self._modules.items() if other is module}
+        targets = self._targets()
+        if len([n for n in self._inside(path) if n in targets and _owner(n) in same]) != 1:
             return None
         if "bias" not in module._parameters or module.bias is not None:
             return None
@@ -345,19 +350,23 @@ def _holders(module: nn.Module) -> dict[object, set[str]]:
     return holders
 
 
-def _hidden(graph: Graph) -> set[str]:
-    """The modules that are called in a branch or loop body, which the graph does not show."""
+def _hidden(graph: Graph) -> tuple[set[str], bool]:
+    """The modules that are called in a branch or loop body, which the graph does not show, and
+    whether there are bodies that do not tell.
+    """
     bodies = [
         part for part in graph.program.graph_module.modules() if isinstance(part, GraphModule)
     ]
-    return {
-        path
+    nodes = [
+        node
         for body in bodies
         if body is not graph.program.graph_module
         for node in body.graph.nodes
-        for path in paths_of(node)
-        if path
-    }
+        if node.op == "call_function"
+    ]
+    return {path for node in nodes for path in paths_of(node) if path}, any(
+        not paths_of(node) for node in nodes
+    )
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -408,13 +417,20 @@ def _bake(module: nn.Module, name: str) -> None:
         own = type(module)
         body = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
         module.__class__ = type(own.__name__, own.__bases__, body)
-        parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-        return
-    hooks = module._forward_pre_hooks.values()
-    if any(isinstance(hook, WeightNorm) for hook in hooks):
-        remove_weight_norm(module, name)
+        with torch.enable_grad():  # By the value's history it tells whether to learn.
+            learns = bool(getattr(module, name).requires_grad)
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     else:
-        remove_spectral_norm(module, name)
+        hook = _computing_hooks(module)[0]
+        parts = (getattr(module, f"{name}_{part}", None) for part in ("g", "v", "orig"))
+        learns = any(part is not None and part.requires_grad for part in parts)
+        remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
+        remove(module, name)
+    value = getattr(module, name).detach()
+    if name in module._buffers or name not in module._parameters:
+        delattr(module, name)
+        module.register_parameter(name, nn.Parameter(value, learns))
+    module._parameters[name].requires_grad_(learns)  # type: ignore[union-attr]
 
 
 def _set(module: nn.Module, name: str, values: Array) -> None:

@@ -1,0 +1,182 @@
+"""Whole modules drawn at random, in sizes that all agree by accident."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import HealthCheck, Phase, event, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn.utils.parametrizations import weight_norm  # noqa: E402
+
+import bnfold  # noqa: E402
+
+from .folding import assert_close, outputs, rand, ready  # noqa: E402
+
+N = 4
+LINEAR = "conv conv transpose linear layer group norm"
+AFFINE = "norm norm norm constant instance"
+ANY = f"{LINEAR} {AFFINE} identity relu dropout"
+NOT_FLAT = ("conv", "transpose", "instance", "group")
+OPS = ("mul", "add", "sub", "div", "rsub", "mul_", "add_")
+
+
+class Constant(nn.Module):
+    """Arithmetic with a parameter of any shape that broadcasts, or with a number."""
+
+    def __init__(self, op: str, shape: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.op = op
+        self.value = 1.5 if shape is None else nn.Parameter(torch.ones(shape))
+
+    def forward(self, x):
+        if self.op == "rsub":
+            return self.value - x
+        if self.op.endswith("_"):
+            return getattr(x, self.op)(self.value)
+        return getattr(torch, self.op)(x, self.value)
+
+
+class Drawn(nn.Module):
+    """Runs steps, each of which calls a module on an earlier value or joins two of them."""
+
+    def __init__(self, parts: list[nn.Module], steps: list[Any], out: list[int]) -> None:
+        super().__init__()
+        self.parts, self.steps, self.out = nn.ModuleList(parts), steps, out
+        self.gamma = nn.Parameter(torch.ones(N))
+
+    def forward(self, x):
+        values = [x.clone()]
+        for kind, which, source, other in self.steps:
+            y, z = (values[-1 - k % len(values)] for k in (source, other))
+            if kind == "call":
+                values.append(self.parts[which % len(self.parts)](y))
+            elif kind == "join":
+                values.append(y * z.sigmoid() if which % 3 == 0 else y + z)
+            elif kind == "inline":
+                values.append(y * self.gamma)
+            elif kind == "write":
+                y.view(-1).relu_()
+            else:
+                values.append(y.transpose(-1, -2))
+        return tuple(values[-1 - k % len(values)] for k in self.out)
+
+
+@st.composite
+def parts(draw: Any, rank: int, kinds: str = ANY) -> nn.Module:
+    wide = [kind for kind in kinds.split() if rank > 2 or kind not in NOT_FLAT]
+    kind, bias = draw(st.sampled_from(wide or ["linear"])), draw(st.booleans())
+    dims = max(rank - 2, 1)
+    groups = draw(st.sampled_from([1, 2, 4]))
+    if kind == "conv":
+        conv = getattr(nn, f"Conv{dims}d")(N, N, 3, padding=1, groups=groups, bias=bias)
+        return weight_norm(conv) if draw(st.integers(0, 5)) == 0 else conv
+    if kind == "transpose":
+        return getattr(nn, f"ConvTranspose{dims}d")(N, N, 3, padding=1, groups=groups, bias=bias)
+    if kind == "norm":
+        return getattr(nn, f"BatchNorm{dims}d")(N, affine=bias)
+    if kind == "instance":
+        tracked = draw(st.booleans())
+        return getattr(nn, f"InstanceNorm{dims}d")(N, affine=bias, track_running_stats=tracked)
+    if kind == "constant":
+        sizes = draw(st.lists(st.sampled_from([1, N]), max_size=rank))
+        shape = None if draw(st.integers(0, 4)) == 0 else tuple(sizes)
+        return Constant(draw(st.sampled_from(OPS)), shape)
+    if kind == "relu":
+        return nn.ReLU(inplace=bias)
+    simple = {
+        "linear": lambda: nn.Linear(N, N, bias=bias),
+        "identity": nn.Identity,
+        "dropout": nn.Dropout,
+        "layer": lambda: nn.LayerNorm(N, bias=bias),
+        "group": lambda: nn.GroupNorm(2, N),
+    }
+    return simple[kind]()
+
+
+KINDS = ["call"] * 12 + ["join", "join", "inline", "write", "turn"]
+NEAR = st.sampled_from([0, 0, 0, 0, 0, 0, 0, 1, 2])
+STEPS = st.tuples(st.sampled_from(KINDS), st.integers(0, 40), NEAR, NEAR)
+
+
+@st.composite
+def modules(draw: Any) -> tuple[nn.Module, int]:
+    """A module, and the rank of its input."""
+    rank = draw(st.sampled_from([2, 3, 4]))
+    some: list[nn.Module] = []
+    for _ in range(draw(st.integers(1, 3))):
+        some += [draw(parts(rank, LINEAR)), draw(parts(rank, AFFINE)), draw(parts(rank))]
+    steps = [("call", k, 0, 0) for k in range(len(some))]
+    for _ in range(draw(st.integers(0, 3))):
+        steps.insert(draw(st.integers(0, len(steps))), draw(STEPS))
+    out = [0, *draw(st.lists(st.integers(1, 4), max_size=1))]
+    module = ready(Drawn(some, steps, out), seed=draw(st.integers(0, 99)))
+    if draw(st.integers(0, 3)) == 0:
+        hooked = module.parts[draw(st.integers(0, len(some) - 1))]
+        hook = draw(st.sampled_from([lambda m, i, o: None, lambda m, i, o: o * 3]))
+        hooked.register_forward_hook(hook)
+    return module, rank
+
+
+def check(drawn: tuple[nn.Module, int], again: bool = False) -> None:
+    module, rank = drawn
+    x = rand(*[N] * rank)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    try:
+        folded = bnfold.fold(module, (x,))
+    except bnfold.UsageError:
+        # An in-place operator that may not widen its tensor: PyTorch refuses the module itself.
+        with pytest.raises(RuntimeError):
+            module(x.clone())
+        event("refused")
+        return
+    for seed in (1, 2):
+        args = (rand(*[N] * rank, seed=seed),)
+        assert_close(outputs(module, args, {}), outputs(folded, args, {}), 1e-8)
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+    if again:
+        placed = bnfold.fold(module, (x,), inplace=True)
+        assert_close(outputs(folded, (x,), {}), outputs(placed, (x,), {}), 0.0)
+
+
+OPTIONS: dict[str, Any] = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+    "phases": [Phase.generate, Phase.shrink],
+}
+
+
+@settings(max_examples=25, **OPTIONS)
+@given(modules())
+def test_random_modules(drawn):
+    check(drawn)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, **{**OPTIONS, "derandomize": False})
+@given(modules())
+def test_many_random_modules(drawn):
+    check(drawn, again=True)
+
+
+def test_the_drawing_folds_often_enough_to_mean_something():
+    folds = 0
+
+    @settings(max_examples=25, **{**OPTIONS, "phases": [Phase.generate]})
+    @given(modules())
+    def count(drawn):
+        nonlocal folds
+        module, rank = drawn
+        try:
+            folds += bool(bnfold.plan(module, (rand(*[N] * rank),)).folds)
+        except bnfold.UsageError:
+            return
+
+    count()
+    assert folds >= 8
