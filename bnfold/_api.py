@@ -108,8 +108,9 @@ def fold(
     its ``Path``; a path alone gives a ``ModelProto``.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
-    ``kwargs`` and ``dynamic_shapes`` as torch.export does. It gives a copy of the same class, each
-    folded submodule an ``Identity``; with ``inplace`` the module itself. ``as_eval`` folds a module
+    ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
+    tell is folded. It gives a copy of the same class, each folded submodule an ``Identity``; with
+    ``inplace`` the module itself. ``as_eval`` folds a module
     in training mode as if it were in eval, and gives it back in eval. An ``ExportedProgram`` gives
     a new one; it can express folds that replacing submodules cannot.
 
@@ -211,6 +212,10 @@ def _prepare_module(
 
     if as_eval and model.training:
         model = (model if inplace else _fold.copied(model)).eval()
+    if args is None and not kwargs:
+        from bnfold._torch._trace import made_up
+
+        return _fold.prepare(model, _fold.Example(made_up(model), {}, made_up=True))
     return _fold.prepare(model, _example(args, kwargs, dynamic_shapes))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,22 +16,28 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold._errors import UsageError
-from bnfold._plan._planner import Moves
+from bnfold._plan._planner import Move, Moves
+from bnfold._plan._reasons import Reason
 from bnfold._result import Plan
 from bnfold._settle import settle
 from bnfold._summary import summarize
 from bnfold._torch._export import check, export, watched
 from bnfold._torch._graph import read
 from bnfold._torch._surgery import Surgery
+from bnfold._torch._trace import unsure
 
 
 @dataclass(frozen=True)
 class Example:
-    """Inputs that a module can be called with, and which of their sizes may vary."""
+    """Inputs that a module can be called with, and which of their sizes may vary.
+
+    ``made_up`` says that nobody gave them, so that their sizes prove nothing.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     dynamic_shapes: Any = None
+    made_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,12 @@ def prepare(module: nn.Module, example: Example) -> Planned:
         program = again()
     graph = read(program, subject)
     surgery = Surgery(subject, graph, calls, again)
-    moves = settle(graph.view, graph.readings, surgery.objections)
+
+    def objections(moves: Sequence[Move]) -> Mapping[int, Reason]:
+        doubts = unsure(graph, subject, moves) if example.made_up else {}
+        return {**surgery.objections(moves), **doubts}
+
+    moves = settle(graph.view, graph.readings, objections)
     before = Counter(node.op for node in graph.view.nodes)
     plan = summarize([("", graph.view, moves)], before)
     return Planned(module, surgery, moves, plan)

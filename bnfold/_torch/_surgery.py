@@ -53,7 +53,7 @@ class Surgery:
             **dict(module.named_parameters(remove_duplicate=False)),
             **dict(module.named_buffers(remove_duplicate=False)),
         }
-        self._holders = _holdersmodule
+        self._holders = _holders(module)
         self._users = self._find_users()
         self._hidden, self._blind = _hidden(graph)
         self._biased: set[str] | None = None

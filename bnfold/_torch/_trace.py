@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from bnfold._errors import UsageError
 from bnfold._plan._planner import Move
 from bnfold._plan._reasons import Reason
+from bnfold._torch._export import check
 from bnfold._torch._graph import Graph, path_of
 from bnfold._torch._quiet import quiet
 
@@ -36,6 +37,7 @@ _ONE_RANK = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 def made_up(module: nn.Module) -> tuple[Tensor, ...]:
     """Inputs that a module in eval runs on. Raises `UsageError` where none can be made up."""
+    check(module)
     try:
         traced = torch.fx.symbolic_trace(module)
     except Exception as error:  # Whatever the module's code does with a stand-in for its input.
