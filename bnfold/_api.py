@@ -43,6 +43,7 @@ def plan(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     as_eval: bool = False,
+    clone: bool = False,
 ) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
@@ -53,7 +54,8 @@ def plan(
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     if _is_module(model):
-        return _prepare_module(model, args, kwargs, dynamic_shapes, as_eval, inplace=False).plan
+        ready = _prepare_module(model, args, kwargs, dynamic_shapes, as_eval, clone, inplace=False)
+        return ready.plan
     if _is_program(model):
         from bnfold._torch._program import PlannedProgram
 
@@ -85,6 +87,7 @@ def fold(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     as_eval: bool = False,
+    clone: bool = False,
     inplace: bool = False,
 ) -> _Module: ...
 @overload
@@ -99,6 +102,7 @@ def fold(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     as_eval: bool = False,
+    clone: bool = False,
     inplace: bool = False,
 ) -> Any:
     """Fold a model and give back the kind it was given; the input is not changed.
@@ -110,15 +114,16 @@ def fold(
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
     tell is folded. It gives a copy of the same class, each folded submodule an ``Identity``; with
-    ``inplace`` the module itself. ``as_eval`` folds a module
-    in training mode as if it were in eval, and gives it back in eval. An ``ExportedProgram`` gives
-    a new one; it can express folds that replacing submodules cannot.
+    ``inplace`` the module itself. ``as_eval`` folds a module in training mode as if it were in
+    eval, and gives it back in eval. A parameter or submodule that the network uses in several
+    places is kept as it is, unless ``clone`` lets each place that a fold changes have its own. An
+    ``ExportedProgram`` gives a new one; it can express folds that replacing submodules cannot.
 
     Only ``verify`` checks the result.
     Raises `UsageError` for a model that cannot be read or an output that cannot be written.
     """
     if _is_module(model):
-        ready = _prepare_module(model, output, kwargs, dynamic_shapes, as_eval, inplace)
+        ready = _prepare_module(model, output, kwargs, dynamic_shapes, as_eval, clone, inplace)
         return ready.apply(inplace)
     if _is_program(model):
         from bnfold._torch._program import PlannedProgram
@@ -206,6 +211,7 @@ def _prepare_module(
     kwargs: Mapping[str, Any] | None,
     dynamic_shapes: Any,
     as_eval: bool,
+    clone: bool,
     inplace: bool,
 ) -> PlannedModule:
     from bnfold._torch import _fold
@@ -215,8 +221,8 @@ def _prepare_module(
     if args is None and not kwargs:
         from bnfold._torch._trace import made_up
 
-        return _fold.prepare(model, _fold.Example(made_up(model), {}, made_up=True))
-    return _fold.prepare(model, _example(args, kwargs, dynamic_shapes))
+        return _fold.prepare(model, _fold.Example(made_up(model), {}, made_up=True), clone)
+    return _fold.prepare(model, _example(args, kwargs, dynamic_shapes), clone)
 
 
 def _example(

@@ -85,7 +85,8 @@ CODES: dict[str, Code] = {
     "shared-weight": Code(
         "A parameter is used in several places: by a module that is called more than once, or by "
         "modules whose weights are tied. Changing it for one would change the others.",
-        "Give each use a module of its own, for instance with copy.deepcopy, before folding.",
+        "Pass clone=True to give each place that a fold changes its own; where one place calls a "
+        "module several times, give each call a module of its own before folding.",
     ),
     "not-a-module": Code(
         "The map is written in a module's own code (x * self.gamma), or what would be left of it "

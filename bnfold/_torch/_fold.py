@@ -24,6 +24,7 @@ from bnfold._summary import summarize
 from bnfold._torch._export import check, export, watched
 from bnfold._torch._graph import read
 from bnfold._torch._surgery import Surgery
+from bnfold._torch._ties import tie, untie
 from bnfold._torch._trace import unsure
 
 
@@ -48,16 +49,21 @@ class Planned:
     surgery: Surgery
     moves: Moves
     plan: Plan
+    clone: bool = False
 
     def apply(self, inplace: bool) -> nn.Module:
         """Fold a copy of the module, or the module itself."""
         target = self.module if inplace else copied(self.module)
+        groups = untie(target) if self.clone else ((), ())
         self.surgery.apply(target, self.moves.moves)
+        tie(target, groups, self.surgery.called)
         return target
 
 
-def prepare(module: nn.Module, example: Example) -> Planned:
+def prepare(module: nn.Module, example: Example, clone: bool = False) -> Planned:
     """Read and plan a module in eval mode; it is not changed.
+
+    With ``clone`` what several places share may become different in them.
 
     What is read is a twin that shares its tensors, where there can be one: hooks and the module's
     own code leave traces in the module they run in, and calls of the original's parts, which a copy
@@ -70,7 +76,11 @@ def prepare(module: nn.Module, example: Example) -> Planned:
     try:
         subject = copied(module, shared=True)
     except UsageError:
+        if clone:
+            raise
         subject = module
+    if clone:
+        untie(subject)
 
     def again() -> ExportedProgram:
         return export(subject, example.args, example.kwargs, example.dynamic_shapes)
@@ -87,7 +97,7 @@ def prepare(module: nn.Module, example: Example) -> Planned:
     moves = settle(graph.view, graph.readings, objections)
     before = Counter(node.op for node in graph.view.nodes)
     plan = summarize([("", graph.view, moves)], before)
-    return Planned(module, surgery, moves, plan)
+    return Planned(module, surgery, moves, plan, clone)
 
 
 def copied(module: nn.Module, shared: bool = False) -> nn.Module:

@@ -58,6 +58,11 @@ class Surgery:
         self._hidden, self._blind = _hidden(graph)
         self._biased: set[str] | None = None
 
+    @property
+    def called(self) -> set[str]:
+        """The modules that the network calls, by the names it calls them by."""
+        return {path for node in self._graph.nodes for path in paths_of(node)} | self._hidden
+
     def objections(self, moves: Sequence[Move]) -> Mapping[int, Reason]:
         """Why a move cannot be written into modules, by its number."""
         gone = {self._graph.nodes[index] for move in moves for index in move.maps}
@@ -157,8 +162,10 @@ class Surgery:
             where = sorted(other.name for other in others)
             if old.stored:
                 where += sorted(self._holders.get(self._key(name), set()) - {_owner(node)})
-            if where and (others or len(self._holders.get(self._key(name), ())) > 1):
+            several = len(self._holders.get(self._key(name), ())) > 1
+            if where and (others or several):
                 message = f"{name} is also used by {where[0]}: changing it would change both"
+                message += ", unless clone=True lets them differ" if several else ""
                 return Reason("shared-weight", name, message)
         return None
 

@@ -11,7 +11,6 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import bnfold  # noqa: E402
-from bnfold import UsageError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -234,5 +233,3 @@ def test_a_wrong_program_is_not_the_same_function():
 def test_a_path_is_needed_for_other_kinds():
     with pytest.raises(TypeError, match="expected a path"):
         bnfold.fold(torch.zeros(3))
-    with pytest.raises(UsageError, match="example inputs"):
-        bnfold.fold(lively(Inline()))
