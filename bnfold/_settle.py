@@ -8,10 +8,11 @@ import numpy as np
 
 from bnfold import _weights
 from bnfold._affine import Vector
-from bnfold._plan._planner import Move, Moves, Standing, plan
+from bnfold._plan._places import Standing
+from bnfold._plan._planner import Move, Moves, Sides, plan
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Affine, View
-from bnfold._sites import Reading
+from bnfold._sites import Reading, Site
 
 Readings = Sequence[Reading]
 # Why a whole set of moves may not be made as it is: reasons by the number of the move.
@@ -33,32 +34,37 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
     remembered: dict[tuple[int, int], Vector] = {}
     while True:
         moves = plan(view, refused)
-        found = dict(objections(moves.moves))
-        for number, move in enumerate(moves.moves):
-            reason = _refusal(view, readings, move, remembered)
+        found = {
+            moves.moves[number].maps[-1]: reason
+            for number, reason in objections(moves.moves).items()
+        }
+        for move in moves.moves:
+            reason = _standing_refusal(view, readings, move) if move.stands else None
             if reason is not None:
-                found[number] = reason
+                found[move.maps[-1]] = reason
+        for node, sides in moves.sides.items():
+            reason = _refusal(readings[node].site, node, sides, remembered)
+            if reason is not None:
+                found[moves.blame[node][-1]] = reason
         if not found:
             return moves
-        refused.update((moves.moves[number].maps[-1], reason) for number, reason in found.items())
+        refused.update(found)
 
 
 def _refusal(
-    view: View, readings: Readings, move: Move, remembered: dict[tuple[int, int], Vector]
+    site: Site | None, node: int, sides: Sides, remembered: dict[tuple[int, int], Vector]
 ) -> Reason | None:
-    site = readings[move.into].site if move.law == "absorb" else None
-    if site is not None:
+    """Whether what an operator takes in would be lost in its dtype."""
+    if site is None:
+        return None
 
-        def peaks(axis: int) -> Vector:
-            key = (move.into, axis)
-            if key not in remembered:
-                remembered[key] = site.peaks(axis)
-            return remembered[key]
+    def peaks(axis: int) -> Vector:
+        key = (node, axis)
+        if key not in remembered:
+            remembered[key] = site.peaks(axis)
+        return remembered[key]
 
-        reason = site.refuses(move.absorbed, peaks)
-        if reason is not None:
-            return reason
-    return _standing_refusal(view, readings, move) if move.stands else None
+    return site.refuses(sides.behind, sides.ahead, peaks)
 
 
 def _standing_refusal(view: View, readings: Readings, move: Move) -> Reason | None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold import _weights
-from bnfold._affine import AffineMap, Vector
+from bnfold._affine import IDENTITY, AffineMap, Vector
 from bnfold._elementwise import Shape
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Role
@@ -40,13 +40,26 @@ class Parameter(Protocol):
 
 
 @dataclass(frozen=True)
+class Entrance:
+    """How a weight's entries belong to the input channels of a linear operator.
+
+    ``layout`` says where the input channels lie in the weight. ``factor`` multiplies what the
+    operator makes of a shift of its input (Gemm's alpha).
+    """
+
+    layout: Layout
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
 class Site:
-    """Where an operator keeps its weight and bias, and how output channels lie in them.
+    """Where an operator keeps its weight and bias, and how channels lie in them.
 
     ``weight`` and ``bias`` are input positions; ``bias`` is None where the operator has none
     (MatMul). ``layout`` gives the weight's layout for an output axis and ``bias_along`` the shape
     that a per-channel vector takes in the bias. ``bias_shape`` is the shape of a bias made anew
-    (None: that of the vector). ``bias_factor`` is Gemm's beta.
+    (None: that of the vector). ``bias_factor`` is Gemm's beta. ``entrance`` is set for a linear
+    operator that can take in a map of its input.
     """
 
     label: str
@@ -60,6 +73,7 @@ class Site:
     bias_shape: tuple[int, ...] | None = None
     bias_factor: float = 1.0
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
+    entrance: Entrance | None = None
 
     def peaks(self, axis: int) -> Vector:
         """The largest weight magnitude of each output channel along an axis."""
@@ -70,31 +84,59 @@ class Site:
         """The axis to lay a map along; a uniform one fits any."""
         return map_.axis if map_.axis is not None else next(iter(self.channels), 0)
 
-    def new_weight(self, map_: AffineMap) -> Array | None:
-        """``W[o]·s_o`` rounded once, or None where the scale is 1."""
-        if map_.keeps_scale or self.weight_value is None:
+    def new_weight(self, behind: AffineMap, ahead: AffineMap = IDENTITY) -> Array | None:
+        """``W[o, i]·s_o·s_i`` rounded once, or None where all scales are 1."""
+        if self.weight_value is None or (behind.keeps_scale and ahead.keeps_scale):
             return None
-        layout = self.layout(self.any_axis(map_))
-        return _weights.scaled(self.weight_value.load(), map_.scale, layout)
+        layout = self.layout(self.any_axis(behind))
+        if ahead.keeps_scale:
+            return _weights.scaled(self.weight_value.load(), behind.scale, layout)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            exact = self._entered(ahead).reshape(layout.view) * layout.spread(behind.scale)
+            return exact.astype(self.weight_value.load().dtype).reshape(self.weight_value.shape)
 
-    def new_bias(self, map_: AffineMap) -> Array | None:
-        """``s·β·b + t`` rounded once, or None where it stays what it was."""
+    def new_bias(self, behind: AffineMap, ahead: AffineMap = IDENTITY) -> Array | None:
+        """``s·(β·b + Σ W[o, i, k]·t_i) + t`` rounded once, or None where it stays what it was."""
         if self.bias is None:
             return None
-        exact = self._exact_bias(map_)
+        exact = self._exact_bias(behind, ahead)
         if exact is None:
             return None
         with np.errstate(over="ignore"):
             return exact.astype(self.dtype)
 
-    def _exact_bias(self, map_: AffineMap) -> NDArray[np.float64] | None:
+    def image(self, shift: Vector) -> Vector:
+        """What a shift of the input adds to each output channel: ``Σ W[o, i, k]·t_i``."""
+        assert self.weight_value is not None
+        assert self.entrance is not None
+        inside = self.entrance.layout
+        weight = self.weight_value.load().astype(np.float64)
+        outside = self.layout(self.any_axis(IDENTITY))
+        terms = (weight.reshape(inside.view) * inside.spread(shift)).reshape(outside.view)
+        summed = tuple(k for k, n in enumerate(outside.along) if n == 1)
+        total: Vector = terms.sum(axis=summed, keepdims=True).reshape(-1)
+        return total * self.entrance.factor
+
+    def _entered(self, ahead: AffineMap) -> NDArray[np.float64]:
+        """``W[o, i]·s_i`` in float64."""
+        assert self.weight_value is not None
+        assert self.entrance is not None
+        inside = self.entrance.layout
+        weight = self.weight_value.load().astype(np.float64)
+        return np.asarray(weight.reshape(inside.view) * inside.spread(ahead.scale))
+
+    def _exact_bias(self, behind: AffineMap, ahead: AffineMap) -> NDArray[np.float64] | None:
         has_bias = self.bias_value is not None and self.bias_factor != 0.0
-        if map_.keeps_origin and (map_.keeps_scale or not has_bias):
+        moved = not ahead.keeps_origin
+        if behind.keeps_origin and not moved and (behind.keeps_scale or not has_bias):
             return None
-        scale, shift = map_.scale, map_.shift
-        if map_.axis is not None:
-            along = self.bias_along(map_.axis)
-            scale, shift = scale.reshape(along), shift.reshape(along)
+        scale, shift = behind.scale, behind.shift
+        if moved:
+            shift = shift + scale * self.image(ahead.shift)
+        if behind.axis is not None or moved:
+            along = self.bias_along(self.any_axis(behind))
+            shift = shift.reshape(along) if shift.size > 1 or behind.axis is not None else shift
+            scale = scale.reshape(along) if behind.axis is not None else scale
         if not has_bias:
             shape = self.bias_shape if self.bias_shape is not None else shift.shape
             return np.broadcast_to(shift, shape)
@@ -103,39 +145,65 @@ class Site:
         new = scale * (self.bias_factor * old) + shift
         return np.asarray(new.reshape(old.shape) if new.size == old.size else new)
 
-    def refuses(self, map_: AffineMap, peaks: Callable[[int], Vector]) -> Reason | None:
+    def refuses(
+        self, behind: AffineMap, ahead: AffineMap, peaks: Callable[[int], Vector]
+    ) -> Reason | None:
         """Whether the folded parameters would be lost to overflow, underflow or NaN.
 
         ``peaks`` gives the channel peaks along an axis, so that a caller may remember them.
         """
-        bias = self.new_bias(map_)
-        if not map_.keeps_scale and self.weight_value is not None:
-            top = peaks(self.any_axis(map_))
+        with np.errstate(over="ignore", invalid="ignore"):
+            bias = self.new_bias(behind, ahead)
+        if self.weight_value is not None and not (behind.keeps_scale and ahead.keeps_scale):
+            axis = self.any_axis(behind)
+            top = peaks(axis)
             if not bool(np.isfinite(top).all()):
                 name = self.weight_value.name
                 return Reason("non-finite", self.label, f"weight {name} is not finite")
-            if _weights.overflows(np.abs(map_.scale) * top, self.dtype):
-                what = f"the folded weight of {self.label} would overflow {self.dtype}"
-                return Reason("overflow", self.label, what)
-            lost = _weights.underflows(top, map_.scale, self.dtype)
-            if bias is not None and bias.size == lost.size:
-                terms = math.prod(self.weight_value.shape) // lost.size
-                exact = bias.astype(np.float64).reshape(-1)
-                lost &= ~_weights.drowned(exact, terms, self.dtype)
-            if bool(lost.any()):
-                channel = int(np.argmax(lost))
-                return Reason(
-                    "underflow",
-                    self.label,
-                    f"the folded weight of {self.label} would lose precision in channel {channel}: "
-                    f"it falls below the smallest normal {self.dtype}",
-                )
+            if not ahead.keeps_scale:
+                reason = self._refuses_ahead(behind, ahead)
+                if reason is not None:
+                    return reason
+                top = _weights.channel_peaks(self._entered(ahead), self.layout(axis))
+            reason = self._refuses_scale(behind, top, bias)
+            if reason is not None:
+                return reason
         if bias is None or bool(np.isfinite(bias.astype(np.float64)).all()):
             return None
         old = self.bias_value.load() if self.bias_value is not None else np.zeros(1)
         if not bool(np.isfinite(old.astype(np.float64)).all()):
             return Reason("non-finite", self.label, f"the bias of {self.label} is not finite")
         return Reason("overflow", self.label, f"the folded bias of {self.label} would overflow")
+
+    def _refuses_scale(self, behind: AffineMap, top: Vector, bias: Array | None) -> Reason | None:
+        """The range of ``W[o]·s_o``, where the weights of channel o are at most ``top[o]``."""
+        assert self.weight_value is not None
+        if _weights.overflows(np.abs(behind.scale) * top, self.dtype):
+            what = f"the folded weight of {self.label} would overflow {self.dtype}"
+            return Reason("overflow", self.label, what)
+        lost = _weights.underflows(top, behind.scale, self.dtype)
+        if bias is not None and bias.size == lost.size:
+            terms = math.prod(self.weight_value.shape) // lost.size
+            exact = bias.astype(np.float64).reshape(-1)
+            lost &= ~_weights.drowned(exact, terms, self.dtype)
+        return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
+
+    def _refuses_ahead(self, behind: AffineMap, ahead: AffineMap) -> Reason | None:
+        """The range of ``W[o, i]·s_i``, as its largest ``s_o`` leaves it."""
+        assert self.weight_value is not None
+        assert self.entrance is not None
+        top = _weights.channel_peaks(self.weight_value.load(), self.entrance.layout)
+        most = float(np.abs(behind.scale).max(initial=0.0))
+        lost = _weights.underflows(top, ahead.scale * most, self.dtype)
+        return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
+
+    def _lost(self, channel: int) -> Reason:
+        return Reason(
+            "underflow",
+            self.label,
+            f"the folded weight of {self.label} would lose precision in channel {channel}: "
+            f"it falls below the smallest normal {self.dtype}",
+        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from bnfold._plan._planner import Move, Moves
-from bnfold._plan._view import View
+from bnfold._plan._view import Affine, View
 from bnfold._result import Fold, Kept, Plan
 
 
@@ -40,20 +40,26 @@ def summarize(settled: Iterable[tuple[str, View, Moves]], before: Mapping[str, i
 
 def _fold(path: str, view: View, move: Move) -> Fold:
     nodes = view.nodes
-    crossed = dict.fromkeys(nodes[i].op for i in move.carriers)
+    crossed = dict.fromkeys(nodes[i].op for i in (*move.carriers, *move.crossed))
     laws = [f"carry through {op}" for op in crossed]
+    target = nodes[move.into].label
     if move.law == "absorb":
         laws.append(f"absorb behind {nodes[move.into].op}")
-        if move.stands:
-            laws.append(f"leave {' and '.join(s.op for s in move.stands)}")
+    for end in move.ends:
+        verb = "compose" if isinstance(nodes[end.node].role, Affine) else "absorb"
+        laws.append(f"{verb} {end.side} {'of ' if end.side == 'ahead' else ''}{nodes[end.node].op}")
+    if move.ends and move.law == "carry":
+        target = nodes[move.ends[0].node].label
+    if move.stands and move.law != "compose":
+        laws.append(f"leave {' and '.join(s.op for s in move.stands)}")
     if move.law == "compose" and not move.stands:
         laws.insert(0, "drop the identity")
-    elif len(move.maps) > 1 or move.law == "compose":
+    elif len(move.maps) > 1 or move.law == "compose" or (move.law == "carry" and not move.ends):
         laws.insert(0, "compose")
     return Fold(
         tuple(nodes[i].label for i in move.maps),
         tuple(nodes[i].op for i in move.maps),
-        nodes[move.into].label,
-        tuple(laws),
+        target,
+        tuple(dict.fromkeys(laws)),
         path,
     )

@@ -64,6 +64,18 @@ def conv_transpose(shape: tuple[int, ...], group: int) -> Layout:
     return Layout((group, cin // group, per_group, *kernel), (group, 1, per_group, *ones))
 
 
+def conv_inputs(shape: tuple[int, ...], group: int) -> Layout:
+    """Input channels of a Conv weight ``[Cout, Cin/group, k…]``.
+
+    Group j reads the ``Cin/group`` input channels that begin at ``j·(Cin/group)`` and writes the
+    ``Cout/group`` filters that begin at ``j·(Cout/group)`` (ONNX Conv): input channel
+    ``i = j·(Cin/group) + m`` is column m of the filters of group j, and of no others.
+    """
+    cout, per_group, *kernel = shape
+    ones = (1,) * len(kernel)
+    return Layout((group, cout // group, per_group, *kernel), (group, 1, per_group, *ones))
+
+
 def scaled(weight: Array, scale: Vector, layout: Layout) -> Array:
     """The weight with each output channel multiplied by its scale, rounded once to its dtype.
 

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import NodeProto, helper
 
 from bnfold import _weights
+from bnfold._affine import AffineMap
 from bnfold._elementwise import Shape
-from bnfold._onnx import _attributes
+from bnfold._onnx import _attributes, _paddings
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._context import Context
 from bnfold._onnx._scopes import label
 from bnfold._onnx._tensors import FLOATS
 from bnfold._plan._reasons import Reason
-from bnfold._plan._view import Absorber
-from bnfold._sites import Site
+from bnfold._plan._view import Absorber, Ahead
+from bnfold._sites import Entrance, Site
 from bnfold._weights import Layout
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """How a linear operator with a constant weight takes in maps of its input."""
+
+    entrance: Entrance
+    ahead: Ahead
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,20 @@ def conv(context: Context, node: NodeProto) -> Found | None:
     cout, group = shape[0], _attributes.integer(node, "group", 1)
     if group < 1 or cout % group:
         return None
+    inside = None
+    if isinstance(weight, Constant):
+        cin = weight.shape[1] * group
+        padding = _paddings.conv(context, node, weight.shape)
+        entrance = Entrance(_weights.conv_inputs(weight.shape, group))
+        inside = _Inside(entrance, Ahead(0, {1: cin}, None, padding))
     return _channel_first(
-        context, node, weight, cout, lambda axis: _weights.along_axis(_fixed(shape), 0), shape
+        context,
+        node,
+        weight,
+        cout,
+        lambda axis: _weights.along_axis(_fixed(shape), 0),
+        shape,
+        inside,
     )
 
 
@@ -67,8 +88,19 @@ def conv_transpose(context: Context, node: NodeProto) -> Found | None:
     if group < 1 or shape[0] % group:
         return None
     fixed, cout = _fixed(shape), shape[1] * group
+    inside = None
+    if isinstance(weight, Constant):
+        padding = _paddings.conv_transpose(node, weight.shape)
+        entrance = Entrance(_weights.along_axis(weight.shape, 0))
+        inside = _Inside(entrance, Ahead(0, {1: weight.shape[0]}, None, padding))
     return _channel_first(
-        context, node, weight, cout, lambda axis: _weights.conv_transpose(fixed, group), shape
+        context,
+        node,
+        weight,
+        cout,
+        lambda axis: _weights.conv_transpose(fixed, group),
+        shape,
+        inside,
     )
 
 
@@ -159,9 +191,16 @@ def gemm(context: Context, node: NodeProto) -> Found | None:
         None,
         beta,
         weight.dtype,
+        Entrance(
+            _weights.along_axis(fixed, 1 - stored_axis), _attributes.number(node, "alpha", 1.0)
+        ),
     )
     blocked = bias if isinstance(bias, Reason) else None
-    role = Absorber({axis: size}, blocked, blocked)
+    # Of the data [M, K] (of [K, N] where A is constant) K is summed over, wherever it is stored.
+    turned = bool(_attributes.integer(node, "transA" if position == 1 else "transB", 0))
+    summed = (1 if position == 1 else 0) ^ turned
+    ahead = Ahead(1 - position, {summed: fixed[1 - stored_axis]}, None, blocked)
+    role = Absorber({axis: size}, blocked, blocked, True, ahead)
     return Found(role, site, (None, size) if axis == 1 else (size, None))
 
 
@@ -198,9 +237,11 @@ def matmul(context: Context, node: NodeProto) -> Found | None:
         lambda out: (),
         weight,
         dtype=weight.dtype,
+        entrance=Entrance(_weights.along_axis(fixed, _summed_axis(fixed, position))),
     )
     old = Reason("unsupported-opset", label(node), "an Add would need opset 7 or later")
-    role = Absorber(channels, None, None if context.opset >= 7 else old, bias_free=False)
+    ahead = _ahead_of_matmul(label(node), site, fixed, position, other)
+    role = Absorber(channels, None, None if context.opset >= 7 else old, False, ahead)
     return Found(role, site, _output_shape(weight.shape, other, channels))
 
 
@@ -221,6 +262,35 @@ def _output_axes(fixed: Shape, position: int, other: Shape | None) -> dict[int, 
     return axes
 
 
+def _summed_axis(fixed: tuple[int, ...], position: int) -> int:
+    """The axis of a MatMul's constant that is summed over."""
+    return max(len(fixed) - 2, 0) if position == 1 else len(fixed) - 1
+
+
+def _ahead_of_matmul(
+    where: str, site: Site, fixed: tuple[int, ...], position: int, other: Shape | None
+) -> Ahead:
+    """``(s·X + t)·W = X·(s·W) + t·W``: s along the axis that is summed over, or uniform.
+
+    The image of the shift, ``Σ_k t_k·W[k, n]``, is a map along the output's axis of n where W is a
+    matrix; with batch axes of its own it would vary along several.
+    """
+    size = fixed[_summed_axis(fixed, position)]
+    channels = {}
+    if other is not None:
+        axis = len(other) - 1 if position == 1 else max(len(other) - 2, 0)
+        channels = {axis: size}
+    blocked = None
+    if len(fixed) != 2 or other is None:
+        message = f"the shift would vary along several axes of what {where} puts out"
+        blocked = Reason("axis-mismatch", where, message)
+
+    def image(map_: AffineMap) -> AffineMap:
+        return AffineMap.of(1.0, site.image(map_.shift), next(iter(site.channels)))
+
+    return Ahead(1 - position, channels, None, blocked, image)
+
+
 def _output_shape(fixed: Shape, other: Shape | None, channels: dict[int, int]) -> Shape | None:
     """What is known of a MatMul's output shape: its rank and the sizes the constant gives it."""
     if other is None or len(fixed) < 2:
@@ -236,6 +306,7 @@ def _channel_first(
     cout: int,
     layout: Callable[[int], Layout],
     shape: Shape,
+    inside: _Inside | None,
 ) -> Found:
     """The site of a convolution: bias ``[Cout]``, output channels on axis 1."""
     bias = _shaped(context.parameter(node, 2), (cout,))
@@ -254,9 +325,15 @@ def _channel_first(
         bias if isinstance(bias, Constant) else None,
         (cout,),
         dtype=np.dtype(helper.tensor_dtype_to_np_dtype(element or 1)),
+        entrance=inside.entrance if inside else None,
     )
     unknown = None if element in FLOATS else weight_reason
-    role = Absorber({1: cout}, weight_reason or bias_reason, bias_reason or unknown)
+    ahead = None
+    if inside is not None:
+        ahead = replace(
+            inside.ahead, shift_blocked=inside.ahead.shift_blocked or bias_reason or unknown
+        )
+    role = Absorber({1: cout}, weight_reason or bias_reason, bias_reason or unknown, True, ahead)
     return Found(role, site, (None, cout, *(None for _ in shape[2:])))
 
 

@@ -81,10 +81,20 @@ class Editor:
         """Let input ``number`` of a node that stays read another tensor."""
         self._connect(scope, scope.nodes[position], number, name)
 
-    def rename_output(self, scope: Scope, position: int, name: str | None, fresh: bool) -> str:
-        """Give a node's main output a name; without one a fresh name, or none if not ``fresh``."""
+    def rename_output(
+        self,
+        scope: Scope,
+        position: int,
+        name: str | None,
+        fresh: bool,
+        which: str | None = None,
+    ) -> str:
+        """Give a node's output (the main one, or ``which``) a name; without one a fresh name, or
+        none if not ``fresh``.
+        """
         node = scope.nodes[position]
-        old: str = node.output[0]
+        number = 0 if which is None else list(node.output).index(which)
+        old: str = node.output[number]
         if name is None:
             if not fresh:
                 return old
@@ -93,7 +103,7 @@ class Editor:
         else:
             self._vanished[scope.path].setdefault(old, None)
             self._vanished[scope.path].pop(name, None)
-        node.output[0] = name
+        node.output[number] = name
         scope.producers[name] = position
         return name
 

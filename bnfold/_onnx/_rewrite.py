@@ -14,11 +14,12 @@ from typing import Any
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from bnfold._affine import AffineMap
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._edit import Editor, Relocated
 from bnfold._onnx._network import Graph, Network
-from bnfold._plan._planner import Move, Moves, Standing
+from bnfold._onnx._numbers import edit_numbers
+from bnfold._plan._places import Standing
+from bnfold._plan._planner import Move, Moves, Sides
 from bnfold._plan._view import Affine, Carrier
 from bnfold._settle import standing_batch_norm, standing_constants, standing_dtype
 from bnfold._sites import Parameter, Site
@@ -56,59 +57,100 @@ class Rewritten:
 
 
 def apply(network: Network, settled: Iterable[tuple[Graph, Moves]]) -> Rewritten:
-    """Carry out all moves on ``network.model``, in place."""
+    """Carry out all moves on ``network.model``, in place.
+
+    First all maps are taken out, what has to stand borrows from them, then operators get their new
+    parameters, and only then names are settled.
+    """
     editor = Editor(network)
     result = Rewritten(relocated=editor.relocated, created=editor.created)
     for graph, moves in settled:
-        for move in moves.moves:
-            if move.law == "absorb":
-                result.applied.append(_absorb(editor, graph, move))
-            else:
-                result.applied.append(_compose(editor, graph, move))
+        _Writer(editor, graph, moves, result).write()
     editor.finish()
     return result
 
 
-def _absorb(editor: Editor, graph: Graph, move: Move) -> Applied:
-    """Write the absorber's new parameters and give it the name of what it now puts out."""
-    scope = graph.scope
-    into = graph.positions[move.into]
-    site = graph.readings[move.into].site
-    old = scope.nodes[into].output[0]
-    final = scope.nodes[graph.positions[move.chain[-1]]].output[0]
-    passing = _passing_names(graph, move)
-    for index in move.maps:
-        editor.remove(scope, graph.positions[index])
-    if site is not None:
-        _write_parameters(editor, graph, scope.nodes[into], site, move.absorbed)
-    line = _line(editor, graph, move)
-    source = editor.rename_output(scope, into, None if line else final, move.changes_values)
-    _string(editor, graph, move, source, line, final)
-    editor.reread(scope, [old, *passing], source)
-    return _applied(graph, move, source, final)
+class _Writer:
+    """Writes the moves of one graph. ``names`` says which tensor has taken another's place."""
 
+    def __init__(self, editor: Editor, graph: Graph, moves: Moves, result: Rewritten) -> None:
+        self.editor = editor
+        self.graph = graph
+        self.moves = moves
+        self.result = result
+        self.names: dict[str, str] = {}
+        self.inside: set[str] = set()
 
-def _compose(editor: Editor, graph: Graph, move: Move) -> Applied:
-    """Put a Mul, an Add, a BatchNormalization or nothing where a chain of standing maps was."""
-    scope = graph.scope
-    first = graph.view.nodes[move.into].role
-    assert isinstance(first, Affine)
-    source = scope.nodes[graph.positions[move.into]].input[first.data]
-    last = graph.view.nodes[move.chain[-1]].outputs[0]
-    final = graph.name(last)
-    passing = _passing_names(graph, move)
-    for index in move.maps:
-        editor.remove(scope, graph.positions[index])
-    line = _line(editor, graph, move)
-    if line:
+    def write(self) -> None:
+        editor, graph, scope = self.editor, self.graph, self.graph.scope
+        lines = []
+        for move in self.moves.moves:
+            for index in move.maps:
+                editor.remove(scope, graph.positions[index])
+            lines.append(_line(editor, graph, move))
+        for node, sides in self.moves.sides.items():
+            site = graph.readings[node].site
+            if site is not None:
+                position = graph.positions[node]
+                _write_parameters(editor, graph, scope.nodes[position], site, sides)
+        for move, line in zip(self.moves.moves, lines, strict=True):
+            write = self._absorb if move.law == "absorb" else self._compose
+            self.result.applied.append(write(move, line))
+        for node, edit in self.moves.edits.items():
+            edit_numbers(editor, graph, node, edit)
+        self._rename()
+
+    def _absorb(self, move: Move, line: list[int | _Addition]) -> Applied:
+        """Give the absorber the name of what it now puts out."""
+        editor, graph, scope = self.editor, self.graph, self.graph.scope
+        into = graph.positions[move.into]
+        old = scope.nodes[into].output[0]
+        final = graph.name(graph.view.nodes[move.chain[-1]].outputs[0])
+        passing = _passing_names(graph, move)
+        self.inside.update((old, *passing))
+        source = editor.rename_output(scope, into, None if line else final, move.changes_values)
         _string(editor, graph, move, source, line, final)
-    elif graph.view.values[last].pinned is None:
-        passing.append(final)
-    else:
-        passing.append(source)
-        source = editor.rename_output(scope, scope.producers[source], final, False)
-    editor.reread(scope, passing, source)
-    return _applied(graph, move, source, final if line else source)
+        editor.reread(scope, [old, *passing], source)
+        return _applied(graph, move, source, final)
+
+    def _compose(self, move: Move, line: list[int | _Addition]) -> Applied:
+        """Put a Mul, an Add, a BatchNormalization or nothing where a chain of maps stood."""
+        editor, graph, scope = self.editor, self.graph, self.graph.scope
+        first = graph.view.nodes[move.into]
+        assert isinstance(first.role, Affine)
+        start = first.inputs[first.role.data]
+        source = self._now(graph.name(start))
+        last = graph.view.nodes[move.chain[-1]].outputs[0]
+        final = graph.name(last)
+        passing = _passing_names(graph, move)
+        self.inside.update(passing)
+        if line:
+            _string(editor, graph, move, source, line, final)
+        elif graph.view.values[last].pinned is None and start not in self.moves.relations:
+            passing.append(final)
+            self.names[final] = source
+        else:
+            passing.append(source)
+            self.names[source] = final
+            source = editor.rename_output(scope, scope.producers[source], final, False)
+        editor.reread(scope, passing, source)
+        return _applied(graph, move, source, final if line else source)
+
+    def _now(self, name: str) -> str:
+        while name in self.names:
+            name = self.names[name]
+        return name
+
+    def _rename(self) -> None:
+        """Give tensors whose values have changed a name of their own."""
+        for value in self.moves.relations:
+            name = self.graph.name(value)
+            if name in self.inside or name in self.names:
+                continue
+            scope = self.graph.scope
+            new = self.editor.rename_output(scope, scope.producers[name], None, True, name)
+            self.editor.reread(scope, [name], new)
+            self.names[name] = new
 
 
 def _passing_names(graph: Graph, move: Move) -> list[str]:
@@ -126,10 +168,11 @@ def _applied(graph: Graph, move: Move, source: str, final: str) -> Applied:
 
 
 def _write_parameters(
-    editor: Editor, graph: Graph, node: NodeProto, site: Site, absorbed: AffineMap
+    editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides
 ) -> None:
     scope = graph.scope
-    weight, bias = site.new_weight(absorbed), site.new_bias(absorbed)
+    weight = site.new_weight(sides.behind, sides.ahead)
+    bias = site.new_bias(sides.behind, sides.ahead)
     old_weight, old_bias = _constant(site.weight_value), _constant(site.bias_value)
     weight_name = old_weight.name if old_weight else node.input[site.weight]
     if weight is not None:

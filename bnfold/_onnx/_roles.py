@@ -10,7 +10,7 @@ from onnx import NodeProto, helper
 from bnfold import _elementwise, _weights
 from bnfold._affine import AffineMap
 from bnfold._elementwise import Shape
-from bnfold._onnx import _absorbers, _attributes
+from bnfold._onnx import _absorbers, _attributes, _crossings
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._context import Context
 from bnfold._onnx._scopes import label
@@ -26,8 +26,8 @@ EPSILON = float(np.float32(1e-5))
 
 def read_node(context: Context, node: NodeProto) -> Reading:
     """The role of a node; operators of other domains and calls of functions are opaque."""
-    reader = _READERS.get(node.op_type)
-    if reader is None or node.domain not in ("", "ai.onnx") or not node.input:
+    reader = _READERS.get(node.op_type, _crossing)
+    if node.domain not in ("", "ai.onnx") or not node.input or not node.output:
         return NOTHING
     if _attributes.depends_on_call(node):
         reason = Reason(
@@ -58,9 +58,19 @@ def _dropout(context: Context, node: NodeProto) -> Reading:
     return _identity(context, node)
 
 
+def _crossing(context: Context, node: NodeProto) -> Reading:
+    role = _crossings.crossing(context, node)
+    if role is None:
+        return NOTHING
+    same = _crossings.keeps_shape(node)
+    return Reading(role, shape=context.shape(node.input[0]) if same else None)
+
+
 def _absorber(find: Callable[[Context, NodeProto], _absorbers.Found | None]) -> _Reader:
     def read(context: Context, node: NodeProto) -> Reading:
         found = find(context, node)
+        if found is None and node.op_type == "MatMul" and _are_dynamic(context, node):
+            return Reading(_crossings.product(context, node))
         if found is None:
             return NOTHING
         return Reading(found.role, found.site, shape=found.shape)
@@ -88,6 +98,9 @@ def _arithmetic(context: Context, node: NodeProto) -> Reading:
         message = f"the constant of {label(node)} is set by the call"
         return Reading(Barrier(Reason("function-parameter", label(node), message)))
     first, second = (isinstance(constant, Constant) for constant in found)
+    if not first and not second:
+        role_of_two = _crossings.of_two(context, node)
+        return Reading(role_of_two) if role_of_two is not None else NOTHING
     if first == second or (first and node.op_type == "Div"):
         return NOTHING
     constant = found[0] if first else found[1]
@@ -125,6 +138,11 @@ def _arithmetic(context: Context, node: NodeProto) -> Reading:
     composable = context.opset >= 7 and (map_.axis is None or shape is not None)
     role = Affine(map_, data, composable=composable, dtype=constant.dtype)
     return Reading(role, shape=shape)
+
+
+def _are_dynamic(context: Context, node: NodeProto) -> bool:
+    """Whether both factors are computed at run time."""
+    return not any(isinstance(context.constant(node, k), Constant) for k in (0, 1))
 
 
 def _dtype(element: int) -> np.dtype[np.generic] | None:

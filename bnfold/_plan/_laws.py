@@ -6,9 +6,11 @@ A law here decides from axes, sizes and roles alone. What depends on the size of
 
 from __future__ import annotations
 
+import numpy as np
+
 from bnfold._affine import AffineMap
 from bnfold._plan._reasons import Reason
-from bnfold._plan._view import Absorber, Node, Value, View
+from bnfold._plan._view import Absorber, Ahead, Node, Value, View
 
 
 def unshared(view: View, value: Value, reader: int) -> Reason | None:
@@ -18,9 +20,9 @@ def unshared(view: View, value: Value, reader: int) -> Reason | None:
     """
     if value.pinned is not None:
         return value.pinned
-    others = [r for r in value.readers if r != reader]
-    if others:
-        label = view.nodes[others[0]].label
+    other = next((r for r in value.readers if r != reader), None)
+    if other is not None:
+        label = view.nodes[other].label
         return Reason("shared-output", label, f"{value.name} is also read by {label}")
     if len(value.readers) > 1:
         label = view.nodes[reader].label
@@ -72,9 +74,58 @@ def absorb_behind(
     return total
 
 
+def absorb_ahead(
+    node: Node, ahead: Ahead, absorbed: AffineMap, map_: AffineMap
+) -> AffineMap | Reason:
+    """What an operator whose input takes in ``absorbed`` takes in once ``map_`` comes ahead of it.
+
+    ``L∘A`` is L with weights ``W[o, i]·s_i`` and bias ``b_o + Σ W[o, i, k]·t_i``. Exact always
+    for the scale; for the shift only where every output sums over the whole kernel, that is, where
+    none sees padding. The map must vary along the axis that the weight sums over, or along none.
+    """
+    total = map_.then(absorbed)
+    if total is None:
+        return Reason(
+            "axis-mismatch",
+            node.label,
+            f"the map varies along axis {map_.axis}; what {node.label} takes in ahead of it varies "
+            f"along axis {absorbed.axis}",
+        )
+    if not total.is_finite:
+        message = f"composed with what {node.label} takes in ahead of it it is no longer finite"
+        return Reason("overflow", node.label, message)
+    if not total.keeps_scale and ahead.scale_blocked is not None:
+        return ahead.scale_blocked
+    if not total.keeps_origin and ahead.shift_blocked is not None:
+        return ahead.shift_blocked
+    if total.axis is not None and ahead.channels.get(total.axis) != total.scale.size:
+        where = ", ".join(str(axis) for axis in sorted(ahead.channels)) or "none"
+        return Reason(
+            "axis-mismatch",
+            node.label,
+            f"the map varies along axis {total.axis}; {node.label} has weights of their own for "
+            f"each position along axis {where} of its input",
+        )
+    return total
+
+
 def split(map_: AffineMap) -> tuple[AffineMap, AffineMap]:
     """``A(s, t) = A(1, t)∘A(s, 0)``, exactly: the scale, which acts first, and the shift."""
     return AffineMap.of(map_.scale, 0.0, map_.axis), AffineMap.of(1.0, map_.shift, map_.axis)
+
+
+def split_shift_first(map_: AffineMap) -> tuple[AffineMap, AffineMap] | None:
+    """``A(s, t) = A(s, 0)∘A(1, t/s)``: the shift, which acts first, and the scale.
+
+    Exact up to the rounding of t/s in float64; None where a scale is 0 or t/s is not finite.
+    """
+    if not bool((map_.scale != 0).all()):
+        return None
+    with np.errstate(over="ignore"):
+        shift = AffineMap.of(1.0, map_.shift / map_.scale, map_.axis)
+    if not shift.is_finite:
+        return None
+    return shift, AffineMap.of(map_.scale, 0.0, map_.axis)
 
 
 def commute(first: AffineMap, second: AffineMap) -> bool:

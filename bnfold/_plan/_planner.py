@@ -10,36 +10,30 @@ import numpy as np
 
 from bnfold._affine import IDENTITY, AffineMap
 from bnfold._plan import _laws
+from bnfold._plan._carry import Edit
+from bnfold._plan._explain import explained
+from bnfold._plan._places import STEPS, Place, Standing, State
+from bnfold._plan._places import stands as stands_of
 from bnfold._plan._reasons import Reason
+from bnfold._plan._relocate import LONGEST_ROW, Relocator
 from bnfold._plan._row import Row, drained, extended
+from bnfold._plan._sweep import End, Relation, Stop
 from bnfold._plan._view import Absorber, Affine, Barrier, Carrier, Value, View
 
-Law = Literal["absorb", "compose"]
-
-STEPS = {"Mul": 1, "Add": 1, "BatchNormalization": 2}
-# A row of maps along alternating axes that do not commute is planned in runs of this many.
-_LONGEST_ROW = 8
-
-
-@dataclass(frozen=True)
-class Standing:
-    """An operator that has to stand: a Mul for A(s, 0), an Add for A(1, t), a BatchNormalization
-    for A(s, t) on axis 1.
-    """
-
-    op: str
-    map: AffineMap
+Law = Literal["absorb", "compose", "carry"]
 
 
 @dataclass(frozen=True)
 class Move:
     """Affine nodes that give way.
 
-    ``absorb``: ``absorbed`` goes into the parameters of node ``into``. ``compose``: the maps stand
-    alone (``into`` is the first of them) and nothing is absorbed. Either way the operators in
-    ``stands`` have to stand where the maps stood. ``chain`` lists, in data order, the nodes after
-    the absorber (for ``compose``: from the first map on), carriers included; ``maps`` those of
-    them that are affine.
+    ``absorb``: they go into node ``into`` directly ahead of them. ``compose``: they stand alone
+    (``into`` is the first of them). ``carry``: of those that stand alone, something is carried away
+    or has arrived; ``ends`` says where theirs was taken in and ``crossed`` what it crossed on the
+    way. In all cases the operators in ``stands`` have to stand where the maps stood. ``absorbed``
+    is what ``into`` takes in behind itself, all in all. ``chain`` lists, in data order, the nodes
+    after the absorber (otherwise: from the first map on), carriers included; ``maps`` those of them
+    that are affine.
     """
 
     law: Law
@@ -48,6 +42,8 @@ class Move:
     chain: tuple[int, ...]
     absorbed: AffineMap
     stands: tuple[Standing, ...]
+    ends: tuple[End, ...] = ()
+    crossed: tuple[int, ...] = ()
 
     @property
     def carriers(self) -> tuple[int, ...]:
@@ -58,15 +54,32 @@ class Move:
     @property
     def changes_values(self) -> bool:
         """Whether tensors on the way hold other values than before."""
-        return bool(self.stands) or not self.absorbed.is_identity
+        return bool(self.stands) or self.law == "carry" or not self.absorbed.is_identity
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What an operator takes in behind itself, and ahead of itself."""
+
+    behind: AffineMap = IDENTITY
+    ahead: AffineMap = IDENTITY
 
 
 @dataclass(frozen=True)
 class Moves:
-    """What the planner decided for one graph: the moves, and a reason for each map that stays."""
+    """What the planner decided for one graph: the moves, and a reason for each map that stays.
+
+    ``sides`` says what each operator takes in, ``relations`` how tensors change that maps are
+    carried past, ``edits`` the new numbers of operators on the way. ``blame`` names for each
+    operator that takes something in the last maps of the moves it comes from.
+    """
 
     moves: tuple[Move, ...]
     kept: Mapping[int, Reason]
+    sides: Mapping[int, Sides] = field(default_factory=dict)
+    relations: Mapping[int, Relation] = field(default_factory=dict)
+    edits: Mapping[int, Edit] = field(default_factory=dict)
+    blame: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
@@ -122,8 +135,32 @@ class _Planner:
                 self.kept[index] = node.role.reason
             elif isinstance(node.role, Affine):
                 self._settle(index, node.role)
-        moves = [move for group in self.groups if (move := self._close(group)) is not None]
-        return Moves(tuple(moves), dict(sorted(self.kept.items())))
+        places = [place for group in self.groups for place in self._close(group)]
+        relocator = Relocator(self.view, places)
+        relocator.run()
+        moves = [
+            move
+            for number, place in enumerate(places)
+            if (move := self._emit(place, relocator.stops.get(number, {}))) is not None
+        ]
+        for move in moves:
+            if move.law == "absorb" and move.into not in relocator.behind:
+                relocator.behind[move.into] = move.absorbed
+                relocator.blame.setdefault(move.into, []).append(move.maps[-1])
+        nodes = sorted({*relocator.behind, *relocator.ahead})
+        return Moves(
+            tuple(moves),
+            dict(sorted(self.kept.items())),
+            {
+                node: Sides(
+                    relocator.behind.get(node, IDENTITY), relocator.ahead.get(node, IDENTITY)
+                )
+                for node in nodes
+            },
+            relocator.relations,
+            relocator.edits,
+            {node: tuple(maps) for node, maps in relocator.blame.items()},
+        )
 
     def _settle(self, index: int, role: Affine) -> None:
         """Find a home for one map: a linear operator, a row of maps that stand, or a new row."""
@@ -191,7 +228,7 @@ class _Planner:
     def _join(self, group: _Group, index: int, role: Affine, chain: list[int]) -> Reason | None:
         """Put a map behind those of a group; None, or why it cannot stand there."""
         reason, now = self._joined(group, role)
-        if now.row and (not role.composable or len(now.row) > _LONGEST_ROW):
+        if now.row and (not role.composable or len(now.row) > LONGEST_ROW):
             return reason or Reason(
                 "unknown-shape",
                 self.view.nodes[index].label,
@@ -201,7 +238,7 @@ class _Planner:
         group.chain.extend(chain)
         group.dtype = group.dtype or role.dtype
         group.norm = group.norm or role.absorber is not None
-        stands = _stands(now.row, group.dtype, group.norm)
+        stands = stands_of(now.row, group.dtype, group.norm)
         group.now = replace(now, stands=stands, maps=len(group.maps), chain=len(group.chain))
         if reason is not None:
             group.reasons[index] = reason
@@ -250,31 +287,92 @@ class _Planner:
             sum(STEPS[s.op] for s in after),
         )
 
-    def _close(self, group: _Group) -> Move | None:
-        """The move that a group makes, if any; and the reasons of the maps that stay."""
+    def _close(self, group: _Group) -> list[Place]:
+        """The places that a group leaves: what paid in one, every other map in its own."""
         best = group.best
-        maps, chain = group.maps[: best.maps], group.chain[: best.chain]
+        if not group.maps:
+            return [self._lone(group, group.into)] if group.absorber is not None else []
         for index in group.maps[best.maps :]:
             self.kept[index] = group.reasons[index]
-        if not maps:
-            return None
-        stands = best.stands
-        if group.absorber is None and not stands and not self._droppable(maps):
+        behind = group.absorber is not None and group.now.absorbed.is_identity
+        if not best.maps and behind and all(self._affine(i).composable for i in group.maps):
+            state = State(IDENTITY, group.now.row)
+            return [self._place(group, group.now, state, as_written=True)]
+        places = [self._lone(group, index) for index in group.maps[best.maps :]]
+        if not best.maps:
+            return places
+        maps = group.maps[: best.maps]
+        if group.absorber is None and not best.stands and not self._droppable(maps):
             self.kept.update((index, group.reasons[index]) for index in maps)
-            return None
+            return places
         for index in maps:
             self.kept.pop(index, None)
-        first = next((index for index in maps if index in group.reasons), None)
-        if stands and first is not None:
-            self.kept[first] = group.reasons[first]
-        if (group.absorber is not None and not best.absorbed.is_identity) or not stands:
-            law: Law = "compose" if group.absorber is None else "absorb"
-            return Move(law, group.into, tuple(maps), tuple(chain), best.absorbed, stands)
-        chain = chain[chain.index(maps[0]) :]
-        behind = self._into_batch_norm(maps, stands)
+        state = State(best.absorbed, best.row)
+        return [self._place(group, best, state, as_written=False), *places]
+
+    def _place(self, group: _Group, at: _State, state: State, as_written: bool) -> Place:
+        maps = tuple(group.maps[: at.maps])
+        chain = group.chain[: at.chain]
+        if group.absorber is None:
+            chain = chain[chain.index(maps[0]) :]
+        return Place(
+            maps,
+            tuple(chain),
+            None if group.absorber is None else group.into,
+            state,
+            sum(self._affine(index).steps for index in maps),
+            as_written,
+            all(self._affine(index).composable for index in maps),
+            group.dtype,
+            group.norm,
+            None,
+            {index: group.reasons[index] for index in maps if index in group.reasons},
+        )
+
+    def _lone(self, group: _Group, index: int) -> Place:
+        """The place of one map that stays as it is, for now."""
+        role = self._affine(index)
+        norm = role.absorber is not None
+        state = State(IDENTITY, (role.map,))
+        return Place(
+            (index,),
+            (index,),
+            None,
+            state,
+            role.steps,
+            True,
+            role.composable,
+            role.dtype,
+            norm,
+            self.refused.get(index),
+        )
+
+    def _emit(self, place: Place, stops: Mapping[bool, Stop]) -> Move | None:
+        """The move that a place makes, if any; and the reasons of the maps that stay."""
+        if place.as_written:
+            for index in place.maps:
+                self.kept[index] = explained(self.kept[index], stops)
+            return None
+        reasons = {i: self.kept.pop(i) for i in place.maps if i in self.kept} | place.reasons
+        standing = place.stands(place.state)
+        first = next((index for index in place.maps if index in reasons), None)
+        if standing and first is not None:
+            self.kept[first] = explained(reasons[first], stops)
+        absorbed = place.state.absorbed
+        chain = list(place.chain)
+        ends, crossed = tuple(place.ends), tuple(place.crossed)
+        if place.into is not None and (not absorbed.is_identity or not standing):
+            return Move(
+                "absorb", place.into, place.maps, place.chain, absorbed, standing, ends, crossed
+            )
+        chain = chain[chain.index(place.maps[0]) :]
+        maps = place.maps
+        if place.carried:
+            return Move("carry", maps[0], maps, tuple(chain), IDENTITY, standing, ends, crossed)
+        behind = self._into_batch_norm(list(maps), standing)
         if behind is not None:
-            return Move("absorb", maps[0], tuple(maps[1:]), tuple(chain[1:]), behind, ())
-        return Move("compose", maps[0], tuple(maps), tuple(chain), IDENTITY, stands)
+            return Move("absorb", maps[0], maps[1:], tuple(chain[1:]), behind, ())
+        return Move("compose", maps[0], maps, tuple(chain), IDENTITY, standing)
 
     def _into_batch_norm(self, maps: list[int], stands: tuple[Standing, ...]) -> AffineMap | None:
         """The composition of maps that follow a BatchNormalization, where its γ and β take it."""
@@ -306,24 +404,3 @@ class _Planner:
 
     def _value(self, index: int) -> Value:
         return self.view.values[index]
-
-
-def _stands(row: Row, dtype: np.dtype[Any] | None, norm: bool) -> tuple[Standing, ...]:
-    """The operators that a row needs, once rounded to its dtype.
-
-    One map of both scale and shift on axis 1 can be a BatchNormalization, if there was one.
-    """
-    stands: list[Standing] = []
-    for stage in row:
-        rounded = stage if dtype is None else stage.rounded(dtype)
-        both = not (rounded.keeps_scale or rounded.keeps_origin)
-        if both and norm and stage.axis in (None, 1):
-            stands.append(Standing("BatchNormalization", stage))
-            norm = False
-            continue
-        scale, shift = _laws.split(stage)
-        if not rounded.keeps_scale:
-            stands.append(Standing("Mul", scale))
-        if not rounded.keeps_origin:
-            stands.append(Standing("Add", shift))
-    return tuple(stands)

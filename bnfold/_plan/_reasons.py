@@ -126,8 +126,19 @@ CODES: dict[str, Code] = {
         "Fold the model in a wider dtype, then convert.",
     ),
     "no-linear-operator": Code(
-        "What the map reads is not written by an operator that can absorb it or let it pass.",
-        "Nothing to do in this version; the message names the operator in the way.",
+        "Neither what the map reads nor what reads it is an operator that can absorb the map or let "
+        "it pass.",
+        "Nothing; the message names the operator in the way.",
+    ),
+    "not-carried": Code(
+        "An operator in the way lets some maps pass, but not this one: a negative scale does not "
+        "pass a maximum, nor a shift a Relu. The message names the operator and the law.",
+        "Nothing, if that is what the model means.",
+    ),
+    "zero-padding": Code(
+        "A shift would go into an operator that pads with zeros: right inside, wrong at the border, "
+        "where padding has no shift.",
+        "Nothing, if that is what the model means; training with padding 0 or a shift of 0 helps.",
     ),
     "no-gain": Code(
         "Folding is possible but would leave as many operators as before.",

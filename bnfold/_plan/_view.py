@@ -6,14 +6,32 @@ counts and small parameter vectors, never a large weight.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from bnfold._affine import AffineMap
+from bnfold._plan._carry import Law
 from bnfold._plan._reasons import Reason
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """How a linear operator takes in a map of its input number ``data``.
+
+    ``channels`` maps each input axis that its weight has own entries for to its size.
+    ``scale_blocked`` and ``shift_blocked`` say why its weight may not be changed, or why a shift is
+    not exact (zero padding). ``image`` is set where the operator has no bias to take the shift: it
+    gives the map of the output that a shift of the input amounts to.
+    """
+
+    data: int
+    channels: Mapping[int, int]
+    scale_blocked: Reason | None = None
+    shift_blocked: Reason | None = None
+    image: Callable[[AffineMap], AffineMap] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -24,12 +42,14 @@ class Absorber:
     ``channels`` maps each output axis that has its own parameters to its size. ``scale_blocked``
     and ``shift_blocked`` say why its weight or its bias may not be changed. ``bias_free`` means
     that a shift costs nothing; otherwise a new shift needs an operator of its own (MatMul).
+    ``ahead`` is set for a linear operator whose weight can take in a map of its input too.
     """
 
     channels: Mapping[int, int]
     scale_blocked: Reason | None = None
     shift_blocked: Reason | None = None
     bias_free: bool = True
+    ahead: Ahead | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,14 @@ class Carrier:
 
 
 @dataclass(frozen=True)
+class Crossing:
+    """An operator that maps cross by a law; ``data`` are the inputs that the law numbers."""
+
+    law: Law
+    data: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
 class Barrier:
     """An affine operator that is no fixed per-channel map, with the reason to report."""
 
@@ -72,7 +100,7 @@ class Opaque:
     """Any other operator: nothing passes."""
 
 
-Role = Absorber | Affine | Carrier | Barrier | Opaque
+Role = Absorber | Affine | Carrier | Crossing | Barrier | Opaque
 OPAQUE = Opaque()
 
 

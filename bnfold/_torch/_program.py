@@ -21,7 +21,8 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.fx import GraphModule, Node
 
 from bnfold._errors import UsageError
-from bnfold._plan._planner import Move, Moves, Standing
+from bnfold._plan._places import Standing
+from bnfold._plan._planner import Move, Moves
 from bnfold._result import Plan
 from bnfold._settle import settle, standing_constants, standing_dtype
 from bnfold._sites import Site

@@ -1,0 +1,260 @@
+"""Move what stands to where it is taken in: whole, or its scale one way and its shift the other.
+
+A move is made only if it pays, so that every one lowers the operators executed, or their work, and
+raises neither: planning ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bnfold._affine import IDENTITY, AffineMap
+from bnfold._plan import _laws
+from bnfold._plan._carry import Edit
+from bnfold._plan._places import Place, State
+from bnfold._plan._reasons import Reason
+from bnfold._plan._row import Row, drained, extended
+from bnfold._plan._sweep import Relation, Stop, Sweeper, Trip
+from bnfold._plan._view import Absorber, Affine, View
+
+# A row of maps along alternating axes that do not commute is planned in runs of this many.
+LONGEST_ROW = 8
+
+
+class Relocator:
+    """Carries what stands at the places of one view; `run` changes the places themselves.
+
+    Afterwards ``behind`` and ``ahead`` hold what absorbers take in, ``relations`` the tensors whose
+    values change, ``edits`` the new numbers of operators that were crossed, and ``blame`` says
+    which affine operators, by the last of a place, went into an absorber. ``stops`` says for a
+    place what stopped it backward and forward.
+    """
+
+    def __init__(self, view: View, places: Sequence[Place]) -> None:
+        self.view = view
+        self.places = places
+        self.behind: dict[int, AffineMap] = {}
+        self.ahead: dict[int, AffineMap] = {}
+        self.relations: dict[int, Relation] = {}
+        self.edits: dict[int, Edit] = {}
+        self.blame: dict[int, list[int]] = {}
+        self.stops: dict[int, dict[bool, Stop]] = {}
+        self._at = {index: n for n, place in enumerate(places) for index in place.maps}
+        self._after = {place.into: n for n, place in enumerate(places) if place.into is not None}
+        for place in places:
+            if place.into is not None and not place.as_written:
+                self.behind[place.into] = place.state.absorbed
+                self.blame.setdefault(place.into, []).append(place.maps[-1])
+        self._sweeper = Sweeper(view, self, self.relations, self.edits)
+
+    def run(self) -> None:
+        """Make every move that pays, until none does."""
+        moved = True
+        while moved:
+            moved = False
+            for number, place in enumerate(self.places):
+                while place.state.row and place.fixed is None and self._improve(number, place):
+                    moved = True
+
+    def _improve(self, number: int, place: Place) -> bool:
+        """Make the first move of a place that pays, if any."""
+        stops: dict[bool, Stop] = {}
+        for rest, back, forth in _splits(place):
+            trip = Trip(states={number: State(place.state.absorbed, rest)})
+            stop = None
+            if back is not None:
+                source = self._source(place)
+                trip, stop = self._sweeper.backward(trip, source, place.maps[0], back)
+                if stop is not None:
+                    stops.setdefault(False, stop)
+            if forth is not None and stop is None:
+                output = self.view.nodes[place.maps[-1]].outputs[0]
+                trip, stop = self._sweeper.forward(trip, output, forth)
+                if stop is not None:
+                    stops.setdefault(True, stop)
+            if stop is None:
+                if self._pays(trip):
+                    self._commit(trip, place)
+                    return True
+                label = self.view.nodes[place.maps[0]].label
+                message = f"carrying it away from {label} would leave as many operators"
+                stops.setdefault(forth is not None, Stop(Reason("no-gain", label, message)))
+        self.stops[number] = stops
+        return False
+
+    def _source(self, place: Place) -> int:
+        """The tensor that a place reads."""
+        first = self.view.nodes[place.maps[0]]
+        assert isinstance(first.role, Affine)
+        return first.inputs[first.role.data]
+
+    def _pays(self, trip: Trip) -> bool:
+        old_operators = old_steps = new_operators = new_steps = 0
+        for key, state in trip.states.items():
+            if not isinstance(state, State):
+                continue
+            assert isinstance(key, int)
+            place = self.places[key]
+            old, new = place.cost(place.state), place.cost(state)
+            if old is None or new is None or len(state.row) > LONGEST_ROW:
+                return False
+            old_operators, old_steps = old_operators + old[0], old_steps + old[1]
+            new_operators, new_steps = new_operators + new[0], new_steps + new[1]
+        return _laws.pays(old_operators, old_steps, new_operators, new_steps)
+
+    def _commit(self, trip: Trip, source: Place) -> None:
+        self.relations.update(trip.relations)
+        self.edits.update(trip.edits)
+        for key, state in trip.states.items():
+            if isinstance(state, State):
+                assert isinstance(key, int)
+                place = self.places[key]
+                place.state, place.as_written, place.carried = state, False, True
+                if place.into is not None:
+                    self.behind[place.into] = state.absorbed
+            else:
+                assert isinstance(key, tuple) and isinstance(state, AffineMap)
+                (self.behind if key[0] == "behind" else self.ahead)[key[1]] = state
+        source.ends += trip.ends
+        source.crossed += trip.crossed
+        for end in trip.ends:
+            at = self._at.get(end.node)
+            home = self.places[at].into if at is not None else end.node
+            if home is not None:
+                self.blame.setdefault(home, []).append(source.maps[-1])
+
+    def is_gone(self, trip: Trip, node: int) -> bool:
+        """Whether nothing stands at an affine operator any more, and nothing there absorbs."""
+        number = self._at.get(node)
+        if number is None:
+            return False
+        return self.places[number].into is None and self._state(trip, number).row == ()
+
+    def take_along(self, trip: Trip, value: int, reader: int) -> AffineMap | None:
+        """The one map that stands ahead of a tensor which ``reader`` alone reads, once."""
+        tensor = self.view.values[value]
+        number = self._at.get(tensor.producer) if tensor.producer is not None else None
+        if number is None or value in self.relations or value in trip.relations:
+            return None
+        place, state = self.places[number], self._state(trip, number)
+        if place.fixed is not None or tensor.producer != place.maps[-1] or len(state.row) != 1:
+            return None
+        if _laws.unshared(self.view, tensor, reader) is not None:
+            return None
+        trip.states[number] = State(state.absorbed, ())
+        return state.row[0]
+
+    def take_behind(self, trip: Trip, node: int, map_: AffineMap) -> Reason | None:
+        """A map behind an absorber, or behind the maps that stand at an affine operator."""
+        here = self.view.nodes[node]
+        if isinstance(here.role, Affine):
+            number = self._at.get(node)
+            if number is None or self.places[number].maps[-1] != node:
+                message = f"{here.label} stays as it is"
+                return Reason("no-linear-operator", here.label, message)
+            return self._join(trip, number, map_)
+        assert isinstance(here.role, Absorber)
+        taken = self._taken(trip, "behind", node)
+        total = _laws.absorb_behind(here, here.role, taken, map_)
+        if isinstance(total, Reason):
+            return total
+        if not (here.role.bias_free or total.keeps_origin):
+            message = f"{here.label} has no bias: its shift needs an Add of its own"
+            return Reason("no-gain", here.label, message)
+        trip.states["behind", node] = total
+        return None
+
+    def take_ahead(self, trip: Trip, node: int, map_: AffineMap) -> Reason | None:
+        """A map ahead of an absorber, or of the maps that stand at an affine operator."""
+        here = self.view.nodes[node]
+        if isinstance(here.role, Affine):
+            number = self._at.get(node)
+            if number is None or self.places[number].maps[0] != node:
+                message = f"{here.label} stays as it is"
+                return Reason("no-linear-operator", here.label, message)
+            place, state = self.places[number], self._state(trip, number)
+            if place.fixed is not None:
+                return place.fixed
+            row: Row = ()
+            for stage in (map_, *state.row):
+                row = extended(row, stage)
+            trip.states[number] = State(state.absorbed, row)
+            return None
+        assert isinstance(here.role, Absorber) and here.role.ahead is not None
+        ahead = here.role.ahead
+        total = _laws.absorb_ahead(here, ahead, self._taken(trip, "ahead", node), map_)
+        if isinstance(total, Reason):
+            return total
+        if ahead.image is not None and not total.keeps_origin:
+            after = self._after.get(node)
+            if after is None:
+                message = f"{here.label} has no bias to take the shift"
+                return Reason("no-gain", here.label, message)
+            reason = self._join(trip, after, ahead.image(total))
+            if reason is not None:
+                return reason
+            total = _laws.split(total)[0]
+        trip.states["ahead", node] = total
+        return None
+
+    def _join(self, trip: Trip, number: int, map_: AffineMap) -> Reason | None:
+        """A map behind what stands at a place; an absorber ahead takes of it what it can."""
+        place, state = self.places[number], self._state(trip, number)
+        if place.fixed is not None:
+            return place.fixed
+        row = extended(state.row, map_)
+        if place.into is None:
+            trip.states[number] = State(state.absorbed, row)
+            return None
+        node = self.view.nodes[place.into]
+        absorber = node.role.absorber if isinstance(node.role, Affine) else node.role
+        assert isinstance(absorber, Absorber)
+
+        def take(absorbed: AffineMap, part: AffineMap) -> AffineMap | None:
+            assert isinstance(absorber, Absorber)
+            total = _laws.absorb_behind(node, absorber, absorbed, part)
+            return None if isinstance(total, Reason) else total
+
+        trip.states[number] = State(*drained(row, state.absorbed, take, absorber.bias_free))
+        return None
+
+    def _state(self, trip: Trip, number: int) -> State:
+        state = trip.states.get(number, self.places[number].state)
+        assert isinstance(state, State)
+        return state
+
+    def _taken(self, trip: Trip, side: str, node: int) -> AffineMap:
+        mine = (self.behind if side == "behind" else self.ahead).get(node, IDENTITY)
+        state = trip.states.get((side, node), mine)
+        assert isinstance(state, AffineMap)
+        return state
+
+
+def _splits(place: Place) -> Iterator[tuple[Row, AffineMap | None, AffineMap | None]]:
+    """Ways to take a row apart: what stays, what goes backward and what goes forward.
+
+    Backward goes the first map of a row, or what of it acts first; forward the last, or what of it
+    acts last. Whole maps come first, then both parts of a map, then one part of it. Nothing goes
+    backward where the operator ahead is one that has taken in all it could.
+    """
+    row, backward = place.state.row, place.into is None
+    first, last = row[0], row[-1]
+    if backward:
+        yield row[1:], first, None
+    yield row[:-1], None, last
+    if backward and not (first.keeps_scale or first.keeps_origin):
+        scale, shift = _laws.split(first)
+        turned = _laws.split_shift_first(first)
+        if len(row) == 1:
+            yield (), scale, shift
+            if turned is not None:
+                yield (), *turned
+        yield (shift, *row[1:]), scale, None
+        if turned is not None:
+            yield (turned[1], *row[1:]), turned[0], None
+    if not (last.keeps_scale or last.keeps_origin):
+        scale, shift = _laws.split(last)
+        yield (*row[:-1], scale), None, shift
+        turned = _laws.split_shift_first(last)
+        if turned is not None:
+            yield (*row[:-1], turned[0]), None, turned[1]
