@@ -7,13 +7,15 @@ tensor whose values change meaning on the way gets a fresh name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from bnfold._affine import AffineMap
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._edit import Editor, Relocated
 from bnfold._onnx._network import Graph, Network
@@ -28,12 +30,28 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Applied:
-    """One move as it was carried out, for whoever checks it.
+class Related:
+    """What the values of a tensor have gone through: ``new = scale·old + shift``, or, where
+    ``ahead``, ``old = scale·new + shift``; along ``axis``, or, where None, with one number each or
+    arrays of the tensor's rank.
+    """
 
-    ``into``, ``maps`` and ``chain`` are positions in the original graph's node list. In the folded
-    graph, ``source`` is what the absorber puts out (for a composition: what the first of its
-    operators reads) and ``output`` what now stands for the last map's output.
+    scale: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    axis: int | None
+    ahead: bool
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One step as it was carried out, for whoever checks it.
+
+    ``law`` is "absorb", "compose", "carry", or "cross" for an operator that maps were carried
+    across. ``into``, ``maps`` and ``chain`` are positions in the original graph's node list. In the
+    folded graph, ``source`` is what the absorber puts out (for maps that stand: what the first of
+    them reads; for an operator that is crossed: its main output) and ``output`` what now stands for
+    the last output. ``related`` says what tensors of the original, by name, have gone through: what
+    the step reads and what it puts out.
     """
 
     path: str
@@ -43,6 +61,7 @@ class Applied:
     chain: tuple[int, ...]
     source: str
     output: str
+    related: Mapping[str, Related] = field(default_factory=dict)
 
 
 @dataclass
@@ -80,6 +99,16 @@ class _Writer:
         self.result = result
         self.names: dict[str, str] = {}
         self.inside: set[str] = set()
+        self.related = {
+            graph.name(value): Related(
+                relation.map.scale,
+                relation.map.shift,
+                relation.map.axis if isinstance(relation.map, AffineMap) else None,
+                relation.ahead,
+            )
+            for value, relation in moves.relations.items()
+        }
+        self.places = {position: index for index, position in enumerate(graph.positions)}
 
     def write(self) -> None:
         editor, graph, scope = self.editor, self.graph, self.graph.scope
@@ -93,12 +122,46 @@ class _Writer:
             if site is not None:
                 position = graph.positions[node]
                 _write_parameters(editor, graph, scope.nodes[position], site, sides)
+        applied = []
         for move, line in zip(self.moves.moves, lines, strict=True):
             write = self._absorb if move.law == "absorb" else self._compose
-            self.result.applied.append(write(move, line))
+            applied.append(write(move, line))
         for node, edit in self.moves.edits.items():
             edit_numbers(editor, graph, node, edit)
         self._rename()
+        applied += [*self._lone_absorbers(), *self._crossings()]
+        self.result.applied += [self._told(step) for step in applied]
+
+    def _lone_absorbers(self) -> Iterator[Applied]:
+        """Operators that take in only what was carried to them."""
+        graph, scope = self.graph, self.graph.scope
+        known = {move.into for move in self.moves.moves if move.law == "absorb"}
+        for node in self.moves.sides:
+            if node not in known:
+                into = graph.positions[node]
+                maps = tuple(graph.positions[i] for i in self.moves.blame.get(node, ()))
+                output = graph.name(graph.view.nodes[node].outputs[0])
+                yield Applied(scope.path, "absorb", into, maps, (), output, output)
+
+    def _crossings(self) -> Iterator[Applied]:
+        graph, scope = self.graph, self.graph.scope
+        crossed: dict[int, list[int]] = {}
+        for move in self.moves.moves:
+            for node in move.crossed:
+                crossed.setdefault(node, []).append(graph.positions[move.maps[-1]])
+        for node, maps in crossed.items():
+            output = graph.name(next(v for v in graph.view.nodes[node].outputs if v >= 0))
+            into = graph.positions[node]
+            yield Applied(scope.path, "cross", into, tuple(maps), (), output, output)
+
+    def _told(self, step: Applied) -> Applied:
+        """A step with the names that tensors have in the end, and what they have gone through."""
+        read = [self.graph.view.nodes[self.places[p]] for p in (step.into, *step.chain[-1:])]
+        seen = {value for node in read for value in (*node.inputs, *node.outputs) if value >= 0}
+        names = {self.graph.name(value) for value in seen}
+        related = {name: self.related[name] for name in names if name in self.related}
+        source, output = self._now(step.source), self._now(step.output)
+        return replace(step, source=source, output=output, related=related)
 
     def _absorb(self, move: Move, line: list[int | _Addition]) -> Applied:
         """Give the absorber the name of what it now puts out."""

@@ -24,7 +24,7 @@ Maps = Mapping[int, Map]
 
 @dataclass(frozen=True)
 class Edit:
-    """New numbers for an operator that is crossed: a Clip's ``min`` and ``max``, a Pad's ``value``."""
+    """New numbers for an operator on the way: a Clip's ``min`` and ``max``, a Pad's ``value``."""
 
     values: Mapping[str, float]
 
@@ -346,7 +346,7 @@ class Picked:
 
 @dataclass(frozen=True)
 class Aligned:
-    """How two tensors broadcast: the shapes of the inputs and of the output, aligned from the right.
+    """How tensors broadcast: the shapes of the inputs and of the output, aligned from the right.
 
     A shape that is None is not known, not even its rank.
     """

@@ -22,7 +22,7 @@ _LARGEST = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Wide:
-    """``y = scale·x + shift`` with both as arrays of the tensor's rank, 1 where they do not vary."""
+    """``y = scale·x + shift``, both of the tensor's rank, with size 1 where they do not vary."""
 
     scale: NDArray[np.float64]
     shift: NDArray[np.float64]

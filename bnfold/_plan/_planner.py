@@ -361,7 +361,8 @@ class _Planner:
         absorbed = place.state.absorbed
         chain = list(place.chain)
         ends, crossed = tuple(place.ends), tuple(place.crossed)
-        if place.into is not None and (not absorbed.is_identity or not standing):
+        taken = place.carried or not standing or not absorbed.is_identity
+        if place.into is not None and taken:
             return Move(
                 "absorb", place.into, place.maps, place.chain, absorbed, standing, ends, crossed
             )

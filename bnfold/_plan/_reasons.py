@@ -126,8 +126,8 @@ CODES: dict[str, Code] = {
         "Fold the model in a wider dtype, then convert.",
     ),
     "no-linear-operator": Code(
-        "Neither what the map reads nor what reads it is an operator that can absorb the map or let "
-        "it pass.",
+        "Neither what the map reads nor what reads it is an operator that can absorb the map or "
+        "let it pass.",
         "Nothing; the message names the operator in the way.",
     ),
     "not-carried": Code(
@@ -136,8 +136,8 @@ CODES: dict[str, Code] = {
         "Nothing, if that is what the model means.",
     ),
     "zero-padding": Code(
-        "A shift would go into an operator that pads with zeros: right inside, wrong at the border, "
-        "where padding has no shift.",
+        "A shift would go into an operator that pads with zeros: right inside, wrong at the "
+        "border, where padding has no shift.",
         "Nothing, if that is what the model means; training with padding 0 or a shift of 0 helps.",
     ),
     "no-gain": Code(

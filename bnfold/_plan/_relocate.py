@@ -113,7 +113,8 @@ class Relocator:
                 if place.into is not None:
                     self.behind[place.into] = state.absorbed
             else:
-                assert isinstance(key, tuple) and isinstance(state, AffineMap)
+                assert isinstance(key, tuple)
+                assert isinstance(state, AffineMap)
                 (self.behind if key[0] == "behind" else self.ahead)[key[1]] = state
         source.ends += trip.ends
         source.crossed += trip.crossed
@@ -180,7 +181,8 @@ class Relocator:
                 row = extended(row, stage)
             trip.states[number] = State(state.absorbed, row)
             return None
-        assert isinstance(here.role, Absorber) and here.role.ahead is not None
+        assert isinstance(here.role, Absorber)
+        assert here.role.ahead is not None
         ahead = here.role.ahead
         total = _laws.absorb_ahead(here, ahead, self._taken(trip, "ahead", node), map_)
         if isinstance(total, Reason):

@@ -1,0 +1,163 @@
+"""A probe of an operator that maps were carried across: it runs before and after, on the same data.
+
+With ``x = P(z)`` for the old operator and ``x' = Q(z)`` for the new one, as the maps that its
+tensors are said to have gone through have it, ``G(f(x))`` and ``F(f'(x'))`` must agree. The data z
+is drawn; sizes that are not known are made up. Runs in onnxruntime, in float32, one node at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from bnfold._onnx._rewrite import Related
+from bnfold._onnx._scopes import Scope, label
+from bnfold._onnx._tensors import FLOATS
+from bnfold._verify._lines import Mismatch, Side, laid_out
+from bnfold._verify._session import EngineError, OnnxRuntime
+
+# What unknown sizes are taken to be, in turn, until the operator runs.
+_SIZES = (2, 4, 1, 6)
+_LARGEST = 1 << 22
+# Rounding steps, at the largest value put out, that float32 arithmetic may be off by.
+_FACTOR = 64 * float(np.finfo(np.float32).eps)
+_IR_VERSION = 10
+_NUMBERS = {"Clip": ("max", "min"), "Pad": ("value",)}
+Feeds = dict[str, NDArray[Any]]
+
+
+def probe(
+    before: Side,
+    after: Side,
+    old: Scope,
+    new: Scope,
+    node: NodeProto,
+    twin: NodeProto,
+    related: Mapping[str, Related],
+) -> float:
+    """How far two operators differ, in the rounding that float32 may cost.
+
+    0 where the operator cannot be run by itself: it then rests on the end-to-end check alone.
+    Raises `Mismatch` where the two differ in shape, or in attributes that no law changes.
+    """
+    if _attributes(node) != _attributes(twin):
+        raise Mismatch(f"attributes of {label(twin)} changed")
+    for size in _SIZES:
+        drawn = _drawn(before, old, node, related, size)
+        if drawn is None:
+            return 0.0
+        try:
+            left = _run(before, old, node, drawn[0])
+            right = _run(after, new, twin, drawn[1])
+        except EngineError:
+            continue
+        return _compared(node, left, right, related)
+    return 0.0
+
+
+def _attributes(node: NodeProto) -> dict[str, bytes]:
+    return {
+        a.name: a.SerializeToString(deterministic=True)
+        for a in node.attribute
+        if a.name not in _NUMBERS.get(node.op_type, ())
+    }
+
+
+def _drawn(
+    side: Side, scope: Scope, node: NodeProto, related: Mapping[str, Related], size: int
+) -> tuple[Feeds, Feeds] | None:
+    """Data for both operators by input number, None where none can be made up."""
+    generator = np.random.default_rng(0)
+    first: Feeds = {}
+    second: Feeds = {}
+    for number, name in enumerate(node.input):
+        if not name or side.values(scope, name) is not None:
+            continue
+        shape, element = side.shapes.shape(scope, name), side.shapes.type(scope, name)
+        if shape is None:
+            return None
+        sizes = tuple(n if n is not None else size for n in shape)
+        if math.prod(sizes) > _LARGEST:
+            return None
+        if element not in FLOATS:
+            if element not in (TensorProto.INT32, TensorProto.INT64) or number == 0:
+                return None
+            zeros = np.zeros(sizes, helper.tensor_dtype_to_np_dtype(element))
+            first[str(number)] = second[str(number)] = zeros
+            continue
+        values = generator.normal(size=sizes)
+        moved = values
+        gone = related.get(name)
+        if gone is not None:
+            line = laid_out(gone, len(sizes))
+            moved = values * line.scale + line.shift
+        ahead = gone is not None and gone.ahead
+        first[str(number)] = (moved if ahead else values).astype(np.float32)
+        second[str(number)] = (values if ahead else moved).astype(np.float32)
+    return first, second
+
+
+def _run(side: Side, scope: Scope, node: NodeProto, feeds: Feeds) -> list[NDArray[Any]]:
+    """Run one node alone, its float constants in float32."""
+    alone = NodeProto()
+    alone.CopyFrom(node)
+    constants, inputs = [], []
+    for number, name in enumerate(node.input):
+        if not name:
+            continue
+        alone.input[number] = str(number)
+        if str(number) in feeds:
+            values = feeds[str(number)]
+            element = helper.np_dtype_to_tensor_dtype(values.dtype)
+            inputs.append(helper.make_tensor_value_info(str(number), element, values.shape))
+            continue
+        constant = side.values(scope, name)
+        if constant is None:
+            raise EngineError("an input is not known")
+        if helper.np_dtype_to_tensor_dtype(constant.dtype) in FLOATS and _is_data(node, number):
+            constant = constant.astype(np.float32)
+        constants.append(numpy_helper.from_array(constant, str(number)))
+    outputs = []
+    for number, name in enumerate(node.output):
+        if name:
+            alone.output[number] = f"y{number}"
+            outputs.append(helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, None))
+    graph = helper.make_graph([alone], "probe", inputs, outputs, constants)
+    opset = helper.make_opsetid("", scope.opset)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
+    return OnnxRuntime(model.SerializeToString()).run(feeds)
+
+
+def _is_data(node: NodeProto, number: int) -> bool:
+    """Whether a float input has the type of the data: the scales of a Resize have their own."""
+    return node.op_type not in ("Resize", "Upsample") or number == 0
+
+
+def _compared(
+    node: NodeProto,
+    left: list[NDArray[Any]],
+    right: list[NDArray[Any]],
+    related: Mapping[str, Related],
+) -> float:
+    worst = 0.0
+    names = [name for name in node.output if name]
+    for name, one, other in zip(names, left, right, strict=True):
+        if one.shape != other.shape:
+            raise Mismatch(f"{label(node)} puts out {other.shape} now, not {one.shape}")
+        wanted, made = one.astype(np.float64), other.astype(np.float64)
+        size = np.maximum(np.abs(wanted), np.abs(made))
+        gone = related.get(name)
+        if gone is not None:
+            line = laid_out(gone, wanted.ndim)
+            moved = (made if gone.ahead else wanted) * line.scale + line.shift
+            size = np.maximum(size * np.abs(line.scale), np.abs(line.shift))
+            wanted, made = (wanted, moved) if gone.ahead else (moved, made)
+        if made.size:
+            size = np.maximum(np.abs(wanted), size)
+            worst = max(worst, float(np.abs(wanted - made).max() / (_FACTOR * size.max())))
+    return worst if math.isfinite(worst) else 0.0
