@@ -23,7 +23,7 @@ from onnx import ModelProto, numpy_helper
 
 import bnfold
 from bnfold import _weights
-from bnfold._affine import AffineMap
+from bnfold._affine import IDENTITY, AffineMap
 from bnfold._cli import main
 from bnfold._sites import Site
 
@@ -81,11 +81,11 @@ def leave_earlier_shift_unscaled(patch: Patch, touch: Touch) -> None:
 def leave_bias_unscaled(patch: Patch, touch: Touch) -> None:
     right = Site._exact_bias
 
-    def wrong(self: Site, map_: AffineMap) -> Array | None:
-        if self.bias_value is None or map_.keeps_scale:
-            return right(self, map_)
-        shift_alone = AffineMap(np.ones_like(map_.scale), map_.shift, map_.axis)
-        made = right(self, shift_alone)
+    def wrong(self: Site, behind: AffineMap, ahead: AffineMap) -> Array | None:
+        if self.bias_value is None or behind.keeps_scale:
+            return right(self, behind, ahead)
+        shift_alone = AffineMap(np.ones_like(behind.scale), behind.shift, behind.axis)
+        made = right(self, shift_alone, ahead)
         return self.bias_value.load().astype(np.float64) if made is None else made
 
     patch.setattr(Site, "_exact_bias", wrong)
@@ -121,11 +121,11 @@ def miss_weight_channel(patch: Patch, touch: Touch) -> None:
     """The middle output channel of a weight is 1 % too large."""
     right = Site.new_weight
 
-    def wrong(self: Site, map_: AffineMap) -> Array | None:
-        made = right(self, map_)
+    def wrong(self: Site, behind: AffineMap, ahead: AffineMap = IDENTITY) -> Array | None:
+        made = right(self, behind, ahead)
         if made is None or not touch(self.label):
             return made
-        layout = self.layout(self.any_axis(map_))
+        layout = self.layout(self.any_axis(behind))
         factors = np.ones(np.prod(layout.along))
         factors[factors.size // 2] = 1.01
         spoilt = made.reshape(layout.view) * factors.reshape(layout.along)
@@ -138,8 +138,8 @@ def miss_bias_channel(patch: Patch, touch: Touch) -> None:
     """The middle channel of a bias is 1 % too large."""
     right = Site.new_bias
 
-    def wrong(self: Site, map_: AffineMap) -> Array | None:
-        made = right(self, map_)
+    def wrong(self: Site, behind: AffineMap, ahead: AffineMap = IDENTITY) -> Array | None:
+        made = right(self, behind, ahead)
         if made is None or not touch(self.label):
             return made
         spoilt = made.copy()

@@ -135,6 +135,7 @@ class Editor:
         self._count(scope, source, 1)
         scope.nodes[slot].CopyFrom(node)
         scope.producers[output] = slot
+        scope.readers.setdefault(source, []).append(slot)
         self._vanished[scope.path].pop(output, None)
         return output
 

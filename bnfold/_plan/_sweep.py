@@ -407,6 +407,9 @@ class _Forward(_Sweep):
             return self.stop(value, dead)
         if tensor.pinned is not None:
             return self.stop(value, tensor.pinned, for_all=True)
+        if not tensor.readers and (via is None or len(self.view.nodes[via[0]].outputs) == 1):
+            reason = Reason("no-linear-operator", tensor.name, f"nobody reads {tensor.name}")
+            return self.stop(value, reason, for_all=True)
         for reader in dict.fromkeys(tensor.readers):
             node = self.view.nodes[reader]
             if not isinstance(node.role, Absorber | Affine | Carrier | Crossing):
