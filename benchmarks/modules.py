@@ -29,7 +29,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from architectures import SEED, calibrate, resnet, signal
+from networks import SEED, calibrate, signal
+from networks.residual import resnet
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 

@@ -17,6 +17,8 @@ def load() -> ModuleType:
     pytest.importorskip("torch")
     if not FILE.exists():
         pytest.skip(f"there is no {FILE}", allow_module_level=True)
+    if str(FILE.parent) not in sys.path:
+        sys.path.append(str(FILE.parent))  # where the script finds its networks
     name = "benchmarks_architectures"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, FILE)
