@@ -105,7 +105,9 @@ class AffineMap:
             axis: int | None = self.axis
         else:
             axis = self.axis if self.axis is not None else outer.axis
-        return AffineMap.of(outer.scale * self.scale, outer.scale * self.shift + outer.shift, axis)
+        with np.errstate(over="ignore", invalid="ignore"):  # Callers look at `is_finite`.
+            shift = outer.scale * self.shift + outer.shift
+            return AffineMap.of(outer.scale * self.scale, shift, axis)
 
 
 def _uniform(vector: Vector) -> bool:

@@ -28,8 +28,8 @@ from .graphs import counts, run, valid
 FOLDED: dict[str, tuple[str, dict[str, tuple[int, int]]]] = {
     "digits": ("pass", {"BatchNormalization": (6, 0)}),
     "cls": ("pass", {"BatchNormalization": (27, 0), "Add": (5, 1)}),
-    "det": ("pass", {"BatchNormalization": (3, 0), "Add": (117, 35), "Mul": (86, 58)}),
-    "rec": ("pass", {"BatchNormalization": (6, 0), "Add": (112, 51), "Mul": (100, 72)}),
+    "det": ("pass", {"BatchNormalization": (3, 0), "Add": (117, 25), "Mul": (86, 48)}),
+    "rec": ("pass", {"BatchNormalization": (6, 0), "Add": (112, 35), "Mul": (100, 57)}),
     "light-resnet50": ("pass", {"BatchNormalization": (53, 0)}),
     "light-shufflenet": ("pass", {"BatchNormalization": (49, 0)}),
     # With weights of 0.02 everywhere, errors of 1 % in the first layers end below the spacing of
@@ -40,7 +40,7 @@ FOLDED: dict[str, tuple[str, dict[str, tuple[int, int]]]] = {
     ),
     "light-densenet121": (
         "inconclusive",
-        {"BatchNormalization": (121, 62), "Mul": (121, 0), "Add": (121, 0)},
+        {"BatchNormalization": (121, 0), "Mul": (121, 0), "Add": (121, 62)},
     ),
     "drawn-resnet50": ("pass", {"BatchNormalization": (53, 0)}),
     "drawn-shufflenet": ("pass", {"BatchNormalization": (49, 0)}),
@@ -50,7 +50,7 @@ FOLDED: dict[str, tuple[str, dict[str, tuple[int, int]]]] = {
     ),
     "drawn-densenet121": (
         "pass",
-        {"BatchNormalization": (121, 62), "Mul": (121, 0), "Add": (121, 0)},
+        {"BatchNormalization": (121, 0), "Mul": (121, 0), "Add": (121, 62)},
     ),
 }
 UNCHANGED = (*zoo.SILERO, *(name for name in zoo.LIGHT if name not in FOLDED))
@@ -244,16 +244,18 @@ def test_no_affine_operator_is_left_behind_a_convolution(name, pair):
 
 @pytest.mark.parametrize("name", ["light-densenet121", "drawn-densenet121"])
 def test_every_batchnorm_that_stays_is_explained(name, ran, pair):
-    """DenseNet normalizes a concatenation that later layers read too, and poolings."""
+    """DenseNet normalizes a concatenation that later layers read too, and poolings: the scale goes
+    ahead, through the Relu, and the shift stays.
+    """
     kept = [k for k in ran(name).report["kept"] if k["op"] == "BatchNormalization"]
-    assert Counter(k["code"] for k in kept) == {"shared-output": 58, "no-linear-operator": 4}
+    assert Counter(k["code"] for k in kept) == {"shared-output": 62}
+    assert all("(Relu): the shift does not pass" in k["message"] for k in kept)
     _, after = pair(name)
-    left = [node.name for node in after.graph.node if node.op_type == "BatchNormalization"]
-    assert sorted(k["node"] for k in kept) == sorted(left)
     makers = {name: node.op_type for node in after.graph.node for name in node.output}
-    for node in after.graph.node:
-        if node.op_type == "BatchNormalization":
-            assert makers[node.input[0]] in ("Concat", "AveragePool", "MaxPool", "Relu")
+    left = [node for node in after.graph.node if node.op_type == "Add"]
+    assert len(left) == len(kept)
+    for node in left:
+        assert makers[node.input[0]] in ("Concat", "AveragePool", "MaxPool", "Relu")
 
 
 def test_character_table_comes_along(tmp_path):

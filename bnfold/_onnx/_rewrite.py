@@ -189,7 +189,7 @@ class _Writer:
         self.inside.update(passing)
         if line:
             _string(editor, graph, move, source, line, final)
-        elif graph.view.values[last].pinned is None and start not in self.moves.relations:
+        elif graph.view.values[last].pinned is None and source not in self.related:
             passing.append(final)
             self.names[final] = source
         else:

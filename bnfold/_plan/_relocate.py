@@ -6,7 +6,7 @@ raises neither: planning ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from bnfold._affine import IDENTITY, AffineMap
 from bnfold._plan import _laws
@@ -46,6 +46,9 @@ class Relocator:
                 self.behind[place.into] = place.state.absorbed
                 self.blame.setdefault(place.into, []).append(place.maps[-1])
         self._sweeper = Sweeper(view, self, self.relations, self.edits)
+        # Tensors that take the name of an output of the graph, by that output.
+        self._named: dict[int, int] = {}
+        self._named.update(self._names(Trip(), range(len(places))) or {})
 
     def run(self) -> None:
         """Make every move that pays, until none does."""
@@ -73,10 +76,16 @@ class Relocator:
                 if stop is not None:
                     stops.setdefault(True, stop)
             if stop is None:
+                label = self.view.nodes[place.maps[0]].label
+                named = self._names(trip, [key for key in trip.states if isinstance(key, int)])
+                if named is None:
+                    message = f"without {label} an output would be the same tensor as another"
+                    stops.setdefault(forth is not None, Stop(Reason("no-gain", label, message)))
+                    continue
                 if self._pays(trip):
+                    self._named.update(named)
                     self._commit(trip, place)
                     return True
-                label = self.view.nodes[place.maps[0]].label
                 message = f"carrying it away from {label} would leave as many operators"
                 stops.setdefault(forth is not None, Stop(Reason("no-gain", label, message)))
         self.stops[number] = stops
@@ -101,6 +110,38 @@ class Relocator:
             old_operators, old_steps = old_operators + old[0], old_steps + old[1]
             new_operators, new_steps = new_operators + new[0], new_steps + new[1]
         return _laws.pays(old_operators, old_steps, new_operators, new_steps)
+
+    def _names(self, trip: Trip, numbers: Iterable[int]) -> dict[int, int] | None:
+        """Tensors that get the names of graph outputs once nothing stands at some places any more;
+        None where a tensor would need two names, or is one that has its own.
+        """
+        found: dict[int, int] = {}
+        for number in numbers:
+            place = self.places[number]
+            if place.into is not None or self._state(trip, number).row:
+                continue
+            output = self.view.nodes[place.maps[-1]].outputs[0]
+            pinned = self.view.values[output].pinned is not None
+            name = output if pinned else self._named.get(output)
+            if name is None:
+                continue
+            root = self._root(trip, self._source(place))
+            tensor = self.view.values[root]
+            taken = self._named.get(root, name) != name or found.get(root, name) != name
+            if taken or tensor.producer is None or tensor.pinned is not None:
+                return None
+            found[root] = name
+        return found
+
+    def _root(self, trip: Trip, value: int) -> int:
+        """The tensor that is left of one where nothing stands between them any more."""
+        producer = self.view.values[value].producer
+        while producer is not None and self.is_gone(trip, producer):
+            node = self.view.nodes[producer]
+            assert isinstance(node.role, Affine)
+            value = node.inputs[node.role.data]
+            producer = self.view.values[value].producer
+        return value
 
     def _commit(self, trip: Trip, source: Place) -> None:
         self.relations.update(trip.relations)

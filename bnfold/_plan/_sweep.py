@@ -454,6 +454,10 @@ class _Forward(_Sweep):
         if not set(arrived) <= set(role.data):
             message = f"{node.label} ({node.op}) reads it as something else than its data"
             return self.stop(value, Reason("no-linear-operator", node.label, message))
+        dead = self.sweeper.dead[True].get(node.outputs[0])
+        if dead is not None and len(node.outputs) == 1 and self.passes_all(node):
+            self.parents[node.outputs[0]] = (index, value)
+            return self.stop(node.outputs[0], dead)
         maps: dict[int, Map] = {n: arrived[p] for n, p in enumerate(role.data) if p in arrived}
         way = law.forward(maps)
         if isinstance(way, str) and len(maps) < len(role.data):
