@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bnfold import _weights
 from bnfold._affine import IDENTITY, AffineMap, Vector
 from bnfold._elementwise import Shape
+from bnfold._limits import Limits
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Role
 from bnfold._weights import Layout
@@ -52,6 +53,19 @@ class Entrance:
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """A weight stored as integers: they stay, and what multiplies them takes the maps in.
+
+    ``scale`` is one number or one for each position of the weight's ``axis``; ``spreads`` says
+    whether one number may become several.
+    """
+
+    scale: Parameter
+    axis: int | None
+    spreads: bool
+
+
+@dataclass(frozen=True)
 class Site:
     """Where an operator keeps its weight and bias, and how channels lie in them.
 
@@ -74,6 +88,7 @@ class Site:
     bias_factor: float = 1.0
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
     entrance: Entrance | None = None
+    quantized: Quantized | None = None
 
     def peaks(self, axis: int) -> Vector:
         """The largest weight magnitude of each output channel along an axis."""
@@ -86,7 +101,8 @@ class Site:
 
     def new_weight(self, behind: AffineMap, ahead: AffineMap = IDENTITY) -> Array | None:
         """``W[o, i]·s_o·s_i`` rounded once, or None where all scales are 1."""
-        if self.weight_value is None or (behind.keeps_scale and ahead.keeps_scale):
+        kept = behind.keeps_scale and ahead.keeps_scale
+        if self.weight_value is None or kept or self.quantized is not None:
             return None
         layout = self.layout(self.any_axis(behind))
         if ahead.keeps_scale:
@@ -94,6 +110,51 @@ class Site:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             exact = self._entered(ahead).reshape(layout.view) * layout.spread(behind.scale)
             return exact.astype(self.weight_value.load().dtype).reshape(self.weight_value.shape)
+
+    def new_scale(
+        self, behind: AffineMap, ahead: AffineMap
+    ) -> tuple[Array, int | None] | Reason | None:
+        """What multiplies the integers of a quantized weight, rounded once, and along which axis of
+        the weight (None: all of it); None where it stays.
+
+        Exact, as ``(q − z)·(s·f) = f·(q − z)·s``, where f varies along no other axis than the scale
+        does. Only positive factors: runtimes ask for positive scales.
+        """
+        quantized = self.quantized
+        if quantized is None or (behind.keeps_scale and ahead.keeps_scale):
+            return None
+        assert self.weight_value is not None
+        shape = self.weight_value.shape
+        layout = self.layout(self.any_axis(behind))
+        factor = np.broadcast_to(layout.spread(behind.scale), layout.view).reshape(shape)
+        if not ahead.keeps_scale:
+            assert self.entrance is not None
+            inside = self.entrance.layout
+            more = np.broadcast_to(inside.spread(ahead.scale), inside.view).reshape(shape)
+            factor = factor * more
+        varying = [k for k in range(len(shape)) if bool((factor != factor.take([0], k)).any())]
+        axis = quantized.axis
+        if axis is None and len(varying) == 1 and quantized.spreads:
+            axis = varying[0]
+        if any(k != axis for k in varying):
+            message = f"the integer weight of {self.label} has no scale for each channel of the map"
+            return Reason("quantized-weight", self.label, message)
+        if not bool((factor > 0).all()):
+            message = f"the quantization scale of {self.label} would not be positive"
+            return Reason("quantized-weight", self.label, message)
+        line = factor.reshape(-1)[:1]
+        if axis is not None:
+            line = np.moveaxis(factor, axis, 0).reshape(shape[axis], -1)[:, 0]
+        old = quantized.scale.load()
+        with np.errstate(over="ignore"):
+            new = (old.astype(np.float64).reshape(-1) * line).astype(old.dtype)
+        tiny = Limits.of(old.dtype).tiny
+        wide = new.astype(np.float64)
+        if not bool(np.isfinite(wide).all()) or bool((wide < tiny).any()):
+            code = "underflow" if bool(np.isfinite(wide).all()) else "overflow"
+            message = f"the quantization scale of {self.label} would leave {old.dtype}'s range"
+            return Reason(code, self.label, message)
+        return (new if axis is not None else new.reshape(old.shape)), axis
 
     def new_bias(self, behind: AffineMap, ahead: AffineMap = IDENTITY) -> Array | None:
         """``s·(β·b + Σ W[o, i, k]·t_i) + t`` rounded once, or None where it stays what it was."""
@@ -154,7 +215,11 @@ class Site:
         """
         with np.errstate(over="ignore", invalid="ignore"):
             bias = self.new_bias(behind, ahead)
-        if self.weight_value is not None and not (behind.keeps_scale and ahead.keeps_scale):
+        scale = self.new_scale(behind, ahead)
+        if isinstance(scale, Reason):
+            return scale
+        kept = (behind.keeps_scale and ahead.keeps_scale) or self.quantized is not None
+        if self.weight_value is not None and not kept:
             axis = self.any_axis(behind)
             top = peaks(axis)
             if not bool(np.isfinite(top).all()):

@@ -420,21 +420,6 @@ def test_dynamic_conv_bias():
     stays(m, {"bn": "dynamic-weight"})
 
 
-def test_weight_behind_dequantize_linear_stays():
-    m = model(
-        op("DequantizeLinear", "q s z", "w", axis=0),
-        op("Conv", "x w", "c", name="conv"),
-        bn("bn", "c", "y", 4),
-        weights={
-            "q": np.arange(-54, 54, dtype=np.int8).reshape(4, 3, 3, 3),
-            "s": positive(4),
-            "z": np.zeros(4, np.int8),
-        },
-        opset=21,
-    )
-    stays(m, {"bn": "quantized-weight"})
-
-
 @pytest.mark.parametrize("shape", [(6,), (6, 1), (2, 1, 1, 1)], ids=["W", "H", "N"])
 def test_constant_along_a_free_axis_stays(shape):
     m = model(conv(*CONV), const("Mul", "c", "y", rand(*shape), name="k"), x=("n", 3, "h", "w"))

@@ -15,11 +15,12 @@ from bnfold._elementwise import Shape
 from bnfold._onnx import _attributes, _paddings
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._context import Context
+from bnfold._onnx._quantized import Dequantized
 from bnfold._onnx._scopes import label
 from bnfold._onnx._tensors import FLOATS
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Absorber, Ahead
-from bnfold._sites import Entrance, Site
+from bnfold._sites import Entrance, Quantized, Site
 from bnfold._weights import Layout
 
 
@@ -48,7 +49,7 @@ def conv(context: Context, node: NodeProto) -> Found | None:
     """
     if len(node.input) < 2:
         return None
-    weight = context.parameter(node, 1)
+    weight = context.weight(node, 1)
     shape = _shape_of(context, node.input[1], weight)
     if shape is None or len(shape) < 3 or shape[0] is None:
         return _blocked(weight)
@@ -80,7 +81,7 @@ def conv_transpose(context: Context, node: NodeProto) -> Found | None:
     """
     if len(node.input) < 2:
         return None
-    weight = context.parameter(node, 1)
+    weight = context.weight(node, 1)
     shape = _shape_of(context, node.input[1], weight)
     group = _attributes.integer(node, "group", 1)
     if shape is None or len(shape) < 3 or shape[0] is None or shape[1] is None:
@@ -164,13 +165,13 @@ def gemm(context: Context, node: NodeProto) -> Found | None:
     """
     if context.opset < 7:
         return None
-    left, right = context.parameter(node, 0), context.parameter(node, 1)
+    left, right = context.weight(node, 0), context.weight(node, 1)
     position = 1 if not isinstance(left, Constant) else 0
     weight, axis = (right, 1) if position == 1 else (left, 0)
     if isinstance(left, Constant) and isinstance(right, Constant):
         return None
     beta = _attributes.number(node, "beta", 1.0)
-    bias = context.parameter(node, 2) if beta != 0.0 else None
+    bias = context.weight(node, 2) if beta != 0.0 else None
     if not isinstance(weight, Constant) or len(weight.shape) != 2:
         return _blocked(weight)
     transposed = bool(_attributes.integer(node, "transB" if position == 1 else "transA", 0))
@@ -194,6 +195,7 @@ def gemm(context: Context, node: NodeProto) -> Found | None:
         Entrance(
             _weights.along_axis(fixed, 1 - stored_axis), _attributes.number(node, "alpha", 1.0)
         ),
+        _quantized(context, node, position),
     )
     blocked = bias if isinstance(bias, Reason) else None
     # Of the data [M, K] (of [K, N] where A is constant) K is summed over, wherever it is stored.
@@ -212,7 +214,7 @@ def matmul(context: Context, node: NodeProto) -> Found | None:
     right, on the output's; each scales exactly. An axis the constant lacks, or holds with size 1
     against a larger output, has no parameters of its own. MatMul has no bias: a shift needs an Add.
     """
-    left, right = context.parameter(node, 0), context.parameter(node, 1)
+    left, right = context.weight(node, 0), context.weight(node, 1)
     if isinstance(left, Constant) == isinstance(right, Constant):
         if isinstance(left, Constant):
             return None
@@ -238,6 +240,7 @@ def matmul(context: Context, node: NodeProto) -> Found | None:
         weight,
         dtype=weight.dtype,
         entrance=Entrance(_weights.along_axis(fixed, _summed_axis(fixed, position))),
+        quantized=_quantized(context, node, position),
     )
     old = Reason("unsupported-opset", label(node), "an Add would need opset 7 or later")
     ahead = _ahead_of_matmul(label(node), site, fixed, position, other)
@@ -260,6 +263,11 @@ def _output_axes(fixed: Shape, position: int, other: Shape | None) -> dict[int, 
         out_batch = rank - 2
     axes.update({out_batch - batch + k: k for k in range(batch) if fixed[k] != 1})
     return axes
+
+
+def _quantized(context: Context, node: NodeProto, position: int) -> Quantized | None:
+    found = context.dequantized(node, position)
+    return found.quantized if isinstance(found, Dequantized) else None
 
 
 def _summed_axis(fixed: tuple[int, ...], position: int) -> int:
@@ -309,7 +317,7 @@ def _channel_first(
     inside: _Inside | None,
 ) -> Found:
     """The site of a convolution: bias ``[Cout]``, output channels on axis 1."""
-    bias = _shaped(context.parameter(node, 2), (cout,))
+    bias = _shaped(context.weight(node, 2), (cout,))
     bias_reason = bias if isinstance(bias, Reason) else None
     weight_reason = weight if isinstance(weight, Reason) else None
     known = next((x for x in (weight, bias) if isinstance(x, Constant)), None)
@@ -326,6 +334,7 @@ def _channel_first(
         (cout,),
         dtype=np.dtype(helper.tensor_dtype_to_np_dtype(element or 1)),
         entrance=inside.entrance if inside else None,
+        quantized=_quantized(context, node, 1),
     )
     unknown = None if element in FLOATS else weight_reason
     ahead = None

@@ -9,6 +9,7 @@ from onnx import NodeProto
 from bnfold._elementwise import Shape
 from bnfold._onnx._attributes import depends_on_call
 from bnfold._onnx._constants import Constant, Constants
+from bnfold._onnx._quantized import Dequantized, dequantized
 from bnfold._onnx._scopes import Scope
 from bnfold._onnx._shapes import Shapes
 from bnfold._plan._reasons import Reason
@@ -49,6 +50,18 @@ class Context:
         if position >= len(node.input) or not node.input[position]:
             return None
         return self.constants.find(self.scope, node.input[position])
+
+    def weight(self, node: NodeProto, position: int) -> Constant | Reason | None:
+        """Like `parameter`, for a weight that may also be stored as integers."""
+        found = self.parameter(node, position)
+        if isinstance(found, Reason) and found.code == "quantized-weight":
+            integers = self.dequantized(node, position)
+            return integers.weight if isinstance(integers, Dequantized) else integers or found
+        return found
+
+    def dequantized(self, node: NodeProto, position: int) -> Dequantized | Reason | None:
+        """What a DequantizeLinear makes of constants for an input; None for any other input."""
+        return dequantized(self.constants, self.scope, node.input[position])
 
     def is_set_by_call(self, name: str) -> bool:
         """Whether a tensor is a constant that each call of the function around it may set."""

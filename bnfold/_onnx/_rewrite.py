@@ -20,8 +20,10 @@ from bnfold._onnx._constants import Constant
 from bnfold._onnx._edit import Editor, Relocated
 from bnfold._onnx._network import Graph, Network
 from bnfold._onnx._numbers import edit_numbers
+from bnfold._onnx._quantized import Dequantized, spread_zero
 from bnfold._plan._places import Standing
 from bnfold._plan._planner import Move, Moves, Sides
+from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Affine, Carrier
 from bnfold._settle import standing_batch_norm, standing_constants, standing_dtype
 from bnfold._sites import Parameter, Site
@@ -234,6 +236,7 @@ def _write_parameters(
     editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides
 ) -> None:
     scope = graph.scope
+    _write_scale(editor, graph, node, site, sides)
     weight = site.new_weight(sides.behind, sides.ahead)
     bias = site.new_bias(sides.behind, sides.ahead)
     old_weight, old_bias = _constant(site.weight_value), _constant(site.bias_value)
@@ -248,6 +251,24 @@ def _write_parameters(
         if old_bias is not None:
             wanted = f"{old_bias.name}_folded"
         editor.store(scope, node, site.bias, old_bias, bias, wanted)
+
+
+def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides) -> None:
+    """Multiply the scale of a quantized weight."""
+    new = site.new_scale(sides.behind, sides.ahead)
+    found = graph.context.dequantized(node, site.weight) if site.quantized is not None else None
+    if new is None or isinstance(new, Reason) or not isinstance(found, Dequantized):
+        return
+    values, axis = new
+    dequantizer = graph.scope.nodes[found.position]
+    scale = found.scale
+    if axis is not None and found.quantized.axis is None:
+        zero = found.zero.load() if found.zero is not None else None
+        zeros = spread_zero(dequantizer, values.size, axis, zero)
+        if zeros is not None and found.zero is not None:
+            name = f"{found.zero.name}_folded"
+            editor.store(graph.scope, dequantizer, 2, found.zero, zeros, name)
+    editor.store(graph.scope, dequantizer, 1, scale, values, f"{scale.name}_folded")
 
 
 def _constant(value: Parameter | None) -> Constant | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from bnfold._onnx._rewrite import Applied
@@ -178,6 +179,14 @@ def _twin(scope: Scope, node: NodeProto, source: str) -> NodeProto:
     return twin
 
 
+def _integers(side: Side, scope: Scope, name: str) -> NDArray[Any]:
+    """The integers of a weight that is dequantized; nothing for any other."""
+    found = side.integers(scope, name)
+    stored = None if found is None else scope.nodes[found.position].input[0]
+    values = None if stored is None else side.values(scope, stored)
+    return np.zeros(0) if values is None else values
+
+
 def _same_otherwise(
     before: Side, after: Side, old: Scope, new: Scope, node: NodeProto, twin: NodeProto
 ) -> None:
@@ -194,6 +203,9 @@ def _same_otherwise(
 
     if attributes(node) != attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
+    for name, new_name in zip(node.input[:2], twin.input[:2], strict=False):
+        if not np.array_equal(_integers(before, old, name), _integers(after, new, new_name)):
+            raise Mismatch(f"the integers of {label(twin)} changed")
     if node.op_type == "BatchNormalization":
         for position in (3, 4):
             was = before.double(old, node, position)

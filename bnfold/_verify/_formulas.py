@@ -34,6 +34,15 @@ class Case:
     added: Line
     entry: Related | None = None
 
+    @property
+    def loose(self) -> int:
+        """Roundings that weights may have behind them more than one: those of what stands, and of a
+        dequantization on either side.
+        """
+        dynamic = [n for n in self.node.input[:2] if n and n not in self.old_scope.initializers]
+        quantized = any(self.before.integers(self.old_scope, name) for name in dynamic)
+        return self.added.steps + (2 if quantized else 0)
+
     def old(self, at: int) -> Double | None:
         """A constant input of the original operator, in float64."""
         return self.before.double(self.old_scope, self.node, at)
@@ -117,7 +126,7 @@ def deviation(
 
 def _weights(case: Case, wanted: Double, made: Double, dtype: np.dtype[Any]) -> float:
     """How far a weight, seen in the formula's own layout, is from what it has to be."""
-    return deviation(made, wanted, np.abs(wanted), dtype, loose=case.added.steps)
+    return deviation(made, wanted, np.abs(wanted), dtype, loose=case.loose)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from bnfold._onnx._constants import Constant, Constants
+from bnfold._onnx._quantized import Dequantized, dequantized
 from bnfold._onnx._rewrite import Related
 from bnfold._onnx._scopes import Scope, label, read_scopes
 from bnfold._onnx._shapes import Shapes, infer
@@ -91,7 +92,15 @@ class Side:
         if not name:
             return None
         found = self.constants.find(scope, name)
-        return found.load() if isinstance(found, Constant) else None
+        if isinstance(found, Constant):
+            return found.load()
+        integers = self.integers(scope, name)
+        return integers.weight.load() if integers is not None else None
+
+    def integers(self, scope: Scope, name: str) -> Dequantized | None:
+        """The weight that a DequantizeLinear makes of integers."""
+        found = dequantized(self.constants, scope, name)
+        return found if isinstance(found, Dequantized) else None
 
     def double(self, scope: Scope, node: NodeProto, position: int) -> Double | None:
         if position >= len(node.input):

@@ -1,0 +1,176 @@
+"""Weights behind a DequantizeLinear: its scale takes maps in, the integers stay bit by bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import bnfold
+
+from .graphs import (
+    bn,
+    codes,
+    const,
+    constants,
+    counts,
+    folds,
+    model,
+    op,
+    overridable,
+    positive,
+    rand,
+    stays,
+)
+
+
+def integers(shape, axis, per_channel, zero=True):
+    """A weight of int8 with its scales and zero points, one or one for each position of an axis."""
+    generator = np.random.default_rng(7)
+    count = (shape[axis],) if per_channel else ()
+    values = {
+        "q": generator.integers(-100, 100, shape).astype(np.int8),
+        "s": generator.uniform(0.01, 0.02, count).astype(np.float32),
+    }
+    if zero:
+        values["z"] = generator.integers(-5, 5, count).astype(np.int8)
+    attrs = {"axis": axis} if per_channel else {}
+    return op("DequantizeLinear", "q s z" if zero else "q s", "w", name="dq", **attrs), values
+
+
+def scaled(x, y, c):
+    return const("Mul", x, y, positive(c, 1, 1), name="scale")
+
+
+def assert_same_integers(before, after):
+    np.testing.assert_array_equal(constants(before)["q"], constants(after)["q"])
+    assert constants(after)["q"].dtype == np.int8
+
+
+@pytest.mark.parametrize("zero", [True, False])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_behind_a_conv(per_channel, zero):
+    m = model(
+        integers((4, 3, 3, 3), 0, per_channel, zero),
+        op("Conv", "x w", "c", name="conv"),
+        scaled("c", "d", 4),
+        const("Add", "d", "y", rand(4, 1, 1)),
+        opset=21,
+    )
+    assert_same_integers(m, folds(m, DequantizeLinear=1, Conv=1))
+
+
+def test_axis_from_the_end():
+    m = model(
+        integers((3, 3, 3, 3), -4, True),
+        op("Conv", "x w", "c", name="conv"),
+        scaled("c", "y", 3),
+        opset=21,
+    )
+    assert_same_integers(m, folds(m, DequantizeLinear=1, Conv=1))
+
+
+@pytest.mark.parametrize("opset, left", [(13, 0), (12, 1)])
+def test_one_scale_stays_one_before_opset_13(opset, left):
+    m = model(
+        integers((4, 3, 3, 3), 0, False),
+        op("Conv", "x w", "c", name="conv"),
+        scaled("c", "y", 4),
+        opset=opset,
+    )
+    after = bnfold.fold(m)
+    assert counts(after).get("Mul", 0) == left
+    assert bnfold.verify(m, after).status == "pass"
+    assert codes(m) == ({"scale": "quantized-weight"} if left else {})
+
+
+def test_negative_scale_stays():
+    m = model(
+        integers((4, 3, 3, 3), 0, True),
+        op("Conv", "x w", "c", name="conv"),
+        const("Mul", "c", "y", -positive(4, 1, 1), name="scale"),
+        opset=21,
+    )
+    stays(m, {"scale": "quantized-weight"})
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_ahead_of_a_conv(per_channel):
+    """Scales along output channels cannot hold a map of the input channels, though Cin = Cout."""
+    m = model(
+        scaled("x", "a", 3),
+        integers((3, 3, 3, 3), 0, per_channel),
+        op("Conv", "a w", "y", name="conv"),
+        opset=21,
+    )
+    if per_channel:
+        stays(m, {"scale": "quantized-weight"})
+    else:
+        assert_same_integers(m, folds(m, DequantizeLinear=1, Conv=1))
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_behind_a_transposed_conv(group):
+    """In groups, output channels do not lie on one axis of the weight."""
+    m = model(
+        integers((4, 4 // group, 2, 2), 1, False),
+        op("ConvTranspose", "x w", "c", name="up", group=group),
+        scaled("c", "y", 4),
+        x=(2, 4, 5, 5),
+        opset=21,
+    )
+    if group == 1:
+        assert_same_integers(m, folds(m, DequantizeLinear=1, ConvTranspose=1))
+    else:
+        stays(m, {"scale": "quantized-weight"})
+
+
+def test_behind_a_matmul():
+    m = model(
+        integers((6, 4), 1, True),
+        op("MatMul", "x w", "m", name="mm"),
+        const("Add", "m", "a", rand(4)),
+        const("Mul", "a", "y", positive(4)),
+        x=(5, 6),
+        opset=21,
+    )
+    assert_same_integers(m, folds(m, DequantizeLinear=1, MatMul=1, Add=1))
+
+
+def test_weight_with_a_second_reader_stays():
+    m = model(
+        integers((4, 3, 3, 3), 0, True),
+        op("Conv", "x w", "c", name="conv"),
+        op("Conv", "x w", "u", name="other"),
+        scaled("c", "y", 4),
+        y="y u",
+        opset=21,
+    )
+    stays(m, {"scale": "quantized-weight"})
+
+
+def test_scale_that_a_caller_may_override_stays():
+    m = overridable(
+        model(
+            integers((4, 3, 3, 3), 0, True),
+            op("Conv", "x w", "c", name="conv"),
+            scaled("c", "y", 4),
+            opset=21,
+        ),
+        "s",
+    )
+    stays(m, {"scale": "overridable-weight"})
+
+
+def test_quantized_activations_are_borders():
+    m = model(
+        ((op("Conv", "x w", "c", name="conv")), {"w": rand(4, 3, 3, 3)}),
+        (
+            op("QuantizeLinear", "c s z", "q", name="q"),
+            {"s": np.float32(0.05), "z": np.int8(0)},
+        ),
+        op("DequantizeLinear", "q s z", "d", name="dq"),
+        bn("bn", "d", "y", 4),
+        opset=21,
+    )
+    assert codes(m) == {"bn": "no-linear-operator"}
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
