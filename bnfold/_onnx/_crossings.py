@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from bnfold._elementwise import Shape
 from bnfold._onnx import _attributes, _paddings
@@ -64,7 +64,13 @@ def product(context: Context, node: NodeProto) -> Crossing:
     """MatMul of two tensors that are no constants."""
     shapes = [context.shape(name) for name in node.input[:2]]
     ranks = [len(shape) for shape in shapes if shape is not None]
-    return Crossing(Multiplied((ranks[0], ranks[1]) if len(ranks) == 2 else None), (0, 1))
+    law = Multiplied((ranks[0], ranks[1]) if len(ranks) == 2 else None, _is_narrow(context, node))
+    return Crossing(law, (0, 1))
+
+
+def _is_narrow(context: Context, node: NodeProto) -> bool:
+    """Whether sums of many numbers may leave the range of a type that holds each of them."""
+    return context.type(node.input[0]) in (0, TensorProto.FLOAT16)
 
 
 def _homogeneous(context: Context, node: NodeProto) -> Law:
@@ -139,9 +145,10 @@ def _reduce(context: Context, node: NodeProto) -> Law | None:
             return None
         listed = list(range(len(shape))) if shape is not None else None
     extreme = node.op_type in ("ReduceMax", "ReduceMin")
+    narrow = node.op_type == "ReduceSum" and _is_narrow(context, node)
     if shape is None or listed is None:
         weight = None if node.op_type == "ReduceSum" else 1.0
-        return Mixed(None, weight, extreme)
+        return Mixed(None, weight, extreme, narrow)
     assert isinstance(listed, list)
     rank = len(shape)
     axes = {axis % rank for axis in listed if -rank <= axis < rank}
@@ -157,7 +164,7 @@ def _reduce(context: Context, node: NodeProto) -> Law | None:
         weight = float(math.prod(known)) if len(known) == len(sizes) else None
         if weight == 0:
             return None
-    return Mixed(places, weight, extreme)
+    return Mixed(places, weight, extreme, narrow)
 
 
 def _axes(context: Context, node: NodeProto) -> list[int] | object | None:

@@ -131,13 +131,14 @@ class Mixed:
     uniform); a scale passes, for a maximum (``positive``) where s ≥ 0. ``weight`` is what the
     weights of the mixture add up to, so a shift comes out as ``weight·t``: 1 for a mean, a maximum
     or an interpolation, n for a sum of n; None where they add up to different numbers at different
-    places (zero padding that is counted), and no shift passes.
+    places (zero padding that is counted), and no shift passes. ``narrow``: the sum could overflow
+    its type where a scale below 1 comes behind it and not ahead of it any more.
     """
 
     axes: Mapping[int, int] | None
     weight: float | None
     positive: bool = False
-    strict: bool = False
+    narrow: bool = False
 
     def backward(self, output: int, map_: Map) -> list[Way] | str:
         """``t / weight`` goes in; every axis of the map must be one that is kept."""
@@ -147,6 +148,8 @@ class Mixed:
 
     def forward(self, maps: Maps) -> Way | str:
         """``weight·t`` comes out."""
+        if self.narrow and bool((np.abs(maps[0].scale) < 1).any()):
+            return "without the scale ahead of it its sum could overflow"
         moved = self._moved(maps[0], self.axes, self.weight)
         return moved if isinstance(moved, str) else Way({0: moved})
 
@@ -164,8 +167,6 @@ class Mixed:
             axis = axes[map_.axis]
         if self.positive and bool((map_.scale < 0).any()):
             return "a scale is negative"
-        if self.strict and bool((map_.scale == 0).any()):
-            return "a scale is 0"
         if map_.keeps_origin:
             return AffineMap.of(map_.scale, 0.0, axis)
         if factor is None:
@@ -474,10 +475,11 @@ class Gated:
 @dataclass(frozen=True)
 class Multiplied:
     """MatMul of two activations: a uniform scale passes through either one, a scale along the rows
-    of the first or the columns of the second with them; no shift.
+    of the first or the columns of the second with them; no shift. ``narrow``: as for `Mixed`.
     """
 
     ranks: tuple[int, int] | None
+    narrow: bool = False
 
     def backward(self, output: int, map_: Map) -> list[Way] | str:
         """``s·(A·B) = (s·A)·B = A·(s·B)``."""
@@ -500,6 +502,8 @@ class Multiplied:
         """``(s·A)·(r·B) = s·r·(A·B)``."""
         total = IDENTITY
         for number, map_ in maps.items():
+            if self.narrow and bool((np.abs(map_.scale) < 1).any()):
+                return "without the scale ahead of it its sums could overflow"
             if not map_.keeps_origin:
                 return "the shift does not pass"
             if not isinstance(map_, AffineMap):
