@@ -80,6 +80,7 @@ class Editor:
     def connect(self, scope: Scope, position: int, number: int, name: str) -> None:
         """Let input ``number`` of a node that stays read another tensor."""
         self._connect(scope, scope.nodes[position], number, name)
+        scope.readers.setdefault(name, []).append(position)
 
     def rename_output(
         self,

@@ -197,7 +197,8 @@ class _Writer:
         else:
             passing.append(source)
             self.names[source] = final
-            source = editor.rename_output(scope, scope.producers[source], final, False)
+            producer = scope.producers[source]
+            source = editor.rename_output(scope, producer, final, False, source)
         editor.reread(scope, passing, source)
         return _applied(graph, move, source, final if line else source)
 

@@ -233,7 +233,7 @@ class Relocator:
             if after is None:
                 message = f"{here.label} has no bias to take the shift"
                 return Reason("no-gain", here.label, message)
-            reason = self._join(trip, after, ahead.image(total))
+            reason = self._insert(trip, after, ahead.image(total))
             if reason is not None:
                 return reason
             total = _laws.split(total)[0]
@@ -245,10 +245,34 @@ class Relocator:
         place, state = self.places[number], self._state(trip, number)
         if place.fixed is not None:
             return place.fixed
-        row = extended(state.row, map_)
+        self._settle(trip, number, extended(state.row, map_))
+        return None
+
+    def _insert(self, trip: Trip, number: int, shift: AffineMap) -> Reason | None:
+        """A shift of what the absorber ahead of a place puts out, before all it has taken in.
+
+        ``A(s, t)∘A(1, u) = A(1, s·u)∘A(s, t)``: behind what was absorbed it stands first of all.
+        """
+        place, state = self.places[number], self._state(trip, number)
+        if place.fixed is not None:
+            return place.fixed
+        moved = shift.then(_laws.split(state.absorbed)[0])
+        if moved is None:
+            label = self.view.nodes[place.maps[0]].label
+            message = f"the shift would vary along several axes ahead of {label}"
+            return Reason("axis-mismatch", label, message)
+        row: Row = ()
+        for stage in (_laws.split(moved)[1], *state.row):
+            row = extended(row, stage)
+        self._settle(trip, number, row)
+        return None
+
+    def _settle(self, trip: Trip, number: int, row: Row) -> None:
+        """What stands at a place from now on, but for what the absorber ahead takes of it."""
+        place, state = self.places[number], self._state(trip, number)
         if place.into is None:
             trip.states[number] = State(state.absorbed, row)
-            return None
+            return
         node = self.view.nodes[place.into]
         absorber = node.role.absorber if isinstance(node.role, Affine) else node.role
         assert isinstance(absorber, Absorber)
@@ -259,7 +283,6 @@ class Relocator:
             return None if isinstance(total, Reason) else total
 
         trip.states[number] = State(*drained(row, state.absorbed, take, absorber.bias_free))
-        return None
 
     def _state(self, trip: Trip, number: int) -> State:
         state = trip.states.get(number, self.places[number].state)

@@ -179,12 +179,12 @@ class _Sweep:
         while current in self.parents:
             node, current = self.parents[current]
             through.append(self.view.nodes[node].op)
-            dying = dying and self.passes_all(self.view.nodes[node])
+            dying = dying and self.passes_all(node)
             if dying:
                 self.sweeper.dead[self.ahead].setdefault(current, reason)
         return Stop(reason, tuple(through[::-1]))
 
-    def passes_all(self, node: Node) -> bool:
+    def passes_all(self, index: int) -> bool:
         """Whether a map of one side of an operator is always one of the other, too."""
         raise NotImplementedError
 
@@ -235,8 +235,9 @@ class _Backward(_Sweep):
         self.wanted: dict[int, dict[tuple[int, int], Map]] = {}
         self.heap: list[tuple[int, int]] = []
 
-    def passes_all(self, node: Node) -> bool:
-        return not isinstance(node.role, Crossing) or len(node.role.data) == 1
+    def passes_all(self, index: int) -> bool:
+        role = self.view.nodes[index].role
+        return not isinstance(role, Crossing) or len(role.data) == 1
 
     def run(self, value: int, reader: int, map_: AffineMap) -> Stop | None:
         position = self.view.nodes[reader].inputs.index(value)
@@ -380,10 +381,12 @@ class _Forward(_Sweep):
         self.arrived: dict[int, dict[int, Map]] = {}
         self.heap: list[int] = []
 
-    def passes_all(self, node: Node) -> bool:
-        role = node.role
+    def passes_all(self, index: int) -> bool:
+        role = self.view.nodes[index].role
         if not isinstance(role, Crossing):
             return True
+        if len(self.arrived[index]) > 1:  # In x − x a shift vanishes, in x·x a sign.
+            return False
         return not (
             isinstance(role.law, Picked) or (isinstance(role.law, Homogeneous) and role.law.even)
         )
@@ -455,7 +458,7 @@ class _Forward(_Sweep):
             message = f"{node.label} ({node.op}) reads it as something else than its data"
             return self.stop(value, Reason("no-linear-operator", node.label, message))
         dead = self.sweeper.dead[True].get(node.outputs[0])
-        if dead is not None and len(node.outputs) == 1 and self.passes_all(node):
+        if dead is not None and len(node.outputs) == 1 and self.passes_all(index):
             self.parents[node.outputs[0]] = (index, value)
             return self.stop(node.outputs[0], dead)
         maps: dict[int, Map] = {n: arrived[p] for n, p in enumerate(role.data) if p in arrived}

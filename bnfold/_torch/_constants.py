@@ -6,7 +6,7 @@ reshaped scale, ``(running_var + eps).rsqrt()``. Chains are evaluated by PyTorch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from bnfold._plan._reasons import Reason
 from bnfold._torch._tensors import DTYPES, Array, to_numpy
@@ -50,7 +50,8 @@ class Constant:
 class Constants:
     """Finds constants of one program by node, each resolved once."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, written: Set[Node]) -> None:
+        """``written`` are the nodes whose memory some operator writes into."""
         signature = program.graph_signature
         self._names: dict[str, str] = {
             **signature.inputs_to_parameters,
@@ -58,7 +59,7 @@ class Constants:
             **signature.inputs_to_lifted_tensor_constants,
         }
         self._mutated = set(signature.buffers_to_mutate.values())
-        self._written = written(program.graph)
+        self._written = written
         self._state: dict[str, Any] = {**program.state_dict, **program.constants}
         self._found: dict[Node, Constant | Reason] = {}
 
@@ -124,48 +125,6 @@ class Constants:
         if not isinstance(result, Tensor):
             raise TypeError("it is no tensor")
         return result
-
-
-def written(graph: Graph) -> set[Node]:
-    """All nodes whose memory some operator writes into, be it through a view of it."""
-    homes: dict[Node, Node] = {}
-
-    def home(node: Node) -> Node:
-        while (up := homes.setdefault(node, node)) is not node:
-            homes[node] = homes[up]
-            node = up
-        return node
-
-    places: dict[int, Node] = {}
-    changed: list[Node] = []
-    for node in graph.nodes:
-        example = node.meta.get("val")
-        if isinstance(example, Tensor) and example.layout is torch.strided:
-            memory: int = example.untyped_storage()._cdata
-            homes[home(node)] = home(places.setdefault(memory, node))
-        schema = getattr(node.target, "_schema", None)
-        if node.op != "call_function" or schema is None:
-            continue
-        returns_alias = any(value.alias_info is not None for value in schema.returns)
-        inputs = {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
-        inputs.update(node.kwargs)
-        for argument in schema.arguments:
-            alias = argument.alias_info
-            for source in _nodes_in(inputs.get(argument.name)) if alias is not None else ():
-                if returns_alias:
-                    homes[home(node)] = home(source)
-                if alias.is_write:
-                    changed.append(source)
-        if "dropout" in str(node.target):  # In eval it returns its input, which no schema tells.
-            for source in node.all_input_nodes:
-                homes[home(node)] = home(source)
-    roots = {home(node) for node in changed}
-    return {node for node in graph.nodes if home(node) in roots}
-
-
-def _nodes_in(value: object) -> list[Node]:
-    values = value if isinstance(value, list | tuple) else [value]
-    return [item for item in values if isinstance(item, Node)]
 
 
 def _is_pure(node: Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +17,13 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold._plan import _view
 from bnfold._plan._reasons import Reason
-from bnfold._plan._view import View
+from bnfold._plan._view import OPAQUE, Affine, Barrier, Carrier, Crossing, View
 from bnfold._sites import Reading
+from bnfold._torch._aliases import Memory
 from bnfold._torch._constants import Constants
-from bnfold._torch._roles import Context, arguments, read_node
-
-# Operators that ask for the shape or the type of a tensor and for none of its values.
-_SHAPE_OR_TYPE = ("sym_size", "sym_numel", "sym_stride", "_assert_tensor_metadata")
-
+from bnfold._torch._context import Context
+from bnfold._torch._nodes import SHAPE_OR_TYPE, arguments, kind_of
+from bnfold._torch._roles import NOTHING, Read, read_node
 
 @dataclass(frozen=True)
 class Graph:
@@ -32,6 +31,7 @@ class Graph:
 
     program: ExportedProgram
     constants: Constants
+    memory: Memory
     view: View
     nodes: tuple[Node, ...]
     readings: tuple[Reading, ...]
@@ -39,7 +39,8 @@ class Graph:
 
 def read(program: ExportedProgram, module: nn.Module | None) -> Graph:
     """Read a program; ``module`` is what it was exported from, where there is one."""
-    constants = Constants(program)
+    memory = Memory(program.graph)
+    constants = Constants(program, memory.written)
     nodes = tuple(node for node in program.graph.nodes if node.op == "call_function")
     labels = _labels(nodes)
     modules = dict(module.named_modules(remove_duplicate=False)) if module is not None else {}
@@ -48,31 +49,76 @@ def read(program: ExportedProgram, module: nn.Module | None) -> Graph:
         home = modules.get(path_of(node))
         return home.training if home is not None else bool(arguments(node).get("training", False))
 
-    context = Context(constants, labels.__getitem__, in_training)
-    numbers = {node: number for number, node in enumerate(program.graph.nodes)}
-    places = {node: place for place, node in enumerate(nodes)}
-    readers: dict[Node, list[int]] = {}
-    view_nodes, readings = [], []
-    for place, node in enumerate(nodes):
-        reading, data = read_node(context, node)
-        inputs = list(_reads(node))
-        if isinstance(data, Node):
-            inputs.remove(data)
-            inputs.insert(0, data)
-        if kind_of(node) not in _SHAPE_OR_TYPE:
-            for source in inputs:
-                readers.setdefault(source, []).append(place)
-        numbered = tuple(numbers[source] for source in inputs)
-        view_nodes.append(
-            _view.Node(labels[node], kind_of(node), reading.role, numbered, (numbers[node],))
-        )
-        readings.append(reading)
+    context = Context(constants, labels.__getitem__, in_training, whole=module is None)
+    reads = {node: _read(context, node, memory.torn) for node in nodes}
     pinned = {**_hooked(nodes, modules, labels), **_put_out(program)}
-    values = tuple(
-        _view.Value(node.name, places.get(node), tuple(readers.get(node, ())), pinned.get(node))
-        for node in program.graph.nodes
-    )
-    return Graph(program, constants, View(tuple(view_nodes), values), nodes, tuple(readings))
+    values = _Values(program, pinned)
+    view_nodes = tuple(values.node(labels[node], node, reads[node]) for node in nodes)
+    readings = tuple(reads[node].reading for node in nodes)
+    return Graph(program, constants, memory, View(view_nodes, values.all()), nodes, readings)
+
+
+class _Values:
+    """Numbers the tensors of a program, and notes who writes and who reads each."""
+
+    def __init__(self, program: ExportedProgram, pinned: Mapping[Node, Reason]) -> None:
+        self._numbers = {node: number for number, node in enumerate(program.graph.nodes)}
+        self._pinned = pinned
+        self._producers: dict[Node, int] = {}
+        self._readers: dict[Node, list[int]] = {}
+        self._parts: set[Node] = set()
+        self._count = 0
+
+    def node(self, label: str, node: Node, found: Read) -> _view.Node:
+        """The next node of the view: its data first, then whatever else it reads.
+
+        Parts of a list are put out by the operator that makes the list, and not by those that take
+        them from it, which read nothing then.
+        """
+        place, self._count = self._count, self._count + 1
+        if node in self._parts:
+            return _view.Node(label, kind_of(node), OPAQUE, (), ())
+        inputs = list(_reads(node))
+        for source in found.data:
+            inputs.remove(source)
+        inputs = [*found.data, *inputs]
+        if kind_of(node) not in SHAPE_OR_TYPE:
+            for source in inputs:
+                self._readers.setdefault(source, []).append(place)
+        outputs = found.outputs or (node,)
+        self._producers.update((output, place) for output in outputs)
+        self._parts.update(output for output in outputs if output is not node)
+        numbered = tuple(self._numbers[source] for source in inputs)
+        written = tuple(self._numbers[output] for output in outputs)
+        return _view.Node(label, kind_of(node), found.reading.role, numbered, written)
+
+    def all(self) -> tuple[_view.Value, ...]:
+        """All tensors, once all nodes are known."""
+        return tuple(
+            _view.Value(
+                node.name,
+                self._producers.get(node),
+                tuple(self._readers.get(node, ())),
+                self._pinned.get(node),
+            )
+            for node in self._numbers
+        )
+
+
+def _read(context: Context, node: Node, torn: Set[Node]) -> Read:
+    """The role of a node; none where memory that it hands on is written and read by an old name.
+
+    A map that is written there in place is one that others see, too.
+    """
+    found = read_node(context, node)
+    role = found.reading.role
+    if node not in torn or not isinstance(role, Affine | Carrier | Crossing):
+        return found
+    if not isinstance(role, Affine):
+        return NOTHING
+    where = context.label(node)
+    message = f"{where} writes into a tensor that is read by another name afterwards"
+    return Read(Reading(Barrier(Reason("shared-output", where, message))), found.data)
 
 
 def path_of(node: Node) -> str:
@@ -85,11 +131,6 @@ def paths_of(node: Node) -> list[str]:
     """All modules that a node belongs to, innermost first."""
     stack = node.meta.get("nn_module_stack") or {}
     return [path for path, _ in stack.values()][::-1]
-
-
-def kind_of(node: Node) -> str:
-    """What kind of operator a node is: ``conv2d``, ``batch_norm``."""
-    return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
 
 
 def _reads(node: Node) -> Iterator[Node]:

@@ -80,7 +80,7 @@ class Case:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.asarray(self.line.scale / self.added.scale)
         ratio = np.where(np.isfinite(ratio), ratio, np.nan)
-        loose = self.added.steps * Limits.of(dtype).eps
+        loose = self.added.steps * Limits.of(dtype).eps + _SLACK
         for axis in set(range(ratio.ndim)) - {axis % ratio.ndim for axis in axes}:
             if ratio.shape[axis] == 1:
                 continue

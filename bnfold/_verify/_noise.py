@@ -72,7 +72,7 @@ class Noise:
         after a few layers, the mistake is 10 %.
         """
         wrong = dict(self._weights)
-        for name in touched:
+        for name in sorted(touched):
             array, factors = self._weights[name], self._factors(self._weights[name])
             if array.any():
                 wrong[name] = np.multiply(array, factors, out=self._buffers[name])

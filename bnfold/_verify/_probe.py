@@ -43,20 +43,27 @@ def probe(
     """How far two operators differ, in the rounding that float32 may cost.
 
     0 where the operator cannot be run by itself: it then rests on the end-to-end check alone.
-    Raises `Mismatch` where the two differ in shape, or in attributes that no law changes.
+    Raises `Mismatch` where the two differ in shape, or in attributes that no law changes, or where
+    maps fit their tensors in none of the sizes that are tried.
     """
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
-    for size in _SIZES:
-        drawn = _drawn(before, old, node, related, size)
-        if drawn is None:
-            return 0.0
+    unfit: ValueError | None = None
+    told = {n for gone in related.values() for n in np.broadcast(gone.scale, gone.shift).shape}
+    for size in dict.fromkeys((*sorted(told - {1}), *_SIZES)):
         try:
+            drawn = _drawn(before, old, node, related, size)
+            if drawn is None:
+                return 0.0
             left = _run(before, old, node, drawn[0])
             right = _run(after, new, twin, drawn[1])
+            return _compared(node, left, right, related)
         except EngineError:
             continue
-        return _compared(node, left, right, related)
+        except ValueError as error:  # A map and a tensor that NumPy cannot broadcast.
+            unfit = error
+    if unfit is not None:
+        raise Mismatch(f"maps do not fit the tensors of {label(node)}: {unfit}")
     return 0.0
 
 
@@ -81,7 +88,11 @@ def _drawn(
         shape, element = side.shapes.shape(scope, name), side.shapes.type(scope, name)
         if shape is None:
             return None
-        sizes = tuple(n if n is not None else size for n in shape)
+        gone = related.get(name)
+        own = _own_sizes(gone, len(shape)) if gone is not None else (1,) * len(shape)
+        sizes = tuple(
+            n if n is not None else (m if m > 1 else size) for n, m in zip(shape, own, strict=True)
+        )
         if math.prod(sizes) > _LARGEST:
             return None
         if element not in FLOATS:
@@ -92,7 +103,6 @@ def _drawn(
             continue
         values = generator.normal(size=sizes)
         moved = values
-        gone = related.get(name)
         if gone is not None:
             line = laid_out(gone, len(sizes))
             moved = values * line.scale + line.shift
@@ -100,6 +110,12 @@ def _drawn(
         first[str(number)] = (moved if ahead else values).astype(np.float32)
         second[str(number)] = (values if ahead else moved).astype(np.float32)
     return first, second
+
+
+def _own_sizes(gone: Related, rank: int) -> tuple[int, ...]:
+    """What the map of a tensor tells of its sizes: 1 where it does not vary."""
+    line = laid_out(gone, rank)
+    return np.broadcast_shapes(line.scale.shape, line.shift.shape)
 
 
 def _run(side: Side, scope: Scope, node: NodeProto, feeds: Feeds) -> list[NDArray[Any]]:

@@ -1,0 +1,136 @@
+"""Which tensors of a program share memory, and who reads what has been written over.
+
+An operator that works in place gives the tensor that it wrote into, so that a chain of such
+operators is one of values like any other. It is not where somebody reads the memory afterwards by
+an older name: what is read then is not what the producer of that name put out.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
+
+from bnfold._torch._nodes import SHAPE_OR_TYPE, kind_of
+
+
+@dataclass(frozen=True)
+class Stale:
+    """Memory that is read by a ``name`` it had before ``writer`` wrote into it.
+
+    What enters the program has its names outside, so that every write is one (``reader`` None).
+    """
+
+    writer: Node
+    name: Node
+    reader: Node | None
+
+
+class Memory:
+    """The memory of one program's tensors."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._nodes: list[Node] = list(graph.nodes)
+        self._order = {node: place for place, node in enumerate(self._nodes)}
+        self._homes: dict[Node, Node] = {}
+        self._writes: list[tuple[Node, Node]] = []
+        places: dict[int, Node] = {}
+        for node in self._nodes:
+            for tensor in pytree.tree_leaves(node.meta.get("val")):
+                if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+                    memory: int = tensor.untyped_storage()._cdata
+                    _join(self._homes, places.setdefault(memory, node), node)
+            if node.op == "call_function":
+                self._note(node)
+
+    def _note(self, node: Node) -> None:
+        """What an operator hands on of its inputs, and what it writes into."""
+        schema = getattr(node.target, "_schema", None)
+        if node.target is operator.getitem or "dropout" in str(node.target):
+            # A part of a list; in eval Dropout gives its input itself, which no schema tells.
+            for source in node.all_input_nodes:
+                _join(self._homes, source, node)
+        if schema is None:
+            return
+        returns_alias = any(value.alias_info is not None for value in schema.returns)
+        inputs = {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
+        inputs.update(node.kwargs)
+        for argument in schema.arguments:
+            alias = argument.alias_info
+            for source in _nodes_in(inputs.get(argument.name)) if alias is not None else ():
+                if returns_alias:
+                    _join(self._homes, source, node)
+                if alias.is_write:
+                    self._writes.append((node, source))
+
+    @property
+    def written(self) -> Set[Node]:
+        """All nodes whose memory some operator writes into, be it through a view of it."""
+        roots = {_home(self._homes, source) for _, source in self._writes}
+        return {node for node in self._nodes if _home(self._homes, node) in roots}
+
+    @property
+    def torn(self) -> Set[Node]:
+        """Operators that hand on memory, or write into it, which is read by an old name."""
+        roots = {_home(self._homes, stale.writer) for stale in self.stale()}
+        return {
+            node
+            for node in self._nodes
+            if (root := _home(self._homes, node)) in roots
+            and any(_home(self._homes, source) is root for source in node.all_input_nodes)
+        }
+
+    def stale(
+        self, joined: Iterable[tuple[Node, Node]] = (), gone: Set[Node] = frozenset()
+    ) -> set[Stale]:
+        """All reads by an old name, once the nodes ``gone`` are taken out.
+
+        ``joined`` are the pairs of nodes that come to be one tensor by that.
+        """
+        homes = dict(self._homes)
+        for one, other in joined:
+            _join(homes, one, other)
+        writes = [(writer, _home(homes, at)) for writer, at in self._writes if writer not in gone]
+        roots = {root for _, root in writes}
+        names: dict[Node, list[Node]] = {root: [] for root in roots}
+        for node in self._nodes if writes else ():
+            root = _home(homes, node)
+            if root in roots:
+                names[root].append(node)
+        return {
+            Stale(writer, name, reader)
+            for writer, root in writes
+            for name in names[root]
+            if self._order[name] < self._order[writer]
+            for reader in self._readers_after(writer, name)
+        }
+
+    def _readers_after(self, writer: Node, name: Node) -> list[Node | None]:
+        outside: list[Node | None] = [None] if name.op == "placeholder" else []
+        return outside + [
+            user
+            for user in name.users
+            if self._order[user] > self._order[writer] and kind_of(user) not in SHAPE_OR_TYPE
+        ]
+
+
+def _home(homes: dict[Node, Node], node: Node) -> Node:
+    """The node that stands for all which share memory with one."""
+    while (up := homes.setdefault(node, node)) is not node:
+        homes[node] = homes[up]
+        node = up
+    return node
+
+
+def _join(homes: dict[Node, Node], one: Node, other: Node) -> None:
+    homes[_home(homes, other)] = _home(homes, one)
+
+
+def _nodes_in(value: object) -> list[Node]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [item for item in values if isinstance(item, Node)]
