@@ -93,6 +93,17 @@ class AffineMap:
             scale, shift = self.scale.astype(dtype), self.shift.astype(dtype)
         return AffineMap.of(scale.astype(np.float64), shift.astype(np.float64), self.axis)
 
+    def inverse(self) -> AffineMap | None:
+        """``A(1/s, −t/s)``, which undoes the map up to the rounding of float64.
+
+        None where a scale is 0 or one of the numbers is not finite.
+        """
+        if not bool((self.scale != 0).all()):
+            return None
+        with np.errstate(over="ignore"):
+            found = AffineMap.of(1.0 / self.scale, -self.shift / self.scale, self.axis)
+        return found if found.is_finite else None
+
     def then(self, outer: AffineMap) -> AffineMap | None:
         """The map ``outer ∘ self = A(s₂·s₁, s₂·t₁ + t₂)``, or None where no one axis carries both.
 

@@ -20,6 +20,8 @@ from bnfold._plan import _layout
 from bnfold._plan._layout import Map, Steps, Wide
 
 Maps = Mapping[int, Map]
+# What a law says where padding, which has no channels, keeps a shift from passing.
+PADDING = "zero padding would see the shift"
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class Mixed:
         if map_.keeps_origin:
             return AffineMap.of(map_.scale, 0.0, axis)
         if factor is None:
-            return "zero padding would see the shift"
+            return PADDING
         return AffineMap.of(map_.scale, map_.shift * factor, axis)
 
 
@@ -218,7 +220,7 @@ class Padded:
         if map_.axis in self.padded:
             return f"it pads along axis {map_.axis}"
         if not map_.keeps_origin:
-            return "its padding would see the shift"
+            return PADDING
         return None if self.value == 0 else "its padding would see the scale"
 
     def _edit(self, value: float) -> Edit | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from bnfold._plan._reasons import Reason
 from bnfold._plan._sweep import Stop
 
-_LAWS = ("not-carried", "zero-padding")
+_TOLD = ("no-gain", "not-carried", "zero-padding")
 _NAMED = 3
 
 
@@ -19,7 +19,7 @@ def explained(reason: Reason, stops: Mapping[bool, Stop]) -> Reason:
     """
     back, forth = stops.get(False), stops.get(True)
     main = reason
-    if back is not None and (back.through or back.reason.code in _LAWS):
+    if back is not None and (back.through or back.reason.code in _TOLD):
         text = _told(back, "carried back through") if back.through else back.reason.message
         main = Reason(back.reason.code, back.reason.at, text)
     if forth is None:

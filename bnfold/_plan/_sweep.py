@@ -14,13 +14,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bnfold._affine import AffineMap
-from bnfold._plan._carry import Clipped, Edit, Homogeneous, Law, Padded, Picked, Way
+from bnfold._plan._carry import (
+    PADDING,
+    Clipped,
+    Edit,
+    Homogeneous,
+    Law,
+    Padded,
+    Picked,
+    Way,
+)
 from bnfold._plan._layout import Map, Wide
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Absorber, Affine, Carrier, Crossing, Node, View
 
 _TRIES = 8
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -34,10 +47,19 @@ class Relation:
 
     def after(self, map_: Map, ahead: bool) -> Relation | None:
         """The relation once another map passes too, None where no one map expresses it."""
-        if self.ahead != ahead or isinstance(map_, Wide) or isinstance(self.map, Wide):
+        if isinstance(map_, Wide) or isinstance(self.map, Wide):
             return None
-        total = map_.then(self.map) if ahead else self.map.then(map_)
-        return None if total is None else Relation(total, ahead)
+        own = self.map if self.ahead == ahead else self.map.inverse()
+        if own is None:
+            return None
+        first, second = (map_, own) if ahead else (own, map_)
+        total = first.then(second)
+        if total is None:
+            return None
+        if self.ahead != ahead:
+            terms = np.abs(second.scale * first.shift) + np.abs(second.shift)
+            total = _cancelled(total, terms)
+        return Relation(total, ahead)
 
 
 @dataclass(frozen=True)
@@ -220,7 +242,7 @@ class _Sweep:
     def refused(self, value: int, node: int, problem: str) -> Stop:
         """A law that does not hold."""
         label, op = self.view.nodes[node].label, self.view.nodes[node].op
-        code = "zero-padding" if "padding would see" in problem else "not-carried"
+        code = "zero-padding" if problem == PADDING else "not-carried"
         return self.stop(value, Reason(code, label, f"{label} ({op}): {problem}"))
 
 
@@ -495,6 +517,15 @@ class _Forward(_Sweep):
             return None
         self.trip = tried
         return way
+
+
+def _cancelled(map_: AffineMap, terms: NDArray[np.float64]) -> AffineMap:
+    """A map and the inverse of another, composed, without what rounding left of terms that cancel
+    and scales that undo each other.
+    """
+    scale = np.where(np.abs(map_.scale - 1) <= _ROUNDING, 1.0, map_.scale)
+    shift = np.where(np.abs(map_.shift) <= _ROUNDING * terms, 0.0, map_.shift)
+    return AffineMap.of(scale, shift, map_.axis)
 
 
 def _equal(one: Map, other: Map) -> bool:

@@ -138,7 +138,14 @@ def _is_first_alone(node: Node) -> bool:
     """Whether of several outputs the first is used alone, and in one place."""
     if isinstance(node.meta.get("val"), Tensor):
         return True
-    return [user.args[1] for user in node.users] == [0]
+    return [_number(user) for user in node.users] == [0]
+
+
+def _number(part: Node) -> int:
+    """Which element of a list a getitem takes."""
+    number = part.args[1]
+    assert isinstance(number, int)
+    return number
 
 
 def _dimensions(node: Node) -> int:
@@ -177,7 +184,7 @@ def _upsample(context: Context, node: Node, args: dict[str, Any]) -> _Found:
 
 
 def _moved_along(context: Context, node: Node, args: dict[str, Any]) -> _Found:
-    """flip and roll: elements change places along some axes."""
+    """Flip and roll: elements change places along some axes."""
     data, axes = _one(args), _listed(args["dims"])
     gone = {axis % _rank(node) for axis in axes}
     kept = {axis: axis for axis in range(_rank(node)) if axis not in gone}
@@ -208,7 +215,10 @@ def _permutation(context: Context, node: Node, args: dict[str, Any]) -> _Found:
     """permute, transpose, movedim and the like: the order is what becomes of marked axes."""
     data = _one(args)
     sizes = range(2, 2 + _rank(data[0]))
-    more, named = node.args[1:], {k: v for k, v in node.kwargs.items() if k not in ("self", "input")}
+    more, named = (
+        node.args[1:],
+        {k: v for k, v in node.kwargs.items() if k not in ("self", "input")},
+    )
     assert callable(node.target)
     marked = node.target(torch.empty(tuple(sizes), device="meta"), *more, **named)
     return Rearranged((Permuted(tuple(size - 2 for size in marked.shape)),)), data
@@ -316,7 +326,7 @@ def _size_along(node: Node, axis: int) -> int | None:
 
 
 def _cut(context: Context, node: Node, args: dict[str, Any]) -> _Found | None:
-    """slice and narrow, their bounds clamped as Python clamps those of a slice."""
+    """Slice and narrow, their bounds clamped as Python clamps those of a slice."""
     data = _one(args)
     axis = args["dim"] % _rank(node)
     size, start = _size_along(data[0], axis), args["start"] or 0
@@ -372,7 +382,7 @@ def _sum_of_two(context: Context, node: Node, args: dict[str, Any]) -> _Found | 
 
 
 def _product_of_two(context: Context, node: Node, args: dict[str, Any]) -> _Found | None:
-    """mul and div of two tensors, of which neither is a constant."""
+    """Mul and div of two tensors, of which neither is a constant."""
     data = _two(context, args, "self", "other")
     if data is None or args.get("rounding_mode") is not None:
         return None

@@ -21,9 +21,10 @@ from bnfold._plan._view import OPAQUE, Affine, Barrier, Carrier, Crossing, View
 from bnfold._sites import Reading
 from bnfold._torch._aliases import Memory
 from bnfold._torch._constants import Constants
-from bnfold._torch._context import Context
+from bnfold._torch._context import NOTHING, Context, Read
 from bnfold._torch._nodes import SHAPE_OR_TYPE, arguments, kind_of
-from bnfold._torch._roles import NOTHING, Read, read_node
+from bnfold._torch._roles import read_node
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -66,7 +67,7 @@ class _Values:
         self._pinned = pinned
         self._producers: dict[Node, int] = {}
         self._readers: dict[Node, list[int]] = {}
-        self._parts: set[Node] = set()
+        self._lists: dict[Node, Node] = {}
         self._count = 0
 
     def node(self, label: str, node: Node, found: Read) -> _view.Node:
@@ -76,7 +77,7 @@ class _Values:
         them from it, which read nothing then.
         """
         place, self._count = self._count, self._count + 1
-        if node in self._parts:
+        if node in self._lists:
             return _view.Node(label, kind_of(node), OPAQUE, (), ())
         inputs = list(_reads(node))
         for source in found.data:
@@ -87,7 +88,7 @@ class _Values:
                 self._readers.setdefault(source, []).append(place)
         outputs = found.outputs or (node,)
         self._producers.update((output, place) for output in outputs)
-        self._parts.update(output for output in outputs if output is not node)
+        self._lists.update((output, node) for output in outputs if output is not node)
         numbered = tuple(self._numbers[source] for source in inputs)
         written = tuple(self._numbers[output] for output in outputs)
         return _view.Node(label, kind_of(node), found.reading.role, numbered, written)
@@ -99,7 +100,7 @@ class _Values:
                 node.name,
                 self._producers.get(node),
                 tuple(self._readers.get(node, ())),
-                self._pinned.get(node),
+                self._pinned.get(node) or self._pinned.get(self._lists.get(node, node)),
             )
             for node in self._numbers
         )
@@ -119,6 +120,28 @@ def _read(context: Context, node: Node, torn: Set[Node]) -> Read:
     where = context.label(node)
     message = f"{where} writes into a tensor that is read by another name afterwards"
     return Read(Reading(Barrier(Reason("shared-output", where, message))), found.data)
+
+
+def clashes(graph: Graph, moves: Sequence[Move]) -> dict[int, Reason]:
+    """Moves by whose number somebody would read memory that is written over.
+
+    A map that is taken out makes one tensor of what were two: who writes into one then writes into
+    the other. An operator that stands in its place makes a new one.
+    """
+    memory, nodes, values = graph.memory, graph.nodes, graph.view.values
+    holders = list(graph.program.graph.nodes)
+    pairs: dict[tuple[Node, Node], int] = {}
+    for number, move in enumerate(moves):
+        for index in move.maps[: len(move.maps) - bool(move.stands)]:
+            role = graph.view.nodes[index].role
+            assert isinstance(role, Affine)
+            source = holders[graph.view.nodes[index].inputs[role.data]]
+            pairs[source, nodes[index]] = number
+    gone = {nodes[index] for move in moves for index in move.maps}
+    found = {}
+    for stale in memory.stale(pairs, gone) - memory.stale():
+        ...
+    return found
 
 
 def path_of(node: Node) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from bnfold import _elementwise, _weights
@@ -21,6 +19,7 @@ from bnfold._torch._constants import Constant
 from bnfold._torch._context import NOTHING, Context, Read
 from bnfold._torch._nodes import arguments, dtype_of, kind_of, shape_of
 from bnfold._torch._tensors import DTYPES
+
 
 def read_node(context: Context, node: Node) -> Read:
     """What is known of a node."""
@@ -41,6 +40,7 @@ def read_node(context: Context, node: Node) -> Read:
 def _carrier(context: Context, node: Node, args: dict[str, Any]) -> Read:
     """What hands its input on: same shape, same type."""
     data = args.get("self", args.get("input"))
+    assert isinstance(data, Node)
     same = shape_of(data) == shape_of(node) and dtype_of(data) == dtype_of(node)
     if not same or args.get("train", False):
         return NOTHING
@@ -67,7 +67,7 @@ def _instance_norm(context: Context, node: Node, args: dict[str, Any]) -> Read:
 
 
 def _fixed_norm(
-    context: Context, node: Node, args: dict[str, Any], data: object, from_batch: bool
+    context: Context, node: Node, args: dict[str, Any], data: Node, from_batch: bool
 ) -> Read:
     where, shape = context.label(node), shape_of(node)
     assert shape is not None

@@ -324,6 +324,8 @@ def _check_matmul(case: Case) -> float:
     vector = case.rank(1 - at) == 1
     contracted = {rank - 2 if at == 1 else rank - 1} if not vector else set()
     own = set(range(max(rank - factor.ndim + vector, 0), rank)) - contracted
+    if factor.ndim < 2:
+        own = set()
     scale = case.scale(sorted(own), made.dtype)
     if vector and rank:
         scale = np.expand_dims(scale, -2 if at == 1 else -1)
