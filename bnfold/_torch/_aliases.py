@@ -8,8 +8,9 @@ an older name: what is read then is not what the producer of that name put out.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Set
+from collections.abc import Collection, Set
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from bnfold._torch._nodes import SHAPE_OR_TYPE, kind_of
 
 
 @dataclass(frozen=True)
-class Stale:
+class _Stale:
     """Memory that is read by a ``name`` it had before ``writer`` wrote into it.
 
     What enters the program has its names outside, so that every write is one (``reader`` None).
@@ -74,10 +75,10 @@ class Memory:
         roots = {_home(self._homes, source) for _, source in self._writes}
         return {node for node in self._nodes if _home(self._homes, node) in roots}
 
-    @property
+    @cached_property
     def torn(self) -> Set[Node]:
         """Operators that hand on memory, or write into it, which is read by an old name."""
-        roots = {_home(self._homes, stale.writer) for stale in self.stale()}
+        roots = {_home(self._homes, stale.name) for stale in self._stale_as_it_is}
         return {
             node
             for node in self._nodes
@@ -85,37 +86,44 @@ class Memory:
             and any(_home(self._homes, source) is root for source in node.all_input_nodes)
         }
 
-    def stale(
-        self, joined: Iterable[tuple[Node, Node]] = (), gone: Set[Node] = frozenset()
-    ) -> set[Stale]:
-        """All reads by an old name, once the nodes ``gone`` are taken out.
+    def torn_by(
+        self, joined: Collection[tuple[Node, Node]], gone: Set[Node]
+    ) -> list[tuple[tuple[Node, Node], Node]]:
+        """Which joints bring about new reads by an old name, each with the writer.
 
-        ``joined`` are the pairs of nodes that come to be one tensor by that.
+        ``joined`` are the pairs of nodes that come to be one tensor once the nodes ``gone`` are
+        taken out.
         """
         homes = dict(self._homes)
         for one, other in joined:
             _join(homes, one, other)
+        writers = {
+            _home(homes, stale.name): stale.writer
+            for stale in self._stale(homes, gone)
+            if stale not in self._stale_as_it_is
+        }
+        return [
+            (pair, writers[root]) for pair in joined if (root := _home(homes, pair[0])) in writers
+        ]
+
+    @cached_property
+    def _stale_as_it_is(self) -> Set[_Stale]:
+        return set(self._stale(self._homes, frozenset()))
+
+    def _stale(self, homes: dict[Node, Node], gone: Set[Node]) -> list[_Stale]:
+        """All reads by an old name. What somebody outside holds is read there after all writes."""
         writes = [(writer, _home(homes, at)) for writer, at in self._writes if writer not in gone]
-        roots = {root for _, root in writes}
-        names: dict[Node, list[Node]] = {root: [] for root in roots}
+        names: dict[Node, list[Node]] = {root: [] for _, root in writes}
         for node in self._nodes if writes else ():
-            root = _home(homes, node)
-            if root in roots:
-                names[root].append(node)
-        return {
-            Stale(writer, name, reader)
+            names.get(_home(homes, node), []).append(node)
+        return [
+            _Stale(writer, name, reader)
             for writer, root in writes
             for name in names[root]
             if self._order[name] < self._order[writer]
-            for reader in self._readers_after(writer, name)
-        }
-
-    def _readers_after(self, writer: Node, name: Node) -> list[Node | None]:
-        outside: list[Node | None] = [None] if name.op == "placeholder" else []
-        return outside + [
-            user
-            for user in name.users
-            if self._order[user] > self._order[writer] and kind_of(user) not in SHAPE_OR_TYPE
+            for reader in (*([None] if name.op == "placeholder" else []), *name.users)
+            if reader is None
+            or (self._order[reader] > self._order[writer] and kind_of(reader) not in SHAPE_OR_TYPE)
         ]
 
 

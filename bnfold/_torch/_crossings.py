@@ -305,7 +305,7 @@ def _split(context: Context, node: Node, args: dict[str, Any]) -> _Found | None:
     data = _one(args)
     axis = args["dim"] % _rank(data[0])
     parts, size = _sizes_along(node.meta["val"], axis), _size_along(data[0], axis)
-    numbers = [user.args[1] for user in node.users]
+    numbers = [_number(user) for user in node.users]
     if parts is None or size is None or sum(parts) != size or len(set(numbers)) < len(numbers):
         return None
     ends = np.cumsum(parts)

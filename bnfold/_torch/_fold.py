@@ -22,7 +22,7 @@ from bnfold._result import Plan
 from bnfold._settle import settle
 from bnfold._summary import summarize
 from bnfold._torch._export import check, export, watched
-from bnfold._torch._graph import read
+from bnfold._torch._graph import clashes, read
 from bnfold._torch._surgery import Surgery
 from bnfold._torch._ties import tie, untie
 from bnfold._torch._trace import unsure
@@ -55,7 +55,7 @@ class Planned:
         """Fold a copy of the module, or the module itself."""
         target = self.module if inplace else copied(self.module)
         groups = untie(target) if self.clone else ((), ())
-        self.surgery.apply(target, self.moves.moves)
+        self.surgery.apply(target, self.moves)
         tie(target, groups, self.surgery.called)
         return target
 
@@ -92,11 +92,12 @@ def prepare(module: nn.Module, example: Example, clone: bool = False) -> Planned
 
     def objections(moves: Sequence[Move]) -> Mapping[int, Reason]:
         doubts = unsure(graph, subject, moves) if example.made_up else {}
-        return {**surgery.objections(moves), **doubts}
+        return {**clashes(graph, moves), **surgery.objections(moves), **doubts}
 
-    moves = settle(graph.view, graph.readings, objections)
-    before = Counter(node.op for node in graph.view.nodes)
-    plan = summarize([("", graph.view, moves)], before)
+    view = surgery.restricted(graph.view)
+    moves = settle(view, graph.readings, objections)
+    before = Counter(node.op for node in view.nodes)
+    plan = summarize([("", view, moves)], before)
     return Planned(module, surgery, moves, plan, clone)
 
 

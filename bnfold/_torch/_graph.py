@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold._plan import _view
+from bnfold._plan._planner import Move
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import OPAQUE, Affine, Barrier, Carrier, Crossing, View
 from bnfold._sites import Reading
@@ -123,24 +124,26 @@ def _read(context: Context, node: Node, torn: Set[Node]) -> Read:
 
 
 def clashes(graph: Graph, moves: Sequence[Move]) -> dict[int, Reason]:
-    """Moves by whose number somebody would read memory that is written over.
+    """Why moves, by number, would have somebody read memory that is written over.
 
     A map that is taken out makes one tensor of what were two: who writes into one then writes into
     the other. An operator that stands in its place makes a new one.
     """
-    memory, nodes, values = graph.memory, graph.nodes, graph.view.values
-    holders = list(graph.program.graph.nodes)
-    pairs: dict[tuple[Node, Node], int] = {}
+    view, holders = graph.view, list(graph.program.graph.nodes)
+    joined: dict[tuple[Node, Node], int] = {}
     for number, move in enumerate(moves):
         for index in move.maps[: len(move.maps) - bool(move.stands)]:
-            role = graph.view.nodes[index].role
+            role = view.nodes[index].role
             assert isinstance(role, Affine)
-            source = holders[graph.view.nodes[index].inputs[role.data]]
-            pairs[source, nodes[index]] = number
-    gone = {nodes[index] for move in moves for index in move.maps}
+            source = holders[view.nodes[index].inputs[role.data]]
+            joined[source, graph.nodes[index]] = number
+    gone = {graph.nodes[index] for move in moves for index in move.maps}
     found = {}
-    for stale in memory.stale(pairs, gone) - memory.stale():
-        ...
+    for pair, writer in graph.memory.torn_by(list(joined), gone):
+        number = joined[pair]
+        label = view.nodes[moves[number].maps[-1]].label
+        message = f"without {label}, {writer.name} would write into a tensor that is read elsewhere"
+        found[number] = Reason("shared-output", label, message)
     return found
 
 

@@ -11,6 +11,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.fx import GraphModule, Node
 
 from bnfold._errors import UsageError
+from bnfold._plan._carry import Edit
 from bnfold._plan._places import Standing
-from bnfold._plan._planner import Move, Moves
+from bnfold._plan._planner import Move, Moves, Sides
 from bnfold._result import Plan
 from bnfold._settle import settle, standing_constants, standing_dtype
 from bnfold._sites import Site
 from bnfold._summary import summarize
 from bnfold._torch._constants import Constant
-from bnfold._torch._graph import Graph, read
+from bnfold._torch._graph import Graph, clashes, read
+from bnfold._torch._nodes import arguments, kind_of
 from bnfold._torch._quiet import quiet
-from bnfold._torch._roles import arguments
 from bnfold._torch._tensors import Array, from_numpy
 
 
@@ -41,13 +43,13 @@ class PlannedProgram:
         """Read and plan; the program is not changed."""
         self._graph = read(program, None)
         view, readings = self._graph.view, self._graph.readings
-        self._moves: Moves = settle(view, readings)
+        self._moves: Moves = settle(view, readings, partial(clashes, self._graph))
         before = Counter(node.op for node in view.nodes)
         self.plan: Plan = summarize([("", view, self._moves)], before)
 
     def apply(self) -> ExportedProgram:
         """A new program with all moves carried out."""
-        return _Writer(self._graph).write(self._moves.moves)
+        return _Writer(self._graph).write(self._moves)
 
 
 def load(path: Path) -> ExportedProgram:
@@ -76,11 +78,14 @@ class _Writer:
         self._outputs = list(program.graph_signature.output_specs)
         self._used = {node.name for node in self._nodes.values() if node.users}
 
-    def write(self, moves: tuple[Move, ...]) -> ExportedProgram:
-        for move in moves:
-            site = self._read.readings[move.into].site
-            if move.law == "absorb" and site is not None:
-                self._absorb(self._node(move.into), site, move)
+    def write(self, moves: Moves) -> ExportedProgram:
+        for index, edit in moves.edits.items():
+            _edit(self._node(index), edit)
+        for index, sides in moves.sides.items():
+            site = self._read.readings[index].site
+            if site is not None:
+                self._absorb(self._node(index), site, sides)
+        for move in moves.moves:
             self._replace(move)
         self._sweep()
         self._module.graph.lint()
@@ -101,12 +106,12 @@ class _Writer:
     def _node(self, place: int) -> Node:
         return self._nodes[self._read.nodes[place].name]
 
-    def _absorb(self, node: Node, site: Site, move: Move) -> None:
+    def _absorb(self, node: Node, site: Site, sides: Sides) -> None:
         """Give an operator its new weight and bias."""
         bound = arguments(node)
         for name, values, old in (
-            ("weight", site.new_weight(move.absorbed), site.weight_value),
-            ("bias", site.new_bias(move.absorbed), site.bias_value),
+            ("weight", site.new_weight(sides.behind, sides.ahead), site.weight_value),
+            ("bias", site.new_bias(sides.behind, sides.ahead), site.bias_value),
         ):
             if values is None:
                 continue
@@ -214,7 +219,17 @@ class _Writer:
         self._specs = kept
 
 
-def _set_argument(node: Node, name: str, value: Node) -> None:
+def _edit(node: Node, edit: Edit) -> None:
+    """Give an operator new numbers; relu6, which has none, becomes the hardtanh that it is."""
+    if kind_of(node) in ("relu6", "relu6_"):
+        name = kind_of(node).replace("relu6", "hardtanh")
+        node.target = getattr(torch.ops.aten, name).default
+    bound = arguments(node)
+    for name, value in edit.values.items():
+        _set_argument(node, name if name in bound else f"{name}_val", value)
+
+
+def _set_argument(node: Node, name: str, value: Node | float) -> None:
     """Set an argument of an operator by name, by position where it has one there."""
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     place = names.index(name)

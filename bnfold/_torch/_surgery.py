@@ -7,6 +7,7 @@ the hooks it had; a missing bias becomes a parameter.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,15 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold._errors import UsageError
-from bnfold._plan import _laws
-from bnfold._plan._planner import Move
+from bnfold._plan import _laws, _view
+from bnfold._plan._planner import Move, Moves, Sides
 from bnfold._plan._reasons import Reason
-from bnfold._sites import Site
+from bnfold._plan._view import Absorber, Affine, View
+from bnfold._sites import Parameter, Reading, Site
 from bnfold._torch._constants import Constant
 from bnfold._torch._export import Calls
-from bnfold._torch._graph import Graph, kind_of, path_of, paths_of
-from bnfold._torch._roles import arguments
+from bnfold._torch._graph import Graph, path_of, paths_of
+from bnfold._torch._nodes import arguments, kind_of
 from bnfold._torch._tensors import Array, from_numpy
 
 
@@ -73,14 +75,43 @@ class Surgery:
                 found[number] = reason
         return found
 
-    def apply(self, module: nn.Module, moves: Sequence[Move]) -> None:
+    def restricted(self, view: View) -> View:
+        """A view in which nothing absorbs what cannot be written into its module's parameters."""
+        if not any(isinstance(node.role, Affine) for node in view.nodes):
+            return view
+        nodes = zip(view.nodes, self._graph.nodes, self._graph.readings, strict=True)
+        return replace(view, nodes=tuple(self._restricted(*each) for each in nodes))
+
+    def _restricted(self, seen: _view.Node, node: Node, reading: Reading) -> _view.Node:
+        site, role = reading.site, seen.role
+        if site is None or not isinstance(role, Absorber | Affine):
+            return seen
+        weight = self._unwritable(node, site, site.weight_value, "weight")
+        bias = self._unwritable(node, site, site.bias_value, "bias")
+        old = role.absorber if isinstance(role, Affine) else role
+        assert old is not None
+        scale = weight or (bias if site.bias_value is not None else None)
+        ahead = old.ahead and replace(
+            old.ahead,
+            scale_blocked=old.ahead.scale_blocked or weight,
+            shift_blocked=old.ahead.shift_blocked or bias,
+        )
+        new = replace(
+            old,
+            scale_blocked=old.scale_blocked or scale,
+            shift_blocked=old.shift_blocked or bias,
+            ahead=ahead,
+        )
+        return replace(seen, role=replace(role, absorber=new) if isinstance(role, Affine) else new)
+
+    def apply(self, module: nn.Module, moves: Moves) -> None:
         """Carry out all moves on a module of the structure that was planned."""
         with torch.no_grad():
-            for move in moves:
-                site = self._graph.readings[move.into].site
+            for index, sides in moves.sides.items():
+                site = self._graph.readings[index].site
                 if site is not None:
-                    self._write(module, self._graph.nodes[move.into], site, move)
-            maps = [self._graph.nodes[index] for move in moves for index in move.maps]
+                    self._write(module, self._graph.nodes[index], site, sides)
+            maps = [self._graph.nodes[index] for move in moves.moves for index in move.maps]
             gone = {path for node in maps if (path := self._home(node)) is not None}
             for part in [module.get_submodule(path) for path in sorted(gone)]:
                 _clear(part)
@@ -106,9 +137,6 @@ class Surgery:
             if problem is not None:
                 where = view.nodes[index].label
                 return Reason("not-a-module", where, f"{where} {problem}")
-        site = self._graph.readings[move.into].site
-        if move.law == "absorb" and site is not None:
-            return self._unwritable(self._graph.nodes[move.into], site, move)
         return None
 
     def _irreplaceable(self, node: Node, gone: set[Node]) -> str | None:
@@ -136,22 +164,15 @@ class Surgery:
             return "may be computed by a hook, which would stay"
         return None
 
-    def _unwritable(self, node: Node, site: Site, move: Move) -> Reason | None:
-        """Why the new parameters of an operator have no place in a module."""
-        weight, bias = site.new_weight(move.absorbed), site.new_bias(move.absorbed)
-        for values, old, name in (
-            (weight, site.weight_value, "weight"),
-            (bias, site.bias_value, "bias"),
-        ):
-            if values is None:
-                continue
-            if isinstance(old, Constant):
-                reason = self._shared(old, node) or self._unbaked(old, node, name)
-                if reason is not None:
-                    return reason
-            elif self._bias_owner(node, site) is None:
-                message = f"the module of {site.label} has no bias to set"
-                return Reason("not-a-module", site.label, message)
+    def _unwritable(
+        self, node: Node, site: Site, old: Parameter | None, name: str
+    ) -> Reason | None:
+        """Why a new parameter of an operator has no place in a module."""
+        if isinstance(old, Constant):
+            return self._shared(old, node) or self._unbaked(old, node, name)
+        if self._bias_owner(node, site) is None:
+            message = f"the module of {site.label} has no bias to set"
+            return Reason("not-a-module", site.label, message)
         return None
 
     def _shared(self, old: Constant, node: Node) -> Reason | None:
@@ -319,11 +340,11 @@ class Surgery:
         tensor = self._tensors.get(name)
         return _memory(tensor) if tensor is not None else name
 
-    def _write(self, module: nn.Module, node: Node, site: Site, move: Move) -> None:
+    def _write(self, module: nn.Module, node: Node, site: Site, sides: Sides) -> None:
         owner = module.get_submodule(_owner(node))
         for values, old, name in (
-            (site.new_weight(move.absorbed), site.weight_value, "weight"),
-            (site.new_bias(move.absorbed), site.bias_value, "bias"),
+            (site.new_weight(sides.behind, sides.ahead), site.weight_value, "weight"),
+            (site.new_bias(sides.behind, sides.ahead), site.bias_value, "bias"),
         ):
             if values is None:
                 continue

@@ -16,8 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 
 from bnfold._errors import UsageError
+from bnfold._plan._carry import Homogeneous, Mixed
 from bnfold._plan._planner import Move
 from bnfold._plan._reasons import Reason
+from bnfold._plan._view import Carrier, Crossing
 from bnfold._torch._export import check
 from bnfold._torch._graph import Graph, path_of
 from bnfold._torch._quiet import quiet
@@ -68,7 +70,25 @@ def unsure(graph: Graph, module: nn.Module, moves: Sequence[Move]) -> Mapping[in
                 label = graph.view.nodes[index].label
                 message = f"without example inputs it is not known how many dimensions {label} sees"
                 found[number] = Reason("unknown-shape", label, message)
+        passed = next((node for node in move.crossed if not _is_certain(graph, node)), None)
+        if passed is not None or (move.law == "carry" and not move.ends):
+            label = graph.view.nodes[move.maps[0] if passed is None else passed].label
+            message = f"without example inputs it is not known what {label} does to maps"
+            found[number] = Reason("unknown-shape", label, message)
     return found
+
+
+def _is_certain(graph: Graph, index: int) -> bool:
+    """Whether maps cross an operator alike whatever the sizes: elementwise ones of one tensor, and
+    pools, which take one number of dimensions.
+    """
+    role = graph.view.nodes[index].role
+    if isinstance(role, Carrier):
+        return True
+    assert isinstance(role, Crossing)
+    return isinstance(role.law, Homogeneous) or (
+        isinstance(role.law, Mixed) and "pool" in graph.view.nodes[index].op
+    )
 
 
 def _first_layer(traced: GraphModule, node: Node) -> nn.Module | None:
