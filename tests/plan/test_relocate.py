@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import numpy as np
 import pytest
@@ -311,27 +310,3 @@ def test_the_order_of_nodes_does_not_matter():
     assert wanted[0]
     for seed in range(40):
         assert result(shuffled(branches(), seed)) == wanted
-
-
-@pytest.mark.parametrize("shape", ["chain", "comb"])
-def test_time_grows_with_the_graph_and_no_faster(shape):
-    """Ten times the nodes take nowhere near a hundred times as long."""
-
-    def seconds(count):
-        rows = [("op", OPAQUE, "x", "v0")]
-        for k in range(count):
-            if shape == "chain":
-                rows += [
-                    (f"bn{k}", bn(NEGATIVE), f"v{k}", f"w{k}"),
-                    (f"relu{k}", RELU, f"w{k}", f"v{k + 1}"),
-                ]
-            else:
-                rows.append((f"relu{k}", RELU, "v0", f"w{k}"))
-                rows.append((f"bn{k}", bn(), f"w{k}", f"v{k + 1}"))
-        outputs = f"v{count}" if shape == "chain" else " ".join(f"v{k + 1}" for k in range(count))
-        made = view(*rows, outputs=outputs)
-        start = time.process_time()
-        plan(made, {})
-        return time.process_time() - start
-
-    assert seconds(4000) < 40 * max(seconds(400), 0.01)
