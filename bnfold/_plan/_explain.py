@@ -37,4 +37,6 @@ def _told(stop: Stop, carried: str) -> str:
     if len(names) > _NAMED:
         names = [*names[: _NAMED - 1], f"{len(names) - _NAMED + 1} more"]
     through = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    return f"{carried} {through}, stopped at {stop.reason.at}: {stop.reason.message}"
+    at, message = stop.reason.at, stop.reason.message
+    where = message if message.startswith(at) else f"{at}: {message}"
+    return f"{carried} {through}, stopped at {where}"
