@@ -37,6 +37,7 @@ from bnfold._torch._constants import Constant
 from bnfold._torch._context import Context
 from bnfold._torch._nodes import arguments, dtype_of, kind_of, shape_of, sizes_of
 from bnfold._torch._tensors import DTYPES
+from bnfold._torch._unbound import Unbound
 
 _MANY = 1 << 22
 
@@ -363,12 +364,21 @@ def _picking(
     return Picked(axis, size, (places,)), data
 
 
-def _select(context: Context, node: Node, args: dict[str, Any]) -> _Found:
-    """One element along an axis, which goes."""
-    data = _one(args)
+def _select(context: Context, node: Node, args: dict[str, Any]) -> _Found | None:
+    data, index = _one(args), args["index"]
     axis = args["dim"] % _rank(data[0])
-    others = [k for k in range(_rank(data[0])) if k != axis]
-    return Mixed({k: place for place, k in enumerate(others)}, 1.0), data
+    if not isinstance(index, int):
+        return None
+    return Unbound(axis, _size_along(data[0], axis), (index,)), data
+
+
+def _unbind(context: Context, node: Node, args: dict[str, Any]) -> _Found | None:
+    """Each part is read once at most."""
+    data, numbers = _one(args), tuple(_number(user) for user in node.users)
+    axis = args["dim"] % _rank(data[0])
+    if len(set(numbers)) < len(numbers):
+        return None
+    return Unbound(axis, _size_along(data[0], axis), numbers), data
 
 
 def _sum_of_two(context: Context, node: Node, args: dict[str, Any]) -> _Found | None:
@@ -455,6 +465,7 @@ _GROUPS: dict[_Reader, str] = {
     _cut: "narrow slice",
     _index_select: "index_select",
     _select: "select",
+    _unbind: "unbind",
     _sum_of_two: "add add_ rsub sub sub_",
     _product_of_two: "div div_ mul mul_",
     _matmul: "bmm matmul mm",
