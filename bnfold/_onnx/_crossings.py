@@ -77,7 +77,7 @@ def _homogeneous(context: Context, node: NodeProto) -> Law:
     return Homogeneous(node.op_type == "Abs")
 
 
-def _clip(context: Context, node: NodeProto) -> Law | None:
+def _clip(context: Context, node: NodeProto) -> Law | Crossing | None:
     if context.opset < 11:
         low, high = (
             _attributes.number(node, name, math.nan) if _attributes.has(node, name) else None
@@ -85,7 +85,7 @@ def _clip(context: Context, node: NodeProto) -> Law | None:
         )
         return Clipped(low, high)
     bounds: list[float | None] = []
-    movable = True
+    movable, dtype = True, np.dtype(np.float32)
     for position in (1, 2):
         found = context.constant(node, position)
         if found is None:
@@ -94,8 +94,9 @@ def _clip(context: Context, node: NodeProto) -> Law | None:
         if not isinstance(found, Constant) or math.prod(found.shape) != 1 or not found.is_float:
             return None
         bounds.append(float(found.load().reshape(-1)[0]))
+        dtype = found.dtype
         movable = movable and found.protected is None
-    return Clipped(bounds[0], bounds[1], movable)
+    return Crossing(Clipped(bounds[0], bounds[1], movable), dtype=dtype)
 
 
 def _max_pool(context: Context, node: NodeProto) -> Law | None:
@@ -225,7 +226,7 @@ def _scales(context: Context, node: NodeProto) -> list[float] | None:
     return values or None
 
 
-def _pad(context: Context, node: NodeProto) -> Law | None:
+def _pad(context: Context, node: NodeProto) -> Law | Crossing | None:
     shape = context.shape(node.input[0])
     pads, padded = _pads(context, node), None
     if isinstance(pads, list) and shape is not None:
@@ -246,7 +247,8 @@ def _pad(context: Context, node: NodeProto) -> Law | None:
     if not isinstance(found, Constant) or math.prod(found.shape) != 1:
         return None
     value = float(found.load().reshape(-1)[0])
-    return Padded(value, padded, movable=found.protected is None and found.is_float)
+    law = Padded(value, padded, movable=found.protected is None and found.is_float)
+    return Crossing(law, dtype=found.dtype if found.is_float else None)
 
 
 def _is_float(context: Context, node: NodeProto) -> bool:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._affine import IDENTITY, AffineMap
+from bnfold._limits import Limits
 from bnfold._plan import _layout
 from bnfold._plan._layout import Map, Steps, Wide
 
@@ -30,10 +31,15 @@ class Edit:
 
     values: Mapping[str, float]
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether all of them are finite."""
-        return bool(np.isfinite(list(self.values.values())).all())
+    def fits(self, dtype: np.dtype[Any] | None) -> bool:
+        """Whether a dtype can store all of them, up to its rounding (None: any finite number)."""
+        numbers = np.abs(list(self.values.values()))
+        if dtype is None:
+            return bool(np.isfinite(numbers).all())
+        limits = Limits.of(dtype)
+        return bool(
+            ((numbers <= limits.largest) & ((numbers == 0) | (numbers >= limits.tiny))).all()
+        )
 
 
 @dataclass(frozen=True)

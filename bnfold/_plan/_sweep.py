@@ -359,8 +359,10 @@ class _Backward(_Sweep):
             choice = min(self.choices.get(producer, 0), len(ways) - 1)
             self.ways[producer], self.taken[producer] = len(ways), choice
             way = ways[choice]
-            if way.edit is not None and not way.edit.is_finite:
-                return self.refused(value, producer, "its new numbers would not be finite")
+            if way.edit is not None and not way.edit.fits(role.dtype):
+                return self.refused(
+                    value, producer, "its new numbers would leave the range of their type"
+                )
             self.cross(producer, way)
             for number, part in way.maps.items():
                 before = totals.get(number)
@@ -489,8 +491,8 @@ class _Forward(_Sweep):
             way = self._with_others(index, role, law, maps) or way
         if isinstance(way, str):
             return self.refused(value, index, way)
-        if way.edit is not None and not way.edit.is_finite:
-            return self.refused(value, index, "its new numbers would not be finite")
+        if way.edit is not None and not way.edit.fits(role.dtype):
+            return self.refused(value, index, "its new numbers would leave the range of their type")
         self.cross(index, way)
         for number, part in way.maps.items():
             if number < len(node.outputs) and node.outputs[number] >= 0:

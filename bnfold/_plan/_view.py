@@ -82,10 +82,13 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Crossing:
-    """An operator that maps cross by a law; ``data`` are the inputs that the law numbers."""
+    """An operator that maps cross by a law; ``data`` are the inputs that the law numbers, ``dtype``
+    is that of numbers which the law may change.
+    """
 
     law: Law
     data: tuple[int, ...] = (0,)
+    dtype: np.dtype[Any] | None = None
 
 
 @dataclass(frozen=True)
