@@ -8,7 +8,7 @@ parameters and operators is believed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from onnx import (
@@ -17,6 +17,7 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
+    TypeProto,
     ValueInfoProto,
     shape_inference,
 )
@@ -25,6 +26,7 @@ from bnfold._elementwise import Shape
 from bnfold._onnx._scopes import Scope, bodies
 
 _SMALL = 1024
+Tensor = TypeProto.Tensor
 
 
 @dataclass
@@ -53,7 +55,7 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
     skeleton.functions.extend(model.functions)
     _copy_graph(model.graph, skeleton.graph)
     inferred = _run(skeleton)
-    while _hint_reshapes(inferred.graph, skeleton.graph):
+    while _hint(inferred.graph, skeleton.graph):
         inferred = _run(skeleton)
     graphs = {id(scope.graph): scope for scope in scopes}
     _collect(model.graph, inferred.graph, graphs, known)
@@ -67,34 +69,60 @@ def _run(skeleton: ModelProto) -> ModelProto:
         return skeleton
 
 
-def _hint_reshapes(inferred: GraphProto, skeleton: GraphProto) -> bool:
-    """Declare the rank of every Reshape whose target's length is known; whether any was new.
-
-    A Reshape's output has as many axes as its target has elements, whatever they are (ONNX
-    Reshape); ONNX's inference says so only where it knows the elements.
-    """
+def _hint(inferred: GraphProto, skeleton: GraphProto) -> bool:
+    """Declare what ONNX's inference does not say of a node's output; whether any of it was new."""
     known = {
         value.name: value.type.tensor_type
         for value in (*inferred.input, *inferred.value_info, *inferred.output)
         if value.type.tensor_type.HasField("shape")
     }
+    sizes = {name: tuple(dim.dim_value for dim in own.shape.dim) for name, own in known.items()}
+    sizes |= {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
     hinted = {value.name for value in skeleton.value_info}
     found = False
     for node in inferred.node:
-        if node.op_type != "Reshape" or len(node.input) < 2:
+        if len(node.input) < 2 or not node.output or node.output[0] in hinted:
             continue
-        if node.output[0] in known or node.output[0] in hinted:
-            continue
-        source, target = known.get(node.input[0]), known.get(node.input[1])
-        if source is None or target is None or len(target.shape.dim) != 1:
-            continue
-        if target.shape.dim[0].dim_value > 0:
-            value = skeleton.value_info.add(name=node.output[0])
-            value.type.tensor_type.elem_type = source.elem_type
-            for _ in range(target.shape.dim[0].dim_value):
-                value.type.tensor_type.shape.dim.add()
+        hint = None
+        if node.op_type == "Reshape":
+            hint = _of_reshape(node, known)
+        elif node.op_type == "BatchNormalization":
+            hint = _of_batch_norm(node, known, sizes)
+        if hint is not None:
+            skeleton.value_info.add(name=node.output[0]).type.tensor_type.CopyFrom(hint)
             found = True
     return found
+
+
+def _of_reshape(node: NodeProto, known: Mapping[str, Tensor]) -> Tensor | None:
+    """The rank of a Reshape whose target's length is known.
+
+    A Reshape's output has as many axes as its target has elements, whatever they are (ONNX
+    Reshape); ONNX's inference says so only where it knows the elements.
+    """
+    source, target = known.get(node.input[0]), known.get(node.input[1])
+    if node.output[0] in known or source is None or target is None or len(target.shape.dim) != 1:
+        return None
+    hint = TypeProto.Tensor(elem_type=source.elem_type)
+    for _ in range(target.shape.dim[0].dim_value):
+        hint.shape.dim.add()
+    return hint if hint.shape.dim else None
+
+
+def _of_batch_norm(
+    node: NodeProto, known: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, ...]]
+) -> Tensor | None:
+    """The channels of a BatchNormalization are as many as its scale has elements."""
+    own, scale = known.get(node.output[0]), sizes.get(node.input[1], ())
+    if own is None or len(own.shape.dim) < 2 or len(scale) != 1 or scale[0] < 1:
+        return None
+    if own.shape.dim[1].dim_value > 0:
+        return None
+    hint = TypeProto.Tensor()
+    hint.CopyFrom(own)
+    hint.shape.dim[1].Clear()
+    hint.shape.dim[1].dim_value = scale[0]
+    return hint
 
 
 def _copy_graph(source: GraphProto, target: GraphProto) -> None:

@@ -322,16 +322,18 @@ def _check_matmul(case: Case) -> float:
         raise Mismatch(f"{label(case.twin)} has no constant factor")
     rank = case.line.scale.ndim
     vector = case.rank(1 - at) == 1
-    contracted = {rank - 2 if at == 1 else rank - 1} if not vector else set()
-    own = set(range(max(rank - factor.ndim + vector, 0), rank)) - contracted
-    if factor.ndim < 2:
-        own = set()
+    columns = factor.ndim - 2 if at == 1 else factor.ndim - 1
+    # What the constant has on each axis of the output: on the one that X writes, nothing.
+    sizes = list(factor.shape)
+    sizes[max(columns, 0)] = 1
+    if vector or factor.ndim < 2:
+        del sizes[max(columns, 0)]
+    own = {rank - len(sizes) + k for k, n in enumerate(sizes) if n > 1}
     scale = case.scale(sorted(own), made.dtype)
     if vector and rank:
         scale = np.expand_dims(scale, -2 if at == 1 else -1)
     while scale.ndim > factor.ndim and scale.shape[0] == 1:
         scale = scale[0]
-    columns = factor.ndim - 2 if at == 1 else factor.ndim - 1
     data = case.rank(1 - at)
     entry = None if data is None else (data - 1 if at == 1 else max(data - 2, 0))
     scales, terms = case.entering(entry, factor.shape[max(columns, 0)])
