@@ -64,8 +64,8 @@ def crossing(context: Context, node: Node) -> Crossed | None:
     if isinstance(node.meta.get("val"), Tensor):
         outputs: tuple[Node, ...] = (node,)
     else:
-        outputs = tuple(node.users)
-        if not outputs or any(user.target is not operator.getitem for user in outputs):
+        outputs = _parts(node)
+        if not outputs or any(user.target is not operator.getitem for user in node.users):
             return None
     found = reader(context, node, arguments(node))
     if found is None:
@@ -139,7 +139,12 @@ def _is_first_alone(node: Node) -> bool:
     """Whether of several outputs the first is used alone, and in one place."""
     if isinstance(node.meta.get("val"), Tensor):
         return True
-    return [_number(user) for user in node.users] == [0]
+    return [_number(part) for part in _parts(node)] == [0]
+
+
+def _parts(node: Node) -> tuple[Node, ...]:
+    """What is taken from a list and used."""
+    return tuple(user for user in node.users if user.users)
 
 
 def _number(part: Node) -> int:
@@ -306,7 +311,7 @@ def _split(context: Context, node: Node, args: dict[str, Any]) -> _Found | None:
     data = _one(args)
     axis = args["dim"] % _rank(data[0])
     parts, size = _sizes_along(node.meta["val"], axis), _size_along(data[0], axis)
-    numbers = [_number(user) for user in node.users]
+    numbers = [_number(part) for part in _parts(node)]
     if parts is None or size is None or sum(parts) != size or len(set(numbers)) < len(numbers):
         return None
     ends = np.cumsum(parts)
@@ -374,7 +379,7 @@ def _select(context: Context, node: Node, args: dict[str, Any]) -> _Found | None
 
 def _unbind(context: Context, node: Node, args: dict[str, Any]) -> _Found | None:
     """Each part is read once at most."""
-    data, numbers = _one(args), tuple(_number(user) for user in node.users)
+    data, numbers = _one(args), tuple(_number(part) for part in _parts(node))
     axis = args["dim"] % _rank(data[0])
     if len(set(numbers)) < len(numbers):
         return None
