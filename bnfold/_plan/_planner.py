@@ -288,17 +288,17 @@ class _Planner:
         )
 
     def _close(self, group: _Group) -> list[Place]:
-        """The places that a group leaves: what paid in one, every other map in its own."""
+        """The places that a group leaves: what paid in one, what follows it in another."""
         best = group.best
         if not group.maps:
-            return [self._lone(group, group.into)] if group.absorber is not None else []
+            return [self._lone(group.into)] if group.absorber is not None else []
         for index in group.maps[best.maps :]:
             self.kept[index] = group.reasons[index]
         behind = group.absorber is not None and group.now.absorbed.is_identity
         if not best.maps and behind and all(self._affine(i).composable for i in group.maps):
             state = State(IDENTITY, group.now.row)
             return [self._place(group, group.now, state, as_written=True)]
-        places = [self._lone(group, index) for index in group.maps[best.maps :]]
+        places = self._rest(group)
         if not best.maps:
             return places
         maps = group.maps[: best.maps]
@@ -309,6 +309,29 @@ class _Planner:
             self.kept.pop(index, None)
         state = State(best.absorbed, best.row)
         return [self._place(group, best, state, as_written=False), *places]
+
+    def _rest(self, group: _Group) -> list[Place]:
+        """The places of the maps of a group that did not pay: one, if all may be written anew."""
+        maps = group.maps[group.best.maps :]
+        row: Row = ()
+        for index in maps:
+            row = extended(row, self._affine(index).map)
+        composable = all(self._affine(index).composable for index in maps)
+        if len(maps) < 2 or not composable or len(row) > LONGEST_ROW:
+            return [self._lone(index) for index in maps]
+        chain = group.chain[group.chain.index(maps[0]) :]
+        return [
+            Place(
+                tuple(maps),
+                tuple(chain),
+                None,
+                State(IDENTITY, row),
+                sum(self._affine(index).steps for index in maps),
+                True,
+                dtype=self._affine(maps[0]).dtype,
+                norm=any(self._affine(index).absorber is not None for index in maps),
+            )
+        ]
 
     def _place(self, group: _Group, at: _State, state: State, as_written: bool) -> Place:
         maps = tuple(group.maps[: at.maps])
@@ -329,7 +352,7 @@ class _Planner:
             {index: group.reasons[index] for index in maps if index in group.reasons},
         )
 
-    def _lone(self, group: _Group, index: int) -> Place:
+    def _lone(self, index: int) -> Place:
         """The place of one map that stays as it is, for now."""
         role = self._affine(index)
         norm = role.absorber is not None
