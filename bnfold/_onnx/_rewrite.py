@@ -152,8 +152,8 @@ class _Writer:
             for node in move.crossed:
                 crossed.setdefault(node, []).append(graph.positions[move.maps[-1]])
         for node, maps in crossed.items():
-            output = graph.name(next(v for v in graph.view.nodes[node].outputs if v >= 0))
             into = graph.positions[node]
+            output = next(name for name in scope.nodes[into].output if name)
             yield Applied(scope.path, "cross", into, tuple(maps), (), output, output)
 
     def _told(self, step: Applied) -> Applied:

@@ -50,7 +50,8 @@ def probe(
         raise Mismatch(f"attributes of {label(twin)} changed")
     unfit: ValueError | None = None
     told = {n for gone in related.values() for n in np.broadcast(gone.scale, gone.shift).shape}
-    for size in dict.fromkeys((*sorted(told - {1}), *_SIZES)):
+    least = _reach(node)
+    for size in dict.fromkeys(max(n, least) for n in (*sorted(told - {1}), *_SIZES)):
         try:
             drawn = _drawn(before, old, node, related, size)
             if drawn is None:
@@ -110,6 +111,14 @@ def _drawn(
         first[str(number)] = (moved if ahead else values).astype(np.float32)
         second[str(number)] = (values if ahead else moved).astype(np.float32)
     return first, second
+
+
+def _reach(node: NodeProto) -> int:
+    """The size that a pool's window fits into."""
+    lists = {a.name: list(a.ints) for a in node.attribute}
+    kernel = lists.get("kernel_shape", [1])
+    dilations = lists.get("dilations") or [1] * len(kernel)
+    return max((int(k) - 1) * int(d) + 1 for k, d in zip(kernel, dilations, strict=True))
 
 
 def _own_sizes(gone: Related, rank: int) -> tuple[int, ...]:
