@@ -1,0 +1,259 @@
+"""Every operator that keeps channels on their axis, with every kind of map, in both directions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from ..graphs import codes, op, overridable
+from .nets import (
+    EVERY,
+    MAPS,
+    MONOTONE,
+    POSITIVE,
+    SCALES,
+    UNIFORM,
+    Middle,
+    ahead,
+    behind,
+    goes,
+    stays,
+)
+
+
+class Law(NamedTuple):
+    """An operator, the maps that pass it backward and forward, and the opset it is written for."""
+
+    middle: Middle
+    back: frozenset[str]
+    forth: frozenset[str]
+    opset: int = 18
+    x: Any = (2, 4, 4, 4)
+
+
+def one(kind: str, **attrs: Any) -> Middle:
+    return lambda x, y: [op(kind, x, y, **attrs)]
+
+
+def with_inputs(kind: str, *given: Any, **attrs: Any) -> Middle:
+    """An operator with constant inputs; None for one that is left out."""
+
+    def middle(x: str, y: str) -> Any:
+        names = ["_" if value is None else f"{y}.{n}" for n, value in enumerate(given)]
+        held = {f"{y}.{n}": np.asarray(v) for n, v in enumerate(given) if v is not None}
+        return [(op(kind, " ".join([x, *names]), y, **attrs), held)]
+
+    return middle
+
+
+def numbers(*values: float) -> Any:
+    return np.array(values, np.float32)
+
+
+def integers(*values: int) -> Any:
+    return np.array(values, np.int64)
+
+
+EMPTY = np.zeros(0, np.float32)
+SPATIAL = integers(2, 3)
+
+
+def resize(
+    mode: str, place: str = "half_pixel", scales: Any = (1, 1, 2, 2), **attrs: Any
+) -> Middle:
+    attrs |= {"mode": mode, "coordinate_transformation_mode": place}
+    return with_inputs("Resize", EMPTY, numbers(*scales), **attrs)
+
+
+def pad(pads: Any, mode: str, value: Any = None) -> Middle:
+    return with_inputs("Pad", integers(*pads), value, mode=mode)
+
+
+AROUND = (0, 0, 1, 1, 0, 0, 0, 1)
+SUMS = SCALES  # Padding that is counted: a shift would not be there.
+LAWS = {
+    "Identity": Law(one("Identity"), EVERY, EVERY),
+    "Dropout": Law(one("Dropout"), EVERY, EVERY),
+    "Relu": Law(one("Relu"), POSITIVE, POSITIVE),
+    "LeakyRelu": Law(one("LeakyRelu", alpha=0.2), POSITIVE, POSITIVE),
+    "LeakyRelu down": Law(one("LeakyRelu", alpha=-0.5), POSITIVE, POSITIVE),
+    "PRelu": Law(with_inputs("PRelu", numbers(0.25)), POSITIVE, POSITIVE),
+    "PRelu per channel": Law(
+        with_inputs("PRelu", numbers(0.1, -0.3, 0.5, 2).reshape(4, 1, 1)), POSITIVE, POSITIVE
+    ),
+    "Abs": Law(one("Abs"), POSITIVE, SCALES),
+    "Clip": Law(with_inputs("Clip", np.float32(0), np.float32(1)), UNIFORM, UNIFORM),
+    "Clip below": Law(with_inputs("Clip", np.float32(-0.2)), UNIFORM, UNIFORM),
+    "Clip above": Law(with_inputs("Clip", None, np.float32(0.3)), UNIFORM, UNIFORM),
+    "Relu6 of opset 6": Law(one("Clip", min=0.0, max=6.0), UNIFORM, UNIFORM, 9),
+    "Clip of opset 6, one bound": Law(one("Clip", max=0.25), UNIFORM, UNIFORM, 10),
+    "MaxPool": Law(one("MaxPool", kernel_shape=[2, 2]), MONOTONE, MONOTONE),
+    "MaxPool padded": Law(
+        one("MaxPool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]), MONOTONE, MONOTONE
+    ),
+    "MaxPool same": Law(
+        one("MaxPool", kernel_shape=[2, 3], auto_pad="SAME_UPPER"), MONOTONE, MONOTONE
+    ),
+    "GlobalMaxPool": Law(one("GlobalMaxPool"), MONOTONE, MONOTONE),
+    "ReduceMax": Law(with_inputs("ReduceMax", SPATIAL), MONOTONE, MONOTONE),
+    "ReduceMin": Law(one("ReduceMin", axes=[2, 3]), MONOTONE, MONOTONE, 13),
+    "AveragePool": Law(one("AveragePool", kernel_shape=[2, 2]), EVERY, EVERY),
+    "AveragePool padded": Law(
+        one("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]), EVERY, EVERY
+    ),
+    "AveragePool padded, counted": Law(
+        one("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1), SUMS, SUMS
+    ),
+    "AveragePool same": Law(
+        one("AveragePool", kernel_shape=[3, 2], auto_pad="SAME_LOWER"), EVERY, EVERY
+    ),
+    "AveragePool same, counted": Law(
+        one("AveragePool", kernel_shape=[3, 2], auto_pad="SAME_LOWER", count_include_pad=1),
+        SUMS,
+        SUMS,
+    ),
+    "AveragePool same, counted, that pads nothing": Law(
+        one(
+            "AveragePool",
+            kernel_shape=[2, 2],
+            strides=[2, 2],
+            auto_pad="SAME_LOWER",
+            count_include_pad=1,
+        ),
+        EVERY,
+        EVERY,
+    ),
+    "AveragePool to the ceiling": Law(
+        one("AveragePool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1), EVERY, EVERY
+    ),
+    "AveragePool to the ceiling, counted": Law(
+        one("AveragePool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1, count_include_pad=1),
+        SUMS,
+        SUMS,
+    ),
+    "GlobalAveragePool": Law(one("GlobalAveragePool"), EVERY, EVERY),
+    "ReduceMean": Law(with_inputs("ReduceMean", SPATIAL), EVERY, EVERY),
+    "ReduceMean over the batch": Law(one("ReduceMean", axes=[0, -1]), EVERY, EVERY, 13),
+    "ReduceSum": Law(with_inputs("ReduceSum", SPATIAL), EVERY, EVERY),
+    "ReduceSum of opset 11": Law(one("ReduceSum", axes=[3]), EVERY, EVERY, 11),
+    "Resize linear": Law(resize("linear"), EVERY, EVERY),
+    "Resize cubic": Law(resize("cubic"), EVERY, EVERY),
+    "Resize nearest": Law(resize("nearest"), EVERY, EVERY),
+    "Resize to a size": Law(
+        with_inputs("Resize", None, None, integers(2, 4, 6, 5), mode="linear"), EVERY, EVERY
+    ),
+    "Resize that crops": Law(
+        with_inputs(
+            "Resize",
+            numbers(0, 0, -0.5, 0, 1, 1, 1.5, 1),
+            numbers(1, 1, 2, 2),
+            mode="linear",
+            coordinate_transformation_mode="tf_crop_and_resize",
+        ),
+        frozenset({"number", "minus"}),
+        frozenset({"number", "minus"}),
+    ),
+    "Resize that crops, with a value": Law(
+        with_inputs(
+            "Resize",
+            numbers(0, 0, -0.5, 0, 1, 1, 1.5, 1),
+            numbers(1, 1, 2, 2),
+            mode="linear",
+            coordinate_transformation_mode="tf_crop_and_resize",
+            extrapolation_value=1.0,
+        ),
+        frozenset(),
+        frozenset(),
+    ),
+    "Upsample": Law(with_inputs("Upsample", numbers(1, 1, 2, 3), mode="linear"), EVERY, EVERY, 9),
+    "Resize of opset 10": Law(with_inputs("Resize", numbers(1, 1, 2, 3)), EVERY, EVERY, 10),
+    "Pad by reflection": Law(pad(AROUND, "reflect"), EVERY, EVERY),
+    "Pad by its edge": Law(pad(AROUND, "edge"), EVERY, EVERY),
+    "Pad around": Law(pad(AROUND, "wrap"), EVERY, EVERY, 19),
+    "Pad": Law(pad(AROUND, "constant"), SCALES | UNIFORM, SCALES | UNIFORM),
+    "Pad with a value": Law(
+        pad(AROUND, "constant", np.float32(0.5)), UNIFORM | {"minus"}, UNIFORM | {"minus"}
+    ),
+    "Pad of opset 10": Law(
+        one("Pad", pads=AROUND, value=0.5), UNIFORM | {"minus"}, UNIFORM | {"minus"}, 10
+    ),
+    "Expand": Law(with_inputs("Expand", integers(2, 4, 4, 4)), EVERY, EVERY, 18, (1, 4, 4, 1)),
+    "Slice": Law(
+        with_inputs("Slice", integers(-1), integers(-9), integers(3), integers(-2)), EVERY, EVERY
+    ),
+    "Slice of two axes": Law(
+        with_inputs("Slice", integers(0, 1), integers(1, 3), integers(0, 2)), EVERY, EVERY
+    ),
+    "Slice of opset 9": Law(one("Slice", axes=[2], starts=[1], ends=[99]), EVERY, EVERY, 9),
+    "Gather": Law(with_inputs("Gather", integers(3, 0, 0), axis=2), EVERY, EVERY),
+    "Concat with itself": Law(lambda x, y: [op("Concat", f"{x} {x}", y, axis=3)], EVERY, EVERY),
+    "sum with itself": Law(lambda x, y: [op("Sum", f"{x} {x}", y)], SCALES, EVERY),
+}
+CASES = [
+    pytest.param(law, direction, kind, id=f"{name}-{direction}-{kind}")
+    for name, law in LAWS.items()
+    for direction in ("back", "forth")
+    for kind in MAPS
+    if kind != "norm"
+]
+
+
+@pytest.mark.parametrize("law, direction, kind", CASES)
+def test_a_map_passes_where_its_law_says_so_and_stays_elsewhere(law, direction, kind):
+    build = behind if direction == "back" else ahead
+    made = build(law.middle, kind, law.x, opset=law.opset)
+    if kind in (law.back if direction == "back" else law.forth):
+        goes(made)
+    else:
+        stays(made, "not-carried", "zero-padding", "shared-output", "no-linear-operator")
+
+
+@pytest.mark.parametrize("law", list(LAWS.values()), ids=list(LAWS))
+def test_a_norm_of_mixed_signs_is_carried_as_far_as_it_goes(law):
+    for build in (behind, ahead):
+        whole = "norm" in (law.back if build is behind else law.forth)
+        made = build(law.middle, "norm", law.x, opset=law.opset)
+        if whole:
+            goes(made)
+        else:
+            stays(made, "not-carried", "zero-padding", "shared-output", "no-linear-operator")
+
+
+@pytest.mark.parametrize("name", ["Relu", "MaxPool", "AveragePool padded, counted", "Pad", "Clip"])
+@pytest.mark.parametrize("x", [("n", 4, "h", "w"), ("n", "c", 4, 4), (4, 4, "h", 4)])
+def test_unknown_sizes_stop_nothing_that_does_not_need_them(name, x):
+    law = LAWS[name]
+    kind = "number" if name == "Clip" else "positive"
+    data = {"x": np.random.default_rng(0).normal(size=(4, 4, 4, 4)).astype(np.float32)}
+    goes(behind(law.middle, kind, x, opset=law.opset), data)
+
+
+@pytest.mark.parametrize("given", ["Clip", "Pad with a value"])
+def test_numbers_that_a_caller_may_override_stay(given):
+    law = LAWS[given]
+    made = behind(law.middle, "number")
+    bound = next(t.name for t in made.graph.initializer if t.name.startswith("b.") and not t.dims)
+    stays(overridable(made, bound), "not-carried", "no-linear-operator")
+
+
+def test_a_resize_that_leaves_the_size_equal_still_mixes():
+    """Scale 1.04 on four elements gives four: other ones by the definition."""
+    goes(behind(resize("linear", scales=(1, 1, 2, 1.04)), "positive"))
+    mixed = resize("nearest", "asymmetric", (1, 1.04, 1, 2), nearest_mode="floor")
+    stays(behind(mixed, "positive"), "not-carried")
+
+
+def test_windows_without_a_known_element_let_nothing_pass():
+    """A dilated and padded window may hold padding alone."""
+    attrs = {"kernel_shape": [2, 2], "dilations": [2, 2], "pads": [1, 1, 1, 1]}
+    stays(behind(one("MaxPool", **attrs), "shift"), "no-linear-operator")
+
+
+def test_indices_of_a_max_pool_are_left_alone():
+    def middle(x: str, y: str) -> Any:
+        return [op("MaxPool", x, f"{y} where", kernel_shape=[2, 2])]
+
+    made = behind(middle, "positive", y="y where")
+    assert codes(made) == {"map": "no-linear-operator"}
