@@ -169,7 +169,7 @@ HARMLESS = {
     },
     **{
         ("earlier-shift-unscaled", f"{kind}{name}"): "one map goes into each operator"
-        for name in ("digits", "cls", "shufflenet", "resnet50")
+        for name in ("cls", "shufflenet", "resnet50")
         for kind in ("", "drawn-", "light-")
     },
     **{

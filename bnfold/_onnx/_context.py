@@ -12,6 +12,7 @@ from bnfold._onnx._constants import Constant, Constants
 from bnfold._onnx._quantized import Dequantized, dequantized
 from bnfold._onnx._scopes import Scope
 from bnfold._onnx._shapes import Shapes
+from bnfold._plan._layout import Size
 from bnfold._plan._reasons import Reason
 
 
@@ -40,6 +41,13 @@ class Context:
         if known is None or derived is None or len(known) != len(derived):
             return known if known is not None else derived
         return tuple(a if a is not None else b for a, b in zip(known, derived, strict=True))
+
+    def sizes(self, name: str) -> list[Size] | None:
+        """The sizes of a tensor's axes; equal words in them are equal sizes."""
+        shape, symbols = self.shape(name), self.shapes.sizes(self.scope, name)
+        if shape is None or symbols is None or len(shape) != len(symbols):
+            return None if shape is None else list(shape)
+        return [s if n is None else n for n, s in zip(shape, symbols, strict=True)]
 
     def type(self, name: str) -> int:
         """The element type of a tensor, 0 where not known."""

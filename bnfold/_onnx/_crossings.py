@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from bnfold._elementwise import Shape
 from bnfold._onnx import _attributes, _paddings
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._context import Context
@@ -284,8 +283,8 @@ def _transpose(context: Context, node: NodeProto) -> Law:
 
 def _reshape(context: Context, node: NodeProto) -> Law:
     """The index map of a Reshape: what it copies (0) or asks for, next to what it reads."""
-    before = _sizes(context.shape(node.input[0]))
-    after: list[Size] | None = _sizes(context.shape(node.output[0]), own=False)
+    before = _sizes(context, node.input[0])
+    after = context.sizes(node.output[0])
     listed = _attributes.integers(node, "shape") or _listed(context, node, 1)
     if before is None:
         return Rearranged(None)
@@ -302,7 +301,7 @@ def _reshape(context: Context, node: NodeProto) -> Law:
 
 
 def _flatten(context: Context, node: NodeProto) -> Law:
-    before = _sizes(context.shape(node.input[0]))
+    before = _sizes(context, node.input[0])
     if before is None:
         return Rearranged(None)
     axis = _attributes.integer(node, "axis", 1)
@@ -319,7 +318,7 @@ def _joined(sizes: Sequence[Size]) -> Size:
 
 
 def _squeeze(context: Context, node: NodeProto) -> Law:
-    before, axes = _sizes(context.shape(node.input[0])), _axes(context, node)
+    before, axes = _sizes(context, node.input[0]), _axes(context, node)
     if before is None or axes is _UNKNOWN:
         return Rearranged(None)
     if axes is None:
@@ -334,7 +333,7 @@ def _squeeze(context: Context, node: NodeProto) -> Law:
 
 
 def _unsqueeze(context: Context, node: NodeProto) -> Law:
-    before, axes = _sizes(context.shape(node.input[0])), _axes(context, node)
+    before, axes = _sizes(context, node.input[0]), _axes(context, node)
     if before is None or not isinstance(axes, list):
         return Rearranged(None)
     rank = len(before) + len(axes)
@@ -492,11 +491,12 @@ def _aligned(context: Context, node: NodeProto) -> Aligned:
     return Aligned(shapes, output)
 
 
-def _sizes(shape: Shape | None, own: bool = True) -> list[Size] | None:
-    """Sizes of a shape; those not known get a symbol each, if they are the input's ``own``."""
-    if shape is None:
+def _sizes(context: Context, name: str) -> list[Size] | None:
+    """The sizes of what a node reads; those not known have a word each."""
+    sizes = context.sizes(name)
+    if sizes is None:
         return None
-    return [f"#{axis}" if size is None and own else size for axis, size in enumerate(shape)]
+    return [f"own {axis}" if size is None else size for axis, size in enumerate(sizes)]
 
 
 _UNKNOWN = object()

@@ -7,8 +7,9 @@ parameters and operators is believed.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from onnx import (
@@ -24,6 +25,7 @@ from onnx import (
 
 from bnfold._elementwise import Shape
 from bnfold._onnx._scopes import Scope, bodies
+from bnfold._plan._layout import Size
 
 _SMALL = 1024
 Tensor = TypeProto.Tensor
@@ -31,15 +33,24 @@ Tensor = TypeProto.Tensor
 
 @dataclass
 class Shapes:
-    """Element types and shapes by graph path and tensor name; a size is None where not known."""
+    """Element types and shapes by graph path and tensor name; a size is None where not known.
+
+    ``symbols`` has a word in place of a size that is not known; equal words are equal sizes.
+    """
 
     types: dict[tuple[str, str], int] = field(default_factory=dict)
     shapes: dict[tuple[str, str], Shape] = field(default_factory=dict)
+    symbols: dict[tuple[str, str], tuple[Size, ...]] = field(default_factory=dict)
 
     def shape(self, scope: Scope, name: str) -> Shape | None:
         """The shape of a name as seen from a graph, or None where its rank is not known."""
         owner = scope.owner(name)
         return self.shapes.get((owner.path, name)) if owner else None
+
+    def sizes(self, scope: Scope, name: str) -> tuple[Size, ...] | None:
+        """The sizes of a name's axes, with words for those that are not known."""
+        owner = scope.owner(name)
+        return self.symbols.get((owner.path, name)) if owner else None
 
     def type(self, scope: Scope, name: str) -> int:
         """The element type of a name as seen from a graph, 0 where not known."""
@@ -53,7 +64,7 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
     skeleton = ModelProto(ir_version=model.ir_version)
     skeleton.opset_import.extend(model.opset_import)
     skeleton.functions.extend(model.functions)
-    _copy_graph(model.graph, skeleton.graph)
+    _copy_graph(model.graph, skeleton.graph, itertools.count())
     inferred = _run(skeleton)
     while _hint(inferred.graph, skeleton.graph):
         inferred = _run(skeleton)
@@ -63,10 +74,12 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
 
 
 def _run(skeleton: ModelProto) -> ModelProto:
-    try:
-        return shape_inference.infer_shapes(skeleton, strict_mode=False)
-    except Exception:  # What inference raises on an invalid model has no common base.
-        return skeleton
+    for through_data in (True, False):
+        try:
+            return shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=through_data)
+        except Exception:  # What inference raises on an invalid model has no common base.
+            continue
+    return skeleton
 
 
 def _hint(inferred: GraphProto, skeleton: GraphProto) -> bool:
@@ -125,9 +138,15 @@ def _of_batch_norm(
     return hint
 
 
-def _copy_graph(source: GraphProto, target: GraphProto) -> None:
+def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int]) -> None:
+    """Copy a graph; unknown sizes of its inputs get a symbol each, whatever they are called."""
     target.name = source.name or "graph"
     target.input.extend(source.input)
+    for value in target.input:
+        if value.type.WhichOneof("value") == "tensor_type":
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_value <= 0:
+                    dim.dim_param = f"size {next(symbols)}"
     for value in source.output:
         stripped = target.output.add()
         stripped.CopyFrom(value)
@@ -137,10 +156,10 @@ def _copy_graph(source: GraphProto, target: GraphProto) -> None:
         _copy_tensor(tensor, target.initializer.add())
     target.sparse_initializer.extend(source.sparse_initializer)
     for node in source.node:
-        _copy_node(node, target.node.add())
+        _copy_node(node, target.node.add(), symbols)
 
 
-def _copy_node(source: NodeProto, target: NodeProto) -> None:
+def _copy_node(source: NodeProto, target: NodeProto, symbols: Iterator[int]) -> None:
     heavy = source.op_type == "Constant" or any(
         attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
         for attribute in source.attribute
@@ -158,7 +177,7 @@ def _copy_node(source: NodeProto, target: NodeProto) -> None:
             _copy_tensor(attribute.t, copy.t)
         elif attribute.type == AttributeProto.GRAPH:
             copy.name, copy.type = attribute.name, attribute.type
-            _copy_graph(attribute.g, copy.g)
+            _copy_graph(attribute.g, copy.g, symbols)
         else:
             copy.CopyFrom(attribute)
 
@@ -185,6 +204,7 @@ def _collect(
         for tensor in inferred.initializer:
             known.types[path, tensor.name] = tensor.data_type
             known.shapes[path, tensor.name] = tuple(tensor.dims)
+            known.symbols[path, tensor.name] = tuple(tensor.dims)
     for node, twin in zip(original.node, inferred.node, strict=True):
         for (_, body), (_, body_twin) in zip(bodies(node), bodies(twin), strict=False):
             _collect(body, body_twin, graphs, known)
@@ -198,5 +218,9 @@ def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
     if tensor.HasField("shape"):
         known.shapes[path, value.name] = tuple(
             dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
+            for dim in tensor.shape.dim
+        )
+        known.symbols[path, value.name] = tuple(
+            dim.dim_value if dim.dim_value > 0 else dim.dim_param or None
             for dim in tensor.shape.dim
         )

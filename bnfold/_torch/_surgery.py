@@ -76,7 +76,10 @@ class Surgery:
         return found
 
     def restricted(self, view: View) -> View:
-        """A view in which nothing absorbs what cannot be written into its module's parameters."""
+        """A view in which nothing absorbs what cannot be written into its module's parameters.
+
+        A norm goes as a whole or takes in what follows it: nothing else can stand in its place.
+        """
         if not any(isinstance(node.role, Affine) for node in view.nodes):
             return view
         nodes = zip(view.nodes, self._graph.nodes, self._graph.readings, strict=True)
@@ -102,7 +105,10 @@ class Surgery:
             shift_blocked=old.shift_blocked or bias,
             ahead=ahead,
         )
-        return replace(seen, role=replace(role, absorber=new) if isinstance(role, Affine) else new)
+        if isinstance(role, Absorber):
+            return replace(seen, role=new)
+        whole = replace(role, absorber=new, composable=role.map.is_identity)
+        return replace(seen, role=whole)
 
     def apply(self, module: nn.Module, moves: Moves) -> None:
         """Carry out all moves on a module of the structure that was planned."""
