@@ -347,7 +347,7 @@ class _Planner:
             as_written,
             all(self._affine(index).composable for index in maps),
             group.dtype,
-            group.norm,
+            any(self._affine(index).absorber is not None for index in maps),
             None,
             {index: group.reasons[index] for index in maps if index in group.reasons},
         )
