@@ -194,6 +194,8 @@ class Padded:
 
     def backward(self, output: int, map_: Map) -> list[Way] | str:
         """``A(pad(x, v)) = pad(A(x), A(v))``."""
+        if self._pads_nothing:
+            return [Way({0: map_})]
         problem = self._problem(map_)
         if isinstance(problem, str):
             return problem
@@ -203,6 +205,8 @@ class Padded:
     def forward(self, maps: Maps) -> Way | str:
         """``pad(A(x), v) = A(pad(x, (v − t) / s))``, s ≠ 0 where v ≠ 0 or t ≠ 0."""
         map_ = maps[0]
+        if self._pads_nothing:
+            return Way({0: map_})
         problem = self._problem(map_)
         if isinstance(problem, str):
             return problem
@@ -214,6 +218,10 @@ class Padded:
             if scale == 0
             else Way({0: map_}, self._edit((self.value - shift) / scale))
         )
+
+    @property
+    def _pads_nothing(self) -> bool:
+        return self.padded is not None and not self.padded
 
     def _problem(self, map_: Map) -> str | None:
         if not isinstance(map_, AffineMap):
