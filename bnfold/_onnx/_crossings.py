@@ -114,12 +114,17 @@ def _average_pool(context: Context, node: NodeProto) -> Law | None:
 
 
 def _windows_full(context: Context, node: NodeProto) -> bool:
-    """Whether every window of a pool holds an element of its input for certain."""
+    """Whether every window of a pool holds an element of its input for certain.
+
+    With ``ceil_mode`` the last one begins inside only where no stride leaps over a whole window.
+    """
     kernel = _attributes.integers(node, "kernel_shape")
     if kernel is None:
         return False
     if not _paddings.is_padded(context, node, tuple(kernel)):
-        return True
+        strides = _attributes.integers(node, "strides") or []
+        leaps = any(stride > k for stride, k in zip(strides, kernel, strict=False))
+        return not (_ceils(node) and leaps)
     if _ceils(node) or any(d != 1 for d in _attributes.integers(node, "dilations") or ()):
         return False
     pads = _attributes.integers(node, "pads") or []

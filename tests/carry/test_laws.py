@@ -249,6 +249,8 @@ def test_windows_without_a_known_element_let_nothing_pass():
     """A dilated and padded window may hold padding alone."""
     attrs = {"kernel_shape": [2, 2], "dilations": [2, 2], "pads": [1, 1, 1, 1]}
     stays(behind(one("MaxPool", **attrs), "shift"), "no-linear-operator")
+    leaps = {"kernel_shape": [1, 1], "strides": [2, 3], "ceil_mode": 1}
+    stays(behind(one("MaxPool", **leaps), "shift", opset=12), "no-linear-operator")
 
 
 def test_indices_of_a_max_pool_are_left_alone():

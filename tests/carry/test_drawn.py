@@ -1,0 +1,71 @@
+"""Whole drawn graphs: folding changes nothing that they compute, whatever is carried where."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, Phase, event, given, reject, settings
+from hypothesis import strategies as st
+
+import bnfold
+
+from .drawing import drawn
+from .holding import Unrunnable, holds
+
+ONCE = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    report_multiple_bugs=False,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+SOURCES = st.randoms(use_true_random=False)
+
+
+def hold(source: random.Random, least: int, most: int) -> int:
+    """How many operators of a drawn graph are gone, and all that must hold of it.
+
+    Folding once more may find more, but then that must be right as well.
+    """
+    made, data = drawn(source, least, most)
+    folded = holds(made, data, settled=False)
+    if bnfold.plan(folded).folds:
+        holds(folded, data, settled=False)
+    return len(made.graph.node) - len(folded.graph.node)
+
+
+@settings(ONCE, max_examples=120)
+@given(SOURCES)
+def test_drawn_graphs(source):
+    try:
+        event(f"operators gone: {hold(source, 2, 20)}")
+    except Unrunnable:
+        reject()
+
+
+def test_graphs_of_many_operators():
+    """By seed, not by Hypothesis, whose draws of large graphs are slow; and most of them fold."""
+    gone = [hold(random.Random(seed), 10, 40) for seed in range(80)]
+    assert sum(1 for n in gone if n) > 60
+
+
+@pytest.mark.slow
+@settings(ONCE, max_examples=3000, derandomize=False)
+@given(SOURCES)
+def test_many_drawn_graphs(source):
+    try:
+        hold(source, 2, 30)
+    except Unrunnable:
+        reject()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(0, 20_000, 1000))
+def test_many_graphs_of_many_operators(start):
+    for seed in range(start, start + 1000):
+        try:
+            hold(random.Random(seed), 10, 40)
+        except Unrunnable:
+            continue
