@@ -75,7 +75,10 @@ def _standing_refusal(view: View, readings: Readings, move: Move) -> Reason | No
         vectors = standing_constants(readings, move, standing)
         if any(_weights.overflows(np.abs(vector), dtype) for vector in vectors):
             return Reason("overflow", where, f"the composed constants would overflow {dtype}")
-        lost = standing.op != "Add" and _weights.underflows(np.ones(1), vectors[0], dtype).any()
+        lost = (
+            standing.op not in ("Add", "Sub")
+            and _weights.underflows(np.ones(1), vectors[0], dtype).any()
+        )
         if lost:
             message = f"the composed scale would fall below {dtype}'s range"
             return Reason("underflow", where, message)
@@ -90,7 +93,7 @@ def standing_constants(readings: Readings, move: Move, standing: Standing) -> li
     """
     map_ = standing.map
     if standing.op != "BatchNormalization":
-        return [map_.scale if standing.op == "Mul" else map_.shift]
+        return [{"Mul": map_.scale, "Add": map_.shift, "Sub": -map_.shift}[standing.op]]
     deviation = readings[standing_batch_norm(readings, move)].deviation
     assert deviation is not None
     gamma, beta = map_.scale * deviation, np.broadcast_to(map_.shift, deviation.shape)

@@ -308,7 +308,7 @@ def _additions(editor: Editor, graph: Graph, move: Move) -> list[tuple[NodeProto
 
     A map of the same type lends its node: name, notes and constants.
     """
-    lenders = {op: [i for i in move.maps if graph.view.nodes[i].op == op] for op in ("Mul", "Add")}
+    lenders = {op: _lenders(graph, move, op) for op in ("Mul", "Add", "Sub")}
     additions = []
     for standing in move.stands:
         if standing.op == "BatchNormalization":
@@ -317,6 +317,17 @@ def _additions(editor: Editor, graph: Graph, move: Move) -> list[tuple[NodeProto
             lender = lenders[standing.op].pop(0) if lenders[standing.op] else None
             additions.append(_elementwise(editor, graph, move, standing, lender))
     return additions
+
+
+def _lenders(graph: Graph, move: Move, op: str) -> list[int]:
+    """The maps of a type; of a Sub only those that subtract a constant."""
+    found = []
+    for index in move.maps:
+        role = graph.view.nodes[index].role
+        assert isinstance(role, Affine)
+        if graph.view.nodes[index].op == op and (op != "Sub" or role.data == 0):
+            found.append(index)
+    return found
 
 
 def _batch_norm(editor: Editor, graph: Graph, move: Move, standing: Standing) -> NodeProto:

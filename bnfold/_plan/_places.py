@@ -13,13 +13,13 @@ from bnfold._plan._reasons import Reason
 from bnfold._plan._row import Row
 from bnfold._plan._sweep import End
 
-STEPS = {"Mul": 1, "Add": 1, "BatchNormalization": 2}
+STEPS = {"Mul": 1, "Add": 1, "Sub": 1, "BatchNormalization": 2}
 
 
 @dataclass(frozen=True)
 class Standing:
-    """An operator that has to stand: a Mul for A(s, 0), an Add for A(1, t), a BatchNormalization
-    for A(s, t) on axis 1.
+    """An operator that has to stand: a Mul for A(s, 0), an Add for A(1, t) or a Sub of −t, a
+    BatchNormalization for A(s, t) on axis 1.
     """
 
     op: str
@@ -41,8 +41,8 @@ class Place:
     ``into`` is the absorber directly ahead of them, if what stands may still go into it. As long
     as ``as_written`` the operators stand as the model has them; ``steps`` is then their work.
     ``dtype`` is that of the constants of what stands, ``norm`` whether one of them is a
-    BatchNormalization. ``restated`` says whether they may be written as other operators, ``fixed``
-    why they may not be touched at all. ``reasons`` say why each stays, where it does.
+    BatchNormalization, ``minus`` whether a Sub is there to hold a shift and no Add. ``restated``
+    says whether they may be written as other operators, ``fixed`` why they may not be touched. ``reasons`` say why each stays, where it does.
     """
 
     maps: tuple[int, ...]
@@ -54,6 +54,7 @@ class Place:
     restated: bool = True
     dtype: np.dtype[Any] | None = None
     norm: bool = False
+    minus: bool = False
     fixed: Reason | None = None
     reasons: dict[int, Reason] = field(default_factory=dict)
     ends: list[End] = field(default_factory=list)
@@ -62,7 +63,11 @@ class Place:
 
     def stands(self, state: State) -> tuple[Standing, ...]:
         """The operators that a state needs."""
-        return stands(state.row, self.dtype, self.norm)
+        found = stands(state.row, self.dtype, self.norm)
+        first = next((n for n, standing in enumerate(found) if standing.op == "Add"), None)
+        if not self.minus or first is None:
+            return found
+        return (*found[:first], Standing("Sub", found[first].map), *found[first + 1 :])
 
     def cost(self, state: State) -> tuple[int, int] | None:
         """Operators and steps of a state, None where it cannot be written here."""

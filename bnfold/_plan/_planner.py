@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -330,6 +330,7 @@ class _Planner:
                 True,
                 dtype=self._affine(maps[0]).dtype,
                 norm=any(self._affine(index).absorber is not None for index in maps),
+                minus=self._minus(maps),
             )
         ]
 
@@ -345,30 +346,34 @@ class _Planner:
             state,
             sum(self._affine(index).steps for index in maps),
             as_written,
-            all(self._affine(index).composable for index in maps),
-            group.dtype,
-            any(self._affine(index).absorber is not None for index in maps),
-            None,
-            {index: group.reasons[index] for index in maps if index in group.reasons},
+            restated=all(self._affine(index).composable for index in maps),
+            dtype=group.dtype,
+            norm=group.norm,
+            minus=self._minus(maps),
+            reasons={index: group.reasons[index] for index in maps if index in group.reasons},
         )
 
     def _lone(self, index: int) -> Place:
         """The place of one map that stays as it is, for now."""
         role = self._affine(index)
-        norm = role.absorber is not None
-        state = State(IDENTITY, (role.map,))
         return Place(
             (index,),
             (index,),
             None,
-            state,
+            State(IDENTITY, (role.map,)),
             role.steps,
-            True,
-            role.composable,
-            role.dtype,
-            norm,
-            self.refused.get(index),
+            as_written=True,
+            restated=role.composable,
+            dtype=role.dtype,
+            norm=role.absorber is not None,
+            minus=self._minus((index,)),
+            fixed=self.refused.get(index),
         )
+
+    def _minus(self, maps: Sequence[int]) -> bool:
+        """Whether a Sub of a constant could hold a shift, and no Add is there to."""
+        ops = {(self.view.nodes[index].op, self._affine(index).data) for index in maps}
+        return ("Sub", 0) in ops and not ops & {("Add", 0), ("Add", 1)}
 
     def _emit(self, place: Place, stops: Mapping[bool, Stop]) -> Move | None:
         """The move that a place makes, if any; and the reasons of the maps that stay."""

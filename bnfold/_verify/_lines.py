@@ -21,7 +21,7 @@ from bnfold._onnx._shapes import Shapes, infer
 
 Double = NDArray[np.float64]
 _EPSILON = float(np.float32(1e-5))
-_PASSED = ("Add", "BatchNormalization", "Dropout", "Identity", "Mul")
+_PASSED = ("Add", "BatchNormalization", "Dropout", "Identity", "Mul", "Sub")
 
 
 class Mismatch(Exception):
