@@ -42,7 +42,8 @@ class Place:
     as ``as_written`` the operators stand as the model has them; ``steps`` is then their work.
     ``dtype`` is that of the constants of what stands, ``norm`` whether one of them is a
     BatchNormalization, ``minus`` whether a Sub is there to hold a shift and no Add. ``restated``
-    says whether they may be written as other operators, ``fixed`` why they may not be touched. ``reasons`` say why each stays, where it does.
+    says whether they may be written as other operators, ``fixed`` why they may not be touched at
+    all. ``reasons`` say why each stays, where it does.
     """
 
     maps: tuple[int, ...]
