@@ -348,7 +348,7 @@ class _Planner:
             as_written,
             restated=all(self._affine(index).composable for index in maps),
             dtype=group.dtype,
-            norm=group.norm,
+            norm=any(self._affine(index).absorber is not None for index in maps),
             minus=self._minus(maps),
             reasons={index: group.reasons[index] for index in maps if index in group.reasons},
         )

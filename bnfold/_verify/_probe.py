@@ -58,7 +58,7 @@ def probe(
                 return 0.0
             left = _run(before, old, node, drawn[0])
             right = _run(after, new, twin, drawn[1])
-            return _compared(node, left, right, related)
+            return _compared(node, left, right, related, _largest(*drawn))
         except EngineError:
             continue
         except ValueError as error:  # A map and a tensor that NumPy cannot broadcast.
@@ -111,6 +111,12 @@ def _drawn(
         first[str(number)] = (moved if ahead else values).astype(np.float32)
         second[str(number)] = (values if ahead else moved).astype(np.float32)
     return first, second
+
+
+def _largest(*fed: Feeds) -> float:
+    """The largest number that goes in: what comes out of a sum may be smaller than its terms."""
+    sizes = [np.abs(v).max(initial=0) for feeds in fed for v in feeds.values() if v.dtype != bool]
+    return float(max(sizes, default=0))
 
 
 def _reach(node: NodeProto) -> int:
@@ -168,14 +174,16 @@ def _compared(
     left: list[NDArray[Any]],
     right: list[NDArray[Any]],
     related: Mapping[str, Related],
+    terms: float,
 ) -> float:
+    """How far outputs are apart, in the rounding of numbers as large as they or their ``terms``."""
     worst = 0.0
     names = [name for name in node.output if name]
     for name, one, other in zip(names, left, right, strict=True):
         if one.shape != other.shape:
             raise Mismatch(f"{label(node)} puts out {other.shape} now, not {one.shape}")
         wanted, made = one.astype(np.float64), other.astype(np.float64)
-        size = np.maximum(np.abs(wanted), np.abs(made))
+        size = np.maximum(np.maximum(np.abs(wanted), np.abs(made)), terms)
         gone = related.get(name)
         if gone is not None:
             line = laid_out(gone, wanted.ndim)
