@@ -12,11 +12,12 @@ from onnx import ModelProto
 from bnfold._errors import UsageError
 from bnfold._onnx._constants import Constants
 from bnfold._onnx._context import Context
+from bnfold._onnx._fused import fused
 from bnfold._onnx._roles import read_node
 from bnfold._onnx._scopes import Scope, label, read_scopes, reads_value
 from bnfold._onnx._shapes import infer
 from bnfold._plan._reasons import Reason
-from bnfold._plan._view import Affine, Node, Value, View
+from bnfold._plan._view import Affine, Barrier, Node, Value, View
 from bnfold._sites import Reading
 
 
@@ -75,9 +76,12 @@ def _read_graph(context: Context) -> Graph:
     values: dict[str, int] = {}
     nodes: list[Node] = []
     readings: list[Reading] = []
+    parts = fused(context)
     for position in order:
         node = scope.nodes[position]
         reading = read_node(context, node)
+        if position in parts and isinstance(reading.role, Affine):
+            reading = Reading(Barrier(parts[position]), shape=reading.shape)
         if reading.shape is not None and node.output:
             context.derived.setdefault(node.output[0], reading.shape)
         readings.append(reading)

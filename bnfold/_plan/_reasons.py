@@ -140,6 +140,11 @@ CODES: dict[str, Code] = {
         "border, where padding has no shift.",
         "Nothing, if that is what the model means; training with padding 0 or a shift of 0 helps.",
     ),
+    "fused-operator": Code(
+        "The operator is part of a GELU or normalization that is written out, and that runtimes "
+        "put together and run as one. Without it they would run the other parts one by one.",
+        "Nothing: the model runs faster this way.",
+    ),
     "no-gain": Code(
         "Folding is possible but would leave as many operators as before.",
         "Nothing: the model is as small as this fold could make it.",
