@@ -724,7 +724,8 @@ def drawn(source: random.Random, least: int = 2, most: int = 16) -> tuple[ModelP
             made.graph.initializer.append(_tensor(name, value))
     if free:  # What ONNX infers of a Slice or a Resize is not always so.
         for out in made.graph.output:
-            out.type.tensor_type.ClearField("shape")
+            for dim in out.type.tensor_type.shape.dim:
+                dim.Clear()
     data = {k: d.rng.normal(size=shape).astype(np.float32) for k, shape in given.items()}
     return made, data
 
