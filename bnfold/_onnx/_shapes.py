@@ -108,18 +108,41 @@ def _hint(inferred: GraphProto, skeleton: GraphProto) -> bool:
 
 
 def _of_reshape(node: NodeProto, known: Mapping[str, Tensor]) -> Tensor | None:
-    """The rank of a Reshape whose target's length is known.
+    """The rank of a Reshape whose target's length is known, or the one size that is missing.
 
-    A Reshape's output has as many axes as its target has elements, whatever they are (ONNX
-    Reshape); ONNX's inference says so only where it knows the elements.
+    A Reshape's output has as many axes as its target has elements, whatever they are, and as many
+    elements as its input (ONNX Reshape); ONNX's inference says so only where it knows the numbers.
     """
     source, target = known.get(node.input[0]), known.get(node.input[1])
-    if node.output[0] in known or source is None or target is None or len(target.shape.dim) != 1:
+    if source is None or target is None or len(target.shape.dim) != 1:
         return None
+    if node.output[0] in known:
+        return _completed(source, known[node.output[0]])
     hint = TypeProto.Tensor(elem_type=source.elem_type)
     for _ in range(target.shape.dim[0].dim_value):
         hint.shape.dim.add()
     return hint if hint.shape.dim else None
+
+
+def _completed(source: Tensor, own: Tensor) -> Tensor | None:
+    """A shape with its one unknown size, where the sizes of the source tell; symbols cancel."""
+    left: list[Size] = [dim.dim_value or dim.dim_param or None for dim in source.shape.dim]
+    product, missing = 1, []
+    for axis, dim in enumerate(own.shape.dim):
+        if dim.dim_value > 0:
+            product *= dim.dim_value
+        elif dim.dim_param and dim.dim_param in left:
+            left.remove(dim.dim_param)
+        else:
+            missing.append(axis)
+    sizes = [size for size in left if isinstance(size, int)]
+    if len(missing) != 1 or len(sizes) < len(left) or math.prod(sizes) % product:
+        return None
+    hint = TypeProto.Tensor()
+    hint.CopyFrom(own)
+    hint.shape.dim[missing[0]].Clear()
+    hint.shape.dim[missing[0]].dim_value = math.prod(sizes) // product
+    return hint if hint.shape.dim[missing[0]].dim_value > 0 else None
 
 
 def _of_batch_norm(
