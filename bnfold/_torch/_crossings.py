@@ -44,11 +44,12 @@ _MANY = 1 << 22
 
 @dataclass(frozen=True)
 class Crossed:
-    """A law with the tensors it numbers: those read, and those put out."""
+    """A law with the tensors it numbers: those read, and those put out; and their type."""
 
     law: Law
     data: tuple[Node, ...]
     outputs: tuple[Node, ...]
+    dtype: np.dtype[Any]
 
 
 def crossing(context: Context, node: Node) -> Crossed | None:
@@ -71,10 +72,11 @@ def crossing(context: Context, node: Node) -> Crossed | None:
     if found is None:
         return None
     law, data = found
-    kinds = {dtype_of(value) for value in (*data, *outputs)}
-    if len(kinds) > 1 or not kinds <= set(DTYPES) or context.is_constant(node):
+    first, *others = {dtype_of(value) for value in (*data, *outputs)}
+    dtype = DTYPES.get(first) if first is not None else None
+    if others or dtype is None or context.is_constant(node):
         return None
-    return Crossed(law, data, outputs)
+    return Crossed(law, data, outputs, dtype)
 
 
 def _one(args: dict[str, Any]) -> tuple[Node, ...]:

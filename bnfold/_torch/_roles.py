@@ -33,7 +33,7 @@ def read_node(context: Context, node: Node) -> Read:
     crossed = _crossings.crossing(context, node)
     if crossed is None:
         return NOTHING
-    role = Crossing(crossed.law, tuple(range(len(crossed.data))))
+    role = Crossing(crossed.law, tuple(range(len(crossed.data))), crossed.dtype)
     return Read(Reading(role), crossed.data, crossed.outputs)
 
 

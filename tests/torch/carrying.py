@@ -58,9 +58,9 @@ def behind(
     kind: str = "any",
     channels: int = C,
     rank: int = 4,
-    conv: nn.Module | None = None,
+    wide: int = C,
 ) -> nn.Module:
-    module = ready(Behind(op, channels, rank, conv or nn.Conv2d(C, C, 1)))
+    module = ready(Behind(op, channels, rank, nn.Conv2d(C, wide, 1)))
     normed(module.norm, kind)
     return module
 

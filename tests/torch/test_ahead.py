@@ -52,6 +52,12 @@ AHEAD = {
         "zero-padding",
     ),
     "transposed-blocks-scale": (lambda: nn.ConvTranspose2d(C, 3, 2, stride=2), same, "scale", ""),
+    "transposed-spread": (
+        lambda: nn.ConvTranspose2d(C, 3, 1, stride=2),
+        same,
+        "shift",
+        "zero-padding",
+    ),
     "transposed-grouped": (lambda: nn.ConvTranspose2d(C, 6, 3, groups=2), same, "scale", ""),
     "transposed-grouped-square": (
         lambda: nn.ConvTranspose2d(C, C, 1, groups=2),
@@ -73,11 +79,14 @@ AHEAD = {
     ),
     "relu": (conv(C, 3, 3, padding=1), F.relu, "positive scale", ""),
     "relu-shift": (conv(C, 3, 3), F.relu, "shift", "the shift does not pass"),
+    "relu-negative": (conv(C, 3, 3), F.relu, "scale", "a scale is not positive"),
+    "abs-negative": (conv(C, 3, 3), torch.abs, "scale", ""),
     "max-pool": (conv(C, 3, 2), nn.MaxPool2d(2), "positive", ""),
     "average": (conv(C, 3, 2), nn.AvgPool2d(2), "any", ""),
     "zeros-by-hand": (conv(C, 3, 3), nn.ZeroPad2d(1), "shift", "zero-padding"),
     "no-zeros-today": (conv(C, 3, 3), nn.ZeroPad2d(0), "shift", "zero-padding"),
     "upsampled": (conv(C, 3, 3), nn.Upsample(scale_factor=2), "any", ""),
+    "blocks": (conv(4 * C, 3, 1), nn.PixelUnshuffle(2), "any", ""),
     "flat": (lambda: nn.Linear(C**3, 3), lambda x: x.flatten(1), "any", ""),
     "head": (lambda: nn.Linear(C, 3), lambda x: x.mean((2, 3)), "any", ""),
     "summed": (lambda: nn.Linear(C, 3), lambda x: x.sum((2, 3)), "shift", "zero-padding"),
@@ -85,7 +94,7 @@ AHEAD = {
     "last-axis": (lambda: nn.Linear(C, C), same, "any", "varies along axis 1"),
     "dropout": (conv(C, 3, 2), nn.Dropout(), "any", ""),
 }
-FIXED = ("flat", "last-axis")
+FIXED = ("blocks", "flat", "last-axis")
 
 
 @pytest.mark.parametrize("name", list(AHEAD))

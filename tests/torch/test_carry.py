@@ -32,7 +32,8 @@ def fixed(op):
 
 
 BEHIND = {
-    # operator, kind of norm, what stops it ("" where nothing does), channels of the norm, its rank.
+    # operator, kind of norm, what stops it ("" where nothing does), channels of the norm, its rank,
+    # channels of the conv
     "relu": (F.relu, "positive scale", ""),
     "relu-in-place": (F.relu_, "positive scale", ""),
     "relu-negative": (F.relu, "scale", "not-carried"),
@@ -51,6 +52,7 @@ BEHIND = {
         "",
     ),
     "adaptive-max": (lambda x: F.adaptive_max_pool2d(x, 2), "positive", ""),
+    "adaptive-max-negative": (lambda x: F.adaptive_max_pool2d(x, 2), "any", "not-carried"),
     "average": (lambda x: F.avg_pool2d(x, 2), "any", ""),
     "average-counted": (lambda x: F.avg_pool2d(x, 3, 1, 1), "any", "zero-padding"),
     "average-counted-scale": (lambda x: F.avg_pool2d(x, 3, 1, 1), "scale", ""),
@@ -116,18 +118,21 @@ BEHIND = {
     "unsqueeze": (lambda x: x.unsqueeze(2).squeeze(2), "any", ""),
     "unflatten": (lambda x: x.unflatten(1, (2, 2)).flatten(1, 2), "any", ""),
     "shuffle-by-hand": (
-        lambda x: x.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2),
+        lambda x: x.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2),
         "any",
         "",
+        6,
+        4,
+        6,
     ),
-    "pixel-shuffle": (lambda x: F.pixel_shuffle(x, 2), "any", "", 1),
+    "pixel-shuffle": (lambda x: F.pixel_shuffle(x, 2), "any", "", 2, 4, 8),
     "pixel-unshuffle": (
         fixed(lambda x: F.pixel_unshuffle(x, 2)),
         "any",
         "not-carried",
         4 * C,
     ),
-    "channel-shuffle": (lambda x: F.channel_shuffle(x, 2), "any", ""),
+    "channel-shuffle": (lambda x: F.channel_shuffle(x, 2), "any", "", 6, 4, 6),
     "expand": (lambda x: x.mean(3, keepdim=True).expand(-1, -1, -1, 5), "any", ""),
     "narrow": (lambda x: x.narrow(1, 1, 2), "any", "", 2),
     "slice": (lambda x: x[:, 1:4:2], "any", "", 2),
@@ -211,6 +216,7 @@ BRANCHES = {
     "add": (lambda x, a, b: a + b, "any", "", {}),
     "add-in-place": (lambda x, a, b: a.add_(b), "any", "", {}),
     "sub": (lambda x, a, b: a - b, "any", "", {}),
+    "sub-from-relu": (lambda x, a, b: a.relu() - b, "positive", "", {}),
     "rsub": (lambda x, a, b: torch.rsub(a, b), "any", "", {}),
     "add-input": (lambda x, a: a + x, "any", "shared-output", {"inputs": 1}),
     "add-more": (lambda x, a, b: torch.add(a, b, alpha=2), "any", "no-linear-operator", {}),
@@ -242,6 +248,16 @@ BRANCHES = {
         ),
         "scale",
         "",
+        {"rank": 3},
+    ),
+    "attention-masked-shift": (
+        lambda x, a, b: (
+            F.scaled_dot_product_attention(
+                x.flatten(2).mT, a.flatten(2).mT, b.flatten(2).mT, attn_mask=MASK
+            ).mT
+        ),
+        "any",
+        "zero-padding",
         {"rank": 3},
     ),
 }

@@ -156,6 +156,55 @@ def test_a_fold_at_the_output_keeps_the_signature():
     same(program, folded, x)
 
 
+class Across(nn.Module):
+    """Maps that have to cross operators, some of which change their numbers, in both directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, bias=False)
+        self.second, self.last = nn.BatchNorm2d(8), nn.Linear(8, 3, bias=False)
+
+    def forward(self, x):
+        y = nn.functional.relu6(
+            self.conv(nn.functional.pad(self.first(x), (1, 1, 0, 0), mode="reflect"))
+        )
+        a, b = (y * 2 + 1).split((3, 5), 1)
+        return self.last(self.second(torch.cat((b, a), 1)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_maps_cross_operators(dynamic):
+    module, x = lively(Across()), torch.rand(4, 4, 6, 6)
+    sizes = {0: torch.export.Dim("n", min=2), 2: torch.export.Dim("h", min=4)}
+    program = export(module, x, dynamic_shapes=(sizes,) if dynamic else None)
+    folded = bnfold.fold(program)
+    wanted = ["pad", "conv2d", "hardtanh", "split_with_sizes", "getitem", "getitem", "cat", "mean"]
+    assert ops(folded) == [*wanted, "linear"]
+    same(program, folded, x)
+    if dynamic:
+        same(program, folded, torch.rand(3, 4, 9, 6))
+    assert bnfold.verify(program, folded).status == "pass"
+    assert bnfold.plan(folded).folds == ()
+    assert set(folded.state_dict) >= {"conv.weight", "conv2d_bias", "last.weight", "linear_bias"}
+
+
+def test_a_layer_that_two_norms_go_into_is_cloned():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 2, 2)
+            self.one, self.two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.conv(self.one(x)), self.conv(self.two(x.sin()))
+
+    module, x = lively(Twice()), torch.rand(3, 3, 3, 3)
+    program = export(module, x)
+    folded = bnfold.fold(program)
+    assert ops(folded) == ["conv2d", "sin", "conv2d"]
+    same(program, folded, x)
+
+
 def test_a_folded_program_is_settled():
     program = export(lively(Inline()), torch.rand(4, 4, 6, 6))
     assert bnfold.plan(bnfold.fold(program)).folds == ()

@@ -15,13 +15,15 @@ from torch.nn.utils.parametrizations import weight_norm  # noqa: E402
 
 import bnfold  # noqa: E402
 
+from .carrying import normed  # noqa: E402
 from .folding import assert_close, outputs, rand, ready  # noqa: E402
 
 N = 4
 LINEAR = "conv conv transpose linear layer group norm"
 AFFINE = "norm norm norm constant instance"
-ANY = f"{LINEAR} {AFFINE} identity relu dropout"
-NOT_FLAT = ("conv", "transpose", "instance", "group")
+CROSSED = "leaky relu6 abs pool pool mean pad turn swap shuffle upsample"
+ANY = f"{LINEAR} {AFFINE} identity relu dropout {CROSSED}"
+NOT_FLAT = ("conv", "transpose", "instance", "group", "pool", "pad", "shuffle", "upsample")
 OPS = ("mul", "add", "sub", "div", "rsub", "mul_", "add_")
 
 
@@ -41,6 +43,49 @@ class Constant(nn.Module):
         return getattr(torch, self.op)(x, self.value)
 
 
+class Function(nn.Module):
+    """An operator without parameters that keeps shapes."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def crossed(kind: str, rank: int, flag: bool) -> nn.Module:
+    """An operator that maps may cross."""
+    space = (1,) * (2 * (rank - 2))
+    size = 2 if rank > 2 else 1
+    return {
+        "leaky": lambda: nn.LeakyReLU(0.1, inplace=flag),
+        "relu6": lambda: nn.ReLU6(inplace=flag),
+        "abs": lambda: Function(torch.abs),
+        "pool": lambda: Function(pools(rank, flag)),
+        "mean": lambda: Function(lambda x: x.mean(-1, keepdim=True).expand_as(x)),
+        "pad": lambda: Function(
+            lambda x: nn.functional.pad(x, space, mode="constant" if flag else "replicate")[
+                (..., *[slice(1, -1)] * (rank - 2))
+            ]
+        ),
+        "turn": lambda: Function(lambda x: x.transpose(-1, -2)),
+        "swap": lambda: Function(lambda x: torch.cat(x.split((1, N - 1), 1)[::-1], 1)),
+        "shuffle": lambda: Function(lambda x: x.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2)),
+        "upsample": lambda: Function(
+            lambda x: nn.functional.interpolate(x, scale_factor=size)[
+                (..., *[slice(None, N)] * (rank - 2))
+            ]
+        ),
+    }[kind]()
+
+
+def pools(rank: int, largest: bool) -> Any:
+    kind = "max" if largest else "avg"
+    pool = getattr(nn.functional, f"{kind}_pool{rank - 2}d")
+    return lambda x: pool(x, 3, 1, 1)
+
+
 class Drawn(nn.Module):
     """Runs steps, each of which calls a module on an earlier value or joins two of them."""
 
@@ -57,6 +102,8 @@ class Drawn(nn.Module):
                 values.append(self.parts[which % len(self.parts)](y))
             elif kind == "join":
                 values.append(y * z.sigmoid() if which % 3 == 0 else y + z)
+            elif kind == "sigmoid":
+                values.append(y.sigmoid())
             elif kind == "inline":
                 values.append(y * self.gamma)
             elif kind == "write":
@@ -73,12 +120,15 @@ def parts(draw: Any, rank: int, kinds: str = ANY) -> nn.Module:
     dims = max(rank - 2, 1)
     groups = draw(st.sampled_from([1, 2, 4]))
     if kind == "conv":
-        conv = getattr(nn, f"Conv{dims}d")(N, N, 3, padding=1, groups=groups, bias=bias)
+        size = draw(st.sampled_from([1, 3, 3]))
+        conv = getattr(nn, f"Conv{dims}d")(N, N, size, padding=size // 2, groups=groups, bias=bias)
         return weight_norm(conv) if draw(st.integers(0, 5)) == 0 else conv
     if kind == "transpose":
         return getattr(nn, f"ConvTranspose{dims}d")(N, N, 3, padding=1, groups=groups, bias=bias)
     if kind == "norm":
-        return getattr(nn, f"BatchNorm{dims}d")(N, affine=bias)
+        norm = getattr(nn, f"BatchNorm{dims}d")(N, affine=bias)
+        norm.kind = draw(st.sampled_from(["any", "any", "positive", "scale", "positive scale"]))
+        return norm
     if kind == "instance":
         tracked = draw(st.booleans())
         return getattr(nn, f"InstanceNorm{dims}d")(N, affine=bias, track_running_stats=tracked)
@@ -88,6 +138,8 @@ def parts(draw: Any, rank: int, kinds: str = ANY) -> nn.Module:
         return Constant(draw(st.sampled_from(OPS)), shape)
     if kind == "relu":
         return nn.ReLU(inplace=bias)
+    if kind in CROSSED.split():
+        return crossed(kind, rank, bias)
     simple = {
         "linear": lambda: nn.Linear(N, N, bias=bias),
         "identity": nn.Identity,
@@ -113,8 +165,13 @@ def modules(draw: Any) -> tuple[nn.Module, int]:
     steps = [("call", k, 0, 0) for k in range(len(some))]
     for _ in range(draw(st.integers(0, 3))):
         steps.insert(draw(st.integers(0, len(steps))), draw(STEPS))
+    if draw(st.booleans()):
+        steps.insert(0, ("sigmoid", 0, 0, 0))
     out = [0, *draw(st.lists(st.integers(1, 4), max_size=1))]
     module = ready(Drawn(some, steps, out), seed=draw(st.integers(0, 99)))
+    for part in some:
+        if isinstance(getattr(part, "weight", None), nn.Parameter) and hasattr(part, "kind"):
+            normed(part, part.kind)
     if draw(st.integers(0, 3)) == 0:
         hooked = module.parts[draw(st.integers(0, len(some) - 1))]
         hook = draw(st.sampled_from([lambda m, i, o: None, lambda m, i, o: o * 3]))
@@ -143,6 +200,22 @@ def check(drawn: tuple[nn.Module, int], again: bool = False) -> None:
         assert_close(outputs(folded, (x,), {}), outputs(placed, (x,), {}), 0.0)
 
 
+def check_program(drawn: tuple[nn.Module, int]) -> None:
+    """The same for what is exported, whose graph can be written in more ways."""
+    module, rank = drawn
+    x = rand(*[N] * rank)
+    try:
+        program = torch.export.export(module, (x.clone(),))
+    except Exception:  # Whatever PyTorch cannot run or export is no program.
+        event("refused")
+        return
+    folded = bnfold.fold(program)
+    for seed in (1, 2):
+        args = (rand(*[N] * rank, seed=seed),)
+        wanted, made = (outputs(each.module(), args, {}) for each in (program, folded))
+        assert_close(wanted, made, 1e-8)
+
+
 OPTIONS: dict[str, Any] = {
     "deadline": None,
     "derandomize": True,
@@ -152,10 +225,16 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@settings(max_examples=25, **OPTIONS)
+@settings(max_examples=12, **OPTIONS)
 @given(modules())
 def test_random_modules(drawn):
     check(drawn)
+
+
+@settings(max_examples=8, **OPTIONS)
+@given(modules())
+def test_random_programs(drawn):
+    check_program(drawn)
 
 
 @pytest.mark.slow
@@ -163,6 +242,7 @@ def test_random_modules(drawn):
 @given(modules())
 def test_many_random_modules(drawn):
     check(drawn, again=True)
+    check_program(drawn)
 
 
 def test_the_drawing_folds_often_enough_to_mean_something():
