@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 import bnfold
 
-from ..graphs import Piece, affine_nodes, bn, const, conv, counts, model, rand
+from ..graphs import Piece, affine_nodes, bn, const, conv, counts, model, op, rand
 from .holding import holds
 
 Array = Any
@@ -23,6 +23,14 @@ def _along(values: Any) -> Array:
     return np.asarray(values, np.float32).reshape(-1, 1, 1)
 
 
+def _line(x: str, y: str, c: int) -> Piece:
+    """A norm of ``1.6·x − 0.5`` in every channel."""
+    names = ("scale", "shift", "mean", "var")
+    values = {f"map.{n}": np.full(c, v, np.float32) for n, v in zip(names, (2, 0.5, 0.625, 1.5525))}
+    inputs = " ".join([x, *values])
+    return op("BatchNormalization", inputs, y, name="map", epsilon=0.01), values
+
+
 # Maps by what laws ask of them; each has one number per channel, or one for all.
 MAPS: dict[str, Callable[[str, str, int], Piece]] = {
     "positive": lambda x, y, c: const("Mul", x, y, _along(np.linspace(0.5, 2, c)), name="map"),
@@ -32,13 +40,14 @@ MAPS: dict[str, Callable[[str, str, int], Piece]] = {
     "number": lambda x, y, c: const("Mul", x, y, np.float32(1.5), name="map"),
     "minus": lambda x, y, c: const("Mul", x, y, np.float32(-1.5), name="map"),
     "constant": lambda x, y, c: const("Add", x, y, np.float32(0.7), name="map"),
+    "line": lambda x, y, c: _line(x, y, c),
     "norm": lambda x, y, c: bn("map", x, y, c),
 }
 EVERY = frozenset(MAPS)
 SCALES = frozenset({"positive", "mixed", "zero", "number", "minus"})
 POSITIVE = frozenset({"positive", "number"})
-MONOTONE = frozenset({"positive", "zero", "shift", "number", "constant"})
-UNIFORM = frozenset({"number", "constant"})
+MONOTONE = frozenset({"positive", "zero", "shift", "number", "constant", "line"})
+UNIFORM = frozenset({"number", "constant", "line"})
 
 
 def behind(

@@ -253,6 +253,21 @@ def test_windows_without_a_known_element_let_nothing_pass():
     stays(behind(one("MaxPool", **leaps), "shift", opset=12), "no-linear-operator")
 
 
+@pytest.mark.parametrize("kind", MAPS)
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_channels_that_are_padded_have_no_map_of_their_own(kind, value):
+    middle = pad((0, 1, 0, 0, 0, 1, 0, 0), "constant", np.float32(value))
+    for made in (behind(middle, kind, c=4), ahead(middle, kind, reads=6)):
+        if made.graph.node[-1].name == "map" and kind not in ("number", "minus", "constant"):
+            continue  # it would have to have six channels
+        if kind in UNIFORM or kind == "minus":
+            goes(made)
+        else:
+            stays(made)
+    other = behind(middle, "number", c=4)
+    assert other.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 6
+
+
 def test_indices_of_a_max_pool_are_left_alone():
     def middle(x: str, y: str) -> Any:
         return [op("MaxPool", x, f"{y} where", kernel_shape=[2, 2])]

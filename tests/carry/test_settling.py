@@ -135,7 +135,7 @@ def test_a_map_goes_back_over_what_another_has_been_carried_ahead_of():
     """The first map goes forward past the Squeeze, what both come to back into the product."""
     made = model(
         (op("MatMul", "x w", "a", name="product"), {"w": rand(1, 1)}),
-        const("Sub", "a", "b", np.float32(0.8), left=True, name="one"),
+        const("Add", "a", "b", np.float32(0.8), name="one"),
         (op("Squeeze", "b axis", "c"), {"axis": np.array([3], np.int64)}),
         bn("two", "c", "y", 2),
         x=(2, 2, 2, 1, 1),
