@@ -276,7 +276,7 @@ def test_a_gather_of_one_index_takes_the_axis_away():
     made = model(bn("map", "x", "s", 4), one, conv("c2", "a", "y", (3, 4, 1)), x=X)
     goes(made)
     gone = op("Gather", "s at", "a", axis=1), {"at": np.array(1, np.int64)}
-    stays(model(bn("map", "x", "s", 4), gone, conv("c2", "a", "y", (3, 4, 1)), x=X))
+    goes(model(bn("map", "x", "s", 4), gone, conv("c2", "a", "y", (3, 4, 1)), x=X))
     # What is left on axis 1 has as many elements as the channels had.
 
 
@@ -336,3 +336,39 @@ def test_operators_never_grow_where_a_map_would_have_to_stand_twice():
     made = model(*parts, x=(2, 4))
     stays(made, "no-gain", "not-carried", "no-linear-operator")
     assert counts(made)["Add"] == 1
+
+
+@pytest.mark.parametrize("by", ["gather", "slice"])
+@pytest.mark.parametrize("others", [True, False])
+def test_parts_of_one_tensor_that_ask_for_maps_of_their_own(by, others):
+    """Queries and keys picked from one projection, each with its scale; a reader of all of it sees
+    both.
+    """
+    numbers = {"axes": np.array([0], np.int64), "split": np.array([0, 0, 2, 4], np.int64)}
+    pieces = []
+    for k in range(2):
+        numbers[f"at{k}"] = np.array(k if by == "gather" else [k], np.int64)
+        numbers[f"end{k}"] = np.array([k + 1], np.int64)
+        if by == "gather":
+            pieces.append(op("Gather", f"t at{k}", f"p{k}", axis=0))
+        else:
+            pieces.append(op("Slice", f"t at{k} end{k} axes", f"u{k}"))
+            pieces.append(op("Squeeze", f"u{k} axes", f"p{k}"))
+    made = model(
+        (op("MatMul", "x w", "m"), {"w": rand(6, 8)}),
+        const("Add", "m", "a", rand(8)),
+        op("Reshape", "a split", "r"),
+        op("Transpose", "r", "t", perm=[2, 0, 1, 3]),
+        *pieces,
+        const("Mul", "p0", "q", np.float32(0.4), name="map"),
+        const("Mul", "p1", "k", np.float32(1.7)),
+        *([] if others else [op("Tanh", "t", "z")]),
+        op("Add", "q k", "y"),
+        x=(2, 5, 6),
+        y="y" if others else "y z",
+        weights=numbers,
+    )
+    if others:
+        goes(made)
+    else:
+        stays(made, "shared-output")
