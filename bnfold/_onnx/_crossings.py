@@ -469,10 +469,10 @@ def _gather(context: Context, node: NodeProto) -> Law | None:
         return None
     axis = _attributes.integer(node, "axis", 0) % len(shape)
     size = shape[axis]
-    if isinstance(indices, Constant) and len(indices.shape) == 1 and indices.protected is None:
-        places = indices.load().astype(np.intp)
+    if isinstance(indices, Constant) and len(indices.shape) < 2 and indices.protected is None:
+        places = indices.load().astype(np.intp).reshape(-1)
         if size is not None and size <= _MANY and bool((np.abs(places) <= size).all()):
-            return Picked(axis, size, (places % size,))
+            return Picked(axis, size, (places % size,), gone=not indices.shape)
     more = context.shape(node.input[1])
     if more is None:
         return Mixed(None, 1.0)

@@ -320,22 +320,26 @@ class Concatenated:
 class Picked:
     """Split, Slice, Gather along ``axis``: output j holds the elements ``places[j]`` of the input.
 
-    ``axes`` says for each other axis of the input where it is in the output.
+    ``gone``: it holds one, and has no axis for it.
     """
 
     axis: int
     size: int
     places: tuple[NDArray[np.intp], ...]
+    gone: bool = False
 
     def backward(self, output: int, map_: Map) -> list[Way] | str:
         """Elements that the output holds get its map, others none. Those picked twice must agree.
 
-        A map along another axis changes the whole input, so there must be one output only.
+        Where there is one output only, a map that does not vary along the axis may also become one
+        of the whole input, whose other elements nobody sees.
         """
         if not isinstance(map_, AffineMap):
             return "the map varies along several axes"
-        if map_.axis not in (None, self.axis) or (map_.axis is None and len(self.places) == 1):
-            return [Way({0: map_})] if len(self.places) == 1 else "its other outputs would change"
+        own = map_.axis if not self.gone or map_.axis is None else self._before(map_.axis)
+        whole = [Way({0: AffineMap.of(map_.scale, map_.shift, own)})]
+        if own is not None and own != self.axis:
+            return whole if len(self.places) == 1 else "its other outputs would change"
         places = self.places[output]
         scale, shift = np.ones(self.size), np.zeros(self.size)
         scale[places], shift[places] = map_.scale, map_.shift
@@ -344,7 +348,8 @@ class Picked:
             and np.array_equal(shift[places], np.broadcast_to(map_.shift, places.shape))
         ):
             return "it picks a channel twice, with different maps"
-        return [Way({0: AffineMap.of(scale, shift, self.axis)})]
+        part = [Way({0: AffineMap.of(scale, shift, self.axis)})]
+        return [*whole, *part] if own is None and len(self.places) == 1 else part
 
     def forward(self, maps: Maps) -> Way | str:
         """Every output gets the scales and shifts of the elements it holds."""
@@ -352,13 +357,23 @@ class Picked:
         if not isinstance(map_, AffineMap):
             return "the map varies along several axes"
         if map_.axis != self.axis:
-            return Way(dict.fromkeys(range(len(self.places)), map_))
+            axis = map_.axis
+            if self.gone and axis is not None:
+                axis -= axis > self.axis
+            moved = AffineMap.of(map_.scale, map_.shift, axis)
+            return Way(dict.fromkeys(range(len(self.places)), moved))
         return Way(
             {
-                n: AffineMap.of(map_.scale[places], map_.shift[places], self.axis)
+                n: AffineMap.of(
+                    map_.scale[places], map_.shift[places], None if self.gone else self.axis
+                )
                 for n, places in enumerate(self.places)
             }
         )
+
+    def _before(self, axis: int) -> int:
+        """The axis of the input that an axis of the output was."""
+        return axis + (axis >= self.axis)
 
 
 @dataclass(frozen=True)

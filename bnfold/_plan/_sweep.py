@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold._affine import AffineMap
+from bnfold._affine import IDENTITY, AffineMap
 from bnfold._plan._carry import (
     PADDING,
     Clipped,
@@ -305,23 +305,50 @@ class _Backward(_Sweep):
         if tensor.pinned is not None:
             return self.stop(value, tensor.pinned, for_all=True), None
         maps = list(wants.values())
-        reader = next(iter(wants))[0]
-        if len(wants) < len(tensor.readers):
-            known = {by for by, _ in wants}
-            other = next((r for r in tensor.readers if r not in known), reader)
-            label = view.nodes[other].label
-            message = f"{tensor.name} is also read by {label}"
-            return self.stop(value, Reason("shared-output", label, message)), None
-        if not all(_equal(maps[0], map_) for map_ in maps[1:]):
-            label = view.nodes[reader].label
-            message = f"the readers of {tensor.name} ask for different maps of it"
-            return self.stop(value, Reason("shared-output", label, message)), None
+        map_: Map | None = maps[0]
+        if len(wants) < len(tensor.readers) or not all(_equal(maps[0], m) for m in maps[1:]):
+            map_ = self._in_parts(value, wants)
+        if map_ is None:
+            return self.stop(value, self._disagreed(value, wants)), None
         if tensor.producer is None:
             message = f"it reads {tensor.name}, which enters the graph from outside"
             reason = Reason("no-linear-operator", tensor.name, message)
             return self.stop(value, reason, for_all=True), None
-        stop = self.relate(value, maps[0])
-        return stop, maps[0]
+        stop = self.relate(value, map_)
+        return stop, map_
+
+    def _disagreed(self, value: int, wants: Mapping[tuple[int, int], Map]) -> Reason:
+        tensor, known = self.view.values[value], {by for by, _ in wants}
+        other = next((r for r in tensor.readers if r not in known), None)
+        if other is not None or len(wants) < len(tensor.readers):
+            label = self.view.nodes[next(iter(known)) if other is None else other].label
+            return Reason("shared-output", label, f"{tensor.name} is also read by {label}")
+        label = self.view.nodes[next(iter(known))].label
+        message = f"the readers of {tensor.name} ask for different maps of it"
+        return Reason("shared-output", label, message)
+
+    def _in_parts(self, value: int, wants: Mapping[tuple[int, int], Map]) -> Map | None:
+        """The map of a tensor of which every reader picks a part, where each sees of it what it
+        asked for, and nothing if it asked for nothing.
+        """
+        readers = self.view.values[value].readers
+        if not all(_picks(self.view.nodes[reader]) for reader in dict.fromkeys(readers)):
+            return None
+        total = IDENTITY
+        for map_ in wants.values():
+            joined = total.then(map_) if isinstance(map_, AffineMap) else None
+            if joined is None:
+                return None
+            total = joined
+        for reader in dict.fromkeys(readers):
+            law = self.view.nodes[reader].role.law  # type: ignore[union-attr]
+            asked = next((m for (by, _), m in wants.items() if by == reader), IDENTITY)
+            seen, wanted = law.forward({0: total}), law.forward({0: asked})
+            if isinstance(seen, str) or isinstance(wanted, str):
+                return None
+            if not all(_equal(seen.maps[n], wanted.maps[n]) for n in seen.maps):
+                return None
+        return total
 
     def _past(self, producer: int, agreed: list[tuple[int, Map]]) -> Stop | None:
         """Carry maps of what an operator puts out to what it reads, or let it take them in."""
@@ -528,6 +555,10 @@ def _cancelled(map_: AffineMap, terms: NDArray[np.float64]) -> AffineMap:
     scale = np.where(np.abs(map_.scale - 1) <= _ROUNDING, 1.0, map_.scale)
     shift = np.where(np.abs(map_.shift) <= _ROUNDING * terms, 0.0, map_.shift)
     return AffineMap.of(scale, shift, map_.axis)
+
+
+def _picks(node: Node) -> bool:
+    return isinstance(node.role, Crossing) and isinstance(node.role.law, Picked)
 
 
 def _equal(one: Map, other: Map) -> bool:
