@@ -68,7 +68,7 @@ class _Values:
         self._pinned = pinned
         self._producers: dict[Node, int] = {}
         self._readers: dict[Node, list[int]] = {}
-        self._lists: dict[Node, Node] = {}
+        self._parts: set[Node] = set()
         self._count = 0
 
     def node(self, label: str, node: Node, found: Read) -> _view.Node:
@@ -78,7 +78,7 @@ class _Values:
         them from it, which read nothing then.
         """
         place, self._count = self._count, self._count + 1
-        if node in self._lists:
+        if node in self._parts:
             return _view.Node(label, kind_of(node), OPAQUE, (), ())
         inputs = list(_reads(node))
         for source in found.data:
@@ -89,7 +89,7 @@ class _Values:
                 self._readers.setdefault(source, []).append(place)
         outputs = found.outputs or (node,)
         self._producers.update((output, place) for output in outputs)
-        self._lists.update((output, node) for output in outputs if output is not node)
+        self._parts.update(output for output in outputs if output is not node)
         numbered = tuple(self._numbers[source] for source in inputs)
         written = tuple(self._numbers[output] for output in outputs)
         return _view.Node(label, kind_of(node), found.reading.role, numbered, written)
@@ -101,7 +101,7 @@ class _Values:
                 node.name,
                 self._producers.get(node),
                 tuple(self._readers.get(node, ())),
-                self._pinned.get(node) or self._pinned.get(self._lists.get(node, node)),
+                self._pinned.get(node),
             )
             for node in self._numbers
         )

@@ -400,3 +400,30 @@ def test_bounds_that_are_tensors_let_nothing_pass():
 def test_half_precision_beside_single_lets_nothing_pass():
     module = behind(lambda x: x.float().mean(3, dtype=torch.float64), rank=3)
     fold(module, X, folds=0)
+
+
+class Parts(nn.Module):
+    def forward(self, x):
+        return x.split(C, 1)
+
+
+class OfParts(nn.Module):
+    """A norm of one of the tensors that a module gives in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.parts, self.norm = nn.Conv2d(C, 2 * C, 1), Parts(), nn.BatchNorm2d(C)
+
+    def forward(self, x):
+        first, second = self.parts(self.conv(x))
+        return self.norm(first), second
+
+
+def test_a_hook_sees_the_list_it_saw():
+    module, seen = ready(OfParts()), []
+    fold(module, X, folds=1)
+    module.parts.register_forward_hook(lambda m, i, o: seen.append([each.clone() for each in o]))
+    done = fold(module, X, folds=0, codes=["shared-output"])
+    seen.clear()
+    module(X), done.module(X)
+    assert all(map(torch.equal, *seen))
