@@ -14,6 +14,8 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
+import bnfold  # noqa: E402
+
 from .carrying import C, behind, normed, program  # noqa: E402
 from .folding import fold, rand, ready  # noqa: E402
 
@@ -397,9 +399,11 @@ def test_bounds_that_are_tensors_let_nothing_pass():
     assert "mul" in str(program(module, X).graph)
 
 
-def test_half_precision_beside_single_lets_nothing_pass():
-    module = behind(lambda x: x.float().mean(3, dtype=torch.float64), rank=3)
-    fold(module, X, folds=0)
+def test_an_operator_that_changes_the_type_lets_nothing_pass():
+    module = behind(lambda x: x.mean(3, dtype=torch.float32), rank=3)
+    module.norm.float()
+    (kept,) = bnfold.plan(module, (X,)).kept
+    assert (kept.code, kept.at) == ("no-linear-operator", "mean")
 
 
 class Parts(nn.Module):
