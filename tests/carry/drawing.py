@@ -485,7 +485,28 @@ class Drawing:
                 asked[k] = 0
         if self.chance(2):
             asked[self.source.randrange(len(asked))] = -1
-        self.add("Reshape", f"{x} {self.integers(*asked)}", tuple(new))
+        target = self.computed(asked, new) if self.opset >= 13 and self.chance(3) else None
+        self.add("Reshape", f"{x} {target or self.integers(*asked)}", tuple(new))
+
+    def computed(self, asked: list[int], new: list[int]) -> str:
+        """A target put together at run time, sizes of any tensor that fit by accident among it."""
+        parts = []
+        for entry, size in zip(asked, new):
+            at = [(k, axis) for k, s in self.shapes.items() for axis in range(len(s))]
+            fitting = [(k, axis) for k, axis in at if self.shapes[k][axis] == size]
+            if entry <= 0 or not fitting or self.chance(2):
+                parts.append(self.integers(entry))
+                continue
+            tensor, axis = self.source.choice(fitting)
+            shape, one, part = self.name("shape"), self.name("size"), self.name("part")
+            where = self.stored(np.array(axis, np.int64))
+            self.nodes.append(op("Shape", tensor, shape))
+            self.nodes.append(op("Gather", f"{shape} {where}", one))
+            self.nodes.append(op("Unsqueeze", f"{one} {self.integers(0)}", part))
+            parts.append(part)
+        target = self.name("target")
+        self.nodes.append(op("Concat", " ".join(parts), target, axis=0))
+        return target
 
     def expand(self) -> None:
         x = self.pick()
