@@ -32,15 +32,23 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Related:
-    """What the values of a tensor have gone through: ``new = scale·old + shift``, or, where
-    ``ahead``, ``old = scale·new + shift``; along ``axis``, or, where None, with one number each or
-    arrays of the tensor's rank.
+class Step:
+    """``scale·x + shift`` along ``axis``, or, where None, with one number each or arrays of the
+    tensor's rank.
     """
 
     scale: NDArray[np.float64]
     shift: NDArray[np.float64]
     axis: int | None
+
+
+@dataclass(frozen=True)
+class Related:
+    """What the values of a tensor have gone through, one step after the other: from old to new, or,
+    where ``ahead``, from new to old.
+    """
+
+    steps: tuple[Step, ...]
     ahead: bool
 
 
@@ -103,9 +111,10 @@ class _Writer:
         self.inside: set[str] = set()
         self.related = {
             graph.name(value): Related(
-                relation.map.scale,
-                relation.map.shift,
-                relation.map.axis if isinstance(relation.map, AffineMap) else None,
+                tuple(
+                    Step(m.scale, m.shift, m.axis if isinstance(m, AffineMap) else None)
+                    for m in relation.maps
+                ),
                 relation.ahead,
             )
             for value, relation in moves.relations.items()

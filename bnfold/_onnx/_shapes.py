@@ -28,6 +28,7 @@ from bnfold._onnx._scopes import Scope, bodies
 from bnfold._plan._layout import Size
 
 _SMALL = 1024
+_FIRST_WITH_SYMBOLS = 11
 Tensor = TypeProto.Tensor
 
 
@@ -64,7 +65,10 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
     skeleton = ModelProto(ir_version=model.ir_version)
     skeleton.opset_import.extend(model.opset_import)
     skeleton.functions.extend(model.functions)
-    _copy_graph(model.graph, skeleton.graph, itertools.count())
+    # Below opset 11 a part that a Slice takes keeps the symbol of the whole.
+    opsets = [item.version for item in model.opset_import if item.domain in ("", "ai.onnx")]
+    symbols = itertools.count() if min(opsets, default=0) >= _FIRST_WITH_SYMBOLS else None
+    _copy_graph(model.graph, skeleton.graph, symbols)
     inferred = _run(skeleton)
     while _hint(inferred.graph, skeleton.graph):
         inferred = _run(skeleton)
@@ -161,7 +165,7 @@ def _of_batch_norm(
     return hint
 
 
-def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int]) -> None:
+def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int] | None) -> None:
     """Copy a graph; unknown sizes of its inputs get a symbol each, whatever they are called."""
     target.name = source.name or "graph"
     target.input.extend(source.input)
@@ -169,7 +173,9 @@ def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int]) 
         if value.type.WhichOneof("value") == "tensor_type":
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_value <= 0:
-                    dim.dim_param = f"size {next(symbols)}"
+                    dim.Clear()
+                    if symbols is not None:
+                        dim.dim_param = f"size {next(symbols)}"
     for value in source.output:
         stripped = target.output.add()
         stripped.CopyFrom(value)
@@ -182,7 +188,7 @@ def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int]) 
         _copy_node(node, target.node.add(), symbols)
 
 
-def _copy_node(source: NodeProto, target: NodeProto, symbols: Iterator[int]) -> None:
+def _copy_node(source: NodeProto, target: NodeProto, symbols: Iterator[int] | None) -> None:
     heavy = source.op_type == "Constant" or any(
         attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
         for attribute in source.attribute

@@ -38,8 +38,10 @@ class State:
 class Place:
     """Affine operators in a row: ``maps``, in a ``chain`` with carriers between them.
 
-    ``into`` is the absorber directly ahead of them, if what stands may still go into it. As long
-    as ``as_written`` the operators stand as the model has them; ``steps`` is then their work.
+    ``into`` is the absorber directly ahead of them, if what stands may still go into it. ``state``
+    composes all of them. As long as they are ``as_written`` that is not how they stand: the first
+    ``paid`` of them are ``written`` in the state that paid, the others as the model has them, and
+    all cost ``price`` operators and steps.
     ``dtype`` is that of the constants of what stands, ``norm`` whether one of them is a
     BatchNormalization, ``minus`` whether a Sub is there to hold a shift and no Add. ``restated``
     says whether they may be written as other operators, ``fixed`` why they may not be touched at
@@ -50,8 +52,10 @@ class Place:
     chain: tuple[int, ...]
     into: int | None
     state: State
-    steps: int
+    price: tuple[int, int]
     as_written: bool
+    paid: int = 0
+    written: State = State()
     restated: bool = True
     dtype: np.dtype[Any] | None = None
     norm: bool = False
@@ -73,7 +77,7 @@ class Place:
     def cost(self, state: State) -> tuple[int, int] | None:
         """Operators and steps of a state, None where it cannot be written here."""
         if state is self.state and self.as_written:
-            return len(self.maps), self.steps
+            return self.price
         needed = self.stands(state)
         if (needed and not self.restated) or len(needed) > len(self.maps):
             return None

@@ -127,6 +127,7 @@ class _Planner:
         self.refused = refused
         self.home: dict[int, _Group] = {}
         self.groups: list[_Group] = []
+        self.lone: list[int] = []
         self.kept: dict[int, Reason] = {}
 
     def run(self) -> Moves:
@@ -136,6 +137,8 @@ class _Planner:
             elif isinstance(node.role, Affine):
                 self._settle(index, node.role)
         places = [place for group in self.groups for place in self._close(group)]
+        places += [self._lone(index) for index in self.lone]
+        places.sort(key=lambda place: place.maps[0])
         relocator = Relocator(self.view, places)
         relocator.run()
         moves = [
@@ -175,6 +178,8 @@ class _Planner:
             group = _Group(index, role.absorber, reason)
             self.home[index] = group
         else:
+            if index not in self.refused:
+                self.lone.append(index)
             return
         self.groups.append(group)
 
@@ -288,64 +293,53 @@ class _Planner:
         )
 
     def _close(self, group: _Group) -> list[Place]:
-        """The places that a group leaves: what paid in one, what follows it in another."""
-        best = group.best
-        if not group.maps:
+        """The places that a group leaves: one of all its maps, if they may be written anew."""
+        best, maps = group.best, tuple(group.maps)
+        if not maps:
             return [self._lone(group.into)] if group.absorber is not None else []
-        for index in group.maps[best.maps :]:
-            self.kept[index] = group.reasons[index]
-        behind = group.absorber is not None and group.now.absorbed.is_identity
-        if not best.maps and behind and all(self._affine(i).composable for i in group.maps):
-            state = State(IDENTITY, group.now.row)
-            return [self._place(group, group.now, state, as_written=True)]
-        places = self._rest(group)
-        if not best.maps:
-            return places
-        maps = group.maps[: best.maps]
-        if group.absorber is None and not best.stands and not self._droppable(maps):
-            self.kept.update((index, group.reasons[index]) for index in maps)
-            return places
-        for index in maps:
+        kept = best.maps
+        if group.absorber is None and kept and not best.stands:
+            kept = kept if self._droppable(list(maps[:kept])) else 0
+        for index in maps[:kept]:
             self.kept.pop(index, None)
-        state = State(best.absorbed, best.row)
-        return [self._place(group, best, state, as_written=False), *places]
+        self.kept.update((index, group.reasons[index]) for index in maps[kept:])
+        written = State(best.absorbed, best.row)
+        whole = State(group.now.absorbed, group.now.row)
+        if kept == len(maps):
+            return [self._place(group, maps, written, kept)]
+        composable = all(self._affine(index).composable for index in maps[kept:])
+        if kept == best.maps and composable and len(whole.row) <= LONGEST_ROW:
+            return [self._place(group, maps, whole, kept, written)]
+        places = [self._place(group, maps[:kept], written, kept)] if kept else []
+        return [*places, *(self._lone(index) for index in maps[kept:])]
 
-    def _rest(self, group: _Group) -> list[Place]:
-        """The places of the maps of a group that did not pay: one, if all may be written anew."""
-        maps = group.maps[group.best.maps :]
-        row: Row = ()
-        for index in maps:
-            row = extended(row, self._affine(index).map)
-        composable = all(self._affine(index).composable for index in maps)
-        if len(maps) < 2 or not composable or len(row) > LONGEST_ROW:
-            return [self._lone(index) for index in maps]
-        chain = group.chain[group.chain.index(maps[0]) :]
-        return [
-            Place(
-                tuple(maps),
-                tuple(chain),
-                None,
-                State(IDENTITY, row),
-                sum(self._affine(index).steps for index in maps),
-                True,
-                dtype=self._affine(maps[0]).dtype,
-                norm=any(self._affine(index).absorber is not None for index in maps),
-                minus=self._minus(maps),
-            )
-        ]
-
-    def _place(self, group: _Group, at: _State, state: State, as_written: bool) -> Place:
-        maps = tuple(group.maps[: at.maps])
-        chain = group.chain[: at.chain]
+    def _place(
+        self,
+        group: _Group,
+        maps: tuple[int, ...],
+        state: State,
+        paid: int,
+        written: State | None = None,
+    ) -> Place:
+        """The place of a group's maps; ``written`` is the state of those that paid, if not all."""
+        chain = group.chain[: group.chain.index(maps[-1]) + 1]
         if group.absorber is None:
             chain = chain[chain.index(maps[0]) :]
+        before = group.best.stands
+        rest = maps[paid:]
         return Place(
             maps,
             tuple(chain),
             None if group.absorber is None else group.into,
             state,
-            sum(self._affine(index).steps for index in maps),
-            as_written,
+            (
+                len(before) + len(rest),
+                sum(STEPS[standing.op] for standing in before)
+                + sum(self._affine(index).steps for index in rest),
+            ),
+            written is not None,
+            paid,
+            written if written is not None else State(),
             restated=all(self._affine(index).composable for index in maps),
             dtype=group.dtype,
             norm=any(self._affine(index).absorber is not None for index in maps),
@@ -361,7 +355,7 @@ class _Planner:
             (index,),
             None,
             State(IDENTITY, (role.map,)),
-            role.steps,
+            (1, role.steps),
             as_written=True,
             restated=role.composable,
             dtype=role.dtype,
@@ -378,10 +372,24 @@ class _Planner:
     def _emit(self, place: Place, stops: Mapping[bool, Stop]) -> Move | None:
         """The move that a place makes, if any; and the reasons of the maps that stay."""
         if place.as_written:
-            for index in place.maps:
+            for index in place.maps[place.paid :]:
                 self.kept[index] = explained(self.kept[index], stops)
-            return None
-        reasons = {i: self.kept.pop(i) for i in place.maps if i in self.kept} | place.reasons
+            if not place.paid:
+                return None
+            maps = place.maps[: place.paid]
+            part = place.chain[: place.chain.index(maps[-1]) + 1]
+            norm = any(self._affine(index).absorber is not None for index in maps)
+            place = replace(
+                place,
+                maps=maps,
+                chain=part,
+                state=place.written,
+                norm=norm,
+                minus=self._minus(maps),
+            )
+        reasons = {i: self.kept.pop(i) for i in place.maps if i in self.kept} | {
+            i: reason for i, reason in place.reasons.items() if i in place.maps
+        }
         standing = place.stands(place.state)
         first = next((index for index in place.maps if index in reasons), None)
         if standing and first is not None:

@@ -42,9 +42,11 @@ class Relocator:
         self._at = {index: n for n, place in enumerate(places) for index in place.maps}
         self._after = {place.into: n for n, place in enumerate(places) if place.into is not None}
         for place in places:
-            if place.into is not None and not place.as_written:
-                self.behind[place.into] = place.state.absorbed
-                self.blame.setdefault(place.into, []).append(place.maps[-1])
+            if place.into is not None and (place.paid or not place.as_written):
+                state = place.written if place.as_written else place.state
+                last = place.maps[place.paid - 1] if place.as_written else place.maps[-1]
+                self.behind[place.into] = state.absorbed
+                self.blame.setdefault(place.into, []).append(last)
         self._sweeper = Sweeper(view, self, self.relations, self.edits)
         # Tensors that take the name of an output of the graph, by that output.
         self._named: dict[int, int] = {}

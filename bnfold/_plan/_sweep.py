@@ -38,28 +38,49 @@ _ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True)
 class Relation:
-    """How the new values of a tensor relate to the old: ``new = map(old)``, or, where a map has
-    been carried forward past it (``ahead``), ``old = map(new)``.
+    """How the new values of a tensor relate to the old: by ``maps``, one after the other, ``new``
+    comes from ``old``, or, where they have been carried forward past it (``ahead``), ``old`` from
+    ``new``. Neighbours that compose are one.
     """
 
-    map: Map
+    maps: tuple[Map, ...]
     ahead: bool
 
     def after(self, map_: Map, ahead: bool) -> Relation | None:
-        """The relation once another map passes too, None where no one map expresses it."""
-        if isinstance(map_, Wide) or isinstance(self.map, Wide):
-            return None
-        own = self.map if self.ahead == ahead else self.map.inverse()
+        """The relation once another map passes too; None where it would have to be undone and
+        cannot be.
+        """
+        own: tuple[Map, ...] | None = self.maps
+        if self.ahead != ahead:
+            own = _undone(self.maps)
         if own is None:
             return None
-        first, second = (map_, own) if ahead else (own, map_)
-        total = first.then(second)
-        if total is None:
-            return None
-        if self.ahead != ahead:
-            terms = np.abs(second.scale * first.shift) + np.abs(second.shift)
-            total = _cancelled(total, terms)
-        return Relation(total, ahead)
+        maps = (map_, *own) if ahead else (*own, map_)
+        return Relation(_composed(maps, self.ahead != ahead), ahead)
+
+
+def _undone(maps: tuple[Map, ...]) -> tuple[Map, ...] | None:
+    """The maps that take others back, None where one cannot be."""
+    found = [m.inverse() if isinstance(m, AffineMap) else None for m in reversed(maps)]
+    whole = [m for m in found if m is not None]
+    return tuple(whole) if len(whole) == len(found) else None
+
+
+def _composed(maps: tuple[Map, ...], cancelling: bool) -> tuple[Map, ...]:
+    """Maps with neighbours composed where one map is the same as two."""
+    made: list[Map] = []
+    for map_ in maps:
+        last = made[-1] if made else None
+        if isinstance(last, AffineMap) and isinstance(map_, AffineMap):
+            total = last.then(map_)
+            if total is not None:
+                if cancelling:
+                    terms = np.abs(map_.scale * last.shift) + np.abs(map_.shift)
+                    total = _cancelled(total, terms)
+                made[-1] = total
+                continue
+        made.append(map_)
+    return tuple(made)
 
 
 @dataclass(frozen=True)
@@ -185,7 +206,7 @@ class _Sweep:
     def relate(self, value: int, map_: Map) -> Stop | None:
         """Note that a tensor's values change."""
         old = self.trip.relations.get(value) or self.sweeper.relations.get(value)
-        new = old.after(map_, self.ahead) if old is not None else Relation(map_, self.ahead)
+        new = old.after(map_, self.ahead) if old is not None else Relation((map_,), self.ahead)
         if new is None:
             name = self.view.values[value].name
             return self.stop(value, Reason("no-gain", name, f"another map has moved past {name}"))
@@ -540,7 +561,7 @@ class _Forward(_Sweep):
                 found = self.taker.take_along(tried, node.inputs[position], index)
                 if found is not None:
                     maps[number] = found
-                    tried.relations[node.inputs[position]] = Relation(found, True)
+                    tried.relations[node.inputs[position]] = Relation((found,), True)
         way = law.forward(maps)
         if isinstance(way, str):
             return None

@@ -57,15 +57,14 @@ class Case:
         """Scale and shift that come with the data, for each of its channels along an axis."""
         if self.entry is None:
             return np.ones(count), np.zeros(count)
-        own = self.entry.axis
-        if own is None and self.entry.scale.size > 1:
+        if len(self.entry.steps) != 1:
+            raise Mismatch(f"several maps come ahead of {label(self.node)}")
+        (step,) = self.entry.steps
+        if step.axis is None and step.scale.size > 1:
             raise Mismatch(f"the map ahead of {label(self.node)} varies along several axes")
-        if own is not None and (own != axis or self.entry.scale.size != count):
-            raise Mismatch(f"the map ahead of {label(self.node)} is along axis {own}")
-        return (
-            np.broadcast_to(self.entry.scale, (count,)),
-            np.broadcast_to(self.entry.shift, (count,)),
-        )
+        if step.axis is not None and (step.axis != axis or step.scale.size != count):
+            raise Mismatch(f"the map ahead of {label(self.node)} is along axis {step.axis}")
+        return np.broadcast_to(step.scale, (count,)), np.broadcast_to(step.shift, (count,))
 
     def rank(self, at: int) -> int | None:
         """The rank of an input of the original operator."""
@@ -74,12 +73,18 @@ class Case:
     def scale(self, axes: Sequence[int], dtype: np.dtype[Any]) -> Double:
         """What the weights have to be scaled by, at the tensor's rank.
 
-        That is ``S`` over what stands behind. It may vary along the given axes alone, those the
-        weights have parameters on, up to the rounding of what stands behind.
+        That is ``S`` over what stands behind, NaN where both are 0 and any weight will do. It may
+        vary along the given axes alone, those the weights have parameters on, up to the rounding of
+        what stands behind.
         """
+        lost = np.broadcast_to(
+            self.added.scale == 0,
+            np.broadcast_shapes(self.line.scale.shape, self.added.scale.shape),
+        )
+        if bool((lost & (self.line.scale != 0)).any()):
+            raise Mismatch(f"what stands behind {label(self.node)} is 0 where it may not be")
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.asarray(self.line.scale / self.added.scale)
-        ratio = np.where(np.isfinite(ratio), ratio, np.nan)
+            ratio = np.where(lost, np.nan, self.line.scale / self.added.scale)
         loose = self.added.steps * Limits.of(dtype).eps + _SLACK
         for axis in set(range(ratio.ndim)) - {axis % ratio.ndim for axis in axes}:
             if ratio.shape[axis] == 1:
@@ -126,6 +131,7 @@ def deviation(
 
 def _weights(case: Case, wanted: Double, made: Double, dtype: np.dtype[Any]) -> float:
     """How far a weight, seen in the formula's own layout, is from what it has to be."""
+    wanted = np.where(np.isnan(wanted), made, wanted)
     return deviation(made, wanted, np.abs(wanted), dtype, loose=case.loose)
 
 

@@ -58,20 +58,20 @@ class Line:
         self.times(other.scale)
         self.plus(other.shift)
 
-    def laid_out(self, related: Related) -> Line:
-        """A map that a tensor is said to have gone through, at this line's rank."""
-        return laid_out(related, self.scale.ndim)
-
 
 def laid_out(related: Related, rank: int) -> Line:
-    """A map that a tensor is said to have gone through, at the tensor's rank."""
-    scale, shift = related.scale, related.shift
-    if related.axis is not None:
-        shape = tuple(-1 if k == related.axis else 1 for k in range(rank))
-        scale, shift = scale.reshape(shape), shift.reshape(shape)
-    elif scale.size == 1:
-        scale, shift = scale.reshape((1,) * rank), shift.reshape((1,) * rank)
-    return Line(scale, shift, np.abs(shift))
+    """What a tensor is said to have gone through, at the tensor's rank."""
+    line = Line.identity(rank)
+    for step in related.steps:
+        scale, shift = step.scale, step.shift
+        if step.axis is not None:
+            shape = tuple(-1 if k == step.axis else 1 for k in range(rank))
+            scale, shift = scale.reshape(shape), shift.reshape(shape)
+        elif scale.size == 1:
+            scale, shift = scale.reshape((1,) * rank), shift.reshape((1,) * rank)
+        line.times(scale)
+        line.plus(shift)
+    return line
 
 
 @dataclass(frozen=True)

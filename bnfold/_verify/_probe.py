@@ -49,7 +49,8 @@ def probe(
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
     unfit: ValueError | None = None
-    told = {n for gone in related.values() for n in np.broadcast(gone.scale, gone.shift).shape}
+    steps = [step for gone in related.values() for step in gone.steps]
+    told = {n for step in steps for n in np.broadcast(step.scale, step.shift).shape}
     least = _reach(node)
     for size in dict.fromkeys(max(n, least) for n in (*sorted(told - {1}), *_SIZES)):
         try:

@@ -152,4 +152,4 @@ def test_a_row_that_is_cut_before_its_norm_stands_without_it():
         const("Mul", "d", "y", np.float32(1.3), name="three"),
         x=(4, 2, 2, 1),
     )
-    goes(made, left=3)
+    goes(made, left=2)
