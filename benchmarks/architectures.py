@@ -94,8 +94,8 @@ class Outcome:
         expected = dict(architecture.left)
         if self.left != expected:
             found.append(f"{self.name}: the module's fold leaves {self.left}, not {expected}")
-        if self.reasons.count(architecture.code) < sum(expected.values()):
-            found.append(f"{self.name}: the plan does not say {architecture.code} for all of them")
+        if expected and architecture.code not in self.reasons:
+            found.append(f"{self.name}: the plan does not say {architecture.code} of any")
         return found
 
 

@@ -36,7 +36,9 @@ class Architecture:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "resnet": Architecture(resnet, (3, 32, 32)),
-    "preact-resnet": Architecture(preact_resnet, (3, 16, 16)),
+    "preact-resnet": Architecture(
+        preact_resnet, (3, 16, 16), {"BatchNormalization": 1, "Mul": -1}, "shared-output"
+    ),
     "densenet": Architecture(densenet, (3, 32, 32)),
     "mobilenet-v2": Architecture(mobilenet_v2, (3, 32, 32)),
     "dcgan": Architecture(dcgan, (16, 1, 1)),
@@ -47,11 +49,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "convnext-inline": Architecture(
         lambda: convnext(ConvNeXtBlock), (3, 32, 32), {"Mul": 3}, "not-a-module"
     ),
-    "vit": Architecture(ViT, (3, 32, 32)),
-    "levit": Architecture(levit, (3, 32, 32)),
+    "vit": Architecture(ViT, (3, 32, 32), {"Mul": 2}, "not-a-module"),
+    "levit": Architecture(levit, (3, 32, 32), {"Add": 1, "Mul": 2}, "not-a-module"),
     "crepe": Architecture(crepe, (1, 256)),
-    "resmlp": Architecture(resmlp, (3, 32, 32)),
-    "nfnet": Architecture(nfnet, (3, 16, 16), {"Mul": 6}, "not-a-module"),
+    "resmlp": Architecture(resmlp, (3, 32, 32), {"Add": 2}, "shared-output"),
+    "nfnet": Architecture(nfnet, (3, 16, 16), {"Mul": 12}, "not-a-module"),
 }
 
 
