@@ -13,7 +13,7 @@ from bnfold._plan import _laws
 from bnfold._plan._carry import Edit
 from bnfold._plan._places import Place, State
 from bnfold._plan._reasons import Reason
-from bnfold._plan._row import Row, drained, extended
+from bnfold._plan._row import Row, drained, extended, normal
 from bnfold._plan._sweep import Relation, Stop, Sweeper, Trip
 from bnfold._plan._view import Absorber, Affine, View
 
@@ -65,7 +65,7 @@ class Relocator:
         """Make the first move of a place that pays, if any."""
         stops: dict[bool, Stop] = {}
         for rest, back, forth in _splits(place):
-            trip = Trip(states={number: State(place.state.absorbed, rest)})
+            trip = Trip(states={number: State(place.state.absorbed, normal(rest))})
             stop = None
             if back is not None:
                 source = self._source(place)
@@ -219,10 +219,7 @@ class Relocator:
             place, state = self.places[number], self._state(trip, number)
             if place.fixed is not None:
                 return place.fixed
-            row: Row = ()
-            for stage in (map_, *state.row):
-                row = extended(row, stage)
-            trip.states[number] = State(state.absorbed, row)
+            trip.states[number] = State(state.absorbed, normal((map_, *state.row)))
             return None
         assert isinstance(here.role, Absorber)
         assert here.role.ahead is not None
@@ -301,28 +298,39 @@ class Relocator:
 def _splits(place: Place) -> Iterator[tuple[Row, AffineMap | None, AffineMap | None]]:
     """Ways to take a row apart: what stays, what goes backward and what goes forward.
 
-    Backward goes the first map of a row, or what of it acts first; forward the last, or what of it
-    acts last. Whole maps come first, then both parts of a map, then one part of it. Nothing goes
-    backward where the operator ahead is one that has taken in all it could.
+    Backward goes a map that acts first of all, or what of it does; forward one that acts last of
+    all, or what of it does. Whole maps come before both parts of one, and those before one part.
+    Nothing goes backward where the operator ahead is one that has taken in all it could.
     """
     row, backward = place.state.row, place.into is None
-    first, last = row[0], row[-1]
-    if backward:
-        yield row[1:], first, None
-    yield row[:-1], None, last
-    if backward and not (first.keeps_scale or first.keeps_origin):
-        scale, shift = _laws.split(first)
-        turned = _laws.split_shift_first(first)
-        if len(row) == 1:
-            yield (), scale, shift
-            if turned is not None:
-                yield (), *turned
-        yield (shift, *row[1:]), scale, None
-        if turned is not None:
-            yield (turned[1], *row[1:]), turned[0], None
-    if not (last.keeps_scale or last.keeps_origin):
-        scale, shift = _laws.split(last)
-        yield (*row[:-1], scale), None, shift
-        turned = _laws.split_shift_first(last)
-        if turned is not None:
-            yield (*row[:-1], turned[0]), None, turned[1]
+    firsts = [n for n in range(len(row)) if _all_commute(row[:n], row[n])] if backward else []
+    lasts = [n for n in reversed(range(len(row))) if _all_commute(row[n + 1 :], row[n])]
+    for n in firsts:
+        yield (*row[:n], *row[n + 1 :]), row[n], None
+    for n in lasts:
+        yield (*row[:n], *row[n + 1 :]), None, row[n]
+    for n in firsts:
+        yield from _both_ways(row, n) if n in lasts else ()
+    for n in firsts:
+        for part, rest in _parts(row[n]):
+            yield (*row[:n], rest, *row[n + 1 :]), part, None
+    for n in lasts:
+        for rest, part in _parts(row[n]):
+            yield (*row[:n], rest, *row[n + 1 :]), None, part
+
+
+def _both_ways(row: Row, n: int) -> Iterator[tuple[Row, AffineMap, AffineMap]]:
+    for first, second in _parts(row[n]):
+        yield (*row[:n], *row[n + 1 :]), first, second
+
+
+def _parts(map_: AffineMap) -> list[tuple[AffineMap, AffineMap]]:
+    """The scale and the shift of a map, as ``shift∘scale`` and as ``scale∘shift``."""
+    if map_.keeps_scale or map_.keeps_origin:
+        return []
+    turned = _laws.split_shift_first(map_)
+    return [_laws.split(map_), *([turned] if turned is not None else [])]
+
+
+def _all_commute(others: Row, map_: AffineMap) -> bool:
+    return all(_laws.commute(other, map_) for other in others)

@@ -26,6 +26,14 @@ def extended(row: Row, map_: AffineMap) -> Row:
     return tuple(stages)
 
 
+def normal(row: Row) -> Row:
+    """A row of any maps, everything composed that composes exactly."""
+    made: Row = ()
+    for stage in row:
+        made = extended(made, stage)
+    return made
+
+
 def drained(row: Row, absorbed: AffineMap, take: Take, bias_free: bool) -> tuple[AffineMap, Row]:
     """Let an absorber ahead of a row take of it what may act first of all.
 

@@ -104,7 +104,7 @@ def _compose(before: Side, after: Side, fold: Applied) -> float:
     """
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     first = old.nodes[fold.into]
-    rank = before.rank(old, first.output[0]) or 0
+    rank = before.rank(old, first.output[0]) or _least_rank(old, fold)
     wanted, made = Line.identity(rank), Line.identity(rank)
     data = next((n for n in first.input if before.values(old, n) is None), "")
     _gone_through(fold, data, wanted, made)
@@ -118,6 +118,13 @@ def _compose(before: Side, after: Side, fold: Applied) -> float:
     plain = made.steps <= 1 and not fold.related
     sizes = (np.abs(wanted.shift),) if plain else (wanted.bulk, made.bulk)
     return max(scale, deviation(made.shift, wanted.shift, wanted.bulk, kind, sizes, loose))
+
+
+def _least_rank(scope: Scope, fold: Applied) -> int:
+    """The rank to follow maps at where it is not known: numbers need none, a BatchNormalization
+    needs its channels.
+    """
+    return 2 if any(scope.nodes[p].op_type == "BatchNormalization" for p in fold.chain) else 0
 
 
 def _gone_through(fold: Applied, name: str, ahead: Line, behind: Line) -> None:
@@ -145,7 +152,7 @@ def _absorb(before: Side, after: Side, fold: Applied) -> float:
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     node = old.nodes[fold.into]
     twin = _twin(new, node, fold.source)
-    rank = output_rank(before, old, node)
+    rank = output_rank(before, old, node) or _least_rank(old, fold)
     line, added = Line.identity(rank), Line.identity(rank)
     for place in fold.chain:
         follow(before, old, old.nodes[place], line)
