@@ -15,7 +15,8 @@ import click
 import numpy as np
 
 from bnfold._affine import AffineMap
-from bnfold._plan._carry import Aligned, Concatenated, Homogeneous, Summed
+from bnfold._plan._branches import Aligned, Concatenated, Summed
+from bnfold._plan._carry import Homogeneous
 from bnfold._plan._planner import plan
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import OPAQUE, Absorber, Affine, Ahead, Crossing, Node, Role, Value, View

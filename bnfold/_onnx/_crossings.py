@@ -15,20 +15,8 @@ from onnx import NodeProto, TensorProto
 from bnfold._onnx import _attributes, _paddings
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._context import Context
-from bnfold._plan._carry import (
-    Aligned,
-    Clipped,
-    Concatenated,
-    Gated,
-    Homogeneous,
-    Law,
-    Mixed,
-    Multiplied,
-    Padded,
-    Picked,
-    Rearranged,
-    Summed,
-)
+from bnfold._plan._branches import Aligned, Concatenated, Gated, Multiplied, Picked, Summed
+from bnfold._plan._carry import Clipped, Homogeneous, Law, Mixed, Padded, Rearranged
 from bnfold._plan._layout import Group, Permuted, Regrouped, Size, regrouped
 from bnfold._plan._view import Crossing
 

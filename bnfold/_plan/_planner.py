@@ -15,9 +15,10 @@ from bnfold._plan._explain import explained
 from bnfold._plan._places import STEPS, Place, Standing, State
 from bnfold._plan._places import stands as stands_of
 from bnfold._plan._reasons import Reason
+from bnfold._plan._relation import Relation
 from bnfold._plan._relocate import LONGEST_ROW, Relocator
 from bnfold._plan._row import Row, drained, extended
-from bnfold._plan._sweep import End, Relation, Stop
+from bnfold._plan._sweep import End, Stop
 from bnfold._plan._view import Absorber, Affine, Barrier, Carrier, Value, View
 
 Law = Literal["absorb", "compose", "carry"]

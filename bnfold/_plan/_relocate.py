@@ -13,8 +13,9 @@ from bnfold._plan import _laws
 from bnfold._plan._carry import Edit
 from bnfold._plan._places import Place, State
 from bnfold._plan._reasons import Reason
+from bnfold._plan._relation import Relation
 from bnfold._plan._row import Row, drained, extended, normal
-from bnfold._plan._sweep import Relation, Stop, Sweeper, Trip
+from bnfold._plan._sweep import Stop, Sweeper, Trip
 from bnfold._plan._view import Absorber, Affine, View
 
 # A row of maps along alternating axes that do not commute is planned in runs of this many.

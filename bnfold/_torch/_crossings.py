@@ -18,20 +18,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from bnfold._plan._carry import (
-    Aligned,
-    Clipped,
-    Concatenated,
-    Gated,
-    Homogeneous,
-    Law,
-    Mixed,
-    Multiplied,
-    Padded,
-    Picked,
-    Rearranged,
-    Summed,
-)
+from bnfold._plan._branches import Aligned, Concatenated, Gated, Multiplied, Picked, Summed
+from bnfold._plan._carry import Clipped, Homogeneous, Law, Mixed, Padded, Rearranged
 from bnfold._plan._layout import Group, Permuted, Regrouped, regrouped
 from bnfold._torch._constants import Constant
 from bnfold._torch._context import Context

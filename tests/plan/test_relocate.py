@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 
 from bnfold._affine import AffineMap
-from bnfold._plan._carry import (
-    Aligned,
-    Clipped,
-    Concatenated,
-    Gated,
-    Homogeneous,
-    Mixed,
-    Picked,
-    Summed,
-)
+from bnfold._plan._branches import Aligned, Concatenated, Gated, Picked, Summed
+from bnfold._plan._carry import Clipped, Homogeneous, Mixed
 from bnfold._plan._planner import plan
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import OPAQUE, Absorber, Affine, Ahead, Crossing, Node, Value, View

@@ -10,7 +10,8 @@ import pytest
 from bnfold import _weights
 from bnfold._affine import AffineMap
 from bnfold._onnx import _numbers, _paddings
-from bnfold._plan._carry import Clipped, Concatenated, Homogeneous, Mixed, Padded, Summed, Way
+from bnfold._plan._branches import Concatenated, Summed
+from bnfold._plan._carry import Clipped, Homogeneous, Mixed, Padded, Way
 from bnfold._sites import Site
 
 from ..graphs import bn, const, conv, model, op, positive, rand
