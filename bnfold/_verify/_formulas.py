@@ -159,7 +159,9 @@ def _shift(
         found, scaled = added.scale * made + added.shift, np.abs(added.scale * made)
     except ValueError as error:
         raise Mismatch(f"the bias of {label(case.twin)} has shape {made.shape}") from error
-    sizes = (scaled, added.bulk) if added.steps else ()
+    # What is added behind may cancel the bias, whose own rounding then counts.
+    cancels = added.steps > 0 or bool((added.shift != 0).any())
+    sizes = (scaled, added.bulk) if cancels else ()
     return deviation(found, wanted, terms, dtype, sizes, added.steps)
 
 
