@@ -98,7 +98,8 @@ def _drawn(
         if math.prod(sizes) > _LARGEST:
             return None
         if element not in FLOATS:
-            if element not in (TensorProto.INT32, TensorProto.INT64) or number == 0:
+            # Of indices 0 is always one; of a size asked for at run time no number is known.
+            if element not in (TensorProto.INT32, TensorProto.INT64) or node.op_type != "Gather":
                 return None
             zeros = np.zeros(sizes, helper.tensor_dtype_to_np_dtype(element))
             first[str(number)] = second[str(number)] = zeros

@@ -1,11 +1,15 @@
-"""What graphs drawn at random have found wrong, each cut down to what it needs."""
+"""What graphs drawn at random have found wrong, cut down to what it needs, or by its seed."""
 
 from __future__ import annotations
+
+import random
 
 import numpy as np
 import pytest
 
 from ..graphs import bn, certified, const, conv, model, op, rand
+from .drawing import drawn
+from .holding import holds
 from .nets import goes, weights
 
 
@@ -153,3 +157,10 @@ def test_a_row_that_is_cut_before_its_norm_stands_without_it():
         x=(4, 2, 2, 1),
     )
     goes(made, left=2)
+
+
+@pytest.mark.parametrize("seed", [1003549, 2011722, 2013726])
+def test_certificates_of_graphs_that_drawing_found(seed):
+    """A norm of unknown rank, a bias that cancels, a size asked for at run time."""
+    made, data = drawn(random.Random(seed), 10, 40)
+    holds(made, data, settled=False)
