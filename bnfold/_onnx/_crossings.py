@@ -16,7 +16,7 @@ from bnfold._onnx import _attributes, _paddings
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._context import Context
 from bnfold._plan._branches import Aligned, Concatenated, Gated, Multiplied, Picked, Summed
-from bnfold._plan._carry import Clipped, Homogeneous, Law, Mixed, Padded, Rearranged
+from bnfold._plan._carry import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded, Rearranged
 from bnfold._plan._layout import Group, Permuted, Regrouped, Size, regrouped
 from bnfold._plan._view import Crossing
 
@@ -141,7 +141,7 @@ def _reduce(context: Context, node: NodeProto) -> Law | None:
     narrow = node.op_type == "ReduceSum" and _is_narrow(context, node)
     if shape is None or listed is None:
         weight = None if node.op_type == "ReduceSum" else 1.0
-        return Mixed(None, weight, extreme, narrow)
+        return Mixed(None, weight, extreme, narrow, UNCOUNTED)
     assert isinstance(listed, list)
     rank = len(shape)
     axes = {axis % rank for axis in listed if -rank <= axis < rank}
@@ -157,7 +157,7 @@ def _reduce(context: Context, node: NodeProto) -> Law | None:
         weight = float(math.prod(known)) if len(known) == len(sizes) else None
         if weight == 0:
             return None
-    return Mixed(places, weight, extreme, narrow)
+    return Mixed(places, weight, extreme, narrow, UNCOUNTED)
 
 
 def _axes(context: Context, node: NodeProto) -> list[int] | object | None:

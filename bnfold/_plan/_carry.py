@@ -22,6 +22,8 @@ from bnfold._plan._layout import Map, Steps
 Maps = Mapping[int, Map]
 # What a law says where padding, which has no channels, keeps a shift from passing.
 PADDING = "zero padding would see the shift"
+# What a sum says whose terms cannot be counted.
+UNCOUNTED = "how many elements it adds up is not known"
 
 
 @dataclass(frozen=True)
@@ -138,14 +140,15 @@ class Mixed:
     uniform); a scale passes, for a maximum (``positive``) where s ≥ 0. ``weight`` is what the
     weights of the mixture add up to, so a shift comes out as ``weight·t``: 1 for a mean, a maximum
     or an interpolation, n for a sum of n; None where they add up to different numbers at different
-    places (zero padding that is counted), and no shift passes. ``narrow``: the sum could overflow
-    its type where a scale below 1 comes behind it and not ahead of it any more.
+    places, and no shift passes: ``uneven`` says why, zero padding that is counted. ``narrow``: the
+    sum could overflow its type where a scale below 1 comes behind it and not ahead of it any more.
     """
 
     axes: Mapping[int, int] | None
     weight: float | None
     positive: bool = False
     narrow: bool = False
+    uneven: str = PADDING
 
     def backward(self, output: int, map_: Map) -> list[Way] | str:
         """``t / weight`` goes in; every axis of the map must be one that is kept."""
@@ -177,7 +180,7 @@ class Mixed:
         if map_.keeps_origin:
             return AffineMap.of(map_.scale, 0.0, axis)
         if factor is None:
-            return PADDING
+            return self.uneven
         return AffineMap.of(map_.scale, map_.shift * factor, axis)
 
 

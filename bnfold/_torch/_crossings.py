@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from bnfold._plan._branches import Aligned, Concatenated, Gated, Multiplied, Picked, Summed
-from bnfold._plan._carry import Clipped, Homogeneous, Law, Mixed, Padded, Rearranged
+from bnfold._plan._carry import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded, Rearranged
 from bnfold._plan._layout import Group, Permuted, Regrouped, regrouped
 from bnfold._torch._constants import Constant
 from bnfold._torch._context import Context
@@ -171,7 +171,8 @@ def _reduction(context: Context, node: Node, args: dict[str, Any]) -> _Found | N
         sizes = [size for axis in axes if (size := shape[axis]) is not None]
         known = context.whole and len(sizes) == len(axes) and math.prod(sizes) > 0
         weight = float(math.prod(sizes)) if known else None
-    return Mixed(places, weight, positive=kind.startswith(("amax", "amin", "max", "min"))), data
+    extreme = kind.startswith(("amax", "amin", "max", "min"))
+    return Mixed(places, weight, positive=extreme, uneven=UNCOUNTED), data
 
 
 def _upsample(context: Context, node: Node, args: dict[str, Any]) -> _Found:

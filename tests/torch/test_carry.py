@@ -73,7 +73,7 @@ BEHIND = {
     "mean": (lambda x: x.mean((2, 3)), "any", "", C, 2),
     "mean-kept": (lambda x: x.mean(3, keepdim=True), "any", ""),
     "mean-over-channels": (fixed(lambda x: x.mean(1)), "any", "axis-mismatch", C, 3),
-    "sum": (lambda x: x.sum((2, 3)), "any", "zero-padding", C, 2),
+    "sum": (lambda x: x.sum((2, 3)), "any", "not-carried", C, 2),
     "sum-scale": (lambda x: x.sum((2, 3)), "scale", "", C, 2),
     "amax": (lambda x: x.amax((2, 3)), "positive", "", C, 2),
     "amax-negative": (lambda x: x.amax((2, 3)), "any", "not-carried", C, 2),
