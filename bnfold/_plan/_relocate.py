@@ -66,7 +66,8 @@ class Relocator:
         """Make the first move of a place that pays, if any."""
         stops: dict[bool, Stop] = {}
         for rest, back, forth in _splits(place):
-            trip = Trip(states={number: State(place.state.absorbed, normal(rest))})
+            trip = Trip()
+            self._settle(trip, number, normal(rest))
             stop = None
             if back is not None:
                 source = self._source(place)
@@ -261,10 +262,7 @@ class Relocator:
             label = self.view.nodes[place.maps[0]].label
             message = f"the shift would vary along several axes ahead of {label}"
             return Reason("axis-mismatch", label, message)
-        row: Row = ()
-        for stage in (_laws.split(moved)[1], *state.row):
-            row = extended(row, stage)
-        self._settle(trip, number, row)
+        self._settle(trip, number, normal((_laws.split(moved)[1], *state.row)))
         return None
 
     def _settle(self, trip: Trip, number: int, row: Row) -> None:
