@@ -21,6 +21,7 @@ from bnfold._onnx._shapes import Shapes, infer
 
 Double = NDArray[np.float64]
 _EPSILON = float(np.float32(1e-5))
+_SAME_RANK = ("BatchNormalization", "Clip", "Dropout", "Identity", "LeakyRelu", "Neg", "Relu")
 _PASSED = ("Add", "BatchNormalization", "Dropout", "Identity", "Mul", "Sub")
 
 
@@ -109,8 +110,19 @@ class Side:
         return None if values is None else values.astype(np.float64)
 
     def rank(self, scope: Scope, name: str) -> int | None:
-        shape = self.shapes.shape(scope, name)
-        return None if shape is None else len(shape)
+        """The rank of a tensor; where inference gave up, that of the operator which writes it."""
+        while True:
+            shape = self.shapes.shape(scope, name)
+            if shape is not None:
+                return len(shape)
+            position = scope.producers.get(name)
+            node = scope.nodes[position] if position is not None else None
+            if node is not None and node.op_type in ("Conv", "ConvTranspose"):
+                weight = self.values(scope, node.input[1])
+                return None if weight is None else weight.ndim
+            if node is None or node.op_type not in _SAME_RANK:
+                return None
+            name = node.input[0]
 
 
 def follow(side: Side, scope: Scope, node: NodeProto, line: Line) -> np.dtype[Any] | None:
