@@ -89,7 +89,7 @@ AHEAD = {
     "blocks": (conv(4 * C, 3, 1), nn.PixelUnshuffle(2), "any", ""),
     "flat": (lambda: nn.Linear(C**3, 3), lambda x: x.flatten(1), "any", ""),
     "head": (lambda: nn.Linear(C, 3), lambda x: x.mean((2, 3)), "any", ""),
-    "summed": (lambda: nn.Linear(C, 3), lambda x: x.sum((2, 3)), "shift", "not-carried"),
+    "summed": (lambda: nn.Linear(C, 3), lambda x: x.sum((2, 3)), "shift", "how many elements"),
     "tokens": (lambda: nn.Linear(C, 3), lambda x: x.flatten(2).mT, "any", ""),
     "last-axis": (lambda: nn.Linear(C, C), same, "any", "varies along axis 1"),
     "dropout": (conv(C, 3, 2), nn.Dropout(), "any", ""),
