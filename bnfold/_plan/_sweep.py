@@ -23,6 +23,8 @@ from bnfold._plan._relation import Relation
 from bnfold._plan._view import Absorber, Affine, Carrier, Crossing, Node, View
 
 _TRIES = 8
+# Of a tensor with more readers than these no parts are looked at: all of them would be, each time.
+_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,7 @@ class _Backward(_Sweep):
         asked for, and nothing if it asked for nothing.
         """
         readers = self.view.values[value].readers
-        if not all(_picks(self.view.nodes[reader]) for reader in dict.fromkeys(readers)):
+        if len(readers) > _PARTS or not all(_picks(self.view.nodes[r]) for r in readers):
             return None
         total = IDENTITY
         for map_ in wants.values():
