@@ -174,7 +174,7 @@ HARMLESS = {
     },
     **{
         ("bias-unscaled", f"{kind}{name}"): "no operator that takes a scale has a bias"
-        for name in (*zoo.OCR, "inception_v2", "resnet50")
+        for name in (*zoo.OCR, "inception_v2", "resnet50", "densenet121")
         for kind in ("", "drawn-", "light-")
     },
 }
@@ -190,14 +190,6 @@ INVISIBLE = {
     ("scale-rolled", "light-densenet121"): (
         0.56,
         "off by 0.2 of 0.4 in the first layer, and by not one bit of 0.5 at the end",
-    ),
-    ("epsilon-dropped", "light-densenet121"): (
-        1.0,
-        "off by 0.014 of 0.4 in the first layer, and by 1e-7 of 0.5 at the end",
-    ),
-    ("weight-channel-off", "light-densenet121"): (
-        1.0,
-        "off by 3e-4 of 0.4 in the first layer, and by 2e-7 of 0.5 at the end",
     ),
 }
 
@@ -297,13 +289,20 @@ def assert_failed(trial: Trial) -> None:
 
 
 def assert_certificates(trial: Trial, off: Mapping[str, float]) -> None:
-    """A fold whose parameters are off has a certificate that says so, any other one holds."""
+    """A fold whose parameters are off has a certificate that says so, any other one holds.
+
+    An operator that took in only maps carried to it is held to what is said of them; where that is
+    wrong, the certificate of the maps says so.
+    """
     assert max(off.values()) > 4, "the bug changed nothing"
+    assert not all(certificate["holds"] for certificate in trial.certificates)
     for certificate in trial.certificates:
         worst = max(off.get(name, 0.0) for name in (certificate["into"], *certificate["maps"]))
         if worst == 0.0:
             assert certificate["holds"], certificate
-        elif worst > 4.0:  # right ones may be 1 off, and what is 1 off may be right
+        elif (
+            worst > 4.0 and certificate["maps"]
+        ):  # right ones may be 1 off, and what is 1 off may be right
             assert not certificate["holds"], certificate
 
 

@@ -57,8 +57,9 @@ class Applied:
     """One step as it was carried out, for whoever checks it.
 
     ``law`` is "absorb", "compose", "carry", or "cross" for an operator that maps were carried
-    across. ``into``, ``maps`` and ``chain`` are positions in the original graph's node list. In the
-    folded graph, ``source`` is what the absorber puts out (for maps that stand: what the first of
+    across. ``into``, ``maps`` and ``chain`` are positions in the original graph's node list; an
+    operator that takes in, or lets pass, what was carried to it has no maps. In the folded graph,
+    ``source`` is what the absorber puts out (for maps that stand: what the first of
     them reads; for an operator that is crossed: its main output) and ``output`` what now stands for
     the last output. ``related`` says what tensors of the original, by name, have gone through: what
     the step reads and what it puts out.
@@ -150,20 +151,16 @@ class _Writer:
         for node in self.moves.sides:
             if node not in known:
                 into = graph.positions[node]
-                maps = tuple(graph.positions[i] for i in self.moves.blame.get(node, ()))
                 output = graph.name(graph.view.nodes[node].outputs[0])
-                yield Applied(scope.path, "absorb", into, maps, (), output, output)
+                yield Applied(scope.path, "absorb", into, (), (), output, output)
 
     def _crossings(self) -> Iterator[Applied]:
         graph, scope = self.graph, self.graph.scope
-        crossed: dict[int, list[int]] = {}
-        for move in self.moves.moves:
-            for node in move.crossed:
-                crossed.setdefault(node, []).append(graph.positions[move.maps[-1]])
-        for node, maps in crossed.items():
+        crossed = dict.fromkeys(node for move in self.moves.moves for node in move.crossed)
+        for node in crossed:
             into = graph.positions[node]
             output = next(name for name in scope.nodes[into].output if name)
-            yield Applied(scope.path, "cross", into, tuple(maps), (), output, output)
+            yield Applied(scope.path, "cross", into, (), (), output, output)
 
     def _told(self, step: Applied) -> Applied:
         """A step with the names that tensors have in the end, and what they have gone through."""
