@@ -186,7 +186,7 @@ def check(drawn: tuple[nn.Module, int], again: bool = False) -> None:
     try:
         folded = bnfold.fold(module, (x,))
     except bnfold.UsageError:
-        # What PyTorch's own export refuses too, such as an in-place operator that widens its tensor.
+        # What PyTorch's own export refuses too, such as in-place operators that widen a tensor.
         with pytest.raises(Exception), torch.no_grad():  # noqa: B017, PT011
             torch.export.export(module, (x.clone(),), strict=False)
         return
