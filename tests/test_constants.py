@@ -479,3 +479,26 @@ def test_overridable_gemm_c_and_matmul_bias():
         weights={"w": rand(3, 4), "b": rand(4)},
     )
     fold(overridable(m, "b"))
+
+
+# --- constants behind the place where an operator comes to stand ---------------------------------
+
+
+@pytest.mark.parametrize("written", ["Identity", "Constant"])
+def test_a_norm_that_stands_earlier_finds_its_constants_there(written):
+    """The last norm takes the first one's place, ahead of the nodes that give its parameters."""
+    given = {"s": rand(4), "t": rand(4), "m": rand(4), "v": positive(4)}
+    if written == "Constant":
+        late = [constant(name, value=tensor(value, "")) for name, value in given.items()]
+    else:
+        late = [(op("Identity", f"{name}0", name), {f"{name}0": v}) for name, v in given.items()]
+    m = model(
+        op("Relu", "x", "r"),
+        bn("first", "r", "a", 4),
+        const("Div", "a", "b", positive(4)),
+        *late,
+        op("BatchNormalization", "b s t m v", "y", name="last", epsilon=0.01),
+        x=(4, 4, 4, 4),
+    )
+    made = fold(m)
+    assert [n.name for n in made.graph.node if n.op_type == "BatchNormalization"] == ["last"]

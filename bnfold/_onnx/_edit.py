@@ -43,6 +43,7 @@ class Editor:
         self._vanished: dict[str, dict[str, str | None]] = {s.path: {} for s in network.scopes}
         self._dropped: dict[str, set[str]] = {s.path: set() for s in network.scopes}
         self._prepended: dict[str, list[NodeProto]] = {s.path: [] for s in network.scopes}
+        self._early: dict[str, set[int]] = {s.path: set() for s in network.scopes}
         self._copies: dict[tuple[object, ...], str] = {}
         self._unread: list[tuple[Scope, str]] = []
 
@@ -131,6 +132,8 @@ class Editor:
     ) -> str:
         """Put a node where a removed one was, reading ``source`` and writing ``output``."""
         self._gone[scope.path].discard(slot)
+        if any(scope.producers.get(name, -1) > slot for name in node.input):
+            self._early[scope.path].add(slot)
         node.input[data] = source
         node.output[0] = output
         self._count(scope, source, 1)
@@ -156,6 +159,8 @@ class Editor:
         """Remove what the edits orphaned, then everything that was marked for removal."""
         self._sweep()
         for scope in self._scopes:
+            if self._early[scope.path]:
+                self._sort(scope)
             if self._gone[scope.path] or self._vanished[scope.path] or self._dropped[scope.path]:
                 self._clean(scope)
             if self._prepended[scope.path]:
@@ -253,6 +258,34 @@ class Editor:
         _delete(graph.input, [n for n, v in enumerate(graph.input) if v.name in dropped])
         notes = graph.quantization_annotation
         _delete(notes, [n for n, note in enumerate(notes) if note.tensor_name in vanished])
+
+    def _sort(self, scope: Scope) -> None:
+        """Bring forward the nodes of constants that a node reads in a slot ahead of them."""
+        nodes, late = scope.graph.node, set[int]()
+        order: list[int] = []
+        for position in range(len(nodes)):
+            if position in self._early[scope.path]:
+                chain = self._constants_behind(scope, position) - late
+                order += sorted(chain)
+                late |= chain
+            if position not in late:
+                order.append(position)
+        sorted_nodes = [_copy(nodes[position]) for position in order]
+        del nodes[:]
+        nodes.extend(sorted_nodes)
+        gone = self._gone[scope.path]
+        self._gone[scope.path] = {n for n, position in enumerate(order) if position in gone}
+
+    def _constants_behind(self, scope: Scope, slot: int) -> set[int]:
+        """The nodes after ``slot`` on which the node in it depends."""
+        found: set[int] = set()
+        todo = list(scope.nodes[slot].input)
+        while todo:
+            position = scope.producers.get(todo.pop(), -1)
+            if position > slot and position not in found:
+                found.add(position)
+                todo += scope.nodes[position].input
+        return found
 
     def _prepend(self, scope: Scope) -> None:
         nodes = [*self._prepended[scope.path], *(_copy(node) for node in scope.graph.node)]
