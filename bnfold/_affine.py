@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Vector = NDArray[np.float64]
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,8 @@ class AffineMap:
         """Make a map from scalars or vectors; one whose values all agree becomes uniform.
 
         A uniform map acts alike on every axis, so forgetting the axis loses nothing and lets it
-        pass where a per-channel map could not.
+        pass where a per-channel map could not. Values agree that differ by no more than a few
+        float64 operations may have rounded them: ``t/s`` and ``(u·s)/s`` are the same number.
         """
         s = np.array(scale, np.float64, ndmin=1)
         t = np.array(shift, np.float64, ndmin=1)
@@ -93,17 +95,6 @@ class AffineMap:
             scale, shift = self.scale.astype(dtype), self.shift.astype(dtype)
         return AffineMap.of(scale.astype(np.float64), shift.astype(np.float64), self.axis)
 
-    def inverse(self) -> AffineMap | None:
-        """``A(1/s, −t/s)``, which undoes the map up to the rounding of float64.
-
-        None where a scale is 0 or one of the numbers is not finite.
-        """
-        if not bool((self.scale != 0).all()):
-            return None
-        with np.errstate(over="ignore"):
-            found = AffineMap.of(1.0 / self.scale, -self.shift / self.scale, self.axis)
-        return found if found.is_finite else None
-
     def then(self, outer: AffineMap) -> AffineMap | None:
         """The map ``outer ∘ self = A(s₂·s₁, s₂·t₁ + t₂)``, or None where no one axis carries both.
 
@@ -122,7 +113,11 @@ class AffineMap:
 
 
 def _uniform(vector: Vector) -> bool:
-    return vector.size == 1 or bool((vector == vector[0]).all())
+    if vector.size == 1 or bool((vector == vector[0]).all()):
+        return True
+    if not np.isfinite(vector).all():
+        return False
+    return bool((np.abs(vector - vector[0]) <= _ROUNDING * np.abs(vector[0])).all())
 
 
 IDENTITY = AffineMap.of(1.0, 0.0, None)

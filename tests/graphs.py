@@ -386,8 +386,8 @@ def assert_same(
 # --- what holds for every fold -----------------------------------------------------------------
 
 
-def check(made: ModelProto, folded: ModelProto, *, settled: bool = True) -> None:
-    """Valid, settled (but where that is not asked), and every affine node accounted for."""
+def check(made: ModelProto, folded: ModelProto) -> None:
+    """Valid, settled, and every affine node accounted for."""
     if valid(made):
         onnx.checker.check_model(folded, full_check=True)
     _well_named(folded)
@@ -415,8 +415,6 @@ def check(made: ModelProto, folded: ModelProto, *, settled: bool = True) -> None
         assert no_worse and after != before, f"(nodes, work) {before} became {after}"
 
     again = bnfold.plan(folded)
-    if again.folds and not settled:
-        return
     assert again.folds == (), f"a second fold finds more: {again.folds}"
     unexplained = Counter(affine_nodes(folded)) - Counter(k.node for k in again.kept)
     assert not unexplained, f"left without a reason: {dict(unexplained)}"

@@ -21,6 +21,7 @@ from bnfold._onnx._edit import Editor, Relocated
 from bnfold._onnx._network import Graph, Network
 from bnfold._onnx._numbers import edit_numbers
 from bnfold._onnx._quantized import Dequantized, spread_zero
+from bnfold._plan._layout import Map
 from bnfold._plan._places import Standing
 from bnfold._plan._planner import Move, Moves, Sides
 from bnfold._plan._reasons import Reason
@@ -44,12 +45,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Related:
-    """What the values of a tensor have gone through, one step after the other: from old to new, or,
-    where ``ahead``, from new to old.
+    """How the old and the new values of a tensor come from the same numbers, each by steps one
+    after the other. Of old values whose scale is NaN nothing is known.
     """
 
-    steps: tuple[Step, ...]
-    ahead: bool
+    old: tuple[Step, ...]
+    new: tuple[Step, ...]
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,7 @@ class _Writer:
         self.names: dict[str, str] = {}
         self.inside: set[str] = set()
         self.related = {
-            graph.name(value): Related(
-                tuple(
-                    Step(m.scale, m.shift, m.axis if isinstance(m, AffineMap) else None)
-                    for m in relation.maps
-                ),
-                relation.ahead,
-            )
+            graph.name(value): Related(_steps(relation.old), _steps(relation.new))
             for value, relation in moves.relations.items()
         }
         self.places = {position: index for index, position in enumerate(graph.positions)}
@@ -223,6 +218,10 @@ class _Writer:
             new = self.editor.rename_output(scope, scope.producers[name], None, True, name)
             self.editor.reread(scope, [name], new)
             self.names[name] = new
+
+
+def _steps(maps: Iterable[Map]) -> tuple[Step, ...]:
+    return tuple(Step(m.scale, m.shift, m.axis if isinstance(m, AffineMap) else None) for m in maps)
 
 
 def _passing_names(graph: Graph, move: Move) -> list[str]:

@@ -149,8 +149,9 @@ class _Sweep:
 
     def relate(self, value: int, map_: Map) -> Stop | None:
         """Note that a tensor's values change."""
-        old = self.trip.relations.get(value) or self.sweeper.relations.get(value)
-        new = old.after(map_, self.ahead) if old is not None else Relation((map_,), self.ahead)
+        known = self.trip.relations.get(value) or self.sweeper.relations.get(value)
+        relation = known or Relation()
+        new = relation.ahead(map_) if self.ahead else relation.behind(map_)
         if new is None:
             name = self.view.values[value].name
             return self.stop(value, Reason("no-gain", name, f"another map has moved past {name}"))
@@ -505,7 +506,7 @@ class _Forward(_Sweep):
                 found = self.taker.take_along(tried, node.inputs[position], index)
                 if found is not None:
                     maps[number] = found
-                    tried.relations[node.inputs[position]] = Relation((found,), True)
+                    tried.relations[node.inputs[position]] = Relation((found,))
         way = law.forward(maps)
         if isinstance(way, str):
             return None

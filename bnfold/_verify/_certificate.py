@@ -22,6 +22,7 @@ from onnx import ModelProto, NodeProto
 
 from bnfold._onnx._rewrite import Applied
 from bnfold._onnx._scopes import Scope, label
+from bnfold._verify._claims import claims, laid_out
 from bnfold._verify._formulas import FORMULAS, Case, deviation
 from bnfold._verify._lines import (
     Line,
@@ -29,7 +30,6 @@ from bnfold._verify._lines import (
     Side,
     chain_between,
     follow,
-    laid_out,
     output_rank,
 )
 from bnfold._verify._probe import probe
@@ -99,19 +99,24 @@ def _certify(before: Side, after: Side, fold: Applied) -> Certificate:
 
 
 def _compose(before: Side, after: Side, fold: Applied) -> float:
-    """``G_y∘L∘P = F_y∘R∘Q`` for the row L that stood and the row R that stands, where what they
-    read went through P (old) or Q (new), and what they put out through G_y (new) or F_y (old).
+    """``L∘F = R∘G`` for the row L that stood and the row R that stands, where what they read is
+    ``F(z)`` (old) or ``G(z)`` (new), but for what is said of what they put out.
     """
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     first = old.nodes[fold.into]
     rank = before.rank(old, first.output[0]) or _least_rank(old, fold)
     wanted, made = Line.identity(rank), Line.identity(rank)
     data = next((n for n in first.input if before.values(old, n) is None), "")
-    _gone_through(fold, data, wanted, made)
+    _read(fold, data, wanted, made)
     for position in fold.chain:
         follow(before, old, old.nodes[position], wanted)
     kind = _standing(after, new, fold, made)
-    _gone_through(fold, old.nodes[fold.chain[-1]].output[0], made, wanted)
+    last = old.nodes[fold.chain[-1]].output[0]
+    pairs = _put_out(fold, last, wanted, made)
+    return max(_apart(fold, one, other, kind) for one, other in pairs)
+
+
+def _apart(fold: Applied, wanted: Line, made: Line, kind: np.dtype[Any]) -> float:
     size = np.abs(wanted.scale)
     loose = made.steps - 1
     scale = deviation(made.scale, wanted.scale, size, kind, loose=loose)
@@ -127,14 +132,28 @@ def _least_rank(scope: Scope, fold: Applied) -> int:
     return 2 if any(scope.nodes[p].op_type == "BatchNormalization" for p in fold.chain) else 0
 
 
-def _gone_through(fold: Applied, name: str, ahead: Line, behind: Line) -> None:
-    """Let the line on the side of a tensor's map go through it: ``old = F(new)`` is on one side,
-    ``new = G(old)`` on the other.
-    """
+def _read(fold: Applied, name: str, wanted: Line, made: Line) -> None:
+    """Let both lines begin with what the values of a tensor come from."""
     related = fold.related.get(name)
     if related is not None:
-        line = ahead if related.ahead else behind
-        line.then(laid_out(related, line.scale.ndim))
+        wanted.then(laid_out(related.old, wanted.scale.ndim))
+        made.then(laid_out(related.new, made.scale.ndim))
+
+
+def _put_out(fold: Applied, name: str, wanted: Line, made: Line) -> list[tuple[Line, Line]]:
+    """The lines that have to be the same if what is said of a tensor is true. They must not depend
+    on what is unknown.
+    """
+    pairs = []
+    for claim in claims(fold.related.get(name), wanted.scale.ndim):
+        pair = wanted.copy(), made.copy()
+        for line, then in zip(pair, (claim.old, claim.new), strict=True):
+            line.then(then)
+            line.without(claim.apart)
+            if bool(line.unknown.any()):
+                raise Mismatch(f"{name} depends on values that nothing is known of")
+        pairs.append(pair)
+    return pairs
 
 
 def _standing(side: Side, scope: Scope, fold: Applied, line: Line) -> np.dtype[Any]:
@@ -158,15 +177,16 @@ def _absorb(before: Side, after: Side, fold: Applied) -> float:
         follow(before, old, old.nodes[place], line)
     _standing(after, new, fold, added)
     final = old.nodes[fold.chain[-1]].output[0] if fold.chain else node.output[0]
-    _gone_through(fold, final, added, line)
+    pairs = _put_out(fold, final, line, added)
     _same_otherwise(before, after, old, new, node, twin)
     check = FORMULAS.get(node.op_type)
     if check is None:
         raise Mismatch(f"{node.op_type} has no formula to check against")
     entry = next((fold.related[n] for n in node.input if n in fold.related), None)
-    if entry is not None and not entry.ahead:
+    if entry is not None and entry.new:
         raise Mismatch(f"what {label(node)} reads has changed, and its weights cannot follow")
-    return check(Case(before, after, old, new, node, twin, line, added, entry))
+    sides = before, after, old, new, node, twin
+    return max(check(Case(*sides, one, other, entry)) for one, other in pairs)
 
 
 def _cross(before: Side, after: Side, fold: Applied) -> float:

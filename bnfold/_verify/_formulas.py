@@ -57,9 +57,11 @@ class Case:
         """Scale and shift that come with the data, for each of its channels along an axis."""
         if self.entry is None:
             return np.ones(count), np.zeros(count)
-        if len(self.entry.steps) != 1:
+        if len(self.entry.old) != 1:
             raise Mismatch(f"several maps come ahead of {label(self.node)}")
-        (step,) = self.entry.steps
+        (step,) = self.entry.old
+        if bool(np.isnan(step.scale).any()):
+            raise Mismatch(f"nothing is known of some of what {label(self.node)} reads")
         if step.axis is None and step.scale.size > 1:
             raise Mismatch(f"the map ahead of {label(self.node)} varies along several axes")
         if step.axis is not None and (step.axis != axis or step.scale.size != count):

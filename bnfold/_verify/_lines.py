@@ -5,7 +5,7 @@ Nothing here is shared with the code that folds but the reading of stored consta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from onnx import ModelProto, NodeProto
 
 from bnfold._onnx._constants import Constant, Constants
 from bnfold._onnx._quantized import Dequantized, dequantized
-from bnfold._onnx._rewrite import Related
 from bnfold._onnx._scopes import Scope, label, read_scopes
 from bnfold._onnx._shapes import Shapes, infer
 
@@ -32,20 +31,23 @@ class Mismatch(Exception):
 @dataclass
 class Line:
     """``y = scale·x + shift`` at the tensor's rank; ``bulk`` bounds the terms summed into shift,
-    ``steps`` counts the operators that were rounded on the way.
+    ``steps`` counts the operators that were rounded on the way. Where ``unknown``, x is any number
+    at all, whatever the rest says.
     """
 
     scale: Double
     shift: Double
     bulk: Double
+    unknown: NDArray[np.bool_]
     steps: int = 0
 
     @classmethod
     def identity(cls, rank: int) -> Line:
         shape = (1,) * rank
-        return cls(np.ones(shape), np.zeros(shape), np.zeros(shape))
+        return cls(np.ones(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape, np.bool_))
 
     def times(self, factor: Double) -> None:
+        self.unknown = self.unknown & (factor != 0)
         self.scale = self.scale * factor
         self.shift = self.shift * factor
         self.bulk = self.bulk * np.abs(factor)
@@ -58,21 +60,17 @@ class Line:
         """Let another line act on what this one gives."""
         self.times(other.scale)
         self.plus(other.shift)
+        self.unknown = self.unknown | other.unknown
 
+    def without(self, where: NDArray[np.bool_]) -> None:
+        """Take a part out of what is compared."""
+        self.scale, self.shift, self.bulk = (
+            np.where(where, 0.0, part) for part in (self.scale, self.shift, self.bulk)
+        )
+        self.unknown = self.unknown & ~where
 
-def laid_out(related: Related, rank: int) -> Line:
-    """What a tensor is said to have gone through, at the tensor's rank."""
-    line = Line.identity(rank)
-    for step in related.steps:
-        scale, shift = step.scale, step.shift
-        if step.axis is not None:
-            shape = tuple(-1 if k == step.axis else 1 for k in range(rank))
-            scale, shift = scale.reshape(shape), shift.reshape(shape)
-        elif scale.size == 1:
-            scale, shift = scale.reshape((1,) * rank), shift.reshape((1,) * rank)
-        line.times(scale)
-        line.plus(shift)
-    return line
+    def copy(self) -> Line:
+        return replace(self)
 
 
 @dataclass(frozen=True)

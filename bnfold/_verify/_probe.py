@@ -1,8 +1,8 @@
 """A probe of an operator that maps were carried across: it runs before and after, on the same data.
 
-With ``x = P(z)`` for the old operator and ``x' = Q(z)`` for the new one, as the maps that its
-tensors are said to have gone through have it, ``G(f(x))`` and ``F(f'(x'))`` must agree. The data z
-is drawn; sizes that are not known are made up. Runs in onnxruntime, in float32, one node at a time.
+The old operator reads ``F(z)`` and the new one ``G(z)``, as the maps that its tensors are said to
+have gone through have it; z is drawn. What the two put out must be as is said of it, too. Sizes
+that are not known are made up. Runs in onnxruntime, in float32, one node at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from bnfold._onnx._rewrite import Related
 from bnfold._onnx._scopes import Scope, label
 from bnfold._onnx._tensors import FLOATS
-from bnfold._verify._lines import Mismatch, Side, laid_out
+from bnfold._verify._claims import claims, laid_out
+from bnfold._verify._lines import Line, Mismatch, Side
 from bnfold._verify._session import EngineError, OnnxRuntime
 
 # What unknown sizes are taken to be, in turn, until the operator runs.
@@ -26,6 +27,7 @@ _SIZES = (2, 4, 1, 6)
 _LARGEST = 1 << 22
 # Rounding steps, at the largest value put out, that float32 arithmetic may be off by.
 _FACTOR = 64 * float(np.finfo(np.float32).eps)
+_TINY = float(np.finfo(np.float32).tiny)
 _IR_VERSION = 10
 _NUMBERS = {"Clip": ("max", "min"), "Pad": ("value",)}
 Feeds = dict[str, NDArray[Any]]
@@ -49,7 +51,7 @@ def probe(
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
     unfit: ValueError | None = None
-    steps = [step for gone in related.values() for step in gone.steps]
+    steps = [step for gone in related.values() for step in (*gone.old, *gone.new)]
     told = {n for step in steps for n in np.broadcast(step.scale, step.shift).shape}
     least = _reach(node)
     for size in dict.fromkeys(max(n, least) for n in (*sorted(told - {1}), *_SIZES)):
@@ -105,13 +107,12 @@ def _drawn(
             first[str(number)] = second[str(number)] = zeros
             continue
         values = generator.normal(size=sizes)
-        moved = values
+        first[str(number)] = second[str(number)] = values.astype(np.float32)
         if gone is not None:
-            line = laid_out(gone, len(sizes))
-            moved = values * line.scale + line.shift
-        ahead = gone is not None and gone.ahead
-        first[str(number)] = (moved if ahead else values).astype(np.float32)
-        second[str(number)] = (values if ahead else moved).astype(np.float32)
+            old, new = laid_out(gone.old, len(sizes)), laid_out(gone.new, len(sizes))
+            drawn = np.where(old.unknown, generator.normal(size=sizes), _through(old, values))
+            first[str(number)] = drawn.astype(np.float32)
+            second[str(number)] = _through(new, values).astype(np.float32)
     return first, second
 
 
@@ -131,8 +132,12 @@ def _reach(node: NodeProto) -> int:
 
 def _own_sizes(gone: Related, rank: int) -> tuple[int, ...]:
     """What the map of a tensor tells of its sizes: 1 where it does not vary."""
-    line = laid_out(gone, rank)
-    return np.broadcast_shapes(line.scale.shape, line.shift.shape)
+    lines = laid_out(gone.old, rank), laid_out(gone.new, rank)
+    return np.broadcast_shapes(*(np.broadcast(line.scale, line.shift).shape for line in lines))
+
+
+def _through(line: Line, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values * line.scale + line.shift
 
 
 def _run(side: Side, scope: Scope, node: NodeProto, feeds: Feeds) -> list[NDArray[Any]]:
@@ -186,13 +191,12 @@ def _compared(
             raise Mismatch(f"{label(node)} puts out {other.shape} now, not {one.shape}")
         wanted, made = one.astype(np.float64), other.astype(np.float64)
         size = np.maximum(np.maximum(np.abs(wanted), np.abs(made)), terms)
-        gone = related.get(name)
-        if gone is not None:
-            line = laid_out(gone, wanted.ndim)
-            moved = (made if gone.ahead else wanted) * line.scale + line.shift
-            size = np.maximum(size * np.abs(line.scale), np.abs(line.shift))
-            wanted, made = (wanted, moved) if gone.ahead else (moved, made)
-        if made.size:
-            size = np.maximum(np.abs(wanted), size)
-            worst = max(worst, float(np.abs(wanted - made).max() / (_FACTOR * size.max())))
+        for claim in claims(related.get(name), wanted.ndim) if made.size else ():
+            off = np.abs(_through(claim.old, wanted) - _through(claim.new, made))
+            sizes = [
+                size * np.abs(line.scale) + np.abs(line.shift) for line in (claim.old, claim.new)
+            ]
+            largest = max(float(np.where(claim.apart, 0.0, part).max()) for part in sizes)
+            off = np.where(claim.apart, 0.0, off)
+            worst = max(worst, float(off.max()) / (_FACTOR * max(largest, _TINY)))
     return worst if math.isfinite(worst) else 0.0

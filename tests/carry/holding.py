@@ -40,15 +40,13 @@ def same(made: ModelProto, folded: ModelProto, data: Mapping[str, Any]) -> None:
         assert apart <= 1, f"{info.name}: {apart:.3g} tolerances off in onnxruntime"
 
 
-def holds(
-    made: ModelProto, data: Mapping[str, Any] | None = None, *, settled: bool = True
-) -> ModelProto:
+def holds(made: ModelProto, data: Mapping[str, Any] | None = None) -> ModelProto:
     """Fold, and hold the result to everything that must be true of it."""
     before = made.SerializeToString()
     folded = bnfold.fold(made)
     assert made.SerializeToString() == before, "the input model was changed"
     same(made, folded, graphs.feeds(made) if data is None else data)
-    graphs.check(made, folded, settled=settled)
+    graphs.check(made, folded)
     graphs.certified(made)
     assert not graphs.orphans(made, folded)
     return folded

@@ -163,4 +163,15 @@ def test_a_row_that_is_cut_before_its_norm_stands_without_it():
 def test_certificates_of_graphs_that_drawing_found(seed):
     """A norm of unknown rank, a bias that cancels, a size asked for at run time."""
     made, data = drawn(random.Random(seed), 10, 40)
-    holds(made, data, settled=False)
+    holds(made, data)
+
+
+# Maps that lose values in some channels pass a tensor in both directions; in the last two, numbers
+# that float64 has rounded apart are one in float32.
+BOTH_WAYS = [2011385, 2016864, 2020110, 210202, 3006372, 4000337, 4008890, 4014808, 2014949, 310852]
+
+
+@pytest.mark.parametrize("seed", BOTH_WAYS)
+def test_graphs_that_once_folded_further_a_second_time(seed):
+    made, data = drawn(random.Random(seed), 10, 40)
+    holds(made, data)

@@ -84,7 +84,7 @@ def test_scale_back_through_relu_and_pool():
     assert result(made) == ({"mul": []}, {"conv"}, set(), {})
     relations = plan(made, {}).relations
     assert sorted(made.values[v].name for v in relations) == ["a", "b", "c"]
-    assert all(not r.ahead and r.maps[0].scale.tolist() == [2, 3] for r in relations.values())
+    assert all(not r.old and r.new[0].scale.tolist() == [2, 3] for r in relations.values())
 
 
 def test_scale_forward_and_shift_left_at_padding():
