@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import bnfold
@@ -23,6 +23,7 @@ from .graphs import (
     op,
     overridable,
 )
+from .searches import ANEW, ONCE
 
 SIZES = st.sampled_from([1, 2, 3, 4])
 KINDS = (
@@ -306,16 +307,6 @@ def holds(case: Any) -> None:
         assert_same(m, folded, again)
 
 
-ONCE = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    report_multiple_bugs=False,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-
-
 @settings(ONCE, max_examples=60)
 @given(drawn_models())
 def test_drawn_graphs(case):
@@ -323,7 +314,7 @@ def test_drawn_graphs(case):
 
 
 @pytest.mark.slow
-@settings(ONCE, max_examples=4000, derandomize=False)
+@settings(ANEW, max_examples=4000)
 @given(drawn_models())
 def test_many_drawn_graphs(case):
     holds(case)
@@ -376,7 +367,7 @@ def test_drawn_chains(case):
 
 
 @pytest.mark.slow
-@settings(ONCE, max_examples=4000, derandomize=False)
+@settings(ANEW, max_examples=4000)
 @given(drawn_chains())
 def test_many_drawn_chains(case):
     holds(case)

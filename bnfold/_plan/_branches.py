@@ -5,6 +5,7 @@ See `_carry` for what a law is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -232,7 +233,7 @@ class Gated:
 
     def forward(self, maps: Maps) -> Way | str:
         """``(s·a)·(r·b) = s·r·(a·b)``."""
-        total = IDENTITY
+        scales: list[AffineMap] = []
         for number, map_ in maps.items():
             if not map_.keeps_origin:
                 return "the shift does not pass"
@@ -241,11 +242,8 @@ class Gated:
             found = self.aligned.onto(number, map_)
             if isinstance(found, str):
                 return found
-            joined = total.then(found)
-            if joined is None:
-                return "the scales of its inputs vary along different axes"
-            total = joined
-        return Way({0: total})
+            scales.append(found)
+        return _multiplied(scales)
 
 
 @dataclass(frozen=True)
@@ -276,7 +274,7 @@ class Multiplied:
 
     def forward(self, maps: Maps) -> Way | str:
         """``(s·A)·(r·B) = s·r·(A·B)``."""
-        total = IDENTITY
+        scales: list[AffineMap] = []
         for number, map_ in maps.items():
             if self.narrow and bool((np.abs(map_.scale) < 1).any()):
                 return "without the scale ahead of it its sums could overflow"
@@ -291,11 +289,19 @@ class Multiplied:
                 if map_.axis != self.ranks[number] - place:
                     return f"the product sums over axis {map_.axis}, or it is a batch axis"
                 map_ = AffineMap.of(map_.scale, 0.0, max(self.ranks) - place)
-            joined = total.then(map_)
-            if joined is None:
-                return "the scales of its inputs vary along different axes"
-            total = joined
-        return Way({0: total})
+            scales.append(map_)
+        return _multiplied(scales)
+
+
+def _multiplied(scales: Sequence[AffineMap]) -> Way | str:
+    """The scales of all factors as that of their product."""
+    total = IDENTITY
+    for scale in scales:
+        joined = total.then(scale)
+        if joined is None:
+            return "the scales of its inputs vary along different axes"
+        total = joined
+    return Way({0: total})
 
 
 def _part(map_: Map, shifts: int) -> Map:

@@ -40,21 +40,9 @@ def absorb_behind(
     parameters of their own (or along none) and that the parameters are constants nobody else may
     set. A map that would broadcast the output to a larger shape is none of these.
     """
-    total = absorbed.then(map_)
-    if total is None:
-        return Reason(
-            "axis-mismatch",
-            node.label,
-            f"the map varies along axis {map_.axis}; what {node.label} takes in before varies "
-            f"along axis {absorbed.axis}",
-        )
-    if not total.is_finite:
-        message = f"composed with what {node.label} takes in before it is no longer finite"
-        return Reason("overflow", node.label, message)
-    if not total.keeps_scale and absorber.scale_blocked is not None:
-        return absorber.scale_blocked
-    if not total.keeps_origin and absorber.shift_blocked is not None:
-        return absorber.shift_blocked
+    total = _total(node, absorber, absorbed.then(map_), map_, absorbed, "before")
+    if isinstance(total, Reason):
+        return total
     if total.axis is not None:
         size = absorber.channels.get(total.axis)
         if size is None:
@@ -83,21 +71,9 @@ def absorb_ahead(
     for the scale; for the shift only where every output sums over the whole kernel, that is, where
     none sees padding. The map must vary along the axis that the weight sums over, or along none.
     """
-    total = map_.then(absorbed)
-    if total is None:
-        return Reason(
-            "axis-mismatch",
-            node.label,
-            f"the map varies along axis {map_.axis}; what {node.label} takes in ahead of it varies "
-            f"along axis {absorbed.axis}",
-        )
-    if not total.is_finite:
-        message = f"composed with what {node.label} takes in ahead of it it is no longer finite"
-        return Reason("overflow", node.label, message)
-    if not total.keeps_scale and ahead.scale_blocked is not None:
-        return ahead.scale_blocked
-    if not total.keeps_origin and ahead.shift_blocked is not None:
-        return ahead.shift_blocked
+    total = _total(node, ahead, map_.then(absorbed), map_, absorbed, "ahead of it")
+    if isinstance(total, Reason):
+        return total
     if total.axis is not None and ahead.channels.get(total.axis) != total.scale.size:
         where = ", ".join(str(axis) for axis in sorted(ahead.channels)) or "none"
         return Reason(
@@ -106,6 +82,32 @@ def absorb_ahead(
             f"the map varies along axis {total.axis}; {node.label} has weights of their own for "
             f"each position along axis {where} of its input",
         )
+    return total
+
+
+def _total(
+    node: Node,
+    side: Absorber | Ahead,
+    total: AffineMap | None,
+    map_: AffineMap,
+    absorbed: AffineMap,
+    where: str,
+) -> AffineMap | Reason:
+    """A map composed with what a side of an operator has taken in, if that side may take it."""
+    if total is None:
+        return Reason(
+            "axis-mismatch",
+            node.label,
+            f"the map varies along axis {map_.axis}; what {node.label} takes in {where} varies "
+            f"along axis {absorbed.axis}",
+        )
+    if not total.is_finite:
+        message = f"composed with what {node.label} takes in {where}, it is no longer finite"
+        return Reason("overflow", node.label, message)
+    if not total.keeps_scale and side.scale_blocked is not None:
+        return side.scale_blocked
+    if not total.keeps_origin and side.shift_blocked is not None:
+        return side.shift_blocked
     return total
 
 

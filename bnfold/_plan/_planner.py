@@ -17,7 +17,7 @@ from bnfold._plan._places import stands as stands_of
 from bnfold._plan._reasons import Reason
 from bnfold._plan._relation import Relation
 from bnfold._plan._relocate import LONGEST_ROW, Relocator
-from bnfold._plan._row import Row, drained, extended
+from bnfold._plan._row import Row, drained, extended, taking
 from bnfold._plan._sweep import End, Stop
 from bnfold._plan._view import Absorber, Affine, Barrier, Carrier, Value, View
 
@@ -259,11 +259,7 @@ class _Planner:
         absorber, node = group.absorber, self.view.nodes[group.into]
         if absorber is None:
             return self._behind(group), _State(IDENTITY, row)
-
-        def take(absorbed: AffineMap, part: AffineMap) -> AffineMap | None:
-            total = _laws.absorb_behind(node, absorber, absorbed, part)
-            return None if isinstance(total, Reason) else total
-
+        take = taking(node, absorber)
         now = _State(*drained(row, group.now.absorbed, take, absorber.bias_free))
         if now.row == group.now.row:
             return None, now

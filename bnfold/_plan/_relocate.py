@@ -14,7 +14,7 @@ from bnfold._plan._carry import Edit
 from bnfold._plan._places import Place, State
 from bnfold._plan._reasons import Reason
 from bnfold._plan._relation import Relation
-from bnfold._plan._row import Row, drained, extended, normal
+from bnfold._plan._row import Row, drained, extended, normal, taking
 from bnfold._plan._sweep import Stop, Sweeper, Trip
 from bnfold._plan._view import Absorber, Affine, View
 
@@ -274,12 +274,7 @@ class Relocator:
         node = self.view.nodes[place.into]
         absorber = node.role.absorber if isinstance(node.role, Affine) else node.role
         assert isinstance(absorber, Absorber)
-
-        def take(absorbed: AffineMap, part: AffineMap) -> AffineMap | None:
-            assert isinstance(absorber, Absorber)
-            total = _laws.absorb_behind(node, absorber, absorbed, part)
-            return None if isinstance(total, Reason) else total
-
+        take = taking(node, absorber)
         trip.states[number] = State(*drained(row, state.absorbed, take, absorber.bias_free))
 
     def _state(self, trip: Trip, number: int) -> State:

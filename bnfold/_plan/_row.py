@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from bnfold._affine import IDENTITY, AffineMap
 from bnfold._plan import _laws
+from bnfold._plan._reasons import Reason
+from bnfold._plan._view import Absorber, Node
 
 Row = tuple[AffineMap, ...]
 Take = Callable[[AffineMap, AffineMap], AffineMap | None]
@@ -55,6 +57,16 @@ def drained(row: Row, absorbed: AffineMap, take: Take, bias_free: bool) -> tuple
         if not rest.is_identity:
             left.append(rest)
     return absorbed, extended(tuple(left), IDENTITY)
+
+
+def taking(node: Node, absorber: Absorber) -> Take:
+    """What an operator takes in, by `_laws.absorb_behind`."""
+
+    def take(absorbed: AffineMap, part: AffineMap) -> AffineMap | None:
+        total = _laws.absorb_behind(node, absorber, absorbed, part)
+        return None if isinstance(total, Reason) else total
+
+    return take
 
 
 def _placed(stages: list[AffineMap], map_: AffineMap) -> tuple[list[AffineMap], AffineMap]:

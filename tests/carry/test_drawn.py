@@ -6,20 +6,13 @@ import os
 import random
 
 import pytest
-from hypothesis import HealthCheck, Phase, event, given, reject, settings
+from hypothesis import event, given, reject, settings
 from hypothesis import strategies as st
 
+from ..searches import ANEW, ONCE
 from .drawing import drawn
 from .holding import Unrunnable, holds
 
-ONCE = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    report_multiple_bugs=False,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 # As many graphs of many operators are drawn by --slow as this asks for.
 GRAPHS = int(os.environ.get("BNFOLD_DRAWN_GRAPHS", "4000"))
 SOURCES = st.randoms(use_true_random=False)
@@ -47,7 +40,7 @@ def test_graphs_of_many_operators():
 
 
 @pytest.mark.slow
-@settings(ONCE, max_examples=3000, derandomize=False)
+@settings(ANEW, max_examples=3000)
 @given(SOURCES)
 def test_many_drawn_graphs(source):
     try:

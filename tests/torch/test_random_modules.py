@@ -8,13 +8,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import HealthCheck, Phase, event, given, settings  # noqa: E402
+from hypothesis import event, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils.parametrizations import weight_norm  # noqa: E402
 
 import bnfold  # noqa: E402
 
+from ..searches import ANEW, ONCE  # noqa: E402
 from .carrying import normed  # noqa: E402
 from .folding import assert_close, outputs, rand, ready  # noqa: E402
 
@@ -224,29 +225,20 @@ def check_program(drawn: tuple[nn.Module, int]) -> None:
         assert_close(wanted, made, 1e-8)
 
 
-OPTIONS: dict[str, Any] = {
-    "deadline": None,
-    "derandomize": True,
-    "database": None,
-    "suppress_health_check": list(HealthCheck),
-    "phases": [Phase.generate, Phase.shrink],
-}
-
-
-@settings(max_examples=12, **OPTIONS)
+@settings(ONCE, max_examples=12)
 @given(modules())
 def test_random_modules(drawn):
     check(drawn)
 
 
-@settings(max_examples=8, **OPTIONS)
+@settings(ONCE, max_examples=8)
 @given(modules())
 def test_random_programs(drawn):
     check_program(drawn)
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, **{**OPTIONS, "derandomize": False})
+@settings(ANEW, max_examples=2000)
 @given(modules())
 def test_many_random_modules(drawn):
     check(drawn, again=True)
@@ -256,7 +248,7 @@ def test_many_random_modules(drawn):
 def test_the_drawing_folds_often_enough_to_mean_something():
     folds = 0
 
-    @settings(max_examples=25, **{**OPTIONS, "phases": [Phase.generate]})
+    @settings(ONCE, max_examples=25)
     @given(modules())
     def count(drawn):
         nonlocal folds
