@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bnfold._onnx._network import read
+from bnfold._onnx._shapes import infer
 
 from .graphs import bn, conv, folds, model, op, stays
 
@@ -55,3 +56,84 @@ def test_a_size_asked_for_at_run_time(read_from):
         folds(m, Conv=1, Shape=1, Gather=1, Concat=1, Reshape=1)
     else:
         stays(m, {"bn": "not-carried"})
+
+
+SIZES = {
+    "gather-scalar": [op("Shape", "x", "s"), op("Gather", "s one", "g"), "unsqueeze g u"],
+    "gather-vector": [op("Shape", "x", "s"), op("Gather", "s ones", "u", axis=0)],
+    "slice": [op("Shape", "x", "s"), op("Slice", "s ones two", "u")],
+    "negative-slice": [op("Shape", "x", "s"), op("Slice", "s minus3 minus2 zero", "u")],
+    "cast": [
+        op("Shape", "x", "s"),
+        op("Gather", "s ones", "g"),
+        op("Cast", "g", "h", to=6),
+        op("Cast", "h", "u", to=7),
+    ],
+    "squeezed": [
+        op("Shape", "x", "s"),
+        op("Gather", "s ones", "g"),
+        "squeeze g h",
+        op("Identity", "h", "i"),
+        "unsqueeze i u",
+    ],
+    "computed": [
+        op("Shape", "x", "s"),
+        op("Gather", "s ones", "g"),
+        op("Mul", "g two", "h"),
+        op("Div", "h two", "i"),
+        op("Add", "i ones", "j"),
+        op("Sub", "j ones", "u"),
+    ],
+    "constant": [op("Constant", "", "u", value_ints=[4])],
+}
+
+
+@pytest.mark.parametrize("opset", [10, 11, 12, 13, 14, 17])
+@pytest.mark.parametrize("written", SIZES)
+def test_sizes_computed_from_shapes(written, opset):
+    """The batch, a symbol, and the channels, which are asked for at run time in every way."""
+    if written == "constant" and opset < 12:
+        pytest.skip("Constant has value_ints since opset 12")
+    made = []
+    for node in SIZES[written]:
+        if isinstance(node, str):
+            kind, x, y = node.split()
+            axes = {"axes": [0]} if opset < 13 else {}
+            node = op(kind.capitalize(), x if axes else f"{x} zero", y, **axes)
+        made.append(node)
+    made += [
+        op("Shape", "x", "batches"),
+        op("Gather", "batches zero", "batch"),
+        op("Concat", "batch u minus1", "t", axis=0),
+        op("Reshape", "x t", "y"),
+    ]
+    numbers = {"zero": [0], "one": 1, "ones": [1], "two": [2]}
+    numbers |= {"minus1": [-1], "minus2": [-2], "minus3": [-3]}
+    m = model(
+        *made,
+        x=("n", 4, 3, 3),
+        opset=opset,
+        weights={name: np.array(value, np.int64) for name, value in numbers.items()},
+    )
+    graph = read(m, None).graphs[0]
+    if opset < 11:  # Below opset 11 sizes have no symbols.
+        assert graph.context.shape("y") == (None, 4, None)
+        return
+    assert graph.context.shape("y") == (None, 4, 9)
+    shapes = infer(m, [graph.scope])
+    assert shapes.sizes(graph.scope, "y")[0] == shapes.sizes(graph.scope, "x")[0]
+
+
+def test_a_zero_in_a_target_keeps_the_size_unless_it_is_allowed():
+    assert sizes(reshape((0, 0, 9), (2, 4, 3, 3)), "y") == (2, 4, 9)
+    m = model(
+        op("Reshape", "x t", "y", allowzero=1),
+        x=("n", 4),
+        weights={"t": np.array([0, 4], np.int64)},
+    )
+    assert sizes(m, "y") in ((None, 4), (0, 4))
+
+
+def test_a_target_that_is_not_known_tells_the_rank():
+    m = model(op("Reshape", "x t", "y"), x={"x": (2, 4, 3), "t": (2,)})
+    assert sizes(m, "y") == (None, None)

@@ -25,6 +25,7 @@ from onnx import (
 
 from bnfold._elementwise import Shape
 from bnfold._onnx._scopes import Scope, bodies
+from bnfold._onnx._sizes import Numbers, computed, dimensions, unknown
 from bnfold._plan._layout import Size
 
 _SMALL = 1024
@@ -95,37 +96,69 @@ def _hint(inferred: GraphProto, skeleton: GraphProto) -> bool:
     }
     sizes = {name: tuple(dim.dim_value for dim in own.shape.dim) for name, own in known.items()}
     sizes |= {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
-    hinted = {value.name for value in skeleton.value_info}
+    hinted = {value.name: value for value in skeleton.value_info}
+    numbers = computed(inferred, known)
     found = False
     for node in inferred.node:
-        if len(node.input) < 2 or not node.output or node.output[0] in hinted:
+        if len(node.input) < 2 or not node.output:
             continue
         hint = None
         if node.op_type == "Reshape":
-            hint = _of_reshape(node, known)
+            target = numbers.get(node.input[1]) or unknown(known.get(node.input[1]))
+            hint = _of_reshape(node, known, target)
         elif node.op_type == "BatchNormalization":
             hint = _of_batch_norm(node, known, sizes)
-        if hint is not None:
-            skeleton.value_info.add(name=node.output[0]).type.tensor_type.CopyFrom(hint)
-            found = True
+        name = node.output[0]
+        earlier = hinted.get(name)
+        told = earlier.type.tensor_type if earlier is not None else None
+        if hint is None or not _says_more(hint, known.get(name)) or not _says_more(hint, told):
+            continue
+        value = earlier if earlier is not None else skeleton.value_info.add(name=name)
+        value.type.tensor_type.CopyFrom(hint)
+        found = True
     return found
 
 
-def _of_reshape(node: NodeProto, known: Mapping[str, Tensor]) -> Tensor | None:
-    """The rank of a Reshape whose target's length is known, or the one size that is missing.
+def _says_more(hint: Tensor, own: Tensor | None) -> bool:
+    """Whether one of the hinted sizes was not known, or no more than a symbol."""
+    if own is None:
+        return True
+    pairs = zip(dimensions(hint), dimensions(own), strict=True)
+    return any(
+        new is not None and new != old and (old is None or isinstance(new, int))
+        for new, old in pairs
+    )
 
-    A Reshape's output has as many axes as its target has elements, whatever they are, and as many
-    elements as its input (ONNX Reshape); ONNX's inference says so only where it knows the numbers.
+
+def _of_reshape(
+    node: NodeProto, known: Mapping[str, Tensor], target: Numbers | None
+) -> Tensor | None:
+    """What a Reshape's target says of its output, and the one size that is missing.
+
+    A Reshape's output has as many axes as its target has elements, and as many elements as its
+    input; a 0 stands for the size of the input's axis unless ``allowzero`` is set (ONNX Reshape).
     """
-    source, target = known.get(node.input[0]), known.get(node.input[1])
-    if source is None or target is None or len(target.shape.dim) != 1:
+    source, own = known.get(node.input[0]), known.get(node.output[0])
+    count = None if own is None else len(own.shape.dim)
+    if source is None or (target is not None and count not in (None, len(target.values))):
         return None
-    if node.output[0] in known:
-        return _completed(source, known[node.output[0]])
     hint = TypeProto.Tensor(elem_type=source.elem_type)
-    for _ in range(target.shape.dim[0].dim_value):
-        hint.shape.dim.add()
-    return hint if hint.shape.dim else None
+    if own is not None:
+        hint.CopyFrom(own)
+    elif target is None or not target.values:
+        return None
+    keeps = not any(a.name == "allowzero" and a.i for a in node.attribute)
+    for axis, size in enumerate(target.values if target is not None else ()):
+        dim = hint.shape.dim[axis] if own is not None else hint.shape.dim.add()
+        if dim.dim_value > 0:
+            continue
+        if size == 0 and keeps and axis < len(source.shape.dim):
+            dim.CopyFrom(source.shape.dim[axis])
+        elif isinstance(size, str) and not dim.dim_param:
+            dim.dim_param = size
+        elif isinstance(size, int) and size > 0:
+            dim.dim_value = size
+    return _completed(source, hint) or hint
 
 
 def _completed(source: Tensor, own: Tensor) -> Tensor | None:

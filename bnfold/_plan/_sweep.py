@@ -397,6 +397,7 @@ class _Forward(_Sweep):
         super().__init__(sweeper, trip)
         self.arrived: dict[int, dict[int, Map]] = {}
         self.heap: list[int] = []
+        self.unread: int | None = None
 
     def passes_all(self, index: int) -> bool:
         role = self.view.nodes[index].role
@@ -409,10 +410,17 @@ class _Forward(_Sweep):
         )
 
     def run(self, value: int, map_: AffineMap) -> Stop | None:
+        """Carry a map until all who read it have taken it. A tensor that nobody reads asks for
+        nothing, but does not take in a map by itself: to remove what is unused is not to fold.
+        """
         stop = self._spread(value, map_, None)
         while stop is None and self.heap:
             node = heapq.heappop(self.heap)
             stop = self._past(node, self.arrived[node])
+        if stop is None and self.unread is not None and not self.trip.ends:
+            name = self.view.values[self.unread].name
+            reason = Reason("no-linear-operator", name, f"nobody reads {name}")
+            return self.stop(self.unread, reason)
         return stop
 
     def _spread(self, value: int, map_: Map, via: tuple[int, int] | None) -> Stop | None:
@@ -427,9 +435,8 @@ class _Forward(_Sweep):
             return self.stop(value, dead)
         if tensor.pinned is not None:
             return self.stop(value, tensor.pinned, for_all=True)
-        if not tensor.readers and (via is None or len(self.view.nodes[via[0]].outputs) == 1):
-            reason = Reason("no-linear-operator", tensor.name, f"nobody reads {tensor.name}")
-            return self.stop(value, reason, for_all=True)
+        if not tensor.readers:
+            self.unread = value
         for reader in dict.fromkeys(tensor.readers):
             node = self.view.nodes[reader]
             if not isinstance(node.role, Absorber | Affine | Carrier | Crossing):
