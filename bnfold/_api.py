@@ -156,6 +156,7 @@ def verify(
     *,
     inputs: str | os.PathLike[str] | Mapping[str, NDArray[np.generic]] | None = None,
     seed: int = 0,
+    bisect: bool = False,
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> EndToEnd:
@@ -163,7 +164,8 @@ def verify(
 
     Each may be a path, a ``ModelProto`` or an ``onnx_graphsurgeon.Graph``. ``inputs`` is an .npz
     file or a mapping from input names to arrays; without it inputs are drawn from ``seed``. The
-    tolerance is how far the original itself moves when its weights move by their rounding.
+    tolerance is how far the original itself moves when its weights move by their rounding. Where
+    they differ, or with ``bisect`` in any case, ``divergence`` says at which tensor that begins.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
     ``kwargs``, then exported and compared like that. Two ``ExportedProgram`` are run by PyTorch on
     the inputs that the original carries.
@@ -202,6 +204,7 @@ def verify(
                 touched=weights.touched,
                 inputs=sets,
                 seed=seed,
+                bisect=bisect,
             )
 
 

@@ -229,15 +229,22 @@ def fold(
 @click.argument("folded", type=_PATH)
 @_inputs
 @_seed
+@click.option(
+    "--bisect",
+    is_flag=True,
+    help="Look for the first tensor that differs even where no output does.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show every output on every input set.")
-def verify(original: Path, folded: Path, inputs: Path | None, seed: int, verbose: bool) -> int:
+def verify(
+    original: Path, folded: Path, inputs: Path | None, seed: int, bisect: bool, verbose: bool
+) -> int:
     """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime."""
     import bnfold
     from bnfold import _report
 
     with _terminal.Progress() as progress:
         progress("running both models")
-        result = bnfold.verify(original, folded, inputs=inputs, seed=seed)
+        result = bnfold.verify(original, folded, inputs=inputs, seed=seed, bisect=bisect)
     _terminal.show([*_report.end_to_end_lines(result, verbose), f"verification: {result.status}"])
     return EXIT_CODES[result.status]
 

@@ -12,9 +12,10 @@ from bnfold._judge import Outcome, Verdict
 from bnfold._result import Fold, Kept, Plan
 
 if TYPE_CHECKING:
-    from bnfold._verify._verdict import EndToEnd
+    from bnfold._verify._verdict import Divergence, EndToEnd
 
 SCHEMA = "bnfold.report/1"
+_SUSPECTS = 5
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
@@ -94,8 +95,20 @@ def end_to_end_lines(result: EndToEnd, verbose: bool) -> Iterator[str]:
             figures = f"difference {check.difference:.2e}, tolerance {check.tolerance:.2e}"
         line = f"  {check.output} on {check.inputs} inputs: {check.status}, {figures}"
         yield f"{line} ({check.note})" if check.note else line
+    if result.divergence is not None:
+        yield from _divergence_lines(result.divergence)
     for note in result.notes:
         yield f"  note: {note}"
+
+
+def _divergence_lines(found: Divergence) -> Iterator[str]:
+    """Where two models begin to differ, and which operators may have done it."""
+    yield f"  the first tensor that differs: {found.tensor}, in the original from {found.original}"
+    many = len(found.suspects) > _SUSPECTS
+    suspects = f"{len(found.suspects)} operators, the last {_SUSPECTS} of them " if many else ""
+    suspects += ", ".join(found.suspects[-_SUSPECTS:])
+    agrees = ", ".join(found.agrees[:_SUSPECTS]) or "nothing that varies"
+    yield f"    at fault: {suspects}; what is read there agrees: {agrees}"
 
 
 def _rank(check: Any) -> tuple[int, float]:

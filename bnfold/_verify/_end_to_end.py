@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 
 from bnfold._errors import UsageError
+from bnfold._verify._bisect import Instruments, Values, locate
 from bnfold._verify._difference import distance, is_float, magnitude, mismatch
 from bnfold._verify._inputs import InputSet, InputSource, UndrawableError
 from bnfold._verify._noise import Array
@@ -30,7 +31,7 @@ from bnfold._verify._sensitivity import Sensitivity
 from bnfold._verify._session import PROVIDER, EngineError, OnnxRuntime, Port, Reference
 from bnfold._verify._skeleton import reached
 from bnfold._verify._source import Source, common_functions
-from bnfold._verify._verdict import EndToEnd, OutputCheck, Status, overall
+from bnfold._verify._verdict import Divergence, EndToEnd, OutputCheck, Status, overall
 
 FACTOR = 3.0
 """How many times its own rounding noise a fold may move an output."""
@@ -53,6 +54,7 @@ def compare(
     touched: Collection[str] = (),
     inputs: Sequence[InputSet] | None = None,
     seed: int = 0,
+    bisect: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> EndToEnd:
     """Run two models on the same inputs and judge whether they are the same function.
@@ -65,6 +67,7 @@ def compare(
         touched: those of them that belong to folded layers, all if empty.
         inputs: input sets to compare on; by default one signed and one unsigned set is drawn.
         seed: seed of drawn inputs and of the noise.
+        bisect: look for the first tensor that differs even where no output does.
         progress: called with a few words before each lengthy step.
 
     Raises:
@@ -79,7 +82,11 @@ def compare(
     if any(check.note == _BLIND for check in checks):
         say("looking ahead of the last function")
         checks = comparison.look_ahead(checks, parameters, touched)
-    return comparison.report(overall(checks), checks)
+    status, divergence = overall(checks), None
+    if status == "fail" or bisect:
+        say("looking for the first difference")
+        divergence = comparison.locate(checks, parameters, touched)
+    return replace(comparison.report(status, checks), divergence=divergence)
 
 
 class _Settled(Exception):
@@ -165,6 +172,35 @@ class _Comparison:
             else old
             for old, new in zip(checks, seen, strict=True)
         ]
+
+    def locate(
+        self,
+        checks: list[OutputCheck],
+        parameters: Mapping[str, Array],
+        touched: Collection[str],
+    ) -> Divergence | None:
+        """The first tensor at which the two differ; None where none does, or none can be run."""
+
+        def judge(names: Sequence[str]) -> list[OutputCheck]:
+            left = replace(self._original, tapped=tuple(names))
+            right = replace(self._folded, tapped=tuple(names))
+            inner = _Comparison(left, right, self._seed, self._progress)
+            return inner.judge(parameters, touched, self._inputs)
+
+        def values(side: Source) -> Values:
+            def run(names: Sequence[str]) -> dict[str, Any]:
+                tapped = replace(side, tapped=tuple(names))
+                engine = self._engine(tapped.content(), tapped.folder)
+                return dict(zip(names, engine.run(self._inputs[0].feeds), strict=True))
+
+            return run
+
+        instruments = Instruments(judge, values(self._original), values(self._folded))
+        try:
+            return locate(self._original.proto(), self._folded.proto(), checks, instruments)
+        except (_Settled, EngineError) as error:
+            self._notes.append(f"where the two begin to differ is not known: {error}")
+            return None
 
     def _run_both(self, model: onnx.ModelProto, inputs: Sequence[InputSet] | None) -> list[_Trial]:
         self._progress("running the original")

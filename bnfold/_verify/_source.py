@@ -18,10 +18,13 @@ _PASS_THROUGH = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsq
 
 @dataclass(frozen=True)
 class Source:
-    """A model file, and the outputs ahead of whose saturating function it stops."""
+    """A model file, the outputs ahead of whose saturating function it stops, and the tensors that
+    it puts out instead of its outputs, if any.
+    """
 
     path: Path
     short_of: frozenset[str] = field(default_factory=frozenset)
+    tapped: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -35,11 +38,16 @@ class Source:
             if output in self.short_of:
                 node.op_type = "Identity"
                 del node.attribute[:]
+        if self.tapped:
+            del model.graph.output[:]
+            for name in self.tapped:
+                model.graph.output.add(name=name)
         return model
 
     def content(self) -> Path | bytes:
         """Return what a session loads: the path where the model is not changed."""
-        return self.proto().SerializeToString() if self.short_of else self.path
+        changed = self.short_of or self.tapped
+        return self.proto().SerializeToString() if changed else self.path
 
 
 def common_functions(left: onnx.ModelProto, right: onnx.ModelProto) -> dict[str, str]:

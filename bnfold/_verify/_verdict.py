@@ -45,6 +45,35 @@ class OutputCheck:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """The first tensor at which two models differ.
+
+    Attributes:
+        tensor: its name in both models.
+        inputs: label of the input set on which it does.
+        difference: largest absolute difference there, None where the two cannot be subtracted.
+        tolerance: largest difference that rounding of the weights explains.
+        note: why, where the figures do not say it.
+        original: the operator that writes it in the original.
+        suspects: the operators of the folded model between what agrees and this tensor.
+        agrees: the tensors that these read, which are as in the original.
+    """
+
+    tensor: str
+    inputs: str
+    difference: float | None
+    tolerance: float | None
+    note: str
+    original: str
+    suspects: tuple[str, ...]
+    agrees: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that are valid JSON."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
 class EndToEnd:
     """The comparison of two whole models.
 
@@ -56,6 +85,7 @@ class EndToEnd:
         seed: seed of the drawn inputs and of the weight noise.
         runtime: name and version of what ran the models.
         provider: where it ran.
+        divergence: where the two begin to differ, if that was looked for and found.
     """
 
     status: Status
@@ -64,6 +94,7 @@ class EndToEnd:
     seed: int
     runtime: str
     provider: str
+    divergence: Divergence | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that are valid JSON."""
@@ -74,6 +105,7 @@ class EndToEnd:
             "seed": self.seed,
             "runtime": self.runtime,
             "provider": self.provider,
+            "divergence": self.divergence.to_dict() if self.divergence is not None else None,
         }
 
 
@@ -86,7 +118,9 @@ def overall(checks: Collection[OutputCheck]) -> Status:
     return "pass" if outputs and seen == outputs else "inconclusive"
 
 
-def _plain(value: str | float | None) -> str | float | None:
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

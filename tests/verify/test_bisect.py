@@ -1,0 +1,188 @@
+"""Where two models begin to differ: the tensor, and the operators that may have done it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto, numpy_helper
+
+import bnfold
+
+from ..graphs import bn, const, conv, model, op, positive, rand
+
+LAYERS = ("one", "two", "three")
+
+
+def net() -> ModelProto:
+    """Three convolutions, each with its norm, and a branch around the second."""
+    return model(
+        conv("one", "x", "a", (4, 3, 3, 3)),
+        bn("bn1", "a", "b", 4),
+        op("Relu", "b", "c"),
+        conv("two", "c", "d", (4, 4, 1, 1)),
+        bn("bn2", "d", "e", 4),
+        op("Sigmoid", "e", "f"),
+        op("Mul", "c f", "g"),
+        conv("three", "g", "h", (4, 4, 3, 3)),
+        bn("bn3", "h", "i", 4),
+        op("Tanh", "i", "y"),
+    )
+
+
+def spoiled(made: ModelProto, node: str, factor: float = 1.3) -> ModelProto:
+    """One output channel of a convolution scaled."""
+    wrong = ModelProto()
+    wrong.CopyFrom(made)
+    (writer,) = (n for n in wrong.graph.node if n.name == node)
+    (weight,) = (t for t in wrong.graph.initializer if t.name == writer.input[1])
+    values = numpy_helper.to_array(weight).copy()
+    values[0] *= factor
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    return wrong
+
+
+def renamed(made: ModelProto) -> ModelProto:
+    """Every tensor between inputs and outputs under another name, as tools do that rebuild."""
+    copy = ModelProto()
+    copy.CopyFrom(made)
+    ends = {value.name for value in (*copy.graph.input, *copy.graph.output)}
+    for node in copy.graph.node:
+        for names in (node.input, node.output):
+            for n, name in enumerate(names):
+                if name not in ends:
+                    names[n] = f"t_{name}"
+    for tensor in copy.graph.initializer:
+        tensor.name = f"t_{tensor.name}"
+    del copy.graph.value_info[:]
+    return copy
+
+
+@pytest.mark.parametrize("node", LAYERS)
+@pytest.mark.parametrize("names", ["kept", "lost"])
+def test_the_layer_that_is_wrong_is_named(node, names):
+    made = net()
+    wrong = spoiled(bnfold.fold(made), node)
+    result = bnfold.verify(made, renamed(wrong) if names == "lost" else wrong)
+    assert result.status == "fail"
+    found = result.divergence
+    number = LAYERS.index(node)
+    if names == "kept":
+        assert found.tensor == "bei"[number]
+        assert found.original == f"bn{number + 1} (BatchNormalization)"
+        assert found.suspects == (f"{node} (Conv)",)
+        assert found.agrees == ("xcg"[number],)
+        assert found.difference > found.tolerance
+    else:
+        assert found.tensor == "y"
+        assert found.suspects[0] == f"{node} (Conv)"
+        assert all(f"{other} (Conv)" not in found.suspects for other in LAYERS[:number])
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_the_first_of_two_is_named():
+    made = net()
+    wrong = spoiled(spoiled(bnfold.fold(made), "three"), "one")
+    assert bnfold.verify(made, wrong).divergence.suspects == ("one (Conv)",)
+
+
+def test_a_difference_that_no_output_shows_is_looked_for_when_asked():
+    """Behind a Relu whose inputs are all negative an error of the layer ahead does not show."""
+    made = model(
+        conv("one", "x", "a", (4, 3, 1, 1)),
+        op("Relu", "a", "b"),
+        const("Sub", "b", "c", np.float32(1e3), name="sub"),
+        op("Relu", "c", "d"),
+        conv("two", "x", "e", (4, 3, 1, 1)),
+        op("Add", "d e", "y"),
+    )
+    wrong = spoiled(made, "one")
+    assert bnfold.verify(made, wrong).divergence is None
+    result = bnfold.verify(made, wrong, bisect=True)
+    assert result.status != "fail"
+    assert result.divergence.suspects == ("one (Conv)",)
+
+
+def test_equal_models_have_no_first_difference():
+    made = net()
+    result = bnfold.verify(made, bnfold.fold(made), bisect=True)
+    assert (result.status, result.divergence) == ("pass", None)
+
+
+def test_a_tensor_of_another_shape():
+    made = model(
+        conv("one", "x", "a", (4, 3, 3, 3)),
+        op("Relu", "a", "b"),
+        op("Size", "b", "c"),
+        op("Cast", "c", "y", to=onnx.TensorProto.FLOAT),
+    )
+    wrong = ModelProto()
+    wrong.CopyFrom(made)
+    (node,) = (n for n in wrong.graph.node if n.name == "one")
+    node.attribute.add(name="pads", type=onnx.AttributeProto.INTS).ints.extend([1] * 4)
+    found = bnfold.verify(made, wrong).divergence
+    assert (found.tensor, found.suspects) == ("a", ("one (Conv)",))
+    assert "shape" in found.note
+
+
+def test_a_body_that_differs_is_found_in_the_operator_that_holds_it():
+    def branch(scale):
+        body = model(const("Mul", "c", "t", np.float32(scale), name="scale"), x={}, y="t").graph
+        del body.input[:]
+        return body
+
+    def whole(scale):
+        return model(
+            op("ReduceSum", "x", "s", keepdims=0),
+            op("Greater", "s zero", "yes"),
+            op("Relu", "x", "c"),
+            op("If", "yes", "z", name="if", then_branch=branch(scale), else_branch=branch(scale)),
+            op("Relu", "z", "y"),
+            weights={"zero": np.float32(0)},
+        )
+
+    found = bnfold.verify(whole(2.0), whole(2.5)).divergence
+    assert (found.tensor, found.suspects, found.agrees) == ("z", ("if (If)",), ("yes", "c"))
+
+
+def test_a_wrong_optimization_of_onnxruntime_is_named(tmp_path):
+    """MatMul [5, 4]·[4, 5] → Transpose → BatchNormalization: scaled along the wrong axis."""
+    made = model(
+        (op("MatMul", "x w", "a", name="product"), {"w": rand(4, 5)}),
+        op("Transpose", "a", "b", perm=[1, 0]),
+        bn("bn", "b", "c", 5),
+        op("Relu", "c", "y"),
+        x=(5, 4),
+    )
+    source, target = tmp_path / "made.onnx", tmp_path / "optimized.onnx"
+    onnx.save(made, source)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(target)
+    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    left = [node.op_type for node in onnx.load(target).graph.node]
+    if "BatchNormalization" in left:
+        pytest.skip(f"this onnxruntime no longer merges the norm: {left}")
+    result = bnfold.verify(source, target)
+    assert result.status == "fail"
+    assert any("MatMul" in suspect or "Gemm" in suspect for suspect in result.divergence.suspects)
+
+
+def test_a_wrong_fold_of_onnxslim_is_named(tmp_path):
+    """Conv → Mul by a vector along W, as many as channels: taken for one along the channels."""
+    onnxslim = pytest.importorskip("onnxslim", reason="onnxslim is not installed")
+    made = model(
+        conv("conv", "x", "a", (4, 3, 1, 1)),
+        const("Mul", "a", "b", positive(4), name="scale"),
+        op("Relu", "b", "y"),
+        x=(1, 3, 4, 4),
+    )
+    slim = onnxslim.slim(made)
+    if any(node.op_type == "Mul" for node in slim.graph.node):
+        pytest.skip("this onnxslim no longer takes the vector in")
+    result = bnfold.verify(made, slim)
+    assert result.status == "fail"
+    assert any("Conv" in suspect for suspect in result.divergence.suspects)
