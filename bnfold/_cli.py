@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from bnfold import _paths, _terminal
 from bnfold._errors import UsageError
 
 if TYPE_CHECKING:
+    from bnfold._findings import Finding
+    from bnfold._result import Plan
     from bnfold._verify._inputs import InputSet
 
 PASSED, FAILED, UNUSABLE, UNDECIDED = range(4)
@@ -165,10 +168,23 @@ _seed = click.option(
 )
 
 
+_format = click.option(
+    "--output-format",
+    "form",
+    type=click.Choice(["text", "json", "github", "junit"]),
+    default="text",
+    show_default=True,
+    help="What to print; github also adds to the summary of the step.",
+)
+
+
 @main.command(short_help="Fold a model; the default.")
 @click.argument("model", type=_PATH)
 @click.option("-o", "--output", type=_PATH, help="Write the folded model here.")
 @click.option("--in-place", is_flag=True, help="Write over MODEL.")
+@click.option(
+    "--check", is_flag=True, help="Write nothing; exit with 1 if anything is left to fold."
+)
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
 @_inputs
 @_seed
@@ -178,20 +194,27 @@ _seed = click.option(
     metavar="FILE.json",
     help="Write everything known about this run as JSON.",
 )
+@_format
 @click.option("-v", "--verbose", is_flag=True, help="List every fold and every kept map.")
 def fold(
     model: Path,
     output: Path | None,
     in_place: bool,
+    check: bool,
     no_verify: bool,
     inputs: Path | None,
     seed: int,
     report: Path | None,
+    form: str,
     verbose: bool,
 ) -> int:
     """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
+    if check and (in_place or output is not None):
+        raise UsageError("--check writes nothing; leave out -o and --in-place")
+    if inputs is not None and check:
+        raise UsageError("--inputs has no use with --check, which runs no model")
     if inputs is not None and no_verify:
         raise UsageError("--inputs has no use with --no-verify; leave one of them out")
     if output is not None and _paths.is_same(output, model):
@@ -202,13 +225,14 @@ def fold(
                 raise UsageError(f"the report would overwrite {other}; give it another name")
         _paths.check_writable(report, device=True)
 
-    from bnfold import _judge, _report
+    from bnfold import _findings, _judge, _report
 
+    begun = time.monotonic()
     with _terminal.Progress() as progress:
         outcome = _judge.run(
             model,
             model if in_place else output,
-            verify=not no_verify,
+            verify=not (no_verify or check),
             inputs=_load_inputs(inputs),
             seed=seed,
             progress=progress,
@@ -216,12 +240,22 @@ def fold(
         )
         if report is not None:
             try:
-                _paths.write_text(report, _report.json_text(outcome))
+                _paths.write_text(report, _report.json_text(_report.document(outcome)))
             except UsageError as error:
                 fate = f"; {outcome.output} was written" if outcome.output else ""
                 raise UsageError(f"{error}{fate}") from error
-    _terminal.show(_report.text(outcome, verbose))
-    return EXIT_CODES[outcome.verdict.status]
+    findings = list(_findings.of_fold(outcome, check))
+    code = (
+        (FAILED if outcome.plan.folds else PASSED) if check else EXIT_CODES[outcome.verdict.status]
+    )
+    if form == "text":
+        _terminal.show(_report.text(outcome, verbose, check))
+    elif form == "json":
+        _terminal.show_whole(_report.json_text(_report.document(outcome), ascii_only=True))
+    else:
+        status = ("foldable" if code else "unchanged") if check else outcome.verdict.status
+        _show_findings(form, str(model), status, outcome.plan, findings, time.monotonic() - begun)
+    return code
 
 
 @main.command(short_help="Compare two models.")
@@ -234,18 +268,35 @@ def fold(
     is_flag=True,
     help="Look for the first tensor that differs even where no output does.",
 )
+@_format
 @click.option("-v", "--verbose", is_flag=True, help="Show every output on every input set.")
 def verify(
-    original: Path, folded: Path, inputs: Path | None, seed: int, bisect: bool, verbose: bool
+    original: Path,
+    folded: Path,
+    inputs: Path | None,
+    seed: int,
+    bisect: bool,
+    form: str,
+    verbose: bool,
 ) -> int:
     """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime."""
     import bnfold
-    from bnfold import _report
+    from bnfold import _findings, _report
 
+    begun = time.monotonic()
     with _terminal.Progress() as progress:
         progress("running both models")
         result = bnfold.verify(original, folded, inputs=inputs, seed=seed, bisect=bisect)
-    _terminal.show([*_report.end_to_end_lines(result, verbose), f"verification: {result.status}"])
+    if form == "text":
+        lines = _report.end_to_end_lines(result, verbose)
+        _terminal.show([*lines, f"verification: {result.status}"])
+    elif form == "json":
+        told = _report.comparison(str(original), str(folded), result)
+        _terminal.show_whole(_report.json_text(told, ascii_only=True))
+    else:
+        findings = list(_findings.of_verify(result))
+        seconds = time.monotonic() - begun
+        _show_findings(form, str(folded), result.status, None, findings, seconds)
     return EXIT_CODES[result.status]
 
 
@@ -261,6 +312,26 @@ def explain(code: str | None) -> None:
     if code not in CODES:
         raise UsageError(f"there is no reason code {code!r}; 'bnfold explain' lists them")
     _terminal.show([f"{code}: {CODES[code].meaning}", CODES[code].advice])
+
+
+def _show_findings(
+    form: str,
+    model: str,
+    status: str,
+    plan: Plan | None,
+    findings: Sequence[Finding],
+    seconds: float,
+) -> None:
+    """Print findings for a CI server."""
+    if form == "junit":
+        from bnfold._junit import junit
+
+        _terminal.show_whole(junit(model, findings, seconds))
+        return
+    from bnfold import _github
+
+    _terminal.show(_github.commands(model, findings))
+    _github.summarize(model, status, plan, findings)
 
 
 def _load_inputs(path: Path | None) -> list[InputSet] | None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import bnfold
+from bnfold._findings import figures, foldable, located, trouble
 from bnfold._judge import Outcome, Verdict
-from bnfold._result import Fold, Kept, Plan
+from bnfold._result import Kept, Plan
 
 if TYPE_CHECKING:
-    from bnfold._verify._verdict import Divergence, EndToEnd
+    from bnfold._verify._verdict import EndToEnd
 
 SCHEMA = "bnfold.report/1"
-_SUSPECTS = 5
+COMPARISON = "bnfold.comparison/1"
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
@@ -32,14 +33,25 @@ def document(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def json_text(outcome: Outcome) -> str:
-    """The document as strict JSON; a path that is not text loses what is not."""
-    text = json.dumps(document(outcome), indent=2, ensure_ascii=False, allow_nan=False)
+def comparison(original: str, folded: str, result: EndToEnd) -> dict[str, Any]:
+    """The comparison of two models as plain data; ``schema`` names its version."""
+    return {
+        "schema": COMPARISON,
+        "bnfold": bnfold.__version__,
+        "original": original,
+        "folded": folded,
+        **result.to_dict(),
+    }
+
+
+def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
+    """A document as strict JSON; a path that is not text loses what is not."""
+    text = json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=False)
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"
 
 
-def text(outcome: Outcome, verbose: bool) -> Iterator[str]:
-    """Lines for a terminal."""
+def text(outcome: Outcome, verbose: bool, check: bool = False) -> Iterator[str]:
+    """Lines for a terminal; of a ``check`` that nothing folds, what would."""
     plan = outcome.plan
     rows = list(_operator_rows(plan))
     if plan.folds:
@@ -47,12 +59,15 @@ def text(outcome: Outcome, verbose: bool) -> Iterator[str]:
         yield from _table(("", "before", "after"), rows)
         maps = sum(len(fold.nodes) for fold in plan.folds)
         targets = len({(fold.graph, fold.into) for fold in plan.folds})
-        yield f"folded {_count(maps, 'map')} into {_count(targets, 'operator')}"
+        verb = "can fold" if check else "folded"
+        yield f"{verb} {_count(maps, 'map')} into {_count(targets, 'operator')}"
         if verbose:
-            yield from (f"  {_fold_line(fold)}" for fold in plan.folds)
+            yield from (f"  {foldable(fold)}" for fold in plan.folds)
     else:
         yield "nothing to fold"
     yield from _kept_lines(plan, verbose)
+    if check:
+        return
     yield from verdict_lines(outcome.verdict, verbose)
     if outcome.output is not None:
         yield f"wrote {outcome.output}"
@@ -73,8 +88,8 @@ def verdict_lines(verdict: Verdict, verbose: bool) -> Iterator[str]:
         yield f"certificates: {held} of {len(verdict.certificates)} hold"
     for certificate in verdict.certificates:
         if not certificate.holds:
-            problem = certificate.problem or f"{certificate.ulps:.3g} units in the last place off"
-            yield f"  {certificate.into} ← {', '.join(certificate.maps)}: {problem}"
+            maps = ", ".join(certificate.maps)
+            yield f"  {certificate.into} ← {maps}: {trouble(certificate)}"
     if verdict.end_to_end is not None:
         yield from end_to_end_lines(verdict.end_to_end, verbose)
     yield f"verification: {verdict.status}"
@@ -90,25 +105,11 @@ def end_to_end_lines(result: EndToEnd, verbose: bool) -> Iterator[str]:
             shown[check.output] = check
     checks = result.checks if verbose or result.status != "pass" else shown.values()
     for check in checks:
-        figures = "not compared"
-        if check.difference is not None and check.tolerance is not None:
-            figures = f"difference {check.difference:.2e}, tolerance {check.tolerance:.2e}"
-        line = f"  {check.output} on {check.inputs} inputs: {check.status}, {figures}"
-        yield f"{line} ({check.note})" if check.note else line
-    if result.divergence is not None:
-        yield from _divergence_lines(result.divergence)
+        yield f"  {check.output} on {check.inputs} inputs: {check.status}, {figures(check)}"
+    for number, line in enumerate(located(result)):
+        yield f"    {line}" if number else f"  {line}"
     for note in result.notes:
         yield f"  note: {note}"
-
-
-def _divergence_lines(found: Divergence) -> Iterator[str]:
-    """Where two models begin to differ, and which operators may have done it."""
-    yield f"  the first tensor that differs: {found.tensor}, in the original from {found.original}"
-    many = len(found.suspects) > _SUSPECTS
-    suspects = f"{len(found.suspects)} operators, the last {_SUSPECTS} of them " if many else ""
-    suspects += ", ".join(found.suspects[-_SUSPECTS:])
-    agrees = ", ".join(found.agrees[:_SUSPECTS]) or "nothing that varies"
-    yield f"    at fault: {suspects}; what is read there agrees: {agrees}"
 
 
 def _rank(check: Any) -> tuple[int, float]:
@@ -127,11 +128,6 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, str, str]]) -> Iterato
     widths = [max(len(row[k]) for row in (header, *rows)) for k in range(3)]
     for name, before, after in (header, *rows):
         yield f"  {name:<{widths[0]}}  {before:>{widths[1]}}  {after:>{widths[2]}}".rstrip()
-
-
-def _fold_line(fold: Fold) -> str:
-    place = f" [{fold.graph}]" if fold.graph else ""
-    return f"{', '.join(fold.nodes)} → {fold.into}{place} ({', '.join(fold.laws)})"
 
 
 def _kept_lines(plan: Plan, verbose: bool) -> Iterator[str]:

@@ -33,6 +33,11 @@ def show(lines: Iterable[str]) -> None:
         raise UsageError(f"cannot write to standard output: {_paths.why(error)}") from error
 
 
+def show_whole(text: str) -> None:
+    """Print a text made for programs, line by line."""
+    show(text.rstrip("\n").split("\n"))
+
+
 def complain(line: str) -> None:
     """Print a line on standard error, if there is one that takes it."""
     stream = sys.stderr
