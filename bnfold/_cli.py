@@ -146,10 +146,12 @@ def main() -> None:
     \b
     bnfold model.onnx                  what would fold, and why the rest stays
     bnfold model.onnx -o fused.onnx    fold, verify, and write the file
+    bnfold model.onnx --check          fail if anything is left to fold
     bnfold fold --help                 all options of folding
 
     Exit codes: 0 done and verified (or nothing to fold), 1 verification failed and no file was
-    written, 2 wrong usage or unreadable input, 3 could not be judged, the file was written.
+    written (or --check found something to fold), 2 wrong usage or unreadable input, 3 could not be
+    judged, the file was written.
     """  # noqa: D301
 
 
@@ -179,11 +181,13 @@ _format = click.option(
 
 
 @main.command(short_help="Fold a model; the default.")
-@click.argument("model", type=_PATH)
+@click.argument("models", type=_PATH, metavar="MODEL", nargs=-1, required=True)
 @click.option("-o", "--output", type=_PATH, help="Write the folded model here.")
 @click.option("--in-place", is_flag=True, help="Write over MODEL.")
 @click.option(
-    "--check", is_flag=True, help="Write nothing; exit with 1 if anything is left to fold."
+    "--check",
+    is_flag=True,
+    help="Write nothing; exit with 1 if anything is left to fold. Takes several models.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
 @_inputs
@@ -197,7 +201,7 @@ _format = click.option(
 @_format
 @click.option("-v", "--verbose", is_flag=True, help="List every fold and every kept map.")
 def fold(
-    model: Path,
+    models: tuple[Path, ...],
     output: Path | None,
     in_place: bool,
     check: bool,
@@ -211,10 +215,14 @@ def fold(
     """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
-    if check and (in_place or output is not None):
-        raise UsageError("--check writes nothing; leave out -o and --in-place")
-    if inputs is not None and check:
-        raise UsageError("--inputs has no use with --check, which runs no model")
+    if check:
+        given = {"-o": output, "--in-place": in_place, "--inputs": inputs, "--report": report}
+        for option in (option for option, value in given.items() if value):
+            raise UsageError(f"--check writes nothing and runs no model; leave out {option}")
+        return _check(models, form, verbose)
+    if len(models) > 1:
+        raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
+    (model,) = models
     if inputs is not None and no_verify:
         raise UsageError("--inputs has no use with --no-verify; leave one of them out")
     if output is not None and _paths.is_same(output, model):
@@ -232,7 +240,7 @@ def fold(
         outcome = _judge.run(
             model,
             model if in_place else output,
-            verify=not (no_verify or check),
+            verify=not no_verify,
             inputs=_load_inputs(inputs),
             seed=seed,
             progress=progress,
@@ -244,17 +252,38 @@ def fold(
             except UsageError as error:
                 fate = f"; {outcome.output} was written" if outcome.output else ""
                 raise UsageError(f"{error}{fate}") from error
-    findings = list(_findings.of_fold(outcome, check))
-    code = (
-        (FAILED if outcome.plan.folds else PASSED) if check else EXIT_CODES[outcome.verdict.status]
-    )
     if form == "text":
-        _terminal.show(_report.text(outcome, verbose, check))
+        _terminal.show(_report.text(outcome, verbose))
     elif form == "json":
         _terminal.show_whole(_report.json_text(_report.document(outcome), ascii_only=True))
     else:
-        status = ("foldable" if code else "unchanged") if check else outcome.verdict.status
-        _show_findings(form, str(model), status, outcome.plan, findings, time.monotonic() - begun)
+        findings, seconds = list(_findings.of_fold(outcome)), time.monotonic() - begun
+        _show_findings(form, str(model), outcome.verdict.status, outcome.plan, findings, seconds)
+    return EXIT_CODES[outcome.verdict.status]
+
+
+def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
+    """Say of each model what is left to fold."""
+    if form in ("json", "junit") and len(models) > 1:
+        raise UsageError(f"--output-format {form} takes one model at a time")
+    from bnfold import _findings, _judge, _report
+
+    code = PASSED
+    for model in models:
+        begun = time.monotonic()
+        with _terminal.Progress() as progress:
+            outcome = _judge.run(model, None, verify=False, inputs=None, seed=0, progress=progress)
+        left = bool(outcome.plan.folds)
+        code = FAILED if left else code
+        if form == "text":
+            header = [f"{model}:"] if len(models) > 1 else []
+            _terminal.show([*header, *_report.left_to_fold(outcome, verbose)])
+        elif form == "json":
+            _terminal.show_whole(_report.json_text(_report.document(outcome), ascii_only=True))
+        else:
+            status = "something is left to fold" if left else "nothing to fold"
+            findings, seconds = list(_findings.of_check(outcome)), time.monotonic() - begun
+            _show_findings(form, str(model), status, outcome.plan, findings, seconds)
     return code
 
 

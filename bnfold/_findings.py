@@ -24,14 +24,16 @@ class Finding:
     message: str = ""
 
 
-def of_fold(outcome: Outcome, check: bool) -> Iterator[Finding]:
-    """Of a fold, or of a check that nothing folds."""
-    if check:
-        for fold in outcome.plan.folds:
-            yield Finding("foldable", ", ".join(fold.nodes), "fail", foldable(fold))
-        if not outcome.plan.folds:
-            yield Finding("foldable", "the model", "pass", "nothing to fold")
-        return
+def of_check(outcome: Outcome) -> Iterator[Finding]:
+    """Of a check that nothing is left to fold."""
+    for fold in outcome.plan.folds:
+        yield Finding("foldable", ", ".join(fold.nodes), "fail", foldable(fold))
+    if not outcome.plan.folds:
+        yield Finding("foldable", "the model", "pass", "nothing to fold")
+
+
+def of_fold(outcome: Outcome) -> Iterator[Finding]:
+    """Of a fold and its verification."""
     verdict = outcome.verdict
     for certificate in verdict.certificates:
         name = certificate.into

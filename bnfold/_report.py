@@ -50,24 +50,9 @@ def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"
 
 
-def text(outcome: Outcome, verbose: bool, check: bool = False) -> Iterator[str]:
-    """Lines for a terminal; of a ``check`` that nothing folds, what would."""
-    plan = outcome.plan
-    rows = list(_operator_rows(plan))
-    if plan.folds:
-        rows.append(("file size", _size(outcome.size_before), _size(outcome.size_after)))
-        yield from _table(("", "before", "after"), rows)
-        maps = sum(len(fold.nodes) for fold in plan.folds)
-        targets = len({(fold.graph, fold.into) for fold in plan.folds})
-        verb = "can fold" if check else "folded"
-        yield f"{verb} {_count(maps, 'map')} into {_count(targets, 'operator')}"
-        if verbose:
-            yield from (f"  {foldable(fold)}" for fold in plan.folds)
-    else:
-        yield "nothing to fold"
-    yield from _kept_lines(plan, verbose)
-    if check:
-        return
+def text(outcome: Outcome, verbose: bool) -> Iterator[str]:
+    """Lines for a terminal."""
+    yield from _plan_lines(outcome, verbose, "folded")
     yield from verdict_lines(outcome.verdict, verbose)
     if outcome.output is not None:
         yield f"wrote {outcome.output}"
@@ -75,6 +60,27 @@ def text(outcome: Outcome, verbose: bool, check: bool = False) -> Iterator[str]:
             yield f"{path} is not read by it any more; remove it if no other model needs it"
     elif outcome.verdict.status == "fail":
         yield "no file was written"
+
+
+def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
+    """What would fold, and what stays."""
+    return _plan_lines(outcome, verbose, "can fold")
+
+
+def _plan_lines(outcome: Outcome, verbose: bool, verb: str) -> Iterator[str]:
+    plan = outcome.plan
+    rows = list(_operator_rows(plan))
+    if plan.folds:
+        rows.append(("file size", _size(outcome.size_before), _size(outcome.size_after)))
+        yield from _table(("", "before", "after"), rows)
+        maps = sum(len(fold.nodes) for fold in plan.folds)
+        targets = len({(fold.graph, fold.into) for fold in plan.folds})
+        yield f"{verb} {_count(maps, 'map')} into {_count(targets, 'operator')}"
+        if verbose:
+            yield from (f"  {foldable(fold)}" for fold in plan.folds)
+    else:
+        yield "nothing to fold"
+    yield from _kept_lines(plan, verbose)
 
 
 def verdict_lines(verdict: Verdict, verbose: bool) -> Iterator[str]:

@@ -1,0 +1,62 @@
+"""For tests: two models are the same function, or the test fails and says where they differ.
+
+::
+
+    from bnfold.testing import assert_equivalent
+
+    def test_export():
+        assert_equivalent("trained.onnx", "deployed.onnx")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bnfold import _report
+from bnfold._api import Model, verify
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["assert_equivalent"]
+
+_ADVICE = {
+    "fail": "The two are not the same function.",
+    "inconclusive": (
+        "Whether the two are the same function could not be judged: a model does not run, or its "
+        "outputs on random inputs show nothing. Pass inputs that mean something to the model: "
+        "inputs={name: array}, or the path of an .npz file."
+    ),
+}
+
+
+def assert_equivalent(
+    original: Model,
+    folded: Model,
+    args: tuple[Any, ...] | None = None,
+    *,
+    inputs: str | os.PathLike[str] | Mapping[str, NDArray[np.generic]] | None = None,
+    seed: int = 0,
+    base_dir: str | os.PathLike[str] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    allow_inconclusive: bool = False,
+) -> None:
+    """Raise ``AssertionError`` unless two models are the same function, as `bnfold.verify` judges.
+
+    Takes what `bnfold.verify` takes: paths, ``ModelProto``, ``onnx_graphsurgeon.Graph``, or two
+    ``torch.nn.Module`` with example inputs ``args`` and ``kwargs``. The message has the differences
+    with their tolerances, the first tensor that differs and the operators that may have done it.
+    What cannot be judged fails too, unless ``allow_inconclusive``.
+    Raises `UsageError` for models or inputs that cannot be read.
+    """
+    __tracebackhide__ = True
+    result = verify(
+        original, folded, args, inputs=inputs, seed=seed, base_dir=base_dir, kwargs=kwargs
+    )
+    if result.status == "pass" or (result.status == "inconclusive" and allow_inconclusive):
+        return
+    lines = [_ADVICE[result.status], *_report.end_to_end_lines(result, verbose=True)]
+    raise AssertionError("\n".join(lines))
