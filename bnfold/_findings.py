@@ -55,7 +55,8 @@ def of_verify(result: EndToEnd) -> Iterator[Finding]:
         yield Finding("output", name, check.status, figures(check))
     if result.divergence is not None:
         yield Finding("verification", "first difference", "fail", "; ".join(located(result)))
-    if not result.checks:
+    undone = result.status == "fail" and all(check.status != "fail" for check in result.checks)
+    if undone or not result.checks:
         yield Finding("verification", "both models", result.status, "; ".join(result.notes))
 
 

@@ -1,8 +1,9 @@
 """Runs a model and says plainly why it could not.
 
 onnxruntime on the CPU is the engine, with every graph optimization off: some of its optimizations
-are wrong, and a fold must be compared with what the file says. Where onnxruntime has no kernel for
-an operator, the reference evaluator of the onnx package stands in, for small models.
+are wrong, and a fold must be compared with what the file says. With them on it is what users run.
+Where onnxruntime has no kernel for an operator, the reference evaluator of the onnx package stands
+in, for small models.
 """
 
 from __future__ import annotations
@@ -62,18 +63,23 @@ class Engine(Protocol):
 
 
 class OnnxRuntime:
-    """A session of onnxruntime, optimizations off, silent."""
+    """A silent session of onnxruntime, its optimizations off unless ``optimized``."""
 
     runtime = f"onnxruntime {ort.__version__}"
 
-    def __init__(self, source: Path | bytes, folder: Path | None = None) -> None:
+    def __init__(
+        self, source: Path | bytes, folder: Path | None = None, *, optimized: bool = False
+    ) -> None:
         """Load a file, or a serialized model whose external data lies in `folder`.
 
         Raises:
             EngineError: the model does not load.
         """
         options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+        )
         options.log_severity_level = _FATAL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.disable_prepacking", "1")

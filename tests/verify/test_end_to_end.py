@@ -58,7 +58,7 @@ def test_a_right_fold_passes_on_both_input_sets(
         assert check.difference is not None and check.tolerance is not None
         assert check.rounding is not None and check.power is not None
         assert 0 < check.difference < check.tolerance < check.power
-    assert len(steps) == 3
+    assert len(steps) == 4
     assert capfd.readouterr() == ("", "")
 
 

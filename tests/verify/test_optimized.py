@@ -1,0 +1,96 @@
+"""What onnxruntime makes of a folded model once it optimizes: its own bugs are told from ours."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto
+
+import bnfold
+
+from ..cli.command import bnfold as command
+from ..graphs import bn, const, conv, feeds, model, op, positive, rand
+
+
+def gap(made: ModelProto) -> float:
+    """How far onnxruntime's optimizations move a model's first output."""
+    found = []
+    levels = onnxruntime.GraphOptimizationLevel
+    for level in (levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_ALL):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = level
+        session = onnxruntime.InferenceSession(
+            made.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        found.append(session.run(None, feeds(made))[0])
+    return float(np.abs(found[0] - found[1]).max())
+
+
+def padded_pool() -> ModelProto:
+    """Folding the Mul brings Pad and MaxPool together, which onnxruntime then merges, as if a
+    maximum over zeros were one over nothing.
+    """
+    return model(
+        conv("conv", "x", "a", (4, 3, 1, 1)),
+        (op("Pad", "a p", "b"), {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)}),
+        const("Mul", "b", "c", positive(4, 1, 1), name="mul"),
+        op("MaxPool", "c", "y", kernel_shape=[2, 2]),
+    )
+
+
+@pytest.fixture
+def brought_to_light():
+    made = padded_pool()
+    if gap(made) > 1e-3 or gap(bnfold.fold(made)) < 1e-3:
+        pytest.skip(f"onnxruntime {onnxruntime.__version__} does not merge Pad and MaxPool")
+    return made
+
+
+def test_a_bug_of_the_runtime_that_a_fold_brings_to_light(brought_to_light):
+    result = bnfold.verify(brought_to_light, bnfold.fold(brought_to_light))
+    assert result.status == "fail"
+    assert all(check.status == "pass" for check in result.checks)
+    (note,) = result.notes
+    assert "a bug of onnxruntime" in note
+    assert "not for the original" in note
+    assert result.divergence is None
+
+
+def test_no_file_is_written_then(brought_to_light, tmp_path):
+    onnx.save(brought_to_light, tmp_path / "m.onnx")
+    run = command(tmp_path / "m.onnx", "-o", tmp_path / "out.onnx")
+    assert run.code == 1
+    assert "a bug of onnxruntime" in run.out
+    assert not (tmp_path / "out.onnx").exists()
+    run = command(tmp_path / "m.onnx", "--output-format", "github")
+    assert run.code == 1
+    assert "::error" in run.out
+    assert "a bug of onnxruntime" in run.out
+
+
+def test_a_bug_that_both_models_meet_is_the_runtime_s_own():
+    """MatMul → Transpose → BatchNormalization: merged along the wrong axis, in both."""
+    made = model(
+        (op("MatMul", "x w", "a", name="product"), {"w": rand(4, 5)}),
+        op("Transpose", "a", "b", perm=[1, 0]),
+        bn("bn", "b", "c", 5),
+        op("Relu", "c", "d"),
+        const("Mul", "d", "e", positive(5), name="mul"),
+        (op("MatMul", "e v", "y", name="last"), {"v": rand(5, 3)}),
+        x=(5, 4),
+    )
+    folded = bnfold.fold(made)
+    if min(gap(made), gap(folded)) < 1e-3:
+        pytest.skip(f"onnxruntime {onnxruntime.__version__} merges no such norm")
+    result = bnfold.verify(made, folded)
+    assert result.status == "pass"
+    (note,) = result.notes
+    assert "its own doing" in note
+
+
+def test_right_folds_have_nothing_to_say_of_it():
+    made = model(conv("conv", "x", "a", (4, 3, 3, 3)), bn("bn", "a", "b", 4), op("Relu", "b", "y"))
+    result = bnfold.verify(made, bnfold.fold(made))
+    assert (result.status, result.notes) == ("pass", ())
