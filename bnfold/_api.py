@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -156,6 +156,8 @@ def verify(
     *,
     inputs: str | os.PathLike[str] | Mapping[str, NDArray[np.generic]] | None = None,
     seed: int = 0,
+    draws: Sequence[str] = ("signed", "unsigned"),
+    dims: Mapping[str, int | Sequence[int]] | None = None,
     bisect: bool = False,
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -163,7 +165,10 @@ def verify(
     """Run both models in onnxruntime, optimizations off, and judge whether they are one function.
 
     Each may be a path, a ``ModelProto`` or an ``onnx_graphsurgeon.Graph``. ``inputs`` is an .npz
-    file or a mapping from input names to arrays; without it inputs are drawn from ``seed``. The
+    file, an .npy file for the only input, a folder of such files, or a mapping from input names to
+    arrays. Without it inputs are drawn from ``seed``, one set of each kind in ``draws``: "signed",
+    "unsigned", "structured" (flat blocks and edges) and "large". ``dims`` gives free dimensions by
+    name a size, or several to take in turn. The
     tolerance is how far the original itself moves when its weights move by their rounding. Where
     they differ, or with ``bisect`` in any case, ``divergence`` says at which tensor that begins.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
@@ -181,7 +186,7 @@ def verify(
 
         return _verify.compare_programs(original, folded, seed)
     from bnfold._verify._end_to_end import compare
-    from bnfold._verify._inputs import InputSet, load_inputs
+    from bnfold._verify._inputs import InputSet, Wanted, load_inputs
 
     if inputs is None:
         sets = None
@@ -204,6 +209,7 @@ def verify(
                 touched=weights.touched,
                 inputs=sets,
                 seed=seed,
+                wanted=Wanted.of(draws, dims or {}),
                 bisect=bisect,
             )
 

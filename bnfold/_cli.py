@@ -21,7 +21,7 @@ from bnfold._errors import UsageError
 if TYPE_CHECKING:
     from bnfold._findings import Finding
     from bnfold._result import Plan
-    from bnfold._verify._inputs import InputSet
+    from bnfold._verify._inputs import InputSet, Wanted
 
 PASSED, FAILED, UNUSABLE, UNDECIDED = range(4)
 SIGNALLED = 128
@@ -159,7 +159,21 @@ _inputs = click.option(
     "--inputs",
     type=_PATH,
     metavar="FILE.npz",
-    help="Run the models on these inputs, by input name, instead of random ones.",
+    help="Run the models on these inputs, by input name, instead of random ones; or an .npy file "
+    "for the only input, or a folder of such files.",
+)
+_draw = click.option(
+    "--draw",
+    "draws",
+    metavar="KIND,…",
+    help="Kinds of random inputs: signed, unsigned, structured, large. [default: signed,unsigned]",
+)
+_dim = click.option(
+    "--dim",
+    "dims",
+    multiple=True,
+    metavar="NAME=SIZE,…",
+    help="The size of a free dimension, or several to take in turn.",
 )
 _seed = click.option(
     "--seed",
@@ -192,6 +206,8 @@ _format = click.option(
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
 @_inputs
 @_seed
+@_draw
+@_dim
 @click.option(
     "--report",
     type=_PATH,
@@ -208,6 +224,8 @@ def fold(
     no_verify: bool,
     inputs: Path | None,
     seed: int,
+    draws: str | None,
+    dims: tuple[str, ...],
     report: Path | None,
     form: str,
     verbose: bool,
@@ -216,15 +234,23 @@ def fold(
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        given = {"-o": output, "--in-place": in_place, "--inputs": inputs, "--report": report}
+        given = {
+            "--draw": draws,
+            "--dim": dims,
+            "-o": output,
+            "--in-place": in_place,
+            "--inputs": inputs,
+            "--report": report,
+        }
         for option in (option for option, value in given.items() if value):
             raise UsageError(f"--check writes nothing and runs no model; leave out {option}")
         return _check(models, form, verbose)
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
     (model,) = models
-    if inputs is not None and no_verify:
-        raise UsageError("--inputs has no use with --no-verify; leave one of them out")
+    for option, value in (("--inputs", inputs), ("--draw", draws), ("--dim", dims)):
+        if value and no_verify:
+            raise UsageError(f"{option} has no use with --no-verify; leave one of them out")
     if output is not None and _paths.is_same(output, model):
         raise UsageError(f"{output} is the input itself; say --in-place to write over it")
     if report is not None:
@@ -236,6 +262,7 @@ def fold(
     from bnfold import _findings, _judge, _report
 
     begun = time.monotonic()
+    wanted = _wanted(draws, dims, inputs) if draws or dims else None
     with _terminal.Progress() as progress:
         outcome = _judge.run(
             model,
@@ -244,6 +271,7 @@ def fold(
             inputs=_load_inputs(inputs),
             seed=seed,
             progress=progress,
+            wanted=wanted,
             report=report,
         )
         if report is not None:
@@ -292,6 +320,8 @@ def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
 @click.argument("folded", type=_PATH)
 @_inputs
 @_seed
+@_draw
+@_dim
 @click.option(
     "--bisect",
     is_flag=True,
@@ -304,6 +334,8 @@ def verify(
     folded: Path,
     inputs: Path | None,
     seed: int,
+    draws: str | None,
+    dims: tuple[str, ...],
     bisect: bool,
     form: str,
     verbose: bool,
@@ -312,10 +344,18 @@ def verify(
     import bnfold
     from bnfold import _findings, _report
 
-    begun = time.monotonic()
+    begun, wanted = time.monotonic(), _wanted(draws, dims, inputs)
     with _terminal.Progress() as progress:
         progress("running both models")
-        result = bnfold.verify(original, folded, inputs=inputs, seed=seed, bisect=bisect)
+        result = bnfold.verify(
+            original,
+            folded,
+            inputs=inputs,
+            seed=seed,
+            draws=wanted.flavours,
+            dims=wanted.dims,
+            bisect=bisect,
+        )
     if form == "text":
         lines = _report.end_to_end_lines(result, verbose)
         _terminal.show([*lines, f"verification: {result.status}"])
@@ -361,6 +401,24 @@ def _show_findings(
 
     _terminal.show(_github.commands(model, findings))
     _github.summarize(model, status, plan, findings)
+
+
+def _wanted(draws: str | None, dims: Sequence[str], inputs: Path | None) -> Wanted:
+    """The inputs to draw, as the options have it."""
+    from bnfold._verify._inputs import USUAL, Wanted
+
+    if inputs is not None and (draws or dims):
+        raise UsageError("--draw and --dim have no use with --inputs; leave one of them out")
+    sizes: dict[str, list[int]] = {}
+    for given in dims:
+        name, _, listed = given.rpartition("=")
+        try:
+            sizes[name] = [int(size) for size in listed.split(",")]
+        except ValueError:
+            name = ""
+        if not name:
+            raise UsageError(f"--dim {given}: say NAME=SIZE, such as batch=4 or batch=1,4")
+    return Wanted.of(draws.split(",") if draws else USUAL.flavours, sizes)
 
 
 def _load_inputs(path: Path | None) -> list[InputSet] | None:

@@ -16,7 +16,7 @@ from bnfold._result import Plan
 
 if TYPE_CHECKING:
     from bnfold._verify._certificate import Certificate
-    from bnfold._verify._inputs import InputSet
+    from bnfold._verify._inputs import InputSet, Wanted
     from bnfold._verify._verdict import EndToEnd
 
 Status = Literal["pass", "fail", "inconclusive", "unchanged", "skipped"]
@@ -68,6 +68,7 @@ def run(
     inputs: list[InputSet] | None,
     seed: int,
     progress: Progress,
+    wanted: Wanted | None = None,
     report: Path | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
@@ -80,8 +81,10 @@ def run(
     if output is not None:
         _paths.check_writable(output)
     if path.suffix == ".pt2":
-        if inputs is not None:
-            raise UsageError("--inputs is for ONNX models: a .pt2 file brings its example inputs")
+        if inputs is not None or wanted is not None:
+            raise UsageError(
+                "--inputs, --draw and --dim are for ONNX models: a .pt2 file brings its own"
+            )
         return _run_program(path, output, verify, seed, progress)
     model = _files.load(path)
     for target in filter(None, (output, report)):
@@ -106,7 +109,7 @@ def run(
         source=None if changed else path,
     ) as draft:
         if weights is not None:
-            trial = _Trial(path, data_before, draft, weights, inputs, seed, progress)
+            trial = _Trial(path, data_before, draft, weights, inputs, seed, progress, wanted)
             verdict = trial.judge(rewritten.applied)
         else:
             verdict = Verdict("skipped" if changed else "unchanged")
@@ -140,11 +143,13 @@ class _Trial:
     inputs: list[InputSet] | None
     seed: int
     progress: Progress
+    wanted: Wanted | None
 
     def judge(self, applied: Sequence[Applied]) -> Verdict:
         """Certificates first, from the files as they lie on disk; then both models are run."""
         from bnfold._verify._certificate import certify
         from bnfold._verify._end_to_end import compare
+        from bnfold._verify._inputs import USUAL
 
         self.progress("certifying every fold")
         certificates = certify(
@@ -165,6 +170,7 @@ class _Trial:
                 touched=self.weights.touched,
                 inputs=self.inputs,
                 seed=self.seed,
+                wanted=self.wanted or USUAL,
                 progress=self.progress,
             )
         certified = all(certificate.holds for certificate in certificates)

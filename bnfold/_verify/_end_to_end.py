@@ -25,7 +25,7 @@ import onnx
 from bnfold._errors import UsageError
 from bnfold._verify._bisect import Instruments, Values, locate
 from bnfold._verify._difference import distance, is_float, magnitude, mismatch
-from bnfold._verify._inputs import InputSet, InputSource, UndrawableError
+from bnfold._verify._inputs import ONLY, USUAL, InputSet, InputSource, UndrawableError, Wanted
 from bnfold._verify._noise import Array
 from bnfold._verify._optimized import Expected, compare_optimized
 from bnfold._verify._sensitivity import Sensitivity
@@ -55,6 +55,7 @@ def compare(
     touched: Collection[str] = (),
     inputs: Sequence[InputSet] | None = None,
     seed: int = 0,
+    wanted: Wanted = USUAL,
     bisect: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> EndToEnd:
@@ -66,16 +67,18 @@ def compare(
         parameters: weights of the original's main graph by value name. They are what rounding
             noise is added to; anything that is not a weight must not be among them.
         touched: those of them that belong to folded layers, all if empty.
-        inputs: input sets to compare on; by default one signed and one unsigned set is drawn.
+        inputs: input sets to compare on; by default sets are drawn.
+        wanted: which sets to draw.
         seed: seed of drawn inputs and of the noise.
         bisect: look for the first tensor that differs even where no output does.
         progress: called with a few words before each lengthy step.
 
     Raises:
-        UsageError: given inputs do not have the names, types or shapes of the model's inputs.
+        UsageError: given inputs do not have the names, types or shapes of the model's inputs, or
+            the model has no dimension of a wanted name.
     """
     say = progress or (lambda step: None)
-    comparison = _Comparison(Source(Path(original)), Source(Path(folded)), seed, say)
+    comparison = _Comparison(Source(Path(original)), Source(Path(folded)), seed, say, wanted)
     try:
         checks = comparison.judge(parameters, touched, inputs)
     except _Settled as settled:
@@ -111,11 +114,17 @@ class _Trial:
 
 class _Comparison:
     def __init__(
-        self, original: Source, folded: Source, seed: int, progress: Callable[[str], None]
+        self,
+        original: Source,
+        folded: Source,
+        seed: int,
+        progress: Callable[[str], None],
+        wanted: Wanted = USUAL,
     ) -> None:
         self._original = original
         self._folded = folded
         self._seed = seed
+        self._wanted = wanted
         self._progress = progress
         self._engine: type[OnnxRuntime] | type[Reference] = OnnxRuntime
         self._outputs: tuple[Port, ...] = ()
@@ -258,11 +267,12 @@ class _Comparison:
         self, engine: OnnxRuntime | Reference, model: onnx.ModelProto
     ) -> list[tuple[InputSet, list[Any]]]:
         try:
-            source = InputSource(model, self._seed)
+            source = InputSource(model, self._seed, self._wanted)
         except UndrawableError as error:
             raise _Settled("inconclusive", f"{error}; pass real inputs") from error
         seen = [self._first_that_runs(engine, source.first())]
-        seen.append(self._first_that_runs(engine, source.second(seen[0][0])))
+        for number in range(1, len(source)):
+            seen.append(self._first_that_runs(engine, source.further(number, seen[0][0])))
         return seen
 
     def _first_that_runs(
@@ -280,6 +290,7 @@ class _Comparison:
     def _run_given(
         self, engine: OnnxRuntime | Reference, inputs: Sequence[InputSet]
     ) -> list[tuple[InputSet, list[Any]]]:
+        inputs = [_named(given, engine.inputs) for given in inputs]
         for given in inputs:
             _refuse_unfit(given, engine.inputs)
         try:
@@ -410,6 +421,16 @@ def _tolerance(sensitivity: Sensitivity | None, at: tuple[int, int], expected: A
         return FALLBACK[expected.dtype.itemsize] * largest
     floor = FLOOR * float(np.spacing(expected.dtype.type(largest)))
     return FACTOR * max(sensitivity.rounding.get(at, 0.0), floor)
+
+
+def _named(given: InputSet, ports: tuple[Port, ...]) -> InputSet:
+    """An array without a name is that of the only input."""
+    if ONLY not in given.feeds:
+        return given
+    if len(ports) != 1:
+        names = ", ".join(port.name for port in ports)
+        raise UsageError(f"{given.label} has no names, and the model has inputs {names}: use .npz")
+    return InputSet(given.label, {ports[0].name: given.feeds[ONLY]})
 
 
 def _refuse_unfit(given: InputSet, ports: tuple[Port, ...]) -> None:

@@ -9,8 +9,8 @@ bounds its indices, a comparison with a constant names a value that matters.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -22,7 +22,8 @@ from bnfold import _paths
 from bnfold._errors import UsageError
 from bnfold._verify._hints import Hints
 
-Flavour = Literal["signed", "unsigned"]
+Flavour = Literal["signed", "unsigned", "structured", "large"]
+FLAVOURS: tuple[Flavour, ...] = ("signed", "unsigned", "structured", "large")
 Role = Literal["batch", "channel", "side", "length"]
 Array: TypeAlias = np.ndarray[Any, Any]
 Key: TypeAlias = tuple[str, int]
@@ -50,8 +51,14 @@ _CHOICES: dict[Role, tuple[int, ...]] = {
     "length": (16, 64, 128, 512, 576, 256, 1024, 1, 4096, 16000),
 }
 _ATTEMPTS = 40
+_BLOCK = 8
+_LARGE = 100.0
 _SIDE_STEP = 32
 _IMAGE_RANK = 4
+
+
+ONLY = ""
+"""Stands for the name of a model's only input."""
 
 
 class UndrawableError(Exception):
@@ -66,37 +73,96 @@ class InputSet:
     feeds: Mapping[str, Array]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What inputs to draw: of which kinds, and the sizes of free dimensions by name.
+
+    ``signed`` is normal with mean 0 and deviation 1, ``unsigned`` uniform in [0, 1), ``structured``
+    has flat blocks with edges between them, ``large`` is normal with deviation 100. A dimension
+    takes its sizes in turn, the last one from then on.
+    """
+
+    flavours: tuple[Flavour, ...] = ("signed", "unsigned")
+    dims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, draws: Iterable[str], dims: Mapping[str, int | Sequence[int]]) -> Wanted:
+        """What a user asks for.
+
+        Raises:
+            UsageError: a kind is unknown or there is none, or a size is not positive.
+        """
+        known = {flavour: flavour for flavour in FLAVOURS}
+        flavours = []
+        for name in draws:
+            if name not in known:
+                raise UsageError(f"there are no {name!r} inputs; there are {', '.join(FLAVOURS)}")
+            flavours.append(known[name])
+        if not flavours:
+            raise UsageError(f"say which inputs to draw: {', '.join(FLAVOURS)}")
+        sizes = {
+            name: (given,) if isinstance(given, int) else tuple(given)
+            for name, given in dims.items()
+        }
+        for name, given in sizes.items():
+            if not given or min(given) < 1:
+                raise UsageError(f"the dimension {name!r} needs sizes of 1 or more")
+        return cls(tuple(flavours), sizes)
+
+
+USUAL = Wanted()
+
+
 def load_inputs(path: Path) -> list[InputSet]:
-    """Read one input set from an .npz file whose keys are the input names.
+    """Read input sets: one from an .npz file whose keys are the input names, one from an .npy file
+    for the only input of a model, or one from each such file in a folder, in order of their names.
 
     Whether names, types and shapes fit the model is seen by `compare`.
 
     Raises:
-        UsageError: the file is missing, is no .npz, is empty, or holds pickled objects.
+        UsageError: a file is missing, is none of these, is empty, or holds pickled objects; or a
+            folder has no such file.
     """
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
+        if not files:
+            raise UsageError(f"{path} holds no .npz and no .npy file")
+        return [_load(file) for file in files]
+    return [_load(path)]
+
+
+def _load(path: Path) -> InputSet:
+    kind = ".npy" if path.suffix == ".npy" else ".npz"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            feeds = {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:
+            read = np.load(file, allow_pickle=False)
+            if kind == ".npy":
+                feeds = {ONLY: read}
+            else:
+                with read as archive:
+                    feeds = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise _paths.unreadable(path, error) from error
     except Exception as error:  # Zip, zlib and NumPy each have their own errors for a bad file.
-        raise UsageError(f"{path} is not an .npz file of plain arrays") from error
+        raise UsageError(f"{path} is not an {kind} file of plain arrays") from error
     for name, array in feeds.items():
         if not isinstance(array, np.ndarray):
-            raise UsageError(f"{path} is not an .npz file of plain arrays: {name!r} is none")
+            told = f": {name!r} is none" if name else ""
+            raise UsageError(f"{path} is not an {kind} file of plain arrays{told}")
     if not feeds:
         raise UsageError(f"{path} holds no arrays; numpy.savez writes them by input name")
-    return [InputSet(Path(path).name, feeds)]
+    return InputSet(path.name, feeds)
 
 
 class InputSource:
     """Proposes inputs for the true graph inputs of one model."""
 
-    def __init__(self, model: onnx.ModelProto, seed: int) -> None:
+    def __init__(self, model: onnx.ModelProto, seed: int, wanted: Wanted = USUAL) -> None:
         """Read the inputs' types and the hints that the graph gives.
 
         Raises:
             UndrawableError: an input is a sequence, an optional, a string or a rare float type.
+            UsageError: the model has no free dimension of a wanted name.
         """
         graph = model.graph
         given = {tensor.name for tensor in graph.initializer}
@@ -109,20 +175,33 @@ class InputSource:
             for key, role in zip(spec.keys(), spec.roles, strict=True):
                 if key is not None:
                     self._roles.setdefault(key, role)
+        self._wanted = wanted
+        free = sorted(name for name, axis in self._roles if axis == -1)
+        for name in wanted.dims:
+            if name not in free:
+                raise UsageError(
+                    f"the model has no free dimension {name!r}; it has {', '.join(free) or 'none'}"
+                )
+
+    def __len__(self) -> int:
+        """How many sets there are to draw."""
+        sizes = (len(sizes) for sizes in self._wanted.dims.values())
+        return max(len(self._wanted.flavours), *sizes, 1)
 
     def first(self) -> Iterator[InputSet]:
-        """Yield signed input sets, normal with mean 0 and deviation 1, likeliest sizes first."""
+        """Yield input sets of the first kind, likeliest sizes first."""
         roles = sorted(set(self._roles.values()))
         ranges = [range(len(_CHOICES[role])) for role in roles]
         picks = sorted(itertools.product(*ranges), key=sum)
         for pick in picks[:_ATTEMPTS]:
             size = {role: _CHOICES[role][n] for role, n in zip(roles, pick, strict=True)}
-            yield self._draw("signed", {key: size[role] for key, role in self._roles.items()})
+            yield self._draw(0, {key: size[role] for key, role in self._roles.items()})
 
-    def second(self, first: InputSet) -> Iterator[InputSet]:
-        """Yield unsigned input sets, uniform in [0, 1).
+    def further(self, number: int, first: InputSet) -> Iterator[InputSet]:
+        """Yield input sets of the next kind.
 
-        They come in other sizes than `first` where dimensions are free, and last in the same.
+        The second come in other sizes than `first` where dimensions are free, and last in the same;
+        those after it in the same.
         """
         sizes: dict[Key, int] = {}
         for spec in self._specs:
@@ -138,17 +217,22 @@ class InputSource:
         side = {key: sizes[key] + _SIDE_STEP for key in sizes if self._roles[key] == "side"}
         side = dict(list(side.items())[:1])
         tried = []
-        for change in (batch | length | side, length | side, batch, length, side, {}):
+        changes = [batch | length | side, length | side, batch, length, side]
+        for change in [*(changes if number == 1 else ()), {}]:
             candidate = sizes | change
             if candidate not in tried:
                 tried.append(candidate)
-                yield self._draw("unsigned", candidate)
+                yield self._draw(number, candidate)
 
-    def _draw(self, flavour: Flavour, sizes: Mapping[Key, int]) -> InputSet:
-        rng = np.random.default_rng([self._seed, flavour == "unsigned"])
-        return InputSet(
-            flavour, {spec.name: spec.draw(rng, flavour, sizes) for spec in self._specs}
-        )
+    def _draw(self, number: int, sizes: Mapping[Key, int]) -> InputSet:
+        flavour = self._wanted.flavours[number % len(self._wanted.flavours)]
+        asked = {
+            name: given[min(number, len(given) - 1)] for name, given in self._wanted.dims.items()
+        }
+        sizes = {**sizes, **{(name, -1): size for name, size in asked.items()}}
+        rng = np.random.default_rng([self._seed, number])
+        feeds = {spec.name: spec.draw(rng, flavour, sizes) for spec in self._specs}
+        return InputSet(" ".join([flavour, *(f"{n}={s}" for n, s in asked.items())]), feeds)
 
 
 @dataclass(frozen=True)
@@ -175,10 +259,9 @@ class _Spec:
             dim if isinstance(dim, int) else sizes[(dim, -1) if dim else (self.name, axis)]
             for axis, dim in enumerate(self.dims)
         )
-        signed = flavour == "signed"
+        signed = flavour != "unsigned"
         if self.element in _FLOATS:
-            floats = rng.standard_normal(shape) if signed else rng.random(shape)
-            return np.asarray(floats, dtype=_FLOATS[self.element])
+            return np.asarray(_floats(rng, flavour, shape), dtype=_FLOATS[self.element])
         if self.element == TensorProto.BOOL:
             return np.asarray(self._ones(rng, signed, shape), dtype=np.bool_)
         dtype = _INTEGERS[self.element]
@@ -203,6 +286,18 @@ class _Spec:
         elif values.size == 1:
             values = np.zeros(shape, dtype=np.int64)
         return values
+
+
+def _floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) -> Array:
+    if flavour == "unsigned":
+        return rng.random(shape)
+    if flavour != "structured":
+        values = rng.standard_normal(shape)
+        return values * _LARGE if flavour == "large" else values
+    coarse = rng.integers(-1, 2, tuple(-(-size // _BLOCK) for size in shape)).astype(np.float64)
+    for axis, size in enumerate(shape):
+        coarse = np.repeat(coarse, _BLOCK, axis)[(slice(None),) * axis + (slice(size),)]
+    return coarse
 
 
 def _spec(value: onnx.ValueInfoProto, hints: Hints) -> _Spec:

@@ -146,3 +146,58 @@ def test_one_model_is_not_enough(model):
     run = bnfold("verify", model)
     assert (run.code, run.out) == (2, "")
     assert "FOLDED" in run.err
+
+
+# --- inputs to draw, and samples --------------------------------------------------------------
+
+
+@pytest.fixture
+def free(model):
+    """The model with a batch of any size."""
+
+    def edit(graph):
+        for value in (*graph.input, *graph.output):
+            value.type.tensor_type.shape.dim[0].dim_param = "n"
+
+    return changed(model, edit)
+
+
+def test_kinds_and_sizes_of_inputs(free, tmp_path):
+    folded = tmp_path / "free.onnx"
+    assert bnfold(free, "-o", folded, "--draw", "signed", "--dim", "n=2").code == 0
+    model = free
+    run = bnfold("verify", model, folded, "-v", "--draw", "structured,large", "--dim", "n=3,1,2")
+    assert run.code == 0
+    labels = [line.split(" on ")[1].split(" inputs: ")[0] for line in run.lines[:-1]]
+    assert labels == ["structured n=3", "large n=1", "structured n=2"]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--dim", "m=3"), ["no free dimension 'm'", "it has none"]),
+        (("--dim", "n"), ["--dim n", "NAME=SIZE"]),
+        (("--dim", "n=x"), ["--dim n=x", "NAME=SIZE"]),
+        (("--dim", "n=1,0"), ["sizes of 1 or more"]),
+        (("--draw", "wild"), ["no 'wild' inputs", "structured"]),
+        (("--draw", "signed", "--inputs", "x.npz"), ["--draw", "--inputs"]),
+    ],
+)
+def test_inputs_that_cannot_be_drawn(model, folded, options, words):
+    refused(bnfold("verify", model, folded, *options), *words)
+    refused(bnfold(model, *options), *words)
+
+
+def test_samples_in_a_folder(model, folded, tmp_path):
+    shape = [
+        dim.dim_value or 2 for dim in onnx.load(model).graph.input[0].type.tensor_type.shape.dim
+    ]
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    for number in range(2):
+        values = np.random.default_rng(number).normal(size=shape).astype(np.float32)
+        np.save(samples / f"{number}.npy", values)
+    run = bnfold("verify", model, folded, "-v", "--inputs", samples)
+    assert run.code == 0
+    assert [line.split(" on ")[1].split(" ")[0] for line in run.lines[:-1]] == ["0.npy", "1.npy"]
+    assert bnfold("verify", model, folded, "--inputs", samples / "0.npy").code == 0

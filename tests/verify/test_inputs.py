@@ -1,12 +1,21 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from bnfold._errors import UsageError
-from bnfold._verify._inputs import InputSet, InputSource, UndrawableError, load_inputs
+from bnfold._verify._inputs import (
+    ONLY,
+    USUAL,
+    InputSet,
+    InputSource,
+    UndrawableError,
+    Wanted,
+    load_inputs,
+)
 
 
 def source(arguments: str, body: str = "{ y = Identity(x) }", more: str = "") -> InputSource:
@@ -24,7 +33,7 @@ def shapes(inputs: InputSet) -> dict[str, tuple[int, ...]]:
 
 def test_two_distributions_from_a_fixed_seed() -> None:
     drawn = source("float[50,40] x")
-    signed, unsigned = first(drawn), next(drawn.second(first(drawn)))
+    signed, unsigned = first(drawn), next(drawn.further(1, first(drawn)))
     assert (signed.label, unsigned.label) == ("signed", "unsigned")
     assert abs(signed.feeds["x"].std() - 1) < 0.1
     assert abs(signed.feeds["x"].mean()) < 0.1
@@ -36,7 +45,7 @@ def test_two_distributions_from_a_fixed_seed() -> None:
 def test_a_symbol_has_one_size_everywhere_and_changes_for_the_second_set() -> None:
     drawn = source("float[N,3,H,W] x, float[N,H] z")
     one = first(drawn)
-    two = next(drawn.second(one))
+    two = next(drawn.further(1, one))
     assert shapes(one) == {"x": (1, 3, 64, 64), "z": (1, 64)}
     assert shapes(two) == {"x": (2, 3, 96, 64), "z": (2, 96)}
 
@@ -44,7 +53,7 @@ def test_a_symbol_has_one_size_everywhere_and_changes_for_the_second_set() -> No
 def test_fixed_sizes_stay_and_the_last_proposals_return_to_the_first_sizes() -> None:
     drawn = source("float[N,3,48,W] x")
     one = first(drawn)
-    proposals = [shapes(two)["x"] for two in drawn.second(one)]
+    proposals = [shapes(two)["x"] for two in drawn.further(1, one)]
     assert proposals[0] == (2, 3, 48, 96)
     assert proposals[-1] == shapes(one)["x"] == (1, 3, 48, 64)
 
@@ -61,7 +70,7 @@ def test_no_shape_at_all_takes_rank_and_channels_from_the_convolution() -> None:
 def test_indices_stay_within_the_table_they_address() -> None:
     body = "{ e = Gather(t, x) y = Identity(e) }"
     drawn = source("int64[N,L] x", body, "<float[5,1] t = {1,2,3,4,5}>")
-    for inputs in (first(drawn), next(drawn.second(first(drawn)))):
+    for inputs in (first(drawn), next(drawn.further(1, first(drawn)))):
         assert inputs.feeds["x"].dtype == np.int64
         assert set(inputs.feeds["x"].flat) <= set(range(5))
         assert inputs.feeds["x"].max() > 1
@@ -71,13 +80,13 @@ def test_an_integer_takes_the_values_it_is_compared_with() -> None:
     body = "{ a = Equal(x, p) b = Equal(q, x) y = Cast<to = 1>(a) }"
     drawn = source("int64 x", body, "<int64 p = {16000}, int64 q = {8000}>")
     assert first(drawn).feeds["x"] == 16000
-    assert next(drawn.second(first(drawn))).feeds["x"] == 8000
+    assert next(drawn.further(1, first(drawn))).feeds["x"] == 8000
 
 
 def test_booleans_are_seen_both_ways_and_masks_keep_a_one() -> None:
     drawn = source("bool x, int64[2,L] mask")
     one = first(drawn)
-    two = next(drawn.second(one))
+    two = next(drawn.further(1, one))
     assert one.feeds["x"]
     assert not two.feeds["x"]
     assert (one.feeds["mask"] == 1).all()
@@ -122,13 +131,83 @@ def test_arrays_of_the_user(tmp_path: Path) -> None:
         lambda path: path.write_text("text"),
         lambda path: np.savez(path),
         lambda path: np.savez(path, x=np.array([{}], dtype=object)),
-        lambda path: path.mkdir(),
         lambda path: np.save(path.open("wb"), np.ones(3)),
     ],
-    ids=["missing", "empty", "broken", "text", "no arrays", "pickled", "folder", "npy"],
+    ids=["missing", "empty", "broken", "text", "no arrays", "pickled", "npy"],
 )
 def test_unreadable_files_are_a_usage_error(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     path = tmp_path / "inputs.npz"
     spoil(path)
     with pytest.raises(UsageError, match=r"inputs\.npz"):
         load_inputs(path)
+
+
+def wanted(arguments: str, *kinds: str, **dims: Any) -> list[InputSet]:
+    """All sets that are drawn, each by its first proposal."""
+    text = f'<ir_version: 8, opset_import: ["" : 17]> g ({arguments}) => (float[n] y)'
+    model = onnx.parser.parse_model(text + "{ y = Identity(x) }")
+    drawn = InputSource(model, 0, Wanted.of(kinds or USUAL.flavours, dims))
+    sets = [next(drawn.first())]
+    return sets + [next(drawn.further(number, sets[0])) for number in range(1, len(drawn))]
+
+
+def test_every_kind_of_inputs() -> None:
+    kinds = ("signed", "unsigned", "structured", "large")
+    sets = wanted("float[4,64,64] x", *kinds)
+    assert tuple(each.label for each in sets) == kinds
+    signed, unsigned, structured, large = (each.feeds["x"] for each in sets)
+    assert 0.9 < signed.std() < 1.1
+    assert 0 <= unsigned.min() < unsigned.max() < 1
+    assert 90 < large.std() < 110
+    assert set(np.unique(structured)) == {-1, 0, 1}
+    flat = np.diff(structured, axis=2) == 0
+    assert 0.8 < flat.mean() < 1
+    assert structured.shape == (4, 64, 64)
+    assert structured.dtype == np.float32
+
+
+def test_sizes_by_name_are_taken_in_turn() -> None:
+    sets = wanted("float[batch,3,H,W] x", batch=(1, 4, 2), H=48)
+    assert [each.feeds["x"].shape[:3] for each in sets] == [(1, 3, 48), (4, 3, 48), (2, 3, 48)]
+    assert [each.label for each in sets] == [
+        "signed batch=1 H=48",
+        "unsigned batch=4 H=48",
+        "signed batch=2 H=48",
+    ]
+    assert len({each.feeds["x"].tobytes() for each in sets}) == 3
+
+
+@pytest.mark.parametrize(
+    "kinds, dims, words",
+    [
+        (("signed", "odd"), {}, "no 'odd' inputs"),
+        ((), {"batch": 0}, "sizes of 1 or more"),
+        ((), {"batch": ()}, "sizes of 1 or more"),
+        ((), {"length": 3}, "no free dimension 'length'; it has H, batch"),
+    ],
+)
+def test_wishes_that_cannot_be_met(kinds: Any, dims: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        wanted("float[batch,3,H,5] x", *kinds, **dims)
+
+
+def test_a_folder_of_samples(tmp_path: Path) -> None:
+    np.save(tmp_path / "b.npy", np.ones(3))
+    np.savez(tmp_path / "a.npz", x=np.zeros(3))
+    (tmp_path / "notes.txt").write_text("no sample")
+    one, two = load_inputs(tmp_path)
+    assert (one.label, two.label) == ("a.npz", "b.npy")
+    assert list(one.feeds) == ["x"]
+    assert list(two.feeds) == [ONLY]
+
+
+def test_a_folder_without_samples(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no \.npz and no \.npy"):
+        load_inputs(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PK\x03\x04"])
+def test_an_npy_file_that_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(UsageError, match=r"x\.npy is not an \.npy file"):
+        load_inputs(tmp_path / "x.npy")
