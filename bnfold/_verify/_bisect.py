@@ -22,7 +22,7 @@ from bnfold._verify._noise import Array
 from bnfold._verify._verdict import Divergence, OutputCheck
 
 # Tensors compared in one go: all of their values are held at once.
-_AT_ONCE = 64
+_AT_ONCE = 128
 # Of the largest value: how far a tensor may be from one of another name to count as the same.
 _ALIKE = 1e-4
 Judge = Callable[[Sequence[str]], list[OutputCheck]]
