@@ -159,6 +159,7 @@ def verify(
     draws: Sequence[str] = ("signed", "unsigned"),
     dims: Mapping[str, int | Sequence[int]] | None = None,
     bisect: bool = False,
+    providers: Sequence[str] = ("cpu",),
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> EndToEnd:
@@ -171,6 +172,9 @@ def verify(
     name a size, or several to take in turn. The
     tolerance is how far the original itself moves when its weights move by their rounding. Where
     they differ, or with ``bisect`` in any case, ``divergence`` says at which tensor that begins.
+    The folded model is then run as deployed, optimizations on, on each of ``providers`` ("cpu",
+    "cuda", "tensorrt", "openvino", "dml", "coreml"), against the original on the CPU; one that is
+    not there makes the verdict inconclusive.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
     ``kwargs``, then exported and compared like that. Two ``ExportedProgram`` are run by PyTorch on
     the inputs that the original carries.
@@ -187,6 +191,7 @@ def verify(
         return _verify.compare_programs(original, folded, seed)
     from bnfold._verify._end_to_end import compare
     from bnfold._verify._inputs import InputSet, Wanted, load_inputs
+    from bnfold._verify._providers import by_name
 
     if inputs is None:
         sets = None
@@ -211,6 +216,7 @@ def verify(
                 seed=seed,
                 wanted=Wanted.of(draws, dims or {}),
                 bisect=bisect,
+                providers=by_name(providers),
             )
 
 

@@ -194,6 +194,16 @@ _format = click.option(
 )
 
 
+_provider = click.option(
+    "--provider",
+    "providers",
+    default="cpu",
+    show_default=True,
+    metavar="NAME,…",
+    help="Run the folded model there as deployed: cpu, cuda, tensorrt, openvino, dml, coreml.",
+)
+
+
 @main.command(short_help="Fold a model; the default.")
 @click.argument("models", type=_PATH, metavar="MODEL", nargs=-1, required=True)
 @click.option("-o", "--output", type=_PATH, help="Write the folded model here.")
@@ -208,6 +218,7 @@ _format = click.option(
 @_seed
 @_draw
 @_dim
+@_provider
 @click.option(
     "--report",
     type=_PATH,
@@ -226,6 +237,7 @@ def fold(
     seed: int,
     draws: str | None,
     dims: tuple[str, ...],
+    providers: str,
     report: Path | None,
     form: str,
     verbose: bool,
@@ -272,6 +284,7 @@ def fold(
             seed=seed,
             progress=progress,
             wanted=wanted,
+            providers=providers.split(","),
             report=report,
         )
         if report is not None:
@@ -322,6 +335,7 @@ def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
 @_seed
 @_draw
 @_dim
+@_provider
 @click.option(
     "--bisect",
     is_flag=True,
@@ -336,6 +350,7 @@ def verify(
     seed: int,
     draws: str | None,
     dims: tuple[str, ...],
+    providers: str,
     bisect: bool,
     form: str,
     verbose: bool,
@@ -355,6 +370,7 @@ def verify(
             draws=wanted.flavours,
             dims=wanted.dims,
             bisect=bisect,
+            providers=providers.split(","),
         )
     if form == "text":
         lines = _report.end_to_end_lines(result, verbose)

@@ -55,8 +55,9 @@ def of_verify(result: EndToEnd) -> Iterator[Finding]:
         yield Finding("output", name, check.status, figures(check))
     if result.divergence is not None:
         yield Finding("verification", "first difference", "fail", "; ".join(located(result)))
-    undone = result.status == "fail" and all(check.status != "fail" for check in result.checks)
-    if undone or not result.checks:
+    for deployed in result.providers:
+        yield Finding("verification", f"on {deployed.provider}", deployed.status, deployed.note)
+    if not result.checks:
         yield Finding("verification", "both models", result.status, "; ".join(result.notes))
 
 

@@ -69,6 +69,7 @@ def run(
     seed: int,
     progress: Progress,
     wanted: Wanted | None = None,
+    providers: Sequence[str] = ("cpu",),
     report: Path | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
@@ -109,7 +110,9 @@ def run(
         source=None if changed else path,
     ) as draft:
         if weights is not None:
-            trial = _Trial(path, data_before, draft, weights, inputs, seed, progress, wanted)
+            trial = _Trial(
+                path, data_before, draft, weights, inputs, seed, progress, wanted, providers
+            )
             verdict = trial.judge(rewritten.applied)
         else:
             verdict = Verdict("skipped" if changed else "unchanged")
@@ -144,12 +147,14 @@ class _Trial:
     seed: int
     progress: Progress
     wanted: Wanted | None
+    providers: Sequence[str]
 
     def judge(self, applied: Sequence[Applied]) -> Verdict:
         """Certificates first, from the files as they lie on disk; then both models are run."""
         from bnfold._verify._certificate import certify
         from bnfold._verify._end_to_end import compare
         from bnfold._verify._inputs import USUAL
+        from bnfold._verify._providers import by_name
 
         self.progress("certifying every fold")
         certificates = certify(
@@ -171,6 +176,7 @@ class _Trial:
                 inputs=self.inputs,
                 seed=self.seed,
                 wanted=self.wanted or USUAL,
+                providers=by_name(self.providers),
                 progress=self.progress,
             )
         certified = all(certificate.holds for certificate in certificates)

@@ -114,6 +114,10 @@ def end_to_end_lines(result: EndToEnd, verbose: bool) -> Iterator[str]:
         yield f"  {check.output} on {check.inputs} inputs: {check.status}, {figures(check)}"
     for number, line in enumerate(located(result)):
         yield f"    {line}" if number else f"  {line}"
+    for deployed in result.providers:
+        if deployed.note or deployed.provider != "cpu":
+            note = f", {deployed.note}" if deployed.note else ""
+            yield f"  on {deployed.provider}: {deployed.status}{note}"
     for note in result.notes:
         yield f"  note: {note}"
 

@@ -24,15 +24,24 @@ import onnx
 
 from bnfold._errors import UsageError
 from bnfold._verify._bisect import Instruments, Values, locate
+from bnfold._verify._deployed import Deployment, Expected
 from bnfold._verify._difference import distance, is_float, magnitude, mismatch
 from bnfold._verify._inputs import ONLY, USUAL, InputSet, InputSource, UndrawableError, Wanted
 from bnfold._verify._noise import Array
-from bnfold._verify._optimized import Expected, compare_optimized
+from bnfold._verify._providers import CPU, Provider
 from bnfold._verify._sensitivity import Sensitivity
-from bnfold._verify._session import PROVIDER, EngineError, OnnxRuntime, Port, Reference
+from bnfold._verify._session import EngineError, OnnxRuntime, Port, Reference
 from bnfold._verify._skeleton import reached
 from bnfold._verify._source import Source, common_functions
-from bnfold._verify._verdict import Divergence, EndToEnd, OutputCheck, Status, overall
+from bnfold._verify._verdict import (
+    Divergence,
+    EndToEnd,
+    OutputCheck,
+    ProviderCheck,
+    Status,
+    combined,
+    overall,
+)
 
 FACTOR = 3.0
 """How many times its own rounding noise a fold may move an output."""
@@ -59,6 +68,7 @@ def compare(
     seed: int = 0,
     wanted: Wanted = USUAL,
     bisect: bool = False,
+    providers: Sequence[Provider] = (CPU,),
     progress: Callable[[str], None] | None = None,
 ) -> EndToEnd:
     """Run two models on the same inputs and judge whether they are the same function.
@@ -73,6 +83,7 @@ def compare(
         wanted: which sets to draw.
         seed: seed of drawn inputs and of the noise.
         bisect: look for the first tensor that differs even where no output does.
+        providers: where the folded model is run as deployed, its optimizations on.
         progress: called with a few words before each lengthy step.
 
     Raises:
@@ -89,12 +100,15 @@ def compare(
         say("looking ahead of the last function")
         checks = comparison.look_ahead(checks, parameters, touched)
     status, divergence = overall(checks), None
-    if status != "fail" and not comparison.holds_optimized():
-        return comparison.report("fail", checks)
-    if status == "fail" or bisect:
+    deployed: tuple[ProviderCheck, ...] = ()
+    if status != "fail":
+        deployed = comparison.deploy(providers)
+        status = combined(status, deployed)
+    if bisect or any(check.status == "fail" for check in checks):
         say("looking for the first difference")
         divergence = comparison.locate(checks, parameters, touched)
-    return replace(comparison.report(status, checks), divergence=divergence)
+    result = comparison.report(status, checks)
+    return replace(result, providers=deployed, divergence=divergence)
 
 
 def _silent(step: str) -> None:
@@ -143,7 +157,7 @@ class _Comparison:
     def report(self, status: Status, checks: Iterable[OutputCheck], *notes: str) -> EndToEnd:
         runtime = self._engine.runtime
         all_notes = (*self._notes, *notes)
-        return EndToEnd(status, tuple(checks), all_notes, self._seed, runtime, PROVIDER)
+        return EndToEnd(status, tuple(checks), all_notes, self._seed, runtime, CPU.full_name)
 
     def judge(
         self,
@@ -237,16 +251,19 @@ class _Comparison:
             self._notes.append(f"where the two begin to differ is not known: {error}")
             return None
 
-    def holds_optimized(self) -> bool:
-        """Whether the folded model is right with onnxruntime's optimizations on, too."""
+    def deploy(self, providers: Sequence[Provider]) -> tuple[ProviderCheck, ...]:
+        """What each provider makes of the folded model. Nothing runs there that onnxruntime cannot
+        run at all.
+        """
         if self._engine is not OnnxRuntime:
-            return True
-        self._progress("running with optimizations on")
-        names = [port.name for port in self._outputs]
-        holds, note = compare_optimized(self._original, self._folded, self._expected, names)
-        if note:
-            self._notes.append(note)
-        return holds
+            return ()
+        outputs = [port.name for port in self._outputs]
+        deployment = Deployment(self._original, self._folded, self._expected, outputs)
+        checks = []
+        for provider in providers:
+            self._progress(f"running on {provider.name} as deployed")
+            checks.append(deployment.check(provider))
+        return tuple(checks)
 
     def _run_both(self, model: onnx.ModelProto, inputs: Sequence[InputSet] | None) -> list[_Trial]:
         self._progress("running the original")

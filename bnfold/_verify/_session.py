@@ -22,8 +22,8 @@ from onnx.reference import ReferenceEvaluator
 
 from bnfold._onnx import _tensors
 from bnfold._onnx._files import tensors
+from bnfold._verify._providers import CPU, Provider
 
-PROVIDER = "CPUExecutionProvider"
 _REFERENCE_LIMIT = 32 << 20
 _FATAL = 4
 _FIRST_RIGHT_BATCH_NORMALIZATION = 14
@@ -68,7 +68,13 @@ class OnnxRuntime:
     runtime = f"onnxruntime {ort.__version__}"
 
     def __init__(
-        self, source: Path | bytes, folder: Path | None = None, *, optimized: bool = False
+        self,
+        source: Path | bytes,
+        folder: Path | None = None,
+        *,
+        optimized: bool = False,
+        provider: Provider = CPU,
+        profile: Path | None = None,
     ) -> None:
         """Load a file, or a serialized model whose external data lies in `folder`.
 
@@ -87,17 +93,21 @@ class OnnxRuntime:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(folder)
             )
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         self._quiet = ort.RunOptions()
         self._quiet.log_severity_level = _FATAL
         try:
             self._session = ort.InferenceSession(
                 str(source) if isinstance(source, Path) else source,
                 options,
-                providers=[PROVIDER],
+                providers=[(provider.full_name, dict(provider.options))],
                 enable_fallback=0,  # which would print, and only try the same once more
             )
         except Exception as error:
             raise _engine_error(error) from error
+        self.active = frozenset(self._session.get_providers())
         self.inputs = tuple(map(_port, self._session.get_inputs()))
         self.outputs = tuple(map(_port, self._session.get_outputs()))
 
@@ -108,6 +118,10 @@ class OnnxRuntime:
         except Exception as error:
             raise _engine_error(error) from error
         return outputs
+
+    def end_profile(self) -> Path:
+        """Where the profile lies that was asked for."""
+        return Path(self._session.end_profiling())
 
 
 class Reference:

@@ -74,6 +74,21 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class ProviderCheck:
+    """What a provider of onnxruntime makes of the folded model, next to the original on the CPU.
+
+    Attributes:
+        provider: its short name.
+        status: the verdict.
+        note: why; on a pass what else is to be said.
+    """
+
+    provider: str
+    status: Status
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class EndToEnd:
     """The comparison of two whole models.
 
@@ -84,7 +99,8 @@ class EndToEnd:
         notes: what concerns the whole comparison.
         seed: seed of the drawn inputs and of the weight noise.
         runtime: name and version of what ran the models.
-        provider: where it ran.
+        provider: where the reference ran.
+        providers: what became of the folded model on each provider that was asked for.
         divergence: where the two begin to differ, if that was looked for and found.
     """
 
@@ -94,6 +110,7 @@ class EndToEnd:
     seed: int
     runtime: str
     provider: str
+    providers: tuple[ProviderCheck, ...] = ()
     divergence: Divergence | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,6 +122,7 @@ class EndToEnd:
             "seed": self.seed,
             "runtime": self.runtime,
             "provider": self.provider,
+            "providers": [asdict(check) for check in self.providers],
             "divergence": self.divergence.to_dict() if self.divergence is not None else None,
         }
 
@@ -116,6 +134,13 @@ def overall(checks: Collection[OutputCheck]) -> Status:
     outputs = {check.output for check in checks}
     seen = {check.output for check in checks if check.status == "pass"}
     return "pass" if outputs and seen == outputs else "inconclusive"
+
+
+def combined(status: Status, deployed: Collection[ProviderCheck]) -> Status:
+    """The verdict on the models with those of the providers: the worst of them."""
+    found = {status, *(check.status for check in deployed)}
+    order: tuple[Status, ...] = ("fail", "inconclusive", "pass")
+    return next(each for each in order if each in found)
 
 
 def _plain(value: Any) -> Any:

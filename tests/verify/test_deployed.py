@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 import bnfold
+from bnfold._verify._providers import PROVIDERS, Provider
 
 from ..cli.command import bnfold as command
 from ..graphs import bn, const, conv, feeds, model, op, positive, rand
@@ -52,7 +53,8 @@ def test_a_bug_of_the_runtime_that_a_fold_brings_to_light(brought_to_light):
     result = bnfold.verify(brought_to_light, bnfold.fold(brought_to_light))
     assert result.status == "fail"
     assert all(check.status == "pass" for check in result.checks)
-    (note,) = result.notes
+    (check,) = result.providers
+    note = check.note
     assert "a bug of onnxruntime" in note
     assert "not for the original" in note
     assert result.divergence is None
@@ -86,11 +88,81 @@ def test_a_bug_that_both_models_meet_is_the_runtime_s_own():
         pytest.skip(f"onnxruntime {onnxruntime.__version__} merges no such norm")
     result = bnfold.verify(made, folded)
     assert result.status == "pass"
-    (note,) = result.notes
+    (check,) = result.providers
+    note = check.note
     assert "its own doing" in note
 
 
 def test_right_folds_have_nothing_to_say_of_it():
     made = model(conv("conv", "x", "a", (4, 3, 3, 3)), bn("bn", "a", "b", 4), op("Relu", "b", "y"))
     result = bnfold.verify(made, bnfold.fold(made))
-    assert (result.status, result.notes) == ("pass", ())
+    assert (result.status, result.providers[0].note) == ("pass", "")
+
+
+# --- providers ----------------------------------------------------------------------------------
+
+
+def small() -> ModelProto:
+    return model(conv("conv", "x", "a", (4, 3, 3, 3)), bn("bn", "a", "b", 4), op("Relu", "b", "y"))
+
+
+def missing() -> str:
+    """A provider that this onnxruntime does not have."""
+    return next(name for name, provider in PROVIDERS.items() if not provider.is_there)
+
+
+def test_a_provider_that_is_missing_leaves_the_question_open():
+    made, name = small(), missing()
+    result = bnfold.verify(made, bnfold.fold(made), providers=["cpu", name])
+    assert result.status == "inconclusive"
+    assert all(check.status == "pass" for check in result.checks)
+    cpu, other = result.providers
+    assert (cpu.status, other.status) == ("pass", "inconclusive")
+    assert f"install {PROVIDERS[name].install}" in other.note
+
+
+def test_a_provider_that_runs_nothing_is_not_taken_for_one_that_does(monkeypatch):
+    """onnxruntime runs what a provider does not take on the CPU, without a word."""
+    if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no provider that runs nothing")
+    monkeypatch.setitem(PROVIDERS, "azure", Provider("azure", "AzureExecutionProvider"))
+    made = small()
+    result = bnfold.verify(made, bnfold.fold(made), providers=["azure"])
+    assert result.status == "inconclusive"
+    assert "ran no operator; they ran on CPUExecutionProvider" in result.providers[0].note
+
+
+def test_a_wrong_fold_fails_whatever_is_missing():
+    made = small()
+    wrong = bnfold.fold(made)
+    for tensor in wrong.graph.initializer:
+        values = numpy_helper.to_array(tensor) * np.float32(1.5)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    assert bnfold.verify(made, wrong, providers=[missing()]).status == "fail"
+
+
+def test_an_unknown_provider():
+    with pytest.raises(bnfold.UsageError, match="no provider 'gpu'; there are cpu, cuda"):
+        bnfold.verify(small(), small(), providers=["gpu"])
+
+
+def test_the_command_says_what_to_install(tmp_path):
+    onnx.save(small(), tmp_path / "m.onnx")
+    name = missing()
+    run = command(tmp_path / "m.onnx", "--provider", f"cpu,{name}")
+    assert run.code == 3
+    assert f"  on {name}: inconclusive, this onnxruntime has no" in run.out
+    run = command("verify", tmp_path / "m.onnx", tmp_path / "m.onnx", "--provider", "gpu")
+    assert run.code == 2
+    assert "there is no provider 'gpu'" in run.err
+
+
+@pytest.mark.gpu
+def test_on_cuda():
+    if not PROVIDERS["cuda"].is_there:
+        pytest.skip("this onnxruntime has no CUDAExecutionProvider")
+    made = small()
+    result = bnfold.verify(made, bnfold.fold(made), providers=["cuda"])
+    if "is not active" in result.providers[0].note:
+        pytest.skip(result.providers[0].note)
+    assert (result.status, result.providers[0].note) == ("pass", "")
