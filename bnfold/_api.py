@@ -169,15 +169,15 @@ def verify(
     file, an .npy file for the only input, a folder of such files, or a mapping from input names to
     arrays. Without it inputs are drawn from ``seed``, one set of each kind in ``draws``: "signed",
     "unsigned", "structured" (flat blocks and edges) and "large". ``dims`` gives free dimensions by
-    name a size, or several to take in turn. The
-    tolerance is how far the original itself moves when its weights move by their rounding. Where
-    they differ, or with ``bisect`` in any case, ``divergence`` says at which tensor that begins.
+    name a size, or several to take in turn. The tolerance is how far the original itself moves when
+    its weights move by their rounding. Where they differ, or with ``bisect`` in any case, the
+    result's ``divergence`` says at which tensor that begins.
     The folded model is then run as deployed, optimizations on, on each of ``providers`` ("cpu",
     "cuda", "tensorrt", "openvino", "dml", "coreml"), against the original on the CPU; one that is
     not there makes the verdict inconclusive.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
     ``kwargs``, then exported and compared like that. Two ``ExportedProgram`` are run by PyTorch on
-    the inputs that the original carries.
+    the inputs that the original carries. ``inputs`` to ``providers`` are for models of ONNX.
     The result's ``status`` is "pass", "fail" or "inconclusive".
     Raises `UsageError` for models or inputs that cannot be read.
     """

@@ -253,6 +253,7 @@ def fold(
             "--in-place": in_place,
             "--inputs": inputs,
             "--report": report,
+            "--provider": providers != "cpu",
         }
         for option in (option for option, value in given.items() if value):
             raise UsageError(f"--check writes nothing and runs no model; leave out {option}")
@@ -260,7 +261,8 @@ def fold(
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
     (model,) = models
-    for option, value in (("--inputs", inputs), ("--draw", draws), ("--dim", dims)):
+    unused = {"--inputs": inputs, "--draw": draws, "--dim": dims, "--provider": providers != "cpu"}
+    for option, value in unused.items():
         if value and no_verify:
             raise UsageError(f"{option} has no use with --no-verify; leave one of them out")
     if output is not None and _paths.is_same(output, model):
@@ -272,8 +274,9 @@ def fold(
         _paths.check_writable(report, device=True)
 
     from bnfold import _findings, _judge, _report
+    from bnfold._verify._providers import by_name
 
-    begun = time.monotonic()
+    begun, asked = time.monotonic(), by_name(providers.split(","))
     wanted = _wanted(draws, dims, inputs) if draws or dims else None
     with _terminal.Progress() as progress:
         outcome = _judge.run(
@@ -284,7 +287,7 @@ def fold(
             seed=seed,
             progress=progress,
             wanted=wanted,
-            providers=providers.split(","),
+            providers=asked,
             report=report,
         )
         if report is not None:

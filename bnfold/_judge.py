@@ -13,6 +13,7 @@ from bnfold._onnx import _files
 from bnfold._onnx._fold import Weights, prepare
 from bnfold._onnx._rewrite import Applied
 from bnfold._result import Plan
+from bnfold._verify._providers import CPU, Provider
 
 if TYPE_CHECKING:
     from bnfold._verify._certificate import Certificate
@@ -69,7 +70,7 @@ def run(
     seed: int,
     progress: Progress,
     wanted: Wanted | None = None,
-    providers: Sequence[str] = ("cpu",),
+    providers: Sequence[Provider] = (CPU,),
     report: Path | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
@@ -82,9 +83,10 @@ def run(
     if output is not None:
         _paths.check_writable(output)
     if path.suffix == ".pt2":
-        if inputs is not None or wanted is not None:
+        if inputs is not None or wanted is not None or tuple(providers) != (CPU,):
             raise UsageError(
-                "--inputs, --draw and --dim are for ONNX models: a .pt2 file brings its own"
+                "--inputs, --draw, --dim and --provider are for ONNX models: a .pt2 file brings "
+                "its example inputs, and PyTorch runs it"
             )
         return _run_program(path, output, verify, seed, progress)
     model = _files.load(path)
@@ -147,14 +149,13 @@ class _Trial:
     seed: int
     progress: Progress
     wanted: Wanted | None
-    providers: Sequence[str]
+    providers: Sequence[Provider]
 
     def judge(self, applied: Sequence[Applied]) -> Verdict:
         """Certificates first, from the files as they lie on disk; then both models are run."""
         from bnfold._verify._certificate import certify
         from bnfold._verify._end_to_end import compare
         from bnfold._verify._inputs import USUAL
-        from bnfold._verify._providers import by_name
 
         self.progress("certifying every fold")
         certificates = certify(
@@ -176,7 +177,7 @@ class _Trial:
                 inputs=self.inputs,
                 seed=self.seed,
                 wanted=self.wanted or USUAL,
-                providers=by_name(self.providers),
+                providers=self.providers,
                 progress=self.progress,
             )
         certified = all(certificate.holds for certificate in certificates)

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import onnxruntime as ort
-
 from bnfold._errors import UsageError
 
 
@@ -28,6 +26,8 @@ class Provider:
     @property
     def is_there(self) -> bool:
         """Whether this onnxruntime was built with it. Whether it works, a session shows."""
+        import onnxruntime as ort  # not before it is needed: names are checked without it
+
         return self.full_name in ort.get_available_providers()
 
 

@@ -188,6 +188,12 @@ def test_inputs_that_cannot_be_drawn(model, folded, options, words):
     refused(bnfold(model, *options), *words)
 
 
+def test_a_provider_that_there_is_not_is_said_even_where_nothing_is_run(settled):
+    refused(bnfold(settled, "--provider", "gpu"), "no provider 'gpu'", "cuda")
+    refused(bnfold(settled, "--provider", "cuda", "--no-verify"), "--provider")
+    refused(bnfold(settled, "--provider", "cuda", "--check"), "--provider")
+
+
 def test_samples_in_a_folder(model, folded, tmp_path):
     shape = [
         dim.dim_value or 2 for dim in onnx.load(model).graph.input[0].type.tensor_type.shape.dim
