@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -11,7 +13,9 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import bnfold
+from bnfold._onnx._scopes import label
 
+from ..carry.drawing import drawn
 from ..graphs import bn, const, conv, model, op, positive, rand
 
 LAYERS = ("one", "two", "three")
@@ -186,3 +190,47 @@ def test_a_wrong_fold_of_onnxslim_is_named(tmp_path):
     result = bnfold.verify(made, slim)
     assert result.status == "fail"
     assert any("Conv" in suspect for suspect in result.divergence.suspects)
+
+
+LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Mul", "Add")
+
+
+def wrong_number(made: ModelProto, source: random.Random) -> onnx.NodeProto | None:
+    """Change a stored number that one operator alone reads, and say which operator."""
+    stored = {t.name: t for t in made.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    uses = Counter(name for node in made.graph.node for name in node.input)
+    found = [
+        (node, name)
+        for node in made.graph.node
+        if node.op_type in LINEAR
+        for name in node.input
+        if name in stored and uses[name] == 1
+    ]
+    if not found:
+        return None
+    node, name = source.choice(found)
+    values = numpy_helper.to_array(stored[name]).copy()
+    values.reshape(-1)[source.randrange(values.size)] += 1
+    stored[name].CopyFrom(numpy_helper.from_array(values, name))
+    return node
+
+
+def test_a_wrong_number_in_drawn_graphs():
+    """Wherever an output shows it, the operator that reads it is among those at fault, and mostly
+    it is the only one.
+    """
+    counts = []
+    for seed in range(300, 330):
+        source = random.Random(seed)
+        made, data = drawn(source, 10, 40)
+        wrong = bnfold.fold(made)
+        node = wrong_number(wrong, source)
+        if node is None:
+            continue
+        result = bnfold.verify(made, wrong, inputs=data)
+        if result.status != "fail":
+            continue
+        assert f"{label(node)} ({node.op_type})" in result.divergence.suspects, seed
+        counts.append(len(result.divergence.suspects))
+    assert len(counts) > 20
+    assert counts.count(1) > len(counts) // 2
