@@ -108,7 +108,7 @@ def _each(position: int, change: Callable[[Array], Array], one: bool = False) ->
 
 
 def _one_channel(values: Array) -> Array:
-    changed = values.copy()
+    changed: Array = values.copy()
     changed[int(np.argmax(np.abs(values)))] *= 1.01
     return changed
 
