@@ -1,0 +1,91 @@
+"""What the default verification costs, next to the least that any comparison has to do.
+
+The least is to load both models in onnxruntime and to run each once on every input set, on the very
+inputs that the verification draws. Both are done in turn, and the ratio is the median of the ratios
+of the rounds::
+
+    python benchmarks/verification.py
+    python benchmarks/verification.py ppocrv5 resnet --rounds 9
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import onnx
+from catalogue import Model, chosen
+
+import bnfold
+from bnfold._verify._inputs import InputSet, InputSource
+from bnfold._verify._session import EngineError, OnnxRuntime
+
+
+def inputs(path: Path) -> list[InputSet]:
+    """The sets that the verification draws: of those proposed, the first that run."""
+    source = InputSource(onnx.load(path, load_external_data=False), 0)
+    engine = OnnxRuntime(path)
+    found: list[InputSet] = []
+    for number in range(len(source)):
+        for proposal in source.further(number, found[0]) if number else source.first():
+            with contextlib.suppress(EngineError):
+                engine.run(proposal.feeds)
+                found.append(proposal)
+                break
+    return found
+
+
+def least(paths: tuple[Path, Path], sets: list[InputSet]) -> float:
+    """Seconds to load two models and to run each once on every set."""
+    start = time.perf_counter()
+    for path in paths:
+        engine = OnnxRuntime(path)
+        for each in sets:
+            engine.run(each.feeds)
+    return time.perf_counter() - start
+
+
+def verified(paths: tuple[Path, Path]) -> float:
+    """Seconds that the verification takes."""
+    start = time.perf_counter()
+    bnfold.verify(*paths)
+    return time.perf_counter() - start
+
+
+def measure(model: Model, rounds: int) -> str:
+    """One row."""
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+        with contextlib.redirect_stdout(sys.stderr):
+            source = model.write(Path(folder))
+        target = Path(folder) / "folded.onnx"
+        bnfold.fold(source, target)
+        paths, sets = (source, target), inputs(source)
+        verified(paths)
+        pairs = [(least(paths, sets), verified(paths)) for _ in range(rounds)]
+    floor = statistics.median(first for first, _ in pairs)
+    ratio = statistics.median(second / first for first, second in pairs)
+    return f"{model.name:<22}{floor * 1e3:>12.1f}{ratio:>9.2f}"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Verification over loading and running both.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models (default: all)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of a model (default: 5)")
+    arguments = parser.parse_args()
+    try:
+        models = chosen(arguments.names)
+    except ValueError as error:
+        parser.error(str(error))
+    print(f"{'model':<22}{'least, ms':>12}{'ratio':>9}")
+    for model in models:
+        print(measure(model, arguments.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
