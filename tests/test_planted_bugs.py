@@ -26,6 +26,7 @@ from bnfold import _weights
 from bnfold._affine import IDENTITY, AffineMap
 from bnfold._cli import main
 from bnfold._sites import Site
+from bnfold._verify._end_to_end import _Comparison
 
 from . import zoo
 from .graphs import label
@@ -309,6 +310,12 @@ def assert_certificates(trial: Trial, off: Mapping[str, float]) -> None:
 # --- the tests ---------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def unlocated(monkeypatch: Patch) -> None:
+    """Where two models begin to differ is not asked here, and takes time to find."""
+    monkeypatch.setattr(_Comparison, "locate", lambda self, *given: None)
+
+
 def pairs(models: tuple[str, ...], harmless: bool = False) -> list[Any]:
     return [
         pytest.param(bug, name, id=f"{bug}-{name}")
@@ -336,7 +343,7 @@ def test_bug_is_noticed_twice(bug, name, subject, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("bug, name", pairs(QUICK))
 def test_bug_is_noticed_with_any_seed(bug, name, seed, subject, tmp_path, monkeypatch):
     check(bug, subject(name), seed, tmp_path, monkeypatch)
