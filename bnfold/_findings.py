@@ -43,9 +43,10 @@ def of_fold(outcome: Outcome) -> Iterator[Finding]:
         yield Finding("certificate", name, status, trouble(certificate))
     if verdict.end_to_end is not None:
         yield from of_verify(verdict.end_to_end)
-    elif verdict.status in ("unchanged", "skipped"):
-        said = "nothing to fold" if verdict.status == "unchanged" else "not verified"
-        yield Finding("verification", "the model", "pass", said)
+    elif verdict.status == "unchanged":
+        yield Finding("verification", "the model", "pass", "nothing to fold")
+    else:
+        yield Finding("verification", "the model", "inconclusive", "not verified (--no-verify)")
 
 
 def of_verify(result: EndToEnd) -> Iterator[Finding]:
@@ -54,7 +55,11 @@ def of_verify(result: EndToEnd) -> Iterator[Finding]:
         name = f"{check.output} on {check.inputs} inputs"
         yield Finding("output", name, check.status, figures(check))
     if result.divergence is not None:
-        yield Finding("verification", "first difference", "fail", "; ".join(located(result)))
+        # Where no output shows it, it is something to look at.
+        shown: Literal["fail", "inconclusive"] = "inconclusive"
+        if result.status == "fail":
+            shown = "fail"
+        yield Finding("verification", "first difference", shown, "; ".join(located(result)))
     for deployed in result.providers:
         yield Finding("verification", f"on {deployed.provider}", deployed.status, deployed.note)
     if not result.checks:

@@ -137,3 +137,17 @@ def test_a_zero_in_a_target_keeps_the_size_unless_it_is_allowed():
 def test_a_target_that_is_not_known_tells_the_rank():
     m = model(op("Reshape", "x t", "y"), x={"x": (2, 4, 3), "t": (2,)})
     assert sizes(m, "y") == (None, None)
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize("ir", [3, 8])
+def test_a_target_that_a_caller_may_override_tells_no_size(ir, opset):
+    m = model(
+        op("Identity", "t", "target"),
+        op("Reshape", "x target", "y"),
+        x={"x": (2, 4, 3, 3), "t": (3,)},
+        weights={"t": np.array([2, 4, 9], np.int64)},
+        opset=opset,
+        ir=ir,
+    )
+    assert sizes(m, "y") in ([(2, 4, 9)] if ir == 3 else [None, (None, None, None)])

@@ -132,10 +132,10 @@ class Editor:
     ) -> str:
         """Put a node where a removed one was, reading ``source`` and writing ``output``."""
         self._gone[scope.path].discard(slot)
-        if any(scope.producers.get(name, -1) > slot for name in node.input):
-            self._early[scope.path].add(slot)
         node.input[data] = source
         node.output[0] = output
+        if any(scope.producers.get(name, -1) > slot for name in node.input):
+            self._early[scope.path].add(slot)
         self._count(scope, source, 1)
         scope.nodes[slot].CopyFrom(node)
         scope.producers[output] = slot

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from onnx import (
@@ -71,7 +71,9 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
     symbols = itertools.count() if min(opsets, default=0) >= _FIRST_WITH_SYMBOLS else None
     _copy_graph(model.graph, skeleton.graph, symbols)
     inferred = _run(skeleton)
-    while _hint(inferred.graph, skeleton.graph):
+    # From IR version 4 on, an initializer that is an input too is no more than a default.
+    given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
+    while _hint(inferred.graph, skeleton.graph, given):
         inferred = _run(skeleton)
     graphs = {id(scope.graph): scope for scope in scopes}
     _collect(model.graph, inferred.graph, graphs, known)
@@ -87,7 +89,7 @@ def _run(skeleton: ModelProto) -> ModelProto:
     return skeleton
 
 
-def _hint(inferred: GraphProto, skeleton: GraphProto) -> bool:
+def _hint(inferred: GraphProto, skeleton: GraphProto, overridable: Collection[str]) -> bool:
     """Declare what ONNX's inference does not say of a node's output; whether any of it was new."""
     known = {
         value.name: value.type.tensor_type
@@ -97,7 +99,7 @@ def _hint(inferred: GraphProto, skeleton: GraphProto) -> bool:
     sizes = {name: tuple(dim.dim_value for dim in own.shape.dim) for name, own in known.items()}
     sizes |= {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
     hinted = {value.name: value for value in skeleton.value_info}
-    numbers = computed(inferred, known)
+    numbers = computed(inferred, known, overridable)
     found = False
     for node in inferred.node:
         if len(node.input) < 2 or not node.output:

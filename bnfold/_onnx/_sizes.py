@@ -5,7 +5,7 @@ ONNX's inference follows such numbers too, but a Reshape makes use of them only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,17 @@ class Numbers:
     is_scalar: bool = False
 
 
-def computed(graph: GraphProto, known: Mapping[str, Tensor]) -> dict[str, Numbers]:
-    """The integers that a graph's nodes compute from stored ones and from known shapes, by name."""
+def computed(
+    graph: GraphProto, known: Mapping[str, Tensor], overridable: Collection[str]
+) -> dict[str, Numbers]:
+    """The integers that a graph's nodes compute from stored ones and from known shapes, by name.
+
+    What a caller may override is not known.
+    """
     found: dict[str, Numbers] = {}
     for tensor in graph.initializer:
         numbers = _stored(tensor)
-        if numbers is not None:
+        if numbers is not None and tensor.name not in overridable:
             found[tensor.name] = numbers
     for node in graph.node:
         rule = _RULES.get(node.op_type)
@@ -108,10 +113,11 @@ def _turned(node: NodeProto, inputs: Inputs) -> Numbers | None:
     if data is None or len(data.values) != 1 or data.is_scalar != scalar:
         return None
     axes = _attributes(node).get("axes")
-    if axes is None:
-        given = inputs[1] if len(inputs) > 1 else None
-        axes = None if given is None else given.values
-    return Numbers(data.values, not scalar) if axes is None or len(axes) == 1 else None
+    if len(inputs) > 1:
+        axes = inputs[1].values if inputs[1] is not None else ()
+    if axes is None and not scalar:  # A Squeeze without axes takes out all of size 1.
+        return Numbers(data.values, True)
+    return Numbers(data.values, not scalar) if axes and len(axes) == 1 else None
 
 
 def _gather(node: NodeProto, inputs: Inputs) -> Numbers | None:

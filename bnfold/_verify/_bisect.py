@@ -106,8 +106,10 @@ class _Flow:
 
     def back(self, name: str, agreeing: Collection[str]) -> tuple[list[onnx.NodeProto], list[str]]:
         """The nodes from a tensor back to what agrees, in the order of the graph, and what that is:
-        inputs of the graph, too.
+        inputs of the graph, too. Nothing writes an output that is an input or a constant.
         """
+        if name not in self.makers:
+            return [], [name]
         waiting, nodes, ends = [name], dict[int, onnx.NodeProto](), dict[str, None]()
         while waiting:
             node = self.makers[waiting.pop()]

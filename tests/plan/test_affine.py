@@ -41,6 +41,13 @@ def test_a_uniform_vector_forgets_its_axis():
     assert AffineMap.of(2.0, [1.0, 0.0], 1).scale.tolist() == [2.0, 2.0]
 
 
+def test_numbers_that_float64_rounded_apart_are_one():
+    shift = np.full(4, 0.7) * np.array([0.3, 1.1, 2.3, 0.9]) / np.array([0.3, 1.1, 2.3, 0.9])
+    shift[1] = np.nextafter(shift[0], 1)
+    assert AffineMap.of(1.0, shift, 1).axis is None
+    assert AffineMap.of(1.0, shift * np.array([1, 1, 1, 1 + 1e-13]), 1).axis == 1
+
+
 def test_nan_is_not_uniform_and_not_finite():
     map_ = AffineMap.of([np.nan, np.nan], 0.0, 1)
     assert map_.axis == 1

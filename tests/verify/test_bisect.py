@@ -110,6 +110,16 @@ def test_a_difference_that_no_output_shows_is_looked_for_when_asked():
     assert result.divergence.suspects == ("one (Conv)",)
 
 
+def test_an_output_that_nothing_writes_any_more():
+    made = model(conv("one", "x", "a", (3, 3, 1, 1)), op("Relu", "a", "y"), x=(1, 3, 4, 4))
+    wrong = model(op("Identity", "k", "z"), x=(1, 3, 4, 4), weights={"k": rand(1, 3, 4, 4)})
+    wrong.graph.initializer[0].name = "y"
+    wrong.graph.node[0].input[0] = "y"
+    result = bnfold.verify(made, wrong)
+    assert result.status == "fail"
+    assert (result.divergence.tensor, result.divergence.suspects) == ("y", ())
+
+
 def test_equal_models_have_no_first_difference():
     made = net()
     result = bnfold.verify(made, bnfold.fold(made), bisect=True)
