@@ -8,24 +8,23 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold import _paths, _terminal
+from bnfold import _options, _paths, _terminal
 from bnfold._errors import UsageError
+from bnfold._options import PATH
 
 if TYPE_CHECKING:
     from bnfold._findings import Finding
     from bnfold._result import Plan
-    from bnfold._verify._inputs import InputSet, Wanted
 
 PASSED, FAILED, UNUSABLE, UNDECIDED = range(4)
 SIGNALLED = 128
-_PATH = click.Path(path_type=Path, readable=False)  # whether it can be read is said by reading
 EXIT_CODES = {
     "pass": PASSED,
     "unchanged": PASSED,
@@ -72,7 +71,38 @@ class _Command(click.Group):
         """Run the subcommand; warnings of libraries are not for whoever runs it."""
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
+        context.default_map = _defaults(self)
         return super().invoke(context)
+
+
+def _defaults(group: click.Group) -> dict[str, dict[str, Any]]:
+    """What the project's configuration says, by command and parameter."""
+    from bnfold import _config
+
+    found = _config.defaults(Path.cwd(), _CONFIGURABLE)
+    found["form"] = found.pop("output_format", "text")
+    return {
+        name: {p.name: found[p.name] for p in command.params if p.name in found}
+        for name, command in group.commands.items()
+    }
+
+
+_CONFIGURABLE = {
+    "inputs": "path",
+    "seed": "number",
+    "draw": "list",
+    "dim": "table",
+    "provider": "list",
+    "power": "flag",
+    "rtol": "number",
+    "atol": "number",
+    "threads": "number",
+    "timeout": "number",
+    "memory": "text",
+    "output-format": "text",
+    "verbose": "flag",
+}
+"""The options that a project may set, and what each takes."""
 
 
 def _in_one_line(error: Exception) -> str:
@@ -155,35 +185,6 @@ def main() -> None:
     """  # noqa: D301
 
 
-_inputs = click.option(
-    "--inputs",
-    type=_PATH,
-    metavar="FILE.npz",
-    help="Run the models on these inputs, by input name, instead of random ones; or an .npy file "
-    "for the only input, or a folder of such files.",
-)
-_draw = click.option(
-    "--draw",
-    "draws",
-    metavar="KIND,…",
-    help="Kinds of random inputs: signed, unsigned, structured, large. [default: signed,unsigned]",
-)
-_dim = click.option(
-    "--dim",
-    "dims",
-    multiple=True,
-    metavar="NAME=SIZE,…",
-    help="The size of a free dimension, or several to take in turn.",
-)
-_seed = click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of the random inputs.",
-)
-
-
 _format = click.option(
     "--output-format",
     "form",
@@ -194,19 +195,9 @@ _format = click.option(
 )
 
 
-_provider = click.option(
-    "--provider",
-    "providers",
-    default="cpu",
-    show_default=True,
-    metavar="NAME,…",
-    help="Run the folded model there as deployed: cpu, cuda, tensorrt, openvino, dml, coreml.",
-)
-
-
 @main.command(short_help="Fold a model; the default.")
-@click.argument("models", type=_PATH, metavar="MODEL", nargs=-1, required=True)
-@click.option("-o", "--output", type=_PATH, help="Write the folded model here.")
+@click.argument("models", type=PATH, metavar="MODEL", nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, help="Write the folded model here.")
 @click.option("--in-place", is_flag=True, help="Write over MODEL.")
 @click.option(
     "--check",
@@ -214,59 +205,44 @@ _provider = click.option(
     help="Write nothing; exit with 1 if anything is left to fold. Takes several models.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
-@_inputs
-@_seed
-@_draw
-@_dim
-@_provider
+@_options.comparison
 @click.option(
     "--report",
-    type=_PATH,
+    type=PATH,
     metavar="FILE.json",
     help="Write everything known about this run as JSON.",
 )
 @_format
 @click.option("-v", "--verbose", is_flag=True, help="List every fold and every kept map.")
+@click.pass_context
 def fold(
+    context: click.Context,
+    /,
     models: tuple[Path, ...],
     output: Path | None,
     in_place: bool,
     check: bool,
     no_verify: bool,
-    inputs: Path | None,
-    seed: int,
-    draws: str | None,
-    dims: tuple[str, ...],
-    providers: str,
     report: Path | None,
     form: str,
     verbose: bool,
+    **comparison: Any,
 ) -> int:
     """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        given = {
-            "--draw": draws,
-            "--dim": dims,
-            "-o": output,
-            "--in-place": in_place,
-            "--inputs": inputs,
-            "--report": report,
-            "--provider": providers != "cpu",
-        }
-        for option in (option for option, value in given.items() if value):
-            raise UsageError(f"--check writes nothing and runs no model; leave out {option}")
+        unused = ("output", "in_place", "report", *_options.NAMES)
+        _options.refuse(context, unused, "--check writes nothing and runs no model")
         return _check(models, form, verbose)
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
     (model,) = models
-    unused = {"--inputs": inputs, "--draw": draws, "--dim": dims, "--provider": providers != "cpu"}
-    for option, value in unused.items():
-        if value and no_verify:
-            raise UsageError(f"{option} has no use with --no-verify; leave one of them out")
+    if no_verify:
+        _options.refuse(context, _options.NAMES, "nothing is compared with --no-verify")
     if output is not None and _paths.is_same(output, model):
         raise UsageError(f"{output} is the input itself; say --in-place to write over it")
+    inputs = None if no_verify else comparison["inputs"]
     if report is not None:
         for other in filter(None, (model, output, inputs)):
             if _paths.is_same(report, other):
@@ -274,20 +250,19 @@ def fold(
         _paths.check_writable(report, device=True)
 
     from bnfold import _findings, _judge, _report
-    from bnfold._verify._providers import by_name
+    from bnfold._verify._settings import DEFAULT
 
-    begun, asked = time.monotonic(), by_name(providers.split(","))
-    wanted = _wanted(draws, dims, inputs) if draws or dims else None
+    begun = time.monotonic()
+    _bound(comparison)
+    settings = DEFAULT if no_verify else _options.settings(comparison)
     with _terminal.Progress() as progress:
         outcome = _judge.run(
             model,
             model if in_place else output,
             verify=not no_verify,
-            inputs=_load_inputs(inputs),
-            seed=seed,
+            inputs=_options.inputs(inputs),
+            settings=settings,
             progress=progress,
-            wanted=wanted,
-            providers=asked,
             report=report,
         )
         if report is not None:
@@ -306,6 +281,14 @@ def fold(
     return EXIT_CODES[outcome.verdict.status]
 
 
+def _bound(comparison: Mapping[str, Any]) -> None:
+    """Bound the memory of this process, if that is asked for."""
+    if comparison["memory"] is not None:
+        from bnfold import _memory
+
+        _memory.bound(comparison["memory"])
+
+
 def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
     """Say of each model what is left to fold."""
     if form in ("json", "junit") and len(models) > 1:
@@ -316,7 +299,7 @@ def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
     for model in models:
         begun = time.monotonic()
         with _terminal.Progress() as progress:
-            outcome = _judge.run(model, None, verify=False, inputs=None, seed=0, progress=progress)
+            outcome = _judge.run(model, None, verify=False, inputs=None, progress=progress)
         left = bool(outcome.plan.folds)
         code = FAILED if left else code
         if form == "text":
@@ -332,13 +315,9 @@ def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
 
 
 @main.command(short_help="Compare two models.")
-@click.argument("original", type=_PATH)
-@click.argument("folded", type=_PATH)
-@_inputs
-@_seed
-@_draw
-@_dim
-@_provider
+@click.argument("original", type=PATH)
+@click.argument("folded", type=PATH)
+@_options.comparison
 @click.option(
     "--bisect",
     is_flag=True,
@@ -349,32 +328,21 @@ def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
 def verify(
     original: Path,
     folded: Path,
-    inputs: Path | None,
-    seed: int,
-    draws: str | None,
-    dims: tuple[str, ...],
-    providers: str,
     bisect: bool,
     form: str,
     verbose: bool,
+    **comparison: Any,
 ) -> int:
     """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime."""
-    import bnfold
     from bnfold import _findings, _report
+    from bnfold._compare import files
 
-    begun, wanted = time.monotonic(), _wanted(draws, dims, inputs)
+    begun = time.monotonic()
+    _bound(comparison)
+    settings = _options.settings(comparison, bisect=bisect)
     with _terminal.Progress() as progress:
-        progress("running both models")
-        result = bnfold.verify(
-            original,
-            folded,
-            inputs=inputs,
-            seed=seed,
-            draws=wanted.flavours,
-            dims=wanted.dims,
-            bisect=bisect,
-            providers=providers.split(","),
-        )
+        inputs = _options.inputs(comparison["inputs"])
+        result = files(original, folded, inputs, settings, progress)
     if form == "text":
         lines = _report.end_to_end_lines(result, verbose)
         _terminal.show([*lines, f"verification: {result.status}"])
@@ -420,29 +388,3 @@ def _show_findings(
 
     _terminal.show(_github.commands(model, findings))
     _github.summarize(model, status, plan, findings)
-
-
-def _wanted(draws: str | None, dims: Sequence[str], inputs: Path | None) -> Wanted:
-    """The inputs to draw, as the options have it."""
-    from bnfold._verify._inputs import USUAL, Wanted
-
-    if inputs is not None and (draws or dims):
-        raise UsageError("--draw and --dim have no use with --inputs; leave one of them out")
-    sizes: dict[str, list[int]] = {}
-    for given in dims:
-        name, _, listed = given.rpartition("=")
-        try:
-            sizes[name] = [int(size) for size in listed.split(",")]
-        except ValueError:
-            name = ""
-        if not name:
-            raise UsageError(f"--dim {given}: say NAME=SIZE, such as batch=4 or batch=1,4")
-    return Wanted.of(draws.split(",") if draws else USUAL.flavours, sizes)
-
-
-def _load_inputs(path: Path | None) -> list[InputSet] | None:
-    if path is None:
-        return None
-    from bnfold._verify._inputs import load_inputs
-
-    return load_inputs(path)

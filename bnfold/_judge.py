@@ -13,11 +13,11 @@ from bnfold._onnx import _files
 from bnfold._onnx._fold import Weights, prepare
 from bnfold._onnx._rewrite import Applied
 from bnfold._result import Plan
-from bnfold._verify._providers import CPU, Provider
+from bnfold._verify._settings import DEFAULT, Settings
 
 if TYPE_CHECKING:
     from bnfold._verify._certificate import Certificate
-    from bnfold._verify._inputs import InputSet, Wanted
+    from bnfold._verify._inputs import InputSet
     from bnfold._verify._verdict import EndToEnd
 
 Status = Literal["pass", "fail", "inconclusive", "unchanged", "skipped"]
@@ -67,10 +67,8 @@ def run(
     *,
     verify: bool,
     inputs: list[InputSet] | None,
-    seed: int,
     progress: Progress,
-    wanted: Wanted | None = None,
-    providers: Sequence[Provider] = (CPU,),
+    settings: Settings = DEFAULT,
     report: Path | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
@@ -83,12 +81,12 @@ def run(
     if output is not None:
         _paths.check_writable(output)
     if path.suffix == ".pt2":
-        if inputs is not None or wanted is not None or tuple(providers) != (CPU,):
+        if inputs is not None or settings != Settings(settings.seed):
             raise UsageError(
-                "--inputs, --draw, --dim and --provider are for ONNX models: a .pt2 file brings "
-                "its example inputs, and PyTorch runs it"
+                "of the options of the verification only --seed is for a .pt2 file: it brings its "
+                "example inputs, and PyTorch runs it"
             )
-        return _run_program(path, output, verify, seed, progress)
+        return _run_program(path, output, verify, settings.seed, progress)
     model = _files.load(path)
     for target in filter(None, (output, report)):
         _files.refuse_own_data(target, model, path.parent)
@@ -112,9 +110,7 @@ def run(
         source=None if changed else path,
     ) as draft:
         if weights is not None:
-            trial = _Trial(
-                path, data_before, draft, weights, inputs, seed, progress, wanted, providers
-            )
+            trial = _Trial(path, data_before, draft, weights, inputs, settings, progress)
             verdict = trial.judge(rewritten.applied)
         else:
             verdict = Verdict("skipped" if changed else "unchanged")
@@ -146,16 +142,13 @@ class _Trial:
     draft: _files.Draft
     weights: Weights
     inputs: list[InputSet] | None
-    seed: int
+    settings: Settings
     progress: Progress
-    wanted: Wanted | None
-    providers: Sequence[Provider]
 
     def judge(self, applied: Sequence[Applied]) -> Verdict:
         """Certificates first, from the files as they lie on disk; then both models are run."""
         from bnfold._verify._certificate import certify
         from bnfold._verify._end_to_end import compare
-        from bnfold._verify._inputs import USUAL
 
         self.progress("certifying every fold")
         certificates = certify(
@@ -165,6 +158,7 @@ class _Trial:
             self.original.parent,
             self.draft.path.parent,
         )
+        certified = all(certificate.holds for certificate in certificates)
         with (
             _files.runnable(self.original, self.data) as original,
             _files.runnable(self.draft.path, self.draft.data) as folded,
@@ -175,11 +169,9 @@ class _Trial:
                 parameters=self.weights.values,
                 touched=self.weights.touched,
                 inputs=self.inputs,
-                seed=self.seed,
-                wanted=self.wanted or USUAL,
-                providers=self.providers,
+                settings=self.settings,
+                certified=certified,
                 progress=self.progress,
             )
-        certified = all(certificate.holds for certificate in certificates)
         status: Status = end_to_end.status if certified else "fail"
         return Verdict(status, certificates, end_to_end)

@@ -10,16 +10,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bnfold import _report
 from bnfold._api import Model, verify
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = ["assert_equivalent"]
 
@@ -38,24 +32,19 @@ def assert_equivalent(
     folded: Model,
     args: tuple[Any, ...] | None = None,
     *,
-    inputs: str | os.PathLike[str] | Mapping[str, NDArray[np.generic]] | None = None,
-    seed: int = 0,
-    base_dir: str | os.PathLike[str] | None = None,
-    kwargs: Mapping[str, Any] | None = None,
     allow_inconclusive: bool = False,
+    **options: Any,
 ) -> None:
     """Raise ``AssertionError`` unless two models are the same function, as `bnfold.verify` judges.
 
     Takes what `bnfold.verify` takes: paths, ``ModelProto``, ``onnx_graphsurgeon.Graph``, or two
-    ``torch.nn.Module`` with example inputs ``args`` and ``kwargs``. The message has the differences
-    with their tolerances, the first tensor that differs and the operators that may have done it.
-    What cannot be judged fails too, unless ``allow_inconclusive``.
+    ``torch.nn.Module`` with example inputs ``args``; and all of its ``options``. The message has
+    the differences with their tolerances, the first tensor that differs and the operators that may
+    have done it. What cannot be judged fails too, unless ``allow_inconclusive``.
     Raises `UsageError` for models or inputs that cannot be read.
     """
     __tracebackhide__ = True
-    result = verify(
-        original, folded, args, inputs=inputs, seed=seed, base_dir=base_dir, kwargs=kwargs
-    )
+    result = verify(original, folded, args, **options)
     if result.status == "pass" or (result.status == "inconclusive" and allow_inconclusive):
         return
     lines = [_ADVICE[result.status], *_report.end_to_end_lines(result, verbose=True)]

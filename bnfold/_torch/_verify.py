@@ -22,8 +22,8 @@ from bnfold._torch._export import check
 from bnfold._torch._fold import Example, copied
 from bnfold._torch._tensors import DTYPES, Array, from_numpy, to_numpy
 from bnfold._verify._difference import distance, magnitude
-from bnfold._verify._end_to_end import DRAWS, FACTOR, MORE_DRAWS
 from bnfold._verify._noise import Noise, can_move
+from bnfold._verify._tolerance import DRAWS, FACTOR, MORE_DRAWS
 from bnfold._verify._verdict import EndToEnd, OutputCheck, overall
 
 _OPSET = 17

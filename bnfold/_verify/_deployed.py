@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from bnfold._verify._bounds import UNBOUNDED, Bounds
 from bnfold._verify._difference import distance, is_float, mismatch
 from bnfold._verify._inputs import InputSet
 from bnfold._verify._providers import CPU, Provider, ran_on
-from bnfold._verify._session import EngineError, OnnxRuntime
+from bnfold._verify._session import EngineError, OnnxRuntime, Port
 from bnfold._verify._source import Source
 from bnfold._verify._verdict import ProviderCheck
 
@@ -48,14 +49,14 @@ class _Excess:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Two models, and what they have to give."""
+    """Two models, and their outputs."""
 
     original: Source
     folded: Source
-    expected: Sequence[Expected]
-    outputs: Sequence[str]
+    outputs: Sequence[Port]
+    bounds: Bounds = UNBOUNDED
 
-    def check(self, provider: Provider) -> ProviderCheck:
+    def check(self, provider: Provider, expected: Sequence[Expected]) -> ProviderCheck:
         """Whether the folded model gives what it should on a provider.
 
         It does not where it is off and the original there is not: a bug of the runtime that only
@@ -69,11 +70,11 @@ class Deployment:
         notes = []
         for optimized in (True,) if provider == CPU else (False, True):
             try:
-                worst = self._excess(self.folded, provider, optimized)
+                worst = self._excess(self.folded, provider, optimized, expected)
                 usual = (
                     None
                     if worst.excess <= 1.0
-                    else self._excess(self.original, provider, optimized)
+                    else self._excess(self.original, provider, optimized, expected)
                 )
             except _Absent as absent:
                 return ProviderCheck(provider.name, "inconclusive", str(absent))
@@ -92,7 +93,9 @@ class Deployment:
             notes.append(f"{what} both models ({usual.said}): that is its own doing")
         return ProviderCheck(provider.name, "pass", "; ".join(notes))
 
-    def _excess(self, source: Source, provider: Provider, optimized: bool) -> _Excess:
+    def _excess(
+        self, source: Source, provider: Provider, optimized: bool, expected: Sequence[Expected]
+    ) -> _Excess:
         """How far a model is off. Integers, and shapes that depend on values, may turn on the last
         digit of something: they are passed over.
         """
@@ -106,21 +109,22 @@ class Deployment:
                     optimized=optimized,
                     provider=provider,
                     profile=profile,
+                    bounds=self.bounds,
                 )
                 if provider.full_name not in engine.active:
                     raise _Absent(
                         f"{provider.full_name} was asked for and is not active: its libraries are "
                         f"missing, or there is no device; it takes {provider.install}"
                     )
-                for each in self.expected:
+                for each in expected:
                     found = engine.run(each.inputs.feeds)
                     rows = zip(self.outputs, each.outputs, found, each.tolerances, strict=True)
-                    for name, left, right, tolerance in rows:
+                    for port, left, right, tolerance in rows:
                         if tolerance is None or mismatch(left, right) or not is_float(left):
                             continue
                         gap, allowed = distance(left, right), FACTOR * tolerance
                         excess = gap / allowed if allowed else (np.inf if gap else 0.0)
-                        said = f"{name} on {each.inputs.label} inputs: difference {gap:.2e}"
+                        said = f"{port.name} on {each.inputs.label} inputs: difference {gap:.2e}"
                         worst = max(worst, _Excess(float(excess), said))
             except EngineError as error:
                 return _Excess(float("inf"), str(error))

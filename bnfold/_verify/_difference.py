@@ -34,10 +34,17 @@ def distance(left: Array, right: Array) -> float:
     """Return the largest absolute difference of two outputs without a mismatch."""
     if not is_float(left):
         return float(np.max(left != right, initial=False))
+    return float(np.max(gaps(left, right), initial=0.0))
+
+
+def gaps(left: Array, right: Array) -> Array:
+    """Return the absolute differences of two float outputs without a mismatch, 0 where both are
+    infinite or NaN.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         wide = np.promote_types(left.dtype, np.float64)
-        gaps = np.abs(np.subtract(left, right, dtype=wide))
-    return float(np.max(gaps, where=np.isfinite(left), initial=0.0))
+        apart: Array = np.abs(np.subtract(left, right, dtype=wide))
+    return np.where(np.isfinite(left), apart, 0.0)
 
 
 def magnitude(array: Array) -> float:

@@ -6,14 +6,15 @@ outputs' magnitude.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
+from bnfold._onnx._scopes import label
+from bnfold._verify._bounds import UNBOUNDED, Bounds
 from bnfold._verify._difference import distance, is_float, mismatch
 from bnfold._verify._inputs import InputSet
 from bnfold._verify._nodes import reads
@@ -21,8 +22,15 @@ from bnfold._verify._noise import Array, Noise, can_move
 from bnfold._verify._session import EngineError, OnnxRuntime, Reference
 from bnfold._verify._skeleton import feed_weights, reached
 
-PARTS = 4
-"""In how many parts of the graph, at most, errors are planted separately."""
+
+class Layer(NamedTuple):
+    """An operator with weights: what it is called, that of its weights which matters most, and the
+    axis of its output channels.
+    """
+
+    label: str
+    weight: str
+    axis: int
 
 
 class Sensitivity:
@@ -31,8 +39,6 @@ class Sensitivity:
     Attributes:
         rounding: per input set and output, the largest movement when every weight moves by at
             most one unit in the last place.
-        power: the movement when the touched weights in one part of the graph are wrong
-            by 1 % (10 % in float16); the smallest over all parts that reach the output.
         jumps: whether rounding alone changes the output's shape, its NaN or its integers.
     """
 
@@ -43,6 +49,7 @@ class Sensitivity:
         engine: type[OnnxRuntime] | type[Reference],
         weights: Mapping[str, Array],
         seed: int,
+        bounds: Bounds = UNBOUNDED,
     ) -> None:
         """Build the session; `model` is changed on the way.
 
@@ -56,12 +63,11 @@ class Sensitivity:
             source = model.SerializeToString()
         except Exception as error:
             raise EngineError(f"what is left without weights is too large: {error}") from error
-        self._engine = engine(source, folder)
+        self._engine = engine(source, folder, bounds=bounds)
         self._graph = model.graph
         self._fed = fed
         self._noise = Noise(fed, np.random.default_rng([seed, 2]))
         self.rounding: dict[tuple[int, int], float] = {}
-        self.power: dict[tuple[int, int], float] = {}
         self.jumps: dict[tuple[int, int], bool] = {}
 
     def draw_rounding(self, sets: Mapping[int, tuple[InputSet, Sequence[Any]]]) -> None:
@@ -83,50 +89,53 @@ class Sensitivity:
                 if step and not is_float(left):
                     self.jumps[at] = True
 
-    def draw_mistakes(
-        self, sets: Mapping[int, tuple[InputSet, Sequence[Any]]], touched: Collection[str]
-    ) -> None:
-        """Make the touched weights wrong, all of them if none is named.
+    def layers(self, touched: Collection[str]) -> list[Layer]:
+        """The operators whose weights are among those named, all if none is, in the order of the
+        graph. Of several weights of one operator that of the highest rank counts.
+        """
+        left = {name for name in touched if name in self._fed} or set(self._fed)
+        found = []
+        for node in self._graph.node:
+            taken = [name for name in reads(node) if name in left]
+            if taken:
+                varied = [name for name in taken if self._fed[name].any()] or taken
+                weight = max(varied, key=lambda name: self._fed[name].ndim)
+                axis = _channel_axis(node, weight, self._fed[weight].shape)
+                found.append(Layer(label(node), weight, axis))
+                left.difference_update(taken)
+        return found
 
-        They go wrong a part of the graph at a time, from its beginning to its end: an error in an
-        early layer may hide behind a late one that is saturated, while one in the late layer shows.
+    def reach(self, layers: Collection[Layer]) -> list[bool]:
+        """Which outputs depend on the weights of any of some layers."""
+        changed = reached(self._graph, {layer.weight for layer in layers})
+        return [value.name in changed for value in self._graph.output]
+
+    def plant(
+        self, layers: Collection[Layer], inputs: InputSet, expected: Sequence[Any]
+    ) -> list[float]:
+        """How far each output moves when one channel of each of some layers is wrong by 1 % (10 %
+        in float16); infinite where outputs cannot be subtracted.
 
         Raises:
             EngineError: the model does not run with its weights fed.
         """
-        named = {name for name in touched if name in self._fed} or self._fed.keys()
-        layers = _layers(self._graph, named)
-        outputs = [value.name for value in self._graph.output]
-        for index, output in itertools.product(sets, range(len(outputs))):
-            self.power[index, output] = 0.0
-        seen: set[tuple[int, int]] = set()
-        count = min(PARTS, len(layers))
-        for part in range(count):
-            wrong = {
-                name
-                for layer in layers[part * len(layers) // count : (part + 1) * len(layers) // count]
-                for name in layer
-            }
-            weights = self._noise.mistake(wrong)
-            reach = reached(self._graph, wrong)
-            for index, (inputs, expected) in sets.items():
-                moved = self._engine.run({**weights, **inputs.feeds})
-                for output, (left, right) in enumerate(zip(expected, moved, strict=True)):
-                    if outputs[output] not in reach:
-                        continue
-                    at = (index, output)
-                    step = np.inf if mismatch(left, right) else distance(left, right)
-                    self.power[at] = min(step, self.power[at]) if at in seen else step
-                    seen.add(at)
+        weights = self._noise.mistake({layer.weight: layer.axis for layer in layers})
+        moved = self._engine.run({**weights, **inputs.feeds})
+        pairs = zip(expected, moved, strict=True)
+        return [np.inf if mismatch(a, b) else distance(a, b) for a, b in pairs]
 
 
-def _layers(graph: onnx.GraphProto, names: Collection[str]) -> list[set[str]]:
-    """Group weights by the first node that reads them, in the order of the graph."""
-    left = set(names)
-    layers = []
-    for node in graph.node:
-        taken = left.intersection(reads(node))
-        if taken:
-            layers.append(taken)
-            left -= taken
-    return layers
+def _channel_axis(node: onnx.NodeProto, weight: str, shape: tuple[int, ...]) -> int:
+    """The axis of a weight that counts the channels of what an operator puts out; the longest one
+    where that is not known.
+    """
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    known = {
+        "Conv": 0,
+        "ConvTranspose": 1,
+        "Gemm": 0 if given.get("transB") else 1,
+        "MatMul": len(shape) - 1,
+    }
+    if len(shape) > 1 and node.op_type in known and list(node.input).index(weight) == 1:
+        return known[node.op_type]
+    return int(np.argmax(shape)) if shape else 0

@@ -22,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 
 from bnfold._onnx import _tensors
 from bnfold._onnx._files import tensors
+from bnfold._verify._bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._verify._providers import CPU, Provider
 
 _REFERENCE_LIMIT = 32 << 20
@@ -59,6 +60,7 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the model does not run on these inputs.
+            Exhausted: time is up, or memory has run out.
         """
 
 
@@ -75,18 +77,22 @@ class OnnxRuntime:
         optimized: bool = False,
         provider: Provider = CPU,
         profile: Path | None = None,
+        bounds: Bounds = UNBOUNDED,
     ) -> None:
         """Load a file, or a serialized model whose external data lies in `folder`.
 
         Raises:
             EngineError: the model does not load.
+            Exhausted: time is up, or memory has run out.
         """
+        bounds.check()
         options = ort.SessionOptions()
         levels = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
             levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
         )
         options.log_severity_level = _FATAL
+        options.intra_op_num_threads = bounds.threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.disable_prepacking", "1")
         if folder is not None:
@@ -96,8 +102,7 @@ class OnnxRuntime:
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        self._quiet = ort.RunOptions()
-        self._quiet.log_severity_level = _FATAL
+        self._bounds = bounds
         try:
             self._session = ort.InferenceSession(
                 str(source) if isinstance(source, Path) else source,
@@ -113,8 +118,13 @@ class OnnxRuntime:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
         """Return the outputs in graph order; see `Engine.run`."""
+        quiet = ort.RunOptions()
+        quiet.log_severity_level = _FATAL
         try:
-            outputs: list[Any] = self._session.run(None, dict(feeds), self._quiet)
+            with self._bounds.ending(quiet):
+                outputs: list[Any] = self._session.run(None, dict(feeds), quiet)
+        except Exhausted:
+            raise
         except Exception as error:
             raise _engine_error(error) from error
         return outputs
@@ -129,12 +139,17 @@ class Reference:
 
     runtime = f"onnx.reference {onnx.__version__}"
 
-    def __init__(self, source: Path | bytes, folder: Path | None = None) -> None:
+    def __init__(
+        self, source: Path | bytes, folder: Path | None = None, *, bounds: Bounds = UNBOUNDED
+    ) -> None:
         """Load a file, or a serialized model whose external data lies in `folder`.
 
         Raises:
             EngineError: the model does not load, is too large, or would come out wrong.
+            Exhausted: time is up.
         """
+        self._bounds = bounds
+        bounds.check()
         try:
             if isinstance(source, Path):
                 model = onnx.load(source, load_external_data=False)
@@ -158,6 +173,7 @@ class Reference:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
         """Return the outputs in graph order; see `Engine.run`."""
+        self._bounds.check()
         try:
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -188,8 +204,14 @@ def _refuse_known_bugs(model: onnx.ModelProto) -> None:
             )
 
 
+_NO_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory")
+
+
 def _engine_error(error: Exception) -> EngineError:
+    """The error of a model; memory that has run out is none."""
     text = str(error)
+    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+        raise Exhausted("out of memory") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     first = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", first)

@@ -1,4 +1,4 @@
-"""A model file, as it is or stopped short of an output's saturating function.
+"""A model file, and tensors on the way that it puts out too.
 
 A detector whose scores are all 1e-5 on noise hides every error behind its last Sigmoid. Ahead of it
 the same error is plain, and two models that agree there and end in the same function agree.
@@ -6,9 +6,10 @@ the same error is plain, and two models that agree there and end in the same fun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 
@@ -16,15 +17,20 @@ _SATURATING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Softsign", "T
 _PASS_THROUGH = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
 
+class Tap(NamedTuple):
+    """A tensor that is put out, and the name of that output."""
+
+    name: str
+    alias: str
+
+
 @dataclass(frozen=True)
 class Source:
-    """A model file, the outputs ahead of whose saturating function it stops, and the tensors that
-    it puts out instead of its outputs, if any.
-    """
+    """A model file, and what it puts out besides its outputs, or instead of them (``alone``)."""
 
     path: Path
-    short_of: frozenset[str] = field(default_factory=frozenset)
-    tapped: tuple[str, ...] = ()
+    taps: tuple[Tap, ...] = ()
+    alone: bool = False
 
     @property
     def folder(self) -> Path:
@@ -34,46 +40,62 @@ class Source:
     def proto(self) -> onnx.ModelProto:
         """Parse the model, external data left where it is."""
         model = onnx.load(self.path, load_external_data=False)
-        for output, node in _last_functions(model.graph).items():
-            if output in self.short_of:
-                node.op_type = "Identity"
-                del node.attribute[:]
-        if self.tapped:
-            del model.graph.output[:]
-            for name in self.tapped:
-                model.graph.output.add(name=name)
+        self.tap(model)
         return model
+
+    def tap(self, model: onnx.ModelProto) -> None:
+        """Let a model that was parsed from the file put out the tensors that are tapped."""
+        if self.alone:
+            del model.graph.output[:]
+        for name, alias in self.taps:
+            model.graph.output.add(name=alias)
+            if alias != name:
+                model.graph.node.add(op_type="Identity", input=[name], output=[alias])
 
     def content(self) -> Path | bytes:
         """Return what a session loads: the path where the model is not changed."""
-        changed = self.short_of or self.tapped
-        return self.proto().SerializeToString() if changed else self.path
+        return self.proto().SerializeToString() if self.taps or self.alone else self.path
 
 
-def common_functions(left: onnx.ModelProto, right: onnx.ModelProto) -> dict[str, str]:
-    """Return, by output, the saturating function in which both models end, if it is the same."""
+class Ahead(NamedTuple):
+    """A saturating function that an output comes from, and its input in either model."""
+
+    function: str
+    original: str
+    folded: str
+
+
+def ahead_of(left: onnx.ModelProto, right: onnx.ModelProto) -> dict[str, Ahead]:
+    """Return, by output, the saturating function in which both models end, if it is the same, and
+    nothing but the same reshaping comes after it.
+    """
     if list(left.opset_import) != list(right.opset_import):
         return {}
-    ours, theirs = _last_functions(left.graph), _last_functions(right.graph)
+    ours, theirs = ({n: list(e) for n, e in _endings(m.graph)} for m in (left, right))
     return {
-        output: node.op_type
-        for output, node in ours.items()
-        if output in theirs and _same(node, theirs[output])
+        output: Ahead(ending[-1].op_type, ending[-1].input[0], theirs[output][-1].input[0])
+        for output, ending in ours.items()
+        if output in theirs and _same(ending, theirs[output])
     }
 
 
-def _same(left: onnx.NodeProto, right: onnx.NodeProto) -> bool:
-    return left.op_type == right.op_type and list(left.attribute) == list(right.attribute)
+def _same(left: list[onnx.NodeProto], right: list[onnx.NodeProto]) -> bool:
+    return len(left) == len(right) and all(
+        one.op_type == other.op_type and list(one.attribute) == list(other.attribute)
+        for one, other in zip(left, right, strict=True)
+    )
 
 
-def _last_functions(graph: onnx.GraphProto) -> Mapping[str, onnx.NodeProto]:
-    """Find the saturating function that an output comes from through reshaping only."""
+def _endings(graph: onnx.GraphProto) -> Iterator[tuple[str, list[onnx.NodeProto]]]:
+    """Yield an output and the nodes from it back to a saturating function, reshaping only between
+    the two, where there is one.
+    """
     makers = {name: node for node in graph.node for name in node.output}
-    found = {}
     for value in graph.output:
+        nodes = []
         node = makers.get(value.name)
         while node is not None and node.op_type in _PASS_THROUGH:
+            nodes.append(node)
             node = makers.get(node.input[0])
         if node is not None and node.op_type in _SATURATING and node.domain in ("", "ai.onnx"):
-            found[value.name] = node
-    return found
+            yield value.name, [*nodes, node]

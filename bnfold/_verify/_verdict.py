@@ -24,8 +24,9 @@ class OutputCheck:
         tolerance: largest difference that a right fold may cause.
         ratio: difference / tolerance.
         rounding: how far the original moves when its weights move by one rounding step each.
-        power: how far the original moves when the folded layers are wrong by 1 % (10 % in
-            float16), in that part of the graph where it shows least.
+        power: how far the original moves when one channel of each folded layer is wrong by 1 %
+            (10 % in float16), in that part of the graph where it shows least; None where another
+            input set has shown it already.
         note: why, where the figures do not say it.
     """
 
@@ -74,6 +75,25 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class Planted:
+    """An error of 1 % (10 % in float16) in one channel of each of some layers, all at once.
+
+    Attributes:
+        layers: the operators of the original in which it was planted.
+        ratio: how far it moved an output at most, in units of the tolerance.
+        noticed: whether a comparison would have noticed it.
+    """
+
+    layers: tuple[str, ...]
+    ratio: float
+    noticed: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that are valid JSON."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
 class ProviderCheck:
     """What a provider of onnxruntime makes of the folded model, next to the original on the CPU.
 
@@ -102,6 +122,7 @@ class EndToEnd:
         provider: where the reference ran.
         providers: what became of the folded model on each provider that was asked for.
         divergence: where the two begin to differ, if that was looked for and found.
+        power: the errors that were planted, and whether they showed.
     """
 
     status: Status
@@ -112,6 +133,7 @@ class EndToEnd:
     provider: str
     providers: tuple[ProviderCheck, ...] = ()
     divergence: Divergence | None = None
+    power: tuple[Planted, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that are valid JSON."""
@@ -124,6 +146,7 @@ class EndToEnd:
             "provider": self.provider,
             "providers": [asdict(check) for check in self.providers],
             "divergence": self.divergence.to_dict() if self.divergence is not None else None,
+            "power": [planted.to_dict() for planted in self.power],
         }
 
 
@@ -136,9 +159,9 @@ def overall(checks: Collection[OutputCheck]) -> Status:
     return "pass" if outputs and seen == outputs else "inconclusive"
 
 
-def combined(status: Status, deployed: Collection[ProviderCheck]) -> Status:
-    """The verdict on the models with those of the providers: the worst of them."""
-    found = {status, *(check.status for check in deployed)}
+def combined(status: Status, others: Collection[Status]) -> Status:
+    """The verdict on the models with others: the worst of them."""
+    found = {status, *others}
     order: tuple[Status, ...] = ("fail", "inconclusive", "pass")
     return next(each for each in order if each in found)
 

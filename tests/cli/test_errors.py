@@ -138,7 +138,7 @@ from bnfold import _judge
 from bnfold._errors import UsageError
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        _judge.run(path, None, verify=False, inputs=None, seed=0, progress=lambda step: None)
+        _judge.run(path, None, verify=False, inputs=None, progress=lambda step: None)
     except UsageError as error:
         assert path.name in str(error) or "external data" in str(error), (path, error)
     except Exception as error:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from bnfold._verify._end_to_end import compare
+from bnfold._verify._settings import Settings
 from bnfold._verify._verdict import EndToEnd
 
 from .pairs import Pair
@@ -36,7 +37,7 @@ def judge(seed: int, dtype: type = np.float32, mistake: str = "") -> EndToEnd | 
         original, folded = Path(folder, "original.onnx"), Path(folder, "folded.onnx")
         onnx.save(pair.original, original)
         onnx.save(pair.folded, folded)
-        return compare(original, folded, parameters=pair.weights, seed=seed)
+        return compare(original, folded, parameters=pair.weights, settings=Settings(seed=seed))
 
 
 def main(count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from bnfold._verify._end_to_end import compare
+from bnfold._verify._settings import Settings
 from bnfold._verify._verdict import EndToEnd
 
 from .folding import weights
@@ -24,7 +26,13 @@ def judge() -> Compare:
 
     def run(original: Path, folded: Path, **options: object) -> EndToEnd:
         parameters = weights(onnx.load(original))
-        return compare(original, folded, **{"parameters": parameters, **options})  # type: ignore[arg-type]
+        chosen = {
+            field.name: options.pop(field.name)
+            for field in fields(Settings)
+            if field.name in options
+        }
+        options = {"parameters": parameters, "settings": Settings(**chosen), **options}  # type: ignore[arg-type]
+        return compare(original, folded, **options)  # type: ignore[arg-type]
 
     return run
 

@@ -1,0 +1,42 @@
+"""Compare two model files from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bnfold._onnx import _files
+from bnfold._verify._end_to_end import compare
+from bnfold._verify._inputs import InputSet
+from bnfold._verify._settings import Settings
+from bnfold._verify._verdict import EndToEnd
+from bnfold._verify._weights import find
+
+
+def files(
+    original: Path,
+    folded: Path,
+    inputs: Sequence[InputSet] | None,
+    settings: Settings,
+    progress: Callable[[str], None] | None = None,
+) -> EndToEnd:
+    """Judge whether two files are the same function, on given inputs or drawn ones.
+
+    Raises `UsageError` for models or inputs that cannot be read.
+    """
+    theirs = _files.external_files(_files.load(folded))
+    model = _files.load(original)
+    ours = _files.external_files(model)
+    with _files.understood(model, original):
+        weights = find(model, original.parent)
+    del model
+    with _files.runnable(original, ours) as left, _files.runnable(folded, theirs) as right:
+        return compare(
+            left,
+            right,
+            parameters=weights.values,
+            touched=weights.layers,
+            inputs=inputs,
+            settings=settings,
+            progress=progress,
+        )

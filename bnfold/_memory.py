@@ -1,0 +1,23 @@
+"""Bounds the memory of this process."""
+
+from __future__ import annotations
+
+from bnfold._errors import UsageError
+
+
+def bound(size: int) -> None:
+    """Let the process hold no more than ``size`` bytes of data; what asks for more gets an error.
+
+    Raises `UsageError` where the system cannot do that, or the process holds more already.
+    """
+    try:
+        import resource
+    except ImportError as error:  # not on Windows
+        raise UsageError("this system cannot bound a process's memory; leave out --memory") from (
+            error
+        )
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"memory cannot be bounded to {size} bytes: {error}") from error

@@ -1,0 +1,374 @@
+"""Runs two models on the same inputs and holds every output of the one against the other's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bnfold._verify._bounds import Bounds
+from bnfold._verify._dice import rolled
+from bnfold._verify._difference import is_float, mismatch
+from bnfold._verify._given import named, refuse_unfit
+from bnfold._verify._inputs import InputSet, InputSource, UndrawableError
+from bnfold._verify._noise import Array
+from bnfold._verify._power import Power
+from bnfold._verify._sensitivity import Sensitivity
+from bnfold._verify._session import EngineError, OnnxRuntime, Port, Reference
+from bnfold._verify._settings import Settings
+from bnfold._verify._skeleton import reached
+from bnfold._verify._source import Source, Tap, ahead_of
+from bnfold._verify._tolerance import DRAWS, MORE_DRAWS, Measured, Tolerance
+from bnfold._verify._verdict import OutputCheck, Status
+
+FEW = 2
+"""Further draws for tensors on the way."""
+ROUGH = 3.0
+"""How many times the tolerance they may move, for so few."""
+_BLIND = "a planted error in some folded layers does not show here; pass real inputs"
+
+
+class Settled(Exception):
+    """The verdict is known before any output was compared."""
+
+    def __init__(self, status: Status, text: str) -> None:
+        """Keep the verdict, and why."""
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One input set, and what both models made of it."""
+
+    inputs: InputSet
+    original: list[Any]
+    folded: list[Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models, the weights of the original by name, and which of them errors are planted in;
+    all if none is.
+    """
+
+    original: Source
+    folded: Source
+    weights: Mapping[str, Array]
+    touched: Collection[str]
+
+    def tapped(self, original: Sequence[Tap], folded: Sequence[Tap]) -> Pair:
+        """The two with tensors on the way in place of their outputs."""
+        return replace(
+            self,
+            original=replace(self.original, taps=tuple(original), alone=True),
+            folded=replace(self.folded, taps=tuple(folded), alone=True),
+        )
+
+
+class Comparison:
+    """Two models side by side.
+
+    Of tensors on the way (``thorough`` false) there are many: each is held against fewer draws and
+    a wider tolerance, and no errors are planted.
+
+    Attributes:
+        engine: what runs the models.
+        outputs: the outputs of both; those with an alias of a tensor on the way come last.
+        trials: the input sets, and what came of them.
+        tolerance: how far outputs may be apart.
+        power: what planted errors showed.
+        notes: what concerns the whole comparison.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        settings: Settings,
+        bounds: Bounds,
+        progress: Callable[[str], None],
+        thorough: bool = True,
+    ) -> None:
+        self.pair = pair
+        self.settings = settings
+        self.bounds = bounds
+        self.progress = progress
+        self.engine: type[OnnxRuntime] | type[Reference] = OnnxRuntime
+        self.outputs: tuple[Port, ...] = ()
+        self.trials: list[Trial] = []
+        self.tolerance = Tolerance(None)
+        self.power: Power | None = None
+        self.notes: list[str] = []
+        self._thorough = thorough
+        self._dice: set[str] = set()
+        self._ahead: dict[str, tuple[str, str]] = {}
+
+    def judge(self, inputs: Sequence[InputSet] | None) -> list[OutputCheck]:
+        """Run both models, measure the tolerance, and compare every output on every input set.
+
+        Raises:
+            Settled: a model does not run, or the two do not ask for and give the same.
+            UsageError: given inputs do not fit the model, or it has no dimension of a wanted name.
+        """
+        model = self._read()
+        self._dice = rolled(model.graph)
+        self.trials = self._run_both(model, inputs)
+        reach = reached(model.graph, self.pair.touched or self.pair.weights.keys())
+        sensitivity = self._measure(model)
+        wider = 1.0 if self._thorough else ROUGH
+        self.tolerance = Tolerance(sensitivity, self.settings.fixed, wider)
+        return [
+            self._check(reach, index, trial, output)
+            for index, trial in enumerate(self.trials)
+            for output in range(len(self.outputs))
+        ]
+
+    def own(self, checks: Sequence[OutputCheck]) -> list[OutputCheck]:
+        """The checks of the models' own outputs. One that is blind on some inputs is judged by the
+        tensor ahead of its last function, on all of them.
+        """
+        found = {(check.inputs, check.output): check for check in checks}
+        blind = {check.output for check in checks if check.note == _BLIND}
+        return [
+            self._seen_ahead(check, found) if check.output in blind else check
+            for check in checks
+            if check.output not in self._ahead
+        ]
+
+    def of(self, number: int) -> tuple[tuple[int, int], Trial]:
+        """Which input set and output the check of a number is of, and the trial."""
+        index, output = divmod(number, len(self.outputs))
+        return (index, output), self.trials[index]
+
+    def sets(self) -> dict[int, tuple[InputSet, list[Any]]]:
+        """The input sets by number, with what the original makes of each."""
+        return {n: (trial.inputs, trial.original) for n, trial in enumerate(self.trials)}
+
+    def allowed(self, at: tuple[int, int], expected: Any) -> float | None:
+        """The tolerance of an output; None where rounding or chance alone changes it."""
+        if not isinstance(expected, np.ndarray) or self.tolerance.jumps(at):
+            return None
+        if self.outputs[at[1]].name in self._dice:
+            return None
+        return self.tolerance.allowed(at, expected)
+
+    def is_ahead(self, output: str) -> bool:
+        """Whether an output is a tensor on the way."""
+        return output in self._ahead
+
+    def load(self, source: Source) -> OnnxRuntime | Reference:
+        """A session of the engine that runs both models."""
+        return self.engine(source.content(), source.folder, bounds=self.bounds)
+
+    def _read(self) -> onnx.ModelProto:
+        """Parse the original, and tap both models ahead of the functions that saturate outputs."""
+        original, folded = self.pair.original, self.pair.folded
+        try:
+            model = original.proto()
+        except Exception as error:
+            raise Settled("inconclusive", f"the original cannot be read: {error}") from error
+        if not self._thorough or original.alone:
+            return model
+        try:
+            found = ahead_of(model, folded.proto())
+        except Exception as error:
+            raise Settled("fail", f"the folded model cannot be read: {error}") from error
+        ours, theirs = [], []
+        for output, ahead in found.items():
+            alias = f"{output} ahead of its {ahead.function}"
+            ours.append(Tap(ahead.original, alias))
+            theirs.append(Tap(ahead.folded, alias))
+            self._ahead[alias] = (output, ahead.function)
+        self.pair = replace(
+            self.pair,
+            original=replace(original, taps=tuple(ours)),
+            folded=replace(folded, taps=tuple(theirs)),
+        )
+        self.pair.original.tap(model)
+        return model
+
+    def _seen_ahead(
+        self, check: OutputCheck, found: Mapping[tuple[str, str], OutputCheck]
+    ) -> OutputCheck:
+        """The check of the tensor ahead of an output, where there is one that tells something."""
+        if check.status == "fail":
+            return check
+        for alias, (output, function) in self._ahead.items():
+            seen = found[check.inputs, alias]
+            if output == check.output and seen.status != "inconclusive" and seen.ratio is not None:
+                return replace(seen, output=output, note=f"compared ahead of its {function}")
+        return check
+
+    def _run_both(self, model: onnx.ModelProto, inputs: Sequence[InputSet] | None) -> list[Trial]:
+        self.progress("running the original")
+        engine = self._open_original()
+        seen = self._run_drawn(engine, model) if inputs is None else self._run_given(engine, inputs)
+        asked, self.outputs = engine.inputs, engine.outputs
+        del engine
+        self.progress("running the folded model")
+        try:
+            other = self.load(self.pair.folded)
+            self._agree("input", asked, other.inputs)
+            self._agree("output", self.outputs, other.outputs)
+            return [Trial(feeds, outputs, other.run(feeds.feeds)) for feeds, outputs in seen]
+        except EngineError as error:
+            raise Settled("fail", f"the folded model does not run: {error}") from error
+
+    def _open_original(self) -> OnnxRuntime | Reference:
+        try:
+            return OnnxRuntime(
+                self.pair.original.content(), self.pair.original.folder, bounds=self.bounds
+            )
+        except EngineError as error:
+            if not error.missing_kernel:
+                raise Settled("inconclusive", f"the original does not load: {error}") from error
+            missing = str(error)
+        self.engine = Reference
+        self.notes.append(f"onnxruntime cannot run the original ({missing}); onnx.reference did")
+        try:
+            return Reference(
+                self.pair.original.content(), self.pair.original.folder, bounds=self.bounds
+            )
+        except EngineError as error:
+            raise Settled("inconclusive", f"onnx.reference cannot either: {error}") from error
+
+    def _run_drawn(
+        self, engine: OnnxRuntime | Reference, model: onnx.ModelProto
+    ) -> list[tuple[InputSet, list[Any]]]:
+        try:
+            source = InputSource(model, self.settings.seed, self.settings.wanted)
+        except UndrawableError as error:
+            raise Settled("inconclusive", f"{error}; pass real inputs") from error
+        seen = [self._first_that_runs(engine, source.first())]
+        for number in range(1, len(source)):
+            seen.append(self._first_that_runs(engine, source.further(number, seen[0][0])))
+        return seen
+
+    def _first_that_runs(
+        self, engine: OnnxRuntime | Reference, proposals: Iterable[InputSet]
+    ) -> tuple[InputSet, list[Any]]:
+        reasons = []
+        for proposal in proposals:
+            try:
+                return proposal, engine.run(proposal.feeds)
+            except EngineError as error:
+                reasons.append(str(error))
+        text = f"the original runs on no drawn inputs ({reasons[0]}); pass real inputs"
+        raise Settled("inconclusive", text)
+
+    def _run_given(
+        self, engine: OnnxRuntime | Reference, inputs: Sequence[InputSet]
+    ) -> list[tuple[InputSet, list[Any]]]:
+        inputs = [named(given, engine.inputs) for given in inputs]
+        for given in inputs:
+            refuse_unfit(given, engine.inputs)
+        try:
+            return [(given, engine.run(given.feeds)) for given in inputs]
+        except EngineError as error:
+            raise Settled("inconclusive", f"the original does not run: {error}") from error
+
+    def _agree(self, what: str, left: tuple[Port, ...], right: tuple[Port, ...]) -> None:
+        """Settle for failure unless the models ask for and give the same."""
+        names, others = [port.name for port in left], [port.name for port in right]
+        if names != others:
+            lost, new = sorted({*names} - {*others}), sorted({*others} - {*names})
+            text = f"lost {lost[:4]}, new {new[:4]}" if lost or new else "in another order"
+            raise Settled("fail", f"the folded model's {what}s are not the same: {text}")
+        for port, other in zip(left, right, strict=True):
+            if port.type != other.type:
+                raise Settled("fail", f"{what} {port.name} is {port.type} and {other.type}")
+            if what == "input" and port.shape != other.shape:
+                raise Settled(
+                    "fail", f"{what} {port.name} is {list(port.shape)} and {list(other.shape)}"
+                )
+
+    def _measure(self, model: onnx.ModelProto) -> Sensitivity | None:
+        """Measure rounding and power on every trial; None where that cannot be done."""
+        self.progress("measuring the tolerance")
+        sets, seed = self.sets(), self.settings.seed
+        try:
+            sensitivity = Sensitivity(
+                model, self.pair.original.folder, self.engine, self.pair.weights, seed, self.bounds
+            )
+            tolerance = Tolerance(sensitivity, self.settings.fixed)
+            for _ in range(DRAWS):
+                sensitivity.draw_rounding(sets)
+            more = MORE_DRAWS if self._thorough else FEW
+            for _ in range(more if self.settings.fixed is None else 0):
+                doubtful = {n: sets[n] for n in sets if self._is_doubtful(tolerance, n)}
+                if not doubtful:
+                    break
+                sensitivity.draw_rounding(doubtful)
+            if self._thorough:
+                self.power = Power(sensitivity, tolerance, self.pair.touched, self._stand_ins())
+                self.power.plant(sets)
+                if self.settings.power:
+                    self.power.plant_each(sets)
+        except EngineError as error:
+            self.power = None
+            self.notes.append(
+                f"the weights cannot be varied ({error}); tolerances are fixed fractions of the "
+                "largest output value, and power is not known"
+            )
+            return None
+        return sensitivity
+
+    def _stand_ins(self) -> dict[int, int]:
+        """The number of the tensor ahead of an output, by that of the output."""
+        places = {port.name: number for number, port in enumerate(self.outputs)}
+        return {places[output]: places[alias] for alias, (output, _) in self._ahead.items()}
+
+    def _is_doubtful(self, tolerance: Tolerance, index: int) -> bool:
+        """Whether an output differs on an input set by more than is known to be rounding."""
+        trial = self.trials[index]
+        return any(
+            tolerance.exceeded((index, output), left, right, mismatch(left, right))
+            for output, (left, right) in enumerate(zip(trial.original, trial.folded, strict=True))
+            if isinstance(left, np.ndarray)
+        )
+
+    def _check(self, reach: Collection[str], index: int, trial: Trial, output: int) -> OutputCheck:
+        name, label, at = self.outputs[output].name, trial.inputs.label, (index, output)
+        left, right = trial.original[output], trial.folded[output]
+        jumps = self.tolerance.jumps(at)
+        if name in self._dice:
+            note = "it depends on random numbers that the model draws"
+            return OutputCheck(name, label, "inconclusive", note=note)
+        if not isinstance(left, np.ndarray):
+            return OutputCheck(name, label, "inconclusive", note="not a tensor")
+        if reason := mismatch(left, right):
+            status: Status = "inconclusive" if jumps else "fail"
+            note = f"{reason}, as rounding alone causes" if jumps else reason
+            return OutputCheck(name, label, status, note=note)
+        if left.size == 0:
+            return OutputCheck(name, label, "inconclusive", note="empty")
+        if is_float(left) and not np.isfinite(left).any():
+            return OutputCheck(name, label, "inconclusive", note="no finite value")
+        found = self.tolerance.measure(at, left, right)
+        if found.ratio > 1.0:
+            status, note = ("inconclusive", "rounding alone changes it") if jumps else ("fail", "")
+        else:
+            status, note = self._seen(at, left, found, name in reach)
+        sensitivity, power = self.tolerance.sensitivity, self.power
+        rounding = sensitivity.rounding.get(at) if sensitivity else None
+        moved = power.least.get(at) if power else None
+        return OutputCheck(name, label, status, *found, rounding, moved, note)
+
+    def _seen(
+        self, at: tuple[int, int], left: Array, found: Measured, reached: bool
+    ) -> tuple[Status, str]:
+        """The verdict on an output within the tolerance: whether an error would have been seen."""
+        if self.tolerance.sensitivity is None or self.power is None:
+            still = left.size > 1 and bool((left == left.flat[0]).all())
+            return ("inconclusive", "constant") if still else ("pass", "power not known")
+        if not reached:
+            status: Status = "inconclusive" if found.difference else "pass"
+            return status, "no folded layer reaches this output"
+        if at not in self.power.least or self.power.noticed(at, left):
+            return "pass", ""
+        if self.settings.fixed is not None:
+            return "pass", "within what was asked for, as an error of 1 % in some layers would be"
+        return "inconclusive", _BLIND

@@ -1,0 +1,99 @@
+"""Finds the weights of a model from anywhere, whatever folded it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from bnfold._onnx._constants import Constant, Constants
+from bnfold._onnx._scopes import Scope, read_scopes
+from bnfold._onnx._shapes import Shapes, infer
+from bnfold._verify._noise import Array
+
+_LINEAR = {
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (0, 1, 2),
+    "MatMul": (0, 1),
+    "BatchNormalization": (1, 2, 3, 4),
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+}
+"""Operators with weights, and which of their inputs those are."""
+_ELEMENTWISE = {"Add", "Div", "Mul", "Sub"}
+_COUNTING = {"NonZero", "Shape", "Size"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a main graph by name; ``layers`` are those of linear operators and norms."""
+
+    values: Mapping[str, Array]
+    layers: frozenset[str]
+
+
+def find(model: onnx.ModelProto, folder: Path) -> Weights:
+    """The weights of a model's main graph: the constant parameters of its linear operators and
+    normalizations, and what is added to its data or multiplied with it.
+
+    Numbers that are computed from shapes are no data: exporters keep shapes in float constants.
+    What a caller may override is no weight. Raises `UsageError` where external data is missing.
+    """
+    scopes = read_scopes(model)
+    (main,) = (scope for scope in scopes if not scope.path)
+    constants = Constants(folder, _Inferred(model, scopes))
+    fixed, counted = set(main.initializers), set[str]()
+    parameters, others = list[str](), list[str]()
+    for node in model.graph.node:
+        varying = [name for name in node.input if name and name not in fixed]
+        outputs = [name for name in node.output if name]
+        if not varying and not any(a.type in _GRAPHS for a in node.attribute):
+            fixed.update(outputs)
+        elif node.op_type in _COUNTING or (varying and counted.issuperset(varying)):
+            counted.update(outputs)
+        elif node.domain not in ("", "ai.onnx"):
+            continue
+        elif node.op_type in _LINEAR:
+            parameters += _constant(node, fixed, _LINEAR[node.op_type])
+        elif node.op_type in _ELEMENTWISE:
+            others += _constant(node, fixed, range(len(node.input)))
+    values = {
+        name: constant.load()
+        for name in dict.fromkeys([*parameters, *others])
+        if isinstance(constant := constants.find(main, name), Constant)
+        and constant.is_float
+        and not constant.protected
+    }
+    return Weights(values, frozenset(parameters) & values.keys())
+
+
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
+
+def _constant(node: onnx.NodeProto, fixed: Collection[str], places: Iterable[int]) -> list[str]:
+    """Those of some inputs of a node that are constants."""
+    return [node.input[n] for n in places if n < len(node.input) and node.input[n] in fixed]
+
+
+class _Inferred(Shapes):
+    """Shapes that are inferred once they are asked for: few models need them."""
+
+    def __init__(self, model: onnx.ModelProto, scopes: list[Scope]) -> None:
+        super().__init__()
+        self._model, self._scopes = model, scopes
+        self._found: Shapes | None = None
+
+    def shape(self, scope: Scope, name: str) -> tuple[int | None, ...] | None:
+        return self._known().shape(scope, name)
+
+    def type(self, scope: Scope, name: str) -> int:
+        return self._known().type(scope, name)
+
+    def _known(self) -> Shapes:
+        if self._found is None:
+            self._found = infer(self._model, self._scopes)
+        return self._found
