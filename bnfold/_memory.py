@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from bnfold._errors import UsageError
 
 
@@ -16,6 +18,11 @@ def bound(size: int) -> None:
         raise UsageError("this system cannot bound a process's memory; leave out --memory") from (
             error
         )
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    if held > size:
+        raise UsageError(f"bnfold itself takes {held / 1e6:.0f} MB; give --memory more than that")
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     try:
         resource.setrlimit(resource.RLIMIT_DATA, (size, hard))

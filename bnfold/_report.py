@@ -112,14 +112,34 @@ def end_to_end_lines(result: EndToEnd, verbose: bool) -> Iterator[str]:
     checks = result.checks if verbose or result.status != "pass" else shown.values()
     for check in checks:
         yield f"  {check.output} on {check.inputs} inputs: {check.status}, {figures(check)}"
+    if (verbose or result.status != "pass") and any(check.was_drawn for check in result.checks):
+        yield f"  inputs drawn with seed {result.seed}"
     for number, line in enumerate(located(result)):
         yield f"    {line}" if number else f"  {line}"
+    yield from _power_lines(result, verbose)
     for deployed in result.providers:
         if deployed.note or deployed.provider != "cpu":
             note = f", {deployed.note}" if deployed.note else ""
             yield f"  on {deployed.provider}: {deployed.status}{note}"
     for note in result.notes:
         yield f"  note: {note}"
+
+
+def _power_lines(result: EndToEnd, verbose: bool) -> Iterator[str]:
+    """Which planted errors show: of every layer by itself; of parts of the graph only where one
+    does not, or if ``verbose``.
+    """
+    hidden = [planted for planted in result.power if not planted.noticed]
+    each = all(len(planted.layers) == 1 for planted in result.power)
+    if not result.power or not (verbose or hidden or each):
+        return
+    what = "layers" if each else "parts of the graph"
+    count = len(result.power)
+    yield f"  planted errors of 1 % show in {count - len(hidden)} of {count} {what}"
+    for planted in hidden:
+        first, *others = planted.layers
+        more = f" and {_count(len(others), 'layer')} more" if others else ""
+        yield f"    not in {first}{more}: {planted.ratio:.2g} of the tolerance"
 
 
 def _rank(check: Any) -> tuple[int, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bnfold._verify._bounds import Bounds
+from bnfold._verify._bounds import Bounds, Exhausted, no_memory
 from bnfold._verify._dice import rolled
 from bnfold._verify._difference import is_float, mismatch
 from bnfold._verify._given import named, refuse_unfit
@@ -166,16 +166,10 @@ class Comparison:
     def _read(self) -> onnx.ModelProto:
         """Parse the original, and tap both models ahead of the functions that saturate outputs."""
         original, folded = self.pair.original, self.pair.folded
-        try:
-            model = original.proto()
-        except Exception as error:
-            raise Settled("inconclusive", f"the original cannot be read: {error}") from error
+        model = _parsed(original, "original", "inconclusive")
         if not self._thorough or original.alone:
             return model
-        try:
-            found = ahead_of(model, folded.proto())
-        except Exception as error:
-            raise Settled("fail", f"the folded model cannot be read: {error}") from error
+        found = ahead_of(model, _parsed(folded, "folded model", "fail"))
         ours, theirs = [], []
         for output, ahead in found.items():
             alias = f"{output} ahead of its {ahead.function}"
@@ -372,3 +366,13 @@ class Comparison:
         if self.settings.fixed is not None:
             return "pass", "within what was asked for, as an error of 1 % in some layers would be"
         return "inconclusive", _BLIND
+
+
+def _parsed(source: Source, what: str, verdict: Status) -> onnx.ModelProto:
+    """A model, or the verdict if it cannot be read."""
+    try:
+        return source.proto()
+    except Exception as error:
+        if no_memory(error):
+            raise Exhausted("out of memory") from error
+        raise Settled(verdict, f"the {what} cannot be read: {error}") from error

@@ -64,8 +64,9 @@ class Noise:
             target[fixed] = source[fixed]
         return dict(self._buffers)
 
-    def mistake(self, axes: Mapping[str, int]) -> dict[str, Array]:
-        """Return the weights, some 1 % too large or small in one slice along the axis given.
+    def mistake(self, axes: Mapping[str, int], half: bool = False) -> dict[str, Array]:
+        """Return the weights, some 1 % too large or small in one slice along the axis given, or in
+        half of the slices.
 
         A slice that is all zero is not taken. Where all is zero, 1 % of one is added instead. In
         float16, whose own rounding comes close to 1 % after a few layers, the mistake is 10 %.
@@ -78,7 +79,8 @@ class Noise:
             slices = np.moveaxis(np.atleast_1d(buffer), axis, 0)
             alive = np.flatnonzero(slices.any(axis=tuple(range(1, slices.ndim))))
             if alive.size:
-                slices[self._rng.choice(alive)] *= 1 + size
+                count = -(-alive.size // 2) if half else 1
+                slices[self._rng.choice(alive, count, replace=False)] *= 1 + size
             else:
                 buffer += size
             wrong[name] = buffer

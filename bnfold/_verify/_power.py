@@ -25,8 +25,8 @@ Sets: TypeAlias = Mapping[int, tuple[InputSet, Sequence[Any]]]
 PARTS = 3
 """In how many parts of the graph, at most, errors are planted unless every layer has its own."""
 TRIES = 3
-"""How many channels are tried, one after the other, before an error counts as one that does not
-show: a channel may be dead on an input."""
+"""How often an error is planted anew before it counts as one that does not show: a channel may be
+dead on an input. In a part of the graph the last try is half of the channels of each layer."""
 MARGIN = 2.0
 """How many times the tolerance an error has to move an output to be noticed: doubt about it would
 have brought further draws, and they can widen the tolerance."""
@@ -127,13 +127,15 @@ class Power:
         wanted: Collection[int],
     ) -> list[float]:
         """How far errors in some layers move each output, at most, with other channels in each try
-        until all that are wanted move.
+        until all that are wanted show it.
         """
         most = [0.0] * len(expected)
-        for _ in range(TRIES):
-            moved = self._sensitivity.plant(layers, inputs, expected)
+        for number in range(TRIES):
+            half = number == TRIES - 1
+            moved = self._sensitivity.plant(layers, inputs, expected, half=half)
             most = [max(pair) for pair in zip(most, moved, strict=True)]
-            if all(self._shows((index, output), expected, most[output]) for output in wanted):
+            showing = {n for n in wanted if self._shows((index, n), expected, most[n])}
+            if all(not showing.isdisjoint((n, self._stand_ins.get(n, n))) for n in wanted):
                 break
         return most
 

@@ -111,15 +111,19 @@ class Sensitivity:
         return [value.name in changed for value in self._graph.output]
 
     def plant(
-        self, layers: Collection[Layer], inputs: InputSet, expected: Sequence[Any]
+        self,
+        layers: Collection[Layer],
+        inputs: InputSet,
+        expected: Sequence[Any],
+        half: bool = False,
     ) -> list[float]:
-        """How far each output moves when one channel of each of some layers is wrong by 1 % (10 %
-        in float16); infinite where outputs cannot be subtracted.
+        """How far each output moves when one channel, or half of them, of each of some layers is
+        wrong by 1 % (10 % in float16); infinite where outputs cannot be subtracted.
 
         Raises:
             EngineError: the model does not run with its weights fed.
         """
-        weights = self._noise.mistake({layer.weight: layer.axis for layer in layers})
+        weights = self._noise.mistake({layer.weight: layer.axis for layer in layers}, half)
         moved = self._engine.run({**weights, **inputs.feeds})
         pairs = zip(expected, moved, strict=True)
         return [np.inf if mismatch(a, b) else distance(a, b) for a, b in pairs]

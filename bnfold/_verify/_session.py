@@ -22,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 
 from bnfold._onnx import _tensors
 from bnfold._onnx._files import tensors
-from bnfold._verify._bounds import UNBOUNDED, Bounds, Exhausted
+from bnfold._verify._bounds import UNBOUNDED, Bounds, Exhausted, no_memory
 from bnfold._verify._providers import CPU, Provider
 
 _REFERENCE_LIMIT = 32 << 20
@@ -204,13 +204,10 @@ def _refuse_known_bugs(model: onnx.ModelProto) -> None:
             )
 
 
-_NO_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate memory")
-
-
 def _engine_error(error: Exception) -> EngineError:
     """The error of a model; memory that has run out is none."""
     text = str(error)
-    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+    if no_memory(error):
         raise Exhausted("out of memory") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__

@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from bnfold._verify._inputs import FLAVOURS
+
 Status = Literal["pass", "fail", "inconclusive"]
 
 
@@ -39,6 +41,11 @@ class OutputCheck:
     rounding: float | None = None
     power: float | None = None
     note: str = ""
+
+    @property
+    def was_drawn(self) -> bool:
+        """Whether the inputs were drawn at random."""
+        return self.inputs.partition(" ")[0] in FLAVOURS
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that are valid JSON."""
