@@ -28,6 +28,7 @@ FEW = 2
 """Further draws for tensors on the way."""
 ROUGH = 3.0
 """How many times the tolerance they may move, for so few."""
+UNSETTLED = "rounding alone changes it"
 _BLIND = "a planted error in some folded layers does not show here; pass real inputs"
 
 
@@ -82,6 +83,8 @@ class Comparison:
         tolerance: how far outputs may be apart.
         power: what planted errors showed.
         notes: what concerns the whole comparison.
+        inaccurate: input sets and outputs, by number, for which float64 agrees with the folded
+            model and not with the original.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Comparison:
         self.tolerance = Tolerance(None)
         self.power: Power | None = None
         self.notes: list[str] = []
+        self.inaccurate: set[tuple[int, int]] = set()
         self._thorough = thorough
         self._dice: set[str] = set()
         self._ahead: dict[str, tuple[str, str]] = {}
@@ -343,7 +347,7 @@ class Comparison:
             return OutputCheck(name, label, "inconclusive", note="no finite value")
         found = self.tolerance.measure(at, left, right)
         if found.ratio > 1.0:
-            status, note = ("inconclusive", "rounding alone changes it") if jumps else ("fail", "")
+            status, note = ("inconclusive", UNSETTLED) if jumps else ("fail", "")
         else:
             status, note = self._seen(at, left, found, name in reach)
         sensitivity, power = self.tolerance.sensitivity, self.power

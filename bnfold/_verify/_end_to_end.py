@@ -15,7 +15,7 @@ from typing import Any
 from bnfold._verify import _doubt
 from bnfold._verify._bisect import Instruments, Values, locate
 from bnfold._verify._bounds import Bounds, Exhausted
-from bnfold._verify._comparison import Comparison, Pair, Settled
+from bnfold._verify._comparison import UNSETTLED, Comparison, Pair, Settled
 from bnfold._verify._deployed import Deployment, Expected
 from bnfold._verify._inputs import InputSet
 from bnfold._verify._noise import Array
@@ -100,7 +100,7 @@ class _EndToEnd:
     def run(self, inputs: Sequence[InputSet] | None) -> EndToEnd:
         comparison, settings = self._comparison, self._comparison.settings
         checks = comparison.judge(inputs)
-        if any(check.status == "fail" for check in checks):
+        if any(check.status == "fail" or check.note == UNSETTLED for check in checks):
             checks = _doubt.reconsidered(comparison, checks)
         checks = comparison.own(checks)
         status, divergence = overall(checks), None
@@ -171,12 +171,17 @@ class _EndToEnd:
         return tuple(checks)
 
     def _expected(self, outputs: int) -> list[Expected]:
-        """What a provider has to give, and how far it may be off."""
+        """What a provider has to give, and how far it may be off: what the original gives, but
+        where that is the inaccurate one.
+        """
         comparison = self._comparison
         return [
             Expected(
                 trial.inputs,
-                trial.original[:outputs],
+                [
+                    (trial.folded if (k, n) in comparison.inaccurate else trial.original)[n]
+                    for n in range(outputs)
+                ],
                 [comparison.allowed((k, n), trial.original[n]) for n in range(outputs)],
             )
             for k, trial in enumerate(comparison.trials)

@@ -22,6 +22,26 @@ _PASS_THROUGH = {
 _MATRIX_PRODUCTS = {"Gemm": 2, "MatMul": 2}
 
 
+_PIXELS = {
+    "nominalrange_0_255": (0.0, 255.0),
+    "nominalrange_16_235": (16.0, 235.0),
+    "normalized_0_1": (0.0, 1.0),
+    "normalized_1_1": (-1.0, 1.0),
+}
+
+
+def pixel_range(model: onnx.ModelProto) -> tuple[float, float] | None:
+    """Return the range of an image's pixels that a model's metadata gives, if it does.
+
+    Keys and values are as in ONNX's image metadata, where case does not matter. It is meant for
+    inputs whose type is denoted ``IMAGE``.
+    """
+    for entry in model.metadata_props:
+        if entry.key.lower() == "image.nominalpixelrange":
+            return _PIXELS.get(entry.value.lower())
+    return None
+
+
 class Hints:
     """An index of one graph: who reads a value, and which values are constants.
 

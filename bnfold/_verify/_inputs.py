@@ -3,7 +3,8 @@
 Nothing in a model file says which sizes its free dimensions may take, so likely ones are proposed
 in order, small ones first, and the caller keeps the first that runs. What the graph does say is
 used: a convolution or matrix product that reads the input gives its rank and channels, a Gather
-bounds its indices, a comparison with a constant names a value that matters.
+bounds its indices, a comparison with a constant names a value that matters. Where the file's
+metadata gives the range of an image's pixels, they are drawn from it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from onnx import TensorProto
 
 from bnfold import _paths
 from bnfold._errors import UsageError
-from bnfold._verify._hints import Hints
+from bnfold._verify._hints import Hints, pixel_range
 
 Flavour = Literal["signed", "unsigned", "structured", "large"]
 FLAVOURS: tuple[Flavour, ...] = ("signed", "unsigned", "structured", "large")
@@ -167,8 +168,13 @@ class InputSource:
         graph = model.graph
         given = {tensor.name for tensor in graph.initializer}
         given.update(tensor.values.name for tensor in graph.sparse_initializer)
-        hints = Hints(graph)
-        self._specs = [_spec(value, hints) for value in graph.input if value.name not in given]
+        hints, pixels = Hints(graph), pixel_range(model)
+        images = {value.name for value in graph.input if value.type.denotation == "IMAGE"}
+        self._specs = [
+            _spec(value, hints, pixels if not images or value.name in images else None)
+            for value in graph.input
+            if value.name not in given
+        ]
         self._seed = seed
         self._roles: dict[Key, Role] = {}
         for spec in self._specs:
@@ -245,6 +251,7 @@ class _Spec:
     roles: tuple[Role, ...]
     bound: int | None
     literals: tuple[int, ...]
+    pixels: tuple[float, float] | None
 
     def keys(self) -> list[Key | None]:
         """Return per axis the key of a free dimension, None for a fixed one."""
@@ -261,7 +268,10 @@ class _Spec:
         )
         signed = flavour != "unsigned"
         if self.element in _FLOATS:
-            return np.asarray(_floats(rng, flavour, shape), dtype=_FLOATS[self.element])
+            values = _floats(rng, flavour, shape)
+            if self.pixels is not None and len(shape) >= _IMAGE_RANK - 1 and flavour != "large":
+                values = _within(values, flavour, *self.pixels)
+            return np.asarray(values, dtype=_FLOATS[self.element])
         if self.element == TensorProto.BOOL:
             return np.asarray(self._ones(rng, signed, shape), dtype=np.bool_)
         dtype = _INTEGERS[self.element]
@@ -300,7 +310,17 @@ def _floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) 
     return coarse
 
 
-def _spec(value: onnx.ValueInfoProto, hints: Hints) -> _Spec:
+def _within(values: Array, flavour: Flavour, low: float, high: float) -> Array:
+    """Numbers as drawn, laid into a range: normal ones with its middle as mean and a quarter of its
+    width as deviation.
+    """
+    if flavour == "unsigned":
+        return low + values * (high - low)
+    step = (high - low) / (2 if flavour == "structured" else 4)
+    return np.clip((low + high) / 2 + values * step, low, high)
+
+
+def _spec(value: onnx.ValueInfoProto, hints: Hints, pixels: tuple[float, float] | None) -> _Spec:
     kind = value.type.WhichOneof("value")
     tensor = value.type.tensor_type
     if kind != "tensor_type":
@@ -326,6 +346,7 @@ def _spec(value: onnx.ValueInfoProto, hints: Hints) -> _Spec:
         tuple(_role(dims, axis) for axis in range(len(dims))),
         hints.index_bound(value.name),
         tuple(hints.compared_with(value.name)),
+        pixels,
     )
 
 

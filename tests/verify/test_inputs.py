@@ -211,3 +211,52 @@ def test_an_npy_file_that_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.npy").write_bytes(content)
     with pytest.raises(UsageError, match=r"x\.npy is not an \.npy file"):
         load_inputs(tmp_path / "x.npy")
+
+
+PIXELS = {
+    "NominalRange_0_255": (0, 255),
+    "NominalRange_16_235": (16, 235),
+    "Normalized_0_1": (0, 1),
+    "Normalized_1_1": (-1, 1),
+}
+
+
+def pictured(value: str | None, *, denoted: bool = True) -> onnx.ModelProto:
+    """An image and a vector beside it; the metadata of ONNX knows which is which."""
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1,3,32,32] image, float[1,3,32,32] map) '
+    )
+    model = onnx.parser.parse_model(text + "=> (float[1,3,32,32] y) { y = Add(image, map) }")
+    if value is not None:
+        model.metadata_props.add(key="Image.NominalPixelRange", value=value)
+    if denoted:
+        model.graph.input[0].type.denotation = "IMAGE"
+    return model
+
+
+@pytest.mark.parametrize("value, limits", PIXELS.items())
+def test_pixels_are_drawn_from_the_range_that_metadata_gives(
+    value: str, limits: tuple[float, float]
+) -> None:
+    low, high = limits
+    for spelled in (value, value.lower()):
+        source = InputSource(pictured(spelled), 0, Wanted(("signed", "unsigned", "structured")))
+        first = next(source.first())
+        sets = [first, *(next(source.further(n, first)) for n in (1, 2))]
+        for drawn in sets:
+            image, other = drawn.feeds["image"], drawn.feeds["map"]
+            assert low <= image.min() < image.max() <= high
+            assert np.ptp(image) > 0.9 * (high - low)
+            assert np.abs(other).max() < 10
+        assert set(np.unique(sets[2].feeds["image"])) == {low, (low + high) / 2, high}
+
+
+def test_a_range_without_denotations_is_that_of_every_image() -> None:
+    source = InputSource(pictured("NominalRange_0_255", denoted=False), 0)
+    assert all(feed.max() > 200 for feed in next(source.first()).feeds.values())
+
+
+@pytest.mark.parametrize("value", [None, "Linear", ""])
+def test_no_range_that_is_known_changes_nothing(value: str | None) -> None:
+    plain, made = (next(InputSource(pictured(v), 0).first()) for v in (None, value))
+    assert np.array_equal(plain.feeds["image"], made.feeds["image"])

@@ -1,0 +1,98 @@
+"""What a comparison says of errors that it would not notice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, numpy_helper
+
+import bnfold
+
+from ..graphs import bn, const, conv, model, op, rand
+from .conftest import Compare
+
+
+def behind_a_dead_one() -> ModelProto:
+    """Layers in pairs; one of the first pair is cut off by a mask."""
+    mask = np.zeros((1, 4, 1, 1), np.float32)
+    return model(
+        conv("open", "x", "a", (4, 3, 1, 1)),
+        conv("hidden", "x", "b", (4, 3, 1, 1)),
+        const("Mul", "b", "c", mask, name="mask"),
+        op("Add", "a c", "t0"),
+        *(conv(f"c{n}", f"t{n}", f"t{n + 1}", (4, 4, 1, 1)) for n in range(4)),
+        op("Identity", "t4", "y"),
+    )
+
+
+def test_every_layer_by_itself() -> None:
+    made = behind_a_dead_one()
+    result = bnfold.verify(made, made)
+    assert result.status == "pass"
+    result = bnfold.verify(made, made, power=True)
+    told = {planted.layers: planted.noticed for planted in result.power}
+    assert [layers for layers, noticed in told.items() if not noticed] == [("hidden",)]
+    assert result.status == "inconclusive"
+    assert any("is not proved" in note for note in result.notes)
+
+
+def test_parts_of_the_graph_share_their_errors() -> None:
+    """One layer of each part shows, which is all that is known by default."""
+    layers = [conv(f"c{n}", f"t{n}", f"t{n + 1}", (4, 4, 1, 1)) for n in range(7)]
+    made = model(op("Identity", "x", "t0"), *layers, op("Identity", "t7", "y"), x=(1, 4, 5, 5))
+    result = bnfold.verify(made, made)
+    assert [len(planted.layers) for planted in result.power] == [2, 2, 3]
+    assert all(planted.noticed and planted.ratio > 2 for planted in result.power)
+
+
+@pytest.mark.parametrize("certified, status", [(True, "pass"), (False, "inconclusive")])
+def test_a_certificate_carries_what_does_not_show(
+    certified: bool, status: str, judge: Compare, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(behind_a_dead_one(), path)
+    touched = ["open.w", "hidden.w", "c0.w", "c1.w", "c2.w", "c3.w"]
+    result = judge(path, path, touched=touched, power=True, certified=certified)
+    assert result.status == status
+    touched.remove("hidden.w")  # a layer that no fold concerns does not matter
+    result = judge(path, path, touched=touched, power=True, certified=certified)
+    assert result.status == "pass"
+
+
+def test_an_error_that_shows_fails_when_it_is_made() -> None:
+    """What is said to be noticed is: the very error, made in the folded model."""
+    made = model(
+        conv("one", "x", "a", (6, 3, 3, 3), pads=[1, 1, 1, 1]),
+        bn("norm", "a", "b", 6),
+        op("Tanh", "b", "c"),
+        conv("two", "c", "y", (6, 6, 1, 1)),
+    )
+    result = bnfold.verify(made, made, power=True)
+    assert {p.layers[0] for p in result.power if p.noticed} >= {"one", "norm", "two"}
+    for name in ("one.w", "two.w"):
+        for channel in range(6):
+            wrong = ModelProto()
+            wrong.CopyFrom(made)
+            (weight,) = (t for t in wrong.graph.initializer if t.name == name)
+            values = numpy_helper.to_array(weight).copy()
+            values[channel] *= np.float32(1.01)
+            weight.CopyFrom(numpy_helper.from_array(values, name))
+            assert bnfold.verify(made, wrong).status == "fail", (name, channel)
+
+
+@pytest.mark.parametrize("rows, columns", [(4, 4), (3, 8), (64, 3)])
+def test_the_channels_of_a_product_are_those_it_puts_out(rows: int, columns: int) -> None:
+    """All inputs but one are 0: an error in their rows could not show, one in a column does."""
+    cut = np.zeros(rows, np.float32)
+    cut[-1] = 1
+    made = model(
+        const("Mul", "x", "a", cut, name="cut"),
+        (op("MatMul", "a w", "y", name="product"), {"w": rand(rows, columns)}),
+        x=(5, rows),
+    )
+    for seed in range(6):
+        told = {p.layers[0]: p for p in bnfold.verify(made, made, power=True, seed=seed).power}
+        assert told["product"].noticed
