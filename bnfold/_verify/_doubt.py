@@ -45,7 +45,8 @@ def _with_truth(
 ) -> OutputCheck:
     """A failing check of an output, held against the original in float64.
 
-    It passes where the folded model is within the tolerance of that. A tolerance that the user has chosen is about the original as it is.
+    It passes where the folded model is within the tolerance of that. A tolerance that the user has
+    chosen is about the original as it is.
     """
     at, trial = comparison.of(number)
     left, right = trial.original[at[1]], trial.folded[at[1]]
