@@ -76,7 +76,11 @@ def trouble(certificate: Certificate) -> str:
     """Why a certificate does not hold, or nothing."""
     if certificate.holds:
         return ""
-    return certificate.problem or f"{certificate.ulps:.3g} units in the last place off"
+    if certificate.problem:
+        return certificate.problem
+    if certificate.ulps > 1.0:
+        return f"{certificate.ulps:.3g} units in the last place off"
+    return f"on real numbers {certificate.probe:.3g} times what rounding explains"
 
 
 def figures(check: OutputCheck) -> str:

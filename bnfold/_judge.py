@@ -147,22 +147,26 @@ class _Trial:
 
     def judge(self, applied: Sequence[Applied]) -> Verdict:
         """Certificates first, from the files as they lie on disk; then both models are run."""
+        from bnfold._verify._activations import Activations
+        from bnfold._verify._bounds import Bounds
         from bnfold._verify._certificate import certify
         from bnfold._verify._end_to_end import compare
 
         self.progress("certifying every fold")
-        certificates = certify(
-            _files.load(self.original),
-            _files.load(self.draft.path),
-            applied,
-            self.original.parent,
-            self.draft.path.parent,
-        )
-        certified = all(certificate.holds for certificate in certificates)
         with (
             _files.runnable(self.original, self.data) as original,
             _files.runnable(self.draft.path, self.draft.data) as folded,
         ):
+            bounds = Bounds.beginning(self.settings.threads, self.settings.seconds)
+            certificates = certify(
+                _files.load(self.original),
+                _files.load(self.draft.path),
+                applied,
+                self.original.parent,
+                self.draft.path.parent,
+                Activations(original, self.inputs, self.settings, bounds).numbers,
+            )
+            certified = all(certificate.holds for certificate in certificates)
             end_to_end = compare(
                 original,
                 folded,

@@ -11,8 +11,8 @@ lose.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from onnx import ModelProto, NodeProto
 
 from bnfold._onnx._rewrite import Applied
 from bnfold._onnx._scopes import Scope, label
+from bnfold._verify import _local as local
 from bnfold._verify._claims import claims, laid_out
 from bnfold._verify._formulas import FORMULAS, Case, deviation
 from bnfold._verify._lines import (
@@ -38,7 +39,9 @@ from bnfold._verify._probe import probe
 @dataclass(frozen=True)
 class Certificate:
     """One fold, checked. ``ulps`` is the largest deviation in units in the last place, beyond
-    what float64 may lose; ``problem`` says what was wrong, or is empty.
+    what float64 may lose; ``problem`` says what was wrong, or is empty. ``probe`` is how far its
+    operators are from those before on real numbers, in what rounding explains; None where they
+    were not run.
     """
 
     graph: str
@@ -46,11 +49,13 @@ class Certificate:
     maps: tuple[str, ...]
     ulps: float
     problem: str = ""
+    probe: float | None = None
 
     @property
     def holds(self) -> bool:
         """Whether the fold's new weights are right."""
-        return not self.problem and self.ulps <= 1.0
+        right = not self.problem and self.ulps <= 1.0
+        return right and (self.probe is None or self.probe <= 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that are valid JSON."""
@@ -61,7 +66,13 @@ class Certificate:
             "holds": self.holds,
             "ulps": self.ulps if np.isfinite(self.ulps) else None,
             "problem": self.problem,
+            "probe": str(self.probe) if self.probe in _ENDLESS else self.probe,
         }
+
+
+_ENDLESS = (float("inf"),)
+Numbers = Callable[[Collection[str]], Iterable[tuple[str, NDArray[Any]]]]
+"""Gives what tensors of the original's main graph hold on some inputs; fewer where not known."""
 
 
 def certify(
@@ -70,15 +81,37 @@ def certify(
     applied: Sequence[Applied],
     original_dir: Path | None = None,
     folded_dir: Path | None = None,
+    numbers: Numbers | None = None,
 ) -> tuple[Certificate, ...]:
     """Check every fold that was carried out, in float64.
 
     ``applied`` is what the rewrite recorded: positions in the original graph, tensor names in the
-    folded one. The folders are those of external data. A fold whose operators are not found where
+    folded one. The folders are those of external data. With ``numbers``, folds of the main graph
+    are probed on them as well. A fold whose operators are not found where
     they should be gets a certificate with a ``problem``, never an exception.
     """
     before, after = Side.of(original, original_dir), Side.of(folded, folded_dir)
-    return tuple(_certify(before, after, fold) for fold in applied)
+    found = [_certify(before, after, fold) for fold in applied]
+    if numbers is not None:
+        places: dict[str, list[int]] = {}
+        for at, fold in enumerate(applied):
+            name = local.source(before, fold) if found[at].holds else None
+            if name is not None:
+                places.setdefault(name, []).append(at)
+        for name, given in numbers(places) if places else ():
+            for at in places[name]:
+                found[at] = _probed(before, after, applied[at], found[at], given)
+    return tuple(found)
+
+
+def _probed(
+    before: Side, after: Side, fold: Applied, found: Certificate, given: NDArray[Any]
+) -> Certificate:
+    try:
+        with np.errstate(all="ignore"):
+            return replace(found, probe=local.probe(before, after, fold, given))
+    except (Mismatch, ValueError) as mismatch:
+        return replace(found, problem=f"on real numbers: {mismatch}")
 
 
 def _certify(before: Side, after: Side, fold: Applied) -> Certificate:

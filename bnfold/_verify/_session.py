@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -118,11 +118,18 @@ class OnnxRuntime:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
         """Return the outputs in graph order; see `Engine.run`."""
+        return self._fetch(None, feeds)
+
+    def fetch(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        """Return some of the outputs; see `Engine.run`."""
+        return self._fetch(list(names), feeds) if names else []
+
+    def _fetch(self, names: list[str] | None, feeds: Mapping[str, np.ndarray]) -> list[Any]:
         quiet = ort.RunOptions()
         quiet.log_severity_level = _FATAL
         try:
             with self._bounds.ending(quiet):
-                outputs: list[Any] = self._session.run(None, dict(feeds), quiet)
+                outputs: list[Any] = self._session.run(names, dict(feeds), quiet)
         except Exhausted:
             raise
         except Exception as error:

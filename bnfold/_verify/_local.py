@@ -1,0 +1,279 @@
+"""The local probe: the operators that stood and those that stand, on the same real numbers.
+
+Both run in float64, operator by operator, by ONNX's own reference implementation, on numbers that
+the original has there on real or drawn inputs. New weights are rounded once, so the two may differ
+by ``u·(|W'|∗|x| + |b'|)``, u being half a unit in the last place of the weights' type: this is
+computed by running the new operators on absolute values, and a difference is stated in units of
+it. Next to the certificate's formulas it is a second opinion on what an operator computes, and it
+names the fold at fault where the end-to-end check only says that there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from bnfold._onnx._constants import evaluate
+from bnfold._onnx._rewrite import Applied
+from bnfold._onnx._scopes import Scope, label
+from bnfold._onnx._tensors import FLOATS, data_type
+from bnfold._verify._claims import claims, laid_out
+from bnfold._verify._lines import Double, Line, Mismatch, Side, chain_between
+
+ROUNDINGS = 2.0
+"""Half units in the last place that a stored number may be off, as a certificate allows."""
+# What float64 itself loses in sums of some thousand terms, of their absolute values.
+_ARITHMETIC = 2.0**-40
+_ROWS = 4
+_SPAN = 3
+_EPSILON = float(np.float32(1e-5))
+_WINDOWED = ("Conv", "ConvTranspose")
+_SIGNLESS = {"Add", "BatchNormalization", "Conv", "ConvTranspose", "Div", "Gemm", "MatMul", "Mul"}
+_SIGNLESS |= {"Dropout", "Identity", "Neg", "Sub"}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Operators one after the other, and the tensor that the first of them reads."""
+
+    side: Side
+    scope: Scope
+    nodes: Sequence[NodeProto]
+    source: str
+
+
+def source(before: Side, fold: Applied) -> str | None:
+    """The tensor whose real numbers a fold is probed on; None where it cannot be probed."""
+    if fold.path or fold.law not in ("absorb", "carry", "compose"):
+        return None
+    scope = before.scopes[fold.path]
+    node = scope.nodes[fold.into]
+    data = [name for name in node.input if name and before.values(scope, name) is None]
+    return data[0] if len(data) == 1 else None
+
+
+def probe(before: Side, after: Side, fold: Applied, numbers: NDArray[Any]) -> float | None:
+    """How far the new operators of a fold are from the old ones, in what rounding explains.
+
+    ``numbers`` are what the original has in the fold's `source`. None where the reference
+    implementation cannot run an operator. Raises `Mismatch` where the folded graph is not of the
+    form that a right fold gives.
+    """
+    old, new = before.scopes[fold.path], after.scopes[fold.path]
+    name = source(before, fold)
+    assert name is not None
+    was = _Row(before, old, _old_nodes(old, fold), name)
+    now = _new_row(after, new, fold, name, was.nodes[0])
+    entry, last = fold.related.get(name), was.nodes[-1].output[0]
+    x = _sample(was, now, fold, numbers.astype(np.float64))
+    fed = x
+    if entry is not None:
+        fed = _fed(laid_out(entry.old, x.ndim), laid_out(entry.new, x.ndim), x)
+    try:
+        wanted, made = _run(was, x), _run(now, fed)
+        bulk = _run(now, np.abs(fed), absolute=True)
+    except _Unknown:
+        return None
+    if wanted.shape != made.shape:
+        raise Mismatch(f"{label(was.nodes[-1])} puts out {wanted.shape}, now it is {made.shape}")
+    unit = ROUNDINGS * _unit(now) * max(1, len(now.nodes)) + _ARITHMETIC
+    worst = 0.0
+    for claim in claims(fold.related.get(last), wanted.ndim):
+        if bool((claim.old.unknown & ~claim.apart).any()):
+            continue
+        off = np.abs(_through(claim.old, wanted) - _through(claim.new, made))
+        sizes = np.maximum(np.abs(made), bulk) * np.abs(claim.new.scale) + np.abs(claim.new.shift)
+        sizes = np.maximum(sizes, np.abs(wanted) * np.abs(claim.old.scale))
+        limits = unit * sizes + np.finfo(np.float32).tiny * (1 + np.abs(fed).max(initial=0))
+        worst = max(worst, float(np.max(np.where(claim.apart, 0.0, off / limits), initial=0.0)))
+    return worst
+
+
+class _Unknown(Exception):
+    """An operator that the reference implementation does not run."""
+
+
+def _old_nodes(scope: Scope, fold: Applied) -> list[NodeProto]:
+    chain = [scope.nodes[position] for position in fold.chain]
+    return [scope.nodes[fold.into], *chain] if fold.law == "absorb" else chain
+
+
+def _new_row(side: Side, scope: Scope, fold: Applied, name: str, first: NodeProto) -> _Row:
+    """The operators of the folded graph that give what the old ones gave."""
+    standing = chain_between(side, scope, fold.source, fold.output)
+    if fold.law != "absorb":
+        return _Row(side, scope, standing, fold.source)
+    position = scope.producers.get(fold.source)
+    if position is None:
+        raise Mismatch(f"no operator of the folded graph writes {fold.source}")
+    twin = scope.nodes[position]
+    number = list(first.input).index(name)
+    if number >= len(twin.input):
+        raise Mismatch(f"{label(twin)} does not read what {label(first)} did")
+    return _Row(side, scope, [twin, *standing], twin.input[number])
+
+
+def _fed(old: Line, new: Line, x: Double) -> Double:
+    """What the new operators read where the old ones read x: ``G(z)`` for a z with ``F(z) = x``."""
+    lost = old.unknown | (old.scale == 0)
+    free = np.random.default_rng(0).normal(size=x.shape)
+    z = np.where(lost, free, (x - old.shift) / np.where(lost, 1.0, old.scale))
+    return _through(new, z)
+
+
+def _through(line: Line, values: Double) -> Double:
+    return values * line.scale + line.shift
+
+
+def _sample(was: _Row, now: _Row, fold: Applied, x: Double) -> Double:
+    """A part of the numbers, along axes on which nothing depends on where it is: of a batch the
+    first, of space a corner that a window fits into several times, of rows some.
+    """
+    fixed = {axis for axis in range(x.ndim) if _varies(was, now, fold, axis, x.ndim)}
+    node = was.nodes[0]
+    spans = [1 if axis == 0 else x.shape[axis] for axis in range(x.ndim)]
+    if node.op_type in _WINDOWED:
+        weight = was.side.values(was.scope, node.input[1])
+        kernel = weight.shape[2:] if weight is not None else ()
+        given = {a.name: list(a.ints) for a in node.attribute}
+        dilations = given.get("dilations") or [1] * len(kernel)
+        strides = given.get("strides") or [1] * len(kernel)
+        for axis, (k, d, s) in enumerate(zip(kernel, dilations, strides, strict=True), start=2):
+            spans[axis] = (k - 1) * d + 1 + _SPAN * s
+    elif node.op_type in ("Gemm", "MatMul"):
+        turned = any(a.name == "transA" and a.i for a in node.attribute)
+        rows_first = x.ndim > 1 and node.input[0] == was.source and not turned
+        spans = [*([_ROWS] * (x.ndim - 1)), x.shape[-1]] if rows_first else list(x.shape)
+    elif node.op_type in ("Add", "BatchNormalization", "Div", "Mul", "Neg", "Sub"):
+        spans[2:] = [_SPAN] * (x.ndim - 2)
+    window = tuple(
+        slice(None if axis in fixed else min(span, x.shape[axis]))
+        for axis, span in enumerate(spans)
+    )
+    return x[window]
+
+
+def _varies(was: _Row, now: _Row, fold: Applied, axis: int, rank: int) -> bool:
+    """Whether a constant or a map that is aligned with the data has a size along an axis."""
+    for gone in fold.related.values():
+        for line in (laid_out(gone.old, rank), laid_out(gone.new, rank)):
+            if any(part.shape[axis] != 1 for part in (line.scale, line.shift) if part.ndim == rank):
+                return True
+    for row in (was, now):
+        for node in row.nodes:
+            if node.op_type not in ("Add", "Div", "Gemm", "Mul", "Sub"):
+                continue
+            for name in node.input[2:] if node.op_type == "Gemm" else node.input:
+                values = row.side.values(row.scope, name)
+                if values is None or axis - rank + values.ndim < 0:
+                    continue
+                if values.shape[axis - rank + values.ndim] != 1:
+                    return True
+    return False
+
+
+def _unit(row: _Row) -> float:
+    """Half a unit in the last place of 1, in the widest step among the types of the weights."""
+    info: Any = ml_dtypes.finfo  # Untyped in ml_dtypes.
+    eps = [2.0**-52]
+    for node in row.nodes:
+        for name in node.input:
+            values = row.side.values(row.scope, name)
+            if values is not None and data_type(values.dtype) in FLOATS:
+                eps.append(float(info(values.dtype).eps))
+    return max(eps) / 2
+
+
+def _run(row: _Row, x: Double, *, absolute: bool = False) -> Double:
+    """What a row puts out; with ``absolute``, the sum of the absolute values of all terms."""
+    current = row.source
+    for node in row.nodes:
+        inputs: list[Any] = []
+        for name in node.input:
+            if name == current:
+                inputs.append(x)
+                continue
+            values = row.side.values(row.scope, name) if name else None
+            if name and values is None:
+                raise _Unknown
+            if values is not None and data_type(values.dtype) in FLOATS:
+                values = values.astype(np.float64)
+                values = np.abs(values) if absolute and node.op_type in _SIGNLESS else values
+            inputs.append(values)
+        opset = row.scope.opset
+        x = _absolute(node, inputs, opset) if absolute else _step(node, inputs, opset)
+        current = node.output[0]
+    return x
+
+
+def _step(node: NodeProto, inputs: list[Any], opset: int) -> Double:
+    """One operator, by its definition for a BatchNormalization in inference."""
+    if node.op_type == "BatchNormalization":
+        return _batch_norm(node, inputs, absolute=False)
+    groups = next((int(a.i) for a in node.attribute if a.name == "group"), 1)
+    try:
+        if node.op_type == "ConvTranspose" and groups > 1:
+            return _transposed_by_group(node, inputs, opset, groups)
+        return evaluate(node, inputs, opset).astype(np.float64)
+    except Exception as error:  # Whatever an implementation raises that lacks something.
+        raise _Unknown from error
+
+
+def _transposed_by_group(node: NodeProto, inputs: list[Any], opset: int, groups: int) -> Double:
+    """A ConvTranspose in groups: each reads its part of the channels and writes its part of them,
+    as the operator's definition has it. The reference implementation knows one group alone.
+    """
+    alone = NodeProto()
+    alone.CopyFrom(node)
+    del alone.attribute[:]
+    alone.attribute.extend(a for a in node.attribute if a.name != "group")
+    data, weight = np.split(inputs[0], groups, 1), np.split(inputs[1], groups, 0)
+    biases = np.split(inputs[2], groups) if len(inputs) > 2 and inputs[2] is not None else None
+    if biases is None:
+        del alone.input[2:]
+    parts = [
+        evaluate(alone, [data[g], weight[g], *([biases[g]] if biases else [])], opset)
+        for g in range(groups)
+    ]
+    return np.concatenate(parts, axis=1).astype(np.float64)
+
+
+def _unsigned(node: NodeProto) -> NodeProto:
+    """A node whose factors, Gemm's alpha and beta, are absolute values too."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    for attribute in copy.attribute:
+        if attribute.name in ("alpha", "beta"):
+            attribute.f = abs(attribute.f)
+    return copy
+
+
+def _absolute(node: NodeProto, inputs: list[Any], opset: int) -> Double:
+    """The sum of the absolute values of an operator's terms, its inputs being absolute values."""
+    if node.op_type == "BatchNormalization":
+        return _batch_norm(node, inputs, absolute=True)
+    if node.op_type == "Sub":
+        total: Double = inputs[0] + inputs[1]
+        return total
+    if node.op_type in ("Dropout", "Identity", "Neg"):
+        return np.asarray(inputs[0])
+    if node.op_type in _SIGNLESS:
+        return _step(_unsigned(node), inputs, opset)
+    out = _step(node, inputs, opset)
+    parameters = [np.abs(values).max(initial=0) for values in inputs[1:] if values is not None]
+    return np.abs(out) + float(sum(parameters))
+
+
+def _batch_norm(node: NodeProto, inputs: list[Any], *, absolute: bool) -> Double:
+    epsilon = next((float(a.f) for a in node.attribute if a.name == "epsilon"), _EPSILON)
+    shape = (1, -1, *(1,) * (inputs[0].ndim - 2))
+    scale, bias, mean, variance = (values.reshape(shape) for values in inputs[1:5])
+    centred = inputs[0] + mean if absolute else inputs[0] - mean
+    out: Double = centred / np.sqrt(variance + epsilon) * scale + bias
+    return out
