@@ -74,7 +74,7 @@ def probe(before: Side, after: Side, fold: Applied, numbers: NDArray[Any]) -> fl
     x = _sample(was, now, fold, numbers.astype(np.float64))
     fed = x
     if entry is not None:
-        fed = _fed(laid_out(entry.old, x.ndim), laid_out(entry.new, x.ndim), x)
+        x, fed = _fed(laid_out(entry.old, x.ndim), laid_out(entry.new, x.ndim), x)
     try:
         wanted, made = _run(was, x), _run(now, fed)
         bulk = _run(now, np.abs(fed), absolute=True)
@@ -119,12 +119,14 @@ def _new_row(side: Side, scope: Scope, fold: Applied, name: str, first: NodeProt
     return _Row(side, scope, [twin, *standing], twin.input[number])
 
 
-def _fed(old: Line, new: Line, x: Double) -> Double:
-    """What the new operators read where the old ones read x: ``G(z)`` for a z with ``F(z) = x``."""
+def _fed(old: Line, new: Line, x: Double) -> tuple[Double, Double]:
+    """What the old and the new operators read: ``F(z)`` and ``G(z)``, for a z with ``F(z) = x`` as
+    near as float64 has it. Where F is constant, x was that constant but for rounding.
+    """
     lost = old.unknown | (old.scale == 0)
     free = np.random.default_rng(0).normal(size=x.shape)
     z = np.where(lost, free, (x - old.shift) / np.where(lost, 1.0, old.scale))
-    return _through(new, z)
+    return np.where(old.unknown, x, _through(old, z)), _through(new, z)
 
 
 def _through(line: Line, values: Double) -> Double:
@@ -167,6 +169,8 @@ def _varies(was: _Row, now: _Row, fold: Applied, axis: int, rank: int) -> bool:
                 return True
     for row in (was, now):
         for node in row.nodes:
+            if node.op_type == "BatchNormalization" and axis == 1:
+                return True
             if node.op_type not in ("Add", "Div", "Gemm", "Mul", "Sub"):
                 continue
             for name in node.input[2:] if node.op_type == "Gemm" else node.input:
