@@ -117,7 +117,7 @@ def test_other_pads_and_other_biases_are_seen() -> None:
     )
     done = folded(made)
     assert max(one or 0.0 for one in probed(done)) <= 1.0
-    for pads, told in (([0, 0, 0, 0], None), ([2, 0, 1, 1], 20)):
+    for pads, told in (([0, 0, 0, 0], None), ([2, 1, 0, 1], 20)):
         wrong = done.copy()
         (node,) = (n for n in wrong.graph.node if n.op_type == "Conv")
         next(a for a in node.attribute if a.name == "pads").ints[:] = pads
