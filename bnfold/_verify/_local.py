@@ -222,8 +222,9 @@ def _double(row: _Row, name: str) -> NDArray[Any] | None:
 def _step(node: NodeProto, inputs: list[Any], opset: int) -> Double:
     """One operator, by its definition for a BatchNormalization in inference."""
     if node.op_type == "BatchNormalization":
-        centred = inputs[0] - _along_channels(inputs[3], inputs[0].ndim)
-        return centred * _gain(node, inputs) + _along_channels(inputs[2], inputs[0].ndim)
+        mean, bias = (_along_channels(inputs[n], inputs[0].ndim) for n in (3, 2))
+        out: Double = (inputs[0] - mean) * _gain(node, inputs) + bias
+        return out
     groups = next((int(a.i) for a in node.attribute if a.name == "group"), 1)
     try:
         if node.op_type == "ConvTranspose" and groups > 1:
