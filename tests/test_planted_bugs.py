@@ -26,7 +26,7 @@ from bnfold import _weights
 from bnfold._affine import IDENTITY, AffineMap
 from bnfold._cli import main
 from bnfold._sites import Site
-from bnfold._verify._end_to_end import _Comparison
+from bnfold._verify._end_to_end import _EndToEnd
 
 from . import zoo
 from .graphs import label
@@ -313,7 +313,7 @@ def assert_certificates(trial: Trial, off: Mapping[str, float]) -> None:
 @pytest.fixture(autouse=True)
 def unlocated(monkeypatch: Patch) -> None:
     """Where two models begin to differ is not asked here, and takes time to find."""
-    monkeypatch.setattr(_Comparison, "locate", lambda self, *given: None)
+    monkeypatch.setattr(_EndToEnd, "_locate", lambda self, *given: None)
 
 
 def pairs(models: tuple[str, ...], harmless: bool = False) -> list[Any]:

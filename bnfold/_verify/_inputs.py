@@ -10,6 +10,7 @@ metadata gives the range of an image's pixels, they are drawn from it.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,8 @@ _CHOICES: dict[Role, tuple[int, ...]] = {
     "length": (16, 64, 128, 512, 576, 256, 1024, 1, 4096, 16000),
 }
 _ATTEMPTS = 40
+# Numbers in a set of inputs; sizes that make for more are not proposed if smaller ones are there.
+_LARGEST = 1 << 26
 _BLOCK = 8
 _LARGE = 100.0
 _SIDE_STEP = 32
@@ -201,7 +204,9 @@ class InputSource:
         picks = sorted(itertools.product(*ranges), key=sum)
         for pick in picks[:_ATTEMPTS]:
             size = {role: _CHOICES[role][n] for role, n in zip(roles, pick, strict=True)}
-            yield self._draw(0, {key: size[role] for key, role in self._roles.items()})
+            sizes = {key: size[role] for key, role in self._roles.items()}
+            if pick == picks[0] or self._count(sizes) <= _LARGEST:
+                yield self._draw(0, sizes)
 
     def further(self, number: int, first: InputSet) -> Iterator[InputSet]:
         """Yield input sets of the next kind.
@@ -229,6 +234,10 @@ class InputSource:
             if candidate not in tried:
                 tried.append(candidate)
                 yield self._draw(number, candidate)
+
+    def _count(self, sizes: Mapping[Key, int]) -> int:
+        """How many numbers a set of inputs holds."""
+        return sum(math.prod(spec.shape(sizes)) for spec in self._specs)
 
     def _draw(self, number: int, sizes: Mapping[Key, int]) -> InputSet:
         flavour = self._wanted.flavours[number % len(self._wanted.flavours)]
@@ -260,12 +269,16 @@ class _Spec:
             for axis, dim in enumerate(self.dims)
         ]
 
-    def draw(self, rng: np.random.Generator, flavour: Flavour, sizes: Mapping[Key, int]) -> Array:
-        """Return an array of the given sizes."""
-        shape = tuple(
+    def shape(self, sizes: Mapping[Key, int]) -> tuple[int, ...]:
+        """The shape with its free dimensions of the given sizes."""
+        return tuple(
             dim if isinstance(dim, int) else sizes[(dim, -1) if dim else (self.name, axis)]
             for axis, dim in enumerate(self.dims)
         )
+
+    def draw(self, rng: np.random.Generator, flavour: Flavour, sizes: Mapping[Key, int]) -> Array:
+        """Return an array of the given sizes."""
+        shape = self.shape(sizes)
         signed = flavour != "unsigned"
         if self.element in _FLOATS:
             values = _floats(rng, flavour, shape)

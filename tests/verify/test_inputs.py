@@ -260,3 +260,11 @@ def test_a_range_without_denotations_is_that_of_every_image() -> None:
 def test_no_range_that_is_known_changes_nothing(value: str | None) -> None:
     plain, made = (next(InputSource(pictured(v), 0).first()) for v in (None, value))
     assert np.array_equal(plain.feeds["image"], made.feeds["image"])
+
+
+def test_sizes_that_fill_the_memory_are_not_proposed() -> None:
+    """Six free dimensions of which nothing is known: 4096 in each would be 4e21 numbers."""
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[a,b,c,d,e,f] x) => (float[m] y) '
+    model = onnx.parser.parse_model(text + "{ y = Abs(x) }")
+    for proposal in InputSource(model, 0).first():
+        assert proposal.feeds["x"].size <= 1 << 26
