@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._verify._bounds import Bounds
-from bnfold._verify._given import named
+from bnfold._verify._given import named, refuse_unfit
 from bnfold._verify._inputs import InputSet, InputSource, UndrawableError
 from bnfold._verify._session import EngineError, OnnxRuntime
 from bnfold._verify._settings import Settings
@@ -37,6 +37,7 @@ class Activations:
         the model does not run.
 
         Raises:
+            UsageError: given inputs do not fit the model.
             Exhausted: time is up, or memory has run out.
         """
         model = self._source.proto()
@@ -45,11 +46,14 @@ class Activations:
         tapped = [name for name in names if name in written]
         outputs = {value.name for value in model.graph.output}
         taps = tuple(Tap(name, name) for name in tapped if name not in outputs)
+        proposals: Iterator[InputSet]
         try:
             source = Source(self._source.path, taps)
             engine = OnnxRuntime(source.content(), source.folder, bounds=self._bounds)
             if self._inputs is not None:
-                proposals: Iterator[InputSet] = iter([named(self._inputs[0], engine.inputs)])
+                given = named(self._inputs[0], engine.inputs)
+                refuse_unfit(given, engine.inputs)
+                proposals = iter([given])
             else:
                 proposals = InputSource(model, self._settings.seed, self._settings.wanted).first()
         except (EngineError, UndrawableError):

@@ -93,7 +93,7 @@ def _where_tied(
         return check
     (data,) = inner.trials[0].original
     allowed = 2 * inner.tolerance.allowed((0, 0), data)
-    if not tied(ours, data, left, right, allowed):
+    if seen.status == "fail" or not tied(ours, data, left, right, allowed):
         return check
     note = f"other indices where the values tie; {seen.note}".rstrip("; ")
     return replace(check, status=seen.status, note=note)

@@ -53,7 +53,7 @@ def find(model: onnx.ModelProto, folder: Path) -> Weights:
         outputs = [name for name in node.output if name]
         if not varying and not any(a.type in _GRAPHS for a in node.attribute):
             fixed.update(outputs)
-        elif False:
+        elif node.op_type in _COUNTING or (varying and counted.issuperset(varying)):
             counted.update(outputs)
         elif node.domain not in ("", "ai.onnx"):
             continue
