@@ -155,11 +155,14 @@ def inputs(model: ModelProto) -> list[dict[str, Array]]:
 
 
 def _page(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Dark marks, 3 wide, on a light ground that is the same in all channels."""
+    """Dark marks, 3 wide, on a light ground with wide margins, the same in all channels."""
     spatial = shape[2:]
     marks = rng.random([-(-size // 3) for size in spatial]) < 0.3
     for axis, size in enumerate(spatial):
         marks = np.take(marks.repeat(3, axis), range(size), axis)
+        inside = np.arange(size) >= size // 4
+        inside &= inside[::-1]
+        marks = marks & np.expand_dims(inside, [k for k in range(len(spatial)) if k != axis])
     return np.broadcast_to(np.where(marks, -2.0, 2.0), shape)
 
 
