@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -291,3 +292,21 @@ def test_float64_sees_behind_a_saturated_function():
     x = image(made)
     assert np.array_equal(run(made, x), run(wrong, x))
     assert exact.Yardstick(made, [{"x": x}]).excess(wrong) > 100
+
+
+@pytest.mark.slow
+def test_the_matrix_of_the_shipped_example():
+    pytest.importorskip("torch")
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "kills.py"), "digits", "--cases"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    cases = [line for line in done.stdout.splitlines() if " x rounding: bnfold " in line]
+    verdicts = {line.split(": ")[1]: "bnfold fail" in line for line in cases}
+    assert verdicts.pop("fold by bnfold") is False
+    assert sum(verdicts.values()) == 13, verdicts
+    assert not any(failed for name, failed in verdicts.items() if name.startswith("fold by"))
