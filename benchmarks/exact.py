@@ -3,8 +3,9 @@
 Both models are run by the onnx package's evaluator with every float32 taken for a float64, so that
 nothing is lost to rounding on the way and a difference between two models is one between two
 functions. The operators that this evaluator gets wrong (a BatchNormalization with momentum) or does
-slowly are computed here, by PyTorch. What rounding may do to the same outputs is measured in the
-same way: every weight moves by -1, 0 or +1 unit in the last place of its float32.
+slowly are computed here, by PyTorch. What rounding may do to the same outputs is measured too: in
+float64, how far they move when every weight does by -1, 0 or +1 unit in the last place of its
+float32; and how far float32 arithmetic, onnxruntime's without optimizations, is off.
 
 What a last Sigmoid or Softmax reads counts as an output too: two models that differ there differ,
 also where the function is saturated on the inputs at hand and hides it.
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 import torch.nn.functional as F
 from bugs import parameters
@@ -44,17 +46,19 @@ def movement(left: Sequence[Array], right: Sequence[Array]) -> list[float]:
 
 
 class Yardstick:
-    """A model's outputs in float64 on some inputs, and how far rounding its weights moves them."""
+    """A model's outputs in float64 on some inputs, and how far rounding moves them."""
 
     def __init__(self, model: ModelProto, inputs: Sequence[Feeds], seed: int = 0) -> None:
-        """Run the model once on each input, and `DRAWS` times with its weights moved.
+        """Run the model on each input: in float64, in float32, and `DRAWS` times with its weights
+        moved.
 
         Raises whatever the evaluator does for an operator that it cannot compute.
         """
         rng = np.random.default_rng(seed)
         self._inputs = inputs
         self.outputs = [evaluate(model, feeds) for feeds in inputs]
-        self.rounding = [[0.0] * len(outputs) for outputs in self.outputs]
+        single = [in_float32(model, feeds) for feeds in inputs]
+        self.rounding = [movement(*pair) for pair in zip(self.outputs, single, strict=True)]
         for _ in range(DRAWS):
             moved = [evaluate(noisy(model, rng), feeds) for feeds in inputs]
             for k, (plain, other) in enumerate(zip(self.outputs, moved, strict=True)):
@@ -76,14 +80,7 @@ class Yardstick:
 
 def evaluate(model: ModelProto, feeds: Feeds) -> list[Array]:
     """The outputs of a float32 model in float64, and then what their last functions read."""
-    wide = ModelProto()
-    wide.CopyFrom(model)
-    del wide.graph.value_info[:]
-    makers = {name: node for node in wide.graph.node for name in node.output}
-    for value in list(wide.graph.output):
-        last = makers.get(value.name)
-        if last is not None and last.op_type in SATURATING:
-            wide.graph.output.add(name=last.input[0])
+    wide = _laid_open(model)
     for value in (*wide.graph.input, *wide.graph.output):
         if value.type.tensor_type.elem_type == TensorProto.FLOAT:
             value.type.tensor_type.elem_type = TensorProto.DOUBLE
@@ -99,6 +96,30 @@ def evaluate(model: ModelProto, feeds: Feeds) -> list[Array]:
     fed = {name: _wide(values) for name, values in feeds.items()}
     with np.errstate(all="ignore"), torch.no_grad():
         return [np.asarray(output) for output in evaluator.run(None, fed)]
+
+
+def in_float32(model: ModelProto, feeds: Feeds) -> list[Array]:
+    """The same values from onnxruntime, its optimizations off."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    content = _laid_open(model).SerializeToString()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    outputs: list[Array] = session.run(None, dict(feeds))
+    return outputs
+
+
+def _laid_open(model: ModelProto) -> ModelProto:
+    """A copy that also puts out what the functions read that its outputs come from."""
+    made = ModelProto()
+    made.CopyFrom(model)
+    del made.graph.value_info[:]
+    makers = {name: node for node in made.graph.node for name in node.output}
+    for value in list(made.graph.output):
+        last = makers.get(value.name)
+        if last is not None and last.op_type in SATURATING:
+            made.graph.output.add(name=last.input[0])
+    return made
 
 
 def noisy(model: ModelProto, rng: np.random.Generator) -> ModelProto:

@@ -8,8 +8,8 @@ and every checker compares what comes out with the model as it was (see checkers
 
 Whether a bug changes the function at all is measured apart from all checkers, in float64 (see
 exact.py): a change counts if it moves an output on some input more than `BEYOND` times as far as
-the largest of several draws in which each weight moves by its rounding. Among the inputs are some
-that no checker draws. Bugs that stay below that are counted in the last column alone.
+rounding does, of the weights or of the arithmetic in float32. Among the inputs are some that no
+checker draws. Bugs that stay below that are counted in the last column alone.
 
 A cell says in how many models a bug was noticed, of those whose function it changes; for bnfold the
 verdict "inconclusive" counts as noticed and stands in brackets. Below, how many folds, by bnfold
