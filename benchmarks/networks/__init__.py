@@ -1,4 +1,4 @@
-"""Fifteen architectures as plain torch modules, complete but narrow, by family and by name.
+"""Sixteen architectures as plain torch modules, complete but narrow, by family and by name.
 
 Their weights are drawn from a fixed seed. As in training, every BatchNorm gets the mean and
 variance of its input over a batch; γ, β, LayerScales and gains are random, scales of either sign.

@@ -12,7 +12,7 @@ from networks._weights import calibrate, signal
 from networks.convnext import ConvNeXtBlock, convnext, convnext_with_modules
 from networks.images import UNet, dcgan
 from networks.norm_free import nfnet, resmlp
-from networks.residual import densenet, mobilenet_v2, preact_resnet, resnet
+from networks.residual import densenet, mobilenet_v2, pool_first, preact_resnet, resnet
 from networks.sequences import PointNet, crepe, tcn
 from networks.transformers import ViT, levit
 
@@ -41,6 +41,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "densenet": Architecture(densenet, (3, 32, 32)),
     "mobilenet-v2": Architecture(mobilenet_v2, (3, 32, 32)),
+    "pool-first": Architecture(
+        pool_first, (3, 16, 16), {"BatchNormalization": 1, "Mul": -1}, "not-carried"
+    ),
     "dcgan": Architecture(dcgan, (16, 1, 1)),
     "unet": Architecture(UNet, (3, 16, 16)),
     "tcn": Architecture(tcn, (4, 32)),

@@ -1,4 +1,4 @@
-"""Convolutional classifiers: ResNet, pre-activation, DenseNet, MobileNetV2."""
+"""Convolutional classifiers: ResNet, pre-activation, DenseNet, MobileNetV2, pool first."""
 
 from __future__ import annotations
 
@@ -105,3 +105,21 @@ def mobilenet_v2() -> nn.Module:
     parts.append(conv_bn(channels, 64, 1, after=nn.ReLU6()))
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 10)]
     return nn.Sequential(*parts, *head)
+
+
+def pool_first() -> nn.Sequential:
+    """A classifier that pools ahead of its first BatchNorm, whose second feeds a padded convolution
+    with no activation in between, as in separable convolutions.
+    """
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.Conv2d(16, 16, 3, padding=1, groups=4, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        pooled_head(16, 10),
+    )

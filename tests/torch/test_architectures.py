@@ -17,6 +17,7 @@ COUNTS = {
     "preact-resnet": (7, 2, 2),
     "densenet": (22, 12, 12),
     "mobilenet-v2": (16, 0, 0),
+    "pool-first": (3, 1, 1),
     "dcgan": (3, 0, 0),
     "unet": (12, 0, 0),
     "tcn": (6, 0, 0),
