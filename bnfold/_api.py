@@ -156,7 +156,7 @@ def verify(
     *,
     inputs: str | os.PathLike[str] | Mapping[str, NDArray[np.generic]] | None = None,
     seed: int = 0,
-    draws: Sequence[str] = ("signed", "unsigned"),
+    draws: Sequence[str] = ("signed", "unsigned", "structured"),
     dims: Mapping[str, int | Sequence[int]] | None = None,
     bisect: bool = False,
     providers: Sequence[str] = ("cpu",),
@@ -173,7 +173,7 @@ def verify(
     Each may be a path, a ``ModelProto`` or an ``onnx_graphsurgeon.Graph``. ``inputs`` is an .npz
     file, an .npy file for the only input, a folder of such files, or a mapping from input names to
     arrays. Without it inputs are drawn from ``seed``, one set of each kind in ``draws``: "signed",
-    "unsigned", "structured" (flat blocks and edges) and "large". ``dims`` gives free dimensions by
+    "unsigned", "structured" (marks on a flat ground) and "large". ``dims`` gives free dimensions by
     name a size, or several to take in turn. The tolerance is how far the original itself moves when
     its weights move by their rounding. Where they differ, or with ``bisect`` in any case, the
     result's ``divergence`` says at which tensor that begins.

@@ -78,7 +78,7 @@ _COMPARISON = (
         callback=_words,
         metavar="KIND,…",
         help="Kinds of random inputs: signed, unsigned, structured, large. "
-        "[default: signed,unsigned]",
+        "[default: signed,unsigned,structured]",
     ),
     click.option(
         "--dim",

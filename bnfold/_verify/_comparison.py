@@ -132,15 +132,19 @@ class Comparison:
 
     def own(self, checks: Sequence[OutputCheck]) -> list[OutputCheck]:
         """The checks of the models' own outputs. One that is blind on some inputs is judged by the
-        tensor ahead of its last function, on all of them.
+        tensor ahead of its last function, on all of them; one that agrees while that tensor does
+        not is not judged at all.
         """
         found = {(check.inputs, check.output): check for check in checks}
-        blind = {check.output for check in checks if check.note == _BLIND}
         return [
-            self._seen_ahead(check, found) if check.output in blind else check
+            self._seen_ahead(check, found, check.output in self.blind(checks))
             for check in checks
             if check.output not in self._ahead
         ]
+
+    def blind(self, checks: Sequence[OutputCheck]) -> set[str]:
+        """The outputs in which planted errors do not show on some inputs."""
+        return {check.output for check in checks if check.note == _BLIND}
 
     def of(self, number: int) -> tuple[tuple[int, int], Trial]:
         """Which input set and output the check of a number is of, and the trial."""
@@ -189,15 +193,19 @@ class Comparison:
         return model
 
     def _seen_ahead(
-        self, check: OutputCheck, found: Mapping[tuple[str, str], OutputCheck]
+        self, check: OutputCheck, found: Mapping[tuple[str, str], OutputCheck], blind: bool
     ) -> OutputCheck:
-        """The check of the tensor ahead of an output, where there is one that tells something."""
-        if check.status == "fail":
-            return check
+        """A check, next to that of the tensor ahead of its output where there is one."""
         for alias, (output, function) in self._ahead.items():
             seen = found[check.inputs, alias]
-            if output == check.output and seen.status != "inconclusive" and seen.ratio is not None:
+            if output != check.output or check.status == "fail" or seen.ratio is None:
+                continue
+            if blind and seen.status != "inconclusive":
                 return replace(seen, output=output, note=f"compared ahead of its {function}")
+            if seen.status == "fail":
+                note = f"ahead of its {function} the two differ by {seen.difference:.2e}, and "
+                note += f"{seen.tolerance:.2e} is allowed there"
+                return replace(check, status="inconclusive", note=note)
         return check
 
     def _run_both(self, model: onnx.ModelProto, inputs: Sequence[InputSet] | None) -> list[Trial]:

@@ -102,6 +102,7 @@ class _EndToEnd:
         checks = comparison.judge(inputs)
         if any(check.status == "fail" or check.note == UNSETTLED for check in checks):
             checks = _doubt.reconsidered(comparison, checks)
+        blind = bool(comparison.blind(checks))
         checks = comparison.own(checks)
         status, divergence = overall(checks), None
         deployed: tuple[ProviderCheck, ...] = ()
@@ -112,11 +113,14 @@ class _EndToEnd:
             notes = (f"an error in a layer that would not have been noticed here {rests}",)
             status = status if self._certified else combined(status, ["inconclusive"])
         if status != "fail":
-            deployed = self._deploy()
+            deployed = self._deploy(blind)
             status = combined(status, [check.status for check in deployed])
         if settings.bisect or any(check.status == "fail" for check in checks):
             comparison.progress("looking for the first difference")
             divergence = self._locate(checks)
+        if divergence is not None and status == "pass":
+            status = "inconclusive"
+            notes = (*notes, "a tensor on the way differs, which no output shows on these inputs")
         result = _told(comparison, status, checks, *notes)
         return replace(result, providers=deployed, divergence=divergence, power=planted)
 
@@ -152,15 +156,17 @@ class _EndToEnd:
             self._comparison.notes.append(note)
             return None
 
-    def _deploy(self) -> tuple[ProviderCheck, ...]:
-        """What each provider makes of the folded model. Nothing runs there that onnxruntime cannot
-        run at all. A difference is held against further draws before it counts.
+    def _deploy(self, blind: bool) -> tuple[ProviderCheck, ...]:
+        """What each provider makes of the folded model, of the tensors ahead of its last functions
+        too where its outputs are ``blind``. Nothing runs there that onnxruntime cannot run at all.
+        A difference is held against further draws before it counts.
         """
         comparison = self._comparison
         if comparison.engine is not OnnxRuntime:
             return ()
-        outputs = [port for port in comparison.outputs if not comparison.is_ahead(port.name)]
-        pair, checks = self._pair, []
+        pair = comparison.pair if blind else self._pair
+        outputs = [p for p in comparison.outputs if blind or not comparison.is_ahead(p.name)]
+        checks = []
         for provider in comparison.settings.providers:
             comparison.progress(f"running on {provider.name} as deployed")
             deployment = Deployment(pair.original, pair.folded, outputs, comparison.bounds)

@@ -56,6 +56,8 @@ _ATTEMPTS = 40
 # Numbers in a set of inputs; sizes that make for more are not proposed if smaller ones are there.
 _LARGEST = 1 << 26
 _BLOCK = 8
+_STROKE = 3
+_INK = 0.3
 _LARGE = 100.0
 _SIDE_STEP = 32
 _IMAGE_RANK = 4
@@ -82,11 +84,11 @@ class Wanted:
     """What inputs to draw: of which kinds, and the sizes of free dimensions by name.
 
     ``signed`` is normal with mean 0 and deviation 1, ``unsigned`` uniform in [0, 1), ``structured``
-    has flat blocks with edges between them, ``large`` is normal with deviation 100. A dimension
+    has marks on a flat ground, as on a page, ``large`` is normal with deviation 100. A dimension
     takes its sizes in turn, the last one from then on.
     """
 
-    flavours: tuple[Flavour, ...] = ("signed", "unsigned")
+    flavours: tuple[Flavour, ...] = ("signed", "unsigned", "structured")
     dims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
@@ -317,10 +319,28 @@ def _floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) 
     if flavour != "structured":
         values = rng.standard_normal(shape)
         return values * _LARGE if flavour == "large" else values
-    coarse = rng.integers(-1, 2, tuple(-(-size // _BLOCK) for size in shape)).astype(np.float64)
-    for axis, size in enumerate(shape):
-        coarse = np.repeat(coarse, _BLOCK, axis)[(slice(None),) * axis + (slice(size),)]
-    return coarse
+    return _page(rng, shape)
+
+
+def _page(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Marks on a flat ground with a margin, in all channels alike, as on a page: -2 and 2. What is
+    no image, of two axes or fewer, is flat blocks of -2, 0 and 2.
+
+    Noise looks the same everywhere, and leaves channels dead that wait for edges or flat parts.
+    """
+    if len(shape) < _IMAGE_RANK - 1:
+        blocks: Array = rng.integers(-1, 2, tuple(-(-size // _BLOCK) for size in shape))
+        for axis, size in enumerate(shape):
+            blocks = np.take(blocks.repeat(_BLOCK, axis), range(size), axis)
+        return np.asarray(blocks * 2.0)
+    spatial = shape[2:] if len(shape) >= _IMAGE_RANK else shape[1:]
+    marks: Array = rng.random([-(-size // _STROKE) for size in spatial]) < _INK
+    for axis, size in enumerate(spatial):
+        marks = np.take(marks.repeat(_STROKE, axis), range(size), axis)
+        inside = np.arange(size) >= size // 4
+        others = [other for other in range(len(spatial)) if other != axis]
+        marks = marks & np.expand_dims(inside & inside[::-1], others)
+    return np.broadcast_to(np.where(marks, -2.0, 2.0), shape).copy()
 
 
 def _within(values: Array, flavour: Flavour, low: float, high: float) -> Array:
@@ -329,8 +349,7 @@ def _within(values: Array, flavour: Flavour, low: float, high: float) -> Array:
     """
     if flavour == "unsigned":
         return low + values * (high - low)
-    step = (high - low) / (2 if flavour == "structured" else 4)
-    return np.clip((low + high) / 2 + values * step, low, high)
+    return np.clip((low + high) / 2 + values * (high - low) / 4, low, high)
 
 
 def _spec(value: onnx.ValueInfoProto, hints: Hints, pixels: tuple[float, float] | None) -> _Spec:

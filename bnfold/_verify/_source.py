@@ -15,6 +15,7 @@ import onnx
 
 _SATURATING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Softsign", "Tanh"}
 _PASS_THROUGH = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_OWN = ("", "ai.onnx")
 
 
 class Tap(NamedTuple):
@@ -69,7 +70,7 @@ def ahead_of(left: onnx.ModelProto, right: onnx.ModelProto) -> dict[str, Ahead]:
     """Return, by output, the saturating function in which both models end, if it is the same, and
     nothing but the same reshaping comes after it.
     """
-    if list(left.opset_import) != list(right.opset_import):
+    if _opset(left) != _opset(right):
         return {}
     ours, theirs = ({n: list(e) for n, e in _endings(m.graph)} for m in (left, right))
     return {
@@ -77,6 +78,10 @@ def ahead_of(left: onnx.ModelProto, right: onnx.ModelProto) -> dict[str, Ahead]:
         for output, ending in ours.items()
         if output in theirs and _same(ending, theirs[output])
     }
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((each.version for each in model.opset_import if each.domain in _OWN), 0)
 
 
 def _same(left: list[onnx.NodeProto], right: list[onnx.NodeProto]) -> bool:
@@ -97,5 +102,5 @@ def _endings(graph: onnx.GraphProto) -> Iterator[tuple[str, list[onnx.NodeProto]
         while node is not None and node.op_type in _PASS_THROUGH:
             nodes.append(node)
             node = makers.get(node.input[0])
-        if node is not None and node.op_type in _SATURATING and node.domain in ("", "ai.onnx"):
+        if node is not None and node.op_type in _SATURATING and node.domain in _OWN:
             yield value.name, [*nodes, node]

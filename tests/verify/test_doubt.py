@@ -136,7 +136,7 @@ def compared(judge: Compare, tmp_path: Path, original: ModelProto, folded: Model
 def test_the_original_may_be_the_inaccurate_one(judge: Compare, tmp_path: Path) -> None:
     result = compared(judge, tmp_path, summed(1, 1e4), summed(1, 0))
     assert result.status == "pass"
-    (note,) = {check.note.partition(":")[0] for check in result.checks}
+    (note,) = {check.note.partition(":")[0] for check in result.checks if "float64" in check.note}
     assert note == "the original is the inaccurate one"
     assert [check.status for check in result.providers] == ["pass"]
 
