@@ -246,7 +246,7 @@ def fold(
                 fate = f"; {outcome.output} was written" if outcome.output else ""
                 raise UsageError(f"{error}{fate}") from error
     if form == "text":
-        _terminal.show(_report.text(outcome, verbose))
+        _terminal.show(_report.text(outcome, verbose, comparison["power"]))
     elif form == "json":
         _terminal.show_whole(_report.json_text(_report.document(outcome), ascii_only=True))
     else:
@@ -316,7 +316,7 @@ def verify(
         inputs = _options.inputs(comparison["inputs"])
         result = files(original, folded, inputs, settings, progress)
     if form == "text":
-        lines = _report.end_to_end_lines(result, verbose)
+        lines = _report.end_to_end_lines(result, verbose, comparison["power"])
         _terminal.show([*lines, f"verification: {result.status}"])
     elif form == "json":
         told = _report.comparison(str(original), str(folded), result)

@@ -14,14 +14,6 @@ class Exhausted(Exception):
     """The time or memory that a comparison may take has run out; the text says which."""
 
 
-_NO_MEMORY = ("alloc failed", "allocate memory", "bad_alloc", "bad allocation")
-
-
-def no_memory(error: Exception) -> bool:
-    """Whether an error of a library says that memory has run out."""
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
-
-
 @dataclass(frozen=True)
 class Bounds:
     """``threads`` is how many a session computes with, 0 for as many as there are cores;
@@ -35,7 +27,9 @@ class Bounds:
     @classmethod
     def beginning(cls, threads: int, seconds: float | None) -> Bounds:
         """Bounds whose time begins now."""
-        return cls(threads, None if seconds is None else time.monotonic() + seconds, seconds)
+        if seconds is None or seconds > threading.TIMEOUT_MAX:  # infinity, for instance
+            return cls(threads)
+        return cls(threads, time.monotonic() + seconds, seconds)
 
     def check(self) -> None:
         """Raise `Exhausted` once time is up."""
