@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -27,9 +28,10 @@ class Bounds:
     @classmethod
     def beginning(cls, threads: int, seconds: float | None) -> Bounds:
         """Bounds whose time begins now."""
-        if seconds is None or seconds > threading.TIMEOUT_MAX:  # infinity, for instance
+        limit = math.inf if seconds is None else float(seconds)
+        if limit > threading.TIMEOUT_MAX:
             return cls(threads)
-        return cls(threads, time.monotonic() + seconds, seconds)
+        return cls(threads, time.monotonic() + limit, limit)
 
     def check(self) -> None:
         """Raise `Exhausted` once time is up."""

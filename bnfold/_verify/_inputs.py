@@ -9,6 +9,8 @@ bounds its indices, a comparison with a constant names a value that matters.
 from __future__ import annotations
 
 import itertools
+import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +53,7 @@ _CHOICES: dict[Role, tuple[int, ...]] = {
     "length": (16, 64, 128, 512, 576, 256, 1024, 1, 4096, 16000),
 }
 _ATTEMPTS = 40
+_WIDEST = 8
 _BLOCK = 8
 _LARGE = 100.0
 _SIDE_STEP = 32
@@ -259,6 +262,8 @@ class _Spec:
             dim if isinstance(dim, int) else sizes[(dim, -1) if dim else (self.name, axis)]
             for axis, dim in enumerate(self.dims)
         )
+        if math.prod(shape) > sys.maxsize // _WIDEST:
+            raise MemoryError  # for which NumPy has errors of its own
         signed = flavour != "unsigned"
         if self.element in _FLOATS:
             return np.asarray(_floats(rng, flavour, shape), dtype=_FLOATS[self.element])

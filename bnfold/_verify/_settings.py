@@ -47,8 +47,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers that mean nothing."""
-        if not _is_whole(self.seed) or self.seed < 0:
-            raise UsageError(f"a seed is a whole number from 0, not {self.seed!r}")
+        if not _is_whole(self.seed) or not 0 <= self.seed < 1 << 64:  # PyTorch takes no more
+            raise UsageError(f"a seed is a whole number from 0 to 2^64 - 1, not {self.seed!r}")
         if not _is_whole(self.threads) or not 0 <= self.threads <= MOST_THREADS:
             raise UsageError(
                 f"threads are a whole number from 1 to {MOST_THREADS}, or 0 for as many as there "

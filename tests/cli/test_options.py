@@ -41,6 +41,7 @@ def wrong(model, tmp_path):
         (("--rtol", "nan"), "rtol is a number that is 0 or more"),
         (("--atol", "inf"), "atol is a number that is 0 or more"),
         (("--atol", "1e999"), "atol is a number that is 0 or more"),
+        (("--seed", "18446744073709551616"), "a seed is a whole number from 0 to 2^64 - 1"),
         (("--threads", "-1"), "threads are a whole number from 1 to 1024"),
         (("--threads", "99999999999"), "threads are a whole number from 1 to 1024"),
         (("--timeout", "0"), "above 0"),
@@ -272,6 +273,16 @@ def test_memory_bounds_any_run(model, folded, tmp_path):
     for args in ((model,), (model, "--check"), (model, "--no-verify"), ("verify", model, model)):
         run = bnfold(*args, "--memory", "1MB")
         refused(run, "bnfold itself takes", "give --memory more than that")
+
+
+@pytest.mark.parametrize("size", [10**17, 10**25])
+def test_inputs_that_fit_no_memory(size, tmp_path):
+    made = examples.foldable()
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    run = bnfold(examples.save(made, tmp_path / "free.onnx"), "--dim", f"n={size}")
+    assert (run.code, run.err) == (3, "")
+    assert "  note: out of memory" in run.lines
 
 
 @linux
