@@ -36,7 +36,7 @@ def test_a_model_and_its_fold(model, folded, tmp_path):
     lines = bnfold("verify", model, folded, "-v").lines
     assert [" inputs: pass, " in line for line in lines] == [True, True, False, False, False]
     assert lines[2] == "  inputs drawn with seed 0"
-    assert lines[3] == "  planted errors of 1 % show in 2 of 2 layers"
+    assert lines[3] == "  planted errors of 1 % show in 3 of 3 parts of the graph"
     assert tree(tmp_path) == before
 
 
