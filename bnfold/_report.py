@@ -20,7 +20,7 @@ COMPARISON = "bnfold.comparison/1"
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
-    """The whole outcome as plain data; ``schema`` names its version."""
+    """The whole outcome as plain data; ``schema`` names its version, schemas/report-1.json is it."""
     return {
         "schema": SCHEMA,
         "bnfold": bnfold.__version__,
@@ -34,7 +34,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
 
 
 def comparison(original: str, folded: str, result: EndToEnd) -> dict[str, Any]:
-    """The comparison of two models as plain data; ``schema`` names its version."""
+    """The comparison of two models as plain data; its schema is schemas/comparison-1.json."""
     return {
         "schema": COMPARISON,
         "bnfold": bnfold.__version__,
