@@ -20,7 +20,7 @@ COMPARISON = "bnfold.comparison/1"
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
-    """The whole outcome as plain data; ``schema`` names its version, schemas/report-1.json is it."""
+    """The whole outcome as plain data; its schema is schemas/report-1.json."""
     return {
         "schema": SCHEMA,
         "bnfold": bnfold.__version__,
