@@ -195,14 +195,23 @@ def _configure(context: click.Context, _: click.Parameter, ignored: bool) -> Non
 
 _PROJECT = f"{__name__}.project"
 
-configured = click.option(
-    "--no-config",
-    is_flag=True,
-    is_eager=True,  # before it comes only --help, which has to work whatever a file says
-    expose_value=False,
-    callback=_configure,
-    help="Take no defaults from [tool.bnfold] of a pyproject.toml.",
-)
+
+def configured(command: _Command) -> _Command:
+    """Let a command take defaults from the project's configuration.
+
+    Options that are eager are processed in the order in which they are given, and before those that
+    are not given: --help works whatever a file says. click's own one is found too late for that
+    before click 8.2.
+    """
+    command = click.help_option("-h", "--help")(command)
+    return click.option(
+        "--no-config",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_configure,
+        help="Take no defaults from [tool.bnfold] of a pyproject.toml.",
+    )(command)
 
 
 def refuse(context: click.Context, names: Iterable[str], why: str) -> None:
