@@ -187,19 +187,11 @@ def verify(
     cores), ``timeout`` a number of seconds after which the verdict is inconclusive.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
     ``kwargs``, then exported and compared like that. Two ``ExportedProgram`` are run by PyTorch on
-    the inputs that the original carries. All options but ``seed`` are for
-    models of ONNX.
+    the inputs that the original carries. All options but ``seed`` are for models of ONNX.
     The result's ``status`` is "pass", "fail" or "inconclusive".
-    Raises `UsageError` for models or inputs that cannot be read.
+    Raises `UsageError` for models or inputs that cannot be read, and for an option that has a value
+    that means nothing or is not for such models.
     """
-    if _is_module(original) and _is_module(folded):
-        from bnfold._torch import _verify
-
-        return _verify.compare(original, folded, _example(args, kwargs, None), seed)
-    if _is_program(original) and _is_program(folded):
-        from bnfold._torch import _verify
-
-        return _verify.compare_programs(original, folded, seed)
     from bnfold._compare import files
     from bnfold._verify._inputs import InputSet, Wanted, load_inputs
     from bnfold._verify._providers import by_name
@@ -216,6 +208,18 @@ def verify(
         threads=threads,
         seconds=timeout,
     )
+    modules = _is_module(original) and _is_module(folded)
+    if modules or (_is_program(original) and _is_program(folded)):
+        if inputs is not None or settings != Settings(seed):
+            raise UsageError(
+                "of the options of the comparison only seed is for models of PyTorch, which run on "
+                "their example inputs"
+            )
+        from bnfold._torch import _verify
+
+        if modules:
+            return _verify.compare(original, folded, _example(args, kwargs, None), seed)
+        return _verify.compare_programs(original, folded, seed)
     if inputs is None:
         sets = None
     elif isinstance(inputs, Mapping):

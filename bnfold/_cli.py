@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,38 +71,7 @@ class _Command(click.Group):
         """Run the subcommand; warnings of libraries are not for whoever runs it."""
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
-        context.default_map = _defaults(self)
         return super().invoke(context)
-
-
-def _defaults(group: click.Group) -> dict[str, dict[str, Any]]:
-    """What the project's configuration says, by command and parameter."""
-    from bnfold import _config
-
-    found = _config.defaults(Path.cwd(), _CONFIGURABLE)
-    found["form"] = found.pop("output_format", "text")
-    return {
-        name: {p.name: found[p.name] for p in command.params if p.name in found}
-        for name, command in group.commands.items()
-    }
-
-
-_CONFIGURABLE = {
-    "inputs": "path",
-    "seed": "number",
-    "draw": "list",
-    "dim": "table",
-    "provider": "list",
-    "power": "flag",
-    "rtol": "number",
-    "atol": "number",
-    "threads": "number",
-    "timeout": "number",
-    "memory": "text",
-    "output-format": "text",
-    "verbose": "flag",
-}
-"""The options that a project may set, and what each takes."""
 
 
 def _in_one_line(error: Exception) -> str:
@@ -214,6 +183,7 @@ _format = click.option(
 )
 @_format
 @click.option("-v", "--verbose", is_flag=True, help="List every fold and every kept map.")
+@_options.configured
 @click.pass_context
 def fold(
     context: click.Context,
@@ -226,6 +196,7 @@ def fold(
     report: Path | None,
     form: str,
     verbose: bool,
+    memory: int | None,
     **comparison: Any,
 ) -> int:
     """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
@@ -234,6 +205,7 @@ def fold(
     if check:
         unused = ("output", "in_place", "report", *_options.NAMES)
         _options.refuse(context, unused, "--check writes nothing and runs no model")
+        _options.bound(context, memory)
         return _check(models, form, verbose)
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
@@ -242,6 +214,8 @@ def fold(
         _options.refuse(context, _options.NAMES, "nothing is compared with --no-verify")
     if output is not None and _paths.is_same(output, model):
         raise UsageError(f"{output} is the input itself; say --in-place to write over it")
+    usable = ("seed",) if model.suffix == ".pt2" else _options.NAMES
+    comparison = _options.applicable(context, comparison, usable)
     inputs = None if no_verify else comparison["inputs"]
     if report is not None:
         for other in filter(None, (model, output, inputs)):
@@ -253,7 +227,7 @@ def fold(
     from bnfold._verify._settings import DEFAULT
 
     begun = time.monotonic()
-    _bound(comparison)
+    _options.bound(context, memory)
     settings = DEFAULT if no_verify else _options.settings(comparison)
     with _terminal.Progress() as progress:
         outcome = _judge.run(
@@ -272,21 +246,13 @@ def fold(
                 fate = f"; {outcome.output} was written" if outcome.output else ""
                 raise UsageError(f"{error}{fate}") from error
     if form == "text":
-        _terminal.show(_report.text(outcome, verbose))
+        _terminal.show(_report.text(outcome, verbose, comparison["power"]))
     elif form == "json":
         _terminal.show_whole(_report.json_text(_report.document(outcome), ascii_only=True))
     else:
         findings, seconds = list(_findings.of_fold(outcome)), time.monotonic() - begun
         _show_findings(form, str(model), outcome.verdict.status, outcome.plan, findings, seconds)
     return EXIT_CODES[outcome.verdict.status]
-
-
-def _bound(comparison: Mapping[str, Any]) -> None:
-    """Bound the memory of this process, if that is asked for."""
-    if comparison["memory"] is not None:
-        from bnfold import _memory
-
-        _memory.bound(comparison["memory"])
 
 
 def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
@@ -325,12 +291,17 @@ def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
 )
 @_format
 @click.option("-v", "--verbose", is_flag=True, help="Show every output on every input set.")
+@_options.configured
+@click.pass_context
 def verify(
+    context: click.Context,
+    /,
     original: Path,
     folded: Path,
     bisect: bool,
     form: str,
     verbose: bool,
+    memory: int | None,
     **comparison: Any,
 ) -> int:
     """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime."""
@@ -338,13 +309,14 @@ def verify(
     from bnfold._compare import files
 
     begun = time.monotonic()
-    _bound(comparison)
+    _options.bound(context, memory)
+    comparison = _options.applicable(context, comparison)
     settings = _options.settings(comparison, bisect=bisect)
     with _terminal.Progress() as progress:
         inputs = _options.inputs(comparison["inputs"])
         result = files(original, folded, inputs, settings, progress)
     if form == "text":
-        lines = _report.end_to_end_lines(result, verbose)
+        lines = _report.end_to_end_lines(result, verbose, comparison["power"])
         _terminal.show([*lines, f"verification: {result.status}"])
     elif form == "json":
         told = _report.comparison(str(original), str(folded), result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bnfold._result import Plan
 
 _LEVELS = {"fail": "error", "inconclusive": "warning"}
 _SUMMARY = "GITHUB_STEP_SUMMARY"
+_MEANING = re.compile(r"[\\`*_\[\]<>&|~$]")
 
 
 def commands(model: str, findings: Iterable[Finding]) -> Iterator[str]:
@@ -77,7 +79,8 @@ def _property(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that stays within a cell of a Markdown table, and means what it says."""
-    for character in "\\|<`":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    """Text that stays within a cell of a Markdown table, and means what it says.
+
+    Source: GitHub Flavored Markdown, backslash escapes; ``$`` begins a formula on GitHub.
+    """
+    return " ".join(_MEANING.sub(r"\\\g<0>", text).split())

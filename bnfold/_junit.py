@@ -38,16 +38,18 @@ def junit(model: str, findings: Sequence[Finding], seconds: float) -> str:
         )
         message = _written(finding.message)
         if finding.status == "fail":
-            ElementTree.SubElement(case, "failure", message=message).text = message
+            failure = ElementTree.SubElement(case, "failure", type=finding.group, message=message)
+            failure.text = message
         elif finding.status == "inconclusive":
-            ElementTree.SubElement(case, "skipped", message=message)
+            ElementTree.SubElement(case, "skipped", type=finding.group, message=message)
         elif message:
             ElementTree.SubElement(case, "system-out").text = message
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)
     written: bytes = ElementTree.tostring(suites, encoding="us-ascii", xml_declaration=True)
-    return written.decode("ascii")
+    # ElementTree leaves these as they are in a text, where a reader or a terminal changes them.
+    return written.decode("ascii").replace("\r", "&#13;").replace("\t", "&#09;")
 
 
 def _written(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Bounds the memory of this process."""
+"""The memory of this process: bounding it, and telling that it has run out."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import sys
 
 from bnfold._errors import UsageError
 
+_SIGNS = ("alloc failed", "allocate memory", "bad_alloc", "bad allocation", "memory exhausted")
+_MARGIN = 1 << 16
+
 
 def bound(size: int) -> None:
     """Let the process hold no more than ``size`` bytes of data; what asks for more gets an error.
 
+    A tighter bound that the process has already stays.
     Raises `UsageError` where the system cannot do that, or the process holds more already.
     """
     try:
@@ -18,13 +22,40 @@ def bound(size: int) -> None:
         raise UsageError("this system cannot bound a process's memory; leave out --memory") from (
             error
         )
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
-    if held > size:
+    held = _held(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    if held >= size:
         raise UsageError(f"bnfold itself takes {held / 1e6:.0f} MB; give --memory more than that")
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft != resource.RLIM_INFINITY:
+        size = min(size, soft)
     try:
         resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:
         raise UsageError(f"memory cannot be bounded to {size} bytes: {error}") from error
+
+
+def _held(resident: int) -> int:
+    """How many bytes of data the process holds, as the bound counts them where that can be told.
+
+    Linux counts what was asked for, whether it lies in memory or not.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            fields = dict(line.split(":", 1) for line in status if ":" in line)
+        return int(fields["VmData"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError, IndexError):
+        return resident * (1 if sys.platform == "darwin" else 1024)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error of a library says that memory has run out."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
+
+
+def claim(size: int) -> None:
+    """Raise ``MemoryError`` unless ``size`` more bytes can be had.
+
+    For a library that ends the process where it cannot get them, as protobuf does when a field is
+    set. Nothing is touched, so that it costs next to nothing.
+    """
+    bytes(size + _MARGIN)

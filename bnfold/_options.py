@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from bnfold._errors import UsageError
 
 if TYPE_CHECKING:
-    from bnfold._verify._inputs import InputSet, Wanted
+    from bnfold._verify._inputs import InputSet
     from bnfold._verify._settings import Settings
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -21,22 +21,16 @@ PATH = click.Path(path_type=Path, readable=False)  # whether it can be read is s
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
-def _words(_: click.Context, option: click.Parameter, given: Any) -> tuple[str, ...] | None:
+def _words(given: Any) -> tuple[str, ...]:
     """Words with commas between them; a configuration file may have a list."""
-    if given is None:
-        return None
     words = given.split(",") if isinstance(given, str) else given
     return tuple(word.strip() for word in words)
 
 
-def _sizes(
-    _: click.Context, option: click.Parameter, given: Sequence[Any]
-) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Dimensions and their sizes, such as ``batch=1,4``; a configuration file has both apart."""
-    return tuple(one if isinstance(one, tuple) else _dimension(one) for one in given)
-
-
-def _dimension(given: str) -> tuple[str, tuple[int, ...]]:
+def _sizes(given: Any) -> tuple[str, tuple[int, ...]]:
+    """A dimension and its sizes, such as ``batch=1,4``; a configuration file has both apart."""
+    if isinstance(given, tuple):
+        return given
     name, _, listed = given.rpartition("=")
     try:
         sizes = tuple(int(size) for size in listed.split(","))
@@ -47,14 +41,13 @@ def _dimension(given: str) -> tuple[str, tuple[int, ...]]:
     return name, sizes
 
 
-def _bytes(_: click.Context, option: click.Parameter, given: str | None) -> int | None:
+def _bytes(given: str) -> int:
     """An amount of memory, such as ``4GB``."""
-    if given is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", given.strip())
-    if found is None or not float(found[1]):
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([kMG]?)B?", given.strip())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if not size:
         raise UsageError(f"--memory {given}: say an amount of memory, such as 4GB or 500MB")
-    return int(float(found[1]) * _UNITS[found[2]])
+    return size
 
 
 _COMPARISON = (
@@ -74,24 +67,21 @@ _COMPARISON = (
     ),
     click.option(
         "--draw",
-        type=click.UNPROCESSED,
-        callback=_words,
+        type=_words,
         metavar="KIND,…",
         help="Kinds of random inputs: signed, unsigned, structured, large. "
         "[default: signed,unsigned,structured]",
     ),
     click.option(
         "--dim",
-        type=click.UNPROCESSED,
-        callback=_sizes,
+        type=_sizes,
         multiple=True,
         metavar="NAME=SIZE,…",
         help="The size of a free dimension, or several to take in turn.",
     ),
     click.option(
         "--provider",
-        type=click.UNPROCESSED,
-        callback=_words,
+        type=_words,
         default="cpu",
         show_default=True,
         metavar="NAME,…",
@@ -124,15 +114,42 @@ _COMPARISON = (
     ),
     click.option(
         "--memory",
-        callback=_bytes,
+        type=_bytes,
         metavar="SIZE",
         help="Take no more memory than this, such as 4GB (Linux and macOS).",
     ),
 )
-NAMES = (
-    *("inputs", "seed", "draw", "dim", "provider", "power"),
-    *("rtol", "atol", "threads", "timeout", "memory"),
-)
+_UNSET: dict[str, Any] = {
+    "inputs": None,
+    "seed": 0,
+    "draw": None,
+    "dim": (),
+    "provider": ("cpu",),
+    "power": False,
+    "rtol": None,
+    "atol": None,
+    "threads": 0,
+    "timeout": None,
+}
+NAMES = tuple(_UNSET)
+"""The options that say how two models are to be compared; a bound on memory is for any run."""
+
+_CONFIGURABLE = {
+    "inputs": "path",
+    "seed": "integer",
+    "draw": "words",
+    "dim": "sizes",
+    "provider": "words",
+    "power": "flag",
+    "rtol": "number",
+    "atol": "number",
+    "threads": "integer",
+    "timeout": "number",
+    "memory": "text",
+    "output-format": "text",
+    "verbose": "flag",
+}
+"""The options that a project may set, and what each takes."""
 
 
 def comparison(command: _Command) -> _Command:
@@ -142,26 +159,111 @@ def comparison(command: _Command) -> _Command:
     return command
 
 
+def _configure(context: click.Context, _: click.Parameter, ignored: bool) -> None:
+    """Take defaults from the project's configuration, each held to what its option takes.
+
+    Raises:
+        UsageError: a file cannot be read, or an option does not take a value.
+    """
+    if ignored:
+        return
+    from bnfold import _config
+
+    project = _config.project(_CONFIGURABLE)
+    if project is None:
+        return
+    values, read = {}, {}
+    for key, value in project.values.items():
+        option = next(p for p in context.command.params if f"--{key}" in p.opts)
+        assert option.name is not None
+        values[option.name] = value
+        try:
+            read[option.name] = option.type_cast_value(context, value)
+            if option.name in _UNSET:
+                settings({**_UNSET, option.name: read[option.name]})
+        except click.BadParameter as error:
+            raise project.trouble(key, error.message.rstrip(".")) from error
+        except UsageError as error:
+            raise project.trouble(key, error) from error
+    try:
+        _refuse_both({**_UNSET, **read})
+    except UsageError as error:
+        raise UsageError(f"{project.path}: {error}") from error
+    context.default_map = values
+    context.meta[_PROJECT] = project
+
+
+_PROJECT = f"{__name__}.project"
+
+
+def configured(command: _Command) -> _Command:
+    """Let a command take defaults from the project's configuration.
+
+    Options that are eager are processed in the order in which they are given, and before those that
+    are not given: --help works whatever a file says. click's own one is found too late for that
+    before click 8.2.
+    """
+    command = click.help_option("-h", "--help")(command)
+    return click.option(
+        "--no-config",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_configure,
+        help="Take no defaults from [tool.bnfold] of a pyproject.toml.",
+    )(command)
+
+
 def refuse(context: click.Context, names: Iterable[str], why: str) -> None:
     """Raise `UsageError` where one of some options was given on the command line.
 
     What a configuration file says is for whoever can use it.
     """
     for name in names:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if _said(context, name):
             option = next(p for p in context.command.params if p.name == name)
             raise UsageError(f"{why}; leave out {option.opts[0]}")
 
 
+def _said(context: click.Context, name: str) -> bool:
+    """Whether an option was given on the command line."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def applicable(
+    context: click.Context, given: Mapping[str, Any], names: Collection[str] = NAMES
+) -> dict[str, Any]:
+    """The options that hold, of those that a model can use.
+
+    What the file says and the model cannot use is left out; what the command line says stays, to be
+    refused. Inputs that the command line names go before those that the file says to draw, and
+    the other way round.
+    """
+    said = {name for name in _UNSET if _said(context, name)}
+    unused = _UNSET.keys() - names - said
+    if "inputs" in said:
+        unused |= {"draw", "dim"} - said
+    elif not said.isdisjoint({"draw", "dim"}):
+        unused |= {"inputs"}
+    return {**given, **{name: _UNSET[name] for name in unused}}
+
+
 def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
-    """What the options of a comparison say."""
+    """What the options of a comparison say.
+
+    Raises:
+        UsageError: an option has a value that means nothing, or two of them exclude each other.
+    """
+    from bnfold._verify._inputs import USUAL, Wanted
     from bnfold._verify._providers import by_name
     from bnfold._verify._settings import Settings
     from bnfold._verify._tolerance import Fixed
 
+    _refuse_both(given)
+    draw = USUAL.flavours if given["draw"] is None else given["draw"]
     return Settings(
         seed=given["seed"],
-        wanted=_wanted(given["draw"], given["dim"], given["inputs"]),
+        wanted=Wanted.of(draw, dict(given["dim"])),
         bisect=bisect,
         providers=by_name(given["provider"]),
         power=given["power"],
@@ -171,6 +273,30 @@ def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
     )
 
 
+def _refuse_both(given: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where inputs are given and others are to be drawn."""
+    if given["inputs"] is not None and (given["draw"] or given["dim"]):
+        raise UsageError("--draw and --dim have no use with --inputs; leave one of them out")
+
+
+def bound(context: click.Context, size: int | None) -> None:
+    """Bound the memory of this process, if that is asked for.
+
+    Raises:
+        UsageError: the system cannot do that, or so little does not do.
+    """
+    if size is None:
+        return
+    from bnfold import _memory
+
+    try:
+        _memory.bound(size)
+    except UsageError as error:
+        if _said(context, "memory"):
+            raise
+        raise context.meta[_PROJECT].trouble("memory", error) from error
+
+
 def inputs(path: Path | None) -> list[InputSet] | None:
     """The input sets of a file or folder, None where none is given."""
     if path is None:
@@ -178,14 +304,3 @@ def inputs(path: Path | None) -> list[InputSet] | None:
     from bnfold._verify._inputs import load_inputs
 
     return load_inputs(path)
-
-
-def _wanted(
-    draw: Sequence[str] | None, dims: Sequence[tuple[str, tuple[int, ...]]], given: Path | None
-) -> Wanted:
-    """The inputs to draw."""
-    from bnfold._verify._inputs import USUAL, Wanted
-
-    if given is not None and (draw or dims):
-        raise UsageError("--draw and --dim have no use with --inputs; leave one of them out")
-    return Wanted.of(USUAL.flavours if draw is None else draw, dict(dims))

@@ -20,7 +20,7 @@ COMPARISON = "bnfold.comparison/1"
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
-    """The whole outcome as plain data; ``schema`` names its version."""
+    """The whole outcome as plain data; its schema is schemas/report-1.json."""
     return {
         "schema": SCHEMA,
         "bnfold": bnfold.__version__,
@@ -34,7 +34,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
 
 
 def comparison(original: str, folded: str, result: EndToEnd) -> dict[str, Any]:
-    """The comparison of two models as plain data; ``schema`` names its version."""
+    """The comparison of two models as plain data; its schema is schemas/comparison-1.json."""
     return {
         "schema": COMPARISON,
         "bnfold": bnfold.__version__,
@@ -50,10 +50,10 @@ def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"
 
 
-def text(outcome: Outcome, verbose: bool) -> Iterator[str]:
-    """Lines for a terminal."""
+def text(outcome: Outcome, verbose: bool, power: bool = False) -> Iterator[str]:
+    """Lines for a terminal; with ``power``, what planted errors showed in any case."""
     yield from _plan_lines(outcome, verbose, "folded")
-    yield from verdict_lines(outcome.verdict, verbose)
+    yield from verdict_lines(outcome.verdict, verbose, power)
     if outcome.output is not None:
         yield f"wrote {outcome.output}"
         for path in outcome.left_behind:
@@ -83,7 +83,7 @@ def _plan_lines(outcome: Outcome, verbose: bool, verb: str) -> Iterator[str]:
     yield from _kept_lines(plan, verbose)
 
 
-def verdict_lines(verdict: Verdict, verbose: bool) -> Iterator[str]:
+def verdict_lines(verdict: Verdict, verbose: bool, power: bool = False) -> Iterator[str]:
     """The verdict on a fold, one line unless there is trouble or ``verbose``."""
     if verdict.status in ("unchanged", "skipped"):
         if verdict.status == "skipped":
@@ -97,12 +97,15 @@ def verdict_lines(verdict: Verdict, verbose: bool) -> Iterator[str]:
             maps = ", ".join(certificate.maps)
             yield f"  {certificate.into} ← {maps}: {trouble(certificate)}"
     if verdict.end_to_end is not None:
-        yield from end_to_end_lines(verdict.end_to_end, verbose)
+        yield from end_to_end_lines(verdict.end_to_end, verbose, power)
     yield f"verification: {verdict.status}"
 
 
-def end_to_end_lines(result: EndToEnd, verbose: bool) -> Iterator[str]:
-    """The largest difference of each output next to its tolerance; all input sets if verbose."""
+def end_to_end_lines(result: EndToEnd, verbose: bool, power: bool = False) -> Iterator[str]:
+    """The largest difference of each output next to its tolerance; all input sets if verbose.
+
+    With ``power``, what planted errors showed in any case.
+    """
     shown: dict[str, Any] = {}
     for check in result.checks:
         known = shown.get(check.output)
@@ -116,7 +119,8 @@ def end_to_end_lines(result: EndToEnd, verbose: bool) -> Iterator[str]:
         yield f"  inputs drawn with seed {result.seed}"
     for number, line in enumerate(located(result)):
         yield f"    {line}" if number else f"  {line}"
-    yield from _power_lines(result, verbose)
+    if verbose or power or not all(planted.noticed for planted in result.power):
+        yield from _power_lines(result)
     for deployed in result.providers:
         if deployed.note or deployed.provider != "cpu":
             note = f", {deployed.note}" if deployed.note else ""
@@ -125,14 +129,12 @@ def end_to_end_lines(result: EndToEnd, verbose: bool) -> Iterator[str]:
         yield f"  note: {note}"
 
 
-def _power_lines(result: EndToEnd, verbose: bool) -> Iterator[str]:
-    """Which planted errors show: of every layer by itself; of parts of the graph only where one
-    does not, or if ``verbose``.
-    """
+def _power_lines(result: EndToEnd) -> Iterator[str]:
+    """Which planted errors show, of every layer by itself or of parts of the graph."""
+    if not result.power:
+        return
     hidden = [planted for planted in result.power if not planted.noticed]
     each = all(len(planted.layers) == 1 for planted in result.power)
-    if not result.power or not (verbose or hidden or each):
-        return
     what = "layers" if each else "parts of the graph"
     count = len(result.power)
     yield f"  planted errors of 1 % show in {count - len(hidden)} of {count} {what}"

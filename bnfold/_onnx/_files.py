@@ -28,7 +28,7 @@ from onnx import (
     helper,
 )
 
-from bnfold import _paths
+from bnfold import _memory, _paths
 from bnfold._errors import UsageError
 from bnfold._onnx import _stream, _tensors
 from bnfold._onnx._edit import Relocated
@@ -49,6 +49,8 @@ def load(path: Path) -> ModelProto:
     try:
         model: ModelProto = ModelProto.FromString(data)
     except DecodeError as error:
+        if _memory.ran_out(error):
+            raise MemoryError from error
         raise UsageError(f"{path} is not an ONNX model, or is cut off: {_line(error)}") from error
     if not model.HasField("graph"):
         raise UsageError(f"{path} is not an ONNX model: it holds no graph")

@@ -11,6 +11,7 @@ from typing import IO
 
 from onnx import ModelProto
 
+from bnfold import _memory
 from bnfold._errors import UsageError
 
 _LARGEST = 2**31 - 1
@@ -19,7 +20,7 @@ _LARGEST = 2**31 - 1
 def write(model: ModelProto, file: IO[bytes]) -> None:
     """Write a model and take it apart: its graph is empty afterwards.
 
-    Raises `UsageError` above 2 GiB, which no protobuf reader accepts.
+    Raises `UsageError` above 2 GiB, which no protobuf reader accepts, and ``MemoryError``.
     """
     tensors = list(model.graph.initializer)
     del model.graph.initializer[:]
@@ -31,6 +32,7 @@ def write(model: ModelProto, file: IO[bytes]) -> None:
         item = type(model.graph).DESCRIPTOR.fields_by_name["initializer"].number
         sizes = [tensor.ByteSize() for tensor in tensors]
     except Exception as error:  # protobuf's error for a message too large differs by backend.
+        _memory.claim(_LARGEST)  # It is the same where memory has run out.
         raise _too_large() from error
     total = len(graph) + sum(len(_prefix(item, size)) + size for size in sizes)
     if len(rest) + total > _LARGEST:
@@ -40,6 +42,7 @@ def write(model: ModelProto, file: IO[bytes]) -> None:
     file.write(graph)
     for tensor, size in zip(tensors, sizes, strict=True):
         file.write(_prefix(item, size))
+        _memory.claim(2 * size)
         file.write(tensor.SerializeToString())
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from bnfold import _memory
 from bnfold._errors import UsageError
 
 Array = NDArray[Any]
@@ -50,7 +51,9 @@ def write(tensor: TensorProto, values: Array) -> None:
         del tensor.dims[:]
         tensor.dims.extend(values.shape)
     little = values.astype(values.dtype.newbyteorder("<"), copy=False)
-    tensor.raw_data = np.ascontiguousarray(little).tobytes()
+    data = np.ascontiguousarray(little).tobytes()
+    _memory.claim(len(data))
+    tensor.raw_data = data
 
 
 def make(name: str, values: Array) -> TensorProto:

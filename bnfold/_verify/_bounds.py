@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -12,14 +13,6 @@ from typing import Any
 
 class Exhausted(Exception):
     """The time or memory that a comparison may take has run out; the text says which."""
-
-
-_NO_MEMORY = ("alloc failed", "allocate memory", "bad_alloc", "bad allocation")
-
-
-def no_memory(error: Exception) -> bool:
-    """Whether an error of a library says that memory has run out."""
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,10 @@ class Bounds:
     @classmethod
     def beginning(cls, threads: int, seconds: float | None) -> Bounds:
         """Bounds whose time begins now."""
-        return cls(threads, None if seconds is None else time.monotonic() + seconds, seconds)
+        limit = math.inf if seconds is None else float(seconds)
+        if limit > threading.TIMEOUT_MAX:
+            return cls(threads)
+        return cls(threads, time.monotonic() + limit, limit)
 
     def check(self) -> None:
         """Raise `Exhausted` once time is up."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bnfold._verify._bounds import Bounds, Exhausted, no_memory
+from bnfold import _memory
+from bnfold._verify._bounds import Bounds, Exhausted
 from bnfold._verify._dice import rolled
 from bnfold._verify._difference import is_float, mismatch
 from bnfold._verify._given import named, refuse_unfit
@@ -385,6 +386,6 @@ def _parsed(source: Source, what: str, verdict: Status) -> onnx.ModelProto:
     try:
         return source.proto()
     except Exception as error:
-        if no_memory(error):
+        if _memory.ran_out(error):
             raise Exhausted("out of memory") from error
         raise Settled(verdict, f"the {what} cannot be read: {error}") from error

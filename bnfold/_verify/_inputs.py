@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,7 @@ _CHOICES: dict[Role, tuple[int, ...]] = {
 _ATTEMPTS = 40
 # Numbers in a set of inputs; sizes that make for more are not proposed if smaller ones are there.
 _LARGEST = 1 << 26
+_WIDEST = 8
 _BLOCK = 8
 _STROKE = 3
 _INK = 0.3
@@ -281,6 +283,8 @@ class _Spec:
     def draw(self, rng: np.random.Generator, flavour: Flavour, sizes: Mapping[Key, int]) -> Array:
         """Return an array of the given sizes."""
         shape = self.shape(sizes)
+        if math.prod(shape) > sys.maxsize // _WIDEST:
+            raise MemoryError  # for which NumPy has errors of its own
         signed = flavour != "unsigned"
         if self.element in _FLOATS:
             values = _floats(rng, flavour, shape)
@@ -332,7 +336,8 @@ def _page(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
         blocks: Array = rng.integers(-1, 2, tuple(-(-size // _BLOCK) for size in shape))
         for axis, size in enumerate(shape):
             blocks = np.take(blocks.repeat(_BLOCK, axis), range(size), axis)
-        return np.asarray(blocks * 2.0)
+        doubled: Array = blocks * 2.0
+        return doubled
     spatial = shape[2:] if len(shape) >= _IMAGE_RANK else shape[1:]
     marks: Array = rng.random([-(-size // _STROKE) for size in spatial]) < _INK
     for axis, size in enumerate(spatial):

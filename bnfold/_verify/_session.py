@@ -20,9 +20,10 @@ import onnx
 import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
+from bnfold import _memory
 from bnfold._onnx import _tensors
 from bnfold._onnx._files import tensors
-from bnfold._verify._bounds import UNBOUNDED, Bounds, Exhausted, no_memory
+from bnfold._verify._bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._verify._providers import CPU, Provider
 
 _REFERENCE_LIMIT = 32 << 20
@@ -214,7 +215,7 @@ def _refuse_known_bugs(model: onnx.ModelProto) -> None:
 def _engine_error(error: Exception) -> EngineError:
     """The error of a model; memory that has run out is none."""
     text = str(error)
-    if no_memory(error):
+    if _memory.ran_out(error):
         raise Exhausted("out of memory") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__

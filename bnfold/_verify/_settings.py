@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from bnfold._errors import UsageError
 from bnfold._verify._inputs import USUAL, Wanted
 from bnfold._verify._providers import CPU, Provider
-from bnfold._verify._tolerance import Fixed
+from bnfold._verify._tolerance import Fixed, is_number
+
+MOST_THREADS = 1024
+"""More than this is a mistake, and onnxruntime would start them all."""
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is an integer of Python or NumPy; true and false are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -37,10 +47,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers that mean nothing."""
-        if self.threads < 0:
-            raise UsageError("a session needs 1 thread or more; 0 takes as many as there are cores")
-        if self.seconds is not None and not self.seconds > 0:
-            raise UsageError("a timeout is a number of seconds above 0")
+        if not _is_whole(self.seed) or not 0 <= self.seed < 1 << 64:  # PyTorch takes no more
+            raise UsageError(f"a seed is a whole number from 0 to 2^64 - 1, not {self.seed!r}")
+        if not _is_whole(self.threads) or not 0 <= self.threads <= MOST_THREADS:
+            raise UsageError(
+                f"threads are a whole number from 1 to {MOST_THREADS}, or 0 for as many as there "
+                f"are cores, not {self.threads!r}"
+            )
+        if self.seconds is not None and not (is_number(self.seconds) and self.seconds > 0):
+            raise UsageError(f"a timeout is a number of seconds above 0, not {self.seconds!r}")
 
 
 DEFAULT = Settings()

@@ -15,6 +15,7 @@ seeds stayed at or below 2 P of three draws. The verdicts on right and wrong fol
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,13 +62,15 @@ class Fixed:
         """What a user asks for; None where nothing is.
 
         Raises:
-            UsageError: a number is negative or not finite.
+            UsageError: one is not a number, is negative or is not finite.
         """
         if rtol is None and atol is None:
             return None
         for name, value in (("rtol", rtol), ("atol", atol)):
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise UsageError(f"{name} is a number that is 0 or more, not {value}")
+            if value is None:
+                continue
+            if not is_number(value) or not (value >= 0 and math.isfinite(value)):
+                raise UsageError(f"{name} is a number that is 0 or more, not {value!r}")
         return cls(rtol or 0.0, atol or 0.0)
 
 
@@ -122,6 +125,11 @@ class Tolerance:
         if self.jumps(at):
             return False
         return bool(why) or self.measure(at, expected, found).ratio > 1.0
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number of Python or NumPy; true and false are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _over(difference: float, allowed: float) -> float:

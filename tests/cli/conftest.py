@@ -1,12 +1,31 @@
-"""The example models, each in a folder of its own."""
+"""The example models, each in a folder of its own; and a command that may not read everything."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from . import examples
+from .command import COMMAND
+
+AS_NOBODY = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+"""Takes from root what lets it pass file permissions."""
+
+
+@pytest.fixture
+def bound() -> tuple[str, ...]:
+    """The command, run by somebody to whom file permissions apply."""
+    if os.geteuid() != 0:
+        return COMMAND
+    if shutil.which(AS_NOBODY[0]) is None:
+        pytest.skip("root may read and write anything, and setpriv is not here to forbid it")
+    if subprocess.run([*AS_NOBODY, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("root may read and write anything here")
+    return (*AS_NOBODY, *COMMAND)
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
+from onnx import TensorProto, helper
 
-from ..graphs import bn, conv, model, op
+from ..graphs import bn, conv, model, op, rand
 
 
 def foldable() -> onnx.ModelProto:
@@ -49,6 +51,62 @@ def slow() -> onnx.ModelProto:
         ]
         source, channels = f"r{k}", 32
     return model(*pieces, x=(1, 16, 400, 400), y=source)
+
+
+def crossing() -> onnx.ModelProto:
+    """A BatchNormalization behind a MaxPool, which is checked by running that operator alone."""
+    return model(
+        conv("conv", "x", "c", (8, 3, 3, 3)),
+        op("MaxPool", "c", "p", kernel_shape=[2, 2]),
+        bn("bn", "p", "b", 8),
+        op("Relu", "b", "y"),
+    )
+
+
+def hiding() -> onnx.ModelProto:
+    """Six folds. Every second one hardly moves the output, and has one beside it that does."""
+    pieces, total = [], ""
+    for k in range(6):
+        node, weights = bn(f"bn{k}", f"c{k}", f"b{k}", 4)
+        if k % 2:
+            weights |= {name: np.float32(1e-9) * weights[name] for name in list(weights)[:2]}
+        pieces += [conv(f"conv{k}", "x", f"c{k}", (4, 3, 3, 3)), (node, weights)]
+        pieces += [op("Sigmoid", f"b{k}", f"s{k}")]
+        if total:
+            pieces.append(op("Add", f"{total} s{k}", f"t{k}"))
+        total = f"t{k}" if total else f"s{k}"
+    return model(*pieces, y=total)
+
+
+def endless() -> onnx.ModelProto:
+    """A fold, and a loop that no machine sees the end of."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["still"]),
+            helper.make_node("Conv", ["state", "loop.w"], ["next"], pads=[1, 1, 1, 1]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
+        ],
+    )
+    turns = {
+        "turns": np.array(2**62, np.int64),
+        "yes": np.array(True),
+        "loop.w": rand(8, 8, 3, 3) * np.float32(0.01),
+    }
+    return model(
+        conv("conv", "x", "c", (8, 3, 3, 3)),
+        bn("bn", "c", "b", 8),
+        op("Loop", "turns yes b", "y", body=body),
+        weights=turns,
+    )
 
 
 def save(made: onnx.ModelProto, path: Path, **data: str) -> Path:

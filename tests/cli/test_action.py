@@ -100,6 +100,41 @@ def test_the_action_compares_two_models(model, tmp_path):
     assert "at fault" in out
 
 
+def test_the_action_hands_on_further_options(model, tmp_path):
+    folded = tmp_path / "folded.onnx"
+    assert bnfold(model, "-o", folded, "--no-verify").code == 0
+    pair = {"model": str(folded), "original": str(model)}
+    code, out, _ = act(tmp_path, **pair, args="--atol 0\n  --seed 3")
+    assert (code, "::error" in out) == (1, True)
+    code, out, _ = act(tmp_path, **pair, args="--atol 1 --output-format text")
+    assert (code, out.splitlines()[-1]) == (0, "verification: pass")
+    code, out, _ = act(tmp_path, model=str(folded), args="--output-format text -v")
+    assert (code, out.splitlines()[0]) == (0, "nothing to fold")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "; touch made",
+        "$(touch made)",
+        "`touch made`",
+        "&& touch made",
+        "| touch made",
+        "> made",
+        "\ntouch made",
+        '" ; touch made ; "',
+        "${MODEL:=made} $((1)) ~",
+        "*",
+    ],
+)
+def test_no_shell_reads_the_further_options(args, settled, tmp_path):
+    """They are words for the command, which has no use for these."""
+    code, out, _ = act(tmp_path, model=str(settled), args=args)
+    assert code == 2
+    assert args.split()[0] in out
+    assert not (tmp_path / "made").exists()
+
+
 def test_the_hook_takes_all_files_at_once(model, settled):
     command, *arguments = shlex.split(HOOK["entry"])
     assert command == "bnfold"

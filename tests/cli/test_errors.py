@@ -18,21 +18,6 @@ from onnx import helper
 from . import examples
 from .command import COMMAND, bnfold, refused, tree
 
-AS_NOBODY = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
-"""Takes from root what lets it pass file permissions."""
-
-
-@pytest.fixture
-def bound() -> tuple[str, ...]:
-    """The command, run by somebody to whom file permissions apply."""
-    if os.geteuid() != 0:
-        return COMMAND
-    if shutil.which(AS_NOBODY[0]) is None:
-        pytest.skip("root may read and write anything, and setpriv is not here to forbid it")
-    if subprocess.run([*AS_NOBODY, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("root may read and write anything here")
-    return (*AS_NOBODY, *COMMAND)
-
 
 @pytest.fixture
 def unchanged(tmp_path):

@@ -33,7 +33,10 @@ def test_a_model_and_its_fold(model, folded, tmp_path):
     assert len(run.lines) == 2
     assert run.lines[0].startswith("  y on ") and ": pass, difference " in run.lines[0]
     assert run.lines[1] == "verification: pass"
-    assert len(bnfold("verify", model, folded, "-v").lines) == 3
+    lines = bnfold("verify", model, folded, "-v").lines
+    assert [" inputs: pass, " in line for line in lines] == [True, True, False, False, False]
+    assert lines[2] == "  inputs drawn with seed 0"
+    assert lines[3] == "  planted errors of 1 % show in 3 of 3 parts of the graph"
     assert tree(tmp_path) == before
 
 
@@ -162,14 +165,19 @@ def free(model):
     return changed(model, edit)
 
 
+def labels(run):
+    """The input sets of which a verbose run says something."""
+    said = [line for line in run.lines if " inputs: " in line]
+    return [line.split(" on ")[1].split(" inputs: ")[0] for line in said]
+
+
 def test_kinds_and_sizes_of_inputs(free, tmp_path):
     folded = tmp_path / "free.onnx"
     assert bnfold(free, "-o", folded, "--draw", "signed", "--dim", "n=2").code == 0
     model = free
     run = bnfold("verify", model, folded, "-v", "--draw", "structured,large", "--dim", "n=3,1,2")
     assert run.code == 0
-    labels = [line.split(" on ")[1].split(" inputs: ")[0] for line in run.lines[:-1]]
-    assert labels == ["structured n=3", "large n=1", "structured n=2"]
+    assert labels(run) == ["structured n=3", "large n=1", "structured n=2"]
 
 
 @pytest.mark.parametrize(
@@ -205,5 +213,5 @@ def test_samples_in_a_folder(model, folded, tmp_path):
         np.save(samples / f"{number}.npy", values)
     run = bnfold("verify", model, folded, "-v", "--inputs", samples)
     assert run.code == 0
-    assert [line.split(" on ")[1].split(" ")[0] for line in run.lines[:-1]] == ["0.npy", "1.npy"]
+    assert labels(run) == ["0.npy", "1.npy"]
     assert bnfold("verify", model, folded, "--inputs", samples / "0.npy").code == 0

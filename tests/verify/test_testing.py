@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
 
@@ -59,3 +61,77 @@ def test_in_a_run_of_pytest(tmp_path):
     assert run.returncode == 1
     assert "at fault: one (Conv)" in run.stdout
     assert "bnfold/testing.py" not in run.stdout.replace("\\", "/")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"timeout": 0}, "a timeout is a number of seconds above 0, not 0"),
+        ({"timeout": -1.5}, "a timeout is a number"),
+        ({"timeout": float("nan")}, "a timeout is a number"),
+        ({"timeout": "10"}, "a timeout is a number of seconds above 0, not '10'"),
+        ({"timeout": True}, "a timeout is a number"),
+        ({"threads": -1}, "threads are a whole number from 1 to 1024"),
+        ({"threads": 2**40}, "threads are a whole number"),
+        ({"threads": 1.0}, "threads are a whole number"),
+        ({"threads": "2"}, "threads are a whole number"),
+        ({"threads": None}, "threads are a whole number"),
+        ({"rtol": -1e-3}, "rtol is a number that is 0 or more"),
+        ({"rtol": "1e-3"}, "rtol is a number that is 0 or more, not '1e-3'"),
+        ({"atol": float("inf")}, "atol is a number that is 0 or more"),
+        ({"atol": float("nan")}, "atol is a number that is 0 or more"),
+        ({"atol": 1j}, "atol is a number that is 0 or more"),
+        ({"seed": -1}, "a seed is a whole number from 0"),
+        ({"seed": 0.5}, "a seed is a whole number from 0"),
+        ({"seed": 2**64}, "a seed is a whole number from 0"),
+    ],
+)
+def test_an_option_that_means_nothing(options, words):
+    made = net()
+    with pytest.raises(bnfold.UsageError, match=re.escape(words)):
+        bnfold.verify(made, made, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rtol": 1e-3},
+        {"rtol": 1, "atol": 0},
+        {"rtol": np.float32(1e-3), "atol": np.float64(1e-6)},
+        {"threads": np.int64(1), "seed": np.uint8(3)},
+        {"timeout": 600},
+        {"seed": 2**64 - 1},
+        {"timeout": np.float32(600)},
+        {"timeout": float("inf"), "power": True},
+    ],
+)
+def test_an_option_that_means_something(options):
+    made = net()
+    assert bnfold.verify(made, bnfold.fold(made), **options).status == "pass"
+
+
+def test_time_that_is_up():
+    made = net()
+    result = bnfold.verify(made, made, timeout=1e-9)
+    assert (result.status, result.checks) == ("inconclusive", ())
+    assert result.notes == ("time is up after 1e-09 s (--timeout)",)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rtol": 1e-3},
+        {"timeout": 5},
+        {"threads": 1},
+        {"power": True},
+        {"bisect": True},
+        {"draws": ["large"]},
+        {"inputs": {"x": np.zeros(1)}},
+    ],
+)
+def test_options_that_modules_of_pytorch_do_not_take(options):
+    """Better said than passed over."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    module = torch.nn.Linear(2, 2).eval()
+    with pytest.raises(bnfold.UsageError, match="only seed is for models of PyTorch"):
+        bnfold.verify(module, module, (torch.randn(1, 2),), **options)

@@ -1,0 +1,324 @@
+"""``--power``, ``--rtol`` and ``--atol``, ``--threads``, ``--timeout``, ``--memory``."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from .. import graphs
+from . import examples
+from .command import PLANTED, bnfold, refused, tree
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds data as it is told")
+
+
+@pytest.fixture
+def folded(model, tmp_path):
+    target = tmp_path / "folded.onnx"
+    assert bnfold(model, "-o", target, "--no-verify").code == 0
+    return target
+
+
+@pytest.fixture
+def wrong(model, tmp_path):
+    """A fold that makes every weight 1 % too large."""
+    target = tmp_path / "wrong.onnx"
+    assert bnfold(model, "-o", target, "--no-verify", command=PLANTED).code == 0
+    return target
+
+
+# --- what means nothing -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        (("--rtol", "-1"), "rtol is a number that is 0 or more"),
+        (("--rtol", "nan"), "rtol is a number that is 0 or more"),
+        (("--atol", "inf"), "atol is a number that is 0 or more"),
+        (("--atol", "1e999"), "atol is a number that is 0 or more"),
+        (("--seed", "18446744073709551616"), "a seed is a whole number from 0 to 2^64 - 1"),
+        (("--threads", "-1"), "threads are a whole number from 1 to 1024"),
+        (("--threads", "99999999999"), "threads are a whole number from 1 to 1024"),
+        (("--timeout", "0"), "above 0"),
+        (("--timeout", "-3"), "above 0"),
+        (("--timeout", "nan"), "above 0"),
+        (("--memory", "lots"), "such as 4GB"),
+        (("--memory", "4TB"), "such as 4GB"),
+        (("--memory", "-4GB"), "such as 4GB"),
+        (("--memory", "0.0"), "such as 4GB"),
+        (("--memory", "0.5"), "such as 4GB"),
+        (("--memory", "4G B"), "such as 4GB"),
+        (("--memory", ""), "such as 4GB"),
+        (("--memory", "\u0664GB"), "such as 4GB"),
+        (("--memory", "9" * 400), "such as 4GB"),
+    ],
+)
+def test_a_value_that_means_nothing(option, words, model, tmp_path):
+    before = tree(tmp_path)
+    refused(bnfold(model, "-o", tmp_path / "o.onnx", *option), words)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("option", ["--rtol", "--atol", "--threads", "--timeout"])
+def test_a_value_that_is_no_number(option, model):
+    run = bnfold("verify", model, model, option, "1,5")
+    assert (run.code, run.out) == (2, "")
+    assert option in run.err and "1,5" in run.err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--power",),
+        ("--rtol", "1"),
+        ("--atol", "1"),
+        ("--threads", "1"),
+        ("--timeout", "9"),
+        ("--seed", "0"),
+    ],
+)
+def test_what_is_about_comparing_is_refused_where_nothing_is_compared(option, model):
+    refused(bnfold(model, "--check", *option), "--check", option[0])
+    refused(bnfold(model, "--no-verify", *option), "--no-verify", option[0])
+
+
+# --- power --------------------------------------------------------------------------------------
+
+
+def test_layers_whose_errors_do_not_show(tmp_path):
+    """They rest on their certificates; without any, nothing is proved of them."""
+    model = examples.save(examples.hiding(), tmp_path / "hiding.onnx")
+    target = tmp_path / "folded.onnx"
+    usual = bnfold(model, "-o", target)
+    assert (usual.code, "planted" in usual.out) == (0, False)
+    run = bnfold(model, "--power")
+    assert run.code == 0
+    assert "  planted errors of 1 % show in 6 of 12 layers" in run.lines
+    hidden = [line.split()[2].rstrip(":") for line in run.lines if line.startswith("    not in ")]
+    assert hidden == ["conv1", "bn1", "conv3", "bn3", "conv5", "bn5"]
+    assert "rests on its certificate" in run.out
+    assert bnfold("verify", model, target).code == 0
+    run = bnfold("verify", model, target, "--power")
+    assert (run.code, run.lines[-1]) == (3, "verification: inconclusive")
+    assert "is not proved" in run.out
+
+
+def test_what_power_tells_is_so(tmp_path):
+    """An error of 1 % in a layer that is said to show is found; in one that is not, it is not."""
+    model = examples.save(examples.hiding(), tmp_path / "hiding.onnx")
+    for layer, code in (("conv0", 1), ("conv1", 0)):
+        made = onnx.load(model)
+        (weight,) = (t for t in made.graph.initializer if t.name == f"{layer}.w")
+        values = onnx.numpy_helper.to_array(weight) * np.float32(1.01)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(made, tmp_path / "other.onnx")
+        assert bnfold("verify", model, tmp_path / "other.onnx").code == code
+
+
+# --- rtol and atol ------------------------------------------------------------------------------
+
+
+def outputs(path, feeds):
+    """What onnxruntime itself computes, its optimizations off."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+def test_a_tolerance_is_that_of_numpy(model, wrong, tmp_path):
+    """Just below the largest difference it fails, just above it passes, as ``allclose`` does."""
+    feeds = {"x": np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)}
+    np.savez(tmp_path / "in.npz", **feeds)
+    (left,), (right,) = outputs(model, feeds), outputs(wrong, feeds)
+    apart = np.abs(left.astype(np.float64) - right)
+    relative = float(np.max(apart / np.abs(left)))
+    both = float(np.max((apart - 1e-4) / np.abs(left)))
+    for options, wanted in (
+        (("--atol", f"{apart.max() * 0.999}"), 1),
+        (("--atol", f"{apart.max() * 1.001}"), 0),
+        (("--rtol", f"{relative * 0.999}"), 1),
+        (("--rtol", f"{relative * 1.001}"), 0),
+        (("--rtol", f"{both * 0.999}", "--atol", "1e-4"), 1),
+        (("--rtol", f"{both * 1.001}", "--atol", "1e-4"), 0),
+    ):
+        chosen = {name[2:]: float(value) for name, value in zip(options[::2], options[1::2])}
+        assert np.allclose(right, left, **{"rtol": 0, "atol": 0, **chosen}) == (wanted == 0)
+        run = bnfold("verify", model, wrong, "--inputs", tmp_path / "in.npz", *options)
+        assert run.code == wanted, options
+
+
+def test_a_tolerance_of_nothing_lets_equal_models_pass(model, folded):
+    assert bnfold("verify", model, model, "--rtol", "0").code == 0
+    assert bnfold("verify", model, folded, "--atol", "0").code == 1
+
+
+def test_a_wide_tolerance_says_what_it_does_not_see(model, folded):
+    run = bnfold("verify", model, folded, "--atol", "1000")
+    assert run.code == 0
+    assert "as an error of 1 % in some layers would be" in run.out
+    assert "show in 0 of " in run.out
+
+
+def test_no_tolerance_lets_a_wrong_fold_through(model, tmp_path):
+    """Its certificate does not hold, whatever the outputs are."""
+    run = bnfold(model, "-o", tmp_path / "o.onnx", "--rtol", "10", "--atol", "10", command=PLANTED)
+    assert (run.code, run.lines[-1]) == (1, "no file was written")
+    assert not (tmp_path / "o.onnx").exists()
+
+
+# --- threads ------------------------------------------------------------------------------------
+
+RECORDED = """
+import sys
+import onnxruntime
+seen = set()
+session = onnxruntime.InferenceSession
+def recorded(source, options, **others):
+    seen.add(options.intra_op_num_threads)
+    return session(source, options, **others)
+onnxruntime.InferenceSession = recorded
+from bnfold._cli import main
+try:
+    main(sys.argv[1:], "bnfold")
+finally:
+    print("threads", *sorted(seen))
+"""
+
+
+@pytest.mark.parametrize("options, threads", [((), "0"), (("--threads", "2"), "2")])
+def test_every_session_of_a_comparison_has_the_threads(options, threads, model, wrong):
+    """With ``--bisect`` and ``--power``, and where the two differ, there are many."""
+    command = (sys.executable, "-c", RECORDED)
+    for other in (model, wrong):
+        run = bnfold("verify", model, other, "--power", "--bisect", *options, command=command)
+        assert run.code == (other is wrong)
+        assert run.lines[-1] == f"threads {threads}"
+
+
+# --- timeout ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def endless(tmp_path):
+    return examples.save(examples.endless(), tmp_path / "endless.onnx")
+
+
+def test_a_model_that_never_ends(endless, tmp_path):
+    """Without a bound on time, nor would this test."""
+    target = tmp_path / "out" / "o.onnx"
+    target.parent.mkdir()
+    run = bnfold(endless, "-o", target, "--timeout", "0.5")
+    assert (run.code, run.err) == (3, "")
+    assert run.lines[-3:] == [
+        "  note: time is up after 0.5 s (--timeout)",
+        "verification: inconclusive",
+        f"wrote {target}",
+    ]
+    assert list(tree(target.parent)) == ["o.onnx"]
+    assert examples.operators(target).count("BatchNormalization") == 0
+    run = bnfold("verify", endless, target, "--timeout", "0.5", "--output-format", "json")
+    told = json.loads(run.out)
+    assert (run.code, told["status"], told["checks"]) == (3, "inconclusive", [])
+    assert told["notes"] == ["time is up after 0.5 s (--timeout)"]
+
+
+def test_time_that_is_up_does_not_hide_a_wrong_fold(endless, tmp_path):
+    """What is certified is certified before."""
+    run = bnfold(endless, "-o", tmp_path / "o.onnx", "--timeout", "0.5", command=PLANTED)
+    assert (run.code, run.lines[-1]) == (1, "no file was written")
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize("seconds", ["600", "inf", "1e300"])
+def test_time_enough(seconds, model):
+    run = bnfold(model, "--timeout", seconds)
+    assert (run.code, run.err, run.lines[-1]) == (0, "", "verification: pass")
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def heavy(tmp_path):
+    """Weights of 38 MB."""
+    pieces, source = [], "x"
+    for k in range(4):
+        pieces += [
+            graphs.conv(f"conv{k}", source, f"c{k}", (512, 512, 3, 3), pads=[1, 1, 1, 1]),
+            graphs.bn(f"bn{k}", f"c{k}", f"b{k}", 512),
+        ]
+        source = f"b{k}"
+    made = graphs.model(*pieces, x=(1, 512, 4, 4), y=source)
+    return examples.save(made, tmp_path / "heavy.onnx")
+
+
+@linux
+@pytest.mark.parametrize("size", ["8 GB", "8000M", "8000000000", "7.5G", "8000000kB"])
+def test_memory_enough(size, settled):
+    assert bnfold(settled, "--memory", size).code == 0
+
+
+@linux
+def test_memory_bounds_any_run(model, folded, tmp_path):
+    assert bnfold(model, "--memory", "8GB").code == 0
+    assert bnfold("verify", model, folded, "--memory", "8GB").code == 0
+    for args in ((model,), (model, "--check"), (model, "--no-verify"), ("verify", model, model)):
+        run = bnfold(*args, "--memory", "1MB")
+        refused(run, "bnfold itself takes", "give --memory more than that")
+
+
+@pytest.mark.parametrize("size", [10**17, 10**25])
+def test_inputs_that_fit_no_memory(size, tmp_path):
+    made = examples.foldable()
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    run = bnfold(examples.save(made, tmp_path / "free.onnx"), "--dim", f"n={size}")
+    assert (run.code, run.err) == (3, "")
+    assert "  note: out of memory" in run.lines
+
+
+@linux
+def test_more_than_can_be_said(model):
+    refused(bnfold(model, "--memory", "999999999999999GB"), "memory cannot be bounded")
+
+
+@linux
+def test_a_bound_that_is_there_already_is_not_widened(heavy):
+    import resource
+
+    def tight() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (180_000_000, resource.RLIM_INFINITY))
+
+    refused(bnfold(heavy, "--memory", "8GB", "--no-verify", before=tight), "out of memory")
+
+
+@linux
+@pytest.mark.parametrize(
+    "spare",
+    [40, 100, 300, *(pytest.param(n, marks=pytest.mark.slow) for n in range(5, 300, 15))],
+)
+def test_memory_that_runs_out(spare, heavy, tmp_path):
+    """Wherever it does: one line and no file, or no verdict; never a crash, and nothing else said.
+
+    ``spare`` is what there is beyond what bnfold takes by itself, in MB.
+    """
+    said = bnfold(heavy, "--memory", "1MB").err
+    own = int(said.split("takes ")[1].split(" MB")[0])
+    target = tmp_path / "out" / "o.onnx"
+    target.parent.mkdir()
+    run = bnfold(heavy, "-o", target, "--memory", f"{own + spare}MB")
+    assert run.code in (2, 3)
+    if run.code == 2:
+        refused(run, "error: out of memory\n")
+        assert tree(target.parent) == {}
+    else:
+        assert "  note: out of memory" in run.lines
+        assert list(tree(target.parent)) == ["o.onnx"]
