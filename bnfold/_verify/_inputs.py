@@ -345,7 +345,8 @@ def _page(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
         inside = np.arange(size) >= size // 4
         others = [other for other in range(len(spatial)) if other != axis]
         marks = marks & np.expand_dims(inside & inside[::-1], others)
-    return np.broadcast_to(np.where(marks, -2.0, 2.0), shape).copy()
+    page: Array = np.broadcast_to(np.where(marks, -2.0, 2.0), shape).copy()
+    return page
 
 
 def _within(values: Array, flavour: Flavour, low: float, high: float) -> Array:
