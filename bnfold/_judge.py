@@ -174,6 +174,7 @@ class _Trial:
                 touched=self.weights.touched,
                 inputs=self.inputs,
                 settings=self.settings,
+                bounds=bounds,
                 certified=certified,
                 progress=self.progress,
             )

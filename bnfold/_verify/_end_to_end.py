@@ -43,6 +43,7 @@ def compare(
     touched: Collection[str] = (),
     inputs: Sequence[InputSet] | None = None,
     settings: Settings = DEFAULT,
+    bounds: Bounds | None = None,
     certified: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> EndToEnd:
@@ -56,6 +57,7 @@ def compare(
         touched: those of them that belong to folded layers, all if empty.
         inputs: input sets to compare on; by default sets are drawn.
         settings: what the user may choose.
+        bounds: time that is running already, if any.
         certified: whether every fold has a certificate that holds, on which a layer rests whose
             error would not show here.
         progress: called with a few words before each lengthy step.
@@ -65,7 +67,7 @@ def compare(
             the model has no dimension of a wanted name.
     """
     pair = Pair(Source(Path(original)), Source(Path(folded)), parameters, touched)
-    bounds = Bounds.beginning(settings.threads, settings.seconds)
+    bounds = bounds or Bounds.beginning(settings.threads, settings.seconds)
     comparison = Comparison(pair, settings, bounds, progress or _silent)
     try:
         return _EndToEnd(comparison, pair, certified).run(inputs)

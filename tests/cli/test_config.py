@@ -200,7 +200,8 @@ def test_inputs_and_kinds_to_draw_come_from_one_place(model, free, project, tmp_
     run = bnfold(model, "--draw", "large", cwd=tmp_path)
     assert {check["inputs"] for check in told(run)["checks"]} == {"large"}
     run = bnfold(free, "--dim", "n=3", cwd=tmp_path)
-    assert {check["inputs"] for check in told(run)["checks"]} == {"signed n=3", "unsigned n=3"}
+    drawn = {"signed n=3", "unsigned n=3", "structured n=3"}
+    assert {check["inputs"] for check in told(run)["checks"]} == drawn
     refused(bnfold(model, "--draw", "large", "--inputs", "in.npz", cwd=tmp_path), "--draw")
     path = project('inputs = "in.npz"\ndraw = "signed"')
     refused(bnfold(NOTHING, cwd=tmp_path), f"{path}: ", "--draw", "--inputs")

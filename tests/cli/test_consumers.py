@@ -101,7 +101,7 @@ def test_junit_of_all_kinds_of_runs(model, settled, strange, wrong):
         ((model, "--provider", "cuda"), 3, 0, 1),
         ((model, "--check"), 1, 1, 0),
         ((settled, "--check"), 0, 0, 0),
-        (("verify", model, wrong), 1, 3, 0),
+        (("verify", model, wrong), 1, 4, 0),
         (("verify", strange, strange), 3, 0, 1),
     ):
         ended, suite = junit(*args)

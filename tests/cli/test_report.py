@@ -90,6 +90,7 @@ def test_all_that_is_known_of_a_run(external, tmp_path):
     assert [(check["output"], check["inputs"]) for check in end["checks"]] == [
         ("y", "signed"),
         ("y", "unsigned"),
+        ("y", "structured"),
     ]
     for check in end["checks"]:
         assert 0 <= check["difference"] <= check["tolerance"]

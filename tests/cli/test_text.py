@@ -50,7 +50,7 @@ def test_verbose_lists_folds_and_kept_maps(model):
         "bn2",
         "bn3",
     ]
-    assert sum(" inputs: pass, difference " in line for line in run.lines) == 2
+    assert sum(" inputs: pass, difference " in line for line in run.lines) == 3
 
 
 def test_the_table_says_what_became_less(model):

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import bnfold
-from bnfold._verify._bounds import no_memory
+from bnfold._memory import ran_out
 
 from ..graphs import model, op, rand
 
@@ -71,4 +71,4 @@ def test_a_session_has_as_many_threads_as_asked_for(threads: int, tmp_path: Path
     ],
 )
 def test_which_errors_mean_that_memory_has_run_out(error: Exception, said: bool) -> None:
-    assert no_memory(error) is said
+    assert ran_out(error) is said
