@@ -119,7 +119,7 @@ def added(terms: Sequence[tuple[float, Kernel]]) -> Kernel:
                 for offset in [(own.start - window.start) // window.step]
                 for stretch in [max(own.step // window.step, 1) if own.taps > 1 else 1]
             )
-            total[(..., *place)] += factor * _widened(kernel.weight(), kernel.groups, groups)
+            total[_tap(place)] += factor * _widened(kernel.weight(), kernel.groups, groups)
         return total
 
     def bias() -> Vector:
@@ -177,8 +177,8 @@ def composed(first: Kernel, second: Kernel) -> Kernel:
                         first.windows, second.windows, windows, k, j, strict=True
                     )
                 )
-                sides = inner[(..., *k)], outer[(..., *j)]
-                total[(..., *place)] += _through(first, second, *sides, groups)
+                sides = inner[_tap(k)], outer[_tap(j)]
+                total[_tap(place)] += _through(first, second, *sides, groups)
         return total
 
     def bias() -> Vector:
@@ -189,6 +189,11 @@ def composed(first: Kernel, second: Kernel) -> Kernel:
         return np.asarray(second.bias() + image.reshape(-1))
 
     return Kernel(first.inputs, second.outputs, groups, windows, weight, bias)
+
+
+def _tap(place: tuple[int | slice, ...]) -> tuple[int | slice, ...]:
+    """The entries of a weight at a place in its window, for all channels."""
+    return (slice(None), slice(None), *place)
 
 
 def _through(first: Kernel, second: Kernel, inner: Double, outer: Double, groups: int) -> Double:

@@ -22,6 +22,7 @@ from bnfold._onnx._network import Network
 from bnfold._onnx._scopes import Scope, bodies
 
 Array = NDArray[Any]
+Load = Callable[[], Array]
 Relocated = tuple[TensorProto, tuple[str, int, int | None]]
 
 
@@ -47,9 +48,7 @@ class Editor:
         self._early: dict[str, set[int]] = {s.path: set() for s in network.scopes}
         self._copies: dict[tuple[object, ...], str] = {}
         self._unread: list[tuple[Scope, str]] = []
-        self._merged: dict[str, dict[str, Callable[[], Array]]] = {
-            s.path: {} for s in network.scopes
-        }
+        self._merged: dict[str, dict[str, Load]] = {s.path: {} for s in network.scopes}
         self._held: list[tuple[Scope, str]] = []
         for scope, merges in zip(network.scopes, network.merges, strict=True):
             self._land(scope, merges)
@@ -336,7 +335,7 @@ class Editor:
         scope.graph.node.extend(nodes)
 
 
-def _rounded(constant: Constant) -> Callable[[], Array]:
+def _rounded(constant: Constant) -> Load:
     """The values of a constant, which were not rounded, as they are stored."""
     return lambda: np.asarray(constant.load()).astype(constant.dtype)
 

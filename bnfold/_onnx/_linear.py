@@ -22,8 +22,26 @@ from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Affine, Carrier, Role
 
 _ACTIVATIONS = frozenset(
-    "Abs Celu Clip Elu Erf Gelu HardSigmoid HardSwish LeakyRelu Mish PRelu Relu Selu Sigmoid "
-    "Softplus Softsign Tanh ThresholdedRelu".split()
+    [
+        "Abs",
+        "Celu",
+        "Clip",
+        "Elu",
+        "Erf",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Mish",
+        "PRelu",
+        "Relu",
+        "Selu",
+        "Sigmoid",
+        "Softplus",
+        "Softsign",
+        "Tanh",
+        "ThresholdedRelu",
+    ]
 )
 
 
@@ -31,7 +49,7 @@ _ACTIVATIONS = frozenset(
 class Weighted:
     """A linear operator with weights: its kernel, and the type they are stored in.
 
-    ``channels`` is its channel axis, counted from the end for a matrix product.
+    Channels are on axis 1, those of a matrix product on the last.
     """
 
     kernel: Kernel
@@ -93,7 +111,7 @@ def step(context: Context, node: NodeProto, role: Role) -> Step | None:
 
 
 def _conv(context: Context, node: NodeProto) -> Step | None:
-    """``y[o] = b[o] + Σ W[o, i, k]·x[i]``, group j of outputs from group j of inputs (ONNX Conv)."""
+    """``b[o] + Σ W[o, i, k]·x[i]``, group j of outputs from group j of inputs (ONNX Conv)."""
     weight, bias = context.parameter(node, 1), context.parameter(node, 2)
     for found in (weight, bias):
         if isinstance(found, Reason):

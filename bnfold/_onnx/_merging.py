@@ -26,6 +26,8 @@ from bnfold._onnx._sums import Sum, Term
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Role
 
+# From this opset on operands broadcast as NumPy's do (ONNX Add-7).
+_SINCE = 7
 PARALLEL = "merge in parallel"
 SERIAL = "merge in series"
 
@@ -53,8 +55,10 @@ def merge(
 ) -> Merges:
     """Merge in one graph, of which ``roles`` are known by position; ``context`` follows.
 
-    ``order`` lists positions, every producer before its readers.
+    ``order`` lists positions, every producer before its readers. Nothing merges below opset 7.
     """
+    if context.opset < _SINCE:
+        return Merges()
     merger = _Merger(Wiring(context, dict(roles)), order, names)
     for position in order:
         merger.visit(position)

@@ -94,8 +94,8 @@ class Rewritten:
 def apply(network: Network, settled: Iterable[tuple[Graph, Moves]]) -> Rewritten:
     """Carry out all moves on ``network.model``, in place.
 
-    Merged operators are there from the start. Then all maps are taken out, what has to stand borrows from them, then operators get their new
-    parameters, and only then names are settled.
+    Merged operators are there from the start. Then all maps are taken out, what has to stand
+    borrows from them, then operators get their new parameters, and only then names are settled.
     """
     editor = Editor(network)
     result = Rewritten(relocated=editor.relocated, created=editor.created)

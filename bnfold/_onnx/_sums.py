@@ -10,12 +10,12 @@ from onnx import NodeProto
 from bnfold._onnx._chains import Wiring
 from bnfold._plan._view import Affine, Barrier
 
-_SINCE = {"Add": 7, "Sub": 7, "Sum": 8}
+_ADDING = ("Add", "Sub", "Sum")
 
 
 @dataclass(frozen=True)
 class Term:
-    """One term of a sum: the tensor, 1 or −1, and the node and number of the input that reads it."""
+    """One term of a sum: the tensor, 1 or −1, and which input of which node reads it."""
 
     tensor: str
     sign: int
@@ -36,9 +36,8 @@ def is_sum(wiring: Wiring, position: int) -> bool:
     """Whether a node adds tensors, each computed at run time or not per channel."""
     node = wiring.node(position)
     return (
-        node.op_type in _SINCE
+        node.op_type in _ADDING
         and node.domain in ("", "ai.onnx")
-        and wiring.context.opset >= _SINCE[node.op_type]
         and len(node.input) > 1
         and not isinstance(wiring.roles.get(position), Affine | Barrier)
     )

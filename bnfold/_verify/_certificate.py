@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
+from bnfold._onnx._patch import lay
 from bnfold._onnx._rewrite import Applied
 from bnfold._onnx._scopes import Scope, label
 from bnfold._verify._claims import claims, laid_out
@@ -32,6 +33,7 @@ from bnfold._verify._lines import (
     follow,
     output_rank,
 )
+from bnfold._verify._merges import check_merge
 from bnfold._verify._probe import probe
 
 
@@ -84,12 +86,13 @@ def certify(
 def _certify(before: Side, after: Side, fold: Applied) -> Certificate:
     scope = before.scopes[fold.path]
     maps = tuple(label(scope.nodes[i]) for i in fold.maps)
-    into = label(scope.nodes[fold.into])
+    made = fold.patch.nodes[fold.into] if fold.patch is not None else None
+    into = label(made or scope.nodes[fold.into])
     check = _CHECKS[fold.law]
     try:
         if fold.path not in after.scopes:
             raise Mismatch(f"the folded model has no graph {fold.path}")
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             ulps = check(before, after, fold)
     except Mismatch as mismatch:
         return Certificate(fold.path, into, maps, float("inf"), str(mismatch))
@@ -241,4 +244,20 @@ def _same_otherwise(
                 raise Mismatch(f"the statistics of {label(twin)} changed")
 
 
-_CHECKS = {"absorb": _absorb, "carry": _compose, "compose": _compose, "cross": _cross}
+def _merge(before: Side, after: Side, fold: Applied) -> float:
+    """The merged operator in float64 is what stood; all that follows starts from it."""
+    assert fold.patch is not None
+    scope = before.scopes[fold.path]
+    try:
+        return check_merge(before, scope, fold.patch)
+    finally:
+        lay(fold.patch, scope, before.constants)
+
+
+_CHECKS = {
+    "absorb": _absorb,
+    "carry": _compose,
+    "compose": _compose,
+    "cross": _cross,
+    "merge": _merge,
+}
