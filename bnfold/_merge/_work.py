@@ -30,8 +30,11 @@ class Work:
 
     def pays(self, instead: Work, positions: int | None) -> bool:
         """Whether this may be done instead of what takes more operators: neither multiply-adds nor
-        numbers moved may grow. Where the ``positions`` are not known, weights may not either.
+        numbers moved may grow, and weights by no more than multiply-adds fall. Where the
+        ``positions`` are not known, weights may not grow at all.
         """
+        if self.weights * self.products > instead.weights * instead.products:
+            return False
         moved, moved_before = self.weights, instead.weights
         if positions is not None:
             moved += self.numbers * positions

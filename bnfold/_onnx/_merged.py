@@ -22,6 +22,8 @@ from bnfold._plan._reasons import Reason
 
 _CACHED_BYTES = 1 << 20
 _OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+# From this opset on a Gemm may lack its C.
+_FREE_OF_C = 11
 _OF_GEMM = ("alpha", "beta")
 Load = Callable[[], NDArray[Any]]
 
@@ -73,7 +75,8 @@ def made(
     del node.input[:]
     node.input.extend([source, weight.name])
     node.output[0] = output
-    if not bool((bias != 0).any()):
+    needed = node.op_type == "Gemm" and wiring.context.opset < _FREE_OF_C
+    if not needed and not bool((bias != 0).any()):
         return Made(slots[-1], {slots[-1]: node}, constants)
     stem = weight.name.removesuffix("_merged").removesuffix(".weight")
     wanted = f"{old_bias}_merged" if old_bias else f"{stem}.bias"
