@@ -39,8 +39,10 @@ from bnfold._verify._probe import probe
 
 @dataclass(frozen=True)
 class Certificate:
-    """One fold, checked. ``ulps`` is the largest deviation in units in the last place, beyond
-    what float64 may lose; ``problem`` says what was wrong, or is empty.
+    """One fold, checked; ``law`` is one of those that `Applied` names.
+
+    ``ulps`` is the largest deviation in units in the last place, beyond what float64 may lose;
+    ``problem`` says what was wrong, or is empty.
     """
 
     graph: str
@@ -48,6 +50,7 @@ class Certificate:
     maps: tuple[str, ...]
     ulps: float
     problem: str = ""
+    law: str = "absorb"
 
     @property
     def holds(self) -> bool:
@@ -60,6 +63,7 @@ class Certificate:
             "graph": self.graph,
             "into": self.into,
             "maps": list(self.maps),
+            "law": self.law,
             "holds": self.holds,
             "ulps": self.ulps if np.isfinite(self.ulps) else None,
             "problem": self.problem,
@@ -95,10 +99,11 @@ def _certify(before: Side, after: Side, fold: Applied) -> Certificate:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             ulps = check(before, after, fold)
     except Mismatch as mismatch:
-        return Certificate(fold.path, into, maps, float("inf"), str(mismatch))
+        return Certificate(fold.path, into, maps, float("inf"), str(mismatch), fold.law)
     except ValueError as error:  # Operands that NumPy cannot broadcast.
-        return Certificate(fold.path, into, maps, float("inf"), f"shapes do not agree: {error}")
-    return Certificate(fold.path, into, maps, max(ulps, 0.0))
+        problem = f"shapes do not agree: {error}"
+        return Certificate(fold.path, into, maps, float("inf"), problem, fold.law)
+    return Certificate(fold.path, into, maps, max(ulps, 0.0), law=fold.law)
 
 
 def _compose(before: Side, after: Side, fold: Applied) -> float:
