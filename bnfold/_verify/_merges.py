@@ -1,0 +1,126 @@
+"""The check of a merge: what stood and what stands now are run by definition, both in float64.
+
+Both read the same drawn data, of sizes so small that most positions lie at a border. Merged weights
+are not rounded yet, so that the two agree to what float64 itself may lose; how they are stored is
+checked like any other fold, against these weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from onnx import NodeProto
+
+from bnfold._onnx._patch import Patch
+from bnfold._onnx._scopes import Scope, label
+from bnfold._verify._definitions import evaluate
+from bnfold._verify._lines import Double, Mismatch, Side
+
+_SLACK = 1024 * float(np.finfo(np.float64).eps)
+_ROWS = 3
+_RESIDUES = 3
+
+
+def check_merge(side: Side, scope: Scope, patch: Patch) -> float:
+    """How far a merged operator is off, in units of what float64 may lose of its terms.
+
+    ``scope`` is the graph as it was. Raises `Mismatch` where somebody reads what is gone, where a
+    new tensor takes a name that is in use, or where one of the two cannot be run.
+    """
+    old = [scope.nodes[position] for position in patch.nodes if scope.nodes[position].op_type]
+    new = [node for node in patch.nodes.values() if node is not None]
+    written, made = ({n for node in part for n in node.output if n} for part in (old, new))
+    seen = {name for name in written if _is_seen(scope, patch, name)}
+    if not seen or not seen <= made:
+        raise Mismatch(f"nothing writes {', '.join(sorted(seen - made)) or 'what was merged'}")
+    clash = {name for name in made - written if scope.owner(name) is not None}
+    if clash:
+        raise Mismatch(f"{', '.join(sorted(clash))} is the name of another tensor")
+    stored = {name: constant.load() for name, constant in patch.constants.items()}
+    operator = patch.nodes.get(patch.into)
+    if operator is None:
+        raise Mismatch("no operator stands where one is said to")
+    worst = 0.0
+    for shape in _shapes(side, scope, operator, stored, old):
+        generator = np.random.default_rng(0)
+        given: dict[str, Double] = {operator.input[0]: generator.normal(size=shape)}
+        for name in dict.fromkeys(n for node in (*old, *new) for n in node.input):
+            if name and name not in written | made and name not in given:
+                values = stored.get(name, side.values(scope, name))
+                free = generator.normal() if values is None else values
+                given[name] = np.asarray(free).astype(np.float64)
+        wanted, found, bulk, more = (
+            _run(part, given, magnitude) for magnitude in (False, True) for part in (old, new)
+        )
+        for name in seen:
+            if wanted[name].shape != found[name].shape:
+                sizes = f"{found[name].shape} instead of {wanted[name].shape}"
+                raise Mismatch(f"{name} would have the shape {sizes}")
+            scale = np.maximum(bulk[name], more[name])
+            off = np.abs(wanted[name] - found[name])
+            worst = max(worst, float(np.max(off / (_SLACK * np.maximum(scale, _least(scale))))))
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def _least(scale: Double) -> float:
+    """A bound below which sizes do not matter, so that 0 / 0 is none."""
+    return float(max(scale.max(initial=0.0) * 1e-30, np.finfo(np.float64).tiny))
+
+
+def _is_seen(scope: Scope, patch: Patch, name: str) -> bool:
+    """Whether anybody but the merged operators reads a tensor."""
+    outside = (position for position in scope.readers.get(name, ()) if position not in patch.nodes)
+    return name in scope.outputs or name in scope.captures or any(True for _ in outside)
+
+
+def _shapes(
+    side: Side,
+    scope: Scope,
+    operator: NodeProto,
+    stored: Mapping[str, Double],
+    old: list[NodeProto],
+) -> Iterator[tuple[int, ...]]:
+    """Shapes of data: such that the kernel fits in a few times, in each place of its stride."""
+    weight = stored.get(operator.input[1])
+    if weight is None:
+        raise Mismatch(f"{label(operator)} has no merged weight")
+    known = side.shapes.shape(scope, operator.input[0])
+    lists = {a.name: list(a.ints) for a in operator.attribute}
+    if operator.op_type != "Conv":
+        turned = any(a.name == "transB" and a.i for a in operator.attribute)
+        rank = 2 if operator.op_type == "Gemm" or known is None else len(known)
+        yield (*(1,) * (rank - 2), _ROWS, weight.shape[1 if turned else 0])
+        return
+    group = next((a.i for a in operator.attribute if a.name == "group"), 1)
+    channels = weight.shape[1] * group
+    automatic = (a for node in old for a in node.attribute if a.name == "auto_pad")
+    sized = known is not None and None not in known[2:]
+    if sized and any(a.s not in (b"", b"NOTSET") for a in automatic):
+        yield (1, channels, *(n for n in (known or ())[2:] if n is not None))
+        return
+    ones = [1] * (weight.ndim - 2)
+    extents = [
+        (k - 1) * d + 1 for k, d in zip(weight.shape[2:], lists.get("dilations", ones), strict=True)
+    ]
+    strides = lists.get("strides", ones)
+    for more in range(min(max(strides), _RESIDUES)):
+        yield (1, channels, *(e + s + more for e, s in zip(extents, strides, strict=True)))
+
+
+def _run(nodes: list[NodeProto], given: Mapping[str, Double], magnitude: bool) -> dict[str, Double]:
+    """Evaluate nodes as soon as what they read is there."""
+    values = dict(given)
+    todo = nodes
+    while todo:
+        later = []
+        for node in todo:
+            if all(name in values for name in node.input if name):
+                operands = [values[name] if name else None for name in node.input]
+                values[node.output[0]] = evaluate(node, operands, magnitude)
+            else:
+                later.append(node)
+        if len(later) == len(todo):
+            raise Mismatch(f"{label(later[0])} reads what nothing writes")
+        todo = later
+    return values
