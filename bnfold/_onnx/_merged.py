@@ -86,9 +86,7 @@ def made(
         node.input.append(shift.name)
         return Made(slots[-1], {slots[-1]: node}, constants)
     node.output[0] = names.fresh(f"{output}_product")
-    shape = wiring.context.shape(output)
-    if shape is not None:
-        wiring.context.derived[node.output[0]] = shape
+    wiring.context.add(node.output[0], [output])
     add = helper.make_node("Add", [node.output[0], shift.name], [output])
     if node.name:
         add.name = names.fresh(f"{node.name}_add")

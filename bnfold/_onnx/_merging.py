@@ -276,7 +276,8 @@ class _Merger:
         inside = {p for branch in group.branches for p, _ in branch.chain.steps}
         slots = sorted(inside, key=self.rank.__getitem__)
         nodes: dict[int, NodeProto | None] = dict.fromkeys(slots)
-        (output,) = wiring.node(total.root).output
+        (whole,) = wiring.node(total.root).output
+        output = whole
         if len(group.branches) == len(total.terms):
             slots.append(total.root)
             nodes |= dict.fromkeys(total.nodes)
@@ -288,6 +289,11 @@ class _Merger:
             if left is None:
                 return None
             nodes |= left
+            wiring.context.add(output, [last.term.tensor])
+            for position in reversed(total.nodes):
+                node = left.get(position)
+                if node is not None and node.output[0] != whole:
+                    wiring.context.add(node.output[0], node.input)
         one = made(wiring, self.names, group.kernel, group.weighted, shared.source, slots, output)
         if isinstance(one, Reason):
             refused.append(_Refused(group.branches[0].chain, one))

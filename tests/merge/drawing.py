@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
-from onnx import ModelProto
+from onnx import ModelProto, shape_inference
 
 from ..graphs import Piece, bn, const, conv, feeds, model, op, rand, reseed
 
@@ -74,6 +75,9 @@ class Drawing:
             declared[2:] = [f"d{k}" for k in range(len(x) - 2)]
         shapes = {"x": declared, **self.inputs}
         made = model(*self.pieces, x=shapes, y=" ".join(outputs))
+        fixed = model(*self.pieces, x={"x": x, **self.inputs}, y=" ".join(outputs))
+        sizes = shape_inference.infer_shapes(fixed, strict_mode=True).graph.value_info
+        assume(all(d.dim_value > 0 for v in sizes for d in v.type.tensor_type.shape.dim))
         data = feeds(made)
         data["x"] = np.random.default_rng(1).normal(size=x).astype(np.float32)
         return made, data
