@@ -13,7 +13,7 @@ from bnfold._merge._work import Work
 from bnfold._onnx._context import Context
 from bnfold._onnx._linear import Blocked, Mapped, Passed, Pool, Step, Weighted, step
 from bnfold._onnx._roles import read_node
-from bnfold._onnx._scopes import Scope, label
+from bnfold._onnx._scopes import Scope, label, reads_type
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import OPAQUE, Role
 
@@ -83,18 +83,25 @@ class Wiring:
         return position
 
     def shared(self, tensor: str) -> Reason | None:
-        """Why a tensor may not vanish: more than one read, of its shape too, or an output."""
+        """Why a tensor may not vanish: more than one read, of its shape too, or an output. Its type
+        can be read elsewhere.
+        """
         scope = self.scope
         if tensor in scope.outputs:
             return Reason("graph-output", tensor, f"{tensor} is an output of the graph")
         if tensor in scope.captures:
             reader = scope.captures[tensor][0]
             return Reason("shared-output", reader, f"{tensor} is also read by {reader}")
-        readers = scope.readers.get(tensor, ())
+        readers = self.readers(tensor)
         if len(readers) > 1:
             reader = label(self.node(readers[-1]))
             return Reason("shared-output", reader, f"{tensor} is also read by {reader}")
         return None
+
+    def readers(self, tensor: str) -> list[int]:
+        """The nodes that read more of a tensor than its type, once per read."""
+        readers = self.scope.readers.get(tensor, ())
+        return [p for p in readers if not reads_type(self.node(p), tensor)]
 
     def chain(self, tensor: str) -> Chain:
         """The linear operators upstream of a tensor that are read by no one else."""

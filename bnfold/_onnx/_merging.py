@@ -21,7 +21,7 @@ from bnfold._onnx._linear import Pool, Weighted
 from bnfold._onnx._merged import Made, made
 from bnfold._onnx._names import Names
 from bnfold._onnx._patch import Patch, lay
-from bnfold._onnx._scopes import label
+from bnfold._onnx._scopes import Scope, label, reads_type
 from bnfold._onnx._sums import Sum, Term
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Role
@@ -283,7 +283,8 @@ class _Merger:
             nodes |= dict.fromkeys(total.nodes)
         else:
             output = self.names.fresh(f"{wiring.node(slots[-1]).output[0]}_merged")
-            last = max(group.branches, key=lambda branch: self.rank[branch.term.reader])
+            last = self._left_in_place(group, slots)
+            slots = [p for p in slots if self.rank[p] < self.rank[last.term.reader]]
             dropped = [branch.term for branch in group.branches if branch is not last]
             left = _sums.rewritten(wiring, total, dropped, {last.term: output}, self.names.fresh)
             if left is None:
@@ -301,12 +302,29 @@ class _Merger:
         self._lay(PARALLEL, one, nodes)
         return one.into
 
+    def _left_in_place(self, group: _Group, slots: Sequence[int]) -> _Branch:
+        """The branch of a group whose place in the sum the new operator takes.
+
+        That of an operand among more than two, if there is one, as a node with two of them goes with
+        the other; of those the last, so that there are slots enough ahead of its reader.
+        """
+
+        def order(branch: _Branch) -> tuple[bool, int]:
+            reader = branch.term.reader
+            ahead = sum(self.rank[slot] < self.rank[reader] for slot in slots)
+            many = len(self.wiring.node(reader).input) > 2
+            return many and ahead > 1, self.rank[reader]
+
+        return max(group.branches, key=order)
+
     def _lay(self, law: str, one: Made, nodes: Mapping[int, NodeProto | None]) -> None:
         scope, now = self.wiring.scope, {**nodes, **one.nodes}
+        source = one.nodes[one.into].input[0]
+        typed = _typed_like(scope, now, source)
         left = {label(node) for node in now.values() if node is not None}
         old = [(label(scope.nodes[p]), scope.nodes[p].op_type) for p in now]
         gone = tuple(one for one in old if one[0] not in left)
-        patch = Patch(scope.path, law, one.into, now, one.constants, gone)
+        patch = Patch(scope.path, law, one.into, {**now, **typed}, one.constants, gone)
         lay(patch, scope, self.wiring.context.constants)
         for position in patch.nodes:
             self.wiring.reread(position)
@@ -353,3 +371,21 @@ class _Merger:
         """What a user calls a branch: its linear operator, else what it ends in."""
         steps = chain.weighted or chain.steps
         return label(self.wiring.node(steps[-1][0])) if steps else chain.tensor
+
+
+def _typed_like(
+    scope: Scope, nodes: Mapping[int, NodeProto | None], source: str
+) -> dict[int, NodeProto]:
+    """Nodes that take the element type of a tensor which vanishes, reading that of another one: all
+    that linear operators read and write is of one type.
+    """
+    made = {name for node in nodes.values() if node is not None for name in node.output}
+    vanished = {name for position in nodes for name in scope.nodes[position].output} - made
+    found = {}
+    for name in sorted(vanished):
+        for position in scope.readers.get(name, ()):
+            if position not in nodes and reads_type(scope.nodes[position], name):
+                found[position] = NodeProto()
+                found[position].CopyFrom(scope.nodes[position])
+                found[position].input[1] = source
+    return found

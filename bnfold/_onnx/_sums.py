@@ -49,10 +49,9 @@ def sum_at(wiring: Wiring, root: int) -> Sum | None:
     A sum is the same in any order and association, but for the rounding of single additions.
     """
     (output,) = wiring.node(root).output
-    if wiring.shared(output) is None:
-        readers = wiring.scope.readers.get(output, ())
-        if any(is_sum(wiring, position) for position in readers):
-            return None
+    alone = wiring.shared(output) is None
+    if alone and any(is_sum(wiring, position) for position in wiring.readers(output)):
+        return None
     nodes: list[int] = []
     terms: list[Term] = []
     todo = [(root, 1)]

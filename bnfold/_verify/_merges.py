@@ -28,8 +28,10 @@ def check_merge(side: Side, scope: Scope, patch: Patch) -> float:
     ``scope`` is the graph as it was. Raises `Mismatch` where somebody reads what is gone, where a
     new tensor takes a name that is in use, or where one of the two cannot be run.
     """
-    old = [scope.nodes[position] for position in patch.nodes if scope.nodes[position].op_type]
-    new = [node for node in patch.nodes.values() if node is not None]
+    typed = {p for p in patch.nodes if scope.nodes[p].op_type == "CastLike"}
+    places = [position for position in patch.nodes if position not in typed]
+    old = [scope.nodes[position] for position in places if scope.nodes[position].op_type]
+    new = [node for place in places if (node := patch.nodes[place]) is not None]
     written, made = ({n for node in part for n in node.output if n} for part in (old, new))
     seen = {name for name in written if _is_seen(scope, patch, name)}
     if not seen or not seen <= made:
@@ -41,6 +43,8 @@ def check_merge(side: Side, scope: Scope, patch: Patch) -> float:
     operator = patch.nodes.get(patch.into)
     if operator is None:
         raise Mismatch("no operator stands where one is said to")
+    for position in typed:
+        _same_type(scope.nodes[position], patch.nodes[position], operator.input[0])
     worst = 0.0
     for shape in _shapes(side, scope, operator, stored, old):
         generator = np.random.default_rng(0)
@@ -61,6 +65,15 @@ def check_merge(side: Side, scope: Scope, patch: Patch) -> float:
             off = np.abs(wanted[name] - found[name])
             worst = max(worst, float(np.max(off / (_SLACK * np.maximum(scale, _least(scale))))))
     return worst if np.isfinite(worst) else float("inf")
+
+
+def _same_type(old: NodeProto, new: NodeProto | None, source: str) -> None:
+    """A CastLike may take its type from what is read instead of what was computed from it."""
+    expected = NodeProto()
+    expected.CopyFrom(old)
+    expected.input[1] = source
+    if new != expected:
+        raise Mismatch(f"{label(old)} is no longer what it was")
 
 
 def _least(scale: Double) -> float:
