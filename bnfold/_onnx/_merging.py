@@ -305,8 +305,8 @@ class _Merger:
     def _left_in_place(self, group: _Group, slots: Sequence[int]) -> _Branch:
         """The branch of a group whose place in the sum the new operator takes.
 
-        That of an operand among more than two, if there is one, as a node with two of them goes with
-        the other; of those the last, so that there are slots enough ahead of its reader.
+        That of an operand among more than two, if there is one, as a node with two goes with either
+        of them; of those the last, so that there are slots enough ahead of its reader.
         """
 
         def order(branch: _Branch) -> tuple[bool, int]:
