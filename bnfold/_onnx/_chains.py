@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
 from onnx import NodeProto
 
@@ -52,10 +53,14 @@ class Chain:
 
 @dataclass
 class Wiring:
-    """A graph and the role of each of its nodes, by position; both change as operators merge."""
+    """A graph and the role of each of its nodes, by position; both change as operators merge.
+
+    ``made`` has the names of the constants that merges have made.
+    """
 
     context: Context
     roles: dict[int, Role]
+    made: set[str] = field(default_factory=set)
 
     @property
     def scope(self) -> Scope:
@@ -99,9 +104,9 @@ class Wiring:
         return None
 
     def readers(self, tensor: str) -> list[int]:
-        """The nodes that read more of a tensor than its type, once per read."""
+        """The first two nodes that read more of a tensor than its type, once per read."""
         readers = self.scope.readers.get(tensor, ())
-        return [p for p in readers if not reads_type(self.node(p), tensor)]
+        return list(islice((p for p in readers if not reads_type(self.node(p), tensor)), 2))
 
     def chain(self, tensor: str) -> Chain:
         """The linear operators upstream of a tensor that are read by no one else."""

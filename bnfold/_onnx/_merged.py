@@ -65,9 +65,14 @@ def made(
     reason = _unfit(where, values, bias, np.dtype(dtype))
     if reason is not None:
         return reason
+    # What is made of merged weights would be computed all the way from the first ones each time.
+    stacked = any(name in wiring.made for p, _ in weighted for name in wiring.node(p).input)
     load = _lying(kernel.weight, node)
     weight = Constant(
-        names.fresh(f"{node.input[1]}_merged"), load().shape, taken.data_type, _remembered(load)
+        names.fresh(f"{node.input[1]}_merged"),
+        load().shape,
+        taken.data_type,
+        _remembered(load, stacked),
     )
     constants = {weight.name: weight}
     old_bias = node.input[2] if len(node.input) > 2 else ""
@@ -80,7 +85,9 @@ def made(
         return Made(slots[-1], {slots[-1]: node}, constants)
     stem = weight.name.removesuffix("_merged").removesuffix(".weight")
     wanted = f"{old_bias}_merged" if old_bias else f"{stem}.bias"
-    shift = Constant(names.fresh(wanted), bias.shape, taken.data_type, _remembered(kernel.bias))
+    shift = Constant(
+        names.fresh(wanted), bias.shape, taken.data_type, _remembered(kernel.bias, True)
+    )
     constants[shift.name] = shift
     if node.op_type != "MatMul":
         node.input.append(shift.name)
@@ -134,15 +141,15 @@ def _unfit(
     return None
 
 
-def _remembered(load: Load) -> Load:
-    """The same, computed once if it is small."""
+def _remembered(load: Load, always: bool) -> Load:
+    """The same, computed once if it is small, or ``always``."""
     kept: list[NDArray[Any]] = []
 
     def values() -> NDArray[Any]:
         if kept:
             return kept[0]
         computed = load()
-        if computed.nbytes <= _CACHED_BYTES:
+        if always or computed.nbytes <= _CACHED_BYTES:
             kept.append(computed)
         return computed
 

@@ -77,7 +77,9 @@ class _Branch:
 
 @dataclass(frozen=True)
 class _Group:
-    """Branches that become one kernel, and what that takes."""
+    """Branches that become one kernel, and what that takes; of ``kernel`` the shape is of use, its
+    weights are better made from all branches at once.
+    """
 
     branches: tuple[_Branch, ...]
     kernel: Kernel
@@ -295,7 +297,8 @@ class _Merger:
                 node = left.get(position)
                 if node is not None and node.output[0] != whole:
                     wiring.context.add(node.output[0], node.input)
-        one = made(wiring, self.names, group.kernel, group.weighted, shared.source, slots, output)
+        kernel = added([(branch.term.sign, branch.kernel) for branch in group.branches])
+        one = made(wiring, self.names, kernel, group.weighted, shared.source, slots, output)
         if isinstance(one, Reason):
             refused.append(_Refused(group.branches[0].chain, one))
             return None
@@ -326,6 +329,7 @@ class _Merger:
         gone = tuple(one for one in old if one[0] not in left)
         patch = Patch(scope.path, law, one.into, {**now, **typed}, one.constants, gone)
         lay(patch, scope, self.wiring.context.constants)
+        self.wiring.made |= patch.constants.keys()
         for position in patch.nodes:
             self.wiring.reread(position)
         self.patches.append(patch)

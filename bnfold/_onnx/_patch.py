@@ -35,14 +35,15 @@ def lay(patch: Patch, scope: Scope, constants: Constants) -> None:
         stored = TensorProto(name=name, data_type=constant.data_type, dims=constant.shape)
         scope.initializers[name] = stored
         constants.add(scope, constant)
+    read: dict[str, None] = {}
     for position in patch.nodes:
         old = scope.nodes[position]
+        read |= dict.fromkeys(old.input)
         for name in old.output:
             if scope.producers.get(name) == position:
                 del scope.producers[name]
-        for name in dict.fromkeys(old.input):
-            if name in scope.readers:
-                scope.readers[name] = [p for p in scope.readers[name] if p != position]
+    for name in read.keys() & scope.readers.keys():
+        scope.readers[name] = [p for p in scope.readers[name] if p not in patch.nodes]
     for position, node in patch.nodes.items():
         scope.nodes[position] = NodeProto() if node is None else node
         if node is not None:

@@ -56,5 +56,5 @@ def test_the_search_does_merge():
         kept.append(len(plan.kept))
 
     look()
-    assert sum(1 for n in merged if n) >= len(merged) // 3
+    assert sum(1 for n in merged if n) >= len(merged) // 4
     assert any(kept)
