@@ -87,7 +87,14 @@ def _fold(patch: Patch) -> Fold:
 def _kept(stays: Stays) -> Kept:
     reason = stays.reason
     return Kept(
-        stays.node, stays.op, reason.code, reason.at, reason.message, reason.advice, stays.path
+        stays.node,
+        stays.op,
+        reason.code,
+        reason.at,
+        reason.message,
+        reason.advice,
+        stays.path,
+        "merge",
     )
 
 

@@ -46,13 +46,13 @@ def made(
     slots: Sequence[int],
     output: str,
 ) -> Made | Reason:
-    """Write a kernel as the operator that had the most weights, whose name and notes stay.
+    """Write a kernel as the first operator of those with the most weights; its name and notes stay.
 
     It stands in the last of the ``slots``; where a matrix product needs an Add, which takes that
     place, in the first. A reason says why the weights cannot be stored.
     """
     lenders = [own for own in weighted if wiring.node(own[0]).op_type == "Gemm"] or weighted
-    lender, taken = max(lenders, key=lambda own: own[1].kernel.size)
+    lender, taken = max(lenders, key=lambda own: (own[1].kernel.size, -own[0]))
     node = NodeProto()
     node.CopyFrom(wiring.node(lender))
     where = label(node)

@@ -25,11 +25,11 @@ from bnfold._onnx._scopes import Scope, label, reads_type
 from bnfold._onnx._sums import Sum, Term
 from bnfold._plan._reasons import Reason
 from bnfold._plan._view import Role
+from bnfold._result import MERGES
 
 # From this opset on operands broadcast as NumPy's do (ONNX Add-7).
 _SINCE = 7
-PARALLEL = "merge in parallel"
-SERIAL = "merge in series"
+PARALLEL, SERIAL = MERGES
 
 
 @dataclass(frozen=True)
