@@ -555,6 +555,27 @@ def test_a_product_along_space_is_no_convolution():
     unmerged(made)
 
 
+def test_constants_of_full_shape():
+    """Numbers that are all the same, laid out over the whole tensor."""
+    made = model(
+        conv("a", "x", "a0", (4, 4, 3, 3), strides=[2, 2], **SAME),
+        const("Div", "a0", "a1", np.full((2, 4, 3, 4), 1.5, np.float32)),
+        conv("b", "x", "b0", (4, 4, 1, 1), strides=[2, 2]),
+        const("Add", "b0", "b1", np.full((3, 1), 0.5, np.float32)),
+        op("Add", "a1 b1", "y"),
+        x=X,
+    )
+    folds(made, Conv=1)
+    rows = model(
+        op("Gemm", "x w c", "a", beta=0.0),
+        (op("MatMul", "x v", "b"), {"w": rand(4, 3), "v": rand(4, 3), "c": rand(5, 1)}),
+        const("Mul", "b", "d", np.full((5, 1), 2, np.float32)),
+        op("Add", "a d", "y"),
+        x=(5, 4),
+    )
+    folds(rows, Gemm=1)
+
+
 # --- where graphs are --------------------------------------------------------------------------
 
 
