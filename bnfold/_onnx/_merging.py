@@ -285,12 +285,11 @@ class _Merger:
             nodes |= dict.fromkeys(total.nodes)
         else:
             output = self.names.fresh(f"{wiring.node(slots[-1]).output[0]}_merged")
-            last = self._left_in_place(group, slots)
-            slots = [p for p in slots if self.rank[p] < self.rank[last.term.reader]]
-            dropped = [branch.term for branch in group.branches if branch is not last]
-            left = _sums.rewritten(wiring, total, dropped, {last.term: output}, self.names.fresh)
-            if left is None:
+            place = self._place(total, group, slots, output)
+            if place is None:
                 return None
+            last, left = place
+            slots = [p for p in slots if self.rank[p] < self.rank[last.term.reader]]
             nodes |= left
             wiring.context.add(output, [last.term.tensor])
             for position in reversed(total.nodes):
@@ -302,11 +301,16 @@ class _Merger:
         if isinstance(one, Reason):
             refused.append(_Refused(group.branches[0].chain, one))
             return None
+        if sum(node is not None for node in {**nodes, **one.nodes}.values()) == len(nodes):
+            return None  # As many operators as before: of a Sum one operand went.
         self._lay(PARALLEL, one, nodes)
         return one.into
 
-    def _left_in_place(self, group: _Group, slots: Sequence[int]) -> _Branch:
-        """The branch of a group whose place in the sum the new operator takes.
+    def _place(
+        self, total: Sum, group: _Group, slots: Sequence[int], output: str
+    ) -> tuple[_Branch, dict[int, NodeProto | None]] | None:
+        """The branch of a group whose place in the sum the new operator takes, and what is left of
+        the sum; None where that cannot be written.
 
         That of an operand among more than two, if there is one, as a node with two goes with either
         of them; of those the last, so that there are slots enough ahead of its reader.
@@ -318,7 +322,15 @@ class _Merger:
             many = len(self.wiring.node(reader).input) > 2
             return many and ahead > 1, self.rank[reader]
 
-        return max(group.branches, key=order)
+        last = max(group.branches, key=lambda branch: self.rank[branch.term.reader])
+        for chosen in (max(group.branches, key=order), last):
+            dropped = [branch.term for branch in group.branches if branch is not chosen]
+            left = _sums.rewritten(
+                self.wiring, total, dropped, {chosen.term: output}, self.names.fresh
+            )
+            if left is not None:
+                return chosen, left
+        return None
 
     def _lay(self, law: str, one: Made, nodes: Mapping[int, NodeProto | None]) -> None:
         scope, now = self.wiring.scope, {**nodes, **one.nodes}

@@ -133,6 +133,8 @@ def _goes_by_sizes(side: Side, scope: Scope, old: list[NodeProto], space: int) -
     if any(mode not in (b"", b"NOTSET") for mode in automatic):
         return True
     for node in old:
+        if node.op_type == "BatchNormalization" and not space:
+            return True
         if node.op_type not in _ELEMENTWISE:
             continue
         for name in node.input[2:] if node.op_type == "Gemm" else node.input:
