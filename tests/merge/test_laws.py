@@ -251,6 +251,29 @@ def test_other_summands_stay_with_their_signs(sums, left):
     folds(made, Conv=1, Sigmoid=1, **left)
 
 
+def test_a_sum_of_many_loses_operators_not_operands():
+    """``z + x + conv(x) + x`` would be as many operators as before."""
+    pieces = [conv("ca", "x", "a", (4, 4, 3, 3), **SAME)]
+    made = model(*pieces, op("Sum", "z x a x", "y"), x={"x": X, "z": X})
+    unmerged(made)
+    made = model(*pieces, op("Sum", "z x a", "s"), op("Add", "s x", "y"), x={"x": X, "z": X})
+    folds(made, Conv=1, Add=1)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_where_a_sum_of_many_cannot_subtract_another_operand_takes_the_place(shift):
+    made = model(
+        conv("ca", "x", "a", (4, 4, 3, 3), **SAME),
+        const("Sub", "a", "b", np.float32(0.5)),
+        op("Sigmoid", "x", "r"),
+        op("Sum", f"{'b' if shift else 'a'} r z", "s"),
+        op("Sub", "x s", "d"),
+        op("Add", "d x", "y"),
+        x={"x": X, "z": X},
+    )
+    folds(made, Conv=1, Sigmoid=1, Sum=1, Sub=1)
+
+
 def test_a_summand_that_broadcasts_stays():
     made = model(
         conv("ca", "x", "a", (4, 4, 3, 3), **SAME),
