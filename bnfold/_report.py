@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import bnfold
 from bnfold._findings import figures, foldable, located, trouble
 from bnfold._judge import Outcome, Verdict
-from bnfold._result import Kept, Plan
+from bnfold._result import Fold, Kept, Plan
 
 if TYPE_CHECKING:
     from bnfold._verify._verdict import EndToEnd
@@ -52,7 +52,7 @@ def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
 
 def text(outcome: Outcome, verbose: bool, power: bool = False) -> Iterator[str]:
     """Lines for a terminal; with ``power``, what planted errors showed in any case."""
-    yield from _plan_lines(outcome, verbose, "folded")
+    yield from _plan_lines(outcome, verbose, "folded", "merged")
     yield from verdict_lines(outcome.verdict, verbose, power)
     if outcome.output is not None:
         yield f"wrote {outcome.output}"
@@ -64,18 +64,31 @@ def text(outcome: Outcome, verbose: bool, power: bool = False) -> Iterator[str]:
 
 def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
     """What would fold, and what stays."""
-    return _plan_lines(outcome, verbose, "can fold")
+    return _plan_lines(outcome, verbose, "can fold", "can merge")
 
 
-def _plan_lines(outcome: Outcome, verbose: bool, verb: str) -> Iterator[str]:
+def _merged(merges: Sequence[Fold]) -> str:
+    """How many operators have become how many; one that is made may itself merge with others."""
+    gone = {(fold.graph, node) for fold in merges for node in fold.nodes}
+    left = {(fold.graph, fold.into) for fold in merges} - gone
+    parts = sum(len(fold.nodes) for fold in merges) + len(left)
+    return f"{_count(parts, 'linear operator')} into {len(left)}"
+
+
+def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> Iterator[str]:
     plan = outcome.plan
     rows = list(_operator_rows(plan))
     if plan.folds:
         rows.append(("file size", _size(outcome.size_before), _size(outcome.size_after)))
         yield from _table(("", "before", "after"), rows)
-        maps = sum(len(fold.nodes) for fold in plan.folds)
-        targets = len({(fold.graph, fold.into) for fold in plan.folds})
-        yield f"{verb} {_count(maps, 'map')} into {_count(targets, 'operator')}"
+        merges = [fold for fold in plan.folds if fold.merges]
+        folds = [fold for fold in plan.folds if not fold.merges]
+        maps = sum(len(fold.nodes) for fold in folds)
+        targets = len({(fold.graph, fold.into) for fold in folds})
+        if folds:
+            yield f"{folded} {_count(maps, 'map')} into {_count(targets, 'operator')}"
+        if merges:
+            yield f"{merged} {_merged(merges)}"
         if verbose:
             yield from (f"  {foldable(fold)}" for fold in plan.folds)
     else:
@@ -166,7 +179,9 @@ def _kept_lines(plan: Plan, verbose: bool) -> Iterator[str]:
     if not plan.kept:
         return
     codes = Counter(kept.code for kept in plan.kept)
-    yield f"kept {_count(len(plan.kept), 'map')}"
+    unmerged = sum(kept.kind == "merge" for kept in plan.kept)
+    counts = [(len(plan.kept) - unmerged, "map"), (unmerged, "unmerged operator")]
+    yield "kept " + " and ".join(_count(number, noun) for number, noun in counts if number)
     for code, count in codes.most_common():
         members = [kept for kept in plan.kept if kept.code == code]
         if verbose:

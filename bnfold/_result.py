@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+MERGES = ("merge in parallel", "merge in series")
+
 
 @dataclass(frozen=True)
 class Fold:
-    """Affine operators that give way, and the operator that takes their place.
+    """Affine operators that give way, and the operator that takes their place; or linear ones that
+    become one with it, which ``merges`` tells.
 
     ``nodes`` are the folded operators' labels in data order, ``into`` that of the operator whose
     parameters take them in (of the first of them, where a chain shrinks by composition alone),
@@ -23,11 +26,18 @@ class Fold:
     laws: tuple[str, ...]
     graph: str
 
+    @property
+    def merges(self) -> bool:
+        """Whether linear operators become one."""
+        return self.laws[0] in MERGES
+
 
 @dataclass(frozen=True)
 class Kept:
-    """An affine operator that stays: a stable reason ``code``, where it was stopped and what
-    helps.
+    """An operator that stays: a stable reason ``code``, where it was stopped and what helps.
+
+    Of ``kind`` "map" it is affine and could not be folded, of "merge" linear and could not become
+    one with others.
     """
 
     node: str
@@ -37,6 +47,7 @@ class Kept:
     message: str
     advice: str
     graph: str
+    kind: str = "map"
 
 
 @dataclass(frozen=True)

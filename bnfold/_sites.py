@@ -106,10 +106,10 @@ class Site:
             return None
         layout = self.layout(self.any_axis(behind))
         if ahead.keeps_scale:
-            return _weights.scaled(self.weight_value.load(), behind.scale, layout)
+            return _weights.scaled(self.weight_value.load(), behind.scale, layout, self.dtype)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             exact = self._entered(ahead).reshape(layout.view) * layout.spread(behind.scale)
-            return exact.astype(self.weight_value.load().dtype).reshape(self.weight_value.shape)
+            return exact.astype(self.dtype).reshape(self.weight_value.shape)
 
     def new_scale(
         self, behind: AffineMap, ahead: AffineMap

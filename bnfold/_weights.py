@@ -76,14 +76,14 @@ def conv_inputs(shape: tuple[int, ...], group: int) -> Layout:
     return Layout((group, cout // group, per_group, *kernel), (group, 1, per_group, *ones))
 
 
-def scaled(weight: Array, scale: Vector, layout: Layout) -> Array:
-    """The weight with each output channel multiplied by its scale, rounded once to its dtype.
+def scaled(weight: Array, scale: Vector, layout: Layout, dtype: np.dtype[Any]) -> Array:
+    """The weight with each output channel multiplied by its scale, rounded once to a dtype.
 
     Exact but for that one rounding: a linear operator is linear in its weight, channel by channel.
     """
     source = weight.reshape(layout.view)
     factor = np.broadcast_to(layout.spread(scale), layout.along)
-    result = np.empty(layout.view, weight.dtype)
+    result = np.empty(layout.view, dtype)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for part in _blocks(source):
             rows = part if factor.shape[0] > 1 else slice(None)

@@ -208,10 +208,11 @@ def test_layer_scale():
         right((4, 4)),
         const("Add", "m", "a", rand(4)),
         const("Mul", "a", "s", rand(4)),
-        op("Add", "x s", "y"),
+        op("Relu", "x", "r"),
+        op("Add", "r s", "y"),
         x=(2, 5, 4),
     )
-    folds(m, MatMul=1, Add=2)
+    folds(m, MatMul=1, Relu=1, Add=2)
 
 
 def test_scalar_add_of_two_sizes():

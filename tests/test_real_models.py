@@ -28,7 +28,10 @@ from .graphs import counts, run, valid
 FOLDED: dict[str, tuple[str, dict[str, tuple[int, int]]]] = {
     "digits": ("pass", {"BatchNormalization": (6, 0)}),
     "cls": ("pass", {"BatchNormalization": (27, 0), "Add": (5, 1)}),
-    "det": ("pass", {"BatchNormalization": (3, 0), "Add": (117, 25), "Mul": (86, 34)}),
+    "det": (
+        "pass",
+        {"BatchNormalization": (3, 0), "Add": (117, 25), "Mul": (86, 34), "Conv": (62, 61)},
+    ),
     "rec": ("pass", {"BatchNormalization": (6, 0), "Add": (112, 39), "Mul": (100, 42)}),
     "light-resnet50": ("pass", {"BatchNormalization": (53, 0)}),
     "light-shufflenet": ("pass", {"BatchNormalization": (49, 0)}),
@@ -161,7 +164,7 @@ def test_operators_before_and_after(name, ran, pair):
     expected = FOLDED[name][1]
     assert {op: (before.get(op, 0), after.get(op, 0)) for op in expected} == expected
     assert not [op for op, count in after.items() if count > before.get(op, 0)]
-    assert after["Conv"] == before["Conv"]
+    assert "Conv" in expected or after["Conv"] == before["Conv"]
     written = ran(name).report["operators"]
     assert {op: (written["before"].get(op, 0), written["after"].get(op, 0)) for op in expected} == (
         expected

@@ -106,6 +106,10 @@ class Constants:
         self._shapes = shapes
         self._found: dict[tuple[str, str], Constant | Reason] = {}
 
+    def add(self, scope: Scope, constant: Constant) -> None:
+        """Know a constant that the model does not hold."""
+        self._found[scope.path, constant.name] = constant
+
     def find(self, scope: Scope, name: str) -> Constant | Reason:
         """The constant that a name stands for in a graph, or why it is not one."""
         owner = scope.owner(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onnx import NodeProto
@@ -48,6 +49,22 @@ class Context:
         if shape is None or symbols is None or len(shape) != len(symbols):
             return None if shape is None else list(shape)
         return [s if n is None else n for n, s in zip(shape, symbols, strict=True)]
+
+    def add(self, name: str, like: Sequence[str]) -> None:
+        """Know of a new tensor what follows from others that broadcast to it (ONNX Add)."""
+        sizes = [self.sizes(other) for other in like]
+        if all(other == sizes[0] for other in sizes[1:]):
+            self.shapes.add(self.scope, name, like[0])
+            shape = self.shape(like[0])
+            if shape is not None:
+                self.derived[name] = shape
+            return
+        shapes = [self.shape(other) for other in like]
+        known = [shape for shape in shapes if shape is not None]
+        if len(known) == len(like):
+            rank = max(map(len, known))
+            full = [(1,) * (rank - len(shape)) + shape for shape in known]
+            self.derived[name] = tuple(map(_broadcast, zip(*full, strict=True)))
 
     def type(self, name: str) -> int:
         """The element type of a tensor, 0 where not known."""
@@ -97,3 +114,11 @@ class Context:
                 f"{found.name} is not of a floating-point type that can be folded",
             )
         return found
+
+
+def _broadcast(sizes: Sequence[int | None]) -> int | None:
+    """The size that sizes along one axis broadcast to, None where that is not known."""
+    larger = [size for size in sizes if size is not None and size > 1]
+    if larger:
+        return larger[0]
+    return 1 if None not in sizes else None

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper
 
 from bnfold._onnx import _tensors
 from bnfold._onnx._constants import Constant
-from bnfold._onnx._names import Names
+from bnfold._onnx._merging import Merges
 from bnfold._onnx._network import Network
 from bnfold._onnx._scopes import Scope, bodies
 
 Array = NDArray[Any]
+Load = Callable[[], Array]
 Relocated = tuple[TensorProto, tuple[str, int, int | None]]
 
 
@@ -32,7 +34,7 @@ class Editor:
     """
 
     def __init__(self, network: Network) -> None:
-        self.names = Names(network.model, network.scopes)
+        self.names = network.names
         self.relocated: list[Relocated] = []
         self.created: set[str] = set()
         self._ir_version = network.model.ir_version
@@ -46,6 +48,10 @@ class Editor:
         self._early: dict[str, set[int]] = {s.path: set() for s in network.scopes}
         self._copies: dict[tuple[object, ...], str] = {}
         self._unread: list[tuple[Scope, str]] = []
+        self._merged: dict[str, dict[str, Load]] = {s.path: {} for s in network.scopes}
+        self._held: list[tuple[Scope, str]] = []
+        for scope, merges in zip(network.scopes, network.merges, strict=True):
+            self._land(scope, merges)
 
     def store(
         self,
@@ -60,8 +66,12 @@ class Editor:
 
         The tensor that held the old values is rewritten if this node alone reads it and it keeps
         its shape and type; otherwise a new one is made under a fresh name, shared by all that
-        would hold the same values.
+        would hold the same values. Of a constant that a merge makes the values are kept for later.
         """
+        owner = scope.owner(old.name) if old is not None else None
+        if old is not None and owner is not None and old.name in self._merged[owner.path]:
+            self._merged[owner.path][old.name] = lambda: values
+            return
         if old is not None and old.stored is not None and self._may_rewrite(scope, old, values):
             if old.stored.data_location == TensorProto.EXTERNAL:
                 self.relocated.append((old.stored, _tensors.external_location(old.stored)))
@@ -156,7 +166,15 @@ class Editor:
                         scope.readers.setdefault(new, []).append(position)
 
     def finish(self) -> None:
-        """Remove what the edits orphaned, then everything that was marked for removal."""
+        """Store what merges made, remove what the edits orphaned, then everything that was marked
+        for removal.
+        """
+        for scope in self._scopes:
+            for name, values in self._merged[scope.path].items():
+                if self._uses[scope.path][name] > 0:
+                    self._add_constant(scope, name, values())
+        for owner, name in self._held:
+            self._count(owner, name, -1)
         self._sweep()
         for scope in self._scopes:
             if self._early[scope.path]:
@@ -165,6 +183,30 @@ class Editor:
                 self._clean(scope)
             if self._prepended[scope.path]:
                 self._prepend(scope)
+
+    def _land(self, scope: Scope, merges: Merges) -> None:
+        """Bring merged operators into the graph; what they were made of is held until the end, as
+        their weights are computed from it.
+        """
+        nodes = scope.graph.node
+        for position in {p: None for patch in merges.patches for p in patch.nodes}:
+            old, new = nodes[position], scope.nodes[position]
+            for name in old.input:
+                owner = scope.owner(name) if name else None
+                if owner is not None:
+                    self._uses[owner.path][name] += 1
+                    self._held.append((owner, name))
+            for name in old.output:
+                if name not in scope.producers:
+                    self._vanished[scope.path].setdefault(name, None)
+            if new.op_type:
+                old.CopyFrom(new)
+                scope.nodes[position] = old
+            else:
+                self._gone[scope.path].add(position)
+        for patch in merges.patches:
+            for name, constant in patch.constants.items():
+                self._merged[scope.path][name] = _rounded(constant)
 
     def _may_rewrite(self, scope: Scope, old: Constant, values: Array) -> bool:
         owner = scope.owner(old.name)
@@ -291,6 +333,11 @@ class Editor:
         nodes = [*self._prepended[scope.path], *(_copy(node) for node in scope.graph.node)]
         del scope.graph.node[:]
         scope.graph.node.extend(nodes)
+
+
+def _rounded(constant: Constant) -> Load:
+    """The values of a constant, which were not rounded, as they are stored."""
+    return lambda: np.asarray(constant.load()).astype(constant.dtype)
 
 
 def _annotated(scope: Scope) -> set[str]:

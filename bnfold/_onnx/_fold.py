@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,20 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from bnfold._onnx._constants import Constant
+from bnfold._onnx._merging import Stays
 from bnfold._onnx._network import Graph, Network, read
+from bnfold._onnx._patch import Patch
 from bnfold._onnx._rewrite import Rewritten, apply
+from bnfold._onnx._scopes import label
 from bnfold._plan._planner import Moves
 from bnfold._plan._view import Absorber
-from bnfold._result import Plan
+from bnfold._result import Fold, Kept, Plan
 from bnfold._settle import settle
 from bnfold._summary import summarize
 
 Array = NDArray[Any]
 Settled = list[tuple[Graph, Moves]]
+_WEIGHTED = ("BatchNormalization", "Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,11 @@ class Planned:
         constants of maps that fold. Other constants may be sizes, not weights.
         """
         graph, _ = self.settled[0]
+        made = {name for patch in self.network.merges[0].patches for name in patch.constants}
         values = {}
         for name in _parameter_names(self, folded_only=False):
+            if name in made:
+                continue
             constant = graph.context.constants.find(graph.scope, name)
             if isinstance(constant, Constant) and constant.is_float and not constant.protected:
                 values[name] = constant.load()
@@ -62,9 +69,36 @@ def prepare(model: ModelProto, base_dir: Path | None) -> Planned:
     """Read and plan a model. Raises `UsageError` where it cannot be read."""
     network = read(model, base_dir)
     settled = [(graph, settle(graph.view, graph.readings)) for graph in network.graphs]
-    before = Counter(node.op_type for scope in network.scopes for node in scope.nodes)
+    before = Counter(node.op_type for scope in network.scopes for node in scope.graph.node)
+    merged = Counter(n.op_type for scope in network.scopes for n in scope.nodes if n.op_type)
     graphs = ((graph.scope.path, graph.view, moves) for graph, moves in settled)
-    return Planned(network, settled, summarize(graphs, before))
+    plan = summarize(graphs, merged)
+    folds = [_fold(patch) for merges in network.merges for patch in merges.patches]
+    kept = [_kept(stays) for merges in network.merges for stays in merges.stays]
+    plan = replace(plan, folds=(*folds, *plan.folds), kept=(*plan.kept, *kept), before=dict(before))
+    return Planned(network, settled, plan)
+
+
+def _fold(patch: Patch) -> Fold:
+    """A merge in a plan's words."""
+    node = patch.nodes[patch.into]
+    assert node is not None
+    names, ops = ([one[k] for one in patch.gone] for k in (0, 1))
+    return Fold(tuple(names), tuple(ops), label(node), (patch.law,), patch.path)
+
+
+def _kept(stays: Stays) -> Kept:
+    reason = stays.reason
+    return Kept(
+        stays.node,
+        stays.op,
+        reason.code,
+        reason.at,
+        reason.message,
+        reason.advice,
+        stays.path,
+        "merge",
+    )
 
 
 def _parameter_names(planned: Planned, folded_only: bool) -> Iterator[str]:
@@ -81,6 +115,11 @@ def _parameter_names(planned: Planned, folded_only: bool) -> Iterator[str]:
         concerned |= {move.into, *move.maps}
         norms = {index for index in move.maps if nodes[index].op == "BatchNormalization"}
         telling |= {move.into} | norms if move.law == "absorb" else set(move.maps)
+    merged = {p for patch in planned.network.merges[0].patches for p in patch.nodes}
+    for position in sorted(merged):
+        old = graph.scope.graph.node[position]
+        if old.op_type in _WEIGHTED or not folded_only:
+            yield from filter(None, old.input)
     for index, node in enumerate(nodes):
         weighted = isinstance(node.role, Absorber) or node.op == "BatchNormalization"
         if index in telling if folded_only else index in concerned or weighted:

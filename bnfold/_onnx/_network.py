@@ -1,4 +1,4 @@
-"""A model read into neutral views, one for each of its graphs, and planned."""
+"""A model read into neutral views, one for each of its graphs, its linear operators merged."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from bnfold._errors import UsageError
 from bnfold._onnx._constants import Constants
 from bnfold._onnx._context import Context
 from bnfold._onnx._fused import fused
+from bnfold._onnx._merging import Merges, merge
+from bnfold._onnx._names import Names
 from bnfold._onnx._roles import read_node
 from bnfold._onnx._scopes import Scope, label, read_scopes, reads_value
 from bnfold._onnx._shapes import infer
@@ -52,26 +54,48 @@ class Graph:
 
 @dataclass(frozen=True)
 class Network:
-    """A whole model as read, and the folder its external data is relative to."""
+    """A whole model as read, and the folder its external data is relative to.
+
+    ``merges`` has an entry for each graph. Scopes and graphs are those after merging; the model
+    itself is as it was.
+    """
 
     model: ModelProto
     base_dir: Path | None
     scopes: tuple[Scope, ...]
     graphs: tuple[Graph, ...]
+    names: Names
+    merges: tuple[Merges, ...]
 
 
 def read(model: ModelProto, base_dir: Path | None) -> Network:
-    """Read every graph of a model; no large weight is loaded. Raises `UsageError` on cycles."""
+    """Read every graph of a model; no large weight is loaded, but those of operators that merge.
+
+    Raises `UsageError` on cycles.
+    """
     scopes = read_scopes(model)
     shapes = infer(model, scopes)
     constants = Constants(base_dir, shapes)
-    graphs = tuple(_read_graph(Context(scope, constants, shapes)) for scope in scopes)
-    return Network(model, base_dir, tuple(scopes), graphs)
+    names = Names(model, scopes)
+    read_graphs = [_read_merged(Context(scope, constants, shapes), names) for scope in scopes]
+    graphs, merges = (tuple(part) for part in zip(*read_graphs, strict=True))
+    return Network(model, base_dir, tuple(scopes), graphs, names, merges)
+
+
+def _read_merged(context: Context, names: Names) -> tuple[Graph, Merges]:
+    """One graph, as it is once its linear operators are merged."""
+    graph = _read_graph(context)
+    roles = {
+        position: node.role
+        for position, node in zip(graph.positions, graph.view.nodes, strict=True)
+    }
+    merges = merge(context, roles, graph.positions, names)
+    return (_read_graph(context) if merges.patches else graph), merges
 
 
 def _read_graph(context: Context) -> Graph:
     scope = context.scope
-    order = _order(scope)
+    order = [position for position in _order(scope) if scope.nodes[position].op_type]
     place = {position: index for index, position in enumerate(order)}
     values: dict[str, int] = {}
     nodes: list[Node] = []

@@ -18,8 +18,10 @@ from onnx import NodeProto
 from bnfold._affine import AffineMap
 from bnfold._onnx._constants import Constant
 from bnfold._onnx._edit import Editor, Relocated
+from bnfold._onnx._merging import Merges
 from bnfold._onnx._network import Graph, Network
 from bnfold._onnx._numbers import edit_numbers
+from bnfold._onnx._patch import Patch
 from bnfold._onnx._quantized import Dequantized, spread_zero
 from bnfold._plan._layout import Map
 from bnfold._plan._places import Standing
@@ -58,7 +60,8 @@ class Applied:
     """One step as it was carried out, for whoever checks it.
 
     ``law`` is "absorb", "compose", "carry", or "cross" for an operator that maps were carried
-    across. ``into``, ``maps`` and ``chain`` are positions in the original graph's node list; an
+    across; or "merge" for a ``patch``, which changes the graph that all later steps start from.
+    ``into``, ``maps`` and ``chain`` are positions in the original graph's node list; an
     operator that takes in, or lets pass, what was carried to it has no maps. In the folded graph,
     ``source`` is what the absorber puts out (for maps that stand: what the first of
     them reads; for an operator that is crossed: its main output) and ``output`` what now stands for
@@ -74,6 +77,7 @@ class Applied:
     source: str
     output: str
     related: Mapping[str, Related] = field(default_factory=dict)
+    patch: Patch | None = None
 
 
 @dataclass
@@ -90,13 +94,15 @@ class Rewritten:
 def apply(network: Network, settled: Iterable[tuple[Graph, Moves]]) -> Rewritten:
     """Carry out all moves on ``network.model``, in place.
 
-    First all maps are taken out, what has to stand borrows from them, then operators get their new
-    parameters, and only then names are settled.
+    Merged operators are there from the start. Then all maps are taken out, what has to stand
+    borrows from them, then operators get their new parameters, and only then names are settled.
     """
     editor = Editor(network)
     result = Rewritten(relocated=editor.relocated, created=editor.created)
-    for graph, moves in settled:
-        _Writer(editor, graph, moves, result).write()
+    for merges in network.merges:
+        result.applied += [_merged(patch) for patch in merges.patches]
+    for (graph, moves), merges in zip(settled, network.merges, strict=True):
+        _Writer(editor, graph, moves, merges, result).write()
     editor.finish()
     return result
 
@@ -104,10 +110,13 @@ def apply(network: Network, settled: Iterable[tuple[Graph, Moves]]) -> Rewritten
 class _Writer:
     """Writes the moves of one graph. ``names`` says which tensor has taken another's place."""
 
-    def __init__(self, editor: Editor, graph: Graph, moves: Moves, result: Rewritten) -> None:
+    def __init__(
+        self, editor: Editor, graph: Graph, moves: Moves, merges: Merges, result: Rewritten
+    ) -> None:
         self.editor = editor
         self.graph = graph
         self.moves = moves
+        self.merges = merges
         self.result = result
         self.names: dict[str, str] = {}
         self.inside: set[str] = set()
@@ -136,7 +145,7 @@ class _Writer:
         for node, edit in self.moves.edits.items():
             edit_numbers(editor, graph, node, edit)
         self._rename()
-        applied += [*self._lone_absorbers(), *self._crossings()]
+        applied += [*self._lone_absorbers(), *self._crossings(), *self._left_as_merged()]
         self.result.applied += [self._told(step) for step in applied]
 
     def _lone_absorbers(self) -> Iterator[Applied]:
@@ -156,6 +165,25 @@ class _Writer:
             into = graph.positions[node]
             output = next(name for name in scope.nodes[into].output if name)
             yield Applied(scope.path, "cross", into, (), (), output, output)
+
+    def _left_as_merged(self) -> Iterator[Applied]:
+        """Operators made by merges of which nothing but the rounding is new."""
+        graph, scope = self.graph, self.graph.scope
+        moved = {p for move in self.moves.moves for p in (move.into, *move.chain)}
+        made = {p for patch in self.merges.patches for p, n in patch.nodes.items() if n is not None}
+        constants = {name for patch in self.merges.patches for name in patch.constants}
+        for position in sorted(made & self.places.keys()):
+            node, index = graph.view.nodes[self.places[position]], self.places[position]
+            names = {graph.name(value) for value in node.inputs if value >= 0}
+            if index in moved or index in self.moves.sides or not names & constants:
+                continue
+            (output,) = scope.nodes[position].output
+            if isinstance(node.role, Affine):
+                data = graph.name(node.inputs[node.role.data])
+                own = (position,)
+                yield Applied(scope.path, "compose", position, own, own, data, output)
+            else:
+                yield Applied(scope.path, "absorb", position, (), (), output, output)
 
     def _told(self, step: Applied) -> Applied:
         """A step with the names that tensors have in the end, and what they have gone through."""
@@ -218,6 +246,14 @@ class _Writer:
             new = self.editor.rename_output(scope, scope.producers[name], None, True, name)
             self.editor.reread(scope, [name], new)
             self.names[name] = new
+
+
+def _merged(patch: Patch) -> Applied:
+    node = patch.nodes[patch.into]
+    assert node is not None
+    output = node.output[0]
+    gone = tuple(p for p in patch.nodes if p != patch.into)
+    return Applied(patch.path, "merge", patch.into, gone, (), output, output, patch=patch)
 
 
 def _steps(maps: Iterable[Map]) -> tuple[Step, ...]:

@@ -99,6 +99,12 @@ def reads_value(node: NodeProto, name: str) -> int:
     return sum((node.op_type, number) not in _SHAPE_OR_TYPE for number in numbers)
 
 
+def reads_type(node: NodeProto, name: str) -> bool:
+    """Whether a node takes the element type of a tensor, and nothing else of it."""
+    numbers = [number for number, read in enumerate(node.input) if read == name]
+    return node.op_type == "CastLike" and node.domain in ("", "ai.onnx") and numbers == [1]
+
+
 def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
     """The graphs a node carries in its attributes, with the attribute's name."""
     for attribute in node.attribute:

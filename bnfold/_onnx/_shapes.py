@@ -54,6 +54,15 @@ class Shapes:
         owner = scope.owner(name)
         return self.symbols.get((owner.path, name)) if owner else None
 
+    def add(self, scope: Scope, name: str, like: str) -> None:
+        """Know of a tensor new to a graph what is known of another one."""
+        shape, symbols = self.shape(scope, like), self.sizes(scope, like)
+        self.types[scope.path, name] = self.type(scope, like)
+        if shape is not None:
+            self.shapes[scope.path, name] = shape
+        if symbols is not None:
+            self.symbols[scope.path, name] = symbols
+
     def type(self, scope: Scope, name: str) -> int:
         """The element type of a name as seen from a graph, 0 where not known."""
         owner = scope.owner(name)

@@ -149,6 +149,17 @@ CODES: dict[str, Code] = {
         "Folding is possible but would leave as many operators as before.",
         "Nothing: the model is as small as this fold could make it.",
     ),
+    "not-mergeable": Code(
+        "Linear operators that are added up, or follow each other, are not one linear operator: "
+        "their strides or output sizes differ, or something in between is not linear. The message "
+        "says which.",
+        "Nothing, if that is what the model means.",
+    ),
+    "merge-cost": Code(
+        "Linear operators could become one, but that one would do more work than they do together. "
+        "The message says by how much.",
+        "Nothing: the model runs faster this way.",
+    ),
     "unsupported-dtype": Code(
         "The weight's dtype is not one of float16, bfloat16, float32 and float64.",
         "Convert the model to a floating-point dtype first.",

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
+from bnfold._onnx._patch import lay
 from bnfold._onnx._rewrite import Applied
 from bnfold._onnx._scopes import Scope, label
 from bnfold._verify import _local as local
@@ -35,15 +36,17 @@ from bnfold._verify._lines import (
     follow,
     output_rank,
 )
+from bnfold._verify._merges import check_merge
 from bnfold._verify._probe import probe
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """One fold, checked. ``ulps`` is the largest deviation in units in the last place, beyond
-    what float64 may lose; ``problem`` says what was wrong, or is empty. ``probe`` is how far its
-    operators are from those before on real numbers, in what rounding explains; None where they
-    were not run.
+    """One fold, checked; ``law`` is one of those that `Applied` names.
+
+    ``ulps`` is the largest deviation in units in the last place, beyond what float64 may lose;
+    ``problem`` says what was wrong, or is empty. ``probe`` is how far its operators are from those
+    before on real numbers, in what rounding explains; None where they were not run.
     """
 
     graph: str
@@ -51,6 +54,7 @@ class Certificate:
     maps: tuple[str, ...]
     ulps: float
     problem: str = ""
+    law: str = "absorb"
     probe: float | None = None
 
     @property
@@ -65,6 +69,7 @@ class Certificate:
             "graph": self.graph,
             "into": self.into,
             "maps": list(self.maps),
+            "law": self.law,
             "holds": self.holds,
             "ulps": self.ulps if np.isfinite(self.ulps) else None,
             "problem": self.problem,
@@ -120,18 +125,20 @@ def _probed(
 def _certify(before: Side, after: Side, fold: Applied) -> Certificate:
     scope = before.scopes[fold.path]
     maps = tuple(label(scope.nodes[i]) for i in fold.maps)
-    into = label(scope.nodes[fold.into])
+    made = fold.patch.nodes[fold.into] if fold.patch is not None else None
+    into = label(made or scope.nodes[fold.into])
     check = _CHECKS[fold.law]
     try:
         if fold.path not in after.scopes:
             raise Mismatch(f"the folded model has no graph {fold.path}")
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             ulps = check(before, after, fold)
     except Mismatch as mismatch:
-        return Certificate(fold.path, into, maps, float("inf"), str(mismatch))
+        return Certificate(fold.path, into, maps, float("inf"), str(mismatch), fold.law)
     except ValueError as error:  # Operands that NumPy cannot broadcast.
-        return Certificate(fold.path, into, maps, float("inf"), f"shapes do not agree: {error}")
-    return Certificate(fold.path, into, maps, max(ulps, 0.0))
+        problem = f"shapes do not agree: {error}"
+        return Certificate(fold.path, into, maps, float("inf"), problem, fold.law)
+    return Certificate(fold.path, into, maps, max(ulps, 0.0), law=fold.law)
 
 
 def _compose(before: Side, after: Side, fold: Applied) -> float:
@@ -277,4 +284,20 @@ def _same_otherwise(
                 raise Mismatch(f"the statistics of {label(twin)} changed")
 
 
-_CHECKS = {"absorb": _absorb, "carry": _compose, "compose": _compose, "cross": _cross}
+def _merge(before: Side, after: Side, fold: Applied) -> float:
+    """The merged operator in float64 is what stood; all that follows starts from it."""
+    assert fold.patch is not None
+    scope = before.scopes[fold.path]
+    try:
+        return check_merge(before, scope, fold.patch)
+    finally:
+        lay(fold.patch, scope, before.constants)
+
+
+_CHECKS = {
+    "absorb": _absorb,
+    "carry": _compose,
+    "compose": _compose,
+    "cross": _cross,
+    "merge": _merge,
+}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ..graphs import bn, codes, const, conv, counts, model, op, rand
+from ..graphs import bn, codes, const, conv, conv_transpose, counts, model, op, rand
 from .nets import affine, goes, holds, stays
 
 Array = Any
@@ -24,7 +24,12 @@ def shift(x: str, y: str, values: Any, name: str = "map") -> Any:
 
 
 def two_convs(c: int = 4) -> list[Any]:
-    return [conv("c1", "x", "a", (c, c, 1, 1)), conv("c2", "x", "b", (c, c, 3, 3), pads=[1] * 4)]
+    """Behind a Relu, so that the second one is no convolution of what the first one reads."""
+    return [
+        conv("c1", "x", "a", (c, c, 1, 1)),
+        op("Relu", "x", "r"),
+        conv("c2", "r", "b", (c, c, 3, 3), pads=[1] * 4),
+    ]
 
 
 @pytest.mark.parametrize("x", SHAPES)
@@ -36,7 +41,7 @@ def test_a_norm_behind_a_sum_goes_into_both_branches(kind, x):
 @pytest.mark.parametrize("kind", ["Add", "Sub"])
 def test_a_shift_goes_into_one_branch_where_the_other_takes_none(kind):
     """The second way of a sum: the first branch is an input of the graph."""
-    c2 = conv("c2", "x", "b", (4, 4, 1, 1))
+    c2 = conv_transpose("c2", "x", "b", (4, 4, 1, 1))
     goes(model(c2, op(kind, "x b", "s"), shift("s", "y", rand(4)), x=X))
     goes(model(c2, op(kind, "b x", "s"), shift("s", "y", rand(4)), x=X))
     stays(model(c2, op(kind, "x b", "s"), scale("s", "y", rand(4)), x=X))
@@ -46,7 +51,7 @@ def test_a_norm_behind_a_residual_stays():
     """The branch that is added is what the convolution read: changing it changes both."""
     made = model(
         conv("c0", "x", "a", (4, 4, 1, 1)),
-        conv("c1", "a", "b", (4, 4, 1, 1)),
+        conv_transpose("c1", "a", "b", (4, 4, 1, 1)),
         op("Add", "a b", "s"),
         scale("s", "y", rand(4)),
         x=X,

@@ -26,8 +26,8 @@ PLANT = """
 import sys
 import bnfold._weights
 right = bnfold._weights.scaled
-def wrong(weight, scale, layout):
-    return right(weight, scale, layout) * weight.dtype.type(1.01)
+def wrong(weight, scale, layout, dtype):
+    return right(weight, scale, layout, dtype) * dtype.type(1.01)
 bnfold._weights.scaled = wrong
 from bnfold._cli import main
 main(sys.argv[1:], "bnfold")

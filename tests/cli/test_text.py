@@ -61,6 +61,26 @@ def test_the_table_says_what_became_less(model):
     assert run.lines[3] == "folded 1 map into 1 operator"
 
 
+def test_merges_are_counted_by_operator(tmp_path):
+    """The sum inside is one operator before it becomes part of another."""
+    same = {"pads": [1] * 4}
+    made = model(
+        conv("a", "x", "a0", (3, 3, 3, 3), **same),
+        conv("b", "x", "b0", (3, 3, 1, 1)),
+        op("Add", "a0 b0", "c"),
+        const("Mul", "c", "d", rand(3, 1, 1)),
+        op("Add", "x d", "e"),
+        op("Relu", "e", "r"),
+        conv("g", "r", "g0", (3, 1, 3, 3), group=3, **same),
+        conv("h", "r", "h0", (3, 3, 1, 1)),
+        op("Add", "g0 h0", "y"),
+    )
+    run = bnfold(examples.save(made, tmp_path / "m.onnx"))
+    assert "merged 5 linear operators into 1" in run.lines
+    start = run.lines.index("kept 1 unmerged operator")
+    assert run.lines[start + 1].startswith("  merge-cost: h: g and h side by side: ")
+
+
 @pytest.mark.parametrize(
     "size, text",
     [

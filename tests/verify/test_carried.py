@@ -50,7 +50,8 @@ MODELS = {
     ),
     "sum": lambda: model(
         conv("a", "x", "ca", (4, 3, 3, 3)),
-        conv("b", "x", "cb", (4, 3, 3, 3)),
+        op("Relu", "x", "r"),
+        conv("b", "r", "cb", (4, 3, 3, 3)),
         op("Add", "ca cb", "s0"),
         *both_behind("s0"),
     ),

@@ -1,0 +1,1 @@
+"""Linear operators that become one: their algebra and what it costs, without a framework."""

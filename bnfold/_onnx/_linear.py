@@ -1,0 +1,266 @@
+"""ONNX operators as steps of a linear function of channels × space.
+
+What is no such step, or not a usable one, says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto
+
+from bnfold._affine import AffineMap, Vector
+from bnfold._merge._kernel import Double, Kernel
+from bnfold._merge._window import Window
+from bnfold._onnx import _attributes
+from bnfold._onnx._constants import Constant
+from bnfold._onnx._context import Context
+from bnfold._onnx._scopes import label
+from bnfold._plan._reasons import Reason
+from bnfold._plan._view import Affine, Carrier, Role
+
+_ACTIVATIONS = frozenset(
+    [
+        "Abs",
+        "Celu",
+        "Clip",
+        "Elu",
+        "Erf",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Mish",
+        "PRelu",
+        "Relu",
+        "Selu",
+        "Sigmoid",
+        "Softplus",
+        "Softsign",
+        "Tanh",
+        "ThresholdedRelu",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A linear operator with weights: its kernel, and the type they are stored in.
+
+    Channels are on axis 1, those of a matrix product on the last.
+    """
+
+    kernel: Kernel
+    data_type: int
+    data: int = 0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """An average over fixed windows."""
+
+    windows: tuple[Window, ...]
+    data: int = 0
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A per-channel affine operator."""
+
+    map: AffineMap
+    steps: int
+    data: int = 0
+
+
+@dataclass(frozen=True)
+class Passed:
+    """An operator that hands its input through."""
+
+    data: int = 0
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """What would be a step of its input, but for a reason. ``ends`` says whether it is of interest
+    at the end of a branch alone: an activation.
+    """
+
+    reason: Reason
+    data: int = 0
+    ends: bool = False
+
+
+Step = Weighted | Pool | Mapped | Passed | Blocked
+
+
+def step(context: Context, node: NodeProto, role: Role) -> Step | None:
+    """What a node is of its input; None for what no linear function is near."""
+    if node.domain not in ("", "ai.onnx") or _attributes.depends_on_call(node):
+        return None
+    if isinstance(role, Affine):
+        return Mapped(role.map, role.steps, role.data)
+    if isinstance(role, Carrier):
+        return Passed(role.data)
+    if node.op_type in _ACTIVATIONS:
+        what = f"{label(node)} ({node.op_type}) is not linear"
+        return Blocked(Reason("not-mergeable", label(node), what), ends=True)
+    reader = _READERS.get(node.op_type)
+    return reader(context, node) if reader is not None else None
+
+
+def _conv(context: Context, node: NodeProto) -> Step | None:
+    """``b[o] + Σ W[o, i, k]·x[i]``, group j of outputs from group j of inputs (ONNX Conv)."""
+    weight, bias = context.parameter(node, 1), context.parameter(node, 2)
+    for found in (weight, bias):
+        if isinstance(found, Reason):
+            return Blocked(found)
+    if not isinstance(weight, Constant) or len(weight.shape) < 3:
+        return None
+    outputs, per_group, *taps = weight.shape
+    groups = _attributes.integer(node, "group", 1)
+    if groups < 1 or outputs % groups or not all(weight.shape):
+        return None
+    windows = _windows(context, node, taps)
+    if windows is None:
+        return Blocked(_unknown_padding(node))
+    if isinstance(bias, Constant) and bias.shape != (outputs,):
+        return None
+    kernel = Kernel(
+        per_group * groups,
+        outputs,
+        groups,
+        windows,
+        lambda: weight.load().astype(np.float64),
+        lambda: _double(bias, outputs),
+    )
+    return Weighted(kernel, weight.data_type)
+
+
+def _average_pool(context: Context, node: NodeProto) -> Step | None:
+    """A fixed kernel if each output divides by the same number (ONNX AveragePool)."""
+    taps = _attributes.integers(node, "kernel_shape")
+    if not taps:
+        return None
+    windows = _windows(context, node, taps)
+    if windows is None:
+        return Blocked(_unknown_padding(node))
+    padded = any(window.sees_zeros for window in windows)
+    if padded and not _attributes.integer(node, "count_include_pad", 0):
+        what = f"{label(node)} leaves padding out of its averages, so that borders weigh more"
+        return Blocked(Reason("not-mergeable", label(node), what))
+    if _attributes.integer(node, "ceil_mode", 0):
+        what = f"{label(node)} has ceil_mode = 1: windows over the end are cut"
+        return Blocked(Reason("not-mergeable", label(node), what))
+    return Pool(windows)
+
+
+def _matmul(context: Context, node: NodeProto) -> Step | None:
+    """``x·W`` along the last axis of x, for a matrix W on the right (ONNX MatMul)."""
+    weight = context.parameter(node, 1)
+    shape = context.shape(node.input[0])
+    if isinstance(weight, Reason):
+        return None if weight.code == "dynamic-weight" else Blocked(weight)
+    if not isinstance(weight, Constant) or len(weight.shape) != 2 or not all(weight.shape):
+        return None
+    if isinstance(context.constant(node, 0), Constant) or shape is None or len(shape) < 2:
+        return None
+    inputs, outputs = weight.shape
+    kernel = Kernel(
+        inputs,
+        outputs,
+        1,
+        (),
+        lambda: weight.load().astype(np.float64).T,
+        lambda: np.zeros(outputs),
+    )
+    return Weighted(kernel, weight.data_type)
+
+
+def _gemm(context: Context, node: NodeProto) -> Step | None:
+    """``α·x·B' + β·C`` for constants B and C, where C varies along the last axis alone or not at
+    all (ONNX Gemm).
+    """
+    if context.opset < 7 or _attributes.integer(node, "transA", 0):
+        return None
+    weight = context.parameter(node, 1)
+    beta = _attributes.number(node, "beta", 1.0)
+    bias = context.parameter(node, 2) if beta != 0.0 else None
+    for found in (weight, bias):
+        if isinstance(found, Reason):
+            return None if found.code == "dynamic-weight" else Blocked(found)
+    if not isinstance(weight, Constant) or len(weight.shape) != 2 or not all(weight.shape):
+        return None
+    if isinstance(context.constant(node, 0), Constant):
+        return None
+    turned = _attributes.integer(node, "transB", 0)
+    inputs, outputs = weight.shape[::-1] if turned else weight.shape
+    alpha = _attributes.number(node, "alpha", 1.0)
+    if isinstance(bias, Constant) and (
+        len(bias.shape) > 2
+        or any(n != 1 for n in bias.shape[:-1])
+        or (bias.shape and bias.shape[-1] not in (1, outputs))
+    ):
+        return None
+
+    def values() -> Double:
+        stored = weight.load().astype(np.float64) * alpha
+        return stored if turned else stored.T
+
+    kernel = Kernel(inputs, outputs, 1, (), values, lambda: beta * _double(bias, outputs))
+    return Weighted(kernel, weight.data_type)
+
+
+def _windows(context: Context, node: NodeProto, taps: Sequence[int]) -> tuple[Window, ...] | None:
+    """The window along each axis of space; None where padding follows from sizes not known.
+
+    ``SAME`` pads so that there are ``⌈n/stride⌉`` outputs, what is odd at the end (``SAME_UPPER``)
+    or at the start; with stride 1 that takes no size (ONNX Conv, auto_pad).
+    """
+    rank = len(taps)
+    strides = _attributes.integers(node, "strides") or [1] * rank
+    steps = _attributes.integers(node, "dilations") or [1] * rank
+    pads = _attributes.integers(node, "pads") or [0] * (2 * rank)
+    mode = _attributes.text(node, "auto_pad", "NOTSET") or "NOTSET"
+    if len(strides) != rank or len(steps) != rank or len(pads) != 2 * rank or min(pads) < 0:
+        return None
+    if mode in ("NOTSET", "VALID"):
+        kept = pads if mode == "NOTSET" else [0] * (2 * rank)
+        ends = zip(kept[:rank], kept[rank:], strict=True)
+        return tuple(
+            Window.of(k, step, stride, end)
+            for k, step, stride, end in zip(taps, steps, strides, ends, strict=True)
+        )
+    shape = context.shape(node.input[0])
+    sizes = shape[2:] if shape is not None and len(shape) == rank + 2 else (None,) * rank
+    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+        return None
+    found = []
+    for k, step, stride, size in zip(taps, steps, strides, sizes, strict=True):
+        extent = (k - 1) * step + 1
+        if stride == 1:
+            total, room = extent - 1, -1
+        elif size is None:
+            return None
+        else:
+            room = (-(-size // stride) - 1) * stride - size
+            total = max(room + extent, 0)
+        small = total // 2
+        start = small if mode == "SAME_UPPER" else total - small
+        found.append(Window(-start, k, step if k > 1 else 1, stride, room))
+    return tuple(found)
+
+
+def _double(bias: Constant | Reason | None, outputs: int) -> Vector:
+    if not isinstance(bias, Constant):
+        return np.zeros(outputs)
+    return np.broadcast_to(bias.load().astype(np.float64).reshape(-1), (outputs,))
+
+
+def _unknown_padding(node: NodeProto) -> Reason:
+    what = f"the padding of {label(node)} depends on sizes that are not known"
+    return Reason("unknown-shape", label(node), what)
+
+
+_READERS = {"AveragePool": _average_pool, "Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}

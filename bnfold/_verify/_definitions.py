@@ -1,0 +1,185 @@
+"""Linear operators by their definition in the ONNX specification, in float64 with NumPy.
+
+Nothing here is shared with the code that folds and merges.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
+
+from bnfold._onnx._scopes import label
+from bnfold._verify._lines import Double, Mismatch
+
+_EPSILON = float(np.float32(1e-5))
+_EVERY: tuple[Any, ...] = (slice(None),)
+Attributes = Mapping[str, Any]
+Operands = list["Double | None"]
+
+
+def evaluate(node: NodeProto, operands: Operands, magnitude: bool) -> Double:
+    """What an operator puts out; with ``magnitude``, a bound for the terms that it sums, given such
+    bounds of its operands. Raises `Mismatch` where there is no definition here.
+    """
+    known = [operand for operand in operands if operand is not None]
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    definition = _DEFINITIONS.get(node.op_type)
+    if definition is None or node.domain not in ("", "ai.onnx") or not known:
+        raise Mismatch(f"{label(node)} ({node.op_type}) is not linear")
+    if magnitude:
+        operands = [None if operand is None else np.abs(operand) for operand in operands]
+        attributes = {
+            name: abs(value) if name in ("alpha", "beta") else value
+            for name, value in attributes.items()
+        }
+    return definition(operands, attributes, magnitude)
+
+
+def _first(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    return _given(operands, 0)
+
+
+def _given(operands: Operands, number: int) -> Double:
+    operand = operands[number] if number < len(operands) else None
+    if operand is None:
+        raise Mismatch("an operand is missing")
+    return operand
+
+
+def _negated(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    return _given(operands, 0) if magnitude else -_given(operands, 0)
+
+
+def _sum(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    total = _given(operands, 0)
+    for number in range(1, len(operands)):
+        total = total + _given(operands, number)
+    return total
+
+
+def _difference(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    left, right = _given(operands, 0), _given(operands, 1)
+    return left + right if magnitude else left - right
+
+
+def _product(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    return _given(operands, 0) * _given(operands, 1)
+
+
+def _quotient(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    return np.asarray(_given(operands, 0) / _given(operands, 1))
+
+
+def _batch_norm(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    """``(x − mean) / √(var + ε) · scale + bias`` along axis 1."""
+    x = _given(operands, 0)
+    scale, bias, mean, variance = (
+        _given(operands, k).reshape((1, -1, *(1,) * (x.ndim - 2))) for k in range(1, 5)
+    )
+    centred = x + mean if magnitude else x - mean
+    deviation = np.sqrt(variance + attributes.get("epsilon", _EPSILON))
+    return np.asarray(centred / deviation * scale + bias)
+
+
+def _matmul(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    return np.asarray(_given(operands, 0) @ _given(operands, 1))
+
+
+def _gemm(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    """``α·A'·B' + β·C``."""
+    left, right = _given(operands, 0), _given(operands, 1)
+    left = left.T if attributes.get("transA", 0) else left
+    right = right.T if attributes.get("transB", 0) else right
+    total = attributes.get("alpha", 1.0) * (left @ right)
+    beta = attributes.get("beta", 1.0)
+    if len(operands) > 2 and operands[2] is not None and beta != 0:
+        total = total + beta * operands[2]
+    return np.asarray(total)
+
+
+def _conv(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    """``y[o, p] = b[o] + Σ W[o, i, k]·x[g·(Cin/groups) + i, stride·p + dilation·k − pad]``."""
+    x, weight = _given(operands, 0), _given(operands, 1)
+    groups = attributes.get("group", 1)
+    outputs, per_group, *taps = weight.shape
+    if x.ndim != weight.ndim or x.shape[1] != per_group * groups:
+        raise Mismatch(f"a kernel of shape {weight.shape} does not read a tensor of {x.shape}")
+    parts = weight.reshape(groups, outputs // groups, per_group, *taps)
+    total: Double | None = None
+    for tap, window in _windows(x, taps, attributes):
+        data = window.reshape(len(x), groups, per_group, -1)
+        term = np.asarray(parts[_EVERY * 3 + tap]) @ data
+        total = term if total is None else total + term
+        space = window.shape[2:]
+    assert total is not None
+    result = total.reshape(len(x), outputs, *space)
+    if len(operands) > 2 and operands[2] is not None:
+        result = result + operands[2].reshape((1, -1, *(1,) * len(taps)))
+    return np.asarray(result)
+
+
+def _average_pool(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    """The mean over each window; of what lies inside the tensor, unless padding counts."""
+    x, taps = _given(operands, 0), attributes["kernel_shape"]
+    if attributes.get("ceil_mode", 0):
+        raise Mismatch("an AveragePool with ceil_mode 1 has no definition here")
+    total = sum(window for _, window in _windows(x, taps, attributes))
+    if attributes.get("count_include_pad", 0):
+        return np.asarray(total / np.prod(taps))
+    ones = np.ones_like(x)
+    return np.asarray(total / sum(window for _, window in _windows(ones, taps, attributes)))
+
+
+def _windows(
+    x: Double, taps: list[int], attributes: Attributes
+) -> list[tuple[tuple[int, ...], Double]]:
+    """For each tap of a kernel, the inputs that it meets at all output positions."""
+    rank = len(taps)
+    strides = attributes.get("strides", [1] * rank)
+    dilations = attributes.get("dilations", [1] * rank)
+    pads = list(attributes.get("pads", [0] * (2 * rank)))
+    mode = attributes.get("auto_pad", b"NOTSET").decode()
+    extents = [(k - 1) * d + 1 for k, d in zip(taps, dilations, strict=True)]
+    for axis in range(rank) if mode != "NOTSET" else ():
+        size, stride = x.shape[2 + axis], strides[axis]
+        total = max((-(-size // stride) - 1) * stride + extents[axis] - size, 0)
+        total = 0 if mode == "VALID" else total
+        small, large = total // 2, total - total // 2
+        ends = (large, small) if mode == "SAME_LOWER" else (small, large)
+        pads[axis], pads[axis + rank] = ends
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
+    counts = [(padded.shape[2 + axis] - extents[axis]) // strides[axis] + 1 for axis in range(rank)]
+    if min(counts) < 1:
+        raise Mismatch(f"a kernel of {taps} does not fit into {x.shape}")
+    found = []
+    for tap in itertools.product(*map(range, taps)):
+        starts = [k * d for k, d in zip(tap, dilations, strict=True)]
+        cut = tuple(
+            slice(start, start + (count - 1) * stride + 1, stride)
+            for start, count, stride in zip(starts, counts, strides, strict=True)
+        )
+        found.append((tap, padded[_EVERY * 2 + cut]))
+    return found
+
+
+_Definition = Callable[[Operands, Attributes, bool], NDArray[np.float64]]
+_DEFINITIONS: dict[str, _Definition] = {
+    "Add": _sum,
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
+    "Conv": _conv,
+    "Div": _quotient,
+    "Dropout": _first,
+    "Gemm": _gemm,
+    "Identity": _first,
+    "MatMul": _matmul,
+    "Mul": _product,
+    "Neg": _negated,
+    "Sub": _difference,
+    "Sum": _sum,
+}

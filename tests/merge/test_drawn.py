@@ -1,0 +1,60 @@
+"""Drawn sums of branches and drawn series, held to everything that holds for a fold."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import event, given, settings
+
+import bnfold
+
+from ..graphs import fold
+from ..searches import ANEW, ONCE
+from .drawing import convolutions, products
+
+
+def holds(case):
+    made, data = case
+    folded = fold(made, data)
+    event(f"nodes gone: {len(made.graph.node) - len(folded.graph.node)}")
+
+
+@settings(ONCE, max_examples=60)
+@given(convolutions())
+def test_drawn_convolutions(case):
+    holds(case)
+
+
+@settings(ONCE, max_examples=60)
+@given(products())
+def test_drawn_products(case):
+    holds(case)
+
+
+@pytest.mark.slow
+@settings(ANEW, max_examples=3000)
+@given(convolutions())
+def test_many_drawn_convolutions(case):
+    holds(case)
+
+
+@pytest.mark.slow
+@settings(ANEW, max_examples=3000)
+@given(products())
+def test_many_drawn_products(case):
+    holds(case)
+
+
+def test_the_search_does_merge():
+    """A search whose graphs never merge would prove nothing."""
+    merged, kept = [], []
+
+    @settings(ONCE, max_examples=60)
+    @given(convolutions())
+    def look(case):
+        plan = bnfold.plan(case[0])
+        merged.append(sum("merge" in fold.laws[0] for fold in plan.folds))
+        kept.append(len(plan.kept))
+
+    look()
+    assert sum(1 for n in merged if n) >= len(merged) // 4
+    assert any(kept)

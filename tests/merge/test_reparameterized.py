@@ -1,0 +1,91 @@
+"""Networks in training form fold to what their authors collapse by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import bnfold
+from bnfold._onnx._fold import prepare
+from bnfold._verify._certificate import certify
+
+from ..graphs import counts, run
+
+torch = pytest.importorskip("torch")
+FILE = Path(__file__).resolve().parents[2] / "examples" / "reparameterized.py"
+NAMES = ("repvgg", "mobileone", "repvit", "fastvit", "acnet", "dbb")
+
+
+@pytest.fixture(scope="module")
+def networks():
+    if not FILE.exists():
+        pytest.skip(f"there is no {FILE}")
+    spec = importlib.util.spec_from_file_location("examples_reparameterized", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def exported(networks, network, path, dynamo=False):
+    networks.export(network, path, dynamo)
+    return onnx.load(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_collapsed_by_hand_is_the_same_function(name, networks):
+    """What the tests below compare with is right, in float64 but for the rounding of weights."""
+    network = networks.built(name)
+    x = torch.randn(2, 3, 24, 24, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = network.double()(x)
+        found = networks.collapsed(network).double()(x)
+    assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folds_to_the_collapsed_network(name, networks, tmp_path):
+    network = networks.built(name)
+    made = exported(networks, network, tmp_path / "trained.onnx")
+    by_hand = exported(networks, networks.collapsed(network), tmp_path / "plain.onnx")
+    assert counts(made)["BatchNormalization"] >= 4
+    folded = bnfold.fold(made)
+    assert counts(folded) == counts(by_hand)
+    assert [n.op_type for n in folded.graph.node] == [n.op_type for n in by_hand.graph.node]
+    assert bnfold.verify(made, folded).status == "pass"
+    assert bnfold.plan(folded).folds == ()
+
+    x = np.random.default_rng(0).normal(size=(1, 3, 24, 24)).astype(np.float32)
+    with torch.no_grad():
+        exact = network.double()(torch.from_numpy(x).double()).numpy()
+    (scores,) = run(folded, {"image": x})
+    assert np.abs(scores - exact).max() <= 2e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_merge_is_certified(name, networks, tmp_path):
+    made = exported(networks, networks.built(name), tmp_path / "trained.onnx")
+    folded = onnx.ModelProto()
+    folded.CopyFrom(made)
+    applied = prepare(folded, None).apply().applied
+    certificates = certify(made, folded, applied)
+    assert [c for c in certificates if not c.holds] == []
+    assert [c for c in certificates if c.law == "merge"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n not in ("dbb", "fastvit") else n for n in NAMES],
+)
+def test_from_the_newer_exporter(name, networks, tmp_path):
+    pytest.importorskip("onnxscript")
+    network = networks.built(name)
+    made = exported(networks, network, tmp_path / "trained.onnx", dynamo=True)
+    by_hand = exported(networks, networks.collapsed(network), tmp_path / "plain.onnx")
+    folded = bnfold.fold(made)
+    assert counts(folded)["Conv"] == counts(by_hand)["Conv"]
+    assert not {"BatchNormalization", "Add", "Sub", "Mul"} & set(counts(folded))
+    assert bnfold.verify(made, folded).status == "pass"
