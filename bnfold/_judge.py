@@ -109,9 +109,11 @@ def run(
         destination=output,
         source=None if changed else path,
     ) as draft:
+        plan, applied = planned.plan, rewritten.applied
+        del model, planned, rewritten  # which hold all new weights
         if weights is not None:
             trial = _Trial(path, data_before, draft, weights, inputs, settings, progress)
-            verdict = trial.judge(rewritten.applied)
+            verdict = trial.judge(applied)
         else:
             verdict = Verdict("skipped" if changed else "unchanged")
         written = output if verdict.status != "fail" else None
@@ -119,7 +121,7 @@ def run(
             draft.commit()
     left = data_before - draft.data if over_itself and written is not None else frozenset()
     left_behind = tuple(path.parent / name for name in sorted(left))
-    return Outcome(path, planned.plan, verdict, size_before, draft.size, written, left_behind)
+    return Outcome(path, plan, verdict, size_before, draft.size, written, left_behind)
 
 
 def _run_program(

@@ -246,6 +246,7 @@ def draft(
         except OSError as error:
             raise _paths.unwritable(destination or path, error) from error
         bytes_written = sum((folder / name).stat().st_size for name in (path.name, *files))
+        del model, rewritten  # which hold all new weights, while the draft is judged
         yield Draft(path, destination, frozenset(files), tuple(written), bytes_written)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from bnfold import _memory
 from bnfold._errors import UsageError
 
 Array = NDArray[Any]
+
+# Bytes of external data from which on it is mapped instead of read.
+_MAPPED = 1 << 20
 
 FLOATS = frozenset(
     (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE)
@@ -109,14 +113,32 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
             f"tensor {tensor.name!r}: external data of {length} bytes, "
             f"but its shape {list(tensor.dims)} needs {count * dtype.itemsize}"
         )
+    size = count * dtype.itemsize
     try:
+        if size >= _MAPPED and os.name == "posix":
+            return _mapped(path, tensor.name, dtype, offset, tuple(tensor.dims))
         with path.open("rb") as file:
             file.seek(offset)
-            data = file.read(count * dtype.itemsize)
+            data = file.read(size)
     except OSError as error:
         raise UsageError(
             f"external data {path} of tensor {tensor.name!r} cannot be read: {error.strerror}"
         ) from error
-    if len(data) < count * dtype.itemsize:
-        raise UsageError(f"external data {path} ends before tensor {tensor.name!r} does")
+    if len(data) < size:
+        raise _too_short(path, tensor.name)
     return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
+
+
+def _mapped(
+    path: Path, name: str, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]
+) -> Array:
+    """Large values where they lie: the system may drop pages of a file at any time, so that they
+    count for nothing. Where the system would not let a mapped file be replaced, this is not done.
+    """
+    if path.stat().st_size < offset + math.prod(shape) * dtype.itemsize:
+        raise _too_short(path, name)
+    return np.asarray(np.memmap(path, dtype, "r", offset, shape))
+
+
+def _too_short(path: Path, name: str) -> UsageError:
+    return UsageError(f"external data {path} ends before tensor {name!r} does")
