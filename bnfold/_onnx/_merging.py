@@ -369,7 +369,8 @@ class _Merger:
                     others = shared.get(tensor)
                     if others is None or others is one:
                         continue
-                    if weighted or any(other.weighted for _, other in others.members):
+                    linear = reason.code != "not-mergeable"
+                    if weighted or (linear and any(c.weighted for _, c in others.members)):
                         self._refuse(chain, reason)
                         break
 

@@ -264,7 +264,7 @@ def test_a_sum_of_many_loses_operators_not_operands():
 def test_where_a_sum_of_many_cannot_subtract_another_operand_takes_the_place(shift):
     made = model(
         conv("ca", "x", "a", (4, 4, 3, 3), **SAME),
-        const("Sub", "a", "b", np.float32(0.5)),
+        *([const("Sub", "a", "b", np.float32(0.5))] if shift else []),
         op("Sigmoid", "x", "r"),
         op("Sum", f"{'b' if shift else 'a'} r z", "s"),
         op("Sub", "x s", "d"),
@@ -352,6 +352,16 @@ def test_a_branch_with_an_activation_stays(where):
         x=X,
     )
     unmerged(made, *(["not-mergeable"] if where == "end" else []))
+
+
+def test_an_activation_alone_is_no_branch():
+    made = model(
+        conv("a", "x", "ay", (4, 4, 3, 3), **SAME),
+        op("Sigmoid", "x", "s"),
+        op("Add", "ay s", "y"),
+        x=X,
+    )
+    unmerged(made)
 
 
 def test_a_branch_that_someone_else_reads_stays():
