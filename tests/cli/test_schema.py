@@ -44,8 +44,9 @@ def ran(code: int, *args: Any, factor: float = 1.0) -> Any:
     """
     right = _weights.scaled
 
-    def wrong(weight: Any, scale: Any, layout: Any) -> Any:
-        return right(weight, scale, layout) * weight.dtype.type(factor)
+    def wrong(weight: Any, *rest: Any) -> Any:
+        folded = right(weight, *rest)
+        return folded * folded.dtype.type(factor)
 
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():

@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 import bnfold
 from bnfold._verify._ties import Choice, choices, tied
 
-from ..graphs import const, model, op, rand
+from ..graphs import const, conv, model, op, rand
 from .conftest import Compare
 
 
@@ -151,3 +151,39 @@ def test_an_inaccurate_original_excuses_nothing(judge: Compare, tmp_path: Path) 
     """Nearer to the truth than the original, and still wrong by more than rounding."""
     result = compared(judge, tmp_path, summed(1, 1e4), summed(1 + 1e-5, 0))
     assert result.status == "fail"
+
+
+def residual(gain: float, *, wrong: float = 1.0) -> tuple[ModelProto, ModelProto]:
+    """Two blocks of ``x + γ·conv(x)``, and the convolutions that they merge into."""
+    pieces, value = [], "x"
+    for n in range(2):
+        pieces += [
+            conv(f"conv{n}", value, f"c{n}", (8, 8, 3, 3), pads=[1, 1, 1, 1]),
+            const("Mul", f"c{n}", f"m{n}", np.full((8, 1, 1), gain, np.float32), name=f"gain{n}"),
+            op("Add", f"{value} m{n}", f"t{n}" if n == 0 else "y"),
+        ]
+        value = f"t{n}"
+    made = model(*pieces, x=(1, 8, 24, 24))
+    folded = bnfold.fold(made)
+    for tensor in folded.graph.initializer:
+        if wrong != 1.0 and len(tensor.dims) == 4:
+            values = numpy_helper.to_array(tensor) * np.float32(wrong)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+            break
+    return made, folded
+
+
+@pytest.mark.parametrize("gain", [1.0, 1e-3, 1e-5])
+def test_arithmetic_that_rounds_more_often_is_no_wrong_fold(gain: float) -> None:
+    """A skip has no weights that noise could move; inside a kernel every sum is rounded at it."""
+    made, folded = residual(gain)
+    assert [node.op_type for node in folded.graph.node] == ["Conv", "Conv"]
+    for seed in range(4):
+        assert bnfold.verify(made, folded, seed=seed).status == "pass"
+
+
+@pytest.mark.parametrize("gain", [1.0, 1e-3])
+@pytest.mark.parametrize("wrong", [1 + 2e-6, 1.001])
+def test_weights_that_are_off_are_a_wrong_fold(gain: float, wrong: float) -> None:
+    """By a few units in the last place of the skip, all in one direction, or by more."""
+    assert bnfold.verify(*residual(gain, wrong=wrong)).status == "fail"
