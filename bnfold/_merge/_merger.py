@@ -60,8 +60,10 @@ class Writer(Protocol):
         """A name like the wanted one that no tensor has."""
         ...
 
-    def write(self, replacement: Replacement) -> int | Reason:
-        """Where the new operator stands, or why it cannot be; then nothing has changed."""
+    def write(self, replacement: Replacement) -> int | Reason | None:
+        """Where the new operator stands. Or nothing changes: a reason says why it cannot be, None
+        that it would take as many operators as before.
+        """
         ...
 
 
@@ -286,15 +288,13 @@ class Merger:
             slots.append(total.root)
             gone += total.nodes
         else:
-            last = self._left_in_place(group, slots)
-            slots = [p for p in slots if self.rank[p] < self.rank[last.term.reader]]
-            ends = wiring.output(gone[-1])
-            output, like = self.writer.fresh(f"{ends}_merged"), last.term.tensor
-            dropped = [branch.term for branch in group.branches if branch is not last]
-            left = _sums.rewritten(wiring, total, dropped, {last.term: output}, self.writer.fresh)
-            if left is None:
+            output = self.writer.fresh(f"{wiring.output(gone[-1])}_merged")
+            place = self._place(total, group, slots, output)
+            if place is None:
                 return None
-            joined = left
+            last, joined = place
+            like = last.term.tensor
+            slots = [p for p in slots if self.rank[p] < self.rank[last.term.reader]]
         kernel = added([(branch.term.sign, branch.kernel) for branch in group.branches])
         into = self.writer.write(
             Replacement(PARALLEL, kernel, group.weighted, source, output, like, slots, gone, joined)
@@ -304,8 +304,11 @@ class Merger:
             return None
         return into
 
-    def _left_in_place(self, group: _Group, slots: Sequence[int]) -> _Branch:
-        """The branch of a group whose place in the sum the new operator takes.
+    def _place(
+        self, total: Sum, group: _Group, slots: Sequence[int], output: str
+    ) -> tuple[_Branch, dict[int, Joined | None]] | None:
+        """The branch of a group whose place in the sum the new operator takes, and what is left of
+        the sum; None where that cannot be written.
 
         That of an operand among more than two, if there is one, as a node with two goes with either
         of them; of those the last, so that there are slots enough ahead of its reader.
@@ -317,7 +320,15 @@ class Merger:
             many = len(self.wiring.reads(reader)) > 2
             return many and ahead > 1, self.rank[reader]
 
-        return max(group.branches, key=order)
+        last = max(group.branches, key=lambda branch: self.rank[branch.term.reader])
+        for chosen in (max(group.branches, key=order), last):
+            dropped = [branch.term for branch in group.branches if branch is not chosen]
+            left = _sums.rewritten(
+                self.wiring, total, dropped, {chosen.term: output}, self.writer.fresh
+            )
+            if left is not None:
+                return chosen, left
+        return None
 
     def _positions(self, output: str, space: int) -> int | None:
         """How many positions an output has, where its sizes are known; a free batch counts as 1."""
@@ -340,7 +351,8 @@ class Merger:
                     others = shared.get(tensor)
                     if others is None or others is one:
                         continue
-                    if weighted or any(other.weighted for _, other in others.members):
+                    linear = reason.code != "not-mergeable"
+                    if weighted or (linear and any(c.weighted for _, c in others.members)):
                         self._refuse(chain, reason)
                         break
 

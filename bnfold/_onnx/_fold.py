@@ -52,8 +52,11 @@ class Planned:
         constants of maps that fold. Other constants may be sizes, not weights.
         """
         graph, _ = self.settled[0]
+        made = {name for patch in self.network.merges[0].patches for name in patch.constants}
         values = {}
         for name in _parameter_names(self, folded_only=False):
+            if name in made:
+                continue
             constant = graph.context.constants.find(graph.scope, name)
             if isinstance(constant, Constant) and constant.is_float and not constant.protected:
                 values[name] = constant.load()

@@ -59,8 +59,10 @@ class _Writer:
         """A name like the wanted one that the model does not use."""
         return self.names.fresh(wanted)
 
-    def write(self, replacement: Replacement) -> int | Reason:
-        """Lay a patch; where its operator stands, or why the weights cannot be stored."""
+    def write(self, replacement: Replacement) -> int | Reason | None:
+        """Lay a patch; where its operator stands, or why the weights cannot be stored. None where
+        of a Sum one operand would go, and no operator.
+        """
         wiring, new = self.wiring, replacement
         nodes: dict[int, NodeProto | None] = dict.fromkeys(new.gone)
         if new.output != new.like:
@@ -72,6 +74,8 @@ class _Writer:
         one = made(wiring, self.names, new.kernel, new.weighted, new.source, new.slots, new.output)
         if isinstance(one, Reason):
             return one
+        if sum(node is not None for node in {**nodes, **one.nodes}.values()) == len(nodes):
+            return None
         self._lay(new.law, one, nodes)
         return one.into
 

@@ -96,8 +96,9 @@ def _gemm(operands: Operands, attributes: Attributes, magnitude: bool) -> Double
     left = left.T if attributes.get("transA", 0) else left
     right = right.T if attributes.get("transB", 0) else right
     total = attributes.get("alpha", 1.0) * (left @ right)
-    if len(operands) > 2 and operands[2] is not None:
-        total = total + attributes.get("beta", 1.0) * operands[2]
+    beta = attributes.get("beta", 1.0)
+    if len(operands) > 2 and operands[2] is not None and beta != 0:
+        total = total + beta * operands[2]
     return np.asarray(total)
 
 

@@ -20,6 +20,7 @@ from bnfold._verify._lines import Double, Mismatch, Side
 _SLACK = 1024 * float(np.finfo(np.float64).eps)
 _ROWS = 3
 _RESIDUES = 3
+_ELEMENTWISE = ("Add", "Div", "Gemm", "Mul", "Sub")
 
 
 def check_merge(side: Side, scope: Scope, patch: Patch) -> float:
@@ -94,31 +95,54 @@ def _shapes(
     stored: Mapping[str, Double],
     old: list[NodeProto],
 ) -> Iterator[tuple[int, ...]]:
-    """Shapes of data: such that the kernel fits in a few times, in each place of its stride."""
+    """Shapes of data: such that the kernel fits in a few times, in each place of its stride; or the
+    shape that the data has, if something in the graph goes by that.
+    """
     weight = stored.get(operator.input[1])
     if weight is None:
         raise Mismatch(f"{label(operator)} has no merged weight")
     known = side.shapes.shape(scope, operator.input[0])
-    lists = {a.name: list(a.ints) for a in operator.attribute}
+    attributes = {a.name: a for a in operator.attribute}
+    space = weight.ndim - 2 if operator.op_type == "Conv" else 0
+    sized = known is not None and _goes_by_sizes(side, scope, old, space)
     if operator.op_type != "Conv":
-        turned = any(a.name == "transB" and a.i for a in operator.attribute)
-        rank = 2 if operator.op_type == "Gemm" or known is None else len(known)
-        yield (*(1,) * (rank - 2), _ROWS, weight.shape[1 if turned else 0])
+        turned = "transB" in attributes and attributes["transB"].i
+        own = known if known is not None else (None, None)
+        rows = [n if n is not None and sized else 1 for n in own[:-2]]
+        last = own[-2] if sized and own[-2] is not None else _ROWS
+        yield (*rows, last, weight.shape[1 if turned else 0])
         return
-    group = next((a.i for a in operator.attribute if a.name == "group"), 1)
+    group = attributes["group"].i if "group" in attributes else 1
     channels = weight.shape[1] * group
-    automatic = (a for node in old for a in node.attribute if a.name == "auto_pad")
-    sized = known is not None and None not in known[2:]
-    if sized and any(a.s not in (b"", b"NOTSET") for a in automatic):
-        yield (1, channels, *(n for n in (known or ())[2:] if n is not None))
-        return
-    ones = [1] * (weight.ndim - 2)
-    extents = [
-        (k - 1) * d + 1 for k, d in zip(weight.shape[2:], lists.get("dilations", ones), strict=True)
-    ]
-    strides = lists.get("strides", ones)
+    steps, strides = (
+        list(attributes[name].ints) if name in attributes else [1] * space
+        for name in ("dilations", "strides")
+    )
+    extents = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], steps, strict=True)]
     for more in range(min(max(strides), _RESIDUES)):
-        yield (1, channels, *(e + s + more for e, s in zip(extents, strides, strict=True)))
+        shape = (1, channels, *(e + s + more for e, s in zip(extents, strides, strict=True)))
+        if sized and known is not None:
+            yield tuple(n if n is not None else m for n, m in zip(known, shape, strict=True))
+            return
+        yield shape
+
+
+def _goes_by_sizes(side: Side, scope: Scope, old: list[NodeProto], space: int) -> bool:
+    """Whether padding follows from sizes, or a constant has sizes along other axes."""
+    automatic = (a.s for node in old for a in node.attribute if a.name == "auto_pad")
+    if any(mode not in (b"", b"NOTSET") for mode in automatic):
+        return True
+    for node in old:
+        if node.op_type == "BatchNormalization" and not space:
+            return True
+        if node.op_type not in _ELEMENTWISE:
+            continue
+        for name in node.input[2:] if node.op_type == "Gemm" else node.input:
+            values = side.values(scope, name)
+            sizes = values.shape[::-1] if values is not None else ()
+            if any(size > 1 for axis, size in enumerate(sizes) if axis != space):
+                return True
+    return False
 
 
 def _run(nodes: list[NodeProto], given: Mapping[str, Double], magnitude: bool) -> dict[str, Double]:

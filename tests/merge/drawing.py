@@ -76,8 +76,9 @@ class Drawing:
         shapes = {"x": declared, **self.inputs}
         made = model(*self.pieces, x=shapes, y=" ".join(outputs))
         fixed = model(*self.pieces, x={"x": x, **self.inputs}, y=" ".join(outputs))
-        sizes = shape_inference.infer_shapes(fixed, strict_mode=True).graph.value_info
-        assume(all(d.dim_value > 0 for v in sizes for d in v.type.tensor_type.shape.dim))
+        graph = shape_inference.infer_shapes(fixed, strict_mode=True).graph
+        sizes = [v.type.tensor_type.shape.dim for v in (*graph.value_info, *graph.output)]
+        assume(all(d.dim_value > 0 for dims in sizes for d in dims))
         data = feeds(made)
         data["x"] = np.random.default_rng(1).normal(size=x).astype(np.float32)
         return made, data

@@ -251,6 +251,29 @@ def test_other_summands_stay_with_their_signs(sums, left):
     folds(made, Conv=1, Sigmoid=1, **left)
 
 
+def test_a_sum_of_many_loses_operators_not_operands():
+    """``z + x + conv(x) + x`` would be as many operators as before."""
+    pieces = [conv("ca", "x", "a", (4, 4, 3, 3), **SAME)]
+    made = model(*pieces, op("Sum", "z x a x", "y"), x={"x": X, "z": X})
+    unmerged(made)
+    made = model(*pieces, op("Sum", "z x a", "s"), op("Add", "s x", "y"), x={"x": X, "z": X})
+    folds(made, Conv=1, Add=1)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_where_a_sum_of_many_cannot_subtract_another_operand_takes_the_place(shift):
+    made = model(
+        conv("ca", "x", "a", (4, 4, 3, 3), **SAME),
+        *([const("Sub", "a", "b", np.float32(0.5))] if shift else []),
+        op("Sigmoid", "x", "r"),
+        op("Sum", f"{'b' if shift else 'a'} r z", "s"),
+        op("Sub", "x s", "d"),
+        op("Add", "d x", "y"),
+        x={"x": X, "z": X},
+    )
+    folds(made, Conv=1, Sigmoid=1, Sum=1, Sub=1)
+
+
 def test_a_summand_that_broadcasts_stays():
     made = model(
         conv("ca", "x", "a", (4, 4, 3, 3), **SAME),
@@ -329,6 +352,16 @@ def test_a_branch_with_an_activation_stays(where):
         x=X,
     )
     unmerged(made, *(["not-mergeable"] if where == "end" else []))
+
+
+def test_an_activation_alone_is_no_branch():
+    made = model(
+        conv("a", "x", "ay", (4, 4, 3, 3), **SAME),
+        op("Sigmoid", "x", "s"),
+        op("Add", "ay s", "y"),
+        x=X,
+    )
+    unmerged(made)
 
 
 def test_a_branch_that_someone_else_reads_stays():
@@ -553,6 +586,27 @@ def test_a_product_along_space_is_no_convolution():
         x=(4, 4, 4, 4),
     )
     unmerged(made)
+
+
+def test_constants_of_full_shape():
+    """Numbers that are all the same, laid out over the whole tensor."""
+    made = model(
+        conv("a", "x", "a0", (4, 4, 3, 3), strides=[2, 2], **SAME),
+        const("Div", "a0", "a1", np.full((2, 4, 3, 4), 1.5, np.float32)),
+        conv("b", "x", "b0", (4, 4, 1, 1), strides=[2, 2]),
+        const("Add", "b0", "b1", np.full((3, 1), 0.5, np.float32)),
+        op("Add", "a1 b1", "y"),
+        x=X,
+    )
+    folds(made, Conv=1)
+    rows = model(
+        op("Gemm", "x w c", "a", beta=0.0),
+        (op("MatMul", "x v", "b"), {"w": rand(4, 3), "v": rand(4, 3), "c": rand(5, 1)}),
+        const("Mul", "b", "d", np.full((5, 1), 2, np.float32)),
+        op("Add", "a d", "y"),
+        x=(5, 4),
+    )
+    folds(rows, Gemm=1)
 
 
 # --- where graphs are --------------------------------------------------------------------------
