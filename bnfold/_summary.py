@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from bnfold._merge._merger import Stays
 from bnfold._plan._planner import Move, Moves
 from bnfold._plan._view import Affine, View
 from bnfold._result import Fold, Kept, Plan
@@ -62,4 +63,19 @@ def _fold(path: str, view: View, move: Move) -> Fold:
         target,
         tuple(dict.fromkeys(laws)),
         path,
+    )
+
+
+def kept_apart(stays: Stays, path: str) -> Kept:
+    """A linear operator that did not merge with others, in the graph at a path."""
+    reason = stays.reason
+    return Kept(
+        stays.node,
+        stays.op,
+        reason.code,
+        reason.at,
+        reason.message,
+        reason.advice,
+        path,
+        "merge",
     )

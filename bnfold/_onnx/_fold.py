@@ -12,16 +12,15 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from bnfold._onnx._constants import Constant
-from bnfold._onnx._merging import Stays
 from bnfold._onnx._network import Graph, Network, read
 from bnfold._onnx._patch import Patch
 from bnfold._onnx._rewrite import Rewritten, apply
 from bnfold._onnx._scopes import label
 from bnfold._plan._planner import Moves
 from bnfold._plan._view import Absorber
-from bnfold._result import Fold, Kept, Plan
+from bnfold._result import Fold, Plan
 from bnfold._settle import settle
-from bnfold._summary import summarize
+from bnfold._summary import kept_apart, summarize
 
 Array = NDArray[Any]
 Settled = list[tuple[Graph, Moves]]
@@ -74,7 +73,11 @@ def prepare(model: ModelProto, base_dir: Path | None) -> Planned:
     graphs = ((graph.scope.path, graph.view, moves) for graph, moves in settled)
     plan = summarize(graphs, merged)
     folds = [_fold(patch) for merges in network.merges for patch in merges.patches]
-    kept = [_kept(stays) for merges in network.merges for stays in merges.stays]
+    kept = [
+        kept_apart(stays, scope.path)
+        for scope, merges in zip(network.scopes, network.merges, strict=True)
+        for stays in merges.stays
+    ]
     plan = replace(plan, folds=(*folds, *plan.folds), kept=(*plan.kept, *kept), before=dict(before))
     return Planned(network, settled, plan)
 
@@ -85,20 +88,6 @@ def _fold(patch: Patch) -> Fold:
     assert node is not None
     names, ops = ([one[k] for one in patch.gone] for k in (0, 1))
     return Fold(tuple(names), tuple(ops), label(node), (patch.law,), patch.path)
-
-
-def _kept(stays: Stays) -> Kept:
-    reason = stays.reason
-    return Kept(
-        stays.node,
-        stays.op,
-        reason.code,
-        reason.at,
-        reason.message,
-        reason.advice,
-        stays.path,
-        "merge",
-    )
 
 
 def _parameter_names(planned: Planned, folded_only: bool) -> Iterator[str]:

@@ -6,13 +6,13 @@ What is no such step, or not a usable one, says why.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from onnx import NodeProto
 
-from bnfold._affine import AffineMap, Vector
+from bnfold._affine import Vector
 from bnfold._merge._kernel import Double, Kernel
+from bnfold._merge._steps import Blocked, Mapped, Passed, Pool, Step, Weighted
 from bnfold._merge._window import Window
 from bnfold._onnx import _attributes
 from bnfold._onnx._constants import Constant
@@ -43,56 +43,6 @@ _ACTIVATIONS = frozenset(
         "ThresholdedRelu",
     ]
 )
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """A linear operator with weights: its kernel, and the type they are stored in.
-
-    Channels are on axis 1, those of a matrix product on the last.
-    """
-
-    kernel: Kernel
-    data_type: int
-    data: int = 0
-
-
-@dataclass(frozen=True)
-class Pool:
-    """An average over fixed windows."""
-
-    windows: tuple[Window, ...]
-    data: int = 0
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """A per-channel affine operator."""
-
-    map: AffineMap
-    steps: int
-    data: int = 0
-
-
-@dataclass(frozen=True)
-class Passed:
-    """An operator that hands its input through."""
-
-    data: int = 0
-
-
-@dataclass(frozen=True)
-class Blocked:
-    """What would be a step of its input, but for a reason. ``ends`` says whether it is of interest
-    at the end of a branch alone: an activation.
-    """
-
-    reason: Reason
-    data: int = 0
-    ends: bool = False
-
-
-Step = Weighted | Pool | Mapped | Passed | Blocked
 
 
 def step(context: Context, node: NodeProto, role: Role) -> Step | None:
@@ -135,7 +85,7 @@ def _conv(context: Context, node: NodeProto) -> Step | None:
         lambda: weight.load().astype(np.float64),
         lambda: _double(bias, outputs),
     )
-    return Weighted(kernel, weight.data_type)
+    return Weighted(kernel, weight.dtype)
 
 
 def _average_pool(context: Context, node: NodeProto) -> Step | None:
@@ -175,7 +125,7 @@ def _matmul(context: Context, node: NodeProto) -> Step | None:
         lambda: weight.load().astype(np.float64).T,
         lambda: np.zeros(outputs),
     )
-    return Weighted(kernel, weight.data_type)
+    return Weighted(kernel, weight.dtype)
 
 
 def _gemm(context: Context, node: NodeProto) -> Step | None:
@@ -209,7 +159,7 @@ def _gemm(context: Context, node: NodeProto) -> Step | None:
         return stored if turned else stored.T
 
     kernel = Kernel(inputs, outputs, 1, (), values, lambda: beta * _double(bias, outputs))
-    return Weighted(kernel, weight.data_type)
+    return Weighted(kernel, weight.dtype)
 
 
 def _windows(context: Context, node: NodeProto, taps: Sequence[int]) -> tuple[Window, ...] | None:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from bnfold import _weights
-from bnfold._limits import Limits
 from bnfold._merge._kernel import Kernel
-from bnfold._onnx._chains import Wiring
+from bnfold._merge._steps import Weighted
+from bnfold._merge._stored import Load, remembered, unfit
+from bnfold._onnx import _tensors
 from bnfold._onnx._constants import Constant
-from bnfold._onnx._linear import Weighted
 from bnfold._onnx._names import Names
 from bnfold._onnx._scopes import label
+from bnfold._onnx._wiring import Wiring
 from bnfold._plan._reasons import Reason
 
-_CACHED_BYTES = 1 << 20
 _OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 # From this opset on a Gemm may lack its C.
 _FREE_OF_C = 11
 _OF_GEMM = ("alpha", "beta")
-Load = Callable[[], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -56,13 +52,13 @@ def made(
     node = NodeProto()
     node.CopyFrom(wiring.node(lender))
     where = label(node)
-    if any(own.data_type != taken.data_type for _, own in weighted):
+    if any(own.dtype != taken.dtype for _, own in weighted):
         return Reason("unsupported-dtype", where, f"{where}: weights are of several types")
     if any(pad < 0 for window in kernel.windows for pad in window.pads):
         return Reason("not-mergeable", where, f"{where}: one operator would have to cut its input")
-    dtype = helper.tensor_dtype_to_np_dtype(taken.data_type)
+    data_type = _tensors.data_type(taken.dtype)
     values, bias = kernel.weight(), kernel.bias()
-    reason = _unfit(where, values, bias, np.dtype(dtype))
+    reason = unfit(where, values, bias, taken.dtype)
     if reason is not None:
         return reason
     # What is made of merged weights would be computed all the way from the first ones each time.
@@ -71,8 +67,8 @@ def made(
     weight = Constant(
         names.fresh(f"{node.input[1]}_merged"),
         load().shape,
-        taken.data_type,
-        _remembered(load, stacked),
+        data_type,
+        remembered(load, stacked),
     )
     constants = {weight.name: weight}
     old_bias = node.input[2] if len(node.input) > 2 else ""
@@ -85,9 +81,7 @@ def made(
         return Made(slots[-1], {slots[-1]: node}, constants)
     stem = weight.name.removesuffix("_merged").removesuffix(".weight")
     wanted = f"{old_bias}_merged" if old_bias else f"{stem}.bias"
-    shift = Constant(
-        names.fresh(wanted), bias.shape, taken.data_type, _remembered(kernel.bias, True)
-    )
+    shift = Constant(names.fresh(wanted), bias.shape, data_type, remembered(kernel.bias, True))
     constants[shift.name] = shift
     if node.op_type != "MatMul":
         node.input.append(shift.name)
@@ -122,35 +116,3 @@ def _set_attributes(node: NodeProto, kernel: Kernel) -> None:
         ]
     del node.attribute[:]
     node.attribute.extend(kept)
-
-
-def _unfit(
-    where: str, weight: NDArray[Any], bias: NDArray[Any], dtype: np.dtype[Any]
-) -> Reason | None:
-    """Whether merged weights would be lost to overflow or underflow."""
-    if not bool(np.isfinite(weight).all() and np.isfinite(bias).all()):
-        return Reason("non-finite", where, f"a weight that {where} would take in is not finite")
-    peaks = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
-    if _weights.overflows(peaks, dtype) or _weights.overflows(np.abs(bias), dtype):
-        return Reason("overflow", where, f"the merged weight of {where} would overflow {dtype}")
-    lost = (peaks > 0) & (peaks < Limits.of(dtype).tiny)
-    lost &= ~_weights.drowned(bias, weight[0].size, dtype)
-    if bool(lost.any()):
-        what = f"the merged weight of {where} would fall below the smallest normal {dtype}"
-        return Reason("underflow", where, what)
-    return None
-
-
-def _remembered(load: Load, always: bool) -> Load:
-    """The same, computed once if it is small, or ``always``."""
-    kept: list[NDArray[Any]] = []
-
-    def values() -> NDArray[Any]:
-        if kept:
-            return kept[0]
-        computed = load()
-        if always or computed.nbytes <= _CACHED_BYTES:
-            kept.append(computed)
-        return computed
-
-    return values

@@ -90,8 +90,9 @@ CODES: dict[str, Code] = {
     ),
     "not-a-module": Code(
         "The map is written in a module's own code (x * self.gamma), or what would be left of it "
-        "is: replacing submodules cannot express the fold.",
-        "Fold after export to ONNX, or give the operation a module of its own.",
+        "is; or that code adds up linear operators that could be one. Replacing submodules cannot "
+        "express it.",
+        "Fold after torch.export or export to ONNX, or give a map a module of its own.",
     ),
     "non-finite": Code(
         "A constant of the map or a weight it would go into is NaN or infinite.",

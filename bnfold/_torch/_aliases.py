@@ -75,6 +75,21 @@ class Memory:
         roots = {_home(self._homes, source) for _, source in self._writes}
         return {node for node in self._nodes if _home(self._homes, node) in roots}
 
+    def writers(self, node: Node) -> Set[Node]:
+        """The operators that write into the memory of a node."""
+        return self._writers.get(_home(self._homes, node), frozenset())
+
+    def follow(self, node: Node, old: Node) -> None:
+        """Know a new node, which those read who read an old one, and write into."""
+        _join(self._homes, old, node)
+
+    @cached_property
+    def _writers(self) -> dict[Node, set[Node]]:
+        found: dict[Node, set[Node]] = {}
+        for writer, source in self._writes:
+            found.setdefault(_home(self._homes, source), set()).add(writer)
+        return found
+
     @cached_property
     def torn(self) -> Set[Node]:
         """Operators that hand on memory, or write into it, which is read by an old name."""

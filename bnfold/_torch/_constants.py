@@ -6,7 +6,7 @@ reshaped scale, ``(running_var + eps).rsqrt()``. Chains are evaluated by PyTorch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from bnfold._merge._stored import Load
 from bnfold._plan._reasons import Reason
-from bnfold._torch._tensors import DTYPES, Array, to_numpy
+from bnfold._torch._tensors import DTYPES, Array, from_numpy, to_numpy
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Constant:
 
     ``name`` is the parameter's or buffer's in the module, or that of the operator that computes it.
     ``sources`` are the names of all parameters and buffers it comes from; ``stored`` says whether
-    it is one itself.
+    it is one itself. ``torch_dtype`` is the type it is stored in; values that are yet to be rounded
+    to that are float64.
     """
 
     name: str
@@ -50,8 +52,12 @@ class Constant:
 class Constants:
     """Finds constants of one program by node, each resolved once."""
 
-    def __init__(self, program: ExportedProgram, written: Set[Node]) -> None:
-        """``written`` are the nodes whose memory some operator writes into."""
+    def __init__(
+        self, program: ExportedProgram, written: Set[Node], exact: Mapping[str, Load]
+    ) -> None:
+        """``written`` are the nodes whose memory some operator writes into. ``exact`` gives values
+        in float64 of parameters by name, not yet rounded to their type.
+        """
         signature = program.graph_signature
         self._names: dict[str, str] = {
             **signature.inputs_to_parameters,
@@ -60,8 +66,14 @@ class Constants:
         }
         self._mutated = set(signature.buffers_to_mutate.values())
         self._written = written
+        self._exact = dict(exact)
         self._state: dict[str, Any] = {**program.state_dict, **program.constants}
         self._found: dict[Node, Constant | Reason] = {}
+
+    def add(self, node: Node, name: str, value: Tensor, exact: Load) -> None:
+        """Know a new parameter, by its values in float64 and as the program holds it."""
+        self._exact[name] = exact
+        self._found[node] = self._parameter(name, value)
 
     def find(self, node: Node) -> Constant | Reason:
         """The constant that a node stands for, or why it is none."""
@@ -86,10 +98,7 @@ class Constants:
             if name in self._mutated or node in self._written:
                 message = f"{name} changes while the model runs"
                 return Reason("dynamic-weight", name, message)
-            tensor: Tensor = value
-            return Constant(
-                name, lambda: tensor, tuple(tensor.shape), tensor.dtype, (name,), stored=True
-            )
+            return self._parameter(name, value)
         sources = [self._found.get(source) for source in node.all_input_nodes]
         constants = [source for source in sources if isinstance(source, Constant)]
         example = node.meta.get("val")
@@ -111,6 +120,11 @@ class Constants:
         return Constant(
             node.name, lambda: result, tuple(result.shape), result.dtype, names, stored=False
         )
+
+    def _parameter(self, name: str, value: Tensor) -> Constant:
+        exact = self._exact.get(name)
+        tensor = (lambda: value) if exact is None else (lambda: from_numpy(exact()))
+        return Constant(name, tensor, tuple(value.shape), value.dtype, (name,), stored=True)
 
     def _evaluate(self, node: Node) -> Tensor:
         def tensor(source: Node) -> Any:

@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,16 +16,22 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold._errors import UsageError
+from bnfold._merge._merger import Stays
 from bnfold._plan._planner import Move, Moves
 from bnfold._plan._reasons import Reason
-from bnfold._result import Plan
+from bnfold._result import Fold, Plan
 from bnfold._settle import settle
-from bnfold._summary import summarize
+from bnfold._summary import kept_apart, summarize
 from bnfold._torch._export import check, export, watched
 from bnfold._torch._graph import clashes, read
+from bnfold._torch._merging import merge
 from bnfold._torch._surgery import Surgery
 from bnfold._torch._ties import tie, untie
 from bnfold._torch._trace import unsure
+
+# Linear operators that merge, by how their names begin, and how many of them are named.
+_LINEAR = ("avg_pool", "conv", "linear", "matmul")
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,34 @@ def prepare(module: nn.Module, example: Example, clone: bool = False) -> Planned
     moves = settle(view, graph.readings, objections)
     before = Counter(node.op for node in view.nodes)
     plan = summarize([("", view, moves)], before)
+    if not example.made_up:
+        kinds = {node.label: node.op for node in view.nodes}
+        stays = [kept_apart(each, "") for each in _apart(merge(program).folds, kinds)]
+        plan = replace(plan, kept=(*plan.kept, *stays))
     return Planned(module, surgery, moves, plan, clone)
+
+
+def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
+    """Linear operators that the module's own code brings together, so that they stay several.
+
+    What merges once and then again counts once.
+    """
+    gone = {label for fold in merges for label in fold.nodes}
+    for into in dict.fromkeys(fold.into for fold in merges if fold.into not in gone):
+        parts, waiting = [], [into]
+        while waiting:
+            one = waiting.pop()
+            found = [label for fold in merges if fold.into == one for label in fold.nodes]
+            linear = [label for label in found if kinds[label].startswith(_LINEAR)]
+            parts += linear
+            waiting += linear
+        others = ", ".join(parts[:_NAMED]) or "what is added to it"
+        others += f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
+        message = (
+            f"{into} could become one operator with {others}, which replacing submodules cannot "
+            "express: bnfold.fold(exported_program) can"
+        )
+        yield Stays(into, kinds[into], Reason("not-a-module", into, message))
 
 
 def copied(module: nn.Module, shared: bool = False) -> nn.Module:

@@ -15,6 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from bnfold._merge._stored import Load
 from bnfold._plan import _view
 from bnfold._plan._planner import Move
 from bnfold._plan._reasons import Reason
@@ -39,12 +40,16 @@ class Graph:
     readings: tuple[Reading, ...]
 
 
-def read(program: ExportedProgram, module: nn.Module | None) -> Graph:
-    """Read a program; ``module`` is what it was exported from, where there is one."""
+def read(
+    program: ExportedProgram, module: nn.Module | None, exact: Mapping[str, Load] | None = None
+) -> Graph:
+    """Read a program; ``module`` is what it was exported from, where there is one. ``exact`` gives
+    values in float64 of parameters by name, which the program holds rounded.
+    """
     memory = Memory(program.graph)
-    constants = Constants(program, memory.written)
-    nodes = tuple(node for node in program.graph.nodes if node.op == "call_function")
-    labels = _labels(nodes)
+    constants = Constants(program, memory.written, exact or {})
+    nodes = operators(program)
+    labels = labels_of(nodes)
     modules = dict(module.named_modules(remove_duplicate=False)) if module is not None else {}
 
     def in_training(node: Node) -> bool:
@@ -52,12 +57,17 @@ def read(program: ExportedProgram, module: nn.Module | None) -> Graph:
         return home.training if home is not None else bool(arguments(node).get("training", False))
 
     context = Context(constants, labels.__getitem__, in_training, whole=module is None)
-    reads = {node: _read(context, node, memory.torn) for node in nodes}
+    reads = {node: role_of(context, node, memory.torn) for node in nodes}
     pinned = {**_hooked(nodes, modules, labels), **_put_out(program)}
     values = _Values(program, pinned)
     view_nodes = tuple(values.node(labels[node], node, reads[node]) for node in nodes)
     readings = tuple(reads[node].reading for node in nodes)
     return Graph(program, constants, memory, View(view_nodes, values.all()), nodes, readings)
+
+
+def operators(program: ExportedProgram) -> tuple[Node, ...]:
+    """The nodes of a program that compute something."""
+    return tuple(node for node in program.graph.nodes if node.op == "call_function")
 
 
 class _Values:
@@ -80,7 +90,7 @@ class _Values:
         place, self._count = self._count, self._count + 1
         if node in self._parts:
             return _view.Node(label, kind_of(node), OPAQUE, (), ())
-        inputs = list(_reads(node))
+        inputs = list(reads_of(node))
         for source in found.data:
             inputs.remove(source)
         inputs = [*found.data, *inputs]
@@ -107,7 +117,7 @@ class _Values:
         )
 
 
-def _read(context: Context, node: Node, torn: Set[Node]) -> Read:
+def role_of(context: Context, node: Node, torn: Set[Node]) -> Read:
     """The role of a node; none where memory that it hands on is written and read by an old name.
 
     A map that is written there in place is one that others see, too.
@@ -159,7 +169,8 @@ def paths_of(node: Node) -> list[str]:
     return [path for path, _ in stack.values()][::-1]
 
 
-def _reads(node: Node) -> Iterator[Node]:
+def reads_of(node: Node) -> Iterator[Node]:
+    """The tensors that a node reads, once for each read."""
     found: list[Node] = []
 
     def note(source: Node) -> Node:
@@ -170,7 +181,7 @@ def _reads(node: Node) -> Iterator[Node]:
     yield from found
 
 
-def _labels(nodes: tuple[Node, ...]) -> dict[Node, str]:
+def labels_of(nodes: Sequence[Node]) -> dict[Node, str]:
     """What a user calls each node: its module, with the operator where the module has several."""
     count = Counter(path_of(node) for node in nodes)
     return {

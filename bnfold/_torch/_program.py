@@ -6,8 +6,6 @@ cloned, a missing bias becomes a parameter, a map that has to stand becomes a mu
 
 from __future__ import annotations
 
-import copy
-import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from bnfold._errors import UsageError
 from bnfold._plan._carry import Edit
@@ -28,9 +25,11 @@ from bnfold._plan._planner import Move, Moves, Sides
 from bnfold._result import Plan
 from bnfold._settle import settle, standing_constants, standing_dtype
 from bnfold._sites import Site
-from bnfold._summary import summarize
+from bnfold._summary import kept_apart, summarize
 from bnfold._torch._constants import Constant
-from bnfold._torch._graph import Graph, clashes, read
+from bnfold._torch._draft import Draft
+from bnfold._torch._graph import Graph, clashes, operators, read
+from bnfold._torch._merging import merge
 from bnfold._torch._nodes import arguments, kind_of
 from bnfold._torch._quiet import quiet
 from bnfold._torch._tensors import Array, from_numpy
@@ -41,11 +40,17 @@ class PlannedProgram:
 
     def __init__(self, program: ExportedProgram) -> None:
         """Read and plan; the program is not changed."""
-        self._graph = read(program, None)
+        merges = merge(program)
+        self._graph = read(merges.program, None, merges.exact)
         view, readings = self._graph.view, self._graph.readings
         self._moves: Moves = settle(view, readings, partial(clashes, self._graph))
-        before = Counter(node.op for node in view.nodes)
-        self.plan: Plan = summarize([("", view, self._moves)], before)
+        plan = summarize([("", view, self._moves)], Counter(node.op for node in view.nodes))
+        self.plan: Plan = replace(
+            plan,
+            folds=(*merges.folds, *plan.folds),
+            kept=(*plan.kept, *(kept_apart(stays, "") for stays in merges.stays)),
+            before=Counter(map(kind_of, operators(program))),
+        )
 
     def apply(self) -> ExportedProgram:
         """A new program with all moves carried out."""
@@ -63,20 +68,12 @@ def load(path: Path) -> ExportedProgram:
 
 
 class _Writer:
-    """Writes moves into a copy of a program's graph, state and signature."""
+    """Writes moves into a draft of a program."""
 
     def __init__(self, graph: Graph) -> None:
         self._read = graph
-        program = graph.program
-        self._module: GraphModule = copy.deepcopy(program.graph_module)
-        self._nodes: dict[str, Node] = {}
-        for old, new in zip(program.graph.nodes, self._module.graph.nodes, strict=True):
-            new.name = old.name  # A copy renames what hides a name of Python's, such as "input".
-            self._nodes[old.name] = new
-        self._state: dict[str, Any] = dict(program.state_dict)
-        self._specs = list(program.graph_signature.input_specs)
-        self._outputs = list(program.graph_signature.output_specs)
-        self._used = {node.name for node in self._nodes.values() if node.users}
+        self._draft = Draft(graph.program)
+        self._nodes = dict(self._draft.nodes)
 
     def write(self, moves: Moves) -> ExportedProgram:
         for index, edit in moves.edits.items():
@@ -87,21 +84,7 @@ class _Writer:
                 self._absorb(self._node(index), site, sides)
         for move in moves.moves:
             self._replace(move)
-        self._sweep()
-        self._module.graph.lint()
-        self._module.recompile()
-        program = self._read.program
-        return ExportedProgram(
-            self._module,
-            self._module.graph,
-            ExportGraphSignature(self._specs, self._outputs),
-            self._state,
-            program.range_constraints,
-            copy.deepcopy(program.module_call_graph),
-            program.example_inputs,
-            program.constants,
-            verifiers=program.verifiers,
-        )
+        return self._draft.program()
 
     def _node(self, place: int) -> Node:
         return self._nodes[self._read.nodes[place].name]
@@ -118,9 +101,11 @@ class _Writer:
             weight = bound["weight"]
             stem = old.name if isinstance(old, Constant) and old.stored else f"{node.name}_{name}"
             if isinstance(old, Constant) and old.stored and len(bound[name].users) == 1:
-                self._state[old.name] = self._like(values, self._state[old.name])
+                state = self._draft.state
+                state[old.name] = _like(values, state[old.name])
                 continue
-            _set_argument(node, name, self._new(stem, values, weight))
+            parameter, _ = self._draft.add_parameter(stem, from_numpy(values), weight)
+            _set_argument(node, name, parameter)
 
     def _replace(self, move: Move) -> None:
         """Take the maps out, and put what has to stand where the last of them was."""
@@ -128,7 +113,7 @@ class _Writer:
         for place in others:
             self._bypass(self._node(place), self._data(place))
         end, current = self._node(last), self._data(last)
-        with self._module.graph.inserting_before(end):
+        with self._draft.module.graph.inserting_before(end):
             for standing in move.stands:
                 current = self._standing(move, standing, current, end)
         self._bypass(end, current)
@@ -141,18 +126,11 @@ class _Writer:
         return self._node(place).all_input_nodes[position]
 
     def _bypass(self, node: Node, source: Node) -> None:
-        """Let everything that reads a node read another one instead."""
-        node.replace_all_uses_with(source)
-        self._outputs = [
-            replace(spec, arg=TensorArgument(name=source.name))
-            if isinstance(spec.arg, TensorArgument) and spec.arg.name == node.name
-            else spec
-            for spec in self._outputs
-        ]
+        """Take a node out, and let everything that reads it read another one instead."""
         for name, known in list(self._nodes.items()):
             if known is node:
                 self._nodes[name] = source
-        self._module.graph.erase_node(node)
+        self._draft.bypass(node, source)
 
     def _standing(self, move: Move, standing: Standing, data: Node, end: Node) -> Node:
         """A mul, an add or both; PyTorch has no need for the BatchNorm form."""
@@ -169,54 +147,19 @@ class _Writer:
             torch.ops.aten.mul.Tensor if standing.op == "Mul" else torch.ops.aten.add.Tensor
         )
         like = next((n for n in self._nodes.values() if n.op == "placeholder"), end)
-        constant = self._new(f"{end.name}_{standing.op.lower()}", values, like)
-        node: Node = self._module.graph.call_function(target, (data, constant))
+        stem = f"{end.name}_{standing.op.lower()}"
+        constant, _ = self._draft.add_parameter(stem, from_numpy(values), like)
+        node: Node = self._draft.module.graph.call_function(target, (data, constant))
         node.meta = dict(end.meta)
         return node
 
-    def _new(self, stem: str, values: Array, like: Node) -> Node:
-        """A new parameter of the program, ahead of the inputs of the user."""
-        target = _fresh(stem.replace(".", "_"), self._state)
-        last = [n for n, spec in enumerate(self._specs) if spec.kind == InputKind.PARAMETER]
-        at = last[-1] + 1 if last else 0
-        holders = [node for node in self._module.graph.nodes if node.op == "placeholder"]
-        example = like.meta["val"]
-        tensor = from_numpy(values).to(example.device)
-        with self._module.graph.inserting_before(holders[at]):
-            node: Node = self._module.graph.placeholder(_fresh(f"p_{target}", self._nodes))
-        node.meta["val"] = example.fake_mode.from_tensor(tensor, static_shapes=True)
-        self._nodes[node.name] = node
-        self._specs.insert(
-            at, InputSpec(InputKind.PARAMETER, TensorArgument(name=node.name), target)
-        )
-        self._state[target] = nn.Parameter(tensor, requires_grad=False)
-        return node
 
-    @staticmethod
-    def _like(values: Array, old: Tensor) -> Tensor:
-        tensor = torch.empty_like(old)
-        with torch.no_grad():
-            tensor.copy_(from_numpy(values))
-        return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-
-    def _sweep(self) -> None:
-        """Drop what only the folded operators used: chains of constants and parameters."""
-        for node in reversed(list(self._module.graph.nodes)):
-            if node.op != "call_function" or node.users or node.name not in self._used:
-                continue
-            schema = getattr(node.target, "_schema", None)
-            if node.target is operator.getitem or (schema is not None and not schema.is_mutable):
-                self._module.graph.erase_node(node)
-        holders = [node for node in self._module.graph.nodes if node.op == "placeholder"]
-        kept = []
-        for node, spec in zip(holders, self._specs, strict=True):
-            parameter = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
-            if parameter and not node.users and node.name in self._used:
-                self._module.graph.erase_node(node)
-                self._state.pop(str(spec.target), None)
-            else:
-                kept.append(spec)
-        self._specs = kept
+def _like(values: Array, old: Tensor) -> Tensor:
+    """Values in a new tensor that lies as another one does."""
+    tensor = torch.empty_like(old)
+    with torch.no_grad():
+        tensor.copy_(from_numpy(values))
+    return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
 
 
 def _edit(node: Node, edit: Edit) -> None:
@@ -237,11 +180,3 @@ def _set_argument(node: Node, name: str, value: Node | float) -> None:
         node.kwargs = {**node.kwargs, name: value}
     else:
         node.args = (*node.args[:place], value, *node.args[place + 1 :])
-
-
-def _fresh(wanted: str, taken: Any) -> str:
-    name, number = wanted, 0
-    while name in taken:
-        number += 1
-        name = f"{wanted}_{number}"
-    return name

@@ -15,8 +15,8 @@ import pytest
 from onnx import ModelProto, NodeProto, numpy_helper
 
 import bnfold
-from bnfold._merge import _kernel
-from bnfold._onnx import _chains, _linear, _merging
+from bnfold._merge import _kernel, _merger, _wiring
+from bnfold._onnx import _linear
 from bnfold._onnx._fold import prepare
 from bnfold._verify._certificate import Certificate, certify
 
@@ -105,7 +105,7 @@ def weights_through(patch: Patch, change: Callable[[Any], Any]) -> None:
         made = right(terms)
         return replace(made, weight=lambda: change(made.weight())) if len(terms) > 1 else made
 
-    patch.setattr(_merging, "added", wrong)
+    patch.setattr(_merger, "added", wrong)
 
 
 def off_centre(patch: Patch) -> None:
@@ -119,12 +119,12 @@ def lose_a_bias(patch: Patch) -> None:
         bias = terms[0][1].bias
         return replace(right(terms), bias=lambda: terms[0][0] * bias())
 
-    patch.setattr(_merging, "added", wrong)
+    patch.setattr(_merger, "added", wrong)
 
 
 def forget_signs(patch: Patch) -> None:
     right = _kernel.added
-    patch.setattr(_merging, "added", lambda terms: right([(1, kernel) for _, kernel in terms]))
+    patch.setattr(_merger, "added", lambda terms: right([(1, kernel) for _, kernel in terms]))
 
 
 def forget_the_identity(patch: Patch) -> None:
@@ -134,7 +134,7 @@ def forget_the_identity(patch: Patch) -> None:
         made = right(channels, map_, space)
         return replace(made, weight=lambda: 0 * made.weight()) if map_.is_identity else made
 
-    patch.setattr(_chains, "mapped", wrong)
+    patch.setattr(_wiring, "mapped", wrong)
 
 
 def swap_groups(patch: Patch) -> None:
@@ -175,11 +175,11 @@ def count_wrongly(patch: Patch) -> None:
         made = right(channels, windows)
         return replace(made, weight=lambda: made.weight() * 9 / 8)
 
-    patch.setattr(_chains, "averaging", wrong)
+    patch.setattr(_wiring, "averaging", wrong)
 
 
 def ignore_borders(patch: Patch) -> None:
-    patch.setattr(_chains, "between", lambda first, second, exact=True: None)
+    patch.setattr(_wiring, "between", lambda first, second, exact=True: None)
 
 
 def turn_taps(patch: Patch) -> None:
@@ -197,7 +197,7 @@ def turn_taps(patch: Patch) -> None:
 def lose_the_image(patch: Patch) -> None:
     """The bias between two operators in series does not reach the output."""
     right = _kernel.composed
-    patch.setattr(_chains, "composed", lambda one, two: replace(right(one, two), bias=two.bias))
+    patch.setattr(_wiring, "composed", lambda one, two: replace(right(one, two), bias=two.bias))
 
 
 def lose_the_middle(patch: Patch) -> None:

@@ -28,7 +28,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         y = self.stem(x)
-        return self.head(torch.relu(self.body(y) + y))
+        return self.head(torch.relu(self.body(y)) + y)
 
 
 @pytest.fixture

@@ -189,7 +189,7 @@ class Twice(nn.Module):
         self.one, self.two, self.conv = nn.BatchNorm2d(C), nn.BatchNorm2d(C), nn.Conv2d(C, 3, 2)
 
     def forward(self, x):
-        return self.conv(self.one(x)) + self.conv(self.two(x))
+        return self.conv(self.one(x)) + self.conv(self.two(x.sin()))
 
 
 def test_a_layer_that_is_called_twice():

@@ -1,22 +1,19 @@
-"""Rows of linear operators between a tensor and what they read in the end."""
+"""A graph as merging sees it: rows of linear operators between a tensor and what they read in the
+end. Readers of frameworks say what stands where.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-
-from onnx import NodeProto
+from dataclasses import dataclass
 
 from bnfold._affine import IDENTITY
+from bnfold._elementwise import Shape
 from bnfold._merge._kernel import Kernel, Obstacle, averaging, between, composed, mapped
+from bnfold._merge._steps import Blocked, Mapped, Passed, Pool, Step, Weighted, cost
 from bnfold._merge._work import Work
-from bnfold._onnx._context import Context
-from bnfold._onnx._linear import Blocked, Mapped, Passed, Pool, Step, Weighted, step
-from bnfold._onnx._roles import read_node
-from bnfold._onnx._scopes import Scope, label, reads_type
 from bnfold._plan._reasons import Reason
-from bnfold._plan._view import OPAQUE, Role
 
 # How far upstream a branch that cannot be merged is followed, to say why.
 _LOOKED_AT = 16
@@ -51,62 +48,54 @@ class Chain:
         return next((step.kernel.inputs for _, step in self.weighted), None)
 
 
-@dataclass
-class Wiring:
-    """A graph and the role of each of its nodes, by position; both change as operators merge.
-
-    ``made`` has the names of the constants that merges have made.
+class Wiring(ABC):
+    """A graph whose operators have positions and whose tensors have names; both change as operators
+    merge. What an operator reads is numbered.
     """
 
-    context: Context
-    roles: dict[int, Role]
-    made: set[str] = field(default_factory=set)
+    @abstractmethod
+    def reads(self, position: int) -> Sequence[str]:
+        """The tensors that an operator reads, by number."""
 
-    @property
-    def scope(self) -> Scope:
-        """The graph."""
-        return self.context.scope
+    @abstractmethod
+    def output(self, position: int) -> str | None:
+        """The only tensor that is written at a position, if there is one."""
 
-    def node(self, position: int) -> NodeProto:
-        """What stands at a position."""
-        return self.scope.nodes[position]
-
-    def reread(self, position: int) -> None:
-        """Read a node that has changed."""
-        node = self.node(position)
-        self.roles[position] = read_node(self.context, node).role if node.op_type else OPAQUE
-
-    def step(self, position: int) -> Step | None:
-        """What the node at a position is of its input."""
-        return step(self.context, self.node(position), self.roles.get(position, OPAQUE))
-
+    @abstractmethod
     def writer(self, tensor: str) -> int | None:
-        """The node of this graph that writes a tensor as its only output."""
-        position = self.scope.producers.get(tensor)
-        if position is None or [n for n in self.node(position).output if n] != [tensor]:
-            return None
-        return position
+        """The operator of this graph that writes a tensor as its only output."""
 
+    @abstractmethod
+    def readers(self, tensor: str) -> Sequence[int]:
+        """The first two operators that read a tensor's values or shape, once per read."""
+
+    @abstractmethod
     def shared(self, tensor: str) -> Reason | None:
-        """Why a tensor may not vanish: more than one read, of its shape too, or an output. Its type
-        can be read elsewhere.
-        """
-        scope = self.scope
-        if tensor in scope.outputs:
-            return Reason("graph-output", tensor, f"{tensor} is an output of the graph")
-        if tensor in scope.captures:
-            reader = scope.captures[tensor][0]
-            return Reason("shared-output", reader, f"{tensor} is also read by {reader}")
-        readers = self.readers(tensor)
-        if len(readers) > 1:
-            reader = label(self.node(readers[-1]))
-            return Reason("shared-output", reader, f"{tensor} is also read by {reader}")
-        return None
+        """Why a tensor may not vanish: more than one read, of its shape too, or an output."""
 
-    def readers(self, tensor: str) -> list[int]:
-        """The first two nodes that read more of a tensor than its type, once per read."""
-        readers = self.scope.readers.get(tensor, ())
-        return list(islice((p for p in readers if not reads_type(self.node(p), tensor)), 2))
+    @abstractmethod
+    def step(self, position: int) -> Step | None:
+        """What an operator is of its input; None for what no linear function is near."""
+
+    @abstractmethod
+    def signs(self, position: int) -> tuple[int, ...] | None:
+        """1 or −1 for each tensor that an operator adds up; None unless it does that."""
+
+    @abstractmethod
+    def shape(self, tensor: str) -> Shape | None:
+        """The sizes of a tensor, as far as they are known."""
+
+    @abstractmethod
+    def channel_axis(self, tensor: str, space: int) -> int | None:
+        """The axis of channels of a tensor with so many axes of space."""
+
+    @abstractmethod
+    def label(self, position: int) -> str:
+        """What a user calls an operator."""
+
+    @abstractmethod
+    def kind(self, position: int) -> str:
+        """An operator's type."""
 
     def chain(self, tensor: str) -> Chain:
         """The linear operators upstream of a tensor that are read by no one else."""
@@ -120,7 +109,7 @@ class Wiring:
             if not self._goes_on(position, taken, steps):
                 break
             steps.append((position, taken))
-            current = self.node(position).input[taken.data]
+            current = self.reads(position)[taken.data]
         return Chain(tensor, current, tuple(reversed(steps)))
 
     def beyond(self, chain: Chain) -> Iterator[tuple[str, bool, Reason]]:
@@ -143,7 +132,7 @@ class Wiring:
             weighted |= isinstance(taken, Weighted) or (
                 isinstance(taken, Blocked) and not taken.ends
             )
-            current = self.node(position).input[taken.data]
+            current = self.reads(position)[taken.data]
             yield current, weighted, reason
 
     def kernel(
@@ -158,7 +147,7 @@ class Wiring:
             if isinstance(own, Kernel) and total is not None:
                 obstacle = between(total, own, exact)
             if isinstance(obstacle, Obstacle):
-                where = label(self.node(position))
+                where = self.label(position)
                 return Obstacle(obstacle.code, f"at {where}, {obstacle.message}")
             assert isinstance(own, Kernel)
             total = own if total is None else composed(total, own)
@@ -176,7 +165,7 @@ class Wiring:
             return mapped(channels, IDENTITY, space)
         if isinstance(taken, Mapped):
             if taken.map.axis is None or (
-                taken.map.axis == self._channel_axis(position, taken, space)
+                taken.map.axis == self.channel_axis(self.reads(position)[taken.data], space)
                 and taken.map.scale.size == channels
             ):
                 return mapped(channels, taken.map, space)
@@ -193,31 +182,15 @@ class Wiring:
             channels = own.outputs
         return total
 
-    def _channel_axis(self, position: int, taken: Mapped, space: int) -> int | None:
-        if space:
-            return 1
-        shape = self.context.shape(self.node(position).input[taken.data])
-        return len(shape) - 1 if shape is not None else None
-
     def _goes_on(self, position: int, taken: Step, later: Sequence[tuple[int, Step]]) -> bool:
         """Whether a step ahead of others acts on the same axes as they do."""
         space = Chain("", "", tuple(later)).space
         if space is None or isinstance(taken, Passed):
             return True
         if isinstance(taken, Mapped):
-            axis = self._channel_axis(position, taken, space)
+            axis = self.channel_axis(self.reads(position)[taken.data], space)
             return taken.map.axis is None or taken.map.axis == axis
         return Chain("", "", ((position, taken),)).space == space
-
-
-def cost(kernel: Kernel, taken: Step) -> Work:
-    """What one step costs for one of its own output positions."""
-    moved = kernel.inputs * kernel.strides + kernel.outputs
-    if isinstance(taken, Weighted):
-        return Work(kernel.size, moved, kernel.size)
-    if isinstance(taken, Pool):
-        return Work(kernel.size, moved)
-    return Work(kernel.outputs * taken.steps, moved) if isinstance(taken, Mapped) else Work()
 
 
 def _is_passed(taken: Step) -> bool:

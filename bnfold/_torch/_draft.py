@@ -1,0 +1,128 @@
+"""A program that is being rewritten: a copy of its graph and signature, its state by reference."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.fx import GraphModule, Node
+
+
+class Draft:
+    """The graph may be changed as one likes; parameters come and go, outputs move.
+
+    ``state`` may be given other tensors, those in it are never written.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._program = program
+        self.module: GraphModule = copy.deepcopy(program.graph_module)
+        self.nodes: dict[str, Node] = {}
+        for old, new in zip(program.graph.nodes, self.module.graph.nodes, strict=True):
+            new.name = old.name  # A copy renames what hides a name of Python's, such as "input".
+            self.nodes[old.name] = new
+        self.state: dict[str, Any] = dict(program.state_dict)
+        self._specs = list(program.graph_signature.input_specs)
+        self._outputs = list(program.graph_signature.output_specs)
+        self._used = {node.name for node in self.nodes.values() if node.users}
+        holders = [node for node in self.nodes.values() if node.op == "placeholder"]
+        parameters = [n for n, spec in enumerate(self._specs) if spec.kind == InputKind.PARAMETER]
+        self._count = parameters[-1] + 1 if parameters else 0
+        self._last = holders[parameters[-1]] if parameters else None
+
+    def program(self) -> ExportedProgram:
+        """The program that it has become; what only former operators used is dropped."""
+        self._sweep()
+        self.module.graph.lint()
+        self.module.recompile()
+        old = self._program
+        return ExportedProgram(
+            self.module,
+            self.module.graph,
+            ExportGraphSignature(self._specs, self._outputs),
+            self.state,
+            old.range_constraints,
+            copy.deepcopy(old.module_call_graph),
+            old.example_inputs,
+            old.constants,
+            verifiers=old.verifiers,
+        )
+
+    def bypass(self, node: Node, source: Node) -> None:
+        """Take a node out, and let everything that reads it read another one instead."""
+        node.replace_all_uses_with(source)
+        self._put_out(node.name, source.name)
+        self.module.graph.erase_node(node)
+
+    def rename(self, node: Node, name: str) -> None:
+        """Call a node what no other node is called any more."""
+        self._put_out(node.name, name)
+        self._used.add(name)
+        node.name = name
+
+    def add_parameter(self, stem: str, values: Tensor, near: Node) -> tuple[Node, str]:
+        """A new parameter of the program, ahead of the inputs of the user, on the device of another
+        node, and its name.
+        """
+        target = fresh(stem.replace(".", "_"), self.state)
+        example = near.meta["val"]
+        tensor = values.to(example.device)
+        graph, last = self.module.graph, self._last
+        with graph.inserting_after(last) if last is not None else graph.inserting_before():
+            node: Node = graph.placeholder(fresh(f"p_{target}", self.nodes))
+        node.meta["val"] = like(tensor, example)
+        self.nodes[node.name] = node
+        self._used.add(node.name)
+        self._specs.insert(
+            self._count, InputSpec(InputKind.PARAMETER, TensorArgument(name=node.name), target)
+        )
+        self._count, self._last = self._count + 1, node
+        self.state[target] = nn.Parameter(tensor, requires_grad=False)
+        return node, target
+
+    def _put_out(self, old: str, new: str) -> None:
+        self._outputs = [
+            replace(spec, arg=TensorArgument(name=new))
+            if isinstance(spec.arg, TensorArgument) and spec.arg.name == old
+            else spec
+            for spec in self._outputs
+        ]
+
+    def _sweep(self) -> None:
+        """Drop what only former operators used: chains of constants and parameters."""
+        for node in reversed(list(self.module.graph.nodes)):
+            if node.op != "call_function" or node.users or node.name not in self._used:
+                continue
+            schema = getattr(node.target, "_schema", None)
+            if node.target is operator.getitem or (schema is not None and not schema.is_mutable):
+                self.module.graph.erase_node(node)
+        holders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        kept = []
+        for node, spec in zip(holders, self._specs, strict=True):
+            parameter = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
+            if parameter and not node.users and node.name in self._used:
+                self.module.graph.erase_node(node)
+                self.state.pop(str(spec.target), None)
+            else:
+                kept.append(spec)
+        self._specs = kept
+
+
+def like(tensor: Tensor, example: Any) -> Tensor:
+    """A tensor without values, of the kind of an example."""
+    fake: Tensor = example.fake_mode.from_tensor(tensor, static_shapes=True)
+    return fake
+
+
+def fresh(wanted: str, taken: Any) -> str:
+    """The wanted name, or the first ``wanted_1``, ``wanted_2``, … that is not taken."""
+    name, number = wanted, 0
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
