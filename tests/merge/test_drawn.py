@@ -31,14 +31,14 @@ def test_drawn_products(case):
 
 
 @pytest.mark.slow
-@settings(ANEW, max_examples=3000)
+@settings(ANEW, max_examples=1500)
 @given(convolutions())
 def test_many_drawn_convolutions(case):
     holds(case)
 
 
 @pytest.mark.slow
-@settings(ANEW, max_examples=3000)
+@settings(ANEW, max_examples=1500)
 @given(products())
 def test_many_drawn_products(case):
     holds(case)

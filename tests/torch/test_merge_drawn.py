@@ -209,7 +209,7 @@ def test_drawn_networks(case):
 
 
 @pytest.mark.slow
-@settings(ANEW, max_examples=3000)
+@settings(ANEW, max_examples=500)
 @given(networks())
 def test_many_drawn_networks(case):
     check(case)
