@@ -12,6 +12,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import GraphModule, Node
 
+_STORED = (InputKind.PARAMETER, InputKind.BUFFER)
+_COUNT = "num_batches_tracked"
+
 
 class Draft:
     """The graph may be changed as one likes; parameters come and go, outputs move.
@@ -102,15 +105,23 @@ class Draft:
             if node.target is operator.getitem or (schema is not None and not schema.is_mutable):
                 self.module.graph.erase_node(node)
         holders = [node for node in self.module.graph.nodes if node.op == "placeholder"]
-        kept = []
-        for node, spec in zip(holders, self._specs, strict=True):
-            parameter = spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
-            if parameter and not node.users and node.name in self._used:
-                self.module.graph.erase_node(node)
-                self.state.pop(str(spec.target), None)
-            else:
-                kept.append(spec)
-        self._specs = kept
+        pairs = list(zip(holders, self._specs, strict=True))
+        stored = [(node, spec) for node, spec in pairs if spec.kind in _STORED and not node.users]
+        gone = {node: str(spec.target) for node, spec in stored if node.name in self._used}
+        # Nobody ever reads how many batches a norm has seen, but every call would look it up.
+        norms = {name.removesuffix("running_mean") for name in gone.values() if _is_mean(name)}
+        for node, spec in stored:
+            name = str(spec.target)
+            if name.endswith(_COUNT) and name.removesuffix(_COUNT) in norms:
+                gone[node] = name
+        for node, name in gone.items():
+            self.module.graph.erase_node(node)
+            self.state.pop(name, None)
+        self._specs = [spec for node, spec in pairs if node not in gone]
+
+
+def _is_mean(name: str) -> bool:
+    return name.rpartition(".")[2] == "running_mean"
 
 
 def like(tensor: Tensor, example: Any) -> Tensor:
