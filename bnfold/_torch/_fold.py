@@ -116,15 +116,15 @@ def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
 
     What merges once and then again counts once.
     """
+    linear: dict[str, list[str]] = {}
+    for fold in merges:
+        taken = [label for label in fold.nodes if kinds[label].startswith(_LINEAR)]
+        linear.setdefault(fold.into, []).extend(taken)
     gone = {label for fold in merges for label in fold.nodes}
-    for into in dict.fromkeys(fold.into for fold in merges if fold.into not in gone):
-        parts, waiting = [], [into]
-        while waiting:
-            one = waiting.pop()
-            found = [label for fold in merges if fold.into == one for label in fold.nodes]
-            linear = [label for label in found if kinds[label].startswith(_LINEAR)]
-            parts += linear
-            waiting += linear
+    for into in [label for label in linear if label not in gone]:
+        parts = list(linear[into])
+        for part in parts:
+            parts += linear.get(part, [])
         others = ", ".join(parts[:_NAMED]) or "what is added to it"
         others += f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
         message = (

@@ -88,10 +88,11 @@ class _Writer:
         if problem is not None:
             return problem
         old = _weight(wiring.node(lender))
+        source = wiring.holder(new.source).meta["val"]
         tensors = [_laid(from_numpy(weight.astype(taken.dtype)), old.meta["val"])]
         if bool((bias != 0).any()):
             tensors.append(from_numpy(bias.astype(taken.dtype)))
-        source = wiring.holder(new.source).meta["val"]
+        tensors = [tensor.to(source.device) for tensor in tensors]
         fakes = [like(tensor, source) for tensor in tensors]
         example = call.example(source, fakes)
         if not _lie_alike(example, wiring.holder(new.like).meta["val"]):

@@ -300,6 +300,8 @@ def test_a_sum_with_a_factor():
 def test_types_that_widen():
     net = ready(Net(lambda m, x: m.a(x).double() + m.b(x), a=conv(1), b=conv(1)), torch.float32)
     assert bnfold.plan(exported(net, X.float())).folds == ()
+    net.code = lambda m, x: m.a(x) + x.double().sin() + m.b(x)
+    assert bnfold.plan(exported(net, X.float())).folds == ()
 
 
 def test_training_mode():
@@ -364,6 +366,18 @@ def test_a_source_that_is_written_over_between_reads():
         return a + m.b(y)
 
     apart(Net(code, a=conv(padding=1), b=conv(1)), X, "shared-output")
+
+
+def test_a_merged_tensor_that_is_written_over_between_reads():
+    def code(m, x):
+        y = m.a(x) + m.b(x)
+        c = m.c(y)
+        y.view(-1).mul_(2)
+        return c + m.d(y)
+
+    parts = {name: conv(1) for name in "abcd"}
+    folded = fold(ready(Net(code, **parts)), X)
+    assert ops(folded) == ["conv2d", "conv2d", "view", "mul_", "conv2d", "add"]
 
 
 def test_a_source_that_is_written_over_on_its_way_into_a_branch():

@@ -85,4 +85,3 @@ def test_command(networks, tmp_path):
     assert "verification: pass" in done.stdout
     assert "merged" in done.stdout
     assert ops(torch.export.load(target)).count("conv2d") == 4
-    assert "nothing to fold" in command(target).stdout
