@@ -238,7 +238,7 @@ def test_random_programs(drawn):
 
 
 @pytest.mark.slow
-@settings(ANEW, max_examples=2000)
+@settings(ANEW, max_examples=800)
 @given(modules())
 def test_many_random_modules(drawn):
     check(drawn, again=True)
