@@ -274,6 +274,19 @@ def test_where_a_sum_of_many_cannot_subtract_another_operand_takes_the_place(shi
     folds(made, Conv=1, Sigmoid=1, Sum=1, Sub=1)
 
 
+@pytest.mark.parametrize("kind", ["Add", "Sub"])
+def test_branches_on_two_sources_become_one_operator_each(kind):
+    """In one sum, of which no part is a sum of one source alone."""
+    made = model(
+        *(conv(f"{s}{n}", s, f"{s}{n}y", (4, 4, 1, 1)) for s in "xz" for n in (1, 2)),
+        op("Add", "x1y z1y", "p"),
+        op(kind, "x2y z2y", "q"),
+        op("Add", "p q", "y"),
+        x={"x": X, "z": X},
+    )
+    folds(made, Conv=2, Add=1)
+
+
 def test_a_summand_that_broadcasts_stays():
     made = model(
         conv("ca", "x", "a", (4, 4, 3, 3), **SAME),
