@@ -9,6 +9,7 @@ from bnfold._onnx import _files
 from bnfold._verify._end_to_end import compare
 from bnfold._verify._inputs import InputSet
 from bnfold._verify._settings import Settings
+from bnfold._verify._source import Parsed, Source
 from bnfold._verify._verdict import EndToEnd
 from bnfold._verify._weights import find
 
@@ -24,16 +25,17 @@ def files(
 
     Raises `UsageError` for models or inputs that cannot be read.
     """
-    theirs = _files.external_files(_files.load(folded))
-    model = _files.load(original)
-    ours = _files.external_files(model)
+    other = _files.load(folded, lean=True)
+    theirs, right_parsed = _files.external_files(other) - {folded.name}, Parsed(other)
+    model = _files.load(original, lean=True)
+    ours, left_parsed = _files.external_files(model) - {original.name}, Parsed(model)
     with _files.understood(model, original):
         weights = find(model, original.parent)
-    del model
+    del model, other
     with _files.runnable(original, ours) as left, _files.runnable(folded, theirs) as right:
         return compare(
-            left,
-            right,
+            Source(left, parsed=left_parsed),
+            Source(right, parsed=right_parsed),
             parameters=weights.values,
             touched=weights.layers,
             inputs=inputs,

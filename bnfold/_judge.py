@@ -153,6 +153,7 @@ class _Trial:
         from bnfold._verify._bounds import Bounds
         from bnfold._verify._certificate import certify
         from bnfold._verify._end_to_end import compare
+        from bnfold._verify._source import Parsed, Source
 
         self.progress("certifying every fold")
         with (
@@ -160,18 +161,25 @@ class _Trial:
             _files.runnable(self.draft.path, self.draft.data) as folded,
         ):
             bounds = Bounds.beginning(self.settings.threads, self.settings.seconds)
+            before = _files.load(self.original, lean=True)
+            after = _files.load(self.draft.path, lean=True)
             certificates = certify(
-                _files.load(self.original),
-                _files.load(self.draft.path),
+                before,
+                after,
                 applied,
                 self.original.parent,
                 self.draft.path.parent,
                 Activations(original, self.inputs, self.settings, bounds).numbers,
             )
             certified = all(certificate.holds for certificate in certificates)
+            left, right = (
+                Source(path, parsed=Parsed(model))
+                for path, model in ((original, before), (folded, after))
+            )
+            del before, after
             end_to_end = compare(
-                original,
-                folded,
+                left,
+                right,
                 parameters=self.weights.values,
                 touched=self.weights.touched,
                 inputs=self.inputs,

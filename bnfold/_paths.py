@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from bnfold._errors import UsageError
@@ -34,15 +35,18 @@ def unwritable(path: Path | None, error: OSError) -> UsageError:
     return UsageError(f"cannot write {path or 'a temporary file'}: {why(error)}")
 
 
-def read(path: Path) -> bytes:
-    """The content of a regular file. Raises `UsageError` where it cannot be read.
+def read(path: Path, reader: Callable[[Path], bytes | None] | None = None) -> bytes:
+    """The content of a regular file, or what a ``reader`` gives in its place.
+
+    Raises `UsageError` where it cannot be read.
 
     A pipe or a device is refused: a model is read more than once, and a device may never end.
     """
     try:
         if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
             raise UsageError(f"cannot read {path}: it is not a regular file")
-        return path.read_bytes()
+        content = reader(path) if reader is not None else None
+        return path.read_bytes() if content is None else content
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -30,20 +30,21 @@ from onnx import (
 
 from bnfold import _memory, _paths
 from bnfold._errors import UsageError
-from bnfold._onnx import _stream, _tensors
+from bnfold._onnx import _lean, _stream, _tensors
 from bnfold._onnx._edit import Relocated
 from bnfold._onnx._rewrite import Rewritten
 
 _INLINE_BYTES = 1024
 
 
-def load(path: Path) -> ModelProto:
-    """Read a model file, external data left where it is.
+def load(path: Path, *, lean: bool = False) -> ModelProto:
+    """Read a model file, external data left where it is; with ``lean`` the data of its own large
+    tensors too, as `_lean` has it.
 
     Raises `UsageError`, with one line for people, when the file cannot be read, is not an ONNX
     model, holds no operators, or refers to external data that is not there.
     """
-    data = _paths.read(path)
+    data = _paths.read(path, _lean.read if lean else None)
     if not data:
         raise UsageError(f"{path} is empty")
     try:

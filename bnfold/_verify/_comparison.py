@@ -15,14 +15,15 @@ from bnfold._verify._dice import rolled
 from bnfold._verify._difference import is_float, mismatch
 from bnfold._verify._given import named, refuse_unfit
 from bnfold._verify._inputs import InputSet, InputSource, UndrawableError
+from bnfold._verify._nodes import reached
 from bnfold._verify._noise import Array
-from bnfold._verify._power import Power
+from bnfold._verify._power import Power, Sets
 from bnfold._verify._sensitivity import Sensitivity
 from bnfold._verify._session import EngineError, OnnxRuntime, Port, Reference
 from bnfold._verify._settings import Settings
-from bnfold._verify._skeleton import reached
 from bnfold._verify._source import Source, Tap, ahead_of
 from bnfold._verify._tolerance import DRAWS, MORE_DRAWS, Measured, Tolerance
+from bnfold._verify._varied import Varied
 from bnfold._verify._verdict import OutputCheck, Status
 
 FEW = 2
@@ -110,6 +111,7 @@ class Comparison:
         self._thorough = thorough
         self._dice: set[str] = set()
         self._ahead: dict[str, tuple[str, str]] = {}
+        self._unvaried = ""
 
     def judge(self, inputs: Sequence[InputSet] | None) -> list[OutputCheck]:
         """Run both models, measure the tolerance, and compare every output on every input set.
@@ -120,9 +122,25 @@ class Comparison:
         """
         model = self._read()
         self._dice = rolled(model.graph)
-        self.trials = self._run_both(model, inputs)
         reach = reached(model.graph, self.pair.touched or self.pair.weights.keys())
-        sensitivity = self._measure(model)
+        self.progress("running the original")
+        drawing = self._drawing(model) if inputs is None else None  # before weights are inputs
+        original = self._open_original(model)
+        del model
+        if isinstance(drawing, InputSource):
+            seen = self._run_drawn(original, drawing)
+        elif drawing is not None:
+            raise Settled("inconclusive", f"{drawing}; pass real inputs") from drawing
+        else:
+            seen = self._run_given(original, inputs or ())
+        self.outputs = original.outputs
+        self.progress("measuring the tolerance")
+        sensitivity = self._measure(original, dict(enumerate(seen)))
+        original.release()
+        self.progress("running the folded model")
+        self.trials = self._run_folded(original, seen)
+        if sensitivity is not None and not self._settle_doubt(sensitivity):
+            sensitivity = None
         wider = 1.0 if self._thorough else ROUGH
         self.tolerance = Tolerance(sensitivity, self.settings.fixed, wider)
         return [
@@ -178,7 +196,7 @@ class Comparison:
         model = _parsed(original, "original", "inconclusive")
         if not self._thorough or original.alone:
             return model
-        found = ahead_of(model, _parsed(folded, "folded model", "fail"))
+        found = ahead_of(model, _parsed(folded, "folded model", "fail"))  # which is dropped here
         ours, theirs = [], []
         for output, ahead in found.items():
             alias = f"{output} ahead of its {ahead.function}"
@@ -209,26 +227,16 @@ class Comparison:
                 return replace(check, status="inconclusive", note=note)
         return check
 
-    def _run_both(self, model: onnx.ModelProto, inputs: Sequence[InputSet] | None) -> list[Trial]:
-        self.progress("running the original")
-        engine = self._open_original()
-        seen = self._run_drawn(engine, model) if inputs is None else self._run_given(engine, inputs)
-        asked, self.outputs = engine.inputs, engine.outputs
-        del engine
-        self.progress("running the folded model")
+    def _drawing(self, model: onnx.ModelProto) -> InputSource | UndrawableError:
         try:
-            other = self.load(self.pair.folded)
-            self._agree("input", asked, other.inputs)
-            self._agree("output", self.outputs, other.outputs)
-            return [Trial(feeds, outputs, other.run(feeds.feeds)) for feeds, outputs in seen]
-        except EngineError as error:
-            raise Settled("fail", f"the folded model does not run: {error}") from error
+            return InputSource(model, self.settings.seed, self.settings.wanted)
+        except UndrawableError as error:
+            return error
 
-    def _open_original(self) -> OnnxRuntime | Reference:
+    def _open_original(self, model: onnx.ModelProto) -> Varied:
+        """The original, loaded: with weights that can be moved, if it loads like that."""
         try:
-            return OnnxRuntime(
-                self.pair.original.content(), self.pair.original.folder, bounds=self.bounds
-            )
+            return self._opened(model)
         except EngineError as error:
             if not error.missing_kernel:
                 raise Settled("inconclusive", f"the original does not load: {error}") from error
@@ -236,44 +244,57 @@ class Comparison:
         self.engine = Reference
         self.notes.append(f"onnxruntime cannot run the original ({missing}); onnx.reference did")
         try:
-            return Reference(
-                self.pair.original.content(), self.pair.original.folder, bounds=self.bounds
-            )
+            return self._opened(self.pair.original.structure())
         except EngineError as error:
             raise Settled("inconclusive", f"onnx.reference cannot either: {error}") from error
 
-    def _run_drawn(
-        self, engine: OnnxRuntime | Reference, model: onnx.ModelProto
-    ) -> list[tuple[InputSet, list[Any]]]:
+    def _opened(self, model: onnx.ModelProto) -> Varied:
+        source, engine, bounds = self.pair.original, self.engine, self.bounds
         try:
-            source = InputSource(model, self.settings.seed, self.settings.wanted)
-        except UndrawableError as error:
-            raise Settled("inconclusive", f"{error}; pass real inputs") from error
-        seen = [self._first_that_runs(engine, source.first())]
+            return Varied(source, model, self.pair.weights, engine, bounds)
+        except EngineError as error:
+            unvaried = str(error)
+        varied = Varied(source, source.structure(), {}, engine, bounds)
+        self._unvaried = unvaried
+        return varied
+
+    def _run_folded(
+        self, original: Varied, seen: Sequence[tuple[InputSet, list[Any]]]
+    ) -> list[Trial]:
+        try:
+            folded = self.load(self.pair.folded)
+            self._agree("input", original.inputs, folded.inputs)
+            self._agree("output", original.outputs, folded.outputs)
+            return [Trial(feeds, outputs, folded.run(feeds.feeds)) for feeds, outputs in seen]
+        except EngineError as error:
+            raise Settled("fail", f"the folded model does not run: {error}") from error
+
+    def _run_drawn(self, original: Varied, source: InputSource) -> list[tuple[InputSet, list[Any]]]:
+        seen = [self._first_that_runs(original, source.first())]
         for number in range(1, len(source)):
-            seen.append(self._first_that_runs(engine, source.further(number, seen[0][0])))
+            seen.append(self._first_that_runs(original, source.further(number, seen[0][0])))
         return seen
 
     def _first_that_runs(
-        self, engine: OnnxRuntime | Reference, proposals: Iterable[InputSet]
+        self, original: Varied, proposals: Iterable[InputSet]
     ) -> tuple[InputSet, list[Any]]:
         reasons = []
         for proposal in proposals:
             try:
-                return proposal, engine.run(proposal.feeds)
+                return proposal, original.run(proposal.feeds)
             except EngineError as error:
                 reasons.append(str(error))
         text = f"the original runs on no drawn inputs ({reasons[0]}); pass real inputs"
         raise Settled("inconclusive", text)
 
     def _run_given(
-        self, engine: OnnxRuntime | Reference, inputs: Sequence[InputSet]
+        self, original: Varied, inputs: Sequence[InputSet]
     ) -> list[tuple[InputSet, list[Any]]]:
-        inputs = [named(given, engine.inputs) for given in inputs]
+        inputs = [named(given, original.inputs) for given in inputs]
         for given in inputs:
-            refuse_unfit(given, engine.inputs)
+            refuse_unfit(given, original.inputs)
         try:
-            return [(given, engine.run(given.feeds)) for given in inputs]
+            return [(given, original.run(given.feeds)) for given in inputs]
         except EngineError as error:
             raise Settled("inconclusive", f"the original does not run: {error}") from error
 
@@ -292,36 +313,53 @@ class Comparison:
                     "fail", f"{what} {port.name} is {list(port.shape)} and {list(other.shape)}"
                 )
 
-    def _measure(self, model: onnx.ModelProto) -> Sensitivity | None:
-        """Measure rounding and power on every trial; None where that cannot be done."""
-        self.progress("measuring the tolerance")
-        sets, seed = self.sets(), self.settings.seed
+    def _measure(self, original: Varied, sets: Sets) -> Sensitivity | None:
+        """Measure rounding and power on every input set; None where that cannot be done."""
         try:
-            sensitivity = Sensitivity(
-                model, self.pair.original.folder, self.engine, self.pair.weights, seed, self.bounds
-            )
-            tolerance = Tolerance(sensitivity, self.settings.fixed)
+            sensitivity = Sensitivity(original, self.settings.seed)
             for _ in range(DRAWS):
                 sensitivity.draw_rounding(sets)
-            more = MORE_DRAWS if self._thorough else FEW
-            for _ in range(more if self.settings.fixed is None else 0):
-                doubtful = {n: sets[n] for n in sets if self._is_doubtful(tolerance, n)}
-                if not doubtful:
-                    break
-                sensitivity.draw_rounding(doubtful)
             if self._thorough:
+                tolerance = Tolerance(sensitivity, self.settings.fixed)
                 self.power = Power(sensitivity, tolerance, self.pair.touched, self._stand_ins())
-                self.power.plant(sets)
-                if self.settings.power:
-                    self.power.plant_each(sets)
+                self._plant(self.power, sets)
         except EngineError as error:
-            self.power = None
-            self.notes.append(
-                f"the weights cannot be varied ({error}); tolerances are fixed fractions of the "
-                "largest output value, and power is not known"
-            )
+            self._cannot_vary(str(error))
             return None
         return sensitivity
+
+    def _plant(self, power: Power, sets: Sets) -> None:
+        power.plant(sets)
+        if self.settings.power:
+            power.plant_each(sets)
+
+    def _settle_doubt(self, sensitivity: Sensitivity) -> bool:
+        """Draw again while outputs differ by more than is known to be rounding. Where that widens
+        the tolerance enough, errors are planted again. False where it cannot be done after all.
+        """
+        sets, tolerance = self.sets(), Tolerance(sensitivity, self.settings.fixed)
+        more = MORE_DRAWS if self._thorough else FEW
+        doubtful: Sets = {}
+        try:
+            for _ in range(more if self.settings.fixed is None else 0):
+                still = {n: sets[n] for n in sets if self._is_doubtful(tolerance, n)}
+                if not still:
+                    if doubtful and self.power is not None:
+                        self._plant(self.power, sets)
+                    break
+                doubtful = still
+                sensitivity.draw_rounding(still)
+        except EngineError as error:
+            self._cannot_vary(str(error))
+            return False
+        return True
+
+    def _cannot_vary(self, why: str) -> None:
+        self.power = None
+        self.notes.append(
+            f"the weights cannot be varied ({self._unvaried or why}); tolerances are fixed "
+            "fractions of the largest output value, and power is not known"
+        )
 
     def _stand_ins(self) -> dict[int, int]:
         """The number of the tensor ahead of an output, by that of the output."""
@@ -384,7 +422,7 @@ class Comparison:
 def _parsed(source: Source, what: str, verdict: Status) -> onnx.ModelProto:
     """A model, or the verdict if it cannot be read."""
     try:
-        return source.proto()
+        return source.structure()
     except Exception as error:
         if _memory.ran_out(error):
             raise Exhausted("out of memory") from error

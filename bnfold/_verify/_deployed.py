@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,8 @@ class Deployment:
         digit of something: they are passed over.
         """
         worst = _Excess(0.0, "nothing")
-        with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
-            profile = None if provider == CPU else Path(scratch) / "profile"
+        with _scratch(provider) as scratch:
+            profile = None if scratch is None else Path(scratch) / "profile"
             try:
                 engine = OnnxRuntime(
                     source.content(),
@@ -134,6 +135,11 @@ class Deployment:
                     places = ", ".join(sorted(ran)) or "nowhere"
                     raise _Absent(f"{provider.full_name} ran no operator; they ran on {places}")
         return worst
+
+
+def _scratch(provider: Provider) -> AbstractContextManager[str | None]:
+    """Where a profile can be written, if one says something: on the CPU all nodes run."""
+    return nullcontext() if provider == CPU else tempfile.TemporaryDirectory(prefix="bnfold-")
 
 
 class _Absent(Exception):

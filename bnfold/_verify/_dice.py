@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from bnfold._verify._nodes import all_nodes
-from bnfold._verify._skeleton import reached
+from bnfold._verify._nodes import all_nodes, reached
 
 _DICE = {
     "Bernoulli",

@@ -36,8 +36,8 @@ from bnfold._verify._verdict import (
 
 
 def compare(
-    original: Path,
-    folded: Path,
+    original: Path | Source,
+    folded: Path | Source,
     *,
     parameters: Mapping[str, Array],
     touched: Collection[str] = (),
@@ -50,8 +50,8 @@ def compare(
     """Run two models on the same inputs and judge whether they are the same function.
 
     Args:
-        original: the model as it was.
-        folded: the model that claims to be equal; external data lies beside each file.
+        original: the file of the model as it was.
+        folded: that of the model that claims to be equal; external data lies beside each file.
         parameters: weights of the original's main graph by value name. They are what rounding
             noise is added to; anything that is not a weight must not be among them.
         touched: those of them that belong to folded layers, all if empty.
@@ -66,7 +66,7 @@ def compare(
         UsageError: given inputs do not have the names, types or shapes of the model's inputs, or
             the model has no dimension of a wanted name.
     """
-    pair = Pair(Source(Path(original)), Source(Path(folded)), parameters, touched)
+    pair = Pair(_source(original), _source(folded), parameters, touched)
     bounds = bounds or Bounds.beginning(settings.threads, settings.seconds)
     comparison = Comparison(pair, settings, bounds, progress or _silent)
     try:
@@ -77,6 +77,10 @@ def compare(
         return _told(comparison, "inconclusive", (), str(error))
     except MemoryError:
         return _told(comparison, "inconclusive", (), "out of memory")
+
+
+def _source(model: Path | Source) -> Source:
+    return model if isinstance(model, Source) else Source(Path(model))
 
 
 def _silent(step: str) -> None:

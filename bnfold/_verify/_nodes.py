@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import onnx
 
@@ -35,3 +35,12 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
             yield from reads(inner)
         for output in graph.output:
             yield output.name
+
+
+def reached(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:
+    """Return the values of the main graph that depend on any of the named ones."""
+    found = set(names)
+    for node in graph.node:
+        if not found.isdisjoint(reads(node)):
+            found.update(name for name in node.output if name)
+    return found

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -14,6 +14,7 @@ _MISTAKES = {np.dtype("f2"): 0.1, np.dtype("f4"): 0.01, np.dtype("f8"): 0.01}
 _POOL_BITS = 18
 _POOL = 1 << _POOL_BITS
 _BLOCK = 1 << 16
+_SMALL = 1 << 12
 
 
 def can_move(array: Array) -> bool:
@@ -35,8 +36,8 @@ class Noise:
         """Take weights for which `can_move` holds. They are never written to."""
         self._rng = rng
         self._weights = {name: np.asarray(array, order="C") for name, array in weights.items()}
-        self._buffers = {name: np.empty_like(array) for name, array in self._weights.items()}
-        self._fixed = {name: _fixed(array) for name, array in self._weights.items()}
+        self._buffers = dict[str, Array]()
+        self._runs = [*self._single(), *self._packed()]
         steps = rng.integers(-1, 2, _POOL, dtype=np.int8)
         self._steps = steps
         self._alike = False
@@ -48,10 +49,8 @@ class Noise:
         """
         self._alike = not self._alike
         salt = np.uint32(self._rng.integers(1 << 32))
-        for name, array in self._weights.items():
-            bits = _BITS[array.dtype]
-            source = array.view(bits).reshape(-1)
-            target = self._buffers[name].view(bits).reshape(-1)
+        for run in self._runs:
+            source, target = run.source, run.target
             for start in range(0, source.size, _BLOCK):
                 part = source[start : start + _BLOCK]
                 if self._alike:
@@ -60,31 +59,70 @@ class Noise:
                     offset = int(self._rng.integers(_POOL - part.size))
                     steps = self._steps[offset : offset + part.size]
                 np.add(part, steps, out=target[start : start + _BLOCK])
-            fixed = self._fixed[name]
-            target[fixed] = source[fixed]
+            target[run.fixed] = source[run.fixed]
         return dict(self._buffers)
 
     def mistake(self, axes: Mapping[str, int], half: bool = False) -> dict[str, Array]:
-        """Return the weights, some 1 % too large or small in one slice along the axis given, or in
-        half of the slices.
+        """Return some weights, 1 % too large or small in one slice along the axis given, or in half
+        of the slices.
 
         A slice that is all zero is not taken. Where all is zero, 1 % of one is added instead. In
         float16, whose own rounding comes close to 1 % after a few layers, the mistake is 10 %.
         """
-        wrong = dict(self._weights)
+        wrong = {}
         for name, axis in sorted(axes.items()):
             array, buffer = self._weights[name], self._buffers[name]
             np.copyto(buffer, array)
             size = array.dtype.type(_MISTAKES[array.dtype] * self._rng.choice([-1, 1]))
-            slices = np.moveaxis(np.atleast_1d(buffer), axis, 0)
-            alive = np.flatnonzero(slices.any(axis=tuple(range(1, slices.ndim))))
+            slices = np.moveaxis(buffer if buffer.ndim else buffer.reshape(1), axis, 0)
+            order = self._rng.permutation(len(slices))
+            if half:
+                alive = order[slices[order].any(axis=tuple(range(1, slices.ndim)))]
+            else:
+                alive = next((np.array([at]) for at in order if slices[at].any()), order[:0])
             if alive.size:
-                count = -(-alive.size // 2) if half else 1
-                slices[self._rng.choice(alive, count, replace=False)] *= 1 + size
+                slices[alive[: -(-alive.size // 2)]] *= 1 + size
             else:
                 buffer += size
             wrong[name] = buffer
         return wrong
+
+    def _single(self) -> Iterator[_Run]:
+        """The large weights, one by one."""
+        for name, array in self._weights.items():
+            if array.size > _SMALL:
+                self._buffers[name] = np.empty_like(array)
+                yield _Run.of(array.reshape(-1), self._buffers[name].reshape(-1))
+
+    def _packed(self) -> Iterator[_Run]:
+        """The small weights of each dtype, of which there are many, end to end."""
+        for dtype in _BITS:
+            small = {
+                name: array
+                for name, array in self._weights.items()
+                if array.dtype == dtype and array.size <= _SMALL
+            }
+            if not small:
+                continue
+            source = np.concatenate([array.reshape(-1) for array in small.values()])
+            target, start = np.empty_like(source), 0
+            for name, array in small.items():
+                self._buffers[name] = target[start : start + array.size].reshape(array.shape)
+                start += array.size
+            yield _Run.of(source, target)
+
+
+class _Run(NamedTuple):
+    """Weights end to end as integers, what is drawn from them, and which of them never move."""
+
+    source: Array
+    target: Array
+    fixed: Array
+
+    @classmethod
+    def of(cls, source: Array, target: Array) -> _Run:
+        bits = _BITS[source.dtype]
+        return cls(source.view(bits), target.view(bits), _fixed(source))
 
 
 def _places(bits: Array, salt: np.uint32) -> Array:
@@ -98,8 +136,7 @@ def _places(bits: Array, salt: np.uint32) -> Array:
 
 
 def _fixed(array: Array) -> Array:
-    """Return the flat positions of the elements that have no step on both sides."""
-    flat = array.reshape(-1)
-    magnitude = np.abs(flat)
+    """Return the positions of the elements that have no step on both sides."""
+    magnitude = np.abs(array)
     moves = (magnitude > 0) & (magnitude < np.finfo(array.dtype).max)
     return np.flatnonzero(~moves)

@@ -7,20 +7,18 @@ outputs' magnitude.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
 from bnfold._onnx._scopes import label
-from bnfold._verify._bounds import UNBOUNDED, Bounds
 from bnfold._verify._difference import distance, is_float, mismatch
 from bnfold._verify._inputs import InputSet
-from bnfold._verify._nodes import reads
-from bnfold._verify._noise import Array, Noise, can_move
-from bnfold._verify._session import EngineError, OnnxRuntime, Reference
-from bnfold._verify._skeleton import feed_weights, reached
+from bnfold._verify._nodes import reached, reads
+from bnfold._verify._noise import Noise
+from bnfold._verify._session import EngineError
+from bnfold._verify._varied import Varied
 
 
 class Layer(NamedTuple):
@@ -34,7 +32,7 @@ class Layer(NamedTuple):
 
 
 class Sensitivity:
-    """One session of the original whose weights are fed, and what was seen with it.
+    """What was seen when the weights of the original were moved.
 
     Attributes:
         rounding: per input set and output, the largest movement when every weight moves by at
@@ -42,31 +40,16 @@ class Sensitivity:
         jumps: whether rounding alone changes the output's shape, its NaN or its integers.
     """
 
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        folder: Path,
-        engine: type[OnnxRuntime] | type[Reference],
-        weights: Mapping[str, Array],
-        seed: int,
-        bounds: Bounds = UNBOUNDED,
-    ) -> None:
-        """Build the session; `model` is changed on the way.
+    def __init__(self, original: Varied, seed: int) -> None:
+        """Take the model, loaded or not.
 
         Raises:
-            EngineError: there are no weights to feed, or the model does not load with them fed.
+            EngineError: none of its weights can be moved.
         """
-        fed = feed_weights(model, {k: array for k, array in weights.items() if can_move(array)})
-        if not fed:
+        if not original.weights:
             raise EngineError("no weight of the main graph can be varied")
-        try:
-            source = model.SerializeToString()
-        except Exception as error:
-            raise EngineError(f"what is left without weights is too large: {error}") from error
-        self._engine = engine(source, folder, bounds=bounds)
-        self._graph = model.graph
-        self._fed = fed
-        self._noise = Noise(fed, np.random.default_rng([seed, 2]))
+        self._original = original
+        self._noise = Noise(original.weights, np.random.default_rng([seed, 2]))
         self.rounding: dict[tuple[int, int], float] = {}
         self.jumps: dict[tuple[int, int], bool] = {}
 
@@ -78,7 +61,7 @@ class Sensitivity:
         """
         weights = self._noise.rounding()
         for index, (inputs, expected) in sets.items():
-            moved = self._engine.run({**weights, **inputs.feeds})
+            moved = self._original.run(inputs.feeds, weights)
             for output, (left, right) in enumerate(zip(expected, moved, strict=True)):
                 at = (index, output)
                 if mismatch(left, right):
@@ -93,22 +76,24 @@ class Sensitivity:
         """The operators whose weights are among those named, all if none is, in the order of the
         graph. Of several weights of one operator that of the highest rank counts.
         """
-        left = {name for name in touched if name in self._fed} or set(self._fed)
+        left = {name for name in touched if name in self._original.weights} or set(
+            self._original.weights
+        )
         found = []
-        for node in self._graph.node:
+        for node in self._original.graph.node:
             taken = [name for name in reads(node) if name in left]
             if taken:
-                varied = [name for name in taken if self._fed[name].any()] or taken
-                weight = max(varied, key=lambda name: self._fed[name].ndim)
-                axis = _channel_axis(node, weight, self._fed[weight].shape)
+                varied = [name for name in taken if self._original.weights[name].any()] or taken
+                weight = max(varied, key=lambda name: self._original.weights[name].ndim)
+                axis = _channel_axis(node, weight, self._original.weights[weight].shape)
                 found.append(Layer(label(node), weight, axis))
                 left.difference_update(taken)
         return found
 
     def reach(self, layers: Collection[Layer]) -> list[bool]:
         """Which outputs depend on the weights of any of some layers."""
-        changed = reached(self._graph, {layer.weight for layer in layers})
-        return [value.name in changed for value in self._graph.output]
+        changed = reached(self._original.graph, {layer.weight for layer in layers})
+        return [value.name in changed for value in self._original.graph.output]
 
     def plant(
         self,
@@ -123,8 +108,8 @@ class Sensitivity:
         Raises:
             EngineError: the model does not run with its weights fed.
         """
-        weights = self._noise.mistake({layer.weight: layer.axis for layer in layers}, half)
-        moved = self._engine.run({**weights, **inputs.feeds})
+        wrong = self._noise.mistake({layer.weight: layer.axis for layer in layers}, half)
+        moved = self._original.run(inputs.feeds, wrong)
         pairs = zip(expected, moved, strict=True)
         return [np.inf if mismatch(a, b) else distance(a, b) for a, b in pairs]
 

@@ -6,10 +6,11 @@ the same error is plain, and two models that agree there and end in the same fun
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 
@@ -25,13 +26,31 @@ class Tap(NamedTuple):
     alias: str
 
 
+class Parsed:
+    """A model that somebody has parsed already, large weights possibly left in its file, for the
+    first who asks and may change it. Nobody holds it in memory after that.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model: onnx.ModelProto | None = model
+
+    def take(self) -> onnx.ModelProto | None:
+        """The model; None for all but the first."""
+        model, self._model = self._model, None
+        return model
+
+
 @dataclass(frozen=True)
 class Source:
-    """A model file, and what it puts out besides its outputs, or instead of them (``alone``)."""
+    """A model file, and what it puts out besides its outputs, or instead of them (``alone``).
+
+    ``parsed`` is what the file holds, if somebody knows that already.
+    """
 
     path: Path
     taps: tuple[Tap, ...] = ()
     alone: bool = False
+    parsed: Parsed | None = field(default=None, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -44,6 +63,14 @@ class Source:
         self.tap(model)
         return model
 
+    def structure(self) -> onnx.ModelProto:
+        """The model to look at its graph: large weights may not be in it."""
+        model = self.parsed.take() if self.parsed is not None else None
+        if model is None:
+            return self.proto()
+        self.tap(model)
+        return model
+
     def tap(self, model: onnx.ModelProto) -> None:
         """Let a model that was parsed from the file put out the tensors that are tapped."""
         if self.alone:
@@ -53,9 +80,31 @@ class Source:
             if alias != name:
                 model.graph.node.add(op_type="Identity", input=[name], output=[alias])
 
-    def content(self) -> Path | bytes:
-        """Return what a session loads: the path where the model is not changed."""
-        return self.proto().SerializeToString() if self.taps or self.alone else self.path
+    def content(self, more: onnx.ModelProto | None = None) -> Path | bytes:
+        """Return what a session loads, ``more`` merged into it: the path where nothing is changed.
+
+        Protocol buffers that follow each other merge, so what is added stands after the end of the
+        file, which need not be parsed for that.
+        """
+        if self.alone:
+            model = self.proto()
+            if more is not None:
+                model.MergeFrom(more)
+            content: bytes = model.SerializeToString()
+            return content
+        added = onnx.ModelProto()
+        Source(self.path, self.taps).tap(added)
+        if more is not None:
+            added.MergeFrom(more)
+        tail = added.SerializeToString()
+        if not tail:
+            return self.path
+        with (
+            self.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as it,
+        ):
+            parts: tuple[Any, ...] = (it, tail)
+            return b"".join(parts)
 
 
 class Ahead(NamedTuple):

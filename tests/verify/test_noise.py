@@ -43,12 +43,12 @@ def test_a_mistake_is_one_percent_in_one_slice_of_touched_weights(axis: int) -> 
     scalar = np.float32(1).reshape(())
     noise = Noise({"a": array, "b": array, "c": scalar}, np.random.default_rng(0))
     wrong = noise.mistake({"a": axis, "c": 0})
-    assert np.array_equal(wrong["b"], array)
+    assert set(wrong) == {"a", "c"}
     off = np.moveaxis(np.abs(wrong["a"] / array - 1), axis, 0)
     (place,) = np.flatnonzero(off.any(axis=(1, 2)))
     assert np.allclose(off[place], 0.01, atol=1e-6)
     assert abs(float(wrong["c"]) - 1) == pytest.approx(0.01, abs=1e-6)
-    assert np.array_equal(noise.mistake({})["a"], array)
+    assert noise.mistake({}) == {}
 
 
 def test_a_mistake_is_in_a_slice_that_holds_something() -> None:

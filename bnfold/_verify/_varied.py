@@ -1,0 +1,174 @@
+"""The original, loaded once, with weights that a run may move.
+
+A weight that a model stores becomes the default of an input, which since IR version 4 a caller may
+override (ONNX IR specification, "Graph inputs and initializers"). One that operators make from
+constants is made once, by the engine itself, and given to every run. So the very session that says
+what is right says how far rounding moves it, and nothing that bnfold computes comes into either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from bnfold._verify._bounds import Bounds
+from bnfold._verify._nodes import reads
+from bnfold._verify._noise import Array, can_move
+from bnfold._verify._session import EngineError, OnnxRuntime, Port, Reference
+from bnfold._verify._source import Source
+
+_OVERRIDABLE = 4
+"""The first IR version in which initializers are defaults that may be overridden."""
+Engine: TypeAlias = type[OnnxRuntime] | type[Reference]
+
+
+class Varied:
+    """A model whose weights may be moved.
+
+    Attributes:
+        weights: those that can be, by name, each as the model has it.
+        graph: the graph, without what made those weights.
+        inputs: what the model itself asks for.
+        outputs: what it puts out.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        model: onnx.ModelProto,
+        weights: Mapping[str, Array],
+        engine: Engine,
+        bounds: Bounds,
+    ) -> None:
+        """Load a model, whose structure is what `source` gives.
+
+        Of the weights named, those count that the main graph stores or computes, that are none of
+        its outputs, and that `Noise` can move.
+
+        Raises:
+            EngineError: it does not load.
+            Exhausted: time is up, or memory has run out.
+        """
+        self._source = source
+        self._engine = engine
+        self._bounds = bounds
+        stored = {tensor.name for tensor in model.graph.initializer}
+        made = {name for node in model.graph.node for name in node.output if name}
+        kept = {value.name for value in model.graph.output}
+        self.weights = {
+            name: array
+            for name, array in weights.items()
+            if name in stored | made and name not in kept and can_move(array)
+        }
+        computed = self.weights.keys() - stored
+        if computed:
+            model = source.proto()
+        self._given = self._computed(model, computed)
+        self.weights |= self._given
+        self._added = _overridable(model, self.weights.keys() & stored)
+        if computed:
+            _feed(model.graph, self._given)
+            model.MergeFrom(self._added)
+        self._model = model if computed else None
+        self.graph = model.graph
+        self._session: OnnxRuntime | Reference | None = None
+        own = self._loaded().inputs
+        self.inputs: tuple[Port, ...] = tuple(p for p in own if p.name not in self._given)
+        self.outputs = self._loaded().outputs
+
+    def release(self) -> None:
+        """Give the session's memory back; it is loaded again when it is needed."""
+        self._session = None
+
+    def run(
+        self, feeds: Mapping[str, Array], moved: Mapping[str, Array] | None = None
+    ) -> list[Any]:
+        """The outputs in graph order, some weights being others than the model's own.
+
+        Raises:
+            EngineError: the model does not run on these inputs.
+            Exhausted: time is up, or memory has run out.
+        """
+        return self._loaded().run({**self._given, **(moved or {}), **feeds})
+
+    def _loaded(self) -> OnnxRuntime | Reference:
+        if self._session is None:
+            if self._model is None:
+                content = self._source.content(self._added)
+            else:
+                content = _serialized(self._model)
+            self._session = self._engine(content, self._source.folder, bounds=self._bounds)
+        return self._session
+
+    def _computed(self, model: onnx.ModelProto, names: Collection[str]) -> dict[str, Array]:
+        """Weights that nodes make, as the engine computes them."""
+        if not names:
+            return {}
+        part = onnx.ModelProto(ir_version=max(model.ir_version, _OVERRIDABLE))
+        part.opset_import.extend(model.opset_import)
+        part.functions.extend(model.functions)
+        needed = set(names)
+        nodes = []
+        for node in reversed(model.graph.node):
+            if not needed.isdisjoint(node.output):
+                needed.update(reads(node))
+                nodes.append(node)
+        part.graph.name = "weights"
+        part.graph.node.extend(nodes[::-1])
+        part.graph.initializer.extend(t for t in model.graph.initializer if t.name in needed)
+        wanted = sorted(names)
+        part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        engine = self._engine(_serialized(part), self._source.folder, bounds=self._bounds)
+        return {name: np.asarray(a) for name, a in zip(wanted, engine.run({}), strict=True)}
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
+    try:
+        content: bytes = model.SerializeToString()
+    except Exception as error:
+        raise EngineError(f"too large with weights that can be moved: {error}") from error
+    return content
+
+
+def _overridable(model: onnx.ModelProto, stored: Collection[str]) -> onnx.ModelProto:
+    """What makes initializers defaults of inputs, when it is merged into a model."""
+    added = onnx.ModelProto()
+    if model.ir_version < _OVERRIDABLE:
+        added.ir_version = _OVERRIDABLE
+    listed = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name in stored and tensor.name not in listed:
+            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            added.graph.input.append(value)
+    return added
+
+
+def _feed(graph: onnx.GraphProto, weights: Mapping[str, Array]) -> None:
+    """Change a graph so that values of it are inputs. What only they needed goes, and the nodes
+    that made them do.
+    """
+    for name, array in weights.items():
+        element = helper.np_dtype_to_tensor_dtype(array.dtype)
+        graph.input.append(helper.make_tensor_value_info(name, element, array.shape))
+    _keep(graph.value_info, [value for value in graph.value_info if value.name not in weights])
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.isdisjoint(node.output) or weights.keys() >= {o for o in node.output if o}:
+            continue
+        for index, name in enumerate(node.output):
+            if name in weights:
+                node.output[index] = f"{name}/unfed"
+        needed.update(name for name in reads(node) if name not in weights)
+        kept.append(node)
+    _keep(graph.node, kept[::-1])
+
+
+def _keep(field: Any, items: list[Any]) -> None:
+    if len(items) < len(field):
+        del field[:]
+        field.extend(items)

@@ -1,0 +1,145 @@
+"""Large weights that stay in the file of their model are those of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+
+from bnfold._errors import UsageError
+from bnfold._onnx import _files, _lean, _tensors
+
+from . import zoo
+
+BIG = np.random.default_rng(0).normal(size=40_000).astype(np.float32)
+SMALL = np.arange(5, dtype=np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _every_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lean, "LEAST_FILE", 0)
+
+
+def filled(model: ModelProto, folder: Path) -> bytes:
+    """A model with the bytes that stayed in the file put back, in a form that can be compared."""
+    for tensor in _files.tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            location, offset, length = _tensors.external_location(tensor)
+            assert length is not None
+            tensor.raw_data = (folder / location).read_bytes()[offset : offset + length]
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    return model.SerializeToString(deterministic=True)
+
+
+def same(path: Path) -> int:
+    """Hold both ways to read a file against each other; how many tensors stayed in it."""
+    lean, whole = _files.load(path, lean=True), _files.load(path)
+    stayed = sum(t.data_location == TensorProto.EXTERNAL for t in _files.tensors(lean))
+    assert filled(lean, path.parent) == filled(whole, path.parent)
+    return stayed
+
+
+def graph(*tensors: TensorProto, attribute: TensorProto | None = None) -> GraphProto:
+    nodes = [helper.make_node("Neg", ["x"], ["y"])]
+    if attribute is not None:
+        nodes.append(helper.make_node("Constant", [], ["c"], value=attribute))
+    value = helper.make_tensor_value_info
+    return helper.make_graph(nodes, "g", [value("x", 1, [1])], [value("y", 1, [1])], [*tensors])
+
+
+def written(model: ModelProto | bytes, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("name", ["digits", *zoo.OCR, *zoo.SILERO, *zoo.LIGHT, *zoo.DRAWN])
+def test_real_files_are_read_alike(name: str, tmp_path: Path) -> None:
+    stayed = same(zoo.write(name, tmp_path))
+    assert stayed or name in ("digits", "cls", *zoo.SILERO, *zoo.LIGHT)
+
+
+def test_large_data_stay_and_small_ones_do_not(tmp_path: Path) -> None:
+    tensors = [numpy_helper.from_array(BIG, "big"), numpy_helper.from_array(SMALL, "small")]
+    model = helper.make_model(graph(*tensors, attribute=numpy_helper.from_array(BIG, "attribute")))
+    path = written(model, tmp_path)
+    assert same(path) == 2
+    assert len(_lean.read(path) or b"") < 2000
+
+
+def test_a_small_file_is_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(helper.make_model(graph(numpy_helper.from_array(BIG, "big"))), tmp_path)
+    monkeypatch.setattr(_lean, "LEAST_FILE", path.stat().st_size + 1)
+    assert _lean.read(path) is None
+
+
+def test_messages_that_follow_each_other_are_merged_as_ever(tmp_path: Path) -> None:
+    first = helper.make_model(graph(numpy_helper.from_array(BIG, "big")))
+    more = ModelProto()
+    more.graph.initializer.append(numpy_helper.from_array(BIG * 2, "other"))
+    path = written(first.SerializeToString() + more.SerializeToString(), tmp_path)
+    assert same(path) == 2
+
+
+def test_data_given_twice_or_elsewhere_are_left_to_the_library(tmp_path: Path) -> None:
+    twice = numpy_helper.from_array(BIG, "w").SerializeToString()
+    twice += TensorProto(raw_data=(BIG * 2).tobytes()).SerializeToString()
+    told = numpy_helper.from_array(BIG, "w")
+    told.data_location = TensorProto.DEFAULT
+    for tensor in (twice, told.SerializeToString()):
+        model = helper.make_model(graph(TensorProto(name="w")))
+        whole = model.SerializeToString()
+        held = ModelProto()
+        held.graph.initializer.append(TensorProto.FromString(tensor))
+        length = bytearray()
+        _append(length, 5, tensor)
+        outer = bytearray()
+        _append(outer, 7, bytes(length))
+        path = written(whole + bytes(outer), tmp_path)
+        assert _lean.read(path) is None
+        same(path)
+
+
+def _append(buffer: bytearray, number: int, content: bytes) -> None:
+    buffer += bytes([number << 3 | 2])
+    size = len(content)
+    while size > 127:
+        buffer.append(size & 127 | 128)
+        size >>= 7
+    buffer.append(size)
+    buffer += content
+
+
+def test_a_file_that_is_cut_off_is_refused_as_ever(tmp_path: Path) -> None:
+    whole = helper.make_model(graph(numpy_helper.from_array(BIG, "big"))).SerializeToString()
+    for end in (1, 7, 1000, len(whole) // 2, len(whole) - 1):
+        path = written(whole[:end], tmp_path)
+        with pytest.raises(UsageError):
+            _files.load(path, lean=True)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(max_size=300), at=st.integers(0, 1 << 20))
+def test_any_bytes_are_read_as_the_library_reads_them(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, at: int
+) -> None:
+    """Noise written over a file of a model never makes for another model."""
+    whole = bytearray(
+        helper.make_model(graph(numpy_helper.from_array(BIG, "b"))).SerializeToString()
+    )
+    places = [*range(60), *range(len(whole) - 120, len(whole))]
+    for shift, byte in enumerate(data[:3]):
+        whole[places[(at + shift) % len(places)]] = byte
+    path = written(bytes(whole), tmp_path_factory.mktemp("noise"))
+    results = []
+    for lean in (True, False):
+        try:
+            results.append(filled(_files.load(path, lean=lean), path.parent))
+        except UsageError:
+            results.append(b"refused")
+    assert results[0] == results[1]

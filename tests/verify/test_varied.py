@@ -1,0 +1,188 @@
+"""The original with weights that can be moved is the original, and they can be."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from bnfold._verify._bounds import UNBOUNDED
+from bnfold._verify._inputs import InputSource
+from bnfold._verify._nodes import reached
+from bnfold._verify._session import EngineError, OnnxRuntime, Reference
+from bnfold._verify._source import Source, Tap
+from bnfold._verify._varied import Varied
+from bnfold._verify._weights import find
+
+from .. import zoo
+from .folding import constants
+
+X = np.random.default_rng(3).normal(size=(2, 3)).astype(np.float32)
+HEAD = '<ir_version: {ir}, opset_import: ["" : 17]> g (float[n,3] x) => (float[n,3] y)'
+ONE = np.ones(3, np.float32)
+W = np.array([1, 2, 3], np.float32)
+
+
+def written(text: str, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+def varied(path: Path, engine: type = OnnxRuntime, taps: tuple[Tap, ...] = (), **w) -> Varied:
+    source = Source(path, taps)
+    return Varied(source, source.structure(), w, engine, UNBOUNDED)
+
+
+@pytest.mark.parametrize("engine", [OnnxRuntime, Reference])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<float[3] w = {1, 2, 3}> { y = Mul(x, w) }",
+        "{ w = Constant<value = float[3] {1, 2, 3}>() y = Mul(x, w) }",
+        """{ s = Constant<value = int64[1] {3}>()
+             w = ConstantOfShape<value = float[1] {2}>(s) y = Mul(x, w) }""",
+        "<float[3] w = {1, 2, 3}> { u = Identity(w) y = Mul(x, u) }",
+        """<float[3] a = {1, 2, 3}, float[3] b = {0, 1, 5}>
+           { s = Sin(a) w = Mul(s, b) y = Mul(x, w) }""",
+        """<float[3] w = {1, 2, 3}, bool c = {1}>
+           { y = If (c) <then_branch = a () => (float[n,3] p) { p = Mul(x, w) },
+                         else_branch = b () => (float[n,3] q) { q = Identity(x) }> }""",
+    ],
+    ids=["initializer", "Constant", "ConstantOfShape", "behind Identity", "computed", "captured"],
+)
+def test_weights_are_the_model_s_own_until_they_are_moved(
+    body: str, engine: type, tmp_path: Path
+) -> None:
+    path = written(HEAD.format(ir=8) + body, tmp_path)
+    (expected,) = engine(path).run({"x": X})
+    model = varied(path, engine, w=W)
+    assert set(model.weights) == {"w"}
+    assert [port.name for port in model.inputs] == ["x"]
+    assert np.array_equal(model.run({"x": X})[0], expected)
+    assert np.array_equal(model.run({"x": X}, model.weights)[0], expected)
+    moved = model.run({"x": X}, {"w": model.weights["w"] + 1})[0]
+    assert np.allclose(moved, expected + X)
+    assert reached(model.graph, {"w"}) >= {"y"}
+
+
+def test_a_weight_that_nodes_make_is_what_the_engine_makes_of_it(tmp_path: Path) -> None:
+    """A bug in how bnfold evaluates constants must not come into what is right."""
+    text = "<float[3] a = {1, 2, 3}> { w = Sqrt(a) y = Mul(x, w) }"
+    path = written(HEAD.format(ir=8) + text, tmp_path)
+    model = varied(path, w=W * 100)
+    assert np.array_equal(model.weights["w"], np.sqrt(W))
+    assert np.array_equal(model.run({"x": X})[0], OnnxRuntime(path).run({"x": X})[0])
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_old_files_list_initializers_as_inputs(listed: bool, tmp_path: Path) -> None:
+    listing = ", float[3] w" if listed else ""
+    text = f"""<ir_version: 3, opset_import: ["" : 9]> g (float[n,3] x{listing}) => (float[n,3] y)
+              <float[3] w = {{1, 2, 3}}> {{ y = Mul(x, w) }}"""
+    path = written(text, tmp_path)
+    model = varied(path, w=W)
+    assert [port.name for port in model.inputs] == ["x"]
+    assert np.array_equal(model.run({"x": X})[0], X * W)
+    assert np.array_equal(model.run({"x": X}, {"w": ONE})[0], X)
+
+
+def test_a_node_stays_for_the_outputs_that_are_not_given(tmp_path: Path) -> None:
+    body = """<float[6] c = {1, 2, 3, 4, 5, 6}>
+              { w, v = Split<axis = 0>(c) t = Mul(x, w) y = Add(t, v) }"""
+    path = written(HEAD.format(ir=8) + body, tmp_path)
+    model = varied(path, w=W)
+    assert np.array_equal(model.run({"x": X})[0], OnnxRuntime(path).run({"x": X})[0])
+    moved = model.run({"x": X}, {"w": ONE})[0]
+    assert np.array_equal(moved, X + np.array([4, 5, 6], np.float32))
+
+
+def test_external_data_is_still_found(tmp_path: Path, save: Callable[..., Path]) -> None:
+    text = "{ t = Mul(x, w) u = Transpose(v) y = Add(t, u) }"
+    path = save(HEAD.format(ir=8) + text, w=(3,), v=(3,))
+    values = constants(onnx.load(path))
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="data", size_threshold=0)
+    for names in ({"w"}, {"w", "u"}):
+        model = varied(path, **dict.fromkeys(names, ONE))
+        got = model.run({"x": X})[0]
+        assert np.array_equal(got, X * values["w"] + values["v"]), names
+
+
+def test_inputs_outputs_and_unknown_names_are_left_alone(tmp_path: Path) -> None:
+    path = written(HEAD.format(ir=8) + "<float[3] b = {1, 2, 3}> { y = Add(x, b) }", tmp_path)
+    assert varied(path, x=ONE, y=ONE, nowhere=ONE).weights == {}
+
+
+def test_what_is_tapped_is_put_out_beside_the_outputs(tmp_path: Path) -> None:
+    body = "<float[3] w = {1, 2, 3}> { t = Mul(x, w) y = Neg(t) }"
+    path = written(HEAD.format(ir=8) + body, tmp_path)
+    model = varied(path, taps=(Tap("t", "ahead"),), w=W)
+    assert [port.name for port in model.outputs] == ["y", "ahead"]
+    y, t = model.run({"x": X}, {"w": ONE})
+    assert np.array_equal(t, X) and np.array_equal(y, -X)
+
+
+def test_memory_is_given_back_and_taken_again(tmp_path: Path) -> None:
+    path = written(HEAD.format(ir=8) + "<float[3] w = {1, 2, 3}> { y = Mul(x, w) }", tmp_path)
+    model = varied(path, w=W)
+    before = model.run({"x": X})
+    model.release()
+    assert model._session is None
+    assert np.array_equal(model.run({"x": X})[0], before[0])
+
+
+def test_a_model_that_does_not_load_says_so(tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[3] x) => (float[3] y) { y = No(x) }'
+    with pytest.raises(EngineError):
+        varied(written(text, tmp_path), w=W)
+
+
+@pytest.mark.parametrize(
+    "name", ["digits", *zoo.OCR, *zoo.SILERO, "light-squeezenet", *zoo.DRAWN[:2]]
+)
+def test_real_models_put_out_the_very_same(name: str, tmp_path: Path) -> None:
+    path = zoo.write(name, tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    weights = dict(find(model, path.parent).values)
+    plain, mine = OnnxRuntime(path), varied(path, **weights)
+    assert mine.weights.keys() == weights.keys()
+    feeds = runnable(plain, model)
+    for left, right in zip(plain.run(feeds), mine.run(feeds), strict=True):
+        assert np.array_equal(left, right, equal_nan=True)
+    if name in ("digits", *zoo.OCR):
+        moved = {k: np.asarray(v * np.float32(1.01)) for k, v in mine.weights.items()}
+        pairs = zip(plain.run(feeds), mine.run(feeds, moved), strict=True)
+        assert not all(np.array_equal(*pair) for pair in pairs)
+
+
+def runnable(engine: OnnxRuntime, model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """The first drawn inputs on which a model runs."""
+    for proposal in InputSource(model, 0).first():
+        with contextlib.suppress(EngineError):
+            engine.run(proposal.feeds)
+            return dict(proposal.feeds)
+    raise AssertionError("the model runs on nothing")
+
+
+def test_old_files_keep_the_shapes_they_compute_with(tmp_path: Path) -> None:
+    """In IR version 3 all initializers are inputs, so that all can be overridden from 4 on."""
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["t"]),
+        helper.make_node("Reshape", ["t", "s"], ["y"]),
+    ]
+    tensors = [numpy_helper.from_array(W, "w"), numpy_helper.from_array(np.array([3, 2]), "s")]
+    inputs = [
+        helper.make_tensor_value_info("x", 1, [2, 3]),
+        helper.make_tensor_value_info("w", 1, [3]),
+        helper.make_tensor_value_info("s", 7, [2]),
+    ]
+    outputs = [helper.make_tensor_value_info("y", 1, [3, 2])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    opsets = [helper.make_opsetid("", 9)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=3), path)
+    model = varied(path, w=W)
+    assert np.array_equal(model.run({"x": X})[0], (X * W).reshape(3, 2))
