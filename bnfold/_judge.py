@@ -170,6 +170,7 @@ class _Trial:
                 self.original.parent,
                 self.draft.path.parent,
                 Activations(original, self.inputs, self.settings, bounds).numbers,
+                bounds,
             )
             certified = all(certificate.holds for certificate in certificates)
             left, right = (

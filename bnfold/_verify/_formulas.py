@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from bnfold._onnx._scopes import Scope, label
 from bnfold._verify._lines import Double, Line, Mismatch, Side
 
 _SLACK = 32 * float(np.finfo(np.float64).eps)
+# Numbers of a weight that are looked at together, each of which takes some 100 bytes meanwhile.
+_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class Case:
     def old(self, at: int) -> Double | None:
         """A constant input of the original operator, in float64."""
         return self.before.double(self.old_scope, self.node, at)
+
+    def stored(self, at: int) -> NDArray[Any] | None:
+        """A constant input of the original operator, as stored."""
+        if at >= len(self.node.input):
+            return None
+        return self.before.values(self.old_scope, self.node.input[at])
 
     def new(self, at: int) -> NDArray[Any] | None:
         """A constant input of the folded operator, as stored."""
@@ -131,10 +140,32 @@ def deviation(
     return worst if np.isfinite(worst) else float("inf")
 
 
-def _weights(case: Case, wanted: Double, made: Double, dtype: np.dtype[Any]) -> float:
-    """How far a weight, seen in the formula's own layout, is from what it has to be."""
-    wanted = np.where(np.isnan(wanted), made, wanted)
-    return deviation(made, wanted, np.abs(wanted), dtype, loose=case.loose)
+def _parts(shape: Sequence[int]) -> Iterator[slice]:
+    """Ranges of the first axis of a weight, few numbers each: a weight may fill the memory."""
+    rows = shape[0] if shape else 1
+    step = max(1, _AT_ONCE * rows // max(math.prod(shape), 1))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _cut(values: NDArray[Any], rank: int, part: slice) -> NDArray[Any]:
+    """What a part of a weight of some rank meets of values that broadcast with it."""
+    along = values.ndim == rank > 0 and values.shape[0] > 1
+    return values[part] if along else values
+
+
+def _weights(
+    case: Case, wanted: Callable[[slice], Double], made: NDArray[Any], dtype: np.dtype[Any]
+) -> float:
+    """How far a weight, seen in the formula's own layout, is from what it has to be, which is asked
+    for part by part along the first axis.
+    """
+    worst = -math.inf
+    for part in _parts(made.shape):
+        found = np.asarray(made[part] if made.ndim else made, np.float64)
+        asked = wanted(part)
+        asked = np.where(np.isnan(asked), found, asked)
+        worst = max(worst, deviation(found, asked, np.abs(asked), dtype, loose=case.loose))
+    return worst
 
 
 @dataclass(frozen=True)
@@ -209,26 +240,38 @@ def _sees_no_padding(case: Case, shape: Sequence[int]) -> None:
 
 def _check_conv(case: Case) -> float:
     """``y[o] = Σ W[o,i,k]·x[i,·] + b[o]``: row o of the weight times ``s[o]``."""
-    weight, made = case.old(1), case.new(1)
+    weight, made = case.stored(1), case.new(1)
     if weight is None or made is None:
         return _bias_only(case)
+    _same_shape(case, weight, made)
     scale = _per_channel(case, made.dtype, weight.shape[0])
     group = next((a.i for a in case.node.attribute if a.name == "group"), 1)
     cout, columns = weight.shape[:2]
     factor, term = case.entering(1, columns * group)
     first = np.arange(cout) // (cout // group) * columns
     read = first[:, None] + np.arange(columns)
+    values, sizes = np.zeros(cout), np.zeros(cout)
     if bool(term.any()):
         _sees_no_padding(case, weight.shape)
-    flat = weight.reshape(cout, columns, -1)
-    image = _Image(
-        _on_axis_one((flat.sum(axis=2) * term[read]).sum(axis=1), weight.ndim),
-        _on_axis_one((np.abs(flat).sum(axis=2) * np.abs(term[read])).sum(axis=1), weight.ndim),
-    )
-    entered = np.einsum("oi...,oi->oi...", weight, factor[read])
-    wanted = np.einsum("o...,o->o...", entered, scale)
-    worst = _weights(case, wanted, made.astype(np.float64), made.dtype)
+        for part in _parts(weight.shape):
+            flat = weight[part].astype(np.float64)
+            flat = flat.reshape(*flat.shape[:2], -1)
+            values[part] = (flat.sum(axis=2) * term[read[part]]).sum(axis=1)
+            sizes[part] = (np.abs(flat).sum(axis=2) * np.abs(term[read[part]])).sum(axis=1)
+    image = _Image(_on_axis_one(values, weight.ndim), _on_axis_one(sizes, weight.ndim))
+
+    def wanted(part: slice) -> Double:
+        entered = np.einsum("oi...,oi->oi...", weight[part].astype(np.float64), factor[read[part]])
+        scaled: Double = np.einsum("o...,o->o...", entered, scale[part])
+        return scaled
+
+    worst = _weights(case, wanted, made, made.dtype)
     return max(worst, _conv_bias(case, weight.ndim, made.dtype, image))
+
+
+def _same_shape(case: Case, weight: NDArray[Any], made: NDArray[Any]) -> None:
+    if weight.shape != made.shape:
+        raise Mismatch(f"the weight of {label(case.twin)} has shape {made.shape}")
 
 
 def _check_conv_transpose(case: Case) -> float:
@@ -239,6 +282,7 @@ def _check_conv_transpose(case: Case) -> float:
     if weight is None or made is None:
         return _bias_only(case)
     group = next((a.i for a in case.node.attribute if a.name == "group"), 1)
+    _same_shape(case, weight, made)
     cin, columns = weight.shape[:2]
     scale = _per_channel(case, made.dtype, columns * group)
     factor, term = case.entering(1, cin)
@@ -254,7 +298,7 @@ def _check_conv_transpose(case: Case) -> float:
             terms = weight[rows, column].reshape(-1) * term[rows]
             values[output], sizes[output] = terms.sum(), np.abs(terms).sum()
     image = _Image(_on_axis_one(values, weight.ndim), _on_axis_one(sizes, weight.ndim))
-    worst = _weights(case, wanted, made.astype(np.float64), made.dtype)
+    worst = _weights(case, lambda part: wanted[part], made, made.dtype)
     return max(worst, _conv_bias(case, weight.ndim, made.dtype, image))
 
 
@@ -282,23 +326,24 @@ def _bias_only(case: Case) -> float:
 def _check_gemm(case: Case) -> float:
     """``Y = α·A'·B' + β·C``: the constant factor and ``β·C`` as matrices, times S, plus T."""
 
-    def matrix(values: NDArray[Any] | None, of: NodeProto, at: int) -> Double | None:
+    def matrix(values: NDArray[Any] | None, of: NodeProto, at: int) -> NDArray[Any] | None:
         flag = "transA" if at == 0 else "transB"
         turned = any(a.name == flag and a.i for a in of.attribute)
         if values is None:
             return None
-        return (values.T if turned else values).astype(np.float64)
+        return values.T if turned else values
 
     def offset(c: NDArray[Any] | None, of: NodeProto) -> Double:
         beta = next((float(a.f) for a in of.attribute if a.name == "beta"), 1.0)
         zero = c is None or beta == 0.0
         return np.zeros((1, 1)) if zero else np.atleast_2d(beta * np.asarray(c, np.float64))
 
-    at = 1 if case.old(1) is not None else 0
+    at = 1 if case.stored(1) is not None else 0
     raw = case.new(at)
-    factor, made = matrix(case.old(at), case.node, at), matrix(raw, case.twin, at)
+    factor, made = matrix(case.stored(at), case.node, at), matrix(raw, case.twin, at)
     if factor is None or made is None or raw is None:
         raise Mismatch(f"{label(case.twin)} has no constant factor")
+    _same_shape(case, factor, made)
     alphas = [
         next((float(a.f) for a in of.attribute if a.name == "alpha"), 1.0)
         for of in (case.node, case.twin)
@@ -312,22 +357,38 @@ def _check_gemm(case: Case) -> float:
     summed = factor.shape[0] if at == 1 else factor.shape[1]
     scales, terms = case.entering(at ^ int(data_turned), summed)
     entering = scales[:, None] if at == 1 else scales[None, :]
-    wanted = factor * entering * case.scale([at], raw.dtype)
+    scale = case.scale([at], raw.dtype)
+
+    def wanted(part: slice) -> Double:
+        entered = factor[part].astype(np.float64) * _cut(entering, 2, part)
+        scaled: Double = entered * _cut(scale, 2, part)
+        return scaled
+
     worst = _weights(case, wanted, made, raw.dtype)
-    product = alphas[0] * (terms[None, :] @ factor if at == 1 else factor @ terms[:, None])
-    bulk = abs(alphas[0]) * (
-        np.abs(terms)[None, :] @ np.abs(factor)
-        if at == 1
-        else np.abs(factor) @ np.abs(terms)[:, None]
-    )
+    image = _matrix_image(factor, terms, at, alphas[0]) if bool(terms.any()) else _NOTHING
     old, new = offset(case.old(2), case.node), offset(case.new(2), case.twin)
-    return max(worst, _shift(case, old, new, raw.dtype, _Image(product, bulk)))
+    return max(worst, _shift(case, old, new, raw.dtype, image))
+
+
+def _matrix_image(factor: NDArray[Any], terms: Double, at: int, alpha: float) -> _Image:
+    """``α·t·B'`` of a row t that every row of the data has more, or ``α·A'·t`` of a column."""
+    shape = (1, factor.shape[1]) if at == 1 else (factor.shape[0], 1)
+    value, bulk = np.zeros(shape), np.zeros(shape)
+    for part in _parts(factor.shape):
+        rows = factor[part].astype(np.float64)
+        if at == 1:
+            value += terms[None, part] @ rows
+            bulk += np.abs(terms)[None, part] @ np.abs(rows)
+        else:
+            value[part] = rows @ terms[:, None]
+            bulk[part] = np.abs(rows) @ np.abs(terms)[:, None]
+    return _Image(alpha * value, abs(alpha) * bulk)
 
 
 def _check_matmul(case: Case) -> float:
     """``S·(X·W) + T = X·(S·W) + T`` where S is constant along the axis that X writes."""
-    at = 1 if case.old(1) is not None else 0
-    factor, made = case.old(at), case.new(at)
+    at = 1 if case.stored(1) is not None else 0
+    factor, made = case.stored(at), case.new(at)
     if factor is None or made is None:
         raise Mismatch(f"{label(case.twin)} has no constant factor")
     rank = case.line.scale.ndim
@@ -348,17 +409,24 @@ def _check_matmul(case: Case) -> float:
     entry = None if data is None else (data - 1 if at == 1 else max(data - 2, 0))
     scales, terms = case.entering(entry, factor.shape[max(columns, 0)])
     along = tuple(-1 if k == max(columns, 0) else 1 for k in range(factor.ndim))
-    wanted = factor * scales.reshape(along) * scale
-    if wanted.shape != made.shape:
-        raise Mismatch(f"the weight of {label(case.twin)} has shape {made.shape}")
-    worst = _weights(case, wanted, made.astype(np.float64), made.dtype)
+    _same_shape(case, factor, made)
+    np.broadcast_to(scale, factor.shape)  # a scale of another rank is none of this weight's
+    entering = scales.reshape(along)
+
+    def wanted(part: slice) -> Double:
+        rows = (factor[part] if factor.ndim else factor).astype(np.float64)
+        entered = rows * _cut(entering, factor.ndim, part)
+        scaled: Double = entered * _cut(scale, factor.ndim, part)
+        return scaled
+
+    worst = _weights(case, wanted, made, made.dtype)
     image = _NOTHING
     if bool(terms.any()):
         if factor.ndim != 2:
             raise Mismatch(
                 f"a shift went ahead of {label(case.node)}, which has batches of weights"
             )
-        parts = terms.reshape(along) * factor
+        parts = terms.reshape(along) * factor.astype(np.float64)
         out = rank - 1 if at == 1 else rank - 2 + vector
         shape = tuple(-1 if k == out else 1 for k in range(rank))
         image = _Image(
@@ -388,7 +456,14 @@ def _check_norm(case: Case) -> float:
     last = range(max(rank - gamma.ndim, 0), rank)
     own = list(last) if case.node.op_type == "LayerNormalization" else [1]
     wanted = lay(gamma) * case.scale(own if rank > 1 else [0], made.dtype)
-    worst = _weights(case, wanted, lay(made), made.dtype)
+    found = lay(made)
+    worst = deviation(
+        found,
+        np.where(np.isnan(wanted), found, wanted),
+        np.abs(wanted),
+        made.dtype,
+        loose=case.loose,
+    )
     return max(worst, _shift(case, lay(case.old(2)), lay(case.new(2)), made.dtype))
 
 

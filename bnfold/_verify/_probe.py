@@ -18,6 +18,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from bnfold._onnx._rewrite import Related
 from bnfold._onnx._scopes import Scope, label
 from bnfold._onnx._tensors import FLOATS
+from bnfold._verify._bounds import UNBOUNDED, Bounds
 from bnfold._verify._claims import claims, laid_out
 from bnfold._verify._lines import Line, Mismatch, Side
 from bnfold._verify._session import EngineError, OnnxRuntime
@@ -41,12 +42,13 @@ def probe(
     node: NodeProto,
     twin: NodeProto,
     related: Mapping[str, Related],
+    bounds: Bounds = UNBOUNDED,
 ) -> float:
     """How far two operators differ, in the rounding that float32 may cost.
 
     0 where the operator cannot be run by itself: it then rests on the end-to-end check alone.
     Raises `Mismatch` where the two differ in shape, or in attributes that no law changes, or where
-    maps fit their tensors in none of the sizes that are tried.
+    maps fit their tensors in none of the sizes that are tried, and `Exhausted` when time is up.
     """
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
@@ -59,8 +61,8 @@ def probe(
             drawn = _drawn(before, old, node, related, size)
             if drawn is None:
                 return 0.0
-            left = _run(before, old, node, drawn[0])
-            right = _run(after, new, twin, drawn[1])
+            left = _run(before, old, node, drawn[0], bounds)
+            right = _run(after, new, twin, drawn[1], bounds)
             return _compared(node, left, right, related, _largest(*drawn))
         except EngineError:
             continue
@@ -140,7 +142,9 @@ def _through(line: Line, values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values * line.scale + line.shift
 
 
-def _run(side: Side, scope: Scope, node: NodeProto, feeds: Feeds) -> list[NDArray[Any]]:
+def _run(
+    side: Side, scope: Scope, node: NodeProto, feeds: Feeds, bounds: Bounds
+) -> list[NDArray[Any]]:
     """Run one node alone, its float constants in float32."""
     alone = NodeProto()
     alone.CopyFrom(node)
@@ -168,7 +172,7 @@ def _run(side: Side, scope: Scope, node: NodeProto, feeds: Feeds) -> list[NDArra
     graph = helper.make_graph([alone], "probe", inputs, outputs, constants)
     opset = helper.make_opsetid("", scope.opset)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
-    return OnnxRuntime(model.SerializeToString()).run(feeds)
+    return OnnxRuntime(model.SerializeToString(), bounds=bounds).run(feeds)
 
 
 def _is_data(node: NodeProto, number: int) -> bool:
