@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,61 @@ class Kernel:
     def is_depthwise(self) -> bool:
         """Whether output channel c reads input channel c alone."""
         return self.groups == self.inputs == self.outputs
+
+
+class Stored(Protocol):
+    """A constant of a model, which is read when it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+
+    @property
+    def load(self) -> Callable[[], NDArray[Any]]:
+        """Reads its values."""
+
+
+def convolving(
+    weight: Stored, bias: Stored | None, groups: int, windows: tuple[Window, ...]
+) -> Kernel:
+    """The kernel of a Conv whose weight is ``[outputs, inputs/groups, taps…]``, group j of outputs
+    reading group j of inputs (ONNX Conv).
+    """
+    outputs, per_group = weight.shape[:2]
+    return Kernel(
+        per_group * groups,
+        outputs,
+        groups,
+        windows,
+        lambda: weight.load().astype(np.float64),
+        lambda: _vector(bias, outputs),
+    )
+
+
+def multiplying(
+    weight: Stored,
+    bias: Stored | None = None,
+    *,
+    turned: bool = False,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+) -> Kernel:
+    """The kernel of ``α·x·W + β·b`` along the last axis of x; W is ``[inputs, outputs]``, or the
+    other way round if it is ``turned`` (ONNX MatMul, Gemm; torch.nn.functional.linear).
+    """
+    inputs, outputs = weight.shape[::-1] if turned else weight.shape
+
+    def values() -> Double:
+        stored = weight.load().astype(np.float64) * alpha
+        return stored if turned else stored.T
+
+    return Kernel(inputs, outputs, 1, (), values, lambda: beta * _vector(bias, outputs))
+
+
+def _vector(bias: Stored | None, outputs: int) -> Vector:
+    if bias is None:
+        return np.zeros(outputs)
+    return np.broadcast_to(bias.load().astype(np.float64).reshape(-1), (outputs,))
 
 
 def mapped(channels: int, map_: AffineMap, space: int) -> Kernel:

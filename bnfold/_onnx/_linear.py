@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from onnx import NodeProto
 
-from bnfold._affine import Vector
-from bnfold._merge._kernel import Double, Kernel
+from bnfold._merge._kernel import convolving, multiplying
 from bnfold._merge._steps import Blocked, Mapped, Passed, Pool, Step, Weighted
 from bnfold._merge._window import Window
 from bnfold._onnx import _attributes
@@ -68,24 +66,17 @@ def _conv(context: Context, node: NodeProto) -> Step | None:
             return Blocked(found)
     if not isinstance(weight, Constant) or len(weight.shape) < 3:
         return None
-    outputs, per_group, *taps = weight.shape
+    outputs, _, *taps = weight.shape
     groups = _attributes.integer(node, "group", 1)
     if groups < 1 or outputs % groups or not all(weight.shape):
         return None
     windows = _windows(context, node, taps)
     if windows is None:
         return Blocked(_unknown_padding(node))
-    if isinstance(bias, Constant) and bias.shape != (outputs,):
+    offset = bias if isinstance(bias, Constant) else None
+    if offset is not None and offset.shape != (outputs,):
         return None
-    kernel = Kernel(
-        per_group * groups,
-        outputs,
-        groups,
-        windows,
-        lambda: weight.load().astype(np.float64),
-        lambda: _double(bias, outputs),
-    )
-    return Weighted(kernel, weight.dtype)
+    return Weighted(convolving(weight, offset, groups, windows), weight.dtype)
 
 
 def _average_pool(context: Context, node: NodeProto) -> Step | None:
@@ -116,16 +107,7 @@ def _matmul(context: Context, node: NodeProto) -> Step | None:
         return None
     if isinstance(context.constant(node, 0), Constant) or shape is None or len(shape) < 2:
         return None
-    inputs, outputs = weight.shape
-    kernel = Kernel(
-        inputs,
-        outputs,
-        1,
-        (),
-        lambda: weight.load().astype(np.float64).T,
-        lambda: np.zeros(outputs),
-    )
-    return Weighted(kernel, weight.dtype)
+    return Weighted(multiplying(weight), weight.dtype)
 
 
 def _gemm(context: Context, node: NodeProto) -> Step | None:
@@ -144,22 +126,19 @@ def _gemm(context: Context, node: NodeProto) -> Step | None:
         return None
     if isinstance(context.constant(node, 0), Constant):
         return None
-    turned = _attributes.integer(node, "transB", 0)
-    inputs, outputs = weight.shape[::-1] if turned else weight.shape
+    turned = bool(_attributes.integer(node, "transB", 0))
     alpha = _attributes.number(node, "alpha", 1.0)
-    if isinstance(bias, Constant) and (
-        len(bias.shape) > 2
-        or any(n != 1 for n in bias.shape[:-1])
-        or (bias.shape and bias.shape[-1] not in (1, outputs))
-    ):
+    offset = bias if isinstance(bias, Constant) else None
+    if offset is not None and not _is_row(offset.shape, weight.shape[0 if turned else 1]):
         return None
-
-    def values() -> Double:
-        stored = weight.load().astype(np.float64) * alpha
-        return stored if turned else stored.T
-
-    kernel = Kernel(inputs, outputs, 1, (), values, lambda: beta * _double(bias, outputs))
+    kernel = multiplying(weight, offset, turned=turned, alpha=alpha, beta=beta)
     return Weighted(kernel, weight.dtype)
+
+
+def _is_row(shape: Sequence[int], outputs: int) -> bool:
+    """Whether what has a shape is added to every row of a matrix alike."""
+    *before, last = shape or (1,)
+    return len(shape) <= 2 and all(n == 1 for n in before) and last in (1, outputs)
 
 
 def _windows(context: Context, node: NodeProto, taps: Sequence[int]) -> tuple[Window, ...] | None:
@@ -200,12 +179,6 @@ def _windows(context: Context, node: NodeProto, taps: Sequence[int]) -> tuple[Wi
         start = small if mode == "SAME_UPPER" else total - small
         found.append(Window(-start, k, step if k > 1 else 1, stride, room))
     return tuple(found)
-
-
-def _double(bias: Constant | Reason | None, outputs: int) -> Vector:
-    if not isinstance(bias, Constant):
-        return np.zeros(outputs)
-    return np.broadcast_to(bias.load().astype(np.float64).reshape(-1), (outputs,))
 
 
 def _unknown_padding(node: NodeProto) -> Reason:

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 from torch.fx import Node
 
-from bnfold._affine import Vector
-from bnfold._merge._kernel import Kernel
+from bnfold._merge._kernel import convolving, multiplying
 from bnfold._merge._steps import Blocked, Mapped, Passed, Pool, Step, Weighted
 from bnfold._merge._window import Window
 from bnfold._plan._reasons import Reason
@@ -94,17 +92,9 @@ def _conv(context: Context, node: Node, args: dict[str, Any]) -> Step | None:
             return Blocked(found)
     if not isinstance(weight, Constant) or not all(weight.shape):
         return None
-    outputs, per_group, *taps = weight.shape
-    groups = args["groups"]
-    windows = _windows(args, taps)
-    kernel = Kernel(
-        per_group * groups,
-        outputs,
-        groups,
-        windows,
-        lambda: weight.load().astype(np.float64),
-        lambda: _double(bias, outputs),
-    )
+    windows = _windows(args, weight.shape[2:])
+    offset = bias if isinstance(bias, Constant) else None
+    kernel = convolving(weight, offset, args["groups"], windows)
     return Weighted(kernel, DTYPES[weight.torch_dtype])
 
 
@@ -116,15 +106,8 @@ def _linear(context: Context, node: Node, args: dict[str, Any]) -> Step | None:
             return Blocked(found)
     if not isinstance(weight, Constant) or len(weight.shape) != 2 or not all(weight.shape):
         return None
-    outputs, inputs = weight.shape
-    kernel = Kernel(
-        inputs,
-        outputs,
-        1,
-        (),
-        lambda: weight.load().astype(np.float64),
-        lambda: _double(bias, outputs),
-    )
+    offset = bias if isinstance(bias, Constant) else None
+    kernel = multiplying(weight, offset, turned=True)
     return Weighted(kernel, DTYPES[weight.torch_dtype])
 
 
@@ -137,16 +120,7 @@ def _matmul(context: Context, node: Node, args: dict[str, Any]) -> Step | None:
         return None
     if context.is_constant(args["self"]):
         return None
-    inputs, outputs = weight.shape
-    kernel = Kernel(
-        inputs,
-        outputs,
-        1,
-        (),
-        lambda: weight.load().astype(np.float64).T,
-        lambda: np.zeros(outputs),
-    )
-    return Weighted(kernel, DTYPES[weight.torch_dtype])
+    return Weighted(multiplying(weight), DTYPES[weight.torch_dtype])
 
 
 def _average_pool(context: Context, node: Node, args: dict[str, Any]) -> Step | None:
@@ -193,12 +167,6 @@ def _each(value: int | Sequence[int], rank: int) -> list[int]:
     """An argument that is one number for all axes, or one for each."""
     numbers = [value] if isinstance(value, int) else list(value)
     return numbers * rank if len(numbers) == 1 else numbers
-
-
-def _double(bias: Constant | Reason | None, outputs: int) -> Vector:
-    if not isinstance(bias, Constant):
-        return np.zeros(outputs)
-    return np.asarray(bias.load().astype(np.float64))
 
 
 _ADDING = {"add": (1, 1), "add_": (1, 1), "sub": (1, -1), "sub_": (1, -1), "rsub": (-1, 1)}
