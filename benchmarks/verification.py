@@ -47,7 +47,9 @@ def plain(paths: tuple[Path, Path], sets: list[InputSet], optimized: bool) -> fl
     start = time.perf_counter()
     for path in paths:
         if optimized:
-            session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            silent = ort.SessionOptions()
+            silent.log_severity_level = 4
+            session = ort.InferenceSession(str(path), silent, providers=["CPUExecutionProvider"])
             for each in sets:
                 session.run(None, dict(each.feeds))
         else:
