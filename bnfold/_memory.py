@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
+
 from bnfold._errors import UsageError
 
 _SIGNS = ("alloc failed", "allocate memory", "bad_alloc", "bad allocation", "memory exhausted")
 _MARGIN = 1 << 16
+# Large enough for all of its threads to take part.
+_SQUARE = 512
 
 
 def bound(size: int) -> None:
@@ -22,6 +26,7 @@ def bound(size: int) -> None:
         raise UsageError("this system cannot bound a process's memory; leave out --memory") from (
             error
         )
+    _warm_up()
     held = _held(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     if held >= size:
         raise UsageError(f"bnfold itself takes {held / 1e6:.0f} MB; give --memory more than that")
@@ -32,6 +37,14 @@ def bound(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
     except (ValueError, OSError, OverflowError) as error:
         raise UsageError(f"memory cannot be bounded to {size} bytes: {error}") from error
+
+
+def _warm_up() -> None:
+    """Let NumPy's library for matrix products take its working memory, which it keeps: where it
+    gets none later, it ends the process.
+    """
+    square = np.ones((_SQUARE, _SQUARE))
+    square @ square
 
 
 def _held(resident: int) -> int:
