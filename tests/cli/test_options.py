@@ -300,6 +300,10 @@ def test_a_bound_that_is_there_already_is_not_widened(heavy):
     refused(bnfold(heavy, "--memory", "8GB", "--no-verify", before=tight), "out of memory")
 
 
+# MB that may be enough where sessions take little: over six times what the model holds.
+_MAY_DO = 250
+
+
 @linux
 @pytest.mark.parametrize(
     "spare",
@@ -315,6 +319,10 @@ def test_memory_that_runs_out(spare, heavy, tmp_path):
     target = tmp_path / "out" / "o.onnx"
     target.parent.mkdir()
     run = bnfold(heavy, "-o", target, "--memory", f"{own + spare}MB")
+    if run.code == 0:
+        assert spare >= _MAY_DO, "it takes less than these models hold"
+        assert list(tree(target.parent)) == ["o.onnx"]
+        return
     assert run.code in (2, 3)
     if run.code == 2:
         refused(run, "error: out of memory\n")
