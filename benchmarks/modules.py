@@ -3,9 +3,9 @@
 Two measurements on a ResNet-50 of 102 MB in plain torch, with statistics as training leaves them.
 Folding is compared with torch.export, which it starts with. Eager inference of the folded module is
 compared with the original and with what torch.fx's own fusion makes of it. Everything is
-interleaved over several rounds after one that does not count, and within a round the order
-alternates, so that a slow minute of the machine hits all alike; a ratio is the median of the ratios
-within each round::
+interleaved over several rounds after one that does not count, and from round to round the order
+goes round, forth and back, so that no case always follows the same one; a ratio is the median of
+the ratios within each round::
 
     python benchmarks/modules.py
     python benchmarks/modules.py --rounds 9 --json modules.json
@@ -75,7 +75,9 @@ class Comparison:
 def measure(cases: list[Case], rounds: int) -> None:
     """Fill the cases' samples: one round to warm up, then `rounds` that count."""
     for turn in range(rounds + 1):
-        for case in cases if turn % 2 else reversed(cases):
+        first = turn % len(cases)
+        order = cases[first:] + cases[:first]
+        for case in order if turn // len(cases) % 2 else reversed(order):
             case.sample(keep=turn > 0)
 
 
