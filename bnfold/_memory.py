@@ -39,6 +39,15 @@ def bound(size: int) -> None:
         raise UsageError(f"memory cannot be bounded to {size} bytes: {error}") from error
 
 
+def is_bounded() -> bool:
+    """Whether the process may hold only so much data."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return False
+    return bool(resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY)
+
+
 def _warm_up() -> None:
     """Let NumPy's library for matrix products take its working memory, which it keeps: where it
     gets none later, it ends the process.

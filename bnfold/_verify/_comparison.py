@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from bnfold import _memory
 from bnfold._verify._bounds import Bounds, Exhausted
 from bnfold._verify._dice import rolled
 from bnfold._verify._difference import is_float, mismatch
+from bnfold._verify._early import Early
 from bnfold._verify._given import named, refuse_unfit
 from bnfold._verify._inputs import InputSet, InputSource, UndrawableError
 from bnfold._verify._nodes import reached
@@ -76,7 +78,8 @@ class Comparison:
     """Two models side by side.
 
     Of tensors on the way (``thorough`` false) there are many: each is held against fewer draws and
-    a wider tolerance, and no errors are planted.
+    a wider tolerance, and no errors are planted. With an ``executor`` the folded model loads while
+    the original runs.
 
     Attributes:
         engine: what runs the models.
@@ -96,6 +99,7 @@ class Comparison:
         bounds: Bounds,
         progress: Callable[[str], None],
         thorough: bool = True,
+        executor: Executor | None = None,
     ) -> None:
         self.pair = pair
         self.settings = settings
@@ -109,6 +113,7 @@ class Comparison:
         self.notes: list[str] = []
         self.inaccurate: set[tuple[int, int]] = set()
         self._thorough = thorough
+        self._executor = executor
         self._dice: set[str] = set()
         self._ahead: dict[str, tuple[str, str]] = {}
         self._unvaried = ""
@@ -123,9 +128,12 @@ class Comparison:
         model = self._read()
         self._dice = rolled(model.graph)
         reach = reached(model.graph, self.pair.touched or self.pair.weights.keys())
+        folded = Early(lambda: self.load(self.pair.folded), self._executor)
         self.progress("running the original")
         drawing = self._drawing(model) if inputs is None else None  # before weights are inputs
         original = self._open_original(model)
+        if self.engine is not OnnxRuntime:
+            folded = Early(lambda: self.load(self.pair.folded), None)
         del model
         if isinstance(drawing, InputSource):
             seen = self._run_drawn(original, drawing)
@@ -138,7 +146,7 @@ class Comparison:
         sensitivity = self._measure(original, dict(enumerate(seen)))
         original.release()
         self.progress("running the folded model")
-        self.trials = self._run_folded(original, seen)
+        self.trials = self._run_folded(folded, original, seen)
         if sensitivity is not None and not self._settle_doubt(sensitivity):
             sensitivity = None
         wider = 1.0 if self._thorough else ROUGH
@@ -259,10 +267,13 @@ class Comparison:
         return varied
 
     def _run_folded(
-        self, original: Varied, seen: Sequence[tuple[InputSet, list[Any]]]
+        self,
+        early: Early[OnnxRuntime | Reference],
+        original: Varied,
+        seen: Sequence[tuple[InputSet, list[Any]]],
     ) -> list[Trial]:
         try:
-            folded = self.load(self.pair.folded)
+            folded = early.get()
             self._agree("input", original.inputs, folded.inputs)
             self._agree("output", original.outputs, folded.outputs)
             return [Trial(feeds, outputs, folded.run(feeds.feeds)) for feeds, outputs in seen]

@@ -18,6 +18,7 @@ import numpy as np
 
 from bnfold._verify._bounds import UNBOUNDED, Bounds
 from bnfold._verify._difference import distance, is_float, mismatch
+from bnfold._verify._early import Early
 from bnfold._verify._inputs import InputSet
 from bnfold._verify._providers import CPU, Provider, ran_on
 from bnfold._verify._session import EngineError, OnnxRuntime, Port
@@ -50,12 +51,15 @@ class _Excess:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Two models, and their outputs."""
+    """Two models, and their outputs. ``early`` is the folded one on the CPU, if that has been sent
+    for.
+    """
 
     original: Source
     folded: Source
     outputs: Sequence[Port]
     bounds: Bounds = UNBOUNDED
+    early: Early[OnnxRuntime] | None = None
 
     def check(self, provider: Provider, expected: Sequence[Expected]) -> ProviderCheck:
         """Whether the folded model gives what it should on a provider.
@@ -104,14 +108,10 @@ class Deployment:
         with _scratch(provider) as scratch:
             profile = None if scratch is None else Path(scratch) / "profile"
             try:
-                engine = OnnxRuntime(
-                    source.content(),
-                    source.folder,
-                    optimized=optimized,
-                    provider=provider,
-                    profile=profile,
-                    bounds=self.bounds,
-                )
+                if self.early is not None and source is self.folded and provider == CPU:
+                    engine = self.early.get()
+                else:
+                    engine = opened(source, optimized, provider, profile, self.bounds)
                 if provider.full_name not in engine.active:
                     raise _Absent(
                         f"{provider.full_name} was asked for and is not active: its libraries are "
@@ -135,6 +135,24 @@ class Deployment:
                     places = ", ".join(sorted(ran)) or "nowhere"
                     raise _Absent(f"{provider.full_name} ran no operator; they ran on {places}")
         return worst
+
+
+def opened(
+    source: Source,
+    optimized: bool = True,
+    provider: Provider = CPU,
+    profile: Path | None = None,
+    bounds: Bounds = UNBOUNDED,
+) -> OnnxRuntime:
+    """A model on a provider. Raises `EngineError` where it does not load."""
+    return OnnxRuntime(
+        source.content(),
+        source.folder,
+        optimized=optimized,
+        provider=provider,
+        profile=profile,
+        bounds=bounds,
+    )
 
 
 def _scratch(provider: Provider) -> AbstractContextManager[str | None]:

@@ -8,7 +8,9 @@ inconclusive, never a pass. Where a difference is too large, `_doubt` looks once
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from bnfold._verify import _doubt
 from bnfold._verify._bisect import Instruments, Values, locate
 from bnfold._verify._bounds import Bounds, Exhausted
 from bnfold._verify._comparison import UNSETTLED, Comparison, Pair, Settled
-from bnfold._verify._deployed import Deployment, Expected
+from bnfold._verify._deployed import Deployment, Expected, opened
+from bnfold._verify._early import Early, background
 from bnfold._verify._inputs import InputSet
 from bnfold._verify._noise import Array
 from bnfold._verify._providers import CPU
@@ -68,9 +71,17 @@ def compare(
     """
     pair = Pair(_source(original), _source(folded), parameters, touched)
     bounds = bounds or Bounds.beginning(settings.threads, settings.seconds)
-    comparison = Comparison(pair, settings, bounds, progress or _silent)
+    paths = pair.original.path, pair.folded.path
+    with background(paths, parameters.values(), bounds) as executor:
+        comparison = Comparison(pair, settings, bounds, progress or _silent, executor=executor)
+        return _judged(comparison, _EndToEnd(comparison, pair, certified, executor), inputs)
+
+
+def _judged(
+    comparison: Comparison, steps: _EndToEnd, inputs: Sequence[InputSet] | None
+) -> EndToEnd:
     try:
-        return _EndToEnd(comparison, pair, certified).run(inputs)
+        return steps.run(inputs)
     except Settled as settled:
         return _told(comparison, settled.status, (), str(settled))
     except Exhausted as error:
@@ -98,10 +109,14 @@ def _told(
 class _EndToEnd:
     """The steps of a comparison; ``pair`` has both models as they are."""
 
-    def __init__(self, comparison: Comparison, pair: Pair, certified: bool) -> None:
+    def __init__(
+        self, comparison: Comparison, pair: Pair, certified: bool, executor: Executor | None
+    ) -> None:
         self._comparison = comparison
         self._pair = pair
         self._certified = certified
+        on_cpu = executor if CPU in comparison.settings.providers else None
+        self._deployed = Early(partial(opened, pair.folded, bounds=comparison.bounds), on_cpu)
 
     def run(self, inputs: Sequence[InputSet] | None) -> EndToEnd:
         comparison, settings = self._comparison, self._comparison.settings
@@ -175,7 +190,8 @@ class _EndToEnd:
         checks = []
         for provider in comparison.settings.providers:
             comparison.progress(f"running on {provider.name} as deployed")
-            deployment = Deployment(pair.original, pair.folded, outputs, comparison.bounds)
+            early = None if blind else self._deployed
+            deployment = Deployment(pair.original, pair.folded, outputs, comparison.bounds, early)
             check = deployment.check(provider, self._expected(len(outputs)))
             if check.status == "fail" and self._draw_more():
                 check = deployment.check(provider, self._expected(len(outputs)))
