@@ -1,4 +1,4 @@
-"""Sessions that load in the background: only where that is asked for, and never twice by mistake."""
+"""Sessions load in the background only where that is asked for, and never twice by mistake."""
 
 import sys
 import threading
