@@ -26,9 +26,9 @@ def files(
     Raises `UsageError` for models or inputs that cannot be read.
     """
     other = _files.load(folded, lean=True)
-    theirs, right_parsed = _files.external_files(other) - {folded.name}, Parsed(other)
+    theirs, right_parsed = _files.external_files(other), Parsed(other)
     model = _files.load(original, lean=True)
-    ours, left_parsed = _files.external_files(model) - {original.name}, Parsed(model)
+    ours, left_parsed = _files.external_files(model), Parsed(model)
     with _files.understood(model, original):
         weights = find(model, original.parent)
     del model, other

@@ -11,6 +11,7 @@ import pytest
 from onnx import external_data_helper, numpy_helper
 
 import bnfold
+from bnfold._onnx import _tensors
 
 from .graphs import assert_same, bn, check, constants, conv, counts, model, op, rand, run
 
@@ -205,3 +206,39 @@ def test_in_memory_model_folds_as_the_file_does(tmp_path):
     for name, value in mine.items():
         np.testing.assert_array_equal(value, theirs[name])
     assert numpy_helper.to_array(after.graph.initializer[0]).dtype == np.float32
+
+
+def test_numbers_that_a_graph_reads_may_lie_outside(tmp_path):
+    """Integer scalars: an index, and what a condition is compared with."""
+    m = model(
+        conv("conv", "x", "c", (8, 3, 3, 3)),
+        bn("bn", "c", "b", 8),
+        (op("Gather", "b one", "g", axis=1), {"one": np.int64(1)}),
+        (op("Equal", "k two", "e"), {"two": np.int64(2)}),
+        op("Where", "e g g", "y"),
+        x={"x": (1, 3, 8, 8), "k": ()},
+    )
+    m.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    for stored in m.graph.initializer:
+        if stored.data_type == onnx.TensorProto.INT64:
+            values = numpy_helper.to_array(stored)
+            stored.CopyFrom(numpy_helper.from_array(values, stored.name))
+    source = saved(m, tmp_path / "in", size=0)
+    assert {"one", "two"} <= set(external(source))
+    assert bnfold.plan(source).folds
+    assert bnfold.verify(source, source).status in ("pass", "inconclusive")
+
+
+@pytest.mark.parametrize("kind", ["INT4", "UINT4"])
+def test_packed_integers_outside_are_read(kind, tmp_path):
+    values = np.arange(15) % 8
+    stored = onnx.helper.make_tensor("q", getattr(onnx.TensorProto, kind), [15], values)
+    packed = stored.raw_data or bytes(
+        int(a) | int(b) << 4 for a, b in zip(values[::2], [*values[1::2], 0])
+    )
+    (tmp_path / "w.bin").write_bytes(b"..." + packed)
+    told = onnx.TensorProto(name="q", data_type=stored.data_type, dims=[15])
+    told.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "w.bin"), ("offset", "3"), ("length", str(len(packed)))):
+        told.external_data.add(key=key, value=value)
+    np.testing.assert_array_equal(_tensors.read(told, tmp_path).astype(int), values)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+)
 
 from bnfold._errors import UsageError
 from bnfold._onnx import _files, _lean, _tensors
@@ -113,6 +122,43 @@ def _append(buffer: bytearray, number: int, content: bytes) -> None:
         size >>= 7
     buffer.append(size)
     buffer += content
+
+
+def test_a_tensor_of_an_attribute_that_stands_twice_is_left_to_the_library(tmp_path: Path) -> None:
+    name = AttributeProto(name="value", type=AttributeProto.TENSOR).SerializeToString()
+    attribute, node, inner, outer = bytearray(name), bytearray(), bytearray(), bytearray()
+    _append(attribute, 5, numpy_helper.from_array(BIG, "w").SerializeToString())
+    _append(attribute, 5, TensorProto(raw_data=bytes(8)).SerializeToString())
+    _append(node, 5, bytes(attribute))
+    constant = NodeProto(op_type="Constant", output=["w"]).SerializeToString()
+    _append(inner, 1, constant + bytes(node))
+    _append(outer, 7, bytes(inner))
+    path = written(helper.make_model(graph()).SerializeToString() + bytes(outer), tmp_path)
+    assert _lean.read(path) is None
+    same(path)
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4", "float8_e4m3fn"])
+def test_numbers_that_share_bytes_stay_in_the_model(kind: str, tmp_path: Path) -> None:
+    values = np.abs(np.arange(-7, 8)).repeat(20_000).astype(getattr(ml_dtypes, kind))
+    stored = numpy_helper.from_array(values, "w")
+    assert len(stored.raw_data) > _lean.LEAST_TENSOR
+    path = written(helper.make_model(graph(stored)), tmp_path)
+    assert same(path) == 0
+    lean = _files.load(path, lean=True).graph.initializer[0]
+    assert np.array_equal(_tensors.read(lean, tmp_path), values)
+
+
+def test_its_own_data_are_not_taken_for_a_file_beside_it(tmp_path: Path) -> None:
+    """A model may name itself as the file of its external data; that reference is a real one."""
+    path = written(helper.make_model(graph(numpy_helper.from_array(BIG, "w"))), tmp_path)
+    model = _files.load(path, lean=True)
+    assert _files.external_files(model) == set()
+    told = model.graph.initializer.add(name="v", data_type=1, dims=[1])
+    told.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", path.name), ("offset", "0"), ("length", "4")):
+        told.external_data.add(key=key, value=value)
+    assert _files.external_files(model) == {path.name}
 
 
 def test_a_file_that_is_cut_off_is_refused_as_ever(tmp_path: Path) -> None:

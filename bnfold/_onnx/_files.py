@@ -161,7 +161,7 @@ def external_files(model: ModelProto) -> set[str]:
     return {
         _tensors.external_location(tensor)[0]
         for tensor in tensors(model)
-        if tensor.data_location == TensorProto.EXTERNAL
+        if tensor.data_location == TensorProto.EXTERNAL and not _lean.is_own(tensor)
     }
 
 

@@ -19,6 +19,26 @@ LEAST_FILE = 1 << 22
 """Bytes from which on a file is read like this."""
 LEAST_TENSOR = 1 << 16
 """Bytes from which on the data of a tensor stay in the file."""
+OWN = "own"
+"""The key by which a tensor is known that lies in its model's own file, being part of it."""
+_WHOLE = frozenset(
+    (
+        TensorProto.BFLOAT16,
+        TensorProto.BOOL,
+        TensorProto.DOUBLE,
+        TensorProto.FLOAT,
+        TensorProto.FLOAT16,
+        TensorProto.INT16,
+        TensorProto.INT32,
+        TensorProto.INT64,
+        TensorProto.INT8,
+        TensorProto.UINT16,
+        TensorProto.UINT32,
+        TensorProto.UINT64,
+        TensorProto.UINT8,
+    )
+)
+"""Types whose numbers take whole bytes, each its own."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -39,6 +59,11 @@ def read(path: Path) -> bytes | None:
             return b"".join(_model(_Walk(data, path.name), 0, len(data)))
         except (IndexError, Unusual, UnicodeError):
             return None
+
+
+def is_own(tensor: TensorProto) -> bool:
+    """Whether a tensor was left in its model's file by `read`."""
+    return any(entry.key == OWN for entry in tensor.external_data)
 
 
 class _Walk(NamedTuple):
@@ -133,6 +158,9 @@ def _node(walk: _Walk, start: int, end: int) -> list[bytes]:
 
 
 def _attribute(walk: _Walk, start: int, end: int) -> list[bytes]:
+    tensors = (f for f in _fields(walk, start, end) if f.number == AttributeProto.T_FIELD_NUMBER)
+    if sum(1 for _ in tensors) > 1:  # They would be merged.
+        raise Unusual
     return _rewritten(walk, start, end, {AttributeProto.T_FIELD_NUMBER: _tensor})
 
 
@@ -140,7 +168,8 @@ def _tensor(walk: _Walk, start: int, end: int) -> list[bytes]:
     """A tensor, its raw data told by where they lie."""
     fields = list(_fields(walk, start, end))
     raw = [field for field in fields if field.number == TensorProto.RAW_DATA_FIELD_NUMBER]
-    if not raw:
+    types = [field for field in fields if field.number == TensorProto.DATA_TYPE_FIELD_NUMBER]
+    if not raw or len(types) != 1 or _varint(walk, types[0].start)[0] not in _WHOLE:
         return [walk.data[start:end]]
     outside = (TensorProto.EXTERNAL_DATA_FIELD_NUMBER, TensorProto.DATA_LOCATION_FIELD_NUMBER)
     if len(raw) > 1 or any(field.number in outside for field in fields):
@@ -148,6 +177,7 @@ def _tensor(walk: _Walk, start: int, end: int) -> list[bytes]:
     (data,) = raw
     told = TensorProto(data_location=TensorProto.EXTERNAL)
     size = data.end - data.start
-    for key, value in (("location", walk.location), ("offset", data.start), ("length", size)):
+    place = {"location": walk.location, "offset": data.start, "length": size, OWN: 1}
+    for key, value in place.items():
         told.external_data.add(key=key, value=str(value))
     return [walk.data[start : data.tag], walk.data[data.end : end], told.SerializeToString()]

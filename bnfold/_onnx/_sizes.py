@@ -70,11 +70,18 @@ def unknown(tensor: Tensor | None) -> Numbers | None:
 
 def _stored(tensor: TensorProto) -> Numbers | None:
     small = len(tensor.dims) < 2 and all(size <= _LONGEST for size in tensor.dims)
-    empty = tensor.data_location == TensorProto.EXTERNAL
-    if tensor.data_type not in _INTEGERS or not small or empty:
+    if tensor.data_type not in _INTEGERS or not small or not _is_there(tensor):
         return None
     values = numpy_helper.to_array(tensor)
     return Numbers(tuple(int(value) for value in values.reshape(-1)), values.ndim == 0)
+
+
+def _is_there(tensor: TensorProto) -> bool:
+    """Whether a tensor holds its numbers: what is external is left out of models to infer from."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return False
+    held = tensor.raw_data or tensor.int64_data or tensor.int32_data or tensor.uint64_data
+    return bool(held) or 0 in tensor.dims
 
 
 def _shape(node: NodeProto, tensor: Tensor | None) -> Numbers | None:

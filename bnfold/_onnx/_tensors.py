@@ -20,6 +20,13 @@ Array = NDArray[Any]
 # Bytes of external data from which on it is mapped instead of read.
 _MAPPED = 1 << 20
 
+# Bits of the types of which several numbers share a byte.
+_PACKED = {
+    getattr(TensorProto, name): bits
+    for name, bits in (("INT4", 4), ("UINT4", 4), ("FLOAT4E2M1", 4), ("INT2", 2), ("UINT2", 2))
+    if hasattr(TensorProto, name)
+}
+
 FLOATS = frozenset(
     (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE)
 )
@@ -107,15 +114,15 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
         )
     path = external_path(location, base_dir)
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    count = math.prod(tensor.dims)
-    if length is not None and length != count * dtype.itemsize:
+    bits = _PACKED.get(tensor.data_type, 8 * dtype.itemsize)
+    size = -(-math.prod(tensor.dims) * bits // 8)
+    if length is not None and length != size:
         raise UsageError(
             f"tensor {tensor.name!r}: external data of {length} bytes, "
-            f"but its shape {list(tensor.dims)} needs {count * dtype.itemsize}"
+            f"but its shape {list(tensor.dims)} needs {size}"
         )
-    size = count * dtype.itemsize
     try:
-        if size >= _MAPPED and os.name == "posix":
+        if size >= _MAPPED and os.name == "posix" and tensor.data_type not in _PACKED:
             return _mapped(path, tensor.name, dtype, offset, tuple(tensor.dims))
         with path.open("rb") as file:
             file.seek(offset)
@@ -126,6 +133,9 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
         ) from error
     if len(data) < size:
         raise _too_short(path, tensor.name)
+    if tensor.data_type in _PACKED:
+        packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
+        return np.asarray(numpy_helper.to_array(packed))
     return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
 
 

@@ -102,7 +102,8 @@ class Hints:
         for node, index in self._reached(name):
             if node.op_type == "Equal":
                 other = self._constants.get(node.input[1 - index])
-                if other is not None and list(other.dims) in ([], [1]):
+                inside = other is not None and other.data_location != onnx.TensorProto.EXTERNAL
+                if other is not None and inside and list(other.dims) in ([], [1]):
                     found.append(int(numpy_helper.to_array(other).reshape(-1)[0]))
         return found
 

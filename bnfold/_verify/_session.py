@@ -26,7 +26,7 @@ from bnfold._onnx._files import tensors
 from bnfold._verify._bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._verify._providers import CPU, Provider
 
-_REFERENCE_LIMIT = 32 << 20
+_REFERENCE_LIMIT = 1 << 28
 _FATAL = 4
 _FIRST_RIGHT_BATCH_NORMALIZATION = 14
 

@@ -46,8 +46,8 @@ class Varied:
     ) -> None:
         """Load a model, whose structure is what `source` gives.
 
-        Of the weights named, those count that the main graph stores or computes, that are none of
-        its outputs, and that `Noise` can move.
+        Of the weights named, those count that the main graph stores or computes from constants,
+        that are none of its outputs, and that `Noise` can move.
 
         Raises:
             EngineError: it does not load.
@@ -64,16 +64,17 @@ class Varied:
             for name, array in weights.items()
             if name in stored | made and name not in kept and can_move(array)
         }
-        computed = self.weights.keys() - stored
-        if computed:
+        made_here = self.weights.keys() - stored
+        if made_here:
             model = source.proto()
-        self._given = self._computed(model, computed)
-        self.weights |= self._given
+        self._given = self._computed(model, made_here)
+        known = stored | self._given.keys()
+        self.weights = {k: self._given.get(k, v) for k, v in self.weights.items() if k in known}
         self._added = _overridable(model, self.weights.keys() & stored)
-        if computed:
+        if self._given:
             _feed(model.graph, self._given)
             model.MergeFrom(self._added)
-        self._model = model if computed else None
+        self._model = model if self._given else None
         self.graph = model.graph
         self._session: OnnxRuntime | Reference | None = None
         own = self._loaded().inputs
@@ -105,25 +106,44 @@ class Varied:
         return self._session
 
     def _computed(self, model: onnx.ModelProto, names: Collection[str]) -> dict[str, Array]:
-        """Weights that nodes make, as the engine computes them."""
-        if not names:
+        """Weights that nodes make of constants, as the engine computes them; not those that other
+        nodes have a part in, which the model goes on computing itself.
+        """
+        graph = model.graph
+        stored = {tensor.name for tensor in graph.initializer}
+        stored |= {tensor.values.name for tensor in graph.sparse_initializer}
+        fixed, nodes = set(stored), []
+        for node in graph.node:
+            if fixed.issuperset(filter(None, reads(node))):
+                fixed.update(filter(None, node.output))
+                nodes.append(node)
+        wanted = sorted(fixed.intersection(names))
+        if not wanted:
             return {}
         part = onnx.ModelProto(ir_version=max(model.ir_version, _OVERRIDABLE))
         part.opset_import.extend(model.opset_import)
         part.functions.extend(model.functions)
-        needed = set(names)
-        nodes = []
-        for node in reversed(model.graph.node):
+        needed, kept = set(wanted), []
+        for node in reversed(nodes):
             if not needed.isdisjoint(node.output):
                 needed.update(reads(node))
-                nodes.append(node)
+                kept.append(node)
         part.graph.name = "weights"
-        part.graph.node.extend(nodes[::-1])
-        part.graph.initializer.extend(t for t in model.graph.initializer if t.name in needed)
-        wanted = sorted(names)
-        part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        part.graph.node.extend(kept[::-1])
+        part.graph.initializer.extend(t for t in graph.initializer if t.name in needed)
+        part.graph.sparse_initializer.extend(
+            t for t in graph.sparse_initializer if t.values.name in needed
+        )
+        for number, name in enumerate(wanted):  # through an Identity: a sparse constant is no array
+            part.graph.node.add(op_type="Identity", input=[name], output=[f"{number}/weight"])
+            part.graph.output.add(name=f"{number}/weight")
         engine = self._engine(_serialized(part), self._source.folder, bounds=self._bounds)
-        return {name: np.asarray(a) for name, a in zip(wanted, engine.run({}), strict=True)}
+        found = dict(zip(wanted, map(np.asarray, engine.run({})), strict=True))
+        return {
+            name: array
+            for name, array in found.items()
+            if (array.shape, array.dtype) == (self.weights[name].shape, self.weights[name].dtype)
+        }
 
 
 def _serialized(model: onnx.ModelProto) -> bytes:
@@ -137,7 +157,9 @@ def _serialized(model: onnx.ModelProto) -> bytes:
 def _overridable(model: onnx.ModelProto, stored: Collection[str]) -> onnx.ModelProto:
     """What makes initializers defaults of inputs, when it is merged into a model."""
     added = onnx.ModelProto()
-    if model.ir_version < _OVERRIDABLE:
+    if not stored:
+        return added
+    if 0 < model.ir_version < _OVERRIDABLE:
         added.ir_version = _OVERRIDABLE
     listed = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:

@@ -186,3 +186,43 @@ def test_old_files_keep_the_shapes_they_compute_with(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=3), path)
     model = varied(path, w=W)
     assert np.array_equal(model.run({"x": X})[0], (X * W).reshape(3, 2))
+
+
+@pytest.mark.parametrize("shape, places", [([3, 3], [0, 4, 8]), ([3], [0, 1, 2])])
+def test_a_sparse_constant_is_a_weight_like_any_other(
+    shape: list[int], places: list[int], tmp_path: Path
+) -> None:
+    stored = numpy_helper.from_array(np.array([1000, 1000, 1], np.float32), "v")
+    sparse = helper.make_sparse_tensor(stored, numpy_helper.from_array(np.array(places)), shape)
+    nodes = [
+        helper.make_node("Constant", [], ["s"], sparse_value=sparse),
+        helper.make_node("MatMul", ["x", "s"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", 1, ["n", 3])]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", 1, None)])
+    opsets = [helper.make_opsetid("", 17)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    weights = find(onnx.load(path), tmp_path).values
+    model = varied(path, **weights)
+    assert np.array_equal(model.weights["s"], weights["s"])
+    assert np.array_equal(model.run({"x": X})[0], OnnxRuntime(path).run({"x": X})[0])
+
+
+def test_a_weight_that_the_data_have_a_part_in_stays_as_it_is(tmp_path: Path) -> None:
+    """Its value follows from a type or a shape that is known; the model says what it is."""
+    body = """<float[3] a = {1, 2, 3}, float[3] b = {1, 2, 3}>
+              { w = CastLike(a, x) t = Mul(x, w) y = Mul(t, b) }"""
+    path = written(HEAD.format(ir=8) + body, tmp_path)
+    model = varied(path, w=W * 100, b=W)
+    assert set(model.weights) == {"b"}
+    assert np.array_equal(model.run({"x": X})[0], OnnxRuntime(path).run({"x": X})[0])
+
+
+def test_a_file_without_a_version_does_not_load(tmp_path: Path) -> None:
+    path = written(HEAD.format(ir=8) + "<float[3] w = {1, 2, 3}> { y = Mul(x, w) }", tmp_path)
+    model = onnx.load(path)
+    model.ClearField("ir_version")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError):
+        varied(path, w=W)
