@@ -2,18 +2,19 @@
 
 The raw data of a large tensor becomes external data, in ONNX's sense, that lies in the model's own
 file (ONNX, "External Data": location, offset and length). So whoever asks for its values maps them,
-and whoever does not never reads them. The file is walked as protocol buffers are encoded: a tag of
-field number and wire type, then a varint, 4 or 8 bytes, or a length and as many bytes.
+and whoever does not never reads them.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from bnfold._onnx._wire import BYTES, Unusual, fields, number, prefix
 
 LEAST_FILE = 1 << 22
 """Bytes from which on a file is read like this."""
@@ -39,11 +40,6 @@ _WHOLE = frozenset(
     )
 )
 """Types whose numbers take whole bytes, each its own."""
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-
-
-class Unusual(Exception):
-    """The file is not laid out as writers of models do; it may be fine all the same."""
 
 
 def read(path: Path) -> bytes | None:
@@ -71,73 +67,21 @@ class _Walk(NamedTuple):
     location: str
 
 
-class _Field(NamedTuple):
-    """A field: its number and wire type, where its tag begins, its content does, and it ends."""
-
-    number: int
-    wire: int
-    tag: int
-    start: int
-    end: int
-
-
 _Walker: TypeAlias = Callable[[_Walk, int, int], list[bytes]]
-
-
-def _fields(walk: _Walk, start: int, end: int) -> Iterator[_Field]:
-    while start < end:
-        tag = start
-        key, start = _varint(walk, start)
-        number, wire = key >> 3, key & 7
-        if wire == _VARINT:
-            _, stop = _varint(walk, start)
-        elif wire == _BYTES:
-            size, start = _varint(walk, start)
-            stop = start + size
-        elif wire in (_FIXED32, _FIXED64):
-            stop = start + (4 if wire == _FIXED32 else 8)
-        else:
-            raise Unusual
-        if stop > end:
-            raise Unusual
-        yield _Field(number, wire, tag, start, stop)
-        start = stop
-
-
-def _varint(walk: _Walk, start: int) -> tuple[int, int]:
-    """A number, and where it ends."""
-    value = shift = 0
-    while True:
-        byte = walk.data[start]
-        value |= (byte & 127) << shift
-        start, shift = start + 1, shift + 7
-        if byte < 128:
-            return value, start
-        if shift > 63:
-            raise Unusual
-
-
-def _length(size: int) -> bytes:
-    parts = bytearray()
-    while size > 127:
-        parts.append(size & 127 | 128)
-        size >>= 7
-    return bytes((*parts, size))
 
 
 def _rewritten(walk: _Walk, start: int, end: int, inner: Mapping[int, _Walker]) -> list[bytes]:
     """A message whose large fields of some numbers are rewritten, all else as it stands."""
     parts, kept = [], start
-    for field in _fields(walk, start, end):
+    for field in fields(walk.data, start, end):
         if (
             field.number in inner
-            and field.wire == _BYTES
+            and field.wire == BYTES
             and field.end - field.start >= LEAST_TENSOR
         ):
             message = inner[field.number](walk, field.start, field.end)
             parts.append(walk.data[kept : field.tag])
-            parts.append(_length(field.number << 3 | _BYTES))
-            parts.append(_length(sum(map(len, message))))
+            parts.append(prefix(field.number, sum(map(len, message))))
             parts += message
             kept = field.end
     parts.append(walk.data[kept:end])
@@ -158,7 +102,9 @@ def _node(walk: _Walk, start: int, end: int) -> list[bytes]:
 
 
 def _attribute(walk: _Walk, start: int, end: int) -> list[bytes]:
-    tensors = (f for f in _fields(walk, start, end) if f.number == AttributeProto.T_FIELD_NUMBER)
+    tensors = (
+        f for f in fields(walk.data, start, end) if f.number == AttributeProto.T_FIELD_NUMBER
+    )
     if sum(1 for _ in tensors) > 1:  # They would be merged.
         raise Unusual
     return _rewritten(walk, start, end, {AttributeProto.T_FIELD_NUMBER: _tensor})
@@ -166,13 +112,13 @@ def _attribute(walk: _Walk, start: int, end: int) -> list[bytes]:
 
 def _tensor(walk: _Walk, start: int, end: int) -> list[bytes]:
     """A tensor, its raw data told by where they lie."""
-    fields = list(_fields(walk, start, end))
-    raw = [field for field in fields if field.number == TensorProto.RAW_DATA_FIELD_NUMBER]
-    types = [field for field in fields if field.number == TensorProto.DATA_TYPE_FIELD_NUMBER]
-    if not raw or len(types) != 1 or _varint(walk, types[0].start)[0] not in _WHOLE:
+    held = list(fields(walk.data, start, end))
+    raw = [field for field in held if field.number == TensorProto.RAW_DATA_FIELD_NUMBER]
+    types = [field for field in held if field.number == TensorProto.DATA_TYPE_FIELD_NUMBER]
+    if not raw or len(types) != 1 or number(walk.data, types[0].start)[0] not in _WHOLE:
         return [walk.data[start:end]]
     outside = (TensorProto.EXTERNAL_DATA_FIELD_NUMBER, TensorProto.DATA_LOCATION_FIELD_NUMBER)
-    if len(raw) > 1 or any(field.number in outside for field in fields):
+    if len(raw) > 1 or any(field.number in outside for field in held):
         raise Unusual
     (data,) = raw
     told = TensorProto(data_location=TensorProto.EXTERNAL)

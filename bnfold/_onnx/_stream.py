@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from bnfold import _memory
 from bnfold._errors import UsageError
+from bnfold._onnx._wire import prefix
 
 _LARGEST = 2**31 - 1
 
@@ -34,29 +35,16 @@ def write(model: ModelProto, file: IO[bytes]) -> None:
     except Exception as error:  # protobuf's error for a message too large differs by backend.
         _memory.claim(_LARGEST)  # It is the same where memory has run out.
         raise _too_large() from error
-    total = len(graph) + sum(len(_prefix(item, size)) + size for size in sizes)
+    total = len(graph) + sum(len(prefix(item, size)) + size for size in sizes)
     if len(rest) + total > _LARGEST:
         raise _too_large()
     file.write(rest)
-    file.write(_prefix(number, total))
+    file.write(prefix(number, total))
     file.write(graph)
     for tensor, size in zip(tensors, sizes, strict=True):
-        file.write(_prefix(item, size))
+        file.write(prefix(item, size))
         _memory.claim(2 * size)
         file.write(tensor.SerializeToString())
-
-
-def _prefix(number: int, size: int) -> bytes:
-    """Tag and length of a length-delimited field (wire type 2)."""
-    return _varint(number << 3 | 2) + _varint(size)
-
-
-def _varint(value: int) -> bytes:
-    groups = []
-    while value > 0x7F:
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*groups, value])
 
 
 def _too_large() -> UsageError:

@@ -345,21 +345,21 @@ class Comparison:
             power.plant_each(sets)
 
     def _settle_doubt(self, sensitivity: Sensitivity) -> bool:
-        """Draw again while outputs differ by more than is known to be rounding. Where that widens
-        the tolerance enough, errors are planted again. False where it cannot be done after all.
+        """Draw again while outputs differ by more than is known to be rounding; the tolerance being
+        wider then, errors are planted again. False where it cannot be done after all.
         """
         sets, tolerance = self.sets(), Tolerance(sensitivity, self.settings.fixed)
         more = MORE_DRAWS if self._thorough else FEW
-        doubtful: Sets = {}
+        widened = False
         try:
             for _ in range(more if self.settings.fixed is None else 0):
-                still = {n: sets[n] for n in sets if self._is_doubtful(tolerance, n)}
-                if not still:
-                    if doubtful and self.power is not None:
-                        self._plant(self.power, sets)
+                doubtful = {n: sets[n] for n in sets if self._is_doubtful(tolerance, n)}
+                if not doubtful:
                     break
-                doubtful = still
-                sensitivity.draw_rounding(still)
+                sensitivity.draw_rounding(doubtful)
+                widened = True
+            if widened and self.power is not None:
+                self._plant(self.power, sets)
         except EngineError as error:
             self._cannot_vary(str(error))
             return False

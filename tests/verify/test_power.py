@@ -83,6 +83,23 @@ def test_an_error_that_shows_fails_when_it_is_made() -> None:
             assert bnfold.verify(made, wrong).status == "fail", (name, channel)
 
 
+def test_power_is_that_of_the_tolerance_in_the_end() -> None:
+    """Doubt widens the tolerance; what was planted before then has shown less than it seemed."""
+    made = model(conv("one", "x", "y", (6, 300, 3, 3)), x=(1, 300, 4, 4))
+    wrong = ModelProto()
+    wrong.CopyFrom(made)
+    (weight,) = (t for t in wrong.graph.initializer if t.name == "one.w")
+    values = numpy_helper.to_array(weight) * np.float32(1.01)
+    weight.CopyFrom(numpy_helper.from_array(values, "one.w"))
+    same, doubted = (bnfold.verify(made, other) for other in (made, wrong))
+    assert [result.status for result in (same, doubted)] == ["pass", "fail"]
+    assert (doubted.checks[0].rounding or 0) > (same.checks[0].rounding or 0)
+    for result in (same, doubted):
+        first = result.checks[0]
+        assert first.tolerance and first.power
+        assert result.power[0].ratio == pytest.approx(first.power / first.tolerance)
+
+
 @pytest.mark.parametrize("rows, columns", [(4, 4), (3, 8), (64, 3)])
 def test_the_channels_of_a_product_are_those_it_puts_out(rows: int, columns: int) -> None:
     """All inputs but one are 0: an error in their rows could not show, one in a column does."""

@@ -1,0 +1,77 @@
+"""The encoding of protocol buffers: fields of a message, each after a tag and, most, a length.
+
+A tag is a varint of field number and wire type; what follows is a varint, 4 or 8 bytes, or a length
+and as many bytes (Protocol Buffers documentation, "Encoding").
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+class Unusual(Exception):
+    """The bytes are not laid out as writers of models do; they may be fine all the same."""
+
+
+class Field(NamedTuple):
+    """A field: its number and wire type, where its tag begins, its content does, and it ends."""
+
+    number: int
+    wire: int
+    tag: int
+    start: int
+    end: int
+
+
+def fields(data: mmap.mmap, start: int, end: int) -> Iterator[Field]:
+    """The fields of the message in a range of bytes.
+
+    Raises `Unusual` for groups and where the message is cut off, ``IndexError`` where the data are.
+    """
+    while start < end:
+        tag = start
+        key, start = number(data, start)
+        wire = key & 7
+        if wire == _VARINT:
+            _, stop = number(data, start)
+        elif wire == BYTES:
+            size, start = number(data, start)
+            stop = start + size
+        elif wire in (_FIXED32, _FIXED64):
+            stop = start + (4 if wire == _FIXED32 else 8)
+        else:
+            raise Unusual
+        if stop > end:
+            raise Unusual
+        yield Field(key >> 3, wire, tag, start, stop)
+        start = stop
+
+
+def number(data: mmap.mmap, start: int) -> tuple[int, int]:
+    """A varint, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[start]
+        value |= (byte & 127) << shift
+        start, shift = start + 1, shift + 7
+        if byte < 128:
+            return value, start
+        if shift > 63:
+            raise Unusual
+
+
+def prefix(field: int, size: int) -> bytes:
+    """Tag and length of a field of bytes."""
+    return _varint(field << 3 | BYTES) + _varint(size)
+
+
+def _varint(value: int) -> bytes:
+    groups = []
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
