@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -11,8 +12,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 _BITS = {np.dtype(f): np.dtype(i) for f, i in (("f2", "i2"), ("f4", "i4"), ("f8", "i8"))}
 _MISTAKES = {np.dtype("f2"): 0.1, np.dtype("f4"): 0.01, np.dtype("f8"): 0.01}
-_POOL_BITS = 18
-_POOL = 1 << _POOL_BITS
+_POOL = 1 << 18
 _BLOCK = 1 << 16
 _SMALL = 1 << 12
 
@@ -25,11 +25,11 @@ def can_move(array: Array) -> bool:
 class Noise:
     """Draws noisy copies of a set of weights, into buffers that the next draw reuses.
 
-    Random steps come from a pool: drawing 25 million of them anew would take longer than running
-    the model. In every other draw equal weights move alike, as a fold rounds equal products alike:
-    where a model holds the same number millions of times, their errors add up instead of
-    cancelling. There a weight's bits say, through a salted hash, where in the pool its step lies;
-    in the other draws the pool is read at random places.
+    In every other draw, the first among them, equal weights move alike, as a fold rounds equal
+    products alike: where a model holds the same number millions of times, their errors add up
+    instead of cancelling. There a weight's step is a salted hash of its bits. In the other draws
+    steps come from a pool that is read at random places: drawing 25 million of them anew would take
+    longer than running the model.
     """
 
     def __init__(self, weights: Mapping[str, Array], rng: np.random.Generator) -> None:
@@ -37,9 +37,7 @@ class Noise:
         self._rng = rng
         self._weights = {name: np.asarray(array, order="C") for name, array in weights.items()}
         self._buffers = dict[str, Array]()
-        self._runs = [*self._single(), *self._packed()]
-        steps = rng.integers(-1, 2, _POOL, dtype=np.int8)
-        self._steps = steps
+        self._runs = list(self._rows())
         self._alike = False
 
     def rounding(self) -> dict[str, Array]:
@@ -54,10 +52,10 @@ class Noise:
             for start in range(0, source.size, _BLOCK):
                 part = source[start : start + _BLOCK]
                 if self._alike:
-                    steps = self._steps[_places(part, salt)]
+                    steps = _hashed(part, salt)
                 else:
                     offset = int(self._rng.integers(_POOL - part.size))
-                    steps = self._steps[offset : offset + part.size]
+                    steps = self._pool[offset : offset + part.size]
                 np.add(part, steps, out=target[start : start + _BLOCK])
             target[run.fixed] = source[run.fixed]
         return dict(self._buffers)
@@ -87,29 +85,29 @@ class Noise:
             wrong[name] = buffer
         return wrong
 
-    def _single(self) -> Iterator[_Run]:
-        """The large weights, one by one."""
-        for name, array in self._weights.items():
-            if array.size > _SMALL:
-                self._buffers[name] = np.empty_like(array)
-                yield _Run.of(array.reshape(-1), self._buffers[name].reshape(-1))
+    @cached_property
+    def _pool(self) -> Array:
+        return self._rng.integers(-1, 2, _POOL, dtype=np.int8)
 
-    def _packed(self) -> Iterator[_Run]:
-        """The small weights of each dtype, of which there are many, end to end."""
+    def _rows(self) -> Iterator[_Run]:
+        """The weights of each dtype: the large ones one by one, the small ones, of which there are
+        many, end to end. What is drawn lies in one piece, which takes least time to allocate.
+        """
         for dtype in _BITS:
-            small = {
-                name: array
-                for name, array in self._weights.items()
-                if array.dtype == dtype and array.size <= _SMALL
-            }
-            if not small:
-                continue
-            source = np.concatenate([array.reshape(-1) for array in small.values()])
-            target, start = np.empty_like(source), 0
-            for name, array in small.items():
-                self._buffers[name] = target[start : start + array.size].reshape(array.shape)
-                start += array.size
-            yield _Run.of(source, target)
+            kept = {n: array for n, array in self._weights.items() if array.dtype == dtype}
+            small = {n: array for n, array in kept.items() if array.size <= _SMALL}
+            large = {n: array for n, array in kept.items() if array.size > _SMALL}
+            drawn = np.empty(sum(array.size for array in kept.values()), dtype)
+            start = 0
+            for name, array in (*small.items(), *large.items()):
+                stop = start + array.size
+                self._buffers[name] = drawn[start:stop].reshape(array.shape)
+                if name in large:
+                    yield _Run.of(array.reshape(-1), drawn[start:stop])
+                start = stop
+            if small:
+                source = np.concatenate([array.reshape(-1) for array in small.values()])
+                yield _Run.of(source, drawn[: source.size])
 
 
 class _Run(NamedTuple):
@@ -125,18 +123,27 @@ class _Run(NamedTuple):
         return cls(source.view(bits), target.view(bits), _fixed(source))
 
 
-def _places(bits: Array, salt: np.uint32) -> Array:
-    """Return for each bit pattern a place in the pool: the top bits of a salted product."""
-    mixed: Array = (bits ^ (bits >> 29)).astype(np.uint32)
-    mixed += salt
+def _hashed(bits: Array, salt: np.uint32) -> Array:
+    """Return -1, 0 or 1 for each bit pattern, as often each: the upper half of a salted product,
+    in thirds.
+    """
+    if bits.itemsize == 8:
+        bits = bits ^ (bits >> 32)
+    mixed = bits.astype(np.uint32) + salt
     mixed ^= mixed >> np.uint32(15)
     mixed *= np.uint32(0x9E3779B1)
-    mixed >>= np.uint32(32 - _POOL_BITS)
-    return mixed
+    mixed >>= np.uint32(16)
+    mixed *= np.uint32(3)
+    mixed >>= np.uint32(16)
+    steps: Array = mixed.view(np.int32)
+    steps -= 1
+    return steps if bits.itemsize > 2 else steps.astype(np.int8)
 
 
 def _fixed(array: Array) -> Array:
     """Return the positions of the elements that have no step on both sides."""
-    magnitude = np.abs(array)
-    moves = (magnitude > 0) & (magnitude < np.finfo(array.dtype).max)
-    return np.flatnonzero(~moves)
+    largest, found = np.finfo(array.dtype).max, []
+    for start in range(0, array.size, _BLOCK):  # one at a time, as it fits in the cache
+        magnitude = np.abs(array[start : start + _BLOCK])
+        found.append(np.flatnonzero(~((magnitude > 0) & (magnitude < largest))) + start)
+    return np.concatenate(found) if found else np.zeros(0, np.intp)
