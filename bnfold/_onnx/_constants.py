@@ -248,6 +248,11 @@ def _sources(scope: Scope, name: str) -> list[tuple[Scope, str]]:
     return [(owner, source) for owner, source in owned if owner is not None]
 
 
+def is_evaluated(node: NodeProto) -> bool:
+    """Whether the first output of an operator is a constant where all of its inputs are."""
+    return node.domain in ("", "ai.onnx") and node.op_type in _EVALUATED | {"Identity"}
+
+
 def evaluate(node: NodeProto, inputs: list[Array | None], opset: int) -> Array:
     """The first output of one operator on the given values, by ONNX's reference implementation."""
     from onnx.reference import ReferenceEvaluator

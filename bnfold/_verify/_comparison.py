@@ -62,7 +62,7 @@ class Pair:
 
     original: Source
     folded: Source
-    weights: Mapping[str, Array]
+    weights: Mapping[str, Array | None]
     touched: Collection[str]
 
     def tapped(self, original: Sequence[Tap], folded: Sequence[Tap]) -> Pair:

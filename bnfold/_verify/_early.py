@@ -32,7 +32,7 @@ class Early(Generic[_Loaded]):
 
 @contextmanager
 def background(
-    paths: Collection[Path], weights: Collection[Array], bounds: Bounds
+    paths: Collection[Path], weights: Collection[Array | None], bounds: Bounds
 ) -> Iterator[Executor | None]:
     """An executor of one thread, or None where models are large, memory is bounded, or a single
     thread was asked for.
@@ -47,9 +47,9 @@ def background(
             executor.shutdown(cancel_futures=True)
 
 
-def _size(paths: Collection[Path], weights: Collection[Array]) -> int:
+def _size(paths: Collection[Path], weights: Collection[Array | None]) -> int:
     """Bytes of the largest file, or of all weights; what is not there will be said elsewhere."""
-    sizes = [sum(array.nbytes for array in weights)]
+    sizes = [sum(array.nbytes for array in weights if array is not None)]
     with suppress(OSError):
         sizes += [path.stat().st_size for path in paths]
     return max(sizes)

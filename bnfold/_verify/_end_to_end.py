@@ -42,7 +42,7 @@ def compare(
     original: Path | Source,
     folded: Path | Source,
     *,
-    parameters: Mapping[str, Array],
+    parameters: Mapping[str, Array | None],
     touched: Collection[str] = (),
     inputs: Sequence[InputSet] | None = None,
     settings: Settings = DEFAULT,

@@ -37,7 +37,7 @@ class Noise:
         self._rng = rng
         self._weights = {name: np.asarray(array, order="C") for name, array in weights.items()}
         self._buffers = dict[str, Array]()
-        self._runs = list(self._rows())
+        self._runs = [*self._single(), *self._packed()]
         self._alike = False
 
     def rounding(self) -> dict[str, Array]:
@@ -89,25 +89,29 @@ class Noise:
     def _pool(self) -> Array:
         return self._rng.integers(-1, 2, _POOL, dtype=np.int8)
 
-    def _rows(self) -> Iterator[_Run]:
-        """The weights of each dtype: the large ones one by one, the small ones, of which there are
-        many, end to end. What is drawn lies in one piece, which takes least time to allocate.
-        """
+    def _single(self) -> Iterator[_Run]:
+        """The large weights, one by one."""
+        for name, array in self._weights.items():
+            if array.size > _SMALL:
+                self._buffers[name] = np.empty_like(array)
+                yield _Run.of(array.reshape(-1), self._buffers[name].reshape(-1))
+
+    def _packed(self) -> Iterator[_Run]:
+        """The small weights of each dtype, of which there are many, end to end."""
         for dtype in _BITS:
-            kept = {n: array for n, array in self._weights.items() if array.dtype == dtype}
-            small = {n: array for n, array in kept.items() if array.size <= _SMALL}
-            large = {n: array for n, array in kept.items() if array.size > _SMALL}
-            drawn = np.empty(sum(array.size for array in kept.values()), dtype)
-            start = 0
-            for name, array in (*small.items(), *large.items()):
-                stop = start + array.size
-                self._buffers[name] = drawn[start:stop].reshape(array.shape)
-                if name in large:
-                    yield _Run.of(array.reshape(-1), drawn[start:stop])
-                start = stop
-            if small:
-                source = np.concatenate([array.reshape(-1) for array in small.values()])
-                yield _Run.of(source, drawn[: source.size])
+            small = {
+                name: array
+                for name, array in self._weights.items()
+                if array.dtype == dtype and array.size <= _SMALL
+            }
+            if not small:
+                continue
+            source = np.concatenate([array.reshape(-1) for array in small.values()])
+            target, start = np.empty_like(source), 0
+            for name, array in small.items():
+                self._buffers[name] = target[start : start + array.size].reshape(array.shape)
+                start += array.size
+            yield _Run.of(source, target)
 
 
 class _Run(NamedTuple):

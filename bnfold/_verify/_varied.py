@@ -1,9 +1,10 @@
 """The original, loaded once, with weights that a run may move.
 
 A weight that a model stores becomes the default of an input, which since IR version 4 a caller may
-override (ONNX IR specification, "Graph inputs and initializers"). One that operators make from
-constants is made once, by the engine itself, and given to every run. So the very session that says
-what is right says how far rounding moves it, and nothing that bnfold computes comes into either.
+override (ONNX IR specification, "Graph inputs and initializers"); that of a Constant first becomes
+an initializer, which says the same. One that operators make from constants is made once, by the
+engine itself, and given to every run. So the very session that says what is right says how far
+rounding moves it, and nothing that bnfold computes comes into either.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ class Varied:
         self,
         source: Source,
         model: onnx.ModelProto,
-        weights: Mapping[str, Array],
+        weights: Mapping[str, Array | None],
         engine: Engine,
         bounds: Bounds,
     ) -> None:
         """Load a model, whose structure is what `source` gives.
 
         Of the weights named, those count that the main graph stores or computes from constants,
-        that are none of its outputs, and that `Noise` can move.
+        that are none of its outputs, and that `Noise` can move. What a stored one is has to be
+        given.
 
         Raises:
             EngineError: it does not load.
@@ -56,25 +58,26 @@ class Varied:
         self._source = source
         self._engine = engine
         self._bounds = bounds
-        stored = {tensor.name for tensor in model.graph.initializer}
-        made = {name for node in model.graph.node for name in node.output if name}
         kept = {value.name for value in model.graph.output}
-        self.weights = {
-            name: array
-            for name, array in weights.items()
-            if name in stored | made and name not in kept and can_move(array)
-        }
-        made_here = self.weights.keys() - stored
-        if made_here:
+        wanted = {name: array for name, array in weights.items() if name not in kept}
+        changed = not wanted.keys() <= {tensor.name for tensor in model.graph.initializer}
+        if changed:
             model = source.proto()
-        self._given = self._computed(model, made_here)
-        known = stored | self._given.keys()
-        self.weights = {k: self._given.get(k, v) for k, v in self.weights.items() if k in known}
-        self._added = _overridable(model, self.weights.keys() & stored)
+            _store(model.graph, wanted)
+        stored = {tensor.name for tensor in model.graph.initializer}
+        self.weights: dict[str, Array] = {
+            name: array
+            for name, array in wanted.items()
+            if name in stored and array is not None and can_move(array)
+        }
+        self._added = _overridable(model, self.weights)
+        self._given = self._computed(model, wanted.keys() - stored)
+        self.weights |= self._given
         if self._given:
             _feed(model.graph, self._given)
+        if changed:
             model.MergeFrom(self._added)
-        self._model = model if self._given else None
+        self._model = model if changed else None
         self.graph = model.graph
         self._session: OnnxRuntime | Reference | None = None
         own = self._loaded().inputs
@@ -138,12 +141,8 @@ class Varied:
             part.graph.node.add(op_type="Identity", input=[name], output=[f"{number}/weight"])
             part.graph.output.add(name=f"{number}/weight")
         engine = self._engine(_serialized(part), self._source.folder, bounds=self._bounds)
-        found = dict(zip(wanted, map(np.asarray, engine.run({})), strict=True))
-        return {
-            name: array
-            for name, array in found.items()
-            if (array.shape, array.dtype) == (self.weights[name].shape, self.weights[name].dtype)
-        }
+        found = zip(wanted, map(np.asarray, engine.run({})), strict=True)
+        return {name: array for name, array in found if can_move(array)}
 
 
 def _serialized(model: onnx.ModelProto) -> bytes:
@@ -167,6 +166,20 @@ def _overridable(model: onnx.ModelProto, stored: Collection[str]) -> onnx.ModelP
             value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             added.graph.input.append(value)
     return added
+
+
+def _store(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Turn nodes that hold the values of some names into initializers."""
+    kept = []
+    for node in graph.node:
+        held = node.attribute[0] if len(node.attribute) == 1 else None
+        is_own = node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+        if held is not None and is_own and held.name == "value" and node.output[0] in names:
+            graph.initializer.add().CopyFrom(held.t)
+            graph.initializer[-1].name = node.output[0]
+        else:
+            kept.append(node)
+    _keep(graph.node, kept)
 
 
 def _feed(graph: onnx.GraphProto, weights: Mapping[str, Array]) -> None:

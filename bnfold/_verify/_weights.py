@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from bnfold._onnx._constants import Constant, Constants
+from bnfold._onnx._constants import Constant, Constants, is_evaluated
 from bnfold._onnx._scopes import Scope, read_scopes
 from bnfold._onnx._shapes import Shapes, infer
 from bnfold._verify._noise import Array
@@ -30,9 +30,11 @@ _COUNTING = {"NonZero", "Shape", "Size"}
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a main graph by name; ``layers`` are those of linear operators and norms."""
+    """Weights of a main graph by name, None for one that operators make of constants: what that is
+    the engine says. ``layers`` are those of linear operators and norms.
+    """
 
-    values: Mapping[str, Array]
+    values: Mapping[str, Array | None]
     layers: frozenset[str]
 
 
@@ -47,12 +49,20 @@ def find(model: onnx.ModelProto, folder: Path) -> Weights:
     (main,) = (scope for scope in scopes if not scope.path)
     constants = Constants(folder, _Inferred(model, scopes))
     fixed, counted = set(main.initializers), set[str]()
+    known, made, optional = set(main.initializers), set[str](), set(main.protected)
     parameters, others = list[str](), list[str]()
     for node in model.graph.node:
         varying = [name for name in node.input if name and name not in fixed]
         outputs = [name for name in node.output if name]
         if not varying and not any(a.type in _GRAPHS for a in node.attribute):
             fixed.update(outputs)
+            if not optional.isdisjoint(node.input):
+                optional.update(outputs)
+            elif node.op_type == "Constant":
+                known.update(outputs)
+            elif is_evaluated(node) and known.issuperset(filter(None, node.input)):
+                known.add(node.output[0])
+                made.add(node.output[0])
         elif node.op_type in _COUNTING or (varying and counted.issuperset(varying)):
             counted.update(outputs)
         elif node.domain not in ("", "ai.onnx"):
@@ -61,13 +71,14 @@ def find(model: onnx.ModelProto, folder: Path) -> Weights:
             parameters += _constant(node, fixed, _LINEAR[node.op_type])
         elif node.op_type in _ELEMENTWISE:
             others += _constant(node, fixed, range(len(node.input)))
-    values = {
-        name: constant.load()
-        for name in dict.fromkeys([*parameters, *others])
-        if isinstance(constant := constants.find(main, name), Constant)
-        and constant.is_float
-        and not constant.protected
-    }
+    values = dict[str, Array | None]()
+    for name in dict.fromkeys([*parameters, *others]):
+        if name in made:
+            values[name] = None
+        elif name not in optional:
+            constant = constants.find(main, name)
+            if isinstance(constant, Constant) and constant.is_float and not constant.protected:
+                values[name] = constant.load()
     return Weights(values, frozenset(parameters) & values.keys())
 
 

@@ -51,9 +51,20 @@ def test_a_weight_behind_nodes_on_constants_is_found_by_the_name_that_is_read() 
         op("MatMul", "x w", "y", name="product"),
         x=(5, 4),
     )
-    found = find(made, Path())
-    assert set(found.values) == {"w"}
-    assert found.values["w"].shape == (4, 3)
+    assert find(made, Path()).values == {"w": None}  # the engine says what it is
+
+
+def test_what_is_made_at_random_or_of_what_a_caller_may_override_is_no_weight() -> None:
+    made = model(
+        op("RandomNormal", "", "drawn", shape=[4]),
+        op("Neg", "drawn", "negative"),
+        op("Mul", "x negative", "a"),
+        (op("Neg", "default", "b"), {"default": rand(4)}),
+        op("Add", "a b", "y"),
+        x=(3, 4),
+    )
+    made.graph.input.append(helper.make_tensor_value_info("default", 1, [4]))
+    assert names(made) == set()
 
 
 def test_what_a_caller_may_override_is_no_weight() -> None:
@@ -71,5 +82,7 @@ def test_in_real_models_every_parameter_that_the_reader_knows_is_among_them(name
     known = prepare(made, path.parent).weights()
     found = find(made, path.parent)
     assert set(known.values) <= set(found.values)
-    for key, values in known.values.items():
-        assert np.array_equal(values, found.values[key])
+    stored = {key for key, values in found.values.items() if values is not None}
+    assert len(stored) > len(known.values) / 2
+    for key in stored & known.values.keys():
+        assert np.array_equal(known.values[key], found.values[key])
