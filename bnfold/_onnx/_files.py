@@ -449,28 +449,33 @@ def _invalid(model: ModelProto, path: Path | None) -> str | None:
     return None
 
 
-def _names(model: ModelProto) -> Iterator[str | bytes]:
+def _names(model: ModelProto) -> list[str | bytes]:
     """Every name in a model's graphs. Protobuf gives bytes for one that is not UTF-8."""
-    yield from _graph_names(model.graph)
+    names: list[str | bytes] = []
+    _add_graph_names(model.graph, names)
     for function in model.functions:
-        yield from (function.name, function.domain, *function.input, *function.output)
-        yield from _node_names(function.node)
+        names += (function.name, function.domain, *function.input, *function.output)
+        _add_node_names(function.node, names)
+    return names
 
 
-def _graph_names(graph: GraphProto) -> Iterator[str | bytes]:
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        yield value.name
-    yield from _node_names(graph.node)
+def _add_graph_names(graph: GraphProto, names: list[str | bytes]) -> None:
+    for values in (graph.input, graph.output, graph.value_info, graph.initializer):
+        names += [value.name for value in values]
+    _add_node_names(graph.node, names)
 
 
-def _node_names(nodes: Iterable[NodeProto]) -> Iterator[str | bytes]:
+def _add_node_names(nodes: Iterable[NodeProto], names: list[str | bytes]) -> None:
     for node in nodes:
-        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        names += (node.name, node.op_type, node.domain)
+        names += node.input
+        names += node.output
         for attribute in node.attribute:
-            yield attribute.name
-            yield from _graph_names(attribute.g) if attribute.HasField("g") else ()
+            names.append(attribute.name)
+            if attribute.HasField("g"):
+                _add_graph_names(attribute.g, names)
             for graph in attribute.graphs:
-                yield from _graph_names(graph)
+                _add_graph_names(graph, names)
 
 
 def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:

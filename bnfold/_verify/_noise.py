@@ -71,15 +71,16 @@ class Noise:
         for name, axis in sorted(axes.items()):
             array, buffer = self._weights[name], self._buffers[name]
             np.copyto(buffer, array)
-            size = array.dtype.type(_MISTAKES[array.dtype] * self._rng.choice([-1, 1]))
-            slices = np.moveaxis(buffer if buffer.ndim else buffer.reshape(1), axis, 0)
+            sign = 1 if self._rng.integers(2) else -1
+            size = array.dtype.type(sign * _MISTAKES[array.dtype])
+            slices = np.moveaxis(buffer, axis, 0) if buffer.ndim else buffer.reshape(1)
             order = self._rng.permutation(len(slices))
-            if half:
+            where: Any = next((at for at in order if slices[at].any()), None)
+            if where is not None and half:
                 alive = order[slices[order].any(axis=tuple(range(1, slices.ndim)))]
-            else:
-                alive = next((np.array([at]) for at in order if slices[at].any()), order[:0])
-            if alive.size:
-                slices[alive[: -(-alive.size // 2)]] *= 1 + size
+                where = alive[: -(-alive.size // 2)]
+            if where is not None:
+                slices[where] *= 1 + size
             else:
                 buffer += size
             wrong[name] = buffer
