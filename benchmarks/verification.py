@@ -2,8 +2,10 @@
 
 That is to load both in onnxruntime and to run each once on every input set, on the very inputs that
 the verification draws: with onnxruntime's own options, as anyone would, and without optimizations
-and packed weights, which loads fastest and is what a reference has to do. All three are done in
-turn, and a ratio is the median of the ratios of the rounds::
+and packed weights, which loads fastest and is what a reference has to do. Beside them stands what
+no verification of this kind can do without: the original, run as it is, with rounding and with
+planted errors; the folded model; and the folded model as it is deployed. All four are done in turn,
+and a ratio is the median of the ratios of the rounds::
 
     python benchmarks/verification.py
     python benchmarks/verification.py ppocrv5 resnet --rounds 9
@@ -59,6 +61,17 @@ def plain(paths: tuple[Path, Path], sets: list[InputSet], optimized: bool) -> fl
     return time.perf_counter() - start
 
 
+def bare(paths: tuple[Path, Path], sets: list[InputSet]) -> float:
+    """Seconds of the sessions and runs alone that a verification is made of."""
+    original, folded = paths
+    start = time.perf_counter()
+    for path, optimized, times in ((original, False, 3), (folded, False, 1), (folded, True, 1)):
+        engine = OnnxRuntime(path, optimized=optimized)
+        for each in sets * times:
+            engine.run(each.feeds)
+    return time.perf_counter() - start
+
+
 def verified(paths: tuple[Path, Path]) -> float:
     """Seconds that the verification takes."""
     start = time.perf_counter()
@@ -76,13 +89,13 @@ def measure(model: Model, rounds: int) -> str:
         paths, sets = (source, target), inputs(source)
         verified(paths)
         seen = [
-            (plain(paths, sets, True), plain(paths, sets, False), verified(paths))
+            (plain(paths, sets, True), plain(paths, sets, False), bare(paths, sets), verified(paths))
             for _ in range(rounds)
         ]
-    cells = [f"{model.name:<22}{statistics.median(each[2] for each in seen) * 1e3:>12.1f}"]
-    for floor in (0, 1):
+    cells = [f"{model.name:<22}{statistics.median(each[-1] for each in seen) * 1e3:>12.1f}"]
+    for floor in range(3):
         cost = statistics.median(each[floor] for each in seen)
-        ratio = statistics.median(each[2] / each[floor] for each in seen)
+        ratio = statistics.median(each[-1] / each[floor] for each in seen)
         cells.append(f"{cost * 1e3:>12.1f}{ratio:>9.2f}")
     return "".join(cells)
 
@@ -97,7 +110,7 @@ def main() -> None:
         models = chosen(arguments.names)
     except ValueError as error:
         parser.error(str(error))
-    heads = "".join(f"{head:>12}{'ratio':>9}" for head in ("usual, ms", "least, ms"))
+    heads = "".join(f"{head:>12}{'ratio':>9}" for head in ("usual, ms", "least, ms", "bare, ms"))
     print(f"{'model':<22}{'verify, ms':>12}{heads}")
     for model in models:
         print(measure(model, arguments.rounds), flush=True)
