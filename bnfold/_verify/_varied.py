@@ -59,16 +59,18 @@ class Varied:
         self._engine = engine
         self._bounds = bounds
         kept = {value.name for value in model.graph.output}
-        wanted = {name: array for name, array in weights.items() if name not in kept}
+        wanted = {
+            name: array
+            for name, array in weights.items()
+            if name not in kept and (array is None or can_move(array))
+        }
         changed = not wanted.keys() <= {tensor.name for tensor in model.graph.initializer}
         if changed:
             model = source.proto()
             _store(model.graph, wanted)
         stored = {tensor.name for tensor in model.graph.initializer}
         self.weights: dict[str, Array] = {
-            name: array
-            for name, array in wanted.items()
-            if name in stored and array is not None and can_move(array)
+            name: array for name, array in wanted.items() if name in stored and array is not None
         }
         self._added = _overridable(model, self.weights)
         self._given = self._computed(model, wanted.keys() - stored)

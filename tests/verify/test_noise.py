@@ -22,12 +22,34 @@ def test_rounding_moves_each_element_by_at_most_one_unit(dtype: type) -> None:
     assert np.array_equal(array, before)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_equal_weights_move_alike_in_every_other_draw(dtype: type) -> None:
+    """Powers of two differ in few of their bits, in float64 in none of the lower half."""
+    values = np.ldexp(np.ones(24), np.arange(-12, 12)).astype(dtype)
+    array = np.tile(values, 3000)
+    noise = Noise({"w": array}, np.random.default_rng(2))
+    first, second, third = (
+        steps(noise.rounding()["w"].copy(), array).reshape(3000, 24) for _ in range(3)
+    )
+    assert (first == first[0]).all() and (third == third[0]).all()
+    assert set(first[0]) == {-1, 0, 1} and not np.array_equal(first[0], third[0])
+    assert all(set(column) == {-1, 0, 1} for column in second.T)
+
+
 def test_zeros_and_values_without_neighbours_stay() -> None:
     largest = np.finfo(np.float32).max
     array = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, largest, -largest], dtype=np.float32)
     noise = Noise({"w": array}, np.random.default_rng(0))
     for _ in range(8):
         assert noise.rounding()["w"].tobytes() == array.tobytes()
+
+
+def test_zeros_stay_wherever_they_are_in_a_large_weight() -> None:
+    array = np.ones(200_000, np.float32)
+    array[[3, 65_536, 150_000, 199_999]] = 0
+    noise = Noise({"w": array}, np.random.default_rng(0))
+    for _ in range(4):
+        assert np.array_equal(noise.rounding()["w"] == 0, array == 0)
 
 
 def test_draws_differ_and_scalars_keep_their_rank() -> None:

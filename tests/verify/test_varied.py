@@ -51,8 +51,19 @@ def varied(path: Path, engine: type = OnnxRuntime, taps: tuple[Tap, ...] = (), *
         """<float[3] w = {1, 2, 3}, bool c = {1}>
            { y = If (c) <then_branch = a () => (float[n,3] p) { p = Mul(x, w) },
                          else_branch = b () => (float[n,3] q) { q = Identity(x) }> }""",
+        """<bool c = {1}> { w = Constant<value = float[3] {1, 2, 3}>()
+           y = If (c) <then_branch = a () => (float[n,3] p) { p = Mul(x, w) },
+                       else_branch = b () => (float[n,3] q) { q = Identity(x) }> }""",
     ],
-    ids=["initializer", "Constant", "ConstantOfShape", "behind Identity", "computed", "captured"],
+    ids=[
+        "initializer",
+        "Constant",
+        "ConstantOfShape",
+        "behind Identity",
+        "computed",
+        "captured",
+        "captured Constant",
+    ],
 )
 def test_weights_are_the_model_s_own_until_they_are_moved(
     body: str, engine: type, tmp_path: Path
@@ -88,6 +99,19 @@ def test_old_files_list_initializers_as_inputs(listed: bool, tmp_path: Path) -> 
     assert [port.name for port in model.inputs] == ["x"]
     assert np.array_equal(model.run({"x": X})[0], X * W)
     assert np.array_equal(model.run({"x": X}, {"w": ONE})[0], X)
+
+
+def test_a_constant_of_an_old_file_becomes_a_default_beside_a_weight_that_cannot_move(
+    tmp_path: Path,
+) -> None:
+    text = """<ir_version: 3, opset_import: ["" : 9]> g (float[n,3] x, float[3] b) => (float[n,3] y)
+              <float[3] b = {4, 5, 6}>
+              { w = Constant<value = float[3] {1, 2, 3}>() t = Mul(x, w) y = Add(t, b) }"""
+    path = written(text, tmp_path)
+    model = varied(path, w=W, b=np.array([4, 5, 6]))
+    assert set(model.weights) == {"w"}
+    assert np.array_equal(model.run({"x": X})[0], OnnxRuntime(path).run({"x": X})[0])
+    assert np.allclose(model.run({"x": X}, {"w": ONE})[0], X + np.array([4, 5, 6], np.float32))
 
 
 def test_a_node_stays_for_the_outputs_that_are_not_given(tmp_path: Path) -> None:
