@@ -20,7 +20,7 @@ from onnx import (
 )
 
 from bnfold._errors import UsageError
-from bnfold._onnx import _files, _lean, _tensors
+from bnfold._onnx import _files, _filled, _lean, _tensors
 
 from . import zoo
 
@@ -45,10 +45,21 @@ def filled(model: ModelProto, folder: Path) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
+def ordered(model: ModelProto) -> bytes:
+    """A model as bytes, its initializers in the order of their own bytes."""
+    tensors = sorted(t.SerializeToString(deterministic=True) for t in model.graph.initializer)
+    rest = ModelProto()
+    rest.CopyFrom(model)
+    del rest.graph.initializer[:]
+    return rest.SerializeToString(deterministic=True) + b"".join(tensors)
+
+
 def same(path: Path) -> int:
     """Hold both ways to read a file against each other; how many tensors stayed in it."""
     lean, whole = _files.load(path, lean=True), _files.load(path)
     stayed = sum(t.data_location == TensorProto.EXTERNAL for t in _files.tensors(lean))
+    again = ModelProto.FromString(_filled.serialized(lean, path))
+    assert ordered(again) == ordered(whole)
     assert filled(lean, path.parent) == filled(whole, path.parent)
     return stayed
 

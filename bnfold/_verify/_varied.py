@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from bnfold._onnx import _filled
 from bnfold._verify._bounds import Bounds
 from bnfold._verify._nodes import reads
 from bnfold._verify._noise import Array, can_move
@@ -45,7 +46,7 @@ class Varied:
         engine: Engine,
         bounds: Bounds,
     ) -> None:
-        """Load a model, whose structure is what `source` gives.
+        """Load a model, whose structure is what `source` gives, and which may be changed here.
 
         Of the weights named, those count that the main graph stores or computes from constants,
         that are none of its outputs, and that `Noise` can move. What a stored one is has to be
@@ -66,7 +67,6 @@ class Varied:
         }
         changed = not wanted.keys() <= {tensor.name for tensor in model.graph.initializer}
         if changed:
-            model = source.proto()
             _store(model.graph, wanted)
         stored = {tensor.name for tensor in model.graph.initializer}
         self.weights: dict[str, Array] = {
@@ -106,9 +106,17 @@ class Varied:
             if self._model is None:
                 content = self._source.content(self._added)
             else:
-                content = _serialized(self._model)
+                content = self._serialized(self._model)
             self._session = self._engine(content, self._source.folder, bounds=self._bounds)
         return self._session
+
+    def _serialized(self, model: onnx.ModelProto) -> bytes:
+        try:
+            return _filled.serialized(model, self._source.path)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise EngineError(f"too large with weights that can be moved: {error}") from error
 
     def _computed(self, model: onnx.ModelProto, names: Collection[str]) -> dict[str, Array]:
         """Weights that nodes make of constants, as the engine computes them; not those that other
@@ -142,17 +150,9 @@ class Varied:
         for number, name in enumerate(wanted):  # through an Identity: a sparse constant is no array
             part.graph.node.add(op_type="Identity", input=[name], output=[f"{number}/weight"])
             part.graph.output.add(name=f"{number}/weight")
-        engine = self._engine(_serialized(part), self._source.folder, bounds=self._bounds)
+        engine = self._engine(self._serialized(part), self._source.folder, bounds=self._bounds)
         found = zip(wanted, map(np.asarray, engine.run({})), strict=True)
         return {name: array for name, array in found if can_move(array)}
-
-
-def _serialized(model: onnx.ModelProto) -> bytes:
-    try:
-        content: bytes = model.SerializeToString()
-    except Exception as error:
-        raise EngineError(f"too large with weights that can be moved: {error}") from error
-    return content
 
 
 def _overridable(model: onnx.ModelProto, stored: Collection[str]) -> onnx.ModelProto:
