@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -83,6 +83,7 @@ class Tolerance:
     sensitivity: Sensitivity | None
     fixed: Fixed | None = None
     wider: float = 1.0
+    _largest: dict[tuple[int, int], tuple[Array, float]] = field(default_factory=dict, repr=False)
 
     def allowed(self, at: tuple[int, int], expected: Array) -> float:
         """The largest difference that is allowed anywhere in an output, given by the numbers of
@@ -90,13 +91,20 @@ class Tolerance:
         """
         if not is_float(expected):
             return 0.0
-        largest = magnitude(expected)
+        largest = self._magnitude(at, expected)
         if self.fixed is not None:
             return self.fixed.atol + self.fixed.rtol * largest
         if self.sensitivity is None:
             return FALLBACK[expected.dtype.itemsize] * largest * self.wider
         floor = FLOOR * float(np.spacing(expected.dtype.type(largest)))
         return FACTOR * max(self.sensitivity.rounding.get(at, 0.0), floor) * self.wider
+
+    def _magnitude(self, at: tuple[int, int], expected: Array) -> float:
+        """The largest value of an output, looked for once."""
+        known = self._largest.get(at)
+        if known is None or known[0] is not expected:
+            known = self._largest[at] = expected, magnitude(expected)
+        return known[1]
 
     def measure(self, at: tuple[int, int], expected: Array, found: Array) -> Measured:
         """Hold two outputs without a mismatch against the tolerance."""
