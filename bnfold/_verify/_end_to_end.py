@@ -55,8 +55,9 @@ def compare(
     Args:
         original: the file of the model as it was.
         folded: that of the model that claims to be equal; external data lies beside each file.
-        parameters: weights of the original's main graph by value name. They are what rounding
-            noise is added to; anything that is not a weight must not be among them.
+        parameters: weights of the original's main graph by value name, or None for one that
+            operators make of constants: the engine says what that is. They are what rounding noise
+            is added to; anything that is not a weight must not be among them.
         touched: those of them that belong to folded layers, all if empty.
         inputs: input sets to compare on; by default sets are drawn.
         settings: what the user may choose.

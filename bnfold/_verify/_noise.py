@@ -76,7 +76,7 @@ class Noise:
             slices = np.moveaxis(buffer, axis, 0) if buffer.ndim else buffer.reshape(1)
             order = self._rng.permutation(len(slices))
             where: Any = next((at for at in order if slices[at].any()), None)
-            if where is not None and half:
+            if half and where is not None:
                 alive = order[slices[order].any(axis=tuple(range(1, slices.ndim)))]
                 where = alive[: -(-alive.size // 2)]
             if where is not None:

@@ -116,7 +116,9 @@ class Varied:
         except MemoryError:
             raise
         except Exception as error:
-            raise EngineError(f"too large with weights that can be moved: {error}") from error
+            raise EngineError(
+                f"it cannot be written with weights that can be moved: {error}"
+            ) from error
 
     def _computed(self, model: onnx.ModelProto, names: Collection[str]) -> dict[str, Array]:
         """Weights that nodes make of constants, as the engine computes them; not those that other
