@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bnfold._verify._bounds import UNBOUNDED, Bounds
-from bnfold._verify._difference import distance, is_float, mismatch
+from bnfold._verify._difference import is_float, step
 from bnfold._verify._early import Early
 from bnfold._verify._inputs import InputSet
 from bnfold._verify._providers import CPU, Provider, ran_on
@@ -121,9 +121,11 @@ class Deployment:
                     found = engine.run(each.inputs.feeds)
                     rows = zip(self.outputs, each.outputs, found, each.tolerances, strict=True)
                     for port, left, right, tolerance in rows:
-                        if tolerance is None or mismatch(left, right) or not is_float(left):
+                        if tolerance is None or not is_float(left):
                             continue
-                        gap, allowed = distance(left, right), FACTOR * tolerance
+                        gap, allowed = step(left, right), FACTOR * tolerance
+                        if gap is None:
+                            continue
                         excess = gap / allowed if allowed else (np.inf if gap else 0.0)
                         said = f"{port.name} on {each.inputs.label} inputs: difference {gap:.2e}"
                         worst = max(worst, _Excess(float(excess), said))

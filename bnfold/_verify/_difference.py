@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,21 @@ def mismatch(left: Any, right: Any) -> str:
     return ""
 
 
+def step(left: Any, right: Any) -> float | None:
+    """Return the largest absolute difference of two outputs, None where there is a mismatch."""
+    if (
+        isinstance(left, np.ndarray)
+        and isinstance(right, np.ndarray)
+        and (left.shape, left.dtype) == (right.shape, right.dtype)
+        and is_float(left)
+        and left.size
+    ):
+        most = float(np.max(_apart(left, right)))
+        if math.isfinite(most):  # as it is where all values are, most often
+            return most
+    return None if mismatch(left, right) else distance(left, right)
+
+
 def distance(left: Array, right: Array) -> float:
     """Return the largest absolute difference of two outputs without a mismatch."""
     if not is_float(left):
@@ -41,10 +57,7 @@ def gaps(left: Array, right: Array) -> Array:
     """Return the absolute differences of two float outputs without a mismatch, 0 where both are
     infinite or NaN.
     """
-    with np.errstate(invalid="ignore", over="ignore"):
-        wide = np.promote_types(left.dtype, np.float64)
-        apart: Array = np.abs(np.subtract(left, right, dtype=wide))
-    return np.where(np.isfinite(left), apart, 0.0)
+    return np.where(np.isfinite(left), _apart(left, right), 0.0)
 
 
 def magnitude(array: Array) -> float:
@@ -55,3 +68,10 @@ def magnitude(array: Array) -> float:
 def is_float(array: Array) -> bool:
     """Tell whether an output is judged by a tolerance; all others must be equal."""
     return bool(array.dtype.kind == "f")
+
+
+def _apart(left: Array, right: Array) -> Array:
+    """Return the absolute differences in at least float64; NaN between equal infinities."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart: Array = np.abs(np.subtract(left, right, dtype=np.promote_types(left.dtype, "f8")))
+    return apart

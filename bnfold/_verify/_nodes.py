@@ -24,23 +24,38 @@ def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
             yield from all_nodes(graph.node)
 
 
-def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names a node reads, captures of its subgraphs included.
+def reads(node: onnx.NodeProto) -> list[str]:
+    """The names a node reads, captures of its subgraphs included.
 
     A name that a subgraph defines itself may be among them: a superset is what callers need.
     """
-    yield from node.input
+    names = list(node.input)
     for graph in subgraphs(node):
         for inner in graph.node:
-            yield from reads(inner)
-        for output in graph.output:
-            yield output.name
+            names += reads(inner)
+        names += [output.name for output in graph.output]
+    return names
+
+
+class Flow:
+    """What flows where in a main graph.
+
+    Attributes:
+        rows: the nodes in order, each with what it reads and what it puts out.
+    """
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.rows = [(node, reads(node), list(filter(None, node.output))) for node in graph.node]
+
+    def reached(self, names: Collection[str]) -> set[str]:
+        """Return the values that depend on any of the named ones."""
+        found = set(names)
+        for _, inputs, outputs in self.rows:
+            if not found.isdisjoint(inputs):
+                found.update(outputs)
+        return found
 
 
 def reached(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:
     """Return the values of the main graph that depend on any of the named ones."""
-    found = set(names)
-    for node in graph.node:
-        if not found.isdisjoint(reads(node)):
-            found.update(name for name in node.output if name)
-    return found
+    return Flow(graph).reached(names)

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 
 from bnfold._onnx._scopes import label
-from bnfold._verify._difference import distance, is_float, mismatch
+from bnfold._verify._difference import is_float, step
 from bnfold._verify._inputs import InputSet
-from bnfold._verify._nodes import reached, reads
+from bnfold._verify._nodes import Flow
 from bnfold._verify._noise import Noise
 from bnfold._verify._session import EngineError
 from bnfold._verify._varied import Varied
@@ -49,6 +49,7 @@ class Sensitivity:
         if not original.weights:
             raise EngineError("no weight of the main graph can be varied")
         self._original = original
+        self._flow = Flow(original.graph)
         self._noise = Noise(original.weights, np.random.default_rng([seed, 2]))
         self.rounding: dict[tuple[int, int], float] = {}
         self.jumps: dict[tuple[int, int], bool] = {}
@@ -63,13 +64,12 @@ class Sensitivity:
         for index, (inputs, expected) in sets.items():
             moved = self._original.run(inputs.feeds, weights)
             for output, (left, right) in enumerate(zip(expected, moved, strict=True)):
-                at = (index, output)
-                if mismatch(left, right):
+                at, moved_by = (index, output), step(left, right)
+                if moved_by is None:
                     self.jumps[at] = True
                     continue
-                step = distance(left, right)
-                self.rounding[at] = max(step, self.rounding.get(at, 0.0))
-                if step and not is_float(left):
+                self.rounding[at] = max(moved_by, self.rounding.get(at, 0.0))
+                if moved_by and not is_float(left):
                     self.jumps[at] = True
 
     def layers(self, touched: Collection[str]) -> list[Layer]:
@@ -80,8 +80,8 @@ class Sensitivity:
             self._original.weights
         )
         found = []
-        for node in self._original.graph.node:
-            taken = [name for name in reads(node) if name in left]
+        for node, names, _ in self._flow.rows:
+            taken = [name for name in names if name in left]
             if taken:
                 varied = [name for name in taken if self._original.weights[name].any()] or taken
                 weight = max(varied, key=lambda name: self._original.weights[name].ndim)
@@ -92,7 +92,7 @@ class Sensitivity:
 
     def reach(self, layers: Collection[Layer]) -> list[bool]:
         """Which outputs depend on the weights of any of some layers."""
-        changed = reached(self._original.graph, {layer.weight for layer in layers})
+        changed = self._flow.reached({layer.weight for layer in layers})
         return [value.name in changed for value in self._original.graph.output]
 
     def plant(
@@ -110,8 +110,8 @@ class Sensitivity:
         """
         wrong = self._noise.mistake({layer.weight: layer.axis for layer in layers}, half)
         moved = self._original.run(inputs.feeds, wrong)
-        pairs = zip(expected, moved, strict=True)
-        return [np.inf if mismatch(a, b) else distance(a, b) for a, b in pairs]
+        steps = [step(left, right) for left, right in zip(expected, moved, strict=True)]
+        return [np.inf if moved_by is None else moved_by for moved_by in steps]
 
 
 def _channel_axis(node: onnx.NodeProto, weight: str, shape: tuple[int, ...]) -> int:
