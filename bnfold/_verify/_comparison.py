@@ -345,8 +345,8 @@ class Comparison:
             power.plant_each(sets)
 
     def _settle_doubt(self, sensitivity: Sensitivity) -> bool:
-        """Draw again while outputs differ by more than is known to be rounding; the tolerance being
-        wider then, errors are planted again. False where it cannot be done after all.
+        """Draw again while outputs differ by more than is known to be rounding; where the tolerance
+        comes to hide an error, errors are planted again. False where it cannot be done after all.
         """
         sets, tolerance = self.sets(), Tolerance(sensitivity, self.settings.fixed)
         more = MORE_DRAWS if self._thorough else FEW
@@ -358,7 +358,7 @@ class Comparison:
                     break
                 sensitivity.draw_rounding(doubtful)
                 widened = True
-            if widened and self.power is not None:
+            if widened and self.power is not None and self.power.is_stale():
                 self._plant(self.power, sets)
         except EngineError as error:
             self._cannot_vary(str(error))
@@ -423,7 +423,7 @@ class Comparison:
         if not reached:
             status: Status = "inconclusive" if found.difference else "pass"
             return status, "no folded layer reaches this output"
-        if at not in self.power.least or self.power.noticed(at, left):
+        if at not in self.power.least or self.power.noticed(at):
             return "pass", ""
         if self.settings.fixed is not None:
             return "pass", "within what was asked for, as an error of 1 % in some layers would be"

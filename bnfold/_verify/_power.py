@@ -4,32 +4,43 @@ An error of 1 % in one channel of a layer (10 % in float16) is what every check 
 planted in several layers at once, a part of the graph at a time from its beginning to its end, for
 an error in an early layer may hide behind a late one that is saturated, while one in the late layer
 shows; or in every layer by itself, which is exact and takes one run of the model a layer. Of a part
-it is known only that one of its layers shows.
+it is known only that one of its layers shows. Where it does not, since a channel may be dead on an
+input, half of the channels of each layer are wrong in a second run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from bnfold._verify._inputs import InputSet
-from bnfold._verify._noise import Array
 from bnfold._verify._sensitivity import Layer, Sensitivity
 from bnfold._verify._tolerance import Tolerance
 from bnfold._verify._verdict import Planted
 
 Sets: TypeAlias = Mapping[int, tuple[InputSet, Sequence[Any]]]
 """Input sets by number, each with what the original makes of it."""
+_At: TypeAlias = tuple[int, int]
+"""The numbers of an input set and of an output."""
 PARTS = 3
 """In how many parts of the graph, at most, errors are planted unless every layer has its own."""
 TRIES = 3
-"""How often an error is planted anew before it counts as one that does not show: a channel may be
-dead on an input. In a part of the graph the last try is half of the channels of each layer."""
+"""In how many channels of a layer by itself an error is planted before it counts as one that does
+not show: a channel may be dead on an input."""
 MARGIN = 2.0
 """How many times the tolerance an error has to move an output to be noticed: doubt about it would
 have brought further draws, and they can widen the tolerance."""
+
+
+@dataclass
+class _Found:
+    """Layers that errors were planted in, and how far those moved each output at most."""
+
+    layers: Sequence[Layer]
+    steps: dict[_At, float] = field(default_factory=dict)
 
 
 class Power:
@@ -37,7 +48,7 @@ class Power:
 
     Attributes:
         least: per input set and output, the smallest movement by any part that reaches the output;
-            0 where none does.
+            0 where none does. An output that an earlier set has shown need not be in it.
     """
 
     def __init__(
@@ -61,38 +72,45 @@ class Power:
         self._sensitivity = sensitivity
         self._tolerance = tolerance
         self._stand_ins = stand_ins
-        self._told: list[Planted] = []
-        self.least: dict[tuple[int, int], float] = {}
+        self._sets: Sets = {}
+        self._found: list[_Found] = []
+        self._said: list[bool] = []
+        self.least: dict[_At, float] = {}
 
     def plant(self, sets: Sets) -> None:
         """Plant errors, on one input set after the other, until every output has been seen to move.
+        A set on which those left cannot show every part any more is left at once.
 
         Raises:
             EngineError: the model does not run with its weights fed.
         """
+        self._sets, self.least = sets, {}
+        self._found = [_Found(part) for part in self._parts]
         reach = [self._sensitivity.reach(part) for part in self._parts]
-        ratios = [0.0] * len(self._parts)
         blind = {output for reached in reach for output, is_so in enumerate(reached) if is_so}
-        for index, (inputs, expected) in sets.items():
+        for index, (_, expected) in sets.items():
             self.least.update({(index, output): 0.0 for output in range(len(expected))})
-            seen: set[int] = set()
-            for part, layers in enumerate(self._parts):
-                wanted = [output for output, is_so in enumerate(reach[part]) if is_so]
-                moved = self._moved(layers, index, inputs, expected, wanted)
+            seen, hidden = set[int](), set[int]()
+            for found, reached in zip(self._found, reach, strict=True):
+                if not self._left(blind, hidden):
+                    for output in {*range(len(expected))} - hidden:
+                        del self.least[index, output]
+                    break
+                wanted = [output for output, is_so in enumerate(reached) if is_so]
+                moved = self._moved(found, index, wanted)
                 for output in wanted:
                     at, step = (index, output), moved[output]
                     self.least[at] = min(step, self.least[at]) if output in seen else step
                     seen.add(output)
-                    ratios[part] = max(ratios[part], self._ratio(at, expected, step))
-            blind = {
-                output
-                for output in blind
-                if not self._shows((index, output), expected, self.least[index, output])
-            }
-            own = blind.difference(self._stand_ins.values())
-            if not any(self._stand_ins.get(output, output) in blind for output in own):
+                    if not self._shows(at, step):
+                        hidden.add(output)
+            blind &= hidden
+            if not self._left(blind, set()):
                 break
-        self._told = [_planted(*pair) for pair in zip(self._parts, ratios, strict=True)]
+        for found in self._found:
+            if not found.steps:  # no set came to it
+                self._moved(found, index, ())
+        self._said = self._noticed()
 
     def plant_each(self, sets: Sets) -> None:
         """Plant an error in every layer by itself, on one input set after the other until it shows.
@@ -100,59 +118,72 @@ class Power:
         Raises:
             EngineError: the model does not run with its weights fed.
         """
-        self._told = []
-        for layer in self._layers:
-            ratio = 0.0
-            for index, (inputs, expected) in sets.items():
-                for _ in range(TRIES):
-                    moved = self._sensitivity.plant([layer], inputs, expected)
-                    found = (self._ratio((index, n), expected, m) for n, m in enumerate(moved))
-                    ratio = max(ratio, *found)
-                    if ratio > MARGIN:
-                        break
-                if ratio > MARGIN:
+        self._sets = sets
+        self._found = [_Found([layer]) for layer in self._layers]
+        for found in self._found:
+            for index in (index for index in sets for _ in range(TRIES)):
+                self._run(found, index)
+                if self._ratio(found) > MARGIN:
                     break
-            self._told.append(_planted([layer], ratio))
+        self._said = self._noticed()
 
-    def noticed(self, at: tuple[int, int], expected: Array) -> bool:
+    def is_stale(self) -> bool:
+        """Whether the tolerance has come to hide an error that showed when it was planted."""
+        return self._noticed() != self._said
+
+    def noticed(self, at: _At) -> bool:
         """Whether the errors of every part that reaches an output show in it."""
-        return self.least[at] > MARGIN * self._tolerance.allowed(at, expected)
-
-    def _moved(
-        self,
-        layers: Collection[Layer],
-        index: int,
-        inputs: InputSet,
-        expected: Sequence[Any],
-        wanted: Collection[int],
-    ) -> list[float]:
-        """How far errors in some layers move each output, at most, with other channels in each try
-        until all that are wanted show it.
-        """
-        most = [0.0] * len(expected)
-        for number in range(TRIES):
-            half = number == TRIES - 1
-            moved = self._sensitivity.plant(layers, inputs, expected, half=half)
-            most = [max(pair) for pair in zip(most, moved, strict=True)]
-            showing = {n for n in wanted if self._shows((index, n), expected, most[n])}
-            if all(not showing.isdisjoint((n, self._stand_ins.get(n, n))) for n in wanted):
-                break
-        return most
-
-    def _shows(self, at: tuple[int, int], expected: Sequence[Any], step: float) -> bool:
-        return self._ratio(at, expected, step) > MARGIN
+        return self._shows(at, self.least[at])
 
     def told(self) -> tuple[Planted, ...]:
         """Part by part, how far its error moved some output, in units of the tolerance."""
-        return tuple(self._told)
+        return tuple(
+            Planted(tuple(layer.label for layer in found.layers), ratio, ratio > MARGIN)
+            for found in self._found
+            for ratio in [self._ratio(found)]
+        )
 
-    def _ratio(self, at: tuple[int, int], expected: Sequence[Any], step: float) -> float:
-        left = expected[at[1]]
+    def _left(self, blind: Collection[int], hidden: Collection[int]) -> bool:
+        """Whether some output that is blind so far, its stand-in too, may still show on a set on
+        which some are hidden.
+        """
+        own = set(blind).difference(self._stand_ins.values())
+        pairs = [{n, self._stand_ins.get(n, n)} for n in own]
+        return any(pair.issubset(blind) and not pair.issubset(hidden) for pair in pairs)
+
+    def _moved(self, found: _Found, index: int, wanted: Collection[int]) -> Sequence[float]:
+        """How far errors in some layers move each output of a set at most: in one channel of each,
+        and in half of them if not all outputs that are wanted, or their stand-ins, show that.
+        """
+        moved = self._run(found, index)
+        showing = {n for n in wanted if self._shows((index, n), moved[n])}
+        if all(not showing.isdisjoint((n, self._stand_ins.get(n, n))) for n in wanted):
+            return moved
+        return [max(pair) for pair in zip(moved, self._run(found, index, half=True), strict=True)]
+
+    def _run(self, found: _Found, index: int, half: bool = False) -> list[float]:
+        """How far errors in some layers move each output of a set, which is kept too."""
+        moved = self._sensitivity.plant(found.layers, *self._sets[index], half=half)
+        for output, step in enumerate(moved):
+            at = index, output
+            found.steps[at] = max(step, found.steps.get(at, 0.0))
+        return moved
+
+    def _noticed(self) -> list[bool]:
+        whole = [self.noticed(at) for at in self.least]
+        return whole + [self._ratio(found) > MARGIN for found in self._found]
+
+    def _ratio(self, found: _Found) -> float:
+        return max((self._over(at, step) for at, step in found.steps.items()), default=0.0)
+
+    def _shows(self, at: _At, step: float) -> bool:
+        return self._over(at, step) > MARGIN
+
+    def _over(self, at: _At, step: float) -> float:
+        """A movement of an output in units of the tolerance."""
+        index, output = at
+        left = self._sets[index][1][output]
         if not isinstance(left, np.ndarray):
             return 0.0
         allowed = self._tolerance.allowed(at, left)
         return step / allowed if allowed else (np.inf if step else 0.0)
-
-
-def _planted(layers: Collection[Layer], ratio: float) -> Planted:
-    return Planted(tuple(layer.label for layer in layers), float(ratio), ratio > MARGIN)
