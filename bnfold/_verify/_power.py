@@ -10,7 +10,7 @@ input, half of the channels of each layer are wrong in a second run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -37,9 +37,12 @@ have brought further draws, and they can widen the tolerance."""
 
 @dataclass
 class _Found:
-    """Layers that errors were planted in, and how far those moved each output at most."""
+    """Layers that errors are planted in, the outputs that those reach, and how far they moved each
+    at most.
+    """
 
     layers: Sequence[Layer]
+    reach: Collection[int] = ()
     steps: dict[_At, float] = field(default_factory=dict)
 
 
@@ -85,31 +88,19 @@ class Power:
             EngineError: the model does not run with its weights fed.
         """
         self._sets, self.least = sets, {}
-        self._found = [_Found(part) for part in self._parts]
-        reach = [self._sensitivity.reach(part) for part in self._parts]
-        blind = {output for reached in reach for output, is_so in enumerate(reached) if is_so}
-        for index, (_, expected) in sets.items():
-            self.least.update({(index, output): 0.0 for output in range(len(expected))})
-            seen, hidden = set[int](), set[int]()
-            for found, reached in zip(self._found, reach, strict=True):
-                if not self._left(blind, hidden):
-                    for output in {*range(len(expected))} - hidden:
-                        del self.least[index, output]
-                    break
-                wanted = [output for output, is_so in enumerate(reached) if is_so]
-                moved = self._moved(found, index, wanted)
-                for output in wanted:
-                    at, step = (index, output), moved[output]
-                    self.least[at] = min(step, self.least[at]) if output in seen else step
-                    seen.add(output)
-                    if not self._shows(at, step):
-                        hidden.add(output)
-            blind &= hidden
-            if not self._left(blind, set()):
+        self._found = [_Found(part, self._sensitivity.reach(part)) for part in self._parts]
+        blind = {output for found in self._found for output in found.reach}
+        order = list(range(len(self._found)))
+        for index in sets:
+            hidden = self._plant_on(index, order, blind)
+            hiding = set(hidden.values())
+            order.sort(key=lambda part: part not in hiding)  # as it may be on the next set
+            blind &= hidden.keys()
+            if not self._left(blind, ()):
                 break
         for found in self._found:
-            if not found.steps:  # no set came to it
-                self._moved(found, index, ())
+            if not found.steps:  # every set was left before it
+                self._moved(found, next(iter(sets)))
         self._said = self._noticed()
 
     def plant_each(self, sets: Sets) -> None:
@@ -143,6 +134,27 @@ class Power:
             for ratio in [self._ratio(found)]
         )
 
+    def _plant_on(self, index: int, order: Iterable[int], blind: Collection[int]) -> dict[int, int]:
+        """Plant errors in the parts on one input set; return the outputs that do not show one of
+        them, with the number of that part.
+        """
+        outputs, hidden, seen = range(len(self._sets[index][1])), dict[int, int](), set[int]()
+        self.least.update({(index, output): 0.0 for output in outputs})
+        for part in order:
+            if not self._left(blind, hidden):
+                for output in hidden.keys() ^ outputs:
+                    del self.least[index, output]
+                break
+            found = self._found[part]
+            moved = self._moved(found, index)
+            for output in found.reach:
+                at, step = (index, output), moved[output]
+                self.least[at] = min(step, self.least[at]) if output in seen else step
+                seen.add(output)
+                if not self._shows(at, step):
+                    hidden[output] = part
+        return hidden
+
     def _left(self, blind: Collection[int], hidden: Collection[int]) -> bool:
         """Whether some output that is blind so far, its stand-in too, may still show on a set on
         which some are hidden.
@@ -151,13 +163,13 @@ class Power:
         pairs = [{n, self._stand_ins.get(n, n)} for n in own]
         return any(pair.issubset(blind) and not pair.issubset(hidden) for pair in pairs)
 
-    def _moved(self, found: _Found, index: int, wanted: Collection[int]) -> Sequence[float]:
+    def _moved(self, found: _Found, index: int) -> Sequence[float]:
         """How far errors in some layers move each output of a set at most: in one channel of each,
-        and in half of them if not all outputs that are wanted, or their stand-ins, show that.
+        and in half of them if not all outputs in reach, or their stand-ins, show that.
         """
         moved = self._run(found, index)
-        showing = {n for n in wanted if self._shows((index, n), moved[n])}
-        if all(not showing.isdisjoint((n, self._stand_ins.get(n, n))) for n in wanted):
+        showing = {n for n in found.reach if self._shows((index, n), moved[n])}
+        if all(not showing.isdisjoint((n, self._stand_ins.get(n, n))) for n in found.reach):
             return moved
         return [max(pair) for pair in zip(moved, self._run(found, index, half=True), strict=True)]
 

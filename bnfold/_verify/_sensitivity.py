@@ -90,10 +90,11 @@ class Sensitivity:
                 left.difference_update(taken)
         return found
 
-    def reach(self, layers: Collection[Layer]) -> list[bool]:
-        """Which outputs depend on the weights of any of some layers."""
+    def reach(self, layers: Collection[Layer]) -> set[int]:
+        """The numbers of the outputs that depend on the weights of any of some layers."""
         changed = self._flow.reached({layer.weight for layer in layers})
-        return [value.name in changed for value in self._original.graph.output]
+        outputs = self._original.graph.output
+        return {number for number, value in enumerate(outputs) if value.name in changed}
 
     def plant(
         self,

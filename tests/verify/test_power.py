@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,8 +12,17 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import bnfold
+from bnfold._verify._bounds import UNBOUNDED
+from bnfold._verify._inputs import InputSource
+from bnfold._verify._power import Power
+from bnfold._verify._sensitivity import Sensitivity
+from bnfold._verify._session import OnnxRuntime
+from bnfold._verify._source import Source
+from bnfold._verify._tolerance import Tolerance
+from bnfold._verify._varied import Varied
+from bnfold._verify._weights import find
 
-from ..graphs import bn, const, conv, model, op, rand
+from ..graphs import Piece, bn, const, conv, model, op, rand
 from .conftest import Compare
 
 
@@ -113,3 +124,125 @@ def test_the_channels_of_a_product_are_those_it_puts_out(rows: int, columns: int
     for seed in range(6):
         told = {p.layers[0]: p for p in bnfold.verify(made, made, power=True, seed=seed).power}
         assert told["product"].noticed
+
+
+class Counted:
+    """Every run with planted errors: the layers they are in, and whether half of the channels."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.runs: list[tuple[tuple[str, ...], bool]] = []
+        plant = Sensitivity.plant
+
+        def counted(given: Sensitivity, layers: Any, *rest: Any, half: bool = False) -> list[float]:
+            self.runs.append((tuple(layer.label for layer in layers), half))
+            return plant(given, layers, *rest, half=half)
+
+        monkeypatch.setattr(Sensitivity, "plant", counted)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(monkeypatch)
+
+
+def shown() -> Sequence[Piece]:
+    return [conv(f"c{n}", f"t{n}" if n else "x", f"t{n + 1}", (4, 4, 1, 1)) for n in range(4)]
+
+
+def masked() -> Sequence[Piece]:
+    return [
+        conv("h0", "x", "h", (4, 4, 1, 1)),
+        conv("h1", "h", "g", (4, 4, 1, 1)),
+        const("Mul", "g", "z", np.zeros((1, 4, 1, 1), np.float32), name="mask"),
+    ]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first part", "last part"])
+def test_a_part_that_no_output_shows_ends_a_set(first: bool, counted: Counted) -> None:
+    """The part that hid is tried first on the next set; every other is tried once, on one set."""
+    parts = [*masked(), *shown()] if first else [*shown(), *masked()]
+    made = model(*parts, op("Add", "t4 z", "y"), x=(1, 4, 5, 5))
+    result = bnfold.verify(made, made)
+    sets = len(result.checks)
+    assert sets == 3
+    hidden = ("h0", "h1")
+    assert counted.runs.count((hidden, False)) == counted.runs.count((hidden, True)) == sets
+    assert len(counted.runs) == 2 * sets + 2
+    assert {p.layers: p.noticed for p in result.power} == {
+        hidden: False,
+        ("c0", "c1"): True,
+        ("c2", "c3"): True,
+    }
+    assert result.status == "inconclusive"
+    assert {check.status for check in result.checks} == {"inconclusive"}
+
+
+def test_an_output_that_was_seen_to_move_is_none_that_hides(counted: Counted) -> None:
+    """One output shows all, the other not the masked layers: only the other is in doubt."""
+    made = model(
+        *masked(),
+        *shown(),
+        op("Add", "t4 z", "y"),
+        op("Add", "g t4", "w"),
+        x=(1, 4, 5, 5),
+        y="y w",
+    )
+    result = bnfold.verify(made, made)
+    assert {(check.output, check.status) for check in result.checks} == {
+        ("y", "inconclusive"),
+        ("w", "pass"),
+    }
+    assert all(planted.noticed for planted in result.power)
+    assert len({layers for layers, _ in counted.runs}) == 3
+
+
+def test_half_of_the_channels_show_what_one_does_not(counted: Counted) -> None:
+    """Nearly half of the channels are dead: among half of them there is always one that is not."""
+    alive = np.zeros((1, 64, 1, 1), np.float32)
+    alive[0, :33] = 1
+    made = model(
+        conv("one", "x", "a", (64, 3, 1, 1)),
+        const("Mul", "a", "y", alive, name="mask"),
+        x=(1, 3, 4, 4),
+    )
+    for seed in range(8):
+        assert {check.status for check in bnfold.verify(made, made, seed=seed).checks} == {"pass"}
+    assert 0 < counted.runs.count((("one",), True)) < 8 == counted.runs.count((("one",), False))
+
+
+def test_what_still_shows_is_not_planted_again(counted: Counted) -> None:
+    """Doubt widens the tolerance, but not as far as the errors move the output."""
+    made = model(*shown(), op("Identity", "t4", "y"), x=(1, 4, 5, 5))
+    wrong = ModelProto()
+    wrong.CopyFrom(made)
+    (weight,) = (t for t in wrong.graph.initializer if t.name == "c0.w")
+    values = numpy_helper.to_array(weight) * np.float32(1.01)
+    weight.CopyFrom(numpy_helper.from_array(values, "c0.w"))
+    same = bnfold.verify(made, made)
+    once = len(counted.runs)
+    doubted = bnfold.verify(made, wrong)
+    assert (doubted.checks[0].rounding or 0) > (same.checks[0].rounding or 0)
+    assert doubted.status == "fail"
+    assert len(counted.runs) == 2 * once == 6
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_what_a_wider_tolerance_hides_is_stale(each: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(model(*shown(), op("Identity", "t4", "y"), x=(1, 4, 5, 5)), path)
+    source = Source(path)
+    weights = find(source.proto(), tmp_path).values
+    original = Varied(source, source.structure(), weights, OnnxRuntime, UNBOUNDED)
+    inputs = next(iter(InputSource(source.proto(), 0).first()))
+    sets = {0: (inputs, original.run(inputs.feeds))}
+    sensitivity = Sensitivity(original, 0)
+    sensitivity.draw_rounding(sets)
+    power = Power(sensitivity, Tolerance(sensitivity), (), {})
+    (power.plant_each if each else power.plant)(sets)
+    least = min(planted.ratio for planted in power.told())
+    assert least > 2
+    sensitivity.rounding[0, 0] *= least / 4
+    assert not power.is_stale()
+    sensitivity.rounding[0, 0] *= 4
+    assert power.is_stale()
+    assert min(planted.ratio for planted in power.told()) < 2
