@@ -194,6 +194,9 @@ def test_an_output_that_was_seen_to_move_is_none_that_hides(counted: Counted) ->
     }
     assert all(planted.noticed for planted in result.power)
     assert len({layers for layers, _ in counted.runs}) == 3
+    first, *others = (check.power for check in result.checks if check.output == "w")
+    assert first
+    assert others == [None, None]  # not all parts were tried there
 
 
 def test_half_of_the_channels_show_what_one_does_not(counted: Counted) -> None:
