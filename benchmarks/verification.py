@@ -1,11 +1,13 @@
 """What the default verification costs, next to loading and running both models.
 
 That is to load both in onnxruntime and to run each once on every input set, on the very inputs that
-the verification draws: with onnxruntime's own options, as anyone would, and without optimizations
-and packed weights, which loads fastest and is what a reference has to do. Beside them stands what
-no verification of this kind can do without: the original, run as it is, with rounding and with
-planted errors; the folded model; and the folded model as it is deployed. All four are done in turn,
-and a ratio is the median of the ratios of the rounds::
+the verification draws. First as anyone would type it: the command, next to a script that does that
+and no more, both from the start of the process to its end. Then within one process, without what
+imports take: with onnxruntime's own options, and without optimizations and packed weights, which
+loads fastest and is what a reference has to do. Beside them stands what no verification of this
+kind can do without: the original, run as it is, with rounding and with planted errors; the folded
+model; and the folded model as it is deployed. All are done in turn, and a ratio is the median of
+the ratios of the rounds::
 
     python benchmarks/verification.py
     python benchmarks/verification.py ppocrv5 resnet --rounds 9
@@ -16,18 +18,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 from catalogue import Model, chosen
+from command import bnfold_command
 
 import bnfold
 from bnfold._verify._inputs import InputSet, InputSource
 from bnfold._verify._session import EngineError, OnnxRuntime
+
+INCONCLUSIVE = 3
+"""The exit code of a verification without a verdict."""
 
 
 def inputs(path: Path) -> list[InputSet]:
@@ -42,6 +51,37 @@ def inputs(path: Path) -> list[InputSet]:
                 found.append(proposal)
                 break
     return found
+
+
+SCRIPT = """
+import sys
+import numpy
+import onnxruntime
+
+_, *models, folder = sys.argv
+with numpy.load(folder) as sets:
+    feeds = {}
+    for key in sets:
+        number, name = key.split("/", 1)
+        feeds.setdefault(number, {})[name] = sets[key]
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+for model in models:
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    for each in feeds.values():
+        session.run(None, each)
+"""
+"""Loads two models and runs each on every set of an .npz file, and does nothing else."""
+
+
+def taken(command: list[str]) -> float:
+    """Seconds from the start of a process to its end."""
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode not in (0, INCONCLUSIVE):
+        raise RuntimeError(f"exit code {done.returncode}: {done.stderr or done.stdout}")
+    return seconds
 
 
 def plain(paths: tuple[Path, Path], sets: list[InputSet], optimized: bool) -> float:
@@ -80,23 +120,39 @@ def verified(paths: tuple[Path, Path]) -> float:
 
 
 def measure(model: Model, rounds: int) -> str:
-    """One row."""
+    """One row: the command and the script, the verification and what it is held against, each with
+    the ratio.
+    """
     with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
         with contextlib.redirect_stdout(sys.stderr):
             source = model.write(Path(folder))
         target = Path(folder) / "folded.onnx"
         bnfold.fold(source, target)
         paths, sets = (source, target), inputs(source)
+        samples = Path(folder) / "sets.npz"
+        arrays = {f"{n}/{name}": a for n, each in enumerate(sets) for name, a in each.feeds.items()}
+        np.savez(samples, allow_pickle=False, **arrays)
+        typed = [*bnfold_command(), "verify", *map(str, paths)]
+        script = [sys.executable, "-c", SCRIPT, *map(str, paths), str(samples)]
+        processes = []
+        for turn in range(rounds + 1):
+            pair = taken(script), taken(typed)
+            processes += [pair] if turn else []  # the first fills caches
         verified(paths)
-        seen = []
+        within = []
         for _ in range(rounds):
             floors = plain(paths, sets, True), plain(paths, sets, False), bare(paths, sets)
-            seen.append((*floors, verified(paths)))
-    cells = [f"{model.name:<22}{statistics.median(each[-1] for each in seen) * 1e3:>12.1f}"]
-    for floor in range(3):
-        cost = statistics.median(each[floor] for each in seen)
-        ratio = statistics.median(each[-1] / each[floor] for each in seen)
-        cells.append(f"{cost * 1e3:>12.1f}{ratio:>9.2f}")
+            within.append((*floors, verified(paths)))
+    return f"{model.name:<22}{_cells(processes)}{_cells(within)}"
+
+
+def _cells(rows: Sequence[tuple[float, ...]]) -> str:
+    """Medians in milliseconds: that of what is measured, then each floor with the ratio to it."""
+    cells = [f"{statistics.median(row[-1] for row in rows) * 1e3:>10.1f}"]
+    for floor in range(len(rows[0]) - 1):
+        cost = statistics.median(row[floor] for row in rows)
+        ratio = statistics.median(row[-1] / row[floor] for row in rows)
+        cells.append(f"{cost * 1e3:>10.1f}{ratio:>7.2f}")
     return "".join(cells)
 
 
@@ -110,8 +166,12 @@ def main() -> None:
         models = chosen(arguments.names)
     except ValueError as error:
         parser.error(str(error))
-    heads = "".join(f"{head:>12}{'ratio':>9}" for head in ("usual, ms", "least, ms", "bare, ms"))
-    print(f"{'model':<22}{'verify, ms':>12}{heads}")
+    floors = {"command": ["script"], "verify": ["usual", "least", "bare"]}
+    heads = [
+        f"{what:>10}" + "".join(f"{floor:>10}{'ratio':>7}" for floor in of)
+        for what, of in floors.items()
+    ]
+    print(f"{'model, ms':<22}{''.join(heads)}")
     for model in models:
         print(measure(model, arguments.rounds), flush=True)
 

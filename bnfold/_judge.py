@@ -11,11 +11,11 @@ from bnfold import _paths
 from bnfold._errors import UsageError
 from bnfold._onnx import _files
 from bnfold._onnx._fold import Weights, prepare
-from bnfold._onnx._rewrite import Applied
 from bnfold._result import Plan
 from bnfold._verify._settings import DEFAULT, Settings
 
 if TYPE_CHECKING:
+    from bnfold._onnx._rewrite import Applied
     from bnfold._verify._certificate import Certificate
     from bnfold._verify._inputs import InputSet
     from bnfold._verify._verdict import EndToEnd

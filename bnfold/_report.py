@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import bnfold
 from bnfold._findings import figures, foldable, located, trouble
-from bnfold._judge import Outcome, Verdict
 from bnfold._result import Fold, Kept, Plan
 
 if TYPE_CHECKING:
+    from bnfold._judge import Outcome, Verdict
     from bnfold._verify._verdict import EndToEnd
 
 SCHEMA = "bnfold.report/1"

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -31,8 +32,10 @@ from onnx import (
 from bnfold import _memory, _paths
 from bnfold._errors import UsageError
 from bnfold._onnx import _lean, _stream, _tensors
-from bnfold._onnx._edit import Relocated
-from bnfold._onnx._rewrite import Rewritten
+
+if TYPE_CHECKING:
+    from bnfold._onnx._edit import Relocated
+    from bnfold._onnx._rewrite import Rewritten
 
 _INLINE_BYTES = 1024
 

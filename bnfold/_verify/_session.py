@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx.reference import ReferenceEvaluator
 
 from bnfold import _memory
 from bnfold._onnx import _tensors
@@ -158,6 +157,8 @@ class Reference:
         """
         self._bounds = bounds
         bounds.check()
+        from onnx.reference import ReferenceEvaluator  # few models need what is slow to import
+
         try:
             if isinstance(source, Path):
                 model = onnx.load(source, load_external_data=False)

@@ -13,8 +13,8 @@ from .command import COMMAND, bnfold, environment
 HEAVY = {"numpy", "onnx", "onnxruntime", "torch", "onnx_graphsurgeon", "google", "ml_dtypes"}
 
 
-def imported(*args: str) -> set[str]:
-    """The top-level modules that a run of the command imports."""
+def modules(*args: str) -> set[str]:
+    """The modules that a run of the command imports."""
     code = "import sys; from bnfold._cli import main; main(sys.argv[1:], 'bnfold')"
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code, *args],
@@ -24,16 +24,21 @@ def imported(*args: str) -> set[str]:
         check=False,
     )
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
+    return {line.rsplit("|", 1)[1].strip() for line in lines}
+
+
+def imported(*args: str) -> set[str]:
+    """The top-level ones among them."""
+    return {name.split(".")[0] for name in modules(*args)}
 
 
 @pytest.mark.parametrize(
     "args", [["--help"], ["-h"], ["--version"], ["fold", "--help"], ["explain", "no-gain"]]
 )
 def test_help_imports_nothing_heavy(args):
-    modules = imported(*args)
-    assert {"bnfold", "click"} <= modules
-    assert not modules & HEAVY
+    found = imported(*args)
+    assert {"bnfold", "click"} <= found
+    assert not found & HEAVY
 
 
 def test_a_wrong_path_for_the_report_is_said_before_anything_heavy(tmp_path):
@@ -42,14 +47,21 @@ def test_a_wrong_path_for_the_report_is_said_before_anything_heavy(tmp_path):
 
 def test_folding_does_not_need_torch(tmp_path):
     path = examples.save(examples.foldable(), tmp_path / "m.onnx")
-    modules = imported(str(path))
-    assert {"onnx", "onnxruntime"} <= modules
-    assert not modules & {"torch", "onnx_graphsurgeon"}
+    found = imported(str(path))
+    assert {"onnx", "onnxruntime"} <= found
+    assert not found & {"torch", "onnx_graphsurgeon"}
 
 
 def test_the_runtime_is_not_imported_for_nothing(tmp_path):
     path = examples.save(examples.settled(), tmp_path / "m.onnx")
     assert "onnxruntime" not in imported(str(path))
+
+
+def test_a_comparison_does_not_import_what_folds(tmp_path):
+    path = str(examples.save(examples.foldable(), tmp_path / "m.onnx"))
+    found = modules("verify", path, path)
+    assert "bnfold._verify._comparison" in found
+    assert not found & {"bnfold._plan._planner", "bnfold._merge._merger", "onnx.reference"}
 
 
 def test_the_package_itself_imports_nothing():
