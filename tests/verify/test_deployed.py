@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,6 +15,8 @@ from bnfold._verify._providers import PROVIDERS, Provider
 
 from ..cli.command import bnfold as command
 from ..graphs import bn, const, conv, feeds, model, op, positive, rand
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits.onnx"
 
 
 def gap(made: ModelProto) -> float:
@@ -158,11 +162,14 @@ def test_the_command_says_what_to_install(tmp_path):
 
 
 @pytest.mark.gpu
-def test_on_cuda():
+@pytest.mark.parametrize("made", [small(), onnx.load(DIGITS)], ids=["small", "digits"])
+def test_on_cuda(made):
     if not PROVIDERS["cuda"].is_there:
         pytest.skip("this onnxruntime has no CUDAExecutionProvider")
-    made = small()
     result = bnfold.verify(made, bnfold.fold(made), providers=["cuda"])
     if "is not active" in result.providers[0].note:
         pytest.skip(result.providers[0].note)
     assert (result.status, result.providers[0].note) == ("pass", "")
+    assert [check.to_dict() for check in result.checks] == [
+        check.to_dict() for check in bnfold.verify(made, bnfold.fold(made)).checks
+    ]
