@@ -30,7 +30,6 @@ Array = Any
 Piece = NodeProto | tuple[NodeProto, dict[str, Any]]
 
 NEWEST = onnx.defs.onnx_opset_version()
-NEWEST_RUNNABLE = 26  # what the tested onnxruntime loads
 FLOAT, DOUBLE, HALF, BF16 = (
     TensorProto.FLOAT,
     TensorProto.DOUBLE,

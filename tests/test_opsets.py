@@ -9,7 +9,6 @@ import bnfold
 
 from .graphs import (
     NEWEST,
-    NEWEST_RUNNABLE,
     bn,
     codes,
     const,
@@ -23,6 +22,7 @@ from .graphs import (
     rand,
     stays,
 )
+from .runtimes import newest_opset
 
 CONV = ("conv", "x", "c", (4, 3, 3, 3))
 OPSETS = range(7, NEWEST + 1)
@@ -31,7 +31,7 @@ OPSETS = range(7, NEWEST + 1)
 @pytest.mark.parametrize("opset", OPSETS)
 def test_conv_batchnorm(opset):
     m = model(conv(*CONV), bn("bn", "c", "y", 4), opset=opset)
-    folds(m, runtime=opset <= NEWEST_RUNNABLE, Conv=1)
+    folds(m, runtime=opset <= newest_opset(), Conv=1)
 
 
 @pytest.mark.parametrize("opset", OPSETS)
@@ -43,7 +43,7 @@ def test_conv_dropout_mul_add(opset):
         const("Add", "e", "y", rand(1)),
         opset=opset,
     )
-    after = fold(m, runtime=opset <= NEWEST_RUNNABLE)
+    after = fold(m, runtime=opset <= newest_opset())
     assert not {"Mul", "Add"} & set(counts(after))
 
 
@@ -61,7 +61,7 @@ def test_conv_transpose_and_gemm(opset):
     )
     folds(
         m,
-        runtime=opset <= NEWEST_RUNNABLE,
+        runtime=opset <= newest_opset(),
         ConvTranspose=1,
         GlobalAveragePool=1,
         Flatten=1,

@@ -220,8 +220,19 @@ def _engine_error(error: Exception) -> EngineError:
         raise Exhausted("out of memory") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
-    first = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", first)
-    return EngineError(first, missing_kernel="NOT_IMPLEMENTED" in text)
+    first = _PLACE.sub("", re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", first))
+    newer = f"than {OnnxRuntime.runtime} knows; a newer one may run it"
+    if found := _NEWER_FORMAT.search(first):
+        first = f"its IR version {found[1]} is later {newer}"
+    elif found := _NEWER_OPSET.search(first):
+        first = f"opset {found[1]} of {found[2]} is later {newer}"
+    return EngineError(first, missing_kernel=found is not None or "NOT_IMPLEMENTED" in text)
+
+
+_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*\((?:[^()]|\([^()]*\))*\)(?: const)? ")
+"""Where in its source onnxruntime gave up, which says nothing to whoever uses it."""
+_NEWER_FORMAT = re.compile(r"Unsupported model IR version: (\d+)")
+_NEWER_OPSET = re.compile(r"Opset (\d+) is under development.* for domain (\S+) is till")
 
 
 def _port(argument: Any) -> Port:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from ..graphs import codes, op, overridable
+from ..runtimes import counts_what_is_past_the_end
 from .nets import (
     EVERY,
     MAPS,
@@ -24,13 +27,21 @@ from .nets import (
 
 
 class Law(NamedTuple):
-    """An operator, the maps that pass it backward and forward, and the opset it is written for."""
+    """An operator, the maps that pass it backward and forward, the opset it is written for, and
+    whether the installed onnxruntime computes it wrongly.
+    """
 
     middle: Middle
     back: frozenset[str]
     forth: frozenset[str]
     opset: int = 18
     x: Any = (2, 4, 4, 4)
+    miscomputed: Callable[[], bool] = bool
+
+    def needs_a_right_runtime(self) -> None:
+        """Skip the test that asks where there is nothing to compare with."""
+        if self.miscomputed():
+            pytest.skip(f"onnxruntime {onnxruntime.__version__} computes it wrongly")
 
 
 def one(kind: str, **attrs: Any) -> Middle:
@@ -132,6 +143,7 @@ LAWS = {
         one("AveragePool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1, count_include_pad=1),
         SUMS,
         SUMS,
+        miscomputed=counts_what_is_past_the_end,
     ),
     "GlobalAveragePool": Law(one("GlobalAveragePool"), EVERY, EVERY),
     "ReduceMean": Law(with_inputs("ReduceMean", SPATIAL), EVERY, EVERY),
@@ -202,6 +214,7 @@ CASES = [
 
 @pytest.mark.parametrize("law, direction, kind", CASES)
 def test_a_map_passes_where_its_law_says_so_and_stays_elsewhere(law, direction, kind):
+    law.needs_a_right_runtime()
     build = behind if direction == "back" else ahead
     made = build(law.middle, kind, law.x, opset=law.opset)
     if kind in (law.back if direction == "back" else law.forth):
@@ -212,6 +225,7 @@ def test_a_map_passes_where_its_law_says_so_and_stays_elsewhere(law, direction, 
 
 @pytest.mark.parametrize("law", list(LAWS.values()), ids=list(LAWS))
 def test_a_norm_of_mixed_signs_is_carried_as_far_as_it_goes(law):
+    law.needs_a_right_runtime()
     for build in (behind, ahead):
         whole = "norm" in (law.back if build is behind else law.forth)
         made = build(law.middle, "norm", law.x, opset=law.opset)

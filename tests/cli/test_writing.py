@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +21,13 @@ from . import examples
 from .command import PLANTED, bnfold, refused, start, tree, wait_for
 
 
-def temporary_files() -> set[str]:
-    """What a run may have left in the system's folder for temporary files."""
-    return {name for name in os.listdir(tempfile.gettempdir()) if "bnfold-" in name}
-
-
-def test_without_an_output_nothing_is_written(external, tmp_path):
-    before, elsewhere = tree(tmp_path), temporary_files()
-    run = bnfold(external, cwd=tmp_path)
+def test_without_an_output_nothing_is_written(external, tmp_path, tmp_path_factory):
+    before, temporary = tree(tmp_path), tmp_path_factory.mktemp("temporary")
+    run = bnfold(external, cwd=tmp_path, env={"TMPDIR": str(temporary)})
     assert run.code == 0
     assert "wrote" not in run.out
     assert tree(tmp_path) == before
-    assert temporary_files() <= elsewhere
+    assert not list(temporary.glob("*bnfold*"))
 
 
 def test_the_output_is_the_only_new_file(model, tmp_path):

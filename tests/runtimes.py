@@ -1,0 +1,53 @@
+"""What the installed onnxruntime cannot do, or does wrongly: seen by running it, since what can be
+installed differs between versions of Python.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from onnx import helper
+
+from . import graphs
+
+
+def _computes(made: graphs.ModelProto, x: graphs.Array, y: graphs.Array) -> bool:
+    return bool(np.array_equal(graphs.run(made, {"x": x.astype(np.float32)})[0], y))
+
+
+@cache
+def newest_opset() -> int:
+    """The newest opset that it loads."""
+    for opset in range(graphs.NEWEST, 0, -1):
+        made = graphs.model(graphs.op("Relu", "x", "y"), x=(1,), opset=opset)
+        try:
+            graphs.run(made, {"x": np.ones(1, np.float32)})
+        except Exception:  # What it raises has no common base of its own.
+            continue
+        return opset
+    raise AssertionError("it loads no opset at all")
+
+
+@cache
+def counts_what_is_past_the_end() -> bool:
+    """Whether an AveragePool that counts padding divides by taps past it, too, as 1.23 does: with
+    ceil_mode, the last window may reach further than the padding (ONNX AveragePool).
+    """
+    attrs = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}
+    made = graphs.model(graphs.op("AveragePool", "x", "y", **attrs), x=(1, 1, 4, 4), opset=18)
+    return not _computes(made, np.ones((1, 1, 4, 4)), np.ones((1, 1, 2, 2)))
+
+
+@cache
+def mixes_overloads() -> bool:
+    """Whether it takes overloads of a local function for one, as 1.23 does (ONNX IR version 10)."""
+    functions = []
+    for kind in ("Neg", "Relu"):
+        body, imports = [graphs.op(kind, "x", "y")], [helper.make_opsetid("", 17)]
+        made = helper.make_function("my", "F", ["x"], ["y"], body, imports, overload=kind)
+        functions.append(made)
+    calls = [graphs.op("F", "x", "h", domain="my", overload="Neg")]
+    calls += [graphs.op("F", "h", "y", domain="my", overload="Relu")]
+    made = graphs.model(*calls, x=(1,), functions=functions, domains={"my": 1}, ir=10)
+    return not _computes(made, np.ones(1), np.zeros(1))
