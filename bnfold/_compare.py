@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+
+import onnx
 
 from bnfold._onnx import _files
 from bnfold._verify._end_to_end import compare
 from bnfold._verify._inputs import InputSet
+from bnfold._verify._nodes import reached
 from bnfold._verify._settings import Settings
 from bnfold._verify._source import Parsed, Source
 from bnfold._verify._verdict import EndToEnd
-from bnfold._verify._weights import find
+from bnfold._verify._weights import Weights, find
 
 
 def files(
@@ -31,14 +34,24 @@ def files(
     ours, left_parsed = _files.external_files(model), Parsed(model)
     with _files.understood(model, original):
         weights = find(model, original.parent)
+        touched = _judged(model, weights)
     del model, other
     with _files.runnable(original, ours) as left, _files.runnable(folded, theirs) as right:
         return compare(
             Source(left, parsed=left_parsed),
             Source(right, parsed=right_parsed),
             parameters=weights.values,
-            touched=weights.layers,
+            touched=touched,
             inputs=inputs,
             settings=settings,
             progress=progress,
         )
+
+
+def _judged(model: onnx.ModelProto, weights: Weights) -> Collection[str]:
+    """The weights in which errors have to show: those of layers, where these reach all outputs that
+    any weight does; else all.
+    """
+    outputs = {value.name for value in model.graph.output}
+    left = outputs & reached(model.graph, weights.values.keys())
+    return weights.layers if left <= reached(model.graph, weights.layers) else weights.values.keys()

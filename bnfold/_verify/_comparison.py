@@ -150,7 +150,9 @@ class Comparison:
         if sensitivity is not None and not self._settle_doubt(sensitivity):
             sensitivity = None
         wider = 1.0 if self._thorough else ROUGH
-        self.tolerance = Tolerance(sensitivity, self.settings.fixed, wider)
+        widths = [each.dtype.itemsize for each in self.pair.weights.values() if each is not None]
+        width = min(widths, default=8)
+        self.tolerance = Tolerance(sensitivity, self.settings.fixed, wider, width)
         return [
             self._check(reach, index, trial, output)
             for index, trial in enumerate(self.trials)
@@ -232,7 +234,7 @@ class Comparison:
             if seen.status == "fail":
                 note = f"ahead of its {function} the two differ by {seen.difference:.2e}, and "
                 note += f"{seen.tolerance:.2e} is allowed there"
-                return replace(check, status="inconclusive", note=note)
+                return replace(check, status="inconclusive", note=note, contested=True)
         return check
 
     def _drawing(self, model: onnx.ModelProto) -> InputSource | UndrawableError:
@@ -319,7 +321,7 @@ class Comparison:
         for port, other in zip(left, right, strict=True):
             if port.type != other.type:
                 raise Settled("fail", f"{what} {port.name} is {port.type} and {other.type}")
-            if what == "input" and port.shape != other.shape:
+            if what == "input" and _sizes(port) != _sizes(other):
                 raise Settled(
                     "fail", f"{what} {port.name} is {list(port.shape)} and {list(other.shape)}"
                 )
@@ -398,7 +400,7 @@ class Comparison:
         if reason := mismatch(left, right):
             status: Status = "inconclusive" if jumps else "fail"
             note = f"{reason}, as rounding alone causes" if jumps else reason
-            return OutputCheck(name, label, status, note=note)
+            return OutputCheck(name, label, status, note=note, contested=True)
         if left.size == 0:
             return OutputCheck(name, label, "inconclusive", note="empty")
         if is_float(left) and not np.isfinite(left).any():
@@ -411,7 +413,8 @@ class Comparison:
         sensitivity, power = self.tolerance.sensitivity, self.power
         rounding = sensitivity.rounding.get(at) if sensitivity else None
         moved = power.least.get(at) if power else None
-        return OutputCheck(name, label, status, *found, rounding, moved, note)
+        contested = found.ratio > 1.0
+        return OutputCheck(name, label, status, *found, rounding, moved, note, contested)
 
     def _seen(
         self, at: tuple[int, int], left: Array, found: Measured, reached: bool
@@ -423,11 +426,16 @@ class Comparison:
         if not reached:
             status: Status = "inconclusive" if found.difference else "pass"
             return status, "no folded layer reaches this output"
-        if at not in self.power.least or self.power.noticed(at):
+        if self.power.noticed(at):
             return "pass", ""
         if self.settings.fixed is not None:
             return "pass", "within what was asked for, as an error of 1 % in some layers would be"
         return "inconclusive", _BLIND
+
+
+def _sizes(port: Port) -> list[int | None]:
+    """The sizes that are known: what a free one is called does not matter."""
+    return [size if isinstance(size, int) else None for size in port.shape]
 
 
 def _parsed(source: Source, what: str, verdict: Status) -> onnx.ModelProto:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from bnfold._verify._noise import Array
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def mismatch(left: Any, right: Any) -> str:
@@ -67,7 +70,7 @@ def magnitude(array: Array) -> float:
 
 def is_float(array: Array) -> bool:
     """Tell whether an output is judged by a tolerance; all others must be equal."""
-    return bool(array.dtype.kind == "f")
+    return bool(array.dtype.kind == "f" or array.dtype == _BFLOAT16)
 
 
 def _apart(left: Array, right: Array) -> Array:

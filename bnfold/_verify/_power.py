@@ -78,6 +78,7 @@ class Power:
         self._sets: Sets = {}
         self._found: list[_Found] = []
         self._said: list[bool] = []
+        self._shown: set[int] = set()
         self.least: dict[_At, float] = {}
 
     def plant(self, sets: Sets) -> None:
@@ -98,6 +99,7 @@ class Power:
             blind &= hidden.keys()
             if not self._left(blind, ()):
                 break
+        self._shown = {output for found in self._found for output in found.reach} - blind
         for found in self._found:
             if not found.steps:  # every set was left before it
                 self._moved(found, next(iter(sets)))
@@ -123,8 +125,10 @@ class Power:
         return self._noticed() != self._said
 
     def noticed(self, at: _At) -> bool:
-        """Whether the errors of every part that reaches an output show in it."""
-        return self._shows(at, self.least[at])
+        """Whether the errors of every part that reaches an output show in it: on this input set or,
+        where not all were planted on it, on another.
+        """
+        return self._shows(at, self.least[at]) if at in self.least else at[1] in self._shown
 
     def told(self) -> tuple[Planted, ...]:
         """Part by part, how far its error moved some output, in units of the tolerance."""

@@ -87,7 +87,7 @@ class Sensitivity:
                 weight = max(varied, key=lambda name: self._original.weights[name].ndim)
                 axis = _channel_axis(node, weight, self._original.weights[weight].shape)
                 found.append(Layer(label(node), weight, axis))
-                left.difference_update(taken)
+                left.discard(weight)
         return found
 
     def reach(self, layers: Collection[Layer]) -> set[int]:

@@ -77,12 +77,14 @@ class Fixed:
 @dataclass(frozen=True)
 class Tolerance:
     """What is known of how far outputs may be off. ``sensitivity`` is None where weights could not
-    be moved; ``wider`` is for tensors that few draws were made for.
+    be moved; ``wider`` is for tensors that few draws were made for; ``width`` is that of the
+    narrowest weight, in bytes.
     """
 
     sensitivity: Sensitivity | None
     fixed: Fixed | None = None
     wider: float = 1.0
+    width: int = 8
     _largest: dict[tuple[int, int], tuple[Array, float]] = field(default_factory=dict, repr=False)
 
     def allowed(self, at: tuple[int, int], expected: Array) -> float:
@@ -95,7 +97,7 @@ class Tolerance:
         if self.fixed is not None:
             return self.fixed.atol + self.fixed.rtol * largest
         if self.sensitivity is None:
-            return FALLBACK[expected.dtype.itemsize] * largest * self.wider
+            return FALLBACK[min(self.width, expected.dtype.itemsize)] * largest * self.wider
         floor = FLOOR * float(np.spacing(expected.dtype.type(largest)))
         return FACTOR * max(self.sensitivity.rounding.get(at, 0.0), floor) * self.wider
 

@@ -30,6 +30,8 @@ class OutputCheck:
             (10 % in float16), in that part of the graph where it shows least; None where another
             input set has shown it already.
         note: why, where the figures do not say it.
+        contested: whether the two were seen to differ here, which something else may explain: what
+            another input set shows does not settle that.
     """
 
     output: str
@@ -41,6 +43,7 @@ class OutputCheck:
     rounding: float | None = None
     power: float | None = None
     note: str = ""
+    contested: bool = False
 
     @property
     def was_drawn(self) -> bool:
@@ -49,7 +52,9 @@ class OutputCheck:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that are valid JSON."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        told = {key: _plain(value) for key, value in asdict(self).items()}
+        del told["contested"]  # the note says so
+        return told
 
 
 @dataclass(frozen=True)
@@ -158,9 +163,13 @@ class EndToEnd:
 
 
 def overall(checks: Collection[OutputCheck]) -> Status:
-    """Combine the verdicts of all outputs on all input sets into one."""
+    """Combine the verdicts of all outputs on all input sets into one. An output passes that does on
+    one of them and is contested on none.
+    """
     if any(check.status == "fail" for check in checks):
         return "fail"
+    if any(check.status == "inconclusive" and check.contested for check in checks):
+        return "inconclusive"
     outputs = {check.output for check in checks}
     seen = {check.output for check in checks if check.status == "pass"}
     return "pass" if outputs and seen == outputs else "inconclusive"
