@@ -411,8 +411,8 @@ class Comparison:
         else:
             status, note = self._seen(at, left, found, name in reach)
         sensitivity, power = self.tolerance.sensitivity, self.power
-        rounding = sensitivity.rounding.get(at) if sensitivity else None
-        moved = power.least.get(at) if power else None
+        rounding = _largest(sensitivity.rounding.get(at) if sensitivity else None)
+        moved = _largest(power.least.get(at) if power else None)
         contested = found.ratio > 1.0
         return OutputCheck(name, label, status, *found, rounding, moved, note, contested)
 
@@ -431,6 +431,10 @@ class Comparison:
         if self.settings.fixed is not None:
             return "pass", "within what was asked for, as an error of 1 % in some layers would be"
         return "inconclusive", _BLIND
+
+
+def _largest(movements: Array | None) -> float | None:
+    return None if movements is None else float(movements.max())
 
 
 def _sizes(port: Port) -> list[int | None]:

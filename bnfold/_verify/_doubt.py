@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from bnfold._verify._comparison import UNSETTLED, Comparison, Settled, Trial
-from bnfold._verify._difference import distance, is_float, mismatch
+from bnfold._verify._difference import distance, gaps, is_float, mismatch
+from bnfold._verify._noise import Array
 from bnfold._verify._session import EngineError
 from bnfold._verify._source import Source, Tap
 from bnfold._verify._ties import Choice, choices, tied
@@ -73,10 +74,14 @@ def _with_truth(
         return check
     ours, theirs = (distance(truth, side) for side in sides)
     note = f"next to float64 the original is off by {ours:.2e}, the folded model by {theirs:.2e}"
-    allowed = comparison.tolerance.allowed(at, left)
-    if theirs > allowed:
+    tolerance = comparison.tolerance
+
+    def ratio(side: Array) -> float:
+        return tolerance.held(at, left, gaps(truth, side)).ratio
+
+    if (off := ratio(sides[1])) > 1.0:
         agree = bool(made) and not mismatch(truth, made[at[1]])
-        if not agree or distance(truth, made[at[1]]) > allowed or theirs > ARITHMETIC * allowed:
+        if not agree or ratio(made[at[1]]) > 1.0 or off > ARITHMETIC:
             return replace(check, note=note)
         blame = "in float64 the two agree: "
     else:

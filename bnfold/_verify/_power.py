@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bnfold._verify._inputs import InputSet
+from bnfold._verify._noise import Array
 from bnfold._verify._sensitivity import Layer, Sensitivity
-from bnfold._verify._tolerance import Tolerance
+from bnfold._verify._tolerance import Tolerance, over
 from bnfold._verify._verdict import Planted
 
 Sets: TypeAlias = Mapping[int, tuple[InputSet, Sequence[Any]]]
@@ -43,15 +44,16 @@ class _Found:
 
     layers: Sequence[Layer]
     reach: Collection[int] = ()
-    steps: dict[_At, float] = field(default_factory=dict)
+    steps: dict[_At, Array] = field(default_factory=dict)
 
 
 class Power:
     """What planted errors showed.
 
     Attributes:
-        least: per input set and output, the smallest movement by any part that reaches the output;
-            0 where none does. An output that an earlier set has shown need not be in it.
+        least: per input set and output, the smallest movement by any part that reaches the output,
+            in each piece of it that is judged apart; 0 where none does. An output that an earlier
+            set has shown need not be in it.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Power:
         self._found: list[_Found] = []
         self._said: list[bool] = []
         self._shown: set[int] = set()
-        self.least: dict[_At, float] = {}
+        self.least: dict[_At, Array] = {}
 
     def plant(self, sets: Sets) -> None:
         """Plant errors, on one input set after the other, until every output has been seen to move.
@@ -143,7 +145,7 @@ class Power:
         them, with the number of that part.
         """
         outputs, hidden, seen = range(len(self._sets[index][1])), dict[int, int](), set[int]()
-        self.least.update({(index, output): 0.0 for output in outputs})
+        self.least.update({(index, output): np.zeros(1) for output in outputs})
         for part in order:
             if not self._left(blind, hidden):
                 for output in hidden.keys() ^ outputs:
@@ -153,7 +155,8 @@ class Power:
             moved = self._moved(found, index)
             for output in found.reach:
                 at, step = (index, output), moved[output]
-                self.least[at] = min(step, self.least[at]) if output in seen else step
+                if output not in seen or self._over(at, step) < self._over(at, self.least[at]):
+                    self.least[at] = step
                 seen.add(output)
                 if not self._shows(at, step):
                     hidden[output] = part
@@ -167,7 +170,7 @@ class Power:
         pairs = [{n, self._stand_ins.get(n, n)} for n in own]
         return any(pair.issubset(blind) and not pair.issubset(hidden) for pair in pairs)
 
-    def _moved(self, found: _Found, index: int) -> Sequence[float]:
+    def _moved(self, found: _Found, index: int) -> Sequence[Array]:
         """How far errors in some layers move each output of a set at most: in one channel of each,
         and in half of them if not all outputs in reach, or their stand-ins, show that.
         """
@@ -175,14 +178,14 @@ class Power:
         showing = {n for n in found.reach if self._shows((index, n), moved[n])}
         if all(not showing.isdisjoint((n, self._stand_ins.get(n, n))) for n in found.reach):
             return moved
-        return [max(pair) for pair in zip(moved, self._run(found, index, half=True), strict=True)]
+        return list(map(np.maximum, moved, self._run(found, index, half=True)))
 
-    def _run(self, found: _Found, index: int, half: bool = False) -> list[float]:
+    def _run(self, found: _Found, index: int, half: bool = False) -> list[Array]:
         """How far errors in some layers move each output of a set, which is kept too."""
-        moved = self._sensitivity.plant(found.layers, *self._sets[index], half=half)
+        moved = self._sensitivity.plant(found.layers, index, *self._sets[index], half=half)
         for output, step in enumerate(moved):
             at = index, output
-            found.steps[at] = max(step, found.steps.get(at, 0.0))
+            found.steps[at] = np.maximum(step, found.steps.get(at, 0.0))
         return moved
 
     def _noticed(self) -> list[bool]:
@@ -192,14 +195,13 @@ class Power:
     def _ratio(self, found: _Found) -> float:
         return max((self._over(at, step) for at, step in found.steps.items()), default=0.0)
 
-    def _shows(self, at: _At, step: float) -> bool:
+    def _shows(self, at: _At, step: Array) -> bool:
         return self._over(at, step) > MARGIN
 
-    def _over(self, at: _At, step: float) -> float:
+    def _over(self, at: _At, step: Array) -> float:
         """A movement of an output in units of the tolerance."""
         index, output = at
         left = self._sets[index][1][output]
         if not isinstance(left, np.ndarray):
             return 0.0
-        allowed = self._tolerance.allowed(at, left)
-        return step / allowed if allowed else (np.inf if step else 0.0)
+        return float(over(step, self._tolerance.allowances(at, left)).max())

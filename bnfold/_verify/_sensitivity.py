@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 
 from bnfold._onnx._scopes import label
-from bnfold._verify._difference import is_float, step
+from bnfold._verify._difference import gaps, is_float, mismatch, step
+from bnfold._verify._grain import Grain
 from bnfold._verify._inputs import InputSet
 from bnfold._verify._nodes import Flow
-from bnfold._verify._noise import Noise
+from bnfold._verify._noise import Array, Noise
 from bnfold._verify._session import EngineError
 from bnfold._verify._varied import Varied
 
@@ -35,8 +36,9 @@ class Sensitivity:
     """What was seen when the weights of the original were moved.
 
     Attributes:
-        rounding: per input set and output, the largest movement when every weight moves by at
-            most one unit in the last place.
+        grains: per input set and output, the parts of it that are judged apart.
+        rounding: the largest movement in each of those when every weight moves by at most one unit
+            in the last place.
         jumps: whether rounding alone changes the output's shape, its NaN or its integers.
     """
 
@@ -51,7 +53,8 @@ class Sensitivity:
         self._original = original
         self._flow = Flow(original.graph)
         self._noise = Noise(original.weights, np.random.default_rng([seed, 2]))
-        self.rounding: dict[tuple[int, int], float] = {}
+        self.grains: dict[tuple[int, int], Grain] = {}
+        self.rounding: dict[tuple[int, int], Array] = {}
         self.jumps: dict[tuple[int, int], bool] = {}
 
     def draw_rounding(self, sets: Mapping[int, tuple[InputSet, Sequence[Any]]]) -> None:
@@ -64,12 +67,13 @@ class Sensitivity:
         for index, (inputs, expected) in sets.items():
             moved = self._original.run(inputs.feeds, weights)
             for output, (left, right) in enumerate(zip(expected, moved, strict=True)):
-                at, moved_by = (index, output), step(left, right)
+                at = index, output
+                moved_by = self._movement(at, left, right)
                 if moved_by is None:
                     self.jumps[at] = True
                     continue
-                self.rounding[at] = max(moved_by, self.rounding.get(at, 0.0))
-                if moved_by and not is_float(left):
+                self.rounding[at] = np.maximum(moved_by, self.rounding.get(at, 0.0))
+                if not is_float(left) and moved_by.any():
                     self.jumps[at] = True
 
     def layers(self, touched: Collection[str]) -> list[Layer]:
@@ -99,20 +103,33 @@ class Sensitivity:
     def plant(
         self,
         layers: Collection[Layer],
+        index: int,
         inputs: InputSet,
         expected: Sequence[Any],
         half: bool = False,
-    ) -> list[float]:
-        """How far each output moves when one channel, or half of them, of each of some layers is
-        wrong by 1 % (10 % in float16); infinite where outputs cannot be subtracted.
+    ) -> list[Array]:
+        """How far each part of each output moves on an input set when one channel, or half of them,
+        of each of some layers is wrong by 1 % (10 % in float16); infinite where outputs cannot be
+        subtracted.
 
         Raises:
             EngineError: the model does not run with its weights fed.
         """
         wrong = self._noise.mistake({layer.weight: layer.axis for layer in layers}, half)
         moved = self._original.run(inputs.feeds, wrong)
-        steps = [step(left, right) for left, right in zip(expected, moved, strict=True)]
-        return [np.inf if moved_by is None else moved_by for moved_by in steps]
+        pairs = enumerate(zip(expected, moved, strict=True))
+        found = (self._movement((index, n), left, right) for n, (left, right) in pairs)
+        return [np.full(1, np.inf) if moved_by is None else moved_by for moved_by in found]
+
+    def _movement(self, at: tuple[int, int], left: Any, right: Any) -> Array | None:
+        """The largest difference in each part of an output, None where there is a mismatch."""
+        grain = self.grains.get(at)
+        if grain is None and isinstance(left, np.ndarray):
+            grain = self.grains[at] = Grain.of(left)
+        if grain is None or grain.groups is None:
+            whole = step(left, right)
+            return None if whole is None else np.array([whole])
+        return None if mismatch(left, right) else grain.peaks(gaps(left, right))
 
 
 def _channel_axis(node: onnx.NodeProto, weight: str, shape: tuple[int, ...]) -> int:

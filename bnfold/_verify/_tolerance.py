@@ -2,7 +2,8 @@
 
 The tolerance is measured on the original: P is the largest change of an output over a few draws in
 which every weight moves by at most one unit in the last place. A right fold rounds each new weight
-once, so it moves the output by about that much; ``tolerance = FACTOR · max(P, floor)``.
+once, so it moves the output by about that much; ``tolerance = FACTOR · max(P, floor)``. Where the
+values of an output are of very different sizes, each size has a P and a tolerance (`_grain`).
 
 One draw can underrate P, most of all where weights are few, so a difference is held against
 eighteen more before it counts as a failure; more draws only ever widen the tolerance. On 5,000
@@ -91,15 +92,22 @@ class Tolerance:
         """The largest difference that is allowed anywhere in an output, given by the numbers of
         input set and output; 0 for integers and booleans.
         """
+        return float(self.allowances(at, expected).max())
+
+    def allowances(self, at: tuple[int, int], expected: Array) -> Array:
+        """The largest difference that is allowed in each part of an output that is judged apart."""
         if not is_float(expected):
-            return 0.0
-        largest = self._magnitude(at, expected)
+            return np.zeros(1)
         if self.fixed is not None:
-            return self.fixed.atol + self.fixed.rtol * largest
+            return np.array([self.fixed.atol + self.fixed.rtol * self._magnitude(at, expected)])
         if self.sensitivity is None:
-            return FALLBACK[min(self.width, expected.dtype.itemsize)] * largest * self.wider
-        floor = FLOOR * float(np.spacing(expected.dtype.type(largest)))
-        return FACTOR * max(self.sensitivity.rounding.get(at, 0.0), floor) * self.wider
+            part = FALLBACK[min(self.width, expected.dtype.itemsize)]
+            return np.array([part * self._magnitude(at, expected) * self.wider])
+        grain = self.sensitivity.grains.get(at)
+        sizes = np.array([self._magnitude(at, expected)]) if grain is None else grain.sizes
+        floors = FLOOR * np.spacing(sizes.astype(expected.dtype)).astype(np.float64)
+        noise: Array = np.maximum(self.sensitivity.rounding.get(at, 0.0), floors)
+        return FACTOR * self.wider * noise
 
     def _magnitude(self, at: tuple[int, int], expected: Array) -> float:
         """The largest value of an output, looked for once."""
@@ -110,19 +118,23 @@ class Tolerance:
 
     def measure(self, at: tuple[int, int], expected: Array, found: Array) -> Measured:
         """Hold two outputs without a mismatch against the tolerance."""
-        if self.fixed is None or not is_float(expected):
-            difference, allowed = distance(expected, found), self.allowed(at, expected)
-            return Measured(difference, allowed, _over(difference, allowed))
-        apart = gaps(expected, found)
-        sizes = np.where(np.isfinite(expected), np.abs(expected.astype(apart.dtype)), 0.0)
-        allowances = self.fixed.atol + self.fixed.rtol * sizes
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = np.where(apart > 0, apart / allowances, 0.0)
-        worst = int(np.argmax(ratios)) if ratios.size else None
-        if worst is None:
-            return Measured(0.0, self.fixed.atol, 0.0)
-        parts = (apart.flat[worst], allowances.flat[worst], ratios.flat[worst])
-        return Measured(*(float(part) for part in parts))
+        if not is_float(expected):
+            return _worst(np.array([distance(expected, found)]), np.zeros(1))
+        return self.held(at, expected, gaps(expected, found))
+
+    def held(self, at: tuple[int, int], expected: Array, apart: Array) -> Measured:
+        """Hold differences, which may be those of another pair, against the tolerance of an
+        output in floats.
+        """
+        if self.fixed is not None:
+            sizes = np.where(np.isfinite(expected), np.abs(expected.astype(apart.dtype)), 0.0)
+            allowances = self.fixed.atol + self.fixed.rtol * sizes
+            if not apart.size:
+                return Measured(0.0, self.fixed.atol, 0.0)
+            return _worst(apart.reshape(-1), allowances.reshape(-1))
+        grain = self.sensitivity.grains.get(at) if self.sensitivity is not None else None
+        peaks = np.array([apart.max(initial=0.0)]) if grain is None else grain.peaks(apart)
+        return _worst(peaks, self.allowances(at, expected))
 
     def jumps(self, at: tuple[int, int]) -> bool:
         """Whether rounding alone changes an output's shape, its NaN or its integers."""
@@ -142,7 +154,15 @@ def is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _over(difference: float, allowed: float) -> float:
-    if allowed:
-        return difference / allowed
-    return math.inf if difference else 0.0
+def over(differences: Array, allowances: Array) -> Array:
+    """Differences in units of what is allowed; infinite where nothing is."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(differences > 0, differences / allowances, 0.0)
+
+
+def _worst(differences: Array, allowances: Array) -> Measured:
+    ratios = over(differences, allowances)
+    worst = int(np.argmax(ratios))
+    if not ratios[worst]:  # nothing differs: the usual tolerance is that of the largest values
+        return Measured(0.0, float(allowances.max()), 0.0)
+    return Measured(float(differences[worst]), float(allowances[worst]), float(ratios[worst]))
