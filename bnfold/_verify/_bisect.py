@@ -8,7 +8,8 @@ original's. What lies between is at fault.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +24,17 @@ from bnfold._verify._verdict import Divergence, OutputCheck
 
 # Tensors compared in one go: all of their values are held at once.
 _AT_ONCE = 128
-# Of the largest value: how far a tensor may be from one of another name to count as the same.
+# Of the largest value: how far a tensor may be from one of another name to be compared with it.
 _ALIKE = 1e-4
-Judge = Callable[[Sequence[str]], list[OutputCheck]]
+Judge = Callable[[Mapping[str, str]], list[OutputCheck]]
 Values = Callable[[Sequence[str]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Instruments:
-    """How a bisection looks into the models: ``judge`` compares tensors that both have by name;
-    ``original`` and ``folded`` give the values of tensors on one input set.
+    """How a bisection looks into the models: ``judge`` compares tensors of the folded model with
+    those of the original that they are mapped to, under the names of the former; ``original`` and
+    ``folded`` give the values of tensors on one input set.
     """
 
     judge: Judge
@@ -57,7 +59,7 @@ def locate(
     agreeing: set[str] = set()
     found: OutputCheck | None = None
     for start in range(0, len(common), _AT_ONCE):
-        seen = instruments.judge(common[start : start + _AT_ONCE])
+        seen = instruments.judge({name: name for name in common[start : start + _AT_ONCE]})
         found = _first_wrong(seen, common)
         wrong = {check.output for check in seen if check.status == "fail"}
         agreeing |= {check.output for check in seen} - wrong
@@ -70,7 +72,9 @@ def locate(
     unknown = [name for node in between for name in node.output if name and name != found.output]
     if unknown:
         before = [name for name in ours.computed() if name not in agreeing]
-        agreeing |= _alike(instruments, before, unknown)
+        alike = _alike(instruments, before, unknown)
+        seen = instruments.judge(alike) if alike else []
+        agreeing |= {check.output for check in seen if check.status != "fail"}
         between, ends = theirs.back(found.output, agreeing)
     return Divergence(
         tensor=found.output,
@@ -133,22 +137,30 @@ def _first_wrong(checks: Sequence[OutputCheck], order: Sequence[str]) -> OutputC
     return min(wrong, key=lambda check: places.get(check.output, len(places)), default=None)
 
 
-def _alike(instruments: Instruments, before: Sequence[str], unknown: Sequence[str]) -> set[str]:
-    """Those of the folded model's tensors that have the values of one of the original's."""
+def _alike(
+    instruments: Instruments, before: Sequence[str], unknown: Sequence[str]
+) -> dict[str, str]:
+    """Those of the folded model's tensors that have about the values of one of the original's, and
+    the closest one.
+    """
     made = instruments.folded(unknown)
-    found = set[str]()
+    found = dict[str, tuple[float, str]]()
     for start in range(0, len(before), _AT_ONCE):
         originals = instruments.original(before[start : start + _AT_ONCE])
         for name, values in made.items():
-            if name not in found and any(_is_like(one, values) for one in originals.values()):
-                found.add(name)
-    return found
+            apart = [(_apart(one, values), other) for other, one in originals.items()]
+            found[name] = min([found.get(name, (math.inf, "")), *apart], key=lambda pair: pair[0])
+    return {name: other for name, (apart, other) in found.items() if apart <= _ALIKE}
 
 
-def _is_like(one: Any, other: Any) -> bool:
+def _apart(one: Any, other: Any) -> float:
+    """How far two tensors differ, as a part of the largest value; infinite where that says nothing
+    of them.
+    """
     if mismatch(one, other) or one.size < 2:
-        return False
+        return math.inf
     array: Array = one
     if not is_float(array):
-        return bool(np.array_equal(array, other))
-    return distance(array, other) <= _ALIKE * magnitude(array)
+        return 0.0 if np.array_equal(array, other) else math.inf
+    apart, largest = distance(array, other), magnitude(array)
+    return apart / largest if largest else (math.inf if apart else 0.0)

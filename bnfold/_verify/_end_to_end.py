@@ -155,11 +155,16 @@ class _EndToEnd:
         sets = [trial.inputs for trial in self._comparison.trials]
         inputs = [each for each in sets if not failing or each.label in failing][:1]
 
-        def judge(names: Sequence[str]) -> list[OutputCheck]:
-            taps = [Tap(name, name) for name in names]
-            pair, settings = self._pair.tapped(taps, taps), self._comparison.settings
+        def judge(names: Mapping[str, str]) -> list[OutputCheck]:
+            aliases = {
+                name if name == other else f"{other} as {name}": name
+                for name, other in names.items()
+            }
+            ours = [Tap(names[name], alias) for alias, name in aliases.items()]
+            theirs = [Tap(name, alias) for alias, name in aliases.items()]
+            pair, settings = self._pair.tapped(ours, theirs), self._comparison.settings
             inner = Comparison(pair, settings, self._comparison.bounds, _silent, thorough=False)
-            return inner.judge(inputs)
+            return [replace(each, output=aliases[each.output]) for each in inner.judge(inputs)]
 
         def values(side: Source) -> Values:
             def run(names: Sequence[str]) -> dict[str, Any]:

@@ -232,7 +232,8 @@ class InputSource:
         side = {key: sizes[key] + _SIDE_STEP for key in sizes if self._roles[key] == "side"}
         side = dict(list(side.items())[:1])
         tried = []
-        changes = [batch | length | side, length | side, batch, length, side]
+        changes = [batch | length | side, length | side, batch | length, batch | side]
+        changes += [length, side, batch]  # what one size that is not free stops the others do not
         for change in [*(changes if number == 1 else ()), {}]:
             candidate = sizes | change
             if candidate not in tried:

@@ -87,6 +87,31 @@ def test_the_layer_that_is_wrong_is_named(node, names):
     json.dumps(result.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize("factor", [1.01, 1.05])
+def test_tensors_of_other_names_agree_within_their_tolerance_alone(factor):
+    """A wrong channel whose values are small beside the others', so that few digits differ."""
+    weights = {"w": rand(8, 3, 3, 3), "v": rand(8, 8, 3, 3)}
+    weights["v"][:, 5] *= np.float32(0.01)
+    made = model(
+        op("Conv", "x w", "a", name="one"),
+        op("Relu", "a", "b"),
+        op("Conv", "b v", "c", name="two"),
+        op("Relu", "c", "d"),
+        op("GlobalAveragePool", "d", "e"),
+        op("Flatten", "e", "y"),
+        x=(1, 3, 32, 32),
+        weights=weights,
+    )
+    wrong = ModelProto()
+    wrong.CopyFrom(made)
+    values = weights["w"].copy()
+    values[5] *= factor
+    wrong.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w"))
+    found = bnfold.verify(made, renamed(wrong)).divergence
+    assert found.suspects[0] == "one (Conv)"
+    assert found.agrees == ("x",)
+
+
 def test_the_first_of_two_is_named():
     made = net()
     wrong = spoiled(spoiled(bnfold.fold(made), "three"), "one")

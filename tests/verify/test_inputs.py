@@ -50,6 +50,30 @@ def test_a_symbol_has_one_size_everywhere_and_changes_for_the_second_set() -> No
     assert shapes(two) == {"x": (2, 3, 96, 64), "z": (2, 96)}
 
 
+@pytest.mark.parametrize(
+    "fixed, changing",
+    [
+        ("height", {"batch", "length"}),
+        ("length", {"batch", "height"}),
+        ("batch", {"length", "height"}),
+    ],
+)
+def test_a_size_that_is_not_free_after_all_stops_no_other(fixed: str, changing: set[str]) -> None:
+    """The first proposal in which that size stays has all others changed."""
+    text = "float[batch,3,height,width] image, int64[batch,length] tokens"
+    drawn = source(text, "{ y = Identity(image) }")
+
+    def sizes(inputs: InputSet) -> dict[str, int]:
+        batch, _, height, _ = inputs.feeds["image"].shape
+        return {"batch": batch, "height": height, "length": inputs.feeds["tokens"].shape[1]}
+
+    before = first(drawn)
+    known = sizes(before)
+    proposals = map(sizes, drawn.further(1, before))
+    found = next(found for found in proposals if found[fixed] == known[fixed])
+    assert {name for name in known if found[name] != known[name]} == changing
+
+
 def test_fixed_sizes_stay_and_the_last_proposals_return_to_the_first_sizes() -> None:
     drawn = source("float[N,3,48,W] x")
     one = first(drawn)
