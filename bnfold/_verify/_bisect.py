@@ -2,8 +2,8 @@
 
 Tensors that both name alike are compared first, each with a tolerance of its own, measured as for
 an output. The first one that differs is followed back, in the folded model, to what agrees: tensors
-of a name that the original has too and, where names tell nothing, of the same values as one of the
-original's. What lies between is at fault.
+of a name that the original has too and, where names tell nothing, of about the values of one of the
+original's, if they agree within its tolerance. What lies between is at fault.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 from bnfold._verify._difference import is_float, magnitude
 from bnfold._verify._noise import Array
 
-SPAN = 16.0
+SPAN = 64.0
 """How many times as large as those of the next group the values of a group are, about."""
 
 
