@@ -28,8 +28,7 @@ def evaluate(node: NodeProto, operands: Operands, magnitude: bool) -> Double:
     """
     known = [operand for operand in operands if operand is not None]
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    definition = _DEFINITIONS.get(node.op_type)
-    if definition is None or node.domain not in ("", "ai.onnx") or not known:
+    if not is_defined(node) or not known:
         raise Mismatch(f"{label(node)} ({node.op_type}) is not linear")
     if magnitude:
         operands = [None if operand is None else np.abs(operand) for operand in operands]
@@ -37,7 +36,12 @@ def evaluate(node: NodeProto, operands: Operands, magnitude: bool) -> Double:
             name: abs(value) if name in ("alpha", "beta") else value
             for name, value in attributes.items()
         }
-    return definition(operands, attributes, magnitude)
+    return _DEFINITIONS[node.op_type](operands, attributes, magnitude)
+
+
+def is_defined(node: NodeProto) -> bool:
+    """Whether there is a definition of an operator here."""
+    return node.domain in ("", "ai.onnx") and node.op_type in _DEFINITIONS
 
 
 def _first(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
@@ -109,18 +113,81 @@ def _conv(operands: Operands, attributes: Attributes, magnitude: bool) -> Double
     outputs, per_group, *taps = weight.shape
     if x.ndim != weight.ndim or x.shape[1] != per_group * groups:
         raise Mismatch(f"a kernel of shape {weight.shape} does not read a tensor of {x.shape}")
-    parts = weight.reshape(groups, outputs // groups, per_group, *taps)
-    total: Double | None = None
-    for tap, window in _windows(x, taps, attributes):
-        data = window.reshape(len(x), groups, per_group, -1)
-        term = np.asarray(parts[_EVERY * 3 + tap]) @ data
-        total = term if total is None else total + term
-        space = window.shape[2:]
-    assert total is not None
-    result = total.reshape(len(x), outputs, *space)
+    windows = [window for _, window in _windows(x, taps, attributes)]
+    space = windows[0].shape[2:]
+    read = np.stack(windows, axis=2).reshape(len(x), groups, per_group * len(windows), -1)
+    kernels = weight.reshape(groups, outputs // groups, per_group * len(windows))
+    result = (kernels @ read).reshape(len(x), outputs, *space)
+    return _with_bias(result, operands)
+
+
+def _with_bias(result: Double, operands: Operands) -> Double:
     if len(operands) > 2 and operands[2] is not None:
-        result = result + operands[2].reshape((1, -1, *(1,) * len(taps)))
-    return np.asarray(result)
+        return np.asarray(result + operands[2].reshape((1, -1, *(1,) * (result.ndim - 2))))
+    return result
+
+
+def _conv_transpose(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    """``y[g·O + o, stride·p + dilation·k − pad] = b[g·O + o] + Σ W[i, o, k]·x[i, p]``, the sum over
+    the channels i of the group g and all places p and taps k that meet there.
+    """
+    x, weight = _given(operands, 0), _given(operands, 1)
+    groups = attributes.get("group", 1)
+    inputs, per_group, *taps = weight.shape
+    if x.ndim != weight.ndim or x.shape[1] != inputs:
+        raise Mismatch(f"a kernel of shape {weight.shape} does not read a tensor of {x.shape}")
+    space, rank = x.shape[2:], len(taps)
+    strides = attributes.get("strides", [1] * rank)
+    dilations = attributes.get("dilations", [1] * rank)
+    kernels = weight.reshape(groups, inputs // groups, -1).swapaxes(1, 2)
+    terms = (kernels @ x.reshape(len(x), groups, inputs // groups, -1)).reshape(
+        len(x), groups * per_group, *taps, *space
+    )
+    reach = [
+        (n - 1) * s + (k - 1) * d + 1
+        for n, s, k, d in zip(space, strides, taps, dilations, strict=True)
+    ]
+    starts, sizes = _cut_of_transposed(space, reach, strides, attributes)
+    ends = [start + size for start, size in zip(starts, sizes, strict=True)]
+    whole = np.zeros((len(x), groups * per_group, *map(max, reach, ends)))
+    for tap in itertools.product(*map(range, taps)):
+        places = tuple(
+            slice(k * d, k * d + (n - 1) * s + 1, s)
+            for k, d, n, s in zip(tap, dilations, space, strides, strict=True)
+        )
+        whole[_EVERY * 2 + places] += terms[_EVERY * 2 + tap]
+    cut = tuple(slice(start, end) for start, end in zip(starts, ends, strict=True))
+    return _with_bias(whole[_EVERY * 2 + cut], operands)
+
+
+def _cut_of_transposed(
+    space: tuple[int, ...], reach: list[int], strides: list[int], attributes: Attributes
+) -> tuple[list[int], list[int]]:
+    """Where the output of a ConvTranspose starts in all that its kernel reaches, and its sizes.
+
+    With ``auto_pad`` and a kernel that spans less than a stride there is nothing to cut off; what
+    the sizes are then is read in more than one way, so that there is no definition here.
+    """
+    rank = len(space)
+    mode = attributes.get("auto_pad", b"NOTSET").decode() or "NOTSET"
+    more = attributes.get("output_padding", [0] * rank)
+    full = [n + m for n, m in zip(reach, more, strict=True)]
+    if "output_shape" not in attributes and not mode.startswith("SAME"):
+        pads = attributes.get("pads", [0] * (2 * rank)) if mode == "NOTSET" else [0] * (2 * rank)
+        starts = pads[:rank]
+        sizes = [n - a - b for n, a, b in zip(full, starts, pads[rank:], strict=True)]
+    else:
+        same = [n * s for n, s in zip(space, strides, strict=True)]
+        sizes = attributes.get("output_shape", same)
+        totals = [n - size for n, size in zip(full, sizes, strict=True)]
+        if "output_shape" in attributes:
+            totals = [max(total, 0) for total in totals]
+        elif min(totals) < 0:
+            raise Mismatch(f"auto_pad is not defined for {full} to be cut to {sizes}")
+        starts = [total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in totals]
+    if min(sizes) < 1:
+        raise Mismatch(f"no output of {sizes} is cut from {full}")
+    return starts, sizes
 
 
 def _average_pool(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
@@ -173,6 +240,7 @@ _DEFINITIONS: dict[str, _Definition] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "Div": _quotient,
     "Dropout": _first,
     "Gemm": _gemm,

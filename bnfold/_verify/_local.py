@@ -1,7 +1,7 @@
 """The local probe: the operators that stood and those that stand, on the same real numbers.
 
-Both run in float64, operator by operator, by ONNX's own reference implementation, on numbers that
-the original has there on real or drawn inputs. New weights are rounded once, so the two may differ
+Both run in float64, operator by operator, by their definition, on numbers that the original has
+there on real or drawn inputs. New weights are rounded once, so the two may differ
 by ``u·(|W'|∗|x| + |b'|)``, u being half a unit in the last place of the weights' type: a difference
 is stated in units of a bound of that, with the largest ``|x|`` in place of each. Next to the
 certificate's formulas it is a second opinion on what an operator computes, and it names the fold at
@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto
 
-from bnfold._onnx._constants import evaluate
+from bnfold._onnx._constants import evaluate as by_reference
 from bnfold._onnx._rewrite import Applied
 from bnfold._onnx._scopes import Scope, label
 from bnfold._onnx._tensors import FLOATS, data_type
 from bnfold._verify._claims import claims, laid_out
+from bnfold._verify._definitions import evaluate, is_defined
 from bnfold._verify._lines import Double, Line, Mismatch, Side, chain_between
 
 ROUNDINGS = 2.0
@@ -220,37 +221,15 @@ def _double(row: _Row, name: str) -> NDArray[Any] | None:
 
 
 def _step(node: NodeProto, inputs: list[Any], opset: int) -> Double:
-    """One operator, by its definition for a BatchNormalization in inference."""
-    if node.op_type == "BatchNormalization":
-        mean, bias = (_along_channels(inputs[n], inputs[0].ndim) for n in (3, 2))
-        out: Double = (inputs[0] - mean) * _gain(node, inputs) + bias
-        return out
-    groups = next((int(a.i) for a in node.attribute if a.name == "group"), 1)
+    """One operator: a linear one by its definition, any other by ONNX's reference implementation,
+    which has a definition of its own in every release and not always the operator's.
+    """
     try:
-        if node.op_type == "ConvTranspose" and groups > 1:
-            return _transposed_by_group(node, inputs, opset, groups)
-        return evaluate(node, inputs, opset).astype(np.float64)
+        if is_defined(node):
+            return evaluate(node, inputs, magnitude=False)
+        return by_reference(node, inputs, opset).astype(np.float64)
     except Exception as error:  # Whatever an implementation raises that lacks something.
         raise _Unknown from error
-
-
-def _transposed_by_group(node: NodeProto, inputs: list[Any], opset: int, groups: int) -> Double:
-    """A ConvTranspose in groups: each reads its part of the channels and writes its part of them,
-    as the operator's definition has it. The reference implementation knows one group alone.
-    """
-    alone = NodeProto()
-    alone.CopyFrom(node)
-    del alone.attribute[:]
-    alone.attribute.extend(a for a in node.attribute if a.name != "group")
-    data, weight = np.split(inputs[0], groups, 1), np.split(inputs[1], groups, 0)
-    biases = np.split(inputs[2], groups) if len(inputs) > 2 and inputs[2] is not None else None
-    if biases is None:
-        del alone.input[2:]
-    parts = [
-        evaluate(alone, [data[g], weight[g], *([biases[g]] if biases else [])], opset)
-        for g in range(groups)
-    ]
-    return np.concatenate(parts, axis=1).astype(np.float64)
 
 
 def _along_channels(vector: Double, rank: int) -> Double:

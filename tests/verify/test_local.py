@@ -22,7 +22,7 @@ from bnfold._verify._settings import Settings
 
 from .. import graphs
 from ..carry.drawing import drawn
-from ..graphs import bn, const, conv, conv_transpose, model, op
+from ..graphs import bn, const, conv, model, op
 from .folds import CASES, TYPES, Folded, case, folded, put, values
 
 every_type = pytest.mark.parametrize("elem", TYPES)
@@ -87,25 +87,6 @@ def test_swapped_channels_are_seen(name: str) -> None:
             wrong = done.copy()
             put(wrong, constant, turned)
             assert max(one or 0.0 for one in probed(done, wrong)) > 20, (constant, axis)
-
-
-@pytest.mark.parametrize("group", [2, 4])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_transposed_convolution_in_groups_is_as_onnxruntime_has_it(
-    group: int, bias: bool
-) -> None:
-    """The reference implementation knows one group; cutting in groups is ours."""
-    made = model(
-        conv_transpose("up", "x", "y", (4, 3, 2, 3), bias, group=group, strides=[2, 1]),
-        x=(2, 4, 5, 4),
-    )
-    (node,) = made.graph.node
-    given = graphs.feeds(made)
-    stored = [values(made, name).astype(np.float64) for name in node.input[1:]]
-    inputs = [given["x"].astype(np.float64), *stored]
-    (expected,) = graphs.run(made, given)
-    found = local._transposed_by_group(node, inputs, 17, group)
-    assert np.allclose(found, expected, atol=1e-5)
 
 
 def test_other_pads_and_other_biases_are_seen() -> None:
