@@ -101,7 +101,7 @@ def check_external(model: ModelProto, base_dir: Path | None) -> None:
                 "pass base_dir, the folder of the model"
             )
         if location not in sizes:
-            path = _tensors.external_path(location, base_dir)
+            path = _tensors.external_path(tensor.name, location, base_dir)
             try:
                 sizes[location] = _regular_size(path)
             except OSError as error:
@@ -277,7 +277,8 @@ def _write_external(
     originals = [base_dir / name for name in (*changed, *unchanged) if base_dir is not None]
     for location in sorted({*changed, *unchanged}):
         assert base_dir is not None
-        origin = _tensors.external_path(location, base_dir)
+        lying = [*unchanged.get(location, []), *(tensor for tensor, _ in changed.get(location, []))]
+        origin = _tensors.external_path(lying[0].name, location, base_dir)
         stays = destination is None or _paths.is_same(destination.parent, base_dir)
         if stays and location not in changed:
             _link(origin, folder / location)

@@ -85,23 +85,31 @@ def data_type(dtype: np.dtype[Any]) -> int:
 def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
     """File name, byte offset and length (None: to the end) of a tensor's external data.
 
-    Raises `UsageError` where offset or length is no number of bytes.
+    Raises `UsageError` where no file is named, or offset or length is no number of bytes.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    if not entries.get("location"):
+        raise UsageError(f"external data of tensor {tensor.name!r} has no location: no file's name")
     numbers = {}
     for key in ("offset", "length"):
         text = entries.get(key)
         if text is not None and not (text.isascii() and text.isdigit()):
             raise UsageError(f"external data of tensor {tensor.name!r} has the {key} {text!r}")
         numbers[key] = int(text) if text is not None else None
-    return entries.get("location", ""), numbers["offset"] or 0, numbers["length"]
+    return entries["location"], numbers["offset"] or 0, numbers["length"]
 
 
-def external_path(location: str, base_dir: Path) -> Path:
-    """The file that an external location names; it may not lead out of the model's folder."""
+def external_path(name: str, location: str, base_dir: Path) -> Path:
+    """The file with a tensor's external data.
+
+    Raises `UsageError` where the location leads out of the model's folder.
+    """
     relative = Path(location)
-    if not location or relative.is_absolute() or ".." in relative.parts:
-        raise UsageError(f"external data location {location!r} leads out of the model's folder")
+    if relative.is_absolute() or ".." in relative.parts:
+        raise UsageError(
+            f"external data of tensor {name!r}: the location {location!r} leads out of the model's "
+            "folder"
+        )
     return base_dir / relative
 
 
@@ -112,7 +120,7 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
             f"tensor {tensor.name!r} lies in external file {location!r}; "
             "pass base_dir, the folder of the model"
         )
-    path = external_path(location, base_dir)
+    path = external_path(tensor.name, location, base_dir)
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
     bits = _PACKED.get(tensor.data_type, 8 * dtype.itemsize)
     size = -(-math.prod(tensor.dims) * bits // 8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +14,23 @@ from bnfold._onnx._shapes import Shapes, infer
 from bnfold._verify._noise import Array
 
 _LINEAR = {
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Gemm": (0, 1, 2),
-    "MatMul": (0, 1),
-    "BatchNormalization": (1, 2, 3, 4),
-    "InstanceNormalization": (1, 2),
-    "LayerNormalization": (1, 2),
-    "GroupNormalization": (1, 2),
+    "Conv": slice(1, 3),
+    "ConvTranspose": slice(1, 3),
+    "DeformConv": slice(1, 4),
+    "Einsum": slice(None),
+    "Gemm": slice(3),
+    "MatMul": slice(2),
+    "GRU": slice(1, 4),
+    "LSTM": slice(1, 4),
+    "RNN": slice(1, 4),
+    "BatchNormalization": slice(1, 5),
+    "InstanceNormalization": slice(1, 3),
+    "LayerNormalization": slice(1, 3),
+    "GroupNormalization": slice(1, 3),
+    "RMSNormalization": slice(1, 2),
 }
 """Operators with weights, and which of their inputs those are."""
-_ELEMENTWISE = {"Add", "Div", "Mul", "Sub"}
+_ELEMENTWISE = {"Add", "Div", "Mul", "PRelu", "Sub"}
 _COUNTING = {"NonZero", "Shape", "Size"}
 
 
@@ -68,9 +74,9 @@ def find(model: onnx.ModelProto, folder: Path) -> Weights:
         elif node.domain not in ("", "ai.onnx"):
             continue
         elif node.op_type in _LINEAR:
-            parameters += _constant(node, fixed, _LINEAR[node.op_type])
+            parameters += filter(fixed.__contains__, node.input[_LINEAR[node.op_type]])
         elif node.op_type in _ELEMENTWISE:
-            others += _constant(node, fixed, range(len(node.input)))
+            others += filter(fixed.__contains__, node.input)
     values = dict[str, Array | None]()
     for name in dict.fromkeys([*parameters, *others]):
         if name in made:
@@ -83,11 +89,6 @@ def find(model: onnx.ModelProto, folder: Path) -> Weights:
 
 
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-
-
-def _constant(node: onnx.NodeProto, fixed: Collection[str], places: Iterable[int]) -> list[str]:
-    """Those of some inputs of a node that are constants."""
-    return [node.input[n] for n in places if n < len(node.input) and node.input[n] in fixed]
 
 
 class _Inferred(Shapes):

@@ -240,6 +240,25 @@ def test_external_data_at_no_place(value, external, tmp_path, unchanged):
     refused(bnfold(external), "'conv1.w'", f"offset {value!r}")
 
 
+def test_external_data_in_no_file(external, tmp_path, unchanged):
+    made = onnx.load(external, load_external_data=False)
+    tensor = next(t for t in made.graph.initializer if t.name == "conv1.w")
+    tensor.external_data.remove(next(e for e in tensor.external_data if e.key == "location"))
+    external.write_bytes(made.SerializeToString())
+    unchanged()
+    refused(bnfold(external), "'conv1.w'", "has no location")
+
+
+@pytest.mark.parametrize("location", ["../two.bin", "/two.bin"])
+def test_external_data_outside_the_folder(location, external, tmp_path, unchanged):
+    made = onnx.load(external, load_external_data=False)
+    tensor = next(t for t in made.graph.initializer if t.name == "conv1.w")
+    next(entry for entry in tensor.external_data if entry.key == "location").value = location
+    external.write_bytes(made.SerializeToString())
+    unchanged()
+    refused(bnfold(external), "'conv1.w'", f"{location!r} leads out of the model's folder")
+
+
 def test_external_data_in_a_folder(external, tmp_path, unchanged):
     (tmp_path / "two.bin").unlink()
     (tmp_path / "two.bin").mkdir()
