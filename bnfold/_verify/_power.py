@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, groupby, pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -63,17 +64,15 @@ class Power:
         touched: Collection[str],
         stand_ins: Mapping[int, int],
     ) -> None:
-        """Divide the touched layers, all if none is, into parts. ``stand_ins`` names for an output
-        another in which its errors may show as well.
+        """Divide the touched layers, all if none is, into parts, those of one node in the same, for
+        of two branches data may take only one. ``stand_ins`` names for an output another in which
+        its errors may show as well.
         """
         self._layers = sensitivity.layers(touched)
-        count = min(PARTS, len(self._layers))
-        self._parts = [
-            self._layers[
-                part * len(self._layers) // count : (part + 1) * len(self._layers) // count
-            ]
-            for part in range(count)
-        ]
+        nodes = [list(group) for _, group in groupby(self._layers, key=lambda layer: layer.label)]
+        count = min(PARTS, len(nodes))
+        cuts = [part * len(nodes) // count for part in range(count + 1)]
+        self._parts = [list(chain(*nodes[start:end])) for start, end in pairwise(cuts)]
         self._sensitivity = sensitivity
         self._tolerance = tolerance
         self._stand_ins = stand_ins

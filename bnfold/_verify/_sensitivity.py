@@ -16,7 +16,7 @@ from bnfold._onnx._scopes import label
 from bnfold._verify._difference import gaps, is_float, mismatch, step
 from bnfold._verify._grain import Grain
 from bnfold._verify._inputs import InputSet
-from bnfold._verify._nodes import Flow
+from bnfold._verify._nodes import Flow, subgraphs
 from bnfold._verify._noise import Array, Noise
 from bnfold._verify._session import EngineError
 from bnfold._verify._varied import Varied
@@ -78,7 +78,8 @@ class Sensitivity:
 
     def layers(self, touched: Collection[str]) -> list[Layer]:
         """The operators whose weights are among those named, all if none is, in the order of the
-        graph. Of several weights of one operator that of the highest rank counts.
+        graph. Of several weights of one operator that of the highest rank counts; a call of a local
+        function and a node with bodies are as many operators as they read weights of two axes.
         """
         left = {name for name in touched if name in self._original.weights} or set(
             self._original.weights
@@ -88,10 +89,14 @@ class Sensitivity:
             taken = [name for name in names if name in left]
             if taken:
                 varied = [name for name in taken if self._original.weights[name].any()] or taken
-                weight = max(varied, key=lambda name: self._original.weights[name].ndim)
-                axis = _channel_axis(node, weight, self._original.weights[weight].shape)
-                found.append(Layer(label(node), weight, axis))
-                left.discard(weight)
+                ranks = {name: self._original.weights[name].ndim for name in varied}
+                chosen = [max(varied, key=lambda name: ranks[name])]
+                if node.domain not in ("", "ai.onnx") or any(True for _ in subgraphs(node)):
+                    chosen = [name for name in dict.fromkeys(varied) if ranks[name] > 1] or chosen
+                for weight in chosen:
+                    axis = _channel_axis(node, weight, self._original.weights[weight].shape)
+                    found.append(Layer(label(node), weight, axis))
+                    left.discard(weight)
         return found
 
     def reach(self, layers: Collection[Layer]) -> set[int]:

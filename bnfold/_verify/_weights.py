@@ -11,27 +11,9 @@ import onnx
 from bnfold._onnx._constants import Constant, Constants, is_evaluated
 from bnfold._onnx._scopes import Scope, read_scopes
 from bnfold._onnx._shapes import Shapes, infer
+from bnfold._verify._nodes import subgraphs
 from bnfold._verify._noise import Array
-
-_LINEAR = {
-    "Conv": slice(1, 3),
-    "ConvTranspose": slice(1, 3),
-    "DeformConv": slice(1, 4),
-    "Einsum": slice(None),
-    "Gemm": slice(3),
-    "MatMul": slice(2),
-    "GRU": slice(1, 4),
-    "LSTM": slice(1, 4),
-    "RNN": slice(1, 4),
-    "BatchNormalization": slice(1, 5),
-    "InstanceNormalization": slice(1, 3),
-    "LayerNormalization": slice(1, 3),
-    "GroupNormalization": slice(1, 3),
-    "RMSNormalization": slice(1, 2),
-}
-"""Operators with weights, and which of their inputs those are."""
-_ELEMENTWISE = {"Add", "Div", "Mul", "PRelu", "Sub"}
-_COUNTING = {"NonZero", "Shape", "Size"}
+from bnfold._verify._operands import COUNTING, Operand, Operands
 
 
 @dataclass(frozen=True)
@@ -46,7 +28,8 @@ class Weights:
 
 def find(model: onnx.ModelProto, folder: Path) -> Weights:
     """The weights of a model's main graph: the constant parameters of its linear operators and
-    normalizations, and what is added to its data or multiplied with it.
+    normalizations, and what is added to its data or multiplied with it. Operators in bodies and
+    local functions count where they read what the main graph holds.
 
     Numbers that are computed from shapes are no data: exporters keep shapes in float constants.
     What a caller may override is no weight. Raises `UsageError` where external data is missing.
@@ -56,11 +39,12 @@ def find(model: onnx.ModelProto, folder: Path) -> Weights:
     constants = Constants(folder, _Inferred(model, scopes))
     fixed, counted = set(main.initializers), set[str]()
     known, made, optional = set(main.initializers), set[str](), set(main.protected)
-    parameters, others = list[str](), list[str]()
+    operands, read = Operands(model.functions), list[Operand]()
     for node in model.graph.node:
         varying = [name for name in node.input if name and name not in fixed]
         outputs = [name for name in node.output if name]
-        if not varying and not any(a.type in _GRAPHS for a in node.attribute):
+        has_bodies = any(True for _ in subgraphs(node))
+        if not varying and not has_bodies:
             fixed.update(outputs)
             if not optional.isdisjoint(node.input):
                 optional.update(outputs)
@@ -69,26 +53,22 @@ def find(model: onnx.ModelProto, folder: Path) -> Weights:
             elif is_evaluated(node) and known.issuperset(filter(None, node.input)):
                 known.add(node.output[0])
                 made.add(node.output[0])
-        elif node.op_type in _COUNTING or (varying and counted.issuperset(varying)):
+        elif node.op_type in COUNTING or (
+            varying and not has_bodies and counted.issuperset(varying)
+        ):
             counted.update(outputs)
-        elif node.domain not in ("", "ai.onnx"):
-            continue
-        elif node.op_type in _LINEAR:
-            parameters += filter(fixed.__contains__, node.input[_LINEAR[node.op_type]])
-        elif node.op_type in _ELEMENTWISE:
-            others += filter(fixed.__contains__, node.input)
+        else:
+            read += (operand for operand in operands.of(node) if operand.name in fixed)
     values = dict[str, Array | None]()
-    for name in dict.fromkeys([*parameters, *others]):
+    read.sort(key=lambda operand: not operand.of_layer)
+    for name in dict.fromkeys(operand.name for operand in read):
         if name in made:
             values[name] = None
         elif name not in optional:
             constant = constants.find(main, name)
             if isinstance(constant, Constant) and constant.is_float and not constant.protected:
                 values[name] = constant.load()
-    return Weights(values, frozenset(parameters) & values.keys())
-
-
-_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    return Weights(values, frozenset(o.name for o in read if o.of_layer) & values.keys())
 
 
 class _Inferred(Shapes):

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, helper
+from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+import bnfold
 from bnfold._onnx._fold import prepare
 from bnfold._verify._weights import find
 
-from ..graphs import bn, const, conv, model, op, positive, rand
+from ..graphs import bn, const, conv, model, op, positive, rand, subgraph
 
 
 def names(made: ModelProto) -> set[str]:
@@ -72,6 +73,95 @@ def test_what_a_caller_may_override_is_no_weight() -> None:
     (weight,) = (t for t in made.graph.initializer if t.name == "one.w")
     made.graph.input.append(helper.make_tensor_value_info("one.w", 1, list(weight.dims)))
     assert names(made) == {"one.b"}
+
+
+def test_what_bodies_read_of_the_main_graph() -> None:
+    """Names that a body defines are its own, and what sizes are computed with is no data."""
+    then = subgraph(
+        op("MatMul", "x w", "t"),
+        (op("Add", "t own", "u"), {"own": rand(4)}),
+        op("Shape", "u", "s"),
+        op("Cast", "s", "f", to=1),
+        op("Mul", "f half", "g"),
+        op("Cast", "g", "i", to=7),
+        op("Expand", "u i", "p"),
+        y="p",
+    )
+    other = subgraph(op("Transpose", "v", "vt", perm=[1, 0]), op("MatMul", "x vt", "q"), y="q")
+    made = model(
+        op("If", "cond", "h", then_branch=then, else_branch=other),
+        op("Add", "h b", "y"),
+        x={"x": (3, 4), "cond": ()},
+        weights={"w": rand(4, 4), "v": rand(4, 4), "b": rand(4), "half": np.float32([1, 1])},
+    )
+    made.graph.input[1].type.tensor_type.elem_type = TensorProto.BOOL
+    found = find(made, Path())
+    assert set(found.values) == {"w", "v", "b"}
+    assert found.layers == {"w", "v"}
+
+
+def function(name: str, inputs: str, *nodes: NodeProto) -> FunctionProto:
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+    return helper.make_function("my", name, inputs.split(), ["y"], nodes, imports)
+
+
+def called() -> ModelProto:
+    """Two layers, the inner one a function of its own, which get their weights as inputs."""
+    inner = function(
+        "Inner", "x w b", op("Transpose", "w", "t", perm=[1, 0]), op("Gemm", "x t b", "y")
+    )
+    outer = function(
+        "Outer",
+        "x v w b k",
+        op("Inner", "x w b", "h", domain="my"),
+        op("Relu", "h", "r"),
+        op("MatMul", "r v", "z"),
+        op("Mul", "z k", "y"),
+    )
+    return model(
+        op("Outer", "x v w b k", "y", domain="my"),
+        x=(5, 4),
+        weights={"w": rand(6, 4), "v": rand(6, 3), "b": rand(6), "k": positive(3)},
+        functions=[inner, outer],
+        domains={"my": 1},
+    )
+
+
+def test_what_local_functions_are_given() -> None:
+    found = find(called(), Path())
+    assert set(found.values) == {"w", "v", "b", "k"}
+    assert found.layers == {"w", "v", "b"}
+
+
+@pytest.mark.parametrize("weight", ["w", "v", "b", "k"])
+def test_errors_in_what_local_functions_are_given(weight: str) -> None:
+    made = called()
+    result = bnfold.verify(made, made, power=True)
+    assert result.status == "pass"
+    assert len(result.power) == 2
+    assert all(planted.noticed for planted in result.power)
+    wrong = ModelProto()
+    wrong.CopyFrom(made)
+    (tensor,) = (t for t in wrong.graph.initializer if t.name == weight)
+    values = numpy_helper.to_array(tensor) * np.float32(1.0002)
+    tensor.CopyFrom(numpy_helper.from_array(values, weight))
+    assert bnfold.verify(made, wrong).status == "fail"
+
+
+def test_a_branch_that_no_data_take_does_not_hide_the_other() -> None:
+    """Of both weights one is never read, which is said where every layer has its own error."""
+    branches = [subgraph(op("MatMul", f"x {w}", f"{w}y"), y=f"{w}y") for w in "vw"]
+    made = model(
+        op("ReduceSum", "x", "s", keepdims=0),
+        op("Abs", "s", "a"),
+        const("Less", "a", "never", np.float32(0)),
+        op("If", "never", "y", then_branch=branches[0], else_branch=branches[1]),
+        x=(3, 4),
+        weights={"v": rand(4, 4), "w": rand(4, 4)},
+    )
+    assert bnfold.verify(made, made).status == "pass"
+    planted = bnfold.verify(made, made, power=True).power
+    assert sorted(one.noticed for one in planted) == [False, True]
 
 
 @pytest.mark.parametrize("name", ["cls", "det", "rec"])
