@@ -9,6 +9,7 @@ import onnx
 
 from bnfold._onnx import _files
 from bnfold._verify._end_to_end import compare
+from bnfold._verify._hoist import hoist
 from bnfold._verify._inputs import InputSet
 from bnfold._verify._nodes import reached
 from bnfold._verify._settings import Settings
@@ -33,12 +34,13 @@ def files(
     model = _files.load(original, lean=True)
     ours, left_parsed = _files.external_files(model), Parsed(model)
     with _files.understood(model, original):
+        hoisted = hoist(model)
         weights = find(model, original.parent)
         touched = _judged(model, weights)
     del model, other
     with _files.runnable(original, ours) as left, _files.runnable(folded, theirs) as right:
         return compare(
-            Source(left, parsed=left_parsed),
+            Source(left, parsed=left_parsed, hoisted=hoisted),
             Source(right, parsed=right_parsed),
             parameters=weights.values,
             touched=touched,

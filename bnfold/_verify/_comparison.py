@@ -12,6 +12,7 @@ import onnx
 
 from bnfold import _memory
 from bnfold._verify._bounds import Bounds, Exhausted
+from bnfold._verify._branches import Branch, with_weights
 from bnfold._verify._dice import rolled
 from bnfold._verify._difference import is_float, mismatch
 from bnfold._verify._early import Early
@@ -112,6 +113,7 @@ class Comparison:
         self.power: Power | None = None
         self.notes: list[str] = []
         self.inaccurate: set[tuple[int, int]] = set()
+        self.branches: list[Branch] = []
         self._thorough = thorough
         self._executor = executor
         self._dice: set[str] = set()
@@ -126,6 +128,7 @@ class Comparison:
             UsageError: given inputs do not fit the model, or it has no dimension of a wanted name.
         """
         model = self._read()
+        self.branches = list(with_weights(model))
         self._dice = rolled(model.graph)
         reach = reached(model.graph, self.pair.touched or self.pair.weights.keys())
         folded = Early(lambda: self.load(self.pair.folded), self._executor)
@@ -283,22 +286,32 @@ class Comparison:
             raise Settled("fail", f"the folded model does not run: {error}") from error
 
     def _run_drawn(self, original: Varied, source: InputSource) -> list[tuple[InputSet, list[Any]]]:
-        seen = [self._first_that_runs(original, source.first())]
+        seen = [self._drawn(original, source.first())]
         for number in range(1, len(source)):
-            seen.append(self._first_that_runs(original, source.further(number, seen[0][0])))
-        return seen
+            seen.append(self._drawn(original, source.further(number, seen[0][0])))
+        otherwise, _ = self._first_that_runs(original, source.otherwise())
+        return [*seen, otherwise] if otherwise is not None else seen
+
+    def _drawn(self, original: Varied, proposals: Iterable[InputSet]) -> tuple[InputSet, list[Any]]:
+        ran, reason = self._first_that_runs(original, proposals)
+        if ran is None:
+            text = f"the original runs on no drawn inputs ({reason}); pass real inputs"
+            raise Settled("inconclusive", text)
+        return ran
 
     def _first_that_runs(
         self, original: Varied, proposals: Iterable[InputSet]
-    ) -> tuple[InputSet, list[Any]]:
+    ) -> tuple[tuple[InputSet, list[Any]] | None, str]:
+        """The first inputs that the original runs on, and what it makes of them; or else why it
+        does not run on the likeliest.
+        """
         reasons = []
         for proposal in proposals:
             try:
-                return proposal, original.run(proposal.feeds)
+                return (proposal, original.run(proposal.feeds)), ""
             except EngineError as error:
                 reasons.append(str(error))
-        text = f"the original runs on no drawn inputs ({reasons[0]}); pass real inputs"
-        raise Settled("inconclusive", text)
+        return None, reasons[0] if reasons else ""
 
     def _run_given(
         self, original: Varied, inputs: Sequence[InputSet]

@@ -7,7 +7,7 @@ inconclusive, never a pass. Where a difference is too large, `_doubt` looks once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -17,6 +17,7 @@ from typing import Any
 from bnfold._verify import _doubt
 from bnfold._verify._bisect import Instruments, Values, locate
 from bnfold._verify._bounds import Bounds, Exhausted
+from bnfold._verify._branches import Forms, untaken
 from bnfold._verify._comparison import UNSETTLED, Comparison, Pair, Settled
 from bnfold._verify._deployed import Deployment, Expected, opened
 from bnfold._verify._early import Early, background
@@ -134,6 +135,10 @@ class _EndToEnd:
             rests = "rests on its certificate" if self._certified else "is not proved"
             notes = (f"an error in a layer that would not have been noticed here {rests}",)
             status = status if self._certified else combined(status, ["inconclusive"])
+        if status != "fail" and (missed := self._untaken()):
+            notes = (*notes, f"no input took {', '.join(missed)}: what is there was not compared")
+            if inputs is None and not self._certified:
+                status = combined(status, ["inconclusive"])
         if status != "fail":
             deployed = self._deploy(blind)
             status = combined(status, [check.status for check in deployed])
@@ -145,6 +150,28 @@ class _EndToEnd:
             notes = (*notes, "a tensor on the way differs, which no output shows on these inputs")
         result = _told(comparison, status, checks, *notes)
         return replace(result, providers=deployed, divergence=divergence, power=planted)
+
+    def _untaken(self) -> list[str]:
+        """The branches with weights that the original took on no inputs, and that the folded model
+        does not have as they are.
+        """
+        branches, ours, theirs = self._comparison.branches, self._pair.original, self._pair.folded
+
+        def values(names: Sequence[str]) -> Iterator[dict[str, Any]]:
+            taps = tuple(Tap(name, f"{name} taken") for name in names)
+            engine = self._comparison.load(replace(ours, taps=taps, alone=True))
+            for trial in self._comparison.trials:
+                yield dict(zip(names, engine.run(trial.inputs.feeds), strict=True))
+
+        try:
+            missed = untaken(branches, values) if branches else []
+        except EngineError:
+            missed = branches
+        if not missed:
+            return []
+        left, right = Forms(ours.proto(), ours.folder), Forms(theirs.proto(), theirs.folder)
+        kept = list(right.all())
+        return [branch.label for branch in missed if left.of(branch) not in kept]
 
     def _locate(self, checks: list[OutputCheck]) -> Divergence | None:
         """The first tensor at which the two differ; None where none does, or none can be run.

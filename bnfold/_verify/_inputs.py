@@ -203,6 +203,20 @@ class InputSource:
 
     def first(self) -> Iterator[InputSet]:
         """Yield input sets of the first kind, likeliest sizes first."""
+        return (self._draw(0, sizes) for sizes in self._likely())
+
+    def otherwise(self) -> Iterator[InputSet]:
+        """Yield input sets of the first kind, likeliest sizes first, in which single integers that
+        the model compares with constants equal none of those; no set where it has no such input.
+        """
+        others = {spec.name: other for spec in self._specs if (other := spec.other()) is not None}
+        for sizes in self._likely() if others else ():
+            drawn = self._draw(0, sizes)
+            said = (f"{name}={int(value.flat[0])}" for name, value in others.items())
+            yield InputSet(" ".join([drawn.label, *said]), {**drawn.feeds, **others})
+
+    def _likely(self) -> Iterator[dict[Key, int]]:
+        """Yield sizes of free dimensions, likeliest first."""
         roles = sorted(set(self._roles.values()))
         ranges = [range(len(_CHOICES[role])) for role in roles]
         picks = sorted(itertools.product(*ranges), key=sum)
@@ -210,7 +224,7 @@ class InputSource:
             size = {role: _CHOICES[role][n] for role, n in zip(roles, pick, strict=True)}
             sizes = {key: size[role] for key, role in self._roles.items()}
             if pick == picks[0] or self._count(sizes) <= _LARGEST:
-                yield self._draw(0, sizes)
+                yield sizes
 
     def further(self, number: int, first: InputSet) -> Iterator[InputSet]:
         """Yield input sets of the next kind.
@@ -280,6 +294,16 @@ class _Spec:
             dim if isinstance(dim, int) else sizes[(dim, -1) if dim else (self.name, axis)]
             for axis, dim in enumerate(self.dims)
         )
+
+    def other(self) -> Array | None:
+        """A single integer that is none of those it is compared with; None for other inputs."""
+        shape = [dim for dim in self.dims if isinstance(dim, int)]
+        if self.bound or not self.literals or len(shape) < len(self.dims) or math.prod(shape) != 1:
+            return None
+        value = self.literals[0] // 2
+        while value in self.literals:
+            value += 1
+        return np.full(shape, value, _INTEGERS[self.element])
 
     def draw(self, rng: np.random.Generator, flavour: Flavour, sizes: Mapping[Key, int]) -> Array:
         """Return an array of the given sizes."""

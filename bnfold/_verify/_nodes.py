@@ -37,6 +37,15 @@ def reads(node: onnx.NodeProto) -> list[str]:
     return names
 
 
+def own_names(body: onnx.GraphProto) -> set[str]:
+    """The names that a subgraph gives to its own tensors: they hide those of the graphs around."""
+    found = {value.name for value in body.input}
+    found.update(tensor.name for tensor in body.initializer)
+    found.update(tensor.values.name for tensor in body.sparse_initializer)
+    found.update(name for node in body.node for name in node.output)
+    return found
+
+
 class Flow:
     """What flows where in a main graph.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import onnx
 
-from bnfold._verify._nodes import subgraphs
+from bnfold._verify._nodes import own_names, subgraphs
 
 _LINEAR = {
     "Conv": slice(1, 3),
@@ -66,20 +66,7 @@ class Operands:
             return [Operand(name, False) for name in node.input if name]
         return [operand for graph in subgraphs(node) for operand in self._of_body(graph)]
 
-    def _of_function(self, called: tuple[str, str, str]) -> list[Operand]:
-        if called not in self._within:
-            self._within[called] = []  # a function may not call itself
-            self._within[called] = self._of_nodes(self._functions[called].node)
-        return self._within[called]
-
-    def _of_body(self, graph: onnx.GraphProto) -> Iterator[Operand]:
-        own = {value.name for value in graph.input}
-        own.update(tensor.name for tensor in graph.initializer)
-        own.update(tensor.values.name for tensor in graph.sparse_initializer)
-        own.update(name for node in graph.node for name in node.output)
-        return (operand for operand in self._of_nodes(graph.node) if operand.name not in own)
-
-    def _of_nodes(self, nodes: Sequence[onnx.NodeProto]) -> list[Operand]:
+    def within(self, nodes: Sequence[onnx.NodeProto]) -> list[Operand]:
         """What some nodes read that way, as it is or through operators that change no number; not
         what sizes are computed with.
         """
@@ -100,3 +87,13 @@ class Operands:
                 if of_layer or not counts
             ]
         return found
+
+    def _of_function(self, called: tuple[str, str, str]) -> list[Operand]:
+        if called not in self._within:
+            self._within[called] = []  # a function may not call itself
+            self._within[called] = self.within(self._functions[called].node)
+        return self._within[called]
+
+    def _of_body(self, graph: onnx.GraphProto) -> Iterator[Operand]:
+        own = own_names(graph)
+        return (operand for operand in self.within(graph.node) if operand.name not in own)

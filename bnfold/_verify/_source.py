@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import onnx
 
+from bnfold._verify._hoist import hoist
+
 _SATURATING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Softsign", "Tanh"}
 _PASS_THROUGH = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _OWN = ("", "ai.onnx")
@@ -44,13 +46,15 @@ class Parsed:
 class Source:
     """A model file, and what it puts out besides its outputs, or instead of them (``alone``).
 
-    ``parsed`` is what the file holds, if somebody knows that already.
+    ``parsed`` is what the file holds, if somebody knows that already. The structure of one that is
+    ``hoisted`` has the weights of bodies in its main graph.
     """
 
     path: Path
     taps: tuple[Tap, ...] = ()
     alone: bool = False
     parsed: Parsed | None = field(default=None, compare=False)
+    hoisted: bool = False
 
     @property
     def folder(self) -> Path:
@@ -67,8 +71,11 @@ class Source:
         """The model to look at its graph: large weights may not be in it."""
         model = self.parsed.take() if self.parsed is not None else None
         if model is None:
-            return self.proto()
-        self.tap(model)
+            model = self.proto()
+        else:
+            self.tap(model)
+        if self.hoisted:
+            hoist(model)
         return model
 
     def tap(self, model: onnx.ModelProto) -> None:

@@ -65,8 +65,9 @@ class Varied:
             for name, array in weights.items()
             if name not in kept and (array is None or can_move(array))
         }
-        changed = not wanted.keys() <= {tensor.name for tensor in model.graph.initializer}
-        if changed:
+        changed = source.hoisted
+        if not wanted.keys() <= {tensor.name for tensor in model.graph.initializer}:
+            changed = True
             _store(model.graph, wanted)
         stored = {tensor.name for tensor in model.graph.initializer}
         self.weights: dict[str, Array] = {
