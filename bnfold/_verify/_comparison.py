@@ -289,8 +289,8 @@ class Comparison:
         seen = [self._drawn(original, source.first())]
         for number in range(1, len(source)):
             seen.append(self._drawn(original, source.further(number, seen[0][0])))
-        otherwise, _ = self._first_that_runs(original, source.otherwise())
-        return [*seen, otherwise] if otherwise is not None else seen
+        found = (self._first_that_runs(original, sets)[0] for sets in source.otherwise())
+        return [*seen, *(ran for ran in found if ran is not None)]
 
     def _drawn(self, original: Varied, proposals: Iterable[InputSet]) -> tuple[InputSet, list[Any]]:
         ran, reason = self._first_that_runs(original, proposals)

@@ -136,7 +136,11 @@ class _EndToEnd:
             notes = (f"an error in a layer that would not have been noticed here {rests}",)
             status = status if self._certified else combined(status, ["inconclusive"])
         if status != "fail" and (missed := self._untaken()):
-            notes = (*notes, f"no input took {', '.join(missed)}: what is there was not compared")
+            rests = ", but rests on certificates" if self._certified else ""
+            notes = (
+                *notes,
+                f"no input took {', '.join(missed)}: what is there was not compared{rests}",
+            )
             if inputs is None and not self._certified:
                 status = combined(status, ["inconclusive"])
         if status != "fail":

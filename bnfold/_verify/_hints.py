@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx
 from onnx import numpy_helper
 
-from bnfold._verify._nodes import all_nodes
+from bnfold._verify._nodes import all_nodes, subgraphs
 
 _PASS_THROUGH = {
     "Cast",
@@ -56,6 +56,8 @@ class Hints:
         self._readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
         for node in all_nodes(graph.node):
+            for body in subgraphs(node):
+                self._constants |= {tensor.name: tensor for tensor in body.initializer}
             for index, name in enumerate(node.input):
                 self._readers.setdefault(name, []).append((node, index))
             if node.op_type == "Constant":

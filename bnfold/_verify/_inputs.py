@@ -57,6 +57,7 @@ _ATTEMPTS = 40
 # Numbers in a set of inputs; sizes that make for more are not proposed if smaller ones are there.
 _LARGEST = 1 << 26
 _WIDEST = 8
+_OTHERS = 4
 _BLOCK = 8
 _STROKE = 3
 _INK = 0.3
@@ -205,15 +206,23 @@ class InputSource:
         """Yield input sets of the first kind, likeliest sizes first."""
         return (self._draw(0, sizes) for sizes in self._likely())
 
-    def otherwise(self) -> Iterator[InputSet]:
-        """Yield input sets of the first kind, likeliest sizes first, in which single integers that
-        the model compares with constants equal none of those; no set where it has no such input.
+    def otherwise(self) -> list[Iterator[InputSet]]:
+        """Propose, one after the other, input sets of the first kind in which single integers that
+        the model compares with constants are those that other sets do not have, and then none of
+        them. Likeliest sizes come first.
         """
-        others = {spec.name: other for spec in self._specs if (other := spec.other()) is not None}
-        for sizes in self._likely() if others else ():
+        others = {spec.name: found for spec in self._specs if (found := spec.others())}
+        count = max(map(len, others.values()), default=0)
+        return [
+            self._with({name: found[min(number, len(found) - 1)] for name, found in others.items()})
+            for number in range(count)
+        ]
+
+    def _with(self, given: Mapping[str, Array]) -> Iterator[InputSet]:
+        told = [f"{name}={int(value.flat[0])}" for name, value in given.items()]
+        for sizes in self._likely():
             drawn = self._draw(0, sizes)
-            said = (f"{name}={int(value.flat[0])}" for name, value in others.items())
-            yield InputSet(" ".join([drawn.label, *said]), {**drawn.feeds, **others})
+            yield InputSet(" ".join([drawn.label, *told]), {**drawn.feeds, **given})
 
     def _likely(self) -> Iterator[dict[Key, int]]:
         """Yield sizes of free dimensions, likeliest first."""
@@ -295,15 +304,18 @@ class _Spec:
             for axis, dim in enumerate(self.dims)
         )
 
-    def other(self) -> Array | None:
-        """A single integer that is none of those it is compared with; None for other inputs."""
+    def others(self) -> list[Array]:
+        """What else a single integer may be: what it is compared with and is not drawn as, and
+        something else. Nothing for other inputs.
+        """
         shape = [dim for dim in self.dims if isinstance(dim, int)]
         if self.bound or not self.literals or len(shape) < len(self.dims) or math.prod(shape) != 1:
-            return None
+            return []
         value = self.literals[0] // 2
         while value in self.literals:
             value += 1
-        return np.full(shape, value, _INTEGERS[self.element])
+        found = [*self.literals[1:-1], value][-_OTHERS:]
+        return [np.full(shape, each, _INTEGERS[self.element]) for each in found]
 
     def draw(self, rng: np.random.Generator, flavour: Flavour, sizes: Mapping[Key, int]) -> Array:
         """Return an array of the given sizes."""
@@ -408,7 +420,7 @@ def _spec(value: onnx.ValueInfoProto, hints: Hints, pixels: tuple[float, float] 
         tuple(dims),
         tuple(_role(dims, axis) for axis in range(len(dims))),
         hints.index_bound(value.name),
-        tuple(hints.compared_with(value.name)),
+        tuple(dict.fromkeys(hints.compared_with(value.name))),
         pixels,
     )
 

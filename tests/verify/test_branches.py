@@ -77,6 +77,31 @@ def test_an_integer_is_drawn_as_what_it_is_compared_with_and_otherwise(
     assert bnfold.verify(made, changed(made, name, factor)).status == "fail"
 
 
+def test_an_integer_that_is_compared_with_several_constants() -> None:
+    """Every branch of a chain is taken: each constant is drawn, and one that is none of them."""
+    rates = [8000, 16000, 24000, 48000]
+    body = subgraph(product("x", "o", "w", 4, 4), op("Identity", "o", "o_"), y="o_")
+    for n, rate in enumerate(rates):
+        then = subgraph(product("x", f"t{n}", "w", 4, 4), op("Tanh", f"t{n}", f"u{n}"), y=f"u{n}")
+        body = subgraph(
+            const("Equal", "rate", f"c{n}", np.int64(rate)),
+            op("If", f"c{n}", f"v{n}", then_branch=then, else_branch=body),
+            y=f"v{n}",
+        )
+    made = model(
+        const("Less", "rate", "below", np.int64(0)),
+        op("If", "below", "y", then_branch=body, else_branch=body),
+        x={"x": (3, 4), "rate": ()},
+    )
+    made.graph.input[1].type.tensor_type.elem_type = TensorProto.INT64
+    result = bnfold.verify(made, made, power=True)
+    drawn = {check.inputs for check in result.checks}
+    assert drawn == {"signed", "unsigned", "structured"} | {
+        f"signed rate={rate}" for rate in (16000, 24000, 24001)
+    }
+    assert [planted.noticed for planted in result.power].count(True) == len(rates) + 1
+
+
 def test_an_integer_that_the_original_takes_no_other_value_of() -> None:
     """The other branch asks for a row that nothing has: it is told that it was not compared."""
     made = rated()
