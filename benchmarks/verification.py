@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +44,18 @@ def inputs(path: Path) -> list[InputSet]:
     source = InputSource(onnx.load(path, load_external_data=False), 0)
     engine = OnnxRuntime(path)
     found: list[InputSet] = []
-    for number in range(len(source)):
-        for proposal in source.further(number, found[0]) if number else source.first():
+
+    def keep(proposals: Iterable[InputSet]) -> None:
+        for proposal in proposals:
             with contextlib.suppress(EngineError):
                 engine.run(proposal.feeds)
                 found.append(proposal)
-                break
+                return
+
+    for number in range(len(source)):
+        keep(source.further(number, found[0]) if number else source.first())
+    for others in source.otherwise():
+        keep(others)
     return found
 
 
