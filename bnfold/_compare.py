@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import onnx
 
 from bnfold._onnx import _files
 from bnfold._verify._end_to_end import compare
 from bnfold._verify._hoist import hoist
 from bnfold._verify._inputs import InputSet
-from bnfold._verify._nodes import reached
 from bnfold._verify._settings import Settings
 from bnfold._verify._source import Parsed, Source
 from bnfold._verify._verdict import EndToEnd
-from bnfold._verify._weights import Weights, find
+from bnfold._verify._weights import find, telling
 
 
 def files(
@@ -36,7 +33,7 @@ def files(
     with _files.understood(model, original):
         hoisted = hoist(model)
         weights = find(model, original.parent)
-        touched = _judged(model, weights)
+        touched = telling(model, weights)
     del model, other
     with _files.runnable(original, ours) as left, _files.runnable(folded, theirs) as right:
         return compare(
@@ -48,12 +45,3 @@ def files(
             settings=settings,
             progress=progress,
         )
-
-
-def _judged(model: onnx.ModelProto, weights: Weights) -> Collection[str]:
-    """The weights in which errors have to show: those of layers, where these reach all outputs that
-    any weight does; else all.
-    """
-    outputs = {value.name for value in model.graph.output}
-    left = outputs & reached(model.graph, weights.values.keys())
-    return weights.layers if left <= reached(model.graph, weights.layers) else weights.values.keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -153,7 +153,9 @@ class _Trial:
         from bnfold._verify._bounds import Bounds
         from bnfold._verify._certificate import certify
         from bnfold._verify._end_to_end import compare
+        from bnfold._verify._hoist import hoist
         from bnfold._verify._source import Parsed, Source
+        from bnfold._verify._weights import find, telling
 
         self.progress("certifying every fold")
         with (
@@ -173,16 +175,21 @@ class _Trial:
                 bounds,
             )
             certified = all(certificate.holds for certificate in certificates)
-            left, right = (
-                Source(path, parsed=Parsed(model))
-                for path, model in ((original, before), (folded, after))
-            )
+            values: Mapping[str, Any] = self.weights.values
+            touched: Collection[str] = self.weights.touched
+            hoisted = False
+            if not values:  # all weights may be in bodies, which the planner's are not
+                hoisted = hoist(before)
+                found = find(before, self.original.parent)
+                values, touched = found.values, telling(before, found)
+            left = Source(original, parsed=Parsed(before), hoisted=hoisted)
+            right = Source(folded, parsed=Parsed(after))
             del before, after
             end_to_end = compare(
                 left,
                 right,
-                parameters=self.weights.values,
-                touched=self.weights.touched,
+                parameters=values,
+                touched=touched,
                 inputs=self.inputs,
                 settings=self.settings,
                 bounds=bounds,

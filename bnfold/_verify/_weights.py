@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import onnx
 from bnfold._onnx._constants import Constant, Constants, is_evaluated
 from bnfold._onnx._scopes import Scope, read_scopes
 from bnfold._onnx._shapes import Shapes, infer
-from bnfold._verify._nodes import subgraphs
+from bnfold._verify._nodes import reached, subgraphs
 from bnfold._verify._noise import Array
 from bnfold._verify._operands import COUNTING, Operand, Operands
 
@@ -69,6 +69,15 @@ def find(model: onnx.ModelProto, folder: Path) -> Weights:
             if isinstance(constant, Constant) and constant.is_float and not constant.protected:
                 values[name] = constant.load()
     return Weights(values, frozenset(o.name for o in read if o.of_layer) & values.keys())
+
+
+def telling(model: onnx.ModelProto, weights: Weights) -> Collection[str]:
+    """The weights in which errors have to show: those of layers, where these reach all outputs that
+    any weight does; else all.
+    """
+    outputs = {value.name for value in model.graph.output}
+    left = outputs & reached(model.graph, weights.values.keys())
+    return weights.layers if left <= reached(model.graph, weights.layers) else weights.values.keys()
 
 
 class _Inferred(Shapes):

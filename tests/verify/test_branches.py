@@ -6,16 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import bnfold
+from bnfold._judge import run
 from bnfold._verify._hoist import hoist
 from bnfold._verify._nodes import all_nodes
 from bnfold._verify._weights import find
 
 from .. import graphs
-from ..graphs import const, model, op, rand, subgraph
+from ..graphs import bn, const, conv, model, op, rand, subgraph
 
 
 def product(x: str, y: str, weight: str, *shape: int) -> tuple[NodeProto, dict[str, np.ndarray]]:
@@ -245,3 +247,29 @@ def test_what_a_body_puts_out_as_it_is_stays() -> None:
     )
     made.graph.input[1].type.tensor_type.elem_type = TensorProto.BOOL
     assert not hoist(made)
+
+
+def test_folds_in_bodies_are_compared_with_a_measured_tolerance(tmp_path: Path) -> None:
+    """The command's own verification, where the main graph has no weights at all."""
+    branches = [
+        subgraph(conv(f"c{y}", "x", y, (4, 3, 1, 1)), bn(f"n{y}", y, f"{y}y", 4), y=f"{y}y")
+        for y in "te"
+    ]
+    made = model(
+        op("If", "flag", "y", then_branch=branches[0], else_branch=branches[1]),
+        x={"x": (2, 3, 5, 5), "flag": ()},
+    )
+    made.graph.input[1].type.tensor_type.elem_type = TensorProto.BOOL
+    onnx.save(made, tmp_path / "model.onnx")
+    outcome = run(
+        tmp_path / "model.onnx",
+        tmp_path / "folded.onnx",
+        verify=True,
+        inputs=None,
+        progress=lambda step: None,
+    )
+    assert outcome.verdict.status == "pass"
+    result = outcome.verdict.end_to_end
+    assert result is not None
+    assert [planted.noticed for planted in result.power] == [True]
+    assert not result.notes
