@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from bnfold._onnx import _tensors
 from bnfold._onnx._scopes import label
+from bnfold._onnx._tensors import FLOATS
+from bnfold._verify._nodes import reached, reads, subgraphs
 from bnfold._verify._operands import Operands
 
 Values: TypeAlias = Callable[[Sequence[str]], Iterable[Mapping[str, Any]]]
@@ -21,23 +25,62 @@ _Form: TypeAlias = tuple[Any, ...]
 
 
 class Branch(NamedTuple):
-    """A branch of an If: the place of that in the main graph, the name of its condition, and that
-    of the attribute which holds the branch.
+    """A branch of an If: the place of that in the main graph, the name of its condition, that of
+    the attribute which holds the branch, and whether it has weights that nothing else reads.
     """
 
     label: str
     place: int
     condition: str
     attribute: str
+    owns_weights: bool
 
 
 def with_weights(model: ModelProto) -> Iterator[Branch]:
-    """The branches of a main graph in which linear operators or norms read weights."""
-    operands = Operands(model.functions)
-    for place, node in enumerate(model.graph.node):
-        for name, body in _branches(node):
-            if any(operand.of_layer for operand in operands.within(body.node)):
-                yield Branch(f"the {name} of {label(node)}", place, node.input[0], name)
+    """The branches of a main graph in which linear operators or norms read weights, where it
+    depends on an input which of the two is taken.
+    """
+    graph, operands = model.graph, Operands(model.functions)
+    if all(node.op_type != "If" for node in graph.node):
+        return
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    given = {value.name for value in graph.input} - stored.keys()
+    varying = reached(graph, given)
+    sources = {name: {name} for name in stored}
+    read, within = Counter[str](), dict[tuple[int, str], set[str]]()
+    for place, node in enumerate(graph.node):
+        bodies = dict(_branches(node))
+        for attribute, body in bodies.items():
+            names = {name for inner in body.node for name in reads(inner)} & sources.keys()
+            within[place, attribute] = set().union(*(sources[name] for name in names))
+            read.update(within[place, attribute])
+        seen = {each for name in reads(node) if name in sources for each in sources[name]}
+        if varying.isdisjoint(node.output):
+            sources |= dict.fromkeys(node.output, seen)
+        elif not bodies:
+            read.update(seen)
+    for place, node in enumerate(graph.node):
+        for attribute, body in _branches(node):
+            layers = any(operand.of_layer for operand in operands.within(body.node))
+            if layers and node.input[0] in varying:
+                alone = (stored[n] for n in within[place, attribute] if read[n] == 1)
+                owns = any(map(_is_weight, chain(alone, _held(body))))
+                where = f"the {attribute} of {label(node)}"
+                yield Branch(where, place, node.input[0], attribute, owns)
+
+
+def _held(body: GraphProto) -> Iterator[TensorProto]:
+    """What a body stores or holds in a Constant, bodies in it included."""
+    yield from body.initializer
+    for node in body.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                yield attribute.t
+        yield from (tensor for inner in subgraphs(node) for tensor in _held(inner))
+
+
+def _is_weight(tensor: TensorProto) -> bool:
+    return tensor.data_type in FLOATS and len(tensor.dims) > 1
 
 
 def untaken(branches: Sequence[Branch], values: Values) -> list[Branch]:

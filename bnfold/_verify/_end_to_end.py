@@ -17,7 +17,7 @@ from typing import Any
 from bnfold._verify import _doubt
 from bnfold._verify._bisect import Instruments, Values, locate
 from bnfold._verify._bounds import Bounds, Exhausted
-from bnfold._verify._branches import Forms, untaken
+from bnfold._verify._branches import Branch, Forms, untaken
 from bnfold._verify._comparison import UNSETTLED, Comparison, Pair, Settled
 from bnfold._verify._deployed import Deployment, Expected, opened
 from bnfold._verify._early import Early, background
@@ -137,11 +137,9 @@ class _EndToEnd:
             status = status if self._certified else combined(status, ["inconclusive"])
         if status != "fail" and (missed := self._untaken()):
             rests = ", but rests on certificates" if self._certified else ""
-            notes = (
-                *notes,
-                f"no input took {', '.join(missed)}: what is there was not compared{rests}",
-            )
-            if inputs is None and not self._certified:
+            labels = ", ".join(branch.label for branch in missed)
+            notes = (*notes, f"no input took {labels}: what is there was not compared{rests}")
+            if inputs is None and not self._certified and any(b.owns_weights for b in missed):
                 status = combined(status, ["inconclusive"])
         if status != "fail":
             deployed = self._deploy(blind)
@@ -155,7 +153,7 @@ class _EndToEnd:
         result = _told(comparison, status, checks, *notes)
         return replace(result, providers=deployed, divergence=divergence, power=planted)
 
-    def _untaken(self) -> list[str]:
+    def _untaken(self) -> list[Branch]:
         """The branches with weights that the original took on no inputs, and that the folded model
         does not have as they are.
         """
@@ -175,7 +173,7 @@ class _EndToEnd:
             return []
         left, right = Forms(ours.proto(), ours.folder), Forms(theirs.proto(), theirs.folder)
         kept = list(right.all())
-        return [branch.label for branch in missed if left.of(branch) not in kept]
+        return [branch for branch in missed if left.of(branch) not in kept]
 
     def _locate(self, checks: list[OutputCheck]) -> Divergence | None:
         """The first tensor at which the two differ; None where none does, or none can be run.

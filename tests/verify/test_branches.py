@@ -131,6 +131,40 @@ def test_a_branch_that_no_input_takes_is_compared_as_it_stands() -> None:
     assert any("no input took" in note for note in given.notes)
 
 
+def shared(condition: NodeProto) -> ModelProto:
+    """Both branches read the same weight of the main graph, one of them behind a Transpose."""
+    then = subgraph(op("MatMul", "x v", "t"), op("Tanh", "t", "ty"), y="ty")
+    also = subgraph(op("MatMul", "x w", "e"), op("Relu", "e", "ey"), y="ey")
+    return model(
+        op("Abs", "x", "a"),
+        op("ReduceSum", "a", "s", keepdims=0),
+        op("Transpose", "w", "v"),
+        condition,
+        op("If", "never", "y", then_branch=then, else_branch=also),
+        x=(3, 4),
+        weights={"w": rand(4, 4), "zero": np.float32(0), "one": np.float32(1)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [(op("Less", "s zero", "never"), True), (op("Less", "one zero", "never"), False)],
+)
+def test_a_branch_whose_weights_are_read_elsewhere_too_or_that_none_can_take(
+    condition: NodeProto, told: bool
+) -> None:
+    """Errors in its weights would have shown: a branch that only has other operators is told, where
+    an input could take it, and no more.
+    """
+    made = shared(condition)
+    other = ModelProto()
+    other.CopyFrom(made)
+    branch(other, "then_branch").node[1].op_type = "Sigmoid"
+    result = bnfold.verify(made, other)
+    assert result.status == "pass"
+    assert any("no input took" in note for note in result.notes) == told
+
+
 def on_data_renamed(made: ModelProto) -> ModelProto:
     """The same with other names in its branches, and a weight in a Constant."""
     other = ModelProto()
