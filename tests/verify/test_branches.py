@@ -180,10 +180,10 @@ def on_data_renamed(made: ModelProto) -> ModelProto:
 
 
 ALTERED: list[Callable[[GraphProto], None]] = [
-    lambda body: setattr(body.node[1], "op_type", "Tanh"),
+    lambda body: setattr(body.node[1], "op_type", "Elu"),
     lambda body: body.node[0].input.reverse(),
     lambda body: body.node[1].input.__setitem__(0, "x"),
-    lambda body: body.node[1].attribute.append(helper.make_attribute("alpha", 1.0)),
+    lambda body: setattr(body.node[1].attribute[0], "f", 0.25),
 ]
 
 
@@ -195,6 +195,7 @@ def test_other_operators_in_a_branch_that_no_input_takes(
     body = branch(made, "then_branch")
     body.initializer[0].CopyFrom(graphs.tensor(rand(4, 4), "w"))
     body.node[1].op_type = "LeakyRelu"
+    body.node[1].attribute.append(helper.make_attribute("alpha", 0.5))
     wrong = ModelProto()
     wrong.CopyFrom(made)
     alter(branch(wrong, "then_branch"))
