@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 import click
 import numpy as np
 
-from bnfold._affine import AffineMap
-from bnfold._plan._branches import Aligned, Concatenated, Summed
-from bnfold._plan._carry import Homogeneous
-from bnfold._plan._planner import plan
-from bnfold._plan._reasons import Reason
-from bnfold._plan._view import OPAQUE, Absorber, Affine, Ahead, Crossing, Node, Role, Value, View
+from bnfold._core.affine import AffineMap
+from bnfold._core.joins import Aligned, Concatenated, Summed
+from bnfold._core.laws import Homogeneous
+from bnfold._core.reasons import Reason
+from bnfold._core.view import OPAQUE, Absorber, Affine, Ahead, Crossing, Node, Role, Value, View
+from bnfold._plan.planner import plan
 
 Row = tuple[Role, tuple[int, ...], int]
 RELU = Crossing(Homogeneous())

@@ -32,8 +32,8 @@ from catalogue import Model, chosen
 from command import bnfold_command
 
 import bnfold
-from bnfold._verify._inputs import InputSet, InputSource
-from bnfold._verify._session import EngineError, OnnxRuntime
+from bnfold._run.inputs import InputSet, InputSource
+from bnfold._run.session import EngineError, OnnxRuntime
 
 INCONCLUSIVE = 3
 """The exit code of a verification without a verdict."""

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold._api import fold, plan, verify
+    from bnfold._core.result import Fold, Kept, Plan
     from bnfold._errors import BnfoldError, UsageError
-    from bnfold._result import Fold, Kept, Plan
-    from bnfold._verify._verdict import EndToEnd
+    from bnfold._judge.verdict import EndToEnd
 
 _HOMES = {
     "BnfoldError": "bnfold._errors",
-    "EndToEnd": "bnfold._verify._verdict",
-    "Fold": "bnfold._result",
-    "Kept": "bnfold._result",
-    "Plan": "bnfold._result",
+    "EndToEnd": "bnfold._judge.verdict",
+    "Fold": "bnfold._core.result",
+    "Kept": "bnfold._core.result",
+    "Plan": "bnfold._core.result",
     "UsageError": "bnfold._errors",
     "fold": "bnfold._api",
     "plan": "bnfold._api",

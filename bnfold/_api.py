@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from onnx import ModelProto
 
-from bnfold import _paths
+from bnfold._core.result import Plan
 from bnfold._errors import UsageError
-from bnfold._onnx import _files
-from bnfold._onnx._fold import prepare
-from bnfold._onnx._rewrite import Rewritten
-from bnfold._result import Plan
+from bnfold._onnx.files import models
+from bnfold._onnx.fold import prepare
+from bnfold._onnx.write.rewriting import Rewritten
+from bnfold._system import paths
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
-    from bnfold._torch._fold import Example
-    from bnfold._torch._fold import Planned as PlannedModule
-    from bnfold._verify._verdict import EndToEnd
+    from bnfold._judge.verdict import EndToEnd
+    from bnfold._torch.module.fold import Example
+    from bnfold._torch.module.fold import Planned as PlannedModule
 
 Model = Any
 _M = TypeVar("_M")
@@ -57,11 +57,11 @@ def plan(
         ready = _prepare_module(model, args, kwargs, dynamic_shapes, as_eval, clone, inplace=False)
         return ready.plan
     if _is_program(model):
-        from bnfold._torch._program import PlannedProgram
+        from bnfold._torch.program.fold import PlannedProgram
 
         return PlannedProgram(model).plan
     proto, folder = _read(model, base_dir)
-    with _files.understood(proto, _path(model)):
+    with models.understood(proto, _path(model)):
         return prepare(proto, folder).plan
 
 
@@ -126,17 +126,17 @@ def fold(
         ready = _prepare_module(model, output, kwargs, dynamic_shapes, as_eval, clone, inplace)
         return ready.apply(inplace)
     if _is_program(model):
-        from bnfold._torch._program import PlannedProgram
+        from bnfold._torch.program.fold import PlannedProgram
 
         return PlannedProgram(model).apply()
     proto, folder = _read(model, base_dir)
     if output is not None:
-        _paths.check_writable(Path(output))
-        _files.refuse_own_data(Path(output), proto, folder)
+        paths.check_writable(Path(output))
+        models.refuse_own_data(Path(output), proto, folder)
     if proto is model:
         proto = ModelProto()
         proto.CopyFrom(model)
-    with _files.understood(model if isinstance(model, ModelProto) else proto, _path(model)):
+    with models.understood(model if isinstance(model, ModelProto) else proto, _path(model)):
         planned = prepare(proto, folder)
         rewritten = planned.apply()
     if output is not None:
@@ -192,11 +192,11 @@ def verify(
     Raises `UsageError` for models or inputs that cannot be read, and for an option that has a value
     that means nothing or is not for such models.
     """
-    from bnfold._compare import files
-    from bnfold._verify._inputs import InputSet, Wanted, load_inputs
-    from bnfold._verify._providers import by_name
-    from bnfold._verify._settings import Settings
-    from bnfold._verify._tolerance import Fixed
+    from bnfold._judge.settings import Settings
+    from bnfold._judge.tolerance import Fixed
+    from bnfold._pipeline.comparing import files
+    from bnfold._run.inputs import InputSet, Wanted, load_inputs
+    from bnfold._run.providers import by_name
 
     settings = Settings(
         seed=seed,
@@ -215,11 +215,11 @@ def verify(
                 "of the options of the comparison only seed is for models of PyTorch, which run on "
                 "their example inputs"
             )
-        from bnfold._torch import _verify
+        from bnfold._pipeline import modules as _modules
 
         if modules:
-            return _verify.compare(original, folded, _example(args, kwargs, None), seed)
-        return _verify.compare_programs(original, folded, seed)
+            return _modules.compare(original, folded, _example(args, kwargs, None), seed)
+        return _modules.compare_programs(original, folded, seed)
     if inputs is None:
         sets = None
     elif isinstance(inputs, Mapping):
@@ -239,21 +239,23 @@ def _prepare_module(
     clone: bool,
     inplace: bool,
 ) -> PlannedModule:
-    from bnfold._torch import _fold
+    from bnfold._torch.module import fold as fold_module
 
     if as_eval and model.training:
-        model = (model if inplace else _fold.copied(model)).eval()
+        model = (model if inplace else fold_module.copied(model)).eval()
     if args is None and not kwargs:
-        from bnfold._torch._trace import made_up
+        from bnfold._torch.module.trace import made_up
 
-        return _fold.prepare(model, _fold.Example(made_up(model), {}, made_up=True), clone)
-    return _fold.prepare(model, _example(args, kwargs, dynamic_shapes), clone)
+        return fold_module.prepare(
+            model, fold_module.Example(made_up(model), {}, made_up=True), clone
+        )
+    return fold_module.prepare(model, _example(args, kwargs, dynamic_shapes), clone)
 
 
 def _example(
     args: tuple[Any, ...] | None, kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
 ) -> Example:
-    from bnfold._torch._fold import Example
+    from bnfold._torch.module.fold import Example
 
     if args is None and not kwargs:
         raise UsageError("a module needs example inputs: bnfold.fold(module, (example,))")
@@ -279,7 +281,7 @@ def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelP
     folder = Path(base_dir) if base_dir is not None else None
     path = _path(model)
     if path is not None:
-        return _files.load(path), folder or path.parent
+        return models.load(path), folder or path.parent
     if _is_graphsurgeon(model):
         import onnx_graphsurgeon
 
@@ -311,7 +313,7 @@ def _write(
     output: Path,
     source: Path | None = None,
 ) -> Path:
-    with _files.draft(
+    with models.draft(
         model, rewritten, base_dir=base_dir, destination=output, source=source
     ) as draft:
         draft.commit()

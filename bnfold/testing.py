@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bnfold import _report
 from bnfold._api import Model, verify
+from bnfold._report import text
 
 __all__ = ["assert_equivalent"]
 
@@ -47,5 +47,5 @@ def assert_equivalent(
     result = verify(original, folded, args, **options)
     if result.status == "pass" or (result.status == "inconclusive" and allow_inconclusive):
         return
-    lines = [_ADVICE[result.status], *_report.end_to_end_lines(result, verbose=True)]
+    lines = [_ADVICE[result.status], *text.end_to_end_lines(result, verbose=True)]
     raise AssertionError("\n".join(lines))

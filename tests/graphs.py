@@ -21,8 +21,8 @@ from onnx import (
 )
 
 import bnfold
-from bnfold._onnx._fold import prepare
-from bnfold._verify._certificate import certify
+from bnfold._onnx.fold import prepare
+from bnfold._proof.certificate import certify
 
 from . import oracle
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import external_data_helper, numpy_helper
 
 import bnfold
-from bnfold._onnx import _tensors
+from bnfold._onnx import tensors
 
 from .graphs import assert_same, bn, check, constants, conv, counts, model, op, rand, run
 
@@ -241,4 +241,4 @@ def test_packed_integers_outside_are_read(kind, tmp_path):
     told.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", "w.bin"), ("offset", "3"), ("length", str(len(packed)))):
         told.external_data.add(key=key, value=value)
-    np.testing.assert_array_equal(_tensors.read(told, tmp_path).astype(int), values)
+    np.testing.assert_array_equal(tensors.read(told, tmp_path).astype(int), values)

@@ -20,7 +20,10 @@ from onnx import (
 )
 
 from bnfold._errors import UsageError
-from bnfold._onnx import _files, _filled, _lean, _tensors
+from bnfold._onnx import tensors as tensors_module
+from bnfold._onnx.files import filled as filled_module
+from bnfold._onnx.files import lean as lean_module
+from bnfold._onnx.files import models
 
 from . import zoo
 
@@ -30,14 +33,14 @@ SMALL = np.arange(5, dtype=np.float32)
 
 @pytest.fixture(autouse=True)
 def _every_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lean, "LEAST_FILE", 0)
+    monkeypatch.setattr(lean_module, "LEAST_FILE", 0)
 
 
 def filled(model: ModelProto, folder: Path) -> bytes:
     """A model with the bytes that stayed in the file put back, in a form that can be compared."""
-    for tensor in _files.tensors(model):
+    for tensor in models.tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
-            location, offset, length = _tensors.external_location(tensor)
+            location, offset, length = tensors_module.external_location(tensor)
             assert length is not None
             tensor.raw_data = (folder / location).read_bytes()[offset : offset + length]
             tensor.ClearField("external_data")
@@ -56,9 +59,9 @@ def ordered(model: ModelProto) -> bytes:
 
 def same(path: Path) -> int:
     """Hold both ways to read a file against each other; how many tensors stayed in it."""
-    lean, whole = _files.load(path, lean=True), _files.load(path)
-    stayed = sum(t.data_location == TensorProto.EXTERNAL for t in _files.tensors(lean))
-    again = ModelProto.FromString(_filled.serialized(lean, path))
+    lean, whole = models.load(path, lean=True), models.load(path)
+    stayed = sum(t.data_location == TensorProto.EXTERNAL for t in models.tensors(lean))
+    again = ModelProto.FromString(filled_module.serialized(lean, path))
     assert ordered(again) == ordered(whole)
     assert filled(lean, path.parent) == filled(whole, path.parent)
     return stayed
@@ -89,13 +92,13 @@ def test_large_data_stay_and_small_ones_do_not(tmp_path: Path) -> None:
     model = helper.make_model(graph(*tensors, attribute=numpy_helper.from_array(BIG, "attribute")))
     path = written(model, tmp_path)
     assert same(path) == 2
-    assert len(_lean.read(path) or b"") < 2000
+    assert len(lean_module.read(path) or b"") < 2000
 
 
 def test_a_small_file_is_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(helper.make_model(graph(numpy_helper.from_array(BIG, "big"))), tmp_path)
-    monkeypatch.setattr(_lean, "LEAST_FILE", path.stat().st_size + 1)
-    assert _lean.read(path) is None
+    monkeypatch.setattr(lean_module, "LEAST_FILE", path.stat().st_size + 1)
+    assert lean_module.read(path) is None
 
 
 def test_messages_that_follow_each_other_are_merged_as_ever(tmp_path: Path) -> None:
@@ -121,7 +124,7 @@ def test_data_given_twice_or_elsewhere_are_left_to_the_library(tmp_path: Path) -
         outer = bytearray()
         _append(outer, 7, bytes(length))
         path = written(whole + bytes(outer), tmp_path)
-        assert _lean.read(path) is None
+        assert lean_module.read(path) is None
         same(path)
 
 
@@ -145,7 +148,7 @@ def test_a_tensor_of_an_attribute_that_stands_twice_is_left_to_the_library(tmp_p
     _append(inner, 1, constant + bytes(node))
     _append(outer, 7, bytes(inner))
     path = written(helper.make_model(graph()).SerializeToString() + bytes(outer), tmp_path)
-    assert _lean.read(path) is None
+    assert lean_module.read(path) is None
     same(path)
 
 
@@ -153,23 +156,23 @@ def test_a_tensor_of_an_attribute_that_stands_twice_is_left_to_the_library(tmp_p
 def test_numbers_that_share_bytes_stay_in_the_model(kind: str, tmp_path: Path) -> None:
     values = np.abs(np.arange(-7, 8)).repeat(20_000).astype(getattr(ml_dtypes, kind))
     stored = numpy_helper.from_array(values, "w")
-    assert len(stored.raw_data) > _lean.LEAST_TENSOR
+    assert len(stored.raw_data) > lean_module.LEAST_TENSOR
     path = written(helper.make_model(graph(stored)), tmp_path)
     assert same(path) == 0
-    lean = _files.load(path, lean=True).graph.initializer[0]
-    assert np.array_equal(_tensors.read(lean, tmp_path), values)
+    lean = models.load(path, lean=True).graph.initializer[0]
+    assert np.array_equal(tensors_module.read(lean, tmp_path), values)
 
 
 def test_its_own_data_are_not_taken_for_a_file_beside_it(tmp_path: Path) -> None:
     """A model may name itself as the file of its external data; that reference is a real one."""
     path = written(helper.make_model(graph(numpy_helper.from_array(BIG, "w"))), tmp_path)
-    model = _files.load(path, lean=True)
-    assert _files.external_files(model) == set()
+    model = models.load(path, lean=True)
+    assert models.external_files(model) == set()
     told = model.graph.initializer.add(name="v", data_type=1, dims=[1])
     told.data_location = TensorProto.EXTERNAL
     for key, value in (("location", path.name), ("offset", "0"), ("length", "4")):
         told.external_data.add(key=key, value=value)
-    assert _files.external_files(model) == {path.name}
+    assert models.external_files(model) == {path.name}
 
 
 def test_a_file_that_is_cut_off_is_refused_as_ever(tmp_path: Path) -> None:
@@ -177,7 +180,7 @@ def test_a_file_that_is_cut_off_is_refused_as_ever(tmp_path: Path) -> None:
     for end in (1, 7, 1000, len(whole) // 2, len(whole) - 1):
         path = written(whole[:end], tmp_path)
         with pytest.raises(UsageError):
-            _files.load(path, lean=True)
+            models.load(path, lean=True)
 
 
 @settings(max_examples=300, deadline=None)
@@ -196,7 +199,7 @@ def test_any_bytes_are_read_as_the_library_reads_them(
     results = []
     for lean in (True, False):
         try:
-            results.append(filled(_files.load(path, lean=lean), path.parent))
+            results.append(filled(models.load(path, lean=lean), path.parent))
         except UsageError:
             results.append(b"refused")
     assert results[0] == results[1]

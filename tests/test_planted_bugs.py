@@ -22,11 +22,11 @@ from click.testing import CliRunner
 from onnx import ModelProto, numpy_helper
 
 import bnfold
-from bnfold import _weights
-from bnfold._affine import IDENTITY, AffineMap
-from bnfold._cli import main
-from bnfold._sites import Site
-from bnfold._verify._end_to_end import _EndToEnd
+from bnfold._command.cli import main
+from bnfold._core import channels
+from bnfold._core.affine import IDENTITY, AffineMap
+from bnfold._core.parameters import Site
+from bnfold._judge.end_to_end import _EndToEnd
 
 from . import zoo
 from .graphs import label
@@ -93,29 +93,29 @@ def leave_bias_unscaled(patch: Patch, touch: Touch) -> None:
 
 
 def roll_scale(patch: Patch, touch: Touch) -> None:
-    right = _weights.scaled
-    patch.setattr(_weights, "scaled", lambda w, scale, *rest: right(w, np.roll(scale, 1), *rest))
+    right = channels.scaled
+    patch.setattr(channels, "scaled", lambda w, scale, *rest: right(w, np.roll(scale, 1), *rest))
 
 
-class _Transposed(_weights.Layout):
+class _Transposed(channels.Layout):
     """Marks the layout of a ConvTranspose."""
 
 
 def scale_transposed_along_input(patch: Patch, touch: Touch) -> None:
-    right_layout, right = _weights.conv_transpose, _weights.scaled
+    right_layout, right = channels.conv_transpose, channels.scaled
 
-    def layout(shape: tuple[int, ...], group: int) -> _weights.Layout:
+    def layout(shape: tuple[int, ...], group: int) -> channels.Layout:
         made = right_layout(shape, group)
         return _Transposed(made.view, made.along)
 
-    def wrong(weight: Array, scale: Array, layout: _weights.Layout, dtype: Any) -> Array:
+    def wrong(weight: Array, scale: Array, layout: channels.Layout, dtype: Any) -> Array:
         if not isinstance(layout, _Transposed):
             return right(weight, scale, layout, dtype)
         rows = np.resize(scale, weight.shape[0]).reshape(-1, *(1,) * (weight.ndim - 1))
         return (weight.astype(np.float64) * rows).astype(weight.dtype)
 
-    patch.setattr(_weights, "conv_transpose", layout)
-    patch.setattr(_weights, "scaled", wrong)
+    patch.setattr(channels, "conv_transpose", layout)
+    patch.setattr(channels, "scaled", wrong)
 
 
 def miss_weight_channel(patch: Patch, touch: Touch) -> None:

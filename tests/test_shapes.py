@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bnfold._onnx._network import read
-from bnfold._onnx._shapes import infer
+from bnfold._onnx.network import read
+from bnfold._onnx.read.shapes import infer
 
 from .graphs import bn, conv, folds, model, op, stays
 

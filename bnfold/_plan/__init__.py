@@ -1,1 +1,1 @@
-"""The planner: a neutral view of the network, the laws, and the reasons for what stays."""
+"""The planner: decides which affine maps move where, and says why each other one stays."""

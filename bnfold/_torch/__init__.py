@@ -1,1 +1,1 @@
-"""PyTorch: read an exported program into the neutral view, and write a plan back into modules."""
+"""PyTorch: reads an exported program into the neutral view, and writes a plan back."""

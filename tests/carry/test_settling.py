@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from bnfold._onnx._fold import prepare
-from bnfold._verify._certificate import certify
+from bnfold._onnx.fold import prepare
+from bnfold._proof.certificate import certify
 
 from ..graphs import bn, certified, const, conv, model, op, rand
 from . import exact

@@ -24,12 +24,12 @@ PATIENCE_S = 60
 
 PLANT = """
 import sys
-import bnfold._weights
-right = bnfold._weights.scaled
+import bnfold._core.channels
+right = bnfold._core.channels.scaled
 def wrong(weight, scale, layout, dtype):
     return right(weight, scale, layout, dtype) * dtype.type(1.01)
-bnfold._weights.scaled = wrong
-from bnfold._cli import main
+bnfold._core.channels.scaled = wrong
+from bnfold._command.cli import main
 main(sys.argv[1:], "bnfold")
 """
 PLANTED = (sys.executable, "-c", PLANT)

@@ -314,7 +314,7 @@ def test_standard_output_in_a_file_is_still_a_device(tmp_path):
 import sys
 from pathlib import Path
 from bnfold._errors import UsageError
-from bnfold._paths import check_writable
+from bnfold._system.paths import check_writable
 try:
     check_writable(Path("/dev/stdout"))
 except UsageError as error:

@@ -185,7 +185,7 @@ def recorded(source, options, **others):
     seen.add(options.intra_op_num_threads)
     return session(source, options, **others)
 onnxruntime.InferenceSession = recorded
-from bnfold._cli import main
+from bnfold._command.cli import main
 try:
     main(sys.argv[1:], "bnfold")
 finally:

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import pytest
 
-from bnfold import _weights
-from bnfold._cli import main
+from bnfold._command.cli import main
+from bnfold._core import channels
 
 from .. import graphs
 from . import examples
@@ -42,7 +42,7 @@ def ran(code: int, *args: Any, factor: float = 1.0) -> Any:
     """What the command prints as JSON, run in this process for there are many runs; with
     ``factor``, by a fold that makes every weight so many times too large.
     """
-    right = _weights.scaled
+    right = channels.scaled
 
     def wrong(weight: Any, *rest: Any) -> Any:
         folded = right(weight, *rest)
@@ -51,7 +51,7 @@ def ran(code: int, *args: Any, factor: float = 1.0) -> Any:
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         if factor != 1.0:
-            patch.setattr(_weights, "scaled", wrong)
+            patch.setattr(channels, "scaled", wrong)
         patch.setattr("sys.stdout", out)
         with pytest.raises(SystemExit) as end:
             main.main([str(arg) for arg in args], "bnfold")
@@ -244,7 +244,7 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def test_the_codes_of_all_reasons_are_of_the_form_that_is_told():
-    from bnfold._plan._reasons import CODES
+    from bnfold._core.reasons import CODES
 
     kept = {"$ref": "#/$defs/kept/properties/code", "$defs": SCHEMAS["bnfold.report/1"]["$defs"]}
     for code in CODES:

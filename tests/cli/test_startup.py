@@ -15,7 +15,7 @@ HEAVY = {"numpy", "onnx", "onnxruntime", "torch", "onnx_graphsurgeon", "google",
 
 def modules(*args: str) -> set[str]:
     """The modules that a run of the command imports."""
-    code = "import sys; from bnfold._cli import main; main(sys.argv[1:], 'bnfold')"
+    code = "import sys; from bnfold._command.cli import main; main(sys.argv[1:], 'bnfold')"
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code, *args],
         capture_output=True,
@@ -60,8 +60,8 @@ def test_the_runtime_is_not_imported_for_nothing(tmp_path):
 def test_a_comparison_does_not_import_what_folds(tmp_path):
     path = str(examples.save(examples.foldable(), tmp_path / "m.onnx"))
     found = modules("verify", path, path)
-    assert "bnfold._verify._comparison" in found
-    assert not found & {"bnfold._plan._planner", "bnfold._merge._merger", "onnx.reference"}
+    assert "bnfold._judge.comparison" in found
+    assert not found & {"bnfold._plan.planner", "bnfold._merge.merging", "onnx.reference"}
 
 
 def test_the_package_itself_imports_nothing():

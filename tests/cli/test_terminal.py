@@ -116,13 +116,13 @@ def test_streams_that_are_closed(closed, model, tmp_path):
 def test_warnings_of_libraries_are_not_shown(settled):
     """Unless Python is asked to show them."""
     script = (
-        "import sys, warnings, bnfold._onnx._files as files\n"
+        "import sys, warnings, bnfold._onnx.files.models as files\n"
         "load = files.load\n"
         "def noisy(path):\n"
         "    warnings.warn('noise', RuntimeWarning)\n"
         "    return load(path)\n"
         "files.load = noisy\n"
-        "from bnfold._cli import main\n"
+        "from bnfold._command.cli import main\n"
         "main(sys.argv[1:], 'bnfold')\n"
     )
     run = bnfold(settled, command=(sys.executable, "-c", script))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bnfold._plan._reasons import CODES
-from bnfold._report import _size
+from bnfold._core.reasons import CODES
+from bnfold._report.text import _size
 
 from ..graphs import bn, const, conv, model, op, rand
 from . import examples

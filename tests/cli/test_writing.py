@@ -146,7 +146,7 @@ def wrong(source, target):
         raise OSError(5, "the disk is gone")
     right(source, target)
 os.replace = wrong
-from bnfold._cli import main
+from bnfold._command.cli import main
 main(sys.argv[1:], "bnfold")
 """
     target = older(tmp_path)

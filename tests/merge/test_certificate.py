@@ -15,10 +15,10 @@ import pytest
 from onnx import ModelProto, NodeProto, numpy_helper
 
 import bnfold
-from bnfold._merge import _kernel, _merger, _wiring
-from bnfold._onnx import _linear
-from bnfold._onnx._fold import prepare
-from bnfold._verify._certificate import Certificate, certify
+from bnfold._merge import kernels, merging, wiring
+from bnfold._onnx.fold import prepare
+from bnfold._onnx.read import linear
+from bnfold._proof.certificate import Certificate, certify
 
 from ..graphs import bn, const, conv, model, op, rand
 
@@ -99,13 +99,13 @@ def test_right_merges_hold(name):
 
 
 def weights_through(patch: Patch, change: Callable[[Any], Any]) -> None:
-    right = _kernel.added
+    right = kernels.added
 
     def wrong(terms: Any) -> Any:
         made = right(terms)
         return replace(made, weight=lambda: change(made.weight())) if len(terms) > 1 else made
 
-    patch.setattr(_merger, "added", wrong)
+    patch.setattr(merging, "added", wrong)
 
 
 def off_centre(patch: Patch) -> None:
@@ -113,38 +113,38 @@ def off_centre(patch: Patch) -> None:
 
 
 def lose_a_bias(patch: Patch) -> None:
-    right = _kernel.added
+    right = kernels.added
 
     def wrong(terms: Any) -> Any:
         bias = terms[0][1].bias
         return replace(right(terms), bias=lambda: terms[0][0] * bias())
 
-    patch.setattr(_merger, "added", wrong)
+    patch.setattr(merging, "added", wrong)
 
 
 def forget_signs(patch: Patch) -> None:
-    right = _kernel.added
-    patch.setattr(_merger, "added", lambda terms: right([(1, kernel) for _, kernel in terms]))
+    right = kernels.added
+    patch.setattr(merging, "added", lambda terms: right([(1, kernel) for _, kernel in terms]))
 
 
 def forget_the_identity(patch: Patch) -> None:
-    right = _kernel.mapped
+    right = kernels.mapped
 
     def wrong(channels: int, map_: Any, space: int) -> Any:
         made = right(channels, map_, space)
         return replace(made, weight=lambda: 0 * made.weight()) if map_.is_identity else made
 
-    patch.setattr(_wiring, "mapped", wrong)
+    patch.setattr(wiring, "mapped", wrong)
 
 
 def swap_groups(patch: Patch) -> None:
-    right = _kernel._widened
+    right = kernels._widened
 
     def wrong(weight: Any, groups: int, wanted: int) -> Any:
         made = right(weight, groups, wanted)
         return made if groups == wanted else np.roll(made, 1, axis=1)
 
-    patch.setattr(_kernel, "_widened", wrong)
+    patch.setattr(kernels, "_widened", wrong)
 
 
 def miss_one_percent(patch: Patch) -> None:
@@ -157,7 +157,7 @@ def miss_one_percent(patch: Patch) -> None:
 
 
 def drop_epsilon(patch: Patch) -> None:
-    from bnfold._affine import AffineMap
+    from bnfold._core.affine import AffineMap
 
     right = AffineMap.batch_norm
     patch.setattr(
@@ -169,45 +169,45 @@ def drop_epsilon(patch: Patch) -> None:
 
 def count_wrongly(patch: Patch) -> None:
     """An average over 8 of 9 inputs."""
-    right = _kernel.averaging
+    right = kernels.averaging
 
     def wrong(channels: int, windows: Any) -> Any:
         made = right(channels, windows)
         return replace(made, weight=lambda: made.weight() * 9 / 8)
 
-    patch.setattr(_wiring, "averaging", wrong)
+    patch.setattr(wiring, "averaging", wrong)
 
 
 def ignore_borders(patch: Patch) -> None:
-    patch.setattr(_wiring, "between", lambda first, second, exact=True: None)
+    patch.setattr(wiring, "between", lambda first, second, exact=True: None)
 
 
 def turn_taps(patch: Patch) -> None:
     """Convolution in the mathematical sense."""
-    right = _linear._conv
+    right = linear._conv
 
     def wrong(context: Any, node: Any) -> Any:
         step = right(context, node)
         kernel = replace(step.kernel, weight=lambda: step.kernel.weight()[:, :, ::-1, ::-1])
         return replace(step, kernel=kernel)
 
-    patch.setitem(_linear._READERS, "Conv", wrong)
+    patch.setitem(linear._READERS, "Conv", wrong)
 
 
 def lose_the_image(patch: Patch) -> None:
     """The bias between two operators in series does not reach the output."""
-    right = _kernel.composed
-    patch.setattr(_wiring, "composed", lambda one, two: replace(right(one, two), bias=two.bias))
+    right = kernels.composed
+    patch.setattr(wiring, "composed", lambda one, two: replace(right(one, two), bias=two.bias))
 
 
 def lose_the_middle(patch: Patch) -> None:
     """Channels between two operators in the wrong order."""
-    right = _kernel._through
+    right = kernels._through
 
     def wrong(first: Any, second: Any, inner: Any, outer: Any, groups: int) -> Any:
         return right(first, second, np.roll(inner, 1, axis=0), outer, groups)
 
-    patch.setattr(_kernel, "_through", wrong)
+    patch.setattr(kernels, "_through", wrong)
 
 
 BUGS = [

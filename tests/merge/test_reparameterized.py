@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 import bnfold
-from bnfold._onnx._fold import prepare
-from bnfold._verify._certificate import certify
+from bnfold._onnx.fold import prepare
+from bnfold._proof.certificate import certify
 
 from ..graphs import counts, run
 

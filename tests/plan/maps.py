@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from bnfold._affine import AffineMap
+from bnfold._core.affine import AffineMap
 
 RANK, SIZE = 4, 2  # Every axis of the same size: only ranks can tell them apart.
 

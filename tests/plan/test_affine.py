@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnfold._affine import IDENTITY, AffineMap
+from bnfold._core.affine import IDENTITY, AffineMap
 
 from .maps import RANK, SIZE, act, maps, tensors
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnfold._affine import AffineMap
-from bnfold._plan._layout import Permuted, Wide, inverse, moved, regrouped
+from bnfold._core.affine import AffineMap
+from bnfold._core.index_maps import Permuted, Wide, inverse, moved, regrouped
 
 
 @st.composite

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from bnfold._affine import AffineMap
-from bnfold._plan._planner import plan
-from bnfold._plan._reasons import CODES, Reason
-from bnfold._plan._view import OPAQUE, Absorber, Affine, Barrier, Carrier, Node, Value, View
+from bnfold._core.affine import AffineMap
+from bnfold._core.reasons import CODES, Reason
+from bnfold._core.view import OPAQUE, Absorber, Affine, Barrier, Carrier, Node, Value, View
+from bnfold._plan.planner import plan
 
 SCALE = AffineMap.of([2.0, 3.0], 0.0, 1)
 SHIFT = AffineMap.of(1.0, [4.0, 5.0], 1)
@@ -146,7 +146,7 @@ def test_the_plan_does_not_grow_with_rows_that_never_settle():
 
 def test_the_planner_knows_no_framework():
     code = (
-        "import bnfold._plan._planner, sys; "
+        "import bnfold._plan.planner, sys; "
         "print([m for m in ('onnx', 'torch', 'onnxruntime') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

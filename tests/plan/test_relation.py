@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from bnfold._affine import AffineMap
-from bnfold._plan._layout import Wide
-from bnfold._plan._relation import Relation
+from bnfold._core.affine import AffineMap
+from bnfold._core.index_maps import Wide
+from bnfold._plan.relation import Relation
 
 DOUBLE = AffineMap.of([2.0, 3.0], [1.0, 0.0], 1)
 HALF_LOST = AffineMap.of([2.0, 0.0], [1.0, 5.0], 1)

@@ -7,12 +7,12 @@ import random
 import numpy as np
 import pytest
 
-from bnfold._affine import AffineMap
-from bnfold._plan._branches import Aligned, Concatenated, Gated, Picked, Summed
-from bnfold._plan._carry import Clipped, Homogeneous, Mixed
-from bnfold._plan._planner import plan
-from bnfold._plan._reasons import Reason
-from bnfold._plan._view import OPAQUE, Absorber, Affine, Ahead, Crossing, Node, Value, View
+from bnfold._core.affine import AffineMap
+from bnfold._core.joins import Aligned, Concatenated, Gated, Picked, Summed
+from bnfold._core.laws import Clipped, Homogeneous, Mixed
+from bnfold._core.reasons import Reason
+from bnfold._core.view import OPAQUE, Absorber, Affine, Ahead, Crossing, Node, Value, View
+from bnfold._plan.planner import plan
 
 SCALE = AffineMap.of([2.0, 3.0], 0.0, 1)
 BOTH = AffineMap.of([2.0, 3.0], [4.0, 5.0], 1)

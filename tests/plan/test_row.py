@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnfold._affine import IDENTITY, AffineMap
-from bnfold._plan import _laws
-from bnfold._plan._row import drained, extended
+from bnfold._core import absorbing
+from bnfold._core.affine import IDENTITY, AffineMap
+from bnfold._plan.row import drained, extended
 
 from .maps import act, maps, tensors
 
@@ -59,13 +59,13 @@ def test_what_an_absorber_takes_acts_first(drawn, axis, bias_free, x):
 @given(maps(), maps(), tensors())
 def test_maps_that_commute_do(first, second, x):
     one_way, other_way = act(second, act(first, x)), act(first, act(second, x))
-    if _laws.commute(first, second):
+    if absorbing.commute(first, second):
         np.testing.assert_allclose(one_way, other_way, rtol=1e-12, atol=1e-12)
 
 
 @given(maps(), tensors())
 def test_a_split_map_is_the_same_map(map_, x):
-    scale, shift = _laws.split(map_)
+    scale, shift = absorbing.split(map_)
     np.testing.assert_array_equal(act(shift, act(scale, x)), act(map_, x))
 
 

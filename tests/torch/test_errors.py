@@ -125,7 +125,7 @@ sys.modules["torch"] = None
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 import bnfold  # noqa: E402
-from bnfold._cli import main  # noqa: E402
+from bnfold._command.cli import main  # noqa: E402
 c = lambda n, v: numpy_helper.from_array(np.asarray(v, np.float32), n)
 graph = helper.make_graph(
     [helper.make_node("Conv", ["x", "w"], ["y"]), helper.make_node("Mul", ["y", "s"], ["z"])],
@@ -156,5 +156,5 @@ def test_the_command_works_without_torch(tmp_path):
 
 
 def test_importing_does_not_import_torch():
-    done = run("import sys, bnfold, bnfold._cli; sys.exit('torch' in sys.modules)")
+    done = run("import sys, bnfold, bnfold._command.cli; sys.exit('torch' in sys.modules)")
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 import onnx  # noqa: E402
 
 import bnfold  # noqa: E402
-from bnfold._torch._nodes import arguments  # noqa: E402
+from bnfold._torch.read.nodes import arguments  # noqa: E402
 
 from .merging import exported, ops, same  # noqa: E402
 from .test_program import command  # noqa: E402

@@ -261,7 +261,7 @@ def test_command_on_what_is_no_program(tmp_path):
 def test_command_without_torch_says_what_to_install(saved):
     code = (
         "import sys; sys.modules['torch'] = None; sys.argv = ['bnfold', sys.argv[1]]; "
-        "from bnfold._cli import main; main()"
+        "from bnfold._command.cli import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(saved)], capture_output=True, text=True, cwd=ROOT

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from bnfold._verify._end_to_end import compare
-from bnfold._verify._settings import Settings
-from bnfold._verify._verdict import EndToEnd
+from bnfold._judge.end_to_end import compare
+from bnfold._judge.settings import Settings
+from bnfold._judge.verdict import EndToEnd
 
 from .pairs import Pair
 

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from bnfold._verify._end_to_end import compare
-from bnfold._verify._settings import Settings
-from bnfold._verify._verdict import EndToEnd
+from bnfold._judge.end_to_end import compare
+from bnfold._judge.settings import Settings
+from bnfold._judge.verdict import EndToEnd
 
 from .folding import weights
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from bnfold._onnx._fold import prepare
-from bnfold._onnx._rewrite import Applied
-from bnfold._verify._certificate import Certificate, certify
+from bnfold._onnx.fold import prepare
+from bnfold._onnx.write.rewriting import Applied
+from bnfold._proof.certificate import Certificate, certify
 
 from ..graphs import (
     BF16,

@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import bnfold
-from bnfold._onnx._scopes import label
+from bnfold._onnx.read.scopes import label
 
 from ..carry.drawing import drawn
 from ..graphs import bn, const, conv, model, op, positive, rand

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import bnfold
-from bnfold._memory import ran_out
+from bnfold._system.memory import ran_out
 
 from ..graphs import model, op, rand
 
@@ -50,8 +50,8 @@ def test_a_session_has_as_many_threads_as_asked_for(threads: int, tmp_path: Path
     code = """if True:
         import os, sys
         from pathlib import Path
-        from bnfold._verify._bounds import Bounds
-        from bnfold._verify._session import OnnxRuntime
+        from bnfold._run.bounds import Bounds
+        from bnfold._run.session import OnnxRuntime
         before = len(os.listdir("/proc/self/task"))
         engine = OnnxRuntime(Path(sys.argv[1]), bounds=Bounds(int(sys.argv[2])))
         print(len(os.listdir("/proc/self/task")) - before)

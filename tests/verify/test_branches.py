@@ -11,10 +11,10 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold._judge import run
-from bnfold._verify._hoist import hoist
-from bnfold._verify._nodes import all_nodes
-from bnfold._verify._weights import find
+from bnfold._pipeline.models import run
+from bnfold._run.hoist import hoist
+from bnfold._run.nodes import all_nodes
+from bnfold._run.perturbable import find
 
 from .. import graphs
 from ..graphs import bn, const, conv, model, op, rand, subgraph

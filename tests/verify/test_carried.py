@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bnfold import _weights
-from bnfold._affine import AffineMap
-from bnfold._onnx import _numbers, _paddings
-from bnfold._onnx._rewrite import Related, Step
-from bnfold._plan._branches import Concatenated, Summed
-from bnfold._plan._carry import Clipped, Homogeneous, Mixed, Padded, Way
-from bnfold._sites import Site
+from bnfold._core import channels
+from bnfold._core.affine import AffineMap
+from bnfold._core.joins import Concatenated, Summed
+from bnfold._core.laws import Clipped, Homogeneous, Mixed, Padded, Way
+from bnfold._core.parameters import Site
+from bnfold._onnx.read import paddings
+from bnfold._onnx.write import numbers
+from bnfold._onnx.write.rewriting import Related, Step
 
 from ..graphs import bn, const, conv, model, op, positive, rand
 from .folds import folded
@@ -128,22 +129,22 @@ def leave_value(patch):
 
 
 def misplace_bounds(patch):
-    patch.setattr(_numbers, "_POSITIONS", {"min": 2, "max": 1, "value": 2})
+    patch.setattr(numbers, "_POSITIONS", {"min": 2, "max": 1, "value": 2})
 
 
 def ignore_padding(patch):
-    patch.setattr(_paddings, "is_padded", lambda *given: False)
+    patch.setattr(paddings, "is_padded", lambda *given: False)
 
 
 def turn_groups(patch):
-    right = _weights.conv_inputs
+    right = channels.conv_inputs
 
     def wrong(shape, group):
         made = right(shape, group)
         turned = (made.view[2], made.view[1], made.view[0], *made.view[3:])
-        return _weights.Layout(turned, (made.along[2], 1, made.along[0], *made.along[3:]))
+        return channels.Layout(turned, (made.along[2], 1, made.along[0], *made.along[3:]))
 
-    patch.setattr(_weights, "conv_inputs", wrong)
+    patch.setattr(channels, "conv_inputs", wrong)
 
 
 def forget_the_image(patch):

@@ -10,8 +10,8 @@ import pytest
 from onnx import NodeProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from bnfold._verify._definitions import evaluate
-from bnfold._verify._lines import Mismatch
+from bnfold._proof.definitions import evaluate
+from bnfold._proof.rows import Mismatch
 
 from .. import graphs
 from ..graphs import Array, model

@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import bnfold
-from bnfold._verify._providers import PROVIDERS, Provider
+from bnfold._run.providers import PROVIDERS, Provider
 
 from ..cli.command import bnfold as command
 from ..graphs import bn, const, conv, feeds, model, op, positive, rand

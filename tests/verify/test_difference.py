@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as extra
 
-from bnfold._verify._difference import distance, mismatch, step
+from bnfold._judge.difference import distance, mismatch, step
 
 SOME = [0.0, -0.0, 1.0, -2.5, np.inf, -np.inf, np.nan, float(np.finfo(np.float16).max)]
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold._verify._ties import Choice, choices, tied
+from bnfold._judge.ties import Choice, choices, tied
 
 from ..graphs import const, conv, model, op, rand
 from .conftest import Compare

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import bnfold
-from bnfold import _memory
-from bnfold._verify import _early
-from bnfold._verify._bounds import Bounds
-from bnfold._verify._early import Early, background
-from bnfold._verify._session import OnnxRuntime
+from bnfold._run import early as early_module
+from bnfold._run.bounds import Bounds
+from bnfold._run.early import Early, background
+from bnfold._run.session import OnnxRuntime
+from bnfold._system import memory
 
 from .. import zoo
 from .folding import fold
@@ -64,12 +64,12 @@ def test_one_thread_small_memory_and_large_models_load_one_after_the_other(
     assert executors([file], few, Bounds(threads=2))
     assert executors([file.with_name("missing")], few, Bounds())
     assert not executors([file], few, Bounds(threads=1))
-    monkeypatch.setattr(_early, "_LARGEST", 999)
+    monkeypatch.setattr(early_module, "_LARGEST", 999)
     assert not executors([file], few, Bounds())
-    monkeypatch.setattr(_early, "_LARGEST", 1000)
+    monkeypatch.setattr(early_module, "_LARGEST", 1000)
     assert executors([file], few, Bounds())
     assert not executors([file], [np.zeros(126)], Bounds())
-    monkeypatch.setattr(_memory, "is_bounded", lambda: True)
+    monkeypatch.setattr(memory, "is_bounded", lambda: True)
     assert not executors([file], few, Bounds())
 
 
@@ -77,9 +77,9 @@ def test_one_thread_small_memory_and_large_models_load_one_after_the_other(
 def test_a_bound_of_memory_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
 
-    assert not _memory.is_bounded()
+    assert not memory.is_bounded()
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (10**9, resource.RLIM_INFINITY))
-    assert _memory.is_bounded()
+    assert memory.is_bounded()
 
 
 @pytest.mark.parametrize("threads", [0, 1])

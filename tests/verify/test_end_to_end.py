@@ -7,9 +7,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bnfold._errors import UsageError
-from bnfold._verify._end_to_end import compare
-from bnfold._verify._inputs import USUAL, InputSet
-from bnfold._verify._verdict import EndToEnd
+from bnfold._judge.end_to_end import compare
+from bnfold._judge.verdict import EndToEnd
+from bnfold._run.inputs import USUAL, InputSet
 
 from .conftest import Compare
 from .folding import MISTAKES, fold, weights

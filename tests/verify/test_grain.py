@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from onnx import ModelProto
 
 import bnfold
-from bnfold._verify._grain import SPAN, Grain
+from bnfold._judge.magnitudes import SPAN, Grain
 
 from ..graphs import Array, const, conv, model, op, rand
 from .test_evidence import changed, scaled

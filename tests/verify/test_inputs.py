@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from bnfold._errors import UsageError
-from bnfold._verify._inputs import (
+from bnfold._run.inputs import (
     ONLY,
     USUAL,
     InputSet,

@@ -11,14 +11,14 @@ import pytest
 from onnx import ModelProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from bnfold._onnx._fold import prepare
-from bnfold._verify import _local as local
-from bnfold._verify._activations import Activations
-from bnfold._verify._bounds import Bounds
-from bnfold._verify._certificate import certify
-from bnfold._verify._inputs import InputSet
-from bnfold._verify._lines import Mismatch, Side
-from bnfold._verify._settings import Settings
+from bnfold._judge.activations import Activations
+from bnfold._judge.settings import Settings
+from bnfold._onnx.fold import prepare
+from bnfold._proof import local_probe as local
+from bnfold._proof.certificate import certify
+from bnfold._proof.rows import Mismatch, Side
+from bnfold._run.bounds import Bounds
+from bnfold._run.inputs import InputSet
 
 from .. import graphs
 from ..carry.drawing import drawn
@@ -167,7 +167,7 @@ def test_a_model_that_does_not_run_is_not_probed(tmp_path: Path) -> None:
 
 def test_a_wrong_fold_is_named_where_only_the_probe_sees_it(monkeypatch) -> None:
     """As if the formula of a convolution were wrong in the certificate, too."""
-    from bnfold._verify import _certificate
+    from bnfold._proof import certificate as certificate_module
 
     done = folded(
         model(
@@ -182,7 +182,7 @@ def test_a_wrong_fold_is_named_where_only_the_probe_sees_it(monkeypatch) -> None
     wrong = done.copy()
     constant = next(n for n in done.new() if n.startswith("two.w"))
     put(wrong, constant, values(done.folded, constant) * np.float32(1.01))
-    monkeypatch.setitem(_certificate._CHECKS, "absorb", lambda *_: 0.0)
+    monkeypatch.setitem(certificate_module._CHECKS, "absorb", lambda *_: 0.0)
     data = graphs.feeds(done.original)
     (a,) = ReferenceEvaluator(done.original).run(["c"], data)
     numbers = {"x": data["x"], "c": a}.items()

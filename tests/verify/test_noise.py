@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bnfold._verify._noise import Noise, can_move
+from bnfold._run.noise import Noise, can_move
 
 
 def steps(moved: np.ndarray, array: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from bnfold._verify._providers import PROVIDERS
+from bnfold._run.providers import PROVIDERS
 
 from ..cli.command import CHECKOUT
 
@@ -65,8 +65,8 @@ print(json.dumps(found))
 WITH_OPTIONS = """
 import json, sys
 from dataclasses import replace
-from bnfold._cli import main
-from bnfold._verify._providers import PROVIDERS
+from bnfold._command.cli import main
+from bnfold._run.providers import PROVIDERS
 PROVIDERS["openvino"] = replace(PROVIDERS["openvino"], options=json.loads(sys.argv.pop(1)))
 main(sys.argv[1:], "bnfold")
 """

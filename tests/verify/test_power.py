@@ -12,15 +12,15 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import bnfold
-from bnfold._verify._bounds import UNBOUNDED
-from bnfold._verify._inputs import InputSource
-from bnfold._verify._power import Power
-from bnfold._verify._sensitivity import Sensitivity
-from bnfold._verify._session import OnnxRuntime
-from bnfold._verify._source import Source
-from bnfold._verify._tolerance import Tolerance
-from bnfold._verify._varied import Varied
-from bnfold._verify._weights import find
+from bnfold._judge.power import Power
+from bnfold._judge.sensitivity import Sensitivity
+from bnfold._judge.tolerance import Tolerance
+from bnfold._run.bounds import UNBOUNDED
+from bnfold._run.inputs import InputSource
+from bnfold._run.perturbable import find
+from bnfold._run.session import OnnxRuntime
+from bnfold._run.source import Source
+from bnfold._run.varied import Varied
 
 from ..graphs import Piece, bn, const, conv, model, op, rand
 from .conftest import Compare

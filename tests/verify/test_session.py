@@ -8,7 +8,7 @@ import pytest
 from onnx import ModelProto
 
 import bnfold
-from bnfold._verify._session import EngineError, OnnxRuntime
+from bnfold._run.session import EngineError, OnnxRuntime
 
 from ..graphs import bn, conv, model, op
 

@@ -1,7 +1,7 @@
 import onnx
 import pytest
 
-from bnfold._verify._source import ahead_of
+from bnfold._run.source import ahead_of
 
 
 def ending(body: str, opset: int = 17) -> onnx.ModelProto:

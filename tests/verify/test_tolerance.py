@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bnfold
-from bnfold._verify._tolerance import Fixed, Tolerance
+from bnfold._judge.tolerance import Fixed, Tolerance
 
 from ..graphs import conv, model, op
 from .test_bisect import net, spoiled

@@ -9,13 +9,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from bnfold._verify._bounds import UNBOUNDED
-from bnfold._verify._inputs import InputSource
-from bnfold._verify._nodes import reached
-from bnfold._verify._session import EngineError, OnnxRuntime, Reference
-from bnfold._verify._source import Source, Tap
-from bnfold._verify._varied import Varied
-from bnfold._verify._weights import find
+from bnfold._run.bounds import UNBOUNDED
+from bnfold._run.inputs import InputSource
+from bnfold._run.nodes import reached
+from bnfold._run.perturbable import find
+from bnfold._run.session import EngineError, OnnxRuntime, Reference
+from bnfold._run.source import Source, Tap
+from bnfold._run.varied import Varied
 
 from .. import zoo
 from .folding import constants

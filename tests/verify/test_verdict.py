@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from bnfold._verify._verdict import EndToEnd, OutputCheck, overall
+from bnfold._judge.verdict import EndToEnd, OutputCheck, overall
 
 
 def check(output: str, status: str) -> OutputCheck:

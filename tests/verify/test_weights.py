@@ -10,8 +10,8 @@ import pytest
 from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold._onnx._fold import prepare
-from bnfold._verify._weights import find
+from bnfold._onnx.fold import prepare
+from bnfold._run.perturbable import find
 
 from ..graphs import bn, const, conv, model, op, positive, rand, subgraph
 

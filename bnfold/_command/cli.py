@@ -1,0 +1,368 @@
+"""The command line: ``bnfold MODEL``, ``bnfold verify A B``, ``bnfold explain CODE``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bnfold._command import options, terminal
+from bnfold._command.options import PATH
+from bnfold._errors import UsageError
+from bnfold._system import paths
+
+if TYPE_CHECKING:
+    from bnfold._core.result import Plan
+    from bnfold._report.findings import Finding
+
+PASSED, FAILED, UNUSABLE, UNDECIDED = range(4)
+SIGNALLED = 128
+EXIT_CODES = {
+    "pass": PASSED,
+    "unchanged": PASSED,
+    "skipped": PASSED,
+    "fail": FAILED,
+    "inconclusive": UNDECIDED,
+}
+
+
+class _Command(click.Group):
+    """A group whose first argument may be left out, and whose exit codes mean what they say.
+
+    What is no command is a model to fold.
+    """
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        known = {*self.commands, "--help", "-h", "--version"}
+        if args and args[0] not in known:
+            args = ["fold", *args]
+        return super().parse_args(context, args)
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> None:
+        """Run the command and exit; an error is one line, and nothing is left behind."""
+        extra["standalone_mode"] = False
+        with _interruptible() as signals:
+            try:
+                sys.exit(super().main(args, prog_name, **extra) or PASSED)
+            except (Exception, KeyboardInterrupt) as error:
+                # An interrupt that hits the import of a compiled module comes out as another error.
+                if signals or isinstance(error, (click.Abort, KeyboardInterrupt)):
+                    terminal.complain("interrupted")
+                    sys.exit(SIGNALLED + (signals[0] if signals else signal.SIGINT))
+                if isinstance(error, click.ClickException):
+                    error.show()
+                elif "BNFOLD_TRACEBACK" in os.environ and not isinstance(error, UsageError):
+                    raise
+                else:
+                    terminal.complain(f"error: {_in_one_line(error)}")
+                sys.exit(UNUSABLE)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the subcommand; warnings of libraries are not for whoever runs it."""
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        return super().invoke(context)
+
+
+def _in_one_line(error: Exception) -> str:
+    """What went wrong, in words for whoever runs the command."""
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{paths.why(error)}"
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return (
+        f"bnfold broke down ({text}). This is a defect of bnfold: please report it, with the "
+        "output under BNFOLD_TRACEBACK=1"
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Let a request to end unwind the stack, so that temporary files go; gives what signals came.
+
+    A signal that the parent process chose to ignore stays ignored.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    previous = {number: signal.getsignal(number) for number in numbers}
+    taken = [n for n in numbers if previous[n] in (signal.SIG_DFL, signal.default_int_handler)]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield received
+    finally:
+        for number in taken:
+            signal.signal(number, previous[number])
+
+
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        import bnfold
+
+        click.echo(f"bnfold {bnfold.__version__}")
+        context.exit()
+
+
+@click.group(
+    cls=_Command,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="MODEL | COMMAND [ARGS]...",
+    no_args_is_help=True,
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and exit.",
+)
+def main() -> None:
+    """Fold BatchNorm and per-channel affine operators into the layers around them, and prove it.
+
+    \b
+    bnfold model.onnx                  what would fold, and why the rest stays
+    bnfold model.onnx -o fused.onnx    fold, verify, and write the file
+    bnfold model.onnx --check          fail if anything is left to fold
+    bnfold fold --help                 all options of folding
+
+    Exit codes: 0 done and verified (or nothing to fold), 1 verification failed and no file was
+    written (or --check found something to fold), 2 wrong usage or unreadable input, 3 could not be
+    judged, the file was written.
+    """  # noqa: D301
+
+
+_format = click.option(
+    "--output-format",
+    "form",
+    type=click.Choice(["text", "json", "github", "junit"]),
+    default="text",
+    show_default=True,
+    help="What to print; github also adds to the summary of the step.",
+)
+
+
+@main.command(short_help="Fold a model; the default.")
+@click.argument("models", type=PATH, metavar="MODEL", nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, help="Write the folded model here.")
+@click.option("--in-place", is_flag=True, help="Write over MODEL.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Write nothing; exit with 1 if anything is left to fold. Takes several models.",
+)
+@click.option("--no-verify", is_flag=True, help="Do not check the result.")
+@options.comparison
+@click.option(
+    "--report",
+    type=PATH,
+    metavar="FILE.json",
+    help="Write everything known about this run as JSON.",
+)
+@_format
+@click.option("-v", "--verbose", is_flag=True, help="List every fold and every kept map.")
+@options.configured
+@click.pass_context
+def fold(
+    context: click.Context,
+    /,
+    models: tuple[Path, ...],
+    output: Path | None,
+    in_place: bool,
+    check: bool,
+    no_verify: bool,
+    report: Path | None,
+    form: str,
+    verbose: bool,
+    memory: int | None,
+    **comparison: Any,
+) -> int:
+    """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
+    if in_place and output is not None:
+        raise UsageError("give either -o or --in-place, not both")
+    if check:
+        unused = ("output", "in_place", "report", *options.NAMES)
+        options.refuse(context, unused, "--check writes nothing and runs no model")
+        options.bound(context, memory)
+        return _check(models, form, verbose)
+    if len(models) > 1:
+        raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
+    (model,) = models
+    if no_verify:
+        options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
+    if output is not None and paths.is_same(output, model):
+        raise UsageError(f"{output} is the input itself; say --in-place to write over it")
+    usable = ("seed",) if model.suffix == ".pt2" else options.NAMES
+    comparison = options.applicable(context, comparison, usable)
+    inputs = None if no_verify else comparison["inputs"]
+    if report is not None:
+        for other in filter(None, (model, output, inputs)):
+            if paths.is_same(report, other):
+                raise UsageError(f"the report would overwrite {other}; give it another name")
+        paths.check_writable(report, device=True)
+
+    from bnfold._judge.settings import DEFAULT
+    from bnfold._pipeline import models as _models
+    from bnfold._report import findings as findings_module
+    from bnfold._report import text as _text
+
+    begun = time.monotonic()
+    options.bound(context, memory)
+    settings = DEFAULT if no_verify else options.settings(comparison)
+    with terminal.Progress() as progress:
+        outcome = _models.run(
+            model,
+            model if in_place else output,
+            verify=not no_verify,
+            inputs=options.inputs(inputs),
+            settings=settings,
+            progress=progress,
+            report=report,
+        )
+        if report is not None:
+            try:
+                paths.write_text(report, _text.json_text(_text.document(outcome)))
+            except UsageError as error:
+                fate = f"; {outcome.output} was written" if outcome.output else ""
+                raise UsageError(f"{error}{fate}") from error
+    if form == "text":
+        terminal.show(_text.text(outcome, verbose, comparison["power"]))
+    elif form == "json":
+        terminal.show_whole(_text.json_text(_text.document(outcome), ascii_only=True))
+    else:
+        findings, seconds = list(findings_module.of_fold(outcome)), time.monotonic() - begun
+        _show_findings(form, str(model), outcome.verdict.status, outcome.plan, findings, seconds)
+    return EXIT_CODES[outcome.verdict.status]
+
+
+def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
+    """Say of each model what is left to fold."""
+    if form in ("json", "junit") and len(models) > 1:
+        raise UsageError(f"--output-format {form} takes one model at a time")
+    from bnfold._pipeline import models as _models
+    from bnfold._report import findings as findings_module
+    from bnfold._report import text as _text
+
+    code = PASSED
+    for model in models:
+        begun = time.monotonic()
+        with terminal.Progress() as progress:
+            outcome = _models.run(model, None, verify=False, inputs=None, progress=progress)
+        left = bool(outcome.plan.folds)
+        code = FAILED if left else code
+        if form == "text":
+            header = [f"{model}:"] if len(models) > 1 else []
+            terminal.show([*header, *_text.left_to_fold(outcome, verbose)])
+        elif form == "json":
+            terminal.show_whole(_text.json_text(_text.document(outcome), ascii_only=True))
+        else:
+            status = "something is left to fold" if left else "nothing to fold"
+            findings, seconds = list(findings_module.of_check(outcome)), time.monotonic() - begun
+            _show_findings(form, str(model), status, outcome.plan, findings, seconds)
+    return code
+
+
+@main.command(short_help="Compare two models.")
+@click.argument("original", type=PATH)
+@click.argument("folded", type=PATH)
+@options.comparison
+@click.option(
+    "--bisect",
+    is_flag=True,
+    help="Look for the first tensor that differs even where no output does.",
+)
+@_format
+@click.option("-v", "--verbose", is_flag=True, help="Show every output on every input set.")
+@options.configured
+@click.pass_context
+def verify(
+    context: click.Context,
+    /,
+    original: Path,
+    folded: Path,
+    bisect: bool,
+    form: str,
+    verbose: bool,
+    memory: int | None,
+    **comparison: Any,
+) -> int:
+    """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime."""
+    from bnfold._pipeline.comparing import files
+    from bnfold._report import findings as findings_module
+    from bnfold._report import text as _text
+
+    begun = time.monotonic()
+    options.bound(context, memory)
+    comparison = options.applicable(context, comparison)
+    settings = options.settings(comparison, bisect=bisect)
+    with terminal.Progress() as progress:
+        inputs = options.inputs(comparison["inputs"])
+        result = files(original, folded, inputs, settings, progress)
+    if form == "text":
+        lines = _text.end_to_end_lines(result, verbose, comparison["power"])
+        terminal.show([*lines, f"verification: {result.status}"])
+    elif form == "json":
+        told = _text.comparison(str(original), str(folded), result)
+        terminal.show_whole(_text.json_text(told, ascii_only=True))
+    else:
+        findings = list(findings_module.of_verify(result))
+        seconds = time.monotonic() - begun
+        _show_findings(form, str(folded), result.status, None, findings, seconds)
+    return EXIT_CODES[result.status]
+
+
+@main.command(short_help="Say what a reason code means.")
+@click.argument("code", required=False)
+def explain(code: str | None) -> None:
+    """What a reason CODE means and what to do about it; without one, list them all."""
+    from bnfold._core.reasons import CODES
+
+    if code is None:
+        terminal.show(CODES)
+        return
+    if code not in CODES:
+        raise UsageError(f"there is no reason code {code!r}; 'bnfold explain' lists them")
+    terminal.show([f"{code}: {CODES[code].meaning}", CODES[code].advice])
+
+
+def _show_findings(
+    form: str,
+    model: str,
+    status: str,
+    plan: Plan | None,
+    findings: Sequence[Finding],
+    seconds: float,
+) -> None:
+    """Print findings for a CI server."""
+    if form == "junit":
+        from bnfold._report.junit import junit
+
+        terminal.show_whole(junit(model, findings, seconds))
+        return
+    from bnfold._report import github
+
+    terminal.show(github.commands(model, findings))
+    github.summarize(model, status, plan, findings)

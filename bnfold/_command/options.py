@@ -1,0 +1,306 @@
+"""The options of a comparison, which both commands take, and what they mean together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from bnfold._errors import UsageError
+
+if TYPE_CHECKING:
+    from bnfold._judge.settings import Settings
+    from bnfold._run.inputs import InputSet
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path, readable=False)  # whether it can be read is said by reading
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
+
+def _words(given: Any) -> tuple[str, ...]:
+    """Words with commas between them; a configuration file may have a list."""
+    words = given.split(",") if isinstance(given, str) else given
+    return tuple(word.strip() for word in words)
+
+
+def _sizes(given: Any) -> tuple[str, tuple[int, ...]]:
+    """A dimension and its sizes, such as ``batch=1,4``; a configuration file has both apart."""
+    if isinstance(given, tuple):
+        return given
+    name, _, listed = given.rpartition("=")
+    try:
+        sizes = tuple(int(size) for size in listed.split(","))
+    except ValueError:
+        sizes = ()
+    if not name or not sizes:
+        raise UsageError(f"--dim {given}: say NAME=SIZE, such as batch=4 or batch=1,4")
+    return name, sizes
+
+
+def _bytes(given: str) -> int:
+    """An amount of memory, such as ``4GB``."""
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([kMG]?)B?", given.strip())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if not size:
+        raise UsageError(f"--memory {given}: say an amount of memory, such as 4GB or 500MB")
+    return size
+
+
+_COMPARISON = (
+    click.option(
+        "--inputs",
+        type=PATH,
+        metavar="FILE.npz",
+        help="Run the models on these inputs, by input name, instead of random ones; or an .npy "
+        "file for the only input, or a folder of such files.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Seed of the random inputs.",
+    ),
+    click.option(
+        "--draw",
+        type=_words,
+        metavar="KIND,…",
+        help="Kinds of random inputs: signed, unsigned, structured, large. "
+        "[default: signed,unsigned,structured]",
+    ),
+    click.option(
+        "--dim",
+        type=_sizes,
+        multiple=True,
+        metavar="NAME=SIZE,…",
+        help="The size of a free dimension, or several to take in turn.",
+    ),
+    click.option(
+        "--provider",
+        type=_words,
+        default="cpu",
+        show_default=True,
+        metavar="NAME,…",
+        help="Run the folded model there as deployed: cpu, cuda, tensorrt, openvino, dml, coreml.",
+    ),
+    click.option(
+        "--power",
+        is_flag=True,
+        help="Plant an error in every folded layer by itself, and say which would be noticed.",
+    ),
+    click.option(
+        "--rtol",
+        type=float,
+        metavar="R",
+        help="Allow |difference| <= A + R*|output| instead of what is measured.",
+    ),
+    click.option("--atol", type=float, metavar="A", help="See --rtol."),
+    click.option(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Threads that a session computes with. [default: as many as there are cores]",
+    ),
+    click.option(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="Stop comparing after this time; the verdict is inconclusive then.",
+    ),
+    click.option(
+        "--memory",
+        type=_bytes,
+        metavar="SIZE",
+        help="Take no more memory than this, such as 4GB (Linux and macOS).",
+    ),
+)
+_UNSET: dict[str, Any] = {
+    "inputs": None,
+    "seed": 0,
+    "draw": None,
+    "dim": (),
+    "provider": ("cpu",),
+    "power": False,
+    "rtol": None,
+    "atol": None,
+    "threads": 0,
+    "timeout": None,
+}
+NAMES = tuple(_UNSET)
+"""The options that say how two models are to be compared; a bound on memory is for any run."""
+
+_CONFIGURABLE = {
+    "inputs": "path",
+    "seed": "integer",
+    "draw": "words",
+    "dim": "sizes",
+    "provider": "words",
+    "power": "flag",
+    "rtol": "number",
+    "atol": "number",
+    "threads": "integer",
+    "timeout": "number",
+    "memory": "text",
+    "output-format": "text",
+    "verbose": "flag",
+}
+"""The options that a project may set, and what each takes."""
+
+
+def comparison(command: _Command) -> _Command:
+    """Give a command the options of a comparison."""
+    for option in reversed(_COMPARISON):
+        command = option(command)
+    return command
+
+
+def _configure(context: click.Context, _: click.Parameter, ignored: bool) -> None:
+    """Take defaults from the project's configuration, each held to what its option takes.
+
+    Raises:
+        UsageError: a file cannot be read, or an option does not take a value.
+    """
+    if ignored:
+        return
+    from bnfold._command import config
+
+    project = config.project(_CONFIGURABLE)
+    if project is None:
+        return
+    values, read = {}, {}
+    for key, value in project.values.items():
+        option = next(p for p in context.command.params if f"--{key}" in p.opts)
+        assert option.name is not None
+        values[option.name] = value
+        try:
+            read[option.name] = option.type_cast_value(context, value)
+            if option.name in _UNSET:
+                settings({**_UNSET, option.name: read[option.name]})
+        except click.BadParameter as error:
+            raise project.trouble(key, error.message.rstrip(".")) from error
+        except UsageError as error:
+            raise project.trouble(key, error) from error
+    try:
+        _refuse_both({**_UNSET, **read})
+    except UsageError as error:
+        raise UsageError(f"{project.path}: {error}") from error
+    context.default_map = values
+    context.meta[_PROJECT] = project
+
+
+_PROJECT = f"{__name__}.project"
+
+
+def configured(command: _Command) -> _Command:
+    """Let a command take defaults from the project's configuration.
+
+    Options that are eager are processed in the order in which they are given, and before those that
+    are not given: --help works whatever a file says. click's own one is found too late for that
+    before click 8.2.
+    """
+    command = click.help_option("-h", "--help")(command)
+    return click.option(
+        "--no-config",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_configure,
+        help="Take no defaults from [tool.bnfold] of a pyproject.toml.",
+    )(command)
+
+
+def refuse(context: click.Context, names: Iterable[str], why: str) -> None:
+    """Raise `UsageError` where one of some options was given on the command line.
+
+    What a configuration file says is for whoever can use it.
+    """
+    for name in names:
+        if _said(context, name):
+            option = next(p for p in context.command.params if p.name == name)
+            raise UsageError(f"{why}; leave out {option.opts[0]}")
+
+
+def _said(context: click.Context, name: str) -> bool:
+    """Whether an option was given on the command line."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def applicable(
+    context: click.Context, given: Mapping[str, Any], names: Collection[str] = NAMES
+) -> dict[str, Any]:
+    """The options that hold, of those that a model can use.
+
+    What the file says and the model cannot use is left out; what the command line says stays, to be
+    refused. Inputs that the command line names go before those that the file says to draw, and
+    the other way round.
+    """
+    said = {name for name in _UNSET if _said(context, name)}
+    unused = _UNSET.keys() - names - said
+    if "inputs" in said:
+        unused |= {"draw", "dim"} - said
+    elif not said.isdisjoint({"draw", "dim"}):
+        unused |= {"inputs"}
+    return {**given, **{name: _UNSET[name] for name in unused}}
+
+
+def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
+    """What the options of a comparison say.
+
+    Raises:
+        UsageError: an option has a value that means nothing, or two of them exclude each other.
+    """
+    from bnfold._judge.settings import Settings
+    from bnfold._judge.tolerance import Fixed
+    from bnfold._run.inputs import USUAL, Wanted
+    from bnfold._run.providers import by_name
+
+    _refuse_both(given)
+    draw = USUAL.flavours if given["draw"] is None else given["draw"]
+    return Settings(
+        seed=given["seed"],
+        wanted=Wanted.of(draw, dict(given["dim"])),
+        bisect=bisect,
+        providers=by_name(given["provider"]),
+        power=given["power"],
+        fixed=Fixed.of(given["rtol"], given["atol"]),
+        threads=given["threads"],
+        seconds=given["timeout"],
+    )
+
+
+def _refuse_both(given: Mapping[str, Any]) -> None:
+    """Raise `UsageError` where inputs are given and others are to be drawn."""
+    if given["inputs"] is not None and (given["draw"] or given["dim"]):
+        raise UsageError("--draw and --dim have no use with --inputs; leave one of them out")
+
+
+def bound(context: click.Context, size: int | None) -> None:
+    """Bound the memory of this process, if that is asked for.
+
+    Raises:
+        UsageError: the system cannot do that, or so little does not do.
+    """
+    if size is None:
+        return
+    from bnfold._system import memory
+
+    try:
+        memory.bound(size)
+    except UsageError as error:
+        if _said(context, "memory"):
+            raise
+        raise context.meta[_PROJECT].trouble("memory", error) from error
+
+
+def inputs(path: Path | None) -> list[InputSet] | None:
+    """The input sets of a file or folder, None where none is given."""
+    if path is None:
+        return None
+    from bnfold._run.inputs import load_inputs
+
+    return load_inputs(path)

@@ -1,0 +1,131 @@
+"""Lines for people: safe on any terminal, in any encoding, and into a pipe that was closed."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from typing import TextIO
+
+from bnfold._errors import UsageError
+from bnfold._system import paths
+
+_PLAIN = str.maketrans({"→": "->", "←": "<-", "…": "...", "×": "x", "−": "-"})
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines on standard output. A reader that has seen enough is no error.
+
+    Raises `UsageError` where standard output cannot be written, on a full disk for instance.
+    """
+    stream = sys.stdout
+    if stream is None:
+        return
+    try:
+        for line in lines:
+            stream.write(printable(line, stream) + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        _give_up(stream)
+    except OSError as error:
+        _give_up(stream)
+        raise UsageError(f"cannot write to standard output: {paths.why(error)}") from error
+
+
+def show_whole(text: str) -> None:
+    """Print a text made for programs, line by line."""
+    show(text.rstrip("\n").split("\n"))
+
+
+def complain(line: str) -> None:
+    """Print a line on standard error, if there is one that takes it."""
+    stream = sys.stderr
+    if stream is None:
+        return
+    try:
+        stream.write(printable(line, stream) + "\n")
+        stream.flush()
+    except OSError:
+        _give_up(stream)
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """The text on one line, control characters escaped, in what the stream can encode.
+
+    Names come from a model file and may hold anything, escape codes too.
+    """
+    text = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+    encoding = stream.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
+    return text
+
+
+def _give_up(stream: TextIO) -> None:
+    """Send what is left nowhere, so that the interpreter's last flush does not fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class Progress:
+    """One line on a terminal that says what goes on, once a run takes longer than a moment.
+
+    A timer shows it, for the step that takes long is not the one to say so. Nothing is written
+    where standard error is no terminal or one without cursor control.
+    """
+
+    _PATIENCE_S = 1.0
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(self._PATIENCE_S, self._begin)
+        self._timer.daemon = True
+        self._step = ""
+        self._visible = False
+
+    def __enter__(self) -> Progress:
+        terminal = self._stream is not None and self._stream.isatty()
+        if terminal and os.environ.get("TERM") != "dumb":
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            if self._visible:
+                self._write("")
+            self._visible = False
+
+    def __call__(self, step: str) -> None:
+        with self._lock:
+            self._step = step
+            if self._visible:
+                self._draw()
+
+    def _begin(self) -> None:
+        with self._lock:
+            if not self._timer.finished.is_set():
+                self._visible = True
+                self._draw()
+
+    def _draw(self) -> None:
+        try:
+            width = os.get_terminal_size(self._stream.fileno()).columns or 80
+        except OSError:
+            width = 80
+        self._write(printable(f"{self._step} …", self._stream)[: width - 1])
+
+    def _write(self, text: str) -> None:
+        """Replace the line: back to its start, clear it, write."""
+        try:
+            self._stream.write(f"\r\x1b[K{text}")
+            self._stream.flush()
+        except OSError:
+            self._visible = False

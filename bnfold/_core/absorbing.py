@@ -1,0 +1,150 @@
+"""The laws by which an affine map moves; each returns a `Reason` when it says no.
+
+A law here decides from axes, sizes and roles alone. What depends on the size of large weights
+(overflow, underflow) is decided where they are read.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bnfold._core.affine import AffineMap
+from bnfold._core.reasons import Reason
+from bnfold._core.view import Absorber, Ahead, Node, Value, View
+
+
+def unshared(view: View, value: Value, reader: int) -> Reason | None:
+    """A tensor may change only if `reader` reads it, once, and nobody else sees it.
+
+    Nobody else: no other node, no body of an If, Loop or Scan, no graph output.
+    """
+    if value.pinned is not None:
+        return value.pinned
+    other = next((r for r in value.readers if r != reader), None)
+    if other is not None:
+        label = view.nodes[other].label
+        return Reason("shared-output", label, f"{value.name} is also read by {label}")
+    if len(value.readers) > 1:
+        label = view.nodes[reader].label
+        return Reason("shared-output", label, f"{label} reads {value.name} more than once")
+    return None
+
+
+def absorb_behind(
+    node: Node, absorber: Absorber, absorbed: AffineMap, map_: AffineMap
+) -> AffineMap | Reason:
+    """What an operator that took in ``absorbed`` has taken in once it takes ``map_`` too.
+
+    ``A∘L`` is L with weights ``W[o]·s_o`` and bias ``s·b + t``. Exact always, for a linear operator
+    or a normalization's γ and β, provided that the map varies along an axis whose positions have
+    parameters of their own (or along none) and that the parameters are constants nobody else may
+    set. A map that would broadcast the output to a larger shape is none of these.
+    """
+    total = _total(node, absorber, absorbed.then(map_), map_, absorbed, "before")
+    if isinstance(total, Reason):
+        return total
+    if total.axis is not None:
+        size = absorber.channels.get(total.axis)
+        if size is None:
+            where = ", ".join(str(axis) for axis in sorted(absorber.channels)) or "none"
+            return Reason(
+                "axis-mismatch",
+                node.label,
+                f"the map varies along axis {total.axis}; {node.label} has its own parameters "
+                f"along axis {where}",
+            )
+        if size != total.scale.size:
+            return Reason(
+                "not-per-channel",
+                node.label,
+                f"the map has {total.scale.size} channels, {node.label} writes {size}",
+            )
+    return total
+
+
+def absorb_ahead(
+    node: Node, ahead: Ahead, absorbed: AffineMap, map_: AffineMap
+) -> AffineMap | Reason:
+    """What an operator whose input takes in ``absorbed`` takes in once ``map_`` comes ahead of it.
+
+    ``L∘A`` is L with weights ``W[o, i]·s_i`` and bias ``b_o + Σ W[o, i, k]·t_i``. Exact always
+    for the scale; for the shift only where every output sums over the whole kernel, that is, where
+    none sees padding. The map must vary along the axis that the weight sums over, or along none.
+    """
+    total = _total(node, ahead, map_.then(absorbed), map_, absorbed, "ahead of it")
+    if isinstance(total, Reason):
+        return total
+    if total.axis is not None and ahead.channels.get(total.axis) != total.scale.size:
+        where = ", ".join(str(axis) for axis in sorted(ahead.channels)) or "none"
+        return Reason(
+            "axis-mismatch",
+            node.label,
+            f"the map varies along axis {total.axis}; {node.label} has weights of their own for "
+            f"each position along axis {where} of its input",
+        )
+    return total
+
+
+def _total(
+    node: Node,
+    side: Absorber | Ahead,
+    total: AffineMap | None,
+    map_: AffineMap,
+    absorbed: AffineMap,
+    where: str,
+) -> AffineMap | Reason:
+    """A map composed with what a side of an operator has taken in, if that side may take it."""
+    if total is None:
+        return Reason(
+            "axis-mismatch",
+            node.label,
+            f"the map varies along axis {map_.axis}; what {node.label} takes in {where} varies "
+            f"along axis {absorbed.axis}",
+        )
+    if not total.is_finite:
+        message = f"composed with what {node.label} takes in {where}, it is no longer finite"
+        return Reason("overflow", node.label, message)
+    if not total.keeps_scale and side.scale_blocked is not None:
+        return side.scale_blocked
+    if not total.keeps_origin and side.shift_blocked is not None:
+        return side.shift_blocked
+    return total
+
+
+def split(map_: AffineMap) -> tuple[AffineMap, AffineMap]:
+    """``A(s, t) = A(1, t)∘A(s, 0)``, exactly: the scale, which acts first, and the shift."""
+    return AffineMap.of(map_.scale, 0.0, map_.axis), AffineMap.of(1.0, map_.shift, map_.axis)
+
+
+def split_shift_first(map_: AffineMap) -> tuple[AffineMap, AffineMap] | None:
+    """``A(s, t) = A(s, 0)∘A(1, t/s)``: the shift, which acts first, and the scale.
+
+    Exact up to the rounding of t/s in float64; None where a scale is 0 or t/s is not finite.
+    """
+    if not bool((map_.scale != 0).all()):
+        return None
+    with np.errstate(over="ignore"):
+        shift = AffineMap.of(1.0, map_.shift / map_.scale, map_.axis)
+    if not shift.is_finite:
+        return None
+    return shift, AffineMap.of(map_.scale, 0.0, map_.axis)
+
+
+def commute(first: AffineMap, second: AffineMap) -> bool:
+    """Whether two maps along different axes may change places as they are.
+
+    ``A(s₂, t₂)∘A(s₁, t₁)`` and ``A(s₁, t₁)∘A(s₂, t₂)`` differ in their shift alone, ``s₂·t₁ + t₂``
+    against ``s₁·t₂ + t₁``: equal where t₁ = 0 or s₂ = 1, and t₂ = 0 or s₁ = 1.
+    """
+    outward = first.keeps_origin or second.keeps_scale
+    return outward and (second.keeps_origin or first.keeps_scale)
+
+
+def pays(removed: int, removed_steps: int, added: int, added_steps: int) -> bool:
+    """A move is taken when it lowers the operators executed or their work, and raises neither.
+
+    Operators are counted with the elementwise steps they take: 2 for a BatchNormalization, 1 for
+    a Mul or an Add.
+    """
+    fewer = added < removed or added_steps < removed_steps
+    return fewer and added <= removed and added_steps <= removed_steps

@@ -1,0 +1,101 @@
+"""Which elementwise operators are per-channel affine maps, by broadcasting rules alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold._core.affine import AffineMap
+from bnfold._core.reasons import Reason
+
+Array = NDArray[Any]
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The values of a constant along the one axis it varies on (None: it is one number)."""
+
+    values: NDArray[np.float64]
+    axis: int | None
+
+
+def spread(constant: Array, shape: Shape | None, label: str) -> Spread | Reason:
+    """How a constant meets a tensor of the given shape under NumPy-style broadcasting.
+
+    Exact when the result has the tensor's own shape and the constant, aligned from the right,
+    varies by value along at most one axis. Axes come from ranks; a size decides only whether
+    broadcasting would enlarge the tensor, and then it must be known.
+    """
+    if not bool(np.isfinite(constant.astype(np.float64)).all()):
+        return Reason("non-finite", label, f"the constant of {label} is NaN or infinite somewhere")
+    if shape is None:
+        if constant.ndim == 0:
+            return Spread(constant.astype(np.float64).reshape(1), None)
+        return Reason("unknown-shape", label, f"the rank of what {label} reads is not known")
+    offset = len(shape) - constant.ndim
+    if offset < 0:
+        return Reason(
+            "not-per-channel",
+            label,
+            f"the constant of {label} has {constant.ndim} dimensions, the tensor {len(shape)}: "
+            "broadcasting enlarges it",
+        )
+    for axis, size in enumerate(constant.shape):
+        if size == 1 or shape[offset + axis] == size:
+            continue
+        if shape[offset + axis] is None:
+            return Reason(
+                "unknown-shape",
+                label,
+                f"the constant of {label} has size {size} along axis {offset + axis}, "
+                "where the tensor's size is not known",
+            )
+        return Reason(
+            "not-per-channel",
+            label,
+            f"the constant of {label} has size {size} along axis {offset + axis}, the tensor "
+            f"{shape[offset + axis]}: broadcasting enlarges it",
+        )
+    return _along_one_axis(constant, offset, label)
+
+
+def _along_one_axis(constant: Array, offset: int, label: str) -> Spread | Reason:
+    varying = [
+        axis
+        for axis, size in enumerate(constant.shape)
+        if size > 1 and bool((constant != constant.take([0], axis)).any())
+    ]
+    if len(varying) > 1:
+        axes = " and ".join(str(offset + axis) for axis in varying)
+        return Reason("not-per-channel", label, f"the constant of {label} varies along axes {axes}")
+    if constant.size == 0:
+        return Reason("not-per-channel", label, f"the constant of {label} is empty")
+    if not varying:
+        return Spread(constant.reshape(-1)[:1].astype(np.float64), None)
+    line = [0] * constant.ndim
+    index = tuple(
+        slice(None) if axis == varying[0] else line[axis] for axis in range(constant.ndim)
+    )
+    return Spread(constant[index].astype(np.float64), offset + varying[0])
+
+
+def affine(op: str, constant: Spread, constant_first: bool, label: str) -> AffineMap | Reason:
+    """The map of ``x op c``, or of ``c op x`` when the constant comes first.
+
+    ``x·c``: A(c, 0); ``x + c``: A(1, c); ``x − c``: A(1, −c); ``c − x``: A(−1, c); ``x / c``:
+    A(1/c, 0) for c ≠ 0. ``c / x`` is not affine, and the caller does not ask.
+    """
+    c, axis = constant.values, constant.axis
+    if op == "Mul":
+        return AffineMap.of(c, 0.0, axis)
+    if op == "Add":
+        return AffineMap.of(1.0, c, axis)
+    if op == "Sub":
+        return AffineMap.of(-1.0, c, axis) if constant_first else AffineMap.of(1.0, -c, axis)
+    if bool((c == 0).any()):
+        return Reason("non-finite", label, f"{label} divides by zero")
+    return AffineMap.of(1.0 / c, 0.0, axis)

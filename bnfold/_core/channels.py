@@ -1,0 +1,146 @@
+"""The weights of a linear operator under an affine map that follows it.
+
+A layout says along which part of a stored weight the output channels lie; scaling, rounding and
+the range checks are then the same for every operator. Arithmetic is float64, rounded once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold._core.affine import Vector
+from bnfold._core.rounding import Limits
+
+Array = NDArray[Any]
+
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where output channels lie in a weight.
+
+    ``view`` is the shape the stored weight is seen in (same elements, same order) and ``along``
+    the shape that the per-channel vector takes to broadcast over it.
+    """
+
+    view: tuple[int, ...]
+    along: tuple[int, ...]
+
+    def spread(self, vector: Vector) -> Vector:
+        """Lay a per-channel vector (or a uniform one, of length 1) over the view."""
+        if vector.size == 1:
+            return vector.reshape((1,) * len(self.view))
+        return vector.reshape(self.along)
+
+
+def along_axis(shape: tuple[int, ...], axis: int) -> Layout:
+    """Output channels on one axis of the weight.
+
+    Conv keeps them on axis 0 of ``[Cout, Cin/group, k…]`` whatever the group: each output channel
+    is one filter, ``A∘Conv`` has weight ``W[o]·s_o`` (ONNX Conv). The same form serves Gemm
+    (columns of B', rows of A'), MatMul (the axis of the constant that reaches the output axis)
+    and the γ of a normalization.
+    """
+    view = shape or (1,)
+    return Layout(view, tuple(n if k == axis else 1 for k, n in enumerate(view)))
+
+
+def conv_transpose(shape: tuple[int, ...], group: int) -> Layout:
+    """Output channels of a ConvTranspose weight ``[Cin, Cout/group, k…]``.
+
+    Output channel ``o = j·(Cout/group) + m`` is written by group j alone, from the ``Cin/group``
+    input channels that begin at ``j·(Cin/group)``, through ``W[i, m]`` (ONNX ConvTranspose). So
+    the scale of o multiplies ``W[i, m]`` for the input channels i of group j and no others.
+    """
+    cin, per_group, *kernel = shape
+    ones = (1,) * len(kernel)
+    return Layout((group, cin // group, per_group, *kernel), (group, 1, per_group, *ones))
+
+
+def conv_inputs(shape: tuple[int, ...], group: int) -> Layout:
+    """Input channels of a Conv weight ``[Cout, Cin/group, k…]``.
+
+    Group j reads the ``Cin/group`` input channels that begin at ``j·(Cin/group)`` and writes the
+    ``Cout/group`` filters that begin at ``j·(Cout/group)`` (ONNX Conv): input channel
+    ``i = j·(Cin/group) + m`` is column m of the filters of group j, and of no others.
+    """
+    cout, per_group, *kernel = shape
+    ones = (1,) * len(kernel)
+    return Layout((group, cout // group, per_group, *kernel), (group, 1, per_group, *ones))
+
+
+def scaled(weight: Array, scale: Vector, layout: Layout, dtype: np.dtype[Any]) -> Array:
+    """The weight with each output channel multiplied by its scale, rounded once to a dtype.
+
+    Exact but for that one rounding: a linear operator is linear in its weight, channel by channel.
+    """
+    source = weight.reshape(layout.view)
+    factor = np.broadcast_to(layout.spread(scale), layout.along)
+    result = np.empty(layout.view, dtype)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for part in _blocks(source):
+            rows = part if factor.shape[0] > 1 else slice(None)
+            result[part] = np.multiply(source[part], factor[rows], dtype=np.float64)
+    return result.reshape(weight.shape)
+
+
+def channel_peaks(weight: Array, layout: Layout) -> Vector:
+    """The largest magnitude in each output channel, as a flat float64 vector; NaN where one is."""
+    source = weight.reshape(layout.view)
+    reduced = tuple(k for k, n in enumerate(layout.along) if n == 1)
+    if source.size == 0:
+        return np.zeros(math.prod(layout.along))
+    if source.dtype == np.float16 or source.dtype.kind == "V":
+        source = source.astype(np.float32)
+    high = np.maximum.reduce(source, axis=reduced).astype(np.float64)
+    low = np.minimum.reduce(source, axis=reduced).astype(np.float64)
+    return np.asarray(np.maximum(high, -low)).reshape(-1)
+
+
+def overflows(peaks: Vector, dtype: np.dtype[Any]) -> bool:
+    """Whether a channel of such an exact peak magnitude has no finite rounding in a dtype."""
+    with np.errstate(over="ignore"):
+        return not bool(np.isfinite(peaks.astype(dtype).astype(np.float64)).all())
+
+
+def underflows(peaks: Vector, scale: Vector, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Which channels lose precision when a weight of these peaks is multiplied by the scale.
+
+    Below the smallest normal number the spacing of a dtype stays constant, so small products
+    lose relative precision. The stored weight was itself exact only to the spacing at its peak.
+    A channel counts as lost when the new spacing is more than 4 times the old one, scaled: when
+    ``|s|·max(peak, tiny) < tiny / 4`` for a channel that is not zero. In all others an element is
+    rounded by no more than a small multiple of what rounding the original weight cost.
+    """
+    tiny = Limits.of(dtype).tiny
+    magnitude = np.abs(scale)
+    return (peaks > 0) & (magnitude > 0) & (magnitude * np.maximum(peaks, tiny) < tiny / 4)
+
+
+def drowned(bias: Vector, terms: int, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Which channels have a bias so large that weights below the normal range do not matter.
+
+    A lost weight is off by at most ``eps·tiny``, so a sum of ``terms`` products with inputs up to
+    the square root of the largest number, where their own squares overflow, is off by less than
+    ``eps·|bias|``, the spacing of the result, when ``tiny·terms·√max ≤ |bias|``.
+    """
+    limits = Limits.of(dtype)
+    largest = limits.tiny * terms * math.sqrt(limits.largest)
+    return np.asarray(np.abs(bias) >= largest)
+
+
+def _blocks(source: Array) -> Iterator[slice]:
+    """Slices of the first axis, each small enough for its float64 copy to stay in cache."""
+    rows = source.shape[0] if source.ndim else 0
+    if rows == 0:
+        return
+    step = max(1, _BLOCK * rows // max(1, source.size))
+    for start in range(0, rows, step):
+        yield slice(start, start + step)

@@ -1,0 +1,209 @@
+"""Where the elements of a tensor go when it is transposed or reshaped, by sizes that are known.
+
+A map that varies along one axis may vary along two after a Reshape, and along one again after the
+next (a channel shuffle): on the way it is a `Wide` one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold._core.affine import AffineMap
+
+# The size of an axis: a number, a symbol that stands for the same number everywhere, or unknown.
+Size = int | str | None
+_LARGEST = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class Wide:
+    """``y = scale·x + shift``, both of the tensor's rank, with size 1 where they do not vary."""
+
+    scale: NDArray[np.float64]
+    shift: NDArray[np.float64]
+
+    @property
+    def keeps_origin(self) -> bool:
+        """Whether every shift is 0."""
+        return bool((self.shift == 0).all())
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the map changes nothing."""
+        return self.keeps_origin and bool((self.scale == 1).all())
+
+
+Map = AffineMap | Wide
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """Output axis k is input axis ``order[k]``."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring axes that turn into others: as many elements, in the same order."""
+
+    inside: tuple[Size, ...]
+    outside: tuple[Size, ...]
+
+
+@dataclass(frozen=True)
+class Regrouped:
+    """A Reshape, as groups of axes that do not mix with each other."""
+
+    groups: tuple[Group, ...]
+
+
+Steps = tuple[Permuted | Regrouped, ...]
+
+
+def regrouped(inside: Sequence[Size], outside: Sequence[Size]) -> Regrouped:
+    """How the axes of a Reshape belong together.
+
+    Elements keep their row-major order, so that wherever the sizes ahead of a point, or those
+    behind it, have equal products on both sides, nothing crosses it. Only sizes that are known to
+    be equal count; what is left in between is one group.
+    """
+    ahead, left = _paired(list(inside), list(outside))
+    behind, (rest_in, rest_out) = _paired(left[0][::-1], left[1][::-1])
+    middle = [Group(tuple(rest_in[::-1]), tuple(rest_out[::-1]))] if rest_in or rest_out else []
+    back = [Group(group.inside[::-1], group.outside[::-1]) for group in behind[::-1]]
+    return Regrouped((*ahead, *middle, *back))
+
+
+def inverse(steps: Steps) -> Steps:
+    """The steps that undo others."""
+    undone: list[Permuted | Regrouped] = []
+    for step in reversed(steps):
+        if isinstance(step, Permuted):
+            undone.append(Permuted(tuple(int(k) for k in np.argsort(step.order))))
+        else:
+            undone.append(Regrouped(tuple(Group(g.outside, g.inside) for g in step.groups)))
+    return tuple(undone)
+
+
+def moved(map_: Map, steps: Steps) -> Map | None:
+    """A map after steps, or None where unknown sizes decide where its channels go."""
+    rank = _rank_in(steps)
+    if isinstance(map_, AffineMap):
+        if rank is None or map_.axis is None:
+            return map_
+        shape = tuple(map_.scale.size if k == map_.axis else 1 for k in range(rank))
+        scale, shift = map_.scale.reshape(shape), map_.shift.reshape(shape)
+    else:
+        scale, shift = map_.scale, map_.shift
+    both: NDArray[np.float64] | None = np.stack(np.broadcast_arrays(scale, shift))
+    for step in steps:
+        if both is None:
+            return None
+        if isinstance(step, Permuted):
+            both = both.transpose(0, *(k + 1 for k in step.order))
+        else:
+            both = _regroup(both, step)
+    if both is None:
+        return None
+    varying = [k - 1 for k in range(1, both.ndim) if both.shape[k] > 1]
+    if len(varying) > 1:
+        return Wide(both[0], both[1])
+    axis = varying[0] if varying else None
+    return AffineMap.of(both[0].reshape(-1), both[1].reshape(-1), axis)
+
+
+def _rank_in(steps: Steps) -> int | None:
+    if not steps:
+        return None
+    first = steps[0]
+    if isinstance(first, Permuted):
+        return len(first.order)
+    return sum(len(group.inside) for group in first.groups)
+
+
+def _paired(
+    inside: list[Size], outside: list[Size]
+) -> tuple[list[Group], tuple[list[Size], list[Size]]]:
+    """Groups of the leading axes with equal products, and the axes that are left."""
+    groups: list[Group] = []
+    while inside and outside:
+        if inside[0] is not None and inside[0] == outside[0]:
+            groups.append(Group((inside.pop(0),), (outside.pop(0),)))
+            continue
+        if inside[0] == 1:
+            groups.append(Group((inside.pop(0),), ()))
+            continue
+        if outside[0] == 1:
+            groups.append(Group((), (outside.pop(0),)))
+            continue
+        taken = _equal_products(inside, outside)
+        if taken is None:
+            break
+        groups.append(Group(tuple(inside[: taken[0]]), tuple(outside[: taken[1]])))
+        inside, outside = inside[taken[0] :], outside[taken[1] :]
+    while inside and inside[0] == 1:
+        groups.append(Group((inside.pop(0),), ()))
+    while outside and outside[0] == 1:
+        groups.append(Group((), (outside.pop(0),)))
+    return groups, (inside, outside)
+
+
+def _equal_products(inside: list[Size], outside: list[Size]) -> tuple[int, int] | None:
+    """How many leading axes of both sides have the same product; None if that is not known."""
+    m, n, left, right = 0, 0, 1, 1
+    while m == 0 or n == 0 or left != right:
+        if left <= right and m < len(inside):
+            size, m = inside[m], m + 1
+            if not isinstance(size, int) or size < 1:
+                return None
+            left *= size
+        elif n < len(outside):
+            size, n = outside[n], n + 1
+            if not isinstance(size, int) or size < 1:
+                return None
+            right *= size
+        else:
+            return None
+    return m, n
+
+
+def _regroup(both: NDArray[np.float64], step: Regrouped) -> NDArray[np.float64] | None:
+    """Scale and shift, stacked on axis 0, in the axes of the other side of a Reshape."""
+    at = 1
+    for group in step.groups:
+        before = both.shape[:at]
+        own = both.shape[at : at + len(group.inside)]
+        after = both.shape[at + len(group.inside) :]
+        if all(size == 1 for size in own):
+            both = both.reshape(*before, *(1,) * len(group.outside), *after)
+        elif len(group.inside) != 1 or len(group.outside) != 1:
+            sizes = _known(group)
+            if sizes is None or math.prod(sizes[0]) > _LARGEST:
+                return None
+            inside, outside = sizes
+            both = np.broadcast_to(both, (*before, *inside, *after))
+            both = _squeezed(both.reshape(*before, *outside, *after), at, len(outside))
+        at += len(group.outside)
+    return both
+
+
+def _known(group: Group) -> tuple[list[int], list[int]] | None:
+    inside = [size for size in group.inside if isinstance(size, int)]
+    outside = [size for size in group.outside if isinstance(size, int)]
+    if len(inside) < len(group.inside) or len(outside) < len(group.outside):
+        return None
+    return (inside, outside) if math.prod(inside) == math.prod(outside) else None
+
+
+def _squeezed(both: NDArray[np.float64], start: int, count: int) -> NDArray[np.float64]:
+    """The same with one element along each of some axes that nothing varies along."""
+    for axis in range(start, start + count):
+        if both.shape[axis] > 1 and bool((both == both.take([0], axis)).all()):
+            both = both.take([0], axis)
+    return both

@@ -1,0 +1,284 @@
+"""Sites: the parameters through which an operator absorbs an affine map of its output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold._core import channels as _channels
+from bnfold._core.affine import IDENTITY, AffineMap, Vector
+from bnfold._core.broadcast import Shape
+from bnfold._core.channels import Layout
+from bnfold._core.reasons import Reason
+from bnfold._core.rounding import Limits
+from bnfold._core.view import Role
+
+Array = NDArray[Any]
+
+
+class Parameter(Protocol):
+    """A constant tensor that an operator reads; its values are loaded when they are asked for."""
+
+    @property
+    def name(self) -> str:
+        """What the user knows it by."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
+
+    @property
+    def load(self) -> Callable[[], Array]:
+        """Read the values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """How a weight's entries belong to the input channels of a linear operator.
+
+    ``layout`` says where the input channels lie in the weight. ``factor`` multiplies what the
+    operator makes of a shift of its input (Gemm's alpha).
+    """
+
+    layout: Layout
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A weight stored as integers: they stay, and what multiplies them takes the maps in.
+
+    ``scale`` is one number or one for each position of the weight's ``axis``; ``spreads`` says
+    whether one number may become several.
+    """
+
+    scale: Parameter
+    axis: int | None
+    spreads: bool
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an operator keeps its weight and bias, and how channels lie in them.
+
+    ``weight`` and ``bias`` are input positions; ``bias`` is None where the operator has none
+    (MatMul). ``layout`` gives the weight's layout for an output axis and ``bias_along`` the shape
+    that a per-channel vector takes in the bias. ``bias_shape`` is the shape of a bias made anew
+    (None: that of the vector). ``bias_factor`` is Gemm's beta. ``entrance`` is set for a linear
+    operator that can take in a map of its input.
+    """
+
+    label: str
+    weight: int
+    bias: int | None
+    channels: Mapping[int, int]
+    layout: Callable[[int], Layout]
+    bias_along: Callable[[int], tuple[int, ...]]
+    weight_value: Parameter | None
+    bias_value: Parameter | None = None
+    bias_shape: tuple[int, ...] | None = None
+    bias_factor: float = 1.0
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
+    entrance: Entrance | None = None
+    quantized: Quantized | None = None
+
+    def peaks(self, axis: int) -> Vector:
+        """The largest weight magnitude of each output channel along an axis."""
+        assert self.weight_value is not None
+        return _channels.channel_peaks(self.weight_value.load(), self.layout(axis))
+
+    def any_axis(self, map_: AffineMap) -> int:
+        """The axis to lay a map along; a uniform one fits any."""
+        return map_.axis if map_.axis is not None else next(iter(self.channels), 0)
+
+    def new_weight(self, behind: AffineMap, ahead: AffineMap = IDENTITY) -> Array | None:
+        """``W[o, i]·s_o·s_i`` rounded once, or None where all scales are 1."""
+        kept = behind.keeps_scale and ahead.keeps_scale
+        if self.weight_value is None or kept or self.quantized is not None:
+            return None
+        layout = self.layout(self.any_axis(behind))
+        if ahead.keeps_scale:
+            return _channels.scaled(self.weight_value.load(), behind.scale, layout, self.dtype)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            exact = self._entered(ahead).reshape(layout.view) * layout.spread(behind.scale)
+            return exact.astype(self.dtype).reshape(self.weight_value.shape)
+
+    def new_scale(
+        self, behind: AffineMap, ahead: AffineMap
+    ) -> tuple[Array, int | None] | Reason | None:
+        """What multiplies the integers of a quantized weight, rounded once, and along which axis of
+        the weight (None: all of it); None where it stays.
+
+        Exact, as ``(q − z)·(s·f) = f·(q − z)·s``, where f varies along no other axis than the scale
+        does. Only positive factors: runtimes ask for positive scales.
+        """
+        quantized = self.quantized
+        if quantized is None or (behind.keeps_scale and ahead.keeps_scale):
+            return None
+        assert self.weight_value is not None
+        shape = self.weight_value.shape
+        layout = self.layout(self.any_axis(behind))
+        factor = np.broadcast_to(layout.spread(behind.scale), layout.view).reshape(shape)
+        if not ahead.keeps_scale:
+            assert self.entrance is not None
+            inside = self.entrance.layout
+            more = np.broadcast_to(inside.spread(ahead.scale), inside.view).reshape(shape)
+            factor = factor * more
+        varying = [k for k in range(len(shape)) if bool((factor != factor.take([0], k)).any())]
+        axis = quantized.axis
+        if axis is None and len(varying) == 1 and quantized.spreads:
+            axis = varying[0]
+        if any(k != axis for k in varying):
+            message = f"the integer weight of {self.label} has no scale for each channel of the map"
+            return Reason("quantized-weight", self.label, message)
+        if not bool((factor > 0).all()):
+            message = f"the quantization scale of {self.label} would not be positive"
+            return Reason("quantized-weight", self.label, message)
+        line = factor.reshape(-1)[:1]
+        if axis is not None:
+            line = np.moveaxis(factor, axis, 0).reshape(shape[axis], -1)[:, 0]
+        old = quantized.scale.load()
+        with np.errstate(over="ignore"):
+            new = (old.astype(np.float64).reshape(-1) * line).astype(old.dtype)
+        tiny = Limits.of(old.dtype).tiny
+        wide = new.astype(np.float64)
+        if not bool(np.isfinite(wide).all()) or bool((wide < tiny).any()):
+            code = "underflow" if bool(np.isfinite(wide).all()) else "overflow"
+            message = f"the quantization scale of {self.label} would leave {old.dtype}'s range"
+            return Reason(code, self.label, message)
+        return (new if axis is not None else new.reshape(old.shape)), axis
+
+    def new_bias(self, behind: AffineMap, ahead: AffineMap = IDENTITY) -> Array | None:
+        """``s·(β·b + Σ W[o, i, k]·t_i) + t`` rounded once, or None where it stays what it was."""
+        if self.bias is None:
+            return None
+        exact = self._exact_bias(behind, ahead)
+        if exact is None:
+            return None
+        with np.errstate(over="ignore"):
+            return exact.astype(self.dtype)
+
+    def image(self, shift: Vector) -> Vector:
+        """What a shift of the input adds to each output channel: ``Σ W[o, i, k]·t_i``."""
+        assert self.weight_value is not None
+        assert self.entrance is not None
+        inside = self.entrance.layout
+        weight = self.weight_value.load().astype(np.float64)
+        outside = self.layout(self.any_axis(IDENTITY))
+        terms = (weight.reshape(inside.view) * inside.spread(shift)).reshape(outside.view)
+        summed = tuple(k for k, n in enumerate(outside.along) if n == 1)
+        total: Vector = terms.sum(axis=summed, keepdims=True).reshape(-1)
+        return total * self.entrance.factor
+
+    def _entered(self, ahead: AffineMap) -> NDArray[np.float64]:
+        """``W[o, i]·s_i`` in float64."""
+        assert self.weight_value is not None
+        assert self.entrance is not None
+        inside = self.entrance.layout
+        weight = self.weight_value.load().astype(np.float64)
+        return np.asarray(weight.reshape(inside.view) * inside.spread(ahead.scale))
+
+    def _exact_bias(self, behind: AffineMap, ahead: AffineMap) -> NDArray[np.float64] | None:
+        has_bias = self.bias_value is not None and self.bias_factor != 0.0
+        moved = not ahead.keeps_origin
+        if behind.keeps_origin and not moved and (behind.keeps_scale or not has_bias):
+            return None
+        scale, shift = behind.scale, behind.shift
+        if moved:
+            shift = shift + scale * self.image(ahead.shift)
+        if behind.axis is not None or moved:
+            along = self.bias_along(self.any_axis(behind))
+            shift = shift.reshape(along) if shift.size > 1 or behind.axis is not None else shift
+            scale = scale.reshape(along) if behind.axis is not None else scale
+        if not has_bias:
+            shape = self.bias_shape if self.bias_shape is not None else shift.shape
+            return np.broadcast_to(shift, shape)
+        assert self.bias_value is not None
+        old = self.bias_value.load().astype(np.float64)
+        new = scale * (self.bias_factor * old) + shift
+        return np.asarray(new.reshape(old.shape) if new.size == old.size else new)
+
+    def refuses(
+        self, behind: AffineMap, ahead: AffineMap, peaks: Callable[[int], Vector]
+    ) -> Reason | None:
+        """Whether the folded parameters would be lost to overflow, underflow or NaN.
+
+        ``peaks`` gives the channel peaks along an axis, so that a caller may remember them.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            bias = self.new_bias(behind, ahead)
+        scale = self.new_scale(behind, ahead)
+        if isinstance(scale, Reason):
+            return scale
+        kept = (behind.keeps_scale and ahead.keeps_scale) or self.quantized is not None
+        if self.weight_value is not None and not kept:
+            axis = self.any_axis(behind)
+            top = peaks(axis)
+            if not bool(np.isfinite(top).all()):
+                name = self.weight_value.name
+                return Reason("non-finite", self.label, f"weight {name} is not finite")
+            if not ahead.keeps_scale:
+                reason = self._refuses_ahead(behind, ahead)
+                if reason is not None:
+                    return reason
+                top = _channels.channel_peaks(self._entered(ahead), self.layout(axis))
+            reason = self._refuses_scale(behind, top, bias)
+            if reason is not None:
+                return reason
+        if bias is None or bool(np.isfinite(bias.astype(np.float64)).all()):
+            return None
+        old = self.bias_value.load() if self.bias_value is not None else np.zeros(1)
+        if not bool(np.isfinite(old.astype(np.float64)).all()):
+            return Reason("non-finite", self.label, f"the bias of {self.label} is not finite")
+        return Reason("overflow", self.label, f"the folded bias of {self.label} would overflow")
+
+    def _refuses_scale(self, behind: AffineMap, top: Vector, bias: Array | None) -> Reason | None:
+        """The range of ``W[o]·s_o``, where the weights of channel o are at most ``top[o]``."""
+        assert self.weight_value is not None
+        if _channels.overflows(np.abs(behind.scale) * top, self.dtype):
+            what = f"the folded weight of {self.label} would overflow {self.dtype}"
+            return Reason("overflow", self.label, what)
+        lost = _channels.underflows(top, behind.scale, self.dtype)
+        if bias is not None and bias.size == lost.size:
+            terms = math.prod(self.weight_value.shape) // lost.size
+            exact = bias.astype(np.float64).reshape(-1)
+            lost &= ~_channels.drowned(exact, terms, self.dtype)
+        return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
+
+    def _refuses_ahead(self, behind: AffineMap, ahead: AffineMap) -> Reason | None:
+        """The range of ``W[o, i]·s_i``, as its largest ``s_o`` leaves it."""
+        assert self.weight_value is not None
+        assert self.entrance is not None
+        top = _channels.channel_peaks(self.weight_value.load(), self.entrance.layout)
+        most = float(np.abs(behind.scale).max(initial=0.0))
+        lost = _channels.underflows(top, ahead.scale * most, self.dtype)
+        return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
+
+    def _lost(self, channel: int) -> Reason:
+        return Reason(
+            "underflow",
+            self.label,
+            f"the folded weight of {self.label} would lose precision in channel {channel}: "
+            f"it falls below the smallest normal {self.dtype}",
+        )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A node's role, the site it absorbs at, and its output's shape where that follows.
+
+    ``deviation`` is ``√(var + ε)`` of a BatchNorm, per channel.
+    """
+
+    role: Role
+    site: Site | None = None
+    shape: Shape | None = None
+    deviation: Vector | None = field(default=None, repr=False)

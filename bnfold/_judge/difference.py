@@ -1,0 +1,80 @@
+"""How far apart two outputs are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from bnfold._run.noise import Array
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def mismatch(left: Any, right: Any) -> str:
+    """Return why two outputs cannot be subtracted, or "" if they can.
+
+    They can where both are arrays of one shape and type whose NaN and infinities agree.
+    """
+    if not isinstance(left, np.ndarray) or not isinstance(right, np.ndarray):
+        return "not a tensor"
+    if left.dtype != right.dtype:
+        return f"type {right.dtype} instead of {left.dtype}"
+    if left.shape != right.shape:
+        return f"shape {list(right.shape)} instead of {list(left.shape)}"
+    if not is_float(left) or (np.isfinite(left).all() and np.isfinite(right).all()):
+        return ""
+    if not np.array_equal(np.isnan(left), np.isnan(right)):
+        return "NaN at other places"
+    infinite = np.isinf(left) | np.isinf(right)
+    if not np.array_equal(left[infinite], right[infinite]):
+        return "infinite at other places"
+    return ""
+
+
+def step(left: Any, right: Any) -> float | None:
+    """Return the largest absolute difference of two outputs, None where there is a mismatch."""
+    if (
+        isinstance(left, np.ndarray)
+        and isinstance(right, np.ndarray)
+        and (left.shape, left.dtype) == (right.shape, right.dtype)
+        and is_float(left)
+        and left.size
+    ):
+        most = float(np.max(_apart(left, right)))
+        if math.isfinite(most):  # as it is where all values are, most often
+            return most
+    return None if mismatch(left, right) else distance(left, right)
+
+
+def distance(left: Array, right: Array) -> float:
+    """Return the largest absolute difference of two outputs without a mismatch."""
+    if not is_float(left):
+        return float(np.max(left != right, initial=False))
+    return float(np.max(gaps(left, right), initial=0.0))
+
+
+def gaps(left: Array, right: Array) -> Array:
+    """Return the absolute differences of two float outputs without a mismatch, 0 where both are
+    infinite or NaN.
+    """
+    return np.where(np.isfinite(left), _apart(left, right), 0.0)
+
+
+def magnitude(array: Array) -> float:
+    """Return the largest finite absolute value."""
+    return float(np.max(np.abs(array), where=np.isfinite(array), initial=0.0))
+
+
+def is_float(array: Array) -> bool:
+    """Tell whether an output is judged by a tolerance; all others must be equal."""
+    return bool(array.dtype.kind == "f" or array.dtype == _BFLOAT16)
+
+
+def _apart(left: Array, right: Array) -> Array:
+    """Return the absolute differences in at least float64; NaN between equal infinities."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart: Array = np.abs(np.subtract(left, right, dtype=np.promote_types(left.dtype, "f8")))
+    return apart

@@ -1,0 +1,166 @@
+"""Where two models that are not the same function begin to differ.
+
+Tensors that both name alike are compared first, each with a tolerance of its own, measured as for
+an output. The first one that differs is followed back, in the folded model, to what agrees: tensors
+of a name that the original has too and, where names tell nothing, of about the values of one of the
+original's, if they agree within its tolerance. What lies between is at fault.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bnfold._judge.difference import distance, is_float, magnitude, mismatch
+from bnfold._judge.verdict import Divergence, OutputCheck
+from bnfold._onnx.read.scopes import label
+from bnfold._run.nodes import reads
+from bnfold._run.noise import Array
+
+# Tensors compared in one go: all of their values are held at once.
+_AT_ONCE = 128
+# Of the largest value: how far a tensor may be from one of another name to be compared with it.
+_ALIKE = 1e-4
+Judge = Callable[[Mapping[str, str]], list[OutputCheck]]
+Values = Callable[[Sequence[str]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """How a bisection looks into the models: ``judge`` compares tensors of the folded model with
+    those of the original that they are mapped to, under the names of the former; ``original`` and
+    ``folded`` give the values of tensors on one input set.
+    """
+
+    judge: Judge
+    original: Values
+    folded: Values
+
+
+def locate(
+    original: onnx.ModelProto,
+    folded: onnx.ModelProto,
+    checks: Sequence[OutputCheck],
+    instruments: Instruments,
+) -> Divergence | None:
+    """The first tensor at which two models differ, and the operators that may have done it.
+
+    ``checks`` are those of the models' outputs, which differ if nothing before them does. None
+    where nothing differs.
+    """
+    ours, theirs = _Flow(original.graph), _Flow(folded.graph)
+    outputs = {value.name for value in original.graph.output}
+    common = [name for name in ours.computed() if name in theirs.makers and name not in outputs]
+    agreeing: set[str] = set()
+    found: OutputCheck | None = None
+    for start in range(0, len(common), _AT_ONCE):
+        seen = instruments.judge({name: name for name in common[start : start + _AT_ONCE]})
+        found = _first_wrong(seen, common)
+        wrong = {check.output for check in seen if check.status == "fail"}
+        agreeing |= {check.output for check in seen} - wrong
+        if found is not None:
+            break
+    found = found or _first_wrong(checks, ours.order)
+    if found is None:
+        return None
+    between, ends = theirs.back(found.output, agreeing)
+    unknown = [name for node in between for name in node.output if name and name != found.output]
+    if unknown:
+        before = [name for name in ours.computed() if name not in agreeing]
+        alike = _alike(instruments, before, unknown)
+        seen = instruments.judge(alike) if alike else []
+        agreeing |= {check.output for check in seen if check.status != "fail"}
+        between, ends = theirs.back(found.output, agreeing)
+    return Divergence(
+        tensor=found.output,
+        inputs=found.inputs,
+        difference=found.difference,
+        tolerance=found.tolerance,
+        note=found.note,
+        original=ours.writer(found.output),
+        suspects=tuple(f"{label(node)} ({node.op_type})" for node in between),
+        agrees=tuple(ends),
+    )
+
+
+class _Flow:
+    """Which node of a main graph writes a tensor, and what comes from the graph's inputs."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.makers = {name: node for node in graph.node for name in node.output if name}
+        self.order = list(self.makers)
+        stored = {tensor.name for tensor in graph.initializer}
+        self._varying = {value.name for value in graph.input} - stored
+        for node in graph.node:
+            if not self._varying.isdisjoint(reads(node)):
+                self._varying.update(name for name in node.output if name)
+
+    def computed(self) -> Iterator[str]:
+        """Tensors that depend on the inputs, in the order of the graph."""
+        return (name for name in self.order if name in self._varying)
+
+    def writer(self, name: str) -> str:
+        node = self.makers.get(name)
+        return f"{label(node)} ({node.op_type})" if node is not None else ""
+
+    def back(self, name: str, agreeing: Collection[str]) -> tuple[list[onnx.NodeProto], list[str]]:
+        """The nodes from a tensor back to what agrees, in the order of the graph, and what that is:
+        inputs of the graph, too. Nothing writes an output that is an input or a constant.
+        """
+        if name not in self.makers:
+            return [], [name]
+        waiting, nodes, ends = [name], dict[int, onnx.NodeProto](), dict[str, None]()
+        while waiting:
+            node = self.makers[waiting.pop()]
+            if id(node) in nodes:
+                continue
+            nodes[id(node)] = node
+            for source in reads(node):
+                if source not in self._varying:
+                    continue
+                if source in agreeing or source not in self.makers:
+                    ends[source] = None
+                else:
+                    waiting.append(source)
+        places = {id(node): n for n, node in enumerate(self.makers.values())}
+        return sorted(nodes.values(), key=lambda node: places[id(node)]), list(ends)
+
+
+def _first_wrong(checks: Sequence[OutputCheck], order: Sequence[str]) -> OutputCheck | None:
+    places = {name: n for n, name in enumerate(order)}
+    wrong = [check for check in checks if check.status == "fail"]
+    return min(wrong, key=lambda check: places.get(check.output, len(places)), default=None)
+
+
+def _alike(
+    instruments: Instruments, before: Sequence[str], unknown: Sequence[str]
+) -> dict[str, str]:
+    """Those of the folded model's tensors that have about the values of one of the original's, and
+    the closest one.
+    """
+    made = instruments.folded(unknown)
+    found = dict[str, tuple[float, str]]()
+    for start in range(0, len(before), _AT_ONCE):
+        originals = instruments.original(before[start : start + _AT_ONCE])
+        for name, values in made.items():
+            apart = [(_apart(one, values), other) for other, one in originals.items()]
+            found[name] = min([found.get(name, (math.inf, "")), *apart], key=lambda pair: pair[0])
+    return {name: other for name, (apart, other) in found.items() if apart <= _ALIKE}
+
+
+def _apart(one: Any, other: Any) -> float:
+    """How far two tensors differ, as a part of the largest value; infinite where that says nothing
+    of them.
+    """
+    if mismatch(one, other) or one.size < 2:
+        return math.inf
+    array: Array = one
+    if not is_float(array):
+        return 0.0 if np.array_equal(array, other) else math.inf
+    apart, largest = distance(array, other), magnitude(array)
+    return apart / largest if largest else (math.inf if apart else 0.0)

@@ -1,0 +1,75 @@
+"""Parts of an output that are judged apart, because their values are of other sizes.
+
+A detector counts boxes in pixels and scores from 0 to 1, in one tensor: there rounding moves a box
+by more than a wrong weight moves a score. So the slices along one axis are sorted into groups by
+their largest value, and rounding is measured in each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnfold._judge.difference import is_float, magnitude
+from bnfold._run.noise import Array
+
+SPAN = 64.0
+"""How many times as large as those of the next group the values of a group are, about."""
+
+
+@dataclass(frozen=True)
+class Grain:
+    """Groups of slices of an array.
+
+    Attributes:
+        sizes: the largest finite absolute value in each group, the largest first.
+        axis: what the slices are along, if there are several groups.
+        groups: the number of each slice's group.
+    """
+
+    sizes: Array
+    axis: int | None = None
+    groups: Array | None = None
+
+    @classmethod
+    def of(cls, array: Array) -> Grain:
+        """The groups of an output, along the axis whose slices differ most in size; one, where they
+        do not differ by `SPAN`. Slices of zeros alone are judged with the largest values.
+        """
+        if not is_float(array):
+            return cls(np.zeros(1))
+        axis, peaks = _widest(array)
+        filled = peaks > 0
+        if not filled.any():
+            return cls(np.array([magnitude(array)]))
+        steps = np.zeros(len(peaks), int)
+        steps[filled] = np.log2(peaks.max() / peaks[filled]) // np.log2(SPAN)
+        kept, groups = np.unique(steps, return_inverse=True)
+        sizes = np.array([peaks[steps == step].max() for step in kept])
+        return cls(sizes, axis, groups)
+
+    def peaks(self, values: Array) -> Array:
+        """The largest of some values in each group; they are of the shape of the array."""
+        if self.groups is None or self.axis is None:
+            return np.array([values.max(initial=0.0)])
+        found = np.zeros(len(self.sizes))
+        np.maximum.at(found, self.groups, values.max(_others(values, self.axis)))
+        return found
+
+
+def _widest(array: Array) -> tuple[int, Array]:
+    """The axis whose slices differ most in size, and the largest finite absolute value of each."""
+    sizes = np.abs(array.astype(np.promote_types(array.dtype, np.float32), copy=False))
+    sizes = np.where(np.isfinite(sizes), sizes, 0)
+    best, spread = (0, np.zeros(0)), SPAN
+    for axis in range(array.ndim if array.size else 0):
+        peaks = sizes.max(_others(sizes, axis)).astype(np.float64)
+        filled = peaks[peaks > 0]
+        if filled.size and filled.max() / filled.min() >= spread:
+            best, spread = (axis, peaks), filled.max() / filled.min()
+    return best
+
+
+def _others(array: Array, axis: int) -> tuple[int, ...]:
+    return tuple(n for n in range(array.ndim) if n != axis)

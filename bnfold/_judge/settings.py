@@ -1,0 +1,61 @@
+"""How two models are to be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnfold._errors import UsageError
+from bnfold._judge.tolerance import Fixed, is_number
+from bnfold._run.inputs import USUAL, Wanted
+from bnfold._run.providers import CPU, Provider
+
+MOST_THREADS = 1024
+"""More than this is a mistake, and onnxruntime would start them all."""
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is an integer of Python or NumPy; true and false are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may choose.
+
+    Attributes:
+        seed: seed of drawn inputs and of the noise on weights.
+        wanted: which inputs to draw.
+        bisect: look for the first tensor that differs even where no output does.
+        providers: where the folded model is run as deployed, its optimizations on.
+        power: plant an error in every folded layer by itself, not in a few groups of them.
+        fixed: a tolerance in place of the one that is measured.
+        threads: how many a session computes with, 0 for as many as there are cores.
+        seconds: after how long to stop, None for never.
+    """
+
+    seed: int = 0
+    wanted: Wanted = USUAL
+    bisect: bool = False
+    providers: Sequence[Provider] = (CPU,)
+    power: bool = False
+    fixed: Fixed | None = None
+    threads: int = 0
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for numbers that mean nothing."""
+        if not _is_whole(self.seed) or not 0 <= self.seed < 1 << 64:  # PyTorch takes no more
+            raise UsageError(f"a seed is a whole number from 0 to 2^64 - 1, not {self.seed!r}")
+        if not _is_whole(self.threads) or not 0 <= self.threads <= MOST_THREADS:
+            raise UsageError(
+                f"threads are a whole number from 1 to {MOST_THREADS}, or 0 for as many as there "
+                f"are cores, not {self.threads!r}"
+            )
+        if self.seconds is not None and not (is_number(self.seconds) and self.seconds > 0):
+            raise UsageError(f"a timeout is a number of seconds above 0, not {self.seconds!r}")
+
+
+DEFAULT = Settings()

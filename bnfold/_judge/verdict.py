@@ -1,0 +1,190 @@
+"""What a check found: one verdict per output and input set, and one for the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from bnfold._run.inputs import FLAVOURS
+
+Status = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """One output of the model, compared on one input set.
+
+    All figures are in the unit of the output; they are None where there was nothing to measure.
+
+    Attributes:
+        output: name of the graph output.
+        inputs: label of the input set.
+        status: the verdict.
+        difference: largest absolute difference between original and folded model.
+        tolerance: largest difference that a right fold may cause.
+        ratio: difference / tolerance.
+        rounding: how far the original moves when its weights move by one rounding step each.
+        power: how far the original moves when one channel of each folded layer is wrong by 1 %
+            (10 % in float16), in that part of the graph where it shows least; None where another
+            input set has shown it already.
+        note: why, where the figures do not say it.
+        contested: whether the two were seen to differ here, which something else may explain: what
+            another input set shows does not settle that.
+    """
+
+    output: str
+    inputs: str
+    status: Status
+    difference: float | None = None
+    tolerance: float | None = None
+    ratio: float | None = None
+    rounding: float | None = None
+    power: float | None = None
+    note: str = ""
+    contested: bool = False
+
+    @property
+    def was_drawn(self) -> bool:
+        """Whether the inputs were drawn at random."""
+        return self.inputs.partition(" ")[0] in FLAVOURS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that are valid JSON."""
+        told = {key: _plain(value) for key, value in asdict(self).items()}
+        del told["contested"]  # the note says so
+        return told
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first tensor at which two models differ.
+
+    Attributes:
+        tensor: its name in both models.
+        inputs: label of the input set on which it does.
+        difference: largest absolute difference there, None where the two cannot be subtracted.
+        tolerance: largest difference that rounding of the weights explains.
+        note: why, where the figures do not say it.
+        original: the operator that writes it in the original.
+        suspects: the operators of the folded model between what agrees and this tensor.
+        agrees: the tensors that these read, which are as in the original.
+    """
+
+    tensor: str
+    inputs: str
+    difference: float | None
+    tolerance: float | None
+    note: str
+    original: str
+    suspects: tuple[str, ...]
+    agrees: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that are valid JSON."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """An error of 1 % (10 % in float16) in one channel of each of some layers, all at once.
+
+    Attributes:
+        layers: the operators of the original in which it was planted.
+        ratio: how far it moved an output at most, in units of the tolerance.
+        noticed: whether a comparison would have noticed it.
+    """
+
+    layers: tuple[str, ...]
+    ratio: float
+    noticed: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that are valid JSON."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class ProviderCheck:
+    """What a provider of onnxruntime makes of the folded model, next to the original on the CPU.
+
+    Attributes:
+        provider: its short name.
+        status: the verdict.
+        note: why; on a pass what else is to be said.
+    """
+
+    provider: str
+    status: Status
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """The comparison of two whole models.
+
+    Attributes:
+        status: "fail" if any check failed, "pass" if every output was seen to agree on at least
+            one input set, else "inconclusive".
+        checks: one entry per output and input set.
+        notes: what concerns the whole comparison.
+        seed: seed of the drawn inputs and of the weight noise.
+        runtime: name and version of what ran the models.
+        provider: where the reference ran.
+        providers: what became of the folded model on each provider that was asked for.
+        divergence: where the two begin to differ, if that was looked for and found.
+        power: the errors that were planted, and whether they showed.
+    """
+
+    status: Status
+    checks: tuple[OutputCheck, ...]
+    notes: tuple[str, ...]
+    seed: int
+    runtime: str
+    provider: str
+    providers: tuple[ProviderCheck, ...] = ()
+    divergence: Divergence | None = None
+    power: tuple[Planted, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that are valid JSON."""
+        return {
+            "status": self.status,
+            "checks": [check.to_dict() for check in self.checks],
+            "notes": list(self.notes),
+            "seed": self.seed,
+            "runtime": self.runtime,
+            "provider": self.provider,
+            "providers": [asdict(check) for check in self.providers],
+            "divergence": self.divergence.to_dict() if self.divergence is not None else None,
+            "power": [planted.to_dict() for planted in self.power],
+        }
+
+
+def overall(checks: Collection[OutputCheck]) -> Status:
+    """Combine the verdicts of all outputs on all input sets into one. An output passes that does on
+    one of them and is contested on none.
+    """
+    if any(check.status == "fail" for check in checks):
+        return "fail"
+    if any(check.status == "inconclusive" and check.contested for check in checks):
+        return "inconclusive"
+    outputs = {check.output for check in checks}
+    seen = {check.output for check in checks if check.status == "pass"}
+    return "pass" if outputs and seen == outputs else "inconclusive"
+
+
+def combined(status: Status, others: Collection[Status]) -> Status:
+    """The verdict on the models with others: the worst of them."""
+    found = {status, *others}
+    order: tuple[Status, ...] = ("fail", "inconclusive", "pass")
+    return next(each for each in order if each in found)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,371 @@
+"""Decide which linear operators of a graph become one.
+
+Operators are looked at in order, so that what an inner sum has become takes part in the sum around
+it. Merged weights stay in float64 until they are stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from bnfold._core.reasons import Reason
+from bnfold._core.result import MERGES
+from bnfold._merge import sums
+from bnfold._merge.kernels import Kernel, Obstacle, added, apart
+from bnfold._merge.steps import Pool, Weighted, cost
+from bnfold._merge.sums import Joined, Sum, Term
+from bnfold._merge.wiring import Chain, Wiring
+from bnfold._merge.work import Work
+
+PARALLEL, SERIAL = MERGES
+
+
+@dataclass(frozen=True)
+class Stays:
+    """An operator that was not merged with others, and why."""
+
+    node: str
+    op: str
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One linear operator in the place of others.
+
+    It computes ``kernel`` of ``source`` and writes ``output``, of the shape of ``like``. It may
+    take a place of ``slots``, which are in order, and the type and name of one of ``weighted``,
+    whose weights it has in it. What stood at the positions ``gone`` vanishes; ``joined`` tells what
+    is left of the sum around, what is read ahead of what reads it.
+    """
+
+    law: str
+    kernel: Kernel
+    weighted: Sequence[tuple[int, Weighted]]
+    source: str
+    output: str
+    like: str
+    slots: Sequence[int]
+    gone: Sequence[int]
+    joined: Mapping[int, Joined | None] = field(default_factory=dict)
+
+
+class Writer(Protocol):
+    """Who carries out what is decided, so that the graph is the one after it."""
+
+    def fresh(self, wanted: str) -> str:
+        """A name like the wanted one that no tensor has."""
+        ...
+
+    def write(self, replacement: Replacement) -> int | Reason | None:
+        """Where the new operator stands. Or nothing changes: a reason says why it cannot be, None
+        that it would take as many operators as before.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A term of a sum as a kernel of what it reads in the end, and what it takes to compute."""
+
+    term: Term
+    chain: Chain
+    kernel: Kernel
+    work: Work
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Branches that become one kernel, and what that takes; of ``kernel`` the shape is of use, its
+    weights are better made from all branches at once.
+    """
+
+    branches: tuple[_Branch, ...]
+    kernel: Kernel
+    work: Work
+
+    @property
+    def weighted(self) -> list[tuple[int, Weighted]]:
+        """The linear operators with weights in all branches."""
+        return [own for branch in self.branches for own in branch.chain.weighted]
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """A branch that is not merged with others, and why."""
+
+    chain: Chain
+    reason: Reason
+
+
+@dataclass
+class _Shared:
+    """All branches of a sum on one source."""
+
+    source: str
+    space: int | None = None
+    channels: int = 0
+    members: list[tuple[Term, Chain]] = field(default_factory=list)
+
+
+class Merger:
+    """Merges in one graph, operator by operator; ``stays`` notes what does not merge."""
+
+    def __init__(self, wiring: Wiring, writer: Writer, order: Sequence[int]) -> None:
+        """``order`` lists positions, every producer before its readers."""
+        self.wiring = wiring
+        self.writer = writer
+        self.rank = {position: number for number, position in enumerate(order)}
+        self.stays: dict[tuple[str, str], Stays] = {}
+
+    def visit(self, position: int) -> None:
+        """Merge what ends at a node."""
+        output = self.wiring.output(position)
+        if output is None:
+            return
+        if self.wiring.signs(position):
+            self._sum(position, output)
+        else:
+            self._series(position)
+
+    # Operators in series.
+
+    def _series(self, position: int | None) -> None:
+        """Merge an operator with those ahead of it, as long as that pays."""
+        while position is not None:
+            position = self._pair(position)
+
+    def _pair(self, position: int) -> int | None:
+        """Merge an operator with the one ahead of it, and the maps between them. Where the result
+        stands, None if there is none.
+        """
+        wiring = self.wiring
+        own = wiring.step(position)
+        if not isinstance(own, Weighted | Pool):
+            return None
+        ahead = wiring.chain(wiring.reads(position)[own.data])
+        linear = [k for k, (_, step) in enumerate(ahead.steps) if isinstance(step, Weighted | Pool)]
+        if not linear:
+            return None
+        steps = (*ahead.steps[linear[-1] :], (position, own))
+        first, start = steps[0]
+        output = wiring.output(position)
+        assert output is not None
+        chain = Chain(output, wiring.reads(first)[start.data], steps)
+        if not chain.weighted or chain.entering is None or chain.space is None:
+            return None
+        kernel = wiring.kernel(chain, chain.entering, chain.space, exact=False)
+        if isinstance(kernel, Obstacle):
+            return None
+        merged = cost(kernel, chain.weighted[0][1])
+        before = wiring.work(chain, chain.entering, chain.space)
+        names = [wiring.label(p) for p, _ in chain.weighted]
+        if not merged.pays(before, self._positions(output, chain.space)):
+            if len(names) > 1 and {own.kernel.groups for _, own in chain.weighted} == {
+                kernel.groups
+            }:
+                what = f"{names[0]} and {names[1]} in series: {merged.growth(before)}"
+                self._stays(position, Reason("merge-cost", wiring.label(position), what))
+            return None
+        exact = wiring.kernel(chain, chain.entering, chain.space)
+        if isinstance(exact, Obstacle):
+            where = wiring.label(position)
+            if len(names) > 1:
+                what = f"{names[0]} and {names[1]} in series: {exact.message}"
+                self._stays(position, Reason(exact.code, where, what))
+            return None
+        slots = [p for p, _ in steps]
+        into = self.writer.write(
+            Replacement(SERIAL, exact, chain.weighted, chain.source, output, output, slots, slots)
+        )
+        if isinstance(into, Reason):
+            self._stays(position, into)
+            return None
+        return into
+
+    # Operators side by side.
+
+    def _sum(self, position: int, output: str) -> None:
+        """Merge branches of a sum, until none are left that may."""
+        root: int | None = position
+        while root is not None and self.wiring.signs(root):
+            total = sums.sum_at(self.wiring, root)
+            into = self._step(total, output) if total is not None else None
+            if into is None:
+                return
+            self._series(into)
+            root = self.wiring.writer(output)
+
+    def _step(self, total: Sum, whole: str) -> int | None:
+        """Merge some branches of a sum; where they stand now, None if none do. Then it is told
+        why, where two of them at least read the same. ``whole`` is the sum's tensor.
+        """
+        shared = self._by_source(total)
+        refused: list[_Refused] = []
+        for one in shared.values():
+            if len(one.members) > 1 and one.space is not None:
+                for group in self._groups(whole, one, refused):
+                    into = self._merge(total, whole, group, one.source, refused)
+                    if into is not None:
+                        return into
+        for failed in refused:
+            self._refuse(failed.chain, failed.reason)
+        self._tell_blocked(total, shared)
+        return None
+
+    def _by_source(self, total: Sum) -> dict[str, _Shared]:
+        """The branches of a sum by what they read in the end."""
+        shared: dict[str, _Shared] = {}
+        for term in total.terms:
+            chain = self.wiring.chain(term.tensor)
+            one = shared.setdefault(chain.source, _Shared(chain.source))
+            one.members.append((term, chain))
+            if one.space is None and chain.weighted:
+                one.space, one.channels = chain.space, chain.entering or 0
+        return shared
+
+    def _groups(self, whole: str, shared: _Shared, refused: list[_Refused]) -> list[_Group]:
+        """Sort the branches on one source into groups that pay to be one kernel each."""
+        assert shared.space is not None
+        positions = self._positions(whole, shared.space)
+        branches = []
+        for term, chain in shared.members:
+            if chain.space not in (None, shared.space):
+                continue
+            kernel = self.wiring.kernel(chain, shared.channels, shared.space)
+            if isinstance(kernel, Obstacle):
+                where = self.wiring.label(chain.steps[-1][0])
+                refused.append(_Refused(chain, Reason(kernel.code, where, kernel.message)))
+                continue
+            work = self.wiring.work(chain, shared.channels, shared.space)
+            branches.append(_Branch(term, chain, kernel, work))
+        branches.sort(key=lambda branch: (not branch.chain.weighted, -branch.kernel.size))
+        groups: list[_Group] = []
+        for branch in branches:
+            failed: Reason | None = None
+            for number, group in enumerate(groups):
+                joined = self._joined(group, branch, positions)
+                if isinstance(joined, _Group):
+                    groups[number] = joined
+                    break
+                failed = failed or joined
+            else:
+                single = added([(branch.term.sign, branch.kernel)])
+                groups.append(_Group((branch,), single, branch.work))
+                if failed is not None and groups[0].weighted:
+                    refused.append(_Refused(branch.chain, failed))
+        return [group for group in groups if len(group.branches) > 1 and group.weighted]
+
+    def _joined(self, group: _Group, branch: _Branch, positions: int | None) -> _Group | Reason:
+        """A group with one more branch, or why that is no kernel or does not pay."""
+        names = [self._name(one.chain) for one in (group.branches[0], branch)]
+        what = f"{names[0]} and {names[1]} side by side"
+        obstacle = apart([group.kernel, branch.kernel])
+        if obstacle is not None:
+            return Reason(obstacle.code, names[1], f"{what}: {obstacle.message}")
+        kernel = added([(1, group.kernel), (branch.term.sign, branch.kernel)])
+        moved = kernel.inputs * kernel.strides + kernel.outputs
+        merged = Work(kernel.size, moved, kernel.size)
+        before = group.work + branch.work + Work(kernel.outputs, 3 * kernel.outputs)
+        if not merged.pays(before, positions):
+            return Reason("merge-cost", names[1], f"{what}: {merged.growth(before)}")
+        return _Group((*group.branches, branch), kernel, merged)
+
+    def _merge(
+        self, total: Sum, whole: str, group: _Group, source: str, refused: list[_Refused]
+    ) -> int | None:
+        """Put one operator where the branches of a group were, and take them out of the sum."""
+        wiring = self.wiring
+        inside = {p for branch in group.branches for p, _ in branch.chain.steps}
+        slots = sorted(inside, key=self.rank.__getitem__)
+        gone = list(slots)
+        output, like = whole, whole
+        joined: dict[int, Joined | None] = {}
+        if len(group.branches) == len(total.terms):
+            slots.append(total.root)
+            gone += total.nodes
+        else:
+            output = self.writer.fresh(f"{wiring.output(gone[-1])}_merged")
+            place = self._place(total, group, slots, output)
+            if place is None:
+                return None
+            last, joined = place
+            like = last.term.tensor
+            slots = [p for p in slots if self.rank[p] < self.rank[last.term.reader]]
+        kernel = added([(branch.term.sign, branch.kernel) for branch in group.branches])
+        into = self.writer.write(
+            Replacement(PARALLEL, kernel, group.weighted, source, output, like, slots, gone, joined)
+        )
+        if isinstance(into, Reason):
+            refused.append(_Refused(group.branches[0].chain, into))
+            return None
+        return into
+
+    def _place(
+        self, total: Sum, group: _Group, slots: Sequence[int], output: str
+    ) -> tuple[_Branch, dict[int, Joined | None]] | None:
+        """The branch of a group whose place in the sum the new operator takes, and what is left of
+        the sum; None where that cannot be written.
+
+        That of an operand among more than two, if there is one, as a node with two goes with either
+        of them; of those the last, so that there are slots enough ahead of its reader.
+        """
+
+        def order(branch: _Branch) -> tuple[bool, int]:
+            reader = branch.term.reader
+            ahead = sum(self.rank[slot] < self.rank[reader] for slot in slots)
+            many = len(self.wiring.reads(reader)) > 2
+            return many and ahead > 1, self.rank[reader]
+
+        last = max(group.branches, key=lambda branch: self.rank[branch.term.reader])
+        for chosen in (max(group.branches, key=order), last):
+            dropped = [branch.term for branch in group.branches if branch is not chosen]
+            left = sums.rewritten(
+                self.wiring, total, dropped, {chosen.term: output}, self.writer.fresh
+            )
+            if left is not None:
+                return chosen, left
+        return None
+
+    def _positions(self, output: str, space: int) -> int | None:
+        """How many positions an output has, where its sizes are known; a free batch counts as 1."""
+        shape, channels = self.wiring.shape(output), self.wiring.channel_axis(output, space)
+        if shape is None or len(shape) < 2:
+            return None
+        sizes = [n for axis, n in enumerate(shape) if axis != channels and (axis or n is not None)]
+        known = [n for n in sizes if n is not None]
+        return math.prod(known) if len(known) == len(sizes) else None
+
+    # What stays.
+
+    def _tell_blocked(self, total: Sum, shared: Mapping[str, _Shared]) -> None:
+        """Say of branches that would read what others read why they do not get there."""
+        if len(total.terms) < 2:
+            return
+        for one in shared.values():
+            for _, chain in one.members:
+                for tensor, weighted, reason in self.wiring.beyond(chain):
+                    others = shared.get(tensor)
+                    if others is None or others is one:
+                        continue
+                    linear = reason.code != "not-mergeable"
+                    if weighted or (linear and any(c.weighted for _, c in others.members)):
+                        self._refuse(chain, reason)
+                        break
+
+    def _refuse(self, chain: Chain, reason: Reason) -> None:
+        position = self.wiring.writer(chain.tensor)
+        if position is not None:
+            self._stays(position, reason)
+
+    def _stays(self, position: int, reason: Reason) -> None:
+        stays = Stays(self.wiring.label(position), self.wiring.kind(position), reason)
+        self.stays.setdefault((stays.node, reason.code), stays)
+
+    def _name(self, chain: Chain) -> str:
+        """What a user calls a branch: its linear operator, else what it ends in."""
+        steps = chain.weighted or chain.steps
+        return self.wiring.label(steps[-1][0]) if steps else chain.tensor

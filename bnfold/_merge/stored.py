@@ -1,0 +1,48 @@
+"""Merged weights on their way to the type that they are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold._core import channels
+from bnfold._core.reasons import Reason
+from bnfold._core.rounding import Limits
+
+_CACHED_BYTES = 1 << 20
+Load = Callable[[], NDArray[Any]]
+
+
+def unfit(
+    where: str, weight: NDArray[Any], bias: NDArray[Any], dtype: np.dtype[Any]
+) -> Reason | None:
+    """Whether merged weights would be lost to overflow or underflow."""
+    if not bool(np.isfinite(weight).all() and np.isfinite(bias).all()):
+        return Reason("non-finite", where, f"a weight that {where} would take in is not finite")
+    peaks = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    if channels.overflows(peaks, dtype) or channels.overflows(np.abs(bias), dtype):
+        return Reason("overflow", where, f"the merged weight of {where} would overflow {dtype}")
+    lost = (peaks > 0) & (peaks < Limits.of(dtype).tiny)
+    lost &= ~channels.drowned(bias, weight[0].size, dtype)
+    if bool(lost.any()):
+        what = f"the merged weight of {where} would fall below the smallest normal {dtype}"
+        return Reason("underflow", where, what)
+    return None
+
+
+def remembered(load: Load, always: bool) -> Load:
+    """The same, computed once if it is small, or ``always``."""
+    kept: list[NDArray[Any]] = []
+
+    def values() -> NDArray[Any]:
+        if kept:
+            return kept[0]
+        computed = load()
+        if always or computed.nbytes <= _CACHED_BYTES:
+            kept.append(computed)
+        return computed
+
+    return values

@@ -1,0 +1,142 @@
+"""Trees of operators that add read as one sum with signs, and written again with fewer terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bnfold._merge.wiring import Wiring
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a sum: the tensor, 1 or −1, and which input of which operator reads it."""
+
+    tensor: str
+    sign: int
+    reader: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Sum:
+    """``Σ ±term``. ``nodes`` are the positions of what adds, each ahead of what it reads."""
+
+    root: int
+    nodes: tuple[int, ...]
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What is left of an operator that adds: the sum of its operands, or the first of two ``minus``
+    the second.
+    """
+
+    operands: tuple[str, ...]
+    minus: bool
+    output: str
+
+
+def sum_at(wiring: Wiring, root: int) -> Sum | None:
+    """The whole sum that an operator puts out; None where it is a part of a larger one.
+
+    A sum is the same in any order and association, but for the rounding of single additions.
+    """
+    output = _written(wiring, root)
+    alone = wiring.shared(output) is None
+    if alone and any(wiring.signs(position) for position in wiring.readers(output)):
+        return None
+    nodes: list[int] = []
+    terms: list[Term] = []
+    todo = [(root, 1)]
+    while todo:
+        position, sign = todo.pop()
+        nodes.append(position)
+        signs = wiring.signs(position)
+        assert signs is not None
+        for number, name in enumerate(wiring.reads(position)):
+            writer = wiring.writer(name)
+            if writer is not None and wiring.shared(name) is None and wiring.signs(writer):
+                todo.append((writer, sign * signs[number]))
+            else:
+                terms.append(Term(name, sign * signs[number], position, number))
+    return Sum(root, tuple(nodes), tuple(terms))
+
+
+# A part of a sum that is left: its sign and its tensor.
+_Part = tuple[int, str]
+
+
+def rewritten(
+    wiring: Wiring,
+    total: Sum,
+    dropped: Collection[Term],
+    replaced: Mapping[Term, str],
+    fresh: Callable[[str], str],
+) -> dict[int, Joined | None] | None:
+    """What changes in a sum without some terms, and others replaced by tensors that count positive;
+    by position, what is read ahead of what reads it.
+
+    Where one of two operands goes, the other takes its place; a sign that is left over moves
+    outward until a difference takes it up. What is left holds other values than before and is named
+    anew, but for the whole, which is the same sum. None where more than two would have to be
+    subtracted from each other.
+    """
+    parts: dict[str, _Part | None] = {}
+    nodes: dict[int, Joined | None] = {}
+    terms = {(term.reader, term.number): term for term in total.terms}
+    for position in reversed(total.nodes):
+        names, signs = wiring.reads(position), wiring.signs(position)
+        output = _written(wiring, position)
+        assert signs is not None
+        operands: list[_Part | None] = []
+        for number, name in enumerate(names):
+            term = terms.get((position, number))
+            if term is None:
+                operands.append(parts[name])
+            elif term in replaced:
+                operands.append((term.sign, replaced[term]))
+            else:
+                operands.append(None if term in dropped else (1, name))
+        if operands == [(1, name) for name in names]:
+            parts[output] = (1, output)
+            continue
+        left = [
+            (own * part[0], part[1])
+            for own, part in zip(signs, operands, strict=True)
+            if part is not None
+        ]
+        nodes[position] = None
+        if len(left) < 2:
+            parts[output] = left[0] if left else None
+            continue
+        joined = _joined(left, fresh(f"{output}_merged"))
+        if joined is None:
+            return None
+        sign, nodes[position] = joined
+        parts[output] = (sign, joined[1].output)
+    output = _written(wiring, total.root)
+    whole = parts[output]
+    for position, node in nodes.items():
+        if node is not None and whole == (1, node.output):
+            nodes[position] = replace(node, output=output)
+            return nodes
+    return None
+
+
+def _joined(left: Sequence[_Part], output: str) -> tuple[int, Joined] | None:
+    """The sum of what is left of an operator's operands, and its sign."""
+    signs = {sign for sign, _ in left}
+    if len(signs) == 1:
+        return left[0][0], Joined(tuple(name for _, name in left), False, output)
+    if len(left) > 2:
+        return None
+    first, second = sorted(left, key=lambda part: -part[0])
+    return 1, Joined((first[1], second[1]), True, output)
+
+
+def _written(wiring: Wiring, position: int) -> str:
+    output = wiring.output(position)
+    assert output is not None
+    return output

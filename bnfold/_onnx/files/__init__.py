@@ -1,0 +1,1 @@
+"""Model files: reading them with clear errors, writing them whole or not at all."""

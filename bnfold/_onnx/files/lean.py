@@ -1,0 +1,129 @@
+"""Reads a model without its large weights: they stay in its file.
+
+The raw data of a large tensor becomes external data, in ONNX's sense, that lies in the model's own
+file (ONNX, "External Data": location, offset and length). So whoever asks for its values maps them,
+and whoever does not never reads them.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+
+from bnfold._onnx.files.wire import BYTES, Unusual, fields, number, prefix
+
+LEAST_FILE = 1 << 22
+"""Bytes from which on a file is read like this."""
+LEAST_TENSOR = 1 << 16
+"""Bytes from which on the data of a tensor stay in the file."""
+OWN = "own"
+"""The key by which a tensor is known that lies in its model's own file, being part of it."""
+_WHOLE = frozenset(
+    (
+        TensorProto.BFLOAT16,
+        TensorProto.BOOL,
+        TensorProto.DOUBLE,
+        TensorProto.FLOAT,
+        TensorProto.FLOAT16,
+        TensorProto.INT16,
+        TensorProto.INT32,
+        TensorProto.INT64,
+        TensorProto.INT8,
+        TensorProto.UINT16,
+        TensorProto.UINT32,
+        TensorProto.UINT64,
+        TensorProto.UINT8,
+    )
+)
+"""Types whose numbers take whole bytes, each its own."""
+
+
+def read(path: Path) -> bytes | None:
+    """What a model file holds but for the data of large tensors; None where it is small, or is
+    better read as a whole.
+
+    Raises `OSError` where the file cannot be read.
+    """
+    if path.stat().st_size < LEAST_FILE:
+        return None
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            return b"".join(_model(_Walk(data, path.name), 0, len(data)))
+        except (IndexError, Unusual, UnicodeError):
+            return None
+
+
+def is_own(tensor: TensorProto) -> bool:
+    """Whether a tensor was left in its model's file by `read`."""
+    return any(entry.key == OWN for entry in tensor.external_data)
+
+
+class _Walk(NamedTuple):
+    data: mmap.mmap
+    location: str
+
+
+_Walker: TypeAlias = Callable[[_Walk, int, int], list[bytes]]
+
+
+def _rewritten(walk: _Walk, start: int, end: int, inner: Mapping[int, _Walker]) -> list[bytes]:
+    """A message whose large fields of some numbers are rewritten, all else as it stands."""
+    parts, kept = [], start
+    for field in fields(walk.data, start, end):
+        if (
+            field.number in inner
+            and field.wire == BYTES
+            and field.end - field.start >= LEAST_TENSOR
+        ):
+            message = inner[field.number](walk, field.start, field.end)
+            parts.append(walk.data[kept : field.tag])
+            parts.append(prefix(field.number, sum(map(len, message))))
+            parts += message
+            kept = field.end
+    parts.append(walk.data[kept:end])
+    return parts
+
+
+def _model(walk: _Walk, start: int, end: int) -> list[bytes]:
+    return _rewritten(walk, start, end, {ModelProto.GRAPH_FIELD_NUMBER: _graph})
+
+
+def _graph(walk: _Walk, start: int, end: int) -> list[bytes]:
+    inner = {GraphProto.INITIALIZER_FIELD_NUMBER: _tensor, GraphProto.NODE_FIELD_NUMBER: _node}
+    return _rewritten(walk, start, end, inner)
+
+
+def _node(walk: _Walk, start: int, end: int) -> list[bytes]:
+    return _rewritten(walk, start, end, {NodeProto.ATTRIBUTE_FIELD_NUMBER: _attribute})
+
+
+def _attribute(walk: _Walk, start: int, end: int) -> list[bytes]:
+    tensors = (
+        f for f in fields(walk.data, start, end) if f.number == AttributeProto.T_FIELD_NUMBER
+    )
+    if sum(1 for _ in tensors) > 1:  # They would be merged.
+        raise Unusual
+    return _rewritten(walk, start, end, {AttributeProto.T_FIELD_NUMBER: _tensor})
+
+
+def _tensor(walk: _Walk, start: int, end: int) -> list[bytes]:
+    """A tensor, its raw data told by where they lie."""
+    held = list(fields(walk.data, start, end))
+    raw = [field for field in held if field.number == TensorProto.RAW_DATA_FIELD_NUMBER]
+    types = [field for field in held if field.number == TensorProto.DATA_TYPE_FIELD_NUMBER]
+    if not raw or len(types) != 1 or number(walk.data, types[0].start)[0] not in _WHOLE:
+        return [walk.data[start:end]]
+    outside = (TensorProto.EXTERNAL_DATA_FIELD_NUMBER, TensorProto.DATA_LOCATION_FIELD_NUMBER)
+    if len(raw) > 1 or any(field.number in outside for field in held):
+        raise Unusual
+    (data,) = raw
+    told = TensorProto(data_location=TensorProto.EXTERNAL)
+    size = data.end - data.start
+    place = {"location": walk.location, "offset": data.start, "length": size, OWN: 1}
+    for key, value in place.items():
+        told.external_data.add(key=key, value=str(value))
+    return [walk.data[start : data.tag], walk.data[data.end : end], told.SerializeToString()]

@@ -1,0 +1,115 @@
+"""Plan and fold a ModelProto."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from bnfold._core.result import Fold, Plan
+from bnfold._core.view import Absorber
+from bnfold._onnx.merge.patch import Patch
+from bnfold._onnx.network import Graph, Network, read
+from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.scopes import label
+from bnfold._onnx.write.rewriting import Rewritten, apply
+from bnfold._plan.fit import settle
+from bnfold._plan.planner import Moves
+from bnfold._plan.summary import kept_apart, summarize
+
+Array = NDArray[Any]
+Settled = list[tuple[Graph, Moves]]
+_WEIGHTED = ("BatchNormalization", "Conv", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a main graph by name; ``touched`` are those of operators that a fold concerns."""
+
+    values: Mapping[str, Array]
+    touched: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model that has been read and planned, and can be folded in place."""
+
+    network: Network
+    settled: Settled
+    plan: Plan
+
+    def apply(self) -> Rewritten:
+        """Fold the model that was planned, in place."""
+        return apply(self.network, self.settled)
+
+    def weights(self) -> Weights:
+        """The main graph's weights: parameters of its linear operators and normalizations, and the
+        constants of maps that fold. Other constants may be sizes, not weights.
+        """
+        graph, _ = self.settled[0]
+        made = {name for patch in self.network.merges[0].patches for name in patch.constants}
+        values = {}
+        for name in _parameter_names(self, folded_only=False):
+            if name in made:
+                continue
+            constant = graph.context.constants.find(graph.scope, name)
+            if isinstance(constant, Constant) and constant.is_float and not constant.protected:
+                values[name] = constant.load()
+        touched = frozenset(_parameter_names(self, folded_only=True))
+        return Weights(values, touched & values.keys())
+
+
+def prepare(model: ModelProto, base_dir: Path | None) -> Planned:
+    """Read and plan a model. Raises `UsageError` where it cannot be read."""
+    network = read(model, base_dir)
+    settled = [(graph, settle(graph.view, graph.readings)) for graph in network.graphs]
+    before = Counter(node.op_type for scope in network.scopes for node in scope.graph.node)
+    merged = Counter(n.op_type for scope in network.scopes for n in scope.nodes if n.op_type)
+    graphs = ((graph.scope.path, graph.view, moves) for graph, moves in settled)
+    plan = summarize(graphs, merged)
+    folds = [_fold(patch) for merges in network.merges for patch in merges.patches]
+    kept = [
+        kept_apart(stays, scope.path)
+        for scope, merges in zip(network.scopes, network.merges, strict=True)
+        for stays in merges.stays
+    ]
+    plan = replace(plan, folds=(*folds, *plan.folds), kept=(*plan.kept, *kept), before=dict(before))
+    return Planned(network, settled, plan)
+
+
+def _fold(patch: Patch) -> Fold:
+    """A merge in a plan's words."""
+    node = patch.nodes[patch.into]
+    assert node is not None
+    names, ops = ([one[k] for one in patch.gone] for k in (0, 1))
+    return Fold(tuple(names), tuple(ops), label(node), (patch.law,), patch.path)
+
+
+def _parameter_names(planned: Planned, folded_only: bool) -> Iterator[str]:
+    """Inputs of operators that hold weights, in the main graph: of all, or of those that tell
+    whether an error in a fold would show.
+
+    What a lone Mul or Add holds may be far too small to show, where it goes into an operator with
+    weights of its own.
+    """
+    graph, moves = planned.settled[0]
+    nodes = graph.view.nodes
+    concerned, telling = set(), set()
+    for move in moves.moves:
+        concerned |= {move.into, *move.maps}
+        norms = {index for index in move.maps if nodes[index].op == "BatchNormalization"}
+        telling |= {move.into} | norms if move.law == "absorb" else set(move.maps)
+    merged = {p for patch in planned.network.merges[0].patches for p in patch.nodes}
+    for position in sorted(merged):
+        old = graph.scope.graph.node[position]
+        if old.op_type in _WEIGHTED or not folded_only:
+            yield from filter(None, old.input)
+    for index, node in enumerate(nodes):
+        weighted = isinstance(node.role, Absorber) or node.op == "BatchNormalization"
+        if index in telling if folded_only else index in concerned or weighted:
+            yield from filter(None, graph.scope.nodes[graph.positions[index]].input)

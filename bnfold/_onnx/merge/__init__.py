@@ -1,0 +1,1 @@
+"""Merges linear operators of a graph of ONNX, laid down as patches."""

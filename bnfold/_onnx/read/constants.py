@@ -1,0 +1,294 @@
+"""Values that are the same at every run: initializers, Constant nodes, and chains of them.
+
+Paddle and PyTorch's unoptimized exporter write parameters through chains of Identity, Reshape,
+Cast, Shape, Expand and arithmetic; a chain whose every input is constant is a constant. Single
+operators are evaluated by ONNX's own reference implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
+
+from bnfold._core.reasons import Reason
+from bnfold._onnx import tensors
+from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.read.shapes import Shapes
+
+Array = NDArray[Any]
+
+_EVALUATED = frozenset(
+    [
+        "Abs",
+        "Add",
+        "Cast",
+        "Concat",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Exp",
+        "Expand",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "Greater",
+        "Less",
+        "Log",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Not",
+        "Pow",
+        "Range",
+        "Reciprocal",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "Reshape",
+        "Shape",
+        "Size",
+        "Slice",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Sum",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
+)
+
+_CACHED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant tensor. ``load`` reads its values; nothing is read before.
+
+    ``stored`` is the tensor that holds it and may be rewritten in place, if there is one;
+    ``protected`` names the parameter that a caller may override, if one contributes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    data_type: int
+    load: Callable[[], Array]
+    stored: TensorProto | None = None
+    protected: str | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the element type is one that affine maps are folded in."""
+        return self.data_type in tensors.FLOATS
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy dtype of the values."""
+        return np.dtype(helper.tensor_dtype_to_np_dtype(self.data_type))
+
+
+class Constants:
+    """Finds constants by name, each resolved once."""
+
+    def __init__(self, base_dir: Path | None, shapes: Shapes) -> None:
+        self._base_dir = base_dir
+        self._shapes = shapes
+        self._found: dict[tuple[str, str], Constant | Reason] = {}
+
+    def add(self, scope: Scope, constant: Constant) -> None:
+        """Know a constant that the model does not hold."""
+        self._found[scope.path, constant.name] = constant
+
+    def find(self, scope: Scope, name: str) -> Constant | Reason:
+        """The constant that a name stands for in a graph, or why it is not one."""
+        owner = scope.owner(name)
+        if owner is None:
+            return Reason("dynamic-weight", name, f"{name} is not defined in the model")
+        waiting = [(owner, name)]
+        expanded: set[tuple[str, str]] = set()
+        while waiting:
+            graph, current = waiting[-1]
+            key = (graph.path, current)
+            if key not in self._found and key not in expanded:
+                expanded.add(key)
+                waiting.extend(_sources(graph, current))
+                continue
+            waiting.pop()
+            if key not in self._found:
+                self._found[key] = Reason("dynamic-weight", current, f"{current} reads itself")
+                self._found[key] = self._resolve(graph, current)
+        return self._found[owner.path, name]
+
+    def _resolve(self, scope: Scope, name: str) -> Constant | Reason:
+        tensor = scope.initializers.get(name)
+        if tensor is not None:
+            return self._from_tensor(name, tensor, name if name in scope.protected else None)
+        if name in scope.sparse:
+            return Reason("dynamic-weight", name, f"{name} is a sparse initializer")
+        if name in scope.inputs:
+            if scope.is_function:
+                return Reason("function-parameter", name, f"{name} is an input of the {scope.path}")
+            return Reason("dynamic-weight", name, f"{name} is an input of the graph")
+        node = scope.nodes[scope.producers[name]]
+        if node.domain not in ("", "ai.onnx") or list(node.output).index(name) != 0:
+            return _computed(name, node)
+        if any(attribute.ref_attr_name for attribute in node.attribute):
+            return Reason(
+                "function-parameter", label(node), f"{name} depends on an attribute of the call"
+            )
+        if node.op_type == "Constant":
+            return self._from_constant_node(name, node)
+        if node.op_type == "Identity":
+            return self._from_identity(scope, name, node)
+        if node.op_type in ("Shape", "CastLike"):
+            return self._from_inferred(scope, name, node)
+        if node.op_type == "DequantizeLinear":
+            return Reason("quantized-weight", label(node), f"{name} is dequantized at run time")
+        if node.op_type in _EVALUATED:
+            return self._from_chain(scope, name, node)
+        return _computed(name, node)
+
+    def _from_tensor(self, name: str, tensor: TensorProto, protected: str | None) -> Constant:
+        base_dir = self._base_dir
+        return Constant(
+            name,
+            tuple(tensor.dims),
+            tensor.data_type,
+            lambda: tensors.read(tensor, base_dir),
+            tensor,
+            protected,
+        )
+
+    def _from_constant_node(self, name: str, node: NodeProto) -> Constant | Reason:
+        if len(node.attribute) != 1:
+            return _computed(name, node)
+        attribute = node.attribute[0]
+        if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
+            return self._from_tensor(name, attribute.t, None)
+        if attribute.name == "sparse_value":
+            return _settled(name, _dense(attribute))
+        if attribute.name in ("value_float", "value_floats"):
+            return _settled(name, np.asarray(helper.get_attribute_value(attribute), np.float32))
+        if attribute.name in ("value_int", "value_ints"):
+            return _settled(name, np.asarray(helper.get_attribute_value(attribute), np.int64))
+        return _computed(name, node)
+
+    def _from_identity(self, scope: Scope, name: str, node: NodeProto) -> Constant | Reason:
+        source = self.find(scope, node.input[0])
+        if isinstance(source, Reason):
+            return source
+        return Constant(name, source.shape, source.data_type, source.load, None, source.protected)
+
+    def _from_inferred(self, scope: Scope, name: str, node: NodeProto) -> Constant | Reason:
+        """Shape of a tensor whose sizes are all known; CastLike of one whose type is."""
+        if node.op_type == "Shape":
+            sizes = self._shapes.shape(scope, node.input[0])
+            if sizes is None or None in sizes:
+                return self._from_chain(scope, name, node)
+            attributes = {a.name: a.i for a in node.attribute}
+            part = sizes[attributes.get("start", 0) : attributes.get("end", len(sizes))]
+            return _settled(name, np.asarray(part, np.int64))
+        like = self.find(scope, node.input[1])
+        target = like.data_type if isinstance(like, Constant) else 0
+        target = target or self._shapes.type(scope, node.input[1])
+        if not target:
+            return _computed(name, node)
+        cast = helper.make_node("Cast", [node.input[0]], list(node.output), to=target)
+        return self._from_chain(scope, name, cast)
+
+    def _from_chain(self, scope: Scope, name: str, node: NodeProto) -> Constant | Reason:
+        sources: list[Constant | None] = []
+        for source in node.input:
+            found = self.find(scope, source) if source else None
+            if isinstance(found, Reason):
+                return found
+            sources.append(found)
+
+        def load() -> Array:
+            return evaluate(node, [s.load() if s else None for s in sources], scope.opset)
+
+        try:
+            values = load()
+        except Exception as error:  # Whatever an operator raises on constants it cannot take.
+            return Reason("dynamic-weight", label(node), f"{name} could not be evaluated: {error}")
+        protected = next((s.protected for s in sources if s and s.protected), None)
+        kept = values if values.nbytes <= _CACHED_BYTES else None
+        return Constant(
+            name,
+            values.shape,
+            tensors.data_type(values.dtype),
+            load if kept is None else lambda: kept,
+            None,
+            protected,
+        )
+
+
+def _sources(scope: Scope, name: str) -> list[tuple[Scope, str]]:
+    """The tensors that decide whether a name is constant: what its writer reads, if that is one
+    of the operators evaluated here.
+    """
+    position = scope.producers.get(name)
+    if position is None:
+        return []
+    node = scope.nodes[position]
+    if node.op_type not in _EVALUATED and node.op_type not in ("Identity", "CastLike"):
+        return []
+    owned = ((scope.owner(source), source) for source in node.input if source)
+    return [(owner, source) for owner, source in owned if owner is not None]
+
+
+def is_evaluated(node: NodeProto) -> bool:
+    """Whether the first output of an operator is a constant where all of its inputs are."""
+    return node.domain in ("", "ai.onnx") and node.op_type in _EVALUATED | {"Identity"}
+
+
+def evaluate(node: NodeProto, inputs: list[Array | None], opset: int) -> Array:
+    """The first output of one operator on the given values, by ONNX's reference implementation."""
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {
+        name: values
+        for name, values in zip(node.input, inputs, strict=True)
+        if name and values is not None
+    }
+    infos = [
+        helper.make_tensor_value_info(name, tensors.data_type(values.dtype), values.shape)
+        for name, values in feeds.items()
+    ]
+    result = helper.make_empty_tensor_value_info(node.output[0])
+    graph = helper.make_graph([node], "constant", infos, [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    (values,) = ReferenceEvaluator(model).run([node.output[0]], feeds)
+    return np.asarray(values)
+
+
+def _settled(name: str, values: Array) -> Constant:
+    return Constant(name, values.shape, tensors.data_type(values.dtype), lambda: values, None, None)
+
+
+def _dense(attribute: AttributeProto) -> Array:
+    """The dense form of a sparse tensor; indices are linear or one row per entry."""
+    sparse = attribute.sparse_tensor
+    values = numpy_helper.to_array(sparse.values)
+    indices = numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 2:
+        dense[tuple(indices.T)] = values
+    else:
+        dense.reshape(-1)[indices] = values
+    return dense
+
+
+def _computed(name: str, node: NodeProto) -> Reason:
+    return Reason("dynamic-weight", label(node), f"{name} is computed at run time by {label(node)}")

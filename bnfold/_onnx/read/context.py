@@ -1,0 +1,124 @@
+"""What the readers of single operators may ask about the graph around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from onnx import NodeProto
+
+from bnfold._core.broadcast import Shape
+from bnfold._core.index_maps import Size
+from bnfold._core.reasons import Reason
+from bnfold._onnx.read.attributes import depends_on_call
+from bnfold._onnx.read.constants import Constant, Constants
+from bnfold._onnx.read.quantized import Dequantized, dequantized
+from bnfold._onnx.read.scopes import Scope
+from bnfold._onnx.read.shapes import Shapes
+
+
+@dataclass
+class Context:
+    """One graph, its constants and its shapes.
+
+    ``derived`` holds shapes that follow from an operator read here (a Conv's rank from that of
+    its weight) where ONNX's inference had to give up.
+    """
+
+    scope: Scope
+    constants: Constants
+    shapes: Shapes
+    derived: dict[str, Shape] = field(default_factory=dict)
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return self.scope.opset
+
+    def shape(self, name: str) -> Shape | None:
+        """The shape of a tensor, or None where its rank is not known."""
+        known = self.shapes.shape(self.scope, name)
+        derived = self.derived.get(name)
+        if known is None or derived is None or len(known) != len(derived):
+            return known if known is not None else derived
+        return tuple(a if a is not None else b for a, b in zip(known, derived, strict=True))
+
+    def sizes(self, name: str) -> list[Size] | None:
+        """The sizes of a tensor's axes; equal words in them are equal sizes."""
+        shape, symbols = self.shape(name), self.shapes.sizes(self.scope, name)
+        if shape is None or symbols is None or len(shape) != len(symbols):
+            return None if shape is None else list(shape)
+        return [s if n is None else n for n, s in zip(shape, symbols, strict=True)]
+
+    def add(self, name: str, like: Sequence[str]) -> None:
+        """Know of a new tensor what follows from others that broadcast to it (ONNX Add)."""
+        sizes = [self.sizes(other) for other in like]
+        if all(other == sizes[0] for other in sizes[1:]):
+            self.shapes.add(self.scope, name, like[0])
+            shape = self.shape(like[0])
+            if shape is not None:
+                self.derived[name] = shape
+            return
+        shapes = [self.shape(other) for other in like]
+        known = [shape for shape in shapes if shape is not None]
+        if len(known) == len(like):
+            rank = max(map(len, known))
+            full = [(1,) * (rank - len(shape)) + shape for shape in known]
+            self.derived[name] = tuple(map(_broadcast, zip(*full, strict=True)))
+
+    def type(self, name: str) -> int:
+        """The element type of a tensor, 0 where not known."""
+        return self.shapes.type(self.scope, name)
+
+    def constant(self, node: NodeProto, position: int) -> Constant | Reason | None:
+        """The constant at an input, why it is none, or None where the input is absent."""
+        if position >= len(node.input) or not node.input[position]:
+            return None
+        return self.constants.find(self.scope, node.input[position])
+
+    def weight(self, node: NodeProto, position: int) -> Constant | Reason | None:
+        """Like `parameter`, for a weight that may also be stored as integers."""
+        found = self.parameter(node, position)
+        if isinstance(found, Reason) and found.code == "quantized-weight":
+            integers = self.dequantized(node, position)
+            return integers.weight if isinstance(integers, Dequantized) else integers or found
+        return found
+
+    def dequantized(self, node: NodeProto, position: int) -> Dequantized | Reason | None:
+        """What a DequantizeLinear makes of constants for an input; None for any other input."""
+        return dequantized(self.constants, self.scope, node.input[position])
+
+    def is_set_by_call(self, name: str) -> bool:
+        """Whether a tensor is a constant that each call of the function around it may set."""
+        position = self.scope.producers.get(name)
+        if position is None:
+            return False
+        node = self.scope.nodes[position]
+        return node.op_type == "Constant" and depends_on_call(node)
+
+    def parameter(self, node: NodeProto, position: int) -> Constant | Reason | None:
+        """Like `constant`, for a floating-point parameter that nobody may set from outside."""
+        found = self.constant(node, position)
+        if not isinstance(found, Constant):
+            return found
+        if found.protected is not None:
+            return Reason(
+                "overridable-weight",
+                found.protected,
+                f"{found.protected} is a parameter that a caller may override",
+            )
+        if not found.is_float:
+            return Reason(
+                "unsupported-dtype",
+                found.name,
+                f"{found.name} is not of a floating-point type that can be folded",
+            )
+        return found
+
+
+def _broadcast(sizes: Sequence[int | None]) -> int | None:
+    """The size that sizes along one axis broadcast to, None where that is not known."""
+    larger = [size for size in sizes if size is not None and size > 1]
+    if larger:
+        return larger[0]
+    return 1 if None not in sizes else None

@@ -1,0 +1,166 @@
+"""Operators written out in parts that runtimes put together again and run as one.
+
+A GELU is five to eight nodes, a LayerNormalization up to nine, some of them affine; onnxruntime and
+others find the whole by its parts. To carry one of these into a neighbour would remove a node and
+leave the others to be run one by one: more operators executed than before, not fewer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from onnx import NodeProto
+
+from bnfold._core.reasons import Reason
+from bnfold._onnx.read import attributes
+from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.context import Context
+from bnfold._onnx.read.scopes import label
+
+_CLOSE = 1e-3
+
+
+def fused(context: Context) -> dict[int, Reason]:
+    """The affine nodes of a graph that are parts of such operators, by position, and why they
+    stay.
+    """
+    found: dict[int, Reason] = {}
+    finders = {"Erf": _Gelu.by_erf, "Tanh": _Gelu.by_tanh, "Sqrt": _normalization}
+    for position, node in enumerate(context.scope.nodes):
+        finder = finders.get(node.op_type)
+        if finder is None or node.domain not in ("", "ai.onnx"):
+            continue
+        name = "a normalization" if node.op_type == "Sqrt" else "a GELU"
+        for part in finder(_Around(context), position):
+            where = label(context.scope.nodes[part])
+            message = f"{where} is part of {name} that runtimes run as one operator"
+            found.setdefault(part, Reason("fused-operator", where, message))
+    return found
+
+
+class _Around:
+    """What is around a node: who writes what it reads, and who reads what it writes."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.nodes = context.scope.nodes
+
+    def writer(self, name: str, *ops: str) -> int | None:
+        """The position of the node of one of these types that writes a tensor."""
+        position = self.context.scope.producers.get(name)
+        if position is None or self.nodes[position].op_type not in ops:
+            return None
+        return position
+
+    def readers(self, position: int, *ops: str) -> list[int]:
+        """Positions of the nodes of these types that read a node's main output."""
+        readers = self.context.scope.readers.get(self.nodes[position].output[0], ())
+        return [p for p in dict.fromkeys(readers) if self.nodes[p].op_type in ops]
+
+    def number(self, node: NodeProto, value: float) -> str | None:
+        """The other input of a node that has a constant number, close to a value, for one."""
+        for own, other in ((0, 1), (1, 0)):
+            if len(node.input) == 2 and self._is(node.input[own], value):
+                return str(node.input[other])
+        return None
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor is constant."""
+        return isinstance(self.context.constants.find(self.context.scope, name), Constant)
+
+    def _is(self, name: str, value: float) -> bool:
+        found = self.context.constants.find(self.context.scope, name)
+        if not isinstance(found, Constant) or math.prod(found.shape) != 1 or not found.is_float:
+            return False
+        number = float(np.asarray(found.load(), np.float64).reshape(-1)[0])
+        return abs(number - value) <= _CLOSE * abs(value)
+
+
+class _Gelu:
+    """``x/2·(1 + erf(x/√2))``, or by ``tanh(√(2/π)·(x + 0.044715·x³))`` (Hendrycks & Gimpel 2016),
+    its factors in any order.
+    """
+
+    @staticmethod
+    def by_erf(around: _Around, position: int) -> Iterator[int]:
+        inner = around.writer(around.nodes[position].input[0], "Div", "Mul")
+        if inner is None:
+            return
+        value = math.sqrt(2) if around.nodes[inner].op_type == "Div" else math.sqrt(0.5)
+        if around.number(around.nodes[inner], value) is not None:
+            parts = list(_Gelu._outer(around, position))
+            yield from [inner, *parts] if parts else []
+
+    @staticmethod
+    def by_tanh(around: _Around, position: int) -> Iterator[int]:
+        inner = around.writer(around.nodes[position].input[0], "Mul")
+        cube = None if inner is None else around.number(around.nodes[inner], math.sqrt(2 / math.pi))
+        total = None if cube is None else around.writer(cube, "Add")
+        if inner is None or total is None:
+            return
+        terms = [around.writer(name, "Mul") for name in around.nodes[total].input]
+        small = [
+            term
+            for term in terms
+            if term is not None and around.number(around.nodes[term], 0.044715) is not None
+        ]
+        parts = list(_Gelu._outer(around, position))
+        yield from [inner, *small, *parts] if parts else []
+
+    @staticmethod
+    def _outer(around: _Around, position: int) -> Iterator[int]:
+        """The Add of 1 behind the function, and the Mul by a half, before or behind the gate."""
+        ones = [
+            p
+            for p in around.readers(position, "Add")
+            if around.number(around.nodes[p], 1.0) is not None
+        ]
+        for one in ones:
+            halves = list(_Gelu._halves(around, one, 2))
+            if halves:
+                yield from (one, *halves)
+
+    @staticmethod
+    def _halves(around: _Around, position: int, steps: int) -> Iterator[int]:
+        for product in around.readers(position, "Mul"):
+            if around.number(around.nodes[product], 0.5) is not None:
+                yield product
+            for name in around.nodes[product].input:
+                half = around.writer(name, "Mul")
+                if half is not None and around.number(around.nodes[half], 0.5) is not None:
+                    yield half
+            if steps > 1:
+                yield from _Gelu._halves(around, product, steps - 1)
+
+
+def _normalization(around: _Around, position: int) -> Iterator[int]:
+    """γ and β behind ``(x − mean) / √(variance + ε)``, or ``x / √(mean of squares + ε)``, along the
+    last axis, and the Add of ε.
+    """
+    nodes = around.nodes
+    epsilon = around.writer(nodes[position].input[0], "Add")
+    if epsilon is None:
+        return
+    means = [around.writer(name, "ReduceMean") for name in nodes[epsilon].input]
+    if not any(mean is not None and _is_last(around.context, nodes[mean]) for mean in means):
+        return
+    yield epsilon
+    for quotient in around.readers(position, "Div"):
+        for gamma in around.readers(quotient, "Mul"):
+            if any(around.is_constant(name) for name in nodes[gamma].input):
+                yield gamma
+                for beta in around.readers(gamma, "Add"):
+                    if any(around.is_constant(name) for name in nodes[beta].input):
+                        yield beta
+
+
+def _is_last(context: Context, node: NodeProto) -> bool:
+    """Whether a reduction is along the last axis alone."""
+    axes = attributes.integers(node, "axes")
+    if axes is None:
+        found = context.constant(node, 1)
+        axes = [int(a) for a in found.load().reshape(-1)] if isinstance(found, Constant) else []
+    shape = context.shape(node.input[0])
+    return axes == [-1] or (shape is not None and axes == [len(shape) - 1])

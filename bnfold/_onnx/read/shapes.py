@@ -1,0 +1,299 @@
+"""What is known of a model's shapes without its weights.
+
+ONNX's own shape inference runs on a copy that has every node and input but no large tensor.
+Declared shapes of intermediate tensors are left out of the copy: only what follows from inputs,
+parameters and operators is believed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    ValueInfoProto,
+    shape_inference,
+)
+
+from bnfold._core.broadcast import Shape
+from bnfold._core.index_maps import Size
+from bnfold._onnx.read.scopes import Scope, bodies
+from bnfold._onnx.read.sizes import Numbers, computed, dimensions, unknown
+
+_SMALL = 1024
+_FIRST_WITH_SYMBOLS = 11
+Tensor = TypeProto.Tensor
+
+
+@dataclass
+class Shapes:
+    """Element types and shapes by graph path and tensor name; a size is None where not known.
+
+    ``symbols`` has a word in place of a size that is not known; equal words are equal sizes.
+    """
+
+    types: dict[tuple[str, str], int] = field(default_factory=dict)
+    shapes: dict[tuple[str, str], Shape] = field(default_factory=dict)
+    symbols: dict[tuple[str, str], tuple[Size, ...]] = field(default_factory=dict)
+
+    def shape(self, scope: Scope, name: str) -> Shape | None:
+        """The shape of a name as seen from a graph, or None where its rank is not known."""
+        owner = scope.owner(name)
+        return self.shapes.get((owner.path, name)) if owner else None
+
+    def sizes(self, scope: Scope, name: str) -> tuple[Size, ...] | None:
+        """The sizes of a name's axes, with words for those that are not known."""
+        owner = scope.owner(name)
+        return self.symbols.get((owner.path, name)) if owner else None
+
+    def add(self, scope: Scope, name: str, like: str) -> None:
+        """Know of a tensor new to a graph what is known of another one."""
+        shape, symbols = self.shape(scope, like), self.sizes(scope, like)
+        self.types[scope.path, name] = self.type(scope, like)
+        if shape is not None:
+            self.shapes[scope.path, name] = shape
+        if symbols is not None:
+            self.symbols[scope.path, name] = symbols
+
+    def type(self, scope: Scope, name: str) -> int:
+        """The element type of a name as seen from a graph, 0 where not known."""
+        owner = scope.owner(name)
+        return self.types.get((owner.path, name), 0) if owner else 0
+
+
+def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
+    """Infer shapes; where ONNX's inference gives up, less is known and nothing breaks."""
+    known = Shapes()
+    skeleton = ModelProto(ir_version=model.ir_version)
+    skeleton.opset_import.extend(model.opset_import)
+    skeleton.functions.extend(model.functions)
+    # Below opset 11 a part that a Slice takes keeps the symbol of the whole.
+    opsets = [item.version for item in model.opset_import if item.domain in ("", "ai.onnx")]
+    symbols = itertools.count() if min(opsets, default=0) >= _FIRST_WITH_SYMBOLS else None
+    _copy_graph(model.graph, skeleton.graph, symbols)
+    inferred = _run(skeleton)
+    # From IR version 4 on, an initializer that is an input too is no more than a default.
+    given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
+    while _hint(inferred.graph, skeleton.graph, given):
+        inferred = _run(skeleton)
+    graphs = {id(scope.graph): scope for scope in scopes}
+    _collect(model.graph, inferred.graph, graphs, known)
+    return known
+
+
+def _run(skeleton: ModelProto) -> ModelProto:
+    for through_data in (True, False):
+        try:
+            return shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=through_data)
+        except Exception:  # What inference raises on an invalid model has no common base.
+            continue
+    return skeleton
+
+
+def _hint(inferred: GraphProto, skeleton: GraphProto, overridable: Collection[str]) -> bool:
+    """Declare what ONNX's inference does not say of a node's output; whether any of it was new."""
+    known = {
+        value.name: value.type.tensor_type
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    sizes = {name: tuple(dim.dim_value for dim in own.shape.dim) for name, own in known.items()}
+    sizes |= {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
+    hinted = {value.name: value for value in skeleton.value_info}
+    numbers = computed(inferred, known, overridable)
+    found = False
+    for node in inferred.node:
+        if len(node.input) < 2 or not node.output:
+            continue
+        hint = None
+        if node.op_type == "Reshape":
+            target = numbers.get(node.input[1]) or unknown(known.get(node.input[1]))
+            hint = _of_reshape(node, known, target)
+        elif node.op_type == "BatchNormalization":
+            hint = _of_batch_norm(node, known, sizes)
+        name = node.output[0]
+        earlier = hinted.get(name)
+        told = earlier.type.tensor_type if earlier is not None else None
+        if hint is None or not _says_more(hint, known.get(name)) or not _says_more(hint, told):
+            continue
+        value = earlier if earlier is not None else skeleton.value_info.add(name=name)
+        value.type.tensor_type.CopyFrom(hint)
+        found = True
+    return found
+
+
+def _says_more(hint: Tensor, own: Tensor | None) -> bool:
+    """Whether one of the hinted sizes was not known, or no more than a symbol."""
+    if own is None:
+        return True
+    pairs = zip(dimensions(hint), dimensions(own), strict=True)
+    return any(
+        new is not None and new != old and (old is None or isinstance(new, int))
+        for new, old in pairs
+    )
+
+
+def _of_reshape(
+    node: NodeProto, known: Mapping[str, Tensor], target: Numbers | None
+) -> Tensor | None:
+    """What a Reshape's target says of its output, and the one size that is missing.
+
+    A Reshape's output has as many axes as its target has elements, and as many elements as its
+    input; a 0 stands for the size of the input's axis unless ``allowzero`` is set (ONNX Reshape).
+    """
+    source, own = known.get(node.input[0]), known.get(node.output[0])
+    count = None if own is None else len(own.shape.dim)
+    if source is None or (target is not None and count not in (None, len(target.values))):
+        return None
+    hint = TypeProto.Tensor(elem_type=source.elem_type)
+    if own is not None:
+        hint.CopyFrom(own)
+    elif target is None or not target.values:
+        return None
+    keeps = not any(a.name == "allowzero" and a.i for a in node.attribute)
+    for axis, size in enumerate(target.values if target is not None else ()):
+        dim = hint.shape.dim[axis] if own is not None else hint.shape.dim.add()
+        if dim.dim_value > 0:
+            continue
+        if size == 0 and keeps and axis < len(source.shape.dim):
+            dim.CopyFrom(source.shape.dim[axis])
+        elif isinstance(size, str) and not dim.dim_param:
+            dim.dim_param = size
+        elif isinstance(size, int) and size > 0:
+            dim.dim_value = size
+    return _completed(source, hint) or hint
+
+
+def _completed(source: Tensor, own: Tensor) -> Tensor | None:
+    """A shape with its one unknown size, where the sizes of the source tell; symbols cancel."""
+    left: list[Size] = [dim.dim_value or dim.dim_param or None for dim in source.shape.dim]
+    product, missing = 1, []
+    for axis, dim in enumerate(own.shape.dim):
+        if dim.dim_value > 0:
+            product *= dim.dim_value
+        elif dim.dim_param and dim.dim_param in left:
+            left.remove(dim.dim_param)
+        else:
+            missing.append(axis)
+    sizes = [size for size in left if isinstance(size, int)]
+    if len(missing) != 1 or len(sizes) < len(left) or math.prod(sizes) % product:
+        return None
+    hint = TypeProto.Tensor()
+    hint.CopyFrom(own)
+    hint.shape.dim[missing[0]].Clear()
+    hint.shape.dim[missing[0]].dim_value = math.prod(sizes) // product
+    return hint if hint.shape.dim[missing[0]].dim_value > 0 else None
+
+
+def _of_batch_norm(
+    node: NodeProto, known: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, ...]]
+) -> Tensor | None:
+    """The channels of a BatchNormalization are as many as its scale has elements."""
+    own, scale = known.get(node.output[0]), sizes.get(node.input[1], ())
+    if own is None or len(own.shape.dim) < 2 or len(scale) != 1 or scale[0] < 1:
+        return None
+    if own.shape.dim[1].dim_value > 0:
+        return None
+    hint = TypeProto.Tensor()
+    hint.CopyFrom(own)
+    hint.shape.dim[1].Clear()
+    hint.shape.dim[1].dim_value = scale[0]
+    return hint
+
+
+def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int] | None) -> None:
+    """Copy a graph; unknown sizes of its inputs get a symbol each, whatever they are called."""
+    target.name = source.name or "graph"
+    target.input.extend(source.input)
+    for value in target.input:
+        if value.type.WhichOneof("value") == "tensor_type":
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_value <= 0:
+                    dim.Clear()
+                    if symbols is not None:
+                        dim.dim_param = f"size {next(symbols)}"
+    for value in source.output:
+        stripped = target.output.add()
+        stripped.CopyFrom(value)
+        if stripped.type.WhichOneof("value") == "tensor_type":
+            stripped.type.tensor_type.ClearField("shape")
+    for tensor in source.initializer:
+        _copy_tensor(tensor, target.initializer.add())
+    target.sparse_initializer.extend(source.sparse_initializer)
+    for node in source.node:
+        _copy_node(node, target.node.add(), symbols)
+
+
+def _copy_node(source: NodeProto, target: NodeProto, symbols: Iterator[int] | None) -> None:
+    heavy = source.op_type == "Constant" or any(
+        attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+        for attribute in source.attribute
+    )
+    if not heavy:
+        target.CopyFrom(source)
+        return
+    target.op_type, target.domain, target.name = source.op_type, source.domain, source.name
+    target.input.extend(source.input)
+    target.output.extend(source.output)
+    for attribute in source.attribute:
+        copy = target.attribute.add()
+        if attribute.type == AttributeProto.TENSOR:
+            copy.name, copy.type = attribute.name, attribute.type
+            _copy_tensor(attribute.t, copy.t)
+        elif attribute.type == AttributeProto.GRAPH:
+            copy.name, copy.type = attribute.name, attribute.type
+            _copy_graph(attribute.g, copy.g, symbols)
+        else:
+            copy.CopyFrom(attribute)
+
+
+def _copy_tensor(source: TensorProto, target: TensorProto) -> None:
+    """A large or external tensor keeps its name, type and shape only."""
+    external = source.data_location == TensorProto.EXTERNAL
+    if external or math.prod(source.dims) > _SMALL:
+        target.name, target.data_type = source.name, source.data_type
+        target.dims.extend(source.dims)
+    else:
+        target.CopyFrom(source)
+
+
+def _collect(
+    original: GraphProto, inferred: GraphProto, graphs: dict[int, Scope], known: Shapes
+) -> None:
+    """Note what was inferred, walking original and inferred graph side by side."""
+    scope = graphs.get(id(original))
+    path = scope.path if scope is not None else None
+    if path is not None:
+        for value in (*inferred.input, *inferred.output, *inferred.value_info):
+            _note(value, path, known)
+        for tensor in inferred.initializer:
+            known.types[path, tensor.name] = tensor.data_type
+            known.shapes[path, tensor.name] = tuple(tensor.dims)
+            known.symbols[path, tensor.name] = tuple(tensor.dims)
+    for node, twin in zip(original.node, inferred.node, strict=True):
+        for (_, body), (_, body_twin) in zip(bodies(node), bodies(twin), strict=False):
+            _collect(body, body_twin, graphs, known)
+
+
+def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
+    if value.type.WhichOneof("value") != "tensor_type":
+        return
+    tensor = value.type.tensor_type
+    known.types[path, value.name] = tensor.elem_type
+    if tensor.HasField("shape"):
+        known.shapes[path, value.name] = tuple(
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
+            for dim in tensor.shape.dim
+        )
+        known.symbols[path, value.name] = tuple(
+            dim.dim_value if dim.dim_value > 0 else dim.dim_param or None
+            for dim in tensor.shape.dim
+        )

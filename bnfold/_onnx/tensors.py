@@ -1,0 +1,162 @@
+"""Reading and writing the values of a TensorProto, wherever they are stored."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from bnfold._errors import UsageError
+from bnfold._system import memory
+
+Array = NDArray[Any]
+
+# Bytes of external data from which on it is mapped instead of read.
+_MAPPED = 1 << 20
+
+# Bits of the types of which several numbers share a byte.
+_PACKED = {
+    getattr(TensorProto, name): bits
+    for name, bits in (("INT4", 4), ("UINT4", 4), ("FLOAT4E2M1", 4), ("INT2", 2), ("UINT2", 2))
+    if hasattr(TensorProto, name)
+}
+
+FLOATS = frozenset(
+    (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE)
+)
+
+
+def read(tensor: TensorProto, base_dir: Path | None) -> Array:
+    """The values of a tensor, from raw bytes, typed fields or an external file.
+
+    Raises `UsageError` when external data is missing, too short or has no folder to start from.
+    """
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return _read_external(tensor, base_dir)
+    if tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE) and tensor.HasField("raw_data"):
+        dtype = np.dtype("<f4" if tensor.data_type == TensorProto.FLOAT else "<f8")
+        data = tensor.raw_data
+        if len(data) != math.prod(tensor.dims) * dtype.itemsize:
+            raise UsageError(
+                f"tensor {tensor.name!r} holds {len(data)} bytes, its shape "
+                f"{list(tensor.dims)} needs {math.prod(tensor.dims) * dtype.itemsize}"
+            )
+        return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
+    try:
+        return np.asarray(numpy_helper.to_array(tensor))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"tensor {tensor.name!r} cannot be read: {error}") from error
+
+
+def write(tensor: TensorProto, values: Array) -> None:
+    """Put new values of the same dtype into a tensor, inline, leaving its name and notes alone."""
+    for field in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
+        tensor.ClearField(field)
+    if tuple(tensor.dims) != values.shape:
+        del tensor.dims[:]
+        tensor.dims.extend(values.shape)
+    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    data = np.ascontiguousarray(little).tobytes()
+    memory.claim(len(data))
+    tensor.raw_data = data
+
+
+def make(name: str, values: Array) -> TensorProto:
+    """A new tensor with the given values."""
+    tensor = TensorProto(name=name, data_type=data_type(values.dtype))
+    tensor.dims.extend(values.shape)
+    write(tensor, values)
+    return tensor
+
+
+def data_type(dtype: np.dtype[Any]) -> int:
+    """The ONNX element type of a NumPy dtype."""
+    if dtype == ml_dtypes.bfloat16:
+        return int(TensorProto.BFLOAT16)
+    return int(helper.np_dtype_to_tensor_dtype(dtype))
+
+
+def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
+    """File name, byte offset and length (None: to the end) of a tensor's external data.
+
+    Raises `UsageError` where no file is named, or offset or length is no number of bytes.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if not entries.get("location"):
+        raise UsageError(f"external data of tensor {tensor.name!r} has no location: no file's name")
+    numbers = {}
+    for key in ("offset", "length"):
+        text = entries.get(key)
+        if text is not None and not (text.isascii() and text.isdigit()):
+            raise UsageError(f"external data of tensor {tensor.name!r} has the {key} {text!r}")
+        numbers[key] = int(text) if text is not None else None
+    return entries["location"], numbers["offset"] or 0, numbers["length"]
+
+
+def external_path(name: str, location: str, base_dir: Path) -> Path:
+    """The file with a tensor's external data.
+
+    Raises `UsageError` where the location leads out of the model's folder.
+    """
+    relative = Path(location)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise UsageError(
+            f"external data of tensor {name!r}: the location {location!r} leads out of the model's "
+            "folder"
+        )
+    return base_dir / relative
+
+
+def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
+    location, offset, length = external_location(tensor)
+    if base_dir is None:
+        raise UsageError(
+            f"tensor {tensor.name!r} lies in external file {location!r}; "
+            "pass base_dir, the folder of the model"
+        )
+    path = external_path(tensor.name, location, base_dir)
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    bits = _PACKED.get(tensor.data_type, 8 * dtype.itemsize)
+    size = -(-math.prod(tensor.dims) * bits // 8)
+    if length is not None and length != size:
+        raise UsageError(
+            f"tensor {tensor.name!r}: external data of {length} bytes, "
+            f"but its shape {list(tensor.dims)} needs {size}"
+        )
+    try:
+        if size >= _MAPPED and os.name == "posix" and tensor.data_type not in _PACKED:
+            return _mapped(path, tensor.name, dtype, offset, tuple(tensor.dims))
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError as error:
+        raise UsageError(
+            f"external data {path} of tensor {tensor.name!r} cannot be read: {error.strerror}"
+        ) from error
+    if len(data) < size:
+        raise _too_short(path, tensor.name)
+    if tensor.data_type in _PACKED:
+        packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
+        return np.asarray(numpy_helper.to_array(packed))
+    return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
+
+
+def _mapped(
+    path: Path, name: str, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]
+) -> Array:
+    """Large values where they lie: the system may drop pages of a file at any time, so that they
+    count for nothing. Where the system would not let a mapped file be replaced, this is not done.
+    """
+    if path.stat().st_size < offset + math.prod(shape) * dtype.itemsize:
+        raise _too_short(path, name)
+    return np.asarray(np.memmap(path, dtype, "r", offset, shape))
+
+
+def _too_short(path: Path, name: str) -> UsageError:
+    return UsageError(f"external data {path} ends before tensor {name!r} does")

@@ -1,0 +1,1 @@
+"""Writes a plan into the protobuf that it was made for."""

@@ -1,0 +1,363 @@
+"""Edits to a model's graphs that keep count of who still reads what.
+
+When the last reader of an initializer or of a constant's chain of nodes goes, so does the
+initializer or the chain; what was unused before stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper
+
+from bnfold._onnx import tensors
+from bnfold._onnx.merge.merging import Merges
+from bnfold._onnx.network import Network
+from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.scopes import Scope, bodies
+
+Array = NDArray[Any]
+Load = Callable[[], Array]
+Relocated = tuple[TensorProto, tuple[str, int, int | None]]
+
+
+class Editor:
+    """Edits one model.
+
+    ``relocated`` lists changed tensors that lay in external files, and where; ``created`` the
+    names of new ones.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.names = network.names
+        self.relocated: list[Relocated] = []
+        self.created: set[str] = set()
+        self._ir_version = network.model.ir_version
+        self._scopes = network.scopes
+        self._uses: dict[str, Counter[str]] = {s.path: s.uses() for s in network.scopes}
+        self._annotated = {s.path: _annotated(s) for s in network.scopes}
+        self._gone: dict[str, set[int]] = {s.path: set() for s in network.scopes}
+        self._vanished: dict[str, dict[str, str | None]] = {s.path: {} for s in network.scopes}
+        self._dropped: dict[str, set[str]] = {s.path: set() for s in network.scopes}
+        self._prepended: dict[str, list[NodeProto]] = {s.path: [] for s in network.scopes}
+        self._early: dict[str, set[int]] = {s.path: set() for s in network.scopes}
+        self._copies: dict[tuple[object, ...], str] = {}
+        self._unread: list[tuple[Scope, str]] = []
+        self._merged: dict[str, dict[str, Load]] = {s.path: {} for s in network.scopes}
+        self._held: list[tuple[Scope, str]] = []
+        for scope, merges in zip(network.scopes, network.merges, strict=True):
+            self._land(scope, merges)
+
+    def store(
+        self,
+        scope: Scope,
+        node: NodeProto,
+        position: int,
+        old: Constant | None,
+        values: Array,
+        wanted: str,
+    ) -> None:
+        """Make an input of a node a constant with the given values.
+
+        The tensor that held the old values is rewritten if this node alone reads it and it keeps
+        its shape and type; otherwise a new one is made under a fresh name, shared by all that
+        would hold the same values. Of a constant that a merge makes the values are kept for later.
+        """
+        owner = scope.owner(old.name) if old is not None else None
+        if old is not None and owner is not None and old.name in self._merged[owner.path]:
+            self._merged[owner.path][old.name] = lambda: values
+            return
+        if old is not None and old.stored is not None and self._may_rewrite(scope, old, values):
+            if old.stored.data_location == TensorProto.EXTERNAL:
+                self.relocated.append((old.stored, tensors.external_location(old.stored)))
+            tensors.write(old.stored, values)
+            return
+        key = (
+            scope.path,
+            old.name if old else None,
+            values.shape,
+            values.dtype.str,
+            hashlib.sha256(values.tobytes()).digest(),
+        )
+        if old is None or key not in self._copies:
+            self._copies[key] = self._add_constant(scope, self.names.fresh(wanted), values)
+        self._connect(scope, node, position, self._copies[key])
+
+    def connect(self, scope: Scope, position: int, number: int, name: str) -> None:
+        """Let input ``number`` of a node that stays read another tensor."""
+        self._connect(scope, scope.nodes[position], number, name)
+        scope.readers.setdefault(name, []).append(position)
+
+    def rename_output(
+        self,
+        scope: Scope,
+        position: int,
+        name: str | None,
+        fresh: bool,
+        which: str | None = None,
+    ) -> str:
+        """Give a node's output (the main one, or ``which``) a name; without one a fresh name, or
+        none if not ``fresh``.
+        """
+        node = scope.nodes[position]
+        number = 0 if which is None else list(node.output).index(which)
+        old: str = node.output[number]
+        if name is None:
+            if not fresh:
+                return old
+            name = self.names.fresh(f"{old}_folded")
+            self._vanished[scope.path][old] = name
+        else:
+            self._vanished[scope.path].setdefault(old, None)
+            self._vanished[scope.path].pop(name, None)
+        node.output[number] = name
+        scope.producers[name] = position
+        return name
+
+    def remove(self, scope: Scope, position: int) -> None:
+        """Take a node out; its outputs vanish and its inputs lose a reader."""
+        node = scope.nodes[position]
+        self._gone[scope.path].add(position)
+        for name in node.output:
+            if name:
+                self._vanished[scope.path].setdefault(name, None)
+        for name in node.input:
+            self._count(scope, name, -1)
+
+    def borrow(
+        self, scope: Scope, position: int, copy: NodeProto, constants: Iterable[int]
+    ) -> None:
+        """Copy a removed node, to be placed again; its constant inputs have a reader once more."""
+        copy.CopyFrom(scope.nodes[position])
+        for number in constants:
+            self._count(scope, copy.input[number], 1)
+
+    def place(
+        self, scope: Scope, slot: int, node: NodeProto, data: int, source: str, output: str
+    ) -> str:
+        """Put a node where a removed one was, reading ``source`` and writing ``output``."""
+        self._gone[scope.path].discard(slot)
+        node.input[data] = source
+        node.output[0] = output
+        if any(scope.producers.get(name, -1) > slot for name in node.input):
+            self._early[scope.path].add(slot)
+        self._count(scope, source, 1)
+        scope.nodes[slot].CopyFrom(node)
+        scope.producers[output] = slot
+        scope.readers.setdefault(source, []).append(slot)
+        self._vanished[scope.path].pop(output, None)
+        return output
+
+    def reread(self, scope: Scope, old: Iterable[str], new: str) -> None:
+        """Let every node that is left read ``new`` where it reads a name that has vanished."""
+        for name in old:
+            if name == new or name not in self._vanished[scope.path]:
+                continue
+            for position in dict.fromkeys(scope.readers.get(name, ())):
+                node = scope.nodes[position]
+                for number, read in enumerate(node.input):
+                    if read == name and position not in self._gone[scope.path]:
+                        self._connect(scope, node, number, new)
+                        scope.readers.setdefault(new, []).append(position)
+
+    def finish(self) -> None:
+        """Store what merges made, remove what the edits orphaned, then everything that was marked
+        for removal.
+        """
+        for scope in self._scopes:
+            for name, values in self._merged[scope.path].items():
+                if self._uses[scope.path][name] > 0:
+                    self._add_constant(scope, name, values())
+        for owner, name in self._held:
+            self._count(owner, name, -1)
+        self._sweep()
+        for scope in self._scopes:
+            if self._early[scope.path]:
+                self._sort(scope)
+            if self._gone[scope.path] or self._vanished[scope.path] or self._dropped[scope.path]:
+                self._clean(scope)
+            if self._prepended[scope.path]:
+                self._prepend(scope)
+
+    def _land(self, scope: Scope, merges: Merges) -> None:
+        """Bring merged operators into the graph; what they were made of is held until the end, as
+        their weights are computed from it.
+        """
+        nodes = scope.graph.node
+        for position in {p: None for patch in merges.patches for p in patch.nodes}:
+            old, new = nodes[position], scope.nodes[position]
+            for name in old.input:
+                owner = scope.owner(name) if name else None
+                if owner is not None:
+                    self._uses[owner.path][name] += 1
+                    self._held.append((owner, name))
+            for name in old.output:
+                if name not in scope.producers:
+                    self._vanished[scope.path].setdefault(name, None)
+            if new.op_type:
+                old.CopyFrom(new)
+                scope.nodes[position] = old
+            else:
+                self._gone[scope.path].add(position)
+        for patch in merges.patches:
+            for name, constant in patch.constants.items():
+                self._merged[scope.path][name] = _rounded(constant)
+
+    def _may_rewrite(self, scope: Scope, old: Constant, values: Array) -> bool:
+        owner = scope.owner(old.name)
+        return (
+            owner is not None
+            and old.name not in owner.protected
+            and self._uses[owner.path][old.name] == 1
+            and old.name not in self._annotated[owner.path]
+            and old.shape == values.shape
+            and old.data_type == tensors.data_type(values.dtype)
+        )
+
+    def _connect(self, scope: Scope, node: NodeProto, number: int, name: str) -> None:
+        while len(node.input) <= number:
+            node.input.append("")
+        self._count(scope, node.input[number], -1)
+        node.input[number] = name
+        self._count(scope, name, 1)
+
+    def _count(self, scope: Scope, name: str, change: int) -> None:
+        owner = scope.owner(name) if name else None
+        if owner is None:
+            return
+        self._uses[owner.path][name] += change
+        if change < 0 and self._uses[owner.path][name] == 0:
+            self._unread.append((owner, name))
+
+    def _add_constant(self, scope: Scope, name: str, values: Array) -> str:
+        """A new initializer; in a function, which has none, a Constant node.
+
+        Before IR version 4 an initializer must be an input too, which only the main graph can
+        grow.
+        """
+        tensor = tensors.make(name, values)
+        self.created.add(name)
+        if scope.is_function:
+            self._prepended[scope.path].append(
+                helper.make_node("Constant", [], [name], value=tensor)
+            )
+            scope.initializers[name] = tensor
+            return name
+        while self._ir_version < 4 and scope.parent is not None:
+            scope = scope.parent
+        assert isinstance(scope.graph, GraphProto)
+        scope.graph.initializer.append(tensor)
+        scope.initializers[name] = tensor
+        if self._ir_version < 4:
+            info = helper.make_tensor_value_info(name, tensor.data_type, values.shape)
+            scope.graph.input.append(info)
+        return name
+
+    def _sweep(self) -> None:
+        """Remove constants whose last reader went, and so on up their chains."""
+        while self._unread:
+            scope, name = self._unread.pop()
+            if self._uses[scope.path][name] > 0 or name in self._dropped[scope.path]:
+                continue
+            if name in scope.protected:
+                continue
+            if name in scope.initializers:
+                self._dropped[scope.path].add(name)
+                self._vanished[scope.path].setdefault(name, None)
+                continue
+            position = scope.producers.get(name)
+            if position is None or position in self._gone[scope.path]:
+                continue
+            node = scope.nodes[position]
+            unread = all(self._uses[scope.path][n] == 0 for n in node.output if n)
+            if unread and name in node.output and not any(bodies(node)):
+                self.remove(scope, position)
+
+    def _clean(self, scope: Scope) -> None:
+        gone, dropped = self._gone[scope.path], self._dropped[scope.path]
+        vanished = self._vanished[scope.path]
+        graph = scope.graph
+        _delete(graph.node, sorted(gone))
+        kept = set()
+        for number, value in enumerate(graph.value_info):
+            if value.name in vanished:
+                new = vanished[value.name]
+                if new is None:
+                    continue
+                value.name = new
+            kept.add(number)
+        _delete(graph.value_info, [n for n in range(len(graph.value_info)) if n not in kept])
+        if isinstance(graph, FunctionProto):
+            return
+        _delete(
+            graph.initializer, [n for n, t in enumerate(graph.initializer) if t.name in dropped]
+        )
+        _delete(graph.input, [n for n, v in enumerate(graph.input) if v.name in dropped])
+        notes = graph.quantization_annotation
+        _delete(notes, [n for n, note in enumerate(notes) if note.tensor_name in vanished])
+
+    def _sort(self, scope: Scope) -> None:
+        """Bring forward the nodes of constants that a node reads in a slot ahead of them."""
+        nodes, late = scope.graph.node, set[int]()
+        order: list[int] = []
+        for position in range(len(nodes)):
+            if position in self._early[scope.path]:
+                chain = self._constants_behind(scope, position) - late
+                order += sorted(chain)
+                late |= chain
+            if position not in late:
+                order.append(position)
+        sorted_nodes = [_copy(nodes[position]) for position in order]
+        del nodes[:]
+        nodes.extend(sorted_nodes)
+        gone = self._gone[scope.path]
+        self._gone[scope.path] = {n for n, position in enumerate(order) if position in gone}
+
+    def _constants_behind(self, scope: Scope, slot: int) -> set[int]:
+        """The nodes after ``slot`` on which the node in it depends."""
+        found: set[int] = set()
+        todo = list(scope.nodes[slot].input)
+        while todo:
+            position = scope.producers.get(todo.pop(), -1)
+            if position > slot and position not in found:
+                found.add(position)
+                todo += scope.nodes[position].input
+        return found
+
+    def _prepend(self, scope: Scope) -> None:
+        nodes = [*self._prepended[scope.path], *(_copy(node) for node in scope.graph.node)]
+        del scope.graph.node[:]
+        scope.graph.node.extend(nodes)
+
+
+def _rounded(constant: Constant) -> Load:
+    """The values of a constant, which were not rounded, as they are stored."""
+    return lambda: np.asarray(constant.load()).astype(constant.dtype)
+
+
+def _annotated(scope: Scope) -> set[str]:
+    if isinstance(scope.graph, FunctionProto):
+        return set()
+    return {note.tensor_name for note in scope.graph.quantization_annotation}
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _delete(items: Any, numbers: list[int]) -> None:
+    """Delete elements of a repeated field, runs of neighbours at once, from the back."""
+    end = len(numbers)
+    while end:
+        start = end - 1
+        while start and numbers[start - 1] == numbers[start] - 1:
+            start -= 1
+        del items[numbers[start] : numbers[end - 1] + 1]
+        end = start

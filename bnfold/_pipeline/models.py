@@ -1,0 +1,158 @@
+"""Fold a model file and judge the result: what the command does, without its words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnfold._errors import UsageError
+from bnfold._judge.settings import DEFAULT, Settings
+from bnfold._onnx.files import models
+from bnfold._onnx.fold import Weights, prepare
+from bnfold._pipeline.outcome import Outcome, Progress, Status, Verdict
+from bnfold._system import paths
+
+if TYPE_CHECKING:
+    from bnfold._onnx.write.rewriting import Applied
+    from bnfold._run.inputs import InputSet
+
+
+def run(
+    path: Path,
+    output: Path | None,
+    *,
+    verify: bool,
+    inputs: list[InputSet] | None,
+    progress: Progress,
+    settings: Settings = DEFAULT,
+    report: Path | None = None,
+) -> Outcome:
+    """Fold a file, judge the result, and put it in place unless the verdict is "fail".
+
+    Without an ``output`` nothing is written but a temporary file for the judge; nor is a model
+    written over itself when nothing folds. ``report`` is a file that the caller is going to write.
+    Raises `UsageError` for what cannot be read or written; no file is left behind then.
+    """
+    progress("reading")
+    if output is not None:
+        paths.check_writable(output)
+    if path.suffix == ".pt2":
+        if inputs is not None or settings != Settings(settings.seed):
+            raise UsageError(
+                "of the options of the verification only --seed is for a .pt2 file: it brings its "
+                "example inputs, and PyTorch runs it"
+            )
+        return _run_program(path, output, verify, settings.seed, progress)
+    model = models.load(path)
+    for target in filter(None, (output, report)):
+        models.refuse_own_data(target, model, path.parent)
+    size_before = models.size(path, model)
+    data_before = frozenset(models.external_files(model))
+    with models.understood(model, path):
+        planned = prepare(model, path.parent)
+        changed = bool(planned.plan.folds)
+        weights = planned.weights() if verify and changed else None
+        progress("folding")
+        rewritten = planned.apply()
+    over_itself = output is not None and paths.is_same(output, path)
+    if over_itself and not changed:
+        verdict = Verdict("unchanged")
+        return Outcome(path, planned.plan, verdict, size_before, size_before, None)
+    with models.draft(
+        model,
+        rewritten,
+        base_dir=path.parent,
+        destination=output,
+        source=None if changed else path,
+    ) as draft:
+        plan, applied = planned.plan, rewritten.applied
+        del model, planned, rewritten  # which hold all new weights
+        if weights is not None:
+            trial = _Trial(path, data_before, draft, weights, inputs, settings, progress)
+            verdict = trial.judge(applied)
+        else:
+            verdict = Verdict("skipped" if changed else "unchanged")
+        written = output if verdict.status != "fail" else None
+        if written is not None:
+            draft.commit()
+    left = data_before - draft.data if over_itself and written is not None else frozenset()
+    left_behind = tuple(path.parent / name for name in sorted(left))
+    return Outcome(path, plan, verdict, size_before, draft.size, written, left_behind)
+
+
+def _run_program(
+    path: Path, output: Path | None, verify: bool, seed: int, progress: Progress
+) -> Outcome:
+    """Fold a program of torch.export, which takes PyTorch."""
+    try:
+        from bnfold._pipeline import programs
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "torch":
+            raise
+        raise UsageError("a .pt2 file takes PyTorch: pip install 'bnfold[torch]'") from error
+    return programs.run(path, output, verify=verify, seed=seed, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    original: Path
+    data: frozenset[str]
+    draft: models.Draft
+    weights: Weights
+    inputs: list[InputSet] | None
+    settings: Settings
+    progress: Progress
+
+    def judge(self, applied: Sequence[Applied]) -> Verdict:
+        """Certificates first, from the files as they lie on disk; then both models are run."""
+        from bnfold._judge.activations import Activations
+        from bnfold._judge.end_to_end import compare
+        from bnfold._proof.certificate import certify
+        from bnfold._run.bounds import Bounds
+        from bnfold._run.hoist import hoist
+        from bnfold._run.perturbable import find, telling
+        from bnfold._run.source import Parsed, Source
+
+        self.progress("certifying every fold")
+        with (
+            models.runnable(self.original, self.data) as original,
+            models.runnable(self.draft.path, self.draft.data) as folded,
+        ):
+            bounds = Bounds.beginning(self.settings.threads, self.settings.seconds)
+            before = models.load(self.original, lean=True)
+            after = models.load(self.draft.path, lean=True)
+            certificates = certify(
+                before,
+                after,
+                applied,
+                self.original.parent,
+                self.draft.path.parent,
+                Activations(original, self.inputs, self.settings, bounds).numbers,
+                bounds,
+            )
+            certified = all(certificate.holds for certificate in certificates)
+            values: Mapping[str, Any] = self.weights.values
+            touched: Collection[str] = self.weights.touched
+            hoisted = False
+            if not values:  # all weights may be in bodies, which the planner's are not
+                hoisted = hoist(before)
+                found = find(before, self.original.parent)
+                values, touched = found.values, telling(before, found)
+            left = Source(original, parsed=Parsed(before), hoisted=hoisted)
+            right = Source(folded, parsed=Parsed(after))
+            del before, after
+            end_to_end = compare(
+                left,
+                right,
+                parameters=values,
+                touched=touched,
+                inputs=self.inputs,
+                settings=self.settings,
+                bounds=bounds,
+                certified=certified,
+                progress=self.progress,
+            )
+        status: Status = end_to_end.status if certified else "fail"
+        return Verdict(status, certificates, end_to_end)

@@ -1,0 +1,330 @@
+"""Move what stands to where it is taken in: whole, or its scale one way and its shift the other.
+
+A move is made only if it pays, so that every one lowers the operators executed, or their work, and
+raises neither: planning ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from bnfold._core import absorbing
+from bnfold._core.affine import IDENTITY, AffineMap
+from bnfold._core.laws import Edit
+from bnfold._core.reasons import Reason
+from bnfold._core.view import Absorber, Affine, View
+from bnfold._plan.places import Place, State
+from bnfold._plan.relation import Relation
+from bnfold._plan.row import Row, drained, extended, normal, taking
+from bnfold._plan.sweep import Stop, Sweeper, Trip
+
+# A row of maps along alternating axes that do not commute is planned in runs of this many.
+LONGEST_ROW = 8
+
+
+class Relocator:
+    """Carries what stands at the places of one view; `run` changes the places themselves.
+
+    Afterwards ``behind`` and ``ahead`` hold what absorbers take in, ``relations`` the tensors whose
+    values change, ``edits`` the new numbers of operators that were crossed, and ``blame`` says
+    which affine operators, by the last of a place, went into an absorber. ``stops`` says for a
+    place what stopped it backward and forward.
+    """
+
+    def __init__(self, view: View, places: Sequence[Place]) -> None:
+        self.view = view
+        self.places = places
+        self.behind: dict[int, AffineMap] = {}
+        self.ahead: dict[int, AffineMap] = {}
+        self.relations: dict[int, Relation] = {}
+        self.edits: dict[int, Edit] = {}
+        self.blame: dict[int, list[int]] = {}
+        self.stops: dict[int, dict[bool, Stop]] = {}
+        self._at = {index: n for n, place in enumerate(places) for index in place.maps}
+        self._after = {place.into: n for n, place in enumerate(places) if place.into is not None}
+        for place in places:
+            if place.into is not None and (place.paid or not place.as_written):
+                state = place.written if place.as_written else place.state
+                last = place.maps[place.paid - 1] if place.as_written else place.maps[-1]
+                self.behind[place.into] = state.absorbed
+                self.blame.setdefault(place.into, []).append(last)
+        self._sweeper = Sweeper(view, self, self.relations, self.edits)
+        # Tensors that take the name of an output of the graph, by that output.
+        self._named: dict[int, int] = {}
+        self._named.update(self._names(Trip(), range(len(places))) or {})
+
+    def run(self) -> None:
+        """Make every move that pays, until none does."""
+        moved = True
+        while moved:
+            moved = False
+            for number, place in enumerate(self.places):
+                while place.state.row and place.fixed is None and self._improve(number, place):
+                    moved = True
+
+    def _improve(self, number: int, place: Place) -> bool:
+        """Make the first move of a place that pays, if any."""
+        stops: dict[bool, Stop] = {}
+        for rest, back, forth in _splits(place):
+            trip = Trip()
+            self._settle(trip, number, normal(rest))
+            stop = None
+            if back is not None:
+                source = self._source(place)
+                trip, stop = self._sweeper.backward(trip, source, place.maps[0], back)
+                if stop is not None:
+                    stops.setdefault(False, stop)
+            if forth is not None and stop is None:
+                output = self.view.nodes[place.maps[-1]].outputs[0]
+                trip, stop = self._sweeper.forward(trip, output, forth)
+                if stop is not None:
+                    stops.setdefault(True, stop)
+            if stop is None:
+                label = self.view.nodes[place.maps[0]].label
+                named = self._names(trip, [key for key in trip.states if isinstance(key, int)])
+                if named is None:
+                    message = f"without {label} an output would be the same tensor as another"
+                    stops.setdefault(forth is not None, Stop(Reason("no-gain", label, message)))
+                    continue
+                if self._pays(trip):
+                    self._named.update(named)
+                    self._commit(trip, place)
+                    return True
+                message = f"carrying it away from {label} would leave as many operators"
+                stops.setdefault(forth is not None, Stop(Reason("no-gain", label, message)))
+        self.stops[number] = stops
+        return False
+
+    def _source(self, place: Place) -> int:
+        """The tensor that a place reads."""
+        first = self.view.nodes[place.maps[0]]
+        assert isinstance(first.role, Affine)
+        return first.inputs[first.role.data]
+
+    def _pays(self, trip: Trip) -> bool:
+        old_operators = old_steps = new_operators = new_steps = 0
+        for key, state in trip.states.items():
+            if not isinstance(state, State):
+                continue
+            assert isinstance(key, int)
+            place = self.places[key]
+            old, new = place.cost(place.state), place.cost(state)
+            if old is None or new is None or len(state.row) > LONGEST_ROW:
+                return False
+            old_operators, old_steps = old_operators + old[0], old_steps + old[1]
+            new_operators, new_steps = new_operators + new[0], new_steps + new[1]
+        return absorbing.pays(old_operators, old_steps, new_operators, new_steps)
+
+    def _names(self, trip: Trip, numbers: Iterable[int]) -> dict[int, int] | None:
+        """Tensors that get the names of graph outputs once nothing stands at some places any more;
+        None where a tensor would need two names, or is one that has its own.
+        """
+        found: dict[int, int] = {}
+        for number in numbers:
+            place = self.places[number]
+            if place.into is not None or self._state(trip, number).row:
+                continue
+            output = self.view.nodes[place.maps[-1]].outputs[0]
+            pinned = self.view.values[output].pinned is not None
+            name = output if pinned else self._named.get(output)
+            if name is None:
+                continue
+            root = self._root(trip, self._source(place))
+            tensor = self.view.values[root]
+            taken = self._named.get(root, name) != name or found.get(root, name) != name
+            if taken or tensor.producer is None or tensor.pinned is not None:
+                return None
+            found[root] = name
+        return found
+
+    def _root(self, trip: Trip, value: int) -> int:
+        """The tensor that is left of one where nothing stands between them any more."""
+        producer = self.view.values[value].producer
+        while producer is not None and self.is_gone(trip, producer):
+            node = self.view.nodes[producer]
+            assert isinstance(node.role, Affine)
+            value = node.inputs[node.role.data]
+            producer = self.view.values[value].producer
+        return value
+
+    def _commit(self, trip: Trip, source: Place) -> None:
+        self.relations.update(trip.relations)
+        self.edits.update(trip.edits)
+        for key, state in trip.states.items():
+            if isinstance(state, State):
+                assert isinstance(key, int)
+                place = self.places[key]
+                place.state, place.as_written, place.carried = state, False, True
+                if place.into is not None:
+                    self.behind[place.into] = state.absorbed
+            else:
+                assert isinstance(key, tuple)
+                assert isinstance(state, AffineMap)
+                (self.behind if key[0] == "behind" else self.ahead)[key[1]] = state
+        source.ends += trip.ends
+        source.crossed += trip.crossed
+        for end in trip.ends:
+            at = self._at.get(end.node)
+            home = self.places[at].into if at is not None else end.node
+            if home is not None:
+                self.blame.setdefault(home, []).append(source.maps[-1])
+
+    def is_gone(self, trip: Trip, node: int) -> bool:
+        """Whether nothing stands at an affine operator any more, and nothing there absorbs."""
+        number = self._at.get(node)
+        if number is None:
+            return False
+        return self.places[number].into is None and self._state(trip, number).row == ()
+
+    def take_along(self, trip: Trip, value: int, reader: int) -> AffineMap | None:
+        """The one map that stands ahead of a tensor which ``reader`` alone reads, once."""
+        tensor = self.view.values[value]
+        number = self._at.get(tensor.producer) if tensor.producer is not None else None
+        if number is None or value in self.relations or value in trip.relations:
+            return None
+        place, state = self.places[number], self._state(trip, number)
+        if place.fixed is not None or tensor.producer != place.maps[-1] or len(state.row) != 1:
+            return None
+        if absorbing.unshared(self.view, tensor, reader) is not None:
+            return None
+        trip.states[number] = State(state.absorbed, ())
+        return state.row[0]
+
+    def take_behind(self, trip: Trip, node: int, map_: AffineMap) -> Reason | None:
+        """A map behind an absorber, or behind the maps that stand at an affine operator."""
+        here = self.view.nodes[node]
+        if isinstance(here.role, Affine):
+            number = self._at.get(node)
+            if number is None or self.places[number].maps[-1] != node:
+                message = f"{here.label} stays as it is"
+                return Reason("no-linear-operator", here.label, message)
+            return self._join(trip, number, map_)
+        assert isinstance(here.role, Absorber)
+        taken = self._taken(trip, "behind", node)
+        total = absorbing.absorb_behind(here, here.role, taken, map_)
+        if isinstance(total, Reason):
+            return total
+        if not (here.role.bias_free or total.keeps_origin):
+            message = f"{here.label} has no bias: its shift needs an Add of its own"
+            return Reason("no-gain", here.label, message)
+        trip.states["behind", node] = total
+        return None
+
+    def take_ahead(self, trip: Trip, node: int, map_: AffineMap) -> Reason | None:
+        """A map ahead of an absorber, or of the maps that stand at an affine operator."""
+        here = self.view.nodes[node]
+        if isinstance(here.role, Affine):
+            number = self._at.get(node)
+            if number is None or self.places[number].maps[0] != node:
+                message = f"{here.label} stays as it is"
+                return Reason("no-linear-operator", here.label, message)
+            place, state = self.places[number], self._state(trip, number)
+            if place.fixed is not None:
+                return place.fixed
+            trip.states[number] = State(state.absorbed, normal((map_, *state.row)))
+            return None
+        assert isinstance(here.role, Absorber)
+        assert here.role.ahead is not None
+        ahead = here.role.ahead
+        total = absorbing.absorb_ahead(here, ahead, self._taken(trip, "ahead", node), map_)
+        if isinstance(total, Reason):
+            return total
+        if ahead.image is not None and not total.keeps_origin:
+            after = self._after.get(node)
+            if after is None:
+                message = f"{here.label} has no bias to take the shift"
+                return Reason("no-gain", here.label, message)
+            reason = self._insert(trip, after, ahead.image(total))
+            if reason is not None:
+                return reason
+            total = absorbing.split(total)[0]
+        trip.states["ahead", node] = total
+        return None
+
+    def _join(self, trip: Trip, number: int, map_: AffineMap) -> Reason | None:
+        """A map behind what stands at a place; an absorber ahead takes of it what it can."""
+        place, state = self.places[number], self._state(trip, number)
+        if place.fixed is not None:
+            return place.fixed
+        self._settle(trip, number, extended(state.row, map_))
+        return None
+
+    def _insert(self, trip: Trip, number: int, shift: AffineMap) -> Reason | None:
+        """A shift of what the absorber ahead of a place puts out, before all it has taken in.
+
+        ``A(s, t)∘A(1, u) = A(1, s·u)∘A(s, t)``: behind what was absorbed it stands first of all.
+        """
+        place, state = self.places[number], self._state(trip, number)
+        if place.fixed is not None:
+            return place.fixed
+        moved = shift.then(absorbing.split(state.absorbed)[0])
+        if moved is None:
+            label = self.view.nodes[place.maps[0]].label
+            message = f"the shift would vary along several axes ahead of {label}"
+            return Reason("axis-mismatch", label, message)
+        self._settle(trip, number, normal((absorbing.split(moved)[1], *state.row)))
+        return None
+
+    def _settle(self, trip: Trip, number: int, row: Row) -> None:
+        """What stands at a place from now on, but for what the absorber ahead takes of it."""
+        place, state = self.places[number], self._state(trip, number)
+        if place.into is None:
+            trip.states[number] = State(state.absorbed, row)
+            return
+        node = self.view.nodes[place.into]
+        absorber = node.role.absorber if isinstance(node.role, Affine) else node.role
+        assert isinstance(absorber, Absorber)
+        take = taking(node, absorber)
+        trip.states[number] = State(*drained(row, state.absorbed, take, absorber.bias_free))
+
+    def _state(self, trip: Trip, number: int) -> State:
+        state = trip.states.get(number, self.places[number].state)
+        assert isinstance(state, State)
+        return state
+
+    def _taken(self, trip: Trip, side: str, node: int) -> AffineMap:
+        mine = (self.behind if side == "behind" else self.ahead).get(node, IDENTITY)
+        state = trip.states.get((side, node), mine)
+        assert isinstance(state, AffineMap)
+        return state
+
+
+def _splits(place: Place) -> Iterator[tuple[Row, AffineMap | None, AffineMap | None]]:
+    """Ways to take a row apart: what stays, what goes backward and what goes forward.
+
+    Backward goes a map that acts first of all, or what of it does; forward one that acts last of
+    all, or what of it does. Whole maps come before both parts of one, and those before one part.
+    Nothing goes backward where the operator ahead is one that has taken in all it could.
+    """
+    row, backward = place.state.row, place.into is None
+    firsts = [n for n in range(len(row)) if _all_commute(row[:n], row[n])] if backward else []
+    lasts = [n for n in reversed(range(len(row))) if _all_commute(row[n + 1 :], row[n])]
+    for n in firsts:
+        yield (*row[:n], *row[n + 1 :]), row[n], None
+    for n in lasts:
+        yield (*row[:n], *row[n + 1 :]), None, row[n]
+    for n in firsts:
+        yield from _both_ways(row, n) if n in lasts else ()
+    for n in firsts:
+        for part, rest in _parts(row[n]):
+            yield (*row[:n], rest, *row[n + 1 :]), part, None
+    for n in lasts:
+        for rest, part in _parts(row[n]):
+            yield (*row[:n], rest, *row[n + 1 :]), None, part
+
+
+def _both_ways(row: Row, n: int) -> Iterator[tuple[Row, AffineMap, AffineMap]]:
+    for first, second in _parts(row[n]):
+        yield (*row[:n], *row[n + 1 :]), first, second
+
+
+def _parts(map_: AffineMap) -> list[tuple[AffineMap, AffineMap]]:
+    """The scale and the shift of a map, as ``shift∘scale`` and as ``scale∘shift``."""
+    if map_.keeps_scale or map_.keeps_origin:
+        return []
+    turned = absorbing.split_shift_first(map_)
+    return [absorbing.split(map_), *([turned] if turned is not None else [])]
+
+
+def _all_commute(others: Row, map_: AffineMap) -> bool:
+    return all(absorbing.commute(other, map_) for other in others)

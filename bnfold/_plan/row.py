@@ -1,0 +1,84 @@
+"""Affine maps that stand in a row, possibly along different axes, in as few as exactness allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bnfold._core import absorbing
+from bnfold._core.affine import IDENTITY, AffineMap
+from bnfold._core.reasons import Reason
+from bnfold._core.view import Absorber, Node
+
+Row = tuple[AffineMap, ...]
+Take = Callable[[AffineMap, AffineMap], AffineMap | None]
+
+
+def extended(row: Row, map_: AffineMap) -> Row:
+    """A row with one more map behind it, everything composed that composes exactly.
+
+    A map joins the nearest one it has an axis in common with, past those it commutes with; where
+    the whole of it cannot, its scale may and its shift stays behind. Identities go.
+    """
+    stages, settled = [*row, map_], None
+    while stages != settled:  # Each pass moves parts towards the front only, so it ends.
+        settled = list(stages)
+        for place in range(len(stages) - 1, 0, -1):
+            stages[:place], stages[place] = _placed(stages[:place], stages[place])
+        stages = [stage for stage in stages if not stage.is_identity]
+    return tuple(stages)
+
+
+def normal(row: Row) -> Row:
+    """A row of any maps, everything composed that composes exactly."""
+    made: Row = ()
+    for stage in row:
+        made = extended(made, stage)
+    return made
+
+
+def drained(row: Row, absorbed: AffineMap, take: Take, bias_free: bool) -> tuple[AffineMap, Row]:
+    """Let an absorber ahead of a row take of it what may act first of all.
+
+    ``take(absorbed, part)`` gives what it has absorbed once it takes a part too, or None. Where it
+    cannot take a map, or its shift would cost an operator, it may take the scale alone.
+    """
+    left: list[AffineMap] = []
+    for stage in row:
+        rest = stage
+        scale, shift = absorbing.split(stage)
+        whole = [(stage, IDENTITY)] if bias_free or stage.keeps_origin else []
+        for part, remainder in [*whole, (scale, shift)]:
+            if part.is_identity or not all(absorbing.commute(before, part) for before in left):
+                continue
+            total = take(absorbed, part)
+            if total is not None:
+                absorbed, rest = total, remainder
+                break
+        if not rest.is_identity:
+            left.append(rest)
+    return absorbed, extended(tuple(left), IDENTITY)
+
+
+def taking(node: Node, absorber: Absorber) -> Take:
+    """What an operator takes in, by `absorbing.absorb_behind`."""
+
+    def take(absorbed: AffineMap, part: AffineMap) -> AffineMap | None:
+        total = absorbing.absorb_behind(node, absorber, absorbed, part)
+        return None if isinstance(total, Reason) else total
+
+    return take
+
+
+def _placed(stages: list[AffineMap], map_: AffineMap) -> tuple[list[AffineMap], AffineMap]:
+    """Let stages take a map that follows them, or its scale; and what is left of it."""
+    scale, shift = absorbing.split(map_)
+    for part, left in ((map_, IDENTITY), (scale, shift)):
+        if part.is_identity:
+            continue
+        for place in range(len(stages) - 1, -1, -1):
+            joined = stages[place].then(part)
+            if joined is not None and joined.is_finite:
+                return [*stages[:place], joined, *stages[place + 1 :]], left
+            if not absorbing.commute(stages[place], part):
+                break
+    return stages, map_

@@ -1,0 +1,81 @@
+"""Say in a plan's words what the planner decided for a graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from bnfold._core.result import Fold, Kept, Plan
+from bnfold._core.view import Affine, View
+from bnfold._merge.merging import Stays
+from bnfold._plan.planner import Move, Moves
+
+
+def summarize(settled: Iterable[tuple[str, View, Moves]], before: Mapping[str, int]) -> Plan:
+    """The plan of a model: for each of its graphs the path to it, its view and its moves.
+
+    ``before`` counts the operators of the whole model by type.
+    """
+    after = Counter(before)
+    folds, kept = [], []
+    for path, view, moves in settled:
+        for move in moves.moves:
+            folds.append(_fold(path, view, move))
+            after.subtract(view.nodes[i].op for i in move.maps)
+            after.update(standing.op for standing in move.stands)
+        for index, reason in moves.kept.items():
+            node = view.nodes[index]
+            kept.append(
+                Kept(
+                    node.label,
+                    node.op,
+                    reason.code,
+                    reason.at,
+                    reason.message,
+                    reason.advice,
+                    path,
+                )
+            )
+    return Plan(tuple(folds), tuple(kept), dict(before), dict(+after))
+
+
+def _fold(path: str, view: View, move: Move) -> Fold:
+    nodes = view.nodes
+    crossed = dict.fromkeys(nodes[i].op for i in (*move.carriers, *move.crossed))
+    laws = [f"carry through {op}" for op in crossed]
+    target = nodes[move.into].label
+    if move.law == "absorb":
+        laws.append(f"absorb behind {nodes[move.into].op}")
+    for end in move.ends:
+        verb = "compose" if isinstance(nodes[end.node].role, Affine) else "absorb"
+        laws.append(f"{verb} {end.side} {'of ' if end.side == 'ahead' else ''}{nodes[end.node].op}")
+    if move.ends and move.law == "carry":
+        target = nodes[move.ends[0].node].label
+    if move.stands and move.law != "compose":
+        laws.append(f"leave {' and '.join(s.op for s in move.stands)}")
+    if move.law == "compose" and not move.stands:
+        laws.insert(0, "drop the identity")
+    elif len(move.maps) > 1 or move.law == "compose" or (move.law == "carry" and not move.ends):
+        laws.insert(0, "compose")
+    return Fold(
+        tuple(nodes[i].label for i in move.maps),
+        tuple(nodes[i].op for i in move.maps),
+        target,
+        tuple(dict.fromkeys(laws)),
+        path,
+    )
+
+
+def kept_apart(stays: Stays, path: str) -> Kept:
+    """A linear operator that did not merge with others, in the graph at a path."""
+    reason = stays.reason
+    return Kept(
+        stays.node,
+        stays.op,
+        reason.code,
+        reason.at,
+        reason.message,
+        reason.advice,
+        path,
+        "merge",
+    )

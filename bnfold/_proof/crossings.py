@@ -1,0 +1,206 @@
+"""A probe of an operator that maps were carried across: it runs before and after, on the same data.
+
+The old operator reads ``F(z)`` and the new one ``G(z)``, as the maps that its tensors are said to
+have gone through have it; z is drawn. What the two put out must be as is said of it, too. Sizes
+that are not known are made up. Runs in onnxruntime, in float32, one node at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.tensors import FLOATS
+from bnfold._onnx.write.rewriting import Related
+from bnfold._proof.carried import claims, laid_out
+from bnfold._proof.rows import Line, Mismatch, Side
+from bnfold._run.bounds import UNBOUNDED, Bounds
+from bnfold._run.session import EngineError, OnnxRuntime
+
+# What unknown sizes are taken to be, in turn, until the operator runs.
+_SIZES = (2, 4, 1, 6)
+_LARGEST = 1 << 22
+# Rounding steps, at the largest value put out, that float32 arithmetic may be off by.
+_FACTOR = 64 * float(np.finfo(np.float32).eps)
+_TINY = float(np.finfo(np.float32).tiny)
+_IR_VERSION = 10
+_NUMBERS = {"Clip": ("max", "min"), "Pad": ("value",)}
+Feeds = dict[str, NDArray[Any]]
+
+
+def probe(
+    before: Side,
+    after: Side,
+    old: Scope,
+    new: Scope,
+    node: NodeProto,
+    twin: NodeProto,
+    related: Mapping[str, Related],
+    bounds: Bounds = UNBOUNDED,
+) -> float:
+    """How far two operators differ, in the rounding that float32 may cost.
+
+    0 where the operator cannot be run by itself: it then rests on the end-to-end check alone.
+    Raises `Mismatch` where the two differ in shape, or in attributes that no law changes, or where
+    maps fit their tensors in none of the sizes that are tried, and `Exhausted` when time is up.
+    """
+    if _attributes(node) != _attributes(twin):
+        raise Mismatch(f"attributes of {label(twin)} changed")
+    unfit: ValueError | None = None
+    steps = [step for gone in related.values() for step in (*gone.old, *gone.new)]
+    told = {n for step in steps for n in np.broadcast(step.scale, step.shift).shape}
+    least = _reach(node)
+    for size in dict.fromkeys(max(n, least) for n in (*sorted(told - {1}), *_SIZES)):
+        try:
+            drawn = _drawn(before, old, node, related, size)
+            if drawn is None:
+                return 0.0
+            left = _run(before, old, node, drawn[0], bounds)
+            right = _run(after, new, twin, drawn[1], bounds)
+            return _compared(node, left, right, related, _largest(*drawn))
+        except EngineError:
+            continue
+        except ValueError as error:  # A map and a tensor that NumPy cannot broadcast.
+            unfit = error
+    if unfit is not None:
+        raise Mismatch(f"maps do not fit the tensors of {label(node)}: {unfit}")
+    return 0.0
+
+
+def _attributes(node: NodeProto) -> dict[str, bytes]:
+    return {
+        a.name: a.SerializeToString(deterministic=True)
+        for a in node.attribute
+        if a.name not in _NUMBERS.get(node.op_type, ())
+    }
+
+
+def _drawn(
+    side: Side, scope: Scope, node: NodeProto, related: Mapping[str, Related], size: int
+) -> tuple[Feeds, Feeds] | None:
+    """Data for both operators by input number, None where none can be made up."""
+    generator = np.random.default_rng(0)
+    first: Feeds = {}
+    second: Feeds = {}
+    for number, name in enumerate(node.input):
+        if not name or side.values(scope, name) is not None:
+            continue
+        shape, element = side.shapes.shape(scope, name), side.shapes.type(scope, name)
+        if shape is None:
+            return None
+        gone = related.get(name)
+        own = _own_sizes(gone, len(shape)) if gone is not None else (1,) * len(shape)
+        sizes = tuple(
+            n if n is not None else (m if m > 1 else size) for n, m in zip(shape, own, strict=True)
+        )
+        if math.prod(sizes) > _LARGEST:
+            return None
+        if element not in FLOATS:
+            # Of indices 0 is always one; of a size asked for at run time no number is known.
+            if element not in (TensorProto.INT32, TensorProto.INT64) or node.op_type != "Gather":
+                return None
+            zeros = np.zeros(sizes, helper.tensor_dtype_to_np_dtype(element))
+            first[str(number)] = second[str(number)] = zeros
+            continue
+        values = generator.normal(size=sizes)
+        first[str(number)] = second[str(number)] = values.astype(np.float32)
+        if gone is not None:
+            old, new = laid_out(gone.old, len(sizes)), laid_out(gone.new, len(sizes))
+            drawn = np.where(old.unknown, generator.normal(size=sizes), _through(old, values))
+            first[str(number)] = drawn.astype(np.float32)
+            second[str(number)] = _through(new, values).astype(np.float32)
+    return first, second
+
+
+def _largest(*fed: Feeds) -> float:
+    """The largest number that goes in: what comes out of a sum may be smaller than its terms."""
+    sizes = [np.abs(v).max(initial=0) for feeds in fed for v in feeds.values() if v.dtype != bool]
+    return float(max(sizes, default=0))
+
+
+def _reach(node: NodeProto) -> int:
+    """The size that a pool's window fits into."""
+    lists = {a.name: list(a.ints) for a in node.attribute}
+    kernel = lists.get("kernel_shape", [1])
+    dilations = lists.get("dilations") or [1] * len(kernel)
+    return max((int(k) - 1) * int(d) + 1 for k, d in zip(kernel, dilations, strict=True))
+
+
+def _own_sizes(gone: Related, rank: int) -> tuple[int, ...]:
+    """What the map of a tensor tells of its sizes: 1 where it does not vary."""
+    lines = laid_out(gone.old, rank), laid_out(gone.new, rank)
+    return np.broadcast_shapes(*(np.broadcast(line.scale, line.shift).shape for line in lines))
+
+
+def _through(line: Line, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values * line.scale + line.shift
+
+
+def _run(
+    side: Side, scope: Scope, node: NodeProto, feeds: Feeds, bounds: Bounds
+) -> list[NDArray[Any]]:
+    """Run one node alone, its float constants in float32."""
+    alone = NodeProto()
+    alone.CopyFrom(node)
+    constants, inputs = [], []
+    for number, name in enumerate(node.input):
+        if not name:
+            continue
+        alone.input[number] = str(number)
+        if str(number) in feeds:
+            values = feeds[str(number)]
+            element = helper.np_dtype_to_tensor_dtype(values.dtype)
+            inputs.append(helper.make_tensor_value_info(str(number), element, values.shape))
+            continue
+        constant = side.values(scope, name)
+        if constant is None:
+            raise EngineError("an input is not known")
+        if helper.np_dtype_to_tensor_dtype(constant.dtype) in FLOATS and _is_data(node, number):
+            constant = constant.astype(np.float32)
+        constants.append(numpy_helper.from_array(constant, str(number)))
+    outputs = []
+    for number, name in enumerate(node.output):
+        if name:
+            alone.output[number] = f"y{number}"
+            outputs.append(helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, None))
+    graph = helper.make_graph([alone], "probe", inputs, outputs, constants)
+    opset = helper.make_opsetid("", scope.opset)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
+    return OnnxRuntime(model.SerializeToString(), bounds=bounds).run(feeds)
+
+
+def _is_data(node: NodeProto, number: int) -> bool:
+    """Whether a float input has the type of the data: the scales of a Resize have their own."""
+    return node.op_type not in ("Resize", "Upsample") or number == 0
+
+
+def _compared(
+    node: NodeProto,
+    left: list[NDArray[Any]],
+    right: list[NDArray[Any]],
+    related: Mapping[str, Related],
+    terms: float,
+) -> float:
+    """How far outputs are apart, in the rounding of numbers as large as they or their ``terms``."""
+    worst = 0.0
+    names = [name for name in node.output if name]
+    for name, one, other in zip(names, left, right, strict=True):
+        if one.shape != other.shape:
+            raise Mismatch(f"{label(node)} puts out {other.shape} now, not {one.shape}")
+        wanted, made = one.astype(np.float64), other.astype(np.float64)
+        size = np.maximum(np.maximum(np.abs(wanted), np.abs(made)), terms)
+        for claim in claims(related.get(name), wanted.ndim) if made.size else ():
+            off = np.abs(_through(claim.old, wanted) - _through(claim.new, made))
+            sizes = [
+                size * np.abs(line.scale) + np.abs(line.shift) for line in (claim.old, claim.new)
+            ]
+            largest = max(float(np.where(claim.apart, 0.0, part).max()) for part in sizes)
+            off = np.where(claim.apart, 0.0, off)
+            worst = max(worst, float(off.max()) / (_FACTOR * max(largest, _TINY)))
+    return worst if math.isfinite(worst) else 0.0

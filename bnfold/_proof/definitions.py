@@ -1,0 +1,253 @@
+"""Linear operators by their definition in the ONNX specification, in float64 with NumPy.
+
+Nothing here is shared with the code that folds and merges.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
+
+from bnfold._onnx.read.scopes import label
+from bnfold._proof.rows import Double, Mismatch
+
+_EPSILON = float(np.float32(1e-5))
+_EVERY: tuple[Any, ...] = (slice(None),)
+Attributes = Mapping[str, Any]
+Operands = list["Double | None"]
+
+
+def evaluate(node: NodeProto, operands: Operands, magnitude: bool) -> Double:
+    """What an operator puts out; with ``magnitude``, a bound for the terms that it sums, given such
+    bounds of its operands. Raises `Mismatch` where there is no definition here.
+    """
+    known = [operand for operand in operands if operand is not None]
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if not is_defined(node) or not known:
+        raise Mismatch(f"{label(node)} ({node.op_type}) is not linear")
+    if magnitude:
+        operands = [None if operand is None else np.abs(operand) for operand in operands]
+        attributes = {
+            name: abs(value) if name in ("alpha", "beta") else value
+            for name, value in attributes.items()
+        }
+    return _DEFINITIONS[node.op_type](operands, attributes, magnitude)
+
+
+def is_defined(node: NodeProto) -> bool:
+    """Whether there is a definition of an operator here."""
+    return node.domain in ("", "ai.onnx") and node.op_type in _DEFINITIONS
+
+
+def _first(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    return _given(operands, 0)
+
+
+def _given(operands: Operands, number: int) -> Double:
+    operand = operands[number] if number < len(operands) else None
+    if operand is None:
+        raise Mismatch("an operand is missing")
+    return operand
+
+
+def _negated(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    return _given(operands, 0) if magnitude else -_given(operands, 0)
+
+
+def _sum(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    total = _given(operands, 0)
+    for number in range(1, len(operands)):
+        total = total + _given(operands, number)
+    return total
+
+
+def _difference(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    left, right = _given(operands, 0), _given(operands, 1)
+    return left + right if magnitude else left - right
+
+
+def _product(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    return _given(operands, 0) * _given(operands, 1)
+
+
+def _quotient(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    return np.asarray(_given(operands, 0) / _given(operands, 1))
+
+
+def _batch_norm(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    """``(x − mean) / √(var + ε) · scale + bias`` along axis 1."""
+    x = _given(operands, 0)
+    scale, bias, mean, variance = (
+        _given(operands, k).reshape((1, -1, *(1,) * (x.ndim - 2))) for k in range(1, 5)
+    )
+    centred = x + mean if magnitude else x - mean
+    deviation = np.sqrt(variance + attributes.get("epsilon", _EPSILON))
+    return np.asarray(centred / deviation * scale + bias)
+
+
+def _matmul(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    return np.asarray(_given(operands, 0) @ _given(operands, 1))
+
+
+def _gemm(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    """``α·A'·B' + β·C``."""
+    left, right = _given(operands, 0), _given(operands, 1)
+    left = left.T if attributes.get("transA", 0) else left
+    right = right.T if attributes.get("transB", 0) else right
+    total = attributes.get("alpha", 1.0) * (left @ right)
+    beta = attributes.get("beta", 1.0)
+    if len(operands) > 2 and operands[2] is not None and beta != 0:
+        total = total + beta * operands[2]
+    return np.asarray(total)
+
+
+def _conv(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    """``y[o, p] = b[o] + Σ W[o, i, k]·x[g·(Cin/groups) + i, stride·p + dilation·k − pad]``."""
+    x, weight = _given(operands, 0), _given(operands, 1)
+    groups = attributes.get("group", 1)
+    outputs, per_group, *taps = weight.shape
+    if x.ndim != weight.ndim or x.shape[1] != per_group * groups:
+        raise Mismatch(f"a kernel of shape {weight.shape} does not read a tensor of {x.shape}")
+    windows = [window for _, window in _windows(x, taps, attributes)]
+    space = windows[0].shape[2:]
+    read = np.stack(windows, axis=2).reshape(len(x), groups, per_group * len(windows), -1)
+    kernels = weight.reshape(groups, outputs // groups, per_group * len(windows))
+    result = (kernels @ read).reshape(len(x), outputs, *space)
+    return _with_bias(result, operands)
+
+
+def _with_bias(result: Double, operands: Operands) -> Double:
+    if len(operands) > 2 and operands[2] is not None:
+        return np.asarray(result + operands[2].reshape((1, -1, *(1,) * (result.ndim - 2))))
+    return result
+
+
+def _conv_transpose(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    """``y[g·O + o, stride·p + dilation·k − pad] = b[g·O + o] + Σ W[i, o, k]·x[i, p]``, the sum over
+    the channels i of the group g and all places p and taps k that meet there.
+    """
+    x, weight = _given(operands, 0), _given(operands, 1)
+    groups = attributes.get("group", 1)
+    inputs, per_group, *taps = weight.shape
+    if x.ndim != weight.ndim or x.shape[1] != inputs:
+        raise Mismatch(f"a kernel of shape {weight.shape} does not read a tensor of {x.shape}")
+    space, rank = x.shape[2:], len(taps)
+    strides = attributes.get("strides", [1] * rank)
+    dilations = attributes.get("dilations", [1] * rank)
+    kernels = weight.reshape(groups, inputs // groups, -1).swapaxes(1, 2)
+    terms = (kernels @ x.reshape(len(x), groups, inputs // groups, -1)).reshape(
+        len(x), groups * per_group, *taps, *space
+    )
+    reach = [
+        (n - 1) * s + (k - 1) * d + 1
+        for n, s, k, d in zip(space, strides, taps, dilations, strict=True)
+    ]
+    starts, sizes = _cut_of_transposed(space, reach, strides, attributes)
+    ends = [start + size for start, size in zip(starts, sizes, strict=True)]
+    whole = np.zeros((len(x), groups * per_group, *map(max, reach, ends)))
+    for tap in itertools.product(*map(range, taps)):
+        places = tuple(
+            slice(k * d, k * d + (n - 1) * s + 1, s)
+            for k, d, n, s in zip(tap, dilations, space, strides, strict=True)
+        )
+        whole[_EVERY * 2 + places] += terms[_EVERY * 2 + tap]
+    cut = tuple(slice(start, end) for start, end in zip(starts, ends, strict=True))
+    return _with_bias(whole[_EVERY * 2 + cut], operands)
+
+
+def _cut_of_transposed(
+    space: tuple[int, ...], reach: list[int], strides: list[int], attributes: Attributes
+) -> tuple[list[int], list[int]]:
+    """Where the output of a ConvTranspose starts in all that its kernel reaches, and its sizes.
+
+    With ``auto_pad`` and a kernel that spans less than a stride there is nothing to cut off; what
+    the sizes are then is read in more than one way, so that there is no definition here.
+    """
+    rank = len(space)
+    mode = attributes.get("auto_pad", b"NOTSET").decode() or "NOTSET"
+    more = attributes.get("output_padding", [0] * rank)
+    full = [n + m for n, m in zip(reach, more, strict=True)]
+    if "output_shape" not in attributes and not mode.startswith("SAME"):
+        pads = attributes.get("pads", [0] * (2 * rank)) if mode == "NOTSET" else [0] * (2 * rank)
+        starts = pads[:rank]
+        sizes = [n - a - b for n, a, b in zip(full, starts, pads[rank:], strict=True)]
+    else:
+        same = [n * s for n, s in zip(space, strides, strict=True)]
+        sizes = attributes.get("output_shape", same)
+        totals = [n - size for n, size in zip(full, sizes, strict=True)]
+        if "output_shape" in attributes:
+            totals = [max(total, 0) for total in totals]
+        elif min(totals) < 0:
+            raise Mismatch(f"auto_pad is not defined for {full} to be cut to {sizes}")
+        starts = [total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in totals]
+    if min(sizes) < 1:
+        raise Mismatch(f"no output of {sizes} is cut from {full}")
+    return starts, sizes
+
+
+def _average_pool(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    """The mean over each window; of what lies inside the tensor, unless padding counts."""
+    x, taps = _given(operands, 0), attributes["kernel_shape"]
+    if attributes.get("ceil_mode", 0):
+        raise Mismatch("an AveragePool with ceil_mode 1 has no definition here")
+    total = sum(window for _, window in _windows(x, taps, attributes))
+    if attributes.get("count_include_pad", 0):
+        return np.asarray(total / np.prod(taps))
+    ones = np.ones_like(x)
+    return np.asarray(total / sum(window for _, window in _windows(ones, taps, attributes)))
+
+
+def _windows(
+    x: Double, taps: list[int], attributes: Attributes
+) -> list[tuple[tuple[int, ...], Double]]:
+    """For each tap of a kernel, the inputs that it meets at all output positions."""
+    rank = len(taps)
+    strides = attributes.get("strides", [1] * rank)
+    dilations = attributes.get("dilations", [1] * rank)
+    pads = list(attributes.get("pads", [0] * (2 * rank)))
+    mode = attributes.get("auto_pad", b"NOTSET").decode()
+    extents = [(k - 1) * d + 1 for k, d in zip(taps, dilations, strict=True)]
+    for axis in range(rank) if mode != "NOTSET" else ():
+        size, stride = x.shape[2 + axis], strides[axis]
+        total = max((-(-size // stride) - 1) * stride + extents[axis] - size, 0)
+        total = 0 if mode == "VALID" else total
+        small, large = total // 2, total - total // 2
+        ends = (large, small) if mode == "SAME_LOWER" else (small, large)
+        pads[axis], pads[axis + rank] = ends
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
+    counts = [(padded.shape[2 + axis] - extents[axis]) // strides[axis] + 1 for axis in range(rank)]
+    if min(counts) < 1:
+        raise Mismatch(f"a kernel of {taps} does not fit into {x.shape}")
+    found = []
+    for tap in itertools.product(*map(range, taps)):
+        starts = [k * d for k, d in zip(tap, dilations, strict=True)]
+        cut = tuple(
+            slice(start, start + (count - 1) * stride + 1, stride)
+            for start, count, stride in zip(starts, counts, strides, strict=True)
+        )
+        found.append((tap, padded[_EVERY * 2 + cut]))
+    return found
+
+
+_Definition = Callable[[Operands, Attributes, bool], NDArray[np.float64]]
+_DEFINITIONS: dict[str, _Definition] = {
+    "Add": _sum,
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Div": _quotient,
+    "Dropout": _first,
+    "Gemm": _gemm,
+    "Identity": _first,
+    "MatMul": _matmul,
+    "Mul": _product,
+    "Neg": _negated,
+    "Sub": _difference,
+    "Sum": _sum,
+}

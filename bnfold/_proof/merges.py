@@ -1,0 +1,163 @@
+"""The check of a merge: what stood and what stands now are run by definition, both in float64.
+
+Both read the same drawn data, of sizes so small that most positions lie at a border. Merged weights
+are not rounded yet, so that the two agree to what float64 itself may lose; how they are stored is
+checked like any other fold, against these weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from onnx import NodeProto
+
+from bnfold._onnx.merge.patch import Patch
+from bnfold._onnx.read.scopes import Scope, label
+from bnfold._proof.definitions import evaluate
+from bnfold._proof.rows import Double, Mismatch, Side
+
+_SLACK = 1024 * float(np.finfo(np.float64).eps)
+_ROWS = 3
+_RESIDUES = 3
+_ELEMENTWISE = ("Add", "Div", "Gemm", "Mul", "Sub")
+
+
+def check_merge(side: Side, scope: Scope, patch: Patch) -> float:
+    """How far a merged operator is off, in units of what float64 may lose of its terms.
+
+    ``scope`` is the graph as it was. Raises `Mismatch` where somebody reads what is gone, where a
+    new tensor takes a name that is in use, or where one of the two cannot be run.
+    """
+    typed = {p for p in patch.nodes if scope.nodes[p].op_type == "CastLike"}
+    places = [position for position in patch.nodes if position not in typed]
+    old = [scope.nodes[position] for position in places if scope.nodes[position].op_type]
+    new = [node for place in places if (node := patch.nodes[place]) is not None]
+    written, made = ({n for node in part for n in node.output if n} for part in (old, new))
+    seen = {name for name in written if _is_seen(scope, patch, name)}
+    if not seen or not seen <= made:
+        raise Mismatch(f"nothing writes {', '.join(sorted(seen - made)) or 'what was merged'}")
+    clash = {name for name in made - written if scope.owner(name) is not None}
+    if clash:
+        raise Mismatch(f"{', '.join(sorted(clash))} is the name of another tensor")
+    stored = {name: constant.load() for name, constant in patch.constants.items()}
+    operator = patch.nodes.get(patch.into)
+    if operator is None:
+        raise Mismatch("no operator stands where one is said to")
+    for position in typed:
+        _same_type(scope.nodes[position], patch.nodes[position], operator.input[0])
+    worst = 0.0
+    for shape in _shapes(side, scope, operator, stored, old):
+        generator = np.random.default_rng(0)
+        given: dict[str, Double] = {operator.input[0]: generator.normal(size=shape)}
+        for name in dict.fromkeys(n for node in (*old, *new) for n in node.input):
+            if name and name not in written | made and name not in given:
+                values = stored.get(name, side.values(scope, name))
+                free = generator.normal() if values is None else values
+                given[name] = np.asarray(free).astype(np.float64)
+        wanted, found, bulk, more = (
+            _run(part, given, magnitude) for magnitude in (False, True) for part in (old, new)
+        )
+        for name in seen:
+            if wanted[name].shape != found[name].shape:
+                sizes = f"{found[name].shape} instead of {wanted[name].shape}"
+                raise Mismatch(f"{name} would have the shape {sizes}")
+            scale = np.maximum(bulk[name], more[name])
+            off = np.abs(wanted[name] - found[name])
+            worst = max(worst, float(np.max(off / (_SLACK * np.maximum(scale, _least(scale))))))
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def _same_type(old: NodeProto, new: NodeProto | None, source: str) -> None:
+    """A CastLike may take its type from what is read instead of what was computed from it."""
+    expected = NodeProto()
+    expected.CopyFrom(old)
+    expected.input[1] = source
+    if new != expected:
+        raise Mismatch(f"{label(old)} is no longer what it was")
+
+
+def _least(scale: Double) -> float:
+    """A bound below which sizes do not matter, so that 0 / 0 is none."""
+    return float(max(scale.max(initial=0.0) * 1e-30, np.finfo(np.float64).tiny))
+
+
+def _is_seen(scope: Scope, patch: Patch, name: str) -> bool:
+    """Whether anybody but the merged operators reads a tensor."""
+    outside = (position for position in scope.readers.get(name, ()) if position not in patch.nodes)
+    return name in scope.outputs or name in scope.captures or any(True for _ in outside)
+
+
+def _shapes(
+    side: Side,
+    scope: Scope,
+    operator: NodeProto,
+    stored: Mapping[str, Double],
+    old: list[NodeProto],
+) -> Iterator[tuple[int, ...]]:
+    """Shapes of data: such that the kernel fits in a few times, in each place of its stride; or the
+    shape that the data has, if something in the graph goes by that.
+    """
+    weight = stored.get(operator.input[1])
+    if weight is None:
+        raise Mismatch(f"{label(operator)} has no merged weight")
+    known = side.shapes.shape(scope, operator.input[0])
+    attributes = {a.name: a for a in operator.attribute}
+    space = weight.ndim - 2 if operator.op_type == "Conv" else 0
+    sized = known is not None and _goes_by_sizes(side, scope, old, space)
+    if operator.op_type != "Conv":
+        turned = "transB" in attributes and attributes["transB"].i
+        own = known if known is not None else (None, None)
+        rows = [n if n is not None and sized else 1 for n in own[:-2]]
+        last = own[-2] if sized and own[-2] is not None else _ROWS
+        yield (*rows, last, weight.shape[1 if turned else 0])
+        return
+    group = attributes["group"].i if "group" in attributes else 1
+    channels = weight.shape[1] * group
+    steps, strides = (
+        list(attributes[name].ints) if name in attributes else [1] * space
+        for name in ("dilations", "strides")
+    )
+    extents = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], steps, strict=True)]
+    for more in range(min(max(strides), _RESIDUES)):
+        shape = (1, channels, *(e + s + more for e, s in zip(extents, strides, strict=True)))
+        if sized and known is not None:
+            yield tuple(n if n is not None else m for n, m in zip(known, shape, strict=True))
+            return
+        yield shape
+
+
+def _goes_by_sizes(side: Side, scope: Scope, old: list[NodeProto], space: int) -> bool:
+    """Whether padding follows from sizes, or a constant has sizes along other axes."""
+    automatic = (a.s for node in old for a in node.attribute if a.name == "auto_pad")
+    if any(mode not in (b"", b"NOTSET") for mode in automatic):
+        return True
+    for node in old:
+        if node.op_type == "BatchNormalization" and not space:
+            return True
+        if node.op_type not in _ELEMENTWISE:
+            continue
+        for name in node.input[2:] if node.op_type == "Gemm" else node.input:
+            values = side.values(scope, name)
+            sizes = values.shape[::-1] if values is not None else ()
+            if any(size > 1 for axis, size in enumerate(sizes) if axis != space):
+                return True
+    return False
+
+
+def _run(nodes: list[NodeProto], given: Mapping[str, Double], magnitude: bool) -> dict[str, Double]:
+    """Evaluate nodes as soon as what they read is there."""
+    values = dict(given)
+    todo = nodes
+    while todo:
+        later = []
+        for node in todo:
+            if all(name in values for name in node.input if name):
+                operands = [values[name] if name else None for name in node.input]
+                values[node.output[0]] = evaluate(node, operands, magnitude)
+            else:
+                later.append(node)
+        if len(later) == len(todo):
+            raise Mismatch(f"{label(later[0])} reads what nothing writes")
+        todo = later
+    return values

@@ -1,0 +1,109 @@
+"""A run as a list of questions and how each came out, for programs that show such lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from bnfold._core.result import Fold
+
+if TYPE_CHECKING:
+    from bnfold._judge.verdict import EndToEnd, OutputCheck
+    from bnfold._pipeline.outcome import Outcome
+    from bnfold._proof.certificate import Certificate
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One question, its answer, and what to say of it."""
+
+    group: Literal["foldable", "certificate", "output", "verification"]
+    name: str
+    status: Literal["pass", "fail", "inconclusive"]
+    message: str = ""
+
+
+def of_check(outcome: Outcome) -> Iterator[Finding]:
+    """Of a check that nothing is left to fold."""
+    for fold in outcome.plan.folds:
+        yield Finding("foldable", ", ".join(fold.nodes), "fail", foldable(fold))
+    if not outcome.plan.folds:
+        yield Finding("foldable", "the model", "pass", "nothing to fold")
+
+
+def of_fold(outcome: Outcome) -> Iterator[Finding]:
+    """Of a fold and its verification."""
+    verdict = outcome.verdict
+    for certificate in verdict.certificates:
+        name = certificate.into
+        if certificate.maps:
+            name += f" ← {', '.join(certificate.maps)}"
+        status: Literal["pass", "fail"] = "pass" if certificate.holds else "fail"
+        yield Finding("certificate", name, status, trouble(certificate))
+    if verdict.end_to_end is not None:
+        yield from of_verify(verdict.end_to_end)
+    elif verdict.status == "unchanged":
+        yield Finding("verification", "the model", "pass", "nothing to fold")
+    else:
+        yield Finding("verification", "the model", "inconclusive", "not verified (--no-verify)")
+
+
+def of_verify(result: EndToEnd) -> Iterator[Finding]:
+    """Of the comparison of two models. One that could not be made has no outputs."""
+    for check in result.checks:
+        name = f"{check.output} on {check.inputs} inputs"
+        yield Finding("output", name, check.status, figures(check))
+    if result.divergence is not None:
+        # Where no output shows it, it is something to look at.
+        shown: Literal["fail", "inconclusive"] = "inconclusive"
+        if result.status == "fail":
+            shown = "fail"
+        yield Finding("verification", "first difference", shown, "; ".join(located(result)))
+    for deployed in result.providers:
+        yield Finding("verification", f"on {deployed.provider}", deployed.status, deployed.note)
+    if not result.checks:
+        yield Finding("verification", "both models", result.status, "; ".join(result.notes))
+
+
+def foldable(fold: Fold) -> str:
+    """What a fold would do."""
+    place = f" [{fold.graph}]" if fold.graph else ""
+    return f"{', '.join(fold.nodes)} → {fold.into}{place} ({', '.join(fold.laws)})"
+
+
+def trouble(certificate: Certificate) -> str:
+    """Why a certificate does not hold, or nothing."""
+    if certificate.holds:
+        return ""
+    if certificate.problem:
+        return certificate.problem
+    if certificate.ulps > 1.0:
+        return f"{certificate.ulps:.3g} units in the last place off"
+    return f"on real numbers {certificate.probe:.3g} times what rounding explains"
+
+
+def figures(check: OutputCheck) -> str:
+    """How far two outputs are apart, and how far they may be."""
+    said = "not compared"
+    if check.difference is not None and check.tolerance is not None:
+        said = f"difference {check.difference:.2e}, tolerance {check.tolerance:.2e}"
+    return f"{said} ({check.note})" if check.note else said
+
+
+_SUSPECTS = 5
+
+
+def located(result: EndToEnd) -> list[str]:
+    """Where two models begin to differ, and which operators may have done it."""
+    found = result.divergence
+    if found is None:
+        return []
+    many = len(found.suspects) > _SUSPECTS
+    suspects = f"{len(found.suspects)} operators, the last of them " if many else ""
+    suspects += ", ".join(found.suspects[-_SUSPECTS:])
+    agrees = ", ".join(found.agrees[:_SUSPECTS]) or "nothing that varies"
+    return [
+        f"the first tensor that differs: {found.tensor}, in the original from {found.original}",
+        f"at fault: {suspects}; what is read there agrees: {agrees}",
+    ]

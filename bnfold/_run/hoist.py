@@ -1,0 +1,88 @@
+"""Moves the weights that bodies of If, Loop and Scan hold into the main graph.
+
+A body sees what the graphs around it hold (ONNX IR specification, "Names Within a Graph"), so that
+nothing changes but where a weight lies: there a run may override it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnx import GraphProto, ModelProto, TensorProto
+
+from bnfold._onnx.names import Names
+from bnfold._onnx.read.scopes import read_scopes
+from bnfold._onnx.tensors import FLOATS
+from bnfold._run.nodes import own_names, subgraphs
+from bnfold._run.operands import Operands
+
+
+def hoist(model: ModelProto) -> bool:
+    """Move, in place, what bodies of the main graph store and read as weights; whether there is
+    any. What a body puts out as it is stays, and so do sparse tensors.
+    """
+    operands = Operands(model.functions)
+    found = [
+        (body, tensor)
+        for body in _bodies(model.graph)
+        for tensor in _stored_weights(body, operands)
+    ]
+    if not found:
+        return False
+    names = Names(model, read_scopes(model))
+    for body, tensor in found:
+        old = tensor.name
+        tensor.name = names.fresh(old)
+        _drop(body, old)
+        _rename(body, old, tensor.name)
+        model.graph.initializer.append(tensor)
+    return True
+
+
+def _bodies(graph: GraphProto) -> Iterator[GraphProto]:
+    """The bodies in a graph, of any depth."""
+    for node in graph.node:
+        for body in subgraphs(node):
+            yield body
+            yield from _bodies(body)
+
+
+def _stored_weights(body: GraphProto, operands: Operands) -> list[TensorProto]:
+    """Copies of the floats that a body stores, or holds in a Constant, and reads as weights."""
+    read = {operand.name for operand in operands.within(body.node)}
+    for graph in (body, *_bodies(body)):
+        read.difference_update(value.name for value in (*graph.output, *graph.input))
+    found = [_named(tensor, tensor.name) for tensor in body.initializer]
+    for node in body.node:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            held = (each for each in node.attribute if each.name == "value")
+            found += (_named(each.t, node.output[0]) for each in held)
+    return [tensor for tensor in found if tensor.name in read and tensor.data_type in FLOATS]
+
+
+def _named(tensor: TensorProto, name: str) -> TensorProto:
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    copy.name = name
+    return copy
+
+
+def _drop(body: GraphProto, name: str) -> None:
+    """Take a stored tensor, or the Constant that holds it, out of a body."""
+    for place in [n for n, tensor in enumerate(body.initializer) if tensor.name == name]:
+        del body.initializer[place]
+    for place in [n for n, node in enumerate(body.node) if name in node.output]:
+        del body.node[place]
+
+
+def _rename(graph: GraphProto, old: str, new: str) -> None:
+    """Have the nodes of a graph read another tensor, and those of bodies in it that have no tensor
+    of that name themselves.
+    """
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name == old:
+                node.input[place] = new
+        for body in subgraphs(node):
+            if old not in own_names(body):
+                _rename(body, old, new)

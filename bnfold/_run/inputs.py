@@ -1,0 +1,443 @@
+"""Draws inputs that a model accepts, or reads those of the user.
+
+Nothing in a model file says which sizes its free dimensions may take, so likely ones are proposed
+in order, small ones first, and the caller keeps the first that runs. What the graph does say is
+used: a convolution or matrix product that reads the input gives its rank and channels, a Gather
+bounds its indices, a comparison with a constant names a value that matters. Where the file's
+metadata gives the range of an image's pixels, they are drawn from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from bnfold._errors import UsageError
+from bnfold._run.hints import Hints, pixel_range
+from bnfold._system import paths
+
+Flavour = Literal["signed", "unsigned", "structured", "large"]
+FLAVOURS: tuple[Flavour, ...] = ("signed", "unsigned", "structured", "large")
+Role = Literal["batch", "channel", "side", "length"]
+Array: TypeAlias = np.ndarray[Any, Any]
+Key: TypeAlias = tuple[str, int]
+"""A free dimension: (its name, -1) where it has one, else (input, axis)."""
+
+_FLOATS: dict[int, type[np.floating[Any]]] = {
+    TensorProto.FLOAT: np.float32,
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.DOUBLE: np.float64,
+}
+_INTEGERS: dict[int, type[np.integer[Any]]] = {
+    TensorProto.INT8: np.int8,
+    TensorProto.INT16: np.int16,
+    TensorProto.INT32: np.int32,
+    TensorProto.INT64: np.int64,
+    TensorProto.UINT8: np.uint8,
+    TensorProto.UINT16: np.uint16,
+    TensorProto.UINT32: np.uint32,
+    TensorProto.UINT64: np.uint64,
+}
+_CHOICES: dict[Role, tuple[int, ...]] = {
+    "batch": (1, 2),
+    "channel": (3, 1),
+    "side": (64, 224, 32, 256, 320, 299, 640),
+    "length": (16, 64, 128, 512, 576, 256, 1024, 1, 4096, 16000),
+}
+_ATTEMPTS = 40
+# Numbers in a set of inputs; sizes that make for more are not proposed if smaller ones are there.
+_LARGEST = 1 << 26
+_WIDEST = 8
+_OTHERS = 4
+_BLOCK = 8
+_STROKE = 3
+_INK = 0.3
+_LARGE = 100.0
+_SIDE_STEP = 32
+_IMAGE_RANK = 4
+
+
+ONLY = ""
+"""Stands for the name of a model's only input."""
+
+
+class UndrawableError(Exception):
+    """No inputs can be made up for this model; the text says why."""
+
+
+@dataclass(frozen=True)
+class InputSet:
+    """One full set of inputs: a label for the report, and an array per input name."""
+
+    label: str
+    feeds: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What inputs to draw: of which kinds, and the sizes of free dimensions by name.
+
+    ``signed`` is normal with mean 0 and deviation 1, ``unsigned`` uniform in [0, 1), ``structured``
+    has marks on a flat ground, as on a page, ``large`` is normal with deviation 100. A dimension
+    takes its sizes in turn, the last one from then on.
+    """
+
+    flavours: tuple[Flavour, ...] = ("signed", "unsigned", "structured")
+    dims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, draws: Iterable[str], dims: Mapping[str, int | Sequence[int]]) -> Wanted:
+        """What a user asks for.
+
+        Raises:
+            UsageError: a kind is unknown or there is none, or a size is not positive.
+        """
+        known = {flavour: flavour for flavour in FLAVOURS}
+        flavours = []
+        for name in draws:
+            if name not in known:
+                raise UsageError(f"there are no {name!r} inputs; there are {', '.join(FLAVOURS)}")
+            flavours.append(known[name])
+        if not flavours:
+            raise UsageError(f"say which inputs to draw: {', '.join(FLAVOURS)}")
+        sizes = {
+            name: (given,) if isinstance(given, int) else tuple(given)
+            for name, given in dims.items()
+        }
+        for name, given in sizes.items():
+            if not given or min(given) < 1:
+                raise UsageError(f"the dimension {name!r} needs sizes of 1 or more")
+        return cls(tuple(flavours), sizes)
+
+
+USUAL = Wanted()
+
+
+def load_inputs(path: Path) -> list[InputSet]:
+    """Read input sets: one from an .npz file whose keys are the input names, one from an .npy file
+    for the only input of a model, or one from each such file in a folder, in order of their names.
+
+    Whether names, types and shapes fit the model is seen by `compare`.
+
+    Raises:
+        UsageError: a file is missing, is none of these, is empty, or holds pickled objects; or a
+            folder has no such file.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
+        if not files:
+            raise UsageError(f"{path} holds no .npz and no .npy file")
+        return [_load(file) for file in files]
+    return [_load(path)]
+
+
+def _load(path: Path) -> InputSet:
+    kind = ".npy" if path.suffix == ".npy" else ".npz"
+    try:
+        with path.open("rb") as file:
+            read = np.load(file, allow_pickle=False)
+            if kind == ".npy":
+                feeds = {ONLY: read}
+            else:
+                with read as archive:
+                    feeds = {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise paths.unreadable(path, error) from error
+    except Exception as error:  # Zip, zlib and NumPy each have their own errors for a bad file.
+        raise UsageError(f"{path} is not an {kind} file of plain arrays") from error
+    for name, array in feeds.items():
+        if not isinstance(array, np.ndarray):
+            told = f": {name!r} is none" if name else ""
+            raise UsageError(f"{path} is not an {kind} file of plain arrays{told}")
+    if not feeds:
+        raise UsageError(f"{path} holds no arrays; numpy.savez writes them by input name")
+    return InputSet(path.name, feeds)
+
+
+class InputSource:
+    """Proposes inputs for the true graph inputs of one model."""
+
+    def __init__(self, model: onnx.ModelProto, seed: int, wanted: Wanted = USUAL) -> None:
+        """Read the inputs' types and the hints that the graph gives.
+
+        Raises:
+            UndrawableError: an input is a sequence, an optional, a string or a rare float type.
+            UsageError: the model has no free dimension of a wanted name.
+        """
+        graph = model.graph
+        given = {tensor.name for tensor in graph.initializer}
+        given.update(tensor.values.name for tensor in graph.sparse_initializer)
+        hints, pixels = Hints(graph), pixel_range(model)
+        images = {value.name for value in graph.input if value.type.denotation == "IMAGE"}
+        self._specs = [
+            _spec(value, hints, pixels if not images or value.name in images else None)
+            for value in graph.input
+            if value.name not in given
+        ]
+        self._seed = seed
+        self._roles: dict[Key, Role] = {}
+        for spec in self._specs:
+            for key, role in zip(spec.keys(), spec.roles, strict=True):
+                if key is not None:
+                    self._roles.setdefault(key, role)
+        self._wanted = wanted
+        free = sorted(name for name, axis in self._roles if axis == -1)
+        for name in wanted.dims:
+            if name not in free:
+                raise UsageError(
+                    f"the model has no free dimension {name!r}; it has {', '.join(free) or 'none'}"
+                )
+
+    def __len__(self) -> int:
+        """How many sets there are to draw."""
+        sizes = (len(sizes) for sizes in self._wanted.dims.values())
+        return max(len(self._wanted.flavours), *sizes, 1)
+
+    def first(self) -> Iterator[InputSet]:
+        """Yield input sets of the first kind, likeliest sizes first."""
+        return (self._draw(0, sizes) for sizes in self._likely())
+
+    def otherwise(self) -> list[Iterator[InputSet]]:
+        """Propose, one after the other, input sets of the first kind in which single integers that
+        the model compares with constants are those that other sets do not have, and then none of
+        them. Likeliest sizes come first.
+        """
+        others = {spec.name: found for spec in self._specs if (found := spec.others())}
+        count = max(map(len, others.values()), default=0)
+        return [
+            self._with({name: found[min(number, len(found) - 1)] for name, found in others.items()})
+            for number in range(count)
+        ]
+
+    def _with(self, given: Mapping[str, Array]) -> Iterator[InputSet]:
+        told = [f"{name}={int(value.flat[0])}" for name, value in given.items()]
+        for sizes in self._likely():
+            drawn = self._draw(0, sizes)
+            yield InputSet(" ".join([drawn.label, *told]), {**drawn.feeds, **given})
+
+    def _likely(self) -> Iterator[dict[Key, int]]:
+        """Yield sizes of free dimensions, likeliest first."""
+        roles = sorted(set(self._roles.values()))
+        ranges = [range(len(_CHOICES[role])) for role in roles]
+        picks = sorted(itertools.product(*ranges), key=sum)
+        for pick in picks[:_ATTEMPTS]:
+            size = {role: _CHOICES[role][n] for role, n in zip(roles, pick, strict=True)}
+            sizes = {key: size[role] for key, role in self._roles.items()}
+            if pick == picks[0] or self._count(sizes) <= _LARGEST:
+                yield sizes
+
+    def further(self, number: int, first: InputSet) -> Iterator[InputSet]:
+        """Yield input sets of the next kind.
+
+        The second come in other sizes than `first` where dimensions are free, and last in the same;
+        those after it in the same.
+        """
+        sizes: dict[Key, int] = {}
+        for spec in self._specs:
+            for key, size in zip(spec.keys(), first.feeds[spec.name].shape, strict=True):
+                if key is not None:
+                    sizes.setdefault(key, size)
+        batch = {key: 2 for key, role in self._roles.items() if role == "batch"}
+        length = {
+            key: size + max(1, size // 2)
+            for key, size in sizes.items()
+            if self._roles[key] == "length"
+        }
+        side = {key: sizes[key] + _SIDE_STEP for key in sizes if self._roles[key] == "side"}
+        side = dict(list(side.items())[:1])
+        tried = []
+        changes = [batch | length | side, length | side, batch | length, batch | side]
+        changes += [length, side, batch]  # what one size that is not free stops the others do not
+        for change in [*(changes if number == 1 else ()), {}]:
+            candidate = sizes | change
+            if candidate not in tried:
+                tried.append(candidate)
+                yield self._draw(number, candidate)
+
+    def _count(self, sizes: Mapping[Key, int]) -> int:
+        """How many numbers a set of inputs holds."""
+        return sum(math.prod(spec.shape(sizes)) for spec in self._specs)
+
+    def _draw(self, number: int, sizes: Mapping[Key, int]) -> InputSet:
+        flavour = self._wanted.flavours[number % len(self._wanted.flavours)]
+        asked = {
+            name: given[min(number, len(given) - 1)] for name, given in self._wanted.dims.items()
+        }
+        sizes = {**sizes, **{(name, -1): size for name, size in asked.items()}}
+        rng = np.random.default_rng([self._seed, number])
+        feeds = {spec.name: spec.draw(rng, flavour, sizes) for spec in self._specs}
+        return InputSet(" ".join([flavour, *(f"{n}={s}" for n, s in asked.items())]), feeds)
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """One graph input, its free dimensions left open."""
+
+    name: str
+    element: int
+    dims: tuple[int | str | None, ...]
+    roles: tuple[Role, ...]
+    bound: int | None
+    literals: tuple[int, ...]
+    pixels: tuple[float, float] | None
+
+    def keys(self) -> list[Key | None]:
+        """Return per axis the key of a free dimension, None for a fixed one."""
+        return [
+            None if isinstance(dim, int) else (dim, -1) if dim else (self.name, axis)
+            for axis, dim in enumerate(self.dims)
+        ]
+
+    def shape(self, sizes: Mapping[Key, int]) -> tuple[int, ...]:
+        """The shape with its free dimensions of the given sizes."""
+        return tuple(
+            dim if isinstance(dim, int) else sizes[(dim, -1) if dim else (self.name, axis)]
+            for axis, dim in enumerate(self.dims)
+        )
+
+    def others(self) -> list[Array]:
+        """What else a single integer may be: what it is compared with and is not drawn as, and
+        something else. Nothing for other inputs.
+        """
+        shape = [dim for dim in self.dims if isinstance(dim, int)]
+        if self.bound or not self.literals or len(shape) < len(self.dims) or math.prod(shape) != 1:
+            return []
+        value = self.literals[0] // 2
+        while value in self.literals:
+            value += 1
+        found = [*self.literals[1:-1], value][-_OTHERS:]
+        return [np.full(shape, each, _INTEGERS[self.element]) for each in found]
+
+    def draw(self, rng: np.random.Generator, flavour: Flavour, sizes: Mapping[Key, int]) -> Array:
+        """Return an array of the given sizes."""
+        shape = self.shape(sizes)
+        if math.prod(shape) > sys.maxsize // _WIDEST:
+            raise MemoryError  # for which NumPy has errors of its own
+        signed = flavour != "unsigned"
+        if self.element in _FLOATS:
+            values = _floats(rng, flavour, shape)
+            if self.pixels is not None and len(shape) >= _IMAGE_RANK - 1 and flavour != "large":
+                values = _within(values, flavour, *self.pixels)
+            return np.asarray(values, dtype=_FLOATS[self.element])
+        if self.element == TensorProto.BOOL:
+            return np.asarray(self._ones(rng, signed, shape), dtype=np.bool_)
+        dtype = _INTEGERS[self.element]
+        if self.bound:
+            integers: Array = rng.integers(0, self.bound, shape)
+        elif self.literals:
+            integers = np.full(shape, self.literals[0 if signed else -1])
+        elif np.dtype(dtype).itemsize == 1 and len(shape) >= _IMAGE_RANK - 1:
+            limits = np.iinfo(dtype)
+            integers = rng.integers(limits.min, int(limits.max) + 1, shape)
+        else:
+            integers = self._ones(rng, signed, shape)
+        return np.asarray(integers, dtype=dtype)
+
+    def _ones(self, rng: np.random.Generator, all_ones: bool, shape: tuple[int, ...]) -> Array:
+        """Return ones; or else zeros and ones that begin with a one, as a mask does."""
+        if all_ones:
+            return np.ones(shape, dtype=np.int64)
+        values: Array = np.asarray(rng.integers(0, 2, shape))
+        if shape and shape[-1] > 1:
+            values[..., 0] = 1
+        elif values.size == 1:
+            values = np.zeros(shape, dtype=np.int64)
+        return values
+
+
+def _floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) -> Array:
+    if flavour == "unsigned":
+        return rng.random(shape)
+    if flavour != "structured":
+        values = rng.standard_normal(shape)
+        return values * _LARGE if flavour == "large" else values
+    return _page(rng, shape)
+
+
+def _page(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Marks on a flat ground with a margin, in all channels alike, as on a page: -2 and 2. What is
+    no image, of two axes or fewer, is flat blocks of -2, 0 and 2.
+
+    Noise looks the same everywhere, and leaves channels dead that wait for edges or flat parts.
+    """
+    if len(shape) < _IMAGE_RANK - 1:
+        blocks: Array = rng.integers(-1, 2, tuple(-(-size // _BLOCK) for size in shape))
+        for axis, size in enumerate(shape):
+            blocks = np.take(blocks.repeat(_BLOCK, axis), range(size), axis)
+        doubled: Array = blocks * 2.0
+        return doubled
+    spatial = shape[2:] if len(shape) >= _IMAGE_RANK else shape[1:]
+    marks: Array = rng.random([-(-size // _STROKE) for size in spatial]) < _INK
+    for axis, size in enumerate(spatial):
+        marks = np.take(marks.repeat(_STROKE, axis), range(size), axis)
+        inside = np.arange(size) >= size // 4
+        others = [other for other in range(len(spatial)) if other != axis]
+        marks = marks & np.expand_dims(inside & inside[::-1], others)
+    page: Array = np.broadcast_to(np.where(marks, -2.0, 2.0), shape).copy()
+    return page
+
+
+def _within(values: Array, flavour: Flavour, low: float, high: float) -> Array:
+    """Numbers as drawn, laid into a range: normal ones with its middle as mean and a quarter of its
+    width as deviation.
+    """
+    if flavour == "unsigned":
+        return low + values * (high - low)
+    return np.clip((low + high) / 2 + values * (high - low) / 4, low, high)
+
+
+def _spec(value: onnx.ValueInfoProto, hints: Hints, pixels: tuple[float, float] | None) -> _Spec:
+    kind = value.type.WhichOneof("value")
+    tensor = value.type.tensor_type
+    if kind != "tensor_type":
+        raise UndrawableError(f"input {value.name} is of {kind or 'unknown type'}, not a tensor")
+    element = tensor.elem_type
+    if element not in _FLOATS and element not in _INTEGERS and element != TensorProto.BOOL:
+        name = TensorProto.DataType.Name(element).lower()
+        raise UndrawableError(f"input {value.name} has elements of type {name}")
+    if tensor.HasField("shape"):
+        dims: list[int | str | None] = [
+            dim.dim_value if dim.dim_value > 0 else dim.dim_param or None
+            for dim in tensor.shape.dim
+        ]
+    else:
+        dims = [None] * (hints.rank(value.name) or _IMAGE_RANK)
+    for axis, dim in enumerate(dims):
+        if not isinstance(dim, int):
+            dims[axis] = hints.size(value.name, axis, len(dims)) or dim
+    return _Spec(
+        value.name,
+        element,
+        tuple(dims),
+        tuple(_role(dims, axis) for axis in range(len(dims))),
+        hints.index_bound(value.name),
+        tuple(dict.fromkeys(hints.compared_with(value.name))),
+        pixels,
+    )
+
+
+def _role(dims: list[int | str | None], axis: int) -> Role:
+    """Guess what a dimension counts, from its place and, where it tells, its name."""
+    dim, rank = dims[axis], len(dims)
+    if isinstance(dim, str) and "batch" in dim.lower():
+        return "batch"
+    if axis == 0:
+        return "batch" if rank > 1 else "length"
+    if rank >= _IMAGE_RANK:
+        last_is_channel = isinstance(dims[-1], int) and dims[-1] <= _IMAGE_RANK
+        return "channel" if axis == 1 and not last_is_channel else "side"
+    first = dims[0]
+    if rank == _IMAGE_RANK - 1 and isinstance(first, int) and first > 1:
+        if first == _CHOICES["channel"][0]:
+            return "side"  # an image without a batch dimension
+        return "batch" if axis == 1 else "length"  # the stacked states of a recurrent layer
+    return "length"

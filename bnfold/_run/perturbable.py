@@ -1,0 +1,100 @@
+"""Finds the weights of a model from anywhere, whatever folded it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from bnfold._onnx.read.constants import Constant, Constants, is_evaluated
+from bnfold._onnx.read.scopes import Scope, read_scopes
+from bnfold._onnx.read.shapes import Shapes, infer
+from bnfold._run.nodes import reached, subgraphs
+from bnfold._run.noise import Array
+from bnfold._run.operands import COUNTING, Operand, Operands
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a main graph by name, None for one that operators make of constants: what that is
+    the engine says. ``layers`` are those of linear operators and norms.
+    """
+
+    values: Mapping[str, Array | None]
+    layers: frozenset[str]
+
+
+def find(model: onnx.ModelProto, folder: Path) -> Weights:
+    """The weights of a model's main graph: the constant parameters of its linear operators and
+    normalizations, and what is added to its data or multiplied with it. Operators in bodies and
+    local functions count where they read what the main graph holds.
+
+    Numbers that are computed from shapes are no data: exporters keep shapes in float constants.
+    What a caller may override is no weight. Raises `UsageError` where external data is missing.
+    """
+    scopes = read_scopes(model)
+    (main,) = (scope for scope in scopes if not scope.path)
+    constants = Constants(folder, _Inferred(model, scopes))
+    fixed, counted = set(main.initializers), set[str]()
+    known, made, optional = set(main.initializers), set[str](), set(main.protected)
+    operands, read = Operands(model.functions), list[Operand]()
+    for node in model.graph.node:
+        varying = [name for name in node.input if name and name not in fixed]
+        outputs = [name for name in node.output if name]
+        has_bodies = any(True for _ in subgraphs(node))
+        if not varying and not has_bodies:
+            fixed.update(outputs)
+            if not optional.isdisjoint(node.input):
+                optional.update(outputs)
+            elif node.op_type == "Constant":
+                known.update(outputs)
+            elif is_evaluated(node) and known.issuperset(filter(None, node.input)):
+                known.add(node.output[0])
+                made.add(node.output[0])
+        elif node.op_type in COUNTING or (
+            varying and not has_bodies and counted.issuperset(varying)
+        ):
+            counted.update(outputs)
+        else:
+            read += (operand for operand in operands.of(node) if operand.name in fixed)
+    values = dict[str, Array | None]()
+    read.sort(key=lambda operand: not operand.of_layer)
+    for name in dict.fromkeys(operand.name for operand in read):
+        if name in made:
+            values[name] = None
+        elif name not in optional:
+            constant = constants.find(main, name)
+            if isinstance(constant, Constant) and constant.is_float and not constant.protected:
+                values[name] = constant.load()
+    return Weights(values, frozenset(o.name for o in read if o.of_layer) & values.keys())
+
+
+def telling(model: onnx.ModelProto, weights: Weights) -> Collection[str]:
+    """The weights in which errors have to show: those of layers, where these reach all outputs that
+    any weight does; else all.
+    """
+    outputs = {value.name for value in model.graph.output}
+    left = outputs & reached(model.graph, weights.values.keys())
+    return weights.layers if left <= reached(model.graph, weights.layers) else weights.values.keys()
+
+
+class _Inferred(Shapes):
+    """Shapes that are inferred once they are asked for: few models need them."""
+
+    def __init__(self, model: onnx.ModelProto, scopes: list[Scope]) -> None:
+        super().__init__()
+        self._model, self._scopes = model, scopes
+        self._found: Shapes | None = None
+
+    def shape(self, scope: Scope, name: str) -> tuple[int | None, ...] | None:
+        return self._known().shape(scope, name)
+
+    def type(self, scope: Scope, name: str) -> int:
+        return self._known().type(scope, name)
+
+    def _known(self) -> Shapes:
+        if self._found is None:
+            self._found = infer(self._model, self._scopes)
+        return self._found

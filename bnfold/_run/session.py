@@ -1,0 +1,252 @@
+"""Runs a model and says plainly why it could not.
+
+onnxruntime on the CPU is the engine, with every graph optimization off: some of its optimizations
+are wrong, and a fold must be compared with what the file says. With them on it is what users run.
+Where onnxruntime has no kernel for an operator, the reference evaluator of the onnx package stands
+in, for small models.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from bnfold._onnx import tensors as tensors_module
+from bnfold._onnx.files.models import tensors
+from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
+from bnfold._run.providers import CPU, Provider
+from bnfold._system import memory
+
+_REFERENCE_LIMIT = 1 << 28
+_FATAL = 4
+_FIRST_RIGHT_BATCH_NORMALIZATION = 14
+
+
+class EngineError(Exception):
+    """A model cannot be loaded or run; the text is the engine's first meaningful line."""
+
+    def __init__(self, message: str, *, missing_kernel: bool = False) -> None:
+        """Keep the message, and whether another engine might do better."""
+        super().__init__(message)
+        self.missing_kernel = missing_kernel
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: its name, its type as onnxruntime writes it, its shape."""
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...]
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    runtime: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        """Return the outputs in graph order.
+
+        Raises:
+            EngineError: the model does not run on these inputs.
+            Exhausted: time is up, or memory has run out.
+        """
+
+
+class OnnxRuntime:
+    """A silent session of onnxruntime, its optimizations off unless ``optimized``."""
+
+    runtime = f"onnxruntime {ort.__version__}"
+
+    def __init__(
+        self,
+        source: Path | bytes,
+        folder: Path | None = None,
+        *,
+        optimized: bool = False,
+        provider: Provider = CPU,
+        profile: Path | None = None,
+        bounds: Bounds = UNBOUNDED,
+    ) -> None:
+        """Load a file, or a serialized model whose external data lies in `folder`.
+
+        Raises:
+            EngineError: the model does not load.
+            Exhausted: time is up, or memory has run out.
+        """
+        bounds.check()
+        options = ort.SessionOptions()
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+        )
+        options.log_severity_level = _FATAL
+        options.intra_op_num_threads = bounds.threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        if folder is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder)
+            )
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
+        self._bounds = bounds
+        try:
+            self._session = ort.InferenceSession(
+                str(source) if isinstance(source, Path) else source,
+                options,
+                providers=[(provider.full_name, dict(provider.options))],
+                enable_fallback=0,  # which would print, and only try the same once more
+            )
+        except Exception as error:
+            raise _engine_error(error) from error
+        self.active = frozenset(self._session.get_providers())
+        self.inputs = tuple(map(_port, self._session.get_inputs()))
+        self.outputs = tuple(map(_port, self._session.get_outputs()))
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        """Return the outputs in graph order; see `Engine.run`."""
+        return self._fetch(None, feeds)
+
+    def fetch(self, names: Sequence[str], feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        """Return some of the outputs; see `Engine.run`."""
+        return self._fetch(list(names), feeds) if names else []
+
+    def _fetch(self, names: list[str] | None, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        quiet = ort.RunOptions()
+        quiet.log_severity_level = _FATAL
+        try:
+            with self._bounds.ending(quiet):
+                outputs: list[Any] = self._session.run(names, dict(feeds), quiet)
+        except Exhausted:
+            raise
+        except Exception as error:
+            raise _engine_error(error) from error
+        return outputs
+
+    def end_profile(self) -> Path:
+        """Where the profile lies that was asked for."""
+        return Path(self._session.end_profiling())
+
+
+class Reference:
+    """The onnx package's own evaluator: slow, and wrong in places, which it refuses here."""
+
+    runtime = f"onnx.reference {onnx.__version__}"
+
+    def __init__(
+        self, source: Path | bytes, folder: Path | None = None, *, bounds: Bounds = UNBOUNDED
+    ) -> None:
+        """Load a file, or a serialized model whose external data lies in `folder`.
+
+        Raises:
+            EngineError: the model does not load, is too large, or would come out wrong.
+            Exhausted: time is up.
+        """
+        self._bounds = bounds
+        bounds.check()
+        from onnx.reference import ReferenceEvaluator  # few models need what is slow to import
+
+        try:
+            if isinstance(source, Path):
+                model = onnx.load(source, load_external_data=False)
+            else:
+                model = onnx.load_model_from_string(source)
+            _inline(model, folder or (source.parent if isinstance(source, Path) else None))
+        except Exception as error:
+            raise _engine_error(error) from error
+        if model.ByteSize() > _REFERENCE_LIMIT:
+            raise EngineError("too large for the reference evaluator")
+        _refuse_known_bugs(model)
+        try:
+            self._evaluator = ReferenceEvaluator(model)
+        except Exception as error:
+            raise _engine_error(error) from error
+        given = {tensor.name for tensor in model.graph.initializer}
+        self.inputs = tuple(
+            _port_of_proto(value) for value in model.graph.input if value.name not in given
+        )
+        self.outputs = tuple(map(_port_of_proto, model.graph.output))
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        """Return the outputs in graph order; see `Engine.run`."""
+        self._bounds.check()
+        try:
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                outputs = self._evaluator.run(None, dict(feeds))
+        except Exception as error:
+            raise _engine_error(error) from error
+        return list(outputs)
+
+
+def _inline(model: onnx.ModelProto, folder: Path | None) -> None:
+    """Take external data into the model. `onnx.load` would refuse symbolic links, as hubs make."""
+    for tensor in tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensors_module.write(tensor, tensors_module.read(tensor, folder))
+
+
+def _refuse_known_bugs(model: onnx.ModelProto) -> None:
+    """Raise where the reference evaluator mixes batch statistics into an inference BatchNorm."""
+    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    if opset >= _FIRST_RIGHT_BATCH_NORMALIZATION:
+        return
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization" and not any(
+            attribute.name == "is_test" and attribute.i for attribute in node.attribute
+        ):
+            raise EngineError(
+                f"the reference evaluator computes BatchNormalization of opset {opset} wrongly"
+            )
+
+
+def _engine_error(error: Exception) -> EngineError:
+    """The error of a model; memory that has run out is none."""
+    text = str(error)
+    if memory.ran_out(error):
+        raise Exhausted("out of memory") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    first = _PLACE.sub("", re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", first))
+    newer = f"than {OnnxRuntime.runtime} knows; a newer one may run it"
+    if found := _NEWER_FORMAT.search(first):
+        first = f"its IR version {found[1]} is later {newer}"
+    elif found := _NEWER_OPSET.search(first):
+        first = f"opset {found[1]} of {found[2]} is later {newer}"
+    return EngineError(first, missing_kernel=found is not None or "NOT_IMPLEMENTED" in text)
+
+
+_PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*\((?:[^()]|\([^()]*\))*\)(?: const)? ")
+"""Where in its source onnxruntime gave up, which says nothing to whoever uses it."""
+_NEWER_FORMAT = re.compile(r"Unsupported model IR version: (\d+)")
+_NEWER_OPSET = re.compile(r"Opset (\d+) is under development.* for domain (\S+) is till")
+
+
+def _port(argument: Any) -> Port:
+    return Port(argument.name, argument.type, tuple(argument.shape))
+
+
+def _port_of_proto(value: onnx.ValueInfoProto) -> Port:
+    kind = value.type.WhichOneof("value") or "unknown"
+    if kind != "tensor_type":
+        return Port(value.name, kind, ())
+    tensor = value.type.tensor_type
+    element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    shape = tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+        for dim in tensor.shape.dim
+    )
+    return Port(value.name, f"tensor({element})", shape)

@@ -1,0 +1,214 @@
+"""The original, loaded once, with weights that a run may move.
+
+A weight that a model stores becomes the default of an input, which since IR version 4 a caller may
+override (ONNX IR specification, "Graph inputs and initializers"); that of a Constant first becomes
+an initializer, which says the same. One that operators make from constants is made once, by the
+engine itself, and given to every run. So the very session that says what is right says how far
+rounding moves it, and nothing that bnfold computes comes into either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from bnfold._onnx.files import filled
+from bnfold._run.bounds import Bounds
+from bnfold._run.nodes import reads
+from bnfold._run.noise import Array, can_move
+from bnfold._run.session import EngineError, OnnxRuntime, Port, Reference
+from bnfold._run.source import Source
+
+_OVERRIDABLE = 4
+"""The first IR version in which initializers are defaults that may be overridden."""
+Engine: TypeAlias = type[OnnxRuntime] | type[Reference]
+
+
+class Varied:
+    """A model whose weights may be moved.
+
+    Attributes:
+        weights: those that can be, by name, each as the model has it.
+        graph: the graph, without what made those weights.
+        inputs: what the model itself asks for.
+        outputs: what it puts out.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        model: onnx.ModelProto,
+        weights: Mapping[str, Array | None],
+        engine: Engine,
+        bounds: Bounds,
+    ) -> None:
+        """Load a model, whose structure is what `source` gives, and which may be changed here.
+
+        Of the weights named, those count that the main graph stores or computes from constants,
+        that are none of its outputs, and that `Noise` can move. What a stored one is has to be
+        given.
+
+        Raises:
+            EngineError: it does not load.
+            Exhausted: time is up, or memory has run out.
+        """
+        self._source = source
+        self._engine = engine
+        self._bounds = bounds
+        kept = {value.name for value in model.graph.output}
+        wanted = {
+            name: array
+            for name, array in weights.items()
+            if name not in kept and (array is None or can_move(array))
+        }
+        changed = source.hoisted
+        if not wanted.keys() <= {tensor.name for tensor in model.graph.initializer}:
+            changed = True
+            _store(model.graph, wanted)
+        stored = {tensor.name for tensor in model.graph.initializer}
+        self.weights: dict[str, Array] = {
+            name: array for name, array in wanted.items() if name in stored and array is not None
+        }
+        self._added = _overridable(model, self.weights)
+        self._given = self._computed(model, wanted.keys() - stored)
+        self.weights |= self._given
+        if self._given:
+            _feed(model.graph, self._given)
+        if changed:
+            model.MergeFrom(self._added)
+        self._model = model if changed else None
+        self.graph = model.graph
+        self._session: OnnxRuntime | Reference | None = None
+        own = self._loaded().inputs
+        self.inputs: tuple[Port, ...] = tuple(p for p in own if p.name not in self._given)
+        self.outputs = self._loaded().outputs
+
+    def release(self) -> None:
+        """Give the session's memory back; it is loaded again when it is needed."""
+        self._session = None
+
+    def run(
+        self, feeds: Mapping[str, Array], moved: Mapping[str, Array] | None = None
+    ) -> list[Any]:
+        """The outputs in graph order, some weights being others than the model's own.
+
+        Raises:
+            EngineError: the model does not run on these inputs.
+            Exhausted: time is up, or memory has run out.
+        """
+        return self._loaded().run({**self._given, **(moved or {}), **feeds})
+
+    def _loaded(self) -> OnnxRuntime | Reference:
+        if self._session is None:
+            if self._model is None:
+                content = self._source.content(self._added)
+            else:
+                content = self._serialized(self._model)
+            self._session = self._engine(content, self._source.folder, bounds=self._bounds)
+        return self._session
+
+    def _serialized(self, model: onnx.ModelProto) -> bytes:
+        try:
+            return filled.serialized(model, self._source.path)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                f"it cannot be written with weights that can be moved: {error}"
+            ) from error
+
+    def _computed(self, model: onnx.ModelProto, names: Collection[str]) -> dict[str, Array]:
+        """Weights that nodes make of constants, as the engine computes them; not those that other
+        nodes have a part in, which the model goes on computing itself.
+        """
+        graph = model.graph
+        stored = {tensor.name for tensor in graph.initializer}
+        stored |= {tensor.values.name for tensor in graph.sparse_initializer}
+        fixed, nodes = set(stored), []
+        for node in graph.node:
+            if fixed.issuperset(filter(None, reads(node))):
+                fixed.update(filter(None, node.output))
+                nodes.append(node)
+        wanted = sorted(fixed.intersection(names))
+        if not wanted:
+            return {}
+        part = onnx.ModelProto(ir_version=max(model.ir_version, _OVERRIDABLE))
+        part.opset_import.extend(model.opset_import)
+        part.functions.extend(model.functions)
+        needed, kept = set(wanted), []
+        for node in reversed(nodes):
+            if not needed.isdisjoint(node.output):
+                needed.update(reads(node))
+                kept.append(node)
+        part.graph.name = "weights"
+        part.graph.node.extend(kept[::-1])
+        part.graph.initializer.extend(t for t in graph.initializer if t.name in needed)
+        part.graph.sparse_initializer.extend(
+            t for t in graph.sparse_initializer if t.values.name in needed
+        )
+        for number, name in enumerate(wanted):  # through an Identity: a sparse constant is no array
+            part.graph.node.add(op_type="Identity", input=[name], output=[f"{number}/weight"])
+            part.graph.output.add(name=f"{number}/weight")
+        engine = self._engine(self._serialized(part), self._source.folder, bounds=self._bounds)
+        found = zip(wanted, map(np.asarray, engine.run({})), strict=True)
+        return {name: array for name, array in found if can_move(array)}
+
+
+def _overridable(model: onnx.ModelProto, stored: Collection[str]) -> onnx.ModelProto:
+    """What makes initializers defaults of inputs, when it is merged into a model."""
+    added = onnx.ModelProto()
+    if not stored:
+        return added
+    if 0 < model.ir_version < _OVERRIDABLE:
+        added.ir_version = _OVERRIDABLE
+    listed = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name in stored and tensor.name not in listed:
+            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            added.graph.input.append(value)
+    return added
+
+
+def _store(graph: onnx.GraphProto, names: Collection[str]) -> None:
+    """Turn nodes that hold the values of some names into initializers."""
+    kept = []
+    for node in graph.node:
+        held = node.attribute[0] if len(node.attribute) == 1 else None
+        is_own = node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+        if held is not None and is_own and held.name == "value" and node.output[0] in names:
+            graph.initializer.add().CopyFrom(held.t)
+            graph.initializer[-1].name = node.output[0]
+        else:
+            kept.append(node)
+    _keep(graph.node, kept)
+
+
+def _feed(graph: onnx.GraphProto, weights: Mapping[str, Array]) -> None:
+    """Change a graph so that values of it are inputs. What only they needed goes, and the nodes
+    that made them do.
+    """
+    for name, array in weights.items():
+        element = helper.np_dtype_to_tensor_dtype(array.dtype)
+        graph.input.append(helper.make_tensor_value_info(name, element, array.shape))
+    _keep(graph.value_info, [value for value in graph.value_info if value.name not in weights])
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.isdisjoint(node.output) or weights.keys() >= {o for o in node.output if o}:
+            continue
+        for index, name in enumerate(node.output):
+            if name in weights:
+                node.output[index] = f"{name}/unfed"
+        needed.update(name for name in reads(node) if name not in weights)
+        kept.append(node)
+    _keep(graph.node, kept[::-1])
+
+
+def _keep(field: Any, items: list[Any]) -> None:
+    if len(items) < len(field):
+        del field[:]
+        field.extend(items)

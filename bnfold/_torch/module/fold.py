@@ -1,0 +1,168 @@
+"""Plan and fold a PyTorch module."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from bnfold._core.reasons import Reason
+from bnfold._core.result import Fold, Plan
+from bnfold._errors import UsageError
+from bnfold._merge.merging import Stays
+from bnfold._plan.fit import settle
+from bnfold._plan.planner import Move, Moves
+from bnfold._plan.summary import kept_apart, summarize
+from bnfold._torch.module.surgery import Surgery
+from bnfold._torch.module.ties import tie, untie
+from bnfold._torch.module.trace import unsure
+from bnfold._torch.program.merging import merge
+from bnfold._torch.read.export import check, export, watched
+from bnfold._torch.read.graph import clashes, read
+
+# Linear operators that merge, by how their names begin, and how many of them are named.
+_LINEAR = ("avg_pool", "conv", "linear", "matmul")
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Example:
+    """Inputs that a module can be called with, and which of their sizes may vary.
+
+    ``made_up`` says that nobody gave them, so that their sizes prove nothing.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    dynamic_shapes: Any = None
+    made_up: bool = False
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A module that has been read and planned."""
+
+    module: nn.Module
+    surgery: Surgery
+    moves: Moves
+    plan: Plan
+    clone: bool = False
+
+    def apply(self, inplace: bool) -> nn.Module:
+        """Fold a copy of the module, or the module itself."""
+        target = self.module if inplace else copied(self.module)
+        groups = untie(target) if self.clone else ((), ())
+        self.surgery.apply(target, self.moves)
+        tie(target, groups, self.surgery.called)
+        return target
+
+
+def prepare(module: nn.Module, example: Example, clone: bool = False) -> Planned:
+    """Read and plan a module in eval mode; it is not changed.
+
+    With ``clone`` what several places share may become different in them.
+
+    What is read is a twin that shares its tensors, where there can be one: hooks and the module's
+    own code leave traces in the module they run in, and calls of the original's parts, which a copy
+    would make too, are found out.
+    Raises `UsageError` for a module that is not ready or cannot be traced.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError("a TorchScript module cannot be folded: give the module it was made from")
+    check(module)
+    try:
+        subject = copied(module, shared=True)
+    except UsageError:
+        if clone:
+            raise
+        subject = module
+    if clone:
+        untie(subject)
+
+    def again() -> ExportedProgram:
+        return export(subject, example.args, example.kwargs, example.dynamic_shapes)
+
+    with watched() as calls:
+        program = again()
+    graph = read(program, subject)
+    surgery = Surgery(subject, graph, calls, again)
+
+    def objections(moves: Sequence[Move]) -> Mapping[int, Reason]:
+        doubts = unsure(graph, subject, moves) if example.made_up else {}
+        return {**clashes(graph, moves), **surgery.objections(moves), **doubts}
+
+    view = surgery.restricted(graph.view)
+    moves = settle(view, graph.readings, objections)
+    before = Counter(node.op for node in view.nodes)
+    plan = summarize([("", view, moves)], before)
+    if not example.made_up:
+        kinds = {node.label: node.op for node in view.nodes}
+        stays = [kept_apart(each, "") for each in _apart(merge(program).folds, kinds)]
+        plan = replace(plan, kept=(*plan.kept, *stays))
+    return Planned(module, surgery, moves, plan, clone)
+
+
+def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
+    """Linear operators that the module's own code brings together, so that they stay several.
+
+    What merges once and then again counts once.
+    """
+    linear: dict[str, list[str]] = {}
+    for fold in merges:
+        taken = [label for label in fold.nodes if kinds[label].startswith(_LINEAR)]
+        linear.setdefault(fold.into, []).extend(taken)
+    gone = {label for fold in merges for label in fold.nodes}
+    for into in [label for label in linear if label not in gone]:
+        parts = list(linear[into])
+        for part in parts:
+            parts += linear.get(part, [])
+        others = ", ".join(parts[:_NAMED]) or "what is added to it"
+        others += f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
+        message = (
+            f"{into} could become one operator with {others}, which replacing submodules cannot "
+            "express: bnfold.fold(exported_program) can"
+        )
+        yield Stays(into, kinds[into], Reason("not-a-module", into, message))
+
+
+def copied(module: nn.Module, shared: bool = False) -> nn.Module:
+    """A deep copy, or one whose parameters and buffers are the module's own.
+
+    Weights that old-style hooks compute are copied as values, without a graph.
+    """
+    own = (*module.parameters(), *module.buffers()) if shared else ()
+    try:
+        with _detached(module):
+            return copy.deepcopy(module, {id(tensor): tensor for tensor in own})
+    except Exception as error:  # Whatever a member's own copying raises.
+        raise UsageError(
+            f"{type(module).__name__} cannot be copied ({error}): pass inplace=True to fold it "
+            "where it is"
+        ) from error
+
+
+@contextmanager
+def _detached(module: nn.Module) -> Iterator[None]:
+    """Let attributes that weight_norm and spectral_norm hooks set be leaves for a moment."""
+    changed: list[tuple[nn.Module, str, Tensor]] = []
+    for part in module.modules():
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm | SpectralNorm):
+                value = part.__dict__.get(hook.name)
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    changed.append((part, hook.name, value))
+                    part.__dict__[hook.name] = value.detach()
+    try:
+        yield
+    finally:
+        for part, name, value in changed:
+            part.__dict__[name] = value

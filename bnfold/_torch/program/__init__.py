@@ -1,0 +1,1 @@
+"""Folds an ExportedProgram: a copy whose operators and parameters change."""

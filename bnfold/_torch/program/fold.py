@@ -1,0 +1,182 @@
+"""Fold an ExportedProgram: operators go, parameters change, and the user's own are never written.
+
+A program holds its graph, so whatever the planner finds can be expressed: a shared parameter is
+cloned, a missing bias becomes a parameter, a map that has to stand becomes a mul and an add.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from bnfold._core.laws import Edit
+from bnfold._core.parameters import Site
+from bnfold._core.result import Plan
+from bnfold._errors import UsageError
+from bnfold._plan.fit import settle, standing_constants, standing_dtype
+from bnfold._plan.places import Standing
+from bnfold._plan.planner import Move, Moves, Sides
+from bnfold._plan.summary import kept_apart, summarize
+from bnfold._torch.program.draft import Draft
+from bnfold._torch.program.merging import merge
+from bnfold._torch.read.constants import Constant
+from bnfold._torch.read.graph import Graph, clashes, operators, read
+from bnfold._torch.read.nodes import arguments, kind_of
+from bnfold._torch.read.quiet import quiet
+from bnfold._torch.tensors import Array, from_numpy
+
+
+class PlannedProgram:
+    """A program that has been read and planned."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        """Read and plan; the program is not changed."""
+        merges = merge(program)
+        self._graph = read(merges.program, None, merges.exact)
+        view, readings = self._graph.view, self._graph.readings
+        self._moves: Moves = settle(view, readings, partial(clashes, self._graph))
+        plan = summarize([("", view, self._moves)], Counter(node.op for node in view.nodes))
+        self.plan: Plan = replace(
+            plan,
+            folds=(*merges.folds, *plan.folds),
+            kept=(*plan.kept, *(kept_apart(stays, "") for stays in merges.stays)),
+            before=Counter(map(kind_of, operators(program))),
+        )
+
+    def apply(self) -> ExportedProgram:
+        """A new program with all moves carried out."""
+        return _Writer(self._graph).write(self._moves)
+
+
+def load(path: Path) -> ExportedProgram:
+    """Read a .pt2 file. Raises `UsageError` where PyTorch cannot."""
+    try:
+        with quiet("torch.export"):
+            return torch.export.load(path)
+    except Exception as error:  # torch.export.load raises many things.
+        line = next((text for text in str(error).splitlines() if text.strip()), "")
+        raise UsageError(f"{path} is not a .pt2 file that torch can load: {line}") from error
+
+
+class _Writer:
+    """Writes moves into a draft of a program."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._read = graph
+        self._draft = Draft(graph.program)
+        self._nodes = dict(self._draft.nodes)
+
+    def write(self, moves: Moves) -> ExportedProgram:
+        for index, edit in moves.edits.items():
+            _edit(self._node(index), edit)
+        for index, sides in moves.sides.items():
+            site = self._read.readings[index].site
+            if site is not None:
+                self._absorb(self._node(index), site, sides)
+        for move in moves.moves:
+            self._replace(move)
+        return self._draft.program()
+
+    def _node(self, place: int) -> Node:
+        return self._nodes[self._read.nodes[place].name]
+
+    def _absorb(self, node: Node, site: Site, sides: Sides) -> None:
+        """Give an operator its new weight and bias."""
+        bound = arguments(node)
+        for name, values, old in (
+            ("weight", site.new_weight(sides.behind, sides.ahead), site.weight_value),
+            ("bias", site.new_bias(sides.behind, sides.ahead), site.bias_value),
+        ):
+            if values is None:
+                continue
+            weight = bound["weight"]
+            stem = old.name if isinstance(old, Constant) and old.stored else f"{node.name}_{name}"
+            if isinstance(old, Constant) and old.stored and len(bound[name].users) == 1:
+                state = self._draft.state
+                state[old.name] = _like(values, state[old.name])
+                continue
+            parameter, _ = self._draft.add_parameter(stem, from_numpy(values), weight)
+            _set_argument(node, name, parameter)
+
+    def _replace(self, move: Move) -> None:
+        """Take the maps out, and put what has to stand where the last of them was."""
+        *others, last = move.maps
+        for place in others:
+            self._bypass(self._node(place), self._data(place))
+        end, current = self._node(last), self._data(last)
+        with self._draft.module.graph.inserting_before(end):
+            for standing in move.stands:
+                current = self._standing(move, standing, current, end)
+        self._bypass(end, current)
+
+    def _data(self, place: int) -> Node:
+        """What the data input of a map is by now."""
+        before = self._read.nodes[place]
+        name = self._read.view.values[self._read.view.nodes[place].inputs[0]].name
+        position = [source.name for source in before.all_input_nodes].index(name)
+        return self._node(place).all_input_nodes[position]
+
+    def _bypass(self, node: Node, source: Node) -> None:
+        """Take a node out, and let everything that reads it read another one instead."""
+        for name, known in list(self._nodes.items()):
+            if known is node:
+                self._nodes[name] = source
+        self._draft.bypass(node, source)
+
+    def _standing(self, move: Move, standing: Standing, data: Node, end: Node) -> Node:
+        """A mul, an add or both; PyTorch has no need for the BatchNorm form."""
+        if standing.op == "BatchNormalization":
+            for op in ("Mul", "Add"):
+                data = self._standing(move, Standing(op, standing.map), data, end)
+            return data
+        (vector,) = standing_constants(self._read.readings, move, standing)
+        dtype = standing_dtype(self._read.view, self._read.readings, move)
+        axis, rank = standing.map.axis, end.meta["val"].dim()
+        shape = () if axis is None else (vector.size, *(1,) * (rank - 1 - axis))
+        values = vector.astype(dtype).reshape(shape)
+        target: Callable[..., Any] = (
+            torch.ops.aten.mul.Tensor if standing.op == "Mul" else torch.ops.aten.add.Tensor
+        )
+        like = next((n for n in self._nodes.values() if n.op == "placeholder"), end)
+        stem = f"{end.name}_{standing.op.lower()}"
+        constant, _ = self._draft.add_parameter(stem, from_numpy(values), like)
+        node: Node = self._draft.module.graph.call_function(target, (data, constant))
+        node.meta = dict(end.meta)
+        return node
+
+
+def _like(values: Array, old: Tensor) -> Tensor:
+    """Values in a new tensor that lies as another one does."""
+    tensor = torch.empty_like(old)
+    with torch.no_grad():
+        tensor.copy_(from_numpy(values))
+    return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+
+
+def _edit(node: Node, edit: Edit) -> None:
+    """Give an operator new numbers; relu6, which has none, becomes the hardtanh that it is."""
+    if kind_of(node) in ("relu6", "relu6_"):
+        name = kind_of(node).replace("relu6", "hardtanh")
+        node.target = getattr(torch.ops.aten, name).default
+    bound = arguments(node)
+    for name, value in edit.values.items():
+        _set_argument(node, name if name in bound else f"{name}_val", value)
+
+
+def _set_argument(node: Node, name: str, value: Node | float) -> None:
+    """Set an argument of an operator by name, by position where it has one there."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    place = names.index(name)
+    if name in node.kwargs or place > len(node.args):
+        node.kwargs = {**node.kwargs, name: value}
+    else:
+        node.args = (*node.args[:place], value, *node.args[place + 1 :])

@@ -1,0 +1,1 @@
+"""Reads exported programs: their constants, memory, and what each operator is."""

@@ -1,0 +1,159 @@
+"""Which tensors of a program share memory, and who reads what has been written over.
+
+An operator that works in place gives the tensor that it wrote into, so that a chain of such
+operators is one of values like any other. It is not where somebody reads the memory afterwards by
+an older name: what is read then is not what the producer of that name put out.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Set
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
+
+from bnfold._torch.read.nodes import SHAPE_OR_TYPE, kind_of
+
+
+@dataclass(frozen=True)
+class _Stale:
+    """Memory that is read by a ``name`` it had before ``writer`` wrote into it.
+
+    What enters the program has its names outside, so that every write is one (``reader`` None).
+    """
+
+    writer: Node
+    name: Node
+    reader: Node | None
+
+
+class Memory:
+    """The memory of one program's tensors."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._nodes: list[Node] = list(graph.nodes)
+        self._order = {node: place for place, node in enumerate(self._nodes)}
+        self._homes: dict[Node, Node] = {}
+        self._writes: list[tuple[Node, Node]] = []
+        places: dict[int, Node] = {}
+        for node in self._nodes:
+            for tensor in pytree.tree_leaves(node.meta.get("val")):
+                if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+                    memory: int = tensor.untyped_storage()._cdata
+                    _join(self._homes, places.setdefault(memory, node), node)
+            if node.op == "call_function":
+                self._note(node)
+
+    def _note(self, node: Node) -> None:
+        """What an operator hands on of its inputs, and what it writes into."""
+        schema = getattr(node.target, "_schema", None)
+        if node.target is operator.getitem or "dropout" in str(node.target):
+            # A part of a list; in eval Dropout gives its input itself, which no schema tells.
+            for source in node.all_input_nodes:
+                _join(self._homes, source, node)
+        if schema is None:
+            return
+        returns_alias = any(value.alias_info is not None for value in schema.returns)
+        inputs = {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
+        inputs.update(node.kwargs)
+        for argument in schema.arguments:
+            alias = argument.alias_info
+            for source in _nodes_in(inputs.get(argument.name)) if alias is not None else ():
+                if returns_alias:
+                    _join(self._homes, source, node)
+                if alias.is_write:
+                    self._writes.append((node, source))
+
+    @property
+    def written(self) -> Set[Node]:
+        """All nodes whose memory some operator writes into, be it through a view of it."""
+        roots = {_home(self._homes, source) for _, source in self._writes}
+        return {node for node in self._nodes if _home(self._homes, node) in roots}
+
+    def writers(self, node: Node) -> Set[Node]:
+        """The operators that write into the memory of a node."""
+        return self._writers.get(_home(self._homes, node), frozenset())
+
+    def follow(self, node: Node, old: Node) -> None:
+        """Know a new node, which those read who read an old one, and write into."""
+        _join(self._homes, old, node)
+
+    @cached_property
+    def _writers(self) -> dict[Node, set[Node]]:
+        found: dict[Node, set[Node]] = {}
+        for writer, source in self._writes:
+            found.setdefault(_home(self._homes, source), set()).add(writer)
+        return found
+
+    @cached_property
+    def torn(self) -> Set[Node]:
+        """Operators that hand on memory, or write into it, which is read by an old name."""
+        roots = {_home(self._homes, stale.name) for stale in self._stale_as_it_is}
+        return {
+            node
+            for node in self._nodes
+            if (root := _home(self._homes, node)) in roots
+            and any(_home(self._homes, source) is root for source in node.all_input_nodes)
+        }
+
+    def torn_by(
+        self, joined: Collection[tuple[Node, Node]], gone: Set[Node]
+    ) -> list[tuple[tuple[Node, Node], Node]]:
+        """Which joints bring about new reads by an old name, each with the writer.
+
+        ``joined`` are the pairs of nodes that come to be one tensor once the nodes ``gone`` are
+        taken out.
+        """
+        homes = dict(self._homes)
+        for one, other in joined:
+            _join(homes, one, other)
+        writers = {
+            _home(homes, stale.name): stale.writer
+            for stale in self._stale(homes, gone)
+            if stale not in self._stale_as_it_is
+        }
+        return [
+            (pair, writers[root]) for pair in joined if (root := _home(homes, pair[0])) in writers
+        ]
+
+    @cached_property
+    def _stale_as_it_is(self) -> Set[_Stale]:
+        return set(self._stale(self._homes, frozenset()))
+
+    def _stale(self, homes: dict[Node, Node], gone: Set[Node]) -> list[_Stale]:
+        """All reads by an old name. What somebody outside holds is read there after all writes."""
+        writes = [(writer, _home(homes, at)) for writer, at in self._writes if writer not in gone]
+        names: dict[Node, list[Node]] = {root: [] for _, root in writes}
+        for node in self._nodes if writes else ():
+            names.get(_home(homes, node), []).append(node)
+        return [
+            _Stale(writer, name, reader)
+            for writer, root in writes
+            for name in names[root]
+            if self._order[name] < self._order[writer]
+            for reader in (*([None] if name.op == "placeholder" else []), *name.users)
+            if reader is None
+            or (self._order[reader] > self._order[writer] and kind_of(reader) not in SHAPE_OR_TYPE)
+        ]
+
+
+def _home(homes: dict[Node, Node], node: Node) -> Node:
+    """The node that stands for all which share memory with one."""
+    while (up := homes.setdefault(node, node)) is not node:
+        homes[node] = homes[up]
+        node = up
+    return node
+
+
+def _join(homes: dict[Node, Node], one: Node, other: Node) -> None:
+    homes[_home(homes, other)] = _home(homes, one)
+
+
+def _nodes_in(value: object) -> list[Node]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [item for item in values if isinstance(item, Node)]

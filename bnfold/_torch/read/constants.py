@@ -1,0 +1,149 @@
+"""Values of an exported program that are the same at every call.
+
+Parameters, buffers and lifted tensors, and whatever is computed from them alone: a weight norm, a
+reshaped scale, ``(running_var + eps).rsqrt()``. Chains are evaluated by PyTorch itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from bnfold._core.reasons import Reason
+from bnfold._merge.stored import Load
+from bnfold._torch.tensors import DTYPES, Array, from_numpy, to_numpy
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant tensor.
+
+    ``name`` is the parameter's or buffer's in the module, or that of the operator that computes it.
+    ``sources`` are the names of all parameters and buffers it comes from; ``stored`` says whether
+    it is one itself. ``torch_dtype`` is the type it is stored in; values that are yet to be rounded
+    to that are float64.
+    """
+
+    name: str
+    tensor: Callable[[], Tensor]
+    shape: tuple[int, ...]
+    torch_dtype: torch.dtype
+    sources: tuple[str, ...]
+    stored: bool
+
+    @cached_property
+    def load(self) -> Callable[[], Array]:
+        """Read the values."""
+        return lambda: to_numpy(self.tensor())
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the element type is one that affine maps are folded in."""
+        return self.torch_dtype in DTYPES
+
+
+class Constants:
+    """Finds constants of one program by node, each resolved once."""
+
+    def __init__(
+        self, program: ExportedProgram, written: Set[Node], exact: Mapping[str, Load]
+    ) -> None:
+        """``written`` are the nodes whose memory some operator writes into. ``exact`` gives values
+        in float64 of parameters by name, not yet rounded to their type.
+        """
+        signature = program.graph_signature
+        self._names: dict[str, str] = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self._mutated = set(signature.buffers_to_mutate.values())
+        self._written = written
+        self._exact = dict(exact)
+        self._state: dict[str, Any] = {**program.state_dict, **program.constants}
+        self._found: dict[Node, Constant | Reason] = {}
+
+    def add(self, node: Node, name: str, value: Tensor, exact: Load) -> None:
+        """Know a new parameter, by its values in float64 and as the program holds it."""
+        self._exact[name] = exact
+        self._found[node] = self._parameter(name, value)
+
+    def find(self, node: Node) -> Constant | Reason:
+        """The constant that a node stands for, or why it is none."""
+        waiting = [node]
+        while waiting:
+            current = waiting[-1]
+            open_ = [n for n in current.all_input_nodes if n not in self._found]
+            if current.op == "call_function" and open_ and _is_pure(current):
+                waiting.extend(open_)
+                continue
+            waiting.pop()
+            if current not in self._found:
+                self._found[current] = self._resolve(current)
+        return self._found[node]
+
+    def _resolve(self, node: Node) -> Constant | Reason:
+        if node.op == "placeholder":
+            name = self._names.get(str(node.target))
+            value = self._state.get(name) if name is not None else None
+            if name is None or not isinstance(value, Tensor):
+                return Reason("dynamic-weight", node.name, f"{node.name} is an input of the model")
+            if name in self._mutated or node in self._written:
+                message = f"{name} changes while the model runs"
+                return Reason("dynamic-weight", name, message)
+            return self._parameter(name, value)
+        sources = [self._found.get(source) for source in node.all_input_nodes]
+        constants = [source for source in sources if isinstance(source, Constant)]
+        example = node.meta.get("val")
+        if (
+            node.op != "call_function"
+            or not _is_pure(node)
+            or node in self._written
+            or not constants
+            or len(constants) != len(sources)
+            or not isinstance(example, Tensor)
+        ):
+            return Reason("dynamic-weight", node.name, f"{node.name} is computed at run time")
+        try:
+            result = self._evaluate(node)
+        except Exception as error:  # Whatever an operator raises on constants it cannot take.
+            message = f"{node.name} could not be evaluated: {error}"
+            return Reason("dynamic-weight", node.name, message)
+        names = tuple(dict.fromkeys(name for c in constants for name in c.sources))
+        return Constant(
+            node.name, lambda: result, tuple(result.shape), result.dtype, names, stored=False
+        )
+
+    def _parameter(self, name: str, value: Tensor) -> Constant:
+        exact = self._exact.get(name)
+        tensor = (lambda: value) if exact is None else (lambda: from_numpy(exact()))
+        return Constant(name, tensor, tuple(value.shape), value.dtype, (name,), stored=True)
+
+    def _evaluate(self, node: Node) -> Tensor:
+        def tensor(source: Node) -> Any:
+            found = self._found[source]
+            assert isinstance(found, Constant)
+            return found.tensor()
+
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), tensor)
+        assert callable(node.target)
+        with torch.no_grad():
+            result = node.target(*args, **kwargs)
+        if not isinstance(result, Tensor):
+            raise TypeError("it is no tensor")
+        return result
+
+
+def _is_pure(node: Node) -> bool:
+    """Whether an operator depends on its inputs alone and changes nothing."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or schema.is_mutable:
+        return False
+    return torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())

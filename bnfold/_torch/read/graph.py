@@ -1,0 +1,230 @@
+"""An exported program read into the neutral view."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from bnfold._core import view as view_module
+from bnfold._core.parameters import Reading
+from bnfold._core.reasons import Reason
+from bnfold._core.view import OPAQUE, Affine, Barrier, Carrier, Crossing, View
+from bnfold._merge.stored import Load
+from bnfold._plan.planner import Move
+from bnfold._torch.read.aliases import Memory
+from bnfold._torch.read.constants import Constants
+from bnfold._torch.read.context import NOTHING, Context, Read
+from bnfold._torch.read.nodes import SHAPE_OR_TYPE, arguments, kind_of
+from bnfold._torch.read.roles import read_node
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A program, its view, and for each node of the view the operator and what was read of it."""
+
+    program: ExportedProgram
+    constants: Constants
+    memory: Memory
+    view: View
+    nodes: tuple[Node, ...]
+    readings: tuple[Reading, ...]
+
+
+def read(
+    program: ExportedProgram, module: nn.Module | None, exact: Mapping[str, Load] | None = None
+) -> Graph:
+    """Read a program; ``module`` is what it was exported from, where there is one. ``exact`` gives
+    values in float64 of parameters by name, which the program holds rounded.
+    """
+    memory = Memory(program.graph)
+    constants = Constants(program, memory.written, exact or {})
+    nodes = operators(program)
+    labels = labels_of(nodes)
+    modules = dict(module.named_modules(remove_duplicate=False)) if module is not None else {}
+
+    def in_training(node: Node) -> bool:
+        home = modules.get(path_of(node))
+        return home.training if home is not None else bool(arguments(node).get("training", False))
+
+    context = Context(constants, labels.__getitem__, in_training, whole=module is None)
+    reads = {node: role_of(context, node, memory.torn) for node in nodes}
+    pinned = {**_hooked(nodes, modules, labels), **_put_out(program)}
+    values = _Values(program, pinned)
+    view_nodes = tuple(values.node(labels[node], node, reads[node]) for node in nodes)
+    readings = tuple(reads[node].reading for node in nodes)
+    return Graph(program, constants, memory, View(view_nodes, values.all()), nodes, readings)
+
+
+def operators(program: ExportedProgram) -> tuple[Node, ...]:
+    """The nodes of a program that compute something."""
+    return tuple(node for node in program.graph.nodes if node.op == "call_function")
+
+
+class _Values:
+    """Numbers the tensors of a program, and notes who writes and who reads each."""
+
+    def __init__(self, program: ExportedProgram, pinned: Mapping[Node, Reason]) -> None:
+        self._numbers = {node: number for number, node in enumerate(program.graph.nodes)}
+        self._pinned = pinned
+        self._producers: dict[Node, int] = {}
+        self._readers: dict[Node, list[int]] = {}
+        self._parts: set[Node] = set()
+        self._count = 0
+
+    def node(self, label: str, node: Node, found: Read) -> view_module.Node:
+        """The next node of the view: its data first, then whatever else it reads.
+
+        Parts of a list are put out by the operator that makes the list, and not by those that take
+        them from it, which read nothing then.
+        """
+        place, self._count = self._count, self._count + 1
+        if node in self._parts:
+            return view_module.Node(label, kind_of(node), OPAQUE, (), ())
+        inputs = list(reads_of(node))
+        for source in found.data:
+            inputs.remove(source)
+        inputs = [*found.data, *inputs]
+        if kind_of(node) not in SHAPE_OR_TYPE:
+            for source in inputs:
+                self._readers.setdefault(source, []).append(place)
+        outputs = found.outputs or (node,)
+        self._producers.update((output, place) for output in outputs)
+        self._parts.update(output for output in outputs if output is not node)
+        numbered = tuple(self._numbers[source] for source in inputs)
+        written = tuple(self._numbers[output] for output in outputs)
+        return view_module.Node(label, kind_of(node), found.reading.role, numbered, written)
+
+    def all(self) -> tuple[view_module.Value, ...]:
+        """All tensors, once all nodes are known."""
+        return tuple(
+            view_module.Value(
+                node.name,
+                self._producers.get(node),
+                tuple(self._readers.get(node, ())),
+                self._pinned.get(node),
+            )
+            for node in self._numbers
+        )
+
+
+def role_of(context: Context, node: Node, torn: Set[Node]) -> Read:
+    """The role of a node; none where memory that it hands on is written and read by an old name.
+
+    A map that is written there in place is one that others see, too.
+    """
+    found = read_node(context, node)
+    role = found.reading.role
+    if node not in torn or not isinstance(role, Affine | Carrier | Crossing):
+        return found
+    if not isinstance(role, Affine):
+        return NOTHING
+    where = context.label(node)
+    message = f"{where} writes into a tensor that is read by another name afterwards"
+    return Read(Reading(Barrier(Reason("shared-output", where, message))), found.data)
+
+
+def clashes(graph: Graph, moves: Sequence[Move]) -> dict[int, Reason]:
+    """Why moves, by number, would have somebody read memory that is written over.
+
+    A map that is taken out makes one tensor of what were two: who writes into one then writes into
+    the other. An operator that stands in its place makes a new one.
+    """
+    view, holders = graph.view, list(graph.program.graph.nodes)
+    joined: dict[tuple[Node, Node], int] = {}
+    for number, move in enumerate(moves):
+        for index in move.maps[: len(move.maps) - bool(move.stands)]:
+            role = view.nodes[index].role
+            assert isinstance(role, Affine)
+            source = holders[view.nodes[index].inputs[role.data]]
+            joined[source, graph.nodes[index]] = number
+    gone = {graph.nodes[index] for move in moves for index in move.maps}
+    found = {}
+    for pair, writer in graph.memory.torn_by(list(joined), gone):
+        number = joined[pair]
+        label = view.nodes[moves[number].maps[-1]].label
+        message = f"without {label}, {writer.name} would write into a tensor that is read elsewhere"
+        found[number] = Reason("shared-output", label, message)
+    return found
+
+
+def path_of(node: Node) -> str:
+    """The innermost module that a node belongs to, "" for the outermost."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [path for path, _ in stack.values()][-1] if stack else ""
+
+
+def paths_of(node: Node) -> list[str]:
+    """All modules that a node belongs to, innermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [path for path, _ in stack.values()][::-1]
+
+
+def reads_of(node: Node) -> Iterator[Node]:
+    """The tensors that a node reads, once for each read."""
+    found: list[Node] = []
+
+    def note(source: Node) -> Node:
+        found.append(source)
+        return source
+
+    torch.fx.map_arg((node.args, node.kwargs), note)
+    yield from found
+
+
+def labels_of(nodes: Sequence[Node]) -> dict[Node, str]:
+    """What a user calls each node: its module, with the operator where the module has several."""
+    count = Counter(path_of(node) for node in nodes)
+    return {
+        node: path
+        if (path := path_of(node)) and count[path] == 1
+        else f"{path}: {node.name}"
+        if path
+        else node.name
+        for node in nodes
+    }
+
+
+def _put_out(program: ExportedProgram) -> dict[Node, Reason]:
+    """Why what the program gives back may not change."""
+    output = next(node for node in program.graph.nodes if node.op == "output")
+    return {
+        node: Reason("graph-output", node.name, f"{node.name} is an output of the model")
+        for node in output.all_input_nodes
+    }
+
+
+def _hooked(
+    nodes: tuple[Node, ...], modules: dict[str, nn.Module], labels: dict[Node, str]
+) -> dict[Node, Reason]:
+    """Why what a module's hooks get to see may not change: inputs of those with a forward
+    pre-hook, inputs and outputs of those with another hook.
+
+    Of a norm, which may itself go, hooks but the first kind see the output alone stay right.
+    """
+    pinned = {}
+    for path, module in modules.items():
+        after = bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+        before = (after and not isinstance(module, _BatchNorm | _InstanceNorm)) or any(
+            not isinstance(hook, WeightNorm | SpectralNorm)
+            for hook in module._forward_pre_hooks.values()
+        )
+        if not path or not (after or before):
+            continue
+        inside = {node for node in nodes if path in paths_of(node)}
+        reason = Reason("shared-output", path, f"a hook on {path} sees it")
+        for node in nodes:
+            leaves = node in inside and any(user not in inside for user in node.users)
+            enters = node not in inside and any(user in inside for user in node.users)
+            if (after and leaves) or (before and enters):
+                pinned[node] = reason
+    return pinned

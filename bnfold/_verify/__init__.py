@@ -1,1 +1,0 @@
-"""Checks that a folded model still computes what the original computes."""
