@@ -18,12 +18,12 @@ from bnfold._core.affine import AffineMap
 from bnfold._core.joins import Aligned, Concatenated, Summed
 from bnfold._core.laws import Homogeneous
 from bnfold._core.reasons import Reason
-from bnfold._core.view import OPAQUE, Absorber, Affine, Ahead, Crossing, Node, Role, Value, View
+from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide, Node, Role, Value, View
 from bnfold._plan.planner import plan
 
 Row = tuple[Role, tuple[int, ...], int]
 RELU = Crossing(Homogeneous())
-CONV = Absorber({1: 2}, ahead=Ahead(0, {1: 2}))
+CONV = Absorber({1: 2}, ahead=InputSide(0, {1: 2}))
 SHAPE = (1, 2, 4, 4)
 SUM = Crossing(Summed((1, 1), Aligned((SHAPE, SHAPE), SHAPE)), (0, 1))
 WIDE = 1000

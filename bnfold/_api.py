@@ -313,7 +313,7 @@ def _write(
     output: Path,
     source: Path | None = None,
 ) -> Path:
-    with models.draft(
+    with models.pending(
         model, rewritten, base_dir=base_dir, destination=output, source=source
     ) as draft:
         draft.commit()

@@ -97,18 +97,18 @@ def roll_scale(patch: Patch, touch: Touch) -> None:
     patch.setattr(channels, "scaled", lambda w, scale, *rest: right(w, np.roll(scale, 1), *rest))
 
 
-class _Transposed(channels.Layout):
+class _Transposed(channels.ChannelLayout):
     """Marks the layout of a ConvTranspose."""
 
 
 def scale_transposed_along_input(patch: Patch, touch: Touch) -> None:
     right_layout, right = channels.conv_transpose, channels.scaled
 
-    def layout(shape: tuple[int, ...], group: int) -> channels.Layout:
+    def layout(shape: tuple[int, ...], group: int) -> channels.ChannelLayout:
         made = right_layout(shape, group)
         return _Transposed(made.view, made.along)
 
-    def wrong(weight: Array, scale: Array, layout: channels.Layout, dtype: Any) -> Array:
+    def wrong(weight: Array, scale: Array, layout: channels.ChannelLayout, dtype: Any) -> Array:
         if not isinstance(layout, _Transposed):
             return right(weight, scale, layout, dtype)
         rows = np.resize(scale, weight.shape[0]).reshape(-1, *(1,) * (weight.ndim - 1))

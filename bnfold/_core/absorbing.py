@@ -10,7 +10,7 @@ import numpy as np
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.reasons import Reason
-from bnfold._core.view import Absorber, Ahead, Node, Value, View
+from bnfold._core.view import Absorber, InputSide, Node, Value, View
 
 
 def unshared(view: View, value: Value, reader: int) -> Reason | None:
@@ -63,7 +63,7 @@ def absorb_behind(
 
 
 def absorb_ahead(
-    node: Node, ahead: Ahead, absorbed: AffineMap, map_: AffineMap
+    node: Node, ahead: InputSide, absorbed: AffineMap, map_: AffineMap
 ) -> AffineMap | Reason:
     """What an operator whose input takes in ``absorbed`` takes in once ``map_`` comes ahead of it.
 
@@ -87,7 +87,7 @@ def absorb_ahead(
 
 def _total(
     node: Node,
-    side: Absorber | Ahead,
+    side: Absorber | InputSide,
     total: AffineMap | None,
     map_: AffineMap,
     absorbed: AffineMap,

@@ -23,7 +23,7 @@ _BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
-class Layout:
+class ChannelLayout:
     """Where output channels lie in a weight.
 
     ``view`` is the shape the stored weight is seen in (same elements, same order) and ``along``
@@ -40,7 +40,7 @@ class Layout:
         return vector.reshape(self.along)
 
 
-def along_axis(shape: tuple[int, ...], axis: int) -> Layout:
+def along_axis(shape: tuple[int, ...], axis: int) -> ChannelLayout:
     """Output channels on one axis of the weight.
 
     Conv keeps them on axis 0 of ``[Cout, Cin/group, k…]`` whatever the group: each output channel
@@ -49,10 +49,10 @@ def along_axis(shape: tuple[int, ...], axis: int) -> Layout:
     and the γ of a normalization.
     """
     view = shape or (1,)
-    return Layout(view, tuple(n if k == axis else 1 for k, n in enumerate(view)))
+    return ChannelLayout(view, tuple(n if k == axis else 1 for k, n in enumerate(view)))
 
 
-def conv_transpose(shape: tuple[int, ...], group: int) -> Layout:
+def conv_transpose(shape: tuple[int, ...], group: int) -> ChannelLayout:
     """Output channels of a ConvTranspose weight ``[Cin, Cout/group, k…]``.
 
     Output channel ``o = j·(Cout/group) + m`` is written by group j alone, from the ``Cin/group``
@@ -61,10 +61,10 @@ def conv_transpose(shape: tuple[int, ...], group: int) -> Layout:
     """
     cin, per_group, *kernel = shape
     ones = (1,) * len(kernel)
-    return Layout((group, cin // group, per_group, *kernel), (group, 1, per_group, *ones))
+    return ChannelLayout((group, cin // group, per_group, *kernel), (group, 1, per_group, *ones))
 
 
-def conv_inputs(shape: tuple[int, ...], group: int) -> Layout:
+def conv_inputs(shape: tuple[int, ...], group: int) -> ChannelLayout:
     """Input channels of a Conv weight ``[Cout, Cin/group, k…]``.
 
     Group j reads the ``Cin/group`` input channels that begin at ``j·(Cin/group)`` and writes the
@@ -73,10 +73,10 @@ def conv_inputs(shape: tuple[int, ...], group: int) -> Layout:
     """
     cout, per_group, *kernel = shape
     ones = (1,) * len(kernel)
-    return Layout((group, cout // group, per_group, *kernel), (group, 1, per_group, *ones))
+    return ChannelLayout((group, cout // group, per_group, *kernel), (group, 1, per_group, *ones))
 
 
-def scaled(weight: Array, scale: Vector, layout: Layout, dtype: np.dtype[Any]) -> Array:
+def scaled(weight: Array, scale: Vector, layout: ChannelLayout, dtype: np.dtype[Any]) -> Array:
     """The weight with each output channel multiplied by its scale, rounded once to a dtype.
 
     Exact but for that one rounding: a linear operator is linear in its weight, channel by channel.
@@ -91,7 +91,7 @@ def scaled(weight: Array, scale: Vector, layout: Layout, dtype: np.dtype[Any]) -
     return result.reshape(weight.shape)
 
 
-def channel_peaks(weight: Array, layout: Layout) -> Vector:
+def channel_peaks(weight: Array, layout: ChannelLayout) -> Vector:
     """The largest magnitude in each output channel, as a flat float64 vector; NaN where one is."""
     source = weight.reshape(layout.view)
     reduced = tuple(k for k, n in enumerate(layout.along) if n == 1)

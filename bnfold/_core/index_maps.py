@@ -1,7 +1,7 @@
 """Where the elements of a tensor go when it is transposed or reshaped, by sizes that are known.
 
 A map that varies along one axis may vary along two after a Reshape, and along one again after the
-next (a channel shuffle): on the way it is a `Wide` one.
+next (a channel shuffle): on the way it is a `MultiAxisMap` one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LARGEST = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
-class Wide:
+class MultiAxisMap:
     """``y = scale·x + shift``, both of the tensor's rank, with size 1 where they do not vary."""
 
     scale: NDArray[np.float64]
@@ -38,7 +38,7 @@ class Wide:
         return self.keeps_origin and bool((self.scale == 1).all())
 
 
-Map = AffineMap | Wide
+Map = AffineMap | MultiAxisMap
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Permuted:
 
 
 @dataclass(frozen=True)
-class Group:
+class AxisGroup:
     """Neighbouring axes that turn into others: as many elements, in the same order."""
 
     inside: tuple[Size, ...]
@@ -60,10 +60,10 @@ class Group:
 class Regrouped:
     """A Reshape, as groups of axes that do not mix with each other."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[AxisGroup, ...]
 
 
-Steps = tuple[Permuted | Regrouped, ...]
+IndexMap = tuple[Permuted | Regrouped, ...]
 
 
 def regrouped(inside: Sequence[Size], outside: Sequence[Size]) -> Regrouped:
@@ -75,23 +75,23 @@ def regrouped(inside: Sequence[Size], outside: Sequence[Size]) -> Regrouped:
     """
     ahead, left = _paired(list(inside), list(outside))
     behind, (rest_in, rest_out) = _paired(left[0][::-1], left[1][::-1])
-    middle = [Group(tuple(rest_in[::-1]), tuple(rest_out[::-1]))] if rest_in or rest_out else []
-    back = [Group(group.inside[::-1], group.outside[::-1]) for group in behind[::-1]]
+    middle = [AxisGroup(tuple(rest_in[::-1]), tuple(rest_out[::-1]))] if rest_in or rest_out else []
+    back = [AxisGroup(group.inside[::-1], group.outside[::-1]) for group in behind[::-1]]
     return Regrouped((*ahead, *middle, *back))
 
 
-def inverse(steps: Steps) -> Steps:
+def inverse(steps: IndexMap) -> IndexMap:
     """The steps that undo others."""
     undone: list[Permuted | Regrouped] = []
     for step in reversed(steps):
         if isinstance(step, Permuted):
             undone.append(Permuted(tuple(int(k) for k in np.argsort(step.order))))
         else:
-            undone.append(Regrouped(tuple(Group(g.outside, g.inside) for g in step.groups)))
+            undone.append(Regrouped(tuple(AxisGroup(g.outside, g.inside) for g in step.groups)))
     return tuple(undone)
 
 
-def moved(map_: Map, steps: Steps) -> Map | None:
+def moved(map_: Map, steps: IndexMap) -> Map | None:
     """A map after steps, or None where unknown sizes decide where its channels go."""
     rank = _rank_in(steps)
     if isinstance(map_, AffineMap):
@@ -113,12 +113,12 @@ def moved(map_: Map, steps: Steps) -> Map | None:
         return None
     varying = [k - 1 for k in range(1, both.ndim) if both.shape[k] > 1]
     if len(varying) > 1:
-        return Wide(both[0], both[1])
+        return MultiAxisMap(both[0], both[1])
     axis = varying[0] if varying else None
     return AffineMap.of(both[0].reshape(-1), both[1].reshape(-1), axis)
 
 
-def _rank_in(steps: Steps) -> int | None:
+def _rank_in(steps: IndexMap) -> int | None:
     if not steps:
         return None
     first = steps[0]
@@ -129,28 +129,28 @@ def _rank_in(steps: Steps) -> int | None:
 
 def _paired(
     inside: list[Size], outside: list[Size]
-) -> tuple[list[Group], tuple[list[Size], list[Size]]]:
+) -> tuple[list[AxisGroup], tuple[list[Size], list[Size]]]:
     """Groups of the leading axes with equal products, and the axes that are left."""
-    groups: list[Group] = []
+    groups: list[AxisGroup] = []
     while inside and outside:
         if inside[0] is not None and inside[0] == outside[0]:
-            groups.append(Group((inside.pop(0),), (outside.pop(0),)))
+            groups.append(AxisGroup((inside.pop(0),), (outside.pop(0),)))
             continue
         if inside[0] == 1:
-            groups.append(Group((inside.pop(0),), ()))
+            groups.append(AxisGroup((inside.pop(0),), ()))
             continue
         if outside[0] == 1:
-            groups.append(Group((), (outside.pop(0),)))
+            groups.append(AxisGroup((), (outside.pop(0),)))
             continue
         taken = _equal_products(inside, outside)
         if taken is None:
             break
-        groups.append(Group(tuple(inside[: taken[0]]), tuple(outside[: taken[1]])))
+        groups.append(AxisGroup(tuple(inside[: taken[0]]), tuple(outside[: taken[1]])))
         inside, outside = inside[taken[0] :], outside[taken[1] :]
     while inside and inside[0] == 1:
-        groups.append(Group((inside.pop(0),), ()))
+        groups.append(AxisGroup((inside.pop(0),), ()))
     while outside and outside[0] == 1:
-        groups.append(Group((), (outside.pop(0),)))
+        groups.append(AxisGroup((), (outside.pop(0),)))
     return groups, (inside, outside)
 
 
@@ -193,7 +193,7 @@ def _regroup(both: NDArray[np.float64], step: Regrouped) -> NDArray[np.float64] 
     return both
 
 
-def _known(group: Group) -> tuple[list[int], list[int]] | None:
+def _known(group: AxisGroup) -> tuple[list[int], list[int]] | None:
     inside = [size for size in group.inside if isinstance(size, int)]
     outside = [size for size in group.outside if isinstance(size, int)]
     if len(inside) < len(group.inside) or len(outside) < len(group.outside):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._core.affine import IDENTITY, AffineMap
-from bnfold._core.index_maps import Map, Wide
+from bnfold._core.index_maps import Map, MultiAxisMap
 from bnfold._core.laws import Maps, Way
 
 
@@ -306,12 +306,12 @@ def _multiplied(scales: Sequence[AffineMap]) -> Way | str:
 
 def _part(map_: Map, shifts: int) -> Map:
     """The scale of a map with a multiple of its shift."""
-    if isinstance(map_, Wide):
-        return Wide(map_.scale, map_.shift * shifts)
+    if isinstance(map_, MultiAxisMap):
+        return MultiAxisMap(map_.scale, map_.shift * shifts)
     return AffineMap.of(map_.scale, map_.shift * shifts, map_.axis)
 
 
 def _same(one: Map, other: Map) -> bool:
-    if isinstance(one, Wide) or isinstance(other, Wide) or one.axis != other.axis:
+    if isinstance(one, MultiAxisMap) or isinstance(other, MultiAxisMap) or one.axis != other.axis:
         return False
     return np.array_equal(one.scale, other.scale) and np.array_equal(one.shift, other.shift)

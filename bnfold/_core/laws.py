@@ -16,7 +16,7 @@ import numpy as np
 
 from bnfold._core import index_maps
 from bnfold._core.affine import AffineMap
-from bnfold._core.index_maps import Map, Steps
+from bnfold._core.index_maps import IndexMap, Map
 from bnfold._core.rounding import Limits
 
 Maps = Mapping[int, Map]
@@ -249,7 +249,7 @@ class Rearranged:
     and the index map, made of known sizes alone, says where it goes. Any map passes.
     """
 
-    steps: Steps | None
+    steps: IndexMap | None
 
     def backward(self, output: int, map_: Map) -> list[Way] | str:
         """Each input element gets the scale and shift of the place it comes out at."""
@@ -261,7 +261,7 @@ class Rearranged:
         moved = self._moved(maps[0], self.steps)
         return moved if isinstance(moved, str) else Way({0: moved})
 
-    def _moved(self, map_: Map, steps: Steps | None) -> Map | str:
+    def _moved(self, map_: Map, steps: IndexMap | None) -> Map | str:
         if isinstance(map_, AffineMap) and map_.axis is None:
             return map_
         if steps is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bnfold._core import channels as _channels
 from bnfold._core.affine import IDENTITY, AffineMap, Vector
 from bnfold._core.broadcast import Shape
-from bnfold._core.channels import Layout
+from bnfold._core.channels import ChannelLayout
 from bnfold._core.reasons import Reason
 from bnfold._core.rounding import Limits
 from bnfold._core.view import Role
@@ -48,7 +48,7 @@ class Entrance:
     operator makes of a shift of its input (Gemm's alpha).
     """
 
-    layout: Layout
+    layout: ChannelLayout
     factor: float = 1.0
 
 
@@ -80,7 +80,7 @@ class Site:
     weight: int
     bias: int | None
     channels: Mapping[int, int]
-    layout: Callable[[int], Layout]
+    layout: Callable[[int], ChannelLayout]
     bias_along: Callable[[int], tuple[int, ...]]
     weight_value: Parameter | None
     bias_value: Parameter | None = None

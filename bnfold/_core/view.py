@@ -18,7 +18,7 @@ from bnfold._core.reasons import Reason
 
 
 @dataclass(frozen=True)
-class Ahead:
+class InputSide:
     """How a linear operator takes in a map of its input number ``data``.
 
     ``channels`` maps each input axis that its weight has own entries for to its size.
@@ -49,7 +49,7 @@ class Absorber:
     scale_blocked: Reason | None = None
     shift_blocked: Reason | None = None
     bias_free: bool = True
-    ahead: Ahead | None = None
+    ahead: InputSide | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from bnfold._judge.power import Power, Sets
 from bnfold._judge.sensitivity import Sensitivity
 from bnfold._judge.settings import Settings
 from bnfold._judge.tolerance import DRAWS, MORE_DRAWS, Measured, Tolerance
-from bnfold._judge.untaken import Branch, with_weights
+from bnfold._judge.untaken import IfBranch, with_weights
 from bnfold._judge.verdict import OutputCheck, Status
 from bnfold._run.bounds import Bounds, Exhausted
 from bnfold._run.early import Early
@@ -25,7 +25,7 @@ from bnfold._run.nodes import reached
 from bnfold._run.noise import Array
 from bnfold._run.randomness import rolled
 from bnfold._run.session import EngineError, OnnxRuntime, Port, Reference
-from bnfold._run.source import Source, Tap, ahead_of
+from bnfold._run.source import Source, Tap, tapped_before
 from bnfold._run.varied import Varied
 from bnfold._system import memory
 
@@ -113,7 +113,7 @@ class Comparison:
         self.power: Power | None = None
         self.notes: list[str] = []
         self.inaccurate: set[tuple[int, int]] = set()
-        self.branches: list[Branch] = []
+        self.branches: list[IfBranch] = []
         self._thorough = thorough
         self._executor = executor
         self._dice: set[str] = set()
@@ -209,7 +209,9 @@ class Comparison:
         model = _parsed(original, "original", "inconclusive")
         if not self._thorough or original.alone:
             return model
-        found = ahead_of(model, _parsed(folded, "folded model", "fail"))  # which is dropped here
+        found = tapped_before(
+            model, _parsed(folded, "folded model", "fail")
+        )  # which is dropped here
         ours, theirs = [], []
         for output, ahead in found.items():
             alias = f"{output} ahead of its {ahead.function}"

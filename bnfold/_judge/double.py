@@ -23,7 +23,7 @@ from bnfold._run.session import Reference
 from bnfold._run.source import Source
 
 
-class Wide:
+class Float64Model:
     """A model whose floats are all float64."""
 
     def __init__(self, source: Source, bounds: Bounds) -> None:

@@ -20,7 +20,7 @@ from bnfold._judge.deployment import Deployment, Expected, opened
 from bnfold._judge.location import Instruments, Values, locate
 from bnfold._judge.settings import DEFAULT, Settings
 from bnfold._judge.tolerance import MORE_DRAWS
-from bnfold._judge.untaken import Branch, Forms, untaken
+from bnfold._judge.untaken import Forms, IfBranch, untaken
 from bnfold._judge.verdict import (
     Divergence,
     EndToEnd,
@@ -153,7 +153,7 @@ class _EndToEnd:
         result = _told(comparison, status, checks, *notes)
         return replace(result, providers=deployed, divergence=divergence, power=planted)
 
-    def _untaken(self) -> list[Branch]:
+    def _untaken(self) -> list[IfBranch]:
         """The branches with weights that the original took on no inputs, and that the folded model
         does not have as they are.
         """

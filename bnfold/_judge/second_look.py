@@ -15,7 +15,7 @@ import numpy as np
 
 from bnfold._judge.comparison import UNSETTLED, Comparison, Settled, Trial
 from bnfold._judge.difference import distance, gaps, is_float, mismatch
-from bnfold._judge.double import Wide
+from bnfold._judge.double import Float64Model
 from bnfold._judge.ties import Choice, choices, tied
 from bnfold._judge.verdict import OutputCheck
 from bnfold._run.noise import Array
@@ -93,7 +93,7 @@ def _with_truth(
 def _in_float64(comparison: Comparison, source: Source, trial: Trial) -> list[Any]:
     """What a model gives in float64; nothing where that is not known."""
     try:
-        return Wide(source, comparison.bounds).run(trial.inputs.feeds)
+        return Float64Model(source, comparison.bounds).run(trial.inputs.feeds)
     except EngineError:
         return []
 

@@ -24,7 +24,7 @@ _TAKEN_IF = {"then_branch": True, "else_branch": False}
 _Form: TypeAlias = tuple[Any, ...]
 
 
-class Branch(NamedTuple):
+class IfBranch(NamedTuple):
     """A branch of an If: the place of that in the main graph, the name of its condition, that of
     the attribute which holds the branch, and whether it has weights that nothing else reads.
     """
@@ -36,7 +36,7 @@ class Branch(NamedTuple):
     owns_weights: bool
 
 
-def with_weights(model: ModelProto) -> Iterator[Branch]:
+def with_weights(model: ModelProto) -> Iterator[IfBranch]:
     """The branches of a main graph in which linear operators or norms read weights, where it
     depends on an input which of the two is taken.
     """
@@ -66,7 +66,7 @@ def with_weights(model: ModelProto) -> Iterator[Branch]:
                 alone = (stored[n] for n in within[place, attribute] if read[n] == 1)
                 owns = any(map(_is_weight, chain(alone, _held(body))))
                 where = f"the {attribute} of {label(node)}"
-                yield Branch(where, place, node.input[0], attribute, owns)
+                yield IfBranch(where, place, node.input[0], attribute, owns)
 
 
 def _held(body: GraphProto) -> Iterator[TensorProto]:
@@ -83,7 +83,7 @@ def _is_weight(tensor: TensorProto) -> bool:
     return tensor.data_type in FLOATS and len(tensor.dims) > 1
 
 
-def untaken(branches: Sequence[Branch], values: Values) -> list[Branch]:
+def untaken(branches: Sequence[IfBranch], values: Values) -> list[IfBranch]:
     """Those of some branches that are taken on no input set."""
     left = list(branches)
     for found in values(list(dict.fromkeys(branch.condition for branch in left))):
@@ -104,7 +104,7 @@ class Forms:
         self._folder = folder
         self._held = dict(self._stored(model.graph))
 
-    def of(self, branch: Branch) -> _Form:
+    def of(self, branch: IfBranch) -> _Form:
         """The form of a branch. Raises `UsageError` where external data cannot be read."""
         bodies = dict(_branches(self._graph.node[branch.place]))
         return self._form(bodies[branch.attribute], {}, 0)

@@ -68,7 +68,7 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class _Branch:
+class _Summand:
     """A term of a sum as a kernel of what it reads in the end, and what it takes to compute."""
 
     term: Term
@@ -78,12 +78,12 @@ class _Branch:
 
 
 @dataclass(frozen=True)
-class _Group:
+class _Bundle:
     """Branches that become one kernel, and what that takes; of ``kernel`` the shape is of use, its
     weights are better made from all branches at once.
     """
 
-    branches: tuple[_Branch, ...]
+    branches: tuple[_Summand, ...]
     kernel: Kernel
     work: Work
 
@@ -227,7 +227,7 @@ class Merger:
                 one.space, one.channels = chain.space, chain.entering or 0
         return shared
 
-    def _groups(self, whole: str, shared: _Shared, refused: list[_Refused]) -> list[_Group]:
+    def _groups(self, whole: str, shared: _Shared, refused: list[_Refused]) -> list[_Bundle]:
         """Sort the branches on one source into groups that pay to be one kernel each."""
         assert shared.space is not None
         positions = self._positions(whole, shared.space)
@@ -241,25 +241,25 @@ class Merger:
                 refused.append(_Refused(chain, Reason(kernel.code, where, kernel.message)))
                 continue
             work = self.wiring.work(chain, shared.channels, shared.space)
-            branches.append(_Branch(term, chain, kernel, work))
+            branches.append(_Summand(term, chain, kernel, work))
         branches.sort(key=lambda branch: (not branch.chain.weighted, -branch.kernel.size))
-        groups: list[_Group] = []
+        groups: list[_Bundle] = []
         for branch in branches:
             failed: Reason | None = None
             for number, group in enumerate(groups):
                 joined = self._joined(group, branch, positions)
-                if isinstance(joined, _Group):
+                if isinstance(joined, _Bundle):
                     groups[number] = joined
                     break
                 failed = failed or joined
             else:
                 single = added([(branch.term.sign, branch.kernel)])
-                groups.append(_Group((branch,), single, branch.work))
+                groups.append(_Bundle((branch,), single, branch.work))
                 if failed is not None and groups[0].weighted:
                     refused.append(_Refused(branch.chain, failed))
         return [group for group in groups if len(group.branches) > 1 and group.weighted]
 
-    def _joined(self, group: _Group, branch: _Branch, positions: int | None) -> _Group | Reason:
+    def _joined(self, group: _Bundle, branch: _Summand, positions: int | None) -> _Bundle | Reason:
         """A group with one more branch, or why that is no kernel or does not pay."""
         names = [self._name(one.chain) for one in (group.branches[0], branch)]
         what = f"{names[0]} and {names[1]} side by side"
@@ -272,10 +272,10 @@ class Merger:
         before = group.work + branch.work + Work(kernel.outputs, 3 * kernel.outputs)
         if not merged.pays(before, positions):
             return Reason("merge-cost", names[1], f"{what}: {merged.growth(before)}")
-        return _Group((*group.branches, branch), kernel, merged)
+        return _Bundle((*group.branches, branch), kernel, merged)
 
     def _merge(
-        self, total: Sum, whole: str, group: _Group, source: str, refused: list[_Refused]
+        self, total: Sum, whole: str, group: _Bundle, source: str, refused: list[_Refused]
     ) -> int | None:
         """Put one operator where the branches of a group were, and take them out of the sum."""
         wiring = self.wiring
@@ -305,8 +305,8 @@ class Merger:
         return into
 
     def _place(
-        self, total: Sum, group: _Group, slots: Sequence[int], output: str
-    ) -> tuple[_Branch, dict[int, Joined | None]] | None:
+        self, total: Sum, group: _Bundle, slots: Sequence[int], output: str
+    ) -> tuple[_Summand, dict[int, Joined | None]] | None:
         """The branch of a group whose place in the sum the new operator takes, and what is left of
         the sum; None where that cannot be written.
 
@@ -314,7 +314,7 @@ class Merger:
         of them; of those the last, so that there are slots enough ahead of its reader.
         """
 
-        def order(branch: _Branch) -> tuple[bool, int]:
+        def order(branch: _Summand) -> tuple[bool, int]:
             reader = branch.term.reader
             ahead = sum(self.rank[slot] < self.rank[reader] for slot in slots)
             many = len(self.wiring.reads(reader)) > 2

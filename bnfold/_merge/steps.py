@@ -61,10 +61,10 @@ class Blocked:
     ends: bool = False
 
 
-Step = Weighted | Pool | Mapped | Passed | Blocked
+LinearStep = Weighted | Pool | Mapped | Passed | Blocked
 
 
-def cost(kernel: Kernel, taken: Step) -> Work:
+def cost(kernel: Kernel, taken: LinearStep) -> Work:
     """What one step costs for one of its own output positions."""
     moved = kernel.inputs * kernel.strides + kernel.outputs
     if isinstance(taken, Weighted):

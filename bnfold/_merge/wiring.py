@@ -12,7 +12,7 @@ from bnfold._core.affine import IDENTITY
 from bnfold._core.broadcast import Shape
 from bnfold._core.reasons import Reason
 from bnfold._merge.kernels import Kernel, Obstacle, averaging, between, composed, mapped
-from bnfold._merge.steps import Blocked, Mapped, Passed, Pool, Step, Weighted, cost
+from bnfold._merge.steps import Blocked, LinearStep, Mapped, Passed, Pool, Weighted, cost
 from bnfold._merge.work import Work
 
 # How far upstream a branch that cannot be merged is followed, to say why.
@@ -25,7 +25,7 @@ class Chain:
 
     tensor: str
     source: str
-    steps: tuple[tuple[int, Step], ...] = ()
+    steps: tuple[tuple[int, LinearStep], ...] = ()
 
     @property
     def weighted(self) -> list[tuple[int, Weighted]]:
@@ -74,7 +74,7 @@ class Wiring(ABC):
         """Why a tensor may not vanish: more than one read, of its shape too, or an output."""
 
     @abstractmethod
-    def step(self, position: int) -> Step | None:
+    def step(self, position: int) -> LinearStep | None:
         """What an operator is of its input; None for what no linear function is near."""
 
     @abstractmethod
@@ -99,7 +99,7 @@ class Wiring(ABC):
 
     def chain(self, tensor: str) -> Chain:
         """The linear operators upstream of a tensor that are read by no one else."""
-        steps: list[tuple[int, Step]] = []
+        steps: list[tuple[int, LinearStep]] = []
         current = tensor
         while self.shared(current) is None:
             position = self.writer(current)
@@ -154,7 +154,7 @@ class Wiring(ABC):
         return total or mapped(channels, IDENTITY, space)
 
     def own_kernel(
-        self, position: int, taken: Step, channels: int, space: int
+        self, position: int, taken: LinearStep, channels: int, space: int
     ) -> Kernel | Obstacle:
         """One step as a kernel."""
         if isinstance(taken, Weighted) and len(taken.kernel.windows) == space:
@@ -182,7 +182,9 @@ class Wiring(ABC):
             channels = own.outputs
         return total
 
-    def _goes_on(self, position: int, taken: Step, later: Sequence[tuple[int, Step]]) -> bool:
+    def _goes_on(
+        self, position: int, taken: LinearStep, later: Sequence[tuple[int, LinearStep]]
+    ) -> bool:
         """Whether a step ahead of others acts on the same axes as they do."""
         space = Chain("", "", tuple(later)).space
         if space is None or isinstance(taken, Passed):
@@ -193,5 +195,5 @@ class Wiring(ABC):
         return Chain("", "", ((position, taken),)).space == space
 
 
-def _is_passed(taken: Step) -> bool:
+def _is_passed(taken: LinearStep) -> bool:
     return isinstance(taken, Passed)

@@ -28,7 +28,7 @@ _WEIGHTED = ("BatchNormalization", "Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
-class Weights:
+class FoldedWeights:
     """Weights of a main graph by name; ``touched`` are those of operators that a fold concerns."""
 
     values: Mapping[str, Array]
@@ -47,7 +47,7 @@ class Planned:
         """Fold the model that was planned, in place."""
         return apply(self.network, self.settled)
 
-    def weights(self) -> Weights:
+    def weights(self) -> FoldedWeights:
         """The main graph's weights: parameters of its linear operators and normalizations, and the
         constants of maps that fold. Other constants may be sizes, not weights.
         """
@@ -61,7 +61,7 @@ class Planned:
             if isinstance(constant, Constant) and constant.is_float and not constant.protected:
                 values[name] = constant.load()
         touched = frozenset(_parameter_names(self, folded_only=True))
-        return Weights(values, touched & values.keys())
+        return FoldedWeights(values, touched & values.keys())
 
 
 def prepare(model: ModelProto, base_dir: Path | None) -> Planned:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from bnfold._errors import UsageError
 from bnfold._judge.settings import DEFAULT, Settings
 from bnfold._onnx.files import models
-from bnfold._onnx.fold import Weights, prepare
-from bnfold._pipeline.outcome import Outcome, Progress, Status, Verdict
+from bnfold._onnx.fold import FoldedWeights, prepare
+from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._system import paths
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run(
     if over_itself and not changed:
         verdict = Verdict("unchanged")
         return Outcome(path, planned.plan, verdict, size_before, size_before, None)
-    with models.draft(
+    with models.pending(
         model,
         rewritten,
         base_dir=path.parent,
@@ -99,8 +99,8 @@ def _run_program(
 class _Trial:
     original: Path
     data: frozenset[str]
-    draft: models.Draft
-    weights: Weights
+    draft: models.PendingFile
+    weights: FoldedWeights
     inputs: list[InputSet] | None
     settings: Settings
     progress: Progress
@@ -154,5 +154,5 @@ class _Trial:
                 certified=certified,
                 progress=self.progress,
             )
-        status: Status = end_to_end.status if certified else "fail"
+        status: RunStatus = end_to_end.status if certified else "fail"
         return Verdict(status, certificates, end_to_end)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
     from bnfold._proof.certificate import Certificate
 
-Status = Literal["pass", "fail", "inconclusive", "unchanged", "skipped"]
+RunStatus = Literal["pass", "fail", "inconclusive", "unchanged", "skipped"]
 Progress = Callable[[str], None]
 
 
@@ -24,7 +24,7 @@ class Verdict:
     ``status`` is "unchanged" when nothing folded and "skipped" when no check was asked for.
     """
 
-    status: Status
+    status: RunStatus
     certificates: tuple[Certificate, ...] = ()
     end_to_end: EndToEnd | None = None
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._core.affine import IDENTITY, AffineMap
-from bnfold._core.index_maps import Map, Wide
+from bnfold._core.index_maps import Map, MultiAxisMap
 
 _ROUNDING = 8 * float(np.finfo(np.float64).eps)
 Maps = tuple[Map, ...]
@@ -100,7 +100,7 @@ def _undone(maps: Maps) -> Maps | None:
         if isinstance(map_, AffineMap):
             found.append(AffineMap.of(scale, shift, map_.axis))
         else:
-            found.append(Wide(scale, shift))
+            found.append(MultiAxisMap(scale, shift))
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from bnfold._core.affine import IDENTITY, AffineMap
-from bnfold._core.index_maps import Map, Wide
+from bnfold._core.index_maps import Map, MultiAxisMap
 from bnfold._core.joins import Picked
 from bnfold._core.laws import PADDING, Clipped, Edit, Homogeneous, Law, Padded, Way
 from bnfold._core.reasons import Reason
@@ -194,7 +194,7 @@ class _Sweep:
 
     def end(self, value: int, node: int, map_: Map, behind: bool) -> Stop | None:
         """Let an absorber, or maps that stand, take a map in."""
-        if isinstance(map_, Wide):
+        if isinstance(map_, MultiAxisMap):
             label = self.view.nodes[node].label
             message = f"the map varies along several axes of what {label} sees"
             return self.stop(value, Reason("axis-mismatch", label, message))
@@ -530,7 +530,7 @@ def _equal(one: Map, other: Map) -> bool:
         return True
     if isinstance(one, AffineMap) and isinstance(other, AffineMap) and one.axis != other.axis:
         return False
-    if isinstance(one, Wide) != isinstance(other, Wide):
+    if isinstance(one, MultiAxisMap) != isinstance(other, MultiAxisMap):
         return False
     same = one.scale.shape == other.scale.shape and one.shift.shape == other.shift.shape
     return same and bool((one.scale == other.scale).all() and (one.shift == other.shift).all())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold._onnx.write.rewriting import Related, Step
+from bnfold._onnx.write.rewriting import Factor, Related
 from bnfold._proof.rows import Line
 
 
@@ -25,7 +25,7 @@ class Claim:
     apart: NDArray[np.bool_]
 
 
-def laid_out(steps: Iterable[Step], rank: int) -> Line:
+def laid_out(steps: Iterable[Factor], rank: int) -> Line:
     """Steps at the tensor's rank, one after the other."""
     line = Line.identity(rank)
     for step in steps:

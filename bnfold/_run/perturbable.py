@@ -17,7 +17,7 @@ from bnfold._run.operands import COUNTING, Operand, Operands
 
 
 @dataclass(frozen=True)
-class Weights:
+class PerturbableWeights:
     """Weights of a main graph by name, None for one that operators make of constants: what that is
     the engine says. ``layers`` are those of linear operators and norms.
     """
@@ -26,7 +26,7 @@ class Weights:
     layers: frozenset[str]
 
 
-def find(model: onnx.ModelProto, folder: Path) -> Weights:
+def find(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
     """The weights of a model's main graph: the constant parameters of its linear operators and
     normalizations, and what is added to its data or multiplied with it. Operators in bodies and
     local functions count where they read what the main graph holds.
@@ -68,10 +68,10 @@ def find(model: onnx.ModelProto, folder: Path) -> Weights:
             constant = constants.find(main, name)
             if isinstance(constant, Constant) and constant.is_float and not constant.protected:
                 values[name] = constant.load()
-    return Weights(values, frozenset(o.name for o in read if o.of_layer) & values.keys())
+    return PerturbableWeights(values, frozenset(o.name for o in read if o.of_layer) & values.keys())
 
 
-def telling(model: onnx.ModelProto, weights: Weights) -> Collection[str]:
+def telling(model: onnx.ModelProto, weights: PerturbableWeights) -> Collection[str]:
     """The weights in which errors have to show: those of layers, where these reach all outputs that
     any weight does; else all.
     """

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold._core.affine import AffineMap
-from bnfold._core.index_maps import Permuted, Wide, inverse, moved, regrouped
+from bnfold._core.index_maps import MultiAxisMap, Permuted, inverse, moved, regrouped
 
 
 @st.composite
@@ -52,7 +52,7 @@ def journeys(draw):
 
 
 def spread(map_, shape):
-    if isinstance(map_, Wide):
+    if isinstance(map_, MultiAxisMap):
         return np.broadcast_to(map_.scale, shape)
     if map_.axis is None:
         return np.full(shape, map_.scale[0])
@@ -112,7 +112,7 @@ def test_a_channel_shuffle_varies_along_two_axes_on_its_way():
     map_ = AffineMap.of(np.arange(1.0, 7.0), 0.0, 1)
     steps = (regrouped(("n", 6, "w"), ("n", 2, 3, "w")), Permuted((0, 2, 1, 3)))
     wide = moved(map_, steps)
-    assert isinstance(wide, Wide)
+    assert isinstance(wide, MultiAxisMap)
     result = moved(wide, (regrouped(("n", 3, 2, "w"), ("n", 6, "w")),))
     assert isinstance(result, AffineMap)
     assert result.scale.tolist() == [1, 4, 2, 5, 3, 6]

@@ -7,7 +7,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from bnfold._core.affine import AffineMap
-from bnfold._core.index_maps import Wide
+from bnfold._core.index_maps import MultiAxisMap
 from bnfold._plan.relation import Relation
 
 DOUBLE = AffineMap.of([2.0, 3.0], [1.0, 0.0], 1)
@@ -65,7 +65,7 @@ def test_a_value_that_is_always_the_same_stays_known():
 
 
 def test_maps_along_two_axes_are_undone_whole_or_not_at_all():
-    wide = Wide(np.full((1, 2, 2), 2.0), np.ones((1, 2, 2)))
+    wide = MultiAxisMap(np.full((1, 2, 2), 2.0), np.ones((1, 2, 2)))
     other = AffineMap.of([0.0, 1.0], 0.0, 2)
     assert Relation().behind(wide).ahead(other) is not None
     assert Relation().behind(HALF_LOST).ahead(other) is None

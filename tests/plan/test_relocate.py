@@ -11,15 +11,15 @@ from bnfold._core.affine import AffineMap
 from bnfold._core.joins import Aligned, Concatenated, Gated, Picked, Summed
 from bnfold._core.laws import Clipped, Homogeneous, Mixed
 from bnfold._core.reasons import Reason
-from bnfold._core.view import OPAQUE, Absorber, Affine, Ahead, Crossing, Node, Value, View
+from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide, Node, Value, View
 from bnfold._plan.planner import plan
 
 SCALE = AffineMap.of([2.0, 3.0], 0.0, 1)
 BOTH = AffineMap.of([2.0, 3.0], [4.0, 5.0], 1)
 NEGATIVE = AffineMap.of([-2.0, 3.0], [4.0, 5.0], 1)
 PADDED = Reason("zero-padding", "conv", "zero padding would see the shift")
-CONV = Absorber({1: 2}, ahead=Ahead(0, {1: 2}))
-BORDERED = Absorber({1: 2}, ahead=Ahead(0, {1: 2}, None, PADDED))
+CONV = Absorber({1: 2}, ahead=InputSide(0, {1: 2}))
+BORDERED = Absorber({1: 2}, ahead=InputSide(0, {1: 2}, None, PADDED))
 RELU = Crossing(Homogeneous())
 POOL = Crossing(Mixed({0: 0, 1: 1}, 1.0, positive=True))
 SHAPE = (1, 2, 4, 4)

@@ -15,7 +15,7 @@ from bnfold._core.laws import Clipped, Homogeneous, Mixed, Padded, Way
 from bnfold._core.parameters import Site
 from bnfold._onnx.read import paddings
 from bnfold._onnx.write import numbers
-from bnfold._onnx.write.rewriting import Related, Step
+from bnfold._onnx.write.rewriting import Factor, Related
 
 from ..graphs import bn, const, conv, model, op, positive, rand
 from .folds import folded
@@ -142,7 +142,7 @@ def turn_groups(patch):
     def wrong(shape, group):
         made = right(shape, group)
         turned = (made.view[2], made.view[1], made.view[0], *made.view[3:])
-        return channels.Layout(turned, (made.along[2], 1, made.along[0], *made.along[3:]))
+        return channels.ChannelLayout(turned, (made.along[2], 1, made.along[0], *made.along[3:]))
 
     patch.setattr(channels, "conv_inputs", wrong)
 
@@ -193,7 +193,7 @@ CARRIED = [name for name in MODELS if name not in (*STAY, "ahead", "ahead-padded
 def test_nothing_rests_on_what_is_unknown(name):
     """Were nothing known of the tensors on the way, what reads the last of them would fail."""
     fold = folded(MODELS[name]())
-    unknown = Related((Step(np.array([np.nan]), np.zeros(1), None),), ())
+    unknown = Related((Factor(np.array([np.nan]), np.zeros(1), None),), ())
     applied = tuple(
         replace(step, related=dict.fromkeys(step.related, unknown)) for step in fold.applied
     )

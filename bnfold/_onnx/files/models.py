@@ -171,7 +171,7 @@ def external_files(model: ModelProto) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Draft:
+class PendingFile:
     """A model written beside its destination, with the data files it refers to.
 
     ``data`` names them all, ``written`` those that are not the original's own.
@@ -215,14 +215,14 @@ class Draft:
 
 
 @contextmanager
-def draft(
+def pending(
     model: ModelProto,
     rewritten: Rewritten,
     *,
     base_dir: Path | None,
     destination: Path | None,
     source: Path | None = None,
-) -> Iterator[Draft]:
+) -> Iterator[PendingFile]:
     """Write a model to a temporary folder beside its destination; gone afterwards unless committed.
 
     The model is taken apart in writing; pass a copy to keep it. ``rewritten`` tells what a fold did
@@ -253,7 +253,7 @@ def draft(
             raise paths.unwritable(destination or path, error) from error
         bytes_written = sum((folder / name).stat().st_size for name in (path.name, *files))
         del model, rewritten  # which hold all new weights, while the draft is judged
-        yield Draft(path, destination, frozenset(files), tuple(written), bytes_written)
+        yield PendingFile(path, destination, frozenset(files), tuple(written), bytes_written)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

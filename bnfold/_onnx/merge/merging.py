@@ -40,14 +40,14 @@ def merge(
     if context.opset < _SINCE:
         return Merges()
     wiring = Wiring(context, dict(roles))
-    writer = _Writer(wiring, names)
+    writer = _PatchWriter(wiring, names)
     merger = Merger(wiring, writer, order)
     for position in order:
         merger.visit(position)
     return Merges(tuple(writer.patches), tuple(merger.stays.values()))
 
 
-class _Writer:
+class _PatchWriter:
     """Lays each replacement down as a patch."""
 
     def __init__(self, wiring: Wiring, names: Names) -> None:

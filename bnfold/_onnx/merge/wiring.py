@@ -12,7 +12,7 @@ from bnfold._core.broadcast import Shape
 from bnfold._core.reasons import Reason
 from bnfold._core.view import OPAQUE, Affine, Barrier, Role
 from bnfold._merge import wiring
-from bnfold._merge.steps import Step
+from bnfold._merge.steps import LinearStep
 from bnfold._onnx.read.context import Context
 from bnfold._onnx.read.linear import step
 from bnfold._onnx.read.roles import read_node
@@ -82,7 +82,7 @@ class Wiring(wiring.Wiring):
             return Reason("shared-output", reader, f"{tensor} is also read by {reader}")
         return None
 
-    def step(self, position: int) -> Step | None:
+    def step(self, position: int) -> LinearStep | None:
         """What the node at a position is of its input."""
         return step(self.context, self.node(position), self.roles.get(position, OPAQUE))
 

@@ -12,10 +12,10 @@ from onnx import NodeProto, helper
 from bnfold._core import channels as _channels
 from bnfold._core.affine import AffineMap
 from bnfold._core.broadcast import Shape
-from bnfold._core.channels import Layout
+from bnfold._core.channels import ChannelLayout
 from bnfold._core.parameters import Entrance, Quantized, Site
 from bnfold._core.reasons import Reason
-from bnfold._core.view import Absorber, Ahead
+from bnfold._core.view import Absorber, InputSide
 from bnfold._onnx.read import attributes, paddings
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.context import Context
@@ -29,7 +29,7 @@ class _Inside:
     """How a linear operator with a constant weight takes in maps of its input."""
 
     entrance: Entrance
-    ahead: Ahead
+    ahead: InputSide
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def conv(context: Context, node: NodeProto) -> Found | None:
         cin = weight.shape[1] * group
         padding = paddings.conv(context, node, weight.shape)
         entrance = Entrance(_channels.conv_inputs(weight.shape, group))
-        inside = _Inside(entrance, Ahead(0, {1: cin}, None, padding))
+        inside = _Inside(entrance, InputSide(0, {1: cin}, None, padding))
     return _channel_first(
         context,
         node,
@@ -93,7 +93,7 @@ def conv_transpose(context: Context, node: NodeProto) -> Found | None:
     if isinstance(weight, Constant):
         padding = paddings.conv_transpose(node, weight.shape)
         entrance = Entrance(_channels.along_axis(weight.shape, 0))
-        inside = _Inside(entrance, Ahead(0, {1: weight.shape[0]}, None, padding))
+        inside = _Inside(entrance, InputSide(0, {1: weight.shape[0]}, None, padding))
     return _channel_first(
         context,
         node,
@@ -201,7 +201,7 @@ def gemm(context: Context, node: NodeProto) -> Found | None:
     # Of the data [M, K] (of [K, N] where A is constant) K is summed over, wherever it is stored.
     turned = bool(attributes.integer(node, "transA" if position == 1 else "transB", 0))
     summed = (1 if position == 1 else 0) ^ turned
-    ahead = Ahead(1 - position, {summed: fixed[1 - stored_axis]}, None, blocked)
+    ahead = InputSide(1 - position, {summed: fixed[1 - stored_axis]}, None, blocked)
     role = Absorber({axis: size}, blocked, blocked, True, ahead)
     return Found(role, site, (None, size) if axis == 1 else (size, None))
 
@@ -277,7 +277,7 @@ def _summed_axis(fixed: tuple[int, ...], position: int) -> int:
 
 def _ahead_of_matmul(
     where: str, site: Site, fixed: tuple[int, ...], position: int, other: Shape | None
-) -> Ahead:
+) -> InputSide:
     """``(s·X + t)·W = X·(s·W) + t·W``: s along the axis that is summed over, or uniform.
 
     The image of the shift, ``Σ_k t_k·W[k, n]``, is a map along the output's axis of n where W is a
@@ -296,7 +296,7 @@ def _ahead_of_matmul(
     def image(map_: AffineMap) -> AffineMap:
         return AffineMap.of(1.0, site.image(map_.shift), next(iter(site.channels)))
 
-    return Ahead(1 - position, channels, None, blocked, image)
+    return InputSide(1 - position, channels, None, blocked, image)
 
 
 def _output_shape(fixed: Shape, other: Shape | None, channels: dict[int, int]) -> Shape | None:
@@ -312,7 +312,7 @@ def _channel_first(
     node: NodeProto,
     weight: Constant | Reason | None,
     cout: int,
-    layout: Callable[[int], Layout],
+    layout: Callable[[int], ChannelLayout],
     shape: Shape,
     inside: _Inside | None,
 ) -> Found:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from bnfold._core.index_maps import Group, Permuted, Regrouped, Size, regrouped
+from bnfold._core.index_maps import AxisGroup, Permuted, Regrouped, Size, regrouped
 from bnfold._core.joins import Aligned, Concatenated, Gated, Multiplied, Picked, Summed
 from bnfold._core.laws import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded, Rearranged
 from bnfold._core.view import Crossing
@@ -347,7 +347,7 @@ def _depth_to_space(context: Context, node: NodeProto) -> Law:
     first_blocks = attributes.text(node, "mode", "DCR") == "DCR"
     split: tuple[Size, ...] = (block, block, rest) if first_blocks else (rest, block, block)
     order = (0, 3, 4, 1, 5, 2) if first_blocks else (0, 1, 4, 2, 5, 3)
-    inside = Regrouped((_one, Group((shape[1],), split), _one, _one))
+    inside = Regrouped((_one, AxisGroup((shape[1],), split), _one, _one))
     outside = Regrouped((_one, _one, _merge(block), _merge(block)))
     return Rearranged((inside, Permuted(order), outside))
 
@@ -357,19 +357,19 @@ def _space_to_depth(context: Context, node: NodeProto) -> Law:
     shape, block = context.shape(node.input[0]), attributes.integer(node, "blocksize", 0)
     if shape is None or len(shape) != 4 or shape[1] is None or not block:
         return Rearranged(None)
-    apart = Group((None,), (None, block))
+    apart = AxisGroup((None,), (None, block))
     inside = Regrouped((_one, _one, apart, apart))
-    together = Group((block, block, shape[1]), (block * block * shape[1],))
+    together = AxisGroup((block, block, shape[1]), (block * block * shape[1],))
     return Rearranged(
         (inside, Permuted((0, 3, 5, 1, 2, 4)), Regrouped((_one, together, _one, _one)))
     )
 
 
-_one = Group((None,), (None,))
+_one = AxisGroup((None,), (None,))
 
 
-def _merge(block: int) -> Group:
-    return Group((None, block), (None,))
+def _merge(block: int) -> AxisGroup:
+    return AxisGroup((None, block), (None,))
 
 
 def _expand(context: Context, node: NodeProto) -> Law:

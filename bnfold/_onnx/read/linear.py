@@ -12,7 +12,7 @@ from onnx import NodeProto
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, Carrier, Role
 from bnfold._merge.kernels import convolving, multiplying
-from bnfold._merge.steps import Blocked, Mapped, Passed, Pool, Step, Weighted
+from bnfold._merge.steps import Blocked, LinearStep, Mapped, Passed, Pool, Weighted
 from bnfold._merge.windows import Window
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant
@@ -43,7 +43,7 @@ _ACTIVATIONS = frozenset(
 )
 
 
-def step(context: Context, node: NodeProto, role: Role) -> Step | None:
+def step(context: Context, node: NodeProto, role: Role) -> LinearStep | None:
     """What a node is of its input; None for what no linear function is near."""
     if node.domain not in ("", "ai.onnx") or attributes.depends_on_call(node):
         return None
@@ -58,7 +58,7 @@ def step(context: Context, node: NodeProto, role: Role) -> Step | None:
     return reader(context, node) if reader is not None else None
 
 
-def _conv(context: Context, node: NodeProto) -> Step | None:
+def _conv(context: Context, node: NodeProto) -> LinearStep | None:
     """``b[o] + Σ W[o, i, k]·x[i]``, group j of outputs from group j of inputs (ONNX Conv)."""
     weight, bias = context.parameter(node, 1), context.parameter(node, 2)
     for found in (weight, bias):
@@ -79,7 +79,7 @@ def _conv(context: Context, node: NodeProto) -> Step | None:
     return Weighted(convolving(weight, offset, groups, windows), weight.dtype)
 
 
-def _average_pool(context: Context, node: NodeProto) -> Step | None:
+def _average_pool(context: Context, node: NodeProto) -> LinearStep | None:
     """A fixed kernel if each output divides by the same number (ONNX AveragePool)."""
     taps = attributes.integers(node, "kernel_shape")
     if not taps:
@@ -97,7 +97,7 @@ def _average_pool(context: Context, node: NodeProto) -> Step | None:
     return Pool(windows)
 
 
-def _matmul(context: Context, node: NodeProto) -> Step | None:
+def _matmul(context: Context, node: NodeProto) -> LinearStep | None:
     """``x·W`` along the last axis of x, for a matrix W on the right (ONNX MatMul)."""
     weight = context.parameter(node, 1)
     shape = context.shape(node.input[0])
@@ -110,7 +110,7 @@ def _matmul(context: Context, node: NodeProto) -> Step | None:
     return Weighted(multiplying(weight), weight.dtype)
 
 
-def _gemm(context: Context, node: NodeProto) -> Step | None:
+def _gemm(context: Context, node: NodeProto) -> LinearStep | None:
     """``α·x·B' + β·C`` for constants B and C, where C varies along the last axis alone or not at
     all (ONNX Gemm).
     """

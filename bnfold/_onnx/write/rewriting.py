@@ -35,7 +35,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Step:
+class Factor:
     """``scale·x + shift`` along ``axis``, or, where None, with one number each or arrays of the
     tensor's rank.
     """
@@ -51,8 +51,8 @@ class Related:
     after the other. Of old values whose scale is NaN nothing is known.
     """
 
-    old: tuple[Step, ...]
-    new: tuple[Step, ...]
+    old: tuple[Factor, ...]
+    new: tuple[Factor, ...]
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,12 @@ def apply(network: Network, settled: Iterable[tuple[Graph, Moves]]) -> Rewritten
     for merges in network.merges:
         result.applied += [_merged(patch) for patch in merges.patches]
     for (graph, moves), merges in zip(settled, network.merges, strict=True):
-        _Writer(editor, graph, moves, merges, result).write()
+        _GraphRewriter(editor, graph, moves, merges, result).write()
     editor.finish()
     return result
 
 
-class _Writer:
+class _GraphRewriter:
     """Writes the moves of one graph. ``names`` says which tensor has taken another's place."""
 
     def __init__(
@@ -256,8 +256,10 @@ def _merged(patch: Patch) -> Applied:
     return Applied(patch.path, "merge", patch.into, gone, (), output, output, patch=patch)
 
 
-def _steps(maps: Iterable[Map]) -> tuple[Step, ...]:
-    return tuple(Step(m.scale, m.shift, m.axis if isinstance(m, AffineMap) else None) for m in maps)
+def _steps(maps: Iterable[Map]) -> tuple[Factor, ...]:
+    return tuple(
+        Factor(m.scale, m.shift, m.axis if isinstance(m, AffineMap) else None) for m in maps
+    )
 
 
 def _passing_names(graph: Graph, move: Move) -> list[str]:

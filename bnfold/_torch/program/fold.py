@@ -54,7 +54,7 @@ class PlannedProgram:
 
     def apply(self) -> ExportedProgram:
         """A new program with all moves carried out."""
-        return _Writer(self._graph).write(self._moves)
+        return _DraftFolder(self._graph).write(self._moves)
 
 
 def load(path: Path) -> ExportedProgram:
@@ -67,7 +67,7 @@ def load(path: Path) -> ExportedProgram:
         raise UsageError(f"{path} is not a .pt2 file that torch can load: {line}") from error
 
 
-class _Writer:
+class _DraftFolder:
     """Writes moves into a draft of a program."""
 
     def __init__(self, graph: Graph) -> None:

@@ -47,7 +47,7 @@ def merge(program: ExportedProgram) -> Merges:
     draft = Draft(program)
     memory = Memory(draft.module.graph)
     wiring = Wiring(draft, Constants(program, memory.written, {}), memory)
-    writer = _Writer(draft, wiring)
+    writer = _DraftMerger(draft, wiring)
     order = range(len(wiring.places))
     merger = Merger(wiring, writer, order)
     for position in order:
@@ -57,7 +57,7 @@ def merge(program: ExportedProgram) -> Merges:
     return Merges(merged, exact, tuple(writer.folds), tuple(merger.stays.values()))
 
 
-class _Writer:
+class _DraftMerger:
     """Carries out replacements in a draft."""
 
     def __init__(self, draft: Draft, wiring: Wiring) -> None:

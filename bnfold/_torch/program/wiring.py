@@ -10,7 +10,7 @@ from torch.fx import Node
 from bnfold._core.broadcast import Shape
 from bnfold._core.reasons import Reason
 from bnfold._merge import wiring
-from bnfold._merge.steps import Step
+from bnfold._merge.steps import LinearStep
 from bnfold._torch.program.draft import Draft, fresh
 from bnfold._torch.read.aliases import Memory
 from bnfold._torch.read.constants import Constants
@@ -107,7 +107,7 @@ class Wiring(wiring.Wiring):
             return Reason("shared-output", reader, f"{tensor} is also read by {reader}")
         return None
 
-    def step(self, position: int) -> Step | None:
+    def step(self, position: int) -> LinearStep | None:
         """What the node at a position is of its input."""
         return self._part(position).step if self.places[position] is not None else None
 

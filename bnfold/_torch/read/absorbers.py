@@ -10,7 +10,7 @@ from torch.fx import Node
 from bnfold._core import channels as _channels
 from bnfold._core.parameters import Entrance, Reading, Site
 from bnfold._core.reasons import Reason
-from bnfold._core.view import Absorber, Ahead
+from bnfold._core.view import Absorber, InputSide
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.context import NOTHING, Context, Read, blocked
 from bnfold._torch.read.nodes import shape_of
@@ -86,7 +86,7 @@ def _linear_operator(
     args: dict[str, Any],
     weight: Constant,
     sizes: tuple[int, int],
-    layouts: tuple[_channels.Layout, _channels.Layout],
+    layouts: tuple[_channels.ChannelLayout, _channels.ChannelLayout],
     from_end: int,
     padding: str,
 ) -> Read:
@@ -117,7 +117,7 @@ def _linear_operator(
         entrance=Entrance(layouts[1]),
     )
     zeros = Reason("zero-padding", where, f"{where}: {padding}") if padding else None
-    ahead = Ahead(0, {axis: sizes[1]}, None, zeros or problem)
+    ahead = InputSide(0, {axis: sizes[1]}, None, zeros or problem)
     role = Absorber({axis: sizes[0]}, problem, problem, True, ahead)
     return Read(Reading(role, site, shape), (data,))
 

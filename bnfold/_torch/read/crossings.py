@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from bnfold._core.index_maps import Group, Permuted, Regrouped, regrouped
+from bnfold._core.index_maps import AxisGroup, Permuted, Regrouped, regrouped
 from bnfold._core.joins import Aligned, Concatenated, Gated, Multiplied, Picked, Summed
 from bnfold._core.laws import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded, Rearranged
 from bnfold._torch.read.constants import Constant
@@ -240,9 +240,9 @@ def _pixel_shuffle(context: Context, node: Node, args: dict[str, Any]) -> _Found
     size, at = shape[-3], len(shape) - 3
     if size is None:
         return Rearranged(None), data
-    inside = Regrouped((*[_AXIS] * at, Group((size,), (size // (r * r), r, r)), _AXIS, _AXIS))
+    inside = Regrouped((*[_AXIS] * at, AxisGroup((size,), (size // (r * r), r, r)), _AXIS, _AXIS))
     order = (*range(at), at, at + 3, at + 1, at + 4, at + 2)
-    block = Group((None, r), (None,))
+    block = AxisGroup((None, r), (None,))
     outside = Regrouped((*[_AXIS] * (at + 1), block, block))
     return Rearranged((inside, Permuted(order), outside)), data
 
@@ -255,10 +255,10 @@ def _pixel_unshuffle(context: Context, node: Node, args: dict[str, Any]) -> _Fou
     size, at = shape[-3], len(shape) - 3
     if size is None:
         return Rearranged(None), data
-    block = Group((None,), (None, r))
+    block = AxisGroup((None,), (None, r))
     inside = Regrouped((*[_AXIS] * (at + 1), block, block))
     order = (*range(at), at, at + 2, at + 4, at + 1, at + 3)
-    outside = Regrouped((*[_AXIS] * at, Group((size, r, r), (size * r * r,)), _AXIS, _AXIS))
+    outside = Regrouped((*[_AXIS] * at, AxisGroup((size, r, r), (size * r * r,)), _AXIS, _AXIS))
     return Rearranged((inside, Permuted(order), outside)), data
 
 
@@ -270,8 +270,8 @@ def _channel_shuffle(context: Context, node: Node, args: dict[str, Any]) -> _Fou
     size, rest = shape[1], len(shape) - 2
     if size is None or not isinstance(groups, int):
         return Rearranged(None), data
-    inside = Regrouped((_AXIS, Group((size,), (groups, size // groups)), *[_AXIS] * rest))
-    outside = Regrouped((_AXIS, Group((size // groups, groups), (size,)), *[_AXIS] * rest))
+    inside = Regrouped((_AXIS, AxisGroup((size,), (groups, size // groups)), *[_AXIS] * rest))
+    outside = Regrouped((_AXIS, AxisGroup((size // groups, groups), (size,)), *[_AXIS] * rest))
     order = (0, 2, 1, *range(3, 3 + rest))
     return Rearranged((inside, Permuted(order), outside)), data
 
@@ -430,7 +430,7 @@ def _listed(value: object) -> list[int]:
     return [value] if isinstance(value, int) else list(value)  # type: ignore[call-overload]
 
 
-_AXIS = Group((None,), (None,))
+_AXIS = AxisGroup((None,), (None,))
 _Found = tuple[Law, tuple[Node, ...]]
 _Reader = Callable[[Context, Node, dict[str, Any]], _Found | None]
 _GROUPS: dict[_Reader, str] = {

@@ -15,7 +15,7 @@ from torch.fx import Node
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, Barrier, Carrier
 from bnfold._merge.kernels import convolving, multiplying
-from bnfold._merge.steps import Blocked, Mapped, Passed, Pool, Step, Weighted
+from bnfold._merge.steps import Blocked, LinearStep, Mapped, Passed, Pool, Weighted
 from bnfold._merge.windows import Window
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.context import Context, Read
@@ -35,7 +35,7 @@ class Part:
     with ``signs``.
     """
 
-    step: Step | None = None
+    step: LinearStep | None = None
     data: tuple[Node, ...] = ()
     signs: tuple[int, ...] | None = None
 
@@ -82,7 +82,7 @@ def _sum(context: Context, node: Node, args: dict[str, Any], signs: tuple[int, i
     return Part(None, data, (first, second))
 
 
-def _conv(context: Context, node: Node, args: dict[str, Any]) -> Step | None:
+def _conv(context: Context, node: Node, args: dict[str, Any]) -> LinearStep | None:
     """``b[o] + Σ W[o, i, k]·x[i]``, group j of outputs from group j of inputs
     (torch.nn.functional.conv2d).
     """
@@ -98,7 +98,7 @@ def _conv(context: Context, node: Node, args: dict[str, Any]) -> Step | None:
     return Weighted(kernel, DTYPES[weight.torch_dtype])
 
 
-def _linear(context: Context, node: Node, args: dict[str, Any]) -> Step | None:
+def _linear(context: Context, node: Node, args: dict[str, Any]) -> LinearStep | None:
     """``x·Wᵀ + b`` along the last axis (torch.nn.functional.linear)."""
     weight, bias = context.parameter(args["weight"]), context.parameter(args["bias"])
     for found in (weight, bias):
@@ -111,7 +111,7 @@ def _linear(context: Context, node: Node, args: dict[str, Any]) -> Step | None:
     return Weighted(kernel, DTYPES[weight.torch_dtype])
 
 
-def _matmul(context: Context, node: Node, args: dict[str, Any]) -> Step | None:
+def _matmul(context: Context, node: Node, args: dict[str, Any]) -> LinearStep | None:
     """``x·W`` along the last axis of x, for a matrix W on the right (torch.matmul)."""
     weight = context.parameter(args["other"])
     if isinstance(weight, Reason):
@@ -123,7 +123,7 @@ def _matmul(context: Context, node: Node, args: dict[str, Any]) -> Step | None:
     return Weighted(multiplying(weight), DTYPES[weight.torch_dtype])
 
 
-def _average_pool(context: Context, node: Node, args: dict[str, Any]) -> Step | None:
+def _average_pool(context: Context, node: Node, args: dict[str, Any]) -> LinearStep | None:
     """A fixed kernel if each output divides by the same number, that of its taps
     (torch.nn.functional.avg_pool2d).
     """
