@@ -64,13 +64,14 @@ class Concatenated:
 
 @dataclass(frozen=True)
 class Picked:
-    """Split, Slice, Gather along ``axis``: output j holds the elements ``places[j]`` of the input.
+    """Split, Slice, Gather, unbind along ``axis``: output j holds the elements ``places[j]`` of the
+    input, which has ``size`` of them (None: not known).
 
     ``gone``: it holds one, and has no axis for it.
     """
 
     axis: int
-    size: int
+    size: int | None
     places: tuple[NDArray[np.intp], ...]
     gone: bool = False
 
@@ -86,6 +87,9 @@ class Picked:
         whole = [Way({0: AffineMap.of(map_.scale, map_.shift, own)})]
         if own is not None and own != self.axis:
             return whole if len(self.places) == 1 else "its other outputs would change"
+        if self.size is None:
+            alone = own is None and len(self.places) == 1
+            return whole if alone else "the size of its input is not known"
         places = self.places[output]
         scale, shift = np.ones(self.size), np.zeros(self.size)
         scale[places], shift[places] = map_.scale, map_.shift

@@ -9,32 +9,34 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from bnfold._core.operators.record import Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
-from bnfold._core.view import Affine, Barrier, Node, Value, View
+from bnfold._core.view import Affine, Node, Value, View
 from bnfold._errors import UsageError
 from bnfold._onnx.merge.merging import Merges, merge
 from bnfold._onnx.names import Names
 from bnfold._onnx.read.constants import Constants
 from bnfold._onnx.read.context import Context
 from bnfold._onnx.read.fused import fused
-from bnfold._onnx.read.roles import read_node
 from bnfold._onnx.read.scopes import Scope, label, read_scopes, reads_value
 from bnfold._onnx.read.shapes import infer
+from bnfold._onnx.read.translate import translate
 
 
 @dataclass(frozen=True)
 class Graph:
     """One graph: its view, and for each node of the view where it came from.
 
-    ``positions`` maps a node of the view to its place in ``scope.nodes``; ``readings`` holds what
-    was read of it.
+    ``positions`` maps a node of the view to its place in ``scope.nodes``; ``operators`` holds what
+    it is, and ``readings`` what planning asks of it.
     """
 
     scope: Scope
     context: Context
     view: View
     positions: tuple[int, ...]
+    operators: tuple[Operator, ...]
     readings: tuple[Reading, ...]
 
     def name(self, value: int) -> str:
@@ -85,11 +87,8 @@ def read(model: ModelProto, base_dir: Path | None) -> Network:
 def _read_merged(context: Context, names: Names) -> tuple[Graph, Merges]:
     """One graph, as it is once its linear operators are merged."""
     graph = _read_graph(context)
-    roles = {
-        position: node.role
-        for position, node in zip(graph.positions, graph.view.nodes, strict=True)
-    }
-    merges = merge(context, roles, graph.positions, names)
+    operators = dict(zip(graph.positions, graph.operators, strict=True))
+    merges = merge(context, operators, graph.positions, names)
     return (_read_graph(context) if merges.patches else graph), merges
 
 
@@ -99,15 +98,19 @@ def _read_graph(context: Context) -> Graph:
     place = {position: index for index, position in enumerate(order)}
     values: dict[str, int] = {}
     nodes: list[Node] = []
+    operators: list[Operator] = []
     readings: list[Reading] = []
     parts = fused(context)
     for position in order:
         node = scope.nodes[position]
-        reading = read_node(context, node)
+        operator = translate(context, node)
+        reading = operator.reading()
         if position in parts and isinstance(reading.role, Affine):
-            reading = Reading(Barrier(parts[position]), shape=reading.shape)
+            operator = Unfixed(reason=parts[position], like=reading.shape)
+            reading = operator.reading()
         if reading.shape is not None and node.output:
             context.derived.setdefault(node.output[0], reading.shape)
+        operators.append(operator)
         readings.append(reading)
         inputs = tuple(values.setdefault(n, len(values)) if n else -1 for n in node.input)
         outputs = tuple(values.setdefault(n, len(values)) if n else -1 for n in node.output)
@@ -117,7 +120,7 @@ def _read_graph(context: Context) -> Graph:
         tuple(nodes),
         tuple(_value(scope, name, place, outputs_of_graph) for name in values),
     )
-    return Graph(scope, context, view, tuple(order), tuple(readings))
+    return Graph(scope, context, view, tuple(order), tuple(operators), tuple(readings))
 
 
 def _value(scope: Scope, name: str, place: Mapping[int, int], outputs: set[str]) -> Value:

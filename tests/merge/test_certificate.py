@@ -15,9 +15,8 @@ import pytest
 from onnx import ModelProto, NodeProto, numpy_helper
 
 import bnfold
-from bnfold._merge import kernels, merging, wiring
+from bnfold._merge import kernels, merging, steps, wiring
 from bnfold._onnx.fold import prepare
-from bnfold._onnx.read import linear
 from bnfold._proof.certificate import Certificate, certify
 
 from ..graphs import bn, const, conv, model, op, rand
@@ -184,14 +183,14 @@ def ignore_borders(patch: Patch) -> None:
 
 def turn_taps(patch: Patch) -> None:
     """Convolution in the mathematical sense."""
-    right = linear._conv
+    right = steps._convolution
 
-    def wrong(context: Any, node: Any) -> Any:
-        step = right(context, node)
+    def wrong(operator: Any) -> Any:
+        step = right(operator)
         kernel = replace(step.kernel, weight=lambda: step.kernel.weight()[:, :, ::-1, ::-1])
         return replace(step, kernel=kernel)
 
-    patch.setitem(linear._READERS, "Conv", wrong)
+    patch.setattr(steps, "_convolution", wrong)
 
 
 def lose_the_image(patch: Patch) -> None:

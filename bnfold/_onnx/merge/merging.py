@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
+from bnfold._core.operators.record import Operator
 from bnfold._core.reasons import Reason
-from bnfold._core.view import Role
 from bnfold._merge.merging import Merger, Replacement, Stays
 from bnfold._merge.sums import Joined
 from bnfold._onnx.merge.merged import Made, made
@@ -31,15 +31,15 @@ class Merges:
 
 
 def merge(
-    context: Context, roles: Mapping[int, Role], order: Sequence[int], names: Names
+    context: Context, operators: Mapping[int, Operator], order: Sequence[int], names: Names
 ) -> Merges:
-    """Merge in one graph, of which ``roles`` are known by position; ``context`` follows.
+    """Merge in one graph, whose ``operators`` are given by position; ``context`` follows.
 
     ``order`` lists positions, every producer before its readers. Nothing merges below opset 7.
     """
     if context.opset < _SINCE:
         return Merges()
-    wiring = Wiring(context, dict(roles))
+    wiring = Wiring(context, dict(operators))
     writer = _PatchWriter(wiring, names)
     merger = Merger(wiring, writer, order)
     for position in order:

@@ -9,27 +9,24 @@ from itertools import islice
 from onnx import NodeProto
 
 from bnfold._core.broadcast import Shape
+from bnfold._core.operators.record import UNKNOWN, Operator
 from bnfold._core.reasons import Reason
-from bnfold._core.view import OPAQUE, Affine, Barrier, Role
 from bnfold._merge import wiring
-from bnfold._merge.steps import LinearStep
+from bnfold._merge.steps import LinearStep, signs, step
 from bnfold._onnx.read.context import Context
-from bnfold._onnx.read.linear import step
-from bnfold._onnx.read.roles import read_node
 from bnfold._onnx.read.scopes import Scope, label, reads_type
-
-_ADDING = ("Add", "Sub", "Sum")
+from bnfold._onnx.read.translate import translate
 
 
 @dataclass
 class Wiring(wiring.Wiring):
-    """A graph and the role of each of its nodes, by position; both change as operators merge.
+    """A graph and what each of its nodes is, by position; both change as operators merge.
 
     ``made`` has the names of the constants that merges have made.
     """
 
     context: Context
-    roles: dict[int, Role]
+    operators: dict[int, Operator]
     made: set[str] = field(default_factory=set)
 
     @property
@@ -44,7 +41,7 @@ class Wiring(wiring.Wiring):
     def reread(self, position: int) -> None:
         """Read a node that has changed."""
         node = self.node(position)
-        self.roles[position] = read_node(self.context, node).role if node.op_type else OPAQUE
+        self.operators[position] = translate(self.context, node)
 
     def reads(self, position: int) -> Sequence[str]:
         """The inputs of a node."""
@@ -84,19 +81,11 @@ class Wiring(wiring.Wiring):
 
     def step(self, position: int) -> LinearStep | None:
         """What the node at a position is of its input."""
-        return step(self.context, self.node(position), self.roles.get(position, OPAQUE))
+        return step(self.operators.get(position, UNKNOWN))
 
     def signs(self, position: int) -> tuple[int, ...] | None:
         """Those of Add, Sub and Sum, but for a map: each input is computed at run time."""
-        node = self.node(position)
-        if (
-            node.op_type not in _ADDING
-            or node.domain not in ("", "ai.onnx")
-            or len(node.input) < 2
-            or isinstance(self.roles.get(position), Affine | Barrier)
-        ):
-            return None
-        return (1, -1) if node.op_type == "Sub" else (1,) * len(node.input)
+        return signs(self.operators.get(position, UNKNOWN))
 
     def shape(self, tensor: str) -> Shape | None:
         """The sizes of a tensor, as far as they are known."""

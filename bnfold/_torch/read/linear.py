@@ -14,9 +14,9 @@ from torch.fx import Node
 
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, Barrier, Carrier
+from bnfold._core.windows import Window
 from bnfold._merge.kernels import convolving, multiplying
 from bnfold._merge.steps import Blocked, LinearStep, Mapped, Passed, Pool, Weighted
-from bnfold._merge.windows import Window
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.context import Context, Read
 from bnfold._torch.read.nodes import arguments, dtype_of, kind_of

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from bnfold._core import broadcast, channels
+from bnfold._core import channels
 from bnfold._core.affine import AffineMap
+from bnfold._core.operators.affine import with_constant
 from bnfold._core.parameters import Reading
-from bnfold._core.reasons import Reason
+from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, Barrier, Carrier, Crossing
 from bnfold._torch.read import absorbers, crossings
 from bnfold._torch.read.constants import Constant
@@ -145,17 +146,12 @@ def _arithmetic(op: str) -> _Reader:
             return NOTHING
         # x + alpha·c, x − alpha·c; alpha multiplies the second operand.
         values = values * alpha if right is not None else values
-        spread = broadcast.spread(values, shape, where)
-        if isinstance(spread, Reason):
-            return Read(Reading(Barrier(spread)), (data,))
-        map_ = broadcast.affine(kind, spread, left is not None, where)
-        if left is not None and alpha != 1 and isinstance(map_, AffineMap):
-            # c ± alpha·x scales x by alpha.
-            map_ = AffineMap.of(map_.scale * alpha, map_.shift, map_.axis)
-        if isinstance(map_, AffineMap) and not map_.is_finite:
-            map_ = Reason("non-finite", where, f"the constant of {where} has no usable reciprocal")
-        if isinstance(map_, Reason):
-            return Read(Reading(Barrier(map_)), (data,))
+        # c ± alpha·x scales x by alpha.
+        factor, given = (alpha if left is not None else 1.0), left is not None
+        try:
+            map_ = with_constant(kind, values, shape, where, constant_first=given, factor=factor)
+        except Refusal as no:
+            return Read(Reading(Barrier(no.reason)), (data,))
         role = Affine(map_, composable=True, dtype=DTYPES[dtype])
         return Read(Reading(role, shape=shape), (data,))
 
