@@ -100,7 +100,7 @@ def depth_to_space(at: int, size: int, block: int, *, blocks_first: bool) -> Ind
 
 
 def space_to_depth(at: int, size: int, block: int, *, blocks_first: bool) -> IndexMap:
-    """``[…, C, H·b, W·b]`` to ``[…, C·b², H, W]``: `depth_to_space` the other way; C is ``size``."""
+    """``[…, C, H·b, W·b]`` to ``[…, C·b², H, W]``: `depth_to_space` turned round; C is ``size``."""
     apart = AxisGroup((None,), (None, block))
     joined: tuple[Size, ...] = (block, block, size) if blocks_first else (size, block, block)
     order = (2, 4, 0, 1, 3) if blocks_first else (0, 2, 4, 1, 3)

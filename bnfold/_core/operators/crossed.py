@@ -67,8 +67,8 @@ class Pooling(Operator):
     ``kept`` is the number of axes ahead of them. ``windows`` is None where these are not known.
     ``padded``: some may see padding, which, if ``counted``, counts as zeros of a mean. ``ceils`` is
     what the framework writes where windows may hang over the end, else "". ``divides``: by a number
-    of its own, not by that of its elements. ``full``: every window holds an element of what is read,
-    for certain.
+    of its own, not by that of its elements. ``full``: every window holds an element of what is
+    read, for certain.
     """
 
     mean: bool

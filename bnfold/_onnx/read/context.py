@@ -86,7 +86,10 @@ class Context:
         return [int(value) for value in found.load().reshape(-1)]
 
     def given(self, node: NodeProto, position: int) -> Constant | None:
-        """The constant at an input, None where that is absent. Raises `Refusal` if it is computed."""
+        """The constant at an input, None where that is absent.
+
+        Raises `Refusal` where it is computed.
+        """
         return _taken(self._found(node, position))
 
     def parameter(self, node: NodeProto, position: int) -> Constant | None:

@@ -21,6 +21,7 @@ from torch.fx import Node
 from bnfold._core.laws import Edit
 from bnfold._core.parameters import Site
 from bnfold._core.result import Plan
+from bnfold._core.view import Affine, Crossing
 from bnfold._errors import UsageError
 from bnfold._plan.fit import settle, standing_constants, standing_dtype
 from bnfold._plan.places import Standing
@@ -77,7 +78,9 @@ class _DraftFolder:
 
     def write(self, moves: Moves) -> ExportedProgram:
         for index, edit in moves.edits.items():
-            _edit(self._node(index), edit)
+            role = self._read.view.nodes[index].role
+            assert isinstance(role, Crossing)
+            _edit(self._node(index), edit, role)
         for index, sides in moves.sides.items():
             site = self._read.readings[index].site
             if site is not None:
@@ -120,8 +123,9 @@ class _DraftFolder:
 
     def _data(self, place: int) -> Node:
         """What the data input of a map is by now."""
-        before = self._read.nodes[place]
-        name = self._read.view.values[self._read.view.nodes[place].inputs[0]].name
+        before, seen = self._read.nodes[place], self._read.view.nodes[place]
+        assert isinstance(seen.role, Affine)
+        name = self._read.view.values[seen.inputs[seen.role.data]].name
         position = [source.name for source in before.all_input_nodes].index(name)
         return self._node(place).all_input_nodes[position]
 
@@ -162,14 +166,13 @@ def _like(values: Array, old: Tensor) -> Tensor:
     return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
 
 
-def _edit(node: Node, edit: Edit) -> None:
+def _edit(node: Node, edit: Edit, role: Crossing) -> None:
     """Give an operator new numbers; relu6, which has none, becomes the hardtanh that it is."""
     if kind_of(node) in ("relu6", "relu6_"):
         name = kind_of(node).replace("relu6", "hardtanh")
         node.target = getattr(torch.ops.aten, name).default
-    bound = arguments(node)
     for name, value in edit.values.items():
-        _set_argument(node, name if name in bound else f"{name}_val", value)
+        _set_argument(node, str(role.numbers[name]), value)
 
 
 def _set_argument(node: Node, name: str, value: Node | float) -> None:

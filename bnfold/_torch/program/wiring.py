@@ -8,16 +8,16 @@ from itertools import islice
 from torch.fx import Node
 
 from bnfold._core.broadcast import Shape
+from bnfold._core.operators.record import UNKNOWN, Operator
 from bnfold._core.reasons import Reason
 from bnfold._merge import wiring
-from bnfold._merge.steps import LinearStep
+from bnfold._merge.steps import LinearStep, signs, step
 from bnfold._torch.program.draft import Draft, fresh
 from bnfold._torch.read.aliases import Memory
 from bnfold._torch.read.constants import Constants
 from bnfold._torch.read.context import Context
-from bnfold._torch.read.graph import labels_of, reads_of, role_of
-from bnfold._torch.read.linear import Part, part
-from bnfold._torch.read.nodes import arguments, kind_of, shape_of
+from bnfold._torch.read.graph import labels_of, operator_of
+from bnfold._torch.read.nodes import arguments, kind_of, reads_of, shape_of
 
 
 class Wiring(wiring.Wiring):
@@ -36,7 +36,7 @@ class Wiring(wiring.Wiring):
         self._names = {node: name for name, node in draft.nodes.items()}
         self._taken = set(draft.nodes)
         self._labels = labels_of(nodes)
-        self._parts: dict[Node, Part] = {}
+        self._operators: dict[Node, Operator] = {}
         self._context = Context(constants, self._labels.__getitem__, _in_training, whole=True)
 
     def node(self, position: int) -> Node:
@@ -80,8 +80,8 @@ class Wiring(wiring.Wiring):
             del self._holders[self._names[node]]
 
     def reads(self, position: int) -> Sequence[str]:
-        """The tensors that a node computes with, in the order of its arguments."""
-        return [self._names[node] for node in self._part(position).data]
+        """The tensors that a node reads, in the order of its arguments; "" for new parameters."""
+        return [self._names.get(node, "") for node in reads_of(self.node(position))]
 
     def output(self, position: int) -> str | None:
         """The tensor that a node puts out."""
@@ -109,11 +109,11 @@ class Wiring(wiring.Wiring):
 
     def step(self, position: int) -> LinearStep | None:
         """What the node at a position is of its input."""
-        return self._part(position).step if self.places[position] is not None else None
+        return step(self._operator(position))
 
     def signs(self, position: int) -> tuple[int, ...] | None:
         """Those of add, sub and rsub of two tensors, where nobody sees the memory written into."""
-        return self._part(position).signs if self.places[position] is not None else None
+        return signs(self._operator(position))
 
     def shape(self, tensor: str) -> Shape | None:
         """The sizes of a tensor, as far as they are fixed."""
@@ -139,18 +139,13 @@ class Wiring(wiring.Wiring):
             if user.op == "call_function":
                 yield from (user for source in reads_of(user) if source is node)
 
-    def _part(self, position: int) -> Part:
-        node = self.node(position)
-        if node not in self._parts:
-            self._parts[node] = self._read(node)
-        return self._parts[node]
-
-    def _read(self, node: Node) -> Part:
-        if getattr(node.target, "_schema", None) is None:
-            return Part()
-        found = part(self._context, node, role_of(self._context, node, self.memory.torn))
-        # Whoever reads the sum by the name of what it was written into sees it there alone.
-        return Part() if found.signs is not None and node in self.memory.torn else found
+    def _operator(self, position: int) -> Operator:
+        node = self.places[position]
+        if node is None:
+            return UNKNOWN
+        if node not in self._operators:
+            self._operators[node] = operator_of(self._context, node, self.memory.torn)
+        return self._operators[node]
 
 
 def _in_training(node: Node) -> bool:

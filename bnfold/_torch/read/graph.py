@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -16,16 +15,24 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold._core import view as view_module
+from bnfold._core.operators.record import Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
-from bnfold._core.view import OPAQUE, Affine, Barrier, Carrier, Crossing, View
+from bnfold._core.view import OPAQUE, Affine, Crossing, Role, View
 from bnfold._merge.stored import Load
 from bnfold._plan.planner import Move
 from bnfold._torch.read.aliases import Memory
 from bnfold._torch.read.constants import Constants
-from bnfold._torch.read.context import NOTHING, Context, Read
-from bnfold._torch.read.nodes import SHAPE_OR_TYPE, arguments, kind_of
-from bnfold._torch.read.roles import read_node
+from bnfold._torch.read.context import Context
+from bnfold._torch.read.nodes import (
+    SHAPE_OR_TYPE,
+    arguments,
+    is_tensor,
+    kind_of,
+    parts_of,
+    reads_of,
+)
+from bnfold._torch.read.translate import translate
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,14 @@ def read(
         return home.training if home is not None else bool(arguments(node).get("training", False))
 
     context = Context(constants, labels.__getitem__, in_training, whole=module is None)
-    reads = {node: role_of(context, node, memory.torn) for node in nodes}
+    known = tuple(operator_of(context, node, memory.torn) for node in nodes)
     pinned = {**_hooked(nodes, modules, labels), **_put_out(program)}
     values = _Values(program, pinned)
-    view_nodes = tuple(values.node(labels[node], node, reads[node]) for node in nodes)
-    readings = tuple(reads[node].reading for node in nodes)
+    readings = tuple(operator.reading() for operator in known)
+    view_nodes = tuple(
+        values.node(labels[node], node, reading.role)
+        for node, reading in zip(nodes, readings, strict=True)
+    )
     return Graph(program, constants, memory, View(view_nodes, values.all()), nodes, readings)
 
 
@@ -81,8 +91,8 @@ class _Values:
         self._parts: set[Node] = set()
         self._count = 0
 
-    def node(self, label: str, node: Node, found: Read) -> view_module.Node:
-        """The next node of the view: its data first, then whatever else it reads.
+    def node(self, label: str, node: Node, role: Role) -> view_module.Node:
+        """The next node of the view, which reads tensors in the order of its arguments.
 
         Parts of a list are put out by the operator that makes the list, and not by those that take
         them from it, which read nothing then.
@@ -91,18 +101,16 @@ class _Values:
         if node in self._parts:
             return view_module.Node(label, kind_of(node), OPAQUE, (), ())
         inputs = list(reads_of(node))
-        for source in found.data:
-            inputs.remove(source)
-        inputs = [*found.data, *inputs]
         if kind_of(node) not in SHAPE_OR_TYPE:
             for source in inputs:
                 self._readers.setdefault(source, []).append(place)
-        outputs = found.outputs or (node,)
+        listed = isinstance(role, Crossing) and not is_tensor(node)
+        outputs = parts_of(node) if listed else (node,)
         self._producers.update((output, place) for output in outputs)
         self._parts.update(output for output in outputs if output is not node)
         numbered = tuple(self._numbers[source] for source in inputs)
         written = tuple(self._numbers[output] for output in outputs)
-        return view_module.Node(label, kind_of(node), found.reading.role, numbered, written)
+        return view_module.Node(label, kind_of(node), role, numbered, written)
 
     def all(self) -> tuple[view_module.Value, ...]:
         """All tensors, once all nodes are known."""
@@ -117,20 +125,20 @@ class _Values:
         )
 
 
-def role_of(context: Context, node: Node, torn: Set[Node]) -> Read:
-    """The role of a node; none where memory that it hands on is written and read by an old name.
+def operator_of(context: Context, node: Node, torn: Set[Node]) -> Operator:
+    """What a node is; nothing crosses it where memory that it hands on is written and read by an
+    old name.
 
     A map that is written there in place is one that others see, too.
     """
-    found = read_node(context, node)
-    role = found.reading.role
-    if node not in torn or not isinstance(role, Affine | Carrier | Crossing):
-        return found
-    if not isinstance(role, Affine):
-        return NOTHING
+    operator = translate(context, node)
+    if node not in torn:
+        return operator
+    if not isinstance(operator.role, Affine):
+        return operator.closed()
     where = context.label(node)
     message = f"{where} writes into a tensor that is read by another name afterwards"
-    return Read(Reading(Barrier(Reason("shared-output", where, message))), found.data)
+    return Unfixed(data=operator.data, reason=Reason("shared-output", where, message))
 
 
 def clashes(graph: Graph, moves: Sequence[Move]) -> dict[int, Reason]:
@@ -167,18 +175,6 @@ def paths_of(node: Node) -> list[str]:
     """All modules that a node belongs to, innermost first."""
     stack = node.meta.get("nn_module_stack") or {}
     return [path for path, _ in stack.values()][::-1]
-
-
-def reads_of(node: Node) -> Iterator[Node]:
-    """The tensors that a node reads, once for each read."""
-    found: list[Node] = []
-
-    def note(source: Node) -> Node:
-        found.append(source)
-        return source
-
-    torch.fx.map_arg((node.args, node.kwargs), note)
-    yield from found
 
 
 def labels_of(nodes: Sequence[Node]) -> dict[Node, str]:
