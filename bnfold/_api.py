@@ -16,7 +16,9 @@ from onnx import ModelProto
 
 from bnfold._core.result import Plan
 from bnfold._errors import UsageError
-from bnfold._onnx.files import models
+from bnfold._onnx.files.external import refuse_own_data
+from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.save import pending_file
 from bnfold._onnx.fold import prepare
 from bnfold._onnx.write.rewriting import Rewritten
 from bnfold._system import paths
@@ -61,7 +63,7 @@ def plan(
 
         return PlannedProgram(model).plan
     proto, folder = _read(model, base_dir)
-    with models.understood(proto, _path(model)):
+    with understood(proto, _path(model)):
         return prepare(proto, folder).plan
 
 
@@ -132,11 +134,11 @@ def fold(
     proto, folder = _read(model, base_dir)
     if output is not None:
         paths.check_writable(Path(output))
-        models.refuse_own_data(Path(output), proto, folder)
+        refuse_own_data(Path(output), proto, folder)
     if proto is model:
         proto = ModelProto()
         proto.CopyFrom(model)
-    with models.understood(model if isinstance(model, ModelProto) else proto, _path(model)):
+    with understood(model if isinstance(model, ModelProto) else proto, _path(model)):
         planned = prepare(proto, folder)
         rewritten = planned.apply()
     if output is not None:
@@ -281,7 +283,7 @@ def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelP
     folder = Path(base_dir) if base_dir is not None else None
     path = _path(model)
     if path is not None:
-        return models.load(path), folder or path.parent
+        return load_model(path), folder or path.parent
     if _is_graphsurgeon(model):
         import onnx_graphsurgeon
 
@@ -313,7 +315,7 @@ def _write(
     output: Path,
     source: Path | None = None,
 ) -> Path:
-    with models.pending(
+    with pending_file(
         model, rewritten, base_dir=base_dir, destination=output, source=source
     ) as draft:
         draft.commit()
