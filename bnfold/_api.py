@@ -20,7 +20,7 @@ from bnfold._onnx.files.external import refuse_own_data
 from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import pending_file
 from bnfold._onnx.fold import prepare
-from bnfold._onnx.write.rewriting import Rewritten
+from bnfold._onnx.write.applied import Rewritten
 from bnfold._system import paths
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.network import Graph, Network, read
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import label
-from bnfold._onnx.write.rewriting import Rewritten, apply
+from bnfold._onnx.write.applied import Rewritten
+from bnfold._onnx.write.rewriting import apply
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Moves
 from bnfold._plan.summary import kept_apart, summarize

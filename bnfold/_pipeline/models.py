@@ -17,7 +17,7 @@ from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._system import paths
 
 if TYPE_CHECKING:
-    from bnfold._onnx.write.rewriting import Applied
+    from bnfold._onnx.write.applied import Applied
     from bnfold._run.inputs import InputSet
 
 

@@ -24,7 +24,7 @@ from onnx import ModelProto, NodeProto
 
 from bnfold._onnx.merge.patch import lay
 from bnfold._onnx.read.scopes import Scope, label
-from bnfold._onnx.write.rewriting import Applied
+from bnfold._onnx.write.applied import Applied
 from bnfold._proof import local_probe as local
 from bnfold._proof.carried import claims, laid_out
 from bnfold._proof.crossings import probe

@@ -13,7 +13,7 @@ from onnx import NodeProto
 
 from bnfold._core.rounding import Limits
 from bnfold._onnx.read.scopes import Scope, label
-from bnfold._onnx.write.rewriting import Related
+from bnfold._onnx.write.applied import Related
 from bnfold._proof.rows import Double, Line, Mismatch, Side
 
 _SLACK = 32 * float(np.finfo(np.float64).eps)

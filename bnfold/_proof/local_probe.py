@@ -22,7 +22,7 @@ from onnx import AttributeProto, NodeProto
 from bnfold._onnx.read.constants import evaluate as by_reference
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.tensors import FLOATS, data_type
-from bnfold._onnx.write.rewriting import Applied
+from bnfold._onnx.write.applied import Applied
 from bnfold._proof.carried import claims, laid_out
 from bnfold._proof.definitions import evaluate, is_defined
 from bnfold._proof.rows import Double, Line, Mismatch, Side, chain_between

@@ -25,8 +25,8 @@ from bnfold._onnx import tensors
 from bnfold._system import paths
 
 if TYPE_CHECKING:
+    from bnfold._onnx.write.applied import Rewritten
     from bnfold._onnx.write.edits import Relocated
-    from bnfold._onnx.write.rewriting import Rewritten
 
 _INLINE_BYTES = 1024
 

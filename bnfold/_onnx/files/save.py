@@ -24,7 +24,7 @@ from bnfold._onnx.files.wire import prefix
 from bnfold._system import memory, paths
 
 if TYPE_CHECKING:
-    from bnfold._onnx.write.rewriting import Rewritten
+    from bnfold._onnx.write.applied import Rewritten
 
 _LARGEST = 2**31 - 1
 
