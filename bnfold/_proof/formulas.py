@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from bnfold._core.rounding import Limits
+from bnfold._core.limits import Limits
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.write.applied import Related
 from bnfold._proof.rows import Double, Line, Mismatch, Side
