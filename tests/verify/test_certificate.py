@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from bnfold._onnx.files.load import load_model
-from bnfold._proof import formulas
+from bnfold._proof import absorption
 from bnfold._proof.certificate import certify
 
 from ..graphs import (
@@ -50,7 +50,7 @@ Array = Any
 @pytest.fixture(autouse=True, params=[1 << 20, 5], ids=["whole", "in parts"])
 def _at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large weights are looked at part by part; these are small, so that the parts have to be."""
-    monkeypatch.setattr(formulas, "_AT_ONCE", request.param)
+    monkeypatch.setattr(absorption, "_AT_ONCE", request.param)
 
 
 @every_type
