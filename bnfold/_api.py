@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bnfold._judge.verdict import EndToEnd
-    from bnfold._torch.module.fold import Example
-    from bnfold._torch.module.fold import Planned as PlannedModule
+    from bnfold._torch.module.fold import Example, PlannedModule
 
 Model = Any
 _M = TypeVar("_M")
@@ -196,7 +195,7 @@ def verify(
     """
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
-    from bnfold._pipeline.comparing import files
+    from bnfold._pipeline.comparing import compare_files
     from bnfold._run.inputs import InputSet, Wanted, load_inputs
     from bnfold._run.providers import by_name
 
@@ -217,11 +216,11 @@ def verify(
                 "of the options of the comparison only seed is for models of PyTorch, which run on "
                 "their example inputs"
             )
-        from bnfold._pipeline import modules as _modules
+        from bnfold._pipeline.modules import compare_modules, compare_programs
 
         if modules:
-            return _modules.compare(original, folded, _example(args, kwargs, None), seed)
-        return _modules.compare_programs(original, folded, seed)
+            return compare_modules(original, folded, _example(args, kwargs, None), seed)
+        return compare_programs(original, folded, seed)
     if inputs is None:
         sets = None
     elif isinstance(inputs, Mapping):
@@ -229,7 +228,7 @@ def verify(
     else:
         sets = load_inputs(Path(inputs))
     with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
-        return files(first, second, sets, settings)
+        return compare_files(first, second, sets, settings)
 
 
 def _prepare_module(
@@ -241,17 +240,15 @@ def _prepare_module(
     clone: bool,
     inplace: bool,
 ) -> PlannedModule:
-    from bnfold._torch.module import fold as fold_module
+    from bnfold._torch.module.fold import Example, copied, prepare_module
 
     if as_eval and model.training:
-        model = (model if inplace else fold_module.copied(model)).eval()
+        model = (model if inplace else copied(model)).eval()
     if args is None and not kwargs:
         from bnfold._torch.module.trace import made_up
 
-        return fold_module.prepare(
-            model, fold_module.Example(made_up(model), {}, made_up=True), clone
-        )
-    return fold_module.prepare(model, _example(args, kwargs, dynamic_shapes), clone)
+        return prepare_module(model, Example(made_up(model), {}, made_up=True), clone)
+    return prepare_module(model, _example(args, kwargs, dynamic_shapes), clone)
 
 
 def _example(

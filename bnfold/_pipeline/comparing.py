@@ -16,7 +16,7 @@ from bnfold._run.perturbable import find, telling
 from bnfold._run.source import Parsed, Source
 
 
-def files(
+def compare_files(
     original: Path,
     folded: Path,
     inputs: Sequence[InputSet] | None,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bnfold._run.inputs import InputSet
 
 
-def run(
+def fold_file(
     path: Path,
     output: Path | None,
     *,
@@ -89,12 +89,12 @@ def _run_program(
 ) -> Outcome:
     """Fold a program of torch.export, which takes PyTorch."""
     try:
-        from bnfold._pipeline import programs
+        from bnfold._pipeline.programs import fold_program_file
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "torch":
             raise
         raise UsageError("a .pt2 file takes PyTorch: pip install 'bnfold[torch]'") from error
-    return programs.run(path, output, verify=verify, seed=seed, progress=progress)
+    return fold_program_file(path, output, verify=verify, seed=seed, progress=progress)
 
 
 @dataclass(frozen=True)
