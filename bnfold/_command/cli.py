@@ -358,11 +358,11 @@ def _show_findings(
 ) -> None:
     """Print findings for a CI server."""
     if form == "junit":
-        from bnfold._report.junit import junit
+        from bnfold._report.ci import junit
 
         terminal.show_whole(junit(model, findings, seconds))
         return
-    from bnfold._report import github
+    from bnfold._report.ci import summarize_step, workflow_commands
 
-    terminal.show(github.commands(model, findings))
-    github.summarize(model, status, plan, findings)
+    terminal.show(workflow_commands(model, findings))
+    summarize_step(model, status, plan, findings)

@@ -18,11 +18,13 @@ from bnfold._judge.tolerance import DRAWS, MORE_DRAWS, Measured, Tolerance
 from bnfold._judge.untaken import IfBranch, with_weights
 from bnfold._judge.verdict import OutputCheck, Status
 from bnfold._run.bounds import Bounds, Exhausted
+from bnfold._run.early import Early
 from bnfold._run.given import named, refuse_unfit
 from bnfold._run.inputs import InputSet, InputSource, UndrawableError
-from bnfold._run.nodes import random_values, reached
+from bnfold._run.nodes import reached
 from bnfold._run.noise import Array
-from bnfold._run.session import EngineError, Loading, OnnxRuntime, Port, Reference
+from bnfold._run.randomness import rolled
+from bnfold._run.session import EngineError, OnnxRuntime, Port, Reference
 from bnfold._run.source import Source, Tap, tapped_before
 from bnfold._run.varied import Varied
 from bnfold._system import memory
@@ -127,14 +129,14 @@ class Comparison:
         """
         model = self._read()
         self.branches = list(with_weights(model))
-        self._dice = random_values(model.graph)
+        self._dice = rolled(model.graph)
         reach = reached(model.graph, self.pair.touched or self.pair.weights.keys())
-        folded = Loading(lambda: self.load(self.pair.folded), self._executor)
+        folded = Early(lambda: self.load(self.pair.folded), self._executor)
         self.progress("running the original")
         drawing = self._drawing(model) if inputs is None else None  # before weights are inputs
         original = self._open_original(model)
         if self.engine is not OnnxRuntime:
-            folded = Loading(lambda: self.load(self.pair.folded), None)
+            folded = Early(lambda: self.load(self.pair.folded), None)
         del model
         if isinstance(drawing, InputSource):
             seen = self._run_drawn(original, drawing)
@@ -273,7 +275,7 @@ class Comparison:
 
     def _run_folded(
         self,
-        early: Loading[OnnxRuntime | Reference],
+        early: Early[OnnxRuntime | Reference],
         original: Varied,
         seen: Sequence[tuple[InputSet, list[Any]]],
     ) -> list[Trial]:

@@ -19,9 +19,10 @@ import numpy as np
 from bnfold._judge.difference import is_float, step
 from bnfold._judge.verdict import ProviderCheck
 from bnfold._run.bounds import UNBOUNDED, Bounds
+from bnfold._run.early import Early
 from bnfold._run.inputs import InputSet
 from bnfold._run.providers import CPU, Provider, ran_on
-from bnfold._run.session import EngineError, Loading, OnnxRuntime, Port
+from bnfold._run.session import EngineError, OnnxRuntime, Port
 from bnfold._run.source import Source
 
 FACTOR = 10.0
@@ -58,7 +59,7 @@ class Deployment:
     folded: Source
     outputs: Sequence[Port]
     bounds: Bounds = UNBOUNDED
-    early: Loading[OnnxRuntime] | None = None
+    early: Early[OnnxRuntime] | None = None
 
     def check(self, provider: Provider, expected: Sequence[Expected]) -> ProviderCheck:
         """Whether the folded model gives what it should on a provider.

@@ -31,10 +31,11 @@ from bnfold._judge.verdict import (
     overall,
 )
 from bnfold._run.bounds import Bounds, Exhausted
+from bnfold._run.early import Early, background
 from bnfold._run.inputs import InputSet
 from bnfold._run.noise import Array
 from bnfold._run.providers import CPU
-from bnfold._run.session import EngineError, Loading, OnnxRuntime, background
+from bnfold._run.session import EngineError, OnnxRuntime
 from bnfold._run.source import Source, Tap
 
 
@@ -117,7 +118,7 @@ class _EndToEnd:
         self._pair = pair
         self._certified = certified
         on_cpu = executor if CPU in comparison.settings.providers else None
-        self._deployed = Loading(partial(opened, pair.folded, bounds=comparison.bounds), on_cpu)
+        self._deployed = Early(partial(opened, pair.folded, bounds=comparison.bounds), on_cpu)
 
     def run(self, inputs: Sequence[InputSet] | None) -> EndToEnd:
         comparison, settings = self._comparison, self._comparison.settings

@@ -6,16 +6,6 @@ from collections.abc import Collection, Iterable, Iterator
 
 import onnx
 
-_RANDOM = {
-    "Bernoulli",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-}
-"""Operators that put out other numbers on every run."""
-
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """Yield the graphs held by a node (If, Loop, Scan)."""
@@ -78,15 +68,3 @@ class Flow:
 def reached(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:
     """Return the values of the main graph that depend on any of the named ones."""
     return Flow(graph).reached(names)
-
-
-def random_values(graph: onnx.GraphProto) -> set[str]:
-    """Return the values of the main graph that depend on random numbers drawn while it runs."""
-    drawn = {
-        name
-        for node in graph.node
-        if any(inner.op_type in _RANDOM for inner in all_nodes([node]))
-        for name in node.output
-        if name
-    }
-    return reached(graph, drawn) if drawn else set()

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -24,17 +22,12 @@ import onnxruntime as ort
 from bnfold._onnx import tensors
 from bnfold._onnx.files.external import all_tensors
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
-from bnfold._run.noise import Array
 from bnfold._run.providers import CPU, Provider
 from bnfold._system import memory
 
 _REFERENCE_LIMIT = 1 << 28
 _FATAL = 4
 _FIRST_RIGHT_BATCH_NORMALIZATION = 14
-_LARGEST_IN_BACKGROUND = 1 << 28
-"""Bytes of a model, from which on one session is held at a time."""
-
-_Loaded = TypeVar("_Loaded")
 
 
 class EngineError(Exception):
@@ -199,42 +192,6 @@ class Reference:
         return list(outputs)
 
 
-class Loading(Generic[_Loaded]):
-    """Something that loads in the background already, if there is an executor for it."""
-
-    def __init__(self, load: Callable[[], _Loaded], executor: Executor | None) -> None:
-        self._load = load
-        self._future: Future[_Loaded] | None = executor.submit(load) if executor else None
-
-    def get(self) -> _Loaded:
-        """What was loaded, once; whoever asks again has it loaded anew. Raises what that raises."""
-        future, self._future = self._future, None
-        return self._load() if future is None else future.result()
-
-
-@contextmanager
-def background(
-    paths: Collection[Path], weights: Collection[Array | None], bounds: Bounds
-) -> Iterator[Executor | None]:
-    """An executor in which sessions load while there is other work.
-
-    It has one thread. It is None where models are large, memory is bounded, or a single thread was
-    asked for.
-    """
-    if (
-        bounds.threads == 1
-        or memory.is_bounded()
-        or _largest_size(paths, weights) > _LARGEST_IN_BACKGROUND
-    ):
-        yield None
-        return
-    with ThreadPoolExecutor(1, "bnfold") as executor:
-        try:
-            yield executor
-        finally:
-            executor.shutdown(cancel_futures=True)
-
-
 def _inline(model: onnx.ModelProto, folder: Path | None) -> None:
     """Take external data into the model. `onnx.load` would refuse symbolic links, as hubs make."""
     for tensor in all_tensors(model):
@@ -293,11 +250,3 @@ def _port_of_proto(value: onnx.ValueInfoProto) -> Port:
         for dim in tensor.shape.dim
     )
     return Port(value.name, f"tensor({element})", shape)
-
-
-def _largest_size(paths: Collection[Path], weights: Collection[Array | None]) -> int:
-    """Bytes of the largest file, or of all weights; what is not there will be said elsewhere."""
-    sizes = [sum(array.nbytes for array in weights if array is not None)]
-    with suppress(OSError):
-        sizes += [path.stat().st_size for path in paths]
-    return max(sizes)
