@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bnfold._onnx.write.edits import Relocated
 
 _INLINE_BYTES = 1024
+"""New tensors from this size on go to a data file, where the model has one."""
 
 OWN = "own"
 """The key of an external tensor whose data are part of its model's own file (`lean`)."""
@@ -103,8 +104,8 @@ def refuse_own_data(path: Path, model: ModelProto, base_dir: Path | None) -> Non
 def runnable(path: Path, locations: Collection[str]) -> Iterator[Path]:
     """A model file as onnxruntime can load it: the file itself, or a temporary look-alike.
 
-    ``locations`` are its data files. Those that are symbolic links out of the model's folder, as
-    hub caches make them, are refused by onnxruntime, and so is a path that is no valid Unicode.
+    ``locations`` are its data files. onnxruntime refuses data files that are symbolic links out of
+    the model's folder, as hub caches make them. It also refuses a path that is no valid Unicode.
     """
     folder = path.parent.resolve()
     inside = all((folder / name).resolve().is_relative_to(folder) for name in locations)
@@ -126,7 +127,11 @@ def write_external(
     destination: Path | None,
     folder: Path,
 ) -> tuple[bool, list[str]]:
-    """Provide the draft's external data; whether locations changed, and the files written."""
+    """Make the data files of a folded model in ``folder``.
+
+    Gives whether a tensor now lies at another location, and the files that were written. A file in
+    which nothing changed is linked, not written, where the output stays in its folder.
+    """
     changed: dict[str, list[Relocated]] = {}
     for tensor, where in rewritten.relocated:
         changed.setdefault(where[0], []).append((tensor, where))
@@ -171,7 +176,7 @@ def _patch(path: Path, target: str, changed: list[Relocated]) -> None:
 
 
 def _move_out(model: ModelProto, created: set[str], path: Path, location: str) -> None:
-    """Append new tensors of some size to a data file: external weights stay external."""
+    """Append large new tensors to a data file: external weights stay external."""
     with path.open("r+b") as file:
         for tensor in all_tensors(model):
             if tensor.name in created and len(tensor.raw_data) >= _INLINE_BYTES:
@@ -184,6 +189,7 @@ def _move_out(model: ModelProto, created: set[str], path: Path, location: str) -
 
 
 def _externalize(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Let a tensor refer to its data in a data file."""
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", offset), ("length", length)):
@@ -191,6 +197,7 @@ def _externalize(tensor: TensorProto, location: str, offset: int, length: int) -
 
 
 def _point_to(tensor: TensorProto, location: str) -> None:
+    """Let an external tensor refer to another data file, at the same place in it."""
     for entry in tensor.external_data:
         if entry.key == "location":
             entry.value = location
@@ -201,9 +208,9 @@ def _free_location(
 ) -> str:
     """Where the output's copy of a data file may go without touching anybody else's file.
 
-    The original's own location where the output goes to another folder, else a name made of the
-    output's; never a file that is there already, unless it is read by no model but the output
-    that is about to be replaced. ``originals`` are the data files of the model being folded.
+    This is the original's own location where the output goes to another folder, else a name made of
+    the output's. It is never a file that exists, unless no model reads that but the output that is
+    about to be replaced. ``originals`` are the data files of the model being folded.
     """
     if destination is None:
         return location
@@ -231,7 +238,7 @@ def _owns(path: Path, location: str) -> bool:
 
 
 def _locations(path: Path) -> set[str]:
-    """External locations that an existing model file refers to; none if it cannot be read."""
+    """The external locations that an existing file refers to; none if it cannot be read."""
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception:  # Whatever lies there is about to be replaced and owns no data file.
@@ -256,7 +263,7 @@ def _is_text(path: Path) -> bool:
 
 
 def link(origin: Path, path: Path) -> None:
-    """Let a file be found at another path: by a hard link, or a copy where that cannot be.
+    """Let a file be found at another path too: by a hard link, or a copy where none can be made.
 
     onnxruntime refuses symbolic links that lead out of the model's folder.
     """
@@ -270,7 +277,7 @@ def link(origin: Path, path: Path) -> None:
 
 
 def copy_content(origin: Path, path: Path) -> None:
-    """Copy a file's content; `UsageError` where the origin is to blame for a failure."""
+    """Copy the content of a file. Raises `UsageError` where the original cannot be read."""
     try:
         origin.open("rb").close()
     except OSError as error:
@@ -279,7 +286,7 @@ def copy_content(origin: Path, path: Path) -> None:
 
 
 def _size_of_file(path: Path) -> int:
-    """The size of a file that is no folder."""
+    """The bytes of a file. Raises `OSError` for a folder."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

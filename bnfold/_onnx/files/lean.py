@@ -19,10 +19,10 @@ from bnfold._onnx.files.external import OWN, all_tensors, is_own
 from bnfold._onnx.files.wire import BYTES, Unusual, fields, number, prefix
 
 LEAST_FILE = 1 << 22
-"""Bytes from which on a file is read like this."""
+"""Files from this size on, in bytes, are read without their large tensors."""
 
 LEAST_TENSOR = 1 << 16
-"""Bytes from which on the data of a tensor stay in the file."""
+"""Data of tensors from this size on, in bytes, stay in the file."""
 
 _WHOLE = frozenset(
     (
@@ -45,9 +45,9 @@ _WHOLE = frozenset(
 
 
 def read_lean(path: Path) -> bytes | None:
-    """What a model file holds but for the data of large tensors; None where it is small, or is
-    better read as a whole.
+    """The bytes of a model file without the data of large tensors.
 
+    None where the file is small, or is laid out in a way that is better read as a whole.
     Raises `OSError` where the file cannot be read.
     """
     if path.stat().st_size < LEAST_FILE:
@@ -102,6 +102,8 @@ def serialize_whole(model: ModelProto, path: Path) -> bytes:
 
 
 class _Walk(NamedTuple):
+    """The bytes of a file, and its name, as external data refer to it."""
+
     data: mmap.mmap
     location: str
 
@@ -110,7 +112,10 @@ _Walker: TypeAlias = Callable[[_Walk, int, int], list[bytes]]
 
 
 def _rewritten(walk: _Walk, start: int, end: int, inner: Mapping[int, _Walker]) -> list[bytes]:
-    """A message whose large fields of some numbers are rewritten, all else as it stands."""
+    """A message in which large fields are rewritten, those whose numbers ``inner`` names.
+
+    All else stays as it stands.
+    """
     parts, kept = [], start
     for field in fields(walk.data, start, end):
         if (
@@ -148,7 +153,7 @@ def _attribute(walk: _Walk, start: int, end: int) -> list[bytes]:
 
 
 def _tensor(walk: _Walk, start: int, end: int) -> list[bytes]:
-    """A tensor, its raw data told by where they lie."""
+    """A tensor that refers to the place of its raw data instead of holding them."""
     held = list(fields(walk.data, start, end))
     raw = [field for field in held if field.number == TensorProto.RAW_DATA_FIELD_NUMBER]
     types = [field for field in held if field.number == TensorProto.DATA_TYPE_FIELD_NUMBER]

@@ -48,9 +48,9 @@ def load_model(path: Path, *, lean: bool = False) -> ModelProto:
 
 @contextmanager
 def understood(model: ModelProto, path: Path | None) -> Iterator[None]:
-    """While a model is planned and folded: errors name its file, and say so if it is not valid.
+    """Around planning and folding: errors name the model's file, and say if it is not valid.
 
-    What cannot be understood and is valid all the same is a defect and passes through as it is.
+    An error at a valid model is a defect of bnfold and passes through as it is.
     """
     try:
         yield
@@ -108,4 +108,5 @@ def _add_node_names(nodes: Iterable[NodeProto], names: list[str | bytes]) -> Non
 
 
 def _first_line(error: Exception) -> str:
+    """The first line of what an error says, or its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
     from bnfold._onnx.write.applied import Rewritten
 
 _LARGEST = 2**31 - 1
+"""The most bytes that a protobuf reader accepts."""
 
 
 @dataclass(frozen=True)
 class PendingFile:
-    """A model written beside its destination, with the data files it refers to.
+    """A model that is written beside its destination, not yet in its place.
 
-    ``data`` names them all, ``written`` those that are not the original's own.
+    ``data`` names all data files that it refers to, ``written`` those that are not the original's
+    own. ``size`` is that of all files together, in bytes.
     """
 
     path: Path
@@ -82,10 +84,11 @@ def pending_file(
     destination: Path | None,
     source: Path | None = None,
 ) -> Iterator[PendingFile]:
-    """Write a model to a temporary folder beside its destination; gone afterwards unless committed.
+    """Write a model to a temporary folder beside its destination.
 
-    The model is taken apart in writing; pass a copy to keep it. ``rewritten`` tells what a fold did
-    to the tensors. ``source`` is the original file if the model is unchanged: then its bytes are
+    The folder is gone afterwards; `PendingFile.commit` moves the files to their destination before.
+    Writing takes the model apart: pass a copy to keep it. ``rewritten`` tells what a fold did to
+    the tensors. ``source`` is the original file if the model is unchanged: then its bytes are
     copied. Without a destination the folder is the system's. Raises `UsageError` where that cannot
     be written.
     """
@@ -157,6 +160,7 @@ def _too_large() -> UsageError:
 
 
 def _restore(target: Path, backup: Path | None) -> None:
+    """Put a file back that was moved away, or remove what stands where there was none."""
     if backup is None:
         target.unlink(missing_ok=True)
     elif backup.exists():
