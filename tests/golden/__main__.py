@@ -52,7 +52,7 @@ def main() -> int:
     print(f", {excused} of them by another version or file" if excused else "")
     if options.write:
         _take(rows, found, gone)
-    return 0 if options.write or len(found) == excused and not gone else 1
+    return 0 if options.write or (len(found) == excused and not gone) else 1
 
 
 def _take(rows: dict[str, record.Row], found: list[record.Difference], gone: list[str]) -> None:

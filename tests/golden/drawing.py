@@ -1,8 +1,8 @@
 """The drawn models of other tests, drawn from a seed instead of by Hypothesis.
 
-What Hypothesis draws depends on its version. So each module that draws is loaded a second time, with
-a stand-in for ``hypothesis.strategies`` that knows the few strategies that those modules use and
-takes every choice from a ``random.Random``. No internals of Hypothesis are touched.
+What Hypothesis draws depends on its version. So each module that draws is loaded a second time,
+with a stand-in for ``hypothesis.strategies`` that knows the few strategies that those modules use
+and takes every choice from a ``random.Random``. No internals of Hypothesis are touched.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def _bits(model: Any, rounded: bool = False) -> bytes:
             for tensor in _tensors(copy.graph):
                 _round(tensor)
             model = copy
-        return model.SerializeToString(deterministic=True)
+        return bytes(model.SerializeToString(deterministic=True))
     parts = ["\n".join(_structure(model)).encode()]
     for name, value in _state(model):
         parts += [f"{name} {value.dtype} {value.shape}".encode()]
