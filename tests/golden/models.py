@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto
 
 from .. import graphs, zoo
@@ -31,7 +32,7 @@ TORCH_SOURCES = (
     "drawn-module drawn-program drawn-network"
 ).split()
 SOURCES = (
-    "real light silero command folds stored carried carried-long convolutions products "
+    "real light silero command own outside folds stored carried carried-long convolutions products "
     "drawn_models drawn_chains"
 ).split() + TORCH_SOURCES
 # Of these, one model in four is part of the test that runs always.
@@ -78,6 +79,51 @@ def _small() -> Iterator[tuple[str, Build]]:
     for name, case in folds.CASES.items():
         for kind, elem in folds.TYPES.items():
             yield f"folds/{name}/{kind}", _reseeded(partial(case, elem=elem))
+
+    for name, case in _own().items():
+        yield f"own/{name}", _reseeded(case)
+    for name in ("foldable", "crossing", "hiding"):
+        yield f"outside/{name}", _outside(getattr(examples, name))
+
+
+def _own() -> dict[str, Callable[[], ModelProto]]:
+    """What no other model says: types that cannot be folded, and the rules before opset 7."""
+    shape = (4, 3, 1, 1)
+    ones = np.ones(shape, np.int32)
+
+    def old(unknown: bool) -> ModelProto:
+        x = None if unknown else (2, 3, 4, 4)
+        map_ = graphs.const("Mul", "c", "y", graphs.rand(4), broadcast=1, axis=1)
+        return graphs.model(graphs.conv("conv", "x", "c", shape), map_, opset=6, x=x)
+
+    def integers(weights: dict[str, Any]) -> ModelProto:
+        pieces = graphs.op("Conv", "x w", "c", name="conv"), graphs.bn("bn", "c", "y", 4)
+        return graphs.model(*pieces, weights={"w": graphs.rand(*shape)} | weights)
+
+    def product(*pieces: Any, weights: dict[str, Any]) -> ModelProto:
+        first = graphs.op("MatMul", "x w", "c", name="product")
+        weights = {"w": graphs.rand(3, 4)} | weights
+        return graphs.model(first, *pieces, weights=weights, x=(2, 3), opset=6)
+
+    return {
+        "old-broadcast": lambda: old(False),
+        "old-broadcast-of-unknown-rank": lambda: old(True),
+        "integer-weight": lambda: integers({"w": ones}),
+        "integer-scale": lambda: integers({"bn.scale": np.ones(4, np.int32)}),
+        "old-product": lambda: product(
+            graphs.op("Add", "c k", "d", name="add", broadcast=1),
+            graphs.op("Mul", "d k", "y", name="mul", broadcast=1),
+            weights={"k": graphs.rand(4)},
+        ),
+    }
+
+
+def _outside(make: Callable[[], ModelProto]) -> Build:
+    def build() -> Given:
+        graphs.reseed()
+        return Given(make(), outside=True)
+
+    return build
 
 
 def _reseeded(make: Callable[[], Any]) -> Build:

@@ -37,6 +37,12 @@ def models() -> Iterator[tuple[str, Build]]:
     for name, make in _states():
         yield f"states/{name}", partial(_module, make)
         yield f"states/{name}/clone", partial(_module, make, clone=True)
+        yield f"states/{name}/eval", partial(_module, make, as_eval=True)
+    sizes = ({0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=16, max=64)},)
+    for name, make in _networks():
+        if name in ("resnet", "repvgg"):
+            yield f"module/{name}/sizes", partial(_module, make, dynamic_shapes=sizes)
+            yield f"module/{name}/traced", partial(_traced, make)
     for seed in range(MODULES):
         yield f"drawn-module/{seed}", partial(_module, partial(_drawn_module, seed))
         yield f"drawn-program/{seed}", partial(_program, partial(_drawn_module, seed))
@@ -44,9 +50,14 @@ def models() -> Iterator[tuple[str, Build]]:
         yield f"drawn-network/{seed}", partial(_drawn_network, seed)
 
 
-def _module(make: Make, clone: bool = False) -> Given:
+def _module(make: Make, **options: Any) -> Given:
     module, x = make()
-    return Given(module, (x,), clone)
+    return Given(module, (x,), options)
+
+
+def _traced(make: Make) -> Given:
+    """Without example inputs."""
+    return Given(make()[0])
 
 
 def _program(make: Make) -> Given:

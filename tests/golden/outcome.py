@@ -14,12 +14,14 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx.numpy_helper import to_array
 
@@ -33,11 +35,15 @@ ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
 @dataclass(frozen=True)
 class Given:
-    """A model or the path of one, with the example inputs of a module."""
+    """A model or the path of one, with the example inputs of a module and the options of its fold.
+
+    One ``outside`` is folded from file to file, its weights beside it as external data.
+    """
 
     model: Any
     args: tuple[Any, ...] | None = None
-    clone: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    outside: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,10 @@ def outcome(given: Given) -> Outcome:
     """Plan and fold a model by the public functions."""
     model = given.model
     before = _bits(model)
-    options: dict[str, Any] = {"clone": True} if given.clone else {}
     inputs = () if given.args is None else (given.args,)
     try:
-        plan = bnfold.plan(model, *inputs, **options)
-        folded = bnfold.fold(model, *inputs, **options)
+        plan = bnfold.plan(model, *inputs, **given.options)
+        folded = bnfold.fold(model, *inputs, **given.options)
     except bnfold.UsageError as error:
         refusal = f"{type(error).__name__}: {ADDRESS.sub('…', str(error))}"
         return Outcome("", refusal, b"", b"", "", before, ("refused",))
@@ -80,7 +85,7 @@ def outcome(given: Given) -> Outcome:
     return Outcome(
         plan=_lines(_folds(plan)),
         reasons=_lines(asdict(kept) for kept in plan.kept),
-        result=_bits(folded),
+        result=_files(model) if given.outside else _bits(folded),
         rounded=_bits(folded, rounded=True),
         text="\n".join(_text(folded)) + "\n",
         given=before,
@@ -115,6 +120,20 @@ def _bits(model: Any, rounded: bool = False) -> bytes:
         parts += [f"{name} {value.dtype} {value.shape}".encode()]
         parts += [(_rounded(value) if rounded else value).tobytes()]
     return b"\0".join(parts)
+
+
+def _files(model: ModelProto) -> bytes:
+    """The files that the fold of a model with external data writes."""
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as name:
+        path = Path(name, "model.onnx")
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        onnx.save_model(copy, path, save_as_external_data=True, location="data", size_threshold=0)
+        output = Path(name, "folded", "model.onnx")
+        output.parent.mkdir()
+        bnfold.fold(path, output)
+        found = sorted(file for file in output.parent.iterdir())
+        return b"\0".join(file.name.encode() + b"\0" + file.read_bytes() for file in found)
 
 
 def _text(model: Any) -> Iterator[str]:
@@ -184,8 +203,8 @@ def _round(tensor: TensorProto) -> None:
     if tensor.data_type not in real or tensor.data_location == TensorProto.EXTERNAL:
         return
     raw = _rounded(to_array(tensor)).tobytes()
-    for field in ("float_data", "double_data", "int32_data"):
-        tensor.ClearField(field)
+    for stored in ("float_data", "double_data", "int32_data"):
+        tensor.ClearField(stored)
     tensor.raw_data = raw
 
 
