@@ -91,9 +91,8 @@ def _own() -> dict[str, Callable[[], ModelProto]]:
     shape = (4, 3, 1, 1)
     ones = np.ones(shape, np.int32)
 
-    def old(unknown: bool) -> ModelProto:
-        x = None if unknown else (2, 3, 4, 4)
-        map_ = graphs.const("Mul", "c", "y", graphs.rand(4), broadcast=1, axis=1)
+    def old(x: Any, **attributes: int) -> ModelProto:
+        map_ = graphs.const("Mul", "c", "y", graphs.rand(4), **attributes)
         return graphs.model(graphs.conv("conv", "x", "c", shape), map_, opset=6, x=x)
 
     def integers(weights: dict[str, Any]) -> ModelProto:
@@ -106,8 +105,9 @@ def _own() -> dict[str, Callable[[], ModelProto]]:
         return graphs.model(first, *pieces, weights=weights, x=(2, 3), opset=6)
 
     return {
-        "old-broadcast": lambda: old(False),
-        "old-broadcast-of-unknown-rank": lambda: old(True),
+        "old-broadcast": lambda: old((2, 3, 4, 4), broadcast=1, axis=1),
+        "old-broadcast-without-axis": lambda: old(None, broadcast=1),
+        "old-without-broadcast": lambda: old((2, 3, 4, 4)),
         "integer-weight": lambda: integers({"w": ones}),
         "integer-scale": lambda: integers({"bn.scale": np.ones(4, np.int32)}),
         "old-product": lambda: product(
