@@ -15,7 +15,7 @@ from bnfold._core.laws import Clipped, Homogeneous, Mixed, Padded, Way
 from bnfold._core.operators.linear import Convolution
 from bnfold._core.parameters import Site
 from bnfold._onnx.read import crossed
-from bnfold._onnx.write.rewriting import Factor, Related
+from bnfold._onnx.write.applied import Factor, Related
 
 from ..graphs import bn, const, conv, model, op, positive, rand
 from .folds import folded
