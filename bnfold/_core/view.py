@@ -82,13 +82,16 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Crossing:
-    """An operator that maps cross by a law; ``data`` are the inputs that the law numbers, ``dtype``
-    is that of numbers which the law may change.
+    """An operator that maps cross by a law; ``data`` are the inputs that the law numbers.
+
+    ``numbers`` says where the operator keeps each number that the law may change: at an input, by
+    its number, or in an attribute, by its name. ``dtype`` is the type that such numbers have.
     """
 
     law: Law
     data: tuple[int, ...] = (0,)
     dtype: np.dtype[Any] | None = None
+    numbers: Mapping[str, int | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.reasons import Reason
 from bnfold._plan.row import Row
-from bnfold._plan.sweep import End
+from bnfold._plan.trips import End
 
 STEPS = {"Mul": 1, "Add": 1, "Sub": 1, "BatchNormalization": 2}
 

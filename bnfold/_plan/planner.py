@@ -11,15 +11,15 @@ import numpy as np
 from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.laws import Edit
-from bnfold._core.reasons import Reason
+from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, Barrier, Carrier, Value, View
-from bnfold._plan.explain import explained
 from bnfold._plan.places import STEPS, Place, Standing, State
 from bnfold._plan.places import stands as stands_of
 from bnfold._plan.relation import Relation
 from bnfold._plan.relocation import LONGEST_ROW, Relocator
 from bnfold._plan.row import Row, drained, extended, taking
-from bnfold._plan.sweep import End, Stop
+from bnfold._plan.stops import Stop, explained
+from bnfold._plan.trips import End
 
 Law = Literal["absorb", "compose", "carry"]
 
@@ -263,9 +263,10 @@ class _Planner:
         now = _State(*drained(row, group.now.absorbed, take, absorber.bias_free))
         if now.row == group.now.row:
             return None, now
-        alone = absorbing.absorb_behind(node, absorber, group.now.absorbed, role.map)
-        if isinstance(alone, Reason):
-            return alone, now
+        try:
+            absorbing.absorb_behind(node, absorber, group.now.absorbed, role.map)
+        except Refusal as refusal:
+            return refusal.reason, now
         if not group.reasons:
             message = f"{node.label} has no bias: its shift needs an Add of its own"
             return Reason("no-gain", node.label, message), now
@@ -419,8 +420,7 @@ class _Planner:
             if joined is None:
                 return None
             total = joined
-        result = absorbing.absorb_behind(self.view.nodes[maps[0]], absorber, IDENTITY, total)
-        return None if isinstance(result, Reason) else result
+        return taking(self.view.nodes[maps[0]], absorber)(IDENTITY, total)
 
     def _droppable(self, maps: list[int]) -> bool:
         """Whether maps that compose to the identity can go without an operator in their place."""

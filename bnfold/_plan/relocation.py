@@ -11,12 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.laws import Edit
-from bnfold._core.reasons import Reason
+from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, View
+from bnfold._plan.backward import carry_back
+from bnfold._plan.forward import carry_ahead
 from bnfold._plan.places import Place, State
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import Row, drained, extended, normal, taking
-from bnfold._plan.sweep import Stop, Sweeper, Trip
+from bnfold._plan.stops import Stop
+from bnfold._plan.trips import Terrain, Trip
 
 # A row of maps along alternating axes that do not commute is planned in runs of this many.
 LONGEST_ROW = 8
@@ -48,7 +51,7 @@ class Relocator:
                 last = place.maps[place.paid - 1] if place.as_written else place.maps[-1]
                 self.behind[place.into] = state.absorbed
                 self.blame.setdefault(place.into, []).append(last)
-        self._sweeper = Sweeper(view, self, self.relations, self.edits)
+        self._terrain = Terrain(view, self, self.relations, self.edits)
         # Tensors that take the name of an output of the graph, by that output.
         self._named: dict[int, int] = {}
         self._named.update(self._names(Trip(), range(len(places))) or {})
@@ -71,12 +74,12 @@ class Relocator:
             stop = None
             if back is not None:
                 source = self._source(place)
-                trip, stop = self._sweeper.backward(trip, source, place.maps[0], back)
+                trip, stop = carry_back(self._terrain, trip, source, place.maps[0], back)
                 if stop is not None:
                     stops.setdefault(False, stop)
             if forth is not None and stop is None:
                 output = self.view.nodes[place.maps[-1]].outputs[0]
-                trip, stop = self._sweeper.forward(trip, output, forth)
+                trip, stop = carry_ahead(self._terrain, trip, output, forth)
                 if stop is not None:
                     stops.setdefault(True, stop)
             if stop is None:
@@ -190,80 +193,68 @@ class Relocator:
         trip.states[number] = State(state.absorbed, ())
         return state.row[0]
 
-    def take_behind(self, trip: Trip, node: int, map_: AffineMap) -> Reason | None:
+    def take_behind(self, trip: Trip, node: int, map_: AffineMap) -> None:
         """A map behind an absorber, or behind the maps that stand at an affine operator."""
         here = self.view.nodes[node]
         if isinstance(here.role, Affine):
-            number = self._at.get(node)
-            if number is None or self.places[number].maps[-1] != node:
-                message = f"{here.label} stays as it is"
-                return Reason("no-linear-operator", here.label, message)
-            return self._join(trip, number, map_)
+            number = self._open(node, -1)
+            self._settle(trip, number, extended(self._state(trip, number).row, map_))
+            return
         assert isinstance(here.role, Absorber)
-        taken = self._taken(trip, "behind", node)
-        total = absorbing.absorb_behind(here, here.role, taken, map_)
-        if isinstance(total, Reason):
-            return total
+        total = absorbing.absorb_behind(here, here.role, self._taken(trip, "behind", node), map_)
         if not (here.role.bias_free or total.keeps_origin):
             message = f"{here.label} has no bias: its shift needs an Add of its own"
-            return Reason("no-gain", here.label, message)
+            raise Refusal.of("no-gain", here.label, message)
         trip.states["behind", node] = total
-        return None
 
-    def take_ahead(self, trip: Trip, node: int, map_: AffineMap) -> Reason | None:
+    def take_ahead(self, trip: Trip, node: int, map_: AffineMap) -> None:
         """A map ahead of an absorber, or of the maps that stand at an affine operator."""
         here = self.view.nodes[node]
         if isinstance(here.role, Affine):
-            number = self._at.get(node)
-            if number is None or self.places[number].maps[0] != node:
-                message = f"{here.label} stays as it is"
-                return Reason("no-linear-operator", here.label, message)
-            place, state = self.places[number], self._state(trip, number)
-            if place.fixed is not None:
-                return place.fixed
+            number = self._open(node, 0)
+            state = self._state(trip, number)
             trip.states[number] = State(state.absorbed, normal((map_, *state.row)))
-            return None
+            return
         assert isinstance(here.role, Absorber)
         assert here.role.ahead is not None
         ahead = here.role.ahead
         total = absorbing.absorb_ahead(here, ahead, self._taken(trip, "ahead", node), map_)
-        if isinstance(total, Reason):
-            return total
         if ahead.image is not None and not total.keeps_origin:
             after = self._after.get(node)
             if after is None:
                 message = f"{here.label} has no bias to take the shift"
-                return Reason("no-gain", here.label, message)
-            reason = self._insert(trip, after, ahead.image(total))
-            if reason is not None:
-                return reason
+                raise Refusal.of("no-gain", here.label, message)
+            self._insert(trip, after, ahead.image(total))
             total = absorbing.split(total)[0]
         trip.states["ahead", node] = total
-        return None
 
-    def _join(self, trip: Trip, number: int, map_: AffineMap) -> Reason | None:
-        """A map behind what stands at a place; an absorber ahead takes of it what it can."""
-        place, state = self.places[number], self._state(trip, number)
-        if place.fixed is not None:
-            return place.fixed
-        self._settle(trip, number, extended(state.row, map_))
-        return None
+    def _open(self, node: int, end: int) -> int:
+        """The place of which an affine operator is the first (``end`` 0) or the last (−1), and
+        which may change. Raises `Refusal` where there is none.
+        """
+        number, label = self._at.get(node), self.view.nodes[node].label
+        if number is None or self.places[number].maps[end] != node:
+            raise Refusal.of("no-linear-operator", label, f"{label} stays as it is")
+        fixed = self.places[number].fixed
+        if fixed is not None:
+            raise Refusal(fixed)
+        return number
 
-    def _insert(self, trip: Trip, number: int, shift: AffineMap) -> Reason | None:
+    def _insert(self, trip: Trip, number: int, shift: AffineMap) -> None:
         """A shift of what the absorber ahead of a place puts out, before all it has taken in.
 
         ``A(s, t)∘A(1, u) = A(1, s·u)∘A(s, t)``: behind what was absorbed it stands first of all.
+        Raises `Refusal`.
         """
         place, state = self.places[number], self._state(trip, number)
         if place.fixed is not None:
-            return place.fixed
+            raise Refusal(place.fixed)
         moved = shift.then(absorbing.split(state.absorbed)[0])
         if moved is None:
             label = self.view.nodes[place.maps[0]].label
             message = f"the shift would vary along several axes ahead of {label}"
-            return Reason("axis-mismatch", label, message)
+            raise Refusal.of("axis-mismatch", label, message)
         self._settle(trip, number, normal((absorbing.split(moved)[1], *state.row)))
-        return None
 
     def _settle(self, trip: Trip, number: int, row: Row) -> None:
         """What stands at a place from now on, but for what the absorber ahead takes of it."""

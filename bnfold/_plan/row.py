@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
-from bnfold._core.reasons import Reason
+from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Node
 
 Row = tuple[AffineMap, ...]
@@ -63,8 +63,10 @@ def taking(node: Node, absorber: Absorber) -> Take:
     """What an operator takes in, by `absorbing.absorb_behind`."""
 
     def take(absorbed: AffineMap, part: AffineMap) -> AffineMap | None:
-        total = absorbing.absorb_behind(node, absorber, absorbed, part)
-        return None if isinstance(total, Reason) else total
+        try:
+            return absorbing.absorb_behind(node, absorber, absorbed, part)
+        except Refusal:
+            return None
 
     return take
 

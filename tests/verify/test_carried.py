@@ -11,10 +11,10 @@ import pytest
 from bnfold._core import channels
 from bnfold._core.affine import AffineMap
 from bnfold._core.joins import Concatenated, Summed
-from bnfold._core.laws import Clipped, Homogeneous, Mixed, Padded, Way
+from bnfold._core.laws import Clipped, Edit, Homogeneous, Mixed, Padded, Way
 from bnfold._core.parameters import Site
 from bnfold._onnx.read import paddings
-from bnfold._onnx.write import numbers
+from bnfold._onnx.write import numbers, rewriting
 from bnfold._onnx.write.rewriting import Factor, Related
 
 from ..graphs import bn, const, conv, model, op, positive, rand
@@ -84,7 +84,7 @@ MODELS = {
 
 
 def pass_shifts(patch):
-    patch.setattr(Homogeneous, "_problem", lambda self, map_: "")
+    patch.setattr(Homogeneous, "_check", lambda self, map_: None)
 
 
 def pass_negative(patch):
@@ -129,7 +129,13 @@ def leave_value(patch):
 
 
 def misplace_bounds(patch):
-    patch.setattr(numbers, "_POSITIONS", {"min": 2, "max": 1, "value": 2})
+    right = numbers.edit_numbers
+
+    def wrong(editor, graph, index, edit):
+        turned = {"min": edit.values["max"], "max": edit.values["min"]}
+        right(editor, graph, index, Edit(turned))
+
+    patch.setattr(rewriting, "edit_numbers", wrong)
 
 
 def ignore_padding(patch):

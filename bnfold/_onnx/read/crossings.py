@@ -83,7 +83,8 @@ def _clip(context: Context, node: NodeProto) -> Law | Crossing | None:
         bounds.append(float(found.load().reshape(-1)[0]))
         dtype = found.dtype
         movable = movable and found.protected is None
-    return Crossing(Clipped(bounds[0], bounds[1], movable), dtype=dtype)
+    law = Clipped(bounds[0], bounds[1], movable)
+    return Crossing(law, dtype=dtype, numbers={"min": 1, "max": 2})
 
 
 def _max_pool(context: Context, node: NodeProto) -> Law | None:
@@ -235,12 +236,12 @@ def _pad(context: Context, node: NodeProto) -> Law | Crossing | None:
         return Padded(attributes.number(node, "value", 0.0), padded)
     found = context.constant(node, 2)
     if found is None:
-        return Padded(0.0, padded, movable=context.opset >= 11 and _is_float(context, node))
+        return Crossing(Padded(0.0, padded, movable=_is_float(context, node)), numbers={"value": 2})
     if not isinstance(found, Constant) or math.prod(found.shape) != 1:
         return None
     value = float(found.load().reshape(-1)[0])
     law = Padded(value, padded, movable=found.protected is None and found.is_float)
-    return Crossing(law, dtype=found.dtype if found.is_float else None)
+    return Crossing(law, dtype=found.dtype if found.is_float else None, numbers={"value": 2})
 
 
 def _is_float(context: Context, node: NodeProto) -> bool:

@@ -21,6 +21,7 @@ from torch.fx import Node
 from bnfold._core.laws import Edit
 from bnfold._core.parameters import Site
 from bnfold._core.result import Plan
+from bnfold._core.view import Crossing
 from bnfold._errors import UsageError
 from bnfold._plan.fit import settle, standing_constants, standing_dtype
 from bnfold._plan.places import Standing
@@ -33,6 +34,9 @@ from bnfold._torch.read.graph import Graph, clashes, operators, read
 from bnfold._torch.read.nodes import arguments, kind_of
 from bnfold._torch.read.quiet import quiet
 from bnfold._torch.tensors import Array, from_numpy
+
+# Operators whose numbers are part of their name, and those that are the same with any numbers.
+_WITH_NUMBERS = {"relu6": "hardtanh", "relu6_": "hardtanh_"}
 
 
 class PlannedProgram:
@@ -77,7 +81,7 @@ class _DraftFolder:
 
     def write(self, moves: Moves) -> ExportedProgram:
         for index, edit in moves.edits.items():
-            _edit(self._node(index), edit)
+            self._edit(index, edit)
         for index, sides in moves.sides.items():
             site = self._read.readings[index].site
             if site is not None:
@@ -88,6 +92,20 @@ class _DraftFolder:
 
     def _node(self, place: int) -> Node:
         return self._nodes[self._read.nodes[place].name]
+
+    def _edit(self, index: int, edit: Edit) -> None:
+        """Give an operator new numbers, as the arguments that hold them: ``min`` of clamp is the
+        ``min_val`` of hardtanh. An operator without arguments becomes one that has them.
+        """
+        node, role = self._node(index), self._read.view.nodes[index].role
+        assert isinstance(role, Crossing)
+        general = _WITH_NUMBERS.get(kind_of(node))
+        if general is not None:
+            node.target = getattr(torch.ops.aten, general).default
+        bound = arguments(node)
+        for name, value in edit.values.items():
+            argument = str(role.numbers.get(name, name))
+            _set_argument(node, argument if argument in bound else f"{argument}_val", value)
 
     def _absorb(self, node: Node, site: Site, sides: Sides) -> None:
         """Give an operator its new weight and bias."""
@@ -160,16 +178,6 @@ def _like(values: Array, old: Tensor) -> Tensor:
     with torch.no_grad():
         tensor.copy_(from_numpy(values))
     return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-
-
-def _edit(node: Node, edit: Edit) -> None:
-    """Give an operator new numbers; relu6, which has none, becomes the hardtanh that it is."""
-    if kind_of(node) in ("relu6", "relu6_"):
-        name = kind_of(node).replace("relu6", "hardtanh")
-        node.target = getattr(torch.ops.aten, name).default
-    bound = arguments(node)
-    for name, value in edit.values.items():
-        _set_argument(node, name if name in bound else f"{name}_val", value)
 
 
 def _set_argument(node: Node, name: str, value: Node | float) -> None:
