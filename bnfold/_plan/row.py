@@ -10,6 +10,8 @@ from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Node
 
 Row = tuple[AffineMap, ...]
+# A row of maps along alternating axes that do not commute is planned in runs of this many.
+LONGEST = 8
 Take = Callable[[AffineMap, AffineMap], AffineMap | None]
 
 
