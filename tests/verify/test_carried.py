@@ -14,8 +14,8 @@ from bnfold._core.joins import Concatenated, Summed
 from bnfold._core.laws import Clipped, Edit, Homogeneous, Mixed, Padded, Way
 from bnfold._core.parameters import Site
 from bnfold._onnx.read import paddings
-from bnfold._onnx.write import numbers, rewriting
-from bnfold._onnx.write.rewriting import Factor, Related
+from bnfold._onnx.write import parameters, rewriting
+from bnfold._onnx.write.applied import Factor, Related
 
 from ..graphs import bn, const, conv, model, op, positive, rand
 from .folds import folded
@@ -129,13 +129,13 @@ def leave_value(patch):
 
 
 def misplace_bounds(patch):
-    right = numbers.edit_numbers
+    right = parameters.write_numbers
 
     def wrong(editor, graph, index, edit):
         turned = {"min": edit.values["max"], "max": edit.values["min"]}
         right(editor, graph, index, Edit(turned))
 
-    patch.setattr(rewriting, "edit_numbers", wrong)
+    patch.setattr(rewriting, "write_numbers", wrong)
 
 
 def ignore_padding(patch):
