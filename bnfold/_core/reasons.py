@@ -31,11 +31,16 @@ class Reason:
 
 
 class Refusal(Exception):
-    """Who is asked for something says no, and why: a law, the reading of an operator."""
+    """Who is asked says no, and why: a law, an absorber, the reading of an operator."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.message)
         self.reason = reason
+
+    @classmethod
+    def of(cls, code: str, at: str, message: str) -> Refusal:
+        """A refusal for the reason that these make."""
+        return cls(Reason(code, at, message))
 
 
 @dataclass(frozen=True)

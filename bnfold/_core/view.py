@@ -85,7 +85,8 @@ class Crossing:
     """An operator that maps cross by a law; ``data`` are the inputs that the law numbers.
 
     ``numbers`` says where the operator keeps each number that the law may change: at an input, by
-    its number, or in an attribute, by its name. ``dtype`` is the type that such numbers have.
+    its number, or in an attribute, by its name; what is not said is in an attribute named as the
+    law's field. ``dtype`` is the type that such numbers have.
     """
 
     law: Law

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
-from bnfold._core.reasons import Reason
+from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Node
 
 Row = tuple[AffineMap, ...]
+# A row of maps along alternating axes that do not commute is planned in runs of this many.
+LONGEST = 8
 Take = Callable[[AffineMap, AffineMap], AffineMap | None]
 
 
@@ -63,8 +65,10 @@ def taking(node: Node, absorber: Absorber) -> Take:
     """What an operator takes in, by `absorbing.absorb_behind`."""
 
     def take(absorbed: AffineMap, part: AffineMap) -> AffineMap | None:
-        total = absorbing.absorb_behind(node, absorber, absorbed, part)
-        return None if isinstance(total, Reason) else total
+        try:
+            return absorbing.absorb_behind(node, absorber, absorbed, part)
+        except Refusal:
+            return None
 
     return take
 

@@ -109,7 +109,6 @@ def _clip(context: Context, node: NodeProto) -> Operator:
             like=like,
             kind=node.op_type,
             law=Clipped(low, high),
-            numbers={name: name for name in _BOUNDS},
         )
     bounds: list[float | None] = []
     movable, dtype = True, np.dtype(np.float32)
@@ -242,7 +241,7 @@ def _pad(context: Context, node: NodeProto) -> Operator:
         return UNKNOWN
     if context.opset < 11:
         law = Padded(attributes.number(node, "value", 0.0), padded)
-        return Crossed(label=where, law=law, numbers={"value": "value"})
+        return Crossed(label=where, law=law)
     found = context.given(node, 2)
     if found is None:
         law = Padded(0.0, padded, movable=context.type(node.input[0]) == TensorProto.FLOAT)

@@ -57,17 +57,16 @@ def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, side
 
 
 def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
-    """Write the new numbers of an operator that a map was carried across: bounds of a Clip, the
-    value of a Pad.
+    """Write the numbers of an operator that a map was carried across: a Clip's bounds, say.
 
-    Each goes where the operator keeps it: to an input of the node, or to an attribute.
+    Each goes to where the operator keeps it: to an input or an attribute.
     """
     scope = graph.scope
     node = scope.nodes[graph.positions[index]]
     role = graph.view.nodes[index].role
     assert isinstance(role, Crossing)
     for name, value in edit.values.items():
-        place = role.numbers[name]
+        place = role.numbers.get(name, name)
         if isinstance(place, str):
             attribute = next((a for a in node.attribute if a.name == place), None)
             if attribute is None:

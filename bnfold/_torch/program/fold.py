@@ -35,6 +35,9 @@ from bnfold._torch.read.graph import Graph, clashes, operators, read
 from bnfold._torch.read.nodes import arguments, kind_of
 from bnfold._torch.tensors import Array, from_numpy
 
+# Operators whose numbers are part of their name, and those that are the same with any numbers.
+_WITH_NUMBERS = {"relu6": "hardtanh", "relu6_": "hardtanh_"}
+
 
 class PlannedProgram:
     """A program that has been read and planned."""
@@ -78,9 +81,7 @@ class _DraftFolder:
 
     def write(self, moves: Moves) -> ExportedProgram:
         for index, edit in moves.edits.items():
-            role = self._read.view.nodes[index].role
-            assert isinstance(role, Crossing)
-            _edit(self._node(index), edit, role)
+            self._edit(index, edit)
         for index, sides in moves.sides.items():
             site = self._read.readings[index].site
             if site is not None:
@@ -91,6 +92,18 @@ class _DraftFolder:
 
     def _node(self, place: int) -> Node:
         return self._nodes[self._read.nodes[place].name]
+
+    def _edit(self, index: int, edit: Edit) -> None:
+        """Give an operator new numbers, as the arguments that hold them: ``min`` of clamp is the
+        ``min_val`` of hardtanh. An operator without arguments becomes one that has them.
+        """
+        node, role = self._node(index), self._read.view.nodes[index].role
+        assert isinstance(role, Crossing)
+        general = _WITH_NUMBERS.get(kind_of(node))
+        if general is not None:
+            node.target = getattr(torch.ops.aten, general).default
+        for name, value in edit.values.items():
+            _set_argument(node, str(role.numbers.get(name, name)), value)
 
     def _absorb(self, node: Node, site: Site, sides: Sides) -> None:
         """Give an operator its new weight and bias."""
@@ -164,15 +177,6 @@ def _like(values: Array, old: Tensor) -> Tensor:
     with torch.no_grad():
         tensor.copy_(from_numpy(values))
     return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-
-
-def _edit(node: Node, edit: Edit, role: Crossing) -> None:
-    """Give an operator new numbers; relu6, which has none, becomes the hardtanh that it is."""
-    if kind_of(node) in ("relu6", "relu6_"):
-        name = kind_of(node).replace("relu6", "hardtanh")
-        node.target = getattr(torch.ops.aten, name).default
-    for name, value in edit.values.items():
-        _set_argument(node, str(role.numbers[name]), value)
 
 
 def _set_argument(node: Node, name: str, value: Node | float) -> None:

@@ -147,8 +147,8 @@ def _clip(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     if isinstance(low, Node) or isinstance(high, Node):
         return _activation(context, node, args, None)
     low, high = (None if bound is None else float(bound) for bound in (low, high))
-    end = "_val" if kind_of(node).startswith(("hardtanh", "relu6")) else ""
-    numbers = {name: f"{name}{end}" for name in ("min", "max")}
+    named = kind_of(node).startswith(("hardtanh", "relu6"))
+    numbers = {"min": "min_val", "max": "max_val"} if named else None
     return _activation(context, node, args, Clipped(low, high, movable=context.whole), numbers)
 
 
@@ -254,7 +254,7 @@ def _pad(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     if isinstance(value, Node):
         return UNKNOWN
     law = Padded(float(value), frozenset(padded), movable=context.whole)
-    return replace(crossed(context, node, law, name), numbers={"value": "value"})
+    return crossed(context, node, law, name)
 
 
 def _sum_of_two(context: Context, node: Node, args: dict[str, Any]) -> Operator:
