@@ -64,6 +64,16 @@ class Blocked:
 LinearStep = Weighted | Pool | Mapped | Passed | Blocked
 
 
+@dataclass(frozen=True)
+class LinearForm:
+    """What an operator is of the tensors that it reads: a step of one of them; or their sum, with
+    ``signs`` of 1 or −1; or neither.
+    """
+
+    step: LinearStep | None = None
+    signs: tuple[int, ...] | None = None
+
+
 def cost(kernel: Kernel, taken: LinearStep) -> Work:
     """What one step costs for one of its own output positions."""
     moved = kernel.inputs * kernel.strides + kernel.outputs

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold._core.laws import Edit
-from bnfold._onnx.network import Graph
 from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.write.edits import Editor
 
 _POSITIONS = {"min": 1, "max": 2, "value": 2}

@@ -22,8 +22,9 @@ from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, Carrier
 from bnfold._onnx.merge.merging import Merges
 from bnfold._onnx.merge.patch import Patch
-from bnfold._onnx.network import Graph, Network
+from bnfold._onnx.network import Network
 from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.quantized import Dequantized, spread_zero
 from bnfold._onnx.write.edits import Editor, Relocated
 from bnfold._onnx.write.numbers import edit_numbers

@@ -29,7 +29,7 @@ from bnfold._plan.summary import kept_apart, summarize
 from bnfold._torch.program.draft import Draft
 from bnfold._torch.program.merging import merge
 from bnfold._torch.read.constants import Constant
-from bnfold._torch.read.graph import Graph, clashes, operators, read
+from bnfold._torch.read.graph import Graph, clashes, operators
 from bnfold._torch.read.nodes import arguments, kind_of
 from bnfold._torch.read.quiet import quiet
 from bnfold._torch.tensors import Array, from_numpy
@@ -41,7 +41,7 @@ class PlannedProgram:
     def __init__(self, program: ExportedProgram) -> None:
         """Read and plan; the program is not changed."""
         merges = merge(program)
-        self._graph = read(merges.program, None, merges.exact)
+        self._graph = merges.read()
         view, readings = self._graph.view, self._graph.readings
         self._moves: Moves = settle(view, readings, partial(clashes, self._graph))
         plan = summarize([("", view, self._moves)], Counter(node.op for node in view.nodes))
@@ -49,7 +49,7 @@ class PlannedProgram:
             plan,
             folds=(*merges.folds, *plan.folds),
             kept=(*plan.kept, *(kept_apart(stays, "") for stays in merges.stays)),
-            before=Counter(map(kind_of, operators(program))),
+            before=Counter(map(kind_of, operators(program.graph))),
         )
 
     def apply(self) -> ExportedProgram:
