@@ -22,7 +22,7 @@ from bnfold._judge.difference import distance, magnitude
 from bnfold._judge.settings import Settings
 from bnfold._judge.tolerance import DRAWS, FACTOR, MORE_DRAWS
 from bnfold._judge.verdict import EndToEnd, OutputCheck, overall
-from bnfold._pipeline.comparing import files
+from bnfold._pipeline.comparing import compare_files
 from bnfold._run.noise import Noise, can_move
 from bnfold._torch.module.fold import Example, copied
 from bnfold._torch.read.export import check
@@ -32,7 +32,9 @@ _OPSET = 17
 _INPUTS = "example"
 
 
-def compare(original: nn.Module, folded: nn.Module, example: Example, seed: int) -> EndToEnd:
+def compare_modules(
+    original: nn.Module, folded: nn.Module, example: Example, seed: int
+) -> EndToEnd:
     """Judge two modules on example inputs.
 
     First both run in PyTorch in float64, where only the rounding of the folded weights is left to
@@ -203,7 +205,7 @@ def _in_onnxruntime(
         paths = [Path(scratch) / name for name in ("original.onnx", "folded.onnx")]
         for module, path in zip((original, folded), paths, strict=True):
             _export(copied(module), example, path, outputs)
-        return files(paths[0], paths[1], None, Settings(seed))
+        return compare_files(paths[0], paths[1], None, Settings(seed))
 
 
 def _export(module: nn.Module, example: Example, path: Path, outputs: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from bnfold._onnx.files import filled
+from bnfold._onnx.files.lean import serialize_whole
 from bnfold._run.bounds import Bounds
 from bnfold._run.nodes import reads
 from bnfold._run.noise import Array, can_move
@@ -113,7 +113,7 @@ class Varied:
 
     def _serialized(self, model: onnx.ModelProto) -> bytes:
         try:
-            return filled.serialized(model, self._source.path)
+            return serialize_whole(model, self._source.path)
         except MemoryError:
             raise
         except Exception as error:
