@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bnfold._core.affine import AffineMap
+from bnfold._core.broadcast import Shape
 from bnfold._core.laws import Law
 from bnfold._core.reasons import Reason
 
@@ -115,7 +116,8 @@ OPAQUE = Opaque()
 class Node:
     """One operator: what the user calls it, its type, role, and the values it reads and writes.
 
-    Values are indices into `View.values`; -1 marks an absent input or output.
+    Values are indices into `View.values`; -1 marks an absent input or output. ``typed`` are the
+    numbers of inputs of which it takes no more than the element type.
     """
 
     label: str
@@ -123,11 +125,13 @@ class Node:
     role: Role
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    typed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Value:
-    """One tensor: who writes it, every read of it, and why it may not change (if so).
+    """One tensor: who writes it, every read of it, why it may not change (if so), and its sizes as
+    far as they are known.
 
     ``readers`` has one entry per read, so a node that reads a tensor twice is listed twice. Whoever
     asks only for its shape or type is no reader: no affine map changes either.
@@ -137,6 +141,7 @@ class Value:
     producer: int | None
     readers: tuple[int, ...]
     pinned: Reason | None = None
+    shape: Shape | None = None
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,16 @@ class Blocked:
 LinearStep = Weighted | Pool | Mapped | Passed | Blocked
 
 
+@dataclass(frozen=True)
+class LinearForm:
+    """What an operator is of the tensors that it reads: a step of one of them; or their sum, with
+    ``signs`` of 1 or −1; or neither.
+    """
+
+    step: LinearStep | None = None
+    signs: tuple[int, ...] | None = None
+
+
 def cost(kernel: Kernel, taken: LinearStep) -> Work:
     """What one step costs for one of its own output positions."""
     moved = kernel.inputs * kernel.strides + kernel.outputs
@@ -83,19 +93,15 @@ def cost(kernel: Kernel, taken: LinearStep) -> Work:
     return Work(kernel.outputs * taken.steps, moved) if isinstance(taken, Mapped) else Work()
 
 
-def step(operator: Operator) -> LinearStep | None:
-    """What an operator is of its input; None for what no linear function is near."""
-    try:
-        return _step(operator)
-    except Refusal as no:
-        return Blocked(no.reason, operator.data[0])
-
-
-def signs(operator: Operator) -> tuple[int, ...] | None:
-    """The signs of what an operator adds up; None where it is no sum."""
+def linear_form(operator: Operator) -> LinearForm:
+    """What an operator is of the tensors that it reads."""
     if isinstance(operator, Crossed) and isinstance(operator.law, Summed):
-        return operator.law.signs if len(operator.law.signs) > 1 else None
-    return None
+        signs = operator.law.signs
+        return LinearForm(None, signs if len(signs) > 1 else None)
+    try:
+        return LinearForm(_step(operator))
+    except Refusal as no:
+        return LinearForm(Blocked(no.reason, operator.data[0]))
 
 
 def _step(operator: Operator) -> LinearStep | None:

@@ -15,7 +15,7 @@ import pytest
 from onnx import ModelProto, NodeProto, numpy_helper
 
 import bnfold
-from bnfold._merge import kernels, merging, steps, wiring
+from bnfold._merge import chains, kernels, merging, steps
 from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import Certificate, certify
 
@@ -133,7 +133,7 @@ def forget_the_identity(patch: Patch) -> None:
         made = right(channels, map_, space)
         return replace(made, weight=lambda: 0 * made.weight()) if map_.is_identity else made
 
-    patch.setattr(wiring, "mapped", wrong)
+    patch.setattr(chains, "mapped", wrong)
 
 
 def swap_groups(patch: Patch) -> None:
@@ -174,11 +174,11 @@ def count_wrongly(patch: Patch) -> None:
         made = right(channels, windows)
         return replace(made, weight=lambda: made.weight() * 9 / 8)
 
-    patch.setattr(wiring, "averaging", wrong)
+    patch.setattr(chains, "averaging", wrong)
 
 
 def ignore_borders(patch: Patch) -> None:
-    patch.setattr(wiring, "between", lambda first, second, exact=True: None)
+    patch.setattr(chains, "between", lambda first, second, exact=True: None)
 
 
 def turn_taps(patch: Patch) -> None:
@@ -196,7 +196,7 @@ def turn_taps(patch: Patch) -> None:
 def lose_the_image(patch: Patch) -> None:
     """The bias between two operators in series does not reach the output."""
     right = kernels.composed
-    patch.setattr(wiring, "composed", lambda one, two: replace(right(one, two), bias=two.bias))
+    patch.setattr(chains, "composed", lambda one, two: replace(right(one, two), bias=two.bias))
 
 
 def lose_the_middle(patch: Patch) -> None:

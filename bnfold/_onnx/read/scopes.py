@@ -99,10 +99,9 @@ def reads_value(node: NodeProto, name: str) -> int:
     return sum((node.op_type, number) not in _SHAPE_OR_TYPE for number in numbers)
 
 
-def reads_type(node: NodeProto, name: str) -> bool:
-    """Whether a node takes the element type of a tensor, and nothing else of it."""
-    numbers = [number for number, read in enumerate(node.input) if read == name]
-    return node.op_type == "CastLike" and node.domain in ("", "ai.onnx") and numbers == [1]
+def typed(node: NodeProto) -> tuple[int, ...]:
+    """The numbers of inputs of which a node takes the element type, and nothing else."""
+    return (1,) if node.op_type == "CastLike" and node.domain in ("", "ai.onnx") else ()
 
 
 def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:

@@ -9,8 +9,8 @@ from bnfold._core.laws import Edit
 from bnfold._core.parameters import Parameter, Site
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Crossing
-from bnfold._onnx.network import Graph
 from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.quantized import Dequantized, spread_zero
 from bnfold._onnx.write.edits import Editor
 from bnfold._plan.planner import Sides

@@ -31,7 +31,7 @@ from bnfold._torch.program.draft import Draft
 from bnfold._torch.program.merging import merge
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import quiet
-from bnfold._torch.read.graph import Graph, clashes, operators, read
+from bnfold._torch.read.graph import Graph, clashes, operators
 from bnfold._torch.read.nodes import arguments, kind_of
 from bnfold._torch.tensors import Array, from_numpy
 
@@ -45,7 +45,7 @@ class PlannedProgram:
     def __init__(self, program: ExportedProgram) -> None:
         """Read and plan; the program is not changed."""
         merges = merge(program)
-        self._graph = read(merges.program, None, merges.exact)
+        self._graph = merges.read()
         view, readings = self._graph.view, self._graph.readings
         self._moves: Moves = settle(view, readings, partial(clashes, self._graph))
         plan = summarize([("", view, self._moves)], Counter(node.op for node in view.nodes))
@@ -53,7 +53,7 @@ class PlannedProgram:
             plan,
             folds=(*merges.folds, *plan.folds),
             kept=(*plan.kept, *(kept_apart(stays, "") for stays in merges.stays)),
-            before=Counter(map(kind_of, operators(program))),
+            before=Counter(map(kind_of, operators(program.graph))),
         )
 
     def apply(self) -> ExportedProgram:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -31,31 +32,42 @@ from bnfold._torch.read.nodes import (
     kind_of,
     parts_of,
     reads_of,
+    shape_of,
 )
 from bnfold._torch.read.translate import translate
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A program, its view, and for each node of the view the operator and what was read of it."""
+    """A program, its view, and for each node of the view the operator and what it is.
+
+    ``holders`` has for each value of the view the node that puts it out.
+    """
 
     program: ExportedProgram
-    constants: Constants
+    context: Context
     memory: Memory
     view: View
     nodes: tuple[Node, ...]
+    holders: tuple[Node, ...]
+    records: tuple[Operator, ...]
     readings: tuple[Reading, ...]
 
 
 def read(
-    program: ExportedProgram, module: nn.Module | None, exact: Mapping[str, Load] | None = None
+    program: ExportedProgram,
+    module: nn.Module | None,
+    exact: Mapping[str, Load] | None = None,
+    graph: torch.fx.Graph | None = None,
 ) -> Graph:
     """Read a program; ``module`` is what it was exported from, where there is one. ``exact`` gives
-    values in float64 of parameters by name, which the program holds rounded.
+    values in float64 of parameters by name, which the program holds rounded. ``graph`` is a copy of
+    the program's own that is to be read instead.
     """
-    memory = Memory(program.graph)
+    graph = program.graph if graph is None else graph
+    memory = Memory(graph)
     constants = Constants(program, memory.written, exact or {})
-    nodes = operators(program)
+    nodes = operators(graph)
     labels = labels_of(nodes)
     modules = dict(module.named_modules(remove_duplicate=False)) if module is not None else {}
 
@@ -64,27 +76,28 @@ def read(
         return home.training if home is not None else bool(arguments(node).get("training", False))
 
     context = Context(constants, labels.__getitem__, in_training, whole=module is None)
-    known = tuple(operator_of(context, node, memory.torn) for node in nodes)
-    pinned = {**_hooked(nodes, modules, labels), **_put_out(program)}
-    values = _Values(program, pinned)
-    readings = tuple(operator.reading() for operator in known)
+    records = tuple(operator_of(context, node, memory.torn) for node in nodes)
+    readings = tuple(record.reading() for record in records)
+    holders = tuple(graph.nodes)
+    values = _Values(holders, {**_hooked(nodes, modules, labels), **_put_out(graph)})
     view_nodes = tuple(
         values.node(labels[node], node, reading.role)
         for node, reading in zip(nodes, readings, strict=True)
     )
-    return Graph(program, constants, memory, View(view_nodes, values.all()), nodes, readings)
+    view = View(view_nodes, values.all())
+    return Graph(program, context, memory, view, nodes, holders, records, readings)
 
 
-def operators(program: ExportedProgram) -> tuple[Node, ...]:
-    """The nodes of a program that compute something."""
-    return tuple(node for node in program.graph.nodes if node.op == "call_function")
+def operators(graph: torch.fx.Graph) -> tuple[Node, ...]:
+    """The nodes of a graph that compute something."""
+    return tuple(node for node in graph.nodes if node.op == "call_function")
 
 
 class _Values:
     """Numbers the tensors of a program, and notes who writes and who reads each."""
 
-    def __init__(self, program: ExportedProgram, pinned: Mapping[Node, Reason]) -> None:
-        self._numbers = {node: number for number, node in enumerate(program.graph.nodes)}
+    def __init__(self, holders: Sequence[Node], pinned: Mapping[Node, Reason]) -> None:
+        self._numbers = {node: number for number, node in enumerate(holders)}
         self._pinned = pinned
         self._producers: dict[Node, int] = {}
         self._readers: dict[Node, list[int]] = {}
@@ -120,6 +133,7 @@ class _Values:
                 self._producers.get(node),
                 tuple(self._readers.get(node, ())),
                 self._pinned.get(node),
+                shape_of(node),
             )
             for node in self._numbers
         )
@@ -147,7 +161,7 @@ def clashes(graph: Graph, moves: Sequence[Move]) -> dict[int, Reason]:
     A map that is taken out makes one tensor of what were two: who writes into one then writes into
     the other. An operator that stands in its place makes a new one.
     """
-    view, holders = graph.view, list(graph.program.graph.nodes)
+    view, holders = graph.view, graph.holders
     joined: dict[tuple[Node, Node], int] = {}
     for number, move in enumerate(moves):
         for index in move.maps[: len(move.maps) - bool(move.stands)]:
@@ -190,9 +204,9 @@ def labels_of(nodes: Sequence[Node]) -> dict[Node, str]:
     }
 
 
-def _put_out(program: ExportedProgram) -> dict[Node, Reason]:
-    """Why what the program gives back may not change."""
-    output = next(node for node in program.graph.nodes if node.op == "output")
+def _put_out(graph: torch.fx.Graph) -> dict[Node, Reason]:
+    """Why what a program gives back may not change."""
+    output = next(node for node in graph.nodes if node.op == "output")
     return {
         node: Reason("graph-output", node.name, f"{node.name} is an output of the model")
         for node in output.all_input_nodes
