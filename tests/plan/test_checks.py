@@ -143,5 +143,5 @@ def test_a_broken_rule_is_told(name):
 def test_a_law_has_to_fit_its_tensors(name):
     law, before, *after = BROKEN_LAWS[name]
     count = len(before) if isinstance(before, list) else 1
-    with pytest.raises(ValueError, match="^law-axes: "):
+    with pytest.raises(ValueError, match=r"^law-axes: "):
         check_view(crossed(law, before, *after, data=tuple(range(count))))

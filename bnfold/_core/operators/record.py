@@ -7,7 +7,9 @@ shape of what it puts out. What merging asks follows in `_merge.steps`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Generic, ParamSpec
 
 from bnfold._core.affine import Vector
 from bnfold._core.broadcast import Shape
@@ -142,3 +144,43 @@ class Unweighted(Operator):
     def role(self) -> Role:
         """It takes nothing in, for its reason."""
         return Absorber({}, self.reason, self.reason)
+
+
+def unfixed(reason: Reason) -> Operator:
+    """An affine operator that is no fixed map."""
+    return Unfixed(reason=reason)
+
+
+def unweighted(reason: Reason) -> Operator:
+    """An operator that takes nothing in, and is no step of a linear function in any case."""
+    return Unweighted(reason=reason)
+
+
+def unmerged(reason: Reason) -> Operator:
+    """A linear operator that takes nothing in."""
+    return Unweighted(reason=reason, merges=True)
+
+
+def unknown(reason: Reason) -> Operator:
+    """An operator of which nothing is known."""
+    return UNKNOWN
+
+
+Given = ParamSpec("Given")
+
+
+@dataclass(frozen=True)
+class Row(Generic[Given]):
+    """How a type of operator is translated: ``read`` makes its record, from what a framework gives;
+    ``refused`` is what it is where something that its reading needs is refused.
+    """
+
+    read: Callable[Given, Operator]
+    refused: Callable[[Reason], Operator] = unknown
+
+    def translate(self, *given: Given.args, **named: Given.kwargs) -> Operator:
+        """The record of an operator."""
+        try:
+            return self.read(*given, **named)
+        except Refusal as no:
+            return self.refused(no.reason)

@@ -8,11 +8,19 @@ from onnx import NodeProto, helper
 from bnfold._core.affine import AffineMap
 from bnfold._core.broadcast import Array, Shape
 from bnfold._core.operators.affine import Elementwise, FixedNorm, Norm, fixed_norm, with_constant
-from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Unfixed, Unweighted, unusual
+from bnfold._core.operators.record import (
+    UNKNOWN,
+    Operand,
+    Operator,
+    Row,
+    unfixed,
+    unusual,
+    unweighted,
+)
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant
-from bnfold._onnx.read.context import Context, Row, overridable
+from bnfold._onnx.read.context import Context, OnnxRow, overridable
 from bnfold._onnx.read.crossed import gate, sum_of_two
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.tensors import FLOATS
@@ -189,22 +197,14 @@ def _norm(context: Context, node: NodeProto, gamma: Constant, start: int | None)
     )
 
 
-def _unfixed(node: NodeProto, reason: Reason) -> Operator:
-    return Unfixed(reason=reason)
-
-
-def _unweighted(node: NodeProto, reason: Reason) -> Operator:
-    return Unweighted(reason=reason)
-
-
-ROWS = {
-    "Add": Row(_arithmetic, _unfixed),
-    "BatchNormalization": Row(_batch_norm, _unfixed),
-    "Div": Row(_arithmetic, _unfixed),
-    "GroupNormalization": Row(_norm_on_axis_one, _unweighted),
-    "InstanceNormalization": Row(_norm_on_axis_one, _unweighted),
-    "LayerNormalization": Row(_layer_norm, _unweighted),
-    "Mul": Row(_arithmetic, _unfixed),
+ROWS: dict[str, OnnxRow] = {
+    "Add": Row(_arithmetic, unfixed),
+    "BatchNormalization": Row(_batch_norm, unfixed),
+    "Div": Row(_arithmetic, unfixed),
+    "GroupNormalization": Row(_norm_on_axis_one, unweighted),
+    "InstanceNormalization": Row(_norm_on_axis_one, unweighted),
+    "LayerNormalization": Row(_layer_norm, unweighted),
+    "Mul": Row(_arithmetic, unfixed),
     "Neg": Row(_neg),
-    "Sub": Row(_arithmetic, _unfixed),
+    "Sub": Row(_arithmetic, unfixed),
 }

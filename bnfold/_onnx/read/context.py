@@ -11,7 +11,7 @@ from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import Size
 from bnfold._core.laws import Law
 from bnfold._core.operators.crossed import Crossed
-from bnfold._core.operators.record import UNKNOWN, Operand, Operator
+from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Row
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._onnx.read.attributes import depends_on_call
 from bnfold._onnx.read.constants import Constant, Constants
@@ -167,15 +167,11 @@ def _taken(found: Constant | Reason | None) -> Constant | None:
     return found
 
 
-@dataclass(frozen=True)
-class Row:
-    """How one type of operator is translated, and what it is where what it needs is refused."""
-
-    read: Callable[[Context, NodeProto], Operator]
-    refused: Callable[[NodeProto, Reason], Operator] = lambda node, reason: UNKNOWN
+# How one type of operator is read.
+OnnxRow = Row[[Context, NodeProto]]
 
 
-def of_one(read: Callable[[Context, NodeProto], Law | None]) -> Row:
+def of_one(read: Callable[[Context, NodeProto], Law | None]) -> OnnxRow:
     """The row of an operator that computes with its first input and has a law, if one is known."""
 
     def operator(context: Context, node: NodeProto) -> Operator:

@@ -14,11 +14,10 @@ from onnx import NodeProto, TensorProto
 from bnfold._core.joins import Aligned, Gated, Multiplied, Summed
 from bnfold._core.laws import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
-from bnfold._core.operators.record import UNKNOWN, Operator, Passing
-from bnfold._core.reasons import Reason
+from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
-from bnfold._onnx.read.context import Context, Row, has, of_one
+from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.read.windows import are_full, windows
 
@@ -81,7 +80,7 @@ def _is_narrow(context: Context, node: NodeProto) -> bool:
     return context.type(node.input[0]) in (0, TensorProto.FLOAT16)
 
 
-def _activation(node: NodeProto, reason: Reason | None = None) -> Activation:
+def _activation(node: NodeProto) -> Activation:
     """An activation that no map crosses."""
     return Activation(label=label(node), kind=node.op_type)
 
@@ -113,11 +112,11 @@ def _clip(context: Context, node: NodeProto) -> Operator:
     bounds: list[float | None] = []
     movable, dtype = True, np.dtype(np.float32)
     for position in _BOUNDS.values():
-        found = context.given(node, position)
-        if found is None:
+        if not has(node, position):
             bounds.append(None)
             continue
-        if math.prod(found.shape) != 1 or not found.is_float:
+        found = context.constant(node, position)
+        if found is None or math.prod(found.shape) != 1 or not found.is_float:
             return _activation(node)
         bounds.append(float(found.load().reshape(-1)[0]))
         dtype = found.dtype
@@ -286,11 +285,11 @@ def _aligned(context: Context, node: NodeProto) -> Aligned:
     return Aligned(shapes, output)
 
 
-ROWS = {
+ROWS: dict[str, OnnxRow] = {
     **{name: Row(_not_linear) for name in _NOT_LINEAR.split()},
     **{name: Row(_homogeneous) for name in _HOMOGENEOUS},
     "AveragePool": Row(_pool),
-    "Clip": Row(_clip, _activation),
+    "Clip": Row(_clip),
     "Dropout": Row(_dropout),
     "GlobalAveragePool": of_one(_global_pool),
     "GlobalMaxPool": of_one(_global_pool),

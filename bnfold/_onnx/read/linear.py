@@ -8,11 +8,20 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from bnfold._core.operators.linear import Convolution, gemm, matmul
-from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Unweighted, unusual
+from bnfold._core.operators.record import (
+    UNKNOWN,
+    Operand,
+    Operator,
+    Row,
+    Unweighted,
+    unmerged,
+    unusual,
+    unweighted,
+)
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.windows import Window
 from bnfold._onnx.read import attributes
-from bnfold._onnx.read.context import Context, Row
+from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.crossed import product_of_two
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.read.windows import windows
@@ -105,22 +114,14 @@ def _why_not(weight: Operand) -> Reason:
     return unusual(weight.value)
 
 
-def _unweighted(node: NodeProto, reason: Reason) -> Operator:
-    return Unweighted(reason=reason)
-
-
-def _unmerged(node: NodeProto, reason: Reason) -> Operator:
-    return Unweighted(reason=reason, merges=True)
-
-
-def _unmerged_product(node: NodeProto, reason: Reason) -> Operator:
+def _unmerged_product(reason: Reason) -> Operator:
     """A product of what is computed at run time is no linear function of either factor."""
     return Unweighted(reason=reason, merges=reason.code != "dynamic-weight")
 
 
-ROWS = {
-    "Conv": Row(_convolution, _unmerged),
-    "ConvTranspose": Row(_convolution, _unweighted),
+ROWS: dict[str, OnnxRow] = {
+    "Conv": Row(_convolution, unmerged),
+    "ConvTranspose": Row(_convolution, unweighted),
     "Gemm": Row(_gemm, _unmerged_product),
     "MatMul": Row(_matmul, _unmerged_product),
 }

@@ -13,9 +13,9 @@ from bnfold._core.index_maps import IndexMap, Permuted, Size, regrouped
 from bnfold._core.joins import Concatenated, Picked
 from bnfold._core.laws import Law, Mixed, Rearranged
 from bnfold._core.operators.crossed import MANY, Crossed, kept_axes, parts
-from bnfold._core.operators.record import UNKNOWN, Operator
+from bnfold._core.operators.record import UNKNOWN, Operator, Row
 from bnfold._onnx.read import attributes
-from bnfold._onnx.read.context import Context, Row, has, of_one
+from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
 from bnfold._onnx.read.scopes import label
 
 
@@ -201,7 +201,7 @@ def _sizes(context: Context, name: str) -> list[Size] | None:
     return [f"own {axis}" if size is None else size for axis, size in enumerate(sizes)]
 
 
-ROWS = {
+ROWS: dict[str, OnnxRow] = {
     "Concat": Row(_concat),
     "DepthToSpace": of_one(_between_depth_and_space),
     "Expand": of_one(_expand),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from onnx import NodeProto
 
 from bnfold._core.operators.record import UNKNOWN, Operator, Unfixed
-from bnfold._core.reasons import Reason, Refusal
+from bnfold._core.reasons import Reason
 from bnfold._onnx.read import affine, attributes, crossed, linear, rearranged
-from bnfold._onnx.read.context import Context, Row
+from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.scopes import label
 
-ROWS: dict[str, Row] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rearranged.ROWS}
+ROWS: dict[str, OnnxRow] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rearranged.ROWS}
 
 
 def translate(context: Context, node: NodeProto) -> Operator:
@@ -23,7 +23,4 @@ def translate(context: Context, node: NodeProto) -> Operator:
             return UNKNOWN
         message = f"an attribute of {label(node)} is set by the call"
         return Unfixed(reason=Reason("function-parameter", label(node), message))
-    try:
-        return row.read(context, node)
-    except Refusal as no:
-        return row.refused(node, no.reason)
+    return row.translate(context, node)

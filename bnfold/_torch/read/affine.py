@@ -12,10 +12,18 @@ from torch.fx import Node
 from bnfold._core.affine import AffineMap
 from bnfold._core.broadcast import Array
 from bnfold._core.operators.affine import Elementwise, FixedNorm, Norm, fixed_norm, with_constant
-from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Unfixed, Unweighted
+from bnfold._core.operators.record import (
+    UNKNOWN,
+    Operand,
+    Operator,
+    Row,
+    Unfixed,
+    unfixed,
+    unweighted,
+)
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._torch.read.constants import Constant
-from bnfold._torch.read.context import Context, Row
+from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.crossed import gate, sum_of_two
 from bnfold._torch.read.nodes import dtype_of, kind_of, places, shape_of
 from bnfold._torch.tensors import DTYPES
@@ -95,7 +103,7 @@ def _norm_on_axis_one(context: Context, node: Node, args: dict[str, Any]) -> Ope
     """A norm with a γ for each place along axis 1, and perhaps a β."""
     gamma = context.operand(args["weight"], 1)
     if gamma.missing is not None:
-        return _unweighted(gamma.missing)
+        return unweighted(gamma.missing)
     if gamma.value is None or len(gamma.value.shape) != 1:
         return UNKNOWN
     return Norm(
@@ -119,7 +127,7 @@ def _layer_norm(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     )
 
 
-def _arithmetic(op: str, of_two: Row) -> Callable[[Context, Node, dict[str, Any]], Operator]:
+def _arithmetic(op: str, of_two: TorchRow) -> Callable[[Context, Node, dict[str, Any]], Operator]:
     """The reader of ``x op c`` and ``c op x`` for a constant c; else what it is ``of_two``."""
 
     def read(context: Context, node: Node, args: dict[str, Any]) -> Operator:
@@ -178,22 +186,14 @@ def _number_or_constant(context: Context, value: object) -> Array | None:
     return found.load().astype(np.float64)
 
 
-def _unfixed(reason: Reason) -> Operator:
-    return Unfixed(reason=reason)
-
-
-def _unweighted(reason: Reason) -> Operator:
-    return Unweighted(reason=reason)
-
-
-ROWS = {
-    **{kind: Row(_arithmetic("Add", sum_of_two), _unfixed) for kind in ("add", "add_")},
-    **{kind: Row(_arithmetic("Sub", sum_of_two), _unfixed) for kind in ("rsub", "sub", "sub_")},
-    **{kind: Row(_arithmetic("Mul", gate), _unfixed) for kind in ("mul", "mul_")},
-    **{kind: Row(_arithmetic("Div", gate), _unfixed) for kind in ("div", "div_")},
-    "batch_norm": Row(_batch_norm, _unfixed),
-    "group_norm": Row(_norm_on_axis_one, _unweighted),
-    "instance_norm": Row(_instance_norm, _unfixed),
-    "layer_norm": Row(_layer_norm, _unweighted),
+ROWS: dict[str, TorchRow] = {
+    **{kind: Row(_arithmetic("Add", sum_of_two), unfixed) for kind in ("add", "add_")},
+    **{kind: Row(_arithmetic("Sub", sum_of_two), unfixed) for kind in ("rsub", "sub", "sub_")},
+    **{kind: Row(_arithmetic("Mul", gate), unfixed) for kind in ("mul", "mul_")},
+    **{kind: Row(_arithmetic("Div", gate), unfixed) for kind in ("div", "div_")},
+    "batch_norm": Row(_batch_norm, unfixed),
+    "group_norm": Row(_norm_on_axis_one, unweighted),
+    "instance_norm": Row(_instance_norm, unfixed),
+    "layer_norm": Row(_layer_norm, unweighted),
     "neg": Row(_neg),
 }

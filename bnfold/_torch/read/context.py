@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from bnfold._core.operators.record import UNKNOWN, Operand, Operator
+from bnfold._core.operators.record import Operand, Row
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._torch.read.constants import Constant, Constants
 
@@ -57,11 +57,5 @@ class Context:
         return found
 
 
-@dataclass(frozen=True)
-class Row:
-    """How one kind of operator is translated, from its node and its arguments by name; and what it
-    is where what it needs is refused.
-    """
-
-    read: Callable[[Context, Node, dict[str, Any]], Operator]
-    refused: Callable[[Reason], Operator] = lambda reason: UNKNOWN
+# How one kind of operator is read, from its node and its arguments by name.
+TorchRow = Row[[Context, Node, dict[str, Any]]]

@@ -18,8 +18,8 @@ from torch.fx import Node
 from bnfold._core.joins import Aligned, Gated, Multiplied, Summed
 from bnfold._core.laws import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
-from bnfold._core.operators.record import UNKNOWN, Operator, Passing
-from bnfold._torch.read.context import Context, Row
+from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
+from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.nodes import (
     dtype_of,
     is_tensor,
@@ -49,7 +49,7 @@ _INTERPOLATIONS = (
 )
 
 
-def crossed_row(read: Reader) -> Row:
+def crossed_row(read: Reader) -> TorchRow:
     """The row of an operator that maps cross where all tensors on the way have one floating-point
     type, none of them is a single number, and whoever takes a part of a list takes it by number.
     """
@@ -74,7 +74,7 @@ def crossed_row(read: Reader) -> Row:
     return Row(guarded)
 
 
-def crossed_by(read: Callable[[Context, Node, dict[str, Any]], Law | None]) -> Row:
+def crossed_by(read: Callable[[Context, Node, dict[str, Any]], Law | None]) -> TorchRow:
     """The row of an operator that computes with one tensor and has a law, if one is known."""
 
     def one(context: Context, node: Node, args: dict[str, Any]) -> Operator:
@@ -310,19 +310,19 @@ def _aligned(node: Node, args: dict[str, Any]) -> Aligned:
     return Aligned((shape_of(args["self"]), shape_of(args["other"])), shape_of(node))
 
 
-def _kinds(reader: Row, kinds: str) -> dict[str, Row]:
+def _kinds(row: TorchRow, kinds: str) -> dict[str, TorchRow]:
     """Rows of operators, those that end in ``*`` by two names: that in place has an underscore."""
     names = []
     for kind in kinds.split():
         names += [kind.rstrip("*"), *([f"{kind[:-1]}_"] if kind.endswith("*") else [])]
-    return dict.fromkeys(names, reader)
+    return dict.fromkeys(names, row)
 
 
 sum_of_two = crossed_row(_sum_of_two)
 gate = crossed_row(_product_of_factors)
 product_of_two = crossed_row(_product_of_matrices)
 
-ROWS = {
+ROWS: dict[str, TorchRow] = {
     **_kinds(
         Row(_carrier), "alias alpha_dropout clone contiguous detach dropout* feature_dropout to"
     ),

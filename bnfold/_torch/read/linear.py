@@ -10,10 +10,9 @@ import numpy as np
 from torch.fx import Node
 
 from bnfold._core.operators.linear import Convolution, Product, matmul
-from bnfold._core.operators.record import UNKNOWN, Operator, Unweighted
-from bnfold._core.reasons import Reason
+from bnfold._core.operators.record import UNKNOWN, Operator, Row, unmerged, unweighted
 from bnfold._core.windows import Window
-from bnfold._torch.read.context import Context, Row
+from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.crossed import product_of_two
 from bnfold._torch.read.nodes import dtype_of, kind_of, listed, places, rank_of, shape_of
 from bnfold._torch.read.windows import windows
@@ -88,17 +87,9 @@ def _dtype(data: Node) -> np.dtype[Any] | None:
     return DTYPES.get(dtype) if dtype is not None else None
 
 
-def _unmerged(reason: Reason) -> Operator:
-    return Unweighted(reason=reason, merges=True)
-
-
-def _unweighted(reason: Reason) -> Operator:
-    return Unweighted(reason=reason)
-
-
-ROWS = {
-    **{f"conv{k}d": Row(_convolution, _unmerged) for k in (1, 2, 3)},
-    **{f"conv_transpose{k}d": Row(_convolution, _unweighted) for k in (1, 2, 3)},
-    "linear": Row(_linear, _unmerged),
+ROWS: dict[str, TorchRow] = {
+    **{f"conv{k}d": Row(_convolution, unmerged) for k in (1, 2, 3)},
+    **{f"conv_transpose{k}d": Row(_convolution, unweighted) for k in (1, 2, 3)},
+    "linear": Row(_linear, unmerged),
     **{kind: Row(_matmul) for kind in ("bmm", "matmul", "mm")},
 }

@@ -17,7 +17,7 @@ from bnfold._core.laws import Law, Mixed, Rearranged
 from bnfold._core.operators.crossed import MANY, kept_axes, parts
 from bnfold._core.operators.record import UNKNOWN, Operator
 from bnfold._torch.read.constants import Constant
-from bnfold._torch.read.context import Context
+from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.crossed import crossed, crossed_by, crossed_row, data_name
 from bnfold._torch.read.nodes import number_of, parts_of, rank_of, shape_of, sizes_of
 
@@ -175,7 +175,7 @@ def _size(args: dict[str, Any], axis: int) -> int | None:
 
 _RESHAPES = "flatten reshape reshape_as squeeze unflatten unsqueeze view view_as"
 _PERMUTATIONS = "mT movedim numpy_T permute swapaxes swapdims t transpose"
-ROWS = {
+ROWS: dict[str, TorchRow] = {
     **{kind: crossed_by(_permutation) for kind in _PERMUTATIONS.split()},
     **{kind: crossed_by(_reshape) for kind in _RESHAPES.split()},
     "pixel_shuffle": crossed_by(_pixel_shuffle),

@@ -5,12 +5,11 @@ from __future__ import annotations
 from torch.fx import Node
 
 from bnfold._core.operators.record import UNKNOWN, Operator
-from bnfold._core.reasons import Refusal
 from bnfold._torch.read import affine, crossed, linear, rearranged
-from bnfold._torch.read.context import Context, Row
+from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.nodes import arguments, kind_of
 
-ROWS: dict[str, Row] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rearranged.ROWS}
+ROWS: dict[str, TorchRow] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rearranged.ROWS}
 
 
 def translate(context: Context, node: Node) -> Operator:
@@ -19,7 +18,4 @@ def translate(context: Context, node: Node) -> Operator:
     aten = getattr(node.target, "namespace", "") == "aten"
     if row is None or not aten or getattr(node.target, "_schema", None) is None:
         return UNKNOWN
-    try:
-        return row.read(context, node, arguments(node))
-    except Refusal as no:
-        return row.refused(no.reason)
+    return row.translate(context, node, arguments(node))
