@@ -111,10 +111,16 @@ def _legacy(
 def _batch_norm(context: Context, node: NodeProto) -> Operator:
     """BatchNormalization with fixed statistics.
 
-    Not a fixed map: ``is_test`` = 0 below opset 7, ``training_mode`` from opset 14, or outputs
-    for batch statistics. Not per channel: ``spatial`` = 0 below opset 9.
+    No map where all it reads is constant: it makes a constant. Not a fixed map: ``is_test`` = 0
+    below opset 7, ``training_mode`` from opset 14, or outputs for batch statistics. Not per
+    channel: ``spatial`` = 0 below opset 9.
     """
     where = label(node)
+    made = context.constants.find(context.scope, node.output[0])
+    if isinstance(made, Constant):
+        if made.protected is not None:
+            raise Refusal(overridable(made.protected))
+        return UNKNOWN
     _check_mode(context, node, where)
     constants: list[Constant] = []
     for position in range(1, 5):

@@ -54,6 +54,8 @@ def _fixed(context: Context, node: Node, args: dict[str, Any], from_batch: bool)
     affine=False).
     """
     where, shape = context.label(node), shape_of(node)
+    if context.is_constant(node):  # A standardized weight, which no input changes.
+        return UNKNOWN
     if from_batch:
         return Unfixed(reason=_statistics(context, node, args, where))
     names = ("weight", "bias", "running_mean", "running_var")
