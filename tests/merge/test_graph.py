@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import bnfold
@@ -15,6 +16,9 @@ from bnfold._core.reasons import Reason
 from bnfold._core.view import OPAQUE, Node, Value, View
 from bnfold._merge.graph import MergeGraph, Operator, Written
 from bnfold._merge.steps import LinearForm
+from bnfold._onnx import network
+from bnfold._onnx.merge.merging import reread
+from bnfold._onnx.merge.patch import Patch, lay
 
 from ..graphs import const, conv, model, op, rand
 from .branches import SAME
@@ -109,3 +113,26 @@ def unknown_rank() -> Any:
 
 def test_shapes_that_a_merge_makes_known_are_used_further_on():
     assert bnfold.plan(unknown_rank()).after == {"Conv": 2, "Relu": 1}
+
+
+def test_who_else_reads_a_weight_is_read_again():
+    """A weight that is dequantized for one operator alone can take a scale."""
+    integers = {
+        "q": np.arange(16, dtype=np.int8).reshape(4, 4, 1, 1),
+        "scale": np.float32(0.5),
+        "zero": np.int8(0),
+    }
+    made = model(
+        op("DequantizeLinear", "q scale zero", "w"),
+        op("Conv", "x w", "ay", name="a"),
+        op("Conv", "x w", "by", name="b"),
+        y="ay",
+        weights=integers,
+    )
+    (graph,) = network.read(made, None).graphs
+    patch = Patch("", "", 1, {2: None}, {})
+    lay(patch, graph.scope, graph.context.constants)
+    blocked = [node.role.scale_blocked for node in graph.view.nodes[1:]]
+    assert [reason.code for reason in blocked] == ["quantized-weight"] * 2
+    _, conv_alone = reread(graph, [patch]).view.nodes
+    assert conv_alone.role.scale_blocked is None
