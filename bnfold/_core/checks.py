@@ -67,7 +67,8 @@ def _producers(view: View) -> Iterator[str]:
 
 def _readers(view: View) -> Iterator[str]:
     """Every reader reads the value as often as it is listed. One that is not listed for a read asks
-    for a shape or a type, and nothing passes it.
+    for a shape or a type, and nothing passes it. Who reads a value of an outer graph, which nobody
+    writes here, need not be listed.
     """
     reads: dict[int, Counter[int]] = {}
     for place, node in enumerate(view.nodes):
@@ -75,6 +76,8 @@ def _readers(view: View) -> Iterator[str]:
             reads.setdefault(number, Counter())[place] += 1
     for number, value in enumerate(view.values):
         listed, found = Counter(value.readers), reads.get(number, Counter())
+        if value.producer is None and not listed:
+            continue
         for place in listed.keys() | found.keys():
             node = view.nodes[place]
             if listed[place] > found[place]:

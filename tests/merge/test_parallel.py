@@ -420,4 +420,4 @@ def test_automatic_padding():
     strided = {"strides": [2, 2], **same}
     folds(two(((4, 4, 3, 3), strided), ((4, 4, 1, 1), strided)), Conv=1)
     free = two(((4, 4, 3, 3), strided), ((4, 4, 1, 1), strided), x=("N", 4, "H", "W"))
-    unmerged(free)
+    unmerged(free, "unknown-shape")
