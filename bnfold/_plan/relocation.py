@@ -280,19 +280,16 @@ def _splits(place: Place) -> Iterator[tuple[Row, AffineMap | None, AffineMap | N
         yield (*row[:n], *row[n + 1 :]), row[n], None
     for n in lasts:
         yield (*row[:n], *row[n + 1 :]), None, row[n]
+    parts = {n: _parts(row[n]) for n in {*firsts, *lasts}}
     for n in firsts:
-        yield from _both_ways(row, n) if n in lasts else ()
+        for first, second in parts[n] if n in lasts else ():
+            yield (*row[:n], *row[n + 1 :]), first, second
     for n in firsts:
-        for part, rest in _parts(row[n]):
+        for part, rest in parts[n]:
             yield (*row[:n], rest, *row[n + 1 :]), part, None
     for n in lasts:
-        for rest, part in _parts(row[n]):
+        for rest, part in parts[n]:
             yield (*row[:n], rest, *row[n + 1 :]), None, part
-
-
-def _both_ways(row: Row, n: int) -> Iterator[tuple[Row, AffineMap, AffineMap]]:
-    for first, second in _parts(row[n]):
-        yield (*row[:n], *row[n + 1 :]), first, second
 
 
 def _parts(map_: AffineMap) -> list[tuple[AffineMap, AffineMap]]:
