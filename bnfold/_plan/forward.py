@@ -121,12 +121,13 @@ class _Forward(Sweep):
             self.value, self.parents[first] = first, (index, value)
             raise Refusal(self.impassable[first])
         maps = {n: arrived[p] for n, p in enumerate(role.data) if p in arrived}
+        way: Way | None
         try:
             way = law.forward(maps)
-        except Refusal as refusal:
-            if len(maps) == len(role.data):
+        except Refusal:
+            way = self._with_others(index, role, law, maps) if len(maps) < len(role.data) else None
+            if way is None:
                 raise
-            way = self._with_others(index, role, law, maps, refusal)
         self.cross(index, role, way)
         for number, part in way.maps.items():
             if number < len(node.outputs) and node.outputs[number] >= 0:
@@ -140,8 +141,8 @@ class _Forward(Sweep):
             raise Refusal.of("no-linear-operator", node.label, message)
 
     def _with_others(
-        self, index: int, role: Crossing, law: Law, maps: Mapping[int, Map], refusal: Refusal
-    ) -> Way:
+        self, index: int, role: Crossing, law: Law, maps: Mapping[int, Map]
+    ) -> Way | None:
         """The way across once the maps that stand ahead of the other inputs come along.
 
         ``s·a + s·b``: the sum refuses the scale of one alone, and passes that of both.
@@ -156,6 +157,6 @@ class _Forward(Sweep):
         try:
             way = law.forward(joined)
         except Refusal:
-            raise refusal from None
+            return None
         self.trip = tried
         return way

@@ -14,8 +14,8 @@ from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, Barrier, Carrier, View
-from bnfold._plan.places import Place, State, Style, affine
-from bnfold._plan.row import LONGEST, drained, extended, taking
+from bnfold._plan.places import Place, Style, affine
+from bnfold._plan.row import LONGEST, State, drained, extended, taking
 
 
 def gather(view: View, refused: Mapping[int, Reason]) -> tuple[list[Place], dict[int, Reason]]:

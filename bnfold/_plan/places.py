@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from bnfold._core import absorbing
-from bnfold._core.affine import IDENTITY, AffineMap
+from bnfold._core.affine import AffineMap
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Absorber, Affine, Node, View
-from bnfold._plan.row import Row
+from bnfold._plan.row import Row, State
 from bnfold._plan.trips import End
 
 STEPS = {"Mul": 1, "Add": 1, "Sub": 1, "BatchNormalization": 2}
@@ -73,14 +73,6 @@ class Style:
                 found.append(Standing(add, shift))
                 add = "Add"
         return tuple(found)
-
-
-@dataclass(frozen=True)
-class State:
-    """What has become of a place: ``row`` stands, ``absorbed`` went into the operator ahead."""
-
-    absorbed: AffineMap = IDENTITY
-    row: Row = ()
 
 
 @dataclass

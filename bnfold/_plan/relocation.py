@@ -15,9 +15,9 @@ from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, View
 from bnfold._plan.backward import carry_back
 from bnfold._plan.forward import carry_ahead
-from bnfold._plan.places import Place, State, affine
+from bnfold._plan.places import Place, affine
 from bnfold._plan.relation import Relation
-from bnfold._plan.row import LONGEST, Row, drained, extended, normal, taking
+from bnfold._plan.row import LONGEST, Row, State, drained, extended, normal, taking
 from bnfold._plan.stops import Stop
 from bnfold._plan.trips import Terrain, Trip
 
@@ -79,7 +79,7 @@ class Relocator:
                     stops.setdefault(True, stop)
             if stop is None:
                 label = self.view.nodes[place.maps[0]].label
-                named = self._names(trip, [key for key in trip.states if isinstance(key, int)])
+                named = self._names(trip, trip.states)
                 if named is None:
                     message = f"without {label} an output would be the same tensor as another"
                     stops.setdefault(forth is not None, Stop(Reason("no-gain", label, message)))
@@ -100,11 +100,8 @@ class Relocator:
 
     def _pays(self, trip: Trip) -> bool:
         old_operators = old_steps = new_operators = new_steps = 0
-        for key, state in trip.states.items():
-            if not isinstance(state, State):
-                continue
-            assert isinstance(key, int)
-            place = self.places[key]
+        for number, state in trip.states.items():
+            place = self.places[number]
             old, new = place.cost(place.state), place.cost(state)
             if old is None or new is None or len(state.row) > LONGEST:
                 return False
@@ -146,17 +143,13 @@ class Relocator:
     def _commit(self, trip: Trip, source: Place) -> None:
         self.relations.update(trip.relations)
         self.edits.update(trip.edits)
-        for key, state in trip.states.items():
-            if isinstance(state, State):
-                assert isinstance(key, int)
-                place = self.places[key]
-                place.state, place.carried = state, True
-                if place.into is not None:
-                    self.behind[place.into] = state.absorbed
-            else:
-                assert isinstance(key, tuple)
-                assert isinstance(state, AffineMap)
-                (self.behind if key[0] == "behind" else self.ahead)[key[1]] = state
+        for number, state in trip.states.items():
+            place = self.places[number]
+            place.state, place.carried = state, True
+            if place.into is not None:
+                self.behind[place.into] = state.absorbed
+        for (side, node), map_ in trip.taken.items():
+            (self.behind if side == "behind" else self.ahead)[node] = map_
         source.ends += trip.ends
         source.crossed += trip.crossed
         for end in trip.ends:
@@ -198,7 +191,7 @@ class Relocator:
         if not (here.role.bias_free or total.keeps_origin):
             message = f"{here.label} has no bias: its shift needs an Add of its own"
             raise Refusal.of("no-gain", here.label, message)
-        trip.states["behind", node] = total
+        trip.taken["behind", node] = total
 
     def take_ahead(self, trip: Trip, node: int, map_: AffineMap) -> None:
         """A map ahead of an absorber, or of the maps that stand at an affine operator."""
@@ -219,7 +212,7 @@ class Relocator:
                 raise Refusal.of("no-gain", here.label, message)
             self._insert(trip, after, ahead.image(total))
             total = absorbing.split(total)[0]
-        trip.states["ahead", node] = total
+        trip.taken["ahead", node] = total
 
     def _place_at(self, node: int, end: int) -> int:
         """The place of which an affine operator is the first (``end`` 0) or the last (−1).
@@ -255,15 +248,11 @@ class Relocator:
         trip.states[number] = State(*drawn)
 
     def _state(self, trip: Trip, number: int) -> State:
-        state = trip.states.get(number, self.places[number].state)
-        assert isinstance(state, State)
-        return state
+        return trip.states.get(number, self.places[number].state)
 
     def _taken(self, trip: Trip, side: str, node: int) -> AffineMap:
         mine = (self.behind if side == "behind" else self.ahead).get(node, IDENTITY)
-        state = trip.states.get((side, node), mine)
-        assert isinstance(state, AffineMap)
-        return state
+        return trip.taken.get((side, node), mine)
 
 
 def _splits(place: Place) -> Iterator[tuple[Row, AffineMap | None, AffineMap | None]]:
@@ -280,19 +269,16 @@ def _splits(place: Place) -> Iterator[tuple[Row, AffineMap | None, AffineMap | N
         yield (*row[:n], *row[n + 1 :]), row[n], None
     for n in lasts:
         yield (*row[:n], *row[n + 1 :]), None, row[n]
+    parts = {n: _parts(row[n]) for n in {*firsts, *lasts}}
     for n in firsts:
-        yield from _both_ways(row, n) if n in lasts else ()
+        for first, second in parts[n] if n in lasts else ():
+            yield (*row[:n], *row[n + 1 :]), first, second
     for n in firsts:
-        for part, rest in _parts(row[n]):
+        for part, rest in parts[n]:
             yield (*row[:n], rest, *row[n + 1 :]), part, None
     for n in lasts:
-        for rest, part in _parts(row[n]):
+        for rest, part in parts[n]:
             yield (*row[:n], rest, *row[n + 1 :]), None, part
-
-
-def _both_ways(row: Row, n: int) -> Iterator[tuple[Row, AffineMap, AffineMap]]:
-    for first, second in _parts(row[n]):
-        yield (*row[:n], *row[n + 1 :]), first, second
 
 
 def _parts(map_: AffineMap) -> list[tuple[AffineMap, AffineMap]]:

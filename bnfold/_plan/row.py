@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
@@ -13,6 +14,14 @@ Row = tuple[AffineMap, ...]
 # A row of maps along alternating axes that do not commute is planned in runs of this many.
 LONGEST = 8
 Take = Callable[[AffineMap, AffineMap], AffineMap | None]
+
+
+@dataclass(frozen=True)
+class State:
+    """What has become of maps in a row: ``row`` stands, ``absorbed`` went into the operator ahead."""
+
+    absorbed: AffineMap = IDENTITY
+    row: Row = ()
 
 
 def extended(row: Row, map_: AffineMap) -> Row:

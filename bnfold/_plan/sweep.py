@@ -9,13 +9,11 @@ whether it can be done: a `Trip` says what it would change.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from bnfold._core.index_maps import Map, MultiAxisMap
 from bnfold._core.laws import Law, Way, not_carried
-from bnfold._core.reasons import Refusal
+from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Crossing
 from bnfold._plan.relation import Relation
 from bnfold._plan.stops import Stop
@@ -68,7 +66,7 @@ class Sweep:
         if not reason.at:  # A law does not know the name of its operator.
             node = self.view.nodes[self.node]
             message = f"{node.label} ({node.op}): {reason.message}"
-            reason = replace(reason, at=node.label, message=message)
+            reason = Reason(reason.code, node.label, message)
         dying = isinstance(refusal, Impassable)
         if dying:
             self.impassable.setdefault(value, reason)

@@ -11,6 +11,7 @@ from bnfold._core.laws import Edit
 from bnfold._core.reasons import Reason
 from bnfold._core.view import View
 from bnfold._plan.relation import Relation
+from bnfold._plan.row import State
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,16 @@ class End:
 class Trip:
     """What carrying maps would change: tensors and operators on the way, and where they end.
 
-    ``states`` belongs to who takes the maps in.
+    ``states`` are those of places, by number; ``taken`` is what an absorber has taken in, by side
+    (``behind``, ``ahead``) and node.
     """
 
     relations: dict[int, Relation] = field(default_factory=dict)
     edits: dict[int, Edit] = field(default_factory=dict)
     crossed: list[int] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
-    states: dict[object, object] = field(default_factory=dict)
+    states: dict[int, State] = field(default_factory=dict)
+    taken: dict[tuple[str, int], AffineMap] = field(default_factory=dict)
 
     def copy(self) -> Trip:
         """One to try something on."""
@@ -42,6 +45,7 @@ class Trip:
             list(self.crossed),
             list(self.ends),
             dict(self.states),
+            dict(self.taken),
         )
 
 
