@@ -6,8 +6,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
-from onnx import NodeProto
-
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, Barrier, Node, Value, View
@@ -83,7 +81,8 @@ def _read(context: Context, earlier: Mapping[int, Reading], changed: set[str]) -
         known = earlier.get(position)
         if known is None or not changed.isdisjoint((*node.input, *node.output)):
             known = read_node(context, node)
-            if _derive(context, node, known):
+            if known.shape is not None and node.output and node.output[0] not in context.derived:
+                context.derived[node.output[0]] = known.shape
                 changed.add(node.output[0])
         alone[position] = reading = known
         if position in parts and isinstance(reading.role, Affine):
@@ -101,23 +100,17 @@ def _read(context: Context, earlier: Mapping[int, Reading], changed: set[str]) -
     return Graph(scope, context, view, tuple(order), tuple(readings), alone)
 
 
-def _derive(context: Context, node: NodeProto, reading: Reading) -> bool:
-    """Know the shape that was read of an operator for its output; whether that is new."""
-    if reading.shape is None or not node.output or node.output[0] in context.derived:
-        return False
-    before = context.shape(node.output[0])
-    context.derived[node.output[0]] = reading.shape
-    return context.shape(node.output[0]) != before
-
-
 def _value(context: Context, name: str, place: Mapping[int, int], outputs: set[str]) -> Value:
     scope = context.scope
     producer = scope.producers.get(name)
-    readers = tuple(
-        place[position]
-        for position in dict.fromkeys(scope.readers.get(name, ()))
-        for _ in range(reads_value(scope.nodes[position], name))
-    )
+    readers: list[int] = []
+    shape_readers: tuple[int, ...] = ()
+    for position in dict.fromkeys(scope.readers.get(name, ())):
+        node = scope.nodes[position]
+        count = reads_value(node, name)
+        readers += [place[position]] * count
+        if not count and not typed(node):
+            shape_readers += (place[position],)
     pinned = None
     if name in outputs:
         pinned = Reason("graph-output", name, f"{name} is an output of the graph")
@@ -125,7 +118,7 @@ def _value(context: Context, name: str, place: Mapping[int, int], outputs: set[s
         reader = scope.captures[name][0]
         pinned = Reason("shared-output", reader, f"{name} is also read by {reader}")
     writer = place[producer] if producer is not None else None
-    return Value(name, writer, readers, pinned, context.shape(name))
+    return Value(name, writer, tuple(readers), pinned, context.shape(name), shape_readers)
 
 
 def _order(scope: Scope) -> list[int]:

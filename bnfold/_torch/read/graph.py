@@ -95,6 +95,7 @@ class _Values:
         self._pinned = pinned
         self._producers: dict[Node, int] = {}
         self._readers: dict[Node, list[int]] = {}
+        self._shape_readers: dict[Node, list[int]] = {}
         self._parts: set[Node] = set()
         self._count = 0
 
@@ -111,9 +112,9 @@ class _Values:
         for source in found.data:
             inputs.remove(source)
         inputs = [*found.data, *inputs]
-        if kind_of(node) not in SHAPE_OR_TYPE:
-            for source in inputs:
-                self._readers.setdefault(source, []).append(place)
+        listed = self._shape_readers if kind_of(node) in SHAPE_OR_TYPE else self._readers
+        for source in inputs:
+            listed.setdefault(source, []).append(place)
         outputs = found.outputs or (node,)
         self._producers.update((output, place) for output in outputs)
         self._parts.update(output for output in outputs if output is not node)
@@ -130,6 +131,7 @@ class _Values:
                 tuple(self._readers.get(node, ())),
                 self._pinned.get(node),
                 shape_of(node),
+                tuple(self._shape_readers.get(node, ())),
             )
             for node in self._numbers
         )
