@@ -134,7 +134,8 @@ class Value:
     far as they are known.
 
     ``readers`` has one entry per read, so a node that reads a tensor twice is listed twice. Whoever
-    asks only for its shape or type is no reader: no affine map changes either.
+    asks only for its shape or type is no reader: no affine map changes either. ``shape_readers``
+    are those that ask for its shape.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Value:
     readers: tuple[int, ...]
     pinned: Reason | None = None
     shape: Shape | None = None
+    shape_readers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

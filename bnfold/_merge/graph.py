@@ -1,4 +1,4 @@
-"""The graph that merging works on: a view that changes as operators merge.
+"""The graph that merging works on: a view, and what has changed of it since.
 
 Operators have positions and tensors have names. What a framework knows of a graph comes in through
 the view; what one operator computes is asked of the framework when it is needed.
@@ -8,6 +8,7 @@ These hold at any time; `MergeGraph.check` tests them:
 - A position keeps its place in the order: whoever writes a tensor stands ahead of all who read it.
 - A tensor has one writer at most, which lists it among what it writes.
 - The readers of a tensor are the operators that list it among what they read, once for each read.
+  Of a tensor that belongs to a graph around this one none are listed: it cannot change here.
 - A tensor that is read or written exists, and so does one that may not change.
 """
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 
 from bnfold._core.broadcast import Shape
 from bnfold._core.reasons import Reason
-from bnfold._core.view import View
+from bnfold._core.view import Value, View
 from bnfold._merge.steps import LinearForm, LinearStep
 
 _NOTHING = LinearForm()
@@ -54,14 +55,22 @@ class Written:
 
 @dataclass
 class _Tensor:
-    """One tensor: its sizes, who writes it, every read of its values or shape, and why it may not
-    change.
+    """One tensor: its sizes, who writes it, every read of its values or shape, why it may not
+    change, and whether it belongs to a graph around.
     """
 
     shape: Shape | None
     writer: int | None = None
     readers: list[int] = field(default_factory=list)
     pinned: Reason | None = None
+    outer: bool = False
+
+    @classmethod
+    def of(cls, value: Value) -> _Tensor:
+        """A tensor as a view has it."""
+        readers = sorted((*value.readers, *value.shape_readers))
+        outer = value.producer is None and not readers
+        return cls(value.shape, value.producer, readers, value.pinned, outer)
 
 
 class MergeGraph:
@@ -69,28 +78,21 @@ class MergeGraph:
 
     def __init__(self, view: View, describe: Callable[[int], LinearForm]) -> None:
         """Positions are the places of the view's nodes."""
+        self._view = view
         self._describe = describe
+        self._numbers = {value.name: number for number, value in enumerate(view.values)}
         self._forms: dict[int, LinearForm] = {}
-        names = [value.name for value in view.values]
-        self._tensors = {
-            value.name: _Tensor(value.shape, value.producer, [], value.pinned)
-            for value in view.values
-        }
-        self._operators: list[Operator | None] = []
-        for place, node in enumerate(view.nodes):
-            taken = enumerate(node.inputs)
-            reads = tuple(names[v] if v >= 0 and k not in node.typed else "" for k, v in taken)
-            writes = tuple(names[v] for v in node.outputs if v >= 0)
-            self._operators.append(Operator(node.label, node.op, reads, writes))
-            self._listen(place, reads)
+        # Only what has changed: a copy of all that the view says would be large.
+        self._operators: dict[int, Operator | None] = {}
+        self._tensors: dict[str, _Tensor | None] = {}
 
     def __len__(self) -> int:
         """How many positions there are."""
-        return len(self._operators)
+        return len(self._view.nodes)
 
     def __contains__(self, tensor: str) -> bool:
         """Whether there is a tensor of this name by now."""
-        return tensor in self._tensors
+        return self._find(tensor) is not None
 
     def reads(self, position: int) -> Sequence[str]:
         """The tensors that an operator reads, by number."""
@@ -98,34 +100,41 @@ class MergeGraph:
 
     def output(self, position: int) -> str | None:
         """The only tensor that is written at a position, if there is one."""
-        operator = self._operators[position]
-        return operator.writes[0] if operator is not None and len(operator.writes) == 1 else None
+        if position in self._operators:
+            operator = self._operators[position]
+            writes = operator.writes if operator is not None else ()
+            return writes[0] if len(writes) == 1 else None
+        numbers = [v for v in self._view.nodes[position].outputs if v >= 0]
+        return self._view.values[numbers[0]].name if len(numbers) == 1 else None
 
     def writer(self, tensor: str) -> int | None:
         """The operator that writes a tensor as its only output."""
-        known = self._tensors.get(tensor)
-        position = known.writer if known is not None else None
+        known = self._find(tensor)
+        if known is None:
+            return None
+        position = known.writer if isinstance(known, _Tensor) else known.producer
         return position if position is not None and self.output(position) == tensor else None
 
     def readers(self, tensor: str) -> Sequence[int]:
         """The operators that read a tensor's values or shape, once for each read."""
-        return self._tensors[tensor].readers
+        known = self._known(tensor)
+        if isinstance(known, Value) and not known.shape_readers:
+            return known.readers
+        return (known if isinstance(known, _Tensor) else _Tensor.of(known)).readers
 
     def shared(self, tensor: str) -> Reason | None:
         """Why a tensor may not vanish: more than one read, of its shape too, or an output. Its type
         can be read elsewhere.
         """
-        known = self._tensors[tensor]
-        if known.pinned is not None:
-            return known.pinned
-        if len(known.readers) > 1:
-            reader = self.label(known.readers[1])
+        pinned, readers = self._known(tensor).pinned, self.readers(tensor)
+        if pinned is None and len(readers) > 1:
+            reader = self.label(readers[1])
             return Reason("shared-output", reader, f"{tensor} is also read by {reader}")
-        return None
+        return pinned
 
     def shape(self, tensor: str) -> Shape | None:
         """The sizes of a tensor, as far as they are known."""
-        return self._tensors[tensor].shape
+        return self._known(tensor).shape
 
     def channel_axis(self, tensor: str, space: int) -> int | None:
         """The axis of channels of a tensor with so many axes of space: the one ahead of these. Of a
@@ -138,11 +147,13 @@ class MergeGraph:
 
     def label(self, position: int) -> str:
         """What a user calls an operator."""
-        return self._at(position).label
+        known = self._operators.get(position)
+        return (self._view.nodes[position] if known is None else known).label
 
     def kind(self, position: int) -> str:
         """An operator's type."""
-        return self._at(position).op
+        known = self._operators.get(position)
+        return (self._view.nodes[position] if known is None else known).op
 
     def step(self, position: int) -> LinearStep | None:
         """What an operator is of its input; None for what no linear function is near."""
@@ -155,64 +166,89 @@ class MergeGraph:
     def put(self, written: Written) -> None:
         """Go on from what a replacement has made. Tensors that nobody writes any more vanish."""
         changed = written.operators.keys()
-        old = [(p, one) for p in changed if (one := self._operators[p]) is not None]
-        for name in {name for _, operator in old for name in operator.reads if name}:
-            known = self._tensors[name]
+        old = [one for position in changed if (one := self._operator(position)) is not None]
+        for name in {name for operator in old for name in operator.reads if name}:
+            known = self._own(name)
             known.readers = [p for p in known.readers if p not in changed]
-        for name, shape in written.shapes.items():
-            self._tensors.setdefault(name, _Tensor(shape))
-        for position, operator in written.operators.items():
-            self._operators[position] = operator
-            self._forms.pop(position, None)
-            for name in operator.writes if operator is not None else ():
-                self._tensors[name].writer = position
-            self._listen(position, operator.reads if operator is not None else ())
-        for position, operator in old:
-            now = self._operators[position]
+        for operator in old:
             for name in operator.writes:
-                if self._tensors[name].writer == position and (
-                    now is None or name not in now.writes
-                ):
-                    del self._tensors[name]
+                self._own(name).writer = None
+        for name, shape in written.shapes.items():
+            if name not in self:
+                self._tensors[name] = _Tensor(shape)
+        for position, now in written.operators.items():
+            self._operators[position] = now
+            self._forms.pop(position, None)
+            for name in now.writes if now is not None else ():
+                self._own(name).writer = position
+            for name in now.reads if now is not None else ():
+                if name and not self._own(name).outer:
+                    self._own(name).readers.append(position)
+        for operator in old:
+            for name in operator.writes:
+                if self._own(name).writer is None:
+                    self._tensors[name] = None
 
     def check(self) -> None:
         """Raise `AssertionError` where something that holds at any time does not."""
         reads: dict[str, Counter[int]] = {}
-        for position, operator in enumerate(self._operators):
-            if operator is None:
-                continue
-            for name in operator.writes:
-                assert name in self._tensors, f"{operator.label} writes {name}, which is unknown"
-                writer = self._tensors[name].writer
-                assert writer == position, f"{name} is written by {operator.label} and {writer}"
-            for name in filter(None, operator.reads):
-                assert name in self._tensors, f"{operator.label} reads {name}, which is unknown"
+        for position in range(len(self)):
+            operator = self._operator(position)
+            for name in operator.writes if operator is not None else ():
+                assert name in self, f"{self.label(position)} writes {name}, which is unknown"
+                writer = self._own(name).writer
+                assert writer == position, f"{name} is written at {position} and at {writer}"
+            for name in operator.reads if operator is not None else ():
+                assert not name or name in self, f"{self.label(position)} reads {name}: unknown"
                 reads.setdefault(name, Counter())[position] += 1
-        for name, known in self._tensors.items():
-            found, listed = reads.get(name, Counter()), Counter(known.readers)
-            assert found == listed, f"{name} is read at {found}, not at {listed}"
-            if known.writer is None:
+        for name in {*self._numbers, *self._tensors}:
+            if name not in self:
                 continue
-            operator = self._operators[known.writer]
-            assert operator is not None, f"{name} is written by nobody"
-            assert name in operator.writes, f"{operator.label} does not write {name}"
-            late = all(position > known.writer for position in known.readers)
-            assert late, f"{name} is read ahead of {operator.label}, which writes it"
+            known = self._own(name)
+            found, listed = reads.get(name, Counter()), Counter(known.readers)
+            assert known.outer or found == listed, f"{name} is read at {found}, not at {listed}"
+            if known.writer is not None:
+                operator = self._at(known.writer)
+                assert name in operator.writes, f"{operator.label} does not write {name}"
+                late = all(position > known.writer for position in known.readers)
+                assert late, f"{name} is read ahead of {operator.label}, which writes it"
 
-    def _listen(self, position: int, reads: Sequence[str]) -> None:
-        """Know that an operator reads tensors."""
-        for name in filter(None, reads):
-            self._tensors[name].readers.append(position)
+    def _find(self, tensor: str) -> _Tensor | Value | None:
+        if tensor in self._tensors:
+            return self._tensors[tensor]
+        number = self._numbers.get(tensor)
+        return self._view.values[number] if number is not None else None
+
+    def _known(self, tensor: str) -> _Tensor | Value:
+        known = self._find(tensor)
+        assert known is not None, f"there is no {tensor}"
+        return known
+
+    def _own(self, tensor: str) -> _Tensor:
+        """A tensor that may be changed."""
+        known = self._known(tensor)
+        if isinstance(known, Value):
+            self._tensors[tensor] = known = _Tensor.of(known)
+        return known
+
+    def _operator(self, position: int) -> Operator | None:
+        """What stands at a position."""
+        if position in self._operators:
+            return self._operators[position]
+        node, values = self._view.nodes[position], self._view.values
+        numbered = enumerate(node.inputs)
+        reads = (values[v].name if v >= 0 and k not in node.typed else "" for k, v in numbered)
+        writes = (values[v].name for v in node.outputs if v >= 0)
+        return Operator(node.label, node.op, tuple(reads), tuple(writes))
 
     def _at(self, position: int) -> Operator:
-        operator = self._operators[position]
+        operator = self._operator(position)
         assert operator is not None
         return operator
 
     def _form(self, position: int) -> LinearForm:
         """What an operator computes, asked once; nothing where none stands."""
-        if self._operators[position] is None:
-            return _NOTHING
         if position not in self._forms:
-            self._forms[position] = self._describe(position)
+            gone = self._operators.get(position, position) is None
+            self._forms[position] = _NOTHING if gone else self._describe(position)
         return self._forms[position]

@@ -76,9 +76,9 @@ def test_what_a_merge_leaves():
     [
         ({2: Operator("c", "Conv", ("y",), ("cy",))}, {}, "y is read ahead of d"),
         ({2: Operator("c", "Conv", ("cy",), ("cy",))}, {}, "cy is read ahead of c"),
-        ({1: Operator("b", "Conv", ("ay",), ("by", "cy"))}, {}, "cy is written by"),
-        ({4: CONV, 2: Operator("c", "Conv", ("ay",), ("cy", "y"))}, {}, "y is written by"),
-        ({1: None}, {}, "d reads by, which is unknown"),
+        ({1: Operator("b", "Conv", ("ay",), ("by", "cy"))}, {}, "cy is written at 2 and at 1"),
+        ({4: CONV, 2: Operator("c", "Conv", ("ay",), ("cy", "y"))}, {}, "y is written at"),
+        ({1: None}, {}, "d reads by: unknown"),
     ],
 )
 def test_what_is_wrong_is_noticed(operators, shapes, message):
@@ -88,7 +88,7 @@ def test_what_is_wrong_is_noticed(operators, shapes, message):
 
 def test_reads_that_are_not_listed_are_noticed():
     made = graph()
-    made._tensors["ay"].readers.remove(1)
+    made._own("ay").readers.remove(1)
     with pytest.raises(AssertionError, match="ay is read at"):
         made.check()
 

@@ -6,9 +6,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
-from onnx import NodeProto
-
-from bnfold._core.broadcast import Shape
 from bnfold._core.operators.record import Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
@@ -87,7 +84,9 @@ def _read(context: Context, earlier: Mapping[int, Operator], changed: set[str]) 
         known = earlier.get(position)
         if known is None or not changed.isdisjoint((*node.input, *node.output)):
             known = translate(context, node)
-            if _derive(context, node, known.output):
+            shape = known.output
+            if shape is not None and node.output and node.output[0] not in context.derived:
+                context.derived[node.output[0]] = shape
                 changed.add(node.output[0])
         alone[position] = record = known
         reading = record.reading()
@@ -108,23 +107,17 @@ def _read(context: Context, earlier: Mapping[int, Operator], changed: set[str]) 
     return Graph(scope, context, view, tuple(order), tuple(records), tuple(readings), alone)
 
 
-def _derive(context: Context, node: NodeProto, shape: Shape | None) -> bool:
-    """Know the shape of an operator's output that its record tells; whether that is new."""
-    if shape is None or not node.output or node.output[0] in context.derived:
-        return False
-    before = context.shape(node.output[0])
-    context.derived[node.output[0]] = shape
-    return context.shape(node.output[0]) != before
-
-
 def _value(context: Context, name: str, place: Mapping[int, int], outputs: set[str]) -> Value:
     scope = context.scope
     producer = scope.producers.get(name)
-    readers = tuple(
-        place[position]
-        for position in dict.fromkeys(scope.readers.get(name, ()))
-        for _ in range(reads_value(scope.nodes[position], name))
-    )
+    readers: list[int] = []
+    shape_readers: tuple[int, ...] = ()
+    for position in dict.fromkeys(scope.readers.get(name, ())):
+        node = scope.nodes[position]
+        count = reads_value(node, name)
+        readers += [place[position]] * count
+        if not count and not typed(node):
+            shape_readers += (place[position],)
     pinned = None
     if name in outputs:
         pinned = Reason("graph-output", name, f"{name} is an output of the graph")
@@ -132,7 +125,7 @@ def _value(context: Context, name: str, place: Mapping[int, int], outputs: set[s
         reader = scope.captures[name][0]
         pinned = Reason("shared-output", reader, f"{name} is also read by {reader}")
     writer = place[producer] if producer is not None else None
-    return Value(name, writer, readers, pinned, context.shape(name))
+    return Value(name, writer, tuple(readers), pinned, context.shape(name), shape_readers)
 
 
 def _order(scope: Scope) -> list[int]:

@@ -101,6 +101,7 @@ class _Values:
         self._pinned = pinned
         self._producers: dict[Node, int] = {}
         self._readers: dict[Node, list[int]] = {}
+        self._shape_readers: dict[Node, list[int]] = {}
         self._parts: set[Node] = set()
         self._count = 0
 
@@ -114,9 +115,9 @@ class _Values:
         if node in self._parts:
             return view_module.Node(label, kind_of(node), OPAQUE, (), ())
         inputs = list(reads_of(node))
-        if kind_of(node) not in SHAPE_OR_TYPE:
-            for source in inputs:
-                self._readers.setdefault(source, []).append(place)
+        asked = self._shape_readers if kind_of(node) in SHAPE_OR_TYPE else self._readers
+        for source in inputs:
+            asked.setdefault(source, []).append(place)
         listed = isinstance(role, Crossing) and not is_tensor(node)
         outputs = parts_of(node) if listed else (node,)
         self._producers.update((output, place) for output in outputs)
@@ -134,6 +135,7 @@ class _Values:
                 tuple(self._readers.get(node, ())),
                 self._pinned.get(node),
                 shape_of(node),
+                tuple(self._shape_readers.get(node, ())),
             )
             for node in self._numbers
         )
