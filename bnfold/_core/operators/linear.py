@@ -138,7 +138,7 @@ class Product(Operator):
     (None: not known). ``rank`` is that of what is put out. ``bias`` is None where the operator has
     no place for one (MatMul), ``bias_shape`` is the shape of every bias, None where it may be any
     that broadcasts; ``alpha`` and ``beta`` multiply the product and the bias. ``dtype`` is the type
-    it computes in, None where not known. ``aged`` says why no Add may be put behind it;
+    it computes in, None where not known. ``add_blocked`` says why no Add may be put behind it;
     ``writable``: whether whoever writes it back can change its weight.
 
     Law behind: ``A∘(α·x·W + β·C)`` has ``W[k, n]·s_n`` and ``s·β·C + t``: each output is linear in
@@ -159,11 +159,11 @@ class Product(Operator):
     alpha: float = 1.0
     beta: float = 1.0
     dtype: np.dtype[Any] | None = None
-    aged: Reason | None = None
+    add_blocked: Reason | None = None
     writable: bool = True
 
     @property
-    def value_shape(self) -> tuple[int, ...]:
+    def _shape(self) -> tuple[int, ...]:
         """The shape of the weight."""
         assert self.weight.value is not None
         return self.weight.value.shape
@@ -171,7 +171,7 @@ class Product(Operator):
     @property
     def channels(self) -> Mapping[int, int]:
         """The sizes of the axes of what is put out that have entries of their own."""
-        return {out: self.value_shape[own] for out, own in self.columns.items()}
+        return {out: self._shape[own] for out, own in self.columns.items()}
 
     @cached_property
     def offset(self) -> Operand | None:
@@ -193,7 +193,7 @@ class Product(Operator):
         if not self.writable:
             return OPAQUE
         blocked = self.offset.missing if self.offset is not None else None
-        behind = blocked if self.offset is not None else self.aged
+        behind = blocked if self.offset is not None else self.add_blocked
         return Absorber(self.channels, blocked, behind, self.offset is not None, self._ahead)
 
     @property
@@ -201,7 +201,7 @@ class Product(Operator):
         """The weight, and the bias along the axis of what is put out."""
         if not self.writable:
             return None
-        shape, rank, bias = self.value_shape, self.rank or 0, self.offset
+        shape, rank, bias = self._shape, self.rank or 0, self.offset
         return Site(
             self.label,
             self.weight.position,
@@ -227,11 +227,11 @@ class Product(Operator):
 
     @property
     def _ahead(self) -> InputSide:
-        inside = {} if self.along is None else {self.along: self.value_shape[self.summed]}
+        inside = {} if self.along is None else {self.along: self._shape[self.summed]}
         if self.offset is not None:
             return InputSide(self.data[0], inside, None, self.offset.missing)
         blocked = None
-        if len(self.value_shape) != 2 or self.along is None:
+        if len(self._shape) != 2 or self.along is None:
             message = f"the shift would vary along several axes of what {self.label} puts out"
             blocked = Reason("axis-mismatch", self.label, message)
         return InputSide(self.data[0], inside, None, blocked, self._image)
@@ -287,7 +287,7 @@ def matmul(
     label: str,
     weight: Operand,
     other: Shape | None,
-    aged: Reason | None = None,
+    add_blocked: Reason | None = None,
     writable: bool = True,
 ) -> Product:
     """A product by NumPy's rules with a constant on the right, or on the left where the weight's
@@ -314,7 +314,7 @@ def matmul(
         summed=max(len(fixed) - 2, 0) if right else len(fixed) - 1,
         along=along,
         rank=rank,
-        aged=aged,
+        add_blocked=add_blocked,
         writable=writable,
     )
 
