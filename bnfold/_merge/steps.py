@@ -74,6 +74,9 @@ class LinearForm:
     signs: tuple[int, ...] | None = None
 
 
+NEITHER = LinearForm()
+
+
 def cost(kernel: Kernel, taken: LinearStep) -> Work:
     """What one step costs for one of its own output positions."""
     moved = kernel.inputs * kernel.strides + kernel.outputs

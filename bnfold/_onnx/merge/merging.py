@@ -11,7 +11,7 @@ from bnfold._core.reasons import Reason
 from bnfold._core.view import OPAQUE, Affine, Barrier, Role
 from bnfold._merge.graph import MergeGraph, Operator, Written
 from bnfold._merge.merging import Merger, Replacement, Stays
-from bnfold._merge.steps import LinearForm
+from bnfold._merge.steps import NEITHER, LinearForm
 from bnfold._merge.sums import Joined
 from bnfold._onnx.merge.merged import Made, made
 from bnfold._onnx.merge.patch import Patch, lay
@@ -72,7 +72,8 @@ class _PatchWriter:
     def describe(self, place: int) -> LinearForm:
         """What the operator at a place of the view computes by now."""
         node, role = self.scope.nodes[self._positions[place]], self._roles[place]
-        return LinearForm(step(self.context, node, role), _signs(node, role))
+        taken, signs = step(self.context, node, role), _signs(node, role)
+        return NEITHER if taken is None and signs is None else LinearForm(taken, signs)
 
     def fresh(self, wanted: str) -> str:
         """A name like the wanted one that the model does not use."""

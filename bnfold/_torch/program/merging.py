@@ -17,7 +17,7 @@ from bnfold._core.result import Fold
 from bnfold._merge.graph import MergeGraph, Operator, Written
 from bnfold._merge.kernels import Kernel
 from bnfold._merge.merging import Merger, Replacement, Stays
-from bnfold._merge.steps import LinearForm
+from bnfold._merge.steps import NEITHER, LinearForm
 from bnfold._merge.stored import Load, remembered, unfit
 from bnfold._torch.program.draft import Draft, fresh, like
 from bnfold._torch.read.constants import Constant
@@ -91,7 +91,7 @@ class _DraftMerger:
         """What the operator at a position computes by now."""
         node = self._node(position)
         if getattr(node.target, "_schema", None) is None:
-            return LinearForm()
+            return NEITHER
         torn = self.memory.torn
         if node not in self._reads:
             self._reads[node] = role_of(self._context, node, torn)
@@ -100,7 +100,7 @@ class _DraftMerger:
         assert data == list(self.graph.reads(position)[: len(data)]), "data comes first"
         # Whoever reads the sum by the name of what it was written into sees it there alone.
         if found.signs is not None and node in torn:
-            return LinearForm()
+            return NEITHER
         return LinearForm(found.step, found.signs)
 
     def fresh(self, wanted: str) -> str:
