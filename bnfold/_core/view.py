@@ -130,8 +130,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Value:
-    """One tensor: who writes it, every read of it, why it may not change (if so), and its sizes as
-    far as they are known.
+    """One tensor: who writes it, every read of it, why it may not change (if so), and, unless it is
+    stored, its sizes as far as they are known.
 
     ``readers`` has one entry per read, so a node that reads a tensor twice is listed twice. Whoever
     asks only for its shape or type is no reader: no affine map changes either. ``shape_readers``

@@ -21,9 +21,7 @@ from dataclasses import dataclass, field
 from bnfold._core.broadcast import Shape
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Value, View
-from bnfold._merge.steps import LinearForm, LinearStep
-
-_NOTHING = LinearForm()
+from bnfold._merge.steps import NEITHER, LinearForm, LinearStep
 
 
 @dataclass(frozen=True)
@@ -250,5 +248,5 @@ class MergeGraph:
         """What an operator computes, asked once; nothing where none stands."""
         if position not in self._forms:
             gone = self._operators.get(position, position) is None
-            self._forms[position] = _NOTHING if gone else self._describe(position)
+            self._forms[position] = NEITHER if gone else self._describe(position)
         return self._forms[position]

@@ -83,6 +83,9 @@ class LinearForm:
     signs: tuple[int, ...] | None = None
 
 
+NEITHER = LinearForm()
+
+
 def cost(kernel: Kernel, taken: LinearStep) -> Work:
     """What one step costs for one of its own output positions."""
     moved = kernel.inputs * kernel.strides + kernel.outputs
@@ -99,9 +102,10 @@ def linear_form(operator: Operator) -> LinearForm:
         signs = operator.law.signs
         return LinearForm(None, signs if len(signs) > 1 else None)
     try:
-        return LinearForm(_step(operator))
+        taken = _step(operator)
     except Refusal as no:
-        return LinearForm(Blocked(no.reason, operator.data[0]))
+        taken = Blocked(no.reason, operator.data[0])
+    return NEITHER if taken is None else LinearForm(taken)
 
 
 def _step(operator: Operator) -> LinearStep | None:

@@ -125,7 +125,8 @@ def _value(context: Context, name: str, place: Mapping[int, int], outputs: set[s
         reader = scope.captures[name][0]
         pinned = Reason("shared-output", reader, f"{name} is also read by {reader}")
     writer = place[producer] if producer is not None else None
-    return Value(name, writer, tuple(readers), pinned, context.shape(name), shape_readers)
+    shape = context.shape(name) if name not in scope.initializers else None
+    return Value(name, writer, tuple(readers), pinned, shape, shape_readers)
 
 
 def _order(scope: Scope) -> list[int]:
