@@ -82,3 +82,19 @@ def _views_checked(request: pytest.FixtureRequest) -> Iterator[None]:
 def _told(parts: object) -> str:
     """Nodes or values in words, whatever functions they hold."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(parts))
+
+
+@pytest.fixture(scope="session")
+def cheap_exports() -> Iterator[None]:
+    """One thread for PyTorch: these networks are too small for more, and threads that wait for each
+    other take time. And no record of which line made which node, of which nothing reads a word.
+    """
+    torch = pytest.importorskip("torch")
+    from torch.fx import config
+
+    threads, silent = torch.get_num_threads(), config.do_not_emit_stack_traces
+    torch.set_num_threads(1)
+    config.do_not_emit_stack_traces = True
+    yield
+    torch.set_num_threads(threads)
+    config.do_not_emit_stack_traces = silent
