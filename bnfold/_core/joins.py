@@ -64,7 +64,8 @@ class Concatenated(Law):
 class Picked(Law):
     """Split, Slice, Gather along ``axis``: output j holds the elements ``places[j]`` of the input.
 
-    ``gone``: it holds one, and has no axis for it.
+    ``gone``: it holds one, and has no axis for it. Place 0 of axis 1 of [N, 4, C] takes a map along
+    axis 2 to axis 1.
     """
 
     axis: int
@@ -261,7 +262,8 @@ class Gated(Law):
 @dataclass(frozen=True)
 class Multiplied(Law):
     """MatMul of two activations: a uniform scale passes through either one, a scale along the rows
-    of the first or the columns of the second with them; no shift. ``narrow``: as for `Mixed`.
+    of the first or the columns of the second with them; no shift. In [B, M, K]·[K, N] axis 1 of the
+    second is axis 2 of the product. ``narrow``: as for `Mixed`.
     """
 
     ranks: tuple[int, int] | None
