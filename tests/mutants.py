@@ -93,8 +93,8 @@ MUTANTS = (
     Mutant(
         "a shift through Relu",
         "_core/laws.py",
-        'return "" if map_.keeps_origin else "the shift does not pass"',
-        'return ""',
+        'if not map_.keeps_origin:\n            raise not_carried("the shift does not pass")\n\n\n',
+        "\n\n",
         "tests/carry/test_laws.py",
     ),
     Mutant(
@@ -114,8 +114,8 @@ MUTANTS = (
     Mutant(
         "a shift into both summands",
         "_core/joins.py",
-        "part = _part(map_, sign if number == taker else 0)",
-        "part = _part(map_, sign)",
+        "_part(map_, sign if number == taker else 0)",
+        "_part(map_, sign)",
         "tests/carry/test_branches.py",
     ),
     Mutant(
@@ -128,8 +128,8 @@ MUTANTS = (
     Mutant(
         "a scale through a divisor",
         "_core/joins.py",
-        "for n in range(1 if self.quotient else 2)]",
-        "for n in range(2)]",
+        "for number in range(1 if self.quotient else 2):",
+        "for number in range(2):",
         "tests/carry/test_branches.py tests/carry/test_laws.py",
     ),
     Mutant(
@@ -178,7 +178,7 @@ MUTANTS = (
     Mutant(
         "a shift inserted behind what was absorbed",
         "_plan/relocation.py",
-        "moved = shift.then(_laws.split(state.absorbed)[0])",
+        "moved = shift.then(absorbing.split(state.absorbed)[0])",
         "moved = shift",
         "tests/carry/test_ahead.py",
     ),

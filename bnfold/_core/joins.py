@@ -65,7 +65,8 @@ class Picked(Law):
     """Split, Slice, Gather, unbind along ``axis``: output j holds the elements ``places[j]`` of the
     input, which has ``size`` of them (None: not known).
 
-    ``gone``: it holds one, and has no axis for it.
+    ``gone``: it holds one, and has no axis for it. Place 0 of axis 1 of [N, 4, C] takes a map along
+    axis 2 to axis 1.
     """
 
     axis: int
@@ -266,7 +267,8 @@ class Gated(Law):
 @dataclass(frozen=True)
 class Multiplied(Law):
     """MatMul of two activations: a uniform scale passes through either one, a scale along the rows
-    of the first or the columns of the second with them; no shift. ``narrow``: as for `Mixed`.
+    of the first or the columns of the second with them; no shift. In [B, M, K]·[K, N] axis 1 of the
+    second is axis 2 of the product. ``narrow``: as for `Mixed`.
     """
 
     ranks: tuple[int, int] | None

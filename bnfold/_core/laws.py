@@ -172,13 +172,14 @@ class Clipped(Law):
 class Mixed(Law):
     """Operators that put out, at each place, a fixed mixture of the elements along some axes.
 
-    Pools, reductions, Resize and Pad: a map must not vary along the axes that are mixed.
-    ``axes`` takes the others from input to output (None: nothing is known but that the map may be
-    uniform); a scale passes, for a maximum (``positive``) where s ≥ 0. ``weight`` is what the
-    weights of the mixture add up to, so a shift comes out as ``weight·t``: 1 for a mean, a maximum
-    or an interpolation, n for a sum of n; None where they add up to different numbers at different
-    places, and no shift passes: ``uneven`` says why, zero padding that is counted. ``narrow``: the
-    sum could overflow its type where a scale below 1 comes behind it and not ahead of it any more.
+    Pools, reductions, Resize and Pad: a map must not vary along the axes that are mixed. ``axes``
+    takes the others from input to output: the mean of [N, H, W, C] over axes 1 and 2 takes axis 3
+    to axis 1 (None: nothing is known but that the map may be uniform). A scale passes, for a
+    maximum (``positive``) where s ≥ 0. ``weight`` is what the weights of the mixture add up to, so
+    a shift comes out as ``weight·t``: 1 for a mean, a maximum or an interpolation, n for a sum of
+    n; None where they add up to different numbers at different places, and no shift passes:
+    ``uneven`` says why, zero padding that is counted. ``narrow``: the sum could overflow its type
+    where a scale below 1 comes behind it and not ahead of it any more.
     """
 
     axes: Mapping[int, int] | None
@@ -276,7 +277,8 @@ class Padded(Law):
 @dataclass(frozen=True)
 class Rearranged(Law):
     """Transpose, Reshape, Flatten, Squeeze, Unsqueeze, DepthToSpace: every element keeps its value,
-    and the index map, made of known sizes alone, says where it goes. Any map passes.
+    and the index map, made of known sizes alone, says where it goes. Any map passes: Flatten of
+    [N, C, 2, 3] makes of C scales along axis 1 as many times six, each six times in a row.
     """
 
     steps: IndexMap | None

@@ -14,7 +14,7 @@ from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, Barrier, Carrier, View
-from bnfold._plan.places import Place, Style, affine
+from bnfold._plan.places import PLAIN, Place, affine
 from bnfold._plan.row import LONGEST, State, drained, extended, taking
 
 
@@ -163,7 +163,7 @@ class _Gatherer:
             maps=[index],
             chain=[index],
             reasons={index: reason},
-            style=Style().joined(node),
+            style=PLAIN.joined(node),
             state=State(IDENTITY, (role.map,)),
             price=(1, role.steps),
             restated=role.composable,

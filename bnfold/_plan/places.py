@@ -12,7 +12,7 @@ from bnfold._core import absorbing
 from bnfold._core.affine import AffineMap
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Absorber, Affine, Node, View
-from bnfold._plan.row import Row, State
+from bnfold._plan.row import NOTHING, Row, State
 from bnfold._plan.trips import End
 
 STEPS = {"Mul": 1, "Add": 1, "Sub": 1, "BatchNormalization": 2}
@@ -75,6 +75,9 @@ class Style:
         return tuple(found)
 
 
+PLAIN = Style()
+
+
 @dataclass
 class Place:
     """Affine operators in a row: ``maps``, in a ``chain`` with carriers between them.
@@ -97,15 +100,15 @@ class Place:
     maps: list[int] = field(default_factory=list)
     chain: list[int] = field(default_factory=list)
     reasons: dict[int, Reason] = field(default_factory=dict)
-    style: Style = Style()
-    state: State = State()
+    style: Style = PLAIN
+    state: State = NOTHING
     paid: int = 0
-    written: State = State()
+    written: State = NOTHING
     price: tuple[int, int] = (0, 0)
     restated: bool = True
     carried: bool = False
-    ends: list[End] = field(default_factory=list)
-    crossed: list[int] = field(default_factory=list)
+    ends: tuple[End, ...] = ()
+    crossed: tuple[int, ...] = ()
 
     @property
     def as_written(self) -> bool:
@@ -144,7 +147,7 @@ class Place:
     def first(self, view: View, count: int) -> Place:
         """The place of the first maps alone, those that paid."""
         maps = self.maps[:count]
-        style = Style()
+        style = PLAIN
         for index in maps:
             style = style.joined(view.nodes[index])
         return replace(

@@ -129,8 +129,7 @@ def _told(
 
 def _move(view: View, place: Place, standing: tuple[Standing, ...]) -> Move:
     maps, chain = tuple(place.maps), tuple(place.chain)
-    ends, crossed = tuple(place.ends), tuple(place.crossed)
-    absorbed = place.state.absorbed
+    ends, crossed, absorbed = place.ends, place.crossed, place.state.absorbed
     if place.into is not None and (place.carried or not standing or not absorbed.is_identity):
         return Move("absorb", place.into, maps, chain, absorbed, standing, ends, crossed)
     chain = chain[chain.index(maps[0]) :]

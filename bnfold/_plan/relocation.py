@@ -150,8 +150,8 @@ class Relocator:
                 self.behind[place.into] = state.absorbed
         for (side, node), map_ in trip.taken.items():
             (self.behind if side == "behind" else self.ahead)[node] = map_
-        source.ends += trip.ends
-        source.crossed += trip.crossed
+        source.ends += tuple(trip.ends)
+        source.crossed += tuple(trip.crossed)
         for end in trip.ends:
             at = self._at.get(end.node)
             home = self.places[at].into if at is not None else end.node

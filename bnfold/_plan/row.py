@@ -18,10 +18,13 @@ Take = Callable[[AffineMap, AffineMap], AffineMap | None]
 
 @dataclass(frozen=True)
 class State:
-    """What has become of maps in a row: ``row`` stands, ``absorbed`` went into the operator ahead."""
+    """What has become of maps: ``row`` stands, ``absorbed`` went into the operator ahead of it."""
 
     absorbed: AffineMap = IDENTITY
     row: Row = ()
+
+
+NOTHING = State()
 
 
 def extended(row: Row, map_: AffineMap) -> Row:
