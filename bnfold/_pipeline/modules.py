@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,17 +19,21 @@ from torch.utils import _pytree as pytree
 
 from bnfold._errors import UsageError
 from bnfold._judge.difference import distance, magnitude
+from bnfold._judge.normal_form import apart, folded_module, folded_program, state
 from bnfold._judge.settings import Settings
 from bnfold._judge.tolerance import DRAWS, FACTOR, MORE_DRAWS
-from bnfold._judge.verdict import EndToEnd, OutputCheck, overall
+from bnfold._judge.verdict import EndToEnd, OutputCheck, Status, combined, overall
 from bnfold._pipeline.comparing import compare_files
-from bnfold._run.noise import Noise, can_move
+from bnfold._run.noise import Noise, has_steps
 from bnfold._torch.module.fold import Example, copied
 from bnfold._torch.read.export import check
 from bnfold._torch.tensors import DTYPES, Array, from_numpy, to_numpy
 
 _OPSET = 17
 _INPUTS = "example"
+# How far an output may move when a model is folded in float64, of its largest value.
+_EXACT = 1e-9
+_Model = TypeVar("_Model", nn.Module, ExportedProgram)
 
 
 def compare_modules(
@@ -39,13 +43,19 @@ def compare_modules(
 
     First both run in PyTorch in float64, where only the rounding of the folded weights is left to
     differ; the tolerance is how far the original moves when its weights move by their rounding.
-    Then both are exported to ONNX, BatchNorms kept, and compared in onnxruntime.
+    Then both are exported to ONNX, BatchNorms kept, and compared in onnxruntime; in bfloat16, which
+    that does not run and in which outputs say little, their weights are compared instead.
     Raises `UsageError` for a module in training mode or inputs that it does not run on.
     """
     check(original)
     check(folded)
     checks = _in_float64(original, folded, example, seed)
     status = overall(checks)
+    if _is_coarse(original, folded):
+        seen, note = _in_weights(original, folded, example, folded_module)
+        notes = tuple(filter(None, ("onnxruntime does not run bfloat16", note)))
+        status = combined(status, [seen])
+        return EndToEnd(status, tuple(checks), notes, seed, f"torch {torch.__version__}", "CPU")
     try:
         result = _in_onnxruntime(original, folded, example, seed)
     except _NotExportable as error:
@@ -77,7 +87,47 @@ def compare_programs(original: ExportedProgram, folded: ExportedProgram, seed: i
         except UsageError as error:
             return EndToEnd("inconclusive", tuple(checks), (str(error),), seed, runtime, "CPU")
         checks += [replace(check, inputs=name) for check in found]
-    return EndToEnd(overall(checks), tuple(checks), (), seed, runtime, "CPU")
+    status, note = overall(checks), ""
+    if _is_coarse(original, folded):
+        seen, note = _in_weights(original, folded, given, folded_program)
+        status = combined(status, [seen])
+    return EndToEnd(status, tuple(checks), (note,) if note else (), seed, runtime, "CPU")
+
+
+def _is_coarse(*models: nn.Module | ExportedProgram) -> bool:
+    """Whether a model has weights in bfloat16."""
+    return any(t.dtype == torch.bfloat16 for model in models for t in state(model).values())
+
+
+def _in_weights(
+    original: _Model, folded: _Model, example: Example, fold: Callable[[_Model, Example], _Model]
+) -> tuple[Status, str]:
+    """Hold the weights of two models against each other, each folded in float64 first; "pass" where
+    that cannot be done, too, as the outputs have been compared.
+
+    Inconclusive where folding in float64 changes what the original puts out: then that is at fault.
+    """
+    args, kwargs = pytree.tree_map(_widened, (example.args, dict(example.kwargs)))
+    wide = replace(example, args=args, kwargs=kwargs)
+    try:
+        with _one_thread():
+            exact, made = fold(original, wide), fold(folded, wide)
+            pairs = zip(*(_run(_callable(m), wide, {}) for m in (original, exact)), strict=True)
+            same = all(distance(a, b) <= _EXACT * magnitude(a) for a, b in pairs)
+    except UsageError as error:
+        return "pass", f"weights were not compared: {error}"
+    if not same:
+        return "inconclusive", "weights were not compared: folding in float64 changes the outputs"
+    problem = apart(exact, made, torch.bfloat16)
+    if problem is None:
+        return "pass", "weights were not compared: the two do not have the same ones once folded"
+    return ("fail" if problem else "pass"), problem
+
+
+def _callable(model: nn.Module | ExportedProgram) -> nn.Module:
+    """A module in float64 that does what a model does."""
+    module = model.module() if isinstance(model, ExportedProgram) else copied(model)
+    return nn.Module.double(module)
 
 
 def _drawn(example: Example, seed: int) -> Example:
@@ -129,7 +179,7 @@ def _compared(
         {
             name: values
             for name, tensor in (*original.named_parameters(), *original.named_buffers())
-            if tensor.dtype in DTYPES and can_move(values := to_numpy(tensor))
+            if tensor.dtype in DTYPES and has_steps(values := to_numpy(tensor))
         },
         np.random.default_rng(seed),
     )
@@ -178,12 +228,7 @@ def _judged(
 
 def _run(module: nn.Module, example: Example, weights: Mapping[str, Tensor]) -> list[Array]:
     """All tensors that a module puts out, with some of its weights replaced."""
-
-    def widened(value: Any) -> Any:
-        floating = isinstance(value, Tensor) and value.is_floating_point()
-        return value.double() if floating else value
-
-    args, kwargs = pytree.tree_map(widened, (example.args, dict(example.kwargs)))
+    args, kwargs = pytree.tree_map(_widened, (example.args, dict(example.kwargs)))
     own = dict((*module.named_parameters(), *module.named_buffers()))
     placed = {name: w.to(own[name].device) for name, w in weights.items() if name in own}
     try:
@@ -195,6 +240,11 @@ def _run(module: nn.Module, example: Example, weights: Mapping[str, Tensor]) -> 
         ) from error
     leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
     return [to_numpy(leaf) for leaf in leaves]
+
+
+def _widened(value: Any) -> Any:
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.double() if floating else value
 
 
 def _in_onnxruntime(

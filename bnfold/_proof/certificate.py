@@ -146,7 +146,7 @@ def _compose(before: Side, after: Side, fold: Applied) -> float:
     first = old.nodes[fold.into]
     rank = before.rank(old, first.output[0]) or _least_rank(old, fold)
     wanted, made = Line.identity(rank), Line.identity(rank)
-    data = next((n for n in first.input if before.values(old, n) is None), "")
+    data = next((n for n in first.input if before.fixed(old, n) is None), "")
     _read(fold, data, wanted, made)
     for position in fold.chain:
         follow(before, old, old.nodes[position], wanted)

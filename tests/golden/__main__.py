@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from . import record
-from .models import models
+from .models import TORCH, models
 from .outcome import Outcome
 
 
@@ -30,9 +30,11 @@ def main() -> int:
         return _count()
     built = models()
     names = [name for name in built if not options.names or name.startswith(tuple(options.names))]
-    _, rows = record.load() if record.FILE.exists() else ({}, {})
-    if not record.FILE.exists():
-        record.write({})
+    recorded, rows = record.load()
+    if options.write and not TORCH:
+        parser.error("without torch the file would lose its models")
+    if options.write and options.names and recorded != record.versions():
+        parser.error(f"the file is of {recorded}; write all models to move it to those here")
     found: list[record.Difference] = []
     excused = absent = 0
     for name, made, difference in record.compare(names, built):
@@ -45,7 +47,7 @@ def main() -> int:
             print(difference, "(another version or file)" if difference.excused else "", flush=True)
             found.append(difference)
             excused += difference.excused
-    gone = [] if options.names else sorted(set(rows) - set(built))
+    gone = [] if options.names or not TORCH else sorted(set(rows) - set(built))
     for name in gone:
         print(f"{name}: recorded, but no longer among the models")
     print(f"{len(names)} models, {absent} of them not installed; {len(found)} differ", end="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -139,7 +140,8 @@ def _tables() -> Iterator[tuple[str, Make]]:
 
 
 def _with(x: Tensor, make: Callable[..., nn.Module], *args: Any) -> tuple[nn.Module, Tensor]:
-    return make(*args), x
+    """Made of copies, for a module in a table would keep what one model leaves in it."""
+    return make(*copy.deepcopy(args)), x
 
 
 def _ahead(op: Any, kind: str, linear: Callable[[], nn.Module]) -> nn.Module:

@@ -1,7 +1,7 @@
 """Plans, reasons and results are those of ``golden.json``.
 
 It catches what no test of one law does: a change that is meant to change nothing, and changes an
-order, a text or a last bit somewhere.
+order, a text or a last bit somewhere. ``--slow`` takes all models, as does the command.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from .models import SOURCES, THINNED, TORCH, TORCH_SOURCES, models, source
 
 BUILT = models()
 HOW = "python -m tests.golden --text FOLDER writes them out; --write takes them as right"
-# No model that can be folded has these: a caller's model is refused, or a module never says so.
-NOT_SAID: set[str] = set()
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("which", SOURCES)
 def test_models_fold_as_they_did(which):
-    check(which, slice(0, None, 4 if which in THINNED else 1))
+    check(which, slice(THINNED.index(which) % 4, None, 4) if which in THINNED else slice(None))
 
 
 @pytest.mark.slow
@@ -63,4 +61,5 @@ def test_every_reason_is_among_them():
     known = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     rows = record.load()[1].values()
     said = {each.rpartition(":")[2] for row in rows for each in row["says"].split("; ")}
-    assert set(known) - said == NOT_SAID
+    assert known
+    assert set(known) <= said
