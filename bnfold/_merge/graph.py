@@ -23,6 +23,9 @@ from bnfold._core.reasons import Reason
 from bnfold._core.view import Value, View
 from bnfold._merge.steps import NEITHER, LinearForm, LinearStep
 
+# How many operators are known at a time by what they compute: merging looks at what is near.
+_REMEMBERED = 512
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -245,8 +248,10 @@ class MergeGraph:
         return operator
 
     def _form(self, position: int) -> LinearForm:
-        """What an operator computes, asked once; nothing where none stands."""
+        """What an operator computes, nothing where none stands; lately asked for, it is known."""
         if position not in self._forms:
+            if len(self._forms) >= _REMEMBERED:
+                self._forms.clear()
             gone = self._operators.get(position, position) is None
             self._forms[position] = NEITHER if gone else self._describe(position)
         return self._forms[position]
