@@ -18,7 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from bnfold._core import absorbing
 from bnfold._core.parameters import Parameter, Reading, Site
 from bnfold._core.reasons import Reason
-from bnfold._core.view import Absorber, Affine, Node, View
+from bnfold._core.view import Absorber, Affine, Node, Receiver, View
 from bnfold._plan.planner import Move, Moves
 from bnfold._torch.module.biases import MissingBiases
 from bnfold._torch.module.ownership import Ownership, owner_of
@@ -76,7 +76,7 @@ class Surgery:
 
     def _restricted_node(self, seen: Node, node: fx.Node, reading: Reading) -> Node:
         sites, role = reading.sites, seen.role
-        if not sites or not isinstance(role, Absorber | Affine):
+        if not sites or not isinstance(role, Absorber | Receiver | Affine):
             return seen
         weights = [self._unwritable(node, site, site.weight_value, "weight") for site in sites]
         biases = [self._unwritable(node, site, site.bias_value, "bias") for site in sites]
@@ -90,6 +90,10 @@ class Surgery:
             scale_blocked=old.ahead.scale_blocked or weight,
             shift_blocked=old.ahead.shift_blocked or bias,
         )
+        if isinstance(role, Receiver):
+            assert ahead is not None
+            return replace(seen, role=Receiver(ahead))
+        assert isinstance(old, Absorber)
         new = replace(
             old,
             scale_blocked=old.scale_blocked or scale,
