@@ -195,7 +195,8 @@ def verify(
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
     from bnfold._pipeline.comparing import files
-    from bnfold._run.inputs import InputSet, Wanted, load_inputs
+    from bnfold._run.drawing import Wanted
+    from bnfold._run.given import InputSet, load_inputs
     from bnfold._run.providers import by_name
 
     settings = Settings(

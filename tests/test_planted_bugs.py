@@ -26,7 +26,7 @@ from bnfold._command.cli import main
 from bnfold._core import channels
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.parameters import Site
-from bnfold._judge.end_to_end import _EndToEnd
+from bnfold._judge import end_to_end
 
 from . import zoo
 from .graphs import label
@@ -316,7 +316,7 @@ def assert_certificates(trial: Trial, off: Mapping[str, float]) -> None:
 @pytest.fixture(autouse=True)
 def unlocated(monkeypatch: Patch) -> None:
     """Where two models begin to differ is not asked here, and takes time to find."""
-    monkeypatch.setattr(_EndToEnd, "_locate", lambda self, *given: None)
+    monkeypatch.setattr(end_to_end, "first_difference", lambda *given: None)
 
 
 def pairs(models: tuple[str, ...], harmless: bool = False) -> list[Any]:

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from bnfold._errors import UsageError
+from bnfold._judge.cause import Cause
 from bnfold._judge.difference import distance, magnitude
 from bnfold._judge.settings import Settings
 from bnfold._judge.tolerance import DRAWS, FACTOR, MORE_DRAWS
@@ -168,7 +169,7 @@ def _judged(
                 tolerance,
                 difference / tolerance if tolerance else None,
                 rounding[number],
-                note="in float64" if seen else "the output is constant or not finite",
+                cause=Cause.IN_FLOAT64 if seen else Cause.CONSTANT,
             )
         )
     return checks
