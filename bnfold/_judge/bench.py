@@ -72,6 +72,7 @@ class Bench(Protocol):
         original: the original, its weights to be moved.
         touched: the weights that errors are planted in, all if none is.
         width: bytes of the narrowest weight.
+        floor: the least rounding noise, in units in the last place of the largest output value.
         outputs: what both put out; tensors on the way come last.
         ahead: by name of such a tensor, what it is put out for.
         random: the outputs that depend on random numbers which the model draws.
@@ -91,6 +92,9 @@ class Bench(Protocol):
 
     @property
     def width(self) -> int: ...
+
+    @property
+    def floor(self) -> float: ...
 
     @property
     def outputs(self) -> Sequence[str]: ...

@@ -71,7 +71,7 @@ def after_doubt(
     sensitivity, power = measured.sensitivity, measured.power
     if sensitivity is None:
         return measured
-    sets, tolerance = sets_of(trials), Tolerance(sensitivity, terms.settings.fixed)
+    sets, tolerance = sets_of(trials), replace(measured.tolerance, wider=1.0)
     more = MORE_DRAWS if terms.thorough else FEW
     widened = False
     try:
@@ -110,7 +110,7 @@ def _plant(power: Power, sets: Sets, terms: Terms) -> None:
 
 def _tolerance(bench: Bench, terms: Terms, sensitivity: Sensitivity | None) -> Tolerance:
     wider = 1.0 if terms.thorough else ROUGH
-    return Tolerance(sensitivity, terms.settings.fixed, wider, bench.width)
+    return Tolerance(sensitivity, terms.settings.fixed, wider, bench.width, bench.floor)
 
 
 def _unmeasured(bench: Bench, terms: Terms, why: str) -> Measurement:

@@ -12,6 +12,7 @@ import onnx
 from bnfold._judge.bench import Ahead, Seen, Settled, Terms, Trial
 from bnfold._judge.double import Float64Model
 from bnfold._judge.ties import Choice, choices
+from bnfold._judge.tolerance import FLOOR
 from bnfold._judge.untaken import IfBranch, with_weights
 from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Exhausted
@@ -100,6 +101,11 @@ class OnnxBench:
         """Bytes of the narrowest weight."""
         widths = (each.dtype.itemsize for each in self.pair.weights.values() if each is not None)
         return min(widths, default=8)
+
+    @property
+    def floor(self) -> float:
+        """The least rounding noise."""
+        return FLOOR
 
     @property
     def outputs(self) -> Sequence[str]:

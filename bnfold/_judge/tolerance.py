@@ -79,13 +79,14 @@ class Fixed:
 class Tolerance:
     """What is known of how far outputs may be off. ``sensitivity`` is None where weights could not
     be moved; ``wider`` is for tensors that few draws were made for; ``width`` is that of the
-    narrowest weight, in bytes.
+    narrowest weight, in bytes; ``floor`` the least rounding noise, as `FLOOR`.
     """
 
     sensitivity: Sensitivity | None
     fixed: Fixed | None = None
     wider: float = 1.0
     width: int = 8
+    floor: float = FLOOR
     _largest: dict[tuple[int, int], tuple[Array, float]] = field(default_factory=dict, repr=False)
 
     def allowed(self, at: tuple[int, int], expected: Array) -> float:
@@ -105,7 +106,7 @@ class Tolerance:
             return np.array([part * self._magnitude(at, expected) * self.wider])
         groups = self.sensitivity.groups.get(at)
         sizes = np.array([self._magnitude(at, expected)]) if groups is None else groups.sizes
-        floors = FLOOR * np.spacing(sizes.astype(expected.dtype)).astype(np.float64)
+        floors = self.floor * np.spacing(sizes.astype(expected.dtype)).astype(np.float64)
         noise: Array = np.maximum(self.sensitivity.rounding.get(at, 0.0), floors)
         return FACTOR * self.wider * noise
 

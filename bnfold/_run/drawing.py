@@ -270,7 +270,7 @@ class _Spec:
             raise MemoryError  # for which NumPy has errors of its own
         signed = flavour != "unsigned"
         if self.element in _FLOATS:
-            values = _floats(rng, flavour, shape)
+            values = floats(rng, flavour, shape)
             if self.pixels is not None and len(shape) >= _IMAGE_RANK - 1 and flavour != "large":
                 values = _within(values, flavour, *self.pixels)
             return np.asarray(values, dtype=_FLOATS[self.element])
@@ -300,7 +300,8 @@ class _Spec:
         return values
 
 
-def _floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) -> Array:
+def floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) -> Array:
+    """Numbers of a kind, see `Wanted`, in float64."""
     if flavour == "unsigned":
         return rng.random(shape)
     if flavour != "structured":

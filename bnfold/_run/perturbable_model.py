@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from bnfold._run.noise import Array
-from bnfold._run.session import Port
 
 
 class Layer(NamedTuple):
@@ -25,14 +24,6 @@ class Layer(NamedTuple):
 
 class RunnableModel(Protocol):
     """A model that runs as it is."""
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        """What it asks for."""
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        """What it puts out."""
 
     def run(self, feeds: Mapping[str, Array]) -> list[Any]:
         """The outputs in order.
