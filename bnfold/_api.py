@@ -16,9 +16,11 @@ from onnx import ModelProto
 
 from bnfold._core.result import Plan
 from bnfold._errors import UsageError
-from bnfold._onnx.files import models
+from bnfold._onnx.files.external import refuse_own_data
+from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.save import pending_file
 from bnfold._onnx.fold import prepare
-from bnfold._onnx.write.rewriting import Rewritten
+from bnfold._onnx.write.applied import Rewritten
 from bnfold._system import paths
 
 if TYPE_CHECKING:
@@ -27,8 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bnfold._judge.verdict import EndToEnd
-    from bnfold._torch.module.fold import Example
-    from bnfold._torch.module.fold import Planned as PlannedModule
+    from bnfold._torch.module.fold import Example, PlannedModule
 
 Model = Any
 _M = TypeVar("_M")
@@ -61,7 +62,7 @@ def plan(
 
         return PlannedProgram(model).plan
     proto, folder = _read(model, base_dir)
-    with models.understood(proto, _path(model)):
+    with understood(proto, _path(model)):
         return prepare(proto, folder).plan
 
 
@@ -132,11 +133,11 @@ def fold(
     proto, folder = _read(model, base_dir)
     if output is not None:
         paths.check_writable(Path(output))
-        models.refuse_own_data(Path(output), proto, folder)
+        refuse_own_data(Path(output), proto, folder)
     if proto is model:
         proto = ModelProto()
         proto.CopyFrom(model)
-    with models.understood(model if isinstance(model, ModelProto) else proto, _path(model)):
+    with understood(model if isinstance(model, ModelProto) else proto, _path(model)):
         planned = prepare(proto, folder)
         rewritten = planned.apply()
     if output is not None:
@@ -194,7 +195,7 @@ def verify(
     """
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
-    from bnfold._pipeline.comparing import files
+    from bnfold._pipeline.comparing import compare_files
     from bnfold._run.drawing import Wanted
     from bnfold._run.given import InputSet, load_inputs
     from bnfold._run.providers import by_name
@@ -216,11 +217,11 @@ def verify(
                 "of the options of the comparison only seed is for models of PyTorch, which run on "
                 "their example inputs"
             )
-        from bnfold._pipeline import modules as _modules
+        from bnfold._pipeline.modules import compare_modules, compare_programs
 
         if modules:
-            return _modules.compare(original, folded, _example(args, kwargs, None), seed)
-        return _modules.compare_programs(original, folded, seed)
+            return compare_modules(original, folded, _example(args, kwargs, None), seed)
+        return compare_programs(original, folded, seed)
     if inputs is None:
         sets = None
     elif isinstance(inputs, Mapping):
@@ -228,7 +229,7 @@ def verify(
     else:
         sets = load_inputs(Path(inputs))
     with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
-        return files(first, second, sets, settings)
+        return compare_files(first, second, sets, settings)
 
 
 def _prepare_module(
@@ -240,17 +241,15 @@ def _prepare_module(
     clone: bool,
     inplace: bool,
 ) -> PlannedModule:
-    from bnfold._torch.module import fold as fold_module
+    from bnfold._torch.module.fold import Example, copied, prepare_module
 
     if as_eval and model.training:
-        model = (model if inplace else fold_module.copied(model)).eval()
+        model = (model if inplace else copied(model)).eval()
     if args is None and not kwargs:
         from bnfold._torch.module.trace import made_up
 
-        return fold_module.prepare(
-            model, fold_module.Example(made_up(model), {}, made_up=True), clone
-        )
-    return fold_module.prepare(model, _example(args, kwargs, dynamic_shapes), clone)
+        return prepare_module(model, Example(made_up(model), {}, made_up=True), clone)
+    return prepare_module(model, _example(args, kwargs, dynamic_shapes), clone)
 
 
 def _example(
@@ -282,7 +281,7 @@ def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelP
     folder = Path(base_dir) if base_dir is not None else None
     path = _path(model)
     if path is not None:
-        return models.load(path), folder or path.parent
+        return load_model(path), folder or path.parent
     if _is_graphsurgeon(model):
         import onnx_graphsurgeon
 
@@ -314,7 +313,7 @@ def _write(
     output: Path,
     source: Path | None = None,
 ) -> Path:
-    with models.pending(
+    with pending_file(
         model, rewritten, base_dir=base_dir, destination=output, source=source
     ) as draft:
         draft.commit()

@@ -20,10 +20,10 @@ from onnx import (
 )
 
 from bnfold._errors import UsageError
-from bnfold._onnx import tensors as tensors_module
-from bnfold._onnx.files import filled as filled_module
-from bnfold._onnx.files import lean as lean_module
-from bnfold._onnx.files import models
+from bnfold._onnx import tensors
+from bnfold._onnx.files.external import all_tensors, external_files
+from bnfold._onnx.files.lean import LEAST_TENSOR, read_lean, serialize_whole
+from bnfold._onnx.files.load import load_model
 
 from . import zoo
 
@@ -33,14 +33,14 @@ SMALL = np.arange(5, dtype=np.float32)
 
 @pytest.fixture(autouse=True)
 def _every_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean_module, "LEAST_FILE", 0)
+    monkeypatch.setattr("bnfold._onnx.files.lean.LEAST_FILE", 0)
 
 
 def filled(model: ModelProto, folder: Path) -> bytes:
     """A model with the bytes that stayed in the file put back, in a form that can be compared."""
-    for tensor in models.tensors(model):
+    for tensor in all_tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
-            location, offset, length = tensors_module.external_location(tensor)
+            location, offset, length = tensors.external_location(tensor)
             assert length is not None
             tensor.raw_data = (folder / location).read_bytes()[offset : offset + length]
             tensor.ClearField("external_data")
@@ -59,9 +59,9 @@ def ordered(model: ModelProto) -> bytes:
 
 def same(path: Path) -> int:
     """Hold both ways to read a file against each other; how many tensors stayed in it."""
-    lean, whole = models.load(path, lean=True), models.load(path)
-    stayed = sum(t.data_location == TensorProto.EXTERNAL for t in models.tensors(lean))
-    again = ModelProto.FromString(filled_module.serialized(lean, path))
+    lean, whole = load_model(path, lean=True), load_model(path)
+    stayed = sum(t.data_location == TensorProto.EXTERNAL for t in all_tensors(lean))
+    again = ModelProto.FromString(serialize_whole(lean, path))
     assert ordered(again) == ordered(whole)
     assert filled(lean, path.parent) == filled(whole, path.parent)
     return stayed
@@ -92,13 +92,13 @@ def test_large_data_stay_and_small_ones_do_not(tmp_path: Path) -> None:
     model = helper.make_model(graph(*tensors, attribute=numpy_helper.from_array(BIG, "attribute")))
     path = written(model, tmp_path)
     assert same(path) == 2
-    assert len(lean_module.read(path) or b"") < 2000
+    assert len(read_lean(path) or b"") < 2000
 
 
 def test_a_small_file_is_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(helper.make_model(graph(numpy_helper.from_array(BIG, "big"))), tmp_path)
-    monkeypatch.setattr(lean_module, "LEAST_FILE", path.stat().st_size + 1)
-    assert lean_module.read(path) is None
+    monkeypatch.setattr("bnfold._onnx.files.lean.LEAST_FILE", path.stat().st_size + 1)
+    assert read_lean(path) is None
 
 
 def test_messages_that_follow_each_other_are_merged_as_ever(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_data_given_twice_or_elsewhere_are_left_to_the_library(tmp_path: Path) -
         outer = bytearray()
         _append(outer, 7, bytes(length))
         path = written(whole + bytes(outer), tmp_path)
-        assert lean_module.read(path) is None
+        assert read_lean(path) is None
         same(path)
 
 
@@ -148,7 +148,7 @@ def test_a_tensor_of_an_attribute_that_stands_twice_is_left_to_the_library(tmp_p
     _append(inner, 1, constant + bytes(node))
     _append(outer, 7, bytes(inner))
     path = written(helper.make_model(graph()).SerializeToString() + bytes(outer), tmp_path)
-    assert lean_module.read(path) is None
+    assert read_lean(path) is None
     same(path)
 
 
@@ -156,23 +156,23 @@ def test_a_tensor_of_an_attribute_that_stands_twice_is_left_to_the_library(tmp_p
 def test_numbers_that_share_bytes_stay_in_the_model(kind: str, tmp_path: Path) -> None:
     values = np.abs(np.arange(-7, 8)).repeat(20_000).astype(getattr(ml_dtypes, kind))
     stored = numpy_helper.from_array(values, "w")
-    assert len(stored.raw_data) > lean_module.LEAST_TENSOR
+    assert len(stored.raw_data) > LEAST_TENSOR
     path = written(helper.make_model(graph(stored)), tmp_path)
     assert same(path) == 0
-    lean = models.load(path, lean=True).graph.initializer[0]
-    assert np.array_equal(tensors_module.read(lean, tmp_path), values)
+    lean = load_model(path, lean=True).graph.initializer[0]
+    assert np.array_equal(tensors.read(lean, tmp_path), values)
 
 
 def test_its_own_data_are_not_taken_for_a_file_beside_it(tmp_path: Path) -> None:
     """A model may name itself as the file of its external data; that reference is a real one."""
     path = written(helper.make_model(graph(numpy_helper.from_array(BIG, "w"))), tmp_path)
-    model = models.load(path, lean=True)
-    assert models.external_files(model) == set()
+    model = load_model(path, lean=True)
+    assert external_files(model) == set()
     told = model.graph.initializer.add(name="v", data_type=1, dims=[1])
     told.data_location = TensorProto.EXTERNAL
     for key, value in (("location", path.name), ("offset", "0"), ("length", "4")):
         told.external_data.add(key=key, value=value)
-    assert models.external_files(model) == {path.name}
+    assert external_files(model) == {path.name}
 
 
 def test_a_file_that_is_cut_off_is_refused_as_ever(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_file_that_is_cut_off_is_refused_as_ever(tmp_path: Path) -> None:
     for end in (1, 7, 1000, len(whole) // 2, len(whole) - 1):
         path = written(whole[:end], tmp_path)
         with pytest.raises(UsageError):
-            models.load(path, lean=True)
+            load_model(path, lean=True)
 
 
 @settings(max_examples=300, deadline=None)
@@ -199,7 +199,7 @@ def test_any_bytes_are_read_as_the_library_reads_them(
     results = []
     for lean in (True, False):
         try:
-            results.append(filled(models.load(path, lean=lean), path.parent))
+            results.append(filled(load_model(path, lean=lean), path.parent))
         except UsageError:
             results.append(b"refused")
     assert results[0] == results[1]

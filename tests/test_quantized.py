@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import TensorProto, numpy_helper
 
 import bnfold
 
@@ -174,3 +175,113 @@ def test_quantized_activations_are_borders():
     )
     assert codes(m) == {"bn": "no-linear-operator"}
     assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+
+
+def dequantized(name, dtype, shape, scale, zero=None, **attrs):
+    """A tensor of integers with scales, and zero points if any, of the shapes given."""
+    generator = np.random.default_rng(11)
+    values = {
+        f"{name}.q": generator.integers(-50, 50, shape).astype(dtype),
+        f"{name}.s": generator.uniform(0.01, 0.02, scale).astype(np.float32),
+    }
+    if zero is not None:
+        values[f"{name}.z"] = np.full(zero, 0 if dtype == np.int32 else 3, dtype)
+    return op("DequantizeLinear", " ".join(values), name, **attrs), values
+
+
+def biased(weight, bias, opset=21):
+    """A Conv with weight and bias of integers, Cin = Cout, and a map behind it."""
+    return model(
+        dequantized("w", np.int8, (4, 4, 1, 1), **weight),
+        dequantized("b", np.int32, (4,), **bias),
+        op("Conv", "x w b", "c", name="conv"),
+        scaled("c", "d", 4),
+        const("Add", "d", "y", rand(4, 1, 1)),
+        x=(2, 4, 5, 5),
+        opset=opset,
+    )
+
+
+ONE = {"scale": ()}
+
+
+@pytest.mark.parametrize("opset", [13, 21])
+@pytest.mark.parametrize(
+    "weight, bias",
+    [
+        (ONE, {"scale": (1,)}),
+        (ONE, {"scale": (1,), "zero": (1,)}),
+        (ONE, {"scale": (4,), "zero": (4,), "axis": 0}),
+        (ONE, {"scale": (4,), "axis": -1}),
+        ({"scale": (1,), "zero": (1,)}, ONE),
+        ({"scale": (1,), "zero": ()}, ONE),
+        ({"scale": (1,), "axis": 3}, ONE),
+        ({"scale": (4,), "zero": (4,), "axis": 0}, {"scale": (1,)}),
+        ({"scale": (4,), "axis": -4}, {"scale": (4,), "axis": 0}),
+    ],
+)
+def test_shapes_of_scales_and_zero_points(weight, bias, opset):
+    """One number is per tensor whatever its shape is, and whatever ``axis`` says: by its default it
+    lies outside of a bias, and on an axis of size 1 the scale may still become one per channel.
+    """
+    m = biased(weight, bias, opset)
+    after = bnfold.fold(m)
+    assert counts(after) == {"DequantizeLinear": 1, "Conv": 1}
+    assert bnfold.verify(m, after).status == "pass"
+    np.testing.assert_array_equal(constants(m)["w.q"], constants(after)["w.q"])
+
+
+@pytest.mark.parametrize(
+    "weight, bias",
+    [
+        ({"scale": (4,)}, ONE),
+        ({"scale": (4, 2, 1, 1), "axis": 1, "block_size": 2}, ONE),
+        (ONE, {"scale": (2,), "axis": 0, "block_size": 2}),
+    ],
+    ids=["along input channels", "blocks of a weight", "blocks of a bias"],
+)
+def test_scales_that_cannot_take_a_map_in(weight, bias):
+    m = biased(weight, bias)
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+    assert set(codes(m).values()) == {"quantized-weight"}
+
+
+@pytest.mark.parametrize(
+    "weight, bias",
+    [
+        (ONE, {"scale": (4,)}),
+        (ONE, {"scale": (4,), "axis": -2}),
+        (ONE, {"scale": (3,), "axis": 0}),
+        ({"scale": (3,), "axis": 0}, ONE),
+        ({"scale": (1, 1)}, ONE),
+        ({"scale": (4, 1, 1, 1), "axis": 0}, ONE),
+        ({"scale": (1,), "zero": (4,), "axis": 0}, ONE),
+        ({"scale": (4,), "zero": (1,), "axis": 0}, ONE),
+    ],
+)
+def test_shapes_that_onnx_does_not_allow_are_left_alone(weight, bias):
+    """No runtime takes them; a model may still hold them, and a reader must not break down."""
+    m = biased(weight, bias)
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+    assert set(codes(m).values()) == {"quantized-weight"}
+
+
+def test_a_wrong_scale_behind_a_bias_of_one_scale_fails():
+    m = biased(ONE, {"scale": (1,)})
+    after = folds(m, DequantizeLinear=1, Conv=1)
+    scale = next(
+        t
+        for t in after.graph.initializer
+        if t.name == next(n.input[1] for n in after.graph.node if n.op_type == "DequantizeLinear")
+    )
+    wrong = numpy_helper.to_array(scale).copy()
+    wrong[2] *= np.float32(1.01)
+    scale.CopyFrom(numpy_helper.from_array(wrong, scale.name))
+    assert bnfold.verify(m, after).status == "fail"
+
+
+def test_what_is_put_out_in_another_type_stays():
+    """``output_dtype`` and not the scale then says what type the weight has (opset 23)."""
+    node, values = dequantized("w", np.int8, (4, 3, 3, 3), (), output_dtype=TensorProto.FLOAT16)
+    m = model((node, values), op("Conv", "x w", "c"), scaled("c", "y", 4), opset=23)
+    assert "Mul" in counts(bnfold.fold(m))

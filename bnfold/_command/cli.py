@@ -225,15 +225,15 @@ def fold(
         paths.check_writable(report, device=True)
 
     from bnfold._judge.settings import DEFAULT
-    from bnfold._pipeline import models as _models
-    from bnfold._report import findings as findings_module
-    from bnfold._report import text as _text
+    from bnfold._pipeline.models import fold_file
+    from bnfold._report.findings import of_fold
+    from bnfold._report.text import json_text, outcome_document, outcome_lines
 
     begun = time.monotonic()
     options.bound(context, memory)
     settings = DEFAULT if no_verify else options.settings(comparison)
     with terminal.Progress() as progress:
-        outcome = _models.run(
+        outcome = fold_file(
             model,
             model if in_place else output,
             verify=not no_verify,
@@ -244,16 +244,16 @@ def fold(
         )
         if report is not None:
             try:
-                paths.write_text(report, _text.json_text(_text.document(outcome)))
+                paths.write_text(report, json_text(outcome_document(outcome)))
             except UsageError as error:
                 fate = f"; {outcome.output} was written" if outcome.output else ""
                 raise UsageError(f"{error}{fate}") from error
     if form == "text":
-        terminal.show(_text.text(outcome, verbose, comparison["power"]))
+        terminal.show(outcome_lines(outcome, verbose, comparison["power"]))
     elif form == "json":
-        terminal.show_whole(_text.json_text(_text.document(outcome), ascii_only=True))
+        terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
     else:
-        findings, seconds = list(findings_module.of_fold(outcome)), time.monotonic() - begun
+        findings, seconds = list(of_fold(outcome)), time.monotonic() - begun
         _show_findings(form, str(model), outcome.verdict.status, outcome.plan, findings, seconds)
     return EXIT_CODES[outcome.verdict.status]
 
@@ -262,25 +262,25 @@ def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
     """Say of each model what is left to fold."""
     if form in ("json", "junit") and len(models) > 1:
         raise UsageError(f"--output-format {form} takes one model at a time")
-    from bnfold._pipeline import models as _models
-    from bnfold._report import findings as findings_module
-    from bnfold._report import text as _text
+    from bnfold._pipeline.models import fold_file
+    from bnfold._report.findings import of_check
+    from bnfold._report.text import json_text, left_to_fold, outcome_document
 
     code = PASSED
     for model in models:
         begun = time.monotonic()
         with terminal.Progress() as progress:
-            outcome = _models.run(model, None, verify=False, inputs=None, progress=progress)
+            outcome = fold_file(model, None, verify=False, inputs=None, progress=progress)
         left = bool(outcome.plan.folds)
         code = FAILED if left else code
         if form == "text":
             header = [f"{model}:"] if len(models) > 1 else []
-            terminal.show([*header, *_text.left_to_fold(outcome, verbose)])
+            terminal.show([*header, *left_to_fold(outcome, verbose)])
         elif form == "json":
-            terminal.show_whole(_text.json_text(_text.document(outcome), ascii_only=True))
+            terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
         else:
             status = "something is left to fold" if left else "nothing to fold"
-            findings, seconds = list(findings_module.of_check(outcome)), time.monotonic() - begun
+            findings, seconds = list(of_check(outcome)), time.monotonic() - begun
             _show_findings(form, str(model), status, outcome.plan, findings, seconds)
     return code
 
@@ -310,9 +310,9 @@ def verify(
     **comparison: Any,
 ) -> int:
     """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime."""
-    from bnfold._pipeline.comparing import files
-    from bnfold._report import findings as findings_module
-    from bnfold._report import text as _text
+    from bnfold._pipeline.comparing import compare_files
+    from bnfold._report.findings import of_verify
+    from bnfold._report.text import comparison_document, end_to_end_lines, json_text
 
     begun = time.monotonic()
     options.bound(context, memory)
@@ -320,15 +320,15 @@ def verify(
     settings = options.settings(comparison, bisect=bisect)
     with terminal.Progress() as progress:
         inputs = options.inputs(comparison["inputs"])
-        result = files(original, folded, inputs, settings, progress)
+        result = compare_files(original, folded, inputs, settings, progress)
     if form == "text":
-        lines = _text.end_to_end_lines(result, verbose, comparison["power"])
+        lines = end_to_end_lines(result, verbose, comparison["power"])
         terminal.show([*lines, f"verification: {result.status}"])
     elif form == "json":
-        told = _text.comparison(str(original), str(folded), result)
-        terminal.show_whole(_text.json_text(told, ascii_only=True))
+        told = comparison_document(str(original), str(folded), result)
+        terminal.show_whole(json_text(told, ascii_only=True))
     else:
-        findings = list(findings_module.of_verify(result))
+        findings = list(of_verify(result))
         seconds = time.monotonic() - begun
         _show_findings(form, str(folded), result.status, None, findings, seconds)
     return EXIT_CODES[result.status]
@@ -358,11 +358,11 @@ def _show_findings(
 ) -> None:
     """Print findings for a CI server."""
     if form == "junit":
-        from bnfold._report.junit import junit
+        from bnfold._report.ci import junit
 
         terminal.show_whole(junit(model, findings, seconds))
         return
-    from bnfold._report import github
+    from bnfold._report.ci import summarize_step, workflow_commands
 
-    terminal.show(github.commands(model, findings))
-    github.summarize(model, status, plan, findings)
+    terminal.show(workflow_commands(model, findings))
+    summarize_step(model, status, plan, findings)

@@ -1,7 +1,7 @@
 """The weights of a linear operator under an affine map that follows it.
 
-A layout says along which part of a stored weight the output channels lie; scaling, rounding and
-the range checks are then the same for every operator. Arithmetic is float64, rounded once.
+A layout says along which part of a stored weight the output channels lie; scaling and
+rounding are then the same for every operator. Arithmetic is float64, rounded once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._core.affine import Vector
-from bnfold._core.rounding import Limits
 
 Array = NDArray[Any]
 
@@ -102,38 +101,6 @@ def channel_peaks(weight: Array, layout: ChannelLayout) -> Vector:
     high = np.maximum.reduce(source, axis=reduced).astype(np.float64)
     low = np.minimum.reduce(source, axis=reduced).astype(np.float64)
     return np.asarray(np.maximum(high, -low)).reshape(-1)
-
-
-def overflows(peaks: Vector, dtype: np.dtype[Any]) -> bool:
-    """Whether a channel of such an exact peak magnitude has no finite rounding in a dtype."""
-    with np.errstate(over="ignore"):
-        return not bool(np.isfinite(peaks.astype(dtype).astype(np.float64)).all())
-
-
-def underflows(peaks: Vector, scale: Vector, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
-    """Which channels lose precision when a weight of these peaks is multiplied by the scale.
-
-    Below the smallest normal number the spacing of a dtype stays constant, so small products
-    lose relative precision. The stored weight was itself exact only to the spacing at its peak.
-    A channel counts as lost when the new spacing is more than 4 times the old one, scaled: when
-    ``|s|·max(peak, tiny) < tiny / 4`` for a channel that is not zero. In all others an element is
-    rounded by no more than a small multiple of what rounding the original weight cost.
-    """
-    tiny = Limits.of(dtype).tiny
-    magnitude = np.abs(scale)
-    return (peaks > 0) & (magnitude > 0) & (magnitude * np.maximum(peaks, tiny) < tiny / 4)
-
-
-def drowned(bias: Vector, terms: int, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
-    """Which channels have a bias so large that weights below the normal range do not matter.
-
-    A lost weight is off by at most ``eps·tiny``, so a sum of ``terms`` products with inputs up to
-    the square root of the largest number, where their own squares overflow, is off by less than
-    ``eps·|bias|``, the spacing of the result, when ``tiny·terms·√max ≤ |bias|``.
-    """
-    limits = Limits.of(dtype)
-    largest = limits.tiny * terms * math.sqrt(limits.largest)
-    return np.asarray(np.abs(bias) >= largest)
 
 
 def _blocks(source: Array) -> Iterator[slice]:

@@ -17,7 +17,7 @@ import numpy as np
 from bnfold._core import index_maps
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import IndexMap, Map
-from bnfold._core.rounding import Limits
+from bnfold._core.limits import Limits
 
 Maps = Mapping[int, Map]
 # What a law says where padding, which has no channels, keeps a shift from passing.

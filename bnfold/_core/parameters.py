@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold._core import channels as _channels
+from bnfold._core import channels
 from bnfold._core.affine import IDENTITY, AffineMap, Vector
 from bnfold._core.broadcast import Shape
 from bnfold._core.channels import ChannelLayout
+from bnfold._core.limits import Limits, drowned, overflows, underflows
 from bnfold._core.reasons import Reason
-from bnfold._core.rounding import Limits
 from bnfold._core.view import Role
 
 Array = NDArray[Any]
@@ -93,7 +93,7 @@ class Site:
     def peaks(self, axis: int) -> Vector:
         """The largest weight magnitude of each output channel along an axis."""
         assert self.weight_value is not None
-        return _channels.channel_peaks(self.weight_value.load(), self.layout(axis))
+        return channels.channel_peaks(self.weight_value.load(), self.layout(axis))
 
     def any_axis(self, map_: AffineMap) -> int:
         """The axis to lay a map along; a uniform one fits any."""
@@ -106,7 +106,7 @@ class Site:
             return None
         layout = self.layout(self.any_axis(behind))
         if ahead.keeps_scale:
-            return _channels.scaled(self.weight_value.load(), behind.scale, layout, self.dtype)
+            return channels.scaled(self.weight_value.load(), behind.scale, layout, self.dtype)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             exact = self._entered(ahead).reshape(layout.view) * layout.spread(behind.scale)
             return exact.astype(self.dtype).reshape(self.weight_value.shape)
@@ -229,7 +229,7 @@ class Site:
                 reason = self._refuses_ahead(behind, ahead)
                 if reason is not None:
                     return reason
-                top = _channels.channel_peaks(self._entered(ahead), self.layout(axis))
+                top = channels.channel_peaks(self._entered(ahead), self.layout(axis))
             reason = self._refuses_scale(behind, top, bias)
             if reason is not None:
                 return reason
@@ -243,23 +243,23 @@ class Site:
     def _refuses_scale(self, behind: AffineMap, top: Vector, bias: Array | None) -> Reason | None:
         """The range of ``W[o]·s_o``, where the weights of channel o are at most ``top[o]``."""
         assert self.weight_value is not None
-        if _channels.overflows(np.abs(behind.scale) * top, self.dtype):
+        if overflows(np.abs(behind.scale) * top, self.dtype):
             what = f"the folded weight of {self.label} would overflow {self.dtype}"
             return Reason("overflow", self.label, what)
-        lost = _channels.underflows(top, behind.scale, self.dtype)
+        lost = underflows(top, behind.scale, self.dtype)
         if bias is not None and bias.size == lost.size:
             terms = math.prod(self.weight_value.shape) // lost.size
             exact = bias.astype(np.float64).reshape(-1)
-            lost &= ~_channels.drowned(exact, terms, self.dtype)
+            lost &= ~drowned(exact, terms, self.dtype)
         return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
 
     def _refuses_ahead(self, behind: AffineMap, ahead: AffineMap) -> Reason | None:
         """The range of ``W[o, i]·s_i``, as its largest ``s_o`` leaves it."""
         assert self.weight_value is not None
         assert self.entrance is not None
-        top = _channels.channel_peaks(self.weight_value.load(), self.entrance.layout)
+        top = channels.channel_peaks(self.weight_value.load(), self.entrance.layout)
         most = float(np.abs(behind.scale).max(initial=0.0))
-        lost = _channels.underflows(top, ahead.scale * most, self.dtype)
+        lost = underflows(top, ahead.scale * most, self.dtype)
         return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
 
     def _lost(self, channel: int) -> Reason:

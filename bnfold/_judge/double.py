@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto
 
-from bnfold._onnx import tensors as tensors_module
-from bnfold._onnx.files.models import tensors
+from bnfold._onnx import tensors
+from bnfold._onnx.files.external import all_tensors
 from bnfold._run.bounds import Bounds
 from bnfold._run.nodes import all_nodes
 from bnfold._run.session import Reference
@@ -33,17 +33,17 @@ class Float64Model:
             EngineError: the evaluator cannot run it, or runs it wrongly.
         """
         model = source.proto()
-        for tensor in tensors(model):
-            if tensor.data_type in tensors_module.FLOATS:
-                values = tensors_module.read(tensor, source.folder).astype(np.float64)
+        for tensor in all_tensors(model):
+            if tensor.data_type in tensors.FLOATS:
+                values = tensors.read(tensor, source.folder).astype(np.float64)
                 tensor.data_type = TensorProto.DOUBLE
-                tensors_module.write(tensor, values)
+                tensors.write(tensor, values)
         nodes = [*model.graph.node, *(node for each in model.functions for node in each.node)]
         for node in all_nodes(nodes):
             for attribute in node.attribute:
                 _widen(node, attribute)
         for value in (*model.graph.input, *model.graph.output):
-            if value.type.tensor_type.elem_type in tensors_module.FLOATS:
+            if value.type.tensor_type.elem_type in tensors.FLOATS:
                 value.type.tensor_type.elem_type = TensorProto.DOUBLE
         del model.graph.value_info[:]
         self._engine = Reference(model.SerializeToString(), source.folder, bounds=bounds)
@@ -64,9 +64,9 @@ class Float64Model:
 
 def _widen(node: onnx.NodeProto, attribute: AttributeProto) -> None:
     """Let a node ask for float64 where it asks for floats by an attribute."""
-    if attribute.name in ("to", "dtype") and attribute.i in tensors_module.FLOATS:
+    if attribute.name in ("to", "dtype") and attribute.i in tensors.FLOATS:
         attribute.i = TensorProto.DOUBLE
     if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
         given = attribute.f if attribute.name == "value_float" else list(attribute.floats)
-        values = tensors_module.make("", np.asarray(given, np.float64))
+        values = tensors.make("", np.asarray(given, np.float64))
         attribute.CopyFrom(onnx.helper.make_attribute("value", values))

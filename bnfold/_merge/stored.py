@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold._core import channels
+from bnfold._core.limits import Limits, drowned, overflows
 from bnfold._core.reasons import Reason
-from bnfold._core.rounding import Limits
 
 _CACHED_BYTES = 1 << 20
 Load = Callable[[], NDArray[Any]]
@@ -23,10 +22,10 @@ def unfit(
     if not bool(np.isfinite(weight).all() and np.isfinite(bias).all()):
         return Reason("non-finite", where, f"a weight that {where} would take in is not finite")
     peaks = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
-    if channels.overflows(peaks, dtype) or channels.overflows(np.abs(bias), dtype):
+    if overflows(peaks, dtype) or overflows(np.abs(bias), dtype):
         return Reason("overflow", where, f"the merged weight of {where} would overflow {dtype}")
     lost = (peaks > 0) & (peaks < Limits.of(dtype).tiny)
-    lost &= ~channels.drowned(bias, weight[0].size, dtype)
+    lost &= ~drowned(bias, weight[0].size, dtype)
     if bool(lost.any()):
         what = f"the merged weight of {where} would fall below the smallest normal {dtype}"
         return Reason("underflow", where, what)

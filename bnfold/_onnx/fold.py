@@ -17,7 +17,8 @@ from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.network import Graph, Network, read
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import label
-from bnfold._onnx.write.rewriting import Rewritten, apply
+from bnfold._onnx.write.applied import Rewritten
+from bnfold._onnx.write.rewriting import apply
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Moves
 from bnfold._plan.summary import kept_apart, summarize
@@ -36,7 +37,7 @@ class FoldedWeights:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedModel:
     """A model that has been read and planned, and can be folded in place."""
 
     network: Network
@@ -64,7 +65,7 @@ class Planned:
         return FoldedWeights(values, touched & values.keys())
 
 
-def prepare(model: ModelProto, base_dir: Path | None) -> Planned:
+def prepare(model: ModelProto, base_dir: Path | None) -> PlannedModel:
     """Read and plan a model. Raises `UsageError` where it cannot be read."""
     network = read(model, base_dir)
     settled = [(graph, settle(graph.view, graph.readings)) for graph in network.graphs]
@@ -79,7 +80,7 @@ def prepare(model: ModelProto, base_dir: Path | None) -> Planned:
         for stays in merges.stays
     ]
     plan = replace(plan, folds=(*folds, *plan.folds), kept=(*plan.kept, *kept), before=dict(before))
-    return Planned(network, settled, plan)
+    return PlannedModel(network, settled, plan)
 
 
 def _fold(patch: Patch) -> Fold:
@@ -90,7 +91,7 @@ def _fold(patch: Patch) -> Fold:
     return Fold(tuple(names), tuple(ops), label(node), (patch.law,), patch.path)
 
 
-def _parameter_names(planned: Planned, folded_only: bool) -> Iterator[str]:
+def _parameter_names(planned: PlannedModel, folded_only: bool) -> Iterator[str]:
     """Inputs of operators that hold weights, in the main graph: of all, or of those that tell
     whether an error in a fold would show.
 

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold._errors import UsageError
 from bnfold._judge.settings import DEFAULT, Settings
-from bnfold._onnx.files import models
+from bnfold._onnx.files.external import external_files, refuse_own_data, runnable, size_on_disk
+from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.save import PendingFile, pending_file
 from bnfold._onnx.fold import FoldedWeights, prepare
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._system import paths
 
 if TYPE_CHECKING:
-    from bnfold._onnx.write.rewriting import Applied
+    from bnfold._onnx.write.applied import Applied
     from bnfold._run.given import InputSet
 
 
-def run(
+def fold_file(
     path: Path,
     output: Path | None,
     *,
@@ -45,12 +47,12 @@ def run(
                 "example inputs, and PyTorch runs it"
             )
         return _run_program(path, output, verify, settings.seed, progress)
-    model = models.load(path)
+    model = load_model(path)
     for target in filter(None, (output, report)):
-        models.refuse_own_data(target, model, path.parent)
-    size_before = models.size(path, model)
-    data_before = frozenset(models.external_files(model))
-    with models.understood(model, path):
+        refuse_own_data(target, model, path.parent)
+    size_before = size_on_disk(path, model)
+    data_before = frozenset(external_files(model))
+    with understood(model, path):
         planned = prepare(model, path.parent)
         changed = bool(planned.plan.folds)
         weights = planned.weights() if verify and changed else None
@@ -60,7 +62,7 @@ def run(
     if over_itself and not changed:
         verdict = Verdict("unchanged")
         return Outcome(path, planned.plan, verdict, size_before, size_before, None)
-    with models.pending(
+    with pending_file(
         model,
         rewritten,
         base_dir=path.parent,
@@ -87,19 +89,19 @@ def _run_program(
 ) -> Outcome:
     """Fold a program of torch.export, which takes PyTorch."""
     try:
-        from bnfold._pipeline import programs
+        from bnfold._pipeline.programs import fold_program_file
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "torch":
             raise
         raise UsageError("a .pt2 file takes PyTorch: pip install 'bnfold[torch]'") from error
-    return programs.run(path, output, verify=verify, seed=seed, progress=progress)
+    return fold_program_file(path, output, verify=verify, seed=seed, progress=progress)
 
 
 @dataclass(frozen=True)
 class _Trial:
     original: Path
     data: frozenset[str]
-    draft: models.PendingFile
+    draft: PendingFile
     weights: FoldedWeights
     inputs: list[InputSet] | None
     settings: Settings
@@ -118,12 +120,12 @@ class _Trial:
 
         self.progress("certifying every fold")
         with (
-            models.runnable(self.original, self.data) as original,
-            models.runnable(self.draft.path, self.draft.data) as folded,
+            runnable(self.original, self.data) as original,
+            runnable(self.draft.path, self.draft.data) as folded,
         ):
             bounds = Bounds.beginning(self.settings.threads, self.settings.seconds)
-            before = models.load(self.original, lean=True)
-            after = models.load(self.draft.path, lean=True)
+            before = load_model(self.original, lean=True)
+            after = load_model(self.draft.path, lean=True)
             certificates = certify(
                 before,
                 after,

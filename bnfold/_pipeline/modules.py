@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,14 @@ from bnfold._errors import UsageError
 from bnfold._judge.bench import Terms
 from bnfold._judge.cause import Cause
 from bnfold._judge.conclusion import conclude
+from bnfold._judge.difference import distance, magnitude
 from bnfold._judge.end_to_end import looked_at, settled, told
+from bnfold._judge.normal_form import apart, folded_module, folded_program, state
 from bnfold._judge.power import RestingFold
 from bnfold._judge.settings import Settings
 from bnfold._judge.torch_bench import RUNTIME, TorchBench
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status, combined, overall
-from bnfold._pipeline.comparing import files
+from bnfold._pipeline.comparing import compare_files
 from bnfold._run.bounds import UNBOUNDED
 from bnfold._run.drawing import USUAL
 from bnfold._run.session import EngineError
@@ -34,9 +37,14 @@ from bnfold._torch.module.fold import Example, copied
 from bnfold._torch.read.export import check
 
 _OPSET = 17
+# How far an output may move when a model is folded in float64, of its largest value.
+_EXACT = 1e-9
+_Model = TypeVar("_Model", nn.Module, ExportedProgram)
 
 
-def compare(original: nn.Module, folded: nn.Module, example: Example, seed: int) -> EndToEnd:
+def compare_modules(
+    original: nn.Module, folded: nn.Module, example: Example, seed: int
+) -> EndToEnd:
     """Judge two modules on example inputs.
 
     First both run in PyTorch in float64, where only the rounding of the folded weights is left to
@@ -49,26 +57,27 @@ def compare(original: nn.Module, folded: nn.Module, example: Example, seed: int)
     check(folded)
     call = Call(example)
     exact = _judged(TorchBench(original, folded, call, call.sets(seed), double=True), seed)
-
-    def plain() -> EndToEnd:
-        sets = call.sets(seed, USUAL.flavours)
-        return _judged(TorchBench(original, folded, call, sets, double=False), seed)
-
     ran = bool(exact.checks) or exact.status == "fail"
+
+    def as_they_are() -> EndToEnd:
+        """Both on drawn inputs as well, by PyTorch alone."""
+        sets, result = call.sets(seed, USUAL.flavours), exact
+        if ran:
+            bench = TorchBench(original, folded, call, sets, double=True)
+            result = _judged(bench, seed)
+        bench = TorchBench(original, folded, call, sets, double=False)
+        return _both(result, _judged(bench, seed))
+
     if not ran:
-        result = plain()
-        if not result.checks and result.status == "inconclusive":
-            raise UsageError(result.notes[-1])
-        exact = _both(exact, result)
+        exact = as_they_are()
+        if not exact.checks and exact.status == "inconclusive":
+            raise UsageError(exact.notes[-1])
     try:
         deployed = _in_onnxruntime(original, folded, example, seed)
     except _NotExportable as error:
-        note = f"not compared in onnxruntime: {error}"
-        if ran:
-            sets = call.sets(seed, USUAL.flavours)
-            again = TorchBench(original, folded, call, sets, double=True)
-            exact = _both(_judged(again, seed), plain())
-        return replace(exact, notes=(*exact.notes, note))
+        exact = as_they_are() if ran else exact
+        exact = _with_weights(exact, original, folded, example, folded_module)
+        return replace(exact, notes=(*exact.notes, f"not compared in onnxruntime: {error}"))
     status = combined(_in_other_eyes(exact), [deployed.status])
     checks, notes = (*exact.checks, *deployed.checks), (*exact.notes, *deployed.notes)
     return replace(deployed, status=status, checks=checks, notes=notes)
@@ -97,7 +106,7 @@ def compare_programs(
         _judged(TorchBench(*modules, call, sets, double=double), seed, certified, resting)
         for double in (True, False)
     )
-    return _both(exact, plain)
+    return _with_weights(_both(exact, plain), original, folded, call.example, folded_program)
 
 
 def _judged(
@@ -146,6 +155,58 @@ def _in_other_eyes(exact: EndToEnd) -> Status:
     return exact.status if exact.status == "fail" else overall(seen)
 
 
+def _with_weights(
+    seen: EndToEnd,
+    original: _Model,
+    folded: _Model,
+    example: Example,
+    fold: Callable[[_Model, Example], _Model],
+) -> EndToEnd:
+    """What was seen of two models, and what their weights say that outputs in so few digits do not:
+    in bfloat16 always, in float16 where errors did not show. Each is folded in float64 first.
+
+    Where that cannot be done the outputs have been compared and decide alone. It leaves the verdict
+    open where folding in float64 changes what the original puts out: then that is at fault.
+    """
+    blind = any(check.cause is Cause.HIDDEN_ERRORS for check in seen.checks)
+    kinds = {t.dtype for model in (original, folded) for t in state(model).values()}
+    dtype = torch.bfloat16 if torch.bfloat16 in kinds else torch.float16
+    if dtype not in kinds or (dtype == torch.float16 and not blind):
+        return seen
+    args, kwargs = Call(example).filled({}, double=True)
+    wide = replace(example, args=args, kwargs=kwargs)
+    try:
+        with _one_thread():
+            exact, made = fold(original, wide), fold(folded, wide)
+            feeds = Call(wide).feeds()
+            pair = (
+                TorchModel(_module(m), Call(wide), double=True).run(feeds)
+                for m in (original, exact)
+            )
+            same = all(distance(a, b) <= _EXACT * magnitude(a) for a, b in zip(*pair, strict=True))
+    except (UsageError, EngineError) as error:
+        return _noted(seen, f"weights were not compared: {error}")
+    if not same:
+        why = "weights were not compared: folding in float64 changes the outputs"
+        return replace(_noted(seen, why), status=combined(seen.status, ["inconclusive"]))
+    problem = apart(exact, made, dtype)
+    if problem is None:
+        why = "weights were not compared: the two do not have the same ones once folded"
+        return _noted(seen, why)
+    if problem:
+        worst: Status = "fail" if dtype == torch.bfloat16 else "inconclusive"
+        return replace(_noted(seen, problem), status=combined(seen.status, [worst]))
+    return replace(seen, status=_in_other_eyes(seen))
+
+
+def _noted(result: EndToEnd, note: str) -> EndToEnd:
+    return replace(result, notes=(*result.notes, note))
+
+
+def _module(model: nn.Module | ExportedProgram) -> nn.Module:
+    return model.module() if isinstance(model, ExportedProgram) else model
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Run on one thread: a grouped convolution in float64 goes group by group, and its threads
@@ -167,6 +228,8 @@ def _in_onnxruntime(
     original: nn.Module, folded: nn.Module, example: Example, seed: int
 ) -> EndToEnd:
     """Compare both as exported. Raises `_NotExportable` where they cannot be."""
+    if any(each.dtype == torch.bfloat16 for each in (*original.parameters(), *original.buffers())):
+        raise _NotExportable("onnxruntime does not run bfloat16")
     if any(each.dtype == torch.float64 for each in (*original.parameters(), *original.buffers())):
         raise _NotExportable("ONNX has a norm's ε in float32, which a float64 module has not")
     try:
@@ -177,7 +240,7 @@ def _in_onnxruntime(
         paths = [Path(scratch) / name for name in ("original.onnx", "folded.onnx")]
         for module, path in zip((original, folded), paths, strict=True):
             _export(copied(module), example, path, outputs)
-        return files(paths[0], paths[1], None, Settings(seed))
+        return compare_files(paths[0], paths[1], None, Settings(seed))
 
 
 def _export(module: nn.Module, example: Example, path: Path, outputs: int) -> None:

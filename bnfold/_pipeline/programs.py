@@ -14,7 +14,7 @@ from bnfold._system import paths
 from bnfold._torch.program.fold import PlannedProgram, load
 
 
-def run(
+def fold_program_file(
     path: Path,
     output: Path | None,
     *,

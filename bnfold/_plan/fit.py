@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from bnfold._core import channels
 from bnfold._core.affine import Vector
+from bnfold._core.limits import overflows, underflows
 from bnfold._core.parameters import Reading, Site
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, View
@@ -73,12 +73,9 @@ def _standing_refusal(view: View, readings: Readings, move: Move) -> Reason | No
     dtype = standing_dtype(view, readings, move)
     for standing in move.stands:
         vectors = standing_constants(readings, move, standing)
-        if any(channels.overflows(np.abs(vector), dtype) for vector in vectors):
+        if any(overflows(np.abs(vector), dtype) for vector in vectors):
             return Reason("overflow", where, f"the composed constants would overflow {dtype}")
-        lost = (
-            standing.op not in ("Add", "Sub")
-            and channels.underflows(np.ones(1), vectors[0], dtype).any()
-        )
+        lost = standing.op not in ("Add", "Sub") and underflows(np.ones(1), vectors[0], dtype).any()
         if lost:
             message = f"the composed scale would fall below {dtype}'s range"
             return Reason("underflow", where, message)

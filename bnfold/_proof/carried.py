@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold._onnx.write.rewriting import Factor, Related
+from bnfold._onnx.write.applied import Factor, Related
 from bnfold._proof.rows import Line
 
 

@@ -24,11 +24,12 @@ from onnx import ModelProto, NodeProto
 
 from bnfold._onnx.merge.patch import lay
 from bnfold._onnx.read.scopes import Scope, label
-from bnfold._onnx.write.rewriting import Applied
-from bnfold._proof import local_probe as local
+from bnfold._onnx.write.applied import Applied
+from bnfold._proof import local_probe
+from bnfold._proof.absorption import Absorption, deviation
 from bnfold._proof.carried import claims, laid_out
 from bnfold._proof.crossings import check_crossing
-from bnfold._proof.formulas import FORMULAS, Case, deviation
+from bnfold._proof.formulas import FORMULAS
 from bnfold._proof.merges import check_merge
 from bnfold._proof.rows import Line, Mismatch, Side, chain_between, follow, output_rank
 from bnfold._proof.unchecked import Unchecked
@@ -109,7 +110,7 @@ def certify(
     if numbers is not None:
         places: dict[str, list[int]] = {}
         for at, fold in enumerate(applied):
-            name = local.source(before, fold) if found[at].holds else None
+            name = local_probe.source(before, fold) if found[at].holds else None
             if name is not None:
                 places.setdefault(name, []).append(at)
         with suppress(Exhausted, MemoryError):  # what is not probed rests on its certificate
@@ -146,7 +147,7 @@ def _probed(
 ) -> Certificate:
     try:
         with np.errstate(all="ignore"):
-            return replace(found, probe=local.probe(before, after, fold, given))
+            return replace(found, probe=local_probe.probe(before, after, fold, given))
     except (Mismatch, ValueError) as mismatch:
         return replace(found, problem=f"on real numbers: {mismatch}")
 
@@ -180,7 +181,7 @@ def _compose(before: Side, after: Side, fold: Applied) -> float:
     first = old.nodes[fold.into]
     rank = before.rank(old, first.output[0]) or _least_rank(old, fold)
     wanted, made = Line.identity(rank), Line.identity(rank)
-    data = next((n for n in first.input if before.values(old, n) is None), "")
+    data = next((n for n in first.input if before.fixed(old, n) is None), "")
     _read(fold, data, wanted, made)
     for position in fold.chain:
         follow(before, old, old.nodes[position], wanted)
@@ -260,7 +261,7 @@ def _absorb(before: Side, after: Side, fold: Applied) -> float:
     if entry is not None and entry.new:
         raise Mismatch(f"what {label(node)} reads has changed, and its weights cannot follow")
     sides = before, after, old, new, node, twin
-    return max(check(Case(*sides, one, other, entry)) for one, other in pairs)
+    return max(check(Absorption(*sides, one, other, entry)) for one, other in pairs)
 
 
 def _cross(bounds: Bounds, before: Side, after: Side, fold: Applied) -> float | Unchecked:

@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.tensors import FLOATS
-from bnfold._onnx.write.rewriting import Related
+from bnfold._onnx.write.applied import Related
 from bnfold._proof.carried import claims, laid_out
 from bnfold._proof.rows import Line, Mismatch, Side
 from bnfold._proof.unchecked import Obstacle, Unchecked

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto
 
-from bnfold._onnx.read.constants import evaluate as by_reference
+from bnfold._onnx.read import constants
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.tensors import FLOATS, data_type
-from bnfold._onnx.write.rewriting import Applied
+from bnfold._onnx.write.applied import Applied
 from bnfold._proof.carried import claims, laid_out
 from bnfold._proof.definitions import evaluate, is_defined
 from bnfold._proof.rows import Double, Line, Mismatch, Side, chain_between
@@ -230,7 +230,7 @@ def _step(node: NodeProto, inputs: list[Any], opset: int) -> Double:
     try:
         if is_defined(node):
             return evaluate(node, inputs, magnitude=False)
-        return by_reference(node, inputs, opset).astype(np.float64)
+        return constants.evaluate(node, inputs, opset).astype(np.float64)
     except Exception as error:  # Whatever an implementation raises that lacks something.
         raise _Unknown from error
 

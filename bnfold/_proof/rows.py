@@ -87,12 +87,16 @@ class Side:
         shapes = infer(model, scopes)
         return cls({s.path: s for s in scopes}, Constants(base_dir, shapes), shapes)
 
+    def fixed(self, scope: Scope, name: str) -> NDArray[Any] | None:
+        """The numbers of a map. What a DequantizeLinear makes is the data that a map reads."""
+        found = self.constants.find(scope, name) if name else None
+        return found.load() if isinstance(found, Constant) else None
+
     def values(self, scope: Scope, name: str) -> NDArray[Any] | None:
-        if not name:
-            return None
-        found = self.constants.find(scope, name)
-        if isinstance(found, Constant):
-            return found.load()
+        """The numbers of a map or a weight."""
+        found = self.fixed(scope, name)
+        if found is not None or not name:
+            return found
         integers = self.integers(scope, name)
         return integers.weight.load() if integers is not None else None
 
@@ -134,7 +138,7 @@ def follow(side: Side, scope: Scope, node: NodeProto, line: Line) -> np.dtype[An
         return _follow_batch_norm(side, scope, node, line)
     if len(node.input) != 2:
         raise Mismatch(f"{label(node)} does not have two operands")
-    first, second = (side.values(scope, name) for name in node.input)
+    first, second = (side.fixed(scope, name) for name in node.input)
     raw = first if first is not None else second
     if raw is None or (first is not None and second is not None):
         raise Mismatch(f"{label(node)} does not have one constant operand")
@@ -193,7 +197,7 @@ def chain_between(side: Side, scope: Scope, source: str, output: str) -> list[No
             raise Mismatch(f"no chain of operators leads from {source} to {output}")
         node = scope.nodes[position]
         nodes.append(node)
-        data = [n for n in node.input if n == source or side.values(scope, n) is None]
+        data = [n for n in node.input if n == source or side.fixed(scope, n) is None]
         if node.op_type not in _PASSED or not data:
             raise Mismatch(f"{label(node)} stands between {source} and {output}")
         name = data[0]

@@ -20,7 +20,7 @@ SCHEMA = "bnfold.report/1"
 COMPARISON = "bnfold.comparison/1"
 
 
-def document(outcome: Outcome) -> dict[str, Any]:
+def outcome_document(outcome: Outcome) -> dict[str, Any]:
     """The whole outcome as plain data; its schema is schemas/report-1.json."""
     return {
         "schema": SCHEMA,
@@ -34,7 +34,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def comparison(original: str, folded: str, result: EndToEnd) -> dict[str, Any]:
+def comparison_document(original: str, folded: str, result: EndToEnd) -> dict[str, Any]:
     """The comparison of two models as plain data; its schema is schemas/comparison-1.json."""
     return {
         "schema": COMPARISON,
@@ -51,7 +51,7 @@ def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"
 
 
-def text(outcome: Outcome, verbose: bool, power: bool = False) -> Iterator[str]:
+def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Iterator[str]:
     """Lines for a terminal; with ``power``, what planted errors showed in any case."""
     yield from _plan_lines(outcome, verbose, "folded", "merged")
     yield from verdict_lines(outcome.verdict, verbose, power)

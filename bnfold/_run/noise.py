@@ -6,20 +6,39 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
+import ml_dtypes
 import numpy as np
+
+from bnfold._core.limits import Limits
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-_BITS = {np.dtype(f): np.dtype(i) for f, i in (("f2", "i2"), ("f4", "i4"), ("f8", "i8"))}
-_MISTAKES = {np.dtype("f2"): 0.1, np.dtype("f4"): 0.01, np.dtype("f8"): 0.01}
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_BITS: dict[np.dtype[Any], np.dtype[Any]] = {
+    np.dtype("f2"): np.dtype("i2"),
+    np.dtype("f4"): np.dtype("i4"),
+    np.dtype("f8"): np.dtype("i8"),
+    _BFLOAT16: np.dtype("i2"),
+}
+_MISTAKES = {
+    np.dtype("f2"): 0.1,
+    np.dtype("f4"): 0.01,
+    np.dtype("f8"): 0.01,
+    _BFLOAT16: 0.1,
+}
 _POOL = 1 << 18
 _BLOCK = 1 << 16
 _SMALL = 1 << 12
 
 
-def can_move(array: Array) -> bool:
-    """Tell whether an array holds floats of a width that is known here."""
+def has_steps(array: Array) -> bool:
+    """Tell whether an array holds floats of a type that is known here."""
     return array.dtype in _BITS
+
+
+def can_move(array: Array) -> bool:
+    """Tell whether an array holds floats that an engine of ONNX can be fed: not bfloat16."""
+    return has_steps(array) and array.dtype != _BFLOAT16
 
 
 class Noise:
@@ -33,7 +52,7 @@ class Noise:
     """
 
     def __init__(self, weights: Mapping[str, Array], rng: np.random.Generator) -> None:
-        """Take weights for which `can_move` holds. They are never written to."""
+        """Take weights for which `has_steps` holds. They are never written to."""
         self._rng = rng
         self._weights = {name: np.asarray(array, order="C") for name, array in weights.items()}
         self._buffers = dict[str, Array]()
@@ -65,7 +84,8 @@ class Noise:
         of the slices.
 
         A slice that is all zero is not taken. Where all is zero, 1 % of one is added instead. In
-        float16, whose own rounding comes close to 1 % after a few layers, the mistake is 10 %.
+        float16 and bfloat16, whose own rounding comes close to 1 % after a few layers, the mistake
+        is 10 %.
         """
         wrong = {}
         for name, axis in sorted(axes.items()):
@@ -147,7 +167,7 @@ def _hashed(bits: Array, salt: np.uint32) -> Array:
 
 def _fixed(array: Array) -> Array:
     """Return the positions of the elements that have no step on both sides."""
-    largest, found = np.finfo(array.dtype).max, []
+    largest, found = Limits.of(array.dtype).largest, []
     for start in range(0, array.size, _BLOCK):  # one at a time, as it fits in the cache
         magnitude = np.abs(array[start : start + _BLOCK])
         found.append(np.flatnonzero(~((magnitude > 0) & (magnitude < largest))) + start)

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from bnfold._onnx.files import filled
+from bnfold._onnx.files.lean import serialize_whole
 from bnfold._onnx.read.scopes import label
 from bnfold._run.bounds import Bounds
 from bnfold._run.nodes import Flow, reads, subgraphs
@@ -142,7 +142,7 @@ class OnnxModel:
 
     def _serialized(self, model: onnx.ModelProto) -> bytes:
         try:
-            return filled.serialized(model, self._source.path)
+            return serialize_whole(model, self._source.path)
         except MemoryError:
             raise
         except Exception as error:

@@ -19,8 +19,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from bnfold._onnx import tensors as tensors_module
-from bnfold._onnx.files.models import tensors
+from bnfold._onnx import tensors
+from bnfold._onnx.files.external import all_tensors
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.providers import CPU, Provider
 from bnfold._system import memory
@@ -194,9 +194,9 @@ class Reference:
 
 def _inline(model: onnx.ModelProto, folder: Path | None) -> None:
     """Take external data into the model. `onnx.load` would refuse symbolic links, as hubs make."""
-    for tensor in tensors(model):
+    for tensor in all_tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            tensors_module.write(tensor, tensors_module.read(tensor, folder))
+            tensors.write(tensor, tensors.read(tensor, folder))
 
 
 def _refuse_known_bugs(model: onnx.ModelProto) -> None:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from bnfold._run.bounds import Exhausted
 from bnfold._run.drawing import Flavour, floats
 from bnfold._run.given import InputSet
-from bnfold._run.noise import Array, can_move
+from bnfold._run.noise import Array, has_steps
 from bnfold._run.perturbable_model import Layer
 from bnfold._run.session import EngineError
 from bnfold._run.torch_trace import RANDOM, Traced, Use, traced
@@ -82,7 +82,7 @@ class TorchModel:
         self.weights: dict[str, Array] = {
             name: values
             for name, tensor in stored
-            if tensor.dtype in DTYPES and can_move(values := to_numpy(tensor))
+            if tensor.dtype in DTYPES and has_steps(values := to_numpy(tensor))
         }
         own = copied(module)
         self._module = nn.Module.double(own) if double else own

@@ -116,12 +116,12 @@ def test_streams_that_are_closed(closed, model, tmp_path):
 def test_warnings_of_libraries_are_not_shown(settled):
     """Unless Python is asked to show them."""
     script = (
-        "import sys, warnings, bnfold._onnx.files.models as files\n"
-        "load = files.load\n"
+        "import sys, warnings, bnfold._onnx.files.load as files\n"
+        "load = files.load_model\n"
         "def noisy(path):\n"
         "    warnings.warn('noise', RuntimeWarning)\n"
         "    return load(path)\n"
-        "files.load = noisy\n"
+        "files.load_model = noisy\n"
         "from bnfold._command.cli import main\n"
         "main(sys.argv[1:], 'bnfold')\n"
     )

@@ -282,3 +282,22 @@ def test_a_wrong_program_is_not_the_same_function():
 def test_a_path_is_needed_for_other_kinds():
     with pytest.raises(TypeError, match="expected a path"):
         bnfold.fold(torch.zeros(3))
+
+
+class Standardized(nn.Conv2d):
+    """As in NFNet: a norm in training mode makes the weight, from the weight alone."""
+
+    def forward(self, x):
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = nn.functional.batch_norm(rows, None, None, training=True, momentum=0.0)
+        return self._conv_forward(x, weight.reshape_as(self.weight), self.bias)
+
+
+def test_a_norm_of_a_weight_is_none_of_data():
+    """It goes with the weight that it makes, and has no mode to be blamed for."""
+    x = torch.randn(2, 4, 5, 5)
+    program = export(lively(nn.Sequential(Standardized(4, 4, 3), nn.BatchNorm2d(4))), x)
+    folded = bnfold.fold(program)
+    assert ops(folded) == ["conv2d"]
+    assert not bnfold.plan(program).kept
+    same(program, folded, x)

@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from bnfold._onnx.fold import prepare
-from bnfold._onnx.write.rewriting import Applied
+from bnfold._onnx.write.applied import Applied
 from bnfold._proof.certificate import Certificate, certify
 
 from ..graphs import (

@@ -11,7 +11,7 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold._pipeline.models import run
+from bnfold._pipeline.models import fold_file
 from bnfold._run.hoist import hoist
 from bnfold._run.nodes import all_nodes
 from bnfold._run.perturbable import find
@@ -296,7 +296,7 @@ def test_folds_in_bodies_are_compared_with_a_measured_tolerance(tmp_path: Path) 
     )
     made.graph.input[1].type.tensor_type.elem_type = TensorProto.BOOL
     onnx.save(made, tmp_path / "model.onnx")
-    outcome = run(
+    outcome = fold_file(
         tmp_path / "model.onnx",
         tmp_path / "folded.onnx",
         verify=True,

@@ -14,8 +14,8 @@ from bnfold._core.joins import Concatenated, Summed
 from bnfold._core.laws import Clipped, Homogeneous, Mixed, Padded, Way
 from bnfold._core.parameters import Site
 from bnfold._onnx.read import paddings
-from bnfold._onnx.write import numbers
-from bnfold._onnx.write.rewriting import Factor, Related
+from bnfold._onnx.write import parameters
+from bnfold._onnx.write.applied import Factor, Related
 
 from ..graphs import bn, const, conv, model, op, positive, rand
 from .folds import folded
@@ -129,7 +129,7 @@ def leave_value(patch):
 
 
 def misplace_bounds(patch):
-    patch.setattr(numbers, "_POSITIONS", {"min": 2, "max": 1, "value": 2})
+    patch.setattr(parameters, "_POSITIONS", {"min": 2, "max": 1, "value": 2})
 
 
 def ignore_padding(patch):

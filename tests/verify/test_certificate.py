@@ -12,8 +12,8 @@ import onnx
 import pytest
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from bnfold._onnx.files import models as _models
-from bnfold._proof import formulas
+from bnfold._onnx.files.load import load_model
+from bnfold._proof import absorption
 from bnfold._proof.certificate import certify
 
 from ..graphs import (
@@ -50,7 +50,7 @@ Array = Any
 @pytest.fixture(autouse=True, params=[1 << 20, 5], ids=["whole", "in parts"])
 def _at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large weights are looked at part by part; these are small, so that the parts have to be."""
-    monkeypatch.setattr(formulas, "_AT_ONCE", request.param)
+    monkeypatch.setattr(absorption, "_AT_ONCE", request.param)
 
 
 @every_type
@@ -129,13 +129,13 @@ def test_weights_in_external_files(tmp_path: Path) -> None:
     for path, proto in zip(paths, (done.original, done.folded)):
         path.parent.mkdir()
         onnx.save(proto, path, save_as_external_data=True, location="m.bin", size_threshold=0)
-    models = [_models.load(path) for path in paths]
+    models = [load_model(path) for path in paths]
     (certificate,) = certify(*models, done.applied, *(path.parent for path in paths))
     assert certificate.holds
     other = case("conv-square")
     onnx.save(other.folded, paths[1], save_as_external_data=True, location="m.bin")
     (certificate,) = certify(
-        models[0], _models.load(paths[1]), done.applied, *(p.parent for p in paths)
+        models[0], load_model(paths[1]), done.applied, *(p.parent for p in paths)
     )
     assert not certificate.holds
 

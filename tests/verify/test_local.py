@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from bnfold._judge.activations import Activations
 from bnfold._judge.settings import Settings
 from bnfold._onnx.fold import prepare
-from bnfold._proof import local_probe as local
+from bnfold._proof import local_probe
 from bnfold._proof.certificate import certify
 from bnfold._proof.rows import Mismatch, Side
 from bnfold._proof.unchecked import Obstacle
@@ -42,13 +42,13 @@ def probed(done: Folded, wrong: ModelProto | None = None) -> list[float | None]:
         for value in done.original.graph.input
     }
     for fold in done.applied:
-        name = local.source(before, fold)
+        name = local_probe.source(before, fold)
         if name is None:
             found.append(None)
             continue
         if name not in feeds:
             feeds[name] = ReferenceEvaluator(done.original).run([name], feeds)[0]
-        found.append(local.probe(before, after, fold, feeds[name]))
+        found.append(local_probe.probe(before, after, fold, feeds[name]))
     return found
 
 

@@ -1,8 +1,8 @@
-"""Reads a model without its large weights: they stay in its file.
+"""Lean models: a model without its large weights, which stay in its file.
 
 The raw data of a large tensor becomes external data, in ONNX's sense, that lies in the model's own
-file (ONNX, "External Data": location, offset and length). So whoever asks for its values maps them,
-and whoever does not never reads them.
+file (ONNX, "External Data": location, offset and length). Who asks for its values maps them; who
+does not never reads them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from typing import NamedTuple, TypeAlias
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from bnfold._onnx import tensors
+from bnfold._onnx.files.external import OWN, all_tensors, is_own
 from bnfold._onnx.files.wire import BYTES, Unusual, fields, number, prefix
 
 LEAST_FILE = 1 << 22
-"""Bytes from which on a file is read like this."""
+"""Files from this size on, in bytes, are read without their large tensors."""
+
 LEAST_TENSOR = 1 << 16
-"""Bytes from which on the data of a tensor stay in the file."""
-OWN = "own"
-"""The key by which a tensor is known that lies in its model's own file, being part of it."""
+"""Data of tensors from this size on, in bytes, stay in the file."""
+
 _WHOLE = frozenset(
     (
         TensorProto.BFLOAT16,
@@ -42,10 +44,10 @@ _WHOLE = frozenset(
 """Types whose numbers take whole bytes, each its own."""
 
 
-def read(path: Path) -> bytes | None:
-    """What a model file holds but for the data of large tensors; None where it is small, or is
-    better read as a whole.
+def read_lean(path: Path) -> bytes | None:
+    """The bytes of a model file without the data of large tensors.
 
+    None where the file is small, or is laid out in a way that is better read as a whole.
     Raises `OSError` where the file cannot be read.
     """
     if path.stat().st_size < LEAST_FILE:
@@ -57,12 +59,51 @@ def read(path: Path) -> bytes | None:
             return None
 
 
-def is_own(tensor: TensorProto) -> bool:
-    """Whether a tensor was left in its model's file by `read`."""
-    return any(entry.key == OWN for entry in tensor.external_data)
+def serialize_whole(model: ModelProto, path: Path) -> bytes:
+    """The bytes of a lean model, perhaps changed since, with the weights that lie in ``path``.
+
+    Protocol buffers that follow each other merge (Protocol Buffers documentation, "Encoding", "Last
+    One Wins"): a tensor of the main graph may stand behind everything else. So its data go from the
+    file into the result, and into no message in between.
+    Raises what protobuf raises for a model that is too large without those tensors.
+    """
+    if not any(map(is_own, all_tensors(model))):
+        whole: bytes = model.SerializeToString()
+        return whole
+    rest = ModelProto()
+    rest.CopyFrom(model)
+    del rest.graph.initializer[:]
+    rest.graph.initializer.extend(t for t in model.graph.initializer if not is_own(t))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for tensor in filter(is_own, all_tensors(rest)):
+            start, end = _range_in_file(tensor)
+            tensor.raw_data = data[start:end]
+            _make_internal(tensor)
+        parts: list[bytes | memoryview] = [rest.SerializeToString()]
+        with memoryview(data) as view:
+            slices = []
+            for tensor in filter(is_own, model.graph.initializer):
+                start, end = _range_in_file(tensor)
+                told = TensorProto()
+                told.CopyFrom(tensor)
+                _make_internal(told)
+                held = told.SerializeToString()
+                head = prefix(TensorProto.RAW_DATA_FIELD_NUMBER, end - start)
+                size = len(held) + len(head) + end - start
+                inner = prefix(GraphProto.INITIALIZER_FIELD_NUMBER, size)
+                outer = prefix(ModelProto.GRAPH_FIELD_NUMBER, len(inner) + size)
+                slices.append(view[start:end])
+                parts += (outer, inner, held, head, slices[-1])
+            try:
+                return b"".join(parts)
+            finally:
+                for part in slices:
+                    part.release()
 
 
 class _Walk(NamedTuple):
+    """The bytes of a file, and its name, as external data refer to it."""
+
     data: mmap.mmap
     location: str
 
@@ -71,7 +112,10 @@ _Walker: TypeAlias = Callable[[_Walk, int, int], list[bytes]]
 
 
 def _rewritten(walk: _Walk, start: int, end: int, inner: Mapping[int, _Walker]) -> list[bytes]:
-    """A message whose large fields of some numbers are rewritten, all else as it stands."""
+    """A message in which large fields are rewritten, those whose numbers ``inner`` names.
+
+    All else stays as it stands.
+    """
     parts, kept = [], start
     for field in fields(walk.data, start, end):
         if (
@@ -102,16 +146,14 @@ def _node(walk: _Walk, start: int, end: int) -> list[bytes]:
 
 
 def _attribute(walk: _Walk, start: int, end: int) -> list[bytes]:
-    tensors = (
-        f for f in fields(walk.data, start, end) if f.number == AttributeProto.T_FIELD_NUMBER
-    )
-    if sum(1 for _ in tensors) > 1:  # They would be merged.
+    held = (f for f in fields(walk.data, start, end) if f.number == AttributeProto.T_FIELD_NUMBER)
+    if sum(1 for _ in held) > 1:  # They would be merged.
         raise Unusual
     return _rewritten(walk, start, end, {AttributeProto.T_FIELD_NUMBER: _tensor})
 
 
 def _tensor(walk: _Walk, start: int, end: int) -> list[bytes]:
-    """A tensor, its raw data told by where they lie."""
+    """A tensor that refers to the place of its raw data instead of holding them."""
     held = list(fields(walk.data, start, end))
     raw = [field for field in held if field.number == TensorProto.RAW_DATA_FIELD_NUMBER]
     types = [field for field in held if field.number == TensorProto.DATA_TYPE_FIELD_NUMBER]
@@ -127,3 +169,16 @@ def _tensor(walk: _Walk, start: int, end: int) -> list[bytes]:
     for key, value in place.items():
         told.external_data.add(key=key, value=str(value))
     return [walk.data[start : data.tag], walk.data[data.end : end], told.SerializeToString()]
+
+
+def _range_in_file(tensor: TensorProto) -> tuple[int, int]:
+    """Where the data of a tensor begin and end in the file."""
+    _, start, length = tensors.external_location(tensor)
+    assert length is not None
+    return start, start + length
+
+
+def _make_internal(tensor: TensorProto) -> None:
+    """Let a tensor hold its own data."""
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")

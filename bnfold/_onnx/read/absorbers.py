@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import NodeProto, helper
 
-from bnfold._core import channels as _channels
+from bnfold._core import channels
 from bnfold._core.affine import AffineMap
 from bnfold._core.broadcast import Shape
 from bnfold._core.channels import ChannelLayout
@@ -60,14 +60,14 @@ def conv(context: Context, node: NodeProto) -> Found | None:
     if isinstance(weight, Constant):
         cin = weight.shape[1] * group
         padding = paddings.conv(context, node, weight.shape)
-        entrance = Entrance(_channels.conv_inputs(weight.shape, group))
+        entrance = Entrance(channels.conv_inputs(weight.shape, group))
         inside = _Inside(entrance, InputSide(0, {1: cin}, None, padding))
     return _channel_first(
         context,
         node,
         weight,
         cout,
-        lambda axis: _channels.along_axis(_fixed(shape), 0),
+        lambda axis: channels.along_axis(_fixed(shape), 0),
         shape,
         inside,
     )
@@ -92,14 +92,14 @@ def conv_transpose(context: Context, node: NodeProto) -> Found | None:
     inside = None
     if isinstance(weight, Constant):
         padding = paddings.conv_transpose(node, weight.shape)
-        entrance = Entrance(_channels.along_axis(weight.shape, 0))
+        entrance = Entrance(channels.along_axis(weight.shape, 0))
         inside = _Inside(entrance, InputSide(0, {1: weight.shape[0]}, None, padding))
     return _channel_first(
         context,
         node,
         weight,
         cout,
-        lambda axis: _channels.conv_transpose(fixed, group),
+        lambda axis: channels.conv_transpose(fixed, group),
         shape,
         inside,
     )
@@ -137,22 +137,22 @@ def layer_norm(context: Context, node: NodeProto) -> Found | None:
     offset = len(shape) - len(gamma) if shape is not None else 0
     if offset < 0:
         return None
-    channels = {offset + j: n for j, n in enumerate(gamma)} if shape is not None else {}
+    channel_sizes = {offset + j: n for j, n in enumerate(gamma)} if shape is not None else {}
     bias = _shaped(context.parameter(node, 2), gamma)
     site = Site(
         label(node),
         1,
         2,
-        channels,
-        lambda axis: _channels.along_axis(gamma, max(axis - offset, 0)),
-        lambda axis: _channels.along_axis(gamma, axis - offset).along,
+        channel_sizes,
+        lambda axis: channels.along_axis(gamma, max(axis - offset, 0)),
+        lambda axis: channels.along_axis(gamma, axis - offset).along,
         weight,
         bias if isinstance(bias, Constant) else None,
         gamma,
         dtype=weight.dtype,
     )
     blocked = bias if isinstance(bias, Reason) else None
-    return Found(Absorber(channels, blocked, blocked), site, shape)
+    return Found(Absorber(channel_sizes, blocked, blocked), site, shape)
 
 
 def gemm(context: Context, node: NodeProto) -> Found | None:
@@ -185,7 +185,7 @@ def gemm(context: Context, node: NodeProto) -> Found | None:
         position,
         2,
         {axis: size},
-        lambda _: _channels.along_axis(fixed, stored_axis),
+        lambda _: channels.along_axis(fixed, stored_axis),
         lambda out: (size,) if out == 1 else (size, 1),
         weight,
         bias if isinstance(bias, Constant) else None,
@@ -193,7 +193,7 @@ def gemm(context: Context, node: NodeProto) -> Found | None:
         beta,
         weight.dtype,
         Entrance(
-            _channels.along_axis(fixed, 1 - stored_axis), attributes.number(node, "alpha", 1.0)
+            channels.along_axis(fixed, 1 - stored_axis), attributes.number(node, "alpha", 1.0)
         ),
         _quantized(context, node, position),
     )
@@ -229,23 +229,23 @@ def matmul(context: Context, node: NodeProto) -> Found | None:
     other = context.shape(node.input[1 - position])
     where = _output_axes(weight.shape, position, other)
     fixed = weight.shape
-    channels = {out: fixed[own] for out, own in where.items()}
+    channel_sizes = {out: fixed[own] for out, own in where.items()}
     site = Site(
         label(node),
         position,
         None,
-        channels,
-        lambda out: _channels.along_axis(fixed, where.get(out, 0)),
+        channel_sizes,
+        lambda out: channels.along_axis(fixed, where.get(out, 0)),
         lambda out: (),
         weight,
         dtype=weight.dtype,
-        entrance=Entrance(_channels.along_axis(fixed, _summed_axis(fixed, position))),
+        entrance=Entrance(channels.along_axis(fixed, _summed_axis(fixed, position))),
         quantized=_quantized(context, node, position),
     )
     old = Reason("unsupported-opset", label(node), "an Add would need opset 7 or later")
     ahead = _ahead_of_matmul(label(node), site, fixed, position, other)
-    role = Absorber(channels, None, None if context.opset >= 7 else old, False, ahead)
-    return Found(role, site, _output_shape(weight.shape, other, channels))
+    role = Absorber(channel_sizes, None, None if context.opset >= 7 else old, False, ahead)
+    return Found(role, site, _output_shape(weight.shape, other, channel_sizes))
 
 
 def _output_axes(fixed: Shape, position: int, other: Shape | None) -> dict[int, int]:
@@ -284,10 +284,10 @@ def _ahead_of_matmul(
     matrix; with batch axes of its own it would vary along several.
     """
     size = fixed[_summed_axis(fixed, position)]
-    channels = {}
+    channel_sizes = {}
     if other is not None:
         axis = len(other) - 1 if position == 1 else max(len(other) - 2, 0)
-        channels = {axis: size}
+        channel_sizes = {axis: size}
     blocked = None
     if len(fixed) != 2 or other is None:
         message = f"the shift would vary along several axes of what {where} puts out"
@@ -296,15 +296,15 @@ def _ahead_of_matmul(
     def image(map_: AffineMap) -> AffineMap:
         return AffineMap.of(1.0, site.image(map_.shift), next(iter(site.channels)))
 
-    return InputSide(1 - position, channels, None, blocked, image)
+    return InputSide(1 - position, channel_sizes, None, blocked, image)
 
 
-def _output_shape(fixed: Shape, other: Shape | None, channels: dict[int, int]) -> Shape | None:
+def _output_shape(fixed: Shape, other: Shape | None, channel_sizes: dict[int, int]) -> Shape | None:
     """What is known of a MatMul's output shape: its rank and the sizes the constant gives it."""
     if other is None or len(fixed) < 2:
         return None
     rank = max(len(fixed), len(other)) - (len(other) == 1)
-    return tuple(channels.get(axis) for axis in range(rank))
+    return tuple(channel_sizes.get(axis) for axis in range(rank))
 
 
 def _channel_first(
@@ -358,7 +358,7 @@ def _gamma_on_axis_one(context: Context, node: NodeProto) -> Found | None:
         1,
         2,
         {1: size},
-        lambda axis: _channels.along_axis(fixed, 0),
+        lambda axis: channels.along_axis(fixed, 0),
         lambda axis: fixed,
         weight,
         bias if isinstance(bias, Constant) else None,

@@ -1,8 +1,9 @@
 """Values that are the same at every run: initializers, Constant nodes, and chains of them.
 
 Paddle and PyTorch's unoptimized exporter write parameters through chains of Identity, Reshape,
-Cast, Shape, Expand and arithmetic; a chain whose every input is constant is a constant. Single
-operators are evaluated by ONNX's own reference implementation.
+Cast, Shape, Expand and arithmetic, standardized weights through norms; a chain whose every input is
+constant is a constant. Norms are evaluated by definition, other operators by ONNX's own reference
+implementation.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bnfold._core.reasons import Reason
 from bnfold._onnx import tensors
+from bnfold._onnx.read.norms import NORMS, normalize
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.read.shapes import Shapes
 
@@ -28,6 +30,7 @@ _EVALUATED = frozenset(
         "Abs",
         "Add",
         "Cast",
+        "Clip",
         "Concat",
         "ConstantOfShape",
         "Div",
@@ -48,11 +51,14 @@ _EVALUATED = frozenset(
         "Pow",
         "Range",
         "Reciprocal",
+        "ReduceL1",
+        "ReduceL2",
         "ReduceMax",
         "ReduceMean",
         "ReduceMin",
         "ReduceProd",
         "ReduceSum",
+        "ReduceSumSquare",
         "Reshape",
         "Shape",
         "Size",
@@ -66,6 +72,7 @@ _EVALUATED = frozenset(
         "Transpose",
         "Unsqueeze",
         "Where",
+        *NORMS,
     ]
 )
 
@@ -216,7 +223,8 @@ class Constants:
             sources.append(found)
 
         def load() -> Array:
-            return evaluate(node, [s.load() if s else None for s in sources], scope.opset)
+            by_rule = normalize if node.op_type in NORMS else evaluate
+            return by_rule(node, [s.load() if s else None for s in sources], scope.opset)
 
         try:
             values = load()

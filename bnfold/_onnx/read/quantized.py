@@ -40,6 +40,8 @@ def dequantized(constants: Constants, scope: Scope, name: str) -> Dequantized | 
     node = scope.nodes[position] if position is not None else None
     if position is None or node is None or node.op_type != "DequantizeLinear":
         return None
+    if node.domain not in ("", "ai.onnx"):
+        return None
     where = label(node)
     parts = [constants.find(scope, source) if source else None for source in node.input]
     for part in parts:
@@ -54,31 +56,53 @@ def dequantized(constants: Constants, scope: Scope, name: str) -> Dequantized | 
     readers = scope.readers.get(name, ())
     if len(readers) != 1 or name in scope.captures or name in scope.outputs:
         return Reason("quantized-weight", where, f"{name} is also read by someone else")
-    if attributes.integer(node, "block_size", 0) or len(scale.shape) > 1 or not scale.is_float:
-        return Reason("quantized-weight", where, f"the scale of {where} is not one per channel")
-    axis = attributes.integer(node, "axis", 1) if len(scale.shape) == 1 else None
-    if axis is not None and scale.shape == (1,) and (not stored.shape or stored.shape[axis] != 1):
-        axis = None
-    if axis is not None:
-        axis += len(stored.shape) if axis < 0 else 0
+    axis = _axis(node, scope.opset, stored.shape, scale, zero)
+    if isinstance(axis, Reason):
+        return axis
     weight = Constant(
         name, stored.shape, scale.data_type, lambda: _values(stored, scale, zero, axis)
     )
     return Dequantized(weight, Quantized(scale, axis, scope.opset >= 13), scale, zero, position)
 
 
+def _axis(
+    node: NodeProto, opset: int, shape: tuple[int, ...], scale: Constant, zero: Constant | None
+) -> int | Reason | None:
+    """The axis of the stored integers that scales and zero points lie along; None for one of each.
+
+    One number is per tensor, be its shape ``[]`` or ``[1]``: the attribute ``axis`` then means
+    nothing, and its default of 1 may lie outside of a bias. Several are one for each position of
+    ``axis``, from opset 13. A reason for all else: blocks, and shapes that ONNX does not allow.
+    """
+    where = label(node)
+    reason = Reason("quantized-weight", where, f"the scale of {where} is not one per channel")
+    shapes = [scale.shape] if zero is None else [scale.shape, zero.shape]
+    if attributes.depends_on_call(node) or attributes.integer(node, "block_size", 0):
+        return reason
+    if attributes.integer(node, "output_dtype", 0) not in (0, scale.data_type):
+        return Reason("quantized-weight", where, f"{where} puts out another type than its scale's")
+    if not scale.is_float:
+        return reason
+    if all(known in ((), (1,)) for known in shapes):
+        return None
+    axis, rank = attributes.integer(node, "axis", 1), len(shape)
+    if opset < 13 or not -rank <= axis < rank or any(known != (shape[axis],) for known in shapes):
+        return reason
+    return axis % rank
+
+
 def _values(
     stored: Constant, scale: Constant, zero: Constant | None, axis: int | None
 ) -> NDArray[np.floating]:
-    def along(values: NDArray[np.generic]) -> NDArray[np.generic]:
-        if axis is None:
-            return values.reshape(())
-        return values.reshape(tuple(-1 if k == axis else 1 for k in range(len(stored.shape))))
+    along = tuple(-1 if k == axis else 1 for k in range(len(stored.shape)))
+
+    def laid(values: NDArray[np.generic]) -> NDArray[np.float64]:
+        return values.astype(np.float64).reshape(along if axis is not None else ())
 
     whole = stored.load().astype(np.float64)
     if zero is not None:
-        whole = whole - along(zero.load()).astype(np.float64)
-    return np.asarray((whole * along(scale.load()).astype(np.float64)).astype(scale.dtype))
+        whole = whole - laid(zero.load())
+    return np.asarray((whole * laid(scale.load())).astype(scale.dtype))
 
 
 def spread_zero(

@@ -110,12 +110,7 @@ def _arithmetic(context: Context, node: NodeProto) -> Reading:
     data = 1 if first else 0
     name, where = node.input[data], label(node)
     if constant.protected is not None:
-        reason = Reason(
-            "overridable-weight",
-            constant.protected,
-            f"{constant.protected} is a parameter that a caller may override",
-        )
-        return Reading(Barrier(reason))
+        return Reading(Barrier(_overridable(constant.protected)))
     shape = context.shape(name)
     values = constant.load()
     if context.opset < 7:
@@ -138,6 +133,11 @@ def _arithmetic(context: Context, node: NodeProto) -> Reading:
     composable = context.opset >= 7 and (map_.axis is None or shape is not None)
     role = Affine(map_, data, composable=composable, dtype=constant.dtype)
     return Reading(role, shape=shape)
+
+
+def _overridable(name: str) -> Reason:
+    message = f"{name} is a parameter that a caller may override"
+    return Reason("overridable-weight", name, message)
 
 
 def _are_dynamic(context: Context, node: NodeProto) -> bool:
@@ -172,10 +172,14 @@ def _legacy(
 def _batch_norm(context: Context, node: NodeProto) -> Reading:
     """BatchNormalization with fixed statistics: A(γ/√(var+ε), β − μ·s) along axis 1.
 
-    Not a fixed map: ``is_test`` = 0 below opset 7, ``training_mode`` from opset 14, or outputs
-    for batch statistics. Not per channel: ``spatial`` = 0 below opset 9.
+    No map where all it reads is constant: it makes a constant. Not a fixed map: ``is_test`` = 0
+    below opset 7, ``training_mode`` from opset 14, or outputs for batch statistics. Not per
+    channel: ``spatial`` = 0 below opset 9.
     """
     where = label(node)
+    made = context.constants.find(context.scope, node.output[0])
+    if isinstance(made, Constant):
+        return NOTHING if made.protected is None else Reading(Barrier(_overridable(made.protected)))
     reason = _batch_norm_mode(context, node, where)
     if reason is not None:
         return Reading(Barrier(reason))

@@ -101,8 +101,9 @@ class Editor:
         fresh: bool,
         which: str | None = None,
     ) -> str:
-        """Give a node's output (the main one, or ``which``) a name; without one a fresh name, or
-        none if not ``fresh``.
+        """Give an output of a node, the main one or ``which``, another name.
+
+        Without ``name`` it gets a fresh one, or keeps its own if not ``fresh``. Gives the name.
         """
         node = scope.nodes[position]
         number = 0 if which is None else list(node.output).index(which)
@@ -120,7 +121,7 @@ class Editor:
         return name
 
     def remove(self, scope: Scope, position: int) -> None:
-        """Take a node out; its outputs vanish and its inputs lose a reader."""
+        """Take a node out. Its outputs vanish and its inputs lose a reader."""
         node = scope.nodes[position]
         self._gone[scope.path].add(position)
         for name in node.output:
@@ -166,9 +167,7 @@ class Editor:
                         scope.readers.setdefault(new, []).append(position)
 
     def finish(self) -> None:
-        """Store what merges made, remove what the edits orphaned, then everything that was marked
-        for removal.
-        """
+        """Store what merges made, then remove what nobody reads and what was marked for removal."""
         for scope in self._scopes:
             for name, values in self._merged[scope.path].items():
                 if self._uses[scope.path][name] > 0:
@@ -185,8 +184,9 @@ class Editor:
                 self._prepend(scope)
 
     def _land(self, scope: Scope, merges: Merges) -> None:
-        """Bring merged operators into the graph; what they were made of is held until the end, as
-        their weights are computed from it.
+        """Bring merged operators into the graph.
+
+        What they were made of is held until the end: their weights are computed from it.
         """
         nodes = scope.graph.node
         for position in {p: None for patch in merges.patches for p in patch.nodes}:

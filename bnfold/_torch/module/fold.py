@@ -48,7 +48,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedModule:
     """A module that has been read and planned."""
 
     module: nn.Module
@@ -66,7 +66,7 @@ class Planned:
         return target
 
 
-def prepare(module: nn.Module, example: Example, clone: bool = False) -> Planned:
+def prepare_module(module: nn.Module, example: Example, clone: bool = False) -> PlannedModule:
     """Read and plan a module in eval mode; it is not changed.
 
     With ``clone`` what several places share may become different in them.
@@ -108,7 +108,7 @@ def prepare(module: nn.Module, example: Example, clone: bool = False) -> Planned
         kinds = {node.label: node.op for node in view.nodes}
         stays = [kept_apart(each, "") for each in _apart(merge(program).folds, kinds)]
         plan = replace(plan, kept=(*plan.kept, *stays))
-    return Planned(module, surgery, moves, plan, clone)
+    return PlannedModule(module, surgery, moves, plan, clone)
 
 
 def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:

@@ -20,9 +20,8 @@ from bnfold._core.reasons import Reason
 from bnfold._core.view import Carrier, Crossing
 from bnfold._errors import UsageError
 from bnfold._plan.planner import Move
-from bnfold._torch.read.export import check
+from bnfold._torch.read.export import check, quiet
 from bnfold._torch.read.graph import Graph, path_of
-from bnfold._torch.read.quiet import quiet
 
 _ASK = "give example inputs: bnfold.fold(module, (example,))"
 _CONVOLUTIONS: dict[type[nn.Module], int] = {

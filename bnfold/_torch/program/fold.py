@@ -29,9 +29,9 @@ from bnfold._plan.summary import kept_apart, summarize
 from bnfold._torch.program.draft import Draft
 from bnfold._torch.program.merging import merge
 from bnfold._torch.read.constants import Constant
+from bnfold._torch.read.export import quiet
 from bnfold._torch.read.graph import Graph, clashes, operators, read
 from bnfold._torch.read.nodes import arguments, kind_of
-from bnfold._torch.read.quiet import quiet
 from bnfold._torch.tensors import Array, from_numpy
 
 

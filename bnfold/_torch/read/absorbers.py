@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from bnfold._core import channels as _channels
+from bnfold._core import channels
 from bnfold._core.parameters import Entrance, Reading, Site
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Absorber, InputSide
@@ -34,7 +34,7 @@ def conv(context: Context, node: Node, args: dict[str, Any]) -> Read:
         args,
         weight,
         (shape[0], shape[1] * groups),
-        (_channels.along_axis(shape, 0), _channels.conv_inputs(shape, groups)),
+        (channels.along_axis(shape, 0), channels.conv_inputs(shape, groups)),
         len(shape) - 1,
         "zero padding would see the shift" if padded else "",
     )
@@ -59,7 +59,7 @@ def conv_transpose(context: Context, node: Node, args: dict[str, Any]) -> Read:
         args,
         weight,
         (shape[1] * groups, shape[0]),
-        (_channels.conv_transpose(shape, groups), _channels.along_axis(shape, 0)),
+        (channels.conv_transpose(shape, groups), channels.along_axis(shape, 0)),
         len(shape) - 1,
         "" if whole else problem,
     )
@@ -76,7 +76,7 @@ def linear(context: Context, node: Node, args: dict[str, Any]) -> Read:
     shape = weight.shape
     if len(shape) != 2:
         return NOTHING
-    layouts = _channels.along_axis(shape, 0), _channels.along_axis(shape, 1)
+    layouts = channels.along_axis(shape, 0), channels.along_axis(shape, 1)
     return _linear_operator(context, node, args, weight, (shape[0], shape[1]), layouts, 1, "")
 
 
@@ -86,7 +86,7 @@ def _linear_operator(
     args: dict[str, Any],
     weight: Constant,
     sizes: tuple[int, int],
-    layouts: tuple[_channels.ChannelLayout, _channels.ChannelLayout],
+    layouts: tuple[channels.ChannelLayout, channels.ChannelLayout],
     from_end: int,
     padding: str,
 ) -> Read:
@@ -144,21 +144,21 @@ def layer_norm(context: Context, node: Node, args: dict[str, Any]) -> Read:
         return blocked(weight)
     gamma = weight.shape
     offset = len(shape) - len(gamma)
-    channels = {offset + j: n for j, n in enumerate(gamma)}
+    channel_sizes = {offset + j: n for j, n in enumerate(gamma)}
     site = Site(
         context.label(node),
         2,
         3,
-        channels,
-        lambda axis: _channels.along_axis(gamma, max(axis - offset, 0)),
-        lambda axis: _channels.along_axis(gamma, axis - offset).along,
+        channel_sizes,
+        lambda axis: channels.along_axis(gamma, max(axis - offset, 0)),
+        lambda axis: channels.along_axis(gamma, axis - offset).along,
         weight,
         bias if isinstance(bias, Constant) else None,
         gamma,
         dtype=DTYPES[weight.torch_dtype],
     )
     problem = bias if isinstance(bias, Reason) else None
-    return Read(Reading(Absorber(channels, problem, problem), site, shape))
+    return Read(Reading(Absorber(channel_sizes, problem, problem), site, shape))
 
 
 def group_norm(context: Context, node: Node, args: dict[str, Any]) -> Read:
@@ -189,7 +189,7 @@ def norm_site(context: Context, node: Node, weight: Constant, bias: Constant | N
         1,
         2,
         {1: fixed[0]},
-        lambda _: _channels.along_axis(fixed, 0),
+        lambda _: channels.along_axis(fixed, 0),
         lambda _: fixed,
         weight,
         bias,

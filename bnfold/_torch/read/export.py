@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -103,3 +104,15 @@ def check(module: nn.Module) -> None:
             raise UsageError(
                 f"{name} is a meta tensor, which has no values: load the weights first"
             )
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Keep a logger of PyTorch from printing tracebacks of errors that PyTorch then raises."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -71,6 +71,8 @@ def _fixed_norm(
 ) -> Read:
     where, shape = context.label(node), shape_of(node)
     assert shape is not None
+    if context.is_constant(node):  # A standardized weight, which no input changes.
+        return NOTHING
     if from_batch:
         return Read(Reading(Barrier(_statistics(context, node, args, where))), (data,))
     parts = []

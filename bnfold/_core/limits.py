@@ -1,0 +1,65 @@
+"""What a stored floating-point dtype can hold: its limits, and what is lost beyond them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold._core.affine import Vector
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a floating-point dtype.
+
+    ``tiny`` is its smallest normal number, ``largest`` its largest finite one, ``eps`` the spacing
+    at 1.
+    """
+
+    tiny: float
+    largest: float
+    eps: float
+
+    @classmethod
+    def of(cls, dtype: np.dtype[Any]) -> Limits:
+        """The limits of float16, bfloat16, float32 or float64."""
+        info: Any = ml_dtypes.finfo  # Untyped in ml_dtypes.
+        found = info(dtype)
+        return cls(float(found.smallest_normal), float(found.max), float(found.eps))
+
+
+def overflows(peaks: Vector, dtype: np.dtype[Any]) -> bool:
+    """Whether a channel of such an exact peak magnitude has no finite rounding in a dtype."""
+    with np.errstate(over="ignore"):
+        return not bool(np.isfinite(peaks.astype(dtype).astype(np.float64)).all())
+
+
+def underflows(peaks: Vector, scale: Vector, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Which channels lose precision when a weight of these peaks is multiplied by the scale.
+
+    Below the smallest normal number the spacing of a dtype stays constant, so small products
+    lose relative precision. The stored weight was itself exact only to the spacing at its peak.
+    A channel counts as lost when the new spacing is more than 4 times the old one, scaled: when
+    ``|s|·max(peak, tiny) < tiny / 4`` for a channel that is not zero. In all others an element is
+    rounded by no more than a small multiple of what rounding the original weight cost.
+    """
+    tiny = Limits.of(dtype).tiny
+    magnitude = np.abs(scale)
+    return (peaks > 0) & (magnitude > 0) & (magnitude * np.maximum(peaks, tiny) < tiny / 4)
+
+
+def drowned(bias: Vector, terms: int, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Which channels have a bias so large that weights below the normal range do not matter.
+
+    A lost weight is off by at most ``eps·tiny``, so a sum of ``terms`` products with inputs up to
+    the square root of the largest number, where their own squares overflow, is off by less than
+    ``eps·|bias|``, the spacing of the result, when ``tiny·terms·√max ≤ |bias|``.
+    """
+    limits = Limits.of(dtype)
+    largest = limits.tiny * terms * math.sqrt(limits.largest)
+    return np.asarray(np.abs(bias) >= largest)

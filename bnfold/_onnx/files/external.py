@@ -1,0 +1,326 @@
+"""External data: which tensors lie in other files, and how the files of a folded model are made.
+
+External data stays external. The data file of the output is a copy of the original's, in which the
+tensors that changed are overwritten where they lie: every offset and length stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from bnfold._errors import UsageError
+from bnfold._onnx import tensors
+from bnfold._system import paths
+
+if TYPE_CHECKING:
+    from bnfold._onnx.write.applied import Rewritten
+    from bnfold._onnx.write.edits import Relocated
+
+_INLINE_BYTES = 1024
+"""New tensors from this size on go to a data file, where the model has one."""
+
+OWN = "own"
+"""The key of an external tensor whose data are part of its model's own file (`lean`)."""
+
+
+def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that a model stores, in graphs, bodies, functions and training information."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+    for info in model.training_info:
+        yield from _graph_tensors(info.initialization)
+        yield from _graph_tensors(info.algorithm)
+
+
+def external_files(model: ModelProto) -> set[str]:
+    """The external data files that a model refers to, relative to its folder."""
+    return {
+        tensors.external_location(tensor)[0]
+        for tensor in all_tensors(model)
+        if tensor.data_location == TensorProto.EXTERNAL and not is_own(tensor)
+    }
+
+
+def is_own(tensor: TensorProto) -> bool:
+    """Whether a tensor is external in name only: its data are part of its model's own file."""
+    return any(entry.key == OWN for entry in tensor.external_data)
+
+
+def size_on_disk(path: Path, model: ModelProto) -> int:
+    """Bytes on disk of a model file with the external data files it refers to."""
+    return path.stat().st_size + sum(
+        (path.parent / name).stat().st_size for name in external_files(model)
+    )
+
+
+def check_external(model: ModelProto, base_dir: Path | None) -> None:
+    """Raise `UsageError` unless every external tensor's file is there and long enough."""
+    sizes: dict[str, int] = {}
+    for tensor in all_tensors(model):
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        location, offset, length = tensors.external_location(tensor)
+        if base_dir is None:
+            raise UsageError(
+                f"tensor {tensor.name!r} lies in external file {location!r}; "
+                "pass base_dir, the folder of the model"
+            )
+        if location not in sizes:
+            path = tensors.external_path(tensor.name, location, base_dir)
+            try:
+                sizes[location] = _size_of_file(path)
+            except OSError as error:
+                raise UsageError(
+                    f"external data of tensor {tensor.name!r}: {paths.unreadable(path, error)}"
+                ) from error
+        if offset + (_least_bytes(tensor) if length is None else length) > sizes[location]:
+            raise UsageError(
+                f"external data {base_dir / location} has {sizes[location]} bytes and ends before "
+                f"tensor {tensor.name!r} does; is it cut off, or another model's?"
+            )
+
+
+def refuse_own_data(path: Path, model: ModelProto, base_dir: Path | None) -> None:
+    """Raise `UsageError` where a path to be written is a file that holds the model's weights."""
+    for location in external_files(model):
+        if base_dir is not None and paths.is_same(path, base_dir / location):
+            raise UsageError(f"{path} holds the model's own weights; write to another file")
+
+
+@contextmanager
+def runnable(path: Path, locations: Collection[str]) -> Iterator[Path]:
+    """A model file as onnxruntime can load it: the file itself, or a temporary look-alike.
+
+    ``locations`` are its data files. onnxruntime refuses data files that are symbolic links out of
+    the model's folder, as hub caches make them. It also refuses a path that is no valid Unicode.
+    """
+    folder = path.parent.resolve()
+    inside = all((folder / name).resolve().is_relative_to(folder) for name in locations)
+    if inside and _is_text(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
+        twin = Path(scratch) / free_name(locations)
+        link(path, twin)
+        for name in locations:
+            link(folder / name, Path(scratch) / name)
+        yield twin
+
+
+def write_external(
+    model: ModelProto,
+    rewritten: Rewritten,
+    base_dir: Path | None,
+    destination: Path | None,
+    folder: Path,
+) -> tuple[bool, list[str]]:
+    """Make the data files of a folded model in ``folder``.
+
+    Gives whether a tensor now lies at another location, and the files that were written. A file in
+    which nothing changed is linked, not written, where the output stays in its folder.
+    """
+    changed: dict[str, list[Relocated]] = {}
+    for tensor, where in rewritten.relocated:
+        changed.setdefault(where[0], []).append((tensor, where))
+    unchanged: dict[str, list[TensorProto]] = {}
+    for tensor in all_tensors(model):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            location = tensors.external_location(tensor)[0]
+            unchanged.setdefault(location, []).append(tensor)
+    moved = False
+    written: list[str] = []
+    originals = [base_dir / name for name in (*changed, *unchanged) if base_dir is not None]
+    for location in sorted({*changed, *unchanged}):
+        assert base_dir is not None
+        lying = [*unchanged.get(location, []), *(tensor for tensor, _ in changed.get(location, []))]
+        origin = tensors.external_path(lying[0].name, location, base_dir)
+        stays = destination is None or paths.is_same(destination.parent, base_dir)
+        if stays and location not in changed:
+            link(origin, folder / location)
+            continue
+        target = _free_location(location, destination, originals, written)
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        copy_content(origin, folder / target)
+        _patch(folder / target, target, changed.get(location, []))
+        if target != location:
+            moved = True
+            for tensor in unchanged.get(location, []):
+                _point_to(tensor, target)
+        written.append(target)
+    if written:
+        _move_out(model, rewritten.created, folder / written[0], written[0])
+    return moved, written
+
+
+def _patch(path: Path, target: str, changed: list[Relocated]) -> None:
+    """Overwrite changed tensors where they lie in the data file, and point to them again."""
+    with path.open("r+b") as file:
+        for tensor, (_, offset, _) in changed:
+            data = tensor.raw_data
+            file.seek(offset)
+            file.write(data)
+            _externalize(tensor, target, offset, len(data))
+
+
+def _move_out(model: ModelProto, created: set[str], path: Path, location: str) -> None:
+    """Append large new tensors to a data file: external weights stay external."""
+    with path.open("r+b") as file:
+        for tensor in all_tensors(model):
+            if tensor.name in created and len(tensor.raw_data) >= _INLINE_BYTES:
+                end = file.seek(0, os.SEEK_END)
+                offset = -(-end // 64) * 64
+                file.seek(offset)
+                data = tensor.raw_data
+                file.write(data)
+                _externalize(tensor, location, offset, len(data))
+
+
+def _externalize(tensor: TensorProto, location: str, offset: int, length: int) -> None:
+    """Let a tensor refer to its data in a data file."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _point_to(tensor: TensorProto, location: str) -> None:
+    """Let an external tensor refer to another data file, at the same place in it."""
+    for entry in tensor.external_data:
+        if entry.key == "location":
+            entry.value = location
+
+
+def _free_location(
+    location: str, destination: Path | None, originals: list[Path], taken: list[str]
+) -> str:
+    """Where the output's copy of a data file may go without touching anybody else's file.
+
+    This is the original's own location where the output goes to another folder, else a name made of
+    the output's. It is never a file that exists, unless no model reads that but the output that is
+    about to be replaced. ``originals`` are the data files of the model being folded.
+    """
+    if destination is None:
+        return location
+    number = f".{len(taken)}" if taken else ""
+    stem = f"{destination.name}{number}.data"
+    candidates = [location, stem, *(f"{stem}.{k}" for k in range(1, 1000))]
+    for candidate in candidates:
+        target = destination.parent / candidate
+        if candidate in taken or candidate == destination.name:
+            continue
+        if not os.path.lexists(target):
+            return candidate
+        read_now = any(paths.is_same(target, original) for original in originals)
+        if not read_now and _owns(destination, candidate):
+            return candidate
+    raise UsageError(f"cannot find a free name for the external data of {destination}")
+
+
+def _owns(path: Path, location: str) -> bool:
+    """Whether an existing model file, and no other beside it, refers to an external location."""
+    if location not in _locations(path):
+        return False
+    others = (other for other in path.parent.glob("*.onnx") if not paths.is_same(other, path))
+    return not any(location in _locations(other) for other in others)
+
+
+def _locations(path: Path) -> set[str]:
+    """The external locations that an existing file refers to; none if it cannot be read."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # Whatever lies there is about to be replaced and owns no data file.
+        return set()
+    return external_files(model)
+
+
+def free_name(locations: Collection[str]) -> str:
+    """A file name for a model that none of its data files has."""
+    name = "model.onnx"
+    while name in locations:
+        name = f"_{name}"
+    return name
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def link(origin: Path, path: Path) -> None:
+    """Let a file be found at another path too: by a hard link, or a copy where none can be made.
+
+    onnxruntime refuses symbolic links that lead out of the model's folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(origin.resolve(), path)
+    except FileExistsError:
+        raise
+    except OSError:
+        copy_content(origin, path)
+
+
+def copy_content(origin: Path, path: Path) -> None:
+    """Copy the content of a file. Raises `UsageError` where the original cannot be read."""
+    try:
+        origin.open("rb").close()
+    except OSError as error:
+        raise paths.unreadable(origin, error) from error
+    shutil.copyfile(origin, path)
+
+
+def _size_of_file(path: Path) -> int:
+    """The bytes of a file. Raises `OSError` for a folder."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return status.st_size
+
+
+def _least_bytes(tensor: TensorProto) -> int:
+    """How many bytes a tensor's values take at least; 0 for a type that is not known."""
+    try:
+        size = int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    except (KeyError, ValueError, TypeError):
+        return 0
+    if tensor.data_type == TensorProto.STRING:
+        return 0
+    count = int(math.prod(tensor.dims))
+    return count // 4 if size == 1 else count * size
+
+
+def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                yield attribute.t
+            elif attribute.type == AttributeProto.TENSORS:
+                yield from attribute.tensors
+            elif attribute.type == AttributeProto.GRAPH:
+                yield from _graph_tensors(attribute.g)
+            elif attribute.type == AttributeProto.GRAPHS:
+                for graph in attribute.graphs:
+                    yield from _graph_tensors(graph)

@@ -1,0 +1,112 @@
+"""Reads model files, with clear errors for what is not a usable ONNX model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto, NodeProto
+
+from bnfold._errors import UsageError
+from bnfold._onnx.files.external import check_external, external_files
+from bnfold._onnx.files.lean import read_lean
+from bnfold._system import memory, paths
+
+
+def load_model(path: Path, *, lean: bool = False) -> ModelProto:
+    """Read a model file; external data stays where it is.
+
+    With ``lean`` the large tensors of the file itself stay there too (`lean.read_lean`).
+
+    Raises `UsageError`, with one line for people, when the file cannot be read, is not an ONNX
+    model, holds no operators, or refers to external data that is not there.
+    """
+    data = paths.read(path, read_lean if lean else None)
+    if not data:
+        raise UsageError(f"{path} is empty")
+    try:
+        model: ModelProto = ModelProto.FromString(data)
+    except DecodeError as error:
+        if memory.ran_out(error):
+            raise MemoryError from error
+        raise UsageError(
+            f"{path} is not an ONNX model, or is cut off: {_first_line(error)}"
+        ) from error
+    if not model.HasField("graph"):
+        raise UsageError(f"{path} is not an ONNX model: it holds no graph")
+    if not model.graph.node:
+        raise UsageError(f"{path} holds no operators: there is nothing to fold or to check")
+    strange = next((name for name in _names(model) if not isinstance(name, str)), None)
+    if strange is not None:
+        raise UsageError(f"{path} is not a valid ONNX model: the name {strange!r} is not UTF-8")
+    check_external(model, path.parent)
+    return model
+
+
+@contextmanager
+def understood(model: ModelProto, path: Path | None) -> Iterator[None]:
+    """Around planning and folding: errors name the model's file, and say if it is not valid.
+
+    An error at a valid model is a defect of bnfold and passes through as it is.
+    """
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}" if path is not None else str(error)) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        broken = isinstance(error, UnicodeDecodeError)
+        problem = "some text in it is not UTF-8" if broken else _invalid(model, path)
+        if problem is None:
+            raise
+        name = path if path is not None else "the model"
+        raise UsageError(f"{name} is not a valid ONNX model: {problem}") from error
+
+
+def _invalid(model: ModelProto, path: Path | None) -> str | None:
+    """What ONNX's checker has to say against a model; None if it finds nothing, or cannot look."""
+    external = path is None and bool(external_files(model))
+    try:
+        if not external:
+            onnx.checker.check_model(model if path is None else path, full_check=True)
+    except Exception as error:  # Checker and shape inference share no class of errors.
+        return _first_line(error)
+    return None
+
+
+def _names(model: ModelProto) -> list[str | bytes]:
+    """Every name in a model's graphs. Protobuf gives bytes for one that is not UTF-8."""
+    names: list[str | bytes] = []
+    _add_graph_names(model.graph, names)
+    for function in model.functions:
+        names += (function.name, function.domain, *function.input, *function.output)
+        _add_node_names(function.node, names)
+    return names
+
+
+def _add_graph_names(graph: GraphProto, names: list[str | bytes]) -> None:
+    for values in (graph.input, graph.output, graph.value_info, graph.initializer):
+        names += [value.name for value in values]
+    _add_node_names(graph.node, names)
+
+
+def _add_node_names(nodes: Iterable[NodeProto], names: list[str | bytes]) -> None:
+    for node in nodes:
+        names += (node.name, node.op_type, node.domain)
+        names += node.input
+        names += node.output
+        for attribute in node.attribute:
+            names.append(attribute.name)
+            if attribute.HasField("g"):
+                _add_graph_names(attribute.g, names)
+            for graph in attribute.graphs:
+                _add_graph_names(graph, names)
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of what an error says, or its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,92 @@
+"""Writes new numbers into operators that stay: weights, biases, bounds and values."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import NodeProto
+
+from bnfold._core.laws import Edit
+from bnfold._core.parameters import Parameter, Site
+from bnfold._core.reasons import Reason
+from bnfold._onnx.network import Graph
+from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.quantized import Dequantized, spread_zero
+from bnfold._onnx.write.edits import Editor
+from bnfold._plan.planner import Sides
+
+_POSITIONS = {"min": 1, "max": 2, "value": 2}
+
+
+def write_parameters(
+    editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides
+) -> None:
+    """Give an absorber its new weight and bias, rounded once."""
+    scope = graph.scope
+    _write_scale(editor, graph, node, site, sides)
+    weight = site.new_weight(sides.behind, sides.ahead)
+    bias = site.new_bias(sides.behind, sides.ahead)
+    old_weight, old_bias = _constant(site.weight_value), _constant(site.bias_value)
+    weight_name = old_weight.name if old_weight else node.input[site.weight]
+    if weight is not None:
+        editor.store(scope, node, site.weight, old_weight, weight, f"{weight_name}_folded")
+    if bias is not None and site.bias is not None:
+        if site.bias_factor != 1.0:
+            _reset(node, "beta")
+        stem = weight_name.removesuffix(".weight")
+        wanted = f"{stem}.bias" if stem != weight_name else f"{weight_name}_bias"
+        if old_bias is not None:
+            wanted = f"{old_bias.name}_folded"
+        editor.store(scope, node, site.bias, old_bias, bias, wanted)
+
+
+def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides) -> None:
+    """Multiply the scale of a quantized weight, in the DequantizeLinear that the operator reads."""
+    new = site.new_scale(sides.behind, sides.ahead)
+    found = graph.context.dequantized(node, site.weight) if site.quantized is not None else None
+    if new is None or isinstance(new, Reason) or not isinstance(found, Dequantized):
+        return
+    values, axis = new
+    dequantizer = graph.scope.nodes[found.position]
+    scale = found.scale
+    if axis is not None and found.quantized.axis is None:
+        zero = found.zero.load() if found.zero is not None else None
+        zeros = spread_zero(dequantizer, values.size, axis, zero)
+        if zeros is not None and found.zero is not None:
+            name = f"{found.zero.name}_folded"
+            editor.store(graph.scope, dequantizer, 2, found.zero, zeros, name)
+    editor.store(graph.scope, dequantizer, 1, scale, values, f"{scale.name}_folded")
+
+
+def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
+    """Write the new bounds of a Clip or value of a Pad that a map was carried across.
+
+    From opset 11 on they are inputs of the node, before they are attributes.
+    """
+    scope = graph.scope
+    node = scope.nodes[graph.positions[index]]
+    for name, value in edit.values.items():
+        if graph.context.opset < 11:
+            attribute = next((a for a in node.attribute if a.name == name), None)
+            if attribute is None:
+                attribute = node.attribute.add(name=name, type=1)
+            attribute.f = value
+            continue
+        position = _POSITIONS[name]
+        old = graph.context.constant(node, position)
+        held = old if isinstance(old, Constant) else None
+        dtype = held.dtype if held is not None else np.dtype(np.float32)
+        values = np.asarray(value).astype(dtype).reshape(held.shape if held is not None else ())
+        stem = held.name if held is not None else node.name or node.op_type.lower()
+        editor.store(scope, node, position, held, values, f"{stem}_folded")
+
+
+def _constant(value: Parameter | None) -> Constant | None:
+    return value if isinstance(value, Constant) else None
+
+
+def _reset(node: NodeProto, attribute: str) -> None:
+    """Drop an attribute, so that its default holds again."""
+    for number, candidate in enumerate(node.attribute):
+        if candidate.name == attribute:
+            del node.attribute[number]
+            return

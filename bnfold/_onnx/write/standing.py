@@ -1,0 +1,146 @@
+"""Writes the operators that are left of a chain of maps: a Mul, an Add, a BatchNormalization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnx import NodeProto
+
+from bnfold._core.view import Affine, Carrier
+from bnfold._onnx.network import Graph
+from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.write.edits import Editor
+from bnfold._plan.fit import standing_batch_norm, standing_constants, standing_dtype
+from bnfold._plan.places import Standing
+from bnfold._plan.planner import Move
+
+
+@dataclass(frozen=True)
+class StandingOperator:
+    """An operator that has to stand.
+
+    ``node`` reads its data at input ``data`` and takes the place of the node at ``slot``.
+    """
+
+    node: NodeProto
+    data: int
+    slot: int
+
+
+def operators_left(editor: Editor, graph: Graph, move: Move) -> list[int | StandingOperator]:
+    """The operators between the source of a move and its end, in data order.
+
+    These are the carriers, by index, and the operators that have to stand. Those take the slots of
+    the last maps. There are enough slots: a move never adds more operators than it removes.
+    """
+    slots = move.maps[len(move.maps) - len(move.stands) :]
+    nodes = dict(zip(slots, _nodes_left(editor, graph, move), strict=True))
+    left: list[int | StandingOperator] = []
+    maps = set(move.maps)
+    for index in move.chain:
+        if index in nodes:
+            node, data = nodes[index]
+            left.append(StandingOperator(node, data, graph.positions[index]))
+        elif index not in maps:
+            left.append(index)
+    return left
+
+
+def connect_in_turn(
+    editor: Editor,
+    graph: Graph,
+    move: Move,
+    source: str,
+    left: list[int | StandingOperator],
+    final: str,
+) -> None:
+    """Let each operator read the one before it, from ``source`` to ``final``."""
+    scope = graph.scope
+    current = source
+    for number, item in enumerate(left):
+        last = number == len(left) - 1
+        if isinstance(item, StandingOperator):
+            output = final if last else editor.names.fresh(f"{final}_scaled")
+            current = editor.place(scope, item.slot, item.node, item.data, current, output)
+            continue
+        position = graph.positions[item]
+        role = graph.view.nodes[item].role
+        assert isinstance(role, Carrier)
+        editor.connect(scope, position, role.data, current)
+        name = final if last else None
+        current = editor.rename_output(scope, position, name, move.changes_values)
+
+
+def _nodes_left(editor: Editor, graph: Graph, move: Move) -> list[tuple[NodeProto, int]]:
+    """The nodes that are left of a move, each with the position of its data input.
+
+    A map of the same type lends its node: name, notes and constants.
+    """
+    lenders = {op: _lenders(graph, move, op) for op in ("Mul", "Add", "Sub")}
+    nodes = []
+    for standing in move.stands:
+        if standing.op == "BatchNormalization":
+            nodes.append((_batch_norm(editor, graph, move, standing), 0))
+        else:
+            lender = lenders[standing.op].pop(0) if lenders[standing.op] else None
+            nodes.append(_elementwise(editor, graph, move, standing, lender))
+    return nodes
+
+
+def _lenders(graph: Graph, move: Move, op: str) -> list[int]:
+    """The maps of a type; of a Sub only those that subtract a constant."""
+    found = []
+    for index in move.maps:
+        role = graph.view.nodes[index].role
+        assert isinstance(role, Affine)
+        if graph.view.nodes[index].op == op and (op != "Sub" or role.data == 0):
+            found.append(index)
+    return found
+
+
+def _batch_norm(editor: Editor, graph: Graph, move: Move, standing: Standing) -> NodeProto:
+    scope = graph.scope
+    node = NodeProto()
+    lender = graph.positions[standing_batch_norm(graph.readings, move)]
+    editor.borrow(scope, lender, node, range(1, 5))
+    for position, vector in enumerate(standing_constants(graph.readings, move, standing), start=1):
+        old = graph.context.constant(node, position)
+        assert isinstance(old, Constant)
+        wanted = f"{old.name}_folded"
+        editor.store(scope, node, position, old, vector.astype(old.dtype), wanted)
+    return node
+
+
+def _elementwise(
+    editor: Editor, graph: Graph, move: Move, standing: Standing, lender: int | None
+) -> tuple[NodeProto, int]:
+    scope, op, axis = graph.scope, standing.op, standing.map.axis
+    (vector,) = standing_constants(graph.readings, move, standing)
+    shape = () if axis is None else (vector.size, *(1,) * (graph.rank(move.maps) - 1 - axis))
+    values = vector.astype(standing_dtype(graph.view, graph.readings, move)).reshape(shape)
+    node, data, old = NodeProto(), 0, None
+    if lender is not None:
+        role = graph.view.nodes[lender].role
+        assert isinstance(role, Affine)
+        data = role.data
+        editor.borrow(scope, graph.positions[lender], node, [1 - data])
+        found = graph.context.constant(node, 1 - data)
+        old = found if isinstance(found, Constant) else None
+        if old is not None and _alike(old.shape, shape):
+            values = values.reshape(old.shape)
+    else:
+        last = scope.nodes[graph.positions[move.maps[-1]]]
+        node.op_type, node.domain = op, last.domain
+        if last.name:
+            node.name = editor.names.fresh(f"{last.name}_{op.lower()}")
+        node.input.extend(["", ""])
+        node.output.append("")
+    wanted = f"{node.name or op.lower()}_{'scale' if op == 'Mul' else 'shift'}"
+    editor.store(scope, node, 1 - data, old, values, wanted)
+    return node, data
+
+
+def _alike(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    """Whether two shapes are the same but for leading ones, and so broadcast alike."""
+    rank = max(len(old), len(new))
+    return (1,) * (rank - len(old)) + old == (1,) * (rank - len(new)) + new

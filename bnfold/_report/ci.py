@@ -1,0 +1,141 @@
+"""Findings as CI servers show them: JUnit XML, GitHub's annotations and its step summary."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from bnfold._core.result import Plan
+from bnfold._errors import UsageError
+from bnfold._report.findings import Finding
+from bnfold._system import paths
+
+_UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 has no way to write."""
+
+_LEVELS = {"fail": "error", "inconclusive": "warning"}
+"""GitHub's word for each status that it shows."""
+
+_SUMMARY = "GITHUB_STEP_SUMMARY"
+"""The variable that names the file of the step summary."""
+
+_MEANING = re.compile(r"[\\`*_\[\]<>&|~$]")
+"""Characters that mean something in Markdown."""
+
+
+def junit(model: str, findings: Sequence[Finding], seconds: float) -> str:
+    """One test suite of JUnit XML, in ASCII.
+
+    What failed is a failure, what could not be judged a skipped test.
+    """
+    count = {
+        status: sum(f.status == status for f in findings) for status in ("fail", "inconclusive")
+    }
+    suite = ElementTree.Element(
+        "testsuite",
+        name=_writable(f"bnfold {model}"),
+        tests=str(len(findings)),
+        failures=str(count["fail"]),
+        errors="0",
+        skipped=str(count["inconclusive"]),
+        time=f"{seconds:.3f}",
+    )
+    for finding in findings:
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            classname=f"bnfold.{finding.group}",
+            name=_writable(finding.name),
+            time="0",
+        )
+        message = _writable(finding.message)
+        if finding.status == "fail":
+            failure = ElementTree.SubElement(case, "failure", type=finding.group, message=message)
+            failure.text = message
+        elif finding.status == "inconclusive":
+            ElementTree.SubElement(case, "skipped", type=finding.group, message=message)
+        elif message:
+            ElementTree.SubElement(case, "system-out").text = message
+    suites = ElementTree.Element("testsuites")
+    suites.append(suite)
+    ElementTree.indent(suites)
+    written: bytes = ElementTree.tostring(suites, encoding="us-ascii", xml_declaration=True)
+    # ElementTree leaves these as they are in a text, where a reader or a terminal changes them.
+    return written.decode("ascii").replace("\r", "&#13;").replace("\t", "&#09;")
+
+
+def workflow_commands(model: str, findings: Iterable[Finding]) -> Iterator[str]:
+    """GitHub's annotations: an error for what failed, a warning for what could not be judged.
+
+    Source: GitHub Actions, workflow commands; in a message ``%`` and line ends are escaped, in a
+    property ``:`` and ``,`` too.
+    """
+    for finding in findings:
+        level = _LEVELS.get(finding.status)
+        if level is not None:
+            title = _escaped_property(f"bnfold: {finding.name}")
+            message = _escaped_message(finding.message or finding.status)
+            yield f"::{level} file={_escaped_property(model)},title={title}::{message}"
+
+
+def summarize_step(model: str, status: str, plan: Plan | None, findings: Sequence[Finding]) -> None:
+    """Append a table to the summary of the step, where GitHub asks for one.
+
+    Raises `UsageError` where the file that it names cannot be written.
+    """
+    target = os.environ.get(_SUMMARY)
+    if not target:
+        return
+    try:
+        with Path(target).open("a", encoding="utf-8", errors="replace") as file:
+            file.write("\n".join(_markdown(model, status, plan, findings)) + "\n\n")
+    except OSError as error:
+        raise UsageError(f"cannot write the summary to {target}: {paths.why(error)}") from error
+
+
+def _markdown(
+    model: str, status: str, plan: Plan | None, findings: Sequence[Finding]
+) -> Iterator[str]:
+    yield f"### bnfold: {_cell(model)}: {status}"
+    if plan is not None:
+        changed = [op for op in sorted({*plan.before, *plan.after}) if _count(plan, op)]
+        if changed:
+            yield from ("", "| operator | before | after |", "|---|---:|---:|")
+            for op in changed:
+                yield f"| {_cell(op)} | {plan.before.get(op, 0)} | {plan.after.get(op, 0)} |"
+        if plan.kept:
+            yield from ("", "| kept | reason | |", "|---|---|---|")
+            for kept in plan.kept:
+                yield f"| {_cell(kept.node)} | {kept.code} | {_cell(kept.message)} |"
+    if findings:
+        yield from ("", "| check | result | |", "|---|---|---|")
+        for finding in findings:
+            yield f"| {_cell(finding.name)} | {finding.status} | {_cell(finding.message)} |"
+
+
+def _count(plan: Plan, op: str) -> bool:
+    return plan.before.get(op, 0) != plan.after.get(op, 0)
+
+
+def _writable(text: str) -> str:
+    """A text without the characters that XML cannot hold."""
+    return _UNWRITABLE.sub("�", text)
+
+
+def _escaped_message(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _escaped_property(text: str) -> str:
+    return _escaped_message(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def _cell(text: str) -> str:
+    """Text that stays within a cell of a Markdown table, and means what it says.
+
+    Source: GitHub Flavored Markdown, backslash escapes; ``$`` begins a formula on GitHub.
+    """
+    return " ".join(_MEANING.sub(r"\\\g<0>", text).split())

@@ -1,0 +1,134 @@
+"""Which modules can be given a bias that they do not have yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from bnfold._errors import UsageError
+from bnfold._torch.module.ownership import Ownership, owner_of
+from bnfold._torch.read.graph import Graph
+from bnfold._torch.read.nodes import arguments
+
+
+class MissingBiases:
+    """The modules without a bias that can be given one."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        owned: Ownership,
+        again: Callable[[], ExportedProgram] | None = None,
+    ) -> None:
+        """``again`` exports the module once more, to see what a new bias would do."""
+        self._graph = graph
+        self._owned = owned
+        self._again = again
+        self._known: set[str] | None = None
+
+    def owner(self, node: Node) -> str | None:
+        """The module that can be given a bias for an operator; None where there is none.
+
+        Its ``bias`` is None, the operator belongs to it and no other linear operator does.
+        """
+        path = owner_of(node)
+        module = self._owned.modules.get(path)
+        if module is None or path in self._owned.hidden or self._owned.is_read_elsewhere(path):
+            return None
+        same = self._owned.names(path)
+        targets = self._operators_with_site()
+        if len([n for n in self._owned.inside(path) if n in targets and owner_of(n) in same]) != 1:
+            return None
+        if "bias" not in module._parameters or module.bias is not None:
+            return None
+        if not isinstance(getattr(module, "weight", None), Tensor):
+            return None
+        return path if _adds_its_bias(module) or path in self._takers() else None
+
+    def _takers(self) -> set[str]:
+        """The modules whose own code hands a bias that they do not have yet to their operator.
+
+        Found by exporting once more, with zeros for all biases that are missing.
+        """
+        if self._known is None:
+            self._known = self._find_takers() if self._again is not None else set()
+        return self._known
+
+    def _find_takers(self) -> set[str]:
+        """Export with a bias of zeros in each place, and see which operators read them."""
+        lacking: dict[int, str] = {}
+        made: dict[int, nn.Parameter] = {}
+        assert self._again is not None
+        try:
+            for place, (node, reading) in enumerate(
+                zip(self._graph.nodes, self._graph.readings, strict=True)
+            ):
+                site, path = reading.site, owner_of(node)
+                module = self._owned.modules.get(path)
+                if site is None or site.bias_value is not None or site.bias_shape is None:
+                    continue
+                if module is None or "bias" not in module._parameters or _adds_its_bias(module):
+                    continue
+                weight = getattr(module, "weight", None)
+                if module.bias is None and isinstance(weight, Tensor):
+                    zeros = torch.zeros(site.bias_shape, dtype=weight.dtype, device=weight.device)
+                    made[place] = nn.Parameter(zeros)
+                    lacking[place] = path
+                    module.bias = made[place]
+            program = self._again()
+        except UsageError:
+            return set()
+        finally:
+            for path in lacking.values():
+                self._owned.modules[path].bias = None
+        nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+        if [n.target for n in nodes] != [n.target for n in self._graph.nodes]:
+            return set()
+        stored = {
+            node: program.state_dict.get(name)
+            for node in program.graph.nodes
+            if (name := program.graph_signature.inputs_to_parameters.get(node.name)) is not None
+        }
+        takers = set()
+        for place, path in lacking.items():
+            users = [user for n, t in stored.items() if t is made[place] for user in n.users]
+            given = stored.get(arguments(nodes[place]).get("bias"))
+            if users == [nodes[place]] and given is made[place]:
+                takers.add(path)
+        return takers
+
+    def _operators_with_site(self) -> set[Node]:
+        """The operators with a weight and a place for a bias."""
+        return {
+            node
+            for node, reading in zip(self._graph.nodes, self._graph.readings, strict=True)
+            if reading.site is not None
+        }
+
+
+def _adds_its_bias(module: nn.Module) -> bool:
+    """Whether a module runs PyTorch's own code, which adds a bias where there is one."""
+    if "forward" in module.__dict__ or "_conv_forward" in module.__dict__:
+        return False
+    kind = type(module)
+    own = next((known for known in _WITH_BIAS if kind.forward is known.forward), None)
+    if own is None or not isinstance(module, own):
+        return False
+    return getattr(kind, "_conv_forward", None) is getattr(own, "_conv_forward", None)
+
+
+# Modules whose code hands ``self.bias`` to their one operator.
+_WITH_BIAS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+    nn.LayerNorm,
+)

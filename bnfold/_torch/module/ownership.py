@@ -1,0 +1,152 @@
+"""Which module an operator belongs to, and who else uses that module and its tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from bnfold._core.reasons import Reason
+from bnfold._torch.read.constants import Constant
+from bnfold._torch.read.graph import Graph, path_of, paths_of
+
+
+class Ownership:
+    """The modules and tensors of a network, by name, and the operators that use them.
+
+    ``hidden`` are the modules that are called in a branch or loop body. ``has_unknown_bodies`` says
+    that some body does not tell which modules it calls.
+    """
+
+    def __init__(self, module: nn.Module, graph: Graph) -> None:
+        """Look at the module that a graph was read from."""
+        self.modules = dict(module.named_modules(remove_duplicate=False))
+        self.tensors: dict[str, Tensor] = {
+            **dict(module.named_parameters(remove_duplicate=False)),
+            **dict(module.named_buffers(remove_duplicate=False)),
+        }
+        self._graph = graph
+        self._holders = _holders(module)
+        self._users = self._find_users()
+        self.hidden, self.has_unknown_bodies = _hidden(graph)
+
+    @property
+    def called(self) -> set[str]:
+        """The modules that the network calls, by the names it calls them by."""
+        return {path for node in self._graph.nodes for path in paths_of(node)} | self.hidden
+
+    def names(self, path: str) -> set[str]:
+        """All names of a module."""
+        module = self.modules[path]
+        return {name for name, other in self.modules.items() if other is module}
+
+    def home(self, node: Node) -> str | None:
+        """The module to replace for an affine operator: the innermost that is not the whole."""
+        path = path_of(node)
+        return path if path in self.modules and path else None
+
+    def inside(self, path: str) -> list[Node]:
+        """The operators of a module that depend on its input, in all its calls and names."""
+        same = self.names(path)
+        return [
+            node
+            for node in self._graph.nodes
+            if same & set(paths_of(node))
+            and not isinstance(self._graph.constants.find(node), Constant)
+        ]
+
+    def is_read_elsewhere(self, path: str) -> bool:
+        """Whether code outside a module uses its parameters or buffers."""
+        module = self.modules[path]
+        same = self.names(path)
+        own = {
+            self._key(f"{name}.{tensor}")
+            for name in same
+            for tensor, _ in (*module.named_parameters(), *module.named_buffers())
+        }
+        users = {user for key in own for user in self._users.get(key, ())}
+        return any(not same & set(paths_of(user)) for user in users)
+
+    def why_shared(self, old: Constant, node: Node) -> Reason | None:
+        """Why a parameter may not change: another operator uses it, or what it is computed from."""
+        computing = set() if old.stored else self._computing(old)
+        for name in old.sources:
+            others = self._users.get(self._key(name), set()) - {node} - computing
+            where = sorted(other.name for other in others)
+            if old.stored:
+                where += sorted(self._holders.get(self._key(name), set()) - {owner_of(node)})
+            several = len(self._holders.get(self._key(name), ())) > 1
+            if where and (others or several):
+                message = f"{name} is also used by {where[0]}: changing it would change both"
+                message += ", unless clone=True lets them differ" if several else ""
+                return Reason("shared-weight", name, message)
+        return None
+
+    def _computing(self, old: Constant) -> set[Node]:
+        """The operators that compute constants of what a constant is computed from."""
+        return {
+            node
+            for name in old.sources
+            for node in self._users.get(self._key(name), ())
+            if isinstance(self._graph.constants.find(node), Constant)
+        }
+
+    def _find_users(self) -> dict[object, set[Node]]:
+        """Who uses each parameter and buffer, directly or through what is computed from it."""
+        users: dict[object, set[Node]] = {}
+        for node in self._graph.nodes:
+            for source in node.all_input_nodes:
+                found = self._graph.constants.find(source)
+                names = found.sources if isinstance(found, Constant) else ()
+                if source.op == "placeholder" and isinstance(found, Reason):
+                    names = (found.at,)  # A buffer that changes while the model runs.
+                for name in names:
+                    users.setdefault(self._key(name), set()).add(node)
+        return users
+
+    def _key(self, name: str) -> object:
+        """What tells a tensor from others: its memory, which tied parameters share."""
+        tensor = self.tensors.get(name)
+        return _memory(tensor) if tensor is not None else name
+
+
+def owner_of(node: Node) -> str:
+    """The module that an operator's parameters belong to; parametrizations belong to it too."""
+    return path_of(node).partition(".parametrizations.")[0]
+
+
+def _memory(tensor: Tensor) -> object:
+    """What tensors that share their memory have in common."""
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return id(tensor)
+    return tensor.untyped_storage()._cdata
+
+
+def _holders(module: nn.Module) -> dict[object, set[str]]:
+    """The modules that hold each tensor as a parameter or buffer, under one name each."""
+    holders: dict[object, set[str]] = {}
+    for path, part in module.named_modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None:
+                holders.setdefault(_memory(tensor), set()).add(path)
+    return holders
+
+
+def _hidden(graph: Graph) -> tuple[set[str], bool]:
+    """The modules that are called in a branch or loop body, and whether some body does not tell.
+
+    The graph does not show these calls.
+    """
+    bodies = [
+        part for part in graph.program.graph_module.modules() if isinstance(part, GraphModule)
+    ]
+    nodes = [
+        node
+        for body in bodies
+        if body is not graph.program.graph_module
+        for node in body.graph.nodes
+        if node.op == "call_function"
+    ]
+    return {path for node in nodes for path in paths_of(node) if path}, any(
+        not paths_of(node) for node in nodes
+    )

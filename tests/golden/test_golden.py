@@ -1,0 +1,65 @@
+"""Plans, reasons and results are those of ``golden.json``.
+
+It catches what no test of one law does: a change that is meant to change nothing, and changes an
+order, a text or a last bit somewhere. ``--slow`` takes all models, as does the command.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import record
+from .models import SOURCES, THINNED, TORCH, TORCH_SOURCES, models, source
+
+BUILT = models()
+HOW = "python -m tests.golden --text FOLDER writes them out; --write takes them as right"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("which", SOURCES)
+def test_models_fold_as_they_did(which):
+    check(which, slice(THINNED.index(which) % 4, None, 4) if which in THINNED else slice(None))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("which", THINNED)
+def test_all_models_fold_as_they_did(which):
+    check(which, slice(None))
+
+
+def check(which: str, part: slice) -> None:
+    if which in TORCH_SOURCES and not TORCH:
+        pytest.skip("torch is not installed")
+    names = [name for name in BUILT if source(name) == which][part]
+    assert names
+    outcomes = list(record.compare(names, BUILT))
+    found = [difference for _, _, difference in outcomes if difference is not None]
+    changed = [str(difference) for difference in found if not difference.excused]
+    assert not changed, "\n".join([f"{len(changed)} models changed; {HOW}", *changed[:20]])
+    if found:
+        pytest.skip(f"{len(found)} differ under other versions or files: {found[0].name}, …")
+    if all(made is None for _, made, _ in outcomes):
+        pytest.skip("the package is not installed")
+
+
+def test_every_model_is_recorded_and_every_record_is_of_a_model():
+    recorded = set(record.load()[1])
+    if not TORCH:
+        recorded = {name for name in recorded if source(name) not in TORCH_SOURCES}
+    assert set(BUILT) == recorded
+    assert {source(name) for name in BUILT} <= set(SOURCES)
+
+
+def test_every_reason_is_among_them():
+    """A net with a hole as large as a whole reason would not hold that reason's text."""
+    command = [sys.executable, Path(__file__).parents[2] / "cli.py", "explain"]
+    known = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    rows = record.load()[1].values()
+    said = {each.rpartition(":")[2] for row in rows for each in row["says"].split("; ")}
+    assert known
+    assert set(known) <= said

@@ -1,0 +1,212 @@
+"""Standardized weights: a norm whose inputs are all constants is no map of data, it makes a weight.
+
+Weights are 4×4×3×3 with batches of 4, so that no axis is told by its size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+import bnfold
+from bnfold._onnx.read import norms
+
+from .graphs import (
+    bn,
+    codes,
+    const,
+    constants,
+    counts,
+    fold,
+    folds,
+    model,
+    op,
+    overridable,
+    positive,
+    rand,
+    stays,
+)
+
+SHAPE = (4, 4, 3, 3)
+INPUT = (4, 4, 8, 8)
+
+
+def norm(kind, *parameters, outputs="w", **attrs):
+    """A norm of a constant, with parameters of the given shapes."""
+    values = {"raw": 0.1 * rand(*SHAPE)}
+    values |= {f"p{k}": positive(*shape) for k, shape in enumerate(parameters)}
+    attrs.setdefault("epsilon", 0.01)
+    return op(kind, " ".join(values), outputs, name="norm", **attrs), values
+
+
+def behind(*pieces, opset=17):
+    """A Conv that reads ``w``, and a map that it takes in."""
+    return model(
+        *pieces,
+        op("Conv", "x w", "c", name="conv"),
+        const("Mul", "c", "y", positive(4, 1, 1), name="scale"),
+        x=INPUT,
+        opset=opset,
+    )
+
+
+def batch_norm(**options):
+    return norm("BatchNormalization", *[(4,)] * 4, **options)
+
+
+NORMS = {
+    "batch, opset 9": (9, batch_norm),
+    "batch, opset 14": (14, batch_norm),
+    "batch, by its own statistics": (
+        15,
+        lambda: batch_norm(outputs="w mean variance", training_mode=1),
+    ),
+    "instance": (17, lambda: norm("InstanceNormalization", (4,), (4,))),
+    "layer, all of a filter": (17, lambda: norm("LayerNormalization", (4, 3, 3), axis=1)),
+    "layer, last axes": (17, lambda: norm("LayerNormalization", (3, 3), (3, 3), axis=-2)),
+    "layer, γ spread": (17, lambda: norm("LayerNormalization", (4, 1, 1), (1,), axis=1)),
+    "group, opset 18": (18, lambda: norm("GroupNormalization", (2,), (2,), num_groups=2)),
+    "group, opset 21": (21, lambda: norm("GroupNormalization", (4,), (4,), num_groups=2)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_of_constants_is_a_weight(name):
+    """onnxruntime computes the norm; onnx.reference does not know all of them in all opsets."""
+    opset, piece = NORMS[name]
+    m = behind(piece(), opset=opset)
+    after = bnfold.fold(m)
+    assert counts(after) == {"Conv": 1}
+    assert not codes(m)
+    assert bnfold.verify(m, after).status == "pass"
+
+
+def test_what_standardizes_by_arithmetic_is_a_weight():
+    """``w / max(‖w‖, ε)``, as torch's newer exporter writes ``F.normalize``."""
+    m = behind(
+        (op("ReduceL2", "raw", "norm", axes=[1], keepdims=1), {"raw": rand(*SHAPE)}),
+        (op("Clip", "norm least", "size"), {"least": np.float32(1e-12)}),
+        op("Div", "raw size", "w"),
+    )
+    after = bnfold.fold(m)
+    assert counts(after) == {"Conv": 1}
+    assert bnfold.verify(m, after).status == "pass"
+
+
+def test_chain_of_norms():
+    folds(
+        behind(
+            batch_norm(outputs="a"),
+            bn("second", "a", "b", 4),
+            op("Reshape", "b rows", "r"),
+            const("Mul", "r", "g", rand(4, 1)),
+            (op("Reshape", "g shape", "w"), {"shape": np.array(SHAPE), "rows": np.array([4, -1])}),
+        ),
+        Conv=1,
+    )
+
+
+def test_a_norm_that_no_fold_needs_is_left_alone():
+    m = model(batch_norm(), op("Conv", "x w", "y"), x=INPUT)
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+
+
+def test_a_norm_of_constants_that_is_also_put_out_stays_beside_the_new_weight():
+    m = behind(batch_norm())
+    m.graph.output.append(m.graph.output[0])
+    m.graph.output[1].name = "w"
+    m.graph.output[1].type.tensor_type.ClearField("shape")
+    assert counts(fold(m)) == {"Conv": 1, "BatchNormalization": 1}
+
+
+@pytest.mark.parametrize("name", ["raw", "p0", "p3"])
+def test_a_norm_of_what_a_caller_may_override_is_none(name):
+    reasons = {"scale": "overridable-weight", "norm": "overridable-weight"}
+    stays(overridable(behind(batch_norm()), name), reasons)
+
+
+def test_a_norm_with_one_input_that_is_none():
+    """γ comes at run time: neither a weight nor a map."""
+    node, values = batch_norm()
+    del values["p0"]
+    m = model(
+        (node, values),
+        op("Conv", "x w", "c", name="conv"),
+        const("Mul", "c", "y", positive(4, 1, 1), name="scale"),
+        x={"x": INPUT, "p0": (4,)},
+    )
+    stays(m, {"scale": "dynamic-weight", "norm": "dynamic-weight"})
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        lambda: norm("BatchNormalization", (4,), (4,), (4,), (1,)),
+        lambda: norm("InstanceNormalization", (1,), (1,)),
+        lambda: norm("LayerNormalization", (4, 3, 3), axis=4),
+        lambda: norm("LayerNormalization", (2, 4, 4, 3, 3), axis=0),
+        lambda: norm("GroupNormalization", (4,), (4,), num_groups=3),
+    ],
+)
+def test_shapes_that_onnx_does_not_allow_are_no_weight(piece):
+    m = behind(piece(), opset=21)
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+    assert "scale" in codes(m)
+
+
+@pytest.mark.parametrize("attrs", [{"is_test": 0}, {"is_test": 1, "spatial": 0}])
+def test_old_modes_are_no_weight(attrs):
+    m = model(batch_norm(**attrs), op("Conv", "x w", "c"), bn("bn", "c", "y", 4), opset=6)
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+
+
+# --- what it must still notice -----------------------------------------------------------------
+
+
+def wrong(made, change):
+    """A folded model with another weight in its only Conv."""
+    (name,) = (node.input[1] for node in made.graph.node if node.op_type == "Conv")
+    stored = next(t for t in made.graph.initializer if t.name == name)
+    values = change(numpy_helper.to_array(stored).astype(np.float64)).astype(np.float32)
+    stored.CopyFrom(numpy_helper.from_array(values, name))
+    return made
+
+
+def test_a_wrong_channel_fails():
+    def off(weight):
+        weight[2] *= 1.01
+        return weight
+
+    m = behind(batch_norm())
+    assert bnfold.verify(m, wrong(bnfold.fold(m), off)).status == "fail"
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_dropped_epsilon_fails(name, monkeypatch):
+    """The certificate reads constants as the fold does; only the comparison can see this."""
+    opset, piece = NORMS[name]
+    m = behind(piece(), opset=opset)
+    monkeypatch.setattr(norms, "_epsilon", lambda node: 0.0)
+    made = bnfold.fold(m)
+    monkeypatch.undo()
+    assert bnfold.verify(m, made).status == "fail"
+
+
+# --- a map of a weight that is stored as integers -----------------------------------------------
+
+
+def test_maps_of_integers_are_certified():
+    """What a DequantizeLinear makes is a constant to a Conv and data to a Mul: a certificate that
+    takes it for the Mul's constant finds two of them.
+    """
+    integers = np.random.default_rng(5).integers(-99, 99, SHAPE).astype(np.int8)
+    m = behind(
+        (op("DequantizeLinear", "q s", "d"), {"q": integers, "s": np.float32(0.01)}),
+        const("Mul", "d", "e", positive(4, 1, 1), name="first"),
+        const("Mul", "e", "w", positive(1, 4, 1, 1), name="second"),
+        opset=21,
+    )
+    after = fold(m)
+    assert counts(after) == {"DequantizeLinear": 1, "Mul": 2, "Conv": 1}
+    assert set(constants(after)) >= {"q", "s"}
