@@ -17,6 +17,7 @@ from bnfold._core.result import Fold
 from bnfold._merge.kernels import Kernel
 from bnfold._merge.merging import Merger, Replacement, Stays
 from bnfold._merge.stored import Load, remembered, unfit
+from bnfold._torch.program.applied import Step
 from bnfold._torch.program.draft import Draft, like
 from bnfold._torch.program.wiring import Wiring
 from bnfold._torch.read.aliases import Memory
@@ -33,13 +34,18 @@ class Merges:
     """A program once its linear operators are merged, what merged, in order, and what did not.
 
     ``exact`` gives merged weights in float64, by the names of the parameters that have them
-    rounded.
+    rounded. ``standing`` names for nodes of the program those that stand for them once it is
+    merged, ``steps`` those that do not bear their own operator's value any more; ``made`` are the
+    operators that are new.
     """
 
     program: ExportedProgram
     exact: Mapping[str, Load]
     folds: tuple[Fold, ...]
     stays: tuple[Stays, ...]
+    standing: Mapping[str, str]
+    steps: tuple[Step, ...]
+    made: frozenset[str]
 
 
 def merge(program: ExportedProgram) -> Merges:
@@ -54,7 +60,15 @@ def merge(program: ExportedProgram) -> Merges:
         merger.visit(position)
     merged = draft.program() if writer.folds else program
     exact = {name: load for name, load in writer.exact.items() if name in draft.state}
-    return Merges(merged, exact, tuple(writer.folds), tuple(merger.stays.values()))
+    alive = set(draft.module.graph.nodes)
+    made = {node.name: name for node, name in writer.origins.items() if node in alive}
+    made = made if writer.folds else {}
+    new = frozenset(node.name for node in writer.parts if node in alive)
+    kept = {node.name for node in merged.graph.nodes} - new
+    standing = {**{name: name for name in kept}, **{old: node for node, old in made.items()}}
+    steps = tuple(Step("merge", node, (), (), (old,)) for node, old in made.items())
+    stays = tuple(merger.stays.values())
+    return Merges(merged, exact, tuple(writer.folds), stays, standing, steps, new)
 
 
 class _DraftMerger:
@@ -66,6 +80,8 @@ class _DraftMerger:
         self.exact: dict[str, Load] = {}
         self.made: set[Node] = set()
         self.folds: list[Fold] = []
+        self.parts: set[Node] = set()
+        self.origins: dict[Node, str] = {}
 
     def fresh(self, wanted: str) -> str:
         """A name like the wanted one that no tensor has had."""
@@ -179,6 +195,10 @@ class _DraftMerger:
             made[joined.output] = part
             laid.append((position, joined.output, part, position))
         ends = {wiring.holder(tensor): made[tensor] for tensor in made if wiring.knows(tensor)}
+        self.parts.update(made.values())
+        for old, part in ends.items():
+            if old in self.origins or old not in self.parts:
+                self.origins[part] = self.origins.get(old, old.name)
         for position in sorted({*new.gone, *new.joined}, reverse=True):
             old = wiring.node(position)
             wiring.take(position)
