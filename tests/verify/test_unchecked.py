@@ -19,7 +19,7 @@ from onnx import ModelProto, helper, numpy_helper
 from bnfold._core.laws import Homogeneous
 from bnfold._judge.settings import Settings
 from bnfold._onnx.fold import prepare
-from bnfold._pipeline.models import run
+from bnfold._pipeline.models import fold_file
 from bnfold._pipeline.outcome import Outcome
 from bnfold._proof import crossings
 from bnfold._proof import local_probe as local
@@ -75,7 +75,7 @@ def folded(made: ModelProto, folder: Path, **options: Any) -> Outcome:
     onnx.save(made, folder / "model.onnx")
     output = folder / "folded.onnx"
     arguments: dict[str, Any] = {"verify": True, "inputs": None, "progress": lambda step: None}
-    return run(folder / "model.onnx", output, **arguments, settings=Settings(**options))
+    return fold_file(folder / "model.onnx", output, **arguments, settings=Settings(**options))
 
 
 # --- the ways of being unchecked ----------------------------------------------------------------
@@ -211,10 +211,12 @@ def test_numbers_that_are_not_finite_are_no_probe(spoiled: float, tmp_path: Path
 def test_it_is_told_everywhere(tmp_path: Path) -> None:
     outcome = folded(without_shapes(resized()), tmp_path)
     assert outcome.verdict.status == "pass"  # an error in what rests on them was seen to show
-    lines = list(text.text(outcome, verbose=False))
+    lines = list(text.outcome_lines(outcome, verbose=False))
     assert "certificates: 2 of 4 hold, 0 fail, 2 unchecked" in lines
     assert "  resize: unchecked, the shape of b is not known" in lines
-    told = json.loads(text.json_text(text.document(outcome)))["verification"]["certificates"]
+    told = json.loads(text.json_text(text.outcome_document(outcome)))["verification"][
+        "certificates"
+    ]
     by_name = {(one["law"], one["into"]): one for one in told}
     resize = by_name["cross", "resize"]
     assert (resize["holds"], resize["ulps"]) == (False, None)
