@@ -37,6 +37,9 @@ Touch = Callable[[str], bool]
 
 QUICK = ("digits", *zoo.OCR, "drawn-shufflenet")
 LARGE = ("drawn-densenet121", "drawn-inception_v2", "drawn-resnet50")
+UNCHECKED = {"Reshape.4"}
+"""What maps cross and cannot be run by itself: of ``cls`` an operator that takes a shape from a
+run."""
 EVEN = ("light-shufflenet", "light-densenet121", "light-inception_v2", "light-resnet50")
 MODELS = (*QUICK, *LARGE, *EVEN)
 
@@ -289,6 +292,12 @@ def assert_failed(trial: Trial) -> None:
     assert not trial.written
 
 
+def checked(trial: Trial) -> list[Mapping[str, Any]]:
+    """The certificates whose checks could run: all but those of a few operators that are known."""
+    assert {c["into"] for c in trial.certificates if c["unchecked"]} <= UNCHECKED
+    return [c for c in trial.certificates if not c["unchecked"]]
+
+
 def assert_certificates(trial: Trial, off: Mapping[str, float]) -> None:
     """A fold whose parameters are off has a certificate that says so, any other one holds.
 
@@ -303,7 +312,7 @@ def assert_certificates(trial: Trial, off: Mapping[str, float]) -> None:
             continue
         worst = max(off.get(name, 0.0) for name in (certificate["into"], *certificate["maps"]))
         if worst == 0.0:
-            assert certificate["holds"], certificate
+            assert certificate["holds"] or certificate["into"] in UNCHECKED, certificate
         elif (
             worst > 4.0 and certificate["maps"]
         ):  # right ones may be 1 off, and what is 1 off may be right
@@ -389,14 +398,14 @@ def test_one_channel_of_one_fold_is_named(bug, name, subject, tmp_path, monkeypa
     assert [into for into, steps in off.items() if steps] == [chosen]
     trial = try_out(right.path, tmp_path, 0)
     assert_failed(trial)
-    assert [c["into"] for c in trial.certificates if not c["holds"]] == [chosen]
+    assert [c["into"] for c in checked(trial) if not c["holds"]] == [chosen]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", QUICK)
 def test_right_fold_raises_no_alarm(name, seed, subject, tmp_path):
     trial = try_out(subject(name).path, tmp_path, seed)
-    assert [c for c in trial.certificates if not c["holds"]] == []
+    assert [c for c in checked(trial) if not c["holds"]] == []
     assert trial.status == "pass", trial.ratio
     assert trial.code == 0
     assert trial.written
@@ -424,6 +433,6 @@ def test_right_fold_of_a_large_model_raises_no_alarm(name, seed, subject, tmp_pa
 def test_right_fold_of_even_weights_raises_no_alarm(name, seed, subject, tmp_path):
     """Where all weights are 0.02 the outputs may show nothing, but never a difference."""
     trial = try_out(subject(name).path, tmp_path, seed)
-    assert [c for c in trial.certificates if not c["holds"]] == []
+    assert [c for c in checked(trial) if not c["holds"]] == []
     assert trial.status in ("pass", "inconclusive"), trial.ratio
     assert trial.written
