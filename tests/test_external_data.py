@@ -69,6 +69,22 @@ def test_folded_weights_of_an_external_model_stay_external(tmp_path):
     np.testing.assert_allclose(run(str(target), data)[0], run(str(source), data)[0], rtol=1e-3)
 
 
+def test_a_weight_behind_another_is_written_where_it_lay(tmp_path):
+    m = model(
+        conv("conv1", "x", "c1", (8, 3, 3, 3)),
+        op("Relu", "c1", "r"),
+        conv("conv2", "r", "c2", (8, 8, 3, 3)),
+        bn("bn2", "c2", "y", 8),
+    )
+    source = saved(m, tmp_path / "in")
+    assert int(external(source)["conv2.w"]["offset"]) > 0
+    target = tmp_path / "out" / "folded.onnx"
+    target.parent.mkdir()
+    bnfold.fold(source, target)
+    assert external(target).keys() == {"conv1.w", "conv2.w"}
+    assert_same(m, onnx.load(target))
+
+
 def test_the_folded_model_does_not_need_the_original(tmp_path):
     source = saved(two_blocks(), tmp_path / "in")
     target = tmp_path / "out" / "folded.onnx"

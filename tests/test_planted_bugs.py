@@ -1,10 +1,11 @@
 """Classic bugs of folding, planted into the arithmetic, on real models: does verification notice?
 
-Each bug is put where the fold computes, and the command is run as a user would run it. It has to
-fail and write nothing. Its two witnesses are asked one by one: the certificate of every fold that
-the bug changed, and of no other, must not hold; and the comparison of the two whole models must
-say "fail" without the certificates' help. Where an error drowns in rounding on the way to the
-output, INVISIBLE says so and by how much.
+Each bug is put where the fold computes. There are two witnesses. The certificate of every fold
+that the bug changed, and of no other, must not hold: that is asked of every bug in every model. And
+the comparison of the two whole models must say "fail" without the certificates' help: there the
+command is run as a user would run it, and has to fail and write nothing. A comparison takes
+seconds, so it is asked of a small and a real model, and of all the others with ``--slow``. Where an
+error drowns in rounding on the way to the output, INVISIBLE says so and by how much.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from bnfold._core import channels
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.parameters import Site
 from bnfold._judge import end_to_end
+from bnfold._onnx.files.load import load_model
+from bnfold._onnx.fold import prepare
+from bnfold._proof.certificate import certify
 
 from . import zoo
 from .graphs import label
@@ -36,6 +40,8 @@ Patch = pytest.MonkeyPatch
 Touch = Callable[[str], bool]
 
 QUICK = ("digits", *zoo.OCR, "drawn-shufflenet")
+# What a comparison shows clearly in a small model it shows in a real one too.
+CLEAR = ("mean-unscaled", "earlier-shift-unscaled", "scale-rolled")
 LARGE = ("drawn-densenet121", "drawn-inception_v2", "drawn-resnet50")
 UNCHECKED = {"Reshape.4"}
 """What maps cross and cannot be run by itself: of ``cls`` an operator that takes a shape from a
@@ -286,19 +292,35 @@ def try_out(path: Path, folder: Path, seed: int) -> Trial:
     return Trial(done.exit_code, said["status"], said["certificates"], said["end_to_end"], written)
 
 
+@dataclass(frozen=True)
+class Bare:
+    """What a fold makes of a model, and its certificates."""
+
+    folded: ModelProto
+    certificates: list[Mapping[str, Any]]
+
+
+def fold_and_certify(path: Path) -> Bare:
+    """Without running either model."""
+    original, model = load_model(path), load_model(path)
+    applied = prepare(model, path.parent).apply().applied
+    certificates = certify(original, model, applied, path.parent, path.parent)
+    return Bare(model, [certificate.to_dict() for certificate in certificates])
+
+
 def assert_failed(trial: Trial) -> None:
     assert trial.code == 1
     assert trial.status == "fail"
     assert not trial.written
 
 
-def checked(trial: Trial) -> list[Mapping[str, Any]]:
+def checked(trial: Trial | Bare) -> list[Mapping[str, Any]]:
     """The certificates whose checks could run: all but those of a few operators that are known."""
     assert {c["into"] for c in trial.certificates if c["unchecked"]} <= UNCHECKED
     return [c for c in trial.certificates if not c["unchecked"]]
 
 
-def assert_certificates(trial: Trial, off: Mapping[str, float]) -> None:
+def assert_certificates(trial: Trial | Bare, off: Mapping[str, float]) -> None:
     """A fold whose parameters are off has a certificate that says so, any other one holds.
 
     An operator that took in only maps carried to it is held to what is said of them; where that is
@@ -349,13 +371,26 @@ def check(bug: str, subject: Subject, seed: int, folder: Path, patch: Patch) -> 
         assert trial.end_to_end["status"] == "fail", f"ratio {trial.ratio:.3g}"
 
 
-@pytest.mark.parametrize("bug, name", pairs(QUICK))
+def is_compared(bug: str, name: str) -> bool:
+    """Whether the comparison is asked too, in the usual run."""
+    return name == "digits" or (name == "det" and bug not in CLEAR)
+
+
+@pytest.mark.parametrize("bug, name", [p for p in pairs(QUICK) if not is_compared(*p.values)])
+def test_bug_is_noticed_by_its_certificates(bug, name, subject, monkeypatch):
+    right = subject(name)
+    BUGS[bug](monkeypatch, everywhere)
+    bare = fold_and_certify(right.path)
+    assert_certificates(bare, spoilt(right.folded, bare.folded))
+
+
+@pytest.mark.parametrize("bug, name", [p for p in pairs(QUICK) if is_compared(*p.values)])
 def test_bug_is_noticed_twice(bug, name, subject, tmp_path, monkeypatch):
     check(bug, subject(name), 0, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("bug, name", pairs(QUICK))
 def test_bug_is_noticed_with_any_seed(bug, name, seed, subject, tmp_path, monkeypatch):
     check(bug, subject(name), seed, tmp_path, monkeypatch)
@@ -385,7 +420,7 @@ def test_bug_that_has_nothing_to_bite_on_changes_no_large_model(bug, name, subje
 
 @pytest.mark.parametrize("bug", ["weight-channel-off", "bias-channel-off"])
 @pytest.mark.parametrize("name", QUICK)
-def test_one_channel_of_one_fold_is_named(bug, name, subject, tmp_path, monkeypatch):
+def test_one_channel_of_one_fold_is_named(bug, name, subject, monkeypatch):
     """A single wrong channel may not reach the output, but its certificate says where it is."""
     right = subject(name)
     folds = bnfold.plan(right.path).folds
@@ -394,14 +429,13 @@ def test_one_channel_of_one_fold_is_named(bug, name, subject, tmp_path, monkeypa
         scaled = [f.into for f in folds if {*f.ops} & {"BatchNormalization", "Mul", "Div"}]
         chosen = scaled[len(scaled) // 2]
     BUGS[bug](monkeypatch, chosen.__eq__)
-    off = spoilt(right.folded, bnfold.fold(right.path))
+    bare = fold_and_certify(right.path)
+    off = spoilt(right.folded, bare.folded)
     assert [into for into, steps in off.items() if steps] == [chosen]
-    trial = try_out(right.path, tmp_path, 0)
-    assert_failed(trial)
-    assert [c["into"] for c in checked(trial) if not c["holds"]] == [chosen]
+    assert [c["into"] for c in checked(bare) if not c["holds"]] == [chosen]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [1])  # with seed 0 in test_real_models.py
 @pytest.mark.parametrize("name", QUICK)
 def test_right_fold_raises_no_alarm(name, seed, subject, tmp_path):
     trial = try_out(subject(name).path, tmp_path, seed)
@@ -412,7 +446,7 @@ def test_right_fold_raises_no_alarm(name, seed, subject, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3, 15))
+@pytest.mark.parametrize("seed", [0, *range(2, 15)])
 @pytest.mark.parametrize("name", QUICK)
 def test_right_fold_raises_no_alarm_with_any_seed(name, seed, subject, tmp_path):
     test_right_fold_raises_no_alarm(name, seed, subject, tmp_path)

@@ -6,8 +6,6 @@ That nothing else in them changes, byte by byte, is in test_fidelity.py.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 import bnfold
 
 from . import zoo
+from .cli.command import bnfold as run_command
 from .graphs import counts, run, valid
 
 # Operators by type before and after, and the verdict of the command.
@@ -56,6 +55,10 @@ FOLDED: dict[str, tuple[str, dict[str, tuple[int, int]]]] = {
         {"BatchNormalization": (121, 0), "Mul": (121, 0), "Add": (121, 62)},
     ),
 }
+# With --slow alone: seconds each. Of an architecture and its two kinds of weights, what folds is
+# the same, and is looked at in the light one, which is not drawn first.
+LARGE = ("light-resnet50", "light-densenet121", "light-inception_v2")
+AGAIN = ("drawn-resnet50", "drawn-inception_v2", "drawn-densenet121")
 UNCHANGED = (*zoo.SILERO, *(name for name in zoo.LIGHT if name not in FOLDED))
 EXIT = {"pass": 0, "unchanged": 0, "fail": 1, "inconclusive": 3}
 
@@ -74,38 +77,32 @@ class Ran:
 def command(source: Path, folder: Path, *options: str) -> Ran:
     output, report = folder / "folded.onnx", folder / "report.json"
     arguments = [source, "-o", output, "--report", report, *options]
-    done = subprocess.run(
-        [sys.executable, zoo.ROOT / "cli.py", *map(str, arguments)], capture_output=True, text=True
-    )
-    assert report.exists(), done.stderr
+    done = run_command(*arguments)
+    assert report.exists(), done.err
     document = json.loads(report.read_text(encoding="utf-8"))
-    return Ran(source, output, done.returncode, done.stdout, document)
+    return Ran(source, output, done.code, done.out, document)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model, its folded form, and the plan."""
+
+    source: Path
+    before: ModelProto
+    after: ModelProto
+    plan: bnfold.Plan
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ran]:
-    """The command's run on a model, once for all tests."""
-    known: dict[str, Ran] = {}
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    """A model's fold, once for all tests."""
+    known: dict[str, Pair] = {}
 
-    def get(name: str) -> Ran:
+    def get(name: str) -> Pair:
         if name not in known:
-            folder = tmp_path_factory.mktemp(name)
-            known[name] = command(zoo.write(name, folder), folder)
-        return known[name]
-
-    return get
-
-
-@pytest.fixture(scope="module")
-def pair(ran: Callable[[str], Ran]) -> Callable[[str], tuple[ModelProto, ModelProto]]:
-    """A model and its folded form, whatever the verdict."""
-    known: dict[str, tuple[ModelProto, ModelProto]] = {}
-
-    def get(name: str) -> tuple[ModelProto, ModelProto]:
-        if name not in known:
-            done = ran(name)
-            after = onnx.load(done.output) if done.output.exists() else bnfold.fold(done.source)
-            known[name] = onnx.load(done.source), after
+            source = zoo.write(name, tmp_path_factory.mktemp(name))
+            planned = bnfold.plan(source)
+            known[name] = Pair(source, onnx.load(source), bnfold.fold(source), planned)
         return known[name]
 
     return get
@@ -114,19 +111,27 @@ def pair(ran: Callable[[str], Ran]) -> Callable[[str], tuple[ModelProto, ModelPr
 # --- verdicts ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    list(FOLDED),
-)
-def test_command_folds_and_verifies(name, ran):
-    done, (status, _) = ran(name), FOLDED[name]
+def folded_models(*slow: str) -> list[Any]:
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in FOLDED]
+
+
+@pytest.mark.parametrize("name", folded_models(*LARGE, *AGAIN))
+def test_command_folds_and_verifies(name, pair, tmp_path):
+    folded, (status, expected) = pair(name), FOLDED[name]
+    done = command(folded.source, tmp_path)
     verification = done.report["verification"]
     certificates = verification["certificates"]
     assert [c for c in certificates if not c["holds"] and not c["unchecked"]] == []
     assert sum(c["holds"] for c in certificates) > 0.9 * len(certificates)
     assert verification["status"] == status, done.said
     assert done.code == EXIT[status]
-    assert done.output.exists()
+    as_planned = onnx.load(done.output) == folded.after
+    assert as_planned
+    written = done.report["operators"]
+    assert {op: (written["before"].get(op, 0), written["after"].get(op, 0)) for op in expected} == (
+        expected
+    )
+    assert done.report["kept"] == folded.plan.to_dict()["kept"]
     if valid(onnx.load(done.source)):
         onnx.checker.check_model(onnx.load(done.output), full_check=True)
     if status == "pass":
@@ -137,8 +142,8 @@ def test_command_folds_and_verifies(name, ran):
 
 
 @pytest.mark.parametrize("name", UNCHANGED)
-def test_model_with_nothing_to_fold_comes_out_byte_by_byte(name, ran):
-    done = ran(name)
+def test_model_with_nothing_to_fold_comes_out_byte_by_byte(name, tmp_path):
+    done = command(zoo.path(name), tmp_path)
     assert done.code == 0, done.said
     assert done.report["verification"]["status"] == "unchanged"
     assert done.report["folds"] == []
@@ -160,17 +165,13 @@ def test_digits_on_the_images_that_come_with_it(tmp_path):
 # --- what is gone ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FOLDED)
-def test_operators_before_and_after(name, ran, pair):
-    before, after = (counts(model) for model in pair(name))
+@pytest.mark.parametrize("name", folded_models(*AGAIN))
+def test_operators_before_and_after(name, pair):
+    before, after = (counts(model) for model in (pair(name).before, pair(name).after))
     expected = FOLDED[name][1]
     assert {op: (before.get(op, 0), after.get(op, 0)) for op in expected} == expected
     assert not [op for op, count in after.items() if count > before.get(op, 0)]
     assert "Conv" in expected or after["Conv"] == before["Conv"]
-    written = ran(name).report["operators"]
-    assert {op: (written["before"].get(op, 0), written["after"].get(op, 0)) for op in expected} == (
-        expected
-    )
 
 
 def constants_of(model: ModelProto) -> dict[str, tuple[int, ...]]:
@@ -230,9 +231,9 @@ def affine_behind_conv(model: ModelProto) -> Iterator[tuple[NodeProto, NodeProto
                     yield node, found
 
 
-@pytest.mark.parametrize("name", FOLDED)
+@pytest.mark.parametrize("name", folded_models(*AGAIN))
 def test_no_affine_operator_is_left_behind_a_convolution(name, pair):
-    before, after = pair(name)
+    before, after = pair(name).before, pair(name).after
     kinds = Counter((node.op_type, conv.op_type) for node, conv in affine_behind_conv(before))
     assert kinds, "a search that finds nothing ahead of the fold shows nothing behind it"
     if name in ("det", "rec"):
@@ -247,15 +248,17 @@ def test_no_affine_operator_is_left_behind_a_convolution(name, pair):
 # --- what stays --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["light-densenet121", "drawn-densenet121"])
-def test_every_batchnorm_that_stays_is_explained(name, ran, pair):
+@pytest.mark.parametrize(
+    "name", ["light-densenet121", pytest.param("drawn-densenet121", marks=pytest.mark.slow)]
+)
+def test_every_batchnorm_that_stays_is_explained(name, pair):
     """DenseNet normalizes a concatenation that later layers read too, and poolings: the scale goes
     ahead, through the Relu, and the shift stays.
     """
-    kept = [k for k in ran(name).report["kept"] if k["op"] == "BatchNormalization"]
-    assert Counter(k["code"] for k in kept) == {"shared-output": 62}
-    assert all("(Relu): the shift does not pass" in k["message"] for k in kept)
-    _, after = pair(name)
+    kept = [k for k in pair(name).plan.kept if k.op == "BatchNormalization"]
+    assert Counter(k.code for k in kept) == {"shared-output": 62}
+    assert all("(Relu): the shift does not pass" in k.message for k in kept)
+    after = pair(name).after
     makers = {name: node.op_type for node in after.graph.node for name in node.output}
     left = [node for node in after.graph.node if node.op_type == "Add"]
     assert len(left) == len(kept)

@@ -1,20 +1,33 @@
-"""Runs the real command in its own process, and looks at what it left on disk."""
+"""Runs the command, in this process or in one of its own, and looks at what it left on disk.
+
+``bnfold`` is for what the command says and writes: options, tables, texts. ``process`` is for what
+a process of its own decides: signals, limits, streams, encodings, exit codes, start-up.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import pty
+import resource
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from bnfold._command.cli import main
+from bnfold._core import channels
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(sys.executable).with_name("bnfold")
@@ -32,8 +45,19 @@ bnfold._core.channels.scaled = wrong
 from bnfold._command.cli import main
 main(sys.argv[1:], "bnfold")
 """
+IMPATIENT = """
+import sys
+from bnfold._command.terminal import Progress
+Progress._PATIENCE_S = 0.01
+from bnfold._command.cli import main
+main(sys.argv[1:], "bnfold")
+"""
+EAGER = (sys.executable, "-c", IMPATIENT)
+"""The command that tells a terminal at once what goes on."""
 PLANTED = (sys.executable, "-c", PLANT)
 """The command with a fold that makes every weight 1 % too large."""
+TOO_LARGE = 1.01
+"""The same as ``factor`` of ``bnfold``."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +83,74 @@ def environment(**changes: str) -> dict[str, str]:
 
 def bnfold(
     *args: Any,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    factor: float = 1.0,
+) -> Run:
+    """Run to the end in this process; whatever happens, nobody is shown a traceback.
+
+    With ``factor``, by a fold that makes every weight so many times too large.
+    """
+    bounds = resource.getrlimit(resource.RLIMIT_DATA)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            for name in os.environ.keys() - environment(**(env or {})).keys():
+                patch.delenv(name)
+            for name, value in environment(**(env or {})).items():
+                patch.setenv(name, value)
+            patch.setattr(tempfile, "tempdir", None)  # else what TMPDIR said first
+            if cwd is not None:
+                patch.chdir(cwd)
+            if factor != 1.0:
+                patch.setattr(channels, "scaled", _wrong(factor))
+            with _streams(out.fileno(), err.fileno()), pytest.raises(SystemExit) as end:
+                main.main([str(arg) for arg in args], "bnfold")
+        out.seek(0)
+        err.seek(0)
+        run = Run(end.value.code or 0, out.read().decode(), err.read().decode())
+    assert resource.getrlimit(resource.RLIMIT_DATA) == bounds, "this takes a process of its own"
+    assert "Traceback" not in run.err + run.out
+    return run
+
+
+def _wrong(factor: float) -> Callable[..., Any]:
+    right = channels.scaled
+
+    def wrong(weight: Any, scale: Any, layout: Any, dtype: Any) -> Any:
+        return right(weight, scale, layout, dtype) * dtype.type(factor)
+
+    return wrong
+
+
+@contextmanager
+def _streams(out: int, err: int) -> Iterator[None]:
+    """Send what Python and compiled libraries print to two files, as a process of its own would."""
+    kept = {1: os.dup(1), 2: os.dup(2)}
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    try:
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False) as stdout,
+            open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as stderr,
+        ):
+            patch.setattr(sys, "stdout", stdout)
+            patch.setattr(sys, "stderr", stderr)
+            yield
+    finally:
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def process(
+    *args: Any,
     command: Sequence[str] = COMMAND,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
 ) -> Run:
-    """Run to the end; whatever happens, nobody is shown a traceback."""
+    """Run to the end in a process of its own; whatever happens, nobody is shown a traceback."""
     done = subprocess.run(
         [*command, *map(str, args)],
         cwd=cwd,
@@ -97,12 +183,17 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def on_terminal(*args: Any, columns: int = 80, env: Mapping[str, str] | None = None) -> Run:
+def on_terminal(
+    *args: Any,
+    command: Sequence[str] = COMMAND,
+    columns: int = 80,
+    env: Mapping[str, str] | None = None,
+) -> Run:
     """Run on a pseudo-terminal of the given width, which gets all output and errors."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
-        [*COMMAND, *map(str, args)],
+        [*command, *map(str, args)],
         env=environment(**(env or {})),
         stdin=theirs,
         stdout=theirs,

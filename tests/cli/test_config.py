@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from . import examples
-from .command import bnfold, environment, refused, tree
+from .command import bnfold, environment, process, refused, tree
 
 NOTHING = "no-such-model.onnx"
 """What a file says is looked at first, so that an error of it needs no model."""
@@ -119,7 +119,7 @@ def test_in_a_folder_that_is_gone(model, tmp_path):
     """There is no telling what lay above it; a model given in full can be read all the same."""
     gone = tmp_path / "gone"
     gone.mkdir()
-    run = bnfold(model, "--check", cwd=gone, before=lambda: shutil.rmtree(gone))
+    run = process(model, "--check", cwd=gone, before=lambda: shutil.rmtree(gone))
     assert (run.code, run.err) == (1, "")
 
 
@@ -143,7 +143,7 @@ def test_every_key_at_once(free, project, tmp_path):
         verbose = true
         """
     )
-    found = told(bnfold(free, cwd=tmp_path))
+    found = told(process(free, cwd=tmp_path))
     assert found["seed"] == 5
     assert [check["inputs"] for check in found["checks"]] == ["structured n=3", "large n=1"]
     assert [check["provider"] for check in found["providers"]] == ["cpu"]
@@ -215,12 +215,13 @@ power = true
 rtol = 0.5
 threads = 1
 timeout = 600
-memory = "8GB"
 """
 
 
 def test_what_the_file_says_does_not_stop_a_run_that_compares_nothing(model, project, tmp_path):
     """``n`` is no dimension of the model, and there may be no such provider."""
+    project(f'{EVERYTHING}memory = "8GB"')
+    assert process(model, "--check", cwd=tmp_path).code == 1
     project(EVERYTHING)
     assert bnfold(model, "--check", cwd=tmp_path).code == 1
     run = bnfold(model, "-o", "out.onnx", "--no-verify", cwd=tmp_path)
@@ -373,7 +374,7 @@ def test_a_broken_file_that_has_nothing_to_do_with_it(model, tmp_path):
 def test_a_file_that_cannot_be_read(bound, project, model, tmp_path):
     path = project("seed = 1")
     path.chmod(0)
-    refused(bnfold(NOTHING, cwd=tmp_path, command=bound), f"cannot read {path}", "permission")
+    refused(process(NOTHING, cwd=tmp_path, command=bound), f"cannot read {path}", "permission")
 
 
 def test_a_folder_above_that_cannot_be_searched(bound, project, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from ..graphs import bn, conv, op
 from ..graphs import model as model_of
 from . import examples
-from .command import PLANTED, bnfold
+from .command import TOO_LARGE, bnfold
 
 junitparser = pytest.importorskip("junitparser", reason="junitparser is not installed")
 markdown_it = pytest.importorskip("markdown_it", reason="markdown-it-py is not installed")
@@ -58,7 +58,7 @@ def nasty(tmp_path):
 @pytest.fixture
 def wrong(model, tmp_path):
     target = tmp_path / "wrong.onnx"
-    assert bnfold(model, "-o", target, "--no-verify", command=PLANTED).code == 0
+    assert bnfold(model, "-o", target, "--no-verify", factor=TOO_LARGE).code == 0
     return target
 
 
@@ -107,7 +107,7 @@ def test_junit_of_all_kinds_of_runs(model, settled, strange, wrong):
         ended, suite = junit(*args)
         found = (suite.failures, suite.errors, suite.skipped)
         assert (ended, *found) == (code, failures, 0, skipped), args
-    ended, suite = junit(model, command=PLANTED)
+    ended, suite = junit(model, factor=TOO_LARGE)
     assert (ended, suite.errors) == (1, 0)
     assert {case.classname for case in suite if case.is_failure} == {
         "bnfold.certificate",

@@ -16,7 +16,7 @@ import pytest
 from onnx import helper
 
 from . import examples
-from .command import COMMAND, bnfold, refused, tree
+from .command import COMMAND, bnfold, process, refused, tree
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
         for _ in range(rng.randrange(1, 4)):
             data[rng.randrange(len(data))] = rng.randrange(256)
         (tmp_path / f"bytes{number:03}.onnx").write_bytes(bytes(data))
-    run = bnfold(tmp_path, command=(sys.executable, "-W", "ignore", "-c", script))
+    run = process(tmp_path, command=(sys.executable, "-W", "ignore", "-c", script))
     assert (run.code, run.out, run.err) == (0, "", "")
 
 
@@ -186,14 +186,14 @@ def test_a_folder(tmp_path, unchanged):
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no devices here")
 def test_a_device_that_never_ends():
     memory = (4 << 30, 4 << 30)
-    run = bnfold("/dev/zero", before=lambda: resource.setrlimit(resource.RLIMIT_AS, memory))
+    run = process("/dev/zero", before=lambda: resource.setrlimit(resource.RLIMIT_AS, memory))
     refused(run, "/dev/zero", "not a regular file")
 
 
 def test_no_permission_to_read(bound, model, tmp_path, unchanged):
     unchanged()
     model.chmod(0)
-    refused(bnfold(model, command=bound), str(model), "permission denied")
+    refused(process(model, command=bound), str(model), "permission denied")
     model.chmod(0o644)
 
 
@@ -202,7 +202,7 @@ def test_no_permission_to_read_external_data(bound, external, tmp_path, unchange
     (tmp_path / "out").mkdir()
     unchanged()
     (tmp_path / "two.bin").chmod(0)
-    run = bnfold(external, "-o", tmp_path / "out" / "o.onnx", "--no-verify", command=bound)
+    run = process(external, "-o", tmp_path / "out" / "o.onnx", "--no-verify", command=bound)
     (tmp_path / "two.bin").chmod(0o644)
     refused(run, "cannot read", "two.bin", "permission denied")
 
@@ -291,7 +291,7 @@ def test_a_folder_that_is_not_writable(bound, model, tmp_path, unchanged):
     unchanged()
     (tmp_path / "closed").chmod(0o555)
     target = tmp_path / "closed" / "out.onnx"
-    run = bnfold(model, "-o", target, command=bound)
+    run = process(model, "-o", target, command=bound)
     (tmp_path / "closed").chmod(0o755)
     refused(run, str(target), "not writable")
 
@@ -336,7 +336,7 @@ def test_a_write_that_fails_halfway(model, tmp_path, unchanged):
     """A limit on the size of files stands in for a disk that is full."""
     unchanged()
     limits = (2000, 2000)
-    run = bnfold(
+    run = process(
         model,
         "-o",
         tmp_path / "out.onnx",
@@ -351,7 +351,7 @@ def small(tmp_path) -> tuple[str, ...]:
     script = 'mount -t tmpfs -o size=16k tmpfs "$0" && "$@"; code=$?; ls -A "$0"; exit $code'
     (tmp_path / "small").mkdir()
     inside = ("unshare", "--mount", "sh", "-c", script, str(tmp_path / "small"))
-    if shutil.which("unshare") is None or bnfold(command=(*inside, "true")).code:
+    if shutil.which("unshare") is None or process(command=(*inside, "true")).code:
         pytest.skip("no file system can be mounted here")
     return (*inside, *COMMAND)
 
@@ -361,7 +361,7 @@ def test_a_full_disk(small, external, tmp_path, unchanged):
     with (tmp_path / "two.bin").open("ab") as file:
         file.write(bytes(50_000))
     unchanged()
-    run = bnfold(external, "-o", tmp_path / "small" / "out.onnx", command=small)
+    run = process(external, "-o", tmp_path / "small" / "out.onnx", command=small)
     refused(run, "out.onnx", "no space left on the device")
 
 

@@ -8,12 +8,13 @@ import pytest
 
 from . import examples
 from .command import (
-    COMMAND,
     FROM_CHECKOUT,
     PLANTED,
     SCRIPT,
+    TOO_LARGE,
     bnfold,
     environment,
+    process,
     refused,
     tree,
 )
@@ -30,20 +31,20 @@ from .command import (
     ids=["script", "checkout"],
 )
 def test_folded_and_verified(command, model, tmp_path):
-    run = bnfold(model, "-o", tmp_path / "out.onnx", command=command)
+    run = process(model, "-o", tmp_path / "out.onnx", command=command)
     assert (run.code, run.err) == (0, "")
     assert run.lines[-2:] == ["verification: pass", f"wrote {tmp_path / 'out.onnx'}"]
     assert examples.operators(tmp_path / "out.onnx").count("BatchNormalization") == 2
 
 
 def test_nothing_to_fold_is_done(settled):
-    run = bnfold(settled)
+    run = process(settled)
     assert (run.code, run.out, run.err) == (0, "nothing to fold\n", "")
 
 
 def test_a_wrong_fold_fails_and_leaves_no_file(model, tmp_path):
     before = tree(tmp_path)
-    run = bnfold(model, "-o", tmp_path / "out.onnx", command=PLANTED)
+    run = process(model, "-o", tmp_path / "out.onnx", command=PLANTED)
     assert (run.code, run.err) == (1, "")
     assert run.lines[-2:] == ["verification: fail", "no file was written"]
     assert "certificates: 0 of 1 hold" in run.lines
@@ -51,7 +52,7 @@ def test_a_wrong_fold_fails_and_leaves_no_file(model, tmp_path):
 
 
 def test_unverified_when_asked(model, tmp_path):
-    run = bnfold(model, "-o", tmp_path / "out.onnx", "--no-verify", command=PLANTED)
+    run = bnfold(model, "-o", tmp_path / "out.onnx", "--no-verify", factor=TOO_LARGE)
     assert run.code == 0
     assert "not verified (--no-verify)" in run.lines
     assert "verification: pass" not in run.lines
@@ -59,7 +60,7 @@ def test_unverified_when_asked(model, tmp_path):
 
 
 def test_what_cannot_run_cannot_be_judged(strange, tmp_path):
-    run = bnfold(strange, "-o", tmp_path / "out.onnx")
+    run = process(strange, "-o", tmp_path / "out.onnx")
     assert (run.code, run.err) == (3, "")
     assert "the original does not load" in run.out
     assert run.lines[-2] == "verification: inconclusive"
@@ -68,7 +69,7 @@ def test_what_cannot_run_cannot_be_judged(strange, tmp_path):
 
 def test_what_cannot_run_but_is_folded_wrong_fails(strange, tmp_path):
     """The certificate needs no runtime."""
-    run = bnfold(strange, "-o", tmp_path / "out.onnx", command=PLANTED)
+    run = bnfold(strange, "-o", tmp_path / "out.onnx", factor=TOO_LARGE)
     assert run.code == 1
     assert not (tmp_path / "out.onnx").exists()
 
@@ -89,7 +90,7 @@ DEFECT = (*PLANTED[:2], PLANTED[2].replace("return right(", "return {}['gone']("
 def test_a_defect_of_bnfold_is_told_from_a_failed_check(model, tmp_path):
     """Python's own exit code for an uncaught exception is 1, which means something else here."""
     before = tree(tmp_path)
-    run = bnfold(model, "-o", tmp_path / "out.onnx", command=DEFECT)
+    run = process(model, "-o", tmp_path / "out.onnx", command=DEFECT)
     refused(run, "KeyError: 'gone'", "a defect of bnfold", "BNFOLD_TRACEBACK=1")
     assert tree(tmp_path) == before
 
@@ -101,6 +102,6 @@ def test_a_defect_can_be_traced(model):
 
 
 def test_the_command_is_the_one_under_test():
-    run = bnfold("--version", command=COMMAND)
+    run = process("--version")
     assert (run.code, run.err) == (0, "")
     assert run.out.startswith("bnfold ")

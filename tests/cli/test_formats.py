@@ -11,7 +11,7 @@ import pytest
 
 import bnfold as package
 
-from .command import PLANTED, bnfold, refused, tree
+from .command import TOO_LARGE, bnfold, refused, tree
 
 COMMAND = re.compile(r"::(error|warning) file=([^,:]*),title=([^,:]*)::(.*)")
 
@@ -19,7 +19,7 @@ COMMAND = re.compile(r"::(error|warning) file=([^,:]*),title=([^,:]*)::(.*)")
 @pytest.fixture
 def wrong(model, tmp_path):
     target = tmp_path / "wrong.onnx"
-    assert bnfold(model, "-o", target, "--no-verify", command=PLANTED).code == 0
+    assert bnfold(model, "-o", target, "--no-verify", factor=TOO_LARGE).code == 0
     return target
 
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from .command import bnfold, refused
+from .command import bnfold, process, refused
 
 
 @pytest.mark.parametrize("name", ["a b  c.onnx", 'модель-模型-é "$HOME".onnx', "fold"])
@@ -36,9 +36,9 @@ def test_a_name_that_is_not_text(model, tmp_path):
     except OSError:
         pytest.skip("this file system takes text alone")
     target = os.fsdecode(b"out\xff.onnx")
-    run = bnfold(name, "-o", target, "--report", "r.json", cwd=tmp_path)
+    run = process(name, "-o", target, "--report", "r.json", cwd=tmp_path)
     assert (run.code, run.lines[-1]) == (0, r"wrote out\udcff.onnx")
     assert (tmp_path / target).exists()
     document = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert document["output"] == "out?.onnx"
-    refused(bnfold(os.fsdecode(b"n\xff\n.onnx"), cwd=tmp_path), r"n\udcff\n.onnx")
+    refused(process(os.fsdecode(b"n\xff\n.onnx"), cwd=tmp_path), r"n\udcff\n.onnx")

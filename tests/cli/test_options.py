@@ -7,11 +7,14 @@ import sys
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
+
+from bnfold._command import options as options_module
 
 from .. import graphs
 from . import examples
-from .command import PLANTED, bnfold, refused, tree
+from .command import TOO_LARGE, bnfold, process, refused, tree
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds data as it is told")
 
@@ -27,7 +30,7 @@ def folded(model, tmp_path):
 def wrong(model, tmp_path):
     """A fold that makes every weight 1 % too large."""
     target = tmp_path / "wrong.onnx"
-    assert bnfold(model, "-o", target, "--no-verify", command=PLANTED).code == 0
+    assert bnfold(model, "-o", target, "--no-verify", factor=TOO_LARGE).code == 0
     return target
 
 
@@ -125,8 +128,6 @@ def test_what_power_tells_is_so(tmp_path):
 
 def outputs(path, feeds):
     """What onnxruntime itself computes, its optimizations off."""
-    import onnxruntime as ort
-
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -169,38 +170,28 @@ def test_a_wide_tolerance_says_what_it_does_not_see(model, folded):
 
 def test_no_tolerance_lets_a_wrong_fold_through(model, tmp_path):
     """Its certificate does not hold, whatever the outputs are."""
-    run = bnfold(model, "-o", tmp_path / "o.onnx", "--rtol", "10", "--atol", "10", command=PLANTED)
+    run = bnfold(model, "-o", tmp_path / "o.onnx", "--rtol", "10", "--atol", "10", factor=TOO_LARGE)
     assert (run.code, run.lines[-1]) == (1, "no file was written")
     assert not (tmp_path / "o.onnx").exists()
 
 
 # --- threads ------------------------------------------------------------------------------------
 
-RECORDED = """
-import sys
-import onnxruntime
-seen = set()
-session = onnxruntime.InferenceSession
-def recorded(source, options, **others):
-    seen.add(options.intra_op_num_threads)
-    return session(source, options, **others)
-onnxruntime.InferenceSession = recorded
-from bnfold._command.cli import main
-try:
-    main(sys.argv[1:], "bnfold")
-finally:
-    print("threads", *sorted(seen))
-"""
 
-
-@pytest.mark.parametrize("options, threads", [((), "0"), (("--threads", "2"), "2")])
-def test_every_session_of_a_comparison_has_the_threads(options, threads, model, wrong):
+@pytest.mark.parametrize("options, threads", [((), 0), (("--threads", "2"), 2)])
+def test_every_session_of_a_comparison_has_the_threads(options, threads, model, wrong, monkeypatch):
     """With ``--bisect`` and ``--power``, and where the two differ, there are many."""
-    command = (sys.executable, "-c", RECORDED)
+    session, seen = ort.InferenceSession, []
+
+    def recorded(source, options, **others):
+        seen.append(options.intra_op_num_threads)
+        return session(source, options, **others)
+
+    monkeypatch.setattr(ort, "InferenceSession", recorded)
     for other in (model, wrong):
-        run = bnfold("verify", model, other, "--power", "--bisect", *options, command=command)
+        run = bnfold("verify", model, other, "--power", "--bisect", *options)
         assert run.code == (other is wrong)
-        assert run.lines[-1] == f"threads {threads}"
+    assert set(seen) == {threads}
 
 
 # --- timeout ------------------------------------------------------------------------------------
@@ -232,7 +223,7 @@ def test_a_model_that_never_ends(endless, tmp_path):
 
 def test_time_that_is_up_does_not_hide_a_wrong_fold(endless, tmp_path):
     """What is certified is certified before."""
-    run = bnfold(endless, "-o", tmp_path / "o.onnx", "--timeout", "0.5", command=PLANTED)
+    run = bnfold(endless, "-o", tmp_path / "o.onnx", "--timeout", "0.5", factor=TOO_LARGE)
     assert (run.code, run.lines[-1]) == (1, "no file was written")
     assert not (tmp_path / "o.onnx").exists()
 
@@ -260,16 +251,24 @@ def heavy(tmp_path):
     return examples.save(made, tmp_path / "heavy.onnx")
 
 
-@linux
-@pytest.mark.parametrize("size", ["8 GB", "8000M", "8000000000", "7.5G", "8000000kB"])
-def test_memory_enough(size, settled):
-    assert bnfold(settled, "--memory", size).code == 0
+@pytest.mark.parametrize(
+    "size, bytes_",
+    [
+        ("8 GB", 8 * 10**9),
+        ("8000M", 8 * 10**9),
+        ("8000000000", 8 * 10**9),
+        ("7.5G", 75 * 10**8),
+        ("8000000kB", 8 * 10**9),
+    ],
+)
+def test_amounts_of_memory(size, bytes_):
+    assert options_module._bytes(size) == bytes_
 
 
 @linux
 def test_memory_bounds_any_run(model, folded, tmp_path):
-    assert bnfold(model, "--memory", "8GB").code == 0
-    assert bnfold("verify", model, folded, "--memory", "8GB").code == 0
+    assert process(model, "--memory", "8GB").code == 0
+    assert process("verify", model, folded, "--memory", "8GB").code == 0
     for args in ((model,), (model, "--check"), (model, "--no-verify"), ("verify", model, model)):
         run = bnfold(*args, "--memory", "1MB")
         refused(run, "bnfold itself takes", "give --memory more than that")
@@ -287,7 +286,7 @@ def test_inputs_that_fit_no_memory(size, tmp_path):
 
 @linux
 def test_more_than_can_be_said(model):
-    refused(bnfold(model, "--memory", "999999999999999GB"), "memory cannot be bounded")
+    refused(process(model, "--memory", "999999999999999GB"), "memory cannot be bounded")
 
 
 @linux
@@ -297,7 +296,7 @@ def test_a_bound_that_is_there_already_is_not_widened(heavy):
     def tight() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (180_000_000, resource.RLIM_INFINITY))
 
-    refused(bnfold(heavy, "--memory", "8GB", "--no-verify", before=tight), "out of memory")
+    refused(process(heavy, "--memory", "8GB", "--no-verify", before=tight), "out of memory")
 
 
 # MB that may be enough where sessions take little: over six times what the model holds.
@@ -307,18 +306,18 @@ _MAY_DO = 250
 @linux
 @pytest.mark.parametrize(
     "spare",
-    [40, 100, 300, *(pytest.param(n, marks=pytest.mark.slow) for n in range(5, 300, 15))],
+    [40, 100, *(pytest.param(n, marks=pytest.mark.slow) for n in (*range(5, 300, 15), 300))],
 )
 def test_memory_that_runs_out(spare, heavy, tmp_path):
     """Wherever it does: one line and no file, or no verdict; never a crash, and nothing else said.
 
     ``spare`` is what there is beyond what bnfold takes by itself, in MB.
     """
-    said = bnfold(heavy, "--memory", "1MB").err
+    said = process(heavy, "--memory", "1MB").err
     own = int(said.split("takes ")[1].split(" MB")[0])
     target = tmp_path / "out" / "o.onnx"
     target.parent.mkdir()
-    run = bnfold(heavy, "-o", target, "--memory", f"{own + spare}MB")
+    run = process(heavy, "-o", target, "--memory", f"{own + spare}MB")
     if run.code == 0:
         assert spare >= _MAY_DO, "it takes less than these models hold"
         assert list(tree(target.parent)) == ["o.onnx"]

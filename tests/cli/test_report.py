@@ -18,7 +18,7 @@ import bnfold as package
 
 from .. import graphs
 from . import examples
-from .command import COMMAND, PLANTED, bnfold, refused, tree
+from .command import COMMAND, TOO_LARGE, bnfold, process, refused, tree
 
 
 def no_such_constant(name: str) -> None:
@@ -142,7 +142,7 @@ def test_of_a_check_that_was_not_wanted(model, tmp_path):
 def test_of_a_check_that_failed(model, tmp_path):
     """It is needed most then: where, by how much, and that there is no file."""
     target = tmp_path / "out.onnx"
-    run = bnfold(model, "-o", target, "--report", tmp_path / "r.json", command=PLANTED)
+    run = bnfold(model, "-o", target, "--report", tmp_path / "r.json", factor=TOO_LARGE)
     assert run.code == 1
     assert sorted(tree(tmp_path)) == ["m.onnx", "r.json"]
     told = report(tmp_path / "r.json")
@@ -167,8 +167,7 @@ def test_of_what_could_not_be_judged(strange, tmp_path):
 
 def test_figures_that_json_has_no_number_for(model, tmp_path):
     """A fold gone to infinity, and outputs that are not a number."""
-    broken = PLANTED[2].replace("(1.01)", "('inf')")
-    run = bnfold(model, "--report", tmp_path / "r.json", command=(*PLANTED[:2], broken))
+    run = bnfold(model, "--report", tmp_path / "r.json", factor=float("inf"))
     assert run.code == 1
     (certificate,) = report(tmp_path / "r.json")["verification"]["certificates"]
     assert certificate["ulps"] is None
@@ -194,7 +193,7 @@ def test_it_is_written_whole(tmp_path):
     (tmp_path / "r.json").write_text("old")
     before = tree(tmp_path)
     limit = (path.stat().st_size, path.stat().st_size)
-    run = bnfold(
+    run = process(
         path,
         "--report",
         tmp_path / "r.json",

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from . import examples
-from .command import COMMAND, bnfold, environment
+from .command import environment, process
 
 HEAVY = {"numpy", "onnx", "onnxruntime", "torch", "onnx_graphsurgeon", "google", "ml_dtypes"}
 
@@ -79,5 +79,5 @@ def test_version():
         number = version("bnfold")
     except PackageNotFoundError:
         number = "0+checkout"
-    run = bnfold("--version", command=COMMAND)
+    run = process("--version")
     assert (run.code, run.out, run.err) == (0, f"bnfold {number}\n", "")

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from .command import COMMAND, PATIENCE_S, bnfold, environment, on_terminal
+from .command import COMMAND, EAGER, PATIENCE_S, environment, on_terminal, process
 
 CLEAR = "\r\x1b[K"
 
@@ -23,17 +23,26 @@ def full():
         yield device
 
 
-def test_a_terminal_shows_what_takes_long_and_clears_it(slow):
+def test_a_terminal_shows_what_goes_on_and_clears_it(model):
     """What is left is what a pipe gets, which gets nothing else.
 
     The line has to fit, be the terminal as narrow as this one, or clearing would leave a part.
     """
-    run = on_terminal(slow, columns=12)
+    shown_and_cleared(model, EAGER)
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_what_takes_long_and_clears_it(slow):
+    shown_and_cleared(slow, COMMAND)
+
+
+def shown_and_cleared(model, command):
+    run = on_terminal(model, command=command, columns=12)
     assert run.code == 0
     first, *steps, rest = run.out.split(CLEAR)
     assert first == ""
     assert steps and all(0 < len(step) < 12 for step in steps)
-    piped = bnfold(slow)
+    piped = process(model, command=command)
     assert (piped.code, piped.err) == (0, "")
     assert "\x1b" not in piped.out and "\r" not in piped.out
     assert rest.replace("\r\n", "\n") == piped.out
@@ -50,8 +59,8 @@ def test_no_colours_at_all(model):
     assert not re.search(r"\x1b\[[0-9;]*m", run.out)
 
 
-def test_a_terminal_without_cursor_control(slow):
-    run = on_terminal(slow, env={"TERM": "dumb"})
+def test_a_terminal_without_cursor_control(model):
+    run = on_terminal(model, command=EAGER, env={"TERM": "dumb"})
     assert run.code == 0
     assert "\x1b" not in run.out
 
@@ -64,7 +73,7 @@ def test_help_on_a_narrow_terminal():
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_an_encoding_without_arrows(encoding, model):
-    run = bnfold(model, "-v", env={"PYTHONIOENCODING": encoding})
+    run = process(model, "-v", env={"PYTHONIOENCODING": encoding})
     assert (run.code, run.err) == (0, "")
     assert "bn1 -> conv1" in run.out
 
@@ -108,7 +117,7 @@ def test_a_full_disk_behind_the_help(full):
 def test_streams_that_are_closed(closed, model, tmp_path):
     target = tmp_path / "out.onnx"
     script = f'"$@" {closed}'
-    run = bnfold(model, "-o", target, command=("sh", "-c", script, "sh", *COMMAND))
+    run = process(model, "-o", target, command=("sh", "-c", script, "sh", *COMMAND))
     assert (run.code, run.err) == (0, "")
     assert target.exists()
 
@@ -125,7 +134,7 @@ def test_warnings_of_libraries_are_not_shown(settled):
         "from bnfold._command.cli import main\n"
         "main(sys.argv[1:], 'bnfold')\n"
     )
-    run = bnfold(settled, command=(sys.executable, "-c", script))
+    run = process(settled, command=(sys.executable, "-c", script))
     assert (run.out, run.err) == ("nothing to fold\n", "")
-    run = bnfold(settled, command=(sys.executable, "-W", "always", "-c", script))
+    run = process(settled, command=(sys.executable, "-W", "always", "-c", script))
     assert "noise" in run.err

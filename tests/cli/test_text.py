@@ -9,7 +9,7 @@ from bnfold._report.text import _size
 
 from ..graphs import bn, const, conv, model, op, rand
 from . import examples
-from .command import PLANTED, bnfold, refused
+from .command import TOO_LARGE, bnfold, refused
 
 
 def kept_for_two_reasons():
@@ -101,7 +101,7 @@ def test_sizes_have_three_digits(size, text):
 
 
 def test_a_fold_that_fails_says_by_how_much(model):
-    run = bnfold(model, command=PLANTED)
+    run = bnfold(model, factor=TOO_LARGE)
     assert any(
         line.startswith("  conv1 ← bn1: ") and "units in the last place off" in line
         for line in run.lines

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from . import examples
-from .command import PLANTED, bnfold, refused, tree
+from .command import TOO_LARGE, bnfold, refused, tree
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_model_and_itself(settled):
 
 def test_a_wrong_fold(model, tmp_path):
     target = tmp_path / "wrong.onnx"
-    assert bnfold(model, "-o", target, "--no-verify", command=PLANTED).code == 0
+    assert bnfold(model, "-o", target, "--no-verify", factor=TOO_LARGE).code == 0
     run = bnfold("verify", model, target)
     assert (run.code, run.err) == (1, "")
     assert run.lines[-1] == "verification: fail"

@@ -8,7 +8,6 @@ import resource
 import signal
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ import pytest
 from ..graphs import DOUBLE, assert_same, bn, conv, op, rand
 from ..graphs import model as build
 from . import examples
-from .command import PLANTED, bnfold, refused, start, tree, wait_for
+from .command import TOO_LARGE, bnfold, process, refused, start, tree, wait_for
 
 
 def test_without_an_output_nothing_is_written(external, tmp_path, tmp_path_factory):
@@ -121,12 +120,12 @@ def test_an_existing_output_survives_a_run_that_fails(trouble, external, tmp_pat
     np.savez(tmp_path / "in.npz", y=np.zeros(1))
     before = tree(tmp_path)
     if trouble == "a wrong fold":
-        assert bnfold(external, "-o", target, command=PLANTED).code == 1
+        assert bnfold(external, "-o", target, factor=TOO_LARGE).code == 1
     elif trouble == "wrong inputs":
         refused(bnfold(external, "-o", target, "--inputs", tmp_path / "in.npz"), "in.npz")
     else:
         limit = (700, 700)
-        run = bnfold(
+        run = process(
             external,
             "-o",
             target,
@@ -136,29 +135,24 @@ def test_an_existing_output_survives_a_run_that_fails(trouble, external, tmp_pat
     assert tree(tmp_path) == before
 
 
-def test_an_existing_output_survives_a_rename_that_fails(external, tmp_path):
+def test_an_existing_output_survives_a_rename_that_fails(external, tmp_path, monkeypatch):
     """The data file is in its place already when the model's turn comes."""
-    script = """
-import os, sys
-right = os.replace
-def wrong(source, target):
-    if str(target).endswith("out.onnx"):
-        raise OSError(5, "the disk is gone")
-    right(source, target)
-os.replace = wrong
-from bnfold._command.cli import main
-main(sys.argv[1:], "bnfold")
-"""
+    right = os.replace
+
+    def wrong(source, target):
+        if str(target).endswith("out.onnx"):
+            raise OSError(5, "the disk is gone")
+        right(source, target)
+
+    monkeypatch.setattr(os, "replace", wrong)
     target = older(tmp_path)
     before = tree(tmp_path)
-    run = bnfold(external, "-o", target, command=(sys.executable, "-c", script))
-    refused(run, "out.onnx", "the disk is gone")
+    refused(bnfold(external, "-o", target), "out.onnx", "the disk is gone")
     assert tree(tmp_path) == before
     target.unlink()
     (tmp_path / "out.onnx.data").unlink()
     before = tree(tmp_path)
-    run = bnfold(external, "-o", target, command=(sys.executable, "-c", script))
-    refused(run, "the disk is gone")
+    refused(bnfold(external, "-o", target), "the disk is gone")
     assert tree(tmp_path) == before
 
 
@@ -250,7 +244,7 @@ def test_in_place_with_external_data(external, tmp_path):
 
 def test_in_place_fails_and_nothing_changes(external, tmp_path):
     before = tree(tmp_path)
-    assert bnfold(external, "--in-place", command=PLANTED).code == 1
+    assert bnfold(external, "--in-place", factor=TOO_LARGE).code == 1
     assert tree(tmp_path) == before
 
 

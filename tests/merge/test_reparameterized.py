@@ -16,6 +16,7 @@ from bnfold._proof.certificate import certify
 from ..graphs import counts, run
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("cheap_exports")
 FILE = Path(__file__).resolve().parents[2] / "examples" / "reparameterized.py"
 NAMES = ("repvgg", "mobileone", "repvit", "fastvit", "acnet", "dbb")
 
@@ -30,9 +31,21 @@ def networks():
     return module
 
 
-def exported(networks, network, path, dynamo=False):
-    networks.export(network, path, dynamo)
-    return onnx.load(path)
+@pytest.fixture(scope="module")
+def exported(networks, tmp_path_factory):
+    """A network as a model, "trained" or "plain" (collapsed by hand), exported once."""
+    known = {}
+
+    def get(name, form, dynamo=False):
+        if (name, form, dynamo) not in known:
+            network = networks.built(name)
+            network = networks.collapsed(network) if form == "plain" else network
+            path = tmp_path_factory.mktemp(name) / f"{form}.onnx"
+            networks.export(network, path, dynamo)
+            known[name, form, dynamo] = onnx.load(path).SerializeToString()
+        return onnx.ModelProto.FromString(known[name, form, dynamo])
+
+    return get
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,10 +60,9 @@ def test_collapsed_by_hand_is_the_same_function(name, networks):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_folds_to_the_collapsed_network(name, networks, tmp_path):
+def test_folds_to_the_collapsed_network(name, networks, exported):
     network = networks.built(name)
-    made = exported(networks, network, tmp_path / "trained.onnx")
-    by_hand = exported(networks, networks.collapsed(network), tmp_path / "plain.onnx")
+    made, by_hand = exported(name, "trained"), exported(name, "plain")
     assert counts(made)["BatchNormalization"] >= 4
     folded = bnfold.fold(made)
     assert counts(folded) == counts(by_hand)
@@ -66,8 +78,8 @@ def test_folds_to_the_collapsed_network(name, networks, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_merge_is_certified(name, networks, tmp_path):
-    made = exported(networks, networks.built(name), tmp_path / "trained.onnx")
+def test_every_merge_is_certified(name, exported):
+    made = exported(name, "trained")
     folded = onnx.ModelProto()
     folded.CopyFrom(made)
     applied = prepare(folded, None).apply().applied
@@ -78,13 +90,11 @@ def test_every_merge_is_certified(name, networks, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n not in ("dbb", "fastvit") else n for n in NAMES],
+    [pytest.param(n, marks=pytest.mark.slow) if n != "dbb" else n for n in NAMES],
 )
-def test_from_the_newer_exporter(name, networks, tmp_path):
+def test_from_the_newer_exporter(name, exported):
     pytest.importorskip("onnxscript")
-    network = networks.built(name)
-    made = exported(networks, network, tmp_path / "trained.onnx", dynamo=True)
-    by_hand = exported(networks, networks.collapsed(network), tmp_path / "plain.onnx")
+    made, by_hand = exported(name, "trained", dynamo=True), exported(name, "plain")
     folded = bnfold.fold(made)
     assert counts(folded)["Conv"] == counts(by_hand)["Conv"]
     assert not {"BatchNormalization", "Add", "Sub", "Mul"} & set(counts(folded))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import bnfold
+from bnfold import _api
 
 
 def ready(module: nn.Module, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
@@ -95,8 +96,7 @@ def fold(
     kwargs = kwargs or {}
     given = copy.deepcopy((args, kwargs))
     before = state(module)
-    plan = bnfold.plan(module, args, kwargs=kwargs, **options)
-    made = bnfold.fold(module, args, kwargs=kwargs, **options)
+    plan, made = planned_and_folded(module, args, kwargs, **options)
     assert_untouched(module, before)
     same = pytree.tree_map(lambda a, b: a is b or torch.equal(a, b), given, (args, kwargs))
     assert all(pytree.tree_leaves(same))
@@ -112,6 +112,22 @@ def fold(
     if codes is not None:
         assert found == codes, plan.kept
     return Folded(made, plan, folded, found)
+
+
+def planned_and_folded(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    dynamic_shapes: Any = None,
+    as_eval: bool = False,
+    clone: bool = False,
+) -> tuple[bnfold.Plan, nn.Module]:
+    """What ``bnfold.plan`` and ``bnfold.fold`` give, of one export: most of the time goes there."""
+    ready = _api._prepare_module(
+        module, args, kwargs, dynamic_shapes, as_eval, clone, inplace=False
+    )
+    return ready.plan, ready.apply(inplace=False)
 
 
 def state(module: nn.Module) -> dict[str, Any]:

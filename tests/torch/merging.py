@@ -46,9 +46,10 @@ def exported(module: nn.Module, x: Tensor, **options: Any) -> ExportedProgram:
 
 def same(program: ExportedProgram, folded: ExportedProgram, x: Tensor, within: float) -> None:
     """By PyTorch, in float64, on these inputs and on others of their size."""
+    modules = [each.module() for each in (program, folded)]
     for seed in (0, 1):
         args = (x if seed == 0 else rand(*x.shape, dtype=x.dtype, seed=seed + 5).to(x),)
-        wanted, made = (outputs(each.module(), args, {}) for each in (program, folded))
+        wanted, made = (outputs(module, args, {}) for module in modules)
         assert_close(wanted, made, within)
 
 

@@ -15,8 +15,8 @@ import onnx  # noqa: E402
 import bnfold  # noqa: E402
 from bnfold._torch.read.nodes import arguments  # noqa: E402
 
+from ..cli.command import bnfold as command  # noqa: E402
 from .merging import exported, ops, same  # noqa: E402
-from .test_program import command  # noqa: E402
 
 FILE = Path(__file__).resolve().parents[2] / "examples" / "reparameterized.py"
 NAMES = ("repvgg", "mobileone", "repvit", "fastvit", "acnet", "dbb")
@@ -81,7 +81,7 @@ def test_command(networks, tmp_path):
     source, target = tmp_path / "network.pt2", tmp_path / "fused.pt2"
     torch.export.save(exported(networks.built("repvgg"), X), source)
     done = command(source, "-o", target)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "verification: pass" in done.stdout
-    assert "merged" in done.stdout
+    assert (done.code, done.err) == (0, "")
+    assert "verification: pass" in done.out
+    assert "merged" in done.out
     assert ops(torch.export.load(target)).count("conv2d") == 4

@@ -12,6 +12,9 @@ from torch import nn  # noqa: E402
 
 import bnfold  # noqa: E402
 
+from ..cli.command import bnfold as command  # noqa: E402
+from ..cli.command import process, refused  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -227,34 +230,22 @@ def saved(tmp_path):
     return path
 
 
-def command(*args):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_command(saved, tmp_path):
     output = tmp_path / "fused.pt2"
-    done = command(saved, "-o", output)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "batch_norm" in done.stdout
-    assert "verification: pass" in done.stdout
+    done = process(saved, "-o", output)
+    assert (done.code, done.err) == (0, "")
+    assert "batch_norm" in done.out
+    assert "verification: pass" in done.out
     assert ops(torch.export.load(output)) == ["conv2d"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fused.pt2", "model.pt2"]
     again = command(output)
-    assert "nothing to fold" in again.stdout
+    assert "nothing to fold" in again.out
 
 
 def test_command_on_what_is_no_program(tmp_path):
     path = tmp_path / "bad.pt2"
     path.write_bytes(b"no program")
-    done = command(path, "-o", tmp_path / "out.pt2")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: {path} is not a .pt2 file")
+    refused(command(path, "-o", tmp_path / "out.pt2"), f"error: {path} is not a .pt2 file")
     assert list(tmp_path.iterdir()) == [path]
 
 

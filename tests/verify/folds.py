@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +244,16 @@ def folded(made: ModelProto, base_dir: Path | None = None) -> Folded:
 
 
 def case(name: str, elem: str = "fp32") -> Folded:
-    return folded(CASES[name](elem=TYPES[elem]))
+    """A fold of its kind, in models that a test may change."""
+    original, folded_, applied = _case(name, elem)
+    return Folded(ModelProto.FromString(original), ModelProto.FromString(folded_), applied)
+
+
+@cache
+def _case(name: str, elem: str) -> tuple[bytes, bytes, tuple[Applied, ...]]:
+    reseed()
+    done = folded(CASES[name](elem=TYPES[elem]))
+    return done.original.SerializeToString(), done.folded.SerializeToString(), done.applied
 
 
 def values(model: ModelProto, name: str) -> Array:

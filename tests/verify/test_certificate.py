@@ -45,14 +45,20 @@ from .folds import (
 )
 
 Array = Any
+SLOW = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True, params=[1 << 20, 5], ids=["whole", "in parts"])
+@pytest.fixture(params=[1 << 20, 5], ids=["whole", "in parts"])
 def _at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large weights are looked at part by part; these are small, so that the parts have to be."""
     monkeypatch.setattr(absorption, "_AT_ONCE", request.param)
 
 
+part_by_part = pytest.mark.usefixtures("_at_once")
+"""For what is about numbers of weights, and not about operators."""
+
+
+@part_by_part
 @every_type
 @every_case
 def test_right_fold_holds(name: str, elem: str) -> None:
@@ -67,7 +73,8 @@ def test_right_fold_holds(name: str, elem: str) -> None:
         assert certificate.maps == tuple(labels[i] for i in fold.maps)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@part_by_part
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(n, marks=SLOW) for n in range(4, 60))])
 def test_right_fold_of_any_numbers_holds(seed: int) -> None:
     for name, build in CASES.items():
         made = build()
@@ -105,6 +112,7 @@ def function() -> ModelProto:
     )
 
 
+@part_by_part
 @pytest.mark.parametrize("build, count", [(branches, 2), (function, 1)])
 def test_right_fold_inside_another_graph_holds(build: Callable[[], ModelProto], count: int) -> None:
     done = folded(build())
@@ -161,6 +169,7 @@ def least(name: str, elem: str) -> int:
     return (64 if name in SPLIT + STANDING else 2) * (4096 if elem == "fp64" else 1)
 
 
+@part_by_part
 @every_type
 @every_case
 def test_number_that_is_off_is_seen(name: str, elem: str) -> None:
@@ -207,6 +216,7 @@ AHEAD: dict[str, Callable[[], ModelProto]] = {
 }
 
 
+@part_by_part
 @pytest.mark.parametrize("name", AHEAD)
 def test_number_of_an_operator_that_absorbed_what_came_ahead_is_seen(name: str) -> None:
     done = folded(AHEAD[name]())
@@ -222,6 +232,7 @@ def test_number_of_an_operator_that_absorbed_what_came_ahead_is_seen(name: str) 
             assert not all(c.holds for c in done.certificates(wrong)), (constant, place)
 
 
+@part_by_part
 @pytest.mark.parametrize("name", ["conv-2d", "transposed-grouped", "gemm-full-c", "layer-norm"])
 def test_rounding_to_either_side_is_forgiven(name: str) -> None:
     done = case(name)
@@ -234,6 +245,7 @@ def test_rounding_to_either_side_is_forgiven(name: str) -> None:
             assert 0.5 <= certificate.ulps < 1.5
 
 
+@part_by_part
 @every_case
 def test_swapped_channels_are_seen(name: str) -> None:
     done = case(name)
@@ -250,6 +262,7 @@ def test_swapped_channels_are_seen(name: str) -> None:
                 assert none_holds(done.certificates(wrong)), (constant, axis)
 
 
+@part_by_part
 @every_case
 def test_one_channel_off_by_a_percent_is_seen(name: str) -> None:
     done = case(name)
@@ -264,6 +277,7 @@ def test_one_channel_off_by_a_percent_is_seen(name: str) -> None:
             assert none_holds(done.certificates(wrong)) == bool(right.any()), (constant, axis)
 
 
+@part_by_part
 @every_case
 def test_numbers_of_before_are_seen(name: str) -> None:
     """Each constant that the fold wrote is put back to what its operator read before."""
@@ -278,6 +292,7 @@ def test_numbers_of_before_are_seen(name: str) -> None:
         assert none_holds(done.certificates(wrong)), constant
 
 
+@part_by_part
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -1.0], ids=str)
 @every_case
 def test_special_numbers_are_seen(name: str, value: float) -> None:
@@ -483,6 +498,7 @@ def test_changed_attribute_is_seen(name: str, key: str, value: Any) -> None:
     assert none_holds(done.certificates(wrong))
 
 
+@part_by_part
 @pytest.mark.parametrize("statistic", ["mean", "var"])
 def test_changed_statistics_of_an_absorbing_batch_norm_are_seen(statistic: str) -> None:
     done = case("batch-norm-mul-add")

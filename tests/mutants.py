@@ -1,0 +1,491 @@
+"""Plants bugs in the source, one at a time, and sees the tests go red.
+
+``python -m tests.mutants`` plants all of them, ``python -m tests.mutants NAME…`` some. Each is one
+change of the text of one file, in a copy of the checkout, and names the tests that have to notice.
+A text that does not stand in its file exactly once is an error, so that the table cannot rot; so is
+a named test that fails without any bug. It exits with 1 if a bug goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__")
+PATIENCE_S = 600
+RED = 1
+"""Pytest's exit code where tests failed; broken imports and unknown tests have others."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A bug: in ``file`` of the package, ``old`` becomes ``new``, and ``tests`` have to notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+    @property
+    def path(self) -> Path:
+        """The file, from the root of a checkout."""
+        return Path("bnfold", self.file)
+
+    def planted(self, text: str) -> str:
+        """The text of the file with the bug.
+
+        Raises:
+            ValueError: what it changes does not stand in it exactly once.
+        """
+        count = text.count(self.old)
+        if count != 1:
+            raise ValueError(f"{self.name}: {self.path} has {self.old!r} {count} times, not once")
+        return text.replace(self.old, self.new)
+
+
+MUTANTS = (
+    # --- algebra ---------------------------------------------------------------------------------
+    Mutant(
+        "composition forgets the outer scale",
+        "_core/affine.py",
+        "shift = outer.scale * self.shift + outer.shift",
+        "shift = self.shift + outer.shift",
+        "tests/plan/test_affine.py",
+    ),
+    Mutant(
+        "epsilon left out",
+        "_core/affine.py",
+        "np.sqrt(variance.astype(np.float64) + epsilon)",
+        "np.sqrt(variance.astype(np.float64))",
+        "tests/test_batchnorm.py",
+    ),
+    Mutant(
+        "groups of a ConvTranspose taken the other way round",
+        "_core/channels.py",
+        "return Layout((group, cin // group, per_group, *kernel), (group, 1, per_group, *ones))",
+        "return Layout((cin // group, group, per_group, *kernel), (1, group, per_group, *ones))",
+        "tests/test_conv_transpose.py",
+    ),
+    Mutant(
+        "a shift ahead past what was absorbed behind",
+        "_core/parameters.py",
+        "shift = shift + scale * self.image(ahead.shift)",
+        "shift = shift + self.image(ahead.shift)",
+        "tests/carry/test_ahead.py",
+    ),
+    Mutant(
+        "underflow goes unseen",
+        "_core/channels.py",
+        "(magnitude * np.maximum(peaks, tiny) < tiny / 4)",
+        "(magnitude * np.maximum(peaks, tiny) < 0)",
+        "tests/test_dtypes.py",
+    ),
+    # --- laws ------------------------------------------------------------------------------------
+    Mutant(
+        "a shift through Relu",
+        "_core/laws.py",
+        'return "" if map_.keeps_origin else "the shift does not pass"',
+        'return ""',
+        "tests/carry/test_laws.py",
+    ),
+    Mutant(
+        "a negative scale through a maximum",
+        "_core/laws.py",
+        "if self.positive and bool((map_.scale < 0).any()):",
+        "if False:",
+        "tests/carry/test_laws.py",
+    ),
+    Mutant(
+        "the bounds of a Clip stay",
+        "_core/laws.py",
+        "return Edit({name: moved(b) for name, b in bounds.items() if b is not None})",
+        "return Edit({name: b for name, b in bounds.items() if b is not None})",
+        "tests/carry/test_laws.py",
+    ),
+    Mutant(
+        "a shift into both summands",
+        "_core/joins.py",
+        "part = _part(map_, sign if number == taker else 0)",
+        "part = _part(map_, sign)",
+        "tests/carry/test_branches.py",
+    ),
+    Mutant(
+        "the parts of a Concat swapped",
+        "_core/joins.py",
+        "for n, (s, t) in enumerate(parts)})]",
+        "for n, (s, t) in enumerate([*parts][::-1])})]",
+        "tests/carry/test_branches.py",
+    ),
+    Mutant(
+        "a scale through a divisor",
+        "_core/joins.py",
+        "for n in range(1 if self.quotient else 2)]",
+        "for n in range(2)]",
+        "tests/carry/test_branches.py tests/carry/test_laws.py",
+    ),
+    Mutant(
+        "a Transpose taken the other way round",
+        "_core/index_maps.py",
+        "undone.append(Permuted(tuple(int(k) for k in np.argsort(step.order))))",
+        "undone.append(Permuted(step.order))",
+        "tests/plan/test_layout.py tests/carry/test_places.py",
+    ),
+    # --- planner ---------------------------------------------------------------------------------
+    Mutant(
+        "a tensor that others read too",
+        "_core/absorbing.py",
+        "return value.pinned\n    other =",
+        "return value.pinned\n    return None\n    other =",
+        "tests/test_sharing.py",
+    ),
+    Mutant(
+        "a tensor that the graph puts out or a body reads",
+        "_core/absorbing.py",
+        "if value.pinned is not None:",
+        "if False:",
+        "tests/test_sharing.py tests/test_subgraphs.py",
+    ),
+    Mutant(
+        "maps that do not commute change places",
+        "_core/absorbing.py",
+        "return outward and (second.keeps_origin or first.keeps_scale)",
+        "return outward",
+        "tests/plan/test_row.py",
+    ),
+    Mutant(
+        "a move that costs operators",
+        "_core/absorbing.py",
+        "return fewer and added <= removed and added_steps <= removed_steps",
+        "return True",
+        "tests/plan/test_planner.py tests/plan/test_relocate.py tests/test_kept.py",
+    ),
+    Mutant(
+        "another axis of the same size",
+        "_core/absorbing.py",
+        "size = absorber.channels.get(total.axis)",
+        "size = next(iter(absorber.channels.values()), None)",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "a shift inserted behind what was absorbed",
+        "_plan/relocation.py",
+        "moved = shift.then(_laws.split(state.absorbed)[0])",
+        "moved = shift",
+        "tests/carry/test_ahead.py",
+    ),
+    # --- readers ---------------------------------------------------------------------------------
+    Mutant(
+        "transposed factors of a Gemm read as they lie",
+        "_onnx/read/absorbers.py",
+        "stored_axis = (1 - axis) if transposed else axis",
+        "stored_axis = axis",
+        "tests/test_gemm.py",
+    ),
+    Mutant(
+        "weights that a caller may override",
+        "_onnx/read/constants.py",
+        "return self._from_tensor(name, tensor, name if name in scope.protected else None)",
+        "return self._from_tensor(name, tensor, None)",
+        "tests/test_sharing.py tests/test_kept.py tests/test_fidelity.py",
+    ),
+    Mutant(
+        "zero padding goes unseen",
+        "_onnx/read/paddings.py",
+        'return any(_attributes.integers(node, "pads") or [0] * (2 * rank))',
+        "return False",
+        "tests/carry/test_ahead.py",
+    ),
+    Mutant(
+        "padding that auto_pad asks for goes unseen",
+        "_onnx/read/paddings.py",
+        "if (outputs - 1) * stride + extent > size:",
+        "if (outputs - 1) * stride + extent > size + extent:",
+        "tests/carry/test_ahead.py",
+    ),
+    Mutant(
+        "counted padding goes unseen",
+        "_onnx/read/crossings.py",
+        "return Mixed(_CHANNELS, None if counted and uneven else 1.0)",
+        "return Mixed(_CHANNELS, 1.0)",
+        "tests/carry/test_laws.py",
+    ),
+    Mutant(
+        "counted padding goes unseen in PyTorch",
+        "_torch/read/crossings.py",
+        'None if own or (args["count_include_pad"] and uneven) else 1.0',
+        "1.0",
+        "tests/torch/test_carry.py",
+    ),
+    Mutant(
+        "padding by name goes unseen in PyTorch",
+        "_torch/read/absorbers.py",
+        'return padding != "valid" and any(k > 1 for k in kernel)',
+        "return False",
+        "tests/torch/test_ahead.py",
+    ),
+    # --- writers ---------------------------------------------------------------------------------
+    Mutant(
+        "a shared weight is written over",
+        "_onnx/write/edits.py",
+        "and self._uses[owner.path][old.name] == 1",
+        "and self._uses[owner.path][old.name] >= 1",
+        "tests/test_sharing.py",
+    ),
+    Mutant(
+        "the beta of a Gemm counts twice",
+        "_onnx/write/rewriting.py",
+        "if site.bias_factor != 1.0:",
+        "if False:",
+        "tests/test_gemm.py",
+    ),
+    Mutant(
+        "names that are taken are given out",
+        "_onnx/names.py",
+        "while name in self._taken:",
+        "while False:",
+        "tests/test_names.py",
+    ),
+    # --- merging ---------------------------------------------------------------------------------
+    Mutant(
+        "a kernel laid from the pads of its other end",
+        "_merge/windows.py",
+        "return cls(-pads[0], taps",
+        "return cls(-pads[1], taps",
+        "tests/merge/test_parallel.py",
+    ),
+    Mutant(
+        "the inner bias of a series lost",
+        "_merge/kernels.py",
+        "return np.asarray(second.bias() + image.reshape(-1))",
+        "return np.asarray(second.bias() + 0 * image.reshape(-1))",
+        "tests/merge/test_serial.py tests/merge/test_products.py",
+    ),
+    Mutant(
+        "groups side by side in the wrong place",
+        "_merge/kernels.py",
+        "result[:, number, :, number] = parts[:, number]",
+        "result[:, number, :, 0] = parts[:, number]",
+        "tests/merge/test_parallel.py",
+    ),
+    Mutant(
+        "a bias at a padded border",
+        "_merge/kernels.py",
+        "if padded and bool((first.bias() != 0).any()):",
+        "if False:",
+        "tests/merge/test_serial.py",
+    ),
+    # --- certificates ----------------------------------------------------------------------------
+    Mutant(
+        "a certificate holds whatever the weights are",
+        "_proof/certificate.py",
+        "right = not self.problem and self.ulps <= 1.0",
+        "right = not self.problem",
+        "tests/verify/test_certificate.py::test_one_channel_off_by_a_percent_is_seen",
+    ),
+    Mutant(
+        "a certificate looks at no attribute",
+        "_proof/certificate.py",
+        "if attributes(node) != attributes(twin):",
+        "if False:",
+        "tests/verify/test_certificate.py::test_changed_attribute_is_seen",
+    ),
+    Mutant(
+        "a certificate forgets the scale of the bias",
+        "_proof/formulas.py",
+        "wanted = line.scale * (old + image.value) + line.shift",
+        "wanted = old + line.scale * image.value + line.shift",
+        "tests/verify/test_certificate.py::test_right_fold_holds",
+    ),
+    Mutant(
+        "a certificate of a shift across zero padding",
+        "_proof/formulas.py",
+        '    if padded:\n        raise Mismatch(f"a shift went ahead',
+        '    if False:\n        raise Mismatch(f"a shift went ahead',
+        "tests/verify/test_carried.py",
+    ),
+    # --- probes ----------------------------------------------------------------------------------
+    Mutant(
+        "the probe of a crossing sees nothing",
+        "_proof/crossings.py",
+        "worst = max(worst, float(off.max()) / (_FACTOR * max(largest, _TINY)))",
+        "worst = max(worst, 0.0)",
+        "tests/verify/test_carried.py",
+    ),
+    Mutant(
+        "the local probe sees nothing",
+        "_proof/local_probe.py",
+        "worst = max(worst, float(np.max(np.where(claim.apart, 0.0, off / limits), initial=0.0)))",
+        "worst = max(worst, 0.0)",
+        "tests/verify/test_local.py",
+    ),
+    # --- judge -----------------------------------------------------------------------------------
+    Mutant(
+        "a thousand times the tolerance",
+        "_judge/tolerance.py",
+        "FACTOR = 3.0",
+        "FACTOR = 3000.0",
+        "tests/verify/test_end_to_end.py::test_a_wrong_fold_fails "
+        "tests/verify/test_end_to_end.py::test_a_right_fold_passes_on_all_input_sets",
+    ),
+    Mutant(
+        "one output of two is enough",
+        "_judge/verdict.py",
+        'return "pass" if outputs and seen == outputs else "inconclusive"',
+        'return "pass" if outputs and seen else "inconclusive"',
+        "tests/verify/test_verdict.py",
+    ),
+    Mutant(
+        "an inaccurate original excuses anything",
+        "_judge/second_look.py",
+        "if (off := ratio(sides[1])) > 1.0:",
+        "if (off := ratio(sides[1])) > 1e30:",
+        "tests/verify/test_doubt.py",
+    ),
+    Mutant(
+        "errors that do not show count as seen",
+        "_judge/power.py",
+        "return self._over(at, step) > MARGIN",
+        "return True",
+        "tests/verify/test_power.py",
+    ),
+    # --- inputs ----------------------------------------------------------------------------------
+    Mutant(
+        "stored values are drawn as inputs",
+        "_run/inputs.py",
+        "            if value.name not in given\n        ]",
+        "            if value.name\n        ]",
+        "tests/verify/test_inputs.py::test_initializers_listed_as_inputs_are_not_fed",
+    ),
+    Mutant(
+        "free sizes never vary",
+        "_run/inputs.py",
+        "changes = [batch | length | side, length | side, batch | length, batch | side]",
+        "changes = [{}]",
+        "tests/verify/test_inputs.py",
+    ),
+    # --- surgery on modules ----------------------------------------------------------------------
+    Mutant(
+        "parameters that two modules share",
+        "_torch/module/surgery.py",
+        "if where and (others or several):",
+        "if False:",
+        "tests/torch/test_aliases.py tests/torch/test_traps.py",
+    ),
+    Mutant(
+        "modules whose hooks compute",
+        "_torch/module/surgery.py",
+        "if isinstance(module, nn.Identity) or (hooked and not own):",
+        "if False:",
+        "tests/torch/test_hooks.py tests/torch/test_traps.py tests/torch/test_carry.py",
+    ),
+    Mutant(
+        "what differs is tied again",
+        "_torch/module/ties.py",
+        "and torch.equal(one.detach(), other.detach())",
+        "",
+        "tests/torch/test_clone.py",
+    ),
+    # --- files -----------------------------------------------------------------------------------
+    Mutant(
+        "data files are left where a rename failed",
+        "_onnx/files/models.py",
+        "for target, backup in reversed(undo):",
+        "for target, backup in ():",
+        "tests/cli/test_writing.py::test_an_existing_output_survives_a_rename_that_fails",
+    ),
+    Mutant(
+        "external weights written at the start of their file",
+        "_onnx/files/models.py",
+        "file.seek(offset)\n            file.write(data)\n            _externalize(tensor, t",
+        "file.seek(0)\n            file.write(data)\n            _externalize(tensor, t",
+        "tests/test_external_data.py",
+    ),
+    # --- the command -----------------------------------------------------------------------------
+    Mutant(
+        "undecided is done",
+        "_command/cli.py",
+        '"inconclusive": UNDECIDED,',
+        '"inconclusive": PASSED,',
+        "tests/cli/test_exit_codes.py",
+    ),
+    Mutant(
+        "a failed verification writes its file",
+        "_pipeline/models.py",
+        'written = output if verdict.status != "fail" else None',
+        "written = output",
+        "tests/cli/test_exit_codes.py",
+    ),
+    Mutant(
+        "something left to fold is nothing",
+        "_command/cli.py",
+        "code = FAILED if left else code",
+        "code = PASSED",
+        "tests/cli/test_formats.py",
+    ),
+)
+
+
+def main(names: Iterable[str] = ()) -> None:
+    """Plant, run, tell; exit with 1 if a bug goes unnoticed."""
+    wanted = set(names)
+    unknown = wanted - {mutant.name for mutant in MUTANTS}
+    if unknown:
+        sys.exit(f"there is no mutant {', '.join(sorted(unknown))}")
+    chosen = [mutant for mutant in MUTANTS if not wanted or mutant.name in wanted]
+    sources = {mutant.path: (ROOT / mutant.path).read_text(encoding="utf-8") for mutant in chosen}
+    changed = [(mutant, mutant.planted(sources[mutant.path])) for mutant in chosen]
+    with tempfile.TemporaryDirectory(prefix="bnfold-mutants-") as scratch:
+        checkout = Path(scratch, "checkout")
+        shutil.copytree(ROOT, checkout, ignore=LEFT_OUT)
+        tests = dict.fromkeys(test for mutant in chosen for test in mutant.tests.split())
+        if _run(checkout, tests, "-n", "2") != 0:
+            sys.exit("the tests fail without any bug")
+        unnoticed = [m.name for m, text in changed if not _is_noticed(checkout, m, text)]
+    print(f"{len(chosen) - len(unnoticed)} of {len(chosen)} bugs are noticed")
+    if unnoticed:
+        sys.exit("\n".join(["unnoticed:", *unnoticed]))
+
+
+def _is_noticed(checkout: Path, mutant: Mutant, text: str) -> bool:
+    """Whether the tests go red with a bug, which is gone afterwards."""
+    path, begun = checkout / mutant.path, time.monotonic()
+    status, right = path.stat(), path.read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    # Another time than any that compiled code was made for.
+    os.utime(path, (status.st_atime, status.st_mtime + 1 + MUTANTS.index(mutant)))
+    code = _run(checkout, mutant.tests.split(), "-x")
+    path.write_text(right, encoding="utf-8")
+    os.utime(path, (status.st_atime, status.st_mtime))
+    told = "red" if code == RED else f"NOT RED (pytest ends with {code})"
+    print(f"{told}: {mutant.name} ({time.monotonic() - begun:.0f} s)", flush=True)
+    return code == RED
+
+
+def _run(checkout: Path, tests: Iterable[str], *options: str) -> int:
+    """Pytest's exit code in a copy of the checkout, whose package goes before an installed one."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *tests]
+    done = subprocess.run(
+        command,
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    if done.returncode not in (0, RED):
+        print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
+    return done.returncode
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
