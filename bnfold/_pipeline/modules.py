@@ -39,6 +39,8 @@ from bnfold._torch.read.export import check
 _OPSET = 17
 # How far an output may move when a model is folded in float64, of its largest value.
 _EXACT = 1e-9
+_Pair = tuple[EndToEnd, EndToEnd]
+"""What was seen in float64, and of the models as they are."""
 _Model = TypeVar("_Model", nn.Module, ExportedProgram)
 
 
@@ -59,27 +61,26 @@ def compare_modules(
     exact = _judged(TorchBench(original, folded, call, call.sets(seed), double=True), seed)
     ran = bool(exact.checks) or exact.status == "fail"
 
-    def as_they_are() -> EndToEnd:
-        """Both on drawn inputs as well, by PyTorch alone."""
-        sets, result = call.sets(seed, USUAL.flavours), exact
+    def by_pytorch_alone() -> _Pair:
+        """In float64 and as they are, on drawn inputs as well."""
+        sets, first = call.sets(seed, USUAL.flavours), exact
         if ran:
-            bench = TorchBench(original, folded, call, sets, double=True)
-            result = _judged(bench, seed)
-        bench = TorchBench(original, folded, call, sets, double=False)
-        return _both(result, _judged(bench, seed))
+            first = _judged(TorchBench(original, folded, call, sets, double=True), seed)
+        second = TorchBench(original, folded, call, sets, double=False)
+        return first, _judged(second, seed)
 
-    if not ran:
-        exact = as_they_are()
-        if not exact.checks and exact.status == "inconclusive":
-            raise UsageError(exact.notes[-1])
+    pair = None if ran else by_pytorch_alone()
+    seen = exact if pair is None else _both(pair)
+    if not seen.checks and seen.status == "inconclusive":
+        raise UsageError(seen.notes[-1])
     try:
         deployed = _in_onnxruntime(original, folded, example, seed)
     except _NotExportable as error:
-        exact = as_they_are() if ran else exact
-        exact = _with_weights(exact, original, folded, example, folded_module)
-        return replace(exact, notes=(*exact.notes, f"not compared in onnxruntime: {error}"))
-    status = combined(_in_other_eyes(exact), [deployed.status])
-    checks, notes = (*exact.checks, *deployed.checks), (*exact.notes, *deployed.notes)
+        pair = pair or by_pytorch_alone()
+        seen = _with_weights(pair, original, folded, example, folded_module)
+        return _noted(seen, f"not compared in onnxruntime: {error}")
+    status = combined(_unhidden(seen).status, [deployed.status])
+    checks, notes = (*seen.checks, *deployed.checks), (*seen.notes, *deployed.notes)
     return replace(deployed, status=status, checks=checks, notes=notes)
 
 
@@ -106,7 +107,9 @@ def compare_programs(
         _judged(TorchBench(*modules, call, sets, double=double), seed, certified, resting)
         for double in (True, False)
     )
-    return _with_weights(_both(exact, plain), original, folded, call.example, folded_program)
+    if resting:  # of which errors have to show in outputs
+        return _both((exact, plain))
+    return _with_weights((exact, plain), original, folded, call.example, folded_program)
 
 
 def _judged(
@@ -133,10 +136,11 @@ def _named(check: OutputCheck, double: bool) -> OutputCheck:
     return replace(check, cause=Cause.IN_FLOAT64)
 
 
-def _both(exact: EndToEnd, plain: EndToEnd) -> EndToEnd:
+def _both(pair: _Pair) -> EndToEnd:
     """What both say, in float64 and as the models are: float64 shows the most, and the models as
     they are may only object. Where they do not run in float64, they are the witness.
     """
+    exact, plain = pair
     if not exact.checks and exact.status != "fail":
         return replace(plain, notes=(*exact.notes, *plain.notes))
     if plain.status == "fail" or any(check.contested for check in plain.checks):
@@ -146,17 +150,19 @@ def _both(exact: EndToEnd, plain: EndToEnd) -> EndToEnd:
     return replace(exact, checks=(*exact.checks, *plain.checks))
 
 
-def _in_other_eyes(exact: EndToEnd) -> Status:
-    """A verdict where errors that do not show may yet show in onnxruntime, on other inputs."""
-    seen: list[OutputCheck] = [
+def _unhidden(result: EndToEnd) -> EndToEnd:
+    """A verdict for which errors that do not show in outputs here are seen to show elsewhere."""
+    if result.status == "fail":
+        return result
+    checks = [
         replace(check, status="pass") if check.cause is Cause.HIDDEN_ERRORS else check
-        for check in exact.checks
+        for check in result.checks
     ]
-    return exact.status if exact.status == "fail" else overall(seen)
+    return replace(result, status=overall(checks))
 
 
 def _with_weights(
-    seen: EndToEnd,
+    pair: _Pair,
     original: _Model,
     folded: _Model,
     example: Example,
@@ -168,6 +174,7 @@ def _with_weights(
     Where that cannot be done the outputs have been compared and decide alone. It leaves the verdict
     open where folding in float64 changes what the original puts out: then that is at fault.
     """
+    seen = _both(pair)
     blind = any(check.cause is Cause.HIDDEN_ERRORS for check in seen.checks)
     kinds = {t.dtype for model in (original, folded) for t in state(model).values()}
     dtype = torch.bfloat16 if torch.bfloat16 in kinds else torch.float16
@@ -177,26 +184,28 @@ def _with_weights(
     wide = replace(example, args=args, kwargs=kwargs)
     try:
         with _one_thread():
-            exact, made = fold(original, wide), fold(folded, wide)
+            right, made = fold(original, wide), fold(folded, wide)
             feeds = Call(wide).feeds()
-            pair = (
+            first, second = (
                 TorchModel(_module(m), Call(wide), double=True).run(feeds)
-                for m in (original, exact)
+                for m in (original, right)
             )
-            same = all(distance(a, b) <= _EXACT * magnitude(a) for a, b in zip(*pair, strict=True))
+            rows = zip(first, second, strict=True)
+            same = all(distance(a, b) <= _EXACT * magnitude(a) for a, b in rows)
     except (UsageError, EngineError) as error:
         return _noted(seen, f"weights were not compared: {error}")
     if not same:
         why = "weights were not compared: folding in float64 changes the outputs"
         return replace(_noted(seen, why), status=combined(seen.status, ["inconclusive"]))
-    problem = apart(exact, made, dtype)
+    problem = apart(right, made, dtype)
     if problem is None:
         why = "weights were not compared: the two do not have the same ones once folded"
         return _noted(seen, why)
     if problem:
         worst: Status = "fail" if dtype == torch.bfloat16 else "inconclusive"
         return replace(_noted(seen, problem), status=combined(seen.status, [worst]))
-    return replace(seen, status=_in_other_eyes(seen))
+    exact, plain = pair
+    return _both((_unhidden(exact), _unhidden(plain)))
 
 
 def _noted(result: EndToEnd, note: str) -> EndToEnd:

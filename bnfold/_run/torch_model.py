@@ -43,7 +43,7 @@ class Call:
         """The example, and input sets of some kinds with numbers in place of its floats."""
         given = self.feeds()
         found = [InputSet("example", given)]
-        for number, flavour in enumerate(flavours):
+        for number, flavour in enumerate(flavours if given else ()):
             rng = np.random.default_rng([seed, number])
             drawn = {
                 name: floats(rng, flavour, values.shape).astype(values.dtype)

@@ -16,6 +16,8 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 import bnfold  # noqa: E402
+from bnfold._judge.power import RestingFold  # noqa: E402
+from bnfold._pipeline.modules import compare_programs  # noqa: E402
 from bnfold._run.torch_model import Call, TorchModel  # noqa: E402
 from bnfold._run.torch_trace import RANDOM  # noqa: E402
 from bnfold._torch.module.fold import Example  # noqa: E402
@@ -150,6 +152,35 @@ def test_a_float64_module_passes():
     result = bnfold.verify(module, bnfold.fold(module, (X.double(),)), (X.double(),))
     assert result.status == "pass"
     assert bnfold.verify(module, off(module), (X.double(),)).status == "fail"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_few_digits_weights_are_the_witness(dtype):
+    """Outputs show no error of 1 %, the weights do; what rests on the outputs is not proved."""
+    torch.manual_seed(0)
+    layers = [
+        *(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, groups=2), nn.BatchNorm2d(8), nn.SiLU()),
+        *(nn.Flatten(), nn.Linear(128, 5)),
+    ]
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.1, 2)
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+    module = nn.Sequential(*layers).eval().to(dtype)
+    program = exported(module, torch.randn(2, 3, 8, 8).to(dtype))
+    folded = bnfold.fold(program)
+    result = bnfold.verify(program, folded)
+    assert result.status == "pass"
+    assert not all(part.noticed for part in result.power)
+    wrong = copy.deepcopy(folded)
+    with torch.no_grad():
+        wrong.state_dict["0.weight"][1] *= 1.01
+    assert bnfold.verify(program, wrong).status != "pass"
+    resting = [RestingFold("fold", {"0"})]
+    assert compare_programs(program, folded, 0, False, resting).status == "inconclusive"
 
 
 def test_another_number_of_outputs_fails():
