@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +31,7 @@ from bnfold._pipeline.comparing import compare_files
 from bnfold._run.bounds import UNBOUNDED
 from bnfold._run.drawing import USUAL
 from bnfold._run.session import EngineError
-from bnfold._run.torch_model import Call, TorchModel
+from bnfold._run.torch_model import Call, TorchModel, one_thread
 from bnfold._torch.module.fold import Example, copied
 from bnfold._torch.read.export import check
 
@@ -125,7 +124,7 @@ def _judged(
         result = told(bench, terms, status, checks, *notes)
         return replace(result, power=tuple(found.planted), provider="CPU")
 
-    with _one_thread():
+    with one_thread():
         return replace(settled(bench, terms, judge), provider="CPU")
 
 
@@ -183,7 +182,7 @@ def _with_weights(
     args, kwargs = Call(example).filled({}, double=True)
     wide = replace(example, args=args, kwargs=kwargs)
     try:
-        with _one_thread():
+        with one_thread():
             right, made = fold(original, wide), fold(folded, wide)
             feeds = Call(wide).feeds()
             first, second = (
@@ -214,19 +213,6 @@ def _noted(result: EndToEnd, note: str) -> EndToEnd:
 
 def _module(model: nn.Module | ExportedProgram) -> nn.Module:
     return model.module() if isinstance(model, ExportedProgram) else model
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run on one thread: a grouped convolution in float64 goes group by group, and its threads
-    would spend their time waiting for each other.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _NotExportable(Exception):

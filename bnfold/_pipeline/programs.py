@@ -13,6 +13,7 @@ from bnfold._judge.power import RestingFold
 from bnfold._pipeline.modules import compare_programs
 from bnfold._pipeline.outcome import Outcome, Progress, Verdict
 from bnfold._proof.torch_certificate import certify_program
+from bnfold._run.torch_model import one_thread
 from bnfold._system import paths
 from bnfold._torch.program.fold import FoldedProgram, PlannedProgram, load
 
@@ -65,7 +66,8 @@ def _judged(
 ) -> Verdict:
     """Certificates of all steps first; then both programs are run."""
     progress("certifying every fold")
-    certificates = certify_program(told.applied)
+    with one_thread():
+        certificates = certify_program(told.applied)
     resting = [
         RestingFold(certificate.into, certificate.layers)
         for certificate in certificates

@@ -28,7 +28,7 @@ from bnfold._proof.unchecked import Obstacle, Unchecked
 from bnfold._torch.program.applied import Applied, Step
 
 _ARITHMETIC = 2.0**-40
-_LARGEST = 1 << 26
+_LARGEST = 1 << 24
 _Drawn = tuple[dict[str, Valued], dict[str, Valued]]
 """Numbers for what the old operators read, and for what the new ones do, by name."""
 

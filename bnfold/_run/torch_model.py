@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -175,3 +176,16 @@ class TorchModel:
 
 def _plain(tensor: Tensor) -> Array:
     return to_numpy(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run on one thread: a grouped convolution in float64 goes group by group, and its threads
+    would spend their time waiting for each other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
