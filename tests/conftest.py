@@ -1,10 +1,23 @@
-"""Fixed parameters for every test; the long searches run only when asked for."""
+"""Fixed parameters for every test; the long searches run only when asked for. What holds of any
+view that is read, and of any graph that merges, is checked wherever one is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
+
+from bnfold._core.checks import check_view
+from bnfold._core.reasons import Reason
+from bnfold._core.view import View
+from bnfold._merge.graph import MergeGraph, Written
+from bnfold._onnx import network
+from bnfold._onnx.merge.patch import Patch
+from bnfold._onnx.read.graph import Graph, read_graph
+from bnfold._plan import fit
+from bnfold._plan.planner import Moves
 
 from . import graphs
 
@@ -24,6 +37,51 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _reseed() -> None:
     graphs.reseed()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _merges_checked() -> Iterator[None]:
+    """After each merge the graph is sound; in the end it is what reading it anew gives."""
+    put, reread = MergeGraph.put, network.reread
+
+    def sound(self: MergeGraph, written: Written) -> None:
+        put(self, written)
+        self.check()
+
+    def same(graph: Graph, patches: Sequence[Patch]) -> Graph:
+        on, anew = reread(graph, patches), read_graph(graph.context)
+        assert on.positions == anew.positions
+        assert _told(on.view.nodes) == _told(anew.view.nodes)
+        assert _told(on.view.values) == _told(anew.view.values)
+        assert [r.shape for r in on.readings] == [r.shape for r in anew.readings]
+        return on
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MergeGraph, "put", sound)
+        patch.setattr(network, "reread", same)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _views_checked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every view that is planned keeps the rules of views, but those of malformed models."""
+    if request.node.get_closest_marker("malformed"):
+        yield
+        return
+    plan = fit.plan
+
+    def checked(view: View, refused: Mapping[int, Reason]) -> Moves:
+        check_view(view)
+        return plan(view, refused)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "plan", checked)
+        yield
+
+
+def _told(parts: object) -> str:
+    """Nodes or values in words, whatever functions they hold."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(parts))
 
 
 @pytest.fixture(scope="session")

@@ -71,8 +71,8 @@ MUTANTS = (
     Mutant(
         "groups of a ConvTranspose taken the other way round",
         "_core/channels.py",
-        "return Layout((group, cin // group, per_group, *kernel), (group, 1, per_group, *ones))",
-        "return Layout((cin // group, group, per_group, *kernel), (1, group, per_group, *ones))",
+        "(group, cin // group, per_group, *kernel), (group, 1, ",
+        "(cin // group, group, per_group, *kernel), (1, group, ",
         "tests/test_conv_transpose.py",
     ),
     Mutant(
@@ -84,7 +84,7 @@ MUTANTS = (
     ),
     Mutant(
         "underflow goes unseen",
-        "_core/channels.py",
+        "_core/limits.py",
         "(magnitude * np.maximum(peaks, tiny) < tiny / 4)",
         "(magnitude * np.maximum(peaks, tiny) < 0)",
         "tests/test_dtypes.py",
@@ -93,8 +93,8 @@ MUTANTS = (
     Mutant(
         "a shift through Relu",
         "_core/laws.py",
-        'return "" if map_.keeps_origin else "the shift does not pass"',
-        'return ""',
+        'if not map_.keeps_origin:\n            raise not_carried("the shift does not pass")\n\n\n',
+        "\n\n",
         "tests/carry/test_laws.py",
     ),
     Mutant(
@@ -114,8 +114,8 @@ MUTANTS = (
     Mutant(
         "a shift into both summands",
         "_core/joins.py",
-        "part = _part(map_, sign if number == taker else 0)",
-        "part = _part(map_, sign)",
+        "_part(map_, sign if number == taker else 0)",
+        "_part(map_, sign)",
         "tests/carry/test_branches.py",
     ),
     Mutant(
@@ -128,8 +128,8 @@ MUTANTS = (
     Mutant(
         "a scale through a divisor",
         "_core/joins.py",
-        "for n in range(1 if self.quotient else 2)]",
-        "for n in range(2)]",
+        "for number in range(1 if self.quotient else 2):",
+        "for number in range(2):",
         "tests/carry/test_branches.py tests/carry/test_laws.py",
     ),
     Mutant(
@@ -178,16 +178,16 @@ MUTANTS = (
     Mutant(
         "a shift inserted behind what was absorbed",
         "_plan/relocation.py",
-        "moved = shift.then(_laws.split(state.absorbed)[0])",
+        "moved = shift.then(absorbing.split(state.absorbed)[0])",
         "moved = shift",
         "tests/carry/test_ahead.py",
     ),
     # --- readers ---------------------------------------------------------------------------------
     Mutant(
         "transposed factors of a Gemm read as they lie",
-        "_onnx/read/absorbers.py",
-        "stored_axis = (1 - axis) if transposed else axis",
-        "stored_axis = axis",
+        "_core/operators/linear.py",
+        "stored = (1 - axis) if turned[axis] else axis",
+        "stored = axis",
         "tests/test_gemm.py",
     ),
     Mutant(
@@ -199,37 +199,37 @@ MUTANTS = (
     ),
     Mutant(
         "zero padding goes unseen",
-        "_onnx/read/paddings.py",
-        'return any(_attributes.integers(node, "pads") or [0] * (2 * rank))',
+        "_core/windows.py",
+        "return any(pad > 0 for pad in self.pads)",
         "return False",
         "tests/carry/test_ahead.py",
     ),
     Mutant(
         "padding that auto_pad asks for goes unseen",
-        "_onnx/read/paddings.py",
-        "if (outputs - 1) * stride + extent > size:",
-        "if (outputs - 1) * stride + extent > size + extent:",
+        "_onnx/read/windows.py",
+        "found.append(Window(-start, k, step if k > 1 else 1, stride, room))",
+        "found.append(Window.of(k, step, stride, (0, 0)))",
         "tests/carry/test_ahead.py",
     ),
     Mutant(
         "counted padding goes unseen",
-        "_onnx/read/crossings.py",
-        "return Mixed(_CHANNELS, None if counted and uneven else 1.0)",
-        "return Mixed(_CHANNELS, 1.0)",
+        "_core/operators/crossed.py",
+        "uneven = self.counted and (self.padded or bool(self.ceils))",
+        "uneven = False",
         "tests/carry/test_laws.py",
     ),
     Mutant(
         "counted padding goes unseen in PyTorch",
-        "_torch/read/crossings.py",
-        'None if own or (args["count_include_pad"] and uneven) else 1.0',
-        "1.0",
+        "_torch/read/crossed.py",
+        'counted=bool(args.get("count_include_pad", False)),',
+        "counted=False,",
         "tests/torch/test_carry.py",
     ),
     Mutant(
         "padding by name goes unseen in PyTorch",
-        "_torch/read/absorbers.py",
-        'return padding != "valid" and any(k > 1 for k in kernel)',
-        "return False",
+        "_torch/read/windows.py",
+        "total = step * (k - 1)",
+        "total = 0",
         "tests/torch/test_ahead.py",
     ),
     # --- writers ---------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ MUTANTS = (
     ),
     Mutant(
         "the beta of a Gemm counts twice",
-        "_onnx/write/rewriting.py",
+        "_onnx/write/parameters.py",
         "if site.bias_factor != 1.0:",
         "if False:",
         "tests/test_gemm.py",
@@ -257,7 +257,7 @@ MUTANTS = (
     # --- merging ---------------------------------------------------------------------------------
     Mutant(
         "a kernel laid from the pads of its other end",
-        "_merge/windows.py",
+        "_core/windows.py",
         "return cls(-pads[0], taps",
         "return cls(-pads[1], taps",
         "tests/merge/test_parallel.py",
@@ -403,7 +403,7 @@ MUTANTS = (
     # --- surgery on modules ----------------------------------------------------------------------
     Mutant(
         "parameters that two modules share",
-        "_torch/module/surgery.py",
+        "_torch/module/ownership.py",
         "if where and (others or several):",
         "if False:",
         "tests/torch/test_aliases.py tests/torch/test_traps.py",
@@ -425,14 +425,14 @@ MUTANTS = (
     # --- files -----------------------------------------------------------------------------------
     Mutant(
         "data files are left where a rename failed",
-        "_onnx/files/models.py",
+        "_onnx/files/save.py",
         "for target, backup in reversed(undo):",
         "for target, backup in ():",
         "tests/cli/test_writing.py::test_an_existing_output_survives_a_rename_that_fails",
     ),
     Mutant(
         "external weights written at the start of their file",
-        "_onnx/files/models.py",
+        "_onnx/files/external.py",
         "file.seek(offset)\n            file.write(data)\n            _externalize(tensor, t",
         "file.seek(0)\n            file.write(data)\n            _externalize(tensor, t",
         "tests/test_external_data.py",

@@ -19,12 +19,14 @@ from .graphs import (
     folds,
     model,
     op,
+    positive,
     rand,
     stays,
 )
 from .runtimes import newest_opset
 
 CONV = ("conv", "x", "c", (4, 3, 3, 3))
+SAME = {"pads": [1, 1, 1, 1]}
 OPSETS = range(7, NEWEST + 1)
 
 
@@ -45,6 +47,20 @@ def test_conv_dropout_mul_add(opset):
     )
     after = fold(m, runtime=opset <= newest_opset())
     assert not {"Mul", "Add"} & set(counts(after))
+
+
+@pytest.mark.parametrize("opset", [7, 8])
+def test_a_scale_behind_a_sum(opset):
+    """Before opset 8 all terms of a Sum have one shape; they are added all the same."""
+    m = model(
+        conv("a", "x", "a0", (4, 3, 3, 3), **SAME),
+        conv("b", "x", "b0", (4, 3, 1, 1)),
+        op("Relu", "b0", "b1"),
+        op("Sum", "a0 b1", "s"),
+        const("Mul", "s", "y", positive(4, 1, 1)),
+        opset=opset,
+    )
+    folds(m, Conv=2, Relu=1, Sum=1)
 
 
 @pytest.mark.parametrize("opset", OPSETS)

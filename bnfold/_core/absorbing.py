@@ -1,4 +1,4 @@
-"""The laws by which an affine map moves; each returns a `Reason` when it says no.
+"""The laws by which an affine map is taken in; each raises a `Refusal` when it says no.
 
 A law here decides from axes, sizes and roles alone. What depends on the size of large weights
 (overflow, underflow) is decided where they are read.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold._core.affine import AffineMap
-from bnfold._core.reasons import Reason
+from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, InputSide, Node, Value, View
 
 
@@ -32,29 +32,27 @@ def unshared(view: View, value: Value, reader: int) -> Reason | None:
 
 def absorb_behind(
     node: Node, absorber: Absorber, absorbed: AffineMap, map_: AffineMap
-) -> AffineMap | Reason:
+) -> AffineMap:
     """What an operator that took in ``absorbed`` has taken in once it takes ``map_`` too.
 
     ``A∘L`` is L with weights ``W[o]·s_o`` and bias ``s·b + t``. Exact always, for a linear operator
     or a normalization's γ and β, provided that the map varies along an axis whose positions have
     parameters of their own (or along none) and that the parameters are constants nobody else may
-    set. A map that would broadcast the output to a larger shape is none of these.
+    set. A map that would broadcast the output to a larger shape is none of these. Raises `Refusal`.
     """
     total = _total(node, absorber, absorbed.then(map_), map_, absorbed, "before")
-    if isinstance(total, Reason):
-        return total
     if total.axis is not None:
         size = absorber.channels.get(total.axis)
         if size is None:
             where = ", ".join(str(axis) for axis in sorted(absorber.channels)) or "none"
-            return Reason(
+            raise Refusal.of(
                 "axis-mismatch",
                 node.label,
                 f"the map varies along axis {total.axis}; {node.label} has its own parameters "
                 f"along axis {where}",
             )
         if size != total.scale.size:
-            return Reason(
+            raise Refusal.of(
                 "not-per-channel",
                 node.label,
                 f"the map has {total.scale.size} channels, {node.label} writes {size}",
@@ -62,21 +60,18 @@ def absorb_behind(
     return total
 
 
-def absorb_ahead(
-    node: Node, ahead: InputSide, absorbed: AffineMap, map_: AffineMap
-) -> AffineMap | Reason:
+def absorb_ahead(node: Node, ahead: InputSide, absorbed: AffineMap, map_: AffineMap) -> AffineMap:
     """What an operator whose input takes in ``absorbed`` takes in once ``map_`` comes ahead of it.
 
     ``L∘A`` is L with weights ``W[o, i]·s_i`` and bias ``b_o + Σ W[o, i, k]·t_i``. Exact always
     for the scale; for the shift only where every output sums over the whole kernel, that is, where
     none sees padding. The map must vary along the axis that the weight sums over, or along none.
+    Raises `Refusal`.
     """
     total = _total(node, ahead, map_.then(absorbed), map_, absorbed, "ahead of it")
-    if isinstance(total, Reason):
-        return total
     if total.axis is not None and ahead.channels.get(total.axis) != total.scale.size:
         where = ", ".join(str(axis) for axis in sorted(ahead.channels)) or "none"
-        return Reason(
+        raise Refusal.of(
             "axis-mismatch",
             node.label,
             f"the map varies along axis {total.axis}; {node.label} has weights of their own for "
@@ -92,10 +87,10 @@ def _total(
     map_: AffineMap,
     absorbed: AffineMap,
     where: str,
-) -> AffineMap | Reason:
+) -> AffineMap:
     """A map composed with what a side of an operator has taken in, if that side may take it."""
     if total is None:
-        return Reason(
+        raise Refusal.of(
             "axis-mismatch",
             node.label,
             f"the map varies along axis {map_.axis}; what {node.label} takes in {where} varies "
@@ -103,11 +98,11 @@ def _total(
         )
     if not total.is_finite:
         message = f"composed with what {node.label} takes in {where}, it is no longer finite"
-        return Reason("overflow", node.label, message)
+        raise Refusal.of("overflow", node.label, message)
     if not total.keeps_scale and side.scale_blocked is not None:
-        return side.scale_blocked
+        raise Refusal(side.scale_blocked)
     if not total.keeps_origin and side.shift_blocked is not None:
-        return side.shift_blocked
+        raise Refusal(side.shift_blocked)
     return total
 
 

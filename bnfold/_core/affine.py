@@ -41,13 +41,15 @@ class AffineMap:
         """
         s = np.array(scale, np.float64, ndmin=1)
         t = np.array(shift, np.float64, ndmin=1)
-        if s.size < t.size:
+        if s.size == t.size:
+            uniform = s.size > 0 and _uniform(s) and _uniform(t)
+        elif s.size < t.size:
+            uniform = bool(np.isfinite(s[0])) and _uniform(t)
             s = np.full(t.size, s[0])
-        elif t.size < s.size:
+        else:
+            uniform = bool(np.isfinite(t[0])) and _uniform(s)
             t = np.full(s.size, t[0])
-        if s.size and _uniform(s) and _uniform(t):
-            return cls(s[:1], t[:1], None)
-        return cls(s, t, axis)
+        return cls(s[:1], t[:1], None) if uniform else cls(s, t, axis)
 
     @classmethod
     def batch_norm(

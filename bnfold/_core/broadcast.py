@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._core.affine import AffineMap
-from bnfold._core.reasons import Reason
+from bnfold._core.reasons import Reason, Refusal
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
@@ -23,47 +23,46 @@ class Spread:
     axis: int | None
 
 
-def spread(constant: Array, shape: Shape | None, label: str) -> Spread | Reason:
+def spread(constant: Array, shape: Shape | None, label: str) -> Spread:
     """How a constant meets a tensor of the given shape under NumPy-style broadcasting.
 
     Exact when the result has the tensor's own shape and the constant, aligned from the right,
     varies by value along at most one axis. Axes come from ranks; a size decides only whether
-    broadcasting would enlarge the tensor, and then it must be known.
+    broadcasting would enlarge the tensor, and then it must be known. Raises `Refusal` otherwise.
     """
     if not bool(np.isfinite(constant.astype(np.float64)).all()):
-        return Reason("non-finite", label, f"the constant of {label} is NaN or infinite somewhere")
+        message = f"the constant of {label} is NaN or infinite somewhere"
+        raise Refusal(Reason("non-finite", label, message))
     if shape is None:
         if constant.ndim == 0:
             return Spread(constant.astype(np.float64).reshape(1), None)
-        return Reason("unknown-shape", label, f"the rank of what {label} reads is not known")
+        message = f"the rank of what {label} reads is not known"
+        raise Refusal(Reason("unknown-shape", label, message))
     offset = len(shape) - constant.ndim
     if offset < 0:
-        return Reason(
-            "not-per-channel",
-            label,
+        message = (
             f"the constant of {label} has {constant.ndim} dimensions, the tensor {len(shape)}: "
-            "broadcasting enlarges it",
+            "broadcasting enlarges it"
         )
+        raise Refusal(Reason("not-per-channel", label, message))
     for axis, size in enumerate(constant.shape):
         if size == 1 or shape[offset + axis] == size:
             continue
         if shape[offset + axis] is None:
-            return Reason(
-                "unknown-shape",
-                label,
+            message = (
                 f"the constant of {label} has size {size} along axis {offset + axis}, "
-                "where the tensor's size is not known",
+                "where the tensor's size is not known"
             )
-        return Reason(
-            "not-per-channel",
-            label,
+            raise Refusal(Reason("unknown-shape", label, message))
+        message = (
             f"the constant of {label} has size {size} along axis {offset + axis}, the tensor "
-            f"{shape[offset + axis]}: broadcasting enlarges it",
+            f"{shape[offset + axis]}: broadcasting enlarges it"
         )
+        raise Refusal(Reason("not-per-channel", label, message))
     return _along_one_axis(constant, offset, label)
 
 
-def _along_one_axis(constant: Array, offset: int, label: str) -> Spread | Reason:
+def _along_one_axis(constant: Array, offset: int, label: str) -> Spread:
     varying = [
         axis
         for axis, size in enumerate(constant.shape)
@@ -71,9 +70,10 @@ def _along_one_axis(constant: Array, offset: int, label: str) -> Spread | Reason
     ]
     if len(varying) > 1:
         axes = " and ".join(str(offset + axis) for axis in varying)
-        return Reason("not-per-channel", label, f"the constant of {label} varies along axes {axes}")
+        message = f"the constant of {label} varies along axes {axes}"
+        raise Refusal(Reason("not-per-channel", label, message))
     if constant.size == 0:
-        return Reason("not-per-channel", label, f"the constant of {label} is empty")
+        raise Refusal(Reason("not-per-channel", label, f"the constant of {label} is empty"))
     if not varying:
         return Spread(constant.reshape(-1)[:1].astype(np.float64), None)
     line = [0] * constant.ndim
@@ -83,11 +83,12 @@ def _along_one_axis(constant: Array, offset: int, label: str) -> Spread | Reason
     return Spread(constant[index].astype(np.float64), offset + varying[0])
 
 
-def affine(op: str, constant: Spread, constant_first: bool, label: str) -> AffineMap | Reason:
+def affine(op: str, constant: Spread, constant_first: bool, label: str) -> AffineMap:
     """The map of ``x op c``, or of ``c op x`` when the constant comes first.
 
     ``x·c``: A(c, 0); ``x + c``: A(1, c); ``x − c``: A(1, −c); ``c − x``: A(−1, c); ``x / c``:
-    A(1/c, 0) for c ≠ 0. ``c / x`` is not affine, and the caller does not ask.
+    A(1/c, 0) for c ≠ 0, and `Refusal` is raised else. ``c / x`` is not affine, and the caller does
+    not ask.
     """
     c, axis = constant.values, constant.axis
     if op == "Mul":
@@ -97,5 +98,5 @@ def affine(op: str, constant: Spread, constant_first: bool, label: str) -> Affin
     if op == "Sub":
         return AffineMap.of(-1.0, c, axis) if constant_first else AffineMap.of(1.0, -c, axis)
     if bool((c == 0).any()):
-        return Reason("non-finite", label, f"{label} divides by zero")
+        raise Refusal(Reason("non-finite", label, f"{label} divides by zero"))
     return AffineMap.of(1.0 / c, 0.0, axis)

@@ -64,6 +64,8 @@ class Regrouped:
 
 
 IndexMap = tuple[Permuted | Regrouped, ...]
+# An axis that stays one axis.
+_ALONE = AxisGroup((None,), (None,))
 
 
 def regrouped(inside: Sequence[Size], outside: Sequence[Size]) -> Regrouped:
@@ -78,6 +80,36 @@ def regrouped(inside: Sequence[Size], outside: Sequence[Size]) -> Regrouped:
     middle = [AxisGroup(tuple(rest_in[::-1]), tuple(rest_out[::-1]))] if rest_in or rest_out else []
     back = [AxisGroup(group.inside[::-1], group.outside[::-1]) for group in behind[::-1]]
     return Regrouped((*ahead, *middle, *back))
+
+
+def depth_to_space(at: int, size: int, block: int, *, blocks_first: bool) -> IndexMap:
+    """``[…, C·b², H, W]`` to ``[…, C, H·b, W·b]``, channels of ``size`` on axis ``at``.
+
+    Place (i, j) of each block of channel c is filled from channel ``(i·b + j)·C + c`` if the blocks
+    come first (ONNX DepthToSpace, mode DCR), else from ``(c·b + i)·b + j`` (torch.nn.PixelShuffle).
+    """
+    rest = size // (block * block)
+    split: tuple[Size, ...] = (block, block, rest) if blocks_first else (rest, block, block)
+    order = (2, 3, 0, 4, 1) if blocks_first else (0, 3, 1, 4, 2)
+    together = AxisGroup((None, block), (None,))
+    return (
+        Regrouped((*(_ALONE,) * at, AxisGroup((size,), split), _ALONE, _ALONE)),
+        Permuted((*range(at), *(at + k for k in order))),
+        Regrouped((*(_ALONE,) * (at + 1), together, together)),
+    )
+
+
+def space_to_depth(at: int, size: int, block: int, *, blocks_first: bool) -> IndexMap:
+    """``[…, C, H·b, W·b]`` to ``[…, C·b², H, W]``: `depth_to_space` turned round; C is ``size``."""
+    apart = AxisGroup((None,), (None, block))
+    joined: tuple[Size, ...] = (block, block, size) if blocks_first else (size, block, block)
+    order = (2, 4, 0, 1, 3) if blocks_first else (0, 2, 4, 1, 3)
+    together = AxisGroup(joined, (size * block * block,))
+    return (
+        Regrouped((*(_ALONE,) * (at + 1), apart, apart)),
+        Permuted((*range(at), *(at + k for k in order))),
+        Regrouped((*(_ALONE,) * at, together, _ALONE, _ALONE)),
+    )
 
 
 def inverse(steps: IndexMap) -> IndexMap:

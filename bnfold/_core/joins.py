@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map, MultiAxisMap
-from bnfold._core.laws import Maps, Way
+from bnfold._core.laws import Law, Maps, Way, along_one_axis, not_carried
+from bnfold._core.reasons import Refusal
 
 
 @dataclass(frozen=True)
-class Concatenated:
+class Concatenated(Law):
     """Concat along ``axis`` of inputs of ``sizes``: a map along it splits; a part without a map is
     ``A(1, 0)``. A map along another axis passes backward to all inputs, forward from all at once.
     """
@@ -25,31 +26,28 @@ class Concatenated:
     axis: int
     sizes: tuple[int | None, ...]
 
-    def backward(self, output: int, map_: Map) -> list[Way] | str:
+    def backward(self, output: int, map_: Map) -> list[Way]:
         """Every input gets its part."""
-        if not isinstance(map_, AffineMap):
-            return "the map varies along several axes"
+        map_ = along_one_axis(map_)
         if map_.axis != self.axis:
             return [Way(dict.fromkeys(range(len(self.sizes)), map_))]
         if sum(size or 0 for size in self.sizes) != map_.scale.size or None in self.sizes:
-            return "the sizes of its inputs are not known"
+            raise not_carried("the sizes of its inputs are not known")
         ends = np.cumsum([size or 0 for size in self.sizes])[:-1]
         parts = zip(np.split(map_.scale, ends), np.split(map_.shift, ends), strict=True)
         return [Way({n: AffineMap.of(s, t, self.axis) for n, (s, t) in enumerate(parts)})]
 
-    def forward(self, maps: Maps) -> Way | str:
+    def forward(self, maps: Maps) -> Way:
         """The parts side by side."""
-        given = [maps.get(number, IDENTITY) for number in range(len(self.sizes))]
-        parts = [map_ for map_ in given if isinstance(map_, AffineMap)]
-        if len(parts) < len(given):
-            return "a map varies along several axes"
+        given = (maps.get(number, IDENTITY) for number in range(len(self.sizes)))
+        parts = [along_one_axis(map_, "a map") for map_ in given]
         first = parts[0]
         if all(_same(first, other) for other in parts) and first.axis != self.axis:
             return Way({0: first})
         if any(part.axis not in (None, self.axis) for part in parts):
-            return "its inputs do not all carry the same map"
+            raise not_carried("its inputs do not all carry the same map")
         if None in self.sizes:
-            return "the sizes of its inputs are not known"
+            raise not_carried("the sizes of its inputs are not known")
         scales, shifts = (
             np.concatenate(
                 [
@@ -63,29 +61,36 @@ class Concatenated:
 
 
 @dataclass(frozen=True)
-class Picked:
-    """Split, Slice, Gather along ``axis``: output j holds the elements ``places[j]`` of the input.
+class Picked(Law):
+    """Split, Slice, Gather, unbind along ``axis``: output j holds the elements ``places[j]`` of the
+    input, which has ``size`` of them (None: not known).
 
-    ``gone``: it holds one, and has no axis for it.
+    ``gone``: it holds one, and has no axis for it. Place 0 of axis 1 of [N, 4, C] takes a map along
+    axis 2 to axis 1.
     """
 
     axis: int
-    size: int
+    size: int | None
     places: tuple[NDArray[np.intp], ...]
     gone: bool = False
 
-    def backward(self, output: int, map_: Map) -> list[Way] | str:
+    def backward(self, output: int, map_: Map) -> list[Way]:
         """Elements that the output holds get its map, others none. Those picked twice must agree.
 
         Where there is one output only, a map that does not vary along the axis may also become one
         of the whole input, whose other elements nobody sees.
         """
-        if not isinstance(map_, AffineMap):
-            return "the map varies along several axes"
+        map_ = along_one_axis(map_)
         own = map_.axis if not self.gone or map_.axis is None else self._before(map_.axis)
         whole = [Way({0: AffineMap.of(map_.scale, map_.shift, own)})]
         if own is not None and own != self.axis:
-            return whole if len(self.places) == 1 else "its other outputs would change"
+            if len(self.places) > 1:
+                raise not_carried("its other outputs would change")
+            return whole
+        if self.size is None:
+            if own is not None or len(self.places) > 1:
+                raise not_carried("the size of its input is not known")
+            return whole
         places = self.places[output]
         scale, shift = np.ones(self.size), np.zeros(self.size)
         scale[places], shift[places] = map_.scale, map_.shift
@@ -93,15 +98,13 @@ class Picked:
             np.array_equal(scale[places], np.broadcast_to(map_.scale, places.shape))
             and np.array_equal(shift[places], np.broadcast_to(map_.shift, places.shape))
         ):
-            return "it picks a channel twice, with different maps"
+            raise not_carried("it picks a channel twice, with different maps")
         part = [Way({0: AffineMap.of(scale, shift, self.axis)})]
         return [*whole, *part] if own is None and len(self.places) == 1 else part
 
-    def forward(self, maps: Maps) -> Way | str:
+    def forward(self, maps: Maps) -> Way:
         """Every output gets the scales and shifts of the elements it holds."""
-        map_ = maps[0]
-        if not isinstance(map_, AffineMap):
-            return "the map varies along several axes"
+        map_ = along_one_axis(maps[0])
         if map_.axis != self.axis:
             axis = map_.axis
             if self.gone and axis is not None:
@@ -116,6 +119,16 @@ class Picked:
                 for n, places in enumerate(self.places)
             }
         )
+
+    @property
+    def takes_single_places(self) -> bool:
+        """Each output holds the elements at its places."""
+        return True
+
+    @property
+    def may_lose_a_map(self) -> bool:
+        """A map may change places only that no output holds."""
+        return True
 
     def _before(self, axis: int) -> int:
         """The axis of the input that an axis of the output was."""
@@ -132,29 +145,35 @@ class Aligned:
     shapes: tuple[tuple[int | None, ...] | None, ...]
     output: tuple[int | None, ...] | None
 
-    def onto(self, number: int, map_: Map) -> AffineMap | str:
-        """A map of an input as one of the output."""
-        if not isinstance(map_, AffineMap):
-            return "the map varies along several axes"
+    def onto(self, number: int, map_: Map) -> AffineMap:
+        """A map of an input as one of the output: axis 0 of a bias [C] is axis 3 of [N, H, W, C].
+
+        Raises `Refusal` where the ranks that tell it are not known.
+        """
+        map_ = along_one_axis(map_)
         shape = self.shapes[number]
         if map_.axis is None:
             return map_
         if shape is None or self.output is None:
-            return "the ranks of its inputs are not known"
+            raise not_carried("the ranks of its inputs are not known")
         return AffineMap.of(map_.scale, map_.shift, map_.axis + len(self.output) - len(shape))
 
-    def back(self, number: int, map_: Map) -> AffineMap | str:
-        """A map of the output as one of an input, which must have a place for every channel."""
-        if not isinstance(map_, AffineMap):
-            return "the map varies along several axes"
+    def back(self, number: int, map_: Map) -> AffineMap:
+        """A map of the output as one of an input, which must have a place for every channel.
+
+        Raises `Refusal` where it has none, or where the ranks that tell it are not known.
+        """
+        map_ = along_one_axis(map_)
         if map_.axis is None:
             return map_
         shape = self.shapes[number]
         if shape is None or self.output is None:
-            return "the ranks of its inputs are not known"
+            raise not_carried("the ranks of its inputs are not known")
         axis = map_.axis - len(self.output) + len(shape)
         if axis < 0 or shape[axis] != map_.scale.size:
-            return f"an input has no place of its own for each channel along axis {map_.axis}"
+            raise not_carried(
+                f"an input has no place of its own for each channel along axis {map_.axis}"
+            )
         return AffineMap.of(map_.scale, map_.shift, axis)
 
     def whole(self, number: int) -> bool:
@@ -167,7 +186,7 @@ class Aligned:
 
 
 @dataclass(frozen=True)
-class Summed:
+class Summed(Law):
     """Add and Sub of two branches: ``s·(a ± b) + t = (s·a + t) ± s·b``, so backward a scale goes
     into both and a shift into either. Forward a shift passes freely, a scale if both carry it.
     """
@@ -175,46 +194,42 @@ class Summed:
     signs: tuple[int, ...]
     aligned: Aligned
 
-    def backward(self, output: int, map_: Map) -> list[Way] | str:
+    def backward(self, output: int, map_: Map) -> list[Way]:
         """The scale to every input, the shift to one of them (negated behind a minus)."""
-        ways = []
-        problem = ""
+        ways, reasons = [], []
         for taker, sign in enumerate(self.signs):
-            maps: dict[int, Map] = {}
-            for number in range(len(self.signs)):
-                part = _part(map_, sign if number == taker else 0)
-                found = self.aligned.back(number, part)
-                if isinstance(found, str):
-                    problem = found
-                    break
-                if not found.is_identity:
-                    maps[number] = found
+            try:
+                parts = {
+                    number: self.aligned.back(number, _part(map_, sign if number == taker else 0))
+                    for number in range(len(self.signs))
+                }
+            except Refusal as refusal:
+                reasons.append(refusal.reason)
             else:
-                ways.append(Way(maps))
+                ways.append(Way({n: part for n, part in parts.items() if not part.is_identity}))
             if map_.keeps_origin:
                 break
-        return ways or problem
+        if not ways:
+            raise Refusal(reasons[-1])
+        return ways
 
-    def forward(self, maps: Maps) -> Way | str:
+    def forward(self, maps: Maps) -> Way:
         """One scale for all, and the sum of the shifts."""
-        found = [self.aligned.onto(n, maps.get(n, IDENTITY)) for n in range(len(self.signs))]
-        parts = [part for part in found if isinstance(part, AffineMap)]
-        if len(parts) < len(found):
-            return next(part for part in found if isinstance(part, str))
+        parts = [self.aligned.onto(n, maps.get(n, IDENTITY)) for n in range(len(self.signs))]
         total = AffineMap.of(parts[0].scale, parts[0].shift * self.signs[0], parts[0].axis)
         for part, sign in zip(parts[1:], self.signs[1:], strict=True):
             if not _same(_part(total, 0), _part(part, 0)):
-                return "its inputs do not carry the same scale"
+                raise not_carried("its inputs do not carry the same scale")
             shift = AffineMap.of(1.0, part.shift * sign, part.axis)
             joined = total.then(shift)
             if joined is None:
-                return "the shifts of its inputs vary along different axes"
+                raise not_carried("the shifts of its inputs vary along different axes")
             total = joined
         return Way({0: total})
 
 
 @dataclass(frozen=True)
-class Gated:
+class Gated(Law):
     """Mul of two branches, or Div: a scale passes through either factor, no shift.
 
     ``quotient``: only through the dividend.
@@ -223,83 +238,87 @@ class Gated:
     aligned: Aligned
     quotient: bool = False
 
-    def backward(self, output: int, map_: Map) -> list[Way] | str:
+    def backward(self, output: int, map_: Map) -> list[Way]:
         """``s·(a·b) = (s·a)·b``, into an input that has a place for each channel."""
         if not map_.keeps_origin:
-            return "the shift does not pass"
-        found = [self.aligned.back(n, map_) for n in range(1 if self.quotient else 2)]
-        ways = [Way({n: part}) for n, part in enumerate(found) if isinstance(part, AffineMap)]
-        return ways or next(part for part in found if isinstance(part, str))
+            raise not_carried("the shift does not pass")
+        ways, reasons = [], []
+        for number in range(1 if self.quotient else 2):
+            try:
+                ways.append(Way({number: self.aligned.back(number, map_)}))
+            except Refusal as refusal:
+                reasons.append(refusal.reason)
+        if not ways:
+            raise Refusal(reasons[0])
+        return ways
 
-    def forward(self, maps: Maps) -> Way | str:
+    def forward(self, maps: Maps) -> Way:
         """``(s·a)·(r·b) = s·r·(a·b)``."""
         scales: list[AffineMap] = []
         for number, map_ in maps.items():
             if not map_.keeps_origin:
-                return "the shift does not pass"
+                raise not_carried("the shift does not pass")
             if self.quotient and number == 1:
-                return "the scale does not pass through a divisor"
-            found = self.aligned.onto(number, map_)
-            if isinstance(found, str):
-                return found
-            scales.append(found)
+                raise not_carried("the scale does not pass through a divisor")
+            scales.append(self.aligned.onto(number, map_))
         return _multiplied(scales)
 
 
 @dataclass(frozen=True)
-class Multiplied:
+class Multiplied(Law):
     """MatMul of two activations: a uniform scale passes through either one, a scale along the rows
-    of the first or the columns of the second with them; no shift. ``narrow``: as for `Mixed`.
+    of the first or the columns of the second with them; no shift. In [B, M, K]·[K, N] axis 1 of the
+    second is axis 2 of the product. ``narrow``: as for `Mixed`.
     """
 
     ranks: tuple[int, int] | None
     narrow: bool = False
 
-    def backward(self, output: int, map_: Map) -> list[Way] | str:
+    def backward(self, output: int, map_: Map) -> list[Way]:
         """``s·(A·B) = (s·A)·B = A·(s·B)``."""
         if not map_.keeps_origin:
-            return "the shift does not pass"
-        if not isinstance(map_, AffineMap):
-            return "the map varies along several axes"
+            raise not_carried("the shift does not pass")
+        map_ = along_one_axis(map_)
         if map_.axis is None:
             return [Way({0: map_}), Way({1: map_})]
         if self.ranks is None or min(self.ranks) < 2:
-            return "the ranks of its inputs are not known to be 2 or more"
+            raise not_carried("the ranks of its inputs are not known to be 2 or more")
         rank = max(self.ranks)
         for number, place in ((0, 2), (1, 1)):
             if map_.axis == rank - place:
                 own = AffineMap.of(map_.scale, 0.0, self.ranks[number] - place)
                 return [Way({number: own})]
-        return f"the map varies along the batch axis {map_.axis}"
+        raise not_carried(f"the map varies along the batch axis {map_.axis}")
 
-    def forward(self, maps: Maps) -> Way | str:
+    def forward(self, maps: Maps) -> Way:
         """``(s·A)·(r·B) = s·r·(A·B)``."""
         scales: list[AffineMap] = []
         for number, map_ in maps.items():
             if self.narrow and bool((np.abs(map_.scale) < 1).any()):
-                return "without the scale ahead of it its sums could overflow"
+                raise not_carried("without the scale ahead of it its sums could overflow")
             if not map_.keeps_origin:
-                return "the shift does not pass"
-            if not isinstance(map_, AffineMap):
-                return "the map varies along several axes"
+                raise not_carried("the shift does not pass")
+            map_ = along_one_axis(map_)
             if map_.axis is not None:
                 if self.ranks is None or min(self.ranks) < 2:
-                    return "the ranks of its inputs are not known to be 2 or more"
+                    raise not_carried("the ranks of its inputs are not known to be 2 or more")
                 place = 2 - number
                 if map_.axis != self.ranks[number] - place:
-                    return f"the product sums over axis {map_.axis}, or it is a batch axis"
+                    raise not_carried(
+                        f"the product sums over axis {map_.axis}, or it is a batch axis"
+                    )
                 map_ = AffineMap.of(map_.scale, 0.0, max(self.ranks) - place)
             scales.append(map_)
         return _multiplied(scales)
 
 
-def _multiplied(scales: Sequence[AffineMap]) -> Way | str:
+def _multiplied(scales: Sequence[AffineMap]) -> Way:
     """The scales of all factors as that of their product."""
     total = IDENTITY
     for scale in scales:
         joined = total.then(scale)
         if joined is None:
-            return "the scales of its inputs vary along different axes"
+            raise not_carried("the scales of its inputs vary along different axes")
         total = joined
     return Way({0: total})
 

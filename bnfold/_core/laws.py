@@ -3,13 +3,15 @@
 A law knows an operator ``f`` by what matters here: axes, sizes, where parts go. ``backward`` turns
 a map of an output into maps of the inputs, ``A∘f = f∘(A₁, A₂, …)``; ``forward`` turns maps of
 inputs into maps of the outputs, ``f∘(A₁, A₂, …) = A∘f``. An input or output that a way does not
-name keeps its values. Either gives why it does not hold, in words, where it does not.
+name keeps its values. Either raises a `Refusal` where it does not hold; a law does not know the
+name of its operator, so the reason has no place yet.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,17 +20,25 @@ from bnfold._core import index_maps
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import IndexMap, Map
 from bnfold._core.limits import Limits
+from bnfold._core.reasons import Reason, Refusal
 
 Maps = Mapping[int, Map]
 # What a law says where padding, which has no channels, keeps a shift from passing.
-PADDING = "zero padding would see the shift"
+PADDING = Reason("zero-padding", "", "zero padding would see the shift")
 # What a sum says whose terms cannot be counted.
-UNCOUNTED = "how many elements it adds up is not known"
+UNCOUNTED = Reason("not-carried", "", "how many elements it adds up is not known")
+
+
+def not_carried(message: str) -> Refusal:
+    """A law does not hold for this map: why, in words."""
+    return Refusal(Reason("not-carried", "", message))
 
 
 @dataclass(frozen=True)
 class Edit:
-    """New numbers for an operator on the way: a Clip's ``min`` and ``max``, a Pad's ``value``."""
+    """New numbers for an operator on the way, each named as the law's own field: a Clip's ``min``
+    and ``max``, a Pad's ``value``.
+    """
 
     values: Mapping[str, float]
 
@@ -51,20 +61,46 @@ class Way:
     edit: Edit | None = None
 
 
-class Law(Protocol):
-    """How maps cross one operator."""
+@dataclass(frozen=True)
+class Law(ABC):
+    """How maps cross one operator.
 
-    def backward(self, output: int, map_: Map) -> list[Way] | str:
-        """Ways to move a map of one output to the inputs, the first to be tried first."""
-        ...
+    All that is asked of a law is here; one with numbers of its own holds them in fields that its
+    edits name, and needs no more than that.
+    """
 
-    def forward(self, maps: Maps) -> Way | str:
-        """The way to move maps of inputs to the outputs."""
-        ...
+    @abstractmethod
+    def backward(self, output: int, map_: Map) -> list[Way]:
+        """Ways to move a map of one output to the inputs, the first to be tried first.
+
+        Raises `Refusal` where there is none.
+        """
+
+    @abstractmethod
+    def forward(self, maps: Maps) -> Way:
+        """The way to move maps of inputs to the outputs. Raises `Refusal` where there is none."""
+
+    def with_numbers(self, edit: Edit) -> Law:
+        """The law of the operator once it has the numbers of an edit."""
+        return replace(self, **edit.values)
+
+    @property
+    def takes_single_places(self) -> bool:
+        """Whether each output holds single elements of the input, so that several such operators
+        that read one tensor may each ask for another map of their own part.
+        """
+        return False
+
+    @property
+    def may_lose_a_map(self) -> bool:
+        """Whether a map of the input may come out as none: Abs takes the scale −1 to 1, a Slice
+        leaves out the channels that a map changes.
+        """
+        return False
 
 
 @dataclass(frozen=True)
-class Homogeneous:
+class Homogeneous(Law):
     """Relu, LeakyRelu, PRelu, Abs: ``f(s·x) = s·f(x)`` element by element for every s > 0.
 
     Exact with no shift, whatever the axis. ``even`` (Abs): forward for s < 0 too, as |s|.
@@ -72,120 +108,118 @@ class Homogeneous:
 
     even: bool = False
 
-    def backward(self, output: int, map_: Map) -> list[Way] | str:
+    def backward(self, output: int, map_: Map) -> list[Way]:
         """``s·f(x) = f(s·x)`` for s > 0 and t = 0."""
-        problem = self._problem(map_)
-        return problem or [Way({0: map_})]
+        self._check(map_)
+        return [Way({0: map_})]
 
-    def forward(self, maps: Maps) -> Way | str:
+    def forward(self, maps: Maps) -> Way:
         """``f(s·x) = s·f(x)`` for s > 0 and t = 0; ``|s·x| = |s|·|x|``."""
         map_ = maps[0]
         if self.even and isinstance(map_, AffineMap) and map_.keeps_origin:
             return Way({0: AffineMap.of(np.abs(map_.scale), 0.0, map_.axis)})
-        return self._problem(map_) or Way({0: map_})
+        self._check(map_)
+        return Way({0: map_})
 
-    def _problem(self, map_: Map) -> str:
+    @property
+    def may_lose_a_map(self) -> bool:
+        """Abs takes the scale −1 to 1."""
+        return self.even
+
+    def _check(self, map_: Map) -> None:
         if not bool((map_.scale > 0).all()):
-            return "a scale is not positive"
-        return "" if map_.keeps_origin else "the shift does not pass"
+            raise not_carried("a scale is not positive")
+        if not map_.keeps_origin:
+            raise not_carried("the shift does not pass")
 
 
 @dataclass(frozen=True)
-class Clipped:
+class Clipped(Law):
     """Clip, Relu6: ``A(clip(x, lo, hi)) = clip(A(x), A(lo), A(hi))`` for one s > 0 everywhere.
 
     The bounds move with the map. An absent bound (None) stays absent.
     """
 
-    low: float | None
-    high: float | None
+    min: float | None
+    max: float | None
     movable: bool = True
 
-    def backward(self, output: int, map_: Map) -> list[Way] | str:
+    def backward(self, output: int, map_: Map) -> list[Way]:
         """Bounds ``s·lo + t`` and ``s·hi + t``."""
-        number = self._numbers(map_)
-        if isinstance(number, str):
-            return number
-        scale, shift = number
+        scale, shift = self._numbers(map_)
         return [Way({0: map_}, self._edit(lambda bound: scale * bound + shift))]
 
-    def forward(self, maps: Maps) -> Way | str:
+    def forward(self, maps: Maps) -> Way:
         """Bounds ``(lo − t) / s`` and ``(hi − t) / s``."""
-        number = self._numbers(maps[0])
-        if isinstance(number, str):
-            return number
-        scale, shift = number
+        scale, shift = self._numbers(maps[0])
         return Way({0: maps[0]}, self._edit(lambda bound: (bound - shift) / scale))
 
-    def _numbers(self, map_: Map) -> tuple[float, float] | str:
+    def _numbers(self, map_: Map) -> tuple[float, float]:
         if not isinstance(map_, AffineMap) or map_.axis is not None:
-            return "its bounds are the same for all channels, the map is not"
+            raise not_carried("its bounds are the same for all channels, the map is not")
         if map_.scale[0] <= 0:
-            return "the scale is not positive"
+            raise not_carried("the scale is not positive")
         if not self.movable:
-            return "its bounds cannot be changed"
+            raise not_carried("its bounds cannot be changed")
         return float(map_.scale[0]), float(map_.shift[0])
 
     def _edit(self, moved: _Moved) -> Edit:
-        bounds = {"min": self.low, "max": self.high}
+        bounds = {"min": self.min, "max": self.max}
         return Edit({name: moved(b) for name, b in bounds.items() if b is not None})
 
 
 @dataclass(frozen=True)
-class Mixed:
+class Mixed(Law):
     """Operators that put out, at each place, a fixed mixture of the elements along some axes.
 
-    Pools, reductions, Resize and Pad: a map must not vary along the axes that are mixed.
-    ``axes`` takes the others from input to output (None: nothing is known but that the map may be
-    uniform); a scale passes, for a maximum (``positive``) where s ≥ 0. ``weight`` is what the
-    weights of the mixture add up to, so a shift comes out as ``weight·t``: 1 for a mean, a maximum
-    or an interpolation, n for a sum of n; None where they add up to different numbers at different
-    places, and no shift passes: ``uneven`` says why, zero padding that is counted. ``narrow``: the
-    sum could overflow its type where a scale below 1 comes behind it and not ahead of it any more.
+    Pools, reductions, Resize and Pad: a map must not vary along the axes that are mixed. ``axes``
+    takes the others from input to output: the mean of [N, H, W, C] over axes 1 and 2 takes axis 3
+    to axis 1 (None: nothing is known but that the map may be uniform). A scale passes, for a
+    maximum (``positive``) where s ≥ 0. ``weight`` is what the weights of the mixture add up to, so
+    a shift comes out as ``weight·t``: 1 for a mean, a maximum or an interpolation, n for a sum of
+    n; None where they add up to different numbers at different places, and no shift passes:
+    ``uneven`` says why, zero padding that is counted. ``narrow``: the sum could overflow its type
+    where a scale below 1 comes behind it and not ahead of it any more.
     """
 
     axes: Mapping[int, int] | None
     weight: float | None
     positive: bool = False
     narrow: bool = False
-    uneven: str = PADDING
+    uneven: Reason = PADDING
 
-    def backward(self, output: int, map_: Map) -> list[Way] | str:
+    def backward(self, output: int, map_: Map) -> list[Way]:
         """``t / weight`` goes in; every axis of the map must be one that is kept."""
         back = None if self.axes is None else {out: own for own, out in self.axes.items()}
-        moved = self._moved(map_, back, None if self.weight is None else 1.0 / self.weight)
-        return moved if isinstance(moved, str) else [Way({0: moved})]
+        factor = None if self.weight is None else 1.0 / self.weight
+        return [Way({0: self._moved(map_, back, factor)})]
 
-    def forward(self, maps: Maps) -> Way | str:
+    def forward(self, maps: Maps) -> Way:
         """``weight·t`` comes out."""
         if self.narrow and bool((np.abs(maps[0].scale) < 1).any()):
-            return "without the scale ahead of it its sum could overflow"
-        moved = self._moved(maps[0], self.axes, self.weight)
-        return moved if isinstance(moved, str) else Way({0: moved})
+            raise not_carried("without the scale ahead of it its sum could overflow")
+        return Way({0: self._moved(maps[0], self.axes, self.weight)})
 
-    def _moved(
-        self, map_: Map, axes: Mapping[int, int] | None, factor: float | None
-    ) -> AffineMap | str:
-        if not isinstance(map_, AffineMap):
-            return "the map varies along several axes"
+    def _moved(self, map_: Map, axes: Mapping[int, int] | None, factor: float | None) -> AffineMap:
+        map_ = along_one_axis(map_)
         axis = None
         if map_.axis is not None:
             if axes is None:
-                return "the shape of its input is not known"
+                raise not_carried("the shape of its input is not known")
             if map_.axis not in axes:
-                return f"it mixes the elements along axis {map_.axis}"
+                raise not_carried(f"it mixes the elements along axis {map_.axis}")
             axis = axes[map_.axis]
         if self.positive and bool((map_.scale < 0).any()):
-            return "a scale is negative"
+            raise not_carried("a scale is negative")
         if map_.keeps_origin:
             return AffineMap.of(map_.scale, 0.0, axis)
         if factor is None:
-            return self.uneven
+            raise Refusal(self.uneven)
         return AffineMap.of(map_.scale, map_.shift * factor, axis)
 
 
 @dataclass(frozen=True)
-class Padded:
+class Padded(Law):
     """Pad with a constant: a scale passes where the constant is 0, a uniform map where the constant
     moves along. A map along an axis that is padded does not pass: its padding has no channel.
     """
@@ -194,82 +228,86 @@ class Padded:
     padded: frozenset[int] | None
     movable: bool = True
 
-    def backward(self, output: int, map_: Map) -> list[Way] | str:
+    def backward(self, output: int, map_: Map) -> list[Way]:
         """``A(pad(x, v)) = pad(A(x), A(v))``."""
         if self._pads_nothing:
             return [Way({0: map_})]
-        problem = self._problem(map_)
-        if isinstance(problem, str):
-            return problem
-        scale, shift = float(map_.scale.flat[0]), float(map_.shift.flat[0])
+        scale, shift = self._numbers(map_)
         return [Way({0: map_}, self._edit(scale * self.value + shift))]
 
-    def forward(self, maps: Maps) -> Way | str:
+    def forward(self, maps: Maps) -> Way:
         """``pad(A(x), v) = A(pad(x, (v − t) / s))``, s ≠ 0 where v ≠ 0 or t ≠ 0."""
         map_ = maps[0]
         if self._pads_nothing:
             return Way({0: map_})
-        problem = self._problem(map_)
-        if isinstance(problem, str):
-            return problem
-        scale, shift = float(map_.scale.flat[0]), float(map_.shift.flat[0])
+        scale, shift = self._numbers(map_)
         if self.value == shift:
             return Way({0: map_}, self._edit(0.0))
-        return (
-            "the scale is 0"
-            if scale == 0
-            else Way({0: map_}, self._edit((self.value - shift) / scale))
-        )
+        if scale == 0:
+            raise not_carried("the scale is 0")
+        return Way({0: map_}, self._edit((self.value - shift) / scale))
 
     @property
     def _pads_nothing(self) -> bool:
         return self.padded is not None and not self.padded
 
-    def _problem(self, map_: Map) -> str | None:
-        if not isinstance(map_, AffineMap):
-            return "the map varies along several axes"
+    def _numbers(self, map_: Map) -> tuple[float, float]:
+        """Scale and shift that the constant sees: those of a uniform map, or any one's where the
+        constant is 0 and stays so.
+        """
+        map_ = along_one_axis(map_)
         if map_.axis is None:
             still = self.value == 0 and map_.keeps_origin
-            return None if self.movable or still else "its value cannot be changed"
-        if self.padded is None:
-            return "the axes that it pads are not known"
-        if map_.axis in self.padded:
-            return f"it pads along axis {map_.axis}"
-        if not map_.keeps_origin:
-            return PADDING
-        return None if self.value == 0 else "its padding would see the scale"
+            if not (self.movable or still):
+                raise not_carried("its value cannot be changed")
+        elif self.padded is None:
+            raise not_carried("the axes that it pads are not known")
+        elif map_.axis in self.padded:
+            raise not_carried(f"it pads along axis {map_.axis}")
+        elif not map_.keeps_origin:
+            raise Refusal(PADDING)
+        elif self.value != 0:
+            raise not_carried("its padding would see the scale")
+        return float(map_.scale[0]), float(map_.shift[0])
 
     def _edit(self, value: float) -> Edit | None:
         return None if value == self.value else Edit({"value": value})
 
 
 @dataclass(frozen=True)
-class Rearranged:
+class Rearranged(Law):
     """Transpose, Reshape, Flatten, Squeeze, Unsqueeze, DepthToSpace: every element keeps its value,
-    and the index map, made of known sizes alone, says where it goes. Any map passes.
+    and the index map, made of known sizes alone, says where it goes. Any map passes: Flatten of
+    [N, C, 2, 3] makes of C scales along axis 1 as many times six, each six times in a row.
     """
 
     steps: IndexMap | None
 
-    def backward(self, output: int, map_: Map) -> list[Way] | str:
+    def backward(self, output: int, map_: Map) -> list[Way]:
         """Each input element gets the scale and shift of the place it comes out at."""
-        moved = self._moved(map_, None if self.steps is None else index_maps.inverse(self.steps))
-        return moved if isinstance(moved, str) else [Way({0: moved})]
+        back = None if self.steps is None else index_maps.inverse(self.steps)
+        return [Way({0: self._moved(map_, back)})]
 
-    def forward(self, maps: Maps) -> Way | str:
+    def forward(self, maps: Maps) -> Way:
         """Each output element gets the scale and shift of the place it comes from."""
-        moved = self._moved(maps[0], self.steps)
-        return moved if isinstance(moved, str) else Way({0: moved})
+        return Way({0: self._moved(maps[0], self.steps)})
 
-    def _moved(self, map_: Map, steps: IndexMap | None) -> Map | str:
+    def _moved(self, map_: Map, steps: IndexMap | None) -> Map:
         if isinstance(map_, AffineMap) and map_.axis is None:
             return map_
         if steps is None:
-            return "the sizes it is rearranged by are not known"
+            raise not_carried("the sizes it is rearranged by are not known")
         moved = index_maps.moved(map_, steps)
-        return (
-            moved if moved is not None else "where its channels go cannot be told from known sizes"
-        )
+        if moved is None:
+            raise not_carried("where its channels go cannot be told from known sizes")
+        return moved
+
+
+def along_one_axis(map_: Map, which: str = "the map") -> AffineMap:
+    """A map that varies along one axis, or none. Raises `Refusal` where it varies along several."""
+    if not isinstance(map_, AffineMap):
+        raise not_carried(f"{which} varies along several axes")
+    return map_
 
 
 class _Moved(Protocol):

@@ -35,6 +35,11 @@ class Parameter(Protocol):
         ...
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of its values as they are stored."""
+        ...
+
+    @property
     def load(self) -> Callable[[], Array]:
         """Read the values."""
         ...

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Reason:
     """One reason, found at one place.
 
-    ``code`` is a key of `CODES`; ``at`` names the node or tensor that stopped the fold; ``message``
-    is a sentence about this very case. Where the map only follows one that stays, ``cause`` is the
-    message of that one.
+    ``code`` is a key of `CODES`; ``at`` names the node or tensor that stopped the fold, "" where
+    only the caller knows it; ``message`` is a sentence about this very case. Where the map only
+    follows one that stays, ``cause`` is the message of that one.
     """
 
     code: str
@@ -28,6 +28,19 @@ class Reason:
     def advice(self) -> str:
         """What the user could do about it."""
         return CODES[self.code].advice
+
+
+class Refusal(Exception):
+    """Who is asked says no, and why: a law, an absorber, the reading of an operator."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
+
+    @classmethod
+    def of(cls, code: str, at: str, message: str) -> Refusal:
+        """A refusal for the reason that these make."""
+        return cls(Reason(code, at, message))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bnfold._core.affine import AffineMap
+from bnfold._core.broadcast import Shape
 from bnfold._core.laws import Law
 from bnfold._core.reasons import Reason
 
@@ -82,13 +83,17 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Crossing:
-    """An operator that maps cross by a law; ``data`` are the inputs that the law numbers, ``dtype``
-    is that of numbers which the law may change.
+    """An operator that maps cross by a law; ``data`` are the inputs that the law numbers.
+
+    ``numbers`` says where the operator keeps each number that the law may change: at an input, by
+    its number, or in an attribute, by its name; what is not said is in an attribute named as the
+    law's field. ``dtype`` is the type that such numbers have.
     """
 
     law: Law
     data: tuple[int, ...] = (0,)
     dtype: np.dtype[Any] | None = None
+    numbers: Mapping[str, int | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ OPAQUE = Opaque()
 class Node:
     """One operator: what the user calls it, its type, role, and the values it reads and writes.
 
-    Values are indices into `View.values`; -1 marks an absent input or output.
+    Values are indices into `View.values`; -1 marks an absent input or output. ``typed`` are the
+    numbers of inputs of which it takes no more than the element type.
     """
 
     label: str
@@ -119,20 +125,25 @@ class Node:
     role: Role
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    typed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Value:
-    """One tensor: who writes it, every read of it, and why it may not change (if so).
+    """One tensor: who writes it, every read of it, why it may not change (if so), and, unless it is
+    stored, its sizes as far as they are known.
 
     ``readers`` has one entry per read, so a node that reads a tensor twice is listed twice. Whoever
-    asks only for its shape or type is no reader: no affine map changes either.
+    asks only for its shape or type is no reader: no affine map changes either. ``shape_readers``
+    are those that ask for its shape.
     """
 
     name: str
     producer: int | None
     readers: tuple[int, ...]
     pinned: Reason | None = None
+    shape: Shape | None = None
+    shape_readers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

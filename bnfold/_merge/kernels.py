@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._core.affine import AffineMap, Vector
-from bnfold._merge.windows import Window, aligned
+from bnfold._core.windows import Window, aligned
 
 Double = NDArray[np.float64]
 

@@ -13,11 +13,12 @@ from typing import Protocol
 
 from bnfold._core.reasons import Reason
 from bnfold._core.result import MERGES
-from bnfold._merge import sums
+from bnfold._merge import chains, sums
+from bnfold._merge.chains import Chain
+from bnfold._merge.graph import MergeGraph, Written
 from bnfold._merge.kernels import Kernel, Obstacle, added, apart
 from bnfold._merge.steps import Pool, Weighted, cost
 from bnfold._merge.sums import Joined, Sum, Term
-from bnfold._merge.wiring import Chain, Wiring
 from bnfold._merge.work import Work
 
 PARALLEL, SERIAL = MERGES
@@ -54,15 +55,15 @@ class Replacement:
 
 
 class Writer(Protocol):
-    """Who carries out what is decided, so that the graph is the one after it."""
+    """Who carries out in a framework's graph what is decided."""
 
     def fresh(self, wanted: str) -> str:
         """A name like the wanted one that no tensor has."""
         ...
 
-    def write(self, replacement: Replacement) -> int | Reason | None:
-        """Where the new operator stands. Or nothing changes: a reason says why it cannot be, None
-        that it would take as many operators as before.
+    def write(self, replacement: Replacement) -> Written | Reason | None:
+        """What stands where now. Or nothing changes: a reason says why it cannot be, None that it
+        would take as many operators as before.
         """
         ...
 
@@ -114,22 +115,31 @@ class _Shared:
 class Merger:
     """Merges in one graph, operator by operator; ``stays`` notes what does not merge."""
 
-    def __init__(self, wiring: Wiring, writer: Writer, order: Sequence[int]) -> None:
-        """``order`` lists positions, every producer before its readers."""
-        self.wiring = wiring
+    def __init__(self, graph: MergeGraph, writer: Writer) -> None:
+        self.graph = graph
         self.writer = writer
-        self.rank = {position: number for number, position in enumerate(order)}
         self.stays: dict[tuple[str, str], Stays] = {}
 
-    def visit(self, position: int) -> None:
-        """Merge what ends at a node."""
-        output = self.wiring.output(position)
-        if output is None:
-            return
-        if self.wiring.signs(position):
-            self._sum(position, output)
-        else:
-            self._series(position)
+    def run(self) -> None:
+        """Merge what ends at each operator, in order."""
+        for position in range(len(self.graph)):
+            output = self.graph.output(position)
+            if output is None:
+                continue
+            if self.graph.signs(position):
+                self._sum(position, output)
+            else:
+                self._series(position)
+
+    def _write(self, replacement: Replacement) -> int | Reason | None:
+        """Carry a replacement out, in the framework's graph and in this one. Where the new operator
+        stands; or why there is none, None if it does not pay.
+        """
+        written = self.writer.write(replacement)
+        if not isinstance(written, Written):
+            return written
+        self.graph.put(written)
+        return written.into
 
     # Operators in series.
 
@@ -142,43 +152,43 @@ class Merger:
         """Merge an operator with the one ahead of it, and the maps between them. Where the result
         stands, None if there is none.
         """
-        wiring = self.wiring
-        own = wiring.step(position)
+        graph = self.graph
+        own = graph.step(position)
         if not isinstance(own, Weighted | Pool):
             return None
-        ahead = wiring.chain(wiring.reads(position)[own.data])
+        ahead = chains.chain_to(graph, graph.reads(position)[own.data])
         linear = [k for k, (_, step) in enumerate(ahead.steps) if isinstance(step, Weighted | Pool)]
         if not linear:
             return None
         steps = (*ahead.steps[linear[-1] :], (position, own))
         first, start = steps[0]
-        output = wiring.output(position)
+        output = graph.output(position)
         assert output is not None
-        chain = Chain(output, wiring.reads(first)[start.data], steps)
+        chain = Chain(output, graph.reads(first)[start.data], steps)
         if not chain.weighted or chain.entering is None or chain.space is None:
             return None
-        kernel = wiring.kernel(chain, chain.entering, chain.space, exact=False)
+        kernel = chains.kernel_of(graph, chain, chain.entering, chain.space, exact=False)
         if isinstance(kernel, Obstacle):
             return None
         merged = cost(kernel, chain.weighted[0][1])
-        before = wiring.work(chain, chain.entering, chain.space)
-        names = [wiring.label(p) for p, _ in chain.weighted]
+        before = chains.work_of(graph, chain, chain.entering, chain.space)
+        names = [graph.label(p) for p, _ in chain.weighted]
         if not merged.pays(before, self._positions(output, chain.space)):
             if len(names) > 1 and {own.kernel.groups for _, own in chain.weighted} == {
                 kernel.groups
             }:
                 what = f"{names[0]} and {names[1]} in series: {merged.growth(before)}"
-                self._stays(position, Reason("merge-cost", wiring.label(position), what))
+                self._stays(position, Reason("merge-cost", graph.label(position), what))
             return None
-        exact = wiring.kernel(chain, chain.entering, chain.space)
+        exact = chains.kernel_of(graph, chain, chain.entering, chain.space)
         if isinstance(exact, Obstacle):
-            where = wiring.label(position)
+            where = graph.label(position)
             if len(names) > 1:
                 what = f"{names[0]} and {names[1]} in series: {exact.message}"
                 self._stays(position, Reason(exact.code, where, what))
             return None
         slots = [p for p, _ in steps]
-        into = self.writer.write(
+        into = self._write(
             Replacement(SERIAL, exact, chain.weighted, chain.source, output, output, slots, slots)
         )
         if isinstance(into, Reason):
@@ -191,13 +201,13 @@ class Merger:
     def _sum(self, position: int, output: str) -> None:
         """Merge branches of a sum, until none are left that may."""
         root: int | None = position
-        while root is not None and self.wiring.signs(root):
-            total = sums.sum_at(self.wiring, root)
+        while root is not None and self.graph.signs(root):
+            total = sums.sum_at(self.graph, root)
             into = self._step(total, output) if total is not None else None
             if into is None:
                 return
             self._series(into)
-            root = self.wiring.writer(output)
+            root = self.graph.writer(output)
 
     def _step(self, total: Sum, whole: str) -> int | None:
         """Merge some branches of a sum; where they stand now, None if none do. Then it is told
@@ -220,7 +230,7 @@ class Merger:
         """The branches of a sum by what they read in the end."""
         shared: dict[str, _Shared] = {}
         for term in total.terms:
-            chain = self.wiring.chain(term.tensor)
+            chain = chains.chain_to(self.graph, term.tensor)
             one = shared.setdefault(chain.source, _Shared(chain.source))
             one.members.append((term, chain))
             if one.space is None and chain.weighted:
@@ -235,12 +245,12 @@ class Merger:
         for term, chain in shared.members:
             if chain.space not in (None, shared.space):
                 continue
-            kernel = self.wiring.kernel(chain, shared.channels, shared.space)
+            kernel = chains.kernel_of(self.graph, chain, shared.channels, shared.space)
             if isinstance(kernel, Obstacle):
-                where = self.wiring.label(chain.steps[-1][0])
+                where = self.graph.label(chain.steps[-1][0])
                 refused.append(_Refused(chain, Reason(kernel.code, where, kernel.message)))
                 continue
-            work = self.wiring.work(chain, shared.channels, shared.space)
+            work = chains.work_of(self.graph, chain, shared.channels, shared.space)
             branches.append(_Summand(term, chain, kernel, work))
         branches.sort(key=lambda branch: (not branch.chain.weighted, -branch.kernel.size))
         groups: list[_Bundle] = []
@@ -278,9 +288,9 @@ class Merger:
         self, total: Sum, whole: str, group: _Bundle, source: str, refused: list[_Refused]
     ) -> int | None:
         """Put one operator where the branches of a group were, and take them out of the sum."""
-        wiring = self.wiring
+        graph = self.graph
         inside = {p for branch in group.branches for p, _ in branch.chain.steps}
-        slots = sorted(inside, key=self.rank.__getitem__)
+        slots = sorted(inside)
         gone = list(slots)
         output, like = whole, whole
         joined: dict[int, Joined | None] = {}
@@ -288,15 +298,15 @@ class Merger:
             slots.append(total.root)
             gone += total.nodes
         else:
-            output = self.writer.fresh(f"{wiring.output(gone[-1])}_merged")
+            output = self.writer.fresh(f"{graph.output(gone[-1])}_merged")
             place = self._place(total, group, slots, output)
             if place is None:
                 return None
             last, joined = place
             like = last.term.tensor
-            slots = [p for p in slots if self.rank[p] < self.rank[last.term.reader]]
+            slots = [p for p in slots if p < last.term.reader]
         kernel = added([(branch.term.sign, branch.kernel) for branch in group.branches])
-        into = self.writer.write(
+        into = self._write(
             Replacement(PARALLEL, kernel, group.weighted, source, output, like, slots, gone, joined)
         )
         if isinstance(into, Reason):
@@ -316,15 +326,15 @@ class Merger:
 
         def order(branch: _Summand) -> tuple[bool, int]:
             reader = branch.term.reader
-            ahead = sum(self.rank[slot] < self.rank[reader] for slot in slots)
-            many = len(self.wiring.reads(reader)) > 2
-            return many and ahead > 1, self.rank[reader]
+            ahead = sum(slot < reader for slot in slots)
+            many = len(self.graph.reads(reader)) > 2
+            return many and ahead > 1, reader
 
-        last = max(group.branches, key=lambda branch: self.rank[branch.term.reader])
+        last = max(group.branches, key=lambda branch: branch.term.reader)
         for chosen in (max(group.branches, key=order), last):
             dropped = [branch.term for branch in group.branches if branch is not chosen]
             left = sums.rewritten(
-                self.wiring, total, dropped, {chosen.term: output}, self.writer.fresh
+                self.graph, total, dropped, {chosen.term: output}, self.writer.fresh
             )
             if left is not None:
                 return chosen, left
@@ -332,7 +342,7 @@ class Merger:
 
     def _positions(self, output: str, space: int) -> int | None:
         """How many positions an output has, where its sizes are known; a free batch counts as 1."""
-        shape, channels = self.wiring.shape(output), self.wiring.channel_axis(output, space)
+        shape, channels = self.graph.shape(output), self.graph.channel_axis(output, space)
         if shape is None or len(shape) < 2:
             return None
         sizes = [n for axis, n in enumerate(shape) if axis != channels and (axis or n is not None)]
@@ -347,7 +357,7 @@ class Merger:
             return
         for one in shared.values():
             for _, chain in one.members:
-                for tensor, weighted, reason in self.wiring.beyond(chain):
+                for tensor, weighted, reason in chains.beyond(self.graph, chain):
                     others = shared.get(tensor)
                     if others is None or others is one:
                         continue
@@ -357,15 +367,15 @@ class Merger:
                         break
 
     def _refuse(self, chain: Chain, reason: Reason) -> None:
-        position = self.wiring.writer(chain.tensor)
+        position = self.graph.writer(chain.tensor)
         if position is not None:
             self._stays(position, reason)
 
     def _stays(self, position: int, reason: Reason) -> None:
-        stays = Stays(self.wiring.label(position), self.wiring.kind(position), reason)
+        stays = Stays(self.graph.label(position), self.graph.kind(position), reason)
         self.stays.setdefault((stays.node, reason.code), stays)
 
     def _name(self, chain: Chain) -> str:
         """What a user calls a branch: its linear operator, else what it ends in."""
         steps = chain.weighted or chain.steps
-        return self.wiring.label(steps[-1][0]) if steps else chain.tensor
+        return self.graph.label(steps[-1][0]) if steps else chain.tensor

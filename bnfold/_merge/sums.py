@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bnfold._merge.wiring import Wiring
+from bnfold._merge.graph import MergeGraph
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Joined:
     output: str
 
 
-def sum_at(wiring: Wiring, root: int) -> Sum | None:
+def sum_at(graph: MergeGraph, root: int) -> Sum | None:
     """The whole sum that an operator puts out; None where it is a part of a larger one.
 
     A sum is the same in any order and association, but for the rounding of single additions.
     """
-    output = _written(wiring, root)
-    alone = wiring.shared(output) is None
-    if alone and any(wiring.signs(position) for position in wiring.readers(output)):
+    output = _written(graph, root)
+    alone = graph.shared(output) is None
+    if alone and any(graph.signs(position) for position in graph.readers(output)):
         return None
     nodes: list[int] = []
     terms: list[Term] = []
@@ -53,11 +53,11 @@ def sum_at(wiring: Wiring, root: int) -> Sum | None:
     while todo:
         position, sign = todo.pop()
         nodes.append(position)
-        signs = wiring.signs(position)
+        signs = graph.signs(position)
         assert signs is not None
-        for number, name in enumerate(wiring.reads(position)):
-            writer = wiring.writer(name)
-            if writer is not None and wiring.shared(name) is None and wiring.signs(writer):
+        for number, name in enumerate(graph.reads(position)):
+            writer = graph.writer(name)
+            if writer is not None and graph.shared(name) is None and graph.signs(writer):
                 todo.append((writer, sign * signs[number]))
             else:
                 terms.append(Term(name, sign * signs[number], position, number))
@@ -69,7 +69,7 @@ _Part = tuple[int, str]
 
 
 def rewritten(
-    wiring: Wiring,
+    graph: MergeGraph,
     total: Sum,
     dropped: Collection[Term],
     replaced: Mapping[Term, str],
@@ -87,8 +87,8 @@ def rewritten(
     nodes: dict[int, Joined | None] = {}
     terms = {(term.reader, term.number): term for term in total.terms}
     for position in reversed(total.nodes):
-        names, signs = wiring.reads(position), wiring.signs(position)
-        output = _written(wiring, position)
+        names, signs = graph.reads(position), graph.signs(position)
+        output = _written(graph, position)
         assert signs is not None
         operands: list[_Part | None] = []
         for number, name in enumerate(names):
@@ -116,7 +116,7 @@ def rewritten(
             return None
         sign, nodes[position] = joined
         parts[output] = (sign, joined[1].output)
-    output = _written(wiring, total.root)
+    output = _written(graph, total.root)
     whole = parts[output]
     for position, node in nodes.items():
         if node is not None and whole == (1, node.output):
@@ -136,7 +136,7 @@ def _joined(left: Sequence[_Part], output: str) -> tuple[int, Joined] | None:
     return 1, Joined((first[1], second[1]), True, output)
 
 
-def _written(wiring: Wiring, position: int) -> str:
-    output = wiring.output(position)
+def _written(graph: MergeGraph, position: int) -> str:
+    output = graph.output(position)
     assert output is not None
     return output

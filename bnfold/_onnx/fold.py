@@ -14,8 +14,9 @@ from onnx import ModelProto
 from bnfold._core.result import Fold, Plan
 from bnfold._core.view import Absorber
 from bnfold._onnx.merge.patch import Patch
-from bnfold._onnx.network import Graph, Network, read
+from bnfold._onnx.network import Network, read
 from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.write.applied import Rewritten
 from bnfold._onnx.write.rewriting import apply

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.laws import Edit
-from bnfold._core.reasons import Reason
+from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, View
-from bnfold._plan.places import Place, State
+from bnfold._plan.backward import carry_back
+from bnfold._plan.forward import carry_ahead
+from bnfold._plan.places import Place, affine
 from bnfold._plan.relation import Relation
-from bnfold._plan.row import Row, drained, extended, normal, taking
-from bnfold._plan.sweep import Stop, Sweeper, Trip
-
-# A row of maps along alternating axes that do not commute is planned in runs of this many.
-LONGEST_ROW = 8
+from bnfold._plan.row import LONGEST, Row, State, drained, extended, normal, taking
+from bnfold._plan.stops import Stop
+from bnfold._plan.trips import Terrain, Trip
 
 
 class Relocator:
@@ -43,12 +43,10 @@ class Relocator:
         self._at = {index: n for n, place in enumerate(places) for index in place.maps}
         self._after = {place.into: n for n, place in enumerate(places) if place.into is not None}
         for place in places:
-            if place.into is not None and (place.paid or not place.as_written):
-                state = place.written if place.as_written else place.state
-                last = place.maps[place.paid - 1] if place.as_written else place.maps[-1]
-                self.behind[place.into] = state.absorbed
-                self.blame.setdefault(place.into, []).append(last)
-        self._sweeper = Sweeper(view, self, self.relations, self.edits)
+            if place.into is not None and place.paid:
+                self.behind[place.into] = place.written.absorbed
+                self.blame.setdefault(place.into, []).append(place.maps[place.paid - 1])
+        self._terrain = Terrain(view, self, self.relations, self.edits)
         # Tensors that take the name of an output of the graph, by that output.
         self._named: dict[int, int] = {}
         self._named.update(self._names(Trip(), range(len(places))) or {})
@@ -59,7 +57,7 @@ class Relocator:
         while moved:
             moved = False
             for number, place in enumerate(self.places):
-                while place.state.row and place.fixed is None and self._improve(number, place):
+                while place.state.row and self._improve(number, place):
                     moved = True
 
     def _improve(self, number: int, place: Place) -> bool:
@@ -71,17 +69,17 @@ class Relocator:
             stop = None
             if back is not None:
                 source = self._source(place)
-                trip, stop = self._sweeper.backward(trip, source, place.maps[0], back)
+                trip, stop = carry_back(self._terrain, trip, source, place.maps[0], back)
                 if stop is not None:
                     stops.setdefault(False, stop)
             if forth is not None and stop is None:
                 output = self.view.nodes[place.maps[-1]].outputs[0]
-                trip, stop = self._sweeper.forward(trip, output, forth)
+                trip, stop = carry_ahead(self._terrain, trip, output, forth)
                 if stop is not None:
                     stops.setdefault(True, stop)
             if stop is None:
                 label = self.view.nodes[place.maps[0]].label
-                named = self._names(trip, [key for key in trip.states if isinstance(key, int)])
+                named = self._names(trip, trip.states)
                 if named is None:
                     message = f"without {label} an output would be the same tensor as another"
                     stops.setdefault(forth is not None, Stop(Reason("no-gain", label, message)))
@@ -98,18 +96,14 @@ class Relocator:
     def _source(self, place: Place) -> int:
         """The tensor that a place reads."""
         first = self.view.nodes[place.maps[0]]
-        assert isinstance(first.role, Affine)
-        return first.inputs[first.role.data]
+        return first.inputs[affine(first).data]
 
     def _pays(self, trip: Trip) -> bool:
         old_operators = old_steps = new_operators = new_steps = 0
-        for key, state in trip.states.items():
-            if not isinstance(state, State):
-                continue
-            assert isinstance(key, int)
-            place = self.places[key]
+        for number, state in trip.states.items():
+            place = self.places[number]
             old, new = place.cost(place.state), place.cost(state)
-            if old is None or new is None or len(state.row) > LONGEST_ROW:
+            if old is None or new is None or len(state.row) > LONGEST:
                 return False
             old_operators, old_steps = old_operators + old[0], old_steps + old[1]
             new_operators, new_steps = new_operators + new[0], new_steps + new[1]
@@ -142,27 +136,22 @@ class Relocator:
         producer = self.view.values[value].producer
         while producer is not None and self.is_gone(trip, producer):
             node = self.view.nodes[producer]
-            assert isinstance(node.role, Affine)
-            value = node.inputs[node.role.data]
+            value = node.inputs[affine(node).data]
             producer = self.view.values[value].producer
         return value
 
     def _commit(self, trip: Trip, source: Place) -> None:
         self.relations.update(trip.relations)
         self.edits.update(trip.edits)
-        for key, state in trip.states.items():
-            if isinstance(state, State):
-                assert isinstance(key, int)
-                place = self.places[key]
-                place.state, place.as_written, place.carried = state, False, True
-                if place.into is not None:
-                    self.behind[place.into] = state.absorbed
-            else:
-                assert isinstance(key, tuple)
-                assert isinstance(state, AffineMap)
-                (self.behind if key[0] == "behind" else self.ahead)[key[1]] = state
-        source.ends += trip.ends
-        source.crossed += trip.crossed
+        for number, state in trip.states.items():
+            place = self.places[number]
+            place.state, place.carried = state, True
+            if place.into is not None:
+                self.behind[place.into] = state.absorbed
+        for (side, node), map_ in trip.taken.items():
+            (self.behind if side == "behind" else self.ahead)[node] = map_
+        source.ends += tuple(trip.ends)
+        source.crossed += tuple(trip.crossed)
         for end in trip.ends:
             at = self._at.get(end.node)
             home = self.places[at].into if at is not None else end.node
@@ -183,110 +172,87 @@ class Relocator:
         if number is None or value in self.relations or value in trip.relations:
             return None
         place, state = self.places[number], self._state(trip, number)
-        if place.fixed is not None or tensor.producer != place.maps[-1] or len(state.row) != 1:
+        if tensor.producer != place.maps[-1] or len(state.row) != 1:
             return None
         if absorbing.unshared(self.view, tensor, reader) is not None:
             return None
         trip.states[number] = State(state.absorbed, ())
         return state.row[0]
 
-    def take_behind(self, trip: Trip, node: int, map_: AffineMap) -> Reason | None:
+    def take_behind(self, trip: Trip, node: int, map_: AffineMap) -> None:
         """A map behind an absorber, or behind the maps that stand at an affine operator."""
         here = self.view.nodes[node]
         if isinstance(here.role, Affine):
-            number = self._at.get(node)
-            if number is None or self.places[number].maps[-1] != node:
-                message = f"{here.label} stays as it is"
-                return Reason("no-linear-operator", here.label, message)
-            return self._join(trip, number, map_)
+            number = self._place_at(node, -1)
+            self._settle(trip, number, extended(self._state(trip, number).row, map_))
+            return
         assert isinstance(here.role, Absorber)
-        taken = self._taken(trip, "behind", node)
-        total = absorbing.absorb_behind(here, here.role, taken, map_)
-        if isinstance(total, Reason):
-            return total
+        total = absorbing.absorb_behind(here, here.role, self._taken(trip, "behind", node), map_)
         if not (here.role.bias_free or total.keeps_origin):
             message = f"{here.label} has no bias: its shift needs an Add of its own"
-            return Reason("no-gain", here.label, message)
-        trip.states["behind", node] = total
-        return None
+            raise Refusal.of("no-gain", here.label, message)
+        trip.taken["behind", node] = total
 
-    def take_ahead(self, trip: Trip, node: int, map_: AffineMap) -> Reason | None:
+    def take_ahead(self, trip: Trip, node: int, map_: AffineMap) -> None:
         """A map ahead of an absorber, or of the maps that stand at an affine operator."""
         here = self.view.nodes[node]
         if isinstance(here.role, Affine):
-            number = self._at.get(node)
-            if number is None or self.places[number].maps[0] != node:
-                message = f"{here.label} stays as it is"
-                return Reason("no-linear-operator", here.label, message)
-            place, state = self.places[number], self._state(trip, number)
-            if place.fixed is not None:
-                return place.fixed
+            number = self._place_at(node, 0)
+            state = self._state(trip, number)
             trip.states[number] = State(state.absorbed, normal((map_, *state.row)))
-            return None
+            return
         assert isinstance(here.role, Absorber)
         assert here.role.ahead is not None
         ahead = here.role.ahead
         total = absorbing.absorb_ahead(here, ahead, self._taken(trip, "ahead", node), map_)
-        if isinstance(total, Reason):
-            return total
         if ahead.image is not None and not total.keeps_origin:
             after = self._after.get(node)
             if after is None:
                 message = f"{here.label} has no bias to take the shift"
-                return Reason("no-gain", here.label, message)
-            reason = self._insert(trip, after, ahead.image(total))
-            if reason is not None:
-                return reason
+                raise Refusal.of("no-gain", here.label, message)
+            self._insert(trip, after, ahead.image(total))
             total = absorbing.split(total)[0]
-        trip.states["ahead", node] = total
-        return None
+        trip.taken["ahead", node] = total
 
-    def _join(self, trip: Trip, number: int, map_: AffineMap) -> Reason | None:
-        """A map behind what stands at a place; an absorber ahead takes of it what it can."""
-        place, state = self.places[number], self._state(trip, number)
-        if place.fixed is not None:
-            return place.fixed
-        self._settle(trip, number, extended(state.row, map_))
-        return None
+    def _place_at(self, node: int, end: int) -> int:
+        """The place of which an affine operator is the first (``end`` 0) or the last (−1).
+        Raises `Refusal` where there is none.
+        """
+        number, label = self._at.get(node), self.view.nodes[node].label
+        if number is None or self.places[number].maps[end] != node:
+            raise Refusal.of("no-linear-operator", label, f"{label} stays as it is")
+        return number
 
-    def _insert(self, trip: Trip, number: int, shift: AffineMap) -> Reason | None:
+    def _insert(self, trip: Trip, number: int, shift: AffineMap) -> None:
         """A shift of what the absorber ahead of a place puts out, before all it has taken in.
 
         ``A(s, t)∘A(1, u) = A(1, s·u)∘A(s, t)``: behind what was absorbed it stands first of all.
+        Raises `Refusal`.
         """
         place, state = self.places[number], self._state(trip, number)
-        if place.fixed is not None:
-            return place.fixed
         moved = shift.then(absorbing.split(state.absorbed)[0])
         if moved is None:
             label = self.view.nodes[place.maps[0]].label
             message = f"the shift would vary along several axes ahead of {label}"
-            return Reason("axis-mismatch", label, message)
+            raise Refusal.of("axis-mismatch", label, message)
         self._settle(trip, number, normal((absorbing.split(moved)[1], *state.row)))
-        return None
 
     def _settle(self, trip: Trip, number: int, row: Row) -> None:
         """What stands at a place from now on, but for what the absorber ahead takes of it."""
         place, state = self.places[number], self._state(trip, number)
-        if place.into is None:
+        if place.into is None or place.absorber is None:
             trip.states[number] = State(state.absorbed, row)
             return
-        node = self.view.nodes[place.into]
-        absorber = node.role.absorber if isinstance(node.role, Affine) else node.role
-        assert isinstance(absorber, Absorber)
-        take = taking(node, absorber)
-        trip.states[number] = State(*drained(row, state.absorbed, take, absorber.bias_free))
+        take = taking(self.view.nodes[place.into], place.absorber)
+        drawn = drained(row, state.absorbed, take, place.absorber.bias_free)
+        trip.states[number] = State(*drawn)
 
     def _state(self, trip: Trip, number: int) -> State:
-        state = trip.states.get(number, self.places[number].state)
-        assert isinstance(state, State)
-        return state
+        return trip.states.get(number, self.places[number].state)
 
     def _taken(self, trip: Trip, side: str, node: int) -> AffineMap:
         mine = (self.behind if side == "behind" else self.ahead).get(node, IDENTITY)
-        state = trip.states.get((side, node), mine)
-        assert isinstance(state, AffineMap)
-        return state
+        return trip.taken.get((side, node), mine)
 
 
 def _splits(place: Place) -> Iterator[tuple[Row, AffineMap | None, AffineMap | None]]:
@@ -303,19 +269,16 @@ def _splits(place: Place) -> Iterator[tuple[Row, AffineMap | None, AffineMap | N
         yield (*row[:n], *row[n + 1 :]), row[n], None
     for n in lasts:
         yield (*row[:n], *row[n + 1 :]), None, row[n]
+    parts = {n: _parts(row[n]) for n in {*firsts, *lasts}}
     for n in firsts:
-        yield from _both_ways(row, n) if n in lasts else ()
+        for first, second in parts[n] if n in lasts else ():
+            yield (*row[:n], *row[n + 1 :]), first, second
     for n in firsts:
-        for part, rest in _parts(row[n]):
+        for part, rest in parts[n]:
             yield (*row[:n], rest, *row[n + 1 :]), part, None
     for n in lasts:
-        for rest, part in _parts(row[n]):
+        for rest, part in parts[n]:
             yield (*row[:n], rest, *row[n + 1 :]), None, part
-
-
-def _both_ways(row: Row, n: int) -> Iterator[tuple[Row, AffineMap, AffineMap]]:
-    for first, second in _parts(row[n]):
-        yield (*row[:n], *row[n + 1 :]), first, second
 
 
 def _parts(map_: AffineMap) -> list[tuple[AffineMap, AffineMap]]:

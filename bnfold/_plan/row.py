@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
-from bnfold._core.reasons import Reason
+from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Node
 
 Row = tuple[AffineMap, ...]
+# A row of maps along alternating axes that do not commute is planned in runs of this many.
+LONGEST = 8
 Take = Callable[[AffineMap, AffineMap], AffineMap | None]
+
+
+@dataclass(frozen=True)
+class State:
+    """What has become of maps: ``row`` stands, ``absorbed`` went into the operator ahead of it."""
+
+    absorbed: AffineMap = IDENTITY
+    row: Row = ()
+
+
+NOTHING = State()
 
 
 def extended(row: Row, map_: AffineMap) -> Row:
@@ -63,8 +77,10 @@ def taking(node: Node, absorber: Absorber) -> Take:
     """What an operator takes in, by `absorbing.absorb_behind`."""
 
     def take(absorbed: AffineMap, part: AffineMap) -> AffineMap | None:
-        total = absorbing.absorb_behind(node, absorber, absorbed, part)
-        return None if isinstance(total, Reason) else total
+        try:
+            return absorbing.absorb_behind(node, absorber, absorbed, part)
+        except Refusal:
+            return None
 
     return take
 

@@ -222,7 +222,7 @@ def _drawn_module(seed: int) -> tuple[nn.Module, Tensor]:
     while True:
         module, rank = draw(drawing.modules(), seed)
         x = rand(*[drawing.N] * rank)
-        if drawing.exports(module, x):
+        if drawing.exported(module, x) is not None:
             return module, x
         seed += 1000
 

@@ -19,8 +19,15 @@ BUILT = models()
 HOW = "python -m tests.golden --text FOLDER writes them out; --write takes them as right"
 
 
+# Some models that tests store are malformed.
+MARKED = [
+    pytest.param(which, marks=pytest.mark.malformed) if which == "stored" else which
+    for which in SOURCES
+]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("which", SOURCES)
+@pytest.mark.parametrize("which", MARKED)
 def test_models_fold_as_they_did(which):
     check(which, slice(THINNED.index(which) % 4, None, 4) if which in THINNED else slice(None))
 

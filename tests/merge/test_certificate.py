@@ -15,9 +15,8 @@ import pytest
 from onnx import ModelProto, NodeProto, numpy_helper
 
 import bnfold
-from bnfold._merge import kernels, merging, wiring
+from bnfold._merge import chains, kernels, merging, steps
 from bnfold._onnx.fold import prepare
-from bnfold._onnx.read import linear
 from bnfold._proof.certificate import Certificate, certify
 
 from ..graphs import bn, const, conv, model, op, rand
@@ -134,7 +133,7 @@ def forget_the_identity(patch: Patch) -> None:
         made = right(channels, map_, space)
         return replace(made, weight=lambda: 0 * made.weight()) if map_.is_identity else made
 
-    patch.setattr(wiring, "mapped", wrong)
+    patch.setattr(chains, "mapped", wrong)
 
 
 def swap_groups(patch: Patch) -> None:
@@ -175,29 +174,29 @@ def count_wrongly(patch: Patch) -> None:
         made = right(channels, windows)
         return replace(made, weight=lambda: made.weight() * 9 / 8)
 
-    patch.setattr(wiring, "averaging", wrong)
+    patch.setattr(chains, "averaging", wrong)
 
 
 def ignore_borders(patch: Patch) -> None:
-    patch.setattr(wiring, "between", lambda first, second, exact=True: None)
+    patch.setattr(chains, "between", lambda first, second, exact=True: None)
 
 
 def turn_taps(patch: Patch) -> None:
     """Convolution in the mathematical sense."""
-    right = linear._conv
+    right = steps._convolution
 
-    def wrong(context: Any, node: Any) -> Any:
-        step = right(context, node)
+    def wrong(operator: Any) -> Any:
+        step = right(operator)
         kernel = replace(step.kernel, weight=lambda: step.kernel.weight()[:, :, ::-1, ::-1])
         return replace(step, kernel=kernel)
 
-    patch.setitem(linear._READERS, "Conv", wrong)
+    patch.setattr(steps, "_convolution", wrong)
 
 
 def lose_the_image(patch: Patch) -> None:
     """The bias between two operators in series does not reach the output."""
     right = kernels.composed
-    patch.setattr(wiring, "composed", lambda one, two: replace(right(one, two), bias=two.bias))
+    patch.setattr(chains, "composed", lambda one, two: replace(right(one, two), bias=two.bias))
 
 
 def lose_the_middle(patch: Patch) -> None:

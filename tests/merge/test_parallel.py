@@ -9,6 +9,7 @@ import bnfold
 
 from ..graphs import (
     bn,
+    check,
     const,
     constants,
     conv,
@@ -83,6 +84,19 @@ def test_any_rank(x, w):
     space = len(x) - 2
     branches = (w, {"pads": [1] * 2 * space}), ((*w[:2], *(1,) * space), {})
     folds(two(*branches, x=x), Conv=1)
+
+
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("taps", [1, 2])
+def test_same_padding_of_a_size_that_is_not_known(mode, taps):
+    """A kernel of one tap is never padded; where a larger one is, is not known."""
+    same = ((4, 4, taps, taps), {"auto_pad": mode, "strides": [2, 2]})
+    made = two(same, ((4, 4, 1, 1), {"strides": [2, 2]}), x=(2, 4, "H", "W"))
+    if taps == 1:
+        folded = folds(made, {"x": rand(2, 4, 7, 6)}, Conv=1)
+        check(made, folded)
+    else:
+        unmerged(made, "unknown-shape")
 
 
 def test_weights_are_rounded_once():
@@ -406,4 +420,4 @@ def test_automatic_padding():
     strided = {"strides": [2, 2], **same}
     folds(two(((4, 4, 3, 3), strided), ((4, 4, 1, 1), strided)), Conv=1)
     free = two(((4, 4, 3, 3), strided), ((4, 4, 1, 1), strided), x=("N", 4, "H", "W"))
-    unmerged(free)
+    unmerged(free, "unknown-shape")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.joins import Aligned, Concatenated, Gated, Picked, Summed
-from bnfold._core.laws import Clipped, Homogeneous, Mixed
-from bnfold._core.reasons import Reason
+from bnfold._core.laws import Clipped, Edit, Homogeneous, Law, Mixed, Way
+from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide, Node, Value, View
 from bnfold._plan.planner import plan
 
@@ -302,3 +303,69 @@ def test_the_order_of_nodes_does_not_matter():
     assert wanted[0]
     for seed in range(40):
         assert result(shuffled(branches(), seed)) == wanted
+
+
+@dataclass(frozen=True)
+class Thresholded(Law):
+    """``x`` where ``x > least``, else 0: a law with a number of its own, and known to no module."""
+
+    least: float
+
+    def backward(self, output, map_):
+        return [Way({0: map_}, Edit({"least": self._scale(map_) * self.least}))]
+
+    def forward(self, maps):
+        return Way(maps, Edit({"least": self.least / self._scale(maps[0])}))
+
+    def _scale(self, map_):
+        if map_.axis is not None or map_.scale[0] <= 0 or not map_.keeps_origin:
+            raise Refusal(Reason("zero-padding", "", "not this one"))
+        return float(map_.scale[0])
+
+
+def test_a_new_law_with_a_number_needs_nothing_but_its_class():
+    """Two maps cross it one after the other: the second finds the number that the first gave it."""
+    made = view(
+        ("op", OPAQUE, "x", "z"),
+        ("mul1", Affine(AffineMap.of(3.0, 0.0, None)), "z", "a"),
+        ("limit", Crossing(Thresholded(1.5)), "a", "b"),
+        ("conv", CONV, "b", "y"),
+    )
+    assert result(made) == ({"mul1": []}, set(), {"conv"}, {})
+    assert plan(made, {}).edits[2].values == {"least": 0.5}
+    made = view(
+        ("conv1", CONV, "x", "a"),
+        ("limit", Crossing(Thresholded(1.5)), "a", "b"),
+        ("mul1", Affine(AffineMap.of(3.0, 0.0, None)), "b", "c"),
+        ("relu", RELU, "c", "d"),
+        ("mul2", Affine(AffineMap.of(5.0, 0.0, None)), "d", "e"),
+        ("op", OPAQUE, "e", "y"),
+    )
+    assert result(made) == ({"mul1": [], "mul2": []}, {"conv1"}, set(), {})
+    assert plan(made, {}).edits[1].values == {"least": 22.5}
+
+
+def test_a_law_says_with_which_code_it_refuses():
+    """The code is the law's own, whatever the words; the place is the operator's."""
+    made = view(
+        ("conv", CONV, "x", "a"),
+        ("limit", Crossing(Thresholded(1.5)), "a", "b"),
+        ("mul", Affine(SCALE), "b", "y"),
+    )
+    (reason,) = plan(made, {}).kept.values()
+    assert (reason.code, reason.at) == ("zero-padding", "limit")
+    assert reason.message.startswith("limit (limit): not this one; forward, ")
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_a_sign_that_vanishes_in_abs_is_not_stopped_by_what_stopped_another_map(even):
+    """``|a·b·x|`` with a of −1 and 1 along the width: b is stopped behind the Abs, a is not."""
+    signs = AffineMap.of([-1.0, 1.0], 0.0, 3)
+    made = view(
+        ("op", OPAQUE, "x", "a"),
+        ("mul1", Affine(signs), "a", "b"),
+        ("mul2", Affine(SCALE), "b", "c"),
+        ("abs", Crossing(Homogeneous(even)), "c", "d"),
+        ("end", OPAQUE, "d", "y"),
+    )
+    assert result(made)[0] == ({"mul1": ["Mul"]} if even else {})

@@ -135,7 +135,7 @@ def crossing(op=lambda x: x.mean(3, keepdim=True)):
 
 def test_a_law_that_is_wrong_fails(monkeypatch):
     """Neither shifts nor negative factors pass a Relu."""
-    monkeypatch.setattr(Homogeneous, "_problem", lambda self, map_: "")
+    monkeypatch.setattr(Homogeneous, "_check", lambda self, map_: None)
     applied = told(crossing(F.relu))
     found = {each.law: each for each in certify_program(applied)}
     assert found["cross"].fails

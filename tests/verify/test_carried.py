@@ -12,9 +12,9 @@ from bnfold._core import channels
 from bnfold._core.affine import AffineMap
 from bnfold._core.joins import Concatenated, Summed
 from bnfold._core.laws import Clipped, Homogeneous, Mixed, Padded, Way
+from bnfold._core.operators.linear import Convolution
 from bnfold._core.parameters import Site
-from bnfold._onnx.read import paddings
-from bnfold._onnx.write import parameters
+from bnfold._onnx.read import crossed
 from bnfold._onnx.write.applied import Factor, Related
 
 from ..graphs import bn, const, conv, model, op, positive, rand
@@ -84,7 +84,7 @@ MODELS = {
 
 
 def pass_shifts(patch):
-    patch.setattr(Homogeneous, "_problem", lambda self, map_: "")
+    patch.setattr(Homogeneous, "_check", lambda self, map_: None)
 
 
 def pass_negative(patch):
@@ -129,11 +129,11 @@ def leave_value(patch):
 
 
 def misplace_bounds(patch):
-    patch.setattr(parameters, "_POSITIONS", {"min": 2, "max": 1, "value": 2})
+    patch.setattr(crossed, "_BOUNDS", {"max": 1, "min": 2})
 
 
 def ignore_padding(patch):
-    patch.setattr(paddings, "is_padded", lambda *given: False)
+    patch.setattr(Convolution, "_partial", None)
 
 
 def turn_groups(patch):

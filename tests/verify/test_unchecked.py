@@ -254,7 +254,7 @@ def hidden(factor: float, gate: str) -> ModelProto:
 
 def pass_negative(patch: pytest.MonkeyPatch) -> None:
     """Let scales of any sign across a Relu."""
-    patch.setattr(Homogeneous, "_problem", lambda self, map_: "")
+    patch.setattr(Homogeneous, "_check", lambda self, map_: None)
 
 
 @pytest.mark.parametrize(

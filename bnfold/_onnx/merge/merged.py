@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +13,9 @@ from bnfold._merge.kernels import Kernel
 from bnfold._merge.steps import Weighted
 from bnfold._merge.stored import Load, remembered, unfit
 from bnfold._onnx import tensors
-from bnfold._onnx.merge.wiring import Wiring
 from bnfold._onnx.names import Names
 from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.context import Context
 from bnfold._onnx.read.scopes import label
 
 _OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
@@ -34,8 +34,9 @@ class Made:
 
 
 def made(
-    wiring: Wiring,
+    context: Context,
     names: Names,
+    earlier: Set[str],
     kernel: Kernel,
     weighted: Sequence[tuple[int, Weighted]],
     source: str,
@@ -45,12 +46,14 @@ def made(
     """Write a kernel as the first operator of those with the most weights; its name and notes stay.
 
     It stands in the last of the ``slots``; where a matrix product needs an Add, which takes that
-    place, in the first. A reason says why the weights cannot be stored.
+    place, in the first. ``earlier`` has the names of constants that merges have made. A reason says
+    why the weights cannot be stored.
     """
-    lenders = [own for own in weighted if wiring.node(own[0]).op_type == "Gemm"] or weighted
+    nodes = context.scope.nodes
+    lenders = [own for own in weighted if nodes[own[0]].op_type == "Gemm"] or weighted
     lender, taken = max(lenders, key=lambda own: (own[1].kernel.size, -own[0]))
     node = NodeProto()
-    node.CopyFrom(wiring.node(lender))
+    node.CopyFrom(nodes[lender])
     where = label(node)
     if any(own.dtype != taken.dtype for _, own in weighted):
         return Reason("unsupported-dtype", where, f"{where}: weights are of several types")
@@ -62,7 +65,7 @@ def made(
     if reason is not None:
         return reason
     # What is made of merged weights would be computed all the way from the first ones each time.
-    stacked = any(name in wiring.made for p, _ in weighted for name in wiring.node(p).input)
+    stacked = any(name in earlier for p, _ in weighted for name in nodes[p].input)
     load = _lying(kernel.weight, node)
     weight = Constant(
         names.fresh(f"{node.input[1]}_merged"),
@@ -76,7 +79,7 @@ def made(
     del node.input[:]
     node.input.extend([source, weight.name])
     node.output[0] = output
-    needed = node.op_type == "Gemm" and wiring.context.opset < _FREE_OF_C
+    needed = node.op_type == "Gemm" and context.opset < _FREE_OF_C
     if not needed and not bool((bias != 0).any()):
         return Made(slots[-1], {slots[-1]: node}, constants)
     stem = weight.name.removesuffix("_merged").removesuffix(".weight")
@@ -87,7 +90,7 @@ def made(
         node.input.append(shift.name)
         return Made(slots[-1], {slots[-1]: node}, constants)
     node.output[0] = names.fresh(f"{output}_product")
-    wiring.context.add(node.output[0], [output])
+    context.add(node.output[0], [output])
     add = helper.make_node("Add", [node.output[0], shift.name], [output])
     if node.name:
         add.name = names.fresh(f"{node.name}_add")

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
+from bnfold._core.operators.record import UNKNOWN
 from bnfold._core.reasons import Reason
-from bnfold._core.view import Role
+from bnfold._merge.graph import MergeGraph, Operator, Written
 from bnfold._merge.merging import Merger, Replacement, Stays
+from bnfold._merge.steps import LinearForm, linear_form
 from bnfold._merge.sums import Joined
 from bnfold._onnx.merge.merged import Made, made
 from bnfold._onnx.merge.patch import Patch, lay
-from bnfold._onnx.merge.wiring import Wiring
 from bnfold._onnx.names import Names
-from bnfold._onnx.read.context import Context
-from bnfold._onnx.read.scopes import Scope, label, reads_type
+from bnfold._onnx.read.graph import Graph, read_on
+from bnfold._onnx.read.scopes import Scope, label, typed
+from bnfold._onnx.read.translate import translate
 
 # From this opset on operands broadcast as NumPy's do (ONNX Add-7).
 _SINCE = 7
@@ -30,68 +32,103 @@ class Merges:
     stays: tuple[Stays, ...] = ()
 
 
-def merge(
-    context: Context, roles: Mapping[int, Role], order: Sequence[int], names: Names
-) -> Merges:
-    """Merge in one graph, of which ``roles`` are known by position; ``context`` follows.
-
-    ``order`` lists positions, every producer before its readers. Nothing merges below opset 7.
-    """
-    if context.opset < _SINCE:
+def merge(graph: Graph, names: Names) -> Merges:
+    """Merge in one graph, whose scope and constants follow. Nothing merges below opset 7."""
+    if graph.context.opset < _SINCE:
         return Merges()
-    wiring = Wiring(context, dict(roles))
-    writer = _PatchWriter(wiring, names)
-    merger = Merger(wiring, writer, order)
-    for position in order:
-        merger.visit(position)
+    writer = _PatchWriter(graph, names)
+    merger = Merger(MergeGraph(graph.view, writer.describe), writer)
+    merger.run()
     return Merges(tuple(writer.patches), tuple(merger.stays.values()))
 
 
-class _PatchWriter:
-    """Lays each replacement down as a patch."""
+def reread(graph: Graph, patches: Sequence[Patch]) -> Graph:
+    """The graph as it is once patches are laid."""
+    nodes = [graph.scope.graph.node[position] for patch in patches for position in patch.nodes]
+    nodes += [node for patch in patches for node in patch.nodes.values() if node is not None]
+    positions = {position for patch in patches for position in patch.nodes}
+    names = {name for node in nodes for name in (*node.input, *node.output) if name}
+    return read_on(graph, positions, names)
 
-    def __init__(self, wiring: Wiring, names: Names) -> None:
-        self.wiring = wiring
+
+class _PatchWriter:
+    """Says what the operators of a graph compute, and lays each replacement down as a patch.
+
+    The graph's own positions are those of its nodes in the file.
+    """
+
+    def __init__(self, graph: Graph, names: Names) -> None:
+        self.context = graph.context
+        self.scope = graph.scope
         self.names = names
         self.patches: list[Patch] = []
+        self._positions = graph.positions
+        self._places = {position: place for place, position in enumerate(graph.positions)}
+        self._records = list(graph.records)
+        self._made: set[str] = set()
+
+    def describe(self, place: int) -> LinearForm:
+        """What the operator at a place of the view computes by now."""
+        return linear_form(self._records[place])
 
     def fresh(self, wanted: str) -> str:
         """A name like the wanted one that the model does not use."""
         return self.names.fresh(wanted)
 
-    def write(self, replacement: Replacement) -> int | Reason | None:
-        """Lay a patch; where its operator stands, or why the weights cannot be stored. None where
-        of a Sum one operand would go, and no operator.
+    def write(self, replacement: Replacement) -> Written | Reason | None:
+        """Lay a patch; what stands where now, or why the weights cannot be stored. None where of a
+        Sum one operand would go, and no operator.
         """
-        wiring, new = self.wiring, replacement
-        nodes: dict[int, NodeProto | None] = dict.fromkeys(new.gone)
+        new, context = replacement, self.context
+        nodes: dict[int, NodeProto | None] = dict.fromkeys(self._positions[p] for p in new.gone)
         if new.output != new.like:
-            wiring.context.add(new.output, [new.like])
-        for position, joined in new.joined.items():
-            nodes[position] = _joining(wiring.node(position), joined)
-            if joined is not None and wiring.writer(joined.output) is None:
-                wiring.context.add(joined.output, joined.operands)
-        one = made(wiring, self.names, new.kernel, new.weighted, new.source, new.slots, new.output)
+            context.add(new.output, [new.like])
+        for place, joined in new.joined.items():
+            position = self._positions[place]
+            nodes[position] = _joining(self.scope.nodes[position], joined)
+            if joined is not None and joined.output not in self.scope.producers:
+                context.add(joined.output, joined.operands)
+        weighted = [(self._positions[place], taken) for place, taken in new.weighted]
+        slots = [self._positions[place] for place in new.slots]
+        one = made(
+            context, self.names, self._made, new.kernel, weighted, new.source, slots, new.output
+        )
         if isinstance(one, Reason):
             return one
         if sum(node is not None for node in {**nodes, **one.nodes}.values()) == len(nodes):
             return None
-        self._lay(new.law, one, nodes)
-        return one.into
+        return self._written(self._lay(new.law, one, nodes))
 
-    def _lay(self, law: str, one: Made, nodes: Mapping[int, NodeProto | None]) -> None:
-        scope, now = self.wiring.scope, {**nodes, **one.nodes}
+    def _lay(self, law: str, one: Made, nodes: Mapping[int, NodeProto | None]) -> Patch:
+        scope, now = self.scope, {**nodes, **one.nodes}
         source = one.nodes[one.into].input[0]
-        typed = _typed_like(scope, now, source)
+        retyped = _typed_like(scope, now, source)
         left = {label(node) for node in now.values() if node is not None}
         old = [(label(scope.nodes[p]), scope.nodes[p].op_type) for p in now]
         gone = tuple(one for one in old if one[0] not in left)
-        patch = Patch(scope.path, law, one.into, {**now, **typed}, one.constants, gone)
-        lay(patch, scope, self.wiring.context.constants)
-        self.wiring.made |= patch.constants.keys()
-        for position in patch.nodes:
-            self.wiring.reread(position)
+        patch = Patch(scope.path, law, one.into, {**now, **retyped}, one.constants, gone)
+        lay(patch, scope, self.context.constants)
+        self._made |= patch.constants.keys()
         self.patches.append(patch)
+        return patch
+
+    def _written(self, patch: Patch) -> Written:
+        """A patch in neutral form; its operators are read."""
+        operators: dict[int, Operator | None] = {}
+        names: set[str] = set()
+        for position, node in patch.nodes.items():
+            place = self._places[position]
+            if node is None:
+                operators[place], self._records[place] = None, UNKNOWN
+                continue
+            taken = typed(node)
+            reads = tuple("" if k in taken else name for k, name in enumerate(node.input))
+            writes = tuple(filter(None, node.output))
+            operators[place] = Operator(label(node), node.op_type, reads, writes)
+            self._records[place] = translate(self.context, node)
+            names.update(filter(None, (*reads, *writes)))
+        shapes = {name: self.context.shape(name) for name in names}
+        return Written(self._places[patch.into], operators, shapes)
 
 
 def _joining(node: NodeProto, joined: Joined | None) -> NodeProto | None:
@@ -121,8 +158,10 @@ def _typed_like(
     found = {}
     for name in sorted(vanished):
         for position in scope.readers.get(name, ()):
-            if position not in nodes and reads_type(scope.nodes[position], name):
-                found[position] = NodeProto()
-                found[position].CopyFrom(scope.nodes[position])
-                found[position].input[1] = source
+            node = scope.nodes[position]
+            for number in typed(node) if position not in nodes else ():
+                if node.input[number] == name:
+                    found[position] = NodeProto()
+                    found[position].CopyFrom(node)
+                    found[position].input[number] = source
     return found

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from onnx import NodeProto
 
 from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import Size
-from bnfold._core.reasons import Reason
+from bnfold._core.laws import Law
+from bnfold._core.operators.crossed import Crossed
+from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Row
+from bnfold._core.reasons import Reason, Refusal
 from bnfold._onnx.read.attributes import depends_on_call
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.quantized import Dequantized, dequantized
-from bnfold._onnx.read.scopes import Scope
+from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.read.shapes import Shapes
 
 
@@ -70,19 +73,48 @@ class Context:
         """The element type of a tensor, 0 where not known."""
         return self.shapes.type(self.scope, name)
 
-    def constant(self, node: NodeProto, position: int) -> Constant | Reason | None:
-        """The constant at an input, why it is none, or None where the input is absent."""
-        if position >= len(node.input) or not node.input[position]:
-            return None
-        return self.constants.find(self.scope, node.input[position])
+    def constant(self, node: NodeProto, position: int) -> Constant | None:
+        """The constant at an input, None where there is none."""
+        found = self._found(node, position)
+        return found if isinstance(found, Constant) else None
 
-    def weight(self, node: NodeProto, position: int) -> Constant | Reason | None:
-        """Like `parameter`, for a weight that may also be stored as integers."""
-        found = self.parameter(node, position)
-        if isinstance(found, Reason) and found.code == "quantized-weight":
-            integers = self.dequantized(node, position)
-            return integers.weight if isinstance(integers, Dequantized) else integers or found
-        return found
+    def integers(self, node: NodeProto, position: int) -> list[int] | None:
+        """The integers of a constant input that nobody may set; None if absent or not constant."""
+        found = self.constant(node, position)
+        if found is None or found.protected is not None or len(found.shape) > 1:
+            return None
+        return [int(value) for value in found.load().reshape(-1)]
+
+    def given(self, node: NodeProto, position: int) -> Constant | None:
+        """The constant at an input, None where that is absent.
+
+        Raises `Refusal` where it is computed.
+        """
+        return _taken(self._found(node, position))
+
+    def parameter(self, node: NodeProto, position: int) -> Constant | None:
+        """The floating-point parameter at an input, None where that is absent.
+
+        Raises `Refusal` where it is computed, or where a caller may set it.
+        """
+        return _taken(self._usable(node, position))
+
+    def operand(self, node: NodeProto, position: int) -> Operand:
+        """The parameter at an input, or why there is none."""
+        found = self._usable(node, position)
+        if isinstance(found, Reason):
+            return Operand(position, missing=found)
+        return Operand(position, found)
+
+    def weight(self, node: NodeProto, position: int) -> Operand:
+        """Like `operand`, for a parameter that may also be stored as integers."""
+        found = self._usable(node, position)
+        if not isinstance(found, Reason) or found.code != "quantized-weight":
+            return self.operand(node, position)
+        integers = self.dequantized(node, position)
+        if isinstance(integers, Dequantized):
+            return Operand(position, integers.weight, None, integers.quantized, found)
+        return Operand(position, missing=integers or found)
 
     def dequantized(self, node: NodeProto, position: int) -> Dequantized | Reason | None:
         """What a DequantizeLinear makes of constants for an input; None for any other input."""
@@ -96,17 +128,19 @@ class Context:
         node = self.scope.nodes[position]
         return node.op_type == "Constant" and depends_on_call(node)
 
-    def parameter(self, node: NodeProto, position: int) -> Constant | Reason | None:
-        """Like `constant`, for a floating-point parameter that nobody may set from outside."""
-        found = self.constant(node, position)
+    def _found(self, node: NodeProto, position: int) -> Constant | Reason | None:
+        """The constant at an input, why it is none, or None where the input is absent."""
+        if not has(node, position):
+            return None
+        return self.constants.find(self.scope, node.input[position])
+
+    def _usable(self, node: NodeProto, position: int) -> Constant | Reason | None:
+        """Like `_found`, for a floating-point parameter that nobody may set from outside."""
+        found = self._found(node, position)
         if not isinstance(found, Constant):
             return found
         if found.protected is not None:
-            return Reason(
-                "overridable-weight",
-                found.protected,
-                f"{found.protected} is a parameter that a caller may override",
-            )
+            return overridable(found.protected)
         if not found.is_float:
             return Reason(
                 "unsupported-dtype",
@@ -114,6 +148,37 @@ class Context:
                 f"{found.name} is not of a floating-point type that can be folded",
             )
         return found
+
+
+def has(node: NodeProto, position: int) -> bool:
+    """Whether a node has an input."""
+    return position < len(node.input) and bool(node.input[position])
+
+
+def overridable(name: str) -> Reason:
+    """Why a parameter may not change that the caller of a model may set."""
+    message = f"{name} is a parameter that a caller may override"
+    return Reason("overridable-weight", name, message)
+
+
+def _taken(found: Constant | Reason | None) -> Constant | None:
+    if isinstance(found, Reason):
+        raise Refusal(found)
+    return found
+
+
+# How one type of operator is read.
+OnnxRow = Row[[Context, NodeProto]]
+
+
+def of_one(read: Callable[[Context, NodeProto], Law | None]) -> OnnxRow:
+    """The row of an operator that computes with its first input and has a law, if one is known."""
+
+    def operator(context: Context, node: NodeProto) -> Operator:
+        law = read(context, node)
+        return UNKNOWN if law is None else Crossed(label=label(node), law=law)
+
+    return Row(operator)
 
 
 def _broadcast(sizes: Sequence[int | None]) -> int | None:

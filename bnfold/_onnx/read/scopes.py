@@ -89,20 +89,21 @@ _SHAPE_OR_TYPE = frozenset(
         ("Size", 0),
     ]
 )
+_ASKING = frozenset(op_type for op_type, _ in _SHAPE_OR_TYPE)
 
 
 def reads_value(node: NodeProto, name: str) -> int:
     """How many of a node's inputs read the values of a tensor, not only its shape or type."""
-    numbers = [number for number, read in enumerate(node.input) if read == name]
-    if node.domain not in ("", "ai.onnx"):
-        return len(numbers)
+    names: list[str] = list(node.input)
+    if node.op_type not in _ASKING or node.domain not in ("", "ai.onnx"):
+        return names.count(name)
+    numbers = (number for number, read in enumerate(names) if read == name)
     return sum((node.op_type, number) not in _SHAPE_OR_TYPE for number in numbers)
 
 
-def reads_type(node: NodeProto, name: str) -> bool:
-    """Whether a node takes the element type of a tensor, and nothing else of it."""
-    numbers = [number for number, read in enumerate(node.input) if read == name]
-    return node.op_type == "CastLike" and node.domain in ("", "ai.onnx") and numbers == [1]
+def typed(node: NodeProto) -> tuple[int, ...]:
+    """The numbers of inputs of which a node takes the element type, and nothing else."""
+    return (1,) if node.op_type == "CastLike" and node.domain in ("", "ai.onnx") else ()
 
 
 def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import NodeProto
+from onnx import AttributeProto, NodeProto
 
 from bnfold._core.laws import Edit
 from bnfold._core.parameters import Parameter, Site
 from bnfold._core.reasons import Reason
-from bnfold._onnx.network import Graph
+from bnfold._core.view import Crossing
 from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.quantized import Dequantized, spread_zero
 from bnfold._onnx.write.edits import Editor
 from bnfold._plan.planner import Sides
-
-_POSITIONS = {"min": 1, "max": 2, "value": 2}
 
 
 def write_parameters(
@@ -58,26 +57,27 @@ def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, side
 
 
 def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
-    """Write the new bounds of a Clip or value of a Pad that a map was carried across.
+    """Write the numbers of an operator that a map was carried across: a Clip's bounds, say.
 
-    From opset 11 on they are inputs of the node, before they are attributes.
+    Each goes to where the operator keeps it: to an input or an attribute.
     """
     scope = graph.scope
     node = scope.nodes[graph.positions[index]]
+    role = graph.view.nodes[index].role
+    assert isinstance(role, Crossing)
     for name, value in edit.values.items():
-        if graph.context.opset < 11:
-            attribute = next((a for a in node.attribute if a.name == name), None)
+        place = role.numbers.get(name, name)
+        if isinstance(place, str):
+            attribute = next((a for a in node.attribute if a.name == place), None)
             if attribute is None:
-                attribute = node.attribute.add(name=name, type=1)
+                attribute = node.attribute.add(name=place, type=AttributeProto.FLOAT)
             attribute.f = value
             continue
-        position = _POSITIONS[name]
-        old = graph.context.constant(node, position)
-        held = old if isinstance(old, Constant) else None
+        held = graph.context.constant(node, place)
         dtype = held.dtype if held is not None else np.dtype(np.float32)
         values = np.asarray(value).astype(dtype).reshape(held.shape if held is not None else ())
         stem = held.name if held is not None else node.name or node.op_type.lower()
-        editor.store(scope, node, position, held, values, f"{stem}_folded")
+        editor.store(scope, node, place, held, values, f"{stem}_folded")
 
 
 def _constant(value: Parameter | None) -> Constant | None:

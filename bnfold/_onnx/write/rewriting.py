@@ -15,7 +15,8 @@ from bnfold._core.index_maps import Map
 from bnfold._core.view import Affine
 from bnfold._onnx.merge.merging import Merges
 from bnfold._onnx.merge.patch import Patch
-from bnfold._onnx.network import Graph, Network
+from bnfold._onnx.network import Network
+from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.write.applied import Applied, Factor, Related, Rewritten
 from bnfold._onnx.write.edits import Editor
 from bnfold._onnx.write.parameters import write_numbers, write_parameters

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from bnfold._core.view import Affine, Carrier
-from bnfold._onnx.network import Graph
 from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.write.edits import Editor
 from bnfold._plan.fit import standing_batch_norm, standing_constants, standing_dtype
 from bnfold._plan.places import Standing

@@ -52,7 +52,7 @@ class Ownership:
             node
             for node in self._graph.nodes
             if same & set(paths_of(node))
-            and not isinstance(self._graph.constants.find(node), Constant)
+            and not isinstance(self._graph.context.constants.find(node), Constant)
         ]
 
     def is_read_elsewhere(self, path: str) -> bool:
@@ -88,7 +88,7 @@ class Ownership:
             node
             for name in old.sources
             for node in self._users.get(self._key(name), ())
-            if isinstance(self._graph.constants.find(node), Constant)
+            if isinstance(self._graph.context.constants.find(node), Constant)
         }
 
     def _find_users(self) -> dict[object, set[Node]]:
@@ -96,7 +96,7 @@ class Ownership:
         users: dict[object, set[Node]] = {}
         for node in self._graph.nodes:
             for source in node.all_input_nodes:
-                found = self._graph.constants.find(source)
+                found = self._graph.context.constants.find(source)
                 names = found.sources if isinstance(found, Constant) else ()
                 if source.op == "placeholder" and isinstance(found, Reason):
                     names = (found.at,)  # A buffer that changes while the model runs.

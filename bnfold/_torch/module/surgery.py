@@ -114,7 +114,9 @@ class Surgery:
     def _objection(self, move: Move, gone: set[fx.Node]) -> Reason | None:
         view = self._graph.view
         last = view.nodes[move.maps[-1]].label
-        source = view.values[view.nodes[move.maps[0]].inputs[0]]
+        first = view.nodes[move.maps[0]]
+        assert isinstance(first.role, Affine)
+        source = view.values[first.inputs[first.role.data]]
         if move.law == "compose" and not move.stands:
             # An Identity gives its input itself: who writes into one would write into the other.
             reason = absorbing.unshared(view, source, move.maps[0])

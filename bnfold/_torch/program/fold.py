@@ -21,6 +21,7 @@ from torch.fx import Node
 from bnfold._core.laws import Edit
 from bnfold._core.parameters import Site
 from bnfold._core.result import Plan
+from bnfold._core.view import Affine, Crossing
 from bnfold._errors import UsageError
 from bnfold._plan.fit import settle, standing_constants, standing_dtype
 from bnfold._plan.places import Standing
@@ -31,9 +32,12 @@ from bnfold._torch.program.draft import Draft
 from bnfold._torch.program.merging import merge
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import quiet
-from bnfold._torch.read.graph import Graph, clashes, operators, read
+from bnfold._torch.read.graph import Graph, clashes, operators
 from bnfold._torch.read.nodes import arguments, kind_of
 from bnfold._torch.tensors import Array, from_numpy
+
+# Operators whose numbers are part of their name, and those that are the same with any numbers.
+_WITH_NUMBERS = {"relu6": "hardtanh", "relu6_": "hardtanh_"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class PlannedProgram:
         self._original = program
         merges = merge(program)
         self._merges = merges
-        self._graph = read(merges.program, None, merges.exact)
+        self._graph = merges.read()
         view, readings = self._graph.view, self._graph.readings
         self._moves: Moves = settle(view, readings, partial(clashes, self._graph))
         plan = summarize([("", view, self._moves)], Counter(node.op for node in view.nodes))
@@ -60,7 +64,7 @@ class PlannedProgram:
             plan,
             folds=(*merges.folds, *plan.folds),
             kept=(*plan.kept, *(kept_apart(stays, "") for stays in merges.stays)),
-            before=Counter(map(kind_of, operators(program))),
+            before=Counter(map(kind_of, operators(program.graph))),
         )
 
     def apply(self) -> ExportedProgram:
@@ -110,7 +114,7 @@ class _DraftFolder:
 
     def write(self, moves: Moves) -> ExportedProgram:
         for index, edit in moves.edits.items():
-            _edit(self._node(index), edit)
+            self._edit(index, edit)
         for index, sides in moves.sides.items():
             site = self._read.readings[index].site
             if site is not None:
@@ -125,6 +129,18 @@ class _DraftFolder:
 
     def _node(self, place: int) -> Node:
         return self._nodes[self._read.nodes[place].name]
+
+    def _edit(self, index: int, edit: Edit) -> None:
+        """Give an operator new numbers, as the arguments that hold them: ``min`` of clamp is the
+        ``min_val`` of hardtanh. An operator without arguments becomes one that has them.
+        """
+        node, role = self._node(index), self._read.view.nodes[index].role
+        assert isinstance(role, Crossing)
+        general = _WITH_NUMBERS.get(kind_of(node))
+        if general is not None:
+            node.target = getattr(torch.ops.aten, general).default
+        for name, value in edit.values.items():
+            _set_argument(node, str(role.numbers.get(name, name)), value)
 
     def _absorb(self, node: Node, site: Site, sides: Sides) -> None:
         """Give an operator its new weight and bias."""
@@ -157,8 +173,9 @@ class _DraftFolder:
 
     def _data(self, place: int) -> Node:
         """What the data input of a map is by now."""
-        before = self._read.nodes[place]
-        name = self._read.view.values[self._read.view.nodes[place].inputs[0]].name
+        before, seen = self._read.nodes[place], self._read.view.nodes[place]
+        assert isinstance(seen.role, Affine)
+        name = self._read.view.values[seen.inputs[seen.role.data]].name
         position = [source.name for source in before.all_input_nodes].index(name)
         return self._node(place).all_input_nodes[position]
 
@@ -226,16 +243,6 @@ def _like(values: Array, old: Tensor) -> Tensor:
     with torch.no_grad():
         tensor.copy_(from_numpy(values))
     return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-
-
-def _edit(node: Node, edit: Edit) -> None:
-    """Give an operator new numbers; relu6, which has none, becomes the hardtanh that it is."""
-    if kind_of(node) in ("relu6", "relu6_"):
-        name = kind_of(node).replace("relu6", "hardtanh")
-        node.target = getattr(torch.ops.aten, name).default
-    bound = arguments(node)
-    for name, value in edit.values.items():
-        _set_argument(node, name if name in bound else f"{name}_val", value)
 
 
 def _set_argument(node: Node, name: str, value: Node | float) -> None:

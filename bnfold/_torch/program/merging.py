@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,15 +14,16 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from bnfold._core.reasons import Reason
 from bnfold._core.result import Fold
+from bnfold._merge.graph import MergeGraph, Operator, Written
 from bnfold._merge.kernels import Kernel
 from bnfold._merge.merging import Merger, Replacement, Stays
+from bnfold._merge.steps import LinearForm, linear_form
 from bnfold._merge.stored import Load, remembered, unfit
 from bnfold._torch.program.applied import Step
-from bnfold._torch.program.draft import Draft, like
-from bnfold._torch.program.wiring import Wiring
-from bnfold._torch.read.aliases import Memory
-from bnfold._torch.read.constants import Constant, Constants
-from bnfold._torch.read.nodes import arguments, kind_of
+from bnfold._torch.program.draft import Draft, fresh, like
+from bnfold._torch.read.constants import Constant
+from bnfold._torch.read.graph import Graph, operator_of, read
+from bnfold._torch.read.nodes import arguments, kind_of, shape_of
 from bnfold._torch.tensors import from_numpy
 
 _ADD, _SUB = torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor
@@ -34,30 +35,32 @@ class Merges:
     """A program once its linear operators are merged, what merged, in order, and what did not.
 
     ``exact`` gives merged weights in float64, by the names of the parameters that have them
-    rounded. ``standing`` names for nodes of the program those that stand for them once it is
-    merged, ``steps`` those that do not bear their own operator's value any more; ``made`` are the
-    operators that are new.
+    rounded. ``before`` is the program as it was read for merging. ``standing`` names for nodes of
+    that those that stand for them once it is merged, ``steps`` those that do not bear their own
+    operator's value any more; ``made`` are the operators that are new.
     """
 
     program: ExportedProgram
     exact: Mapping[str, Load]
     folds: tuple[Fold, ...]
     stays: tuple[Stays, ...]
+    before: Graph
     standing: Mapping[str, str]
     steps: tuple[Step, ...]
     made: frozenset[str]
+
+    def read(self) -> Graph:
+        """What the program has become, read; once is enough where nothing merged."""
+        return read(self.program, None, self.exact) if self.folds else self.before
 
 
 def merge(program: ExportedProgram) -> Merges:
     """Merge in a copy of a program; the program itself is not changed."""
     draft = Draft(program)
-    memory = Memory(draft.module.graph)
-    wiring = Wiring(draft, Constants(program, memory.written, {}), memory)
-    writer = _DraftMerger(draft, wiring)
-    order = range(len(wiring.places))
-    merger = Merger(wiring, writer, order)
-    for position in order:
-        merger.visit(position)
+    before = read(program, None, graph=draft.module.graph)
+    writer = _DraftMerger(draft, before)
+    merger = Merger(writer.graph, writer)
+    merger.run()
     merged = draft.program() if writer.folds else program
     exact = {name: load for name, load in writer.exact.items() if name in draft.state}
     alive = set(draft.module.graph.nodes)
@@ -68,32 +71,57 @@ def merge(program: ExportedProgram) -> Merges:
     standing = {**{name: name for name in kept}, **{old: node for node, old in made.items()}}
     steps = tuple(Step("merge", node, (), (), (old,)) for node, old in made.items())
     stays = tuple(merger.stays.values())
-    return Merges(merged, exact, tuple(writer.folds), stays, standing, steps, new)
+    return Merges(merged, exact, tuple(writer.folds), stays, before, standing, steps, new)
 
 
 class _DraftMerger:
-    """Carries out replacements in a draft."""
+    """Says what the operators of a draft compute, and carries out replacements in it.
 
-    def __init__(self, draft: Draft, wiring: Wiring) -> None:
+    A tensor goes by the name of the node that wrote it at first, and keeps it where another node
+    takes that one's place.
+    """
+
+    def __init__(self, draft: Draft, before: Graph) -> None:
+        """``before`` is the draft as it was read, when it was the program still."""
         self.draft = draft
-        self.wiring = wiring
         self.exact: dict[str, Load] = {}
         self.made: set[Node] = set()
         self.folds: list[Fold] = []
         self.parts: set[Node] = set()
         self.origins: dict[Node, str] = {}
+        self.memory = before.memory
+        self._records = dict(zip(before.nodes, before.records, strict=True))
+        self._places: list[Node | None] = list(before.nodes)
+        self._positions = {node: position for position, node in enumerate(before.nodes)}
+        self._holders = dict(draft.nodes)
+        self._names = {node: name for name, node in draft.nodes.items()}
+        self._taken = set(draft.nodes)
+        self._labels = {
+            node: known.label for node, known in zip(before.nodes, before.view.nodes, strict=True)
+        }
+        self._context = replace(before.context, label=self._labels.__getitem__)
+        self.graph = MergeGraph(before.view, self.describe)
+
+    def describe(self, position: int) -> LinearForm:
+        """What the operator at a position computes by now."""
+        node = self._node(position)
+        if node not in self._records:
+            self._records[node] = operator_of(self._context, node, self.memory.torn)
+        return linear_form(self._records[node])
 
     def fresh(self, wanted: str) -> str:
         """A name like the wanted one that no tensor has had."""
-        return self.wiring.fresh(wanted)
+        name = fresh(wanted, self._taken)
+        self._taken.add(name)
+        return name
 
-    def write(self, replacement: Replacement) -> int | Reason:
+    def write(self, replacement: Replacement) -> Written | Reason:
         """Put an operator where the first of those stood that it replaces, which read what it
         reads. A reason says why it cannot be.
         """
-        wiring, new = self.wiring, replacement
+        new = replacement
         lender, taken = max(new.weighted, key=lambda own: (own[1].kernel.size, -own[0]))
-        where = wiring.label(lender)
+        where = self.graph.label(lender)
         call = _call(new.kernel, where)
         if isinstance(call, Reason):
             return call
@@ -103,25 +131,23 @@ class _DraftMerger:
         problem = unfit(where, weight, bias, taken.dtype) or self._overwritten(where, new)
         if problem is not None:
             return problem
-        old = _weight(wiring.node(lender))
-        source = wiring.holder(new.source).meta["val"]
+        old, holder = _weight(self._node(lender)), self._holders[new.source]
+        source = holder.meta["val"]
         tensors = [_laid(from_numpy(weight.astype(taken.dtype)), old.meta["val"])]
         if bool((bias != 0).any()):
             tensors.append(from_numpy(bias.astype(taken.dtype)))
         tensors = [tensor.to(source.device) for tensor in tensors]
         fakes = [like(tensor, source) for tensor in tensors]
         example = call.example(source, fakes)
-        if not _lie_alike(example, wiring.holder(new.like).meta["val"]):
+        if not _lie_alike(example, self._holders[new.like].meta["val"]):
             what = f"{where}: one operator would lay its output out differently in memory"
             return Reason("not-mergeable", where, what)
         parameters = self._parameters(new, old, tensors)
-        place = new.slots[0]
-        with self.draft.module.graph.inserting_before(wiring.node(place)):
-            node = call.node(self.draft, wiring.holder(new.source), parameters)
-        node.meta = {**wiring.node(lender).meta, "val": example}
+        with self.draft.module.graph.inserting_before(self._node(new.slots[0])):
+            node = call.node(self.draft, holder, parameters)
+        node.meta = {**self._node(lender).meta, "val": example}
         self.folds.append(self._fold(new, lender))
-        self._lay(new, node, lender)
-        return place
+        return self._lay(new, node, lender, parameters)
 
     def _parameters(self, new: Replacement, old: Node, tensors: Sequence[Tensor]) -> list[Node]:
         """The weight and perhaps the bias as parameters, known in float64."""
@@ -129,19 +155,21 @@ class _DraftMerger:
         stacked = any(
             source in self.made
             for position, _ in new.weighted
-            for source in self.wiring.node(position).all_input_nodes
+            for source in self._node(position).all_input_nodes
         )
-        found = self.wiring.constants.find(old)
+        found = self._context.constants.find(old)
         assert isinstance(found, Constant)
         stem = found.name.removesuffix("weight").rstrip("._")
         stem = f"{stem}_" if stem else ""
         loads = remembered(new.kernel.weight, stacked), remembered(new.kernel.bias, True)
-        source = self.wiring.holder(new.source)
+        source = self._holders[new.source]
         nodes = []
         for name, tensor, load in zip(("weight", "bias"), tensors, loads, strict=False):
             node, target = self.draft.add_parameter(f"{stem}{name}", tensor, source)
-            self.wiring.constants.add(node, target, tensor, load)
+            self._context.constants.add(node, target, tensor, load)
             self.exact[target] = load
+            tensor_name = self.fresh(node.name)
+            self._names[node], self._holders[tensor_name] = tensor_name, node
             self.made.add(node)
             nodes.append(node)
         return nodes
@@ -153,64 +181,96 @@ class _DraftMerger:
         The linear operator reads its source earlier than some that it replaces; what is left of a
         sum may read a term later.
         """
-        wiring = self.wiring
         gone = {*new.gone, *new.joined}
-        reads = [(wiring.holder(new.source), new.slots[0], max(gone))]
+        reads = [(self._holders[new.source], new.slots[0], max(gone))]
         for position, joined in new.joined.items():
             for tensor in joined.operands if joined is not None else ():
-                if wiring.knows(tensor) and tensor not in wiring.reads(position):
-                    node = wiring.holder(tensor)
-                    start = wiring.position(node)
+                if tensor in self._holders and tensor not in self.graph.reads(position):
+                    node = self._holders[tensor]
+                    start = self._positions.get(node)
                     reads.append((node, -1 if start is None else start, position))
         for node, start, end in reads:
-            for writer in wiring.memory.writers(node):
-                at = wiring.position(writer)
+            for writer in self.memory.writers(node):
+                at = self._positions.get(writer)
                 if at is not None and at not in gone and start < at < end:
-                    what = f"{wiring.label(at)} writes into what {where} would read at another time"
-                    return Reason("shared-output", wiring.label(at), what)
+                    label = self.graph.label(at)
+                    what = f"{label} writes into what {where} would read at another time"
+                    return Reason("shared-output", label, what)
         return None
 
     def _fold(self, new: Replacement, lender: int) -> Fold:
         """A merge in a plan's words."""
         none = {position for position, joined in new.joined.items() if joined is None}
         gone = sorted({*new.gone, *none} - {lender})
-        labels, kinds = ([say(p) for p in gone] for say in (self.wiring.label, self.wiring.kind))
-        return Fold(tuple(labels), tuple(kinds), self.wiring.label(lender), (new.law,), "")
+        labels, kinds = ([say(p) for p in gone] for say in (self.graph.label, self.graph.kind))
+        return Fold(tuple(labels), tuple(kinds), self.graph.label(lender), (new.law,), "")
 
-    def _lay(self, new: Replacement, node: Node, lender: int) -> None:
+    def _lay(
+        self, new: Replacement, node: Node, lender: int, parameters: Sequence[Node]
+    ) -> Written:
         """Join what is left of a sum to a new operator, and take out what both replace."""
-        wiring, graph = self.wiring, self.draft.module.graph
-        known = {lender: (wiring.node(lender).name, wiring.label(lender))}
-        made, laid = {new.output: node}, [(new.slots[0], new.output, node, lender)]
+        graph, view = self.draft.module.graph, self.graph
+        names = {position: self._node(position).name for position in (lender, *new.joined)}
+        reads: Sequence[str] = (new.source, *(self._names[node] for node in parameters))
+        made = {new.output: node}
+        laid = [(new.slots[0], node, lender, reads, new.output)]
         for position, joined in new.joined.items():
-            known[position] = wiring.node(position).name, wiring.label(position)
             if joined is None:
                 continue
-            operands = [made.get(t) or wiring.holder(t) for t in joined.operands]
+            operands = [made.get(t) or self._holders[t] for t in joined.operands]
             target = _SUB if joined.minus else _ADD
-            with graph.inserting_before(wiring.node(position)):
-                part = graph.call_function(target, tuple(operands))
+            with graph.inserting_before(self._node(position)):
+                rest = graph.call_function(target, tuple(operands))
             value = target(*(operand.meta["val"] for operand in operands))
-            part.meta = {**wiring.node(position).meta, "val": value}
-            made[joined.output] = part
-            laid.append((position, joined.output, part, position))
-        ends = {wiring.holder(tensor): made[tensor] for tensor in made if wiring.knows(tensor)}
+            rest.meta = {**self._node(position).meta, "val": value}
+            made[joined.output] = rest
+            laid.append((position, rest, position, joined.operands, joined.output))
+        ends = {self._holders[t]: made[t] for t in made if t in self._holders}
         self.parts.update(made.values())
         for old, part in ends.items():
             if old in self.origins or old not in self.parts:
                 self.origins[part] = self.origins.get(old, old.name)
-        for position in sorted({*new.gone, *new.joined}, reverse=True):
-            old = wiring.node(position)
-            wiring.take(position)
+        gone = sorted({*new.gone, *new.joined}, reverse=True)
+        operators: dict[int, Operator | None] = {}
+        for position, one, named, inputs, tensor in laid:
+            label = view.label(named)
+            operators[position] = Operator(label, kind_of(one), tuple(inputs), (tensor,))
+        for position in gone:
+            old = self._node(position)
+            self._take(position)
+            operators.setdefault(position, None)
             if old in ends:
-                wiring.memory.follow(ends[old], old)
+                self.memory.follow(ends[old], old)
                 self.draft.bypass(old, ends[old])
             else:
                 graph.erase_node(old)
-        for position, tensor, one, named in laid:
-            name, label = known[named]
-            self.draft.rename(one, name)
-            wiring.put(position, one, tensor, label)
+        for position, one, named, _, tensor in laid:
+            self.draft.rename(one, names[named])
+            self._put(position, one, tensor, view.label(named))
+        tensors = {name for _, _, _, inputs, tensor in laid for name in (*inputs, tensor)}
+        return Written(new.slots[0], operators, {t: shape_of(self._holders[t]) for t in tensors})
+
+    def _node(self, position: int) -> Node:
+        """What stands at a position."""
+        node = self._places[position]
+        assert node is not None
+        return node
+
+    def _put(self, position: int, node: Node, tensor: str, label: str) -> None:
+        """Know a node that takes a place, and what it writes."""
+        self._places[position] = node
+        self._positions[node] = position
+        self._holders[tensor] = node
+        self._names[node] = tensor
+        self._labels[node] = label
+
+    def _take(self, position: int) -> None:
+        """Know that nothing stands at a position any more."""
+        node = self._node(position)
+        self._places[position] = None
+        del self._positions[node]
+        if self._holders[self._names[node]] is node:
+            del self._holders[self._names[node]]
 
 
 @dataclass(frozen=True)

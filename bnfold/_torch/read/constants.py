@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -42,6 +43,11 @@ class Constant:
     def load(self) -> Callable[[], Array]:
         """Read the values."""
         return lambda: to_numpy(self.tensor())
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy dtype of the values, where they are floats that affine maps are folded in."""
+        return DTYPES[self.torch_dtype]
 
     @property
     def is_float(self) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch.fx import Node
 
-from bnfold._core.parameters import Reading
-from bnfold._core.reasons import Reason
-from bnfold._core.view import OPAQUE, Absorber
+from bnfold._core.operators.record import Operand, Row
+from bnfold._core.reasons import Reason, Refusal
 from bnfold._torch.read.constants import Constant, Constants
 
 
@@ -27,8 +27,28 @@ class Context:
     in_training: Callable[[Node], bool]
     whole: bool
 
-    def parameter(self, value: object) -> Constant | Reason | None:
-        """The floating-point constant given to an operator, why it is none, None where absent."""
+    def parameter(self, value: object) -> Constant | None:
+        """The floating-point constant given to an operator, None where that is absent.
+
+        Raises `Refusal` where it is none.
+        """
+        found = self._usable(value)
+        if isinstance(found, Reason):
+            raise Refusal(found)
+        return found
+
+    def operand(self, value: object, position: int) -> Operand:
+        """The parameter given to an operator as its argument of a number, or why there is none."""
+        found = self._usable(value)
+        if isinstance(found, Reason):
+            return Operand(position, missing=found)
+        return Operand(position, found)
+
+    def is_constant(self, value: object) -> bool:
+        """Whether a node is the same at every call."""
+        return isinstance(value, Node) and isinstance(self.constants.find(value), Constant)
+
+    def _usable(self, value: object) -> Constant | Reason | None:
         if not isinstance(value, Node):
             return None
         found = self.constants.find(value)
@@ -36,27 +56,6 @@ class Context:
             return Reason("unsupported-dtype", found.name, f"{found.name} is {found.torch_dtype}")
         return found
 
-    def is_constant(self, value: object) -> bool:
-        """Whether a node is the same at every call."""
-        return isinstance(value, Node) and isinstance(self.constants.find(value), Constant)
 
-
-@dataclass(frozen=True)
-class Read:
-    """What was read of a node: its role, the tensors that are its data, in order, and those it
-    puts out, if that is not the node itself.
-    """
-
-    reading: Reading
-    data: tuple[Node, ...] = ()
-    outputs: tuple[Node, ...] = ()
-
-
-NOTHING = Read(Reading(OPAQUE))
-
-
-def blocked(weight: Constant | Reason | None) -> Read:
-    """An operator that would absorb, but for its weight."""
-    if not isinstance(weight, Reason):
-        return NOTHING
-    return Read(Reading(Absorber({}, weight, weight)))
+# How one kind of operator is read, from its node and its arguments by name.
+TorchRow = Row[[Context, Node, dict[str, Any]]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -16,39 +16,58 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold._core import view as view_module
+from bnfold._core.operators.record import Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
-from bnfold._core.view import OPAQUE, Affine, Barrier, Carrier, Crossing, View
+from bnfold._core.view import OPAQUE, Affine, Crossing, Role, View
 from bnfold._merge.stored import Load
 from bnfold._plan.planner import Move
 from bnfold._torch.read.aliases import Memory
 from bnfold._torch.read.constants import Constants
-from bnfold._torch.read.context import NOTHING, Context, Read
-from bnfold._torch.read.nodes import SHAPE_OR_TYPE, arguments, kind_of
-from bnfold._torch.read.roles import read_node
+from bnfold._torch.read.context import Context
+from bnfold._torch.read.nodes import (
+    SHAPE_OR_TYPE,
+    arguments,
+    is_tensor,
+    kind_of,
+    parts_of,
+    reads_of,
+    shape_of,
+)
+from bnfold._torch.read.translate import translate
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A program, its view, and for each node of the view the operator and what was read of it."""
+    """A program, its view, and for each node of the view the operator and what it is.
+
+    ``holders`` has for each value of the view the node that puts it out.
+    """
 
     program: ExportedProgram
-    constants: Constants
+    context: Context
     memory: Memory
     view: View
     nodes: tuple[Node, ...]
+    holders: tuple[Node, ...]
+    records: tuple[Operator, ...]
     readings: tuple[Reading, ...]
 
 
 def read(
-    program: ExportedProgram, module: nn.Module | None, exact: Mapping[str, Load] | None = None
+    program: ExportedProgram,
+    module: nn.Module | None,
+    exact: Mapping[str, Load] | None = None,
+    graph: torch.fx.Graph | None = None,
 ) -> Graph:
     """Read a program; ``module`` is what it was exported from, where there is one. ``exact`` gives
-    values in float64 of parameters by name, which the program holds rounded.
+    values in float64 of parameters by name, which the program holds rounded. ``graph`` is a copy of
+    the program's own that is to be read instead.
     """
-    memory = Memory(program.graph)
+    graph = program.graph if graph is None else graph
+    memory = Memory(graph)
     constants = Constants(program, memory.written, exact or {})
-    nodes = operators(program)
+    nodes = operators(graph)
     labels = labels_of(nodes)
     modules = dict(module.named_modules(remove_duplicate=False)) if module is not None else {}
 
@@ -57,32 +76,37 @@ def read(
         return home.training if home is not None else bool(arguments(node).get("training", False))
 
     context = Context(constants, labels.__getitem__, in_training, whole=module is None)
-    reads = {node: role_of(context, node, memory.torn) for node in nodes}
-    pinned = {**_hooked(nodes, modules, labels), **_put_out(program)}
-    values = _Values(program, pinned)
-    view_nodes = tuple(values.node(labels[node], node, reads[node]) for node in nodes)
-    readings = tuple(reads[node].reading for node in nodes)
-    return Graph(program, constants, memory, View(view_nodes, values.all()), nodes, readings)
+    records = tuple(operator_of(context, node, memory.torn) for node in nodes)
+    readings = tuple(record.reading() for record in records)
+    holders = tuple(graph.nodes)
+    values = _Values(holders, {**_hooked(nodes, modules, labels), **_put_out(graph)})
+    view_nodes = tuple(
+        values.node(labels[node], node, reading.role)
+        for node, reading in zip(nodes, readings, strict=True)
+    )
+    view = View(view_nodes, values.all())
+    return Graph(program, context, memory, view, nodes, holders, records, readings)
 
 
-def operators(program: ExportedProgram) -> tuple[Node, ...]:
-    """The nodes of a program that compute something."""
-    return tuple(node for node in program.graph.nodes if node.op == "call_function")
+def operators(graph: torch.fx.Graph) -> tuple[Node, ...]:
+    """The nodes of a graph that compute something."""
+    return tuple(node for node in graph.nodes if node.op == "call_function")
 
 
 class _Values:
     """Numbers the tensors of a program, and notes who writes and who reads each."""
 
-    def __init__(self, program: ExportedProgram, pinned: Mapping[Node, Reason]) -> None:
-        self._numbers = {node: number for number, node in enumerate(program.graph.nodes)}
+    def __init__(self, holders: Sequence[Node], pinned: Mapping[Node, Reason]) -> None:
+        self._numbers = {node: number for number, node in enumerate(holders)}
         self._pinned = pinned
         self._producers: dict[Node, int] = {}
         self._readers: dict[Node, list[int]] = {}
+        self._shape_readers: dict[Node, list[int]] = {}
         self._parts: set[Node] = set()
         self._count = 0
 
-    def node(self, label: str, node: Node, found: Read) -> view_module.Node:
-        """The next node of the view: its data first, then whatever else it reads.
+    def node(self, label: str, node: Node, role: Role) -> view_module.Node:
+        """The next node of the view, which reads tensors in the order of its arguments.
 
         Parts of a list are put out by the operator that makes the list, and not by those that take
         them from it, which read nothing then.
@@ -91,18 +115,16 @@ class _Values:
         if node in self._parts:
             return view_module.Node(label, kind_of(node), OPAQUE, (), ())
         inputs = list(reads_of(node))
-        for source in found.data:
-            inputs.remove(source)
-        inputs = [*found.data, *inputs]
-        if kind_of(node) not in SHAPE_OR_TYPE:
-            for source in inputs:
-                self._readers.setdefault(source, []).append(place)
-        outputs = found.outputs or (node,)
+        asked = self._shape_readers if kind_of(node) in SHAPE_OR_TYPE else self._readers
+        for source in inputs:
+            asked.setdefault(source, []).append(place)
+        listed = isinstance(role, Crossing) and not is_tensor(node)
+        outputs = parts_of(node) if listed else (node,)
         self._producers.update((output, place) for output in outputs)
         self._parts.update(output for output in outputs if output is not node)
         numbered = tuple(self._numbers[source] for source in inputs)
         written = tuple(self._numbers[output] for output in outputs)
-        return view_module.Node(label, kind_of(node), found.reading.role, numbered, written)
+        return view_module.Node(label, kind_of(node), role, numbered, written)
 
     def all(self) -> tuple[view_module.Value, ...]:
         """All tensors, once all nodes are known."""
@@ -112,25 +134,27 @@ class _Values:
                 self._producers.get(node),
                 tuple(self._readers.get(node, ())),
                 self._pinned.get(node),
+                shape_of(node),
+                tuple(self._shape_readers.get(node, ())),
             )
             for node in self._numbers
         )
 
 
-def role_of(context: Context, node: Node, torn: Set[Node]) -> Read:
-    """The role of a node; none where memory that it hands on is written and read by an old name.
+def operator_of(context: Context, node: Node, torn: Set[Node]) -> Operator:
+    """What a node is; nothing crosses it where memory that it hands on is written and read by an
+    old name.
 
     A map that is written there in place is one that others see, too.
     """
-    found = read_node(context, node)
-    role = found.reading.role
-    if node not in torn or not isinstance(role, Affine | Carrier | Crossing):
-        return found
-    if not isinstance(role, Affine):
-        return NOTHING
+    operator = translate(context, node)
+    if node not in torn:
+        return operator
+    if not isinstance(operator.role, Affine):
+        return operator.closed()
     where = context.label(node)
     message = f"{where} writes into a tensor that is read by another name afterwards"
-    return Read(Reading(Barrier(Reason("shared-output", where, message))), found.data)
+    return Unfixed(data=operator.data, reason=Reason("shared-output", where, message))
 
 
 def clashes(graph: Graph, moves: Sequence[Move]) -> dict[int, Reason]:
@@ -139,7 +163,7 @@ def clashes(graph: Graph, moves: Sequence[Move]) -> dict[int, Reason]:
     A map that is taken out makes one tensor of what were two: who writes into one then writes into
     the other. An operator that stands in its place makes a new one.
     """
-    view, holders = graph.view, list(graph.program.graph.nodes)
+    view, holders = graph.view, graph.holders
     joined: dict[tuple[Node, Node], int] = {}
     for number, move in enumerate(moves):
         for index in move.maps[: len(move.maps) - bool(move.stands)]:
@@ -169,18 +193,6 @@ def paths_of(node: Node) -> list[str]:
     return [path for path, _ in stack.values()][::-1]
 
 
-def reads_of(node: Node) -> Iterator[Node]:
-    """The tensors that a node reads, once for each read."""
-    found: list[Node] = []
-
-    def note(source: Node) -> Node:
-        found.append(source)
-        return source
-
-    torch.fx.map_arg((node.args, node.kwargs), note)
-    yield from found
-
-
 def labels_of(nodes: Sequence[Node]) -> dict[Node, str]:
     """What a user calls each node: its module, with the operator where the module has several."""
     count = Counter(path_of(node) for node in nodes)
@@ -194,9 +206,9 @@ def labels_of(nodes: Sequence[Node]) -> dict[Node, str]:
     }
 
 
-def _put_out(program: ExportedProgram) -> dict[Node, Reason]:
-    """Why what the program gives back may not change."""
-    output = next(node for node in program.graph.nodes if node.op == "output")
+def _put_out(graph: torch.fx.Graph) -> dict[Node, Reason]:
+    """Why what a program gives back may not change."""
+    output = next(node for node in graph.nodes if node.op == "output")
     return {
         node: Reason("graph-output", node.name, f"{node.name} is an output of the model")
         for node in output.all_input_nodes

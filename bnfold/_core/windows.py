@@ -77,6 +77,11 @@ class Window:
         )
 
 
+def see_zeros(windows: Sequence[Window] | None) -> bool:
+    """Whether some output may read beyond the ends; with windows that are not known, it may."""
+    return windows is None or any(window.sees_zeros for window in windows)
+
+
 def aligned(windows: Sequence[Window]) -> Window:
     """The smallest window that reads what each of several with one stride and room reads.
 

@@ -1,14 +1,22 @@
-"""Say why a map stays, both ways out of its place considered."""
+"""What stops a map on its way, and why it stays in the end, both ways considered."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from bnfold._core.reasons import Reason
-from bnfold._plan.sweep import Stop
 
 _TOLD = ("no-gain", "not-carried", "zero-padding")
 _NAMED = 3
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a trip failed; ``through`` are the types of the operators crossed on the way there."""
+
+    reason: Reason
+    through: tuple[str, ...] = ()
 
 
 def explained(reason: Reason, stops: Mapping[bool, Stop]) -> Reason:

@@ -1,0 +1,150 @@
+"""Chains: rows of linear operators between a tensor and what they read in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bnfold._core.affine import IDENTITY
+from bnfold._core.reasons import Reason
+from bnfold._merge.graph import MergeGraph
+from bnfold._merge.kernels import Kernel, Obstacle, averaging, between, composed, mapped
+from bnfold._merge.steps import Blocked, LinearStep, Mapped, Passed, Pool, Weighted, cost
+from bnfold._merge.work import Work
+
+# How far upstream a branch that cannot be merged is followed, to say why.
+_LOOKED_AT = 16
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Steps one after the other, by position, from what ``source`` holds to ``tensor``."""
+
+    tensor: str
+    source: str
+    steps: tuple[tuple[int, LinearStep], ...] = ()
+
+    @property
+    def weighted(self) -> list[tuple[int, Weighted]]:
+        """The linear operators with weights among the steps."""
+        return [(position, step) for position, step in self.steps if isinstance(step, Weighted)]
+
+    @property
+    def space(self) -> int | None:
+        """How many axes of space it acts on (0: a matrix product); None where any number fits."""
+        for _, taken in self.steps:
+            if isinstance(taken, Weighted):
+                return len(taken.kernel.windows)
+            if isinstance(taken, Pool):
+                return len(taken.windows)
+        return None
+
+    @property
+    def entering(self) -> int | None:
+        """How many channels it reads, where its own weights tell."""
+        return next((step.kernel.inputs for _, step in self.weighted), None)
+
+
+def chain_to(graph: MergeGraph, tensor: str) -> Chain:
+    """The linear operators upstream of a tensor that are read by no one else."""
+    steps: list[tuple[int, LinearStep]] = []
+    current = tensor
+    while graph.shared(current) is None:
+        position = graph.writer(current)
+        taken = graph.step(position) if position is not None else None
+        if position is None or taken is None or isinstance(taken, Blocked):
+            break
+        if not _goes_on(graph, position, taken, steps):
+            break
+        steps.append((position, taken))
+        current = graph.reads(position)[taken.data]
+    return Chain(tensor, current, tuple(reversed(steps)))
+
+
+def beyond(graph: MergeGraph, chain: Chain) -> Iterator[tuple[str, bool, Reason]]:
+    """Tensors further upstream of a chain, whether weights lie between, and what keeps the
+    chain from reaching them.
+    """
+    current, reason = chain.source, graph.shared(chain.source)
+    weighted = bool(chain.weighted)
+    for number in range(_LOOKED_AT):
+        position = graph.writer(current)
+        taken = graph.step(position) if position is not None else None
+        if position is None or taken is None:
+            return
+        if isinstance(taken, Blocked):
+            if taken.ends and (number or any(not _is_passed(s) for _, s in chain.steps)):
+                return
+            reason = reason or taken.reason
+        if reason is None:
+            return
+        weighted |= isinstance(taken, Weighted) or (isinstance(taken, Blocked) and not taken.ends)
+        current = graph.reads(position)[taken.data]
+        yield current, weighted, reason
+
+
+def kernel_of(
+    graph: MergeGraph, chain: Chain, channels: int, space: int, exact: bool = True
+) -> Kernel | Obstacle:
+    """All steps of a chain as one kernel; unless ``exact``, one that may differ at borders."""
+    total: Kernel | None = None
+    for position, taken in chain.steps:
+        entering = channels if total is None else total.outputs
+        own = own_kernel(graph, position, taken, entering, space)
+        obstacle = own if isinstance(own, Obstacle) else None
+        if isinstance(own, Kernel) and total is not None:
+            obstacle = between(total, own, exact)
+        if isinstance(obstacle, Obstacle):
+            where = graph.label(position)
+            return Obstacle(obstacle.code, f"at {where}, {obstacle.message}")
+        assert isinstance(own, Kernel)
+        total = own if total is None else composed(total, own)
+    return total or mapped(channels, IDENTITY, space)
+
+
+def own_kernel(
+    graph: MergeGraph, position: int, taken: LinearStep, channels: int, space: int
+) -> Kernel | Obstacle:
+    """One step as a kernel."""
+    if isinstance(taken, Weighted) and len(taken.kernel.windows) == space:
+        return taken.kernel
+    if isinstance(taken, Pool) and len(taken.windows) == space:
+        return averaging(channels, taken.windows)
+    if isinstance(taken, Passed):
+        return mapped(channels, IDENTITY, space)
+    if isinstance(taken, Mapped):
+        if taken.map.axis is None or (
+            taken.map.axis == graph.channel_axis(graph.reads(position)[taken.data], space)
+            and taken.map.scale.size == channels
+        ):
+            return mapped(channels, taken.map, space)
+        return Obstacle("axis-mismatch", "the map does not act on channels")
+    return Obstacle("not-mergeable", "other axes are acted on")
+
+
+def work_of(graph: MergeGraph, chain: Chain, channels: int, space: int) -> Work:
+    """What the steps of a chain cost for one position that comes out."""
+    total = Work()
+    for position, taken in chain.steps:
+        own = own_kernel(graph, position, taken, channels, space)
+        assert isinstance(own, Kernel)
+        total = total.at(own.strides) + cost(own, taken)
+        channels = own.outputs
+    return total
+
+
+def _goes_on(
+    graph: MergeGraph, position: int, taken: LinearStep, later: Sequence[tuple[int, LinearStep]]
+) -> bool:
+    """Whether a step ahead of others acts on the same axes as they do."""
+    space = Chain("", "", tuple(later)).space
+    if space is None or isinstance(taken, Passed):
+        return True
+    if isinstance(taken, Mapped):
+        axis = graph.channel_axis(graph.reads(position)[taken.data], space)
+        return taken.map.axis is None or taken.map.axis == axis
+    return Chain("", "", ((position, taken),)).space == space
+
+
+def _is_passed(taken: LinearStep) -> bool:
+    return isinstance(taken, Passed)

@@ -1,0 +1,146 @@
+"""One graph of a model read into the neutral view, and read on from where it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+
+from bnfold._core.operators.record import Operator, Unfixed
+from bnfold._core.parameters import Reading
+from bnfold._core.reasons import Reason
+from bnfold._core.view import Affine, Node, Value, View
+from bnfold._errors import UsageError
+from bnfold._onnx.read.context import Context
+from bnfold._onnx.read.fused import fused
+from bnfold._onnx.read.scopes import Scope, label, reads_value, typed
+from bnfold._onnx.read.translate import translate
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph: its view, and for each node of the view where it came from.
+
+    ``positions`` maps a node of the view to its place in ``scope.nodes``; ``records`` holds what it
+    is, and ``readings`` what planning asks of it. ``alone`` has by position what each operator is
+    by itself: parts of what runtimes run as one operator are no barriers there.
+    """
+
+    scope: Scope
+    context: Context
+    view: View
+    positions: tuple[int, ...]
+    records: tuple[Operator, ...]
+    readings: tuple[Reading, ...]
+    alone: Mapping[int, Operator]
+
+    def name(self, value: int) -> str:
+        """The name of a value of the view."""
+        return self.view.values[value].name
+
+    def rank(self, maps: tuple[int, ...]) -> int:
+        """The rank of the tensor that a chain of maps acts on, known at one of them at least."""
+        for index in maps:
+            role = self.view.nodes[index].role
+            assert isinstance(role, Affine)
+            shape = self.context.shape(self.name(self.view.nodes[index].inputs[role.data]))
+            if shape is not None:
+                return len(shape)
+        raise AssertionError("a map that varies along an axis was read without a rank")
+
+
+def read_graph(context: Context) -> Graph:
+    """Read a graph. Raises `UsageError` on cycles."""
+    return _read(context, {}, set())
+
+
+def read_on(graph: Graph, positions: Collection[int], names: Collection[str]) -> Graph:
+    """The graph as it is once other operators stand at some positions.
+
+    ``names`` are the tensors that these read and write, and those that what stood there did. What
+    is read of an operator follows from what it is, from its constants and the shapes of what it
+    reads and writes, and from who else reads that. So it is read again where it has changed or
+    stands next to such a tensor, and on from there as far as shapes become known that were not.
+    """
+    earlier = {p: one for p, one in graph.alone.items() if p not in positions}
+    return _read(graph.context, earlier, set(names))
+
+
+def _read(context: Context, earlier: Mapping[int, Operator], changed: set[str]) -> Graph:
+    """Read a graph, but for operators that were read ``earlier`` and are next to no tensor that has
+    changed.
+    """
+    scope = context.scope
+    order = [position for position in _order(scope) if scope.nodes[position].op_type]
+    place = {position: index for index, position in enumerate(order)}
+    values: dict[str, int] = {}
+    nodes: list[Node] = []
+    records: list[Operator] = []
+    readings: list[Reading] = []
+    alone: dict[int, Operator] = {}
+    parts = fused(context)
+    for position in order:
+        node = scope.nodes[position]
+        known = earlier.get(position)
+        if known is None or not changed.isdisjoint((*node.input, *node.output)):
+            known = translate(context, node)
+            shape = known.output
+            if shape is not None and node.output and node.output[0] not in context.derived:
+                context.derived[node.output[0]] = shape
+                changed.add(node.output[0])
+        alone[position] = record = known
+        reading = record.reading()
+        if position in parts and isinstance(reading.role, Affine):
+            record = Unfixed(reason=parts[position], like=reading.shape)
+            reading = record.reading()
+        records.append(record)
+        readings.append(reading)
+        inputs = tuple(values.setdefault(n, len(values)) if n else -1 for n in node.input)
+        outputs = tuple(values.setdefault(n, len(values)) if n else -1 for n in node.output)
+        name = label(node)
+        nodes.append(Node(name, node.op_type, reading.role, inputs, outputs, typed(node)))
+    outputs_of_graph = set(scope.outputs)
+    view = View(
+        tuple(nodes),
+        tuple(_value(context, name, place, outputs_of_graph) for name in values),
+    )
+    return Graph(scope, context, view, tuple(order), tuple(records), tuple(readings), alone)
+
+
+def _value(context: Context, name: str, place: Mapping[int, int], outputs: set[str]) -> Value:
+    scope = context.scope
+    producer = scope.producers.get(name)
+    readers: list[int] = []
+    shape_readers: tuple[int, ...] = ()
+    for position in dict.fromkeys(scope.readers.get(name, ())):
+        node = scope.nodes[position]
+        count = reads_value(node, name)
+        readers += [place[position]] * count
+        if not count and not typed(node):
+            shape_readers += (place[position],)
+    pinned = None
+    if name in outputs:
+        pinned = Reason("graph-output", name, f"{name} is an output of the graph")
+    elif name in scope.captures:
+        reader = scope.captures[name][0]
+        pinned = Reason("shared-output", reader, f"{name} is also read by {reader}")
+    writer = place[producer] if producer is not None else None
+    shape = context.shape(name) if name not in scope.initializers else None
+    return Value(name, writer, tuple(readers), pinned, shape, shape_readers)
+
+
+def _order(scope: Scope) -> list[int]:
+    """Positions of the nodes, every producer before its readers; file order where that holds."""
+    feeds: list[set[int]] = []
+    sorted_already = True
+    for position, node in enumerate(scope.nodes):
+        sources = {scope.producers[n] for n in node.input if n in scope.producers}
+        sorted_already = sorted_already and all(source < position for source in sources)
+        feeds.append(sources)
+    if sorted_already:
+        return list(range(len(feeds)))
+    try:
+        return list(TopologicalSorter(dict(enumerate(feeds))).static_order())
+    except CycleError as error:
+        names = ", ".join(label(scope.nodes[p]) for p in dict.fromkeys(error.args[1]))
+        raise UsageError(f"the graph has a cycle through {names}") from error

@@ -1,0 +1,217 @@
+"""Carry a map backward: to those who compute the tensor that it acts on."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+
+from bnfold._core.affine import IDENTITY, AffineMap
+from bnfold._core.index_maps import Map
+from bnfold._core.laws import Way, not_carried
+from bnfold._core.reasons import Refusal
+from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Node
+from bnfold._plan.stops import Stop
+from bnfold._plan.sweep import Impassable, Sweep, equal
+from bnfold._plan.trips import Terrain, Trip
+
+_TRIES = 8
+# Of a tensor with more readers than these no parts are looked at: all of them would be, each time.
+_PARTS = 64
+
+
+def carry_back(
+    terrain: Terrain, trip: Trip, value: int, reader: int, map_: AffineMap
+) -> tuple[Trip, Stop | None]:
+    """Carry a map that ``reader`` applied to a tensor to those who compute the tensor.
+
+    ``relu(conv(x))·s``: the scale passes the Relu and ends behind the Conv. Gives the trip with
+    what that changes, or the trip as it was and what stopped the map. Where a law leaves a choice
+    (which summand takes the shift), a few are tried in order.
+    """
+    choices: dict[int, int] = {}
+    first: Stop | None = None
+    for _ in range(_TRIES):
+        sweep = _Backward(terrain, trip.copy(), value, choices)
+        sweep.want(reader, map_)
+        stop = sweep.run()
+        if stop is None:
+            return sweep.trip, None
+        first = first or stop
+        nodes = sorted(n for n, ways in sweep.ways.items() if choices.get(n, 0) + 1 < ways)
+        if not nodes:
+            break
+        # The one decided last is the lowest: the sweep goes backward.
+        turned = nodes[0]
+        choices = {n: c for n, c in choices.items() if n > turned}
+        choices[turned] = sweep.taken.get(turned, 0) + 1
+    return trip, first
+
+
+class _Backward(Sweep):
+    """``wanted``: what the readers of a tensor want of it, by reader and input number. Of the ways
+    that a law gives, ``choices`` says which to take; ``ways`` counts them, ``taken`` is the choice.
+    """
+
+    ahead = False
+
+    def __init__(
+        self, terrain: Terrain, trip: Trip, value: int, choices: Mapping[int, int]
+    ) -> None:
+        super().__init__(terrain, trip, value)
+        self.choices = choices
+        self.ways: dict[int, int] = {}
+        self.taken: dict[int, int] = {}
+        self.wanted: dict[int, dict[tuple[int, int], Map]] = {}
+        self.heap: list[tuple[int, int]] = []
+
+    def always_passes(self, node: int) -> bool:
+        """Of an operator with several inputs a map may go into another one."""
+        role = self.view.nodes[node].role
+        return not isinstance(role, Crossing) or len(role.data) == 1
+
+    def want(self, reader: int, map_: AffineMap) -> None:
+        """What the reader of the first tensor wants of it."""
+        self._want(self.value, reader, self.view.nodes[reader].inputs.index(self.value), map_, None)
+
+    def carry(self) -> None:
+        """Outputs of one operator come together, those without one one by one."""
+        while self.heap:
+            key = self.heap[0][0]
+            agreed: list[tuple[int, Map]] = []
+            while self.heap and self.heap[0][0] == key:
+                value = heapq.heappop(self.heap)[1]
+                agreed.append((value, self._agreed(value)))
+            producer = self.view.values[agreed[0][0]].producer
+            assert producer is not None
+            self._past(producer, agreed)
+
+    def _want(
+        self, value: int, reader: int, position: int, map_: Map, via: tuple[int, int] | None
+    ) -> None:
+        if value not in self.wanted:
+            producer = self.view.values[value].producer
+            heapq.heappush(self.heap, (-1 if producer is None else -2 - producer, value))
+            if via is not None:
+                self.parents[value] = via
+        self.wanted.setdefault(value, {})[reader, position] = map_
+
+    def _agreed(self, value: int) -> Map:
+        """The one map that all readers of a tensor want of it."""
+        self.value = value
+        wants, tensor = self.wanted[value], self.view.values[value]
+        if value in self.impassable:
+            raise Refusal(self.impassable[value])
+        if tensor.pinned is not None:
+            raise Impassable(tensor.pinned)
+        first, *others = wants.values()
+        map_: Map | None = first
+        if len(wants) < len(tensor.readers) or not all(equal(first, other) for other in others):
+            map_ = self._in_parts(value, wants)
+        if map_ is None:
+            raise self._disagreed(value, wants)
+        if tensor.producer is None:
+            message = f"it reads {tensor.name}, which enters the graph from outside"
+            raise Impassable.of("no-linear-operator", tensor.name, message)
+        self.relate(value, map_)
+        return map_
+
+    def _disagreed(self, value: int, wants: Mapping[tuple[int, int], Map]) -> Refusal:
+        tensor, known = self.view.values[value], {by for by, _ in wants}
+        other = next((r for r in tensor.readers if r not in known), None)
+        if other is not None or len(wants) < len(tensor.readers):
+            label = self.view.nodes[next(iter(known)) if other is None else other].label
+            return Refusal.of("shared-output", label, f"{tensor.name} is also read by {label}")
+        label = self.view.nodes[next(iter(known))].label
+        message = f"the readers of {tensor.name} ask for different maps of it"
+        return Refusal.of("shared-output", label, message)
+
+    def _in_parts(self, value: int, wants: Mapping[tuple[int, int], Map]) -> Map | None:
+        """The map of a tensor of which every reader takes a part, where each sees of it what it
+        asked for, and nothing if it asked for nothing.
+
+        Of a tensor [N, 4, …] that two Slices read, one asks for scales (2, 3) of channels 0 and 1:
+        (2, 3, 1, 1).
+        """
+        if len(self.view.values[value].readers) > _PARTS:
+            return None
+        readers = dict.fromkeys(self.view.values[value].readers)
+        roles = [self.view.nodes[reader].role for reader in readers]
+        laws = [r.law for r in roles if isinstance(r, Crossing) and r.law.takes_single_places]
+        if len(laws) < len(roles):
+            return None
+        total = IDENTITY
+        for map_ in wants.values():
+            joined = total.then(map_) if isinstance(map_, AffineMap) else None
+            if joined is None:
+                return None
+            total = joined
+        for reader, law in zip(readers, laws, strict=True):
+            asked = next((m for (by, _), m in wants.items() if by == reader), IDENTITY)
+            try:
+                seen, wanted = law.forward({0: total}), law.forward({0: asked})
+            except Refusal:
+                return None
+            if not all(equal(seen.maps[n], wanted.maps[n]) for n in seen.maps):
+                return None
+        return total
+
+    def _past(self, producer: int, agreed: list[tuple[int, Map]]) -> None:
+        """Carry maps of what an operator puts out to what it reads, or let it take them in."""
+        node = self.view.nodes[producer]
+        role, (value, map_) = node.role, agreed[0]
+        self.node, self.value = producer, value
+        if isinstance(role, Crossing):
+            self._across(producer, role, agreed)
+            return
+        if node.outputs[0] != value:
+            name = self.view.values[value].name
+            message = f"it reads {name}, which is not the main output of {node.label}"
+            raise Impassable.of("no-linear-operator", node.label, message)
+        if isinstance(role, Carrier) or (
+            isinstance(role, Affine) and self.taker.is_gone(self.trip, producer)
+        ):
+            if isinstance(role, Carrier):
+                self.trip.crossed.append(producer)
+            self._want(node.inputs[role.data], producer, role.data, map_, (producer, value))
+        elif isinstance(role, Absorber | Affine):
+            self.end(producer, map_)
+        else:
+            message = f"what it reads is written by {node.label}, which cannot absorb it"
+            raise Impassable.of("no-linear-operator", node.label, message)
+
+    def _across(self, producer: int, role: Crossing, agreed: list[tuple[int, Map]]) -> None:
+        node, law = self.view.nodes[producer], self.law(producer, role)
+        totals: dict[int, Map] = {}
+        for value, map_ in agreed:
+            self.value = value
+            ways = self._promising(node, role, law.backward(node.outputs.index(value), map_))
+            choice = min(self.choices.get(producer, 0), len(ways) - 1)
+            self.ways[producer], self.taken[producer] = len(ways), choice
+            way = ways[choice]
+            self.cross(producer, role, way)
+            for number, part in way.maps.items():
+                totals[number] = part if number not in totals else _both(totals[number], part)
+        for number, part in totals.items():
+            if not part.is_identity:
+                position = role.data[number]
+                via = (producer, agreed[0][0])
+                self._want(node.inputs[position], producer, position, part, via)
+
+    def _promising(self, node: Node, role: Crossing, ways: list[Way]) -> list[Way]:
+        """Ways that do not ask for a map of a tensor that no map gets past; all if none is left."""
+
+        def fails(way: Way) -> bool:
+            return any(
+                not part.is_identity and node.inputs[role.data[number]] in self.impassable
+                for number, part in way.maps.items()
+            )
+
+        return [way for way in ways if not fails(way)] or ways
+
+
+def _both(one: Map, other: Map) -> Map:
+    """What two outputs of an operator ask of one input."""
+    both = one.then(other) if isinstance(one, AffineMap) and isinstance(other, AffineMap) else None
+    if both is None:
+        raise not_carried("its outputs ask for different maps")
+    return both

@@ -1,0 +1,162 @@
+"""Carry a map forward: to all who read the tensor that it acts on."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+
+from bnfold._core.affine import AffineMap
+from bnfold._core.index_maps import Map
+from bnfold._core.laws import Law, Way
+from bnfold._core.reasons import Refusal
+from bnfold._core.view import Absorber, Affine, Carrier, Crossing
+from bnfold._plan.relation import Relation
+from bnfold._plan.stops import Stop
+from bnfold._plan.sweep import Impassable, Sweep
+from bnfold._plan.trips import Terrain, Trip
+
+
+def carry_ahead(
+    terrain: Terrain, trip: Trip, value: int, map_: AffineMap
+) -> tuple[Trip, Stop | None]:
+    """Carry a map of a tensor to all who read it.
+
+    ``conv(maxpool(s·x + t))``: the map passes the pool and ends ahead of the Conv. Gives the trip
+    with what that changes, or the trip as it was and what stopped the map.
+    """
+    sweep = _Forward(terrain, trip.copy(), value, map_)
+    stop = sweep.run()
+    return (sweep.trip, None) if stop is None else (trip, stop)
+
+
+class _Forward(Sweep):
+    """``arrived``: the maps that have come to an operator, by input number."""
+
+    ahead = True
+
+    def __init__(self, terrain: Terrain, trip: Trip, value: int, map_: AffineMap) -> None:
+        super().__init__(terrain, trip, value)
+        self.map = map_
+        self.arrived: dict[int, dict[int, Map]] = {}
+        self.heap: list[int] = []
+        self.unread: int | None = None
+
+    def always_passes(self, node: int) -> bool:
+        """In x − x a shift vanishes, in x·x a sign."""
+        role = self.view.nodes[node].role
+        if not isinstance(role, Crossing):
+            return True
+        return len(self.arrived[node]) == 1 and not role.law.may_lose_a_map
+
+    def carry(self) -> None:
+        """A tensor that nobody reads asks for nothing, but does not take in a map by itself: to
+        remove what is unused is not to fold.
+        """
+        self._spread(self.value, self.map, None)
+        while self.heap:
+            node = heapq.heappop(self.heap)
+            self._past(node, self.arrived[node])
+        if self.unread is not None and not self.trip.ends:
+            self.value = self.unread
+            name = self.view.values[self.unread].name
+            raise Refusal.of("no-linear-operator", name, f"nobody reads {name}")
+
+    def _spread(self, value: int, map_: Map, via: tuple[int, int] | None) -> None:
+        """Hand a map to everyone who reads a tensor."""
+        if map_.is_identity:
+            return
+        self.value = value
+        if via is not None:
+            self.parents[value] = via
+        tensor = self.view.values[value]
+        if value in self.impassable:
+            raise Refusal(self.impassable[value])
+        if tensor.pinned is not None:
+            raise Impassable(tensor.pinned)
+        if not tensor.readers:
+            self.unread = value
+        for reader in dict.fromkeys(tensor.readers):
+            node = self.view.nodes[reader]
+            if not isinstance(node.role, Absorber | Affine | Carrier | Crossing):
+                message = f"{node.label} ({node.op}) reads it, and no map passes"
+                raise Impassable.of("no-linear-operator", node.label, message)
+            if reader not in self.arrived:
+                heapq.heappush(self.heap, reader)
+            arrived = self.arrived.setdefault(reader, {})
+            for position, name in enumerate(node.inputs):
+                if name == value:
+                    arrived[position] = map_
+        self.relate(value, map_)
+
+    def _past(self, index: int, arrived: Mapping[int, Map]) -> None:
+        """Carry maps of what an operator reads to what it puts out, or let it take them in."""
+        node = self.view.nodes[index]
+        role, position = node.role, min(arrived)
+        value, map_ = node.inputs[position], arrived[position]
+        self.node, self.value = index, value
+        if isinstance(role, Crossing):
+            self._across(index, role, arrived)
+            return
+        if isinstance(role, Absorber):
+            if role.ahead is None or set(arrived) != {role.ahead.data}:
+                message = f"{node.label} ({node.op}) reads it, and cannot take it in"
+                refusal = Impassable if role.ahead is None else Refusal
+                raise refusal.of("no-linear-operator", node.label, message)
+            self.end(index, map_)
+            return
+        assert isinstance(role, Affine | Carrier)
+        self._check_data(index, (role.data,), arrived)
+        if isinstance(role, Affine) and not self.taker.is_gone(self.trip, index):
+            self.end(index, map_)
+            return
+        if isinstance(role, Carrier):
+            self.trip.crossed.append(index)
+        self._spread(node.outputs[0], map_, (index, value))
+
+    def _across(self, index: int, role: Crossing, arrived: Mapping[int, Map]) -> None:
+        node, value, law = self.view.nodes[index], self.value, self.law(index, role)
+        self._check_data(index, role.data, arrived)
+        first = node.outputs[0]
+        if first in self.impassable and len(node.outputs) == 1 and self.always_passes(index):
+            self.value, self.parents[first] = first, (index, value)
+            raise Refusal(self.impassable[first])
+        maps = {n: arrived[p] for n, p in enumerate(role.data) if p in arrived}
+        way: Way | None
+        try:
+            way = law.forward(maps)
+        except Refusal:
+            way = self._with_others(index, role, law, maps) if len(maps) < len(role.data) else None
+            if way is None:
+                raise
+        self.cross(index, role, way)
+        for number, part in way.maps.items():
+            if number < len(node.outputs) and node.outputs[number] >= 0:
+                self._spread(node.outputs[number], part, (index, value))
+
+    def _check_data(self, index: int, data: tuple[int, ...], arrived: Mapping[int, Map]) -> None:
+        """Maps must have arrived at data inputs alone: of ``x / s`` none at s."""
+        if not set(arrived) <= set(data):
+            node = self.view.nodes[index]
+            message = f"{node.label} ({node.op}) reads it as something else than its data"
+            raise Refusal.of("no-linear-operator", node.label, message)
+
+    def _with_others(
+        self, index: int, role: Crossing, law: Law, maps: Mapping[int, Map]
+    ) -> Way | None:
+        """The way across once the maps that stand ahead of the other inputs come along.
+
+        ``s·a + s·b``: the sum refuses the scale of one alone, and passes that of both.
+        """
+        node, tried, joined = self.view.nodes[index], self.trip.copy(), dict(maps)
+        for number, position in enumerate(role.data):
+            if number not in joined:
+                found = self.taker.take_along(tried, node.inputs[position], index)
+                if found is not None:
+                    joined[number] = found
+                    tried.relations[node.inputs[position]] = Relation((found,))
+        try:
+            way = law.forward(joined)
+        except Refusal:
+            return None
+        self.trip = tried
+        return way
