@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,9 +59,10 @@ def check_crossing(
     steps = [step for gone in related.values() for step in (*gone.old, *gone.new)]
     told = {n for step in steps for n in np.broadcast(step.scale, step.shift).shape}
     least = _reach(node)
+    told_after = _Told(after, new, twin)
     for size in dict.fromkeys(max(n, least) for n in (*sorted(told - {1}), *_SIZES)):
         try:
-            drawn = _drawn(before, old, node, related, size)
+            drawn = _drawn(before, old, node, related, size, told_after)
             if isinstance(drawn, Unchecked):
                 stopped = drawn
                 continue
@@ -81,6 +83,20 @@ def check_crossing(
     return stopped
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What the folded graph says of the tensors that an operator reads there."""
+
+    side: Side
+    scope: Scope
+    node: NodeProto
+
+    def of(self, number: int) -> tuple[tuple[int | None, ...] | None, int]:
+        """The shape, if it is known, and the element type of an input by its number."""
+        name = self.node.input[number] if number < len(self.node.input) else ""
+        return self.side.shapes.shape(self.scope, name), self.side.shapes.type(self.scope, name)
+
+
 def _attributes(node: NodeProto) -> dict[str, bytes]:
     return {
         a.name: a.SerializeToString(deterministic=True)
@@ -90,7 +106,12 @@ def _attributes(node: NodeProto) -> dict[str, bytes]:
 
 
 def _drawn(
-    side: Side, scope: Scope, node: NodeProto, related: Mapping[str, Related], size: int
+    side: Side,
+    scope: Scope,
+    node: NodeProto,
+    related: Mapping[str, Related],
+    size: int,
+    twin: _Told,
 ) -> tuple[Feeds, Feeds] | Unchecked:
     """Data for both operators by input number, if some can be made up."""
     generator = np.random.default_rng(0)
@@ -100,6 +121,8 @@ def _drawn(
         if not name or side.values(scope, name) is not None:
             continue
         shape, element = side.shapes.shape(scope, name), side.shapes.type(scope, name)
+        if shape is None:  # as of what a merge has made: maps change no shapes
+            shape, element = twin.of(number)
         if shape is None:
             return Unchecked(Obstacle.SHAPE_UNKNOWN, name)
         gone = related.get(name)
