@@ -215,6 +215,66 @@ def _norm(case: Absorption) -> float:
     return max(worst, bias_deviation(case, lay(case.old(2)), lay(case.new(2)), made.dtype))
 
 
+def _recurrent(case: Absorption) -> float:
+    """Step k of direction d sees ``W[d]·x[k] + B[d, :rows]``, and nothing else of x: W[d] gets the
+    scale of each input, and the first half of B[d] what W[d] makes of the shift. The other half and
+    all other inputs are as they were.
+    """
+    weight, made = case.stored(1), case.new(1)
+    if weight is None or made is None:
+        raise Mismatch(f"the weight of {label(case.twin)} is not constant")
+    _same_shape(case, weight, made)
+    for line in (case.line, case.added):
+        if bool((line.scale != 1).any() or (line.shift != 0).any()):
+            raise Mismatch(f"a map went into {label(case.node)} from behind it")
+    both = any(a.name == "direction" and a.s == b"bidirectional" for a in case.node.attribute)
+    if weight.ndim != 3 or len(weight) != 1 + both:
+        raise Mismatch(f"{label(case.node)} cannot have a weight of shape {weight.shape}")
+    rows = weight.shape[1]
+    factor, term = case.entering(2, weight.shape[2])
+
+    def wanted(part: slice) -> Double:
+        scaled: Double = weight[part].astype(np.float64) * factor
+        return scaled
+
+    worst = weight_deviation(case, wanted, made, made.dtype)
+    old, new = case.old(3), case.new(3)
+    fixed = old is not None or not _name(case.node, 3)
+    for at in range(2, max(len(case.node.input), len(case.twin.input))):
+        if at != 3 or not fixed:
+            _as_it_was(case, at)
+    if not fixed:
+        if bool(term.any()):
+            raise Mismatch(f"a shift went ahead of {label(case.node)}, whose bias is not constant")
+        return worst
+    bias = np.zeros((len(weight), 2 * rows)) if old is None else old.copy()
+    found = np.zeros(bias.shape) if new is None else new.astype(np.float64)
+    if found.shape != bias.shape:
+        raise Mismatch(f"the bias of {label(case.twin)} has shape {found.shape}")
+    sizes = np.abs(bias)
+    for direction, matrix in enumerate(weight):
+        wide = matrix.astype(np.float64)
+        bias[direction, :rows] += wide @ term
+        sizes[direction, :rows] += np.abs(wide) @ np.abs(term)
+    return max(worst, deviation(found, bias, sizes, made.dtype))
+
+
+def _as_it_was(case: Absorption, at: int) -> None:
+    """Raise where an input that no map goes into has changed, or is another one."""
+    names = _name(case.node, at), _name(case.twin, at)
+    was = case.before.values(case.old_scope, names[0])
+    now = case.after.values(case.new_scope, names[1])
+    alike = (was is None) == (now is None) and bool(names[0]) == bool(names[1])
+    if was is not None and now is not None:
+        alike = alike and was.dtype == now.dtype and np.array_equal(was, now, equal_nan=True)
+    if not alike or names[0] in case.related:
+        raise Mismatch(f"input {at} of {label(case.twin)} changed")
+
+
+def _name(node: NodeProto, at: int) -> str:
+    return str(node.input[at]) if at < len(node.input) else ""
+
+
 def _bias_only(case: Absorption) -> float:
     """A pure shift behind a weight that is computed at run time."""
     entered = case.entry is not None
@@ -302,9 +362,12 @@ FORMULAS = {
     "BatchNormalization": _norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "GRU": _recurrent,
     "Gemm": _gemm,
     "GroupNormalization": _norm,
     "InstanceNormalization": _norm,
+    "LSTM": _recurrent,
     "LayerNormalization": _norm,
     "MatMul": _matmul,
+    "RNN": _recurrent,
 }
