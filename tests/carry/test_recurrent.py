@@ -256,6 +256,33 @@ def test_integers_stay_and_their_scale_takes_the_map_in():
     assert np.array_equal(constants(done)["q"], held["q"])
 
 
+def test_integers_with_a_scale_for_each_row_take_no_map_of_inputs():
+    node, held = recurrent("LSTM")
+    w = held.pop("w")
+    held |= {"q": np.round(w * 100).astype(np.int8), "s": rand(16) / 100}
+    dequantized = op("DequantizeLinear", "q s", "w", axis=1)
+    made = model(scaled(), dequantized, (node, held), x=X)
+    kept(made, "quantized-weight", "no scale for each channel")
+    folded(model(shifted(), dequantized, (node, held), x=X))
+
+
+def test_two_that_read_one_tensor_and_share_a_weight():
+    """As exporters write a direction each: both take the map in, one in a clone."""
+    first, held = recurrent("GRU", outputs="y")
+    second, _ = recurrent("GRU", outputs="z", direction="reverse")
+    second.name = "other"
+    made = model(*both(), (first, held), second, x=X, y="y z")
+    assert counts(folded(made)) == {"GRU": 2}
+    alone = model(*both(), (first, held), op("GRU", "x w r b", "z", hidden_size=4), x=X, y="y z")
+    done = folded(alone)
+    assert np.array_equal(constants(done)["w"], constants(alone)["w"])
+
+
+def test_zero_scales():
+    values = np.array([0, 1, -2, 0], np.float32)
+    folded(model(scaled(values, "m"), shifted(x="m"), recurrent("LSTM"), x=X))
+
+
 def test_older_operators_stay():
     made = model(*both(), recurrent("LSTM"), x=X, opset=6)
     assert bnfold.fold(made).SerializeToString() == made.SerializeToString()
