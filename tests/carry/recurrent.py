@@ -54,7 +54,7 @@ def batch_second(made: ModelProto) -> ModelProto:
     nodes = list(other.graph.node)
     del other.graph.node[:]
     for node in nodes:
-        layout = next((a for a in node.attribute if a.name == "layout"), None)
+        layout = next((a for a in node.attribute if a.name == "layout" and a.i == 1), None)
         if layout is None:
             other.graph.node.append(node)
             continue

@@ -79,6 +79,15 @@ def test_options(options):
     both(ready(Net(nn.LSTM(4, 3, bidirectional=True, **options), order)))
 
 
+def test_a_free_batch():
+    """First states of zeros are then made of a size, and vary with it."""
+    module, x = ready(Net(nn.LSTM(4, 4, bidirectional=True))), rand(3, 4, 5)
+    free = {"x": {0: torch.export.Dim("n")}}
+    fold(module, x, folds=1, codes=[], others=((rand(2, 4, 5),),), dynamic_shapes=free)
+    program(module, x, folds=1, dynamic_shapes=free)
+    certified(torch.export.export(module, (x,), dynamic_shapes=free))
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_projection(bidirectional):
     both(ready(Net(nn.LSTM(4, 4, 2, proj_size=2, bidirectional=bidirectional))))
