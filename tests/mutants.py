@@ -323,9 +323,23 @@ MUTANTS = (
     Mutant(
         "the local probe sees nothing",
         "_proof/local_probe.py",
-        "worst = max(worst, float(np.max(np.where(claim.apart, 0.0, off / limits), initial=0.0)))",
-        "worst = max(worst, 0.0)",
+        "worst = max(worst or 0.0, float(np.max(np.where(np.isnan(told), np.inf, told))))",
+        "worst = max(worst or 0.0, 0.0)",
         "tests/verify/test_local.py",
+    ),
+    Mutant(
+        "a crossing that cannot be run is no difference",
+        "_proof/crossings.py",
+        "                stopped = drawn\n                continue",
+        "                return 0.0",
+        "tests/verify/test_unchecked.py",
+    ),
+    Mutant(
+        "a certificate of a program sees nothing",
+        "_proof/torch_certificate.py",
+        "worst = max(worst, float(np.max(np.where(np.isnan(told), np.inf, told))))",
+        "worst = max(worst, 0.0)",
+        "tests/torch/test_certificate.py",
     ),
     # --- judge -----------------------------------------------------------------------------------
     Mutant(
@@ -357,20 +371,34 @@ MUTANTS = (
         "return True",
         "tests/verify/test_power.py",
     ),
+    Mutant(
+        "a fold that rests on the comparison need not show",
+        "_judge/end_to_end.py",
+        "unnoticed=[resting[number].into for number in unnoticed],",
+        "unnoticed=[],",
+        "tests/verify/test_unchecked.py",
+    ),
+    Mutant(
+        "PyTorch's outputs depend on no weight",
+        "_run/torch_model.py",
+        "return {number for number, names in enumerate(outputs) if not wanted.isdisjoint(names)}",
+        "return set()",
+        "tests/torch/test_judge.py",
+    ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
         "stored values are drawn as inputs",
-        "_run/inputs.py",
+        "_run/drawing.py",
         "            if value.name not in given\n        ]",
         "            if value.name\n        ]",
-        "tests/verify/test_inputs.py::test_initializers_listed_as_inputs_are_not_fed",
+        "tests/verify/test_drawing.py::test_initializers_listed_as_inputs_are_not_fed",
     ),
     Mutant(
         "free sizes never vary",
-        "_run/inputs.py",
+        "_run/drawing.py",
         "changes = [batch | length | side, length | side, batch | length, batch | side]",
         "changes = [{}]",
-        "tests/verify/test_inputs.py",
+        "tests/verify/test_drawing.py",
     ),
     # --- surgery on modules ----------------------------------------------------------------------
     Mutant(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import bnfold
 
 from .folding import assert_close, outputs, ready
+from .merging import certified
 
 C = 4
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
@@ -77,6 +78,7 @@ def program(module: nn.Module, *args: Tensor, folds: int | None = None, **option
     """Export, fold and compare in float64."""
     exported = torch.export.export(module, args, **options)
     folded = bnfold.fold(exported)
+    certified(exported)
     assert_close(outputs(exported.module(), args, {}), outputs(folded.module(), args, {}))
     if folds is not None:
         plan = bnfold.plan(exported)
