@@ -86,7 +86,9 @@ class Norm(Operator):
             return {}
         sizes = {self.start + place: n for place, n in enumerate(self._gamma.shape)}
         read = self.like or ()
-        spread = {axis for axis, n in enumerate(read) if n not in (None, 1) and sizes.get(axis) == 1}
+        spread = {
+            axis for axis, n in enumerate(read) if n not in (None, 1) and sizes.get(axis) == 1
+        }
         return {axis: n for axis, n in sizes.items() if axis not in spread}
 
     @property
