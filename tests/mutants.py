@@ -112,6 +112,13 @@ MUTANTS = (
         "tests/carry/test_laws.py",
     ),
     Mutant(
+        "the threshold of a ThresholdedRelu stays",
+        "_core/laws.py",
+        'numbers = {"threshold": moved(self.threshold)}',
+        'numbers = {"threshold": self.threshold}',
+        "tests/carry/test_laws.py",
+    ),
+    Mutant(
         "a shift into both summands",
         "_core/joins.py",
         "_part(map_, sign if number == taker else 0)",
