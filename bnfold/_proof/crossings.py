@@ -22,7 +22,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_hel
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.tensors import FLOATS
 from bnfold._onnx.write.applied import Related
-from bnfold._proof.carried import claims, laid_out
+from bnfold._proof.carried import claims, laid_out, placed
 from bnfold._proof.rows import Line, Mismatch, Side
 from bnfold._proof.unchecked import Obstacle, Unchecked
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
@@ -35,9 +35,6 @@ _LARGEST = 1 << 22
 _FACTOR = 64 * float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
 _IR_VERSION = 10
-# How near a number, as a part of it, data are drawn: at some operators what they put out leaps
-# there, and rounding must not decide on which side.
-_NEAREST, _FARTHEST = 1e-5, 1e-1
 Feeds = dict[str, NDArray[Any]]
 
 
@@ -172,32 +169,11 @@ def _drawn(
         first[str(number)] = second[str(number)] = values.astype(np.float32)
         if gone is not None:
             old, new = laid_out(gone.old, len(sizes)), laid_out(gone.new, len(sizes))
-            values = _placed(old, values, numbers, near, generator)
+            values = placed(old, values, numbers, near, generator)
             drawn = np.where(old.unknown, generator.normal(size=sizes), _through(old, values))
             first[str(number)] = drawn.astype(np.float32)
             second[str(number)] = _through(new, values).astype(np.float32)
     return first, second
-
-
-def _placed(
-    line: Line,
-    values: NDArray[np.float64],
-    numbers: Sequence[float],
-    near: bool,
-    generator: np.random.Generator,
-) -> NDArray[np.float64]:
-    """Values that a line takes to some near given numbers, and none of them to a number itself."""
-    read = np.broadcast_to(_through(line, values), values.shape)
-    if near:
-        about = generator.choice(np.asarray(numbers), values.shape)
-        decades = generator.uniform(math.log10(_NEAREST), math.log10(_FARTHEST), values.shape)
-        off = generator.choice([-1.0, 1.0], values.shape) * 10.0**decades
-        read = about + off * np.where(about == 0, 1.0, np.abs(about))
-    for number in numbers:
-        least = _NEAREST * abs(number)
-        read = np.where(np.abs(read - number) < least, number + least, read)
-    free = line.unknown | (line.scale == 0)
-    return np.where(free, values, (read - line.shift) / np.where(line.scale == 0, 1.0, line.scale))
 
 
 def _largest(*fed: Feeds) -> float:
