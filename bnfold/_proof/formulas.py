@@ -6,7 +6,8 @@ definition asks for, in units in the last place. It raises `Mismatch` where ther
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -184,25 +185,28 @@ def _matmul(case: Absorption) -> float:
     return max(worst, bias_deviation(case, np.zeros(()), np.zeros(()), made.dtype, image))
 
 
-def _norm(case: Absorption) -> float:
-    """``γ·n + β`` becomes ``(S·γ)·n + (S·β + T)``; γ lies on axis 1, for LayerNormalization on
-    the last axes.
+def _norm(
+    case: Absorption, at: int = 1, beta_at: int | None = 2, on_last_axes: bool = False
+) -> float:
+    """``γ·n + β`` becomes ``(S·γ)·n + (S·β + T)``; γ lies on axis 1, or on the last axes. γ and β
+    are the inputs of these numbers, and n is what it was. Without a β there is none to take T.
     """
-    gamma, made = case.old(1), case.new(1)
+    gamma, made = case.old(at), case.new(at)
     if gamma is None or made is None:
         raise Mismatch(f"γ of {label(case.twin)} is not constant")
+    _normalizes_the_same(case, (at, beta_at))
     rank = max(case.line.scale.ndim, 1)
 
     def lay(values: NDArray[Any] | None) -> Double:
         if values is None:
             return np.zeros(1)
         double = values.astype(np.float64)
-        if case.node.op_type == "LayerNormalization" or rank < 2:
+        if on_last_axes or rank < 2:
             return double
         return double.reshape((1, -1, *(1,) * (rank - 2)))
 
     last = range(max(rank - gamma.ndim, 0), rank)
-    own = list(last) if case.node.op_type == "LayerNormalization" else [1]
+    own = list(last) if on_last_axes else [1]
     wanted = lay(gamma) * case.scale(own if rank > 1 else [0], made.dtype)
     found = lay(made)
     worst = deviation(
@@ -212,7 +216,19 @@ def _norm(case: Absorption) -> float:
         made.dtype,
         loose=case.loose,
     )
-    return max(worst, bias_deviation(case, lay(case.old(2)), lay(case.new(2)), made.dtype))
+    old, new = (None, None) if beta_at is None else (case.old(beta_at), case.new(beta_at))
+    return max(worst, bias_deviation(case, lay(old), lay(new), made.dtype))
+
+
+def _normalizes_the_same(case: Absorption, parameters: Sequence[int | None]) -> None:
+    """Raise where a norm may read other numbers than it did, in places that hold neither γ nor β:
+    whatever else goes into it decides by what it normalizes.
+    """
+    if case.entry is not None:
+        raise Mismatch(f"a map went ahead of {label(case.node)}, which normalizes it away")
+    for place in range(max(len(case.node.input), len(case.twin.input))):
+        if place not in parameters:
+            _as_it_was(case, place)
 
 
 def _recurrent(case: Absorption) -> float:
@@ -239,7 +255,7 @@ def _recurrent(case: Absorption) -> float:
 
     worst = weight_deviation(case, wanted, made, made.dtype)
     old, new = case.old(3), case.new(3)
-    fixed = old is not None or not _name(case.node, 3)
+    fixed = old is not None or not any(case.node.input[3:4])
     for at in range(2, max(len(case.node.input), len(case.twin.input))):
         if at != 3 or not fixed:
             _as_it_was(case, at)
@@ -259,20 +275,16 @@ def _recurrent(case: Absorption) -> float:
     return max(worst, deviation(found, bias, sizes, made.dtype))
 
 
-def _as_it_was(case: Absorption, at: int) -> None:
-    """Raise where an input that no map goes into has changed, or is another one."""
-    names = _name(case.node, at), _name(case.twin, at)
-    was = case.before.values(case.old_scope, names[0])
-    now = case.after.values(case.new_scope, names[1])
-    alike = (was is None) == (now is None) and bool(names[0]) == bool(names[1])
-    if was is not None and now is not None:
-        alike = alike and was.dtype == now.dtype and np.array_equal(was, now, equal_nan=True)
-    if not alike or names[0] in case.related:
-        raise Mismatch(f"input {at} of {label(case.twin)} changed")
-
-
-def _name(node: NodeProto, at: int) -> str:
-    return str(node.input[at]) if at < len(node.input) else ""
+def _as_it_was(case: Absorption, place: int) -> None:
+    """Raise where an input that no map goes into has changed."""
+    given = [place < len(one.input) and one.input[place] != "" for one in (case.node, case.twin)]
+    was, now = (
+        None if values is None else (values.shape, values.dtype, values.tobytes())
+        for values in (case.stored(place), case.new(place))
+    )
+    related = given[0] and case.node.input[place] in case.related
+    if given[0] != given[1] or was != now or related:
+        raise Mismatch(f"input {place} of {label(case.twin)} changed")
 
 
 def _bias_only(case: Absorption) -> float:
@@ -358,7 +370,7 @@ def _matrix_image(factor: NDArray[Any], terms: Double, at: int, alpha: float) ->
     return ShiftImage(alpha * value, abs(alpha) * bulk)
 
 
-FORMULAS = {
+FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "BatchNormalization": _norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -367,7 +379,13 @@ FORMULAS = {
     "GroupNormalization": _norm,
     "InstanceNormalization": _norm,
     "LSTM": _recurrent,
-    "LayerNormalization": _norm,
+    "LayerNormalization": partial(_norm, on_last_axes=True),
     "MatMul": _matmul,
+    "RMSNormalization": partial(_norm, beta_at=None, on_last_axes=True),
     "RNN": _recurrent,
+    "SimplifiedLayerNormalization": partial(_norm, beta_at=None, on_last_axes=True),
+    "com.microsoft::SkipLayerNormalization": partial(_norm, at=2, beta_at=3, on_last_axes=True),
+    "com.microsoft::SkipSimplifiedLayerNormalization": partial(
+        _norm, at=2, beta_at=None, on_last_axes=True
+    ),
 }
