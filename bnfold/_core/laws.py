@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,10 +37,18 @@ def not_carried(message: str) -> Refusal:
 @dataclass(frozen=True)
 class Edit:
     """New numbers for an operator on the way, each named as the law's own field: a Clip's ``min``
-    and ``max``, a Pad's ``value``.
+    and ``max``, a Pad's ``value``. ``form`` is set where it becomes an operator of another type,
+    whose numbers they are.
     """
 
     values: Mapping[str, float]
+    form: Form | None = None
+
+    def after(self, earlier: Edit | None) -> Edit:
+        """The same of an operator that an earlier edit has changed: it keeps the type it has by
+        then.
+        """
+        return self if self.form or earlier is None else replace(self, form=earlier.form)
 
     def fits(self, dtype: np.dtype[Any] | None) -> bool:
         """Whether a dtype can store all of them, up to its rounding (None: any finite number)."""
@@ -51,6 +59,20 @@ class Edit:
         return bool(
             ((numbers <= limits.largest) & ((numbers == 0) | (numbers >= limits.tiny))).all()
         )
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an operator may become: one of the type ``op`` of its framework, which obeys ``law``.
+
+    It keeps no input but its data. ``numbers`` says where it has each number that an edit names, as
+    in `view.Crossing`; ``dtype`` is the type that they have.
+    """
+
+    op: str
+    law: Law
+    numbers: Mapping[str, int | str] = field(default_factory=dict)
+    dtype: np.dtype[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +99,15 @@ class Law(ABC):
         """
 
     @abstractmethod
-    def forward(self, maps: Maps) -> Way:
-        """The way to move maps of inputs to the outputs. Raises `Refusal` where there is none."""
+    def forward(self, maps: Maps) -> list[Way]:
+        """Ways to move maps of inputs to the outputs, the first to be tried first.
+
+        Raises `Refusal` where there is none.
+        """
 
     def with_numbers(self, edit: Edit) -> Law:
-        """The law of the operator once it has the numbers of an edit."""
-        return replace(self, **edit.values)
+        """The law of the operator once it has the type and the numbers of an edit."""
+        return replace(self if edit.form is None else edit.form.law, **edit.values)
 
     @property
     def takes_single_places(self) -> bool:
@@ -113,13 +138,13 @@ class Homogeneous(Law):
         self._check(map_)
         return [Way({0: map_})]
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """``f(s·x) = s·f(x)`` for s > 0 and t = 0; ``|s·x| = |s|·|x|``."""
         map_ = maps[0]
         if self.even and isinstance(map_, AffineMap) and map_.keeps_origin:
-            return Way({0: AffineMap.of(np.abs(map_.scale), 0.0, map_.axis)})
+            return [Way({0: AffineMap.of(np.abs(map_.scale), 0.0, map_.axis)})]
         self._check(map_)
-        return Way({0: map_})
+        return [Way({0: map_})]
 
     @property
     def may_lose_a_map(self) -> bool:
@@ -149,10 +174,10 @@ class Clipped(Law):
         scale, shift = self._numbers(map_)
         return [Way({0: map_}, self._edit(lambda bound: scale * bound + shift))]
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """Bounds ``(lo − t) / s`` and ``(hi − t) / s``."""
         scale, shift = self._numbers(maps[0])
-        return Way({0: maps[0]}, self._edit(lambda bound: (bound - shift) / scale))
+        return [Way({0: maps[0]}, self._edit(lambda bound: (bound - shift) / scale))]
 
     def _numbers(self, map_: Map) -> tuple[float, float]:
         if not isinstance(map_, AffineMap) or map_.axis is not None:
@@ -194,11 +219,11 @@ class Mixed(Law):
         factor = None if self.weight is None else 1.0 / self.weight
         return [Way({0: self._moved(map_, back, factor)})]
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """``weight·t`` comes out."""
         if self.narrow and bool((np.abs(maps[0].scale) < 1).any()):
             raise not_carried("without the scale ahead of it its sum could overflow")
-        return Way({0: self._moved(maps[0], self.axes, self.weight)})
+        return [Way({0: self._moved(maps[0], self.axes, self.weight)})]
 
     def _moved(self, map_: Map, axes: Mapping[int, int] | None, factor: float | None) -> AffineMap:
         map_ = along_one_axis(map_)
@@ -235,17 +260,17 @@ class Padded(Law):
         scale, shift = self._numbers(map_)
         return [Way({0: map_}, self._edit(scale * self.value + shift))]
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """``pad(A(x), v) = A(pad(x, (v − t) / s))``, s ≠ 0 where v ≠ 0 or t ≠ 0."""
         map_ = maps[0]
         if self._pads_nothing:
-            return Way({0: map_})
+            return [Way({0: map_})]
         scale, shift = self._numbers(map_)
         if self.value == shift:
-            return Way({0: map_}, self._edit(0.0))
+            return [Way({0: map_}, self._edit(0.0))]
         if scale == 0:
             raise not_carried("the scale is 0")
-        return Way({0: map_}, self._edit((self.value - shift) / scale))
+        return [Way({0: map_}, self._edit((self.value - shift) / scale))]
 
     @property
     def _pads_nothing(self) -> bool:
@@ -288,9 +313,9 @@ class Rearranged(Law):
         back = None if self.steps is None else index_maps.inverse(self.steps)
         return [Way({0: self._moved(map_, back)})]
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """Each output element gets the scale and shift of the place it comes from."""
-        return Way({0: self._moved(maps[0], self.steps)})
+        return [Way({0: self._moved(maps[0], self.steps)})]
 
     def _moved(self, map_: Map, steps: IndexMap | None) -> Map:
         if isinstance(map_, AffineMap) and map_.axis is None:

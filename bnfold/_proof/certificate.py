@@ -232,19 +232,24 @@ def _absorb(before: Side, after: Side, fold: Applied) -> float:
 def _cross(bounds: Bounds, before: Side, after: Side, fold: Applied) -> float:
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     node = old.nodes[fold.into]
-    twin = _twin(new, node, fold.source)
+    twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
     try:
         return probe(before, after, old, new, node, twin, fold.related, bounds)
     except Exhausted:  # It rests on the end-to-end check, which says so if time is up.
         return 0.0
 
 
-def _twin(scope: Scope, node: NodeProto, source: str) -> NodeProto:
-    """The operator of the folded graph that is what became of one of the original."""
+def _writer(scope: Scope, source: str) -> NodeProto:
+    """The operator of the folded graph that writes a tensor."""
     position = scope.producers.get(source)
     if position is None:
         raise Mismatch(f"no operator of the folded graph writes {source}")
-    twin = scope.nodes[position]
+    return scope.nodes[position]
+
+
+def _twin(scope: Scope, node: NodeProto, source: str) -> NodeProto:
+    """The operator of the folded graph that is what became of one of the original."""
+    twin = _writer(scope, source)
     if twin.op_type != node.op_type:
         raise Mismatch(f"{source} is written by {twin.op_type}, not by {node.op_type}")
     return twin

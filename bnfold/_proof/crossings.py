@@ -30,7 +30,9 @@ _LARGEST = 1 << 22
 _FACTOR = 64 * float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
 _IR_VERSION = 10
-_NUMBERS = {"Clip": ("max", "min"), "Pad": ("value",)}
+_NUMBERS = {"Clip": ("max", "min"), "HardSigmoid": ("alpha", "beta"), "Pad": ("value",)}
+# As many numbers at the least go into an operator that is flat beyond bounds.
+_AROUND = 64
 Feeds = dict[str, NDArray[Any]]
 
 
@@ -44,7 +46,8 @@ def probe(
     related: Mapping[str, Related],
     bounds: Bounds = UNBOUNDED,
 ) -> float:
-    """How far two operators differ, in the rounding that float32 may cost.
+    """How far two operators differ, in the rounding that float32 may cost. They may be of different
+    types: both are run.
 
     0 where the operator cannot be run by itself: it then rests on the end-to-end check alone.
     Raises `Mismatch` where the two differ in shape, or in attributes that no law changes, or where
@@ -86,6 +89,7 @@ def _drawn(
 ) -> tuple[Feeds, Feeds] | None:
     """Data for both operators by input number, None where none can be made up."""
     generator = np.random.default_rng(0)
+    ends = _ends(side, scope, node)
     first: Feeds = {}
     second: Feeds = {}
     for number, name in enumerate(node.input):
@@ -99,6 +103,9 @@ def _drawn(
         sizes = tuple(
             n if n is not None else (m if m > 1 else size) for n, m in zip(shape, own, strict=True)
         )
+        if ends is not None and math.prod(sizes) < _AROUND and 1 in own:
+            widened = own.index(1)
+            sizes = tuple(_AROUND if k == widened else n for k, n in enumerate(sizes))
         if math.prod(sizes) > _LARGEST:
             return None
         if element not in FLOATS:
@@ -109,6 +116,9 @@ def _drawn(
             first[str(number)] = second[str(number)] = zeros
             continue
         values = generator.normal(size=sizes)
+        if ends is not None:
+            around = generator.uniform(*ends, size=sizes)
+            values = _back_through(laid_out(gone.old if gone else (), len(sizes)), around, values)
         first[str(number)] = second[str(number)] = values.astype(np.float32)
         if gone is not None:
             old, new = laid_out(gone.old, len(sizes)), laid_out(gone.new, len(sizes))
@@ -116,6 +126,40 @@ def _drawn(
             first[str(number)] = drawn.astype(np.float32)
             second[str(number)] = _through(new, values).astype(np.float32)
     return first, second
+
+
+def _ends(side: Side, scope: Scope, node: NodeProto) -> tuple[float, float] | None:
+    """An interval in which an operator that is flat beyond bounds shows them; None for any other.
+
+    Of Clip it is that between its bounds, of HardSigmoid that between ``−β/α`` and ``(1 − β)/α``, a
+    quarter wider on either side.
+    """
+    given = {a.name: a.f for a in node.attribute}
+    if node.op_type == "HardSigmoid":
+        alpha, beta = given.get("alpha", 0.2), given.get("beta", 0.5)
+        ends = sorted((-beta / alpha, (1 - beta) / alpha)) if alpha else [0.0, 0.0]
+        given = {"min": ends[0], "max": ends[1]}
+    elif node.op_type != "Clip":
+        return None
+    for name, number in (("min", 1), ("max", 2)):
+        held = side.values(scope, node.input[number]) if number < len(node.input) else None
+        if held is not None and held.size == 1:
+            given[name] = float(held.reshape(-1)[0])
+    if not given or not all(map(math.isfinite, given.values())):
+        return None
+    low, high = given.get("min"), given.get("max")
+    low = low if low is not None else given["max"] - 1.0
+    high = high if high is not None else low + 1.0
+    margin = max(high - low, 0.0) / 4
+    return low - margin, max(low, high) + margin
+
+
+def _back_through(
+    line: Line, wanted: NDArray[np.float64], others: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The numbers that a line takes to those that are wanted; ``others`` where it is constant."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(line.scale == 0, others, (wanted - line.shift) / line.scale)
 
 
 def _largest(*fed: Feeds) -> float:
