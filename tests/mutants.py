@@ -92,7 +92,7 @@ MUTANTS = (
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
         "a shift through Relu",
-        "_core/laws.py",
+        "_core/pointwise.py",
         'if not map_.keeps_origin:\n            raise not_carried("the shift does not pass")\n\n\n',
         "\n\n",
         "tests/carry/test_laws.py",
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     Mutant(
         "the bounds of a Clip stay",
-        "_core/laws.py",
+        "_core/pointwise.py",
         "return Edit({name: moved(b) for name, b in bounds.items() if b is not None})",
         "return Edit({name: b for name, b in bounds.items() if b is not None})",
         "tests/carry/test_laws.py",

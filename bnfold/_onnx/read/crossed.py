@@ -12,9 +12,10 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from bnfold._core.joins import Aligned, Gated, Multiplied, Summed
-from bnfold._core.laws import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded
+from bnfold._core.laws import UNCOUNTED, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
+from bnfold._core.pointwise import Clipped, Homogeneous
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one

@@ -16,9 +16,10 @@ from typing import Any
 from torch.fx import Node
 
 from bnfold._core.joins import Aligned, Gated, Multiplied, Summed
-from bnfold._core.laws import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded
+from bnfold._core.laws import UNCOUNTED, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
+from bnfold._core.pointwise import Clipped, Homogeneous
 from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.nodes import (
     dtype_of,
