@@ -112,6 +112,27 @@ MUTANTS = (
         "tests/carry/test_laws.py",
     ),
     Mutant(
+        "the slope of a HardSigmoid leaves a shift alone",
+        "_core/pointwise.py",
+        '"beta": self.alpha * shift + self.beta',
+        '"beta": shift + self.beta',
+        "tests/carry/test_hard_sigmoid.py",
+    ),
+    Mutant(
+        "a Clip that is a HardSigmoid forgets its lower bound",
+        "_core/pointwise.py",
+        "return Way({0: AffineMap.of(size, low, None)}, edit)",
+        "return Way({0: AffineMap.of(size, 0.0, None)}, edit)",
+        "tests/carry/test_hard_sigmoid.py",
+    ),
+    Mutant(
+        "a hardsigmoid of other numbers than PyTorch's",
+        "_core/pointwise.py",
+        "if not _alike((law.alpha, law.beta), edit.values.values()):",
+        "if False:",
+        "tests/torch/test_hard_sigmoid.py",
+    ),
+    Mutant(
         "a shift into both summands",
         "_core/joins.py",
         "_part(map_, sign if number == taker else 0)",
