@@ -32,7 +32,8 @@ from catalogue import Model, chosen
 from command import bnfold_command
 
 import bnfold
-from bnfold._run.inputs import InputSet, InputSource
+from bnfold._run.drawing import InputSource
+from bnfold._run.given import InputSet
 from bnfold._run.session import EngineError, OnnxRuntime
 
 INCONCLUSIVE = 3

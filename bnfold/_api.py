@@ -5,23 +5,20 @@ same kind out.
 from __future__ import annotations
 
 import os
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from onnx import ModelProto
 
 from bnfold._core.result import Plan
-from bnfold._errors import UsageError
-from bnfold._onnx.files.external import refuse_own_data
-from bnfold._onnx.files.load import load_model, understood
-from bnfold._onnx.files.save import pending_file
-from bnfold._onnx.fold import prepare
-from bnfold._onnx.write.applied import Rewritten
-from bnfold._system import paths
+from bnfold._pipeline.any_kind import (
+    Model,
+    ModuleOptions,
+    compare_models,
+    fold_model,
+    plan_model,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,9 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bnfold._judge.verdict import EndToEnd
-    from bnfold._torch.module.fold import Example, PlannedModule
 
-Model = Any
 _M = TypeVar("_M")
 _Module = TypeVar("_Module", bound="nn.Module")
 
@@ -54,16 +49,8 @@ def plan(
     and the options of `fold`.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
-    if _is_module(model):
-        ready = _prepare_module(model, args, kwargs, dynamic_shapes, as_eval, clone, inplace=False)
-        return ready.plan
-    if _is_program(model):
-        from bnfold._torch.program.fold import PlannedProgram
-
-        return PlannedProgram(model).plan
-    proto, folder = _read(model, base_dir)
-    with understood(proto, _path(model)):
-        return prepare(proto, folder).plan
+    options = ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone)
+    return plan_model(model, base_dir, options)
 
 
 @overload
@@ -123,31 +110,8 @@ def fold(
     Only ``verify`` checks the result.
     Raises `UsageError` for a model that cannot be read or an output that cannot be written.
     """
-    if _is_module(model):
-        ready = _prepare_module(model, output, kwargs, dynamic_shapes, as_eval, clone, inplace)
-        return ready.apply(inplace)
-    if _is_program(model):
-        from bnfold._torch.program.fold import PlannedProgram
-
-        return PlannedProgram(model).apply()
-    proto, folder = _read(model, base_dir)
-    if output is not None:
-        paths.check_writable(Path(output))
-        refuse_own_data(Path(output), proto, folder)
-    if proto is model:
-        proto = ModelProto()
-        proto.CopyFrom(model)
-    with understood(model if isinstance(model, ModelProto) else proto, _path(model)):
-        planned = prepare(proto, folder)
-        rewritten = planned.apply()
-    if output is not None:
-        source = None if planned.plan.folds else _path(model)
-        return _write(proto, rewritten, folder, Path(output), source)
-    if _is_graphsurgeon(model):
-        import onnx_graphsurgeon
-
-        return onnx_graphsurgeon.import_onnx(proto)
-    return proto
+    options = ModuleOptions(output, kwargs, dynamic_shapes, as_eval, clone, inplace)
+    return fold_model(model, output, base_dir, options)
 
 
 def verify(
@@ -195,8 +159,7 @@ def verify(
     """
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
-    from bnfold._pipeline.comparing import compare_files
-    from bnfold._run.inputs import InputSet, Wanted, load_inputs
+    from bnfold._run.drawing import Wanted
     from bnfold._run.providers import by_name
 
     settings = Settings(
@@ -209,125 +172,5 @@ def verify(
         threads=threads,
         seconds=timeout,
     )
-    modules = _is_module(original) and _is_module(folded)
-    if modules or (_is_program(original) and _is_program(folded)):
-        if inputs is not None or settings != Settings(seed):
-            raise UsageError(
-                "of the options of the comparison only seed is for models of PyTorch, which run on "
-                "their example inputs"
-            )
-        from bnfold._pipeline.modules import compare_modules, compare_programs
-
-        if modules:
-            return compare_modules(original, folded, _example(args, kwargs, None), seed)
-        return compare_programs(original, folded, seed)
-    if inputs is None:
-        sets = None
-    elif isinstance(inputs, Mapping):
-        sets = [InputSet("given", dict(inputs))]
-    else:
-        sets = load_inputs(Path(inputs))
-    with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
-        return compare_files(first, second, sets, settings)
-
-
-def _prepare_module(
-    model: nn.Module,
-    args: tuple[Any, ...] | None,
-    kwargs: Mapping[str, Any] | None,
-    dynamic_shapes: Any,
-    as_eval: bool,
-    clone: bool,
-    inplace: bool,
-) -> PlannedModule:
-    from bnfold._torch.module.fold import Example, copied, prepare_module
-
-    if as_eval and model.training:
-        model = (model if inplace else copied(model)).eval()
-    if args is None and not kwargs:
-        from bnfold._torch.module.trace import made_up
-
-        return prepare_module(model, Example(made_up(model), {}, made_up=True), clone)
-    return prepare_module(model, _example(args, kwargs, dynamic_shapes), clone)
-
-
-def _example(
-    args: tuple[Any, ...] | None, kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
-) -> Example:
-    from bnfold._torch.module.fold import Example
-
-    if args is None and not kwargs:
-        raise UsageError("a module needs example inputs: bnfold.fold(module, (example,))")
-    if args is not None and not isinstance(args, tuple):
-        raise UsageError("give the module's example inputs as a tuple: (example,)")
-    return Example(args or (), kwargs or {}, dynamic_shapes)
-
-
-def _is_module(model: Model) -> bool:
-    """Whether a model is a module of PyTorch, which is not imported to find out."""
-    library = sys.modules.get("torch")
-    return library is not None and isinstance(model, library.nn.Module)
-
-
-def _is_program(model: Model) -> bool:
-    """Whether a model is an exported program of PyTorch, which is not imported to find out."""
-    library = sys.modules.get("torch")
-    return library is not None and isinstance(model, library.export.ExportedProgram)
-
-
-def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelProto, Path | None]:
-    """The protobuf of a model of any kind, and the folder of its external data."""
-    folder = Path(base_dir) if base_dir is not None else None
-    path = _path(model)
-    if path is not None:
-        return load_model(path), folder or path.parent
-    if _is_graphsurgeon(model):
-        import onnx_graphsurgeon
-
-        return onnx_graphsurgeon.export_onnx(model), folder
-    if not isinstance(model, ModelProto):
-        raise TypeError(
-            "expected a path, an onnx.ModelProto, an onnx_graphsurgeon.Graph or a torch.nn.Module, "
-            f"got {type(model).__name__}"
-        )
-    if not model.graph.node:
-        raise UsageError("the model holds no operators: there is nothing to fold")
-    return model, folder
-
-
-def _path(model: Model) -> Path | None:
-    return Path(model) if isinstance(model, str | os.PathLike) else None
-
-
-def _is_graphsurgeon(model: Model) -> bool:
-    """Whether a model is a Graph of onnx_graphsurgeon, which is not imported to find out."""
-    library = sys.modules.get("onnx_graphsurgeon")
-    return library is not None and isinstance(model, library.Graph)
-
-
-def _write(
-    model: ModelProto,
-    rewritten: Rewritten,
-    base_dir: Path | None,
-    output: Path,
-    source: Path | None = None,
-) -> Path:
-    with pending_file(
-        model, rewritten, base_dir=base_dir, destination=output, source=source
-    ) as draft:
-        draft.commit()
-    return output
-
-
-@contextmanager
-def _on_disk(model: Model, base_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """The model as a file: its own, or a temporary one."""
-    path = _path(model)
-    if path is not None:
-        yield path
-        return
-    proto, folder = _read(model, base_dir)
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
-        copy = ModelProto()
-        copy.CopyFrom(proto)
-        yield _write(copy, Rewritten(), folder, Path(scratch) / "model.onnx")
+    options = ModuleOptions(args, kwargs)
+    return compare_models(original, folded, inputs, settings, base_dir, options)

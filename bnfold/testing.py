@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bnfold._api import Model, verify
+from bnfold._api import verify
+from bnfold._pipeline.any_kind import Model
 from bnfold._report import text
 
 __all__ = ["assert_equivalent"]

@@ -23,6 +23,7 @@ from onnx import (
 import bnfold
 from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
+from bnfold._proof.unchecked import Obstacle
 
 from . import oracle
 
@@ -455,7 +456,9 @@ def certified(made: ModelProto) -> None:
     folded.CopyFrom(made)
     applied = prepare(folded, None).apply().applied
     for certificate in certify(made, folded, applied):
-        assert certificate.holds, certificate
+        unchecked = certificate.unchecked  # what takes a size from a run cannot be run alone
+        excused = unchecked is not None and unchecked.obstacle is Obstacle.NOT_DRAWABLE
+        assert certificate.holds or excused, certificate
 
 
 def fold(

@@ -27,7 +27,7 @@ from bnfold._command.cli import main
 from bnfold._core import channels
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.parameters import Site
-from bnfold._judge.end_to_end import _EndToEnd
+from bnfold._judge import end_to_end
 from bnfold._onnx.files.load import load_model
 from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
@@ -43,6 +43,9 @@ QUICK = ("digits", *zoo.OCR, "drawn-shufflenet")
 # What a comparison shows clearly in a small model it shows in a real one too.
 CLEAR = ("mean-unscaled", "earlier-shift-unscaled", "scale-rolled")
 LARGE = ("drawn-densenet121", "drawn-inception_v2", "drawn-resnet50")
+UNCHECKED = {"Reshape.4"}
+"""What maps cross and cannot be run by itself: of ``cls`` an operator that takes a shape from a
+run."""
 EVEN = ("light-shufflenet", "light-densenet121", "light-inception_v2", "light-resnet50")
 MODELS = (*QUICK, *LARGE, *EVEN)
 
@@ -311,6 +314,12 @@ def assert_failed(trial: Trial) -> None:
     assert not trial.written
 
 
+def checked(trial: Trial | Bare) -> list[Mapping[str, Any]]:
+    """The certificates whose checks could run: all but those of a few operators that are known."""
+    assert {c["into"] for c in trial.certificates if c["unchecked"]} <= UNCHECKED
+    return [c for c in trial.certificates if not c["unchecked"]]
+
+
 def assert_certificates(trial: Trial | Bare, off: Mapping[str, float]) -> None:
     """A fold whose parameters are off has a certificate that says so, any other one holds.
 
@@ -325,7 +334,7 @@ def assert_certificates(trial: Trial | Bare, off: Mapping[str, float]) -> None:
             continue
         worst = max(off.get(name, 0.0) for name in (certificate["into"], *certificate["maps"]))
         if worst == 0.0:
-            assert certificate["holds"], certificate
+            assert certificate["holds"] or certificate["into"] in UNCHECKED, certificate
         elif (
             worst > 4.0 and certificate["maps"]
         ):  # right ones may be 1 off, and what is 1 off may be right
@@ -338,7 +347,7 @@ def assert_certificates(trial: Trial | Bare, off: Mapping[str, float]) -> None:
 @pytest.fixture(autouse=True)
 def unlocated(monkeypatch: Patch) -> None:
     """Where two models begin to differ is not asked here, and takes time to find."""
-    monkeypatch.setattr(_EndToEnd, "_locate", lambda self, *given: None)
+    monkeypatch.setattr(end_to_end, "first_difference", lambda *given: None)
 
 
 def pairs(models: tuple[str, ...], harmless: bool = False) -> list[Any]:
@@ -423,14 +432,14 @@ def test_one_channel_of_one_fold_is_named(bug, name, subject, monkeypatch):
     bare = fold_and_certify(right.path)
     off = spoilt(right.folded, bare.folded)
     assert [into for into, steps in off.items() if steps] == [chosen]
-    assert [c["into"] for c in bare.certificates if not c["holds"]] == [chosen]
+    assert [c["into"] for c in checked(bare) if not c["holds"]] == [chosen]
 
 
 @pytest.mark.parametrize("seed", [1])  # with seed 0 in test_real_models.py
 @pytest.mark.parametrize("name", QUICK)
 def test_right_fold_raises_no_alarm(name, seed, subject, tmp_path):
     trial = try_out(subject(name).path, tmp_path, seed)
-    assert [c for c in trial.certificates if not c["holds"]] == []
+    assert [c for c in checked(trial) if not c["holds"]] == []
     assert trial.status == "pass", trial.ratio
     assert trial.code == 0
     assert trial.written
@@ -458,6 +467,6 @@ def test_right_fold_of_a_large_model_raises_no_alarm(name, seed, subject, tmp_pa
 def test_right_fold_of_even_weights_raises_no_alarm(name, seed, subject, tmp_path):
     """Where all weights are 0.02 the outputs may show nothing, but never a difference."""
     trial = try_out(subject(name).path, tmp_path, seed)
-    assert [c for c in trial.certificates if not c["holds"]] == []
+    assert [c for c in checked(trial) if not c["holds"]] == []
     assert trial.status in ("pass", "inconclusive"), trial.ratio
     assert trial.written

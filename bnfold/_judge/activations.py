@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from bnfold._judge.settings import Settings
 from bnfold._run.bounds import Bounds
-from bnfold._run.given import named, refuse_unfit
-from bnfold._run.inputs import InputSet, InputSource, UndrawableError
+from bnfold._run.drawing import InputSource, UndrawableError
+from bnfold._run.given import InputSet, named, refuse_unfit
 from bnfold._run.session import EngineError, OnnxRuntime
 from bnfold._run.source import Source, Tap
 

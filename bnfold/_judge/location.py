@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
 
+from bnfold._judge.bench import Settled, Terms, Trial
+from bnfold._judge.comparison import run_and_compare
 from bnfold._judge.difference import distance, is_float, magnitude, mismatch
+from bnfold._judge.onnx_bench import OnnxBench, Pair
 from bnfold._judge.verdict import Divergence, OutputCheck
 from bnfold._onnx.read.scopes import label
 from bnfold._run.nodes import reads
 from bnfold._run.noise import Array
+from bnfold._run.session import EngineError
+from bnfold._run.source import Source, Tap
 
 # Tensors compared in one go: all of their values are held at once.
 _AT_ONCE = 128
@@ -40,6 +45,48 @@ class Instruments:
     judge: Judge
     original: Values
     folded: Values
+
+
+def first_difference(
+    bench: OnnxBench,
+    terms: Terms,
+    pair: Pair,
+    trials: Sequence[Trial],
+    checks: Sequence[OutputCheck],
+) -> Divergence | None:
+    """The first tensor at which the two models of a pair differ; None where none does, or none can
+    be run.
+
+    Tensors on the way are looked at on the inputs alone on which an output fails, if one does.
+    """
+    failing = {check.inputs for check in checks if check.status == "fail"}
+    sets = [trial.inputs for trial in trials]
+    inputs = [each for each in sets if not failing or each.label in failing][:1]
+    rough = Terms(terms.settings, terms.bounds, lambda step: None, thorough=False)
+
+    def judge(names: Mapping[str, str]) -> list[OutputCheck]:
+        aliases = {
+            name if name == other else f"{other} as {name}": name for name, other in names.items()
+        }
+        ours = [Tap(names[name], alias) for alias, name in aliases.items()]
+        theirs = [Tap(name, alias) for alias, name in aliases.items()]
+        inner = OnnxBench(pair.tapped(ours, theirs), inputs, rough)
+        return [replace(c, output=aliases[c.output]) for c in run_and_compare(inner, rough).checks]
+
+    def values(side: Source) -> Values:
+        def run(names: Sequence[str]) -> dict[str, Any]:
+            taps = tuple(Tap(name, name) for name in names)
+            engine = bench.load(replace(side, taps=taps, alone=True))
+            return dict(zip(names, engine.run(inputs[0].feeds), strict=True))
+
+        return run
+
+    instruments = Instruments(judge, values(pair.original), values(pair.folded))
+    try:
+        return locate(pair.original.proto(), pair.folded.proto(), checks, instruments)
+    except (Settled, EngineError) as error:
+        bench.notes.append(f"where the two begin to differ is not known: {error}")
+        return None
 
 
 def locate(

@@ -13,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby, pairwise
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from bnfold._judge.sensitivity import Layer, Sensitivity
+from bnfold._judge.sensitivity import Sensitivity
 from bnfold._judge.tolerance import Tolerance, over
 from bnfold._judge.verdict import Planted
-from bnfold._run.inputs import InputSet
+from bnfold._run.given import InputSet
 from bnfold._run.noise import Array
+from bnfold._run.perturbable_model import Layer
 
 Sets: TypeAlias = Mapping[int, tuple[InputSet, Sequence[Any]]]
 """Input sets by number, each with what the original makes of it."""
@@ -35,6 +36,13 @@ not show: a channel may be dead on an input."""
 MARGIN = 2.0
 """How many times the tolerance an error has to move an output to be noticed: doubt about it would
 have brought further draws, and they can widen the tolerance."""
+
+
+class RestingFold(NamedTuple):
+    """A fold that rests on the comparison alone: what it is called, and its layers by label."""
+
+    into: str
+    layers: Collection[str]
 
 
 @dataclass
@@ -68,7 +76,7 @@ class Power:
         of two branches data may take only one. ``stand_ins`` names for an output another in which
         its errors may show as well.
         """
-        self._layers = sensitivity.layers(touched)
+        self._layers = sensitivity.model.layers(touched)
         nodes = [list(group) for _, group in groupby(self._layers, key=lambda layer: layer.label)]
         count = min(PARTS, len(nodes))
         cuts = [part * len(nodes) // count for part in range(count + 1)]
@@ -78,6 +86,7 @@ class Power:
         self._stand_ins = stand_ins
         self._sets: Sets = {}
         self._found: list[_Found] = []
+        self._resting: list[list[_Found]] = []
         self._said: list[bool] = []
         self._shown: set[int] = set()
         self.least: dict[_At, Array] = {}
@@ -90,7 +99,7 @@ class Power:
             EngineError: the model does not run with its weights fed.
         """
         self._sets, self.least = sets, {}
-        self._found = [_Found(part, self._sensitivity.reach(part)) for part in self._parts]
+        self._found = [_Found(part, self._reach(part)) for part in self._parts]
         blind = {output for found in self._found for output in found.reach}
         order = list(range(len(self._found)))
         for index in sets:
@@ -114,12 +123,41 @@ class Power:
         """
         self._sets = sets
         self._found = [_Found([layer]) for layer in self._layers]
-        for found in self._found:
+        self._each(self._found, sets)
+        self._said = self._noticed()
+
+    def plant_resting(self, sets: Sets, resting: Sequence[Collection[str]]) -> None:
+        """Plant an error by itself in every layer of folds that rest on the comparison, given by
+        their labels, fold by fold. Any weight counts here, be it of a folded layer or not.
+
+        Raises:
+            EngineError: the model does not run with its weights fed.
+        """
+        layers = self._sensitivity.model.layers(()) if resting else []
+        for labels in resting:
+            self._resting.append([_Found([each]) for each in layers if each.label in labels])
+            self._each(self._resting[-1], sets)
+
+    def unnoticed(self) -> list[int]:
+        """The numbers of the folds that rest on the comparison, and of which an error would not be
+        noticed in some layer, or have no layer that an error can be planted in.
+        """
+        return [
+            number
+            for number, layers in enumerate(self._resting)
+            if not layers or not all(self._ratio(found) > MARGIN for found in layers)
+        ]
+
+    def _each(self, layers: Iterable[_Found], sets: Sets) -> None:
+        for found in layers:
             for index in (index for index in sets for _ in range(TRIES)):
                 self._run(found, index)
                 if self._ratio(found) > MARGIN:
                     break
-        self._said = self._noticed()
+
+    def _reach(self, layers: Iterable[Layer]) -> set[int]:
+        """The numbers of the outputs that depend on the weights of any of some layers."""
+        return self._sensitivity.model.reached({layer.weight for layer in layers})
 
     def is_stale(self) -> bool:
         """Whether the tolerance has come to hide an error that showed when it was planted."""

@@ -7,47 +7,56 @@ its float32 arithmetic may be: float64 decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from bnfold._judge.comparison import UNSETTLED, Comparison, Settled, Trial
+from bnfold._judge.bench import Bench, Settled, Terms
+from bnfold._judge.cause import Cause
+from bnfold._judge.comparison import Compared, run_and_compare
 from bnfold._judge.difference import distance, gaps, is_float, mismatch
-from bnfold._judge.double import Float64Model
-from bnfold._judge.ties import Choice, choices, tied
+from bnfold._judge.ties import Choice, tied
 from bnfold._judge.verdict import OutputCheck
 from bnfold._run.noise import Array
-from bnfold._run.session import EngineError
-from bnfold._run.source import Source, Tap
 
 ARITHMETIC = 10.0
 """How many times the tolerance float32 arithmetic may put a folded model off whose weights are
 right."""
 
 
-def reconsidered(comparison: Comparison, checks: Sequence[OutputCheck]) -> list[OutputCheck]:
-    """The checks of a comparison, those that fail, or that rounding alone may fail, looked at once
+def reconsidered(bench: Bench, terms: Terms, compared: Compared) -> Compared:
+    """What was compared, the checks that fail, or that rounding alone may fail, looked at once
     more.
     """
-    truths: dict[int, list[list[Any]]] = {}
-    ours, theirs = (
-        choices(side.proto().graph) for side in (comparison.pair.original, comparison.pair.folded)
-    )
-    result = []
-    for number, check in enumerate(checks):
-        doubtful = check.status == "fail" or check.note == UNSETTLED
-        if doubtful and check.output in ours and check.output in theirs:
-            check = _where_tied(comparison, number, check, ours[check.output], theirs[check.output])
-        elif check.status == "fail" and not comparison.is_ahead(check.output):
-            check = _with_truth(comparison, number, check, truths)
-        result.append(check)
-    return result
+    doubtful = [_is_doubtful(check) for check in compared.checks]
+    if not any(doubtful):
+        return compared
+    truths: dict[int, tuple[list[Any], list[Any]]] = {}
+    choices = bench.choices()
+    checks, inaccurate = [], set[tuple[int, int]]()
+    for number, check in enumerate(compared.checks):
+        if doubtful[number] and check.output in choices:
+            check = _where_tied(bench, terms, compared, number, choices[check.output])
+        elif check.status == "fail" and check.output not in bench.ahead:
+            found = _with_truth(bench, terms, compared, number, truths)
+            if found.status == "pass":
+                inaccurate.add(compared.of(number)[0])
+            check = found
+        checks.append(check)
+    return replace(compared, checks=checks, inaccurate=frozenset(inaccurate))
+
+
+def _is_doubtful(check: OutputCheck) -> bool:
+    return check.status == "fail" or check.cause is Cause.ROUNDING_ALONE
 
 
 def _with_truth(
-    comparison: Comparison, number: int, check: OutputCheck, truths: dict[int, list[list[Any]]]
+    bench: Bench,
+    terms: Terms,
+    compared: Compared,
+    number: int,
+    truths: dict[int, tuple[list[Any], list[Any]]],
 ) -> OutputCheck:
     """A failing check of an output, held against the original in float64.
 
@@ -57,14 +66,13 @@ def _with_truth(
     original added one small number in the end. A tolerance that the user has chosen is about the
     original as it is.
     """
-    at, trial = comparison.of(number)
+    check, (at, trial) = compared.checks[number], compared.of(number)
     left, right = trial.original[at[1]], trial.folded[at[1]]
-    if comparison.settings.fixed is not None or mismatch(left, right) or not is_float(left):
+    if terms.settings.fixed is not None or mismatch(left, right) or not is_float(left):
         return check
     if at[0] not in truths:
-        comparison.progress("running both models in float64")
-        sources = comparison.pair.original, comparison.pair.folded
-        truths[at[0]] = [_in_float64(comparison, source, trial) for source in sources]
+        terms.progress("running both models in float64")
+        truths[at[0]] = bench.in_float64(trial.inputs)
     wanted, made = truths[at[0]]
     if not wanted:
         return check
@@ -72,9 +80,8 @@ def _with_truth(
     sides = [np.asarray(side, np.float64) for side in (left, right)]
     if any(mismatch(truth, side) for side in sides):
         return check
-    ours, theirs = (distance(truth, side) for side in sides)
-    note = f"next to float64 the original is off by {ours:.2e}, the folded model by {theirs:.2e}"
-    tolerance = comparison.tolerance
+    about = tuple(distance(truth, side) for side in sides)
+    tolerance = compared.measured.tolerance
 
     def ratio(side: Array) -> float:
         return tolerance.held(at, left, gaps(truth, side)).ratio
@@ -82,42 +89,33 @@ def _with_truth(
     if (off := ratio(sides[1])) > 1.0:
         agree = bool(made) and not mismatch(truth, made[at[1]])
         if not agree or ratio(made[at[1]]) > 1.0 or off > ARITHMETIC:
-            return replace(check, note=note)
-        blame = "in float64 the two agree: "
+            return replace(check, cause=Cause.NEXT_TO_FLOAT64, about=about)
+        cause = Cause.ARITHMETIC
     else:
-        blame = "the original is the inaccurate one: " if theirs < ours else ""
-    comparison.inaccurate.add(at)
-    return replace(check, status="pass", note=blame + note)
-
-
-def _in_float64(comparison: Comparison, source: Source, trial: Trial) -> list[Any]:
-    """What a model gives in float64; nothing where that is not known."""
-    try:
-        return Float64Model(source, comparison.bounds).run(trial.inputs.feeds)
-    except EngineError:
-        return []
+        ours, theirs = about
+        cause = Cause.ORIGINAL_INACCURATE if theirs < ours else Cause.NEXT_TO_FLOAT64
+    return replace(check, status="pass", cause=cause, about=about)
 
 
 def _where_tied(
-    comparison: Comparison, number: int, check: OutputCheck, ours: Choice, theirs: Choice
+    bench: Bench, terms: Terms, compared: Compared, number: int, choice: Choice
 ) -> OutputCheck:
     """A failing check of indices. It stands as that of what they are chosen from does, where the
     original's values at the two indices are no further apart than both may be off.
     """
-    at, trial = comparison.of(number)
+    check, (at, trial) = compared.checks[number], compared.of(number)
     left, right = trial.original[at[1]], trial.folded[at[1]]
     if mismatch(left, right) or left.dtype.kind not in "iu":
         return check
-    alias = f"what {check.output} is chosen from"
-    pair = comparison.pair.tapped([Tap(ours.data, alias)], [Tap(theirs.data, alias)])
-    inner = Comparison(pair, comparison.settings, comparison.bounds, comparison.progress)
     try:
-        (seen,) = inner.judge([trial.inputs])
+        inner = run_and_compare(bench.chosen_from(check.output, trial.inputs), terms)
     except Settled:
         return check
+    (seen,) = inner.checks
     (data,) = inner.trials[0].original
-    allowed = 2 * inner.tolerance.allowed((0, 0), data)
-    if seen.status == "fail" or not tied(ours, data, left, right, allowed):
+    allowed = 2 * inner.measured.tolerance.allowed((0, 0), data)
+    if seen.status == "fail" or not tied(choice, data, left, right, allowed):
         return check
-    note = f"other indices where the values tie; {seen.note}".rstrip("; ")
-    return replace(check, status=seen.status, note=note)
+    if not seen.note:
+        return replace(check, status=seen.status, cause=Cause.TIED, about=())
+    return replace(check, status=seen.status, cause=Cause.TIED_AND, about=(seen.note,))

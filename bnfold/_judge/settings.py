@@ -9,7 +9,7 @@ import numpy as np
 
 from bnfold._errors import UsageError
 from bnfold._judge.tolerance import Fixed, is_number
-from bnfold._run.inputs import USUAL, Wanted
+from bnfold._run.drawing import USUAL, Wanted
 from bnfold._run.providers import CPU, Provider
 
 MOST_THREADS = 1024

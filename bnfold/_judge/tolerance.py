@@ -3,7 +3,7 @@
 The tolerance is measured on the original: P is the largest change of an output over a few draws in
 which every weight moves by at most one unit in the last place. A right fold rounds each new weight
 once, so it moves the output by about that much; ``tolerance = FACTOR · max(P, floor)``. Where the
-values of an output are of very different sizes, each size has a P and a tolerance (`magnitudes`).
+values of an output are of very different sizes, each size has a P and a tolerance (`size_groups`).
 
 One draw can underrate P, most of all where weights are few, so a difference is held against
 eighteen more before it counts as a failure; more draws only ever widen the tolerance. On 5,000
@@ -79,13 +79,14 @@ class Fixed:
 class Tolerance:
     """What is known of how far outputs may be off. ``sensitivity`` is None where weights could not
     be moved; ``wider`` is for tensors that few draws were made for; ``width`` is that of the
-    narrowest weight, in bytes.
+    narrowest weight, in bytes; ``floor`` the least rounding noise, as `FLOOR`.
     """
 
     sensitivity: Sensitivity | None
     fixed: Fixed | None = None
     wider: float = 1.0
     width: int = 8
+    floor: float = FLOOR
     _largest: dict[tuple[int, int], tuple[Array, float]] = field(default_factory=dict, repr=False)
 
     def allowed(self, at: tuple[int, int], expected: Array) -> float:
@@ -103,9 +104,9 @@ class Tolerance:
         if self.sensitivity is None:
             part = FALLBACK[min(self.width, expected.dtype.itemsize)]
             return np.array([part * self._magnitude(at, expected) * self.wider])
-        grain = self.sensitivity.grains.get(at)
-        sizes = np.array([self._magnitude(at, expected)]) if grain is None else grain.sizes
-        floors = FLOOR * np.spacing(sizes.astype(expected.dtype)).astype(np.float64)
+        groups = self.sensitivity.groups.get(at)
+        sizes = np.array([self._magnitude(at, expected)]) if groups is None else groups.sizes
+        floors = self.floor * np.spacing(sizes.astype(expected.dtype)).astype(np.float64)
         noise: Array = np.maximum(self.sensitivity.rounding.get(at, 0.0), floors)
         return FACTOR * self.wider * noise
 
@@ -132,8 +133,8 @@ class Tolerance:
             if not apart.size:
                 return Measured(0.0, self.fixed.atol, 0.0)
             return _worst(apart.reshape(-1), allowances.reshape(-1))
-        grain = self.sensitivity.grains.get(at) if self.sensitivity is not None else None
-        peaks = np.array([apart.max(initial=0.0)]) if grain is None else grain.peaks(apart)
+        groups = self.sensitivity.groups.get(at) if self.sensitivity is not None else None
+        peaks = np.array([apart.max(initial=0.0)]) if groups is None else groups.peaks(apart)
         return _worst(peaks, self.allowances(at, expected))
 
     def jumps(self, at: tuple[int, int]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -15,8 +16,12 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from bnfold._onnx import tensors
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.tensors import FLOATS
+from bnfold._run.given import InputSet
 from bnfold._run.nodes import reached, reads, subgraphs
 from bnfold._run.operands import Operands
+from bnfold._run.perturbable_model import RunnableModel
+from bnfold._run.session import EngineError
+from bnfold._run.source import Source, Tap
 
 Values: TypeAlias = Callable[[Sequence[str]], Iterable[Mapping[str, Any]]]
 """What tensors of the original hold, by name, on one input set after the other."""
@@ -81,6 +86,34 @@ def _held(body: GraphProto) -> Iterator[TensorProto]:
 
 def _is_weight(tensor: TensorProto) -> bool:
     return tensor.data_type in FLOATS and len(tensor.dims) > 1
+
+
+def not_compared(
+    branches: Sequence[IfBranch],
+    original: Source,
+    folded: Source,
+    inputs: Sequence[InputSet],
+    load: Callable[[Source], RunnableModel],
+) -> Sequence[IfBranch]:
+    """Those of the original's branches with weights that it takes on no inputs, and that the folded
+    model does not have as they are. Both files are given without taps; ``load`` opens one.
+    """
+
+    def values(names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        taps = tuple(Tap(name, f"{name} taken") for name in names)
+        engine = load(replace(original, taps=taps, alone=True))
+        for each in inputs:
+            yield dict(zip(names, engine.run(each.feeds), strict=True))
+
+    try:
+        missed = untaken(branches, values) if branches else []
+    except EngineError:
+        missed = list(branches)
+    if not missed:
+        return []
+    left, right = Forms(original.proto(), original.folder), Forms(folded.proto(), folded.folder)
+    kept = list(right.all())
+    return [branch for branch in missed if left.of(branch) not in kept]
 
 
 def untaken(branches: Sequence[IfBranch], values: Values) -> list[IfBranch]:

@@ -7,7 +7,8 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from bnfold._run.inputs import FLAVOURS
+from bnfold._judge.cause import Cause
+from bnfold._run.drawing import FLAVOURS
 
 Status = Literal["pass", "fail", "inconclusive"]
 
@@ -29,7 +30,8 @@ class OutputCheck:
         power: how far the original moves when one channel of each folded layer is wrong by 1 %
             (10 % in float16), in that part of the graph where it shows least; None where another
             input set has shown it already.
-        note: why, where the figures do not say it.
+        cause: why, where the figures do not say it.
+        about: what its words need.
         contested: whether the two were seen to differ here, which something else may explain: what
             another input set shows does not settle that.
     """
@@ -42,8 +44,14 @@ class OutputCheck:
     ratio: float | None = None
     rounding: float | None = None
     power: float | None = None
-    note: str = ""
+    cause: Cause | None = None
+    about: tuple[Any, ...] = ()
     contested: bool = False
+
+    @property
+    def note(self) -> str:
+        """The cause in words, or nothing."""
+        return "" if self.cause is None else self.cause.words(self.about)
 
     @property
     def was_drawn(self) -> bool:
@@ -53,8 +61,9 @@ class OutputCheck:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that are valid JSON."""
         told = {key: _plain(value) for key, value in asdict(self).items()}
-        del told["contested"]  # the note says so
-        return told
+        for key in ("cause", "about", "contested"):  # the note says so
+            del told[key]
+        return {**told, "note": self.note}
 
 
 @dataclass(frozen=True)

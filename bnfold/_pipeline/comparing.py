@@ -10,8 +10,8 @@ from bnfold._judge.settings import Settings
 from bnfold._judge.verdict import EndToEnd
 from bnfold._onnx.files.external import external_files, runnable
 from bnfold._onnx.files.load import load_model, understood
+from bnfold._run.given import InputSet
 from bnfold._run.hoist import hoist
-from bnfold._run.inputs import InputSet
 from bnfold._run.perturbable import find, telling
 from bnfold._run.source import Parsed, Source
 

@@ -18,7 +18,7 @@ from bnfold._system import paths
 
 if TYPE_CHECKING:
     from bnfold._onnx.write.applied import Applied
-    from bnfold._run.inputs import InputSet
+    from bnfold._run.given import InputSet
 
 
 def fold_file(
@@ -111,6 +111,7 @@ class _Trial:
         """Certificates first, from the files as they lie on disk; then both models are run."""
         from bnfold._judge.activations import Activations
         from bnfold._judge.end_to_end import compare
+        from bnfold._judge.power import RestingFold
         from bnfold._proof.certificate import certify
         from bnfold._run.bounds import Bounds
         from bnfold._run.hoist import hoist
@@ -134,7 +135,11 @@ class _Trial:
                 Activations(original, self.inputs, self.settings, bounds).numbers,
                 bounds,
             )
-            certified = all(certificate.holds for certificate in certificates)
+            resting = [
+                RestingFold(certificate.into, certificate.layers)
+                for certificate in certificates
+                if certificate.unchecked is not None
+            ]
             values: Mapping[str, Any] = self.weights.values
             touched: Collection[str] = self.weights.touched
             hoisted = False
@@ -153,8 +158,10 @@ class _Trial:
                 inputs=self.inputs,
                 settings=self.settings,
                 bounds=bounds,
-                certified=certified,
+                certified=all(certificate.holds for certificate in certificates),
+                resting=resting,
                 progress=self.progress,
             )
-        status: RunStatus = end_to_end.status if certified else "fail"
+        wrong = any(certificate.fails for certificate in certificates)
+        status: RunStatus = "fail" if wrong else end_to_end.status
         return Verdict(status, certificates, end_to_end)

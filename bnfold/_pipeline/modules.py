@@ -1,38 +1,45 @@
-"""Are two modules the same function? In float64 by PyTorch, then as exported, in onnxruntime."""
+"""Are two modules the same function, or two programs? In float64 and as they are, by PyTorch; two
+modules as exported, in onnxruntime, too.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from bnfold._errors import UsageError
+from bnfold._judge.bench import Terms
+from bnfold._judge.cause import Cause
+from bnfold._judge.conclusion import conclude
 from bnfold._judge.difference import distance, magnitude
+from bnfold._judge.end_to_end import looked_at, settled, told
 from bnfold._judge.normal_form import apart, folded_module, folded_program, state
+from bnfold._judge.power import RestingFold
 from bnfold._judge.settings import Settings
-from bnfold._judge.tolerance import DRAWS, FACTOR, MORE_DRAWS
+from bnfold._judge.torch_bench import RUNTIME, TorchBench
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status, combined, overall
 from bnfold._pipeline.comparing import compare_files
-from bnfold._run.noise import Noise, has_steps
+from bnfold._run.bounds import UNBOUNDED
+from bnfold._run.drawing import USUAL
+from bnfold._run.session import EngineError
+from bnfold._run.torch_model import Call, TorchModel, one_thread
 from bnfold._torch.module.fold import Example, copied
 from bnfold._torch.read.export import check
-from bnfold._torch.tensors import DTYPES, Array, from_numpy, to_numpy
 
 _OPSET = 17
-_INPUTS = "example"
 # How far an output may move when a model is folded in float64, of its largest value.
 _EXACT = 1e-9
+_Pair = tuple[EndToEnd, EndToEnd]
+"""What was seen in float64, and of the models as they are."""
 _Model = TypeVar("_Model", nn.Module, ExportedProgram)
 
 
@@ -42,215 +49,188 @@ def compare_modules(
     """Judge two modules on example inputs.
 
     First both run in PyTorch in float64, where only the rounding of the folded weights is left to
-    differ; the tolerance is how far the original moves when its weights move by their rounding.
-    Then both are exported to ONNX, BatchNorms kept, and compared in onnxruntime; in bfloat16, which
-    that does not run and in which outputs say little, their weights are compared instead.
+    differ. Then both are exported to ONNX, BatchNorms kept, and compared in onnxruntime on drawn
+    inputs, where planted errors may show that do not on the example. Modules that cannot be
+    exported, or do not run in float64, run in PyTorch as they are.
     Raises `UsageError` for a module in training mode or inputs that it does not run on.
     """
     check(original)
     check(folded)
-    checks = _in_float64(original, folded, example, seed)
-    status = overall(checks)
-    if _is_coarse(original, folded):
-        seen, note = _in_weights(original, folded, example, folded_module)
-        notes = tuple(filter(None, ("onnxruntime does not run bfloat16", note)))
-        status = combined(status, [seen])
-        return EndToEnd(status, tuple(checks), notes, seed, f"torch {torch.__version__}", "CPU")
+    call = Call(example)
+    exact = _judged(TorchBench(original, folded, call, call.sets(seed), double=True), seed)
+    ran = bool(exact.checks) or exact.status == "fail"
+
+    def by_pytorch_alone() -> _Pair:
+        """In float64 and as they are, on drawn inputs as well."""
+        sets, first = call.sets(seed, USUAL.flavours), exact
+        if ran:
+            first = _judged(TorchBench(original, folded, call, sets, double=True), seed)
+        second = TorchBench(original, folded, call, sets, double=False)
+        return first, _judged(second, seed)
+
+    pair = None if ran else by_pytorch_alone()
+    seen = exact if pair is None else _both(pair)
+    if not seen.checks and seen.status == "inconclusive":
+        raise UsageError(seen.notes[-1])
     try:
-        result = _in_onnxruntime(original, folded, example, seed)
+        deployed = _in_onnxruntime(original, folded, example, seed)
     except _NotExportable as error:
-        note = f"not compared in onnxruntime: {error}"
-        return EndToEnd(status, tuple(checks), (note,), seed, f"torch {torch.__version__}", "CPU")
-    if "fail" in (status, result.status):
-        status = "fail"
-    elif status == "pass":
-        status = result.status
-    return replace(result, status=status, checks=(*checks, *result.checks))
+        pair = pair or by_pytorch_alone()
+        seen = _with_weights(pair, original, folded, example, folded_module)
+        return _noted(seen, f"not compared in onnxruntime: {error}")
+    status = combined(_unhidden(seen).status, [deployed.status])
+    checks, notes = (*seen.checks, *deployed.checks), (*seen.notes, *deployed.notes)
+    return replace(deployed, status=status, checks=checks, notes=notes)
 
 
-def compare_programs(original: ExportedProgram, folded: ExportedProgram, seed: int) -> EndToEnd:
+def compare_programs(
+    original: ExportedProgram,
+    folded: ExportedProgram,
+    seed: int,
+    certified: bool = False,
+    resting: Sequence[RestingFold] = (),
+) -> EndToEnd:
     """Judge two programs on the example inputs that the original carries, and on drawn ones of the
-    same shapes; by PyTorch alone.
+    same shapes; by PyTorch alone, in float64 and as they are.
 
-    Inconclusive without example inputs, or where the programs do not run in float64.
+    Inconclusive without example inputs. ``certified`` and ``resting`` are as for ONNX files, see
+    `bnfold._judge.end_to_end.compare`.
     """
-    runtime = f"torch {torch.__version__}"
     if original.example_inputs is None:
         note = "the program carries no example inputs to run it on"
-        return EndToEnd("inconclusive", (), (note,), seed, runtime, "CPU")
+        return EndToEnd("inconclusive", (), (note,), seed, RUNTIME, "CPU")
     args, kwargs = original.example_inputs
-    given = Example(tuple(args), kwargs)
-    checks: list[OutputCheck] = []
-    for name, example in ((_INPUTS, given), ("signed", _drawn(given, seed))):
-        try:
-            found = _in_float64(original.module(), folded.module(), example, seed)
-        except UsageError as error:
-            return EndToEnd("inconclusive", tuple(checks), (str(error),), seed, runtime, "CPU")
-        checks += [replace(check, inputs=name) for check in found]
-    status, note = overall(checks), ""
-    if _is_coarse(original, folded):
-        seen, note = _in_weights(original, folded, given, folded_program)
-        status = combined(status, [seen])
-    return EndToEnd(status, tuple(checks), (note,) if note else (), seed, runtime, "CPU")
+    call = Call(Example(tuple(args), kwargs))
+    sets, modules = call.sets(seed, USUAL.flavours), (original.module(), folded.module())
+    exact, plain = (
+        _judged(TorchBench(*modules, call, sets, double=double), seed, certified, resting)
+        for double in (True, False)
+    )
+    if resting:  # of which errors have to show in outputs
+        return _both((exact, plain))
+    return _with_weights((exact, plain), original, folded, call.example, folded_program)
 
 
-def _is_coarse(*models: nn.Module | ExportedProgram) -> bool:
-    """Whether a model has weights in bfloat16."""
-    return any(t.dtype == torch.bfloat16 for model in models for t in state(model).values())
+def _judged(
+    bench: TorchBench, seed: int, certified: bool = False, resting: Sequence[RestingFold] = ()
+) -> EndToEnd:
+    """The stages that are the same for all models, and their verdict."""
+    terms = Terms(Settings(seed), UNBOUNDED, lambda step: None)
+
+    def judge() -> EndToEnd:
+        _, found = looked_at(bench, terms, resting)
+        status, notes = conclude(replace(found, certified=certified))
+        checks = [_named(check, bench.double) for check in found.checks]
+        result = told(bench, terms, status, checks, *notes)
+        return replace(result, power=tuple(found.planted), provider="CPU")
+
+    with one_thread():
+        return replace(settled(bench, terms, judge), provider="CPU")
 
 
-def _in_weights(
-    original: _Model, folded: _Model, example: Example, fold: Callable[[_Model, Example], _Model]
-) -> tuple[Status, str]:
-    """Hold the weights of two models against each other, each folded in float64 first; "pass" where
-    that cannot be done, too, as the outputs have been compared.
+def _named(check: OutputCheck, double: bool) -> OutputCheck:
+    """A check that says in which numbers it was made."""
+    if not double or check.cause is not None:
+        return check
+    return replace(check, cause=Cause.IN_FLOAT64)
 
-    Inconclusive where folding in float64 changes what the original puts out: then that is at fault.
+
+def _both(pair: _Pair) -> EndToEnd:
+    """What both say, in float64 and as the models are: float64 shows the most, and the models as
+    they are may only object. Where they do not run in float64, they are the witness.
     """
-    args, kwargs = pytree.tree_map(_widened, (example.args, dict(example.kwargs)))
+    exact, plain = pair
+    if not exact.checks and exact.status != "fail":
+        return replace(plain, notes=(*exact.notes, *plain.notes))
+    if plain.status == "fail" or any(check.contested for check in plain.checks):
+        worst = combined(exact.status, [plain.status])
+        notes = tuple(dict.fromkeys((*exact.notes, *plain.notes)))
+        return replace(exact, status=worst, checks=(*exact.checks, *plain.checks), notes=notes)
+    return replace(exact, checks=(*exact.checks, *plain.checks))
+
+
+def _unhidden(result: EndToEnd) -> EndToEnd:
+    """A verdict for which errors that do not show in outputs here are seen to show elsewhere."""
+    if result.status == "fail":
+        return result
+    checks = [
+        replace(check, status="pass") if check.cause is Cause.HIDDEN_ERRORS else check
+        for check in result.checks
+    ]
+    return replace(result, status=overall(checks))
+
+
+def _with_weights(
+    pair: _Pair,
+    original: _Model,
+    folded: _Model,
+    example: Example,
+    fold: Callable[[_Model, Example], _Model],
+) -> EndToEnd:
+    """What was seen of two models, and what their weights say that outputs in so few digits do not:
+    in bfloat16 always, in float16 where errors did not show. Each is folded in float64 first.
+
+    Where that cannot be done the outputs have been compared and decide alone. It leaves the verdict
+    open where folding in float64 changes what the original puts out: then that is at fault.
+    """
+    seen = _both(pair)
+    blind = any(check.cause is Cause.HIDDEN_ERRORS for check in seen.checks)
+    kinds = {t.dtype for model in (original, folded) for t in state(model).values()}
+    dtype = torch.bfloat16 if torch.bfloat16 in kinds else torch.float16
+    if dtype not in kinds or (dtype == torch.float16 and not blind):
+        return seen
+    args, kwargs = Call(example).filled({}, double=True)
     wide = replace(example, args=args, kwargs=kwargs)
     try:
-        with _one_thread():
-            exact, made = fold(original, wide), fold(folded, wide)
-            pairs = zip(*(_run(_callable(m), wide, {}) for m in (original, exact)), strict=True)
-            same = all(distance(a, b) <= _EXACT * magnitude(a) for a, b in pairs)
-    except UsageError as error:
-        return "pass", f"weights were not compared: {error}"
+        with one_thread():
+            right, made = fold(original, wide), fold(folded, wide)
+            feeds = Call(wide).feeds()
+            first, second = (
+                TorchModel(_module(m), Call(wide), double=True).run(feeds)
+                for m in (original, right)
+            )
+            rows = zip(first, second, strict=True)
+            same = all(distance(a, b) <= _EXACT * magnitude(a) for a, b in rows)
+    except (UsageError, EngineError) as error:
+        return _noted(seen, f"weights were not compared: {error}")
     if not same:
-        return "inconclusive", "weights were not compared: folding in float64 changes the outputs"
-    problem = apart(exact, made, torch.bfloat16)
+        why = "weights were not compared: folding in float64 changes the outputs"
+        return replace(_noted(seen, why), status=combined(seen.status, ["inconclusive"]))
+    problem = apart(right, made, dtype)
     if problem is None:
-        return "pass", "weights were not compared: the two do not have the same ones once folded"
-    return ("fail" if problem else "pass"), problem
+        why = "weights were not compared: the two do not have the same ones once folded"
+        return _noted(seen, why)
+    if problem:
+        worst: Status = "fail" if dtype == torch.bfloat16 else "inconclusive"
+        return replace(_noted(seen, problem), status=combined(seen.status, [worst]))
+    exact, plain = pair
+    return _both((_unhidden(exact), _unhidden(plain)))
 
 
-def _callable(model: nn.Module | ExportedProgram) -> nn.Module:
-    """A module in float64 that does what a model does."""
-    module = model.module() if isinstance(model, ExportedProgram) else copied(model)
-    return nn.Module.double(module)
+def _noted(result: EndToEnd, note: str) -> EndToEnd:
+    return replace(result, notes=(*result.notes, note))
 
 
-def _drawn(example: Example, seed: int) -> Example:
-    """Example inputs with normal numbers in place of all floats."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(value: Any) -> Any:
-        if not (isinstance(value, Tensor) and value.is_floating_point()):
-            return value
-        return torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
-
-    args, kwargs = pytree.tree_map(draw, (example.args, dict(example.kwargs)))
-    return Example(args, kwargs)
+def _module(model: nn.Module | ExportedProgram) -> nn.Module:
+    return model.module() if isinstance(model, ExportedProgram) else model
 
 
 class _NotExportable(Exception):
     """The exporter has no ONNX operator for something."""
 
 
-def _in_float64(
-    original: nn.Module, folded: nn.Module, example: Example, seed: int
-) -> list[OutputCheck]:
-    with _one_thread():
-        return _compared(original, folded, example, seed)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run on one thread: a grouped convolution in float64 goes group by group, and its threads
-    would spend their time waiting for each other.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _compared(
-    original: nn.Module, folded: nn.Module, example: Example, seed: int
-) -> list[OutputCheck]:
-    wide = nn.Module.double(copied(original))
-    wanted = _run(wide, example, {})
-    made = _run(nn.Module.double(copied(folded)), example, {})
-    if [a.shape for a in wanted] != [b.shape for b in made]:
-        raise UsageError("the two modules put out different numbers or shapes of tensors")
-    noise = Noise(
-        {
-            name: values
-            for name, tensor in (*original.named_parameters(), *original.named_buffers())
-            if tensor.dtype in DTYPES and has_steps(values := to_numpy(tensor))
-        },
-        np.random.default_rng(seed),
-    )
-
-    def moved(draws: int) -> list[float]:
-        """How far each output moves at most under so many draws of rounding noise."""
-        most = [0.0] * len(wanted)
-        for _ in range(draws):
-            weights = {name: from_numpy(values) for name, values in noise.rounding().items()}
-            noisy = _run(wide, example, {name: w.double() for name, w in weights.items()})
-            most = [max(m, distance(a, b)) for m, a, b in zip(most, wanted, noisy, strict=True)]
-        return most
-
-    return _judged(wanted, made, moved)
-
-
-def _judged(
-    wanted: list[Array], made: list[Array], moved: Callable[[int], list[float]]
-) -> list[OutputCheck]:
-    differences = [distance(a, b) for a, b in zip(wanted, made, strict=True)]
-    floors = [float(np.finfo(np.float64).eps) * 64 * magnitude(a) for a in wanted]
-    noise = moved(DRAWS)
-    rounding = [max(pair) for pair in zip(noise, floors, strict=True)]
-    if any(d > FACTOR * r for d, r in zip(differences, rounding, strict=True)):
-        rounding = [max(pair) for pair in zip(rounding, moved(MORE_DRAWS), strict=True)]
-    checks = []
-    for number, difference in enumerate(differences):
-        tolerance = FACTOR * rounding[number]
-        varied = noise[number] > 0 or bool(np.ptp(wanted[number]) > 0)
-        seen = varied and bool(np.isfinite(wanted[number]).all())
-        right = difference <= tolerance
-        checks.append(
-            OutputCheck(
-                f"output {number}",
-                _INPUTS,
-                ("pass" if seen else "inconclusive") if right else "fail",
-                difference,
-                tolerance,
-                difference / tolerance if tolerance else None,
-                rounding[number],
-                note="in float64" if seen else "the output is constant or not finite",
-            )
-        )
-    return checks
-
-
-def _run(module: nn.Module, example: Example, weights: Mapping[str, Tensor]) -> list[Array]:
-    """All tensors that a module puts out, with some of its weights replaced."""
-    args, kwargs = pytree.tree_map(_widened, (example.args, dict(example.kwargs)))
-    own = dict((*module.named_parameters(), *module.named_buffers()))
-    placed = {name: w.to(own[name].device) for name, w in weights.items() if name in own}
-    try:
-        with torch.no_grad():
-            result = functional_call(module, placed, args, kwargs)
-    except Exception as error:  # Whatever the module's own code raises.
-        raise UsageError(
-            f"{type(module).__name__} does not run on these inputs in float64: {error}"
-        ) from error
-    leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-    return [to_numpy(leaf) for leaf in leaves]
-
-
-def _widened(value: Any) -> Any:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.double() if floating else value
-
-
 def _in_onnxruntime(
     original: nn.Module, folded: nn.Module, example: Example, seed: int
 ) -> EndToEnd:
-    outputs = len(_run(nn.Module.double(copied(original)), example, {}))
+    """Compare both as exported. Raises `_NotExportable` where they cannot be."""
+    if any(each.dtype == torch.bfloat16 for each in (*original.parameters(), *original.buffers())):
+        raise _NotExportable("onnxruntime does not run bfloat16")
+    if any(each.dtype == torch.float64 for each in (*original.parameters(), *original.buffers())):
+        raise _NotExportable("ONNX has a norm's ε in float32, which a float64 module has not")
+    try:
+        outputs = len(TorchModel(original, Call(example), double=False).run({}))
+    except EngineError as error:
+        raise _NotExportable(str(error)) from error
     with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
         paths = [Path(scratch) / name for name in ("original.onnx", "folded.onnx")]
         for module, path in zip((original, folded), paths, strict=True):

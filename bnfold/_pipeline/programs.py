@@ -7,11 +7,15 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch.export import ExportedProgram
 
+from bnfold._judge.power import RestingFold
 from bnfold._pipeline.modules import compare_programs
 from bnfold._pipeline.outcome import Outcome, Progress, Verdict
+from bnfold._proof.torch_certificate import certify_program
+from bnfold._run.torch_model import one_thread
 from bnfold._system import paths
-from bnfold._torch.program.fold import PlannedProgram, load
+from bnfold._torch.program.fold import FoldedProgram, PlannedProgram, load
 
 
 def fold_program_file(
@@ -35,12 +39,11 @@ def fold_program_file(
     if not changed and (output is None or paths.is_same(output, path)):
         return Outcome(path, planned.plan, Verdict("unchanged"), size, size, None)
     progress("folding")
-    folded = planned.apply() if changed else program
+    told = planned.apply_told() if changed else FoldedProgram(program, ())
+    folded = told.program
     verdict = Verdict("skipped" if changed else "unchanged")
     if verify and changed:
-        progress("running both programs")
-        result = compare_programs(program, folded, seed)
-        verdict = Verdict(result.status, (), result)
+        verdict = _judged(program, told, seed, progress)
     home = output.parent if output is not None else None
     try:
         with tempfile.TemporaryDirectory(prefix=".bnfold-", dir=home) as folder:
@@ -56,3 +59,22 @@ def fold_program_file(
     except OSError as error:
         raise paths.unwritable(output, error) from error
     return Outcome(path, planned.plan, verdict, size, after, written)
+
+
+def _judged(
+    program: ExportedProgram, told: FoldedProgram, seed: int, progress: Progress
+) -> Verdict:
+    """Certificates of all steps first; then both programs are run."""
+    progress("certifying every fold")
+    with one_thread():
+        certificates = certify_program(told.applied)
+    resting = [
+        RestingFold(certificate.into, certificate.layers)
+        for certificate in certificates
+        if certificate.unchecked is not None
+    ]
+    certified = all(certificate.holds for certificate in certificates)
+    progress("running both programs")
+    result = compare_programs(program, told.program, seed, certified, resting)
+    wrong = any(certificate.fails for certificate in certificates)
+    return Verdict("fail" if wrong else result.status, certificates, result)

@@ -6,7 +6,7 @@ tensor's full rank, as a pair ``(S, T)`` with ``y = S·x + T``; weights are then
 operator's formula in the ONNX specification. Where maps were carried past a tensor, each operator
 on the way is checked by itself, given what its inputs and outputs are said to have gone through. A
 stored value may be off by one unit in the last place of its dtype, and by what float64 itself may
-lose.
+lose. A check that could not run is `Unchecked`: its certificate neither holds nor fails.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from bnfold._onnx.write.applied import Applied
 from bnfold._proof import local_probe
 from bnfold._proof.absorption import Absorption, deviation
 from bnfold._proof.carried import claims, laid_out
-from bnfold._proof.crossings import probe
+from bnfold._proof.crossings import check_crossing
 from bnfold._proof.formulas import FORMULAS
 from bnfold._proof.merges import check_merge
 from bnfold._proof.rows import Line, Mismatch, Side, chain_between, follow, output_rank
+from bnfold._proof.unchecked import Unchecked
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 
 
@@ -41,7 +42,9 @@ class Certificate:
 
     ``ulps`` is the largest deviation in units in the last place, beyond what float64 may lose;
     ``problem`` says what was wrong, or is empty. ``probe`` is how far its operators are from those
-    before on real numbers, in what rounding explains; None where they were not run.
+    before on real numbers, in what rounding explains; None where they were not run. ``unchecked``
+    says why the check did not run, if so; ``layers`` are then the operators of the main graph,
+    by label, whose fold rests on it: none where they are in a body or a function.
     """
 
     graph: str
@@ -51,12 +54,19 @@ class Certificate:
     problem: str = ""
     law: str = "absorb"
     probe: float | None = None
+    unchecked: Unchecked | None = None
+    layers: frozenset[str] = frozenset()
 
     @property
     def holds(self) -> bool:
-        """Whether the fold's new weights are right."""
+        """Whether the fold's new weights were seen to be right."""
+        return self.unchecked is None and not self.fails
+
+    @property
+    def fails(self) -> bool:
+        """Whether they were seen to be wrong."""
         right = not self.problem and self.ulps <= 1.0
-        return right and (self.probe is None or self.probe <= 1.0)
+        return not right or (self.probe is not None and self.probe > 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that are valid JSON."""
@@ -66,7 +76,8 @@ class Certificate:
             "maps": list(self.maps),
             "law": self.law,
             "holds": self.holds,
-            "ulps": self.ulps if np.isfinite(self.ulps) else None,
+            "unchecked": str(self.unchecked or ""),
+            "ulps": self.ulps if np.isfinite(self.ulps) and not self.unchecked else None,
             "problem": self.problem,
             "probe": str(self.probe) if self.probe in _ENDLESS else self.probe,
         }
@@ -106,7 +117,29 @@ def certify(
             for name, given in numbers(places) if places else ():
                 for at in places[name]:
                     found[at] = _probed(before, after, applied[at], found[at], given)
+    for at, certificate in enumerate(found):
+        if certificate.unchecked is not None:
+            found[at] = replace(certificate, layers=_resting(before, applied, at))
     return tuple(found)
+
+
+def _resting(before: Side, applied: Sequence[Applied], at: int) -> frozenset[str]:
+    """The operators of the main graph, by label, whose folds rest on one step: those of the steps
+    that maps connect it with, from tensor to tensor.
+    """
+    path = applied[at].path
+    if path:
+        return frozenset()
+    others = [fold for fold in applied if fold.path == path]
+    taken, names = [applied[at]], set(applied[at].related)
+    while joined := [
+        fold for fold in others if fold not in taken and not names.isdisjoint(fold.related)
+    ]:
+        taken += joined
+        names.update(*(fold.related for fold in joined))
+    nodes = before.scopes[path].nodes
+    places = {place for fold in taken for place in (fold.into, *fold.maps)}
+    return frozenset(label(nodes[place]) for place in places)
 
 
 def _probed(
@@ -135,6 +168,8 @@ def _certify(before: Side, after: Side, fold: Applied, bounds: Bounds) -> Certif
     except ValueError as error:  # Operands that NumPy cannot broadcast.
         problem = f"shapes do not agree: {error}"
         return Certificate(fold.path, into, maps, float("inf"), problem, fold.law)
+    if isinstance(ulps, Unchecked):
+        return Certificate(fold.path, into, maps, 0.0, law=fold.law, unchecked=ulps)
     return Certificate(fold.path, into, maps, max(ulps, 0.0), law=fold.law)
 
 
@@ -229,14 +264,11 @@ def _absorb(before: Side, after: Side, fold: Applied) -> float:
     return max(check(Absorption(*sides, one, other, entry)) for one, other in pairs)
 
 
-def _cross(bounds: Bounds, before: Side, after: Side, fold: Applied) -> float:
+def _cross(bounds: Bounds, before: Side, after: Side, fold: Applied) -> float | Unchecked:
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     node = old.nodes[fold.into]
     twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
-    try:
-        return probe(before, after, old, new, node, twin, fold.related, bounds)
-    except Exhausted:  # It rests on the end-to-end check, which says so if time is up.
-        return 0.0
+    return check_crossing(before, after, old, new, node, twin, fold.related, bounds)
 
 
 def _writer(scope: Scope, source: str) -> NodeProto:
@@ -290,7 +322,7 @@ def _same_otherwise(
                 raise Mismatch(f"the statistics of {label(twin)} changed")
 
 
-def _merge(before: Side, after: Side, fold: Applied) -> float:
+def _merge(before: Side, after: Side, fold: Applied) -> float | Unchecked:
     """The merged operator in float64 is what stood; all that follows starts from it."""
     assert fold.patch is not None
     scope = before.scopes[fold.path]
@@ -300,7 +332,7 @@ def _merge(before: Side, after: Side, fold: Applied) -> float:
         lay(fold.patch, scope, before.constants)
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[Side, Side, Applied], float | Unchecked]] = {
     "absorb": _absorb,
     "carry": _compose,
     "compose": _compose,

@@ -1,4 +1,4 @@
-"""A probe of an operator that maps were carried across: it runs before and after, on the same data.
+"""The check of an operator that maps were carried across: it runs before and after.
 
 The old operator reads ``F(z)`` and the new one ``G(z)``, as the maps that its tensors are said to
 have gone through have it; z is drawn. What the two put out must be as is said of it, too. Sizes
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from bnfold._onnx.tensors import FLOATS
 from bnfold._onnx.write.applied import Related
 from bnfold._proof.carried import claims, laid_out
 from bnfold._proof.rows import Line, Mismatch, Side
-from bnfold._run.bounds import UNBOUNDED, Bounds
+from bnfold._proof.unchecked import Obstacle, Unchecked
+from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.session import EngineError, OnnxRuntime
 
 # What unknown sizes are taken to be, in turn, until the operator runs.
@@ -33,10 +35,12 @@ _IR_VERSION = 10
 _NUMBERS = {"Clip": ("max", "min"), "HardSigmoid": ("alpha", "beta"), "Pad": ("value",)}
 # As many numbers at the least go into an operator that is flat beyond bounds.
 _AROUND = 64
+# Bounds beyond this are none to draw numbers around: exporters write the largest number for none.
+_BOUNDLESS = 1e18
 Feeds = dict[str, NDArray[Any]]
 
 
-def probe(
+def check_crossing(
     before: Side,
     after: Side,
     old: Scope,
@@ -45,35 +49,58 @@ def probe(
     twin: NodeProto,
     related: Mapping[str, Related],
     bounds: Bounds = UNBOUNDED,
-) -> float:
+) -> float | Unchecked:
     """How far two operators differ, in the rounding that float32 may cost. They may be of different
     types: both are run.
 
-    0 where the operator cannot be run by itself: it then rests on the end-to-end check alone.
+    `Unchecked` where the two could not be run, time is up, or what they put out is no evidence.
     Raises `Mismatch` where the two differ in shape, or in attributes that no law changes, or where
-    maps fit their tensors in none of the sizes that are tried, and `Exhausted` when time is up.
+    maps fit their tensors in none of the sizes that are tried.
     """
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
     unfit: ValueError | None = None
+    stopped = Unchecked(Obstacle.DOES_NOT_RUN, "no size of its data was tried")
     steps = [step for gone in related.values() for step in (*gone.old, *gone.new)]
     told = {n for step in steps for n in np.broadcast(step.scale, step.shift).shape}
     least = _reach(node)
+    told_after = _Told(after, new, twin)
     for size in dict.fromkeys(max(n, least) for n in (*sorted(told - {1}), *_SIZES)):
         try:
-            drawn = _drawn(before, old, node, related, size)
-            if drawn is None:
-                return 0.0
+            drawn = _drawn(before, old, node, related, size, told_after)
+            if isinstance(drawn, Unchecked):
+                stopped = drawn
+                continue
             left = _run(before, old, node, drawn[0], bounds)
             right = _run(after, new, twin, drawn[1], bounds)
-            return _compared(node, left, right, related, _largest(*drawn))
-        except EngineError:
-            continue
+            terms = _largest(*drawn) if node.op_type == twin.op_type else None
+            found = _compared(node, left, right, related, terms)
+            if not isinstance(found, Unchecked):
+                return found
+            stopped = found
+        except Exhausted as error:
+            return Unchecked(Obstacle.EXHAUSTED, str(error))
+        except EngineError as error:
+            stopped = Unchecked(Obstacle.DOES_NOT_RUN, str(error))
         except ValueError as error:  # A map and a tensor that NumPy cannot broadcast.
             unfit = error
     if unfit is not None:
         raise Mismatch(f"maps do not fit the tensors of {label(node)}: {unfit}")
-    return 0.0
+    return stopped
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the folded graph says of the tensors that an operator reads there."""
+
+    side: Side
+    scope: Scope
+    node: NodeProto
+
+    def of(self, number: int) -> tuple[tuple[int | None, ...] | None, int]:
+        """The shape, if it is known, and the element type of an input by its number."""
+        name = self.node.input[number] if number < len(self.node.input) else ""
+        return self.side.shapes.shape(self.scope, name), self.side.shapes.type(self.scope, name)
 
 
 def _attributes(node: NodeProto) -> dict[str, bytes]:
@@ -85,9 +112,14 @@ def _attributes(node: NodeProto) -> dict[str, bytes]:
 
 
 def _drawn(
-    side: Side, scope: Scope, node: NodeProto, related: Mapping[str, Related], size: int
-) -> tuple[Feeds, Feeds] | None:
-    """Data for both operators by input number, None where none can be made up."""
+    side: Side,
+    scope: Scope,
+    node: NodeProto,
+    related: Mapping[str, Related],
+    size: int,
+    twin: _Told,
+) -> tuple[Feeds, Feeds] | Unchecked:
+    """Data for both operators by input number, if some can be made up."""
     generator = np.random.default_rng(0)
     ends = _ends(side, scope, node)
     first: Feeds = {}
@@ -96,8 +128,10 @@ def _drawn(
         if not name or side.values(scope, name) is not None:
             continue
         shape, element = side.shapes.shape(scope, name), side.shapes.type(scope, name)
+        if shape is None:  # as of what a merge has made: maps change no shapes
+            shape, element = twin.of(number)
         if shape is None:
-            return None
+            return Unchecked(Obstacle.SHAPE_UNKNOWN, name)
         gone = related.get(name)
         own = _own_sizes(gone, len(shape)) if gone is not None else (1,) * len(shape)
         sizes = tuple(
@@ -107,11 +141,11 @@ def _drawn(
             widened = own.index(1)
             sizes = tuple(_AROUND if k == widened else n for k, n in enumerate(sizes))
         if math.prod(sizes) > _LARGEST:
-            return None
+            return Unchecked(Obstacle.TOO_LARGE, name)
         if element not in FLOATS:
             # Of indices 0 is always one; of a size asked for at run time no number is known.
             if element not in (TensorProto.INT32, TensorProto.INT64) or node.op_type != "Gather":
-                return None
+                return Unchecked(Obstacle.NOT_DRAWABLE, name)
             zeros = np.zeros(sizes, helper.tensor_dtype_to_np_dtype(element))
             first[str(number)] = second[str(number)] = zeros
             continue
@@ -145,7 +179,8 @@ def _ends(side: Side, scope: Scope, node: NodeProto) -> tuple[float, float] | No
         held = side.values(scope, node.input[number]) if number < len(node.input) else None
         if held is not None and held.size == 1:
             given[name] = float(held.reshape(-1)[0])
-    if not given or not all(map(math.isfinite, given.values())):
+    given = {name: bound for name, bound in given.items() if abs(bound) < _BOUNDLESS}
+    if not given:
         return None
     low, high = given.get("min"), given.get("max")
     low = low if low is not None else given["max"] - 1.0
@@ -229,22 +264,41 @@ def _compared(
     left: list[NDArray[Any]],
     right: list[NDArray[Any]],
     related: Mapping[str, Related],
-    terms: float,
-) -> float:
-    """How far outputs are apart, in the rounding of numbers as large as they or their ``terms``."""
-    worst = 0.0
+    terms: float | None,
+) -> float | Unchecked:
+    """How far outputs are apart, in the rounding of numbers as large as they or their ``terms``.
+    Without these the two sides are of different kinds: each has the rounding of its own numbers.
+
+    Numbers that are not finite are evidence only where both sides have the same infinity: float32
+    may overflow on one side alone.
+    """
+    worst, seen, finite = 0.0, False, True
     names = [name for name in node.output if name]
     for name, one, other in zip(names, left, right, strict=True):
         if one.shape != other.shape:
             raise Mismatch(f"{label(node)} puts out {other.shape} now, not {one.shape}")
         wanted, made = one.astype(np.float64), other.astype(np.float64)
-        size = np.maximum(np.maximum(np.abs(wanted), np.abs(made)), terms)
+        known = np.isfinite(wanted) & np.isfinite(made)
+        sides = [np.where(known, np.abs(side), 0.0) for side in (wanted, made)]
+        if terms is not None:
+            sides = [np.maximum(np.maximum(*sides), terms)] * 2
         for claim in claims(related.get(name), wanted.ndim) if made.size else ():
-            off = np.abs(_through(claim.old, wanted) - _through(claim.new, made))
+            seen = True
+            with np.errstate(invalid="ignore"):
+                was, now = _through(claim.old, wanted), _through(claim.new, made)
+                off = np.abs(was - now)
             sizes = [
-                size * np.abs(line.scale) + np.abs(line.shift) for line in (claim.old, claim.new)
+                side * np.abs(line.scale) + np.abs(line.shift)
+                for side, line in zip(sides, (claim.old, claim.new), strict=True)
             ]
-            largest = max(float(np.where(claim.apart, 0.0, part).max()) for part in sizes)
-            off = np.where(claim.apart, 0.0, off)
+            largest = float(max(np.where(claim.apart, 0.0, part).max() for part in sizes))
+            off = np.where(claim.apart | (was == now), 0.0, off)
+            if not math.isfinite(largest):
+                finite = False
+                continue
+            finite = finite and bool(np.isfinite(off).all())
+            off = np.where(np.isfinite(off), off, 0.0)
             worst = max(worst, float(off.max()) / (_FACTOR * max(largest, _TINY)))
-    return worst if math.isfinite(worst) else 0.0
+    if worst > 1.0 or (seen and finite):
+        return worst
+    return Unchecked(Obstacle.NOT_FINITE if seen else Obstacle.EMPTY, label(node))

@@ -61,8 +61,8 @@ def probe(before: Side, after: Side, fold: Applied, numbers: NDArray[Any]) -> fl
     """How far the new operators of a fold are from the old ones, in what rounding explains.
 
     ``numbers`` are what the original has in the fold's `source`. None where the reference
-    implementation cannot run an operator. Raises `Mismatch` where the folded graph is not of the
-    form that a right fold gives.
+    implementation cannot run an operator, or no number that is put out says anything. Raises
+    `Mismatch` where the folded graph is not of the form that a right fold gives.
     """
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     name = source(before, fold)
@@ -82,15 +82,18 @@ def probe(before: Side, after: Side, fold: Applied, numbers: NDArray[Any]) -> fl
     if wanted.shape != made.shape:
         raise Mismatch(f"{label(was.nodes[-1])} puts out {wanted.shape}, now it is {made.shape}")
     unit = ROUNDINGS * _unit(now) * max(1, len(now.nodes)) + _ARITHMETIC
-    worst = 0.0
+    known = np.isfinite(wanted)
+    worst = None
     for claim in claims(fold.related.get(last), wanted.ndim):
-        if bool((claim.old.unknown & ~claim.apart).any()):
+        if bool((claim.old.unknown & ~claim.apart).any()) or not known.any():
             continue
         off = np.abs(_through(claim.old, wanted) - _through(claim.new, made))
+        off = np.where(known & np.isnan(off), np.inf, off)
         sizes = np.maximum(np.abs(made), bulk) * np.abs(claim.new.scale) + np.abs(claim.new.shift)
         sizes = np.maximum(sizes, np.abs(wanted) * np.abs(claim.old.scale))
         limits = unit * sizes + np.finfo(np.float32).tiny * (1 + np.abs(fed).max(initial=0))
-        worst = max(worst, float(np.max(np.where(claim.apart, 0.0, off / limits), initial=0.0)))
+        told = np.where(claim.apart | ~known, 0.0, off / limits)
+        worst = max(worst or 0.0, float(np.max(np.where(np.isnan(told), np.inf, told))))
     return worst
 
 

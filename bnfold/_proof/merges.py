@@ -16,6 +16,7 @@ from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._proof.definitions import evaluate
 from bnfold._proof.rows import Double, Mismatch, Side
+from bnfold._proof.unchecked import Obstacle, Unchecked
 
 _SLACK = 1024 * float(np.finfo(np.float64).eps)
 _ROWS = 3
@@ -23,8 +24,9 @@ _RESIDUES = 3
 _ELEMENTWISE = ("Add", "Div", "Gemm", "Mul", "Sub")
 
 
-def check_merge(side: Side, scope: Scope, patch: Patch) -> float:
-    """How far a merged operator is off, in units of what float64 may lose of its terms.
+def check_merge(side: Side, scope: Scope, patch: Patch) -> float | Unchecked:
+    """How far a merged operator is off, in units of what float64 may lose of its terms; `Unchecked`
+    where what stood gives no finite numbers to hold it against.
 
     ``scope`` is the graph as it was. Raises `Mismatch` where somebody reads what is gone, where a
     new tensor takes a name that is in use, or where one of the two cannot be run.
@@ -62,10 +64,16 @@ def check_merge(side: Side, scope: Scope, patch: Patch) -> float:
             if wanted[name].shape != found[name].shape:
                 sizes = f"{found[name].shape} instead of {wanted[name].shape}"
                 raise Mismatch(f"{name} would have the shape {sizes}")
+            if not wanted[name].size or not np.isfinite(wanted[name]).all():
+                obstacle = Obstacle.NOT_FINITE if wanted[name].size else Obstacle.EMPTY
+                return Unchecked(obstacle, name)
             scale = np.maximum(bulk[name], more[name])
             off = np.abs(wanted[name] - found[name])
-            worst = max(worst, float(np.max(off / (_SLACK * np.maximum(scale, _least(scale))))))
-    return worst if np.isfinite(worst) else float("inf")
+            ratio = float(np.max(off / (_SLACK * np.maximum(scale, _least(scale)))))
+            if not np.isfinite(ratio):
+                return float("inf")
+            worst = max(worst, ratio)
+    return worst
 
 
 def _same_type(old: NodeProto, new: NodeProto | None, source: str) -> None:

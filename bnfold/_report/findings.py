@@ -36,11 +36,10 @@ def of_fold(outcome: Outcome) -> Iterator[Finding]:
     """Of a fold and its verification."""
     verdict = outcome.verdict
     for certificate in verdict.certificates:
-        name = certificate.into
-        if certificate.maps:
-            name += f" ← {', '.join(certificate.maps)}"
-        status: Literal["pass", "fail"] = "pass" if certificate.holds else "fail"
-        yield Finding("certificate", name, status, trouble(certificate))
+        status: Literal["pass", "fail", "inconclusive"] = "pass" if certificate.holds else "fail"
+        if certificate.unchecked is not None:
+            status = "inconclusive"
+        yield Finding("certificate", certified(certificate), status, trouble(certificate))
     if verdict.end_to_end is not None:
         yield from of_verify(verdict.end_to_end)
     elif verdict.status == "unchanged":
@@ -72,10 +71,18 @@ def foldable(fold: Fold) -> str:
     return f"{', '.join(fold.nodes)} → {fold.into}{place} ({', '.join(fold.laws)})"
 
 
+def certified(certificate: Certificate) -> str:
+    """What a certificate is of."""
+    maps = f" ← {', '.join(certificate.maps)}" if certificate.maps else ""
+    return certificate.into + maps
+
+
 def trouble(certificate: Certificate) -> str:
     """Why a certificate does not hold, or nothing."""
     if certificate.holds:
         return ""
+    if certificate.unchecked is not None:
+        return f"unchecked, {certificate.unchecked}"
     if certificate.problem:
         return certificate.problem
     if certificate.ulps > 1.0:

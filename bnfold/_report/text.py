@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import bnfold
 from bnfold._core.result import Fold, Kept, Plan
-from bnfold._report.findings import figures, foldable, located, trouble
+from bnfold._report.findings import certified, figures, foldable, located, trouble
 
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
     from bnfold._pipeline.outcome import Outcome, Verdict
+    from bnfold._proof.certificate import Certificate
 
 SCHEMA = "bnfold.report/1"
 COMPARISON = "bnfold.comparison/1"
@@ -102,16 +103,25 @@ def verdict_lines(verdict: Verdict, verbose: bool, power: bool = False) -> Itera
         if verdict.status == "skipped":
             yield "not verified (--no-verify)"
         return
-    held = sum(certificate.holds for certificate in verdict.certificates)
     if verdict.certificates:
-        yield f"certificates: {held} of {len(verdict.certificates)} hold"
+        yield _count_certificates(verdict.certificates)
     for certificate in verdict.certificates:
         if not certificate.holds:
-            maps = ", ".join(certificate.maps)
-            yield f"  {certificate.into} ← {maps}: {trouble(certificate)}"
+            yield f"  {certified(certificate)}: {trouble(certificate)}"
     if verdict.end_to_end is not None:
         yield from end_to_end_lines(verdict.end_to_end, verbose, power)
     yield f"verification: {verdict.status}"
+
+
+def _count_certificates(certificates: Sequence[Certificate]) -> str:
+    """How many hold, of how many; and how many fail or are unchecked, where some do not hold."""
+    held = sum(certificate.holds for certificate in certificates)
+    told = f"certificates: {held} of {len(certificates)} hold"
+    unchecked = sum(certificate.unchecked is not None for certificate in certificates)
+    if not unchecked:
+        return told
+    failed = len(certificates) - held - unchecked
+    return f"{told}, {failed} fail, {unchecked} unchecked"
 
 
 def end_to_end_lines(result: EndToEnd, verbose: bool, power: bool = False) -> Iterator[str]:

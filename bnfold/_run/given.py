@@ -1,12 +1,72 @@
-"""Whether the inputs that a user gives are those that a model asks for."""
+"""Inputs that a user gives: read from files, and seen to be those that a model asks for."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bnfold._errors import UsageError
-from bnfold._run.inputs import ONLY, InputSet
-from bnfold._run.session import Port
+from bnfold._run.noise import Array
+from bnfold._system import paths
+
+if TYPE_CHECKING:
+    from bnfold._run.session import Port
+
+ONLY = ""
+"""Stands for the name of a model's only input."""
+
+
+@dataclass(frozen=True)
+class InputSet:
+    """One full set of inputs: a label for the report, and an array per input name."""
+
+    label: str
+    feeds: Mapping[str, Array]
+
+
+def load_inputs(path: Path) -> list[InputSet]:
+    """Read input sets: one from an .npz file whose keys are the input names, one from an .npy file
+    for the only input of a model, or one from each such file in a folder, in order of their names.
+
+    Whether names, types and shapes fit the model is seen by `compare`.
+
+    Raises:
+        UsageError: a file is missing, is none of these, is empty, or holds pickled objects; or a
+            folder has no such file.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
+        if not files:
+            raise UsageError(f"{path} holds no .npz and no .npy file")
+        return [_load(file) for file in files]
+    return [_load(path)]
+
+
+def _load(path: Path) -> InputSet:
+    kind = ".npy" if path.suffix == ".npy" else ".npz"
+    try:
+        with path.open("rb") as file:
+            read = np.load(file, allow_pickle=False)
+            if kind == ".npy":
+                feeds = {ONLY: read}
+            else:
+                with read as archive:
+                    feeds = {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise paths.unreadable(path, error) from error
+    except Exception as error:  # Zip, zlib and NumPy each have their own errors for a bad file.
+        raise UsageError(f"{path} is not an {kind} file of plain arrays") from error
+    for name, array in feeds.items():
+        if not isinstance(array, np.ndarray):
+            told = f": {name!r} is none" if name else ""
+            raise UsageError(f"{path} is not an {kind} file of plain arrays{told}")
+    if not feeds:
+        raise UsageError(f"{path} holds no arrays; numpy.savez writes them by input name")
+    return InputSet(path.name, feeds)
 
 
 def named(given: InputSet, ports: tuple[Port, ...]) -> InputSet:

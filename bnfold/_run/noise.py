@@ -20,7 +20,12 @@ _BITS: dict[np.dtype[Any], np.dtype[Any]] = {
     np.dtype("f8"): np.dtype("i8"),
     _BFLOAT16: np.dtype("i2"),
 }
-_MISTAKES = {np.dtype("f2"): 0.1, np.dtype("f4"): 0.01, np.dtype("f8"): 0.01}
+_MISTAKES = {
+    np.dtype("f2"): 0.1,
+    np.dtype("f4"): 0.01,
+    np.dtype("f8"): 0.01,
+    _BFLOAT16: 0.1,
+}
 _POOL = 1 << 18
 _BLOCK = 1 << 16
 _SMALL = 1 << 12
@@ -47,9 +52,7 @@ class Noise:
     """
 
     def __init__(self, weights: Mapping[str, Array], rng: np.random.Generator) -> None:
-        """Take weights for which `has_steps` holds; for mistakes `can_move`, too. They are never
-        written to.
-        """
+        """Take weights for which `has_steps` holds. They are never written to."""
         self._rng = rng
         self._weights = {name: np.asarray(array, order="C") for name, array in weights.items()}
         self._buffers = dict[str, Array]()
@@ -81,7 +84,8 @@ class Noise:
         of the slices.
 
         A slice that is all zero is not taken. Where all is zero, 1 % of one is added instead. In
-        float16, whose own rounding comes close to 1 % after a few layers, the mistake is 10 %.
+        float16 and bfloat16, whose own rounding comes close to 1 % after a few layers, the mistake
+        is 10 %.
         """
         wrong = {}
         for name, axis in sorted(axes.items()):

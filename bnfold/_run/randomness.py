@@ -6,7 +6,7 @@ import onnx
 
 from bnfold._run.nodes import all_nodes, reached
 
-_DICE = {
+_RANDOM = {
     "Bernoulli",
     "Multinomial",
     "RandomNormal",
@@ -16,13 +16,13 @@ _DICE = {
 }
 
 
-def rolled(graph: onnx.GraphProto) -> set[str]:
+def random_values(graph: onnx.GraphProto) -> set[str]:
     """Return the values of the main graph that depend on random numbers drawn while it runs."""
-    thrown = {
+    drawn = {
         name
         for node in graph.node
-        if any(inner.op_type in _DICE for inner in all_nodes([node]))
+        if any(inner.op_type in _RANDOM for inner in all_nodes([node]))
         for name in node.output
         if name
     }
-    return reached(graph, thrown) if thrown else set()
+    return reached(graph, drawn) if drawn else set()

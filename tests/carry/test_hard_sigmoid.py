@@ -325,6 +325,44 @@ WRONG = {
 }
 
 
+def test_a_bound_that_stands_for_none_is_no_place_to_look_at():
+    """Numbers around it would overflow. Exporters write about the largest number for no bound."""
+    most = float(np.finfo(np.float32).max) / 2
+    made = model(
+        conv("conv", "x", "a", (4, 4, 1, 1)),
+        clip("a", "c", 0.0, most),
+        MAPS["number"]("c", "y", 4),
+        x=X,
+    )
+    certificates = checked(made).certificates()
+    assert all(certificate.holds for certificate in certificates)
+    assert "cross" in {certificate.law for certificate in certificates}
+
+
+def test_a_wide_clip_is_checked_as_closely():
+    def fold():
+        return checked(
+            model(
+                op("Tanh", "x", "r"),
+                const("Sub", "r", "a", np.float32(5000), left=True),
+                clip("a", "c", 0, 10000),
+                const("Div", "c", "y", np.float32(10000)),
+                x=X,
+            )
+        )
+
+    assert all(certificate.holds for certificate in fold().certificates())
+    right = pointwise.HardSigmoid.taking
+
+    def wrong(self, map_, form=None):
+        return Edit(WRONG["alpha"](right(self, map_, form).values), form)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pointwise.HardSigmoid, "taking", wrong)
+        bad = fold()
+    assert not all(certificate.holds for certificate in bad.certificates())
+
+
 @pytest.mark.parametrize("what", WRONG)
 @pytest.mark.parametrize("shape", [X, (1, 1), ("n", 3)])
 @pytest.mark.parametrize("shift, low", [(3.0, 0.0), (80.0, 78.0), (-80.0, -86.0)])

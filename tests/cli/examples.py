@@ -53,6 +53,19 @@ def slow() -> onnx.ModelProto:
     return model(*pieces, x=(1, 16, 400, 400), y=source)
 
 
+def unshaped() -> onnx.ModelProto:
+    """A map that crosses a Relu of which no check can run: the model says no shape."""
+    made = model(
+        conv("conv", "x", "c", (8, 3, 3, 3)),
+        op("Relu", "c", "r"),
+        op("Mul", "r two", "y"),
+        weights={"two": np.float32(2.0)},
+    )
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    return made
+
+
 def crossing() -> onnx.ModelProto:
     """A BatchNormalization behind a MaxPool, which is checked by running that operator alone."""
     return model(

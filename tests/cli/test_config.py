@@ -430,7 +430,7 @@ from pathlib import Path
 if sys.argv[1] == "tomli":
     import tomli
     sys.modules["tomllib"] = tomli
-from bnfold import _config, _options
+from bnfold._command import config as _config, options as _options
 table = textwrap.dedent(_config.__doc__.split("::")[1].split("Each key")[0])
 Path("pyproject.toml").write_text(table)
 found = _config.project(_options._CONFIGURABLE)

@@ -119,11 +119,11 @@ def test_models_drawn_at_random_and_damaged(tmp_path):
     script = """
 import sys
 from pathlib import Path
-from bnfold import _judge
 from bnfold._errors import UsageError
+from bnfold._pipeline.models import fold_file
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        _judge.run(path, None, verify=False, inputs=None, progress=lambda step: None)
+        fold_file(path, None, verify=False, inputs=None, progress=lambda step: None)
     except UsageError as error:
         assert path.name in str(error) or "external data" in str(error), (path, error)
     except Exception as error:

@@ -90,7 +90,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = examples.save(examples.foldable(), folder / "m.onnx")
     others = {
         name: examples.save(getattr(examples, name)(), folder / f"{name}.onnx")
-        for name in ("settled", "strange", "crossing", "hiding", "endless")
+        for name in ("settled", "strange", "crossing", "hiding", "endless", "unshaped")
     }
     inside = examples.save(nested(), folder / "nested.onnx")
     apart = folder / "apart"
@@ -119,6 +119,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "check": run(1, model, "--check"),
         "check settled": run(0, others["settled"], "--check"),
         "crossing": run(0, others["crossing"]),
+        "unchecked": run(0, others["unshaped"]),
         "provider": run(3, model, "--provider", "cpu,cuda"),
         "power": run(0, others["hiding"], "--power"),
         "nested": run(0, inside),
@@ -197,6 +198,7 @@ def test_the_runs_show_what_there_is(written):
     certificates = [c for d in written.values() if "folds" in d for c in _certificates(d)]
     assert {c["ulps"] is None for c in certificates} == {True, False}
     assert {c["holds"] for c in certificates} == {True, False}
+    assert {c["unchecked"] == "" for c in certificates} == {True, False}
     assert written["left behind"]["left_behind"]
     assert any(fold["graph"] for fold in written["nested"]["folds"])
 

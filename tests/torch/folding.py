@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import bnfold
-from bnfold import _api
+from bnfold._pipeline import any_kind
 
 
 def ready(module: nn.Module, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
@@ -124,9 +124,8 @@ def planned_and_folded(
     clone: bool = False,
 ) -> tuple[bnfold.Plan, nn.Module]:
     """What ``bnfold.plan`` and ``bnfold.fold`` give, of one export: most of the time goes there."""
-    ready = _api._prepare_module(
-        module, args, kwargs, dynamic_shapes, as_eval, clone, inplace=False
-    )
+    options = any_kind.ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone)
+    ready = any_kind._prepare_module(module, options)
     return ready.plan, ready.apply(inplace=False)
 
 

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import bnfold
+from bnfold._proof.certificate import Certificate
+from bnfold._proof.torch_certificate import certify_program
+from bnfold._torch.program.fold import PlannedProgram
 
 from .folding import assert_close, outputs, rand, ready
 
@@ -57,6 +60,7 @@ def fold(module: nn.Module, x: Tensor, within: float = 1e-10, **options: Any) ->
     folded = bnfold.fold(program)
     assert str(program) == text
     same(program, folded, x, within)
+    certified(program)
     plan = bnfold.plan(program)
     assert dict(Counter(ops(program))) == plan.before
     assert bnfold.plan(folded).folds == ()
@@ -77,3 +81,10 @@ def apart(module: nn.Module, x: Tensor, *codes: str, **options: Any) -> None:
     plan = bnfold.plan(exported(module, x, **options))
     assert not [fold for fold in plan.folds if fold.merges], plan.folds
     assert [kept.code for kept in plan.kept if kept.kind == "merge"] == list(codes), plan.kept
+
+
+def certified(program: ExportedProgram) -> list[Certificate]:
+    """The certificates of what folding does to a program, all of which hold."""
+    found = list(certify_program(PlannedProgram(program).apply_told().applied))
+    assert [each for each in found if not each.holds] == []
+    return found

@@ -11,7 +11,12 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import bnfold
-from bnfold._run.providers import PROVIDERS, Provider
+from bnfold._judge import deployment
+from bnfold._judge.deployment import Deployment, Expected
+from bnfold._run.given import InputSet
+from bnfold._run.providers import CPU, PROVIDERS, Provider
+from bnfold._run.session import Port
+from bnfold._run.source import Source
 
 from ..cli.command import bnfold as command
 from ..graphs import bn, const, conv, feeds, model, op, positive, rand
@@ -123,6 +128,30 @@ def test_a_provider_that_is_missing_leaves_the_question_open():
     cpu, other = result.providers
     assert (cpu.status, other.status) == ("pass", "inconclusive")
     assert f"install {PROVIDERS[name].install}" in other.note
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, status",
+    [(1.0, np.nan, "fail"), (np.nan, np.nan, "pass"), (1.0, 1.0, "pass"), (1.0, np.inf, "fail")],
+)
+def test_what_is_not_finite_as_deployed_is_no_small_difference(ours, theirs, status, monkeypatch):
+    """As if optimizations made NaN of the folded model's numbers, or of both models' numbers."""
+
+    class Engine:
+        active = frozenset((CPU.full_name,))
+
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def run(self, feeds: object) -> list[np.ndarray]:
+            return [np.array([self.value, 2.0], np.float32)]
+
+    sources = Source(Path("original.onnx")), Source(Path("folded.onnx"))
+    values = dict(zip(sources, (ours, theirs), strict=True))
+    monkeypatch.setattr(deployment, "opened", lambda source, *rest: Engine(values[source]))
+    given = Expected(InputSet("given", {}), [np.array([1.0, 2.0], np.float32)], [1e-3])
+    ports = [Port("y", "tensor(float)", (2,))]
+    assert Deployment(*sources, ports).check(CPU, [given]).status == status
 
 
 def test_a_provider_that_runs_nothing_is_not_taken_for_one_that_does(monkeypatch):

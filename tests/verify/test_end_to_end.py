@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 from bnfold._errors import UsageError
 from bnfold._judge.end_to_end import compare
 from bnfold._judge.verdict import EndToEnd
-from bnfold._run.inputs import USUAL, InputSet
+from bnfold._run.drawing import USUAL
+from bnfold._run.given import InputSet
 
 from .conftest import Compare
 from .folding import MISTAKES, fold, weights

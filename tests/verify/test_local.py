@@ -17,8 +17,9 @@ from bnfold._onnx.fold import prepare
 from bnfold._proof import local_probe
 from bnfold._proof.certificate import certify
 from bnfold._proof.rows import Mismatch, Side
+from bnfold._proof.unchecked import Obstacle
 from bnfold._run.bounds import Bounds
-from bnfold._run.inputs import InputSet
+from bnfold._run.given import InputSet
 
 from .. import graphs
 from ..carry.drawing import drawn
@@ -149,7 +150,9 @@ def test_folds_of_real_models_on_what_they_hold(name: str, tmp_path: Path) -> No
     applied = prepare(made, path.parent).apply().applied
     activations = Activations(path, None, Settings(), Bounds())
     found = certify(onnx.load(path), made, applied, path.parent, path.parent, activations.numbers)
-    assert all(certificate.holds for certificate in found)
+    left = {one.into: one.unchecked.obstacle for one in found if one.unchecked}
+    assert left == ({"Reshape.4": Obstacle.NOT_DRAWABLE} if name == "cls" else {})
+    assert all(one.holds or one.into in left for one in found)
     by_law = {fold.law for fold, one in zip(applied, found) if one.probe is None}
     assert by_law <= {"absorb", "cross", "merge"}
     assert sum(one.probe is not None for one in found) > len(found) / 2

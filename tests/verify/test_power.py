@@ -16,11 +16,11 @@ from bnfold._judge.power import Power
 from bnfold._judge.sensitivity import Sensitivity
 from bnfold._judge.tolerance import Tolerance
 from bnfold._run.bounds import UNBOUNDED
-from bnfold._run.inputs import InputSource
+from bnfold._run.drawing import InputSource
+from bnfold._run.onnx_model import OnnxModel
 from bnfold._run.perturbable import find
 from bnfold._run.session import OnnxRuntime
 from bnfold._run.source import Source
-from bnfold._run.varied import Varied
 
 from ..graphs import Piece, bn, const, conv, model, op, rand
 from .conftest import Compare
@@ -235,7 +235,7 @@ def test_what_a_wider_tolerance_hides_is_stale(each: bool, tmp_path: Path) -> No
     onnx.save(model(*shown(), op("Identity", "t4", "y"), x=(1, 4, 5, 5)), path)
     source = Source(path)
     weights = find(source.proto(), tmp_path).values
-    original = Varied(source, source.structure(), weights, OnnxRuntime, UNBOUNDED)
+    original = OnnxModel(source, source.structure(), weights, OnnxRuntime, UNBOUNDED)
     inputs = next(iter(InputSource(source.proto(), 0).first()))
     sets = {0: (inputs, original.run(inputs.feeds))}
     sensitivity = Sensitivity(original, 0)

@@ -7,8 +7,8 @@ cloned, a missing bias becomes a parameter, a map that has to stand becomes a mu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from bnfold._plan.fit import settle, standing_constants, standing_dtype
 from bnfold._plan.places import Standing
 from bnfold._plan.planner import Move, Moves, Sides
 from bnfold._plan.summary import kept_apart, summarize
+from bnfold._torch.program.applied import Applied, Step
 from bnfold._torch.program.draft import Draft
 from bnfold._torch.program.merging import merge
 from bnfold._torch.read.constants import Constant
@@ -39,12 +40,22 @@ from bnfold._torch.tensors import Array, from_numpy
 _WITH_NUMBERS = {"relu6": "hardtanh", "relu6_": "hardtanh_"}
 
 
+@dataclass(frozen=True)
+class FoldedProgram:
+    """A new program, and what was done: the merges, then the folds."""
+
+    program: ExportedProgram
+    applied: tuple[Applied, ...]
+
+
 class PlannedProgram:
     """A program that has been read and planned."""
 
     def __init__(self, program: ExportedProgram) -> None:
         """Read and plan; the program is not changed."""
+        self._original = program
         merges = merge(program)
+        self._merges = merges
         self._graph = merges.read()
         view, readings = self._graph.view, self._graph.readings
         self._moves: Moves = settle(view, readings, partial(clashes, self._graph))
@@ -59,6 +70,28 @@ class PlannedProgram:
     def apply(self) -> ExportedProgram:
         """A new program with all moves carried out."""
         return _DraftFolder(self._graph).write(self._moves)
+
+    def apply_told(self) -> FoldedProgram:
+        """A new program, and what was done, for who checks it."""
+        folder, merges = _DraftFolder(self._graph), self._merges
+        program = folder.write(self._moves)
+        view = self._graph.view
+        merged = Applied(
+            self._original,
+            merges.program,
+            merges.steps,
+            merges.standing,
+            exact_after=merges.exact,
+        )
+        folded = Applied(
+            merges.program,
+            program,
+            tuple(_steps(self._graph, self._moves, merges.made)),
+            folder.standing(),
+            {view.values[value].name: each for value, each in self._moves.relations.items()},
+            merges.exact,
+        )
+        return FoldedProgram(program, (merged, folded))
 
 
 def load(path: Path) -> ExportedProgram:
@@ -89,6 +122,10 @@ class _DraftFolder:
         for move in moves.moves:
             self._replace(move)
         return self._draft.program()
+
+    def standing(self) -> dict[str, str]:
+        """The nodes by their names before, with the names of those that stand for them now."""
+        return {name: node.name for name, node in self._nodes.items()}
 
     def _node(self, place: int) -> Node:
         return self._nodes[self._read.nodes[place].name]
@@ -173,6 +210,35 @@ class _DraftFolder:
         node: Node = self._draft.module.graph.call_function(target, (data, constant))
         node.meta = dict(end.meta)
         return node
+
+
+def _steps(graph: Graph, moves: Moves, made: Collection[str]) -> Iterator[Step]:
+    """The steps of moves: maps that give way, operators that take in only what was carried to them,
+    operators that were crossed, and those ``made`` by merges of which nothing but the rounding is
+    new.
+    """
+    view = graph.view
+
+    def step(law: str, into: int, maps: Sequence[int], chain: Sequence[int]) -> Step:
+        outputs = tuple(view.values[value].name for value in view.nodes[chain[-1]].outputs)
+        nodes = tuple(graph.nodes[index].name for index in chain)
+        labels = tuple(view.nodes[index].label for index in maps)
+        return Step(law, view.nodes[into].label, labels, nodes, outputs)
+
+    for move in moves.moves:
+        first = (move.into,) if move.law == "absorb" else ()
+        yield step(move.law, move.into, move.maps, (*first, *move.chain))
+    known = {move.into for move in moves.moves if move.law == "absorb"}
+    for index in moves.sides:
+        if index not in known:
+            yield step("absorb", index, (), (index,))
+    crossed = dict.fromkeys(index for move in moves.moves for index in move.crossed)
+    for index in crossed:
+        yield step("cross", index, (), (index,))
+    moved = {*known, *moves.sides, *crossed, *(i for move in moves.moves for i in move.chain)}
+    for index, node in enumerate(graph.nodes):
+        if node.name in made and index not in moved:
+            yield step("absorb", index, (), (index,))
 
 
 def _like(values: Array, old: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from bnfold._merge.kernels import Kernel
 from bnfold._merge.merging import Merger, Replacement, Stays
 from bnfold._merge.steps import LinearForm, linear_form
 from bnfold._merge.stored import Load, remembered, unfit
+from bnfold._torch.program.applied import Step
 from bnfold._torch.program.draft import Draft, fresh, like
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.graph import Graph, operator_of, read
@@ -34,7 +35,9 @@ class Merges:
     """A program once its linear operators are merged, what merged, in order, and what did not.
 
     ``exact`` gives merged weights in float64, by the names of the parameters that have them
-    rounded. ``before`` is the program as it was read for merging.
+    rounded. ``before`` is the program as it was read for merging. ``standing`` names for nodes of
+    that those that stand for them once it is merged, ``steps`` those that do not bear their own
+    operator's value any more; ``made`` are the operators that are new.
     """
 
     program: ExportedProgram
@@ -42,6 +45,9 @@ class Merges:
     folds: tuple[Fold, ...]
     stays: tuple[Stays, ...]
     before: Graph
+    standing: Mapping[str, str]
+    steps: tuple[Step, ...]
+    made: frozenset[str]
 
     def read(self) -> Graph:
         """What the program has become, read; once is enough where nothing merged."""
@@ -57,7 +63,15 @@ def merge(program: ExportedProgram) -> Merges:
     merger.run()
     merged = draft.program() if writer.folds else program
     exact = {name: load for name, load in writer.exact.items() if name in draft.state}
-    return Merges(merged, exact, tuple(writer.folds), tuple(merger.stays.values()), before)
+    alive = set(draft.module.graph.nodes)
+    made = {node.name: name for node, name in writer.origins.items() if node in alive}
+    made = made if writer.folds else {}
+    new = frozenset(node.name for node in writer.parts if node in alive)
+    kept = {node.name for node in merged.graph.nodes} - new
+    standing = {**{name: name for name in kept}, **{old: node for node, old in made.items()}}
+    steps = tuple(Step("merge", node, (), (), (old,)) for node, old in made.items())
+    stays = tuple(merger.stays.values())
+    return Merges(merged, exact, tuple(writer.folds), stays, before, standing, steps, new)
 
 
 class _DraftMerger:
@@ -73,6 +87,8 @@ class _DraftMerger:
         self.exact: dict[str, Load] = {}
         self.made: set[Node] = set()
         self.folds: list[Fold] = []
+        self.parts: set[Node] = set()
+        self.origins: dict[Node, str] = {}
         self.memory = before.memory
         self._records = dict(zip(before.nodes, before.records, strict=True))
         self._places: list[Node | None] = list(before.nodes)
@@ -210,6 +226,10 @@ class _DraftMerger:
             made[joined.output] = rest
             laid.append((position, rest, position, joined.operands, joined.output))
         ends = {self._holders[t]: made[t] for t in made if t in self._holders}
+        self.parts.update(made.values())
+        for old, part in ends.items():
+            if old in self.origins or old not in self.parts:
+                self.origins[part] = self.origins.get(old, old.name)
         gone = sorted({*new.gone, *new.joined}, reverse=True)
         operators: dict[int, Operator | None] = {}
         for position, one, named, inputs, tensor in laid:

@@ -19,21 +19,21 @@ SPAN = 64.0
 
 
 @dataclass(frozen=True)
-class Grain:
+class SizeGroups:
     """Groups of slices of an array.
 
     Attributes:
         sizes: the largest finite absolute value in each group, the largest first.
         axis: what the slices are along, if there are several groups.
-        groups: the number of each slice's group.
+        of_slices: the number of each slice's group.
     """
 
     sizes: Array
     axis: int | None = None
-    groups: Array | None = None
+    of_slices: Array | None = None
 
     @classmethod
-    def of(cls, array: Array) -> Grain:
+    def of(cls, array: Array) -> SizeGroups:
         """The groups of an output, along the axis whose slices differ most in size; one, where they
         do not differ by `SPAN`. Slices of zeros alone are judged with the largest values.
         """
@@ -51,10 +51,10 @@ class Grain:
 
     def peaks(self, values: Array) -> Array:
         """The largest of some values in each group; they are of the shape of the array."""
-        if self.groups is None or self.axis is None:
+        if self.of_slices is None or self.axis is None:
             return np.array([values.max(initial=0.0)])
         found = np.zeros(len(self.sizes))
-        np.maximum.at(found, self.groups, values.max(_others(values, self.axis)))
+        np.maximum.at(found, self.of_slices, values.max(_others(values, self.axis)))
         return found
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from onnx import ModelProto
 
 import bnfold
-from bnfold._judge.magnitudes import SPAN, Grain
+from bnfold._judge.size_groups import SPAN, SizeGroups
 
 from ..graphs import Array, const, conv, model, op, rand
 from .test_evidence import changed, scaled
@@ -29,12 +29,12 @@ def test_slices_of_one_size_are_a_group(axis: int, dtype: object) -> None:
     sizes = np.array([1, 1000, 1, 0, 0.03, 1000, 0.03])
     array = np.moveaxis(values((7, 6, 7)).astype(np.float64).T * sizes, -1, axis).astype(dtype)  # type: ignore[call-overload]
     array = np.ascontiguousarray(array)
-    grain = Grain.of(array)
-    assert grain.axis == axis
-    assert grain.groups is not None
-    assert list(grain.groups) == [1, 0, 1, 0, 2, 0, 2]  # zeros belong to the largest
-    assert grain.sizes == pytest.approx([1000, 1, 0.03], rel=0.5)
-    assert list(grain.peaks(np.abs(array))) == list(grain.sizes)
+    groups = SizeGroups.of(array)
+    assert groups.axis == axis
+    assert groups.of_slices is not None
+    assert list(groups.of_slices) == [1, 0, 1, 0, 2, 0, 2]  # zeros belong to the largest
+    assert groups.sizes == pytest.approx([1000, 1, 0.03], rel=0.5)
+    assert list(groups.peaks(np.abs(array))) == list(groups.sizes)
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,17 @@ def test_slices_of_one_size_are_a_group(axis: int, dtype: object) -> None:
     ids=["even", "nearly", "scalar", "zeros", "empty", "no number", "integers", "flags"],
 )
 def test_what_is_one_group(array: Array) -> None:
-    grain = Grain.of(array)
-    assert (grain.axis, grain.groups, len(grain.sizes)) == (None, None, 1)
+    groups = SizeGroups.of(array)
+    assert (groups.axis, groups.of_slices, len(groups.sizes)) == (None, None, 1)
 
 
 def test_what_is_not_finite_has_no_size() -> None:
     array = values((3, 8)) * np.array([[100], [1], [1]], np.float32)
     array[1, 2], array[2, 3] = np.inf, np.nan
-    grain = Grain.of(array)
-    assert grain.groups is not None
-    assert list(grain.groups) == [0, 1, 1]
-    assert np.isfinite(grain.sizes).all()
+    groups = SizeGroups.of(array)
+    assert groups.of_slices is not None
+    assert list(groups.of_slices) == [0, 1, 1]
+    assert np.isfinite(groups.sizes).all()
 
 
 @given(
@@ -73,14 +73,14 @@ def test_what_is_not_finite_has_no_size() -> None:
     )
 )
 def test_laws_of_groups(array: Array) -> None:
-    grain = Grain.of(array)
+    groups = SizeGroups.of(array)
     whole = np.abs(array).max()
-    assert grain.sizes[0] == grain.peaks(np.abs(array)).max() == whole
-    if grain.groups is None or grain.axis is None:
+    assert groups.sizes[0] == groups.peaks(np.abs(array)).max() == whole
+    if groups.of_slices is None or groups.axis is None:
         return
-    assert set(grain.groups) == set(range(len(grain.sizes)))
-    assert (np.diff(grain.sizes) < 0).all()
-    assert list(grain.peaks(np.abs(array))) == list(grain.sizes)
+    assert set(groups.of_slices) == set(range(len(groups.sizes)))
+    assert (np.diff(groups.sizes) < 0).all()
+    assert list(groups.peaks(np.abs(array))) == list(groups.sizes)
 
 
 def regressor() -> ModelProto:

@@ -10,12 +10,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 from bnfold._run.bounds import UNBOUNDED
-from bnfold._run.inputs import InputSource
+from bnfold._run.drawing import InputSource
 from bnfold._run.nodes import reached
+from bnfold._run.onnx_model import OnnxModel
 from bnfold._run.perturbable import find
 from bnfold._run.session import EngineError, OnnxRuntime, Reference
 from bnfold._run.source import Source, Tap
-from bnfold._run.varied import Varied
 
 from .. import zoo
 from .folding import constants
@@ -32,9 +32,9 @@ def written(text: str, folder: Path) -> Path:
     return path
 
 
-def varied(path: Path, engine: type = OnnxRuntime, taps: tuple[Tap, ...] = (), **w) -> Varied:
+def varied(path: Path, engine: type = OnnxRuntime, taps: tuple[Tap, ...] = (), **w) -> OnnxModel:
     source = Source(path, taps)
-    return Varied(source, source.structure(), w, engine, UNBOUNDED)
+    return OnnxModel(source, source.structure(), w, engine, UNBOUNDED)
 
 
 @pytest.mark.parametrize("engine", [OnnxRuntime, Reference])

@@ -1,4 +1,4 @@
-"""Draws inputs that a model accepts, or reads those of the user.
+"""Draws inputs that a model accepts.
 
 Nothing in a model file says which sizes its free dimensions may take, so likely ones are proposed
 in order, small ones first, and the caller keeps the first that runs. What the graph does say is
@@ -14,7 +14,6 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -22,13 +21,13 @@ import onnx
 from onnx import TensorProto
 
 from bnfold._errors import UsageError
+from bnfold._run.given import InputSet
 from bnfold._run.hints import Hints, pixel_range
-from bnfold._system import paths
+from bnfold._run.noise import Array
 
 Flavour = Literal["signed", "unsigned", "structured", "large"]
 FLAVOURS: tuple[Flavour, ...] = ("signed", "unsigned", "structured", "large")
 Role = Literal["batch", "channel", "side", "length"]
-Array: TypeAlias = np.ndarray[Any, Any]
 Key: TypeAlias = tuple[str, int]
 """A free dimension: (its name, -1) where it has one, else (input, axis)."""
 
@@ -66,20 +65,8 @@ _SIDE_STEP = 32
 _IMAGE_RANK = 4
 
 
-ONLY = ""
-"""Stands for the name of a model's only input."""
-
-
 class UndrawableError(Exception):
     """No inputs can be made up for this model; the text says why."""
-
-
-@dataclass(frozen=True)
-class InputSet:
-    """One full set of inputs: a label for the report, and an array per input name."""
-
-    label: str
-    feeds: Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -120,47 +107,6 @@ class Wanted:
 
 
 USUAL = Wanted()
-
-
-def load_inputs(path: Path) -> list[InputSet]:
-    """Read input sets: one from an .npz file whose keys are the input names, one from an .npy file
-    for the only input of a model, or one from each such file in a folder, in order of their names.
-
-    Whether names, types and shapes fit the model is seen by `compare`.
-
-    Raises:
-        UsageError: a file is missing, is none of these, is empty, or holds pickled objects; or a
-            folder has no such file.
-    """
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
-        if not files:
-            raise UsageError(f"{path} holds no .npz and no .npy file")
-        return [_load(file) for file in files]
-    return [_load(path)]
-
-
-def _load(path: Path) -> InputSet:
-    kind = ".npy" if path.suffix == ".npy" else ".npz"
-    try:
-        with path.open("rb") as file:
-            read = np.load(file, allow_pickle=False)
-            if kind == ".npy":
-                feeds = {ONLY: read}
-            else:
-                with read as archive:
-                    feeds = {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise paths.unreadable(path, error) from error
-    except Exception as error:  # Zip, zlib and NumPy each have their own errors for a bad file.
-        raise UsageError(f"{path} is not an {kind} file of plain arrays") from error
-    for name, array in feeds.items():
-        if not isinstance(array, np.ndarray):
-            told = f": {name!r} is none" if name else ""
-            raise UsageError(f"{path} is not an {kind} file of plain arrays{told}")
-    if not feeds:
-        raise UsageError(f"{path} holds no arrays; numpy.savez writes them by input name")
-    return InputSet(path.name, feeds)
 
 
 class InputSource:
@@ -324,7 +270,7 @@ class _Spec:
             raise MemoryError  # for which NumPy has errors of its own
         signed = flavour != "unsigned"
         if self.element in _FLOATS:
-            values = _floats(rng, flavour, shape)
+            values = floats(rng, flavour, shape)
             if self.pixels is not None and len(shape) >= _IMAGE_RANK - 1 and flavour != "large":
                 values = _within(values, flavour, *self.pixels)
             return np.asarray(values, dtype=_FLOATS[self.element])
@@ -354,7 +300,8 @@ class _Spec:
         return values
 
 
-def _floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) -> Array:
+def floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) -> Array:
+    """Numbers of a kind, see `Wanted`, in float64."""
     if flavour == "unsigned":
         return rng.random(shape)
     if flavour != "structured":

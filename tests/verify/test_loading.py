@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import bnfold
-from bnfold._run import early as early_module
+from bnfold._run import loading
 from bnfold._run.bounds import Bounds
-from bnfold._run.early import Early, background
+from bnfold._run.loading import BackgroundLoad, background
 from bnfold._run.session import OnnxRuntime
 from bnfold._system import memory
 
@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
 def test_it_loads_at_once_and_anew_when_asked_again(file: Path) -> None:
     names = []
     with background([file], [], Bounds()) as executor:
-        early = Early(lambda: names.append(threading.current_thread().name), executor)
+        early = BackgroundLoad(lambda: names.append(threading.current_thread().name), executor)
         early.get()
         early.get()
     assert names[0].startswith("bnfold") and names[1] == threading.current_thread().name
@@ -39,7 +39,7 @@ def test_an_error_is_raised_where_what_was_loaded_is_asked_for(file: Path) -> No
         raise KeyError("broken")
 
     with background([file], [], Bounds()) as executor:
-        early = Early(load, executor)
+        early = BackgroundLoad(load, executor)
         with pytest.raises(KeyError):
             early.get()
 
@@ -47,8 +47,8 @@ def test_an_error_is_raised_where_what_was_loaded_is_asked_for(file: Path) -> No
 def test_what_nobody_asks_for_is_not_waited_for(file: Path) -> None:
     begun, stopped = threading.Event(), []
     with background([file], [], Bounds()) as executor:
-        Early(lambda: begun.wait(5), executor)
-        waiting = [Early(lambda: stopped.append(1), executor) for _ in range(3)]
+        BackgroundLoad(lambda: begun.wait(5), executor)
+        waiting = [BackgroundLoad(lambda: stopped.append(1), executor) for _ in range(3)]
         threading.Timer(0.05, begun.set).start()
     assert len(waiting) == 3 and not stopped
 
@@ -64,9 +64,9 @@ def test_one_thread_small_memory_and_large_models_load_one_after_the_other(
     assert executors([file], few, Bounds(threads=2))
     assert executors([file.with_name("missing")], few, Bounds())
     assert not executors([file], few, Bounds(threads=1))
-    monkeypatch.setattr(early_module, "_LARGEST", 999)
+    monkeypatch.setattr(loading, "_LARGEST", 999)
     assert not executors([file], few, Bounds())
-    monkeypatch.setattr(early_module, "_LARGEST", 1000)
+    monkeypatch.setattr(loading, "_LARGEST", 1000)
     assert executors([file], few, Bounds())
     assert not executors([file], [np.zeros(126)], Bounds())
     monkeypatch.setattr(memory, "is_bounded", lambda: True)

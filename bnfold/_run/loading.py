@@ -17,7 +17,7 @@ _LARGEST = 1 << 28
 _Loaded = TypeVar("_Loaded")
 
 
-class Early(Generic[_Loaded]):
+class BackgroundLoad(Generic[_Loaded]):
     """Something that loads already, if there is an executor for it."""
 
     def __init__(self, load: Callable[[], _Loaded], executor: Executor | None) -> None:

@@ -17,9 +17,11 @@ import onnx
 from onnx import helper
 
 from bnfold._onnx.files.lean import serialize_whole
+from bnfold._onnx.read.scopes import label
 from bnfold._run.bounds import Bounds
-from bnfold._run.nodes import reads
+from bnfold._run.nodes import Flow, reads, subgraphs
 from bnfold._run.noise import Array, can_move
+from bnfold._run.perturbable_model import Layer
 from bnfold._run.session import EngineError, OnnxRuntime, Port, Reference
 from bnfold._run.source import Source
 
@@ -28,8 +30,8 @@ _OVERRIDABLE = 4
 Engine: TypeAlias = type[OnnxRuntime] | type[Reference]
 
 
-class Varied:
-    """A model whose weights may be moved.
+class OnnxModel:
+    """A model whose weights may be moved, as `PerturbableModel` has it.
 
     Attributes:
         weights: those that can be, by name, each as the model has it.
@@ -82,6 +84,7 @@ class Varied:
             model.MergeFrom(self._added)
         self._model = model if changed else None
         self.graph = model.graph
+        self._flow = Flow(model.graph)
         self._session: OnnxRuntime | Reference | None = None
         own = self._loaded().inputs
         self.inputs: tuple[Port, ...] = tuple(p for p in own if p.name not in self._given)
@@ -101,6 +104,32 @@ class Varied:
             Exhausted: time is up, or memory has run out.
         """
         return self._loaded().run({**self._given, **(moved or {}), **feeds})
+
+    def layers(self, touched: Collection[str]) -> list[Layer]:
+        """See `PerturbableModel.layers`. A call of a local function and a node with bodies are as
+        many operators as they read weights of two axes.
+        """
+        left = {name for name in touched if name in self.weights} or set(self.weights)
+        found = []
+        for node, names, _ in self._flow.rows:
+            taken = [name for name in names if name in left]
+            if taken:
+                nonzero = [name for name in taken if self.weights[name].any()] or taken
+                ranks = {name: self.weights[name].ndim for name in nonzero}
+                chosen = [max(nonzero, key=lambda name: ranks[name])]
+                if node.domain not in ("", "ai.onnx") or any(True for _ in subgraphs(node)):
+                    chosen = [n for n in dict.fromkeys(nonzero) if ranks[n] > 1] or chosen
+                for weight in chosen:
+                    axis = _channel_axis(node, weight, self.weights[weight].shape)
+                    found.append(Layer(label(node), weight, axis))
+                    left.discard(weight)
+        return found
+
+    def reached(self, weights: Collection[str]) -> set[int]:
+        """The numbers of the outputs that depend on any of some weights."""
+        changed = self._flow.reached(weights)
+        outputs = self.graph.output
+        return {number for number, value in enumerate(outputs) if value.name in changed}
 
     def _loaded(self) -> OnnxRuntime | Reference:
         if self._session is None:
@@ -156,6 +185,22 @@ class Varied:
         engine = self._engine(self._serialized(part), self._source.folder, bounds=self._bounds)
         found = zip(wanted, map(np.asarray, engine.run({})), strict=True)
         return {name: array for name, array in found if can_move(array)}
+
+
+def _channel_axis(node: onnx.NodeProto, weight: str, shape: tuple[int, ...]) -> int:
+    """The axis of a weight that counts the channels of what an operator puts out; the longest one
+    where that is not known.
+    """
+    given = {attribute.name: attribute.i for attribute in node.attribute}
+    known = {
+        "Conv": 0,
+        "ConvTranspose": 1,
+        "Gemm": 0 if given.get("transB") else 1,
+        "MatMul": len(shape) - 1,
+    }
+    if len(shape) > 1 and node.op_type in known and list(node.input).index(weight) == 1:
+        return known[node.op_type]
+    return int(np.argmax(shape)) if shape else 0
 
 
 def _overridable(model: onnx.ModelProto, stored: Collection[str]) -> onnx.ModelProto:

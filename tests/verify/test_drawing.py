@@ -7,15 +7,8 @@ import onnx
 import pytest
 
 from bnfold._errors import UsageError
-from bnfold._run.inputs import (
-    ONLY,
-    USUAL,
-    InputSet,
-    InputSource,
-    UndrawableError,
-    Wanted,
-    load_inputs,
-)
+from bnfold._run.drawing import USUAL, InputSource, UndrawableError, Wanted
+from bnfold._run.given import ONLY, InputSet, load_inputs
 
 
 def source(arguments: str, body: str = "{ y = Identity(x) }", more: str = "") -> InputSource:

@@ -1,0 +1,84 @@
+"""The one reduction: from all that the stages found to a status, and the notes that go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bnfold._judge.untaken import IfBranch
+from bnfold._judge.verdict import (
+    Divergence,
+    OutputCheck,
+    Planted,
+    ProviderCheck,
+    Status,
+    combined,
+    overall,
+)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the stages of a comparison found.
+
+    Attributes:
+        checks: one for each output and input set.
+        planted: the errors that were planted, and whether they showed.
+        every_layer: whether one was asked for in every layer by itself.
+        certified: whether every fold has a certificate that holds.
+        unnoticed: the folds that rest on the comparison alone and in which an error would not have
+            been noticed.
+        untaken: the branches that no input took.
+        drawn: whether inputs were drawn.
+        providers: what became of the folded model as deployed.
+        divergence: where the two begin to differ, if that was looked for and found.
+    """
+
+    checks: Sequence[OutputCheck]
+    planted: Sequence[Planted] = ()
+    every_layer: bool = False
+    certified: bool = False
+    unnoticed: Sequence[str] = ()
+    untaken: Sequence[IfBranch] = ()
+    drawn: bool = True
+    providers: Sequence[ProviderCheck] = ()
+    divergence: Divergence | None = None
+
+
+class Conclusion(NamedTuple):
+    """The verdict, and what is to be said with it."""
+
+    status: Status
+    notes: tuple[str, ...]
+
+
+def conclude(found: Evidence) -> Conclusion:
+    """Reduce what was found to a verdict.
+
+    What needs a certificate takes one that is unchecked for none: an error that would not have been
+    noticed in a layer, or a branch that no input took, then leaves the verdict open.
+    """
+    status, notes = overall(found.checks), list[str]()
+    if found.every_layer and not all(part.noticed for part in found.planted):
+        rests = "rests on its certificate" if found.certified else "is not proved"
+        notes.append(f"an error in a layer that would not have been noticed here {rests}")
+        status = status if found.certified else combined(status, ["inconclusive"])
+    for into in found.unnoticed:
+        notes.append(
+            f"the certificate of {into} is unchecked, and an error in its fold would not have been "
+            "noticed here"
+        )
+        status = combined(status, ["inconclusive"])
+    if found.untaken:
+        rests = ", but rests on certificates" if found.certified else ""
+        labels = ", ".join(branch.label for branch in found.untaken)
+        notes.append(f"no input took {labels}: what is there was not compared{rests}")
+        own = any(branch.owns_weights for branch in found.untaken)
+        if found.drawn and own and not found.certified:
+            status = combined(status, ["inconclusive"])
+    status = combined(status, [check.status for check in found.providers])
+    if found.divergence is not None and status == "pass":
+        status = "inconclusive"
+        notes.append("a tensor on the way differs, which no output shows on these inputs")
+    return Conclusion(status, tuple(notes))

@@ -1,0 +1,130 @@
+"""The stage that measures: how far outputs may be apart, and what a comparison would notice."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bnfold._judge.bench import Bench, Seen, Terms, Trial
+from bnfold._judge.difference import mismatch
+from bnfold._judge.power import Power, Sets
+from bnfold._judge.sensitivity import Sensitivity
+from bnfold._judge.tolerance import DRAWS, MORE_DRAWS, Tolerance
+from bnfold._run.given import InputSet
+from bnfold._run.session import EngineError
+
+FEW = 2
+"""Further draws for tensors on the way."""
+ROUGH = 3.0
+"""How many times the tolerance they may move, for so few."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How far outputs may be apart, and what planted errors showed; None where weights cannot be
+    moved, or nothing was planted.
+    """
+
+    tolerance: Tolerance
+    power: Power | None = None
+
+    @property
+    def sensitivity(self) -> Sensitivity | None:
+        """How the original moves with its weights."""
+        return self.tolerance.sensitivity
+
+
+def measure(
+    bench: Bench, terms: Terms, seen: Sequence[Seen], resting: Sequence[Collection[str]] = ()
+) -> Measurement:
+    """Measure rounding and power on every input set.
+
+    ``resting`` are the layers, by label, of each fold that rests on the comparison alone.
+    """
+    sets: Sets = {n: (each.inputs, each.outputs) for n, each in enumerate(seen)}
+    try:
+        sensitivity = Sensitivity(bench.original, terms.settings.seed)
+        for _ in range(DRAWS):
+            sensitivity.draw_rounding(sets)
+        measured = Measurement(_tolerance(bench, terms, sensitivity))
+        if terms.thorough:
+            places = {name: number for number, name in enumerate(bench.outputs)}
+            stand_ins = {places[a.output]: places[alias] for alias, a in bench.ahead.items()}
+            power = Power(sensitivity, measured.tolerance, bench.touched, stand_ins)
+            _plant(power, sets, terms)
+            power.plant_resting(sets, resting)
+            measured = replace(measured, power=power)
+    except EngineError as error:
+        return _unmeasured(bench, terms, str(error))
+    return measured
+
+
+def after_doubt(
+    bench: Bench, terms: Terms, measured: Measurement, trials: Sequence[Trial]
+) -> Measurement:
+    """Draw again while outputs differ by more than is known to be rounding; where the tolerance
+    comes to hide an error, errors are planted again.
+    """
+    sensitivity, power = measured.sensitivity, measured.power
+    if sensitivity is None:
+        return measured
+    sets, tolerance = sets_of(trials), replace(measured.tolerance, wider=1.0)
+    more = MORE_DRAWS if terms.thorough else FEW
+    widened = False
+    try:
+        for _ in range(more if terms.settings.fixed is None else 0):
+            doubtful = {n: sets[n] for n in sets if _is_doubtful(tolerance, n, trials[n])}
+            if not doubtful:
+                break
+            sensitivity.draw_rounding(doubtful)
+            widened = True
+        if widened and power is not None and power.is_stale():
+            _plant(power, sets, terms)
+    except EngineError as error:
+        return _unmeasured(bench, terms, str(error))
+    return measured
+
+
+def drawn_more(terms: Terms, measured: Measurement, trials: Sequence[Trial]) -> bool:
+    """Make the further draws on all input sets, if weights can be moved."""
+    if measured.sensitivity is None or terms.settings.fixed is not None:
+        return False
+    for _ in range(MORE_DRAWS):
+        measured.sensitivity.draw_rounding(sets_of(trials))
+    return True
+
+
+def sets_of(trials: Sequence[Trial]) -> Mapping[int, tuple[InputSet, Sequence[Any]]]:
+    """The input sets by number, with what the original makes of each."""
+    return {n: (trial.inputs, trial.original) for n, trial in enumerate(trials)}
+
+
+def _plant(power: Power, sets: Sets, terms: Terms) -> None:
+    power.plant(sets)
+    if terms.settings.power:
+        power.plant_each(sets)
+
+
+def _tolerance(bench: Bench, terms: Terms, sensitivity: Sensitivity | None) -> Tolerance:
+    wider = 1.0 if terms.thorough else ROUGH
+    return Tolerance(sensitivity, terms.settings.fixed, wider, bench.width, bench.floor)
+
+
+def _unmeasured(bench: Bench, terms: Terms, why: str) -> Measurement:
+    bench.notes.append(
+        f"the weights cannot be varied ({bench.unmovable or why}); tolerances are fixed "
+        "fractions of the largest output value, and power is not known"
+    )
+    return Measurement(_tolerance(bench, terms, None))
+
+
+def _is_doubtful(tolerance: Tolerance, index: int, trial: Trial) -> bool:
+    """Whether an output differs on an input set by more than is known to be rounding."""
+    return any(
+        tolerance.exceeded((index, output), left, right, mismatch(left, right))
+        for output, (left, right) in enumerate(zip(trial.original, trial.folded, strict=True))
+        if isinstance(left, np.ndarray)
+    )

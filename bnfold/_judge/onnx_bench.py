@@ -1,0 +1,302 @@
+"""Two files of ONNX side by side, in sessions of onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+
+from bnfold._judge.bench import Ahead, Seen, Settled, Terms, Trial
+from bnfold._judge.double import Float64Model
+from bnfold._judge.ties import Choice, choices
+from bnfold._judge.tolerance import FLOOR
+from bnfold._judge.untaken import IfBranch, with_weights
+from bnfold._judge.verdict import Status
+from bnfold._run.bounds import Exhausted
+from bnfold._run.drawing import InputSource, UndrawableError
+from bnfold._run.given import InputSet, named, refuse_unfit
+from bnfold._run.loading import BackgroundLoad
+from bnfold._run.nodes import reached
+from bnfold._run.noise import Array
+from bnfold._run.onnx_model import OnnxModel
+from bnfold._run.randomness import random_values
+from bnfold._run.session import EngineError, OnnxRuntime, Port, Reference
+from bnfold._run.source import Source, Tap, tapped_before
+from bnfold._system import memory
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two files, the weights of the original by name, and which of them errors are planted in;
+    all if none is.
+    """
+
+    original: Source
+    folded: Source
+    weights: Mapping[str, Array | None]
+    touched: Collection[str]
+
+    def tapped(self, original: Sequence[Tap], folded: Sequence[Tap]) -> Pair:
+        """The two with tensors on the way in place of their outputs."""
+        return replace(
+            self,
+            original=replace(self.original, taps=tuple(original), alone=True),
+            folded=replace(self.folded, taps=tuple(folded), alone=True),
+        )
+
+
+class OnnxBench:
+    """See `Bench`.
+
+    Attributes:
+        pair: both files, tapped ahead of the functions that saturate outputs.
+        ports: the outputs of both.
+        branches: the branches with weights of the original.
+        engine: what runs the models.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        inputs: Sequence[InputSet] | None,
+        terms: Terms,
+        executor: Executor | None = None,
+    ) -> None:
+        """Take both files; with an ``executor`` the folded model loads while the original runs."""
+        self.pair = pair
+        self.engine: type[OnnxRuntime] | type[Reference] = OnnxRuntime
+        self.notes: list[str] = []
+        self.unmovable = ""
+        self.ahead: dict[str, Ahead] = {}
+        self.branches: list[IfBranch] = []
+        self.random: Collection[str] = ()
+        self.reached: Collection[str] = ()
+        self.ports: tuple[Port, ...] = ()
+        self._inputs = inputs
+        self._terms = terms
+        self._executor = executor
+        self._original: OnnxModel | None = None
+
+    @property
+    def runtime(self) -> str:
+        """Name and version of what runs the models."""
+        return self.engine.runtime
+
+    @property
+    def original(self) -> OnnxModel:
+        """The original, which has to be run first."""
+        assert self._original is not None
+        return self._original
+
+    @property
+    def touched(self) -> Collection[str]:
+        """The weights that errors are planted in."""
+        return self.pair.touched
+
+    @property
+    def width(self) -> int:
+        """Bytes of the narrowest weight."""
+        widths = (each.dtype.itemsize for each in self.pair.weights.values() if each is not None)
+        return min(widths, default=8)
+
+    @property
+    def floor(self) -> float:
+        """The least rounding noise."""
+        return FLOOR
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """What both put out."""
+        return [port.name for port in self.ports]
+
+    def run_original(self) -> tuple[Seen, ...]:
+        """Load the original and run it; see `Bench.run_original`."""
+        model = self._read()
+        self.branches = list(with_weights(model))
+        self.random = random_values(model.graph)
+        self.reached = reached(model.graph, self.pair.touched or self.pair.weights.keys())
+        self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), self._executor)
+        self._terms.progress("running the original")
+        drawing = self._drawing(model) if self._inputs is None else None  # before it is changed
+        original = self._original = self._open_original(model)
+        if self.engine is not OnnxRuntime:
+            self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), None)
+        del model
+        if isinstance(drawing, InputSource):
+            seen = self._run_drawn(original, drawing)
+        elif drawing is not None:
+            raise Settled("inconclusive", f"{drawing}; pass real inputs") from drawing
+        else:
+            seen = self._run_given(original, self._inputs or ())
+        self.ports = original.outputs
+        return tuple(seen)
+
+    def run_folded(self, seen: Sequence[Seen]) -> tuple[Trial, ...]:
+        """See `Bench.run_folded`."""
+        original = self.original
+        try:
+            folded = self._folded.get()
+            _agree("input", original.inputs, folded.inputs)
+            _agree("output", original.outputs, folded.outputs)
+            return tuple(Trial(s.inputs, s.outputs, folded.run(s.inputs.feeds)) for s in seen)
+        except EngineError as error:
+            raise Settled("fail", f"the folded model does not run: {error}") from error
+
+    def in_float64(self, inputs: InputSet) -> tuple[list[Any], list[Any]]:
+        """See `Bench.in_float64`."""
+        found = (self._exact(source, inputs) for source in (self.pair.original, self.pair.folded))
+        wanted, made = found
+        return wanted, made
+
+    def choices(self) -> Mapping[str, Choice]:
+        """See `Bench.choices`."""
+        ours, theirs = self._choices()
+        return {output: choice for output, choice in ours.items() if output in theirs}
+
+    def chosen_from(self, output: str, inputs: InputSet) -> OnnxBench:
+        """See `Bench.chosen_from`."""
+        ours, theirs = (found[output].data for found in self._choices())
+        alias = f"what {output} is chosen from"
+        pair = self.pair.tapped([Tap(ours, alias)], [Tap(theirs, alias)])
+        return OnnxBench(pair, [inputs], self._terms)
+
+    def load(self, source: Source) -> OnnxRuntime | Reference:
+        """A session of the engine that runs both models."""
+        return self.engine(source.content(), source.folder, bounds=self._terms.bounds)
+
+    def _choices(self) -> tuple[dict[str, Choice], dict[str, Choice]]:
+        ours, theirs = (
+            choices(side.proto().graph) for side in (self.pair.original, self.pair.folded)
+        )
+        return ours, theirs
+
+    def _exact(self, source: Source, inputs: InputSet) -> list[Any]:
+        try:
+            return Float64Model(source, self._terms.bounds).run(inputs.feeds)
+        except EngineError:
+            return []
+
+    def _read(self) -> onnx.ModelProto:
+        """Parse the original, and tap both models ahead of the functions that saturate outputs."""
+        original, folded = self.pair.original, self.pair.folded
+        model = _parsed(original, "original", "inconclusive")
+        if not self._terms.thorough or original.alone:
+            return model
+        found = tapped_before(
+            model, _parsed(folded, "folded model", "fail")
+        )  # which is dropped here
+        ours, theirs = [], []
+        for output, tapped in found.items():
+            alias = f"{output} ahead of its {tapped.function}"
+            ours.append(Tap(tapped.original, alias))
+            theirs.append(Tap(tapped.folded, alias))
+            self.ahead[alias] = Ahead(output, tapped.function)
+        self.pair = replace(
+            self.pair,
+            original=replace(original, taps=tuple(ours)),
+            folded=replace(folded, taps=tuple(theirs)),
+        )
+        self.pair.original.tap(model)
+        return model
+
+    def _drawing(self, model: onnx.ModelProto) -> InputSource | UndrawableError:
+        settings = self._terms.settings
+        try:
+            return InputSource(model, settings.seed, settings.wanted)
+        except UndrawableError as error:
+            return error
+
+    def _open_original(self, model: onnx.ModelProto) -> OnnxModel:
+        """The original, loaded: with weights that can be moved, if it loads like that."""
+        try:
+            return self._opened(model)
+        except EngineError as error:
+            if not error.missing_kernel:
+                raise Settled("inconclusive", f"the original does not load: {error}") from error
+            missing = str(error)
+        self.engine = Reference
+        self.notes.append(f"onnxruntime cannot run the original ({missing}); onnx.reference did")
+        try:
+            return self._opened(self.pair.original.structure())
+        except EngineError as error:
+            raise Settled("inconclusive", f"onnx.reference cannot either: {error}") from error
+
+    def _opened(self, model: onnx.ModelProto) -> OnnxModel:
+        source, engine, bounds = self.pair.original, self.engine, self._terms.bounds
+        try:
+            return OnnxModel(source, model, self.pair.weights, engine, bounds)
+        except EngineError as error:
+            unmovable = str(error)
+        opened = OnnxModel(source, source.structure(), {}, engine, bounds)
+        self.unmovable = unmovable
+        return opened
+
+    def _run_drawn(self, original: OnnxModel, source: InputSource) -> list[Seen]:
+        seen = [self._drawn(original, source.first())]
+        for number in range(1, len(source)):
+            seen.append(self._drawn(original, source.further(number, seen[0].inputs)))
+        found = (_first_that_runs(original, sets)[0] for sets in source.otherwise())
+        return [*seen, *(ran for ran in found if ran is not None)]
+
+    def _drawn(self, original: OnnxModel, proposals: Iterable[InputSet]) -> Seen:
+        ran, reason = _first_that_runs(original, proposals)
+        if ran is None:
+            text = f"the original runs on no drawn inputs ({reason}); pass real inputs"
+            raise Settled("inconclusive", text)
+        return ran
+
+    def _run_given(self, original: OnnxModel, inputs: Sequence[InputSet]) -> list[Seen]:
+        inputs = [named(given, original.inputs) for given in inputs]
+        for given in inputs:
+            refuse_unfit(given, original.inputs)
+        try:
+            return [Seen(given, original.run(given.feeds)) for given in inputs]
+        except EngineError as error:
+            raise Settled("inconclusive", f"the original does not run: {error}") from error
+
+
+def _first_that_runs(original: OnnxModel, proposals: Iterable[InputSet]) -> tuple[Seen | None, str]:
+    """The first inputs that the original runs on, and what it makes of them; or else why it does
+    not run on the likeliest.
+    """
+    reasons = []
+    for proposal in proposals:
+        try:
+            return Seen(proposal, original.run(proposal.feeds)), ""
+        except EngineError as error:
+            reasons.append(str(error))
+    return None, reasons[0] if reasons else ""
+
+
+def _agree(what: str, left: tuple[Port, ...], right: tuple[Port, ...]) -> None:
+    """Settle for failure unless the models ask for and give the same."""
+    names, others = [port.name for port in left], [port.name for port in right]
+    if names != others:
+        lost, new = sorted({*names} - {*others}), sorted({*others} - {*names})
+        text = f"lost {lost[:4]}, new {new[:4]}" if lost or new else "in another order"
+        raise Settled("fail", f"the folded model's {what}s are not the same: {text}")
+    for port, other in zip(left, right, strict=True):
+        if port.type != other.type:
+            raise Settled("fail", f"{what} {port.name} is {port.type} and {other.type}")
+        if what == "input" and _sizes(port) != _sizes(other):
+            raise Settled(
+                "fail", f"{what} {port.name} is {list(port.shape)} and {list(other.shape)}"
+            )
+
+
+def _sizes(port: Port) -> list[int | None]:
+    """The sizes that are known: what a free one is called does not matter."""
+    return [size if isinstance(size, int) else None for size in port.shape]
+
+
+def _parsed(source: Source, what: str, verdict: Status) -> onnx.ModelProto:
+    """A model, or the verdict if it cannot be read."""
+    try:
+        return source.structure()
+    except Exception as error:
+        if memory.ran_out(error):
+            raise Exhausted("out of memory") from error
+        raise Settled(verdict, f"the {what} cannot be read: {error}") from error

@@ -1,0 +1,119 @@
+"""Two modules of PyTorch side by side, or those of two programs; PyTorch runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bnfold._judge.bench import Ahead, Bench, Seen, Settled, Trial
+from bnfold._judge.ties import Choice
+from bnfold._judge.tolerance import FLOOR
+from bnfold._run.given import InputSet
+from bnfold._run.session import EngineError
+from bnfold._run.torch_model import Call, TorchModel
+
+RUNTIME = f"torch {torch.__version__}"
+_FLOOR = 64.0
+"""In float64 operators may sum in other orders and weights hardly move: it is none of what is
+judged."""
+
+
+class TorchBench:
+    """See `Bench`. With ``double`` both run in float64, where only the rounding of the folded
+    weights is left to differ; else as they are.
+    """
+
+    runtime = RUNTIME
+    unmovable = ""
+
+    def __init__(
+        self,
+        original: nn.Module,
+        folded: nn.Module,
+        call: Call,
+        sets: Sequence[InputSet],
+        *,
+        double: bool,
+    ) -> None:
+        """Take two modules and the inputs to run them on. Raises `UsageError` where one cannot be
+        copied.
+        """
+        self.original = TorchModel(original, call, double=double)
+        self.notes: list[str] = []
+        self.outputs: Sequence[str] = ()
+        self.ahead: Mapping[str, Ahead] = {}
+        self.floor = _FLOOR if double else FLOOR
+        self._modules = original, folded
+        self._call = call
+        self._sets = sets
+        self.double = double
+
+    @property
+    def touched(self) -> Collection[str]:
+        """The weights of linear operators and norms, where all outputs depend on those."""
+        return self.original.telling()
+
+    @property
+    def width(self) -> int:
+        """Bytes of the narrowest weight."""
+        return min((each.dtype.itemsize for each in self.original.weights.values()), default=8)
+
+    @property
+    def random(self) -> Collection[str]:
+        """The outputs that depend on random numbers."""
+        return [self.outputs[number] for number in self.original.random()]
+
+    @property
+    def reached(self) -> Collection[str]:
+        """The outputs that depend on the touched weights."""
+        return [self.outputs[number] for number in self.original.reached(self.touched)]
+
+    def run_original(self) -> tuple[Seen, ...]:
+        """See `Bench.run_original`."""
+        seen = list[Seen]()
+        for each in self._sets:
+            try:
+                seen.append(Seen(each, self.original.run(each.feeds)))
+            except EngineError as error:
+                if not seen:
+                    raise Settled("inconclusive", str(error)) from error
+                self.notes.append(f"on {each.label} inputs {error}")
+        self.outputs = [f"output {number}" for number in range(len(seen[0].outputs))]
+        return tuple(seen)
+
+    def run_folded(self, seen: Sequence[Seen]) -> tuple[Trial, ...]:
+        """See `Bench.run_folded`."""
+        folded = TorchModel(self._modules[1], self._call, double=self.double)
+        try:
+            trials = tuple(Trial(s.inputs, s.outputs, folded.run(s.inputs.feeds)) for s in seen)
+        except EngineError as error:
+            raise Settled("inconclusive" if self.double else "fail", str(error)) from error
+        for trial in trials:
+            if len(trial.original) != len(trial.folded):
+                counts = f"{len(trial.folded)} tensors instead of {len(trial.original)}"
+                raise Settled("fail", f"the folded model puts out {counts}")
+        return trials
+
+    def in_float64(self, inputs: InputSet) -> tuple[list[Any], list[Any]]:
+        """See `Bench.in_float64`."""
+        wanted, made = (self._exact(module, inputs) for module in self._modules)
+        return wanted, made
+
+    def choices(self) -> Mapping[str, Choice]:
+        """What an output is chosen from is not known here."""
+        return {}
+
+    def chosen_from(self, output: str, inputs: InputSet) -> Bench:
+        """See `Bench.chosen_from`."""
+        raise Settled("inconclusive", f"what {output} is chosen from is not known")
+
+    def _exact(self, module: nn.Module, inputs: InputSet) -> list[Any]:
+        if self.double:
+            return []
+        try:
+            return TorchModel(module, self._call, double=True).run(inputs.feeds)
+        except EngineError:
+            return []

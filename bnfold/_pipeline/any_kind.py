@@ -1,0 +1,215 @@
+"""Plan, fold or compare models of any kind: files, protobufs, graphs, modules and programs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnx import ModelProto
+
+from bnfold._core.result import Plan
+from bnfold._errors import UsageError
+from bnfold._onnx.files.external import refuse_own_data
+from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.save import pending_file
+from bnfold._onnx.fold import prepare
+from bnfold._onnx.write.applied import Rewritten
+from bnfold._system import paths
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bnfold._judge.settings import Settings
+    from bnfold._judge.verdict import EndToEnd
+    from bnfold._torch.module.fold import Example, PlannedModule
+
+Model = Any
+Folder = str | os.PathLike[str] | None
+"""The folder that external data is relative to; for a path, the file's own if None."""
+
+
+@dataclass(frozen=True)
+class ModuleOptions:
+    """What is said of a module: example inputs, and how to fold it; see `bnfold.fold`."""
+
+    args: Any = None
+    kwargs: Mapping[str, Any] | None = None
+    dynamic_shapes: Any = None
+    as_eval: bool = False
+    clone: bool = False
+    inplace: bool = False
+
+
+def plan_model(model: Model, base_dir: Folder, options: ModuleOptions) -> Plan:
+    """What folding would do to a model; see `bnfold.plan`."""
+    if _is_module(model):
+        return _prepare_module(model, options).plan
+    if _is_program(model):
+        from bnfold._torch.program.fold import PlannedProgram
+
+        return PlannedProgram(model).plan
+    proto, folder = _read(model, base_dir)
+    with understood(proto, _path_of(model)):
+        return prepare(proto, folder).plan
+
+
+def fold_model(model: Model, output: Any, base_dir: Folder, options: ModuleOptions) -> Any:
+    """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
+    if _is_module(model):
+        return _prepare_module(model, options).apply(options.inplace)
+    if _is_program(model):
+        from bnfold._torch.program.fold import PlannedProgram
+
+        return PlannedProgram(model).apply()
+    proto, folder = _read(model, base_dir)
+    if output is not None:
+        paths.check_writable(Path(output))
+        refuse_own_data(Path(output), proto, folder)
+    if proto is model:
+        proto = ModelProto()
+        proto.CopyFrom(model)
+    with understood(model if isinstance(model, ModelProto) else proto, _path_of(model)):
+        planned = prepare(proto, folder)
+        rewritten = planned.apply()
+    if output is not None:
+        source = None if planned.plan.folds else _path_of(model)
+        return _write(proto, rewritten, folder, Path(output), source)
+    if _is_graphsurgeon(model):
+        import onnx_graphsurgeon
+
+        return onnx_graphsurgeon.import_onnx(proto)
+    return proto
+
+
+def compare_models(
+    original: Model,
+    folded: Model,
+    inputs: str | os.PathLike[str] | Mapping[str, Any] | None,
+    settings: Settings,
+    base_dir: Folder,
+    options: ModuleOptions,
+) -> EndToEnd:
+    """Whether two models are one function; see `bnfold.verify`."""
+    from bnfold._judge.settings import Settings
+    from bnfold._pipeline.comparing import compare_files
+    from bnfold._run.given import InputSet, load_inputs
+
+    modules = _is_module(original) and _is_module(folded)
+    if modules or (_is_program(original) and _is_program(folded)):
+        if inputs is not None or settings != Settings(settings.seed):
+            raise UsageError(
+                "of the options of the comparison only seed is for models of PyTorch, which run on "
+                "their example inputs"
+            )
+        from bnfold._pipeline.modules import compare_modules, compare_programs
+
+        if modules:
+            return compare_modules(original, folded, _example(options), settings.seed)
+        return compare_programs(original, folded, settings.seed)
+    if inputs is None:
+        sets = None
+    elif isinstance(inputs, Mapping):
+        sets = [InputSet("given", dict(inputs))]
+    else:
+        sets = load_inputs(Path(inputs))
+    with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
+        return compare_files(first, second, sets, settings)
+
+
+def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
+    from bnfold._torch.module.fold import Example, copied, prepare_module
+
+    if options.as_eval and model.training:
+        model = (model if options.inplace else copied(model)).eval()
+    if options.args is None and not options.kwargs:
+        from bnfold._torch.module.trace import made_up
+
+        return prepare_module(model, Example(made_up(model), {}, made_up=True), options.clone)
+    return prepare_module(model, _example(options), options.clone)
+
+
+def _example(options: ModuleOptions) -> Example:
+    from bnfold._torch.module.fold import Example
+
+    args, kwargs = options.args, options.kwargs
+    if args is None and not kwargs:
+        raise UsageError("a module needs example inputs: bnfold.fold(module, (example,))")
+    if args is not None and not isinstance(args, tuple):
+        raise UsageError("give the module's example inputs as a tuple: (example,)")
+    return Example(args or (), kwargs or {}, options.dynamic_shapes)
+
+
+def _is_module(model: Model) -> bool:
+    """Whether a model is a module of PyTorch, which is not imported to find out."""
+    library = sys.modules.get("torch")
+    return library is not None and isinstance(model, library.nn.Module)
+
+
+def _is_program(model: Model) -> bool:
+    """Whether a model is an exported program of PyTorch, which is not imported to find out."""
+    library = sys.modules.get("torch")
+    return library is not None and isinstance(model, library.export.ExportedProgram)
+
+
+def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelProto, Path | None]:
+    """The protobuf of a model of any kind, and the folder of its external data."""
+    folder = Path(base_dir) if base_dir is not None else None
+    path = _path_of(model)
+    if path is not None:
+        return load_model(path), folder or path.parent
+    if _is_graphsurgeon(model):
+        import onnx_graphsurgeon
+
+        return onnx_graphsurgeon.export_onnx(model), folder
+    if not isinstance(model, ModelProto):
+        raise TypeError(
+            "expected a path, an onnx.ModelProto, an onnx_graphsurgeon.Graph or a torch.nn.Module, "
+            f"got {type(model).__name__}"
+        )
+    if not model.graph.node:
+        raise UsageError("the model holds no operators: there is nothing to fold")
+    return model, folder
+
+
+def _path_of(model: Model) -> Path | None:
+    return Path(model) if isinstance(model, str | os.PathLike) else None
+
+
+def _is_graphsurgeon(model: Model) -> bool:
+    """Whether a model is a Graph of onnx_graphsurgeon, which is not imported to find out."""
+    library = sys.modules.get("onnx_graphsurgeon")
+    return library is not None and isinstance(model, library.Graph)
+
+
+def _write(
+    model: ModelProto,
+    rewritten: Rewritten,
+    base_dir: Path | None,
+    output: Path,
+    source: Path | None = None,
+) -> Path:
+    with pending_file(
+        model, rewritten, base_dir=base_dir, destination=output, source=source
+    ) as draft:
+        draft.commit()
+    return output
+
+
+@contextmanager
+def _on_disk(model: Model, base_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """The model as a file: its own, or a temporary one."""
+    path = _path_of(model)
+    if path is not None:
+        yield path
+        return
+    proto, folder = _read(model, base_dir)
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
+        copy = ModelProto()
+        copy.CopyFrom(proto)
+        yield _write(copy, Rewritten(), folder, Path(scratch) / "model.onnx")

@@ -1,0 +1,223 @@
+"""Certificates of what was done to a program of PyTorch, by the definition of its operators.
+
+The operators of a step before and after run in float64, by PyTorch, on the same drawn numbers: what
+the old ones read is ``F(z)``, what the new ones read ``G(z)``, as the maps have it that were
+carried past a tensor. Merged weights are not rounded yet, so that the two agree to what float64 may
+lose; new parameters of folds are rounded once. Nothing is shared with the code that folds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bnfold._core.affine import AffineMap
+from bnfold._core.index_maps import Map
+from bnfold._onnx.write.applied import Factor, Related
+from bnfold._proof.carried import claims, laid_out
+from bnfold._proof.certificate import Certificate
+from bnfold._proof.local_probe import ROUNDINGS
+from bnfold._proof.rows import Line, Mismatch
+from bnfold._proof.torch_evaluation import Part, Valued
+from bnfold._proof.unchecked import Obstacle, Unchecked
+from bnfold._torch.program.applied import Applied, Step
+
+_ARITHMETIC = 2.0**-40
+_LARGEST = 1 << 24
+_Drawn = tuple[dict[str, Valued], dict[str, Valued]]
+"""Numbers for what the old operators read, and for what the new ones do, by name."""
+
+
+def certify_program(applied: Sequence[Applied]) -> tuple[Certificate, ...]:
+    """Check every step; none raises an error, whatever is wrong."""
+    return tuple(found for each in applied for found in _Stage(each).certificates())
+
+
+class _Stage:
+    """A program before and after some steps."""
+
+    def __init__(self, applied: Applied) -> None:
+        self._applied = applied
+        self._before = Part(applied.before, applied.exact)
+        self._after = Part(applied.after, applied.exact_after)
+        self._stood = {new: old for old, new in applied.standing.items()}
+        self._related = {
+            name: Related(_steps(relation.old), _steps(relation.new))
+            for name, relation in applied.related.items()
+        }
+
+    def certificates(self) -> list[Certificate]:
+        """One for each step."""
+        found = []
+        for step in self._applied.steps:
+            given = "", step.into, step.maps
+            try:
+                off = self._check(step)
+            except Mismatch as mismatch:
+                found.append(Certificate(*given, math.inf, str(mismatch), step.law))
+                continue
+            if isinstance(off, Unchecked):
+                layers = self._resting(step)
+                unchecked = Certificate(*given, 0.0, "", step.law, None, off, layers)
+                found.append(unchecked)
+            else:
+                found.append(Certificate(*given, off, law=step.law))
+        return found
+
+    def _check(self, step: Step) -> float | Unchecked:
+        """How far the new operators are from the old ones, in what rounding explains."""
+        old, new = self._around(step)
+        drawn = self._drawn(old)
+        if isinstance(drawn, Unchecked):
+            return drawn
+        was, now = drawn
+        made = self._after.between(new, now)
+        eps = self._after.epsilon(made) if step.law != "merge" else 0.0
+        unit = ROUNDINGS * eps / 2 * max(1, len(made)) + _ARITHMETIC
+        worst: float | None = None
+        for name, other in zip(step.outputs, new, strict=True):
+            try:
+                wanted, found = self._before.run(name, was), self._after.run(other, now)
+            except (Mismatch, MemoryError):
+                raise
+            except Exception as error:  # Whatever an operator raises on drawn numbers.
+                line = str(error).splitlines()[0] if str(error) else type(error).__name__
+                return Unchecked(Obstacle.DOES_NOT_RUN, line)
+            off = self._apart(step, name, wanted, found, unit)
+            if off is not None:
+                worst = max(worst or 0.0, off)
+        return Unchecked(Obstacle.NOT_FINITE, step.into) if worst is None else worst
+
+    def _around(self, step: Step) -> tuple[list[str], list[str]]:
+        """The tensors that the old operators read, and those that stand for what they put out."""
+        standing = self._applied.standing
+        lost = [name for name in step.outputs if name not in standing]
+        if lost:
+            raise Mismatch(f"nothing stands for {', '.join(lost)}")
+        new = [standing[name] for name in step.outputs]
+        if step.nodes:
+            return self._before.read(step.nodes), new
+        ends = {name for name in self._stood if name not in new}
+        made = self._after.between(new, ends)
+        return [self._stood[name] for name in self._after.read(made)], new
+
+    def _drawn(
+        self, names: Iterable[str]
+    ) -> tuple[dict[str, Valued], dict[str, Valued]] | Unchecked:
+        """Numbers for what the old operators read, and for what the new ones do."""
+        generator = np.random.default_rng(0)
+        was, now = dict[str, Valued](), dict[str, Valued]()
+        for name in names:
+            other = self._applied.standing.get(name)
+            if other is None:
+                raise Mismatch(f"nothing stands for {name}")
+            example = self._before.nodes[name].meta.get("val")
+            if not isinstance(example, Tensor):
+                if (size := _size(example)) is None:
+                    return Unchecked(Obstacle.NOT_DRAWABLE, name)
+                was[name] = now[other] = Valued(size, size)
+                continue
+            shape = [_size(n) for n in example.shape]
+            sizes = [n for n in shape if n is not None]
+            if len(sizes) < len(shape):
+                return Unchecked(Obstacle.SHAPE_UNKNOWN, name)
+            if math.prod(sizes) > _LARGEST:
+                return Unchecked(Obstacle.TOO_LARGE, name)
+            if not example.is_floating_point():
+                zeros = torch.zeros(sizes, dtype=example.dtype)
+                was[name] = now[other] = Valued(zeros, zeros)
+                continue
+            z = generator.normal(size=sizes)
+            read = written = z
+            if (gone := self._related.get(name)) is not None:
+                first, second = laid_out(gone.old, z.ndim), laid_out(gone.new, z.ndim)
+                free = generator.normal(size=sizes)
+                read = np.where(first.unknown, free, _through(first, z))
+                written = _through(second, z)
+            was[name], now[other] = _valued(read), _valued(written)
+        return was, now
+
+    def _apart(
+        self, step: Step, name: str, wanted: Valued, made: Valued, unit: float
+    ) -> float | None:
+        """How far a tensor is from what it has to be; None where nothing is known of it."""
+        if not isinstance(wanted.value, Tensor):
+            return 0.0 if wanted.value == made.value else math.inf
+        if wanted.value.shape != made.value.shape:
+            sizes = f"{tuple(made.value.shape)} instead of {tuple(wanted.value.shape)}"
+            raise Mismatch(f"{name} would have the shape {sizes}")
+        if not wanted.value.is_floating_point():
+            return 0.0 if torch.equal(wanted.value, made.value) else math.inf
+        one, other = (_array(each.value) for each in (wanted, made))
+        bounds = [np.broadcast_to(_array(each.bound), one.shape) for each in (wanted, made)]
+        known = np.isfinite(one) & np.isfinite(bounds[0])
+        if not known.any():
+            return None
+        worst = 0.0
+        for claim in claims(self._related.get(name), one.ndim):
+            if bool((claim.old.unknown & ~claim.apart).any()):
+                raise Mismatch(f"{name} depends on values that nothing is known of")
+            off = np.abs(_through(claim.old, one) - _through(claim.new, other))
+            second = bounds[1] * np.abs(claim.new.scale) + np.abs(claim.new.shift)
+            first = bounds[0] * np.abs(claim.old.scale) + np.abs(claim.old.shift)
+            limits = unit * second + _ARITHMETIC * first + np.finfo(np.float32).tiny
+            told = np.where(claim.apart | ~known, 0.0, off / limits)
+            worst = max(worst, float(np.max(np.where(np.isnan(told), np.inf, told))))
+        return worst
+
+    def _resting(self, step: Step) -> frozenset[str]:
+        """The layers whose folds rest on one step, by what `TorchModel` calls them: those of the
+        steps that maps connect it with, from tensor to tensor.
+        """
+        taken, names = [step], self._touched(step)
+        others = list(self._applied.steps)
+        while joined := [
+            each
+            for each in others
+            if each not in taken and not names.isdisjoint(self._touched(each))
+        ]:
+            taken += joined
+            names = names.union(*map(self._touched, joined))
+        nodes = {name for each in taken for name in (*each.nodes, *each.outputs)}
+        weights = set(self._before.weights(nodes))
+        return frozenset(name.rpartition(".")[0] or name for name in weights)
+
+    def _touched(self, step: Step) -> set[str]:
+        """The tensors of a step whose values have changed."""
+        read = self._before.read(step.nodes) if step.nodes else []
+        return {name for name in (*read, *step.outputs) if name in self._related}
+
+
+def _steps(maps: Iterable[Map]) -> tuple[Factor, ...]:
+    return tuple(
+        Factor(m.scale, m.shift, m.axis if isinstance(m, AffineMap) else None) for m in maps
+    )
+
+
+def _size(value: Any) -> int | None:
+    """A size as a number: the one that was met, of one that may vary."""
+    if isinstance(value, int):
+        return value
+    hint = getattr(getattr(value, "node", None), "hint", None)
+    return int(hint) if hint is not None else None
+
+
+def _valued(values: np.ndarray[Any, Any]) -> Valued:
+    tensor = torch.from_numpy(np.ascontiguousarray(values, np.float64)).reshape(values.shape)
+    return Valued(tensor, tensor.abs())
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = tensor.numpy()
+    return array
+
+
+def _through(line: Line, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    with np.errstate(invalid="ignore", over="ignore"):
+        moved: np.ndarray[Any, Any] = values * line.scale + line.shift
+    return moved

@@ -1,0 +1,190 @@
+"""A part of a program of PyTorch, run in float64 operator by operator, by PyTorch itself.
+
+Beside the value of a tensor comes a bound of the sum of the absolute values of all terms in it:
+what is rounded may be off by so much of that.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from bnfold._merge.stored import Load
+from bnfold._proof.rows import Mismatch
+from bnfold._torch.read.nodes import arguments, kind_of
+from bnfold._torch.tensors import from_numpy
+
+_SUMMING = ("addmm", "conv", "linear", "matmul", "mm", "bmm")
+_ADDING = ("add", "sub", "rsub")
+_ALIKE = (
+    "_unsafe_view adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d alias avg_pool1d "
+    "avg_pool2d avg_pool3d cat chunk clone contiguous detach div dropout expand flatten getitem "
+    "mean movedim mul permute pixel_shuffle repeat reshape select slice split split_with_sizes "
+    "squeeze stack sum sym_size t transpose unflatten unsqueeze view"
+)
+"""Operators whose bound is what they make of the bounds of what they read."""
+
+
+class Valued(NamedTuple):
+    """What a node gives, and a bound of the terms in it."""
+
+    value: Any
+    bound: Any
+
+
+@dataclass
+class Part:
+    """The nodes of a program by name, and values that are known."""
+
+    program: ExportedProgram
+    exact: Mapping[str, Load]
+
+    def __post_init__(self) -> None:
+        signature = self.program.graph_signature
+        self.nodes: dict[str, Node] = {node.name: node for node in self.program.graph.nodes}
+        self._stored = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self._state: dict[str, Any] = {**self.program.state_dict, **self.program.constants}
+        varying = set[str]()
+        for node in self.program.graph.nodes:
+            given = node.op == "placeholder" and node.name not in self._stored
+            if given or any(source.name in varying for source in node.all_input_nodes):
+                varying.add(node.name)
+        self.varying: Collection[str] = varying
+
+    def weights(self, names: Collection[str]) -> Iterator[str]:
+        """The parameters and buffers that some nodes read, through others that do not vary too."""
+        waiting = [source for name in names for source in self.nodes[name].all_input_nodes]
+        while waiting:
+            node = waiting.pop()
+            if node.name in self._stored:
+                yield self._stored[node.name]
+            elif node.name not in self.varying:
+                waiting.extend(node.all_input_nodes)
+
+    def epsilon(self, names: Collection[str]) -> float:
+        """The widest spacing at 1 among the types of the parameters that some nodes read."""
+        stored = (self._state[name].dtype for name in self.weights(names))
+        return max((torch.finfo(t).eps for t in stored if t.is_floating_point), default=2.0**-52)
+
+    def between(self, outputs: Collection[str], inputs: Collection[str]) -> list[str]:
+        """The nodes that vary from some back to others, which are not among them."""
+        found, waiting = dict[str, None](), [name for name in outputs if name not in inputs]
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found[name] = None
+                sources = (source.name for source in self.nodes[name].all_input_nodes)
+                waiting += [s for s in sources if s in self.varying and s not in inputs]
+        return list(found)
+
+    def read(self, names: Collection[str]) -> list[str]:
+        """What varies of what some nodes read and do not give themselves."""
+        sources = (source.name for name in names for source in self.nodes[name].all_input_nodes)
+        return list(dict.fromkeys(s for s in sources if s in self.varying and s not in names))
+
+    def run(self, name: str, known: dict[str, Valued]) -> Valued:
+        """What a node gives, from what is known, to which it is added.
+
+        Raises:
+            Mismatch: it reads an input that is not known.
+        """
+        waiting = [name]
+        while waiting:
+            node = self.nodes[waiting[-1]]
+            open_ = [s.name for s in node.all_input_nodes if s.name not in known]
+            if node.name in known:
+                waiting.pop()
+            elif open_ and node.op == "call_function":
+                waiting += open_
+            else:
+                known[node.name] = self._value(node, known)
+                waiting.pop()
+        return known[name]
+
+    def _value(self, node: Node, known: Mapping[str, Valued]) -> Valued:
+        if node.op == "placeholder" and node.name in self._stored:
+            name = self._stored[node.name]
+            load = self.exact.get(name)
+            stored: Any = self._state[name] if load is None else from_numpy(load())
+            value = wide(stored.detach().cpu()) if isinstance(stored, Tensor) else stored
+            return Valued(value, _absolute(value))
+        if node.op != "call_function":
+            raise Mismatch(f"{node.name} is read, which was not")
+        with torch.no_grad():
+            value = _called(node, known, 0)
+            return Valued(value, _bound(node, known, value))
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Floats in float64; anything else as it is."""
+    return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
+
+
+def _called(node: Node, known: Mapping[str, Valued], which: int) -> Any:
+    """An operator on the values that it reads, or on their bounds; it changes none of them."""
+    mutable = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+
+    def given(source: Node) -> Any:
+        found = known[source.name][which]
+        return found.clone() if mutable and isinstance(found, Tensor) else found
+
+    args, kwargs = map_arg((node.args, node.kwargs), given)
+    args, kwargs = torch.utils._pytree.tree_map(_widened_type, (args, kwargs))
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def _widened_type(value: Any) -> Any:
+    is_float = isinstance(value, torch.dtype) and value.is_floating_point
+    return torch.float64 if is_float else value
+
+
+def _absolute(value: Any) -> Any:
+    return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _bound(node: Node, known: Mapping[str, Valued], value: Any) -> Any:
+    kind = kind_of(node).removesuffix("_")
+    if node.target is operator.getitem or kind in _ALIKE.split() or kind.startswith(_SUMMING):
+        return torch.utils._pytree.tree_map(_absolute, _called(node, known, 1))
+    bounds = [known[s.name].bound for s in node.all_input_nodes]
+    floats = [b for b in bounds if isinstance(b, Tensor) and b.is_floating_point()]
+    if kind in _ADDING:
+        given: list[Any] = [*node.args, *node.kwargs.values()]
+        factor = max([1.0, *(abs(float(each)) for each in given if _is_number(each))])
+        return factor * sum(floats, torch.zeros((), dtype=torch.float64)) + factor
+    if kind == "batch_norm":
+        return _of_batch_norm(node, known)
+    most = sum((float(b.max()) for b in floats[1:] if b.numel()), 0.0)
+    return torch.utils._pytree.tree_map(
+        lambda part: part.abs() + most if isinstance(part, Tensor) else part, value
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _of_batch_norm(node: Node, known: Mapping[str, Valued]) -> Tensor:
+    """``(|x| + |mean|) / √(var + ε)·|γ| + |β|``, by the operator on a mean of the other sign."""
+    args = arguments(node)
+
+    def of(name: str) -> Any:
+        return None if args[name] is None else known[args[name].name].bound
+
+    mean = of("running_mean")
+    return torch.nn.functional.batch_norm(
+        of("input"), -mean, of("running_var"), of("weight"), of("bias"), False, 0.0, args["eps"]
+    ).abs()

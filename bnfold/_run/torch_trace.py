@@ -1,0 +1,136 @@
+"""Which weights of a PyTorch module each of its outputs depends on, and which operators read them.
+
+One real run tells: every operator hands on what its operands depend on. It works for modules and
+for programs alike, whatever their Python code looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+RANDOM = "random numbers"
+"""What an operator that draws numbers depends on; no weight is called so."""
+DATA = "data"
+"""What inputs depend on; no weight is called so."""
+_OF_LAYERS = (
+    "attention",
+    "batch_norm",
+    "conv",
+    "group_norm",
+    "gru",
+    "layer_norm",
+    "linear",
+    "lstm",
+    "mm",
+    "rms_norm",
+    "rnn",
+)
+"""Parts of the names of linear operators and norms."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """An operator that reads data and weights: its name, the weights that one of its operands is
+    made of, whether it is a linear operator or a norm, and the output channels' axis where the
+    operand is that weight itself.
+    """
+
+    operator: str
+    weights: frozenset[str]
+    of_layer: bool
+    axis: int | None
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch types it not.
+    """A run in progress; see `traced`.
+
+    Attributes:
+        uses: the operators so far that read data and weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.uses: list[Use] = []
+        self._sources: dict[int, frozenset[str]] = {}
+        self._held: list[Tensor] = []
+        self._turned: dict[int, bool] = {}
+
+    def mark(self, tensor: Tensor, name: str) -> None:
+        """Say what a tensor is."""
+        self._put(tensor, frozenset((name,)))
+        self._turned[id(tensor)] = False
+
+    def of(self, value: Any) -> frozenset[str]:
+        """What a tensor depends on."""
+        return self._sources.get(id(value), frozenset())
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        operands = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        found = frozenset().union(*map(self.of, operands))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            found |= {RANDOM}
+        name = func.overloadpacket.__name__
+        self._use(name, args, operands)
+        changed = operands[:1] if func._schema.is_mutable else []
+        for tensor in (*pytree.tree_leaves(result), *changed):
+            if isinstance(tensor, Tensor):
+                self._put(tensor, self.of(tensor) | found)
+        if name in ("t", "transpose", "detach", "alias") and isinstance(result, Tensor):
+            turn = self._turned.get(id(args[0]))
+            if turn is not None and result.dim() == 2:
+                self._turned[id(result)] = turn ^ (name in ("t", "transpose"))
+        return result
+
+    def _put(self, tensor: Tensor, found: frozenset[str]) -> None:
+        if id(tensor) not in self._sources:
+            self._held.append(tensor)  # so that no other gets its id
+        self._sources[id(tensor)] = found
+
+    def _use(self, name: str, args: tuple[Any, ...], operands: list[Tensor]) -> None:
+        """Note the first operand that is made of weights alone, where another is of data."""
+        if not any(DATA in self.of(each) for each in operands):
+            return
+        fixed = [each for each in operands if self.of(each) and DATA not in self.of(each)]
+        if not fixed:
+            return
+        of_layer = any(part in name for part in _OF_LAYERS)
+        widest = max(fixed, key=lambda each: each.dim())
+        axis = None
+        if id(widest) in self._turned and widest.dim() > 1:
+            if "conv" in name:
+                axis = int(any(arg is True for arg in args[6:7]))
+            elif "mm" in name:
+                axis = 0 if self._turned[id(widest)] else widest.dim() - 1
+        self.uses.append(Use(name, self.of(widest) - {RANDOM}, of_layer, axis))
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What each output depends on, and which operators read weights, in order."""
+
+    outputs: tuple[frozenset[str], ...]
+    uses: tuple[Use, ...]
+
+
+def traced(
+    weights: Mapping[str, Tensor], inputs: list[Tensor], run: Callable[[], list[Tensor]]
+) -> Traced:
+    """Watch a run of a module that uses just these tensors as its weights and inputs."""
+    trace = _Watch()
+    for name, tensor in weights.items():
+        trace.mark(tensor, name)
+    for tensor in inputs:
+        trace.mark(tensor, DATA)
+    with trace:
+        outputs = run()
+    return Traced(tuple(map(trace.of, outputs)), tuple(trace.uses))

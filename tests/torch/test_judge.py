@@ -1,0 +1,252 @@
+"""Modules and programs are judged as files are: planted errors, float64, what does not run.
+
+Caught here and nowhere else: a comparison in PyTorch that would pass what it could not have seen.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+import bnfold  # noqa: E402
+from bnfold._judge.power import RestingFold  # noqa: E402
+from bnfold._pipeline.modules import compare_programs  # noqa: E402
+from bnfold._run.torch_model import Call, TorchModel  # noqa: E402
+from bnfold._run.torch_trace import RANDOM  # noqa: E402
+from bnfold._torch.module.fold import Example  # noqa: E402
+
+from .folding import rand, ready  # noqa: E402
+from .merging import exported  # noqa: E402
+
+X = rand(2, 4, 6, 6, dtype=torch.float32)
+
+
+class Coded(nn.Module):
+    """Some layers, and code that uses them."""
+
+    def __init__(self, code, **parts):
+        super().__init__()
+        self.code = code
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.code(self, x)
+
+
+def net(code, **more):
+    parts = {"a": nn.Conv2d(4, 4, 3), "norm": nn.BatchNorm2d(4), "b": nn.Conv2d(4, 4, 1), **more}
+    return ready(Coded(code, **parts), torch.float32)
+
+
+def plain(self, x):
+    return self.b(F.relu(self.norm(self.a(x))))
+
+
+def shut(self, x):
+    """Nothing of the layers shows, in float64 either."""
+    return self.b(F.relu(self.norm(self.a(x)))) * 0 + x[:, :, 2:, 2:]
+
+
+def opaque(self, x):
+    """What the exporter to ONNX has no operator for."""
+    return torch.special.bessel_j0(plain(self, x))
+
+
+def off(module, name="b.weight", channel=1, factor=1.01):
+    wrong = copy.deepcopy(module)
+    with torch.no_grad():
+        dict(wrong.named_parameters())[name][channel] *= factor
+    return wrong
+
+
+# --- planted errors -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code, status", [(plain, "pass"), (shut, "inconclusive")])
+def test_a_program_that_shows_no_error_is_not_passed(code, status):
+    program = exported(net(code), X)
+    result = bnfold.verify(program, program)
+    assert result.status == status
+    assert all(part.noticed for part in result.power) == (status == "pass")
+    assert any("planted error" in check.note for check in result.checks) == (status != "pass")
+
+
+def test_a_wrong_layer_that_does_not_show_is_not_passed():
+    program = exported(net(shut), X)
+    wrong = copy.deepcopy(program)
+    with torch.no_grad():
+        wrong.state_dict["b.weight"][1] *= 2
+    assert bnfold.verify(program, wrong).status == "inconclusive"
+
+
+def test_a_module_on_an_example_that_shows_nothing():
+    """The drawn inputs of onnxruntime do show it, where they may vary."""
+    module = net(plain)
+    assert bnfold.verify(module, module, (torch.zeros_like(X) - 50,)).status == "pass"
+    assert bnfold.verify(module, off(module), (torch.zeros_like(X) - 50,)).status == "fail"
+    module = net(shut)
+    assert bnfold.verify(module, module, (X,)).status == "inconclusive"
+
+
+def test_a_module_that_cannot_be_exported_is_compared_as_it_is():
+    module = net(opaque)
+    result = bnfold.verify(module, module, (X,))
+    assert result.status == "pass"
+    assert any("not compared in onnxruntime" in note for note in result.notes)
+    assert {check.inputs for check in result.checks} >= {"example", "signed", "structured"}
+    assert bnfold.verify(module, off(module), (X,)).status == "fail"
+
+
+def test_an_output_that_no_layer_reaches():
+    """It shows no error, and need not."""
+
+    def code(self, x):
+        return plain(self, x), x * 2
+
+    program = exported(net(code), X)
+    result = bnfold.verify(program, program)
+    assert result.status == "pass"
+    notes = {check.note for check in result.checks if check.output == "output 1"}
+    assert notes == {"no folded layer reaches this output"}
+
+
+# --- float64 and the models' own type ----------------------------------------------------------
+
+
+def narrow(self, x):
+    return plain(self, x.float())
+
+
+@pytest.mark.parametrize("wrong, status", [(False, "pass"), (True, "fail")])
+def test_what_does_not_run_in_float64_is_compared_as_it_is(wrong, status):
+    """Its code asks for float32."""
+    module = net(narrow)
+    other = off(module) if wrong else bnfold.fold(module, (X,))
+    assert bnfold.verify(module, other, (X,)).status == status
+    program = exported(module, X)
+    other = exported(off(module), X) if wrong else bnfold.fold(program)
+    result = bnfold.verify(program, other)
+    assert result.status == status
+    assert any("in float64" in note for note in result.notes)
+
+
+def test_a_program_that_runs_in_float64_alone_fails():
+    """As if a fold had stored a number in another type."""
+    program = exported(net(plain), X)
+    wrong = copy.deepcopy(program)
+    wrong._state_dict = {**wrong.state_dict}
+    wrong._state_dict["b.bias"] = nn.Parameter(wrong.state_dict["b.bias"].double())
+    assert bnfold.verify(program, wrong).status == "fail"
+
+
+def test_a_float64_module_passes():
+    module = net(plain).double()
+    result = bnfold.verify(module, bnfold.fold(module, (X.double(),)), (X.double(),))
+    assert result.status == "pass"
+    assert bnfold.verify(module, off(module), (X.double(),)).status == "fail"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_few_digits_weights_are_the_witness(dtype):
+    """Outputs show no error of 1 %, the weights do; what rests on the outputs is not proved."""
+    torch.manual_seed(0)
+    layers = [
+        *(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, groups=2), nn.BatchNorm2d(8), nn.SiLU()),
+        *(nn.Flatten(), nn.Linear(128, 5)),
+    ]
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.1, 2)
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+    module = nn.Sequential(*layers).eval().to(dtype)
+    program = exported(module, torch.randn(2, 3, 8, 8).to(dtype))
+    folded = bnfold.fold(program)
+    result = bnfold.verify(program, folded)
+    assert result.status == "pass"
+    assert not all(part.noticed for part in result.power)
+    wrong = copy.deepcopy(folded)
+    with torch.no_grad():
+        wrong.state_dict["0.weight"][1] *= 1.01
+    assert bnfold.verify(program, wrong).status != "pass"
+    resting = [RestingFold("fold", {"0"})]
+    assert compare_programs(program, folded, 0, False, resting).status == "inconclusive"
+
+
+def test_another_number_of_outputs_fails():
+    program, other = exported(net(plain), X), exported(net(lambda s, x: (plain(s, x), x)), X)
+    assert bnfold.verify(program, other).status == "fail"
+
+
+def test_random_numbers_prove_nothing():
+    program = exported(net(lambda self, x: plain(self, x) + torch.rand(1)), X)
+    result = bnfold.verify(program, program)
+    assert result.status == "inconclusive"
+    assert "random numbers" in result.checks[0].note
+
+
+# --- what a trace tells -------------------------------------------------------------------------
+
+
+def traced(module, *args):
+    return TorchModel(module, Call(Example(args, {})), double=True)
+
+
+def test_layers_are_those_that_read_weights_in_their_order():
+    """Weights that are computed count by what they come from, products by their output channels."""
+    parts = {
+        "up": nn.ConvTranspose2d(4, 6, 2),
+        "normed": nn.utils.parametrizations.weight_norm(nn.Linear(6, 3)),
+        "square": nn.Linear(3, 3),
+        "factor": nn.Parameter(torch.rand(3)),
+    }
+
+    def code(self, x):
+        y = self.up(plain(self, x)).mean((2, 3))
+        return self.square(self.normed(y)) * self.factor
+
+    model = traced(net(code, **parts), X)
+    found = [(layer.label, layer.axis) for layer in model.layers(model.telling())]
+    assert found == [
+        ("a", 0),
+        ("norm", 0),
+        ("b", 0),
+        ("up", 1),
+        ("normed.parametrizations.weight", 0),
+        ("square", 0),
+    ]
+    assert "factor" in model.weights
+    assert "factor" not in model.telling()
+
+
+def test_outputs_depend_on_what_computes_them():
+    """Through indices and detached tensors, too; nothing but random numbers is random."""
+
+    def code(self, x):
+        y = self.norm(self.a(x))
+        return y.argmax(1), self.b(y.detach()), x.abs(), torch.rand(2)
+
+    model = traced(net(code), X)
+    assert model.reached(["a.weight"]) == {0, 1}
+    assert model.reached(["b.bias"]) == {1}
+    assert model.reached([RANDOM]) == model.random() == {3}
+
+
+def test_the_inputs_of_the_user_are_not_written_into():
+    module = net(lambda self, x: self.b(x.relu_()))
+    given = X.clone()
+    for double in (True, False):
+        model = TorchModel(module, Call(Example((given,), {})), double=double)
+        first = model.run({})
+        assert np.array_equal(first[0], model.run(Call(Example((given,), {})).feeds())[0])
+    assert torch.equal(given, X)

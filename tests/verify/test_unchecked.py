@@ -1,0 +1,292 @@
+"""A certificate whose check did not run neither holds nor fails; what rests on it has to show.
+
+Caught here and nowhere else: a check that returns "no difference" because it ran nothing, and a
+verdict that takes such a certificate for one that holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, helper, numpy_helper
+
+from bnfold._core.laws import Homogeneous
+from bnfold._judge.settings import Settings
+from bnfold._onnx.fold import prepare
+from bnfold._pipeline.models import fold_file
+from bnfold._pipeline.outcome import Outcome
+from bnfold._proof import crossings
+from bnfold._proof import local_probe as local
+from bnfold._proof.certificate import Certificate, certify
+from bnfold._proof.rows import Side
+from bnfold._proof.unchecked import Obstacle
+from bnfold._report import findings, text
+from bnfold._run.bounds import UNBOUNDED, Bounds
+from bnfold._run.session import EngineError
+
+from ..graphs import bn, const, conv, model, op, rand
+
+
+def without_shapes(made: ModelProto) -> ModelProto:
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    return made
+
+
+def resized(*behind: Any, **options: Any) -> ModelProto:
+    """Conv → Relu → Resize → Mul → Conv."""
+    sizes = np.array([1, 1, 2, 2], np.float32)
+    resize = helper.make_node("Resize", ["b", "", "sizes"], ["c"], name="resize", mode="nearest")
+    factor = options.pop("factor", 2.0)
+    return model(
+        conv("one", "x", "a", (4, 3, 3, 3)),
+        op("Relu", "a", "b", name="relu"),
+        (resize, {"sizes": sizes}),
+        const("Mul", "c", "d", np.float32(factor), name="mul"),
+        *(behind or (conv("two", "d", "y", (4, 4, 3, 3)),)),
+        **options,
+    )
+
+
+def certificates(
+    made: ModelProto, folder: Path, bounds: Bounds = UNBOUNDED, spoil: Any = None
+) -> dict[str, Certificate]:
+    """The certificates of a fold by what they are of; ``spoil`` may change the original then."""
+    original = ModelProto()
+    original.CopyFrom(made)
+    applied = prepare(made, folder).apply().applied
+    if spoil is not None:
+        spoil(original)
+    found = certify(original, made, applied, folder, folder, bounds=bounds)
+    return {f"{one.law} {one.into}": one for one in found}
+
+
+def unchecked(found: dict[str, Certificate]) -> dict[str, Obstacle]:
+    return {name: one.unchecked.obstacle for name, one in found.items() if one.unchecked}
+
+
+def folded(made: ModelProto, folder: Path, **options: Any) -> Outcome:
+    onnx.save(made, folder / "model.onnx")
+    output = folder / "folded.onnx"
+    arguments: dict[str, Any] = {"verify": True, "inputs": None, "progress": lambda step: None}
+    return fold_file(folder / "model.onnx", output, **arguments, settings=Settings(**options))
+
+
+# --- the ways of being unchecked ----------------------------------------------------------------
+
+
+def reshaped() -> ModelProto:
+    """To a shape that only the data of a run has."""
+    made = model(
+        conv("one", "x", "a", (4, 3, 1, 1)),
+        op("Shape", "x", "s"),
+        op("Sub", "s more", "t"),
+        op("Reshape", "a t", "c", name="reshape"),
+        const("Mul", "c", "d", np.float32(2.0), name="mul"),
+        op("Sigmoid", "d", "y"),
+        x=("n", 3, "h", "w"),
+        weights={"more": np.array([0, -1, 0, 0])},
+    )
+    made.graph.value_info.append(helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, "abcd"))
+    return made
+
+
+def sliced() -> ModelProto:
+    """Further out than any size that is made up."""
+    places = {"from": np.array([10]), "to": np.array([12]), "along": np.array([3])}
+    return model(
+        conv("one", "x", "a", (4, 3, 1, 1)),
+        op("Slice", "a from to along", "c", name="slice"),
+        const("Mul", "c", "d", np.float32(2.0), name="mul"),
+        op("Sigmoid", "d", "y"),
+        x=("n", 3, "h", "w"),
+        weights=places,
+    )
+
+
+def crossed(shape: tuple[Any, ...], factor: float = 2.0) -> ModelProto:
+    return model(
+        conv("one", "x", "a", (4, 3, 1, 1), bias=False),
+        op("Relu", "a", "c", name="relu"),
+        const("Mul", "c", "d", np.float32(factor), name="mul"),
+        op("Sigmoid", "d", "y"),
+        x=shape,
+    )
+
+
+def break_runs(patch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any, **options: Any) -> None:
+        raise EngineError("no kernel")
+
+    patch.setattr(crossings, "OnnxRuntime", refuse)
+
+
+WAYS: dict[str, tuple[Callable[[], ModelProto], str, Obstacle]] = {
+    "unknown shape": (lambda: without_shapes(resized()), "cross resize", Obstacle.SHAPE_UNKNOWN),
+    "too large": (lambda: crossed((1, 3, 1200, 1200)), "cross relu", Obstacle.TOO_LARGE),
+    "shape of a run": (reshaped, "cross reshape", Obstacle.NOT_DRAWABLE),
+    "empty": (sliced, "cross slice", Obstacle.EMPTY),
+    "overflow": (lambda: crossed((2, 3, 5, 5), 3e38), "cross relu", Obstacle.NOT_FINITE),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_crossing_that_says_nothing_is_unchecked(way: str, tmp_path: Path) -> None:
+    make, name, obstacle = WAYS[way]
+    found = certificates(make(), tmp_path)
+    assert unchecked(found)[name] is obstacle
+    assert not found[name].holds
+    assert not found[name].fails
+    assert all(one.holds for one in found.values() if not one.unchecked)
+
+
+def test_an_operator_that_does_not_run_is_unchecked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_runs(monkeypatch)
+    found = certificates(resized(), tmp_path)
+    assert set(unchecked(found).values()) == {Obstacle.DOES_NOT_RUN}
+    assert str(found["cross relu"].unchecked) == "it does not run by itself: no kernel"
+
+
+def test_time_that_is_up_leaves_the_rest_unchecked(tmp_path: Path) -> None:
+    found = certificates(resized(), tmp_path, Bounds.beginning(1, 1e-9))
+    assert unchecked(found) == {
+        "cross resize": Obstacle.EXHAUSTED,
+        "cross relu": Obstacle.EXHAUSTED,
+    }
+    assert "time is up" in str(found["cross relu"].unchecked)
+
+
+def test_where_all_runs_nothing_is_unchecked(tmp_path: Path) -> None:
+    assert not unchecked(certificates(resized(), tmp_path))
+
+
+def test_a_merge_of_what_is_not_finite_is_unchecked(tmp_path: Path) -> None:
+    made = model(
+        conv("one", "x", "a", (4, 3, 3, 3), pads=[1, 1, 1, 1]),
+        conv("two", "x", "b", (4, 3, 1, 1)),
+        op("Add", "a b", "y"),
+    )
+
+    def spoil(original: ModelProto) -> None:
+        (weight,) = (t for t in original.graph.initializer if t.name == "two.w")
+        values = numpy_helper.to_array(weight).copy()
+        values[0] = np.nan
+        weight.CopyFrom(numpy_helper.from_array(values, "two.w"))
+
+    found = certificates(made, tmp_path, spoil=spoil)
+    (name,) = (name for name in found if name.startswith("merge"))
+    assert unchecked(found)[name] is Obstacle.NOT_FINITE
+
+
+@pytest.mark.parametrize("spoiled", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_no_probe(spoiled: float, tmp_path: Path) -> None:
+    """They are passed over, and where there is no other, nothing was probed."""
+    made = model(conv("one", "x", "a", (4, 3, 1, 1)), bn("norm", "a", "y", 4))
+    original = ModelProto()
+    original.CopyFrom(made)
+    (fold,) = prepare(made, tmp_path).apply().applied
+    before, after = Side.of(original, None), Side.of(made, None)
+    numbers = rand(2, 3, 8, 8)
+    found = local.probe(before, after, fold, numbers)
+    assert found is not None
+    assert found <= 1.0
+    assert local.probe(before, after, fold, np.full_like(numbers, spoiled)) is None
+    for tensor in made.graph.initializer:
+        values = numpy_helper.to_array(tensor) * np.float32(np.nan)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    assert local.probe(before, Side.of(made, None), fold, numbers) == np.inf
+
+
+# --- what rests on them -------------------------------------------------------------------------
+
+
+def test_it_is_told_everywhere(tmp_path: Path) -> None:
+    outcome = folded(without_shapes(resized()), tmp_path)
+    assert outcome.verdict.status == "pass"  # an error in what rests on them was seen to show
+    lines = list(text.outcome_lines(outcome, verbose=False))
+    assert "certificates: 2 of 4 hold, 0 fail, 2 unchecked" in lines
+    assert "  resize: unchecked, the shape of b is not known" in lines
+    told = json.loads(text.json_text(text.outcome_document(outcome)))["verification"][
+        "certificates"
+    ]
+    by_name = {(one["law"], one["into"]): one for one in told}
+    resize = by_name["cross", "resize"]
+    assert (resize["holds"], resize["ulps"]) == (False, None)
+    assert resize["unchecked"] == "the shape of b is not known"
+    assert by_name["absorb", "one"]["unchecked"] == ""
+    found = {f.name: f.status for f in findings.of_fold(outcome) if f.group == "certificate"}
+    assert [name for name, status in found.items() if status == "inconclusive"] == [
+        "resize",
+        "relu",
+    ]
+
+
+def hidden(factor: float, gate: str) -> ModelProto:
+    """The fold across operators is behind a gate, open ("Div") or shut ("Sub"); folds next to it
+    are not, and the first of those is in the same part of the graph when errors are planted.
+    """
+    others = [
+        piece
+        for k in range(6)
+        for piece in (
+            conv(f"conv{k}", f"t{k}" if k else "x", f"c{k}", (4, 4 if k else 3, 1, 1)),
+            bn(f"bn{k}", f"c{k}", f"t{k + 1}", 4),
+        )
+    ]
+    return resized(
+        op("ReduceSum", "x", "sum", keepdims=0),
+        op(gate, "sum sum", "gate"),
+        op("Mul", "d gate", "e"),
+        *others,
+        op("ReduceMean", "t6", "f"),
+        op("Add", "e f", "y"),
+        factor=factor,
+    )
+
+
+def pass_negative(patch: pytest.MonkeyPatch) -> None:
+    """Let scales of any sign across a Relu."""
+    patch.setattr(Homogeneous, "_check", lambda self, map_: None)
+
+
+@pytest.mark.parametrize(
+    "shapes, gate, status",
+    [
+        (True, "Div", "fail"),
+        (True, "Sub", "fail"),
+        (False, "Div", "fail"),
+        (False, "Sub", "inconclusive"),
+    ],
+)
+def test_a_wrong_fold_with_an_unchecked_certificate_does_not_pass(
+    shapes: bool, gate: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the shut gate the comparison notices nothing, and no check of the fold has run."""
+    pass_negative(monkeypatch)
+    made = hidden(-2.0, gate)
+    outcome = folded(made if shapes else without_shapes(made), tmp_path)
+    assert outcome.plan.folds
+    assert outcome.verdict.status == status
+    if status == "inconclusive":
+        assert outcome.verdict.end_to_end is not None
+        notes = outcome.verdict.end_to_end.notes
+        assert any("certificate of relu is unchecked" in note for note in notes)
+
+
+@pytest.mark.parametrize("shapes, status", [(True, "pass"), (False, "inconclusive")])
+def test_a_right_fold_that_nothing_shows_rests_on_its_certificate(
+    shapes: bool, status: str, tmp_path: Path
+) -> None:
+    """The same model, folded rightly: what the certificate is missing for is not proved."""
+    made = hidden(2.0, "Sub")
+    outcome = folded(made if shapes else without_shapes(made), tmp_path)
+    assert outcome.plan.folds
+    assert outcome.verdict.status == status
