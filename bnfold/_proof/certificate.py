@@ -271,16 +271,21 @@ def _absorb(before: Side, after: Side, fold: Applied) -> float:
 def _cross(bounds: Bounds, before: Side, after: Side, fold: Applied) -> float | Unchecked:
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     node = old.nodes[fold.into]
-    twin = _twin(new, node, fold.source)
+    twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
     return check_crossing(before, after, old, new, node, twin, fold.related, bounds)
+
+
+def _writer(scope: Scope, source: str) -> NodeProto:
+    """The operator of the folded graph that writes a tensor."""
+    position = scope.producers.get(source)
+    if position is None:
+        raise Mismatch(f"no operator of the folded graph writes {source}")
+    return scope.nodes[position]
 
 
 def _twin(scope: Scope, node: NodeProto, source: str) -> NodeProto:
     """The operator of the folded graph that is what became of one of the original."""
-    position = scope.producers.get(source)
-    if position is None:
-        raise Mismatch(f"no operator of the folded graph writes {source}")
-    twin = scope.nodes[position]
+    twin = _writer(scope, source)
     if type_of(twin) != type_of(node):
         raise Mismatch(f"{source} is written by {type_of(twin)}, not by {type_of(node)}")
     return twin

@@ -35,6 +35,10 @@ _LARGEST = 1 << 22
 _FACTOR = 64 * float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
 _IR_VERSION = 10
+# As many numbers at the least go into an operator that is flat beyond bounds.
+_AROUND = 64
+# Bounds beyond this are none to draw numbers around: exporters write the largest number for none.
+_BOUNDLESS = 1e18
 Feeds = dict[str, NDArray[Any]]
 
 
@@ -48,7 +52,8 @@ def check_crossing(
     related: Mapping[str, Related],
     bounds: Bounds = UNBOUNDED,
 ) -> float | Unchecked:
-    """How far two operators differ, in the rounding that float32 may cost.
+    """How far two operators differ, in the rounding that float32 may cost. They may be of different
+    types: both are run.
 
     `Unchecked` where the two could not be run, time is up, or what they put out is no evidence.
     Raises `Mismatch` where the two differ in shape, or in attributes that are no single numbers, or
@@ -70,7 +75,8 @@ def check_crossing(
             return drawn
         left = _run(before, old, node, drawn[0], bounds)
         right = _run(after, new, twin, drawn[1], bounds)
-        return _compared(node, left, right, related, _largest(*drawn))
+        terms = _largest(*drawn) if node.op_type == twin.op_type else None
+        return _compared(node, left, right, related, terms)
 
     for size in dict.fromkeys(max(n, least) for n in (*sorted(told - {1}), *_SIZES)):
         try:
@@ -141,6 +147,7 @@ def _drawn(
     that the old one holds, or else anywhere but at them.
     """
     generator = np.random.default_rng(0)
+    ends = _ends(side, scope, node)
     first: Feeds = {}
     second: Feeds = {}
     for number, name in enumerate(node.input):
@@ -156,6 +163,9 @@ def _drawn(
         sizes = tuple(
             n if n is not None else (m if m > 1 else size) for n, m in zip(shape, own, strict=True)
         )
+        if ends is not None and math.prod(sizes) < _AROUND and 1 in own:
+            widened = own.index(1)
+            sizes = tuple(_AROUND if k == widened else n for k, n in enumerate(sizes))
         if math.prod(sizes) > _LARGEST:
             return Unchecked(Obstacle.TOO_LARGE, name)
         if element not in FLOATS:
@@ -166,6 +176,9 @@ def _drawn(
             first[str(number)] = second[str(number)] = zeros
             continue
         values = generator.normal(size=sizes)
+        if ends is not None:
+            around = generator.uniform(*ends, size=sizes)
+            values = _back_through(laid_out(gone.old if gone else (), len(sizes)), around, values)
         first[str(number)] = second[str(number)] = values.astype(np.float32)
         if gone is not None:
             old, new = laid_out(gone.old, len(sizes)), laid_out(gone.new, len(sizes))
@@ -174,6 +187,41 @@ def _drawn(
             first[str(number)] = drawn.astype(np.float32)
             second[str(number)] = _through(new, values).astype(np.float32)
     return first, second
+
+
+def _ends(side: Side, scope: Scope, node: NodeProto) -> tuple[float, float] | None:
+    """An interval in which an operator that is flat beyond bounds shows them; None for any other.
+
+    Of Clip it is that between its bounds, of HardSigmoid that between ``−β/α`` and ``(1 − β)/α``, a
+    quarter wider on either side.
+    """
+    given = {a.name: a.f for a in node.attribute}
+    if node.op_type == "HardSigmoid":
+        alpha, beta = given.get("alpha", 0.2), given.get("beta", 0.5)
+        ends = sorted((-beta / alpha, (1 - beta) / alpha)) if alpha else [0.0, 0.0]
+        given = {"min": ends[0], "max": ends[1]}
+    elif node.op_type != "Clip":
+        return None
+    for name, number in (("min", 1), ("max", 2)):
+        held = side.values(scope, node.input[number]) if number < len(node.input) else None
+        if held is not None and held.size == 1:
+            given[name] = float(held.reshape(-1)[0])
+    given = {name: bound for name, bound in given.items() if abs(bound) < _BOUNDLESS}
+    if not given:
+        return None
+    low, high = given.get("min"), given.get("max")
+    low = low if low is not None else given["max"] - 1.0
+    high = high if high is not None else low + 1.0
+    margin = max(high - low, 0.0) / 4
+    return low - margin, max(low, high) + margin
+
+
+def _back_through(
+    line: Line, wanted: NDArray[np.float64], others: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The numbers that a line takes to those that are wanted; ``others`` where it is constant."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(line.scale == 0, others, (wanted - line.shift) / line.scale)
 
 
 def _largest(*fed: Feeds) -> float:
@@ -243,9 +291,10 @@ def _compared(
     left: list[NDArray[Any]],
     right: list[NDArray[Any]],
     related: Mapping[str, Related],
-    terms: float,
+    terms: float | None,
 ) -> float | Unchecked:
     """How far outputs are apart, in the rounding of numbers as large as they or their ``terms``.
+    Without these the two sides are of different kinds: each has the rounding of its own numbers.
 
     Numbers that are not finite are evidence only where both sides have the same infinity: float32
     may overflow on one side alone.
@@ -257,15 +306,17 @@ def _compared(
             raise Mismatch(f"{label(node)} puts out {other.shape} now, not {one.shape}")
         wanted, made = one.astype(np.float64), other.astype(np.float64)
         known = np.isfinite(wanted) & np.isfinite(made)
-        size = np.where(known, np.maximum(np.abs(wanted), np.abs(made)), 0.0)
-        size = np.maximum(size, terms)
+        sides = [np.where(known, np.abs(side), 0.0) for side in (wanted, made)]
+        if terms is not None:
+            sides = [np.maximum(np.maximum(*sides), terms)] * 2
         for claim in claims(related.get(name), wanted.ndim) if made.size else ():
             seen = True
             with np.errstate(invalid="ignore"):
                 was, now = _through(claim.old, wanted), _through(claim.new, made)
                 off = np.abs(was - now)
             sizes = [
-                size * np.abs(line.scale) + np.abs(line.shift) for line in (claim.old, claim.new)
+                side * np.abs(line.scale) + np.abs(line.shift)
+                for side, line in zip(sides, (claim.old, claim.new), strict=True)
             ]
             largest = float(max(np.where(claim.apart, 0.0, part).max() for part in sizes))
             off = np.where(claim.apart | (was == now), 0.0, off)

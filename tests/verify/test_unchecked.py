@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import ModelProto, helper, numpy_helper
 
-from bnfold._core.laws import Homogeneous
+from bnfold._core.pointwise import Homogeneous
 from bnfold._judge.settings import Settings
 from bnfold._onnx.fold import prepare
 from bnfold._pipeline.models import fold_file
