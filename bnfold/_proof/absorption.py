@@ -107,7 +107,8 @@ class Absorption:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(lost, np.nan, self.line.scale / self.added.scale)
         loose = self.added.steps * Limits.of(dtype).eps + _SLACK
-        for axis in set(range(ratio.ndim)) - {axis % ratio.ndim for axis in axes}:
+        own = {axis % ratio.ndim for axis in axes} if ratio.ndim else set()
+        for axis in set(range(ratio.ndim)) - own:
             if ratio.shape[axis] == 1:
                 continue
             low, high = (

@@ -83,6 +83,8 @@ class Certificate:
         }
 
 
+# Axes of a tensor whose rank is not known, between those that maps and those that constants have.
+_BETWEEN = 8
 _ENDLESS = (float("inf"),)
 Numbers = Callable[[Collection[str]], Iterable[tuple[str, NDArray[Any]]]]
 """Gives what tensors of the original's main graph hold on some inputs; fewer where not known."""
@@ -202,9 +204,15 @@ def _apart(fold: Applied, wanted: Line, made: Line, kind: np.dtype[Any]) -> floa
 
 def _least_rank(scope: Scope, fold: Applied) -> int:
     """The rank to follow maps at where it is not known: numbers need none, a BatchNormalization
-    needs its channels.
+    needs its channels, and a map that came from elsewhere the axis that it is along. Those count
+    from the first axis, a constant's from the last: there are so many in between that none meet.
     """
-    return 2 if any(scope.nodes[p].op_type == "BatchNormalization" for p in fold.chain) else 0
+    needed = [0]
+    if any(scope.nodes[p].op_type == "BatchNormalization" for p in fold.chain):
+        needed.append(2)
+    for gone in fold.related.values():
+        needed += [step.axis + 1 for step in (*gone.old, *gone.new) if step.axis is not None]
+    return max(needed) + _BETWEEN if any(needed) else 0
 
 
 def _read(fold: Applied, name: str, wanted: Line, made: Line) -> None:
