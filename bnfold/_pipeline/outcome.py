@@ -11,7 +11,7 @@ from bnfold._core.result import Plan
 
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
-    from bnfold._proof.certificate import Certificate
+    from bnfold._proof.evidence import Certificate
 
 RunStatus = Literal["pass", "fail", "inconclusive", "unchanged", "skipped"]
 Progress = Callable[[str], None]

@@ -11,7 +11,7 @@ from bnfold._core.result import Fold
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd, OutputCheck
     from bnfold._pipeline.outcome import Outcome
-    from bnfold._proof.certificate import Certificate
+    from bnfold._proof.evidence import Certificate
 
 
 @dataclass(frozen=True)

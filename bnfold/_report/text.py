@@ -14,7 +14,7 @@ from bnfold._report.findings import certified, figures, foldable, located, troub
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
     from bnfold._pipeline.outcome import Outcome, Verdict
-    from bnfold._proof.certificate import Certificate
+    from bnfold._proof.evidence import Certificate
 
 SCHEMA = "bnfold.report/1"
 COMPARISON = "bnfold.comparison/1"

@@ -23,9 +23,9 @@ from bnfold._pipeline.models import fold_file
 from bnfold._pipeline.outcome import Outcome
 from bnfold._proof import crossings
 from bnfold._proof import local_probe as local
-from bnfold._proof.certificate import Certificate, certify
-from bnfold._proof.rows import Side
-from bnfold._proof.unchecked import Obstacle
+from bnfold._proof.certificate import certify
+from bnfold._proof.checked_model import CheckedModel
+from bnfold._proof.evidence import Certificate, Obstacle
 from bnfold._report import findings, text
 from bnfold._run.bounds import UNBOUNDED, Bounds
 from bnfold._run.session import EngineError
@@ -193,7 +193,7 @@ def test_numbers_that_are_not_finite_are_no_probe(spoiled: float, tmp_path: Path
     original = ModelProto()
     original.CopyFrom(made)
     (fold,) = prepare(made, tmp_path).apply().applied
-    before, after = Side.of(original, None), Side.of(made, None)
+    before, after = CheckedModel.of(original, None), CheckedModel.of(made, None)
     numbers = rand(2, 3, 8, 8)
     found = local.probe(before, after, fold, numbers)
     assert found is not None
@@ -202,7 +202,7 @@ def test_numbers_that_are_not_finite_are_no_probe(spoiled: float, tmp_path: Path
     for tensor in made.graph.initializer:
         values = numpy_helper.to_array(tensor) * np.float32(np.nan)
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    assert local.probe(before, Side.of(made, None), fold, numbers) == np.inf
+    assert local.probe(before, CheckedModel.of(made, None), fold, numbers) == np.inf
 
 
 # --- what rests on them -------------------------------------------------------------------------
