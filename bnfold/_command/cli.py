@@ -310,7 +310,7 @@ def verify(
     **comparison: Any,
 ) -> int:
     """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime."""
-    from bnfold._pipeline.comparing import compare_files
+    from bnfold._judge.end_to_end import compare_files
     from bnfold._report.findings import of_verify
     from bnfold._report.text import comparison_document, end_to_end_lines, json_text
 

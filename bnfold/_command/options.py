@@ -14,7 +14,7 @@ from bnfold._errors import UsageError
 
 if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
-    from bnfold._run.given import InputSet
+    from bnfold._run.input_sets import InputSet
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path, readable=False)  # whether it can be read is said by reading
@@ -301,6 +301,6 @@ def inputs(path: Path | None) -> list[InputSet] | None:
     """The input sets of a file or folder, None where none is given."""
     if path is None:
         return None
-    from bnfold._run.given import load_inputs
+    from bnfold._run.input_sets import load_inputs
 
     return load_inputs(path)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bnfold._judge.settings import Settings
 from bnfold._run.bounds import Bounds
 from bnfold._run.drawing import InputSource, UndrawableError
-from bnfold._run.given import InputSet, named, refuse_unfit
+from bnfold._run.input_sets import InputSet, named, refuse_unfit
 from bnfold._run.session import EngineError, OnnxRuntime
 from bnfold._run.source import Source, Tap
 

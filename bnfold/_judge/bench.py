@@ -14,7 +14,7 @@ from bnfold._judge.settings import Settings
 from bnfold._judge.ties import Choice
 from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Bounds
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.perturbable_model import PerturbableModel
 
 

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from bnfold._judge.bench import Bench, Terms, Trial
-from bnfold._judge.cause import Cause
 from bnfold._judge.difference import is_float, mismatch
 from bnfold._judge.measurement import Measurement, after_doubt, measure
 from bnfold._judge.tolerance import Measured
-from bnfold._judge.verdict import OutputCheck, Status
+from bnfold._judge.verdict import Cause, OutputCheck, Status
 from bnfold._run.noise import Array
 
 

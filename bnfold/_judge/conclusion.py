@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bnfold._judge.untaken import IfBranch
+from bnfold._judge.untaken_branches import IfBranch
 from bnfold._judge.verdict import (
     Divergence,
     OutputCheck,

@@ -23,10 +23,9 @@ from bnfold._judge.measurement import drawn_more
 from bnfold._judge.onnx_bench import OnnxBench, Pair
 from bnfold._judge.verdict import ProviderCheck
 from bnfold._run.bounds import UNBOUNDED, Bounds
-from bnfold._run.given import InputSet
-from bnfold._run.loading import BackgroundLoad
+from bnfold._run.input_sets import InputSet
 from bnfold._run.providers import CPU, Provider, ran_on
-from bnfold._run.session import EngineError, OnnxRuntime, Port
+from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime, Port
 from bnfold._run.source import Source
 
 FACTOR = 10.0

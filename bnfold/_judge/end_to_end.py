@@ -24,15 +24,18 @@ from bnfold._judge.onnx_bench import OnnxBench, Pair
 from bnfold._judge.power import RestingFold
 from bnfold._judge.second_look import reconsidered
 from bnfold._judge.settings import DEFAULT, Settings
-from bnfold._judge.untaken import not_compared
+from bnfold._judge.untaken_branches import not_compared
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
+from bnfold._onnx.files.external import external_files, runnable
+from bnfold._onnx.files.load import load_model, understood
 from bnfold._run.bounds import Bounds, Exhausted
-from bnfold._run.given import InputSet
-from bnfold._run.loading import BackgroundLoad, background
+from bnfold._run.hoist import hoist
+from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
+from bnfold._run.perturbable import find, telling
 from bnfold._run.providers import CPU
-from bnfold._run.session import OnnxRuntime
-from bnfold._run.source import Source
+from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
+from bnfold._run.source import Parsed, Source
 
 
 def compare(
@@ -80,6 +83,38 @@ def compare(
         bench = OnnxBench(pair, inputs, terms, executor)
         judged = partial(_judged, bench, terms, pair, certified, resting, inputs is None, deployed)
         return settled(bench, terms, judged)
+
+
+def compare_files(
+    original: Path,
+    folded: Path,
+    inputs: Sequence[InputSet] | None,
+    settings: Settings,
+    progress: Callable[[str], None] | None = None,
+) -> EndToEnd:
+    """Judge whether two files are the same function, on given inputs or drawn ones.
+
+    Raises `UsageError` for models or inputs that cannot be read.
+    """
+    other = load_model(folded, lean=True)
+    theirs, right_parsed = external_files(other), Parsed(other)
+    model = load_model(original, lean=True)
+    ours, left_parsed = external_files(model), Parsed(model)
+    with understood(model, original):
+        hoisted = hoist(model)
+        weights = find(model, original.parent)
+        touched = telling(model, weights)
+    del model, other
+    with runnable(original, ours) as left, runnable(folded, theirs) as right:
+        return compare(
+            Source(left, parsed=left_parsed, hoisted=hoisted),
+            Source(right, parsed=right_parsed),
+            parameters=weights.values,
+            touched=touched,
+            inputs=inputs,
+            settings=settings,
+            progress=progress,
+        )
 
 
 def settled(bench: Bench, terms: Terms, judge: Callable[[], EndToEnd]) -> EndToEnd:

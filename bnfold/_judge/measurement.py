@@ -13,7 +13,7 @@ from bnfold._judge.difference import mismatch
 from bnfold._judge.power import Power, Sets
 from bnfold._judge.sensitivity import Sensitivity
 from bnfold._judge.tolerance import DRAWS, MORE_DRAWS, Tolerance
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.session import EngineError
 
 FEW = 2

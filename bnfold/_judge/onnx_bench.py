@@ -10,20 +10,18 @@ from typing import Any
 import onnx
 
 from bnfold._judge.bench import Ahead, Seen, Settled, Terms, Trial
-from bnfold._judge.double import Float64Model
+from bnfold._judge.float64_model import Float64Model
 from bnfold._judge.ties import Choice, choices
 from bnfold._judge.tolerance import FLOOR
-from bnfold._judge.untaken import IfBranch, with_weights
+from bnfold._judge.untaken_branches import IfBranch, with_weights
 from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError
-from bnfold._run.given import InputSet, named, refuse_unfit
-from bnfold._run.loading import BackgroundLoad
-from bnfold._run.nodes import reached
+from bnfold._run.input_sets import InputSet, named, refuse_unfit
+from bnfold._run.nodes import random_values, reached
 from bnfold._run.noise import Array
 from bnfold._run.onnx_model import OnnxModel
-from bnfold._run.randomness import random_values
-from bnfold._run.session import EngineError, OnnxRuntime, Port, Reference
+from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime, Port, Reference
 from bnfold._run.source import Source, Tap, tapped_before
 from bnfold._system import memory
 

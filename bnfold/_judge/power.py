@@ -20,7 +20,7 @@ import numpy as np
 from bnfold._judge.sensitivity import Sensitivity
 from bnfold._judge.tolerance import Tolerance, over
 from bnfold._judge.verdict import Planted
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
 from bnfold._run.perturbable_model import Layer
 

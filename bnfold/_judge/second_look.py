@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from bnfold._judge.bench import Bench, Settled, Terms
-from bnfold._judge.cause import Cause
 from bnfold._judge.comparison import Compared, run_and_compare
 from bnfold._judge.difference import distance, gaps, is_float, mismatch
 from bnfold._judge.ties import Choice, tied
-from bnfold._judge.verdict import OutputCheck
+from bnfold._judge.verdict import Cause, OutputCheck
 from bnfold._run.noise import Array
 
 ARITHMETIC = 10.0

@@ -13,7 +13,7 @@ import numpy as np
 
 from bnfold._judge.difference import gaps, is_float, mismatch, step
 from bnfold._judge.size_groups import SizeGroups
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array, Noise
 from bnfold._run.perturbable_model import Layer, PerturbableModel
 from bnfold._run.session import EngineError

@@ -11,7 +11,7 @@ from torch import nn
 from bnfold._judge.bench import Ahead, Bench, Seen, Settled, Trial
 from bnfold._judge.ties import Choice
 from bnfold._judge.tolerance import FLOOR
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.session import EngineError
 from bnfold._run.torch_model import Call, TorchModel
 

@@ -96,9 +96,9 @@ def compare_models(
     options: ModuleOptions,
 ) -> EndToEnd:
     """Whether two models are one function; see `bnfold.verify`."""
+    from bnfold._judge.end_to_end import compare_files
     from bnfold._judge.settings import Settings
-    from bnfold._pipeline.comparing import compare_files
-    from bnfold._run.given import InputSet, load_inputs
+    from bnfold._run.input_sets import InputSet, load_inputs
 
     modules = _is_module(original) and _is_module(folded)
     if modules or (_is_program(original) and _is_program(folded)):

@@ -18,7 +18,7 @@ from bnfold._system import paths
 
 if TYPE_CHECKING:
     from bnfold._onnx.write.applied import Applied
-    from bnfold._run.given import InputSet
+    from bnfold._run.input_sets import InputSet
 
 
 def fold_file(

@@ -18,16 +18,14 @@ from torch.utils import _pytree as pytree
 
 from bnfold._errors import UsageError
 from bnfold._judge.bench import Terms
-from bnfold._judge.cause import Cause
 from bnfold._judge.conclusion import conclude
 from bnfold._judge.difference import distance, magnitude
-from bnfold._judge.end_to_end import looked_at, settled, told
+from bnfold._judge.end_to_end import compare_files, looked_at, settled, told
 from bnfold._judge.normal_form import apart, folded_module, folded_program, state
 from bnfold._judge.power import RestingFold
 from bnfold._judge.settings import Settings
 from bnfold._judge.torch_bench import RUNTIME, TorchBench
-from bnfold._judge.verdict import EndToEnd, OutputCheck, Status, combined, overall
-from bnfold._pipeline.comparing import compare_files
+from bnfold._judge.verdict import Cause, EndToEnd, OutputCheck, Status, combined, overall
 from bnfold._run.bounds import UNBOUNDED
 from bnfold._run.drawing import USUAL
 from bnfold._run.session import EngineError

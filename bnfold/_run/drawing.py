@@ -21,8 +21,8 @@ import onnx
 from onnx import TensorProto
 
 from bnfold._errors import UsageError
-from bnfold._run.given import InputSet
 from bnfold._run.hints import Hints, pixel_range
+from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
 
 Flavour = Literal["signed", "unsigned", "structured", "large"]

@@ -1,10 +1,19 @@
-"""Walks the nodes of a graph, those of its subgraphs included."""
+"""Walks the nodes of a graph and of its subgraphs, and follows values through a main graph."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
 import onnx
+
+_RANDOM = {
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -68,3 +77,15 @@ class Flow:
 def reached(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:
     """Return the values of the main graph that depend on any of the named ones."""
     return Flow(graph).reached(names)
+
+
+def random_values(graph: onnx.GraphProto) -> set[str]:
+    """Return the values of the main graph that depend on random numbers drawn while it runs."""
+    drawn = {
+        name
+        for node in graph.node
+        if any(inner.op_type in _RANDOM for inner in all_nodes([node]))
+        for name in node.output
+        if name
+    }
+    return reached(graph, drawn) if drawn else set()

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import onnx
@@ -22,12 +24,16 @@ import onnxruntime as ort
 from bnfold._onnx import tensors
 from bnfold._onnx.files.external import all_tensors
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
+from bnfold._run.noise import Array
 from bnfold._run.providers import CPU, Provider
 from bnfold._system import memory
 
 _REFERENCE_LIMIT = 1 << 28
+_LARGEST_IN_BACKGROUND = 1 << 28
+"""Bytes of the largest model that is loaded in the background."""
 _FATAL = 4
 _FIRST_RIGHT_BATCH_NORMALIZATION = 14
+_Loaded = TypeVar("_Loaded")
 
 
 class EngineError(Exception):
@@ -250,3 +256,41 @@ def _port_of_proto(value: onnx.ValueInfoProto) -> Port:
         for dim in tensor.shape.dim
     )
     return Port(value.name, f"tensor({element})", shape)
+
+
+class BackgroundLoad(Generic[_Loaded]):
+    """Something that loads already, if there is an executor for it."""
+
+    def __init__(self, load: Callable[[], _Loaded], executor: Executor | None) -> None:
+        self._load = load
+        self._future: Future[_Loaded] | None = executor.submit(load) if executor else None
+
+    def get(self) -> _Loaded:
+        """What was loaded, once; whoever asks again has it loaded anew. Raises what that raises."""
+        future, self._future = self._future, None
+        return self._load() if future is None else future.result()
+
+
+@contextmanager
+def background(
+    paths: Collection[Path], weights: Collection[Array | None], bounds: Bounds
+) -> Iterator[Executor | None]:
+    """An executor of one thread, or None where models are large, memory is bounded, or a single
+    thread was asked for.
+    """
+    if bounds.threads == 1 or memory.is_bounded() or _size(paths, weights) > _LARGEST_IN_BACKGROUND:
+        yield None
+        return
+    with ThreadPoolExecutor(1, "bnfold") as executor:
+        try:
+            yield executor
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _size(paths: Collection[Path], weights: Collection[Array | None]) -> int:
+    """Bytes of the largest file, or of all weights; what is not there will be said elsewhere."""
+    sizes = [sum(array.nbytes for array in weights if array is not None)]
+    with suppress(OSError):
+        sizes += [path.stat().st_size for path in paths]
+    return max(sizes)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold._run.bounds import Exhausted
 from bnfold._run.drawing import Flavour, floats
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array, has_steps
 from bnfold._run.perturbable_model import Layer
 from bnfold._run.session import EngineError

@@ -8,7 +8,7 @@ import pytest
 
 from bnfold._errors import UsageError
 from bnfold._run.drawing import USUAL, InputSource, UndrawableError, Wanted
-from bnfold._run.given import ONLY, InputSet, load_inputs
+from bnfold._run.input_sets import ONLY, InputSet, load_inputs
 
 
 def source(arguments: str, body: str = "{ y = Identity(x) }", more: str = "") -> InputSource:

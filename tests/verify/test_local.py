@@ -19,7 +19,7 @@ from bnfold._proof.certificate import certify
 from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch, Obstacle
 from bnfold._run.bounds import Bounds
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 
 from .. import graphs
 from ..carry.drawing import drawn

@@ -16,7 +16,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from bnfold._onnx import tensors
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.tensors import FLOATS
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.nodes import reached, reads, subgraphs
 from bnfold._run.operands import Operands
 from bnfold._run.perturbable_model import RunnableModel
