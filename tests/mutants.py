@@ -367,7 +367,7 @@ MUTANTS = (
     Mutant(
         "errors that do not show count as seen",
         "_judge/power.py",
-        "return self._over(at, step) > MARGIN",
+        "return self._in_tolerances(at, step) > MARGIN",
         "return True",
         "tests/verify/test_power.py",
     ),

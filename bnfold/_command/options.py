@@ -256,14 +256,14 @@ def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
     """
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
-    from bnfold._run.drawing import USUAL, Wanted
+    from bnfold._run.drawing import USUAL, WantedInputs
     from bnfold._run.providers import by_name
 
     _refuse_both(given)
     draw = USUAL.flavours if given["draw"] is None else given["draw"]
     return Settings(
         seed=given["seed"],
-        wanted=Wanted.of(draw, dict(given["dim"])),
+        wanted=WantedInputs.of(draw, dict(given["dim"])),
         bisect=bisect,
         providers=by_name(given["provider"]),
         power=given["power"],

@@ -72,7 +72,7 @@ def fold_file(
         plan, applied = planned.plan, rewritten.applied
         del model, planned, rewritten  # which hold all new weights
         if weights is not None:
-            trial = _Trial(path, data_before, draft, weights, inputs, settings, progress)
+            trial = _FoldedFile(path, data_before, draft, weights, inputs, settings, progress)
             verdict = trial.judge(applied)
         else:
             verdict = Verdict("skipped" if changed else "unchanged")
@@ -98,7 +98,7 @@ def _run_program(
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _FoldedFile:
     original: Path
     data: frozenset[str]
     draft: PendingFile
@@ -115,7 +115,7 @@ class _Trial:
         from bnfold._proof.certificate import certify
         from bnfold._run.bounds import Bounds
         from bnfold._run.hoist import hoist
-        from bnfold._run.perturbable import find, telling
+        from bnfold._run.perturbable import find_weights, plantable_weights
         from bnfold._run.source import Parsed, Source
 
         self.progress("certifying every fold")
@@ -145,8 +145,8 @@ class _Trial:
             hoisted = False
             if not values:  # all weights may be in bodies, which the planner's are not
                 hoisted = hoist(before)
-                found = find(before, self.original.parent)
-                values, touched = found.values, telling(before, found)
+                found = find_weights(before, self.original.parent)
+                values, touched = found.values, plantable_weights(before, found)
             left = Source(original, parsed=Parsed(before), hoisted=hoisted)
             right = Source(folded, parsed=Parsed(after))
             del before, after

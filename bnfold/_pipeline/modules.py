@@ -20,8 +20,8 @@ from bnfold._errors import UsageError
 from bnfold._judge.bench import Terms
 from bnfold._judge.conclusion import conclude
 from bnfold._judge.difference import distance, magnitude
-from bnfold._judge.end_to_end import compare_files, looked_at, settled, told
-from bnfold._judge.normal_form import apart, folded_module, folded_program, state
+from bnfold._judge.end_to_end import common_stages, compare_files, decided, end_to_end_result
+from bnfold._judge.normal_form import folded_module, folded_program, state, unexplained
 from bnfold._judge.power import RestingFold
 from bnfold._judge.settings import Settings
 from bnfold._judge.torch_bench import RUNTIME, TorchBench
@@ -36,7 +36,7 @@ from bnfold._torch.read.export import check
 _OPSET = 17
 # How far an output may move when a model is folded in float64, of its largest value.
 _EXACT = 1e-9
-_Pair = tuple[EndToEnd, EndToEnd]
+_TwoVerdicts = tuple[EndToEnd, EndToEnd]
 """What was seen in float64, and of the models as they are."""
 _Model = TypeVar("_Model", nn.Module, ExportedProgram)
 
@@ -58,7 +58,7 @@ def compare_modules(
     exact = _judged(TorchBench(original, folded, call, call.sets(seed), double=True), seed)
     ran = bool(exact.checks) or exact.status == "fail"
 
-    def by_pytorch_alone() -> _Pair:
+    def by_pytorch_alone() -> _TwoVerdicts:
         """In float64 and as they are, on drawn inputs as well."""
         sets, first = call.sets(seed, USUAL.flavours), exact
         if ran:
@@ -67,7 +67,7 @@ def compare_modules(
         return first, _judged(second, seed)
 
     pair = None if ran else by_pytorch_alone()
-    seen = exact if pair is None else _both(pair)
+    seen = exact if pair is None else _combined(pair)
     if not seen.checks and seen.status == "inconclusive":
         raise UsageError(seen.notes[-1])
     try:
@@ -76,7 +76,7 @@ def compare_modules(
         pair = pair or by_pytorch_alone()
         seen = _with_weights(pair, original, folded, example, folded_module)
         return _noted(seen, f"not compared in onnxruntime: {error}")
-    status = combined(_unhidden(seen).status, [deployed.status])
+    status = combined(_shown_elsewhere(seen).status, [deployed.status])
     checks, notes = (*seen.checks, *deployed.checks), (*seen.notes, *deployed.notes)
     return replace(deployed, status=status, checks=checks, notes=notes)
 
@@ -105,7 +105,7 @@ def compare_programs(
         for double in (True, False)
     )
     if resting:  # of which errors have to show in outputs
-        return _both((exact, plain))
+        return _combined((exact, plain))
     return _with_weights((exact, plain), original, folded, call.example, folded_program)
 
 
@@ -116,24 +116,24 @@ def _judged(
     terms = Terms(Settings(seed), UNBOUNDED, lambda step: None)
 
     def judge() -> EndToEnd:
-        _, found = looked_at(bench, terms, resting)
+        _, found = common_stages(bench, terms, resting)
         status, notes = conclude(replace(found, certified=certified))
-        checks = [_named(check, bench.double) for check in found.checks]
-        result = told(bench, terms, status, checks, *notes)
+        checks = [_labelled(check, bench.double) for check in found.checks]
+        result = end_to_end_result(bench, terms, status, checks, *notes)
         return replace(result, power=tuple(found.planted), provider="CPU")
 
     with one_thread():
-        return replace(settled(bench, terms, judge), provider="CPU")
+        return replace(decided(bench, terms, judge), provider="CPU")
 
 
-def _named(check: OutputCheck, double: bool) -> OutputCheck:
+def _labelled(check: OutputCheck, double: bool) -> OutputCheck:
     """A check that says in which numbers it was made."""
     if not double or check.cause is not None:
         return check
     return replace(check, cause=Cause.IN_FLOAT64)
 
 
-def _both(pair: _Pair) -> EndToEnd:
+def _combined(pair: _TwoVerdicts) -> EndToEnd:
     """What both say, in float64 and as the models are: float64 shows the most, and the models as
     they are may only object. Where they do not run in float64, they are the witness.
     """
@@ -147,7 +147,7 @@ def _both(pair: _Pair) -> EndToEnd:
     return replace(exact, checks=(*exact.checks, *plain.checks))
 
 
-def _unhidden(result: EndToEnd) -> EndToEnd:
+def _shown_elsewhere(result: EndToEnd) -> EndToEnd:
     """A verdict for which errors that do not show in outputs here are seen to show elsewhere."""
     if result.status == "fail":
         return result
@@ -159,7 +159,7 @@ def _unhidden(result: EndToEnd) -> EndToEnd:
 
 
 def _with_weights(
-    pair: _Pair,
+    pair: _TwoVerdicts,
     original: _Model,
     folded: _Model,
     example: Example,
@@ -171,7 +171,7 @@ def _with_weights(
     Where that cannot be done the outputs have been compared and decide alone. It leaves the verdict
     open where folding in float64 changes what the original puts out: then that is at fault.
     """
-    seen = _both(pair)
+    seen = _combined(pair)
     blind = any(check.cause is Cause.HIDDEN_ERRORS for check in seen.checks)
     kinds = {t.dtype for model in (original, folded) for t in state(model).values()}
     dtype = torch.bfloat16 if torch.bfloat16 in kinds else torch.float16
@@ -194,7 +194,7 @@ def _with_weights(
     if not same:
         why = "weights were not compared: folding in float64 changes the outputs"
         return replace(_noted(seen, why), status=combined(seen.status, ["inconclusive"]))
-    problem = apart(right, made, dtype)
+    problem = unexplained(right, made, dtype)
     if problem is None:
         why = "weights were not compared: the two do not have the same ones once folded"
         return _noted(seen, why)
@@ -202,7 +202,7 @@ def _with_weights(
         worst: Status = "fail" if dtype == torch.bfloat16 else "inconclusive"
         return replace(_noted(seen, problem), status=combined(seen.status, [worst]))
     exact, plain = pair
-    return _both((_unhidden(exact), _unhidden(plain)))
+    return _combined((_shown_elsewhere(exact), _shown_elsewhere(plain)))
 
 
 def _noted(result: EndToEnd, note: str) -> EndToEnd:

@@ -70,7 +70,7 @@ class UndrawableError(Exception):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedInputs:
     """What inputs to draw: of which kinds, and the sizes of free dimensions by name.
 
     ``signed`` is normal with mean 0 and deviation 1, ``unsigned`` uniform in [0, 1), ``structured``
@@ -82,7 +82,7 @@ class Wanted:
     dims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, draws: Iterable[str], dims: Mapping[str, int | Sequence[int]]) -> Wanted:
+    def of(cls, draws: Iterable[str], dims: Mapping[str, int | Sequence[int]]) -> WantedInputs:
         """What a user asks for.
 
         Raises:
@@ -106,13 +106,13 @@ class Wanted:
         return cls(tuple(flavours), sizes)
 
 
-USUAL = Wanted()
+USUAL = WantedInputs()
 
 
 class InputSource:
     """Proposes inputs for the true graph inputs of one model."""
 
-    def __init__(self, model: onnx.ModelProto, seed: int, wanted: Wanted = USUAL) -> None:
+    def __init__(self, model: onnx.ModelProto, seed: int, wanted: WantedInputs = USUAL) -> None:
         """Read the inputs' types and the hints that the graph gives.
 
         Raises:
@@ -152,7 +152,7 @@ class InputSource:
         """Yield input sets of the first kind, likeliest sizes first."""
         return (self._draw(0, sizes) for sizes in self._likely())
 
-    def otherwise(self) -> list[Iterator[InputSet]]:
+    def with_other_integers(self) -> list[Iterator[InputSet]]:
         """Propose, one after the other, input sets of the first kind in which single integers that
         the model compares with constants are those that other sets do not have, and then none of
         them. Likeliest sizes come first.
@@ -270,9 +270,9 @@ class _Spec:
             raise MemoryError  # for which NumPy has errors of its own
         signed = flavour != "unsigned"
         if self.element in _FLOATS:
-            values = floats(rng, flavour, shape)
+            values = draw_floats(rng, flavour, shape)
             if self.pixels is not None and len(shape) >= _IMAGE_RANK - 1 and flavour != "large":
-                values = _within(values, flavour, *self.pixels)
+                values = _into_range(values, flavour, *self.pixels)
             return np.asarray(values, dtype=_FLOATS[self.element])
         if self.element == TensorProto.BOOL:
             return np.asarray(self._ones(rng, signed, shape), dtype=np.bool_)
@@ -300,17 +300,17 @@ class _Spec:
         return values
 
 
-def floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) -> Array:
-    """Numbers of a kind, see `Wanted`, in float64."""
+def draw_floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) -> Array:
+    """Numbers of a kind, see `WantedInputs`, in float64."""
     if flavour == "unsigned":
         return rng.random(shape)
     if flavour != "structured":
         values = rng.standard_normal(shape)
         return values * _LARGE if flavour == "large" else values
-    return _page(rng, shape)
+    return _draw_page(rng, shape)
 
 
-def _page(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+def _draw_page(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Marks on a flat ground with a margin, in all channels alike, as on a page: -2 and 2. What is
     no image, of two axes or fewer, is flat blocks of -2, 0 and 2.
 
@@ -333,7 +333,7 @@ def _page(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return page
 
 
-def _within(values: Array, flavour: Flavour, low: float, high: float) -> Array:
+def _into_range(values: Array, flavour: Flavour, low: float, high: float) -> Array:
     """Numbers as drawn, laid into a range: normal ones with its middle as mean and a quarter of its
     width as deviation.
     """

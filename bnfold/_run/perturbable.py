@@ -26,7 +26,7 @@ class PerturbableWeights:
     layers: frozenset[str]
 
 
-def find(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
+def find_weights(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
     """The weights of a model's main graph: the constant parameters of its linear operators and
     normalizations, and what is added to its data or multiplied with it. Operators in bodies and
     local functions count where they read what the main graph holds.
@@ -71,7 +71,7 @@ def find(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
     return PerturbableWeights(values, frozenset(o.name for o in read if o.of_layer) & values.keys())
 
 
-def telling(model: onnx.ModelProto, weights: PerturbableWeights) -> Collection[str]:
+def plantable_weights(model: onnx.ModelProto, weights: PerturbableWeights) -> Collection[str]:
     """The weights in which errors have to show: those of layers, where these reach all outputs that
     any weight does; else all.
     """

@@ -114,7 +114,7 @@ class Source:
             return b"".join(parts)
 
 
-class Tapped(NamedTuple):
+class Saturation(NamedTuple):
     """A saturating function that an output comes from, and its input in either model."""
 
     function: str
@@ -122,7 +122,7 @@ class Tapped(NamedTuple):
     folded: str
 
 
-def tapped_before(left: onnx.ModelProto, right: onnx.ModelProto) -> dict[str, Tapped]:
+def saturations(left: onnx.ModelProto, right: onnx.ModelProto) -> dict[str, Saturation]:
     """Return, by output, the saturating function in which both models end, if it is the same, and
     nothing but the same reshaping comes after it.
     """
@@ -130,7 +130,7 @@ def tapped_before(left: onnx.ModelProto, right: onnx.ModelProto) -> dict[str, Ta
         return {}
     ours, theirs = ({n: list(e) for n, e in _endings(m.graph)} for m in (left, right))
     return {
-        output: Tapped(ending[-1].op_type, ending[-1].input[0], theirs[output][-1].input[0])
+        output: Saturation(ending[-1].op_type, ending[-1].input[0], theirs[output][-1].input[0])
         for output, ending in ours.items()
         if output in theirs and _same(ending, theirs[output])
     }

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from bnfold._run.bounds import Exhausted
-from bnfold._run.drawing import Flavour, floats
+from bnfold._run.drawing import Flavour, draw_floats
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array, has_steps
 from bnfold._run.perturbable_model import Layer
@@ -47,7 +47,7 @@ class Call:
         for number, flavour in enumerate(flavours if given else ()):
             rng = np.random.default_rng([seed, number])
             drawn = {
-                name: floats(rng, flavour, values.shape).astype(values.dtype)
+                name: draw_floats(rng, flavour, values.shape).astype(values.dtype)
                 for name, values in given.items()
             }
             found.append(InputSet(flavour, drawn))
@@ -121,7 +121,7 @@ class TorchModel:
         outputs = self._traced.outputs
         return {number for number, names in enumerate(outputs) if not wanted.isdisjoint(names)}
 
-    def telling(self) -> Collection[str]:
+    def plantable_weights(self) -> Collection[str]:
         """The weights in which errors have to show: those of linear operators and norms, where
         these reach all outputs that any weight does; else all.
         """
