@@ -34,9 +34,9 @@ def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
-    """The names a node reads, captures of its subgraphs included.
+    """The names that a node reads, itself or in its subgraphs.
 
-    A name that a subgraph defines itself may be among them: a superset is what callers need.
+    Names that a subgraph defines itself may be among them. Callers need no more than a superset.
     """
     names = list(node.input)
     for graph in subgraphs(node):
@@ -47,7 +47,7 @@ def reads(node: onnx.NodeProto) -> list[str]:
 
 
 def own_names(body: onnx.GraphProto) -> set[str]:
-    """The names that a subgraph gives to its own tensors: they hide those of the graphs around."""
+    """The names of a subgraph's own tensors. They hide equal names of the graphs around it."""
     found = {value.name for value in body.input}
     found.update(tensor.name for tensor in body.initializer)
     found.update(tensor.values.name for tensor in body.sparse_initializer)
@@ -56,10 +56,10 @@ def own_names(body: onnx.GraphProto) -> set[str]:
 
 
 class Flow:
-    """What flows where in a main graph.
+    """The nodes of a main graph with their inputs and outputs, to follow values through it.
 
     Attributes:
-        rows: the nodes in order, each with what it reads and what it puts out.
+        rows: the nodes in order, each with the names that it reads and the names of its outputs.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
