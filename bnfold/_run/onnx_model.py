@@ -156,7 +156,7 @@ class OnnxModel:
     def _computed(self, model: onnx.ModelProto, names: Collection[str]) -> dict[str, Array]:
         """The weights that nodes make of constants, computed by the engine, by name.
 
-        A weight is left out if its computation involves other nodes. The model computes it itself.
+        A weight is left out if one of its nodes reads more than constants. The model computes it.
         """
         graph = model.graph
         stored = {tensor.name for tensor in graph.initializer}
