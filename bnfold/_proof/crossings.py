@@ -3,27 +3,31 @@
 The numbers z are drawn. The old operator reads ``F(z)`` and the new one reads ``G(z)``; F and G are
 the maps that the rewrite recorded for the tensor. The two outputs must fit the maps recorded for
 them as well. For example, a scale of 2 was carried across a Relu: the old one reads z, the new one
-reads 2·z, and the new output must be twice the old one. Unknown sizes are made up. Each operator
-runs alone in onnxruntime, in float32.
+reads 2·z, and the new output must be twice the old one.
+
+A second draw brings the data near the numbers that the operator holds. A wrong bound or a wrong
+threshold shows there. Unknown sizes are made up. Each operator runs alone in onnxruntime, in
+float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_helper
 
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.tensors import FLOATS
 from bnfold._onnx.write.applied import Related
 from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
-from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities
+from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities, values_around
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.session import EngineError, OnnxRuntime
 
@@ -34,7 +38,6 @@ _LARGEST = 1 << 22
 _FACTOR = 64 * float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
 _IR_VERSION = 10
-_NUMBERS = {"Clip": ("max", "min"), "Pad": ("value",)}
 Feeds = dict[str, NDArray[Any]]
 
 
@@ -51,8 +54,8 @@ def check_crossing(
     """How far two operators differ, in units of the rounding that float32 may cost.
 
     Returns `Unchecked` where the two cannot run, where time is up, or where their outputs prove
-    nothing. Raises `Mismatch` where their output shapes differ, where an attribute differs that no
-    law changes, or where the maps fit the tensors in none of the sizes that are tried.
+    nothing. Raises `Mismatch` where their output shapes differ, where an attribute differs that is
+    not a single number, or where the maps fit the tensors in none of the sizes that are tried.
     """
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
@@ -62,17 +65,22 @@ def check_crossing(
     known = {n for step in steps for n in np.broadcast(step.scale, step.shift).shape}
     least = _reach(node)
     folded_shapes = _KnownShapes(after, new, twin)
+    numbers = _numbers(before, old, node)
+
+    def compared(size: int, near: bool) -> float | Unchecked:
+        drawn = _draw(before, old, node, related, size, folded_shapes, numbers, near)
+        if isinstance(drawn, Unchecked):
+            return drawn
+        left = _run(before, old, node, drawn[0], bounds)
+        right = _run(after, new, twin, drawn[1], bounds)
+        return _compared(node, left, right, related, _largest(*drawn))
+
     for size in dict.fromkeys(max(n, least) for n in (*sorted(known - {1}), *_SIZES)):
         try:
-            drawn = _draw(before, old, node, related, size, folded_shapes)
-            if isinstance(drawn, Unchecked):
-                stopped = drawn
-                continue
-            left = _run(before, old, node, drawn[0], bounds)
-            right = _run(after, new, twin, drawn[1], bounds)
-            found = _compared(node, left, right, related, _largest(*drawn))
+            found = compared(size, near=False)
             if not isinstance(found, Unchecked):
-                return found
+                near = compared(size, near=True) if numbers else found
+                return found if isinstance(near, Unchecked) else max(found, near)
             stopped = found
         except Exhausted as error:
             return Unchecked(Obstacle.EXHAUSTED, str(error))
@@ -100,11 +108,29 @@ class _KnownShapes:
 
 
 def _attributes(node: NodeProto) -> dict[str, bytes]:
+    """The attributes that are not single numbers, by name.
+
+    A law may change a single number; the outputs of the operators show whether it is right.
+    """
     return {
         a.name: a.SerializeToString(deterministic=True)
         for a in node.attribute
-        if a.name not in _NUMBERS.get(node.op_type, ())
+        if a.type != AttributeProto.FLOAT
     }
+
+
+def _numbers(model: CheckedModel, scope: Scope, node: NodeProto) -> list[float]:
+    """The finite single numbers that an operator holds, in attributes or as inputs."""
+    given = {a.name: a.f for a in node.attribute if a.type == AttributeProto.FLOAT}
+    with suppress(defs.SchemaError):
+        for name, known in defs.get_schema(
+            node.op_type, scope.opset, node.domain
+        ).attributes.items():
+            if known.default_value.type == AttributeProto.FLOAT:
+                given.setdefault(name, known.default_value.f)
+    held = [model.values(scope, name) for name in node.input if name]
+    single = [float(v.reshape(-1)[0]) for v in held if v is not None and v.size == 1]
+    return [number for number in (*given.values(), *single) if math.isfinite(number)]
 
 
 def _draw(
@@ -114,10 +140,13 @@ def _draw(
     related: Mapping[str, Related],
     size: int,
     twin: _KnownShapes,
+    numbers: Sequence[float],
+    near: bool,
 ) -> tuple[Feeds, Feeds] | Unchecked:
     """Data for the old and for the new operator, by input number.
 
-    Returns `Unchecked` where no data can be made up for an input.
+    With ``near`` the old operator reads numbers near those that it holds (``numbers``), else any
+    numbers but those. Returns `Unchecked` where no data can be made up for an input.
     """
     generator = np.random.default_rng(0)
     first: Feeds = {}
@@ -148,6 +177,7 @@ def _draw(
         first[str(number)] = second[str(number)] = values.astype(np.float32)
         if relation is not None:
             old, new = composed(relation.old, len(sizes)), composed(relation.new, len(sizes))
+            values = values_around(old, values, numbers, near, generator)
             drawn = np.where(old.unknown, generator.normal(size=sizes), _through(old, values))
             first[str(number)] = drawn.astype(np.float32)
             second[str(number)] = _through(new, values).astype(np.float32)

@@ -6,7 +6,8 @@ readers are checked for every z. Its writer is checked for this: whatever it rea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from bnfold._onnx.write.applied import Factor, Related
 
 Double = NDArray[np.float64]
+# How near to a number data are drawn, relative to it. The output of some operators jumps at such a
+# number, and rounding must not decide on which side the data are.
+_NEAREST, _FARTHEST = 1e-5, 1e-1
 
 
 @dataclass
@@ -142,3 +146,29 @@ def _constant(value: NDArray[np.float64]) -> FullRankMap:
     map_.multiply(np.zeros_like(value))
     map_.add(value)
     return map_
+
+
+def values_around(
+    map_: FullRankMap,
+    values: Double,
+    numbers: Sequence[float],
+    near: bool,
+    generator: np.random.Generator,
+) -> Double:
+    """The numbers z for a tensor, so that ``map_`` of z stays clear of some numbers.
+
+    No result of the map is so near to one of the ``numbers`` that rounding could put it on the
+    other side. With ``near``, all results are about one of them. Where the map does not depend on
+    z, z is one of ``values``.
+    """
+    read = np.broadcast_to(values * map_.scale + map_.shift, values.shape)
+    if near:
+        about = generator.choice(np.asarray(numbers), values.shape)
+        decades = generator.uniform(math.log10(_NEAREST), math.log10(_FARTHEST), values.shape)
+        off = generator.choice([-1.0, 1.0], values.shape) * 10.0**decades
+        read = about + off * np.where(about == 0, 1.0, np.abs(about))
+    for number in numbers:
+        least = _NEAREST * abs(number)
+        read = np.where(np.abs(read - number) < least, number + least, read)
+    free = map_.unknown | (map_.scale == 0)
+    return np.where(free, values, (read - map_.shift) / np.where(map_.scale == 0, 1.0, map_.scale))

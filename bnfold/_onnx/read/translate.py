@@ -8,15 +8,19 @@ from bnfold._core.operators.record import UNKNOWN, Operator, Unfixed
 from bnfold._core.reasons import Reason
 from bnfold._onnx.read import affine, attributes, crossed, linear, rearranged
 from bnfold._onnx.read.context import Context, OnnxRow
-from bnfold._onnx.read.scopes import label
+from bnfold._onnx.read.scopes import label, type_of
 
 ROWS: dict[str, OnnxRow] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rearranged.ROWS}
 
 
 def translate(context: Context, node: NodeProto) -> Operator:
-    """The record of a node; of other domains' operators and calls of functions nothing is known."""
-    row = ROWS.get(node.op_type)
-    if row is None or node.domain not in ("", "ai.onnx") or not node.input or not node.output:
+    """The record of a node. A row stands under the operator's type, and its domain where that is
+    not the default one; of all others, and of calls of functions, nothing is known.
+    """
+    kind = type_of(node)
+    row = ROWS.get(kind)
+    called = kind in context.scope.functions
+    if row is None or called or not node.input or not node.output:
         return UNKNOWN
     if attributes.depends_on_call(node):
         if node.op_type != "BatchNormalization":
