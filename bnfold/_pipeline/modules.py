@@ -1,5 +1,7 @@
-"""Are two modules the same function, or two programs? In float64 and as they are, by PyTorch; two
-modules as exported, in onnxruntime, too.
+"""Judges whether two modules, or two programs, are the same function.
+
+PyTorch runs both in float64 and in their own types. Two modules are exported too, and compared in
+onnxruntime.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ from bnfold._torch.module.fold import Example, copied
 from bnfold._torch.read.export import check
 
 _OPSET = 17
-# How far an output may move when a model is folded in float64, of its largest value.
+# How far an output may move when a model is folded in float64, relative to its largest value.
 _EXACT = 1e-9
 _TwoVerdicts = tuple[EndToEnd, EndToEnd]
-"""What was seen in float64, and of the models as they are."""
+"""The verdict in float64, and the verdict on the models in their own types."""
 _Model = TypeVar("_Model", nn.Module, ExportedProgram)
 
 
@@ -46,11 +48,11 @@ def compare_modules(
 ) -> EndToEnd:
     """Judge two modules on example inputs.
 
-    First both run in PyTorch in float64, where only the rounding of the folded weights is left to
-    differ. Then both are exported to ONNX, BatchNorms kept, and compared in onnxruntime on drawn
-    inputs, where planted errors may show that do not on the example. Modules that cannot be
-    exported, or do not run in float64, run in PyTorch as they are.
-    Raises `UsageError` for a module in training mode or inputs that it does not run on.
+    First both run in PyTorch in float64, where only the rounding of the folded weights differs.
+    Then both are exported to ONNX with their BatchNorms, and compared in onnxruntime on drawn
+    inputs. Planted errors may show there that do not show on the example. If a module cannot be exported,
+    or does not run in float64, both run in PyTorch in their own types. Raises `UsageError` for a
+    module in training mode, and for inputs that a module does not run on.
     """
     check(original)
     check(folded)
@@ -59,7 +61,7 @@ def compare_modules(
     ran = bool(exact.checks) or exact.status == "fail"
 
     def by_pytorch_alone() -> _TwoVerdicts:
-        """In float64 and as they are, on drawn inputs as well."""
+        """The verdicts in float64 and in the models' own types, on drawn inputs as well."""
         sets, first = call.sets(seed, USUAL.flavours), exact
         if ran:
             first = _judged(TorchBench(original, folded, call, sets, double=True), seed)
@@ -88,10 +90,10 @@ def compare_programs(
     certified: bool = False,
     resting: Sequence[RestingFold] = (),
 ) -> EndToEnd:
-    """Judge two programs on the example inputs that the original carries, and on drawn ones of the
-    same shapes; by PyTorch alone, in float64 and as they are.
+    """Judge two programs by running them in PyTorch, in float64 and in their own types.
 
-    Inconclusive without example inputs. ``certified`` and ``resting`` are as for ONNX files, see
+    They run on the example inputs of the original, and on drawn inputs of the same shapes. Without
+    example inputs the verdict is "inconclusive". For ``certified`` and ``resting`` see
     `bnfold._judge.end_to_end.compare`.
     """
     if original.example_inputs is None:
@@ -104,7 +106,7 @@ def compare_programs(
         _judged(TorchBench(*modules, call, sets, double=double), seed, certified, resting)
         for double in (True, False)
     )
-    if resting:  # of which errors have to show in outputs
+    if resting:  # their errors have to show in outputs
         return _combined((exact, plain))
     return _with_weights((exact, plain), original, folded, call.example, folded_program)
 
@@ -112,7 +114,7 @@ def compare_programs(
 def _judged(
     bench: TorchBench, seed: int, certified: bool = False, resting: Sequence[RestingFold] = ()
 ) -> EndToEnd:
-    """The stages that are the same for all models, and their verdict."""
+    """The verdict after the stages that all models have."""
     terms = Terms(Settings(seed), UNBOUNDED, lambda step: None)
 
     def judge() -> EndToEnd:
@@ -127,15 +129,17 @@ def _judged(
 
 
 def _labelled(check: OutputCheck, double: bool) -> OutputCheck:
-    """A check that says in which numbers it was made."""
+    """The same check; if it was made in float64, its cause says so."""
     if not double or check.cause is not None:
         return check
     return replace(check, cause=Cause.IN_FLOAT64)
 
 
 def _combined(pair: _TwoVerdicts) -> EndToEnd:
-    """What both say, in float64 and as the models are: float64 shows the most, and the models as
-    they are may only object. Where they do not run in float64, they are the witness.
+    """One verdict from the verdict in float64 and the one on the models in their own types.
+
+    float64 shows the most, so its verdict counts; the other one can only make it worse. If the
+    models do not run in float64, the other verdict counts.
     """
     exact, plain = pair
     if not exact.checks and exact.status != "fail":
@@ -148,7 +152,7 @@ def _combined(pair: _TwoVerdicts) -> EndToEnd:
 
 
 def _shown_elsewhere(result: EndToEnd) -> EndToEnd:
-    """A verdict for which errors that do not show in outputs here are seen to show elsewhere."""
+    """The verdict if all errors that are hidden in outputs here have been noticed elsewhere."""
     if result.status == "fail":
         return result
     checks = [
@@ -165,11 +169,12 @@ def _with_weights(
     example: Example,
     fold: Callable[[_Model, Example], _Model],
 ) -> EndToEnd:
-    """What was seen of two models, and what their weights say that outputs in so few digits do not:
-    in bfloat16 always, in float16 where errors did not show. Each is folded in float64 first.
+    """One verdict from the outputs of two models and, for types of few digits, from their weights.
 
-    Where that cannot be done the outputs have been compared and decide alone. It leaves the verdict
-    open where folding in float64 changes what the original puts out: then that is at fault.
+    Weights are compared in bfloat16 always, and in float16 where errors do not show in outputs.
+    Both models are folded in float64 first. Where that is not possible, the outputs decide alone.
+    Where it changes the outputs of the original, it is wrong itself, and the verdict is at best
+    "inconclusive".
     """
     seen = _combined(pair)
     blind = any(check.cause is Cause.HIDDEN_ERRORS for check in seen.checks)
@@ -214,13 +219,13 @@ def _module(model: nn.Module | ExportedProgram) -> nn.Module:
 
 
 class _NotExportable(Exception):
-    """The exporter has no ONNX operator for something."""
+    """The exporter has no ONNX operator for a part of the module."""
 
 
 def _in_onnxruntime(
     original: nn.Module, folded: nn.Module, example: Example, seed: int
 ) -> EndToEnd:
-    """Compare both as exported. Raises `_NotExportable` where they cannot be."""
+    """The verdict on both modules as exported. Raises `_NotExportable` where one cannot be."""
     if any(each.dtype == torch.bfloat16 for each in (*original.parameters(), *original.buffers())):
         raise _NotExportable("onnxruntime does not run bfloat16")
     if any(each.dtype == torch.float64 for each in (*original.parameters(), *original.buffers())):
@@ -237,7 +242,7 @@ def _in_onnxruntime(
 
 
 def _export(module: nn.Module, example: Example, path: Path, outputs: int) -> None:
-    """Export with every BatchNorm kept, by the exporter that needs no further package."""
+    """Export a module with all its BatchNorms. The exporter needs no further package."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -253,7 +258,7 @@ def _export(module: nn.Module, example: Example, path: Path, outputs: int) -> No
                 do_constant_folding=False,
                 training=torch.onnx.TrainingMode.PRESERVE,
             )
-    except Exception as error:  # The exporter raises many things.
+    except Exception as error:  # The exporter may raise anything.
         line = next((text for text in str(error).splitlines() if text.strip()), "")
         raise _NotExportable(line) from error
 
