@@ -224,6 +224,7 @@ class OnnxBench:
             raise EarlyVerdict("inconclusive", f"onnx.reference cannot either: {error}") from error
 
     def _opened(self, model: onnx.ModelProto) -> OnnxModel:
+        """The original, loaded by the engine, with the weights of the pair."""
         source, engine, bounds = self.pair.original, self.engine, self._terms.bounds
         try:
             return OnnxModel(source, model, self.pair.weights, engine, bounds)

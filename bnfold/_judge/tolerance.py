@@ -52,7 +52,7 @@ class Measured(NamedTuple):
 @dataclass(frozen=True)
 class Fixed:
     """A tolerance that a user has chosen: ``|left − right| ≤ atol + rtol·|left|``, as numpy's
-    ``allclose`` has it, ``left`` being what the original puts out.
+    ``allclose`` has it; ``left`` is the output of the original.
     """
 
     rtol: float = 0.0

@@ -123,6 +123,7 @@ def compare_models(
 
 
 def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
+    """The plan for a module, ready to be carried out."""
     from bnfold._torch.module.fold import Example, copied, prepare_module
 
     if options.as_eval and model.training:
@@ -135,6 +136,7 @@ def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
 
 
 def _example(options: ModuleOptions) -> Example:
+    """The example inputs of the options, ready for a module."""
     from bnfold._torch.module.fold import Example
 
     args, kwargs = options.args, options.kwargs

@@ -50,9 +50,9 @@ def compare_modules(
 
     First both run in PyTorch in float64, where only the rounding of the folded weights differs.
     Then both are exported to ONNX with their BatchNorms, and compared in onnxruntime on drawn
-    inputs. Planted errors may show there that do not show on the example. If a module cannot be exported,
-    or does not run in float64, both run in PyTorch in their own types. Raises `UsageError` for a
-    module in training mode, and for inputs that a module does not run on.
+    inputs. Planted errors may show there that do not show on the example. If a module cannot be
+    exported, or does not run in float64, both run in PyTorch in their own types. Raises
+    `UsageError` for a module in training mode, and for inputs that a module does not run on.
     """
     check(original)
     check(folded)

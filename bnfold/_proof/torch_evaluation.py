@@ -133,6 +133,7 @@ class EvaluatedProgram:
         return known[name]
 
     def _value(self, node: Node, known: Mapping[str, BoundedValue]) -> BoundedValue:
+        """The output of a node and its bound, from the outputs of the nodes that it reads."""
         if node.op == "placeholder" and node.name in self._stored:
             name = self._stored[node.name]
             load = self.exact.get(name)
@@ -177,6 +178,7 @@ def _absolute(value: Any) -> Any:
 
 
 def _bound(node: Node, known: Mapping[str, BoundedValue], value: Any) -> Any:
+    """A bound of the absolute values of all terms in the output of a node."""
     kind = kind_of(node).removesuffix("_")
     if node.target is operator.getitem or kind in _ALIKE.split() or kind.startswith(_SUMMING):
         return torch.utils._pytree.tree_map(_absolute, _called(node, known, 1))

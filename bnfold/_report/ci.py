@@ -99,6 +99,7 @@ def summarize_step(model: str, status: str, plan: Plan | None, findings: Sequenc
 def _markdown(
     model: str, status: str, plan: Plan | None, findings: Sequence[Finding]
 ) -> Iterator[str]:
+    """Yield the lines of the table for GitHub's step summary."""
     yield f"### bnfold: {_cell(model)}: {status}"
     if plan is not None:
         changed = [op for op in sorted({*plan.before, *plan.after}) if _count(plan, op)]

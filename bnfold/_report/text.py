@@ -77,6 +77,7 @@ def _merged(merges: Sequence[Fold]) -> str:
 
 
 def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> Iterator[str]:
+    """Yield lines that say what folded and merged, and what stays."""
     plan = outcome.plan
     rows = list(_operator_rows(plan))
     if plan.folds:
@@ -187,6 +188,7 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, str, str]]) -> Iterato
 
 
 def _kept_lines(plan: Plan, verbose: bool) -> Iterator[str]:
+    """Yield lines about the operators that stay, with their reasons."""
     if not plan.kept:
         return
     codes = Counter(kept.code for kept in plan.kept)

@@ -216,6 +216,7 @@ class InputSource:
         return sum(math.prod(spec.shape(sizes)) for spec in self._specs)
 
     def _draw(self, number: int, sizes: Mapping[Key, int]) -> InputSet:
+        """Draw an input set of a kind, by the number of the kind, in the given sizes."""
         flavour = self._wanted.flavours[number % len(self._wanted.flavours)]
         asked = {
             name: given[min(number, len(given) - 1)] for name, given in self._wanted.dims.items()
@@ -347,6 +348,7 @@ def _into_range(values: Array, flavour: Flavour, low: float, high: float) -> Arr
 
 
 def _spec(value: onnx.ValueInfoProto, hints: Hints, pixels: tuple[float, float] | None) -> _Spec:
+    """What to draw for one graph input, as its type and the hints tell."""
     kind = value.type.WhichOneof("value")
     tensor = value.type.tensor_type
     if kind != "tensor_type":

@@ -20,8 +20,8 @@ from bnfold._run.operands import Operands
 def hoist(model: ModelProto) -> bool:
     """Move the weights of bodies into the main graph, in place; return whether there are any.
 
-    A weight is what a body stores and reads as such. It stays in the body if it is sparse, or if
-    the body puts it out.
+    A weight is a tensor that a body stores and reads as weights. It stays in the body if it is
+    sparse, or if the body puts it out.
     """
     operands = Operands(model.functions)
     found = [

@@ -48,6 +48,7 @@ def load_inputs(path: Path) -> list[InputSet]:
 
 
 def _load(path: Path) -> InputSet:
+    """The input set of one file. Raises `UsageError` for a file that holds none."""
     kind = ".npy" if path.suffix == ".npy" else ".npz"
     try:
         with path.open("rb") as file:
@@ -81,7 +82,7 @@ def named(given: InputSet, ports: tuple[Port, ...]) -> InputSet:
 
 
 def refuse_unfit(given: InputSet, ports: tuple[Port, ...]) -> None:
-    """Raise UsageError unless the arrays are what the model asks for."""
+    """Raise `UsageError` unless names, types and shapes of the arrays fit the model."""
     wanted = {port.name: port for port in ports}
     missing, unknown = wanted.keys() - given.feeds.keys(), given.feeds.keys() - wanted.keys()
     if missing or unknown:

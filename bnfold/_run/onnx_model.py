@@ -144,6 +144,7 @@ class OnnxModel:
         return self._session
 
     def _serialized(self, model: onnx.ModelProto) -> bytes:
+        """The bytes of a model, as a session loads them."""
         try:
             return serialize_whole(model, self._source.path)
         except MemoryError:

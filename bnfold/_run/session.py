@@ -131,6 +131,7 @@ class OnnxRuntime:
         return self._fetch(list(names), feeds) if names else []
 
     def _fetch(self, names: list[str] | None, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        """The named outputs, or all outputs for None; see `Engine.run`."""
         quiet = ort.RunOptions()
         quiet.log_severity_level = _FATAL
         try:
@@ -248,6 +249,7 @@ def _port(argument: Any) -> Port:
 
 
 def _port_of_proto(value: onnx.ValueInfoProto) -> Port:
+    """The port of an input or output in a model file."""
     kind = value.type.WhichOneof("value") or "unknown"
     if kind != "tensor_type":
         return Port(value.name, kind, ())

@@ -167,6 +167,7 @@ class TorchModel:
         }
 
     def _outputs(self, placed: dict[str, Tensor], args: Any, kwargs: Any) -> list[Tensor]:
+        """The tensors that the module puts out with some tensors in place of its weights."""
         try:
             with torch.no_grad():
                 result = functional_call(self._module, placed, args, kwargs)
