@@ -33,7 +33,7 @@ from command import bnfold_command
 
 import bnfold
 from bnfold._run.drawing import InputSource
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.session import EngineError, OnnxRuntime
 
 INCONCLUSIVE = 3
