@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Absorption:
         twin: the operator in the folded model.
         target: ``S·x + T``, the map of all affine operators that stood behind ``node``.
         remaining: the map of the affine operators that still stand behind ``twin``.
-        entry: the maps that were carried past the data ahead of ``twin``, if any.
+        related: the maps that were carried past tensors that it reads or puts out, by name.
     """
 
     before: CheckedModel
@@ -48,7 +48,13 @@ class Absorption:
     twin: NodeProto
     target: FullRankMap
     remaining: FullRankMap
-    entry: Related | None = None
+    related: Mapping[str, Related] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> Related | None:
+        """The maps that were carried past the data ahead of ``twin``, or None."""
+        names = (name for name in self.node.input if name in self.related)
+        return next((self.related[name] for name in names), None)
 
     @property
     def forgiven(self) -> int:

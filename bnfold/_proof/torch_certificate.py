@@ -173,8 +173,13 @@ class _CheckedProgram:
     ) -> float | None:
         """How far a new tensor is from the wanted one, in units of what rounding explains.
 
-        ``unit`` is the rounding of one term. Returns None where no value of the tensor is known.
+        An operator may give several tensors; then the largest distance counts. ``unit`` is the
+        rounding of one term. Returns None where no value is known.
         """
+        if isinstance(wanted.value, tuple | list):
+            parts = zip(map(BoundedValue, *wanted), map(BoundedValue, *made), strict=True)
+            offs = [self._distance(step, name, *pair, unit) for pair in parts]
+            return max((off for off in offs if off is not None), default=None)
         if not isinstance(wanted.value, Tensor):
             return 0.0 if wanted.value == made.value else math.inf
         if wanted.value.shape != made.value.shape:
