@@ -33,7 +33,7 @@ from command import bnfold_command
 
 import bnfold
 from bnfold._run.drawing import InputSource
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.session import EngineError, OnnxRuntime
 
 INCONCLUSIVE = 3
@@ -55,7 +55,7 @@ def inputs(path: Path) -> list[InputSet]:
 
     for number in range(len(source)):
         keep(source.further(number, found[0]) if number else source.first())
-    for others in source.otherwise():
+    for others in source.with_other_integers():
         keep(others)
     return found
 

@@ -159,12 +159,12 @@ def verify(
     """
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
-    from bnfold._run.drawing import Wanted
+    from bnfold._run.drawing import WantedInputs
     from bnfold._run.providers import by_name
 
     settings = Settings(
         seed=seed,
-        wanted=Wanted.of(draws, dims or {}),
+        wanted=WantedInputs.of(draws, dims or {}),
         bisect=bisect,
         providers=by_name(providers),
         power=power,

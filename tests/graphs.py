@@ -23,7 +23,7 @@ from onnx import (
 import bnfold
 from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
-from bnfold._proof.unchecked import Obstacle
+from bnfold._proof.evidence import Obstacle
 
 from . import oracle
 

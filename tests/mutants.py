@@ -328,7 +328,7 @@ MUTANTS = (
     # --- certificates ----------------------------------------------------------------------------
     Mutant(
         "a certificate holds whatever the weights are",
-        "_proof/certificate.py",
+        "_proof/evidence.py",
         "right = not self.problem and self.ulps <= 1.0",
         "right = not self.problem",
         "tests/verify/test_certificate.py::test_one_channel_off_by_a_percent_is_seen",
@@ -343,8 +343,8 @@ MUTANTS = (
     Mutant(
         "a certificate forgets the scale of the bias",
         "_proof/absorption.py",
-        "wanted = line.scale * (old + image.value) + line.shift",
-        "wanted = old + line.scale * image.value + line.shift",
+        "wanted = target.scale * (old + image.value) + target.shift",
+        "wanted = old + target.scale * image.value + target.shift",
         "tests/verify/test_certificate.py::test_right_fold_holds",
     ),
     Mutant(
@@ -444,7 +444,7 @@ MUTANTS = (
     Mutant(
         "errors that do not show count as seen",
         "_judge/power.py",
-        "return self._over(at, step) > MARGIN",
+        "return self._in_tolerances(at, step) > MARGIN",
         "return True",
         "tests/verify/test_power.py",
     ),

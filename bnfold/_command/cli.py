@@ -36,9 +36,9 @@ EXIT_CODES = {
 
 
 class _Command(click.Group):
-    """A group whose first argument may be left out, and whose exit codes mean what they say.
+    """A group of commands where the word ``fold`` may be left out, with its own exit codes.
 
-    What is no command is a model to fold.
+    A first argument that names no command is a model to fold.
     """
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -50,13 +50,13 @@ class _Command(click.Group):
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> None:
-        """Run the command and exit; an error is one line, and nothing is left behind."""
+        """Run the command and exit. An error prints one line and leaves no file behind."""
         extra["standalone_mode"] = False
         with _interruptible() as signals:
             try:
                 sys.exit(super().main(args, prog_name, **extra) or PASSED)
             except (Exception, KeyboardInterrupt) as error:
-                # An interrupt that hits the import of a compiled module comes out as another error.
+                # An interrupt during the import of a compiled module raises another error.
                 if signals or isinstance(error, (click.Abort, KeyboardInterrupt)):
                     terminal.complain("interrupted")
                     sys.exit(SIGNALLED + (signals[0] if signals else signal.SIGINT))
@@ -69,14 +69,14 @@ class _Command(click.Group):
                 sys.exit(UNUSABLE)
 
     def invoke(self, context: click.Context) -> Any:
-        """Run the subcommand; warnings of libraries are not for whoever runs it."""
+        """Run the subcommand. The user does not see the warnings of libraries."""
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         return super().invoke(context)
 
 
 def _in_one_line(error: Exception) -> str:
-    """What went wrong, in words for whoever runs the command."""
+    """What went wrong, in words for the user."""
     if isinstance(error, UsageError):
         return str(error)
     if isinstance(error, MemoryError):
@@ -93,9 +93,9 @@ def _in_one_line(error: Exception) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """Let a request to end unwind the stack, so that temporary files go; gives what signals came.
+    """Turn a request to end into an error, so that temporary files are removed.
 
-    A signal that the parent process chose to ignore stays ignored.
+    Yields a list of the signals that come. A signal that the parent process ignores stays ignored.
     """
     received: list[int] = []
 
@@ -259,7 +259,7 @@ def fold(
 
 
 def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
-    """Say of each model what is left to fold."""
+    """Print what is left to fold in each model, and return the exit code."""
     if form in ("json", "junit") and len(models) > 1:
         raise UsageError(f"--output-format {form} takes one model at a time")
     from bnfold._pipeline.models import fold_file
@@ -310,7 +310,7 @@ def verify(
     **comparison: Any,
 ) -> int:
     """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime."""
-    from bnfold._pipeline.comparing import compare_files
+    from bnfold._judge.end_to_end import compare_files
     from bnfold._report.findings import of_verify
     from bnfold._report.text import comparison_document, end_to_end_lines, json_text
 

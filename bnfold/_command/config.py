@@ -8,7 +8,7 @@
     provider = ["cpu", "cuda"]
     timeout = 600
 
-Each key is an option's name without its dashes; what the command line says goes first. Paths are
+Each key is an option's name without its dashes. The command line goes before the file. Paths are
 relative to the file.
 """
 
@@ -34,7 +34,7 @@ _FILE = "pyproject.toml"
 
 @dataclass(frozen=True)
 class Project:
-    """The table of a project: the file that it stands in, and values by key."""
+    """The table of a project: the path of its file, and its values by key."""
 
     path: Path
     values: Mapping[str, Any]
@@ -45,17 +45,17 @@ class Project:
 
 
 def project(known: Mapping[str, str]) -> Project | None:
-    """The table that holds in the current folder, None where there is none.
+    """The table for the current folder, or None.
 
-    ``known`` has the kind of each option that may be set, by its key. The first folder from the
-    current one upwards with a pyproject.toml that has the table counts.
+    It is in the first pyproject.toml with such a table, from the current folder upwards. ``known``
+    gives the kind of each option that may be set, by its key.
 
     Raises:
         UsageError: a file cannot be read, or a key is unknown or has no value of its kind.
     """
     try:
         start = Path.cwd()
-    except FileNotFoundError:  # Somebody has removed it; a model may still be given in full.
+    except FileNotFoundError:  # The folder is gone; a model may still have an absolute path.
         return None
     for folder in (start, *start.parents):
         path = folder / _FILE
@@ -66,7 +66,7 @@ def project(known: Mapping[str, str]) -> Project | None:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether there is such a file. A folder that may be entered but not searched has none."""
+    """Whether a file exists. It does not, if its folder must not be searched."""
     try:
         return path.is_file()
     except PermissionError:
@@ -76,7 +76,7 @@ def _is_file(path: Path) -> bool:
 def _table(path: Path) -> Mapping[str, Any] | None:
     try:
         document = tomllib.loads(paths.read(path).decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # An integer of 5,000 digits has its own.
+    except (ValueError, RecursionError) as error:  # An integer of 5,000 digits raises ValueError.
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     tools = document.get("tool", {})
     table = tools.get("bnfold") if isinstance(tools, dict) else None
@@ -87,7 +87,7 @@ def _table(path: Path) -> Mapping[str, Any] | None:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What an option takes: how to say it, whether a value of TOML is that, and what it becomes."""
+    """A kind of option: its name, the check of a TOML value, and its conversion."""
 
     told: str
     fits: Callable[[Any], bool]
@@ -95,12 +95,12 @@ class _Kind:
 
 
 def _is(value: Any, *kinds: type) -> bool:
-    """Whether a value is of some kinds; true and false are no numbers."""
+    """Whether a value is of one of some types. True and false are no numbers."""
     return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
 
 def _all(values: Any, *kinds: type) -> bool:
-    """Whether a value, or all in a list that is not empty, are of some kinds."""
+    """Whether a value, or each one in a list that is not empty, is of one of some types."""
     listed: Collection[Any] = values if isinstance(values, list) else [values]
     return bool(listed) and all(_is(value, *kinds) for value in listed)
 
@@ -126,7 +126,7 @@ _KINDS = {
 
 
 def _value(path: Path, key: str, value: Any, known: Mapping[str, str]) -> Any:
-    """A value as the option takes it."""
+    """A value of the table, converted for its option. Raises `UsageError` for a wrong kind."""
     if key not in known:
         near = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""The options of a comparison, which both commands take, and what they mean together."""
+"""The options of a comparison. Both commands have them; some exclude each other."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from bnfold._errors import UsageError
 
 if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
-    from bnfold._run.given import InputSet
+    from bnfold._run.input_sets import InputSet
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-PATH = click.Path(path_type=Path, readable=False)  # whether it can be read is said by reading
+PATH = click.Path(path_type=Path, readable=False)  # reading tells whether it can be read
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
 def _words(given: Any) -> tuple[str, ...]:
-    """Words with commas between them; a configuration file may have a list."""
+    """The words of a text with commas between them, or of a list in a configuration file."""
     words = given.split(",") if isinstance(given, str) else given
     return tuple(word.strip() for word in words)
 
 
 def _sizes(given: Any) -> tuple[str, tuple[int, ...]]:
-    """A dimension and its sizes, such as ``batch=1,4``; a configuration file has both apart."""
+    """A dimension and its sizes, from ``batch=1,4`` or from a pair in a configuration file."""
     if isinstance(given, tuple):
         return given
     name, _, listed = given.rpartition("=")
@@ -42,7 +42,7 @@ def _sizes(given: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def _bytes(given: str) -> int:
-    """An amount of memory, such as ``4GB``."""
+    """The number of bytes in an amount of memory such as ``4GB``."""
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([kMG]?)B?", given.strip())
     size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
     if not size:
@@ -132,7 +132,7 @@ _UNSET: dict[str, Any] = {
     "timeout": None,
 }
 NAMES = tuple(_UNSET)
-"""The options that say how two models are to be compared; a bound on memory is for any run."""
+"""The options of a comparison. The bound on memory is for every run, so it is not among them."""
 
 _CONFIGURABLE = {
     "inputs": "path",
@@ -149,7 +149,7 @@ _CONFIGURABLE = {
     "output-format": "text",
     "verbose": "flag",
 }
-"""The options that a project may set, and what each takes."""
+"""The options that a project may set, and the kind of each."""
 
 
 def comparison(command: _Command) -> _Command:
@@ -160,7 +160,7 @@ def comparison(command: _Command) -> _Command:
 
 
 def _configure(context: click.Context, _: click.Parameter, ignored: bool) -> None:
-    """Take defaults from the project's configuration, each held to what its option takes.
+    """Take defaults from the project's configuration, each checked by its option.
 
     Raises:
         UsageError: a file cannot be read, or an option does not take a value.
@@ -199,9 +199,8 @@ _PROJECT = f"{__name__}.project"
 def configured(command: _Command) -> _Command:
     """Let a command take defaults from the project's configuration.
 
-    Options that are eager are processed in the order in which they are given, and before those that
-    are not given: --help works whatever a file says. click's own one is found too late for that
-    before click 8.2.
+    click processes eager options first, in the order in which they are given. So --help works even
+    if the file is wrong. Before click 8.2, click's own --help option is found too late for that.
     """
     command = click.help_option("-h", "--help")(command)
     return click.option(
@@ -215,9 +214,9 @@ def configured(command: _Command) -> _Command:
 
 
 def refuse(context: click.Context, names: Iterable[str], why: str) -> None:
-    """Raise `UsageError` where one of some options was given on the command line.
+    """Raise `UsageError` if one of some options was given on the command line.
 
-    What a configuration file says is for whoever can use it.
+    An option in a configuration file is ignored where it does not apply.
     """
     for name in names:
         if _said(context, name):
@@ -233,11 +232,11 @@ def _said(context: click.Context, name: str) -> bool:
 def applicable(
     context: click.Context, given: Mapping[str, Any], names: Collection[str] = NAMES
 ) -> dict[str, Any]:
-    """The options that hold, of those that a model can use.
+    """The options that apply to a model, out of those given.
 
-    What the file says and the model cannot use is left out; what the command line says stays, to be
-    refused. Inputs that the command line names go before those that the file says to draw, and
-    the other way round.
+    An option of the file is left out if the model cannot use it. An option of the command line
+    stays, to be refused later. Options of the command line that give inputs replace options of the
+    file that draw them, and the other way round.
     """
     said = {name for name in _UNSET if _said(context, name)}
     unused = _UNSET.keys() - names - said
@@ -249,21 +248,21 @@ def applicable(
 
 
 def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
-    """What the options of a comparison say.
+    """The settings that the options of a comparison give.
 
     Raises:
         UsageError: an option has a value that means nothing, or two of them exclude each other.
     """
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
-    from bnfold._run.drawing import USUAL, Wanted
+    from bnfold._run.drawing import USUAL, WantedInputs
     from bnfold._run.providers import by_name
 
     _refuse_both(given)
     draw = USUAL.flavours if given["draw"] is None else given["draw"]
     return Settings(
         seed=given["seed"],
-        wanted=Wanted.of(draw, dict(given["dim"])),
+        wanted=WantedInputs.of(draw, dict(given["dim"])),
         bisect=bisect,
         providers=by_name(given["provider"]),
         power=given["power"],
@@ -274,16 +273,16 @@ def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
 
 
 def _refuse_both(given: Mapping[str, Any]) -> None:
-    """Raise `UsageError` where inputs are given and others are to be drawn."""
+    """Raise `UsageError` if inputs are given and others are to be drawn."""
     if given["inputs"] is not None and (given["draw"] or given["dim"]):
         raise UsageError("--draw and --dim have no use with --inputs; leave one of them out")
 
 
 def bound(context: click.Context, size: int | None) -> None:
-    """Bound the memory of this process, if that is asked for.
+    """Bound the memory of this process, if ``size`` is given.
 
     Raises:
-        UsageError: the system cannot do that, or so little does not do.
+        UsageError: the system cannot do that, or the bound is too small.
     """
     if size is None:
         return
@@ -301,6 +300,6 @@ def inputs(path: Path | None) -> list[InputSet] | None:
     """The input sets of a file or folder, None where none is given."""
     if path is None:
         return None
-    from bnfold._run.given import load_inputs
+    from bnfold._run.input_sets import load_inputs
 
     return load_inputs(path)

@@ -1,4 +1,4 @@
-"""Lines for people: safe on any terminal, in any encoding, and into a pipe that was closed."""
+"""Prints lines for people: on any terminal, in any encoding, also into a closed pipe."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _PLAIN = str.maketrans({"→": "->", "←": "<-", "…": "...", "×": "x", "−"
 
 
 def show(lines: Iterable[str]) -> None:
-    """Print lines on standard output. A reader that has seen enough is no error.
+    """Print lines on standard output. A reader that closes the pipe is no error.
 
-    Raises `UsageError` where standard output cannot be written, on a full disk for instance.
+    Raises `UsageError` where standard output cannot be written, for instance on a full disk.
     """
     stream = sys.stdout
     if stream is None:
@@ -39,7 +39,7 @@ def show_whole(text: str) -> None:
 
 
 def complain(line: str) -> None:
-    """Print a line on standard error, if there is one that takes it."""
+    """Print a line on standard error, if that is possible."""
     stream = sys.stderr
     if stream is None:
         return
@@ -51,9 +51,9 @@ def complain(line: str) -> None:
 
 
 def printable(text: str, stream: TextIO) -> str:
-    """The text on one line, control characters escaped, in what the stream can encode.
+    """The text on one line, in the stream's encoding, with control characters escaped.
 
-    Names come from a model file and may hold anything, escape codes too.
+    Names come from a model file and may hold anything, even escape codes.
     """
     text = "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
@@ -67,17 +67,17 @@ def printable(text: str, stream: TextIO) -> str:
 
 
 def _give_up(stream: TextIO) -> None:
-    """Send what is left nowhere, so that the interpreter's last flush does not fail again."""
+    """Discard the rest of the output, so that the interpreter's last flush does not fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 class Progress:
-    """One line on a terminal that says what goes on, once a run takes longer than a moment.
+    """One line on a terminal that names the current step, if a run takes longer than a moment.
 
-    A timer shows it, for the step that takes long is not the one to say so. Nothing is written
-    where standard error is no terminal or one without cursor control.
+    A timer shows the line, because a long step cannot do it. Nothing is written if standard error
+    is no terminal, or a terminal without cursor control.
     """
 
     _PATIENCE_S = 1.0

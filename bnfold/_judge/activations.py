@@ -1,4 +1,4 @@
-"""What tensors on the way hold when the original runs."""
+"""The values of inner tensors when the original runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from bnfold._judge.settings import Settings
 from bnfold._run.bounds import Bounds
 from bnfold._run.drawing import InputSource, UndrawableError
-from bnfold._run.given import InputSet, named, refuse_unfit
+from bnfold._run.input_sets import InputSet, named, refuse_unfit
 from bnfold._run.session import EngineError, OnnxRuntime
 from bnfold._run.source import Source, Tap
 
-# Tensors that are held at once.
+# How many tensors are held in memory at once.
 _AT_ONCE = 64
 
 
@@ -33,8 +33,9 @@ class Activations:
         self._bounds = bounds
 
     def numbers(self, names: Collection[str]) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Yield the arrays that tensors of the main graph hold, a few held at a time; none where
-        the model does not run.
+        """Yield the name and the array of each tensor of the main graph that is asked for.
+
+        A few arrays are held in memory at a time. Nothing is yielded where the model does not run.
 
         Raises:
             UsageError: given inputs do not fit the model.

@@ -1,6 +1,6 @@
-"""Two models side by side, ready to be run: what the stages of a comparison ask of them.
+"""Two models side by side, ready to run. The stages of a comparison see them only through this.
 
-Files of ONNX are one pair of such models (`onnx_bench`), modules and programs of PyTorch another
+There are two benches: one for ONNX files (`onnx_bench`), one for modules and programs of PyTorch
 (`torch_bench`). Every stage works on both alike.
 """
 
@@ -14,11 +14,11 @@ from bnfold._judge.settings import Settings
 from bnfold._judge.ties import Choice
 from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Bounds
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.perturbable_model import PerturbableModel
 
 
-class Settled(Exception):
+class EarlyVerdict(Exception):
     """The verdict is known before any output was compared."""
 
     def __init__(self, status: Status, text: str) -> None:
@@ -31,8 +31,12 @@ class Settled(Exception):
 class Terms:
     """How a comparison is made.
 
-    Of tensors on the way (``thorough`` false) there are many: each is held against fewer draws and
-    a wider tolerance, and no errors are planted.
+    Attributes:
+        settings: what the user has chosen.
+        bounds: the threads and the time that it may use.
+        progress: called with a few words before each lengthy step.
+        thorough: false for inner tensors. There are many of them, so each gets fewer draws and a
+            wider tolerance, and no errors are planted.
     """
 
     settings: Settings
@@ -42,8 +46,8 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One input set, and what the original makes of it."""
+class OriginalRun:
+    """One input set, and the outputs of the original on it."""
 
     inputs: InputSet
     outputs: Sequence[Any]
@@ -51,15 +55,19 @@ class Seen:
 
 @dataclass(frozen=True)
 class Trial:
-    """One input set, and what both models made of it."""
+    """One input set, and the outputs of both models on it."""
 
     inputs: InputSet
     original: Sequence[Any]
     folded: Sequence[Any]
 
 
-class Ahead(NamedTuple):
-    """What a tensor on the way is put out for: an output, and the saturating function between."""
+class SaturatedOutput(NamedTuple):
+    """An output that comes from a saturating function, and the name of that function.
+
+    The input of the function is put out too, and stands for the output: for example, what the last
+    Sigmoid of a detector reads.
+    """
 
     output: str
     function: str
@@ -70,15 +78,15 @@ class Bench(Protocol):
 
     Attributes:
         original: the original, its weights to be moved.
-        touched: the weights that errors are planted in, all if none is.
+        touched: the weights to plant errors in; if empty, all weights.
         width: bytes of the narrowest weight.
         floor: the least rounding noise, in units in the last place of the largest output value.
-        outputs: what both put out; tensors on the way come last.
-        ahead: by name of such a tensor, what it is put out for.
+        outputs: the names of what both put out; inner tensors come last.
+        saturated: by the name of such an inner tensor, the output that it stands for.
         random: the outputs that depend on random numbers which the model draws.
         reached: the outputs that depend on the touched weights.
-        unmovable: why weights cannot be moved, where the original loads only without that.
-        notes: what concerns the whole comparison; stages add to them.
+        unmovable: why weights cannot be moved; "" if they can.
+        notes: remarks about the whole comparison; the stages add to them.
         runtime: name and version of what runs the models.
     """
 
@@ -100,7 +108,7 @@ class Bench(Protocol):
     def outputs(self) -> Sequence[str]: ...
 
     @property
-    def ahead(self) -> Mapping[str, Ahead]: ...
+    def saturated(self) -> Mapping[str, SaturatedOutput]: ...
 
     @property
     def random(self) -> Collection[str]: ...
@@ -114,23 +122,27 @@ class Bench(Protocol):
     @property
     def runtime(self) -> str: ...
 
-    def run_original(self) -> tuple[Seen, ...]:
-        """Run the original on every input set. Raises `Settled` where it does not run."""
+    def run_original(self) -> tuple[OriginalRun, ...]:
+        """Run the original on every input set. Raises `EarlyVerdict` where it does not run."""
 
-    def run_folded(self, seen: Sequence[Seen]) -> tuple[Trial, ...]:
-        """Run the folded model on the same inputs. Raises `Settled` where it does not run, or does
-        not ask for and give the same.
+    def run_folded(self, seen: Sequence[OriginalRun]) -> tuple[Trial, ...]:
+        """Run the folded model on the same inputs.
+
+        Raises:
+            EarlyVerdict: it does not run, or its inputs and outputs are not those of the original.
         """
 
     def in_float64(self, inputs: InputSet) -> tuple[list[Any], list[Any]]:
-        """What both models give in float64; nothing where that is not known."""
+        """The outputs of the original and of the folded model in float64, empty if not known."""
 
     def choices(self) -> Mapping[str, Choice]:
-        """The outputs that are indices of the largest or smallest in both models, and of what in
-        the original.
+        """By output, the choice that it comes from, where both models choose.
+
+        Such an output holds the indices of the largest or smallest values of a tensor.
         """
 
     def chosen_from(self, output: str, inputs: InputSet) -> Bench:
-        """The two models with what such an output is chosen from in place of their outputs, on one
-        input set. Raises as `run_original` does.
+        """A bench of the same two models on one input set, with another output.
+
+        The new output is the tensor that ``output`` chooses from. Raises as `run_original` does.
         """

@@ -1,6 +1,6 @@
-"""The stages from two models to a check of every output on every input set: run, measure, compare.
+"""The first stages: run both models, measure the tolerance, compare all outputs on all input sets.
 
-Each is a step that takes what was found before it and returns what it found.
+Each stage is a function that takes the result of the stage before and returns its own.
 """
 
 from __future__ import annotations
@@ -12,21 +12,24 @@ from typing import Any
 import numpy as np
 
 from bnfold._judge.bench import Bench, Terms, Trial
-from bnfold._judge.cause import Cause
 from bnfold._judge.difference import is_float, mismatch
-from bnfold._judge.measurement import Measurement, after_doubt, measure
+from bnfold._judge.measurement import Measurement, measure, measured_again
 from bnfold._judge.tolerance import Measured
-from bnfold._judge.verdict import OutputCheck, Status
+from bnfold._judge.verdict import Cause, OutputCheck, Status
 from bnfold._run.noise import Array
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What both models made of every input set, how far outputs may be apart, and a check of each,
-    set by set.
+class Comparison:
+    """The result of the first stages.
 
-    ``inaccurate`` are input sets and outputs, by number, for which float64 agrees with the folded
-    model and not with the original.
+    Attributes:
+        outputs: the names of the outputs.
+        trials: the outputs of both models, one trial for each input set.
+        measured: how far outputs may be apart.
+        checks: one check for each output of the first input set, then of the second, and so on.
+        inaccurate: the numbers of an input set and an output where float64 agrees with the folded
+            model and not with the original.
     """
 
     outputs: Sequence[str]
@@ -36,7 +39,7 @@ class Compared:
     inaccurate: frozenset[tuple[int, int]] = frozenset()
 
     def of(self, number: int) -> tuple[tuple[int, int], Trial]:
-        """Which input set and output the check of a number is of, and the trial."""
+        """For the number of a check: the numbers of its input set and its output, and the trial."""
         index, output = divmod(number, len(self.outputs))
         return (index, output), self.trials[index]
 
@@ -47,13 +50,13 @@ class Compared:
 
 def run_and_compare(
     bench: Bench, terms: Terms, resting: Sequence[Collection[str]] = ()
-) -> Compared:
+) -> Comparison:
     """Run both models, measure the tolerance, and compare every output on every input set.
 
     ``resting`` are the layers of folds that rest on the comparison alone, see `measure`.
 
     Raises:
-        Settled: a model does not run, or the two do not ask for and give the same.
+        EarlyVerdict: a model does not run, or the inputs and outputs of the two are not the same.
         UsageError: given inputs do not fit the model.
     """
     seen = bench.run_original()
@@ -62,37 +65,39 @@ def run_and_compare(
     bench.original.release()
     terms.progress("running the folded model")
     trials = bench.run_folded(seen)
-    measured = after_doubt(bench, terms, measured, trials)
+    measured = measured_again(bench, terms, measured, trials)
     checks = [
         _check(bench, measured, (index, output), trial)
         for index, trial in enumerate(trials)
         for output in range(len(bench.outputs))
     ]
-    return Compared(bench.outputs, trials, measured, checks)
+    return Comparison(bench.outputs, trials, measured, checks)
 
 
-def without_taps(bench: Bench, compared: Compared) -> list[OutputCheck]:
-    """The checks of the models' own outputs. One that is blind on some inputs is judged by the
-    tensor ahead of its last function, on all of them; one that agrees while that tensor does not is
-    not judged at all.
+def without_taps(bench: Bench, compared: Comparison) -> list[OutputCheck]:
+    """The checks of the models' own outputs.
+
+    A saturated output may be blind on some inputs. Then the tensor ahead of its last function is
+    judged in its place, on all inputs. Where the output agrees and that tensor does not, the check
+    is inconclusive.
     """
     found = {(check.inputs, check.output): check for check in compared.checks}
     blind = compared.blind()
     return [
-        _seen_ahead(bench, check, found, check.output in blind)
+        _judged_by_tap(bench, check, found, check.output in blind)
         for check in compared.checks
-        if check.output not in bench.ahead
+        if check.output not in bench.saturated
     ]
 
 
-def _seen_ahead(
+def _judged_by_tap(
     bench: Bench,
     check: OutputCheck,
     found: Mapping[tuple[str, str], OutputCheck],
     blind: bool,
 ) -> OutputCheck:
-    """A check, next to that of the tensor ahead of its output where there is one."""
-    for alias, (output, function) in bench.ahead.items():
+    """The check of an output, after a look at the tensor ahead of its last function."""
+    for alias, (output, function) in bench.saturated.items():
         seen = found[check.inputs, alias]
         if output != check.output or check.status == "fail" or seen.ratio is None:
             continue
@@ -107,6 +112,7 @@ def _seen_ahead(
 
 
 def _check(bench: Bench, measured: Measurement, at: tuple[int, int], trial: Trial) -> OutputCheck:
+    """The check of one output on one input set; ``at`` holds their numbers, the set's first."""
     name, label = bench.outputs[at[1]], trial.inputs.label
     left, right = trial.original[at[1]], trial.folded[at[1]]
     jumps = measured.tolerance.jumps(at)
@@ -131,7 +137,7 @@ def _check(bench: Bench, measured: Measurement, at: tuple[int, int], trial: Tria
     if found.ratio > 1.0:
         status, cause = ("inconclusive", Cause.ROUNDING_ALONE) if jumps else ("fail", None)
     else:
-        status, cause = _seen(measured, at, left, found, name in bench.reached)
+        status, cause = _status_in_tolerance(measured, at, left, found, name in bench.reached)
     sensitivity, power = measured.sensitivity, measured.power
     rounding = _largest(sensitivity.rounding.get(at) if sensitivity else None)
     moved = _largest(power.least.get(at) if power else None)
@@ -139,10 +145,13 @@ def _check(bench: Bench, measured: Measurement, at: tuple[int, int], trial: Tria
     return OutputCheck(name, label, status, *found, rounding, moved, cause, (), contested)
 
 
-def _seen(
+def _status_in_tolerance(
     measured: Measurement, at: tuple[int, int], left: Array, found: Measured, reached: bool
 ) -> tuple[Status, Cause | None]:
-    """The verdict on an output within the tolerance: whether an error would have been seen."""
+    """The status of an output within the tolerance, and why.
+
+    It passes only if the comparison would have noticed an error.
+    """
     if measured.sensitivity is None or measured.power is None:
         still = left.size > 1 and bool((left == left.flat[0]).all())
         return ("inconclusive", Cause.CONSTANT) if still else ("pass", Cause.POWER_UNKNOWN)
@@ -160,8 +169,8 @@ def _largest(movements: Array | None) -> float | None:
     return None if movements is None else float(movements.max())
 
 
-def allowed(bench: Bench, compared: Compared, at: tuple[int, int], expected: Any) -> float | None:
-    """The tolerance of an output; None where rounding or chance alone changes it."""
+def allowed(bench: Bench, compared: Comparison, at: tuple[int, int], expected: Any) -> float | None:
+    """The tolerance of an output, or None where rounding or random numbers alone change it."""
     tolerance = compared.measured.tolerance
     if not isinstance(expected, np.ndarray) or tolerance.jumps(at):
         return None

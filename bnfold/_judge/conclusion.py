@@ -1,4 +1,4 @@
-"""The one reduction: from all that the stages found to a status, and the notes that go with it."""
+"""The last stage: one status from all that the other stages found, with its notes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from bnfold._judge.untaken import IfBranch
+from bnfold._judge.untaken_branches import IfBranch
 from bnfold._judge.verdict import (
     Divergence,
     OutputCheck,
@@ -25,14 +25,14 @@ class Evidence:
     Attributes:
         checks: one for each output and input set.
         planted: the errors that were planted, and whether they showed.
-        every_layer: whether one was asked for in every layer by itself.
+        every_layer: whether the user asked for an error in every layer by itself.
         certified: whether every fold has a certificate that holds.
-        unnoticed: the folds that rest on the comparison alone and in which an error would not have
-            been noticed.
+        unnoticed: the folds that rest on the comparison alone, where the comparison would not have
+            noticed an error.
         untaken: the branches that no input took.
         drawn: whether inputs were drawn.
-        providers: what became of the folded model as deployed.
-        divergence: where the two begin to differ, if that was looked for and found.
+        providers: one check for each provider that the folded model ran on as deployed.
+        divergence: where the two models begin to differ, or None.
     """
 
     checks: Sequence[OutputCheck]
@@ -47,17 +47,18 @@ class Evidence:
 
 
 class Conclusion(NamedTuple):
-    """The verdict, and what is to be said with it."""
+    """The status of a comparison, and the notes for the user."""
 
     status: Status
     notes: tuple[str, ...]
 
 
 def conclude(found: Evidence) -> Conclusion:
-    """Reduce what was found to a verdict.
+    """The status and the notes that follow from the evidence.
 
-    What needs a certificate takes one that is unchecked for none: an error that would not have been
-    noticed in a layer, or a branch that no input took, then leaves the verdict open.
+    Two things need certificates that hold: a layer where the comparison would not have noticed an
+    error, and a branch that no input took. An unchecked certificate counts as missing there, and
+    the status is "inconclusive".
     """
     status, notes = overall(found.checks), list[str]()
     if found.every_layer and not all(part.noticed for part in found.planted):

@@ -1,8 +1,8 @@
-"""What onnxruntime makes of a folded model as it is deployed: optimized, on a provider.
+"""Runs a folded model as it is deployed: with onnxruntime's optimizations, on a provider.
 
-Two models that agree without optimizations may differ with them: a fold can bring together what
-onnxruntime then merges wrongly. That is no wrong fold, but a wrong result for whoever runs it. What
-is right is always what the original gives on the CPU without optimizations.
+Two models may agree without optimizations and differ with them. A fold can bring two operators
+together, and onnxruntime may then merge them wrongly. The fold is right, but its user gets a wrong
+result. The original on the CPU without optimizations always says what is right.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import Any
 import numpy as np
 
 from bnfold._judge.bench import Terms
-from bnfold._judge.comparison import Compared, allowed
+from bnfold._judge.comparison import Comparison, allowed
 from bnfold._judge.difference import is_float, step
-from bnfold._judge.measurement import drawn_more
+from bnfold._judge.measurement import draw_more
 from bnfold._judge.onnx_bench import OnnxBench, Pair
 from bnfold._judge.verdict import ProviderCheck
 from bnfold._run.bounds import UNBOUNDED, Bounds
-from bnfold._run.given import InputSet
-from bnfold._run.loading import BackgroundLoad
+from bnfold._run.input_sets import InputSet
 from bnfold._run.providers import CPU, Provider, ran_on
-from bnfold._run.session import EngineError, OnnxRuntime, Port
+from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime, Port
 from bnfold._run.source import Source
 
 FACTOR = 10.0
-"""How many times the tolerance a runtime may move an output, since fused kernels sum in other
-orders."""
+"""How many times the tolerance a runtime may move an output. Its kernels sum in other orders."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """One input set, what the original makes of it without optimizations, and how far each output
-    may be off; None for one that rounding alone changes.
+    """One input set, and the right outputs on it.
+
+    The original gives them without optimizations. For each output there is a tolerance, or None
+    where rounding alone changes the output.
     """
 
     inputs: InputSet
@@ -47,7 +47,7 @@ class Expected:
 
 @dataclass(frozen=True, order=True)
 class _Excess:
-    """The largest difference in units of what is allowed, and where it is."""
+    """The largest difference in units of the tolerance, and where it is."""
 
     excess: float
     said: str
@@ -55,23 +55,24 @@ class _Excess:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Two models, and their outputs. ``early`` is the folded one on the CPU, if that has been sent
-    for.
+    """Two models and their outputs, to be run on providers.
+
+    ``preloaded`` is the folded model on the CPU, if somebody has begun to load it.
     """
 
     original: Source
     folded: Source
     outputs: Sequence[Port]
     bounds: Bounds = UNBOUNDED
-    early: BackgroundLoad[OnnxRuntime] | None = None
+    preloaded: BackgroundLoad[OnnxRuntime] | None = None
 
     def check(self, provider: Provider, expected: Sequence[Expected]) -> ProviderCheck:
-        """Whether the folded model gives what it should on a provider.
+        """Check whether the folded model gives the right outputs on a provider.
 
-        It does not where it is off and the original there is not: a bug of the runtime that only
-        the fold meets. A model that no longer loads or runs is off. Where both are off alike that
-        is the runtime's own doing. Nothing is known of a provider that is not there, or runs none
-        of the operators.
+        It fails where the folded model is off and the original on that provider is not: the runtime
+        has a bug that only the fold meets. A model that does not load or run counts as off. Where
+        both models are off alike, the runtime causes it, and the check does not fail. It is
+        inconclusive where the provider is missing or runs none of the operators.
         """
         if not provider.is_there:
             note = f"this onnxruntime has no {provider.full_name}; install {provider.install}"
@@ -85,7 +86,7 @@ class Deployment:
                     if worst.excess <= 1.0
                     else self._excess(self.original, provider, optimized, expected)
                 )
-            except _Absent as absent:
+            except _ProviderMissing as absent:
                 return ProviderCheck(provider.name, "inconclusive", str(absent))
             if usual is None:
                 continue
@@ -105,19 +106,21 @@ class Deployment:
     def _excess(
         self, source: Source, provider: Provider, optimized: bool, expected: Sequence[Expected]
     ) -> _Excess:
-        """How far a model is off. Integers, and shapes that depend on values, may turn on the last
-        digit of something: they are passed over.
+        """How far a model is off on a provider.
+
+        Integers and shapes that depend on values are left out: a difference in the last digit may
+        change them.
         """
         worst = _Excess(0.0, "nothing")
         with _scratch(provider) as scratch:
             profile = None if scratch is None else Path(scratch) / "profile"
             try:
-                if self.early is not None and source is self.folded and provider == CPU:
-                    engine = self.early.get()
+                if self.preloaded is not None and source is self.folded and provider == CPU:
+                    engine = self.preloaded.get()
                 else:
-                    engine = opened(source, optimized, provider, profile, self.bounds)
+                    engine = opened_session(source, optimized, provider, profile, self.bounds)
                 if provider.full_name not in engine.active:
-                    raise _Absent(
+                    raise _ProviderMissing(
                         f"{provider.full_name} was asked for and is not active: its libraries are "
                         f"missing, or there is no device; it takes {provider.install}"
                     )
@@ -141,7 +144,9 @@ class Deployment:
                 ran = ran_on(engine.end_profile())
                 if not ran[provider.full_name]:
                     places = ", ".join(sorted(ran)) or "nowhere"
-                    raise _Absent(f"{provider.full_name} ran no operator; they ran on {places}")
+                    raise _ProviderMissing(
+                        f"{provider.full_name} ran no operator; they ran on {places}"
+                    )
         return worst
 
 
@@ -149,34 +154,37 @@ def as_deployed(
     bench: OnnxBench,
     terms: Terms,
     pair: Pair,
-    compared: Compared,
-    early: BackgroundLoad[OnnxRuntime],
+    compared: Comparison,
+    preloaded: BackgroundLoad[OnnxRuntime],
 ) -> tuple[ProviderCheck, ...]:
-    """What each provider makes of the folded model of a pair, of the tensors ahead of its last
-    functions too where its outputs are blind. Nothing runs there that onnxruntime cannot run at
-    all. A difference is held against further draws before it counts.
+    """One check of the folded model for each provider.
+
+    Where outputs are blind, the tensors ahead of their last functions are checked too. There is no
+    check if onnxruntime cannot run the model at all. Further noise is drawn before a difference
+    counts.
     """
     if bench.engine is not OnnxRuntime:
         return ()
     blind = bool(compared.blind())
-    outputs = [port for port in bench.ports if blind or port.name not in bench.ahead]
+    outputs = [port for port in bench.ports if blind or port.name not in bench.saturated]
     sources = bench.pair if blind else pair
     deployment = Deployment(
-        sources.original, sources.folded, outputs, terms.bounds, None if blind else early
+        sources.original, sources.folded, outputs, terms.bounds, None if blind else preloaded
     )
     checks = []
     for provider in terms.settings.providers:
         terms.progress(f"running on {provider.name} as deployed")
         check = deployment.check(provider, _expected(bench, compared, len(outputs)))
-        if check.status == "fail" and drawn_more(terms, compared.measured, compared.trials):
+        if check.status == "fail" and draw_more(terms, compared.measured, compared.trials):
             check = deployment.check(provider, _expected(bench, compared, len(outputs)))
         checks.append(check)
     return tuple(checks)
 
 
-def _expected(bench: OnnxBench, compared: Compared, outputs: int) -> list[Expected]:
-    """What a provider has to give, and how far it may be off: what the original gives, but where
-    that is the inaccurate one.
+def _expected(bench: OnnxBench, compared: Comparison, outputs: int) -> list[Expected]:
+    """The outputs that a provider has to give, and how far it may be off.
+
+    They are those of the original, or those of the folded model where the original is inaccurate.
     """
     return [
         Expected(
@@ -191,14 +199,14 @@ def _expected(bench: OnnxBench, compared: Compared, outputs: int) -> list[Expect
     ]
 
 
-def opened(
+def opened_session(
     source: Source,
     optimized: bool = True,
     provider: Provider = CPU,
     profile: Path | None = None,
     bounds: Bounds = UNBOUNDED,
 ) -> OnnxRuntime:
-    """A model on a provider. Raises `EngineError` where it does not load."""
+    """A session of a model on a provider. Raises `EngineError` where it does not load."""
     return OnnxRuntime(
         source.content(),
         source.folder,
@@ -210,9 +218,9 @@ def opened(
 
 
 def _scratch(provider: Provider) -> AbstractContextManager[str | None]:
-    """Where a profile can be written, if one says something: on the CPU all nodes run."""
+    """A folder for a profile, or None for the CPU: all nodes run there, so no profile is needed."""
     return nullcontext() if provider == CPU else tempfile.TemporaryDirectory(prefix="bnfold-")
 
 
-class _Absent(Exception):
-    """A provider that is not there after all."""
+class _ProviderMissing(Exception):
+    """A provider is missing, or it runs no operator."""

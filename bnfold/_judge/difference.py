@@ -43,7 +43,7 @@ def step(left: Any, right: Any) -> float | None:
         and is_float(left)
         and left.size
     ):
-        most = float(np.max(_apart(left, right)))
+        most = float(np.max(_absolute_differences(left, right)))
         if math.isfinite(most):  # as it is where all values are, most often
             return most
     return None if mismatch(left, right) else distance(left, right)
@@ -60,7 +60,7 @@ def gaps(left: Array, right: Array) -> Array:
     """Return the absolute differences of two float outputs without a mismatch, 0 where both are
     infinite or NaN.
     """
-    return np.where(np.isfinite(left), _apart(left, right), 0.0)
+    return np.where(np.isfinite(left), _absolute_differences(left, right), 0.0)
 
 
 def magnitude(array: Array) -> float:
@@ -73,7 +73,7 @@ def is_float(array: Array) -> bool:
     return bool(array.dtype.kind == "f" or array.dtype == _BFLOAT16)
 
 
-def _apart(left: Array, right: Array) -> Array:
+def _absolute_differences(left: Array, right: Array) -> Array:
     """Return the absolute differences in at least float64; NaN between equal infinities."""
     with np.errstate(invalid="ignore", over="ignore"):
         apart: Array = np.abs(np.subtract(left, right, dtype=np.promote_types(left.dtype, "f8")))

@@ -1,9 +1,9 @@
-"""Where two models that are not the same function begin to differ.
+"""Finds where two models begin to differ.
 
-Tensors that both name alike are compared first, each with a tolerance of its own, measured as for
-an output. The first one that differs is followed back, in the folded model, to what agrees: tensors
-of a name that the original has too and, where names tell nothing, of about the values of one of the
-original's, if they agree within its tolerance. What lies between is at fault.
+First, tensors of the same name are compared. Each has a tolerance of its own, measured as for an
+output. The first one that differs is followed back in the folded model to tensors that agree. These
+have the name of a tensor of the original. Where no name helps, they have about the values of one,
+and agree with it within its tolerance. The operators between are at fault.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bnfold._judge.bench import Settled, Terms, Trial
+from bnfold._judge.bench import EarlyVerdict, Terms, Trial
 from bnfold._judge.comparison import run_and_compare
 from bnfold._judge.difference import distance, is_float, magnitude, mismatch
 from bnfold._judge.onnx_bench import OnnxBench, Pair
@@ -27,9 +27,9 @@ from bnfold._run.noise import Array
 from bnfold._run.session import EngineError
 from bnfold._run.source import Source, Tap
 
-# Tensors compared in one go: all of their values are held at once.
+# How many tensors are compared at once. All of their values are in memory then.
 _AT_ONCE = 128
-# Of the largest value: how far a tensor may be from one of another name to be compared with it.
+# How far a tensor may be from one of another name to be compared with it, of its largest value.
 _ALIKE = 1e-4
 Judge = Callable[[Mapping[str, str]], list[OutputCheck]]
 Values = Callable[[Sequence[str]], dict[str, Any]]
@@ -37,9 +37,13 @@ Values = Callable[[Sequence[str]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Instruments:
-    """How a bisection looks into the models: ``judge`` compares tensors of the folded model with
-    those of the original that they are mapped to, under the names of the former; ``original`` and
-    ``folded`` give the values of tensors on one input set.
+    """How the search looks into the models.
+
+    Attributes:
+        judge: compares tensors, given as a map from names in the folded model to names in the
+            original; its checks have the names in the folded model.
+        original: gives the values of the original's tensors on one input set.
+        folded: gives the values of the folded model's tensors on that set.
     """
 
     judge: Judge
@@ -54,10 +58,10 @@ def first_difference(
     trials: Sequence[Trial],
     checks: Sequence[OutputCheck],
 ) -> Divergence | None:
-    """The first tensor at which the two models of a pair differ; None where none does, or none can
-    be run.
+    """The first tensor at which the two models of a pair differ, or None.
 
-    Tensors on the way are looked at on the inputs alone on which an output fails, if one does.
+    None is returned where no tensor differs, or where no inner tensor can be put out. If an output
+    fails, only the inputs on which it fails are used.
     """
     failing = {check.inputs for check in checks if check.status == "fail"}
     sets = [trial.inputs for trial in trials]
@@ -84,7 +88,7 @@ def first_difference(
     instruments = Instruments(judge, values(pair.original), values(pair.folded))
     try:
         return locate(pair.original.proto(), pair.folded.proto(), checks, instruments)
-    except (Settled, EngineError) as error:
+    except (EarlyVerdict, EngineError) as error:
         bench.notes.append(f"where the two begin to differ is not known: {error}")
         return None
 
@@ -95,12 +99,12 @@ def locate(
     checks: Sequence[OutputCheck],
     instruments: Instruments,
 ) -> Divergence | None:
-    """The first tensor at which two models differ, and the operators that may have done it.
+    """The first tensor at which two models differ, and the operators that may cause it, or None.
 
-    ``checks`` are those of the models' outputs, which differ if nothing before them does. None
-    where nothing differs.
+    ``checks`` are the checks of the models' outputs. They name the first difference where no inner
+    tensor differs.
     """
-    ours, theirs = _Flow(original.graph), _Flow(folded.graph)
+    ours, theirs = _Writers(original.graph), _Writers(folded.graph)
     outputs = {value.name for value in original.graph.output}
     common = [name for name in ours.computed() if name in theirs.makers and name not in outputs]
     agreeing: set[str] = set()
@@ -119,7 +123,7 @@ def locate(
     unknown = [name for node in between for name in node.output if name and name != found.output]
     if unknown:
         before = [name for name in ours.computed() if name not in agreeing]
-        alike = _alike(instruments, before, unknown)
+        alike = _closest_originals(instruments, before, unknown)
         seen = instruments.judge(alike) if alike else []
         agreeing |= {check.output for check in seen if check.status != "fail"}
         between, ends = theirs.back(found.output, agreeing)
@@ -135,8 +139,8 @@ def locate(
     )
 
 
-class _Flow:
-    """Which node of a main graph writes a tensor, and what comes from the graph's inputs."""
+class _Writers:
+    """Which node of a main graph writes a tensor, and which tensors depend on its inputs."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.makers = {name: node for node in graph.node for name in node.output if name}
@@ -148,7 +152,7 @@ class _Flow:
                 self._varying.update(name for name in node.output if name)
 
     def computed(self) -> Iterator[str]:
-        """Tensors that depend on the inputs, in the order of the graph."""
+        """Yield the tensors that depend on the inputs, in the order of the graph."""
         return (name for name in self.order if name in self._varying)
 
     def writer(self, name: str) -> str:
@@ -156,8 +160,10 @@ class _Flow:
         return f"{label(node)} ({node.op_type})" if node is not None else ""
 
     def back(self, name: str, agreeing: Collection[str]) -> tuple[list[onnx.NodeProto], list[str]]:
-        """The nodes from a tensor back to what agrees, in the order of the graph, and what that is:
-        inputs of the graph, too. Nothing writes an output that is an input or a constant.
+        """The nodes from a tensor back to tensors that agree, and the names of these tensors.
+
+        The nodes are in the order of the graph. Inputs of the graph count as tensors that agree. No
+        node is returned for an output that is an input or a constant.
         """
         if name not in self.makers:
             return [], [name]
@@ -184,25 +190,27 @@ def _first_wrong(checks: Sequence[OutputCheck], order: Sequence[str]) -> OutputC
     return min(wrong, key=lambda check: places.get(check.output, len(places)), default=None)
 
 
-def _alike(
+def _closest_originals(
     instruments: Instruments, before: Sequence[str], unknown: Sequence[str]
 ) -> dict[str, str]:
-    """Those of the folded model's tensors that have about the values of one of the original's, and
-    the closest one.
+    """For tensors of the folded model, the closest tensor of the original, by name.
+
+    A tensor is left out if none of the original's has about its values.
     """
     made = instruments.folded(unknown)
     found = dict[str, tuple[float, str]]()
     for start in range(0, len(before), _AT_ONCE):
         originals = instruments.original(before[start : start + _AT_ONCE])
         for name, values in made.items():
-            apart = [(_apart(one, values), other) for other, one in originals.items()]
+            apart = [(_relative_distance(one, values), other) for other, one in originals.items()]
             found[name] = min([found.get(name, (math.inf, "")), *apart], key=lambda pair: pair[0])
     return {name: other for name, (apart, other) in found.items() if apart <= _ALIKE}
 
 
-def _apart(one: Any, other: Any) -> float:
-    """How far two tensors differ, as a part of the largest value; infinite where that says nothing
-    of them.
+def _relative_distance(one: Any, other: Any) -> float:
+    """How far two tensors differ, relative to the largest value.
+
+    The result is infinite where the two cannot be compared.
     """
     if mismatch(one, other) or one.size < 2:
         return math.inf

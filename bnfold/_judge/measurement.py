@@ -1,4 +1,4 @@
-"""The stage that measures: how far outputs may be apart, and what a comparison would notice."""
+"""The stage that measures how far outputs may be apart, and what a comparison would notice."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from bnfold._judge.bench import Bench, Seen, Terms, Trial
+from bnfold._judge.bench import Bench, OriginalRun, Terms, Trial
 from bnfold._judge.difference import mismatch
 from bnfold._judge.power import Power, Sets
 from bnfold._judge.sensitivity import Sensitivity
 from bnfold._judge.tolerance import DRAWS, MORE_DRAWS, Tolerance
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.session import EngineError
 
-FEW = 2
-"""Further draws for tensors on the way."""
-ROUGH = 3.0
-"""How many times the tolerance they may move, for so few."""
+FEW_DRAWS = 2
+"""Further draws for inner tensors."""
+FEW_DRAWS_FACTOR = 3.0
+"""How many times the tolerance inner tensors may differ, because their draws are few."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """How far outputs may be apart, and what planted errors showed; None where weights cannot be
-    moved, or nothing was planted.
+    """How far outputs may be apart, and what planted errors showed.
+
+    ``power`` is None where weights cannot be moved, or where no errors were planted.
     """
 
     tolerance: Tolerance
@@ -33,12 +34,12 @@ class Measurement:
 
     @property
     def sensitivity(self) -> Sensitivity | None:
-        """How the original moves with its weights."""
+        """How the original moves with its weights, or None where they cannot be moved."""
         return self.tolerance.sensitivity
 
 
 def measure(
-    bench: Bench, terms: Terms, seen: Sequence[Seen], resting: Sequence[Collection[str]] = ()
+    bench: Bench, terms: Terms, seen: Sequence[OriginalRun], resting: Sequence[Collection[str]] = ()
 ) -> Measurement:
     """Measure rounding and power on every input set.
 
@@ -52,7 +53,7 @@ def measure(
         measured = Measurement(_tolerance(bench, terms, sensitivity))
         if terms.thorough:
             places = {name: number for number, name in enumerate(bench.outputs)}
-            stand_ins = {places[a.output]: places[alias] for alias, a in bench.ahead.items()}
+            stand_ins = {places[a.output]: places[alias] for alias, a in bench.saturated.items()}
             power = Power(sensitivity, measured.tolerance, bench.touched, stand_ins)
             _plant(power, sets, terms)
             power.plant_resting(sets, resting)
@@ -62,17 +63,19 @@ def measure(
     return measured
 
 
-def after_doubt(
+def measured_again(
     bench: Bench, terms: Terms, measured: Measurement, trials: Sequence[Trial]
 ) -> Measurement:
-    """Draw again while outputs differ by more than is known to be rounding; where the tolerance
-    comes to hide an error, errors are planted again.
+    """The measurement after further draws, which are made while outputs differ by too much.
+
+    The draws may widen the tolerance so far that it hides a planted error. Then errors are planted
+    again.
     """
     sensitivity, power = measured.sensitivity, measured.power
     if sensitivity is None:
         return measured
     sets, tolerance = sets_of(trials), replace(measured.tolerance, wider=1.0)
-    more = MORE_DRAWS if terms.thorough else FEW
+    more = MORE_DRAWS if terms.thorough else FEW_DRAWS
     widened = False
     try:
         for _ in range(more if terms.settings.fixed is None else 0):
@@ -88,8 +91,8 @@ def after_doubt(
     return measured
 
 
-def drawn_more(terms: Terms, measured: Measurement, trials: Sequence[Trial]) -> bool:
-    """Make the further draws on all input sets, if weights can be moved."""
+def draw_more(terms: Terms, measured: Measurement, trials: Sequence[Trial]) -> bool:
+    """Draw further noise on all input sets; return whether that was possible."""
     if measured.sensitivity is None or terms.settings.fixed is not None:
         return False
     for _ in range(MORE_DRAWS):
@@ -98,7 +101,7 @@ def drawn_more(terms: Terms, measured: Measurement, trials: Sequence[Trial]) -> 
 
 
 def sets_of(trials: Sequence[Trial]) -> Mapping[int, tuple[InputSet, Sequence[Any]]]:
-    """The input sets by number, with what the original makes of each."""
+    """The input sets by number, each with the outputs of the original on it."""
     return {n: (trial.inputs, trial.original) for n, trial in enumerate(trials)}
 
 
@@ -109,7 +112,7 @@ def _plant(power: Power, sets: Sets, terms: Terms) -> None:
 
 
 def _tolerance(bench: Bench, terms: Terms, sensitivity: Sensitivity | None) -> Tolerance:
-    wider = 1.0 if terms.thorough else ROUGH
+    wider = 1.0 if terms.thorough else FEW_DRAWS_FACTOR
     return Tolerance(sensitivity, terms.settings.fixed, wider, bench.width, bench.floor)
 
 
@@ -122,7 +125,7 @@ def _unmeasured(bench: Bench, terms: Terms, why: str) -> Measurement:
 
 
 def _is_doubtful(tolerance: Tolerance, index: int, trial: Trial) -> bool:
-    """Whether an output differs on an input set by more than is known to be rounding."""
+    """Whether an output differs on an input set by more than rounding is known to cause."""
     return any(
         tolerance.exceeded((index, output), left, right, mismatch(left, right))
         for output, (left, right) in enumerate(zip(trial.original, trial.folded, strict=True))

@@ -1,9 +1,9 @@
-"""The weights that two models have once each is folded in float64.
+"""Compares the weights of two models after both are folded in float64.
 
-In bfloat16 an output says little about a fold: every weight of the original moves it by up to 0.4 %
-when it is rounded, and an error of 1 % in one channel drowns in that. Weights say more. Both models
-are widened to float64 and folded, so that one that is folded and one that is not have the same
-operators; then their weights may differ by roundings alone.
+In bfloat16 an output says little about a fold. The rounding of each weight moves it by up to 0.4 %,
+and an error of 1 % in one channel is lost in that. Weights say more. Both models are widened to
+float64 and folded, so that both have the same operators. Then their weights may differ only by
+roundings.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from bnfold._torch.program.fold import PlannedProgram
 from bnfold._torch.read.export import export
 
 Folded = nn.Module | ExportedProgram
-# In units of the type's spacing at 1. A scale that was computed in the type itself, by var + ε, its
-# root's reciprocal and γ, is off by 1.25 at most, a number that it multiplies by 0.5 besides.
+# In units of the type's spacing at 1. A scale is computed in the type from var + ε, the reciprocal
+# of its root, and γ: it is off by 1.25 at most. A number that it multiplies is off by 0.5 more.
 _SCALE, _ROUNDED = 1.25, 0.5
-# Numbers that are stored in the type and scaled by little more than a power of 2 are rounded alike.
+# Numbers scaled by little more than a power of 2 are rounded alike in the type.
 _ALIKE = 0.3
-# Channels are off by much the same, to either side: none by many times the usual, nor all to one.
-_OUTSTANDING, _LEAN = 5.0, 0.75
-# Of a bias, whose terms may cancel, against the largest of its tensor.
+# Channels are off by about the same, to both sides: none by much more, and not all to one side.
+_OUTSTANDING, _ONE_SIDED = 5.0, 0.75
+# For a bias, relative to the largest number of its tensor, because its terms may cancel.
 _BIAS = 4.0
 
 
@@ -70,16 +70,20 @@ def folded_program(program: ExportedProgram, example: Example) -> ExportedProgra
     return PlannedProgram(exported).apply()
 
 
-def apart(original: Folded, folded: Folded, dtype: torch.dtype) -> str | None:
-    """What in the weights of two models, both in float64 and folded, roundings to a type do not
-    explain: "" for nothing, None where the two do not have the same parameters.
+def unexplained(original: Folded, folded: Folded, dtype: torch.dtype) -> str | None:
+    """What roundings to a type do not explain in the weights of two models, in words.
+
+    Both models are in float64 and folded. Returns "" if roundings explain every difference, and
+    None where the two do not have the same parameters.
     """
     wanted, made = state(original), state(folded)
     if {name: t.shape for name, t in wanted.items()} != {n: t.shape for n, t in made.items()}:
         return None
     for name, tensor in wanted.items():
         if tensor.is_floating_point():
-            problem = _off(tensor.detach().double(), made[name].detach().double(), dtype)
+            problem = _unexplained_tensor(
+                tensor.detach().double(), made[name].detach().double(), dtype
+            )
             if problem:
                 return f"{name} {problem}, which roundings to {str(dtype)[6:]} do not explain"
     return ""
@@ -159,8 +163,8 @@ def _attribute(module: nn.Module, node: Node) -> object:
     return attrgetter(str(node.target))(module)
 
 
-def _off(wanted: Tensor, made: Tensor, dtype: torch.dtype) -> str:
-    """Where a tensor is further from what it has to be than a few roundings, or ""."""
+def _unexplained_tensor(wanted: Tensor, made: Tensor, dtype: torch.dtype) -> str:
+    """Where a tensor is further from the wanted one than a few roundings explain, or ""."""
     if wanted.numel() == 0 or torch.equal(wanted, made):
         return ""
     info: Any = torch.finfo(dtype)
@@ -173,17 +177,17 @@ def _off(wanted: Tensor, made: Tensor, dtype: torch.dtype) -> str:
     for axis in range(wanted.dim() if wanted.dim() > 1 else 0):
         was, now = (t.movedim(axis, 0).flatten(1) for t in (wanted, made))
         alive = was.abs().amax(1) > 0
-        at = _off_as_a_whole(was[alive], now[alive], info.eps)
+        at = _unexplained_scale(was[alive], now[alive], info.eps)
         if at is not None:
             return f"is off by {100 * at[1]:.2g} % in slice {at[0]} of axis {axis}"
     return ""
 
 
-def _off_as_a_whole(was: Tensor, now: Tensor, eps: float) -> tuple[int, float] | None:
-    """The row of numbers whose scale is further from 1 than roundings explain, and by how much.
+def _unexplained_scale(was: Tensor, now: Tensor, eps: float) -> tuple[int, float] | None:
+    """The row whose scale is further from 1 than roundings explain, and how far it is, or None.
 
-    A row whose n numbers were each rounded is as a whole off by less than 1/√n units, five times
-    what is to be expected. What is more comes from the scale that it was multiplied with.
+    If each of the n numbers of a row is rounded, the row as a whole is off by less than 1/√n units.
+    That is five times what is to be expected. If it is off by more, its scale is wrong.
     """
     if len(was) == 0:
         return None
@@ -192,7 +196,7 @@ def _off_as_a_whole(was: Tensor, now: Tensor, eps: float) -> tuple[int, float] |
     off = ((was * (now - was)).sum(1) / squares) / eps
     rounded = ((was**4).sum(1).sqrt() / squares).clamp(max=_ROUNDED)
     usual = off.abs().median()
-    leans = off.median().abs() > _LEAN
+    leans = off.median().abs() > _ONE_SIDED
     most = (_OUTSTANDING * usual).clamp(_ALIKE, _SCALE) + rounded
     if not bool(leans) and bool((off.abs() <= most).all()):
         return None

@@ -1,4 +1,4 @@
-"""Two files of ONNX side by side, in sessions of onnxruntime."""
+"""Two ONNX files side by side, in sessions of onnxruntime."""
 
 from __future__ import annotations
 
@@ -9,29 +9,28 @@ from typing import Any
 
 import onnx
 
-from bnfold._judge.bench import Ahead, Seen, Settled, Terms, Trial
-from bnfold._judge.double import Float64Model
+from bnfold._judge.bench import EarlyVerdict, OriginalRun, SaturatedOutput, Terms, Trial
+from bnfold._judge.float64_model import Float64Model
 from bnfold._judge.ties import Choice, choices
 from bnfold._judge.tolerance import FLOOR
-from bnfold._judge.untaken import IfBranch, with_weights
+from bnfold._judge.untaken_branches import IfBranch, branches_with_weights
 from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError
-from bnfold._run.given import InputSet, named, refuse_unfit
-from bnfold._run.loading import BackgroundLoad
-from bnfold._run.nodes import reached
+from bnfold._run.input_sets import InputSet, named, refuse_unfit
+from bnfold._run.nodes import random_values, reached
 from bnfold._run.noise import Array
 from bnfold._run.onnx_model import OnnxModel
-from bnfold._run.randomness import random_values
-from bnfold._run.session import EngineError, OnnxRuntime, Port, Reference
-from bnfold._run.source import Source, Tap, tapped_before
+from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime, Port, Reference
+from bnfold._run.source import Source, Tap, saturations
 from bnfold._system import memory
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files, the weights of the original by name, and which of them errors are planted in;
-    all if none is.
+    """Two files, the weights of the original, and the names of the weights to plant errors in.
+
+    If no weight is named, errors are planted in all.
     """
 
     original: Source
@@ -40,7 +39,7 @@ class Pair:
     touched: Collection[str]
 
     def tapped(self, original: Sequence[Tap], folded: Sequence[Tap]) -> Pair:
-        """The two with tensors on the way in place of their outputs."""
+        """The same two files with inner tensors in place of their outputs."""
         return replace(
             self,
             original=replace(self.original, taps=tuple(original), alone=True),
@@ -52,10 +51,10 @@ class OnnxBench:
     """See `Bench`.
 
     Attributes:
-        pair: both files, tapped ahead of the functions that saturate outputs.
-        ports: the outputs of both.
-        branches: the branches with weights of the original.
-        engine: what runs the models.
+        pair: both files, which also put out what their last saturating functions read.
+        ports: the outputs of both models.
+        branches: the branches of the original that hold weights.
+        engine: the class of the sessions that run the models.
     """
 
     def __init__(
@@ -65,12 +64,12 @@ class OnnxBench:
         terms: Terms,
         executor: Executor | None = None,
     ) -> None:
-        """Take both files; with an ``executor`` the folded model loads while the original runs."""
+        """Take both files. With an ``executor`` the folded model loads while the original runs."""
         self.pair = pair
         self.engine: type[OnnxRuntime] | type[Reference] = OnnxRuntime
         self.notes: list[str] = []
         self.unmovable = ""
-        self.ahead: dict[str, Ahead] = {}
+        self.saturated: dict[str, SaturatedOutput] = {}
         self.branches: list[IfBranch] = []
         self.random: Collection[str] = ()
         self.reached: Collection[str] = ()
@@ -87,13 +86,13 @@ class OnnxBench:
 
     @property
     def original(self) -> OnnxModel:
-        """The original, which has to be run first."""
+        """The original. It has to be run once before."""
         assert self._original is not None
         return self._original
 
     @property
     def touched(self) -> Collection[str]:
-        """The weights that errors are planted in."""
+        """The names of the weights to plant errors in."""
         return self.pair.touched
 
     @property
@@ -109,13 +108,13 @@ class OnnxBench:
 
     @property
     def outputs(self) -> Sequence[str]:
-        """What both put out."""
+        """The names of the outputs; inner tensors come last."""
         return [port.name for port in self.ports]
 
-    def run_original(self) -> tuple[Seen, ...]:
+    def run_original(self) -> tuple[OriginalRun, ...]:
         """Load the original and run it; see `Bench.run_original`."""
         model = self._read()
-        self.branches = list(with_weights(model))
+        self.branches = list(branches_with_weights(model))
         self.random = random_values(model.graph)
         self.reached = reached(model.graph, self.pair.touched or self.pair.weights.keys())
         self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), self._executor)
@@ -128,13 +127,13 @@ class OnnxBench:
         if isinstance(drawing, InputSource):
             seen = self._run_drawn(original, drawing)
         elif drawing is not None:
-            raise Settled("inconclusive", f"{drawing}; pass real inputs") from drawing
+            raise EarlyVerdict("inconclusive", f"{drawing}; pass real inputs") from drawing
         else:
             seen = self._run_given(original, self._inputs or ())
         self.ports = original.outputs
         return tuple(seen)
 
-    def run_folded(self, seen: Sequence[Seen]) -> tuple[Trial, ...]:
+    def run_folded(self, seen: Sequence[OriginalRun]) -> tuple[Trial, ...]:
         """See `Bench.run_folded`."""
         original = self.original
         try:
@@ -143,7 +142,7 @@ class OnnxBench:
             _agree("output", original.outputs, folded.outputs)
             return tuple(Trial(s.inputs, s.outputs, folded.run(s.inputs.feeds)) for s in seen)
         except EngineError as error:
-            raise Settled("fail", f"the folded model does not run: {error}") from error
+            raise EarlyVerdict("fail", f"the folded model does not run: {error}") from error
 
     def in_float64(self, inputs: InputSet) -> tuple[list[Any], list[Any]]:
         """See `Bench.in_float64`."""
@@ -185,15 +184,13 @@ class OnnxBench:
         model = _parsed(original, "original", "inconclusive")
         if not self._terms.thorough or original.alone:
             return model
-        found = tapped_before(
-            model, _parsed(folded, "folded model", "fail")
-        )  # which is dropped here
+        found = saturations(model, _parsed(folded, "folded model", "fail"))  # which is dropped here
         ours, theirs = [], []
         for output, tapped in found.items():
             alias = f"{output} ahead of its {tapped.function}"
             ours.append(Tap(tapped.original, alias))
             theirs.append(Tap(tapped.folded, alias))
-            self.ahead[alias] = Ahead(output, tapped.function)
+            self.saturated[alias] = SaturatedOutput(output, tapped.function)
         self.pair = replace(
             self.pair,
             original=replace(original, taps=tuple(ours)),
@@ -210,93 +207,99 @@ class OnnxBench:
             return error
 
     def _open_original(self, model: onnx.ModelProto) -> OnnxModel:
-        """The original, loaded: with weights that can be moved, if it loads like that."""
+        """The loaded original. Its weights can be moved, unless it loads only without that."""
         try:
             return self._opened(model)
         except EngineError as error:
             if not error.missing_kernel:
-                raise Settled("inconclusive", f"the original does not load: {error}") from error
+                raise EarlyVerdict(
+                    "inconclusive", f"the original does not load: {error}"
+                ) from error
             missing = str(error)
         self.engine = Reference
         self.notes.append(f"onnxruntime cannot run the original ({missing}); onnx.reference did")
         try:
             return self._opened(self.pair.original.structure())
         except EngineError as error:
-            raise Settled("inconclusive", f"onnx.reference cannot either: {error}") from error
+            raise EarlyVerdict("inconclusive", f"onnx.reference cannot either: {error}") from error
 
     def _opened(self, model: onnx.ModelProto) -> OnnxModel:
+        """The original, loaded by the engine, with the weights of the pair."""
         source, engine, bounds = self.pair.original, self.engine, self._terms.bounds
         try:
             return OnnxModel(source, model, self.pair.weights, engine, bounds)
         except EngineError as error:
             unmovable = str(error)
-        opened = OnnxModel(source, source.structure(), {}, engine, bounds)
+        opened_session = OnnxModel(source, source.structure(), {}, engine, bounds)
         self.unmovable = unmovable
-        return opened
+        return opened_session
 
-    def _run_drawn(self, original: OnnxModel, source: InputSource) -> list[Seen]:
+    def _run_drawn(self, original: OnnxModel, source: InputSource) -> list[OriginalRun]:
         seen = [self._drawn(original, source.first())]
         for number in range(1, len(source)):
             seen.append(self._drawn(original, source.further(number, seen[0].inputs)))
-        found = (_first_that_runs(original, sets)[0] for sets in source.otherwise())
+        found = (_first_that_runs(original, sets)[0] for sets in source.with_other_integers())
         return [*seen, *(ran for ran in found if ran is not None)]
 
-    def _drawn(self, original: OnnxModel, proposals: Iterable[InputSet]) -> Seen:
+    def _drawn(self, original: OnnxModel, proposals: Iterable[InputSet]) -> OriginalRun:
         ran, reason = _first_that_runs(original, proposals)
         if ran is None:
             text = f"the original runs on no drawn inputs ({reason}); pass real inputs"
-            raise Settled("inconclusive", text)
+            raise EarlyVerdict("inconclusive", text)
         return ran
 
-    def _run_given(self, original: OnnxModel, inputs: Sequence[InputSet]) -> list[Seen]:
+    def _run_given(self, original: OnnxModel, inputs: Sequence[InputSet]) -> list[OriginalRun]:
         inputs = [named(given, original.inputs) for given in inputs]
         for given in inputs:
             refuse_unfit(given, original.inputs)
         try:
-            return [Seen(given, original.run(given.feeds)) for given in inputs]
+            return [OriginalRun(given, original.run(given.feeds)) for given in inputs]
         except EngineError as error:
-            raise Settled("inconclusive", f"the original does not run: {error}") from error
+            raise EarlyVerdict("inconclusive", f"the original does not run: {error}") from error
 
 
-def _first_that_runs(original: OnnxModel, proposals: Iterable[InputSet]) -> tuple[Seen | None, str]:
-    """The first inputs that the original runs on, and what it makes of them; or else why it does
-    not run on the likeliest.
+def _first_that_runs(
+    original: OnnxModel, proposals: Iterable[InputSet]
+) -> tuple[OriginalRun | None, str]:
+    """The first inputs that the original runs on, with its outputs, and "".
+
+    If it runs on none: None, and why it does not run on the likeliest inputs.
     """
     reasons = []
     for proposal in proposals:
         try:
-            return Seen(proposal, original.run(proposal.feeds)), ""
+            return OriginalRun(proposal, original.run(proposal.feeds)), ""
         except EngineError as error:
             reasons.append(str(error))
     return None, reasons[0] if reasons else ""
 
 
 def _agree(what: str, left: tuple[Port, ...], right: tuple[Port, ...]) -> None:
-    """Settle for failure unless the models ask for and give the same."""
+    """Raise `EarlyVerdict` with "fail" unless the inputs, or outputs, of both models agree."""
     names, others = [port.name for port in left], [port.name for port in right]
     if names != others:
         lost, new = sorted({*names} - {*others}), sorted({*others} - {*names})
         text = f"lost {lost[:4]}, new {new[:4]}" if lost or new else "in another order"
-        raise Settled("fail", f"the folded model's {what}s are not the same: {text}")
+        raise EarlyVerdict("fail", f"the folded model's {what}s are not the same: {text}")
     for port, other in zip(left, right, strict=True):
         if port.type != other.type:
-            raise Settled("fail", f"{what} {port.name} is {port.type} and {other.type}")
+            raise EarlyVerdict("fail", f"{what} {port.name} is {port.type} and {other.type}")
         if what == "input" and _sizes(port) != _sizes(other):
-            raise Settled(
+            raise EarlyVerdict(
                 "fail", f"{what} {port.name} is {list(port.shape)} and {list(other.shape)}"
             )
 
 
 def _sizes(port: Port) -> list[int | None]:
-    """The sizes that are known: what a free one is called does not matter."""
+    """The sizes of a port; None for a free size, whatever its name."""
     return [size if isinstance(size, int) else None for size in port.shape]
 
 
 def _parsed(source: Source, what: str, verdict: Status) -> onnx.ModelProto:
-    """A model, or the verdict if it cannot be read."""
+    """The model of a file. Raises `EarlyVerdict` with ``verdict`` if it cannot be read."""
     try:
         return source.structure()
     except Exception as error:
         if memory.ran_out(error):
             raise Exhausted("out of memory") from error
-        raise Settled(verdict, f"the {what} cannot be read: {error}") from error
+        raise EarlyVerdict(verdict, f"the {what} cannot be read: {error}") from error

@@ -1,8 +1,9 @@
 """A second look at outputs that differ by more than they may.
 
-Indices of the largest or smallest may differ where the values tie. And where sums of large numbers
-cancel, the original itself may be the one that is off, and where one operator sums what several did
-its float32 arithmetic may be: float64 decides.
+An output may hold indices of the largest or smallest values. These may differ where values tie.
+Other outputs are compared in float64, for two reasons. Where sums of large numbers cancel, the
+original itself may be off. And where one operator sums what several did before, its float32
+arithmetic may be off.
 """
 
 from __future__ import annotations
@@ -12,22 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from bnfold._judge.bench import Bench, Settled, Terms
-from bnfold._judge.cause import Cause
-from bnfold._judge.comparison import Compared, run_and_compare
+from bnfold._judge.bench import Bench, EarlyVerdict, Terms
+from bnfold._judge.comparison import Comparison, run_and_compare
 from bnfold._judge.difference import distance, gaps, is_float, mismatch
 from bnfold._judge.ties import Choice, tied
-from bnfold._judge.verdict import OutputCheck
+from bnfold._judge.verdict import Cause, OutputCheck
 from bnfold._run.noise import Array
 
 ARITHMETIC = 10.0
-"""How many times the tolerance float32 arithmetic may put a folded model off whose weights are
-right."""
+"""How many times the tolerance a folded model with right weights may be off by its arithmetic."""
 
 
-def reconsidered(bench: Bench, terms: Terms, compared: Compared) -> Compared:
-    """What was compared, the checks that fail, or that rounding alone may fail, looked at once
-    more.
+def looked_at_again(bench: Bench, terms: Terms, compared: Comparison) -> Comparison:
+    """The comparison after a second look at the doubtful checks.
+
+    A check is doubtful if it fails, or if rounding alone changes its output.
     """
     doubtful = [_is_doubtful(check) for check in compared.checks]
     if not any(doubtful):
@@ -37,9 +37,9 @@ def reconsidered(bench: Bench, terms: Terms, compared: Compared) -> Compared:
     checks, inaccurate = [], set[tuple[int, int]]()
     for number, check in enumerate(compared.checks):
         if doubtful[number] and check.output in choices:
-            check = _where_tied(bench, terms, compared, number, choices[check.output])
-        elif check.status == "fail" and check.output not in bench.ahead:
-            found = _with_truth(bench, terms, compared, number, truths)
+            check = _checked_for_ties(bench, terms, compared, number, choices[check.output])
+        elif check.status == "fail" and check.output not in bench.saturated:
+            found = _checked_in_float64(bench, terms, compared, number, truths)
             if found.status == "pass":
                 inaccurate.add(compared.of(number)[0])
             check = found
@@ -51,20 +51,23 @@ def _is_doubtful(check: OutputCheck) -> bool:
     return check.status == "fail" or check.cause is Cause.ROUNDING_ALONE
 
 
-def _with_truth(
+def _checked_in_float64(
     bench: Bench,
     terms: Terms,
-    compared: Compared,
+    compared: Comparison,
     number: int,
     truths: dict[int, tuple[list[Any], list[Any]]],
 ) -> OutputCheck:
-    """A failing check of an output, held against the original in float64.
+    """A failing check, after a comparison with the original in float64.
 
-    It passes where the folded model is within the tolerance of that. It passes too where the folded
-    model in float64 is, so that its weights are right, and float32 arithmetic puts it off by no
-    more than ``ARITHMETIC`` times as much: a sum of many products rounds at each of them, where the
-    original added one small number in the end. A tolerance that the user has chosen is about the
-    original as it is.
+    It passes in two cases. First: the folded model is within the tolerance of the original in
+    float64. Second: the folded model in float64 is within that tolerance, so its weights are right,
+    and in float32 it is off by at most ``ARITHMETIC`` times the tolerance. Float32 arithmetic may
+    cause that: a sum of many products rounds after each product, while the original added one small
+    number at the end.
+
+    The check stays as it is where the user has chosen the tolerance, because that is about the
+    original in its own types.
     """
     check, (at, trial) = compared.checks[number], compared.of(number)
     left, right = trial.original[at[1]], trial.folded[at[1]]
@@ -84,7 +87,7 @@ def _with_truth(
     tolerance = compared.measured.tolerance
 
     def ratio(side: Array) -> float:
-        return tolerance.held(at, left, gaps(truth, side)).ratio
+        return tolerance.measure_differences(at, left, gaps(truth, side)).ratio
 
     if (off := ratio(sides[1])) > 1.0:
         agree = bool(made) and not mismatch(truth, made[at[1]])
@@ -97,11 +100,13 @@ def _with_truth(
     return replace(check, status="pass", cause=cause, about=about)
 
 
-def _where_tied(
-    bench: Bench, terms: Terms, compared: Compared, number: int, choice: Choice
+def _checked_for_ties(
+    bench: Bench, terms: Terms, compared: Comparison, number: int, choice: Choice
 ) -> OutputCheck:
-    """A failing check of indices. It stands as that of what they are chosen from does, where the
-    original's values at the two indices are no further apart than both may be off.
+    """A failing check of indices, after a look at the values that they were chosen from.
+
+    The values of both models are compared. Where they agree, and the original's values at the two
+    indices tie within twice the tolerance, the check takes the status of that comparison.
     """
     check, (at, trial) = compared.checks[number], compared.of(number)
     left, right = trial.original[at[1]], trial.folded[at[1]]
@@ -109,7 +114,7 @@ def _where_tied(
         return check
     try:
         inner = run_and_compare(bench.chosen_from(check.output, trial.inputs), terms)
-    except Settled:
+    except EarlyVerdict:
         return check
     (seen,) = inner.checks
     (data,) = inner.trials[0].original

@@ -13,21 +13,22 @@ import numpy as np
 
 from bnfold._judge.difference import gaps, is_float, mismatch, step
 from bnfold._judge.size_groups import SizeGroups
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array, Noise
 from bnfold._run.perturbable_model import Layer, PerturbableModel
 from bnfold._run.session import EngineError
 
 
 class Sensitivity:
-    """What was seen when the weights of the original were moved.
+    """How far the outputs of the original move when its weights do.
 
     Attributes:
-        groups: per input set and output, the parts of it that are judged apart.
+        groups: for each input set and output, its size groups.
         model: the original.
-        rounding: the largest movement in each of those when every weight moves by at most one unit
-            in the last place.
-        jumps: whether rounding alone changes the output's shape, its NaN or its integers.
+        rounding: for each input set and output, the largest movement of each size group when every
+            weight moves by at most one unit in the last place.
+        jumps: for each input set and output, whether rounding alone changes its shape, its NaN or
+            its integers.
     """
 
     def __init__(self, original: PerturbableModel, seed: int) -> None:
@@ -45,7 +46,7 @@ class Sensitivity:
         self.jumps: dict[tuple[int, int], bool] = {}
 
     def draw_rounding(self, sets: Mapping[int, tuple[InputSet, Sequence[Any]]]) -> None:
-        """Run once with noisy weights on each input set, given with its original outputs.
+        """Run once with noisy weights on each input set. ``sets`` holds the usual outputs too.
 
         Raises:
             EngineError: the model does not run with its weights fed.
@@ -71,9 +72,10 @@ class Sensitivity:
         expected: Sequence[Any],
         half: bool = False,
     ) -> list[Array]:
-        """How far each part of each output moves on an input set when one channel, or half of them,
-        of each of some layers is wrong by 1 % (10 % in float16); infinite where outputs cannot be
-        subtracted.
+        """How far each size group of each output moves when some layers are wrong.
+
+        One channel of each layer is wrong by 1 % (10 % in float16), or half of its channels are.
+        The movement is infinite where outputs cannot be subtracted.
 
         Raises:
             EngineError: the model does not run with its weights fed.
@@ -85,7 +87,7 @@ class Sensitivity:
         return [np.full(1, np.inf) if moved_by is None else moved_by for moved_by in found]
 
     def _movement(self, at: tuple[int, int], left: Any, right: Any) -> Array | None:
-        """The largest difference in each part of an output, None where there is a mismatch."""
+        """The largest difference in each size group of an output, None for a mismatch."""
         groups = self.groups.get(at)
         if groups is None and isinstance(left, np.ndarray):
             groups = self.groups[at] = SizeGroups.of(left)

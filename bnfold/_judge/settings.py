@@ -1,4 +1,4 @@
-"""How two models are to be compared."""
+"""What a user may choose about a comparison."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from bnfold._errors import UsageError
 from bnfold._judge.tolerance import Fixed, is_number
-from bnfold._run.drawing import USUAL, Wanted
+from bnfold._run.drawing import USUAL, WantedInputs
 from bnfold._run.providers import CPU, Provider
 
 MOST_THREADS = 1024
-"""More than this is a mistake, and onnxruntime would start them all."""
+"""The largest number of threads. A larger one is a mistake, and onnxruntime would start them."""
 
 
 def _is_whole(value: object) -> bool:
@@ -30,14 +30,14 @@ class Settings:
         wanted: which inputs to draw.
         bisect: look for the first tensor that differs even where no output does.
         providers: where the folded model is run as deployed, its optimizations on.
-        power: plant an error in every folded layer by itself, not in a few groups of them.
-        fixed: a tolerance in place of the one that is measured.
+        power: plant an error in every folded layer by itself, not in groups of layers.
+        fixed: a tolerance in place of the measured one.
         threads: how many a session computes with, 0 for as many as there are cores.
         seconds: after how long to stop, None for never.
     """
 
     seed: int = 0
-    wanted: Wanted = USUAL
+    wanted: WantedInputs = USUAL
     bisect: bool = False
     providers: Sequence[Provider] = (CPU,)
     power: bool = False

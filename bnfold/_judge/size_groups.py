@@ -1,8 +1,8 @@
-"""Parts of an output that are judged apart, because their values are of other sizes.
+"""Groups of an output's values, by their size. Each group has a tolerance of its own.
 
-A detector counts boxes in pixels and scores from 0 to 1, in one tensor: there rounding moves a box
-by more than a wrong weight moves a score. So the slices along one axis are sorted into groups by
-their largest value, and rounding is measured in each.
+A detector may put boxes in pixels and scores from 0 to 1 into one tensor of ``(1, 85, 8400)``.
+Rounding moves a box by more than a wrong weight moves a score. So the 85 slices along axis 1 are
+sorted into groups by their largest value, and rounding is measured in each group.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bnfold._judge.difference import is_float, magnitude
 from bnfold._run.noise import Array
 
 SPAN = 64.0
-"""How many times as large as those of the next group the values of a group are, about."""
+"""About how many times as large as in the next group the values of a group are."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class SizeGroups:
 
     Attributes:
         sizes: the largest finite absolute value in each group, the largest first.
-        axis: what the slices are along, if there are several groups.
-        of_slices: the number of each slice's group.
+        axis: the axis of the slices, if there are several groups.
+        of_slices: for each slice, the number of its group.
     """
 
     sizes: Array
@@ -34,8 +34,10 @@ class SizeGroups:
 
     @classmethod
     def of(cls, array: Array) -> SizeGroups:
-        """The groups of an output, along the axis whose slices differ most in size; one, where they
-        do not differ by `SPAN`. Slices of zeros alone are judged with the largest values.
+        """The groups of an output, along the axis whose slices differ most in size.
+
+        There is one group if no slices differ by `SPAN`. Slices of zeros belong to the group of the
+        largest values.
         """
         if not is_float(array):
             return cls(np.zeros(1))
@@ -50,7 +52,7 @@ class SizeGroups:
         return cls(sizes, axis, groups)
 
     def peaks(self, values: Array) -> Array:
-        """The largest of some values in each group; they are of the shape of the array."""
+        """The largest value in each group. ``values`` has the shape of the output."""
         if self.of_slices is None or self.axis is None:
             return np.array([values.max(initial=0.0)])
         found = np.zeros(len(self.sizes))

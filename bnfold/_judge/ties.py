@@ -1,8 +1,8 @@
-"""Indices of the largest or smallest: two models may differ in them where values tie, only there.
+"""Outputs that are indices of the largest or smallest values. They may differ where values tie.
 
-ArgMax of two numbers that differ by less than rounding is either. What is compared then are the
-numbers: those of the folded model have to be the original's, and the original's numbers at the two
-indices have to be as good as equal.
+If the two largest numbers differ by less than rounding, ArgMax may give the index of either. Then
+the numbers are compared, not the indices. The numbers of both models have to agree, and the
+original's numbers at the two indices have to be equal up to rounding.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from onnx import helper
 from bnfold._run.noise import Array
 
 _CHOOSING = {"ArgMax": 0, "ArgMin": 0, "TopK": 1}
-# What leaves elements as they are and in their order.
+# Operators that change neither the elements nor their order.
 _KEEPING = {"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Where the indices of an output come from: the tensor chosen from, the axis chosen along, and
-    whether ``many`` are chosen at each place or one.
+    """Where the indices of an output come from: a tensor, and the axis that is searched.
+
+    ``many`` says whether several elements are chosen along the axis (TopK), or one (ArgMax).
     """
 
     data: str
@@ -32,7 +33,10 @@ class Choice:
 
 
 def choices(graph: onnx.GraphProto) -> dict[str, Choice]:
-    """Return, by output, the choice that it is the indices of, through what keeps their order."""
+    """Return the choices whose indices a graph puts out, by the name of the output.
+
+    Operators that keep the order of elements may follow the choice.
+    """
     makers = {name: node for node in graph.node for name in node.output if name}
     found = {}
     for value in graph.output:
@@ -53,8 +57,9 @@ def choices(graph: onnx.GraphProto) -> dict[str, Choice]:
 def tied(choice: Choice, data: Array, left: Array, right: Array, tolerance: float) -> bool:
     """Whether the numbers at two arrays of indices differ by no more than a tolerance.
 
-    ``left`` and ``right`` have one shape and the elements of what the choice puts out, in its
-    order; ``data`` is what it chooses from. Indices outside the data are not tied.
+    ``data`` is the tensor that the choice searches. ``left`` and ``right`` hold indices in the
+    order in which the choice puts them out; both have the same shape. An index outside the data is
+    not tied.
     """
     axis = choice.axis % data.ndim
     size = data.shape[axis]

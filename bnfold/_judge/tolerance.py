@@ -42,7 +42,7 @@ FALLBACK = {2: 2e-2, 4: 1e-4, 8: 1e-11}
 
 
 class Measured(NamedTuple):
-    """The difference that matters most, what is allowed there, and the first over the second."""
+    """The difference that matters most, the tolerance there, and their ratio."""
 
     difference: float
     tolerance: float
@@ -52,7 +52,7 @@ class Measured(NamedTuple):
 @dataclass(frozen=True)
 class Fixed:
     """A tolerance that a user has chosen: ``|left − right| ≤ atol + rtol·|left|``, as numpy's
-    ``allclose`` has it, ``left`` being what the original puts out.
+    ``allclose`` has it; ``left`` is the output of the original.
     """
 
     rtol: float = 0.0
@@ -77,9 +77,14 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What is known of how far outputs may be off. ``sensitivity`` is None where weights could not
-    be moved; ``wider`` is for tensors that few draws were made for; ``width`` is that of the
-    narrowest weight, in bytes; ``floor`` the least rounding noise, as `FLOOR`.
+    """How far outputs may be off.
+
+    Attributes:
+        sensitivity: how the original moves with its weights; None where they cannot be moved.
+        fixed: the tolerance that the user has chosen, or None.
+        wider: a factor for inner tensors, whose draws are few.
+        width: bytes of the narrowest weight.
+        floor: the least rounding noise, see `FLOOR`.
     """
 
     sensitivity: Sensitivity | None
@@ -96,7 +101,7 @@ class Tolerance:
         return float(self.allowances(at, expected).max())
 
     def allowances(self, at: tuple[int, int], expected: Array) -> Array:
-        """The largest difference that is allowed in each part of an output that is judged apart."""
+        """The largest difference that is allowed in each size group of an output."""
         if not is_float(expected):
             return np.zeros(1)
         if self.fixed is not None:
@@ -111,21 +116,22 @@ class Tolerance:
         return FACTOR * self.wider * noise
 
     def _magnitude(self, at: tuple[int, int], expected: Array) -> float:
-        """The largest value of an output, looked for once."""
+        """The largest value of an output. It is computed once."""
         known = self._largest.get(at)
         if known is None or known[0] is not expected:
             known = self._largest[at] = expected, magnitude(expected)
         return known[1]
 
     def measure(self, at: tuple[int, int], expected: Array, found: Array) -> Measured:
-        """Hold two outputs without a mismatch against the tolerance."""
+        """Compare two outputs without a mismatch; measure their difference by the tolerance."""
         if not is_float(expected):
             return _worst(np.array([distance(expected, found)]), np.zeros(1))
-        return self.held(at, expected, gaps(expected, found))
+        return self.measure_differences(at, expected, gaps(expected, found))
 
-    def held(self, at: tuple[int, int], expected: Array, apart: Array) -> Measured:
-        """Hold differences, which may be those of another pair, against the tolerance of an
-        output in floats.
+    def measure_differences(self, at: tuple[int, int], expected: Array, apart: Array) -> Measured:
+        """Measure some differences by the tolerance of a float output.
+
+        The differences may be those of another pair of outputs.
         """
         if self.fixed is not None:
             sizes = np.where(np.isfinite(expected), np.abs(expected.astype(apart.dtype)), 0.0)
@@ -142,8 +148,9 @@ class Tolerance:
         return self.sensitivity is not None and self.sensitivity.jumps.get(at, False)
 
     def exceeded(self, at: tuple[int, int], expected: Any, found: Any, why: str) -> bool:
-        """Whether outputs differ by more than rounding, as far as rounding is known; ``why`` is why
-        they cannot be subtracted, if so.
+        """Whether two outputs differ by more than rounding is known to cause.
+
+        ``why`` says why they cannot be subtracted; it is "" if they can.
         """
         if self.jumps(at):
             return False
@@ -155,14 +162,14 @@ def is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def over(differences: Array, allowances: Array) -> Array:
-    """Differences in units of what is allowed; infinite where nothing is."""
+def ratios_to_allowed(differences: Array, allowances: Array) -> Array:
+    """Differences in units of the allowed ones; infinite where none is allowed."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(differences > 0, differences / allowances, 0.0)
 
 
 def _worst(differences: Array, allowances: Array) -> Measured:
-    ratios = over(differences, allowances)
+    ratios = ratios_to_allowed(differences, allowances)
     worst = int(np.argmax(ratios))
     if not ratios[worst]:  # nothing differs: the usual tolerance is that of the largest values
         return Measured(0.0, float(allowances.max()), 0.0)

@@ -1,4 +1,4 @@
-"""Two modules of PyTorch side by side, or those of two programs; PyTorch runs them."""
+"""Two PyTorch modules side by side, or the modules of two programs. PyTorch runs them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnfold._judge.bench import Ahead, Bench, Seen, Settled, Trial
+from bnfold._judge.bench import Bench, EarlyVerdict, OriginalRun, SaturatedOutput, Trial
 from bnfold._judge.ties import Choice
 from bnfold._judge.tolerance import FLOOR
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.session import EngineError
 from bnfold._run.torch_model import Call, TorchModel
 
 RUNTIME = f"torch {torch.__version__}"
 _FLOOR = 64.0
-"""In float64 operators may sum in other orders and weights hardly move: it is none of what is
-judged."""
+"""In float64 weights hardly move, and operators may sum in other orders. That is no error."""
 
 
 class TorchBench:
-    """See `Bench`. With ``double`` both run in float64, where only the rounding of the folded
-    weights is left to differ; else as they are.
+    """See `Bench`.
+
+    With ``double`` both run in float64, and only the rounding of the folded weights differs. Else
+    both run in their own types.
     """
 
     runtime = RUNTIME
@@ -44,7 +45,7 @@ class TorchBench:
         self.original = TorchModel(original, call, double=double)
         self.notes: list[str] = []
         self.outputs: Sequence[str] = ()
-        self.ahead: Mapping[str, Ahead] = {}
+        self.saturated: Mapping[str, SaturatedOutput] = {}
         self.floor = _FLOOR if double else FLOOR
         self._modules = original, folded
         self._call = call
@@ -54,7 +55,7 @@ class TorchBench:
     @property
     def touched(self) -> Collection[str]:
         """The weights of linear operators and norms, where all outputs depend on those."""
-        return self.original.telling()
+        return self.original.plantable_weights()
 
     @property
     def width(self) -> int:
@@ -71,30 +72,30 @@ class TorchBench:
         """The outputs that depend on the touched weights."""
         return [self.outputs[number] for number in self.original.reached(self.touched)]
 
-    def run_original(self) -> tuple[Seen, ...]:
+    def run_original(self) -> tuple[OriginalRun, ...]:
         """See `Bench.run_original`."""
-        seen = list[Seen]()
+        seen = list[OriginalRun]()
         for each in self._sets:
             try:
-                seen.append(Seen(each, self.original.run(each.feeds)))
+                seen.append(OriginalRun(each, self.original.run(each.feeds)))
             except EngineError as error:
                 if not seen:
-                    raise Settled("inconclusive", str(error)) from error
+                    raise EarlyVerdict("inconclusive", str(error)) from error
                 self.notes.append(f"on {each.label} inputs {error}")
         self.outputs = [f"output {number}" for number in range(len(seen[0].outputs))]
         return tuple(seen)
 
-    def run_folded(self, seen: Sequence[Seen]) -> tuple[Trial, ...]:
+    def run_folded(self, seen: Sequence[OriginalRun]) -> tuple[Trial, ...]:
         """See `Bench.run_folded`."""
         folded = TorchModel(self._modules[1], self._call, double=self.double)
         try:
             trials = tuple(Trial(s.inputs, s.outputs, folded.run(s.inputs.feeds)) for s in seen)
         except EngineError as error:
-            raise Settled("inconclusive" if self.double else "fail", str(error)) from error
+            raise EarlyVerdict("inconclusive" if self.double else "fail", str(error)) from error
         for trial in trials:
             if len(trial.original) != len(trial.folded):
                 counts = f"{len(trial.folded)} tensors instead of {len(trial.original)}"
-                raise Settled("fail", f"the folded model puts out {counts}")
+                raise EarlyVerdict("fail", f"the folded model puts out {counts}")
         return trials
 
     def in_float64(self, inputs: InputSet) -> tuple[list[Any], list[Any]]:
@@ -103,12 +104,12 @@ class TorchBench:
         return wanted, made
 
     def choices(self) -> Mapping[str, Choice]:
-        """What an output is chosen from is not known here."""
+        """Empty: a module does not say which tensor an output is chosen from."""
         return {}
 
     def chosen_from(self, output: str, inputs: InputSet) -> Bench:
         """See `Bench.chosen_from`."""
-        raise Settled("inconclusive", f"what {output} is chosen from is not known")
+        raise EarlyVerdict("inconclusive", f"what {output} is chosen from is not known")
 
     def _exact(self, module: nn.Module, inputs: InputSet) -> list[Any]:
         if self.double:

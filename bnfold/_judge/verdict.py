@@ -5,12 +5,50 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any, Literal
 
-from bnfold._judge.cause import Cause
 from bnfold._run.drawing import FLAVOURS
 
 Status = Literal["pass", "fail", "inconclusive"]
+
+
+class Cause(Enum):
+    """Why an output was judged as it was, where its figures do not say it.
+
+    The value is the text for the user; `OutputCheck.about` fills its gaps.
+    """
+
+    RANDOM = "it depends on random numbers that the model draws"
+    NOT_A_TENSOR = "not a tensor"
+    MISMATCH = "{}"
+    MISMATCH_BY_ROUNDING = "{}, as rounding alone causes"
+    EMPTY = "empty"
+    NOT_FINITE = "no finite value"
+    ROUNDING_ALONE = "rounding alone changes it"
+    CONSTANT = "constant"
+    POWER_UNKNOWN = "power not known"
+    NOT_REACHED = "no folded layer reaches this output"
+    AS_ASKED_FOR = "within what was asked for, as an error of 1 % in some layers would be"
+    HIDDEN_ERRORS = "a planted error in some folded layers does not show here; pass real inputs"
+    SEEN_AHEAD = "compared ahead of its {}"
+    DIFFERS_AHEAD = "ahead of its {} the two differ by {:.2e}, and {:.2e} is allowed there"
+    NEXT_TO_FLOAT64 = "next to float64 the original is off by {:.2e}, the folded model by {:.2e}"
+    ORIGINAL_INACCURATE = (
+        "the original is the inaccurate one: "
+        "next to float64 the original is off by {:.2e}, the folded model by {:.2e}"
+    )
+    ARITHMETIC = (
+        "in float64 the two agree: "
+        "next to float64 the original is off by {:.2e}, the folded model by {:.2e}"
+    )
+    TIED = "other indices where the values tie"
+    TIED_AND = "other indices where the values tie; {}"
+    IN_FLOAT64 = "in float64"
+
+    def words(self, about: tuple[Any, ...]) -> str:
+        """The cause in words."""
+        return str(self.value).format(*about)
 
 
 @dataclass(frozen=True)
@@ -30,10 +68,10 @@ class OutputCheck:
         power: how far the original moves when one channel of each folded layer is wrong by 1 %
             (10 % in float16), in that part of the graph where it shows least; None where another
             input set has shown it already.
-        cause: why, where the figures do not say it.
-        about: what its words need.
-        contested: whether the two were seen to differ here, which something else may explain: what
-            another input set shows does not settle that.
+        cause: why, where the figures do not say it, or None.
+        about: the numbers and names that fill the gaps in the cause's text.
+        contested: whether the two models differ here. Something else may explain it, but agreement
+            on another input set does not.
     """
 
     output: str
@@ -60,10 +98,10 @@ class OutputCheck:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that are valid JSON."""
-        told = {key: _plain(value) for key, value in asdict(self).items()}
+        values = {key: _plain(value) for key, value in asdict(self).items()}
         for key in ("cause", "about", "contested"):  # the note says so
-            del told[key]
-        return {**told, "note": self.note}
+            del values[key]
+        return {**values, "note": self.note}
 
 
 @dataclass(frozen=True)
@@ -78,7 +116,7 @@ class Divergence:
         note: why, where the figures do not say it.
         original: the operator that writes it in the original.
         suspects: the operators of the folded model between what agrees and this tensor.
-        agrees: the tensors that these read, which are as in the original.
+        agrees: the tensors that the suspects read; they are as in the original.
     """
 
     tensor: str
@@ -172,8 +210,9 @@ class EndToEnd:
 
 
 def overall(checks: Collection[OutputCheck]) -> Status:
-    """Combine the verdicts of all outputs on all input sets into one. An output passes that does on
-    one of them and is contested on none.
+    """One status for the model, from the checks of all outputs on all input sets.
+
+    An output passes if it passes on one input set and is contested on none.
     """
     if any(check.status == "fail" for check in checks):
         return "fail"
@@ -185,7 +224,7 @@ def overall(checks: Collection[OutputCheck]) -> Status:
 
 
 def combined(status: Status, others: Collection[Status]) -> Status:
-    """The verdict on the models with others: the worst of them."""
+    """The worst of several statuses: "fail", then "inconclusive", then "pass"."""
     found = {status, *others}
     order: tuple[Status, ...] = ("fail", "inconclusive", "pass")
     return next(each for each in order if each in found)

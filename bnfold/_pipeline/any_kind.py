@@ -36,7 +36,7 @@ Folder = str | os.PathLike[str] | None
 
 @dataclass(frozen=True)
 class ModuleOptions:
-    """What is said of a module: example inputs, and how to fold it; see `bnfold.fold`."""
+    """The options for a module: its example inputs, and how to fold it; see `bnfold.fold`."""
 
     args: Any = None
     kwargs: Mapping[str, Any] | None = None
@@ -47,7 +47,7 @@ class ModuleOptions:
 
 
 def plan_model(model: Model, base_dir: Folder, options: ModuleOptions) -> Plan:
-    """What folding would do to a model; see `bnfold.plan`."""
+    """The plan for a model, which nothing carries out; see `bnfold.plan`."""
     if _is_module(model):
         return _prepare_module(model, options).plan
     if _is_program(model):
@@ -95,10 +95,10 @@ def compare_models(
     base_dir: Folder,
     options: ModuleOptions,
 ) -> EndToEnd:
-    """Whether two models are one function; see `bnfold.verify`."""
+    """The verdict on whether two models are the same function; see `bnfold.verify`."""
+    from bnfold._judge.end_to_end import compare_files
     from bnfold._judge.settings import Settings
-    from bnfold._pipeline.comparing import compare_files
-    from bnfold._run.given import InputSet, load_inputs
+    from bnfold._run.input_sets import InputSet, load_inputs
 
     modules = _is_module(original) and _is_module(folded)
     if modules or (_is_program(original) and _is_program(folded)):
@@ -123,6 +123,7 @@ def compare_models(
 
 
 def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
+    """The plan for a module, ready to be carried out."""
     from bnfold._torch.module.fold import Example, copied, prepare_module
 
     if options.as_eval and model.training:
@@ -135,6 +136,7 @@ def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
 
 
 def _example(options: ModuleOptions) -> Example:
+    """The example inputs of the options, ready for a module."""
     from bnfold._torch.module.fold import Example
 
     args, kwargs = options.args, options.kwargs
@@ -146,13 +148,13 @@ def _example(options: ModuleOptions) -> Example:
 
 
 def _is_module(model: Model) -> bool:
-    """Whether a model is a module of PyTorch, which is not imported to find out."""
+    """Whether a model is a PyTorch module. This does not import PyTorch."""
     library = sys.modules.get("torch")
     return library is not None and isinstance(model, library.nn.Module)
 
 
 def _is_program(model: Model) -> bool:
-    """Whether a model is an exported program of PyTorch, which is not imported to find out."""
+    """Whether a model is an exported program of PyTorch. This does not import PyTorch."""
     library = sys.modules.get("torch")
     return library is not None and isinstance(model, library.export.ExportedProgram)
 
@@ -182,7 +184,7 @@ def _path_of(model: Model) -> Path | None:
 
 
 def _is_graphsurgeon(model: Model) -> bool:
-    """Whether a model is a Graph of onnx_graphsurgeon, which is not imported to find out."""
+    """Whether a model is a Graph of onnx_graphsurgeon. This does not import the package."""
     library = sys.modules.get("onnx_graphsurgeon")
     return library is not None and isinstance(model, library.Graph)
 
@@ -203,7 +205,7 @@ def _write(
 
 @contextmanager
 def _on_disk(model: Model, base_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """The model as a file: its own, or a temporary one."""
+    """Yield the path of the model's file: its own, or a temporary one."""
     path = _path_of(model)
     if path is not None:
         yield path

@@ -1,4 +1,4 @@
-"""Fold a model file and judge the result: what the command does, without its words."""
+"""Folds a model file and judges the result, as the command does, but prints nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bnfold._system import paths
 
 if TYPE_CHECKING:
     from bnfold._onnx.write.applied import Applied
-    from bnfold._run.given import InputSet
+    from bnfold._run.input_sets import InputSet
 
 
 def fold_file(
@@ -33,9 +33,9 @@ def fold_file(
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
-    Without an ``output`` nothing is written but a temporary file for the judge; nor is a model
-    written over itself when nothing folds. ``report`` is a file that the caller is going to write.
-    Raises `UsageError` for what cannot be read or written; no file is left behind then.
+    Without an ``output`` only a temporary file is written, for the judge. A model is not written
+    over itself if nothing folds. ``report`` is a file that the caller is going to write. Raises
+    `UsageError` for a file that cannot be read or written; then no file is left behind.
     """
     progress("reading")
     if output is not None:
@@ -70,9 +70,9 @@ def fold_file(
         source=None if changed else path,
     ) as draft:
         plan, applied = planned.plan, rewritten.applied
-        del model, planned, rewritten  # which hold all new weights
+        del model, planned, rewritten  # they hold all new weights
         if weights is not None:
-            trial = _Trial(path, data_before, draft, weights, inputs, settings, progress)
+            trial = _FoldedFile(path, data_before, draft, weights, inputs, settings, progress)
             verdict = trial.judge(applied)
         else:
             verdict = Verdict("skipped" if changed else "unchanged")
@@ -87,7 +87,7 @@ def fold_file(
 def _run_program(
     path: Path, output: Path | None, verify: bool, seed: int, progress: Progress
 ) -> Outcome:
-    """Fold a program of torch.export, which takes PyTorch."""
+    """Fold a .pt2 file of torch.export. Raises `UsageError` without PyTorch."""
     try:
         from bnfold._pipeline.programs import fold_program_file
     except ModuleNotFoundError as error:
@@ -98,7 +98,9 @@ def _run_program(
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _FoldedFile:
+    """A folded file that is not in place yet, and all that is needed to judge it."""
+
     original: Path
     data: frozenset[str]
     draft: PendingFile
@@ -108,14 +110,14 @@ class _Trial:
     progress: Progress
 
     def judge(self, applied: Sequence[Applied]) -> Verdict:
-        """Certificates first, from the files as they lie on disk; then both models are run."""
+        """The verdict: certificates from the files on disk first, then a run of both models."""
         from bnfold._judge.activations import Activations
         from bnfold._judge.end_to_end import compare
         from bnfold._judge.power import RestingFold
         from bnfold._proof.certificate import certify
         from bnfold._run.bounds import Bounds
         from bnfold._run.hoist import hoist
-        from bnfold._run.perturbable import find, telling
+        from bnfold._run.perturbable import find_weights, plantable_weights
         from bnfold._run.source import Parsed, Source
 
         self.progress("certifying every fold")
@@ -143,10 +145,10 @@ class _Trial:
             values: Mapping[str, Any] = self.weights.values
             touched: Collection[str] = self.weights.touched
             hoisted = False
-            if not values:  # all weights may be in bodies, which the planner's are not
+            if not values:  # the planner knows no weights of bodies, and all may be there
                 hoisted = hoist(before)
-                found = find(before, self.original.parent)
-                values, touched = found.values, telling(before, found)
+                found = find_weights(before, self.original.parent)
+                values, touched = found.values, plantable_weights(before, found)
             left = Source(original, parsed=Parsed(before), hoisted=hoisted)
             right = Source(folded, parsed=Parsed(after))
             del before, after

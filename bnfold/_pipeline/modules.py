@@ -1,5 +1,7 @@
-"""Are two modules the same function, or two programs? In float64 and as they are, by PyTorch; two
-modules as exported, in onnxruntime, too.
+"""Judges whether two modules, or two programs, are the same function.
+
+PyTorch runs both in float64 and in their own types. Two modules are exported too, and compared in
+onnxruntime.
 """
 
 from __future__ import annotations
@@ -18,16 +20,14 @@ from torch.utils import _pytree as pytree
 
 from bnfold._errors import UsageError
 from bnfold._judge.bench import Terms
-from bnfold._judge.cause import Cause
 from bnfold._judge.conclusion import conclude
 from bnfold._judge.difference import distance, magnitude
-from bnfold._judge.end_to_end import looked_at, settled, told
-from bnfold._judge.normal_form import apart, folded_module, folded_program, run_alike, state
+from bnfold._judge.end_to_end import common_stages, compare_files, decided, end_to_end_result
+from bnfold._judge.normal_form import folded_module, folded_program, run_alike, state, unexplained
 from bnfold._judge.power import RestingFold
 from bnfold._judge.settings import Settings
 from bnfold._judge.torch_bench import RUNTIME, TorchBench
-from bnfold._judge.verdict import EndToEnd, OutputCheck, Status, combined, overall
-from bnfold._pipeline.comparing import compare_files
+from bnfold._judge.verdict import Cause, EndToEnd, OutputCheck, Status, combined, overall
 from bnfold._run.bounds import UNBOUNDED
 from bnfold._run.drawing import USUAL
 from bnfold._run.session import EngineError
@@ -36,10 +36,10 @@ from bnfold._torch.module.fold import Example, copied
 from bnfold._torch.read.export import check
 
 _OPSET = 17
-# How far an output may move when a model is folded in float64, of its largest value.
+# How far an output may move when a model is folded in float64, relative to its largest value.
 _EXACT = 1e-9
-_Pair = tuple[EndToEnd, EndToEnd]
-"""What was seen in float64, and of the models as they are."""
+_TwoVerdicts = tuple[EndToEnd, EndToEnd]
+"""The verdict in float64, and the verdict on the models in their own types."""
 _Model = TypeVar("_Model", nn.Module, ExportedProgram)
 
 
@@ -48,11 +48,11 @@ def compare_modules(
 ) -> EndToEnd:
     """Judge two modules on example inputs.
 
-    First both run in PyTorch in float64, where only the rounding of the folded weights is left to
-    differ. Then both are exported to ONNX, BatchNorms kept, and compared in onnxruntime on drawn
-    inputs, where planted errors may show that do not on the example. Modules that cannot be
-    exported, or do not run in float64, run in PyTorch as they are.
-    Raises `UsageError` for a module in training mode or inputs that it does not run on.
+    First both run in PyTorch in float64, where only the rounding of the folded weights differs.
+    Then both are exported to ONNX with their BatchNorms, and compared in onnxruntime on drawn
+    inputs. Planted errors may show there that do not show on the example. If a module cannot be
+    exported, or does not run in float64, both run in PyTorch in their own types. Raises
+    `UsageError` for a module in training mode, and for inputs that a module does not run on.
     """
     check(original)
     check(folded)
@@ -60,8 +60,8 @@ def compare_modules(
     exact = _judged(TorchBench(original, folded, call, call.sets(seed), double=True), seed)
     ran = bool(exact.checks) or exact.status == "fail"
 
-    def by_pytorch_alone() -> _Pair:
-        """In float64 and as they are, on drawn inputs as well."""
+    def by_pytorch_alone() -> _TwoVerdicts:
+        """The verdicts in float64 and in the models' own types, on drawn inputs as well."""
         sets, first = call.sets(seed, USUAL.flavours), exact
         if ran:
             first = _judged(TorchBench(original, folded, call, sets, double=True), seed)
@@ -69,7 +69,7 @@ def compare_modules(
         return first, _judged(second, seed)
 
     pair = None if ran else by_pytorch_alone()
-    seen = exact if pair is None else _both(pair)
+    seen = exact if pair is None else _combined(pair)
     if not seen.checks and seen.status == "inconclusive":
         raise UsageError(seen.notes[-1])
     try:
@@ -78,7 +78,7 @@ def compare_modules(
         pair = pair or by_pytorch_alone()
         seen = _with_weights(pair, original, folded, example, folded_module)
         return _noted(seen, f"not compared in onnxruntime: {error}")
-    status = combined(_unhidden(seen).status, [deployed.status])
+    status = combined(_shown_elsewhere(seen).status, [deployed.status])
     checks, notes = (*seen.checks, *deployed.checks), (*seen.notes, *deployed.notes)
     return replace(deployed, status=status, checks=checks, notes=notes)
 
@@ -90,10 +90,10 @@ def compare_programs(
     certified: bool = False,
     resting: Sequence[RestingFold] = (),
 ) -> EndToEnd:
-    """Judge two programs on the example inputs that the original carries, and on drawn ones of the
-    same shapes; by PyTorch alone, in float64 and as they are.
+    """Judge two programs by running them in PyTorch, in float64 and in their own types.
 
-    Inconclusive without example inputs. ``certified`` and ``resting`` are as for ONNX files, see
+    They run on the example inputs of the original, and on drawn inputs of the same shapes. Without
+    example inputs the verdict is "inconclusive". For ``certified`` and ``resting`` see
     `bnfold._judge.end_to_end.compare`.
     """
     if original.example_inputs is None:
@@ -106,38 +106,40 @@ def compare_programs(
         _judged(TorchBench(*modules, call, sets, double=double), seed, certified, resting)
         for double in (True, False)
     )
-    if resting:  # of which errors have to show in outputs
-        return _both((exact, plain))
+    if resting:  # their errors have to show in outputs
+        return _combined((exact, plain))
     return _with_weights((exact, plain), original, folded, call.example, folded_program)
 
 
 def _judged(
     bench: TorchBench, seed: int, certified: bool = False, resting: Sequence[RestingFold] = ()
 ) -> EndToEnd:
-    """The stages that are the same for all models, and their verdict."""
+    """The verdict after the stages that all models have."""
     terms = Terms(Settings(seed), UNBOUNDED, lambda step: None)
 
     def judge() -> EndToEnd:
-        _, found = looked_at(bench, terms, resting)
+        _, found = common_stages(bench, terms, resting)
         status, notes = conclude(replace(found, certified=certified))
-        checks = [_named(check, bench.double) for check in found.checks]
-        result = told(bench, terms, status, checks, *notes)
+        checks = [_labelled(check, bench.double) for check in found.checks]
+        result = end_to_end_result(bench, terms, status, checks, *notes)
         return replace(result, power=tuple(found.planted), provider="CPU")
 
     with one_thread():
-        return replace(settled(bench, terms, judge), provider="CPU")
+        return replace(decided(bench, terms, judge), provider="CPU")
 
 
-def _named(check: OutputCheck, double: bool) -> OutputCheck:
-    """A check that says in which numbers it was made."""
+def _labelled(check: OutputCheck, double: bool) -> OutputCheck:
+    """The same check; if it was made in float64, its cause says so."""
     if not double or check.cause is not None:
         return check
     return replace(check, cause=Cause.IN_FLOAT64)
 
 
-def _both(pair: _Pair) -> EndToEnd:
-    """What both say, in float64 and as the models are: float64 shows the most, and the models as
-    they are may only object. Where they do not run in float64, they are the witness.
+def _combined(pair: _TwoVerdicts) -> EndToEnd:
+    """One verdict from the verdict in float64 and the one on the models in their own types.
+
+    float64 shows the most, so its verdict counts; the other one can only make it worse. If the
+    models do not run in float64, the other verdict counts.
     """
     exact, plain = pair
     if not exact.checks and exact.status != "fail":
@@ -149,8 +151,8 @@ def _both(pair: _Pair) -> EndToEnd:
     return replace(exact, checks=(*exact.checks, *plain.checks))
 
 
-def _unhidden(result: EndToEnd) -> EndToEnd:
-    """A verdict for which errors that do not show in outputs here are seen to show elsewhere."""
+def _shown_elsewhere(result: EndToEnd) -> EndToEnd:
+    """The verdict if all errors that are hidden in outputs here have been noticed elsewhere."""
     if result.status == "fail":
         return result
     checks = [
@@ -161,19 +163,20 @@ def _unhidden(result: EndToEnd) -> EndToEnd:
 
 
 def _with_weights(
-    pair: _Pair,
+    pair: _TwoVerdicts,
     original: _Model,
     folded: _Model,
     example: Example,
     fold: Callable[[_Model, Example], _Model],
 ) -> EndToEnd:
-    """What was seen of two models, and what their weights say that outputs in so few digits do not:
-    in bfloat16 always, in float16 where errors did not show. Each is folded in float64 first.
+    """One verdict from the outputs of two models and, for types of few digits, from their weights.
 
-    Where that cannot be done the outputs have been compared and decide alone. It leaves the verdict
-    open where folding in float64 changes what the original puts out: then that is at fault.
+    Weights are compared in bfloat16 always, and in float16 where errors do not show in outputs.
+    Both models are folded in float64 first. Where that is not possible, the outputs decide alone.
+    Where it changes the outputs of the original, it is wrong itself, and the verdict is at best
+    "inconclusive".
     """
-    seen = _both(pair)
+    seen = _combined(pair)
     blind = any(check.cause is Cause.HIDDEN_ERRORS for check in seen.checks)
     kinds = {t.dtype for model in (original, folded) for t in state(model).values()}
     dtype = torch.bfloat16 if torch.bfloat16 in kinds else torch.float16
@@ -197,7 +200,7 @@ def _with_weights(
     if not same:
         why = "weights were not compared: folding in float64 changes the outputs"
         return replace(_noted(seen, why), status=combined(seen.status, ["inconclusive"]))
-    problem = apart(right, made, dtype)
+    problem = unexplained(right, made, dtype)
     if problem is None:
         why = "weights were not compared: the two do not have the same ones once folded"
         return _noted(seen, why)
@@ -208,7 +211,7 @@ def _with_weights(
         why = "weights say nothing: the two do not run the same operators once folded"
         return _noted(seen, why)
     exact, plain = pair
-    return _both((_unhidden(exact), _unhidden(plain)))
+    return _combined((_shown_elsewhere(exact), _shown_elsewhere(plain)))
 
 
 def _noted(result: EndToEnd, note: str) -> EndToEnd:
@@ -220,13 +223,13 @@ def _module(model: nn.Module | ExportedProgram) -> nn.Module:
 
 
 class _NotExportable(Exception):
-    """The exporter has no ONNX operator for something."""
+    """The exporter has no ONNX operator for a part of the module."""
 
 
 def _in_onnxruntime(
     original: nn.Module, folded: nn.Module, example: Example, seed: int
 ) -> EndToEnd:
-    """Compare both as exported. Raises `_NotExportable` where they cannot be."""
+    """The verdict on both modules as exported. Raises `_NotExportable` where one cannot be."""
     if any(each.dtype == torch.bfloat16 for each in (*original.parameters(), *original.buffers())):
         raise _NotExportable("onnxruntime does not run bfloat16")
     if any(each.dtype == torch.float64 for each in (*original.parameters(), *original.buffers())):
@@ -243,7 +246,7 @@ def _in_onnxruntime(
 
 
 def _export(module: nn.Module, example: Example, path: Path, outputs: int) -> None:
-    """Export with every BatchNorm kept, by the exporter that needs no further package."""
+    """Export a module with all its BatchNorms. The exporter needs no further package."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -259,7 +262,7 @@ def _export(module: nn.Module, example: Example, path: Path, outputs: int) -> No
                 do_constant_folding=False,
                 training=torch.onnx.TrainingMode.PRESERVE,
             )
-    except Exception as error:  # The exporter raises many things.
+    except Exception as error:  # The exporter may raise anything.
         line = next((text for text in str(error).splitlines() if text.strip()), "")
         raise _NotExportable(line) from error
 

@@ -1,4 +1,4 @@
-"""What comes of one run: the plan, the verdict, and the file if one was written."""
+"""The result of one run: the plan, the verdict, and the file if one was written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bnfold._core.result import Plan
 
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
-    from bnfold._proof.certificate import Certificate
+    from bnfold._proof.evidence import Certificate
 
 RunStatus = Literal["pass", "fail", "inconclusive", "unchanged", "skipped"]
 Progress = Callable[[str], None]
@@ -19,9 +19,12 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The certificate of every fold and the comparison of the two models.
+    """The certificates of all folds, and the comparison of the two models.
 
-    ``status`` is "unchanged" when nothing folded and "skipped" when no check was asked for.
+    Attributes:
+        status: the verdict; "unchanged" if nothing folded, "skipped" if the user wanted no check.
+        certificates: one for each fold.
+        end_to_end: the comparison, or None if there was none.
     """
 
     status: RunStatus
@@ -39,10 +42,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: what was planned, the verdict, sizes in bytes, and the file if one was written.
+    """The result of one run.
 
-    ``left_behind`` are data files of a model that was written over, which it no longer reads; other
-    models may.
+    Attributes:
+        model: the file that was read.
+        plan: what folds, and why the rest stays.
+        verdict: the verdict on the folded model.
+        size_before: bytes of the model.
+        size_after: bytes of the folded model.
+        output: the file that was written, or None.
+        left_behind: data files that a model no longer reads after it was written over. Other models
+            may still read them.
     """
 
     model: Path

@@ -28,7 +28,7 @@ def fold_program_file(
 ) -> Outcome:
     """Fold a file, judge the result in PyTorch, and put it in place unless the verdict is "fail".
 
-    Raises `UsageError` for what cannot be read or written; no file is left behind then.
+    Raises `UsageError` for a file that cannot be read or written; then no file is left behind.
     """
     progress("reading")
     original = paths.read(path)
@@ -64,7 +64,7 @@ def fold_program_file(
 def _judged(
     program: ExportedProgram, told: FoldedProgram, seed: int, progress: Progress
 ) -> Verdict:
-    """Certificates of all steps first; then both programs are run."""
+    """The verdict: certificates of all steps first, then a run of both programs."""
     progress("certifying every fold")
     with one_thread():
         certificates = certify_program(told.applied)

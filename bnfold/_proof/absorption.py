@@ -1,4 +1,4 @@
-"""What every formula of the certificate needs: one absorption, and distances in ulps."""
+"""One absorption as the certificate's formulas see it, and distances in ulps."""
 
 from __future__ import annotations
 
@@ -14,47 +14,58 @@ from onnx import NodeProto
 from bnfold._core.limits import Limits
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.write.applied import Related
-from bnfold._proof.rows import Double, Line, Mismatch, Side
+from bnfold._proof.checked_model import CheckedModel
+from bnfold._proof.evidence import Mismatch
+from bnfold._proof.full_rank_maps import Double, FullRankMap
 
 _SLACK = 32 * float(np.finfo(np.float64).eps)
 
-# Numbers of a weight that are looked at together, each of which takes some 100 bytes meanwhile.
+# How many numbers of a weight are checked together. Each takes some 100 bytes meanwhile.
 _AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Absorption:
-    """An operator that took in maps: ``node`` before the fold, ``twin`` after it.
+    """An operator that took in maps.
 
-    ``line`` is what the maps behind it did, ``added`` what still stands behind it now. ``related``
-    tells of tensors that it reads and puts out how their values have changed.
+    Attributes:
+        before: the original model.
+        after: the folded model.
+        old_scope: the operator's graph in the original model.
+        new_scope: the operator's graph in the folded model.
+        node: the operator in the original model.
+        twin: the operator in the folded model.
+        target: ``S·x + T``, the map of all affine operators that stood behind ``node``.
+        remaining: the map of the affine operators that still stand behind ``twin``.
+        related: the maps that were carried past tensors that it reads or puts out, by name.
     """
 
-    before: Side
-    after: Side
+    before: CheckedModel
+    after: CheckedModel
     old_scope: Scope
     new_scope: Scope
     node: NodeProto
     twin: NodeProto
-    line: Line
-    added: Line
+    target: FullRankMap
+    remaining: FullRankMap
     related: Mapping[str, Related] = field(default_factory=dict)
 
     @property
     def entry(self) -> Related | None:
-        """What now comes ahead of its data."""
+        """The maps that were carried past the data ahead of ``twin``, or None."""
         names = (name for name in self.node.input if name in self.related)
         return next((self.related[name] for name in names), None)
 
     @property
-    def loose(self) -> int:
+    def forgiven(self) -> int:
         """How many roundings the weights may have behind them, besides one of their own.
 
-        Each operator that stands adds some; a weight that was dequantized adds one on either side.
+        Each operator that remains adds one. A dequantized weight adds two: one before the fold and
+        one after it.
         """
         dynamic = [n for n in self.node.input[:2] if n and n not in self.old_scope.initializers]
         quantized = any(self.before.integers(self.old_scope, name) for name in dynamic)
-        return self.added.steps + (2 if quantized else 0)
+        return self.remaining.steps + (2 if quantized else 0)
 
     def old(self, at: int) -> Double | None:
         """A constant input of the original operator, in float64."""
@@ -73,7 +84,11 @@ class Absorption:
         return self.after.values(self.new_scope, self.twin.input[at])
 
     def entering(self, axis: int | None, count: int) -> tuple[Double, Double]:
-        """Scale and shift that come with the data, for each of its channels along an axis."""
+        """The scale and the shift of the data, one number for each of its channels along an axis.
+
+        Without a map ahead they are 1 and 0. Raises `Mismatch` where the map ahead varies along
+        another axis: a Conv asks for axis 1, and a map along axis 2 does not fit it.
+        """
         if self.entry is None:
             return np.ones(count), np.zeros(count)
         if len(self.entry.old) != 1:
@@ -92,21 +107,22 @@ class Absorption:
         return self.before.rank(self.old_scope, self.node.input[at])
 
     def scale(self, axes: Sequence[int], dtype: np.dtype[Any]) -> Double:
-        """What the weights have to be scaled by, at the tensor's rank.
+        """The scale that the new weights need, at the tensor's rank.
 
-        That is ``S`` over the scale of what stands behind. It is NaN where both are 0: there any
-        weight will do. It may vary along the given axes alone, those on which the weights have
-        parameters, up to the rounding of what stands behind.
+        It is ``S`` divided by the scale of what remains. Where both are 0, it is NaN: any weight is
+        right there. It may vary along the given axes only, because the weights have parameters on
+        these axes. Raises `Mismatch` where it varies along another axis by more than the rounding
+        of what remains.
         """
         lost = np.broadcast_to(
-            self.added.scale == 0,
-            np.broadcast_shapes(self.line.scale.shape, self.added.scale.shape),
+            self.remaining.scale == 0,
+            np.broadcast_shapes(self.target.scale.shape, self.remaining.scale.shape),
         )
-        if bool((lost & (self.line.scale != 0)).any()):
+        if bool((lost & (self.target.scale != 0)).any()):
             raise Mismatch(f"what stands behind {label(self.node)} is 0 where it may not be")
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(lost, np.nan, self.line.scale / self.added.scale)
-        loose = self.added.steps * Limits.of(dtype).eps + _SLACK
+            ratio = np.where(lost, np.nan, self.target.scale / self.remaining.scale)
+        forgiven = self.remaining.steps * Limits.of(dtype).eps + _SLACK
         own = {axis % ratio.ndim for axis in axes} if ratio.ndim else set()
         for axis in set(range(ratio.ndim)) - own:
             if ratio.shape[axis] == 1:
@@ -115,7 +131,7 @@ class Absorption:
                 reduce(ratio, axis=axis, keepdims=True)
                 for reduce in (np.fmin.reduce, np.fmax.reduce)
             )
-            if bool((high - low > loose * np.maximum(np.abs(high), np.abs(low))).any()):
+            if bool((high - low > forgiven * np.maximum(np.abs(high), np.abs(low))).any()):
                 raise Mismatch(
                     f"the scale varies along axis {axis}, where {label(self.node)} has no weights"
                 )
@@ -125,7 +141,10 @@ class Absorption:
 
 @dataclass(frozen=True)
 class ShiftImage:
-    """What a shift of its data adds to the output of an operator, and the size of its terms."""
+    """How a shift of the data shows in the output of an operator.
+
+    ``value`` is what it adds to the output; ``bulk`` bounds the absolute values of its terms.
+    """
 
     value: Double
     bulk: Double
@@ -137,37 +156,39 @@ NO_SHIFT = ShiftImage(np.zeros(()), np.zeros(()))
 def weight_deviation(
     case: Absorption, wanted: Callable[[slice], Double], made: NDArray[Any], dtype: np.dtype[Any]
 ) -> float:
-    """How far a weight, seen in the formula's own layout, is from what it has to be, in ulps.
+    """The largest distance of a new weight from the wanted one, in ulps.
 
-    ``wanted`` gives that part by part along the first axis.
+    ``made`` is the new weight in the layout of the formula. ``wanted`` gives the right numbers for
+    a range of the first axis; NaN stands where any number is right.
     """
     worst = -math.inf
     for part in row_parts(made.shape):
         found = np.asarray(made[part] if made.ndim else made, np.float64)
         asked = wanted(part)
         asked = np.where(np.isnan(asked), found, asked)
-        worst = max(worst, deviation(found, asked, np.abs(asked), dtype, loose=case.loose))
+        worst = max(worst, deviation(found, asked, np.abs(asked), dtype, forgiven=case.forgiven))
     return worst
 
 
 def bias_deviation(
     case: Absorption, old: Double, made: Double, dtype: np.dtype[Any], image: ShiftImage = NO_SHIFT
 ) -> float:
-    """How far the new bias, with what stands behind, is from ``S·(old + image) + T``, in ulps.
+    """The largest distance of the new bias from ``S·(old + image) + T``, in ulps.
 
-    All are given at the tensor's rank.
+    The maps that remain behind the operator are applied to the new bias first. All arrays have the
+    tensor's rank.
     """
-    line, added = case.line, case.added
+    target, remaining = case.target, case.remaining
     try:
-        wanted = line.scale * (old + image.value) + line.shift
-        terms = np.abs(line.scale) * (np.abs(old) + image.bulk) + line.bulk
-        found, scaled = added.scale * made + added.shift, np.abs(added.scale * made)
+        wanted = target.scale * (old + image.value) + target.shift
+        terms = np.abs(target.scale) * (np.abs(old) + image.bulk) + target.bulk
+        found, scaled = remaining.scale * made + remaining.shift, np.abs(remaining.scale * made)
     except ValueError as error:
         raise Mismatch(f"the bias of {label(case.twin)} has shape {made.shape}") from error
-    # What is added behind may cancel the bias, whose own rounding then counts.
-    cancels = added.steps > 0 or bool((added.shift != 0).any())
-    sizes = (scaled, added.bulk) if cancels else ()
-    return deviation(found, wanted, terms, dtype, sizes, added.steps)
+    # A shift that remains may cancel the bias. Then the rounding of the bias itself counts.
+    cancels = remaining.steps > 0 or bool((remaining.shift != 0).any())
+    sizes = (scaled, remaining.bulk) if cancels else ()
+    return deviation(found, wanted, terms, dtype, sizes, remaining.steps)
 
 
 def deviation(
@@ -176,12 +197,13 @@ def deviation(
     bulk: Double,
     dtype: np.dtype[Any],
     sizes: Sequence[Double] = (),
-    loose: int = 0,
+    forgiven: int = 0,
 ) -> float:
-    """The largest difference in units in the last place of ``dtype``, float64's losses forgiven.
+    """The largest difference of two arrays, in units in the last place of ``dtype``.
 
-    Units are those at the magnitude of what is wanted, or at the largest of ``sizes``. ``loose``
-    units are forgiven, one for each further rounded number that takes part.
+    The unit is the one at the magnitude of ``wanted``, or of the largest of ``sizes``. Two losses
+    are allowed for: what float64 may lose in terms of the size ``bulk``, and ``forgiven`` units,
+    one for each further rounded number that takes part.
     """
     try:
         made, wanted, bulk, *rest = np.broadcast_arrays(made, wanted, bulk, *sizes)
@@ -194,18 +216,22 @@ def deviation(
     exponent = np.frexp(np.maximum(magnitude, limits.tiny))[1] - 1
     unit = np.ldexp(limits.eps, exponent)
     excess = np.abs(made - wanted) - _SLACK * bulk
-    worst = float(np.max(excess / unit - max(loose, 0)))
+    worst = float(np.max(excess / unit - max(forgiven, 0)))
     return worst if np.isfinite(worst) else float("inf")
 
 
 def row_parts(shape: Sequence[int]) -> Iterator[slice]:
-    """Ranges of the first axis of a weight, few numbers each: a whole one may fill the memory."""
+    """Yield ranges of the first axis of a weight. Each holds few numbers, to save memory."""
     rows = shape[0] if shape else 1
     step = max(1, _AT_ONCE * rows // max(math.prod(shape), 1))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def part_of(values: NDArray[Any], rank: int, part: slice) -> NDArray[Any]:
-    """What a part of a weight of some rank meets of values that broadcast with it."""
+    """The part of some values that broadcasts with a part of a weight.
+
+    The values broadcast with the whole weight, whose rank is ``rank``. A vector along the first
+    axis is cut like the weight; a single number on that axis stays whole.
+    """
     along = values.ndim == rank > 0 and values.shape[0] > 1
     return values[part] if along else values

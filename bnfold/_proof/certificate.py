@@ -1,19 +1,20 @@
-"""The certificate: every fold's new weights, computed a second time by another way.
+"""The certificate: every fold's new weights, computed a second time in another way.
 
-Nothing here is shared with the code that folds but the reading of stored constants. A chain of
-affine operators is followed by its definition, operator by operator with NumPy broadcasting at the
-tensor's full rank, as a pair ``(S, T)`` with ``y = S·x + T``; weights are then derived from each
-operator's formula in the ONNX specification. Where maps were carried past a tensor, each operator
-on the way is checked by itself, given what its inputs and outputs are said to have gone through. A
-stored value may be off by one unit in the last place of its dtype, and by what float64 itself may
-lose. A check that could not run is `Unchecked`: its certificate neither holds nor fails.
+With the code that folds it shares the reading of stored constants, and nothing else. A chain of
+affine operators is followed by definition, one operator after the other, with NumPy broadcasting at
+the tensor's full rank. It becomes a pair ``(S, T)`` with ``y = S·x + T``. Each linear operator's
+formula in the ONNX specification then gives its new weights. Where maps were carried past tensors,
+each operator on the way is checked by itself: the record of the rewrite says which maps its inputs
+and outputs have passed. A stored value may be off by one unit in the last place of its dtype, and
+by what float64 itself may lose. A check that could not run gives `Unchecked`: its certificate
+neither holds nor fails.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,67 +28,20 @@ from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof import local_probe
 from bnfold._proof.absorption import Absorption, deviation
-from bnfold._proof.carried import claims, laid_out
+from bnfold._proof.checked_model import CheckedModel, chain_between, follow, output_rank
 from bnfold._proof.crossings import check_crossing
+from bnfold._proof.evidence import Certificate, Mismatch, Unchecked
 from bnfold._proof.formulas import FORMULAS
+from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities
 from bnfold._proof.merges import check_merge
-from bnfold._proof.rows import Line, Mismatch, Side, chain_between, follow, output_rank
-from bnfold._proof.unchecked import Unchecked
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """One fold, checked; ``law`` is one of those that `Applied` names.
-
-    ``ulps`` is the largest deviation in units in the last place, beyond what float64 may lose;
-    ``problem`` says what was wrong, or is empty. ``probe`` is how far its operators are from those
-    before on real numbers, in what rounding explains; None where they were not run. ``unchecked``
-    says why the check did not run, if so; ``layers`` are then the operators of the main graph,
-    by label, whose fold rests on it: none where they are in a body or a function.
-    """
-
-    graph: str
-    into: str
-    maps: tuple[str, ...]
-    ulps: float
-    problem: str = ""
-    law: str = "absorb"
-    probe: float | None = None
-    unchecked: Unchecked | None = None
-    layers: frozenset[str] = frozenset()
-
-    @property
-    def holds(self) -> bool:
-        """Whether the fold's new weights were seen to be right."""
-        return self.unchecked is None and not self.fails
-
-    @property
-    def fails(self) -> bool:
-        """Whether they were seen to be wrong."""
-        right = not self.problem and self.ulps <= 1.0
-        return not right or (self.probe is not None and self.probe > 1.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that are valid JSON."""
-        return {
-            "graph": self.graph,
-            "into": self.into,
-            "maps": list(self.maps),
-            "law": self.law,
-            "holds": self.holds,
-            "unchecked": str(self.unchecked or ""),
-            "ulps": self.ulps if np.isfinite(self.ulps) and not self.unchecked else None,
-            "problem": self.problem,
-            "probe": str(self.probe) if self.probe in _ENDLESS else self.probe,
-        }
-
 
 # Axes of a tensor whose rank is not known, between those that maps and those that constants have.
 _BETWEEN = 8
-_ENDLESS = (float("inf"),)
 Numbers = Callable[[Collection[str]], Iterable[tuple[str, NDArray[Any]]]]
-"""Gives what tensors of the original's main graph hold on some inputs; fewer where not known."""
+"""Gives the values of tensors of the original's main graph, by name, on some inputs.
+
+It leaves out a tensor whose values are not known."""
 
 
 def certify(
@@ -101,33 +55,44 @@ def certify(
 ) -> tuple[Certificate, ...]:
     """Check every fold that was carried out, in float64.
 
-    ``applied`` is what the rewrite recorded: positions in the original graph, tensor names in the
-    folded one. The folders are those of external data. With ``numbers``, folds of the main graph
-    are probed on them as well. A fold whose operators are not found where
-    they should be gets a certificate with a ``problem``, never an exception. ``bounds`` are for the
-    operators that are run.
+    Args:
+        original: the model before the fold.
+        folded: the model after it.
+        applied: the record of the rewrite, with positions in the original graph and tensor names in
+            the folded one.
+        original_dir: the folder of the original's external data.
+        folded_dir: the folder of the folded model's external data.
+        numbers: values to probe the folds of the main graph on, besides the formulas.
+        bounds: bounds of the operators that are run.
+
+    Returns:
+        One certificate for each fold. A fold whose operators are not where they should be has a
+        certificate with a ``problem``; it raises no error.
     """
-    before, after = Side.of(original, original_dir), Side.of(folded, folded_dir)
-    found = [_certify(before, after, fold, bounds) for fold in applied]
+    before, after = CheckedModel.of(original, original_dir), CheckedModel.of(folded, folded_dir)
+    found = [_certificate(before, after, fold, bounds) for fold in applied]
     if numbers is not None:
         places: dict[str, list[int]] = {}
         for at, fold in enumerate(applied):
             name = local_probe.source(before, fold) if found[at].holds else None
             if name is not None:
                 places.setdefault(name, []).append(at)
-        with suppress(Exhausted, MemoryError):  # what is not probed rests on its certificate
-            for name, given in numbers(places) if places else ():
+        with suppress(Exhausted, MemoryError):  # a fold without a probe still has its formulas
+            for name, values in numbers(places) if places else ():
                 for at in places[name]:
-                    found[at] = _probed(before, after, applied[at], found[at], given)
+                    found[at] = _probed(before, after, applied[at], found[at], values)
     for at, certificate in enumerate(found):
         if certificate.unchecked is not None:
             found[at] = replace(certificate, layers=_resting(before, applied, at))
     return tuple(found)
 
 
-def _resting(before: Side, applied: Sequence[Applied], at: int) -> frozenset[str]:
-    """The operators of the main graph, by label, whose folds rest on one step: those of the steps
-    that maps connect it with, from tensor to tensor.
+def _resting(before: CheckedModel, applied: Sequence[Applied], at: int) -> frozenset[str]:
+    """The operators of the main graph, by label, whose folds rest on one step.
+
+    Two steps belong together where a map was carried past a tensor of both. So the result has the
+    operators of this step, of the steps that share a tensor with it, of those that share one with
+    these, and so on.
     """
     path = applied[at].path
     if path:
@@ -145,21 +110,29 @@ def _resting(before: Side, applied: Sequence[Applied], at: int) -> frozenset[str
 
 
 def _probed(
-    before: Side, after: Side, fold: Applied, found: Certificate, given: NDArray[Any]
+    before: CheckedModel,
+    after: CheckedModel,
+    fold: Applied,
+    found: Certificate,
+    values: NDArray[Any],
 ) -> Certificate:
+    """The certificate of a fold, with the result of the local probe on some values."""
     try:
         with np.errstate(all="ignore"):
-            return replace(found, probe=local_probe.probe(before, after, fold, given))
+            return replace(found, probe=local_probe.probe(before, after, fold, values))
     except (Mismatch, ValueError) as mismatch:
         return replace(found, problem=f"on real numbers: {mismatch}")
 
 
-def _certify(before: Side, after: Side, fold: Applied, bounds: Bounds) -> Certificate:
+def _certificate(
+    before: CheckedModel, after: CheckedModel, fold: Applied, bounds: Bounds
+) -> Certificate:
+    """The certificate of a fold, by the check of its law."""
     scope = before.scopes[fold.path]
     maps = tuple(label(scope.nodes[i]) for i in fold.maps)
     made = fold.patch.nodes[fold.into] if fold.patch is not None else None
     into = label(made or scope.nodes[fold.into])
-    check = partial(_cross, bounds) if fold.law == "cross" else _CHECKS[fold.law]
+    check = partial(_check_crossing, bounds) if fold.law == "cross" else _CHECKS[fold.law]
     try:
         if fold.path not in after.scopes:
             raise Mismatch(f"the folded model has no graph {fold.path}")
@@ -175,96 +148,112 @@ def _certify(before: Side, after: Side, fold: Applied, bounds: Bounds) -> Certif
     return Certificate(fold.path, into, maps, max(ulps, 0.0), law=fold.law)
 
 
-def _compose(before: Side, after: Side, fold: Applied) -> float:
-    """``L∘F = R∘G`` for the row L that stood and the row R that stands, where what they read is
-    ``F(z)`` (old) or ``G(z)`` (new), but for what is said of what they put out.
+def _check_composition(before: CheckedModel, after: CheckedModel, fold: Applied) -> float:
+    """Check ``L∘F = R∘G`` for the old affine operators L and the new ones R; return the deviation.
+
+    L reads ``F(z)`` in the original model, R reads ``G(z)`` in the folded one. Where maps were
+    carried past the output too, both sides are compared through these maps.
     """
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     first = old.nodes[fold.into]
     rank = before.rank(old, first.output[0]) or _least_rank(old, fold)
-    wanted, made = Line.identity(rank), Line.identity(rank)
+    wanted, made = FullRankMap.identity(rank), FullRankMap.identity(rank)
     data = next((n for n in first.input if before.fixed(old, n) is None), "")
-    _read(fold, data, wanted, made)
+    _start_from(fold, data, wanted, made)
     for position in fold.chain:
         follow(before, old, old.nodes[position], wanted)
-    kind = _standing(after, new, fold, made)
+    kind = _follow_folded(after, new, fold, made)
     last = old.nodes[fold.chain[-1]].output[0]
-    pairs = _put_out(fold, last, wanted, made)
-    return max(_apart(fold, one, other, kind) for one, other in pairs)
+    pairs = _equal_maps(fold, last, wanted, made)
+    return max(_deviation(fold, one, other, kind) for one, other in pairs)
 
 
-def _apart(fold: Applied, wanted: Line, made: Line, kind: np.dtype[Any]) -> float:
+def _deviation(fold: Applied, wanted: FullRankMap, made: FullRankMap, kind: np.dtype[Any]) -> float:
+    """The largest distance of two maps, in units in the last place of a dtype."""
     size = np.abs(wanted.scale)
-    loose = made.steps - 1
-    scale = deviation(made.scale, wanted.scale, size, kind, loose=loose)
+    forgiven = made.steps - 1
+    scale = deviation(made.scale, wanted.scale, size, kind, forgiven=forgiven)
     plain = made.steps <= 1 and not fold.related
     sizes = (np.abs(wanted.shift),) if plain else (wanted.bulk, made.bulk)
-    return max(scale, deviation(made.shift, wanted.shift, wanted.bulk, kind, sizes, loose))
+    return max(scale, deviation(made.shift, wanted.shift, wanted.bulk, kind, sizes, forgiven))
 
 
 def _least_rank(scope: Scope, fold: Applied) -> int:
-    """The rank to follow maps at where it is not known: numbers need none, a BatchNormalization
-    needs its channels, and a map that came from elsewhere the axis that it is along. Those count
-    from the first axis, a constant's from the last: there are so many in between that none meet.
+    """The rank to compute with where the tensor's rank is not known.
+
+    Single numbers need 0. A BatchNormalization needs 2, for its channels lie on axis 1. A map that
+    was carried here needs the axis that it varies along. These axes count from the first, those of
+    a constant from the last: there are so many axes between them that none meet.
     """
     needed = [0]
     if any(scope.nodes[p].op_type == "BatchNormalization" for p in fold.chain):
         needed.append(2)
-    for gone in fold.related.values():
-        needed += [step.axis + 1 for step in (*gone.old, *gone.new) if step.axis is not None]
+    for relation in fold.related.values():
+        maps = (*relation.old, *relation.new)
+        needed += [map_.axis + 1 for map_ in maps if map_.axis is not None]
     return max(needed) + _BETWEEN if any(needed) else 0
 
 
-def _read(fold: Applied, name: str, wanted: Line, made: Line) -> None:
-    """Let both lines begin with what the values of a tensor come from."""
+def _start_from(fold: Applied, name: str, wanted: FullRankMap, made: FullRankMap) -> None:
+    """Apply the maps that were carried past a tensor, before the operators that read it."""
     related = fold.related.get(name)
     if related is not None:
-        wanted.then(laid_out(related.old, wanted.scale.ndim))
-        made.then(laid_out(related.new, made.scale.ndim))
+        wanted.apply(composed(related.old, wanted.scale.ndim))
+        made.apply(composed(related.new, made.scale.ndim))
 
 
-def _put_out(fold: Applied, name: str, wanted: Line, made: Line) -> list[tuple[Line, Line]]:
-    """The lines that have to be the same if what is said of a tensor is true. They must not depend
-    on what is unknown.
+def _equal_maps(
+    fold: Applied, name: str, wanted: FullRankMap, made: FullRankMap
+) -> list[tuple[FullRankMap, FullRankMap]]:
+    """The pairs of maps that have to be equal, if maps were carried past a tensor as recorded.
+
+    Raises:
+        Mismatch: one of the maps depends on values that nothing is known of.
     """
     pairs = []
-    for claim in claims(fold.related.get(name), wanted.scale.ndim):
+    for equality in equalities(fold.related.get(name), wanted.scale.ndim):
         pair = wanted.copy(), made.copy()
-        for line, then in zip(pair, (claim.old, claim.new), strict=True):
-            line.then(then)
-            line.without(claim.apart)
-            if bool(line.unknown.any()):
+        for map_, apply in zip(pair, (equality.old, equality.new), strict=True):
+            map_.apply(apply)
+            map_.leave_out(equality.exempt)
+            if bool(map_.unknown.any()):
                 raise Mismatch(f"{name} depends on values that nothing is known of")
         pairs.append(pair)
     return pairs
 
 
-def _standing(side: Side, scope: Scope, fold: Applied, line: Line) -> np.dtype[Any]:
-    """Let a line go through the operators of the folded graph from a fold's source to its end."""
+def _follow_folded(
+    model: CheckedModel, scope: Scope, fold: Applied, map_: FullRankMap
+) -> np.dtype[Any]:
+    """Follow the operators that remain in the folded graph, from a fold's source to its output.
+
+    ``map_`` becomes their map. Returns the dtype of their constants, float32 if they have none.
+    """
     kind: np.dtype[Any] = np.dtype(np.float32)
-    for node in chain_between(side, scope, fold.source, fold.output):
-        dtype = follow(side, scope, node, line)
+    for node in chain_between(model, scope, fold.source, fold.output):
+        dtype = follow(model, scope, node, map_)
         if dtype is not None:
             kind = dtype
-            line.steps += 1
+            map_.steps += 1
     return kind
 
 
-def _absorb(before: Side, after: Side, fold: Applied) -> float:
+def _check_absorption(before: CheckedModel, after: CheckedModel, fold: Applied) -> float:
+    """Check the new weights of an operator that took in maps; return the largest deviation."""
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     node = old.nodes[fold.into]
     twin = _twin(new, node, fold.source)
     rank = output_rank(before, old, node) or _least_rank(old, fold)
-    line, added = Line.identity(rank), Line.identity(rank)
+    target, remaining = FullRankMap.identity(rank), FullRankMap.identity(rank)
     read = node.output[0]
     for place in fold.chain:
         if read not in old.nodes[place].input:
             raise Mismatch(f"{label(old.nodes[place])} does not read {read}")
-        follow(before, old, old.nodes[place], line)
+        follow(before, old, old.nodes[place], target)
         read = old.nodes[place].output[0]
-    _standing(after, new, fold, added)
+    _follow_folded(after, new, fold, remaining)
     final = old.nodes[fold.chain[-1]].output[0] if fold.chain else node.output[0]
-    pairs = _put_out(fold, final, line, added)
+    pairs = _equal_maps(fold, final, target, remaining)
     _same_otherwise(before, after, old, new, node, twin)
     check = FORMULAS.get(type_of(node))
     if check is None:
@@ -276,7 +265,10 @@ def _absorb(before: Side, after: Side, fold: Applied) -> float:
     return max(map(check, cases))
 
 
-def _cross(bounds: Bounds, before: Side, after: Side, fold: Applied) -> float | Unchecked:
+def _check_crossing(
+    bounds: Bounds, before: CheckedModel, after: CheckedModel, fold: Applied
+) -> float | Unchecked:
+    """Check an operator that maps were carried across; return how far it is off."""
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     node = old.nodes[fold.into]
     twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
@@ -292,26 +284,33 @@ def _writer(scope: Scope, source: str) -> NodeProto:
 
 
 def _twin(scope: Scope, node: NodeProto, source: str) -> NodeProto:
-    """The operator of the folded graph that is what became of one of the original."""
+    """The operator of the folded graph that stands for ``node``; it writes ``source``."""
     twin = _writer(scope, source)
     if type_of(twin) != type_of(node):
         raise Mismatch(f"{source} is written by {type_of(twin)}, not by {type_of(node)}")
     return twin
 
 
-def _integers(side: Side, scope: Scope, name: str) -> NDArray[Any]:
-    """The integers of a weight that is dequantized; nothing for any other."""
-    found = side.integers(scope, name)
+def _integers(model: CheckedModel, scope: Scope, name: str) -> NDArray[Any]:
+    """The integers of a dequantized weight; an empty array for any other weight."""
+    found = model.integers(scope, name)
     stored = None if found is None else scope.nodes[found.position].input[0]
-    values = None if stored is None else side.values(scope, stored)
+    values = None if stored is None else model.values(scope, stored)
     return np.zeros(0) if values is None else values
 
 
 def _same_otherwise(
-    before: Side, after: Side, old: Scope, new: Scope, node: NodeProto, twin: NodeProto
+    before: CheckedModel,
+    after: CheckedModel,
+    old: Scope,
+    new: Scope,
+    node: NodeProto,
+    twin: NodeProto,
 ) -> None:
-    """Everything else that decides what an operator computes is as it was: its attributes (but
-    Gemm's beta, which its formula knows) and a BatchNormalization's statistics.
+    """Raise `Mismatch` if more than the weights of an operator has changed.
+
+    Its attributes, the integers of its dequantized weights and the statistics of a
+    BatchNormalization stay as they are. The beta of a Gemm may change: its formula uses it.
     """
 
     def attributes(of: NodeProto) -> dict[str, bytes]:
@@ -334,8 +333,11 @@ def _same_otherwise(
                 raise Mismatch(f"the statistics of {label(twin)} changed")
 
 
-def _merge(before: Side, after: Side, fold: Applied) -> float | Unchecked:
-    """The merged operator in float64 is what stood; all that follows starts from it."""
+def _check_merge(before: CheckedModel, after: CheckedModel, fold: Applied) -> float | Unchecked:
+    """Check that a merged operator equals the operators that it stands for, both in float64.
+
+    It then goes into ``before``. The checks of later folds start from it.
+    """
     assert fold.patch is not None
     scope = before.scopes[fold.path]
     try:
@@ -344,9 +346,9 @@ def _merge(before: Side, after: Side, fold: Applied) -> float | Unchecked:
         lay(fold.patch, scope, before.constants)
 
 
-_CHECKS: dict[str, Callable[[Side, Side, Applied], float | Unchecked]] = {
-    "absorb": _absorb,
-    "carry": _compose,
-    "compose": _compose,
-    "merge": _merge,
+_CHECKS: dict[str, Callable[[CheckedModel, CheckedModel, Applied], float | Unchecked]] = {
+    "absorb": _check_absorption,
+    "carry": _check_composition,
+    "compose": _check_composition,
+    "merge": _check_merge,
 }

@@ -1,10 +1,13 @@
-"""The check of an operator that maps were carried across: it runs before and after.
+"""The check of an operator that maps were carried across: the old and the new operator both run.
 
-The old operator reads ``F(z)`` and the new one ``G(z)``, as the maps that its tensors are said to
-have gone through have it; z is drawn, and drawn again so that the old one reads about the numbers
-that it holds: there a bound or a threshold that is wrong shows. What the two put out must be as is
-said of it, too. Sizes that are not known are made up. Runs in onnxruntime, in float32, one node at
-a time.
+The numbers z are drawn. The old operator reads ``F(z)`` and the new one reads ``G(z)``; F and G are
+the maps that the rewrite recorded for the tensor. The two outputs must fit the maps recorded for
+them as well. For example, a scale of 2 was carried across a Relu: the old one reads z, the new one
+reads 2·z, and the new output must be twice the old one.
+
+A second draw brings the data near the numbers that the operator holds. A wrong bound or a wrong
+threshold shows there. Unknown sizes are made up. Each operator runs alone in onnxruntime, in
+float32.
 """
 
 from __future__ import annotations
@@ -22,16 +25,16 @@ from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_hel
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.tensors import FLOATS
 from bnfold._onnx.write.applied import Related
-from bnfold._proof.carried import claims, laid_out, placed
-from bnfold._proof.rows import Line, Mismatch, Side
-from bnfold._proof.unchecked import Obstacle, Unchecked
+from bnfold._proof.checked_model import CheckedModel
+from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
+from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities, values_around
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.session import EngineError, OnnxRuntime
 
-# What unknown sizes are taken to be, in turn, until the operator runs.
+# The values that stand for unknown sizes: one after the other, until the operator runs.
 _SIZES = (2, 4, 1, 6)
 _LARGEST = 1 << 22
-# Rounding steps, at the largest value put out, that float32 arithmetic may be off by.
+# How far float32 arithmetic may be off, relative to the largest output value.
 _FACTOR = 64 * float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
 _IR_VERSION = 10
@@ -43,8 +46,8 @@ Feeds = dict[str, NDArray[Any]]
 
 
 def check_crossing(
-    before: Side,
-    after: Side,
+    before: CheckedModel,
+    after: CheckedModel,
     old: Scope,
     new: Scope,
     node: NodeProto,
@@ -52,25 +55,25 @@ def check_crossing(
     related: Mapping[str, Related],
     bounds: Bounds = UNBOUNDED,
 ) -> float | Unchecked:
-    """How far two operators differ, in the rounding that float32 may cost. They may be of different
-    types: both are run.
+    """How far two operators differ, in units of the rounding that float32 may cost. Their types may
+    differ: both are run.
 
-    `Unchecked` where the two could not be run, time is up, or what they put out is no evidence.
-    Raises `Mismatch` where the two differ in shape, or in attributes that are no single numbers, or
-    where maps fit their tensors in none of the sizes that are tried.
+    Returns `Unchecked` where the two cannot run, where time is up, or where their outputs prove
+    nothing. Raises `Mismatch` where their output shapes differ, where an attribute differs that is
+    not a single number, or where the maps fit the tensors in none of the sizes that are tried.
     """
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
     unfit: ValueError | None = None
     stopped = Unchecked(Obstacle.DOES_NOT_RUN, "no size of its data was tried")
-    steps = [step for gone in related.values() for step in (*gone.old, *gone.new)]
-    told = {n for step in steps for n in np.broadcast(step.scale, step.shift).shape}
+    steps = [step for relation in related.values() for step in (*relation.old, *relation.new)]
+    known = {n for step in steps for n in np.broadcast(step.scale, step.shift).shape}
     least = _reach(node)
-    told_after = _Told(after, new, twin)
+    folded_shapes = _KnownShapes(after, new, twin)
     numbers = _numbers(before, old, node)
 
     def compared(size: int, near: bool) -> float | Unchecked:
-        drawn = _drawn(before, old, node, related, size, told_after, numbers, near)
+        drawn = _draw(before, old, node, related, size, folded_shapes, numbers, near)
         if isinstance(drawn, Unchecked):
             return drawn
         left = _run(before, old, node, drawn[0], bounds)
@@ -78,7 +81,7 @@ def check_crossing(
         terms = _largest(*drawn) if node.op_type == twin.op_type else None
         return _compared(node, left, right, related, terms)
 
-    for size in dict.fromkeys(max(n, least) for n in (*sorted(told - {1}), *_SIZES)):
+    for size in dict.fromkeys(max(n, least) for n in (*sorted(known - {1}), *_SIZES)):
         try:
             found = compared(size, near=False)
             if not isinstance(found, Unchecked):
@@ -89,7 +92,7 @@ def check_crossing(
             return Unchecked(Obstacle.EXHAUSTED, str(error))
         except EngineError as error:
             stopped = Unchecked(Obstacle.DOES_NOT_RUN, str(error))
-        except ValueError as error:  # A map and a tensor that NumPy cannot broadcast.
+        except ValueError as error:  # NumPy cannot broadcast a map and a tensor.
             unfit = error
     if unfit is not None:
         raise Mismatch(f"maps do not fit the tensors of {label(node)}: {unfit}")
@@ -97,21 +100,24 @@ def check_crossing(
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What the folded graph says of the tensors that an operator reads there."""
+class _KnownShapes:
+    """The shapes and types that the folded graph knows of an operator's inputs."""
 
-    side: Side
+    model: CheckedModel
     scope: Scope
     node: NodeProto
 
     def of(self, number: int) -> tuple[tuple[int | None, ...] | None, int]:
-        """The shape, if it is known, and the element type of an input by its number."""
+        """The shape of an input by its number, None if it is not known, and its element type."""
         name = self.node.input[number] if number < len(self.node.input) else ""
-        return self.side.shapes.shape(self.scope, name), self.side.shapes.type(self.scope, name)
+        return self.model.shapes.shape(self.scope, name), self.model.shapes.type(self.scope, name)
 
 
 def _attributes(node: NodeProto) -> dict[str, bytes]:
-    """All but single numbers, which a law may change: of these tells what the operators put out."""
+    """The attributes that are not single numbers, by name.
+
+    A law may change a single number; the outputs of the operators show whether it is right.
+    """
     return {
         a.name: a.SerializeToString(deterministic=True)
         for a in node.attribute
@@ -119,8 +125,8 @@ def _attributes(node: NodeProto) -> dict[str, bytes]:
     }
 
 
-def _numbers(side: Side, scope: Scope, node: NodeProto) -> list[float]:
-    """The finite single numbers that an operator holds, in attributes or at inputs."""
+def _numbers(model: CheckedModel, scope: Scope, node: NodeProto) -> list[float]:
+    """The finite single numbers that an operator holds, in attributes or as inputs."""
     given = {a.name: a.f for a in node.attribute if a.type == AttributeProto.FLOAT}
     with suppress(defs.SchemaError):
         for name, known in defs.get_schema(
@@ -128,38 +134,40 @@ def _numbers(side: Side, scope: Scope, node: NodeProto) -> list[float]:
         ).attributes.items():
             if known.default_value.type == AttributeProto.FLOAT:
                 given.setdefault(name, known.default_value.f)
-    held = [side.values(scope, name) for name in node.input if name]
+    held = [model.values(scope, name) for name in node.input if name]
     single = [float(v.reshape(-1)[0]) for v in held if v is not None and v.size == 1]
     return [number for number in (*given.values(), *single) if math.isfinite(number)]
 
 
-def _drawn(
-    side: Side,
+def _draw(
+    model: CheckedModel,
     scope: Scope,
     node: NodeProto,
     related: Mapping[str, Related],
     size: int,
-    twin: _Told,
+    twin: _KnownShapes,
     numbers: Sequence[float],
     near: bool,
 ) -> tuple[Feeds, Feeds] | Unchecked:
-    """Data for both operators by input number, if some can be made up; ``near`` the ``numbers``
-    that the old one holds, or else anywhere but at them.
+    """Data for the old and for the new operator, by input number.
+
+    With ``near`` the old operator reads numbers near those that it holds (``numbers``), else any
+    numbers but those. Returns `Unchecked` where no data can be made up for an input.
     """
     generator = np.random.default_rng(0)
-    ends = _ends(side, scope, node)
+    ends = _ends(model, scope, node)
     first: Feeds = {}
     second: Feeds = {}
     for number, name in enumerate(node.input):
-        if not name or side.values(scope, name) is not None:
+        if not name or model.values(scope, name) is not None:
             continue
-        shape, element = side.shapes.shape(scope, name), side.shapes.type(scope, name)
-        if shape is None:  # as of what a merge has made: maps change no shapes
+        shape, element = model.shapes.shape(scope, name), model.shapes.type(scope, name)
+        if shape is None:  # a merge has made it; maps change no shapes
             shape, element = twin.of(number)
         if shape is None:
             return Unchecked(Obstacle.SHAPE_UNKNOWN, name)
-        gone = related.get(name)
-        own = _own_sizes(gone, len(shape)) if gone is not None else (1,) * len(shape)
+        relation = related.get(name)
+        own = _own_sizes(relation, len(shape)) if relation is not None else (1,) * len(shape)
         sizes = tuple(
             n if n is not None else (m if m > 1 else size) for n, m in zip(shape, own, strict=True)
         )
@@ -169,7 +177,7 @@ def _drawn(
         if math.prod(sizes) > _LARGEST:
             return Unchecked(Obstacle.TOO_LARGE, name)
         if element not in FLOATS:
-            # Of indices 0 is always one; of a size asked for at run time no number is known.
+            # The index 0 is always right. No number is right for a size that is read at run time.
             if element not in (TensorProto.INT32, TensorProto.INT64) or node.op_type != "Gather":
                 return Unchecked(Obstacle.NOT_DRAWABLE, name)
             zeros = np.zeros(sizes, helper.tensor_dtype_to_np_dtype(element))
@@ -178,18 +186,20 @@ def _drawn(
         values = generator.normal(size=sizes)
         if ends is not None:
             around = generator.uniform(*ends, size=sizes)
-            values = _back_through(laid_out(gone.old if gone else (), len(sizes)), around, values)
+            values = _back_through(
+                composed(relation.old if relation else (), len(sizes)), around, values
+            )
         first[str(number)] = second[str(number)] = values.astype(np.float32)
-        if gone is not None:
-            old, new = laid_out(gone.old, len(sizes)), laid_out(gone.new, len(sizes))
-            values = placed(old, values, numbers, near, generator)
+        if relation is not None:
+            old, new = composed(relation.old, len(sizes)), composed(relation.new, len(sizes))
+            values = values_around(old, values, numbers, near, generator)
             drawn = np.where(old.unknown, generator.normal(size=sizes), _through(old, values))
             first[str(number)] = drawn.astype(np.float32)
             second[str(number)] = _through(new, values).astype(np.float32)
     return first, second
 
 
-def _ends(side: Side, scope: Scope, node: NodeProto) -> tuple[float, float] | None:
+def _ends(side: CheckedModel, scope: Scope, node: NodeProto) -> tuple[float, float] | None:
     """An interval in which an operator that is flat beyond bounds shows them; None for any other.
 
     Of Clip it is that between its bounds, of HardSigmoid that between ``−β/α`` and ``(1 − β)/α``, a
@@ -217,41 +227,42 @@ def _ends(side: Side, scope: Scope, node: NodeProto) -> tuple[float, float] | No
 
 
 def _back_through(
-    line: Line, wanted: NDArray[np.float64], others: NDArray[np.float64]
+    map_: FullRankMap, wanted: NDArray[np.float64], others: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The numbers that a line takes to those that are wanted; ``others`` where it is constant."""
+    """The numbers that a map takes to the wanted ones; ``others`` where it is constant."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(line.scale == 0, others, (wanted - line.shift) / line.scale)
+        return np.where(map_.scale == 0, others, (wanted - map_.shift) / map_.scale)
 
 
 def _largest(*fed: Feeds) -> float:
-    """The largest number that goes in: what comes out of a sum may be smaller than its terms."""
+    """The largest absolute value of the data. The terms of a sum may be larger than the sum."""
     sizes = [np.abs(v).max(initial=0) for feeds in fed for v in feeds.values() if v.dtype != bool]
     return float(max(sizes, default=0))
 
 
 def _reach(node: NodeProto) -> int:
-    """The size that a pool's window fits into."""
+    """The size that the window of a pool needs; 1 for other operators."""
     lists = {a.name: list(a.ints) for a in node.attribute}
     kernel = lists.get("kernel_shape", [1])
     dilations = lists.get("dilations") or [1] * len(kernel)
     return max((int(k) - 1) * int(d) + 1 for k, d in zip(kernel, dilations, strict=True))
 
 
-def _own_sizes(gone: Related, rank: int) -> tuple[int, ...]:
-    """What the map of a tensor tells of its sizes: 1 where it does not vary."""
-    lines = laid_out(gone.old, rank), laid_out(gone.new, rank)
-    return np.broadcast_shapes(*(np.broadcast(line.scale, line.shift).shape for line in lines))
+def _own_sizes(relation: Related, rank: int) -> tuple[int, ...]:
+    """The sizes of a tensor as its maps tell them; 1 along each axis where they do not vary."""
+    lines = composed(relation.old, rank), composed(relation.new, rank)
+    return np.broadcast_shapes(*(np.broadcast(map_.scale, map_.shift).shape for map_ in lines))
 
 
-def _through(line: Line, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return values * line.scale + line.shift
+def _through(map_: FullRankMap, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What a map makes of some values."""
+    return values * map_.scale + map_.shift
 
 
 def _run(
-    side: Side, scope: Scope, node: NodeProto, feeds: Feeds, bounds: Bounds
+    model: CheckedModel, scope: Scope, node: NodeProto, feeds: Feeds, bounds: Bounds
 ) -> list[NDArray[Any]]:
-    """Run one node alone, its float constants in float32."""
+    """The outputs of one node that runs alone; its float constants become float32."""
     alone = NodeProto()
     alone.CopyFrom(node)
     constants, inputs = [], []
@@ -264,7 +275,7 @@ def _run(
             element = helper.np_dtype_to_tensor_dtype(values.dtype)
             inputs.append(helper.make_tensor_value_info(str(number), element, values.shape))
             continue
-        constant = side.values(scope, name)
+        constant = model.values(scope, name)
         if constant is None:
             raise EngineError("an input is not known")
         if helper.np_dtype_to_tensor_dtype(constant.dtype) in FLOATS and _is_data(node, number):
@@ -277,12 +288,12 @@ def _run(
             outputs.append(helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, None))
     graph = helper.make_graph([alone], "probe", inputs, outputs, constants)
     opset = helper.make_opsetid("", scope.opset)
-    model = helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
-    return OnnxRuntime(model.SerializeToString(), bounds=bounds).run(feeds)
+    proto = helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
+    return OnnxRuntime(proto.SerializeToString(), bounds=bounds).run(feeds)
 
 
 def _is_data(node: NodeProto, number: int) -> bool:
-    """Whether a float input has the type of the data: the scales of a Resize have their own."""
+    """Whether a float input has the type of the data. The scales of a Resize have their own."""
     return node.op_type not in ("Resize", "Upsample") or number == 0
 
 
@@ -293,11 +304,12 @@ def _compared(
     related: Mapping[str, Related],
     terms: float | None,
 ) -> float | Unchecked:
-    """How far outputs are apart, in the rounding of numbers as large as they or their ``terms``.
-    Without these the two sides are of different kinds: each has the rounding of its own numbers.
+    """How far the outputs differ, in units of the rounding of the largest number.
 
-    Numbers that are not finite are evidence only where both sides have the same infinity: float32
-    may overflow on one side alone.
+    The largest number is an output or one of its ``terms``. Without ``terms`` the two operators are
+    of different types: each has the rounding of its own numbers. An infinity proves something only
+    where both sides have the same one: float32 may overflow on one side alone. Returns `Unchecked`
+    where the outputs prove nothing.
     """
     worst, seen, finite = 0.0, False, True
     names = [name for name in node.output if name]
@@ -309,17 +321,17 @@ def _compared(
         sides = [np.where(known, np.abs(side), 0.0) for side in (wanted, made)]
         if terms is not None:
             sides = [np.maximum(np.maximum(*sides), terms)] * 2
-        for claim in claims(related.get(name), wanted.ndim) if made.size else ():
+        for equality in equalities(related.get(name), wanted.ndim) if made.size else ():
             seen = True
             with np.errstate(invalid="ignore"):
-                was, now = _through(claim.old, wanted), _through(claim.new, made)
+                was, now = _through(equality.old, wanted), _through(equality.new, made)
                 off = np.abs(was - now)
             sizes = [
-                side * np.abs(line.scale) + np.abs(line.shift)
-                for side, line in zip(sides, (claim.old, claim.new), strict=True)
+                side * np.abs(map_.scale) + np.abs(map_.shift)
+                for side, map_ in zip(sides, (equality.old, equality.new), strict=True)
             ]
-            largest = float(max(np.where(claim.apart, 0.0, part).max() for part in sizes))
-            off = np.where(claim.apart | (was == now), 0.0, off)
+            largest = float(max(np.where(equality.exempt, 0.0, part).max() for part in sizes))
+            off = np.where(equality.exempt | (was == now), 0.0, off)
             if not math.isfinite(largest):
                 finite = False
                 continue

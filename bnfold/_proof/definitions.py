@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
 from bnfold._onnx.read.scopes import label
-from bnfold._proof.rows import Double, Mismatch
+from bnfold._proof.evidence import Mismatch
+from bnfold._proof.full_rank_maps import Double
 
 _EPSILON = float(np.float32(1e-5))
 _EVERY: tuple[Any, ...] = (slice(None),)
@@ -23,8 +24,11 @@ Operands = list["Double | None"]
 
 
 def evaluate(node: NodeProto, operands: Operands, magnitude: bool) -> Double:
-    """What an operator puts out; with ``magnitude``, a bound for the terms that it sums, given such
-    bounds of its operands. Raises `Mismatch` where there is no definition here.
+    """The output of an operator.
+
+    With ``magnitude`` the operands are bounds of absolute values, and so is the result: it bounds
+    the terms that the operator sums. Raises `Mismatch` where this module has no definition of the
+    operator.
     """
     known = [operand for operand in operands if operand is not None]
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -40,15 +44,15 @@ def evaluate(node: NodeProto, operands: Operands, magnitude: bool) -> Double:
 
 
 def is_defined(node: NodeProto) -> bool:
-    """Whether there is a definition of an operator here."""
+    """Whether this module has a definition of an operator."""
     return node.domain in ("", "ai.onnx") and node.op_type in _DEFINITIONS
 
 
-def _first(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
-    return _given(operands, 0)
+def _unchanged(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    return _operand(operands, 0)
 
 
-def _given(operands: Operands, number: int) -> Double:
+def _operand(operands: Operands, number: int) -> Double:
     operand = operands[number] if number < len(operands) else None
     if operand is None:
         raise Mismatch("an operand is missing")
@@ -56,34 +60,34 @@ def _given(operands: Operands, number: int) -> Double:
 
 
 def _negated(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
-    return _given(operands, 0) if magnitude else -_given(operands, 0)
+    return _operand(operands, 0) if magnitude else -_operand(operands, 0)
 
 
 def _sum(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
-    total = _given(operands, 0)
+    total = _operand(operands, 0)
     for number in range(1, len(operands)):
-        total = total + _given(operands, number)
+        total = total + _operand(operands, number)
     return total
 
 
 def _difference(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
-    left, right = _given(operands, 0), _given(operands, 1)
+    left, right = _operand(operands, 0), _operand(operands, 1)
     return left + right if magnitude else left - right
 
 
 def _product(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
-    return _given(operands, 0) * _given(operands, 1)
+    return _operand(operands, 0) * _operand(operands, 1)
 
 
 def _quotient(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
-    return np.asarray(_given(operands, 0) / _given(operands, 1))
+    return np.asarray(_operand(operands, 0) / _operand(operands, 1))
 
 
 def _batch_norm(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
     """``(x − mean) / √(var + ε) · scale + bias`` along axis 1."""
-    x = _given(operands, 0)
+    x = _operand(operands, 0)
     scale, bias, mean, variance = (
-        _given(operands, k).reshape((1, -1, *(1,) * (x.ndim - 2))) for k in range(1, 5)
+        _operand(operands, k).reshape((1, -1, *(1,) * (x.ndim - 2))) for k in range(1, 5)
     )
     centred = x + mean if magnitude else x - mean
     deviation = np.sqrt(variance + attributes.get("epsilon", _EPSILON))
@@ -91,12 +95,12 @@ def _batch_norm(operands: Operands, attributes: Attributes, magnitude: bool) -> 
 
 
 def _matmul(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
-    return np.asarray(_given(operands, 0) @ _given(operands, 1))
+    return np.asarray(_operand(operands, 0) @ _operand(operands, 1))
 
 
 def _gemm(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
     """``α·A'·B' + β·C``."""
-    left, right = _given(operands, 0), _given(operands, 1)
+    left, right = _operand(operands, 0), _operand(operands, 1)
     left = left.T if attributes.get("transA", 0) else left
     right = right.T if attributes.get("transB", 0) else right
     total = attributes.get("alpha", 1.0) * (left @ right)
@@ -108,7 +112,7 @@ def _gemm(operands: Operands, attributes: Attributes, magnitude: bool) -> Double
 
 def _conv(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
     """``y[o, p] = b[o] + Σ W[o, i, k]·x[g·(Cin/groups) + i, stride·p + dilation·k − pad]``."""
-    x, weight = _given(operands, 0), _given(operands, 1)
+    x, weight = _operand(operands, 0), _operand(operands, 1)
     groups = attributes.get("group", 1)
     outputs, per_group, *taps = weight.shape
     if x.ndim != weight.ndim or x.shape[1] != per_group * groups:
@@ -128,10 +132,12 @@ def _with_bias(result: Double, operands: Operands) -> Double:
 
 
 def _conv_transpose(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
-    """``y[g·O + o, stride·p + dilation·k − pad] = b[g·O + o] + Σ W[i, o, k]·x[i, p]``, the sum over
-    the channels i of the group g and all places p and taps k that meet there.
+    """``y[g·O + o, stride·p + dilation·k − pad] = b[g·O + o] + Σ W[i, o, k]·x[i, p]``.
+
+    The sum runs over the channels i of the group g, and over all places p and taps k that write to
+    the same output position.
     """
-    x, weight = _given(operands, 0), _given(operands, 1)
+    x, weight = _operand(operands, 0), _operand(operands, 1)
     groups = attributes.get("group", 1)
     inputs, per_group, *taps = weight.shape
     if x.ndim != weight.ndim or x.shape[1] != inputs:
@@ -147,7 +153,7 @@ def _conv_transpose(operands: Operands, attributes: Attributes, magnitude: bool)
         (n - 1) * s + (k - 1) * d + 1
         for n, s, k, d in zip(space, strides, taps, dilations, strict=True)
     ]
-    starts, sizes = _cut_of_transposed(space, reach, strides, attributes)
+    starts, sizes = _transposed_crop(space, reach, strides, attributes)
     ends = [start + size for start, size in zip(starts, sizes, strict=True)]
     whole = np.zeros((len(x), groups * per_group, *map(max, reach, ends)))
     for tap in itertools.product(*map(range, taps)):
@@ -160,13 +166,13 @@ def _conv_transpose(operands: Operands, attributes: Attributes, magnitude: bool)
     return _with_bias(whole[_EVERY * 2 + cut], operands)
 
 
-def _cut_of_transposed(
+def _transposed_crop(
     space: tuple[int, ...], reach: list[int], strides: list[int], attributes: Attributes
 ) -> tuple[list[int], list[int]]:
-    """Where the output of a ConvTranspose starts in all that its kernel reaches, and its sizes.
+    """The part that a ConvTranspose keeps of all that its kernel writes: its start and its sizes.
 
-    With ``auto_pad`` and a kernel that spans less than a stride there is nothing to cut off; what
-    the sizes are then is read in more than one way, so that there is no definition here.
+    Raises `Mismatch` for ``auto_pad`` with a kernel that spans less than a stride. Nothing can be
+    cut off there, and implementations disagree about the sizes.
     """
     rank = len(space)
     mode = attributes.get("auto_pad", b"NOTSET").decode() or "NOTSET"
@@ -191,8 +197,8 @@ def _cut_of_transposed(
 
 
 def _average_pool(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
-    """The mean over each window; of what lies inside the tensor, unless padding counts."""
-    x, taps = _given(operands, 0), attributes["kernel_shape"]
+    """The mean of each window. Padding counts only where ``count_include_pad`` says so."""
+    x, taps = _operand(operands, 0), attributes["kernel_shape"]
     if attributes.get("ceil_mode", 0):
         raise Mismatch("an AveragePool with ceil_mode 1 has no definition here")
     total = sum(window for _, window in _windows(x, taps, attributes))
@@ -205,7 +211,7 @@ def _average_pool(operands: Operands, attributes: Attributes, magnitude: bool) -
 def _windows(
     x: Double, taps: list[int], attributes: Attributes
 ) -> list[tuple[tuple[int, ...], Double]]:
-    """For each tap of a kernel, the inputs that it meets at all output positions."""
+    """For each tap of a kernel: its position, and the inputs that it reads for all outputs."""
     rank = len(taps)
     strides = attributes.get("strides", [1] * rank)
     dilations = attributes.get("dilations", [1] * rank)
@@ -242,9 +248,9 @@ _DEFINITIONS: dict[str, _Definition] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Div": _quotient,
-    "Dropout": _first,
+    "Dropout": _unchanged,
     "Gemm": _gemm,
-    "Identity": _first,
+    "Identity": _unchanged,
     "MatMul": _matmul,
     "Mul": _product,
     "Neg": _negated,

@@ -1,7 +1,7 @@
-"""What each linear operator's and normalization's new weights have to be, by its definition.
+"""The right new weights of each linear operator and each normalization, by its definition.
 
-Each formula gives the largest distance between the weights that are there and those that its
-definition asks for, in units in the last place. It raises `Mismatch` where there is none.
+Each formula returns the largest distance of the folded weights from the right ones, in units in the
+last place. It raises `Mismatch` where no weights would be right.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from bnfold._proof.absorption import (
     row_parts,
     weight_deviation,
 )
-from bnfold._proof.rows import Double, Mismatch
+from bnfold._proof.evidence import Mismatch
+from bnfold._proof.full_rank_maps import Double
 
 
 def _conv(case: Absorption) -> float:
@@ -33,7 +34,7 @@ def _conv(case: Absorption) -> float:
     weight, made = case.stored(1), case.new(1)
     if weight is None or made is None:
         return _bias_only(case)
-    _same_shape(case, weight, made)
+    _require_same_shape(case, weight, made)
     scale = _per_channel(case, made.dtype, weight.shape[0])
     group = next((a.i for a in case.node.attribute if a.name == "group"), 1)
     cout, columns = weight.shape[:2]
@@ -42,7 +43,7 @@ def _conv(case: Absorption) -> float:
     read = first[:, None] + np.arange(columns)
     values, sizes = np.zeros(cout), np.zeros(cout)
     if bool(term.any()):
-        _sees_no_padding(case, weight.shape)
+        _require_no_padding(case, weight.shape)
         for part in row_parts(weight.shape):
             flat = weight[part].astype(np.float64)
             flat = flat.reshape(*flat.shape[:2], -1)
@@ -60,19 +61,20 @@ def _conv(case: Absorption) -> float:
 
 
 def _conv_transpose(case: Absorption) -> float:
-    """Output channel o of group j is written by that group's input channels only, through column
-    ``o − j·(Cout/group)`` of the weight: those entries times ``s[o]``.
+    """``W[i, m]·s[o]`` for the input channels i of group j, where ``o = j·(Cout/group) + m``.
+
+    The input channels of group j write output channel o. No other group writes it.
     """
     weight, made = case.old(1), case.new(1)
     if weight is None or made is None:
         return _bias_only(case)
     group = next((a.i for a in case.node.attribute if a.name == "group"), 1)
-    _same_shape(case, weight, made)
+    _require_same_shape(case, weight, made)
     cin, columns = weight.shape[:2]
     scale = _per_channel(case, made.dtype, columns * group)
     factor, term = case.entering(1, cin)
     if bool(term.any()):
-        _hits_each_once(case, weight.shape)
+        _require_one_source(case, weight.shape)
     wanted = np.einsum("i...,i->i...", weight, factor)
     values, sizes = np.zeros(columns * group), np.zeros(columns * group)
     for output in range(columns * group):
@@ -88,7 +90,7 @@ def _conv_transpose(case: Absorption) -> float:
 
 
 def _gemm(case: Absorption) -> float:
-    """``Y = α·A'·B' + β·C``: the constant factor and ``β·C`` as matrices, times S, plus T."""
+    """``S·(α·A'·B' + β·C) + T``: S goes into the constant factor and ``β·C``, T into ``β·C``."""
 
     def matrix(values: NDArray[Any] | None, of: NodeProto, at: int) -> NDArray[Any] | None:
         flag = "transA" if at == 0 else "transB"
@@ -107,7 +109,7 @@ def _gemm(case: Absorption) -> float:
     factor, made = matrix(case.stored(at), case.node, at), matrix(raw, case.twin, at)
     if factor is None or made is None or raw is None:
         raise Mismatch(f"{label(case.twin)} has no constant factor")
-    _same_shape(case, factor, made)
+    _require_same_shape(case, factor, made)
     alphas = [
         next((float(a.f) for a in of.attribute if a.name == "alpha"), 1.0)
         for of in (case.node, case.twin)
@@ -140,10 +142,10 @@ def _matmul(case: Absorption) -> float:
     factor, made = case.stored(at), case.new(at)
     if factor is None or made is None:
         raise Mismatch(f"{label(case.twin)} has no constant factor")
-    rank = case.line.scale.ndim
+    rank = case.target.scale.ndim
     vector = case.rank(1 - at) == 1
     columns = factor.ndim - 2 if at == 1 else factor.ndim - 1
-    # What the constant has on each axis of the output: on the one that X writes, nothing.
+    # The sizes of the constant along the axes of the output; 1 on the axis that X writes.
     sizes = list(factor.shape)
     sizes[max(columns, 0)] = 1
     if vector or factor.ndim < 2:
@@ -158,8 +160,8 @@ def _matmul(case: Absorption) -> float:
     entry = None if data is None else (data - 1 if at == 1 else max(data - 2, 0))
     scales, terms = case.entering(entry, factor.shape[max(columns, 0)])
     along = tuple(-1 if k == max(columns, 0) else 1 for k in range(factor.ndim))
-    _same_shape(case, factor, made)
-    np.broadcast_to(scale, factor.shape)  # a scale of another rank is none of this weight's
+    _require_same_shape(case, factor, made)
+    np.broadcast_to(scale, factor.shape)  # raises for a scale of another rank
     entering = scales.reshape(along)
 
     def wanted(part: slice) -> Double:
@@ -188,14 +190,16 @@ def _matmul(case: Absorption) -> float:
 def _norm(
     case: Absorption, at: int = 1, beta_at: int | None = 2, on_last_axes: bool = False
 ) -> float:
-    """``γ·n + β`` becomes ``(S·γ)·n + (S·β + T)``; γ lies on axis 1, or on the last axes. γ and β
-    are the inputs of these numbers, and n is what it was. Without a β there is none to take T.
+    """``γ·n + β`` becomes ``(S·γ)·n + (S·β + T)``; the normalized data n stay as they are.
+
+    ``at`` and ``beta_at`` are the numbers of the inputs γ and β. Without a β, T must be 0. γ lies
+    on axis 1 or, with ``on_last_axes``, on the last axes.
     """
     gamma, made = case.old(at), case.new(at)
     if gamma is None or made is None:
         raise Mismatch(f"γ of {label(case.twin)} is not constant")
-    _normalizes_the_same(case, (at, beta_at))
-    rank = max(case.line.scale.ndim, 1)
+    _require_same_normalization(case, (at, beta_at))
+    rank = max(case.target.scale.ndim, 1)
 
     def lay(values: NDArray[Any] | None) -> Double:
         if values is None:
@@ -214,34 +218,36 @@ def _norm(
         np.where(np.isnan(wanted), found, wanted),
         np.abs(wanted),
         made.dtype,
-        loose=case.loose,
+        forgiven=case.forgiven,
     )
     old, new = (None, None) if beta_at is None else (case.old(beta_at), case.new(beta_at))
     return max(worst, bias_deviation(case, lay(old), lay(new), made.dtype))
 
 
-def _normalizes_the_same(case: Absorption, parameters: Sequence[int | None]) -> None:
-    """Raise where a norm may read other numbers than it did, in places that hold neither γ nor β:
-    whatever else goes into it decides by what it normalizes.
+def _require_same_normalization(case: Absorption, parameters: Sequence[int | None]) -> None:
+    """Raise `Mismatch` where another input of a norm than γ and β may have changed.
+
+    All other inputs decide what the norm divides by. ``parameters`` are the numbers of γ and β.
     """
     if case.entry is not None:
         raise Mismatch(f"a map went ahead of {label(case.node)}, which normalizes it away")
     for place in range(max(len(case.node.input), len(case.twin.input))):
         if place not in parameters:
-            _as_it_was(case, place)
+            _require_same_input(case, place)
 
 
 def _recurrent(case: Absorption) -> float:
-    """Step k of direction d sees ``W[d]·x[k] + B[d, :rows]``, and nothing else of x: W[d] gets the
-    scale of each input, and the first half of B[d] what W[d] makes of the shift. The other half and
-    all other inputs are as they were.
+    """``W[d]·(s·x[k] + t) + B[d, :rows]`` for step k of direction d, which sees no more of x.
+
+    So the columns of ``W[d]`` are multiplied by s, and ``W[d]·t`` is added to the first half of
+    ``B[d]``. The second half and all other inputs stay as they are.
     """
     weight, made = case.stored(1), case.new(1)
     if weight is None or made is None:
         raise Mismatch(f"the weight of {label(case.twin)} is not constant")
-    _same_shape(case, weight, made)
-    for line in (case.line, case.added):
-        if bool((line.scale != 1).any() or (line.shift != 0).any()):
+    _require_same_shape(case, weight, made)
+    for map_ in (case.target, case.remaining):
+        if bool((map_.scale != 1).any() or (map_.shift != 0).any()):
             raise Mismatch(f"a map went into {label(case.node)} from behind it")
     both = any(a.name == "direction" and a.s == b"bidirectional" for a in case.node.attribute)
     if weight.ndim != 3 or len(weight) != 1 + both:
@@ -258,7 +264,7 @@ def _recurrent(case: Absorption) -> float:
     fixed = old is not None or not any(case.node.input[3:4])
     for at in range(2, max(len(case.node.input), len(case.twin.input))):
         if at != 3 or not fixed:
-            _as_it_was(case, at)
+            _require_same_input(case, at)
     if not fixed:
         if bool(term.any()):
             raise Mismatch(f"a shift went ahead of {label(case.node)}, whose bias is not constant")
@@ -275,8 +281,8 @@ def _recurrent(case: Absorption) -> float:
     return max(worst, deviation(found, bias, sizes, made.dtype))
 
 
-def _as_it_was(case: Absorption, place: int) -> None:
-    """Raise where an input that no map goes into has changed."""
+def _require_same_input(case: Absorption, place: int) -> None:
+    """Raise `Mismatch` where an input has changed that takes no map in."""
     given = [place < len(one.input) and one.input[place] != "" for one in (case.node, case.twin)]
     was, now = (
         None if values is None else (values.shape, values.dtype, values.tobytes())
@@ -288,7 +294,7 @@ def _as_it_was(case: Absorption, place: int) -> None:
 
 
 def _bias_only(case: Absorption) -> float:
-    """A pure shift behind a weight that is computed at run time."""
+    """``b + t``: the weight is computed at run time, so only a shift can be folded."""
     entered = case.entry is not None
     if entered or bool((case.scale([1], np.dtype(np.float64)) != 1).any()):
         raise Mismatch(f"a scale was folded into {label(case.node)}, whose weight is not constant")
@@ -296,13 +302,13 @@ def _bias_only(case: Absorption) -> float:
         raise Mismatch(f"{label(case.twin)} reads another weight")
     made = case.new(2)
     dtype = np.dtype(np.float64) if made is None else made.dtype
-    return _conv_bias_deviation(case, case.line.scale.ndim, dtype)
+    return _conv_bias_deviation(case, case.target.scale.ndim, dtype)
 
 
 def _conv_bias_deviation(
     case: Absorption, rank: int, dtype: np.dtype[Any], image: ShiftImage = NO_SHIFT
 ) -> float:
-    """``s·b + t`` where the bias is input 2, one number per channel, absent meaning 0."""
+    """``s·b + t`` for a bias at input 2 with one number per channel; a missing bias is 0."""
     old, made = _on_axis_one(case.old(2), rank), _on_axis_one(case.new(2), rank)
     return bias_deviation(case, old, made, dtype, image)
 
@@ -316,7 +322,10 @@ def _per_channel(case: Absorption, dtype: np.dtype[Any], count: int) -> Double:
 
 
 def _on_axis_one(values: NDArray[Any] | None, rank: int) -> Double:
-    """A vector of one number per channel at a tensor's rank; zero where absent."""
+    """A vector with one number per channel, on axis 1 of a tensor of a rank; None gives 0.
+
+    A vector of 8 numbers becomes an array of shape ``(1, 8, 1, 1)`` for rank 4.
+    """
     if values is None:
         return np.zeros((1,) * rank)
     if values.ndim != 1 or rank < 2:
@@ -324,8 +333,8 @@ def _on_axis_one(values: NDArray[Any] | None, rank: int) -> Double:
     return values.astype(np.float64).reshape((1, -1, *(1,) * (rank - 2)))
 
 
-def _sees_no_padding(case: Absorption, shape: Sequence[int]) -> None:
-    """Raise where some output of a Conv sums less than the whole kernel: a shift would show."""
+def _require_no_padding(case: Absorption, shape: Sequence[int]) -> None:
+    """Raise `Mismatch` where a Conv pads its data: the shift is missing in the padding."""
     lists = {a.name: list(a.ints) for a in case.node.attribute}
     mode = next((a.s for a in case.node.attribute if a.name == "auto_pad"), b"NOTSET")
     padded = any(lists.get("pads", ())) and mode in (b"", b"NOTSET")
@@ -341,8 +350,8 @@ def _sees_no_padding(case: Absorption, shape: Sequence[int]) -> None:
         raise Mismatch(f"a shift went ahead of {label(case.node)}, whose padding has none")
 
 
-def _hits_each_once(case: Absorption, shape: Sequence[int]) -> None:
-    """Raise where outputs of a ConvTranspose do not each come from one input position alone."""
+def _require_one_source(case: Absorption, shape: Sequence[int]) -> None:
+    """Raise `Mismatch` unless each output of a ConvTranspose comes from one input position."""
     lists = {a.name: list(a.ints) for a in case.node.attribute}
     cut = [v for name in ("pads", "output_padding", "output_shape") for v in lists.get(name, ())]
     strides = lists.get("strides", [1])
@@ -350,13 +359,18 @@ def _hits_each_once(case: Absorption, shape: Sequence[int]) -> None:
         raise Mismatch(f"a shift went ahead of {label(case.node)}, whose outputs sum unlike parts")
 
 
-def _same_shape(case: Absorption, weight: NDArray[Any], made: NDArray[Any]) -> None:
+def _require_same_shape(case: Absorption, weight: NDArray[Any], made: NDArray[Any]) -> None:
+    """Raise `Mismatch` where the new weight has another shape than the old one."""
     if weight.shape != made.shape:
         raise Mismatch(f"the weight of {label(case.twin)} has shape {made.shape}")
 
 
 def _matrix_image(factor: NDArray[Any], terms: Double, at: int, alpha: float) -> ShiftImage:
-    """``α·t·B'`` of a row t that every row of the data has more, or ``α·A'·t`` of a column."""
+    """How a shift of the data of a Gemm shows in its output.
+
+    It is ``α·t·B'`` for a row t that is added to every row of A', and ``α·A'·t`` for a column t
+    that is added to every column of B'.
+    """
     shape = (1, factor.shape[1]) if at == 1 else (factor.shape[0], 1)
     value, bulk = np.zeros(shape), np.zeros(shape)
     for part in row_parts(factor.shape):

@@ -1,8 +1,8 @@
-"""The check of a merge: what stood and what stands now are run by definition, both in float64.
+"""The check of a merge: the old operators and the merged one run by definition, in float64.
 
-Both read the same drawn data, of sizes so small that most positions lie at a border. Merged weights
-are not rounded yet, so that the two agree to what float64 itself may lose; how they are stored is
-checked like any other fold, against these weights.
+Both read the same drawn data. Its sizes are so small that most positions lie at a border. Merged
+weights are not rounded yet, so the outputs may differ only by what float64 itself may lose. The
+weights that are stored in the end are checked against these, as in any other fold.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from onnx import NodeProto
 
 from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.read.scopes import Scope, label
+from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.definitions import evaluate
-from bnfold._proof.rows import Double, Mismatch, Side
-from bnfold._proof.unchecked import Obstacle, Unchecked
+from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
+from bnfold._proof.full_rank_maps import Double
 
 _SLACK = 1024 * float(np.finfo(np.float64).eps)
 _ROWS = 3
@@ -24,12 +25,12 @@ _RESIDUES = 3
 _ELEMENTWISE = ("Add", "Div", "Gemm", "Mul", "Sub")
 
 
-def check_merge(side: Side, scope: Scope, patch: Patch) -> float | Unchecked:
-    """How far a merged operator is off, in units of what float64 may lose of its terms; `Unchecked`
-    where what stood gives no finite numbers to hold it against.
+def check_merge(model: CheckedModel, scope: Scope, patch: Patch) -> float | Unchecked:
+    """How far a merged operator is off, in units of what float64 may lose of its terms.
 
-    ``scope`` is the graph as it was. Raises `Mismatch` where somebody reads what is gone, where a
-    new tensor takes a name that is in use, or where one of the two cannot be run.
+    ``scope`` is the graph before the merge. Returns `Unchecked` where the old operators put out no
+    finite numbers. Raises `Mismatch` where another operator reads a tensor that is gone, where a
+    new tensor takes a name that is in use, or where the old or the new operators cannot run.
     """
     typed = {p for p in patch.nodes if scope.nodes[p].op_type == "CastLike"}
     places = [position for position in patch.nodes if position not in typed]
@@ -49,12 +50,12 @@ def check_merge(side: Side, scope: Scope, patch: Patch) -> float | Unchecked:
     for position in typed:
         _same_type(scope.nodes[position], patch.nodes[position], operator.input[0])
     worst = 0.0
-    for shape in _shapes(side, scope, operator, stored, old):
+    for shape in _shapes(model, scope, operator, stored, old):
         generator = np.random.default_rng(0)
         given: dict[str, Double] = {operator.input[0]: generator.normal(size=shape)}
         for name in dict.fromkeys(n for node in (*old, *new) for n in node.input):
             if name and name not in written | made and name not in given:
-                values = stored.get(name, side.values(scope, name))
+                values = stored.get(name, model.values(scope, name))
                 free = generator.normal() if values is None else values
                 given[name] = np.asarray(free).astype(np.float64)
         wanted, found, bulk, more = (
@@ -77,7 +78,7 @@ def check_merge(side: Side, scope: Scope, patch: Patch) -> float | Unchecked:
 
 
 def _same_type(old: NodeProto, new: NodeProto | None, source: str) -> None:
-    """A CastLike may take its type from what is read instead of what was computed from it."""
+    """Raise `Mismatch` unless a CastLike is as before, but for the source of its type."""
     expected = NodeProto()
     expected.CopyFrom(old)
     expected.input[1] = source
@@ -86,33 +87,35 @@ def _same_type(old: NodeProto, new: NodeProto | None, source: str) -> None:
 
 
 def _least(scale: Double) -> float:
-    """A bound below which sizes do not matter, so that 0 / 0 is none."""
+    """The least size that a difference is divided by, so that nothing is divided by 0."""
     return float(max(scale.max(initial=0.0) * 1e-30, np.finfo(np.float64).tiny))
 
 
 def _is_seen(scope: Scope, patch: Patch, name: str) -> bool:
-    """Whether anybody but the merged operators reads a tensor."""
+    """Whether a tensor is an output, or an operator reads it that was not merged."""
     outside = (position for position in scope.readers.get(name, ()) if position not in patch.nodes)
     return name in scope.outputs or name in scope.captures or any(True for _ in outside)
 
 
 def _shapes(
-    side: Side,
+    model: CheckedModel,
     scope: Scope,
     operator: NodeProto,
     stored: Mapping[str, Double],
     old: list[NodeProto],
 ) -> Iterator[tuple[int, ...]]:
-    """Shapes of data: such that the kernel fits in a few times, in each place of its stride; or the
-    shape that the data has, if something in the graph goes by that.
+    """Yield shapes of the data to draw.
+
+    The kernel fits into each a few times. The sizes of several shapes have different remainders
+    after division by the stride. The data's own sizes are used where `_goes_by_sizes`.
     """
     weight = stored.get(operator.input[1])
     if weight is None:
         raise Mismatch(f"{label(operator)} has no merged weight")
-    known = side.shapes.shape(scope, operator.input[0])
+    known = model.shapes.shape(scope, operator.input[0])
     attributes = {a.name: a for a in operator.attribute}
     space = weight.ndim - 2 if operator.op_type == "Conv" else 0
-    sized = known is not None and _goes_by_sizes(side, scope, old, space)
+    sized = known is not None and _goes_by_sizes(model, scope, old, space)
     if operator.op_type != "Conv":
         turned = "transB" in attributes and attributes["transB"].i
         own = known if known is not None else (None, None)
@@ -135,8 +138,12 @@ def _shapes(
         yield shape
 
 
-def _goes_by_sizes(side: Side, scope: Scope, old: list[NodeProto], space: int) -> bool:
-    """Whether padding follows from sizes, or a constant has sizes along other axes."""
+def _goes_by_sizes(model: CheckedModel, scope: Scope, old: list[NodeProto], space: int) -> bool:
+    """Whether the old operators work with the data's own sizes only.
+
+    They do where padding follows from the sizes, and where a constant varies along another axis
+    than the channels'.
+    """
     automatic = (a.s for node in old for a in node.attribute if a.name == "auto_pad")
     if any(mode not in (b"", b"NOTSET") for mode in automatic):
         return True
@@ -146,7 +153,7 @@ def _goes_by_sizes(side: Side, scope: Scope, old: list[NodeProto], space: int) -
         if node.op_type not in _ELEMENTWISE:
             continue
         for name in node.input[2:] if node.op_type == "Gemm" else node.input:
-            values = side.values(scope, name)
+            values = model.values(scope, name)
             sizes = values.shape[::-1] if values is not None else ()
             if any(size > 1 for axis, size in enumerate(sizes) if axis != space):
                 return True
@@ -154,7 +161,11 @@ def _goes_by_sizes(side: Side, scope: Scope, old: list[NodeProto], space: int) -
 
 
 def _run(nodes: list[NodeProto], given: Mapping[str, Double], magnitude: bool) -> dict[str, Double]:
-    """Evaluate nodes as soon as what they read is there."""
+    """The values of all tensors, by name: those given, and the outputs of the nodes.
+
+    Raises:
+        Mismatch: a node reads a tensor that no node writes.
+    """
     values = dict(given)
     todo = nodes
     while todo:

@@ -1,9 +1,9 @@
-"""Certificates of what was done to a program of PyTorch, by the definition of its operators.
+"""Certificates of the folds and merges in a PyTorch program.
 
-The operators of a step before and after run in float64, by PyTorch, on the same drawn numbers: what
-the old ones read is ``F(z)``, what the new ones read ``G(z)``, as the maps have it that were
-carried past a tensor. Merged weights are not rounded yet, so that the two agree to what float64 may
-lose; new parameters of folds are rounded once. Nothing is shared with the code that folds.
+PyTorch runs the old and the new operators of each step in float64. The numbers z are drawn. The old
+operators read ``F(z)`` and the new ones read ``G(z)``; F and G are the maps that were carried past
+the tensor. Merged weights are not rounded yet, so the outputs may differ only by what float64 may
+lose. New parameters of folds are rounded once. Nothing is shared with the code that folds.
 """
 
 from __future__ import annotations
@@ -19,32 +19,30 @@ from torch import Tensor
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import Map
 from bnfold._onnx.write.applied import Factor, Related
-from bnfold._proof.carried import claims, laid_out, placed
-from bnfold._proof.certificate import Certificate
+from bnfold._proof.evidence import Certificate, Mismatch, Obstacle, Unchecked
+from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities, values_around
 from bnfold._proof.local_probe import ROUNDINGS
-from bnfold._proof.rows import Line, Mismatch
-from bnfold._proof.torch_evaluation import Part, Valued
-from bnfold._proof.unchecked import Obstacle, Unchecked
+from bnfold._proof.torch_evaluation import BoundedValue, EvaluatedProgram
 from bnfold._torch.program.applied import Applied, Step
 
 _ARITHMETIC = 2.0**-40
 _LARGEST = 1 << 24
-_Drawn = tuple[dict[str, Valued], dict[str, Valued]]
-"""Numbers for what the old operators read, and for what the new ones do, by name."""
+_Drawn = tuple[dict[str, BoundedValue], dict[str, BoundedValue]]
+"""Values of the tensors that the old operators read, and of those for the new ones, by name."""
 
 
 def certify_program(applied: Sequence[Applied]) -> tuple[Certificate, ...]:
-    """Check every step; none raises an error, whatever is wrong."""
-    return tuple(found for each in applied for found in _Stage(each).certificates())
+    """One certificate for each step. A wrong step has a ``problem``; it raises no error."""
+    return tuple(found for each in applied for found in _CheckedProgram(each).certificates())
 
 
-class _Stage:
-    """A program before and after some steps."""
+class _CheckedProgram:
+    """A program before and after some steps, ready to be checked."""
 
     def __init__(self, applied: Applied) -> None:
         self._applied = applied
-        self._before = Part(applied.before, applied.exact)
-        self._after = Part(applied.after, applied.exact_after)
+        self._before = EvaluatedProgram(applied.before, applied.exact)
+        self._after = EvaluatedProgram(applied.after, applied.exact_after)
         self._stood = {new: old for old, new in applied.standing.items()}
         self._related = {
             name: Related(_steps(relation.old), _steps(relation.new))
@@ -52,7 +50,7 @@ class _Stage:
         }
 
     def certificates(self) -> list[Certificate]:
-        """One for each step."""
+        """One certificate for each step."""
         found = []
         for step in self._applied.steps:
             given = "", step.into, step.maps
@@ -70,12 +68,12 @@ class _Stage:
         return found
 
     def _check(self, step: Step) -> float | Unchecked:
-        """How far the new operators are from the old ones, in what rounding explains."""
+        """How far the new operators are from the old ones, in units of what rounding explains."""
         old, new = self._around(step)
         found = self._compared(step, old, new, ())
         if isinstance(found, Unchecked) or step.law != "cross":
             return found
-        # Those of the new operators: a relu6 has none, and is a hardtanh then.
+        # The new operators tell the numbers: a relu6 holds none, and a fold makes it a hardtanh.
         numbers = self._after.numbers(
             self._after.between(new, [self._applied.standing[name] for name in old])
         )
@@ -87,8 +85,9 @@ class _Stage:
     def _compared(
         self, step: Step, old: Sequence[str], new: Sequence[str], numbers: Sequence[float]
     ) -> float | Unchecked:
-        """The same on numbers that are drawn; so that the new operators read some about given
-        ``numbers``, if there are any.
+        """How far the new operators are from the old ones on drawn values.
+
+        If ``numbers`` are given, the new operators read values near them.
         """
         drawn = self._drawn(old, numbers)
         if isinstance(drawn, Unchecked):
@@ -103,16 +102,20 @@ class _Stage:
                 wanted, found = self._before.run(name, was), self._after.run(other, now)
             except (Mismatch, MemoryError):
                 raise
-            except Exception as error:  # Whatever an operator raises on drawn numbers.
+            except Exception as error:  # An operator may raise anything on drawn numbers.
                 line = str(error).splitlines()[0] if str(error) else type(error).__name__
                 return Unchecked(Obstacle.DOES_NOT_RUN, line)
-            off = self._apart(step, name, wanted, found, unit)
+            off = self._distance(step, name, wanted, found, unit)
             if off is not None:
                 worst = max(worst or 0.0, off)
         return Unchecked(Obstacle.NOT_FINITE, step.into) if worst is None else worst
 
     def _around(self, step: Step) -> tuple[list[str], list[str]]:
-        """The tensors that the old operators read, and those that stand for what they put out."""
+        """The tensors that the old operators read, and the new tensors for their outputs.
+
+        Raises:
+            Mismatch: nothing stands for an output.
+        """
         standing = self._applied.standing
         lost = [name for name in step.outputs if name not in standing]
         if lost:
@@ -126,10 +129,14 @@ class _Stage:
 
     def _drawn(
         self, names: Iterable[str], numbers: Sequence[float]
-    ) -> tuple[dict[str, Valued], dict[str, Valued]] | Unchecked:
-        """Numbers for what the old operators read, and for what the new ones do."""
+    ) -> tuple[dict[str, BoundedValue], dict[str, BoundedValue]] | Unchecked:
+        """Drawn values of the tensors that the old operators read, and of those for the new ones.
+
+        If ``numbers`` are given, the new operators read values near them. Returns `Unchecked` where
+        no values can be drawn for a tensor.
+        """
         generator = np.random.default_rng(0)
-        was, now = dict[str, Valued](), dict[str, Valued]()
+        was, now = dict[str, BoundedValue](), dict[str, BoundedValue]()
         for name in names:
             other = self._applied.standing.get(name)
             if other is None:
@@ -138,7 +145,7 @@ class _Stage:
             if not isinstance(example, Tensor):
                 if (size := _size(example)) is None:
                     return Unchecked(Obstacle.NOT_DRAWABLE, name)
-                was[name] = now[other] = Valued(size, size)
+                was[name] = now[other] = BoundedValue(size, size)
                 continue
             shape = [_size(n) for n in example.shape]
             sizes = [n for n in shape if n is not None]
@@ -148,28 +155,30 @@ class _Stage:
                 return Unchecked(Obstacle.TOO_LARGE, name)
             if not example.is_floating_point():
                 zeros = torch.zeros(sizes, dtype=example.dtype)
-                was[name] = now[other] = Valued(zeros, zeros)
+                was[name] = now[other] = BoundedValue(zeros, zeros)
                 continue
             z = generator.normal(size=sizes)
             read = written = z
-            if (gone := self._related.get(name)) is not None:
-                first, second = laid_out(gone.old, z.ndim), laid_out(gone.new, z.ndim)
-                z = placed(second, z, numbers, bool(numbers), generator)
+            if (relation := self._related.get(name)) is not None:
+                first, second = composed(relation.old, z.ndim), composed(relation.new, z.ndim)
+                z = values_around(second, z, numbers, bool(numbers), generator)
                 free = generator.normal(size=sizes)
                 read = np.where(first.unknown, free, _through(first, z))
                 written = _through(second, z)
-            was[name], now[other] = _valued(read), _valued(written)
+            was[name], now[other] = _bounded(read), _bounded(written)
         return was, now
 
-    def _apart(
-        self, step: Step, name: str, wanted: Valued, made: Valued, unit: float
+    def _distance(
+        self, step: Step, name: str, wanted: BoundedValue, made: BoundedValue, unit: float
     ) -> float | None:
-        """How far a tensor is from what it has to be, or the worst of several that one operator
-        gives; None where nothing is known of it.
+        """How far a new tensor is from the wanted one, in units of what rounding explains.
+
+        An operator may give several tensors; then the largest distance counts. ``unit`` is the
+        rounding of one term. Returns None where no value is known.
         """
         if isinstance(wanted.value, tuple | list):
-            parts = zip(map(Valued, *wanted), map(Valued, *made), strict=True)
-            offs = [self._apart(step, name, *pair, unit) for pair in parts]
+            parts = zip(map(BoundedValue, *wanted), map(BoundedValue, *made), strict=True)
+            offs = [self._distance(step, name, *pair, unit) for pair in parts]
             return max((off for off in offs if off is not None), default=None)
         if not isinstance(wanted.value, Tensor):
             return 0.0 if wanted.value == made.value else math.inf
@@ -184,20 +193,23 @@ class _Stage:
         if not known.any():
             return None
         worst = 0.0
-        for claim in claims(self._related.get(name), one.ndim):
-            if bool((claim.old.unknown & ~claim.apart).any()):
+        for equality in equalities(self._related.get(name), one.ndim):
+            if bool((equality.old.unknown & ~equality.exempt).any()):
                 raise Mismatch(f"{name} depends on values that nothing is known of")
-            off = np.abs(_through(claim.old, one) - _through(claim.new, other))
-            second = bounds[1] * np.abs(claim.new.scale) + np.abs(claim.new.shift)
-            first = bounds[0] * np.abs(claim.old.scale) + np.abs(claim.old.shift)
+            off = np.abs(_through(equality.old, one) - _through(equality.new, other))
+            second = bounds[1] * np.abs(equality.new.scale) + np.abs(equality.new.shift)
+            first = bounds[0] * np.abs(equality.old.scale) + np.abs(equality.old.shift)
             limits = unit * second + _ARITHMETIC * first + np.finfo(np.float32).tiny
-            told = np.where(claim.apart | ~known, 0.0, off / limits)
+            told = np.where(equality.exempt | ~known, 0.0, off / limits)
             worst = max(worst, float(np.max(np.where(np.isnan(told), np.inf, told))))
         return worst
 
     def _resting(self, step: Step) -> frozenset[str]:
-        """The layers whose folds rest on one step, by what `TorchModel` calls them: those of the
-        steps that maps connect it with, from tensor to tensor.
+        """The layers whose folds rest on one step, by the names that `TorchModel` gives them.
+
+        Two steps belong together where a map was carried past a tensor of both. So the result has
+        the layers of this step, of the steps that share a tensor with it, of those that share one
+        with these, and so on.
         """
         taken, names = [step], self._touched(step)
         others = list(self._applied.steps)
@@ -213,7 +225,7 @@ class _Stage:
         return frozenset(name.rpartition(".")[0] or name for name in weights)
 
     def _touched(self, step: Step) -> set[str]:
-        """The tensors of a step whose values have changed."""
+        """The tensors of a step that maps were carried past, by name."""
         read = self._before.read(step.nodes) if step.nodes else []
         return {name for name in (*read, *step.outputs) if name in self._related}
 
@@ -225,16 +237,16 @@ def _steps(maps: Iterable[Map]) -> tuple[Factor, ...]:
 
 
 def _size(value: Any) -> int | None:
-    """A size as a number: the one that was met, of one that may vary."""
+    """A size as a number. One that may vary counts as in the example; None if unknown."""
     if isinstance(value, int):
         return value
     hint = getattr(getattr(value, "node", None), "hint", None)
     return int(hint) if hint is not None else None
 
 
-def _valued(values: np.ndarray[Any, Any]) -> Valued:
+def _bounded(values: np.ndarray[Any, Any]) -> BoundedValue:
     tensor = torch.from_numpy(np.ascontiguousarray(values, np.float64)).reshape(values.shape)
-    return Valued(tensor, tensor.abs())
+    return BoundedValue(tensor, tensor.abs())
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -242,7 +254,7 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     return array
 
 
-def _through(line: Line, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _through(line: FullRankMap, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     with np.errstate(invalid="ignore", over="ignore"):
         moved: np.ndarray[Any, Any] = values * line.scale + line.shift
     return moved

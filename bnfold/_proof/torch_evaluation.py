@@ -1,7 +1,7 @@
-"""A part of a program of PyTorch, run in float64 operator by operator, by PyTorch itself.
+"""Runs a part of a PyTorch program in float64, one operator after the other, in PyTorch itself.
 
-Beside the value of a tensor comes a bound of the sum of the absolute values of all terms in it:
-what is rounded may be off by so much of that.
+Each tensor has a value and a bound. The bound is at least the sum of the absolute values of all
+terms in the value. An error of rounding is small relative to the bound.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from bnfold._merge.stored import Load
-from bnfold._proof.rows import Mismatch
+from bnfold._proof.evidence import Mismatch
 from bnfold._torch.read.nodes import arguments, kind_of
 from bnfold._torch.tensors import from_numpy
 
@@ -31,22 +31,29 @@ _ALIKE = (
     "mean movedim mul permute pixel_shuffle repeat reshape select slice split split_with_sizes "
     "squeeze stack sum sym_size t transpose unflatten unsqueeze view"
 )
-"""Operators whose bound is what they make of the bounds of what they read."""
+"""Operators that give the bound of their output if they read the bounds of their inputs."""
 _RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
 _MOVED = 2.0**-20
 _ROOM = 4.0
 
 
-class Valued(NamedTuple):
-    """What a node gives, and a bound of the terms in it."""
+class BoundedValue(NamedTuple):
+    """The output of a node, and a bound of the terms in it."""
 
     value: Any
     bound: Any
 
 
 @dataclass
-class Part:
-    """The nodes of a program by name, and values that are known."""
+class EvaluatedProgram:
+    """A program that can be run in parts.
+
+    ``exact`` loads the weights that merging has made, not rounded, by name.
+
+    Attributes:
+        nodes: its nodes, by name.
+        varying: the names of the nodes that depend on the program's inputs.
+    """
 
     program: ExportedProgram
     exact: Mapping[str, Load]
@@ -68,7 +75,10 @@ class Part:
         self.varying: Collection[str] = varying
 
     def weights(self, names: Collection[str]) -> Iterator[str]:
-        """The parameters and buffers that some nodes read, through others that do not vary too."""
+        """Yield the parameters and buffers that some nodes read.
+
+        They may read them through nodes that do not depend on the program's inputs.
+        """
         waiting = [source for name in names for source in self.nodes[name].all_input_nodes]
         while waiting:
             node = waiting.pop()
@@ -78,12 +88,12 @@ class Part:
                 waiting.extend(node.all_input_nodes)
 
     def epsilon(self, names: Collection[str]) -> float:
-        """The widest spacing at 1 among the types of the parameters that some nodes read."""
+        """The spacing at 1 of the coarsest type among the parameters that some nodes read."""
         stored = (self._state[name].dtype for name in self.weights(names))
         return max((torch.finfo(t).eps for t in stored if t.is_floating_point), default=2.0**-52)
 
     def between(self, outputs: Collection[str], inputs: Collection[str]) -> list[str]:
-        """The nodes that vary from some back to others, which are not among them."""
+        """The varying nodes on the way from ``outputs`` back to ``inputs``, without the inputs."""
         found, waiting = dict[str, None](), [name for name in outputs if name not in inputs]
         while waiting:
             name = waiting.pop()
@@ -94,7 +104,7 @@ class Part:
         return list(found)
 
     def numbers(self, names: Collection[str]) -> list[float]:
-        """The finite numbers that some nodes have as arguments: bounds, thresholds, slopes."""
+        """The finite numbers among the arguments of some nodes: bounds, thresholds, slopes."""
         nodes = [self.nodes[name] for name in names]
         given: list[Any] = [
             value for node in nodes for value in (*node.args, *node.kwargs.values())
@@ -102,12 +112,12 @@ class Part:
         return [float(n) for n in given if _is_number(n) and math.isfinite(n)]
 
     def read(self, names: Collection[str]) -> list[str]:
-        """What varies of what some nodes read and do not give themselves."""
+        """The varying nodes, outside of some nodes, whose outputs these nodes read."""
         sources = (source.name for name in names for source in self.nodes[name].all_input_nodes)
         return list(dict.fromkeys(s for s in sources if s in self.varying and s not in names))
 
-    def run(self, name: str, known: dict[str, Valued]) -> Valued:
-        """What a node gives, from what is known, to which it is added.
+    def run(self, name: str, known: dict[str, BoundedValue]) -> BoundedValue:
+        """The output of a node. All that is computed for it is added to ``known``.
 
         Raises:
             Mismatch: it reads an input that is not known.
@@ -125,27 +135,30 @@ class Part:
                 waiting.pop()
         return known[name]
 
-    def _value(self, node: Node, known: Mapping[str, Valued]) -> Valued:
+    def _value(self, node: Node, known: Mapping[str, BoundedValue]) -> BoundedValue:
+        """The output of a node and its bound, from the outputs of the nodes that it reads."""
         if node.op == "placeholder" and node.name in self._stored:
             name = self._stored[node.name]
             load = self.exact.get(name)
             stored: Any = self._state[name] if load is None else from_numpy(load())
-            value = wide(stored.detach().cpu()) if isinstance(stored, Tensor) else stored
-            return Valued(value, _absolute(value))
+            value = widened(stored.detach().cpu()) if isinstance(stored, Tensor) else stored
+            return BoundedValue(value, _absolute(value))
         if node.op != "call_function":
             raise Mismatch(f"{node.name} is read, which was not")
         with torch.no_grad():
             value = _called(node, known, 0)
-            return Valued(value, _bound(node, known, value))
+            return BoundedValue(value, _bound(node, known, value))
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """Floats in float64; anything else as it is."""
+def widened(tensor: Tensor) -> Tensor:
+    """A tensor of floats in float64, any other tensor as it is."""
     return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
 
 
-def _called(node: Node, known: Mapping[str, Valued], which: int) -> Any:
-    """An operator on the values that it reads, or on their bounds; it changes none of them."""
+def _called(node: Node, known: Mapping[str, BoundedValue], which: int) -> Any:
+    """The result of an operator on its inputs: on their values if ``which`` is 0, else on their
+    bounds. The inputs stay as they are.
+    """
     mutable = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
 
     def given(source: Node) -> Any:
@@ -167,7 +180,8 @@ def _absolute(value: Any) -> Any:
     return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _bound(node: Node, known: Mapping[str, Valued], value: Any) -> Any:
+def _bound(node: Node, known: Mapping[str, BoundedValue], value: Any) -> Any:
+    """A bound of the absolute values of all terms in the output of a node."""
     kind = kind_of(node).removesuffix("_")
     if node.target is operator.getitem or kind in _ALIKE.split() or kind.startswith(_SUMMING):
         return torch.utils._pytree.tree_map(_absolute, _called(node, known, 1))
@@ -187,9 +201,11 @@ def _bound(node: Node, known: Mapping[str, Valued], value: Any) -> Any:
     )
 
 
-def _of_recurrent(node: Node, known: Mapping[str, Valued], value: Any) -> Any:
-    """What rounding does over the steps of a recurrence follows from no sum of terms: it is seen by
-    moving every parameter by a small part of itself.
+def _of_recurrent(node: Node, known: Mapping[str, BoundedValue], value: Any) -> Any:
+    """A bound for each output of a recurrent operator.
+
+    No sum of terms tells how rounding grows over the steps of a recurrence. So every parameter is
+    moved by a small part of itself, and the movement of the output is measured.
     """
     generator, moved = torch.Generator().manual_seed(0), dict(known)
     for source in arguments(node)["params"]:
@@ -207,8 +223,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _of_batch_norm(node: Node, known: Mapping[str, Valued]) -> Tensor:
-    """``(|x| + |mean|) / √(var + ε)·|γ| + |β|``, by the operator on a mean of the other sign."""
+def _of_batch_norm(node: Node, known: Mapping[str, BoundedValue]) -> Tensor:
+    """``(|x| + |mean|) / √(var + ε)·|γ| + |β|``. The operator computes it from a negated mean."""
     args = arguments(node)
 
     def of(name: str) -> Any:

@@ -29,7 +29,7 @@ _MEANING = re.compile(r"[\\`*_\[\]<>&|~$]")
 def junit(model: str, findings: Sequence[Finding], seconds: float) -> str:
     """One test suite of JUnit XML, in ASCII.
 
-    What failed is a failure, what could not be judged a skipped test.
+    A finding that failed is a failure. One that could not be judged is a skipped test.
     """
     count = {
         status: sum(f.status == status for f in findings) for status in ("fail", "inconclusive")
@@ -63,15 +63,15 @@ def junit(model: str, findings: Sequence[Finding], seconds: float) -> str:
     suites.append(suite)
     ElementTree.indent(suites)
     written: bytes = ElementTree.tostring(suites, encoding="us-ascii", xml_declaration=True)
-    # ElementTree leaves these as they are in a text, where a reader or a terminal changes them.
+    # ElementTree does not escape these in a text, and a reader or a terminal changes them.
     return written.decode("ascii").replace("\r", "&#13;").replace("\t", "&#09;")
 
 
 def workflow_commands(model: str, findings: Iterable[Finding]) -> Iterator[str]:
-    """GitHub's annotations: an error for what failed, a warning for what could not be judged.
+    """GitHub's annotations: an error for a failure, a warning for what could not be judged.
 
-    Source: GitHub Actions, workflow commands; in a message ``%`` and line ends are escaped, in a
-    property ``:`` and ``,`` too.
+    Source: GitHub Actions, workflow commands. A message escapes ``%`` and line ends. A property
+    escapes ``:`` and ``,`` too.
     """
     for finding in findings:
         level = _LEVELS.get(finding.status)
@@ -99,6 +99,7 @@ def summarize_step(model: str, status: str, plan: Plan | None, findings: Sequenc
 def _markdown(
     model: str, status: str, plan: Plan | None, findings: Sequence[Finding]
 ) -> Iterator[str]:
+    """Yield the lines of the table for GitHub's step summary."""
     yield f"### bnfold: {_cell(model)}: {status}"
     if plan is not None:
         changed = [op for op in sorted({*plan.before, *plan.after}) if _count(plan, op)]
@@ -134,7 +135,7 @@ def _escaped_property(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that stays within a cell of a Markdown table, and means what it says.
+    """The text for a cell of a Markdown table, with all special characters escaped.
 
     Source: GitHub Flavored Markdown, backslash escapes; ``$`` begins a formula on GitHub.
     """

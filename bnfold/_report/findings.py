@@ -1,4 +1,4 @@
-"""A run as a list of questions and how each came out, for programs that show such lists."""
+"""A run as a list of questions with their answers, for programs that show such lists."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bnfold._core.result import Fold
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd, OutputCheck
     from bnfold._pipeline.outcome import Outcome
-    from bnfold._proof.certificate import Certificate
+    from bnfold._proof.evidence import Certificate
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One question, its answer, and what to say of it."""
+    """One question, its answer, and the text about it."""
 
     group: Literal["foldable", "certificate", "output", "verification"]
     name: str
@@ -25,7 +25,7 @@ class Finding:
 
 
 def of_check(outcome: Outcome) -> Iterator[Finding]:
-    """Of a check that nothing is left to fold."""
+    """Yield the findings of ``--check``: what is left to fold."""
     for fold in outcome.plan.folds:
         yield Finding("foldable", ", ".join(fold.nodes), "fail", foldable(fold))
     if not outcome.plan.folds:
@@ -33,7 +33,7 @@ def of_check(outcome: Outcome) -> Iterator[Finding]:
 
 
 def of_fold(outcome: Outcome) -> Iterator[Finding]:
-    """Of a fold and its verification."""
+    """Yield the findings of a fold and its verification."""
     verdict = outcome.verdict
     for certificate in verdict.certificates:
         status: Literal["pass", "fail", "inconclusive"] = "pass" if certificate.holds else "fail"
@@ -49,12 +49,12 @@ def of_fold(outcome: Outcome) -> Iterator[Finding]:
 
 
 def of_verify(result: EndToEnd) -> Iterator[Finding]:
-    """Of the comparison of two models. One that could not be made has no outputs."""
+    """Yield the findings of a comparison. One that could not be made has no outputs."""
     for check in result.checks:
         name = f"{check.output} on {check.inputs} inputs"
         yield Finding("output", name, check.status, figures(check))
     if result.divergence is not None:
-        # Where no output shows it, it is something to look at.
+        # If no output shows it, it is no failure, but worth a look.
         shown: Literal["fail", "inconclusive"] = "inconclusive"
         if result.status == "fail":
             shown = "fail"
@@ -66,19 +66,19 @@ def of_verify(result: EndToEnd) -> Iterator[Finding]:
 
 
 def foldable(fold: Fold) -> str:
-    """What a fold would do."""
+    """The text about a fold that would be made."""
     place = f" [{fold.graph}]" if fold.graph else ""
     return f"{', '.join(fold.nodes)} → {fold.into}{place} ({', '.join(fold.laws)})"
 
 
 def certified(certificate: Certificate) -> str:
-    """What a certificate is of."""
+    """The text about the fold that a certificate checks."""
     maps = f" ← {', '.join(certificate.maps)}" if certificate.maps else ""
     return certificate.into + maps
 
 
 def trouble(certificate: Certificate) -> str:
-    """Why a certificate does not hold, or nothing."""
+    """Why a certificate does not hold, or ""."""
     if certificate.holds:
         return ""
     if certificate.unchecked is not None:
@@ -91,7 +91,7 @@ def trouble(certificate: Certificate) -> str:
 
 
 def figures(check: OutputCheck) -> str:
-    """How far two outputs are apart, and how far they may be."""
+    """The difference of two outputs and their tolerance, as text."""
     said = "not compared"
     if check.difference is not None and check.tolerance is not None:
         said = f"difference {check.difference:.2e}, tolerance {check.tolerance:.2e}"
@@ -102,7 +102,7 @@ _SUSPECTS = 5
 
 
 def located(result: EndToEnd) -> list[str]:
-    """Where two models begin to differ, and which operators may have done it."""
+    """Lines that say where two models begin to differ, and which operators may cause it."""
     found = result.divergence
     if found is None:
         return []

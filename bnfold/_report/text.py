@@ -1,4 +1,4 @@
-"""What the command says: text for people, JSON for programs."""
+"""The output of the command: text for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bnfold._report.findings import certified, figures, foldable, located, troub
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
     from bnfold._pipeline.outcome import Outcome, Verdict
-    from bnfold._proof.certificate import Certificate
+    from bnfold._proof.evidence import Certificate
 
 SCHEMA = "bnfold.report/1"
 COMPARISON = "bnfold.comparison/1"
@@ -46,13 +46,13 @@ def comparison_document(original: str, folded: str, result: EndToEnd) -> dict[st
 
 
 def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
-    """A document as strict JSON; a path that is not text loses what is not."""
+    """A document as strict JSON. A path that is not valid text loses its invalid characters."""
     text = json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=False)
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"
 
 
 def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Iterator[str]:
-    """Lines for a terminal; with ``power``, what planted errors showed in any case."""
+    """Yield lines for a terminal. With ``power`` they always say what planted errors showed."""
     yield from _plan_lines(outcome, verbose, "folded", "merged")
     yield from verdict_lines(outcome.verdict, verbose, power)
     if outcome.output is not None:
@@ -64,12 +64,12 @@ def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Itera
 
 
 def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
-    """What would fold, and what stays."""
+    """Yield lines that say what would fold, and what stays."""
     return _plan_lines(outcome, verbose, "can fold", "can merge")
 
 
 def _merged(merges: Sequence[Fold]) -> str:
-    """How many operators have become how many; one that is made may itself merge with others."""
+    """How many operators merged into how many. A merged operator may merge again with others."""
     gone = {(fold.graph, node) for fold in merges for node in fold.nodes}
     left = {(fold.graph, fold.into) for fold in merges} - gone
     parts = sum(len(fold.nodes) for fold in merges) + len(left)
@@ -77,6 +77,7 @@ def _merged(merges: Sequence[Fold]) -> str:
 
 
 def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> Iterator[str]:
+    """Yield lines that say what folded and merged, and what stays."""
     plan = outcome.plan
     rows = list(_operator_rows(plan))
     if plan.folds:
@@ -98,7 +99,7 @@ def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> It
 
 
 def verdict_lines(verdict: Verdict, verbose: bool, power: bool = False) -> Iterator[str]:
-    """The verdict on a fold, one line unless there is trouble or ``verbose``."""
+    """Yield the verdict on a fold: one line, or more if something is wrong or with ``verbose``."""
     if verdict.status in ("unchanged", "skipped"):
         if verdict.status == "skipped":
             yield "not verified (--no-verify)"
@@ -114,7 +115,7 @@ def verdict_lines(verdict: Verdict, verbose: bool, power: bool = False) -> Itera
 
 
 def _count_certificates(certificates: Sequence[Certificate]) -> str:
-    """How many hold, of how many; and how many fail or are unchecked, where some do not hold."""
+    """How many certificates hold, fail and are unchecked, as text."""
     held = sum(certificate.holds for certificate in certificates)
     told = f"certificates: {held} of {len(certificates)} hold"
     unchecked = sum(certificate.unchecked is not None for certificate in certificates)
@@ -125,9 +126,10 @@ def _count_certificates(certificates: Sequence[Certificate]) -> str:
 
 
 def end_to_end_lines(result: EndToEnd, verbose: bool, power: bool = False) -> Iterator[str]:
-    """The largest difference of each output next to its tolerance; all input sets if verbose.
+    """Yield the largest difference of each output and its tolerance.
 
-    With ``power``, what planted errors showed in any case.
+    With ``verbose`` there is a line for each input set. With ``power`` the lines always say what
+    planted errors showed.
     """
     shown: dict[str, Any] = {}
     for check in result.checks:
@@ -153,7 +155,7 @@ def end_to_end_lines(result: EndToEnd, verbose: bool, power: bool = False) -> It
 
 
 def _power_lines(result: EndToEnd) -> Iterator[str]:
-    """Which planted errors show, of every layer by itself or of parts of the graph."""
+    """Yield lines about planted errors, for each layer or each part of the graph."""
     if not result.power:
         return
     hidden = [planted for planted in result.power if not planted.noticed]
@@ -186,6 +188,7 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, str, str]]) -> Iterato
 
 
 def _kept_lines(plan: Plan, verbose: bool) -> Iterator[str]:
+    """Yield lines about the operators that stay, with their reasons."""
     if not plan.kept:
         return
     codes = Counter(kept.code for kept in plan.kept)

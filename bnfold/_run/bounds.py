@@ -1,4 +1,4 @@
-"""What a comparison may use: threads, and time."""
+"""The threads and the time that a comparison may use."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from typing import Any
 
 
 class Exhausted(Exception):
-    """The time or memory that a comparison may take has run out; the text says which."""
+    """The comparison has no more time or no more memory; the text says which."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """``threads`` is how many a session computes with, 0 for as many as there are cores;
-    ``deadline`` when to stop, by the monotonic clock.
+    """The threads and the time that a comparison may use.
+
+    Attributes:
+        threads: how many threads a session uses; 0 for one per core.
+        deadline: when to stop, by the monotonic clock; None for never.
+        seconds: the time in all, for messages.
     """
 
     threads: int = 0
@@ -40,7 +44,7 @@ class Bounds:
 
     @contextmanager
     def ending(self, run: Any) -> Iterator[None]:
-        """End a run of onnxruntime, by its ``RunOptions``, when time is up, and say so.
+        """End a run of onnxruntime when time is up. ``run`` is the ``RunOptions`` of the run.
 
         Raises:
             Exhausted: time is up.

@@ -1,10 +1,10 @@
 """Draws inputs that a model accepts.
 
-Nothing in a model file says which sizes its free dimensions may take, so likely ones are proposed
-in order, small ones first, and the caller keeps the first that runs. What the graph does say is
-used: a convolution or matrix product that reads the input gives its rank and channels, a Gather
-bounds its indices, a comparison with a constant names a value that matters. Where the file's
-metadata gives the range of an image's pixels, they are drawn from it.
+A model file does not say which sizes its free dimensions may take. So likely sizes are proposed,
+small ones first, and the caller keeps the first that runs. The graph says something, too. A
+convolution or matrix product that reads an input tells its rank and channels. A Gather bounds its
+indices. A comparison with a constant names a value that matters. The file's metadata may give the
+range of an image's pixels; then they are drawn from it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import onnx
 from onnx import TensorProto
 
 from bnfold._errors import UsageError
-from bnfold._run.given import InputSet
 from bnfold._run.hints import Hints, pixel_range
+from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
 
 Flavour = Literal["signed", "unsigned", "structured", "large"]
@@ -53,7 +53,7 @@ _CHOICES: dict[Role, tuple[int, ...]] = {
     "length": (16, 64, 128, 512, 576, 256, 1024, 1, 4096, 16000),
 }
 _ATTEMPTS = 40
-# Numbers in a set of inputs; sizes that make for more are not proposed if smaller ones are there.
+# How many numbers a set of inputs may hold. Larger sets are proposed only if there are no smaller.
 _LARGEST = 1 << 26
 _WIDEST = 8
 _OTHERS = 4
@@ -66,27 +66,27 @@ _IMAGE_RANK = 4
 
 
 class UndrawableError(Exception):
-    """No inputs can be made up for this model; the text says why."""
+    """No inputs can be drawn for this model; the text says why."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What inputs to draw: of which kinds, and the sizes of free dimensions by name.
+class WantedInputs:
+    """The kinds of inputs to draw, and the sizes of free dimensions by name.
 
-    ``signed`` is normal with mean 0 and deviation 1, ``unsigned`` uniform in [0, 1), ``structured``
-    has marks on a flat ground, as on a page, ``large`` is normal with deviation 100. A dimension
-    takes its sizes in turn, the last one from then on.
+    ``signed`` is normal with mean 0 and deviation 1. ``unsigned`` is uniform in [0, 1).
+    ``structured`` has marks on a flat ground, like a page. ``large`` is normal with deviation 100.
+    A dimension takes its sizes in turn: with 1 and 4 the first set has size 1, all others 4.
     """
 
     flavours: tuple[Flavour, ...] = ("signed", "unsigned", "structured")
     dims: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, draws: Iterable[str], dims: Mapping[str, int | Sequence[int]]) -> Wanted:
-        """What a user asks for.
+    def of(cls, draws: Iterable[str], dims: Mapping[str, int | Sequence[int]]) -> WantedInputs:
+        """The inputs that a user asks for.
 
         Raises:
-            UsageError: a kind is unknown or there is none, or a size is not positive.
+            UsageError: a kind is unknown, no kind is given, or a size is not positive.
         """
         known = {flavour: flavour for flavour in FLAVOURS}
         flavours = []
@@ -106,13 +106,13 @@ class Wanted:
         return cls(tuple(flavours), sizes)
 
 
-USUAL = Wanted()
+USUAL = WantedInputs()
 
 
 class InputSource:
-    """Proposes inputs for the true graph inputs of one model."""
+    """Proposes inputs for one model. Initializers that are listed as inputs get none."""
 
-    def __init__(self, model: onnx.ModelProto, seed: int, wanted: Wanted = USUAL) -> None:
+    def __init__(self, model: onnx.ModelProto, seed: int, wanted: WantedInputs = USUAL) -> None:
         """Read the inputs' types and the hints that the graph gives.
 
         Raises:
@@ -144,7 +144,7 @@ class InputSource:
                 )
 
     def __len__(self) -> int:
-        """How many sets there are to draw."""
+        """How many input sets are to be drawn."""
         sizes = (len(sizes) for sizes in self._wanted.dims.values())
         return max(len(self._wanted.flavours), *sizes, 1)
 
@@ -152,10 +152,12 @@ class InputSource:
         """Yield input sets of the first kind, likeliest sizes first."""
         return (self._draw(0, sizes) for sizes in self._likely())
 
-    def otherwise(self) -> list[Iterator[InputSet]]:
-        """Propose, one after the other, input sets of the first kind in which single integers that
-        the model compares with constants are those that other sets do not have, and then none of
-        them. Likeliest sizes come first.
+    def with_other_integers(self) -> list[Iterator[InputSet]]:
+        """Input sets of the first kind, with other values of single integers.
+
+        It concerns integers that the model compares with constants. They take the constants that
+        other sets do not have, and then a value that is none of them. Each proposal is an iterator
+        that yields the likeliest sizes first.
         """
         others = {spec.name: found for spec in self._specs if (found := spec.others())}
         count = max(map(len, others.values()), default=0)
@@ -182,10 +184,10 @@ class InputSource:
                 yield sizes
 
     def further(self, number: int, first: InputSet) -> Iterator[InputSet]:
-        """Yield input sets of the next kind.
+        """Yield input sets of the next kind; ``number`` is 1 for the second kind.
 
-        The second come in other sizes than `first` where dimensions are free, and last in the same;
-        those after it in the same.
+        Sets of the second kind have other sizes than ``first`` where dimensions are free, then the
+        same sizes. Sets of later kinds have the same sizes.
         """
         sizes: dict[Key, int] = {}
         for spec in self._specs:
@@ -202,7 +204,7 @@ class InputSource:
         side = dict(list(side.items())[:1])
         tried = []
         changes = [batch | length | side, length | side, batch | length, batch | side]
-        changes += [length, side, batch]  # what one size that is not free stops the others do not
+        changes += [length, side, batch]  # one size alone, where others fail together
         for change in [*(changes if number == 1 else ()), {}]:
             candidate = sizes | change
             if candidate not in tried:
@@ -214,6 +216,7 @@ class InputSource:
         return sum(math.prod(spec.shape(sizes)) for spec in self._specs)
 
     def _draw(self, number: int, sizes: Mapping[Key, int]) -> InputSet:
+        """Draw an input set of a kind, by the number of the kind, in the given sizes."""
         flavour = self._wanted.flavours[number % len(self._wanted.flavours)]
         asked = {
             name: given[min(number, len(given) - 1)] for name, given in self._wanted.dims.items()
@@ -226,7 +229,7 @@ class InputSource:
 
 @dataclass(frozen=True)
 class _Spec:
-    """One graph input, its free dimensions left open."""
+    """One graph input. Its free dimensions have no sizes yet."""
 
     name: str
     element: int
@@ -251,8 +254,9 @@ class _Spec:
         )
 
     def others(self) -> list[Array]:
-        """What else a single integer may be: what it is compared with and is not drawn as, and
-        something else. Nothing for other inputs.
+        """Other values of a single integer; empty for any other input.
+
+        They are the constants that it is compared with and not drawn as, and one further value.
         """
         shape = [dim for dim in self.dims if isinstance(dim, int)]
         if self.bound or not self.literals or len(shape) < len(self.dims) or math.prod(shape) != 1:
@@ -267,12 +271,12 @@ class _Spec:
         """Return an array of the given sizes."""
         shape = self.shape(sizes)
         if math.prod(shape) > sys.maxsize // _WIDEST:
-            raise MemoryError  # for which NumPy has errors of its own
+            raise MemoryError  # NumPy raises other errors for it
         signed = flavour != "unsigned"
         if self.element in _FLOATS:
-            values = floats(rng, flavour, shape)
+            values = draw_floats(rng, flavour, shape)
             if self.pixels is not None and len(shape) >= _IMAGE_RANK - 1 and flavour != "large":
-                values = _within(values, flavour, *self.pixels)
+                values = _into_range(values, flavour, *self.pixels)
             return np.asarray(values, dtype=_FLOATS[self.element])
         if self.element == TensorProto.BOOL:
             return np.asarray(self._ones(rng, signed, shape), dtype=np.bool_)
@@ -289,7 +293,7 @@ class _Spec:
         return np.asarray(integers, dtype=dtype)
 
     def _ones(self, rng: np.random.Generator, all_ones: bool, shape: tuple[int, ...]) -> Array:
-        """Return ones; or else zeros and ones that begin with a one, as a mask does."""
+        """Return ones, or a mask: zeros and ones that begin with a one."""
         if all_ones:
             return np.ones(shape, dtype=np.int64)
         values: Array = np.asarray(rng.integers(0, 2, shape))
@@ -300,21 +304,21 @@ class _Spec:
         return values
 
 
-def floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) -> Array:
-    """Numbers of a kind, see `Wanted`, in float64."""
+def draw_floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) -> Array:
+    """Draw numbers of a kind, see `WantedInputs`, in float64."""
     if flavour == "unsigned":
         return rng.random(shape)
     if flavour != "structured":
         values = rng.standard_normal(shape)
         return values * _LARGE if flavour == "large" else values
-    return _page(rng, shape)
+    return _draw_page(rng, shape)
 
 
-def _page(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Marks on a flat ground with a margin, in all channels alike, as on a page: -2 and 2. What is
-    no image, of two axes or fewer, is flat blocks of -2, 0 and 2.
+def _draw_page(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Draw marks on a flat ground with a margin, like a page: -2 and 2. All channels are alike.
 
-    Noise looks the same everywhere, and leaves channels dead that wait for edges or flat parts.
+    A tensor of two axes or fewer is no image: it has flat blocks of -2, 0 and 2. Noise looks the
+    same everywhere, so channels that look for edges or flat parts would be dead.
     """
     if len(shape) < _IMAGE_RANK - 1:
         blocks: Array = rng.integers(-1, 2, tuple(-(-size // _BLOCK) for size in shape))
@@ -333,9 +337,10 @@ def _page(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return page
 
 
-def _within(values: Array, flavour: Flavour, low: float, high: float) -> Array:
-    """Numbers as drawn, laid into a range: normal ones with its middle as mean and a quarter of its
-    width as deviation.
+def _into_range(values: Array, flavour: Flavour, low: float, high: float) -> Array:
+    """Drawn numbers, moved into a range.
+
+    Normal numbers get the middle of the range as mean, and a quarter of its width as deviation.
     """
     if flavour == "unsigned":
         return low + values * (high - low)
@@ -343,6 +348,7 @@ def _within(values: Array, flavour: Flavour, low: float, high: float) -> Array:
 
 
 def _spec(value: onnx.ValueInfoProto, hints: Hints, pixels: tuple[float, float] | None) -> _Spec:
+    """What to draw for one graph input, as its type and the hints tell."""
     kind = value.type.WhichOneof("value")
     tensor = value.type.tensor_type
     if kind != "tensor_type":
@@ -373,7 +379,7 @@ def _spec(value: onnx.ValueInfoProto, hints: Hints, pixels: tuple[float, float] 
 
 
 def _role(dims: list[int | str | None], axis: int) -> Role:
-    """Guess what a dimension counts, from its place and, where it tells, its name."""
+    """Guess what a dimension counts, from its place and its name."""
     dim, rank = dims[axis], len(dims)
     if isinstance(dim, str) and "batch" in dim.lower():
         return "batch"

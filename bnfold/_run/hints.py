@@ -33,9 +33,9 @@ _PIXELS = {
 
 
 def pixel_range(model: onnx.ModelProto) -> tuple[float, float] | None:
-    """Return the range of an image's pixels that a model's metadata gives, if it does.
+    """Return the range of an image's pixels that a model's metadata gives, or None.
 
-    Keys and values are as in ONNX's image metadata, where case does not matter. It is meant for
+    Keys and values are those of ONNX's image metadata; case does not matter. The range is for
     inputs whose type is denoted ``IMAGE``.
     """
     for entry in model.metadata_props:
@@ -45,10 +45,10 @@ def pixel_range(model: onnx.ModelProto) -> tuple[float, float] | None:
 
 
 class Hints:
-    """An index of one graph: who reads a value, and which values are constants.
+    """What a main graph says about its inputs: who reads a value, and which values are constants.
 
-    Only the shapes of constants and the values of small ones are used, so that it works on a
-    model loaded without its external data.
+    It uses the shapes of constants, and the values of small ones only. So it works on a model that
+    was loaded without its external data.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
@@ -66,7 +66,7 @@ class Hints:
                         self._constants[node.output[0]] = attribute.t
 
     def rank(self, name: str) -> int | None:
-        """Return the rank that the first linear operator reading the value asks for."""
+        """Return the rank that a value must have for the first linear operator that reads it."""
         for node, index in self._readers.get(name, ()):
             shape = self._weight_shape(node, index)
             if shape is not None:
@@ -74,7 +74,7 @@ class Hints:
         return None
 
     def size(self, name: str, axis: int, rank: int) -> int | None:
-        """Return the size of a channel or feature axis that such an operator asks for."""
+        """Return the size of a channel or feature axis that such an operator needs, or None."""
         for node, index in self._readers.get(name, ()):
             shape = self._weight_shape(node, index)
             if shape is None:
@@ -90,7 +90,7 @@ class Hints:
         return None
 
     def index_bound(self, name: str) -> int | None:
-        """Return the smallest axis that the value indexes through Gather, if that is known."""
+        """Return the size of the smallest axis that a value indexes through Gather, or None."""
         bounds = []
         for node, index in self._reached(name):
             if node.op_type in ("Gather", "GatherElements") and index == 1:
@@ -101,7 +101,7 @@ class Hints:
         return min(bounds, default=None)
 
     def compared_with(self, name: str) -> list[int]:
-        """Return the integer constants that the value is compared with for equality."""
+        """Return the integer constants that a value is compared with for equality."""
         found = []
         for node, index in self._reached(name):
             if node.op_type == "Equal":
@@ -120,7 +120,10 @@ class Hints:
         return tuple(weight.dims)
 
     def _reached(self, name: str) -> Iterator[tuple[onnx.NodeProto, int]]:
-        """Yield who reads the value, directly or through operators that keep its elements."""
+        """Yield each node that reads a value, and the number of the input.
+
+        A node may read it through operators that keep its elements.
+        """
         pending, seen = [name], {name}
         while pending:
             current = pending.pop()

@@ -1,7 +1,7 @@
 """Moves the weights that bodies of If, Loop and Scan hold into the main graph.
 
-A body sees what the graphs around it hold (ONNX IR specification, "Names Within a Graph"), so that
-nothing changes but where a weight lies: there a run may override it.
+A body sees the tensors of the graphs around it (ONNX IR specification, "Names Within a Graph"). So
+nothing changes but the place of a weight. A run may override a weight of the main graph.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from bnfold._run.operands import Operands
 
 
 def hoist(model: ModelProto) -> bool:
-    """Move, in place, what bodies of the main graph store and read as weights; whether there is
-    any. What a body puts out as it is stays, and so do sparse tensors.
+    """Move the weights of bodies into the main graph, in place; return whether there are any.
+
+    A weight is a tensor that a body stores and reads as weights. It stays in the body if it is
+    sparse, or if the body puts it out.
     """
     operands = Operands(model.functions)
     found = [
@@ -40,7 +42,7 @@ def hoist(model: ModelProto) -> bool:
 
 
 def _bodies(graph: GraphProto) -> Iterator[GraphProto]:
-    """The bodies in a graph, of any depth."""
+    """Yield the bodies in a graph, at any depth."""
     for node in graph.node:
         for body in subgraphs(node):
             yield body
@@ -76,8 +78,9 @@ def _drop(body: GraphProto, name: str) -> None:
 
 
 def _rename(graph: GraphProto, old: str, new: str) -> None:
-    """Have the nodes of a graph read another tensor, and those of bodies in it that have no tensor
-    of that name themselves.
+    """Let the nodes of a graph read ``new`` in place of ``old``.
+
+    So do the nodes of its bodies, unless the body has its own tensor of the name ``old``.
     """
     for node in graph.node:
         for place, name in enumerate(node.input):

@@ -1,10 +1,19 @@
-"""Walks the nodes of a graph, those of its subgraphs included."""
+"""Walks the nodes of a graph and of its subgraphs, and follows values through a main graph."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
 import onnx
+
+_RANDOM = {
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -25,9 +34,9 @@ def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
-    """The names a node reads, captures of its subgraphs included.
+    """The names that a node reads, itself or in its subgraphs.
 
-    A name that a subgraph defines itself may be among them: a superset is what callers need.
+    Names that a subgraph defines itself may be among them. Callers need no more than a superset.
     """
     names = list(node.input)
     for graph in subgraphs(node):
@@ -38,7 +47,7 @@ def reads(node: onnx.NodeProto) -> list[str]:
 
 
 def own_names(body: onnx.GraphProto) -> set[str]:
-    """The names that a subgraph gives to its own tensors: they hide those of the graphs around."""
+    """The names of a subgraph's own tensors. They hide equal names of the graphs around it."""
     found = {value.name for value in body.input}
     found.update(tensor.name for tensor in body.initializer)
     found.update(tensor.values.name for tensor in body.sparse_initializer)
@@ -47,10 +56,10 @@ def own_names(body: onnx.GraphProto) -> set[str]:
 
 
 class Flow:
-    """What flows where in a main graph.
+    """The nodes of a main graph with their inputs and outputs, to follow values through it.
 
     Attributes:
-        rows: the nodes in order, each with what it reads and what it puts out.
+        rows: the nodes in order, each with the names that it reads and the names of its outputs.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
@@ -68,3 +77,15 @@ class Flow:
 def reached(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:
     """Return the values of the main graph that depend on any of the named ones."""
     return Flow(graph).reached(names)
+
+
+def random_values(graph: onnx.GraphProto) -> set[str]:
+    """Return the values of the main graph that depend on random numbers drawn while it runs."""
+    drawn = {
+        name
+        for node in graph.node
+        if any(inner.op_type in _RANDOM for inner in all_nodes([node]))
+        for name in node.output
+        if name
+    }
+    return reached(graph, drawn) if drawn else set()

@@ -32,23 +32,24 @@ _SMALL = 1 << 12
 
 
 def has_steps(array: Array) -> bool:
-    """Tell whether an array holds floats of a type that is known here."""
+    """Tell whether an array holds floats of a type whose rounding steps are known."""
     return array.dtype in _BITS
 
 
 def can_move(array: Array) -> bool:
-    """Tell whether an array holds floats that an engine of ONNX can be fed: not bfloat16."""
+    """Tell whether an ONNX engine takes the array's float type as an input: not bfloat16."""
     return has_steps(array) and array.dtype != _BFLOAT16
 
 
 class Noise:
     """Draws noisy copies of a set of weights, into buffers that the next draw reuses.
 
-    In every other draw, the first among them, equal weights move alike, as a fold rounds equal
-    products alike: where a model holds the same number millions of times, their errors add up
-    instead of cancelling. There a weight's step is a salted hash of its bits. In the other draws
-    steps come from a pool that is read at random places: drawing 25 million of them anew would take
-    longer than running the model.
+    In the first draw and every second one after it, equal weights move alike, for a fold rounds
+    equal products alike. If a model holds the same number millions of times, the errors add up and
+    do not cancel. The step of a weight is a salted hash of its bits there.
+
+    In the other draws steps come from a pool that is read at random places. To draw 25 million new
+    steps would take longer than to run the model.
     """
 
     def __init__(self, weights: Mapping[str, Array], rng: np.random.Generator) -> None:
@@ -80,12 +81,11 @@ class Noise:
         return dict(self._buffers)
 
     def mistake(self, axes: Mapping[str, int], half: bool = False) -> dict[str, Array]:
-        """Return some weights, 1 % too large or small in one slice along the axis given, or in half
-        of the slices.
+        """Return some weights with an error of 1 % in one slice, or in half of the slices.
 
-        A slice that is all zero is not taken. Where all is zero, 1 % of one is added instead. In
-        float16 and bfloat16, whose own rounding comes close to 1 % after a few layers, the mistake
-        is 10 %.
+        ``axes`` gives the axis of the slices for each weight. A slice of zeros is not taken; if the
+        whole weight is zero, 1 % of one is added instead. In float16 and bfloat16 the error is
+        10 %, for their rounding comes close to 1 % after a few layers.
         """
         wrong = {}
         for name, axis in sorted(axes.items()):
@@ -111,14 +111,14 @@ class Noise:
         return self._rng.integers(-1, 2, _POOL, dtype=np.int8)
 
     def _single(self) -> Iterator[_Run]:
-        """The large weights, one by one."""
+        """Yield the large weights, one by one."""
         for name, array in self._weights.items():
             if array.size > _SMALL:
                 self._buffers[name] = np.empty_like(array)
                 yield _Run.of(array.reshape(-1), self._buffers[name].reshape(-1))
 
     def _packed(self) -> Iterator[_Run]:
-        """The small weights of each dtype, of which there are many, end to end."""
+        """Yield the many small weights, end to end for each dtype."""
         for dtype in _BITS:
             small = {
                 name: array
@@ -136,7 +136,7 @@ class Noise:
 
 
 class _Run(NamedTuple):
-    """Weights end to end as integers, what is drawn from them, and which of them never move."""
+    """Weights end to end as integers, the buffer for their noisy copy, and which never move."""
 
     source: Array
     target: Array
@@ -149,8 +149,9 @@ class _Run(NamedTuple):
 
 
 def _hashed(bits: Array, salt: np.uint32) -> Array:
-    """Return -1, 0 or 1 for each bit pattern, as often each: the upper half of a salted product,
-    in thirds.
+    """Return -1, 0 or 1 for each bit pattern, each in a third of all cases.
+
+    The upper half of a salted product decides.
     """
     if bits.itemsize == 8:
         bits = bits ^ (bits >> 32)

@@ -1,10 +1,11 @@
 """The original, loaded once, with weights that a run may move.
 
-A weight that a model stores becomes the default of an input, which since IR version 4 a caller may
-override (ONNX IR specification, "Graph inputs and initializers"); that of a Constant first becomes
-an initializer, which says the same. One that operators make from constants is made once, by the
-engine itself, and given to every run. So the very session that says what is right says how far
-rounding moves it, and nothing that bnfold computes comes into either.
+A stored weight becomes the default of an input. Since IR version 4 a caller may override it (ONNX
+IR specification, "Graph inputs and initializers"). The weight of a Constant becomes an initializer
+first, which means the same. A weight that operators make of constants is computed once, by the
+engine itself, and given to every run.
+
+So one session gives both the right outputs and their rounding, and bnfold computes neither.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ Engine: TypeAlias = type[OnnxRuntime] | type[Reference]
 
 
 class OnnxModel:
-    """A model whose weights may be moved, as `PerturbableModel` has it.
+    """An ONNX model whose weights may be moved; see `PerturbableModel`.
 
     Attributes:
-        weights: those that can be, by name, each as the model has it.
-        graph: the graph, without what made those weights.
-        inputs: what the model itself asks for.
-        outputs: what it puts out.
+        weights: the weights that can be moved, by name, with the model's own numbers.
+        graph: the graph, without the nodes that made those weights.
+        inputs: the inputs of the model itself.
+        outputs: its outputs.
     """
 
     def __init__(
@@ -48,11 +49,11 @@ class OnnxModel:
         engine: Engine,
         bounds: Bounds,
     ) -> None:
-        """Load a model, whose structure is what `source` gives, and which may be changed here.
+        """Load a model. ``model`` is the structure of ``source``; it is changed.
 
-        Of the weights named, those count that the main graph stores or computes from constants,
-        that are none of its outputs, and that `Noise` can move. What a stored one is has to be
-        given.
+        A weight can be moved if three things hold: the main graph stores it or computes it from
+        constants, it is no output, and `Noise` can move it. ``weights`` must give the numbers of
+        every stored weight.
 
         Raises:
             EngineError: it does not load.
@@ -97,7 +98,7 @@ class OnnxModel:
     def run(
         self, feeds: Mapping[str, Array], moved: Mapping[str, Array] | None = None
     ) -> list[Any]:
-        """The outputs in graph order, some weights being others than the model's own.
+        """The outputs in graph order. ``moved`` holds other numbers for some weights.
 
         Raises:
             EngineError: the model does not run on these inputs.
@@ -106,8 +107,10 @@ class OnnxModel:
         return self._loaded().run({**self._given, **(moved or {}), **feeds})
 
     def layers(self, touched: Collection[str]) -> list[Layer]:
-        """See `PerturbableModel.layers`. A call of a local function and a node with bodies are as
-        many operators as they read weights of two axes.
+        """See `PerturbableModel.layers`.
+
+        A node with bodies, or a call of a local function, may hold several operators. It counts as
+        one layer for each weight of two axes that it reads.
         """
         left = {name for name in touched if name in self.weights} or set(self.weights)
         found = []
@@ -141,6 +144,7 @@ class OnnxModel:
         return self._session
 
     def _serialized(self, model: onnx.ModelProto) -> bytes:
+        """The bytes of a model, as a session loads them."""
         try:
             return serialize_whole(model, self._source.path)
         except MemoryError:
@@ -151,8 +155,9 @@ class OnnxModel:
             ) from error
 
     def _computed(self, model: onnx.ModelProto, names: Collection[str]) -> dict[str, Array]:
-        """Weights that nodes make of constants, as the engine computes them; not those that other
-        nodes have a part in, which the model goes on computing itself.
+        """The weights that nodes make of constants, computed by the engine, by name.
+
+        A weight is left out if one of its nodes reads more than constants. The model computes it.
         """
         graph = model.graph
         stored = {tensor.name for tensor in graph.initializer}
@@ -179,7 +184,7 @@ class OnnxModel:
         part.graph.sparse_initializer.extend(
             t for t in graph.sparse_initializer if t.values.name in needed
         )
-        for number, name in enumerate(wanted):  # through an Identity: a sparse constant is no array
+        for number, name in enumerate(wanted):  # an Identity makes a sparse constant an array
             part.graph.node.add(op_type="Identity", input=[name], output=[f"{number}/weight"])
             part.graph.output.add(name=f"{number}/weight")
         engine = self._engine(self._serialized(part), self._source.folder, bounds=self._bounds)
@@ -188,8 +193,9 @@ class OnnxModel:
 
 
 def _channel_axis(node: onnx.NodeProto, weight: str, shape: tuple[int, ...]) -> int:
-    """The axis of a weight that counts the channels of what an operator puts out; the longest one
-    where that is not known.
+    """The axis of a weight that counts the output channels; the longest axis if that is unknown.
+
+    It is axis 0 for the weight of a Conv.
     """
     given = {attribute.name: attribute.i for attribute in node.attribute}
     known = {
@@ -204,7 +210,7 @@ def _channel_axis(node: onnx.NodeProto, weight: str, shape: tuple[int, ...]) -> 
 
 
 def _overridable(model: onnx.ModelProto, stored: Collection[str]) -> onnx.ModelProto:
-    """What makes initializers defaults of inputs, when it is merged into a model."""
+    """A model to be merged into another: it makes initializers the defaults of inputs."""
     added = onnx.ModelProto()
     if not stored:
         return added
@@ -219,7 +225,7 @@ def _overridable(model: onnx.ModelProto, stored: Collection[str]) -> onnx.ModelP
 
 
 def _store(graph: onnx.GraphProto, names: Collection[str]) -> None:
-    """Turn nodes that hold the values of some names into initializers."""
+    """Turn Constant nodes that hold some of the named values into initializers."""
     kept = []
     for node in graph.node:
         held = node.attribute[0] if len(node.attribute) == 1 else None
@@ -233,8 +239,9 @@ def _store(graph: onnx.GraphProto, names: Collection[str]) -> None:
 
 
 def _feed(graph: onnx.GraphProto, weights: Mapping[str, Array]) -> None:
-    """Change a graph so that values of it are inputs. What only they needed goes, and the nodes
-    that made them do.
+    """Make some values of a graph its inputs.
+
+    The nodes that made them are removed, with all that only these nodes read.
     """
     for name, array in weights.items():
         element = helper.np_dtype_to_tensor_dtype(array.dtype)

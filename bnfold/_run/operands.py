@@ -1,4 +1,4 @@
-"""What operators read as weights, where it is constant: in bodies and local functions, too."""
+"""Which tensors operators read as weights, also in bodies and local functions."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _LINEAR = {
     "com.microsoft::SkipLayerNormalization": slice(2, 5),
     "com.microsoft::SkipSimplifiedLayerNormalization": slice(2, 4),
 }
-"""Operators with weights, by `type_of`, and which of their inputs those are."""
+"""Operators with weights, by `type_of`, and the numbers of the inputs that are weights."""
 _ELEMENTWISE = {"Add", "Div", "Mul", "PRelu", "Sub"}
 COUNTING = {"NonZero", "Shape", "Size"}
-"""Operators that put out sizes and places, which are no data."""
+"""Operators that put out sizes and positions. These are no data."""
 _RELAYING = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators that put out the numbers of their first input."""
 
@@ -53,7 +53,7 @@ class Operands:
         self._within = dict[tuple[str, str, str], list[Operand]]()
 
     def of(self, node: onnx.NodeProto) -> list[Operand]:
-        """What a node reads that would be weights, were it constant, by the names outside of it."""
+        """The tensors that a node reads as weights, if they are constant, by their outer names."""
         called = (node.domain, node.op_type, node.overload)
         if called in self._functions:
             given = dict(zip(self._functions[called].input, node.input, strict=False))
@@ -71,8 +71,10 @@ class Operands:
         return [operand for graph in subgraphs(node) for operand in self._of_body(graph)]
 
     def within(self, nodes: Sequence[onnx.NodeProto]) -> list[Operand]:
-        """What some nodes read that way, as it is or through operators that change no number; not
-        what sizes are computed with.
+        """The tensors that some nodes read as weights, if they are constant.
+
+        They may read them through operators that change no number. Numbers that only sizes are
+        computed from are left out.
         """
         sources, made, counted = dict[str, str](), set[str](), set[str]()
         found = []

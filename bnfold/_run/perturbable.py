@@ -1,4 +1,4 @@
-"""Finds the weights of a model from anywhere, whatever folded it."""
+"""Finds the weights of an ONNX model, whichever tool has made it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,28 @@ from bnfold._run.operands import COUNTING, Operand, Operands
 
 @dataclass(frozen=True)
 class PerturbableWeights:
-    """Weights of a main graph by name, None for one that operators make of constants: what that is
-    the engine says. ``layers`` are those of linear operators and norms.
+    """The weights of a main graph.
+
+    Attributes:
+        values: the weights by name; None for a weight that operators make of constants. The engine
+            computes it.
+        layers: the names of the weights of linear operators and norms.
     """
 
     values: Mapping[str, Array | None]
     layers: frozenset[str]
 
 
-def find(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
-    """The weights of a model's main graph: the constant parameters of its linear operators and
-    normalizations, and what is added to its data or multiplied with it. Operators in bodies and
-    local functions count where they read what the main graph holds.
+def find_weights(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
+    """The weights of a model's main graph.
 
-    Numbers that are computed from shapes are no data: exporters keep shapes in float constants.
-    What a caller may override is no weight. Raises `UsageError` where external data is missing.
+    These are the constant parameters of its linear operators and normalizations, and the constants
+    that are added to its data or multiplied with it. Operators in bodies and local functions count
+    if the main graph holds the constant.
+
+    A constant is no weight if a caller may override it, or if it only meets numbers computed from
+    shapes: exporters keep shapes in float constants. Raises `UsageError` where external data is
+    missing.
     """
     scopes = read_scopes(model)
     (main,) = (scope for scope in scopes if not scope.path)
@@ -71,9 +78,11 @@ def find(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
     return PerturbableWeights(values, frozenset(o.name for o in read if o.of_layer) & values.keys())
 
 
-def telling(model: onnx.ModelProto, weights: PerturbableWeights) -> Collection[str]:
-    """The weights in which errors have to show: those of layers, where these reach all outputs that
-    any weight does; else all.
+def plantable_weights(model: onnx.ModelProto, weights: PerturbableWeights) -> Collection[str]:
+    """The names of the weights to plant errors in.
+
+    These are the weights of layers if they reach every output that any weight reaches. Else they
+    are all weights.
     """
     outputs = {value.name for value in model.graph.output}
     left = outputs & reached(model.graph, weights.values.keys())
@@ -81,7 +90,7 @@ def telling(model: onnx.ModelProto, weights: PerturbableWeights) -> Collection[s
 
 
 class _Inferred(Shapes):
-    """Shapes that are inferred once they are asked for: few models need them."""
+    """Shapes that are inferred only when somebody asks for one: few models need them."""
 
     def __init__(self, model: onnx.ModelProto, scopes: list[Scope]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""What a judge asks of a model: that it runs, with its own weights or others in their place.
+"""A model as the judge sees it: it runs, with its own weights or with moved ones.
 
-A session of onnxruntime is one (`onnx_model`), a module or program of PyTorch another
+There are two: a session of onnxruntime (`onnx_model`), and a module or program of PyTorch
 (`torch_model`).
 """
 
@@ -13,8 +13,8 @@ from bnfold._run.noise import Array
 
 
 class Layer(NamedTuple):
-    """An operator with weights: what it is called, that of its weights which matters most, and the
-    axis of its output channels.
+    """An operator with weights: its label, its most important weight, and that weight's axis of
+    output channels.
     """
 
     label: str
@@ -39,22 +39,25 @@ class PerturbableModel(RunnableModel, Protocol):
 
     @property
     def weights(self) -> Mapping[str, Array]:
-        """Those that can be, by name, each as the model has it."""
+        """The weights that can be moved, by name, with the model's own numbers."""
 
     def run(
         self, feeds: Mapping[str, Array], moved: Mapping[str, Array] | None = None
     ) -> list[Any]:
-        """The outputs in order, some weights being others than the model's own; raises as
-        `RunnableModel.run` does.
+        """The outputs in order. ``moved`` holds other numbers for some weights.
+
+        Raises as `RunnableModel.run` does.
         """
 
     def layers(self, touched: Collection[str]) -> list[Layer]:
-        """The operators whose weights are among those named, all if none is, in the order of the
-        model. Of several weights of one operator that of the highest rank counts.
+        """The operators that read the named weights, in the order of the model.
+
+        If no weight is named, these are all operators with weights. If an operator has several
+        weights, the one of the highest rank counts.
         """
 
     def reached(self, weights: Collection[str]) -> set[int]:
         """The numbers of the outputs that depend on any of some weights."""
 
     def release(self) -> None:
-        """Give memory back; what is needed again is loaded again."""
+        """Give memory back. The model is loaded again when it runs again."""

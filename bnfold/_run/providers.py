@@ -1,4 +1,4 @@
-"""The execution providers of onnxruntime that a model can be run on, and whether they are there."""
+"""The execution providers of onnxruntime, and whether they are available."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bnfold._errors import UsageError
 
 @dataclass(frozen=True)
 class Provider:
-    """One provider: what users call it, its name in onnxruntime, its options, and what to install.
+    """One provider: its name for users, its name in onnxruntime, its options, and its package.
 
-    Reduced precision that a provider uses unasked is switched off: TF32 costs 1e-3 relative, and
-    bfloat16, which OpenVINO knows on CPUs that have it, 1e-2.
+    Some providers reduce the precision without being asked. The options switch that off: TF32 costs
+    a relative error of 1e-3, and OpenVINO's bfloat16 one of 1e-2.
     """
 
     name: str
@@ -26,8 +26,8 @@ class Provider:
 
     @property
     def is_there(self) -> bool:
-        """Whether this onnxruntime was built with it. Whether it works, a session shows."""
-        import onnxruntime as ort  # not before it is needed: names are checked without it
+        """Whether this onnxruntime was built with it. Only a session shows whether it works."""
+        import onnxruntime as ort  # imported late: the names are checked without it
 
         return self.full_name in ort.get_available_providers()
 
@@ -62,7 +62,7 @@ def by_name(names: Iterable[str]) -> tuple[Provider, ...]:
 
 
 def ran_on(profile: Path) -> Counter[str]:
-    """How many operators ran on each provider, as a profile of onnxruntime has it."""
+    """How many operators ran on each provider, according to a profile of onnxruntime."""
     events = json.loads(profile.read_text(encoding="utf-8"))
     found: Counter[str] = Counter()
     for event in events:

@@ -1,19 +1,21 @@
-"""Runs a model and says plainly why it could not.
+"""Loads and runs ONNX models, and says in plain words why one does not run.
 
-onnxruntime on the CPU is the engine, with every graph optimization off: some of its optimizations
-are wrong, and a fold must be compared with what the file says. With them on it is what users run.
-Where onnxruntime has no kernel for an operator, the reference evaluator of the onnx package stands
-in, for small models.
+The engine is onnxruntime on the CPU, with every graph optimization off. Some optimizations are
+wrong, and a fold must be compared with what the file says. With optimizations on, it runs as users
+run it. Where onnxruntime has no kernel for an operator, the reference evaluator of the onnx package
+takes its place, for small models. Where memory is plenty, a session may load in the background.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import onnx
@@ -22,12 +24,16 @@ import onnxruntime as ort
 from bnfold._onnx import tensors
 from bnfold._onnx.files.external import all_tensors
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
+from bnfold._run.noise import Array
 from bnfold._run.providers import CPU, Provider
 from bnfold._system import memory
 
 _REFERENCE_LIMIT = 1 << 28
+_LARGEST_IN_BACKGROUND = 1 << 28
+"""Bytes of the largest model that is loaded in the background."""
 _FATAL = 4
 _FIRST_RIGHT_BATCH_NORMALIZATION = 14
+_Loaded = TypeVar("_Loaded")
 
 
 class EngineError(Exception):
@@ -108,7 +114,7 @@ class OnnxRuntime:
                 str(source) if isinstance(source, Path) else source,
                 options,
                 providers=[(provider.full_name, dict(provider.options))],
-                enable_fallback=0,  # which would print, and only try the same once more
+                enable_fallback=0,  # a fallback would print, and only try the same again
             )
         except Exception as error:
             raise _engine_error(error) from error
@@ -125,6 +131,7 @@ class OnnxRuntime:
         return self._fetch(list(names), feeds) if names else []
 
     def _fetch(self, names: list[str] | None, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        """The named outputs, or all outputs for None; see `Engine.run`."""
         quiet = ort.RunOptions()
         quiet.log_severity_level = _FATAL
         try:
@@ -137,12 +144,12 @@ class OnnxRuntime:
         return outputs
 
     def end_profile(self) -> Path:
-        """Where the profile lies that was asked for."""
+        """The path of the profile. It was asked for when the session was made."""
         return Path(self._session.end_profiling())
 
 
 class Reference:
-    """The onnx package's own evaluator: slow, and wrong in places, which it refuses here."""
+    """The onnx package's own evaluator. It is slow; models that it runs wrongly are refused."""
 
     runtime = f"onnx.reference {onnx.__version__}"
 
@@ -157,7 +164,9 @@ class Reference:
         """
         self._bounds = bounds
         bounds.check()
-        from onnx.reference import ReferenceEvaluator  # few models need what is slow to import
+        from onnx.reference import (
+            ReferenceEvaluator,
+        )  # imported late: it is slow to import, and few need it
 
         try:
             if isinstance(source, Path):
@@ -193,7 +202,7 @@ class Reference:
 
 
 def _inline(model: onnx.ModelProto, folder: Path | None) -> None:
-    """Take external data into the model. `onnx.load` would refuse symbolic links, as hubs make."""
+    """Take external data into the model. `onnx.load` refuses symbolic links, which hubs make."""
     for tensor in all_tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             tensors.write(tensor, tensors.read(tensor, folder))
@@ -214,7 +223,7 @@ def _refuse_known_bugs(model: onnx.ModelProto) -> None:
 
 
 def _engine_error(error: Exception) -> EngineError:
-    """The error of a model; memory that has run out is none."""
+    """The `EngineError` for an error of onnxruntime. Raises `Exhausted` if memory has run out."""
     text = str(error)
     if memory.ran_out(error):
         raise Exhausted("out of memory") from error
@@ -230,7 +239,7 @@ def _engine_error(error: Exception) -> EngineError:
 
 
 _PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*\((?:[^()]|\([^()]*\))*\)(?: const)? ")
-"""Where in its source onnxruntime gave up, which says nothing to whoever uses it."""
+"""The place in onnxruntime's source in a message. It says nothing to users."""
 _NEWER_FORMAT = re.compile(r"Unsupported model IR version: (\d+)")
 _NEWER_OPSET = re.compile(r"Opset (\d+) is under development.* for domain (\S+) is till")
 
@@ -240,6 +249,7 @@ def _port(argument: Any) -> Port:
 
 
 def _port_of_proto(value: onnx.ValueInfoProto) -> Port:
+    """The port of an input or output in a model file."""
     kind = value.type.WhichOneof("value") or "unknown"
     if kind != "tensor_type":
         return Port(value.name, kind, ())
@@ -250,3 +260,43 @@ def _port_of_proto(value: onnx.ValueInfoProto) -> Port:
         for dim in tensor.shape.dim
     )
     return Port(value.name, f"tensor({element})", shape)
+
+
+class BackgroundLoad(Generic[_Loaded]):
+    """A load that has begun in the background, if there is an executor for it."""
+
+    def __init__(self, load: Callable[[], _Loaded], executor: Executor | None) -> None:
+        self._load = load
+        self._future: Future[_Loaded] | None = executor.submit(load) if executor else None
+
+    def get(self) -> _Loaded:
+        """The result of the load, once. A second call loads again. Raises what the load raises."""
+        future, self._future = self._future, None
+        return self._load() if future is None else future.result()
+
+
+@contextmanager
+def background(
+    paths: Collection[Path], weights: Collection[Array | None], bounds: Bounds
+) -> Iterator[Executor | None]:
+    """Yield an executor of one thread for loads in the background, or None.
+
+    None is yielded where models are large, where memory is bounded, or where the user asks for a
+    single thread.
+    """
+    if bounds.threads == 1 or memory.is_bounded() or _size(paths, weights) > _LARGEST_IN_BACKGROUND:
+        yield None
+        return
+    with ThreadPoolExecutor(1, "bnfold") as executor:
+        try:
+            yield executor
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _size(paths: Collection[Path], weights: Collection[Array | None]) -> int:
+    """Bytes of the largest file, or of all weights if that is more. Missing files count as 0."""
+    sizes = [sum(array.nbytes for array in weights if array is not None)]
+    with suppress(OSError):
+        sizes += [path.stat().st_size for path in paths]
+    return max(sizes)

@@ -1,7 +1,8 @@
-"""A model file, and tensors on the way that it puts out too.
+"""A model file, and the inner tensors that it puts out too.
 
-A detector whose scores are all 1e-5 on noise hides every error behind its last Sigmoid. Ahead of it
-the same error is plain, and two models that agree there and end in the same function agree.
+The scores of a detector may all be 1e-5 on noise. Then its last Sigmoid hides every error. The
+tensor ahead of the Sigmoid shows it plainly. Two models that agree there and end in the same
+function agree.
 """
 
 from __future__ import annotations
@@ -22,32 +23,34 @@ _OWN = ("", "ai.onnx")
 
 
 class Tap(NamedTuple):
-    """A tensor that is put out, and the name of that output."""
+    """An inner tensor to put out, and the name of the output that it gets."""
 
     name: str
     alias: str
 
 
 class Parsed:
-    """A model that somebody has parsed already, large weights possibly left in its file, for the
-    first who asks and may change it. Nobody holds it in memory after that.
+    """A model that has been parsed already; large weights may still be in its file.
+
+    The first caller takes it and may change it. It is not kept in memory after that.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model: onnx.ModelProto | None = model
 
     def take(self) -> onnx.ModelProto | None:
-        """The model; None for all but the first."""
+        """The model for the first caller, None for all others."""
         model, self._model = self._model, None
         return model
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model file, and what it puts out besides its outputs, or instead of them (``alone``).
+    """A model file, and the inner tensors that it puts out.
 
-    ``parsed`` is what the file holds, if somebody knows that already. The structure of one that is
-    ``hoisted`` has the weights of bodies in its main graph.
+    The tensors come after its outputs or, with ``alone``, in place of them. ``parsed`` is the
+    content of the file, if it has been parsed already. With ``hoisted``, the structure of the model
+    has the weights of bodies in its main graph.
     """
 
     path: Path
@@ -58,17 +61,17 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Where external data lies."""
+        """The folder of the external data."""
         return self.path.parent.resolve()
 
     def proto(self) -> onnx.ModelProto:
-        """Parse the model, external data left where it is."""
+        """Parse the model. External data stays in its files."""
         model = onnx.load(self.path, load_external_data=False)
         self.tap(model)
         return model
 
     def structure(self) -> onnx.ModelProto:
-        """The model to look at its graph: large weights may not be in it."""
+        """The model, to look at its graph. Large weights may be missing in it."""
         model = self.parsed.take() if self.parsed is not None else None
         if model is None:
             model = self.proto()
@@ -79,7 +82,7 @@ class Source:
         return model
 
     def tap(self, model: onnx.ModelProto) -> None:
-        """Let a model that was parsed from the file put out the tensors that are tapped."""
+        """Add the inner tensors to the outputs of a model that was parsed from the file."""
         if self.alone:
             del model.graph.output[:]
         for name, alias in self.taps:
@@ -88,10 +91,10 @@ class Source:
                 model.graph.node.add(op_type="Identity", input=[name], output=[alias])
 
     def content(self, more: onnx.ModelProto | None = None) -> Path | bytes:
-        """Return what a session loads, ``more`` merged into it: the path where nothing is changed.
+        """Return the file's path or, if something is added, its bytes with the addition.
 
-        Protocol buffers that follow each other merge, so what is added stands after the end of the
-        file, which need not be parsed for that.
+        ``more`` is a model to merge into it. Protocol buffers that follow each other merge. So the
+        addition stands after the end of the file, and the file need not be parsed.
         """
         if self.alone:
             model = self.proto()
@@ -114,23 +117,25 @@ class Source:
             return b"".join(parts)
 
 
-class Tapped(NamedTuple):
-    """A saturating function that an output comes from, and its input in either model."""
+class Saturation(NamedTuple):
+    """The saturating function that an output comes from, and its input in each model."""
 
     function: str
     original: str
     folded: str
 
 
-def tapped_before(left: onnx.ModelProto, right: onnx.ModelProto) -> dict[str, Tapped]:
-    """Return, by output, the saturating function in which both models end, if it is the same, and
-    nothing but the same reshaping comes after it.
+def saturations(left: onnx.ModelProto, right: onnx.ModelProto) -> dict[str, Saturation]:
+    """Return the saturating functions that both models end in, by the name of the output.
+
+    An output counts if its function is the same in both models, and if only the same reshaping
+    follows it.
     """
     if _opset(left) != _opset(right):
         return {}
     ours, theirs = ({n: list(e) for n, e in _endings(m.graph)} for m in (left, right))
     return {
-        output: Tapped(ending[-1].op_type, ending[-1].input[0], theirs[output][-1].input[0])
+        output: Saturation(ending[-1].op_type, ending[-1].input[0], theirs[output][-1].input[0])
         for output, ending in ours.items()
         if output in theirs and _same(ending, theirs[output])
     }
@@ -148,8 +153,9 @@ def _same(left: list[onnx.NodeProto], right: list[onnx.NodeProto]) -> bool:
 
 
 def _endings(graph: onnx.GraphProto) -> Iterator[tuple[str, list[onnx.NodeProto]]]:
-    """Yield an output and the nodes from it back to a saturating function, reshaping only between
-    the two, where there is one.
+    """Yield each output that comes from a saturating function, and the nodes back to that function.
+
+    Only reshaping may stand between the two.
     """
     makers = {name: node for node in graph.node for name in node.output}
     for value in graph.output:

@@ -1,4 +1,4 @@
-"""A module of PyTorch, or that of a program, with weights that a run may move."""
+"""A PyTorch module, or the module of a program, with weights that a run may move."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from bnfold._run.bounds import Exhausted
-from bnfold._run.drawing import Flavour, floats
-from bnfold._run.given import InputSet
+from bnfold._run.drawing import Flavour, draw_floats
+from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array, has_steps
 from bnfold._run.perturbable_model import Layer
 from bnfold._run.session import EngineError
@@ -28,7 +28,7 @@ from bnfold._torch.tensors import DTYPES, from_numpy, to_numpy
 
 @dataclass(frozen=True)
 class Call:
-    """What a module is called with: example inputs, whose floats are fed by number."""
+    """The arguments of a module: example inputs. A run may replace their floats, by number."""
 
     example: Example
 
@@ -41,21 +41,22 @@ class Call:
         }
 
     def sets(self, seed: int, flavours: Sequence[Flavour] = ()) -> list[InputSet]:
-        """The example, and input sets of some kinds with numbers in place of its floats."""
+        """The example, and an input set of each kind with drawn numbers for the floats."""
         given = self.feeds()
         found = [InputSet("example", given)]
         for number, flavour in enumerate(flavours if given else ()):
             rng = np.random.default_rng([seed, number])
             drawn = {
-                name: floats(rng, flavour, values.shape).astype(values.dtype)
+                name: draw_floats(rng, flavour, values.shape).astype(values.dtype)
                 for name, values in given.items()
             }
             found.append(InputSet(flavour, drawn))
         return found
 
     def filled(self, feeds: Mapping[str, Array], double: bool) -> tuple[Any, Any]:
-        """Arguments with some floats in place of the example's, in float64 if that is asked for;
-        no tensor is the example's own.
+        """The arguments with some floats in place of the example's; with ``double`` in float64.
+
+        All tensors are copies.
         """
         leaves, spec = pytree.tree_flatten((self.example.args, dict(self.example.kwargs)))
         for number, leaf in enumerate(leaves):
@@ -73,12 +74,13 @@ class Call:
 
 
 class TorchModel:
-    """See `PerturbableModel`. With ``double`` it runs in float64, its weights widened after they
-    were moved.
+    """See `PerturbableModel`.
+
+    With ``double`` it runs in float64: weights are moved in their own type, then widened.
     """
 
     def __init__(self, module: nn.Module, call: Call, *, double: bool) -> None:
-        """Take a module; a copy of it is run. Raises `UsageError` where it cannot be copied."""
+        """Copy a module; the copy runs. Raises `UsageError` where it cannot be copied."""
         stored = (*module.named_parameters(), *module.named_buffers())
         self.weights: dict[str, Array] = {
             name: values
@@ -121,9 +123,11 @@ class TorchModel:
         outputs = self._traced.outputs
         return {number for number, names in enumerate(outputs) if not wanted.isdisjoint(names)}
 
-    def telling(self) -> Collection[str]:
-        """The weights in which errors have to show: those of linear operators and norms, where
-        these reach all outputs that any weight does; else all.
+    def plantable_weights(self) -> Collection[str]:
+        """The names of the weights to plant errors in.
+
+        These are the weights of linear operators and norms if they reach every output that any
+        weight reaches. Else they are all weights.
         """
         of_layers = {name for use in self._traced.uses if use.of_layer for name in use.weights}
         every = self.reached(self.weights)
@@ -135,12 +139,13 @@ class TorchModel:
         return self.reached([RANDOM])
 
     def release(self) -> None:
-        """Nothing is given back: the module is the user's, and its copy small next to it."""
+        """Do nothing: the module is the user's, and the copy needs little memory."""
 
     @cached_property
     def _traced(self) -> Traced:
-        """What a run on the example shows. Where it cannot be watched, any output may depend on any
-        weight.
+        """The trace of a run on the example.
+
+        If the run cannot be watched, every output counts as depending on every weight.
         """
         args, kwargs = self._call.filled({}, self._double)
         stored = dict((*self._module.named_parameters(), *self._module.named_buffers()))
@@ -162,10 +167,11 @@ class TorchModel:
         }
 
     def _outputs(self, placed: dict[str, Tensor], args: Any, kwargs: Any) -> list[Tensor]:
+        """The tensors that the module puts out with some tensors in place of its weights."""
         try:
             with torch.no_grad():
                 result = functional_call(self._module, placed, args, kwargs)
-        except Exception as error:  # Whatever the module's own code raises.
+        except Exception as error:  # The module's own code may raise anything.
             if memory.ran_out(error):
                 raise Exhausted("out of memory") from error
             where = " in float64" if self._double else ""
@@ -180,8 +186,10 @@ def _plain(tensor: Tensor) -> Array:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run on one thread: a grouped convolution in float64 goes group by group, and its threads
-    would spend their time waiting for each other.
+    """Let PyTorch run on one thread.
+
+    A grouped convolution in float64 runs group by group, and several threads would mostly wait for
+    each other.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

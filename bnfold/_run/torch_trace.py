@@ -1,7 +1,7 @@
 """Which weights of a PyTorch module each of its outputs depends on, and which operators read them.
 
-One real run tells: every operator hands on what its operands depend on. It works for modules and
-for programs alike, whatever their Python code looks like.
+One real run shows it: the output of an operator depends on all that its operands depend on. This
+works for modules and programs alike, whatever their Python code looks like.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 RANDOM = "random numbers"
-"""What an operator that draws numbers depends on; no weight is called so."""
+"""Stands for random numbers among the weights that a tensor depends on."""
 DATA = "data"
-"""What inputs depend on; no weight is called so."""
+"""Stands for the inputs among the weights that a tensor depends on."""
 _OF_LAYERS = (
     "attention",
     "batch_norm",
@@ -37,9 +37,11 @@ _OF_LAYERS = (
 
 @dataclass(frozen=True)
 class Use:
-    """An operator that reads data and weights: its name, the weights that one of its operands is
-    made of, whether it is a linear operator or a norm, and the output channels' axis where the
-    operand is that weight itself.
+    """An operator that reads data and weights.
+
+    It has its name, the weights that one of its operands is made of, and whether it is a linear
+    operator or a norm. If the operand is the weight itself, it also has the axis of the output
+    channels.
     """
 
     operator: str
@@ -48,11 +50,11 @@ class Use:
     axis: int | None
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch types it not.
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no types.
     """A run in progress; see `traced`.
 
     Attributes:
-        uses: the operators so far that read data and weights.
+        uses: the operators that have read data and weights so far.
     """
 
     def __init__(self) -> None:
@@ -63,12 +65,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch typ
         self._turned: dict[int, bool] = {}
 
     def mark(self, tensor: Tensor, name: str) -> None:
-        """Say what a tensor is."""
+        """Name a tensor: all that is computed from it depends on that name."""
         self._put(tensor, frozenset((name,)))
         self._turned[id(tensor)] = False
 
     def of(self, value: Any) -> frozenset[str]:
-        """What a tensor depends on."""
+        """The names that a tensor depends on."""
         return self._sources.get(id(value), frozenset())
 
     def __torch_dispatch__(
@@ -97,7 +99,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch typ
         self._sources[id(tensor)] = found
 
     def _use(self, name: str, args: tuple[Any, ...], operands: list[Tensor]) -> None:
-        """Note the first operand that is made of weights alone, where another is of data."""
+        """Note the operator, if one operand is made of weights only and another one of data."""
         if not any(DATA in self.of(each) for each in operands):
             return
         fixed = [each for each in operands if self.of(each) and DATA not in self.of(each)]
@@ -116,7 +118,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch typ
 
 @dataclass(frozen=True)
 class Traced:
-    """What each output depends on, and which operators read weights, in order."""
+    """The names that each output depends on, and the operators that read weights, in order."""
 
     outputs: tuple[frozenset[str], ...]
     uses: tuple[Use, ...]
@@ -125,7 +127,7 @@ class Traced:
 def traced(
     weights: Mapping[str, Tensor], inputs: list[Tensor], run: Callable[[], list[Tensor]]
 ) -> Traced:
-    """Watch a run of a module that uses just these tensors as its weights and inputs."""
+    """The trace of a run. The module must use these very tensors as its weights and inputs."""
     trace = _Watch()
     for name, tensor in weights.items():
         trace.mark(tensor, name)

@@ -1,4 +1,4 @@
-"""The memory of this process: bounding it, and telling that it has run out."""
+"""The memory of this process: sets a bound, and tells whether it has run out."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from bnfold._errors import UsageError
 
 _SIGNS = ("alloc failed", "allocate memory", "bad_alloc", "bad allocation", "memory exhausted")
 _MARGIN = 1 << 16
-# Large enough for all of its threads to take part.
+# So large that all threads of the library take part.
 _SQUARE = 512
 
 
 def bound(size: int) -> None:
-    """Let the process hold no more than ``size`` bytes of data; what asks for more gets an error.
+    """Let the process hold no more than ``size`` bytes of data. Asking for more is an error then.
 
-    A tighter bound that the process has already stays.
-    Raises `UsageError` where the system cannot do that, or the process holds more already.
+    A tighter bound of the process stays. Raises `UsageError` where the system cannot do that, or
+    where the process holds more already.
     """
     try:
         import resource
@@ -40,7 +40,7 @@ def bound(size: int) -> None:
 
 
 def is_bounded() -> bool:
-    """Whether the process may hold only so much data."""
+    """Whether the memory of the process has a bound."""
     try:
         import resource
     except ImportError:  # on Windows
@@ -49,17 +49,18 @@ def is_bounded() -> bool:
 
 
 def _warm_up() -> None:
-    """Let NumPy's library for matrix products take its working memory, which it keeps: where it
-    gets none later, it ends the process.
+    """Let NumPy's library for matrix products take its working memory now; it keeps that.
+
+    If it got none later, it would end the process.
     """
     square = np.ones((_SQUARE, _SQUARE))
     square @ square
 
 
 def _held(resident: int) -> int:
-    """How many bytes of data the process holds, as the bound counts them where that can be told.
+    """How many bytes of data the process holds, if possible as the bound counts them.
 
-    Linux counts what was asked for, whether it lies in memory or not.
+    Linux counts all bytes that were asked for, in memory or not.
     """
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
@@ -70,14 +71,14 @@ def _held(resident: int) -> int:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error of a library says that memory has run out."""
+    """Whether the error of a library means that memory has run out."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
 
 
 def claim(size: int) -> None:
-    """Raise ``MemoryError`` unless ``size`` more bytes can be had.
+    """Raise ``MemoryError`` unless ``size`` more bytes are available.
 
-    For a library that ends the process where it cannot get them, as protobuf does when a field is
-    set. Nothing is touched, so that it costs next to nothing.
+    Some libraries end the process if they get no memory, for instance protobuf when a field is set.
+    The bytes are not touched, so the call is cheap.
     """
     bytes(size + _MARGIN)

@@ -1,4 +1,4 @@
-"""Paths that a user gives: refused early where nothing can be written, put in place by renaming."""
+"""Paths that a user gives: checks them early, and writes files by renaming."""
 
 from __future__ import annotations
 
@@ -36,11 +36,10 @@ def unwritable(path: Path | None, error: OSError) -> UsageError:
 
 
 def read(path: Path, reader: Callable[[Path], bytes | None] | None = None) -> bytes:
-    """The content of a regular file, or what a ``reader`` gives in its place.
-
-    Raises `UsageError` where it cannot be read.
+    """The content of a regular file; a ``reader`` may give other content in its place.
 
     A pipe or a device is refused: a model is read more than once, and a device may never end.
+    Raises `UsageError` where the file cannot be read.
     """
     try:
         if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
@@ -52,9 +51,10 @@ def read(path: Path, reader: Callable[[Path], bytes | None] | None = None) -> by
 
 
 def check_writable(path: Path, *, device: bool = False) -> None:
-    """Raise `UsageError` where a file could not be put at a path; with ``device``, written to it.
+    """Raise `UsageError` if a file cannot be put at a path by renaming.
 
-    Renaming a file over a device would replace the device.
+    A device is refused, because the renamed file would replace it. With ``device`` it is allowed:
+    the caller writes to it directly.
     """
     try:
         if path.is_dir():
@@ -74,7 +74,7 @@ def check_writable(path: Path, *, device: bool = False) -> None:
 
 
 def is_device(path: Path) -> bool:
-    """Whether a path is there and is neither a folder nor a regular file, or lies in /dev."""
+    """Whether a path exists and is no folder and no regular file, or lies in /dev."""
     if not path.exists():
         return False
     mode = path.stat().st_mode
@@ -83,7 +83,7 @@ def is_device(path: Path) -> bool:
 
 
 def is_same(first: Path, second: Path) -> bool:
-    """Whether two paths are one file, by whatever links they lead there."""
+    """Whether two paths lead to the same file, also through links."""
     try:
         return first.samefile(second)
     except OSError:
@@ -91,7 +91,7 @@ def is_same(first: Path, second: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file by renaming, so that nobody reads half of it; a device directly."""
+    """Write a file by renaming, so that nobody reads half of it. A device is written directly."""
     try:
         if is_device(path):
             path.write_text(text, encoding="utf-8")

@@ -17,7 +17,8 @@ from onnx import ModelProto, NodeProto, numpy_helper
 import bnfold
 from bnfold._merge import chains, kernels, merging, steps
 from bnfold._onnx.fold import prepare
-from bnfold._proof.certificate import Certificate, certify
+from bnfold._proof.certificate import certify
+from bnfold._proof.evidence import Certificate
 
 from ..graphs import bn, const, conv, model, op, rand
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import bnfold
-from bnfold._proof.certificate import Certificate
+from bnfold._proof.evidence import Certificate
 from bnfold._proof.torch_certificate import certify_program
 from bnfold._torch.program.fold import PlannedProgram
 

@@ -258,5 +258,5 @@ def test_weights_say_nothing_of_models_that_run_other_operators(change):
 
 def test_weights_under_other_names_are_not_compared():
     one, other = nn.Sequential(nn.Linear(3, 3)), nn.Linear(3, 3)
-    assert normal_form.apart(one, one, BF16) == ""
-    assert normal_form.apart(one, other, BF16) is None
+    assert normal_form.unexplained(one, one, BF16) == ""
+    assert normal_form.unexplained(one, other, BF16) is None

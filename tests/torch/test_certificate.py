@@ -22,8 +22,8 @@ from bnfold._core.pointwise import Clipped, Homogeneous, Thresholded  # noqa: E4
 from bnfold._judge.power import RestingFold  # noqa: E402
 from bnfold._pipeline.modules import compare_programs  # noqa: E402
 from bnfold._proof import torch_certificate  # noqa: E402
+from bnfold._proof.evidence import Obstacle  # noqa: E402
 from bnfold._proof.torch_certificate import certify_program  # noqa: E402
-from bnfold._proof.unchecked import Obstacle  # noqa: E402
 from bnfold._torch.program.fold import PlannedProgram  # noqa: E402
 
 from .folding import rand, ready  # noqa: E402

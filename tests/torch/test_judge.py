@@ -216,7 +216,7 @@ def test_layers_are_those_that_read_weights_in_their_order():
         return self.square(self.normed(y)) * self.factor
 
     model = traced(net(code, **parts), X)
-    found = [(layer.label, layer.axis) for layer in model.layers(model.telling())]
+    found = [(layer.label, layer.axis) for layer in model.layers(model.plantable_weights())]
     assert found == [
         ("a", 0),
         ("norm", 0),
@@ -226,7 +226,7 @@ def test_layers_are_those_that_read_weights_in_their_order():
         ("square", 0),
     ]
     assert "factor" in model.weights
-    assert "factor" not in model.telling()
+    assert "factor" not in model.plantable_weights()
 
 
 def test_outputs_depend_on_what_computes_them():

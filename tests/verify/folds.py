@@ -14,7 +14,8 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from bnfold._onnx.fold import prepare
 from bnfold._onnx.write.applied import Applied
-from bnfold._proof.certificate import Certificate, certify
+from bnfold._proof.certificate import certify
+from bnfold._proof.evidence import Certificate
 
 from ..graphs import (
     BF16,

@@ -14,7 +14,7 @@ import bnfold
 from bnfold._pipeline.models import fold_file
 from bnfold._run.hoist import hoist
 from bnfold._run.nodes import all_nodes
-from bnfold._run.perturbable import find
+from bnfold._run.perturbable import find_weights
 
 from .. import graphs
 from ..graphs import bn, const, conv, model, op, rand, subgraph
@@ -256,7 +256,7 @@ def test_weights_moved_out_of_bodies_change_nothing(flag: bool) -> None:
     left = {t.name for node in moved.graph.node for a in node.attribute for t in a.g.initializer}
     assert not left
     assert not any(node.op_type == "Constant" for node in all_nodes(moved.graph.node))
-    found = find(moved, Path()).values
+    found = find_weights(moved, Path()).values
     assert sum(values is not None and values.shape == (4, 4) for values in found.values()) == 6
 
 

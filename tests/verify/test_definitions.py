@@ -11,7 +11,7 @@ from onnx import NodeProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from bnfold._proof.definitions import evaluate
-from bnfold._proof.rows import Mismatch
+from bnfold._proof.evidence import Mismatch
 
 from .. import graphs
 from ..graphs import Array, model

@@ -13,7 +13,7 @@ from onnx import ModelProto, numpy_helper
 import bnfold
 from bnfold._judge import deployment
 from bnfold._judge.deployment import Deployment, Expected
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.providers import CPU, PROVIDERS, Provider
 from bnfold._run.session import Port
 from bnfold._run.source import Source
@@ -148,7 +148,7 @@ def test_what_is_not_finite_as_deployed_is_no_small_difference(ours, theirs, sta
 
     sources = Source(Path("original.onnx")), Source(Path("folded.onnx"))
     values = dict(zip(sources, (ours, theirs), strict=True))
-    monkeypatch.setattr(deployment, "opened", lambda source, *rest: Engine(values[source]))
+    monkeypatch.setattr(deployment, "opened_session", lambda source, *rest: Engine(values[source]))
     given = Expected(InputSet("given", {}), [np.array([1.0, 2.0], np.float32)], [1e-3])
     ports = [Port("y", "tensor(float)", (2,))]
     assert Deployment(*sources, ports).check(CPU, [given]).status == status

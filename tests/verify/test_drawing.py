@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 from bnfold._errors import UsageError
-from bnfold._run.drawing import USUAL, InputSource, UndrawableError, Wanted
-from bnfold._run.given import ONLY, InputSet, load_inputs
+from bnfold._run.drawing import USUAL, InputSource, UndrawableError, WantedInputs
+from bnfold._run.input_sets import ONLY, InputSet, load_inputs
 
 
 def source(arguments: str, body: str = "{ y = Identity(x) }", more: str = "") -> InputSource:
@@ -163,7 +163,7 @@ def wanted(arguments: str, *kinds: str, **dims: Any) -> list[InputSet]:
     """All sets that are drawn, each by its first proposal."""
     text = f'<ir_version: 8, opset_import: ["" : 17]> g ({arguments}) => (float[n] y)'
     model = onnx.parser.parse_model(text + "{ y = Identity(x) }")
-    drawn = InputSource(model, 0, Wanted.of(kinds or USUAL.flavours, dims))
+    drawn = InputSource(model, 0, WantedInputs.of(kinds or USUAL.flavours, dims))
     sets = [next(drawn.first())]
     return sets + [next(drawn.further(number, sets[0])) for number in range(1, len(drawn))]
 
@@ -260,7 +260,9 @@ def test_pixels_are_drawn_from_the_range_that_metadata_gives(
 ) -> None:
     low, high = limits
     for spelled in (value, value.lower()):
-        source = InputSource(pictured(spelled), 0, Wanted(("signed", "unsigned", "structured")))
+        source = InputSource(
+            pictured(spelled), 0, WantedInputs(("signed", "unsigned", "structured"))
+        )
         first = next(source.first())
         sets = [first, *(next(source.further(n, first)) for n in (1, 2))]
         for drawn in sets:

@@ -10,7 +10,7 @@ from bnfold._errors import UsageError
 from bnfold._judge.end_to_end import compare
 from bnfold._judge.verdict import EndToEnd
 from bnfold._run.drawing import USUAL
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 
 from .conftest import Compare
 from .folding import MISTAKES, fold, weights

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 import bnfold
-from bnfold._run import loading
+from bnfold._run import session
 from bnfold._run.bounds import Bounds
-from bnfold._run.loading import BackgroundLoad, background
-from bnfold._run.session import OnnxRuntime
+from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
 from bnfold._system import memory
 
 from .. import zoo
@@ -64,9 +63,9 @@ def test_one_thread_small_memory_and_large_models_load_one_after_the_other(
     assert executors([file], few, Bounds(threads=2))
     assert executors([file.with_name("missing")], few, Bounds())
     assert not executors([file], few, Bounds(threads=1))
-    monkeypatch.setattr(loading, "_LARGEST", 999)
+    monkeypatch.setattr(session, "_LARGEST_IN_BACKGROUND", 999)
     assert not executors([file], few, Bounds())
-    monkeypatch.setattr(loading, "_LARGEST", 1000)
+    monkeypatch.setattr(session, "_LARGEST_IN_BACKGROUND", 1000)
     assert executors([file], few, Bounds())
     assert not executors([file], [np.zeros(126)], Bounds())
     monkeypatch.setattr(memory, "is_bounded", lambda: True)

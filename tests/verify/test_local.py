@@ -16,10 +16,10 @@ from bnfold._judge.settings import Settings
 from bnfold._onnx.fold import prepare
 from bnfold._proof import local_probe
 from bnfold._proof.certificate import certify
-from bnfold._proof.rows import Mismatch, Side
-from bnfold._proof.unchecked import Obstacle
+from bnfold._proof.checked_model import CheckedModel
+from bnfold._proof.evidence import Mismatch, Obstacle
 from bnfold._run.bounds import Bounds
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 
 from .. import graphs
 from ..carry.drawing import drawn
@@ -33,7 +33,10 @@ NOT_PROBED = {"conv-add-to-a-computed-weight"}
 
 def probed(done: Folded, wrong: ModelProto | None = None) -> list[float | None]:
     """The probe of each fold alone, whatever its certificate says, on numbers that are drawn."""
-    before, after = Side.of(done.original, None), Side.of(wrong or done.folded, None)
+    before, after = (
+        CheckedModel.of(done.original, None),
+        CheckedModel.of(wrong or done.folded, None),
+    )
     rng, found = np.random.default_rng(1), []
     feeds = {
         value.name: rng.standard_normal(

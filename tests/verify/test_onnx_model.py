@@ -13,7 +13,7 @@ from bnfold._run.bounds import UNBOUNDED
 from bnfold._run.drawing import InputSource
 from bnfold._run.nodes import reached
 from bnfold._run.onnx_model import OnnxModel
-from bnfold._run.perturbable import find
+from bnfold._run.perturbable import find_weights
 from bnfold._run.session import EngineError, OnnxRuntime, Reference
 from bnfold._run.source import Source, Tap
 
@@ -170,7 +170,7 @@ def test_a_model_that_does_not_load_says_so(tmp_path: Path) -> None:
 def test_real_models_put_out_the_very_same(name: str, tmp_path: Path) -> None:
     path = zoo.write(name, tmp_path)
     model = onnx.load(path, load_external_data=False)
-    weights = dict(find(model, path.parent).values)
+    weights = dict(find_weights(model, path.parent).values)
     plain, mine = OnnxRuntime(path), varied(path, **weights)
     assert mine.weights.keys() == weights.keys()
     feeds = runnable(plain, model)
@@ -227,7 +227,7 @@ def test_a_sparse_constant_is_a_weight_like_any_other(
     opsets = [helper.make_opsetid("", 17)]
     path = tmp_path / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
-    weights = find(onnx.load(path), tmp_path).values
+    weights = find_weights(onnx.load(path), tmp_path).values
     model = varied(path, **weights)
     assert np.array_equal(model.weights["s"], weights["s"])
     assert np.array_equal(model.run({"x": X})[0], OnnxRuntime(path).run({"x": X})[0])

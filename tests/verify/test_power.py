@@ -18,7 +18,7 @@ from bnfold._judge.tolerance import Tolerance
 from bnfold._run.bounds import UNBOUNDED
 from bnfold._run.drawing import InputSource
 from bnfold._run.onnx_model import OnnxModel
-from bnfold._run.perturbable import find
+from bnfold._run.perturbable import find_weights
 from bnfold._run.session import OnnxRuntime
 from bnfold._run.source import Source
 
@@ -234,7 +234,7 @@ def test_what_a_wider_tolerance_hides_is_stale(each: bool, tmp_path: Path) -> No
     path = tmp_path / "model.onnx"
     onnx.save(model(*shown(), op("Identity", "t4", "y"), x=(1, 4, 5, 5)), path)
     source = Source(path)
-    weights = find(source.proto(), tmp_path).values
+    weights = find_weights(source.proto(), tmp_path).values
     original = OnnxModel(source, source.structure(), weights, OnnxRuntime, UNBOUNDED)
     inputs = next(iter(InputSource(source.proto(), 0).first()))
     sets = {0: (inputs, original.run(inputs.feeds))}
@@ -242,10 +242,10 @@ def test_what_a_wider_tolerance_hides_is_stale(each: bool, tmp_path: Path) -> No
     sensitivity.draw_rounding(sets)
     power = Power(sensitivity, Tolerance(sensitivity), (), {})
     (power.plant_each if each else power.plant)(sets)
-    least = min(planted.ratio for planted in power.told())
+    least = min(planted.ratio for planted in power.planted_errors())
     assert least > 2
     sensitivity.rounding[0, 0] *= least / 4
     assert not power.is_stale()
     sensitivity.rounding[0, 0] *= 4
     assert power.is_stale()
-    assert min(planted.ratio for planted in power.told()) < 2
+    assert min(planted.ratio for planted in power.planted_errors()) < 2

@@ -1,7 +1,7 @@
 import onnx
 import pytest
 
-from bnfold._run.source import tapped_before
+from bnfold._run.source import saturations
 
 
 def ending(body: str, opset: int = 17) -> onnx.ModelProto:
@@ -28,5 +28,5 @@ SOFTMAX = ending("{ y = Softmax<axis = 1>(x) }")
 def test_only_the_same_last_function_may_be_left_out(
     other: onnx.ModelProto, found: dict[str, str]
 ) -> None:
-    ahead = tapped_before(SOFTMAX, other)
+    ahead = saturations(SOFTMAX, other)
     assert {output: each.function for output, each in ahead.items()} == found

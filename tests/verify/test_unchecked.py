@@ -24,9 +24,10 @@ from bnfold._pipeline.models import fold_file
 from bnfold._pipeline.outcome import Outcome
 from bnfold._proof import certificate, crossings
 from bnfold._proof import local_probe as local
-from bnfold._proof.certificate import Certificate, certify
-from bnfold._proof.rows import Line, Side, follow
-from bnfold._proof.unchecked import Obstacle
+from bnfold._proof.certificate import certify
+from bnfold._proof.checked_model import CheckedModel, follow
+from bnfold._proof.evidence import Certificate, Obstacle
+from bnfold._proof.full_rank_maps import FullRankMap
 from bnfold._report import findings, text
 from bnfold._run.bounds import UNBOUNDED, Bounds
 from bnfold._run.session import EngineError
@@ -111,11 +112,11 @@ def test_channels_and_constants_do_not_meet_at_a_rank_that_is_not_known(
     """Of a tensor of unknown rank axis 1 is not the one that a constant varies along."""
     norm = bn("norm", "x", "a", 4)
     made = without_shapes(model(norm, const("Mul", "a", "y", rand(*shape), name="mul")))
-    scope = Side.of(made, None).scopes[""]
+    scope = CheckedModel.of(made, None).scopes[""]
     fold = Applied("", "compose", 0, (0, 1), (0, 1), "x", "y")
-    side = Side.of(made, None)
+    side = CheckedModel.of(made, None)
     rank = certificate._least_rank(scope, fold)
-    line = Line.identity(rank)
+    line = FullRankMap.identity(rank)
     for node in scope.nodes:
         follow(side, scope, node, line)
     assert line.scale.shape[1] == 4 and line.scale.size == 16
@@ -243,7 +244,7 @@ def test_numbers_that_are_not_finite_are_no_probe(spoiled: float, tmp_path: Path
     original = ModelProto()
     original.CopyFrom(made)
     (fold,) = prepare(made, tmp_path).apply().applied
-    before, after = Side.of(original, None), Side.of(made, None)
+    before, after = CheckedModel.of(original, None), CheckedModel.of(made, None)
     numbers = rand(2, 3, 8, 8)
     found = local.probe(before, after, fold, numbers)
     assert found is not None
@@ -252,7 +253,7 @@ def test_numbers_that_are_not_finite_are_no_probe(spoiled: float, tmp_path: Path
     for tensor in made.graph.initializer:
         values = numpy_helper.to_array(tensor) * np.float32(np.nan)
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    assert local.probe(before, Side.of(made, None), fold, numbers) == np.inf
+    assert local.probe(before, CheckedModel.of(made, None), fold, numbers) == np.inf
 
 
 # --- what rests on them -------------------------------------------------------------------------

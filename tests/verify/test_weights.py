@@ -11,13 +11,13 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper, nump
 
 import bnfold
 from bnfold._onnx.fold import prepare
-from bnfold._run.perturbable import find
+from bnfold._run.perturbable import find_weights
 
 from ..graphs import bn, const, conv, model, op, positive, rand, subgraph
 
 
 def names(made: ModelProto) -> set[str]:
-    return set(find(made, Path()).values)
+    return set(find_weights(made, Path()).values)
 
 
 def test_parameters_of_linear_operators_and_norms_and_constants_of_the_data() -> None:
@@ -27,7 +27,7 @@ def test_parameters_of_linear_operators_and_norms_and_constants_of_the_data() ->
         const("Mul", "b", "c", positive(4, 1, 1), name="gain"),
         op("Relu", "c", "y"),
     )
-    found = find(made, Path())
+    found = find_weights(made, Path())
     parameters = {"one.w", "one.b", "norm.scale", "norm.bias", "norm.mean", "norm.var"}
     assert set(found.values) == {*parameters, "gain.k"}
     assert found.layers == parameters
@@ -52,7 +52,7 @@ def test_a_weight_behind_nodes_on_constants_is_found_by_the_name_that_is_read() 
         op("MatMul", "x w", "y", name="product"),
         x=(5, 4),
     )
-    assert find(made, Path()).values == {"w": None}  # the engine says what it is
+    assert find_weights(made, Path()).values == {"w": None}  # the engine says what it is
 
 
 def test_what_is_made_at_random_or_of_what_a_caller_may_override_is_no_weight() -> None:
@@ -95,7 +95,7 @@ def test_what_bodies_read_of_the_main_graph() -> None:
         weights={"w": rand(4, 4), "v": rand(4, 4), "b": rand(4), "half": np.float32([1, 1])},
     )
     made.graph.input[1].type.tensor_type.elem_type = TensorProto.BOOL
-    found = find(made, Path())
+    found = find_weights(made, Path())
     assert set(found.values) == {"w", "v", "b"}
     assert found.layers == {"w", "v"}
 
@@ -128,7 +128,7 @@ def called() -> ModelProto:
 
 
 def test_what_local_functions_are_given() -> None:
-    found = find(called(), Path())
+    found = find_weights(called(), Path())
     assert set(found.values) == {"w", "v", "b", "k"}
     assert found.layers == {"w", "v", "b"}
 
@@ -170,7 +170,7 @@ def test_in_real_models_every_parameter_that_the_reader_knows_is_among_them(name
     path = Path(package.__file__).parent / f"ppocrv5_{name}.onnx"
     made = onnx.load(path)
     known = prepare(made, path.parent).weights()
-    found = find(made, path.parent)
+    found = find_weights(made, path.parent)
     assert set(known.values) <= set(found.values)
     stored = {key for key, values in found.values.items() if values is not None}
     assert len(stored) > len(known.values) / 2

@@ -1,4 +1,4 @@
-"""Inputs that a user gives: read from files, and seen to be those that a model asks for."""
+"""Input sets: reads those of a user from files, and checks that they fit a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bnfold._run.session import Port
 
 ONLY = ""
-"""Stands for the name of a model's only input."""
+"""Stands for the name of the only input of a model."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,11 @@ class InputSet:
 
 
 def load_inputs(path: Path) -> list[InputSet]:
-    """Read input sets: one from an .npz file whose keys are the input names, one from an .npy file
-    for the only input of a model, or one from each such file in a folder, in order of their names.
+    """Read input sets from a file or a folder.
 
-    Whether names, types and shapes fit the model is seen by `compare`.
+    An .npz file holds one set; its keys are the input names. An .npy file holds one set for a model
+    with one input. A folder holds one set in each such file, in the order of the file names.
+    `compare` checks whether names, types and shapes fit the model.
 
     Raises:
         UsageError: a file is missing, is none of these, is empty, or holds pickled objects; or a
@@ -47,6 +48,7 @@ def load_inputs(path: Path) -> list[InputSet]:
 
 
 def _load(path: Path) -> InputSet:
+    """The input set of one file. Raises `UsageError` for a file that holds none."""
     kind = ".npy" if path.suffix == ".npy" else ".npz"
     try:
         with path.open("rb") as file:
@@ -70,7 +72,7 @@ def _load(path: Path) -> InputSet:
 
 
 def named(given: InputSet, ports: tuple[Port, ...]) -> InputSet:
-    """An array without a name is that of the only input."""
+    """The same input set; an array without a name gets the name of the model's only input."""
     if ONLY not in given.feeds:
         return given
     if len(ports) != 1:
@@ -80,7 +82,7 @@ def named(given: InputSet, ports: tuple[Port, ...]) -> InputSet:
 
 
 def refuse_unfit(given: InputSet, ports: tuple[Port, ...]) -> None:
-    """Raise UsageError unless the arrays are what the model asks for."""
+    """Raise `UsageError` unless names, types and shapes of the arrays fit the model."""
     wanted = {port.name: port for port in ports}
     missing, unknown = wanted.keys() - given.feeds.keys(), given.feeds.keys() - wanted.keys()
     if missing or unknown:

@@ -1,4 +1,4 @@
-"""Branches with weights that no input takes: what they compute was not compared."""
+"""Branches with weights that no input takes, so that a comparison says nothing about them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from bnfold._onnx import tensors
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.tensors import FLOATS
-from bnfold._run.given import InputSet
+from bnfold._run.input_sets import InputSet
 from bnfold._run.nodes import reached, reads, subgraphs
 from bnfold._run.operands import Operands
 from bnfold._run.perturbable_model import RunnableModel
@@ -24,14 +24,16 @@ from bnfold._run.session import EngineError
 from bnfold._run.source import Source, Tap
 
 Values: TypeAlias = Callable[[Sequence[str]], Iterable[Mapping[str, Any]]]
-"""What tensors of the original hold, by name, on one input set after the other."""
+"""Gives the values of tensors of the original, by name, on one input set after the other."""
 _TAKEN_IF = {"then_branch": True, "else_branch": False}
 _Form: TypeAlias = tuple[Any, ...]
 
 
 class IfBranch(NamedTuple):
-    """A branch of an If: the place of that in the main graph, the name of its condition, that of
-    the attribute which holds the branch, and whether it has weights that nothing else reads.
+    """A branch of an If in the main graph.
+
+    It names the If by its place among the nodes, the tensor of the condition, and the attribute
+    that holds the branch. It says whether the branch has weights that nothing else reads.
     """
 
     label: str
@@ -41,9 +43,10 @@ class IfBranch(NamedTuple):
     owns_weights: bool
 
 
-def with_weights(model: ModelProto) -> Iterator[IfBranch]:
-    """The branches of a main graph in which linear operators or norms read weights, where it
-    depends on an input which of the two is taken.
+def branches_with_weights(model: ModelProto) -> Iterator[IfBranch]:
+    """Yield the branches of a main graph in which linear operators or norms read weights.
+
+    Only an If whose condition depends on an input counts.
     """
     graph, operands = model.graph, Operands(model.functions)
     if all(node.op_type != "If" for node in graph.node):
@@ -69,34 +72,36 @@ def with_weights(model: ModelProto) -> Iterator[IfBranch]:
             layers = any(operand.of_layer for operand in operands.within(body.node))
             if layers and node.input[0] in varying:
                 alone = (stored[n] for n in within[place, attribute] if read[n] == 1)
-                owns = any(map(_is_weight, chain(alone, _held(body))))
+                owns = any(map(_is_weight, chain(alone, _stored_tensors(body))))
                 where = f"the {attribute} of {label(node)}"
                 yield IfBranch(where, place, node.input[0], attribute, owns)
 
 
-def _held(body: GraphProto) -> Iterator[TensorProto]:
-    """What a body stores or holds in a Constant, bodies in it included."""
+def _stored_tensors(body: GraphProto) -> Iterator[TensorProto]:
+    """Yield the tensors that a body stores or holds in a Constant, also in its inner bodies."""
     yield from body.initializer
     for node in body.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:
                 yield attribute.t
-        yield from (tensor for inner in subgraphs(node) for tensor in _held(inner))
+        yield from (tensor for inner in subgraphs(node) for tensor in _stored_tensors(inner))
 
 
 def _is_weight(tensor: TensorProto) -> bool:
     return tensor.data_type in FLOATS and len(tensor.dims) > 1
 
 
-def not_compared(
+def uncompared_branches(
     branches: Sequence[IfBranch],
     original: Source,
     folded: Source,
     inputs: Sequence[InputSet],
     load: Callable[[Source], RunnableModel],
 ) -> Sequence[IfBranch]:
-    """Those of the original's branches with weights that it takes on no inputs, and that the folded
-    model does not have as they are. Both files are given without taps; ``load`` opens one.
+    """The branches of the original that were not compared.
+
+    No input takes them, and the folded model has no branch of the same form. Both files have no
+    taps; ``load`` opens one.
     """
 
     def values(names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -106,7 +111,7 @@ def not_compared(
             yield dict(zip(names, engine.run(each.feeds), strict=True))
 
     try:
-        missed = untaken(branches, values) if branches else []
+        missed = never_taken(branches, values) if branches else []
     except EngineError:
         missed = list(branches)
     if not missed:
@@ -116,8 +121,8 @@ def not_compared(
     return [branch for branch in missed if left.of(branch) not in kept]
 
 
-def untaken(branches: Sequence[IfBranch], values: Values) -> list[IfBranch]:
-    """Those of some branches that are taken on no input set."""
+def never_taken(branches: Sequence[IfBranch], values: Values) -> list[IfBranch]:
+    """The branches, of those given, that are taken on no input set."""
     left = list(branches)
     for found in values(list(dict.fromkeys(branch.condition for branch in left))):
         left = [b for b in left if bool(np.all(found[b.condition])) != _TAKEN_IF[b.attribute]]
@@ -127,15 +132,16 @@ def untaken(branches: Sequence[IfBranch], values: Values) -> list[IfBranch]:
 
 
 class Forms:
-    """What the branches of a model compute, told without the names of what is theirs: two of the
-    same form compute the same.
+    """The forms of a model's branches. Two branches of the same form compute the same.
+
+    A form says what a branch computes, without the names of its own tensors.
     """
 
     def __init__(self, model: ModelProto, folder: Path) -> None:
         """Take a model and the folder where its external data lies."""
         self._graph = model.graph
         self._folder = folder
-        self._held = dict(self._stored(model.graph))
+        self._stored_tensors = dict(self._stored(model.graph))
 
     def of(self, branch: IfBranch) -> _Form:
         """The form of a branch. Raises `UsageError` where external data cannot be read."""
@@ -148,8 +154,10 @@ class Forms:
             yield from (self._form(body, {}, 0) for _, body in _branches(node))
 
     def _form(self, body: GraphProto, outer: Mapping[str, Any], depth: int) -> _Form:
-        """Operators in order, each with its attributes and what it reads: numbers, the output of an
-        operator at some depth and place, or a tensor of the main graph by its name.
+        """The operators of a body in order, each with its attributes and its inputs.
+
+        An input is one of three: stored numbers, the output of an operator at a depth and a place,
+        or a tensor of the main graph by its name.
         """
         known = {**outer, **{value.name: (depth, n) for n, value in enumerate(body.input)}}
         held = dict(self._stored(body))
@@ -157,8 +165,8 @@ class Forms:
         rows: list[Any] = [tensor.SerializeToString() for tensor in body.sparse_initializer]
 
         def read(name: str) -> Any:
-            if name not in known and name in self._held:
-                known[name] = self._digest(self._held[name])
+            if name not in known and name in self._stored_tensors:
+                known[name] = self._digest(self._stored_tensors[name])
             return known.get(name, name)
 
         for place, node in enumerate(node for node in body.node if node.output[0] not in held):
@@ -173,7 +181,7 @@ class Forms:
         return rows, [read(value.name) for value in body.output]
 
     def _stored(self, graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
-        """What a graph stores or holds in a Constant, by name."""
+        """Yield the tensors that a graph stores or holds in a Constant, by name."""
         yield from ((tensor.name, tensor) for tensor in graph.initializer)
         for node in graph.node:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):

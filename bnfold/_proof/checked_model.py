@@ -1,11 +1,11 @@
-"""A row of affine operators followed by definition, as ``y = S·x + T`` at the tensor's full rank.
+"""A model under check: its constants, its ranks, and its affine operators by their definition.
 
-Nothing here is shared with the code that folds but the reading of stored constants.
+With the code that folds it shares the reading of stored constants, and nothing else.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.quantized import Dequantized, dequantized
 from bnfold._onnx.read.scopes import Scope, label, read_scopes
 from bnfold._onnx.read.shapes import Shapes, infer
+from bnfold._proof.evidence import Mismatch
+from bnfold._proof.full_rank_maps import Double, FullRankMap
 
-Double = NDArray[np.float64]
 _EPSILON = float(np.float32(1e-5))
 # What puts out as many axes as its first input has.
 _SAME_RANK = (
@@ -55,76 +56,33 @@ _BROADCAST = ("Add", "Div", "Mul", "Sub")
 _PASSED = ("Add", "BatchNormalization", "Dropout", "Identity", "Mul", "Sub")
 
 
-class Mismatch(Exception):
-    """The folded graph is not of the form that a right fold gives."""
-
-
-@dataclass
-class Line:
-    """``y = scale·x + shift`` at the tensor's rank; ``bulk`` bounds the terms summed into shift,
-    ``steps`` counts the operators that were rounded on the way. Where ``unknown``, x is any number
-    at all, whatever the rest says.
-    """
-
-    scale: Double
-    shift: Double
-    bulk: Double
-    unknown: NDArray[np.bool_]
-    steps: int = 0
-
-    @classmethod
-    def identity(cls, rank: int) -> Line:
-        shape = (1,) * rank
-        return cls(np.ones(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape, np.bool_))
-
-    def times(self, factor: Double) -> None:
-        self.unknown = self.unknown & (factor != 0)
-        self.scale = self.scale * factor
-        self.shift = self.shift * factor
-        self.bulk = self.bulk * np.abs(factor)
-
-    def plus(self, term: Double) -> None:
-        self.shift = self.shift + term
-        self.bulk = self.bulk + np.abs(term)
-
-    def then(self, other: Line) -> None:
-        """Let another line act on what this one gives."""
-        self.times(other.scale)
-        self.plus(other.shift)
-        self.unknown = self.unknown | other.unknown
-
-    def without(self, where: NDArray[np.bool_]) -> None:
-        """Take a part out of what is compared."""
-        self.scale, self.shift, self.bulk = (
-            np.where(where, 0.0, part) for part in (self.scale, self.shift, self.bulk)
-        )
-        self.unknown = self.unknown & ~where
-
-    def copy(self) -> Line:
-        return replace(self)
-
-
 @dataclass(frozen=True)
-class Side:
-    """One model: its graphs by path and what is constant in it."""
+class CheckedModel:
+    """One of the two models, the original or the folded one.
+
+    Attributes:
+        scopes: its graphs, by path.
+        constants: reads its constants.
+        shapes: the shapes that inference has found.
+    """
 
     scopes: dict[str, Scope]
     constants: Constants
     shapes: Shapes
 
     @classmethod
-    def of(cls, model: ModelProto, base_dir: Path | None) -> Side:
+    def of(cls, model: ModelProto, base_dir: Path | None) -> CheckedModel:
         scopes = read_scopes(model)
         shapes = infer(model, scopes)
         return cls({s.path: s for s in scopes}, Constants(base_dir, shapes), shapes)
 
     def fixed(self, scope: Scope, name: str) -> NDArray[Any] | None:
-        """The numbers of a map. What a DequantizeLinear makes is the data that a map reads."""
+        """The numbers of a constant, or None. The output of a DequantizeLinear is no constant."""
         found = self.constants.find(scope, name) if name else None
         return found.load() if isinstance(found, Constant) else None
 
     def values(self, scope: Scope, name: str) -> NDArray[Any] | None:
-        """The numbers of a map or a weight."""
+        """The numbers of a constant or of a dequantized weight, or None."""
         found = self.fixed(scope, name)
         if found is not None or not name:
             return found
@@ -132,20 +90,22 @@ class Side:
         return integers.weight.load() if integers is not None else None
 
     def integers(self, scope: Scope, name: str) -> Dequantized | None:
-        """The weight that a DequantizeLinear makes of integers."""
+        """The weight that a DequantizeLinear makes of integers, or None."""
         found = dequantized(self.constants, scope, name)
         return found if isinstance(found, Dequantized) else None
 
     def double(self, scope: Scope, node: NodeProto, position: int) -> Double | None:
+        """The numbers of an input of a node in float64, or None."""
         if position >= len(node.input):
             return None
         values = self.values(scope, node.input[position])
         return None if values is None else values.astype(np.float64)
 
     def rank(self, scope: Scope, name: str) -> int | None:
-        """The rank of a tensor; where inference gave up, that of the operators which write it.
+        """The rank of a tensor, or None.
 
-        A map broadcasts its constant with its data, and so has the larger rank of the two.
+        Where inference found no shape, the operator that writes the tensor tells its rank. A map
+        broadcasts its constant with its data, and so has the larger rank of the two.
         """
         least = 0
         while True:
@@ -170,18 +130,24 @@ class Side:
             name = node.input[0]
 
 
-def follow(side: Side, scope: Scope, node: NodeProto, line: Line) -> np.dtype[Any] | None:
-    """Apply one operator to a line, by its definition; the dtype of its constant if it has one."""
+def follow(
+    model: CheckedModel, scope: Scope, node: NodeProto, map_: FullRankMap
+) -> np.dtype[Any] | None:
+    """Apply one affine operator to a map, by the operator's definition.
+
+    Returns the dtype of the operator's constant, or None if it has none. Raises `Mismatch` for an
+    operator that is not affine.
+    """
     if node.op_type in ("Identity", "Dropout"):
         return None
     if node.op_type == "Neg":
-        line.times(np.asarray(-1.0))
+        map_.multiply(np.asarray(-1.0))
         return None
     if node.op_type == "BatchNormalization":
-        return _follow_batch_norm(side, scope, node, line)
+        return _follow_batch_norm(model, scope, node, map_)
     if len(node.input) != 2:
         raise Mismatch(f"{label(node)} does not have two operands")
-    first, second = (side.fixed(scope, name) for name in node.input)
+    first, second = (model.fixed(scope, name) for name in node.input)
     raw = first if first is not None else second
     if raw is None or (first is not None and second is not None):
         raise Mismatch(f"{label(node)} does not have one constant operand")
@@ -189,49 +155,53 @@ def follow(side: Side, scope: Scope, node: NodeProto, line: Line) -> np.dtype[An
     axis = next((a.i for a in node.attribute if a.name == "axis"), None)
     if axis is not None and scope.opset < 7:
         constant = constant.reshape(
-            *constant.shape, *(1,) * (line.scale.ndim - axis - constant.ndim)
+            *constant.shape, *(1,) * (map_.scale.ndim - axis - constant.ndim)
         )
-    if constant.ndim > line.scale.ndim > 0:
+    if constant.ndim > map_.scale.ndim > 0:
         raise Mismatch(f"the constant of {label(node)} has more axes than its tensor")
     if node.op_type == "Mul":
-        line.times(constant)
+        map_.multiply(constant)
     elif node.op_type == "Div" and second is not None:
-        line.times(1.0 / constant)
+        map_.multiply(1.0 / constant)
     elif node.op_type == "Add":
-        line.plus(constant)
+        map_.add(constant)
     elif node.op_type == "Sub":
         if first is not None:
-            line.times(np.asarray(-1.0))
-            line.plus(constant)
+            map_.multiply(np.asarray(-1.0))
+            map_.add(constant)
         else:
-            line.plus(-constant)
+            map_.add(-constant)
     else:
         raise Mismatch(f"{label(node)} ({node.op_type}) is not affine")
     return raw.dtype
 
 
 def _follow_batch_norm(
-    side: Side, scope: Scope, node: NodeProto, line: Line
+    model: CheckedModel, scope: Scope, node: NodeProto, map_: FullRankMap
 ) -> np.dtype[Any] | None:
-    """``(x − mean) / √(var + ε) · scale + bias`` with vectors along axis 1."""
-    vectors = [side.double(scope, node, k) for k in range(1, 5)]
-    rank = line.scale.ndim
+    """Apply ``(x − mean) / √(var + ε) · scale + bias``, with vectors along axis 1, to a map."""
+    vectors = [model.double(scope, node, k) for k in range(1, 5)]
+    rank = map_.scale.ndim
     epsilon = next((float(a.f) for a in node.attribute if a.name == "epsilon"), _EPSILON)
     if rank < 2 or any(v is None for v in vectors):
         raise Mismatch(f"{label(node)} is not a BatchNormalization with constant parameters")
     gamma, beta, mean, variance = (
         v.reshape((1, -1, *(1,) * (rank - 2))) for v in vectors if v is not None
     )
-    stored = side.values(scope, node.input[1])
-    line.plus(-mean)
-    line.times(1.0 / np.sqrt(variance + epsilon))
-    line.times(gamma)
-    line.plus(beta)
+    stored = model.values(scope, node.input[1])
+    map_.add(-mean)
+    map_.multiply(1.0 / np.sqrt(variance + epsilon))
+    map_.multiply(gamma)
+    map_.add(beta)
     return None if stored is None else stored.dtype
 
 
-def chain_between(side: Side, scope: Scope, source: str, output: str) -> list[NodeProto]:
-    """The operators from one tensor to another, where each reads the one before."""
+def chain_between(model: CheckedModel, scope: Scope, source: str, output: str) -> list[NodeProto]:
+    """The operators from one tensor to another. Each reads the output of the one before.
+
+    Raises:
+        Mismatch: another operator stands between the two tensors, or no chain connects them.
+    """
     nodes: list[NodeProto] = []
     name = output
     while name != source:
@@ -240,21 +210,22 @@ def chain_between(side: Side, scope: Scope, source: str, output: str) -> list[No
             raise Mismatch(f"no chain of operators leads from {source} to {output}")
         node = scope.nodes[position]
         nodes.append(node)
-        data = [n for n in node.input if n == source or side.fixed(scope, n) is None]
+        data = [n for n in node.input if n == source or model.fixed(scope, n) is None]
         if node.op_type not in _PASSED or not data:
             raise Mismatch(f"{label(node)} stands between {source} and {output}")
         name = data[0]
     return nodes[::-1]
 
 
-def output_rank(side: Side, scope: Scope, node: NodeProto) -> int:
+def output_rank(model: CheckedModel, scope: Scope, node: NodeProto) -> int:
+    """The rank of the output of a linear operator or a norm; 0 where it is not known."""
     if node.op_type == "Gemm":
         return 2
     if node.op_type in ("Conv", "ConvTranspose"):
-        weight = side.constants.find(scope, node.input[1])
+        weight = model.constants.find(scope, node.input[1])
         if isinstance(weight, Constant):
             return len(weight.shape)
-    rank = side.rank(scope, node.output[0])
+    rank = model.rank(scope, node.output[0])
     if rank is None:
-        rank = side.rank(scope, node.input[0])
+        rank = model.rank(scope, node.input[0])
     return 0 if rank is None else rank

@@ -1,9 +1,9 @@
-"""The original in float64: what its outputs would be if nothing were rounded on the way.
+"""A model in float64: its outputs are almost free of rounding.
 
-Where sums of large numbers cancel, the original itself may be further from the truth than a folded
-model. The onnx package's evaluator runs the original with every float widened; the folded model,
-as onnxruntime runs it, is then held against that. A bug of the evaluator cannot make a wrong model
-look right, for that would take the very same error in onnxruntime.
+Where sums of large numbers cancel, the original may be further from the truth than the folded
+model. The onnx package's evaluator runs the original in float64. The folded model runs in
+onnxruntime and is compared with that. A bug of the evaluator cannot make a wrong model look right,
+because onnxruntime would need the very same bug.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Float64Model:
 
 
 def _widen(node: onnx.NodeProto, attribute: AttributeProto) -> None:
-    """Let a node ask for float64 where it asks for floats by an attribute."""
+    """Change an attribute that asks for a float type so that it asks for float64."""
     if attribute.name in ("to", "dtype") and attribute.i in tensors.FLOATS:
         attribute.i = TensorProto.DOUBLE
     if node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
