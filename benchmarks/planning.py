@@ -16,7 +16,7 @@ import numpy as np
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.joins import Aligned, Concatenated, Summed
-from bnfold._core.laws import Homogeneous
+from bnfold._core.pointwise import Homogeneous
 from bnfold._core.reasons import Reason
 from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide, Node, Role, Value, View
 from bnfold._plan.planner import plan

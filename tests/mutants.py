@@ -106,7 +106,7 @@ MUTANTS = (
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
         "a shift through Relu",
-        "_core/laws.py",
+        "_core/pointwise.py",
         'if not map_.keeps_origin:\n            raise not_carried("the shift does not pass")\n\n\n',
         "\n\n",
         "tests/carry/test_laws.py",
@@ -120,17 +120,38 @@ MUTANTS = (
     ),
     Mutant(
         "the bounds of a Clip stay",
-        "_core/laws.py",
+        "_core/pointwise.py",
         "return Edit({name: moved(b) for name, b in bounds.items() if b is not None})",
         "return Edit({name: b for name, b in bounds.items() if b is not None})",
         "tests/carry/test_laws.py",
     ),
     Mutant(
         "the threshold of a ThresholdedRelu stays",
-        "_core/laws.py",
+        "_core/pointwise.py",
         'numbers = {"threshold": moved(self.threshold)}',
         'numbers = {"threshold": self.threshold}',
         "tests/carry/test_laws.py",
+    ),
+    Mutant(
+        "the slope of a HardSigmoid leaves a shift alone",
+        "_core/pointwise.py",
+        '"beta": self.alpha * shift + self.beta',
+        '"beta": shift + self.beta',
+        "tests/carry/test_hard_sigmoid.py",
+    ),
+    Mutant(
+        "a Clip that is a HardSigmoid forgets its lower bound",
+        "_core/pointwise.py",
+        "return Way({0: AffineMap.of(size, low, None)}, edit)",
+        "return Way({0: AffineMap.of(size, 0.0, None)}, edit)",
+        "tests/carry/test_hard_sigmoid.py",
+    ),
+    Mutant(
+        "a hardsigmoid of other numbers than PyTorch's",
+        "_core/pointwise.py",
+        "if not _alike((law.alpha, law.beta), edit.values.values()):",
+        "if False:",
+        "tests/torch/test_hard_sigmoid.py",
     ),
     Mutant(
         "a shift into both summands",

@@ -37,13 +37,13 @@ class Concatenated(Law):
         parts = zip(np.split(map_.scale, ends), np.split(map_.shift, ends), strict=True)
         return [Way({n: AffineMap.of(s, t, self.axis) for n, (s, t) in enumerate(parts)})]
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """The parts side by side."""
         given = (maps.get(number, IDENTITY) for number in range(len(self.sizes)))
         parts = [along_one_axis(map_, "a map") for map_ in given]
         first = parts[0]
         if all(_same(first, other) for other in parts) and first.axis != self.axis:
-            return Way({0: first})
+            return [Way({0: first})]
         if any(part.axis not in (None, self.axis) for part in parts):
             raise not_carried("its inputs do not all carry the same map")
         if None in self.sizes:
@@ -57,7 +57,7 @@ class Concatenated(Law):
             )
             for vectors in ([p.scale for p in parts], [p.shift for p in parts])
         )
-        return Way({0: AffineMap.of(scales, shifts, self.axis)})
+        return [Way({0: AffineMap.of(scales, shifts, self.axis)})]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Picked(Law):
         part = [Way({0: AffineMap.of(scale, shift, self.axis)})]
         return [*whole, *part] if own is None and len(self.places) == 1 else part
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """Every output gets the scales and shifts of the elements it holds."""
         map_ = along_one_axis(maps[0])
         if map_.axis != self.axis:
@@ -110,15 +110,10 @@ class Picked(Law):
             if self.gone and axis is not None:
                 axis -= axis > self.axis
             moved = AffineMap.of(map_.scale, map_.shift, axis)
-            return Way(dict.fromkeys(range(len(self.places)), moved))
-        return Way(
-            {
-                n: AffineMap.of(
-                    map_.scale[places], map_.shift[places], None if self.gone else self.axis
-                )
-                for n, places in enumerate(self.places)
-            }
-        )
+            return [Way(dict.fromkeys(range(len(self.places)), moved))]
+        own = None if self.gone else self.axis
+        parts = [AffineMap.of(map_.scale[p], map_.shift[p], own) for p in self.places]
+        return [Way(dict(enumerate(parts)))]
 
     @property
     def takes_single_places(self) -> bool:
@@ -213,7 +208,7 @@ class Summed(Law):
             raise Refusal(reasons[-1])
         return ways
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """One scale for all, and the sum of the shifts."""
         parts = [self.aligned.onto(n, maps.get(n, IDENTITY)) for n in range(len(self.signs))]
         total = AffineMap.of(parts[0].scale, parts[0].shift * self.signs[0], parts[0].axis)
@@ -225,7 +220,7 @@ class Summed(Law):
             if joined is None:
                 raise not_carried("the shifts of its inputs vary along different axes")
             total = joined
-        return Way({0: total})
+        return [Way({0: total})]
 
 
 @dataclass(frozen=True)
@@ -252,7 +247,7 @@ class Gated(Law):
             raise Refusal(reasons[0])
         return ways
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """``(s·a)·(r·b) = s·r·(a·b)``."""
         scales: list[AffineMap] = []
         for number, map_ in maps.items():
@@ -261,7 +256,7 @@ class Gated(Law):
             if self.quotient and number == 1:
                 raise not_carried("the scale does not pass through a divisor")
             scales.append(self.aligned.onto(number, map_))
-        return _multiplied(scales)
+        return [_multiplied(scales)]
 
 
 @dataclass(frozen=True)
@@ -290,7 +285,7 @@ class Multiplied(Law):
                 return [Way({number: own})]
         raise not_carried(f"the map varies along the batch axis {map_.axis}")
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """``(s·A)·(r·B) = s·r·(A·B)``."""
         scales: list[AffineMap] = []
         for number, map_ in maps.items():
@@ -309,7 +304,7 @@ class Multiplied(Law):
                     )
                 map_ = AffineMap.of(map_.scale, 0.0, max(self.ranks) - place)
             scales.append(map_)
-        return _multiplied(scales)
+        return [_multiplied(scales)]
 
 
 def _multiplied(scales: Sequence[AffineMap]) -> Way:

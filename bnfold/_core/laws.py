@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -37,10 +37,18 @@ def not_carried(message: str) -> Refusal:
 @dataclass(frozen=True)
 class Edit:
     """New numbers for an operator on the way, each named as the law's own field: a Clip's ``min``
-    and ``max``, a Pad's ``value``.
+    and ``max``, a Pad's ``value``. ``form`` is set where it becomes an operator of another type,
+    whose numbers they are.
     """
 
     values: Mapping[str, float]
+    form: Form | None = None
+
+    def after(self, earlier: Edit | None) -> Edit:
+        """The same of an operator that an earlier edit has changed: it keeps the type it has by
+        then.
+        """
+        return self if self.form or earlier is None else replace(self, form=earlier.form)
 
     def fits(self, dtype: np.dtype[Any] | None) -> bool:
         """Whether a dtype can store all of them, up to its rounding (None: any finite number)."""
@@ -51,6 +59,20 @@ class Edit:
         return bool(
             ((numbers <= limits.largest) & ((numbers == 0) | (numbers >= limits.tiny))).all()
         )
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an operator may become: one of the type ``op`` of its framework, which obeys ``law``.
+
+    It keeps no input but its data. ``numbers`` says where it has each number that an edit names, as
+    in `view.Crossing`; ``dtype`` is the type that they have.
+    """
+
+    op: str
+    law: Law
+    numbers: Mapping[str, int | str] = field(default_factory=dict)
+    dtype: np.dtype[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +99,15 @@ class Law(ABC):
         """
 
     @abstractmethod
-    def forward(self, maps: Maps) -> Way:
-        """The way to move maps of inputs to the outputs. Raises `Refusal` where there is none."""
+    def forward(self, maps: Maps) -> list[Way]:
+        """Ways to move maps of inputs to the outputs, the first to be tried first.
+
+        Raises `Refusal` where there is none.
+        """
 
     def with_numbers(self, edit: Edit) -> Law:
-        """The law of the operator once it has the numbers of an edit."""
-        return replace(self, **edit.values)
+        """The law of the operator once it has the type and the numbers of an edit."""
+        return replace(self if edit.form is None else edit.form.law, **edit.values)
 
     @property
     def takes_single_places(self) -> bool:
@@ -97,105 +122,6 @@ class Law(ABC):
         leaves out the channels that a map changes.
         """
         return False
-
-
-@dataclass(frozen=True)
-class Homogeneous(Law):
-    """Relu, LeakyRelu, PRelu, Abs: ``f(s·x) = s·f(x)`` element by element for every s > 0.
-
-    Exact with no shift, whatever the axis. ``even`` (Abs): forward for s < 0 too, as |s|.
-    """
-
-    even: bool = False
-
-    def backward(self, output: int, map_: Map) -> list[Way]:
-        """``s·f(x) = f(s·x)`` for s > 0 and t = 0."""
-        self._check(map_)
-        return [Way({0: map_})]
-
-    def forward(self, maps: Maps) -> Way:
-        """``f(s·x) = s·f(x)`` for s > 0 and t = 0; ``|s·x| = |s|·|x|``."""
-        map_ = maps[0]
-        if self.even and isinstance(map_, AffineMap) and map_.keeps_origin:
-            return Way({0: AffineMap.of(np.abs(map_.scale), 0.0, map_.axis)})
-        self._check(map_)
-        return Way({0: map_})
-
-    @property
-    def may_lose_a_map(self) -> bool:
-        """Abs takes the scale −1 to 1."""
-        return self.even
-
-    def _check(self, map_: Map) -> None:
-        if not bool((map_.scale > 0).all()):
-            raise not_carried("a scale is not positive")
-        if not map_.keeps_origin:
-            raise not_carried("the shift does not pass")
-
-
-@dataclass(frozen=True)
-class Clipped(Law):
-    """Clip, Relu6: ``A(clip(x, lo, hi)) = clip(A(x), A(lo), A(hi))`` for one s > 0 everywhere.
-
-    The bounds move with the map. An absent bound (None) stays absent.
-    """
-
-    min: float | None
-    max: float | None
-    movable: bool = True
-
-    def backward(self, output: int, map_: Map) -> list[Way]:
-        """Bounds ``s·lo + t`` and ``s·hi + t``."""
-        scale, shift = self._numbers(map_)
-        return [Way({0: map_}, self._edit(lambda bound: scale * bound + shift))]
-
-    def forward(self, maps: Maps) -> Way:
-        """Bounds ``(lo − t) / s`` and ``(hi − t) / s``."""
-        scale, shift = self._numbers(maps[0])
-        return Way({0: maps[0]}, self._edit(lambda bound: (bound - shift) / scale))
-
-    def _numbers(self, map_: Map) -> tuple[float, float]:
-        return _uniform(map_, "bounds are", self.movable)
-
-    def _edit(self, moved: _Moved) -> Edit:
-        bounds = {"min": self.min, "max": self.max}
-        return Edit({name: moved(b) for name, b in bounds.items() if b is not None})
-
-
-@dataclass(frozen=True)
-class Thresholded(Law):
-    """ThresholdedRelu, threshold: x where x > θ, else a value v. ``A(f(x; θ, v)) = f(A(x); A(θ),
-    A(v))`` for one s > 0 everywhere: then x > θ where A(x) > A(θ).
-
-    θ moves with the map, and v does. ``fixed``: v cannot move, so A has to leave it as it is, as
-    every scale does a v of 0.
-    """
-
-    threshold: float
-    value: float
-    fixed: bool = False
-    movable: bool = True
-
-    def backward(self, output: int, map_: Map) -> list[Way]:
-        """Threshold ``s·θ + t`` and value ``s·v + t``."""
-        scale, shift = self._numbers(map_)
-        return [Way({0: map_}, self._edit(lambda number: scale * number + shift))]
-
-    def forward(self, maps: Maps) -> Way:
-        """Threshold ``(θ − t) / s`` and value ``(v − t) / s``."""
-        scale, shift = self._numbers(maps[0])
-        return Way({0: maps[0]}, self._edit(lambda number: (number - shift) / scale))
-
-    def _numbers(self, map_: Map) -> tuple[float, float]:
-        return _uniform(map_, "threshold is", self.movable)
-
-    def _edit(self, moved: _Moved) -> Edit:
-        numbers = {"threshold": moved(self.threshold)}
-        if not self.fixed:
-            return Edit({**numbers, "value": moved(self.value)})
-        if moved(self.value) != self.value:
-            raise not_carried("the shift does not pass")
-        return Edit(numbers)
 
 
 @dataclass(frozen=True)
@@ -224,11 +150,11 @@ class Mixed(Law):
         factor = None if self.weight is None else 1.0 / self.weight
         return [Way({0: self._moved(map_, back, factor)})]
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """``weight·t`` comes out."""
         if self.narrow and bool((np.abs(maps[0].scale) < 1).any()):
             raise not_carried("without the scale ahead of it its sum could overflow")
-        return Way({0: self._moved(maps[0], self.axes, self.weight)})
+        return [Way({0: self._moved(maps[0], self.axes, self.weight)})]
 
     def _moved(self, map_: Map, axes: Mapping[int, int] | None, factor: float | None) -> AffineMap:
         map_ = along_one_axis(map_)
@@ -265,17 +191,17 @@ class Padded(Law):
         scale, shift = self._numbers(map_)
         return [Way({0: map_}, self._edit(scale * self.value + shift))]
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """``pad(A(x), v) = A(pad(x, (v − t) / s))``, s ≠ 0 where v ≠ 0 or t ≠ 0."""
         map_ = maps[0]
         if self._pads_nothing:
-            return Way({0: map_})
+            return [Way({0: map_})]
         scale, shift = self._numbers(map_)
         if self.value == shift:
-            return Way({0: map_}, self._edit(0.0))
+            return [Way({0: map_}, self._edit(0.0))]
         if scale == 0:
             raise not_carried("the scale is 0")
-        return Way({0: map_}, self._edit((self.value - shift) / scale))
+        return [Way({0: map_}, self._edit((self.value - shift) / scale))]
 
     @property
     def _pads_nothing(self) -> bool:
@@ -318,9 +244,9 @@ class Rearranged(Law):
         back = None if self.steps is None else index_maps.inverse(self.steps)
         return [Way({0: self._moved(map_, back)})]
 
-    def forward(self, maps: Maps) -> Way:
+    def forward(self, maps: Maps) -> list[Way]:
         """Each output element gets the scale and shift of the place it comes from."""
-        return Way({0: self._moved(maps[0], self.steps)})
+        return [Way({0: self._moved(maps[0], self.steps)})]
 
     def _moved(self, map_: Map, steps: IndexMap | None) -> Map:
         if isinstance(map_, AffineMap) and map_.axis is None:
@@ -333,25 +259,8 @@ class Rearranged(Law):
         return moved
 
 
-def _uniform(map_: Map, numbers: str, movable: bool) -> tuple[float, float]:
-    """Scale and shift of a map that keeps order and is the same for all channels, as the numbers of
-    an operator are that move with it.
-    """
-    if not isinstance(map_, AffineMap) or map_.axis is not None:
-        raise not_carried(f"its {numbers} the same for all channels, the map is not")
-    if map_.scale[0] <= 0:
-        raise not_carried("the scale is not positive")
-    if not movable:
-        raise not_carried(f"its {numbers.split()[0]} cannot be changed")
-    return float(map_.scale[0]), float(map_.shift[0])
-
-
 def along_one_axis(map_: Map, which: str = "the map") -> AffineMap:
     """A map that varies along one axis, or none. Raises `Refusal` where it varies along several."""
     if not isinstance(map_, AffineMap):
         raise not_carried(f"{which} varies along several axes")
     return map_
-
-
-class _Moved(Protocol):
-    def __call__(self, bound: float, /) -> float: ...

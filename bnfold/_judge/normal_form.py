@@ -9,15 +9,21 @@ roundings.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 
 from bnfold._errors import UsageError
 from bnfold._torch.module.fold import Example, copied, prepare_module
 from bnfold._torch.program.fold import PlannedProgram
+from bnfold._torch.read.export import export
 
 Folded = nn.Module | ExportedProgram
 # In units of the type's spacing at 1. A scale is computed in the type from var + ε, the reciprocal
@@ -32,8 +38,12 @@ _BIAS = 4.0
 
 
 def state(model: Folded) -> Mapping[str, Tensor]:
-    """The parameters and buffers of a model by name."""
-    return model.state_dict if isinstance(model, ExportedProgram) else model.state_dict()
+    """The parameters and buffers of a model by name, those that are not saved, too."""
+    if isinstance(model, ExportedProgram):
+        found = (*model.state_dict.items(), *model.constants.items())
+        return {name: value for name, value in found if isinstance(value, Tensor)}
+    buffers = model.named_buffers(remove_duplicate=False)
+    return dict((*model.named_parameters(remove_duplicate=False), *buffers))
 
 
 def folded_module(module: nn.Module, example: Example) -> nn.Module:
@@ -77,6 +87,80 @@ def unexplained(original: Folded, folded: Folded, dtype: torch.dtype) -> str | N
             if problem:
                 return f"{name} {problem}, which roundings to {str(dtype)[6:]} do not explain"
     return ""
+
+
+def run_alike(original: Folded, folded: Folded, example: Example) -> bool:
+    """Whether two models, both in float64 and folded, run the same operators on the same tensors,
+    with the same numbers beside them: then weights that agree make them one function.
+
+    Raises:
+        UsageError: one cannot be exported.
+    """
+    first, second = (_exported(model, example) for model in (original, folded))
+    return _operators(first) == _operators(second)
+
+
+def _exported(model: Folded, example: Example) -> ExportedProgram:
+    if isinstance(model, ExportedProgram):
+        return model
+    return export(model, example.args, example.kwargs, None)
+
+
+def _operators(program: ExportedProgram) -> list[str]:
+    """What a program runs, line by line; parameters by name, wherever they stand.
+
+    Of floating parameters it is told which they are; of others, such as indices, what they hold.
+    """
+    held, told = state(program), dict[str, str]()
+    specs = program.graph_signature.input_specs
+    entering = [spec.arg.name for spec in specs if not spec.target]
+    for spec in specs:
+        name, tensor = spec.arg.name, held.get(spec.target or "")
+        if not spec.target:
+            told[name] = f"input {entering.index(name)}"
+        elif tensor is None or tensor.is_floating_point():
+            told[name] = spec.target
+        else:
+            values = tensor.detach().cpu().contiguous().numpy().tobytes()
+            told[name] = f"{tensor.dtype} {tuple(tensor.shape)} {sha256(values).hexdigest()}"
+    return _lines(program.graph_module, told)
+
+
+def _lines(module: GraphModule, told: Mapping[str, str]) -> list[str]:
+    names = dict[Node, str]()
+    lines = list[str]()
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            names[node] = told.get(node.name, f"input {len(names)}")
+            continue
+        part = attrgetter(str(node.target))(module) if node.op == "get_attr" else None
+        if isinstance(part, GraphModule):
+            names[node] = repr(_lines(part, {}))
+            continue
+        names[node] = f"%{len(lines)}"
+        lines.append(f"{node.op} {node.target} {map_arg(_arguments(node), lambda n: names[n])!r}")
+    return lines
+
+
+def _arguments(node: Node) -> Any:
+    """The arguments of an operator, those left out that are what they are without being given."""
+    if not isinstance(node.target, OpOverload):
+        return node.args, node.kwargs
+    known = node.target._schema.arguments
+    named = dict(zip((argument.name for argument in known), node.args, strict=False))
+    named |= node.kwargs
+    usual = {
+        argument.name: argument.default_value for argument in known if argument.has_default_value()
+    }
+    return [
+        (name, value)
+        for name, value in sorted(named.items())
+        if name not in usual or isinstance(value, Node) or value != usual[name]
+    ]
+
+
+def _attribute(module: nn.Module, node: Node) -> object:
+    return attrgetter(str(node.target))(module)
 
 
 def _unexplained_tensor(wanted: Tensor, made: Tensor, dtype: torch.dtype) -> str:

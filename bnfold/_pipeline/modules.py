@@ -23,7 +23,7 @@ from bnfold._judge.bench import Terms
 from bnfold._judge.conclusion import conclude
 from bnfold._judge.difference import distance, magnitude
 from bnfold._judge.end_to_end import common_stages, compare_files, decided, end_to_end_result
-from bnfold._judge.normal_form import folded_module, folded_program, state, unexplained
+from bnfold._judge.normal_form import folded_module, folded_program, run_alike, state, unexplained
 from bnfold._judge.power import RestingFold
 from bnfold._judge.settings import Settings
 from bnfold._judge.torch_bench import RUNTIME, TorchBench
@@ -194,6 +194,7 @@ def _with_weights(
             )
             rows = zip(first, second, strict=True)
             same = all(distance(a, b) <= _EXACT * magnitude(a) for a, b in rows)
+            alike = run_alike(right, made, wide)
     except (UsageError, EngineError) as error:
         return _noted(seen, f"weights were not compared: {error}")
     if not same:
@@ -206,6 +207,9 @@ def _with_weights(
     if problem:
         worst: Status = "fail" if dtype == torch.bfloat16 else "inconclusive"
         return replace(_noted(seen, problem), status=combined(seen.status, [worst]))
+    if not alike:
+        why = "weights say nothing: the two do not run the same operators once folded"
+        return _noted(seen, why)
     exact, plain = pair
     return _combined((_shown_elsewhere(exact), _shown_elsewhere(plain)))
 

@@ -11,10 +11,9 @@ from bnfold._core.laws import Way, not_carried
 from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Node
 from bnfold._plan.stops import Stop
-from bnfold._plan.sweep import Impassable, Sweep, equal
+from bnfold._plan.sweep import TRIES, Impassable, Sweep, equal
 from bnfold._plan.trips import Terrain, Trip
 
-_TRIES = 8
 # Of a tensor with more readers than these no parts are looked at: all of them would be, each time.
 _PARTS = 64
 
@@ -30,37 +29,29 @@ def carry_back(
     """
     choices: dict[int, int] = {}
     first: Stop | None = None
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         sweep = _Backward(terrain, trip.copy(), value, choices)
         sweep.want(reader, map_)
         stop = sweep.run()
         if stop is None:
             return sweep.trip, None
         first = first or stop
-        nodes = sorted(n for n, ways in sweep.ways.items() if choices.get(n, 0) + 1 < ways)
-        if not nodes:
+        following = sweep.next_choices()
+        if following is None:
             break
-        # The one decided last is the lowest: the sweep goes backward.
-        turned = nodes[0]
-        choices = {n: c for n, c in choices.items() if n > turned}
-        choices[turned] = sweep.taken.get(turned, 0) + 1
+        choices = following
     return trip, first
 
 
 class _Backward(Sweep):
-    """``wanted``: what the readers of a tensor want of it, by reader and input number. Of the ways
-    that a law gives, ``choices`` says which to take; ``ways`` counts them, ``taken`` is the choice.
-    """
+    """``wanted``: what the readers of a tensor want of it, by reader and input number."""
 
     ahead = False
 
     def __init__(
         self, terrain: Terrain, trip: Trip, value: int, choices: Mapping[int, int]
     ) -> None:
-        super().__init__(terrain, trip, value)
-        self.choices = choices
-        self.ways: dict[int, int] = {}
-        self.taken: dict[int, int] = {}
+        super().__init__(terrain, trip, value, choices)
         self.wanted: dict[int, dict[tuple[int, int], Map]] = {}
         self.heap: list[tuple[int, int]] = []
 
@@ -148,7 +139,7 @@ class _Backward(Sweep):
         for reader, law in zip(readers, laws, strict=True):
             asked = next((m for (by, _), m in wants.items() if by == reader), IDENTITY)
             try:
-                seen, wanted = law.forward({0: total}), law.forward({0: asked})
+                seen, wanted = law.forward({0: total})[0], law.forward({0: asked})[0]
             except Refusal:
                 return None
             if not all(equal(seen.maps[n], wanted.maps[n]) for n in seen.maps):
@@ -185,9 +176,7 @@ class _Backward(Sweep):
         for value, map_ in agreed:
             self.value = value
             ways = self._promising(node, role, law.backward(node.outputs.index(value), map_))
-            choice = min(self.choices.get(producer, 0), len(ways) - 1)
-            self.ways[producer], self.taken[producer] = len(ways), choice
-            way = ways[choice]
+            way = self.chosen(producer, ways)
             self.cross(producer, role, way)
             for number, part in way.maps.items():
                 totals[number] = part if number not in totals else _both(totals[number], part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import Map
@@ -12,21 +12,28 @@ from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Receiver
 from bnfold._plan.relation import Relation
 from bnfold._plan.stops import Stop
-from bnfold._plan.sweep import Impassable, Sweep
-from bnfold._plan.trips import Terrain, Trip
+from bnfold._plan.sweep import TRIES, Impassable, Sweep
+from bnfold._plan.trips import End, Terrain, Trip
 
 
 def carry_ahead(
     terrain: Terrain, trip: Trip, value: int, map_: AffineMap
-) -> tuple[Trip, Stop | None]:
+) -> Iterator[tuple[Trip, Stop | None]]:
     """Carry a map of a tensor to all who read it.
 
     ``conv(maxpool(s·x + t))``: the map passes the pool and ends ahead of the Conv. Gives the trip
-    with what that changes, or the trip as it was and what stopped the map.
+    with what that changes, or the trip as it was and what stopped the map. Where a law leaves a
+    choice, a few are tried in order, each once the caller has no use for the one before.
     """
-    sweep = _Forward(terrain, trip.copy(), value, map_)
-    stop = sweep.run()
-    return (sweep.trip, None) if stop is None else (trip, stop)
+    choices: dict[int, int] = {}
+    for _ in range(TRIES):
+        sweep = _Forward(terrain, trip.copy(), value, map_, choices)
+        stop = sweep.run()
+        yield (sweep.trip, None) if stop is None else (trip, stop)
+        following = sweep.next_choices()
+        if following is None:
+            return
+        choices = following
 
 
 class _Forward(Sweep):
@@ -34,8 +41,15 @@ class _Forward(Sweep):
 
     ahead = True
 
-    def __init__(self, terrain: Terrain, trip: Trip, value: int, map_: AffineMap) -> None:
-        super().__init__(terrain, trip, value)
+    def __init__(
+        self,
+        terrain: Terrain,
+        trip: Trip,
+        value: int,
+        map_: AffineMap,
+        choices: Mapping[int, int],
+    ) -> None:
+        super().__init__(terrain, trip, value, choices)
         self.map = map_
         self.arrived: dict[int, dict[int, Map]] = {}
         self.heap: list[int] = []
@@ -121,14 +135,17 @@ class _Forward(Sweep):
             self.value, self.parents[first] = first, (index, value)
             raise Refusal(self.impassable[first])
         maps = {n: arrived[p] for n, p in enumerate(role.data) if p in arrived}
-        way: Way | None
+        ways: list[Way] | None
         try:
-            way = law.forward(maps)
+            ways = law.forward(maps)
         except Refusal:
-            way = self._with_others(index, role, law, maps) if len(maps) < len(role.data) else None
-            if way is None:
+            ways = self._with_others(index, role, law, maps) if len(maps) < len(role.data) else None
+            if ways is None:
                 raise
+        way = self.chosen(index, ways)
         self.cross(index, role, way)
+        if way.edit is not None and all(part.is_identity for part in way.maps.values()):
+            self.trip.ends.append(End(index, "ahead"))  # Its own numbers have taken the map in.
         for number, part in way.maps.items():
             if number < len(node.outputs) and node.outputs[number] >= 0:
                 self._spread(node.outputs[number], part, (index, value))
@@ -142,8 +159,8 @@ class _Forward(Sweep):
 
     def _with_others(
         self, index: int, role: Crossing, law: Law, maps: Mapping[int, Map]
-    ) -> Way | None:
-        """The way across once the maps that stand ahead of the other inputs come along.
+    ) -> list[Way] | None:
+        """The ways across once the maps that stand ahead of the other inputs come along.
 
         ``s·a + s·b``: the sum refuses the scale of one alone, and passes that of both.
         """
@@ -155,8 +172,8 @@ class _Forward(Sweep):
                     joined[number] = found
                     tried.relations[node.inputs[position]] = Relation((found,))
         try:
-            way = law.forward(joined)
+            ways = law.forward(joined)
         except Refusal:
             return None
         self.trip = tried
-        return way
+        return ways

@@ -79,6 +79,11 @@ class Moves:
     edits: Mapping[int, Edit] = field(default_factory=dict)
     blame: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
+    @property
+    def turned(self) -> Mapping[int, str]:
+        """The operators that become ones of another type, and which."""
+        return {n: e.form.op for n, e in self.edits.items() if e.form is not None}
+
 
 def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
     """Plan one graph. ``refused`` holds maps found unfit when weights were looked at."""

@@ -61,37 +61,57 @@ class Relocator:
                     moved = True
 
     def _improve(self, number: int, place: Place) -> bool:
+        """Make the first move of a place that pays, if any. No operator on the way becomes another
+        for what the place can have without.
+        """
+        terrain = self._terrain
+        terrain.turning = terrain.put_off = False
+        if self._move(number, place):
+            return True
+        terrain.turning = True
+        return terrain.put_off and self._move(number, place)
+
+    def _move(self, number: int, place: Place) -> bool:
         """Make the first move of a place that pays, if any."""
         stops: dict[bool, Stop] = {}
-        for rest, back, forth in _splits(place):
-            trip = Trip()
-            self._settle(trip, number, normal(rest))
-            stop = None
-            if back is not None:
-                source = self._source(place)
-                trip, stop = carry_back(self._terrain, trip, source, place.maps[0], back)
+        label = self.view.nodes[place.maps[0]].label
+        for split in _splits(place):
+            for trip, stop, ahead in self._tried(number, place, *split):
                 if stop is not None:
-                    stops.setdefault(False, stop)
-            if forth is not None and stop is None:
-                output = self.view.nodes[place.maps[-1]].outputs[0]
-                trip, stop = carry_ahead(self._terrain, trip, output, forth)
-                if stop is not None:
-                    stops.setdefault(True, stop)
-            if stop is None:
-                label = self.view.nodes[place.maps[0]].label
+                    stops.setdefault(ahead, stop)
+                    continue
                 named = self._names(trip, trip.states)
                 if named is None:
                     message = f"without {label} an output would be the same tensor as another"
-                    stops.setdefault(forth is not None, Stop(Reason("no-gain", label, message)))
+                    stops.setdefault(ahead, Stop(Reason("no-gain", label, message)))
                     continue
                 if self._pays(trip):
                     self._named.update(named)
                     self._commit(trip, place)
                     return True
                 message = f"carrying it away from {label} would leave as many operators"
-                stops.setdefault(forth is not None, Stop(Reason("no-gain", label, message)))
+                stops.setdefault(ahead, Stop(Reason("no-gain", label, message)))
         self.stops[number] = stops
         return False
+
+    def _tried(
+        self, number: int, place: Place, rest: Row, back: AffineMap | None, forth: AffineMap | None
+    ) -> Iterator[tuple[Trip, Stop | None, bool]]:
+        """Trips that carry maps of a place away and leave ``rest``, each with what stopped it, and
+        whether the last map went forward.
+        """
+        trip = Trip()
+        self._settle(trip, number, normal(rest))
+        if back is not None:
+            source = self._source(place)
+            trip, stop = carry_back(self._terrain, trip, source, place.maps[0], back)
+            if stop is not None or forth is None:
+                yield trip, stop, False
+                return
+        assert forth is not None
+        output = self.view.nodes[place.maps[-1]].outputs[0]
+        for ahead, stop in carry_ahead(self._terrain, trip, output, forth):
+            yield ahead, stop, True
 
     def _source(self, place: Place) -> int:
         """The tensor that a place reads."""

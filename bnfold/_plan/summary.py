@@ -20,9 +20,12 @@ def summarize(settled: Iterable[tuple[str, View, Moves]], before: Mapping[str, i
     folds, kept = [], []
     for path, view, moves in settled:
         for move in moves.moves:
-            folds.append(_fold(path, view, move))
+            folds.append(_fold(path, view, move, moves.turned))
             after.subtract(view.nodes[i].op for i in move.maps)
             after.update(standing.op for standing in move.stands)
+        for index, op in moves.turned.items():
+            after.subtract([view.nodes[index].op])
+            after.update([op])
         for index, reason in moves.kept.items():
             node = view.nodes[index]
             kept.append(
@@ -39,10 +42,12 @@ def summarize(settled: Iterable[tuple[str, View, Moves]], before: Mapping[str, i
     return Plan(tuple(folds), tuple(kept), dict(before), dict(+after))
 
 
-def _fold(path: str, view: View, move: Move) -> Fold:
+def _fold(path: str, view: View, move: Move, turned: Mapping[int, str]) -> Fold:
     nodes = view.nodes
-    crossed = dict.fromkeys(nodes[i].op for i in (*move.carriers, *move.crossed))
+    ended = {end.node for end in move.ends}
+    crossed = [nodes[i].op for i in (*move.carriers, *move.crossed) if i not in ended]
     laws = [f"carry through {op}" for op in crossed]
+    laws += [f"turn {nodes[i].op} into {turned[i]}" for i in move.crossed if i in turned]
     target = nodes[move.into].label
     if move.law == "absorb":
         laws.append(f"absorb behind {nodes[move.into].op}")

@@ -9,15 +9,20 @@ whether it can be done: a `Trip` says what it would change.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from bnfold._core.index_maps import Map, MultiAxisMap
-from bnfold._core.laws import Law, Way, not_carried
+from bnfold._core.laws import Edit, Law, Way, not_carried
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Crossing
 from bnfold._plan.relation import Relation
 from bnfold._plan.stops import Stop
 from bnfold._plan.trips import End, Terrain, Trip
+
+TRIES = 8
+"""Attempts that are made where laws leave a choice."""
 
 
 class Impassable(Refusal):
@@ -27,11 +32,16 @@ class Impassable(Refusal):
 class Sweep:
     """One attempt, in one direction. A map is at a tensor, ``value``, and about to get past the
     operator ``node``, where it is at one; whatever refuses it there ends the attempt.
+
+    Of the ways that a law gives, ``choices`` says which to take, by operator; ``ways`` counts them,
+    ``taken`` is the choice.
     """
 
     ahead: bool
 
-    def __init__(self, terrain: Terrain, trip: Trip, value: int) -> None:
+    def __init__(
+        self, terrain: Terrain, trip: Trip, value: int, choices: Mapping[int, int]
+    ) -> None:
         self.terrain = terrain
         self.view = terrain.view
         self.taker = terrain.taker
@@ -39,6 +49,9 @@ class Sweep:
         self.trip = trip
         self.value = value
         self.node = -1
+        self.choices = choices
+        self.ways: dict[int, int] = {}
+        self.taken: dict[int, int] = {}
         # For each tensor on the way the operator and the tensor that its map came from.
         self.parents: dict[int, tuple[int, int]] = {}
 
@@ -89,15 +102,45 @@ class Sweep:
 
     def law(self, node: int, crossing: Crossing) -> Law:
         """The law of an operator, with the numbers that an earlier trip gave it."""
-        edit = self.trip.edits.get(node) or self.terrain.edits.get(node)
+        edit = self._edit(node)
         return crossing.law if edit is None else crossing.law.with_numbers(edit)
+
+    def _edit(self, node: int) -> Edit | None:
+        """What this trip, or one made before, changes of an operator."""
+        return self.trip.edits.get(node) or self.terrain.edits.get(node)
+
+    def chosen(self, node: int, ways: Sequence[Way]) -> Way:
+        """The way across an operator that this attempt takes. Raises `Refusal` where the operator
+        would have to become another, and may not yet.
+        """
+        if not self.terrain.turning:
+            plain = [way for way in ways if way.edit is None or way.edit.form is None]
+            self.terrain.put_off = self.terrain.put_off or len(plain) < len(ways)
+            ways = plain
+        if not ways:
+            raise not_carried("it would become another operator")
+        choice = min(self.choices.get(node, 0), len(ways) - 1)
+        self.ways[node], self.taken[node] = len(ways), choice
+        return ways[choice]
+
+    def next_choices(self) -> dict[int, int] | None:
+        """What to choose in the next attempt: another way where a choice was left last of all.
+        None where all have been tried.
+        """
+        nodes = [n for n, ways in self.ways.items() if self.choices.get(n, 0) + 1 < ways]
+        if not nodes:
+            return None
+        turned = max(nodes) if self.ahead else min(nodes)
+        kept = {n: c for n, c in self.choices.items() if (n < turned) == self.ahead and n != turned}
+        return kept | {turned: self.taken.get(turned, 0) + 1}
 
     def cross(self, node: int, crossing: Crossing, way: Way) -> None:
         """Note that an operator is crossed. Raises `Refusal` where it cannot store its numbers."""
         if way.edit is not None:
-            if not way.edit.fits(crossing.dtype):
+            edit = way.edit.after(self._edit(node))
+            if not edit.fits(crossing.dtype if edit.form is None else edit.form.dtype):
                 raise not_carried("its new numbers would leave the range of their type")
-            self.trip.edits[node] = way.edit
+            self.trip.edits[node] = edit
         self.trip.crossed.append(node)
 
     def end(self, node: int, map_: Map) -> None:

@@ -80,7 +80,8 @@ class Terrain:
     """What trips go through: a view, who takes maps in there, and what trips made before changed.
 
     ``impassable`` has the tensors that no map gets past, whatever it is, and why: by the way that
-    it goes, ahead (True) or back (False).
+    it goes, ahead (True) or back (False). ``turning``: an operator may become one of another type;
+    where it may not and that would have been a way, ``put_off`` is set.
     """
 
     view: View
@@ -88,3 +89,5 @@ class Terrain:
     relations: Mapping[int, Relation]
     edits: Mapping[int, Edit]
     impassable: dict[bool, dict[int, Reason]] = field(default_factory=lambda: {True: {}, False: {}})
+    turning: bool = False
+    put_off: bool = False

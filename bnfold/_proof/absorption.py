@@ -123,7 +123,8 @@ class Absorption:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(lost, np.nan, self.target.scale / self.remaining.scale)
         forgiven = self.remaining.steps * Limits.of(dtype).eps + _SLACK
-        for axis in set(range(ratio.ndim)) - {axis % ratio.ndim for axis in axes}:
+        own = {axis % ratio.ndim for axis in axes} if ratio.ndim else set()
+        for axis in set(range(ratio.ndim)) - own:
             if ratio.shape[axis] == 1:
                 continue
             low, high = (

@@ -36,6 +36,8 @@ from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities
 from bnfold._proof.merges import check_merge
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 
+# Axes of a tensor whose rank is not known, between those that maps and those that constants have.
+_BETWEEN = 8
 Numbers = Callable[[Collection[str]], Iterable[tuple[str, NDArray[Any]]]]
 """Gives the values of tensors of the original's main graph, by name, on some inputs.
 
@@ -179,9 +181,16 @@ def _deviation(fold: Applied, wanted: FullRankMap, made: FullRankMap, kind: np.d
 def _least_rank(scope: Scope, fold: Applied) -> int:
     """The rank to compute with where the tensor's rank is not known.
 
-    A BatchNormalization needs 2, for its channels lie on axis 1. Single numbers need 0.
+    Single numbers need 0. A BatchNormalization needs 2, for its channels lie on axis 1. A map that
+    was carried here needs its axis. Maps count axes from the first, constants from the last: there
+    are so many axes in between that the two never meet.
     """
-    return 2 if any(scope.nodes[p].op_type == "BatchNormalization" for p in fold.chain) else 0
+    needed = [0]
+    if any(scope.nodes[p].op_type == "BatchNormalization" for p in fold.chain):
+        needed.append(2)
+    for gone in fold.related.values():
+        needed += [step.axis + 1 for step in (*gone.old, *gone.new) if step.axis is not None]
+    return max(needed) + _BETWEEN if any(needed) else 0
 
 
 def _start_from(fold: Applied, name: str, wanted: FullRankMap, made: FullRankMap) -> None:
@@ -261,16 +270,21 @@ def _check_crossing(
     """Check an operator that maps were carried across; return how far it is off."""
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     node = old.nodes[fold.into]
-    twin = _twin(new, node, fold.source)
+    twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
     return check_crossing(before, after, old, new, node, twin, fold.related, bounds)
+
+
+def _writer(scope: Scope, source: str) -> NodeProto:
+    """The operator of the folded graph that writes a tensor."""
+    position = scope.producers.get(source)
+    if position is None:
+        raise Mismatch(f"no operator of the folded graph writes {source}")
+    return scope.nodes[position]
 
 
 def _twin(scope: Scope, node: NodeProto, source: str) -> NodeProto:
     """The operator of the folded graph that stands for ``node``; it writes ``source``."""
-    position = scope.producers.get(source)
-    if position is None:
-        raise Mismatch(f"no operator of the folded graph writes {source}")
-    twin = scope.nodes[position]
+    twin = _writer(scope, source)
     if type_of(twin) != type_of(node):
         raise Mismatch(f"{source} is written by {type_of(twin)}, not by {type_of(node)}")
     return twin

@@ -21,7 +21,38 @@ from bnfold._proof.evidence import Mismatch
 from bnfold._proof.full_rank_maps import Double, FullRankMap
 
 _EPSILON = float(np.float32(1e-5))
-_SAME_RANK = ("BatchNormalization", "Clip", "Dropout", "Identity", "LeakyRelu", "Neg", "Relu")
+# What puts out as many axes as its first input has.
+_SAME_RANK = (
+    "Abs",
+    "AveragePool",
+    "BatchNormalization",
+    "Cast",
+    "Clip",
+    "Dropout",
+    "Elu",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "GroupNormalization",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "InstanceNormalization",
+    "LeakyRelu",
+    "LpPool",
+    "MaxPool",
+    "Neg",
+    "Pad",
+    "PRelu",
+    "Relu",
+    "Resize",
+    "Sigmoid",
+    "Softplus",
+    "Sqrt",
+    "Tanh",
+    "ThresholdedRelu",
+    "Upsample",
+)
+_BROADCAST = ("Add", "Div", "Mul", "Sub")
 _PASSED = ("Add", "BatchNormalization", "Dropout", "Identity", "Mul", "Sub")
 
 
@@ -73,17 +104,27 @@ class CheckedModel:
     def rank(self, scope: Scope, name: str) -> int | None:
         """The rank of a tensor, or None.
 
-        Where inference found no shape, the operator that writes the tensor tells its rank.
+        Where inference found no shape, the operators that write the tensor tell its rank. A map
+        broadcasts its constant with its data, so it has the larger rank of the two.
         """
+        least = 0
         while True:
             shape = self.shapes.shape(scope, name)
             if shape is not None:
-                return len(shape)
+                return max(least, len(shape))
             position = scope.producers.get(name)
             node = scope.nodes[position] if position is not None else None
             if node is not None and node.op_type in ("Conv", "ConvTranspose"):
                 weight = self.values(scope, node.input[1])
-                return None if weight is None else weight.ndim
+                return None if weight is None else max(least, weight.ndim)
+            if node is not None and node.op_type in _BROADCAST:
+                constants = [self.fixed(scope, operand) for operand in node.input]
+                data = [n for n, c in zip(node.input, constants, strict=True) if c is None]
+                if len(data) != 1:
+                    return None
+                least = max(least, *(c.ndim for c in constants if c is not None))
+                name = data[0]
+                continue
             if node is None or node.op_type not in _SAME_RANK:
                 return None
             name = node.input[0]

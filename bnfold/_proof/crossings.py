@@ -38,6 +38,10 @@ _LARGEST = 1 << 22
 _FACTOR = 64 * float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
 _IR_VERSION = 10
+# As many numbers at the least go into an operator that is flat beyond bounds.
+_AROUND = 64
+# Bounds beyond this are none to draw numbers around: exporters write the largest number for none.
+_BOUNDLESS = 1e18
 Feeds = dict[str, NDArray[Any]]
 
 
@@ -52,6 +56,8 @@ def check_crossing(
     bounds: Bounds = UNBOUNDED,
 ) -> float | Unchecked:
     """How far two operators differ, in units of the rounding that float32 may cost.
+
+    The two may be of different types: both are run.
 
     Returns `Unchecked` where the two cannot run, where time is up, or where their outputs prove
     nothing. Raises `Mismatch` where their output shapes differ, where an attribute differs that is
@@ -73,7 +79,8 @@ def check_crossing(
             return drawn
         left = _run(before, old, node, drawn[0], bounds)
         right = _run(after, new, twin, drawn[1], bounds)
-        return _compared(node, left, right, related, _largest(*drawn))
+        terms = _largest(*drawn) if node.op_type == twin.op_type else None
+        return _compared(node, left, right, related, terms)
 
     for size in dict.fromkeys(max(n, least) for n in (*sorted(known - {1}), *_SIZES)):
         try:
@@ -149,6 +156,7 @@ def _draw(
     numbers but those. Returns `Unchecked` where no data can be made up for an input.
     """
     generator = np.random.default_rng(0)
+    ends = _ends(model, scope, node)
     first: Feeds = {}
     second: Feeds = {}
     for number, name in enumerate(node.input):
@@ -164,6 +172,9 @@ def _draw(
         sizes = tuple(
             n if n is not None else (m if m > 1 else size) for n, m in zip(shape, own, strict=True)
         )
+        if ends is not None and math.prod(sizes) < _AROUND and 1 in own:
+            widened = own.index(1)
+            sizes = tuple(_AROUND if k == widened else n for k, n in enumerate(sizes))
         if math.prod(sizes) > _LARGEST:
             return Unchecked(Obstacle.TOO_LARGE, name)
         if element not in FLOATS:
@@ -174,6 +185,11 @@ def _draw(
             first[str(number)] = second[str(number)] = zeros
             continue
         values = generator.normal(size=sizes)
+        if ends is not None:
+            around = generator.uniform(*ends, size=sizes)
+            values = _back_through(
+                composed(relation.old if relation else (), len(sizes)), around, values
+            )
         first[str(number)] = second[str(number)] = values.astype(np.float32)
         if relation is not None:
             old, new = composed(relation.old, len(sizes)), composed(relation.new, len(sizes))
@@ -182,6 +198,41 @@ def _draw(
             first[str(number)] = drawn.astype(np.float32)
             second[str(number)] = _through(new, values).astype(np.float32)
     return first, second
+
+
+def _ends(side: CheckedModel, scope: Scope, node: NodeProto) -> tuple[float, float] | None:
+    """An interval in which an operator that is flat beyond bounds shows them; None for any other.
+
+    Of Clip it is that between its bounds, of HardSigmoid that between ``−β/α`` and ``(1 − β)/α``, a
+    quarter wider on either side.
+    """
+    given = {a.name: a.f for a in node.attribute}
+    if node.op_type == "HardSigmoid":
+        alpha, beta = given.get("alpha", 0.2), given.get("beta", 0.5)
+        ends = sorted((-beta / alpha, (1 - beta) / alpha)) if alpha else [0.0, 0.0]
+        given = {"min": ends[0], "max": ends[1]}
+    elif node.op_type != "Clip":
+        return None
+    for name, number in (("min", 1), ("max", 2)):
+        held = side.values(scope, node.input[number]) if number < len(node.input) else None
+        if held is not None and held.size == 1:
+            given[name] = float(held.reshape(-1)[0])
+    given = {name: bound for name, bound in given.items() if abs(bound) < _BOUNDLESS}
+    if not given:
+        return None
+    low, high = given.get("min"), given.get("max")
+    low = low if low is not None else given["max"] - 1.0
+    high = high if high is not None else low + 1.0
+    margin = max(high - low, 0.0) / 4
+    return low - margin, max(low, high) + margin
+
+
+def _back_through(
+    map_: FullRankMap, wanted: NDArray[np.float64], others: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The numbers that a map takes to the wanted ones; ``others`` where the map is constant."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(map_.scale == 0, others, (wanted - map_.shift) / map_.scale)
 
 
 def _largest(*fed: Feeds) -> float:
@@ -252,9 +303,11 @@ def _compared(
     left: list[NDArray[Any]],
     right: list[NDArray[Any]],
     related: Mapping[str, Related],
-    terms: float,
+    terms: float | None,
 ) -> float | Unchecked:
     """How far the outputs differ, in units of the rounding of the largest number.
+
+    Without ``terms`` the sides are of different kinds: each has the rounding of its own numbers.
 
     The largest number is an output or one of its ``terms``. An infinity proves something only where
     both sides have the same one: float32 may overflow on one side alone. Returns `Unchecked` where
@@ -267,16 +320,17 @@ def _compared(
             raise Mismatch(f"{label(node)} puts out {other.shape} now, not {one.shape}")
         wanted, made = one.astype(np.float64), other.astype(np.float64)
         known = np.isfinite(wanted) & np.isfinite(made)
-        size = np.where(known, np.maximum(np.abs(wanted), np.abs(made)), 0.0)
-        size = np.maximum(size, terms)
+        sides = [np.where(known, np.abs(side), 0.0) for side in (wanted, made)]
+        if terms is not None:
+            sides = [np.maximum(np.maximum(*sides), terms)] * 2
         for equality in equalities(related.get(name), wanted.ndim) if made.size else ():
             seen = True
             with np.errstate(invalid="ignore"):
                 was, now = _through(equality.old, wanted), _through(equality.new, made)
                 off = np.abs(was - now)
             sizes = [
-                size * np.abs(map_.scale) + np.abs(map_.shift)
-                for map_ in (equality.old, equality.new)
+                side * np.abs(map_.scale) + np.abs(map_.shift)
+                for side, map_ in zip(sides, (equality.old, equality.new), strict=True)
             ]
             largest = float(max(np.where(equality.exempt, 0.0, part).max() for part in sizes))
             off = np.where(equality.exempt | (was == now), 0.0, off)

@@ -96,14 +96,18 @@ LAWS = {
         with_inputs("PRelu", numbers(0.1, -0.3, 0.5, 2).reshape(4, 1, 1)), POSITIVE, POSITIVE
     ),
     "Abs": Law(one("Abs"), POSITIVE, SCALES),
-    "Clip": Law(with_inputs("Clip", np.float32(0), np.float32(1)), UNIFORM, UNIFORM),
+    "Clip": Law(with_inputs("Clip", np.float32(0), np.float32(1)), UNIFORM, UNIFORM | {"minus"}),
     "Clip below": Law(with_inputs("Clip", np.float32(-0.2)), UNIFORM, UNIFORM),
     "Clip above": Law(with_inputs("Clip", None, np.float32(0.3)), UNIFORM, UNIFORM),
-    "Relu6 of opset 6": Law(one("Clip", min=0.0, max=6.0), UNIFORM, UNIFORM, 9),
+    "Relu6 of opset 6": Law(one("Clip", min=0.0, max=6.0), UNIFORM, UNIFORM | {"minus"}, 9),
     "Clip of opset 6, one bound": Law(one("Clip", max=0.25), UNIFORM, UNIFORM, 10),
     "ThresholdedRelu": Law(one("ThresholdedRelu"), NUMBER, NUMBER),
     "ThresholdedRelu above": Law(one("ThresholdedRelu", alpha=0.3), NUMBER, NUMBER),
     "ThresholdedRelu below": Law(one("ThresholdedRelu", alpha=-0.4), NUMBER, NUMBER, 10),
+    "HardSigmoid": Law(one("HardSigmoid"), frozenset(), UNIFORM | {"minus"}),
+    "HardSigmoid of opset 6": Law(
+        one("HardSigmoid", alpha=-0.25, beta=0.75), frozenset(), UNIFORM | {"minus"}, 9
+    ),
     "MaxPool": Law(one("MaxPool", kernel_shape=[2, 2]), MONOTONE, MONOTONE),
     "MaxPool padded": Law(
         one("MaxPool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]), MONOTONE, MONOTONE

@@ -110,7 +110,7 @@ def test_single_places_of_an_axis_whose_size_is_not_known():
     for map_ in (UNIFORM, AffineMap.of([1, 2, 3], 0.0, 1)):
         with pytest.raises(Refusal):
             two.backward(0, map_)
-    way = two.forward({0: AffineMap.of([1, 2, 3], 0.0, 1)})
+    (way,) = two.forward({0: AffineMap.of([1, 2, 3], 0.0, 1)})
     assert [way.maps[n].scale.tolist() for n in (0, 1)] == [[1], [3]]
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.joins import Aligned, Concatenated, Gated, Picked, Summed
-from bnfold._core.laws import Clipped, Edit, Homogeneous, Law, Mixed, Way
+from bnfold._core.laws import Edit, Form, Law, Mixed, Way
+from bnfold._core.pointwise import Clipped, Homogeneous
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide, Node, Value, View
 from bnfold._plan.planner import plan
@@ -315,7 +316,7 @@ class Thresholded(Law):
         return [Way({0: map_}, Edit({"least": self._scale(map_) * self.least}))]
 
     def forward(self, maps):
-        return Way(maps, Edit({"least": self.least / self._scale(maps[0])}))
+        return [Way(maps, Edit({"least": self.least / self._scale(maps[0])}))]
 
     def _scale(self, map_):
         if map_.axis is not None or map_.scale[0] <= 0 or not map_.keeps_origin:
@@ -369,3 +370,80 @@ def test_a_sign_that_vanishes_in_abs_is_not_stopped_by_what_stopped_another_map(
         ("end", OPAQUE, "d", "y"),
     )
     assert result(made)[0] == ({"mul1": ["Mul"]} if even else {})
+
+
+@dataclass(frozen=True)
+class Sloped(Law):
+    """``slope·x``: takes in any scale, and puts out what it did."""
+
+    slope: float
+
+    def backward(self, output, map_):
+        raise Refusal(Reason("zero-padding", "", "not this one"))
+
+    def forward(self, maps):
+        return [Way({0: AffineMap.of(1.0, 0.0, None)}, self.taken(maps[0]))]
+
+    def taken(self, map_, form=None):
+        return Edit({"slope": self.slope * float(map_.scale[0])}, form)
+
+
+@dataclass(frozen=True)
+class Either(Sloped):
+    """Passes a scale on; where that does not help, it becomes a `Sloped` that is multiplied."""
+
+    factor: float = 5.0
+
+    def forward(self, maps):
+        taken = self.taken(maps[0], Form("sloped", Sloped(0.0)))
+        return [Way(maps), Way({0: AffineMap.of(self.factor, 0.0, None)}, taken)]
+
+
+@pytest.mark.parametrize("form", ["tried first", "tried second"])
+def test_the_second_way_forward_is_taken_only_where_the_first_fails(form):
+    """The Relu lets 3 pass and −3 not, but the 5 that is put out instead."""
+    scale = AffineMap.of(3.0 if form == "tried first" else -3.0, 0.0, None)
+    made = view(
+        ("op", OPAQUE, "x", "z"),
+        ("mul", Affine(scale), "z", "a"),
+        ("either", Crossing(Either(2.0)), "a", "b"),
+        ("relu", RELU, "b", "c"),
+        ("conv", CONV, "c", "y"),
+    )
+    assert result(made) == ({"mul": []}, set(), {"conv"}, {})
+    moves = plan(made, {})
+    if form == "tried first":
+        assert not moves.edits
+        assert moves.sides[4].ahead.scale.tolist() == [3.0]
+    else:
+        assert moves.edits[2].values == {"slope": -6.0}
+        assert moves.turned == {2: "sloped"}
+        assert moves.sides[4].ahead.scale.tolist() == [5.0]
+
+
+def test_the_second_way_forward_is_taken_where_the_first_saves_nothing():
+    """Ahead of an Add of 1 a Mul stands, whichever side of the operator it is on."""
+    made = view(
+        ("op", OPAQUE, "x", "z"),
+        ("mul", Affine(AffineMap.of(3.0, 0.0, None)), "z", "a"),
+        ("either", Crossing(Either(2.0, 1.0)), "a", "b"),
+        ("add", Affine(AffineMap.of(1.0, 1.0, None), composable=False), "b", "c"),
+        ("end", OPAQUE, "c", "y"),
+    )
+    assert result(made)[0] == {"mul": []}
+    assert plan(made, {}).edits[2].values == {"slope": 6.0}
+
+
+def test_an_operator_that_has_become_another_stays_so_when_it_is_crossed_again():
+    made = view(
+        ("op", OPAQUE, "x", "z"),
+        ("mul1", Affine(AffineMap.of(3.0, 0.0, None)), "z", "a"),
+        ("relu", RELU, "a", "b"),
+        ("mul2", Affine(AffineMap.of(-7.0, 0.0, None)), "b", "c"),
+        ("either", Crossing(Either(2.0)), "c", "d"),
+        ("relu2", RELU, "d", "e"),
+        ("conv", CONV, "e", "y"),
+    )
+    moves = plan(made, {})
+    assert moves.edits[4].values == {"slope": -42.0}
+    assert moves.turned == {4: "sloped"}

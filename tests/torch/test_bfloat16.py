@@ -213,6 +213,49 @@ def test_folding_that_is_wrong_itself_is_no_witness(monkeypatch):
     assert any("folding in float64" in note for note in result.notes)
 
 
+class Hidden(nn.Module):
+    """A branch that a sigmoid hides, which is 1 whatever the branch says, beside one that shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.act, self.pool = nn.LeakyReLU(0.1), nn.AvgPool2d(3)
+        self.last, self.seen = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, stride=3)
+        self.register_buffer("at", torch.tensor([0, 1, 2, 3]), persistent=False)
+
+    def get_extra_state(self):
+        return {"no": "tensor"}
+
+    def set_extra_state(self, state):
+        pass
+
+    def forward(self, x):
+        y = self.pool(self.act(self.norm(self.conv(x)))).index_select(1, self.at)
+        return torch.sigmoid(0.01 * self.last(y) + 40) + self.seen(x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: setattr(module, "act", nn.Identity()),
+        lambda module: setattr(module.act, "negative_slope", 0.11),
+        lambda module: setattr(module, "pool", nn.MaxPool2d(3)),
+        lambda module: setattr(module, "at", module.at.flip(0)),
+        None,
+    ],
+    ids=["gone", "number", "kind", "indices", "none"],
+)
+def test_weights_say_nothing_of_models_that_run_other_operators(change):
+    """The same weights, and an error in what is between them that no output shows."""
+    module = Hidden().eval().to(BF16)
+    x = (torch.randn(1, 4, 11, 11, generator=torch.Generator().manual_seed(0)).to(BF16),)
+    wrong = bnfold.fold(module, x)
+    if change is not None:
+        change(wrong)
+    result = bnfold.verify(module, wrong, x)
+    assert result.status == ("pass" if change is None else "inconclusive")
+
+
 def test_weights_under_other_names_are_not_compared():
     one, other = nn.Sequential(nn.Linear(3, 3)), nn.Linear(3, 3)
     assert normal_form.unexplained(one, one, BF16) == ""

@@ -11,9 +11,10 @@ import pytest
 from bnfold._core import channels
 from bnfold._core.affine import AffineMap
 from bnfold._core.joins import Concatenated, Summed
-from bnfold._core.laws import Clipped, Edit, Homogeneous, Mixed, Padded, Thresholded, Way
+from bnfold._core.laws import Edit, Mixed, Padded, Way
 from bnfold._core.operators.linear import Convolution
 from bnfold._core.parameters import Site
+from bnfold._core.pointwise import Clipped, Homogeneous, Thresholded
 from bnfold._onnx.read import crossed
 from bnfold._onnx.write.applied import Factor, Related
 

@@ -16,16 +16,18 @@ import onnx
 import pytest
 from onnx import ModelProto, helper, numpy_helper
 
-from bnfold._core.laws import Homogeneous
+from bnfold._core.pointwise import Homogeneous
 from bnfold._judge.settings import Settings
 from bnfold._onnx.fold import prepare
+from bnfold._onnx.write.applied import Applied
 from bnfold._pipeline.models import fold_file
 from bnfold._pipeline.outcome import Outcome
-from bnfold._proof import crossings
+from bnfold._proof import certificate, crossings
 from bnfold._proof import local_probe as local
 from bnfold._proof.certificate import certify
-from bnfold._proof.checked_model import CheckedModel
+from bnfold._proof.checked_model import CheckedModel, follow
 from bnfold._proof.evidence import Certificate, Obstacle
+from bnfold._proof.full_rank_maps import FullRankMap
 from bnfold._report import findings, text
 from bnfold._run.bounds import UNBOUNDED, Bounds
 from bnfold._run.session import EngineError
@@ -69,6 +71,55 @@ def certificates(
 
 def unchecked(found: dict[str, Certificate]) -> dict[str, Obstacle]:
     return {name: one.unchecked.obstacle for name, one in found.items() if one.unchecked}
+
+
+@pytest.mark.parametrize("kind", ["Relu", "Abs", "LeakyRelu"])
+@pytest.mark.parametrize("map_", ["Mul", "Add", "BatchNormalization", "Mul Add"])
+def test_a_rank_that_follows_from_weights_is_known_to_the_certificate(
+    kind: str, map_: str, tmp_path: Path
+) -> None:
+    """Right folds behind an operator whose output has no shape; none was seen to be wrong. The
+    rank comes from the convolution ahead, through what keeps it and through constants.
+    """
+    pieces = [conv("one", "x", "a", (4, 4, 3, 3)), op(kind, "a", "b", name="act")]
+    read = "b"
+    for number, each in enumerate(map_.split()):
+        written = f"m{number}"
+        if each == "BatchNormalization":
+            pieces.append(bn(f"map{number}", read, written, 4))
+        else:
+            values = np.abs(rand(4, 1, 1)) + 0.5
+            pieces.append(const(each, read, written, values, name=f"map{number}"))
+        read = written
+    made = without_shapes(model(*pieces, conv("two", read, "y", (4, 4, 1, 1))))
+    found = certificates(made, tmp_path)
+    assert found
+    assert not any(one.fails for one in found.values()), found
+
+
+def test_a_norm_of_unknown_rank_takes_in_a_number(tmp_path: Path) -> None:
+    norm = op("InstanceNormalization", "x g b", "a", name="norm")
+    weights = {"g": rand(4), "b": rand(4)}
+    made = without_shapes(model(norm, op("Neg", "a", "y"), weights=weights))
+    found = certificates(made, tmp_path)
+    assert [one.holds for one in found.values()] == [True]
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1, 1), (4, 1, 1, 1)])
+def test_channels_and_constants_do_not_meet_at_a_rank_that_is_not_known(
+    shape: tuple[int, ...],
+) -> None:
+    """Of a tensor of unknown rank axis 1 is not the one that a constant varies along."""
+    norm = bn("norm", "x", "a", 4)
+    made = without_shapes(model(norm, const("Mul", "a", "y", rand(*shape), name="mul")))
+    scope = CheckedModel.of(made, None).scopes[""]
+    fold = Applied("", "compose", 0, (0, 1), (0, 1), "x", "y")
+    side = CheckedModel.of(made, None)
+    rank = certificate._least_rank(scope, fold)
+    line = FullRankMap.identity(rank)
+    for node in scope.nodes:
+        follow(side, scope, node, line)
+    assert line.scale.shape[1] == 4 and line.scale.size == 16
 
 
 def folded(made: ModelProto, folder: Path, **options: Any) -> Outcome:

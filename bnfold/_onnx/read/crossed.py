@@ -7,14 +7,16 @@ is missing gets the part of its law that does not need it, or none.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
 from bnfold._core.joins import Aligned, Gated, Multiplied, Summed
-from bnfold._core.laws import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded, Thresholded
+from bnfold._core.laws import UNCOUNTED, Form, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
+from bnfold._core.pointwise import Clipped, HardSigmoid, Homogeneous, Thresholded
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
@@ -25,8 +27,13 @@ _CHANNELS = {0: 0, 1: 1}
 # From opset 11 on bounds and values are inputs.
 _BOUNDS = {"min": 1, "max": 2}
 _VALUE = {"value": 2}
+# Types of which every runtime has a HardSigmoid: onnxruntime has none of float64.
+_HARD: dict[int, np.dtype[Any]] = {
+    TensorProto.FLOAT: np.dtype(np.float32),
+    TensorProto.FLOAT16: np.dtype(np.float16),
+}
 _HOMOGENEOUS = ("Abs", "LeakyRelu", "PRelu", "Relu")
-_NOT_LINEAR = "Celu Elu Erf Gelu HardSigmoid HardSwish Mish Selu Sigmoid Softplus Softsign Tanh"
+_NOT_LINEAR = "Celu Elu Erf Gelu HardSwish Mish Selu Sigmoid Softplus Softsign Tanh"
 
 
 def _identity(context: Context, node: NodeProto) -> Operator:
@@ -93,8 +100,28 @@ def _homogeneous(context: Context, node: NodeProto) -> Operator:
     return Activation(label=label(node), like=like, kind=node.op_type, law=law)
 
 
+def _hard_sigmoid(context: Context, node: NodeProto) -> Operator:
+    dtype = _HARD.get(context.type(node.input[0]))
+    alpha, beta = attributes.number(node, "alpha", 0.2), attributes.number(node, "beta", 0.5)
+    return Activation(
+        label=label(node),
+        like=context.shape(node.input[0]),
+        kind=node.op_type,
+        law=HardSigmoid(alpha, beta, dtype is not None),
+        dtype=dtype,
+    )
+
+
+def _form(context: Context, node: NodeProto) -> Form | None:
+    """The HardSigmoid that a Clip may become, whose numbers are attributes since opset 6."""
+    dtype = _HARD.get(context.type(node.input[0]))
+    if dtype is None or context.opset < 6:
+        return None
+    return Form("HardSigmoid", HardSigmoid(1.0, 0.0), dtype=dtype)
+
+
 def _clip(context: Context, node: NodeProto) -> Operator:
-    like = context.shape(node.input[0])
+    like, form = context.shape(node.input[0]), _form(context, node)
     if context.opset < 11:
         low, high = (
             attributes.number(node, name, math.nan) if attributes.has(node, name) else None
@@ -104,7 +131,7 @@ def _clip(context: Context, node: NodeProto) -> Operator:
             label=label(node),
             like=like,
             kind=node.op_type,
-            law=Clipped(low, high),
+            law=Clipped(low, high, form=form),
         )
     bounds: list[float | None] = []
     movable, dtype = True, np.dtype(np.float32)
@@ -122,7 +149,7 @@ def _clip(context: Context, node: NodeProto) -> Operator:
         label=label(node),
         like=like,
         kind=node.op_type,
-        law=Clipped(bounds[0], bounds[1], movable),
+        law=Clipped(bounds[0], bounds[1], movable, form),
         numbers=_BOUNDS,
         dtype=dtype,
     )
@@ -302,6 +329,7 @@ ROWS: dict[str, OnnxRow] = {
     "Dropout": Row(_dropout),
     "GlobalAveragePool": of_one(_global_pool),
     "GlobalMaxPool": of_one(_global_pool),
+    "HardSigmoid": Row(_hard_sigmoid),
     "Identity": Row(_identity),
     "MaxPool": Row(_pool),
     "Pad": Row(_pad),

@@ -93,6 +93,12 @@ class Editor:
         self._connect(scope, scope.nodes[position], number, name)
         scope.readers.setdefault(name, []).append(position)
 
+    def keep_inputs(self, scope: Scope, node: NodeProto, count: int) -> None:
+        """Let a node that stays read its first inputs alone."""
+        for name in node.input[count:]:
+            self._count(scope, name, -1)
+        del node.input[count:]
+
     def rename_output(
         self,
         scope: Scope,

@@ -59,14 +59,20 @@ def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, side
 def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
     """Write the numbers of an operator that a map was carried across: a Clip's bounds, say.
 
-    Each goes to where the operator keeps it: to an input or an attribute.
+    Each goes to where the operator keeps it: to an input or an attribute. One that becomes another
+    loses what it had but its name, its data and its outputs.
     """
     scope = graph.scope
     node = scope.nodes[graph.positions[index]]
     role = graph.view.nodes[index].role
     assert isinstance(role, Crossing)
+    numbers = role.numbers
+    if edit.form is not None:
+        numbers, node.op_type = edit.form.numbers, edit.form.op
+        editor.keep_inputs(scope, node, len(role.data))
+        del node.attribute[:]
     for name, value in edit.values.items():
-        place = role.numbers.get(name, name)
+        place = numbers.get(name, name)
         if isinstance(place, str):
             attribute = next((a for a in node.attribute if a.name == place), None)
             if attribute is None:

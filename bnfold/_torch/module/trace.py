@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 
-from bnfold._core.laws import Homogeneous, Mixed
+from bnfold._core.laws import Mixed
+from bnfold._core.pointwise import Homogeneous
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Carrier, Crossing
 from bnfold._errors import UsageError

@@ -132,15 +132,19 @@ class _DraftFolder:
 
     def _edit(self, index: int, edit: Edit) -> None:
         """Give an operator new numbers, as the arguments that hold them: ``min`` of clamp is the
-        ``min_val`` of hardtanh. An operator without arguments becomes one that has them.
+        ``min_val`` of hardtanh. An operator without arguments becomes one that has them; one that
+        becomes another has its data alone.
         """
         node, role = self._node(index), self._read.view.nodes[index].role
         assert isinstance(role, Crossing)
-        general = _WITH_NUMBERS.get(kind_of(node))
+        general, numbers = _WITH_NUMBERS.get(kind_of(node)), role.numbers
+        if edit.form is not None:
+            general, numbers = edit.form.op, edit.form.numbers
+            node.args, node.kwargs = tuple(node.all_input_nodes[: len(role.data)]), {}
         if general is not None:
             node.target = getattr(torch.ops.aten, general).default
         for name, value in edit.values.items():
-            _set_argument(node, str(role.numbers.get(name, name)), value)
+            _set_argument(node, str(numbers.get(name, name)), value)
 
     def _absorb(self, node: Node, site: Site, sides: Sides) -> None:
         """Give an operator the new weight and bias of one of its sites.

@@ -16,9 +16,10 @@ from typing import Any
 from torch.fx import Node
 
 from bnfold._core.joins import Aligned, Gated, Multiplied, Summed
-from bnfold._core.laws import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded, Thresholded
+from bnfold._core.laws import UNCOUNTED, Form, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
+from bnfold._core.pointwise import Clipped, HardSigmoid, Homogeneous, Thresholded
 from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.nodes import (
     dtype_of,
@@ -38,9 +39,11 @@ from bnfold._torch.tensors import DTYPES
 Reader = Callable[[Context, Node, dict[str, Any]], Operator]
 
 _NOT_LINEAR = (
-    "celu elu erf gelu hardshrink hardsigmoid hardswish log_sigmoid mish rrelu selu sigmoid silu "
+    "celu elu erf gelu hardshrink hardswish log_sigmoid mish rrelu selu sigmoid silu "
     "softplus softshrink tanh tanhshrink"
 )
+# That of PyTorch has no others: ``relu6(x + 3) / 6``.
+_HARD_SIGMOID = HardSigmoid(1 / 6, 1 / 2, movable=False)
 _INTERPOLATIONS = (
     "upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d "
     "upsample_nearest2d upsample_nearest3d upsample_trilinear3d _upsample_bicubic2d_aa "
@@ -139,7 +142,8 @@ def _homogeneous(context: Context, node: Node, args: dict[str, Any]) -> Operator
 def _clip(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     """clamp, clamp_min, clamp_max, hardtanh and relu6, with bounds that are numbers.
 
-    New bounds make a relu6 the hardtanh that it is.
+    New bounds make a relu6 the hardtanh that it is. A hardsigmoid it can become only where the
+    numbers come out as those that PyTorch's has.
     """
     low, high = args.get("min_val", args.get("min")), args.get("max_val", args.get("max"))
     if kind_of(node).startswith("relu6"):
@@ -149,7 +153,13 @@ def _clip(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     low, high = (None if bound is None else float(bound) for bound in (low, high))
     named = kind_of(node).startswith(("hardtanh", "relu6"))
     numbers = {"min": "min_val", "max": "max_val"} if named else None
-    return _activation(context, node, args, Clipped(low, high, movable=context.whole), numbers)
+    form = Form(f"hardsigmoid{'_' if kind_of(node).endswith('_') else ''}", _HARD_SIGMOID)
+    law = Clipped(low, high, context.whole, form)
+    return _activation(context, node, args, law, numbers)
+
+
+def _hard_sigmoid(context: Context, node: Node, args: dict[str, Any]) -> Operator:
+    return _activation(context, node, args, _HARD_SIGMOID)
 
 
 def _threshold(context: Context, node: Node, args: dict[str, Any]) -> Operator:
@@ -339,6 +349,7 @@ ROWS: dict[str, TorchRow] = {
     **_kinds(crossed_row(_homogeneous), "abs* leaky_relu* prelu relu*"),
     **_kinds(crossed_row(_clip), "clamp* clamp_max* clamp_min* clip* hardtanh* relu6*"),
     **_kinds(crossed_row(_threshold), "threshold*"),
+    **_kinds(crossed_row(_hard_sigmoid), "hardsigmoid*"),
     **{
         f"max_pool{k}d{end}": crossed_row(_max_pool)
         for k in (1, 2, 3)
