@@ -138,11 +138,11 @@ def _lines(module: GraphModule, told: Mapping[str, str]) -> list[str]:
             names[node] = repr(_lines(part, {}))
             continue
         names[node] = f"%{len(lines)}"
-        lines.append(f"{node.op} {node.target} {map_arg(_given(node), lambda n: names[n])!r}")
+        lines.append(f"{node.op} {node.target} {map_arg(_arguments(node), lambda n: names[n])!r}")
     return lines
 
 
-def _given(node: Node) -> Any:
+def _arguments(node: Node) -> Any:
     """The arguments of an operator, those left out that are what they are without being given."""
     if not isinstance(node.target, OpOverload):
         return node.args, node.kwargs

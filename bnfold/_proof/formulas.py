@@ -61,9 +61,8 @@ def _conv(case: Absorption) -> float:
 
 
 def _conv_transpose(case: Absorption) -> float:
-    """``W[i, m]·s[o]`` for the input channels i of group j, where ``o = j·(Cout/group) + m``.
-
-    The input channels of group j write output channel o. No other group writes it.
+    """``W[i, m]·s[o]`` for the input channels i of group j, where ``o = j·(Cout/group) + m``: these
+    channels write output channel o, and no others do.
     """
     weight, made = case.old(1), case.new(1)
     if weight is None or made is None:
@@ -237,10 +236,8 @@ def _require_same_normalization(case: Absorption, parameters: Sequence[int | Non
 
 
 def _recurrent(case: Absorption) -> float:
-    """``W[d]·(s·x[k] + t) + B[d, :rows]`` for step k of direction d, which sees no more of x.
-
-    So the columns of ``W[d]`` are multiplied by s, and ``W[d]·t`` is added to the first half of
-    ``B[d]``. The second half and all other inputs stay as they are.
+    """``W[d]·(s·x[k] + t) + B[d, :rows]`` for step k of direction d, which sees no more of x. All
+    else stays: the second half of ``B[d]``, and the other inputs.
     """
     weight, made = case.stored(1), case.new(1)
     if weight is None or made is None:
@@ -366,10 +363,8 @@ def _require_same_shape(case: Absorption, weight: NDArray[Any], made: NDArray[An
 
 
 def _matrix_image(factor: NDArray[Any], terms: Double, at: int, alpha: float) -> ShiftImage:
-    """How a shift of the data of a Gemm shows in its output.
-
-    It is ``α·t·B'`` for a row t that is added to every row of A', and ``α·A'·t`` for a column t
-    that is added to every column of B'.
+    """What a shift of its data adds to the output of a Gemm: ``α·t·B'`` for a row t that is added
+    to every row of A', ``α·A'·t`` for a column t that is added to every column of B'.
     """
     shape = (1, factor.shape[1]) if at == 1 else (factor.shape[0], 1)
     value, bulk = np.zeros(shape), np.zeros(shape)
