@@ -135,11 +135,11 @@ def commute(first: AffineMap, second: AffineMap) -> bool:
     return outward and (second.keeps_origin or first.keeps_scale)
 
 
-def pays(removed: int, removed_steps: int, added: int, added_steps: int) -> bool:
+def pays(removed: int, removed_operations: int, added: int, added_operations: int) -> bool:
     """A move is taken when it lowers the operators executed or their work, and raises neither.
 
     Operators are counted with the elementwise steps they take: 2 for a BatchNormalization, 1 for
     a Mul or an Add.
     """
-    fewer = added < removed or added_steps < removed_steps
-    return fewer and added <= removed and added_steps <= removed_steps
+    fewer = added < removed or added_operations < removed_operations
+    return fewer and added <= removed and added_operations <= removed_operations

@@ -65,7 +65,7 @@ class Affine:
 
     map: AffineMap
     data: int = 0
-    steps: int = 1
+    operations: int = 1
     absorber: Absorber | None = None
     composable: bool = True
     dtype: np.dtype[Any] | None = None

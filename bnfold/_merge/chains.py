@@ -9,8 +9,8 @@ from bnfold._core.affine import IDENTITY
 from bnfold._core.reasons import Reason
 from bnfold._merge.graph import MergeGraph
 from bnfold._merge.kernels import Kernel, Obstacle, averaging, between, composed, mapped
-from bnfold._merge.steps import Blocked, LinearStep, Mapped, Passed, Pool, Weighted, cost
-from bnfold._merge.work import Work
+from bnfold._merge.steps import Blocked, LinearStep, Mapped, Passed, Pool, Weighted
+from bnfold._merge.work import Work, cost
 
 # How far upstream a branch that cannot be merged is followed, to say why.
 _LOOKED_AT = 16

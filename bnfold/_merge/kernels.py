@@ -171,8 +171,8 @@ def added(terms: Sequence[tuple[float, Kernel]]) -> Kernel:
             place = tuple(
                 slice(offset, offset + (own.taps - 1) * stretch + 1, stretch)
                 for own, window in zip(kernel.windows, windows, strict=True)
-                for offset in [(own.start - window.start) // window.step]
-                for stretch in [max(own.step // window.step, 1) if own.taps > 1 else 1]
+                for offset in [(own.start - window.start) // window.dilation]
+                for stretch in [max(own.dilation // window.dilation, 1) if own.taps > 1 else 1]
             )
             total[_tap(place)] += factor * _widened(kernel.weight(), kernel.groups, groups)
         return total
@@ -227,7 +227,7 @@ def composed(first: Kernel, second: Kernel) -> Kernel:
         for j in np.ndindex(outer.shape[2:]):
             for k in np.ndindex(inner.shape[2:]):
                 place = tuple(
-                    (one.step * a + one.stride * two.step * b) // window.step
+                    (one.dilation * a + one.stride * two.dilation * b) // window.dilation
                     for one, two, window, a, b in zip(
                         first.windows, second.windows, windows, k, j, strict=True
                     )

@@ -17,9 +17,9 @@ from bnfold._merge import chains, sums
 from bnfold._merge.chains import Chain
 from bnfold._merge.graph import MergeGraph, Written
 from bnfold._merge.kernels import Kernel, Obstacle, added, apart
-from bnfold._merge.steps import Pool, Weighted, cost
+from bnfold._merge.steps import Pool, Weighted
 from bnfold._merge.sums import Joined, Sum, Term
-from bnfold._merge.work import Work
+from bnfold._merge.work import Work, cost
 
 PARALLEL, SERIAL = MERGES
 

@@ -20,7 +20,6 @@ from bnfold._core.operators.record import Operator, Passing, Unweighted
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.windows import Window
 from bnfold._merge.kernels import Kernel, convolving, multiplying
-from bnfold._merge.work import Work
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Mapped:
     """A per-channel affine operator."""
 
     map: AffineMap
-    steps: int
+    operations: int
     data: int = 0
 
 
@@ -86,16 +85,6 @@ class LinearForm:
 NEITHER = LinearForm()
 
 
-def cost(kernel: Kernel, taken: LinearStep) -> Work:
-    """What one step costs for one of its own output positions."""
-    moved = kernel.inputs * kernel.strides + kernel.outputs
-    if isinstance(taken, Weighted):
-        return Work(kernel.size, moved, kernel.size)
-    if isinstance(taken, Pool):
-        return Work(kernel.size, moved)
-    return Work(kernel.outputs * taken.steps, moved) if isinstance(taken, Mapped) else Work()
-
-
 def linear_form(operator: Operator) -> LinearForm:
     """What an operator is of the tensors that it reads."""
     if isinstance(operator, Crossed) and isinstance(operator.law, Summed):
@@ -110,7 +99,7 @@ def linear_form(operator: Operator) -> LinearForm:
 
 def _step(operator: Operator) -> LinearStep | None:
     if isinstance(operator, Elementwise | FixedNorm):
-        return Mapped(operator.map, operator.role.steps, operator.data[0])
+        return Mapped(operator.map, operator.role.operations, operator.data[0])
     if isinstance(operator, Passing):
         return Passed(operator.data[0])
     if isinstance(operator, Activation):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bnfold._merge.kernels import Kernel
+from bnfold._merge.steps import LinearStep, Mapped, Pool, Weighted
+
 
 @dataclass(frozen=True)
 class Work:
@@ -54,3 +57,13 @@ class Work:
             f"one operator would read {self.weights} weights instead of {instead.weights}, "
             f"{times:.3g} times as many"
         )
+
+
+def cost(kernel: Kernel, taken: LinearStep) -> Work:
+    """What one step costs for one of its own output positions."""
+    moved = kernel.inputs * kernel.strides + kernel.outputs
+    if isinstance(taken, Weighted):
+        return Work(kernel.size, moved, kernel.size)
+    if isinstance(taken, Pool):
+        return Work(kernel.size, moved)
+    return Work(kernel.outputs * taken.operations, moved) if isinstance(taken, Mapped) else Work()

@@ -8,11 +8,10 @@ from pathlib import Path
 from onnx import ModelProto
 
 from bnfold._onnx.merge.merging import Merges, merge, reread
-from bnfold._onnx.names import Names
 from bnfold._onnx.read.constants import Constants
 from bnfold._onnx.read.context import Context
 from bnfold._onnx.read.graph import Graph, read_graph
-from bnfold._onnx.read.scopes import Scope, read_scopes
+from bnfold._onnx.read.scopes import Names, Scope, read_scopes
 from bnfold._onnx.read.shapes import infer
 
 

@@ -10,9 +10,8 @@ from bnfold._core.index_maps import Map
 from bnfold._core.laws import Way, not_carried
 from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Node
-from bnfold._plan.stops import Stop
 from bnfold._plan.sweep import Impassable, Sweep, equal
-from bnfold._plan.trips import Terrain, Trip
+from bnfold._plan.trips import Stop, Terrain, Trip
 
 _TRIES = 8
 # Of a tensor with more readers than these no parts are looked at: all of them would be, each time.

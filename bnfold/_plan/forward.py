@@ -11,9 +11,8 @@ from bnfold._core.laws import Law, Way
 from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing
 from bnfold._plan.relation import Relation
-from bnfold._plan.stops import Stop
 from bnfold._plan.sweep import Impassable, Sweep
-from bnfold._plan.trips import Terrain, Trip
+from bnfold._plan.trips import Stop, Terrain, Trip
 
 
 def carry_ahead(

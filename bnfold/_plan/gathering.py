@@ -165,7 +165,7 @@ class _Gatherer:
             reasons={index: reason},
             style=PLAIN.joined(node),
             state=State(IDENTITY, (role.map,)),
-            price=(1, role.steps),
+            price=(1, role.operations),
             restated=role.composable,
         )
 

@@ -15,7 +15,7 @@ from bnfold._core.view import Absorber, Affine, Node, View
 from bnfold._plan.row import NOTHING, Row, State
 from bnfold._plan.trips import End
 
-STEPS = {"Mul": 1, "Add": 1, "Sub": 1, "BatchNormalization": 2}
+OPERATIONS = {"Mul": 1, "Add": 1, "Sub": 1, "BatchNormalization": 2}
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Place:
         self.style = self.style.joined(node)
         self.state = state
         self.restated = self.restated and role.composable
-        self.price = self.price[0] + 1, self.price[1] + role.steps
+        self.price = self.price[0] + 1, self.price[1] + role.operations
         composed = _cost(self.stands(state))
         if absorbing.pays(*self.price, *composed):
             self.paid, self.written, self.price = len(self.maps), state, composed
@@ -168,4 +168,4 @@ def affine(node: Node) -> Affine:
 
 
 def _cost(standing: tuple[Standing, ...]) -> tuple[int, int]:
-    return len(standing), sum(STEPS[each.op] for each in standing)
+    return len(standing), sum(OPERATIONS[each.op] for each in standing)

@@ -15,8 +15,7 @@ from bnfold._plan.places import Place, Standing, affine
 from bnfold._plan.relation import Relation
 from bnfold._plan.relocation import Relocator
 from bnfold._plan.row import taking
-from bnfold._plan.stops import Stop, explained
-from bnfold._plan.trips import End
+from bnfold._plan.trips import End, Stop, explained
 
 Law = Literal["absorb", "compose", "carry"]
 

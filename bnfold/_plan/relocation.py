@@ -18,8 +18,7 @@ from bnfold._plan.forward import carry_ahead
 from bnfold._plan.places import Place, affine
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import LONGEST, Row, State, drained, extended, normal, taking
-from bnfold._plan.stops import Stop
-from bnfold._plan.trips import Terrain, Trip
+from bnfold._plan.trips import Stop, Terrain, Trip
 
 
 class Relocator:
@@ -99,15 +98,15 @@ class Relocator:
         return first.inputs[affine(first).data]
 
     def _pays(self, trip: Trip) -> bool:
-        old_operators = old_steps = new_operators = new_steps = 0
+        old_operators = old_operations = new_operators = new_operations = 0
         for number, state in trip.states.items():
             place = self.places[number]
             old, new = place.cost(place.state), place.cost(state)
             if old is None or new is None or len(state.row) > LONGEST:
                 return False
-            old_operators, old_steps = old_operators + old[0], old_steps + old[1]
-            new_operators, new_steps = new_operators + new[0], new_steps + new[1]
-        return absorbing.pays(old_operators, old_steps, new_operators, new_steps)
+            old_operators, old_operations = old_operators + old[0], old_operations + old[1]
+            new_operators, new_operations = new_operators + new[0], new_operations + new[1]
+        return absorbing.pays(old_operators, old_operations, new_operators, new_operations)
 
     def _names(self, trip: Trip, numbers: Iterable[int]) -> dict[int, int] | None:
         """Tensors that get the names of graph outputs once nothing stands at some places any more;

@@ -16,8 +16,7 @@ from bnfold._core.laws import Law, Way, not_carried
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Crossing
 from bnfold._plan.relation import Relation
-from bnfold._plan.stops import Stop
-from bnfold._plan.trips import End, Terrain, Trip
+from bnfold._plan.trips import End, Stop, Terrain, Trip
 
 
 class Impassable(Refusal):

@@ -25,7 +25,7 @@ from bnfold._proof.local_probe import ROUNDINGS
 from bnfold._proof.rows import Line, Mismatch
 from bnfold._proof.torch_evaluation import Part, Valued
 from bnfold._proof.unchecked import Obstacle, Unchecked
-from bnfold._torch.program.applied import Applied, Step
+from bnfold._torch.program.applied import Applied, AppliedStep
 
 _ARITHMETIC = 2.0**-40
 _LARGEST = 1 << 24
@@ -69,7 +69,7 @@ class _Stage:
                 found.append(Certificate(*given, off, law=step.law))
         return found
 
-    def _check(self, step: Step) -> float | Unchecked:
+    def _check(self, step: AppliedStep) -> float | Unchecked:
         """How far the new operators are from the old ones, in what rounding explains."""
         old, new = self._around(step)
         drawn = self._drawn(old)
@@ -93,7 +93,7 @@ class _Stage:
                 worst = max(worst or 0.0, off)
         return Unchecked(Obstacle.NOT_FINITE, step.into) if worst is None else worst
 
-    def _around(self, step: Step) -> tuple[list[str], list[str]]:
+    def _around(self, step: AppliedStep) -> tuple[list[str], list[str]]:
         """The tensors that the old operators read, and those that stand for what they put out."""
         standing = self._applied.standing
         lost = [name for name in step.outputs if name not in standing]
@@ -143,7 +143,7 @@ class _Stage:
         return was, now
 
     def _apart(
-        self, step: Step, name: str, wanted: Valued, made: Valued, unit: float
+        self, step: AppliedStep, name: str, wanted: Valued, made: Valued, unit: float
     ) -> float | None:
         """How far a tensor is from what it has to be; None where nothing is known of it."""
         if not isinstance(wanted.value, Tensor):
@@ -170,7 +170,7 @@ class _Stage:
             worst = max(worst, float(np.max(np.where(np.isnan(told), np.inf, told))))
         return worst
 
-    def _resting(self, step: Step) -> frozenset[str]:
+    def _resting(self, step: AppliedStep) -> frozenset[str]:
         """The layers whose folds rest on one step, by what `TorchModel` calls them: those of the
         steps that maps connect it with, from tensor to tensor.
         """
@@ -187,7 +187,7 @@ class _Stage:
         weights = set(self._before.weights(nodes))
         return frozenset(name.rpartition(".")[0] or name for name in weights)
 
-    def _touched(self, step: Step) -> set[str]:
+    def _touched(self, step: AppliedStep) -> set[str]:
         """The tensors of a step whose values have changed."""
         read = self._before.read(step.nodes) if step.nodes else []
         return {name for name in (*read, *step.outputs) if name in self._related}

@@ -13,10 +13,9 @@ from bnfold._merge.kernels import Kernel
 from bnfold._merge.steps import Weighted
 from bnfold._merge.stored import Load, remembered, unfit
 from bnfold._onnx import tensors
-from bnfold._onnx.names import Names
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.context import Context
-from bnfold._onnx.read.scopes import label
+from bnfold._onnx.read.scopes import Names, label
 
 _OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 # From this opset on a Gemm may lack its C.
@@ -111,7 +110,7 @@ def _set_attributes(node: NodeProto, kernel: Kernel) -> None:
     if node.op_type == "Conv":
         windows = kernel.windows
         kept += [
-            helper.make_attribute("dilations", [w.step for w in windows]),
+            helper.make_attribute("dilations", [w.dilation for w in windows]),
             helper.make_attribute("group", kernel.groups),
             helper.make_attribute("kernel_shape", [w.taps for w in windows]),
             helper.make_attribute("pads", [w.pads[end] for end in (0, 1) for w in windows]),

@@ -15,10 +15,8 @@ from bnfold._merge.steps import LinearForm, linear_form
 from bnfold._merge.sums import Joined
 from bnfold._onnx.merge.merged import Made, made
 from bnfold._onnx.merge.patch import Patch, lay
-from bnfold._onnx.names import Names
-from bnfold._onnx.read.graph import Graph, read_on
-from bnfold._onnx.read.scopes import Scope, label, typed
-from bnfold._onnx.read.translate import translate
+from bnfold._onnx.read.graph import Graph, read_on, translate
+from bnfold._onnx.read.scopes import Names, Scope, label, typed
 
 # From this opset on operands broadcast as NumPy's do (ONNX Add-7).
 _SINCE = 7

@@ -6,15 +6,20 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
-from bnfold._core.operators.record import Operator, Unfixed
+from onnx import NodeProto
+
+from bnfold._core.operators.record import UNKNOWN, Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, Node, Value, View
 from bnfold._errors import UsageError
-from bnfold._onnx.read.context import Context
+from bnfold._onnx.read import affine, attributes, crossed, linear, rearranged
+from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.fused import fused
 from bnfold._onnx.read.scopes import Scope, label, reads_value, typed
-from bnfold._onnx.read.translate import translate
+
+ROWS: dict[str, OnnxRow] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rearranged.ROWS}
+"""How each operator of ONNX is read, by its type."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,22 @@ class Graph:
             if shape is not None:
                 return len(shape)
         raise AssertionError("a map that varies along an axis was read without a rank")
+
+
+def translate(context: Context, node: NodeProto) -> Operator:
+    """The record of a node: the only reading of single operators.
+
+    Nothing is known of other domains' operators, nor of calls of functions.
+    """
+    row = ROWS.get(node.op_type)
+    if row is None or node.domain not in ("", "ai.onnx") or not node.input or not node.output:
+        return UNKNOWN
+    if attributes.depends_on_call(node):
+        if node.op_type != "BatchNormalization":
+            return UNKNOWN
+        message = f"an attribute of {label(node)} is set by the call"
+        return Unfixed(reason=Reason("function-parameter", label(node), message))
+    return row.translate(context, node)
 
 
 def read_graph(context: Context) -> Graph:

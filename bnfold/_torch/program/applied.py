@@ -12,7 +12,7 @@ from bnfold._plan.relation import Relation
 
 
 @dataclass(frozen=True)
-class Step:
+class AppliedStep:
     """One step as it was carried out.
 
     ``law`` is "absorb", "compose" or "carry"; "cross" for an operator that maps were carried
@@ -40,7 +40,7 @@ class Applied:
 
     before: ExportedProgram
     after: ExportedProgram
-    steps: tuple[Step, ...]
+    steps: tuple[AppliedStep, ...]
     standing: Mapping[str, str]
     related: Mapping[str, Relation] = field(default_factory=dict)
     exact: Mapping[str, Load] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from bnfold._merge.kernels import Kernel
 from bnfold._merge.merging import Merger, Replacement, Stays
 from bnfold._merge.steps import LinearForm, linear_form
 from bnfold._merge.stored import Load, remembered, unfit
-from bnfold._torch.program.applied import Step
+from bnfold._torch.program.applied import AppliedStep
 from bnfold._torch.program.draft import Draft, fresh, like
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.graph import Graph, operator_of, read
@@ -46,7 +46,7 @@ class Merges:
     stays: tuple[Stays, ...]
     before: Graph
     standing: Mapping[str, str]
-    steps: tuple[Step, ...]
+    steps: tuple[AppliedStep, ...]
     made: frozenset[str]
 
     def read(self) -> Graph:
@@ -69,7 +69,7 @@ def merge(program: ExportedProgram) -> Merges:
     new = frozenset(node.name for node in writer.parts if node in alive)
     kept = {node.name for node in merged.graph.nodes} - new
     standing = {**{name: name for name in kept}, **{old: node for node, old in made.items()}}
-    steps = tuple(Step("merge", node, (), (), (old,)) for node, old in made.items())
+    steps = tuple(AppliedStep("merge", node, (), (), (old,)) for node, old in made.items())
     stays = tuple(merger.stays.values())
     return Merges(merged, exact, tuple(writer.folds), stays, before, standing, steps, new)
 
@@ -303,7 +303,7 @@ def _call(kernel: Kernel, where: str) -> _Call | Reason:
         return _Call(torch.ops.aten.linear.default)
     windows = kernel.windows
     packet = getattr(torch.ops.aten, f"conv{len(windows)}d")
-    strides, steps = [w.stride for w in windows], [w.step for w in windows]
+    strides, steps = [w.stride for w in windows], [w.dilation for w in windows]
     pads = [window.pads for window in windows]
     if min(map(min, pads)) < 0:
         what = f"{where}: one operator would have to cut its input"
