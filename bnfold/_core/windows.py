@@ -1,4 +1,4 @@
-"""Where along one axis a linear operator reads, relative to what it writes."""
+"""Which inputs along one axis each output of a linear operator reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Window:
 
     @property
     def extent(self) -> int:
-        """From the first to the last input read, both counted."""
+        """How many inputs lie between the first and the last input read, both counted."""
         return (self.taps - 1) * self.dilation + 1
 
     @property
@@ -50,16 +50,16 @@ class Window:
 
     @property
     def is_zero_outside(self) -> bool:
-        """Whether outputs that would lie before the first or after the last read no input at all.
+        """Whether further outputs, before the first or after the last, would read no input.
 
-        The one before the first reads up to ``−stride + start + extent − 1``, which has to be
-        negative. The one after the last, at ``⌊(n + room)/stride⌋ + 1``, reads from
-        ``n + room + 1 + start`` on at the least, which has to be n or more.
+        The output before the first would read up to ``−stride + start + extent − 1``. This must
+        be negative. The output after the last has the number ``⌊(n + room)/stride⌋ + 1``. It would
+        read from ``n + room + 1 + start`` on, or from later. This must be n or more.
         """
         return self.start + self.extent <= self.stride and self.start + self.room + 1 >= 0
 
     def then(self, outer: Window) -> Window:
-        """The window of ``outer`` over what this one writes, if nobody sees its ends.
+        """This window and then ``outer`` as one window; exact if ``outer`` reads no padding.
 
         Write s for a stride and d for a dilation. Tap j of ``outer`` reads output
         ``s₂·o + start₂ + d₂·j`` of this window. Tap i of this window then reads input
@@ -79,7 +79,7 @@ class Window:
 
 
 def see_zeros(windows: Sequence[Window] | None) -> bool:
-    """Whether some output may read beyond the ends; with windows that are not known, it may."""
+    """Whether some output may read beyond the ends. Unknown windows (None) may."""
     return windows is None or any(window.sees_zeros for window in windows)
 
 
