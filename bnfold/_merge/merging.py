@@ -353,7 +353,7 @@ class Merger:
         return None
 
     def _positions(self, output: str, space: int) -> int | None:
-        """The number of positions of an output, None if unknown; an unknown batch size counts as 1."""
+        """The number of an output's positions, None if unknown; an unknown batch counts as 1."""
         shape, channels = self.graph.shape(output), self.graph.channel_axis(output, space)
         if shape is None or len(shape) < 2:
             return None

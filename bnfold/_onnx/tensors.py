@@ -150,8 +150,10 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
 def _mapped(
     path: Path, name: str, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]
 ) -> Array:
-    """Large values where they lie: the system may drop pages of a file at any time, so that they
-    count for nothing. Where the system would not let a mapped file be replaced, this is not done.
+    """The values of a large tensor, mapped from their file.
+
+    The system may drop pages of a mapped file at any time, so they cost no memory. On a system that
+    does not let a mapped file be replaced, the values are read instead.
     """
     if path.stat().st_size < offset + math.prod(shape) * dtype.itemsize:
         raise _too_short(path, name)

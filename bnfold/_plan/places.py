@@ -54,7 +54,7 @@ class Style:
         )
 
     def stands(self, row: Row) -> tuple[Standing, ...]:
-        """The operators that a row needs; none for a scale that rounds to 1 or a shift that does to 0.
+        """The operators that a row needs, as rounded: none for a scale of 1 or a shift of 0.
 
         The first map with both a scale and a shift on axis 1 becomes a BatchNormalization if there
         was one. The first shift becomes a Sub if there was a Sub and no Add.

@@ -1,7 +1,8 @@
 """The graphs of a model: main graph, bodies of If, Loop and Scan, and local functions.
 
-One `Scope` per graph answers who writes a name, who reads it and where a captured name comes
-from. It holds the protobuf messages themselves, so that a plan made on it can be applied to it.
+Each graph has a `Scope`. It tells who writes a name, who reads it, and where a captured name comes
+from. It holds the protobuf messages themselves, so that a plan can be applied to them. `Names`
+gives names that no graph uses.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 class Scope:
     """One graph and its names.
 
-    ``path`` is "" for the main graph and tells the way to any other. ``readers`` lists, for a name
-    defined here, the positions of the nodes of this graph that read it, once per read;
-    ``captures`` the labels of nodes in nested bodies that do. ``protected`` holds the names of
-    parameters that a caller may set.
+    ``path`` is "" for the main graph, else the path to the graph. For a name defined here,
+    ``readers`` lists the positions of the nodes of this graph that read it, once per read.
+    ``captures`` lists the labels of nodes in nested bodies that read it. ``protected`` has the
+    names of parameters that a caller may set.
     """
 
     path: str
@@ -59,8 +60,10 @@ class Scope:
         return scope
 
     def uses(self) -> Counter[str]:
-        """How often each name defined here is read: by nodes, nested bodies, as an output, or by a
-        quantization note that names it as a scale or zero point.
+        """How often each name defined here is used.
+
+        Nodes and nested bodies use it, the graph uses it as an output, and a quantization note uses
+        it as a scale or a zero point.
         """
         counts = Counter({name: len(reads) for name, reads in self.readers.items()})
         counts.update({name: len(reads) for name, reads in self.captures.items()})
@@ -102,7 +105,7 @@ def reads_value(node: NodeProto, name: str) -> int:
 
 
 def typed(node: NodeProto) -> tuple[int, ...]:
-    """The numbers of inputs of which a node takes the element type, and nothing else."""
+    """The numbers of the inputs from which a node takes only the element type."""
     return (1,) if node.op_type == "CastLike" and node.domain in ("", "ai.onnx") else ()
 
 
@@ -195,7 +198,7 @@ def _index(scope: Scope, ir_version: int, trained: set[str]) -> Iterator[Scope]:
 
 
 def _note_capture(scope: Scope, name: str, reader: str) -> None:
-    """Tell the graph around that defines a name that a nested body reads it."""
+    """Note that a nested body reads a name, in the graph around that defines the name."""
     owner = scope.owner(name)
     if owner is not None and owner is not scope:
         place = f"{reader} in {scope.path}"
@@ -215,13 +218,13 @@ def _names_in_training(model: ModelProto) -> set[str]:
 
 
 class Names:
-    """All names in a model, whatever they name."""
+    """All names in a model, of nodes and tensors alike; gives out fresh ones."""
 
     def __init__(self, model: ModelProto, scopes: Iterable[Scope]) -> None:
         self._taken = set(_names_of(model, scopes))
 
     def fresh(self, wanted: str) -> str:
-        """The wanted name, or the first ``wanted_1``, ``wanted_2``, … that nothing bears."""
+        """The wanted name, or the first of ``wanted_1``, ``wanted_2``, … that is not taken."""
         name, number = wanted, 0
         while name in self._taken:
             number += 1

@@ -39,9 +39,11 @@ ROWS: dict[str, TorchRow] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rea
 
 @dataclass(frozen=True)
 class Graph:
-    """A program, its view, and for each node of the view the operator and what it is.
+    """A program and its view.
 
-    ``holders`` has for each value of the view the node that puts it out.
+    ``nodes``, ``records`` and ``readings`` have an entry for each node of the view: the program's
+    node, the operator's record, and what planning needs of it. ``holders`` has for each value of
+    the view the program's node that puts it out.
     """
 
     program: ExportedProgram
@@ -60,9 +62,11 @@ def read(
     exact: Mapping[str, Load] | None = None,
     graph: fx.Graph | None = None,
 ) -> Graph:
-    """Read a program; ``module`` is what it was exported from, where there is one. ``exact`` gives
-    values in float64 of parameters by name, which the program holds rounded. ``graph`` is a copy of
-    the program's own that is to be read instead.
+    """Read a program.
+
+    ``module`` is the module from which it was exported, None if there is none. ``exact`` has by
+    name the float64 values of parameters that the program holds rounded. ``graph`` is a copy of
+    the program's graph, to be read instead of it.
     """
     graph = program.graph if graph is None else graph
     memory = Memory(graph)
@@ -94,7 +98,7 @@ def operators(graph: fx.Graph) -> tuple[fx.Node, ...]:
 
 
 class _Values:
-    """Numbers the tensors of a program, and notes who writes and who reads each."""
+    """Numbers the tensors of a program, and notes the writer and the readers of each."""
 
     def __init__(self, holders: Sequence[fx.Node], pinned: Mapping[fx.Node, Reason]) -> None:
         self._numbers = {node: number for number, node in enumerate(holders)}
@@ -106,10 +110,10 @@ class _Values:
         self._count = 0
 
     def node(self, label: str, node: fx.Node, role: Role) -> Node:
-        """The next node of the view, which reads tensors in the order of its arguments.
+        """The next node of the view. It reads tensors in the order of its arguments.
 
-        Parts of a list are put out by the operator that makes the list, and not by those that take
-        them from it, which read nothing then.
+        The outputs of an operator that makes a list are the parts of the list. A node that takes a
+        part from the list (getitem) then reads and writes nothing.
         """
         place, self._count = self._count, self._count + 1
         if node in self._parts:
@@ -151,10 +155,10 @@ def _translate(context: Context, node: fx.Node) -> Operator:
 
 
 def operator_of(context: Context, node: fx.Node, torn: Set[fx.Node]) -> Operator:
-    """What a node is; nothing crosses it where memory that it hands on is written and read by an
-    old name.
+    """The record of a node, closed to maps if the node is ``torn``.
 
-    A map that is written there in place is one that others see, too.
+    A torn node hands on memory that is written, and read afterwards by an old name. Nothing crosses
+    it. If it is a map itself, it stays: others see what it writes in place.
     """
     operator = _translate(context, node)
     if node not in torn:
@@ -167,10 +171,10 @@ def operator_of(context: Context, node: fx.Node, torn: Set[fx.Node]) -> Operator
 
 
 def clashes(graph: Graph, moves: Sequence[Move]) -> dict[int, Reason]:
-    """Why moves, by number, would have somebody read memory that is written over.
+    """The reasons why moves would make an operator read overwritten memory, by number.
 
-    A map that is taken out makes one tensor of what were two: who writes into one then writes into
-    the other. An operator that stands in its place makes a new one.
+    If a map goes, its input and its output become one tensor. A node that writes into one in place
+    then also writes into the other. An operator that stands in the map's place makes a new tensor.
     """
     view, holders = graph.view, graph.holders
     joined: dict[tuple[fx.Node, fx.Node], int] = {}
@@ -203,7 +207,7 @@ def paths_of(node: fx.Node) -> list[str]:
 
 
 def labels_of(nodes: Sequence[fx.Node]) -> dict[fx.Node, str]:
-    """What a user calls each node: its module, with the operator where the module has several."""
+    """The user's name for each node: its module, and the node too if the module has several."""
     count = Counter(path_of(node) for node in nodes)
     return {
         node: path
@@ -216,7 +220,7 @@ def labels_of(nodes: Sequence[fx.Node]) -> dict[fx.Node, str]:
 
 
 def _put_out(graph: fx.Graph) -> dict[fx.Node, Reason]:
-    """Why what a program gives back may not change."""
+    """The reasons why the outputs of a program may not change."""
     output = next(node for node in graph.nodes if node.op == "output")
     return {
         node: Reason("graph-output", node.name, f"{node.name} is an output of the model")
@@ -227,10 +231,10 @@ def _put_out(graph: fx.Graph) -> dict[fx.Node, Reason]:
 def _hooked(
     nodes: tuple[fx.Node, ...], modules: dict[str, nn.Module], labels: dict[fx.Node, str]
 ) -> dict[fx.Node, Reason]:
-    """Why what a module's hooks get to see may not change: inputs of those with a forward
-    pre-hook, inputs and outputs of those with another hook.
+    """The reasons why tensors that a module's hooks see may not change.
 
-    Of a norm, which may itself go, hooks but the first kind see the output alone stay right.
+    A forward pre-hook sees the inputs of its module. Other hooks see inputs and outputs. For a norm
+    only the outputs count for other hooks: the norm itself may go, and its input then changes.
     """
     pinned = {}
     for path, module in modules.items():

@@ -1,4 +1,4 @@
-"""What single nodes of an exported program say of themselves."""
+"""Facts about single nodes of an exported program: kind, arguments, sizes, type."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reads_of(node: Node) -> Iterator[Node]:
 
 
 def places(node: Node) -> dict[str, tuple[int, ...]]:
-    """Which of the tensors that an operator reads, by number, each of its arguments is."""
+    """For each argument the numbers of its tensors among all tensors that the operator reads."""
     schema = node.target._schema  # type: ignore[union-attr]
     names = [argument.name for argument in schema.arguments]
     found, count = {}, 0
@@ -63,7 +63,7 @@ def is_tensor(node: Node) -> bool:
 
 
 def parts_of(node: Node) -> tuple[Node, ...]:
-    """What is taken from a list and used."""
+    """The nodes that take a part from a list, if the part is used."""
     return tuple(user for user in node.users if user.users)
 
 
@@ -75,21 +75,21 @@ def number_of(part: Node) -> int:
 
 
 def rank_of(node: Node) -> int:
-    """The number of axes of what a node puts out."""
+    """The number of axes of a node's output."""
     shape = shape_of(node)
     assert shape is not None
     return len(shape)
 
 
 def listed(value: object) -> list[int]:
-    """An argument that is one number for all axes, or one for each."""
+    """The numbers of an argument: one number for all axes, or one for each; [] for None."""
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)  # type: ignore[call-overload]
 
 
 def shape_of(value: object) -> Shape | None:
-    """The sizes of what a node puts out, None for those that may change from call to call."""
+    """The sizes of a node's output; None for a size that may change from call to call."""
     sizes = sizes_of(value)
     if sizes is None:
         return None
@@ -97,7 +97,7 @@ def shape_of(value: object) -> Shape | None:
 
 
 def sizes_of(value: object) -> tuple[Size, ...] | None:
-    """The sizes of what a node puts out, each as a number or as the expression that gives it."""
+    """The sizes of a node's output, each as a number or as the expression that gives it."""
     example = value.meta.get("val") if isinstance(value, Node) else None
     if not isinstance(example, Tensor):
         return None
@@ -106,6 +106,6 @@ def sizes_of(value: object) -> tuple[Size, ...] | None:
 
 
 def dtype_of(value: object) -> torch.dtype | None:
-    """The element type of what a node puts out."""
+    """The element type of a node's output."""
     example = value.meta.get("val") if isinstance(value, Node) else None
     return example.dtype if isinstance(example, Tensor) else None
