@@ -112,6 +112,13 @@ MUTANTS = (
         "tests/carry/test_laws.py",
     ),
     Mutant(
+        "the threshold of a ThresholdedRelu stays",
+        "_core/laws.py",
+        'numbers = {"threshold": moved(self.threshold)}',
+        'numbers = {"threshold": self.threshold}',
+        "tests/carry/test_laws.py",
+    ),
+    Mutant(
         "a shift into both summands",
         "_core/joins.py",
         "_part(map_, sign if number == taker else 0)",
@@ -328,10 +335,31 @@ MUTANTS = (
         "tests/verify/test_local.py",
     ),
     Mutant(
+        "a call of a function is an operator of its name",
+        "_onnx/read/graph.py",
+        "called = kind in context.scope.functions",
+        "called = False",
+        "tests/test_last_axis_norms.py",
+    ),
+    Mutant(
+        "what a norm normalizes may change",
+        "_proof/formulas.py",
+        "if bool(old) != bool(new) or was != now:",
+        "if False:",
+        "tests/test_last_axis_norms.py",
+    ),
+    Mutant(
+        "a certificate draws nothing about a threshold",
+        "_proof/torch_certificate.py",
+        "        if not numbers:\n",
+        "        if True:\n",
+        "tests/torch/test_certificate.py",
+    ),
+    Mutant(
         "a crossing that cannot be run is no difference",
         "_proof/crossings.py",
-        "                stopped = drawn\n                continue",
-        "                return 0.0",
+        "            return drawn\n        left",
+        "            return 0.0\n        left",
         "tests/verify/test_unchecked.py",
     ),
     Mutant(

@@ -155,17 +155,47 @@ class Clipped(Law):
         return Way({0: maps[0]}, self._edit(lambda bound: (bound - shift) / scale))
 
     def _numbers(self, map_: Map) -> tuple[float, float]:
-        if not isinstance(map_, AffineMap) or map_.axis is not None:
-            raise not_carried("its bounds are the same for all channels, the map is not")
-        if map_.scale[0] <= 0:
-            raise not_carried("the scale is not positive")
-        if not self.movable:
-            raise not_carried("its bounds cannot be changed")
-        return float(map_.scale[0]), float(map_.shift[0])
+        return _uniform(map_, "bounds are", self.movable)
 
     def _edit(self, moved: _Moved) -> Edit:
         bounds = {"min": self.min, "max": self.max}
         return Edit({name: moved(b) for name, b in bounds.items() if b is not None})
+
+
+@dataclass(frozen=True)
+class Thresholded(Law):
+    """ThresholdedRelu, threshold: x where x > θ, else a value v. ``A(f(x; θ, v)) = f(A(x); A(θ),
+    A(v))`` for one s > 0 everywhere: then x > θ where A(x) > A(θ).
+
+    θ moves with the map, and v does. ``fixed``: v cannot move, so A has to leave it as it is, as
+    every scale does a v of 0.
+    """
+
+    threshold: float
+    value: float
+    fixed: bool = False
+    movable: bool = True
+
+    def backward(self, output: int, map_: Map) -> list[Way]:
+        """Threshold ``s·θ + t`` and value ``s·v + t``."""
+        scale, shift = self._numbers(map_)
+        return [Way({0: map_}, self._edit(lambda number: scale * number + shift))]
+
+    def forward(self, maps: Maps) -> Way:
+        """Threshold ``(θ − t) / s`` and value ``(v − t) / s``."""
+        scale, shift = self._numbers(maps[0])
+        return Way({0: maps[0]}, self._edit(lambda number: (number - shift) / scale))
+
+    def _numbers(self, map_: Map) -> tuple[float, float]:
+        return _uniform(map_, "threshold is", self.movable)
+
+    def _edit(self, moved: _Moved) -> Edit:
+        numbers = {"threshold": moved(self.threshold)}
+        if not self.fixed:
+            return Edit({**numbers, "value": moved(self.value)})
+        if moved(self.value) != self.value:
+            raise not_carried("the shift does not pass")
+        return Edit(numbers)
 
 
 @dataclass(frozen=True)
@@ -301,6 +331,19 @@ class Rearranged(Law):
         if moved is None:
             raise not_carried("where its channels go cannot be told from known sizes")
         return moved
+
+
+def _uniform(map_: Map, numbers: str, movable: bool) -> tuple[float, float]:
+    """Scale and shift of a map that keeps order and is the same for all channels, as the numbers of
+    an operator are that move with it.
+    """
+    if not isinstance(map_, AffineMap) or map_.axis is not None:
+        raise not_carried(f"its {numbers} the same for all channels, the map is not")
+    if map_.scale[0] <= 0:
+        raise not_carried("the scale is not positive")
+    if not movable:
+        raise not_carried(f"its {numbers.split()[0]} cannot be changed")
+    return float(map_.scale[0]), float(map_.shift[0])
 
 
 def along_one_axis(map_: Map, which: str = "the map") -> AffineMap:

@@ -6,14 +6,19 @@ reads it is checked for every z; who writes it, that there is such a z for whate
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._onnx.write.applied import Factor, Related
-from bnfold._proof.rows import Line
+from bnfold._proof.rows import Double, Line
+
+# How near a number, as a part of it, data are drawn: at some operators what they put out leaps
+# there, and rounding must not decide on which side.
+_NEAREST, _FARTHEST = 1e-5, 1e-1
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,26 @@ def _constant(value: NDArray[np.float64]) -> Line:
     line.times(np.zeros_like(value))
     line.plus(value)
     return line
+
+
+def placed(
+    line: Line,
+    values: Double,
+    numbers: Sequence[float],
+    near: bool,
+    generator: np.random.Generator,
+) -> Double:
+    """Values that a line takes to numbers, and to none so near one of those given that rounding
+    could put it on the other side; with ``near`` only to some about them.
+    """
+    read = np.broadcast_to(values * line.scale + line.shift, values.shape)
+    if near:
+        about = generator.choice(np.asarray(numbers), values.shape)
+        decades = generator.uniform(math.log10(_NEAREST), math.log10(_FARTHEST), values.shape)
+        off = generator.choice([-1.0, 1.0], values.shape) * 10.0**decades
+        read = about + off * np.where(about == 0, 1.0, np.abs(about))
+    for number in numbers:
+        least = _NEAREST * abs(number)
+        read = np.where(np.abs(read - number) < least, number + least, read)
+    free = line.unknown | (line.scale == 0)
+    return np.where(free, values, (read - line.shift) / np.where(line.scale == 0, 1.0, line.scale))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from bnfold._onnx.merge.patch import lay
-from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof import local_probe
 from bnfold._proof.absorption import Absorption, deviation
@@ -248,13 +248,17 @@ def _absorb(before: Side, after: Side, fold: Applied) -> float:
     twin = _twin(new, node, fold.source)
     rank = output_rank(before, old, node) or _least_rank(old, fold)
     line, added = Line.identity(rank), Line.identity(rank)
+    read = node.output[0]
     for place in fold.chain:
+        if read not in old.nodes[place].input:
+            raise Mismatch(f"{label(old.nodes[place])} does not read {read}")
         follow(before, old, old.nodes[place], line)
+        read = old.nodes[place].output[0]
     _standing(after, new, fold, added)
     final = old.nodes[fold.chain[-1]].output[0] if fold.chain else node.output[0]
     pairs = _put_out(fold, final, line, added)
     _same_otherwise(before, after, old, new, node, twin)
-    check = FORMULAS.get(node.op_type)
+    check = FORMULAS.get(type_of(node))
     if check is None:
         raise Mismatch(f"{node.op_type} has no formula to check against")
     entry = next((fold.related[n] for n in node.input if n in fold.related), None)
@@ -277,8 +281,8 @@ def _twin(scope: Scope, node: NodeProto, source: str) -> NodeProto:
     if position is None:
         raise Mismatch(f"no operator of the folded graph writes {source}")
     twin = scope.nodes[position]
-    if twin.op_type != node.op_type:
-        raise Mismatch(f"{source} is written by {twin.op_type}, not by {node.op_type}")
+    if type_of(twin) != type_of(node):
+        raise Mismatch(f"{source} is written by {type_of(twin)}, not by {type_of(node)}")
     return twin
 
 

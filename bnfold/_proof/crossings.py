@@ -1,25 +1,28 @@
 """The check of an operator that maps were carried across: it runs before and after.
 
 The old operator reads ``F(z)`` and the new one ``G(z)``, as the maps that its tensors are said to
-have gone through have it; z is drawn. What the two put out must be as is said of it, too. Sizes
-that are not known are made up. Runs in onnxruntime, in float32, one node at a time.
+have gone through have it; z is drawn, and drawn again so that the old one reads about the numbers
+that it holds: there a bound or a threshold that is wrong shows. What the two put out must be as is
+said of it, too. Sizes that are not known are made up. Runs in onnxruntime, in float32, one node at
+a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_helper
 
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.tensors import FLOATS
 from bnfold._onnx.write.applied import Related
-from bnfold._proof.carried import claims, laid_out
+from bnfold._proof.carried import claims, laid_out, placed
 from bnfold._proof.rows import Line, Mismatch, Side
 from bnfold._proof.unchecked import Obstacle, Unchecked
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
@@ -32,7 +35,6 @@ _LARGEST = 1 << 22
 _FACTOR = 64 * float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
 _IR_VERSION = 10
-_NUMBERS = {"Clip": ("max", "min"), "Pad": ("value",)}
 Feeds = dict[str, NDArray[Any]]
 
 
@@ -49,8 +51,8 @@ def check_crossing(
     """How far two operators differ, in the rounding that float32 may cost.
 
     `Unchecked` where the two could not be run, time is up, or what they put out is no evidence.
-    Raises `Mismatch` where the two differ in shape, or in attributes that no law changes, or where
-    maps fit their tensors in none of the sizes that are tried.
+    Raises `Mismatch` where the two differ in shape, or in attributes that are no single numbers, or
+    where maps fit their tensors in none of the sizes that are tried.
     """
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
@@ -60,17 +62,22 @@ def check_crossing(
     told = {n for step in steps for n in np.broadcast(step.scale, step.shift).shape}
     least = _reach(node)
     told_after = _Told(after, new, twin)
+    numbers = _numbers(before, old, node)
+
+    def compared(size: int, near: bool) -> float | Unchecked:
+        drawn = _drawn(before, old, node, related, size, told_after, numbers, near)
+        if isinstance(drawn, Unchecked):
+            return drawn
+        left = _run(before, old, node, drawn[0], bounds)
+        right = _run(after, new, twin, drawn[1], bounds)
+        return _compared(node, left, right, related, _largest(*drawn))
+
     for size in dict.fromkeys(max(n, least) for n in (*sorted(told - {1}), *_SIZES)):
         try:
-            drawn = _drawn(before, old, node, related, size, told_after)
-            if isinstance(drawn, Unchecked):
-                stopped = drawn
-                continue
-            left = _run(before, old, node, drawn[0], bounds)
-            right = _run(after, new, twin, drawn[1], bounds)
-            found = _compared(node, left, right, related, _largest(*drawn))
+            found = compared(size, near=False)
             if not isinstance(found, Unchecked):
-                return found
+                near = compared(size, near=True) if numbers else found
+                return found if isinstance(near, Unchecked) else max(found, near)
             stopped = found
         except Exhausted as error:
             return Unchecked(Obstacle.EXHAUSTED, str(error))
@@ -98,11 +105,26 @@ class _Told:
 
 
 def _attributes(node: NodeProto) -> dict[str, bytes]:
+    """All but single numbers, which a law may change: of these tells what the operators put out."""
     return {
         a.name: a.SerializeToString(deterministic=True)
         for a in node.attribute
-        if a.name not in _NUMBERS.get(node.op_type, ())
+        if a.type != AttributeProto.FLOAT
     }
+
+
+def _numbers(side: Side, scope: Scope, node: NodeProto) -> list[float]:
+    """The finite single numbers that an operator holds, in attributes or at inputs."""
+    given = {a.name: a.f for a in node.attribute if a.type == AttributeProto.FLOAT}
+    with suppress(defs.SchemaError):
+        for name, known in defs.get_schema(
+            node.op_type, scope.opset, node.domain
+        ).attributes.items():
+            if known.default_value.type == AttributeProto.FLOAT:
+                given.setdefault(name, known.default_value.f)
+    held = [side.values(scope, name) for name in node.input if name]
+    single = [float(v.reshape(-1)[0]) for v in held if v is not None and v.size == 1]
+    return [number for number in (*given.values(), *single) if math.isfinite(number)]
 
 
 def _drawn(
@@ -112,8 +134,12 @@ def _drawn(
     related: Mapping[str, Related],
     size: int,
     twin: _Told,
+    numbers: Sequence[float],
+    near: bool,
 ) -> tuple[Feeds, Feeds] | Unchecked:
-    """Data for both operators by input number, if some can be made up."""
+    """Data for both operators by input number, if some can be made up; ``near`` the ``numbers``
+    that the old one holds, or else anywhere but at them.
+    """
     generator = np.random.default_rng(0)
     first: Feeds = {}
     second: Feeds = {}
@@ -143,6 +169,7 @@ def _drawn(
         first[str(number)] = second[str(number)] = values.astype(np.float32)
         if gone is not None:
             old, new = laid_out(gone.old, len(sizes)), laid_out(gone.new, len(sizes))
+            values = placed(old, values, numbers, near, generator)
             drawn = np.where(old.unknown, generator.normal(size=sizes), _through(old, values))
             first[str(number)] = drawn.astype(np.float32)
             second[str(number)] = _through(new, values).astype(np.float32)

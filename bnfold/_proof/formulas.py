@@ -6,7 +6,9 @@ definition asks for, in units in the last place. It raises `Mismatch` where ther
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -184,25 +186,28 @@ def _matmul(case: Absorption) -> float:
     return max(worst, bias_deviation(case, np.zeros(()), np.zeros(()), made.dtype, image))
 
 
-def _norm(case: Absorption) -> float:
-    """``γ·n + β`` becomes ``(S·γ)·n + (S·β + T)``; γ lies on axis 1, for LayerNormalization on
-    the last axes.
+def _norm(
+    case: Absorption, at: int = 1, beta_at: int | None = 2, on_last_axes: bool = False
+) -> float:
+    """``γ·n + β`` becomes ``(S·γ)·n + (S·β + T)``; γ lies on axis 1, or on the last axes. γ and β
+    are the inputs of these numbers, and n is what it was. Without a β there is none to take T.
     """
-    gamma, made = case.old(1), case.new(1)
+    gamma, made = case.old(at), case.new(at)
     if gamma is None or made is None:
         raise Mismatch(f"γ of {label(case.twin)} is not constant")
+    _normalizes_the_same(case, (at, beta_at))
     rank = max(case.line.scale.ndim, 1)
 
     def lay(values: NDArray[Any] | None) -> Double:
         if values is None:
             return np.zeros(1)
         double = values.astype(np.float64)
-        if case.node.op_type == "LayerNormalization" or rank < 2:
+        if on_last_axes or rank < 2:
             return double
         return double.reshape((1, -1, *(1,) * (rank - 2)))
 
     last = range(max(rank - gamma.ndim, 0), rank)
-    own = list(last) if case.node.op_type == "LayerNormalization" else [1]
+    own = list(last) if on_last_axes else [1]
     wanted = lay(gamma) * case.scale(own if rank > 1 else [0], made.dtype)
     found = lay(made)
     worst = deviation(
@@ -212,7 +217,26 @@ def _norm(case: Absorption) -> float:
         made.dtype,
         loose=case.loose,
     )
-    return max(worst, bias_deviation(case, lay(case.old(2)), lay(case.new(2)), made.dtype))
+    old, new = (None, None) if beta_at is None else (case.old(beta_at), case.new(beta_at))
+    return max(worst, bias_deviation(case, lay(old), lay(new), made.dtype))
+
+
+def _normalizes_the_same(case: Absorption, parameters: Sequence[int | None]) -> None:
+    """Raise where a norm may read other numbers than it did, in places that hold neither γ nor β:
+    whatever else goes into it decides by what it normalizes.
+    """
+    if case.entry is not None:
+        raise Mismatch(f"a map went ahead of {label(case.node)}, which normalizes it away")
+    names = itertools.zip_longest(case.node.input, case.twin.input, fillvalue="")
+    for place, (old, new) in enumerate(names):
+        if place in parameters:
+            continue
+        was, now = (
+            None if values is None else (values.shape, values.tobytes())
+            for values in (case.stored(place), case.new(place))
+        )
+        if bool(old) != bool(new) or was != now:
+            raise Mismatch(f"input {place} of {label(case.twin)} changed")
 
 
 def _bias_only(case: Absorption) -> float:
@@ -298,13 +322,19 @@ def _matrix_image(factor: NDArray[Any], terms: Double, at: int, alpha: float) ->
     return ShiftImage(alpha * value, abs(alpha) * bulk)
 
 
-FORMULAS = {
+FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "BatchNormalization": _norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,
     "GroupNormalization": _norm,
     "InstanceNormalization": _norm,
-    "LayerNormalization": _norm,
+    "LayerNormalization": partial(_norm, on_last_axes=True),
     "MatMul": _matmul,
+    "RMSNormalization": partial(_norm, beta_at=None, on_last_axes=True),
+    "SimplifiedLayerNormalization": partial(_norm, beta_at=None, on_last_axes=True),
+    "com.microsoft::SkipLayerNormalization": partial(_norm, at=2, beta_at=3, on_last_axes=True),
+    "com.microsoft::SkipSimplifiedLayerNormalization": partial(
+        _norm, at=2, beta_at=None, on_last_axes=True
+    ),
 }

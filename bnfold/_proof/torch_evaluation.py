@@ -6,6 +6,7 @@ what is rounded may be off by so much of that.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -88,6 +89,14 @@ class Part:
                 sources = (source.name for source in self.nodes[name].all_input_nodes)
                 waiting += [s for s in sources if s in self.varying and s not in inputs]
         return list(found)
+
+    def numbers(self, names: Collection[str]) -> list[float]:
+        """The finite numbers that some nodes have as arguments: bounds, thresholds, slopes."""
+        nodes = [self.nodes[name] for name in names]
+        given: list[Any] = [
+            value for node in nodes for value in (*node.args, *node.kwargs.values())
+        ]
+        return [float(n) for n in given if _is_number(n) and math.isfinite(n)]
 
     def read(self, names: Collection[str]) -> list[str]:
         """What varies of what some nodes read and do not give themselves."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import onnx
 
+from bnfold._onnx.read.scopes import type_of
 from bnfold._run.nodes import own_names, subgraphs
 
 _LINEAR = {
@@ -24,8 +25,11 @@ _LINEAR = {
     "LayerNormalization": slice(1, 3),
     "GroupNormalization": slice(1, 3),
     "RMSNormalization": slice(1, 2),
+    "SimplifiedLayerNormalization": slice(1, 2),
+    "com.microsoft::SkipLayerNormalization": slice(2, 5),
+    "com.microsoft::SkipSimplifiedLayerNormalization": slice(2, 4),
 }
-"""Operators with weights, and which of their inputs those are."""
+"""Operators with weights, by `type_of`, and which of their inputs those are."""
 _ELEMENTWISE = {"Add", "Div", "Mul", "PRelu", "Sub"}
 COUNTING = {"NonZero", "Shape", "Size"}
 """Operators that put out sizes and places, which are no data."""
@@ -58,10 +62,10 @@ class Operands:
                 for name, of_layer in self._of_function(called)
                 if given.get(name)
             ]
+        if (kind := type_of(node)) in _LINEAR:
+            return [Operand(name, True) for name in node.input[_LINEAR[kind]] if name]
         if node.domain not in ("", "ai.onnx"):
             return []
-        if node.op_type in _LINEAR:
-            return [Operand(name, True) for name in node.input[_LINEAR[node.op_type]] if name]
         if node.op_type in _ELEMENTWISE:
             return [Operand(name, False) for name in node.input if name]
         return [operand for graph in subgraphs(node) for operand in self._of_body(graph)]

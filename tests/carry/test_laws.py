@@ -67,6 +67,7 @@ def integers(*values: int) -> Any:
     return np.array(values, np.int64)
 
 
+NUMBER = frozenset({"number"})  # One scale for all, and no shift.
 EMPTY = np.zeros(0, np.float32)
 SPATIAL = integers(2, 3)
 
@@ -100,6 +101,9 @@ LAWS = {
     "Clip above": Law(with_inputs("Clip", None, np.float32(0.3)), UNIFORM, UNIFORM),
     "Relu6 of opset 6": Law(one("Clip", min=0.0, max=6.0), UNIFORM, UNIFORM, 9),
     "Clip of opset 6, one bound": Law(one("Clip", max=0.25), UNIFORM, UNIFORM, 10),
+    "ThresholdedRelu": Law(one("ThresholdedRelu"), NUMBER, NUMBER),
+    "ThresholdedRelu above": Law(one("ThresholdedRelu", alpha=0.3), NUMBER, NUMBER),
+    "ThresholdedRelu below": Law(one("ThresholdedRelu", alpha=-0.4), NUMBER, NUMBER, 10),
     "MaxPool": Law(one("MaxPool", kernel_shape=[2, 2]), MONOTONE, MONOTONE),
     "MaxPool padded": Law(
         one("MaxPool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 2]), MONOTONE, MONOTONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,8 @@ class Behind(nn.Module):
 
     def __init__(self, op: Callable[[Tensor], Any], channels: int, rank: int, conv: nn.Module):
         super().__init__()
-        self.op, self.conv, self.norm = op, conv, NORMS[rank](channels)
+        # A module in a table of tests would keep what one test leaves in it.
+        self.op, self.conv, self.norm = copy.deepcopy(op), conv, NORMS[rank](channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.op(self.conv(x)))

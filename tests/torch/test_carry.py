@@ -382,6 +382,8 @@ NUMBERS = {
     "clamp-max": (lambda x: x.clamp(max=0.5), "clamp"),
     "clamp_min": (lambda x: torch.clamp_min(x, -0.5), "clamp_min"),
     "clamp_max_": (lambda x: torch.clamp_max_(x, 0.5), "clamp_max_"),
+    "threshold": (lambda x: F.threshold(x, -0.2, 0.5), "threshold"),
+    "threshold_": (nn.Threshold(0.25, -3, inplace=True), "threshold_"),
     "pad": (lambda x: F.pad(x, (1, 0, 0, 2), value=0.25), "pad"),
     "pad-zeros": (lambda x: F.pad(x, (1, 0, 0, 2)), "pad"),
 }
@@ -395,6 +397,29 @@ def test_numbers_of_operators_change_in_a_program_and_not_in_a_module(name):
     kinds = [str(n.target).split(".")[1] for n in folded.graph.nodes if n.op == "call_function"]
     assert kinds == ["conv2d", kind]
     fold(module, X, folds=0)
+
+
+class ScaledFirst(Scaled):
+    """The same numbers ahead of the operator, as far as they are of one sign."""
+
+    def __init__(self, op, scale=1.7):
+        super().__init__(op)
+        self.scale = scale
+
+    def forward(self, x):
+        return self.conv(self.op(x * self.scale + 0.4))
+
+
+def test_a_threshold_and_its_value_move_ahead_too():
+    """One scale above 0 for all and a shift: a scale below 0 turns the order round, and one for
+    each channel has no place.
+    """
+    op = nn.Threshold(0.5, 0.0)
+    folded = program(ready(ScaledFirst(op)), X, folds=2)
+    assert "threshold" in str(folded.graph) and "mul" not in str(folded.graph)
+    assert "mul" in str(program(ready(ScaledFirst(op, -1.7)), X).graph)
+    each = torch.linspace(0.5, 2, C, dtype=X.dtype).reshape(-1, 1, 1)
+    assert "mul" in str(program(ready(ScaledFirst(op, each)), X).graph)
 
 
 def test_bounds_that_are_tensors_let_nothing_pass():

@@ -18,7 +18,7 @@ from click.testing import CliRunner  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bnfold._command.cli import main  # noqa: E402
-from bnfold._core.laws import Homogeneous  # noqa: E402
+from bnfold._core.laws import Clipped, Homogeneous, Thresholded  # noqa: E402
 from bnfold._judge.power import RestingFold  # noqa: E402
 from bnfold._pipeline.modules import compare_programs  # noqa: E402
 from bnfold._proof import torch_certificate  # noqa: E402
@@ -139,6 +139,38 @@ def test_a_law_that_is_wrong_fails(monkeypatch):
     applied = told(crossing(F.relu))
     found = {each.law: each for each in certify_program(applied)}
     assert found["cross"].fails
+
+
+@pytest.mark.parametrize(
+    "op",
+    [nn.Threshold(0.25, -3.0), nn.Threshold(-30.0, -50.0), nn.ReLU6(), nn.Hardtanh(-40.0, 60.0)],
+    ids=str,
+)
+def test_a_number_that_moved_a_part_in_a_thousand_too_far_fails(op, monkeypatch):
+    """Far from what is drawn around 0, too."""
+    module = ready(Numbered(op), torch.float32)
+    program = exported(module, rand(2, 4, 8, 8, dtype=torch.float32))
+    assert all(each.holds for each in certify_program(told(program)))
+    for law in (Clipped, Thresholded):
+        right = law._edit
+
+        def wrong(self, moved, right=right):
+            return right(self, lambda number: moved(number) * 1.001)
+
+        monkeypatch.setattr(law, "_edit", wrong)
+    found = {each.law: each for each in certify_program(told(program))}
+    assert found["cross"].fails
+
+
+class Numbered(nn.Module):
+    """A number times and another plus, behind an operator that has numbers of its own."""
+
+    def __init__(self, op) -> None:
+        super().__init__()
+        self.conv, self.op = nn.Conv2d(4, 4, 1), op
+
+    def forward(self, x):
+        return self.op(self.conv(x)) * 1.7 + 0.4
 
 
 # --- what did not run ---------------------------------------------------------------------------

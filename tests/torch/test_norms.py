@@ -14,7 +14,9 @@ from torch import nn  # noqa: E402
 
 import bnfold  # noqa: E402
 
+from .carrying import program  # noqa: E402
 from .folding import fold, rand, ready  # noqa: E402
+from .test_program import ops  # noqa: E402
 
 
 class OwnNorm(nn.BatchNorm2d):
@@ -147,6 +149,59 @@ def test_layer_norm_without_bias_gets_one():
 
     done = fold(ready(nn.Sequential(nn.LayerNorm(4, bias=False), Shift(4))), rand(4, 4, 4), folds=1)
     assert done.module[0].bias is not None
+
+
+class OwnRms(nn.Module):
+    """An RMSNorm by the function, with a weight that may be another module's or none."""
+
+    def __init__(self, weight=None) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x):
+        return F.rms_norm(x, (4,), self.weight, 1e-3)
+
+
+class Shifted(LastScale):
+    def forward(self, x):
+        return x + self.gamma
+
+
+@pytest.mark.parametrize("first", [nn.RMSNorm(4), OwnRms(nn.Parameter(torch.ones(4)))], ids=type)
+def test_rms_norm_takes_a_scale_of_the_features_and_no_shift(first):
+    """Of [4, 4, 4] all axes have four places: only the last is γ's. There is no β to make."""
+    module = ready(nn.Sequential(first, LastScale(4), nn.Sigmoid()))
+    fold(module, rand(4, 4, 4), folds=1)
+    assert ops(program(module, rand(4, 4, 4), folds=1)) == ["rms_norm", "sigmoid"]
+    shifted = ready(nn.Sequential(first, LastScale(4), Shifted(4)))
+    assert ops(program(shifted, rand(4, 4, 4), folds=1)) == ["rms_norm", "add"]
+    done = fold(ready(nn.Sequential(first, Shifted(4))), rand(4, 4, 4), folds=0)
+    assert len(done.codes) == 1
+    fold(ready(nn.Sequential(first, LayerScale(4))), rand(4, 4, 4, 4), folds=0)
+
+
+def test_rms_norm_over_two_axes():
+    """γ of [3, 4] takes a scale along either of them, and along no other."""
+    for shape, goes in (((3, 1), 1), ((4,), 1), ((), 1), ((5, 1, 1), 0), ((3, 4), 0)):
+        module = nn.Sequential(nn.RMSNorm((3, 4)), LastScale(4))
+        module[1].gamma = nn.Parameter(torch.ones(shape))
+        module = ready(module)
+        fold(module, rand(2, 5, 3, 4), folds=goes)
+
+
+def test_rms_norm_without_a_weight_takes_nothing():
+    for first in (nn.RMSNorm(4, elementwise_affine=False), OwnRms()):
+        module = ready(nn.Sequential(first, LastScale(4)))
+        fold(module, rand(2, 3, 4), folds=0, codes=["no-linear-operator"])
+        assert ops(program(module, rand(2, 3, 4), folds=0)) == ["rms_norm", "mul_"]
+
+
+def test_a_weight_that_two_rms_norms_share_becomes_two_in_a_program():
+    shared = nn.Parameter(torch.ones(4))
+    module = nn.Sequential(OwnRms(shared), LastScale(4), nn.Sigmoid(), OwnRms(shared))
+    module = ready(module)
+    fold(module, rand(2, 3, 4), folds=0, codes=["shared-weight"])
+    assert ops(program(module, rand(2, 3, 4), folds=1)) == ["rms_norm", "sigmoid", "rms_norm"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from bnfold._core import channels
 from bnfold._core.affine import AffineMap
 from bnfold._core.joins import Concatenated, Summed
-from bnfold._core.laws import Clipped, Homogeneous, Mixed, Padded, Way
+from bnfold._core.laws import Clipped, Edit, Homogeneous, Mixed, Padded, Thresholded, Way
 from bnfold._core.operators.linear import Convolution
 from bnfold._core.parameters import Site
 from bnfold._onnx.read import crossed
@@ -66,6 +66,26 @@ MODELS = {
         conv(*CONV),
         (op("Clip", "c lo hi", "r"), {"lo": np.float32(0), "hi": np.float32(6)}),
         const("Mul", "r", "y", np.float32(3)),
+    ),
+    "clip-high": lambda: model(
+        conv(*CONV),
+        (op("Clip", "c lo hi", "r"), {"lo": np.float32(-40), "hi": np.float32(60)}),
+        const("Mul", "r", "y", np.float32(3)),
+    ),
+    "threshold": lambda: model(
+        conv(*CONV),
+        op("ThresholdedRelu", "c", "r"),
+        const("Mul", "r", "y", np.float32(0.3)),
+    ),
+    "threshold-high": lambda: model(
+        const("Mul", "x", "m", np.float32(0.3)),
+        op("ThresholdedRelu", "m", "r", alpha=-25.0),
+        conv("conv", "r", "y", (4, 3, 3, 3)),
+    ),
+    "threshold-shift": lambda: model(
+        conv(*CONV),
+        op("ThresholdedRelu", "c", "r", alpha=0.5),
+        const("Add", "r", "y", np.float32(0.3)),
     ),
     "pad": lambda: model(
         (op("Pad", "x p", "a"), {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64)}),
@@ -124,6 +144,25 @@ def leave_bounds(patch):
     patch.setattr(Clipped, "_edit", lambda self, moved: None)
 
 
+def leave_threshold(patch):
+    patch.setattr(Thresholded, "_edit", lambda self, moved: None)
+
+
+def move_bounds_too_far(patch):
+    """By a part in a thousand."""
+    for law in (Clipped, Thresholded):
+        right = law._edit
+
+        def wrong(self, moved, right=right):
+            return right(self, lambda number: moved(number) * 1.001)
+
+        patch.setattr(law, "_edit", wrong)
+
+
+def let_the_value_be(patch):
+    patch.setattr(Thresholded, "_edit", lambda self, m: Edit({"threshold": m(self.threshold)}))
+
+
 def leave_value(patch):
     patch.setattr(Padded, "_edit", lambda self, value: None)
 
@@ -169,6 +208,13 @@ BUGS: list[tuple[str, Callable[..., None], tuple[str, ...]]] = [
     ("parts of a Concat swapped", swap_parts, ("concat",)),
     ("bounds left", leave_bounds, ("clip",)),
     ("bounds misplaced", misplace_bounds, ("clip",)),
+    ("threshold left", leave_threshold, ("threshold", "threshold-high")),
+    (
+        "bounds nearly right",
+        move_bounds_too_far,
+        ("clip", "clip-high", "threshold", "threshold-high"),
+    ),
+    ("shift past a fixed value", let_the_value_be, ("threshold-shift",)),
     ("padding left", leave_value, ("pad",)),
     ("shift across zero padding", ignore_padding, ("ahead-padded",)),
     ("groups turned", turn_groups, ("ahead-groups",)),
@@ -178,7 +224,7 @@ BUGS: list[tuple[str, Callable[..., None], tuple[str, ...]]] = [
 CASES = [(bug, name, plant) for bug, plant, names in BUGS for name in names]
 
 
-STAY = ("relu-shift", "relu-negative", "average-pool", "max-pool")
+STAY = ("relu-shift", "relu-negative", "average-pool", "max-pool", "threshold-shift")
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in STAY])

@@ -79,10 +79,17 @@ class Norm(Operator):
 
     @property
     def channels(self) -> Mapping[int, int]:
-        """The sizes of the axes that have parameters of their own."""
+        """The sizes of the axes that have parameters of their own: not those along which γ holds
+        one number for several places.
+        """
         if self.start is None:
             return {}
-        return {self.start + place: n for place, n in enumerate(self._gamma.shape)}
+        sizes = {self.start + place: n for place, n in enumerate(self._gamma.shape)}
+        read = self.like or ()
+        spread = {
+            axis for axis, n in enumerate(read) if n not in (None, 1) and sizes.get(axis) == 1
+        }
+        return {axis: n for axis, n in sizes.items() if axis not in spread}
 
     @property
     def role(self) -> Absorber:

@@ -182,23 +182,55 @@ def _norm_on_axis_one(context: Context, node: NodeProto) -> Operator:
 
 
 def _layer_norm(context: Context, node: NodeProto) -> Operator:
-    """LayerNormalization: γ is aligned with the input from the right, so that its axis j is axis
-    ``rank − len(γ) + j``.
+    return _norm_on_last_axes(context, node, 1, 2)
+
+
+def _rms_norm(context: Context, node: NodeProto) -> Operator:
+    """RMSNormalization, which onnxruntime calls SimplifiedLayerNormalization. It has no β."""
+    return _norm_on_last_axes(context, node, 1, None)
+
+
+def _skip_norm(context: Context, node: NodeProto) -> Operator:
+    """The norms of onnxruntime that first add up two tensors and a bias. γ and β are along the last
+    axis, and of the first output alone: another is the sum itself.
     """
-    gamma = context.parameter(node, 1)
+    gamma = context.parameter(node, 2)
+    if gamma is not None and len(gamma.shape) != 1:
+        raise Refusal(unusual(gamma))
+    simplified = node.op_type == "SkipSimplifiedLayerNormalization"
+    return _norm_on_last_axes(context, node, 2, None if simplified else 3)
+
+
+def _norm_on_last_axes(
+    context: Context, node: NodeProto, gamma_at: int, beta_at: int | None
+) -> Operator:
+    """A norm whose γ is aligned with the input from the right, so that its axis j is axis
+    ``rank − len(γ) + j``. γ and β are the inputs of these numbers.
+    """
+    gamma = context.parameter(node, gamma_at)
     shape = context.shape(node.input[0])
     if gamma is None or (shape is not None and len(shape) < len(gamma.shape)):
         return UNKNOWN
     start = len(shape) - len(gamma.shape) if shape is not None else None
-    return _norm(context, node, gamma, start)
+    return _norm(context, node, gamma, start, gamma_at, beta_at)
 
 
-def _norm(context: Context, node: NodeProto, gamma: Constant, start: int | None) -> Operator:
+def _norm(
+    context: Context,
+    node: NodeProto,
+    gamma: Constant,
+    start: int | None,
+    gamma_at: int = 1,
+    beta_at: int | None = 2,
+) -> Operator:
+    if not node.output[0]:
+        return UNKNOWN
+    beta = context.operand(node, beta_at).shaped(gamma.shape) if beta_at is not None else None
     return Norm(
         label=label(node),
         like=context.shape(node.input[0]),
-        gamma=Operand(1, gamma),
-        beta=context.operand(node, 2).shaped(gamma.shape),
+        gamma=Operand(gamma_at, gamma),
+        beta=beta,
         start=start,
     )
 
@@ -212,5 +244,9 @@ ROWS: dict[str, OnnxRow] = {
     "LayerNormalization": Row(_layer_norm, unweighted),
     "Mul": Row(_arithmetic, unfixed),
     "Neg": Row(_neg),
+    "RMSNormalization": Row(_rms_norm, unweighted),
+    "SimplifiedLayerNormalization": Row(_rms_norm, unweighted),
     "Sub": Row(_arithmetic, unfixed),
+    "com.microsoft::SkipLayerNormalization": Row(_skip_norm, unweighted),
+    "com.microsoft::SkipSimplifiedLayerNormalization": Row(_skip_norm, unweighted),
 }

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from bnfold._core.joins import Aligned, Gated, Multiplied, Summed
-from bnfold._core.laws import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded
+from bnfold._core.laws import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded, Thresholded
 from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
 from bnfold._core.windows import see_zeros
@@ -26,10 +26,7 @@ _CHANNELS = {0: 0, 1: 1}
 _BOUNDS = {"min": 1, "max": 2}
 _VALUE = {"value": 2}
 _HOMOGENEOUS = ("Abs", "LeakyRelu", "PRelu", "Relu")
-_NOT_LINEAR = (
-    "Celu Elu Erf Gelu HardSigmoid HardSwish Mish Selu Sigmoid Softplus Softsign Tanh "
-    "ThresholdedRelu"
-)
+_NOT_LINEAR = "Celu Elu Erf Gelu HardSigmoid HardSwish Mish Selu Sigmoid Softplus Softsign Tanh"
 
 
 def _identity(context: Context, node: NodeProto) -> Operator:
@@ -128,6 +125,18 @@ def _clip(context: Context, node: NodeProto) -> Operator:
         law=Clipped(bounds[0], bounds[1], movable),
         numbers=_BOUNDS,
         dtype=dtype,
+    )
+
+
+def _thresholded_relu(context: Context, node: NodeProto) -> Operator:
+    """It gives x where x > α, else 0. α is a float32, whatever the type of x."""
+    return Activation(
+        label=label(node),
+        like=context.shape(node.input[0]),
+        kind=node.op_type,
+        law=Thresholded(attributes.number(node, "alpha", 1.0), 0.0, fixed=True),
+        numbers={"threshold": "alpha"},
+        dtype=np.dtype(np.float32),
     )
 
 
@@ -302,5 +311,6 @@ ROWS: dict[str, OnnxRow] = {
     "ReduceSum": of_one(_reduce),
     "Resize": of_one(_resize),
     "Sum": Row(_sum),
+    "ThresholdedRelu": Row(_thresholded_relu),
     "Upsample": of_one(_resize),
 }

@@ -16,10 +16,10 @@ from bnfold._errors import UsageError
 from bnfold._onnx.read import affine, attributes, crossed, linear, rearranged
 from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.fused import fused
-from bnfold._onnx.read.scopes import Scope, label, reads_value, typed
+from bnfold._onnx.read.scopes import Scope, label, reads_value, type_of, typed
 
 ROWS: dict[str, OnnxRow] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rearranged.ROWS}
-"""How each operator of ONNX is read, by its type."""
+"""How each operator of ONNX is read, by its type as `type_of` gives it."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,13 @@ class Graph:
 def translate(context: Context, node: NodeProto) -> Operator:
     """The record of a node: the only reading of single operators.
 
-    Nothing is known of other domains' operators, nor of calls of functions.
+    A row is found by the operator's type, with its domain if that is not the default domain.
+    Nothing is known of operators without a row, and of calls of local functions.
     """
-    row = ROWS.get(node.op_type)
-    if row is None or node.domain not in ("", "ai.onnx") or not node.input or not node.output:
+    kind = type_of(node)
+    row = ROWS.get(kind)
+    called = kind in context.scope.functions
+    if row is None or called or not node.input or not node.output:
         return UNKNOWN
     if attributes.depends_on_call(node):
         if node.op_type != "BatchNormalization":

@@ -21,7 +21,8 @@ class Scope:
     ``path`` is "" for the main graph, else the path to the graph. For a name defined here,
     ``readers`` lists the positions of the nodes of this graph that read it, once per read.
     ``captures`` lists the labels of nodes in nested bodies that read it. ``protected`` has the
-    names of parameters that a caller may set.
+    names of parameters that a caller may set. ``functions`` has the model's local functions, each
+    named as `type_of` names a call of it.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Scope:
     readers: dict[str, list[int]] = field(default_factory=dict)
     captures: dict[str, list[str]] = field(default_factory=dict)
     protected: set[str] = field(default_factory=set)
+    functions: frozenset[str] = frozenset()
 
     @property
     def is_function(self) -> bool:
@@ -79,6 +81,14 @@ def label(node: NodeProto) -> str:
     if node.name:
         return node.name
     return f"{node.op_type} → {next((name for name in node.output if name), '?')}"
+
+
+def type_of(node: NodeProto | FunctionProto) -> str:
+    """The type of an operator, behind its domain where that is not the default one:
+    ``com.microsoft::FusedConv``; or that of what calls a local function.
+    """
+    name = node.op_type if isinstance(node, NodeProto) else node.name
+    return name if node.domain in ("", "ai.onnx") else f"{node.domain}::{name}"
 
 
 # Inputs of which an operator takes the shape or the element type and no value.
@@ -132,8 +142,10 @@ def read_scopes(model: ModelProto) -> list[Scope]:
         scope.inputs.update(function.input)
         scope.outputs.extend(function.output)
         scopes.extend(_index(scope, model.ir_version, trained))
+    functions = frozenset(map(type_of, model.functions))
     seen: Counter[str] = Counter()
     for scope in scopes:
+        scope.functions = functions
         seen[scope.path] += 1
         if seen[scope.path] > 1:
             scope.path = f"{scope.path} ({seen[scope.path]})"

@@ -117,14 +117,14 @@ def _norm_on_axis_one(context: Context, node: Node, args: dict[str, Any]) -> Ope
 
 
 def _layer_norm(context: Context, node: Node, args: dict[str, Any]) -> Operator:
-    """LayerNorm, whose γ spans the last axes."""
+    """LayerNorm and RMSNorm, whose γ spans the last axes. An RMSNorm has no place for a β."""
     gamma, shape = context.parameter(args["weight"]), shape_of(node)
     if gamma is None or shape is None:
         return UNKNOWN
     return Norm(
         label=context.label(node),
         gamma=Operand(2, gamma),
-        beta=context.operand(args["bias"], 3),
+        beta=context.operand(args["bias"], 3) if "bias" in args else None,
         start=len(shape) - len(gamma.shape),
     )
 
@@ -198,4 +198,5 @@ ROWS: dict[str, TorchRow] = {
     "instance_norm": Row(_instance_norm, unfixed),
     "layer_norm": Row(_layer_norm, unweighted),
     "neg": Row(_neg),
+    "rms_norm": Row(_layer_norm, unweighted),
 }

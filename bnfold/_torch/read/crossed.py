@@ -16,7 +16,7 @@ from typing import Any
 from torch.fx import Node
 
 from bnfold._core.joins import Aligned, Gated, Multiplied, Summed
-from bnfold._core.laws import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded
+from bnfold._core.laws import UNCOUNTED, Clipped, Homogeneous, Law, Mixed, Padded, Thresholded
 from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
 from bnfold._torch.read.context import Context, TorchRow
@@ -39,7 +39,7 @@ Reader = Callable[[Context, Node, dict[str, Any]], Operator]
 
 _NOT_LINEAR = (
     "celu elu erf gelu hardshrink hardsigmoid hardswish log_sigmoid mish rrelu selu sigmoid silu "
-    "softplus softshrink tanh tanhshrink threshold"
+    "softplus softshrink tanh tanhshrink"
 )
 _INTERPOLATIONS = (
     "upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d "
@@ -150,6 +150,15 @@ def _clip(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     named = kind_of(node).startswith(("hardtanh", "relu6"))
     numbers = {"min": "min_val", "max": "max_val"} if named else None
     return _activation(context, node, args, Clipped(low, high, movable=context.whole), numbers)
+
+
+def _threshold(context: Context, node: Node, args: dict[str, Any]) -> Operator:
+    """It gives x where x > θ, else a value."""
+    threshold, value = args["threshold"], args["value"]
+    if isinstance(threshold, Node) or isinstance(value, Node):
+        return _activation(context, node, args, None)
+    law = Thresholded(float(threshold), float(value), movable=context.whole)
+    return _activation(context, node, args, law)
 
 
 def _max_pool(context: Context, node: Node, args: dict[str, Any]) -> Operator:
@@ -329,6 +338,7 @@ ROWS: dict[str, TorchRow] = {
     **_kinds(Row(_not_linear), " ".join(f"{kind}*" for kind in _NOT_LINEAR.split())),
     **_kinds(crossed_row(_homogeneous), "abs* leaky_relu* prelu relu*"),
     **_kinds(crossed_row(_clip), "clamp* clamp_max* clamp_min* clip* hardtanh* relu6*"),
+    **_kinds(crossed_row(_threshold), "threshold*"),
     **{
         f"max_pool{k}d{end}": crossed_row(_max_pool)
         for k in (1, 2, 3)
