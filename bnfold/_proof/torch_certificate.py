@@ -85,7 +85,7 @@ class _Stage:
         return found if isinstance(near, Unchecked) else max(found, near)
 
     def _compared(
-        self, step: Step, old: Sequence[str], new: Sequence[str], numbers: Sequence[float]
+        self, step: AppliedStep, old: Sequence[str], new: Sequence[str], numbers: Sequence[float]
     ) -> float | Unchecked:
         """The same on numbers that are drawn; so that the new operators read some about given
         ``numbers``, if there are any.
