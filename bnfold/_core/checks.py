@@ -42,7 +42,7 @@ def _known(view: View) -> Iterator[str]:
 
 
 def _order(view: View) -> Iterator[str]:
-    """Whoever writes a value stands ahead of all who read it."""
+    """The node that writes a value stands ahead of all nodes that read it."""
     for place, node in enumerate(view.nodes):
         for number in node.inputs:
             producer = view.values[number].producer if number >= 0 else None
@@ -173,7 +173,7 @@ def _of_law(law: Law, inputs: list[Shape | None], outputs: list[Shape | None]) -
 
 
 def _kept(axes: Mapping[int, int], before: Shape | None, after: Shape | None) -> Iterator[str]:
-    """What is wrong with ``axes``, output axes by input axis: such a pair has one size."""
+    """Sentences about ``axes``, output axes by input axis, that do not exist or differ in size."""
     yield from _within(axes, before)
     yield from _within(axes.values(), after)
     if before is not None and after is not None:
@@ -212,7 +212,7 @@ def _aligned(known: Aligned, inputs: list[Shape | None], output: Shape | None) -
 
 
 def _sized(sizes: Mapping[int, int | None], shape: Shape | None) -> Iterator[str]:
-    """What is wrong with sizes by axis, compared with a shape."""
+    """Sentences about sizes by axis that do not agree with a shape."""
     yield from _within(sizes, shape)
     for axis, size in sizes.items():
         if shape is not None and axis < len(shape) and not _agree((size,), (shape[axis],)):

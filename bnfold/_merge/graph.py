@@ -85,7 +85,7 @@ class MergeGraph:
         self._describe = describe
         self._numbers = {value.name: number for number, value in enumerate(view.values)}
         self._forms: dict[int, LinearForm] = {}
-        # Only what has changed: a copy of all that the view says would be large.
+        # These two hold only changes: a copy of the whole view would be large.
         self._operators: dict[int, Operator | None] = {}
         self._tensors: dict[str, _Tensor | None] = {}
 
@@ -153,7 +153,7 @@ class MergeGraph:
         return 1 if space else None
 
     def label(self, position: int) -> str:
-        """What a user calls an operator."""
+        """The user's name for an operator."""
         known = self._operators.get(position)
         return (self._view.nodes[position] if known is None else known).label
 
@@ -239,7 +239,7 @@ class MergeGraph:
         return known
 
     def _operator(self, position: int) -> Operator | None:
-        """What stands at a position."""
+        """The operator at a position, None if none stands there."""
         if position in self._operators:
             return self._operators[position]
         node, values = self._view.nodes[position], self._view.values

@@ -17,10 +17,10 @@ from bnfold._system import memory
 
 Array = NDArray[Any]
 
-# Bytes of external data from which on it is mapped instead of read.
+# External data of so many bytes or more is mapped instead of read.
 _MAPPED = 1 << 20
 
-# Bits of the types of which several numbers share a byte.
+# The bits of a number, for types with several numbers in one byte.
 _PACKED = {
     getattr(TensorProto, name): bits
     for name, bits in (("INT4", 4), ("UINT4", 4), ("FLOAT4E2M1", 4), ("INT2", 2), ("UINT2", 2))

@@ -14,7 +14,7 @@ from bnfold._plan.sweep import Impassable, Sweep, equal
 from bnfold._plan.trips import Stop, Terrain, Trip
 
 _TRIES = 8
-# Of a tensor with more readers than these no parts are looked at: all of them would be, each time.
+# With more readers than these, no parts of a tensor are tried: each time all would be visited.
 _PARTS = 64
 
 
@@ -39,7 +39,7 @@ def carry_back(
         nodes = sorted(n for n, ways in sweep.ways.items() if choices.get(n, 0) + 1 < ways)
         if not nodes:
             break
-        # The one decided last is the lowest: the sweep goes backward.
+        # The lowest node was decided last: the sweep goes backward.
         turned = nodes[0]
         choices = {n: c for n, c in choices.items() if n > turned}
         choices[turned] = sweep.taken.get(turned, 0) + 1

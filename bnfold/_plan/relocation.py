@@ -46,7 +46,7 @@ class Relocator:
                 self.behind[place.into] = place.written.absorbed
                 self.blame.setdefault(place.into, []).append(place.maps[place.paid - 1])
         self._terrain = Terrain(view, self, self.relations, self.edits)
-        # Tensors that take the name of an output of the graph, by that output.
+        # The graph output whose name a tensor takes, by that tensor.
         self._named: dict[int, int] = {}
         self._named.update(self._names(Trip(), range(len(places))) or {})
 

@@ -11,7 +11,7 @@ from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Node
 
 Row = tuple[AffineMap, ...]
-# A row of maps along alternating axes that do not commute is planned in runs of this many.
+# Maps along alternating axes may not commute, so a row can grow. It is planned in runs of so many.
 LONGEST = 8
 Take = Callable[[AffineMap, AffineMap], AffineMap | None]
 

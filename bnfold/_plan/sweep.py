@@ -40,7 +40,7 @@ class Sweep:
         self.trip = trip
         self.value = value
         self.node = -1
-        # For each tensor on the way the operator and the tensor that its map came from.
+        # For each tensor on the way: the operator and the tensor from which its map came.
         self.parents: dict[int, tuple[int, int]] = {}
 
     def run(self) -> Stop | None:

@@ -170,7 +170,7 @@ def _taken(found: Constant | Reason | None) -> Constant | None:
     return found
 
 
-# How one type of operator is read.
+# Reads one type of operator.
 OnnxRow = Row[[Context, NodeProto]]
 
 

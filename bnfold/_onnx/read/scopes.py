@@ -77,21 +77,22 @@ class Scope:
 
 
 def label(node: NodeProto) -> str:
-    """What a user calls a node: its name, or its type and first output where it has none."""
+    """The user's name for a node: its name or, without one, its type and first output."""
     if node.name:
         return node.name
     return f"{node.op_type} → {next((name for name in node.output if name), '?')}"
 
 
 def type_of(node: NodeProto | FunctionProto) -> str:
-    """The type of an operator, behind its domain where that is not the default one:
-    ``com.microsoft::FusedConv``; or that of what calls a local function.
+    """The type of an operator, with its domain if that is not the default one.
+
+    Example: ``com.microsoft::FusedConv``. For a local function it is the type of its calls.
     """
     name = node.op_type if isinstance(node, NodeProto) else node.name
     return name if node.domain in ("", "ai.onnx") else f"{node.domain}::{name}"
 
 
-# Inputs of which an operator takes the shape or the element type and no value.
+# The inputs from which an operator takes only the shape or the element type.
 _SHAPE_OR_TYPE = frozenset(
     [
         ("CastLike", 1),

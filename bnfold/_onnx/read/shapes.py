@@ -80,7 +80,7 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
     symbols = itertools.count() if min(opsets, default=0) >= _FIRST_WITH_SYMBOLS else None
     _copy_graph(model.graph, skeleton.graph, symbols)
     inferred = _run(skeleton)
-    # From IR version 4 on, an initializer that is an input too is no more than a default.
+    # From IR version 4 on, an initializer that is also an input is only a default value.
     given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
     while _hint(inferred.graph, skeleton.graph, given):
         inferred = _run(skeleton)

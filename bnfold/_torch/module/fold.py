@@ -29,7 +29,7 @@ from bnfold._torch.program.merging import merge
 from bnfold._torch.read.export import check, export, watched
 from bnfold._torch.read.graph import clashes, read
 
-# Linear operators that merge, by how their names begin, and how many of them are named.
+# How the types of linear operators begin that merge, and how many operators a message names.
 _LINEAR = ("avg_pool", "conv", "linear", "matmul")
 _NAMED = 3
 

@@ -25,7 +25,7 @@ def untie(module: nn.Module) -> tuple[Groups, Groups]:
     shared = _named_alike(list(module.named_modules(remove_duplicate=False)))
     apart = []
     for first, *others in shared:
-        # What lies inside a module that has been copied already is no longer shared.
+        # The parts of a module that is already copied are no longer shared.
         same = [name for name in others if _find(module, name) is _find(module, first)]
         if not first or not same:
             continue

@@ -27,7 +27,7 @@ class Draft:
         self.module: GraphModule = copy.deepcopy(program.graph_module)
         self.nodes: dict[str, Node] = {}
         for old, new in zip(program.graph.nodes, self.module.graph.nodes, strict=True):
-            new.name = old.name  # A copy renames what hides a name of Python's, such as "input".
+            new.name = old.name  # A copy renames nodes that hide a Python name, such as "input".
             self.nodes[old.name] = new
         self.state: dict[str, Any] = dict(program.state_dict)
         self._specs = list(program.graph_signature.input_specs)
@@ -109,7 +109,7 @@ class Draft:
         pairs = list(zip(holders, self._specs, strict=True))
         stored = [(node, spec) for node, spec in pairs if spec.kind in _STORED and not node.users]
         gone = {node: str(spec.target) for node, spec in stored if node.name in self._used}
-        # Nobody ever reads how many batches a norm has seen, but every call would look it up.
+        # A norm's count of batches is never used, but each call of the program would read it.
         norms = {name.removesuffix("running_mean") for name in gone.values() if _is_mean(name)}
         for node, spec in stored:
             name = str(spec.target)

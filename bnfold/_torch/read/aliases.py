@@ -54,7 +54,7 @@ class Memory:
         """Note whose memory an operator hands on, and into whose memory it writes."""
         schema = getattr(node.target, "_schema", None)
         if node.target is operator.getitem or "dropout" in str(node.target):
-            # A part of a list; in eval Dropout gives its input itself, which no schema tells.
+            # A part of a list. In eval mode Dropout gives its input itself; no schema tells that.
             for source in node.all_input_nodes:
                 _join(self._homes, source, node)
         if schema is None:

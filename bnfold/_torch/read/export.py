@@ -77,7 +77,7 @@ def watched() -> Iterator[Calls]:
             return
         given = [*args, *kwargs.values()]
         plain = len(given) == 1 and isinstance(given[0], Tensor) and isinstance(result, Tensor)
-        named = set(kwargs) <= {"input"}  # What Identity calls its own.
+        named = set(kwargs) <= {"input"}  # The name of Identity's argument.
         (calls.plain if plain and named else calls.others).add(_key(module))
 
     handle = register_module_forward_hook(note, with_kwargs=True)
