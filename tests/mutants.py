@@ -234,7 +234,7 @@ MUTANTS = (
     ),
     Mutant(
         "padding by name goes unseen in PyTorch",
-        "_torch/read/windows.py",
+        "_torch/read/nodes.py",
         "total = dilation * (k - 1)",
         "total = 0",
         "tests/torch/test_ahead.py",

@@ -17,14 +17,14 @@ from bnfold._plan.relocation import Relocator
 from bnfold._plan.row import taking
 from bnfold._plan.trips import End, Stop, explained
 
-Law = Literal["absorb", "compose", "carry"]
+MoveKind = Literal["absorb", "compose", "carry"]
 
 
 @dataclass(frozen=True)
 class Move:
     """Affine nodes that go, and where their maps go.
 
-    There are three laws. ``absorb``: the maps go into node ``into``, directly ahead of them.
+    ``law`` says how. ``absorb``: the maps go into node ``into``, directly ahead of them.
     ``compose``: no node ahead takes them in; the maps become fewer, and ``into`` is the first one.
     ``carry``: no node ahead takes them in, and maps were carried away from here or to here.
     ``ends`` says where maps that left were taken in, ``crossed`` what they crossed. The operators
@@ -33,7 +33,7 @@ class Move:
     map on, with carriers. ``maps`` are the affine nodes among them.
     """
 
-    law: Law
+    law: MoveKind
     into: int
     maps: tuple[int, ...]
     chain: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Facts about single nodes of an exported program: kind, arguments, sizes, type."""
+"""Facts about single nodes of an exported program: kind, arguments, windows, sizes, type."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch.fx import Node
 
 from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import Size
+from bnfold._core.windows import Window
+
+Numbers = int | Sequence[int]
 
 # Operators that ask for the shape or the type of a tensor and for none of its values.
 SHAPE_OR_TYPE = ("sym_size", "sym_numel", "sym_stride", "_assert_tensor_metadata")
@@ -109,3 +112,37 @@ def dtype_of(value: object) -> torch.dtype | None:
     """The element type of a node's output."""
     example = value.meta.get("val") if isinstance(value, Node) else None
     return example.dtype if isinstance(example, Tensor) else None
+
+
+def windows(
+    taps: Numbers, strides: Numbers, padding: Numbers | str, dilations: Numbers
+) -> tuple[Window, ...] | None:
+    """The window along each axis of space; None where it depends on sizes that may change.
+
+    ``"same"`` asks for a stride of 1 and pads by ``d·(k − 1)`` in all. Where that is odd, the end
+    gets one more than the beginning: 3 in all are 1 ahead and 2 behind.
+    """
+    rank = max(
+        len(value) if isinstance(value, Sequence) else 1 for value in (taps, strides, dilations)
+    )
+    pads = padding if not isinstance(padding, str) else 0
+    each = [_each(value, rank) for value in (taps, strides, dilations, pads)]
+    if any(value is None for value in each):
+        return None
+    found = []
+    for k, stride, dilation, pad in zip(*each, strict=True):
+        total = dilation * (k - 1)
+        ends = (total // 2, total - total // 2) if padding == "same" else (pad, pad)
+        found.append(Window.of(k, dilation, stride, ends))
+    return tuple(found)
+
+
+def _each(value: Numbers, rank: int) -> list[int] | None:
+    """The numbers for each axis, from one number for all axes or from one for each.
+
+    None where a number is not fixed.
+    """
+    numbers = [value] if isinstance(value, int) else list(value)
+    if not all(isinstance(number, int) for number in numbers):
+        return None
+    return numbers * rank if len(numbers) == 1 else numbers
