@@ -83,6 +83,20 @@ MUTANTS = (
         "tests/carry/test_ahead.py",
     ),
     Mutant(
+        "the other half of a recurrent operator's bias",
+        "_core/parameters.py",
+        "[(0, self.bias_beyond)]",
+        "[(self.bias_beyond, 0)]",
+        "tests/carry/test_recurrent.py",
+    ),
+    Mutant(
+        "one direction of a recurrent operator takes a map in",
+        "_torch/read/linear.py",
+        "range(0, each * directions, each)",
+        "range(0, each, each)",
+        "tests/torch/test_recurrent.py",
+    ),
+    Mutant(
         "underflow goes unseen",
         "_core/limits.py",
         "(magnitude * np.maximum(peaks, tiny) < tiny / 4)",
@@ -319,6 +333,20 @@ MUTANTS = (
         '    if False:\n        raise Mismatch(f"a shift went ahead',
         "tests/verify/test_carried.py",
     ),
+    Mutant(
+        "a certificate looks at no input besides data and parameters",
+        "_proof/formulas.py",
+        "if given[0] != given[1] or was != now or related:",
+        "if False:",
+        "tests/verify/test_recurrent.py",
+    ),
+    Mutant(
+        "a parameter that one operator reads twice",
+        "_torch/module/ownership.py",
+        "if self._reads(node, name) > 1:",
+        "if False:",
+        "tests/torch/test_aliases.py tests/torch/test_recurrent.py",
+    ),
     # --- probes ----------------------------------------------------------------------------------
     Mutant(
         "the probe of a crossing sees nothing",
@@ -344,7 +372,7 @@ MUTANTS = (
     Mutant(
         "what a norm normalizes may change",
         "_proof/formulas.py",
-        "if bool(old) != bool(new) or was != now:",
+        "if place not in parameters:",
         "if False:",
         "tests/test_last_axis_norms.py",
     ),

@@ -13,7 +13,7 @@ from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import IndexMap, Permuted
 from bnfold._core.joins import Aligned, Concatenated, Gated, Multiplied, Picked, Summed
 from bnfold._core.laws import Law, Mixed, Padded, Rearranged
-from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Node, Opaque, View
+from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Node, Opaque, Receiver, View
 
 Rule = Callable[[View], Iterator[str]]
 
@@ -126,9 +126,10 @@ def _absorber_axes(view: View) -> Iterator[str]:
     """
     for node in view.nodes:
         absorber = node.role.absorber if isinstance(node.role, Affine) else node.role
-        if not isinstance(absorber, Absorber):
+        if not isinstance(absorber, Absorber | Receiver):
             continue
-        yield from _of(node, _sized(absorber.channels, _shape(view, node.outputs[0])))
+        if isinstance(absorber, Absorber):
+            yield from _of(node, _sized(absorber.channels, _shape(view, node.outputs[0])))
         if absorber.ahead is not None:
             data = _shape(view, node.inputs[absorber.ahead.data])
             yield from _of(node, _sized(absorber.ahead.channels, data))
@@ -240,7 +241,8 @@ def _inputs(node: Node) -> tuple[int, ...]:
         return role.data
     if isinstance(role, Affine | Carrier):
         return (role.data,)
-    return (role.ahead.data,) if isinstance(role, Absorber) and role.ahead is not None else ()
+    ahead = role.ahead if isinstance(role, Absorber | Receiver) else None
+    return (ahead.data,) if ahead is not None else ()
 
 
 def _shape(view: View, number: int) -> Shape | None:

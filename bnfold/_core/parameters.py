@@ -1,4 +1,4 @@
-"""Sites: the parameters through which an operator absorbs an affine map of its output."""
+"""Sites: the parameters through which an operator absorbs affine maps."""
 
 from __future__ import annotations
 
@@ -77,8 +77,11 @@ class Site:
     ``weight`` and ``bias`` are input positions; ``bias`` is None where the operator has none
     (MatMul). ``layout`` gives the weight's layout for an output axis and ``bias_along`` the shape
     that a per-channel vector takes in the bias. ``bias_shape`` is the shape of a bias made anew
-    (None: that of the vector). ``bias_factor`` is Gemm's beta. ``entrance`` is set for a linear
-    operator that can take in a map of its input.
+    (None: that of the vector). ``bias_factor`` is Gemm's beta. ``bias_beyond`` counts the numbers
+    at the end of the bias's last axis that are something else's: they stay. ``entrance`` is set for
+    an operator that can take in a map of its input.
+
+    An operator with several sites takes a map in at each of them.
     """
 
     label: str
@@ -91,6 +94,7 @@ class Site:
     bias_value: Parameter | None = None
     bias_shape: tuple[int, ...] | None = None
     bias_factor: float = 1.0
+    bias_beyond: int = 0
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
     entrance: Entrance | None = None
     quantized: Quantized | None = None
@@ -199,17 +203,30 @@ class Site:
         scale, shift = behind.scale, behind.shift
         if moved:
             shift = shift + scale * self.image(ahead.shift)
-        if behind.axis is not None or moved:
-            along = self.bias_along(self.any_axis(behind))
-            shift = shift.reshape(along) if shift.size > 1 or behind.axis is not None else shift
-            scale = scale.reshape(along) if behind.axis is not None else scale
+        along = behind.axis is not None
+        if along or moved or self.bias_beyond:
+            shape = self.bias_along(self.any_axis(behind))
+            shift = self._laid(shift, shape, 0.0, along or shift.size > 1)
+            scale = self._laid(scale, shape, 1.0, along)
         if not has_bias:
-            shape = self.bias_shape if self.bias_shape is not None else shift.shape
-            return np.broadcast_to(shift, shape)
+            made = self.bias_shape if self.bias_shape is not None else shift.shape
+            return np.broadcast_to(shift, made)
         assert self.bias_value is not None
         old = self.bias_value.load().astype(np.float64)
         new = scale * (self.bias_factor * old) + shift
         return np.asarray(new.reshape(old.shape) if new.size == old.size else new)
+
+    def _laid(
+        self, vector: Vector, shape: tuple[int, ...], beyond: float, along: bool
+    ) -> NDArray[np.float64]:
+        """A vector as the bias meets it, with the number that the rest of a bias meets. A uniform
+        one is not laid ``along`` anything, but for a bias that has such a rest.
+        """
+        if not self.bias_beyond:
+            return vector.reshape(shape) if along else vector
+        laid = np.broadcast_to(vector, (math.prod(shape),)).reshape(shape)
+        wide = [(0, 0)] * (len(shape) - 1) + [(0, self.bias_beyond)]
+        return np.pad(laid, wide, constant_values=beyond)
 
     def refuses(
         self, behind: AffineMap, ahead: AffineMap, peaks: Callable[[int], Vector]
@@ -278,12 +295,17 @@ class Site:
 
 @dataclass(frozen=True)
 class Reading:
-    """A node's role, the site it absorbs at, and its output's shape where that follows.
+    """A node's role, the sites it absorbs at, and its output's shape where that follows.
 
     ``deviation`` is ``√(var + ε)`` of a BatchNorm, per channel.
     """
 
     role: Role
-    site: Site | None = None
+    sites: tuple[Site, ...] = ()
     shape: Shape | None = None
     deviation: Vector | None = field(default=None, repr=False)
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The type of its parameters, None where it has none."""
+        return self.sites[0].dtype if self.sites else None

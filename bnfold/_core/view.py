@@ -55,6 +55,15 @@ class Absorber:
 
 
 @dataclass(frozen=True)
+class Receiver:
+    """An operator whose parameters can take in a map of its input, and none of its output: an LSTM,
+    whose gates are no linear functions.
+    """
+
+    ahead: InputSide
+
+
+@dataclass(frozen=True)
 class Affine:
     """A per-channel affine operator on input number ``data``.
 
@@ -110,7 +119,7 @@ class Opaque:
     """Any other operator: nothing passes."""
 
 
-Role = Absorber | Affine | Carrier | Crossing | Barrier | Opaque
+Role = Absorber | Receiver | Affine | Carrier | Crossing | Barrier | Opaque
 OPAQUE = Opaque()
 
 

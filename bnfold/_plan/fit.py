@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
     node of the view.
     """
     refused: dict[int, Reason] = {}
-    remembered: dict[tuple[int, int], Vector] = {}
+    remembered: dict[tuple[int, int, int], Vector] = {}
     while True:
         moves = plan(view, refused)
         found = {
@@ -44,7 +45,7 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
             if reason is not None:
                 found[move.maps[-1]] = reason
         for node, sides in moves.sides.items():
-            reason = _refusal(readings[node].site, node, sides, remembered)
+            reason = _refusal(readings[node].sites, node, sides, remembered)
             if reason is not None:
                 found[moves.blame[node][-1]] = reason
         if not found:
@@ -53,19 +54,24 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
 
 
 def _refusal(
-    site: Site | None, node: int, sides: Sides, remembered: dict[tuple[int, int], Vector]
+    sites: Sequence[Site],
+    node: int,
+    sides: Sides,
+    remembered: dict[tuple[int, int, int], Vector],
 ) -> Reason | None:
-    """Why the maps that an operator takes in do not fit its dtype; None if they do."""
-    if site is None:
-        return None
+    """Why the maps that an operator takes in do not fit the dtype of a site; None if they do."""
 
-    def peaks(axis: int) -> Vector:
-        key = (node, axis)
+    def peaks(number: int, axis: int) -> Vector:
+        key = (node, number, axis)
         if key not in remembered:
-            remembered[key] = site.peaks(axis)
+            remembered[key] = sites[number].peaks(axis)
         return remembered[key]
 
-    return site.refuses(sides.behind, sides.ahead, peaks)
+    reasons = (
+        site.refuses(sides.behind, sides.ahead, partial(peaks, number))
+        for number, site in enumerate(sites)
+    )
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _standing_refusal(view: View, readings: Readings, move: Move) -> Reason | None:
@@ -106,13 +112,12 @@ def standing_batch_norm(readings: Readings, move: Move) -> int:
 
 def standing_dtype(view: View, readings: Readings, move: Move) -> np.dtype[np.generic]:
     """The element type of the constants of operators that a move leaves."""
-    site = readings[move.into].site if move.law == "absorb" else None
-    if site is not None:
-        return site.dtype
-    if any(standing.op == "BatchNormalization" for standing in move.stands):
-        site = readings[standing_batch_norm(readings, move)].site
-        assert site is not None
-        return site.dtype
+    dtype = readings[move.into].dtype if move.law == "absorb" else None
+    if dtype is None and any(standing.op == "BatchNormalization" for standing in move.stands):
+        dtype = readings[standing_batch_norm(readings, move)].dtype
+        assert dtype is not None
+    if dtype is not None:
+        return dtype
     roles = [view.nodes[index].role for index in move.maps]
     dtypes = [role.dtype for role in roles if isinstance(role, Affine)]
     return next((dtype for dtype in dtypes if dtype is not None), np.dtype(np.float32))

@@ -9,7 +9,7 @@ from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import Map
 from bnfold._core.laws import Law, Way
 from bnfold._core.reasons import Refusal
-from bnfold._core.view import Absorber, Affine, Carrier, Crossing
+from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Receiver
 from bnfold._plan.relation import Relation
 from bnfold._plan.sweep import Impassable, Sweep
 from bnfold._plan.trips import Stop, Terrain, Trip
@@ -78,7 +78,7 @@ class _Forward(Sweep):
             self.unread = value
         for reader in dict.fromkeys(tensor.readers):
             node = self.view.nodes[reader]
-            if not isinstance(node.role, Absorber | Affine | Carrier | Crossing):
+            if not isinstance(node.role, Absorber | Receiver | Affine | Carrier | Crossing):
                 message = f"{node.label} ({node.op}) reads it, and no map passes"
                 raise Impassable.of("no-linear-operator", node.label, message)
             if reader not in self.arrived:
@@ -98,7 +98,7 @@ class _Forward(Sweep):
         if isinstance(role, Crossing):
             self._across(index, role, arrived)
             return
-        if isinstance(role, Absorber):
+        if isinstance(role, Absorber | Receiver):
             if role.ahead is None or set(arrived) != {role.ahead.data}:
                 message = f"{node.label} ({node.op}) reads it, and cannot take it in"
                 refusal = Impassable if role.ahead is None else Refusal

@@ -12,7 +12,7 @@ from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.laws import Edit
 from bnfold._core.reasons import Reason, Refusal
-from bnfold._core.view import Absorber, Affine, View
+from bnfold._core.view import Absorber, Affine, Receiver, View
 from bnfold._plan.backward import carry_back
 from bnfold._plan.forward import carry_ahead
 from bnfold._plan.places import Place, affine
@@ -205,7 +205,7 @@ class Relocator:
             state = self._state(trip, number)
             trip.states[number] = State(state.absorbed, normal((map_, *state.row)))
             return
-        assert isinstance(here.role, Absorber)
+        assert isinstance(here.role, Absorber | Receiver)
         assert here.role.ahead is not None
         ahead = here.role.ahead
         total = absorbing.absorb_ahead(here, ahead, self._taken(trip, "ahead", node), map_)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ _AT_ONCE = 1 << 20
 class Absorption:
     """An operator that took in maps: ``node`` before the fold, ``twin`` after it.
 
-    ``line`` is what the maps behind it did, ``added`` what still stands behind it now, ``entry``
-    what now comes ahead of its data.
+    ``line`` is what the maps behind it did, ``added`` what still stands behind it now. ``related``
+    tells of tensors that it reads and puts out how their values have changed.
     """
 
     before: Side
@@ -38,7 +38,13 @@ class Absorption:
     twin: NodeProto
     line: Line
     added: Line
-    entry: Related | None = None
+    related: Mapping[str, Related] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> Related | None:
+        """What now comes ahead of its data."""
+        names = (name for name in self.node.input if name in self.related)
+        return next((self.related[name] for name in names), None)
 
     @property
     def loose(self) -> int:

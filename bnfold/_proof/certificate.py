@@ -261,11 +261,11 @@ def _absorb(before: Side, after: Side, fold: Applied) -> float:
     check = FORMULAS.get(type_of(node))
     if check is None:
         raise Mismatch(f"{node.op_type} has no formula to check against")
-    entry = next((fold.related[n] for n in node.input if n in fold.related), None)
-    if entry is not None and entry.new:
-        raise Mismatch(f"what {label(node)} reads has changed, and its weights cannot follow")
     sides = before, after, old, new, node, twin
-    return max(check(Absorption(*sides, one, other, entry)) for one, other in pairs)
+    cases = [Absorption(*sides, one, other, fold.related) for one, other in pairs]
+    if any(case.entry is not None and case.entry.new for case in cases):
+        raise Mismatch(f"what {label(node)} reads has changed, and its weights cannot follow")
+    return max(map(check, cases))
 
 
 def _cross(bounds: Bounds, before: Side, after: Side, fold: Applied) -> float | Unchecked:

@@ -6,7 +6,6 @@ definition asks for, in units in the last place. It raises `Mismatch` where ther
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -227,16 +226,65 @@ def _normalizes_the_same(case: Absorption, parameters: Sequence[int | None]) -> 
     """
     if case.entry is not None:
         raise Mismatch(f"a map went ahead of {label(case.node)}, which normalizes it away")
-    names = itertools.zip_longest(case.node.input, case.twin.input, fillvalue="")
-    for place, (old, new) in enumerate(names):
-        if place in parameters:
-            continue
-        was, now = (
-            None if values is None else (values.shape, values.tobytes())
-            for values in (case.stored(place), case.new(place))
-        )
-        if bool(old) != bool(new) or was != now:
-            raise Mismatch(f"input {place} of {label(case.twin)} changed")
+    for place in range(max(len(case.node.input), len(case.twin.input))):
+        if place not in parameters:
+            _as_it_was(case, place)
+
+
+def _recurrent(case: Absorption) -> float:
+    """Step k of direction d sees ``W[d]·x[k] + B[d, :rows]``, and nothing else of x: W[d] gets the
+    scale of each input, and the first half of B[d] what W[d] makes of the shift. The other half and
+    all other inputs are as they were.
+    """
+    weight, made = case.stored(1), case.new(1)
+    if weight is None or made is None:
+        raise Mismatch(f"the weight of {label(case.twin)} is not constant")
+    _same_shape(case, weight, made)
+    for line in (case.line, case.added):
+        if bool((line.scale != 1).any() or (line.shift != 0).any()):
+            raise Mismatch(f"a map went into {label(case.node)} from behind it")
+    both = any(a.name == "direction" and a.s == b"bidirectional" for a in case.node.attribute)
+    if weight.ndim != 3 or len(weight) != 1 + both:
+        raise Mismatch(f"{label(case.node)} cannot have a weight of shape {weight.shape}")
+    rows = weight.shape[1]
+    factor, term = case.entering(2, weight.shape[2])
+
+    def wanted(part: slice) -> Double:
+        scaled: Double = weight[part].astype(np.float64) * factor
+        return scaled
+
+    worst = weight_deviation(case, wanted, made, made.dtype)
+    old, new = case.old(3), case.new(3)
+    fixed = old is not None or not any(case.node.input[3:4])
+    for at in range(2, max(len(case.node.input), len(case.twin.input))):
+        if at != 3 or not fixed:
+            _as_it_was(case, at)
+    if not fixed:
+        if bool(term.any()):
+            raise Mismatch(f"a shift went ahead of {label(case.node)}, whose bias is not constant")
+        return worst
+    bias = np.zeros((len(weight), 2 * rows)) if old is None else old.copy()
+    found = np.zeros(bias.shape) if new is None else new.astype(np.float64)
+    if found.shape != bias.shape:
+        raise Mismatch(f"the bias of {label(case.twin)} has shape {found.shape}")
+    sizes = np.abs(bias)
+    for direction, matrix in enumerate(weight):
+        wide = matrix.astype(np.float64)
+        bias[direction, :rows] += wide @ term
+        sizes[direction, :rows] += np.abs(wide) @ np.abs(term)
+    return max(worst, deviation(found, bias, sizes, made.dtype))
+
+
+def _as_it_was(case: Absorption, place: int) -> None:
+    """Raise where an input that no map goes into has changed."""
+    given = [place < len(one.input) and one.input[place] != "" for one in (case.node, case.twin)]
+    was, now = (
+        None if values is None else (values.shape, values.dtype, values.tobytes())
+        for values in (case.stored(place), case.new(place))
+    )
+    related = given[0] and case.node.input[place] in case.related
+    if given[0] != given[1] or was != now or related:
+        raise Mismatch(f"input {place} of {label(case.twin)} changed")
 
 
 def _bias_only(case: Absorption) -> float:
@@ -326,12 +374,15 @@ FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "BatchNormalization": _norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "GRU": _recurrent,
     "Gemm": _gemm,
     "GroupNormalization": _norm,
     "InstanceNormalization": _norm,
+    "LSTM": _recurrent,
     "LayerNormalization": partial(_norm, on_last_axes=True),
     "MatMul": _matmul,
     "RMSNormalization": partial(_norm, beta_at=None, on_last_axes=True),
+    "RNN": _recurrent,
     "SimplifiedLayerNormalization": partial(_norm, beta_at=None, on_last_axes=True),
     "com.microsoft::SkipLayerNormalization": partial(_norm, at=2, beta_at=3, on_last_axes=True),
     "com.microsoft::SkipSimplifiedLayerNormalization": partial(

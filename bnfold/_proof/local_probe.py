@@ -35,6 +35,8 @@ _ROWS = 4
 _SPAN = 1
 _EPSILON = float(np.float32(1e-5))
 _WINDOWED = ("Conv", "ConvTranspose")
+# What rounding does over the steps of a recurrence has no bound here.
+_RECURRENT = ("GRU", "LSTM", "RNN")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def source(before: Side, fold: Applied) -> str | None:
         return None
     scope = before.scopes[fold.path]
     node = scope.nodes[fold.into]
+    if node.op_type in _RECURRENT:
+        return None
     data = [name for name in node.input if name and before.values(scope, name) is None]
     return data[0] if len(data) == 1 else None
 

@@ -164,7 +164,13 @@ class _Stage:
     def _apart(
         self, step: AppliedStep, name: str, wanted: Valued, made: Valued, unit: float
     ) -> float | None:
-        """How far a tensor is from what it has to be; None where nothing is known of it."""
+        """How far a tensor is from what it has to be, or the worst of several that one operator
+        gives; None where nothing is known of it.
+        """
+        if isinstance(wanted.value, tuple | list):
+            parts = zip(map(Valued, *wanted), map(Valued, *made), strict=True)
+            offs = [self._apart(step, name, *pair, unit) for pair in parts]
+            return max((off for off in offs if off is not None), default=None)
         if not isinstance(wanted.value, Tensor):
             return 0.0 if wanted.value == made.value else math.inf
         if wanted.value.shape != made.value.shape:

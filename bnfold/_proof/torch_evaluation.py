@@ -32,6 +32,9 @@ _ALIKE = (
     "squeeze stack sum sym_size t transpose unflatten unsqueeze view"
 )
 """Operators whose bound is what they make of the bounds of what they read."""
+_RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
+_MOVED = 2.0**-20
+_ROOM = 4.0
 
 
 class Valued(NamedTuple):
@@ -176,9 +179,27 @@ def _bound(node: Node, known: Mapping[str, Valued], value: Any) -> Any:
         return factor * sum(floats, torch.zeros((), dtype=torch.float64)) + factor
     if kind == "batch_norm":
         return _of_batch_norm(node, known)
+    if kind in _RECURRENT:
+        return _of_recurrent(node, known, value)
     most = sum((float(b.max()) for b in floats[1:] if b.numel()), 0.0)
     return torch.utils._pytree.tree_map(
         lambda part: part.abs() + most if isinstance(part, Tensor) else part, value
+    )
+
+
+def _of_recurrent(node: Node, known: Mapping[str, Valued], value: Any) -> Any:
+    """What rounding does over the steps of a recurrence follows from no sum of terms: it is seen by
+    moving every parameter by a small part of itself.
+    """
+    generator, moved = torch.Generator().manual_seed(0), dict(known)
+    for source in arguments(node)["params"]:
+        old = known[source.name].value
+        signs = torch.randint(2, old.shape, generator=generator) * 2 - 1
+        moved[source.name] = known[source.name]._replace(value=old * (1 + _MOVED * signs))
+    pairs = zip(value, _called(node, moved, 0), strict=True)
+    return tuple(
+        one.abs() + (_ROOM / _MOVED * (one - other).abs().max() if one.numel() else 0.0)
+        for one, other in pairs
     )
 
 

@@ -74,7 +74,7 @@ def test_a_shift_goes_in_where_every_output_sums_the_whole_kernel(window, plain,
 def test_a_bias_of_another_shape_is_none_to_change():
     made = replace(convolution(Window()), bias=Operand(2, Stored(np.ones(3), "b")))
     assert made.role.shift_blocked.code == made.role.scale_blocked.code == "not-per-channel"
-    assert made.site.bias_value is None
+    assert made.sites[0].bias_value is None
 
 
 def test_a_norm_without_a_place_for_beta_takes_the_scale_alone():
@@ -82,8 +82,8 @@ def test_a_norm_without_a_place_for_beta_takes_the_scale_alone():
     made = Norm(label="rms", gamma=gamma, beta=None, start=2)
     assert not made.role.bias_free
     assert made.role.channels == {2: 4}
-    assert made.site.new_weight(AffineMap.of([1, 2, 3, 4], 0, 2)).tolist() == [1, 2, 3, 4]
-    assert made.site.new_bias(UNIFORM) is None
+    assert made.sites[0].new_weight(AffineMap.of([1, 2, 3, 4], 0, 2)).tolist() == [1, 2, 3, 4]
+    assert made.sites[0].new_bias(UNIFORM) is None
 
 
 def test_what_is_stored_as_integers_does_not_merge():

@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
+from .carrying import program  # noqa: E402
 from .folding import fold, rand, ready  # noqa: E402
 
 
@@ -336,3 +337,24 @@ class Nested(nn.Module):
 @pytest.mark.parametrize("first", [True, False])
 def test_nested_modules_that_both_go(first):
     fold(ready(nn.Sequential(nn.Conv2d(4, 4, 1), Nested(first))), rand(2, 4, 3, 3), folds=2)
+
+
+def test_a_norm_whose_two_parameters_are_one():
+    """Written in turn into one tensor, both would be what the second has to be."""
+    module = ready(nn.Sequential(nn.GroupNorm(2, 4), nn.BatchNorm2d(4)))
+    module[0].bias = module[0].weight
+    x = rand(2, 4, 3, 3)
+    fold(module, x, folds=0, codes=["shared-weight"])
+    done = fold(module, x, folds=1, clone=True)
+    assert done.module[0].bias is not done.module[0].weight
+    program(module, x, folds=1)
+
+
+@pytest.mark.parametrize("step, folds", [(4, 1), (3, 0)])
+def test_parameters_one_after_the_other_in_one_memory(step, folds):
+    """They are no more shared than others, unless they overlap."""
+    module = ready(nn.Sequential(nn.GroupNorm(2, 4), nn.BatchNorm2d(4)))
+    memory = rand(8)
+    module[0].weight = nn.Parameter(memory[:4])
+    module[0].bias = nn.Parameter(memory[step : step + 4])
+    fold(module, rand(2, 4, 3, 3), folds=folds, codes=[] if folds else ["shared-weight"])

@@ -98,10 +98,10 @@ class Norm(Operator):
         return Absorber(self.channels, blocked, blocked, bias_free=self.beta is not None)
 
     @property
-    def site(self) -> Site:
+    def sites(self) -> tuple[Site]:
         """γ and β, of one shape; a missing β is made with that of γ."""
         gamma, start = self._gamma, self.start or 0
-        return Site(
+        site = Site(
             self.label,
             self.gamma.position,
             self.beta.position if self.beta is not None else None,
@@ -113,6 +113,7 @@ class Norm(Operator):
             gamma.shape,
             dtype=gamma.dtype,
         )
+        return (site,)
 
     @property
     def _gamma(self) -> Parameter:
@@ -141,9 +142,9 @@ class FixedNorm(Operator):
         return Affine(self.map, self.data[0], 2, absorber, self.composable, self.dtype)
 
     @property
-    def site(self) -> Site | None:
+    def sites(self) -> tuple[Site, ...]:
         """γ and β."""
-        return self.standing.site if self.standing is not None else None
+        return self.standing.sites if self.standing is not None else ()
 
     @property
     def deviation(self) -> Vector | None:

@@ -75,14 +75,14 @@ class Convolution(Operator):
         return Absorber(outside, weight or bias, bias or untyped, True, ahead)
 
     @property
-    def site(self) -> Site:
+    def sites(self) -> tuple[Site]:
         """The weight, and the bias of one number for each channel that is put out."""
         shape, size = self._sizes, self.outputs
         outside = channels.along_axis(shape, 0)
         inside = channels.conv_inputs(shape, self.groups) if not self.transposed else outside
         if self.transposed:
             outside = channels.conv_transpose(shape, self.groups)
-        return Site(
+        site = Site(
             self.label,
             self.weight.position,
             self.bias.position,
@@ -96,6 +96,7 @@ class Convolution(Operator):
             entrance=Entrance(inside) if self.weight.value is not None else None,
             quantized=self.weight.quantized,
         )
+        return (site,)
 
     @property
     def output(self) -> Shape:
@@ -197,10 +198,12 @@ class Product(Operator):
         return Absorber(self.channels, blocked, behind, self.offset is not None, self._ahead)
 
     @property
-    def site(self) -> Site | None:
+    def sites(self) -> tuple[Site, ...]:
         """The weight, and the bias along the axis of what is put out."""
-        if not self.writable:
-            return None
+        return (self._site,) if self.writable else ()
+
+    @property
+    def _site(self) -> Site:
         shape, rank, bias = self._shape, self.rank or 0, self.offset
         return Site(
             self.label,
@@ -213,9 +216,9 @@ class Product(Operator):
             bias.value if bias is not None else None,
             self.bias_shape,
             self.beta,
-            self.weight.value.dtype if self.weight.value is not None else np.dtype(np.float32),
-            Entrance(channels.along_axis(shape, self.summed), self.alpha),
-            self.weight.quantized,
+            dtype=self.weight.value.dtype if self.weight.value else np.dtype(np.float32),
+            entrance=Entrance(channels.along_axis(shape, self.summed), self.alpha),
+            quantized=self.weight.quantized,
         )
 
     @property
@@ -237,8 +240,7 @@ class Product(Operator):
         return InputSide(self.data[0], inside, None, blocked, self._image)
 
     def _image(self, map_: AffineMap) -> AffineMap:
-        site = self.site
-        assert site is not None
+        site = self._site
         return AffineMap.of(1.0, site.image(map_.shift), next(iter(site.channels)))
 
 

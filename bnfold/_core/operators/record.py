@@ -1,7 +1,7 @@
 """What every record of an operator says, and the records of those with no parameters and no law.
 
 A reader translates a node of its framework into one record, which knows no framework. All that
-folding asks of the operator follows from the record: its role, the site of its parameters, and the
+folding asks of the operator follows from the record: its role, the sites of its parameters, and the
 shape of what it puts out. What merging asks follows in `_merge.steps`.
 """
 
@@ -75,9 +75,9 @@ class Operator:
         return OPAQUE
 
     @property
-    def site(self) -> Site | None:
+    def sites(self) -> tuple[Site, ...]:
         """Where its parameters take maps in."""
-        return None
+        return ()
 
     @property
     def output(self) -> Shape | None:
@@ -95,7 +95,7 @@ class Operator:
 
     def reading(self) -> Reading:
         """All that planning asks of it."""
-        return Reading(self.role, self.site, self.output, self.deviation)
+        return Reading(self.role, self.sites, self.output, self.deviation)
 
 
 UNKNOWN = Operator()

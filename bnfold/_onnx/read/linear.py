@@ -1,8 +1,9 @@
-"""Linear operators of ONNX, each translated into its record."""
+"""Linear and recurrent operators of ONNX, each translated into its record."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -18,6 +19,7 @@ from bnfold._core.operators.record import (
     unusual,
     unweighted,
 )
+from bnfold._core.operators.recurrent import Recurrent
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.windows import Window
 from bnfold._onnx.read import attributes
@@ -106,6 +108,30 @@ def _matmul(context: Context, node: NodeProto) -> Operator:
     return matmul(label(node), weight, other, old if context.opset < 7 else None)
 
 
+def _recurrent(context: Context, node: NodeProto) -> Operator:
+    """LSTM, GRU and RNN: ``W [directions, gates·hidden, inputs]``, and ``B [directions,
+    2·gates·hidden]``, which is that of W and then that of R. ``layout`` turns the first two axes of
+    X; its last is that of the inputs.
+    """
+    if context.opset < 7 or len(node.input) < 3:
+        return UNKNOWN
+    weight = context.weight(node, 1)
+    if weight.value is not None and not _enters_gates(node, weight.value.shape):
+        weight = replace(weight, value=None, missing=unusual(weight.value))
+    return Recurrent(
+        label=label(node), weights=(weight,), biases=(context.weight(node, 3),), others=1
+    )
+
+
+def _enters_gates(node: NodeProto, shape: tuple[int, ...]) -> bool:
+    """Whether a W has a shape that fits its operator's directions and gates."""
+    gates, hidden = _GATES[node.op_type], attributes.integer(node, "hidden_size", 0)
+    both = attributes.text(node, "direction", "forward") == "bidirectional"
+    if len(shape) != 3 or shape[0] != 1 + both or shape[1] % gates:
+        return False
+    return hidden in (0, shape[1] // gates)
+
+
 def _why_not(weight: Operand) -> Reason:
     """Why an operator cannot have a weight."""
     if weight.missing is not None:
@@ -119,9 +145,11 @@ def _unmerged_product(reason: Reason) -> Operator:
     return Unweighted(reason=reason, merges=reason.code != "dynamic-weight")
 
 
+_GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 ROWS: dict[str, OnnxRow] = {
     "Conv": Row(_convolution, unmerged),
     "ConvTranspose": Row(_convolution, unweighted),
     "Gemm": Row(_gemm, _unmerged_product),
     "MatMul": Row(_matmul, _unmerged_product),
+    **{kind: Row(_recurrent) for kind in _GATES},
 }

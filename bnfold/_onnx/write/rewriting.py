@@ -67,9 +67,8 @@ class _GraphRewriter:
                 editor.remove(scope, graph.positions[index])
             remaining.append(operators_left(editor, graph, move))
         for node, sides in self.moves.sides.items():
-            site = graph.readings[node].site
-            if site is not None:
-                position = graph.positions[node]
+            position = graph.positions[node]
+            for site in graph.readings[node].sites:
                 write_parameters(editor, graph, scope.nodes[position], site, sides)
         applied = []
         for move, left in zip(self.moves.moves, remaining, strict=True):
@@ -88,7 +87,7 @@ class _GraphRewriter:
         for node in self.moves.sides:
             if node not in known:
                 into = graph.positions[node]
-                output = graph.name(graph.view.nodes[node].outputs[0])
+                output = next(name for name in scope.nodes[into].output if name)
                 yield Applied(scope.path, "absorb", into, (), (), output, output)
 
     def _crossings(self) -> Iterator[Applied]:

@@ -67,9 +67,12 @@ class MissingBiases:
             for place, (node, reading) in enumerate(
                 zip(self._graph.nodes, self._graph.readings, strict=True)
             ):
-                site, path = reading.site, owner_of(node)
+                path = owner_of(node)
                 module = self._owned.modules.get(path)
-                if site is None or site.bias_value is not None or site.bias_shape is None:
+                if len(reading.sites) != 1:  # A module has one bias by that name.
+                    continue
+                (site,) = reading.sites
+                if site.bias_value is not None or site.bias_shape is None:
                     continue
                 if module is None or "bias" not in module._parameters or _adds_its_bias(module):
                     continue
@@ -106,7 +109,7 @@ class MissingBiases:
         return {
             node
             for node, reading in zip(self._graph.nodes, self._graph.readings, strict=True)
-            if reading.site is not None
+            if reading.sites
         }
 
 

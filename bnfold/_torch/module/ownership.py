@@ -9,6 +9,7 @@ from torch.fx import GraphModule, Node
 from bnfold._core.reasons import Reason
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.graph import Graph, path_of, paths_of
+from bnfold._torch.read.nodes import reads_of
 
 
 class Ownership:
@@ -80,7 +81,23 @@ class Ownership:
                 message = f"{name} is also used by {where[0]}: changing it would change both"
                 message += ", unless clone=True lets them differ" if several else ""
                 return Reason("shared-weight", name, message)
+            if self._reads(node, name) > 1:
+                label = self._graph.context.label(node)
+                message = f"{label} uses {name} in several places: changing it would change all"
+                return Reason("shared-weight", name, message)
         return None
+
+    def _reads(self, node: Node, name: str) -> int:
+        """How many of the tensors that an operator reads share elements with a parameter, or are
+        computed from such a one.
+        """
+        found = [self._graph.context.constants.find(source) for source in reads_of(node)]
+        names = [source for one in found if isinstance(one, Constant) for source in one.sources]
+        own = self.tensors.get(name)
+        return sum(
+            other == name or (own is not None and _overlap(own, self.tensors.get(other)))
+            for other in names
+        )
 
     def _computing(self, old: Constant) -> set[Node]:
         """The operators that compute constants from the sources of a constant."""
@@ -120,6 +137,23 @@ def _memory(tensor: Tensor) -> object:
     if tensor.layout is not torch.strided or not tensor.numel():
         return id(tensor)
     return tensor.untyped_storage()._cdata
+
+
+def _overlap(one: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors may have elements in common. Weights that lie one after the other in one
+    memory, as cuDNN wants those of an LSTM, have none.
+    """
+    if other is None or _memory(one) != _memory(other):
+        return False
+    (start, end), (begin, stop) = _span(one), _span(other)
+    return start < stop and begin < end
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The bytes of its memory from a tensor's first element to the end of its last."""
+    start, size = int(tensor.storage_offset()), tensor.element_size()
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return start * size, (start + sum(int((n - 1) * step) for n, step in steps) + 1) * size
 
 
 def _holders(module: nn.Module) -> dict[object, set[str]]:

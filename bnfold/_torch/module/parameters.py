@@ -15,7 +15,7 @@ from bnfold._torch.tensors import Array, from_numpy
 
 
 def write_parameters(module: nn.Module, path: str, site: Site, sides: Sides) -> None:
-    """Give the operator of the submodule at ``path`` its new weight and bias, in place."""
+    """Give an operator of the submodule at ``path`` the new weight and bias of a site, in place."""
     owner = module.get_submodule(path)
     for values, old, name in (
         (site.new_weight(sides.behind, sides.ahead), site.weight_value, "weight"),

@@ -18,7 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from bnfold._core import absorbing
 from bnfold._core.parameters import Parameter, Reading, Site
 from bnfold._core.reasons import Reason
-from bnfold._core.view import Absorber, Affine, Node, View
+from bnfold._core.view import Absorber, Affine, Node, Receiver, View
 from bnfold._plan.planner import Move, Moves
 from bnfold._torch.module.biases import MissingBiases
 from bnfold._torch.module.ownership import Ownership, owner_of
@@ -76,19 +76,25 @@ class Surgery:
         return replace(view, nodes=tuple(self._restricted_node(*each) for each in nodes))
 
     def _restricted_node(self, seen: Node, node: fx.Node, reading: Reading) -> Node:
-        site, role = reading.site, seen.role
-        if site is None or not isinstance(role, Absorber | Affine):
+        sites, role = reading.sites, seen.role
+        if not sites or not isinstance(role, Absorber | Receiver | Affine):
             return seen
-        weight = self._unwritable(node, site, site.weight_value, "weight")
-        bias = self._unwritable(node, site, site.bias_value, "bias")
+        weights = [self._unwritable(node, site, site.weight_value, "weight") for site in sites]
+        biases = [self._unwritable(node, site, site.bias_value, "bias") for site in sites]
+        weight, bias = _first(weights), _first(biases)
         old = role.absorber if isinstance(role, Affine) else role
         assert old is not None
-        scale = weight or (bias if site.bias_value is not None else None)
+        stored = any(site.bias_value is not None for site in sites)
+        scale = weight or (bias if stored else None)
         ahead = old.ahead and replace(
             old.ahead,
             scale_blocked=old.ahead.scale_blocked or weight,
             shift_blocked=old.ahead.shift_blocked or bias,
         )
+        if isinstance(role, Receiver):
+            assert ahead is not None
+            return replace(seen, role=Receiver(ahead))
+        assert isinstance(old, Absorber)
         new = replace(
             old,
             scale_blocked=old.scale_blocked or scale,
@@ -104,8 +110,7 @@ class Surgery:
         """Carry out all moves on the planned module, or on a copy of it."""
         with torch.no_grad():
             for index, sides in moves.sides.items():
-                site = self._graph.readings[index].site
-                if site is not None:
+                for site in self._graph.readings[index].sites:
                     write_parameters(module, owner_of(self._graph.nodes[index]), site, sides)
             maps = [self._graph.nodes[index] for move in moves.moves for index in move.maps]
             gone = {path for node in maps if (path := self._owned.home(node)) is not None}
@@ -195,6 +200,10 @@ class Surgery:
             return None
         message = f"{old.name} is computed in a module's own code, not stored"
         return Reason("not-a-module", old.name, message)
+
+
+def _first(reasons: Sequence[Reason | None]) -> Reason | None:
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _clear(module: nn.Module) -> None:

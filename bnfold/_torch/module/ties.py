@@ -104,4 +104,4 @@ def _place(module: nn.Module, name: str, what: nn.Module | nn.Parameter) -> None
     if isinstance(what, nn.Module):
         parent._modules[last] = what
     else:
-        parent._parameters[last] = what
+        setattr(parent, last, what)  # An LSTM notes its parameters in a list of its own, too.

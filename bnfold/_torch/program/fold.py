@@ -6,6 +6,7 @@ cloned, a missing bias becomes a parameter, a map that has to stand becomes a mu
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from bnfold._torch.program.merging import merge
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import quiet
 from bnfold._torch.read.graph import Graph, clashes, operators
-from bnfold._torch.read.nodes import arguments, kind_of
+from bnfold._torch.read.nodes import arguments, kind_of, reads_of
 from bnfold._torch.tensors import Array, from_numpy
 
 # Operators whose numbers are part of their name, and those that are the same with any numbers.
@@ -116,8 +117,7 @@ class _DraftFolder:
         for index, edit in moves.edits.items():
             self._edit(index, edit)
         for index, sides in moves.sides.items():
-            site = self._read.readings[index].site
-            if site is not None:
+            for site in self._read.readings[index].sites:
                 self._absorb(self._node(index), site, sides)
         for move in moves.moves:
             self._replace(move)
@@ -143,22 +143,31 @@ class _DraftFolder:
             _set_argument(node, str(role.numbers.get(name, name)), value)
 
     def _absorb(self, node: Node, site: Site, sides: Sides) -> None:
-        """Give an operator its new weight and bias."""
-        bound = arguments(node)
-        for name, values, old in (
-            ("weight", site.new_weight(sides.behind, sides.ahead), site.weight_value),
-            ("bias", site.new_bias(sides.behind, sides.ahead), site.bias_value),
+        """Give an operator the new weight and bias of one of its sites.
+
+        Of an operator that has them in a list, not as arguments of their own, the number of the
+        tensor among those that it reads says which it is.
+        """
+        bound, reads = arguments(node), list(reads_of(node))
+        weight = bound["weight"] if "weight" in bound else reads[site.weight]
+        for name, number, values, old in (
+            ("weight", site.weight, site.new_weight(sides.behind, sides.ahead), site.weight_value),
+            ("bias", site.bias, site.new_bias(sides.behind, sides.ahead), site.bias_value),
         ):
-            if values is None:
+            if values is None or number is None:
                 continue
-            weight = bound["weight"]
+            held = bound[name] if name in bound else reads[number]
             stem = old.name if isinstance(old, Constant) and old.stored else f"{node.name}_{name}"
-            if isinstance(old, Constant) and old.stored and len(bound[name].users) == 1:
+            alone = held is not None and len(held.users) == 1 and reads.count(held) == 1
+            if isinstance(old, Constant) and old.stored and alone:
                 state = self._draft.state
                 state[old.name] = _like(values, state[old.name])
                 continue
             parameter, _ = self._draft.add_parameter(stem, from_numpy(values), weight)
-            _set_argument(node, name, parameter)
+            if name in bound:
+                _set_argument(node, name, parameter)
+            else:
+                _set_read(node, number, parameter)
 
     def _replace(self, move: Move) -> None:
         """Take the maps out, and put what has to stand where the last of them was."""
@@ -243,6 +252,16 @@ def _like(values: Array, old: Tensor) -> Tensor:
     with torch.no_grad():
         tensor.copy_(from_numpy(values))
     return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+
+
+def _set_read(node: Node, number: int, new: Node) -> None:
+    """Let an operator read another tensor in place of one of those that it reads, by number."""
+    numbers = itertools.count()
+
+    def swapped(source: Node) -> Node:
+        return new if next(numbers) == number else source
+
+    node.args, node.kwargs = torch.fx.map_arg((node.args, node.kwargs), swapped)
 
 
 def _set_argument(node: Node, name: str, value: Node | float) -> None:

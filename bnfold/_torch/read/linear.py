@@ -1,4 +1,4 @@
-"""Linear operators of PyTorch, each translated into its record."""
+"""Linear and recurrent operators of PyTorch, each translated into its record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from torch.fx import Node
 
 from bnfold._core.operators.linear import Convolution, Product, matmul
-from bnfold._core.operators.record import UNKNOWN, Operator, Row, unmerged, unweighted
+from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Row, unmerged, unweighted
+from bnfold._core.operators.recurrent import Recurrent
+from bnfold._core.reasons import Reason
 from bnfold._core.windows import Window
 from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.crossed import product_of_two
@@ -81,6 +83,28 @@ def _matmul(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     return replace(product, dtype=_dtype(args["self"]))
 
 
+def _recurrent(context: Context, node: Node, args: dict[str, Any]) -> Operator:
+    """LSTM, GRU and RNN of one tensor, batch first or not. Of each layer, and in it of each
+    direction, the parameters are ``w_ih [gates·hidden, inputs]``, w_hh, with biases b_ih and b_hh,
+    and with a projection w_hr. The first layer alone reads the input.
+    """
+    if "input" not in args:  # A packed sequence.
+        return UNKNOWN
+    parameters, where = args["params"], context.label(node)
+    directions = 1 + args["bidirectional"]
+    each = len(parameters) // (directions * args["num_layers"])
+    first, starts = places(node)["params"][0], range(0, each * directions, each)
+    weights = tuple(context.operand(parameters[k], first + k) for k in starts)
+    message = f"{where} has no biases, which the shift would go into"
+    none = Operand(-1, missing=Reason("no-linear-operator", where, message))
+    biases = tuple(
+        context.operand(parameters[k + 2], first + k + 2) if args["has_biases"] else none
+        for k in starts
+    )
+    data = places(node)["input"]
+    return Recurrent(label=where, data=data, weights=weights, biases=biases)
+
+
 def _dtype(data: Node) -> np.dtype[Any] | None:
     dtype = dtype_of(data)
     return DTYPES.get(dtype) if dtype is not None else None
@@ -91,4 +115,5 @@ ROWS: dict[str, TorchRow] = {
     **{f"conv_transpose{k}d": Row(_convolution, unweighted) for k in (1, 2, 3)},
     "linear": Row(_linear, unmerged),
     **{kind: Row(_matmul) for kind in ("bmm", "matmul", "mm")},
+    **{kind: Row(_recurrent) for kind in ("gru", "lstm", "rnn_relu", "rnn_tanh")},
 }
