@@ -32,7 +32,7 @@ WIDE = 1000
 def norm(sign: float = 1.0) -> Affine:
     """A BatchNorm of two channels, one of which may have a negative scale."""
     map_ = AffineMap.of(np.array([2.0, 3.0 * sign]), np.array([4.0, 5.0]), 1)
-    return Affine(map_, steps=2, absorber=Absorber({1: 2}))
+    return Affine(map_, operations=2, absorber=Absorber({1: 2}))
 
 
 def chain(*roles: Role) -> Callable[[int], Iterator[Row]]:

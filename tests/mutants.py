@@ -206,7 +206,7 @@ MUTANTS = (
     Mutant(
         "a move that costs operators",
         "_core/absorbing.py",
-        "return fewer and added <= removed and added_steps <= removed_steps",
+        "return fewer and added <= removed and added_operations <= removed_operations",
         "return True",
         "tests/plan/test_planner.py tests/plan/test_relocate.py tests/test_kept.py",
     ),
@@ -249,8 +249,8 @@ MUTANTS = (
     Mutant(
         "padding that auto_pad asks for goes unseen",
         "_onnx/read/windows.py",
-        "found.append(Window(-start, k, step if k > 1 else 1, stride, room))",
-        "found.append(Window.of(k, step, stride, (0, 0)))",
+        "found.append(Window(-start, k, dilation if k > 1 else 1, stride, room))",
+        "found.append(Window.of(k, dilation, stride, (0, 0)))",
         "tests/carry/test_ahead.py",
     ),
     Mutant(
@@ -269,8 +269,8 @@ MUTANTS = (
     ),
     Mutant(
         "padding by name goes unseen in PyTorch",
-        "_torch/read/windows.py",
-        "total = step * (k - 1)",
+        "_torch/read/nodes.py",
+        "total = dilation * (k - 1)",
         "total = 0",
         "tests/torch/test_ahead.py",
     ),
@@ -291,7 +291,7 @@ MUTANTS = (
     ),
     Mutant(
         "names that are taken are given out",
-        "_onnx/names.py",
+        "_onnx/read/scopes.py",
         "while name in self._taken:",
         "while False:",
         "tests/test_names.py",
@@ -385,7 +385,7 @@ MUTANTS = (
     ),
     Mutant(
         "a call of a function is an operator of its name",
-        "_onnx/read/translate.py",
+        "_onnx/read/graph.py",
         "called = kind in context.scope.functions",
         "called = False",
         "tests/test_last_axis_norms.py",

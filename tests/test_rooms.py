@@ -23,7 +23,6 @@ ROOMS = (
     "_plan",
     "_onnx.tensors",
     "_onnx.read",
-    "_onnx.names",
     "_onnx.merge",
     "_onnx.network",
     "_onnx.write",

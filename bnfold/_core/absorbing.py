@@ -1,7 +1,7 @@
-"""The laws by which an affine map is taken in; each raises a `Refusal` when it says no.
+"""The laws by which an operator takes in an affine map; a law that says no raises `Refusal`.
 
-A law here decides from axes, sizes and roles alone. What depends on the size of large weights
-(overflow, underflow) is decided where they are read.
+A law here decides from axes, sizes and roles alone. Overflow and underflow depend on the values of
+large weights. `_core.parameters` decides them when it reads the weights.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from bnfold._core.view import Absorber, InputSide, Node, Value, View
 
 
 def unshared(view: View, value: Value, reader: int) -> Reason | None:
-    """A tensor may change only if `reader` reads it, once, and nobody else sees it.
+    """Why a tensor may not change for the sake of one reader; None if it may.
 
-    Nobody else: no other node, no body of an If, Loop or Scan, no graph output.
+    It may change only if ``reader`` reads it once and nobody else sees it: no other node, no body
+    of an If, Loop or Scan, no graph output.
     """
     if value.pinned is not None:
         return value.pinned
@@ -33,12 +34,13 @@ def unshared(view: View, value: Value, reader: int) -> Reason | None:
 def absorb_behind(
     node: Node, absorber: Absorber, absorbed: AffineMap, map_: AffineMap
 ) -> AffineMap:
-    """What an operator that took in ``absorbed`` has taken in once it takes ``map_`` too.
+    """The whole map that an operator takes in behind itself: first ``absorbed``, then ``map_``.
 
-    ``A∘L`` is L with weights ``W[o]·s_o`` and bias ``s·b + t``. Exact always, for a linear operator
-    or a normalization's γ and β, provided that the map varies along an axis whose positions have
-    parameters of their own (or along none) and that the parameters are constants nobody else may
-    set. A map that would broadcast the output to a larger shape is none of these. Raises `Refusal`.
+    ``A∘L`` is L with weights ``W[o]·s_o`` and bias ``s·b + t``, for a linear operator and for a
+    normalization's γ and β. Exact if two things hold. The map varies along no axis, or along an
+    axis whose positions have parameters of their own. The parameters are constants that nobody
+    else may set. A map that would broadcast the output to a larger shape is refused. Raises
+    `Refusal`.
     """
     total = _total(node, absorber, absorbed.then(map_), map_, absorbed, "before")
     if total.axis is not None:
@@ -61,11 +63,11 @@ def absorb_behind(
 
 
 def absorb_ahead(node: Node, ahead: InputSide, absorbed: AffineMap, map_: AffineMap) -> AffineMap:
-    """What an operator whose input takes in ``absorbed`` takes in once ``map_`` comes ahead of it.
+    """The whole map that an operator takes in ahead of itself: first ``map_``, then ``absorbed``.
 
-    ``L∘A`` is L with weights ``W[o, i]·s_i`` and bias ``b_o + Σ W[o, i, k]·t_i``. Exact always
-    for the scale; for the shift only where every output sums over the whole kernel, that is, where
-    none sees padding. The map must vary along the axis that the weight sums over, or along none.
+    ``L∘A`` is L with weights ``W[o, i]·s_i`` and bias ``b_o + Σ W[o, i, k]·t_i``. The scale is
+    always exact. The shift is exact only if every output sums over the whole kernel: no output
+    reads padding. The map must vary along the axis that the weight sums over, or along none.
     Raises `Refusal`.
     """
     total = _total(node, ahead, map_.then(absorbed), map_, absorbed, "ahead of it")
@@ -88,7 +90,10 @@ def _total(
     absorbed: AffineMap,
     where: str,
 ) -> AffineMap:
-    """A map composed with what a side of an operator has taken in, if that side may take it."""
+    """``total``, which composes ``map_`` and ``absorbed``, if the side may take it in.
+
+    Raises `Refusal`.
+    """
     if total is None:
         raise Refusal.of(
             "axis-mismatch",
@@ -107,14 +112,17 @@ def _total(
 
 
 def split(map_: AffineMap) -> tuple[AffineMap, AffineMap]:
-    """``A(s, t) = A(1, t)∘A(s, 0)``, exactly: the scale, which acts first, and the shift."""
+    """The scale, which acts first, and the shift of a map: ``A(s, t) = A(1, t)∘A(s, 0)``.
+
+    Always exact.
+    """
     return AffineMap.of(map_.scale, 0.0, map_.axis), AffineMap.of(1.0, map_.shift, map_.axis)
 
 
 def split_shift_first(map_: AffineMap) -> tuple[AffineMap, AffineMap] | None:
-    """``A(s, t) = A(s, 0)∘A(1, t/s)``: the shift, which acts first, and the scale.
+    """The shift, which acts first, and the scale of a map: ``A(s, t) = A(s, 0)∘A(1, t/s)``.
 
-    Exact up to the rounding of t/s in float64; None where a scale is 0 or t/s is not finite.
+    Exact up to the rounding of t/s in float64. None if a scale is 0 or t/s is not finite.
     """
     if not bool((map_.scale != 0).all()):
         return None
@@ -126,20 +134,19 @@ def split_shift_first(map_: AffineMap) -> tuple[AffineMap, AffineMap] | None:
 
 
 def commute(first: AffineMap, second: AffineMap) -> bool:
-    """Whether two maps along different axes may change places as they are.
+    """Whether two maps along different axes may change places without any other change.
 
-    ``A(s₂, t₂)∘A(s₁, t₁)`` and ``A(s₁, t₁)∘A(s₂, t₂)`` differ in their shift alone, ``s₂·t₁ + t₂``
-    against ``s₁·t₂ + t₁``: equal where t₁ = 0 or s₂ = 1, and t₂ = 0 or s₁ = 1.
+    ``A(s₂, t₂)∘A(s₁, t₁)`` and ``A(s₁, t₁)∘A(s₂, t₂)`` have the same scale. Their shifts are
+    ``s₂·t₁ + t₂`` and ``s₁·t₂ + t₁``. These are equal if t₁ = 0 or s₂ = 1, and t₂ = 0 or s₁ = 1.
     """
     outward = first.keeps_origin or second.keeps_scale
     return outward and (second.keeps_origin or first.keeps_scale)
 
 
-def pays(removed: int, removed_steps: int, added: int, added_steps: int) -> bool:
-    """A move is taken when it lowers the operators executed or their work, and raises neither.
+def pays(removed: int, removed_operations: int, added: int, added_operations: int) -> bool:
+    """Whether a move pays: it lowers the number of operators or of operations, and raises neither.
 
-    Operators are counted with the elementwise steps they take: 2 for a BatchNormalization, 1 for
-    a Mul or an Add.
+    Operations are elementwise: 2 for a BatchNormalization, 1 for a Mul or an Add.
     """
-    fewer = added < removed or added_steps < removed_steps
-    return fewer and added <= removed and added_steps <= removed_steps
+    fewer = added < removed or added_operations < removed_operations
+    return fewer and added <= removed and added_operations <= removed_operations

@@ -1,9 +1,9 @@
-"""Per-channel affine maps ``y = scale · x + shift``, the one idea everything else is built on.
+"""Per-channel affine maps ``y = scale · x + shift``. All other modules are built on this idea.
 
 An inference-time BatchNorm is such a map, with ``scale = γ / √(var + ε)`` and
 ``shift = β − μ · scale`` (Ioffe & Szegedy 2015, section 3.1). So is a multiply, add, subtract or
-divide by a constant that varies along one axis only. Maps are composed in float64 and rounded to
-a stored dtype once, at the end, by whoever writes a weight.
+divide by a constant that varies along one axis only. Maps are composed in float64. The code that
+writes a weight rounds the result once, to the stored dtype.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _ROUNDING = 8 * float(np.finfo(np.float64).eps)
 class AffineMap:
     """``y = scale · x + shift``, with one scale and one shift per position of ``axis``.
 
-    ``scale`` and ``shift`` are float64 vectors of one length: the size of the axis, or 1 when
-    ``axis`` is None, which means the same scale and shift at every element of the tensor.
+    ``scale`` and ``shift`` are float64 vectors of one length: the size of the axis. When ``axis``
+    is None, the length is 1, and every element of the tensor has the same scale and shift.
     """
 
     scale: Vector
@@ -35,9 +35,9 @@ class AffineMap:
     def of(cls, scale: ArrayLike, shift: ArrayLike, axis: int | None) -> AffineMap:
         """Make a map from scalars or vectors; one whose values all agree becomes uniform.
 
-        A uniform map acts alike on every axis, so forgetting the axis loses nothing and lets it
-        pass where a per-channel map could not. Values agree that differ by no more than a few
-        float64 operations may have rounded them: ``t/s`` and ``(u·s)/s`` are the same number.
+        A uniform map acts alike on every axis. It needs no axis, and without one it passes where a
+        per-channel map could not. Values agree if a few roundings in float64 can explain their
+        difference: ``t`` and ``(t·s)/s`` are the same number.
         """
         s = np.array(scale, np.float64, ndmin=1)
         t = np.array(shift, np.float64, ndmin=1)
@@ -63,9 +63,9 @@ class AffineMap:
     ) -> AffineMap:
         """The map of a BatchNorm with fixed statistics, each a vector of shape ``[C]``.
 
-        Exact for ``variance + epsilon > 0`` and finite statistics, which the caller has seen to.
-        The stored variance is used as it is: frameworks store the unbiased one and their
-        inference divides by it unchanged (ONNX BatchNormalization, torch.nn.BatchNorm2d).
+        Exact for ``variance + epsilon > 0`` and finite statistics. The caller makes sure of both.
+        The stored variance is used unchanged: frameworks store the unbiased variance, and their
+        inference divides by it as it is (ONNX BatchNormalization, torch.nn.BatchNorm2d).
         """
         scale = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
         shift = beta.astype(np.float64) - mean.astype(np.float64) * scale
@@ -98,10 +98,10 @@ class AffineMap:
         return AffineMap.of(scale.astype(np.float64), shift.astype(np.float64), self.axis)
 
     def then(self, outer: AffineMap) -> AffineMap | None:
-        """The map ``outer ∘ self = A(s₂·s₁, s₂·t₁ + t₂)``, or None where no one axis carries both.
+        """The map ``outer ∘ self = A(s₂·s₁, s₂·t₁ + t₂)``, or None if one axis cannot hold both.
 
-        Exact always; the composition has one axis only if both maps vary along the same axis, or
-        at least one of them is uniform.
+        Always exact. The composition has one axis if both maps vary along the same axis, or if at
+        least one of them is uniform.
         """
         if self.axis is not None and outer.axis is not None:
             if self.axis != outer.axis or self.scale.size != outer.scale.size:

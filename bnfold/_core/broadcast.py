@@ -17,18 +17,19 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Spread:
-    """The values of a constant along the one axis it varies on (None: it is one number)."""
+    """The values of a constant along its one varying ``axis``; None says that it is one number."""
 
     values: NDArray[np.float64]
     axis: int | None
 
 
 def spread(constant: Array, shape: Shape | None, label: str) -> Spread:
-    """How a constant meets a tensor of the given shape under NumPy-style broadcasting.
+    """The values of a constant along the one axis of a tensor on which they vary, by broadcasting.
 
-    Exact when the result has the tensor's own shape and the constant, aligned from the right,
-    varies by value along at most one axis. Axes come from ranks; a size decides only whether
-    broadcasting would enlarge the tensor, and then it must be known. Raises `Refusal` otherwise.
+    A constant ``[C, 1, 1]`` meets a tensor ``[N, C, H, W]`` on axis 1. Exact when the result has
+    the tensor's own shape and the constant, aligned from the right, varies by value along at most
+    one axis. Axes come from ranks. A size decides only whether broadcasting would enlarge the
+    tensor, and must be known for that. Raises `Refusal` otherwise.
     """
     if not bool(np.isfinite(constant.astype(np.float64)).all()):
         message = f"the constant of {label} is NaN or infinite somewhere"
@@ -87,8 +88,8 @@ def affine(op: str, constant: Spread, constant_first: bool, label: str) -> Affin
     """The map of ``x op c``, or of ``c op x`` when the constant comes first.
 
     ``x·c``: A(c, 0); ``x + c``: A(1, c); ``x − c``: A(1, −c); ``c − x``: A(−1, c); ``x / c``:
-    A(1/c, 0) for c ≠ 0, and `Refusal` is raised else. ``c / x`` is not affine, and the caller does
-    not ask.
+    A(1/c, 0) for c ≠ 0; raises `Refusal` for c = 0. ``c / x`` is not affine, and no caller asks
+    for it.
     """
     c, axis = constant.values, constant.axis
     if op == "Mul":

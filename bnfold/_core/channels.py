@@ -1,7 +1,7 @@
-"""The weights of a linear operator under an affine map that follows it.
+"""Where the channels of a linear operator lie in its stored weight, and how a map scales them.
 
-A layout says along which part of a stored weight the output channels lie; scaling and
-rounding are then the same for every operator. Arithmetic is float64, rounded once.
+A `ChannelLayout` says which part of a stored weight belongs to which channel. With a layout, all
+operators are scaled and rounded by the same code. Arithmetic is float64, rounded once.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ _BLOCK = 1 << 16
 class ChannelLayout:
     """Where output channels lie in a weight.
 
-    ``view`` is the shape the stored weight is seen in (same elements, same order) and ``along``
-    the shape that the per-channel vector takes to broadcast over it.
+    ``view`` is a shape for the stored weight, with the same elements in the same order. ``along``
+    is the shape that a per-channel vector takes to broadcast over ``view``. A Conv weight
+    ``[8, 3, 5, 5]`` has the view ``[8, 3, 5, 5]`` and the vector the shape ``[8, 1, 1, 1]``.
     """
 
     view: tuple[int, ...]
     along: tuple[int, ...]
 
     def spread(self, vector: Vector) -> Vector:
-        """Lay a per-channel vector (or a uniform one, of length 1) over the view."""
+        """A per-channel vector, or a uniform one of length 1, in the shape that fits the view."""
         if vector.size == 1:
             return vector.reshape((1,) * len(self.view))
         return vector.reshape(self.along)
@@ -42,9 +43,9 @@ class ChannelLayout:
 def along_axis(shape: tuple[int, ...], axis: int) -> ChannelLayout:
     """Output channels on one axis of the weight.
 
-    Conv keeps them on axis 0 of ``[Cout, Cin/group, k…]`` whatever the group: each output channel
-    is one filter, ``A∘Conv`` has weight ``W[o]·s_o`` (ONNX Conv). The same form serves Gemm
-    (columns of B', rows of A'), MatMul (the axis of the constant that reaches the output axis)
+    A Conv has them on axis 0 of ``[Cout, Cin/group, k…]``, for any number of groups: each output
+    channel is one filter, and ``A∘Conv`` has weight ``W[o]·s_o`` (ONNX Conv). The same layout fits
+    a Gemm (columns of B', rows of A'), a MatMul (the constant's axis that becomes the output axis)
     and the γ of a normalization.
     """
     view = shape or (1,)
@@ -91,7 +92,7 @@ def scaled(weight: Array, scale: Vector, layout: ChannelLayout, dtype: np.dtype[
 
 
 def channel_peaks(weight: Array, layout: ChannelLayout) -> Vector:
-    """The largest magnitude in each output channel, as a flat float64 vector; NaN where one is."""
+    """The largest magnitude of each output channel, a float64 vector. A NaN weight gives NaN."""
     source = weight.reshape(layout.view)
     reduced = tuple(k for k, n in enumerate(layout.along) if n == 1)
     if source.size == 0:
@@ -104,7 +105,7 @@ def channel_peaks(weight: Array, layout: ChannelLayout) -> Vector:
 
 
 def _blocks(source: Array) -> Iterator[slice]:
-    """Slices of the first axis, each small enough for its float64 copy to stay in cache."""
+    """Slices of the first axis, each so small that its float64 copy stays in cache."""
     rows = source.shape[0] if source.ndim else 0
     if rows == 0:
         return

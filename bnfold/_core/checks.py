@@ -1,6 +1,6 @@
-"""What holds of every view that a reader makes, as a table of rules; tests ask them of all views.
+"""The rules that every view keeps. Tests check them for all views that readers make.
 
-Each rule tells what is wrong, in words. Sizes and ranks count where they are known.
+Each rule yields a sentence for each thing that is wrong. Only known sizes and ranks are compared.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ Rule = Callable[[View], Iterator[str]]
 
 
 def check_view(view: View) -> None:
-    """Raise `ValueError` with what breaks the first rule that a view does not keep; later rules
-    rest on earlier ones.
+    """Raise `ValueError` if a view breaks a rule.
+
+    The message has all that breaks the first broken rule. Later rules rely on earlier ones.
     """
     for name, rule in RULES.items():
         wrong = [f"{name}: {what}" for what in rule(view)]
@@ -41,7 +42,7 @@ def _known(view: View) -> Iterator[str]:
 
 
 def _order(view: View) -> Iterator[str]:
-    """Whoever writes a value stands ahead of all who read it."""
+    """The node that writes a value stands ahead of all nodes that read it."""
     for place, node in enumerate(view.nodes):
         for number in node.inputs:
             producer = view.values[number].producer if number >= 0 else None
@@ -58,7 +59,7 @@ def _written_once(view: View) -> Iterator[str]:
 
 
 def _producers(view: View) -> Iterator[str]:
-    """A value's producer is the node that writes it; one without a producer nobody writes."""
+    """A value's producer is the node that writes it. No node writes a value without a producer."""
     writers = {n: place for place, node in enumerate(view.nodes) for n in node.outputs}
     for number, value in enumerate(view.values):
         if value.producer != writers.get(number):
@@ -66,9 +67,10 @@ def _producers(view: View) -> Iterator[str]:
 
 
 def _readers(view: View) -> Iterator[str]:
-    """Every reader reads the value as often as it is listed. One that is not listed for a read asks
-    for a shape or a type, and nothing passes it. Who reads a value of an outer graph, which nobody
-    writes here, need not be listed.
+    """Every reader is listed once for each read.
+
+    A node that asks only for a shape or a type is not listed; nothing passes such a node. A value
+    of an outer graph has no writer here, and its readers need not be listed.
     """
     reads: dict[int, Counter[int]] = {}
     for place, node in enumerate(view.nodes):
@@ -87,7 +89,7 @@ def _readers(view: View) -> Iterator[str]:
 
 
 def _data(view: View) -> Iterator[str]:
-    """The inputs that a role numbers are there; a role has one output at the least."""
+    """The inputs that a role numbers exist, and such a node has at least one output."""
     for node in view.nodes:
         numbers = _inputs(node)
         for position in numbers:
@@ -100,7 +102,7 @@ def _data(view: View) -> Iterator[str]:
 
 
 def _same_shape(view: View) -> Iterator[str]:
-    """A map and a carrier put out what has the shape that they read."""
+    """The output of a map or a carrier has the shape of its data."""
     for node in view.nodes:
         if isinstance(node.role, Affine | Carrier):
             before, after = _shapes(view, node)
@@ -118,8 +120,9 @@ def _map_axes(view: View) -> Iterator[str]:
 
 
 def _absorber_axes(view: View) -> Iterator[str]:
-    """An absorber has parameters of its own along axes of what it puts out, and of what it reads,
-    one for each position.
+    """The channels of an absorber are axes of its output, and those ahead axes of its data.
+
+    Their sizes agree with those of the tensor.
     """
     for node in view.nodes:
         absorber = node.role.absorber if isinstance(node.role, Affine) else node.role
@@ -133,14 +136,14 @@ def _absorber_axes(view: View) -> Iterator[str]:
 
 
 def _law_axes(view: View) -> Iterator[str]:
-    """A law names axes and sizes that its tensors have, and as many of these as it tells."""
+    """The axes and sizes that a law names are those of its tensors, and so is their number."""
     for node in view.nodes:
         if isinstance(node.role, Crossing):
             yield from _of(node, _of_law(node.role.law, *_shapes(view, node)))
 
 
 def _of(node: Node, found: Iterator[str]) -> Iterator[str]:
-    """What is wrong with a node, told of it."""
+    """The sentences about a node, each with its label."""
     return (f"{node.label}: {what}" for what in found)
 
 
@@ -171,7 +174,7 @@ def _of_law(law: Law, inputs: list[Shape | None], outputs: list[Shape | None]) -
 
 
 def _kept(axes: Mapping[int, int], before: Shape | None, after: Shape | None) -> Iterator[str]:
-    """Axes that are kept, by where they come out, and have the same size there."""
+    """Sentences about ``axes``, output axes by input axis, that do not exist or differ in size."""
     yield from _within(axes, before)
     yield from _within(axes.values(), after)
     if before is not None and after is not None:
@@ -210,7 +213,7 @@ def _aligned(known: Aligned, inputs: list[Shape | None], output: Shape | None) -
 
 
 def _sized(sizes: Mapping[int, int | None], shape: Shape | None) -> Iterator[str]:
-    """Axes that a tensor has, and their sizes."""
+    """Sentences about sizes by axis that do not agree with a shape."""
     yield from _within(sizes, shape)
     for axis, size in sizes.items():
         if shape is not None and axis < len(shape) and not _agree((size,), (shape[axis],)):
@@ -247,7 +250,7 @@ def _shape(view: View, number: int) -> Shape | None:
 
 
 def _shapes(view: View, node: Node) -> tuple[list[Shape | None], list[Shape | None]]:
-    """The shapes that a role's data has, and those of what it puts out."""
+    """The shapes of a role's data, and those of the node's outputs."""
     data = [_shape(view, node.inputs[position]) for position in _inputs(node)]
     return data, [_shape(view, number) for number in node.outputs]
 

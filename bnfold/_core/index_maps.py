@@ -1,7 +1,8 @@
-"""Where the elements of a tensor go when it is transposed or reshaped, by sizes that are known.
+"""Where the elements of a tensor go when it is transposed or reshaped.
 
-A map that varies along one axis may vary along two after a Reshape, and along one again after the
-next (a channel shuffle): on the way it is a `MultiAxisMap` one.
+A map along one axis can become a map along two axes: a Reshape of ``[N, 6, H, W]`` to
+``[N, 2, 3, H, W]`` takes a map along axis 1 to one along axes 1 and 2. A second Reshape can bring
+it back to one axis, as in a channel shuffle. Between the two it is a `MultiAxisMap`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _LARGEST = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class MultiAxisMap:
-    """``y = scale·x + shift``, both of the tensor's rank, with size 1 where they do not vary."""
+    """``y = scale·x + shift``; both have the tensor's rank, and size 1 where they do not vary."""
 
     scale: NDArray[np.float64]
     shift: NDArray[np.float64]
@@ -50,7 +51,7 @@ class Permuted:
 
 @dataclass(frozen=True)
 class AxisGroup:
-    """Neighbouring axes that turn into others: as many elements, in the same order."""
+    """Neighbouring axes ``inside`` that become axes ``outside``, elements in the same order."""
 
     inside: tuple[Size, ...]
     outside: tuple[Size, ...]
@@ -71,9 +72,10 @@ _ALONE = AxisGroup((None,), (None,))
 def regrouped(inside: Sequence[Size], outside: Sequence[Size]) -> Regrouped:
     """How the axes of a Reshape belong together.
 
-    Elements keep their row-major order, so that wherever the sizes ahead of a point, or those
-    behind it, have equal products on both sides, nothing crosses it. Only sizes that are known to
-    be equal count; what is left in between is one group.
+    Elements keep their row-major order. If the leading sizes of both sides have equal products,
+    these axes do not mix with the axes behind them. The same holds for trailing sizes.
+    ``[N, 6, H, W]`` to ``[N, 2, 3, H, W]`` has the groups N, 6 to (2, 3), H, and W. Only sizes that
+    are known to be equal count. The axes that are left in the middle are one group.
     """
     ahead, left = _paired(list(inside), list(outside))
     behind, (rest_in, rest_out) = _paired(left[0][::-1], left[1][::-1])
@@ -83,10 +85,11 @@ def regrouped(inside: Sequence[Size], outside: Sequence[Size]) -> Regrouped:
 
 
 def depth_to_space(at: int, size: int, block: int, *, blocks_first: bool) -> IndexMap:
-    """``[…, C·b², H, W]`` to ``[…, C, H·b, W·b]``, channels of ``size`` on axis ``at``.
+    """``[…, C·b², H, W]`` to ``[…, C, H·b, W·b]``; ``size`` is C·b², the channels on axis ``at``.
 
-    Place (i, j) of each block of channel c is filled from channel ``(i·b + j)·C + c`` if the blocks
-    come first (ONNX DepthToSpace, mode DCR), else from ``(c·b + i)·b + j`` (torch.nn.PixelShuffle).
+    Place (i, j) in each block of output channel c comes from input channel ``(i·b + j)·C + c`` with
+    ``blocks_first`` (ONNX DepthToSpace, mode DCR), else from ``(c·b + i)·b + j``
+    (torch.nn.PixelShuffle).
     """
     rest = size // (block * block)
     split: tuple[Size, ...] = (block, block, rest) if blocks_first else (rest, block, block)
@@ -100,7 +103,7 @@ def depth_to_space(at: int, size: int, block: int, *, blocks_first: bool) -> Ind
 
 
 def space_to_depth(at: int, size: int, block: int, *, blocks_first: bool) -> IndexMap:
-    """``[…, C, H·b, W·b]`` to ``[…, C·b², H, W]``: `depth_to_space` turned round; C is ``size``."""
+    """``[…, C, H·b, W·b]`` to ``[…, C·b², H, W]``; ``size`` is C. It undoes `depth_to_space`."""
     apart = AxisGroup((None,), (None, block))
     joined: tuple[Size, ...] = (block, block, size) if blocks_first else (size, block, block)
     order = (2, 4, 0, 1, 3) if blocks_first else (0, 2, 4, 1, 3)
@@ -113,7 +116,7 @@ def space_to_depth(at: int, size: int, block: int, *, blocks_first: bool) -> Ind
 
 
 def inverse(steps: IndexMap) -> IndexMap:
-    """The steps that undo others."""
+    """The steps that undo the given steps, last one first."""
     undone: list[Permuted | Regrouped] = []
     for step in reversed(steps):
         if isinstance(step, Permuted):
@@ -124,7 +127,11 @@ def inverse(steps: IndexMap) -> IndexMap:
 
 
 def moved(map_: Map, steps: IndexMap) -> Map | None:
-    """A map after steps, or None where unknown sizes decide where its channels go."""
+    """The map behind the steps that acts as ``map_`` does ahead of them.
+
+    A map along axis 1 of ``[N, C, H, W]`` is one along axis 3 behind a transpose to
+    ``[N, H, W, C]``. None if unknown sizes decide where its channels go.
+    """
     rank = _rank_in(steps)
     if isinstance(map_, AffineMap):
         if rank is None or map_.axis is None:
@@ -162,7 +169,7 @@ def _rank_in(steps: IndexMap) -> int | None:
 def _paired(
     inside: list[Size], outside: list[Size]
 ) -> tuple[list[AxisGroup], tuple[list[Size], list[Size]]]:
-    """Groups of the leading axes with equal products, and the axes that are left."""
+    """Groups of leading axes with equal products, and the axes of both sides that are left."""
     groups: list[AxisGroup] = []
     while inside and outside:
         if inside[0] is not None and inside[0] == outside[0]:
@@ -187,7 +194,7 @@ def _paired(
 
 
 def _equal_products(inside: list[Size], outside: list[Size]) -> tuple[int, int] | None:
-    """How many leading axes of both sides have the same product; None if that is not known."""
+    """The smallest numbers of leading axes with equal products on both sides; None if unknown."""
     m, n, left, right = 0, 0, 1, 1
     while m == 0 or n == 0 or left != right:
         if left <= right and m < len(inside):
@@ -206,7 +213,10 @@ def _equal_products(inside: list[Size], outside: list[Size]) -> tuple[int, int] 
 
 
 def _regroup(both: NDArray[np.float64], step: Regrouped) -> NDArray[np.float64] | None:
-    """Scale and shift, stacked on axis 0, in the axes of the other side of a Reshape."""
+    """Scale and shift, stacked on axis 0, with the axes behind a Reshape.
+
+    None if the sizes that this needs are unknown, or too large.
+    """
     at = 1
     for group in step.groups:
         before = both.shape[:at]
@@ -234,7 +244,7 @@ def _known(group: AxisGroup) -> tuple[list[int], list[int]] | None:
 
 
 def _squeezed(both: NDArray[np.float64], start: int, count: int) -> NDArray[np.float64]:
-    """The same with one element along each of some axes that nothing varies along."""
+    """``both`` with size 1 on those of ``count`` axes from ``start`` along which nothing varies."""
     for axis in range(start, start + count):
         if both.shape[axis] > 1 and bool((both == both.take([0], axis)).all()):
             both = both.take([0], axis)

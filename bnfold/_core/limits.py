@@ -1,4 +1,4 @@
-"""What a stored floating-point dtype can hold: its limits, and what is lost beyond them."""
+"""The limits of a stored floating-point dtype, and what is lost beyond them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Limits:
 
 
 def overflows(peaks: Vector, dtype: np.dtype[Any]) -> bool:
-    """Whether a channel of such an exact peak magnitude has no finite rounding in a dtype."""
+    """Whether one of the exact peak magnitudes has no finite rounding in a dtype."""
     with np.errstate(over="ignore"):
         return not bool(np.isfinite(peaks.astype(dtype).astype(np.float64)).all())
 
@@ -42,11 +42,11 @@ def overflows(peaks: Vector, dtype: np.dtype[Any]) -> bool:
 def underflows(peaks: Vector, scale: Vector, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
     """Which channels lose precision when a weight of these peaks is multiplied by the scale.
 
-    Below the smallest normal number the spacing of a dtype stays constant, so small products
-    lose relative precision. The stored weight was itself exact only to the spacing at its peak.
-    A channel counts as lost when the new spacing is more than 4 times the old one, scaled: when
-    ``|s|·max(peak, tiny) < tiny / 4`` for a channel that is not zero. In all others an element is
-    rounded by no more than a small multiple of what rounding the original weight cost.
+    Below the smallest normal number ``tiny`` the spacing of a dtype stays constant, so small
+    products lose relative precision. The stored weight was exact only to the spacing at its peak.
+    A channel that is not zero counts as lost when the new spacing is more than 4 times the old
+    spacing times |s|: when ``|s|·max(peak, tiny) < tiny / 4``. In all other channels, rounding
+    costs at most a small multiple of what the rounding of the original weight cost.
     """
     tiny = Limits.of(dtype).tiny
     magnitude = np.abs(scale)
@@ -56,9 +56,10 @@ def underflows(peaks: Vector, scale: Vector, dtype: np.dtype[Any]) -> NDArray[np
 def drowned(bias: Vector, terms: int, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
     """Which channels have a bias so large that weights below the normal range do not matter.
 
-    A lost weight is off by at most ``eps·tiny``, so a sum of ``terms`` products with inputs up to
-    the square root of the largest number, where their own squares overflow, is off by less than
-    ``eps·|bias|``, the spacing of the result, when ``tiny·terms·√max ≤ |bias|``.
+    A lost weight is off by at most ``eps·tiny``. Inputs are taken to be at most ``√max``: squares
+    of larger ones overflow. A sum of ``terms`` such products is then off by at most
+    ``eps·tiny·terms·√max``. This is below the spacing of the result, ``eps·|bias|``, when
+    ``tiny·terms·√max ≤ |bias|``.
     """
     limits = Limits.of(dtype)
     largest = limits.tiny * terms * math.sqrt(limits.largest)

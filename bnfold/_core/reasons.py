@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Reason:
     """One reason, found at one place.
 
-    ``code`` is a key of `CODES`; ``at`` names the node or tensor that stopped the fold, "" where
-    only the caller knows it; ``message`` is a sentence about this very case. Where the map only
-    follows one that stays, ``cause`` is the message of that one.
+    ``code`` is a key of `CODES`. ``at`` names the node or tensor that stopped the fold; it is ""
+    if only the caller knows the name. ``message`` is a sentence about this case. If the map stays
+    only because it follows another map that stays, ``cause`` is the message of the other map.
     """
 
     code: str
@@ -20,7 +20,7 @@ class Reason:
     cause: str = ""
 
     def behind(self, label: str) -> Reason:
-        """The reason of a map that follows the one which stays for this reason."""
+        """The reason of a map that follows ``label``, which stays for this reason."""
         cause = self.cause or self.message
         return Reason(self.code, self.at, f"it follows {label}, which stays: {cause}", cause)
 
@@ -31,7 +31,7 @@ class Reason:
 
 
 class Refusal(Exception):
-    """Who is asked says no, and why: a law, an absorber, the reading of an operator."""
+    """A law, an absorber or the reading of an operator says no, for this ``reason``."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.message)
@@ -39,7 +39,7 @@ class Refusal(Exception):
 
     @classmethod
     def of(cls, code: str, at: str, message: str) -> Refusal:
-        """A refusal for the reason that these make."""
+        """A refusal whose reason has this code, place and message."""
         return cls(Reason(code, at, message))
 
 

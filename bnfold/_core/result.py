@@ -1,4 +1,4 @@
-"""What bnfold says of a model: the folds it makes, and every map that stays, with its reason."""
+"""The plan that users see: the folds of a model, and every map that stays, with its reason."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ MERGES = ("merge in parallel", "merge in series")
 
 @dataclass(frozen=True)
 class Fold:
-    """Affine operators that give way, and the operator that takes their place; or linear ones that
-    become one with it, which ``merges`` tells.
+    """Operators that go, and the operator that takes their place.
 
-    ``nodes`` are the folded operators' labels in data order, ``into`` that of the operator whose
-    parameters take them in (of the first of them, where a chain shrinks by composition alone),
-    ``laws`` the moves it takes. ``graph`` is "" for the main graph, else the way to a body or
-    local function.
+    The operators that go are affine ones, or, if ``merges``, linear ones that become one with the
+    other. ``nodes`` are the labels of those that go, in data order. ``into`` is the label of the
+    operator that takes them in. If a chain of maps shrinks by composition alone, it is the first
+    of the chain. ``laws`` are the moves. ``graph`` is "" for the main graph, else the path to a
+    body or a local function.
     """
 
     nodes: tuple[str, ...]
@@ -34,10 +34,11 @@ class Fold:
 
 @dataclass(frozen=True)
 class Kept:
-    """An operator that stays: a stable reason ``code``, where it was stopped and what helps.
+    """An operator that stays, and why.
 
-    Of ``kind`` "map" it is affine and could not be folded, of "merge" linear and could not become
-    one with others.
+    ``code`` is the stable reason code, ``at`` the place that stopped it, and ``advice`` what helps.
+    With ``kind`` "map" the operator is affine and could not be folded. With "merge" it is linear
+    and could not become one with others.
     """
 
     node: str
@@ -52,8 +53,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Plan:
-    """What folding does to a model. ``before`` and ``after`` count operators by type, over the main
-    graph, all bodies and all local functions.
+    """What folding does to a model.
+
+    ``before`` and ``after`` count operators by type, in the main graph, all bodies and all local
+    functions.
     """
 
     folds: tuple[Fold, ...]

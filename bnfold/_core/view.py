@@ -1,7 +1,7 @@
-"""The neutral view of a network that the planner works on; it knows no framework.
+"""The neutral view of a network, on which the planner works. It knows no framework.
 
-Readers (ONNX today) translate each graph into nodes with roles. The planner sees ranks, channel
-counts and small parameter vectors, never a large weight.
+The readers of ONNX and PyTorch translate each graph into nodes with roles. The planner sees ranks,
+channel counts and small parameter vectors, never a large weight.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from bnfold._core.reasons import Reason
 class InputSide:
     """How a linear operator takes in a map of its input number ``data``.
 
-    ``channels`` maps each input axis that its weight has own entries for to its size.
-    ``scale_blocked`` and ``shift_blocked`` say why its weight may not be changed, or why a shift is
-    not exact (zero padding). ``image`` is set where the operator has no bias to take the shift: it
-    gives the map of the output that a shift of the input amounts to.
+    ``channels`` gives the size of each input axis whose positions have weights of their own:
+    ``{1: 64}`` for a Conv of 64 input channels. ``scale_blocked`` says why the weight may not be
+    changed. ``shift_blocked`` says why a shift cannot be taken in, for example zero padding.
+    ``image`` is set for an operator without a bias: for a shift of the input it gives the shift of
+    the output that has the same effect.
     """
 
     data: int
@@ -37,13 +38,13 @@ class InputSide:
 
 @dataclass(frozen=True)
 class Absorber:
-    """An operator whose parameters can take in an affine map of its output: a linear operator,
-    or a normalization with its own γ and β.
+    """An operator whose parameters can take in an affine map of its output.
 
-    ``channels`` maps each output axis that has its own parameters to its size. ``scale_blocked``
-    and ``shift_blocked`` say why its weight or its bias may not be changed. ``bias_free`` means
-    that a shift costs nothing; otherwise a new shift needs an operator of its own (MatMul).
-    ``ahead`` is set for a linear operator whose weight can take in a map of its input too.
+    It is a linear operator, or a normalization with its own γ and β. ``channels`` gives the size of
+    each output axis whose positions have parameters of their own. ``scale_blocked`` and
+    ``shift_blocked`` say why its weight or its bias may not be changed. ``bias_free`` says that a
+    shift costs no operator; for a MatMul it costs an Add. ``ahead`` is set for a linear operator
+    whose weight can also take in a map of its input.
     """
 
     channels: Mapping[int, int]
@@ -66,15 +67,15 @@ class Receiver:
 class Affine:
     """A per-channel affine operator on input number ``data``.
 
-    ``steps`` counts its elementwise operations (2 for a BatchNorm, 1 for a Mul). ``absorber`` is
-    set when the operator, left standing, could itself absorb later maps (BatchNorm's γ and β).
-    ``composable`` says whether it may be rewritten as a Mul and an Add, whose constants would be
-    of ``dtype`` (None where not known).
+    ``operations`` counts its elementwise operations: 2 for a BatchNorm, 1 for a Mul. ``absorber``
+    is set when the operator, if it stays, could absorb later maps: a BatchNorm with its γ and β.
+    ``composable`` says whether it may be written anew as a Mul and an Add. The constants of these
+    would be of ``dtype`` (None if not known).
     """
 
     map: AffineMap
     data: int = 0
-    steps: int = 1
+    operations: int = 1
     absorber: Absorber | None = None
     composable: bool = True
     dtype: np.dtype[Any] | None = None
@@ -92,11 +93,12 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Crossing:
-    """An operator that maps cross by a law; ``data`` are the inputs that the law numbers.
+    """An operator that maps cross by a law.
 
-    ``numbers`` says where the operator keeps each number that the law may change: at an input, by
-    its number, or in an attribute, by its name; what is not said is in an attribute named as the
-    law's field. ``dtype`` is the type that such numbers have.
+    ``data`` are the inputs that the law counts from 0. ``numbers`` says where the operator keeps
+    each number that the law may change, by the name of the law's field: at an input (its number) or
+    in an attribute (its name). A field that is not listed is in the attribute of the same name.
+    ``dtype`` is the type of these numbers.
     """
 
     law: Law
@@ -107,7 +109,7 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Barrier:
-    """An affine operator that is no fixed per-channel map, with the reason to report."""
+    """An affine operator that is not a fixed per-channel map, with the reason to report."""
 
     reason: Reason
 
@@ -123,10 +125,10 @@ OPAQUE = Opaque()
 
 @dataclass(frozen=True)
 class Node:
-    """One operator: what the user calls it, its type, role, and the values it reads and writes.
+    """One operator: its label for the user, its type, its role, and the values it reads and writes.
 
     Values are indices into `View.values`; -1 marks an absent input or output. ``typed`` are the
-    numbers of inputs of which it takes no more than the element type.
+    numbers of the inputs from which it takes only the element type.
     """
 
     label: str
@@ -139,12 +141,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Value:
-    """One tensor: who writes it, every read of it, why it may not change (if so), and, unless it is
-    stored, its sizes as far as they are known.
+    """One tensor: who writes it and who reads it.
 
-    ``readers`` has one entry per read, so a node that reads a tensor twice is listed twice. Whoever
-    asks only for its shape or type is no reader: no affine map changes either. ``shape_readers``
-    are those that ask for its shape.
+    ``producer`` is the node that writes it. ``readers`` has one entry for each read: a node that
+    reads the tensor twice is listed twice. A node that asks only for its shape or its type is no
+    reader, because no affine map changes these. ``shape_readers`` are the nodes that ask for its
+    shape. ``pinned`` says why the tensor may not change. ``shape`` has the sizes, None for each
+    unknown one. It is None for a stored tensor or an unknown rank.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Where along one axis a linear operator reads, relative to what it writes."""
+"""Which inputs along one axis each output of a linear operator reads."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Window:
-    """Output ``o`` sums ``taps`` inputs: those at ``stride·o + start + step·i``, for i from 0.
+    """Output ``o`` sums ``taps`` inputs: those at ``stride·o + start + dilation·i``, for i from 0.
 
     Inputs outside ``[0, n)`` count as zero. An input of size n gives
     ``⌊(n + room) / stride⌋ + 1`` outputs. A convolution (ONNX Conv) with pads ``(l, r)``, kernel k
-    and dilation d starts at ``−l``, in steps of d, and has room ``l + r − ((k − 1)·d + 1)``.
+    and dilation d starts at ``−l``. It has room ``l + r − ((k − 1)·d + 1)``.
     """
 
     start: int = 0
     taps: int = 1
-    step: int = 1
+    dilation: int = 1
     stride: int = 1
     room: int = -1
 
     @classmethod
-    def of(cls, taps: int, step: int, stride: int, pads: tuple[int, int]) -> Window:
+    def of(cls, taps: int, dilation: int, stride: int, pads: tuple[int, int]) -> Window:
         """The window of a convolution's kernel along one axis."""
-        extent = (taps - 1) * step + 1
-        return cls(-pads[0], taps, step if taps > 1 else 1, stride, sum(pads) - extent)
+        extent = (taps - 1) * dilation + 1
+        return cls(-pads[0], taps, dilation if taps > 1 else 1, stride, sum(pads) - extent)
 
     @property
     def extent(self) -> int:
-        """From the first to the last input read, both counted."""
-        return (self.taps - 1) * self.step + 1
+        """How many inputs lie between the first and the last input read, both counted."""
+        return (self.taps - 1) * self.dilation + 1
 
     @property
     def pads(self) -> tuple[int, int]:
-        """The padding that a convolution with this window has; one that cuts is negative."""
+        """The two pads of a convolution with this window; a negative pad cuts inputs off."""
         return -self.start, self.room + self.start + self.extent
 
     @property
@@ -50,51 +50,56 @@ class Window:
 
     @property
     def is_zero_outside(self) -> bool:
-        """Whether outputs that would lie before the first or after the last read no input at all.
+        """Whether further outputs, before the first or after the last, would read no input.
 
-        The one before the first reads up to ``−stride + start + extent − 1``, which has to be
-        negative. The one after the last, at ``⌊(n + room)/stride⌋ + 1``, reads from
-        ``n + room + 1 + start`` on at the least, which has to be n or more.
+        The output before the first would read up to ``−stride + start + extent − 1``. This must
+        be negative. The output after the last has the number ``⌊(n + room)/stride⌋ + 1``. It would
+        read from ``n + room + 1 + start`` on, or from later. This must be n or more.
         """
         return self.start + self.extent <= self.stride and self.start + self.room + 1 >= 0
 
     def then(self, outer: Window) -> Window:
-        """The window of ``outer`` over what this one writes, if nobody sees its ends.
+        """This window and then ``outer`` as one window; exact if ``outer`` reads no padding.
 
-        Tap j of the outer one reads output ``s₂·o + start₂ + step₂·j``, whose tap i reads input
-        ``s₁·s₂·o + (start₁ + s₁·start₂) + (step₁·i + s₁·step₂·j)``. As ``⌊(⌊a/s₁⌋ + b)/s₂⌋`` is
+        Write s for a stride and d for a dilation. Tap j of ``outer`` reads output
+        ``s₂·o + start₂ + d₂·j`` of this window. Tap i of this window then reads input
+        ``s₁·s₂·o + (start₁ + s₁·start₂) + (d₁·i + s₁·d₂·j)``. As ``⌊(⌊a/s₁⌋ + b)/s₂⌋`` is
         ``⌊(a + s₁·b)/(s₁·s₂)⌋``, the room is ``room₁ + s₁·(1 + room₂)``.
         """
-        far = self.stride * outer.step
-        step = _common([(self.taps, self.step), (outer.taps, far)])
-        reach = (self.taps - 1) * self.step + (outer.taps - 1) * far
+        far = self.stride * outer.dilation
+        dilation = _common([(self.taps, self.dilation), (outer.taps, far)])
+        reach = (self.taps - 1) * self.dilation + (outer.taps - 1) * far
         return Window(
             self.start + self.stride * outer.start,
-            reach // step + 1,
-            step,
+            reach // dilation + 1,
+            dilation,
             self.stride * outer.stride,
             self.room + self.stride * (1 + outer.room),
         )
 
 
 def see_zeros(windows: Sequence[Window] | None) -> bool:
-    """Whether some output may read beyond the ends; with windows that are not known, it may."""
+    """Whether some output may read beyond the ends. Unknown windows (None) may."""
     return windows is None or any(window.sees_zeros for window in windows)
 
 
 def aligned(windows: Sequence[Window]) -> Window:
-    """The smallest window that reads what each of several with one stride and room reads.
+    """The smallest window that reads every input that one of the given windows reads.
 
-    Its taps are as far apart as the starts and steps of all allow.
+    All given windows have the same stride and the same room. The dilation of the result is the
+    largest that meets every start and every tap: starts 0 and 2 with dilation 4 give dilation 2.
     """
     start = min(window.start for window in windows)
     end = max(window.start + window.extent for window in windows)
     gaps = [(2, window.start - start) for window in windows if window.start > start]
-    step = _common([*((window.taps, window.step) for window in windows), *gaps])
+    dilation = _common([*((window.taps, window.dilation) for window in windows), *gaps])
     first = windows[0]
-    return Window(start, (end - start - 1) // step + 1, step, first.stride, first.room)
+    return Window(start, (end - start - 1) // dilation + 1, dilation, first.stride, first.room)
 
 
 def _common(spans: Sequence[tuple[int, int]]) -> int:
-    """The largest step in which taps of several steps lie; a single tap has none."""
-    return math.gcd(*(step for taps, step in spans if taps > 1)) or 1
+    """The largest dilation that meets all taps; each span is a number of taps and their dilation.
+
+    A span of one tap has no dilation and does not count. Without any other the result is 1.
+    """
+    return math.gcd(*(dilation for taps, dilation in spans if taps > 1)) or 1

@@ -1,4 +1,4 @@
-"""Chains: rows of linear operators between a tensor and what they read in the end."""
+"""Chains: linear operators one after the other, from a source tensor to a tensor."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from bnfold._core.affine import IDENTITY
 from bnfold._core.reasons import Reason
 from bnfold._merge.graph import MergeGraph
 from bnfold._merge.kernels import Kernel, Obstacle, averaging, between, composed, mapped
-from bnfold._merge.steps import Blocked, LinearStep, Mapped, Passed, Pool, Weighted, cost
-from bnfold._merge.work import Work
+from bnfold._merge.steps import Blocked, LinearStep, Mapped, Passed, Pool, Weighted
+from bnfold._merge.work import Work, cost
 
-# How far upstream a branch that cannot be merged is followed, to say why.
+# To say why a branch cannot be merged, so many operators upstream are looked at.
 _LOOKED_AT = 16
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Steps one after the other, by position, from what ``source`` holds to ``tensor``."""
+    """Steps one after the other, each with its position, from ``source`` to ``tensor``."""
 
     tensor: str
     source: str
@@ -31,7 +31,7 @@ class Chain:
 
     @property
     def space(self) -> int | None:
-        """How many axes of space it acts on (0: a matrix product); None where any number fits."""
+        """How many axes of space it acts on: 0 for a matrix product, None if any number fits."""
         for _, taken in self.steps:
             if isinstance(taken, Weighted):
                 return len(taken.kernel.windows)
@@ -41,12 +41,12 @@ class Chain:
 
     @property
     def entering(self) -> int | None:
-        """How many channels it reads, where its own weights tell."""
+        """How many channels it reads; None without weights that tell."""
         return next((step.kernel.inputs for _, step in self.weighted), None)
 
 
 def chain_to(graph: MergeGraph, tensor: str) -> Chain:
-    """The linear operators upstream of a tensor that are read by no one else."""
+    """The longest chain to a tensor of linear operators that no one else reads."""
     steps: list[tuple[int, LinearStep]] = []
     current = tensor
     while graph.shared(current) is None:
@@ -62,8 +62,10 @@ def chain_to(graph: MergeGraph, tensor: str) -> Chain:
 
 
 def beyond(graph: MergeGraph, chain: Chain) -> Iterator[tuple[str, bool, Reason]]:
-    """Tensors further upstream of a chain, whether weights lie between, and what keeps the
-    chain from reaching them.
+    """Tensors further upstream than the source of a chain.
+
+    Each comes with two facts: whether weights lie between, and the reason why the chain ends
+    before it.
     """
     current, reason = chain.source, graph.shared(chain.source)
     weighted = bool(chain.weighted)
@@ -86,7 +88,10 @@ def beyond(graph: MergeGraph, chain: Chain) -> Iterator[tuple[str, bool, Reason]
 def kernel_of(
     graph: MergeGraph, chain: Chain, channels: int, space: int, exact: bool = True
 ) -> Kernel | Obstacle:
-    """All steps of a chain as one kernel; unless ``exact``, one that may differ at borders."""
+    """All steps of a chain as one kernel, or what prevents that.
+
+    Without ``exact`` the kernel may be wrong at the borders.
+    """
     total: Kernel | None = None
     for position, taken in chain.steps:
         entering = channels if total is None else total.outputs
@@ -105,7 +110,7 @@ def kernel_of(
 def own_kernel(
     graph: MergeGraph, position: int, taken: LinearStep, channels: int, space: int
 ) -> Kernel | Obstacle:
-    """One step as a kernel."""
+    """One step as a kernel, or what prevents that."""
     if isinstance(taken, Weighted) and len(taken.kernel.windows) == space:
         return taken.kernel
     if isinstance(taken, Pool) and len(taken.windows) == space:
@@ -123,7 +128,7 @@ def own_kernel(
 
 
 def work_of(graph: MergeGraph, chain: Chain, channels: int, space: int) -> Work:
-    """What the steps of a chain cost for one position that comes out."""
+    """The work of a chain for one output position."""
     total = Work()
     for position, taken in chain.steps:
         own = own_kernel(graph, position, taken, channels, space)

@@ -1,15 +1,15 @@
-"""The graph that merging works on: a view, and what has changed of it since.
+"""The graph on which merging works: a view, and the changes since it was made.
 
-Operators have positions and tensors have names. What a framework knows of a graph comes in through
-the view; what one operator computes is asked of the framework when it is needed.
+Operators have positions and tensors have names. The view tells what the framework knows about the
+graph. The framework is asked what one operator computes when that is needed.
 
-These hold at any time; `MergeGraph.check` tests them:
+These rules hold at any time; `MergeGraph.check` tests them:
 
-- A position keeps its place in the order: whoever writes a tensor stands ahead of all who read it.
-- A tensor has one writer at most, which lists it among what it writes.
+- The order of positions does not change: the writer of a tensor stands ahead of all its readers.
+- A tensor has at most one writer. The writer lists the tensor among those that it writes.
 - The readers of a tensor are the operators that list it among what they read, once for each read.
-  Of a tensor that belongs to a graph around this one none are listed: it cannot change here.
-- A tensor that is read or written exists, and so does one that may not change.
+  A tensor of a graph around this one lists no readers: it cannot change here.
+- A tensor that is read or written exists. So does a tensor that may not change.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from bnfold._core.reasons import Reason
 from bnfold._core.view import Value, View
 from bnfold._merge.steps import NEITHER, LinearForm, LinearStep
 
-# How many operators are known at a time by what they compute: merging looks at what is near.
+# For so many operators the linear form is remembered: merging looks at near operators.
 _REMEMBERED = 512
 
 
 @dataclass(frozen=True)
 class Operator:
-    """What the user calls an operator, its type, and the names of the tensors that it reads, by
-    number, and writes.
+    """One operator: its label for the user, its type, and the tensors that it reads and writes.
 
-    "" stands for an input that is absent, or of which no more than the element type is taken.
+    ``reads`` has a name for each input. It is "" for an absent input, and for one from which only
+    the element type is taken.
     """
 
     label: str
@@ -43,10 +43,10 @@ class Operator:
 
 @dataclass(frozen=True)
 class Written:
-    """What a replacement has made of a graph.
+    """What a replacement has changed in a graph.
 
-    ``operators`` gives by position what stands there now, None for nothing; ``into`` is the
-    position of the linear operator that was made. ``shapes`` are those of new tensors.
+    ``operators`` has by position the operator that stands there now, None for none. ``into`` is the
+    position of the new linear operator. ``shapes`` has the shapes of tensors, new ones too.
     """
 
     into: int
@@ -56,8 +56,10 @@ class Written:
 
 @dataclass
 class _Tensor:
-    """One tensor: its sizes, who writes it, every read of its values or shape, why it may not
-    change, and whether it belongs to a graph around.
+    """One tensor: its sizes, its writer and its readers.
+
+    ``readers`` has an entry for each read of its values or its shape. ``pinned`` says why it may
+    not change, ``outer`` whether it belongs to a graph around this one.
     """
 
     shape: Shape | None
@@ -75,7 +77,7 @@ class _Tensor:
 
 
 class MergeGraph:
-    """A graph over a view; ``describe`` says what the operator at a position computes by now."""
+    """A graph over a view; ``describe`` gives what the operator at a position computes now."""
 
     def __init__(self, view: View, describe: Callable[[int], LinearForm]) -> None:
         """Positions are the places of the view's nodes."""
@@ -83,7 +85,7 @@ class MergeGraph:
         self._describe = describe
         self._numbers = {value.name: number for number, value in enumerate(view.values)}
         self._forms: dict[int, LinearForm] = {}
-        # Only what has changed: a copy of all that the view says would be large.
+        # These two hold only changes: a copy of the whole view would be large.
         self._operators: dict[int, Operator | None] = {}
         self._tensors: dict[str, _Tensor | None] = {}
 
@@ -92,7 +94,7 @@ class MergeGraph:
         return len(self._view.nodes)
 
     def __contains__(self, tensor: str) -> bool:
-        """Whether there is a tensor of this name by now."""
+        """Whether a tensor of this name exists now."""
         return self._find(tensor) is not None
 
     def reads(self, position: int) -> Sequence[str]:
@@ -124,8 +126,10 @@ class MergeGraph:
         return (known if isinstance(known, _Tensor) else _Tensor.of(known)).readers
 
     def shared(self, tensor: str) -> Reason | None:
-        """Why a tensor may not vanish: more than one read, of its shape too, or an output. Its type
-        can be read elsewhere.
+        """Why a tensor may not vanish; None if it may.
+
+        It may not if it is pinned, or read more than once. A read of its shape counts; a read of
+        its type does not, as the type can be read from another tensor.
         """
         pinned, readers = self._known(tensor).pinned, self.readers(tensor)
         if pinned is None and len(readers) > 1:
@@ -138,8 +142,10 @@ class MergeGraph:
         return self._known(tensor).shape
 
     def channel_axis(self, tensor: str, space: int) -> int | None:
-        """The axis of channels of a tensor with so many axes of space: the one ahead of these. Of a
-        tensor whose rank is not known it is axis 1, behind the batch, if it has such axes.
+        """The axis of channels of a tensor with ``space`` axes of space, directly ahead of them.
+
+        For ``[N, C, H, W]`` and space 2 it is axis 1. If the rank is not known, it is axis 1 for
+        one axis of space or more, and None for none.
         """
         shape = self.shape(tensor)
         if shape is not None:
@@ -147,7 +153,7 @@ class MergeGraph:
         return 1 if space else None
 
     def label(self, position: int) -> str:
-        """What a user calls an operator."""
+        """The user's name for an operator."""
         known = self._operators.get(position)
         return (self._view.nodes[position] if known is None else known).label
 
@@ -157,15 +163,15 @@ class MergeGraph:
         return (self._view.nodes[position] if known is None else known).op
 
     def step(self, position: int) -> LinearStep | None:
-        """What an operator is of its input; None for what no linear function is near."""
+        """The step that an operator is; None for an operator that is nothing like a linear one."""
         return self._form(position).step
 
     def signs(self, position: int) -> tuple[int, ...] | None:
-        """1 or −1 for each tensor that an operator adds up; None unless it does that."""
+        """1 or −1 for each term of an operator that adds tensors; None for other operators."""
         return self._form(position).signs
 
     def put(self, written: Written) -> None:
-        """Go on from what a replacement has made. Tensors that nobody writes any more vanish."""
+        """Take over what a replacement has changed. Tensors that lose their writer vanish."""
         changed = written.operators.keys()
         old = [one for position in changed if (one := self._operator(position)) is not None]
         for name in {name for operator in old for name in operator.reads if name}:
@@ -191,7 +197,7 @@ class MergeGraph:
                     self._tensors[name] = None
 
     def check(self) -> None:
-        """Raise `AssertionError` where something that holds at any time does not."""
+        """Raise `AssertionError` if a rule of the module text is broken."""
         reads: dict[str, Counter[int]] = {}
         for position in range(len(self)):
             operator = self._operator(position)
@@ -233,7 +239,7 @@ class MergeGraph:
         return known
 
     def _operator(self, position: int) -> Operator | None:
-        """What stands at a position."""
+        """The operator at a position, None if none stands there."""
         if position in self._operators:
             return self._operators[position]
         node, values = self._view.nodes[position], self._view.values
@@ -248,7 +254,7 @@ class MergeGraph:
         return operator
 
     def _form(self, position: int) -> LinearForm:
-        """What an operator computes, nothing where none stands; lately asked for, it is known."""
+        """What the operator at a position computes; `NEITHER` if none stands there."""
         if position not in self._forms:
             if len(self._forms) >= _REMEMBERED:
                 self._forms.clear()

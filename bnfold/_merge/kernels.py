@@ -1,8 +1,8 @@
 """Linear operators on channels × space as kernels in float64: sums of them, and series.
 
-A kernel is a function ``y[o] = b[o] + Σ W[o, i, k]·x[i, window(k)]``, exactly what a convolution
-computes (ONNX Conv); with no axes of space, what a matrix product with a vector added does. Weights
-are made when they are asked for, so that kernels can be weighed against each other without.
+A kernel is the function ``y[o] = b[o] + Σ W[o, i, k]·x[i, window(k)]``. A convolution computes
+exactly this (ONNX Conv). Without axes of space, a matrix product and an Add compute it. Weights are
+made only when they are asked for, so that the work of kernels can be compared without them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Double = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why kernels do not become one; ``code`` is that of a reason."""
+    """Why kernels cannot become one; ``code`` is a reason's code."""
 
     code: str
     message: str
@@ -42,13 +42,13 @@ class Kernel:
 
     @property
     def size(self) -> int:
-        """How many weights there are, which is also how many products an output position takes."""
+        """The number of weights. An output position takes as many products."""
         taps = math.prod(window.taps for window in self.windows)
         return self.outputs * (self.inputs // self.groups) * taps
 
     @property
     def strides(self) -> int:
-        """Of how many input positions there is one output position."""
+        """The number of input positions for each output position."""
         return math.prod(window.stride for window in self.windows)
 
     @property
@@ -58,7 +58,7 @@ class Kernel:
 
 
 class Stored(Protocol):
-    """A constant of a model, which is read when it is asked for."""
+    """A constant of a model, read only when it is asked for."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,8 +72,9 @@ class Stored(Protocol):
 def convolving(
     weight: Stored, bias: Stored | None, groups: int, windows: tuple[Window, ...]
 ) -> Kernel:
-    """The kernel of a Conv whose weight is ``[outputs, inputs/groups, taps…]``, group j of outputs
-    reading group j of inputs (ONNX Conv).
+    """The kernel of a Conv whose weight is ``[outputs, inputs/groups, taps…]``.
+
+    Group j of the outputs reads group j of the inputs (ONNX Conv).
     """
     outputs, per_group = weight.shape[:2]
     return Kernel(
@@ -94,8 +95,10 @@ def multiplying(
     alpha: float = 1.0,
     beta: float = 1.0,
 ) -> Kernel:
-    """The kernel of ``α·x·W + β·b`` along the last axis of x; W is ``[inputs, outputs]``, or the
-    other way round if it is ``turned`` (ONNX MatMul, Gemm; torch.nn.functional.linear).
+    """The kernel of ``α·x·W + β·b`` along the last axis of x.
+
+    W is ``[inputs, outputs]``, or ``[outputs, inputs]`` if ``turned`` (ONNX MatMul, Gemm;
+    torch.nn.functional.linear).
     """
     inputs, outputs = weight.shape[::-1] if turned else weight.shape
 
@@ -122,10 +125,10 @@ def mapped(channels: int, map_: AffineMap, space: int) -> Kernel:
 
 
 def averaging(channels: int, windows: Sequence[Window]) -> Kernel:
-    """An AveragePool as a kernel: depthwise, each tap one over their number.
+    """An AveragePool as a kernel: depthwise, each weight is 1 / the number of taps.
 
-    Exact where every output divides by the size of the whole kernel: padding is counted, or there
-    is none, and no window hangs over the end (ONNX AveragePool, ceil_mode 0).
+    Exact if every output divides by the size of the whole window. This holds if padding is counted
+    or absent, and no window hangs over the end (ONNX AveragePool, ceil_mode 0).
     """
     taps = tuple(window.taps for window in windows)
     weight = np.full((channels, 1, *taps), 1.0 / math.prod(taps))
@@ -134,7 +137,7 @@ def averaging(channels: int, windows: Sequence[Window]) -> Kernel:
 
 
 def apart(kernels: Sequence[Kernel]) -> Obstacle | None:
-    """Why the sum of kernels on one input is none, or None where `added` is exact."""
+    """Why the sum of kernels on one input is no kernel; None if `added` is exact."""
     first = kernels[0]
     for other in kernels[1:]:
         if other.outputs != first.outputs:
@@ -151,13 +154,14 @@ def apart(kernels: Sequence[Kernel]) -> Obstacle | None:
 
 
 def added(terms: Sequence[tuple[float, Kernel]]) -> Kernel:
-    """``Σ f·K`` of kernels on one input, which is linear, so that weights add at the same place.
+    """The kernel of ``Σ f·K`` for factors f and kernels K on one input.
 
-    Exact where all have as many inputs and outputs and, along each axis, the same stride and the
-    same number of outputs for every size (`apart` says None): output o of each then sums inputs
-    around the same ``stride·o``, all of them see zeros beyond the ends, and a tap that one of them
-    lacks is a weight of 0. Windows are laid over each other by where they start, which the pads
-    say, and groups widened to what all of them keep apart, the greatest common divisor.
+    Exact if `apart` gives None: all kernels have as many inputs and outputs, and along each axis
+    the same stride and, for every size, the same number of outputs. Then output o of each kernel
+    sums inputs around the same ``stride·o``, and weights at the same place add. All kernels see
+    zeros beyond the ends. A tap that a kernel lacks is a weight of 0. The pads say where a window
+    starts, and so how windows lie over each other. The number of groups is the greatest common
+    divisor.
     """
     kernels = [kernel for _, kernel in terms]
     first = kernels[0]
@@ -171,8 +175,8 @@ def added(terms: Sequence[tuple[float, Kernel]]) -> Kernel:
             place = tuple(
                 slice(offset, offset + (own.taps - 1) * stretch + 1, stretch)
                 for own, window in zip(kernel.windows, windows, strict=True)
-                for offset in [(own.start - window.start) // window.step]
-                for stretch in [max(own.step // window.step, 1) if own.taps > 1 else 1]
+                for offset in [(own.start - window.start) // window.dilation]
+                for stretch in [max(own.dilation // window.dilation, 1) if own.taps > 1 else 1]
             )
             total[_tap(place)] += factor * _widened(kernel.weight(), kernel.groups, groups)
         return total
@@ -187,8 +191,9 @@ def added(terms: Sequence[tuple[float, Kernel]]) -> Kernel:
 
 
 def between(first: Kernel, second: Kernel, exact: bool = True) -> Obstacle | None:
-    """Why ``second ∘ first`` is no one kernel, or None where `composed` is exact; unless ``exact``,
-    where it is right but for what lies at the borders.
+    """Why ``second ∘ first`` is not one kernel; None if `composed` is exact.
+
+    Without ``exact`` None says that `composed` is right except at the borders.
     """
     if first.outputs != second.inputs:
         message = f"one writes {first.outputs} channels, the next reads {second.inputs}"
@@ -206,13 +211,15 @@ def between(first: Kernel, second: Kernel, exact: bool = True) -> Obstacle | Non
 
 
 def composed(first: Kernel, second: Kernel) -> Kernel:
-    """``second ∘ first``: weights ``Σ_m W₂[o, m, j]·W₁[m, i, k]`` at the places where taps k and j
-    together lead, bias ``b₂ + Σ W₂[o, m, j]·b₁[m]``.
+    """The kernel of ``second ∘ first``.
 
-    Exact where the second reads nothing beyond the ends of what the first one writes, or where it
-    would find zeros there, if the first one wrote on: it has no bias, and such outputs of it read
-    no input (`between` says None). Groups keep apart what both keep apart, whose number is the
-    greatest common divisor, as channels between them are divided in the same order.
+    Its weights are ``Σ_m W₂[o, m, j]·W₁[m, i, k]``, at the place to which taps k and j lead
+    together. Its bias is ``b₂ + Σ W₂[o, m, j]·b₁[m]``.
+
+    Exact if `between` gives None. Then the second reads nothing beyond the ends of the first's
+    output. Or it reads zeros there, and the first would write zeros there too: the first has no
+    bias, and its further outputs would read no input. The number of groups is the greatest common
+    divisor: both kernels divide the channels between them in the same order.
     """
     windows = tuple(one.then(two) for one, two in zip(first.windows, second.windows, strict=True))
     if first.is_depthwise or second.is_depthwise:
@@ -227,7 +234,7 @@ def composed(first: Kernel, second: Kernel) -> Kernel:
         for j in np.ndindex(outer.shape[2:]):
             for k in np.ndindex(inner.shape[2:]):
                 place = tuple(
-                    (one.step * a + one.stride * two.step * b) // window.step
+                    (one.dilation * a + one.stride * two.dilation * b) // window.dilation
                     for one, two, window, a, b in zip(
                         first.windows, second.windows, windows, k, j, strict=True
                     )
@@ -247,7 +254,7 @@ def composed(first: Kernel, second: Kernel) -> Kernel:
 
 
 def _tap(place: tuple[int | slice, ...]) -> tuple[int | slice, ...]:
-    """The entries of a weight at a place in its window, for all channels."""
+    """The index of a weight's entries at one place in its window, for all channels."""
     return (slice(None), slice(None), *place)
 
 
@@ -265,8 +272,10 @@ def _through(first: Kernel, second: Kernel, inner: Double, outer: Double, groups
 
 
 def _widened(weight: NDArray[Any], groups: int, wanted: int) -> Double:
-    """A grouped weight with fewer groups: group j's filters read the inputs of group j, at their
-    place among those that the wider group reads, and zeros for the others (ONNX Conv).
+    """A grouped weight as one with fewer, wider groups.
+
+    A filter keeps its weights at the place of its own inputs in the wider group. Its weights for
+    the other inputs of that group are 0 (ONNX Conv).
     """
     if groups == wanted:
         return weight

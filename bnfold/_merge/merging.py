@@ -1,7 +1,7 @@
 """Decide which linear operators of a graph become one.
 
-Operators are looked at in order, so that what an inner sum has become takes part in the sum around
-it. Merged weights stay in float64 until they are stored.
+Operators are visited in order. So an inner sum is merged first, and its result takes part in the
+sum around it. Merged weights stay in float64 until they are stored.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from bnfold._merge import chains, sums
 from bnfold._merge.chains import Chain
 from bnfold._merge.graph import MergeGraph, Written
 from bnfold._merge.kernels import Kernel, Obstacle, added, apart
-from bnfold._merge.steps import Pool, Weighted, cost
+from bnfold._merge.steps import Pool, Weighted
 from bnfold._merge.sums import Joined, Sum, Term
-from bnfold._merge.work import Work
+from bnfold._merge.work import Work, cost
 
 PARALLEL, SERIAL = MERGES
 
@@ -37,10 +37,11 @@ class Stays:
 class Replacement:
     """One linear operator in the place of others.
 
-    It computes ``kernel`` of ``source`` and writes ``output``, of the shape of ``like``. It may
-    take a place of ``slots``, which are in order, and the type and name of one of ``weighted``,
-    whose weights it has in it. What stood at the positions ``gone`` vanishes; ``joined`` tells what
-    is left of the sum around, what is read ahead of what reads it.
+    The operator computes ``kernel`` of ``source``. It writes ``output``, which has the shape of
+    ``like``. It may stand at one of the positions ``slots``, which are in order. It may take the
+    type and name of one of ``weighted``, the operators whose weights are in the kernel. The
+    operators at the positions ``gone`` vanish. ``joined`` has the operators that are left of the
+    sum around, inner before outer.
     """
 
     law: str
@@ -55,22 +56,24 @@ class Replacement:
 
 
 class Writer(Protocol):
-    """Who carries out in a framework's graph what is decided."""
+    """Carries out replacements in a framework's graph."""
 
     def fresh(self, wanted: str) -> str:
         """A name like the wanted one that no tensor has."""
         ...
 
     def write(self, replacement: Replacement) -> Written | Reason | None:
-        """What stands where now. Or nothing changes: a reason says why it cannot be, None that it
-        would take as many operators as before.
+        """Carry out a replacement. Gives what has changed.
+
+        Gives a reason, and changes nothing, if it cannot be done. Gives None, and changes nothing,
+        if it would take as many operators as before.
         """
         ...
 
 
 @dataclass(frozen=True)
 class _Summand:
-    """A term of a sum as a kernel of what it reads in the end, and what it takes to compute."""
+    """A term of a sum, as a kernel of its chain's source, and the work that it takes."""
 
     term: Term
     chain: Chain
@@ -80,8 +83,9 @@ class _Summand:
 
 @dataclass(frozen=True)
 class _Bundle:
-    """Branches that become one kernel, and what that takes; of ``kernel`` the shape is of use, its
-    weights are better made from all branches at once.
+    """Branches that become one kernel, and the work of that kernel.
+
+    Only the shape of ``kernel`` is used. Its weights are made later, from all branches at once.
     """
 
     branches: tuple[_Summand, ...]
@@ -104,7 +108,7 @@ class _Refused:
 
 @dataclass
 class _Shared:
-    """All branches of a sum on one source."""
+    """All branches of a sum that read one source."""
 
     source: str
     space: int | None = None
@@ -132,8 +136,10 @@ class Merger:
                 self._series(position)
 
     def _write(self, replacement: Replacement) -> int | Reason | None:
-        """Carry a replacement out, in the framework's graph and in this one. Where the new operator
-        stands; or why there is none, None if it does not pay.
+        """Carry out a replacement in the framework's graph and in this one.
+
+        Gives the position of the new operator, the reason why there is none, or None if a
+        replacement does not pay.
         """
         written = self.writer.write(replacement)
         if not isinstance(written, Written):
@@ -149,8 +155,9 @@ class Merger:
             position = self._pair(position)
 
     def _pair(self, position: int) -> int | None:
-        """Merge an operator with the one ahead of it, and the maps between them. Where the result
-        stands, None if there is none.
+        """Merge an operator with the one ahead of it and the maps between them.
+
+        Gives the position of the result, None if nothing was merged.
         """
         graph = self.graph
         own = graph.step(position)
@@ -210,8 +217,10 @@ class Merger:
             root = self.graph.writer(output)
 
     def _step(self, total: Sum, whole: str) -> int | None:
-        """Merge some branches of a sum; where they stand now, None if none do. Then it is told
-        why, where two of them at least read the same. ``whole`` is the sum's tensor.
+        """Merge one group of branches of a sum; ``whole`` is the sum's tensor.
+
+        Gives the position of the result, None if nothing was merged. Then the reasons are noted for
+        branches that read the same source as another one.
         """
         shared = self._by_source(total)
         refused: list[_Refused] = []
@@ -227,7 +236,7 @@ class Merger:
         return None
 
     def _by_source(self, total: Sum) -> dict[str, _Shared]:
-        """The branches of a sum by what they read in the end."""
+        """The branches of a sum, by the source that they read."""
         shared: dict[str, _Shared] = {}
         for term in total.terms:
             chain = chains.chain_to(self.graph, term.tensor)
@@ -238,7 +247,7 @@ class Merger:
         return shared
 
     def _groups(self, whole: str, shared: _Shared, refused: list[_Refused]) -> list[_Bundle]:
-        """Sort the branches on one source into groups that pay to be one kernel each."""
+        """The groups of branches on one source that pay to become one kernel each."""
         assert shared.space is not None
         positions = self._positions(whole, shared.space)
         branches = []
@@ -270,7 +279,7 @@ class Merger:
         return [group for group in groups if len(group.branches) > 1 and group.weighted]
 
     def _joined(self, group: _Bundle, branch: _Summand, positions: int | None) -> _Bundle | Reason:
-        """A group with one more branch, or why that is no kernel or does not pay."""
+        """A group with one more branch, or the reason why that is no kernel or does not pay."""
         names = [self._name(one.chain) for one in (group.branches[0], branch)]
         what = f"{names[0]} and {names[1]} side by side"
         obstacle = apart([group.kernel, branch.kernel])
@@ -287,7 +296,10 @@ class Merger:
     def _merge(
         self, total: Sum, whole: str, group: _Bundle, source: str, refused: list[_Refused]
     ) -> int | None:
-        """Put one operator where the branches of a group were, and take them out of the sum."""
+        """Put one operator in place of the branches of a group, and take these out of the sum.
+
+        Gives the position of the operator, None if that was not possible.
+        """
         graph = self.graph
         inside = {p for branch in group.branches for p, _ in branch.chain.steps}
         slots = sorted(inside)
@@ -317,11 +329,11 @@ class Merger:
     def _place(
         self, total: Sum, group: _Bundle, slots: Sequence[int], output: str
     ) -> tuple[_Summand, dict[int, Joined | None]] | None:
-        """The branch of a group whose place in the sum the new operator takes, and what is left of
-        the sum; None where that cannot be written.
+        """The branch whose place in the sum the new operator takes, and what is left of the sum.
 
-        That of an operand among more than two, if there is one, as a node with two goes with either
-        of them; of those the last, so that there are slots enough ahead of its reader.
+        None if the rest of the sum cannot be written. A branch whose reader has more than two
+        operands comes first: a reader with two operands goes if one of them goes. Then the last
+        branch comes first, so that there are enough slots ahead of its reader.
         """
 
         def order(branch: _Summand) -> tuple[bool, int]:
@@ -341,7 +353,7 @@ class Merger:
         return None
 
     def _positions(self, output: str, space: int) -> int | None:
-        """How many positions an output has, where its sizes are known; a free batch counts as 1."""
+        """The number of an output's positions, None if unknown; an unknown batch counts as 1."""
         shape, channels = self.graph.shape(output), self.graph.channel_axis(output, space)
         if shape is None or len(shape) < 2:
             return None
@@ -352,7 +364,7 @@ class Merger:
     # What stays.
 
     def _tell_blocked(self, total: Sum, shared: Mapping[str, _Shared]) -> None:
-        """Say of branches that would read what others read why they do not get there."""
+        """Note why branches end before a source that other branches read."""
         if len(total.terms) < 2:
             return
         for one in shared.values():
@@ -376,6 +388,6 @@ class Merger:
         self.stays.setdefault((stays.node, reason.code), stays)
 
     def _name(self, chain: Chain) -> str:
-        """What a user calls a branch: its linear operator, else what it ends in."""
+        """A branch's name for the user: its last linear operator, else its last step or tensor."""
         steps = chain.weighted or chain.steps
         return self.graph.label(steps[-1][0]) if steps else chain.tensor

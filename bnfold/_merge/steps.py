@@ -1,6 +1,6 @@
-"""Steps of a linear function of channels × space: what an operator is of the tensor it reads.
+"""What an operator is for merging: one step of a linear function of channels × space, or a sum.
 
-What is no such step, or not a usable one, says why.
+An operator that is almost such a step is `Blocked`, with the reason.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from bnfold._core.operators.record import Operator, Passing, Unweighted
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.windows import Window
 from bnfold._merge.kernels import Kernel, convolving, multiplying
-from bnfold._merge.work import Work
 
 
 @dataclass(frozen=True)
 class Weighted:
     """A linear operator with weights: its kernel, and the type they are stored in.
 
-    Channels are on the axis ahead of those of space, those of a matrix product on the last.
+    Channels are on the axis directly ahead of the axes of space, for a matrix product on the last.
     """
 
     kernel: Kernel
@@ -48,7 +47,7 @@ class Mapped:
     """A per-channel affine operator."""
 
     map: AffineMap
-    steps: int
+    operations: int
     data: int = 0
 
 
@@ -61,8 +60,9 @@ class Passed:
 
 @dataclass(frozen=True)
 class Blocked:
-    """What would be a step of its input, but for a reason. ``ends`` says whether it is of interest
-    at the end of a branch alone: an activation.
+    """An operator that would be a step, and the reason why it is not.
+
+    ``ends`` is set for an activation, which users care about only at the end of a branch.
     """
 
     reason: Reason
@@ -75,8 +75,9 @@ LinearStep = Weighted | Pool | Mapped | Passed | Blocked
 
 @dataclass(frozen=True)
 class LinearForm:
-    """What an operator is of the tensors that it reads: a step of one of them; or their sum, with
-    ``signs`` of 1 or −1; or neither.
+    """An operator as a step of one tensor, as a sum of several, or as neither.
+
+    ``signs`` has 1 or −1 for each term of a sum.
     """
 
     step: LinearStep | None = None
@@ -86,18 +87,8 @@ class LinearForm:
 NEITHER = LinearForm()
 
 
-def cost(kernel: Kernel, taken: LinearStep) -> Work:
-    """What one step costs for one of its own output positions."""
-    moved = kernel.inputs * kernel.strides + kernel.outputs
-    if isinstance(taken, Weighted):
-        return Work(kernel.size, moved, kernel.size)
-    if isinstance(taken, Pool):
-        return Work(kernel.size, moved)
-    return Work(kernel.outputs * taken.steps, moved) if isinstance(taken, Mapped) else Work()
-
-
 def linear_form(operator: Operator) -> LinearForm:
-    """What an operator is of the tensors that it reads."""
+    """The linear form of an operator, from its record."""
     if isinstance(operator, Crossed) and isinstance(operator.law, Summed):
         signs = operator.law.signs
         return LinearForm(None, signs if len(signs) > 1 else None)
@@ -110,7 +101,7 @@ def linear_form(operator: Operator) -> LinearForm:
 
 def _step(operator: Operator) -> LinearStep | None:
     if isinstance(operator, Elementwise | FixedNorm):
-        return Mapped(operator.map, operator.role.steps, operator.data[0])
+        return Mapped(operator.map, operator.role.operations, operator.data[0])
     if isinstance(operator, Passing):
         return Passed(operator.data[0])
     if isinstance(operator, Activation):
@@ -143,8 +134,9 @@ def _convolution(operator: Convolution) -> LinearStep | None:
 
 
 def _product(operator: Product) -> LinearStep | None:
-    """``α·x·W + β·b`` along the last axis of x, for a matrix W on the right and a b that varies
-    along the last axis alone or not at all (ONNX Gemm, MatMul).
+    """``α·x·W + β·b`` along the last axis of x (ONNX Gemm, MatMul).
+
+    W is a matrix on the right. b varies along the last axis alone, or not at all.
     """
     rank, bias = operator.rank, operator.bias
     if operator.weight.position != 1:
@@ -165,13 +157,13 @@ def _product(operator: Product) -> LinearStep | None:
 
 
 def _is_row(shape: Sequence[int], outputs: int) -> bool:
-    """Whether what has a shape is added to every row of a matrix alike."""
+    """Whether a bias of this shape adds the same numbers to every row of a matrix."""
     *before, last = shape or (1,)
     return len(shape) <= 2 and all(n == 1 for n in before) and last in (1, outputs)
 
 
 def _mean(operator: Pooling) -> LinearStep:
-    """A fixed kernel if each output divides by the same number, that of its taps."""
+    """An average as a step. Each output must divide by the same number, its number of taps."""
     if operator.windows is None:
         raise Refusal(_unknown_padding(operator))
     label = operator.label

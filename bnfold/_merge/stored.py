@@ -1,4 +1,4 @@
-"""Merged weights on their way to the type that they are stored in."""
+"""Merged weights: whether they fit their stored type, and how they are kept until then."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Load = Callable[[], NDArray[Any]]
 def unfit(
     where: str, weight: NDArray[Any], bias: NDArray[Any], dtype: np.dtype[Any]
 ) -> Reason | None:
-    """Whether merged weights would be lost to overflow or underflow."""
+    """Why merged weights do not fit their type: overflow or underflow; None if they fit."""
     if not bool(np.isfinite(weight).all() and np.isfinite(bias).all()):
         return Reason("non-finite", where, f"a weight that {where} would take in is not finite")
     peaks = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
@@ -33,7 +33,7 @@ def unfit(
 
 
 def remembered(load: Load, always: bool) -> Load:
-    """The same, computed once if it is small, or ``always``."""
+    """The same function, but the values are computed only once if they are small, or ``always``."""
     kept: list[NDArray[Any]] = []
 
     def values() -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Trees of operators that add read as one sum with signs, and written again with fewer terms."""
+"""Trees of operators that add, as one sum with signs, and the same sum with fewer terms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Sum:
-    """``Σ ±term``. ``nodes`` are the positions of what adds, each ahead of what it reads."""
+    """``Σ ±term``. ``nodes`` are the positions of the operators that add, outer before inner."""
 
     root: int
     nodes: tuple[int, ...]
@@ -29,8 +29,9 @@ class Sum:
 
 @dataclass(frozen=True)
 class Joined:
-    """What is left of an operator that adds: the sum of its operands, or the first of two ``minus``
-    the second.
+    """An operator that adds, as it is after the change.
+
+    It is the sum of its operands or, if ``minus``, the first operand minus the second.
     """
 
     operands: tuple[str, ...]
@@ -39,9 +40,9 @@ class Joined:
 
 
 def sum_at(graph: MergeGraph, root: int) -> Sum | None:
-    """The whole sum that an operator puts out; None where it is a part of a larger one.
+    """The whole sum that ends at an operator; None if it is a part of a larger sum.
 
-    A sum is the same in any order and association, but for the rounding of single additions.
+    A sum has the same value in any order, except for the rounding of single additions.
     """
     output = _written(graph, root)
     alone = graph.shared(output) is None
@@ -64,7 +65,7 @@ def sum_at(graph: MergeGraph, root: int) -> Sum | None:
     return Sum(root, tuple(nodes), tuple(terms))
 
 
-# A part of a sum that is left: its sign and its tensor.
+# One operand that is left: its sign and its tensor.
 _Part = tuple[int, str]
 
 
@@ -75,13 +76,13 @@ def rewritten(
     replaced: Mapping[Term, str],
     fresh: Callable[[str], str],
 ) -> dict[int, Joined | None] | None:
-    """What changes in a sum without some terms, and others replaced by tensors that count positive;
-    by position, what is read ahead of what reads it.
+    """The changes in a sum whose terms ``dropped`` go and whose terms ``replaced`` become tensors.
 
-    Where one of two operands goes, the other takes its place; a sign that is left over moves
-    outward until a difference takes it up. What is left holds other values than before and is named
-    anew, but for the whole, which is the same sum. None where more than two would have to be
-    subtracted from each other.
+    The new tensors count positive. The result has by position the operator that is left, None for
+    none; inner operators come before outer ones. If one of two operands goes, the other takes the
+    operator's place. A minus sign that is left over moves outward, until a difference takes it up.
+    Tensors inside hold other values than before, so they get fresh names; the whole sum keeps its
+    name. The function gives None if this would need a difference with more than two operands.
     """
     parts: dict[str, _Part | None] = {}
     nodes: dict[int, Joined | None] = {}
@@ -126,7 +127,7 @@ def rewritten(
 
 
 def _joined(left: Sequence[_Part], output: str) -> tuple[int, Joined] | None:
-    """The sum of what is left of an operator's operands, and its sign."""
+    """The sign and the operator for the operands that are left; None if no operator can do it."""
     signs = {sign for sign, _ in left}
     if len(signs) == 1:
         return left[0][0], Joined(tuple(name for _, name in left), False, output)

@@ -1,16 +1,20 @@
-"""What linear operators cost, as far as their shapes tell, and whether a merge pays."""
+"""The work of linear operators, as their shapes tell it, and whether a merge pays."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bnfold._merge.kernels import Kernel
+from bnfold._merge.steps import LinearStep, Mapped, Pool, Weighted
+
 
 @dataclass(frozen=True)
 class Work:
-    """What operators do for one position that comes out in the end.
+    """What operators do for one output position.
 
-    ``products`` are multiply-adds, a step of an elementwise operator counted like one, ``numbers``
-    what they read and write of tensors. ``weights`` are read once, for any number of positions.
+    ``products`` counts multiply-adds; an elementwise operation counts as one. ``numbers`` counts
+    the numbers of tensors that are read and written. ``weights`` counts the weights. They are read
+    once for all positions.
     """
 
     products: int = 0
@@ -25,13 +29,15 @@ class Work:
         )
 
     def at(self, positions: int) -> Work:
-        """The same of operators that compute so many positions for one that comes out."""
+        """The work of operators that compute ``positions`` positions for each output position."""
         return Work(self.products * positions, self.numbers * positions, self.weights)
 
     def pays(self, instead: Work, positions: int | None) -> bool:
-        """Whether this may be done instead of what takes more operators: neither multiply-adds nor
-        numbers moved may grow, and weights by no more than multiply-adds fall. Where the
-        ``positions`` are not known, weights may not grow at all.
+        """Whether one operator with this work may replace operators with the work ``instead``.
+
+        Neither multiply-adds nor the numbers moved may grow. Weights may grow by at most the factor
+        by which multiply-adds fall. If the number of ``positions`` is not known, weights may not
+        grow at all.
         """
         if self.weights * self.products > instead.weights * instead.products:
             return False
@@ -42,7 +48,7 @@ class Work:
         return self.products <= instead.products and moved <= moved_before
 
     def growth(self, instead: Work) -> str:
-        """By how much the work would grow, in words."""
+        """The growth of the work, as a text for the user."""
         if self.products > instead.products:
             times = self.products / max(instead.products, 1)
             return (
@@ -54,3 +60,13 @@ class Work:
             f"one operator would read {self.weights} weights instead of {instead.weights}, "
             f"{times:.3g} times as many"
         )
+
+
+def cost(kernel: Kernel, taken: LinearStep) -> Work:
+    """The work of one step for one of its own output positions."""
+    moved = kernel.inputs * kernel.strides + kernel.outputs
+    if isinstance(taken, Weighted):
+        return Work(kernel.size, moved, kernel.size)
+    if isinstance(taken, Pool):
+        return Work(kernel.size, moved)
+    return Work(kernel.outputs * taken.operations, moved) if isinstance(taken, Mapped) else Work()

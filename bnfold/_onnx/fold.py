@@ -31,7 +31,7 @@ _WEIGHTED = ("BatchNormalization", "Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class FoldedWeights:
-    """Weights of a main graph by name; ``touched`` are those of operators that a fold concerns."""
+    """The weights of a main graph by name; ``touched`` are those of operators in a fold."""
 
     values: Mapping[str, Array]
     touched: frozenset[str]
@@ -50,8 +50,10 @@ class PlannedModel:
         return apply(self.network, self.settled)
 
     def weights(self) -> FoldedWeights:
-        """The main graph's weights: parameters of its linear operators and normalizations, and the
-        constants of maps that fold. Other constants may be sizes, not weights.
+        """The weights of the main graph.
+
+        These are the parameters of its linear operators and normalizations, and the constants of
+        maps that fold. Other constants are left out: they may be sizes.
         """
         graph, _ = self.settled[0]
         made = {name for patch in self.network.merges[0].patches for name in patch.constants}
@@ -85,7 +87,7 @@ def prepare(model: ModelProto, base_dir: Path | None) -> PlannedModel:
 
 
 def _fold(patch: Patch) -> Fold:
-    """A merge in a plan's words."""
+    """The plan's entry for a merge."""
     node = patch.nodes[patch.into]
     assert node is not None
     names, ops = ([one[k] for one in patch.gone] for k in (0, 1))
@@ -93,11 +95,11 @@ def _fold(patch: Patch) -> Fold:
 
 
 def _parameter_names(planned: PlannedModel, folded_only: bool) -> Iterator[str]:
-    """Inputs of operators that hold weights, in the main graph: of all, or of those that tell
-    whether an error in a fold would show.
+    """The names of inputs that hold weights, in the main graph.
 
-    What a lone Mul or Add holds may be far too small to show, where it goes into an operator with
-    weights of its own.
+    With ``folded_only`` they are the weights in which an error of a fold would show. The constant
+    of a single Mul or Add that goes into an operator with weights is left out: it may be far too
+    small to show.
     """
     graph, moves = planned.settled[0]
     nodes = graph.view.nodes

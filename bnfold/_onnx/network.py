@@ -1,4 +1,4 @@
-"""A model read into neutral views, one for each of its graphs, its linear operators merged."""
+"""A model read into neutral views, one for each graph, with linear operators merged."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from pathlib import Path
 from onnx import ModelProto
 
 from bnfold._onnx.merge.merging import Merges, merge, reread
-from bnfold._onnx.names import Names
 from bnfold._onnx.read.constants import Constants
 from bnfold._onnx.read.context import Context
 from bnfold._onnx.read.graph import Graph, read_graph
-from bnfold._onnx.read.scopes import Scope, read_scopes
+from bnfold._onnx.read.scopes import Names, Scope, read_scopes
 from bnfold._onnx.read.shapes import infer
 
 
 @dataclass(frozen=True)
 class Network:
-    """A whole model as read, and the folder its external data is relative to.
+    """A whole model as read.
 
-    ``merges`` has an entry for each graph. Scopes and graphs are those after merging; the model
-    itself is as it was.
+    ``base_dir`` is the folder of its external data. ``merges`` has an entry for each graph. Scopes
+    and graphs are those after merging. The model itself is not changed.
     """
 
     model: ModelProto
@@ -33,7 +32,7 @@ class Network:
 
 
 def read(model: ModelProto, base_dir: Path | None) -> Network:
-    """Read every graph of a model; no large weight is loaded, but those of operators that merge.
+    """Read every graph of a model. Large weights are loaded only for operators that merge.
 
     Raises `UsageError` on cycles.
     """
@@ -47,7 +46,7 @@ def read(model: ModelProto, base_dir: Path | None) -> Network:
 
 
 def _read_merged(context: Context, names: Names) -> tuple[Graph, Merges]:
-    """One graph, as it is once its linear operators are merged."""
+    """One graph after its linear operators are merged, and the merges."""
     graph = read_graph(context)
     merges = merge(graph, names)
     return (reread(graph, merges.patches) if merges.patches else graph), merges

@@ -17,10 +17,10 @@ from bnfold._system import memory
 
 Array = NDArray[Any]
 
-# Bytes of external data from which on it is mapped instead of read.
+# External data of so many bytes or more is mapped instead of read.
 _MAPPED = 1 << 20
 
-# Bits of the types of which several numbers share a byte.
+# The bits of a number, for types with several numbers in one byte.
 _PACKED = {
     getattr(TensorProto, name): bits
     for name, bits in (("INT4", 4), ("UINT4", 4), ("FLOAT4E2M1", 4), ("INT2", 2), ("UINT2", 2))
@@ -150,8 +150,10 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
 def _mapped(
     path: Path, name: str, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]
 ) -> Array:
-    """Large values where they lie: the system may drop pages of a file at any time, so that they
-    count for nothing. Where the system would not let a mapped file be replaced, this is not done.
+    """The values of a large tensor, mapped from their file.
+
+    The system may drop pages of a mapped file at any time, so they cost no memory. On a system that
+    does not let a mapped file be replaced, the values are read instead.
     """
     if path.stat().st_size < offset + math.prod(shape) * dtype.itemsize:
         raise _too_short(path, name)

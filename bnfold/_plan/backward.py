@@ -1,4 +1,4 @@
-"""Carry a map backward: to those who compute the tensor that it acts on."""
+"""Carry a map backward: from a tensor to the operators that compute it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from bnfold._core.index_maps import Map
 from bnfold._core.laws import Way, not_carried
 from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Node
-from bnfold._plan.stops import Stop
 from bnfold._plan.sweep import TRIES, Impassable, Sweep, equal
-from bnfold._plan.trips import Terrain, Trip
+from bnfold._plan.trips import Stop, Terrain, Trip
 
-# Of a tensor with more readers than these no parts are looked at: all of them would be, each time.
+# With more readers than these, no parts of a tensor are tried: each time all would be visited.
 _PARTS = 64
 
 
 def carry_back(
     terrain: Terrain, trip: Trip, value: int, reader: int, map_: AffineMap
 ) -> tuple[Trip, Stop | None]:
-    """Carry a map that ``reader`` applied to a tensor to those who compute the tensor.
+    """Carry a map that ``reader`` applies to a tensor to the operators that compute the tensor.
 
     ``relu(conv(x))·s``: the scale passes the Relu and ends behind the Conv. Gives the trip with
-    what that changes, or the trip as it was and what stopped the map. Where a law leaves a choice
-    (which summand takes the shift), a few are tried in order.
+    these changes and None, or the trip as it was and what first stopped the map. Some laws leave a
+    choice, for example which term of a sum takes the shift. Then a few choices are tried in order.
     """
     choices: dict[int, int] = {}
     first: Stop | None = None
@@ -44,7 +43,10 @@ def carry_back(
 
 
 class _Backward(Sweep):
-    """``wanted``: what the readers of a tensor want of it, by reader and input number."""
+    """Backward.
+
+    ``wanted`` has for each tensor the maps that its readers want, by reader and input number.
+    """
 
     ahead = False
 
@@ -56,16 +58,19 @@ class _Backward(Sweep):
         self.heap: list[tuple[int, int]] = []
 
     def always_passes(self, node: int) -> bool:
-        """Of an operator with several inputs a map may go into another one."""
+        """Not for an operator with several inputs: the map may go to another one of them."""
         role = self.view.nodes[node].role
         return not isinstance(role, Crossing) or len(role.data) == 1
 
     def want(self, reader: int, map_: AffineMap) -> None:
-        """What the reader of the first tensor wants of it."""
+        """Note which map the reader of the first tensor wants."""
         self._want(self.value, reader, self.view.nodes[reader].inputs.index(self.value), map_, None)
 
     def carry(self) -> None:
-        """Outputs of one operator come together, those without one one by one."""
+        """Carry the map until it is taken in. Raises `Refusal`.
+
+        All outputs of an operator are handled together.
+        """
         while self.heap:
             key = self.heap[0][0]
             agreed: list[tuple[int, Map]] = []
@@ -87,7 +92,7 @@ class _Backward(Sweep):
         self.wanted.setdefault(value, {})[reader, position] = map_
 
     def _agreed(self, value: int) -> Map:
-        """The one map that all readers of a tensor want of it."""
+        """The one map that all readers of a tensor want. Raises `Refusal` if there is none."""
         self.value = value
         wants, tensor = self.wanted[value], self.view.values[value]
         if value in self.impassable:
@@ -117,11 +122,11 @@ class _Backward(Sweep):
         return Refusal.of("shared-output", label, message)
 
     def _in_parts(self, value: int, wants: Mapping[tuple[int, int], Map]) -> Map | None:
-        """The map of a tensor of which every reader takes a part, where each sees of it what it
-        asked for, and nothing if it asked for nothing.
+        """One map for a tensor of which every reader takes a part; None if there is none.
 
-        Of a tensor [N, 4, …] that two Slices read, one asks for scales (2, 3) of channels 0 and 1:
-        (2, 3, 1, 1).
+        Each reader must see the map that it wants in its own part; a reader without a wish must see
+        no change. Example: two Slices read channels 0–1 and 2–3 of a tensor ``[N, 4, …]``. The
+        first wants the scales (2, 3), the second nothing. The map has the scales (2, 3, 1, 1).
         """
         if len(self.view.values[value].readers) > _PARTS:
             return None
@@ -147,7 +152,7 @@ class _Backward(Sweep):
         return total
 
     def _past(self, producer: int, agreed: list[tuple[int, Map]]) -> None:
-        """Carry maps of what an operator puts out to what it reads, or let it take them in."""
+        """Carry maps of an operator's outputs to its inputs, or let it take them in."""
         node = self.view.nodes[producer]
         role, (value, map_) = node.role, agreed[0]
         self.node, self.value = producer, value
@@ -199,7 +204,7 @@ class _Backward(Sweep):
 
 
 def _both(one: Map, other: Map) -> Map:
-    """What two outputs of an operator ask of one input."""
+    """The map that two outputs of an operator want of one input. Raises `Refusal`."""
     both = one.then(other) if isinstance(one, AffineMap) and isinstance(other, AffineMap) else None
     if both is None:
         raise not_carried("its outputs ask for different maps")

@@ -1,4 +1,4 @@
-"""Plan until every folded weight fits its dtype, and what stands of each move."""
+"""Plan again until every folded weight fits its dtype; the constants of operators left."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from bnfold._plan.places import Standing
 from bnfold._plan.planner import Move, Moves, Sides, plan
 
 Readings = Sequence[Reading]
-# Why a whole set of moves may not be made as it is: reasons by the number of the move.
+# Tells why some of a set of moves may not be made: the reasons, by the number of the move.
 Objections = Callable[[Sequence[Move]], Mapping[int, Reason]]
 
 
 def no_objection(moves: Sequence[Move]) -> Mapping[int, Reason]:
-    """Every move that the planner makes can be written."""
+    """No reasons: every move can be written."""
     return {}
 
 
 def settle(view: View, readings: Readings, objections: Objections = no_objection) -> Moves:
-    """Plan one graph, and plan again without the maps whose folded weights would not fit.
+    """The moves of one graph, planned again until all folded weights fit.
 
-    Of a group that overflows or underflows, or that ``objections`` names, the last map is refused
-    first, so that the others may still fold. ``readings`` has an entry for each node of the view.
+    If a move would overflow or underflow, or if ``objections`` names it, its last map is refused,
+    and planning begins again: the other maps may still fold. ``readings`` has an entry for each
+    node of the view.
     """
     refused: dict[int, Reason] = {}
     remembered: dict[tuple[int, int, int], Vector] = {}
@@ -58,7 +59,7 @@ def _refusal(
     sides: Sides,
     remembered: dict[tuple[int, int, int], Vector],
 ) -> Reason | None:
-    """Whether what an operator takes in would be lost in its dtype at one of its sites."""
+    """Why the maps that an operator takes in do not fit the dtype of a site; None if they do."""
 
     def peaks(number: int, axis: int) -> Vector:
         key = (node, number, axis)
@@ -74,7 +75,7 @@ def _refusal(
 
 
 def _standing_refusal(view: View, readings: Readings, move: Move) -> Reason | None:
-    """Whether the constants of operators that have to stand would be lost to rounding."""
+    """Why the constants of operators that are left do not fit their dtype; None if they do."""
     where = view.nodes[move.into].label
     dtype = standing_dtype(view, readings, move)
     for standing in move.stands:
@@ -89,10 +90,11 @@ def _standing_refusal(view: View, readings: Readings, move: Move) -> Reason | No
 
 
 def standing_constants(readings: Readings, move: Move, standing: Standing) -> list[Vector]:
-    """The constants of an operator that stands where a group stood, in float64.
+    """The constants of an operator that is left by a move, in float64.
 
-    Of a Mul or an Add its one constant. A BatchNormalization is the last one of the group, with
-    ``γ = S·√(var + ε)``, ``β = T``, mean 0 and its own variance: exactly ``A(S, T)``.
+    A Mul, an Add or a Sub has one constant. A BatchNormalization is the last one of the move, with
+    new γ, β and mean and its own variance: ``γ = S·√(var + ε)``, ``β = T``, mean 0. This is exactly
+    ``A(S, T)``.
     """
     map_ = standing.map
     if standing.op != "BatchNormalization":
@@ -104,12 +106,12 @@ def standing_constants(readings: Readings, move: Move, standing: Standing) -> li
 
 
 def standing_batch_norm(readings: Readings, move: Move) -> int:
-    """The BatchNormalization of a group that stays to hold the composition of all of it."""
+    """The last BatchNormalization of a move. It stays, and holds the composed map."""
     return next(i for i in reversed(move.maps) if readings[i].deviation is not None)
 
 
 def standing_dtype(view: View, readings: Readings, move: Move) -> np.dtype[np.generic]:
-    """The element type of the constants that a group leaves behind."""
+    """The element type of the constants of operators that a move leaves."""
     dtype = readings[move.into].dtype if move.law == "absorb" else None
     if dtype is None and any(standing.op == "BatchNormalization" for standing in move.stands):
         dtype = readings[standing_batch_norm(readings, move)].dtype

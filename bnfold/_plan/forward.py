@@ -1,4 +1,4 @@
-"""Carry a map forward: to all who read the tensor that it acts on."""
+"""Carry a map forward: from a tensor to all who read it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from bnfold._core.laws import Law, Way
 from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Receiver
 from bnfold._plan.relation import Relation
-from bnfold._plan.stops import Stop
 from bnfold._plan.sweep import TRIES, Impassable, Sweep
-from bnfold._plan.trips import End, Terrain, Trip
+from bnfold._plan.trips import End, Stop, Terrain, Trip
 
 
 def carry_ahead(
@@ -22,8 +21,8 @@ def carry_ahead(
     """Carry a map of a tensor to all who read it.
 
     ``conv(maxpool(s·x + t))``: the map passes the pool and ends ahead of the Conv. Gives the trip
-    with what that changes, or the trip as it was and what stopped the map. Where a law leaves a
-    choice, a few are tried in order, each once the caller has no use for the one before.
+    with these changes and None, or the trip as it was and what stopped the map. Where a law leaves
+    a choice, a few are tried in order: the caller asks for the next where one is of no use.
     """
     choices: dict[int, int] = {}
     for _ in range(TRIES):
@@ -37,7 +36,7 @@ def carry_ahead(
 
 
 class _Forward(Sweep):
-    """``arrived``: the maps that have come to an operator, by input number."""
+    """Forward. ``arrived`` has for each operator the maps at its inputs, by input number."""
 
     ahead = True
 
@@ -56,15 +55,17 @@ class _Forward(Sweep):
         self.unread: int | None = None
 
     def always_passes(self, node: int) -> bool:
-        """In x − x a shift vanishes, in x·x a sign."""
+        """Not for every operator: in x − x a shift vanishes, in x·x a sign."""
         role = self.view.nodes[node].role
         if not isinstance(role, Crossing):
             return True
         return len(self.arrived[node]) == 1 and not role.law.may_lose_a_map
 
     def carry(self) -> None:
-        """A tensor that nobody reads asks for nothing, but does not take in a map by itself: to
-        remove what is unused is not to fold.
+        """Carry the map until it is taken in. Raises `Refusal`.
+
+        A tensor that nobody reads does not stop the map. But it is no end: at least one operator
+        must take the map in. To remove unused operators is not to fold.
         """
         self._spread(self.value, self.map, None)
         while self.heap:
@@ -76,7 +77,7 @@ class _Forward(Sweep):
             raise Refusal.of("no-linear-operator", name, f"nobody reads {name}")
 
     def _spread(self, value: int, map_: Map, via: tuple[int, int] | None) -> None:
-        """Hand a map to everyone who reads a tensor."""
+        """Hand a map of a tensor to all who read the tensor. Raises `Refusal`."""
         if map_.is_identity:
             return
         self.value = value
@@ -103,7 +104,7 @@ class _Forward(Sweep):
         self.relate(value, map_)
 
     def _past(self, index: int, arrived: Mapping[int, Map]) -> None:
-        """Carry maps of what an operator reads to what it puts out, or let it take them in."""
+        """Carry maps of an operator's inputs to its outputs, or let it take them in."""
         node = self.view.nodes[index]
         role, position = node.role, min(arrived)
         value, map_ = node.inputs[position], arrived[position]
@@ -151,7 +152,7 @@ class _Forward(Sweep):
                 self._spread(node.outputs[number], part, (index, value))
 
     def _check_data(self, index: int, data: tuple[int, ...], arrived: Mapping[int, Map]) -> None:
-        """Maps must have arrived at data inputs alone: of ``x / s`` none at s."""
+        """Raise `Refusal` if a map has arrived at another input than data: in ``x / s`` at s."""
         if not set(arrived) <= set(data):
             node = self.view.nodes[index]
             message = f"{node.label} ({node.op}) reads it as something else than its data"
@@ -160,9 +161,9 @@ class _Forward(Sweep):
     def _with_others(
         self, index: int, role: Crossing, law: Law, maps: Mapping[int, Map]
     ) -> list[Way] | None:
-        """The ways across once the maps that stand ahead of the other inputs come along.
+        """The ways across an operator if the maps ahead of its other inputs come along; else None.
 
-        ``s·a + s·b``: the sum refuses the scale of one alone, and passes that of both.
+        ``s·a + s·b``: the sum refuses the scale of one term alone, but both scales pass together.
         """
         node, tried, joined = self.view.nodes[index], self.trip.copy(), dict(maps)
         for number, position in enumerate(role.data):

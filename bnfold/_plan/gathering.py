@@ -1,9 +1,8 @@
 """Gather the affine operators of a graph into places, in one pass along its order.
 
-A map goes to the place of the operator that writes what it reads, carriers between them crossed:
-behind ``Conv → BatchNorm → Identity → Mul`` there is one place of two maps, ahead of which the Conv
-takes in what it can. Each place is planned by itself here; what stands there may be carried away
-afterwards.
+A map joins the place of the operator that writes its input. Carriers between the two are crossed.
+``Conv → BatchNorm → Identity → Mul`` has one place with two maps, and the Conv ahead of it takes in
+what it can. Here each place is planned by itself. Later, `relocation` may carry away what is left.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from bnfold._plan.row import LONGEST, State, drained, extended, taking
 
 
 def gather(view: View, refused: Mapping[int, Reason]) -> tuple[list[Place], dict[int, Reason]]:
-    """The places of a graph, by their first maps, and why other affine operators stay.
+    """The places of a graph, in the order of their first maps, and why other operators stay.
 
-    The others are no fixed maps, or absorb what follows them, or may not be touched: ``refused``
-    says why.
+    An affine operator has no place if it is no fixed map, if it only absorbs later maps, or if it
+    is ``refused``, which has the reason.
     """
     gatherer = _Gatherer(view, refused)
     for index, node in enumerate(view.nodes):
@@ -35,7 +34,7 @@ def gather(view: View, refused: Mapping[int, Reason]) -> tuple[list[Place], dict
 
 
 class _Gatherer:
-    """``home`` has the place of each affine operator that maps may join, or of an absorber."""
+    """Finds places. ``home`` has the place for each operator behind which another map may join."""
 
     def __init__(self, view: View, refused: Mapping[int, Reason]) -> None:
         self.view = view
@@ -45,7 +44,7 @@ class _Gatherer:
         self.kept: dict[int, Reason] = {}
 
     def settle(self, index: int, role: Affine) -> None:
-        """Find a place for one map: behind an absorber, behind maps that stand, or a new one."""
+        """Put one map into a place: behind an absorber, behind maps that stand, or a new place."""
         if index in self.refused:
             self.kept[index] = self.refused[index]
             return
@@ -66,7 +65,7 @@ class _Gatherer:
         self.places.append(place)
 
     def _walk_back(self, index: int, role: Affine) -> None:
-        """Follow the data upstream until something takes the map in. Raises `Refusal`."""
+        """Follow the data upstream until an operator takes the map in. Raises `Refusal`."""
         nodes, values = self.view.nodes, self.view.values
         carriers: list[int] = []
         reader, position = index, role.data
@@ -89,7 +88,7 @@ class _Gatherer:
             reader, position = value.producer, producer.role.data
 
     def _offer(self, index: int, role: Affine, to: int, carriers: list[int]) -> None:
-        """Offer a map to the operator that writes its input, carriers between them crossed."""
+        """Offer a map to the operator ``to`` ahead of ``carriers``. Raises `Refusal`."""
         node, place = self.view.nodes[to], self.home.get(to)
         if place is not None:
             self._join(place, index, role, [*carriers, index])
@@ -102,7 +101,7 @@ class _Gatherer:
             raise Refusal.of("no-linear-operator", node.label, message)
 
     def _join(self, place: Place, index: int, role: Affine, chain: list[int]) -> None:
-        """Put a map behind those of a place. Raises `Refusal` where it cannot stand there."""
+        """Put a map behind the maps of a place. Raises `Refusal` if it cannot stand there."""
         state, reason = self._with(place, role)
         if state.row and (not role.composable or len(state.row) > LONGEST):
             message = "what stays of it would need a rank and type that are not known"
@@ -114,7 +113,7 @@ class _Gatherer:
         self.home[index] = place
 
     def _with(self, place: Place, role: Affine) -> tuple[State, Reason | None]:
-        """The state with one more map, and why the map is not wholly absorbed, where it is not."""
+        """The state with one more map, and why the map is not wholly absorbed; None if it is."""
         row, absorbed = extended(place.state.row, role.map), place.state.absorbed
         if place.absorber is None or place.into is None:
             return State(IDENTITY, row), self._behind(place)
@@ -132,14 +131,17 @@ class _Gatherer:
         return state, self._behind(place)
 
     def _behind(self, place: Place) -> Reason:
-        """Why the next map of a place stays: what stops the first that stays."""
+        """Why the next map of a place stays: the reason of the first map that stays."""
         if place.stopped is not None and not place.maps:
             return place.stopped
         first, reason = next(iter(place.reasons.items()))
         return reason.behind(self.view.nodes[first].label)
 
     def close(self, place: Place) -> list[Place]:
-        """The places that one leaves: itself, if the maps that did not pay may be written anew."""
+        """The final places for one place: itself, if all its maps may be written anew.
+
+        Otherwise the maps that did not pay get a place of their own each.
+        """
         if place.into is not None and place.stopped is not None:
             if not place.maps:
                 return [self._alone(place.into, place.stopped)]
@@ -156,7 +158,7 @@ class _Gatherer:
         return [*first, *(self._alone(index, place.reasons[index]) for index in rest)]
 
     def _alone(self, index: int, reason: Reason) -> Place:
-        """The place of one map that stays as it is, for now."""
+        """A place for one map, which stays as it is for now."""
         node = self.view.nodes[index]
         role = affine(node)
         return Place(
@@ -165,7 +167,7 @@ class _Gatherer:
             reasons={index: reason},
             style=PLAIN.joined(node),
             state=State(IDENTITY, (role.map,)),
-            price=(1, role.steps),
+            price=(1, role.operations),
             restated=role.composable,
         )
 

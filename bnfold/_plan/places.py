@@ -1,4 +1,4 @@
-"""Places: affine operators in a row that are planned as one, and what stands there in the end."""
+"""Places: affine operators in a row that are planned together, and the operators left there."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from bnfold._core.view import Absorber, Affine, Node, View
 from bnfold._plan.row import NOTHING, Row, State
 from bnfold._plan.trips import End
 
-STEPS = {"Mul": 1, "Add": 1, "Sub": 1, "BatchNormalization": 2}
+OPERATIONS = {"Mul": 1, "Add": 1, "Sub": 1, "BatchNormalization": 2}
 
 
 @dataclass(frozen=True)
 class Standing:
-    """An operator that has to stand: a Mul for A(s, 0), an Add for A(1, t) or a Sub of −t, a
-    BatchNormalization for A(s, t) on axis 1.
+    """An operator that is left at a place, and its map.
+
+    It is a Mul for A(s, 0), an Add for A(1, t), a Sub of −t for A(1, t), or a BatchNormalization
+    for A(s, t) on axis 1.
     """
 
     op: str
@@ -30,10 +32,10 @@ class Standing:
 
 @dataclass(frozen=True)
 class Style:
-    """How what stands at a place is written, which depends on the operators that were there.
+    """How the operators left at a place are written. It depends on the operators that were there.
 
-    ``dtype`` is that of the constants, ``norm`` says that there was a BatchNormalization, ``subs``
-    and ``adds`` that a Sub of a constant was, and an Add.
+    ``dtype`` is the type of the constants. ``norm`` says that there was a BatchNormalization,
+    ``subs`` that there was a Sub of a constant, and ``adds`` that there was an Add.
     """
 
     dtype: np.dtype[Any] | None = None
@@ -52,10 +54,10 @@ class Style:
         )
 
     def stands(self, row: Row) -> tuple[Standing, ...]:
-        """The operators that a row needs, once rounded to its dtype.
+        """The operators that a row needs, as rounded: none for a scale of 1 or a shift of 0.
 
-        One map of both scale and shift on axis 1 can be a BatchNormalization, if there was one; the
-        first shift can be a Sub, if there was one and no Add.
+        The first map with both a scale and a shift on axis 1 becomes a BatchNormalization if there
+        was one. The first shift becomes a Sub if there was a Sub and no Add.
         """
         found: list[Standing] = []
         norm, add = self.norm, "Sub" if self.subs and not self.adds else "Add"
@@ -80,18 +82,20 @@ PLAIN = Style()
 
 @dataclass
 class Place:
-    """Affine operators in a row: ``maps``, in a ``chain`` with carriers between them.
+    """Affine operators in a row.
 
-    ``into`` is the operator directly ahead of them that takes in what it can, as an ``absorber``;
-    None where there is none. ``stopped`` says why the first of them goes no further, or why
-    ``into`` does, where that is an affine operator itself. ``reasons`` say why each map is not
-    wholly absorbed, where that is so.
+    ``maps`` are the operators. ``chain`` has the carriers between them, too. ``into`` is the
+    operator directly ahead; it takes in what it can as an ``absorber``. Both are None if there is
+    no such operator. ``stopped`` says why the first map goes no further. If ``into`` is an affine
+    operator itself, it says why ``into`` goes no further. ``reasons`` says for each map that is not
+    wholly absorbed why it is not.
 
-    ``state`` composes all maps. The first ``paid`` of them are cheaper in the state ``written``
-    than as the model has them; the others stand as they are, and all cost ``price`` operators and
-    steps. ``restated`` says whether they may be written as other operators. Once something was
-    ``carried`` from here or to here, all that stands is written anew: what was carried away came to
-    ``ends`` and ``crossed`` operators on its way.
+    ``state`` is the composition of all maps. The first ``paid`` maps are written anew, as the state
+    ``written``: that is cheaper. The later maps stay as they are. ``price`` is the number of
+    operators and of operations of all of them. ``restated`` says whether the maps may be written as
+    other operators. ``carried`` says that something was carried from here or to here. Then all that
+    is left is written anew. Maps carried away from here were taken in at ``ends``, and the
+    operators they ``crossed`` are listed.
     """
 
     into: int | None = None
@@ -112,13 +116,13 @@ class Place:
 
     @property
     def as_written(self) -> bool:
-        """Whether maps stand as the model has them."""
+        """Whether some maps stay as the model has them."""
         return not self.carried and self.paid < len(self.maps)
 
     def join(self, index: int, node: Node, chain: Iterable[int], state: State) -> None:
-        """Put a map behind the others; they are written anew up to here where that pays.
+        """Put a map behind the others. If it pays, write all maps up to here anew.
 
-        It pays where all maps so far cost less composed than those that paid, with all later ones.
+        It pays if the composition of all maps so far costs less than ``price``.
         """
         role = affine(node)
         self.maps.append(index)
@@ -126,7 +130,7 @@ class Place:
         self.style = self.style.joined(node)
         self.state = state
         self.restated = self.restated and role.composable
-        self.price = self.price[0] + 1, self.price[1] + role.steps
+        self.price = self.price[0] + 1, self.price[1] + role.operations
         composed = _cost(self.stands(state))
         if absorbing.pays(*self.price, *composed):
             self.paid, self.written, self.price = len(self.maps), state, composed
@@ -136,7 +140,7 @@ class Place:
         return self.style.stands(state.row)
 
     def cost(self, state: State) -> tuple[int, int] | None:
-        """Operators and steps of a state, None where it cannot be written here."""
+        """The numbers of operators and operations of a state; None if it cannot be written here."""
         if state is self.state and self.as_written:
             return self.price
         needed = self.stands(state)
@@ -145,7 +149,7 @@ class Place:
         return _cost(needed)
 
     def first(self, view: View, count: int) -> Place:
-        """The place of the first maps alone, those that paid."""
+        """A place with only the first ``count`` maps, those that paid, in the state ``written``."""
         maps = self.maps[:count]
         style = PLAIN
         for index in maps:
@@ -168,4 +172,4 @@ def affine(node: Node) -> Affine:
 
 
 def _cost(standing: tuple[Standing, ...]) -> tuple[int, int]:
-    return len(standing), sum(STEPS[each.op] for each in standing)
+    return len(standing), sum(OPERATIONS[each.op] for each in standing)

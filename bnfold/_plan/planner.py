@@ -15,26 +15,25 @@ from bnfold._plan.places import Place, Standing, affine
 from bnfold._plan.relation import Relation
 from bnfold._plan.relocation import Relocator
 from bnfold._plan.row import taking
-from bnfold._plan.stops import Stop, explained
-from bnfold._plan.trips import End
+from bnfold._plan.trips import End, Stop, explained
 
-Law = Literal["absorb", "compose", "carry"]
+MoveKind = Literal["absorb", "compose", "carry"]
 
 
 @dataclass(frozen=True)
 class Move:
-    """Affine nodes that give way.
+    """Affine nodes that go, and where their maps go.
 
-    ``absorb``: they go into node ``into`` directly ahead of them. ``compose``: they stand alone
-    (``into`` is the first of them). ``carry``: of those that stand alone, something is carried away
-    or has arrived; ``ends`` says where theirs was taken in and ``crossed`` what it crossed on the
-    way. In all cases the operators in ``stands`` have to stand where the maps stood. ``absorbed``
-    is what ``into`` takes in behind itself, all in all. ``chain`` lists, in data order, the nodes
-    after the absorber (otherwise: from the first map on), carriers included; ``maps`` those of them
-    that are affine.
+    ``law`` says how. ``absorb``: the maps go into node ``into``, directly ahead of them.
+    ``compose``: no node ahead takes them in; the maps become fewer, and ``into`` is the first one.
+    ``carry``: no node ahead takes them in, and maps were carried away from here or to here.
+    ``ends`` says where maps that left were taken in, ``crossed`` what they crossed. The operators
+    ``stands`` are left in place of the maps. ``absorbed`` is the whole map that ``into`` takes in
+    behind itself. ``chain`` lists in data order the nodes behind the absorber, or from the first
+    map on, with carriers. ``maps`` are the affine nodes among them.
     """
 
-    law: Law
+    law: MoveKind
     into: int
     maps: tuple[int, ...]
     chain: tuple[int, ...]
@@ -51,13 +50,13 @@ class Move:
 
     @property
     def changes_values(self) -> bool:
-        """Whether tensors on the way hold other values than before."""
+        """Whether tensors along the chain hold other values than before."""
         return bool(self.stands) or self.law == "carry" or not self.absorbed.is_identity
 
 
 @dataclass(frozen=True)
 class Sides:
-    """What an operator takes in behind itself, and ahead of itself."""
+    """The maps that an operator takes in behind itself and ahead of itself."""
 
     behind: AffineMap = IDENTITY
     ahead: AffineMap = IDENTITY
@@ -67,9 +66,9 @@ class Sides:
 class Moves:
     """What the planner decided for one graph: the moves, and a reason for each map that stays.
 
-    ``sides`` says what each operator takes in, ``relations`` how tensors change that maps are
-    carried past, ``edits`` the new numbers of operators on the way. ``blame`` names for each
-    operator that takes something in the last maps of the moves it comes from.
+    ``sides`` has the maps that each operator takes in. ``relations`` says how tensors on the way of
+    carried maps change, ``edits`` has the new numbers of operators on the way. ``blame`` lists for
+    each operator that takes maps in the last map of each move from which it took one.
     """
 
     moves: tuple[Move, ...]
@@ -86,7 +85,7 @@ class Moves:
 
 
 def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
-    """Plan one graph. ``refused`` holds maps found unfit when weights were looked at."""
+    """The moves of one graph. ``refused`` has the maps that may not fold, each with its reason."""
     places, kept = gather(view, refused)
     relocator = Relocator(view, places)
     relocator.run()
@@ -117,7 +116,7 @@ def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
 def _told(
     view: View, place: Place, stops: Mapping[bool, Stop]
 ) -> tuple[Move | None, dict[int, Reason]]:
-    """The move that a place makes, if any, and why maps of it stay."""
+    """The move of a place, or None, and the reasons of its maps that stay."""
     kept: dict[int, Reason] = {}
     if place.as_written:
         for index in place.maps[place.paid :]:
@@ -149,7 +148,7 @@ def _move(view: View, place: Place, standing: tuple[Standing, ...]) -> Move:
 def _into_batch_norm(
     view: View, maps: Sequence[int], stands: tuple[Standing, ...]
 ) -> AffineMap | None:
-    """The composition of maps that follow a BatchNormalization, where its γ and β take it."""
+    """The composition of the maps behind a BatchNormalization, if its γ and β take that in."""
     first, *others = (view.nodes[index] for index in maps)
     absorber = affine(first).absorber
     if absorber is None or [s.op for s in stands] != ["BatchNormalization"]:

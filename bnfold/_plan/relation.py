@@ -1,4 +1,4 @@
-"""How tensors change that maps are carried past."""
+"""How a tensor changes when maps are carried past it."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ Maps = tuple[Map, ...]
 
 @dataclass(frozen=True)
 class Relation:
-    """How the old and the new values of a tensor come from the same numbers: each by maps, one
-    after the other. Neighbours that compose are one.
+    """How the old and the new values of a tensor come from the same numbers u.
 
-    The numbers are the values of one side, which then has no maps, unless maps have passed in both
-    directions whose scales are 0 in places. An old scale of NaN, with a shift of 0, says that
-    nothing is known of old values there: whatever reads them multiplies them by 0.
+    ``old`` are the maps from u to the old values, ``new`` those from u to the new values. Maps act
+    one after the other, and neighbours that compose are one map. Mostly one of the two is empty:
+    the values of that side are u. Both have maps if maps have passed in both directions and some of
+    their scales are 0. An old scale of NaN with a shift of 0 says that the old value there is
+    unknown: every reader multiplies it by 0.
     """
 
     old: Maps = ()
     new: Maps = ()
 
     def behind(self, map_: Map) -> Relation:
-        """The relation once a map has passed backward, which acts ahead of the tensor now."""
+        """The relation after ``map_`` has passed backward: it acts ahead of the tensor now."""
         return Relation(self.old, _composed((*self.new, map_), False))._short()
 
     def ahead(self, map_: Map) -> Relation | None:
-        """The relation once a map has passed forward, which no longer acts ahead of the tensor:
-        ``map(new') = new``. None where that cannot be solved.
+        """The relation after ``map_`` has passed forward: it acts behind the tensor now.
+
+        The new values ``new'`` satisfy ``map(new') = new``. None if that cannot be solved.
         """
         undone = _undone(self.new)
         if undone is not None:
@@ -44,7 +46,7 @@ class Relation:
         return self._solved(map_)
 
     def _short(self) -> Relation:
-        """The same with maps on one side only, if those of the other can be undone."""
+        """The same relation with maps on one side only, if the maps of one side can be undone."""
         if self.old and self.new:
             old, new = _undone(self.old), _undone(self.new)
             if old is not None:
@@ -54,9 +56,12 @@ class Relation:
         return self
 
     def _solved(self, map_: Map) -> Relation | None:
-        """``map(new') = new`` where some scales are 0 on both sides, number by number: ``new'`` by
-        undoing the map, or else the numbers by undoing ``new``. Where neither can be, ``new'`` is
-        any number, of which the old value tells nothing, unless it is always the same.
+        """Solve ``map(new') = new`` position by position, where some scales are 0 on both sides.
+
+        If the scale of ``map`` is not 0, undoing ``map`` gives ``new'``. Else ``new'`` may be any
+        number. The old value is then constant if its scale is 0, or if the scale of ``new`` is not
+        0, so that undoing ``new`` gives u. Else the old value is unknown. The result is None for
+        maps along several axes.
         """
         old, new = _single(self.old), _single(self.new)
         if old is None or new is None or not isinstance(map_, AffineMap):
@@ -81,7 +86,7 @@ class Relation:
 
 
 def _single(maps: Maps) -> AffineMap | None:
-    """Maps as one along one axis, None where they are more."""
+    """Several maps as one map along one axis; None if that is not possible."""
     if len(maps) > 1:
         return None
     (map_,) = maps or (IDENTITY,)
@@ -89,7 +94,7 @@ def _single(maps: Maps) -> AffineMap | None:
 
 
 def _undone(maps: Maps) -> Maps | None:
-    """The maps that take others back, up to the rounding of float64; None where one cannot be."""
+    """The maps that undo the given ones, up to float64 rounding; None if one cannot be undone."""
     found: list[Map] = []
     for map_ in reversed(maps):
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
@@ -105,7 +110,7 @@ def _undone(maps: Maps) -> Maps | None:
 
 
 def _composed(maps: Maps, cancelling: bool) -> Maps:
-    """Maps with neighbours composed where one map is the same as two."""
+    """The same maps, with neighbours composed if one map can express both."""
     made: list[Map] = []
     for map_ in maps:
         last = made[-1] if made else None
@@ -122,8 +127,10 @@ def _composed(maps: Maps, cancelling: bool) -> Maps:
 
 
 def _cancelled(map_: AffineMap, terms: NDArray[np.float64]) -> AffineMap:
-    """A composition without what rounding left of terms that cancel and scales that undo each
-    other, and without a shift where nothing is known.
+    """A composition with scales close to 1 set to 1 and shifts close to 0 set to 0.
+
+    Such a difference is what rounding leaves if scales undo each other or terms cancel. A shift
+    also becomes 0 if the scale is NaN.
     """
     scale = np.where(np.abs(map_.scale - 1) <= _ROUNDING, 1.0, map_.scale)
     lost = (np.abs(map_.shift) <= _ROUNDING * terms) | np.isnan(scale)

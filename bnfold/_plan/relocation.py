@@ -1,7 +1,7 @@
-"""Move what stands to where it is taken in: whole, or its scale one way and its shift the other.
+"""Carry the maps that stand to operators that take them in.
 
-A move is made only if it pays, so that every one lowers the operators executed, or their work, and
-raises neither: planning ends.
+A map moves as a whole, or its scale moves one way and its shift the other. A move is made only if
+it pays: it lowers the number of operators or of operations, and raises neither. So planning ends.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from bnfold._plan.forward import carry_ahead
 from bnfold._plan.places import Place, affine
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import LONGEST, Row, State, drained, extended, normal, taking
-from bnfold._plan.stops import Stop
-from bnfold._plan.trips import Terrain, Trip
+from bnfold._plan.trips import Stop, Terrain, Trip
 
 
 class Relocator:
-    """Carries what stands at the places of one view; `run` changes the places themselves.
+    """Carries away what stands at the places of one view; `run` changes the places themselves.
 
-    Afterwards ``behind`` and ``ahead`` hold what absorbers take in, ``relations`` the tensors whose
-    values change, ``edits`` the new numbers of operators that were crossed, and ``blame`` says
-    which affine operators, by the last of a place, went into an absorber. ``stops`` says for a
-    place what stopped it backward and forward.
+    Afterwards ``behind`` and ``ahead`` have the map that each absorber takes in on that side.
+    ``relations`` says how tensors change, ``edits`` has the new numbers of crossed operators.
+    ``blame`` lists for each absorber the last map of each place from which it took something.
+    ``stops`` has for each place what stopped its maps backward (False) and forward (True).
     """
 
     def __init__(self, view: View, places: Sequence[Place]) -> None:
@@ -47,12 +46,12 @@ class Relocator:
                 self.behind[place.into] = place.written.absorbed
                 self.blame.setdefault(place.into, []).append(place.maps[place.paid - 1])
         self._terrain = Terrain(view, self, self.relations, self.edits)
-        # Tensors that take the name of an output of the graph, by that output.
+        # The graph output whose name a tensor takes, by that tensor.
         self._named: dict[int, int] = {}
         self._named.update(self._names(Trip(), range(len(places))) or {})
 
     def run(self) -> None:
-        """Make every move that pays, until none does."""
+        """Make moves until none is left that pays."""
         moved = True
         while moved:
             moved = False
@@ -61,8 +60,9 @@ class Relocator:
                     moved = True
 
     def _improve(self, number: int, place: Place) -> bool:
-        """Make the first move of a place that pays, if any. No operator on the way becomes another
-        for what the place can have without.
+        """Make the first move of a place that pays. Gives whether there was one.
+
+        An operator on the way becomes another one only where no move pays without that.
         """
         terrain = self._terrain
         terrain.turning = terrain.put_off = False
@@ -72,7 +72,7 @@ class Relocator:
         return terrain.put_off and self._move(number, place)
 
     def _move(self, number: int, place: Place) -> bool:
-        """Make the first move of a place that pays, if any."""
+        """Make the first move of a place that pays. Gives whether there was one."""
         stops: dict[bool, Stop] = {}
         label = self.view.nodes[place.maps[0]].label
         for split in _splits(place):
@@ -119,19 +119,21 @@ class Relocator:
         return first.inputs[affine(first).data]
 
     def _pays(self, trip: Trip) -> bool:
-        old_operators = old_steps = new_operators = new_steps = 0
+        old_operators = old_operations = new_operators = new_operations = 0
         for number, state in trip.states.items():
             place = self.places[number]
             old, new = place.cost(place.state), place.cost(state)
             if old is None or new is None or len(state.row) > LONGEST:
                 return False
-            old_operators, old_steps = old_operators + old[0], old_steps + old[1]
-            new_operators, new_steps = new_operators + new[0], new_steps + new[1]
-        return absorbing.pays(old_operators, old_steps, new_operators, new_steps)
+            old_operators, old_operations = old_operators + old[0], old_operations + old[1]
+            new_operators, new_operations = new_operators + new[0], new_operations + new[1]
+        return absorbing.pays(old_operators, old_operations, new_operators, new_operations)
 
     def _names(self, trip: Trip, numbers: Iterable[int]) -> dict[int, int] | None:
-        """Tensors that get the names of graph outputs once nothing stands at some places any more;
-        None where a tensor would need two names, or is one that has its own.
+        """The graph outputs whose names pass to other tensors when some places become empty.
+
+        The result has the output by the tensor that takes its name. None if a tensor would need two
+        names, or has a name that must stay.
         """
         found: dict[int, int] = {}
         for number in numbers:
@@ -152,7 +154,7 @@ class Relocator:
         return found
 
     def _root(self, trip: Trip, value: int) -> int:
-        """The tensor that is left of one where nothing stands between them any more."""
+        """The tensor ahead of all empty places that lie directly ahead of ``value``."""
         producer = self.view.values[value].producer
         while producer is not None and self.is_gone(trip, producer):
             node = self.view.nodes[producer]
@@ -179,14 +181,17 @@ class Relocator:
                 self.blame.setdefault(home, []).append(source.maps[-1])
 
     def is_gone(self, trip: Trip, node: int) -> bool:
-        """Whether nothing stands at an affine operator any more, and nothing there absorbs."""
+        """Whether nothing is left at the place of an affine operator, which has no absorber."""
         number = self._at.get(node)
         if number is None:
             return False
         return self.places[number].into is None and self._state(trip, number).row == ()
 
     def take_along(self, trip: Trip, value: int, reader: int) -> AffineMap | None:
-        """The one map that stands ahead of a tensor which ``reader`` alone reads, once."""
+        """Take out the only map that stands ahead of a tensor, and return it.
+
+        None if there is no such map, or if another reader than ``reader`` sees the tensor.
+        """
         tensor = self.view.values[value]
         number = self._at.get(tensor.producer) if tensor.producer is not None else None
         if number is None or value in self.relations or value in trip.relations:
@@ -200,7 +205,7 @@ class Relocator:
         return state.row[0]
 
     def take_behind(self, trip: Trip, node: int, map_: AffineMap) -> None:
-        """A map behind an absorber, or behind the maps that stand at an affine operator."""
+        """Take a map in behind an absorber, or behind the maps at an affine operator's place."""
         here = self.view.nodes[node]
         if isinstance(here.role, Affine):
             number = self._place_at(node, -1)
@@ -214,7 +219,7 @@ class Relocator:
         trip.taken["behind", node] = total
 
     def take_ahead(self, trip: Trip, node: int, map_: AffineMap) -> None:
-        """A map ahead of an absorber, or of the maps that stand at an affine operator."""
+        """Take a map in ahead of an absorber, or of the maps at an affine operator's place."""
         here = self.view.nodes[node]
         if isinstance(here.role, Affine):
             number = self._place_at(node, 0)
@@ -235,8 +240,9 @@ class Relocator:
         trip.taken["ahead", node] = total
 
     def _place_at(self, node: int, end: int) -> int:
-        """The place of which an affine operator is the first (``end`` 0) or the last (−1).
-        Raises `Refusal` where there is none.
+        """The number of the place whose first (``end`` 0) or last (−1) map is ``node``.
+
+        Raises `Refusal` if there is none.
         """
         number, label = self._at.get(node), self.view.nodes[node].label
         if number is None or self.places[number].maps[end] != node:
@@ -244,10 +250,10 @@ class Relocator:
         return number
 
     def _insert(self, trip: Trip, number: int, shift: AffineMap) -> None:
-        """A shift of what the absorber ahead of a place puts out, before all it has taken in.
+        """Put a shift of the output of the absorber ahead of a place first in that place.
 
-        ``A(s, t)∘A(1, u) = A(1, s·u)∘A(s, t)``: behind what was absorbed it stands first of all.
-        Raises `Refusal`.
+        The shift acts before the maps that the absorber has taken in. It is moved behind them by
+        ``A(s, t)∘A(1, u) = A(1, s·u)∘A(s, t)``. Raises `Refusal`.
         """
         place, state = self.places[number], self._state(trip, number)
         moved = shift.then(absorbing.split(state.absorbed)[0])
@@ -258,7 +264,7 @@ class Relocator:
         self._settle(trip, number, normal((absorbing.split(moved)[1], *state.row)))
 
     def _settle(self, trip: Trip, number: int, row: Row) -> None:
-        """What stands at a place from now on, but for what the absorber ahead takes of it."""
+        """Let ``row`` stand at a place from now on, except what the absorber ahead takes in."""
         place, state = self.places[number], self._state(trip, number)
         if place.into is None or place.absorber is None:
             trip.states[number] = State(state.absorbed, row)
@@ -276,11 +282,12 @@ class Relocator:
 
 
 def _splits(place: Place) -> Iterator[tuple[Row, AffineMap | None, AffineMap | None]]:
-    """Ways to take a row apart: what stays, what goes backward and what goes forward.
+    """The ways to take a row apart: what stays, what goes backward, and what goes forward.
 
-    Backward goes a map that acts first of all, or what of it does; forward one that acts last of
-    all, or what of it does. Whole maps come before both parts of one, and those before one part.
-    Nothing goes backward where the operator ahead is one that has taken in all it could.
+    Backward goes a map that can act first of all, or its part that can. Forward goes a map that can
+    act last of all, or its part that can. First come whole maps, then both parts of one map in two
+    directions, then one part. Nothing goes backward if there is an absorber directly ahead: it has
+    taken in all it can.
     """
     row, backward = place.state.row, place.into is None
     firsts = [n for n in range(len(row)) if _all_commute(row[:n], row[n])] if backward else []
@@ -302,7 +309,10 @@ def _splits(place: Place) -> Iterator[tuple[Row, AffineMap | None, AffineMap | N
 
 
 def _parts(map_: AffineMap) -> list[tuple[AffineMap, AffineMap]]:
-    """The scale and the shift of a map, as ``shift∘scale`` and as ``scale∘shift``."""
+    """A map in two parts, each time the part first that acts first.
+
+    The pairs are scale and shift, and, where it exists, shift and scale; none for a single part.
+    """
     if map_.keeps_scale or map_.keeps_origin:
         return []
     turned = absorbing.split_shift_first(map_)

@@ -1,4 +1,4 @@
-"""Affine maps that stand in a row, possibly along different axes, in as few as exactness allows."""
+"""Rows of affine maps along any axes, with as few maps as exactness allows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Node
 
 Row = tuple[AffineMap, ...]
-# A row of maps along alternating axes that do not commute is planned in runs of this many.
+# Maps along alternating axes may not commute, so a row can grow. It is planned in runs of so many.
 LONGEST = 8
 Take = Callable[[AffineMap, AffineMap], AffineMap | None]
 
 
 @dataclass(frozen=True)
 class State:
-    """What has become of maps: ``row`` stands, ``absorbed`` went into the operator ahead of it."""
+    """Maps after planning: ``absorbed`` is in the operator ahead, ``row`` stands behind it."""
 
     absorbed: AffineMap = IDENTITY
     row: Row = ()
@@ -28,10 +28,10 @@ NOTHING = State()
 
 
 def extended(row: Row, map_: AffineMap) -> Row:
-    """A row with one more map behind it, everything composed that composes exactly.
+    """A row with one more map behind it. Maps that compose exactly are composed.
 
-    A map joins the nearest one it has an axis in common with, past those it commutes with; where
-    the whole of it cannot, its scale may and its shift stays behind. Identities go.
+    A map passes the maps with which it commutes, and joins the nearest one of its own axis. If the
+    whole map cannot, its scale may, and its shift stays behind. Identities are dropped.
     """
     stages, settled = [*row, map_], None
     while stages != settled:  # Each pass moves parts towards the front only, so it ends.
@@ -43,7 +43,7 @@ def extended(row: Row, map_: AffineMap) -> Row:
 
 
 def normal(row: Row) -> Row:
-    """A row of any maps, everything composed that composes exactly."""
+    """The same row with all maps composed that compose exactly."""
     made: Row = ()
     for stage in row:
         made = extended(made, stage)
@@ -51,10 +51,11 @@ def normal(row: Row) -> Row:
 
 
 def drained(row: Row, absorbed: AffineMap, take: Take, bias_free: bool) -> tuple[AffineMap, Row]:
-    """Let an absorber ahead of a row take of it what may act first of all.
+    """Let an absorber ahead of a row take in every map that can act first of all.
 
-    ``take(absorbed, part)`` gives what it has absorbed once it takes a part too, or None. Where it
-    cannot take a map, or its shift would cost an operator, it may take the scale alone.
+    ``take(absorbed, part)`` gives the whole map that the absorber then holds, or None. If the
+    absorber cannot take a whole map, or if the shift would cost an operator, it may take the scale
+    alone. Gives what the absorber holds in the end, and the row that is left.
     """
     left: list[AffineMap] = []
     for stage in row:
@@ -74,7 +75,7 @@ def drained(row: Row, absorbed: AffineMap, take: Take, bias_free: bool) -> tuple
 
 
 def taking(node: Node, absorber: Absorber) -> Take:
-    """What an operator takes in, by `absorbing.absorb_behind`."""
+    """The function by which an operator takes maps in, from `absorbing.absorb_behind`."""
 
     def take(absorbed: AffineMap, part: AffineMap) -> AffineMap | None:
         try:
@@ -86,7 +87,7 @@ def taking(node: Node, absorber: Absorber) -> Take:
 
 
 def _placed(stages: list[AffineMap], map_: AffineMap) -> tuple[list[AffineMap], AffineMap]:
-    """Let stages take a map that follows them, or its scale; and what is left of it."""
+    """Join a map, or its scale, to one of the stages ahead. Gives the stages, and what is left."""
     scale, shift = absorbing.split(map_)
     for part, left in ((map_, IDENTITY), (scale, shift)):
         if part.is_identity:

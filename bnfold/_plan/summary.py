@@ -1,4 +1,4 @@
-"""Say in a plan's words what the planner decided for a graph."""
+"""The plan that users see, from the moves that the planner decided."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _fold(path: str, view: View, move: Move, turned: Mapping[int, str]) -> Fold:
 
 
 def kept_apart(stays: Stays, path: str) -> Kept:
-    """A linear operator that did not merge with others, in the graph at a path."""
+    """The plan's entry for a linear operator that did not merge with others."""
     reason = stays.reason
     return Kept(
         stays.node,

@@ -1,10 +1,10 @@
-"""What a trip backward and one forward share: one attempt to carry a map through the graph.
+"""One attempt to carry a map through the graph: what `backward` and `forward` have in common.
 
-Backward the map of a tensor becomes maps of the tensors that it is computed from, in reverse order
-of the graph, so that a tensor with several readers is reached once all of them have said what they
-want of it. Forward it becomes maps of what is computed from the tensor, in the order of the graph,
-so that an operator is reached once all its inputs have their maps. Nothing is decided here but
-whether it can be done: a `Trip` says what it would change.
+Backward, the map of a tensor becomes maps of the tensors from which it is computed. This goes in
+reverse order of the graph: a tensor's turn comes when all its readers have said which map they
+want. Forward, the map becomes maps of the tensors that are computed from this one. This goes in
+order of the graph: an operator's turn comes when all its inputs have their maps. An attempt only
+finds out whether the map can be carried. Its `Trip` says what that would change.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from bnfold._core.laws import Edit, Law, Way, not_carried
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Crossing
 from bnfold._plan.relation import Relation
-from bnfold._plan.stops import Stop
-from bnfold._plan.trips import End, Terrain, Trip
+from bnfold._plan.trips import End, Stop, Terrain, Trip
 
 TRIES = 8
 """Attempts that are made where laws leave a choice."""
 
 
 class Impassable(Refusal):
-    """No map gets past a tensor, whatever it is."""
+    """No map at all can pass a tensor."""
 
 
 class Sweep:
-    """One attempt, in one direction. A map is at a tensor, ``value``, and about to get past the
-    operator ``node``, where it is at one; whatever refuses it there ends the attempt.
+    """One attempt in one direction.
 
-    Of the ways that a law gives, ``choices`` says which to take, by operator; ``ways`` counts them,
-    ``taken`` is the choice.
+    The map is at the tensor ``value``. The next operator that it has to pass is ``node``, -1 before
+    the first one. A `Refusal` there ends the attempt.
+
+    A law may give several ways across an operator. For each operator ``ways`` has their number,
+    ``choices`` the one to take, and ``taken`` the one that was taken.
     """
 
     ahead: bool
@@ -52,11 +53,11 @@ class Sweep:
         self.choices = choices
         self.ways: dict[int, int] = {}
         self.taken: dict[int, int] = {}
-        # For each tensor on the way the operator and the tensor that its map came from.
+        # For each tensor on the way: the operator and the tensor from which its map came.
         self.parents: dict[int, tuple[int, int]] = {}
 
     def run(self) -> Stop | None:
-        """Carry the map until it is taken in: None, or what stopped it."""
+        """Carry the map until it is taken in. Gives None, or what stopped the map."""
         try:
             self.carry()
         except Refusal as refusal:
@@ -64,16 +65,18 @@ class Sweep:
         return None
 
     def carry(self) -> None:
-        """Carry the map until it is taken in. Raises `Refusal` where it cannot be."""
+        """Carry the map until it is taken in. Raises `Refusal` if that cannot be done."""
         raise NotImplementedError
 
     def always_passes(self, node: int) -> bool:
-        """Whether a map that gets past an operator is always one of its other side, too."""
+        """Whether every map that passes an operator arrives on its other side."""
         raise NotImplementedError
 
     def _stop(self, refusal: Refusal) -> Stop:
-        """What stopped the map where it is. A tensor that no map gets past is remembered, with the
-        tensors from which every map gets there.
+        """What stopped the map where it is now.
+
+        A tensor that no map can pass is remembered as impassable. So are the tensors from which
+        every map would arrive there.
         """
         reason, value, through = refusal.reason, self.value, []
         if not reason.at:  # A law does not know the name of its operator.
@@ -92,7 +95,7 @@ class Sweep:
         return Stop(reason, tuple(through[::-1]))
 
     def relate(self, value: int, map_: Map) -> None:
-        """Note that a tensor's values change. Raises `Refusal` where that cannot be told."""
+        """Note how a tensor's values change. Raises `Refusal` if that cannot be expressed."""
         relation = self.trip.relations.get(value) or self.terrain.relations.get(value) or Relation()
         new = relation.ahead(map_) if self.ahead else relation.behind(map_)
         if new is None:
@@ -135,7 +138,10 @@ class Sweep:
         return kept | {turned: self.taken.get(turned, 0) + 1}
 
     def cross(self, node: int, crossing: Crossing, way: Way) -> None:
-        """Note that an operator is crossed. Raises `Refusal` where it cannot store its numbers."""
+        """Note that a map crosses an operator.
+
+        Raises `Refusal` if the operator cannot store its new numbers.
+        """
         if way.edit is not None:
             edit = way.edit.after(self._edit(node))
             if not edit.fits(crossing.dtype if edit.form is None else edit.form.dtype):

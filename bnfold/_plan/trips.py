@@ -1,4 +1,4 @@
-"""Trips: maps on their way through the graph, what they would change, and who takes them in."""
+"""Trips: maps on their way through the graph, what they would change, and what stops them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from bnfold._core.view import View
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import State
 
+_TOLD = ("no-gain", "not-carried", "zero-padding")
+_NAMED = 3
+
 
 @dataclass(frozen=True)
 class End:
-    """Where a map was taken in: ``behind`` or ``ahead`` of an absorber or of maps that stand."""
+    """Where a map was taken in: on one ``side`` of a ``node``.
+
+    The side is "behind" or "ahead". The node is an absorber, or an affine operator that stands.
+    """
 
     node: int
     side: str
@@ -24,10 +30,12 @@ class End:
 
 @dataclass
 class Trip:
-    """What carrying maps would change: tensors and operators on the way, and where they end.
+    """All that would change if some maps were carried.
 
-    ``states`` are those of places, by number; ``taken`` is what an absorber has taken in, by side
-    (``behind``, ``ahead``) and node.
+    ``relations`` says how the tensors on the way change. ``edits`` has the new numbers of operators
+    on the way. ``crossed`` lists these operators, ``ends`` the places where maps were taken in.
+    ``states`` has the new states of places, by number. ``taken`` has what an absorber has taken in,
+    by side ("behind", "ahead") and node.
     """
 
     relations: dict[int, Relation] = field(default_factory=dict)
@@ -38,7 +46,7 @@ class Trip:
     taken: dict[tuple[str, int], AffineMap] = field(default_factory=dict)
 
     def copy(self) -> Trip:
-        """One to try something on."""
+        """A copy, on which something can be tried."""
         return Trip(
             dict(self.relations),
             dict(self.edits),
@@ -50,7 +58,7 @@ class Trip:
 
 
 class Taker(Protocol):
-    """Who takes maps in, and notes that in the trip."""
+    """Takes maps in, and notes that in the trip."""
 
     def take_behind(self, trip: Trip, node: int, map_: AffineMap) -> None:
         """Take a map in behind an absorber, or behind the maps that stand at an affine operator.
@@ -67,21 +75,24 @@ class Taker(Protocol):
         ...
 
     def is_gone(self, trip: Trip, node: int) -> bool:
-        """Whether nothing stands at an affine operator any more."""
+        """Whether nothing is left at the place of an affine operator."""
         ...
 
     def take_along(self, trip: Trip, value: int, reader: int) -> AffineMap | None:
-        """The whole map that stands ahead of a tensor, taken out to be carried on with another."""
+        """Take out the map that stands ahead of a tensor, and return it; None if there is none.
+
+        The caller carries it on together with another map.
+        """
         ...
 
 
 @dataclass
 class Terrain:
-    """What trips go through: a view, who takes maps in there, and what trips made before changed.
+    """What trips go through: a view, who takes maps in, and the changes of earlier trips.
 
-    ``impassable`` has the tensors that no map gets past, whatever it is, and why: by the way that
-    it goes, ahead (True) or back (False). ``turning``: an operator may become one of another type;
-    where it may not and that would have been a way, ``put_off`` is set.
+    ``impassable`` has the tensors that no map can pass, and why. There is one such table for each
+    direction: forward (True) and backward (False). ``turning``: an operator may become one of
+    another type. ``put_off`` is set where it may not, and could have.
     """
 
     view: View
@@ -91,3 +102,42 @@ class Terrain:
     impassable: dict[bool, dict[int, Reason]] = field(default_factory=lambda: {True: {}, False: {}})
     turning: bool = False
     put_off: bool = False
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a trip failed; ``through`` are the types of the operators crossed before that."""
+
+    reason: Reason
+    through: tuple[str, ...] = ()
+
+
+def explained(reason: Reason, stops: Mapping[bool, Stop]) -> Reason:
+    """A reason that also tells what stopped the map backward and forward.
+
+    ``stops[False]`` is the stop backward, ``stops[True]`` the stop forward. Users ask most about
+    zero padding, so a forward stop by zero padding comes first. Otherwise the backward stop does.
+    """
+    back, forth = stops.get(False), stops.get(True)
+    main = reason
+    if back is not None and (back.through or back.reason.code in _TOLD):
+        text = _told(back, "carried back through") if back.through else back.reason.message
+        main = Reason(back.reason.code, back.reason.at, text)
+    if forth is None:
+        return main
+    text = _told(forth, "carried forward through")
+    if forth.reason.code == "zero-padding" and main.code != "zero-padding":
+        return Reason(forth.reason.code, forth.reason.at, f"{text}; backward, {main.message}")
+    return Reason(main.code, main.at, f"{main.message}; forward, {text}", main.cause)
+
+
+def _told(stop: Stop, carried: str) -> str:
+    if not stop.through:
+        return stop.reason.message
+    names = list(stop.through)
+    if len(names) > _NAMED:
+        names = [*names[: _NAMED - 1], f"{len(names) - _NAMED + 1} more"]
+    through = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    at, message = stop.reason.at, stop.reason.message
+    where = message if message.startswith(at) else f"{at}: {message}"
+    return f"{carried} {through}, stopped at {where}"

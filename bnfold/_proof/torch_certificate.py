@@ -23,7 +23,7 @@ from bnfold._proof.evidence import Certificate, Mismatch, Obstacle, Unchecked
 from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities, values_around
 from bnfold._proof.local_probe import ROUNDINGS
 from bnfold._proof.torch_evaluation import BoundedValue, EvaluatedProgram
-from bnfold._torch.program.applied import Applied, Step
+from bnfold._torch.program.applied import Applied, AppliedStep
 
 _ARITHMETIC = 2.0**-40
 _LARGEST = 1 << 24
@@ -67,7 +67,7 @@ class _CheckedProgram:
                 found.append(Certificate(*given, off, law=step.law))
         return found
 
-    def _check(self, step: Step) -> float | Unchecked:
+    def _check(self, step: AppliedStep) -> float | Unchecked:
         """How far the new operators are from the old ones, in units of what rounding explains."""
         old, new = self._around(step)
         found = self._compared(step, old, new, ())
@@ -83,7 +83,7 @@ class _CheckedProgram:
         return found if isinstance(near, Unchecked) else max(found, near)
 
     def _compared(
-        self, step: Step, old: Sequence[str], new: Sequence[str], numbers: Sequence[float]
+        self, step: AppliedStep, old: Sequence[str], new: Sequence[str], numbers: Sequence[float]
     ) -> float | Unchecked:
         """How far the new operators are from the old ones on drawn values.
 
@@ -110,7 +110,7 @@ class _CheckedProgram:
                 worst = max(worst or 0.0, off)
         return Unchecked(Obstacle.NOT_FINITE, step.into) if worst is None else worst
 
-    def _around(self, step: Step) -> tuple[list[str], list[str]]:
+    def _around(self, step: AppliedStep) -> tuple[list[str], list[str]]:
         """The tensors that the old operators read, and the new tensors for their outputs.
 
         Raises:
@@ -169,7 +169,7 @@ class _CheckedProgram:
         return was, now
 
     def _distance(
-        self, step: Step, name: str, wanted: BoundedValue, made: BoundedValue, unit: float
+        self, step: AppliedStep, name: str, wanted: BoundedValue, made: BoundedValue, unit: float
     ) -> float | None:
         """How far a new tensor is from the wanted one, in units of what rounding explains.
 
@@ -204,7 +204,7 @@ class _CheckedProgram:
             worst = max(worst, float(np.max(np.where(np.isnan(told), np.inf, told))))
         return worst
 
-    def _resting(self, step: Step) -> frozenset[str]:
+    def _resting(self, step: AppliedStep) -> frozenset[str]:
         """The layers whose folds rest on one step, by the names that `TorchModel` gives them.
 
         Two steps belong together where a map was carried past a tensor of both. So the result has
@@ -224,7 +224,7 @@ class _CheckedProgram:
         weights = set(self._before.weights(nodes))
         return frozenset(name.rpartition(".")[0] or name for name in weights)
 
-    def _touched(self, step: Step) -> set[str]:
+    def _touched(self, step: AppliedStep) -> set[str]:
         """The tensors of a step that maps were carried past, by name."""
         read = self._before.read(step.nodes) if step.nodes else []
         return {name for name in (*read, *step.outputs) if name in self._related}

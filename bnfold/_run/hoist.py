@@ -10,8 +10,7 @@ from collections.abc import Iterator
 
 from onnx import GraphProto, ModelProto, TensorProto
 
-from bnfold._onnx.names import Names
-from bnfold._onnx.read.scopes import read_scopes
+from bnfold._onnx.read.scopes import Names, read_scopes
 from bnfold._onnx.tensors import FLOATS
 from bnfold._run.nodes import own_names, subgraphs
 from bnfold._run.operands import Operands

@@ -21,7 +21,7 @@ DTYPES: dict[torch.dtype, np.dtype[Any]] = {
 
 
 def to_numpy(tensor: Tensor) -> Array:
-    """The values of a tensor, wherever it lies; bfloat16 by its bits, which NumPy lacks."""
+    """The values of a tensor on any device. NumPy lacks bfloat16: its bits are read instead."""
     plain = tensor.detach().cpu().contiguous()
     if plain.dtype == torch.bfloat16:
         return plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

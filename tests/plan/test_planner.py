@@ -49,7 +49,7 @@ def settled(view):
 
 
 def bn(map_=BOTH):
-    return Affine(map_, steps=2, absorber=Absorber({1: 2}))
+    return Affine(map_, operations=2, absorber=Absorber({1: 2}))
 
 
 def test_a_run_of_maps_goes_into_the_operator_before_it():
@@ -79,7 +79,7 @@ def test_another_axis_of_the_same_size_stays_and_lets_channels_pass():
 
 def test_a_shift_that_would_cost_an_operator_is_left():
     last = AffineMap.of([2.0, 3.0], [4.0, 5.0], 3)
-    moves, kept = settled(chain(MATMUL, Affine(last, steps=2)))
+    moves, kept = settled(chain(MATMUL, Affine(last, operations=2)))
     assert moves == [("absorb", 0, (1,), ["Add"])]
     assert kept == {1: "no-gain"}
     assert settled(chain(MATMUL, Affine(AffineMap.of(1.0, [4.0, 5.0], 3))))[0] == []

@@ -30,7 +30,7 @@ GATE = Crossing(Gated(Aligned((SHAPE, SHAPE), SHAPE)), (0, 1))
 
 
 def bn(map_=BOTH):
-    return Affine(map_, steps=2, absorber=Absorber({1: 2}))
+    return Affine(map_, operations=2, absorber=Absorber({1: 2}))
 
 
 def view(*rows, outputs=None):
@@ -211,7 +211,7 @@ def test_a_concat_splits_and_a_part_without_a_map_may_be_anything():
         ("conv", CONV, "x", "a"),
         ("op", OPAQUE, "x", "b"),
         ("join", join, "a b", "c"),
-        ("bn", Affine(map_, steps=2), "c", "y"),
+        ("bn", Affine(map_, operations=2), "c", "y"),
     )
     assert result(made) == ({"bn": []}, {"conv"}, set(), {})
 

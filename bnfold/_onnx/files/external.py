@@ -1,4 +1,4 @@
-"""External data: which tensors lie in other files, and how the files of a folded model are made.
+"""External data: the tensors in other files, and the data files of a folded model.
 
 External data stays external. The data file of the output is a copy of the original's, in which the
 tensors that changed are overwritten where they lie: every offset and length stays.
@@ -60,7 +60,7 @@ def is_own(tensor: TensorProto) -> bool:
 
 
 def size_on_disk(path: Path, model: ModelProto) -> int:
-    """Bytes on disk of a model file with the external data files it refers to."""
+    """Bytes on disk of a model file and the external data files to which it refers."""
     return path.stat().st_size + sum(
         (path.parent / name).stat().st_size for name in external_files(model)
     )
@@ -94,7 +94,7 @@ def check_external(model: ModelProto, base_dir: Path | None) -> None:
 
 
 def refuse_own_data(path: Path, model: ModelProto, base_dir: Path | None) -> None:
-    """Raise `UsageError` where a path to be written is a file that holds the model's weights."""
+    """Raise `UsageError` if the path to be written is a file with the model's own weights."""
     for location in external_files(model):
         if base_dir is not None and paths.is_same(path, base_dir / location):
             raise UsageError(f"{path} holds the model's own weights; write to another file")
@@ -105,7 +105,8 @@ def runnable(path: Path, locations: Collection[str]) -> Iterator[Path]:
     """A model file as onnxruntime can load it: the file itself, or a temporary look-alike.
 
     ``locations`` are its data files. onnxruntime refuses data files that are symbolic links out of
-    the model's folder, as hub caches make them. It also refuses a path that is no valid Unicode.
+    the model's folder; hub caches make such links. It also refuses a path that is not valid
+    Unicode.
     """
     folder = path.parent.resolve()
     inside = all((folder / name).resolve().is_relative_to(folder) for name in locations)
@@ -208,9 +209,10 @@ def _free_location(
 ) -> str:
     """Where the output's copy of a data file may go without touching anybody else's file.
 
-    This is the original's own location where the output goes to another folder, else a name made of
-    the output's. It is never a file that exists, unless no model reads that but the output that is
-    about to be replaced. ``originals`` are the data files of the model being folded.
+    If the output goes to another folder, this is the original's own location. Else it is a name
+    made from the output's name. A file that exists is never chosen, with one exception: only the
+    output that is about to be replaced reads it. ``originals`` are the data files of the model
+    being folded.
     """
     if destination is None:
         return location
@@ -230,7 +232,7 @@ def _free_location(
 
 
 def _owns(path: Path, location: str) -> bool:
-    """Whether an existing model file, and no other beside it, refers to an external location."""
+    """Whether a model file is the only one in its folder that refers to an external location."""
     if location not in _locations(path):
         return False
     others = (other for other in path.parent.glob("*.onnx") if not paths.is_same(other, path))

@@ -1,8 +1,8 @@
 """Lean models: a model without its large weights, which stay in its file.
 
-The raw data of a large tensor becomes external data, in ONNX's sense, that lies in the model's own
-file (ONNX, "External Data": location, offset and length). Who asks for its values maps them; who
-does not never reads them.
+The raw data of a large tensor becomes external data, as ONNX defines it, in the model's own file
+(ONNX, "External Data": location, offset and length). The values are mapped when they are asked for.
+Otherwise they are never read.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _WHOLE = frozenset(
 def read_lean(path: Path) -> bytes | None:
     """The bytes of a model file without the data of large tensors.
 
-    None where the file is small, or is laid out in a way that is better read as a whole.
-    Raises `OSError` where the file cannot be read.
+    None for a file that is better read as a whole: a small one, or one with an unusual layout.
+    Raises `OSError` if the file cannot be read.
     """
     if path.stat().st_size < LEAST_FILE:
         return None
@@ -60,12 +60,12 @@ def read_lean(path: Path) -> bytes | None:
 
 
 def serialize_whole(model: ModelProto, path: Path) -> bytes:
-    """The bytes of a lean model, perhaps changed since, with the weights that lie in ``path``.
+    """The bytes of a lean model, as it is now, with the weights from the file ``path``.
 
     Protocol buffers that follow each other merge (Protocol Buffers documentation, "Encoding", "Last
-    One Wins"): a tensor of the main graph may stand behind everything else. So its data go from the
-    file into the result, and into no message in between.
-    Raises what protobuf raises for a model that is too large without those tensors.
+    One Wins"). So a tensor of the main graph may stand behind everything else, and its data go from
+    the file straight into the result, through no message.
+    Raises protobuf's error for a model that is too large even without those tensors.
     """
     if not any(map(is_own, all_tensors(model))):
         whole: bytes = model.SerializeToString()
@@ -112,9 +112,9 @@ _Walker: TypeAlias = Callable[[_Walk, int, int], list[bytes]]
 
 
 def _rewritten(walk: _Walk, start: int, end: int, inner: Mapping[int, _Walker]) -> list[bytes]:
-    """A message in which large fields are rewritten, those whose numbers ``inner`` names.
+    """The parts of a message in which the large fields with numbers in ``inner`` are rewritten.
 
-    All else stays as it stands.
+    All other fields stay as they are.
     """
     parts, kept = [], start
     for field in fields(walk.data, start, end):

@@ -48,9 +48,9 @@ def load_model(path: Path, *, lean: bool = False) -> ModelProto:
 
 @contextmanager
 def understood(model: ModelProto, path: Path | None) -> Iterator[None]:
-    """Around planning and folding: errors name the model's file, and say if it is not valid.
+    """A context in which errors name the model's file, and say if the model is not valid.
 
-    An error at a valid model is a defect of bnfold and passes through as it is.
+    An error with a valid model is a defect of bnfold, and passes through unchanged.
     """
     try:
         yield
@@ -68,7 +68,7 @@ def understood(model: ModelProto, path: Path | None) -> Iterator[None]:
 
 
 def _invalid(model: ModelProto, path: Path | None) -> str | None:
-    """What ONNX's checker has to say against a model; None if it finds nothing, or cannot look."""
+    """The complaint of ONNX's checker about a model; None if it has none, or cannot check it."""
     external = path is None and bool(external_files(model))
     try:
         if not external:
@@ -79,7 +79,7 @@ def _invalid(model: ModelProto, path: Path | None) -> str | None:
 
 
 def _names(model: ModelProto) -> list[str | bytes]:
-    """Every name in a model's graphs. Protobuf gives bytes for one that is not UTF-8."""
+    """Every name in a model's graphs. Protobuf gives bytes for a name that is not UTF-8."""
     names: list[str | bytes] = []
     _add_graph_names(model.graph, names)
     for function in model.functions:
@@ -108,5 +108,5 @@ def _add_node_names(nodes: Iterable[NodeProto], names: list[str | bytes]) -> Non
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of what an error says, or its class."""
+    """The first line of an error's message, or the error's class if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -32,10 +32,10 @@ _LARGEST = 2**31 - 1
 
 @dataclass(frozen=True)
 class PendingFile:
-    """A model that is written beside its destination, not yet in its place.
+    """A model that is written to a temporary folder, not yet to its destination.
 
-    ``data`` names all data files that it refers to, ``written`` those that are not the original's
-    own. ``size`` is that of all files together, in bytes.
+    ``data`` names all its data files, ``written`` those that are not the original's own. ``size``
+    is the size of all files together, in bytes.
     """
 
     path: Path
@@ -70,7 +70,7 @@ class PendingFile:
             raise
 
     def _keep_mode(self, path: Path) -> None:
-        """Give a file the permissions of the one that is about to be replaced."""
+        """Give a file the permissions of the file that it is about to replace."""
         if self.destination is not None and self.destination.exists():
             shutil.copymode(self.destination, path)
 
@@ -160,7 +160,7 @@ def _too_large() -> UsageError:
 
 
 def _restore(target: Path, backup: Path | None) -> None:
-    """Put a file back that was moved away, or remove what stands where there was none."""
+    """Put a file back that was moved away; if there was none, remove the new one."""
     if backup is None:
         target.unlink(missing_ok=True)
     elif backup.exists():

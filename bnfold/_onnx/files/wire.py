@@ -1,7 +1,7 @@
-"""The encoding of protocol buffers: fields of a message, each after a tag and, most, a length.
+"""The encoding of protocol buffers: the fields of a message and their tags.
 
-A tag is a varint of field number and wire type; what follows is a varint, 4 or 8 bytes, or a length
-and as many bytes (Protocol Buffers documentation, "Encoding").
+A tag is a varint of field number and wire type. Behind it stands a varint, or 4 or 8 bytes, or a
+length and as many bytes (Protocol Buffers documentation, "Encoding").
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class Unusual(Exception):
-    """The bytes are not laid out as writers of models do; they may be fine all the same."""
+    """The bytes have a layout that is unusual for a model. They may still be valid."""
 
 
 class Field(NamedTuple):
-    """A field: its number and wire type, where its tag begins, its content does, and it ends."""
+    """A field: its number, its wire type, and where its tag, its content and its end are."""
 
     number: int
     wire: int
@@ -30,7 +30,8 @@ class Field(NamedTuple):
 def fields(data: mmap.mmap, start: int, end: int) -> Iterator[Field]:
     """The fields of the message in a range of bytes.
 
-    Raises `Unusual` for groups and where the message is cut off, ``IndexError`` where the data are.
+    Raises `Unusual` for groups and for a message that is cut off. Raises ``IndexError`` if the data
+    are cut off.
     """
     while start < end:
         tag = start
@@ -52,7 +53,7 @@ def fields(data: mmap.mmap, start: int, end: int) -> Iterator[Field]:
 
 
 def number(data: mmap.mmap, start: int) -> tuple[int, int]:
-    """A varint, and where it ends."""
+    """The varint at ``start``, and the position behind it."""
     value = shift = 0
     while True:
         byte = data[start]
@@ -65,7 +66,7 @@ def number(data: mmap.mmap, start: int) -> tuple[int, int]:
 
 
 def prefix(field: int, size: int) -> bytes:
-    """Tag and length of a field of bytes."""
+    """The encoded tag and length of a field of ``size`` bytes."""
     return _varint(field << 3 | BYTES) + _varint(size)
 
 

@@ -1,4 +1,4 @@
-"""The operator that several linear ones have become, with its constants."""
+"""The one operator that several linear operators become, with its constants."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from bnfold._merge.kernels import Kernel
 from bnfold._merge.steps import Weighted
 from bnfold._merge.stored import Load, remembered, unfit
 from bnfold._onnx import tensors
-from bnfold._onnx.names import Names
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.context import Context
-from bnfold._onnx.read.scopes import label
+from bnfold._onnx.read.scopes import Names, label
 
 _OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 # From this opset on a Gemm may lack its C.
@@ -26,7 +25,7 @@ _OF_GEMM = ("alpha", "beta")
 
 @dataclass(frozen=True)
 class Made:
-    """New nodes by position, the linear operator's own, and their constants in float64."""
+    """New nodes by position, their constants in float64, and the linear operator's position."""
 
     into: int
     nodes: Mapping[int, NodeProto]
@@ -43,11 +42,12 @@ def made(
     slots: Sequence[int],
     output: str,
 ) -> Made | Reason:
-    """Write a kernel as the first operator of those with the most weights; its name and notes stay.
+    """The nodes for a kernel, or the reason why its weights cannot be stored.
 
-    It stands in the last of the ``slots``; where a matrix product needs an Add, which takes that
-    place, in the first. ``earlier`` has the names of constants that merges have made. A reason says
-    why the weights cannot be stored.
+    The new operator is a copy of one of ``weighted``, with its name and notes: the one with the
+    most weights, and the first of several. It stands in the last of the ``slots``. A matrix product
+    that needs an Add stands in the first, and the Add in the last. ``earlier`` has the names of
+    constants that merges have made.
     """
     nodes = context.scope.nodes
     lenders = [own for own in weighted if nodes[own[0]].op_type == "Gemm"] or weighted
@@ -64,7 +64,7 @@ def made(
     reason = unfit(where, values, bias, taken.dtype)
     if reason is not None:
         return reason
-    # What is made of merged weights would be computed all the way from the first ones each time.
+    # Without this, weights merged again would be computed from the first ones each time.
     stacked = any(name in earlier for p, _ in weighted for name in nodes[p].input)
     load = _lying(kernel.weight, node)
     weight = Constant(
@@ -98,7 +98,7 @@ def made(
 
 
 def _lying(weight: Load, node: NodeProto) -> Load:
-    """Weights as an operator has them lie: outputs first, but for a product that is not turned."""
+    """Weights in the order of a node: outputs first, except for a product that is not turned."""
     turned = any(a.name == "transB" and a.i for a in node.attribute)
     if node.op_type == "Conv" or turned:
         return weight
@@ -111,7 +111,7 @@ def _set_attributes(node: NodeProto, kernel: Kernel) -> None:
     if node.op_type == "Conv":
         windows = kernel.windows
         kept += [
-            helper.make_attribute("dilations", [w.step for w in windows]),
+            helper.make_attribute("dilations", [w.dilation for w in windows]),
             helper.make_attribute("group", kernel.groups),
             helper.make_attribute("kernel_shape", [w.taps for w in windows]),
             helper.make_attribute("pads", [w.pads[end] for end in (0, 1) for w in windows]),

@@ -1,4 +1,4 @@
-"""Merge linear operators of a graph of ONNX, laid down as patches."""
+"""Merge the linear operators of an ONNX graph; each merge is a patch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from bnfold._merge.steps import LinearForm, linear_form
 from bnfold._merge.sums import Joined
 from bnfold._onnx.merge.merged import Made, made
 from bnfold._onnx.merge.patch import Patch, lay
-from bnfold._onnx.names import Names
-from bnfold._onnx.read.graph import Graph, read_on
-from bnfold._onnx.read.scopes import Scope, label, typed
-from bnfold._onnx.read.translate import translate
+from bnfold._onnx.read.graph import Graph, read_on, translate
+from bnfold._onnx.read.scopes import Names, Scope, label, typed
 
 # From this opset on operands broadcast as NumPy's do (ONNX Add-7).
 _SINCE = 7
@@ -26,14 +24,14 @@ _SINCE = 7
 
 @dataclass(frozen=True)
 class Merges:
-    """What merged in one graph, in the order in which it did, and what did not."""
+    """The merges of one graph, in order, and the operators that stay."""
 
     patches: tuple[Patch, ...] = ()
     stays: tuple[Stays, ...] = ()
 
 
 def merge(graph: Graph, names: Names) -> Merges:
-    """Merge in one graph, whose scope and constants follow. Nothing merges below opset 7."""
+    """Merge in one graph, and change its scope and constants. Nothing merges below opset 7."""
     if graph.context.opset < _SINCE:
         return Merges()
     writer = _PatchWriter(graph, names)
@@ -52,9 +50,9 @@ def reread(graph: Graph, patches: Sequence[Patch]) -> Graph:
 
 
 class _PatchWriter:
-    """Says what the operators of a graph compute, and lays each replacement down as a patch.
+    """Tells what the operators of a graph compute, and makes a patch for each replacement.
 
-    The graph's own positions are those of its nodes in the file.
+    Positions in a patch are those of the nodes in the file.
     """
 
     def __init__(self, graph: Graph, names: Names) -> None:
@@ -68,7 +66,7 @@ class _PatchWriter:
         self._made: set[str] = set()
 
     def describe(self, place: int) -> LinearForm:
-        """What the operator at a place of the view computes by now."""
+        """What the operator at a place of the view computes now."""
         return linear_form(self._records[place])
 
     def fresh(self, wanted: str) -> str:
@@ -76,8 +74,9 @@ class _PatchWriter:
         return self.names.fresh(wanted)
 
     def write(self, replacement: Replacement) -> Written | Reason | None:
-        """Lay a patch; what stands where now, or why the weights cannot be stored. None where of a
-        Sum one operand would go, and no operator.
+        """Make a patch and lay it. Gives what has changed, or why the weights cannot be stored.
+
+        Gives None if only an operand of a Sum would go, and no operator.
         """
         new, context = replacement, self.context
         nodes: dict[int, NodeProto | None] = dict.fromkeys(self._positions[p] for p in new.gone)
@@ -113,7 +112,7 @@ class _PatchWriter:
         return patch
 
     def _written(self, patch: Patch) -> Written:
-        """A patch in neutral form; its operators are read."""
+        """The changes of a patch in neutral form, with its operators read again."""
         operators: dict[int, Operator | None] = {}
         names: set[str] = set()
         for position, node in patch.nodes.items():
@@ -132,7 +131,7 @@ class _PatchWriter:
 
 
 def _joining(node: NodeProto, joined: Joined | None) -> NodeProto | None:
-    """An operator like another one that adds or subtracts what is left of its operands."""
+    """A copy of a node that adds or subtracts the operands that are left."""
     if joined is None:
         return None
     new = NodeProto()
@@ -150,8 +149,9 @@ def _joining(node: NodeProto, joined: Joined | None) -> NodeProto | None:
 def _typed_like(
     scope: Scope, nodes: Mapping[int, NodeProto | None], source: str
 ) -> dict[int, NodeProto]:
-    """Nodes that take the element type of a tensor which vanishes, reading that of another one: all
-    that linear operators read and write is of one type.
+    """New nodes for those that take the element type of a tensor that vanishes, by position.
+
+    They take the type of ``source`` instead: linear operators read and write one type.
     """
     made = {name for node in nodes.values() if node is not None for name in node.output}
     vanished = {name for position in nodes for name in scope.nodes[position].output} - made

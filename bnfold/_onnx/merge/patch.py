@@ -1,4 +1,4 @@
-"""Operators that take the place of others in a graph as read; the protobuf stays as it is."""
+"""Replace operators in a graph as read. The protobuf is not changed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bnfold._onnx.read.scopes import Scope
 class Patch:
     """What one merge does to the graph at ``path``.
 
-    ``nodes`` gives by position what stands there now, None for nothing. ``constants`` are made for
-    them: their element type is the one to store, their values are float64, not yet rounded.
-    ``into`` is the position of the linear operator that was made, ``law`` what made it, and
-    ``gone`` the names and types of the operators that it takes the place of, besides its own.
+    ``nodes`` has by position the node that stands there now, None for none. ``constants`` are new
+    constants for these nodes. Their values are float64, not yet rounded; their element type is the
+    one in which they will be stored. ``into`` is the position of the new linear operator, ``law``
+    the kind of merge. ``gone`` has the labels and types of the operators that vanish.
     """
 
     path: str
@@ -30,7 +30,7 @@ class Patch:
 
 
 def lay(patch: Patch, scope: Scope, constants: Constants) -> None:
-    """Change what is known of a graph: its nodes, who writes and reads its tensors, constants."""
+    """Carry out a patch: change a graph's nodes, writers, readers and constants as read."""
     for name, constant in patch.constants.items():
         stored = TensorProto(name=name, data_type=constant.data_type, dims=constant.shape)
         scope.initializers[name] = stored

@@ -1,9 +1,9 @@
 """Values that are the same at every run: initializers, Constant nodes, and chains of them.
 
 Paddle and PyTorch's unoptimized exporter write parameters through chains of Identity, Reshape,
-Cast, Shape, Expand and arithmetic, standardized weights through norms; a chain whose every input is
-constant is a constant. Norms are evaluated by definition, other operators by ONNX's own reference
-implementation.
+Cast, Shape, Expand and arithmetic. Standardized weights pass through norms. A chain is a constant
+if all its inputs are constants. Norms are evaluated by their definition, other operators by ONNX's
+own reference implementation.
 """
 
 from __future__ import annotations
@@ -81,10 +81,11 @@ _CACHED_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant tensor. ``load`` reads its values; nothing is read before.
+    """A constant tensor. ``load`` reads its values; they are not read before.
 
-    ``stored`` is the tensor that holds it and may be rewritten in place, if there is one;
-    ``protected`` names the parameter that a caller may override, if one contributes.
+    ``stored`` is the tensor that holds the values and may be rewritten in place, None if there is
+    no such tensor. ``protected`` names a parameter that a caller may override and from which the
+    constant is computed, None if there is no such parameter.
     """
 
     name: str
@@ -114,11 +115,11 @@ class Constants:
         self._found: dict[tuple[str, str], Constant | Reason] = {}
 
     def add(self, scope: Scope, constant: Constant) -> None:
-        """Know a constant that the model does not hold."""
+        """Add a constant that the model does not hold."""
         self._found[scope.path, constant.name] = constant
 
     def find(self, scope: Scope, name: str) -> Constant | Reason:
-        """The constant that a name stands for in a graph, or why it is not one."""
+        """The constant of a name in a graph, or the reason why the name is no constant."""
         owner = scope.owner(name)
         if owner is None:
             return Reason("dynamic-weight", name, f"{name} is not defined in the model")
@@ -198,7 +199,7 @@ class Constants:
         return Constant(name, source.shape, source.data_type, source.load, None, source.protected)
 
     def _from_inferred(self, scope: Scope, name: str, node: NodeProto) -> Constant | Reason:
-        """Shape of a tensor whose sizes are all known; CastLike of one whose type is."""
+        """The constant of a Shape with known sizes, or of a CastLike with a known type."""
         if node.op_type == "Shape":
             sizes = self._shapes.shape(scope, node.input[0])
             if sizes is None or None in sizes:
@@ -243,8 +244,9 @@ class Constants:
 
 
 def _sources(scope: Scope, name: str) -> list[tuple[Scope, str]]:
-    """The tensors that decide whether a name is constant: what its writer reads, if that is one
-    of the operators evaluated here.
+    """The inputs of a name's writer, each with its graph; none if the writer is not evaluated.
+
+    The name is a constant if all of them are.
     """
     position = scope.producers.get(name)
     if position is None:
@@ -257,7 +259,7 @@ def _sources(scope: Scope, name: str) -> list[tuple[Scope, str]]:
 
 
 def is_evaluated(node: NodeProto) -> bool:
-    """Whether the first output of an operator is a constant where all of its inputs are."""
+    """Whether an operator is evaluated: constant inputs make its first output a constant."""
     return node.domain in ("", "ai.onnx") and node.op_type in _EVALUATED | {"Identity"}
 
 

@@ -1,4 +1,4 @@
-"""What the readers of single operators may ask about the graph around them."""
+"""The graph around an operator, as the readers of single operators may ask about it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from bnfold._onnx.read.shapes import Shapes
 class Context:
     """One graph, its constants and its shapes.
 
-    ``derived`` holds shapes that follow from an operator read here (a Conv's rank from that of
-    its weight) where ONNX's inference had to give up.
+    ``derived`` has shapes that ONNX's inference does not give, but the record of an operator does:
+    the rank of a Conv's output is that of its weight.
     """
 
     scope: Scope
@@ -47,14 +47,14 @@ class Context:
         return tuple(a if a is not None else b for a, b in zip(known, derived, strict=True))
 
     def sizes(self, name: str) -> list[Size] | None:
-        """The sizes of a tensor's axes; equal words in them are equal sizes."""
+        """The sizes of a tensor's axes, None for an unknown rank. Equal words are equal sizes."""
         shape, symbols = self.shape(name), self.shapes.sizes(self.scope, name)
         if shape is None or symbols is None or len(shape) != len(symbols):
             return None if shape is None else list(shape)
         return [s if n is None else n for n, s in zip(shape, symbols, strict=True)]
 
     def add(self, name: str, like: Sequence[str]) -> None:
-        """Know of a new tensor what follows from others that broadcast to it (ONNX Add)."""
+        """Add a new tensor with what follows from the tensors that broadcast to it (ONNX Add)."""
         sizes = [self.sizes(other) for other in like]
         if all(other == sizes[0] for other in sizes[1:]):
             self.shapes.add(self.scope, name, like[0])
@@ -117,11 +117,14 @@ class Context:
         return Operand(position, missing=integers or found)
 
     def dequantized(self, node: NodeProto, position: int) -> Dequantized | Reason | None:
-        """What a DequantizeLinear makes of constants for an input; None for any other input."""
+        """The dequantized constant at an input, or why it cannot change.
+
+        None if no DequantizeLinear writes the input.
+        """
         return dequantized(self.constants, self.scope, node.input[position])
 
     def is_set_by_call(self, name: str) -> bool:
-        """Whether a tensor is a constant that each call of the function around it may set."""
+        """Whether each call of the function around may set this constant."""
         position = self.scope.producers.get(name)
         if position is None:
             return False
@@ -156,7 +159,7 @@ def has(node: NodeProto, position: int) -> bool:
 
 
 def overridable(name: str) -> Reason:
-    """Why a parameter may not change that the caller of a model may set."""
+    """The reason why a parameter may not change: the caller of the model may set it."""
     message = f"{name} is a parameter that a caller may override"
     return Reason("overridable-weight", name, message)
 
@@ -167,7 +170,7 @@ def _taken(found: Constant | Reason | None) -> Constant | None:
     return found
 
 
-# How one type of operator is read.
+# Reads one type of operator.
 OnnxRow = Row[[Context, NodeProto]]
 
 
@@ -182,7 +185,7 @@ def of_one(read: Callable[[Context, NodeProto], Law | None]) -> OnnxRow:
 
 
 def _broadcast(sizes: Sequence[int | None]) -> int | None:
-    """The size that sizes along one axis broadcast to, None where that is not known."""
+    """The size to which the sizes along one axis broadcast; None if that is not known."""
     larger = [size for size in sizes if size is not None and size > 1]
     if larger:
         return larger[0]

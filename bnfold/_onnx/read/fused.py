@@ -1,8 +1,8 @@
-"""Operators written out in parts that runtimes put together again and run as one.
+"""Operators that a model writes as several nodes, and that runtimes fuse into one again.
 
-A GELU is five to eight nodes, a LayerNormalization up to nine, some of them affine; onnxruntime and
-others find the whole by its parts. To carry one of these into a neighbour would remove a node and
-leave the others to be run one by one: more operators executed than before, not fewer.
+A GELU has five to eight nodes, a LayerNormalization up to nine. Some of these nodes are affine.
+onnxruntime and other runtimes recognize the whole pattern. If a fold removed one affine node, the
+pattern would be broken, and the other nodes would run one by one: more operators than before.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ _CLOSE = 1e-3
 
 
 def fused(context: Context) -> dict[int, Reason]:
-    """The affine nodes of a graph that are parts of such operators, by position, and why they
-    stay.
-    """
+    """The reasons why affine nodes that are parts of such operators stay, by position."""
     found: dict[int, Reason] = {}
     finders = {"Erf": _Gelu.by_erf, "Tanh": _Gelu.by_tanh, "Sqrt": _normalization}
     for position, node in enumerate(context.scope.nodes):
@@ -41,26 +39,26 @@ def fused(context: Context) -> dict[int, Reason]:
 
 
 class _Around:
-    """What is around a node: who writes what it reads, and who reads what it writes."""
+    """The neighbours of nodes: writers of their inputs, readers of their outputs."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.nodes = context.scope.nodes
 
     def writer(self, name: str, *ops: str) -> int | None:
-        """The position of the node of one of these types that writes a tensor."""
+        """The position of a tensor's writer if it has one of these types; else None."""
         position = self.context.scope.producers.get(name)
         if position is None or self.nodes[position].op_type not in ops:
             return None
         return position
 
     def readers(self, position: int, *ops: str) -> list[int]:
-        """Positions of the nodes of these types that read a node's main output."""
+        """The positions of the nodes of these types that read a node's main output."""
         readers = self.context.scope.readers.get(self.nodes[position].output[0], ())
         return [p for p in dict.fromkeys(readers) if self.nodes[p].op_type in ops]
 
     def number(self, node: NodeProto, value: float) -> str | None:
-        """The other input of a node that has a constant number, close to a value, for one."""
+        """The input of a node whose other input is a constant close to ``value``; else None."""
         for own, other in ((0, 1), (1, 0)):
             if len(node.input) == 2 and self._is(node.input[own], value):
                 return str(node.input[other])
@@ -111,7 +109,7 @@ class _Gelu:
 
     @staticmethod
     def _outer(around: _Around, position: int) -> Iterator[int]:
-        """The Add of 1 behind the function, and the Mul by a half, before or behind the gate."""
+        """The Add of 1 behind the function, and the Mul by ½ ahead of or behind the gate."""
         ones = [
             p
             for p in around.readers(position, "Add")

@@ -1,4 +1,4 @@
-"""One graph of a model read into the neutral view, and read on from where it has changed."""
+"""Read one graph of a model into the neutral view, and read it again where it has changed."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
-from bnfold._core.operators.record import Operator, Unfixed
+from onnx import NodeProto
+
+from bnfold._core.operators.record import UNKNOWN, Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, Node, Value, View
 from bnfold._errors import UsageError
-from bnfold._onnx.read.context import Context
+from bnfold._onnx.read import affine, attributes, crossed, linear, rearranged
+from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.fused import fused
-from bnfold._onnx.read.scopes import Scope, label, reads_value, typed
-from bnfold._onnx.read.translate import translate
+from bnfold._onnx.read.scopes import Scope, label, reads_value, type_of, typed
+
+ROWS: dict[str, OnnxRow] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rearranged.ROWS}
+"""How each operator of ONNX is read, by its type as `type_of` gives it."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One graph: its view, and for each node of the view where it came from.
+    """One graph and its view.
 
-    ``positions`` maps a node of the view to its place in ``scope.nodes``; ``records`` holds what it
-    is, and ``readings`` what planning asks of it. ``alone`` has by position what each operator is
-    by itself: parts of what runtimes run as one operator are no barriers there.
+    ``positions``, ``records`` and ``readings`` have an entry for each node of the view: its
+    position in ``scope.nodes``, the record of the operator, and what planning needs of it.
+    ``alone`` has by position the record of each operator by itself. There, the parts of an operator
+    that runtimes fuse are no barriers.
     """
 
     scope: Scope
@@ -39,7 +45,7 @@ class Graph:
         return self.view.values[value].name
 
     def rank(self, maps: tuple[int, ...]) -> int:
-        """The rank of the tensor that a chain of maps acts on, known at one of them at least."""
+        """The rank of the tensor on which a chain of maps acts; at least one map knows it."""
         for index in maps:
             role = self.view.nodes[index].role
             assert isinstance(role, Affine)
@@ -49,27 +55,44 @@ class Graph:
         raise AssertionError("a map that varies along an axis was read without a rank")
 
 
+def translate(context: Context, node: NodeProto) -> Operator:
+    """The record of a node: the only reading of single operators.
+
+    A row is found by the operator's type, with its domain if that is not the default domain.
+    Nothing is known of operators without a row, and of calls of local functions.
+    """
+    kind = type_of(node)
+    row = ROWS.get(kind)
+    called = kind in context.scope.functions
+    if row is None or called or not node.input or not node.output:
+        return UNKNOWN
+    if attributes.depends_on_call(node):
+        if node.op_type != "BatchNormalization":
+            return UNKNOWN
+        message = f"an attribute of {label(node)} is set by the call"
+        return Unfixed(reason=Reason("function-parameter", label(node), message))
+    return row.translate(context, node)
+
+
 def read_graph(context: Context) -> Graph:
     """Read a graph. Raises `UsageError` on cycles."""
     return _read(context, {}, set())
 
 
 def read_on(graph: Graph, positions: Collection[int], names: Collection[str]) -> Graph:
-    """The graph as it is once other operators stand at some positions.
+    """The graph after the operators at some positions have changed.
 
-    ``names`` are the tensors that these read and write, and those that what stood there did. What
-    is read of an operator follows from what it is, from its constants and the shapes of what it
-    reads and writes, and from who else reads that. So it is read again where it has changed or
-    stands next to such a tensor, and on from there as far as shapes become known that were not.
+    ``names`` are the tensors that the old and the new operators there read and write. The record of
+    an operator depends on its node, its constants, the shapes of its tensors, and their readers. So
+    an operator is read again if it has changed, if it reads or writes one of ``names``, or if a
+    shape becomes known that was not.
     """
     earlier = {p: one for p, one in graph.alone.items() if p not in positions}
     return _read(graph.context, earlier, set(names))
 
 
 def _read(context: Context, earlier: Mapping[int, Operator], changed: set[str]) -> Graph:
-    """Read a graph, but for operators that were read ``earlier`` and are next to no tensor that has
-    changed.
-    """
+    """Read a graph, except operators read ``earlier`` none of whose tensors has ``changed``."""
     scope = context.scope
     order = [position for position in _order(scope) if scope.nodes[position].op_type]
     place = {position: index for index, position in enumerate(order)}
@@ -130,7 +153,7 @@ def _value(context: Context, name: str, place: Mapping[int, int], outputs: set[s
 
 
 def _order(scope: Scope) -> list[int]:
-    """Positions of the nodes, every producer before its readers; file order where that holds."""
+    """The positions of the nodes, each producer before its readers; in file order if that is so."""
     feeds: list[set[int]] = []
     sorted_already = True
     for position, node in enumerate(scope.nodes):

@@ -1,4 +1,4 @@
-"""Norms of constants: standardized weights, which a Conv reads and no input changes."""
+"""Norms of constants, such as the standardized weights of a Conv."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def normalize(node: NodeProto, inputs: Sequence[Array | None], opset: int) -> Ar
 
 
 def _batch_norm(node: NodeProto, x: Double, rest: Sequence[Double | None], opset: int) -> Double:
-    """``(x − mean) / √(var + ε) · γ + β`` along axis 1, with statistics that are given; from
-    opset 14 those of x itself where ``training_mode`` is 1 (ONNX BatchNormalization).
+    """``(x − mean) / √(var + ε) · γ + β`` along axis 1 (ONNX BatchNormalization).
+
+    The statistics are inputs. From opset 14, with ``training_mode`` 1, they are those of x itself.
     """
     training = bool(attributes.integer(node, "training_mode", 0)) and opset >= 14
     if opset < 14 and any(node.output[1:]):
@@ -72,8 +73,9 @@ def _layer_norm(node: NodeProto, x: Double, rest: Sequence[Double | None], opset
 
 
 def _group_norm(node: NodeProto, x: Double, rest: Sequence[Double | None], opset: int) -> Double:
-    """``x̂·γ + β``, standardized over each group of channels; γ and β are along axis 1, before
-    opset 21 one number per group.
+    """``x̂·γ + β``, standardized over each group of channels.
+
+    γ and β lie along axis 1. Before opset 21 they have one number per group.
     """
     count = attributes.integer(node, "num_groups", 0)
     if x.ndim < 2 or count < 1 or x.shape[1] % count:

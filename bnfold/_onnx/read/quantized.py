@@ -17,9 +17,10 @@ from bnfold._onnx.read.scopes import Scope, label
 
 @dataclass(frozen=True)
 class Dequantized:
-    """A weight as its operator sees it, and where the scale that may change is kept.
+    """A weight as its operator sees it, and the scale that may change.
 
-    ``position`` is that of the DequantizeLinear in its graph's nodes, ``zero`` its zero point.
+    ``position`` is the position of the DequantizeLinear in its graph's nodes, ``zero`` its zero
+    point.
     """
 
     weight: Constant
@@ -30,11 +31,12 @@ class Dequantized:
 
 
 def dequantized(constants: Constants, scope: Scope, name: str) -> Dequantized | Reason | None:
-    """What a DequantizeLinear of constants puts out: ``(q − z)·s``, with s and z per tensor or per
-    position of an axis (ONNX DequantizeLinear). None where a name is something else.
+    """The output of a DequantizeLinear of constants, or why it cannot change.
 
-    Multiplying s multiplies every weight of its channel exactly, and the integers stay. Blocked
-    scales, and weights that others read too, are left alone.
+    The output is ``(q − z)·s``, with s and z per tensor or per position of an axis (ONNX
+    DequantizeLinear). None if another operator writes the name. Multiplying s multiplies every
+    weight of its channel exactly, and the integers q stay. Blocked scales, and weights that other
+    nodes read too, cannot change.
     """
     position = scope.producers.get(name)
     node = scope.nodes[position] if position is not None else None
@@ -68,11 +70,12 @@ def dequantized(constants: Constants, scope: Scope, name: str) -> Dequantized | 
 def _axis(
     node: NodeProto, opset: int, shape: tuple[int, ...], scale: Constant, zero: Constant | None
 ) -> int | Reason | None:
-    """The axis of the stored integers that scales and zero points lie along; None for one of each.
+    """The axis of the stored integers along which scale and zero point lie; None for one number.
 
-    One number is per tensor, be its shape ``[]`` or ``[1]``: the attribute ``axis`` then means
-    nothing, and its default of 1 may lie outside of a bias. Several are one for each position of
-    ``axis``, from opset 13. A reason for all else: blocks, and shapes that ONNX does not allow.
+    One number is for the whole tensor, if its shape is ``[]`` or ``[1]``. The attribute ``axis``
+    then means nothing: its default of 1 may lie outside the axes of a bias. From opset 13 several
+    numbers are one for each position of ``axis``. For anything else the result is a reason: blocks,
+    and shapes that ONNX does not allow.
     """
     where = label(node)
     reason = Reason("quantized-weight", where, f"the scale of {where} is not one per channel")
@@ -108,8 +111,9 @@ def _values(
 def spread_zero(
     node: NodeProto, size: int, axis: int, zero: NDArray[np.generic] | None
 ) -> NDArray[np.generic] | None:
-    """Make a DequantizeLinear of one scale one with a scale for each position of an axis; gives the
-    zero points that it then needs, if it has one.
+    """Make a DequantizeLinear of one scale one with a scale for each position of an axis.
+
+    Gives the zero points that it then needs; None if it has no zero point.
     """
     for attribute in [a for a in node.attribute if a.name == "axis"]:
         node.attribute.remove(attribute)

@@ -28,7 +28,7 @@ def _transpose(context: Context, node: NodeProto) -> Law:
 
 
 def _reshape(context: Context, node: NodeProto) -> Law:
-    """The index map of a Reshape: what it copies (0) or asks for, next to what it reads."""
+    """The index map of a Reshape, from the sizes of its input and its target; 0 copies a size."""
     before = _sizes(context, node.input[0])
     after = context.sizes(node.output[0])
     listed = attributes.integers(node, "shape") or context.integers(node, 1)
@@ -103,7 +103,7 @@ def _between_depth_and_space(context: Context, node: NodeProto) -> Law:
 
 
 def _expand(context: Context, node: NodeProto) -> Law:
-    """Elements are repeated along axes of size 1; along the others every one keeps its place."""
+    """Expand repeats elements along axes of size 1. Along other axes they keep their places."""
     before, after = context.shape(node.input[0]), context.shape(node.output[0])
     if before is None or after is None or len(after) < len(before):
         return Mixed(None, 1.0)
@@ -194,7 +194,7 @@ def _axes(context: Context, node: NodeProto) -> list[int] | None:
 
 
 def _sizes(context: Context, name: str) -> list[Size] | None:
-    """The sizes of what a node reads; those not known have a word each."""
+    """The sizes of a tensor, with a word for each unknown size; None for an unknown rank."""
     sizes = context.sizes(name)
     if sizes is None:
         return None

@@ -1,13 +1,14 @@
 """The graphs of a model: main graph, bodies of If, Loop and Scan, and local functions.
 
-One `Scope` per graph answers who writes a name, who reads it and where a captured name comes
-from. It holds the protobuf messages themselves, so that a plan made on it can be applied to it.
+Each graph has a `Scope`. It tells who writes a name, who reads it, and where a captured name comes
+from. It holds the protobuf messages themselves, so that a plan can be applied to them. `Names`
+gives names that no graph uses.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
@@ -17,11 +18,11 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 class Scope:
     """One graph and its names.
 
-    ``path`` is "" for the main graph and tells the way to any other. ``readers`` lists, for a name
-    defined here, the positions of the nodes of this graph that read it, once per read;
-    ``captures`` the labels of nodes in nested bodies that do. ``protected`` holds the names of
-    parameters that a caller may set, ``functions`` the model's local functions, as `type_of` has
-    what calls them.
+    ``path`` is "" for the main graph, else the path to the graph. For a name defined here,
+    ``readers`` lists the positions of the nodes of this graph that read it, once per read.
+    ``captures`` lists the labels of nodes in nested bodies that read it. ``protected`` has the
+    names of parameters that a caller may set. ``functions`` has the model's local functions, each
+    named as `type_of` names a call of it.
     """
 
     path: str
@@ -61,8 +62,10 @@ class Scope:
         return scope
 
     def uses(self) -> Counter[str]:
-        """How often each name defined here is read: by nodes, nested bodies, as an output, or by a
-        quantization note that names it as a scale or zero point.
+        """How often each name defined here is used.
+
+        Nodes and nested bodies use it, the graph uses it as an output, and a quantization note uses
+        it as a scale or a zero point.
         """
         counts = Counter({name: len(reads) for name, reads in self.readers.items()})
         counts.update({name: len(reads) for name, reads in self.captures.items()})
@@ -74,21 +77,22 @@ class Scope:
 
 
 def label(node: NodeProto) -> str:
-    """What a user calls a node: its name, or its type and first output where it has none."""
+    """The user's name for a node: its name or, without one, its type and first output."""
     if node.name:
         return node.name
     return f"{node.op_type} → {next((name for name in node.output if name), '?')}"
 
 
 def type_of(node: NodeProto | FunctionProto) -> str:
-    """The type of an operator, behind its domain where that is not the default one:
-    ``com.microsoft::FusedConv``; or that of what calls a local function.
+    """The type of an operator, with its domain if that is not the default one.
+
+    Example: ``com.microsoft::FusedConv``. For a local function it is the type of its calls.
     """
     name = node.op_type if isinstance(node, NodeProto) else node.name
     return name if node.domain in ("", "ai.onnx") else f"{node.domain}::{name}"
 
 
-# Inputs of which an operator takes the shape or the element type and no value.
+# The inputs from which an operator takes only the shape or the element type.
 _SHAPE_OR_TYPE = frozenset(
     [
         ("CastLike", 1),
@@ -112,7 +116,7 @@ def reads_value(node: NodeProto, name: str) -> int:
 
 
 def typed(node: NodeProto) -> tuple[int, ...]:
-    """The numbers of inputs of which a node takes the element type, and nothing else."""
+    """The numbers of the inputs from which a node takes only the element type."""
     return (1,) if node.op_type == "CastLike" and node.domain in ("", "ai.onnx") else ()
 
 
@@ -207,7 +211,7 @@ def _index(scope: Scope, ir_version: int, trained: set[str]) -> Iterator[Scope]:
 
 
 def _note_capture(scope: Scope, name: str, reader: str) -> None:
-    """Tell the graph around that defines a name that a nested body reads it."""
+    """Note that a nested body reads a name, in the graph around that defines the name."""
     owner = scope.owner(name)
     if owner is not None and owner is not scope:
         place = f"{reader} in {scope.path}"
@@ -224,3 +228,37 @@ def _names_in_training(model: ModelProto) -> set[str]:
             for node in graph.node:
                 names.update(node.input)
     return names
+
+
+class Names:
+    """All names in a model, of nodes and tensors alike; gives out fresh ones."""
+
+    def __init__(self, model: ModelProto, scopes: Iterable[Scope]) -> None:
+        self._taken = set(_names_of(model, scopes))
+
+    def fresh(self, wanted: str) -> str:
+        """The wanted name, or the first of ``wanted_1``, ``wanted_2``, … that is not taken."""
+        name, number = wanted, 0
+        while name in self._taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def _names_of(model: ModelProto, scopes: Iterable[Scope]) -> Iterator[str]:
+    for info in model.training_info:
+        for graph in (info.initialization, info.algorithm):
+            for node in graph.node:
+                yield from (*node.input, *node.output)
+            yield from (tensor.name for tensor in graph.initializer)
+    for scope in scopes:
+        yield from scope.initializers
+        yield from scope.sparse
+        yield from scope.inputs
+        yield from scope.outputs
+        for node in scope.nodes:
+            yield node.name
+            yield from node.input
+            yield from node.output
+        yield from (value.name for value in scope.graph.value_info)

@@ -1,8 +1,8 @@
-"""What is known of a model's shapes without its weights.
+"""The shapes of a model's tensors, inferred without its weights.
 
 ONNX's own shape inference runs on a copy that has every node and input but no large tensor.
-Declared shapes of intermediate tensors are left out of the copy: only what follows from inputs,
-parameters and operators is believed.
+Declared shapes of intermediate tensors are left out of the copy: only shapes that follow from
+inputs, parameters and operators are believed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Tensor = TypeProto.Tensor
 class Shapes:
     """Element types and shapes by graph path and tensor name; a size is None where not known.
 
-    ``symbols`` has a word in place of a size that is not known; equal words are equal sizes.
+    ``symbols`` has a word for each unknown size. Equal words are equal sizes.
     """
 
     types: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Shapes:
         return self.symbols.get((owner.path, name)) if owner else None
 
     def add(self, scope: Scope, name: str, like: str) -> None:
-        """Know of a tensor new to a graph what is known of another one."""
+        """Add a tensor to a graph, with the type and shape of another one."""
         shape, symbols = self.shape(scope, like), self.sizes(scope, like)
         self.types[scope.path, name] = self.type(scope, like)
         if shape is not None:
@@ -70,7 +70,7 @@ class Shapes:
 
 
 def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
-    """Infer shapes; where ONNX's inference gives up, less is known and nothing breaks."""
+    """The shapes of a model. If ONNX's inference gives up, fewer are known; nothing is raised."""
     known = Shapes()
     skeleton = ModelProto(ir_version=model.ir_version)
     skeleton.opset_import.extend(model.opset_import)
@@ -80,7 +80,7 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
     symbols = itertools.count() if min(opsets, default=0) >= _FIRST_WITH_SYMBOLS else None
     _copy_graph(model.graph, skeleton.graph, symbols)
     inferred = _run(skeleton)
-    # From IR version 4 on, an initializer that is an input too is no more than a default.
+    # From IR version 4 on, an initializer that is also an input is only a default value.
     given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
     while _hint(inferred.graph, skeleton.graph, given):
         inferred = _run(skeleton)
@@ -99,7 +99,7 @@ def _run(skeleton: ModelProto) -> ModelProto:
 
 
 def _hint(inferred: GraphProto, skeleton: GraphProto, overridable: Collection[str]) -> bool:
-    """Declare what ONNX's inference does not say of a node's output; whether any of it was new."""
+    """Declare output shapes that ONNX's inference does not give. Gives whether any was new."""
     known = {
         value.name: value.type.tensor_type
         for value in (*inferred.input, *inferred.value_info, *inferred.output)
@@ -131,7 +131,7 @@ def _hint(inferred: GraphProto, skeleton: GraphProto, overridable: Collection[st
 
 
 def _says_more(hint: Tensor, own: Tensor | None) -> bool:
-    """Whether one of the hinted sizes was not known, or no more than a symbol."""
+    """Whether the hint has a size where ``own`` has none, or only a symbol."""
     if own is None:
         return True
     pairs = zip(dimensions(hint), dimensions(own), strict=True)
@@ -144,10 +144,11 @@ def _says_more(hint: Tensor, own: Tensor | None) -> bool:
 def _of_reshape(
     node: NodeProto, known: Mapping[str, Tensor], target: Numbers | None
 ) -> Tensor | None:
-    """What a Reshape's target says of its output, and the one size that is missing.
+    """The shape of a Reshape's output, from its target; None if nothing is known.
 
-    A Reshape's output has as many axes as its target has elements, and as many elements as its
-    input; a 0 stands for the size of the input's axis unless ``allowzero`` is set (ONNX Reshape).
+    The output has as many axes as the target has elements. It has as many elements as the input,
+    which may give one missing size. A 0 in the target stands for the size of the input's axis,
+    unless ``allowzero`` is set (ONNX Reshape).
     """
     source, own = known.get(node.input[0]), known.get(node.output[0])
     count = None if own is None else len(own.shape.dim)
@@ -173,7 +174,7 @@ def _of_reshape(
 
 
 def _completed(source: Tensor, own: Tensor) -> Tensor | None:
-    """A shape with its one unknown size, where the sizes of the source tell; symbols cancel."""
+    """A shape with its only unknown size filled in, if the source's sizes tell it; else None."""
     left: list[Size] = [dim.dim_value or dim.dim_param or None for dim in source.shape.dim]
     product, missing = 1, []
     for axis, dim in enumerate(own.shape.dim):
@@ -196,7 +197,7 @@ def _completed(source: Tensor, own: Tensor) -> Tensor | None:
 def _of_batch_norm(
     node: NodeProto, known: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, ...]]
 ) -> Tensor | None:
-    """The channels of a BatchNormalization are as many as its scale has elements."""
+    """The shape of a BatchNormalization's output: as many channels as its scale has elements."""
     own, scale = known.get(node.output[0]), sizes.get(node.input[1], ())
     if own is None or len(own.shape.dim) < 2 or len(scale) != 1 or scale[0] < 1:
         return None
@@ -210,7 +211,7 @@ def _of_batch_norm(
 
 
 def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int] | None) -> None:
-    """Copy a graph; unknown sizes of its inputs get a symbol each, whatever they are called."""
+    """Copy a graph. Each unknown size of its inputs gets a symbol of its own."""
     target.name = source.name or "graph"
     target.input.extend(source.input)
     for value in target.input:
@@ -256,7 +257,7 @@ def _copy_node(source: NodeProto, target: NodeProto, symbols: Iterator[int] | No
 
 
 def _copy_tensor(source: TensorProto, target: TensorProto) -> None:
-    """A large or external tensor keeps its name, type and shape only."""
+    """Copy a tensor. A large or external one keeps only its name, type and shape."""
     external = source.data_location == TensorProto.EXTERNAL
     if external or math.prod(source.dims) > _SMALL:
         target.name, target.data_type = source.name, source.data_type
@@ -268,7 +269,7 @@ def _copy_tensor(source: TensorProto, target: TensorProto) -> None:
 def _collect(
     original: GraphProto, inferred: GraphProto, graphs: dict[int, Scope], known: Shapes
 ) -> None:
-    """Note what was inferred, walking original and inferred graph side by side."""
+    """Note the inferred shapes; the original and the inferred graph are walked side by side."""
     scope = graphs.get(id(original))
     path = scope.path if scope is not None else None
     if path is not None:

@@ -1,6 +1,6 @@
-"""Sizes that a graph computes from shapes, such as the target of a Reshape, as far as known.
+"""The sizes that a graph computes from shapes, such as the target of a Reshape.
 
-ONNX's inference follows such numbers too, but a Reshape makes use of them only from opset 14 on.
+ONNX's inference follows such numbers too, but uses them for a Reshape only from opset 14 on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Tensor = TypeProto.Tensor
 
 @dataclass(frozen=True)
 class Numbers:
-    """A scalar or a vector of integers; one that is not known is a symbol or None."""
+    """A scalar or a vector of integers. An unknown integer is a symbol or None."""
 
     values: tuple[Size, ...]
     is_scalar: bool = False
@@ -29,9 +29,9 @@ class Numbers:
 def computed(
     graph: GraphProto, known: Mapping[str, Tensor], overridable: Collection[str]
 ) -> dict[str, Numbers]:
-    """The integers that a graph's nodes compute from stored ones and from known shapes, by name.
+    """The integers that a graph's nodes compute from stored integers and known shapes, by name.
 
-    What a caller may override is not known.
+    Integers that a caller may override count as unknown.
     """
     found: dict[str, Numbers] = {}
     for tensor in graph.initializer:
@@ -61,7 +61,7 @@ def dimensions(tensor: Tensor) -> tuple[Size, ...]:
 
 
 def unknown(tensor: Tensor | None) -> Numbers | None:
-    """Integers of which only their count is known."""
+    """Unknown integers, as many as the shape tells; None if it does not."""
     if tensor is None or tensor.elem_type not in _INTEGERS or len(tensor.shape.dim) > 1:
         return None
     count = tensor.shape.dim[0].dim_value if tensor.shape.dim else 1
@@ -77,7 +77,7 @@ def _stored(tensor: TensorProto) -> Numbers | None:
 
 
 def _is_there(tensor: TensorProto) -> bool:
-    """Whether a tensor holds its numbers: what is external is left out of models to infer from."""
+    """Whether a tensor holds its numbers: external data is left out of the copy for inference."""
     if tensor.data_location == TensorProto.EXTERNAL:
         return False
     held = tensor.raw_data or tensor.int64_data or tensor.int32_data or tensor.uint64_data
@@ -115,7 +115,7 @@ def _same(node: NodeProto, inputs: Inputs) -> Numbers | None:
 
 
 def _turned(node: NodeProto, inputs: Inputs) -> Numbers | None:
-    """Squeeze or Unsqueeze between a scalar and a vector of one."""
+    """The integers behind a Squeeze or Unsqueeze: a scalar or a vector of one."""
     data, scalar = inputs[0], node.op_type == "Unsqueeze"
     if data is None or len(data.values) != 1 or data.is_scalar != scalar:
         return None

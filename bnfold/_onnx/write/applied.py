@@ -1,4 +1,4 @@
-"""What was done to a model, step by step, for who checks it."""
+"""What was done to a model, step by step; the proof checks it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Factor:
 class Related:
     """How the old and the new values of a tensor come from the same numbers.
 
-    Each comes by factors that are applied one after the other. Nothing is known of old values whose
-    scale is NaN.
+    ``old`` gives the old values, ``new`` the new ones: factors are applied one after the other. An
+    old value whose scale is NaN is unknown.
     """
 
     old: tuple[Factor, ...]
@@ -38,16 +38,16 @@ class Related:
 
 @dataclass(frozen=True)
 class Applied:
-    """One step as it was carried out, for whoever checks it.
+    """One step as it was carried out.
 
     ``law`` is "absorb", "compose" or "carry"; "cross" for an operator that maps were carried
-    across; "merge" for a ``patch``, which changes the graph that all later steps start from.
-    ``into``, ``maps`` and ``chain`` are positions in the node list of the original graph. An
-    operator has no maps where it takes in, or lets pass, what was carried to it.
-    ``source`` and ``output`` are names in the folded graph. ``source`` is what the absorber puts
-    out; for maps that stand, what the first of them reads; for an operator that is crossed, its
-    main output. ``output`` is what now stands for the last output. ``related`` tells how the
-    values of the tensors that the step reads and puts out have changed, by their original names.
+    across; "merge" for a ``patch``, which changes the graph from which all later steps start.
+    ``into``, ``maps`` and ``chain`` are positions in the node list of the original graph. There
+    are no maps if an operator only takes in, or lets pass, maps that were carried to it.
+    ``source`` and ``output`` are names in the folded graph. ``source`` is the absorber's output;
+    for maps that stand, the input of the first one; for a crossed operator, its main output.
+    ``output`` is the tensor that replaces the last output. ``related`` tells how the tensors that
+    the step reads and writes have changed, by their original names.
     """
 
     path: str
@@ -65,8 +65,8 @@ class Applied:
 class Rewritten:
     """Everything that was done to a model.
 
-    ``applied`` are the steps, ``relocated`` the changed tensors that lay in external files and
-    where, ``created`` the names of new tensors.
+    ``applied`` are the steps. ``relocated`` has the changed tensors from external files, and where
+    they lay. ``created`` has the names of new tensors.
     """
 
     applied: list[Applied] = field(default_factory=list)

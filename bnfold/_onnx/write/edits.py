@@ -1,7 +1,7 @@
-"""Edits to a model's graphs that keep count of who still reads what.
+"""Edits to a model's graphs that count the readers of every tensor.
 
-When the last reader of an initializer or of a constant's chain of nodes goes, so does the
-initializer or the chain; what was unused before stays.
+When an initializer, or a chain of nodes for a constant, loses its last reader, it is removed. A
+tensor that had no reader before stays.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Relocated = tuple[TensorProto, tuple[str, int, int | None]]
 class Editor:
     """Edits one model.
 
-    ``relocated`` lists changed tensors that lay in external files, and where; ``created`` the
-    names of new ones.
+    ``relocated`` lists the changed tensors from external files, and where they lay. ``created``
+    lists the names of new tensors.
     """
 
     def __init__(self, network: Network) -> None:
@@ -64,9 +64,9 @@ class Editor:
     ) -> None:
         """Make an input of a node a constant with the given values.
 
-        The tensor that held the old values is rewritten if this node alone reads it and it keeps
-        its shape and type; otherwise a new one is made under a fresh name, shared by all that
-        would hold the same values. Of a constant that a merge makes the values are kept for later.
+        The old tensor is rewritten if only this node reads it and if it keeps its shape and type.
+        Otherwise a new tensor is made under a fresh name. Inputs with the same values share one.
+        For a constant that a merge makes, the values are stored later.
         """
         owner = scope.owner(old.name) if old is not None else None
         if old is not None and owner is not None and old.name in self._merged[owner.path]:
@@ -139,7 +139,7 @@ class Editor:
     def borrow(
         self, scope: Scope, position: int, copy: NodeProto, constants: Iterable[int]
     ) -> None:
-        """Copy a removed node, to be placed again; its constant inputs have a reader once more."""
+        """Copy a removed node, to be placed again. Its constant inputs get their reader back."""
         copy.CopyFrom(scope.nodes[position])
         for number in constants:
             self._count(scope, copy.input[number], 1)
@@ -147,7 +147,7 @@ class Editor:
     def place(
         self, scope: Scope, slot: int, node: NodeProto, data: int, source: str, output: str
     ) -> str:
-        """Put a node where a removed one was, reading ``source`` and writing ``output``."""
+        """Put a node in the place of a removed one. It reads ``source`` and writes ``output``."""
         self._gone[scope.path].discard(slot)
         node.input[data] = source
         node.output[0] = output
@@ -161,7 +161,7 @@ class Editor:
         return output
 
     def reread(self, scope: Scope, old: Iterable[str], new: str) -> None:
-        """Let every node that is left read ``new`` where it reads a name that has vanished."""
+        """Let every remaining node read ``new`` instead of ``old``, which has vanished."""
         for name in old:
             if name == new or name not in self._vanished[scope.path]:
                 continue
@@ -173,7 +173,7 @@ class Editor:
                         scope.readers.setdefault(new, []).append(position)
 
     def finish(self) -> None:
-        """Store what merges made, then remove what nobody reads and what was marked for removal."""
+        """Store merged constants. Then remove unread constants and nodes marked for removal."""
         for scope in self._scopes:
             for name, values in self._merged[scope.path].items():
                 if self._uses[scope.path][name] > 0:
@@ -192,7 +192,7 @@ class Editor:
     def _land(self, scope: Scope, merges: Merges) -> None:
         """Bring merged operators into the graph.
 
-        What they were made of is held until the end: their weights are computed from it.
+        The constants from which their weights are computed are held until the end.
         """
         nodes = scope.graph.node
         for position in {p: None for patch in merges.patches for p in patch.nodes}:
@@ -243,8 +243,8 @@ class Editor:
     def _add_constant(self, scope: Scope, name: str, values: Array) -> str:
         """A new initializer; in a function, which has none, a Constant node.
 
-        Before IR version 4 an initializer must be an input too, which only the main graph can
-        grow.
+        Before IR version 4 an initializer must be an input too, and only the main graph can get new
+        inputs.
         """
         tensor = tensors.make(name, values)
         self.created.add(name)
@@ -265,7 +265,7 @@ class Editor:
         return name
 
     def _sweep(self) -> None:
-        """Remove constants whose last reader went, and so on up their chains."""
+        """Remove constants without readers, and then those that only they read, and so on."""
         while self._unread:
             scope, name = self._unread.pop()
             if self._uses[scope.path][name] > 0 or name in self._dropped[scope.path]:
@@ -308,7 +308,7 @@ class Editor:
         _delete(notes, [n for n, note in enumerate(notes) if note.tensor_name in vanished])
 
     def _sort(self, scope: Scope) -> None:
-        """Bring forward the nodes of constants that a node reads in a slot ahead of them."""
+        """Move nodes that make constants ahead of the nodes that read these constants."""
         nodes, late = scope.graph.node, set[int]()
         order: list[int] = []
         for position in range(len(nodes)):
@@ -325,7 +325,7 @@ class Editor:
         self._gone[scope.path] = {n for n, position in enumerate(order) if position in gone}
 
     def _constants_behind(self, scope: Scope, slot: int) -> set[int]:
-        """The nodes after ``slot`` on which the node in it depends."""
+        """The positions of nodes behind ``slot`` on which the node in the slot depends."""
         found: set[int] = set()
         todo = list(scope.nodes[slot].input)
         while todo:
@@ -342,7 +342,7 @@ class Editor:
 
 
 def _rounded(constant: Constant) -> Load:
-    """The values of a constant, which were not rounded, as they are stored."""
+    """A function for the values of an unrounded constant, rounded to its stored type."""
     return lambda: np.asarray(constant.load()).astype(constant.dtype)
 
 
@@ -359,7 +359,7 @@ def _copy(node: NodeProto) -> NodeProto:
 
 
 def _delete(items: Any, numbers: list[int]) -> None:
-    """Delete elements of a repeated field, runs of neighbours at once, from the back."""
+    """Delete elements of a repeated field, from the back, neighbours together."""
     end = len(numbers)
     while end:
         start = end - 1

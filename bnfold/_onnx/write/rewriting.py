@@ -27,8 +27,8 @@ from bnfold._plan.planner import Move, Moves
 def apply(network: Network, settled: Iterable[tuple[Graph, Moves]]) -> Rewritten:
     """Carry out all moves on ``network.model``, in place.
 
-    Merged operators are there from the start. Then all maps are taken out, what has to stand
-    borrows from them, then operators get their new parameters, and only then names are settled.
+    The order is: merged operators come into the graph; all maps are taken out, and operators that
+    are left borrow from them; operators get their new parameters; tensors get their final names.
     """
     editor = Editor(network)
     result = Rewritten(relocated=editor.relocated, created=editor.created)
@@ -41,7 +41,7 @@ def apply(network: Network, settled: Iterable[tuple[Graph, Moves]]) -> Rewritten
 
 
 class _GraphRewriter:
-    """Writes the moves of one graph. ``names`` says which tensor has taken another's place."""
+    """Writes the moves of one graph. ``names`` has by name the tensor that replaces another."""
 
     def __init__(
         self, editor: Editor, graph: Graph, moves: Moves, merges: Merges, result: Rewritten
@@ -81,7 +81,7 @@ class _GraphRewriter:
         self.result.applied += [self._in_final_names(step) for step in applied]
 
     def _lone_absorbers(self) -> Iterator[Applied]:
-        """Operators that take in only what was carried to them."""
+        """The steps of operators that take in only maps that were carried to them."""
         graph, scope = self.graph, self.graph.scope
         known = {move.into for move in self.moves.moves if move.law == "absorb"}
         for node in self.moves.sides:
@@ -99,7 +99,7 @@ class _GraphRewriter:
             yield Applied(scope.path, "cross", into, (), (), output, output)
 
     def _left_as_merged(self) -> Iterator[Applied]:
-        """Operators made by merges of which nothing but the rounding is new."""
+        """The steps of merged operators in which only the rounding is new."""
         graph, scope = self.graph, self.graph.scope
         moved = {p for move in self.moves.moves for p in (move.into, *move.chain)}
         made = {p for patch in self.merges.patches for p, n in patch.nodes.items() if n is not None}
@@ -118,7 +118,7 @@ class _GraphRewriter:
                 yield Applied(scope.path, "absorb", position, (), (), output, output)
 
     def _in_final_names(self, step: Applied) -> Applied:
-        """A step with the names that tensors have in the end, and what they have gone through."""
+        """A step with the final names of its tensors, and how they have changed."""
         read = [self.graph.view.nodes[self.places[p]] for p in (step.into, *step.chain[-1:])]
         seen = {value for node in read for value in (*node.inputs, *node.outputs) if value >= 0}
         names = {self.graph.name(value) for value in seen}
@@ -127,7 +127,7 @@ class _GraphRewriter:
         return replace(step, source=source, output=output, related=related)
 
     def _absorb(self, move: Move, left: list[int | StandingOperator]) -> Applied:
-        """Give the absorber the name of what it now puts out."""
+        """Write a move into an absorber, and settle the name of the absorber's output."""
         editor, graph, scope = self.editor, self.graph, self.graph.scope
         into = graph.positions[move.into]
         old = scope.nodes[into].output[0]
@@ -195,8 +195,10 @@ def _factors(maps: Iterable[Map]) -> tuple[Factor, ...]:
 
 
 def _passing_names(graph: Graph, move: Move) -> list[str]:
-    """Tensors between the nodes of a chain. Who still reads one of them asks only for its shape or
-    type, which are those of the chain's source.
+    """The tensors between the nodes of a chain.
+
+    A node that still reads one of them asks only for its shape or type. These are the same for the
+    chain's source.
     """
     return [graph.name(graph.view.nodes[index].outputs[0]) for index in move.chain[:-1]]
 

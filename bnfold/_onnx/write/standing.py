@@ -17,7 +17,7 @@ from bnfold._plan.planner import Move
 
 @dataclass(frozen=True)
 class StandingOperator:
-    """An operator that has to stand.
+    """An operator that is left.
 
     ``node`` reads its data at input ``data`` and takes the place of the node at ``slot``.
     """
@@ -30,8 +30,9 @@ class StandingOperator:
 def operators_left(editor: Editor, graph: Graph, move: Move) -> list[int | StandingOperator]:
     """The operators between the source of a move and its end, in data order.
 
-    These are the carriers, by index, and the operators that have to stand. Those take the slots of
-    the last maps. There are enough slots: a move never adds more operators than it removes.
+    These are the carriers, by index, and the operators that stand for maps. The latter take the
+    slots of the last maps. There are enough slots: a move never adds more operators than it
+    removes.
     """
     slots = move.maps[len(move.maps) - len(move.stands) :]
     nodes = dict(zip(slots, _nodes_left(editor, graph, move), strict=True))
@@ -88,7 +89,7 @@ def _nodes_left(editor: Editor, graph: Graph, move: Move) -> list[tuple[NodeProt
 
 
 def _lenders(graph: Graph, move: Move, op: str) -> list[int]:
-    """The maps of a type; of a Sub only those that subtract a constant."""
+    """The maps of a type, for a Sub only those that subtract a constant; they lend their nodes."""
     found = []
     for index in move.maps:
         role = graph.view.nodes[index].role
@@ -141,6 +142,6 @@ def _elementwise(
 
 
 def _alike(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
-    """Whether two shapes are the same but for leading ones, and so broadcast alike."""
+    """Whether two shapes differ only in leading ones, and so broadcast alike."""
     rank = max(len(old), len(new))
     return (1,) * (rank - len(old)) + old == (1,) * (rank - len(new)) + new

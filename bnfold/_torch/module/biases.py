@@ -1,4 +1,4 @@
-"""Which modules can be given a bias that they do not have yet."""
+"""Finds the modules without a bias that can be given one."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ class MissingBiases:
         return path if _adds_its_bias(module) or path in self._takers() else None
 
     def _takers(self) -> set[str]:
-        """The modules whose own code hands a bias that they do not have yet to their operator.
+        """The modules whose own code would hand a new bias to their operator.
 
-        Found by exporting once more, with zeros for all biases that are missing.
+        They are found by a second export, with zeros for all missing biases.
         """
         if self._known is None:
             self._known = self._find_takers() if self._again is not None else set()
         return self._known
 
     def _find_takers(self) -> set[str]:
-        """Export with a bias of zeros in each place, and see which operators read them."""
+        """The modules whose bias of zeros their operator reads, in a second export."""
         lacking: dict[int, str] = {}
         made: dict[int, nn.Parameter] = {}
         assert self._again is not None

@@ -29,7 +29,7 @@ from bnfold._torch.program.merging import merge
 from bnfold._torch.read.export import check, export, watched
 from bnfold._torch.read.graph import clashes, read
 
-# Linear operators that merge, by how their names begin, and how many of them are named.
+# How the types of linear operators begin that merge, and how many operators a message names.
 _LINEAR = ("avg_pool", "conv", "linear", "matmul")
 _NAMED = 3
 
@@ -69,11 +69,11 @@ class PlannedModule:
 def prepare_module(module: nn.Module, example: Example, clone: bool = False) -> PlannedModule:
     """Read and plan a module in eval mode; it is not changed.
 
-    With ``clone`` what several places share may become different in them.
+    With ``clone`` modules and tensors that several places share may become different in each.
 
-    What is read is a twin that shares its tensors, where there can be one: hooks and the module's
-    own code leave traces in the module they run in, and calls of the original's parts, which a copy
-    would make too, are found out.
+    If the module can be copied, a copy with the same tensors is read instead of it. There are two
+    reasons. Hooks and the module's own code leave traces in the module in which they run. And the
+    copy shows where the code calls parts of the original, as it would in the folded copy too.
     Raises `UsageError` for a module that is not ready or cannot be traced.
     """
     if isinstance(module, torch.jit.ScriptModule):
@@ -112,9 +112,9 @@ def prepare_module(module: nn.Module, example: Example, clone: bool = False) -> 
 
 
 def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
-    """Linear operators that the module's own code brings together, so that they stay several.
+    """The linear operators that could merge, but that the module's own code brings together.
 
-    What merges once and then again counts once.
+    An operator that merges several times counts once.
     """
     linear: dict[str, list[str]] = {}
     for fold in merges:
@@ -135,9 +135,10 @@ def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
 
 
 def copied(module: nn.Module, shared: bool = False) -> nn.Module:
-    """A deep copy, or one whose parameters and buffers are the module's own.
+    """A deep copy of a module. With ``shared`` the copy has the module's own tensors.
 
-    Weights that old-style hooks compute are copied as values, without a graph.
+    Weights that old-style hooks compute are copied as values, without a graph. Raises `UsageError`
+    for a module that cannot be copied.
     """
     own = (*module.parameters(), *module.buffers()) if shared else ()
     try:
@@ -152,7 +153,7 @@ def copied(module: nn.Module, shared: bool = False) -> nn.Module:
 
 @contextmanager
 def _detached(module: nn.Module) -> Iterator[None]:
-    """Let attributes that weight_norm and spectral_norm hooks set be leaves for a moment."""
+    """Detach, while the context is open, the weights that old-style norm hooks have computed."""
     changed: list[tuple[nn.Module, str, Tensor]] = []
     for part in module.modules():
         for hook in part._forward_pre_hooks.values():

@@ -1,4 +1,4 @@
-"""Which module an operator belongs to, and who else uses that module and its tensors."""
+"""The module to which an operator belongs, and other users of that module and its tensors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bnfold._torch.read.nodes import reads_of
 class Ownership:
     """The modules and tensors of a network, by name, and the operators that use them.
 
-    ``hidden`` are the modules that are called in a branch or loop body. ``has_unknown_bodies`` says
-    that some body does not tell which modules it calls.
+    ``hidden`` are the modules that are called in the body of a branch or loop. If
+    ``has_unknown_bodies``, some body does not tell which modules it calls.
     """
 
     def __init__(self, module: nn.Module, graph: Graph) -> None:
@@ -42,7 +42,7 @@ class Ownership:
         return {name for name, other in self.modules.items() if other is module}
 
     def home(self, node: Node) -> str | None:
-        """The module to replace for an affine operator: the innermost that is not the whole."""
+        """The innermost module of an affine operator, to be replaced; None for the whole."""
         path = path_of(node)
         return path if path in self.modules and path else None
 
@@ -69,7 +69,7 @@ class Ownership:
         return any(not same & set(paths_of(user)) for user in users)
 
     def why_shared(self, old: Constant, node: Node) -> Reason | None:
-        """Why a parameter may not change: another operator uses it, or what it is computed from."""
+        """Why a parameter may not change: another operator uses it or its sources; else None."""
         computing = set() if old.stored else self._computing(old)
         for name in old.sources:
             others = self._users.get(self._key(name), set()) - {node} - computing
@@ -100,7 +100,7 @@ class Ownership:
         )
 
     def _computing(self, old: Constant) -> set[Node]:
-        """The operators that compute constants of what a constant is computed from."""
+        """The operators that compute constants from the sources of a constant."""
         return {
             node
             for name in old.sources
@@ -109,7 +109,7 @@ class Ownership:
         }
 
     def _find_users(self) -> dict[object, set[Node]]:
-        """Who uses each parameter and buffer, directly or through what is computed from it."""
+        """The operators that use each parameter and buffer, directly or through constants."""
         users: dict[object, set[Node]] = {}
         for node in self._graph.nodes:
             for source in node.all_input_nodes:
@@ -122,18 +122,18 @@ class Ownership:
         return users
 
     def _key(self, name: str) -> object:
-        """What tells a tensor from others: its memory, which tied parameters share."""
+        """A key for a tensor: its memory, so that tied parameters have one key."""
         tensor = self.tensors.get(name)
         return _memory(tensor) if tensor is not None else name
 
 
 def owner_of(node: Node) -> str:
-    """The module that an operator's parameters belong to; parametrizations belong to it too."""
+    """The module of an operator's parameters; parametrizations belong to that module too."""
     return path_of(node).partition(".parametrizations.")[0]
 
 
 def _memory(tensor: Tensor) -> object:
-    """What tensors that share their memory have in common."""
+    """A key that is the same for tensors that share their memory."""
     if tensor.layout is not torch.strided or not tensor.numel():
         return id(tensor)
     return tensor.untyped_storage()._cdata
@@ -167,9 +167,9 @@ def _holders(module: nn.Module) -> dict[object, set[str]]:
 
 
 def _hidden(graph: Graph) -> tuple[set[str], bool]:
-    """The modules that are called in a branch or loop body, and whether some body does not tell.
+    """The modules that branch and loop bodies call, and whether some body does not tell its calls.
 
-    The graph does not show these calls.
+    The main graph does not show these calls.
     """
     bodies = [
         part for part in graph.program.graph_module.modules() if isinstance(part, GraphModule)

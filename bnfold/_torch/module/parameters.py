@@ -33,7 +33,7 @@ def write_parameters(module: nn.Module, path: str, site: Site, sides: Sides) -> 
 
 
 def is_computed(module: nn.Module, name: str, old: Constant) -> bool:
-    """Whether a constant is the parameter that a parametrization or hook of a module computes."""
+    """Whether a parametrization or a hook of a module computes a constant, as its parameter."""
     with torch.no_grad():
         if parametrize.is_parametrized(module, name):
             value = getattr(module, name)
@@ -60,16 +60,16 @@ def _computing_hooks(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
 
 
 def _bake(module: nn.Module, name: str) -> None:
-    """Make a computed parameter a plain one, by the way PyTorch has for it.
+    """Make a computed parameter a plain one, by PyTorch's own functions.
 
-    A parametrized module has a class of its own, from which removal takes the parameter's property.
-    Deep copies share that class, so the module gets another one like it first.
+    A parametrized module has a class of its own. Removal deletes the parameter's property from that
+    class. Deep copies share the class, so the module first gets a copy of the class.
     """
     if parametrize.is_parametrized(module, name):
         own = type(module)
         body = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
         module.__class__ = type(own.__name__, own.__bases__, body)
-        with torch.enable_grad():  # By the value's history it tells whether to learn.
+        with torch.enable_grad():  # The value's history tells whether the parameter learns.
             learns = bool(getattr(module, name).requires_grad)
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     else:
@@ -93,6 +93,6 @@ def _set(module: nn.Module, name: str, values: Array) -> None:
 
 
 def _parameter_like(values: Array, other: object) -> nn.Parameter:
-    """A new parameter on the device of another, learning if that one does."""
+    """A new parameter with the device, the type and ``requires_grad`` of another one."""
     assert isinstance(other, Tensor)
     return nn.Parameter(from_numpy(values).to(other.device, other.dtype), other.requires_grad)

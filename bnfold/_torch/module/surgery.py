@@ -30,7 +30,7 @@ from bnfold._torch.read.nodes import kind_of
 
 
 class Surgery:
-    """What can be written into one module, and how."""
+    """Tells which moves can be written into one module, and writes them."""
 
     def __init__(
         self,
@@ -41,8 +41,8 @@ class Surgery:
     ) -> None:
         """Look at the module that a graph was read from.
 
-        ``calls`` are the calls of its submodules; without them only norms of PyTorch's own may go.
-        ``again`` exports the module once more, to see what a bias would do that it does not have.
+        ``calls`` are the calls of its submodules. Without them only PyTorch's own norms may go.
+        ``again`` exports the module once more, to see what a new bias would do.
         """
         self._graph = graph
         self._calls = calls
@@ -55,7 +55,7 @@ class Surgery:
         return self._owned.called
 
     def objections(self, moves: Sequence[Move]) -> Mapping[int, Reason]:
-        """Why a move cannot be written into modules, by its number."""
+        """The reasons why moves cannot be written into modules, by the number of the move."""
         gone = {self._graph.nodes[index] for move in moves for index in move.maps}
         found = {}
         for number, move in enumerate(moves):
@@ -65,9 +65,10 @@ class Surgery:
         return found
 
     def restricted(self, view: View) -> View:
-        """A view in which nothing absorbs what cannot be written into its module's parameters.
+        """A view in which operators absorb only maps that fit their module's parameters.
 
-        A norm goes as a whole or takes in what follows it: nothing else can stand in its place.
+        A norm goes as a whole, or it takes in maps behind it. No other operator can stand in its
+        place.
         """
         if not any(isinstance(node.role, Affine) for node in view.nodes):
             return view
@@ -106,7 +107,7 @@ class Surgery:
         return replace(seen, role=whole)
 
     def apply(self, module: nn.Module, moves: Moves) -> None:
-        """Carry out all moves on a module of the structure that was planned."""
+        """Carry out all moves on the planned module, or on a copy of it."""
         with torch.no_grad():
             for index, sides in moves.sides.items():
                 for site in self._graph.readings[index].sites:
@@ -123,7 +124,7 @@ class Surgery:
         assert isinstance(first.role, Affine)
         source = view.values[first.inputs[first.role.data]]
         if move.law == "compose" and not move.stands:
-            # An Identity gives its input itself: who writes into one would write into the other.
+            # An Identity gives its input itself: a write into one would be a write into the other.
             reason = absorbing.unshared(view, source, move.maps[0])
             if source.producer is None:
                 message = f"{last} changes nothing, but gives a copy of what the caller passes in"
@@ -173,7 +174,7 @@ class Surgery:
     def _unwritable(
         self, node: fx.Node, site: Site, old: Parameter | None, name: str
     ) -> Reason | None:
-        """Why a new parameter of an operator has no place in a module."""
+        """Why a new parameter of an operator has no place in a module; None if it has one."""
         if isinstance(old, Constant):
             return self._owned.why_shared(old, node) or self._unsettable(old, node, name)
         if self._missing_biases.owner(node) is None:
@@ -182,7 +183,7 @@ class Surgery:
         return None
 
     def _unsettable(self, old: Constant, node: fx.Node, name: str) -> Reason | None:
-        """A parameter must be a stored one of the module, or one that can be made so."""
+        """Why a parameter cannot be set; None if the module stores it, or can be made to."""
         if old.stored:
             tensor = self._owned.tensors.get(old.name)
             if tensor is None:
@@ -206,7 +207,7 @@ def _first(reasons: Sequence[Reason | None]) -> Reason | None:
 
 
 def _clear(module: nn.Module) -> None:
-    """Make a module an Identity, under all its names and for all who hold it, with its hooks.
+    """Make a module an Identity with the same hooks, in place: all its names see the change.
 
     Its plain attributes stay too, for code that asks for a norm's ``num_features``.
     """

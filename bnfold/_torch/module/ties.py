@@ -1,6 +1,7 @@
 """Modules and parameters that a network uses in several places, taken apart and tied again.
 
-A fold changes one place alone, so what is shared has to be kept, or cloned where the user agrees.
+A fold changes one place only. So a shared module or parameter stays as it is, or it is cloned if
+the user agrees.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ Groups = tuple[tuple[str, ...], ...]
 def untie(module: nn.Module) -> tuple[Groups, Groups]:
     """Give each place of a shared submodule, and of a shared parameter, a copy of its own.
 
-    Gives the names that were one, of modules and of parameters, for `tie`. A submodule that one
-    place calls several times stays one, and so do parameters that share memory as views.
+    Gives for `tie` the groups of names that shared a module, and those that shared a parameter. A
+    submodule that one place calls several times is not copied. Nor are parameters that are views of
+    the same memory.
     """
     shared = _named_alike(list(module.named_modules(remove_duplicate=False)))
     apart = []
     for first, *others in shared:
-        # What lies inside a module that has been copied already is no longer shared.
+        # The parts of a module that is already copied are no longer shared.
         same = [name for name in others if _find(module, name) is _find(module, first)]
         if not first or not same:
             continue
@@ -39,9 +41,9 @@ def untie(module: nn.Module) -> tuple[Groups, Groups]:
 
 
 def tie(module: nn.Module, groups: tuple[Groups, Groups], called: Set[str]) -> None:
-    """Share again what `untie` took apart and is still equal, bit by bit.
+    """Share again the modules and parameters that `untie` copied and that are equal, bit by bit.
 
-    A name of a submodule by which it is never ``called`` stays a second name of one that is.
+    If a submodule has a name by which it is never ``called``, that name is tied to a called one.
     """
     modules, parameters = groups
     for names in reversed(modules):
@@ -67,7 +69,7 @@ def _named_alike(named: list[tuple[str, nn.Module]] | list[tuple[str, nn.Paramet
 
 
 def _pairs(names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Each name with every later one, so that equal ones end up as the earliest of them."""
+    """All pairs of a name and a later one. In this order equal places get the earliest one."""
     return [(a, b) for place, a in enumerate(names) for b in names[place + 1 :]]
 
 

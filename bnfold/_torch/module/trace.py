@@ -1,8 +1,8 @@
-"""Fold a module without example inputs, where a symbolic trace and its layers say enough.
+"""Inputs for a module without example inputs, from a symbolic trace and the module's layers.
 
-The trace shows that the module's code does not depend on its inputs, and which layers read them
-first; inputs that those layers accept are then made up. Their sizes prove nothing, so only what
-holds for all sizes is folded: maps of modules that take one number of dimensions and no other.
+The trace shows that the module's code does not depend on values of its inputs, and which layers
+read them first. Inputs that fit these layers are made up. Their sizes prove nothing. So a map is
+folded only if its module accepts a single number of dimensions, such as BatchNorm2d.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ONE_RANK = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def made_up(module: nn.Module) -> tuple[Tensor, ...]:
-    """Inputs that a module in eval runs on. Raises `UsageError` where none can be made up."""
+    """Inputs on which a module in eval mode runs. Raises `UsageError` if none can be made up."""
     check(module)
     try:
         traced = torch.fx.symbolic_trace(module)
@@ -61,7 +61,7 @@ def made_up(module: nn.Module) -> tuple[Tensor, ...]:
 
 
 def unsure(graph: Graph, module: nn.Module, moves: Sequence[Move]) -> Mapping[int, Reason]:
-    """Moves that may be wrong for inputs of other sizes or dimensions than the made-up ones."""
+    """The reasons why moves may be wrong for inputs of other sizes or ranks, by move number."""
     found = {}
     for number, move in enumerate(moves):
         for index in move.maps:
@@ -79,8 +79,10 @@ def unsure(graph: Graph, module: nn.Module, moves: Sequence[Move]) -> Mapping[in
 
 
 def _is_certain(graph: Graph, index: int) -> bool:
-    """Whether maps cross an operator alike whatever the sizes: elementwise ones of one tensor, and
-    pools, which take one number of dimensions.
+    """Whether the way of maps across an operator is the same for all sizes.
+
+    It is for elementwise operators of one tensor, and for pools, which take one number of
+    dimensions.
     """
     role = graph.view.nodes[index].role
     if isinstance(role, Carrier):

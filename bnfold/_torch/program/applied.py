@@ -1,4 +1,4 @@
-"""What was done to a program, step by step, for who checks it."""
+"""What was done to a program, step by step; the proof checks it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bnfold._plan.relation import Relation
 
 
 @dataclass(frozen=True)
-class Step:
+class AppliedStep:
     """One step as it was carried out.
 
     ``law`` is "absorb", "compose" or "carry"; "cross" for an operator that maps were carried
     across; "merge" for linear operators that became one. ``into`` and ``maps`` are what users call
-    the operators. ``outputs`` are names of nodes in the program as it was: the values that the step
-    is about. ``nodes`` are the operators that gave them, by name; of a merge they are not told:
-    there it is whatever lies between the outputs and tensors that both programs have.
+    the operators. ``outputs`` are names of nodes in the program before: the values that the step
+    changes. ``nodes`` are the names of the operators that computed these. For a merge it is empty:
+    these are all operators between the outputs and tensors that both programs have.
     """
 
     law: str
@@ -33,14 +33,15 @@ class Step:
 class Applied:
     """A program before and after some steps.
 
-    ``standing`` names for nodes before those that stand for them after. ``related`` says how the
-    values of tensors have changed, by their names before. ``exact`` gives parameters of the program
-    before in float64, by name, where it holds them rounded, ``exact_after`` those of the other.
+    ``standing`` has for names of nodes before the names of the nodes that take their place after.
+    ``related`` says how tensors have changed, by their names before. ``exact`` has by name the
+    float64 values of parameters that the program before holds rounded. ``exact_after`` has the same
+    for the program after.
     """
 
     before: ExportedProgram
     after: ExportedProgram
-    steps: tuple[Step, ...]
+    steps: tuple[AppliedStep, ...]
     standing: Mapping[str, str]
     related: Mapping[str, Relation] = field(default_factory=dict)
     exact: Mapping[str, Load] = field(default_factory=dict)

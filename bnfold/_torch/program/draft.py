@@ -1,4 +1,4 @@
-"""A program that is being rewritten: a copy of its graph and signature, its state by reference."""
+"""A program while it is rewritten: a copy of its graph and signature, with the same tensors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _COUNT = "num_batches_tracked"
 
 
 class Draft:
-    """The graph may be changed as one likes; parameters come and go, outputs move.
+    """A program whose graph may be changed: parameters come and go, outputs move.
 
-    ``state`` may be given other tensors, those in it are never written.
+    ``state`` has the tensors by name. A tensor may be replaced there, but is never written.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
@@ -27,7 +27,7 @@ class Draft:
         self.module: GraphModule = copy.deepcopy(program.graph_module)
         self.nodes: dict[str, Node] = {}
         for old, new in zip(program.graph.nodes, self.module.graph.nodes, strict=True):
-            new.name = old.name  # A copy renames what hides a name of Python's, such as "input".
+            new.name = old.name  # A copy renames nodes that hide a Python name, such as "input".
             self.nodes[old.name] = new
         self.state: dict[str, Any] = dict(program.state_dict)
         self._specs = list(program.graph_signature.input_specs)
@@ -39,7 +39,7 @@ class Draft:
         self._last = holders[parameters[-1]] if parameters else None
 
     def program(self) -> ExportedProgram:
-        """The program that it has become; what only former operators used is dropped."""
+        """The finished program, without constants that only removed operators used."""
         self._sweep()
         self.module.graph.lint()
         self.module.recompile()
@@ -57,20 +57,21 @@ class Draft:
         )
 
     def bypass(self, node: Node, source: Node) -> None:
-        """Take a node out, and let everything that reads it read another one instead."""
+        """Take a node out. All its readers read ``source`` instead."""
         node.replace_all_uses_with(source)
         self._put_out(node.name, source.name)
         self.module.graph.erase_node(node)
 
     def rename(self, node: Node, name: str) -> None:
-        """Call a node what no other node is called any more."""
+        """Give a node a name that no other node has any more."""
         self._put_out(node.name, name)
         self._used.add(name)
         node.name = name
 
     def add_parameter(self, stem: str, values: Tensor, near: Node) -> tuple[Node, str]:
-        """A new parameter of the program, ahead of the inputs of the user, on the device of another
-        node, and its name.
+        """Add a parameter ahead of the user's inputs, on the device of the node ``near``.
+
+        Gives its node and its name.
         """
         target = fresh(stem.replace(".", "_"), self.state)
         example = near.meta["val"]
@@ -97,7 +98,7 @@ class Draft:
         ]
 
     def _sweep(self) -> None:
-        """Drop what only former operators used: chains of constants and parameters."""
+        """Drop chains of constants, and parameters, that only removed operators used."""
         for node in reversed(list(self.module.graph.nodes)):
             if node.op != "call_function" or node.users or node.name not in self._used:
                 continue
@@ -108,7 +109,7 @@ class Draft:
         pairs = list(zip(holders, self._specs, strict=True))
         stored = [(node, spec) for node, spec in pairs if spec.kind in _STORED and not node.users]
         gone = {node: str(spec.target) for node, spec in stored if node.name in self._used}
-        # Nobody ever reads how many batches a norm has seen, but every call would look it up.
+        # A norm's count of batches is never used, but each call of the program would read it.
         norms = {name.removesuffix("running_mean") for name in gone.values() if _is_mean(name)}
         for node, spec in stored:
             name = str(spec.target)
@@ -125,7 +126,7 @@ def _is_mean(name: str) -> bool:
 
 
 def like(tensor: Tensor, example: Any) -> Tensor:
-    """A tensor without values, of the kind of an example."""
+    """A tensor without values (a fake tensor), in the mode of an example."""
     fake: Tensor = example.fake_mode.from_tensor(tensor, static_shapes=True)
     return fake
 

@@ -28,7 +28,7 @@ from bnfold._plan.fit import settle, standing_constants, standing_dtype
 from bnfold._plan.places import Standing
 from bnfold._plan.planner import Move, Moves, Sides
 from bnfold._plan.summary import kept_apart, summarize
-from bnfold._torch.program.applied import Applied, Step
+from bnfold._torch.program.applied import Applied, AppliedStep
 from bnfold._torch.program.draft import Draft
 from bnfold._torch.program.merging import merge
 from bnfold._torch.read.constants import Constant
@@ -221,18 +221,18 @@ class _DraftFolder:
         return node
 
 
-def _steps(graph: Graph, moves: Moves, made: Collection[str]) -> Iterator[Step]:
+def _steps(graph: Graph, moves: Moves, made: Collection[str]) -> Iterator[AppliedStep]:
     """The steps of moves: maps that give way, operators that take in only what was carried to them,
     operators that were crossed, and those ``made`` by merges of which nothing but the rounding is
     new.
     """
     view = graph.view
 
-    def step(law: str, into: int, maps: Sequence[int], chain: Sequence[int]) -> Step:
+    def step(law: str, into: int, maps: Sequence[int], chain: Sequence[int]) -> AppliedStep:
         outputs = tuple(view.values[value].name for value in view.nodes[chain[-1]].outputs)
         nodes = tuple(graph.nodes[index].name for index in chain)
         labels = tuple(view.nodes[index].label for index in maps)
-        return Step(law, view.nodes[into].label, labels, nodes, outputs)
+        return AppliedStep(law, view.nodes[into].label, labels, nodes, outputs)
 
     for move in moves.moves:
         first = (move.into,) if move.law == "absorb" else ()

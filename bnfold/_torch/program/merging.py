@@ -1,4 +1,4 @@
-"""Merge linear operators of a program, in a draft of it."""
+"""Merge the linear operators of a program, in a draft of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bnfold._merge.kernels import Kernel
 from bnfold._merge.merging import Merger, Replacement, Stays
 from bnfold._merge.steps import LinearForm, linear_form
 from bnfold._merge.stored import Load, remembered, unfit
-from bnfold._torch.program.applied import Step
+from bnfold._torch.program.applied import AppliedStep
 from bnfold._torch.program.draft import Draft, fresh, like
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.graph import Graph, operator_of, read
@@ -32,12 +32,13 @@ _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @dataclass(frozen=True)
 class Merges:
-    """A program once its linear operators are merged, what merged, in order, and what did not.
+    """A program after its linear operators are merged.
 
-    ``exact`` gives merged weights in float64, by the names of the parameters that have them
-    rounded. ``before`` is the program as it was read for merging. ``standing`` names for nodes of
-    that those that stand for them once it is merged, ``steps`` those that do not bear their own
-    operator's value any more; ``made`` are the operators that are new.
+    ``folds`` are the merges in order, ``stays`` the operators that did not merge. ``exact`` has the
+    merged weights in float64, by the names of the parameters that hold them rounded. ``before`` is
+    the program as it was read for merging. ``standing`` has for names of nodes in it the names of
+    the nodes that take their place. ``steps`` tell the merges to the proof. ``made`` has the names
+    of new operators.
     """
 
     program: ExportedProgram
@@ -46,16 +47,16 @@ class Merges:
     stays: tuple[Stays, ...]
     before: Graph
     standing: Mapping[str, str]
-    steps: tuple[Step, ...]
+    steps: tuple[AppliedStep, ...]
     made: frozenset[str]
 
     def read(self) -> Graph:
-        """What the program has become, read; once is enough where nothing merged."""
+        """The merged program as read. If nothing merged, it is not read again."""
         return read(self.program, None, self.exact) if self.folds else self.before
 
 
 def merge(program: ExportedProgram) -> Merges:
-    """Merge in a copy of a program; the program itself is not changed."""
+    """Merge in a copy of a program. The program itself is not changed."""
     draft = Draft(program)
     before = read(program, None, graph=draft.module.graph)
     writer = _DraftMerger(draft, before)
@@ -69,20 +70,20 @@ def merge(program: ExportedProgram) -> Merges:
     new = frozenset(node.name for node in writer.parts if node in alive)
     kept = {node.name for node in merged.graph.nodes} - new
     standing = {**{name: name for name in kept}, **{old: node for node, old in made.items()}}
-    steps = tuple(Step("merge", node, (), (), (old,)) for node, old in made.items())
+    steps = tuple(AppliedStep("merge", node, (), (), (old,)) for node, old in made.items())
     stays = tuple(merger.stays.values())
     return Merges(merged, exact, tuple(writer.folds), stays, before, standing, steps, new)
 
 
 class _DraftMerger:
-    """Says what the operators of a draft compute, and carries out replacements in it.
+    """Tells what the operators of a draft compute, and carries out replacements in it.
 
-    A tensor goes by the name of the node that wrote it at first, and keeps it where another node
-    takes that one's place.
+    A tensor has the name of the node that first wrote it. It keeps this name when another node
+    takes the place of that node.
     """
 
     def __init__(self, draft: Draft, before: Graph) -> None:
-        """``before`` is the draft as it was read, when it was the program still."""
+        """``before`` is the draft as read before any change."""
         self.draft = draft
         self.exact: dict[str, Load] = {}
         self.made: set[Node] = set()
@@ -103,7 +104,7 @@ class _DraftMerger:
         self.graph = MergeGraph(before.view, self.describe)
 
     def describe(self, position: int) -> LinearForm:
-        """What the operator at a position computes by now."""
+        """What the operator at a position computes now."""
         node = self._node(position)
         if node not in self._records:
             self._records[node] = operator_of(self._context, node, self.memory.torn)
@@ -116,8 +117,10 @@ class _DraftMerger:
         return name
 
     def write(self, replacement: Replacement) -> Written | Reason:
-        """Put an operator where the first of those stood that it replaces, which read what it
-        reads. A reason says why it cannot be.
+        """Put a new operator at the position of the first operator that it replaces.
+
+        That operator reads the new one's source. Gives what has changed, or the reason why it
+        cannot be done.
         """
         new = replacement
         lender, taken = max(new.weighted, key=lambda own: (own[1].kernel.size, -own[0]))
@@ -150,8 +153,8 @@ class _DraftMerger:
         return self._lay(new, node, lender, parameters)
 
     def _parameters(self, new: Replacement, old: Node, tensors: Sequence[Tensor]) -> list[Node]:
-        """The weight and perhaps the bias as parameters, known in float64."""
-        # What is made of merged weights would be computed from the first ones each time.
+        """Add the weight, and a bias if there is one, as parameters. Gives their nodes."""
+        # Without this, weights merged again would be computed from the first ones each time.
         stacked = any(
             source in self.made
             for position, _ in new.weighted
@@ -175,11 +178,11 @@ class _DraftMerger:
         return nodes
 
     def _overwritten(self, where: str, new: Replacement) -> Reason | None:
-        """Whether anybody writes into what the new operators read before they did at first, or
-        after.
+        """Why the new operators would read memory at a wrong time; None if they would not.
 
-        The linear operator reads its source earlier than some that it replaces; what is left of a
-        sum may read a term later.
+        The new linear operator reads its source earlier than some operators that it replaces. An
+        operator that is left of a sum may read a term later than before. In between nobody may
+        write into that memory.
         """
         gone = {*new.gone, *new.joined}
         reads = [(self._holders[new.source], new.slots[0], max(gone))]
@@ -199,7 +202,7 @@ class _DraftMerger:
         return None
 
     def _fold(self, new: Replacement, lender: int) -> Fold:
-        """A merge in a plan's words."""
+        """The plan's entry for a merge."""
         none = {position for position, joined in new.joined.items() if joined is None}
         gone = sorted({*new.gone, *none} - {lender})
         labels, kinds = ([say(p) for p in gone] for say in (self.graph.label, self.graph.kind))
@@ -208,7 +211,10 @@ class _DraftMerger:
     def _lay(
         self, new: Replacement, node: Node, lender: int, parameters: Sequence[Node]
     ) -> Written:
-        """Join what is left of a sum to a new operator, and take out what both replace."""
+        """Connect a new operator and the rest of a sum, and take out what these replace.
+
+        Gives what has changed.
+        """
         graph, view = self.draft.module.graph, self.graph
         names = {position: self._node(position).name for position in (lender, *new.joined)}
         reads: Sequence[str] = (new.source, *(self._names[node] for node in parameters))
@@ -251,13 +257,13 @@ class _DraftMerger:
         return Written(new.slots[0], operators, {t: shape_of(self._holders[t]) for t in tensors})
 
     def _node(self, position: int) -> Node:
-        """What stands at a position."""
+        """The node at a position."""
         node = self._places[position]
         assert node is not None
         return node
 
     def _put(self, position: int, node: Node, tensor: str, label: str) -> None:
-        """Know a node that takes a place, and what it writes."""
+        """Note that a node stands at a position, and which tensor it writes."""
         self._places[position] = node
         self._positions[node] = position
         self._holders[tensor] = node
@@ -265,7 +271,7 @@ class _DraftMerger:
         self._labels[node] = label
 
     def _take(self, position: int) -> None:
-        """Know that nothing stands at a position any more."""
+        """Note that nothing stands at a position any more."""
         node = self._node(position)
         self._places[position] = None
         del self._positions[node]
@@ -275,13 +281,13 @@ class _DraftMerger:
 
 @dataclass(frozen=True)
 class _Call:
-    """A linear operator and what it is given besides its tensors."""
+    """A linear operator and its arguments other than tensors."""
 
     target: Callable[..., Any]
     rest: tuple[Any, ...] = ()
 
     def example(self, source: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """What it puts out for tensors without values."""
+        """The operator's output for tensors without values."""
         with torch.no_grad():
             result: Tensor = self.target(*self._given(source, parameters))
         return result
@@ -296,14 +302,16 @@ class _Call:
 
 
 def _call(kernel: Kernel, where: str) -> _Call | Reason:
-    """The operator that computes a kernel: `linear`, or a convolution, which pads both ends of an
-    axis alike, or as ``"same"`` does, which gives the odd one to the end.
+    """The operator that computes a kernel, or the reason why there is none.
+
+    It is `linear` or a convolution. A convolution pads both ends of an axis alike, or by "same":
+    then an odd padding has one more at the end.
     """
     if not kernel.windows:
         return _Call(torch.ops.aten.linear.default)
     windows = kernel.windows
     packet = getattr(torch.ops.aten, f"conv{len(windows)}d")
-    strides, steps = [w.stride for w in windows], [w.step for w in windows]
+    strides, steps = [w.stride for w in windows], [w.dilation for w in windows]
     pads = [window.pads for window in windows]
     if min(map(min, pads)) < 0:
         what = f"{where}: one operator would have to cut its input"
@@ -324,7 +332,7 @@ def _weight(node: Node) -> Node:
 
 
 def _laid(tensor: Tensor, old: Tensor) -> Tensor:
-    """The same values, channels last where those of an old one are."""
+    """The same values, with channels last in memory if ``old`` has them there."""
     order = _FORMATS.get(old.dim())
     if order is None or old.is_contiguous() or not old.is_contiguous(memory_format=order):
         return tensor
@@ -332,8 +340,9 @@ def _laid(tensor: Tensor, old: Tensor) -> Tensor:
 
 
 def _lie_alike(one: Tensor, other: Tensor) -> bool:
-    """Whether elements of two tensors of one shape are in the same order in memory: a `view` that
-    reads one may need that.
+    """Whether two tensors of one shape have their elements in the same order in memory.
+
+    A `view` that reads one of them may need that.
     """
     steps = zip(one.stride(), other.stride(), one.shape, strict=True)
     return all(

@@ -1,8 +1,8 @@
-"""Which tensors of a program share memory, and who reads what has been written over.
+"""Which tensors of a program share memory, and which reads see overwritten memory.
 
-An operator that works in place gives the tensor that it wrote into, so that a chain of such
-operators is one of values like any other. It is not where somebody reads the memory afterwards by
-an older name: what is read then is not what the producer of that name put out.
+An operator that works in place gives the tensor into which it wrote. So a chain of such operators
+is a chain of values like any other. There is one exception: an operator reads the memory later by
+an older name. It then does not read the value that the producer of that name put out.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from bnfold._torch.read.nodes import SHAPE_OR_TYPE, kind_of
 
 @dataclass(frozen=True)
 class _Stale:
-    """Memory that is read by a ``name`` it had before ``writer`` wrote into it.
+    """A read of memory by a ``name`` that it had before ``writer`` wrote into it.
 
-    What enters the program has its names outside, so that every write is one (``reader`` None).
+    A tensor that enters the program is known outside: every write into it counts as read there by
+    an old name. Then ``reader`` is None.
     """
 
     writer: Node
@@ -50,10 +51,10 @@ class Memory:
                 self._note(node)
 
     def _note(self, node: Node) -> None:
-        """What an operator hands on of its inputs, and what it writes into."""
+        """Note whose memory an operator hands on, and into whose memory it writes."""
         schema = getattr(node.target, "_schema", None)
         if node.target is operator.getitem or "dropout" in str(node.target):
-            # A part of a list; in eval Dropout gives its input itself, which no schema tells.
+            # A part of a list. In eval mode Dropout gives its input itself; no schema tells that.
             for source in node.all_input_nodes:
                 _join(self._homes, source, node)
         if schema is None:
@@ -71,7 +72,7 @@ class Memory:
 
     @property
     def written(self) -> Set[Node]:
-        """All nodes whose memory some operator writes into, be it through a view of it."""
+        """All nodes into whose memory some operator writes, directly or through a view."""
         roots = {_home(self._homes, source) for _, source in self._writes}
         return {node for node in self._nodes if _home(self._homes, node) in roots}
 
@@ -80,7 +81,7 @@ class Memory:
         return self._writers.get(_home(self._homes, node), frozenset())
 
     def follow(self, node: Node, old: Node) -> None:
-        """Know a new node, which those read who read an old one, and write into."""
+        """Add a new node that takes the place, and the memory, of an old one."""
         _join(self._homes, old, node)
 
     @cached_property
@@ -92,7 +93,7 @@ class Memory:
 
     @cached_property
     def torn(self) -> Set[Node]:
-        """Operators that hand on memory, or write into it, which is read by an old name."""
+        """The operators that hand on, or write into, memory that is read by an old name."""
         roots = {_home(self._homes, stale.name) for stale in self._stale_as_it_is}
         return {
             node
@@ -104,10 +105,9 @@ class Memory:
     def torn_by(
         self, joined: Collection[tuple[Node, Node]], gone: Set[Node]
     ) -> list[tuple[tuple[Node, Node], Node]]:
-        """Which joints bring about new reads by an old name, each with the writer.
+        """The pairs of ``joined`` that cause new reads by an old name, each with the writer.
 
-        ``joined`` are the pairs of nodes that come to be one tensor once the nodes ``gone`` are
-        taken out.
+        ``joined`` are pairs of nodes that become one tensor when the nodes ``gone`` are taken out.
         """
         homes = dict(self._homes)
         for one, other in joined:
@@ -126,7 +126,7 @@ class Memory:
         return set(self._stale(self._homes, frozenset()))
 
     def _stale(self, homes: dict[Node, Node], gone: Set[Node]) -> list[_Stale]:
-        """All reads by an old name. What somebody outside holds is read there after all writes."""
+        """All reads by an old name. Inputs of the program are read outside after all writes."""
         writes = [(writer, _home(homes, at)) for writer, at in self._writes if writer not in gone]
         names: dict[Node, list[Node]] = {root: [] for _, root in writes}
         for node in self._nodes if writes else ():
@@ -143,7 +143,7 @@ class Memory:
 
 
 def _home(homes: dict[Node, Node], node: Node) -> Node:
-    """The node that stands for all which share memory with one."""
+    """The node that represents all nodes with the same memory as ``node``."""
     while (up := homes.setdefault(node, node)) is not node:
         homes[node] = homes[up]
         node = up

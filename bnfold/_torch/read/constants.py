@@ -1,7 +1,7 @@
 """Values of an exported program that are the same at every call.
 
-Parameters, buffers and lifted tensors, and whatever is computed from them alone: a weight norm, a
-reshaped scale, ``(running_var + eps).rsqrt()``. Chains are evaluated by PyTorch itself.
+These are parameters, buffers and lifted tensors, and values that are computed from them alone: a
+weight norm, a reshaped scale, ``(running_var + eps).rsqrt()``. PyTorch itself evaluates them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from bnfold._torch.tensors import DTYPES, Array, from_numpy, to_numpy
 class Constant:
     """A constant tensor.
 
-    ``name`` is the parameter's or buffer's in the module, or that of the operator that computes it.
-    ``sources`` are the names of all parameters and buffers it comes from; ``stored`` says whether
-    it is one itself. ``torch_dtype`` is the type it is stored in; values that are yet to be rounded
-    to that are float64.
+    ``name`` is the name of the parameter or buffer, or of the operator that computes the constant.
+    ``sources`` are the names of all parameters and buffers from which it is computed. ``stored``
+    says that it is a parameter or buffer itself. ``torch_dtype`` is its stored type. Values that
+    are not yet rounded to that type are float64.
     """
 
     name: str
@@ -46,23 +46,24 @@ class Constant:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The NumPy dtype of the values, where they are floats that affine maps are folded in."""
+        """The NumPy dtype of the stored values. Only for `is_float`."""
         return DTYPES[self.torch_dtype]
 
     @property
     def is_float(self) -> bool:
-        """Whether the element type is one that affine maps are folded in."""
+        """Whether affine maps are folded into this element type."""
         return self.torch_dtype in DTYPES
 
 
 class Constants:
-    """Finds constants of one program by node, each resolved once."""
+    """Finds the constants of one program by node. Each is resolved once."""
 
     def __init__(
         self, program: ExportedProgram, written: Set[Node], exact: Mapping[str, Load]
     ) -> None:
-        """``written`` are the nodes whose memory some operator writes into. ``exact`` gives values
-        in float64 of parameters by name, not yet rounded to their type.
+        """``written`` are the nodes into whose memory some operator writes.
+
+        ``exact`` has by name the float64 values of parameters, not yet rounded to their type.
         """
         signature = program.graph_signature
         self._names: dict[str, str] = {
@@ -77,12 +78,12 @@ class Constants:
         self._found: dict[Node, Constant | Reason] = {}
 
     def add(self, node: Node, name: str, value: Tensor, exact: Load) -> None:
-        """Know a new parameter, by its values in float64 and as the program holds it."""
+        """Add a new parameter, with its float64 values and its value as the program holds it."""
         self._exact[name] = exact
         self._found[node] = self._parameter(name, value)
 
     def find(self, node: Node) -> Constant | Reason:
-        """The constant that a node stands for, or why it is none."""
+        """The constant of a node, or the reason why it is no constant."""
         waiting = [node]
         while waiting:
             current = waiting[-1]

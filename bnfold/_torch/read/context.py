@@ -1,4 +1,4 @@
-"""What the readers of single operators may ask of a program."""
+"""The program around an operator, as the readers of single operators may ask about it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from bnfold._torch.read.constants import Constant, Constants
 
 @dataclass(frozen=True)
 class Context:
-    """Constants, and what the user calls a node.
+    """The constants of a program, and facts about its nodes.
 
-    ``in_training`` tells whether the module that holds a node is in training mode. ``whole`` is set
-    for a program that stands for itself: its fixed sizes are those of all its inputs, and the
-    numbers given to its operators may be changed. Of a module neither is so.
+    ``label`` gives a node's name for the user. ``in_training`` tells whether the module of a node
+    is in training mode. ``whole`` is set for a program that the user gave: its fixed sizes hold for
+    all inputs, and the numbers of its operators may be changed. For a program exported from a
+    module neither is true.
     """
 
     constants: Constants
@@ -28,9 +29,9 @@ class Context:
     whole: bool
 
     def parameter(self, value: object) -> Constant | None:
-        """The floating-point constant given to an operator, None where that is absent.
+        """The floating-point constant of an argument, None if the argument is absent.
 
-        Raises `Refusal` where it is none.
+        Raises `Refusal` if the argument is no such constant.
         """
         found = self._usable(value)
         if isinstance(found, Reason):
@@ -38,7 +39,7 @@ class Context:
         return found
 
     def operand(self, value: object, position: int) -> Operand:
-        """The parameter given to an operator as its argument of a number, or why there is none."""
+        """The parameter of the argument at a position, or why there is none."""
         found = self._usable(value)
         if isinstance(found, Reason):
             return Operand(position, missing=found)
@@ -57,5 +58,5 @@ class Context:
         return found
 
 
-# How one kind of operator is read, from its node and its arguments by name.
+# Reads one kind of operator, from its node and its arguments by name.
 TorchRow = Row[[Context, Node, dict[str, Any]]]

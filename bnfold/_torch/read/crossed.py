@@ -32,8 +32,8 @@ from bnfold._torch.read.nodes import (
     rank_of,
     reads_of,
     shape_of,
+    windows,
 )
-from bnfold._torch.read.windows import windows
 from bnfold._torch.tensors import DTYPES
 
 Reader = Callable[[Context, Node, dict[str, Any]], Operator]

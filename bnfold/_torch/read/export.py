@@ -48,26 +48,26 @@ def export(
 class Calls:
     """How the submodules were called while a module ran.
 
-    ``plain`` are those that took one tensor and gave one back, ``others`` those that in one call or
-    more did not.
+    ``plain`` has submodules that took one tensor and gave one back. ``others`` has submodules that
+    did something else in at least one call.
     """
 
     plain: set[int] = field(default_factory=set)
     others: set[int] = field(default_factory=set)
 
     def are_plain(self, module: nn.Module) -> bool:
-        """Whether an Identity could be called in a module's place."""
+        """Whether an Identity could take a module's place: all its calls were plain."""
         return _key(module) in self.plain and _key(module) not in self.others
 
 
 def _key(module: nn.Module) -> int:
-    """What a module has in common with the proxy that torch.export may call in its place."""
+    """A key that a module shares with the proxy that torch.export may call in its place."""
     return id(module.__dict__)
 
 
 @contextmanager
 def watched() -> Iterator[Calls]:
-    """Note how modules are called."""
+    """Note how modules are called while the context is open."""
     calls = Calls()
 
     def note(
@@ -77,7 +77,7 @@ def watched() -> Iterator[Calls]:
             return
         given = [*args, *kwargs.values()]
         plain = len(given) == 1 and isinstance(given[0], Tensor) and isinstance(result, Tensor)
-        named = set(kwargs) <= {"input"}  # What Identity calls its own.
+        named = set(kwargs) <= {"input"}  # The name of Identity's argument.
         (calls.plain if plain and named else calls.others).add(_key(module))
 
     handle = register_module_forward_hook(note, with_kwargs=True)

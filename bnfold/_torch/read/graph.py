@@ -6,25 +6,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from bnfold._core import view as view_module
-from bnfold._core.operators.record import Operator, Unfixed
+from bnfold._core.operators.record import UNKNOWN, Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
-from bnfold._core.view import OPAQUE, Affine, Crossing, Role, View
+from bnfold._core.view import OPAQUE, Affine, Crossing, Node, Role, Value, View
 from bnfold._merge.stored import Load
 from bnfold._plan.planner import Move
+from bnfold._torch.read import affine, crossed, linear, rearranged
 from bnfold._torch.read.aliases import Memory
 from bnfold._torch.read.constants import Constants
-from bnfold._torch.read.context import Context
+from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.nodes import (
     SHAPE_OR_TYPE,
     arguments,
@@ -34,22 +32,26 @@ from bnfold._torch.read.nodes import (
     reads_of,
     shape_of,
 )
-from bnfold._torch.read.translate import translate
+
+ROWS: dict[str, TorchRow] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rearranged.ROWS}
+"""How each operator of PyTorch is read, by its name."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A program, its view, and for each node of the view the operator and what it is.
+    """A program and its view.
 
-    ``holders`` has for each value of the view the node that puts it out.
+    ``nodes``, ``records`` and ``readings`` have an entry for each node of the view: the program's
+    node, the operator's record, and what planning needs of it. ``holders`` has for each value of
+    the view the program's node that puts it out.
     """
 
     program: ExportedProgram
     context: Context
     memory: Memory
     view: View
-    nodes: tuple[Node, ...]
-    holders: tuple[Node, ...]
+    nodes: tuple[fx.Node, ...]
+    holders: tuple[fx.Node, ...]
     records: tuple[Operator, ...]
     readings: tuple[Reading, ...]
 
@@ -58,11 +60,13 @@ def read(
     program: ExportedProgram,
     module: nn.Module | None,
     exact: Mapping[str, Load] | None = None,
-    graph: torch.fx.Graph | None = None,
+    graph: fx.Graph | None = None,
 ) -> Graph:
-    """Read a program; ``module`` is what it was exported from, where there is one. ``exact`` gives
-    values in float64 of parameters by name, which the program holds rounded. ``graph`` is a copy of
-    the program's own that is to be read instead.
+    """Read a program.
+
+    ``module`` is the module from which it was exported, None if there is none. ``exact`` has by
+    name the float64 values of parameters that the program holds rounded. ``graph`` is a copy of
+    the program's graph, to be read instead of it.
     """
     graph = program.graph if graph is None else graph
     memory = Memory(graph)
@@ -71,7 +75,7 @@ def read(
     labels = labels_of(nodes)
     modules = dict(module.named_modules(remove_duplicate=False)) if module is not None else {}
 
-    def in_training(node: Node) -> bool:
+    def in_training(node: fx.Node) -> bool:
         home = modules.get(path_of(node))
         return home.training if home is not None else bool(arguments(node).get("training", False))
 
@@ -88,32 +92,32 @@ def read(
     return Graph(program, context, memory, view, nodes, holders, records, readings)
 
 
-def operators(graph: torch.fx.Graph) -> tuple[Node, ...]:
+def operators(graph: fx.Graph) -> tuple[fx.Node, ...]:
     """The nodes of a graph that compute something."""
     return tuple(node for node in graph.nodes if node.op == "call_function")
 
 
 class _Values:
-    """Numbers the tensors of a program, and notes who writes and who reads each."""
+    """Numbers the tensors of a program, and notes the writer and the readers of each."""
 
-    def __init__(self, holders: Sequence[Node], pinned: Mapping[Node, Reason]) -> None:
+    def __init__(self, holders: Sequence[fx.Node], pinned: Mapping[fx.Node, Reason]) -> None:
         self._numbers = {node: number for number, node in enumerate(holders)}
         self._pinned = pinned
-        self._producers: dict[Node, int] = {}
-        self._readers: dict[Node, list[int]] = {}
-        self._shape_readers: dict[Node, list[int]] = {}
-        self._parts: set[Node] = set()
+        self._producers: dict[fx.Node, int] = {}
+        self._readers: dict[fx.Node, list[int]] = {}
+        self._shape_readers: dict[fx.Node, list[int]] = {}
+        self._parts: set[fx.Node] = set()
         self._count = 0
 
-    def node(self, label: str, node: Node, role: Role) -> view_module.Node:
-        """The next node of the view, which reads tensors in the order of its arguments.
+    def node(self, label: str, node: fx.Node, role: Role) -> Node:
+        """The next node of the view. It reads tensors in the order of its arguments.
 
-        Parts of a list are put out by the operator that makes the list, and not by those that take
-        them from it, which read nothing then.
+        The outputs of an operator that makes a list are the parts of the list. A node that takes a
+        part from the list (getitem) then reads and writes nothing.
         """
         place, self._count = self._count, self._count + 1
         if node in self._parts:
-            return view_module.Node(label, kind_of(node), OPAQUE, (), ())
+            return Node(label, kind_of(node), OPAQUE, (), ())
         inputs = list(reads_of(node))
         asked = self._shape_readers if kind_of(node) in SHAPE_OR_TYPE else self._readers
         for source in inputs:
@@ -124,12 +128,12 @@ class _Values:
         self._parts.update(output for output in outputs if output is not node)
         numbered = tuple(self._numbers[source] for source in inputs)
         written = tuple(self._numbers[output] for output in outputs)
-        return view_module.Node(label, kind_of(node), role, numbered, written)
+        return Node(label, kind_of(node), role, numbered, written)
 
-    def all(self) -> tuple[view_module.Value, ...]:
+    def all(self) -> tuple[Value, ...]:
         """All tensors, once all nodes are known."""
         return tuple(
-            view_module.Value(
+            Value(
                 node.name,
                 self._producers.get(node),
                 tuple(self._readers.get(node, ())),
@@ -141,13 +145,22 @@ class _Values:
         )
 
 
-def operator_of(context: Context, node: Node, torn: Set[Node]) -> Operator:
-    """What a node is; nothing crosses it where memory that it hands on is written and read by an
-    old name.
+def _translate(context: Context, node: fx.Node) -> Operator:
+    """The record of a node. Of operators that are not PyTorch's own nothing is known."""
+    row = ROWS.get(kind_of(node))
+    aten = getattr(node.target, "namespace", "") == "aten"
+    if row is None or not aten or getattr(node.target, "_schema", None) is None:
+        return UNKNOWN
+    return row.translate(context, node, arguments(node))
 
-    A map that is written there in place is one that others see, too.
+
+def operator_of(context: Context, node: fx.Node, torn: Set[fx.Node]) -> Operator:
+    """The record of a node, closed to maps if the node is ``torn``.
+
+    A torn node hands on memory that is written, and read afterwards by an old name. Nothing crosses
+    it. If it is a map itself, it stays: others see what it writes in place.
     """
-    operator = translate(context, node)
+    operator = _translate(context, node)
     if node not in torn:
         return operator
     if not isinstance(operator.role, Affine):
@@ -158,13 +171,13 @@ def operator_of(context: Context, node: Node, torn: Set[Node]) -> Operator:
 
 
 def clashes(graph: Graph, moves: Sequence[Move]) -> dict[int, Reason]:
-    """Why moves, by number, would have somebody read memory that is written over.
+    """The reasons why moves would make an operator read overwritten memory, by number.
 
-    A map that is taken out makes one tensor of what were two: who writes into one then writes into
-    the other. An operator that stands in its place makes a new one.
+    If a map goes, its input and its output become one tensor. A node that writes into one in place
+    then also writes into the other. An operator that stands in the map's place makes a new tensor.
     """
     view, holders = graph.view, graph.holders
-    joined: dict[tuple[Node, Node], int] = {}
+    joined: dict[tuple[fx.Node, fx.Node], int] = {}
     for number, move in enumerate(moves):
         for index in move.maps[: len(move.maps) - bool(move.stands)]:
             role = view.nodes[index].role
@@ -181,20 +194,20 @@ def clashes(graph: Graph, moves: Sequence[Move]) -> dict[int, Reason]:
     return found
 
 
-def path_of(node: Node) -> str:
+def path_of(node: fx.Node) -> str:
     """The innermost module that a node belongs to, "" for the outermost."""
     stack = node.meta.get("nn_module_stack") or {}
     return [path for path, _ in stack.values()][-1] if stack else ""
 
 
-def paths_of(node: Node) -> list[str]:
+def paths_of(node: fx.Node) -> list[str]:
     """All modules that a node belongs to, innermost first."""
     stack = node.meta.get("nn_module_stack") or {}
     return [path for path, _ in stack.values()][::-1]
 
 
-def labels_of(nodes: Sequence[Node]) -> dict[Node, str]:
-    """What a user calls each node: its module, with the operator where the module has several."""
+def labels_of(nodes: Sequence[fx.Node]) -> dict[fx.Node, str]:
+    """The user's name for each node: its module, and the node too if the module has several."""
     count = Counter(path_of(node) for node in nodes)
     return {
         node: path
@@ -206,8 +219,8 @@ def labels_of(nodes: Sequence[Node]) -> dict[Node, str]:
     }
 
 
-def _put_out(graph: torch.fx.Graph) -> dict[Node, Reason]:
-    """Why what a program gives back may not change."""
+def _put_out(graph: fx.Graph) -> dict[fx.Node, Reason]:
+    """The reasons why the outputs of a program may not change."""
     output = next(node for node in graph.nodes if node.op == "output")
     return {
         node: Reason("graph-output", node.name, f"{node.name} is an output of the model")
@@ -216,12 +229,12 @@ def _put_out(graph: torch.fx.Graph) -> dict[Node, Reason]:
 
 
 def _hooked(
-    nodes: tuple[Node, ...], modules: dict[str, nn.Module], labels: dict[Node, str]
-) -> dict[Node, Reason]:
-    """Why what a module's hooks get to see may not change: inputs of those with a forward
-    pre-hook, inputs and outputs of those with another hook.
+    nodes: tuple[fx.Node, ...], modules: dict[str, nn.Module], labels: dict[fx.Node, str]
+) -> dict[fx.Node, Reason]:
+    """The reasons why tensors that a module's hooks see may not change.
 
-    Of a norm, which may itself go, hooks but the first kind see the output alone stay right.
+    A forward pre-hook sees the inputs of its module. Other hooks see inputs and outputs. For a norm
+    only the outputs count for other hooks: the norm itself may go, and its input then changes.
     """
     pinned = {}
     for path, module in modules.items():

@@ -16,8 +16,7 @@ from bnfold._core.reasons import Reason
 from bnfold._core.windows import Window
 from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.crossed import product_of_two
-from bnfold._torch.read.nodes import dtype_of, kind_of, listed, places, rank_of, shape_of
-from bnfold._torch.read.windows import windows
+from bnfold._torch.read.nodes import dtype_of, kind_of, listed, places, rank_of, shape_of, windows
 from bnfold._torch.tensors import DTYPES
 
 

@@ -1,4 +1,4 @@
-"""What single nodes of an exported program say of themselves."""
+"""Facts about single nodes of an exported program: kind, arguments, windows, sizes, type."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch.fx import Node
 
 from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import Size
+from bnfold._core.windows import Window
+
+Numbers = int | Sequence[int]
 
 # Operators that ask for the shape or the type of a tensor and for none of its values.
 SHAPE_OR_TYPE = ("sym_size", "sym_numel", "sym_stride", "_assert_tensor_metadata")
@@ -36,7 +39,7 @@ def reads_of(node: Node) -> Iterator[Node]:
 
 
 def places(node: Node) -> dict[str, tuple[int, ...]]:
-    """Which of the tensors that an operator reads, by number, each of its arguments is."""
+    """For each argument the numbers of its tensors among all tensors that the operator reads."""
     schema = node.target._schema  # type: ignore[union-attr]
     names = [argument.name for argument in schema.arguments]
     found, count = {}, 0
@@ -63,7 +66,7 @@ def is_tensor(node: Node) -> bool:
 
 
 def parts_of(node: Node) -> tuple[Node, ...]:
-    """What is taken from a list and used."""
+    """The nodes that take a part from a list, if the part is used."""
     return tuple(user for user in node.users if user.users)
 
 
@@ -75,21 +78,21 @@ def number_of(part: Node) -> int:
 
 
 def rank_of(node: Node) -> int:
-    """The number of axes of what a node puts out."""
+    """The number of axes of a node's output."""
     shape = shape_of(node)
     assert shape is not None
     return len(shape)
 
 
 def listed(value: object) -> list[int]:
-    """An argument that is one number for all axes, or one for each."""
+    """The numbers of an argument: one number for all axes, or one for each; [] for None."""
     if value is None:
         return []
     return [value] if isinstance(value, int) else list(value)  # type: ignore[call-overload]
 
 
 def shape_of(value: object) -> Shape | None:
-    """The sizes of what a node puts out, None for those that may change from call to call."""
+    """The sizes of a node's output; None for a size that may change from call to call."""
     sizes = sizes_of(value)
     if sizes is None:
         return None
@@ -97,7 +100,7 @@ def shape_of(value: object) -> Shape | None:
 
 
 def sizes_of(value: object) -> tuple[Size, ...] | None:
-    """The sizes of what a node puts out, each as a number or as the expression that gives it."""
+    """The sizes of a node's output, each as a number or as the expression that gives it."""
     example = value.meta.get("val") if isinstance(value, Node) else None
     if not isinstance(example, Tensor):
         return None
@@ -106,6 +109,40 @@ def sizes_of(value: object) -> tuple[Size, ...] | None:
 
 
 def dtype_of(value: object) -> torch.dtype | None:
-    """The element type of what a node puts out."""
+    """The element type of a node's output."""
     example = value.meta.get("val") if isinstance(value, Node) else None
     return example.dtype if isinstance(example, Tensor) else None
+
+
+def windows(
+    taps: Numbers, strides: Numbers, padding: Numbers | str, dilations: Numbers
+) -> tuple[Window, ...] | None:
+    """The window along each axis of space; None where it depends on sizes that may change.
+
+    ``"same"`` asks for a stride of 1 and pads by ``d·(k − 1)`` in all. Where that is odd, the end
+    gets one more than the beginning: 3 in all are 1 ahead and 2 behind.
+    """
+    rank = max(
+        len(value) if isinstance(value, Sequence) else 1 for value in (taps, strides, dilations)
+    )
+    pads = padding if not isinstance(padding, str) else 0
+    each = [_each(value, rank) for value in (taps, strides, dilations, pads)]
+    if any(value is None for value in each):
+        return None
+    found = []
+    for k, stride, dilation, pad in zip(*each, strict=True):
+        total = dilation * (k - 1)
+        ends = (total // 2, total - total // 2) if padding == "same" else (pad, pad)
+        found.append(Window.of(k, dilation, stride, ends))
+    return tuple(found)
+
+
+def _each(value: Numbers, rank: int) -> list[int] | None:
+    """The numbers for each axis, from one number for all axes or from one for each.
+
+    None where a number is not fixed.
+    """
+    numbers = [value] if isinstance(value, int) else list(value)
+    if not all(isinstance(number, int) for number in numbers):
+        return None
+    return numbers * rank if len(numbers) == 1 else numbers

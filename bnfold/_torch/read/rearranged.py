@@ -25,7 +25,7 @@ _AXIS = AxisGroup((None,), (None,))
 
 
 def _permutation(context: Context, node: Node, args: dict[str, Any]) -> Law:
-    """permute, transpose, movedim and the like: the order is what becomes of marked axes."""
+    """permute, transpose, movedim and the like: run once, with another size on each axis."""
     sizes = range(2, 2 + _rank(args))
     more, named = (
         node.args[1:],
@@ -37,7 +37,7 @@ def _permutation(context: Context, node: Node, args: dict[str, Any]) -> Law:
 
 
 def _reshape(context: Context, node: Node, args: dict[str, Any]) -> Law:
-    """view, reshape, flatten, unflatten, squeeze, unsqueeze: the sizes before and after."""
+    """view, reshape, flatten, unflatten, squeeze, unsqueeze: from the sizes before and after."""
     before, after = sizes_of(args[data_name(args)]), sizes_of(node)
     assert before is not None
     assert after is not None
@@ -74,7 +74,7 @@ def _channel_shuffle(context: Context, node: Node, args: dict[str, Any]) -> Law:
 
 
 def _expand(context: Context, node: Node, args: dict[str, Any]) -> Law:
-    """Elements are repeated along axes of size 1; along the others every one keeps its place."""
+    """Expand repeats elements along axes of size 1. Along other axes they keep their places."""
     before, after = sizes_of(args[data_name(args)]), sizes_of(node)
     assert before is not None
     assert after is not None
@@ -111,7 +111,7 @@ def _sizes_along(tensors: Sequence[Tensor], axis: int) -> list[int] | None:
 
 
 def _cut(context: Context, node: Node, args: dict[str, Any]) -> Law:
-    """Slice and narrow, their bounds clamped as Python clamps those of a slice."""
+    """Slice and narrow. Bounds are clamped as in a Python slice."""
     axis = args["dim"] % rank_of(node)
     size, start = _size(args, axis), args["start"] or 0
     if "length" in args:
@@ -138,18 +138,18 @@ def _index_select(context: Context, node: Node, args: dict[str, Any]) -> Law:
 
 
 def _unknown_part(args: dict[str, Any], axis: int) -> Law:
-    """Some elements along an axis, not known which: a map may not vary along it."""
+    """Unknown elements along an axis: a map may not vary along it."""
     return Mixed(kept_axes(_rank(args), [axis], keepdims=True), 1.0)
 
 
 def _select(context: Context, node: Node, args: dict[str, Any]) -> Law | None:
-    """One element along an axis, which goes."""
+    """Select takes one element along an axis. The axis vanishes."""
     index, axis = args["index"], args["dim"] % _rank(args)
     return _single(args, axis, [index]) if isinstance(index, int) else None
 
 
 def _unbind(context: Context, node: Node, args: dict[str, Any]) -> Law | None:
-    """Single elements along an axis, which goes; each is read once at most."""
+    """Unbind takes single elements along an axis, each at most once. The axis vanishes."""
     numbers = [number_of(part) for part in parts_of(node)]
     if len(set(numbers)) < len(numbers):
         return None
@@ -162,12 +162,12 @@ def _single(args: dict[str, Any], axis: int, numbers: Sequence[int]) -> Law:
 
 
 def _rank(args: dict[str, Any]) -> int:
-    """The rank of what an operator computes with."""
+    """The rank of an operator's data."""
     return rank_of(args[data_name(args)])
 
 
 def _size(args: dict[str, Any], axis: int) -> int | None:
-    """The size of an axis of what an operator computes with."""
+    """The size of an axis of an operator's data; None if it may change."""
     shape = shape_of(args[data_name(args)])
     assert shape is not None
     return shape[axis]
