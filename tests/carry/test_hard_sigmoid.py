@@ -360,7 +360,7 @@ def test_a_wide_clip_is_checked_as_closely():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pointwise.HardSigmoid, "taking", wrong)
         bad = fold()
-    assert not all(certificate.holds for certificate in bad.certificates())
+    assert any(certificate.fails for certificate in bad.certificates())
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -391,4 +391,4 @@ def test_a_wrong_number_does_not_get_past_the_certificate(what, shape, shift, lo
     bad = fold()
     monkeypatch.undo()
     assert "HardSigmoid" in counts(bad.folded)
-    assert not all(certificate.holds for certificate in bad.certificates())
+    assert any(certificate.fails for certificate in bad.certificates())

@@ -10,6 +10,9 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 import bnfold  # noqa: E402
+from bnfold._core import pointwise  # noqa: E402
+from bnfold._proof.torch_certificate import certify_program  # noqa: E402
+from bnfold._torch.program.fold import PlannedProgram  # noqa: E402
 
 from .carrying import C, program  # noqa: E402
 from .folding import fold, rand, ready  # noqa: E402
@@ -112,3 +115,13 @@ def test_the_code_of_a_module_stays_as_it_is():
 def test_relu6_alone_stays():
     module = ready(nn.Sequential(nn.Conv2d(C, C, 1), nn.ReLU6(), nn.Conv2d(C, C, 1)))
     assert kinds(program(module, X)) == ["conv2d", "hardtanh", "conv2d"]
+
+
+@pytest.mark.parametrize("slope", [5.0, 6.05])
+def test_a_clamp_that_would_be_a_wrong_hardsigmoid_fails_its_certificate(slope, monkeypatch):
+    module = Gate(lambda x: (x + slope / 2).clamp(0, slope) / slope)
+    monkeypatch.setattr(pointwise, "_alike", lambda one, other: True)
+    applied = PlannedProgram(torch.export.export(module, (X.float(),))).apply_told().applied
+    monkeypatch.undo()
+    certificates = certify_program(applied)
+    assert any(each.law == "cross" and each.fails for each in certificates)
