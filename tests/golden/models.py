@@ -35,7 +35,7 @@ SOURCES = (
     "real light silero command own outside folds stored carried carried-long convolutions products "
     "drawn_models drawn_chains"
 ).split() + TORCH_SOURCES
-# Of these, one model in four is part of the test that runs always: of each another one.
+# Of these, one model in eight is part of the test that runs always: of each another one.
 THINNED = (
     "module program export behind ahead branches numbers pairs norms "
     "drawn-module drawn-program drawn-network"

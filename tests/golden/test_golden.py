@@ -29,7 +29,7 @@ MARKED = [
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("which", MARKED)
 def test_models_fold_as_they_did(which):
-    check(which, slice(THINNED.index(which) % 4, None, 4) if which in THINNED else slice(None))
+    check(which, slice(THINNED.index(which) % 8, None, 8) if which in THINNED else slice(None))
 
 
 @pytest.mark.slow
