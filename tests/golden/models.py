@@ -37,7 +37,7 @@ SOURCES = (
 ).split() + TORCH_SOURCES
 # Of these, one model in eight is part of the test that runs always: of each another one.
 THINNED = (
-    "module program export behind ahead branches numbers pairs norms "
+    "light module program export behind ahead branches numbers pairs norms "
     "drawn-module drawn-program drawn-network"
 ).split()
 FOREIGN = ("real", "light", "silero")  # their files belong to other packages
