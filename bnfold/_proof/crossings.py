@@ -171,6 +171,9 @@ def _draw(
         sizes = tuple(
             n if n is not None else (m if m > 1 else size) for n, m in zip(shape, own, strict=True)
         )
+        if node.op_type == "Reshape" and number == 0 and len(node.input) > 1:
+            free = [k for k, n in enumerate(shape) if n is None and own[k] == 1]
+            sizes = _that_reshape(sizes, free, model.values(scope, node.input[1]))
         if ends is not None and math.prod(sizes) < _AROUND and 1 in own:
             widened = own.index(1)
             sizes = tuple(_AROUND if k == widened else n for k, n in enumerate(sizes))
@@ -197,6 +200,32 @@ def _draw(
             first[str(number)] = drawn.astype(np.float32)
             second[str(number)] = _through(new, values).astype(np.float32)
     return first, second
+
+
+def _that_reshape(
+    sizes: tuple[int, ...], free: Sequence[int], target: NDArray[Any] | None
+) -> tuple[int, ...]:
+    """Sizes that a Reshape takes to its target: the first free one makes the count of elements fit.
+
+    A law holds for all sizes that are not known, so any that fit will do. A 0 in the target copies
+    a size, a -1 is what is left. The sizes stay where no size of the free axes makes them fit.
+    """
+    if target is None:
+        return sizes
+    asked = [int(n) for n in target.reshape(-1)]
+    free = [k for k in free if k >= len(asked) or asked[k] != 0]
+    copied = [sizes[k] for k, n in enumerate(asked) if n == 0 and k < len(sizes)]
+    wanted = math.prod([*copied, *(n for n in asked if n > 0)])
+    fixed = math.prod(n for k, n in enumerate(sizes) if k not in free)
+    if not free or not fixed or (min(asked) < 0 and math.prod(sizes) % wanted == 0):
+        return sizes
+    if min(asked) < 0:
+        first = wanted // math.gcd(wanted, fixed)
+    elif wanted % fixed == 0:
+        first = wanted // fixed
+    else:
+        return sizes
+    return tuple(first if k == free[0] else 1 if k in free else n for k, n in enumerate(sizes))
 
 
 def _ends(side: CheckedModel, scope: Scope, node: NodeProto) -> tuple[float, float] | None:
