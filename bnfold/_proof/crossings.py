@@ -196,9 +196,9 @@ def _draw(
         if relation is not None:
             old, new = composed(relation.old, len(sizes)), composed(relation.new, len(sizes))
             values = values_around(old, values, numbers, near, generator)
-            drawn = np.where(old.unknown, generator.normal(size=sizes), _through(old, values))
+            drawn = np.where(old.unknown, generator.normal(size=sizes), old.of(values))
             first[str(number)] = drawn.astype(np.float32)
-            second[str(number)] = _through(new, values).astype(np.float32)
+            second[str(number)] = new.of(values).astype(np.float32)
     return first, second
 
 
@@ -283,11 +283,6 @@ def _own_sizes(relation: Related, rank: int) -> tuple[int, ...]:
     return np.broadcast_shapes(*(np.broadcast(map_.scale, map_.shift).shape for map_ in lines))
 
 
-def _through(map_: FullRankMap, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What a map makes of some values."""
-    return values * map_.scale + map_.shift
-
-
 def _run(
     model: CheckedModel, scope: Scope, node: NodeProto, feeds: Feeds, bounds: Bounds
 ) -> list[NDArray[Any]]:
@@ -353,7 +348,7 @@ def _compared(
         for equality in equalities(related.get(name), wanted.ndim) if made.size else ():
             seen = True
             with np.errstate(invalid="ignore"):
-                was, now = _through(equality.old, wanted), _through(equality.new, made)
+                was, now = equality.old.of(wanted), equality.new.of(made)
                 off = np.abs(was - now)
             sizes = [
                 side * np.abs(map_.scale) + np.abs(map_.shift)

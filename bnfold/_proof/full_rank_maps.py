@@ -47,6 +47,11 @@ class FullRankMap:
         shape = (1,) * rank
         return cls(np.ones(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape, np.bool_))
 
+    def of(self, values: Double) -> Double:
+        """The map of some values. What float64 cannot hold becomes infinite or NaN."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.asarray(values * self.scale + self.shift)
+
     def multiply(self, factor: Double) -> None:
         """Multiply y by a factor, in place."""
         self.unknown = self.unknown & (factor != 0)

@@ -96,7 +96,7 @@ def probe(
     for equality in equalities(fold.related.get(last), wanted.ndim):
         if bool((equality.old.unknown & ~equality.exempt).any()) or not known.any():
             continue
-        off = np.abs(_through(equality.old, wanted) - _through(equality.new, made))
+        off = np.abs(equality.old.of(wanted) - equality.new.of(made))
         off = np.where(known & np.isnan(off), np.inf, off)
         sizes = np.maximum(np.abs(made), bulk) * np.abs(equality.new.scale) + np.abs(
             equality.new.shift
@@ -147,12 +147,7 @@ def _old_and_new_data(old: FullRankMap, new: FullRankMap, x: Double) -> tuple[Do
     lost = old.unknown | (old.scale == 0)
     free = np.random.default_rng(0).normal(size=x.shape)
     z = np.where(lost, free, (x - old.shift) / np.where(lost, 1.0, old.scale))
-    return np.where(old.unknown, x, _through(old, z)), _through(new, z)
-
-
-def _through(map_: FullRankMap, values: Double) -> Double:
-    """What a map makes of some values."""
-    return values * map_.scale + map_.shift
+    return np.where(old.unknown, x, old.of(z)), new.of(z)
 
 
 def _sample(was: _Chain, now: _Chain, fold: Applied, x: Double) -> Double:

@@ -20,7 +20,7 @@ from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import Map
 from bnfold._onnx.write.applied import Factor, Related
 from bnfold._proof.evidence import Certificate, Mismatch, Obstacle, Unchecked
-from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities, values_around
+from bnfold._proof.full_rank_maps import composed, equalities, values_around
 from bnfold._proof.local_probe import ROUNDINGS
 from bnfold._proof.torch_evaluation import BoundedValue, EvaluatedProgram
 from bnfold._torch.program.applied import Applied, AppliedStep
@@ -163,8 +163,8 @@ class _CheckedProgram:
                 first, second = composed(relation.old, z.ndim), composed(relation.new, z.ndim)
                 z = values_around(second, z, numbers, bool(numbers), generator)
                 free = generator.normal(size=sizes)
-                read = np.where(first.unknown, free, _through(first, z))
-                written = _through(second, z)
+                read = np.where(first.unknown, free, first.of(z))
+                written = second.of(z)
             was[name], now[other] = _bounded(read), _bounded(written)
         return was, now
 
@@ -196,7 +196,7 @@ class _CheckedProgram:
         for equality in equalities(self._related.get(name), one.ndim):
             if bool((equality.old.unknown & ~equality.exempt).any()):
                 raise Mismatch(f"{name} depends on values that nothing is known of")
-            off = np.abs(_through(equality.old, one) - _through(equality.new, other))
+            off = np.abs(equality.old.of(one) - equality.new.of(other))
             second = bounds[1] * np.abs(equality.new.scale) + np.abs(equality.new.shift)
             first = bounds[0] * np.abs(equality.old.scale) + np.abs(equality.old.shift)
             limits = unit * second + _ARITHMETIC * first + np.finfo(np.float32).tiny
@@ -252,9 +252,3 @@ def _bounded(values: np.ndarray[Any, Any]) -> BoundedValue:
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     array: np.ndarray[Any, Any] = tensor.numpy()
     return array
-
-
-def _through(line: FullRankMap, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    with np.errstate(invalid="ignore", over="ignore"):
-        moved: np.ndarray[Any, Any] = values * line.scale + line.shift
-    return moved

@@ -341,3 +341,23 @@ def test_a_right_fold_that_nothing_shows_rests_on_its_certificate(
     outcome = folded(made if shapes else without_shapes(made), tmp_path)
     assert outcome.plan.folds
     assert outcome.verdict.status == status
+
+
+@pytest.mark.parametrize(
+    "sizes, free, target, wanted",
+    [
+        ((4, 2, 6, 6), [2, 3], [4, 2, 1, 2, 4], (4, 2, 8, 1)),
+        ((2, 27, 2), [0, 2], [3, 81], (9, 27, 1)),
+        ((1, 6, 6, 6, 6), [1, 2, 3, 4], [0, 1, 1, 8, 4, 4], (1, 128, 1, 1, 1)),
+        ((6, 3), [0], [-1, 4], (4, 3)),  # what is left over takes any count that divides
+        ((4, 3), [0], [-1, 4], (4, 3)),
+        ((5, 3), [0], [0, 3], (5, 3)),  # a size that is copied is right as it is
+        ((2, 3), [], [4], (2, 3)),
+        ((2, 3), [0], [4], (2, 3)),  # no size fits
+        ((2, 3), [0], None, (2, 3)),
+    ],
+)
+def test_a_reshape_is_run_at_sizes_that_it_takes_to_its_target(sizes, free, target, wanted):
+    """Without them such a crossing would be unchecked, and its fold rest on the comparison."""
+    asked = None if target is None else np.array(target)
+    assert crossings._that_reshape(sizes, free, asked) == wanted
