@@ -352,6 +352,7 @@ def test_a_right_fold_that_nothing_shows_rests_on_its_certificate(
         ((6, 3), [0], [-1, 4], (4, 3)),  # what is left over takes any count that divides
         ((4, 3), [0], [-1, 4], (4, 3)),
         ((5, 3), [0], [0, 3], (5, 3)),  # a size that is copied is right as it is
+        ((5, 6, 2), [0, 1], [0, 4], (5, 2, 2)),
         ((2, 3), [], [4], (2, 3)),
         ((2, 3), [0], [4], (2, 3)),  # no size fits
         ((2, 3), [0], None, (2, 3)),
