@@ -10,9 +10,10 @@ from bnfold._core.index_maps import Map
 from bnfold._core.laws import Law, Way
 from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Receiver
+from bnfold._plan.dead_ends import Stop
 from bnfold._plan.relation import Relation
-from bnfold._plan.sweep import TRIES, Impassable, Sweep
-from bnfold._plan.trips import End, Stop, Terrain, Trip
+from bnfold._plan.sweep import TRIES, Impassable, Known, Sweep
+from bnfold._plan.trips import End, Terrain, Trip
 
 
 def carry_ahead(
@@ -24,15 +25,18 @@ def carry_ahead(
     with these changes and None, or the trip as it was and what stopped the map. Where a law leaves
     a choice, a few are tried in order: the caller asks for the next where one is of no use.
     """
-    choices: dict[int, int] = {}
-    for _ in range(TRIES):
+    choices: dict[int, int] | None = {}
+    tried: list[_Forward] = []
+    arrived = False
+    while choices is not None and len(tried) < TRIES:
         sweep = _Forward(terrain, trip.copy(), value, map_, choices)
         stop = sweep.run()
+        arrived = arrived or stop is None
+        tried.append(sweep)
         yield (sweep.trip, None) if stop is None else (trip, stop)
-        following = sweep.next_choices()
-        if following is None:
-            return
-        choices = following
+        choices = sweep.next_choices()
+    if not arrived:
+        tried[0].remember(tried)
 
 
 class _Forward(Sweep):
@@ -70,7 +74,12 @@ class _Forward(Sweep):
         self._spread(self.value, self.map, None)
         while self.heap:
             node = heapq.heappop(self.heap)
-            self._past(node, self.arrived[node])
+            arrived = self.arrived[node]
+            if not self.heap:
+                values = {self.view.nodes[node].inputs[position] for position in arrived}
+                if len(values) == 1:
+                    self.pass_neck(values.pop(), next(iter(arrived.values())))
+            self._past(node, arrived)
         if self.unread is not None and not self.trip.ends:
             self.value = self.unread
             name = self.view.values[self.unread].name
@@ -85,7 +94,7 @@ class _Forward(Sweep):
             self.parents[value] = via
         tensor = self.view.values[value]
         if value in self.impassable:
-            raise Refusal(self.impassable[value])
+            raise Known(self.impassable[value], lasting=True)
         if tensor.pinned is not None:
             raise Impassable(tensor.pinned)
         if not tensor.readers:
@@ -96,11 +105,14 @@ class _Forward(Sweep):
                 message = f"{node.label} ({node.op}) reads it, and no map passes"
                 raise Impassable.of("no-linear-operator", node.label, message)
             if reader not in self.arrived:
+                self.span.reach(reader)
                 heapq.heappush(self.heap, reader)
             arrived = self.arrived.setdefault(reader, {})
             for position, name in enumerate(node.inputs):
                 if name == value:
                     arrived[position] = map_
+        if tensor.producer is not None:
+            self.span.reach(tensor.producer)
         self.relate(value, map_)
 
     def _past(self, index: int, arrived: Mapping[int, Map]) -> None:
@@ -134,7 +146,7 @@ class _Forward(Sweep):
         first = node.outputs[0]
         if first in self.impassable and len(node.outputs) == 1 and self.always_passes(index):
             self.value, self.parents[first] = first, (index, value)
-            raise Refusal(self.impassable[first])
+            raise Known(self.impassable[first], lasting=True)
         maps = {n: arrived[p] for n, p in enumerate(role.data) if p in arrived}
         ways: list[Way] | None
         try:
@@ -165,16 +177,21 @@ class _Forward(Sweep):
 
         ``s·a + s·b``: the sum refuses the scale of one term alone, but both scales pass together.
         """
-        node, tried, joined = self.view.nodes[index], self.trip.copy(), dict(maps)
+        node, joined, along = self.view.nodes[index], dict(maps), {}
         for number, position in enumerate(role.data):
             if number not in joined:
-                found = self.taker.take_along(tried, node.inputs[position], index)
+                value = node.inputs[position]
+                producer = self.view.values[value].producer
+                if producer is not None:
+                    self.span.reach(producer)
+                found = self.taker.ahead_of(self.trip, value, index)
                 if found is not None:
-                    joined[number] = found
-                    tried.relations[node.inputs[position]] = Relation((found,))
+                    joined[number] = along[value] = found
         try:
             ways = law.forward(joined)
         except Refusal:
             return None
-        self.trip = tried
+        for value, map_ in along.items():
+            self.taker.take_along(self.trip, value)
+            self.trip.relations[value] = Relation((map_,))
         return ways

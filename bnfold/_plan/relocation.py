@@ -15,10 +15,11 @@ from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, Receiver, View
 from bnfold._plan.backward import carry_back
 from bnfold._plan.forward import carry_ahead
+from bnfold._plan.dead_ends import Changes, DeadEnds, Span, Stop
 from bnfold._plan.places import Place, affine
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import LONGEST, Row, State, drained, extended, normal, taking
-from bnfold._plan.trips import Stop, Terrain, Trip
+from bnfold._plan.trips import Terrain, Trip
 
 
 class Relocator:
@@ -45,7 +46,8 @@ class Relocator:
             if place.into is not None and place.paid:
                 self.behind[place.into] = place.written.absorbed
                 self.blame.setdefault(place.into, []).append(place.maps[place.paid - 1])
-        self._terrain = Terrain(view, self, self.relations, self.edits)
+        self._changes = Changes(len(view.nodes))
+        self._terrain = Terrain(view, self, self.relations, self.edits, DeadEnds(self._changes))
         # The graph output whose name a tensor takes, by that tensor.
         self._named: dict[int, int] = {}
         self._named.update(self._names(Trip(), range(len(places))) or {})
@@ -53,11 +55,17 @@ class Relocator:
     def run(self) -> None:
         """Make moves until none is left that pays."""
         moved = True
+        # For each place: when its trips last failed, and on which operators that depends.
+        failed: dict[int, tuple[int, Span]] = {}
         while moved:
             moved = False
             for number, place in enumerate(self.places):
+                if number in failed and not self._changes.since(*failed[number]):
+                    continue
                 while place.state.row and self._improve(number, place):
                     moved = True
+                if place.state.row:
+                    failed[number] = self._changes.time, self._terrain.seen
 
     def _improve(self, number: int, place: Place) -> bool:
         """Make the first move of a place that pays. Gives whether there was one.
@@ -66,6 +74,9 @@ class Relocator:
         """
         terrain = self._terrain
         terrain.turning = terrain.put_off = False
+        terrain.seen = Span()
+        for node in place.maps[0], place.maps[-1]:
+            terrain.seen.reach(node)
         if self._move(number, place):
             return True
         terrain.turning = True
@@ -81,7 +92,8 @@ class Relocator:
                     stops.setdefault(ahead, stop)
                     continue
                 named = self._names(trip, trip.states)
-                if named is None:
+                if named is None:  # That depends on names that other tensors have got.
+                    self._terrain.seen = Span(0, len(self.view.nodes) - 1)
                     message = f"without {label} an output would be the same tensor as another"
                     stops.setdefault(ahead, Stop(Reason("no-gain", label, message)))
                     continue
@@ -163,6 +175,7 @@ class Relocator:
         return value
 
     def _commit(self, trip: Trip, source: Place) -> None:
+        self._changes.note(self._touched(trip))
         self.relations.update(trip.relations)
         self.edits.update(trip.edits)
         for number, state in trip.states.items():
@@ -180,6 +193,21 @@ class Relocator:
             if home is not None:
                 self.blame.setdefault(home, []).append(source.maps[-1])
 
+    def _touched(self, trip: Trip) -> Iterator[int]:
+        """The operators that a trip changes, or whose output it changes."""
+        for value in trip.relations:
+            producer = self.view.values[value].producer
+            if producer is not None:
+                yield producer
+        yield from trip.edits
+        for _, node in trip.taken:
+            yield node
+        for number in trip.states:
+            place = self.places[number]
+            yield from (place.maps[0], place.maps[-1])
+            if place.into is not None:
+                yield place.into
+
     def is_gone(self, trip: Trip, node: int) -> bool:
         """Whether nothing is left at the place of an affine operator, which has no absorber."""
         number = self._at.get(node)
@@ -187,8 +215,8 @@ class Relocator:
             return False
         return self.places[number].into is None and self._state(trip, number).row == ()
 
-    def take_along(self, trip: Trip, value: int, reader: int) -> AffineMap | None:
-        """Take out the only map that stands ahead of a tensor, and return it.
+    def ahead_of(self, trip: Trip, value: int, reader: int) -> AffineMap | None:
+        """The only map that stands ahead of a tensor.
 
         None if there is no such map, or if another reader than ``reader`` sees the tensor.
         """
@@ -201,8 +229,14 @@ class Relocator:
             return None
         if absorbing.unshared(self.view, tensor, reader) is not None:
             return None
-        trip.states[number] = State(state.absorbed, ())
         return state.row[0]
+
+    def take_along(self, trip: Trip, value: int) -> None:
+        """Take out the map that stands ahead of a tensor: the caller carries it on."""
+        producer = self.view.values[value].producer
+        assert producer is not None
+        number = self._at[producer]
+        trip.states[number] = State(self._state(trip, number).absorbed, ())
 
     def take_behind(self, trip: Trip, node: int, map_: AffineMap) -> None:
         """Take a map in behind an absorber, or behind the maps at an affine operator's place."""
