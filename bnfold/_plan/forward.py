@@ -15,6 +15,9 @@ from bnfold._plan.relation import Relation
 from bnfold._plan.sweep import TRIES, Impassable, Known, Sweep
 from bnfold._plan.trips import End, Terrain, Trip
 
+# Of an operator with more inputs than these, either all bring a map along or none does.
+_JOINED = 64
+
 
 def carry_ahead(
     terrain: Terrain, trip: Trip, value: int, map_: AffineMap
@@ -187,6 +190,8 @@ class _Forward(Sweep):
                 found = self.taker.ahead_of(self.trip, value, index)
                 if found is not None:
                     joined[number] = along[value] = found
+                elif len(role.data) > _JOINED:
+                    return None
         try:
             ways = law.forward(joined)
         except Refusal:

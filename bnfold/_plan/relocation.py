@@ -97,12 +97,14 @@ class Relocator:
                     message = f"without {label} an output would be the same tensor as another"
                     stops.setdefault(ahead, Stop(Reason("no-gain", label, message)))
                     continue
-                if self._pays(trip):
+                reason = self._refuses(trip)
+                if reason is None and self._pays(trip):
                     self._named.update(named)
                     self._commit(trip, place)
                     return True
                 message = f"carrying it away from {label} would leave as many operators"
-                stops.setdefault(ahead, Stop(Reason("no-gain", label, message)))
+                reason = reason or Reason("no-gain", label, message)
+                stops.setdefault(ahead, Stop(reason))
         self.stops[number] = stops
         return False
 
@@ -129,6 +131,16 @@ class Relocator:
         """The tensor that a place reads."""
         first = self.view.nodes[place.maps[0]]
         return first.inputs[affine(first).data]
+
+    def _refuses(self, trip: Trip) -> Reason | None:
+        """Why a place could not store the maps that it would have; None if all can."""
+        for number, state in trip.states.items():
+            place = self.places[number]
+            label = self.view.nodes[place.maps[0]].label
+            reason = place.style.refuses(state.row, label) if state.row else None
+            if reason is not None and place.style.refuses(place.state.row, label) is None:
+                return reason
+        return None
 
     def _pays(self, trip: Trip) -> bool:
         old_operators = old_operations = new_operators = new_operations = 0
