@@ -213,7 +213,7 @@ class Summed(Law):
         return ways
 
     def _scales(self, map_: Map) -> tuple[dict[int, Map], list[tuple[int, Reason]]]:
-        """The scale of a map for each input, but where it is 1, and the inputs that cannot have it."""
+        """The scale of a map, if it has one, for each input, and the inputs that cannot have it."""
         scale = _part(map_, 0)
         scales: dict[int, Map] = {}
         refused: list[tuple[int, Reason]] = []

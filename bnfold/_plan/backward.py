@@ -80,7 +80,7 @@ class _Backward(Sweep):
                 agreed.append((value, self._agreed(value)))
             producer = self.view.values[agreed[0][0]].producer
             assert producer is not None
-            self.span.reach(producer)
+            self.step(producer)
             if len(agreed) == 1 and not self.heap:
                 self.pass_neck(*agreed[0])
             self._past(producer, agreed)

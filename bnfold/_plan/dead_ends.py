@@ -22,6 +22,8 @@ NAMED = 3
 
 # What decides how far a map gets: its axis, where it changes anything, and where its scales lie.
 Kind = tuple[object, ...]
+# The direction, whether operators may become others, the tensor, and the kind.
+Key = tuple[bool, bool, int, Kind]
 
 
 def kind_of(map_: Map) -> Kind:
@@ -57,7 +59,7 @@ class Stop:
 
 @dataclass
 class Span:
-    """The operators ``first`` to ``last``, in the order of the graph; none if that is the lesser."""
+    """The operators ``first`` to ``last``, in the order of the graph; none at first."""
 
     first: int = sys.maxsize
     last: int = -1
@@ -111,13 +113,15 @@ class Changes:
 class DeadEnd:
     """How a trip ended that failed, when that was, and which operators it has seen from there.
 
-    ``put_off``: it has met an operator that may become another one, but not yet.
+    ``put_off``: it has met an operator that may become another one, but not yet. ``room`` is set if
+    it was cut off: so many operators it could still cross, and that was not enough.
     """
 
     stop: Stop
     time: int
     span: Span
     put_off: bool
+    room: int | None
 
 
 @dataclass
@@ -125,9 +129,9 @@ class DeadEnds:
     """The ends of trips that failed, by a key that has the tensor, the direction and the kind."""
 
     changes: Changes
-    known: dict[tuple[object, ...], DeadEnd] = field(default_factory=dict)
+    known: dict[Key, DeadEnd] = field(default_factory=dict)
 
-    def find(self, key: tuple[object, ...]) -> DeadEnd | None:
+    def find(self, key: Key) -> DeadEnd | None:
         """The end that is noted, if it still holds."""
         end = self.known.get(key)
         if end is not None and self.changes.since(end.time, end.span):
@@ -135,6 +139,6 @@ class DeadEnds:
             return None
         return end
 
-    def note(self, key: tuple[object, ...], stop: Stop, span: Span, put_off: bool) -> None:
+    def note(self, key: Key, end: DeadEnd) -> None:
         """Note how a trip ended from here on."""
-        self.known[key] = DeadEnd(stop, self.changes.time, span, put_off)
+        self.known[key] = end

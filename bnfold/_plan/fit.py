@@ -19,7 +19,7 @@ from bnfold._plan.planner import Move, Moves, Sides, plan
 from bnfold._plan.sweep import equal
 
 # So often the maps of an operator are refused one by one; then two, four, eight at a time.
-_ONE_BY_ONE = 32
+_ONE_BY_ONE = 8
 Readings = Sequence[Reading]
 # Tells why some of a set of moves may not be made: the reasons, by the number of the move.
 Objections = Callable[[Sequence[Move]], Mapping[int, Reason]]
@@ -34,12 +34,18 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
     """The moves of one graph, planned again until all folded weights fit.
 
     If a move would overflow or underflow, or if ``objections`` names it, its last map is refused,
-    and planning begins again: the other maps may still fold. ``readings`` has an entry for each
+    or the one with which an operator leaves its range. Then planning begins again: the other maps
+    may still fold. ``readings`` has an entry for each
     node of the view.
     """
     refused: dict[int, Reason] = {}
     remembered: dict[tuple[int, int, int], Vector] = {}
     tries: Counter[int] = Counter()
+
+    def last(where: int, maps: Sequence[int]) -> Sequence[int]:
+        """The last of some maps; of many, more and more where that was not enough."""
+        tries[where] += 1
+        return maps[-1 << max(0, tries[where] - _ONE_BY_ONE) :]
 
     def fits(node: int, sides: Sides) -> bool:
         return _refusal(readings[node].sites, node, sides, remembered) is None
@@ -47,29 +53,21 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
     while True:
         moves = plan(view, refused)
         found: dict[int, Reason] = {}
-
-        def refuse(where: int, maps: Sequence[int], reason: Reason) -> None:
-            """Refuse the last of some maps; of many, more and more where it was not enough."""
-            tries[where] += 1
-            count = 1 << max(0, tries[where] - _ONE_BY_ONE)
-            found.update(dict.fromkeys(maps[-count:], reason))
-
         for number, reason in objections(moves.moves).items():
-            refuse(moves.moves[number].into, moves.moves[number].maps, reason)
+            move = moves.moves[number]
+            found.update(dict.fromkeys(last(move.into, move.maps), reason))
         for move in moves.moves:
             lost = _standing_refusal(view, readings, move) if move.stands else None
             if lost is not None:
-                refuse(move.into, move.maps, lost)
+                found.update(dict.fromkeys(last(move.into, move.maps), lost))
         absorbed = {move.into: move.maps for move in moves.moves if move.law == "absorb"}
         for node, sides in moves.sides.items():
             lost = _refusal(readings[node].sites, node, sides, remembered)
             if lost is not None:
                 own = absorbed.get(node, ())
                 breaks = _breaking(view, own, sides, partial(fits, node))
-                if breaks is not None:
-                    found[breaks] = lost
-                else:
-                    refuse(node, (*own[:-1], *moves.blame[node]), lost)
+                blamed = (*own[:-1], *moves.blame[node]) if breaks is None else (breaks,)
+                found.update(dict.fromkeys(last(node, blamed), lost))
         if not found:
             return moves
         refused.update(found)

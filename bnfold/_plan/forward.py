@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import Map
@@ -78,6 +78,7 @@ class _Forward(Sweep):
         while self.heap:
             node = heapq.heappop(self.heap)
             arrived = self.arrived[node]
+            self.step(node)
             if not self.heap:
                 values = {self.view.nodes[node].inputs[position] for position in arrived}
                 if len(values) == 1:
@@ -108,12 +109,9 @@ class _Forward(Sweep):
                 message = f"{node.label} ({node.op}) reads it, and no map passes"
                 raise Impassable.of("no-linear-operator", node.label, message)
             if reader not in self.arrived:
-                self.span.reach(reader)
                 heapq.heappush(self.heap, reader)
             arrived = self.arrived.setdefault(reader, {})
-            for position, name in enumerate(node.inputs):
-                if name == value:
-                    arrived[position] = map_
+            arrived.update(dict.fromkeys(node.reads[value], map_))
         if tensor.producer is not None:
             self.span.reach(tensor.producer)
         self.relate(value, map_)
@@ -145,12 +143,12 @@ class _Forward(Sweep):
 
     def _across(self, index: int, role: Crossing, arrived: Mapping[int, Map]) -> None:
         node, value, law = self.view.nodes[index], self.value, self.law(index, role)
-        self._check_data(index, role.data, arrived)
+        self._check_data(index, role.counted, arrived)
         first = node.outputs[0]
         if first in self.impassable and len(node.outputs) == 1 and self.always_passes(index):
             self.value, self.parents[first] = first, (index, value)
             raise Known(self.impassable[first], lasting=True)
-        maps = {n: arrived[p] for n, p in enumerate(role.data) if p in arrived}
+        maps = {role.counted[position]: arrived[position] for position in sorted(arrived)}
         ways: list[Way] | None
         try:
             ways = law.forward(maps)
@@ -166,9 +164,9 @@ class _Forward(Sweep):
             if number < len(node.outputs) and node.outputs[number] >= 0:
                 self._spread(node.outputs[number], part, (index, value))
 
-    def _check_data(self, index: int, data: tuple[int, ...], arrived: Mapping[int, Map]) -> None:
+    def _check_data(self, index: int, data: Container[int], arrived: Mapping[int, Map]) -> None:
         """Raise `Refusal` if a map has arrived at another input than data: in ``x / s`` at s."""
-        if not set(arrived) <= set(data):
+        if not all(position in data for position in arrived):
             node = self.view.nodes[index]
             message = f"{node.label} ({node.op}) reads it as something else than its data"
             raise Refusal.of("no-linear-operator", node.label, message)

@@ -7,6 +7,7 @@ it pays: it lowers the number of operators or of operations, and raises neither.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
@@ -14,12 +15,27 @@ from bnfold._core.laws import Edit
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, Receiver, View
 from bnfold._plan.backward import carry_back
-from bnfold._plan.forward import carry_ahead
 from bnfold._plan.dead_ends import Changes, DeadEnds, Span, Stop
+from bnfold._plan.forward import carry_ahead
 from bnfold._plan.places import Place, affine
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import LONGEST, Row, State, drained, extended, normal, taking
 from bnfold._plan.trips import Terrain, Trip
+
+# So many operators a trip crosses at first; and so many for each operator of the graph, and at
+# least, all trips together that go further.
+_NEAR = 32
+_FAR = 64
+_LEAST = 10_000
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """When no trip of a place paid, which operators they have seen, and whether one was cut off."""
+
+    time: int
+    seen: Span
+    cut: bool
 
 
 class Relocator:
@@ -53,27 +69,47 @@ class Relocator:
         self._named.update(self._names(Trip(), range(len(places))) or {})
 
     def run(self) -> None:
-        """Make moves until none is left that pays."""
-        moved = True
-        # For each place: when its trips last failed, and on which operators that depends.
-        failed: dict[int, tuple[int, Span]] = {}
+        """Make moves until none is left that pays: near ones first, then far ones.
+
+        Maps of one chain so meet on short ways, and only one of them goes the long way. All long
+        ways together have a bound that grows with the graph; beyond it trips are short again.
+        """
+        failed: dict[int, _Failed] = {}
+        self._move_all(failed, 0)
+        cut = [number for number, last in failed.items() if last.cut]
+        for number in cut:
+            del failed[number]
+        if cut:
+            bound = _FAR * len(self.view.nodes) + _LEAST
+            self._move_all(failed, self._terrain.spent + bound)
+
+    @property
+    def crossed(self) -> int:
+        """How many operators all trips have come to."""
+        return self._terrain.spent
+
+    def _move_all(self, failed: dict[int, _Failed], bound: int) -> None:
+        """Make moves until none is left that pays, by trips of any length up to a bound for all."""
+        terrain, moved = self._terrain, True
         while moved:
             moved = False
             for number, place in enumerate(self.places):
-                if number in failed and not self._changes.since(*failed[number]):
+                last = failed.get(number)
+                if last is not None and not self._changes.since(last.time, last.seen):
                     continue
-                while place.state.row and self._improve(number, place):
+                while place.state.row and self._improve(number, place, bound):
                     moved = True
                 if place.state.row:
-                    failed[number] = self._changes.time, self._terrain.seen
+                    failed[number] = _Failed(self._changes.time, terrain.seen, terrain.cut)
 
-    def _improve(self, number: int, place: Place) -> bool:
+    def _improve(self, number: int, place: Place, bound: int) -> bool:
         """Make the first move of a place that pays. Gives whether there was one.
 
         An operator on the way becomes another one only where no move pays without that.
         """
         terrain = self._terrain
-        terrain.turning = terrain.put_off = False
+        terrain.turning = terrain.put_off = terrain.cut = False
+        terrain.reach = max(_NEAR, bound - terrain.spent)
         terrain.seen = Span()
         for node in place.maps[0], place.maps[-1]:
             terrain.seen.reach(node)

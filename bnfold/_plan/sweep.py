@@ -17,7 +17,7 @@ from bnfold._core.index_maps import Map, MultiAxisMap
 from bnfold._core.laws import Edit, Law, Way, not_carried
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Crossing
-from bnfold._plan.dead_ends import Span, Stop, kind_of
+from bnfold._plan.dead_ends import DeadEnd, Key, Span, Stop, kind_of
 from bnfold._plan.relation import Relation
 from bnfold._plan.trips import End, Terrain, Trip
 
@@ -68,10 +68,12 @@ class Sweep:
         self.parents: dict[int, tuple[int, int]] = {}
         self.span = Span()
         self.put_off = False
-        # The tensors at which all of the trip was at some time, by what key its end is noted there,
-        # and what stopped it from there on.
-        self.necks: dict[int, tuple[object, ...]] = {}
-        self.stops: list[tuple[tuple[object, ...], Stop]] = []
+        self.steps = 0
+        self.cut = False
+        # The tensors at which all of the trip was at some time: by what key its end is noted there,
+        # after how many steps it came there, and what stopped it from there on.
+        self.necks: dict[int, tuple[Key, int]] = {}
+        self.stops: list[tuple[tuple[Key, int], Stop]] = []
 
     def run(self) -> Stop | None:
         """Carry the map until it is taken in. Gives None, or what stopped the map."""
@@ -118,30 +120,48 @@ class Sweep:
             if dying:
                 self.impassable.setdefault(value, stop if known else Stop(reason))
 
+    def step(self, node: int) -> None:
+        """Come to an operator. Raises `Refusal` if it is too far away."""
+        self.span.reach(node)
+        self.steps += 1
+        self.terrain.spent += 1
+        if self.steps > self.terrain.reach:
+            self.cut = self.terrain.cut = True
+            label = self.view.nodes[node].label
+            message = f"{label} is {self.steps} operators away, and the search ends there"
+            raise Refusal.of("not-carried", label, message)
+
     def remember(self, tried: Sequence[Sweep]) -> None:
         """Note for later trips how this one has ended, as all that were ``tried`` after it have.
 
         A part of a map whose other part has just been taken in says nothing of other maps, nor does
         a number that leaves its range.
         """
-        if not self.alone or any(stop.reason.code == "overflow" for _, stop in self.stops):
+        ranges = any(stop.reason.code == "overflow" for _, stop in self.stops)
+        if not self.alone or ranges:
             return
+        cut = any(other.cut for other in tried)
         for other in tried:
             self.span.cover(other.span)
             self.put_off = self.put_off or other.put_off
-        for key, stop in self.stops:
-            self.terrain.dead_ends.note(key, stop, self.span, self.put_off)
+        known, reach = self.terrain.dead_ends, self.terrain.reach
+        for (key, steps), stop in self.stops:
+            room = reach - steps if cut else None
+            end = DeadEnd(stop, known.changes.time, self.span, self.put_off, room)
+            known.note(key, end)
 
     def pass_neck(self, value: int, map_: Map) -> None:
         """All of the trip is at one tensor. Raises `Refusal` if one has failed from here on."""
         key = (self.ahead, self.terrain.turning, value, kind_of(map_))
         end = self.terrain.dead_ends.find(key)
-        if end is not None:
+        if end is not None and (end.room is None or self.terrain.reach - self.steps <= end.room):
+            if end.room is not None:
+                self.cut = self.terrain.cut = True
             self.value = value
             self.span.cover(end.span)
             self._put_off(end.put_off)
             raise Known(end.stop, lasting=False)
-        self.necks[value] = key
+        self.necks[value] = key, self.steps
 
     def relate(self, value: int, map_: Map) -> None:
         """Note how a tensor's values change. Raises `Refusal` if that cannot be expressed."""

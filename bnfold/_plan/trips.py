@@ -92,9 +92,11 @@ class Terrain:
     """What trips go through: a view, who takes maps in, and the changes of earlier trips.
 
     ``impassable`` has the tensors that no map can pass, and why. There is one such table for each
-    direction: forward (True) and backward (False). ``turning``: an operator may become one of
-    another type. ``put_off`` is set where it may not, and could have. ``dead_ends`` has what failed
-    trips have found, and ``seen`` the operators on which the trips of one place depend.
+    direction: forward (True) and backward (False). ``dead_ends`` has what failed trips have found.
+    A trip that crosses more operators than ``reach`` is ``cut`` off; all trips have crossed as many
+    as ``spent`` says. ``turning``: an operator may become one of another type. ``put_off`` is set
+    where it may not, and could have. ``seen`` has the operators on which the trips of one place
+    depend.
     """
 
     view: View
@@ -103,6 +105,9 @@ class Terrain:
     edits: Mapping[int, Edit]
     dead_ends: DeadEnds
     impassable: dict[bool, dict[int, Stop]] = field(default_factory=lambda: {True: {}, False: {}})
+    reach: int = 0
+    spent: int = 0
+    cut: bool = False
     turning: bool = False
     put_off: bool = False
     seen: Span = field(default_factory=Span)
