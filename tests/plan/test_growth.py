@@ -81,7 +81,7 @@ def steps(rows):
 @pytest.mark.parametrize("kind", KINDS)
 def test_ten_times_the_nodes_take_thirteen_times_the_steps_at_most(kind):
     few, many = (steps(KINDS[kind](count)) for count in (200, 2000))
-    assert 0 < few
+    assert few > 0
     assert many <= 13 * few
 
 
@@ -125,9 +125,7 @@ def test_what_stops_one_kind_of_map_does_not_stop_another():
 @pytest.mark.parametrize("between", [10, 100, 3000])
 def test_a_map_goes_as_far_as_it_has_to(between):
     relus = [(f"r{n}", RELU, f"v{n}", f"v{n + 1}") for n in range(between)]
-    made = view(
-        ("conv", CONV, "x", "v0"), *relus, ("mul", mul(2.0, 3.0), f"v{between}", "y")
-    )
+    made = view(("conv", CONV, "x", "v0"), *relus, ("mul", mul(2.0, 3.0), f"v{between}", "y"))
     assert result(made) == ({"mul": []}, {"conv"}, set(), {})
 
 
