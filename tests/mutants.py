@@ -462,6 +462,20 @@ MUTANTS = (
         "return set()",
         "tests/torch/test_judge.py",
     ),
+    Mutant(
+        "ports paired although a name stands at two places",
+        "_run/ports.py",
+        "if pairs.keys() & {value.name for value in wanted}:",
+        "if False:",
+        "tests/verify/test_ports.py",
+    ),
+    Mutant(
+        "operators of opset 6 line up from the last axis",
+        "_run/legacy.py",
+        "start = axis + first.ndim if axis < 0 else axis",
+        "start = first.ndim - second.ndim",
+        "tests/verify/test_legacy.py",
+    ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
         "stored values are drawn as inputs",
