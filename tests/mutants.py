@@ -103,6 +103,21 @@ MUTANTS = (
         "(magnitude * np.maximum(peaks, tiny) < 0)",
         "tests/test_dtypes.py",
     ),
+    # --- reading ---------------------------------------------------------------------------------
+    Mutant(
+        "what a body captures does not count in the order of nodes",
+        "_onnx/read/order.py",
+        "names |= inner - _given(body)",
+        "names |= set()",
+        "tests/test_order.py",
+    ),
+    Mutant(
+        "functions stay out of order",
+        "_onnx/read/order.py",
+        "        yield from _search(function.node, set())",
+        "        yield from ()",
+        "tests/test_order.py",
+    ),
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
         "a shift through Relu",
@@ -463,10 +478,10 @@ MUTANTS = (
         "tests/torch/test_judge.py",
     ),
     Mutant(
-        "ports paired although a name stands at two places",
+        "an inner tensor keeps the name that an output gets",
         "_run/ports.py",
-        "if pairs.keys() & {value.name for value in wanted}:",
-        "if False:",
+        "*self.outputs.values()} & made:",
+        "*self.outputs.values()} - made:",
         "tests/verify/test_ports.py",
     ),
     Mutant(

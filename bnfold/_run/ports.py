@@ -95,8 +95,6 @@ def _paired(
             if not _agree(left.type, right.type):
                 return None
             pairs[right.name] = left.name
-    if pairs.keys() & {value.name for value in wanted}:
-        return None
     return pairs
 
 
