@@ -118,6 +118,13 @@ MUTANTS = (
         "        yield from ()",
         "tests/test_order.py",
     ),
+    Mutant(
+        "a constant's operand along an axis is taken for one along the last",
+        "_onnx/read/constants.py",
+        "        if node.op_type in _EVALUATED and not misaligned:",
+        "        if node.op_type in _EVALUATED:",
+        "tests/test_standardized.py",
+    ),
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
         "a shift through Relu",
