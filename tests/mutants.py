@@ -485,13 +485,6 @@ MUTANTS = (
         "tests/torch/test_judge.py",
     ),
     Mutant(
-        "an inner tensor keeps the name that an output gets",
-        "_run/ports.py",
-        "*self.outputs.values()} & made:",
-        "*self.outputs.values()} - made:",
-        "tests/verify/test_ports.py",
-    ),
-    Mutant(
         "operators of opset 6 line up from the last axis",
         "_run/legacy.py",
         "start = axis + first.ndim if axis < 0 else axis",
