@@ -15,6 +15,7 @@ import numpy as np
 
 from bnfold._core.index_maps import Map, MultiAxisMap
 from bnfold._core.laws import Edit, Law, Way, not_carried
+from bnfold._core.pointwise import Converted
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Crossing
 from bnfold._plan.relation import Relation
@@ -147,6 +148,9 @@ class Sweep:
             if not edit.fits(crossing.dtype if edit.form is None else edit.form.dtype):
                 raise not_carried("its new numbers would leave the range of their type")
             self.trip.edits[node] = edit
+        law = crossing.law
+        if isinstance(law, Converted) and law.widens and not self.ahead:
+            self.trip.narrow.append(law.narrow)
         self.trip.crossed.append(node)
 
     def end(self, node: int, map_: Map) -> None:

@@ -19,6 +19,7 @@ from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
 from bnfold._core.pointwise import Clipped, HardSigmoid, Homogeneous, Thresholded
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
+from bnfold._onnx.read.casts import conversion
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.read.windows import are_full, windows
@@ -94,7 +95,7 @@ def _not_linear(context: Context, node: NodeProto) -> Operator:
 
 
 def _homogeneous(context: Context, node: NodeProto) -> Operator:
-    law = Homogeneous(node.op_type == "Abs")
+    law = Homogeneous(node.op_type == "Abs", node.op_type in ("LeakyRelu", "PRelu"))
     # A PRelu's slopes may broadcast its input to a larger shape.
     like = context.shape(node.input[0]) if node.op_type != "PRelu" else None
     return Activation(label=label(node), like=like, kind=node.op_type, law=law)
@@ -325,6 +326,7 @@ ROWS: dict[str, OnnxRow] = {
     **{name: Row(_not_linear) for name in _NOT_LINEAR.split()},
     **{name: Row(_homogeneous) for name in _HOMOGENEOUS},
     "AveragePool": Row(_pool),
+    "Cast": of_one(conversion),
     "Clip": Row(_clip),
     "Dropout": Row(_dropout),
     "GlobalAveragePool": of_one(_global_pool),
