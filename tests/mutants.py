@@ -103,6 +103,27 @@ MUTANTS = (
         "(magnitude * np.maximum(peaks, tiny) < 0)",
         "tests/test_dtypes.py",
     ),
+    Mutant(
+        "a Cast to any type is the identity",
+        "_onnx/read/crossed.py",
+        "same = wanted and wanted == context.type(node.input[0])",
+        "same = wanted",
+        "tests/carry/test_same_type.py",
+    ),
+    Mutant(
+        "a function's input has the type of a Cast behind it",
+        "_onnx/read/types.py",
+        "    if position is None:\n        return 0, ()",
+        "    if position is None:\n        return 1, ()",
+        "tests/carry/test_same_type.py",
+    ),
+    Mutant(
+        "the check of a merge takes any Cast for the identity",
+        "_proof/merges.py",
+        'if node.op_type in ("Cast", "CastLike") and not model.is_no_cast(scope, node):',
+        "if False:",
+        "tests/carry/test_same_type.py",
+    ),
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
         "a shift through Relu",
