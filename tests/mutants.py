@@ -124,6 +124,28 @@ MUTANTS = (
         "if False:",
         "tests/carry/test_same_type.py",
     ),
+    # --- reading ---------------------------------------------------------------------------------
+    Mutant(
+        "what a body captures does not count in the order of nodes",
+        "_onnx/read/order.py",
+        "names |= inner - _given(body)",
+        "names |= set()",
+        "tests/test_order.py",
+    ),
+    Mutant(
+        "functions stay out of order",
+        "_onnx/read/order.py",
+        "        yield from _search(function.node, set())",
+        "        yield from ()",
+        "tests/test_order.py",
+    ),
+    Mutant(
+        "a constant's operand along an axis is taken for one along the last",
+        "_onnx/read/constants.py",
+        "        if node.op_type in _EVALUATED and not misaligned:",
+        "        if node.op_type in _EVALUATED:",
+        "tests/test_standardized.py",
+    ),
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
         "a shift through Relu",

@@ -23,6 +23,7 @@ import onnxruntime as ort
 
 from bnfold._onnx import tensors
 from bnfold._onnx.files.external import all_tensors
+from bnfold._onnx.read.order import put_in_order
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.noise import Array
 from bnfold._run.providers import CPU, Provider
@@ -173,6 +174,7 @@ class Reference:
                 model = onnx.load(source, load_external_data=False)
             else:
                 model = onnx.load_model_from_string(source)
+            put_in_order(model)
             _inline(model, folder or (source.parent if isinstance(source, Path) else None))
         except Exception as error:
             raise _engine_error(error) from error

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import onnx
 
+from bnfold._onnx.read.order import put_in_order
 from bnfold._run.hoist import hoist
 
 _SATURATING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Softsign", "Tanh"}
@@ -65,8 +66,9 @@ class Source:
         return self.path.parent.resolve()
 
     def proto(self) -> onnx.ModelProto:
-        """Parse the model. External data stays in its files."""
+        """Parse the model, with nodes in order. External data stays in its files."""
         model = onnx.load(self.path, load_external_data=False)
+        put_in_order(model)
         self.tap(model)
         return model
 
