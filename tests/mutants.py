@@ -325,6 +325,42 @@ MUTANTS = (
         "if False:",
         "tests/merge/test_serial.py",
     ),
+    # --- fused operators -------------------------------------------------------------------------
+    Mutant(
+        "a map behind a fused operator forgets the activation",
+        "_plan/sweep.py",
+        "if absorber.activation is None:",
+        "if True:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "a scale behind a fused operator forgets the sum",
+        "_plan/backward.py",
+        "if role.beside is not None and isinstance(inner, AffineMap) and not inner.keeps_scale:",
+        "if False:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "FusedMatMul leaves its batch axes where they are",
+        "_core/operators/linear.py",
+        "if batch and rank > 2:",
+        "if False:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "a certificate lets every map past an activation",
+        "_proof/activations.py",
+        "    if not kind:\n        return case, 0.0",
+        "    if True:\n        return case, 0.0",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "a certificate forgets what a fused operator adds",
+        "_proof/activations.py",
+        "    if not given[0]:\n        return case",
+        "    if True:\n        return case",
+        "tests/test_fused_operators.py",
+    ),
     # --- certificates ----------------------------------------------------------------------------
     Mutant(
         "a certificate holds whatever the weights are",
