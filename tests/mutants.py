@@ -103,6 +103,28 @@ MUTANTS = (
         "(magnitude * np.maximum(peaks, tiny) < 0)",
         "tests/test_dtypes.py",
     ),
+    # --- reading ---------------------------------------------------------------------------------
+    Mutant(
+        "what a body captures does not count in the order of nodes",
+        "_onnx/read/order.py",
+        "names |= inner - _given(body)",
+        "names |= set()",
+        "tests/test_order.py",
+    ),
+    Mutant(
+        "functions stay out of order",
+        "_onnx/read/order.py",
+        "        yield from _search(function.node, set())",
+        "        yield from ()",
+        "tests/test_order.py",
+    ),
+    Mutant(
+        "a constant's operand along an axis is taken for one along the last",
+        "_onnx/read/constants.py",
+        "        if node.op_type in _EVALUATED and not misaligned:",
+        "        if node.op_type in _EVALUATED:",
+        "tests/test_standardized.py",
+    ),
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
         "a shift through Relu",
@@ -461,6 +483,13 @@ MUTANTS = (
         "return {number for number, names in enumerate(outputs) if not wanted.isdisjoint(names)}",
         "return set()",
         "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "operators of opset 6 line up from the last axis",
+        "_run/legacy.py",
+        "start = axis + first.ndim if axis < 0 else axis",
+        "start = first.ndim - second.ndim",
+        "tests/verify/test_legacy.py",
     ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(

@@ -36,6 +36,7 @@ from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
 from bnfold._run.perturbable import find_weights, plantable_weights
+from bnfold._run.ports import renamed
 from bnfold._run.providers import CPU
 from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
 from bnfold._run.source import Parsed, Source
@@ -53,6 +54,7 @@ def compare(
     certified: bool = False,
     resting: Sequence[RestingFold] = (),
     progress: Callable[[str], None] | None = None,
+    notes: Sequence[str] = (),
 ) -> EndToEnd:
     """Run two models on the same inputs and judge whether they are the same function.
 
@@ -71,6 +73,7 @@ def compare(
         resting: the folds whose certificates are unchecked. An error in any of their layers has to
             show in outputs.
         progress: called with a few words before each lengthy step.
+        notes: remarks about the whole comparison that are known already.
 
     Raises:
         UsageError: given inputs do not have the names, types or shapes of the model's inputs, or
@@ -84,6 +87,7 @@ def compare(
         on_cpu = executor if CPU in settings.providers else None
         deployed = BackgroundLoad(partial(opened_session, pair.folded, bounds=bounds), on_cpu)
         bench = OnnxBench(pair, inputs, terms, executor)
+        bench.notes += notes
         judged = partial(_judged, bench, terms, pair, certified, resting, inputs is None, deployed)
         return decided(bench, terms, judged)
 
@@ -117,6 +121,7 @@ def _compare_binaries(
     model = load_model(original, lean=True)
     refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)
+    pairing = renamed(model, other)
     with understood(model, name):
         hoisted = hoist(model)
         weights = find_weights(model, original.parent)
@@ -125,12 +130,13 @@ def _compare_binaries(
     with runnable(original, ours) as left, runnable(folded, theirs) as right:
         return compare(
             Source(left, parsed=left_parsed, hoisted=hoisted),
-            Source(right, parsed=right_parsed),
+            Source(right, parsed=right_parsed, edits=(pairing,) if pairing else ()),
             parameters=weights.values,
             touched=touched,
             inputs=inputs,
             settings=settings,
             progress=progress,
+            notes=(pairing.told(),) if pairing else (),
         )
 
 

@@ -21,6 +21,7 @@ from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import pending_file
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import prepare
+from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
 from bnfold._system import paths
 
@@ -225,7 +226,7 @@ def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelP
     if _is_graphsurgeon(model):
         import onnx_graphsurgeon
 
-        return onnx_graphsurgeon.export_onnx(model), folder
+        return in_order(onnx_graphsurgeon.export_onnx(model)), folder
     if not isinstance(model, ModelProto):
         kind = type(model).__name__
         raise TypeError(
@@ -234,7 +235,7 @@ def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelP
         )
     if not model.graph.node:
         raise UsageError("the model holds no operators: there is nothing to fold")
-    return model, folder
+    return in_order(model), folder
 
 
 def _path_of(model: Model) -> Path | None:

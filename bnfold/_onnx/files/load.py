@@ -16,6 +16,7 @@ from bnfold._onnx.files import text_forms
 from bnfold._onnx.files.external import check_external, external_files, free_name, link
 from bnfold._onnx.files.lean import read_lean
 from bnfold._onnx.files.wire import Unusual, fields
+from bnfold._onnx.read.order import put_in_order
 from bnfold._system import file_kinds, memory, paths
 
 _OF_CORE_ML = range(200, 3001)
@@ -25,10 +26,11 @@ _OF_CORE_ML = range(200, 3001)
 def load_model(path: Path, *, lean: bool = False) -> ModelProto:
     """Read a model file, in binary form or as text; external data stays where it is.
 
-    With ``lean`` the large tensors of the file itself stay there too (`lean.read_lean`).
+    With ``lean`` the large tensors of the file itself stay there too (`lean.read_lean`). Nodes come
+    in order, whatever their order in the file.
 
     Raises `UsageError`, with one line for people, when the file cannot be read, is not an ONNX
-    model, holds no operators, or refers to external data that is not there.
+    model, holds no operators or a cycle of them, or refers to external data that is not there.
     """
     if path.is_dir():
         raise UsageError(f"cannot read {path}: {file_kinds.of_folder(path)}")
@@ -42,6 +44,10 @@ def load_model(path: Path, *, lean: bool = False) -> ModelProto:
     if strange is not None:
         raise UsageError(f"{path} is not a valid ONNX model: the name {strange!r} is not UTF-8")
     check_external(model, path.parent)
+    try:
+        put_in_order(model)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     return model
 
 
