@@ -582,7 +582,7 @@ MUTANTS = (
     # --- the command -----------------------------------------------------------------------------
     Mutant(
         "undecided is done",
-        "_command/cli.py",
+        "_command/endings.py",
         '"inconclusive": UNDECIDED,',
         '"inconclusive": PASSED,',
         "tests/cli/test_exit_codes.py",
@@ -596,9 +596,9 @@ MUTANTS = (
     ),
     Mutant(
         "something left to fold is nothing",
-        "_command/cli.py",
-        "code = FAILED if left else code",
-        "code = PASSED",
+        "_command/checking.py",
+        "return FAILED if left else PASSED",
+        "return PASSED",
         "tests/cli/test_formats.py",
     ),
 )
