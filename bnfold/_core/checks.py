@@ -243,7 +243,8 @@ def _inputs(node: Node) -> tuple[int, ...]:
     if isinstance(role, Affine | Carrier):
         return (role.data,)
     ahead = role.ahead if isinstance(role, Absorber | Receiver) else None
-    return (ahead.data,) if ahead is not None else ()
+    beside = role.beside if isinstance(role, Absorber) else None
+    return (*([] if ahead is None else [ahead.data]), *([] if beside is None else [beside]))
 
 
 def _shape(view: View, number: int) -> Shape | None:

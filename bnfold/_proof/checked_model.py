@@ -52,6 +52,7 @@ _SAME_RANK = (
     "ThresholdedRelu",
     "Upsample",
 )
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv")
 _BROADCAST = ("Add", "Div", "Mul", "Sub")
 _PASSED = ("Add", "BatchNormalization", "Dropout", "Identity", "Mul", "Sub")
 
@@ -121,7 +122,7 @@ class CheckedModel:
                 return max(least, len(shape))
             position = scope.producers.get(name)
             node = scope.nodes[position] if position is not None else None
-            if node is not None and node.op_type in ("Conv", "ConvTranspose"):
+            if node is not None and node.op_type in _CONVOLUTIONS:
                 weight = self.values(scope, node.input[1])
                 return None if weight is None else max(least, weight.ndim)
             if node is not None and node.op_type in _BROADCAST:
@@ -227,9 +228,9 @@ def chain_between(model: CheckedModel, scope: Scope, source: str, output: str) -
 
 def output_rank(model: CheckedModel, scope: Scope, node: NodeProto) -> int:
     """The rank of the output of a linear operator or a norm; 0 where it is not known."""
-    if node.op_type == "Gemm":
+    if node.op_type in ("FusedGemm", "Gemm"):
         return 2
-    if node.op_type in ("Conv", "ConvTranspose"):
+    if node.op_type in _CONVOLUTIONS:
         weight = model.constants.find(scope, node.input[1])
         if isinstance(weight, Constant):
             return len(weight.shape)
