@@ -152,6 +152,27 @@ MUTANTS = (
         "        if False:",
         "tests/carry/test_conversions.py",
     ),
+    Mutant(
+        "a Cast to any type is the identity",
+        "_onnx/read/crossed.py",
+        "same = wanted and wanted == read",
+        "same = wanted",
+        "tests/carry/test_same_type.py",
+    ),
+    Mutant(
+        "a function's input has the type of a Cast behind it",
+        "_onnx/read/types.py",
+        "    if position is None:\n        return 0, ()",
+        "    if position is None:\n        return 1, ()",
+        "tests/carry/test_same_type.py",
+    ),
+    Mutant(
+        "the check of a merge takes any Cast for the identity",
+        "_proof/merges.py",
+        'if node.op_type in ("Cast", "CastLike") and not model.is_no_cast(scope, node):',
+        "if False:",
+        "tests/carry/test_same_type.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
@@ -396,6 +417,42 @@ MUTANTS = (
         "if False:",
         "tests/merge/test_serial.py",
     ),
+    # --- fused operators -------------------------------------------------------------------------
+    Mutant(
+        "a map behind a fused operator forgets the activation",
+        "_plan/sweep.py",
+        "if absorber.activation is None:",
+        "if True:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "a scale behind a fused operator forgets the sum",
+        "_plan/backward.py",
+        "if role.beside is not None and isinstance(inner, AffineMap) and not inner.keeps_scale:",
+        "if False:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "FusedMatMul leaves its batch axes where they are",
+        "_core/operators/linear.py",
+        "if batch and rank > 2:",
+        "if False:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "a certificate lets every map past an activation",
+        "_proof/activations.py",
+        "    if not kind:\n        return case, 0.0",
+        "    if True:\n        return case, 0.0",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "a certificate forgets what a fused operator adds",
+        "_proof/activations.py",
+        "    if not given[0]:\n        return case",
+        "    if True:\n        return case",
+        "tests/test_fused_operators.py",
+    ),
     # --- certificates ----------------------------------------------------------------------------
     Mutant(
         "a certificate holds whatever the weights are",
@@ -533,6 +590,13 @@ MUTANTS = (
         "return set()",
         "tests/torch/test_judge.py",
     ),
+    Mutant(
+        "operators of opset 6 line up from the last axis",
+        "_run/legacy.py",
+        "start = axis + first.ndim if axis < 0 else axis",
+        "start = first.ndim - second.ndim",
+        "tests/verify/test_legacy.py",
+    ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
         "stored values are drawn as inputs",
@@ -588,7 +652,7 @@ MUTANTS = (
     # --- the command -----------------------------------------------------------------------------
     Mutant(
         "undecided is done",
-        "_command/cli.py",
+        "_command/endings.py",
         '"inconclusive": UNDECIDED,',
         '"inconclusive": PASSED,',
         "tests/cli/test_exit_codes.py",
@@ -602,9 +666,9 @@ MUTANTS = (
     ),
     Mutant(
         "something left to fold is nothing",
-        "_command/cli.py",
-        "code = FAILED if left else code",
-        "code = PASSED",
+        "_command/checking.py",
+        "return FAILED if left else PASSED",
+        "return PASSED",
         "tests/cli/test_formats.py",
     ),
 )

@@ -70,9 +70,9 @@ class Converted(Law):
     and ``A(x)`` is stored there instead, at a cost of ``u·|A(x)|``. No more is lost, and nothing
     overflows that did not, where ``A(x)`` is rounded to narrow anyway before anything adds to it or
     makes it smaller, and where all of the map goes: the planner sees to it (`_plan.conversions`).
-    What x is computed by takes the map in, and its new
-    numbers are rounded to narrow as the old ones were. As ``b' = A(x) - s·W·z``, the new bias costs
-    ``u·|b'| ≤ u·|A(x)| + u·|s|·|W|·|z|``: what rounding the result and the weights cost before.
+    What x is computed by takes the map in, and its new numbers are rounded to narrow as the old
+    ones were. As ``b' = A(x) - s·W·z``, the new bias costs ``u·|b'| ≤ u·|A(x)| + u·|s|·|W|·|z|``:
+    what rounding the result and the weights cost before.
 
     Forward, no map goes to the narrow side: ``s·x`` may be large where ``s·x + t`` is small, and
     whoever kept the map in a wider type has asked for the difference.
@@ -91,6 +91,21 @@ class Converted(Law):
         if not self.widens:
             raise not_carried(f"it rounds to {self.narrow}")
         return [Way({0: maps[0]})]
+
+
+@dataclass(frozen=True)
+class Closed(Law):
+    """Tanh, Sigmoid: no map passes."""
+
+    kind: str
+
+    def backward(self, output: int, map_: Map) -> list[Way]:
+        """None."""
+        raise not_carried(f"no map passes its {self.kind}")
+
+    def forward(self, maps: Maps) -> list[Way]:
+        """None."""
+        raise not_carried(f"no map passes its {self.kind}")
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,22 @@
-"""Cast between floating-point types, one of which holds every number of the other."""
+"""Casts between floating-point types, one of which holds every number of the other."""
 
 from __future__ import annotations
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import helper
 
 from bnfold._core.laws import Law
 from bnfold._core.limits import Limits
 from bnfold._core.pointwise import Converted
-from bnfold._onnx.read import attributes
-from bnfold._onnx.read.context import Context
 from bnfold._onnx.tensors import FLOATS
 
 
-def conversion(context: Context, node: NodeProto) -> Law | None:
-    """The law of a Cast; None if a type is not known, or if neither type holds the other.
+def conversion(source: int, target: int) -> Law | None:
+    """The law of a Cast from one element type to another; None if neither type holds the other.
 
     float16 and bfloat16 are such a pair: each has numbers that the other has not.
     """
-    source, target = context.type(node.input[0]), attributes.integer(node, "to", 0)
-    if source not in FLOATS or target not in FLOATS or source == target:
+    if source not in FLOATS or target not in FLOATS:
         return None
     read, written = (np.dtype(helper.tensor_dtype_to_np_dtype(one)) for one in (source, target))
     if _holds(written, read):
