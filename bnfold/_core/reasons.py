@@ -76,6 +76,12 @@ CODES: dict[str, Code] = {
         "would undo the quantization.",
         "Fold before quantizing.",
     ),
+    "quantizer-between": Code(
+        "Between the linear operator and the map a quantizer rounds the data to integers. What passes "
+        "a rounding is a positive number that multiplies all of it, and nothing else exactly.",
+        "Fold the float model first, then quantize it: bnfold model.onnx -o folded.onnx, and give "
+        "folded.onnx to the quantizer.",
+    ),
     "function-parameter": Code(
         "A parameter is an input or attribute of a local function: each call may pass another one, "
         "and the function has one body for all of them.",

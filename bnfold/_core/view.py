@@ -44,7 +44,8 @@ class Absorber:
     each output axis whose positions have parameters of their own. ``scale_blocked`` and
     ``shift_blocked`` say why its weight or its bias may not be changed. ``bias_free`` says that a
     shift costs no operator; for a MatMul it costs an Add. ``ahead`` is set for a linear operator
-    whose weight can also take in a map of its input.
+    whose weight can also take in a map of its input. ``varying_blocked`` and ``signed_blocked`` say
+    why it takes no scale that varies along an axis, and none that is not positive.
     """
 
     channels: Mapping[int, int]
@@ -52,6 +53,8 @@ class Absorber:
     shift_blocked: Reason | None = None
     bias_free: bool = True
     ahead: InputSide | None = None
+    varying_blocked: Reason | None = None
+    signed_blocked: Reason | None = None
 
 
 @dataclass(frozen=True)

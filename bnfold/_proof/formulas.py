@@ -278,6 +278,28 @@ def _recurrent(case: Absorption) -> float:
     return max(worst, deviation(found, bias, sizes, made.dtype))
 
 
+def _dequantized(case: Absorption) -> float:
+    """``S·(q − z)·s``: one scale, or one for each position of ``axis``; q and z stay."""
+    scale, made = case.stored(1), case.new(1)
+    if scale is None or made is None or case.node.input[0] != case.twin.input[0]:
+        raise Mismatch(f"{label(case.twin)} reads other integers")
+    if case.entry is not None:
+        raise Mismatch(f"a map went ahead of {label(case.node)}, which reads integers")
+    _require_same_shape(case, scale, made)
+    _require_same_input(case, 2)
+    if not bool((made.astype(np.float64) > 0).all()):
+        raise Mismatch(f"the scale of {label(case.twin)} is not positive")
+    rank = case.target.scale.ndim
+    own = [next((a.i for a in case.node.attribute if a.name == "axis"), 1) % max(rank, 1)]
+    laid = [-1 if scale.size > 1 and k in own else 1 for k in range(rank)]
+    wanted = scale.astype(np.float64).reshape(laid)
+    wanted = wanted * case.scale(own if scale.size > 1 else [], made.dtype)
+    found = made.astype(np.float64).reshape(laid)
+    worst = deviation(found, wanted, np.abs(wanted), made.dtype, forgiven=case.forgiven)
+    none = np.zeros((1,) * rank)
+    return max(worst, bias_deviation(case, none, none, made.dtype))
+
+
 def _require_same_input(case: Absorption, place: int) -> None:
     """Raise `Mismatch` where an input has changed that takes no map in."""
     given = [place < len(one.input) and one.input[place] != "" for one in (case.node, case.twin)]
@@ -383,6 +405,7 @@ FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "BatchNormalization": _norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "DequantizeLinear": _dequantized,
     "GRU": _recurrent,
     "Gemm": _gemm,
     "GroupNormalization": _norm,

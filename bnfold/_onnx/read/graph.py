@@ -13,12 +13,18 @@ from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, Node, Value, View
 from bnfold._errors import UsageError
-from bnfold._onnx.read import affine, attributes, crossed, linear, rearranged
+from bnfold._onnx.read import affine, attributes, crossed, linear, rearranged, rounded
 from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.fused import fused
 from bnfold._onnx.read.scopes import Scope, label, reads_value, type_of, typed
 
-ROWS: dict[str, OnnxRow] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rearranged.ROWS}
+ROWS: dict[str, OnnxRow] = {
+    **affine.ROWS,
+    **crossed.ROWS,
+    **linear.ROWS,
+    **rearranged.ROWS,
+    **rounded.ROWS,
+}
 """How each operator of ONNX is read, by its type as `type_of` gives it."""
 
 

@@ -6,8 +6,9 @@ import numpy as np
 from onnx import AttributeProto, NodeProto
 
 from bnfold._core.laws import Edit
-from bnfold._core.parameters import Parameter, Site
-from bnfold._core.reasons import Reason
+from bnfold._core.parameters import Site
+from bnfold._core.quantized import Rescaled
+from bnfold._core.stored import Parameter
 from bnfold._core.view import Crossing
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
@@ -39,21 +40,32 @@ def write_parameters(
 
 
 def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides) -> None:
-    """Multiply the scale of a quantized weight, in the DequantizeLinear that the operator reads."""
-    new = site.new_scale(sides.behind, sides.ahead)
+    """Multiply the scale of a quantized weight, in the DequantizeLinear that the operator reads,
+    and in the QuantizeLinear that makes the integers, if one does.
+    """
+    new = site.rescaled(sides.behind, sides.ahead)
     found = graph.context.dequantized(node, site.weight) if site.quantized is not None else None
-    if new is None or isinstance(new, Reason) or not isinstance(found, Dequantized):
+    if not isinstance(new, Rescaled) or not isinstance(found, Dequantized):
         return
-    values, axis = new
-    dequantizer = graph.scope.nodes[found.position]
-    scale = found.scale
-    if axis is not None and found.quantized.axis is None:
-        zero = found.zero.load() if found.zero is not None else None
-        zeros = spread_zero(dequantizer, values.size, axis, zero)
-        if zeros is not None and found.zero is not None:
-            name = f"{found.zero.name}_folded"
-            editor.store(graph.scope, dequantizer, 2, found.zero, zeros, name)
-    editor.store(graph.scope, dequantizer, 1, scale, values, f"{scale.name}_folded")
+    scope = graph.scope
+    rounds = found.quantizer
+    ends = [(found.position, found.scale, found.zero)]
+    if rounds is not None:
+        ends.append((rounds.position, rounds.scale, rounds.zero))
+    for position, scale, zero in ends:
+        end = scope.nodes[position]
+        if new.axis is not None:
+            old = zero.load() if zero is not None else None
+            zeros = spread_zero(end, new.scale.size, new.axis, old)
+            if zeros is not None and zero is not None:
+                editor.store(scope, end, 2, zero, zeros, f"{zero.name}_folded")
+        editor.store(scope, end, 1, scale, new.scale, f"{scale.name}_folded")
+    held, values = found.integers, new.integers
+    reader = scope.nodes[found.position]
+    if rounds is not None:
+        held, values, reader = rounds.numbers, new.numbers, scope.nodes[rounds.position]
+    if held is not None and values is not None:
+        editor.store(scope, reader, 0, held, values, f"{held.name}_folded")
 
 
 def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
