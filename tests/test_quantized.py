@@ -9,7 +9,6 @@ from onnx import TensorProto, numpy_helper
 import bnfold
 
 from .graphs import (
-    bn,
     codes,
     const,
     constants,
@@ -170,21 +169,6 @@ def test_scale_that_a_caller_may_override_stays():
         "s",
     )
     stays(m, {"scale": "overridable-weight"})
-
-
-def test_quantized_activations_are_borders():
-    m = model(
-        ((op("Conv", "x w", "c", name="conv")), {"w": rand(4, 3, 3, 3)}),
-        (
-            op("QuantizeLinear", "c s z", "q", name="q"),
-            {"s": np.float32(0.05), "z": np.int8(0)},
-        ),
-        op("DequantizeLinear", "q s z", "d", name="dq"),
-        bn("bn", "d", "y", 4),
-        opset=21,
-    )
-    assert codes(m) == {"bn": "no-linear-operator"}
-    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
 
 
 def dequantized(name, dtype, shape, scale, zero=None, **attrs):

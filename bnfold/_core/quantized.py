@@ -104,7 +104,8 @@ class Quantized:
 
     ``order`` has for each axis of the weight, as its operator sees it, the axis of the integers.
     ``spreads`` says whether one scale may become several. ``rounding`` is set where the integers
-    are not stored, but rounded from floats at every run.
+    are not stored, but rounded from floats at every run. ``multiplies``: the scale is a factor of
+    an elementwise product, where any number may stand.
     """
 
     integers: Parameter
@@ -114,6 +115,7 @@ class Quantized:
     order: tuple[int, ...]
     spreads: bool
     rounding: Rounding | None = None
+    multiplies: bool = False
 
     def values(self, dtype: np.dtype[Any]) -> Array:
         """The weight as its operator sees it, rounded to a type."""
@@ -129,7 +131,7 @@ class Quantized:
         exact up to the one rounding of the scale, if two things hold: |a| is the same for all that
         share a scale, and the new integers have a place in their type. For a > 0 they are the old
         ones. For a < 0 the negative of −128 has none in int8. For a = 0 every integer is z and the
-        scale stays: no runtime takes a scale of 0, or a negative one.
+        scale stays: runtimes ask for positive scales. A scale that ``multiplies`` takes all in.
 
         Where floats x are rounded to q at every run, they become ``x·a``. They are divided by the
         rounded ``s·|a|``, so a quotient at the border of two integers may fall to the other side.
@@ -139,7 +141,7 @@ class Quantized:
         Raises `Refusal`.
         """
         shape, inside = self.integers.shape, factor.transpose(np.argsort(self.order))
-        size = np.where(inside == 0, 1.0, np.abs(inside))
+        size = inside if self.multiplies else np.where(inside == 0, 1.0, np.abs(inside))
         grid, taken = self.grid, self.grid.taken(size, shape)
         varying = [k for k, n in enumerate(size.shape) if n > 1]
         if taken is None and grid.axis is None and len(varying) == 1 and self.spreads:
@@ -153,8 +155,9 @@ class Quantized:
         laid = old.astype(np.float64).reshape(cells if grid == self.grid else (1,) * len(cells))
         with np.errstate(over="ignore"):
             scale = np.broadcast_to(laid * taken, cells).astype(old.dtype)
-        _check_range(scale, old.dtype, label)
-        integers = self._turned(np.sign(inside), label) if bool((inside <= 0).any()) else None
+        _check_range(scale[laid * taken != 0] if self.multiplies else scale, old.dtype, label)
+        turns = bool((inside <= 0).any()) and not self.multiplies
+        integers = self._turned(np.sign(inside), label) if turns else None
         numbers = None
         if self.rounding is not None:
             numbers = self._moved(self.rounding, inside, grid, scale, integers, label)
@@ -211,7 +214,7 @@ class Quantized:
 
 def _check_range(scale: Array, dtype: np.dtype[Any], label: str) -> None:
     """Raise `Refusal` where a scale leaves the normal range of its type."""
-    wide = scale.astype(np.float64)
+    wide = np.abs(scale.astype(np.float64))
     finite = bool(np.isfinite(wide).all())
     if finite and bool((wide >= Limits.of(dtype).tiny).all()):
         return

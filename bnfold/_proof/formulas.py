@@ -22,11 +22,14 @@ from bnfold._proof.absorption import (
     bias_deviation,
     deviation,
     part_of,
+    require_same_input,
+    require_same_shape,
     row_parts,
     weight_deviation,
 )
 from bnfold._proof.evidence import Mismatch
 from bnfold._proof.full_rank_maps import Double
+from bnfold._proof.quantized import dequantized, rescaled
 
 
 def _conv(case: Absorption) -> float:
@@ -34,7 +37,7 @@ def _conv(case: Absorption) -> float:
     weight, made = case.stored(1), case.new(1)
     if weight is None or made is None:
         return _bias_only(case)
-    _require_same_shape(case, weight, made)
+    require_same_shape(case, weight, made)
     scale = _per_channel(case, made.dtype, weight.shape[0])
     group = next((a.i for a in case.node.attribute if a.name == "group"), 1)
     cout, columns = weight.shape[:2]
@@ -68,7 +71,7 @@ def _conv_transpose(case: Absorption) -> float:
     if weight is None or made is None:
         return _bias_only(case)
     group = next((a.i for a in case.node.attribute if a.name == "group"), 1)
-    _require_same_shape(case, weight, made)
+    require_same_shape(case, weight, made)
     cin, columns = weight.shape[:2]
     scale = _per_channel(case, made.dtype, columns * group)
     factor, term = case.entering(1, cin)
@@ -108,7 +111,7 @@ def _gemm(case: Absorption) -> float:
     factor, made = matrix(case.stored(at), case.node, at), matrix(raw, case.twin, at)
     if factor is None or made is None or raw is None:
         raise Mismatch(f"{label(case.twin)} has no constant factor")
-    _require_same_shape(case, factor, made)
+    require_same_shape(case, factor, made)
     alphas = [
         next((float(a.f) for a in of.attribute if a.name == "alpha"), 1.0)
         for of in (case.node, case.twin)
@@ -159,7 +162,7 @@ def _matmul(case: Absorption) -> float:
     entry = None if data is None else (data - 1 if at == 1 else max(data - 2, 0))
     scales, terms = case.entering(entry, factor.shape[max(columns, 0)])
     along = tuple(-1 if k == max(columns, 0) else 1 for k in range(factor.ndim))
-    _require_same_shape(case, factor, made)
+    require_same_shape(case, factor, made)
     np.broadcast_to(scale, factor.shape)  # raises for a scale of another rank
     entering = scales.reshape(along)
 
@@ -232,7 +235,7 @@ def _require_same_normalization(case: Absorption, parameters: Sequence[int | Non
         raise Mismatch(f"a map went ahead of {label(case.node)}, which normalizes it away")
     for place in range(max(len(case.node.input), len(case.twin.input))):
         if place not in parameters:
-            _require_same_input(case, place)
+            require_same_input(case, place)
 
 
 def _recurrent(case: Absorption) -> float:
@@ -242,7 +245,7 @@ def _recurrent(case: Absorption) -> float:
     weight, made = case.stored(1), case.new(1)
     if weight is None or made is None:
         raise Mismatch(f"the weight of {label(case.twin)} is not constant")
-    _require_same_shape(case, weight, made)
+    require_same_shape(case, weight, made)
     for map_ in (case.target, case.remaining):
         if bool((map_.scale != 1).any() or (map_.shift != 0).any()):
             raise Mismatch(f"a map went into {label(case.node)} from behind it")
@@ -261,7 +264,7 @@ def _recurrent(case: Absorption) -> float:
     fixed = old is not None or not any(case.node.input[3:4])
     for at in range(2, max(len(case.node.input), len(case.twin.input))):
         if at != 3 or not fixed:
-            _require_same_input(case, at)
+            require_same_input(case, at)
     if not fixed:
         if bool(term.any()):
             raise Mismatch(f"a shift went ahead of {label(case.node)}, whose bias is not constant")
@@ -276,40 +279,6 @@ def _recurrent(case: Absorption) -> float:
         bias[direction, :rows] += wide @ term
         sizes[direction, :rows] += np.abs(wide) @ np.abs(term)
     return max(worst, deviation(found, bias, sizes, made.dtype))
-
-
-def _dequantized(case: Absorption) -> float:
-    """``S·(q − z)·s``: one scale, or one for each position of ``axis``; q and z stay."""
-    scale, made = case.stored(1), case.new(1)
-    if scale is None or made is None or case.node.input[0] != case.twin.input[0]:
-        raise Mismatch(f"{label(case.twin)} reads other integers")
-    if case.entry is not None:
-        raise Mismatch(f"a map went ahead of {label(case.node)}, which reads integers")
-    _require_same_shape(case, scale, made)
-    _require_same_input(case, 2)
-    if not bool((made.astype(np.float64) > 0).all()):
-        raise Mismatch(f"the scale of {label(case.twin)} is not positive")
-    rank = case.target.scale.ndim
-    own = [next((a.i for a in case.node.attribute if a.name == "axis"), 1) % max(rank, 1)]
-    laid = [-1 if scale.size > 1 and k in own else 1 for k in range(rank)]
-    wanted = scale.astype(np.float64).reshape(laid)
-    wanted = wanted * case.scale(own if scale.size > 1 else [], made.dtype)
-    found = made.astype(np.float64).reshape(laid)
-    worst = deviation(found, wanted, np.abs(wanted), made.dtype, forgiven=case.forgiven)
-    none = np.zeros((1,) * rank)
-    return max(worst, bias_deviation(case, none, none, made.dtype))
-
-
-def _require_same_input(case: Absorption, place: int) -> None:
-    """Raise `Mismatch` where an input has changed that takes no map in."""
-    given = [place < len(one.input) and one.input[place] != "" for one in (case.node, case.twin)]
-    was, now = (
-        None if values is None else (values.shape, values.dtype, values.tobytes())
-        for values in (case.stored(place), case.new(place))
-    )
-    related = given[0] and case.node.input[place] in case.related
-    if given[0] != given[1] or was != now or related:
-        raise Mismatch(f"input {place} of {label(case.twin)} changed")
 
 
 def _bias_only(case: Absorption) -> float:
@@ -378,12 +347,6 @@ def _require_one_source(case: Absorption, shape: Sequence[int]) -> None:
         raise Mismatch(f"a shift went ahead of {label(case.node)}, whose outputs sum unlike parts")
 
 
-def _require_same_shape(case: Absorption, weight: NDArray[Any], made: NDArray[Any]) -> None:
-    """Raise `Mismatch` where the new weight has another shape than the old one."""
-    if weight.shape != made.shape:
-        raise Mismatch(f"the weight of {label(case.twin)} has shape {made.shape}")
-
-
 def _matrix_image(factor: NDArray[Any], terms: Double, at: int, alpha: float) -> ShiftImage:
     """What a shift of its data adds to the output of a Gemm: ``α·t·B'`` for a row t that is added
     to every row of A', ``α·A'·t`` for a column t that is added to every column of B'.
@@ -405,7 +368,7 @@ FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "BatchNormalization": _norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
-    "DequantizeLinear": _dequantized,
+    "DequantizeLinear": dequantized,
     "GRU": _recurrent,
     "Gemm": _gemm,
     "GroupNormalization": _norm,
@@ -413,6 +376,7 @@ FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "LSTM": _recurrent,
     "LayerNormalization": partial(_norm, on_last_axes=True),
     "MatMul": _matmul,
+    "Mul": rescaled,
     "RMSNormalization": partial(_norm, beta_at=None, on_last_axes=True),
     "RNN": _recurrent,
     "SimplifiedLayerNormalization": partial(_norm, beta_at=None, on_last_axes=True),

@@ -11,7 +11,7 @@ from onnx import NodeProto
 from bnfold._core.operators.record import UNKNOWN, Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
-from bnfold._core.view import Affine, Node, Value, View
+from bnfold._core.view import Affine, Barrier, Node, Value, View
 from bnfold._errors import UsageError
 from bnfold._onnx.read import affine, attributes, crossed, linear, rearranged, rounded
 from bnfold._onnx.read.context import Context, OnnxRow
@@ -119,7 +119,7 @@ def _read(context: Context, earlier: Mapping[int, Operator], changed: set[str]) 
                 changed.add(node.output[0])
         alone[position] = record = known
         reading = record.reading()
-        if position in parts and isinstance(reading.role, Affine):
+        if position in parts and isinstance(reading.role, Affine | Barrier):
             record = Unfixed(reason=parts[position], like=reading.shape)
             reading = record.reading()
         records.append(record)

@@ -13,6 +13,7 @@ from bnfold._core.view import Crossing
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.quantized import Dequantized, spread_zero
+from bnfold._onnx.read.rounded import scale_product
 from bnfold._onnx.write.edits import Editor
 from bnfold._plan.planner import Sides
 
@@ -41,13 +42,20 @@ def write_parameters(
 
 def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides) -> None:
     """Multiply the scale of a quantized weight, in the DequantizeLinear that the operator reads,
-    and in the QuantizeLinear that makes the integers, if one does.
+    and in the QuantizeLinear that makes the integers, if one does; or in the Mul of two scales.
     """
-    new = site.rescaled(sides.behind, sides.ahead)
-    found = graph.context.dequantized(node, site.weight) if site.quantized is not None else None
-    if not isinstance(new, Rescaled) or not isinstance(found, Dequantized):
+    new, scope = site.rescaled(sides.behind, sides.ahead), graph.scope
+    if site.quantized is None or not isinstance(new, Rescaled):
         return
-    scope = graph.scope
+    if site.quantized.multiplies:
+        held = scale_product(graph.context, node)
+        assert held is not None
+        wanted, values = f"{held.scale.name}_folded", held.laid(new.scale)
+        factor = scope.nodes[held.position]
+        editor.store(scope, factor, held.number, held.scale, values, wanted)
+        return
+    found = graph.context.dequantized(node, site.weight)
+    assert isinstance(found, Dequantized)
     rounds = found.quantizer
     ends = [(found.position, found.scale, found.zero)]
     if rounds is not None:
@@ -60,12 +68,12 @@ def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, side
             if zeros is not None and zero is not None:
                 editor.store(scope, end, 2, zero, zeros, f"{zero.name}_folded")
         editor.store(scope, end, 1, scale, new.scale, f"{scale.name}_folded")
-    held, values = found.integers, new.integers
-    reader = scope.nodes[found.position]
+    stored, numbers, reader = found.integers, new.integers, found.position
     if rounds is not None:
-        held, values, reader = rounds.numbers, new.numbers, scope.nodes[rounds.position]
-    if held is not None and values is not None:
-        editor.store(scope, reader, 0, held, values, f"{held.name}_folded")
+        stored, numbers, reader = rounds.numbers, new.numbers, rounds.position
+    if stored is not None and numbers is not None:
+        name = f"{stored.name}_folded"
+        editor.store(scope, scope.nodes[reader], 0, stored, numbers, name)
 
 
 def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
