@@ -103,6 +103,49 @@ MUTANTS = (
         "(magnitude * np.maximum(peaks, tiny) < 0)",
         "tests/test_dtypes.py",
     ),
+    Mutant(
+        "a Cast to any type is the identity",
+        "_onnx/read/crossed.py",
+        "same = wanted and wanted == context.type(node.input[0])",
+        "same = wanted",
+        "tests/carry/test_same_type.py",
+    ),
+    Mutant(
+        "a function's input has the type of a Cast behind it",
+        "_onnx/read/types.py",
+        "    if position is None:\n        return 0, ()",
+        "    if position is None:\n        return 1, ()",
+        "tests/carry/test_same_type.py",
+    ),
+    Mutant(
+        "the check of a merge takes any Cast for the identity",
+        "_proof/merges.py",
+        'if node.op_type in ("Cast", "CastLike") and not model.is_no_cast(scope, node):',
+        "if False:",
+        "tests/carry/test_same_type.py",
+    ),
+    # --- reading ---------------------------------------------------------------------------------
+    Mutant(
+        "what a body captures does not count in the order of nodes",
+        "_onnx/read/order.py",
+        "names |= inner - _given(body)",
+        "names |= set()",
+        "tests/test_order.py",
+    ),
+    Mutant(
+        "functions stay out of order",
+        "_onnx/read/order.py",
+        "        yield from _search(function.node, set())",
+        "        yield from ()",
+        "tests/test_order.py",
+    ),
+    Mutant(
+        "a constant's operand along an axis is taken for one along the last",
+        "_onnx/read/constants.py",
+        "        if node.op_type in _EVALUATED and not misaligned:",
+        "        if node.op_type in _EVALUATED:",
+        "tests/test_standardized.py",
+    ),
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
         "a shift through Relu",
@@ -325,6 +368,42 @@ MUTANTS = (
         "if False:",
         "tests/merge/test_serial.py",
     ),
+    # --- fused operators -------------------------------------------------------------------------
+    Mutant(
+        "a map behind a fused operator forgets the activation",
+        "_plan/sweep.py",
+        "if absorber.activation is None:",
+        "if True:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "a scale behind a fused operator forgets the sum",
+        "_plan/backward.py",
+        "if role.beside is not None and isinstance(inner, AffineMap) and not inner.keeps_scale:",
+        "if False:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "FusedMatMul leaves its batch axes where they are",
+        "_core/operators/linear.py",
+        "if batch and rank > 2:",
+        "if False:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "a certificate lets every map past an activation",
+        "_proof/activations.py",
+        "    if not kind:\n        return case, 0.0",
+        "    if True:\n        return case, 0.0",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "a certificate forgets what a fused operator adds",
+        "_proof/activations.py",
+        "    if not given[0]:\n        return case",
+        "    if True:\n        return case",
+        "tests/test_fused_operators.py",
+    ),
     # --- certificates ----------------------------------------------------------------------------
     Mutant(
         "a certificate holds whatever the weights are",
@@ -462,6 +541,13 @@ MUTANTS = (
         "return set()",
         "tests/torch/test_judge.py",
     ),
+    Mutant(
+        "operators of opset 6 line up from the last axis",
+        "_run/legacy.py",
+        "start = axis + first.ndim if axis < 0 else axis",
+        "start = first.ndim - second.ndim",
+        "tests/verify/test_legacy.py",
+    ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
         "stored values are drawn as inputs",
@@ -517,7 +603,7 @@ MUTANTS = (
     # --- the command -----------------------------------------------------------------------------
     Mutant(
         "undecided is done",
-        "_command/cli.py",
+        "_command/endings.py",
         '"inconclusive": UNDECIDED,',
         '"inconclusive": PASSED,',
         "tests/cli/test_exit_codes.py",
@@ -531,9 +617,9 @@ MUTANTS = (
     ),
     Mutant(
         "something left to fold is nothing",
-        "_command/cli.py",
-        "code = FAILED if left else code",
-        "code = PASSED",
+        "_command/checking.py",
+        "return FAILED if left else PASSED",
+        "return PASSED",
         "tests/cli/test_formats.py",
     ),
     # --- integers --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bnfold._core.reasons import Reason
 from bnfold._onnx import tensors
+from bnfold._onnx.read import attributes
 from bnfold._onnx.read.norms import NORMS, normalize
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.read.shapes import Shapes
@@ -29,25 +30,41 @@ _EVALUATED = frozenset(
     [
         "Abs",
         "Add",
+        "And",
         "Cast",
+        "Ceil",
         "Clip",
         "Concat",
         "ConstantOfShape",
+        "Cos",
+        "CumSum",
         "Div",
+        "Einsum",
         "Equal",
         "Exp",
         "Expand",
         "Flatten",
         "Floor",
         "Gather",
+        "GatherElements",
+        "GatherND",
+        "Gemm",
         "Greater",
+        "GreaterOrEqual",
+        "LeakyRelu",
         "Less",
+        "LessOrEqual",
         "Log",
+        "MatMul",
         "Max",
+        "Mean",
+        "MeanVarianceNormalization",
         "Min",
         "Mul",
         "Neg",
         "Not",
+        "Or",
+        "Pad",
         "Pow",
         "Range",
         "Reciprocal",
@@ -59,19 +76,29 @@ _EVALUATED = frozenset(
         "ReduceProd",
         "ReduceSum",
         "ReduceSumSquare",
+        "Relu",
         "Reshape",
+        "Round",
+        "ScatterND",
         "Shape",
+        "Sigmoid",
+        "Sign",
+        "Sin",
         "Size",
         "Slice",
+        "Softplus",
         "Split",
         "Sqrt",
         "Squeeze",
         "Sub",
         "Sum",
+        "Tanh",
         "Tile",
         "Transpose",
+        "Trilu",
         "Unsqueeze",
         "Where",
+        "Xor",
         *NORMS,
     ]
 )
@@ -163,7 +190,9 @@ class Constants:
             return self._from_inferred(scope, name, node)
         if node.op_type == "DequantizeLinear":
             return Reason("quantized-weight", label(node), f"{name} is dequantized at run time")
-        if node.op_type in _EVALUATED:
+        # The reference implementation overlooks where such an operand lies (ONNX Add-6).
+        misaligned = attributes.has(node, "broadcast") and attributes.has(node, "axis")
+        if node.op_type in _EVALUATED and not misaligned:
             return self._from_chain(scope, name, node)
         return _computed(name, node)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
 
 from onnx import NodeProto
 
@@ -12,16 +11,17 @@ from bnfold._core.operators.record import UNKNOWN, Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, Barrier, Node, Value, View
-from bnfold._errors import UsageError
-from bnfold._onnx.read import affine, attributes, crossed, linear, rearranged, rounded
+from bnfold._onnx.read import affine, attributes, crossed, linear, microsoft, rearranged, rounded
 from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.fused import fused
+from bnfold._onnx.read.order import sorted_positions
 from bnfold._onnx.read.scopes import Scope, label, reads_value, type_of, typed
 
 ROWS: dict[str, OnnxRow] = {
     **affine.ROWS,
     **crossed.ROWS,
     **linear.ROWS,
+    **microsoft.ROWS,
     **rearranged.ROWS,
     **rounded.ROWS,
 }
@@ -168,8 +168,4 @@ def _order(scope: Scope) -> list[int]:
         feeds.append(sources)
     if sorted_already:
         return list(range(len(feeds)))
-    try:
-        return list(TopologicalSorter(dict(enumerate(feeds))).static_order())
-    except CycleError as error:
-        names = ", ".join(label(scope.nodes[p]) for p in dict.fromkeys(error.args[1]))
-        raise UsageError(f"the graph has a cycle through {names}") from error
+    return sorted_positions(scope.nodes, feeds)

@@ -9,7 +9,7 @@ from bnfold._core.laws import Edit
 from bnfold._core.parameters import Site
 from bnfold._core.quantized import Rescaled
 from bnfold._core.stored import Parameter
-from bnfold._core.view import Crossing
+from bnfold._core.view import Absorber, Crossing
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.quantized import Dequantized, spread_zero
@@ -79,17 +79,18 @@ def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, side
 def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
     """Write the numbers of an operator that a map was carried across: a Clip's bounds, say.
 
-    Each goes to where the operator keeps it: to an input or an attribute. One that becomes another
-    loses what it had but its name, its data and its outputs.
+    Each goes to where the operator keeps it: to an input, an attribute or a list in one. One that
+    becomes another loses what it had but its name, its data and its outputs.
     """
     scope = graph.scope
     node = scope.nodes[graph.positions[index]]
     role = graph.view.nodes[index].role
-    assert isinstance(role, Crossing)
-    numbers = role.numbers
+    holder = role.activation if isinstance(role, Absorber) else role
+    assert isinstance(holder, Crossing)
+    numbers = holder.numbers
     if edit.form is not None:
         numbers, node.op_type = edit.form.numbers, edit.form.op
-        editor.keep_inputs(scope, node, len(role.data))
+        editor.keep_inputs(scope, node, len(holder.data))
         del node.attribute[:]
     for name, value in edit.values.items():
         place = numbers.get(name, name)
@@ -98,6 +99,10 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
             if attribute is None:
                 attribute = node.attribute.add(name=place, type=AttributeProto.FLOAT)
             attribute.f = value
+            continue
+        if isinstance(place, tuple):
+            listed = next(a for a in node.attribute if a.name == place[0])
+            listed.floats[place[1]] = value
             continue
         held = graph.context.constant(node, place)
         dtype = held.dtype if held is not None else np.dtype(np.float32)

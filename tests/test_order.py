@@ -1,0 +1,172 @@
+"""Nodes out of order, as some converters write them: read in order, at every level of a model.
+
+The oracle is onnxruntime, which runs such files, and the same model with its nodes in order.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+import bnfold
+from bnfold._onnx.read.order import in_order
+
+from .cli.command import bnfold as run_command
+from .graphs import bn, const, constants, conv, counts, feeds, graphs, model, op, run, subgraph
+from .test_functions import block, call, params
+
+
+def shuffled(made: ModelProto, seed: int) -> ModelProto:
+    """A copy with the nodes of every graph in some other order."""
+    mixed = ModelProto()
+    mixed.CopyFrom(made)
+    for holder in reversed([holder for _, holder in graphs(mixed)]):  # what is inside comes first
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in holder.node]
+        backward = nodes[::-1]
+        random.Random(seed).shuffle(nodes)
+        del holder.node[:]
+        holder.node.extend(nodes if seed else backward)
+    return mixed
+
+
+def in_a_row():
+    """Maps that ask for ranks, which inference has to find, and a Constant node."""
+    return model(
+        conv("a", "x", "c1", (4, 3, 3, 3)),
+        bn("n1", "c1", "b1", 4),
+        op("Relu", "b1", "r1"),
+        op("Flatten", "r1", "f"),
+        op("Constant", "", "k", value=helper.make_tensor("", TensorProto.FLOAT, [1], [1.5])),
+        op("Mul", "f k", "m"),
+        (op("Gemm", "m w", "g"), {"w": np.ones((4 * 36, 5), np.float32)}),
+        const("Add", "g", "y", np.arange(5, dtype=np.float32)),
+    )
+
+
+def in_branches():
+    """Bodies that capture what is written around them, from two levels up as well."""
+    inner = subgraph(op("Relu", "c1", "r"), bn("n3", "r", "i", 4), y="i")
+    other = subgraph(op("Neg", "c2", "n"), op("Neg", "n", "o"), y="o")
+    then = subgraph(
+        conv("d", "r1", "c2", (4, 4, 1, 1)),
+        bn("n2", "c2", "b2", 4),
+        op("If", "cond", "q", name="inner", then_branch=inner, else_branch=other),
+        op("Add", "b2 q", "t"),
+        y="t",
+    )
+    made = model(
+        conv("a", "x", "c1", (4, 3, 3, 3)),
+        bn("n1", "c1", "b1", 4),
+        op("Relu", "b1", "r1"),
+        op(
+            "If",
+            "cond",
+            "z",
+            name="outer",
+            then_branch=then,
+            else_branch=subgraph(op("Abs", "r1", "e"), y="e"),
+        ),
+        op("Identity", "z", "y"),
+    )
+    made.graph.input.append(helper.make_tensor_value_info("cond", TensorProto.BOOL, ()))
+    return made
+
+
+def in_functions():
+    """Two calls of a function, the later one written first."""
+    return model(
+        call("a", "x", "h"),
+        call("b", "h", "y"),
+        weights=params("a", 3, 4) | params("b", 4, 4),
+        functions=[block()],
+        domains={"my": 1},
+    )
+
+
+MODELS = {"row": in_a_row, "branches": in_branches, "functions": in_functions}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", MODELS)
+def test_any_order_folds_as_the_right_one(name, seed):
+    """The same plan, the same weights, and what onnxruntime makes of the file as it is."""
+    made = MODELS[name]()
+    mixed = shuffled(made, seed)
+    before = mixed.SerializeToString()
+    after, wanted = bnfold.fold(mixed), bnfold.fold(made)
+    assert mixed.SerializeToString() == before
+    plans = bnfold.plan(mixed), bnfold.plan(made)
+    assert {f.nodes for f in plans[0].folds} == {f.nodes for f in plans[1].folds}
+    assert {(k.node, k.code) for k in plans[0].kept} == {(k.node, k.code) for k in plans[1].kept}
+    assert counts(after) == counts(wanted)
+    ours, theirs = constants(after), constants(wanted)
+    assert ours.keys() == theirs.keys()
+    assert all((ours[k] == theirs[k]).all() for k in ours)
+    given = feeds(made)
+    runs = mixed if name == "row" else made  # onnxruntime asks bodies and functions for the order
+    for one, other in zip(run(runs, given), run(after, given), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    onnx.checker.check_model(after)  # which asks for the order
+
+
+def test_what_is_in_order_stays_so():
+    """Order is a choice where nodes are independent: the file's."""
+    made = in_branches()
+    assert in_order(made) is made
+    assert [n.output[0] for n in in_order(shuffled(made, 0)).graph.node][-1] == "y"
+
+
+def test_a_name_that_a_body_has_for_itself_is_none_of_the_graph_around():
+    """The body's ``r1`` is its own: not written by the node that comes later."""
+    body = subgraph(op("Relu", "x", "r1"), op("Neg", "r1", "t"), y="t")
+    other = subgraph(op("Relu", "x", "e"), y="e")
+    made = model(
+        op("If", "cond", "z", then_branch=body, else_branch=other),
+        op("Abs", "z", "r1"),
+        op("Neg", "r1", "y"),
+    )
+    assert in_order(made) is made
+
+
+@pytest.mark.parametrize("level", ["main", "body", "function"])
+def test_a_cycle_is_refused_with_one_line(level, tmp_path):
+    """By whatever reads a file; the line names the nodes of the cycle, and no other."""
+    made = {"main": in_a_row, "body": in_branches, "function": in_functions}[level]()
+    first, second = [h.node for _, h in graphs(made) if h.node[0].op_type == "Conv"][-1][:2]
+    first.input[0] = second.output[0]
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(made.SerializeToString())
+    good = tmp_path / "good.onnx"
+    onnx.save(in_a_row(), good)
+    for arguments in ([broken], ["verify", broken, good], ["verify", good, broken]):
+        done = run_command(*arguments)
+        assert done.code == 2
+        assert done.err.strip().count("\n") == 0
+        assert f"{broken}: the graph has a cycle through {first.name}, {second.name}" in done.err
+    with pytest.raises(bnfold.BnfoldError, match=f"cycle through {first.name}, {second.name}$"):
+        bnfold.plan(made)
+
+
+def test_the_command_folds_proves_and_writes_in_order(tmp_path):
+    """Its weights can be varied, and the errors planted in them show."""
+    source, target = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save(shuffled(in_a_row(), 0), source)
+    done = run_command(source, "-o", target)
+    assert done.code == 0, done.out + done.err
+    assert "varied" not in done.out
+    onnx.checker.check_model(target)
+    again = run_command("verify", source, target)
+    assert again.code == 0
+    assert "varied" not in again.out
+
+
+def test_what_does_not_fold_comes_out_as_it_was(tmp_path):
+    made = model(op("Relu", "x", "a"), op("Tanh", "a", "b"), op("Relu", "b", "y"))
+    source, target = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    source.write_bytes(shuffled(made, 0).SerializeToString())
+    assert run_command(source, "-o", target).code == 0
+    assert target.read_bytes() == source.read_bytes()
