@@ -484,7 +484,7 @@ MUTANTS = (
     ),
     Mutant(
         "a certificate looks at no input besides data and parameters",
-        "_proof/formulas.py",
+        "_proof/absorption.py",
         "if given[0] != given[1] or was != now or related:",
         "if False:",
         "tests/verify/test_recurrent.py",
@@ -670,6 +670,49 @@ MUTANTS = (
         "return FAILED if left else PASSED",
         "return PASSED",
         "tests/cli/test_formats.py",
+    ),
+    # --- integers --------------------------------------------------------------------------------
+    Mutant(
+        "a negative map keeps the sign of integers",
+        "_core/quantized.py",
+        "turns = bool((inside <= 0).any()) and not self.multiplies",
+        "turns = False",
+        "tests/test_rounded_weights.py",
+    ),
+    Mutant(
+        "the smallest integer is turned into itself",
+        "_core/quantized.py",
+        "lost = turned.astype(np.float64) != exact",
+        "lost = np.zeros(exact.shape, bool)",
+        "tests/test_rounded_weights.py tests/test_quantized.py",
+    ),
+    Mutant(
+        "a float at a border may be rounded to the other side",
+        "_core/quantized.py",
+        "off = rounding.integers(new, steps, zero) != wanted",
+        "wanted = rounding.integers(new, steps, zero)\n            off = new != new",
+        "tests/test_rounded_weights.py",
+    ),
+    Mutant(
+        "what varies inside of a block goes into its scale",
+        "_core/quantized.py",
+        "if not np.array_equal(again, factor):",
+        "if again.shape != factor.shape:",
+        "tests/test_quantized.py",
+    ),
+    Mutant(
+        "a dequantizer of data takes a negative scale",
+        "_core/absorbing.py",
+        "if absorber.signed_blocked is not None and not bool((total.scale > 0).all()):",
+        "if absorber.signed_blocked is not None and not bool((total.scale != 0).all()):",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "scales of a dynamic convolution lie along the last axis",
+        "_onnx/read/rounded.py",
+        "return scale.reshape(-1, *(1,) * (len(self.weight.shape) - 2))",
+        "return scale",
+        "tests/test_rounded_data.py",
     ),
 )
 
