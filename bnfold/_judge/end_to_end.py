@@ -31,7 +31,8 @@ from bnfold._judge.unknown_operators import cut_apart
 from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
 from bnfold._onnx.files.external import external_files, runnable
-from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.load import in_binary, load_model, understood
+from bnfold._run.applicable import refuse_inapplicable
 from bnfold._run.bounds import Bounds, Exhausted
 from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet
@@ -132,12 +133,26 @@ def compare_files(
 
     Raises `UsageError` for models or inputs that cannot be read.
     """
+    with in_binary(original) as first, in_binary(folded) as second:
+        return _compare_binaries(original, first, second, inputs, settings, progress)
+
+
+def _compare_binaries(
+    name: Path,
+    original: Path,
+    folded: Path,
+    inputs: Sequence[InputSet] | None,
+    settings: Settings,
+    progress: Callable[[str], None] | None,
+) -> EndToEnd:
+    """See `compare_files`; ``name`` is what users call the original."""
     other = load_model(folded, lean=True)
     theirs, right_parsed = external_files(other), Parsed(other)
     model = load_model(original, lean=True)
+    refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)
     pairing = renamed(model, other)
-    with understood(model, original):
+    with understood(model, name):
         hoisted = hoist(model)
         weights = find_weights(model, original.parent)
         touched = plantable_weights(model, weights)

@@ -227,11 +227,13 @@ class OnnxBench:
                 raise NotLoadedError(str(error), text) from error
             missing = str(error)
         self.engine = Reference
-        self.notes.append(f"onnxruntime cannot run the original ({missing}); onnx.reference did")
         try:
-            return self._opened(self.pair.original.structure())
+            opened = self._opened(self.pair.original.structure())
         except EngineError as error:
-            raise NotLoadedError(missing, f"onnx.reference cannot either: {error}") from error
+            text = f"neither onnxruntime ({missing}) nor onnx.reference ({error}) runs the original"
+            raise NotLoadedError(missing, text) from error
+        self.notes.append(f"onnxruntime cannot run the original ({missing}); onnx.reference did")
+        return opened
 
     def _opened(self, model: onnx.ModelProto) -> OnnxModel:
         """The original, loaded by the engine, with the weights of the pair."""

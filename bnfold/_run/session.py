@@ -200,9 +200,9 @@ class Reference:
             raise _engine_error(error) from error
         given = {tensor.name for tensor in model.graph.initializer}
         self.inputs = tuple(
-            _port_of_proto(value) for value in model.graph.input if value.name not in given
+            port_of_proto(value) for value in model.graph.input if value.name not in given
         )
-        self.outputs = tuple(map(_port_of_proto, model.graph.output))
+        self.outputs = tuple(map(port_of_proto, model.graph.output))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
         """Return the outputs in graph order; see `Engine.run`."""
@@ -268,7 +268,7 @@ def _port(argument: Any) -> Port:
     return Port(argument.name, argument.type, tuple(argument.shape))
 
 
-def _port_of_proto(value: onnx.ValueInfoProto) -> Port:
+def port_of_proto(value: onnx.ValueInfoProto) -> Port:
     """The port of an input or output in a model file."""
     kind = value.type.WhichOneof("value") or "unknown"
     if kind != "tensor_type":
