@@ -611,6 +611,34 @@ MUTANTS = (
         "attributes = list[bytes]()",
         "tests/verify/test_custom_operators.py",
     ),
+    Mutant(
+        "other constants behind the tensors ahead of an output",
+        "_run/endings.py",
+        "if stored and not self._same_origin(names):",
+        "if False:",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "functions inside functions are not looked at",
+        "_run/endings.py",
+        "functions if inner else None",
+        "functions.get(key)",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "all random numbers of a model are the same",
+        "_run/draws.py",
+        "[self.seed, number])",
+        "[self.seed])",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "an output passes where something ahead of it does",
+        "_judge/ahead.py",
+        'if statuses <= {"pass"} and',
+        'if "fail" not in statuses and',
+        "tests/verify/test_ahead.py",
+    ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
         "stored values are drawn as inputs",
