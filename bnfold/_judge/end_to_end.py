@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from bnfold._judge.bench import Bench, EarlyVerdict, Terms
+from bnfold._judge.between_quantizers import between_quantizers
 from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
 from bnfold._judge.conclusion import Evidence, conclude
 from bnfold._judge.deployment import as_deployed, opened_session
@@ -166,6 +167,7 @@ def common_stages(
     """The stages that all models have: run, measure, compare, look again."""
     layers = [fold.layers for fold in resting]
     compared = looked_at_again(bench, terms, run_and_compare(bench, terms, layers))
+    compared = between_quantizers(bench, terms, compared, layers)
     power = compared.measured.power
     unnoticed = power.unnoticed() if power is not None else range(len(resting))
     return compared, Evidence(
