@@ -27,35 +27,34 @@ def between_quantizers(
 ) -> Comparison:
     """The comparison after a look at the parts between quantizers.
 
-    It is made where a check fails, or where rounding alone changes an output or hides errors.
-    ``resting`` are the layers of folds that rest on the comparison, see `measure`. Where the models
-    round elsewhere too, a difference that steps explain is no failure, and no pass. A tolerance of
-    the user's is about the outputs themselves, and nothing is looked at here.
+    It is made for all models that have some: a quantizer hides errors that are small next to its
+    step. A part that differs fails. A check that is unsettled, for it fails or because rounding
+    alone changes its output or hides errors in it, takes the status of the parts. ``resting`` are
+    the layers of folds that rest on the comparison, see `measure`. Where the models round elsewhere
+    too, a difference that steps explain is no failure, and no pass. A tolerance of the user's is
+    about the outputs themselves, and nothing is looked at here.
     """
-    unsettled = [_is_unsettled(check) for check in compared.checks]
-    if not any(unsettled) or terms.settings.fixed is not None:
+    if terms.settings.fixed is not None:
         return compared
     parts = _parts(bench, terms, compared, resting)
+    unsettled = [_is_unsettled(check) for check in compared.checks]
+    status: Status = "fail" if parts is None else overall(parts[1])
+    if status == "fail" and any(unsettled) and bench.rounds_elsewhere():
+        return _by_steps(bench, compared, unsettled)
     if parts is None:
-        return _by_steps(bench, compared, unsettled)
+        return compared
     found, checks = parts
-    status = overall(checks)
-    if status == "fail" and bench.rounds_elsewhere():
-        return _by_steps(bench, compared, unsettled)
-    power = found.measured.power or compared.measured.power
-    measured = replace(compared.measured, power=power)
-    if status == "pass":
-        seen = [
-            replace(check, status=status, cause=Cause.BY_STEPS, about=()) if one else check
-            for one, check in zip(unsettled, compared.checks, strict=True)
-        ]
-        return replace(compared, checks=seen, measured=measured)
-    about = (_worst(checks, status),)
+    concerned = [True] * len(unsettled) if status == "fail" else unsettled
+    cause, about = Cause.BY_STEPS, tuple[str, ...]()
+    if status != "pass":
+        cause, about = Cause.BETWEEN_QUANTIZERS, (_worst(checks, status),)
     seen = [
-        replace(check, status=status, cause=Cause.BETWEEN_QUANTIZERS, about=about) if one else check
-        for one, check in zip(unsettled, compared.checks, strict=True)
+        replace(check, status=status, cause=cause, about=about) if one else check
+        for one, check in zip(concerned, compared.checks, strict=True)
     ]
-    return replace(compared, checks=seen)
+    power = found.measured.power if status == "pass" else None
+    measured = compared.measured
+    return replace(compared, checks=seen, measured=replace(measured, power=power or measured.power))
 
 
 def _is_unsettled(check: OutputCheck) -> bool:
@@ -79,7 +78,7 @@ def _parts(
 
 def _by_steps(bench: Bench, compared: Comparison, unsettled: Sequence[bool]) -> Comparison:
     """The comparison in which what steps explain is inconclusive."""
-    moved = bench.moved_by_steps(compared.trials)
+    moved = bench.moved_by_steps(compared.trials) if any(unsettled) else {}
     checks = list(compared.checks)
     for number, check in enumerate(checks):
         most = moved.get(compared.of(number)[0], 0.0)

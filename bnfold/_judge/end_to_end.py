@@ -23,7 +23,8 @@ from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
 from bnfold._judge.conclusion import Evidence, conclude
 from bnfold._judge.deployment import as_deployed, opened_session
 from bnfold._judge.location import first_difference
-from bnfold._judge.onnx_bench import OnnxBench, Pair
+from bnfold._judge.onnx_bench import OnnxBench
+from bnfold._judge.pair import Pair
 from bnfold._judge.power import RestingFold
 from bnfold._judge.second_look import looked_at_again
 from bnfold._judge.settings import DEFAULT, Settings

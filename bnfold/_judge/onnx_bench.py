@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import onnx
 
 from bnfold._judge.bench import EarlyVerdict, OriginalRun, SaturatedOutput, Terms, Trial
-from bnfold._judge.difference import step
 from bnfold._judge.float64_model import Float64Model
+from bnfold._judge.pair import Pair
+from bnfold._judge.rounded_pair import cut_pair, moved_by_steps, round_elsewhere
 from bnfold._judge.ties import Choice, choices
 from bnfold._judge.tolerance import FLOOR
 from bnfold._judge.untaken_branches import IfBranch, branches_with_weights
@@ -21,36 +21,11 @@ from bnfold._run.bounds import Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError
 from bnfold._run.input_sets import InputSet, named, refuse_unfit
 from bnfold._run.nodes import random_values, reached
-from bnfold._run.noise import Array
 from bnfold._run.onnx_model import OnnxModel
-from bnfold._run.quantizers import Quantizers, cut, noise_of, quantizers, read_names, stirred
+from bnfold._run.quantizers import rounds
 from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime, Port, Reference
 from bnfold._run.source import Source, Tap, saturations
 from bnfold._system import memory
-
-STIRS = 2
-"""How often what quantizers read is moved, to see how far steps move the outputs."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two files, the weights of the original, and the names of the weights to plant errors in.
-
-    If no weight is named, errors are planted in all.
-    """
-
-    original: Source
-    folded: Source
-    weights: Mapping[str, Array | None]
-    touched: Collection[str]
-
-    def tapped(self, original: Sequence[Tap], folded: Sequence[Tap]) -> Pair:
-        """The same two files with inner tensors in place of their outputs."""
-        return replace(
-            self,
-            original=replace(self.original, taps=tuple(original), alone=True),
-            folded=replace(self.folded, taps=tuple(folded), alone=True),
-        )
 
 
 class OnnxBench:
@@ -84,6 +59,7 @@ class OnnxBench:
         self._terms = terms
         self._executor = executor
         self._original: OnnxModel | None = None
+        self._rounds = False
 
     @property
     def runtime(self) -> str:
@@ -120,6 +96,7 @@ class OnnxBench:
     def run_original(self) -> tuple[OriginalRun, ...]:
         """Load the original and run it; see `Bench.run_original`."""
         model = self._read()
+        self._rounds = rounds(model)
         self.branches = list(branches_with_weights(model))
         self.random = random_values(model.graph)
         self.reached = reached(model.graph, self.pair.touched or self.pair.weights.keys())
@@ -170,74 +147,18 @@ class OnnxBench:
 
     def cut_at_quantizers(self, trials: Sequence[Trial]) -> OnnxBench | None:
         """See `Bench.cut_at_quantizers`."""
-        pair, found = self.pair, self._quantizers().common
-        names = [name for one in found for name in one.outputs if name]
-        try:
-            sets = self._with_tensors(names, trials) if found else []
-        except EngineError:
-            return None
-        if not sets or self.engine is not OnnxRuntime:
-            return None
-        types = {name: sets[0].feeds[name].dtype for name in names}
-        ours, theirs = (
-            replace(side, taps=(), parsed=None, edits=(*side.edits, cut(found, own, types)))
-            for side, own in ((pair.original, True), (pair.folded, False))
-        )
-        read = read_names(ours.proto())
-        weights = {name: array for name, array in pair.weights.items() if name in read}
-        touched = [name for name in pair.touched if name in read]
-        return OnnxBench(Pair(ours, theirs, weights, touched), sets, self._terms)
+        found = cut_pair(self.pair, trials, self.load) if self._rounds else None
+        return None if found is None else OnnxBench(*found, self._terms)
 
     def rounds_elsewhere(self) -> bool:
         """See `Bench.rounds_elsewhere`."""
-        return self._quantizers().others
+        return self._rounds and round_elsewhere(self.pair)
 
     def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
-        """See `Bench.moved_by_steps`. What is rounded moves by a quarter of a step at most."""
-        source = self.pair.original
-        model = source.proto()
-        found = quantizers(model, model).common
-        if not found or self.engine is not OnnxRuntime:
+        """See `Bench.moved_by_steps`."""
+        if not self._rounds:
             return {}
-        data = [one.data for one in found]
-        rng = np.random.default_rng([self._terms.settings.seed, 3])
-        moved: dict[tuple[int, int], float] = {}
-        try:
-            sets = self._with_tensors(data, trials)
-            taken = [one for one in found if sets[0].feeds[one.data].dtype == np.float32]
-            engine = self.load(replace(source, parsed=None, edits=(*source.edits, stirred(taken))))
-            for index, (trial, values) in enumerate(zip(trials, sets, strict=True)):
-                for _ in range(STIRS):
-                    feeds = dict(trial.inputs.feeds)
-                    for one in taken:
-                        array = values.feeds[one.data]
-                        noise = rng.uniform(-0.25, 0.25, array.shape) * one.steps(array)
-                        feeds[noise_of(one)] = noise.astype(np.float32)
-                    for output, (left, right) in enumerate(
-                        zip(trial.original, engine.run(feeds), strict=True)
-                    ):
-                        gap, at = step(left, right), (index, output)
-                        moved[at] = max(moved.get(at, 0.0), np.inf if gap is None else gap)
-        except EngineError:
-            return {}
-        return moved
-
-    def _quantizers(self) -> Quantizers:
-        return quantizers(self.pair.original.proto(), self.pair.folded.proto())
-
-    def _with_tensors(self, names: Sequence[str], trials: Sequence[Trial]) -> list[InputSet]:
-        """The input sets, each with some tensors of the original's main graph."""
-        source = self.pair.original
-        names = list(dict.fromkeys(names))
-        ports = {value.name for value in source.proto().graph.input}
-        inner = [name for name in names if name not in ports]
-        taps = tuple(Tap(name, f"{name}/tapped") for name in inner)
-        tapped = self.load(replace(source, taps=taps, parsed=None, alone=True))
-        sets = []
-        for trial in trials:
-            values = dict(zip(inner, tapped.run(trial.inputs.feeds), strict=True))
-            sets.append(InputSet(trial.inputs.label, {**trial.inputs.feeds, **values}))
-        return sets
+        return moved_by_steps(self.pair.original, trials, self.load, self._terms.settings.seed)
 
     def load(self, source: Source) -> OnnxRuntime | Reference:
         """A session of the engine that runs both models."""

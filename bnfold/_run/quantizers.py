@@ -89,6 +89,13 @@ def quantizers(original: onnx.ModelProto, folded: onnx.ModelProto) -> Quantizers
     return Quantizers(tuple(common), others)
 
 
+def rounds(model: onnx.ModelProto) -> bool:
+    """Whether a model may round data to integers anywhere."""
+    bodies = [node for function in model.functions for node in function.node]
+    every = all_nodes([*model.graph.node, *bodies])
+    return any(type_of(n) in _ROUNDING or n.op_type.startswith(_ROUNDED) for n in every)
+
+
 def cut(
     found: Sequence[Quantizer], original: bool, types: Mapping[str, np.dtype[np.generic]]
 ) -> Edit:
