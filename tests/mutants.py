@@ -447,6 +447,34 @@ MUTANTS = (
         "if False:",
         "tests/torch/test_aliases.py tests/torch/test_recurrent.py",
     ),
+    Mutant(
+        "what lies between quantizers agrees",
+        "_judge/between_quantizers.py",
+        'status: Status = "fail" if parts is None else overall(parts[1])',
+        'status: Status = "fail" if parts is None else "pass"',
+        "tests/test_quantize_paths.py",
+    ),
+    Mutant(
+        "steps of quantizers explain any difference",
+        "_judge/between_quantizers.py",
+        "check.difference > STEPS * most",
+        "check.difference > 1e9 * most",
+        "tests/verify/test_steps.py",
+    ),
+    Mutant(
+        "quantizers of other numbers round alike",
+        "_run/quantizers.py",
+        "return same and alike and not blocks",
+        "return alike and not blocks",
+        "tests/verify/test_steps.py",
+    ),
+    Mutant(
+        "integers saturate by the fold's doing",
+        "_judge/deployment.py",
+        "check = replace(deployment, precise=True).check(provider, expected)",
+        "check = deployment.check(provider, expected)",
+        "tests/verify/test_steps.py",
+    ),
     # --- probes ----------------------------------------------------------------------------------
     Mutant(
         "the probe of a crossing sees nothing",
