@@ -147,6 +147,7 @@ _CONFIGURABLE = {
     "threads": "integer",
     "timeout": "number",
     "memory": "text",
+    "freeze-initializers": "flag",
     "output-format": "text",
     "verbose": "flag",
 }
@@ -248,7 +249,17 @@ def applicable(
     return {**given, **{name: _UNSET[name] for name in unused}}
 
 
-def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
+def freezing(command: _Command) -> _Command:
+    """Give a command the option that says that nobody overrides initializers."""
+    return click.option(
+        "--freeze-initializers",
+        "frozen",
+        is_flag=True,
+        help="Initializers that are listed as inputs, too, are fixed: nobody overrides them.",
+    )(command)
+
+
+def settings(given: Mapping[str, Any], *, bisect: bool = False, frozen: bool = False) -> Settings:
     """The settings that the options of a comparison give.
 
     Raises:
@@ -270,6 +281,7 @@ def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
         fixed=Fixed.of(given["rtol"], given["atol"]),
         threads=given["threads"],
         seconds=given["timeout"],
+        frozen=frozen,
     )
 
 
