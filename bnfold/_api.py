@@ -140,6 +140,7 @@ def verify(
     threads: int = 0,
     timeout: float | None = None,
     freeze_initializers: bool = False,
+    ops_libraries: Sequence[str | os.PathLike[str]] = (),
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> EndToEnd:
@@ -162,6 +163,9 @@ def verify(
     cores), ``timeout`` a number of seconds after which the verdict is inconclusive.
     ``freeze_initializers`` takes initializers that are listed as inputs for weights, so that the
     tolerance can be measured.
+    ``ops_libraries`` are the paths of libraries of custom operators that onnxruntime registers. At
+    operators that it does not know, the comparison is made at what they read and behind what they
+    write.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
     ``kwargs``, then exported and compared like that. Two ``ExportedProgram`` are run by PyTorch on
     the inputs that the original carries. All options but ``seed`` are for models of ONNX.
@@ -172,6 +176,7 @@ def verify(
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
     from bnfold._run.drawing import WantedInputs
+    from bnfold._run.libraries import checked
     from bnfold._run.providers import by_name
 
     settings = Settings(
@@ -184,6 +189,7 @@ def verify(
         threads=threads,
         seconds=timeout,
         frozen=freeze_initializers,
+        libraries=checked(os.fspath(path) for path in ops_libraries),
     )
     options = ModuleOptions(args, kwargs)
     return compare_models(original, folded, inputs, settings, base_dir, options)

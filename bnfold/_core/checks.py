@@ -74,8 +74,9 @@ def _readers(view: View) -> Iterator[str]:
     """
     reads: dict[int, Counter[int]] = {}
     for place, node in enumerate(view.nodes):
-        for number in node.inputs:
-            reads.setdefault(number, Counter())[place] += 1
+        for position, number in enumerate(node.inputs):
+            if position not in node.typed:
+                reads.setdefault(number, Counter())[place] += 1
     for number, value in enumerate(view.values):
         listed, found = Counter(value.readers), reads.get(number, Counter())
         if value.producer is None and not listed:

@@ -28,6 +28,7 @@ from bnfold._core.index_maps import Size
 from bnfold._onnx.read.scopes import Scope, bodies
 from bnfold._onnx.read.sizes import Numbers, computed, dimensions, unknown
 from bnfold._onnx.read.stand_ins import stand_in
+from bnfold._onnx.read.types import derive
 
 _SMALL = 1024
 _FIRST_WITH_SYMBOLS = 11
@@ -67,7 +68,12 @@ class Shapes:
     def type(self, scope: Scope, name: str) -> int:
         """The element type of a name as seen from a graph, 0 where not known."""
         owner = scope.owner(name)
-        return self.types.get((owner.path, name), 0) if owner else 0
+        if owner is None:
+            return 0
+        key = owner.path, name
+        if key not in self.types:
+            derive(owner, name, self.types)
+        return self.types[key]
 
 
 def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
