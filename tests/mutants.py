@@ -597,6 +597,20 @@ MUTANTS = (
         "start = first.ndim - second.ndim",
         "tests/verify/test_legacy.py",
     ),
+    Mutant(
+        "what an unknown operator reads is not compared",
+        "_run/cut.py",
+        'read = [(f"input {n} of {name}", t) for n, t in enumerate(node.input) if t]',
+        "read = list[tuple[str, str]]()",
+        "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
+        "unknown operators with other attributes are the same",
+        "_run/cut.py",
+        "attributes = sorted(attribute.SerializeToString() for attribute in node.attribute)",
+        "attributes = list[bytes]()",
+        "tests/verify/test_custom_operators.py",
+    ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
         "stored values are drawn as inputs",
