@@ -103,6 +103,27 @@ MUTANTS = (
         "(magnitude * np.maximum(peaks, tiny) < 0)",
         "tests/test_dtypes.py",
     ),
+    Mutant(
+        "a Cast to any type is the identity",
+        "_onnx/read/crossed.py",
+        "same = wanted and wanted == context.type(node.input[0])",
+        "same = wanted",
+        "tests/carry/test_same_type.py",
+    ),
+    Mutant(
+        "a function's input has the type of a Cast behind it",
+        "_onnx/read/types.py",
+        "    if position is None:\n        return 0, ()",
+        "    if position is None:\n        return 1, ()",
+        "tests/carry/test_same_type.py",
+    ),
+    Mutant(
+        "the check of a merge takes any Cast for the identity",
+        "_proof/merges.py",
+        'if node.op_type in ("Cast", "CastLike") and not model.is_no_cast(scope, node):',
+        "if False:",
+        "tests/carry/test_same_type.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
@@ -347,6 +368,42 @@ MUTANTS = (
         "if False:",
         "tests/merge/test_serial.py",
     ),
+    # --- fused operators -------------------------------------------------------------------------
+    Mutant(
+        "a map behind a fused operator forgets the activation",
+        "_plan/sweep.py",
+        "if absorber.activation is None:",
+        "if True:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "a scale behind a fused operator forgets the sum",
+        "_plan/backward.py",
+        "if role.beside is not None and isinstance(inner, AffineMap) and not inner.keeps_scale:",
+        "if False:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "FusedMatMul leaves its batch axes where they are",
+        "_core/operators/linear.py",
+        "if batch and rank > 2:",
+        "if False:",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "a certificate lets every map past an activation",
+        "_proof/activations.py",
+        "    if not kind:\n        return case, 0.0",
+        "    if True:\n        return case, 0.0",
+        "tests/test_fused_operators.py",
+    ),
+    Mutant(
+        "a certificate forgets what a fused operator adds",
+        "_proof/activations.py",
+        "    if not given[0]:\n        return case",
+        "    if True:\n        return case",
+        "tests/test_fused_operators.py",
+    ),
     # --- certificates ----------------------------------------------------------------------------
     Mutant(
         "a certificate holds whatever the weights are",
@@ -378,7 +435,7 @@ MUTANTS = (
     ),
     Mutant(
         "a certificate looks at no input besides data and parameters",
-        "_proof/formulas.py",
+        "_proof/absorption.py",
         "if given[0] != given[1] or was != now or related:",
         "if False:",
         "tests/verify/test_recurrent.py",
@@ -484,6 +541,13 @@ MUTANTS = (
         "return set()",
         "tests/torch/test_judge.py",
     ),
+    Mutant(
+        "operators of opset 6 line up from the last axis",
+        "_run/legacy.py",
+        "start = axis + first.ndim if axis < 0 else axis",
+        "start = first.ndim - second.ndim",
+        "tests/verify/test_legacy.py",
+    ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
         "stored values are drawn as inputs",
@@ -539,7 +603,7 @@ MUTANTS = (
     # --- the command -----------------------------------------------------------------------------
     Mutant(
         "undecided is done",
-        "_command/cli.py",
+        "_command/endings.py",
         '"inconclusive": UNDECIDED,',
         '"inconclusive": PASSED,',
         "tests/cli/test_exit_codes.py",
@@ -553,10 +617,53 @@ MUTANTS = (
     ),
     Mutant(
         "something left to fold is nothing",
-        "_command/cli.py",
-        "code = FAILED if left else code",
-        "code = PASSED",
+        "_command/checking.py",
+        "return FAILED if left else PASSED",
+        "return PASSED",
         "tests/cli/test_formats.py",
+    ),
+    # --- integers --------------------------------------------------------------------------------
+    Mutant(
+        "a negative map keeps the sign of integers",
+        "_core/quantized.py",
+        "turns = bool((inside <= 0).any()) and not self.multiplies",
+        "turns = False",
+        "tests/test_rounded_weights.py",
+    ),
+    Mutant(
+        "the smallest integer is turned into itself",
+        "_core/quantized.py",
+        "lost = turned.astype(np.float64) != exact",
+        "lost = np.zeros(exact.shape, bool)",
+        "tests/test_rounded_weights.py tests/test_quantized.py",
+    ),
+    Mutant(
+        "a float at a border may be rounded to the other side",
+        "_core/quantized.py",
+        "off = rounding.integers(new, steps, zero) != wanted",
+        "wanted = rounding.integers(new, steps, zero)\n            off = new != new",
+        "tests/test_rounded_weights.py",
+    ),
+    Mutant(
+        "what varies inside of a block goes into its scale",
+        "_core/quantized.py",
+        "if not np.array_equal(again, factor):",
+        "if again.shape != factor.shape:",
+        "tests/test_quantized.py",
+    ),
+    Mutant(
+        "a dequantizer of data takes a negative scale",
+        "_core/absorbing.py",
+        "if absorber.signed_blocked is not None and not bool((total.scale > 0).all()):",
+        "if absorber.signed_blocked is not None and not bool((total.scale != 0).all()):",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "scales of a dynamic convolution lie along the last axis",
+        "_onnx/read/rounded.py",
+        "return scale.reshape(-1, *(1,) * (len(self.weight.shape) - 2))",
+        "return scale",
+        "tests/test_rounded_data.py",
     ),
 )
 

@@ -11,28 +11,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from bnfold._command import options, terminal
+from bnfold._command.checking import check_each
+from bnfold._command.endings import EXIT_CODES, PASSED, SIGNALLED, UNUSABLE, in_one_line
 from bnfold._command.options import PATH
 from bnfold._errors import UsageError
 from bnfold._system import paths
-
-if TYPE_CHECKING:
-    from bnfold._core.result import Plan
-    from bnfold._report.findings import Finding
-
-PASSED, FAILED, UNUSABLE, UNDECIDED = range(4)
-SIGNALLED = 128
-EXIT_CODES = {
-    "pass": PASSED,
-    "unchanged": PASSED,
-    "skipped": PASSED,
-    "fail": FAILED,
-    "inconclusive": UNDECIDED,
-}
 
 
 class _Command(click.Group):
@@ -65,7 +53,7 @@ class _Command(click.Group):
                 elif "BNFOLD_TRACEBACK" in os.environ and not isinstance(error, UsageError):
                     raise
                 else:
-                    terminal.complain(f"error: {_in_one_line(error)}")
+                    terminal.complain(f"error: {in_one_line(error)}")
                 sys.exit(UNUSABLE)
 
     def invoke(self, context: click.Context) -> Any:
@@ -73,22 +61,6 @@ class _Command(click.Group):
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         return super().invoke(context)
-
-
-def _in_one_line(error: Exception) -> str:
-    """What went wrong, in words for the user."""
-    if isinstance(error, UsageError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return "out of memory"
-    if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{paths.why(error)}"
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return (
-        f"bnfold broke down ({text}). This is a defect of bnfold: please report it, with the "
-        "output under BNFOLD_TRACEBACK=1"
-    )
 
 
 @contextmanager
@@ -167,12 +139,19 @@ _format = click.option(
 
 @main.command(short_help="Fold a model; the default.")
 @click.argument("models", type=PATH, metavar="MODEL", nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, help="Write the folded model here.")
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    help="Write the folded model here: as JSON or protobuf's text form if it is named .json or "
+    ".textproto.",
+)
 @click.option("--in-place", is_flag=True, help="Write over MODEL.")
 @click.option(
     "--check",
     is_flag=True,
-    help="Write nothing; exit with 1 if anything is left to fold. Takes several models.",
+    help="Write nothing; exit with 1 if anything is left to fold. Takes several models, "
+    "and folders of them.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
 @options.comparison
@@ -201,13 +180,15 @@ def fold(
     **comparison: Any,
 ) -> int:
     """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
+    options.refuse_stream("-o", output)
+    options.refuse_stream("--report", report)
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
         unused = ("output", "in_place", "report", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory)
-        return _check(models, form, verbose)
+        return check_each(models, form, verbose)
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
     (model,) = models
@@ -232,6 +213,7 @@ def fold(
     begun = time.monotonic()
     options.bound(context, memory)
     settings = DEFAULT if no_verify else options.settings(comparison)
+    options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         outcome = fold_file(
             model,
@@ -254,35 +236,9 @@ def fold(
         terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
     else:
         findings, seconds = list(of_fold(outcome)), time.monotonic() - begun
-        _show_findings(form, str(model), outcome.verdict.status, outcome.plan, findings, seconds)
+        status, plan = outcome.verdict.status, outcome.plan
+        terminal.show_findings(form, str(model), status, plan, findings, seconds)
     return EXIT_CODES[outcome.verdict.status]
-
-
-def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
-    """Print what is left to fold in each model, and return the exit code."""
-    if form in ("json", "junit") and len(models) > 1:
-        raise UsageError(f"--output-format {form} takes one model at a time")
-    from bnfold._pipeline.models import fold_file
-    from bnfold._report.findings import of_check
-    from bnfold._report.text import json_text, left_to_fold, outcome_document
-
-    code = PASSED
-    for model in models:
-        begun = time.monotonic()
-        with terminal.Progress() as progress:
-            outcome = fold_file(model, None, verify=False, inputs=None, progress=progress)
-        left = bool(outcome.plan.folds)
-        code = FAILED if left else code
-        if form == "text":
-            header = [f"{model}:"] if len(models) > 1 else []
-            terminal.show([*header, *left_to_fold(outcome, verbose)])
-        elif form == "json":
-            terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
-        else:
-            status = "something is left to fold" if left else "nothing to fold"
-            findings, seconds = list(of_check(outcome)), time.monotonic() - begun
-            _show_findings(form, str(model), status, outcome.plan, findings, seconds)
-    return code
 
 
 @main.command(short_help="Compare two models.")
@@ -318,6 +274,7 @@ def verify(
     options.bound(context, memory)
     comparison = options.applicable(context, comparison)
     settings = options.settings(comparison, bisect=bisect)
+    options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         inputs = options.inputs(comparison["inputs"])
         result = compare_files(original, folded, inputs, settings, progress)
@@ -330,7 +287,7 @@ def verify(
     else:
         findings = list(of_verify(result))
         seconds = time.monotonic() - begun
-        _show_findings(form, str(folded), result.status, None, findings, seconds)
+        terminal.show_findings(form, str(folded), result.status, None, findings, seconds)
     return EXIT_CODES[result.status]
 
 
@@ -346,23 +303,3 @@ def explain(code: str | None) -> None:
     if code not in CODES:
         raise UsageError(f"there is no reason code {code!r}; 'bnfold explain' lists them")
     terminal.show([f"{code}: {CODES[code].meaning}", CODES[code].advice])
-
-
-def _show_findings(
-    form: str,
-    model: str,
-    status: str,
-    plan: Plan | None,
-    findings: Sequence[Finding],
-    seconds: float,
-) -> None:
-    """Print findings for a CI server."""
-    if form == "junit":
-        from bnfold._report.ci import junit
-
-        terminal.show_whole(junit(model, findings, seconds))
-        return
-    from bnfold._report.ci import summarize_step, workflow_commands
-
-    terminal.show(workflow_commands(model, findings))
-    summarize_step(model, status, plan, findings)

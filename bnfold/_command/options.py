@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from bnfold._command import terminal
 from bnfold._errors import UsageError
 
 if TYPE_CHECKING:
@@ -294,6 +295,24 @@ def bound(context: click.Context, size: int | None) -> None:
         if _said(context, "memory"):
             raise
         raise context.meta[_PROJECT].trouble("memory", error) from error
+
+
+def refuse_stream(option: str, path: Path | None) -> None:
+    """Raise `UsageError` where a path stands for standard output: files are put in place whole."""
+    if path is not None and str(path) == "-":
+        raise UsageError(f"{option} -: bnfold writes files, not standard output; give a file name")
+
+
+def tell_missing(settings: Settings, form: str) -> None:
+    """Tell people at once of providers that are not there: they leave the verdict open."""
+    if form != "text":
+        return
+    for provider in settings.providers:
+        if provider.full_name != "CPUExecutionProvider" and not provider.is_there:
+            terminal.complain(
+                f"note: the installed onnxruntime has no provider {provider.name}, which leaves "
+                f"the verdict open; install {provider.install}"
+            )
 
 
 def inputs(path: Path | None) -> list[InputSet] | None:

@@ -57,6 +57,21 @@ class Homogeneous(Law):
 
 
 @dataclass(frozen=True)
+class Closed(Law):
+    """Tanh, Sigmoid: no map passes."""
+
+    kind: str
+
+    def backward(self, output: int, map_: Map) -> list[Way]:
+        """None."""
+        raise not_carried(f"no map passes its {self.kind}")
+
+    def forward(self, maps: Maps) -> list[Way]:
+        """None."""
+        raise not_carried(f"no map passes its {self.kind}")
+
+
+@dataclass(frozen=True)
 class HardSigmoid(Law):
     """HardSigmoid: ``f(x) = max(0, min(1, α·x + β))`` takes in one s and t everywhere, of any sign.
 

@@ -29,12 +29,14 @@ from bnfold._judge.settings import DEFAULT, Settings
 from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
 from bnfold._onnx.files.external import external_files, runnable
-from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.load import in_binary, load_model, understood
+from bnfold._run.applicable import refuse_inapplicable
 from bnfold._run.bounds import Bounds, Exhausted
 from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
 from bnfold._run.perturbable import find_weights, plantable_weights
+from bnfold._run.ports import renamed
 from bnfold._run.providers import CPU
 from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
 from bnfold._run.source import Parsed, Source
@@ -52,6 +54,7 @@ def compare(
     certified: bool = False,
     resting: Sequence[RestingFold] = (),
     progress: Callable[[str], None] | None = None,
+    notes: Sequence[str] = (),
 ) -> EndToEnd:
     """Run two models on the same inputs and judge whether they are the same function.
 
@@ -70,6 +73,7 @@ def compare(
         resting: the folds whose certificates are unchecked. An error in any of their layers has to
             show in outputs.
         progress: called with a few words before each lengthy step.
+        notes: remarks about the whole comparison that are known already.
 
     Raises:
         UsageError: given inputs do not have the names, types or shapes of the model's inputs, or
@@ -83,6 +87,7 @@ def compare(
         on_cpu = executor if CPU in settings.providers else None
         deployed = BackgroundLoad(partial(opened_session, pair.folded, bounds=bounds), on_cpu)
         bench = OnnxBench(pair, inputs, terms, executor)
+        bench.notes += notes
         judged = partial(_judged, bench, terms, pair, certified, resting, inputs is None, deployed)
         return decided(bench, terms, judged)
 
@@ -98,11 +103,26 @@ def compare_files(
 
     Raises `UsageError` for models or inputs that cannot be read.
     """
+    with in_binary(original) as first, in_binary(folded) as second:
+        return _compare_binaries(original, first, second, inputs, settings, progress)
+
+
+def _compare_binaries(
+    name: Path,
+    original: Path,
+    folded: Path,
+    inputs: Sequence[InputSet] | None,
+    settings: Settings,
+    progress: Callable[[str], None] | None,
+) -> EndToEnd:
+    """See `compare_files`; ``name`` is what users call the original."""
     other = load_model(folded, lean=True)
     theirs, right_parsed = external_files(other), Parsed(other)
     model = load_model(original, lean=True)
+    refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)
-    with understood(model, original):
+    pairing = renamed(model, other)
+    with understood(model, name):
         hoisted = hoist(model)
         weights = find_weights(model, original.parent)
         touched = plantable_weights(model, weights)
@@ -110,12 +130,13 @@ def compare_files(
     with runnable(original, ours) as left, runnable(folded, theirs) as right:
         return compare(
             Source(left, parsed=left_parsed, hoisted=hoisted),
-            Source(right, parsed=right_parsed),
+            Source(right, parsed=right_parsed, edits=(pairing,) if pairing else ()),
             parameters=weights.values,
             touched=touched,
             inputs=inputs,
             settings=settings,
             progress=progress,
+            notes=(pairing.told(),) if pairing else (),
         )
 
 

@@ -217,11 +217,13 @@ class OnnxBench:
                 ) from error
             missing = str(error)
         self.engine = Reference
-        self.notes.append(f"onnxruntime cannot run the original ({missing}); onnx.reference did")
         try:
-            return self._opened(self.pair.original.structure())
+            opened = self._opened(self.pair.original.structure())
         except EngineError as error:
-            raise EarlyVerdict("inconclusive", f"onnx.reference cannot either: {error}") from error
+            text = f"neither onnxruntime ({missing}) nor onnx.reference ({error}) runs the original"
+            raise EarlyVerdict("inconclusive", text) from error
+        self.notes.append(f"onnxruntime cannot run the original ({missing}); onnx.reference did")
+        return opened
 
     def _opened(self, model: onnx.ModelProto) -> OnnxModel:
         """The original, loaded by the engine, with the weights of the pair."""

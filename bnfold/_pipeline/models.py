@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from bnfold._errors import UsageError
 from bnfold._judge.settings import DEFAULT, Settings
 from bnfold._onnx.files.external import external_files, refuse_own_data, runnable, size_on_disk
-from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.load import in_binary, load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
+from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import FoldedWeights, prepare
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._system import paths
@@ -41,13 +42,39 @@ def fold_file(
     if output is not None:
         paths.check_writable(output)
     if path.suffix == ".pt2":
+        if output is not None and output.suffix != ".pt2":
+            raise UsageError(
+                f"cannot write {output}: {path} is a program of PyTorch, and its folded form is "
+                "one, too; name it .pt2"
+            )
         if inputs is not None or settings != Settings(settings.seed):
             raise UsageError(
                 "of the options of the verification only --seed is for a .pt2 file: it brings its "
                 "example inputs, and PyTorch runs it"
             )
         return _run_program(path, output, verify, settings.seed, progress)
+    if output is not None:
+        written_as(output)
+    with in_binary(path) as original:
+        return _fold_model(path, original, output, report, verify, inputs, settings, progress)
+
+
+def _fold_model(
+    path: Path,
+    original: Path,
+    output: Path | None,
+    report: Path | None,
+    verify: bool,
+    inputs: list[InputSet] | None,
+    settings: Settings,
+    progress: Progress,
+) -> Outcome:
+    """Fold a model; see `fold_file`. ``original`` is its file in binary form."""
     model = load_model(path)
+    if verify and (inputs is not None or settings.wanted != DEFAULT.wanted):
+        from bnfold._run.applicable import refuse_inapplicable
+
+        refuse_inapplicable(model, inputs, settings.wanted)
     for target in filter(None, (output, report)):
         refuse_own_data(target, model, path.parent)
     size_before = size_on_disk(path, model)
@@ -67,12 +94,12 @@ def fold_file(
         rewritten,
         base_dir=path.parent,
         destination=output,
-        source=None if changed else path,
+        source=None if changed else original,
     ) as draft:
         plan, applied = planned.plan, rewritten.applied
         del model, planned, rewritten  # they hold all new weights
         if weights is not None:
-            trial = _FoldedFile(path, data_before, draft, weights, inputs, settings, progress)
+            trial = _FoldedFile(original, data_before, draft, weights, inputs, settings, progress)
             verdict = trial.judge(applied)
         else:
             verdict = Verdict("skipped" if changed else "unchanged")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import bnfold
 from bnfold._core.result import Fold, Kept, Plan
+from bnfold._onnx.files.text_forms import written_as
 from bnfold._report.findings import certified, figures, foldable, located, trouble
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Itera
     yield from _plan_lines(outcome, verbose, "folded", "merged")
     yield from verdict_lines(outcome.verdict, verbose, power)
     if outcome.output is not None:
-        yield f"wrote {outcome.output}"
+        form = written_as(outcome.output) if outcome.output.suffix != ".pt2" else None
+        yield f"wrote {outcome.output}" + (f", in {form.told}" if form is not None else "")
         for path in outcome.left_behind:
             yield f"{path} is not read by it any more; remove it if no other model needs it"
     elif outcome.verdict.status == "fail":

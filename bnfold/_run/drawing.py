@@ -90,19 +90,20 @@ class WantedInputs:
         """
         known = {flavour: flavour for flavour in FLAVOURS}
         flavours = []
-        for name in draws:
+        for name in (draws,) if isinstance(draws, str) else draws:
             if name not in known:
                 raise UsageError(f"there are no {name!r} inputs; there are {', '.join(FLAVOURS)}")
             flavours.append(known[name])
         if not flavours:
             raise UsageError(f"say which inputs to draw: {', '.join(FLAVOURS)}")
-        sizes = {
-            name: (given,) if isinstance(given, int) else tuple(given)
+        sizes: dict[str, tuple[Any, ...]] = {
+            name: tuple(given) if isinstance(given, Sequence) else (given,)
             for name, given in dims.items()
         }
         for name, given in sizes.items():
-            if not given or min(given) < 1:
-                raise UsageError(f"the dimension {name!r} needs sizes of 1 or more")
+            whole = all(isinstance(size, int | np.integer) and size >= 1 for size in given)
+            if not given or not whole:
+                raise UsageError(f"the dimension {name!r} needs sizes of 1 or more, not {given!r}")
         return cls(tuple(flavours), sizes)
 
 

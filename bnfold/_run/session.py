@@ -24,6 +24,7 @@ import onnxruntime as ort
 from bnfold._onnx import tensors
 from bnfold._onnx.files.external import all_tensors
 from bnfold._onnx.read.order import put_in_order
+from bnfold._run import legacy
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.noise import Array
 from bnfold._run.providers import CPU, Provider
@@ -182,14 +183,15 @@ class Reference:
             raise EngineError("too large for the reference evaluator")
         _refuse_known_bugs(model)
         try:
-            self._evaluator = ReferenceEvaluator(model)
+            replaced = legacy.operators(_own_opset(model))
+            self._evaluator = ReferenceEvaluator(model, new_ops=replaced)
         except Exception as error:
             raise _engine_error(error) from error
         given = {tensor.name for tensor in model.graph.initializer}
         self.inputs = tuple(
-            _port_of_proto(value) for value in model.graph.input if value.name not in given
+            port_of_proto(value) for value in model.graph.input if value.name not in given
         )
-        self.outputs = tuple(map(_port_of_proto, model.graph.output))
+        self.outputs = tuple(map(port_of_proto, model.graph.output))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
         """Return the outputs in graph order; see `Engine.run`."""
@@ -210,9 +212,14 @@ def _inline(model: onnx.ModelProto, folder: Path | None) -> None:
             tensors.write(tensor, tensors.read(tensor, folder))
 
 
+def _own_opset(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators in a model."""
+    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+
+
 def _refuse_known_bugs(model: onnx.ModelProto) -> None:
     """Raise where the reference evaluator mixes batch statistics into an inference BatchNorm."""
-    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    opset = _own_opset(model)
     if opset >= _FIRST_RIGHT_BATCH_NORMALIZATION:
         return
     for node in model.graph.node:
@@ -250,7 +257,7 @@ def _port(argument: Any) -> Port:
     return Port(argument.name, argument.type, tuple(argument.shape))
 
 
-def _port_of_proto(value: onnx.ValueInfoProto) -> Port:
+def port_of_proto(value: onnx.ValueInfoProto) -> Port:
     """The port of an input or output in a model file."""
     kind = value.type.WhichOneof("value") or "unknown"
     if kind != "tensor_type":

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def row(made: Outcome, rounded: bool) -> Row:
     }
 
 
+@cache
 def load(file: Path = FILE) -> tuple[dict[str, str], dict[str, Row]]:
     """Versions, and rows by name."""
     data = json.loads(file.read_text(encoding="utf-8"))

@@ -21,6 +21,7 @@ from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
 from bnfold._onnx.read.scopes import label
+from bnfold._onnx.read.types import cast_to
 from bnfold._onnx.read.windows import are_full, windows
 
 _CHANNELS = {0: 0, 1: 1}
@@ -38,6 +39,16 @@ _NOT_LINEAR = "Celu Elu Erf Gelu HardSwish Mish Selu Sigmoid Softplus Softsign T
 
 def _identity(context: Context, node: NodeProto) -> Operator:
     return Passing(label=label(node), like=context.shape(node.input[0]))
+
+
+def _cast(context: Context, node: NodeProto) -> Operator:
+    """Cast and CastLike hand on a tensor that has the type already.
+
+    Law: the identity, if the type of what it reads is known and is the one that it is cast to.
+    """
+    wanted = cast_to(node) if node.op_type == "Cast" else context.type(node.input[1])
+    same = wanted and wanted == context.type(node.input[0])
+    return _identity(context, node) if same else UNKNOWN
 
 
 def _dropout(context: Context, node: NodeProto) -> Operator:
@@ -325,6 +336,8 @@ ROWS: dict[str, OnnxRow] = {
     **{name: Row(_not_linear) for name in _NOT_LINEAR.split()},
     **{name: Row(_homogeneous) for name in _HOMOGENEOUS},
     "AveragePool": Row(_pool),
+    "Cast": Row(_cast),
+    "CastLike": Row(_cast),
     "Clip": Row(_clip),
     "Dropout": Row(_dropout),
     "GlobalAveragePool": of_one(_global_pool),

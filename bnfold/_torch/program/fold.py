@@ -28,6 +28,7 @@ from bnfold._plan.fit import settle, standing_batch_norm, standing_constants, st
 from bnfold._plan.places import Standing
 from bnfold._plan.planner import Move, Moves, Sides
 from bnfold._plan.summary import kept_apart, summarize
+from bnfold._system import file_kinds
 from bnfold._torch.program.applied import Applied, AppliedStep
 from bnfold._torch.program.draft import Draft
 from bnfold._torch.program.merging import merge
@@ -101,8 +102,10 @@ def load(path: Path) -> ExportedProgram:
         with quiet("torch.export"):
             return torch.export.load(path)
     except Exception as error:  # torch.export.load raises many things.
+        kind = file_kinds.of_path(path)
         line = next((text for text in str(error).splitlines() if text.strip()), "")
-        raise UsageError(f"{path} is not a .pt2 file that torch can load: {line}") from error
+        why = line if kind in (None, file_kinds.PROGRAM) else kind
+        raise UsageError(f"{path} is not a .pt2 file that torch can load: {why}") from error
 
 
 class _DraftFolder:

@@ -343,7 +343,8 @@ product_of_two = crossed_row(_product_of_matrices)
 
 ROWS: dict[str, TorchRow] = {
     **_kinds(
-        Row(_carrier), "alias alpha_dropout clone contiguous detach dropout* feature_dropout to"
+        Row(_carrier),
+        "_to_copy alias alpha_dropout clone contiguous detach dropout* feature_dropout to type_as",
     ),
     **_kinds(Row(_not_linear), " ".join(f"{kind}*" for kind in _NOT_LINEAR.split())),
     **_kinds(crossed_row(_homogeneous), "abs* leaky_relu* prelu relu*"),
