@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,7 @@ def test_a_norm_that_is_left_is_one_operator(ahead, behind):
     class Residual(nn.Module):
         def __init__(self):
             super().__init__()
-            self.ahead, self.behind = ahead, behind
+            self.ahead, self.behind = deepcopy(ahead), deepcopy(behind)
 
         def forward(self, x):
             return self.behind(self.ahead(x) + x)
