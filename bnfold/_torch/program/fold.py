@@ -227,6 +227,7 @@ class _DraftFolder:
         """The last norm of a move with the composed map. It keeps its variance and its ε."""
         index = standing_batch_norm(self._read.readings, move)
         norm, dtype = self._node(index), self._read.readings[index].dtype
+        assert callable(norm.target)
         node: Node = self._draft.module.graph.call_function(norm.target, norm.args, norm.kwargs)
         node.meta = dict(end.meta)
         _set_argument(node, "input", end)
