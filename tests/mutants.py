@@ -104,9 +104,58 @@ MUTANTS = (
         "tests/test_dtypes.py",
     ),
     Mutant(
+        "a map goes into float16 though something reads its result in float32",
+        "_plan/conversions.py",
+        "            if not (stays or isinstance(role, Carrier) or keeps_relative_errors(law)):",
+        "            if False:",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
+        "a map goes into float16 though an output has its result in float32",
+        "_plan/conversions.py",
+        "        if tensor.pinned is not None:\n            message",
+        "        if False:\n            message",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
+        "a map crosses a mean before it is rounded",
+        "_plan/conversions.py",
+        "        if not (plain or keeps_relative_errors(law)):",
+        "        if False:",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
+        "a standing operator in float16 takes up a map from float32",
+        "_plan/relocation.py",
+        "            if left and state.row != place.state.row:",
+        "            if False:",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
+        "a map goes forward into the narrower type",
+        "_core/pointwise.py",
+        "        if not self.widens:\n            raise",
+        "        if False:\n            raise",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
+        "a Cast goes though another operator reads it",
+        "_plan/conversions.py",
+        "                if not plain or law.narrow != np.float16:",
+        "                if False:",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
+        "the certificate does not ask which type is left where a Cast is gone",
+        "_proof/conversions.py",
+        "        if kind != narrow:",
+        "        if False:",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
         "a Cast to any type is the identity",
         "_onnx/read/crossed.py",
-        "same = wanted and wanted == context.type(node.input[0])",
+        "same = wanted and wanted == read",
         "same = wanted",
         "tests/carry/test_same_type.py",
     ),
@@ -404,6 +453,21 @@ MUTANTS = (
         "    if True:\n        return case",
         "tests/test_fused_operators.py",
     ),
+    # --- frozen initializers ---------------------------------------------------------------------
+    Mutant(
+        "frozen initializers stay inputs",
+        "_onnx/read/frozen.py",
+        "    if names:\n        kept",
+        "    if False:\n        kept",
+        "tests/test_frozen.py",
+    ),
+    Mutant(
+        "initializers before IR version 4 are dropped from the inputs",
+        "_onnx/read/frozen.py",
+        "if model.ir_version < _OVERRIDABLE:",
+        "if False:",
+        "tests/test_frozen.py",
+    ),
     # --- certificates ----------------------------------------------------------------------------
     Mutant(
         "a certificate holds whatever the weights are",
@@ -575,6 +639,20 @@ MUTANTS = (
         "start = axis + first.ndim if axis < 0 else axis",
         "start = first.ndim - second.ndim",
         "tests/verify/test_legacy.py",
+    ),
+    Mutant(
+        "what an unknown operator reads is not compared",
+        "_run/cut.py",
+        'read = [(f"input {n} of {name}", t) for n, t in enumerate(node.input) if t]',
+        "read = list[tuple[str, str]]()",
+        "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
+        "unknown operators with other attributes are the same",
+        "_run/cut.py",
+        "attributes = sorted(attribute.SerializeToString() for attribute in node.attribute)",
+        "attributes = list[bytes]()",
+        "tests/verify/test_custom_operators.py",
     ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(

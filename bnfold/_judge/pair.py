@@ -13,13 +13,15 @@ from bnfold._run.source import Source, Tap
 class Pair:
     """Two files, the weights of the original, and the names of the weights to plant errors in.
 
-    If no weight is named, errors are planted in all.
+    If no weight is named, errors are planted in all. ``filled`` are inputs that the user does not
+    know of: a cut has made them.
     """
 
     original: Source
     folded: Source
     weights: Mapping[str, Array | None]
     touched: Collection[str]
+    filled: Collection[str] = ()
 
     def tapped(self, original: Sequence[Tap], folded: Sequence[Tap]) -> Pair:
         """The same two files with inner tensors in place of their outputs."""

@@ -29,6 +29,7 @@ from bnfold._onnx.write.applied import Applied
 from bnfold._proof import local_probe
 from bnfold._proof.absorption import Absorption, deviation
 from bnfold._proof.checked_model import CheckedModel, chain_between, follow, output_rank
+from bnfold._proof.conversions import check_conversion
 from bnfold._proof.crossings import check_crossing
 from bnfold._proof.evidence import Certificate, Mismatch, Unchecked
 from bnfold._proof.formulas import FORMULAS
@@ -277,6 +278,8 @@ def _check_crossing(
     """Check an operator that maps were carried across; return how far it is off."""
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     node = old.nodes[fold.into]
+    if node.op_type == "Cast" and not before.is_no_cast(old, node):
+        return check_conversion(before, after, node, fold)
     twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
     return check_crossing(before, after, old, new, node, twin, fold.related, bounds)
 
