@@ -157,7 +157,8 @@ class Product(Operator):
     that broadcasts; ``alpha`` and ``beta`` multiply the product and the bias. ``dtype`` is the type
     it computes in, None where not known. ``add_blocked`` says why no Add may be put behind it;
     ``writable``: whether whoever writes it back can change its weight. ``activation`` is as in
-    `view.Absorber`. ``merges``: whether whoever writes it back can write a merged one.
+    `view.Absorber`. ``merges``: whether whoever writes it back can write a merged one. ``becomes``
+    is as in `parameters.Site`.
 
     Law behind: ``A∘(α·x·W + β·C)`` has ``W[k, n]·s_n`` and ``s·β·C + t``: each output is linear in
     its column of W. Always exact along axes of ``columns``.
@@ -181,6 +182,7 @@ class Product(Operator):
     writable: bool = True
     activation: Crossing | None = None
     merges: bool = True
+    becomes: str = ""
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -239,6 +241,7 @@ class Product(Operator):
             dtype=self.weight.value.dtype if self.weight.value else np.dtype(np.float32),
             entrance=Entrance(channels.along_axis(shape, self.summed), self.alpha),
             quantized=self.weight.quantized,
+            becomes=self.becomes,
         )
 
     @property
