@@ -15,6 +15,7 @@ import numpy as np
 
 from bnfold._core.index_maps import Map, MultiAxisMap
 from bnfold._core.laws import Edit, Law, Way, not_carried
+from bnfold._core.pointwise import Converted
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Crossing
 from bnfold._plan.relation import Relation
@@ -143,6 +144,9 @@ class Sweep:
         Raises `Refusal` if the operator cannot store its new numbers.
         """
         self._renumber(node, crossing, way)
+        law = crossing.law
+        if isinstance(law, Converted) and law.widens and not self.ahead:
+            self.trip.narrow.append(law.narrow)
         self.trip.crossed.append(node)
 
     def inside(self, node: int, absorber: Absorber, map_: Map) -> Map:

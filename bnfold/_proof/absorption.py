@@ -223,6 +223,18 @@ def deviation(
     return worst if np.isfinite(worst) else float("inf")
 
 
+def require_same_input(case: Absorption, place: int) -> None:
+    """Raise `Mismatch` where an input has changed that takes no map in."""
+    given = [place < len(one.input) and one.input[place] != "" for one in (case.node, case.twin)]
+    was, now = (
+        None if values is None else (values.shape, values.dtype, values.tobytes())
+        for values in (case.stored(place), case.new(place))
+    )
+    related = given[0] and case.node.input[place] in case.related
+    if given[0] != given[1] or was != now or related:
+        raise Mismatch(f"input {place} of {label(case.twin)} changed")
+
+
 def row_parts(shape: Sequence[int]) -> Iterator[slice]:
     """Yield ranges of the first axis of a weight. Each holds few numbers, to save memory."""
     rows = shape[0] if shape else 1

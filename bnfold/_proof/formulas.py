@@ -20,6 +20,7 @@ from bnfold._proof.absorption import (
     ShiftImage,
     bias_deviation,
     deviation,
+    require_same_input,
     require_same_shape,
     row_parts,
     weight_deviation,
@@ -28,6 +29,7 @@ from bnfold._proof.activations import ahead_of_activation, without_sum
 from bnfold._proof.evidence import Mismatch
 from bnfold._proof.full_rank_maps import Double
 from bnfold._proof.product_formulas import fused_gemm, fused_matmul, gemm, matmul
+from bnfold._proof.quantized import dequantized, rescaled
 
 
 def _conv(case: Absorption, last: bool = False) -> float:
@@ -145,7 +147,7 @@ def _require_same_normalization(case: Absorption, parameters: Sequence[int | Non
         raise Mismatch(f"a map went ahead of {label(case.node)}, which normalizes it away")
     for place in range(max(len(case.node.input), len(case.twin.input))):
         if place not in parameters:
-            _require_same_input(case, place)
+            require_same_input(case, place)
 
 
 def _recurrent(case: Absorption) -> float:
@@ -174,7 +176,7 @@ def _recurrent(case: Absorption) -> float:
     fixed = old is not None or not any(case.node.input[3:4])
     for at in range(2, max(len(case.node.input), len(case.twin.input))):
         if at != 3 or not fixed:
-            _require_same_input(case, at)
+            require_same_input(case, at)
     if not fixed:
         if bool(term.any()):
             raise Mismatch(f"a shift went ahead of {label(case.node)}, whose bias is not constant")
@@ -189,18 +191,6 @@ def _recurrent(case: Absorption) -> float:
         bias[direction, :rows] += wide @ term
         sizes[direction, :rows] += np.abs(wide) @ np.abs(term)
     return max(worst, deviation(found, bias, sizes, made.dtype))
-
-
-def _require_same_input(case: Absorption, place: int) -> None:
-    """Raise `Mismatch` where an input has changed that takes no map in."""
-    given = [place < len(one.input) and one.input[place] != "" for one in (case.node, case.twin)]
-    was, now = (
-        None if values is None else (values.shape, values.dtype, values.tobytes())
-        for values in (case.stored(place), case.new(place))
-    )
-    related = given[0] and case.node.input[place] in case.related
-    if given[0] != given[1] or was != now or related:
-        raise Mismatch(f"input {place} of {label(case.twin)} changed")
 
 
 def _bias_only(case: Absorption, last: bool = False) -> float:
@@ -281,6 +271,7 @@ FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "BatchNormalization": _norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "DequantizeLinear": dequantized,
     "GRU": _recurrent,
     "Gemm": gemm,
     "GroupNormalization": _norm,
@@ -288,6 +279,7 @@ FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "LSTM": _recurrent,
     "LayerNormalization": partial(_norm, on_last_axes=True),
     "MatMul": matmul,
+    "Mul": rescaled,
     "RMSNormalization": partial(_norm, beta_at=None, on_last_axes=True),
     "RNN": _recurrent,
     "SimplifiedLayerNormalization": partial(_norm, beta_at=None, on_last_axes=True),

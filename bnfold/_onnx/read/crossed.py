@@ -19,6 +19,7 @@ from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
 from bnfold._core.pointwise import Clipped, HardSigmoid, Homogeneous, Thresholded
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
+from bnfold._onnx.read.casts import conversion
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.read.types import cast_to
@@ -42,13 +43,20 @@ def _identity(context: Context, node: NodeProto) -> Operator:
 
 
 def _cast(context: Context, node: NodeProto) -> Operator:
-    """Cast and CastLike hand on a tensor that has the type already.
+    """Cast and CastLike hand on a tensor that has the type already; a Cast between floating-point
+    types has a law of its own.
 
     Law: the identity, if the type of what it reads is known and is the one that it is cast to.
     """
     wanted = cast_to(node) if node.op_type == "Cast" else context.type(node.input[1])
-    same = wanted and wanted == context.type(node.input[0])
-    return _identity(context, node) if same else UNKNOWN
+    read = context.type(node.input[0])
+    same = wanted and wanted == read
+    if same:
+        return _identity(context, node)
+    law = conversion(read, wanted) if node.op_type == "Cast" else None
+    if law is None:
+        return UNKNOWN
+    return Crossed(label=label(node), like=context.shape(node.input[0]), law=law)
 
 
 def _dropout(context: Context, node: NodeProto) -> Operator:
@@ -105,7 +113,7 @@ def _not_linear(context: Context, node: NodeProto) -> Operator:
 
 
 def _homogeneous(context: Context, node: NodeProto) -> Operator:
-    law = Homogeneous(node.op_type == "Abs")
+    law = Homogeneous(node.op_type == "Abs", node.op_type in ("LeakyRelu", "PRelu"))
     # A PRelu's slopes may broadcast its input to a larger shape.
     like = context.shape(node.input[0]) if node.op_type != "PRelu" else None
     return Activation(label=label(node), like=like, kind=node.op_type, law=law)

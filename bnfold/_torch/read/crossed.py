@@ -136,7 +136,9 @@ def _activation(
 
 def _homogeneous(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     """Relu, LeakyReLU and PReLU (whatever their slopes), and the even abs."""
-    return _activation(context, node, args, Homogeneous(kind_of(node).startswith("abs")))
+    kind = kind_of(node)
+    law = Homogeneous(kind.startswith("abs"), kind.startswith(("leaky_relu", "prelu")))
+    return _activation(context, node, args, law)
 
 
 def _clip(context: Context, node: Node, args: dict[str, Any]) -> Operator:
