@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import bnfold
+
 from .graphs import (
     BF16,
     DOUBLE,
@@ -36,7 +38,11 @@ def test_a_product_of_matrices_takes_its_bias_as_a_gemm(bias_first):
     bias = const("Add", "m", "a", rand(4), left=bias_first)
     folds(model(right((3, 4)), bias, bn("bn", "a", "y", 4), x=(5, 3)), Gemm=1)
     folds(model(right((3, 4)), bias, op("Relu", "a", "y"), x=("n", 3)), Gemm=1, Relu=1)
-    folds(model(right((3, 4)), bn("bn", "m", "y", 4), x=(5, 3)), Gemm=1)
+    made = model(right((3, 4)), bn("bn", "m", "y", 4), x=(5, 3))
+    folds(made, Gemm=1)
+    told = bnfold.plan(made)
+    assert told.after == {"Gemm": 1}
+    assert told.folds[0].laws == ("turn MatMul into Gemm", "absorb behind MatMul")
 
 
 @pytest.mark.parametrize("k", [(4,), (1, 4), (1,), (1, 1), ()], ids=str)

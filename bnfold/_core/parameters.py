@@ -42,8 +42,7 @@ class Site:
     that a per-channel vector takes in the bias. ``bias_shape`` is the shape of a bias made anew
     (None: that of the vector). ``bias_factor`` is Gemm's beta. ``bias_beyond`` counts the numbers
     at the end of the bias's last axis that are something else's: they stay. ``entrance`` is set for
-    an operator that can take in a map of its input. ``becomes`` is the type of operator that one
-    without a place for a bias has to be to get one, "" where it stays what it is.
+    an operator that can take in a map of its input.
 
     An operator with several sites takes a map in at each of them.
     """
@@ -62,7 +61,6 @@ class Site:
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
     entrance: Entrance | None = None
     quantized: Quantized | None = None
-    becomes: str = ""
 
     def peaks(self, axis: int) -> Vector:
         """The largest weight magnitude of each output channel along an axis."""

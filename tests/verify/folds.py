@@ -153,8 +153,6 @@ def cases() -> dict[str, Case]:
         "gemm-left-turned": gemm(
             "", None, {"transA": 1, "alpha": 2.0}, *affine("g", (5, 1), (1,)), at="left"
         ),
-        "matmul-gemm": matmul((3, 4), bn("bn", "m", "y", 4), x=(5, 3)),
-        "matmul-gemm-left": matmul((5, 3), *affine("m", (5, 1), (5, 1)), x=(3, 6), at="left"),
         "matmul": matmul((3, 4), *affine("m", (4,), kinds="Mul"), x=(2, 5, 3)),
         "matmul-add": matmul(
             (3, 4), *affine("m", (4,), (4,), (4,), kinds="Add Mul -Sub"), x=(2, 5, 3)
@@ -192,6 +190,8 @@ def cases() -> dict[str, Case]:
             *affine("c", per_width, c, kinds="Add Sub"),
             x=(2, 3, 6, 7),
         ),
+        "matmul-gemm": matmul((3, 4), bn("bn", "m", "y", 4), x=(5, 3)),
+        "matmul-gemm-left": matmul((5, 3), *affine("m", (5, 1), (5, 1)), x=(3, 6), at="left"),
     }
     return found
 

@@ -158,7 +158,7 @@ class Product(Operator):
     it computes in, None where not known. ``add_blocked`` says why no Add may be put behind it;
     ``writable``: whether whoever writes it back can change its weight. ``activation`` is as in
     `view.Absorber`. ``merges``: whether whoever writes it back can write a merged one. ``becomes``
-    is as in `parameters.Site`.
+    is as in `view.Absorber`, too.
 
     Law behind: ``A∘(α·x·W + β·C)`` has ``W[k, n]·s_n`` and ``s·β·C + t``: each output is linear in
     its column of W. Always exact along axes of ``columns``.
@@ -217,7 +217,15 @@ class Product(Operator):
         blocked = self.offset.missing if self.offset is not None else None
         behind = blocked if self.offset is not None else self.add_blocked
         has_bias = self.offset is not None
-        return Absorber(self.channels, blocked, behind, has_bias, self._ahead, self.activation)
+        return Absorber(
+            self.channels,
+            blocked,
+            behind,
+            has_bias,
+            self._ahead,
+            self.activation,
+            becomes=self.becomes,
+        )
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -241,7 +249,6 @@ class Product(Operator):
             dtype=self.weight.value.dtype if self.weight.value else np.dtype(np.float32),
             entrance=Entrance(channels.along_axis(shape, self.summed), self.alpha),
             quantized=self.weight.quantized,
-            becomes=self.becomes,
         )
 
     @property

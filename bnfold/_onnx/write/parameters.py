@@ -34,8 +34,8 @@ def write_parameters(
 ) -> None:
     """Give the absorber at a position its new weight and bias, rounded once.
 
-    A bias that an operator did not have may be one of the constants that are ``lent``: those of
-    the maps that it takes in. An Add's constant then keeps its name, and is stored once for all.
+    Its bias may be one of the constants that are ``lent``: an Add's constant then keeps its name,
+    and is stored once for all.
     """
     scope, node = graph.scope, graph.scope.nodes[position]
     _write_scale(editor, graph, node, site, sides)
@@ -52,12 +52,11 @@ def write_parameters(
         wanted = f"{stem}.bias" if stem != weight_name else f"{weight_name}_bias"
         if old_bias is not None:
             wanted = f"{old_bias.name}_folded"
-        known = next((one.name for one in lent if site.becomes and _holds(one, bias)), None)
+        known = next((one.name for one in lent if _holds(one, bias)), None)
         if known is not None:
             editor.connect(scope, position, site.bias, known)
         else:
             editor.store(scope, node, site.bias, old_bias, bias, wanted)
-        node.op_type = site.becomes or node.op_type
 
 
 def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides) -> None:

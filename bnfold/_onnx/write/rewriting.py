@@ -72,8 +72,10 @@ class _GraphRewriter:
         for node, sides in self.moves.sides.items():
             position = graph.positions[node]
             for site in graph.readings[node].sites:
-                lent = self._constants_of(moved.get(node))
+                lent = self._constants_of(moved.get(node)) if node in self.moves.turned else ()
                 write_parameters(editor, graph, position, site, sides, lent)
+            if node in self.moves.turned:
+                scope.nodes[position].op_type = self.moves.turned[node]
         applied = []
         for move, left in zip(self.moves.moves, remaining, strict=True):
             write = self._absorb if move.law == "absorb" else self._compose
