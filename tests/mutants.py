@@ -481,6 +481,21 @@ MUTANTS = (
         "    if True:\n        return case",
         "tests/test_fused_operators.py",
     ),
+    # --- frozen initializers ---------------------------------------------------------------------
+    Mutant(
+        "frozen initializers stay inputs",
+        "_onnx/read/frozen.py",
+        "    if names:\n        kept",
+        "    if False:\n        kept",
+        "tests/test_frozen.py",
+    ),
+    Mutant(
+        "initializers before IR version 4 are dropped from the inputs",
+        "_onnx/read/frozen.py",
+        "if model.ir_version < _OVERRIDABLE:",
+        "if False:",
+        "tests/test_frozen.py",
+    ),
     # --- certificates ----------------------------------------------------------------------------
     Mutant(
         "a certificate holds whatever the weights are",
@@ -523,6 +538,34 @@ MUTANTS = (
         "if self._reads(node, name) > 1:",
         "if False:",
         "tests/torch/test_aliases.py tests/torch/test_recurrent.py",
+    ),
+    Mutant(
+        "what lies between quantizers agrees",
+        "_judge/between_quantizers.py",
+        'status: Status = "fail" if parts is None else overall(parts[1])',
+        'status: Status = "fail" if parts is None else "pass"',
+        "tests/test_quantize_paths.py",
+    ),
+    Mutant(
+        "steps of quantizers explain any difference",
+        "_judge/between_quantizers.py",
+        "check.difference > STEPS * most",
+        "check.difference > 1e9 * most",
+        "tests/verify/test_steps.py",
+    ),
+    Mutant(
+        "quantizers of other numbers round alike",
+        "_run/quantizers.py",
+        "return same and alike and not blocks",
+        "return alike and not blocks",
+        "tests/verify/test_steps.py",
+    ),
+    Mutant(
+        "integers saturate by the fold's doing",
+        "_judge/deployment.py",
+        "check = replace(deployment, precise=True).check(provider, expected)",
+        "check = deployment.check(provider, expected)",
+        "tests/verify/test_steps.py",
     ),
     # --- probes ----------------------------------------------------------------------------------
     Mutant(
