@@ -65,7 +65,7 @@ CODES: dict[str, Code] = {
     "overridable-weight": Code(
         "A parameter is an initializer that is also listed as a graph input (or is bound by the "
         "model's training information), so a caller may replace it at run time.",
-        "Remove the parameter from the graph's inputs if nobody overrides it.",
+        "If nobody overrides it, --freeze-initializers takes it from the graph's inputs and folds.",
     ),
     "dynamic-weight": Code(
         "A parameter is computed at run time: there is no constant to fold into or from.",
@@ -75,6 +75,13 @@ CODES: dict[str, Code] = {
         "The weight is stored as integers behind a DequantizeLinear; folding it into floats "
         "would undo the quantization.",
         "Fold before quantizing.",
+    ),
+    "quantizer-between": Code(
+        "Between the linear operator and the map a quantizer rounds the data to integers. Nothing "
+        "passes that exactly; behind it, a positive number that multiplies all of the data goes "
+        "into its DequantizeLinear.",
+        "Fold the float model first, then quantize it: bnfold model.onnx -o folded.onnx, and give "
+        "folded.onnx to the quantizer.",
     ),
     "function-parameter": Code(
         "A parameter is an input or attribute of a local function: each call may pass another one, "
@@ -155,8 +162,9 @@ CODES: dict[str, Code] = {
         "Nothing, if that is what the model means; training with padding 0 or a shift of 0 helps.",
     ),
     "fused-operator": Code(
-        "The operator is part of a GELU or normalization that is written out, and that runtimes "
-        "put together and run as one. Without it they would run the other parts one by one.",
+        "The operator is part of a GELU, a normalization or a dynamically quantized product that "
+        "is written out, and that runtimes put together and run as one. Without it they would run "
+        "the other parts one by one.",
         "Nothing: the model runs faster this way.",
     ),
     "no-gain": Code(

@@ -27,6 +27,15 @@ class EarlyVerdict(Exception):
         self.status = status
 
 
+class NotLoadedError(EarlyVerdict):
+    """The original does not load; ``why`` is the first thing that the engine says."""
+
+    def __init__(self, why: str, text: str) -> None:
+        """Keep both; the verdict is "inconclusive"."""
+        super().__init__("inconclusive", text)
+        self.why = why
+
+
 @dataclass(frozen=True)
 class Terms:
     """How a comparison is made.
@@ -145,4 +154,21 @@ class Bench(Protocol):
         """A bench of the same two models on one input set, with another output.
 
         The new output is the tensor that ``output`` chooses from. Raises as `run_original` does.
+        """
+
+    def cut_at_quantizers(self, trials: Sequence[Trial]) -> Bench | None:
+        """A bench of the same two models in parts, cut where both round data to integers.
+
+        What is rounded is put out, and the integers of the original are put in, on both sides. None
+        where nothing is rounded, or where the models cannot be cut.
+        """
+
+    def rounds_elsewhere(self) -> bool:
+        """Whether one of the models rounds data to integers at other places than both do."""
+
+    def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
+        """How far the outputs of the original move when some integers are off by a step.
+
+        By the numbers of input set and output. Empty where nothing is rounded to integers, or where
+        that cannot be told.
         """

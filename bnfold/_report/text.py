@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import bnfold
 from bnfold._core.result import Fold, Kept, Plan
+from bnfold._onnx.files.text_forms import written_as
 from bnfold._report.findings import certified, figures, foldable, located, trouble
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Itera
     yield from _plan_lines(outcome, verbose, "folded", "merged")
     yield from verdict_lines(outcome.verdict, verbose, power)
     if outcome.output is not None:
-        yield f"wrote {outcome.output}"
+        form = written_as(outcome.output) if outcome.output.suffix != ".pt2" else None
+        yield f"wrote {outcome.output}" + (f", in {form.told}" if form is not None else "")
         for path in outcome.left_behind:
             yield f"{path} is not read by it any more; remove it if no other model needs it"
     elif outcome.verdict.status == "fail":
@@ -79,6 +81,8 @@ def _merged(merges: Sequence[Fold]) -> str:
 def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> Iterator[str]:
     """Yield lines that say what folded and merged, and what stays."""
     plan = outcome.plan
+    if outcome.frozen:
+        yield f"froze {_count(outcome.frozen, 'initializer')} that a caller could override"
     rows = list(_operator_rows(plan))
     if plan.folds:
         rows.append(("file size", _size(outcome.size_before), _size(outcome.size_after)))
@@ -96,6 +100,12 @@ def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> It
     else:
         yield "nothing to fold"
     yield from _kept_lines(plan, verbose)
+    if outcome.hanging:
+        verb = "hangs" if outcome.hanging == 1 else "hang"
+        yield (
+            f"{_count(outcome.hanging, 'map')} {verb} on initializers that are listed as inputs, "
+            "which --freeze-initializers takes for fixed"
+        )
 
 
 def verdict_lines(verdict: Verdict, verbose: bool, power: bool = False) -> Iterator[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -90,19 +90,20 @@ class WantedInputs:
         """
         known = {flavour: flavour for flavour in FLAVOURS}
         flavours = []
-        for name in draws:
+        for name in (draws,) if isinstance(draws, str) else draws:
             if name not in known:
                 raise UsageError(f"there are no {name!r} inputs; there are {', '.join(FLAVOURS)}")
             flavours.append(known[name])
         if not flavours:
             raise UsageError(f"say which inputs to draw: {', '.join(FLAVOURS)}")
-        sizes = {
-            name: (given,) if isinstance(given, int) else tuple(given)
+        sizes: dict[str, tuple[Any, ...]] = {
+            name: tuple(given) if isinstance(given, Sequence) else (given,)
             for name, given in dims.items()
         }
         for name, given in sizes.items():
-            if not given or min(given) < 1:
-                raise UsageError(f"the dimension {name!r} needs sizes of 1 or more")
+            whole = all(isinstance(size, int | np.integer) and size >= 1 for size in given)
+            if not given or not whole:
+                raise UsageError(f"the dimension {name!r} needs sizes of 1 or more, not {given!r}")
         return cls(tuple(flavours), sizes)
 
 
@@ -210,6 +211,22 @@ class InputSource:
             if candidate not in tried:
                 tried.append(candidate)
                 yield self._draw(number, candidate)
+
+    def filling(self, given: InputSet, names: Collection[str]) -> Iterator[InputSet]:
+        """Yield a given input set with drawn values for some further inputs, likeliest sizes first.
+
+        A free dimension that a given input has as well takes the size that it has there.
+        """
+        known = dict[Key, int]()
+        for spec in self._specs:
+            if spec.name not in names and spec.name in given.feeds:
+                for key, size in zip(spec.keys(), given.feeds[spec.name].shape, strict=True):
+                    if key is not None:
+                        known[key] = size
+        for sizes in self._likely():
+            drawn = self._draw(0, {**sizes, **known})
+            filled = {name: drawn.feeds[name] for name in names}
+            yield InputSet(given.label, {**given.feeds, **filled})
 
     def _count(self, sizes: Mapping[Key, int]) -> int:
         """How many numbers a set of inputs holds."""
