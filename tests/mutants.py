@@ -173,6 +173,34 @@ MUTANTS = (
         "if False:",
         "tests/carry/test_same_type.py",
     ),
+    Mutant(
+        "a MatMul of any rank becomes a Gemm",
+        "_onnx/read/linear.py",
+        "matrices = len(weight.value.shape) == 2 and other is not None and len(other) == 2",
+        "matrices = len(weight.value.shape) == 2 and other is not None",
+        "tests/test_matmul.py",
+    ),
+    Mutant(
+        "a MatMul of dequantized weights becomes a Gemm",
+        "_onnx/read/linear.py",
+        "return matrices and context.opset >= since and weight.quantized is None",
+        "return matrices and context.opset >= since",
+        "tests/test_quantized.py",
+    ),
+    Mutant(
+        "a Gemm that was a MatMul keeps the constant that an Add had, whatever the bias is",
+        "_onnx/write/parameters.py",
+        "    return constant.dtype == values.dtype and bool((constant.load() == values).all())",
+        "    return constant.dtype == values.dtype",
+        "tests/test_matmul.py",
+    ),
+    Mutant(
+        "the proof takes the bias of a Gemm that was a MatMul for none",
+        "_proof/product_formulas.py",
+        "        bias = _offset(case.new(2), case.twin)",
+        "        bias = np.zeros(())",
+        "tests/test_matmul.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
