@@ -173,6 +173,34 @@ MUTANTS = (
         "if False:",
         "tests/carry/test_same_type.py",
     ),
+    Mutant(
+        "a MatMul of any rank becomes a Gemm",
+        "_onnx/read/linear.py",
+        "matrices = len(weight.value.shape) == 2 and other is not None and len(other) == 2",
+        "matrices = len(weight.value.shape) == 2 and other is not None",
+        "tests/test_matmul.py",
+    ),
+    Mutant(
+        "a MatMul of dequantized weights becomes a Gemm",
+        "_onnx/read/linear.py",
+        "return matrices and context.opset >= since and weight.quantized is None",
+        "return matrices and context.opset >= since",
+        "tests/test_quantized.py",
+    ),
+    Mutant(
+        "a Gemm that was a MatMul keeps the constant that an Add had, whatever the bias is",
+        "_onnx/write/parameters.py",
+        "    return constant.dtype == values.dtype and bool((constant.load() == values).all())",
+        "    return constant.dtype == values.dtype",
+        "tests/test_matmul.py",
+    ),
+    Mutant(
+        "the proof takes the bias of a Gemm that was a MatMul for none",
+        "_proof/product_formulas.py",
+        "        bias = _offset(case.new(2), case.twin)",
+        "        bias = np.zeros(())",
+        "tests/test_matmul.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
@@ -532,6 +560,34 @@ MUTANTS = (
         "if self._reads(node, name) > 1:",
         "if False:",
         "tests/torch/test_aliases.py tests/torch/test_recurrent.py",
+    ),
+    Mutant(
+        "what lies between quantizers agrees",
+        "_judge/between_quantizers.py",
+        'status: Status = "fail" if parts is None else overall(parts[1])',
+        'status: Status = "fail" if parts is None else "pass"',
+        "tests/test_quantize_paths.py",
+    ),
+    Mutant(
+        "steps of quantizers explain any difference",
+        "_judge/between_quantizers.py",
+        "check.difference > STEPS * most",
+        "check.difference > 1e9 * most",
+        "tests/verify/test_steps.py",
+    ),
+    Mutant(
+        "quantizers of other numbers round alike",
+        "_run/quantizers.py",
+        "return same and alike and not blocks",
+        "return alike and not blocks",
+        "tests/verify/test_steps.py",
+    ),
+    Mutant(
+        "integers saturate by the fold's doing",
+        "_judge/deployment.py",
+        "check = replace(deployment, precise=True).check(provider, expected)",
+        "check = deployment.check(provider, expected)",
+        "tests/verify/test_steps.py",
     ),
     # --- probes ----------------------------------------------------------------------------------
     Mutant(

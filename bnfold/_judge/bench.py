@@ -155,3 +155,20 @@ class Bench(Protocol):
 
         The new output is the tensor that ``output`` chooses from. Raises as `run_original` does.
         """
+
+    def cut_at_quantizers(self, trials: Sequence[Trial]) -> Bench | None:
+        """A bench of the same two models in parts, cut where both round data to integers.
+
+        What is rounded is put out, and the integers of the original are put in, on both sides. None
+        where nothing is rounded, or where the models cannot be cut.
+        """
+
+    def rounds_elsewhere(self) -> bool:
+        """Whether one of the models rounds data to integers at other places than both do."""
+
+    def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
+        """How far the outputs of the original move when some integers are off by a step.
+
+        By the numbers of input set and output. Empty where nothing is rounded to integers, or where
+        that cannot be told.
+        """

@@ -21,11 +21,13 @@ from pathlib import Path
 import onnx
 
 from bnfold._judge.bench import Bench, EarlyVerdict, NotLoadedError, Terms
+from bnfold._judge.between_quantizers import between_quantizers
 from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
 from bnfold._judge.conclusion import Evidence, conclude
 from bnfold._judge.deployment import as_deployed, opened_session
 from bnfold._judge.location import first_difference
-from bnfold._judge.onnx_bench import OnnxBench, Pair
+from bnfold._judge.onnx_bench import OnnxBench
+from bnfold._judge.pair import Pair
 from bnfold._judge.power import RestingFold
 from bnfold._judge.second_look import looked_at_again
 from bnfold._judge.settings import DEFAULT, Settings
@@ -212,6 +214,7 @@ def common_stages(
     """The stages that all models have: run, measure, compare, look again."""
     layers = [fold.layers for fold in resting]
     compared = looked_at_again(bench, terms, run_and_compare(bench, terms, layers))
+    compared = between_quantizers(bench, terms, compared, layers)
     power = compared.measured.power
     unnoticed = power.unnoticed() if power is not None else range(len(resting))
     return compared, Evidence(

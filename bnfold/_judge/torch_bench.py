@@ -111,6 +111,17 @@ class TorchBench:
         """See `Bench.chosen_from`."""
         raise EarlyVerdict("inconclusive", f"what {output} is chosen from is not known")
 
+    def cut_at_quantizers(self, trials: Sequence[Trial]) -> None:
+        """None: in modules nothing is rounded to integers."""
+
+    def rounds_elsewhere(self) -> bool:
+        """False: in modules nothing is rounded to integers."""
+        return False
+
+    def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
+        """Empty: in modules nothing is rounded to integers."""
+        return {}
+
     def _exact(self, module: nn.Module, inputs: InputSet) -> list[Any]:
         if self.double:
             return []

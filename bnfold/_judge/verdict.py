@@ -45,6 +45,12 @@ class Cause(Enum):
     TIED = "other indices where the values tie"
     TIED_AND = "other indices where the values tie; {}"
     IN_FLOAT64 = "in float64"
+    BY_STEPS = (
+        "between the quantizers the two agree; a number at the border of two integers is rounded "
+        "to the other one"
+    )
+    BETWEEN_QUANTIZERS = "between the quantizers: {}"
+    STEPS_MOVE = "steps of its quantizers move it by {:.2e}"
 
     def words(self, about: tuple[Any, ...]) -> str:
         """The cause in words."""
