@@ -445,6 +445,28 @@ MUTANTS = (
         "if False:",
         "tests/merge/test_serial.py",
     ),
+    # --- dead channels ---------------------------------------------------------------------------
+    Mutant(
+        "a channel of normal numbers is dead",
+        "_core/limits.py",
+        "before = (peaks < limits.tiny) | (magnitude < limits.tiny)",
+        "before = peaks >= 0",
+        "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a denormal number of float16 shows nothing",
+        "_core/limits.py",
+        " & (shown < limits.eps))",
+        ")",
+        "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a certificate does not see that a channel is lost",
+        "_proof/absorption.py",
+        "    if channels is not None:\n        channels.check(peaks, dtype, case)",
+        "    if False:\n        channels.check(peaks, dtype, case)",
+        "tests/test_dtypes.py",
+    ),
     # --- fused operators -------------------------------------------------------------------------
     Mutant(
         "a map behind a fused operator forgets the activation",
