@@ -732,6 +732,13 @@ MUTANTS = (
         'if "fail" not in statuses and',
         "tests/verify/test_ahead.py",
     ),
+    Mutant(
+        "rounding of inputs explains any difference",
+        "_judge/tolerance.py",
+        "return moved > self.allowed(at, expected) and difference <= WIDEST * moved",
+        "return True",
+        "tests/verify/test_moved_inputs.py",
+    ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
         "stored values are drawn as inputs",
