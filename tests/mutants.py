@@ -195,6 +195,20 @@ MUTANTS = (
         "        if node.op_type in _EVALUATED:",
         "tests/test_standardized.py",
     ),
+    Mutant(
+        "a constant of any size is made",
+        "_onnx/read/growth.py",
+        "    if count > max(_LARGEST, sum(values.size for values in given)):",
+        "    if False:",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "large constants are made anew for each reader",
+        "_onnx/read/constants.py",
+        "            self._recent[key] = values",
+        "            self._recent.clear()",
+        "tests/test_constants.py",
+    ),
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
         "a shift through Relu",
