@@ -18,13 +18,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import onnx
+
+from bnfold._judge.ahead import judged_ahead
 from bnfold._judge.bench import Bench, EarlyVerdict, NotLoadedError, Terms
+from bnfold._judge.between_quantizers import between_quantizers
 from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
 from bnfold._judge.conclusion import Evidence, conclude
 from bnfold._judge.deployment import as_deployed, opened_session
 from bnfold._judge.location import first_difference
-from bnfold._judge.onnx_bench import OnnxBench, Pair
-from bnfold._judge.power import RestingFold
+from bnfold._judge.onnx_bench import OnnxBench
+from bnfold._judge.pair import Pair
+from bnfold._judge.power import RestingFold, best_shown
 from bnfold._judge.second_look import looked_at_again
 from bnfold._judge.settings import DEFAULT, Settings
 from bnfold._judge.unknown_operators import cut_apart
@@ -32,8 +37,10 @@ from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
 from bnfold._onnx.files.external import external_files, runnable
 from bnfold._onnx.files.load import in_binary, load_model, understood
+from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._run.applicable import refuse_inapplicable
 from bnfold._run.bounds import Bounds, Exhausted
+from bnfold._run.draws import fixed_draws
 from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
@@ -41,7 +48,7 @@ from bnfold._run.perturbable import find_weights, plantable_weights
 from bnfold._run.ports import renamed
 from bnfold._run.providers import CPU
 from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
-from bnfold._run.source import Parsed, Source
+from bnfold._run.source import Edit, Parsed, Source
 
 
 def compare(
@@ -149,9 +156,13 @@ def _compare_binaries(
     other = load_model(folded, lean=True)
     theirs, right_parsed = external_files(other), Parsed(other)
     model = load_model(original, lean=True)
+    left_edits, right_edits = (_frozen(one, settings) for one in (model, other))
     refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)
-    pairing = renamed(model, other)
+    pairing, draws = renamed(model, other), fixed_draws(model, other, settings.seed)
+    drawn = [draws] if draws else []
+    left_edits = (*left_edits, *drawn)
+    right_edits = (*right_edits, *([pairing] if pairing else []), *drawn)
     with understood(model, name):
         hoisted = hoist(model)
         weights = find_weights(model, original.parent)
@@ -159,15 +170,26 @@ def _compare_binaries(
     del model, other
     with runnable(original, ours) as left, runnable(folded, theirs) as right:
         return compare(
-            Source(left, parsed=left_parsed, hoisted=hoisted),
-            Source(right, parsed=right_parsed, edits=(pairing,) if pairing else ()),
+            Source(left, parsed=left_parsed, hoisted=hoisted, edits=left_edits),
+            Source(right, parsed=right_parsed, edits=right_edits),
             parameters=weights.values,
             touched=touched,
             inputs=inputs,
             settings=settings,
             progress=progress,
-            notes=(pairing.told(),) if pairing else (),
+            notes=[each.told() for each in (pairing, draws) if each is not None],
         )
+
+
+def _frozen(model: onnx.ModelProto, settings: Settings) -> tuple[Edit, ...]:
+    """Take the initializers that are listed as inputs for fixed, if a user said so, in place.
+
+    Gives the edits that do the same to the file.
+    """
+    if not settings.frozen or not listed(model):
+        return ()
+    freeze(model)
+    return (freeze,)
 
 
 def decided(bench: Bench, terms: Terms, judge: Callable[[], EndToEnd]) -> EndToEnd:
@@ -193,16 +215,18 @@ def end_to_end_result(
 def common_stages(
     bench: Bench, terms: Terms, resting: Sequence[RestingFold] = ()
 ) -> tuple[Comparison, Evidence]:
-    """The stages that all models have: run, measure, compare, look again."""
+    """The stages that all models have: run, measure, compare, look again, look ahead."""
     layers = [fold.layers for fold in resting]
     compared = looked_at_again(bench, terms, run_and_compare(bench, terms, layers))
-    power = compared.measured.power
-    unnoticed = power.unnoticed() if power is not None else range(len(resting))
+    compared = between_quantizers(bench, terms, compared, layers)
+    looked = judged_ahead(bench, terms, compared, without_taps(bench, compared), layers)
+    powers = [each for each in (compared.measured.power, looked.power) if each is not None]
+    unnoticed = set(range(len(resting))).intersection(*(power.unnoticed() for power in powers))
     return compared, Evidence(
-        without_taps(bench, compared),
-        planted=power.planted_errors() if power is not None else (),
+        looked.checks,
+        planted=best_shown([power.planted_errors() for power in powers]),
         every_layer=terms.settings.power,
-        unnoticed=[resting[number].into for number in unnoticed],
+        unnoticed=[resting[number].into for number in sorted(unnoticed)],
     )
 
 
