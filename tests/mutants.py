@@ -134,7 +134,7 @@ MUTANTS = (
     Mutant(
         "a map goes forward into the narrower type",
         "_core/pointwise.py",
-        "        if not self.widens:\n            raise",
+        "        if not (self.widens or self.exact):\n            raise",
         "        if False:\n            raise",
         "tests/carry/test_conversions.py",
     ),
@@ -222,6 +222,20 @@ MUTANTS = (
         "        if node.op_type in _EVALUATED and not misaligned:",
         "        if node.op_type in _EVALUATED:",
         "tests/test_standardized.py",
+    ),
+    Mutant(
+        "a constant of any size is made",
+        "_onnx/read/growth.py",
+        "    if count > max(_LARGEST, sum(values.size for values in given)):",
+        "    if False:",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "large constants are made anew for each reader",
+        "_onnx/read/constants.py",
+        "            self._recent[key] = values",
+        "            self._recent.clear()",
+        "tests/test_constants.py",
     ),
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
@@ -711,6 +725,34 @@ MUTANTS = (
         "attributes = sorted(attribute.SerializeToString() for attribute in node.attribute)",
         "attributes = list[bytes]()",
         "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
+        "other constants behind the tensors ahead of an output",
+        "_run/endings.py",
+        "if stored and not self._same_origin(names):",
+        "if False:",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "functions inside functions are not looked at",
+        "_run/endings.py",
+        "functions if inner else None",
+        "functions.get(key)",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "all random numbers of a model are the same",
+        "_run/draws.py",
+        "[self.seed, number])",
+        "[self.seed])",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "an output passes where something ahead of it does",
+        "_judge/ahead.py",
+        'if statuses <= {"pass"} and',
+        'if "fail" not in statuses and',
+        "tests/verify/test_ahead.py",
     ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
