@@ -110,8 +110,13 @@ def prepare(model: ModelProto, base_dir: Path | None) -> PlannedModel:
     chosen = inline(model, calls)
     planned = _prepare(chosen.model, base_dir)
     plan = _as_called(_with_reasons(planned, planned.plan, reasons), chosen)
-    plan = replace(plan, before=whole.plan.before)
+    plan = replace(plan, before=_counted(whole.plan.before), after=_counted(plan.after))
     return replace(planned, plan=plan, inlined=chosen, calls=calls, given=model)
+
+
+def _counted(operators: Mapping[str, int]) -> dict[str, int]:
+    """Operators without Constants: inlining makes copies of these, and no run executes them."""
+    return {op: count for op, count in operators.items() if op != "Constant"}
 
 
 def _paying(whole: PlannedModel, tried: PlannedModel, everything: Inlined) -> frozenset[Call]:
