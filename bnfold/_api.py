@@ -130,6 +130,7 @@ def verify(
     atol: float | None = None,
     threads: int = 0,
     timeout: float | None = None,
+    ops_libraries: Sequence[str | os.PathLike[str]] = (),
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> EndToEnd:
@@ -150,6 +151,9 @@ def verify(
     unless all would. ``rtol`` and ``atol`` replace the measured tolerance by one as of
     ``numpy.allclose``. ``threads`` is how many onnxruntime computes with (0: as many as there are
     cores), ``timeout`` a number of seconds after which the verdict is inconclusive.
+    ``ops_libraries`` are the paths of libraries of custom operators that onnxruntime registers. At
+    operators that it does not know, the comparison is made at what they read and behind what they
+    write.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
     ``kwargs``, then exported and compared like that. Two ``ExportedProgram`` are run by PyTorch on
     the inputs that the original carries. All options but ``seed`` are for models of ONNX.
@@ -160,6 +164,7 @@ def verify(
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
     from bnfold._run.drawing import WantedInputs
+    from bnfold._run.libraries import checked
     from bnfold._run.providers import by_name
 
     settings = Settings(
@@ -171,6 +176,7 @@ def verify(
         fixed=Fixed.of(rtol, atol),
         threads=threads,
         seconds=timeout,
+        libraries=checked(os.fspath(path) for path in ops_libraries),
     )
     options = ModuleOptions(args, kwargs)
     return compare_models(original, folded, inputs, settings, base_dir, options)

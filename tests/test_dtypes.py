@@ -200,7 +200,7 @@ def test_cast_between_stops():
         op("Cast", "h", "f", to=FLOAT),
         bn("bn", "f", "y", 4),
     )
-    stays(m, {"bn": "no-linear-operator"}, runtime=False)
+    stays(m, {"bn": "not-carried"}, runtime=False)
 
 
 def test_double_by_matmul():

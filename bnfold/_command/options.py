@@ -114,6 +114,13 @@ _COMPARISON = (
         help="Stop comparing after this time; the verdict is inconclusive then.",
     ),
     click.option(
+        "--ops-library",
+        type=PATH,
+        multiple=True,
+        metavar="FILE",
+        help="A library of custom operators for onnxruntime. It is loaded: it is code.",
+    ),
+    click.option(
         "--memory",
         type=_bytes,
         metavar="SIZE",
@@ -131,6 +138,7 @@ _UNSET: dict[str, Any] = {
     "atol": None,
     "threads": 0,
     "timeout": None,
+    "ops_library": (),
 }
 NAMES = tuple(_UNSET)
 """The options of a comparison. The bound on memory is for every run, so it is not among them."""
@@ -146,6 +154,7 @@ _CONFIGURABLE = {
     "atol": "number",
     "threads": "integer",
     "timeout": "number",
+    "ops-library": "paths",
     "memory": "text",
     "output-format": "text",
     "verbose": "flag",
@@ -180,7 +189,7 @@ def _configure(context: click.Context, _: click.Parameter, ignored: bool) -> Non
         values[option.name] = value
         try:
             read[option.name] = option.type_cast_value(context, value)
-            if option.name in _UNSET:
+            if option.name in _UNSET and option.name != "ops_library":  # loaded where it is used
                 settings({**_UNSET, option.name: read[option.name]})
         except click.BadParameter as error:
             raise project.trouble(key, error.message.rstrip(".")) from error
@@ -257,6 +266,7 @@ def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
     from bnfold._run.drawing import USUAL, WantedInputs
+    from bnfold._run.libraries import checked
     from bnfold._run.providers import by_name
 
     _refuse_both(given)
@@ -270,6 +280,7 @@ def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
         fixed=Fixed.of(given["rtol"], given["atol"]),
         threads=given["threads"],
         seconds=given["timeout"],
+        libraries=checked(given["ops_library"]),
     )
 
 

@@ -23,6 +23,9 @@ from bnfold._core.limits import Limits
 from bnfold._core.reasons import Reason, Refusal
 
 Maps = Mapping[int, Map]
+Spot = int | str | tuple[str, int]
+"""Where an operator keeps a number: at an input (its number), in an attribute (its name), or in the
+list in an attribute (its name, and the place in the list)."""
 # What a law says where padding, which has no channels, keeps a shift from passing.
 PADDING = Reason("zero-padding", "", "zero padding would see the shift")
 # What a sum says whose terms cannot be counted.
@@ -71,7 +74,7 @@ class Form:
 
     op: str
     law: Law
-    numbers: Mapping[str, int | str] = field(default_factory=dict)
+    numbers: Mapping[str, Spot] = field(default_factory=dict)
     dtype: np.dtype[Any] | None = None
 
 

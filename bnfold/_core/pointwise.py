@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,9 +27,11 @@ class Homogeneous(Law):
     """Relu, LeakyRelu, PRelu, Abs: ``f(s·x) = s·f(x)`` element by element for every s > 0.
 
     Exact with no shift, whatever the axis. ``even`` (Abs): forward for s < 0 too, as |s|.
+    ``sloped`` (LeakyRelu, PRelu): what it puts out may be smaller than what it reads, and not 0.
     """
 
     even: bool = False
+    sloped: bool = False
 
     def backward(self, output: int, map_: Map) -> list[Way]:
         """``s·f(x) = f(s·x)`` for s > 0 and t = 0."""
@@ -54,6 +56,56 @@ class Homogeneous(Law):
             raise not_carried("a scale is not positive")
         if not map_.keeps_origin:
             raise not_carried("the shift does not pass")
+
+
+@dataclass(frozen=True)
+class Converted(Law):
+    """Cast between two floating-point types, of which ``wide`` holds every number of ``narrow``;
+    ``widens``: what it puts out is the wide one.
+
+    ``A(cast(x)) = cast(A(x))`` up to roundings to narrow, of units u. Where a map goes to the wide
+    side, a rounding of x, which cost ``u·|s·x|`` of the result, falls away. Nothing is lost.
+
+    Where it goes to the narrow side, backward, x was stored in narrow, at a cost of ``u·|s·x|``,
+    and ``A(x)`` is stored there instead, at a cost of ``u·|A(x)|``. No more is lost, and nothing
+    overflows that did not, where ``A(x)`` is rounded to narrow anyway before anything adds to it or
+    makes it smaller, and where all of the map goes: the planner sees to it (`_plan.conversions`).
+    What x is computed by takes the map in, and its new numbers are rounded to narrow as the old
+    ones were. As ``b' = A(x) - s·W·z``, the new bias costs ``u·|b'| ≤ u·|A(x)| + u·|s|·|W|·|z|``:
+    what rounding the result and the weights cost before.
+
+    Forward, no map goes to the narrow side: ``s·x`` may be large where ``s·x + t`` is small, and
+    whoever kept the map in a wider type has asked for the difference.
+    """
+
+    narrow: np.dtype[Any]
+    wide: np.dtype[Any]
+    widens: bool
+
+    def backward(self, output: int, map_: Map) -> list[Way]:
+        """The map of the output is that of the input."""
+        return [Way({0: map_})]
+
+    def forward(self, maps: Maps) -> list[Way]:
+        """The map of the input is that of the output, where that is of the wide type."""
+        if not self.widens:
+            raise not_carried(f"it rounds to {self.narrow}")
+        return [Way({0: maps[0]})]
+
+
+@dataclass(frozen=True)
+class Closed(Law):
+    """Tanh, Sigmoid: no map passes."""
+
+    kind: str
+
+    def backward(self, output: int, map_: Map) -> list[Way]:
+        """None."""
+        raise not_carried(f"no map passes its {self.kind}")
+
+    def forward(self, maps: Maps) -> list[Way]:
+        """None."""
+        raise not_carried(f"no map passes its {self.kind}")
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,13 @@ CODES: dict[str, Code] = {
         "would undo the quantization.",
         "Fold before quantizing.",
     ),
+    "quantizer-between": Code(
+        "Between the linear operator and the map a quantizer rounds the data to integers. Nothing "
+        "passes that exactly; behind it, a positive number that multiplies all of the data goes "
+        "into its DequantizeLinear.",
+        "Fold the float model first, then quantize it: bnfold model.onnx -o folded.onnx, and give "
+        "folded.onnx to the quantizer.",
+    ),
     "function-parameter": Code(
         "A parameter is an input or attribute of a local function: each call may pass another one, "
         "and the function has one body for all of them. Calls with constants are inlined where "
@@ -156,8 +163,9 @@ CODES: dict[str, Code] = {
         "Nothing, if that is what the model means; training with padding 0 or a shift of 0 helps.",
     ),
     "fused-operator": Code(
-        "The operator is part of a GELU or normalization that is written out, and that runtimes "
-        "put together and run as one. Without it they would run the other parts one by one.",
+        "The operator is part of a GELU, a normalization or a dynamically quantized product that "
+        "is written out, and that runtimes put together and run as one. Without it they would run "
+        "the other parts one by one.",
         "Nothing: the model runs faster this way.",
     ),
     "no-gain": Code(

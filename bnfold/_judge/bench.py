@@ -27,6 +27,15 @@ class EarlyVerdict(Exception):
         self.status = status
 
 
+class NotLoadedError(EarlyVerdict):
+    """The original does not load; ``why`` is the first thing that the engine says."""
+
+    def __init__(self, why: str, text: str) -> None:
+        """Keep both; the verdict is "inconclusive"."""
+        super().__init__("inconclusive", text)
+        self.why = why
+
+
 @dataclass(frozen=True)
 class Terms:
     """How a comparison is made.

@@ -13,11 +13,12 @@ from all of that (`conclusion`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from bnfold._judge.bench import Bench, EarlyVerdict, Terms
+from bnfold._judge.bench import Bench, EarlyVerdict, NotLoadedError, Terms
 from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
 from bnfold._judge.conclusion import Evidence, conclude
 from bnfold._judge.deployment import as_deployed, opened_session
@@ -26,6 +27,7 @@ from bnfold._judge.onnx_bench import OnnxBench, Pair
 from bnfold._judge.power import RestingFold
 from bnfold._judge.second_look import looked_at_again
 from bnfold._judge.settings import DEFAULT, Settings
+from bnfold._judge.unknown_operators import cut_apart
 from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
 from bnfold._onnx.files.external import external_files, runnable
@@ -80,16 +82,44 @@ def compare(
             the model has no dimension of a wanted name.
     """
     pair = Pair(_source(original), _source(folded), parameters, touched)
-    bounds = bounds or Bounds.beginning(settings.threads, settings.seconds)
+    bounds = bounds or Bounds.beginning(settings.threads, settings.seconds, settings.libraries)
     terms = Terms(settings, bounds, progress or _silent)
+    rest = _Rest(certified, resting, inputs)
     paths = pair.original.path, pair.folded.path
     with background(paths, parameters.values(), bounds) as executor:
-        on_cpu = executor if CPU in settings.providers else None
-        deployed = BackgroundLoad(partial(opened_session, pair.folded, bounds=bounds), on_cpu)
-        bench = OnnxBench(pair, inputs, terms, executor)
-        bench.notes += notes
-        judged = partial(_judged, bench, terms, pair, certified, resting, inputs is None, deployed)
-        return decided(bench, terms, judged)
+        return _compared(pair, terms, rest, executor, notes)
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What is known of two models beside themselves; see `compare`."""
+
+    certified: bool
+    resting: Sequence[RestingFold]
+    inputs: Sequence[InputSet] | None
+
+
+def _compared(
+    pair: Pair, terms: Terms, rest: _Rest, executor: Executor | None, notes: Sequence[str]
+) -> EndToEnd:
+    """The verdict on a pair. Where the original does not load, both are cut where they have to."""
+    on_cpu = executor if CPU in terms.settings.providers else None
+    load = partial(opened_session, pair.folded, bounds=terms.bounds)
+    deployed = BackgroundLoad(load, on_cpu)
+    bench = OnnxBench(pair, rest.inputs, terms, executor)
+    bench.notes += notes
+
+    def judge() -> EndToEnd:
+        try:
+            return _judged(bench, terms, pair, rest, deployed)
+        except NotLoadedError as error:
+            found = cut_apart(pair, terms, error)
+            if found is None:
+                raise
+            around, note = found
+            return _compared(around, terms, rest, executor, (*notes, note))
+
+    return decided(bench, terms, judge)
 
 
 def compare_files(
@@ -180,14 +210,12 @@ def _judged(
     bench: OnnxBench,
     terms: Terms,
     pair: Pair,
-    certified: bool,
-    resting: Sequence[RestingFold],
-    drawn: bool,
+    rest: _Rest,
     preloaded: BackgroundLoad[OnnxRuntime],
 ) -> EndToEnd:
     """The verdict after all stages. ``pair`` has both models without taps."""
-    compared, found = common_stages(bench, terms, resting)
-    found = replace(found, certified=certified, drawn=drawn)
+    compared, found = common_stages(bench, terms, rest.resting)
+    found = replace(found, certified=rest.certified, drawn=rest.inputs is None)
     fails = any(check.status == "fail" for check in found.checks)
     if not fails:
         inputs = [trial.inputs for trial in compared.trials]

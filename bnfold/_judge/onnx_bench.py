@@ -9,7 +9,14 @@ from typing import Any
 
 import onnx
 
-from bnfold._judge.bench import EarlyVerdict, OriginalRun, SaturatedOutput, Terms, Trial
+from bnfold._judge.bench import (
+    EarlyVerdict,
+    NotLoadedError,
+    OriginalRun,
+    SaturatedOutput,
+    Terms,
+    Trial,
+)
 from bnfold._judge.float64_model import Float64Model
 from bnfold._judge.ties import Choice, choices
 from bnfold._judge.tolerance import FLOOR
@@ -30,13 +37,15 @@ from bnfold._system import memory
 class Pair:
     """Two files, the weights of the original, and the names of the weights to plant errors in.
 
-    If no weight is named, errors are planted in all.
+    If no weight is named, errors are planted in all. ``filled`` are inputs that the user does not
+    know of: a cut has made them.
     """
 
     original: Source
     folded: Source
     weights: Mapping[str, Array | None]
     touched: Collection[str]
+    filled: Collection[str] = ()
 
     def tapped(self, original: Sequence[Tap], folded: Sequence[Tap]) -> Pair:
         """The same two files with inner tensors in place of their outputs."""
@@ -119,17 +128,19 @@ class OnnxBench:
         self.reached = reached(model.graph, self.pair.touched or self.pair.weights.keys())
         self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), self._executor)
         self._terms.progress("running the original")
-        drawing = self._drawing(model) if self._inputs is None else None  # before it is changed
+        drawn = self._inputs is None or bool(self.pair.filled)
+        drawing = self._drawing(model) if drawn else None  # before it is changed
         original = self._original = self._open_original(model)
         if self.engine is not OnnxRuntime:
             self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), None)
         del model
-        if isinstance(drawing, InputSource):
-            seen = self._run_drawn(original, drawing)
-        elif drawing is not None:
+        if isinstance(drawing, UndrawableError):
             raise EarlyVerdict("inconclusive", f"{drawing}; pass real inputs") from drawing
+        if self._inputs is not None:
+            seen = self._run_given(original, self._inputs, drawing)
         else:
-            seen = self._run_given(original, self._inputs or ())
+            assert drawing is not None
+            seen = self._run_drawn(original, drawing)
         self.ports = original.outputs
         return tuple(seen)
 
@@ -212,16 +223,15 @@ class OnnxBench:
             return self._opened(model)
         except EngineError as error:
             if not error.missing_kernel:
-                raise EarlyVerdict(
-                    "inconclusive", f"the original does not load: {error}"
-                ) from error
+                text = f"the original does not load: {error}"
+                raise NotLoadedError(str(error), text) from error
             missing = str(error)
         self.engine = Reference
         try:
             opened = self._opened(self.pair.original.structure())
         except EngineError as error:
             text = f"neither onnxruntime ({missing}) nor onnx.reference ({error}) runs the original"
-            raise EarlyVerdict("inconclusive", text) from error
+            raise NotLoadedError(missing, text) from error
         self.notes.append(f"onnxruntime cannot run the original ({missing}); onnx.reference did")
         return opened
 
@@ -250,10 +260,17 @@ class OnnxBench:
             raise EarlyVerdict("inconclusive", text)
         return ran
 
-    def _run_given(self, original: OnnxModel, inputs: Sequence[InputSet]) -> list[OriginalRun]:
-        inputs = [named(given, original.inputs) for given in inputs]
+    def _run_given(
+        self, original: OnnxModel, inputs: Sequence[InputSet], drawing: InputSource | None
+    ) -> list[OriginalRun]:
+        """Run the original on given inputs; those that a cut has made are drawn if they lack."""
+        filled = [name for name in self.pair.filled if any(name not in g.feeds for g in inputs)]
+        own = tuple(port for port in original.inputs if port.name not in filled)
+        inputs = [named(given, own) for given in inputs]
         for given in inputs:
-            refuse_unfit(given, original.inputs)
+            refuse_unfit(given, own)
+        if drawing is not None and filled:
+            return [self._drawn(original, drawing.filling(given, filled)) for given in inputs]
         try:
             return [OriginalRun(given, original.run(given.feeds)) for given in inputs]
         except EngineError as error:

@@ -262,6 +262,8 @@ def _parameter_names(planned: PlannedModel, folded_only: bool) -> Iterator[str]:
         if old.op_type in _WEIGHTED or not folded_only:
             yield from filter(None, old.input)
     for index, node in enumerate(nodes):
-        weighted = isinstance(node.role, Absorber) or node.op == "BatchNormalization"
+        # The scale of a DequantizeLinear of an activation is that of a quantizer, most often.
+        linear = isinstance(node.role, Absorber) and node.op != "DequantizeLinear"
+        weighted = linear or node.op == "BatchNormalization"
         if index in telling if folded_only else index in concerned or weighted:
             yield from filter(None, graph.scope.nodes[graph.positions[index]].input)

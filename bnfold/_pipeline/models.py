@@ -152,7 +152,9 @@ class _FoldedFile:
             runnable(self.original, self.data) as original,
             runnable(self.draft.path, self.draft.data) as folded,
         ):
-            bounds = Bounds.beginning(self.settings.threads, self.settings.seconds)
+            bounds = Bounds.beginning(
+                self.settings.threads, self.settings.seconds, self.settings.libraries
+            )
             before = load_model(self.original, lean=True)
             after = load_model(self.draft.path, lean=True)
             certificates = certify(

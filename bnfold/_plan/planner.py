@@ -10,6 +10,7 @@ from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.laws import Edit
 from bnfold._core.reasons import Reason
 from bnfold._core.view import View
+from bnfold._plan.conversions import Unneeded, unneeded
 from bnfold._plan.gathering import gather
 from bnfold._plan.places import Place, Standing, affine
 from bnfold._plan.relation import Relation
@@ -68,7 +69,8 @@ class Moves:
 
     ``sides`` has the maps that each operator takes in. ``relations`` says how tensors on the way of
     carried maps change, ``edits`` has the new numbers of operators on the way. ``blame`` lists for
-    each operator that takes maps in the last map of each move from which it took one.
+    each operator that takes maps in the last map of each move from which it took one. ``unneeded``
+    has the conversions between types that go with the maps.
     """
 
     moves: tuple[Move, ...]
@@ -77,6 +79,7 @@ class Moves:
     relations: Mapping[int, Relation] = field(default_factory=dict)
     edits: Mapping[int, Edit] = field(default_factory=dict)
     blame: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    unneeded: tuple[Unneeded, ...] = ()
 
     @property
     def turned(self) -> Mapping[int, str]:
@@ -110,6 +113,11 @@ def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
         relocator.relations,
         relocator.edits,
         {node: tuple(maps) for node, maps in blame.items()},
+        unneeded(
+            view,
+            [node for move in moves for node in move.crossed],
+            {index for move in moves if not move.stands for index in move.maps},
+        ),
     )
 
 

@@ -14,6 +14,7 @@ from bnfold._core.laws import Edit
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, Receiver, View
 from bnfold._plan.backward import carry_back
+from bnfold._plan.conversions import enlarges, mixing, not_rounded
 from bnfold._plan.forward import carry_ahead
 from bnfold._plan.places import Place, affine
 from bnfold._plan.relation import Relation
@@ -80,6 +81,10 @@ class Relocator:
                 if stop is not None:
                     stops.setdefault(ahead, stop)
                     continue
+                unfit = self._unfit(trip, place)
+                if unfit is not None:
+                    stops.setdefault(ahead, Stop(unfit))
+                    continue
                 named = self._names(trip, trip.states)
                 if named is None:
                     message = f"without {label} an output would be the same tensor as another"
@@ -128,6 +133,39 @@ class Relocator:
             old_operators, old_operations = old_operators + old[0], old_operations + old[1]
             new_operators, new_operations = new_operators + new[0], new_operations + new[1]
         return absorbing.pays(old_operators, old_operations, new_operators, new_operations)
+
+    def _unfit(self, trip: Trip, source: Place) -> Reason | None:
+        """Why a map may not go from a wider type to a narrower one; None if it may, or does not.
+
+        The condition of `pointwise.Converted`: what it makes is rounded to the narrower type
+        anyway, nothing but scales stays where it was, and no operator that stands takes it up. A
+        map of a tensor of the narrower type has been rounded there.
+        """
+        types = {affine(self.view.nodes[index]).dtype for index in source.maps}
+        if not trip.narrow or types == set(trip.narrow):
+            return None
+        (first, *others), label = trip.narrow, self.view.nodes[source.maps[0]].label
+        for number, state in trip.states.items():
+            place = self.places[number]
+            left = state.row if place is not source else [m for m in state.row if not enlarges(m)]
+            if left and state.row != place.state.row:
+                message = f"it would leave an operator of {label} in {first}"
+                return Reason("not-carried", label, message)
+        if any(other != first for other in others):
+            return Reason("not-carried", label, f"{label} would go through several types")
+        node = mixing(self.view, trip.crossed)
+        if node is not None:
+            message = f"{node.label} ({node.op}) puts together numbers that would be rounded first"
+            return Reason("not-carried", node.label, message)
+        output = self.view.nodes[source.maps[-1]].outputs[0]
+        return not_rounded(self.view, output, first, lambda node: self._standing(trip, node))
+
+    def _standing(self, trip: Trip, node: int) -> Row:
+        """What stands at the place of an affine operator."""
+        number = self._at.get(node)
+        if number is None:
+            return (affine(self.view.nodes[node]).map,)
+        return self._state(trip, number).row
 
     def _names(self, trip: Trip, numbers: Iterable[int]) -> dict[int, int] | None:
         """The graph outputs whose names pass to other tensors when some places become empty.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.laws import Edit
@@ -35,7 +37,8 @@ class Trip:
     ``relations`` says how the tensors on the way change. ``edits`` has the new numbers of operators
     on the way. ``crossed`` lists these operators, ``ends`` the places where maps were taken in.
     ``states`` has the new states of places, by number. ``taken`` has what an absorber has taken in,
-    by side ("behind", "ahead") and node.
+    by side ("behind", "ahead") and node. ``narrow`` has the types of tensors that a map has entered
+    from a wider type.
     """
 
     relations: dict[int, Relation] = field(default_factory=dict)
@@ -44,6 +47,7 @@ class Trip:
     ends: list[End] = field(default_factory=list)
     states: dict[int, State] = field(default_factory=dict)
     taken: dict[tuple[str, int], AffineMap] = field(default_factory=dict)
+    narrow: list[np.dtype[Any]] = field(default_factory=list)
 
     def copy(self) -> Trip:
         """A copy, on which something can be tried."""
@@ -54,6 +58,7 @@ class Trip:
             list(self.ends),
             dict(self.states),
             dict(self.taken),
+            list(self.narrow),
         )
 
 

@@ -18,7 +18,7 @@ from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch
 from bnfold._proof.full_rank_maps import Double, FullRankMap
 
-_SLACK = 32 * float(np.finfo(np.float64).eps)
+SLACK = 32 * float(np.finfo(np.float64).eps)
 
 # How many numbers of a weight are checked together. Each takes some 100 bytes meanwhile.
 _AT_ONCE = 1 << 20
@@ -91,6 +91,9 @@ class Absorption:
         """
         if self.entry is None:
             return np.ones(count), np.zeros(count)
+        if self.entry.new:
+            what = f"what {label(self.node)} reads has changed"
+            raise Mismatch(f"{what}, and its weights cannot follow")
         if len(self.entry.old) != 1:
             raise Mismatch(f"several maps come ahead of {label(self.node)}")
         (step,) = self.entry.old
@@ -122,7 +125,7 @@ class Absorption:
             raise Mismatch(f"what stands behind {label(self.node)} is 0 where it may not be")
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(lost, np.nan, self.target.scale / self.remaining.scale)
-        forgiven = self.remaining.steps * Limits.of(dtype).eps + _SLACK
+        forgiven = self.remaining.steps * Limits.of(dtype).eps + SLACK
         own = {axis % ratio.ndim for axis in axes} if ratio.ndim else set()
         for axis in set(range(ratio.ndim)) - own:
             if ratio.shape[axis] == 1:
@@ -215,9 +218,21 @@ def deviation(
     magnitude = np.maximum.reduce([np.abs(wanted), *rest])
     exponent = np.frexp(np.maximum(magnitude, limits.tiny))[1] - 1
     unit = np.ldexp(limits.eps, exponent)
-    excess = np.abs(made - wanted) - _SLACK * bulk
+    excess = np.abs(made - wanted) - SLACK * bulk
     worst = float(np.max(excess / unit - max(forgiven, 0)))
     return worst if np.isfinite(worst) else float("inf")
+
+
+def require_same_input(case: Absorption, place: int) -> None:
+    """Raise `Mismatch` where an input has changed that takes no map in."""
+    given = [place < len(one.input) and one.input[place] != "" for one in (case.node, case.twin)]
+    was, now = (
+        None if values is None else (values.shape, values.dtype, values.tobytes())
+        for values in (case.stored(place), case.new(place))
+    )
+    related = given[0] and case.node.input[place] in case.related
+    if given[0] != given[1] or was != now or related:
+        raise Mismatch(f"input {place} of {label(case.twin)} changed")
 
 
 def row_parts(shape: Sequence[int]) -> Iterator[slice]:
@@ -235,3 +250,9 @@ def part_of(values: NDArray[Any], rank: int, part: slice) -> NDArray[Any]:
     """
     along = values.ndim == rank > 0 and values.shape[0] > 1
     return values[part] if along else values
+
+
+def require_same_shape(case: Absorption, weight: NDArray[Any], made: NDArray[Any]) -> None:
+    """Raise `Mismatch` where the new weight has another shape than the old one."""
+    if weight.shape != made.shape:
+        raise Mismatch(f"the weight of {label(case.twin)} has shape {made.shape}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -211,6 +211,22 @@ class InputSource:
             if candidate not in tried:
                 tried.append(candidate)
                 yield self._draw(number, candidate)
+
+    def filling(self, given: InputSet, names: Collection[str]) -> Iterator[InputSet]:
+        """Yield a given input set with drawn values for some further inputs, likeliest sizes first.
+
+        A free dimension that a given input has as well takes the size that it has there.
+        """
+        known = dict[Key, int]()
+        for spec in self._specs:
+            if spec.name not in names and spec.name in given.feeds:
+                for key, size in zip(spec.keys(), given.feeds[spec.name].shape, strict=True):
+                    if key is not None:
+                        known[key] = size
+        for sizes in self._likely():
+            drawn = self._draw(0, {**sizes, **known})
+            filled = {name: drawn.feeds[name] for name in names}
+            yield InputSet(given.label, {**given.feeds, **filled})
 
     def _count(self, sizes: Mapping[Key, int]) -> int:
         """How many numbers a set of inputs holds."""

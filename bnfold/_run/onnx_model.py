@@ -200,6 +200,10 @@ def _channel_axis(node: onnx.NodeProto, weight: str, shape: tuple[int, ...]) -> 
     given = {attribute.name: attribute.i for attribute in node.attribute}
     known = {
         "Conv": 0,
+        "FusedConv": 0,
+        "FusedGemm": 0 if given.get("transB") else 1,
+        "NhwcConv": 0,
+        "NhwcFusedConv": 0,
         "ConvTranspose": 1,
         "Gemm": 0 if given.get("transB") else 1,
         "MatMul": len(shape) - 1,

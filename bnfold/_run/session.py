@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -111,6 +111,7 @@ class OnnxRuntime:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
         self._bounds = bounds
+        register(bounds.libraries, options)
         try:
             self._session = ort.InferenceSession(
                 str(source) if isinstance(source, Path) else source,
@@ -148,6 +149,16 @@ class OnnxRuntime:
     def end_profile(self) -> Path:
         """The path of the profile. It was asked for when the session was made."""
         return Path(self._session.end_profiling())
+
+
+def register(libraries: Iterable[Path], options: ort.SessionOptions | None = None) -> None:
+    """Let a session know the operators of some libraries. Raises `EngineError` where it cannot."""
+    options = options or ort.SessionOptions()
+    for library in libraries:
+        try:
+            options.register_custom_ops_library(str(library))
+        except Exception as error:  # What it raises has no common base of its own.
+            raise _engine_error(error) from error
 
 
 class Reference:

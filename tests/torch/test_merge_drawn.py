@@ -31,6 +31,9 @@ class Drawn(nn.Module):
         self.parts, self.steps, self.out = nn.ModuleList(parts), steps, out
         self.factor = nn.Parameter(torch.ones(()))
 
+    def extra_repr(self) -> str:
+        return f"{self.steps}, out={self.out}"
+
     def forward(self, x):
         values = [x.sin()]
         for kind, *which in self.steps:

@@ -30,9 +30,9 @@ from bnfold._onnx.read.windows import windows
 from bnfold._onnx.tensors import FLOATS
 
 
-def _convolution(context: Context, node: NodeProto) -> Operator:
-    """Conv and ConvTranspose, with channels on axis 1. Where its weight is not constant, but its
-    shape known, a Conv may still take a shift in.
+def convolution(context: Context, node: NodeProto, channels_last: bool = False) -> Operator:
+    """Conv and ConvTranspose, with channels on axis 1 or on the last. Where its weight is not
+    constant, but its shape known, a Conv may still take a shift in.
     """
     if len(node.input) < 2 or not node.input[1]:
         return UNKNOWN
@@ -53,13 +53,18 @@ def _convolution(context: Context, node: NodeProto) -> Operator:
         bias=bias,
         kernel=kernel,
         groups=group,
-        windows=_windows(context, node, taps) if len(taps) == len(kernel) - 2 else None,
+        windows=_windows(context, node, taps, 1 if channels_last else 2)
+        if len(taps) == len(kernel) - 2
+        else None,
         transposed=transposed,
+        axis=len(kernel) - 1 if channels_last else 1,
         dtype=np.dtype(helper.tensor_dtype_to_np_dtype(element)) if element in FLOATS else None,
     )
 
 
-def _windows(context: Context, node: NodeProto, taps: Sequence[int]) -> tuple[Window, ...] | None:
+def _windows(
+    context: Context, node: NodeProto, taps: Sequence[int], first: int
+) -> tuple[Window, ...] | None:
     """The windows of a Conv, or those of the one that a ConvTranspose is the transpose of, if it
     puts out what such a Conv reads and no more.
     """
@@ -69,12 +74,12 @@ def _windows(context: Context, node: NodeProto, taps: Sequence[int]) -> tuple[Wi
         or attributes.text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID", "")
     ):
         return None
-    return windows(context, node, taps)
+    return windows(context, node, taps, first)
 
 
-def _gemm(context: Context, node: NodeProto) -> Operator:
+def gemm_of(context: Context, node: NodeProto) -> Operator:
     """``Y = α·A'·B' + β·C`` with B or A constant; C is absent, constant, or ignored (β = 0)."""
-    if context.opset < 7 or len(node.input) < 2:
+    if (context.opset < 7 and node.op_type == "Gemm") or len(node.input) < 2:
         return UNKNOWN
     left, right = context.weight(node, 0), context.weight(node, 1)
     if left.value is not None and right.value is not None:
@@ -93,19 +98,31 @@ def _gemm(context: Context, node: NodeProto) -> Operator:
 
 def _matmul(context: Context, node: NodeProto) -> Operator:
     """MatMul with one constant operand, or of two that are computed at run time."""
-    left, right = context.weight(node, 0), context.weight(node, 1)
-    if (left.value is None) == (right.value is None):
-        if left.value is not None:
-            return UNKNOWN
-        for reason in (right.missing, left.missing):
-            if reason is not None and reason.code != "dynamic-weight":
-                raise Refusal(reason)
-        constant = any(context.constant(node, k) is not None for k in (0, 1))
-        return UNKNOWN if constant else product_of_two(context, node)
-    weight = right if right.value is not None else left
+    weight = one_factor(context, node)
+    if weight is None:
+        return product_of_two(context, node)
+    if weight.value is None:
+        return UNKNOWN
     old = Reason("unsupported-opset", label(node), "an Add would need opset 7 or later")
     other = context.shape(node.input[1 - weight.position])
     return matmul(label(node), weight, other, old if context.opset < 7 else None)
+
+
+def one_factor(context: Context, node: NodeProto) -> Operand | None:
+    """The constant factor of a product; None of two that are computed at run time. It has no value
+    where both are constant, or where one is that cannot be changed.
+
+    Raises `Refusal` where a caller may set it.
+    """
+    left, right = context.weight(node, 0), context.weight(node, 1)
+    if (left.value is None) == (right.value is None):
+        if left.value is not None:
+            return Operand(0)
+        for reason in (right.missing, left.missing):
+            if reason is not None and reason.code != "dynamic-weight":
+                raise Refusal(reason)
+        return Operand(0) if any(context.constant(node, k) is not None for k in (0, 1)) else None
+    return right if right.value is not None else left
 
 
 def _recurrent(context: Context, node: NodeProto) -> Operator:
@@ -140,16 +157,16 @@ def _why_not(weight: Operand) -> Reason:
     return unusual(weight.value)
 
 
-def _unmerged_product(reason: Reason) -> Operator:
+def unmerged_product(reason: Reason) -> Operator:
     """A product of what is computed at run time is no linear function of either factor."""
     return Unweighted(reason=reason, merges=reason.code != "dynamic-weight")
 
 
 _GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 ROWS: dict[str, OnnxRow] = {
-    "Conv": Row(_convolution, unmerged),
-    "ConvTranspose": Row(_convolution, unweighted),
-    "Gemm": Row(_gemm, _unmerged_product),
-    "MatMul": Row(_matmul, _unmerged_product),
+    "Conv": Row(convolution, unmerged),
+    "ConvTranspose": Row(convolution, unweighted),
+    "Gemm": Row(gemm_of, unmerged_product),
+    "MatMul": Row(_matmul, unmerged_product),
     **{kind: Row(_recurrent) for kind in _GATES},
 }

@@ -27,6 +27,8 @@ from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import Size
 from bnfold._onnx.read.scopes import Scope, bodies
 from bnfold._onnx.read.sizes import Numbers, computed, dimensions, unknown
+from bnfold._onnx.read.stand_ins import stand_in
+from bnfold._onnx.read.types import derive
 
 _SMALL = 1024
 _FIRST_WITH_SYMBOLS = 11
@@ -66,7 +68,12 @@ class Shapes:
     def type(self, scope: Scope, name: str) -> int:
         """The element type of a name as seen from a graph, 0 where not known."""
         owner = scope.owner(name)
-        return self.types.get((owner.path, name), 0) if owner else 0
+        if owner is None:
+            return 0
+        key = owner.path, name
+        if key not in self.types:
+            derive(owner, name, self.types)
+        return self.types[key]
 
 
 def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
@@ -79,6 +86,7 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
     opsets = [item.version for item in model.opset_import if item.domain in ("", "ai.onnx")]
     symbols = itertools.count() if min(opsets, default=0) >= _FIRST_WITH_SYMBOLS else None
     _copy_graph(model.graph, skeleton.graph, symbols)
+    stand_in(skeleton.graph, max(opsets, default=0), {(f.domain, f.name) for f in model.functions})
     inferred = _run(skeleton)
     # From IR version 4 on, an initializer that is also an input is only a default value.
     given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()

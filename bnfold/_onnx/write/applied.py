@@ -48,7 +48,8 @@ class Applied:
     ``into``, ``maps`` and ``chain`` are positions in the node list of the original graph. There
     are no maps if an operator only takes in, or lets pass, maps that were carried to it.
     ``source`` and ``output`` are names in the folded graph. ``source`` is the absorber's output;
-    for maps that stand, the input of the first one; for a crossed operator, its main output.
+    for maps that stand, the input of the first one; for a crossed operator, its main output, but
+    for a Cast its input: it is gone where that is the ``output``.
     ``output`` is the tensor that replaces the last output. ``related`` tells how the tensors that
     the step reads and writes have changed, by their original names.
     """

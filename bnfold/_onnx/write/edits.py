@@ -160,6 +160,23 @@ class Editor:
         self._vanished[scope.path].pop(output, None)
         return output
 
+    def bypass(self, scope: Scope, position: int, source: str) -> str:
+        """Take out a node that hands ``source`` on; its readers read that. Gives the name that the
+        tensor has then: an output of the graph keeps its own.
+        """
+        name: str = scope.nodes[position].output[0]
+        self.remove(scope, position)
+        if name in scope.outputs or name in scope.captures:
+            self.rename_output(scope, scope.producers[source], name, False, source)
+            self.reread(scope, [source], name)
+            return name
+        self.reread(scope, [name], source)
+        return source
+
+    def retype(self, scope: Scope, position: int) -> None:
+        """Forget the notes on what a node puts out, which changes its type."""
+        self._vanished[scope.path].setdefault(scope.nodes[position].output[0], None)
+
     def reread(self, scope: Scope, old: Iterable[str], new: str) -> None:
         """Let every remaining node read ``new`` instead of ``old``, which has vanished."""
         for name in old:

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import Map
-from bnfold._core.view import Affine
+from bnfold._core.pointwise import Converted
+from bnfold._core.view import Affine, Crossing
 from bnfold._onnx.merge.merging import Merges
 from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.network import Network
@@ -77,6 +78,7 @@ class _GraphRewriter:
         for node, edit in self.moves.edits.items():
             write_numbers(editor, graph, node, edit)
         self._rename()
+        self._drop_conversions()
         applied += [*self._lone_absorbers(), *self._crossings(), *self._left_as_merged()]
         self.result.applied += [self._in_final_names(step) for step in applied]
 
@@ -93,10 +95,17 @@ class _GraphRewriter:
     def _crossings(self) -> Iterator[Applied]:
         graph, scope = self.graph, self.graph.scope
         crossed = dict.fromkeys(node for move in self.moves.moves for node in move.crossed)
-        for node in crossed:
+        pairs = self.moves.unneeded
+        also = [node for pair in pairs for node in (*pair.down, *pair.between)]
+        for node in dict.fromkeys((*crossed, *also)):
             into = graph.positions[node]
+            seen = graph.view.nodes[node]
+            role = seen.role
             output = next(name for name in scope.nodes[into].output if name)
-            yield Applied(scope.path, "cross", into, (), (), output, output)
+            source = output
+            if isinstance(role, Crossing) and isinstance(role.law, Converted):
+                source, output = graph.name(seen.inputs[0]), graph.name(seen.outputs[0])
+            yield Applied(scope.path, "cross", into, (), (), source, output)
 
     def _left_as_merged(self) -> Iterator[Applied]:
         """The steps of merged operators in which only the rounding is new."""
@@ -125,6 +134,26 @@ class _GraphRewriter:
         related = {name: self.related[name] for name in names if name in self.related}
         source, output = self._current_name(step.source), self._current_name(step.output)
         return replace(step, source=source, output=output, related=related)
+
+    def _drop_conversions(self) -> None:
+        """Take out the conversions that nothing needs any more."""
+        graph, scope = self.graph, self.graph.scope
+        for pair in self.moves.unneeded:
+            up = graph.positions[pair.up]
+            was = scope.nodes[up].output[0]
+            self.names[was] = self.editor.bypass(scope, up, scope.nodes[up].input[0])
+            for index in pair.between:
+                self.editor.retype(scope, graph.positions[index])
+            pinned = [n for n in pair.down if self._is_pinned(n)]
+            for index in (*pinned, *(n for n in pair.down if n not in pinned)):
+                down = graph.positions[index]
+                source, was = scope.nodes[down].input[0], scope.nodes[down].output[0]
+                name = self.editor.bypass(scope, down, source)
+                self.names[source if name == was else was] = name
+
+    def _is_pinned(self, index: int) -> bool:
+        values = self.graph.view.values
+        return values[self.graph.view.nodes[index].outputs[0]].pinned is not None
 
     def _absorb(self, move: Move, left: list[int | StandingOperator]) -> Applied:
         """Write a move into an absorber, and settle the name of the absorber's output."""
