@@ -453,6 +453,21 @@ MUTANTS = (
         "    if True:\n        return case",
         "tests/test_fused_operators.py",
     ),
+    # --- frozen initializers ---------------------------------------------------------------------
+    Mutant(
+        "frozen initializers stay inputs",
+        "_onnx/read/frozen.py",
+        "    if names:\n        kept",
+        "    if False:\n        kept",
+        "tests/test_frozen.py",
+    ),
+    Mutant(
+        "initializers before IR version 4 are dropped from the inputs",
+        "_onnx/read/frozen.py",
+        "if model.ir_version < _OVERRIDABLE:",
+        "if False:",
+        "tests/test_frozen.py",
+    ),
     # --- certificates ----------------------------------------------------------------------------
     Mutant(
         "a certificate holds whatever the weights are",

@@ -15,7 +15,7 @@ from bnfold._system import file_kinds
 _SUFFIXES = (".onnx", ".pt2")
 
 
-def check_each(given: Sequence[Path], form: str, verbose: bool) -> int:
+def check_each(given: Sequence[Path], form: str, verbose: bool, frozen: bool = False) -> int:
     """Print what is left to fold in each model, and return the worst exit code.
 
     A model that cannot be read is told on standard error, and the others are looked at.
@@ -31,7 +31,7 @@ def check_each(given: Sequence[Path], form: str, verbose: bool) -> int:
         try:
             if model is None:
                 raise UsageError(_without_models(path))
-            codes.append(_check(model, form, verbose, several))
+            codes.append(_check(model, form, verbose, several, frozen))
         except Exception as error:
             if len(given) == 1 and (model is None or not several):
                 raise
@@ -68,15 +68,19 @@ def _without_models(folder: Path) -> str:
     return f"cannot check {folder}: {why}"
 
 
-def _check(model: Path, form: str, verbose: bool, several: bool) -> int:
+def _check(model: Path, form: str, verbose: bool, several: bool, frozen: bool) -> int:
     """Print what is left to fold in a model, and return the exit code."""
+    from bnfold._judge.settings import Settings
     from bnfold._pipeline.models import fold_file
     from bnfold._report.findings import of_check
     from bnfold._report.text import json_text, left_to_fold, outcome_document
 
     begun = time.monotonic()
     with terminal.Progress() as progress:
-        outcome = fold_file(model, None, verify=False, inputs=None, progress=progress)
+        settings = Settings(frozen=frozen and model.suffix != ".pt2")
+        outcome = fold_file(
+            model, None, verify=False, inputs=None, progress=progress, settings=settings
+        )
     left = bool(outcome.plan.folds)
     if form == "text":
         header = [f"{model}:"] if several else []

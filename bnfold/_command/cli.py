@@ -154,6 +154,7 @@ _format = click.option(
     "and folders of them.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
+@options.freezing
 @options.comparison
 @click.option(
     "--report",
@@ -173,6 +174,7 @@ def fold(
     in_place: bool,
     check: bool,
     no_verify: bool,
+    frozen: bool,
     report: Path | None,
     form: str,
     verbose: bool,
@@ -188,7 +190,7 @@ def fold(
         unused = ("output", "in_place", "report", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory)
-        return check_each(models, form, verbose)
+        return check_each(models, form, verbose, frozen)
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
     (model,) = models
@@ -196,6 +198,9 @@ def fold(
         options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
     if output is not None and paths.is_same(output, model):
         raise UsageError(f"{output} is the input itself; say --in-place to write over it")
+    if model.suffix == ".pt2":
+        options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
+        frozen = False
     usable = ("seed",) if model.suffix == ".pt2" else options.NAMES
     comparison = options.applicable(context, comparison, usable)
     inputs = None if no_verify else comparison["inputs"]
@@ -205,14 +210,16 @@ def fold(
                 raise UsageError(f"the report would overwrite {other}; give it another name")
         paths.check_writable(report, device=True)
 
-    from bnfold._judge.settings import DEFAULT
+    from bnfold._judge.settings import Settings
     from bnfold._pipeline.models import fold_file
     from bnfold._report.findings import of_fold
     from bnfold._report.text import json_text, outcome_document, outcome_lines
 
     begun = time.monotonic()
     options.bound(context, memory)
-    settings = DEFAULT if no_verify else options.settings(comparison)
+    settings = Settings(frozen=frozen)
+    if not no_verify:
+        settings = options.settings(comparison, frozen=frozen)
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         outcome = fold_file(
@@ -244,6 +251,7 @@ def fold(
 @main.command(short_help="Compare two models.")
 @click.argument("original", type=PATH)
 @click.argument("folded", type=PATH)
+@options.freezing
 @options.comparison
 @click.option(
     "--bisect",
@@ -259,6 +267,7 @@ def verify(
     /,
     original: Path,
     folded: Path,
+    frozen: bool,
     bisect: bool,
     form: str,
     verbose: bool,
@@ -273,7 +282,7 @@ def verify(
     begun = time.monotonic()
     options.bound(context, memory)
     comparison = options.applicable(context, comparison)
-    settings = options.settings(comparison, bisect=bisect)
+    settings = options.settings(comparison, bisect=bisect, frozen=frozen)
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         inputs = options.inputs(comparison["inputs"])

@@ -156,6 +156,7 @@ _CONFIGURABLE = {
     "timeout": "number",
     "ops-library": "paths",
     "memory": "text",
+    "freeze-initializers": "flag",
     "output-format": "text",
     "verbose": "flag",
 }
@@ -257,7 +258,17 @@ def applicable(
     return {**given, **{name: _UNSET[name] for name in unused}}
 
 
-def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
+def freezing(command: _Command) -> _Command:
+    """Give a command the option that says that nobody overrides initializers."""
+    return click.option(
+        "--freeze-initializers",
+        "frozen",
+        is_flag=True,
+        help="Initializers that are listed as inputs, too, are fixed: nobody overrides them.",
+    )(command)
+
+
+def settings(given: Mapping[str, Any], *, bisect: bool = False, frozen: bool = False) -> Settings:
     """The settings that the options of a comparison give.
 
     Raises:
@@ -280,6 +291,7 @@ def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
         fixed=Fixed.of(given["rtol"], given["atol"]),
         threads=given["threads"],
         seconds=given["timeout"],
+        frozen=frozen,
         libraries=checked(given["ops_library"]),
     )
 

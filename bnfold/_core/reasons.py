@@ -65,7 +65,7 @@ CODES: dict[str, Code] = {
     "overridable-weight": Code(
         "A parameter is an initializer that is also listed as a graph input (or is bound by the "
         "model's training information), so a caller may replace it at run time.",
-        "Remove the parameter from the graph's inputs if nobody overrides it.",
+        "If nobody overrides it, --freeze-initializers takes it from the graph's inputs and folds.",
     ),
     "dynamic-weight": Code(
         "A parameter is computed at run time: there is no constant to fold into or from.",

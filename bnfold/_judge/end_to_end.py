@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import onnx
+
 from bnfold._judge.bench import Bench, EarlyVerdict, NotLoadedError, Terms
 from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
 from bnfold._judge.conclusion import Evidence, conclude
@@ -32,6 +34,7 @@ from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
 from bnfold._onnx.files.external import external_files, runnable
 from bnfold._onnx.files.load import in_binary, load_model, understood
+from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._run.applicable import refuse_inapplicable
 from bnfold._run.bounds import Bounds, Exhausted
 from bnfold._run.hoist import hoist
@@ -41,7 +44,7 @@ from bnfold._run.perturbable import find_weights, plantable_weights
 from bnfold._run.ports import renamed
 from bnfold._run.providers import CPU
 from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
-from bnfold._run.source import Parsed, Source
+from bnfold._run.source import Edit, Parsed, Source
 
 
 def compare(
@@ -149,9 +152,11 @@ def _compare_binaries(
     other = load_model(folded, lean=True)
     theirs, right_parsed = external_files(other), Parsed(other)
     model = load_model(original, lean=True)
+    left_edits, right_edits = (_frozen(one, settings) for one in (model, other))
     refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)
     pairing = renamed(model, other)
+    right_edits = (*right_edits, *([pairing] if pairing else []))
     with understood(model, name):
         hoisted = hoist(model)
         weights = find_weights(model, original.parent)
@@ -159,8 +164,8 @@ def _compare_binaries(
     del model, other
     with runnable(original, ours) as left, runnable(folded, theirs) as right:
         return compare(
-            Source(left, parsed=left_parsed, hoisted=hoisted),
-            Source(right, parsed=right_parsed, edits=(pairing,) if pairing else ()),
+            Source(left, parsed=left_parsed, hoisted=hoisted, edits=left_edits),
+            Source(right, parsed=right_parsed, edits=right_edits),
             parameters=weights.values,
             touched=touched,
             inputs=inputs,
@@ -168,6 +173,17 @@ def _compare_binaries(
             progress=progress,
             notes=(pairing.told(),) if pairing else (),
         )
+
+
+def _frozen(model: onnx.ModelProto, settings: Settings) -> tuple[Edit, ...]:
+    """Take the initializers that are listed as inputs for fixed, if a user said so, in place.
+
+    Gives the edits that do the same to the file.
+    """
+    if not settings.frozen or not listed(model):
+        return ()
+    freeze(model)
+    return (freeze,)
 
 
 def decided(bench: Bench, terms: Terms, judge: Callable[[], EndToEnd]) -> EndToEnd:

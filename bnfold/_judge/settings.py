@@ -35,6 +35,7 @@ class Settings:
         fixed: a tolerance in place of the measured one.
         threads: how many a session computes with, 0 for as many as there are cores.
         seconds: after how long to stop, None for never.
+        frozen: take initializers that are listed as inputs for fixed: nobody overrides them.
         libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
     """
 
@@ -46,6 +47,7 @@ class Settings:
     fixed: Fixed | None = None
     threads: int = 0
     seconds: float | None = None
+    frozen: bool = False
     libraries: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import pending_file
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import prepare
+from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
 from bnfold._system import paths
@@ -68,8 +69,11 @@ class ModuleOptions:
             raise UsageError(f"{', '.join(given)}: this is for a torch.nn.Module; leave it out")
 
 
-def plan_model(model: Model, base_dir: Folder, options: ModuleOptions) -> Plan:
+def plan_model(
+    model: Model, base_dir: Folder, options: ModuleOptions, frozen: bool = False
+) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
+    _refuse_to_freeze(model, frozen)
     if _is_module(model):
         return _prepare_module(model, options).plan
     options.refuse()
@@ -80,12 +84,18 @@ def plan_model(model: Model, base_dir: Folder, options: ModuleOptions) -> Plan:
 
         return PlannedProgram(model).plan
     proto, folder = _read(model, base_dir)
+    if frozen and listed(proto):
+        proto = _copied(proto) if proto is model else proto
+        freeze(proto)
     with understood(proto, _path_of(model)):
         return prepare(proto, folder).plan
 
 
-def fold_model(model: Model, output: Any, base_dir: Folder, options: ModuleOptions) -> Any:
+def fold_model(
+    model: Model, output: Any, base_dir: Folder, options: ModuleOptions, frozen: bool = False
+) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
+    _refuse_to_freeze(model, frozen)
     if _is_module(model):
         return _prepare_module(model, options).apply(options.inplace)
     options.refuse()
@@ -109,13 +119,15 @@ def fold_model(model: Model, output: Any, base_dir: Folder, options: ModuleOptio
         written_as(Path(output))
         refuse_own_data(Path(output), proto, folder)
     if proto is model:
-        proto = ModelProto()
-        proto.CopyFrom(model)
+        proto = _copied(proto)
+    changed = frozen and bool(listed(proto))
+    if changed:
+        freeze(proto)
     with understood(model if isinstance(model, ModelProto) else proto, _path_of(model)):
         planned = prepare(proto, folder)
         rewritten = planned.apply()
     if output is not None:
-        source = None if planned.plan.folds else _path_of(model)
+        source = None if planned.plan.folds or changed else _path_of(model)
         return _write(proto, rewritten, folder, Path(output), source)
     if _is_graphsurgeon(model):
         import onnx_graphsurgeon
@@ -174,6 +186,18 @@ def compare_models(
         )
     with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
         return compare_files(first, second, sets, settings)
+
+
+def _refuse_to_freeze(model: Model, frozen: bool) -> None:
+    """Raise `UsageError` if initializers are to be frozen in a model that has none."""
+    if frozen and (_is_module(model) or _is_program(model)):
+        raise UsageError("freeze_initializers: this is for models of ONNX; leave it out")
+
+
+def _copied(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:

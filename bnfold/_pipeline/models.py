@@ -14,10 +14,14 @@ from bnfold._onnx.files.load import in_binary, load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import FoldedWeights, prepare
+from bnfold._onnx.read.frozen import as_if_frozen, freeze, listed
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._system import paths
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from bnfold._core.result import Plan
     from bnfold._onnx.write.applied import Applied
     from bnfold._run.input_sets import InputSet
 
@@ -35,8 +39,9 @@ def fold_file(
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
-    over itself if nothing folds. ``report`` is a file that the caller is going to write. Raises
-    `UsageError` for a file that cannot be read or written; then no file is left behind.
+    over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
+    going to write. Raises `UsageError` for a file that cannot be read or written; then no file is
+    left behind.
     """
     progress("reading")
     if output is not None:
@@ -71,6 +76,10 @@ def _fold_model(
 ) -> Outcome:
     """Fold a model; see `fold_file`. ``original`` is its file in binary form."""
     model = load_model(path)
+    names = listed(model)
+    frozen = len(names) if settings.frozen else 0
+    if frozen:
+        freeze(model)
     if verify and (inputs is not None or settings.wanted != DEFAULT.wanted):
         from bnfold._run.applicable import refuse_inapplicable
 
@@ -81,14 +90,16 @@ def _fold_model(
     data_before = frozenset(external_files(model))
     with understood(model, path):
         planned = prepare(model, path.parent)
-        changed = bool(planned.plan.folds)
+        changed = bool(planned.plan.folds) or frozen > 0
         weights = planned.weights() if verify and changed else None
+        stuck = 0 if frozen or not names else _hanging(model, planned.plan, path.parent)
         progress("folding")
         rewritten = planned.apply()
     over_itself = output is not None and paths.is_same(output, path)
     if over_itself and not changed:
         verdict = Verdict("unchanged")
-        return Outcome(path, planned.plan, verdict, size_before, size_before, None)
+        size = size_before
+        return Outcome(path, planned.plan, verdict, size, size, None, hanging=stuck)
     with pending_file(
         model,
         rewritten,
@@ -108,7 +119,19 @@ def _fold_model(
             draft.commit()
     left = data_before - draft.data if over_itself and written is not None else frozenset()
     left_behind = tuple(path.parent / name for name in sorted(left))
-    return Outcome(path, plan, verdict, size_before, draft.size, written, left_behind)
+    return Outcome(
+        path, plan, verdict, size_before, draft.size, written, left_behind, frozen, stuck
+    )
+
+
+def _hanging(model: ModelProto, plan: Plan, folder: Path) -> int:
+    """How many maps fold where no initializer can be overridden, and stay where some can."""
+    if all(kept.code != "overridable-weight" for kept in plan.kept):
+        return 0
+    with as_if_frozen(model):
+        frozen = prepare(model, folder).plan
+    before, after = (sum(kept.kind == "map" for kept in each.kept) for each in (plan, frozen))
+    return max(before - after, 0)
 
 
 def _run_program(
@@ -157,6 +180,9 @@ class _FoldedFile:
             )
             before = load_model(self.original, lean=True)
             after = load_model(self.draft.path, lean=True)
+            edits = (freeze,) if self.settings.frozen and listed(before) else ()
+            for edit in edits:
+                edit(before)
             certificates = certify(
                 before,
                 after,
@@ -178,7 +204,7 @@ class _FoldedFile:
                 hoisted = hoist(before)
                 found = find_weights(before, self.original.parent)
                 values, touched = found.values, plantable_weights(before, found)
-            left = Source(original, parsed=Parsed(before), hoisted=hoisted)
+            left = Source(original, parsed=Parsed(before), hoisted=hoisted, edits=edits)
             right = Source(folded, parsed=Parsed(after))
             del before, after
             end_to_end = compare(

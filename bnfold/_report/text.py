@@ -81,6 +81,8 @@ def _merged(merges: Sequence[Fold]) -> str:
 def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> Iterator[str]:
     """Yield lines that say what folded and merged, and what stays."""
     plan = outcome.plan
+    if outcome.frozen:
+        yield f"froze {_count(outcome.frozen, 'initializer')} that a caller could override"
     rows = list(_operator_rows(plan))
     if plan.folds:
         rows.append(("file size", _size(outcome.size_before), _size(outcome.size_after)))
@@ -98,6 +100,12 @@ def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> It
     else:
         yield "nothing to fold"
     yield from _kept_lines(plan, verbose)
+    if outcome.hanging:
+        verb = "hangs" if outcome.hanging == 1 else "hang"
+        yield (
+            f"{_count(outcome.hanging, 'map')} {verb} on initializers that are listed as inputs, "
+            "which --freeze-initializers takes for fixed"
+        )
 
 
 def verdict_lines(verdict: Verdict, verbose: bool, power: bool = False) -> Iterator[str]:
