@@ -155,3 +155,30 @@ class Bench(Protocol):
 
         The new output is the tensor that ``output`` chooses from. Raises as `run_original` does.
         """
+
+    def ahead(
+        self, outputs: Sequence[str], sets: Sequence[InputSet]
+    ) -> tuple[Mapping[str, Sequence[str]], Bench]:
+        """A bench of the same two models that puts out the tensors ahead of some outputs.
+
+        By output, the names of those tensors, as the new bench calls them: from there on both
+        models compute it alike. An output is left out if they do not. Raises as `run_original`
+        does, and if there is no such tensor.
+        """
+
+    def cut_at_quantizers(self, trials: Sequence[Trial]) -> Bench | None:
+        """A bench of the same two models in parts, cut where both round data to integers.
+
+        What is rounded is put out, and the integers of the original are put in, on both sides. None
+        where nothing is rounded, or where the models cannot be cut.
+        """
+
+    def rounds_elsewhere(self) -> bool:
+        """Whether one of the models rounds data to integers at other places than both do."""
+
+    def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
+        """How far the outputs of the original move when some integers are off by a step.
+
+        By the numbers of input set and output. Empty where nothing is rounded to integers, or where
+        that cannot be told.
+        """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import onnx
@@ -18,42 +18,22 @@ from bnfold._judge.bench import (
     Trial,
 )
 from bnfold._judge.float64_model import Float64Model
+from bnfold._judge.pair import Pair
+from bnfold._judge.rounded_pair import cut_pair, moved_by_steps, round_elsewhere
 from bnfold._judge.ties import Choice, choices
 from bnfold._judge.tolerance import FLOOR
 from bnfold._judge.untaken_branches import IfBranch, branches_with_weights
 from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError
+from bnfold._run.endings import Endings
 from bnfold._run.input_sets import InputSet, named, refuse_unfit
 from bnfold._run.nodes import random_values, reached
-from bnfold._run.noise import Array
 from bnfold._run.onnx_model import OnnxModel
+from bnfold._run.quantizers import rounds
 from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime, Port, Reference
 from bnfold._run.source import Source, Tap, saturations
 from bnfold._system import memory
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two files, the weights of the original, and the names of the weights to plant errors in.
-
-    If no weight is named, errors are planted in all. ``filled`` are inputs that the user does not
-    know of: a cut has made them.
-    """
-
-    original: Source
-    folded: Source
-    weights: Mapping[str, Array | None]
-    touched: Collection[str]
-    filled: Collection[str] = ()
-
-    def tapped(self, original: Sequence[Tap], folded: Sequence[Tap]) -> Pair:
-        """The same two files with inner tensors in place of their outputs."""
-        return replace(
-            self,
-            original=replace(self.original, taps=tuple(original), alone=True),
-            folded=replace(self.folded, taps=tuple(folded), alone=True),
-        )
 
 
 class OnnxBench:
@@ -87,6 +67,7 @@ class OnnxBench:
         self._terms = terms
         self._executor = executor
         self._original: OnnxModel | None = None
+        self._rounds = False
 
     @property
     def runtime(self) -> str:
@@ -123,6 +104,7 @@ class OnnxBench:
     def run_original(self) -> tuple[OriginalRun, ...]:
         """Load the original and run it; see `Bench.run_original`."""
         model = self._read()
+        self._rounds = rounds(model)
         self.branches = list(branches_with_weights(model))
         self.random = random_values(model.graph)
         self.reached = reached(model.graph, self.pair.touched or self.pair.weights.keys())
@@ -172,6 +154,46 @@ class OnnxBench:
         alias = f"what {output} is chosen from"
         pair = self.pair.tapped([Tap(ours, alias)], [Tap(theirs, alias)])
         return OnnxBench(pair, [inputs], self._terms)
+
+    def ahead(
+        self, outputs: Sequence[str], sets: Sequence[InputSet]
+    ) -> tuple[Mapping[str, Sequence[str]], OnnxBench]:
+        """See `Bench.ahead`."""
+        sides = [replace(side, taps=()) for side in (self.pair.original, self.pair.folded)]
+        endings = Endings(*(side.proto() for side in sides))
+        found = {output: endings.ahead(output) for output in outputs}
+        places = {place for each in found.values() if each is not None for place in each}
+        aliases = {
+            place: place.original if place.original == place.folded else " is ".join(place)
+            for place in sorted(places)
+        }
+        if not any(each is not None for each in found.values()):
+            raise EarlyVerdict("inconclusive", "the two models end in other operators")
+        pair = self.pair.tapped(
+            [Tap(place.original, alias) for place, alias in aliases.items()],
+            [Tap(place.folded, alias) for place, alias in aliases.items()],
+        )
+        names = {
+            output: [aliases[place] for place in each]
+            for output, each in found.items()
+            if each is not None
+        }
+        return names, OnnxBench(pair, sets, self._terms)
+
+    def cut_at_quantizers(self, trials: Sequence[Trial]) -> OnnxBench | None:
+        """See `Bench.cut_at_quantizers`."""
+        found = cut_pair(self.pair, trials, self.load) if self._rounds else None
+        return None if found is None else OnnxBench(*found, self._terms)
+
+    def rounds_elsewhere(self) -> bool:
+        """See `Bench.rounds_elsewhere`."""
+        return self._rounds and round_elsewhere(self.pair)
+
+    def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
+        """See `Bench.moved_by_steps`."""
+        if not self._rounds:
+            return {}
+        return moved_by_steps(self.pair.original, trials, self.load, self._terms.settings.seed)
 
     def load(self, source: Source) -> OnnxRuntime | Reference:
         """A session of the engine that runs both models."""

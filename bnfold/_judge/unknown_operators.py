@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 
 from bnfold._judge.bench import NotLoadedError, Terms
-from bnfold._judge.onnx_bench import Pair
+from bnfold._judge.pair import Pair
 from bnfold._run.cut import Cut, cuts
 from bnfold._run.libraries import Kind, unknown_operators
 from bnfold._run.source import Source

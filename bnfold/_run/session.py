@@ -83,6 +83,7 @@ class OnnxRuntime:
         folder: Path | None = None,
         *,
         optimized: bool = False,
+        precise: bool = False,
         provider: Provider = CPU,
         profile: Path | None = None,
         bounds: Bounds = UNBOUNDED,
@@ -103,6 +104,8 @@ class OnnxRuntime:
         options.intra_op_num_threads = bounds.threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.disable_prepacking", "1")
+        if precise:
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if folder is not None:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(folder)

@@ -127,7 +127,7 @@ def _batch_norm(context: Context, node: NodeProto) -> Operator:
     _check_mode(context, node, where)
     constants: list[Constant] = []
     for position in range(1, 5):
-        constant = context.parameter(node, position)
+        constant = context.vector(node, position)
         if constant is None:
             raise Refusal(Reason("dynamic-weight", where, f"{where} lacks a parameter"))
         if len(constant.shape) != 1 or constant.shape != (constants or [constant])[0].shape:
