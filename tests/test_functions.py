@@ -75,6 +75,8 @@ def test_two_calls_with_their_own_weights():
     places = ["call_h: function my::Block", "call_y: function my::Block"]
     assert [fold.graph for fold in plan.folds] == places
     assert {(fold.nodes, fold.into) for fold in plan.folds} == {(("bn",), "conv")}
+    executed = {"BatchNormalization": 2, "Conv": 2}
+    assert (plan.before, plan.after) == (executed, {"Conv": 2})
     assert [node.name for node in after.graph.node] == ["call_h/conv", "call_y/conv"]
     assert [list(node.output) for node in after.graph.node] == [["h"], ["y"]]
 

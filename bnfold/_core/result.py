@@ -56,7 +56,8 @@ class Plan:
     """What folding does to a model.
 
     ``before`` and ``after`` count operators by type, in the main graph, all bodies and all local
-    functions. Constants are left out if calls of functions are inlined.
+    functions. If calls of functions are inlined, those of a function count as often as it is
+    called, and Constants are left out.
     """
 
     folds: tuple[Fold, ...]

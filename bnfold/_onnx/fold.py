@@ -104,13 +104,14 @@ def prepare(model: ModelProto, base_dir: Path | None) -> PlannedModel:
         for origin in everything.origins.get(kept.node, ())
         if origin.call not in calls
     }
+    before, after = _counted(tried.plan.before), _counted(tried.plan.after)
     del tried, everything
     if not calls:
         return replace(whole, plan=_with_reasons(whole, whole.plan, reasons))
     chosen = inline(model, calls)
     planned = _prepare(chosen.model, base_dir)
     plan = _as_called(_with_reasons(planned, planned.plan, reasons), chosen)
-    plan = replace(plan, before=_counted(whole.plan.before), after=_counted(plan.after))
+    plan = replace(plan, before=before, after=after)
     return replace(planned, plan=plan, inlined=chosen, calls=calls, given=model)
 
 
