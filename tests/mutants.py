@@ -134,7 +134,7 @@ MUTANTS = (
     Mutant(
         "a map goes forward into the narrower type",
         "_core/pointwise.py",
-        "        if not self.widens:\n            raise",
+        "        if not (self.widens or self.exact):\n            raise",
         "        if False:\n            raise",
         "tests/carry/test_conversions.py",
     ),
@@ -222,6 +222,20 @@ MUTANTS = (
         "        if node.op_type in _EVALUATED and not misaligned:",
         "        if node.op_type in _EVALUATED:",
         "tests/test_standardized.py",
+    ),
+    Mutant(
+        "a constant of any size is made",
+        "_onnx/read/growth.py",
+        "    if count > max(_LARGEST, sum(values.size for values in given)):",
+        "    if False:",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "large constants are made anew for each reader",
+        "_onnx/read/constants.py",
+        "            self._recent[key] = values",
+        "            self._recent.clear()",
+        "tests/test_constants.py",
     ),
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
@@ -444,6 +458,14 @@ MUTANTS = (
         "if padded and bool((first.bias() != 0).any()):",
         "if False:",
         "tests/merge/test_serial.py",
+    ),
+    # --- shared weights --------------------------------------------------------------------------
+    Mutant(
+        "the last reader of a shared weight has a copy of its own",
+        "_onnx/write/edits.py",
+        "rewrites = not known and old is not None",
+        "rewrites = old is not None",
+        "tests/test_sharing.py",
     ),
     # --- dead channels ---------------------------------------------------------------------------
     Mutant(
@@ -790,6 +812,35 @@ MUTANTS = (
         "file.seek(offset)\n            file.write(data)\n            _externalize(tensor, t",
         "file.seek(0)\n            file.write(data)\n            _externalize(tensor, t",
         "tests/test_external_data.py",
+    ),
+    Mutant(
+        "an inlined call leaves attributes to the defaults of its function",
+        "_onnx/read/inlining.py",
+        "for a in (*function.attribute_proto, *call.attribute)}",
+        "for a in (*call.attribute, *function.attribute_proto)}",
+        "tests/test_functions.py::test_attributes_of_each_call_and_defaults",
+    ),
+    Mutant(
+        "a function of any opset is inlined",
+        "_onnx/read/inlining.py",
+        "return int(one) if one == other else None",
+        "return int(one)",
+        "tests/test_functions.py::test_a_function_of_another_opset",
+    ),
+    Mutant(
+        "functions that nobody ever called go",
+        "_onnx/read/inlining.py",
+        "if key_of(function) in called and key_of(function) not in still",
+        "if key_of(function) not in still",
+        "tests/test_functions.py::test_functions_that_nobody_called_stay",
+    ),
+    # --- files -----------------------------------------------------------------------------------
+    Mutant(
+        "any suffix will do for a model",
+        "_onnx/files/text_forms.py",
+        "if _OTHERS.fullmatch(suffix):",
+        "if False:",
+        "tests/cli/test_kinds.py",
     ),
     # --- the command -----------------------------------------------------------------------------
     Mutant(
