@@ -298,7 +298,7 @@ def test_what_is_not_stored_in_half_anyway_stays(name):
 
 
 def test_a_part_that_would_stay_behind_keeps_all():
-    """A MatMul of rank 3 has no bias: of the map its shift would stay, and be added to a rounded number."""
+    """A MatMul of rank 3 has no bias: its shift would stay, and be added to a rounded number."""
     made = between(
         (op("MatMul", "x w", "c"), {"w": rand(4, 4)}),
         up("c", "f"),
