@@ -459,6 +459,14 @@ MUTANTS = (
         "if False:",
         "tests/merge/test_serial.py",
     ),
+    # --- shared weights --------------------------------------------------------------------------
+    Mutant(
+        "the last reader of a shared weight has a copy of its own",
+        "_onnx/write/edits.py",
+        "rewrites = not known and old is not None",
+        "rewrites = old is not None",
+        "tests/test_sharing.py",
+    ),
     # --- dead channels ---------------------------------------------------------------------------
     Mutant(
         "a channel of normal numbers is dead",
