@@ -15,7 +15,7 @@ from bnfold._core.view import View
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import State
 
-_TOLD = ("no-gain", "not-carried", "zero-padding")
+_TOLD = ("no-gain", "not-carried", "unknown-shape", "zero-padding")
 _NAMED = 3
 
 
