@@ -7,7 +7,9 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 
+import numpy as np
 import pytest
 
 from bnfold._core.checks import check_view
@@ -89,22 +91,32 @@ def _views_checked(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def _told(parts: object) -> str:
-    """Nodes or values in words, whatever functions they hold."""
+def _told(parts: object) -> object:
+    """Nodes or values in parts that compare, whatever functions they hold."""
+    if isinstance(parts, np.ndarray):
+        return parts.dtype, parts.shape, parts.tobytes()
+    if is_dataclass(parts) and not isinstance(parts, type):
+        held = ((one.name, _told(getattr(parts, one.name))) for one in fields(parts))
+        return type(parts), tuple(held)
+    if isinstance(parts, tuple):
+        return tuple(map(_told, parts))
     return re.sub(r" at 0x[0-9a-f]+", "", repr(parts))
 
 
 @pytest.fixture(scope="session")
 def cheap_exports() -> Iterator[None]:
     """One thread for PyTorch: these networks are too small for more, and threads that wait for each
-    other take time. And no record of which line made which node, of which nothing reads a word.
+    other take time. No record of which line made which node, of which nothing reads a word. And
+    Python's code for a graph is written when it is called; most graphs are only read.
     """
     torch = pytest.importorskip("torch")
     from torch.fx import config
+    from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
     threads, silent = torch.get_num_threads(), config.do_not_emit_stack_traces
     torch.set_num_threads(1)
     config.do_not_emit_stack_traces = True
-    yield
+    with _use_lazy_graph_module(True):
+        yield
     torch.set_num_threads(threads)
     config.do_not_emit_stack_traces = silent

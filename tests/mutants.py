@@ -173,6 +173,34 @@ MUTANTS = (
         "if False:",
         "tests/carry/test_same_type.py",
     ),
+    Mutant(
+        "a MatMul of any rank becomes a Gemm",
+        "_onnx/read/linear.py",
+        "matrices = len(weight.value.shape) == 2 and other is not None and len(other) == 2",
+        "matrices = len(weight.value.shape) == 2 and other is not None",
+        "tests/test_matmul.py",
+    ),
+    Mutant(
+        "a MatMul of dequantized weights becomes a Gemm",
+        "_onnx/read/linear.py",
+        "return matrices and context.opset >= since and weight.quantized is None",
+        "return matrices and context.opset >= since",
+        "tests/test_quantized.py",
+    ),
+    Mutant(
+        "a Gemm that was a MatMul keeps the constant that an Add had, whatever the bias is",
+        "_onnx/write/parameters.py",
+        "    return constant.dtype == values.dtype and bool((constant.load() == values).all())",
+        "    return constant.dtype == values.dtype",
+        "tests/test_matmul.py",
+    ),
+    Mutant(
+        "the proof takes the bias of a Gemm that was a MatMul for none",
+        "_proof/product_formulas.py",
+        "        bias = _offset(case.new(2), case.twin)",
+        "        bias = np.zeros(())",
+        "tests/test_matmul.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
@@ -417,6 +445,28 @@ MUTANTS = (
         "if False:",
         "tests/merge/test_serial.py",
     ),
+    # --- dead channels ---------------------------------------------------------------------------
+    Mutant(
+        "a channel of normal numbers is dead",
+        "_core/limits.py",
+        "before = (peaks < limits.tiny) | (magnitude < limits.tiny)",
+        "before = peaks >= 0",
+        "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a denormal number of float16 shows nothing",
+        "_core/limits.py",
+        " & (shown < limits.eps))",
+        ")",
+        "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a certificate does not see that a channel is lost",
+        "_proof/absorption.py",
+        "    if channels is not None:\n        channels.check(peaks, dtype, case)",
+        "    if False:\n        channels.check(peaks, dtype, case)",
+        "tests/test_dtypes.py",
+    ),
     # --- fused operators -------------------------------------------------------------------------
     Mutant(
         "a map behind a fused operator forgets the activation",
@@ -653,6 +703,34 @@ MUTANTS = (
         "attributes = sorted(attribute.SerializeToString() for attribute in node.attribute)",
         "attributes = list[bytes]()",
         "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
+        "other constants behind the tensors ahead of an output",
+        "_run/endings.py",
+        "if stored and not self._same_origin(names):",
+        "if False:",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "functions inside functions are not looked at",
+        "_run/endings.py",
+        "functions if inner else None",
+        "functions.get(key)",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "all random numbers of a model are the same",
+        "_run/draws.py",
+        "[self.seed, number])",
+        "[self.seed])",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "an output passes where something ahead of it does",
+        "_judge/ahead.py",
+        'if statuses <= {"pass"} and',
+        'if "fail" not in statuses and',
+        "tests/verify/test_ahead.py",
     ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(

@@ -14,7 +14,7 @@ from bnfold._core import channels
 from bnfold._core.affine import IDENTITY, AffineMap, Vector
 from bnfold._core.broadcast import Shape
 from bnfold._core.channels import ChannelLayout
-from bnfold._core.limits import drowned, overflows, underflows
+from bnfold._core.limits import dead, drowned, overflows, underflows
 from bnfold._core.quantized import Quantized, Rescaled
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.stored import Array, Parameter
@@ -218,8 +218,9 @@ class Site:
             what = f"the folded weight of {self.label} would overflow {self.dtype}"
             return Reason("overflow", self.label, what)
         lost = underflows(top, behind.scale, self.dtype)
+        terms = math.prod(self.weight_value.shape) // max(lost.size, 1)
+        lost &= ~dead(top, behind.scale, terms, self.dtype)
         if bias is not None and bias.size == lost.size:
-            terms = math.prod(self.weight_value.shape) // lost.size
             exact = bias.astype(np.float64).reshape(-1)
             lost &= ~drowned(exact, terms, self.dtype)
         return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
@@ -231,6 +232,8 @@ class Site:
         top = channels.channel_peaks(self.weight_value.load(), self.entrance.layout)
         most = float(np.abs(behind.scale).max(initial=0.0))
         lost = underflows(top, ahead.scale * most, self.dtype)
+        terms = math.prod(self.weight_value.shape)
+        lost &= ~dead(top, ahead.scale * most, terms, self.dtype)
         return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
 
     def _lost(self, channel: int) -> Reason:

@@ -45,7 +45,8 @@ class Absorber:
     ``shift_blocked`` say why its weight or its bias may not be changed. ``bias_free`` says that a
     shift costs no operator; for a MatMul it costs an Add. ``ahead`` is set for a linear operator
     whose weight can also take in a map of its input. ``varying_blocked`` and ``signed_blocked`` say
-    why it takes no scale that varies along an axis, and none that is not positive.
+    why it takes no scale that varies along an axis, and none that is not positive. ``becomes`` is
+    the type that it needs for a bias, "" where it has a place for one or can have none.
 
     An operator may add the input number ``beside`` to what it computes, and then apply an
     ``activation``, before it puts out anything. What it takes in behind itself is a map of what it
@@ -62,6 +63,7 @@ class Absorber:
     beside: int | None = None
     varying_blocked: Reason | None = None
     signed_blocked: Reason | None = None
+    becomes: str = ""
 
     @property
     def is_plain(self) -> bool:

@@ -156,6 +156,16 @@ class Bench(Protocol):
         The new output is the tensor that ``output`` chooses from. Raises as `run_original` does.
         """
 
+    def ahead(
+        self, outputs: Sequence[str], sets: Sequence[InputSet]
+    ) -> tuple[Mapping[str, Sequence[str]], Bench]:
+        """A bench of the same two models that puts out the tensors ahead of some outputs.
+
+        By output, the names of those tensors, as the new bench calls them: from there on both
+        models compute it alike. An output is left out if they do not. Raises as `run_original`
+        does, and if there is no such tensor.
+        """
+
     def cut_at_quantizers(self, trials: Sequence[Trial]) -> Bench | None:
         """A bench of the same two models in parts, cut where both round data to integers.
 

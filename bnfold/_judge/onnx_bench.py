@@ -26,6 +26,7 @@ from bnfold._judge.untaken_branches import IfBranch, branches_with_weights
 from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError
+from bnfold._run.endings import Endings
 from bnfold._run.input_sets import InputSet, named, refuse_unfit
 from bnfold._run.nodes import random_values, reached
 from bnfold._run.onnx_model import OnnxModel
@@ -153,6 +154,31 @@ class OnnxBench:
         alias = f"what {output} is chosen from"
         pair = self.pair.tapped([Tap(ours, alias)], [Tap(theirs, alias)])
         return OnnxBench(pair, [inputs], self._terms)
+
+    def ahead(
+        self, outputs: Sequence[str], sets: Sequence[InputSet]
+    ) -> tuple[Mapping[str, Sequence[str]], OnnxBench]:
+        """See `Bench.ahead`."""
+        sides = [replace(side, taps=()) for side in (self.pair.original, self.pair.folded)]
+        endings = Endings(*(side.proto() for side in sides))
+        found = {output: endings.ahead(output) for output in outputs}
+        places = {place for each in found.values() if each is not None for place in each}
+        aliases = {
+            place: place.original if place.original == place.folded else " is ".join(place)
+            for place in sorted(places)
+        }
+        if not any(each is not None for each in found.values()):
+            raise EarlyVerdict("inconclusive", "the two models end in other operators")
+        pair = self.pair.tapped(
+            [Tap(place.original, alias) for place, alias in aliases.items()],
+            [Tap(place.folded, alias) for place, alias in aliases.items()],
+        )
+        names = {
+            output: [aliases[place] for place in each]
+            for output, each in found.items()
+            if each is not None
+        }
+        return names, OnnxBench(pair, sets, self._terms)
 
     def cut_at_quantizers(self, trials: Sequence[Trial]) -> OnnxBench | None:
         """See `Bench.cut_at_quantizers`."""

@@ -49,7 +49,8 @@ def _fold(path: str, view: View, move: Move, moves: Moves) -> Fold:
     ended = {end.node for end in move.ends}
     crossed = [nodes[i].op for i in (*move.carriers, *move.crossed) if i not in ended]
     laws = [f"carry through {op}" for op in crossed]
-    laws += [f"turn {nodes[i].op} into {turned[i]}" for i in move.crossed if i in turned]
+    changed = (*move.crossed, *ended, *([move.into] if move.law == "absorb" else []))
+    laws += [f"turn {nodes[i].op} into {turned[i]}" for i in dict.fromkeys(changed) if i in turned]
     laws += [f"drop {nodes[one.up].op}" for one in moves.unneeded if one.up in move.crossed]
     target = nodes[move.into].label
     if move.law == "absorb":

@@ -293,9 +293,12 @@ def _writer(scope: Scope, source: str) -> NodeProto:
 
 
 def _twin(scope: Scope, node: NodeProto, source: str) -> NodeProto:
-    """The operator of the folded graph that stands for ``node``; it writes ``source``."""
+    """The operator of the folded graph that stands for ``node``; it writes ``source``.
+
+    It has the same type, but that a MatMul may be a Gemm, which adds a bias.
+    """
     twin = _writer(scope, source)
-    if type_of(twin) != type_of(node):
+    if type_of(twin) != type_of(node) and (type_of(node), type_of(twin)) != ("MatMul", "Gemm"):
         raise Mismatch(f"{source} is written by {type_of(twin)}, not by {type_of(node)}")
     return twin
 

@@ -13,6 +13,7 @@ from bnfold._onnx.read.scopes import label
 from bnfold._proof.absorption import (
     NO_SHIFT,
     Absorption,
+    Channels,
     ShiftImage,
     bias_deviation,
     part_of,
@@ -41,11 +42,6 @@ def gemm(case: Absorption) -> float:
             return None
         return values.T if turned else values
 
-    def offset(c: NDArray[Any] | None, of: NodeProto) -> Double:
-        beta = next((float(a.f) for a in of.attribute if a.name == "beta"), 1.0)
-        zero = c is None or beta == 0.0
-        return np.zeros((1, 1)) if zero else np.atleast_2d(beta * np.asarray(c, np.float64))
-
     at = 1 if case.stored(1) is not None else 0
     raw = case.new(at)
     factor, made = matrix(case.stored(at), case.node, at), matrix(raw, case.twin, at)
@@ -72,16 +68,19 @@ def gemm(case: Absorption) -> float:
         scaled: Double = entered * part_of(scale, 2, part)
         return scaled
 
-    worst = weight_deviation(case, wanted, made, raw.dtype)
+    reach = np.abs(scale) * np.abs(entering).max(initial=0.0)
+    held = Channels(factor, at, reach, case.new(2))
+    worst = weight_deviation(case, wanted, made, raw.dtype, held)
     image = _matrix_image(factor, terms, at, alphas[0]) if bool(terms.any()) else NO_SHIFT
-    old, new = offset(case.old(2), case.node), offset(case.new(2), case.twin)
+    old, new = _offset(case.old(2), case.node), _offset(case.new(2), case.twin)
     return max(worst, bias_deviation(case, old, new, raw.dtype, image))
 
 
 def matmul(case: Absorption, turned: Turned = _as_it_is, alpha: float = 1.0) -> float:
     """``S·α·(X·W) + T = α·X·(S·W) + T`` where S is constant along the axis that X writes.
 
-    ``turned`` gives an operand, by its number, as it is multiplied.
+    ``turned`` gives an operand, by its number, as it is multiplied. The product may have become a
+    Gemm, which adds T; of a tensor that is no matrix a Gemm does not run.
     """
     at = 1 if case.stored(1) is not None else 0
     stored, new = case.stored(at), case.new(at)
@@ -120,7 +119,10 @@ def matmul(case: Absorption, turned: Turned = _as_it_is, alpha: float = 1.0) -> 
         scaled: Double = entered * part_of(scale, factor.ndim, part)
         return scaled
 
-    worst = weight_deviation(case, wanted, made, made.dtype)
+    held = None
+    if factor.ndim == 2 and scale.size in (1, factor.shape[at]):
+        held = Channels(factor, at, np.abs(scale) * np.abs(entering).max(initial=0.0))
+    worst = weight_deviation(case, wanted, made, made.dtype, held)
     image = NO_SHIFT
     if bool(terms.any()):
         if factor.ndim != 2:
@@ -134,7 +136,19 @@ def matmul(case: Absorption, turned: Turned = _as_it_is, alpha: float = 1.0) -> 
             alpha * parts.sum(axis=max(columns, 0)).reshape(shape),
             abs(alpha) * np.abs(parts).sum(axis=max(columns, 0)).reshape(shape),
         )
-    return max(worst, bias_deviation(case, np.zeros(()), np.zeros(()), made.dtype, image))
+    bias = np.zeros(())
+    if case.twin.op_type == "Gemm":
+        if factor.ndim != 2 or data not in (2, None):
+            raise Mismatch(f"{label(case.twin)} is a Gemm, and does not multiply two matrices")
+        bias = _offset(case.new(2), case.twin)
+    return max(worst, bias_deviation(case, np.zeros(()), bias, made.dtype, image))
+
+
+def _offset(c: NDArray[Any] | None, of: NodeProto) -> Double:
+    """``β·C`` of a Gemm."""
+    beta = next((float(a.f) for a in of.attribute if a.name == "beta"), 1.0)
+    zero = c is None or beta == 0.0
+    return np.zeros((1, 1)) if zero else np.atleast_2d(beta * np.asarray(c, np.float64))
 
 
 def _matrix_image(factor: NDArray[Any], terms: Double, at: int, alpha: float) -> ShiftImage:

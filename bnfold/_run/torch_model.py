@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from bnfold._run.bounds import Exhausted
-from bnfold._run.drawing import Flavour, draw_floats
+from bnfold._run.flavours import Flavour, draw_floats
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array, has_steps
 from bnfold._run.perturbable_model import Layer

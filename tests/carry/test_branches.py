@@ -337,9 +337,10 @@ def test_operators_never_grow_where_a_map_would_have_to_stand_twice():
         op("Sum", "a b", "s"),
         const("Add", "s", "y", rand(4), name="map"),
     ]
-    made = model(*parts, x=(2, 4))
+    made = model(*parts, x=(2, 2, 4))
     stays(made, "no-gain", "not-carried", "no-linear-operator")
     assert counts(made)["Add"] == 1
+    goes(model(*parts, x=(2, 4)))  # one of the two becomes a Gemm
 
 
 @pytest.mark.parametrize("by", ["gather", "slice"])

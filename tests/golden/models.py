@@ -35,8 +35,11 @@ SOURCES = (
     "real light silero command own outside folds stored carried carried-long convolutions products "
     "drawn_models drawn_chains"
 ).split() + TORCH_SOURCES
-# Of these, one model in eight is part of the test that runs always: of each another one.
-THINNED = (
+# Of these, one model in three or eight is part of the test that runs always: of each another one.
+THIRDS = (
+    "folds stored carried carried-long convolutions products drawn_models drawn_chains"
+).split()
+EIGHTHS = (
     "light module program export behind ahead branches numbers pairs norms "
     "drawn-module drawn-program drawn-network"
 ).split()

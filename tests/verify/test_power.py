@@ -149,6 +149,13 @@ def shown() -> Sequence[Piece]:
     return [conv(f"c{n}", f"t{n}" if n else "x", f"t{n + 1}", (4, 4, 1, 1)) for n in range(4)]
 
 
+def newer(made: ModelProto) -> ModelProto:
+    """The same model under the next opset, so that no part of the two counts as the same."""
+    other = ModelProto.FromString(made.SerializeToString())
+    other.opset_import[0].version += 1
+    return other
+
+
 def masked() -> Sequence[Piece]:
     return [
         conv("h0", "x", "h", (4, 4, 1, 1)),
@@ -162,7 +169,7 @@ def test_a_part_that_no_output_shows_ends_a_set(first: bool, counted: Counted) -
     """The part that hid is tried first on the next set; every other is tried once, on one set."""
     parts = [*masked(), *shown()] if first else [*shown(), *masked()]
     made = model(*parts, op("Add", "t4 z", "y"), x=(1, 4, 5, 5))
-    result = bnfold.verify(made, made)
+    result = bnfold.verify(made, newer(made))
     sets = len(result.checks)
     assert sets == 3
     hidden = ("h0", "h1")
@@ -187,7 +194,7 @@ def test_an_output_that_was_seen_to_move_is_none_that_hides(counted: Counted) ->
         x=(1, 4, 5, 5),
         y="y w",
     )
-    result = bnfold.verify(made, made)
+    result = bnfold.verify(made, newer(made))
     assert {(check.output, check.status) for check in result.checks} == {
         ("y", "inconclusive"),
         ("w", "pass"),

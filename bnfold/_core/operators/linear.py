@@ -157,7 +157,8 @@ class Product(Operator):
     that broadcasts; ``alpha`` and ``beta`` multiply the product and the bias. ``dtype`` is the type
     it computes in, None where not known. ``add_blocked`` says why no Add may be put behind it;
     ``writable``: whether whoever writes it back can change its weight. ``activation`` is as in
-    `view.Absorber`. ``merges``: whether whoever writes it back can write a merged one.
+    `view.Absorber`. ``merges``: whether whoever writes it back can write a merged one. ``becomes``
+    is as in `view.Absorber`, too.
 
     Law behind: ``A∘(α·x·W + β·C)`` has ``W[k, n]·s_n`` and ``s·β·C + t``: each output is linear in
     its column of W. Always exact along axes of ``columns``.
@@ -181,6 +182,7 @@ class Product(Operator):
     writable: bool = True
     activation: Crossing | None = None
     merges: bool = True
+    becomes: str = ""
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -215,7 +217,15 @@ class Product(Operator):
         blocked = self.offset.missing if self.offset is not None else None
         behind = blocked if self.offset is not None else self.add_blocked
         has_bias = self.offset is not None
-        return Absorber(self.channels, blocked, behind, has_bias, self._ahead, self.activation)
+        return Absorber(
+            self.channels,
+            blocked,
+            behind,
+            has_bias,
+            self._ahead,
+            self.activation,
+            becomes=self.becomes,
+        )
 
     @property
     def sites(self) -> tuple[Site, ...]:

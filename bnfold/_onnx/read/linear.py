@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
+from bnfold._core.broadcast import Shape
 from bnfold._core.operators.linear import Convolution, gemm, matmul
 from bnfold._core.operators.record import (
     UNKNOWN,
@@ -105,7 +106,23 @@ def _matmul(context: Context, node: NodeProto) -> Operator:
         return UNKNOWN
     old = Reason("unsupported-opset", label(node), "an Add would need opset 7 or later")
     other = context.shape(node.input[1 - weight.position])
-    return matmul(label(node), weight, other, old if context.opset < 7 else None)
+    found = matmul(label(node), weight, other, old if context.opset < 7 else None)
+    if _fits_gemm(context, node, weight, other):
+        return replace(found, bias=Operand(2), becomes="Gemm")
+    return found
+
+
+def _fits_gemm(context: Context, node: NodeProto, weight: Operand, other: Shape | None) -> bool:
+    """Whether a MatMul may become the Gemm that has a place for its bias.
+
+    Law: ``A·B + c`` is ``Gemm(A, B, c)`` with its defaults, where A and B are matrices of a type
+    that Gemm has. Runtimes lose nothing by it: onnxruntime makes the same Gemm itself, ahead of its
+    other fusions. Not of integers behind a DequantizeLinear, which it fuses with MatMul alone.
+    """
+    assert weight.value is not None
+    matrices = len(weight.value.shape) == 2 and other is not None and len(other) == 2
+    since = 13 if context.type(node.input[weight.position]) == TensorProto.BFLOAT16 else 7
+    return matrices and context.opset >= since and weight.quantized is None
 
 
 def one_factor(context: Context, node: NodeProto) -> Operand | None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto
 
 from bnfold._core.laws import Edit
@@ -17,12 +21,23 @@ from bnfold._onnx.read.rounded import scale_product
 from bnfold._onnx.write.edits import Editor
 from bnfold._plan.planner import Sides
 
+Array = NDArray[Any]
+
 
 def write_parameters(
-    editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides
+    editor: Editor,
+    graph: Graph,
+    position: int,
+    site: Site,
+    sides: Sides,
+    lent: Sequence[Constant] = (),
 ) -> None:
-    """Give an absorber its new weight and bias, rounded once."""
-    scope = graph.scope
+    """Give the absorber at a position its new weight and bias, rounded once.
+
+    Its bias may be one of the constants that are ``lent``: an Add's constant then keeps its name,
+    and is stored once for all.
+    """
+    scope, node = graph.scope, graph.scope.nodes[position]
     _write_scale(editor, graph, node, site, sides)
     weight = site.new_weight(sides.behind, sides.ahead)
     bias = site.new_bias(sides.behind, sides.ahead)
@@ -37,7 +52,11 @@ def write_parameters(
         wanted = f"{stem}.bias" if stem != weight_name else f"{weight_name}_bias"
         if old_bias is not None:
             wanted = f"{old_bias.name}_folded"
-        editor.store(scope, node, site.bias, old_bias, bias, wanted)
+        known = next((one.name for one in lent if _holds(one, bias)), None)
+        if known is not None:
+            editor.connect(scope, position, site.bias, known)
+        else:
+            editor.store(scope, node, site.bias, old_bias, bias, wanted)
 
 
 def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides) -> None:
@@ -109,6 +128,13 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
         values = np.asarray(value).astype(dtype).reshape(held.shape if held is not None else ())
         stem = held.name if held is not None else node.name or node.op_type.lower()
         editor.store(scope, node, place, held, values, f"{stem}_folded")
+
+
+def _holds(constant: Constant, values: Array) -> bool:
+    """Whether a constant that no caller may set is just these values."""
+    if constant.protected is not None or constant.shape != values.shape:
+        return False
+    return constant.dtype == values.dtype and bool((constant.load() == values).all())
 
 
 def _constant(value: Parameter | None) -> Constant | None:

@@ -17,6 +17,7 @@ from bnfold._core.view import Affine, Crossing
 from bnfold._onnx.merge.merging import Merges
 from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.network import Network
+from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.write.applied import Applied, Factor, Related, Rewritten
 from bnfold._onnx.write.edits import Editor
@@ -67,10 +68,14 @@ class _GraphRewriter:
             for index in move.maps:
                 editor.remove(scope, graph.positions[index])
             remaining.append(operators_left(editor, graph, move))
+        moved = {move.into: move for move in self.moves.moves if move.law == "absorb"}
         for node, sides in self.moves.sides.items():
             position = graph.positions[node]
             for site in graph.readings[node].sites:
-                write_parameters(editor, graph, scope.nodes[position], site, sides)
+                lent = self._constants_of(moved.get(node)) if node in self.moves.turned else ()
+                write_parameters(editor, graph, position, site, sides, lent)
+            if node in self.moves.turned:
+                scope.nodes[position].op_type = self.moves.turned[node]
         applied = []
         for move, left in zip(self.moves.moves, remaining, strict=True):
             write = self._absorb if move.law == "absorb" else self._compose
@@ -81,6 +86,15 @@ class _GraphRewriter:
         self._drop_conversions()
         applied += [*self._lone_absorbers(), *self._crossings(), *self._left_as_merged()]
         self.result.applied += [self._in_final_names(step) for step in applied]
+
+    def _constants_of(self, move: Move | None) -> list[Constant]:
+        """The initializers that the maps of a move read."""
+        graph, scope, found = self.graph, self.graph.scope, list[Constant]()
+        for name in () if move is None else map(graph.name, _read_by(graph, move.maps)):
+            owner, constant = scope.owner(name), graph.context.constants.find(scope, name)
+            if owner is not None and name in owner.initializers and isinstance(constant, Constant):
+                found.append(constant)
+        return found
 
     def _lone_absorbers(self) -> Iterator[Applied]:
         """The steps of operators that take in only maps that were carried to them."""
@@ -221,6 +235,11 @@ def _factors(maps: Iterable[Map]) -> tuple[Factor, ...]:
     return tuple(
         Factor(m.scale, m.shift, m.axis if isinstance(m, AffineMap) else None) for m in maps
     )
+
+
+def _read_by(graph: Graph, maps: Iterable[int]) -> list[int]:
+    """The values that some operators read."""
+    return [value for one in maps for value in graph.view.nodes[one].inputs if value >= 0]
 
 
 def _passing_names(graph: Graph, move: Move) -> list[str]:
