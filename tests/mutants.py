@@ -134,7 +134,7 @@ MUTANTS = (
     Mutant(
         "a map goes forward into the narrower type",
         "_core/pointwise.py",
-        "        if not self.widens:\n            raise",
+        "        if not (self.widens or self.exact):\n            raise",
         "        if False:\n            raise",
         "tests/carry/test_conversions.py",
     ),
@@ -222,6 +222,20 @@ MUTANTS = (
         "        if node.op_type in _EVALUATED and not misaligned:",
         "        if node.op_type in _EVALUATED:",
         "tests/test_standardized.py",
+    ),
+    Mutant(
+        "a constant of any size is made",
+        "_onnx/read/growth.py",
+        "    if count > max(_LARGEST, sum(values.size for values in given)):",
+        "    if False:",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "large constants are made anew for each reader",
+        "_onnx/read/constants.py",
+        "            self._recent[key] = values",
+        "            self._recent.clear()",
+        "tests/test_constants.py",
     ),
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
@@ -444,6 +458,14 @@ MUTANTS = (
         "if padded and bool((first.bias() != 0).any()):",
         "if False:",
         "tests/merge/test_serial.py",
+    ),
+    # --- shared weights --------------------------------------------------------------------------
+    Mutant(
+        "the last reader of a shared weight has a copy of its own",
+        "_onnx/write/edits.py",
+        "rewrites = not known and old is not None",
+        "rewrites = old is not None",
+        "tests/test_sharing.py",
     ),
     # --- dead channels ---------------------------------------------------------------------------
     Mutant(

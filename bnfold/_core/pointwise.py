@@ -75,12 +75,14 @@ class Converted(Law):
     what rounding the result and the weights cost before.
 
     Forward, no map goes to the narrow side: ``s·x`` may be large where ``s·x + t`` is small, and
-    whoever kept the map in a wider type has asked for the difference.
+    whoever kept the map in a wider type has asked for the difference. Only where x comes straight
+    from the narrow type (``exact``) nobody has: there is nothing in between.
     """
 
     narrow: np.dtype[Any]
     wide: np.dtype[Any]
     widens: bool
+    exact: bool = False
 
     def backward(self, output: int, map_: Map) -> list[Way]:
         """The map of the output is that of the input."""
@@ -88,7 +90,7 @@ class Converted(Law):
 
     def forward(self, maps: Maps) -> list[Way]:
         """The map of the input is that of the output, where that is of the wide type."""
-        if not self.widens:
+        if not (self.widens or self.exact):
             raise not_carried(f"it rounds to {self.narrow}")
         return [Way({0: maps[0]})]
 

@@ -363,6 +363,10 @@ def test_casts_of_the_model_itself_stay():
     made = between(conv(*CONV), up("c", "f"), down("f", "h"), bn("bn", "h", "y", 4))
     after = fold(made)
     assert counts(after) == {"Conv": 1}  # crossed by the norm, and needed by nobody
+    ahead = between(
+        bn("bn", "x", "b", 4), up("b", "f"), down("f", "h"), conv("c", "h", "y", (4, 4, 1, 1))
+    )
+    folds(ahead, Conv=1)
     alone = between(op("Relu", "x", "r"), up("r", "f"), down("f", "y"))
     assert bnfold.fold(alone) == alone
 

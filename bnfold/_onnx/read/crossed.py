@@ -53,7 +53,10 @@ def _cast(context: Context, node: NodeProto) -> Operator:
     same = wanted and wanted == read
     if same:
         return _identity(context, node)
-    law = conversion(read, wanted) if node.op_type == "Cast" else None
+    before = context.scope.producers.get(node.input[0])
+    writer = context.scope.nodes[before] if before is not None else NodeProto()
+    exact = writer.op_type == "Cast" and context.type(writer.input[0]) == wanted
+    law = conversion(read, wanted, exact) if node.op_type == "Cast" else None
     if law is None:
         return UNKNOWN
     return Crossed(label=label(node), like=context.shape(node.input[0]), law=law)
