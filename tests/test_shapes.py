@@ -151,3 +151,15 @@ def test_a_target_that_a_caller_may_override_tells_no_size(ir, opset):
         ir=ir,
     )
     assert sizes(m, "y") in ([(2, 4, 9)] if ir == 3 else [None, (None, None, None)])
+
+
+def test_the_rank_of_a_weight_that_is_reshaped_to_computed_sizes():
+    """onnxruntime leaves the γ of a norm of Paddle so: the length of the target is the rank."""
+    made = model(
+        op("Shape", "x", "s"),
+        op("Abs", "s", "t"),
+        op("Reshape", "g t", "y"),
+        x=("n", 4, 3),
+        weights={"g": np.zeros(12, np.float32)},
+    )
+    assert len(sizes(made, "y")) == 3

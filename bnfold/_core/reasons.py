@@ -87,7 +87,8 @@ CODES: dict[str, Code] = {
     ),
     "function-parameter": Code(
         "A parameter is an input or attribute of a local function: each call may pass another one, "
-        "and the function has one body for all of them.",
+        "and the function has one body for all of them. Calls with constants are inlined where "
+        "something folds then; this one passes none, or cannot be inlined.",
         "Inline the function first, for instance with onnx.inliner.inline_local_functions.",
     ),
     "training-mode": Code(

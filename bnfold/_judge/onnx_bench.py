@@ -58,6 +58,7 @@ class OnnxBench:
         self.engine: type[OnnxRuntime] | type[Reference] = OnnxRuntime
         self.notes: list[str] = []
         self.unmovable = ""
+        self.unmoved: Collection[str] = ()
         self.saturated: dict[str, SaturatedOutput] = {}
         self.branches: list[IfBranch] = []
         self.random: Collection[str] = ()
@@ -125,6 +126,8 @@ class OnnxBench:
             assert drawing is not None
             seen = self._run_drawn(original, drawing)
         self.ports = original.outputs
+        varying = reached(original.graph, [port.name for port in original.inputs])
+        self.unmoved = varying - reached(original.graph, original.weights.keys())
         return tuple(seen)
 
     def run_folded(self, seen: Sequence[OriginalRun]) -> tuple[Trial, ...]:
