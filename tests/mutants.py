@@ -201,6 +201,13 @@ MUTANTS = (
         "        bias = np.zeros(())",
         "tests/test_matmul.py",
     ),
+    Mutant(
+        "a map along an axis goes to all parts of a Split of unknown sizes",
+        "_core/joins.py",
+        "if map_.axis == self.axis:\n            raise not_known",
+        "if False:\n            raise not_known",
+        "tests/test_shapes.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
@@ -754,6 +761,13 @@ MUTANTS = (
         'if "fail" not in statuses and',
         "tests/verify/test_ahead.py",
     ),
+    Mutant(
+        "rounding of inputs explains any difference",
+        "_judge/tolerance.py",
+        "return moved > self.allowed(at, expected) and difference <= WIDEST * moved",
+        "return True",
+        "tests/verify/test_moved_inputs.py",
+    ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
         "stored values are drawn as inputs",
@@ -805,6 +819,35 @@ MUTANTS = (
         "file.seek(offset)\n            file.write(data)\n            _externalize(tensor, t",
         "file.seek(0)\n            file.write(data)\n            _externalize(tensor, t",
         "tests/test_external_data.py",
+    ),
+    Mutant(
+        "an inlined call leaves attributes to the defaults of its function",
+        "_onnx/read/inlining.py",
+        "for a in (*function.attribute_proto, *call.attribute)}",
+        "for a in (*call.attribute, *function.attribute_proto)}",
+        "tests/test_functions.py::test_attributes_of_each_call_and_defaults",
+    ),
+    Mutant(
+        "a function of any opset is inlined",
+        "_onnx/read/inlining.py",
+        "return int(one) if one == other else None",
+        "return int(one)",
+        "tests/test_functions.py::test_a_function_of_another_opset",
+    ),
+    Mutant(
+        "functions that nobody ever called go",
+        "_onnx/read/inlining.py",
+        "if key_of(function) in called and key_of(function) not in still",
+        "if key_of(function) not in still",
+        "tests/test_functions.py::test_functions_that_nobody_called_stay",
+    ),
+    # --- files -----------------------------------------------------------------------------------
+    Mutant(
+        "any suffix will do for a model",
+        "_onnx/files/text_forms.py",
+        "if _OTHERS.fullmatch(suffix):",
+        "if False:",
+        "tests/cli/test_kinds.py",
     ),
     # --- the command -----------------------------------------------------------------------------
     Mutant(

@@ -212,6 +212,24 @@ def test_a_shift_goes_ahead_of_a_fused_matmul_with_its_factor():
     assert left(m) == {"FusedMatMul": 1, "Add": 1}
 
 
+@pytest.mark.parametrize("a", [0, 1])
+@pytest.mark.parametrize("along", [None, 1, 2])
+def test_a_product_of_two_that_are_computed_lets_a_uniform_scale_pass(a, along):
+    """It goes on to the Conv; the certificate runs the operator of onnxruntime's domain alone."""
+    node = op("FusedMatMul", "c d", "m", name="m", domain="com.microsoft", alpha=0.5, transA=a)
+    scale = rand(*(3 if k == along else 1 for k in range(3))) if along else np.float32(1.5)
+    m = made(
+        conv("p", "x", "c", (3, 3, 1)),
+        conv("q", "x", "d", (3, 3, 1)),
+        node,
+        const("Mul", "m", "y", scale),
+        x=(1, 3, 3),
+    )
+    # Columns of [M, K]·[K, N] are columns of the second factor, and no channels of the Conv.
+    passes = along is None or (along == 1 and not a)
+    assert left(m).get("Mul", 0) == (0 if passes else 1)
+
+
 def test_channels_last():
     """The kernel of NhwcFusedConv is that of a Conv; its data have the channels at the end."""
     weight = {"w": rand(5, 5, 1, 1), "b": rand(5)}

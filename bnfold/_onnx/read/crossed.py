@@ -93,10 +93,12 @@ def gate(context: Context, node: NodeProto) -> Operator:
     return Crossed(label=label(node), data=(0, 1), law=law)
 
 
-def product_of_two(context: Context, node: NodeProto) -> Operator:
-    """MatMul of two tensors that are no constants."""
+def product_of_two(context: Context, node: NodeProto, as_stored: bool = True) -> Operator:
+    """MatMul of two tensors that are no constants. Unless they are multiplied ``as_stored``, which
+    axis is which is not said, and a map has to be uniform.
+    """
     shapes = [context.shape(name) for name in node.input[:2]]
-    ranks = [len(shape) for shape in shapes if shape is not None]
+    ranks = [len(shape) for shape in shapes if shape is not None and as_stored]
     law = Multiplied((ranks[0], ranks[1]) if len(ranks) == 2 else None, _is_narrow(context, node))
     return Crossed(label=label(node), data=(0, 1), law=law)
 

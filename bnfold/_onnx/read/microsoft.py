@@ -100,7 +100,7 @@ def _fused_matmul(context: Context, node: NodeProto) -> Operator:
     weight = one_factor(context, node)
     plain = [not attributes.integer(node, f"trans{k}", 0) for k in ("A", "B", "BatchA", "BatchB")]
     if weight is None:
-        return product_of_two(context, node) if all(plain) else UNKNOWN
+        return product_of_two(context, node, as_stored=all(plain))
     if weight.value is None:
         return UNKNOWN
     other = context.shape(node.input[1 - weight.position])
