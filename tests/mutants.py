@@ -201,6 +201,13 @@ MUTANTS = (
         "        bias = np.zeros(())",
         "tests/test_matmul.py",
     ),
+    Mutant(
+        "a map along an axis goes to all parts of a Split of unknown sizes",
+        "_core/joins.py",
+        "if map_.axis == self.axis:\n            raise not_known",
+        "if False:\n            raise not_known",
+        "tests/test_shapes.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",

@@ -178,7 +178,10 @@ class Bench(Protocol):
         """
 
     def rounds_elsewhere(self) -> bool:
-        """Whether one of the models rounds data to integers at other places than both do."""
+        """Whether the models round data to integers where they cannot be cut, or not both of them.
+
+        It is asked for after an attempt to cut them.
+        """
 
     def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
         """How far the outputs of the original move when some integers are off by a step.
