@@ -728,9 +728,9 @@ MUTANTS = (
     ),
     Mutant(
         "unknown operators with other attributes are the same",
-        "_run/cut.py",
-        "attributes = sorted(attribute.SerializeToString() for attribute in node.attribute)",
-        "attributes = list[bytes]()",
+        "_run/endings.py",
+        "return key, functions if inner else None, attributes, [bool(name) for name in node.input]",
+        "return key, functions if inner else None, [bool(name) for name in node.input]",
         "tests/verify/test_custom_operators.py",
     ),
     Mutant(
