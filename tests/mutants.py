@@ -736,7 +736,7 @@ MUTANTS = (
     Mutant(
         "other constants behind the tensors ahead of an output",
         "_run/endings.py",
-        "if stored and not self._same_origin(names):",
+        "if not self.same_constants(one, other) or not all(map(self._same_origin, stored)):",
         "if False:",
         "tests/verify/test_ahead.py",
     ),
