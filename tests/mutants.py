@@ -208,6 +208,13 @@ MUTANTS = (
         "if False:\n            raise not_known",
         "tests/test_shapes.py",
     ),
+    Mutant(
+        "names of sizes are believed unasked",
+        "_onnx/read/shapes.py",
+        "    if equal_dims and symbols is not None:",
+        "    if symbols is not None:",
+        "tests/test_equal_dims.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
