@@ -908,6 +908,13 @@ MUTANTS = (
         "tests/test_rounded_data.py",
     ),
     Mutant(
+        "a Gemm of integers gets a bias of floats",
+        "_onnx/read/rounded.py",
+        'if node.op_type != "Gemm" or weight.quantized is None or writer is None:',
+        "if True:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
         "scales of a dynamic convolution lie along the last axis",
         "_onnx/read/rounded.py",
         "return scale.reshape(-1, *(1,) * (len(self.weight.shape) - 2))",
