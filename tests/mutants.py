@@ -201,6 +201,13 @@ MUTANTS = (
         "        bias = np.zeros(())",
         "tests/test_matmul.py",
     ),
+    Mutant(
+        "a map along an axis goes to all parts of a Split of unknown sizes",
+        "_core/joins.py",
+        "if map_.axis == self.axis:\n            raise not_known",
+        "if False:\n            raise not_known",
+        "tests/test_shapes.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
@@ -753,6 +760,13 @@ MUTANTS = (
         'if statuses <= {"pass"} and',
         'if "fail" not in statuses and',
         "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "rounding of inputs explains any difference",
+        "_judge/tolerance.py",
+        "return moved > self.allowed(at, expected) and difference <= WIDEST * moved",
+        "return True",
+        "tests/verify/test_moved_inputs.py",
     ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(

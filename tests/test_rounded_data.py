@@ -133,6 +133,18 @@ def test_the_reason_names_the_quantizer(opset):
     assert "conv" in kept.message and "float model" in kept.advice
 
 
+def test_the_reason_names_a_quantizer_ahead_of_the_linear_operator():
+    """As where the norm comes first. In the float model it would go into the Conv."""
+    m = model(
+        bn("bn", "x", "n", 3),
+        *quantized("n", "d"),
+        conv("conv", "d", "y", (4, 3, 3, 3)),
+        opset=13,
+    )
+    (kept,) = bnfold.plan(m).kept
+    assert (kept.code, kept.at) == ("quantizer-between", "d.quantize")
+
+
 def test_integers_from_outside():
     """An image of bytes: its scale takes in what divides it, not what shifts it."""
     m = model(

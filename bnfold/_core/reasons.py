@@ -72,8 +72,10 @@ CODES: dict[str, Code] = {
         "Export with parameters as initializers, or run constant folding first.",
     ),
     "quantized-weight": Code(
-        "The weight is stored as integers behind a DequantizeLinear; folding it into floats "
-        "would undo the quantization.",
+        "The weight is integers times scales, and these cannot take the map in: one scale holds "
+        "for numbers that the map tells apart, an integer whose sign would turn has no negative "
+        "in its type, or something else reads the weight. Folding it into floats would undo the "
+        "quantization.",
         "Fold before quantizing.",
     ),
     "quantizer-between": Code(

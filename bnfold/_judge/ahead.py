@@ -72,6 +72,8 @@ def judged_ahead(
             seen = looked_at_again(inner, terms, run_and_compare(inner, terms, resting))
     except EarlyVerdict:
         return LookAhead(checks)
+    if seen is not None and seen.measured.sensitivity is None:  # a fixed tolerance settles nothing
+        return LookAhead(checks)
     found = seen.checks if seen is not None else ()
     judged = [
         _judged(check, [each for each in found if each.output in ahead[check.output]])
@@ -120,13 +122,13 @@ def _judged(check: OutputCheck, ahead: Sequence[OutputCheck]) -> OutputCheck:
             about=about,
             contested=False,
         )
-    if "fail" in statuses and check.status != "fail":
-        wrong = next(each for each in ahead if each.status == "fail")
+    wrong = [each for each in ahead if each.status == "fail" and each.inputs == check.inputs]
+    if wrong and check.status != "fail":
         return replace(
             check,
             status="inconclusive",
             cause=Cause.DIFFERS_AT,
-            about=(wrong.output, wrong.inputs),
+            about=(wrong[0].output,),
             contested=True,
         )
     return check

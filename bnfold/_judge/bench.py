@@ -94,6 +94,7 @@ class Bench(Protocol):
         saturated: by the name of such an inner tensor, the output that it stands for.
         random: the outputs that depend on random numbers which the model draws.
         reached: the outputs that depend on the touched weights.
+        unmoved: the outputs that depend on inputs, and on no weight that can be moved.
         unmovable: why weights cannot be moved; "" if they can.
         notes: remarks about the whole comparison; the stages add to them.
         runtime: name and version of what runs the models.
@@ -124,6 +125,9 @@ class Bench(Protocol):
 
     @property
     def reached(self) -> Collection[str]: ...
+
+    @property
+    def unmoved(self) -> Collection[str]: ...
 
     @property
     def unmovable(self) -> str: ...
@@ -174,7 +178,10 @@ class Bench(Protocol):
         """
 
     def rounds_elsewhere(self) -> bool:
-        """Whether one of the models rounds data to integers at other places than both do."""
+        """Whether the models round data to integers where they cannot be cut, or not both of them.
+
+        It is asked for after an attempt to cut them.
+        """
 
     def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
         """How far the outputs of the original move when some integers are off by a step.

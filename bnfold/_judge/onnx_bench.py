@@ -19,7 +19,7 @@ from bnfold._judge.bench import (
 )
 from bnfold._judge.float64_model import Float64Model
 from bnfold._judge.pair import Pair
-from bnfold._judge.rounded_pair import cut_pair, moved_by_steps, round_elsewhere
+from bnfold._judge.rounded_pair import common_quantizers, cut_pair, moved_by_steps, round_elsewhere
 from bnfold._judge.ties import Choice, choices
 from bnfold._judge.tolerance import FLOOR
 from bnfold._judge.untaken_branches import IfBranch, branches_with_weights
@@ -58,6 +58,7 @@ class OnnxBench:
         self.engine: type[OnnxRuntime] | type[Reference] = OnnxRuntime
         self.notes: list[str] = []
         self.unmovable = ""
+        self.unmoved: Collection[str] = ()
         self.saturated: dict[str, SaturatedOutput] = {}
         self.branches: list[IfBranch] = []
         self.random: Collection[str] = ()
@@ -68,6 +69,7 @@ class OnnxBench:
         self._executor = executor
         self._original: OnnxModel | None = None
         self._rounds = False
+        self._uncut = False
 
     @property
     def runtime(self) -> str:
@@ -124,6 +126,8 @@ class OnnxBench:
             assert drawing is not None
             seen = self._run_drawn(original, drawing)
         self.ports = original.outputs
+        varying = reached(original.graph, [port.name for port in original.inputs])
+        self.unmoved = varying - reached(original.graph, original.weights.keys())
         return tuple(seen)
 
     def run_folded(self, seen: Sequence[OriginalRun]) -> tuple[Trial, ...]:
@@ -182,12 +186,16 @@ class OnnxBench:
 
     def cut_at_quantizers(self, trials: Sequence[Trial]) -> OnnxBench | None:
         """See `Bench.cut_at_quantizers`."""
-        found = cut_pair(self.pair, trials, self.load) if self._rounds else None
+        if not self._rounds:
+            return None
+        common = common_quantizers(self.pair)
+        found = cut_pair(self.pair, common, trials, self.load) if common else None
+        self._uncut = bool(common) and found is None
         return None if found is None else OnnxBench(*found, self._terms)
 
     def rounds_elsewhere(self) -> bool:
         """See `Bench.rounds_elsewhere`."""
-        return self._rounds and round_elsewhere(self.pair)
+        return self._rounds and (self._uncut or round_elsewhere(self.pair))
 
     def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
         """See `Bench.moved_by_steps`."""

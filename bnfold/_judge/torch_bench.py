@@ -29,6 +29,7 @@ class TorchBench:
 
     runtime = RUNTIME
     unmovable = ""
+    unmoved = ()
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ class Cause(Enum):
     DIFFERS_AHEAD = "ahead of its {} the two differ by {:.2e}, and {:.2e} is allowed there"
     SAME_BEHIND = "compared at {}, from where on both models are the same"
     SAME = "both models compute it with the same operators and numbers"
-    DIFFERS_AT = "the two differ ahead of it, at {} on {} inputs"
+    DIFFERS_AT = "the two differ ahead of it, at {}"
     NEXT_TO_FLOAT64 = "next to float64 the original is off by {:.2e}, the folded model by {:.2e}"
     ORIGINAL_INACCURATE = (
         "the original is the inaccurate one: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from bnfold._onnx.network import Network, read
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.inlining import Call, Inlined, Key, called_functions, inline, key_of
+from bnfold._onnx.read.quantized import MADE_BYTES, Dequantized, dequantized
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.write.applied import Applied, Rewritten
 from bnfold._onnx.write.rewriting import apply
@@ -33,9 +35,12 @@ _WEIGHTED = ("BatchNormalization", "Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class FoldedWeights:
-    """The weights of a main graph by name; ``touched`` are those of operators in a fold."""
+    """The weights of a main graph by name; ``touched`` are those of operators in a fold.
 
-    values: Mapping[str, Array]
+    None stands for a weight that a DequantizeLinear makes: an engine computes it.
+    """
+
+    values: Mapping[str, Array | None]
     touched: frozenset[str]
 
 
@@ -75,13 +80,20 @@ class PlannedModel:
         graph, _ = self.settled[0]
         made = {name for patch in self.network.merges[0].patches for name in patch.constants}
         made |= self.inlined.made if self.inlined is not None else set()
-        values = {}
+        values: dict[str, Array | None] = {}
+        left = MADE_BYTES
         for name in _parameter_names(self, folded_only=False):
             if name in made:
                 continue
             constant = graph.context.constants.find(graph.scope, name)
             if isinstance(constant, Constant) and constant.is_float and not constant.protected:
                 values[name] = constant.load()
+                continue
+            made_of = dequantized(graph.context.constants, graph.scope, name)
+            if isinstance(made_of, Dequantized):
+                left -= math.prod(made_of.weight.shape) * made_of.weight.dtype.itemsize
+                if left >= 0:
+                    values[name] = None
         touched = frozenset(_parameter_names(self, folded_only=True))
         return FoldedWeights(values, touched & values.keys())
 
@@ -105,11 +117,13 @@ def prepare(model: ModelProto, base_dir: Path | None) -> PlannedModel:
         if origin.call not in calls
     }
     before, after = _counted(tried.plan.before), _counted(tried.plan.after)
-    del tried, everything
     if not calls:
         return replace(whole, plan=_with_reasons(whole, whole.plan, reasons))
-    chosen = inline(model, calls)
-    planned = _prepare(chosen.model, base_dir)
+    chosen, planned = everything, tried
+    if calls != everything.named.keys():
+        del tried, everything
+        chosen = inline(model, calls)
+        planned = _prepare(chosen.model, base_dir)
     plan = _as_called(_with_reasons(planned, planned.plan, reasons), chosen)
     plan = replace(plan, before=before, after=after)
     return replace(planned, plan=plan, inlined=chosen, calls=calls, given=model)

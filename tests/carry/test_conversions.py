@@ -288,7 +288,7 @@ def test_a_part_that_would_stay_behind_keeps_all():
         wide(const("Mul", "f", "m", rand(4), name="scale")),
         wide(const("Add", "m", "a", rand(4), name="shift")),
         down("a", "y"),
-        x=(4, 4),
+        x=(2, 4, 4),
     )
     kept(made, "no-gain", "scale")
 

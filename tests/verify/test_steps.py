@@ -128,6 +128,19 @@ def test_an_output_of_integers():
     assert bnfold.verify(m, bad, inputs=x).status == "fail"
 
 
+def test_what_is_too_large_to_be_cut(monkeypatch):
+    """Then steps explain a difference, which is no pass, and no failure."""
+    m = network()
+    after = bnfold.fold(m)
+    x = {"x": at_borders(m, after)}
+    monkeypatch.setattr("bnfold._judge.rounded_pair._LARGEST", 10)
+    seen = bnfold.verify(m, after, inputs=x)
+    assert seen.status == "inconclusive"
+    assert "steps" in seen.checks[0].note
+    bad = wrong(after, weight_of(after, "last"), 2.0)
+    assert "fail" in {check.status for check in bnfold.verify(m, bad, inputs=x).checks}
+
+
 def deployed_network(seed):
     """Its Conv and quantizers become one QLinearConv once the BatchNormalization is gone."""
     r = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from bnfold._core.operators.quantized import Dequantization, Rescaling
+from bnfold._core.operators.quantized import Dequantization, Quantization, Rescaling
 from bnfold._core.operators.record import UNKNOWN, Operator, Row
 from bnfold._core.quantized import Grid, Quantized
 from bnfold._core.reasons import Reason
@@ -143,6 +143,15 @@ def rescaling(context: Context, node: NodeProto) -> Operator | None:
     )
 
 
+def _quantize(context: Context, node: NodeProto) -> Operator:
+    """A quantizer of data."""
+    if not node.input or context.constant(node, 0) is not None:
+        return UNKNOWN
+    message = f"{label(node)} rounds it to integers, and no map passes that exactly"
+    rounded = Reason("quantizer-between", label(node), message)
+    return Quantization(label=label(node), rounded=rounded)
+
+
 def _rounded(scope: Scope, node: NodeProto) -> Reason:
     """Who rounds the integers that a DequantizeLinear reads, and why maps do not pass that."""
     where, name = label(node), node.input[0]
@@ -152,11 +161,18 @@ def _rounded(scope: Scope, node: NodeProto) -> Reason:
         return Reason("quantizer-between", where, message)
     quantizer = scope.nodes[writer]
     source = scope.producers.get(quantizer.input[0]) if quantizer.input else None
-    what = "what it computes"
-    if quantizer.op_type == "QuantizeLinear":
-        what = f"what {label(scope.nodes[source])} puts out" if source is not None else "its input"
-    message = f"{label(quantizer)} rounds {what} to integers, and no map passes that exactly"
+    what = "puts out integers"
+    if quantizer.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
+        read = f"what {label(scope.nodes[source])} puts out" if source is not None else "its input"
+        what = f"rounds {read} to integers"
+    elif quantizer.op_type.startswith("Q"):
+        what = "rounds what it computes to integers"
+    message = f"{label(quantizer)} {what}, and no map passes that exactly"
     return Reason("quantizer-between", label(quantizer), message)
 
 
-ROWS: dict[str, OnnxRow] = {"DequantizeLinear": Row(_dequantize)}
+ROWS: dict[str, OnnxRow] = {
+    "DequantizeLinear": Row(_dequantize),
+    "DynamicQuantizeLinear": Row(_quantize),
+    "QuantizeLinear": Row(_quantize),
+}
