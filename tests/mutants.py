@@ -723,7 +723,7 @@ MUTANTS = (
     Mutant(
         "a fold that rests on the comparison need not show",
         "_judge/end_to_end.py",
-        "unnoticed=[resting[number].into for number in unnoticed],",
+        "unnoticed=[resting[number].into for number in sorted(unnoticed)],",
         "unnoticed=[],",
         "tests/verify/test_unchecked.py",
     ),
@@ -789,6 +789,13 @@ MUTANTS = (
         "return moved > self.allowed(at, expected) and difference <= WIDEST * moved",
         "return True",
         "tests/verify/test_moved_inputs.py",
+    ),
+    Mutant(
+        "a layer is dead where one factor in a node is zero, whichever it is",
+        "_run/nodes.py",
+        "if place < len(node.input) and node.input[place] in zeros",
+        "if place < len(node.input)",
+        "tests/verify/test_dead.py",
     ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
