@@ -474,6 +474,28 @@ MUTANTS = (
         "rewrites = old is not None",
         "tests/test_sharing.py",
     ),
+    # --- quantizers ------------------------------------------------------------------------------
+    Mutant(
+        "a quantizer takes its new scale the wrong way round",
+        "_core/pointwise.py",
+        'Edit({"scale": self.scale / float(map_.scale[0])})',
+        'Edit({"scale": self.scale * float(map_.scale[0])})',
+        "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a quantizer takes a shift in",
+        "_core/pointwise.py",
+        "map_.shift[0] == 0 < self.scale < math.inf",
+        "0 < self.scale < math.inf",
+        "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a certificate of a quantizer sees no scale",
+        "_proof/quantizers.py",
+        "return max(worst, shifts)",
+        "return shifts",
+        "tests/test_quantizer.py",
+    ),
     # --- dead channels ---------------------------------------------------------------------------
     Mutant(
         "a channel of normal numbers is dead",
@@ -701,7 +723,7 @@ MUTANTS = (
     Mutant(
         "a fold that rests on the comparison need not show",
         "_judge/end_to_end.py",
-        "unnoticed=[resting[number].into for number in unnoticed],",
+        "unnoticed=[resting[number].into for number in sorted(unnoticed)],",
         "unnoticed=[],",
         "tests/verify/test_unchecked.py",
     ),
@@ -767,6 +789,13 @@ MUTANTS = (
         "return moved > self.allowed(at, expected) and difference <= WIDEST * moved",
         "return True",
         "tests/verify/test_moved_inputs.py",
+    ),
+    Mutant(
+        "a layer is dead where one factor in a node is zero, whichever it is",
+        "_run/nodes.py",
+        "if place < len(node.input) and node.input[place] in zeros",
+        "if place < len(node.input)",
+        "tests/verify/test_dead.py",
     ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
