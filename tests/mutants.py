@@ -481,6 +481,28 @@ MUTANTS = (
         "rewrites = old is not None",
         "tests/test_sharing.py",
     ),
+    # --- quantizers ------------------------------------------------------------------------------
+    Mutant(
+        "a quantizer takes its new scale the wrong way round",
+        "_core/pointwise.py",
+        'Edit({"scale": self.scale / float(map_.scale[0])})',
+        'Edit({"scale": self.scale * float(map_.scale[0])})',
+        "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a quantizer takes a shift in",
+        "_core/pointwise.py",
+        "map_.shift[0] == 0 < self.scale < math.inf",
+        "0 < self.scale < math.inf",
+        "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a certificate of a quantizer sees no scale",
+        "_proof/quantizers.py",
+        "return max(worst, shifts)",
+        "return shifts",
+        "tests/test_quantizer.py",
+    ),
     # --- dead channels ---------------------------------------------------------------------------
     Mutant(
         "a channel of normal numbers is dead",

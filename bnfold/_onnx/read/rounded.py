@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from bnfold._core.operators.crossed import Crossed
 from bnfold._core.operators.quantized import Dequantization, Quantization, Rescaling
 from bnfold._core.operators.record import UNKNOWN, Operator, Row
+from bnfold._core.pointwise import Quantizing
 from bnfold._core.quantized import Grid, Quantized
 from bnfold._core.reasons import Reason
 from bnfold._onnx.read import attributes
@@ -144,12 +146,22 @@ def rescaling(context: Context, node: NodeProto) -> Operator | None:
 
 
 def _quantize(context: Context, node: NodeProto) -> Operator:
-    """A quantizer of data."""
+    """A quantizer of data. One with one constant scale, not block by block, takes a scale in."""
     if not node.input or context.constant(node, 0) is not None:
         return UNKNOWN
     message = f"{label(node)} rounds it to integers, and no map passes that exactly"
     rounded = Reason("quantizer-between", label(node), message)
-    return Quantization(label=label(node), rounded=rounded)
+    scale = context.constant(node, 1) if node.op_type == "QuantizeLinear" else None
+    if (
+        scale is None
+        or scale.protected is not None
+        or not scale.is_float
+        or scale.shape not in ((), (1,))
+        or attributes.integer(node, "block_size", 0)
+    ):
+        return Quantization(label=label(node), rounded=rounded)
+    law = Quantizing(float(scale.load().reshape(-1)[0]), rounded)
+    return Crossed(label=label(node), law=law, numbers={"scale": 1}, dtype=scale.dtype)
 
 
 def _rounded(scope: Scope, node: NodeProto) -> Reason:
