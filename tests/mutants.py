@@ -146,6 +146,13 @@ MUTANTS = (
         "tests/carry/test_conversions.py",
     ),
     Mutant(
+        "the certificate does not ask which maps were carried to either side of a Cast",
+        "_proof/conversions.py",
+        "    if not _alike(read, written):",
+        "    if False:",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
         "the certificate does not ask which type is left where a Cast is gone",
         "_proof/conversions.py",
         "        if kind != narrow:",
