@@ -146,6 +146,13 @@ MUTANTS = (
         "tests/carry/test_conversions.py",
     ),
     Mutant(
+        "the certificate does not ask which maps were carried to either side of a Cast",
+        "_proof/conversions.py",
+        "    if not _alike(read, written):",
+        "    if False:",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
         "the certificate does not ask which type is left where a Cast is gone",
         "_proof/conversions.py",
         "        if kind != narrow:",
@@ -481,6 +488,28 @@ MUTANTS = (
         "rewrites = old is not None",
         "tests/test_sharing.py",
     ),
+    # --- quantizers ------------------------------------------------------------------------------
+    Mutant(
+        "a quantizer takes its new scale the wrong way round",
+        "_core/pointwise.py",
+        'Edit({"scale": self.scale / float(map_.scale[0])})',
+        'Edit({"scale": self.scale * float(map_.scale[0])})',
+        "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a quantizer takes a shift in",
+        "_core/pointwise.py",
+        "map_.shift[0] == 0 < self.scale < math.inf",
+        "0 < self.scale < math.inf",
+        "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a certificate of a quantizer sees no scale",
+        "_proof/quantizers.py",
+        "return max(worst, shifts)",
+        "return shifts",
+        "tests/test_quantizer.py",
+    ),
     # --- dead channels ---------------------------------------------------------------------------
     Mutant(
         "a channel of normal numbers is dead",
@@ -708,7 +737,7 @@ MUTANTS = (
     Mutant(
         "a fold that rests on the comparison need not show",
         "_judge/end_to_end.py",
-        "unnoticed=[resting[number].into for number in unnoticed],",
+        "unnoticed=[resting[number].into for number in sorted(unnoticed)],",
         "unnoticed=[],",
         "tests/verify/test_unchecked.py",
     ),
@@ -774,6 +803,13 @@ MUTANTS = (
         "return moved > self.allowed(at, expected) and difference <= WIDEST * moved",
         "return True",
         "tests/verify/test_moved_inputs.py",
+    ),
+    Mutant(
+        "a layer is dead where one factor in a node is zero, whichever it is",
+        "_run/nodes.py",
+        "if place < len(node.input) and node.input[place] in zeros",
+        "if place < len(node.input)",
+        "tests/verify/test_dead.py",
     ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
@@ -912,6 +948,13 @@ MUTANTS = (
         "_core/absorbing.py",
         "if absorber.signed_blocked is not None and not bool((total.scale > 0).all()):",
         "if absorber.signed_blocked is not None and not bool((total.scale != 0).all()):",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "a Gemm of integers gets a bias of floats",
+        "_onnx/read/rounded.py",
+        'if node.op_type != "Gemm" or weight.quantized is None or writer is None:',
+        "if True:",
         "tests/test_rounded_data.py",
     ),
     Mutant(

@@ -312,3 +312,18 @@ def test_the_bias_of_a_dead_channel_is_kept():
         x=(2, 3, 8, 8),
     )
     folds(m, Conv=1)
+
+
+@pytest.mark.parametrize("large", [4.0, 1.0])
+def test_half_weights_that_two_maps_together_make_coarse_stay(large):
+    """Ahead a scale that the largest scale behind makes up for, in its own channel alone."""
+    m = model(
+        const("Mul", "x", "m", np.full((4, 1, 1), 1e-5, np.float32), name="ahead"),
+        op("Identity", "m", "i"),
+        (op("Conv", "i w", "c", name="conv"), {"w": np.ones((4, 4, 1, 1), np.float32)}),
+        const("Mul", "c", "y", np.float32([large, 1, 1, 1]).reshape(4, 1, 1), name="behind"),
+        x=(2, 4, 5, 5),
+        elem=HALF,
+    )
+    assert "underflow" in codes(m).values()
+    fold(m, runtime=False)

@@ -196,12 +196,14 @@ class Site:
             if not bool(np.isfinite(top).all()):
                 name = self.weight_value.name
                 return Reason("non-finite", self.label, f"weight {name} is not finite")
+            stored = top
             if not ahead.keeps_scale:
                 reason = self._refuses_ahead(behind, ahead)
                 if reason is not None:
                     return reason
                 top = channels.channel_peaks(self._entered(ahead), self.layout(axis))
-            reason = self._refuses_scale(behind, top, bias)
+            most = float(np.abs(ahead.scale).max(initial=0.0))
+            reason = self._refuses_scale(np.abs(behind.scale), top, stored, most, bias)
             if reason is not None:
                 return reason
         if bias is None or bool(np.isfinite(bias.astype(np.float64)).all()):
@@ -211,15 +213,20 @@ class Site:
             return Reason("non-finite", self.label, f"the bias of {self.label} is not finite")
         return Reason("overflow", self.label, f"the folded bias of {self.label} would overflow")
 
-    def _refuses_scale(self, behind: AffineMap, top: Vector, bias: Array | None) -> Reason | None:
-        """The range of ``W[o]·s_o``, where the weights of channel o are at most ``top[o]``."""
+    def _refuses_scale(
+        self, scale: Vector, top: Vector, stored: Vector, most: float, bias: Array | None
+    ) -> Reason | None:
+        """The range of ``W[o]·s_o``, where the weights of channel o are at most ``stored[o]``, and
+        ``top[o]`` with the map ahead, whose scales are at most ``most``.
+        """
         assert self.weight_value is not None
-        if overflows(np.abs(behind.scale) * top, self.dtype):
+        if overflows(scale * top, self.dtype):
             what = f"the folded weight of {self.label} would overflow {self.dtype}"
             return Reason("overflow", self.label, what)
-        lost = underflows(top, behind.scale, self.dtype)
+        factor = scale * np.divide(top, stored, where=stored > 0, out=1.0 * stored)
+        lost = underflows(stored, factor, self.dtype)
         terms = math.prod(self.weight_value.shape) // max(lost.size, 1)
-        lost &= ~dead(top, behind.scale, terms, self.dtype)
+        lost &= ~dead(stored, scale * most, terms, self.dtype)
         if bias is not None and bias.size == lost.size:
             exact = bias.astype(np.float64).reshape(-1)
             lost &= ~drowned(exact, terms, self.dtype)

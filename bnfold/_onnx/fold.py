@@ -117,11 +117,13 @@ def prepare(model: ModelProto, base_dir: Path | None, equal_dims: bool = False) 
         if origin.call not in calls
     }
     before, after = _counted(tried.plan.before), _counted(tried.plan.after)
-    del tried, everything
     if not calls:
         return replace(whole, plan=_with_reasons(whole, whole.plan, reasons))
-    chosen = inline(model, calls)
-    planned = _prepare(chosen.model, base_dir, equal_dims)
+    chosen, planned = everything, tried
+    if calls != everything.named.keys():
+        del tried, everything
+        chosen = inline(model, calls)
+        planned = _prepare(chosen.model, base_dir, equal_dims)
     plan = _as_called(_with_reasons(planned, planned.plan, reasons), chosen)
     plan = replace(plan, before=before, after=after)
     return replace(planned, plan=plan, inlined=chosen, calls=calls, given=model)

@@ -170,16 +170,21 @@ class Editor:
         """
         name: str = scope.nodes[position].output[0]
         self.remove(scope, position)
+        self.forget(scope, name)
         if name in scope.outputs or name in scope.captures:
             self.rename_output(scope, scope.producers[source], name, False, source)
+            self.forget(scope, source)
             self.reread(scope, [source], name)
             return name
         self.reread(scope, [name], source)
         return source
 
-    def retype(self, scope: Scope, position: int) -> None:
-        """Forget the notes on what a node puts out, which changes its type."""
-        self._vanished[scope.path].setdefault(scope.nodes[position].output[0], None)
+    def forget(self, scope: Scope, name: str) -> None:
+        """Drop the notes on a tensor, which has gone or has another type now."""
+        vanished = self._vanished[scope.path]
+        for old in [old for old, new in vanished.items() if new == name]:
+            vanished[old] = None
+        vanished.setdefault(name, None)
 
     def reread(self, scope: Scope, old: Iterable[str], new: str) -> None:
         """Let every remaining node read ``new`` instead of ``old``, which has vanished."""
