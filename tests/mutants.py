@@ -146,6 +146,13 @@ MUTANTS = (
         "tests/carry/test_conversions.py",
     ),
     Mutant(
+        "the certificate does not ask which maps were carried to either side of a Cast",
+        "_proof/conversions.py",
+        "    if not _alike(read, written):",
+        "    if False:",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
         "the certificate does not ask which type is left where a Cast is gone",
         "_proof/conversions.py",
         "        if kind != narrow:",
@@ -934,6 +941,13 @@ MUTANTS = (
         "_core/absorbing.py",
         "if absorber.signed_blocked is not None and not bool((total.scale > 0).all()):",
         "if absorber.signed_blocked is not None and not bool((total.scale != 0).all()):",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "a Gemm of integers gets a bias of floats",
+        "_onnx/read/rounded.py",
+        'if node.op_type != "Gemm" or weight.quantized is None or writer is None:',
+        "if True:",
         "tests/test_rounded_data.py",
     ),
     Mutant(

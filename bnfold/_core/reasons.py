@@ -167,7 +167,8 @@ CODES: dict[str, Code] = {
     "fused-operator": Code(
         "The operator is part of a GELU, a normalization or a dynamically quantized product that "
         "is written out, and that runtimes put together and run as one. Without it they would run "
-        "the other parts one by one.",
+        "the other parts one by one. Or a Gemm that runtimes run on integers would get a bias of "
+        "floats, and would no more.",
         "Nothing: the model runs faster this way.",
     ),
     "no-gain": Code(

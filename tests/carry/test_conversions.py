@@ -6,6 +6,8 @@ Cast`` where norms are on its block list. Sizes agree wherever they can: batch =
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -466,6 +468,18 @@ def test_a_cast_to_another_type_fails():
     made = kept_norm(op("MaxPool", "b", "r", kernel_shape=[2, 2]), down("r", "y"))
     assert not certificates(made, lambda folded: None)
     assert certificates(made, spoil)
+
+
+def test_other_maps_on_either_side_of_a_cast_fail():
+    """A record that tells of a map behind the Cast alone is not one of a right fold."""
+    made = kept_norm(op("MaxPool", "b", "r", kernel_shape=[2, 2]), down("r", "y"))
+    folded = onnx.ModelProto()
+    folded.CopyFrom(made)
+    applied = prepare(folded, None).apply().applied
+    (cast,) = (step for step in applied if made.graph.node[step.into].op_type == "Cast")
+    wrong = replace(cast, related={"f": cast.related["f"]})
+    assert not any(c.fails for c in certify(made, folded, [cast]))
+    assert certify(made, folded, [wrong])[0].fails
 
 
 def test_feeds_show_what_rounding_explains():

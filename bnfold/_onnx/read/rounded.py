@@ -10,7 +10,7 @@ from onnx import NodeProto
 
 from bnfold._core.operators.crossed import Crossed
 from bnfold._core.operators.quantized import Dequantization, Quantization, Rescaling
-from bnfold._core.operators.record import UNKNOWN, Operator, Row
+from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Row
 from bnfold._core.pointwise import Quantizing
 from bnfold._core.quantized import Grid, Quantized
 from bnfold._core.reasons import Reason
@@ -21,6 +21,19 @@ from bnfold._onnx.read.quantized import is_weight
 from bnfold._onnx.read.scopes import Scope, label
 
 _CONV, _MATMUL = _SUMS = ("ConvInteger", "MatMulInteger")
+# What may be folded into a linear operator, or is left out ahead of a quantizer.
+_AHEAD_OF_QUANTIZER = {
+    "Add",
+    "BatchNormalization",
+    "Clip",
+    "Div",
+    "Dropout",
+    "Identity",
+    "Mul",
+    "Neg",
+    "Relu",
+    "Sub",
+}
 
 
 def _dequantize(context: Context, node: NodeProto) -> Operator:
@@ -47,6 +60,32 @@ def _dequantize(context: Context, node: NodeProto) -> Operator:
         axis=axis,
         rounded=_rounded(context.scope, node),
     )
+
+
+def integer_kernel(context: Context, node: NodeProto, weight: Operand) -> Reason | None:
+    """Why a Gemm may not get a bias of floats, if runtimes run it on the integers of its data and
+    its weight. None where they do not.
+
+    onnxruntime does (QGemm), with no bias or one of integers. With a bias of floats it does so only
+    where a quantizer follows, for then it rounds the bias itself.
+    """
+    scope, data = context.scope, node.input[1 - weight.position]
+    position = scope.producers.get(data)
+    writer = scope.nodes[position] if position is not None else None
+    if node.op_type != "Gemm" or weight.quantized is None or writer is None:
+        return None
+    if writer.op_type != "DequantizeLinear" or is_weight(context.constants, scope, writer):
+        return None
+    name = node.output[0]
+    while name not in scope.outputs and len(set(scope.readers.get(name, ()))) == 1:
+        reader = scope.nodes[scope.readers[name][0]]
+        if reader.op_type == "QuantizeLinear":
+            return None
+        if reader.op_type not in _AHEAD_OF_QUANTIZER:
+            break
+        name = reader.output[0]
+    message = f"with a bias of floats runtimes would not run {label(node)} on its integers any more"
+    return Reason("fused-operator", label(node), message)
 
 
 @dataclass(frozen=True)
