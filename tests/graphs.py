@@ -245,8 +245,27 @@ def counts(made: ModelProto) -> dict[str, int]:
 
 
 def cost(made: ModelProto) -> tuple[int, int]:
-    """Executed operators, and their work in passes: a BatchNormalization is a Mul and an Add."""
-    kinds = counts(made)
+    """Executed operators, and their work in passes: a BatchNormalization is a Mul and an Add.
+
+    The operators of a function that is called count as often as it is called, by one that counts.
+    """
+    functions = {(f.domain, f.name, f.overload): f for f in made.functions}
+    called = Counter((n.domain, n.op_type, n.overload) for nodes, _ in graphs(made) for n in nodes)
+
+    def within(nodes: Iterable[NodeProto], depth: int = 0) -> Counter[str]:
+        kinds: Counter[str] = Counter()
+        for node in nodes:
+            kinds[node.op_type] += 1
+            function = functions.get((node.domain, node.op_type, node.overload))
+            if function is not None and depth < 10:
+                kinds += within(function.node, depth + 1)
+            for attr in node.attribute:
+                if attr.type == AttributeProto.GRAPH:
+                    kinds += within(attr.g.node, depth)
+        return kinds
+
+    idle = [f for key, f in functions.items() if not called[key]]
+    kinds = within(made.graph.node) + sum((within(f.node) for f in idle), Counter())
     kinds.pop("Constant", None)
     nodes = sum(kinds.values())
     return nodes, nodes + kinds.get("BatchNormalization", 0)

@@ -134,7 +134,7 @@ MUTANTS = (
     Mutant(
         "a map goes forward into the narrower type",
         "_core/pointwise.py",
-        "        if not self.widens:\n            raise",
+        "        if not (self.widens or self.exact):\n            raise",
         "        if False:\n            raise",
         "tests/carry/test_conversions.py",
     ),
@@ -143,6 +143,13 @@ MUTANTS = (
         "_plan/conversions.py",
         "                if not plain or law.narrow != np.float16:",
         "                if False:",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
+        "the certificate does not ask which maps were carried to either side of a Cast",
+        "_proof/conversions.py",
+        "    if not _alike(read, written):",
+        "    if False:",
         "tests/carry/test_conversions.py",
     ),
     Mutant(
@@ -201,6 +208,13 @@ MUTANTS = (
         "        bias = np.zeros(())",
         "tests/test_matmul.py",
     ),
+    Mutant(
+        "a map along an axis goes to all parts of a Split of unknown sizes",
+        "_core/joins.py",
+        "if map_.axis == self.axis:\n            raise not_known",
+        "if False:\n            raise not_known",
+        "tests/test_shapes.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
@@ -222,6 +236,20 @@ MUTANTS = (
         "        if node.op_type in _EVALUATED and not misaligned:",
         "        if node.op_type in _EVALUATED:",
         "tests/test_standardized.py",
+    ),
+    Mutant(
+        "a constant of any size is made",
+        "_onnx/read/growth.py",
+        "    if count > max(_LARGEST, sum(values.size for values in given)):",
+        "    if False:",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "large constants are made anew for each reader",
+        "_onnx/read/constants.py",
+        "            self._recent[key] = values",
+        "            self._recent.clear()",
+        "tests/test_constants.py",
     ),
     # --- laws ------------------------------------------------------------------------------------
     Mutant(
@@ -445,6 +473,58 @@ MUTANTS = (
         "if False:",
         "tests/merge/test_serial.py",
     ),
+    # --- shared weights --------------------------------------------------------------------------
+    Mutant(
+        "the last reader of a shared weight has a copy of its own",
+        "_onnx/write/edits.py",
+        "rewrites = not known and old is not None",
+        "rewrites = old is not None",
+        "tests/test_sharing.py",
+    ),
+    # --- quantizers ------------------------------------------------------------------------------
+    Mutant(
+        "a quantizer takes its new scale the wrong way round",
+        "_core/pointwise.py",
+        'Edit({"scale": self.scale / float(map_.scale[0])})',
+        'Edit({"scale": self.scale * float(map_.scale[0])})',
+        "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a quantizer takes a shift in",
+        "_core/pointwise.py",
+        "map_.shift[0] == 0 < self.scale < math.inf",
+        "0 < self.scale < math.inf",
+        "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a certificate of a quantizer sees no scale",
+        "_proof/quantizers.py",
+        "return max(worst, shifts)",
+        "return shifts",
+        "tests/test_quantizer.py",
+    ),
+    # --- dead channels ---------------------------------------------------------------------------
+    Mutant(
+        "a channel of normal numbers is dead",
+        "_core/limits.py",
+        "before = (peaks < limits.tiny) | (magnitude < limits.tiny)",
+        "before = peaks >= 0",
+        "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a denormal number of float16 shows nothing",
+        "_core/limits.py",
+        " & (shown < limits.eps))",
+        ")",
+        "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a certificate does not see that a channel is lost",
+        "_proof/absorption.py",
+        "    if channels is not None:\n        channels.check(peaks, dtype, case)",
+        "    if False:\n        channels.check(peaks, dtype, case)",
+        "tests/test_dtypes.py",
+    ),
     # --- fused operators -------------------------------------------------------------------------
     Mutant(
         "a map behind a fused operator forgets the activation",
@@ -650,7 +730,7 @@ MUTANTS = (
     Mutant(
         "a fold that rests on the comparison need not show",
         "_judge/end_to_end.py",
-        "unnoticed=[resting[number].into for number in unnoticed],",
+        "unnoticed=[resting[number].into for number in sorted(unnoticed)],",
         "unnoticed=[],",
         "tests/verify/test_unchecked.py",
     ),
@@ -681,6 +761,48 @@ MUTANTS = (
         "attributes = sorted(attribute.SerializeToString() for attribute in node.attribute)",
         "attributes = list[bytes]()",
         "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
+        "other constants behind the tensors ahead of an output",
+        "_run/endings.py",
+        "if stored and not self._same_origin(names):",
+        "if False:",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "functions inside functions are not looked at",
+        "_run/endings.py",
+        "functions if inner else None",
+        "functions.get(key)",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "all random numbers of a model are the same",
+        "_run/draws.py",
+        "[self.seed, number])",
+        "[self.seed])",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "an output passes where something ahead of it does",
+        "_judge/ahead.py",
+        'if statuses <= {"pass"} and',
+        'if "fail" not in statuses and',
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "rounding of inputs explains any difference",
+        "_judge/tolerance.py",
+        "return moved > self.allowed(at, expected) and difference <= WIDEST * moved",
+        "return True",
+        "tests/verify/test_moved_inputs.py",
+    ),
+    Mutant(
+        "a layer is dead where one factor in a node is zero, whichever it is",
+        "_run/nodes.py",
+        "if place < len(node.input) and node.input[place] in zeros",
+        "if place < len(node.input)",
+        "tests/verify/test_dead.py",
     ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
@@ -733,6 +855,35 @@ MUTANTS = (
         "file.seek(offset)\n            file.write(data)\n            _externalize(tensor, t",
         "file.seek(0)\n            file.write(data)\n            _externalize(tensor, t",
         "tests/test_external_data.py",
+    ),
+    Mutant(
+        "an inlined call leaves attributes to the defaults of its function",
+        "_onnx/read/inlining.py",
+        "for a in (*function.attribute_proto, *call.attribute)}",
+        "for a in (*call.attribute, *function.attribute_proto)}",
+        "tests/test_functions.py::test_attributes_of_each_call_and_defaults",
+    ),
+    Mutant(
+        "a function of any opset is inlined",
+        "_onnx/read/inlining.py",
+        "return int(one) if one == other else None",
+        "return int(one)",
+        "tests/test_functions.py::test_a_function_of_another_opset",
+    ),
+    Mutant(
+        "functions that nobody ever called go",
+        "_onnx/read/inlining.py",
+        "if key_of(function) in called and key_of(function) not in still",
+        "if key_of(function) not in still",
+        "tests/test_functions.py::test_functions_that_nobody_called_stay",
+    ),
+    # --- files -----------------------------------------------------------------------------------
+    Mutant(
+        "any suffix will do for a model",
+        "_onnx/files/text_forms.py",
+        "if _OTHERS.fullmatch(suffix):",
+        "if False:",
+        "tests/cli/test_kinds.py",
     ),
     # --- the command -----------------------------------------------------------------------------
     Mutant(
@@ -790,6 +941,13 @@ MUTANTS = (
         "_core/absorbing.py",
         "if absorber.signed_blocked is not None and not bool((total.scale > 0).all()):",
         "if absorber.signed_blocked is not None and not bool((total.scale != 0).all()):",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "a Gemm of integers gets a bias of floats",
+        "_onnx/read/rounded.py",
+        'if node.op_type != "Gemm" or weight.quantized is None or writer is None:',
+        "if True:",
         "tests/test_rounded_data.py",
     ),
     Mutant(

@@ -14,7 +14,7 @@ from bnfold._core import channels
 from bnfold._core.affine import IDENTITY, AffineMap, Vector
 from bnfold._core.broadcast import Shape
 from bnfold._core.channels import ChannelLayout
-from bnfold._core.limits import drowned, overflows, underflows
+from bnfold._core.limits import dead, drowned, overflows, underflows
 from bnfold._core.quantized import Quantized, Rescaled
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.stored import Array, Parameter
@@ -196,12 +196,14 @@ class Site:
             if not bool(np.isfinite(top).all()):
                 name = self.weight_value.name
                 return Reason("non-finite", self.label, f"weight {name} is not finite")
+            stored = top
             if not ahead.keeps_scale:
                 reason = self._refuses_ahead(behind, ahead)
                 if reason is not None:
                     return reason
                 top = channels.channel_peaks(self._entered(ahead), self.layout(axis))
-            reason = self._refuses_scale(behind, top, bias)
+            most = float(np.abs(ahead.scale).max(initial=0.0))
+            reason = self._refuses_scale(np.abs(behind.scale), top, stored, most, bias)
             if reason is not None:
                 return reason
         if bias is None or bool(np.isfinite(bias.astype(np.float64)).all()):
@@ -211,15 +213,21 @@ class Site:
             return Reason("non-finite", self.label, f"the bias of {self.label} is not finite")
         return Reason("overflow", self.label, f"the folded bias of {self.label} would overflow")
 
-    def _refuses_scale(self, behind: AffineMap, top: Vector, bias: Array | None) -> Reason | None:
-        """The range of ``W[o]·s_o``, where the weights of channel o are at most ``top[o]``."""
+    def _refuses_scale(
+        self, scale: Vector, top: Vector, stored: Vector, most: float, bias: Array | None
+    ) -> Reason | None:
+        """The range of ``W[o]·s_o``, where the weights of channel o are at most ``stored[o]``, and
+        ``top[o]`` with the map ahead, whose scales are at most ``most``.
+        """
         assert self.weight_value is not None
-        if overflows(np.abs(behind.scale) * top, self.dtype):
+        if overflows(scale * top, self.dtype):
             what = f"the folded weight of {self.label} would overflow {self.dtype}"
             return Reason("overflow", self.label, what)
-        lost = underflows(top, behind.scale, self.dtype)
+        factor = scale * np.divide(top, stored, where=stored > 0, out=1.0 * stored)
+        lost = underflows(stored, factor, self.dtype)
+        terms = math.prod(self.weight_value.shape) // max(lost.size, 1)
+        lost &= ~dead(stored, scale * most, terms, self.dtype)
         if bias is not None and bias.size == lost.size:
-            terms = math.prod(self.weight_value.shape) // lost.size
             exact = bias.astype(np.float64).reshape(-1)
             lost &= ~drowned(exact, terms, self.dtype)
         return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
@@ -231,6 +239,8 @@ class Site:
         top = channels.channel_peaks(self.weight_value.load(), self.entrance.layout)
         most = float(np.abs(behind.scale).max(initial=0.0))
         lost = underflows(top, ahead.scale * most, self.dtype)
+        terms = math.prod(self.weight_value.shape)
+        lost &= ~dead(top, ahead.scale * most, terms, self.dtype)
         return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
 
     def _lost(self, channel: int) -> Reason:

@@ -72,8 +72,10 @@ CODES: dict[str, Code] = {
         "Export with parameters as initializers, or run constant folding first.",
     ),
     "quantized-weight": Code(
-        "The weight is stored as integers behind a DequantizeLinear; folding it into floats "
-        "would undo the quantization.",
+        "The weight is integers times scales, and these cannot take the map in: one scale holds "
+        "for numbers that the map tells apart, an integer whose sign would turn has no negative "
+        "in its type, or something else reads the weight. Folding it into floats would undo the "
+        "quantization.",
         "Fold before quantizing.",
     ),
     "quantizer-between": Code(
@@ -85,7 +87,8 @@ CODES: dict[str, Code] = {
     ),
     "function-parameter": Code(
         "A parameter is an input or attribute of a local function: each call may pass another one, "
-        "and the function has one body for all of them.",
+        "and the function has one body for all of them. Calls with constants are inlined where "
+        "something folds then; this one passes none, or cannot be inlined.",
         "Inline the function first, for instance with onnx.inliner.inline_local_functions.",
     ),
     "training-mode": Code(
@@ -164,7 +167,8 @@ CODES: dict[str, Code] = {
     "fused-operator": Code(
         "The operator is part of a GELU, a normalization or a dynamically quantized product that "
         "is written out, and that runtimes put together and run as one. Without it they would run "
-        "the other parts one by one.",
+        "the other parts one by one. Or a Gemm that runtimes run on integers would get a bias of "
+        "floats, and would no more.",
         "Nothing: the model runs faster this way.",
     ),
     "no-gain": Code(

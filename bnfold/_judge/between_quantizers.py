@@ -39,7 +39,7 @@ def between_quantizers(
     parts = _parts(bench, terms, compared, resting)
     unsettled = [_is_unsettled(check) for check in compared.checks]
     status: Status = "fail" if parts is None else overall(parts[1])
-    if status == "fail" and any(unsettled) and bench.rounds_elsewhere():
+    if status == "fail" and bench.rounds_elsewhere():
         return _by_steps(bench, compared, unsettled)
     if parts is None:
         return compared

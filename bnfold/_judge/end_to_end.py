@@ -20,6 +20,7 @@ from pathlib import Path
 
 import onnx
 
+from bnfold._judge.ahead import judged_ahead
 from bnfold._judge.bench import Bench, EarlyVerdict, NotLoadedError, Terms
 from bnfold._judge.between_quantizers import between_quantizers
 from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
@@ -28,7 +29,7 @@ from bnfold._judge.deployment import as_deployed, opened_session
 from bnfold._judge.location import first_difference
 from bnfold._judge.onnx_bench import OnnxBench
 from bnfold._judge.pair import Pair
-from bnfold._judge.power import RestingFold
+from bnfold._judge.power import RestingFold, best_shown
 from bnfold._judge.second_look import looked_at_again
 from bnfold._judge.settings import DEFAULT, Settings
 from bnfold._judge.unknown_operators import cut_apart
@@ -39,6 +40,7 @@ from bnfold._onnx.files.load import in_binary, load_model, understood
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._run.applicable import refuse_inapplicable
 from bnfold._run.bounds import Bounds, Exhausted
+from bnfold._run.draws import fixed_draws
 from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
@@ -157,8 +159,10 @@ def _compare_binaries(
     left_edits, right_edits = (_frozen(one, settings) for one in (model, other))
     refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)
-    pairing = renamed(model, other)
-    right_edits = (*right_edits, *([pairing] if pairing else []))
+    pairing, draws = renamed(model, other), fixed_draws(model, other, settings.seed)
+    drawn = [draws] if draws else []
+    left_edits = (*left_edits, *drawn)
+    right_edits = (*right_edits, *([pairing] if pairing else []), *drawn)
     with understood(model, name):
         hoisted = hoist(model)
         weights = find_weights(model, original.parent)
@@ -173,7 +177,7 @@ def _compare_binaries(
             inputs=inputs,
             settings=settings,
             progress=progress,
-            notes=(pairing.told(),) if pairing else (),
+            notes=[each.told() for each in (pairing, draws) if each is not None],
         )
 
 
@@ -211,17 +215,18 @@ def end_to_end_result(
 def common_stages(
     bench: Bench, terms: Terms, resting: Sequence[RestingFold] = ()
 ) -> tuple[Comparison, Evidence]:
-    """The stages that all models have: run, measure, compare, look again."""
+    """The stages that all models have: run, measure, compare, look again, look ahead."""
     layers = [fold.layers for fold in resting]
     compared = looked_at_again(bench, terms, run_and_compare(bench, terms, layers))
     compared = between_quantizers(bench, terms, compared, layers)
-    power = compared.measured.power
-    unnoticed = power.unnoticed() if power is not None else range(len(resting))
+    looked = judged_ahead(bench, terms, compared, without_taps(bench, compared), layers)
+    powers = [each for each in (compared.measured.power, looked.power) if each is not None]
+    unnoticed = set(range(len(resting))).intersection(*(power.unnoticed() for power in powers))
     return compared, Evidence(
-        without_taps(bench, compared),
-        planted=power.planted_errors() if power is not None else (),
+        looked.checks,
+        planted=best_shown([power.planted_errors() for power in powers]),
         every_layer=terms.settings.power,
-        unnoticed=[resting[number].into for number in unnoticed],
+        unnoticed=[resting[number].into for number in sorted(unnoticed)],
     )
 
 

@@ -19,13 +19,14 @@ from bnfold._judge.bench import (
 )
 from bnfold._judge.float64_model import Float64Model
 from bnfold._judge.pair import Pair
-from bnfold._judge.rounded_pair import cut_pair, moved_by_steps, round_elsewhere
+from bnfold._judge.rounded_pair import common_quantizers, cut_pair, moved_by_steps, round_elsewhere
 from bnfold._judge.ties import Choice, choices
 from bnfold._judge.tolerance import FLOOR
 from bnfold._judge.untaken_branches import IfBranch, branches_with_weights
 from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError
+from bnfold._run.endings import Endings
 from bnfold._run.input_sets import InputSet, named, refuse_unfit
 from bnfold._run.nodes import random_values, reached
 from bnfold._run.onnx_model import OnnxModel
@@ -33,6 +34,8 @@ from bnfold._run.quantizers import rounds
 from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime, Port, Reference
 from bnfold._run.source import Source, Tap, saturations
 from bnfold._system import memory
+
+_MOST_TOLD = 3
 
 
 class OnnxBench:
@@ -57,6 +60,7 @@ class OnnxBench:
         self.engine: type[OnnxRuntime] | type[Reference] = OnnxRuntime
         self.notes: list[str] = []
         self.unmovable = ""
+        self.unmoved: Collection[str] = ()
         self.saturated: dict[str, SaturatedOutput] = {}
         self.branches: list[IfBranch] = []
         self.random: Collection[str] = ()
@@ -67,6 +71,7 @@ class OnnxBench:
         self._executor = executor
         self._original: OnnxModel | None = None
         self._rounds = False
+        self._uncut = False
 
     @property
     def runtime(self) -> str:
@@ -106,7 +111,6 @@ class OnnxBench:
         self._rounds = rounds(model)
         self.branches = list(branches_with_weights(model))
         self.random = random_values(model.graph)
-        self.reached = reached(model.graph, self.pair.touched or self.pair.weights.keys())
         self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), self._executor)
         self._terms.progress("running the original")
         drawn = self._inputs is None or bool(self.pair.filled)
@@ -123,6 +127,12 @@ class OnnxBench:
             assert drawing is not None
             seen = self._run_drawn(original, drawing)
         self.ports = original.outputs
+        touched = self.pair.touched or self.pair.weights.keys()
+        self.reached = original.felt(touched)
+        if self._terms.thorough and (dead := original.dead(touched)):
+            self.notes.append(_told_dead(dead))
+        varying = reached(original.graph, [port.name for port in original.inputs])
+        self.unmoved = varying - reached(original.graph, original.weights.keys())
         return tuple(seen)
 
     def run_folded(self, seen: Sequence[OriginalRun]) -> tuple[Trial, ...]:
@@ -154,14 +164,43 @@ class OnnxBench:
         pair = self.pair.tapped([Tap(ours, alias)], [Tap(theirs, alias)])
         return OnnxBench(pair, [inputs], self._terms)
 
+    def ahead(
+        self, outputs: Sequence[str], sets: Sequence[InputSet]
+    ) -> tuple[Mapping[str, Sequence[str]], OnnxBench]:
+        """See `Bench.ahead`."""
+        sides = [replace(side, taps=()) for side in (self.pair.original, self.pair.folded)]
+        endings = Endings(*(side.proto() for side in sides))
+        found = {output: endings.ahead(output) for output in outputs}
+        places = {place for each in found.values() if each is not None for place in each}
+        aliases = {
+            place: place.original if place.original == place.folded else " is ".join(place)
+            for place in sorted(places)
+        }
+        if not any(each is not None for each in found.values()):
+            raise EarlyVerdict("inconclusive", "the two models end in other operators")
+        pair = self.pair.tapped(
+            [Tap(place.original, alias) for place, alias in aliases.items()],
+            [Tap(place.folded, alias) for place, alias in aliases.items()],
+        )
+        names = {
+            output: [aliases[place] for place in each]
+            for output, each in found.items()
+            if each is not None
+        }
+        return names, OnnxBench(pair, sets, self._terms)
+
     def cut_at_quantizers(self, trials: Sequence[Trial]) -> OnnxBench | None:
         """See `Bench.cut_at_quantizers`."""
-        found = cut_pair(self.pair, trials, self.load) if self._rounds else None
+        if not self._rounds:
+            return None
+        common = common_quantizers(self.pair)
+        found = cut_pair(self.pair, common, trials, self.load) if common else None
+        self._uncut = bool(common) and found is None
         return None if found is None else OnnxBench(*found, self._terms)
 
     def rounds_elsewhere(self) -> bool:
         """See `Bench.rounds_elsewhere`."""
-        return self._rounds and round_elsewhere(self.pair)
+        return self._rounds and (self._uncut or round_elsewhere(self.pair))
 
     def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
         """See `Bench.moved_by_steps`."""
@@ -271,6 +310,12 @@ class OnnxBench:
             return [OriginalRun(given, original.run(given.feeds)) for given in inputs]
         except EngineError as error:
             raise EarlyVerdict("inconclusive", f"the original does not run: {error}") from error
+
+
+def _told_dead(labels: Sequence[str]) -> str:
+    """That no output feels some operators, in words."""
+    told = ", ".join(labels[:_MOST_TOLD]) + ("" if len(labels) <= _MOST_TOLD else ", …")
+    return f"dead, for what they put out is multiplied by zero or not read: {told}"
 
 
 def _first_that_runs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from bnfold._judge.bench import Trial
 from bnfold._judge.difference import step
 from bnfold._judge.pair import Pair
 from bnfold._run.input_sets import InputSet
-from bnfold._run.quantizers import cut, noise_of, quantizers, read_names, stirred
+from bnfold._run.quantizers import Quantizer, cut, noise_of, quantizers, read_names, stirred
 from bnfold._run.session import Engine, EngineError
 from bnfold._run.source import Source, Tap
 
@@ -20,18 +20,32 @@ STIRS = 2
 _WITHIN = 0.25
 """How far it is moved at most, in steps: so far that in an eighth of all places it is rounded to
 another integer."""
+_LARGEST = 1 << 26
+"""How many rounded numbers are compared at once. Each takes some twenty bytes meanwhile."""
 Load = Callable[[Source], Engine]
 
 
-def cut_pair(pair: Pair, trials: Sequence[Trial], load: Load) -> tuple[Pair, list[InputSet]] | None:
+def common_quantizers(pair: Pair) -> tuple[Quantizer, ...]:
+    """The quantizers that two files have in common."""
+    return quantizers(pair.original.proto(), pair.folded.proto()).common
+
+
+def cut_pair(
+    pair: Pair, found: Sequence[Quantizer], trials: Sequence[Trial], load: Load
+) -> tuple[Pair, list[InputSet]] | None:
     """The two files in parts, and the input sets with the integers of the original.
 
-    None where they have no quantizer in common, or where its integers cannot be had.
+    As many input sets are taken as memory allows. None where there is none, for the first one is
+    too large or the original does not put its integers out.
     """
-    found = quantizers(pair.original.proto(), pair.folded.proto()).common
     names = [name for one in found for name in one.outputs if name]
+    sets = []
     try:
-        sets = _with_tensors(pair.original, names, trials, load) if found else []
+        for given in _with_tensors(pair.original, names, trials, load):
+            sets.append(given)
+            if sum(each.feeds[name].size for each in sets for name in names) > _LARGEST:
+                sets.pop()
+                break
     except EngineError:
         return None
     if not sets:
@@ -63,9 +77,9 @@ def moved_by_steps(
     rng = np.random.default_rng([seed, 3])
     moved: dict[tuple[int, int], float] = {}
     try:
-        sets = _with_tensors(source, [one.data for one in found], trials, load) if found else []
-        if not sets:
+        if not found:
             return {}
+        sets = list(_with_tensors(source, [one.data for one in found], trials, load))
         taken = [one for one in found if sets[0].feeds[one.data].dtype == np.float32]
         engine = load(replace(source, parsed=None, edits=(*source.edits, stirred(taken))))
         for index, (trial, values) in enumerate(zip(trials, sets, strict=True)):
@@ -86,15 +100,13 @@ def moved_by_steps(
 
 def _with_tensors(
     source: Source, names: Sequence[str], trials: Sequence[Trial], load: Load
-) -> list[InputSet]:
-    """The input sets, each with some tensors of a main graph. Raises `EngineError`."""
+) -> Iterator[InputSet]:
+    """Yield the input sets, each with some tensors of a main graph. Raises `EngineError`."""
     ports = {value.name for value in source.proto().graph.input}
     inner = [name for name in dict.fromkeys(names) if name not in ports]
     taps = tuple(Tap(name, f"{name}/tapped") for name in inner)
     tapped = load(replace(source, taps=taps, parsed=None, alone=True)) if inner else None
-    sets = []
     for trial in trials:
         found = tapped.run(trial.inputs.feeds) if tapped is not None else []
         values = dict(zip(inner, found, strict=True))
-        sets.append(InputSet(trial.inputs.label, {**trial.inputs.feeds, **values}))
-    return sets
+        yield InputSet(trial.inputs.label, {**trial.inputs.feeds, **values})

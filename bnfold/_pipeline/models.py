@@ -166,6 +166,7 @@ class _FoldedFile:
         from bnfold._judge.power import RestingFold
         from bnfold._proof.certificate import certify
         from bnfold._run.bounds import Bounds
+        from bnfold._run.draws import fixed_draws
         from bnfold._run.hoist import hoist
         from bnfold._run.perturbable import find_weights, plantable_weights
         from bnfold._run.source import Parsed, Source
@@ -204,8 +205,10 @@ class _FoldedFile:
                 hoisted = hoist(before)
                 found = find_weights(before, self.original.parent)
                 values, touched = found.values, plantable_weights(before, found)
-            left = Source(original, parsed=Parsed(before), hoisted=hoisted, edits=edits)
-            right = Source(folded, parsed=Parsed(after))
+            draws = fixed_draws(before, after, self.settings.seed)
+            drawn = (draws,) if draws else ()
+            left = Source(original, parsed=Parsed(before), hoisted=hoisted, edits=(*edits, *drawn))
+            right = Source(folded, parsed=Parsed(after), edits=drawn)
             del before, after
             end_to_end = compare(
                 left,
@@ -218,6 +221,7 @@ class _FoldedFile:
                 certified=all(certificate.holds for certificate in certificates),
                 resting=resting,
                 progress=self.progress,
+                notes=[draws.told()] if draws else (),
             )
         wrong = any(certificate.fails for certificate in certificates)
         status: RunStatus = "fail" if wrong else end_to_end.status

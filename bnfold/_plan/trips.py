@@ -15,7 +15,7 @@ from bnfold._core.view import View
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import State
 
-_TOLD = ("no-gain", "not-carried", "zero-padding")
+_TOLD = ("no-gain", "not-carried", "unknown-shape", "zero-padding")
 _NAMED = 3
 
 
@@ -121,7 +121,8 @@ def explained(reason: Reason, stops: Mapping[bool, Stop]) -> Reason:
     """A reason that also tells what stopped the map backward and forward.
 
     ``stops[False]`` is the stop backward, ``stops[True]`` the stop forward. Users ask most about
-    zero padding, so a forward stop by zero padding comes first. Otherwise the backward stop does.
+    zero padding, so a forward stop by zero padding comes first. So does one by a quantizer where
+    nothing backward takes the map in. Otherwise the backward stop does.
     """
     back, forth = stops.get(False), stops.get(True)
     main = reason
@@ -131,7 +132,8 @@ def explained(reason: Reason, stops: Mapping[bool, Stop]) -> Reason:
     if forth is None:
         return main
     text = _told(forth, "carried forward through")
-    if forth.reason.code == "zero-padding" and main.code != "zero-padding":
+    padded = forth.reason.code == "zero-padding" and main.code != "zero-padding"
+    if padded or (forth.reason.code, main.code) == ("quantizer-between", "no-linear-operator"):
         return Reason(forth.reason.code, forth.reason.at, f"{text}; backward, {main.message}")
     return Reason(main.code, main.at, f"{main.message}; forward, {text}", main.cause)
 

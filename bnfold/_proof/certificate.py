@@ -34,7 +34,9 @@ from bnfold._proof.crossings import check_crossing
 from bnfold._proof.evidence import Certificate, Mismatch, Unchecked
 from bnfold._proof.formulas import FORMULAS
 from bnfold._proof.full_rank_maps import Double, FullRankMap, composed, equalities
+from bnfold._proof.inlined_calls import check_inlining, without_calls
 from bnfold._proof.merges import check_merge
+from bnfold._proof.quantizers import check_quantizer
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 
 # Axes of a tensor whose rank is not known, between those that maps and those that constants have.
@@ -78,8 +80,14 @@ def certify(
         One certificate for each fold. A fold whose operators are not where they should be has a
         certificate with a ``problem``; it raises no error.
     """
-    before, after = CheckedModel.of(original, original_dir), CheckedModel.of(folded, folded_dir)
-    found = [_certificate(before, after, fold, bounds) for fold in applied]
+    started = without_calls(original, applied)
+    before, after = CheckedModel.of(started, original_dir), CheckedModel.of(folded, folded_dir)
+    found = [
+        _inlined(original, started, fold)
+        if fold.law == "inline"
+        else _certificate(before, after, fold, bounds)
+        for fold in applied
+    ]
     if numbers is not None:
         places: dict[str, list[int]] = {}
         for at, fold in enumerate(applied):
@@ -91,9 +99,19 @@ def certify(
                 for at in places[name]:
                     found[at] = _probed(before, after, applied[at], found[at], values)
     for at, certificate in enumerate(found):
-        if certificate.unchecked is not None:
+        if certificate.unchecked is not None and certificate.law != "inline":
             found[at] = replace(certificate, layers=_resting(before, applied, at))
     return tuple(found)
+
+
+def _inlined(original: ModelProto, started: ModelProto, fold: Applied) -> Certificate:
+    """The certificate of calls of local functions that were inlined."""
+    try:
+        ulps = check_inlining(original, started)
+    except Mismatch as mismatch:
+        return Certificate("", fold.output, (), float("inf"), str(mismatch), "inline")
+    unchecked = ulps if isinstance(ulps, Unchecked) else None
+    return Certificate("", fold.output, (), 0.0, law="inline", unchecked=unchecked)
 
 
 def _resting(before: CheckedModel, applied: Sequence[Applied], at: int) -> frozenset[str]:
@@ -281,6 +299,8 @@ def _check_crossing(
     if node.op_type == "Cast" and not before.is_no_cast(old, node):
         return check_conversion(before, after, node, fold)
     twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
+    if type_of(node) == "QuantizeLinear":
+        return check_quantizer(before, after, old, new, node, twin, fold.related)
     return check_crossing(before, after, old, new, node, twin, fold.related, bounds)
 
 

@@ -327,8 +327,10 @@ def _run(
             alone.output[number] = f"y{number}"
             outputs.append(helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, None))
     graph = helper.make_graph([alone], "probe", inputs, outputs, constants)
-    opset = helper.make_opsetid("", scope.opset)
-    proto = helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
+    opsets = [helper.make_opsetid("", scope.opset)]
+    if node.domain not in ("", "ai.onnx"):
+        opsets.append(helper.make_opsetid(node.domain, 1))  # onnxruntime's own have no other
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
     return OnnxRuntime(proto.SerializeToString(), bounds=bounds).run(feeds)
 
 

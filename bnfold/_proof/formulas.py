@@ -17,6 +17,7 @@ from bnfold._onnx.read.scopes import label
 from bnfold._proof.absorption import (
     NO_SHIFT,
     Absorption,
+    Channels,
     ShiftImage,
     bias_deviation,
     deviation,
@@ -63,7 +64,9 @@ def _conv(case: Absorption, last: bool = False) -> float:
         scaled: Double = np.einsum("o...,o->o...", entered, scale[part])
         return scaled
 
-    worst = weight_deviation(case, wanted, made, made.dtype)
+    reach = np.abs(scale) * np.abs(factor).max(initial=0.0)
+    held = Channels(weight, 0, reach, case.new(2))
+    worst = weight_deviation(case, wanted, made, made.dtype, held)
     return max(worst, _conv_bias_deviation(case, weight.ndim, made.dtype, image, axis))
 
 
@@ -97,6 +100,16 @@ def _conv_transpose(case: Absorption) -> float:
             terms = weight[rows, column].reshape(-1) * term[rows]
             values[output], sizes[output] = terms.sum(), np.abs(terms).sum()
     image = ShiftImage(*(_on_axis(part, weight.ndim) for part in (values, sizes)))
+
+    def by_output(values: Double) -> Double:
+        rows = values.reshape(group, cin // group, columns, -1).swapaxes(1, 2)
+        laid: Double = rows.reshape(group * columns, -1)
+        return laid
+
+    reach = np.abs(scale) * np.abs(factor).max(initial=0.0)
+    held = Channels(by_output(weight), 0, reach, case.new(2))
+    asked = np.where(np.isnan(wanted), 0.0, np.abs(wanted))
+    held.check(by_output(asked).max(axis=1, initial=0.0), made.dtype, case)
     worst = weight_deviation(case, lambda part: wanted[part], made, made.dtype)
     return max(worst, _conv_bias_deviation(case, weight.ndim, made.dtype, image))
 

@@ -13,6 +13,7 @@ from bnfold._onnx.read.scopes import label
 from bnfold._proof.absorption import (
     NO_SHIFT,
     Absorption,
+    Channels,
     ShiftImage,
     bias_deviation,
     part_of,
@@ -67,7 +68,9 @@ def gemm(case: Absorption) -> float:
         scaled: Double = entered * part_of(scale, 2, part)
         return scaled
 
-    worst = weight_deviation(case, wanted, made, raw.dtype)
+    reach = np.abs(scale) * np.abs(entering).max(initial=0.0)
+    held = Channels(factor, at, reach, case.new(2))
+    worst = weight_deviation(case, wanted, made, raw.dtype, held)
     image = _matrix_image(factor, terms, at, alphas[0]) if bool(terms.any()) else NO_SHIFT
     old, new = _offset(case.old(2), case.node), _offset(case.new(2), case.twin)
     return max(worst, bias_deviation(case, old, new, raw.dtype, image))
@@ -116,7 +119,10 @@ def matmul(case: Absorption, turned: Turned = _as_it_is, alpha: float = 1.0) -> 
         scaled: Double = entered * part_of(scale, factor.ndim, part)
         return scaled
 
-    worst = weight_deviation(case, wanted, made, made.dtype)
+    held = None
+    if factor.ndim == 2 and scale.size in (1, factor.shape[at]):
+        held = Channels(factor, at, np.abs(scale) * np.abs(entering).max(initial=0.0))
+    worst = weight_deviation(case, wanted, made, made.dtype, held)
     image = NO_SHIFT
     if bool(terms.any()):
         if factor.ndim != 2:

@@ -72,10 +72,13 @@ def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
 
 def _merged(merges: Sequence[Fold]) -> str:
     """How many operators merged into how many. A merged operator may merge again with others."""
-    gone = {(fold.graph, node) for fold in merges for node in fold.nodes}
-    left = {(fold.graph, fold.into) for fold in merges} - gone
-    parts = sum(len(fold.nodes) for fold in merges) + len(left)
-    return f"{_count(parts, 'linear operator')} into {len(left)}"
+    parts, made = 0, set[tuple[str, str]]()
+    for fold in merges:
+        for node in (*fold.nodes, fold.into):
+            parts += (fold.graph, node) not in made
+            made.discard((fold.graph, node))
+        made.add((fold.graph, fold.into))
+    return f"{_count(parts, 'linear operator')} into {len(made)}"
 
 
 def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from bnfold._onnx.read.scopes import label, read_scopes
 from bnfold._onnx.read.shapes import infer
+from bnfold._run.endings import operator_form, stored_functions
 from bnfold._run.hints import Hints
 from bnfold._run.hoist import rename
 from bnfold._run.nodes import all_nodes, reads
@@ -94,24 +95,13 @@ def cuts(
     An operator whose bodies, or a call whose function, holds such an operator is cut out itself.
     None where the two do not have the same ones, with the same attributes, bodies and functions.
     """
-    if {f.name: f.SerializeToString() for f in _holding(original, kinds)} != {
-        f.name: f.SerializeToString() for f in _holding(folded, kinds)
-    }:
-        return None
     ours, theirs = (list(_nodes(model, kinds)) for model in (original, folded))
     by_name = {node.output[0]: node for node in theirs}
     if by_name.keys() == {node.output[0] for node in ours}:
         theirs = [by_name[node.output[0]] for node in ours]
-    if not ours or list(map(_form, ours)) != list(map(_form, theirs)):
+    if not ours or _forms(original, ours) != _forms(folded, theirs):
         return None
-    put_out = [
-        {value.name: n for n, value in enumerate(m.graph.output)} for m in (original, folded)
-    ]
-    places = [
-        [side.get(name) for node in nodes for name in node.output]
-        for side, nodes in zip(put_out, (ours, theirs), strict=True)
-    ]
-    if places[0] != places[1]:
+    if _put_out(original, ours) != _put_out(folded, theirs):
         return None
     typed = _Types(original)
     names = _unique([label(node) for node in ours])
@@ -168,11 +158,10 @@ def _is(node: onnx.NodeProto, kinds: Collection[tuple[str, str]]) -> bool:
     return ("" if node.domain == "ai.onnx" else node.domain, node.op_type) in kinds
 
 
-def _form(node: onnx.NodeProto) -> tuple[object, ...]:
-    """What two operators have to share to be the same."""
-    attributes = sorted(attribute.SerializeToString() for attribute in node.attribute)
-    pattern = [[bool(name) for name in names] for names in (node.input, node.output)]
-    return node.domain, node.op_type, node.overload, attributes, pattern
+def _forms(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> list[object]:
+    """What some operators of two models have to share to be the same."""
+    functions = stored_functions(model)
+    return [(operator_form(n, functions), [bool(name) for name in n.output]) for n in nodes]
 
 
 def _unique(labels: Sequence[str]) -> list[str]:

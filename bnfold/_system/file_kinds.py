@@ -75,7 +75,8 @@ _TORCHSCRIPT = Kind(
 )
 PROGRAM = Kind(
     "it is an exported program of PyTorch",
-    "'bnfold MODEL.pt2' folds it, and in Python bnfold.fold(torch.export.load(path))",
+    "'bnfold MODEL.pt2' folds it; in Python, torch.export.load reads it, bnfold.fold and "
+    "bnfold.verify take what that gives",
 )
 _KERAS = Kind("it is a Keras model", _CONVERT)
 CORE_ML = Kind("it is a Core ML model", _SOURCE)

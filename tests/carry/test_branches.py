@@ -213,7 +213,7 @@ def test_concat_with_unknown_sizes_stays():
         x={"x": X, "z": (4, "c", 4, 4)},
     )  # fmt: skip
     data = {"x": rand(*X), "z": rand(4, 2, 4, 4)}
-    stays(made, "not-carried", says="the sizes of its inputs are not known", data=data)
+    stays(made, "unknown-shape", says="the sizes of its inputs are not known", data=data)
 
 
 def split(x: str, names: str, *sizes: int, axis: int = 1) -> Any:

@@ -6,6 +6,8 @@ Cast`` where norms are on its block list. Sizes agree wherever they can: batch =
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -149,6 +151,23 @@ def test_what_may_stand_between_the_norm_and_the_cast_back(name):
     assert bnfold.verify(made, after).status == "pass"
 
 
+def test_notes_on_tensors_that_change_name_and_type_go():
+    """The scale crosses the Relu and both Casts, so that its input has another name besides."""
+    made = between(
+        up("x", "f"),
+        wide(conv("conv", "f", "c", (4, 4, 1, 1))),
+        down("c", "h"),
+        up("h", "g"),
+        op("Relu", "g", "r"),
+        down("r", "s"),
+        const("Mul", "s", "m", np.abs(rand(4, 1, 1))),
+        op("Abs", "m", "y"),
+    )
+    after = folds(onnx.shape_inference.infer_shapes(made), Conv=1, Relu=1, Abs=1, Cast=2)
+    written = {name for node in after.graph.node for name in node.output}
+    assert {value.name for value in after.graph.value_info} <= written
+
+
 def test_outputs_of_the_graph_keep_their_names():
     """One cast back is an output, and the Conv's other name is read on."""
     made = kept_norm(down("b", "y"), op("Relu", "y", "z"), y="y z")
@@ -175,8 +194,7 @@ def test_types_neither_of_which_holds_the_other_do_not():
     assert bnfold.fold(made) == made
 
 
-def test_in_a_branch_and_in_a_function():
-    """Types are known in bodies; those of a function's inputs are those of no call for certain."""
+def test_in_a_branch():
     inner = subgraph(
         op("Conv", "x conv.w", "c", name="conv"),
         up("c", "f"),
@@ -281,16 +299,29 @@ def test_what_is_not_stored_in_half_anyway_stays(name):
 
 
 def test_a_part_that_would_stay_behind_keeps_all():
-    """A MatMul has no bias: of the map its shift would stay, and be added to a rounded number."""
+    """A MatMul of rank 3 has no bias: its shift would stay, and be added to a rounded number."""
     made = between(
         (op("MatMul", "x w", "c"), {"w": rand(4, 4)}),
         up("c", "f"),
         wide(const("Mul", "f", "m", rand(4), name="scale")),
         wide(const("Add", "m", "a", rand(4), name="shift")),
         down("a", "y"),
-        x=(4, 4),
+        x=(4, 4, 4),
     )
     kept(made, "no-gain", "scale")
+
+
+def test_a_matmul_of_rank_2_becomes_a_gemm():
+    made = between(
+        (op("MatMul", "x w", "c"), {"w": rand(4, 4)}),
+        up("c", "f"),
+        wide(const("Mul", "f", "m", rand(4))),
+        wide(const("Add", "m", "a", rand(4))),
+        down("a", "y"),
+        x=(4, 4),
+    )
+    after = folds(made, Gemm=1)
+    assert {t.data_type for t in after.graph.initializer} == {HALF}
 
 
 def test_terms_that_may_be_larger_than_their_mean_are_not_rounded_first():
@@ -363,11 +394,15 @@ def test_casts_of_the_model_itself_stay():
     made = between(conv(*CONV), up("c", "f"), down("f", "h"), bn("bn", "h", "y", 4))
     after = fold(made)
     assert counts(after) == {"Conv": 1}  # crossed by the norm, and needed by nobody
+    ahead = between(
+        bn("bn", "x", "b", 4), up("b", "f"), down("f", "h"), conv("c", "h", "y", (4, 4, 1, 1))
+    )
+    folds(ahead, Conv=1)
     alone = between(op("Relu", "x", "r"), up("r", "f"), down("f", "y"))
     assert bnfold.fold(alone) == alone
 
 
-def test_the_type_of_a_function_is_not_known_to_be_a_cast_to_a_wider_one():
+def test_in_a_function_that_is_given_its_weights():
     body = function(
         "F",
         "x w s b m v",
@@ -386,7 +421,7 @@ def test_the_type_of_a_function_is_not_known_to_be_a_cast_to_a_wider_one():
         weights={"w": rand(4, 4, 1, 1)}
         | {k: numpy_helper.from_array(np.abs(rand(4)), k) for k in "sbmv"},
     )
-    assert bnfold.fold(made) == made
+    folds(made, Conv=1)
 
 
 # --- what the certificate sees -----------------------------------------------------------------
@@ -433,6 +468,18 @@ def test_a_cast_to_another_type_fails():
     made = kept_norm(op("MaxPool", "b", "r", kernel_shape=[2, 2]), down("r", "y"))
     assert not certificates(made, lambda folded: None)
     assert certificates(made, spoil)
+
+
+def test_other_maps_on_either_side_of_a_cast_fail():
+    """A record that tells of a map behind the Cast alone is not one of a right fold."""
+    made = kept_norm(op("MaxPool", "b", "r", kernel_shape=[2, 2]), down("r", "y"))
+    folded = onnx.ModelProto()
+    folded.CopyFrom(made)
+    applied = prepare(folded, None).apply().applied
+    (cast,) = (step for step in applied if made.graph.node[step.into].op_type == "Cast")
+    wrong = replace(cast, related={"f": cast.related["f"]})
+    assert not any(c.fails for c in certify(made, folded, [cast]))
+    assert certify(made, folded, [wrong])[0].fails
 
 
 def test_feeds_show_what_rounding_explains():

@@ -101,6 +101,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     named = folder / "named.onnx"
     renamed = onnx.load(model)
     renamed.graph.output[0].name = renamed.graph.node[-1].output[0] = "z"
+    renamed.graph.output.add(name="c1")
     onnx.save(renamed, named)
 
     def run(code: int, *args: Any, factor: float = 1.0) -> Any:

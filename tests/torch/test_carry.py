@@ -133,7 +133,7 @@ BEHIND = {
     "pixel-unshuffle": (
         fixed(lambda x: F.pixel_unshuffle(x, 2)),
         "any",
-        "not-carried",
+        "unknown-shape",
         4 * C,
     ),
     "channel-shuffle": (lambda x: F.channel_shuffle(x, 2), "any", "", 6, 4, 6),

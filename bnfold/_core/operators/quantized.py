@@ -10,7 +10,19 @@ from bnfold._core.parameters import Site
 from bnfold._core.quantized import Quantized
 from bnfold._core.reasons import Reason
 from bnfold._core.stored import Parameter
-from bnfold._core.view import Absorber
+from bnfold._core.view import Absorber, InputSide, Receiver
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization(Operator):
+    """Data rounded to integers at run time. No map passes that exactly, which ``rounded`` says."""
+
+    rounded: Reason
+
+    @property
+    def role(self) -> Receiver:
+        """It takes nothing in."""
+        return Receiver(InputSide(self.data[0], {}, self.rounded, self.rounded))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,10 @@ def _cast(context: Context, node: NodeProto) -> Operator:
     same = wanted and wanted == read
     if same:
         return _identity(context, node)
-    law = conversion(read, wanted) if node.op_type == "Cast" else None
+    before = context.scope.producers.get(node.input[0])
+    writer = context.scope.nodes[before] if before is not None else NodeProto()
+    exact = writer.op_type == "Cast" and context.type(writer.input[0]) == wanted
+    law = conversion(read, wanted, exact) if node.op_type == "Cast" else None
     if law is None:
         return UNKNOWN
     return Crossed(label=label(node), like=context.shape(node.input[0]), law=law)
@@ -90,10 +93,12 @@ def gate(context: Context, node: NodeProto) -> Operator:
     return Crossed(label=label(node), data=(0, 1), law=law)
 
 
-def product_of_two(context: Context, node: NodeProto) -> Operator:
-    """MatMul of two tensors that are no constants."""
+def product_of_two(context: Context, node: NodeProto, as_stored: bool = True) -> Operator:
+    """MatMul of two tensors that are no constants. Unless they are multiplied ``as_stored``, which
+    axis is which is not said, and a map has to be uniform.
+    """
     shapes = [context.shape(name) for name in node.input[:2]]
-    ranks = [len(shape) for shape in shapes if shape is not None]
+    ranks = [len(shape) for shape in shapes if shape is not None and as_stored]
     law = Multiplied((ranks[0], ranks[1]) if len(ranks) == 2 else None, _is_narrow(context, node))
     return Crossed(label=label(node), data=(0, 1), law=law)
 

@@ -39,7 +39,8 @@ def _nhwc_fused_conv(context: Context, node: NodeProto) -> Operator:
 
 def _nhwc_conv(context: Context, node: NodeProto) -> Operator:
     """A Conv with channels on the last axis of X and Y, and W as in a Conv (NhwcConv)."""
-    return convolution(context, node, channels_last=True)
+    record = convolution(context, node, channels_last=True)
+    return replace(record, merges=False) if isinstance(record, Convolution) else record
 
 
 def _with_activation(context: Context, node: NodeProto, record: Operator) -> Operator:
@@ -52,7 +53,8 @@ def _with_activation(context: Context, node: NodeProto, record: Operator) -> Ope
         len(shape) != len(known) or shape[record.axis] not in (None, record.outputs)
     ):
         return UNKNOWN
-    return replace(record, activation=_listed_activation(node), beside=beside)
+    activation = _listed_activation(node)
+    return replace(record, activation=activation, beside=beside, merges=False)
 
 
 def _listed_activation(node: NodeProto) -> Crossing | None:
@@ -100,7 +102,7 @@ def _fused_matmul(context: Context, node: NodeProto) -> Operator:
     weight = one_factor(context, node)
     plain = [not attributes.integer(node, f"trans{k}", 0) for k in ("A", "B", "BatchA", "BatchB")]
     if weight is None:
-        return product_of_two(context, node) if all(plain) else UNKNOWN
+        return product_of_two(context, node, as_stored=all(plain))
     if weight.value is None:
         return UNKNOWN
     other = context.shape(node.input[1 - weight.position])

@@ -15,6 +15,8 @@ from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.scopes import Scope, label
 
+MADE_BYTES = 1 << 28
+"""How large dequantized weights may be, all together, where they are needed as floats."""
 _PER_AXIS = 13
 """The first opset in which scales may lie along an axis."""
 _INTEGERS = {

@@ -117,6 +117,7 @@ def _hint(inferred: GraphProto, skeleton: GraphProto, overridable: Collection[st
     sizes |= {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
     hinted = {value.name: value for value in skeleton.value_info}
     numbers = computed(inferred, known, overridable)
+    stored = {tensor.name: tensor for tensor in inferred.initializer}
     found = False
     for node in inferred.node:
         if len(node.input) < 2 or not node.output:
@@ -124,7 +125,8 @@ def _hint(inferred: GraphProto, skeleton: GraphProto, overridable: Collection[st
         hint = None
         if node.op_type == "Reshape":
             target = numbers.get(node.input[1]) or unknown(known.get(node.input[1]))
-            hint = _of_reshape(node, known, target)
+            source = known.get(node.input[0]) or _of_stored(stored.get(node.input[0]))
+            hint = _of_reshape(node, source, known.get(node.output[0]), target)
         elif node.op_type == "BatchNormalization":
             hint = _of_batch_norm(node, known, sizes)
         name = node.output[0]
@@ -149,8 +151,20 @@ def _says_more(hint: Tensor, own: Tensor | None) -> bool:
     )
 
 
+def _of_stored(tensor: TensorProto | None) -> Tensor | None:
+    """The type of an initializer."""
+    if tensor is None:
+        return None
+    found = TypeProto.Tensor(elem_type=tensor.data_type)
+    for size in tensor.dims:
+        found.shape.dim.add(dim_value=size)
+    if not tensor.dims:
+        found.shape.SetInParent()
+    return found
+
+
 def _of_reshape(
-    node: NodeProto, known: Mapping[str, Tensor], target: Numbers | None
+    node: NodeProto, source: Tensor | None, own: Tensor | None, target: Numbers | None
 ) -> Tensor | None:
     """The shape of a Reshape's output, from its target; None if nothing is known.
 
@@ -158,7 +172,6 @@ def _of_reshape(
     which may give one missing size. A 0 in the target stands for the size of the input's axis,
     unless ``allowzero`` is set (ONNX Reshape).
     """
-    source, own = known.get(node.input[0]), known.get(node.output[0])
     count = None if own is None else len(own.shape.dim)
     if source is None or (target is not None and count not in (None, len(target.values))):
         return None

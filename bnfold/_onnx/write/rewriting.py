@@ -157,7 +157,7 @@ class _GraphRewriter:
             was = scope.nodes[up].output[0]
             self.names[was] = self.editor.bypass(scope, up, scope.nodes[up].input[0])
             for index in pair.between:
-                self.editor.retype(scope, graph.positions[index])
+                self.editor.forget(scope, scope.nodes[graph.positions[index]].output[0])
             pinned = [n for n in pair.down if self._is_pinned(n)]
             for index in (*pinned, *(n for n in pair.down if n not in pinned)):
                 down = graph.positions[index]
