@@ -146,6 +146,13 @@ MUTANTS = (
         "tests/carry/test_conversions.py",
     ),
     Mutant(
+        "the certificate does not ask which maps were carried to either side of a Cast",
+        "_proof/conversions.py",
+        "    if not _alike(read, written):",
+        "    if False:",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
         "the certificate does not ask which type is left where a Cast is gone",
         "_proof/conversions.py",
         "        if kind != narrow:",
@@ -207,6 +214,13 @@ MUTANTS = (
         "if map_.axis == self.axis:\n            raise not_known",
         "if False:\n            raise not_known",
         "tests/test_shapes.py",
+    ),
+    Mutant(
+        "names of sizes are believed unasked",
+        "_onnx/read/shapes.py",
+        "    if equal_dims and symbols is not None:",
+        "    if symbols is not None:",
+        "tests/test_equal_dims.py",
     ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
@@ -473,6 +487,28 @@ MUTANTS = (
         "rewrites = not known and old is not None",
         "rewrites = old is not None",
         "tests/test_sharing.py",
+    ),
+    # --- quantizers ------------------------------------------------------------------------------
+    Mutant(
+        "a quantizer takes its new scale the wrong way round",
+        "_core/pointwise.py",
+        'Edit({"scale": self.scale / float(map_.scale[0])})',
+        'Edit({"scale": self.scale * float(map_.scale[0])})',
+        "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a quantizer takes a shift in",
+        "_core/pointwise.py",
+        "map_.shift[0] == 0 < self.scale < math.inf",
+        "0 < self.scale < math.inf",
+        "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a certificate of a quantizer sees no scale",
+        "_proof/quantizers.py",
+        "return max(worst, shifts)",
+        "return shifts",
+        "tests/test_quantizer.py",
     ),
     # --- dead channels ---------------------------------------------------------------------------
     Mutant(
@@ -912,6 +948,13 @@ MUTANTS = (
         "_core/absorbing.py",
         "if absorber.signed_blocked is not None and not bool((total.scale > 0).all()):",
         "if absorber.signed_blocked is not None and not bool((total.scale != 0).all()):",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "a Gemm of integers gets a bias of floats",
+        "_onnx/read/rounded.py",
+        'if node.op_type != "Gemm" or weight.quantized is None or writer is None:',
+        "if True:",
         "tests/test_rounded_data.py",
     ),
     Mutant(

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from bnfold._core.operators.crossed import Crossed
 from bnfold._core.operators.quantized import Dequantization, Quantization, Rescaling
-from bnfold._core.operators.record import UNKNOWN, Operator, Row
+from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Row
+from bnfold._core.pointwise import Quantizing
 from bnfold._core.quantized import Grid, Quantized
 from bnfold._core.reasons import Reason
 from bnfold._onnx.read import attributes
@@ -19,6 +21,19 @@ from bnfold._onnx.read.quantized import is_weight
 from bnfold._onnx.read.scopes import Scope, label
 
 _CONV, _MATMUL = _SUMS = ("ConvInteger", "MatMulInteger")
+# What may be folded into a linear operator, or is left out ahead of a quantizer.
+_AHEAD_OF_QUANTIZER = {
+    "Add",
+    "BatchNormalization",
+    "Clip",
+    "Div",
+    "Dropout",
+    "Identity",
+    "Mul",
+    "Neg",
+    "Relu",
+    "Sub",
+}
 
 
 def _dequantize(context: Context, node: NodeProto) -> Operator:
@@ -45,6 +60,32 @@ def _dequantize(context: Context, node: NodeProto) -> Operator:
         axis=axis,
         rounded=_rounded(context.scope, node),
     )
+
+
+def integer_kernel(context: Context, node: NodeProto, weight: Operand) -> Reason | None:
+    """Why a Gemm may not get a bias of floats, if runtimes run it on the integers of its data and
+    its weight. None where they do not.
+
+    onnxruntime does (QGemm), with no bias or one of integers. With a bias of floats it does so only
+    where a quantizer follows, for then it rounds the bias itself.
+    """
+    scope, data = context.scope, node.input[1 - weight.position]
+    position = scope.producers.get(data)
+    writer = scope.nodes[position] if position is not None else None
+    if node.op_type != "Gemm" or weight.quantized is None or writer is None:
+        return None
+    if writer.op_type != "DequantizeLinear" or is_weight(context.constants, scope, writer):
+        return None
+    name = node.output[0]
+    while name not in scope.outputs and len(set(scope.readers.get(name, ()))) == 1:
+        reader = scope.nodes[scope.readers[name][0]]
+        if reader.op_type == "QuantizeLinear":
+            return None
+        if reader.op_type not in _AHEAD_OF_QUANTIZER:
+            break
+        name = reader.output[0]
+    message = f"with a bias of floats runtimes would not run {label(node)} on its integers any more"
+    return Reason("fused-operator", label(node), message)
 
 
 @dataclass(frozen=True)
@@ -144,12 +185,22 @@ def rescaling(context: Context, node: NodeProto) -> Operator | None:
 
 
 def _quantize(context: Context, node: NodeProto) -> Operator:
-    """A quantizer of data."""
+    """A quantizer of data. One with one constant scale, not block by block, takes a scale in."""
     if not node.input or context.constant(node, 0) is not None:
         return UNKNOWN
     message = f"{label(node)} rounds it to integers, and no map passes that exactly"
     rounded = Reason("quantizer-between", label(node), message)
-    return Quantization(label=label(node), rounded=rounded)
+    scale = context.constant(node, 1) if node.op_type == "QuantizeLinear" else None
+    if (
+        scale is None
+        or scale.protected is not None
+        or not scale.is_float
+        or scale.shape not in ((), (1,))
+        or attributes.integer(node, "block_size", 0)
+    ):
+        return Quantization(label=label(node), rounded=rounded)
+    law = Quantizing(float(scale.load().reshape(-1)[0]), rounded)
+    return Crossed(label=label(node), law=law, numbers={"scale": 1}, dtype=scale.dtype)
 
 
 def _rounded(scope: Scope, node: NodeProto) -> Reason:
