@@ -40,17 +40,20 @@ def plan(
     dynamic_shapes: Any = None,
     as_eval: bool = False,
     clone: bool = False,
+    freeze_initializers: bool = False,
+    assume_equal_dims: bool = False,
 ) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
     ``model`` is a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, a ``torch.nn.Module`` or
     an ``ExportedProgram``; it is not changed. ``base_dir`` is the folder that external data is
     relative to; for a path, the file's own. A module takes example inputs, ``args`` and ``kwargs``,
-    and the options of `fold`.
+    and the options of `fold`; a model of ONNX takes ``freeze_initializers`` and
+    ``assume_equal_dims``, see there.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     options = ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone)
-    return plan_model(model, base_dir, options)
+    return plan_model(model, base_dir, options, freeze_initializers, assume_equal_dims)
 
 
 @overload
@@ -59,6 +62,8 @@ def fold(
     output: None = None,
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    freeze_initializers: bool = False,
+    assume_equal_dims: bool = False,
 ) -> ModelProto: ...
 @overload
 def fold(
@@ -66,6 +71,8 @@ def fold(
     output: str | os.PathLike[str],
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    freeze_initializers: bool = False,
+    assume_equal_dims: bool = False,
 ) -> Path: ...
 @overload
 def fold(
@@ -80,7 +87,12 @@ def fold(
 ) -> _Module: ...
 @overload
 def fold(
-    model: _M, output: None = None, *, base_dir: str | os.PathLike[str] | None = None
+    model: _M,
+    output: None = None,
+    *,
+    base_dir: str | os.PathLike[str] | None = None,
+    freeze_initializers: bool = False,
+    assume_equal_dims: bool = False,
 ) -> _M: ...
 def fold(
     model: Model,
@@ -92,12 +104,17 @@ def fold(
     as_eval: bool = False,
     clone: bool = False,
     inplace: bool = False,
+    freeze_initializers: bool = False,
+    assume_equal_dims: bool = False,
 ) -> Any:
     """Fold a model and give back the kind it was given; the input is not changed.
 
     A ``ModelProto`` gives a new ``ModelProto``, an ``onnx_graphsurgeon.Graph`` a new ``Graph``. A
     path with ``output`` writes that file (whole or not at all, external data beside it) and gives
-    its ``Path``; a path alone gives a ``ModelProto``.
+    its ``Path``; a path alone gives a ``ModelProto``. With ``freeze_initializers`` those that are
+    listed as inputs, too, are inputs no longer: nobody overrides them, so they fold as well.
+    With ``assume_equal_dims`` sizes of inputs that have one name (``dim_param``) are equal in every
+    run: that lets maps cross a Reshape of one tensor by the size of another.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
@@ -111,7 +128,7 @@ def fold(
     Raises `UsageError` for a model that cannot be read or an output that cannot be written.
     """
     options = ModuleOptions(output, kwargs, dynamic_shapes, as_eval, clone, inplace)
-    return fold_model(model, output, base_dir, options)
+    return fold_model(model, output, base_dir, options, freeze_initializers, assume_equal_dims)
 
 
 def verify(
@@ -130,6 +147,8 @@ def verify(
     atol: float | None = None,
     threads: int = 0,
     timeout: float | None = None,
+    freeze_initializers: bool = False,
+    ops_libraries: Sequence[str | os.PathLike[str]] = (),
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> EndToEnd:
@@ -150,6 +169,11 @@ def verify(
     unless all would. ``rtol`` and ``atol`` replace the measured tolerance by one as of
     ``numpy.allclose``. ``threads`` is how many onnxruntime computes with (0: as many as there are
     cores), ``timeout`` a number of seconds after which the verdict is inconclusive.
+    ``freeze_initializers`` takes initializers that are listed as inputs for weights, so that the
+    tolerance can be measured.
+    ``ops_libraries`` are the paths of libraries of custom operators that onnxruntime registers. At
+    operators that it does not know, the comparison is made at what they read and behind what they
+    write.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
     ``kwargs``, then exported and compared like that. Two ``ExportedProgram`` are run by PyTorch on
     the inputs that the original carries. All options but ``seed`` are for models of ONNX.
@@ -160,6 +184,7 @@ def verify(
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
     from bnfold._run.drawing import WantedInputs
+    from bnfold._run.libraries import checked
     from bnfold._run.providers import by_name
 
     settings = Settings(
@@ -171,6 +196,8 @@ def verify(
         fixed=Fixed.of(rtol, atol),
         threads=threads,
         seconds=timeout,
+        frozen=freeze_initializers,
+        libraries=checked(os.fspath(path) for path in ops_libraries),
     )
     options = ModuleOptions(args, kwargs)
     return compare_models(original, folded, inputs, settings, base_dir, options)

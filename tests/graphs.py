@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from onnx import (
 
 import bnfold
 from bnfold._onnx.fold import prepare
+from bnfold._onnx.write.applied import Applied
 from bnfold._proof.certificate import certify
 from bnfold._proof.evidence import Obstacle
 
@@ -242,8 +245,27 @@ def counts(made: ModelProto) -> dict[str, int]:
 
 
 def cost(made: ModelProto) -> tuple[int, int]:
-    """Executed operators, and their work in passes: a BatchNormalization is a Mul and an Add."""
-    kinds = counts(made)
+    """Executed operators, and their work in passes: a BatchNormalization is a Mul and an Add.
+
+    The operators of a function that is called count as often as it is called, by one that counts.
+    """
+    functions = {(f.domain, f.name, f.overload): f for f in made.functions}
+    called = Counter((n.domain, n.op_type, n.overload) for nodes, _ in graphs(made) for n in nodes)
+
+    def within(nodes: Iterable[NodeProto], depth: int = 0) -> Counter[str]:
+        kinds: Counter[str] = Counter()
+        for node in nodes:
+            kinds[node.op_type] += 1
+            function = functions.get((node.domain, node.op_type, node.overload))
+            if function is not None and depth < 10:
+                kinds += within(function.node, depth + 1)
+            for attr in node.attribute:
+                if attr.type == AttributeProto.GRAPH:
+                    kinds += within(attr.g.node, depth)
+        return kinds
+
+    idle = [f for key, f in functions.items() if not called[key]]
+    kinds = within(made.graph.node) + sum((within(f.node) for f in idle), Counter())
     kinds.pop("Constant", None)
     nodes = sum(kinds.values())
     return nodes, nodes + kinds.get("BatchNormalization", 0)
@@ -334,13 +356,17 @@ def feeds(made: ModelProto, seed: int = 0, sizes: int = 2) -> dict[str, Array]:
 
 def run(made: ModelProto | str, given: Mapping[str, Array]) -> list[Array]:
     """onnxruntime with every optimization off."""
+    return session(made).run(None, dict(given))
+
+
+def session(made: ModelProto | str) -> ort.InferenceSession:
+    """A session of onnxruntime with every optimization off."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     source = made if isinstance(made, str) else made.SerializeToString()
-    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(given))
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _close(name: str, what: str, got: Array, want: Array, bound: Array) -> None:
@@ -365,6 +391,7 @@ def assert_same(
     runtime: bool = True,
 ) -> None:
     """Equal in exact arithmetic but for the rounding of weights, and equal in onnxruntime."""
+    sessions = [session(one) for one in (original, folded)] if runtime else []
     for seed in (0, 1):
         data = given or feeds(original, seed)
         exact, again = oracle.run(original, data), oracle.run(folded, data)
@@ -374,7 +401,7 @@ def assert_same(
             _close(info.name, "float64 against float64", got.v, want.v, bound)
         if not runtime:
             continue
-        first, second = run(original, data), run(folded, data)
+        first, second = (one.run(None, dict(data)) for one in sessions)
         for info, want, a, b in zip(infos, exact, first, second, strict=True):
             assert a.dtype == b.dtype
             bound = want.e if want.real else np.zeros(want.v.shape)
@@ -386,7 +413,26 @@ def assert_same(
 # --- what holds for every fold -----------------------------------------------------------------
 
 
-def check(made: ModelProto, folded: ModelProto) -> None:
+@dataclass(frozen=True)
+class Done:
+    """What ``bnfold.plan`` and ``bnfold.fold`` give for a model, and what was done to it."""
+
+    plan: bnfold.Plan
+    folded: ModelProto
+    applied: Sequence[Applied]
+
+
+def done(made: ModelProto, base_dir: Path | None = None) -> Done:
+    """All of one reading and planning: most of the time goes there. ``test_models`` sees that the
+    public functions give the same.
+    """
+    folded = ModelProto()
+    folded.CopyFrom(made)
+    planned = prepare(folded, base_dir)
+    return Done(planned.plan, folded, planned.apply().applied)
+
+
+def check(made: ModelProto, folded: ModelProto, plan: bnfold.Plan | None = None) -> None:
     """Valid, settled, and every affine node accounted for."""
     if valid(made):
         onnx.checker.check_model(folded, full_check=True)
@@ -400,7 +446,8 @@ def check(made: ModelProto, folded: ModelProto) -> None:
     assert not gone or (made.ir_version < 4 and gone <= stored), f"inputs gone: {gone}"
     assert [o.name for o in folded.graph.output] == [o.name for o in made.graph.output]
 
-    plan = bnfold.plan(made)
+    if plan is None:
+        plan = bnfold.plan(made)
     taken = Counter(n for f in plan.folds for n in f.nodes)
     reasons = Counter(k.node for k in plan.kept)
     into = Counter(f.into for f in plan.folds)
@@ -415,14 +462,14 @@ def check(made: ModelProto, folded: ModelProto) -> None:
         assert no_worse and after != before, f"(nodes, work) {before} became {after}"
 
     # Rarely, maps that are gone let a merge pay that did not before; then there is more to fold.
-    again = bnfold.plan(folded)
-    merges = any(fold.merges for fold in again.folds)
-    assert merges or again.folds == (), f"a second fold finds more: {again.folds}"
+    again = done(folded)
+    merges = any(fold.merges for fold in again.plan.folds)
+    assert merges or again.plan.folds == (), f"a second fold finds more: {again.plan.folds}"
     if merges:
         return
-    unexplained = Counter(affine_nodes(folded)) - Counter(k.node for k in again.kept)
+    unexplained = Counter(affine_nodes(folded)) - Counter(k.node for k in again.plan.kept)
     assert not unexplained, f"left without a reason: {dict(unexplained)}"
-    assert bnfold.fold(folded).SerializeToString() == folded.SerializeToString()
+    assert again.folded.SerializeToString() == folded.SerializeToString()
 
 
 def _well_named(made: ModelProto) -> None:
@@ -450,12 +497,10 @@ def orphans(made: ModelProto, folded: ModelProto) -> set[str]:
     }
 
 
-def certified(made: ModelProto) -> None:
+def certified(made: ModelProto, once: Done | None = None) -> None:
     """The certificate agrees with every fold."""
-    folded = ModelProto()
-    folded.CopyFrom(made)
-    applied = prepare(folded, None).apply().applied
-    for certificate in certify(made, folded, applied):
+    once = once or done(made)
+    for certificate in certify(made, once.folded, once.applied):
         # What takes a size from a run cannot be run alone; nor always what reads sizes not known.
         obstacle = certificate.unchecked.obstacle if certificate.unchecked is not None else None
         excused = obstacle is Obstacle.NOT_DRAWABLE or (
@@ -478,15 +523,21 @@ def fold(
     made: ModelProto, given: Mapping[str, Array] | None = None, *, runtime: bool = True
 ) -> ModelProto:
     """Fold and hold the result to everything above."""
+    return fold_told(made, given, runtime=runtime).folded
+
+
+def fold_told(
+    made: ModelProto, given: Mapping[str, Array] | None = None, *, runtime: bool = True
+) -> Done:
+    """The same, with the plan."""
     before = made.SerializeToString()
-    folded = bnfold.fold(made)
+    once = done(made)
     assert made.SerializeToString() == before, "the input model was changed"
-    assert isinstance(folded, ModelProto)
-    check(made, folded)
-    certified(made)
-    assert not orphans(made, folded)
-    assert_same(made, folded, given, runtime=runtime)
-    return folded
+    check(made, once.folded, once.plan)
+    certified(made, once)
+    assert not orphans(made, once.folded)
+    assert_same(made, once.folded, given, runtime=runtime)
+    return once
 
 
 def folds(
@@ -504,10 +555,10 @@ def folds(
 
 def stays(made: ModelProto, reasons: Mapping[str, str], *, runtime: bool = True) -> None:
     """Nothing folds, each node given is kept with its reason, and the bytes are the same."""
-    kept = codes(made)
+    once = fold_told(made, runtime=runtime)
+    kept = {k.node: k.code for k in once.plan.kept}
     assert {k: kept.get(k) for k in reasons} == dict(reasons)
-    folded = fold(made, runtime=runtime)
-    assert folded.SerializeToString() == made.SerializeToString()
+    assert once.folded.SerializeToString() == made.SerializeToString()
 
 
 def within_ulps(got: Array, exact: Array, ulps: float = 1.0) -> None:

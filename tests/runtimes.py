@@ -51,3 +51,37 @@ def mixes_overloads() -> bool:
     calls += [graphs.op("F", "h", "y", domain="my", overload="Relu")]
     made = graphs.model(*calls, x=(1,), functions=functions, domains={"my": 1}, ir=10)
     return not _computes(made, np.ones(1), np.zeros(1))
+
+
+@cache
+def broadcasts_gamma() -> bool:
+    """Whether γ of a LayerNormalization may have ones where the data has not, as 1.23 refuses; the
+    γ of a SimplifiedLayerNormalization 1.23 then reads past its end.
+    """
+    made = graphs.model(
+        (graphs.op("LayerNormalization", "x g", "y", axis=0), {"g": np.ones((2, 1), np.float32)}),
+        x=(2, 2),
+        opset=17,
+    )
+    try:
+        return bool(np.isfinite(graphs.run(made, {"x": np.eye(2, dtype=np.float32)})[0]).all())
+    except Exception:  # What it raises has no common base of its own.
+        return False
+
+
+@cache
+def puts_out_statistics_of_a_skip_norm() -> bool:
+    """Whether a SkipLayerNormalization puts out its mean and deviation; 1.23 leaves them empty."""
+    made = graphs.model(
+        (
+            graphs.op("SkipLayerNormalization", "x x g", "y mean", domain="com.microsoft"),
+            {"g": np.ones(2, np.float32)},
+        ),
+        x=(1, 1, 2),
+        y="y mean",
+        opset=17,
+        domains={"com.microsoft": 1},
+    )
+    for out in made.graph.output:
+        out.type.tensor_type.elem_type = graphs.FLOAT
+    return graphs.run(made, {"x": np.ones((1, 1, 2), np.float32)})[1] is not None

@@ -7,6 +7,9 @@ import pytest
 from onnx import helper
 
 import bnfold
+from bnfold._onnx.read import constants as reading
+from bnfold._onnx.read import growth
+from bnfold._onnx.read.constants import evaluate
 
 from .graphs import (
     bn,
@@ -502,3 +505,65 @@ def test_a_norm_that_stands_earlier_finds_its_constants_there(written):
     )
     made = fold(m)
     assert [n.name for n in made.graph.node if n.op_type == "BatchNormalization"] == ["last"]
+
+
+# --- size --------------------------------------------------------------------------------------
+
+
+def test_large_constants_are_made_once_each(monkeypatch):
+    """Each Add reads the one before twice: made anew for each reader, 2²⁰ would be made."""
+    made = []
+
+    def counted(node, *rest):
+        made.append(node)
+        assert len(made) < 99
+        return evaluate(node, *rest)
+
+    monkeypatch.setattr(reading, "evaluate", counted)
+    steps = [op("Add", f"k{n} k{n}", f"k{n + 1}") for n in range(20)]
+    m = model(
+        (op("ConstantOfShape", "s", "k0"), {"s": i64(300_000)}),
+        *steps,
+        op("ReduceMean", "k20", "k", keepdims=0),
+        conv(*CONV),
+        op("Add", "c k", "y"),
+    )
+    bnfold.plan(m)
+    assert len(made) < 2 * len(m.graph.node)
+
+
+HUGE = {
+    "constant of shape": (op("ConstantOfShape", "s", "k"), {"s": i64(10**9)}),
+    "tile": (op("Tile", "one s", "k"), {"one": rand(1), "s": i64(10**9)}),
+    "expand": (op("Expand", "one s", "k"), {"one": rand(1), "s": i64(10**5, 10**5)}),
+    "pad": (op("Pad", "one s", "k"), {"one": rand(1), "s": i64(0, 10**9)}),
+    "outer product": (op("Mul", "a b", "k"), {"a": rand(20_000, 1), "b": rand(20_000)}),
+    "matrix product": (op("MatMul", "a b", "k"), {"a": rand(20_000, 1), "b": rand(1, 20_000)}),
+    "einsum": (
+        op("Einsum", "a b", "k", equation="i,j->ij"),
+        {"a": rand(20_000), "b": rand(20_000)},
+    ),
+    "gather": (op("Gather", "a b", "k"), {"a": rand(1, 20_000), "b": np.zeros(20_000, np.int64)}),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_what_few_numbers_blow_up_is_not_made(name, monkeypatch):
+    """No constant of a gigabyte is made from kilobytes of file."""
+    monkeypatch.setattr(reading, "evaluate", lambda *_: pytest.fail("it was made"))
+    m = model(
+        HUGE[name], conv(*CONV), op("ReduceMean", "k", "r", keepdims=0), op("Mul", "c r", "y")
+    )
+    assert "y_mul" not in {k.node for k in bnfold.plan(m).folds}
+
+
+def test_what_is_no_larger_than_its_parts_is_made_whatever_its_size(monkeypatch):
+    monkeypatch.setattr(growth, "_LARGEST", 4)
+    chain = [op("Transpose", "raw", "t", perm=[3, 1, 2, 0]), op("MatMul", "t q", "w")]
+    m = model(
+        *chain,
+        op("Conv", "x w", "c"),
+        const("Mul", "c", "y", rand(4, 1, 1)),
+        weights={"raw": rand(3, 3, 3, 4), "q": rand(3, 3)},
+    )
+    folds(m, Conv=1)

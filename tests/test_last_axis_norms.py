@@ -18,6 +18,7 @@ import bnfold
 from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
 
+from . import runtimes
 from .graphs import (
     FLOAT,
     Piece,
@@ -26,6 +27,7 @@ from .graphs import (
     codes,
     const,
     counts,
+    done,
     feeds,
     model,
     op,
@@ -73,13 +75,13 @@ def made(*pieces: Piece, x: Any = None, y: str = "y", **options: Any) -> Any:
 def holds(m: Any) -> Any:
     """Fold; onnxruntime puts out the same, and every certificate holds."""
     before = m.SerializeToString()
-    result = bnfold.fold(m)
+    once = done(m)
     assert m.SerializeToString() == before
     data = feeds(m)
-    for wanted, found in zip(run(m, data), run(result, data), strict=True):
+    for wanted, found in zip(run(m, data), run(once.folded, data), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-    certified(m)
-    return result
+    certified(m, once)
+    return once.folded
 
 
 def left(m: Any) -> int:
@@ -123,6 +125,8 @@ def test_a_batchnorm_behind_three_axes_is_along_another(kind):
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_gamma_is_aligned_from_the_right_and_keeps_its_shape(kind, g, k, axis):
     """Of [2, 4, 4] either last axis has four places: only the ranks tell them apart."""
+    if g != (4, 4)[axis % 3 - 1 :] and not runtimes.broadcasts_gamma():
+        pytest.skip("this onnxruntime takes no γ that broadcasts")
     m = made(norm(kind, g, axis=axis), const("Mul", "n", "y", rand(*k), name="mul"))
     full = (1, 1, 1, *g)[-3:]
     along = {(): None, (4,): 2, (4, 1): 1}[k]
@@ -145,6 +149,8 @@ def test_the_sum_is_put_out_as_it_was(kind):
 
 
 def test_the_statistics_are_put_out_as_they_were():
+    if not runtimes.puts_out_statistics_of_a_skip_norm():
+        pytest.skip("this onnxruntime puts out no statistics")
     m = made(
         norm("SkipLayerNormalization", y="n mean inv z"),
         const("Mul", "n", "y", rand(4)),

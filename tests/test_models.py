@@ -13,7 +13,7 @@ import pytest
 
 import bnfold
 
-from .graphs import bn, check, const, conv, counts, model, op, rand
+from .graphs import bn, check, const, conv, counts, done, model, op, rand
 
 
 def block():
@@ -25,6 +25,33 @@ def test_proto_in_new_proto_out():
     after = bnfold.fold(m)
     assert isinstance(after, onnx.ModelProto)
     assert after is not m
+
+
+def merging():
+    """Something that merges, a map that goes far, and one that stays."""
+    return model(
+        conv("a", "x", "b", (4, 3, 3, 3)),
+        conv("c", "x", "d", (4, 3, 3, 3)),
+        op("Add", "b d", "e"),
+        op("Relu", "e", "f"),
+        bn("bn", "f", "g", 4),
+        op("MaxPool", "g", "h", kernel_shape=[2, 2]),
+        conv("last", "h", "i", (4, 4, 1, 1)),
+        op("Relu", "i", "j"),
+        bn("stays", "j", "y", 4),
+    )
+
+
+@pytest.mark.parametrize("made", [block, merging])
+def test_what_other_tests_take_in_one_reading_is_what_the_functions_give(made):
+    """And they give the same each time."""
+    m = made()
+    before, once = m.SerializeToString(), done(m)
+    for _ in range(2):
+        assert bnfold.plan(m) == once.plan
+        assert bnfold.fold(m).SerializeToString() == once.folded.SerializeToString()
+    assert m.SerializeToString() == before
+    assert once.plan.folds
 
 
 def test_proto_that_does_not_fold_is_a_new_proto_too():

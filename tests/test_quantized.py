@@ -9,7 +9,6 @@ from onnx import TensorProto, numpy_helper
 import bnfold
 
 from .graphs import (
-    bn,
     codes,
     const,
     constants,
@@ -84,14 +83,24 @@ def test_one_scale_stays_one_before_opset_13(opset, left):
     assert codes(m) == ({"scale": "quantized-weight"} if left else {})
 
 
-def test_negative_scale_stays():
+@pytest.mark.parametrize("lowest, goes", [(-127, True), (-128, False)])
+def test_a_negative_map_turns_stored_integers(lowest, goes):
+    """Of −128 there is no negative in int8; the scale of a runtime is positive."""
+    node, values = integers((4, 3, 3, 3), 0, True)
+    values["z"][:] = 0
+    values["q"][2, 0, 0, 0] = lowest
     m = model(
-        integers((4, 3, 3, 3), 0, True),
+        (node, values),
         op("Conv", "x w", "c", name="conv"),
         const("Mul", "c", "y", -positive(4, 1, 1), name="scale"),
         opset=21,
     )
-    stays(m, {"scale": "quantized-weight"})
+    if not goes:
+        stays(m, {"scale": "quantized-weight"})
+        return
+    after = folds(m, DequantizeLinear=1, Conv=1)
+    np.testing.assert_array_equal(constants(after)["q"], -values["q"])
+    assert (constants(after)["s"] > 0).all()
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -162,21 +171,6 @@ def test_scale_that_a_caller_may_override_stays():
     stays(m, {"scale": "overridable-weight"})
 
 
-def test_quantized_activations_are_borders():
-    m = model(
-        ((op("Conv", "x w", "c", name="conv")), {"w": rand(4, 3, 3, 3)}),
-        (
-            op("QuantizeLinear", "c s z", "q", name="q"),
-            {"s": np.float32(0.05), "z": np.int8(0)},
-        ),
-        op("DequantizeLinear", "q s z", "d", name="dq"),
-        bn("bn", "d", "y", 4),
-        opset=21,
-    )
-    assert codes(m) == {"bn": "no-linear-operator"}
-    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
-
-
 def dequantized(name, dtype, shape, scale, zero=None, **attrs):
     """A tensor of integers with scales, and zero points if any, of the shapes given."""
     generator = np.random.default_rng(11)
@@ -235,10 +229,10 @@ def test_shapes_of_scales_and_zero_points(weight, bias, opset):
     "weight, bias",
     [
         ({"scale": (4,)}, ONE),
-        ({"scale": (4, 2, 1, 1), "axis": 1, "block_size": 2}, ONE),
-        (ONE, {"scale": (2,), "axis": 0, "block_size": 2}),
+        ({"scale": (2, 4, 1, 1), "axis": 0, "block_size": 2}, ONE),
+        ({"scale": (2, 4, 1, 1), "axis": 0, "block_size": 3}, ONE),
     ],
-    ids=["along input channels", "blocks of a weight", "blocks of a bias"],
+    ids=["along input channels", "blocks of output channels", "a last block cut short"],
 )
 def test_scales_that_cannot_take_a_map_in(weight, bias):
     m = biased(weight, bias)
@@ -256,6 +250,9 @@ def test_scales_that_cannot_take_a_map_in(weight, bias):
         ({"scale": (1, 1)}, ONE),
         ({"scale": (4, 1, 1, 1), "axis": 0}, ONE),
         ({"scale": (1,), "zero": (4,), "axis": 0}, ONE),
+        ({"scale": (4, 2, 1, 1), "axis": 1, "block_size": 3, "zero": (4, 1, 1, 1)}, ONE),
+        ({"scale": (4, 3, 1, 1), "axis": 1, "block_size": 2}, ONE),
+        ({"scale": (4, 2, 1, 1), "axis": 1, "block_size": -2}, ONE),
         ({"scale": (4,), "zero": (1,), "axis": 0}, ONE),
     ],
 )
@@ -285,3 +282,37 @@ def test_what_is_put_out_in_another_type_stays():
     node, values = dequantized("w", np.int8, (4, 3, 3, 3), (), output_dtype=TensorProto.FLOAT16)
     m = model((node, values), op("Conv", "x w", "c"), scaled("c", "y", 4), opset=23)
     assert "Mul" in counts(bnfold.fold(m))
+
+
+@pytest.mark.parametrize("size, cells", [(2, 2), (3, 2), (4, 1), (1, 4), (8, 1)])
+def test_blocks_along_what_is_summed_over(size, cells):
+    """Scales of blocks of input channels lie along the output channels as well: Cin = Cout."""
+    blocks = {"scale": (4, cells, 1, 1), "axis": 1, "block_size": size}
+    for zero in (None, (4, cells, 1, 1)):
+        m = biased(blocks | ({"zero": zero} if zero else {}), {"scale": (2,)} | BIAS_BLOCKS)
+        after = bnfold.fold(m)
+        assert counts(after) == {"DequantizeLinear": 1, "Conv": 1}
+        assert bnfold.verify(m, after).status == "pass"
+        np.testing.assert_array_equal(constants(m)["w.q"], constants(after)["w.q"])
+
+
+BIAS_BLOCKS = {"axis": 0, "block_size": 2}
+
+
+@pytest.mark.parametrize("even, goes", [(True, True), (False, False)])
+def test_blocks_take_what_is_even_in_each(even, goes):
+    """A map of what a MatMul reads, K = 6 in blocks of 2: two channels and two alike, or not."""
+    map_ = np.repeat(positive(3), 2) if even else positive(6)
+    node, values = dequantized("w", np.int8, (6, 4), (3, 4), (3, 4), axis=0, block_size=2)
+    m = model(
+        const("Mul", "x", "a", map_, name="scale"),
+        (node, values),
+        op("MatMul", "a w", "y", name="mm"),
+        x=(5, 6),
+        opset=21,
+    )
+    if not goes:
+        stays(m, {"scale": "quantized-weight"})
+        return
+    after = folds(m, DequantizeLinear=1, MatMul=1)
+    np.testing.assert_array_equal(constants(m)["w.q"], constants(after)["w.q"])

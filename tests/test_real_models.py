@@ -18,10 +18,11 @@ import pytest
 from onnx import ModelProto, NodeProto, numpy_helper
 
 import bnfold
+from bnfold._onnx.files.load import load_model
 
 from . import zoo
 from .cli.command import bnfold as run_command
-from .graphs import counts, run, valid
+from .graphs import counts, done, run, valid
 
 # Operators by type before and after, and the verdict of the command.
 FOLDED: dict[str, tuple[str, dict[str, tuple[int, int]]]] = {
@@ -101,8 +102,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
     def get(name: str) -> Pair:
         if name not in known:
             source = zoo.write(name, tmp_path_factory.mktemp(name))
-            planned = bnfold.plan(source)
-            known[name] = Pair(source, onnx.load(source), bnfold.fold(source), planned)
+            once = done(load_model(source), source.parent)
+            known[name] = Pair(source, onnx.load(source), once.folded, once.plan)
         return known[name]
 
     return get

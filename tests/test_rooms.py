@@ -40,6 +40,7 @@ ROOMS = (
     "_report",
     "_command",
     "testing",
+    "__main__",
     "",
 )
 """From the lowest to the highest; "" is the package itself."""

@@ -7,10 +7,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import bnfold
+from bnfold._core.affine import AffineMap
+from bnfold._core.joins import Parted
+from bnfold._core.laws import Way
+from bnfold._core.reasons import Refusal
 from bnfold._onnx.network import read
 from bnfold._onnx.read.shapes import infer
 
-from .graphs import bn, conv, folds, model, op, stays
+from .graphs import bn, const, conv, folds, model, op, rand, stays
 
 
 def sizes(made, name):
@@ -57,7 +62,35 @@ def test_a_size_asked_for_at_run_time(read_from):
     if read_from == "x":
         folds(m, Conv=1, Shape=1, Gather=1, Concat=1, Reshape=1)
     else:
-        stays(m, {"bn": "not-carried"})
+        stays(m, {"bn": "unknown-shape"})
+
+
+def test_a_split_of_unknown_sizes_says_so():
+    """A map may go forward to all parts, if it does not vary along them."""
+    pieces = [conv("conv", "x", "c", (4, 3, 1, 1)), op("Split", "c", "p q", axis=2)]
+    scaled = const("Mul", "p", "s", np.float32(1.5), name="map")
+    ends = [op("Tanh", "s", "y"), op("Tanh", "q", "z")]
+    shape = ("n", 3, "h", "w")
+    made = model(*pieces, scaled, *ends, x=shape, y="y z")
+    kept = next(k for k in bnfold.plan(made).kept)
+    assert (kept.code, kept.at) == ("unknown-shape", "p_split") and "axis 2" in kept.message
+    both = model(
+        bn("map", "x", "b", 3),
+        op("Split", "b", "p q", axis=2),
+        conv("one", "p", "y", (4, 3, 1, 1)),
+        conv("two", "q", "z", (4, 3, 1, 1)),
+        x=shape,
+        y="y z",
+    )
+    folds(both, {"x": rand(2, 3, 4, 5)}, Split=1, Conv=2)
+
+
+def test_a_map_along_the_axis_of_a_split_needs_its_sizes():
+    law = Parted(1, 2)
+    same = AffineMap.of([1.0, 2.0], 0.0, 2)
+    assert law.forward({0: same}) == [Way({0: same, 1: same})]
+    with pytest.raises(Refusal):
+        law.forward({0: AffineMap.of([1.0, 2.0], 0.0, 1)})
 
 
 SIZES = {
@@ -199,3 +232,16 @@ def test_a_tree_ensemble_is_not_copied_to_learn_its_shapes(kind, columns, monkey
     assert sizes(made, "z") == (None, columns)
     assert seen and max(seen) < 1000 < len(before)
     assert made.SerializeToString() == before
+
+
+def test_the_rank_of_a_weight_that_is_reshaped_to_computed_sizes():
+    """onnxruntime leaves the γ of a norm of Paddle so: the length of the target is the rank."""
+    made = model(
+        op("Shape", "x", "s"),
+        op("Abs", "s", "t"),
+        op("Reshape", "g t", "y"),
+        x=("n", 4, 3),
+        weights={"g": np.zeros(12, np.float32)},
+        opset=12,  # from 13 on ONNX's own inference tells
+    )
+    assert len(sizes(made, "y")) == 3

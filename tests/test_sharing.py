@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import helper
+
+import bnfold
 
 from .graphs import (
     bn,
+    certified,
     codes,
     const,
     constants,
     conv,
     counts,
+    feeds,
     fold,
     folds,
+    graphs,
     model,
     op,
     rand,
+    run,
     stays,
+    subgraph,
 )
 
 CONV = ("conv", "x", "c", (4, 3, 3, 3))
@@ -283,7 +291,7 @@ def test_matmul_weight_shared_by_a_folded_and_a_plain_product():
         y="y z",
         weights={"w": rand(3, 4), "k": rand(4)},
     )
-    folds(m, MatMul=2, Add=1)
+    folds(m, Gemm=1, MatMul=1)
 
 
 def test_matmul_bias_shared_by_a_folded_and_a_plain_sum():
@@ -297,7 +305,7 @@ def test_matmul_bias_shared_by_a_folded_and_a_plain_sum():
         y="y z",
         weights={"w1": rand(3, 4), "w2": rand(3, 4), "k": rand(4)},
     )
-    folds(m, MatMul=2, Add=2)
+    folds(m, Gemm=2)
 
 
 def test_gamma_shared_by_an_instance_norm_and_a_mul():
@@ -321,3 +329,55 @@ def test_constant_node_shared_by_a_folded_and_a_plain_conv():
         y="y z",
     )
     fold(m)
+
+
+def read_by(maps):
+    """Convs of one weight, each with the map of its letter behind it; ``-`` is none."""
+    scales = {letter: rand(4, 1, 1) for letter in "AB"}
+    pieces = []
+    for number, letter in enumerate(maps):
+        y = f"y{number}"
+        pieces.append(op("Conv", f"x{number} w", y if letter == "-" else f"c{number}"))
+        if letter != "-":
+            pieces.append(const("Mul", f"c{number}", y, scales[letter]))
+    names = range(len(maps))
+    return model(
+        *pieces,
+        x={f"x{n}": (1, 3, 4, 4) for n in names},
+        y=" ".join(f"y{n}" for n in names),
+        weights={"w": rand(4, 3, 3, 3)},
+    )
+
+
+@pytest.mark.parametrize(
+    "maps, copies",
+    [
+        *[("A", 1), ("AA", 1), ("AAAAA", 1), ("A-", 2), ("-AA", 2), ("A-A", 2), ("AB", 2)],
+        *[("AAB", 2), ("ABA", 2), ("BAA", 2), ("ABAB", 2), ("AB-", 3), ("A-BAB-", 3)],
+    ],
+)
+def test_a_weight_is_stored_once_for_each_distinct_result(maps, copies):
+    after = folds(read_by(maps), Conv=len(maps))
+    stored = [t.name for t in after.graph.initializer]
+    read = {node.input[1] for node in after.graph.node}
+    assert len(stored) == copies and set(stored) == read
+
+
+def test_two_branches_that_take_the_same_map_share_the_new_weight():
+    """It lies where the old one lay, in the graph around both; each branch kept one of its own."""
+    scale = rand(4, 1, 1)
+
+    def branch(y):
+        return subgraph(op("Conv", "x w", "c"), op("Mul", "c k", y), y=y)
+
+    node = op("If", "cond", "y", then_branch=branch("a"), else_branch=branch("b"))
+    m = model(node, x=(1, 3, 4, 4), weights={"w": rand(4, 3, 3, 3), "k": scale})
+    m.graph.input.append(helper.make_tensor_value_info("cond", 9, ()))
+    after = bnfold.fold(m)
+    assert counts(after) == {"If": 1, "Conv": 2}
+    assert len(after.graph.initializer) == 1
+    assert not any(graph.initializer for _, graph in graphs(after) if graph is not after.graph)
+    for cond in (True, False):
+        data = {**feeds(m), "cond": np.array(cond)}
+        np.testing.assert_allclose(run(after, data)[0], run(m, data)[0], rtol=1e-5, atol=1e-5)
+    certified(m)

@@ -11,28 +11,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from bnfold._command import options, terminal
+from bnfold._command.checking import check_each
+from bnfold._command.endings import EXIT_CODES, PASSED, SIGNALLED, UNUSABLE, in_one_line
 from bnfold._command.options import PATH
 from bnfold._errors import UsageError
 from bnfold._system import paths
-
-if TYPE_CHECKING:
-    from bnfold._core.result import Plan
-    from bnfold._report.findings import Finding
-
-PASSED, FAILED, UNUSABLE, UNDECIDED = range(4)
-SIGNALLED = 128
-EXIT_CODES = {
-    "pass": PASSED,
-    "unchanged": PASSED,
-    "skipped": PASSED,
-    "fail": FAILED,
-    "inconclusive": UNDECIDED,
-}
 
 
 class _Command(click.Group):
@@ -65,7 +53,7 @@ class _Command(click.Group):
                 elif "BNFOLD_TRACEBACK" in os.environ and not isinstance(error, UsageError):
                     raise
                 else:
-                    terminal.complain(f"error: {_in_one_line(error)}")
+                    terminal.complain(f"error: {in_one_line(error)}")
                 sys.exit(UNUSABLE)
 
     def invoke(self, context: click.Context) -> Any:
@@ -73,22 +61,6 @@ class _Command(click.Group):
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         return super().invoke(context)
-
-
-def _in_one_line(error: Exception) -> str:
-    """What went wrong, in words for the user."""
-    if isinstance(error, UsageError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return "out of memory"
-    if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{paths.why(error)}"
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return (
-        f"bnfold broke down ({text}). This is a defect of bnfold: please report it, with the "
-        "output under BNFOLD_TRACEBACK=1"
-    )
 
 
 @contextmanager
@@ -167,14 +139,23 @@ _format = click.option(
 
 @main.command(short_help="Fold a model; the default.")
 @click.argument("models", type=PATH, metavar="MODEL", nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, help="Write the folded model here.")
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    help="Write the folded model here: as JSON or protobuf's text form if it is named .json or "
+    ".textproto.",
+)
 @click.option("--in-place", is_flag=True, help="Write over MODEL.")
 @click.option(
     "--check",
     is_flag=True,
-    help="Write nothing; exit with 1 if anything is left to fold. Takes several models.",
+    help="Write nothing; exit with 1 if anything is left to fold. Takes several models, "
+    "and folders of them.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
+@options.freezing
+@options.equating
 @options.comparison
 @click.option(
     "--report",
@@ -194,6 +175,8 @@ def fold(
     in_place: bool,
     check: bool,
     no_verify: bool,
+    frozen: bool,
+    equal_dims: bool,
     report: Path | None,
     form: str,
     verbose: bool,
@@ -201,13 +184,15 @@ def fold(
     **comparison: Any,
 ) -> int:
     """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
+    options.refuse_stream("-o", output)
+    options.refuse_stream("--report", report)
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
         unused = ("output", "in_place", "report", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory)
-        return _check(models, form, verbose)
+        return check_each(models, form, verbose, frozen, equal_dims)
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
     (model,) = models
@@ -215,6 +200,10 @@ def fold(
         options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
     if output is not None and paths.is_same(output, model):
         raise UsageError(f"{output} is the input itself; say --in-place to write over it")
+    if model.suffix == ".pt2":
+        options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
+        options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
+        frozen = equal_dims = False
     usable = ("seed",) if model.suffix == ".pt2" else options.NAMES
     comparison = options.applicable(context, comparison, usable)
     inputs = None if no_verify else comparison["inputs"]
@@ -224,14 +213,17 @@ def fold(
                 raise UsageError(f"the report would overwrite {other}; give it another name")
         paths.check_writable(report, device=True)
 
-    from bnfold._judge.settings import DEFAULT
+    from bnfold._judge.settings import Settings
     from bnfold._pipeline.models import fold_file
     from bnfold._report.findings import of_fold
     from bnfold._report.text import json_text, outcome_document, outcome_lines
 
     begun = time.monotonic()
     options.bound(context, memory)
-    settings = DEFAULT if no_verify else options.settings(comparison)
+    settings = Settings(frozen=frozen, equal_dims=equal_dims)
+    if not no_verify:
+        settings = options.settings(comparison, frozen=frozen, equal_dims=equal_dims)
+    options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         outcome = fold_file(
             model,
@@ -254,40 +246,15 @@ def fold(
         terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
     else:
         findings, seconds = list(of_fold(outcome)), time.monotonic() - begun
-        _show_findings(form, str(model), outcome.verdict.status, outcome.plan, findings, seconds)
+        status, plan = outcome.verdict.status, outcome.plan
+        terminal.show_findings(form, str(model), status, plan, findings, seconds)
     return EXIT_CODES[outcome.verdict.status]
-
-
-def _check(models: Sequence[Path], form: str, verbose: bool) -> int:
-    """Print what is left to fold in each model, and return the exit code."""
-    if form in ("json", "junit") and len(models) > 1:
-        raise UsageError(f"--output-format {form} takes one model at a time")
-    from bnfold._pipeline.models import fold_file
-    from bnfold._report.findings import of_check
-    from bnfold._report.text import json_text, left_to_fold, outcome_document
-
-    code = PASSED
-    for model in models:
-        begun = time.monotonic()
-        with terminal.Progress() as progress:
-            outcome = fold_file(model, None, verify=False, inputs=None, progress=progress)
-        left = bool(outcome.plan.folds)
-        code = FAILED if left else code
-        if form == "text":
-            header = [f"{model}:"] if len(models) > 1 else []
-            terminal.show([*header, *left_to_fold(outcome, verbose)])
-        elif form == "json":
-            terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
-        else:
-            status = "something is left to fold" if left else "nothing to fold"
-            findings, seconds = list(of_check(outcome)), time.monotonic() - begun
-            _show_findings(form, str(model), status, outcome.plan, findings, seconds)
-    return code
 
 
 @main.command(short_help="Compare two models.")
 @click.argument("original", type=PATH)
 @click.argument("folded", type=PATH)
+@options.freezing
 @options.comparison
 @click.option(
     "--bisect",
@@ -303,6 +270,7 @@ def verify(
     /,
     original: Path,
     folded: Path,
+    frozen: bool,
     bisect: bool,
     form: str,
     verbose: bool,
@@ -317,7 +285,8 @@ def verify(
     begun = time.monotonic()
     options.bound(context, memory)
     comparison = options.applicable(context, comparison)
-    settings = options.settings(comparison, bisect=bisect)
+    settings = options.settings(comparison, bisect=bisect, frozen=frozen)
+    options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         inputs = options.inputs(comparison["inputs"])
         result = compare_files(original, folded, inputs, settings, progress)
@@ -330,7 +299,7 @@ def verify(
     else:
         findings = list(of_verify(result))
         seconds = time.monotonic() - begun
-        _show_findings(form, str(folded), result.status, None, findings, seconds)
+        terminal.show_findings(form, str(folded), result.status, None, findings, seconds)
     return EXIT_CODES[result.status]
 
 
@@ -346,23 +315,3 @@ def explain(code: str | None) -> None:
     if code not in CODES:
         raise UsageError(f"there is no reason code {code!r}; 'bnfold explain' lists them")
     terminal.show([f"{code}: {CODES[code].meaning}", CODES[code].advice])
-
-
-def _show_findings(
-    form: str,
-    model: str,
-    status: str,
-    plan: Plan | None,
-    findings: Sequence[Finding],
-    seconds: float,
-) -> None:
-    """Print findings for a CI server."""
-    if form == "junit":
-        from bnfold._report.ci import junit
-
-        terminal.show_whole(junit(model, findings, seconds))
-        return
-    from bnfold._report.ci import summarize_step, workflow_commands
-
-    terminal.show(workflow_commands(model, findings))
-    summarize_step(model, status, plan, findings)

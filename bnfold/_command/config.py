@@ -119,6 +119,13 @@ _KINDS = {
             for name, sizes in value.items()
         ],
     ),
+    "paths": _Kind(
+        "a path or a list of them",
+        lambda value: _all(value, str),
+        lambda file, value: [
+            str(file.parent / each) for each in (value if isinstance(value, list) else [value])
+        ],
+    ),
     "path": _Kind(
         "a path", lambda value: _is(value, str), lambda file, value: str(file.parent / value)
     ),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from bnfold._command import terminal
 from bnfold._errors import UsageError
 
 if TYPE_CHECKING:
@@ -113,6 +114,13 @@ _COMPARISON = (
         help="Stop comparing after this time; the verdict is inconclusive then.",
     ),
     click.option(
+        "--ops-library",
+        type=PATH,
+        multiple=True,
+        metavar="FILE",
+        help="A library of custom operators for onnxruntime. It is loaded: it is code.",
+    ),
+    click.option(
         "--memory",
         type=_bytes,
         metavar="SIZE",
@@ -130,6 +138,7 @@ _UNSET: dict[str, Any] = {
     "atol": None,
     "threads": 0,
     "timeout": None,
+    "ops_library": (),
 }
 NAMES = tuple(_UNSET)
 """The options of a comparison. The bound on memory is for every run, so it is not among them."""
@@ -145,7 +154,10 @@ _CONFIGURABLE = {
     "atol": "number",
     "threads": "integer",
     "timeout": "number",
+    "ops-library": "paths",
     "memory": "text",
+    "freeze-initializers": "flag",
+    "assume-equal-dims": "flag",
     "output-format": "text",
     "verbose": "flag",
 }
@@ -179,7 +191,7 @@ def _configure(context: click.Context, _: click.Parameter, ignored: bool) -> Non
         values[option.name] = value
         try:
             read[option.name] = option.type_cast_value(context, value)
-            if option.name in _UNSET:
+            if option.name in _UNSET and option.name != "ops_library":  # loaded where it is used
                 settings({**_UNSET, option.name: read[option.name]})
         except click.BadParameter as error:
             raise project.trouble(key, error.message.rstrip(".")) from error
@@ -247,7 +259,33 @@ def applicable(
     return {**given, **{name: _UNSET[name] for name in unused}}
 
 
-def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
+def freezing(command: _Command) -> _Command:
+    """Give a command the option that says that nobody overrides initializers."""
+    return click.option(
+        "--freeze-initializers",
+        "frozen",
+        is_flag=True,
+        help="Initializers that are listed as inputs, too, are fixed: nobody overrides them.",
+    )(command)
+
+
+def equating(command: _Command) -> _Command:
+    """Give a command the option that believes the names of sizes."""
+    return click.option(
+        "--assume-equal-dims",
+        "equal_dims",
+        is_flag=True,
+        help="Sizes of inputs that have one name (dim_param) are equal in every run.",
+    )(command)
+
+
+def settings(
+    given: Mapping[str, Any],
+    *,
+    bisect: bool = False,
+    frozen: bool = False,
+    equal_dims: bool = False,
+) -> Settings:
     """The settings that the options of a comparison give.
 
     Raises:
@@ -256,6 +294,7 @@ def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
     from bnfold._run.drawing import USUAL, WantedInputs
+    from bnfold._run.libraries import checked
     from bnfold._run.providers import by_name
 
     _refuse_both(given)
@@ -269,6 +308,9 @@ def settings(given: Mapping[str, Any], *, bisect: bool = False) -> Settings:
         fixed=Fixed.of(given["rtol"], given["atol"]),
         threads=given["threads"],
         seconds=given["timeout"],
+        frozen=frozen,
+        equal_dims=equal_dims,
+        libraries=checked(given["ops_library"]),
     )
 
 
@@ -294,6 +336,24 @@ def bound(context: click.Context, size: int | None) -> None:
         if _said(context, "memory"):
             raise
         raise context.meta[_PROJECT].trouble("memory", error) from error
+
+
+def refuse_stream(option: str, path: Path | None) -> None:
+    """Raise `UsageError` where a path stands for standard output: files are put in place whole."""
+    if path is not None and str(path) == "-":
+        raise UsageError(f"{option} -: bnfold writes files, not standard output; give a file name")
+
+
+def tell_missing(settings: Settings, form: str) -> None:
+    """Tell people at once of providers that are not there: they leave the verdict open."""
+    if form != "text":
+        return
+    for provider in settings.providers:
+        if provider.full_name != "CPUExecutionProvider" and not provider.is_there:
+            terminal.complain(
+                f"note: the installed onnxruntime has no provider {provider.name}, which leaves "
+                f"the verdict open; install {provider.install}"
+            )
 
 
 def inputs(path: Path | None) -> list[InputSet] | None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterable
-from typing import TextIO
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TextIO
 
 from bnfold._errors import UsageError
 from bnfold._system import paths
+
+if TYPE_CHECKING:
+    from bnfold._core.result import Plan
+    from bnfold._report.findings import Finding
 
 _PLAIN = str.maketrans({"→": "->", "←": "<-", "…": "...", "×": "x", "−": "-"})
 
@@ -36,6 +40,26 @@ def show(lines: Iterable[str]) -> None:
 def show_whole(text: str) -> None:
     """Print a text made for programs, line by line."""
     show(text.rstrip("\n").split("\n"))
+
+
+def show_findings(
+    form: str,
+    model: str,
+    status: str,
+    plan: Plan | None,
+    findings: Sequence[Finding],
+    seconds: float,
+) -> None:
+    """Print findings for a CI server."""
+    if form == "junit":
+        from bnfold._report.ci import junit
+
+        show_whole(junit(model, findings, seconds))
+        return
+    from bnfold._report.ci import summarize_step, workflow_commands
+
+    show(workflow_commands(model, findings))
+    summarize_step(model, status, plan, findings)
 
 
 def complain(line: str) -> None:

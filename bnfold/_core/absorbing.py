@@ -43,6 +43,10 @@ def absorb_behind(
     `Refusal`.
     """
     total = _total(node, absorber, absorbed.then(map_), map_, absorbed, "before")
+    if absorber.varying_blocked is not None and total.axis is not None:
+        raise Refusal(absorber.varying_blocked)
+    if absorber.signed_blocked is not None and not bool((total.scale > 0).all()):
+        raise Refusal(absorber.signed_blocked)
     if total.axis is not None:
         size = absorber.channels.get(total.axis)
         if size is None:

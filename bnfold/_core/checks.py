@@ -74,8 +74,9 @@ def _readers(view: View) -> Iterator[str]:
     """
     reads: dict[int, Counter[int]] = {}
     for place, node in enumerate(view.nodes):
-        for number in node.inputs:
-            reads.setdefault(number, Counter())[place] += 1
+        for position, number in enumerate(node.inputs):
+            if position not in node.typed:
+                reads.setdefault(number, Counter())[place] += 1
     for number, value in enumerate(view.values):
         listed, found = Counter(value.readers), reads.get(number, Counter())
         if value.producer is None and not listed:
@@ -242,7 +243,8 @@ def _inputs(node: Node) -> tuple[int, ...]:
     if isinstance(role, Affine | Carrier):
         return (role.data,)
     ahead = role.ahead if isinstance(role, Absorber | Receiver) else None
-    return (ahead.data,) if ahead is not None else ()
+    beside = role.beside if isinstance(role, Absorber) else None
+    return (*([] if ahead is None else [ahead.data]), *([] if beside is None else [beside]))
 
 
 def _shape(view: View, number: int) -> Shape | None:

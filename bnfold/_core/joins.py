@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map, MultiAxisMap
-from bnfold._core.laws import Law, Maps, Way, along_one_axis, not_carried
+from bnfold._core.laws import Law, Maps, Way, along_one_axis, not_carried, not_known
 from bnfold._core.reasons import Reason, Refusal
 
 # Of a longer sum, where a scale goes into all of its terms, so many are tried for the shift.
@@ -35,7 +35,7 @@ class Concatenated(Law):
         if map_.axis != self.axis:
             return [Way(dict.fromkeys(range(len(self.sizes)), map_))]
         if sum(size or 0 for size in self.sizes) != map_.scale.size or None in self.sizes:
-            raise not_carried("the sizes of its inputs are not known")
+            raise not_known("the sizes of its inputs are not known")
         ends = np.cumsum([size or 0 for size in self.sizes])[:-1]
         parts = zip(np.split(map_.scale, ends), np.split(map_.shift, ends), strict=True)
         return [Way({n: AffineMap.of(s, t, self.axis) for n, (s, t) in enumerate(parts)})]
@@ -50,7 +50,7 @@ class Concatenated(Law):
         if any(part.axis not in (None, self.axis) for part in parts.values()):
             raise not_carried("its inputs do not all carry the same map")
         if None in self.sizes:
-            raise not_carried("the sizes of its inputs are not known")
+            raise not_known("the sizes of its inputs are not known")
         ends = np.cumsum([size or 0 for size in self.sizes])
         scales, shifts = np.ones(ends[-1]), np.zeros(ends[-1])
         for number, part in parts.items():
@@ -88,7 +88,7 @@ class Picked(Law):
             return whole
         if self.size is None:
             if own is not None or len(self.places) > 1:
-                raise not_carried("the size of its input is not known")
+                raise not_known("the size of its input is not known")
             return whole
         places = self.places[output]
         scale, shift = np.ones(self.size), np.zeros(self.size)
@@ -130,6 +130,27 @@ class Picked(Law):
 
 
 @dataclass(frozen=True)
+class Parted(Law):
+    """Split along ``axis`` into ``count`` parts of sizes that are not known: a map that does not
+    vary along it passes forward, to all parts. Backward nothing passes.
+    """
+
+    axis: int
+    count: int
+
+    def backward(self, output: int, map_: Map) -> list[Way]:
+        """Nothing is known of the places that a part has in the whole."""
+        raise not_known(f"the sizes of its parts along axis {self.axis} are not known")
+
+    def forward(self, maps: Maps) -> list[Way]:
+        """Every part gets the map of the whole."""
+        map_ = along_one_axis(maps[0])
+        if map_.axis == self.axis:
+            raise not_known(f"the sizes of its parts along axis {self.axis} are not known")
+        return [Way(dict.fromkeys(range(self.count), map_))]
+
+
+@dataclass(frozen=True)
 class Aligned:
     """How tensors broadcast: the shapes of the inputs and of the output, aligned from the right.
 
@@ -149,7 +170,7 @@ class Aligned:
         if map_.axis is None:
             return map_
         if shape is None or self.output is None:
-            raise not_carried("the ranks of its inputs are not known")
+            raise not_known("the ranks of its inputs are not known")
         return AffineMap.of(map_.scale, map_.shift, map_.axis + len(self.output) - len(shape))
 
     def back(self, number: int, map_: Map) -> AffineMap:
@@ -162,7 +183,7 @@ class Aligned:
             return map_
         shape = self.shapes[number]
         if shape is None or self.output is None:
-            raise not_carried("the ranks of its inputs are not known")
+            raise not_known("the ranks of its inputs are not known")
         axis = map_.axis - len(self.output) + len(shape)
         if axis < 0 or shape[axis] != map_.scale.size:
             raise not_carried(
@@ -301,7 +322,7 @@ class Multiplied(Law):
         if map_.axis is None:
             return [Way({0: map_}), Way({1: map_})]
         if self.ranks is None or min(self.ranks) < 2:
-            raise not_carried("the ranks of its inputs are not known to be 2 or more")
+            raise not_known("the ranks of its inputs are not known to be 2 or more")
         rank = max(self.ranks)
         for number, place in ((0, 2), (1, 1)):
             if map_.axis == rank - place:
@@ -320,7 +341,7 @@ class Multiplied(Law):
             map_ = along_one_axis(map_)
             if map_.axis is not None:
                 if self.ranks is None or min(self.ranks) < 2:
-                    raise not_carried("the ranks of its inputs are not known to be 2 or more")
+                    raise not_known("the ranks of its inputs are not known to be 2 or more")
                 place = 2 - number
                 if map_.axis != self.ranks[number] - place:
                     raise not_carried(

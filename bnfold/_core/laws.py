@@ -23,6 +23,9 @@ from bnfold._core.limits import Limits
 from bnfold._core.reasons import Reason, Refusal
 
 Maps = Mapping[int, Map]
+Spot = int | str | tuple[str, int]
+"""Where an operator keeps a number: at an input (its number), in an attribute (its name), or in the
+list in an attribute (its name, and the place in the list)."""
 # What a law says where padding, which has no channels, keeps a shift from passing.
 PADDING = Reason("zero-padding", "", "zero padding would see the shift")
 # What a sum says whose terms cannot be counted.
@@ -32,6 +35,11 @@ UNCOUNTED = Reason("not-carried", "", "how many elements it adds up is not known
 def not_carried(message: str) -> Refusal:
     """A law does not hold for this map: why, in words."""
     return Refusal(Reason("not-carried", "", message))
+
+
+def not_known(message: str) -> Refusal:
+    """A law cannot tell whether it holds for this map: a rank or a size is missing."""
+    return Refusal(Reason("unknown-shape", "", message))
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Form:
 
     op: str
     law: Law
-    numbers: Mapping[str, int | str] = field(default_factory=dict)
+    numbers: Mapping[str, Spot] = field(default_factory=dict)
     dtype: np.dtype[Any] | None = None
 
 
@@ -161,7 +169,7 @@ class Mixed(Law):
         axis = None
         if map_.axis is not None:
             if axes is None:
-                raise not_carried("the shape of its input is not known")
+                raise not_known("the shape of its input is not known")
             if map_.axis not in axes:
                 raise not_carried(f"it mixes the elements along axis {map_.axis}")
             axis = axes[map_.axis]
@@ -217,7 +225,7 @@ class Padded(Law):
             if not (self.movable or still):
                 raise not_carried("its value cannot be changed")
         elif self.padded is None:
-            raise not_carried("the axes that it pads are not known")
+            raise not_known("the axes that it pads are not known")
         elif map_.axis in self.padded:
             raise not_carried(f"it pads along axis {map_.axis}")
         elif not map_.keeps_origin:
@@ -252,10 +260,10 @@ class Rearranged(Law):
         if isinstance(map_, AffineMap) and map_.axis is None:
             return map_
         if steps is None:
-            raise not_carried("the sizes it is rearranged by are not known")
+            raise not_known("the sizes it is rearranged by are not known")
         moved = index_maps.moved(map_, steps)
         if moved is None:
-            raise not_carried("where its channels go cannot be told from known sizes")
+            raise not_known("where its channels go cannot be told from known sizes")
         return moved
 
 

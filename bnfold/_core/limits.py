@@ -53,6 +53,23 @@ def underflows(peaks: Vector, scale: Vector, dtype: np.dtype[Any]) -> NDArray[np
     return (peaks > 0) & (magnitude > 0) & (magnitude * np.maximum(peaks, tiny) < tiny / 4)
 
 
+def dead(peaks: Vector, scale: Vector, terms: int, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+    """Which channels hold nothing, before and after a weight of these peaks is multiplied.
+
+    A channel is dead where its stored weights or its scale lie below the smallest normal number
+    ``tiny``. A runtime that flushes denormals computes with 0 there. It stays dead where the
+    products lie below ``tiny``, too: then they are off by less than ``tiny``, flushed or rounded.
+    Inputs are at most ``√max``, as for `drowned`, so a sum of ``terms`` of them is off by less than
+    ``terms·tiny·√max``. That must be less than ``eps``, the last digit of 1, as it is in float32
+    and wider types. In float16 it is not: there numbers below ``tiny`` show.
+    """
+    limits = Limits.of(dtype)
+    shown = limits.tiny * terms * math.sqrt(limits.largest)
+    magnitude = np.abs(scale)
+    before = (peaks < limits.tiny) | (magnitude < limits.tiny)
+    return np.asarray(before & (magnitude * peaks < limits.tiny) & (shown < limits.eps))
+
+
 def drowned(bias: Vector, terms: int, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
     """Which channels have a bias so large that weights below the normal range do not matter.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,35 +14,11 @@ from bnfold._core import channels
 from bnfold._core.affine import IDENTITY, AffineMap, Vector
 from bnfold._core.broadcast import Shape
 from bnfold._core.channels import ChannelLayout
-from bnfold._core.limits import Limits, drowned, overflows, underflows
-from bnfold._core.reasons import Reason
+from bnfold._core.limits import dead, drowned, overflows, underflows
+from bnfold._core.quantized import Quantized, Rescaled
+from bnfold._core.reasons import Reason, Refusal
+from bnfold._core.stored import Array, Parameter
 from bnfold._core.view import Role
-
-Array = NDArray[Any]
-
-
-class Parameter(Protocol):
-    """A constant tensor that an operator reads; its values are loaded when they are asked for."""
-
-    @property
-    def name(self) -> str:
-        """What the user knows it by."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its sizes."""
-        ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The type of its values as they are stored."""
-        ...
-
-    @property
-    def load(self) -> Callable[[], Array]:
-        """Read the values."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -55,19 +31,6 @@ class Entrance:
 
     layout: ChannelLayout
     factor: float = 1.0
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A weight stored as integers: they stay, and what multiplies them takes the maps in.
-
-    ``scale`` is one number or one for each position of the weight's ``axis``; ``spreads`` says
-    whether one number may become several.
-    """
-
-    scale: Parameter
-    axis: int | None
-    spreads: bool
 
 
 @dataclass(frozen=True)
@@ -120,50 +83,36 @@ class Site:
             exact = self._entered(ahead).reshape(layout.view) * layout.spread(behind.scale)
             return exact.astype(self.dtype).reshape(self.weight_value.shape)
 
-    def new_scale(
-        self, behind: AffineMap, ahead: AffineMap
-    ) -> tuple[Array, int | None] | Reason | None:
-        """What multiplies the integers of a quantized weight, rounded once, and along which axis of
-        the weight (None: all of it); None where it stays.
-
-        Exact, as ``(q − z)·(s·f) = f·(q − z)·s``, where f varies along no other axis than the scale
-        does. Only positive factors: runtimes ask for positive scales.
+    def rescaled(self, behind: AffineMap, ahead: AffineMap) -> Rescaled | Reason | None:
+        """What becomes of a weight that is stored as integers, or why it cannot take the maps in;
+        None where it stays. See `Quantized.rescaled`.
         """
-        quantized = self.quantized
-        if quantized is None or (behind.keeps_scale and ahead.keeps_scale):
+        if self.quantized is None or (behind.keeps_scale and ahead.keeps_scale):
             return None
+        try:
+            return self.quantized.rescaled(self._factor(behind, ahead), self.label)
+        except Refusal as no:
+            return no.reason
+
+    def _factor(self, behind: AffineMap, ahead: AffineMap) -> Vector:
+        """``s_o·s_i`` at the rank of the weight, with size 1 along axes where it does not vary."""
         assert self.weight_value is not None
         shape = self.weight_value.shape
-        layout = self.layout(self.any_axis(behind))
-        factor = np.broadcast_to(layout.spread(behind.scale), layout.view).reshape(shape)
+        parts = [(self.layout(self.any_axis(behind)), behind.scale)]
         if not ahead.keeps_scale:
             assert self.entrance is not None
-            inside = self.entrance.layout
-            more = np.broadcast_to(inside.spread(ahead.scale), inside.view).reshape(shape)
-            factor = factor * more
-        varying = [k for k in range(len(shape)) if bool((factor != factor.take([0], k)).any())]
-        axis = quantized.axis
-        if axis is None and len(varying) == 1 and quantized.spreads:
-            axis = varying[0]
-        if any(k != axis for k in varying):
-            message = f"the integer weight of {self.label} has no scale for each channel of the map"
-            return Reason("quantized-weight", self.label, message)
-        if not bool((factor > 0).all()):
-            message = f"the quantization scale of {self.label} would not be positive"
-            return Reason("quantized-weight", self.label, message)
-        line = factor.reshape(-1)[:1]
-        if axis is not None:
-            line = np.moveaxis(factor, axis, 0).reshape(shape[axis], -1)[:, 0]
-        old = quantized.scale.load()
-        with np.errstate(over="ignore"):
-            new = (old.astype(np.float64).reshape(-1) * line).astype(old.dtype)
-        tiny = Limits.of(old.dtype).tiny
-        wide = new.astype(np.float64)
-        if not bool(np.isfinite(wide).all()) or bool((wide < tiny).any()):
-            code = "underflow" if bool(np.isfinite(wide).all()) else "overflow"
-            message = f"the quantization scale of {self.label} would leave {old.dtype}'s range"
-            return Reason(code, self.label, message)
-        return (new if axis is not None else new.reshape(old.shape)), axis
+            parts.append((self.entrance.layout, ahead.scale))
+        factor = np.ones((1,) * len(shape))
+        for layout, scale in parts:
+            laid = layout.spread(scale)
+            if layout.view != shape and scale.size > 1:  # groups
+                laid = np.broadcast_to(laid, layout.view).reshape(shape)
+            factor = factor * laid.reshape(laid.shape if scale.size > 1 else (1,) * len(shape))
+        for axis in range(len(shape)):
+            first = factor.take([0], axis)
+            if bool((factor == first).all()):
+                factor = first
+        return factor
 
     def new_bias(self, behind: AffineMap, ahead: AffineMap = IDENTITY) -> Array | None:
         """``s·(β·b + Σ W[o, i, k]·t_i) + t`` rounded once, or None where it stays what it was."""
@@ -237,7 +186,7 @@ class Site:
         """
         with np.errstate(over="ignore", invalid="ignore"):
             bias = self.new_bias(behind, ahead)
-        scale = self.new_scale(behind, ahead)
+        scale = self.rescaled(behind, ahead)
         if isinstance(scale, Reason):
             return scale
         kept = (behind.keeps_scale and ahead.keeps_scale) or self.quantized is not None
@@ -247,12 +196,14 @@ class Site:
             if not bool(np.isfinite(top).all()):
                 name = self.weight_value.name
                 return Reason("non-finite", self.label, f"weight {name} is not finite")
+            stored = top
             if not ahead.keeps_scale:
                 reason = self._refuses_ahead(behind, ahead)
                 if reason is not None:
                     return reason
                 top = channels.channel_peaks(self._entered(ahead), self.layout(axis))
-            reason = self._refuses_scale(behind, top, bias)
+            most = float(np.abs(ahead.scale).max(initial=0.0))
+            reason = self._refuses_scale(np.abs(behind.scale), top, stored, most, bias)
             if reason is not None:
                 return reason
         if bias is None or bool(np.isfinite(bias.astype(np.float64)).all()):
@@ -262,15 +213,21 @@ class Site:
             return Reason("non-finite", self.label, f"the bias of {self.label} is not finite")
         return Reason("overflow", self.label, f"the folded bias of {self.label} would overflow")
 
-    def _refuses_scale(self, behind: AffineMap, top: Vector, bias: Array | None) -> Reason | None:
-        """The range of ``W[o]·s_o``, where the weights of channel o are at most ``top[o]``."""
+    def _refuses_scale(
+        self, scale: Vector, top: Vector, stored: Vector, most: float, bias: Array | None
+    ) -> Reason | None:
+        """The range of ``W[o]·s_o``, where the weights of channel o are at most ``stored[o]``, and
+        ``top[o]`` with the map ahead, whose scales are at most ``most``.
+        """
         assert self.weight_value is not None
-        if overflows(np.abs(behind.scale) * top, self.dtype):
+        if overflows(scale * top, self.dtype):
             what = f"the folded weight of {self.label} would overflow {self.dtype}"
             return Reason("overflow", self.label, what)
-        lost = underflows(top, behind.scale, self.dtype)
+        factor = scale * np.divide(top, stored, where=stored > 0, out=1.0 * stored)
+        lost = underflows(stored, factor, self.dtype)
+        terms = math.prod(self.weight_value.shape) // max(lost.size, 1)
+        lost &= ~dead(stored, scale * most, terms, self.dtype)
         if bias is not None and bias.size == lost.size:
-            terms = math.prod(self.weight_value.shape) // lost.size
             exact = bias.astype(np.float64).reshape(-1)
             lost &= ~drowned(exact, terms, self.dtype)
         return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
@@ -282,6 +239,8 @@ class Site:
         top = channels.channel_peaks(self.weight_value.load(), self.entrance.layout)
         most = float(np.abs(behind.scale).max(initial=0.0))
         lost = underflows(top, ahead.scale * most, self.dtype)
+        terms = math.prod(self.weight_value.shape)
+        lost &= ~dead(top, ahead.scale * most, terms, self.dtype)
         return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
 
     def _lost(self, channel: int) -> Reason:

@@ -65,20 +65,30 @@ CODES: dict[str, Code] = {
     "overridable-weight": Code(
         "A parameter is an initializer that is also listed as a graph input (or is bound by the "
         "model's training information), so a caller may replace it at run time.",
-        "Remove the parameter from the graph's inputs if nobody overrides it.",
+        "If nobody overrides it, --freeze-initializers takes it from the graph's inputs and folds.",
     ),
     "dynamic-weight": Code(
         "A parameter is computed at run time: there is no constant to fold into or from.",
         "Export with parameters as initializers, or run constant folding first.",
     ),
     "quantized-weight": Code(
-        "The weight is stored as integers behind a DequantizeLinear; folding it into floats "
-        "would undo the quantization.",
+        "The weight is integers times scales, and these cannot take the map in: one scale holds "
+        "for numbers that the map tells apart, an integer whose sign would turn has no negative "
+        "in its type, or something else reads the weight. Folding it into floats would undo the "
+        "quantization.",
         "Fold before quantizing.",
+    ),
+    "quantizer-between": Code(
+        "Between the linear operator and the map a quantizer rounds the data to integers. Nothing "
+        "passes that exactly; behind it, a positive number that multiplies all of the data goes "
+        "into its DequantizeLinear.",
+        "Fold the float model first, then quantize it: bnfold model.onnx -o folded.onnx, and give "
+        "folded.onnx to the quantizer.",
     ),
     "function-parameter": Code(
         "A parameter is an input or attribute of a local function: each call may pass another one, "
-        "and the function has one body for all of them.",
+        "and the function has one body for all of them. Calls with constants are inlined where "
+        "something folds then; this one passes none, or cannot be inlined.",
         "Inline the function first, for instance with onnx.inliner.inline_local_functions.",
     ),
     "training-mode": Code(
@@ -127,7 +137,8 @@ CODES: dict[str, Code] = {
     ),
     "unknown-shape": Code(
         "The rank or a size that decides along which axis the constant lies is not known.",
-        "Give the model's inputs their ranks and fixed sizes, or re-export with shapes.",
+        "Give the model's inputs their ranks and fixed sizes, or re-export with shapes; "
+        "--assume-equal-dims says that sizes of one name are equal in every run.",
     ),
     "overflow": Code(
         "A folded value would be too large for the dtype it is stored in, although the original "
@@ -155,8 +166,10 @@ CODES: dict[str, Code] = {
         "Nothing, if that is what the model means; training with padding 0 or a shift of 0 helps.",
     ),
     "fused-operator": Code(
-        "The operator is part of a GELU or normalization that is written out, and that runtimes "
-        "put together and run as one. Without it they would run the other parts one by one.",
+        "The operator is part of a GELU, a normalization or a dynamically quantized product that "
+        "is written out, and that runtimes put together and run as one. Without it they would run "
+        "the other parts one by one. Or a Gemm that runtimes run on integers would get a bias of "
+        "floats, and would no more.",
         "Nothing: the model runs faster this way.",
     ),
     "no-gain": Code(

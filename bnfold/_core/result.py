@@ -17,7 +17,7 @@ class Fold:
     other. ``nodes`` are the labels of those that go, in data order. ``into`` is the label of the
     operator that takes them in. If a chain of maps shrinks by composition alone, it is the first
     of the chain. ``laws`` are the moves. ``graph`` is "" for the main graph, else the path to a
-    body or a local function.
+    body or a local function; for an operator of a call that is inlined, the call and its function.
     """
 
     nodes: tuple[str, ...]
@@ -56,7 +56,8 @@ class Plan:
     """What folding does to a model.
 
     ``before`` and ``after`` count operators by type, in the main graph, all bodies and all local
-    functions.
+    functions. If calls of functions are inlined, those of a function count as often as it is
+    called, and Constants are left out.
     """
 
     folds: tuple[Fold, ...]

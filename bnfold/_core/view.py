@@ -15,7 +15,7 @@ import numpy as np
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.broadcast import Shape
-from bnfold._core.laws import Law
+from bnfold._core.laws import Law, Spot
 from bnfold._core.reasons import Reason
 
 
@@ -45,7 +45,14 @@ class Absorber:
     each output axis whose positions have parameters of their own. ``scale_blocked`` and
     ``shift_blocked`` say why its weight or its bias may not be changed. ``bias_free`` says that a
     shift costs no operator; for a MatMul it costs an Add. ``ahead`` is set for a linear operator
-    whose weight can also take in a map of its input.
+    whose weight can also take in a map of its input. ``varying_blocked`` and ``signed_blocked`` say
+    why it takes no scale that varies along an axis, and none that is not positive. ``becomes`` is
+    the type that it needs for a bias, "" where it has a place for one or can have none.
+
+    An operator may add the input number ``beside`` to what it computes, and then apply an
+    ``activation``, before it puts out anything. What it takes in behind itself is a map of what it
+    computes: a map of its output has to pass the activation first, and its scale goes to the input
+    ``beside``, too.
     """
 
     channels: Mapping[int, int]
@@ -53,6 +60,16 @@ class Absorber:
     shift_blocked: Reason | None = None
     bias_free: bool = True
     ahead: InputSide | None = None
+    activation: Crossing | None = None
+    beside: int | None = None
+    varying_blocked: Reason | None = None
+    signed_blocked: Reason | None = None
+    becomes: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it puts out what it computes."""
+        return self.activation is None and self.beside is None
 
 
 @dataclass(frozen=True)
@@ -97,15 +114,14 @@ class Crossing:
     """An operator that maps cross by a law.
 
     ``data`` are the inputs that the law counts from 0. ``numbers`` says where the operator keeps
-    each number that the law may change, by the name of the law's field: at an input (its number) or
-    in an attribute (its name). A field that is not listed is in the attribute of the same name.
-    ``dtype`` is the type of these numbers.
+    each number that the law may change, by the name of the law's field. A field that is not listed
+    is in the attribute of the same name. ``dtype`` is the type of these numbers.
     """
 
     law: Law
     data: tuple[int, ...] = (0,)
     dtype: np.dtype[Any] | None = None
-    numbers: Mapping[str, int | str] = field(default_factory=dict)
+    numbers: Mapping[str, Spot] = field(default_factory=dict)
 
     @cached_property
     def counted(self) -> Mapping[int, int]:

@@ -27,6 +27,15 @@ class EarlyVerdict(Exception):
         self.status = status
 
 
+class NotLoadedError(EarlyVerdict):
+    """The original does not load; ``why`` is the first thing that the engine says."""
+
+    def __init__(self, why: str, text: str) -> None:
+        """Keep both; the verdict is "inconclusive"."""
+        super().__init__("inconclusive", text)
+        self.why = why
+
+
 @dataclass(frozen=True)
 class Terms:
     """How a comparison is made.
@@ -85,6 +94,7 @@ class Bench(Protocol):
         saturated: by the name of such an inner tensor, the output that it stands for.
         random: the outputs that depend on random numbers which the model draws.
         reached: the outputs that depend on the touched weights.
+        unmoved: the outputs that depend on inputs, and on no weight that can be moved.
         unmovable: why weights cannot be moved; "" if they can.
         notes: remarks about the whole comparison; the stages add to them.
         runtime: name and version of what runs the models.
@@ -117,6 +127,9 @@ class Bench(Protocol):
     def reached(self) -> Collection[str]: ...
 
     @property
+    def unmoved(self) -> Collection[str]: ...
+
+    @property
     def unmovable(self) -> str: ...
 
     @property
@@ -145,4 +158,34 @@ class Bench(Protocol):
         """A bench of the same two models on one input set, with another output.
 
         The new output is the tensor that ``output`` chooses from. Raises as `run_original` does.
+        """
+
+    def ahead(
+        self, outputs: Sequence[str], sets: Sequence[InputSet]
+    ) -> tuple[Mapping[str, Sequence[str]], Bench]:
+        """A bench of the same two models that puts out the tensors ahead of some outputs.
+
+        By output, the names of those tensors, as the new bench calls them: from there on both
+        models compute it alike. An output is left out if they do not. Raises as `run_original`
+        does, and if there is no such tensor.
+        """
+
+    def cut_at_quantizers(self, trials: Sequence[Trial]) -> Bench | None:
+        """A bench of the same two models in parts, cut where both round data to integers.
+
+        What is rounded is put out, and the integers of the original are put in, on both sides. None
+        where nothing is rounded, or where the models cannot be cut.
+        """
+
+    def rounds_elsewhere(self) -> bool:
+        """Whether the models round data to integers where they cannot be cut, or not both of them.
+
+        It is asked for after an attempt to cut them.
+        """
+
+    def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
+        """How far the outputs of the original move when some integers are off by a step.
+
+        By the numbers of input set and output. Empty where nothing is rounded to integers, or where
+        that cannot be told.
         """

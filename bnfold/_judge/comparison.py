@@ -135,7 +135,8 @@ def _check(bench: Bench, measured: Measurement, at: tuple[int, int], trial: Tria
     found = measured.tolerance.measure(at, left, right)
     cause: Cause | None
     if found.ratio > 1.0:
-        status, cause = ("inconclusive", Cause.ROUNDING_ALONE) if jumps else ("fail", None)
+        alone = jumps or measured.tolerance.explained(at, left, found.difference)
+        status, cause = ("inconclusive", Cause.ROUNDING_ALONE) if alone else ("fail", None)
     else:
         status, cause = _status_in_tolerance(measured, at, left, found, name in bench.reached)
     sensitivity, power = measured.sensitivity, measured.power
@@ -176,4 +177,5 @@ def allowed(bench: Bench, compared: Comparison, at: tuple[int, int], expected: A
         return None
     if bench.outputs[at[1]] in bench.random:
         return None
-    return tolerance.allowed(at, expected)
+    wanted = tolerance.allowed(at, expected)
+    return None if tolerance.explained(at, expected, wanted) else wanted

@@ -13,31 +13,42 @@ from all of that (`conclusion`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from bnfold._judge.bench import Bench, EarlyVerdict, Terms
+import onnx
+
+from bnfold._judge.ahead import judged_ahead
+from bnfold._judge.bench import Bench, EarlyVerdict, NotLoadedError, Terms
+from bnfold._judge.between_quantizers import between_quantizers
 from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
 from bnfold._judge.conclusion import Evidence, conclude
 from bnfold._judge.deployment import as_deployed, opened_session
 from bnfold._judge.location import first_difference
-from bnfold._judge.onnx_bench import OnnxBench, Pair
-from bnfold._judge.power import RestingFold
+from bnfold._judge.onnx_bench import OnnxBench
+from bnfold._judge.pair import Pair
+from bnfold._judge.power import RestingFold, best_shown
 from bnfold._judge.second_look import looked_at_again
 from bnfold._judge.settings import DEFAULT, Settings
+from bnfold._judge.unknown_operators import cut_apart
 from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
 from bnfold._onnx.files.external import external_files, runnable
-from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.load import in_binary, load_model, understood
+from bnfold._onnx.read.frozen import freeze, listed
+from bnfold._run.applicable import refuse_inapplicable
 from bnfold._run.bounds import Bounds, Exhausted
+from bnfold._run.draws import fixed_draws
 from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
 from bnfold._run.perturbable import find_weights, plantable_weights
+from bnfold._run.ports import renamed
 from bnfold._run.providers import CPU
 from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
-from bnfold._run.source import Parsed, Source
+from bnfold._run.source import Edit, Parsed, Source
 
 
 def compare(
@@ -52,6 +63,7 @@ def compare(
     certified: bool = False,
     resting: Sequence[RestingFold] = (),
     progress: Callable[[str], None] | None = None,
+    notes: Sequence[str] = (),
 ) -> EndToEnd:
     """Run two models on the same inputs and judge whether they are the same function.
 
@@ -70,21 +82,54 @@ def compare(
         resting: the folds whose certificates are unchecked. An error in any of their layers has to
             show in outputs.
         progress: called with a few words before each lengthy step.
+        notes: remarks about the whole comparison that are known already.
 
     Raises:
         UsageError: given inputs do not have the names, types or shapes of the model's inputs, or
             the model has no dimension of a wanted name.
     """
     pair = Pair(_source(original), _source(folded), parameters, touched)
-    bounds = bounds or Bounds.beginning(settings.threads, settings.seconds)
+    bounds = bounds or Bounds.beginning(settings.threads, settings.seconds, settings.libraries)
     terms = Terms(settings, bounds, progress or _silent)
+    rest = _Rest(certified, resting, inputs)
     paths = pair.original.path, pair.folded.path
     with background(paths, parameters.values(), bounds) as executor:
-        on_cpu = executor if CPU in settings.providers else None
-        deployed = BackgroundLoad(partial(opened_session, pair.folded, bounds=bounds), on_cpu)
-        bench = OnnxBench(pair, inputs, terms, executor)
-        judged = partial(_judged, bench, terms, pair, certified, resting, inputs is None, deployed)
-        return decided(bench, terms, judged)
+        return _compared(pair, terms, rest, executor, notes)
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What is known of two models beside themselves; see `compare`."""
+
+    certified: bool
+    resting: Sequence[RestingFold]
+    inputs: Sequence[InputSet] | None
+
+
+def _compared(
+    pair: Pair, terms: Terms, rest: _Rest, executor: Executor | None, notes: Sequence[str]
+) -> EndToEnd:
+    """The verdict on a pair. Where the original does not load, both are cut where they have to."""
+    on_cpu = executor if CPU in terms.settings.providers else None
+    load = partial(opened_session, pair.folded, bounds=terms.bounds)
+    deployed = BackgroundLoad(load, on_cpu)
+    bench = OnnxBench(pair, rest.inputs, terms, executor)
+    bench.notes += notes
+
+    def judge() -> EndToEnd:
+        try:
+            return _judged(bench, terms, pair, rest, deployed)
+        except NotLoadedError as error:
+            ways, note = cut_apart(pair, terms, error)
+            if not ways:
+                raise
+            for way in ways:
+                result = _compared(way, terms, rest, executor, (*notes, note))
+                if result.checks or result.status != "inconclusive":
+                    break
+            return result
+
+    return decided(bench, terms, judge)
 
 
 def compare_files(
@@ -98,25 +143,56 @@ def compare_files(
 
     Raises `UsageError` for models or inputs that cannot be read.
     """
+    with in_binary(original) as first, in_binary(folded) as second:
+        return _compare_binaries(original, first, second, inputs, settings, progress)
+
+
+def _compare_binaries(
+    name: Path,
+    original: Path,
+    folded: Path,
+    inputs: Sequence[InputSet] | None,
+    settings: Settings,
+    progress: Callable[[str], None] | None,
+) -> EndToEnd:
+    """See `compare_files`; ``name`` is what users call the original."""
     other = load_model(folded, lean=True)
     theirs, right_parsed = external_files(other), Parsed(other)
     model = load_model(original, lean=True)
+    left_edits, right_edits = (_frozen(one, settings) for one in (model, other))
+    refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)
-    with understood(model, original):
+    pairing, draws = renamed(model, other), fixed_draws(model, other, settings.seed)
+    drawn = [draws] if draws else []
+    left_edits = (*left_edits, *drawn)
+    right_edits = (*right_edits, *([pairing] if pairing else []), *drawn)
+    with understood(model, name):
         hoisted = hoist(model)
         weights = find_weights(model, original.parent)
         touched = plantable_weights(model, weights)
     del model, other
     with runnable(original, ours) as left, runnable(folded, theirs) as right:
         return compare(
-            Source(left, parsed=left_parsed, hoisted=hoisted),
-            Source(right, parsed=right_parsed),
+            Source(left, parsed=left_parsed, hoisted=hoisted, edits=left_edits),
+            Source(right, parsed=right_parsed, edits=right_edits),
             parameters=weights.values,
             touched=touched,
             inputs=inputs,
             settings=settings,
             progress=progress,
+            notes=[each.told() for each in (pairing, draws) if each is not None],
         )
+
+
+def _frozen(model: onnx.ModelProto, settings: Settings) -> tuple[Edit, ...]:
+    """Take the initializers that are listed as inputs for fixed, if a user said so, in place.
+
+    Gives the edits that do the same to the file.
+    """
+    if not settings.frozen or not listed(model):
+        return ()
+    freeze(model)
+    return (freeze,)
 
 
 def decided(bench: Bench, terms: Terms, judge: Callable[[], EndToEnd]) -> EndToEnd:
@@ -142,16 +218,18 @@ def end_to_end_result(
 def common_stages(
     bench: Bench, terms: Terms, resting: Sequence[RestingFold] = ()
 ) -> tuple[Comparison, Evidence]:
-    """The stages that all models have: run, measure, compare, look again."""
+    """The stages that all models have: run, measure, compare, look again, look ahead."""
     layers = [fold.layers for fold in resting]
     compared = looked_at_again(bench, terms, run_and_compare(bench, terms, layers))
-    power = compared.measured.power
-    unnoticed = power.unnoticed() if power is not None else range(len(resting))
+    compared = between_quantizers(bench, terms, compared, layers)
+    looked = judged_ahead(bench, terms, compared, without_taps(bench, compared), layers)
+    powers = [each for each in (compared.measured.power, looked.power) if each is not None]
+    unnoticed = set(range(len(resting))).intersection(*(power.unnoticed() for power in powers))
     return compared, Evidence(
-        without_taps(bench, compared),
-        planted=power.planted_errors() if power is not None else (),
+        looked.checks,
+        planted=best_shown([power.planted_errors() for power in powers]),
         every_layer=terms.settings.power,
-        unnoticed=[resting[number].into for number in unnoticed],
+        unnoticed=[resting[number].into for number in sorted(unnoticed)],
     )
 
 
@@ -159,14 +237,12 @@ def _judged(
     bench: OnnxBench,
     terms: Terms,
     pair: Pair,
-    certified: bool,
-    resting: Sequence[RestingFold],
-    drawn: bool,
+    rest: _Rest,
     preloaded: BackgroundLoad[OnnxRuntime],
 ) -> EndToEnd:
     """The verdict after all stages. ``pair`` has both models without taps."""
-    compared, found = common_stages(bench, terms, resting)
-    found = replace(found, certified=certified, drawn=drawn)
+    compared, found = common_stages(bench, terms, rest.resting)
+    found = replace(found, certified=rest.certified, drawn=rest.inputs is None)
     fails = any(check.status == "fail" for check in found.checks)
     if not fails:
         inputs = [trial.inputs for trial in compared.trials]

@@ -19,7 +19,8 @@ import onnx
 from bnfold._judge.bench import EarlyVerdict, Terms, Trial
 from bnfold._judge.comparison import run_and_compare
 from bnfold._judge.difference import distance, is_float, magnitude, mismatch
-from bnfold._judge.onnx_bench import OnnxBench, Pair
+from bnfold._judge.onnx_bench import OnnxBench
+from bnfold._judge.pair import Pair
 from bnfold._judge.verdict import Divergence, OutputCheck
 from bnfold._onnx.read.scopes import label
 from bnfold._run.nodes import reads

@@ -11,7 +11,7 @@ import numpy as np
 from bnfold._judge.bench import Bench, OriginalRun, Terms, Trial
 from bnfold._judge.difference import mismatch
 from bnfold._judge.power import Power, Sets
-from bnfold._judge.sensitivity import Sensitivity
+from bnfold._judge.sensitivity import InputSensitivity, Sensitivity
 from bnfold._judge.tolerance import DRAWS, MORE_DRAWS, Tolerance
 from bnfold._run.input_sets import InputSet
 from bnfold._run.session import EngineError
@@ -71,7 +71,9 @@ def measured_again(
     The draws may widen the tolerance so far that it hides a planted error. Then errors are planted
     again.
     """
-    sensitivity, power = measured.sensitivity, measured.power
+    sensitivity, power, found = measured.sensitivity, measured.power, sets_of(trials)
+    doubted = [n for n in found if _is_doubtful(measured.tolerance, n, trials[n])]
+    _move_inputs(measured.tolerance, {n: found[n] for n in doubted})
     if sensitivity is None:
         return measured
     sets, tolerance = sets_of(trials), replace(measured.tolerance, wider=1.0)
@@ -93,8 +95,11 @@ def measured_again(
 
 def draw_more(terms: Terms, measured: Measurement, trials: Sequence[Trial]) -> bool:
     """Draw further noise on all input sets; return whether that was possible."""
-    if measured.sensitivity is None or terms.settings.fixed is not None:
+    if terms.settings.fixed is not None:
         return False
+    moved = _move_inputs(measured.tolerance, sets_of(trials))
+    if measured.sensitivity is None:
+        return moved
     for _ in range(MORE_DRAWS):
         measured.sensitivity.draw_rounding(sets_of(trials))
     return True
@@ -113,15 +118,32 @@ def _plant(power: Power, sets: Sets, terms: Terms) -> None:
 
 def _tolerance(bench: Bench, terms: Terms, sensitivity: Sensitivity | None) -> Tolerance:
     wider = 1.0 if terms.thorough else FEW_DRAWS_FACTOR
-    return Tolerance(sensitivity, terms.settings.fixed, wider, bench.width, bench.floor)
+    unmoved = [n for n, name in enumerate(bench.outputs) if name in bench.unmoved]
+    by_inputs = None
+    if sensitivity is None or unmoved:
+        by_inputs = InputSensitivity(bench.original, terms.settings.seed)
+    fixed, width, floor = terms.settings.fixed, bench.width, bench.floor
+    return Tolerance(sensitivity, fixed, wider, width, floor, by_inputs, unmoved)
 
 
 def _unmeasured(bench: Bench, terms: Terms, why: str) -> Measurement:
     bench.notes.append(
-        f"the weights cannot be varied ({bench.unmovable or why}); tolerances are fixed "
-        "fractions of the largest output value, and power is not known"
+        f"the weights cannot be varied ({bench.unmovable or why}); the inputs are where outputs "
+        "differ, tolerances are fixed fractions of the largest output value, and power is not known"
     )
     return Measurement(_tolerance(bench, terms, None))
+
+
+def _move_inputs(tolerance: Tolerance, sets: Sets) -> bool:
+    """Measure how the original moves with its inputs on some sets; return whether it could be."""
+    if tolerance.by_inputs is None:
+        return False
+    try:
+        for _ in range(MORE_DRAWS):
+            tolerance.by_inputs.draw(sets)
+    except EngineError:
+        return False
+    return True
 
 
 def _is_doubtful(tolerance: Tolerance, index: int, trial: Trial) -> bool:

@@ -4,47 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import onnx
 
-from bnfold._judge.bench import EarlyVerdict, OriginalRun, SaturatedOutput, Terms, Trial
+from bnfold._judge.bench import (
+    EarlyVerdict,
+    NotLoadedError,
+    OriginalRun,
+    SaturatedOutput,
+    Terms,
+    Trial,
+)
 from bnfold._judge.float64_model import Float64Model
+from bnfold._judge.pair import Pair
+from bnfold._judge.rounded_pair import common_quantizers, cut_pair, moved_by_steps, round_elsewhere
 from bnfold._judge.ties import Choice, choices
 from bnfold._judge.tolerance import FLOOR
 from bnfold._judge.untaken_branches import IfBranch, branches_with_weights
 from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError
+from bnfold._run.endings import Endings
 from bnfold._run.input_sets import InputSet, named, refuse_unfit
 from bnfold._run.nodes import random_values, reached
-from bnfold._run.noise import Array
 from bnfold._run.onnx_model import OnnxModel
+from bnfold._run.quantizers import rounds
 from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime, Port, Reference
 from bnfold._run.source import Source, Tap, saturations
 from bnfold._system import memory
 
-
-@dataclass(frozen=True)
-class Pair:
-    """Two files, the weights of the original, and the names of the weights to plant errors in.
-
-    If no weight is named, errors are planted in all.
-    """
-
-    original: Source
-    folded: Source
-    weights: Mapping[str, Array | None]
-    touched: Collection[str]
-
-    def tapped(self, original: Sequence[Tap], folded: Sequence[Tap]) -> Pair:
-        """The same two files with inner tensors in place of their outputs."""
-        return replace(
-            self,
-            original=replace(self.original, taps=tuple(original), alone=True),
-            folded=replace(self.folded, taps=tuple(folded), alone=True),
-        )
+_MOST_TOLD = 3
 
 
 class OnnxBench:
@@ -69,6 +60,7 @@ class OnnxBench:
         self.engine: type[OnnxRuntime] | type[Reference] = OnnxRuntime
         self.notes: list[str] = []
         self.unmovable = ""
+        self.unmoved: Collection[str] = ()
         self.saturated: dict[str, SaturatedOutput] = {}
         self.branches: list[IfBranch] = []
         self.random: Collection[str] = ()
@@ -78,6 +70,8 @@ class OnnxBench:
         self._terms = terms
         self._executor = executor
         self._original: OnnxModel | None = None
+        self._rounds = False
+        self._uncut = False
 
     @property
     def runtime(self) -> str:
@@ -114,23 +108,31 @@ class OnnxBench:
     def run_original(self) -> tuple[OriginalRun, ...]:
         """Load the original and run it; see `Bench.run_original`."""
         model = self._read()
+        self._rounds = rounds(model)
         self.branches = list(branches_with_weights(model))
         self.random = random_values(model.graph)
-        self.reached = reached(model.graph, self.pair.touched or self.pair.weights.keys())
         self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), self._executor)
         self._terms.progress("running the original")
-        drawing = self._drawing(model) if self._inputs is None else None  # before it is changed
+        drawn = self._inputs is None or bool(self.pair.filled)
+        drawing = self._drawing(model) if drawn else None  # before it is changed
         original = self._original = self._open_original(model)
         if self.engine is not OnnxRuntime:
             self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), None)
         del model
-        if isinstance(drawing, InputSource):
-            seen = self._run_drawn(original, drawing)
-        elif drawing is not None:
+        if isinstance(drawing, UndrawableError):
             raise EarlyVerdict("inconclusive", f"{drawing}; pass real inputs") from drawing
+        if self._inputs is not None:
+            seen = self._run_given(original, self._inputs, drawing)
         else:
-            seen = self._run_given(original, self._inputs or ())
+            assert drawing is not None
+            seen = self._run_drawn(original, drawing)
         self.ports = original.outputs
+        touched = self.pair.touched or self.pair.weights.keys()
+        self.reached = original.felt(touched)
+        if self._terms.thorough and (dead := original.dead(touched)):
+            self.notes.append(_told_dead(dead))
+        varying = reached(original.graph, [port.name for port in original.inputs])
+        self.unmoved = varying - reached(original.graph, original.weights.keys())
         return tuple(seen)
 
     def run_folded(self, seen: Sequence[OriginalRun]) -> tuple[Trial, ...]:
@@ -161,6 +163,50 @@ class OnnxBench:
         alias = f"what {output} is chosen from"
         pair = self.pair.tapped([Tap(ours, alias)], [Tap(theirs, alias)])
         return OnnxBench(pair, [inputs], self._terms)
+
+    def ahead(
+        self, outputs: Sequence[str], sets: Sequence[InputSet]
+    ) -> tuple[Mapping[str, Sequence[str]], OnnxBench]:
+        """See `Bench.ahead`."""
+        sides = [replace(side, taps=()) for side in (self.pair.original, self.pair.folded)]
+        endings = Endings(*(side.proto() for side in sides))
+        found = {output: endings.ahead(output) for output in outputs}
+        places = {place for each in found.values() if each is not None for place in each}
+        aliases = {
+            place: place.original if place.original == place.folded else " is ".join(place)
+            for place in sorted(places)
+        }
+        if not any(each is not None for each in found.values()):
+            raise EarlyVerdict("inconclusive", "the two models end in other operators")
+        pair = self.pair.tapped(
+            [Tap(place.original, alias) for place, alias in aliases.items()],
+            [Tap(place.folded, alias) for place, alias in aliases.items()],
+        )
+        names = {
+            output: [aliases[place] for place in each]
+            for output, each in found.items()
+            if each is not None
+        }
+        return names, OnnxBench(pair, sets, self._terms)
+
+    def cut_at_quantizers(self, trials: Sequence[Trial]) -> OnnxBench | None:
+        """See `Bench.cut_at_quantizers`."""
+        if not self._rounds:
+            return None
+        common = common_quantizers(self.pair)
+        found = cut_pair(self.pair, common, trials, self.load) if common else None
+        self._uncut = bool(common) and found is None
+        return None if found is None else OnnxBench(*found, self._terms)
+
+    def rounds_elsewhere(self) -> bool:
+        """See `Bench.rounds_elsewhere`."""
+        return self._rounds and (self._uncut or round_elsewhere(self.pair))
+
+    def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
+        """See `Bench.moved_by_steps`."""
+        if not self._rounds:
+            return {}
+        return moved_by_steps(self.pair.original, trials, self.load, self._terms.settings.seed)
 
     def load(self, source: Source) -> OnnxRuntime | Reference:
         """A session of the engine that runs both models."""
@@ -212,16 +258,17 @@ class OnnxBench:
             return self._opened(model)
         except EngineError as error:
             if not error.missing_kernel:
-                raise EarlyVerdict(
-                    "inconclusive", f"the original does not load: {error}"
-                ) from error
+                text = f"the original does not load: {error}"
+                raise NotLoadedError(str(error), text) from error
             missing = str(error)
         self.engine = Reference
-        self.notes.append(f"onnxruntime cannot run the original ({missing}); onnx.reference did")
         try:
-            return self._opened(self.pair.original.structure())
+            opened = self._opened(self.pair.original.structure())
         except EngineError as error:
-            raise EarlyVerdict("inconclusive", f"onnx.reference cannot either: {error}") from error
+            text = f"neither onnxruntime ({missing}) nor onnx.reference ({error}) runs the original"
+            raise NotLoadedError(missing, text) from error
+        self.notes.append(f"onnxruntime cannot run the original ({missing}); onnx.reference did")
+        return opened
 
     def _opened(self, model: onnx.ModelProto) -> OnnxModel:
         """The original, loaded by the engine, with the weights of the pair."""
@@ -248,14 +295,27 @@ class OnnxBench:
             raise EarlyVerdict("inconclusive", text)
         return ran
 
-    def _run_given(self, original: OnnxModel, inputs: Sequence[InputSet]) -> list[OriginalRun]:
-        inputs = [named(given, original.inputs) for given in inputs]
+    def _run_given(
+        self, original: OnnxModel, inputs: Sequence[InputSet], drawing: InputSource | None
+    ) -> list[OriginalRun]:
+        """Run the original on given inputs; those that a cut has made are drawn if they lack."""
+        filled = [name for name in self.pair.filled if any(name not in g.feeds for g in inputs)]
+        own = tuple(port for port in original.inputs if port.name not in filled)
+        inputs = [named(given, own) for given in inputs]
         for given in inputs:
-            refuse_unfit(given, original.inputs)
+            refuse_unfit(given, own)
+        if drawing is not None and filled:
+            return [self._drawn(original, drawing.filling(given, filled)) for given in inputs]
         try:
             return [OriginalRun(given, original.run(given.feeds)) for given in inputs]
         except EngineError as error:
             raise EarlyVerdict("inconclusive", f"the original does not run: {error}") from error
+
+
+def _told_dead(labels: Sequence[str]) -> str:
+    """That no output feels some operators, in words."""
+    told = ", ".join(labels[:_MOST_TOLD]) + ("" if len(labels) <= _MOST_TOLD else ", …")
+    return f"dead, for what they put out is multiplied by zero or not read: {told}"
 
 
 def _first_that_runs(

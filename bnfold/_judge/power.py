@@ -49,6 +49,20 @@ class RestingFold(NamedTuple):
     layers: Collection[str]
 
 
+def best_shown(seen: Sequence[Sequence[Planted]]) -> tuple[Planted, ...]:
+    """The planted errors of several comparisons, each as that one saw it where it showed most.
+
+    The first comparison says which layers errors were planted in together.
+    """
+    if not seen:
+        return ()
+    others = [planted for found in seen[1:] for planted in found]
+    return tuple(
+        max([mine, *(p for p in others if p.layers == mine.layers)], key=lambda p: p.ratio)
+        for mine in seen[0]
+    )
+
+
 @dataclass
 class _PlantedPart:
     """Layers that errors are planted in together, and what the errors showed.
@@ -86,7 +100,7 @@ class Power:
         self._layers = sensitivity.model.layers(touched)
         nodes = [list(group) for _, group in groupby(self._layers, key=lambda layer: layer.label)]
         count = min(PARTS, len(nodes))
-        cuts = [part * len(nodes) // count for part in range(count + 1)]
+        cuts = [part * len(nodes) // count for part in range(count + 1)] if count else []
         self._parts = [list(chain(*nodes[start:end])) for start, end in pairwise(cuts)]
         self._sensitivity = sensitivity
         self._tolerance = tolerance

@@ -14,7 +14,7 @@ import numpy as np
 from bnfold._judge.difference import gaps, is_float, mismatch, step
 from bnfold._judge.size_groups import SizeGroups
 from bnfold._run.input_sets import InputSet
-from bnfold._run.noise import Array, Noise
+from bnfold._run.noise import Array, Noise, can_move
 from bnfold._run.perturbable_model import Layer, PerturbableModel
 from bnfold._run.session import EngineError
 
@@ -95,3 +95,40 @@ class Sensitivity:
             whole = step(left, right)
             return None if whole is None else np.array([whole])
         return None if mismatch(left, right) else groups.peaks(gaps(left, right))
+
+
+class InputSensitivity:
+    """How far the outputs of the original move when its inputs do, where its weights cannot.
+
+    Attributes:
+        moved: for each input set and output, the largest movement when every number of the inputs
+            moves by at most one unit in the last place.
+        jumps: see `Sensitivity`.
+    """
+
+    def __init__(self, original: PerturbableModel, seed: int) -> None:
+        self._model = original
+        self._seed = seed
+        self._noises: dict[int, Noise] = {}
+        self.moved: dict[tuple[int, int], float] = {}
+        self.jumps: dict[tuple[int, int], bool] = {}
+
+    def draw(self, sets: Mapping[int, tuple[InputSet, Sequence[Any]]]) -> None:
+        """Run once with noisy inputs on each input set. ``sets`` holds the usual outputs too.
+
+        Raises:
+            EngineError: the model does not run on them.
+        """
+        for index, (inputs, expected) in sets.items():
+            floats = {name: array for name, array in inputs.feeds.items() if can_move(array)}
+            if index not in self._noises:
+                rng = np.random.default_rng([self._seed, 3, index])
+                self._noises[index] = Noise(floats, rng)
+            found = self._model.run({**inputs.feeds, **self._noises[index].rounding()})
+            for output, (left, right) in enumerate(zip(expected, found, strict=True)):
+                at = index, output
+                moved_by = step(left, right)
+                if moved_by is None or (moved_by and not is_float(left)):
+                    self.jumps[at] = True
+                else:
+                    self.moved[at] = max(moved_by, self.moved.get(at, 0.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -34,6 +35,9 @@ class Settings:
         fixed: a tolerance in place of the measured one.
         threads: how many a session computes with, 0 for as many as there are cores.
         seconds: after how long to stop, None for never.
+        frozen: take initializers that are listed as inputs for fixed: nobody overrides them.
+        equal_dims: plan as if sizes of inputs that have one name were equal.
+        libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
     """
 
     seed: int = 0
@@ -44,6 +48,9 @@ class Settings:
     fixed: Fixed | None = None
     threads: int = 0
     seconds: float | None = None
+    frozen: bool = False
+    equal_dims: bool = False
+    libraries: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers that mean nothing."""

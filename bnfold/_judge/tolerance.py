@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +28,7 @@ from bnfold._judge.difference import distance, gaps, is_float, magnitude
 from bnfold._run.noise import Array
 
 if TYPE_CHECKING:
-    from bnfold._judge.sensitivity import Sensitivity
+    from bnfold._judge.sensitivity import InputSensitivity, Sensitivity
 
 FACTOR = 3.0
 """How many times its own rounding noise a fold may move an output."""
@@ -37,6 +38,8 @@ MORE_DRAWS = 18
 """Further draws before a difference counts as a failure."""
 FLOOR = 1.0
 """Least rounding noise, in units in the last place of the largest output value."""
+WIDEST = 10.0
+"""How many times the tolerance rounding may explain where it is measured on inputs alone."""
 FALLBACK = {2: 2e-2, 4: 1e-4, 8: 1e-11}
 """Tolerance relative to the largest output value, by element width in bytes, where P is unknown."""
 
@@ -85,6 +88,8 @@ class Tolerance:
         wider: a factor for inner tensors, whose draws are few.
         width: bytes of the narrowest weight.
         floor: the least rounding noise, see `FLOOR`.
+        by_inputs: how the original moves with its inputs, where its weights cannot be moved.
+        unmoved: the numbers of the outputs that no weight reaches that can be moved.
     """
 
     sensitivity: Sensitivity | None
@@ -92,6 +97,8 @@ class Tolerance:
     wider: float = 1.0
     width: int = 8
     floor: float = FLOOR
+    by_inputs: InputSensitivity | None = None
+    unmoved: Collection[int] = ()
     _largest: dict[tuple[int, int], tuple[Array, float]] = field(default_factory=dict, repr=False)
 
     def allowed(self, at: tuple[int, int], expected: Array) -> float:
@@ -106,7 +113,7 @@ class Tolerance:
             return np.zeros(1)
         if self.fixed is not None:
             return np.array([self.fixed.atol + self.fixed.rtol * self._magnitude(at, expected)])
-        if self.sensitivity is None:
+        if self.sensitivity is None or at[1] in self.unmoved:
             part = FALLBACK[min(self.width, expected.dtype.itemsize)]
             return np.array([part * self._magnitude(at, expected) * self.wider])
         groups = self.sensitivity.groups.get(at)
@@ -139,13 +146,26 @@ class Tolerance:
             if not apart.size:
                 return Measured(0.0, self.fixed.atol, 0.0)
             return _worst(apart.reshape(-1), allowances.reshape(-1))
-        groups = self.sensitivity.groups.get(at) if self.sensitivity is not None else None
+        measured = self.sensitivity is not None and at[1] not in self.unmoved
+        groups = self.sensitivity.groups.get(at) if self.sensitivity and measured else None
         peaks = np.array([apart.max(initial=0.0)]) if groups is None else groups.peaks(apart)
         return _worst(peaks, self.allowances(at, expected))
 
     def jumps(self, at: tuple[int, int]) -> bool:
         """Whether rounding alone changes an output's shape, its NaN or its integers."""
-        return self.sensitivity is not None and self.sensitivity.jumps.get(at, False)
+        found = self.sensitivity, self.by_inputs
+        return any(each.jumps.get(at, False) for each in found if each is not None)
+
+    def explained(self, at: tuple[int, int], expected: Array, difference: float) -> bool:
+        """Whether rounding of the inputs alone may move an output by a difference.
+
+        It is asked where weights cannot be moved, and the tolerance is a fixed one. Rounding of the
+        inputs tells the order of magnitude, for the rounding of weights adds to it.
+        """
+        if self.by_inputs is None or self.fixed is not None or not is_float(expected):
+            return False
+        moved = FACTOR * self.by_inputs.moved.get(at, 0.0)
+        return moved > self.allowed(at, expected) and difference <= WIDEST * moved
 
     def exceeded(self, at: tuple[int, int], expected: Any, found: Any, why: str) -> bool:
         """Whether two outputs differ by more than rounding is known to cause.

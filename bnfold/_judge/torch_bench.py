@@ -29,6 +29,7 @@ class TorchBench:
 
     runtime = RUNTIME
     unmovable = ""
+    unmoved = ()
 
     def __init__(
         self,
@@ -110,6 +111,23 @@ class TorchBench:
     def chosen_from(self, output: str, inputs: InputSet) -> Bench:
         """See `Bench.chosen_from`."""
         raise EarlyVerdict("inconclusive", f"what {output} is chosen from is not known")
+
+    def ahead(
+        self, outputs: Sequence[str], sets: Sequence[InputSet]
+    ) -> tuple[Mapping[str, Sequence[str]], Bench]:
+        """See `Bench.ahead`."""
+        raise EarlyVerdict("inconclusive", "what is ahead of an output of a module is not known")
+
+    def cut_at_quantizers(self, trials: Sequence[Trial]) -> None:
+        """None: in modules nothing is rounded to integers."""
+
+    def rounds_elsewhere(self) -> bool:
+        """False: in modules nothing is rounded to integers."""
+        return False
+
+    def moved_by_steps(self, trials: Sequence[Trial]) -> Mapping[tuple[int, int], float]:
+        """Empty: in modules nothing is rounded to integers."""
+        return {}
 
     def _exact(self, module: nn.Module, inputs: InputSet) -> list[Any]:
         if self.double:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Literal
 
-from bnfold._run.drawing import FLAVOURS
+from bnfold._run.flavours import FLAVOURS
 
 Status = Literal["pass", "fail", "inconclusive"]
 
@@ -33,6 +33,9 @@ class Cause(Enum):
     HIDDEN_ERRORS = "a planted error in some folded layers does not show here; pass real inputs"
     SEEN_AHEAD = "compared ahead of its {}"
     DIFFERS_AHEAD = "ahead of its {} the two differ by {:.2e}, and {:.2e} is allowed there"
+    SAME_BEHIND = "compared at {}, from where on both models are the same"
+    SAME = "both models compute it with the same operators and numbers"
+    DIFFERS_AT = "the two differ ahead of it, at {}"
     NEXT_TO_FLOAT64 = "next to float64 the original is off by {:.2e}, the folded model by {:.2e}"
     ORIGINAL_INACCURATE = (
         "the original is the inaccurate one: "
@@ -45,6 +48,12 @@ class Cause(Enum):
     TIED = "other indices where the values tie"
     TIED_AND = "other indices where the values tie; {}"
     IN_FLOAT64 = "in float64"
+    BY_STEPS = (
+        "between the quantizers the two agree; a number at the border of two integers is rounded "
+        "to the other one"
+    )
+    BETWEEN_QUANTIZERS = "between the quantizers: {}"
+    STEPS_MOVE = "steps of its quantizers move it by {:.2e}"
 
     def words(self, about: tuple[Any, ...]) -> str:
         """The cause in words."""

@@ -120,7 +120,7 @@ def _step(operator: Operator) -> LinearStep | None:
 
 def _convolution(operator: Convolution) -> LinearStep | None:
     """``b[o] + Σ W[o, i, k]·x[i]``, group j of outputs from group j of inputs (ONNX Conv)."""
-    if operator.transposed:
+    if operator.transposed or not operator.merges:
         return None
     weight, bias = operator.weight.stored, operator.bias.stored
     if weight is None or not all(weight.shape) or operator.dtype not in (None, weight.dtype):
@@ -139,7 +139,7 @@ def _product(operator: Product) -> LinearStep | None:
     W is a matrix on the right. b varies along the last axis alone, or not at all.
     """
     rank, bias = operator.rank, operator.bias
-    if operator.weight.position != 1:
+    if operator.weight.position != 1 or not operator.merges:
         return None
     weight = operator.weight.stored
     if weight is None or operator.dtype not in (None, weight.dtype):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -9,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import FunctionProto, GraphProto, ModelProto
 
-from bnfold._core.result import Fold, Plan
+from bnfold._core.reasons import CODES
+from bnfold._core.result import Fold, Kept, Plan
 from bnfold._core.view import Absorber
 from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.network import Network, read
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
-from bnfold._onnx.read.scopes import label
-from bnfold._onnx.write.applied import Rewritten
+from bnfold._onnx.read.inlining import Call, Inlined, Key, called_functions, inline, key_of
+from bnfold._onnx.read.quantized import MADE_BYTES, Dequantized, dequantized
+from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.write.applied import Applied, Rewritten
 from bnfold._onnx.write.rewriting import apply
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Moves
@@ -31,23 +35,41 @@ _WEIGHTED = ("BatchNormalization", "Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class FoldedWeights:
-    """The weights of a main graph by name; ``touched`` are those of operators in a fold."""
+    """The weights of a main graph by name; ``touched`` are those of operators in a fold.
 
-    values: Mapping[str, Array]
+    None stands for a weight that a DequantizeLinear makes: an engine computes it.
+    """
+
+    values: Mapping[str, Array | None]
     touched: frozenset[str]
 
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A model that has been read and planned, and can be folded in place."""
+    """A model that has been read and planned, and can be folded in place.
+
+    ``inlined`` is the model with the calls inlined in which something folds, and ``calls`` are
+    these; None where nothing is inlined.
+    """
 
     network: Network
     settled: Settled
     plan: Plan
+    inlined: Inlined | None = None
+    calls: frozenset[Call] = frozenset()
+    given: ModelProto | None = None
 
     def apply(self) -> Rewritten:
         """Fold the model that was planned, in place."""
-        return apply(self.network, self.settled)
+        if self.inlined is None or self.given is None:
+            return apply(self.network, self.settled)
+        self.given.CopyFrom(self.inlined.model)
+        again = _prepare(self.given, self.network.base_dir, self.network.equal_dims)
+        rewritten = again.apply()
+        into = self.inlined.named[min(self.calls)]
+        step = Applied("", "inline", 0, (), (), into, into, calls=self.calls)
+        rewritten.applied.insert(0, step)
+        return rewritten
 
     def weights(self) -> FoldedWeights:
         """The weights of the main graph.
@@ -57,20 +79,161 @@ class PlannedModel:
         """
         graph, _ = self.settled[0]
         made = {name for patch in self.network.merges[0].patches for name in patch.constants}
-        values = {}
+        made |= self.inlined.made if self.inlined is not None else set()
+        values: dict[str, Array | None] = {}
+        left = MADE_BYTES
         for name in _parameter_names(self, folded_only=False):
             if name in made:
                 continue
             constant = graph.context.constants.find(graph.scope, name)
             if isinstance(constant, Constant) and constant.is_float and not constant.protected:
                 values[name] = constant.load()
+                continue
+            made_of = dequantized(graph.context.constants, graph.scope, name)
+            if isinstance(made_of, Dequantized):
+                left -= math.prod(made_of.weight.shape) * made_of.weight.dtype.itemsize
+                if left >= 0:
+                    values[name] = None
         touched = frozenset(_parameter_names(self, folded_only=True))
         return FoldedWeights(values, touched & values.keys())
 
 
-def prepare(model: ModelProto, base_dir: Path | None) -> PlannedModel:
-    """Read and plan a model. Raises `UsageError` where it cannot be read."""
-    network = read(model, base_dir)
+def prepare(model: ModelProto, base_dir: Path | None, equal_dims: bool = False) -> PlannedModel:
+    """Read and plan a model. Raises `UsageError` where it cannot be read.
+
+    ``equal_dims`` is as in `shapes.infer`. A call of a local function is inlined if something folds
+    in its place that does not fold in the function for all of its calls.
+    """
+    whole = _prepare(model, base_dir, equal_dims)
+    if not model.functions:
+        return whole
+    everything = inline(model)
+    tried = _prepare(everything.model, base_dir, equal_dims)
+    calls = _paying(whole, tried, everything)
+    reasons = {
+        (origin.function, origin.label, kept.kind): kept
+        for kept in tried.plan.kept
+        for origin in everything.origins.get(kept.node, ())
+        if origin.call not in calls
+    }
+    before, after = _counted(tried.plan.before), _counted(tried.plan.after)
+    if not calls:
+        return replace(whole, plan=_with_reasons(whole, whole.plan, reasons))
+    chosen, planned = everything, tried
+    if calls != everything.named.keys():
+        del tried, everything
+        chosen = inline(model, calls)
+        planned = _prepare(chosen.model, base_dir, equal_dims)
+    plan = _as_called(_with_reasons(planned, planned.plan, reasons), chosen)
+    plan = replace(plan, before=before, after=after)
+    return replace(planned, plan=plan, inlined=chosen, calls=calls, given=model)
+
+
+def _counted(operators: Mapping[str, int]) -> dict[str, int]:
+    """Operators without Constants: inlining makes copies of these, and no run executes them."""
+    return {op: count for op, count in operators.items() if op != "Constant"}
+
+
+def _paying(whole: PlannedModel, tried: PlannedModel, everything: Inlined) -> frozenset[Call]:
+    """The calls that have to be inlined for what folds only then, with the calls around them.
+
+    A map that folds in the function itself, for all calls, needs none.
+    """
+    for_all = {
+        (key_of(_outermost(graph.scope)), graph.view.nodes[index].label)
+        for graph, moves in whole.settled
+        if isinstance(_outermost(graph.scope), FunctionProto)
+        for move in moves.moves
+        for index in move.maps
+    }
+    for scope, merges in zip(whole.network.scopes, whole.network.merges, strict=True):
+        function = _outermost(scope)
+        if isinstance(function, FunctionProto):
+            gone = [name for patch in merges.patches for name, _ in patch.gone]
+            for_all |= {(key_of(function), name) for name in gone}
+    needed = set[Call]()
+    for maps, others in _steps(tried):
+        origins = [everything.origins.get(name, ()) for name in maps]
+        calls = {origin.call for each in origins for origin in each}
+        alike = all(each and (each[0].function, each[0].label) in for_all for each in origins)
+        if not (alike and len(calls) == 1):
+            more = (o.call for name in others for o in everything.origins.get(name, ()))
+            needed |= calls | set(more)
+    around = {call[:end] for call in needed for end in range(1, len(call) + 1)}
+    return frozenset(around & everything.named.keys())
+
+
+def _steps(planned: PlannedModel) -> Iterator[tuple[list[str], list[str]]]:
+    """The operators that go in each move and merge, and all others that take part, by label."""
+    for graph, moves in planned.settled:
+        names = [node.label for node in graph.view.nodes]
+        for move in moves.moves:
+            parts = {move.into, *move.chain, *move.crossed, *(end.node for end in move.ends)}
+            yield [names[i] for i in move.maps], [names[i] for i in parts - {*move.maps}]
+    for scope, merges in zip(planned.network.scopes, planned.network.merges, strict=True):
+        for patch in merges.patches:
+            merged = [label(scope.graph.node[position]) for position in patch.nodes]
+            yield [name for name, _ in patch.gone], merged
+
+
+def _outermost(scope: Scope) -> GraphProto | FunctionProto:
+    """The main graph, or the function that a scope is in."""
+    while scope.parent is not None:
+        scope = scope.parent
+    return scope.graph
+
+
+def _as_called(plan: Plan, inlined: Inlined) -> Plan:
+    """A plan in which the operators of an inlined call have the names that they have in a function.
+
+    The call tells where they are.
+    """
+
+    def place(name: str, graph: str) -> str:
+        origins = inlined.origins.get(name)
+        if not origins:
+            return graph
+        domain, function, _ = origins[0].function
+        path = f"{domain}::{function}" if domain else function
+        return f"{graph}/" * bool(graph) + f"{inlined.named[origins[0].call]}: function {path}"
+
+    def within(name: str) -> str:
+        origins = inlined.origins.get(name)
+        return origins[0].label if origins else name
+
+    folds = []
+    for fold in plan.folds:
+        nodes, graph = tuple(map(within, fold.nodes)), place(fold.into, fold.graph)
+        folds.append(replace(fold, nodes=nodes, into=within(fold.into), graph=graph))
+    kept = [replace(k, node=within(k.node), graph=place(k.node, k.graph)) for k in plan.kept]
+    return replace(plan, folds=tuple(folds), kept=tuple(kept))
+
+
+def _with_reasons(
+    planned: PlannedModel, plan: Plan, reasons: Mapping[tuple[Key, str, str], Kept]
+) -> Plan:
+    """A plan in which maps in functions stay for the reason for which they would stay if inlined.
+
+    Inlining would not help them, then. It may help where nobody has tried it.
+    """
+    called = called_functions(planned.network.model)
+    paths = {scope.path: _outermost(scope) for scope in planned.network.scopes}
+
+    def told(kept: Kept) -> Kept:
+        function = paths[kept.graph]
+        if not isinstance(function, FunctionProto) or key_of(function) not in called:
+            return kept
+        found = reasons.get((key_of(function), kept.node, kept.kind))
+        if found is None:
+            return replace(kept, advice=CODES["function-parameter"].advice)
+        return replace(found, node=kept.node, graph=kept.graph)
+
+    return replace(plan, kept=tuple(map(told, plan.kept)))
+
+
+def _prepare(model: ModelProto, base_dir: Path | None, equal_dims: bool) -> PlannedModel:
+    """Read and plan a model as it is."""
+    network = read(model, base_dir, equal_dims)
     settled = [(graph, settle(graph.view, graph.readings)) for graph in network.graphs]
     before = Counter(node.op_type for scope in network.scopes for node in scope.graph.node)
     merged = Counter(n.op_type for scope in network.scopes for n in scope.nodes if n.op_type)
@@ -114,6 +277,8 @@ def _parameter_names(planned: PlannedModel, folded_only: bool) -> Iterator[str]:
         if old.op_type in _WEIGHTED or not folded_only:
             yield from filter(None, old.input)
     for index, node in enumerate(nodes):
-        weighted = isinstance(node.role, Absorber) or node.op == "BatchNormalization"
+        # The scale of a DequantizeLinear of an activation is that of a quantizer, most often.
+        linear = isinstance(node.role, Absorber) and node.op != "DequantizeLinear"
+        weighted = linear or node.op == "BatchNormalization"
         if index in telling if folded_only else index in concerned or weighted:
             yield from filter(None, graph.scope.nodes[graph.positions[index]].input)

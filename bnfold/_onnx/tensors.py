@@ -61,8 +61,11 @@ def write(tensor: TensorProto, values: Array) -> None:
     if tuple(tensor.dims) != values.shape:
         del tensor.dims[:]
         tensor.dims.extend(values.shape)
-    little = values.astype(values.dtype.newbyteorder("<"), copy=False)
-    data = np.ascontiguousarray(little).tobytes()
+    if tensor.data_type in _PACKED:
+        data = numpy_helper.from_array(values).raw_data
+    else:
+        little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+        data = np.ascontiguousarray(little).tobytes()
     memory.claim(len(data))
     tensor.raw_data = data
 

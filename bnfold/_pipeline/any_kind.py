@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from onnx import ModelProto
 
 from bnfold._core.result import Plan
@@ -18,7 +19,9 @@ from bnfold._errors import UsageError
 from bnfold._onnx.files.external import refuse_own_data
 from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import pending_file
+from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import prepare
+from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
 from bnfold._system import paths
@@ -31,6 +34,18 @@ if TYPE_CHECKING:
     from bnfold._torch.module.fold import Example, PlannedModule
 
 Model = Any
+_INSTEAD = {
+    "GraphProto": "; give the ModelProto around it",
+    "Model": "; of onnx_ir or spox it takes the ModelProto: onnx_ir.to_proto(model)",
+    "ONNXProgram": "; give its model_proto",
+    "OrderedDict": "; a state dict holds weights and no network: give the module",
+    "bytearray": "; parse it first: onnx.load_model_from_string(data)",
+    "bytes": "; parse it first: onnx.load_model_from_string(data)",
+    "dict": "; a state dict holds weights and no network: give the module",
+    "list": "; give one model at a time",
+    "tuple": "; give one model at a time",
+}
+"""What to give in place of something else, by its type."""
 Folder = str | os.PathLike[str] | None
 """The folder that external data is relative to; for a path, the file's own if None."""
 
@@ -46,40 +61,82 @@ class ModuleOptions:
     clone: bool = False
     inplace: bool = False
 
+    def refuse(self) -> None:
+        """Raise `UsageError` if an option is given: the model is no module."""
+        given = {name: value for name, value in vars(self).items() if value not in (None, False)}
+        given.pop("args", None)  # `fold` takes the output there
+        if given:
+            raise UsageError(f"{', '.join(given)}: this is for a torch.nn.Module; leave it out")
 
-def plan_model(model: Model, base_dir: Folder, options: ModuleOptions) -> Plan:
+
+def plan_model(
+    model: Model,
+    base_dir: Folder,
+    options: ModuleOptions,
+    frozen: bool = False,
+    equal_dims: bool = False,
+) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
+    _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
         return _prepare_module(model, options).plan
+    options.refuse()
+    if options.args is not None:
+        raise UsageError("example inputs are for a torch.nn.Module; leave them out")
     if _is_program(model):
         from bnfold._torch.program.fold import PlannedProgram
 
         return PlannedProgram(model).plan
     proto, folder = _read(model, base_dir)
+    if frozen and listed(proto):
+        proto = _copied(proto) if proto is model else proto
+        freeze(proto)
     with understood(proto, _path_of(model)):
-        return prepare(proto, folder).plan
+        return prepare(proto, folder, equal_dims).plan
 
 
-def fold_model(model: Model, output: Any, base_dir: Folder, options: ModuleOptions) -> Any:
+def fold_model(
+    model: Model,
+    output: Any,
+    base_dir: Folder,
+    options: ModuleOptions,
+    frozen: bool = False,
+    equal_dims: bool = False,
+) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
+    _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
         return _prepare_module(model, options).apply(options.inplace)
+    options.refuse()
     if _is_program(model):
+        if output is not None:
+            raise UsageError(
+                "an exported program gives a program, and no file: "
+                "torch.export.save(bnfold.fold(program), 'fused.pt2')"
+            )
         from bnfold._torch.program.fold import PlannedProgram
 
         return PlannedProgram(model).apply()
+    if output is not None and not isinstance(output, str | os.PathLike):
+        raise TypeError(
+            f"expected a path to write the folded model to, got {type(output).__name__}; example "
+            "inputs are for a torch.nn.Module"
+        )
     proto, folder = _read(model, base_dir)
     if output is not None:
         paths.check_writable(Path(output))
+        written_as(Path(output))
         refuse_own_data(Path(output), proto, folder)
     if proto is model:
-        proto = ModelProto()
-        proto.CopyFrom(model)
+        proto = _copied(proto)
+    changed = frozen and bool(listed(proto))
+    if changed:
+        freeze(proto)
     with understood(model if isinstance(model, ModelProto) else proto, _path_of(model)):
-        planned = prepare(proto, folder)
+        planned = prepare(proto, folder, equal_dims)
         rewritten = planned.apply()
     if output is not None:
-        source = None if planned.plan.folds else _path_of(model)
+        source = None if planned.plan.folds or changed else _path_of(model)
         return _write(proto, rewritten, folder, Path(output), source)
     if _is_graphsurgeon(model):
         import onnx_graphsurgeon
@@ -113,14 +170,44 @@ def compare_models(
         if modules:
             return compare_modules(original, folded, _example(options), settings.seed)
         return compare_programs(original, folded, settings.seed)
+    for kind, name in ((_is_module, "a torch.nn.Module"), (_is_program, "an exported program")):
+        if kind(original) or kind(folded):
+            other = type(original if kind(folded) else folded).__name__
+            raise TypeError(
+                f"{name} is compared with another one, not with {other}; export it to ONNX first"
+            )
+    options.refuse()
+    if options.args is not None:
+        raise UsageError("example inputs are for two torch.nn.Module; give inputs={name: array}")
     if inputs is None:
         sets = None
     elif isinstance(inputs, Mapping):
+        for name, array in inputs.items():
+            if not isinstance(array, np.ndarray):
+                raise TypeError(f"inputs[{name!r}] is {type(array).__name__}, not a NumPy array")
         sets = [InputSet("given", dict(inputs))]
-    else:
+    elif isinstance(inputs, str | os.PathLike):
         sets = load_inputs(Path(inputs))
+    else:
+        raise TypeError(
+            "expected a mapping from input names to arrays, or the path of an .npz file, an .npy "
+            f"file or a folder of such files, for inputs, got {type(inputs).__name__}"
+        )
     with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
         return compare_files(first, second, sets, settings)
+
+
+def _refuse_for_torch(model: Model, **given: bool) -> None:
+    """Raise `UsageError` if one of the options that are for ONNX is given for another model."""
+    for name, asked in given.items():
+        if asked and (_is_module(model) or _is_program(model)):
+            raise UsageError(f"{name}: this is for models of ONNX; leave it out")
+
+
+def _copied(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
@@ -142,9 +229,13 @@ def _example(options: ModuleOptions) -> Example:
 
     args, kwargs = options.args, options.kwargs
     if args is None and not kwargs:
-        raise UsageError("a module needs example inputs: bnfold.fold(module, (example,))")
+        raise UsageError(
+            "a module needs example inputs: bnfold.fold(module, (example,)), "
+            "bnfold.verify(module, folded, (example,))"
+        )
     if args is not None and not isinstance(args, tuple):
-        raise UsageError("give the module's example inputs as a tuple: (example,)")
+        kind = type(args).__name__
+        raise UsageError(f"give the module's example inputs as a tuple, not {kind}: (example,)")
     return Example(args or (), kwargs or {}, options.dynamic_shapes)
 
 
@@ -171,9 +262,10 @@ def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelP
 
         return in_order(onnx_graphsurgeon.export_onnx(model)), folder
     if not isinstance(model, ModelProto):
+        kind = type(model).__name__
         raise TypeError(
-            "expected a path, an onnx.ModelProto, an onnx_graphsurgeon.Graph or a torch.nn.Module, "
-            f"got {type(model).__name__}"
+            "expected a path, an onnx.ModelProto, an onnx_graphsurgeon.Graph, a torch.nn.Module or "
+            f"an ExportedProgram, got {kind}{_INSTEAD.get(kind, '')}"
         )
     if not model.graph.node:
         raise UsageError("the model holds no operators: there is nothing to fold")

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 from bnfold._errors import UsageError
 from bnfold._judge.settings import DEFAULT, Settings
 from bnfold._onnx.files.external import external_files, refuse_own_data, runnable, size_on_disk
-from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.load import in_binary, load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
+from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import FoldedWeights, prepare
+from bnfold._onnx.read.frozen import as_if_frozen, freeze, listed
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._system import paths
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from bnfold._core.result import Plan
     from bnfold._onnx.write.applied import Applied
     from bnfold._run.input_sets import InputSet
 
@@ -34,45 +39,78 @@ def fold_file(
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
-    over itself if nothing folds. ``report`` is a file that the caller is going to write. Raises
-    `UsageError` for a file that cannot be read or written; then no file is left behind.
+    over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
+    going to write. Raises `UsageError` for a file that cannot be read or written; then no file is
+    left behind.
     """
     progress("reading")
     if output is not None:
         paths.check_writable(output)
     if path.suffix == ".pt2":
+        if output is not None and output.suffix != ".pt2":
+            raise UsageError(
+                f"cannot write {output}: {path} is a program of PyTorch, and its folded form is "
+                "one, too; name it .pt2"
+            )
         if inputs is not None or settings != Settings(settings.seed):
             raise UsageError(
                 "of the options of the verification only --seed is for a .pt2 file: it brings its "
                 "example inputs, and PyTorch runs it"
             )
         return _run_program(path, output, verify, settings.seed, progress)
+    if output is not None:
+        written_as(output)
+    with in_binary(path) as original:
+        return _fold_model(path, original, output, report, verify, inputs, settings, progress)
+
+
+def _fold_model(
+    path: Path,
+    original: Path,
+    output: Path | None,
+    report: Path | None,
+    verify: bool,
+    inputs: list[InputSet] | None,
+    settings: Settings,
+    progress: Progress,
+) -> Outcome:
+    """Fold a model; see `fold_file`. ``original`` is its file in binary form."""
     model = load_model(path)
+    names = listed(model)
+    frozen = len(names) if settings.frozen else 0
+    if frozen:
+        freeze(model)
+    if verify and (inputs is not None or settings.wanted != DEFAULT.wanted):
+        from bnfold._run.applicable import refuse_inapplicable
+
+        refuse_inapplicable(model, inputs, settings.wanted)
     for target in filter(None, (output, report)):
         refuse_own_data(target, model, path.parent)
     size_before = size_on_disk(path, model)
     data_before = frozenset(external_files(model))
     with understood(model, path):
-        planned = prepare(model, path.parent)
-        changed = bool(planned.plan.folds)
+        planned = prepare(model, path.parent, settings.equal_dims)
+        changed = bool(planned.plan.folds) or frozen > 0
         weights = planned.weights() if verify and changed else None
+        stuck = 0 if frozen or not names else _hanging(model, planned.plan, path.parent, settings)
         progress("folding")
         rewritten = planned.apply()
     over_itself = output is not None and paths.is_same(output, path)
     if over_itself and not changed:
         verdict = Verdict("unchanged")
-        return Outcome(path, planned.plan, verdict, size_before, size_before, None)
+        size = size_before
+        return Outcome(path, planned.plan, verdict, size, size, None, hanging=stuck)
     with pending_file(
         model,
         rewritten,
         base_dir=path.parent,
         destination=output,
-        source=None if changed else path,
+        source=None if changed else original,
     ) as draft:
         plan, applied = planned.plan, rewritten.applied
         del model, planned, rewritten  # they hold all new weights
         if weights is not None:
-            trial = _FoldedFile(path, data_before, draft, weights, inputs, settings, progress)
+            trial = _FoldedFile(original, data_before, draft, weights, inputs, settings, progress)
             verdict = trial.judge(applied)
         else:
             verdict = Verdict("skipped" if changed else "unchanged")
@@ -81,7 +119,19 @@ def fold_file(
             draft.commit()
     left = data_before - draft.data if over_itself and written is not None else frozenset()
     left_behind = tuple(path.parent / name for name in sorted(left))
-    return Outcome(path, plan, verdict, size_before, draft.size, written, left_behind)
+    return Outcome(
+        path, plan, verdict, size_before, draft.size, written, left_behind, frozen, stuck
+    )
+
+
+def _hanging(model: ModelProto, plan: Plan, folder: Path, settings: Settings) -> int:
+    """How many maps fold where no initializer can be overridden, and stay where some can."""
+    if all(kept.code != "overridable-weight" for kept in plan.kept):
+        return 0
+    with as_if_frozen(model):
+        frozen = prepare(model, folder, settings.equal_dims).plan
+    before, after = (sum(kept.kind == "map" for kept in each.kept) for each in (plan, frozen))
+    return max(before - after, 0)
 
 
 def _run_program(
@@ -116,6 +166,7 @@ class _FoldedFile:
         from bnfold._judge.power import RestingFold
         from bnfold._proof.certificate import certify
         from bnfold._run.bounds import Bounds
+        from bnfold._run.draws import fixed_draws
         from bnfold._run.hoist import hoist
         from bnfold._run.perturbable import find_weights, plantable_weights
         from bnfold._run.source import Parsed, Source
@@ -125,9 +176,14 @@ class _FoldedFile:
             runnable(self.original, self.data) as original,
             runnable(self.draft.path, self.draft.data) as folded,
         ):
-            bounds = Bounds.beginning(self.settings.threads, self.settings.seconds)
+            bounds = Bounds.beginning(
+                self.settings.threads, self.settings.seconds, self.settings.libraries
+            )
             before = load_model(self.original, lean=True)
             after = load_model(self.draft.path, lean=True)
+            edits = (freeze,) if self.settings.frozen and listed(before) else ()
+            for edit in edits:
+                edit(before)
             certificates = certify(
                 before,
                 after,
@@ -149,8 +205,10 @@ class _FoldedFile:
                 hoisted = hoist(before)
                 found = find_weights(before, self.original.parent)
                 values, touched = found.values, plantable_weights(before, found)
-            left = Source(original, parsed=Parsed(before), hoisted=hoisted)
-            right = Source(folded, parsed=Parsed(after))
+            draws = fixed_draws(before, after, self.settings.seed)
+            drawn = (draws,) if draws else ()
+            left = Source(original, parsed=Parsed(before), hoisted=hoisted, edits=(*edits, *drawn))
+            right = Source(folded, parsed=Parsed(after), edits=drawn)
             del before, after
             end_to_end = compare(
                 left,
@@ -163,6 +221,7 @@ class _FoldedFile:
                 certified=all(certificate.holds for certificate in certificates),
                 resting=resting,
                 progress=self.progress,
+                notes=[draws.told()] if draws else (),
             )
         wrong = any(certificate.fails for certificate in certificates)
         status: RunStatus = "fail" if wrong else end_to_end.status

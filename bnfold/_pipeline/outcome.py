@@ -53,6 +53,9 @@ class Outcome:
         output: the file that was written, or None.
         left_behind: data files that a model no longer reads after it was written over. Other models
             may still read them.
+        frozen: how many initializers are no inputs any more.
+        hanging: how many maps stay because initializers that are listed as inputs may be
+            overridden.
     """
 
     model: Path
@@ -62,3 +65,5 @@ class Outcome:
     size_after: int
     output: Path | None
     left_behind: tuple[Path, ...] = ()
+    frozen: int = 0
+    hanging: int = 0

@@ -61,7 +61,8 @@ class _Backward(Sweep):
     def always_passes(self, node: int) -> bool:
         """Not for an operator with several inputs: the map may go to another one of them."""
         role = self.view.nodes[node].role
-        return not isinstance(role, Crossing) or len(role.data) == 1
+        several = isinstance(role, Crossing) and len(role.data) > 1
+        return not (several or isinstance(role, Absorber))
 
     def want(self, reader: int, map_: AffineMap) -> None:
         """Note which map the reader of the first tensor wants."""
@@ -173,11 +174,24 @@ class _Backward(Sweep):
             if isinstance(role, Carrier):
                 self.trip.crossed.append(producer)
             self._want(node.inputs[role.data], producer, role.data, map_, (producer, value))
-        elif isinstance(role, Absorber | Affine):
-            self.end(producer, map_)
+        elif isinstance(role, Affine):
+            self.end(producer, map_, "behind")
+        elif isinstance(role, Absorber):
+            self._into(producer, role, value, map_)
         else:
             message = f"what it reads is written by {node.label}, which cannot absorb it"
             raise Impassable.of("no-linear-operator", node.label, message)
+
+    def _into(self, producer: int, role: Absorber, value: int, map_: Map) -> None:
+        """Let an absorber take a map in. ``s·(L(x) + z) + t = (s·L(x) + t) + s·z``: the scale goes
+        to the tensor that it adds, too.
+        """
+        inner = self.inside(producer, role, map_)
+        self.end(producer, inner, "behind")
+        if role.beside is not None and isinstance(inner, AffineMap) and not inner.keeps_scale:
+            beside = self.view.nodes[producer].inputs[role.beside]
+            scale = AffineMap.of(inner.scale, 0.0, inner.axis)
+            self._want(beside, producer, role.beside, scale, (producer, value))
 
     def _across(self, producer: int, role: Crossing, agreed: list[tuple[int, Map]]) -> None:
         node, law = self.view.nodes[producer], self.law(producer, role)

@@ -150,8 +150,9 @@ def standing_constants(readings: Readings, move: Move, standing: Standing) -> li
 
 
 def standing_batch_norm(readings: Readings, move: Move) -> int:
-    """The last BatchNormalization of a move. It stays, and holds the composed map."""
-    return next(i for i in reversed(move.maps) if readings[i].deviation is not None)
+    """The last BatchNormalization of a move that has a γ. It stays, and holds the composed map."""
+    norms = (i for i in reversed(move.maps) if readings[i].deviation is not None)
+    return next(i for i in norms if readings[i].dtype is not None)
 
 
 def standing_dtype(view: View, readings: Readings, move: Move) -> np.dtype[np.generic]:

@@ -125,17 +125,21 @@ class _Forward(Sweep):
         if isinstance(role, Crossing):
             self._across(index, role, arrived)
             return
+        still = bool((map_.scale == 1).all())
+        if isinstance(role, Absorber) and set(arrived) == {role.beside} and still:
+            self.end(index, map_, "behind")  # L(x) + (z + t) = (L(x) + t) + z
+            return
         if isinstance(role, Absorber | Receiver):
             if role.ahead is None or set(arrived) != {role.ahead.data}:
                 message = f"{node.label} ({node.op}) reads it, and cannot take it in"
                 refusal = Impassable if role.ahead is None else Refusal
                 raise refusal.of("no-linear-operator", node.label, message)
-            self.end(index, map_)
+            self.end(index, map_, "ahead")
             return
         assert isinstance(role, Affine | Carrier)
         self._check_data(index, (role.data,), arrived)
         if isinstance(role, Affine) and not self.taker.is_gone(self.trip, index):
-            self.end(index, map_)
+            self.end(index, map_, "ahead")
             return
         if isinstance(role, Carrier):
             self.trip.crossed.append(index)

@@ -92,10 +92,16 @@ class _Gatherer:
         node, place = self.view.nodes[to], self.home.get(to)
         if place is not None:
             self._join(place, index, role, [*carriers, index])
-        elif isinstance(node.role, Absorber):
+        elif isinstance(node.role, Absorber) and node.role.is_plain:
             place = Place(to, node.role)
             self._join(place, index, role, [*carriers, index])
             self.places.append(place)
+        elif isinstance(node.role, Absorber):
+            # A trip goes there: the map may pass its activation, and the scale go beside it.
+            if node.role.activation is None:
+                absorbing.absorb_behind(node, node.role, IDENTITY, role.map)
+            message = f"what it reads is written by {node.label}, which cannot take it in"
+            raise Refusal.of("no-linear-operator", node.label, message)
         else:
             message = f"what it reads is written by {node.label}, which cannot absorb it"
             raise Refusal.of("no-linear-operator", node.label, message)

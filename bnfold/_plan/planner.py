@@ -9,7 +9,8 @@ from typing import Literal
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.laws import Edit
 from bnfold._core.reasons import Reason
-from bnfold._core.view import View
+from bnfold._core.view import Absorber, View
+from bnfold._plan.conversions import Unneeded, unneeded
 from bnfold._plan.dead_ends import Stop
 from bnfold._plan.gathering import gather
 from bnfold._plan.places import Place, Standing, affine
@@ -69,7 +70,9 @@ class Moves:
 
     ``sides`` has the maps that each operator takes in. ``relations`` says how tensors on the way of
     carried maps change, ``edits`` has the new numbers of operators on the way. ``blame`` lists for
-    each operator that takes maps in the last map of each move from which it took one.
+    each operator that takes maps in the last map of each move from which it took one. ``unneeded``
+    has the conversions between types that go with the maps. ``turned`` are the operators that
+    become ones of another type, and which.
     """
 
     moves: tuple[Move, ...]
@@ -78,11 +81,8 @@ class Moves:
     relations: Mapping[int, Relation] = field(default_factory=dict)
     edits: Mapping[int, Edit] = field(default_factory=dict)
     blame: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-
-    @property
-    def turned(self) -> Mapping[int, str]:
-        """The operators that become ones of another type, and which."""
-        return {n: e.form.op for n, e in self.edits.items() if e.form is not None}
+    unneeded: tuple[Unneeded, ...] = ()
+    turned: Mapping[int, str] = field(default_factory=dict)
 
 
 def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
@@ -101,17 +101,35 @@ def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
         if move.law == "absorb" and move.into not in behind:
             behind[move.into] = move.absorbed
             blame.setdefault(move.into, []).append(move.maps[-1])
+    sides = {
+        node: Sides(behind.get(node, IDENTITY), ahead.get(node, IDENTITY))
+        for node in sorted({*behind, *ahead})
+    }
     return Moves(
         tuple(moves),
         dict(sorted(kept.items())),
-        {
-            node: Sides(behind.get(node, IDENTITY), ahead.get(node, IDENTITY))
-            for node in sorted({*behind, *ahead})
-        },
+        sides,
         relocator.relations,
         relocator.edits,
         {node: tuple(maps) for node, maps in blame.items()},
+        unneeded(
+            view,
+            [node for move in moves for node in move.crossed],
+            {index for move in moves if not move.stands for index in move.maps},
+        ),
+        _turned(view, relocator.edits, sides),
     )
+
+
+def _turned(view: View, edits: Mapping[int, Edit], sides: Mapping[int, Sides]) -> dict[int, str]:
+    """What operators become that get the numbers of another, or a bias without a place for one."""
+    found = {node: edit.form.op for node, edit in edits.items() if edit.form is not None}
+    for node, taken in sides.items():
+        role = view.nodes[node].role
+        shifted = not (taken.behind.keeps_origin and taken.ahead.keeps_origin)
+        if isinstance(role, Absorber) and role.becomes and shifted:
+            found[node] = role.becomes
+    return found
 
 
 def _told(

@@ -15,11 +15,12 @@ from bnfold._core.laws import Edit
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, Receiver, View
 from bnfold._plan.backward import carry_back
+from bnfold._plan.conversions import enlarges, mixing, not_rounded
 from bnfold._plan.dead_ends import Changes, DeadEnds, Span, Stop
 from bnfold._plan.forward import carry_ahead
 from bnfold._plan.places import Place, affine
 from bnfold._plan.relation import Relation
-from bnfold._plan.row import LONGEST, Row, State, drained, extended, normal, taking
+from bnfold._plan.row import LONGEST, Row, State, drained, extended, normal, splits, taking
 from bnfold._plan.trips import Terrain, Trip
 
 # So many operators a trip crosses at first; and so many for each operator of the graph, and at
@@ -71,21 +72,19 @@ class Relocator:
     def run(self) -> None:
         """Make moves until none is left that pays: near ones first, then far ones.
 
-        Maps of one chain so meet on short ways, and only one of them goes the long way. All long
-        ways together have a bound that grows with the graph; beyond it trips are short again.
+        So maps of one chain meet, and one of them goes far. All far trips together have a bound.
         """
         failed: dict[int, _Failed] = {}
         self._move_all(failed, 0)
-        cut = [number for number, last in failed.items() if last.cut]
-        for number in cut:
-            del failed[number]
-        if cut:
+        if cut := [number for number, last in failed.items() if last.cut]:
+            for number in cut:
+                del failed[number]
             bound = _FAR * len(self.view.nodes) + _LEAST
             self._move_all(failed, self._terrain.spent + bound)
 
     @property
     def crossed(self) -> int:
-        """How many operators all trips have come to."""
+        """How many operators trips have come to."""
         return self._terrain.spent
 
     def _move_all(self, failed: dict[int, _Failed], bound: int) -> None:
@@ -122,10 +121,15 @@ class Relocator:
         """Make the first move of a place that pays. Gives whether there was one."""
         stops: dict[bool, Stop] = {}
         label = self.view.nodes[place.maps[0]].label
-        for split in _splits(place):
+        for split in splits(place.state.row, place.into is None):
             for trip, stop, ahead in self._tried(number, place, *split):
                 if stop is not None:
                     stops.setdefault(ahead, stop)
+                    continue
+                unfit = self._unfit(trip, place)
+                if unfit is not None:  # That depends on all that reads it further on.
+                    self._terrain.seen = Span(0, len(self.view.nodes) - 1)
+                    stops.setdefault(ahead, Stop(unfit))
                     continue
                 named = self._names(trip, trip.states)
                 if named is None:  # That depends on names that other tensors have got.
@@ -188,6 +192,39 @@ class Relocator:
             old_operators, old_operations = old_operators + old[0], old_operations + old[1]
             new_operators, new_operations = new_operators + new[0], new_operations + new[1]
         return absorbing.pays(old_operators, old_operations, new_operators, new_operations)
+
+    def _unfit(self, trip: Trip, source: Place) -> Reason | None:
+        """Why a map may not go from a wider type to a narrower one; None if it may, or does not.
+
+        The condition of `pointwise.Converted`: what it makes is rounded to the narrower type
+        anyway, nothing but scales stays where it was, and no operator that stands takes it up. A
+        map of a tensor of the narrower type has been rounded there.
+        """
+        types = {affine(self.view.nodes[index]).dtype for index in source.maps}
+        if not trip.narrow or types == set(trip.narrow):
+            return None
+        (first, *others), label = trip.narrow, self.view.nodes[source.maps[0]].label
+        for number, state in trip.states.items():
+            place = self.places[number]
+            left = state.row if place is not source else [m for m in state.row if not enlarges(m)]
+            if left and state.row != place.state.row:
+                message = f"it would leave an operator of {label} in {first}"
+                return Reason("not-carried", label, message)
+        if any(other != first for other in others):
+            return Reason("not-carried", label, f"{label} would go through several types")
+        node = mixing(self.view, trip.crossed)
+        if node is not None:
+            message = f"{node.label} ({node.op}) puts together numbers that would be rounded first"
+            return Reason("not-carried", node.label, message)
+        output = self.view.nodes[source.maps[-1]].outputs[0]
+        return not_rounded(self.view, output, first, lambda node: self._standing(trip, node))
+
+    def _standing(self, trip: Trip, node: int) -> Row:
+        """What stands at the place of an affine operator."""
+        number = self._at.get(node)
+        if number is None:
+            return (affine(self.view.nodes[node]).map,)
+        return self._state(trip, number).row
 
     def _names(self, trip: Trip, numbers: Iterable[int]) -> dict[int, int] | None:
         """The graph outputs whose names pass to other tensors when some places become empty.
@@ -361,45 +398,3 @@ class Relocator:
     def _taken(self, trip: Trip, side: str, node: int) -> AffineMap:
         mine = (self.behind if side == "behind" else self.ahead).get(node, IDENTITY)
         return trip.taken.get((side, node), mine)
-
-
-def _splits(place: Place) -> Iterator[tuple[Row, AffineMap | None, AffineMap | None]]:
-    """The ways to take a row apart: what stays, what goes backward, and what goes forward.
-
-    Backward goes a map that can act first of all, or its part that can. Forward goes a map that can
-    act last of all, or its part that can. First come whole maps, then both parts of one map in two
-    directions, then one part. Nothing goes backward if there is an absorber directly ahead: it has
-    taken in all it can.
-    """
-    row, backward = place.state.row, place.into is None
-    firsts = [n for n in range(len(row)) if _all_commute(row[:n], row[n])] if backward else []
-    lasts = [n for n in reversed(range(len(row))) if _all_commute(row[n + 1 :], row[n])]
-    for n in firsts:
-        yield (*row[:n], *row[n + 1 :]), row[n], None
-    for n in lasts:
-        yield (*row[:n], *row[n + 1 :]), None, row[n]
-    parts = {n: _parts(row[n]) for n in {*firsts, *lasts}}
-    for n in firsts:
-        for first, second in parts[n] if n in lasts else ():
-            yield (*row[:n], *row[n + 1 :]), first, second
-    for n in firsts:
-        for part, rest in parts[n]:
-            yield (*row[:n], rest, *row[n + 1 :]), part, None
-    for n in lasts:
-        for rest, part in parts[n]:
-            yield (*row[:n], rest, *row[n + 1 :]), None, part
-
-
-def _parts(map_: AffineMap) -> list[tuple[AffineMap, AffineMap]]:
-    """A map in two parts, each time the part first that acts first.
-
-    The pairs are scale and shift, and, where it exists, shift and scale; none for a single part.
-    """
-    if map_.keeps_scale or map_.keeps_origin:
-        return []
-    turned = absorbing.split_shift_first(map_)
-    return [absorbing.split(map_), *([turned] if turned is not None else [])]
-
-
-def _all_commute(others: Row, map_: AffineMap) -> bool:
-    return all(absorbing.commute(other, map_) for other in others)

@@ -20,9 +20,11 @@ def summarize(settled: Iterable[tuple[str, View, Moves]], before: Mapping[str, i
     folds, kept = [], []
     for path, view, moves in settled:
         for move in moves.moves:
-            folds.append(_fold(path, view, move, moves.turned))
+            folds.append(_fold(path, view, move, moves))
             after.subtract(view.nodes[i].op for i in move.maps)
             after.update(standing.op for standing in move.stands)
+        for pair in moves.unneeded:
+            after.subtract(view.nodes[i].op for i in (pair.up, *pair.down))
         for index, op in moves.turned.items():
             after.subtract([view.nodes[index].op])
             after.update([op])
@@ -42,12 +44,14 @@ def summarize(settled: Iterable[tuple[str, View, Moves]], before: Mapping[str, i
     return Plan(tuple(folds), tuple(kept), dict(before), dict(+after))
 
 
-def _fold(path: str, view: View, move: Move, turned: Mapping[int, str]) -> Fold:
-    nodes = view.nodes
+def _fold(path: str, view: View, move: Move, moves: Moves) -> Fold:
+    nodes, turned = view.nodes, moves.turned
     ended = {end.node for end in move.ends}
     crossed = [nodes[i].op for i in (*move.carriers, *move.crossed) if i not in ended]
     laws = [f"carry through {op}" for op in crossed]
-    laws += [f"turn {nodes[i].op} into {turned[i]}" for i in move.crossed if i in turned]
+    changed = (*move.crossed, *ended, *([move.into] if move.law == "absorb" else []))
+    laws += [f"turn {nodes[i].op} into {turned[i]}" for i in dict.fromkeys(changed) if i in turned]
+    laws += [f"drop {nodes[one.up].op}" for one in moves.unneeded if one.up in move.crossed]
     target = nodes[move.into].label
     if move.law == "absorb":
         laws.append(f"absorb behind {nodes[move.into].op}")

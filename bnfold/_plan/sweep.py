@@ -15,8 +15,9 @@ import numpy as np
 
 from bnfold._core.index_maps import Map, MultiAxisMap
 from bnfold._core.laws import Edit, Law, Way, not_carried
+from bnfold._core.pointwise import Converted
 from bnfold._core.reasons import Reason, Refusal
-from bnfold._core.view import Crossing
+from bnfold._core.view import Absorber, Crossing
 from bnfold._plan.dead_ends import DeadEnd, Key, Span, Stop, kind_of
 from bnfold._plan.relation import Relation
 from bnfold._plan.trips import End, Terrain, Trip
@@ -215,22 +216,41 @@ class Sweep:
 
         Raises `Refusal` if the operator cannot store its new numbers.
         """
+        self._renumber(node, crossing, way)
+        law = crossing.law
+        if isinstance(law, Converted) and law.widens and not self.ahead:
+            self.trip.narrow.append(law.narrow)
+        self.trip.crossed.append(node)
+
+    def inside(self, node: int, absorber: Absorber, map_: Map) -> Map:
+        """The map of what an operator computes that has the effect of a map of its output.
+
+        ``A∘f = f∘A₁``, where f is its activation. Raises `Refusal` where the law of f has no A₁.
+        """
+        if absorber.activation is None:
+            return map_
+        law = self.law(node, absorber.activation)
+        way = self.chosen(node, law.backward(0, map_))
+        self._renumber(node, absorber.activation, way)
+        return way.maps[0]
+
+    def _renumber(self, node: int, crossing: Crossing, way: Way) -> None:
+        """Note the new numbers of an operator. Raises `Refusal` if it cannot store them."""
         if way.edit is not None:
             edit = way.edit.after(self._edit(node))
             if not edit.fits(crossing.dtype if edit.form is None else edit.form.dtype):
                 raise not_carried("its new numbers would leave the range of their type")
             self.trip.edits[node] = edit
-        self.trip.crossed.append(node)
 
-    def end(self, node: int, map_: Map) -> None:
+    def end(self, node: int, map_: Map, side: str) -> None:
         """Let an absorber, or maps that stand, take the map in. Raises `Refusal`."""
         if isinstance(map_, MultiAxisMap):
             label = self.view.nodes[node].label
             message = f"the map varies along several axes of what {label} sees"
             raise Refusal.of("axis-mismatch", label, message)
-        take = self.taker.take_ahead if self.ahead else self.taker.take_behind
+        take = self.taker.take_ahead if side == "ahead" else self.taker.take_behind
         take(self.trip, node, map_)
-        self.trip.ends.append(End(node, "ahead" if self.ahead else "behind"))
+        self.trip.ends.append(End(node, side))
 
 
 def equal(one: Map, other: Map) -> bool:

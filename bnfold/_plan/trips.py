@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.laws import Edit
@@ -14,7 +16,7 @@ from bnfold._plan.dead_ends import NAMED, DeadEnds, Span, Stop
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import State
 
-_TOLD = ("no-gain", "not-carried", "zero-padding")
+_TOLD = ("no-gain", "not-carried", "unknown-shape", "zero-padding")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Trip:
     ``relations`` says how the tensors on the way change. ``edits`` has the new numbers of operators
     on the way. ``crossed`` lists these operators, ``ends`` the places where maps were taken in.
     ``states`` has the new states of places, by number. ``taken`` has what an absorber has taken in,
-    by side ("behind", "ahead") and node.
+    by side ("behind", "ahead") and node. ``narrow`` has the types of tensors that a map has entered
+    from a wider type.
     """
 
     relations: dict[int, Relation] = field(default_factory=dict)
@@ -44,6 +47,7 @@ class Trip:
     ends: list[End] = field(default_factory=list)
     states: dict[int, State] = field(default_factory=dict)
     taken: dict[tuple[str, int], AffineMap] = field(default_factory=dict)
+    narrow: list[np.dtype[Any]] = field(default_factory=list)
 
     def copy(self) -> Trip:
         """A copy, on which something can be tried."""
@@ -54,6 +58,7 @@ class Trip:
             list(self.ends),
             dict(self.states),
             dict(self.taken),
+            list(self.narrow),
         )
 
 
@@ -117,7 +122,8 @@ def explained(reason: Reason, stops: Mapping[bool, Stop]) -> Reason:
     """A reason that also tells what stopped the map backward and forward.
 
     ``stops[False]`` is the stop backward, ``stops[True]`` the stop forward. Users ask most about
-    zero padding, so a forward stop by zero padding comes first. Otherwise the backward stop does.
+    zero padding, so a forward stop by zero padding comes first. So does one by a quantizer where
+    nothing backward takes the map in. Otherwise the backward stop does.
     """
     back, forth = stops.get(False), stops.get(True)
     main = reason
@@ -127,7 +133,8 @@ def explained(reason: Reason, stops: Mapping[bool, Stop]) -> Reason:
     if forth is None:
         return main
     text = _told(forth, "carried forward through")
-    if forth.reason.code == "zero-padding" and main.code != "zero-padding":
+    padded = forth.reason.code == "zero-padding" and main.code != "zero-padding"
+    if padded or (forth.reason.code, main.code) == ("quantizer-between", "no-linear-operator"):
         return Reason(forth.reason.code, forth.reason.at, f"{text}; backward, {main.message}")
     return Reason(main.code, main.at, f"{main.message}; forward, {text}", main.cause)
 

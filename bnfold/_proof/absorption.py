@@ -18,7 +18,7 @@ from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch
 from bnfold._proof.full_rank_maps import Double, FullRankMap
 
-_SLACK = 32 * float(np.finfo(np.float64).eps)
+SLACK = 32 * float(np.finfo(np.float64).eps)
 
 # How many numbers of a weight are checked together. Each takes some 100 bytes meanwhile.
 _AT_ONCE = 1 << 20
@@ -91,6 +91,9 @@ class Absorption:
         """
         if self.entry is None:
             return np.ones(count), np.zeros(count)
+        if self.entry.new:
+            what = f"what {label(self.node)} reads has changed"
+            raise Mismatch(f"{what}, and its weights cannot follow")
         if len(self.entry.old) != 1:
             raise Mismatch(f"several maps come ahead of {label(self.node)}")
         (step,) = self.entry.old
@@ -122,7 +125,7 @@ class Absorption:
             raise Mismatch(f"what stands behind {label(self.node)} is 0 where it may not be")
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(lost, np.nan, self.target.scale / self.remaining.scale)
-        forgiven = self.remaining.steps * Limits.of(dtype).eps + _SLACK
+        forgiven = self.remaining.steps * Limits.of(dtype).eps + SLACK
         own = {axis % ratio.ndim for axis in axes} if ratio.ndim else set()
         for axis in set(range(ratio.ndim)) - own:
             if ratio.shape[axis] == 1:
@@ -154,20 +157,69 @@ NO_SHIFT = ShiftImage(np.zeros(()), np.zeros(()))
 
 
 def weight_deviation(
-    case: Absorption, wanted: Callable[[slice], Double], made: NDArray[Any], dtype: np.dtype[Any]
+    case: Absorption,
+    wanted: Callable[[slice], Double],
+    made: NDArray[Any],
+    dtype: np.dtype[Any],
+    channels: Channels | None = None,
 ) -> float:
     """The largest distance of a new weight from the wanted one, in ulps.
 
     ``made`` is the new weight in the layout of the formula. ``wanted`` gives the right numbers for
-    a range of the first axis; NaN stands where any number is right.
+    a range of the first axis; NaN stands where any number is right. Raises `Mismatch` where all
+    that one of the ``channels`` holds is lost, see `Channels`.
     """
-    worst = -math.inf
+    worst, peaks = -math.inf, np.zeros(made.shape[channels.axis] if channels else 0)
     for part in row_parts(made.shape):
         found = np.asarray(made[part] if made.ndim else made, np.float64)
         asked = wanted(part)
         asked = np.where(np.isnan(asked), found, asked)
         worst = max(worst, deviation(found, asked, np.abs(asked), dtype, forgiven=case.forgiven))
+        if channels is not None and asked.size:
+            others = tuple(k for k in range(asked.ndim) if k != channels.axis)
+            top = np.abs(asked).max(axis=others)
+            held = slice(None) if channels.axis else part
+            peaks[held] = np.maximum(peaks[held], top)
+    if channels is not None:
+        channels.check(peaks, dtype, case)
     return worst
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The output channels of a linear operator, along an ``axis`` of its ``weight`` as stored.
+
+    Where all new weights of a channel are denormal, their last digits are lost, and a runtime may
+    take them for 0. That is right in two cases. The bias is so large that no denormal weight shows
+    in its last digit. Or the channel was dead: its stored weights, or the scale that it takes in,
+    are denormal or 0, too. Then nothing in it shows in the last digit of 1, if the type is wide
+    enough for that. An input is at most the root of the largest number, whose square still is one.
+    """
+
+    weight: NDArray[Any]
+    axis: int
+    scale: Double
+    bias: NDArray[Any] | None = None
+
+    def check(self, wanted: Double, dtype: np.dtype[Any], case: Absorption) -> None:
+        """Raise `Mismatch` where the ``wanted`` weights, at most, are lost otherwise."""
+        limits = Limits.of(dtype)
+        if not bool(((wanted > 0) & (wanted < limits.tiny / 4)).any()):
+            return
+        others = tuple(k for k in range(self.weight.ndim) if k != self.axis)
+        stored = np.abs(self.weight.astype(np.float64)).max(axis=others, initial=0.0)
+        scale = np.broadcast_to(np.abs(self.scale).reshape(-1), stored.shape)
+        # A denormal weight keeps its digits where it shrinks to a quarter at most.
+        lost = (wanted > 0) & (wanted < np.minimum(limits.tiny, stored) / 4)
+        reach = self.weight.size // max(stored.size, 1) * math.sqrt(limits.largest) * limits.tiny
+        dead = ((stored < limits.tiny) | (scale < limits.tiny)) & (reach < limits.eps)
+        drowned = np.zeros(stored.shape, np.bool_)
+        if self.bias is not None and self.bias.size == stored.size:
+            drowned = np.abs(self.bias.astype(np.float64)).reshape(-1) >= reach
+        lost &= ~(dead | drowned)
+        if bool(lost.any()):
+            channel = int(np.argmax(lost))
+            raise Mismatch(f"the weights of channel {channel} of {label(case.twin)} are lost")
 
 
 def bias_deviation(
@@ -215,9 +267,21 @@ def deviation(
     magnitude = np.maximum.reduce([np.abs(wanted), *rest])
     exponent = np.frexp(np.maximum(magnitude, limits.tiny))[1] - 1
     unit = np.ldexp(limits.eps, exponent)
-    excess = np.abs(made - wanted) - _SLACK * bulk
+    excess = np.abs(made - wanted) - SLACK * bulk
     worst = float(np.max(excess / unit - max(forgiven, 0)))
     return worst if np.isfinite(worst) else float("inf")
+
+
+def require_same_input(case: Absorption, place: int) -> None:
+    """Raise `Mismatch` where an input has changed that takes no map in."""
+    given = [place < len(one.input) and one.input[place] != "" for one in (case.node, case.twin)]
+    was, now = (
+        None if values is None else (values.shape, values.dtype, values.tobytes())
+        for values in (case.stored(place), case.new(place))
+    )
+    related = given[0] and case.node.input[place] in case.related
+    if given[0] != given[1] or was != now or related:
+        raise Mismatch(f"input {place} of {label(case.twin)} changed")
 
 
 def row_parts(shape: Sequence[int]) -> Iterator[slice]:
@@ -235,3 +299,9 @@ def part_of(values: NDArray[Any], rank: int, part: slice) -> NDArray[Any]:
     """
     along = values.ndim == rank > 0 and values.shape[0] > 1
     return values[part] if along else values
+
+
+def require_same_shape(case: Absorption, weight: NDArray[Any], made: NDArray[Any]) -> None:
+    """Raise `Mismatch` where the new weight has another shape than the old one."""
+    if weight.shape != made.shape:
+        raise Mismatch(f"the weight of {label(case.twin)} has shape {made.shape}")

@@ -29,15 +29,26 @@ from bnfold._onnx.write.applied import Applied
 from bnfold._proof import local_probe
 from bnfold._proof.absorption import Absorption, deviation
 from bnfold._proof.checked_model import CheckedModel, chain_between, follow, output_rank
+from bnfold._proof.conversions import check_conversion
 from bnfold._proof.crossings import check_crossing
 from bnfold._proof.evidence import Certificate, Mismatch, Unchecked
 from bnfold._proof.formulas import FORMULAS
-from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities
+from bnfold._proof.full_rank_maps import Double, FullRankMap, composed, equalities
+from bnfold._proof.inlined_calls import check_inlining, without_calls
 from bnfold._proof.merges import check_merge
+from bnfold._proof.quantizers import check_quantizer
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 
 # Axes of a tensor whose rank is not known, between those that maps and those that constants have.
 _BETWEEN = 8
+# Attributes that the formula of their operator checks.
+_OF_FORMULAS = {
+    ("FusedConv", "activation_params"),
+    ("FusedGemm", "activation_alpha"),
+    ("FusedGemm", "beta"),
+    ("Gemm", "beta"),
+    ("NhwcFusedConv", "activation_params"),
+}
 Numbers = Callable[[Collection[str]], Iterable[tuple[str, NDArray[Any]]]]
 """Gives the values of tensors of the original's main graph, by name, on some inputs.
 
@@ -69,8 +80,14 @@ def certify(
         One certificate for each fold. A fold whose operators are not where they should be has a
         certificate with a ``problem``; it raises no error.
     """
-    before, after = CheckedModel.of(original, original_dir), CheckedModel.of(folded, folded_dir)
-    found = [_certificate(before, after, fold, bounds) for fold in applied]
+    started = without_calls(original, applied)
+    before, after = CheckedModel.of(started, original_dir), CheckedModel.of(folded, folded_dir)
+    found = [
+        _inlined(original, started, fold)
+        if fold.law == "inline"
+        else _certificate(before, after, fold, bounds)
+        for fold in applied
+    ]
     if numbers is not None:
         places: dict[str, list[int]] = {}
         for at, fold in enumerate(applied):
@@ -82,9 +99,19 @@ def certify(
                 for at in places[name]:
                     found[at] = _probed(before, after, applied[at], found[at], values)
     for at, certificate in enumerate(found):
-        if certificate.unchecked is not None:
+        if certificate.unchecked is not None and certificate.law != "inline":
             found[at] = replace(certificate, layers=_resting(before, applied, at))
     return tuple(found)
+
+
+def _inlined(original: ModelProto, started: ModelProto, fold: Applied) -> Certificate:
+    """The certificate of calls of local functions that were inlined."""
+    try:
+        ulps = check_inlining(original, started)
+    except Mismatch as mismatch:
+        return Certificate("", fold.output, (), float("inf"), str(mismatch), "inline")
+    unchecked = ulps if isinstance(ulps, Unchecked) else None
+    return Certificate("", fold.output, (), 0.0, law="inline", unchecked=unchecked)
 
 
 def _resting(before: CheckedModel, applied: Sequence[Applied], at: int) -> frozenset[str]:
@@ -260,8 +287,6 @@ def _check_absorption(before: CheckedModel, after: CheckedModel, fold: Applied) 
         raise Mismatch(f"{node.op_type} has no formula to check against")
     sides = before, after, old, new, node, twin
     cases = [Absorption(*sides, one, other, fold.related) for one, other in pairs]
-    if any(case.entry is not None and case.entry.new for case in cases):
-        raise Mismatch(f"what {label(node)} reads has changed, and its weights cannot follow")
     return max(map(check, cases))
 
 
@@ -271,7 +296,11 @@ def _check_crossing(
     """Check an operator that maps were carried across; return how far it is off."""
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     node = old.nodes[fold.into]
+    if node.op_type == "Cast" and not before.is_no_cast(old, node):
+        return check_conversion(before, after, node, fold)
     twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
+    if type_of(node) == "QuantizeLinear":
+        return check_quantizer(before, after, old, new, node, twin, fold.related)
     return check_crossing(before, after, old, new, node, twin, fold.related, bounds)
 
 
@@ -284,19 +313,25 @@ def _writer(scope: Scope, source: str) -> NodeProto:
 
 
 def _twin(scope: Scope, node: NodeProto, source: str) -> NodeProto:
-    """The operator of the folded graph that stands for ``node``; it writes ``source``."""
+    """The operator of the folded graph that stands for ``node``; it writes ``source``.
+
+    It has the same type, but that a MatMul may be a Gemm, which adds a bias.
+    """
     twin = _writer(scope, source)
-    if type_of(twin) != type_of(node):
+    if type_of(twin) != type_of(node) and (type_of(node), type_of(twin)) != ("MatMul", "Gemm"):
         raise Mismatch(f"{source} is written by {type_of(twin)}, not by {type_of(node)}")
     return twin
 
 
-def _integers(model: CheckedModel, scope: Scope, name: str) -> NDArray[Any]:
-    """The integers of a dequantized weight; an empty array for any other weight."""
+def _steps(model: CheckedModel, scope: Scope, name: str) -> Double:
+    """How many steps each number of a dequantized weight is from 0; none for any other weight."""
     found = model.integers(scope, name)
-    stored = None if found is None else scope.nodes[found.position].input[0]
-    values = None if stored is None else model.values(scope, stored)
-    return np.zeros(0) if values is None else values
+    if found is None:
+        return np.zeros(0)
+    stored = found.quantized.integers.load().astype(np.float64)
+    zero = np.zeros(()) if found.zero is None else found.zero.load().astype(np.float64)
+    grid = found.quantized.grid
+    return np.abs(stored - (grid.spread(zero, stored.shape) if zero.size > 1 else zero))
 
 
 def _same_otherwise(
@@ -309,27 +344,30 @@ def _same_otherwise(
 ) -> None:
     """Raise `Mismatch` if more than the weights of an operator has changed.
 
-    Its attributes, the integers of its dequantized weights and the statistics of a
-    BatchNormalization stay as they are. The beta of a Gemm may change: its formula uses it.
+    Its attributes and the statistics of a BatchNormalization stay as they are. The integers of its
+    dequantized weights keep their distance from the zero point, or get there: a map may turn their
+    sign, or make a channel 0. The beta of a Gemm may change, and the numbers of an activation:
+    their formulas use them.
     """
 
     def attributes(of: NodeProto) -> dict[str, bytes]:
         return {
             a.name: a.SerializeToString(deterministic=True)
             for a in of.attribute
-            if (of.op_type, a.name) != ("Gemm", "beta")
+            if (of.op_type, a.name) not in _OF_FORMULAS
         }
 
     if attributes(node) != attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
     for name, new_name in zip(node.input[:2], twin.input[:2], strict=False):
-        if not np.array_equal(_integers(before, old, name), _integers(after, new, new_name)):
+        was, now = _steps(before, old, name), _steps(after, new, new_name)
+        if was.shape != now.shape or not bool(((now == was) | (now == 0)).all()):
             raise Mismatch(f"the integers of {label(twin)} changed")
     if node.op_type == "BatchNormalization":
         for position in (3, 4):
-            was = before.double(old, node, position)
-            now = after.double(new, twin, position)
-            if was is None or now is None or not np.array_equal(was, now):
+            given = before.double(old, node, position)
+            made = after.double(new, twin, position)
+            if given is None or made is None or not np.array_equal(given, made):
                 raise Mismatch(f"the statistics of {label(twin)} changed")
 
 

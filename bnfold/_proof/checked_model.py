@@ -28,6 +28,7 @@ _SAME_RANK = (
     "BatchNormalization",
     "Cast",
     "Clip",
+    "DequantizeLinear",
     "Dropout",
     "Elu",
     "GlobalAveragePool",
@@ -43,6 +44,7 @@ _SAME_RANK = (
     "Neg",
     "Pad",
     "PRelu",
+    "QuantizeLinear",
     "Relu",
     "Resize",
     "Sigmoid",
@@ -52,6 +54,7 @@ _SAME_RANK = (
     "ThresholdedRelu",
     "Upsample",
 )
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv")
 _BROADCAST = ("Add", "Div", "Mul", "Sub")
 _PASSED = ("Add", "BatchNormalization", "Dropout", "Identity", "Mul", "Sub")
 
@@ -101,6 +104,13 @@ class CheckedModel:
         values = self.values(scope, node.input[position])
         return None if values is None else values.astype(np.float64)
 
+    def is_no_cast(self, scope: Scope, node: NodeProto) -> bool:
+        """Whether a node casts a tensor to the type that this has."""
+        if node.op_type not in ("Cast", "CastLike") or node.domain not in ("", "ai.onnx"):
+            return False
+        read, written = (self.shapes.type(scope, n) for n in (node.input[0], node.output[0]))
+        return read != 0 and read == written
+
     def rank(self, scope: Scope, name: str) -> int | None:
         """The rank of a tensor, or None.
 
@@ -114,7 +124,7 @@ class CheckedModel:
                 return max(least, len(shape))
             position = scope.producers.get(name)
             node = scope.nodes[position] if position is not None else None
-            if node is not None and node.op_type in ("Conv", "ConvTranspose"):
+            if node is not None and node.op_type in _CONVOLUTIONS:
                 weight = self.values(scope, node.input[1])
                 return None if weight is None else max(least, weight.ndim)
             if node is not None and node.op_type in _BROADCAST:
@@ -138,7 +148,7 @@ def follow(
     Returns the dtype of the operator's constant, or None if it has none. Raises `Mismatch` for an
     operator that is not affine.
     """
-    if node.op_type in ("Identity", "Dropout"):
+    if node.op_type in ("Identity", "Dropout") or model.is_no_cast(scope, node):
         return None
     if node.op_type == "Neg":
         map_.multiply(np.asarray(-1.0))
@@ -211,7 +221,8 @@ def chain_between(model: CheckedModel, scope: Scope, source: str, output: str) -
         node = scope.nodes[position]
         nodes.append(node)
         data = [n for n in node.input if n == source or model.fixed(scope, n) is None]
-        if node.op_type not in _PASSED or not data:
+        passed = node.op_type in _PASSED or model.is_no_cast(scope, node)
+        if not passed or not data:
             raise Mismatch(f"{label(node)} stands between {source} and {output}")
         name = data[0]
     return nodes[::-1]
@@ -219,9 +230,9 @@ def chain_between(model: CheckedModel, scope: Scope, source: str, output: str) -
 
 def output_rank(model: CheckedModel, scope: Scope, node: NodeProto) -> int:
     """The rank of the output of a linear operator or a norm; 0 where it is not known."""
-    if node.op_type == "Gemm":
+    if node.op_type in ("FusedGemm", "Gemm"):
         return 2
-    if node.op_type in ("Conv", "ConvTranspose"):
+    if node.op_type in _CONVOLUTIONS:
         weight = model.constants.find(scope, node.input[1])
         if isinstance(weight, Constant):
             return len(weight.shape)

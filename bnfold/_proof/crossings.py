@@ -171,9 +171,11 @@ def _draw(
         sizes = tuple(
             n if n is not None else (m if m > 1 else size) for n, m in zip(shape, own, strict=True)
         )
+        free = [k for k, n in enumerate(shape) if n is None and own[k] == 1]
         if node.op_type == "Reshape" and number == 0 and len(node.input) > 1:
-            free = [k for k, n in enumerate(shape) if n is None and own[k] == 1]
             sizes = _that_reshape(sizes, free, model.values(scope, node.input[1]))
+        if node.op_type == "Resize" and number == 0 and len(node.input) > 3 and node.input[3]:
+            sizes = _that_resize(sizes, free, model.values(scope, node.input[3]))
         if ends is not None and math.prod(sizes) < _AROUND and 1 in own:
             widened = own.index(1)
             sizes = tuple(_AROUND if k == widened else n for k, n in enumerate(sizes))
@@ -226,6 +228,20 @@ def _that_reshape(
     else:
         return sizes
     return tuple(first if k == free[0] else 1 if k in free else n for k, n in enumerate(sizes))
+
+
+def _that_resize(
+    sizes: tuple[int, ...], free: Sequence[int], target: NDArray[Any] | None
+) -> tuple[int, ...]:
+    """Sizes whose batch and channels a Resize leaves as they are, where they are free.
+
+    Interpolation runs along space alone in a runtime. A target that names some axes only, or that
+    is not known, says nothing of the batch.
+    """
+    if target is None or target.size != len(sizes):
+        return sizes
+    kept = [k for k in free if k < 2]
+    return tuple(int(target.reshape(-1)[k]) if k in kept else n for k, n in enumerate(sizes))
 
 
 def _ends(side: CheckedModel, scope: Scope, node: NodeProto) -> tuple[float, float] | None:
@@ -311,8 +327,10 @@ def _run(
             alone.output[number] = f"y{number}"
             outputs.append(helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, None))
     graph = helper.make_graph([alone], "probe", inputs, outputs, constants)
-    opset = helper.make_opsetid("", scope.opset)
-    proto = helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
+    opsets = [helper.make_opsetid("", scope.opset)]
+    if node.domain not in ("", "ai.onnx"):
+        opsets.append(helper.make_opsetid(node.domain, 1))  # onnxruntime's own have no other
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
     return OnnxRuntime(proto.SerializeToString(), bounds=bounds).run(feeds)
 
 

@@ -26,7 +26,8 @@ Operands = list["Double | None"]
 def evaluate(node: NodeProto, operands: Operands, magnitude: bool) -> Double:
     """The output of an operator.
 
-    With ``magnitude`` the operands are bounds of absolute values, and so is the result: it bounds
+    A Cast counts as one to the type that its data has: who evaluates one has to know that. With
+    ``magnitude`` the operands are bounds of absolute values, and so is the result: it bounds
     the terms that the operator sums. Raises `Mismatch` where this module has no definition of the
     operator.
     """
@@ -245,6 +246,8 @@ _DEFINITIONS: dict[str, _Definition] = {
     "Add": _sum,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
+    "Cast": _unchanged,
+    "CastLike": _unchanged,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "Div": _quotient,

@@ -19,6 +19,7 @@ class Obstacle(Enum):
     """Why a check did not run. Its value is the text for the user."""
 
     SHAPE_UNKNOWN = "the shape of {} is not known"
+    TYPE_UNKNOWN = "the type of {} is not known"
     TOO_LARGE = "{} is too large to be made up"
     NOT_DRAWABLE = "nothing can be drawn for {}"
     DOES_NOT_RUN = "it does not run by itself: {}"

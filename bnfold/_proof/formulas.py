@@ -12,52 +12,68 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto
 
 from bnfold._onnx.read.scopes import label
 from bnfold._proof.absorption import (
     NO_SHIFT,
     Absorption,
+    Channels,
     ShiftImage,
     bias_deviation,
     deviation,
-    part_of,
+    require_same_input,
+    require_same_shape,
     row_parts,
     weight_deviation,
 )
+from bnfold._proof.activations import ahead_of_activation, without_sum
 from bnfold._proof.evidence import Mismatch
 from bnfold._proof.full_rank_maps import Double
+from bnfold._proof.product_formulas import fused_gemm, fused_matmul, gemm, matmul
+from bnfold._proof.quantized import dequantized, rescaled
 
 
-def _conv(case: Absorption) -> float:
-    """``y[o] = Σ W[o,i,k]·x[i,·] + b[o]``: row o of the weight times ``s[o]``."""
+def _conv(case: Absorption, last: bool = False) -> float:
+    """``y[o] = Σ W[o,i,k]·x[i,·] + b[o]``: row o of the weight times ``s[o]``.
+
+    Channels are on axis 1, or on the ``last``.
+    """
     weight, made = case.stored(1), case.new(1)
     if weight is None or made is None:
-        return _bias_only(case)
-    _require_same_shape(case, weight, made)
-    scale = _per_channel(case, made.dtype, weight.shape[0])
+        return _bias_only(case, last)
+    require_same_shape(case, weight, made)
+    axis = weight.ndim - 1 if last else 1
+    scale = _per_channel(case, made.dtype, weight.shape[0], axis)
     group = next((a.i for a in case.node.attribute if a.name == "group"), 1)
     cout, columns = weight.shape[:2]
-    factor, term = case.entering(1, columns * group)
+    factor, term = case.entering(axis, columns * group)
     first = np.arange(cout) // (cout // group) * columns
     read = first[:, None] + np.arange(columns)
     values, sizes = np.zeros(cout), np.zeros(cout)
     if bool(term.any()):
-        _require_no_padding(case, weight.shape)
+        _require_no_padding(case, weight.shape, 1 if last else 2)
         for part in row_parts(weight.shape):
             flat = weight[part].astype(np.float64)
             flat = flat.reshape(*flat.shape[:2], -1)
             values[part] = (flat.sum(axis=2) * term[read[part]]).sum(axis=1)
             sizes[part] = (np.abs(flat).sum(axis=2) * np.abs(term[read[part]])).sum(axis=1)
-    image = ShiftImage(_on_axis_one(values, weight.ndim), _on_axis_one(sizes, weight.ndim))
+    image = ShiftImage(*(_on_axis(part, weight.ndim, axis) for part in (values, sizes)))
 
     def wanted(part: slice) -> Double:
         entered = np.einsum("oi...,oi->oi...", weight[part].astype(np.float64), factor[read[part]])
         scaled: Double = np.einsum("o...,o->o...", entered, scale[part])
         return scaled
 
-    worst = weight_deviation(case, wanted, made, made.dtype)
-    return max(worst, _conv_bias_deviation(case, weight.ndim, made.dtype, image))
+    reach = np.abs(scale) * np.abs(factor).max(initial=0.0)
+    held = Channels(weight, 0, reach, case.new(2))
+    worst = weight_deviation(case, wanted, made, made.dtype, held)
+    return max(worst, _conv_bias_deviation(case, weight.ndim, made.dtype, image, axis))
+
+
+def _fused_conv(case: Absorption, last: bool = False) -> float:
+    """``f(Conv(x, W, b) + z)`` of onnxruntime's FusedConv."""
+    inner, worst = ahead_of_activation(case)
+    return max(worst, _conv(without_sum(inner, 3), last))
 
 
 def _conv_transpose(case: Absorption) -> float:
@@ -68,7 +84,7 @@ def _conv_transpose(case: Absorption) -> float:
     if weight is None or made is None:
         return _bias_only(case)
     group = next((a.i for a in case.node.attribute if a.name == "group"), 1)
-    _require_same_shape(case, weight, made)
+    require_same_shape(case, weight, made)
     cin, columns = weight.shape[:2]
     scale = _per_channel(case, made.dtype, columns * group)
     factor, term = case.entering(1, cin)
@@ -83,107 +99,19 @@ def _conv_transpose(case: Absorption) -> float:
         if bool(term.any()):
             terms = weight[rows, column].reshape(-1) * term[rows]
             values[output], sizes[output] = terms.sum(), np.abs(terms).sum()
-    image = ShiftImage(_on_axis_one(values, weight.ndim), _on_axis_one(sizes, weight.ndim))
+    image = ShiftImage(*(_on_axis(part, weight.ndim) for part in (values, sizes)))
+
+    def by_output(values: Double) -> Double:
+        rows = values.reshape(group, cin // group, columns, -1).swapaxes(1, 2)
+        laid: Double = rows.reshape(group * columns, -1)
+        return laid
+
+    reach = np.abs(scale) * np.abs(factor).max(initial=0.0)
+    held = Channels(by_output(weight), 0, reach, case.new(2))
+    asked = np.where(np.isnan(wanted), 0.0, np.abs(wanted))
+    held.check(by_output(asked).max(axis=1, initial=0.0), made.dtype, case)
     worst = weight_deviation(case, lambda part: wanted[part], made, made.dtype)
     return max(worst, _conv_bias_deviation(case, weight.ndim, made.dtype, image))
-
-
-def _gemm(case: Absorption) -> float:
-    """``S·(α·A'·B' + β·C) + T``: S goes into the constant factor and ``β·C``, T into ``β·C``."""
-
-    def matrix(values: NDArray[Any] | None, of: NodeProto, at: int) -> NDArray[Any] | None:
-        flag = "transA" if at == 0 else "transB"
-        turned = any(a.name == flag and a.i for a in of.attribute)
-        if values is None:
-            return None
-        return values.T if turned else values
-
-    def offset(c: NDArray[Any] | None, of: NodeProto) -> Double:
-        beta = next((float(a.f) for a in of.attribute if a.name == "beta"), 1.0)
-        zero = c is None or beta == 0.0
-        return np.zeros((1, 1)) if zero else np.atleast_2d(beta * np.asarray(c, np.float64))
-
-    at = 1 if case.stored(1) is not None else 0
-    raw = case.new(at)
-    factor, made = matrix(case.stored(at), case.node, at), matrix(raw, case.twin, at)
-    if factor is None or made is None or raw is None:
-        raise Mismatch(f"{label(case.twin)} has no constant factor")
-    _require_same_shape(case, factor, made)
-    alphas = [
-        next((float(a.f) for a in of.attribute if a.name == "alpha"), 1.0)
-        for of in (case.node, case.twin)
-    ]
-    if alphas[0] != alphas[1]:
-        raise Mismatch(f"alpha of {label(case.twin)} changed")
-    # B' is [K, N] and data A' is [M, K]; A' as the constant is [M, K] and data B' is [K, N].
-    data_turned = any(
-        a.name == ("transA" if at == 1 else "transB") and a.i for a in case.node.attribute
-    )
-    summed = factor.shape[0] if at == 1 else factor.shape[1]
-    scales, terms = case.entering(at ^ int(data_turned), summed)
-    entering = scales[:, None] if at == 1 else scales[None, :]
-    scale = case.scale([at], raw.dtype)
-
-    def wanted(part: slice) -> Double:
-        entered = factor[part].astype(np.float64) * part_of(entering, 2, part)
-        scaled: Double = entered * part_of(scale, 2, part)
-        return scaled
-
-    worst = weight_deviation(case, wanted, made, raw.dtype)
-    image = _matrix_image(factor, terms, at, alphas[0]) if bool(terms.any()) else NO_SHIFT
-    old, new = offset(case.old(2), case.node), offset(case.new(2), case.twin)
-    return max(worst, bias_deviation(case, old, new, raw.dtype, image))
-
-
-def _matmul(case: Absorption) -> float:
-    """``S·(X·W) + T = X·(S·W) + T`` where S is constant along the axis that X writes."""
-    at = 1 if case.stored(1) is not None else 0
-    factor, made = case.stored(at), case.new(at)
-    if factor is None or made is None:
-        raise Mismatch(f"{label(case.twin)} has no constant factor")
-    rank = case.target.scale.ndim
-    vector = case.rank(1 - at) == 1
-    columns = factor.ndim - 2 if at == 1 else factor.ndim - 1
-    # The sizes of the constant along the axes of the output; 1 on the axis that X writes.
-    sizes = list(factor.shape)
-    sizes[max(columns, 0)] = 1
-    if vector or factor.ndim < 2:
-        del sizes[max(columns, 0)]
-    own = {rank - len(sizes) + k for k, n in enumerate(sizes) if n > 1}
-    scale = case.scale(sorted(own), made.dtype)
-    if vector and rank:
-        scale = np.expand_dims(scale, -2 if at == 1 else -1)
-    while scale.ndim > factor.ndim and scale.shape[0] == 1:
-        scale = scale[0]
-    data = case.rank(1 - at)
-    entry = None if data is None else (data - 1 if at == 1 else max(data - 2, 0))
-    scales, terms = case.entering(entry, factor.shape[max(columns, 0)])
-    along = tuple(-1 if k == max(columns, 0) else 1 for k in range(factor.ndim))
-    _require_same_shape(case, factor, made)
-    np.broadcast_to(scale, factor.shape)  # raises for a scale of another rank
-    entering = scales.reshape(along)
-
-    def wanted(part: slice) -> Double:
-        rows = (factor[part] if factor.ndim else factor).astype(np.float64)
-        entered = rows * part_of(entering, factor.ndim, part)
-        scaled: Double = entered * part_of(scale, factor.ndim, part)
-        return scaled
-
-    worst = weight_deviation(case, wanted, made, made.dtype)
-    image = NO_SHIFT
-    if bool(terms.any()):
-        if factor.ndim != 2:
-            raise Mismatch(
-                f"a shift went ahead of {label(case.node)}, which has batches of weights"
-            )
-        parts = terms.reshape(along) * factor.astype(np.float64)
-        out = rank - 1 if at == 1 else rank - 2 + vector
-        shape = tuple(-1 if k == out else 1 for k in range(rank))
-        image = ShiftImage(
-            parts.sum(axis=max(columns, 0)).reshape(shape),
-            np.abs(parts).sum(axis=max(columns, 0)).reshape(shape),
-        )
-    return max(worst, bias_deviation(case, np.zeros(()), np.zeros(()), made.dtype, image))
 
 
 def _norm(
@@ -232,7 +160,7 @@ def _require_same_normalization(case: Absorption, parameters: Sequence[int | Non
         raise Mismatch(f"a map went ahead of {label(case.node)}, which normalizes it away")
     for place in range(max(len(case.node.input), len(case.twin.input))):
         if place not in parameters:
-            _require_same_input(case, place)
+            require_same_input(case, place)
 
 
 def _recurrent(case: Absorption) -> float:
@@ -242,7 +170,7 @@ def _recurrent(case: Absorption) -> float:
     weight, made = case.stored(1), case.new(1)
     if weight is None or made is None:
         raise Mismatch(f"the weight of {label(case.twin)} is not constant")
-    _require_same_shape(case, weight, made)
+    require_same_shape(case, weight, made)
     for map_ in (case.target, case.remaining):
         if bool((map_.scale != 1).any() or (map_.shift != 0).any()):
             raise Mismatch(f"a map went into {label(case.node)} from behind it")
@@ -261,7 +189,7 @@ def _recurrent(case: Absorption) -> float:
     fixed = old is not None or not any(case.node.input[3:4])
     for at in range(2, max(len(case.node.input), len(case.twin.input))):
         if at != 3 or not fixed:
-            _require_same_input(case, at)
+            require_same_input(case, at)
     if not fixed:
         if bool(term.any()):
             raise Mismatch(f"a shift went ahead of {label(case.node)}, whose bias is not constant")
@@ -278,48 +206,41 @@ def _recurrent(case: Absorption) -> float:
     return max(worst, deviation(found, bias, sizes, made.dtype))
 
 
-def _require_same_input(case: Absorption, place: int) -> None:
-    """Raise `Mismatch` where an input has changed that takes no map in."""
-    given = [place < len(one.input) and one.input[place] != "" for one in (case.node, case.twin)]
-    was, now = (
-        None if values is None else (values.shape, values.dtype, values.tobytes())
-        for values in (case.stored(place), case.new(place))
-    )
-    related = given[0] and case.node.input[place] in case.related
-    if given[0] != given[1] or was != now or related:
-        raise Mismatch(f"input {place} of {label(case.twin)} changed")
-
-
-def _bias_only(case: Absorption) -> float:
+def _bias_only(case: Absorption, last: bool = False) -> float:
     """``b + t``: the weight is computed at run time, so only a shift can be folded."""
-    entered = case.entry is not None
-    if entered or bool((case.scale([1], np.dtype(np.float64)) != 1).any()):
+    entered, rank = case.entry is not None, case.target.scale.ndim
+    axis = rank - 1 if last else 1
+    if entered or bool((case.scale([axis], np.dtype(np.float64)) != 1).any()):
         raise Mismatch(f"a scale was folded into {label(case.node)}, whose weight is not constant")
     if list(case.twin.input[1:2]) != list(case.node.input[1:2]):
         raise Mismatch(f"{label(case.twin)} reads another weight")
     made = case.new(2)
     dtype = np.dtype(np.float64) if made is None else made.dtype
-    return _conv_bias_deviation(case, case.target.scale.ndim, dtype)
+    return _conv_bias_deviation(case, rank, dtype, axis=axis)
 
 
 def _conv_bias_deviation(
-    case: Absorption, rank: int, dtype: np.dtype[Any], image: ShiftImage = NO_SHIFT
+    case: Absorption,
+    rank: int,
+    dtype: np.dtype[Any],
+    image: ShiftImage = NO_SHIFT,
+    axis: int = 1,
 ) -> float:
     """``s·b + t`` for a bias at input 2 with one number per channel; a missing bias is 0."""
-    old, made = _on_axis_one(case.old(2), rank), _on_axis_one(case.new(2), rank)
+    old, made = _on_axis(case.old(2), rank, axis), _on_axis(case.new(2), rank, axis)
     return bias_deviation(case, old, made, dtype, image)
 
 
-def _per_channel(case: Absorption, dtype: np.dtype[Any], count: int) -> Double:
-    """The scale of a convolution's output channels, which lie on axis 1."""
-    scale = case.scale([1], dtype).reshape(-1)
+def _per_channel(case: Absorption, dtype: np.dtype[Any], count: int, axis: int = 1) -> Double:
+    """The scale of a convolution's output channels, which lie on an axis."""
+    scale = case.scale([axis], dtype).reshape(-1)
     if scale.size not in (1, count):
         raise Mismatch(f"the folded map has {scale.size} channels, its operator {count}")
     return np.broadcast_to(scale, (count,))
 
 
-def _on_axis_one(values: NDArray[Any] | None, rank: int) -> Double:
-    """A vector with one number per channel, on axis 1 of a tensor of a rank; None gives 0.
+def _on_axis(values: NDArray[Any] | None, rank: int, axis: int = 1) -> Double:
+    """A vector with one number per channel, on an axis of a tensor of a rank; None gives 0.
 
     A vector of 8 numbers becomes an array of shape ``(1, 8, 1, 1)`` for rank 4.
     """
@@ -327,11 +248,14 @@ def _on_axis_one(values: NDArray[Any] | None, rank: int) -> Double:
         return np.zeros((1,) * rank)
     if values.ndim != 1 or rank < 2:
         raise Mismatch(f"a bias of shape {values.shape} is not one number per channel")
-    return values.astype(np.float64).reshape((1, -1, *(1,) * (rank - 2)))
+    return values.astype(np.float64).reshape([-1 if k == axis else 1 for k in range(rank)])
 
 
-def _require_no_padding(case: Absorption, shape: Sequence[int]) -> None:
-    """Raise `Mismatch` where a Conv pads its data: the shift is missing in the padding."""
+def _require_no_padding(case: Absorption, shape: Sequence[int], first: int) -> None:
+    """Raise `Mismatch` where a Conv pads its data: the shift is missing in the padding.
+
+    ``first`` is the first axis of space.
+    """
     lists = {a.name: list(a.ints) for a in case.node.attribute}
     mode = next((a.s for a in case.node.attribute if a.name == "auto_pad"), b"NOTSET")
     padded = any(lists.get("pads", ())) and mode in (b"", b"NOTSET")
@@ -340,7 +264,7 @@ def _require_no_padding(case: Absorption, shape: Sequence[int]) -> None:
         for k, kernel in enumerate(shape[2:]):
             stride = (lists.get("strides") or [1] * len(shape))[k]
             reach = (lists.get("dilations") or [1] * len(shape))[k] * (kernel - 1)
-            size = sizes[2 + k] if len(sizes) == len(shape) else None
+            size = sizes[first + k] if len(sizes) == len(shape) else None
             last = None if size is None else (-(-size // stride) - 1) * stride + reach
             padded = padded or (reach > 0 and (last is None or size is None or last >= size))
     if padded:
@@ -356,45 +280,31 @@ def _require_one_source(case: Absorption, shape: Sequence[int]) -> None:
         raise Mismatch(f"a shift went ahead of {label(case.node)}, whose outputs sum unlike parts")
 
 
-def _require_same_shape(case: Absorption, weight: NDArray[Any], made: NDArray[Any]) -> None:
-    """Raise `Mismatch` where the new weight has another shape than the old one."""
-    if weight.shape != made.shape:
-        raise Mismatch(f"the weight of {label(case.twin)} has shape {made.shape}")
-
-
-def _matrix_image(factor: NDArray[Any], terms: Double, at: int, alpha: float) -> ShiftImage:
-    """What a shift of its data adds to the output of a Gemm: ``α·t·B'`` for a row t that is added
-    to every row of A', ``α·A'·t`` for a column t that is added to every column of B'.
-    """
-    shape = (1, factor.shape[1]) if at == 1 else (factor.shape[0], 1)
-    value, bulk = np.zeros(shape), np.zeros(shape)
-    for part in row_parts(factor.shape):
-        rows = factor[part].astype(np.float64)
-        if at == 1:
-            value += terms[None, part] @ rows
-            bulk += np.abs(terms)[None, part] @ np.abs(rows)
-        else:
-            value[part] = rows @ terms[:, None]
-            bulk[part] = np.abs(rows) @ np.abs(terms)[:, None]
-    return ShiftImage(alpha * value, abs(alpha) * bulk)
-
-
 FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "BatchNormalization": _norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "DequantizeLinear": dequantized,
     "GRU": _recurrent,
-    "Gemm": _gemm,
+    "Gemm": gemm,
     "GroupNormalization": _norm,
     "InstanceNormalization": _norm,
     "LSTM": _recurrent,
     "LayerNormalization": partial(_norm, on_last_axes=True),
-    "MatMul": _matmul,
+    "MatMul": matmul,
+    "Mul": rescaled,
     "RMSNormalization": partial(_norm, beta_at=None, on_last_axes=True),
     "RNN": _recurrent,
     "SimplifiedLayerNormalization": partial(_norm, beta_at=None, on_last_axes=True),
+    "com.microsoft::EmbedLayerNormalization": partial(_norm, at=5, beta_at=6, on_last_axes=True),
+    "com.microsoft::FusedConv": _fused_conv,
+    "com.microsoft::FusedGemm": fused_gemm,
+    "com.microsoft::FusedMatMul": fused_matmul,
+    "com.microsoft::NhwcConv": partial(_conv, last=True),
+    "com.microsoft::NhwcFusedConv": partial(_fused_conv, last=True),
     "com.microsoft::SkipLayerNormalization": partial(_norm, at=2, beta_at=3, on_last_axes=True),
     "com.microsoft::SkipSimplifiedLayerNormalization": partial(
         _norm, at=2, beta_at=None, on_last_axes=True
     ),
+    "com.microsoft::TransposeMatMul": fused_matmul,
 }

@@ -296,7 +296,13 @@ def _term_bound(chain: _Chain, x: Double, made: Double) -> Double:
             size = inputs[0] * inputs[1]
         elif op == "Div":
             size = inputs[0] / inputs[1]
-        elif op not in ("Dropout", "Identity", "Neg"):  # a norm: its output, and its bias
+        elif op not in (
+            "Cast",
+            "CastLike",
+            "Dropout",
+            "Identity",
+            "Neg",
+        ):  # a norm: its output, and its bias
             parts = [one.max(initial=0) for n, one in enumerate(inputs) if one is not None and n]
             size = np.abs(made).max(initial=0, keepdims=True) + float(sum(parts))
     return size

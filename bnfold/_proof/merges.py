@@ -32,10 +32,13 @@ def check_merge(model: CheckedModel, scope: Scope, patch: Patch) -> float | Unch
     finite numbers. Raises `Mismatch` where another operator reads a tensor that is gone, where a
     new tensor takes a name that is in use, or where the old or the new operators cannot run.
     """
-    typed = {p for p in patch.nodes if scope.nodes[p].op_type == "CastLike"}
+    typed = {p for p, one in patch.nodes.items() if one is not None and one.op_type == "CastLike"}
     places = [position for position in patch.nodes if position not in typed]
     old = [scope.nodes[position] for position in places if scope.nodes[position].op_type]
     new = [node for place in places if (node := patch.nodes[place]) is not None]
+    for node in old:
+        if node.op_type in ("Cast", "CastLike") and not model.is_no_cast(scope, node):
+            raise Mismatch(f"{label(node)} changes the type, and so is no part of one operator")
     written, made = ({n for node in part for n in node.output if n} for part in (old, new))
     seen = {name for name in written if _is_seen(scope, patch, name)}
     if not seen or not seen <= made:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import bnfold
 from bnfold._core.result import Fold, Kept, Plan
+from bnfold._onnx.files.text_forms import written_as
 from bnfold._report.findings import certified, figures, foldable, located, trouble
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Itera
     yield from _plan_lines(outcome, verbose, "folded", "merged")
     yield from verdict_lines(outcome.verdict, verbose, power)
     if outcome.output is not None:
-        yield f"wrote {outcome.output}"
+        form = written_as(outcome.output) if outcome.output.suffix != ".pt2" else None
+        yield f"wrote {outcome.output}" + (f", in {form.told}" if form is not None else "")
         for path in outcome.left_behind:
             yield f"{path} is not read by it any more; remove it if no other model needs it"
     elif outcome.verdict.status == "fail":
@@ -70,15 +72,20 @@ def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
 
 def _merged(merges: Sequence[Fold]) -> str:
     """How many operators merged into how many. A merged operator may merge again with others."""
-    gone = {(fold.graph, node) for fold in merges for node in fold.nodes}
-    left = {(fold.graph, fold.into) for fold in merges} - gone
-    parts = sum(len(fold.nodes) for fold in merges) + len(left)
-    return f"{_count(parts, 'linear operator')} into {len(left)}"
+    parts, made = 0, set[tuple[str, str]]()
+    for fold in merges:
+        for node in (*fold.nodes, fold.into):
+            parts += (fold.graph, node) not in made
+            made.discard((fold.graph, node))
+        made.add((fold.graph, fold.into))
+    return f"{_count(parts, 'linear operator')} into {len(made)}"
 
 
 def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> Iterator[str]:
     """Yield lines that say what folded and merged, and what stays."""
     plan = outcome.plan
+    if outcome.frozen:
+        yield f"froze {_count(outcome.frozen, 'initializer')} that a caller could override"
     rows = list(_operator_rows(plan))
     if plan.folds:
         rows.append(("file size", _size(outcome.size_before), _size(outcome.size_after)))
@@ -96,6 +103,12 @@ def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> It
     else:
         yield "nothing to fold"
     yield from _kept_lines(plan, verbose)
+    if outcome.hanging:
+        verb = "hangs" if outcome.hanging == 1 else "hang"
+        yield (
+            f"{_count(outcome.hanging, 'map')} {verb} on initializers that are listed as inputs, "
+            "which --freeze-initializers takes for fixed"
+        )
 
 
 def verdict_lines(verdict: Verdict, verbose: bool, power: bool = False) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The threads and the time that a comparison may use."""
+"""The threads, the time and the libraries of operators that a comparison may use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -17,25 +18,29 @@ class Exhausted(Exception):
 
 @dataclass(frozen=True)
 class Bounds:
-    """The threads and the time that a comparison may use.
+    """The threads, the time and the libraries of operators that a comparison may use.
 
     Attributes:
         threads: how many threads a session uses; 0 for one per core.
         deadline: when to stop, by the monotonic clock; None for never.
         seconds: the time in all, for messages.
+        libraries: the libraries of custom operators that each session registers.
     """
 
     threads: int = 0
     deadline: float | None = None
     seconds: float | None = None
+    libraries: tuple[Path, ...] = ()
 
     @classmethod
-    def beginning(cls, threads: int, seconds: float | None) -> Bounds:
+    def beginning(
+        cls, threads: int, seconds: float | None, libraries: tuple[Path, ...] = ()
+    ) -> Bounds:
         """Bounds whose time begins now."""
         limit = math.inf if seconds is None else float(seconds)
         if limit > threading.TIMEOUT_MAX:
-            return cls(threads)
-        return cls(threads, time.monotonic() + limit, limit)
+            return cls(threads, libraries=libraries)
+        return cls(threads, time.monotonic() + limit, limit, libraries)
 
     def check(self) -> None:
         """Raise `Exhausted` once time is up."""

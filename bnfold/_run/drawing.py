@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -21,12 +21,11 @@ import onnx
 from onnx import TensorProto
 
 from bnfold._errors import UsageError
+from bnfold._run.flavours import FLAVOURS, IMAGE_RANK, Flavour, draw_floats, into_range
 from bnfold._run.hints import Hints, pixel_range
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
 
-Flavour = Literal["signed", "unsigned", "structured", "large"]
-FLAVOURS: tuple[Flavour, ...] = ("signed", "unsigned", "structured", "large")
 Role = Literal["batch", "channel", "side", "length"]
 Key: TypeAlias = tuple[str, int]
 """A free dimension: (its name, -1) where it has one, else (input, axis)."""
@@ -57,12 +56,7 @@ _ATTEMPTS = 40
 _LARGEST = 1 << 26
 _WIDEST = 8
 _OTHERS = 4
-_BLOCK = 8
-_STROKE = 3
-_INK = 0.3
-_LARGE = 100.0
 _SIDE_STEP = 32
-_IMAGE_RANK = 4
 
 
 class UndrawableError(Exception):
@@ -90,19 +84,20 @@ class WantedInputs:
         """
         known = {flavour: flavour for flavour in FLAVOURS}
         flavours = []
-        for name in draws:
+        for name in (draws,) if isinstance(draws, str) else draws:
             if name not in known:
                 raise UsageError(f"there are no {name!r} inputs; there are {', '.join(FLAVOURS)}")
             flavours.append(known[name])
         if not flavours:
             raise UsageError(f"say which inputs to draw: {', '.join(FLAVOURS)}")
-        sizes = {
-            name: (given,) if isinstance(given, int) else tuple(given)
+        sizes: dict[str, tuple[Any, ...]] = {
+            name: tuple(given) if isinstance(given, Sequence) else (given,)
             for name, given in dims.items()
         }
         for name, given in sizes.items():
-            if not given or min(given) < 1:
-                raise UsageError(f"the dimension {name!r} needs sizes of 1 or more")
+            whole = all(isinstance(size, int | np.integer) and size >= 1 for size in given)
+            if not given or not whole:
+                raise UsageError(f"the dimension {name!r} needs sizes of 1 or more, not {given!r}")
         return cls(tuple(flavours), sizes)
 
 
@@ -211,6 +206,22 @@ class InputSource:
                 tried.append(candidate)
                 yield self._draw(number, candidate)
 
+    def filling(self, given: InputSet, names: Collection[str]) -> Iterator[InputSet]:
+        """Yield a given input set with drawn values for some further inputs, likeliest sizes first.
+
+        A free dimension that a given input has as well takes the size that it has there.
+        """
+        known = dict[Key, int]()
+        for spec in self._specs:
+            if spec.name not in names and spec.name in given.feeds:
+                for key, size in zip(spec.keys(), given.feeds[spec.name].shape, strict=True):
+                    if key is not None:
+                        known[key] = size
+        for sizes in self._likely():
+            drawn = self._draw(0, {**sizes, **known})
+            filled = {name: drawn.feeds[name] for name in names}
+            yield InputSet(given.label, {**given.feeds, **filled})
+
     def _count(self, sizes: Mapping[Key, int]) -> int:
         """How many numbers a set of inputs holds."""
         return sum(math.prod(spec.shape(sizes)) for spec in self._specs)
@@ -275,8 +286,8 @@ class _Spec:
         signed = flavour != "unsigned"
         if self.element in _FLOATS:
             values = draw_floats(rng, flavour, shape)
-            if self.pixels is not None and len(shape) >= _IMAGE_RANK - 1 and flavour != "large":
-                values = _into_range(values, flavour, *self.pixels)
+            if self.pixels is not None and len(shape) >= IMAGE_RANK - 1 and flavour != "large":
+                values = into_range(values, flavour, *self.pixels)
             return np.asarray(values, dtype=_FLOATS[self.element])
         if self.element == TensorProto.BOOL:
             return np.asarray(self._ones(rng, signed, shape), dtype=np.bool_)
@@ -285,7 +296,7 @@ class _Spec:
             integers: Array = rng.integers(0, self.bound, shape)
         elif self.literals:
             integers = np.full(shape, self.literals[0 if signed else -1])
-        elif np.dtype(dtype).itemsize == 1 and len(shape) >= _IMAGE_RANK - 1:
+        elif np.dtype(dtype).itemsize == 1 and len(shape) >= IMAGE_RANK - 1:
             limits = np.iinfo(dtype)
             integers = rng.integers(limits.min, int(limits.max) + 1, shape)
         else:
@@ -304,49 +315,6 @@ class _Spec:
         return values
 
 
-def draw_floats(rng: np.random.Generator, flavour: Flavour, shape: tuple[int, ...]) -> Array:
-    """Draw numbers of a kind, see `WantedInputs`, in float64."""
-    if flavour == "unsigned":
-        return rng.random(shape)
-    if flavour != "structured":
-        values = rng.standard_normal(shape)
-        return values * _LARGE if flavour == "large" else values
-    return _draw_page(rng, shape)
-
-
-def _draw_page(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Draw marks on a flat ground with a margin, like a page: -2 and 2. All channels are alike.
-
-    A tensor of two axes or fewer is no image: it has flat blocks of -2, 0 and 2. Noise looks the
-    same everywhere, so channels that look for edges or flat parts would be dead.
-    """
-    if len(shape) < _IMAGE_RANK - 1:
-        blocks: Array = rng.integers(-1, 2, tuple(-(-size // _BLOCK) for size in shape))
-        for axis, size in enumerate(shape):
-            blocks = np.take(blocks.repeat(_BLOCK, axis), range(size), axis)
-        doubled: Array = blocks * 2.0
-        return doubled
-    spatial = shape[2:] if len(shape) >= _IMAGE_RANK else shape[1:]
-    marks: Array = rng.random([-(-size // _STROKE) for size in spatial]) < _INK
-    for axis, size in enumerate(spatial):
-        marks = np.take(marks.repeat(_STROKE, axis), range(size), axis)
-        inside = np.arange(size) >= size // 4
-        others = [other for other in range(len(spatial)) if other != axis]
-        marks = marks & np.expand_dims(inside & inside[::-1], others)
-    page: Array = np.broadcast_to(np.where(marks, -2.0, 2.0), shape).copy()
-    return page
-
-
-def _into_range(values: Array, flavour: Flavour, low: float, high: float) -> Array:
-    """Drawn numbers, moved into a range.
-
-    Normal numbers get the middle of the range as mean, and a quarter of its width as deviation.
-    """
-    if flavour == "unsigned":
-        return low + values * (high - low)
-    return np.clip((low + high) / 2 + values * (high - low) / 4, low, high)
-
-
 def _spec(value: onnx.ValueInfoProto, hints: Hints, pixels: tuple[float, float] | None) -> _Spec:
     """What to draw for one graph input, as its type and the hints tell."""
     kind = value.type.WhichOneof("value")
@@ -363,7 +331,7 @@ def _spec(value: onnx.ValueInfoProto, hints: Hints, pixels: tuple[float, float] 
             for dim in tensor.shape.dim
         ]
     else:
-        dims = [None] * (hints.rank(value.name) or _IMAGE_RANK)
+        dims = [None] * (hints.rank(value.name) or IMAGE_RANK)
     for axis, dim in enumerate(dims):
         if not isinstance(dim, int):
             dims[axis] = hints.size(value.name, axis, len(dims)) or dim
@@ -385,11 +353,11 @@ def _role(dims: list[int | str | None], axis: int) -> Role:
         return "batch"
     if axis == 0:
         return "batch" if rank > 1 else "length"
-    if rank >= _IMAGE_RANK:
-        last_is_channel = isinstance(dims[-1], int) and dims[-1] <= _IMAGE_RANK
+    if rank >= IMAGE_RANK:
+        last_is_channel = isinstance(dims[-1], int) and dims[-1] <= IMAGE_RANK
         return "channel" if axis == 1 and not last_is_channel else "side"
     first = dims[0]
-    if rank == _IMAGE_RANK - 1 and isinstance(first, int) and first > 1:
+    if rank == IMAGE_RANK - 1 and isinstance(first, int) and first > 1:
         if first == _CHOICES["channel"][0]:
             return "side"  # an image without a batch dimension
         return "batch" if axis == 1 else "length"  # the stacked states of a recurrent layer

@@ -35,7 +35,7 @@ def hoist(model: ModelProto) -> bool:
         old = tensor.name
         tensor.name = names.fresh(old)
         _drop(body, old)
-        _rename(body, old, tensor.name)
+        rename(body, old, tensor.name)
         model.graph.initializer.append(tensor)
     return True
 
@@ -76,7 +76,7 @@ def _drop(body: GraphProto, name: str) -> None:
         del body.node[place]
 
 
-def _rename(graph: GraphProto, old: str, new: str) -> None:
+def rename(graph: GraphProto, old: str, new: str) -> None:
     """Let the nodes of a graph read ``new`` in place of ``old``.
 
     So do the nodes of its bodies, unless the body has its own tensor of the name ``old``.
@@ -87,4 +87,4 @@ def _rename(graph: GraphProto, old: str, new: str) -> None:
                 node.input[place] = new
         for body in subgraphs(node):
             if old not in own_names(body):
-                _rename(body, old, new)
+                rename(body, old, new)

@@ -26,8 +26,15 @@ _LINEAR = {
     "GroupNormalization": slice(1, 3),
     "RMSNormalization": slice(1, 2),
     "SimplifiedLayerNormalization": slice(1, 2),
+    "com.microsoft::EmbedLayerNormalization": slice(5, 7),
+    "com.microsoft::FusedConv": slice(1, 3),
+    "com.microsoft::FusedGemm": slice(3),
+    "com.microsoft::FusedMatMul": slice(2),
+    "com.microsoft::NhwcConv": slice(1, 3),
+    "com.microsoft::NhwcFusedConv": slice(1, 3),
     "com.microsoft::SkipLayerNormalization": slice(2, 5),
     "com.microsoft::SkipSimplifiedLayerNormalization": slice(2, 4),
+    "com.microsoft::TransposeMatMul": slice(2),
 }
 """Operators with weights, by `type_of`, and the numbers of the inputs that are weights."""
 _ELEMENTWISE = {"Add", "Div", "Mul", "PRelu", "Sub"}

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from bnfold._onnx.read.constants import Constant, Constants, is_evaluated
-from bnfold._onnx.read.scopes import Scope, read_scopes
+from bnfold._onnx.read.quantized import MADE_BYTES
+from bnfold._onnx.read.scopes import Scope, read_scopes, type_of
 from bnfold._onnx.read.shapes import Shapes, infer
 from bnfold._run.nodes import reached, subgraphs
 from bnfold._run.noise import Array
 from bnfold._run.operands import COUNTING, Operand, Operands
+
+_OF_INTEGERS = ("DequantizeLinear", "QuantizeLinear")
+"""Operators that make weights of stored integers, and these of floats."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ def find_weights(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
     fixed, counted = set(main.initializers), set[str]()
     known, made, optional = set(main.initializers), set[str](), set(main.protected)
     operands, read = Operands(model.functions), list[Operand]()
+    small = _integers(model) * np.dtype(np.float32).itemsize <= MADE_BYTES
     for node in model.graph.node:
         varying = [name for name in node.input if name and name not in fixed]
         outputs = [name for name in node.output if name]
@@ -57,7 +64,9 @@ def find_weights(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
                 optional.update(outputs)
             elif node.op_type == "Constant":
                 known.update(outputs)
-            elif is_evaluated(node) and known.issuperset(filter(None, node.input)):
+            elif known.issuperset(filter(None, node.input)) and (
+                is_evaluated(node) or (type_of(node) in _OF_INTEGERS and small)
+            ):
                 known.add(node.output[0])
                 made.add(node.output[0])
         elif node.op_type in COUNTING or (
@@ -87,6 +96,12 @@ def plantable_weights(model: onnx.ModelProto, weights: PerturbableWeights) -> Co
     outputs = {value.name for value in model.graph.output}
     left = outputs & reached(model.graph, weights.values.keys())
     return weights.layers if left <= reached(model.graph, weights.layers) else weights.values.keys()
+
+
+def _integers(model: onnx.ModelProto) -> int:
+    """How many numbers all integers of the main graph hold that a DequantizeLinear may read."""
+    read = {node.input[0] for node in model.graph.node if type_of(node) in _OF_INTEGERS}
+    return sum(math.prod(t.dims) for t in model.graph.initializer if t.name in read)
 
 
 class _Inferred(Shapes):

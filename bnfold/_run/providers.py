@@ -54,7 +54,7 @@ def by_name(names: Iterable[str]) -> tuple[Provider, ...]:
     Raises:
         UsageError: there is no such provider.
     """
-    asked = tuple(dict.fromkeys(names))
+    asked = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
     for name in asked:
         if name not in PROVIDERS:
             raise UsageError(f"there is no provider {name!r}; there are {', '.join(PROVIDERS)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ import onnxruntime as ort
 from bnfold._onnx import tensors
 from bnfold._onnx.files.external import all_tensors
 from bnfold._onnx.read.order import put_in_order
+from bnfold._run import legacy
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.noise import Array
 from bnfold._run.providers import CPU, Provider
@@ -82,6 +83,7 @@ class OnnxRuntime:
         folder: Path | None = None,
         *,
         optimized: bool = False,
+        precise: bool = False,
         provider: Provider = CPU,
         profile: Path | None = None,
         bounds: Bounds = UNBOUNDED,
@@ -102,6 +104,8 @@ class OnnxRuntime:
         options.intra_op_num_threads = bounds.threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.disable_prepacking", "1")
+        if precise:
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if folder is not None:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(folder)
@@ -110,6 +114,7 @@ class OnnxRuntime:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
         self._bounds = bounds
+        register(bounds.libraries, options)
         try:
             self._session = ort.InferenceSession(
                 str(source) if isinstance(source, Path) else source,
@@ -149,6 +154,16 @@ class OnnxRuntime:
         return Path(self._session.end_profiling())
 
 
+def register(libraries: Iterable[Path], options: ort.SessionOptions | None = None) -> None:
+    """Let a session know the operators of some libraries. Raises `EngineError` where it cannot."""
+    options = options or ort.SessionOptions()
+    for library in libraries:
+        try:
+            options.register_custom_ops_library(str(library))
+        except Exception as error:  # What it raises has no common base of its own.
+            raise _engine_error(error) from error
+
+
 class Reference:
     """The onnx package's own evaluator. It is slow; models that it runs wrongly are refused."""
 
@@ -182,14 +197,15 @@ class Reference:
             raise EngineError("too large for the reference evaluator")
         _refuse_known_bugs(model)
         try:
-            self._evaluator = ReferenceEvaluator(model)
+            replaced = legacy.operators(_own_opset(model))
+            self._evaluator = ReferenceEvaluator(model, new_ops=replaced)
         except Exception as error:
             raise _engine_error(error) from error
         given = {tensor.name for tensor in model.graph.initializer}
         self.inputs = tuple(
-            _port_of_proto(value) for value in model.graph.input if value.name not in given
+            port_of_proto(value) for value in model.graph.input if value.name not in given
         )
-        self.outputs = tuple(map(_port_of_proto, model.graph.output))
+        self.outputs = tuple(map(port_of_proto, model.graph.output))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
         """Return the outputs in graph order; see `Engine.run`."""
@@ -210,9 +226,14 @@ def _inline(model: onnx.ModelProto, folder: Path | None) -> None:
             tensors.write(tensor, tensors.read(tensor, folder))
 
 
+def _own_opset(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators in a model."""
+    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+
+
 def _refuse_known_bugs(model: onnx.ModelProto) -> None:
     """Raise where the reference evaluator mixes batch statistics into an inference BatchNorm."""
-    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    opset = _own_opset(model)
     if opset >= _FIRST_RIGHT_BATCH_NORMALIZATION:
         return
     for node in model.graph.node:
@@ -250,7 +271,7 @@ def _port(argument: Any) -> Port:
     return Port(argument.name, argument.type, tuple(argument.shape))
 
 
-def _port_of_proto(value: onnx.ValueInfoProto) -> Port:
+def port_of_proto(value: onnx.ValueInfoProto) -> Port:
     """The port of an input or output in a model file."""
     kind = value.type.WhichOneof("value") or "unknown"
     if kind != "tensor_type":

@@ -8,10 +8,10 @@ function agree.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import onnx
 
@@ -21,6 +21,8 @@ from bnfold._run.hoist import hoist
 _SATURATING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Softsign", "Tanh"}
 _PASS_THROUGH = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _OWN = ("", "ai.onnx")
+Edit: TypeAlias = Callable[[onnx.ModelProto], None]
+"""Changes a model in place before it runs."""
 
 
 class Tap(NamedTuple):
@@ -51,7 +53,8 @@ class Source:
 
     The tensors come after its outputs or, with ``alone``, in place of them. ``parsed`` is the
     content of the file, if it has been parsed already. With ``hoisted``, the structure of the model
-    has the weights of bodies in its main graph.
+    has the weights of bodies in its main graph. ``edits`` change the model, in their order, before
+    anything else is done with it.
     """
 
     path: Path
@@ -59,6 +62,7 @@ class Source:
     alone: bool = False
     parsed: Parsed | None = field(default=None, compare=False)
     hoisted: bool = False
+    edits: tuple[Edit, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -69,7 +73,7 @@ class Source:
         """Parse the model, with nodes in order. External data stays in its files."""
         model = onnx.load(self.path, load_external_data=False)
         put_in_order(model)
-        self.tap(model)
+        self._change(model)
         return model
 
     def structure(self) -> onnx.ModelProto:
@@ -78,10 +82,15 @@ class Source:
         if model is None:
             model = self.proto()
         else:
-            self.tap(model)
+            self._change(model)
         if self.hoisted:
             hoist(model)
         return model
+
+    def _change(self, model: onnx.ModelProto) -> None:
+        for edit in self.edits:
+            edit(model)
+        self.tap(model)
 
     def tap(self, model: onnx.ModelProto) -> None:
         """Add the inner tensors to the outputs of a model that was parsed from the file."""
@@ -98,7 +107,7 @@ class Source:
         ``more`` is a model to merge into it. Protocol buffers that follow each other merge. So the
         addition stands after the end of the file, and the file need not be parsed.
         """
-        if self.alone:
+        if self.alone or self.edits:
             model = self.proto()
             if more is not None:
                 model.MergeFrom(more)

@@ -41,6 +41,8 @@ def read(path: Path, reader: Callable[[Path], bytes | None] | None = None) -> by
     A pipe or a device is refused: a model is read more than once, and a device may never end.
     Raises `UsageError` where the file cannot be read.
     """
+    if str(path) == "-":
+        raise UsageError("cannot read -: bnfold reads files, not standard input; give a file name")
     try:
         if not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
             raise UsageError(f"cannot read {path}: it is not a regular file")

@@ -7,8 +7,6 @@ from typing import Any
 
 from onnx import ModelProto
 
-import bnfold
-
 from .. import graphs
 from . import exact
 
@@ -42,11 +40,16 @@ def same(made: ModelProto, folded: ModelProto, data: Mapping[str, Any]) -> None:
 
 def holds(made: ModelProto, data: Mapping[str, Any] | None = None) -> ModelProto:
     """Fold, and hold the result to everything that must be true of it."""
+    return holds_told(made, data).folded
+
+
+def holds_told(made: ModelProto, data: Mapping[str, Any] | None = None) -> graphs.Done:
+    """The same, with the plan."""
     before = made.SerializeToString()
-    folded = bnfold.fold(made)
+    once = graphs.done(made)
     assert made.SerializeToString() == before, "the input model was changed"
-    same(made, folded, graphs.feeds(made) if data is None else data)
-    graphs.check(made, folded)
-    graphs.certified(made)
-    assert not graphs.orphans(made, folded)
-    return folded
+    same(made, once.folded, graphs.feeds(made) if data is None else data)
+    graphs.check(made, once.folded, once.plan)
+    graphs.certified(made, once)
+    assert not graphs.orphans(made, once.folded)
+    return once

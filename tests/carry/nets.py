@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-import bnfold
-
 from ..graphs import Piece, affine_nodes, bn, const, conv, counts, model, op, rand
-from .holding import holds
+from .holding import holds, holds_told
 
 Array = Any
 REASONS = ("axis-mismatch", "no-linear-operator", "not-carried", "shared-output", "zero-padding")
@@ -102,9 +100,9 @@ def stays(
     """As many affine operators are left as there were, and one is kept for one of the reasons,
     or with words that say more.
     """
-    folded = holds(made, data)
-    assert affine(folded) == affine(made), counts(folded)
-    kept = next((k for k in bnfold.plan(made).kept if k.node == node), None)
+    once = holds_told(made, data)
+    assert affine(once.folded) == affine(made), counts(once.folded)
+    kept = next((k for k in once.plan.kept if k.node == node), None)
     assert kept is not None, "no reason given"
     assert kept.code in (expected or REASONS), kept
     assert says in kept.message, kept

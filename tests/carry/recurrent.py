@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, helper
 
-import bnfold
-
 from .. import graphs
 from ..graphs import Piece, affine_nodes, op, rand
 
@@ -72,29 +70,37 @@ def batch_second(made: ModelProto) -> ModelProto:
 
 def folded(made: ModelProto, data: Mapping[str, Array] | None = None, *, left: int = 0) -> Any:
     """Fold, and hold the result to everything that must be true of it."""
+    return folded_told(made, data, left=left).folded
+
+
+def folded_told(
+    made: ModelProto, data: Mapping[str, Array] | None = None, *, left: int = 0
+) -> graphs.Done:
+    """The same, with the plan."""
     before = made.SerializeToString()
-    done = bnfold.fold(made)
+    once = graphs.done(made)
     assert made.SerializeToString() == before, "the input model was changed"
+    sessions = [graphs.session(batch_second(one)) for one in (made, once.folded)]
     for seed in (0, 1):
         given = graphs.feeds(made, seed) if data is None else data
-        first, second = (graphs.run(batch_second(one), given) for one in (made, done))
+        first, second = (one.run(None, dict(given)) for one in sessions)
         for wanted, found in zip(first, second, strict=True):
             assert float(np.abs(wanted).max()) > 0.01
             assert float(np.abs(wanted - found).max()) <= CLOSE
-    settled(made, done, left)
-    return done
+    settled(made, once, left)
+    return once
 
 
-def settled(made: ModelProto, done: ModelProto, left: int) -> None:
+def settled(made: ModelProto, once: graphs.Done, left: int) -> None:
     """All that needs no run."""
-    graphs.check(made, done)
-    graphs.certified(made)
-    assert not graphs.orphans(made, done)
-    assert len(affine_nodes(done)) == left, bnfold.plan(made).kept
+    graphs.check(made, once.folded, once.plan)
+    graphs.certified(made, once)
+    assert not graphs.orphans(made, once.folded)
+    assert len(affine_nodes(once.folded)) == left, once.plan.kept
 
 
 def kept(made: ModelProto, code: str, says: str = "", *, left: int | None = None) -> None:
     """Maps stay: all, or so many operators. The last says why."""
-    folded(made, left=len(affine_nodes(made)) if left is None else left)
-    reason = bnfold.plan(made).kept[-1]
+    once = folded_told(made, left=len(affine_nodes(made)) if left is None else left)
+    reason = once.plan.kept[-1]
     assert reason.code == code and says in reason.message, reason

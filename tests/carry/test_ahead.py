@@ -222,17 +222,19 @@ def test_the_shift_ahead_of_matmul_goes_through_what_was_absorbed_behind_it():
     made = model(
         const("Sub", "x", "u", rand(1, 4), left=True, name="map"),
         (op("MatMul", "u w", "p", name="product"), {"w": weights(4, 3)}),
-        bn("norm", "p", "y", 3),
-        x=(2, 4),
+        const("Mul", "p", "q", rand(3), name="scale"),
+        const("Add", "q", "y", rand(3), name="bias"),
+        x=(3, 2, 4),
     )
     goes(made, left=1)
     crossed = model(
         const("Sub", "x", "u", rand(1, 1), left=True, name="map"),
         (op("MatMul", "w u", "p", name="product"), {"w": weights(4, 1)}),
-        bn("norm", "p", "q", 1),
-        (op("Expand", "q to", "r"), {"to": np.array([4, 8], np.int64)}),
+        const("Mul", "p", "o", np.float32(-1.3), name="scale"),
+        const("Add", "o", "q", np.float32(0.7), name="bias"),
+        (op("Expand", "q to", "r"), {"to": np.array([2, 4, 8], np.int64)}),
         const("Add", "r", "y", np.float32(-0.8), name="last"),
-        x=(1, 1),
+        x=(1, 1, 1),
     )
     goes(crossed, left=1)
 

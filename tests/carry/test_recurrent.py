@@ -20,6 +20,7 @@ from ..graphs import (
     const,
     constants,
     counts,
+    done,
     feeds,
     model,
     op,
@@ -224,7 +225,7 @@ def test_a_bias_of_another_shape():
 def test_other_types(elem):
     """No provider runs these: the certificate alone tells."""
     made = model(*both(), recurrent("GRU", direction="bidirectional"), x=X, elem=elem)
-    settled(made, bnfold.fold(made), 0)
+    settled(made, done(made), 0)
 
 
 @pytest.mark.parametrize(
@@ -239,10 +240,10 @@ def test_what_half_precision_cannot_hold(scale, shift, code):
     node, held = recurrent("LSTM")
     held = {**held, "w": np.full_like(held["w"], 4.0 if scale >= 1 else 1e-3)}
     made = model(*maps, (node, held), x=X, elem=HALF)
-    assert code in {each.code for each in bnfold.plan(made).kept}
-    done = bnfold.fold(made)
-    assert affine_nodes(done)
-    settled(made, done, len(affine_nodes(done)))
+    once = done(made)
+    assert code in {each.code for each in once.plan.kept}
+    assert affine_nodes(once.folded)
+    settled(made, once, len(affine_nodes(once.folded)))
 
 
 def test_integers_stay_and_their_scale_takes_the_map_in():

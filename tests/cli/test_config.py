@@ -448,3 +448,14 @@ except Exception as error:
         pytest.importorskip(library)
         command = [sys.executable, "-c", code, library]
         subprocess.run(command, cwd=tmp_path, env=environment(), check=True)
+
+
+@pytest.mark.parametrize("value", ['"ops/my.so"', '["ops/my.so"]'])
+def test_libraries_of_the_project_are_relative_to_its_file(value, model, project, tmp_path):
+    """They are loaded where models run, and nowhere else: a library is code."""
+    project(f"ops-library = {value}")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    refused(bnfold(model, cwd=inner), str(tmp_path / "ops" / "my.so"), "no such library")
+    assert bnfold(model, "--check", cwd=inner).code == 1
+    assert bnfold(model, "--no-verify", cwd=inner).code == 0

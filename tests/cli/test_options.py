@@ -50,6 +50,8 @@ def wrong(model, tmp_path):
         (("--timeout", "0"), "above 0"),
         (("--timeout", "-3"), "above 0"),
         (("--timeout", "nan"), "above 0"),
+        (("--ops-library", "no.so"), "no.so: there is no such library of operators"),
+        (("--ops-library", __file__), "onnxruntime cannot load it as a library of operators"),
         (("--memory", "lots"), "such as 4GB"),
         (("--memory", "4TB"), "such as 4GB"),
         (("--memory", "-4GB"), "such as 4GB"),
@@ -83,6 +85,7 @@ def test_a_value_that_is_no_number(option, model):
         ("--threads", "1"),
         ("--timeout", "9"),
         ("--seed", "0"),
+        ("--ops-library", "no.so"),
     ],
 )
 def test_what_is_about_comparing_is_refused_where_nothing_is_compared(option, model):

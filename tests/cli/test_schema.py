@@ -101,6 +101,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     named = folder / "named.onnx"
     renamed = onnx.load(model)
     renamed.graph.output[0].name = renamed.graph.node[-1].output[0] = "z"
+    renamed.graph.output.add(name="c1")
     onnx.save(renamed, named)
 
     def run(code: int, *args: Any, factor: float = 1.0) -> Any:
@@ -208,18 +209,25 @@ def _certificates(document: Any) -> list[Any]:
 
 
 def test_a_document_of_wrong_types_is_told(written):
-    """Each value of every document replaced by one of another kind, added or left out."""
+    """Each value replaced by one of another kind, added or left out; a place that has the same kind
+    of value in several documents in one of them.
+    """
+    seen: set[Any] = set()
     for document in written.values():
         check = validator(document)
         if not check.is_valid(document):
             pytest.fail("the document itself is not valid")
-        for spoiled, what in _spoiled(document):
+        for spoiled, what in _spoiled(document, seen):
             assert not check.is_valid(spoiled), what
 
 
-def _spoiled(document: Any) -> Iterator[tuple[Any, str]]:
+def _spoiled(document: Any, seen: set[Any]) -> Iterator[tuple[Any, str]]:
     """Copies of a document with one thing wrong; of a list the first member stands for all."""
-    for path in _paths(document):
+    for path, kind in _paths(document):
+        place = (document["schema"], path, kind)
+        if place in seen:
+            continue
+        seen.add(place)
         for change in ("kind", "lost", "more"):
             made = copy.deepcopy(document)
             holder = made
@@ -237,10 +245,10 @@ def _spoiled(document: Any) -> Iterator[tuple[Any, str]]:
             yield made, f"{change} {path}"
 
 
-def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], type]]:
     members = value.items() if isinstance(value, dict) else enumerate(value[:1])
     for key, inner in members:
-        yield (*path, key)
+        yield (*path, key), type(inner)
         if isinstance(inner, (dict, list)):
             yield from _paths(inner, (*path, key))
 

@@ -26,6 +26,10 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx.numpy_helper import to_array
 
 import bnfold
+from bnfold._onnx.files.load import understood
+from bnfold._pipeline import any_kind
+
+from ..graphs import done
 
 Array = Any
 BITS = 20
@@ -48,19 +52,29 @@ class Given:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The text of the plan, the reasons, and the result in full, with rounded weights and as text;
-    and of the model itself, as it was given.
+    """The text of the plan, the reasons, and the result in full; and of the model itself, as it was
+    given.
 
-    ``says`` lists the laws of the folds and the codes of what is kept.
+    ``says`` lists the laws of the folds and the codes of what is kept. ``folded`` is what it folds
+    to, None where it cannot.
     """
 
     plan: str
     reasons: str
     result: bytes
-    rounded: bytes
-    text: str
     given: bytes
     says: tuple[str, ...]
+    folded: Any
+
+    @property
+    def rounded(self) -> bytes:
+        """The result with rounded weights."""
+        return b"" if self.folded is None else _bits(self.folded, rounded=True)
+
+    @property
+    def text(self) -> str:
+        """The result as text."""
+        return "" if self.folded is None else "\n".join(_text(self.folded)) + "\n"
 
 
 def digest(data: str | bytes) -> str:
@@ -69,16 +83,14 @@ def digest(data: str | bytes) -> str:
 
 
 def outcome(given: Given) -> Outcome:
-    """Plan and fold a model by the public functions."""
+    """Plan and fold a model."""
     model = given.model
     before = _bits(model)
-    inputs = () if given.args is None else (given.args,)
     try:
-        plan = bnfold.plan(model, *inputs, **given.options)
-        folded = bnfold.fold(model, *inputs, **given.options)
+        plan, folded = _planned_and_folded(given)
     except bnfold.UsageError as error:
         refusal = f"{type(error).__name__}: {ADDRESS.sub('…', str(error))}"
-        return Outcome("", refusal, b"", b"", "", before, ("refused",))
+        return Outcome("", refusal, b"", before, ("refused",), None)
     assert _bits(model) == before, "the model that was given has changed"
     says = {law for fold in plan.folds for law in fold.laws}
     says |= {kept.code if kept.kind == "map" else f"{kept.kind}:{kept.code}" for kept in plan.kept}
@@ -86,11 +98,28 @@ def outcome(given: Given) -> Outcome:
         plan=_lines(_folds(plan)),
         reasons=_lines(asdict(kept) for kept in plan.kept),
         result=_files(model) if given.outside else _bits(folded),
-        rounded=_bits(folded, rounded=True),
-        text="\n".join(_text(folded)) + "\n",
         given=before,
         says=tuple(sorted(says)),
+        folded=folded,
     )
+
+
+def _planned_and_folded(given: Given) -> tuple[bnfold.Plan, Any]:
+    """What ``bnfold.plan`` and ``bnfold.fold`` give, of one reading: most time goes there."""
+    model = given.model
+    if any_kind._is_module(model):
+        options = any_kind.ModuleOptions(given.args, **given.options)
+        module = any_kind._prepare_module(model, options)
+        return module.plan, module.apply(inplace=False)
+    if any_kind._is_program(model):
+        from bnfold._torch.program.fold import PlannedProgram
+
+        program = PlannedProgram(model)
+        return program.plan, program.apply()
+    proto, folder = any_kind._read(model, None)
+    with understood(proto, any_kind._path_of(model)):
+        once = done(proto, folder)
+    return once.plan, once.folded
 
 
 def _folds(plan: bnfold.Plan) -> Iterator[dict[str, Any]]:

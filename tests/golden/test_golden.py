@@ -8,33 +8,40 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from . import record
-from .models import SOURCES, THINNED, TORCH, TORCH_SOURCES, models, source
+from .models import EIGHTHS, SOURCES, THIRDS, TORCH, TORCH_SOURCES, models, source
 
 BUILT = models()
 HOW = "python -m tests.golden --text FOLDER writes them out; --write takes them as right"
 
 
-# Some models that tests store are malformed.
-MARKED = [
-    pytest.param(which, marks=pytest.mark.malformed) if which == "stored" else which
-    for which in SOURCES
-]
+def marked(sources: Sequence[str]) -> list[Any]:
+    """Some models that tests store are malformed."""
+    return [
+        pytest.param(which, marks=pytest.mark.malformed) if which == "stored" else which
+        for which in sources
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("which", MARKED)
+@pytest.mark.parametrize("which", marked(SOURCES))
 def test_models_fold_as_they_did(which):
-    check(which, slice(THINNED.index(which) % 8, None, 8) if which in THINNED else slice(None))
+    part = slice(None)
+    for few, step in ((THIRDS, 3), (EIGHTHS, 8)):
+        if which in few:
+            part = slice(few.index(which) % step, None, step)
+    check(which, part)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("which", THINNED)
+@pytest.mark.parametrize("which", marked((*THIRDS, *EIGHTHS)))
 def test_all_models_fold_as_they_did(which):
     check(which, slice(None))
 

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import bnfold
-
-from .folding import assert_close, outputs, ready
-from .merging import certified
+from .folding import assert_close, outputs_of, ready, wide
+from .merging import planned_and_folded
 
 C = 4
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
@@ -79,10 +77,8 @@ def ahead(
 def program(module: nn.Module, *args: Tensor, folds: int | None = None, **options: Any) -> Any:
     """Export, fold and compare in float64."""
     exported = torch.export.export(module, args, **options)
-    folded = bnfold.fold(exported)
-    certified(exported)
-    assert_close(outputs(exported.module(), args, {}), outputs(folded.module(), args, {}))
+    plan, folded = planned_and_folded(exported)
+    assert_close(*(outputs_of(wide(each), args, {}) for each in (exported, folded)))
     if folds is not None:
-        plan = bnfold.plan(exported)
         assert sum(len(fold.nodes) for fold in plan.folds) == folds, (plan.folds, plan.kept)
     return folded

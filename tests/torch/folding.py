@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 import bnfold
@@ -44,6 +45,11 @@ def rand(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tens
 
 def outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """What a module puts out in float64, on inputs that it may change."""
+    return outputs_of(copied(module).double(), args, kwargs)
+
+
+def outputs_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The same of a module in float64, which may change as it runs."""
     args, kwargs = copy.deepcopy((args, kwargs))
 
     def wide(value: Any) -> Any:
@@ -51,8 +57,20 @@ def outputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
     args, kwargs = pytree.tree_map(wide, (args, kwargs))
     with torch.no_grad():
-        result = copied(module).double()(*args, **kwargs)
+        result = module(*args, **kwargs)
     return [leaf.clone() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def wide(program: ExportedProgram) -> nn.Module:
+    """A program as a module in float64, with tensors of its own."""
+    module = program.module()
+    for part in module.modules():
+        for held in (part._parameters, part._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    real = tensor.is_floating_point()
+                    held[name] = (tensor.double() if real else tensor).detach().clone()
+    return module
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ import onnxruntime  # noqa: E402
 from torch import nn  # noqa: E402
 
 import bnfold  # noqa: E402
+from bnfold._torch.program.fold import PlannedProgram  # noqa: E402
 
 from .folding import assert_close, fold, outputs, rand, ready  # noqa: E402
 
@@ -52,6 +53,19 @@ def test_all_folds(net, x):
     assert len(done.module.stem) == 3 and isinstance(done.module.stem[2], nn.ReLU)
     assert list(dict(done.module.named_modules())) == list(dict(net.named_modules()))
     assert bnfold.verify(net, done.module, (x,)).status == "pass"
+
+
+def test_what_other_tests_take_of_one_export_is_what_the_functions_give(net, x, folded):
+    """And of a program, that planning and folding give the same each time."""
+    done = fold(net, x, within=1e-5)
+    assert bnfold.plan(net, (x,)) == done.plan
+    assert repr(folded) == repr(done.module)
+    for name, value in folded.state_dict().items():
+        assert torch.equal(value, done.module.state_dict()[name])
+    program = torch.export.export(net, (x,))
+    once = PlannedProgram(program)
+    assert bnfold.plan(program) == once.plan
+    assert str(bnfold.fold(program)) == str(once.apply())
 
 
 def test_verify_sees_a_wrong_fold(net, x, folded):

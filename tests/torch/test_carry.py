@@ -102,6 +102,8 @@ BEHIND = {
         "not-carried",
         C + 2,
     ),
+    "cast": (lambda x: x.to(x.dtype).type_as(torch.zeros(1, dtype=x.dtype)), "any", ""),
+    "cast, decomposed": (lambda x: torch.ops.aten._to_copy(x, dtype=x.dtype), "any", ""),
     "flip": (lambda x: x.flip(2), "any", ""),
     "flip-channels": (lambda x: x.flip(1), "any", "not-carried"),
     "roll": (lambda x: x.roll((1, 2), (2, 3)), "any", ""),
@@ -131,7 +133,7 @@ BEHIND = {
     "pixel-unshuffle": (
         fixed(lambda x: F.pixel_unshuffle(x, 2)),
         "any",
-        "not-carried",
+        "unknown-shape",
         4 * C,
     ),
     "channel-shuffle": (lambda x: F.channel_shuffle(x, 2), "any", "", 6, 4, 6),

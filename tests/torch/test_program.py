@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,40 @@ def test_what_has_to_stand_stands_as_few_operators():
     same(program, folded, x)
     (kept,) = bnfold.plan(program).kept
     assert kept.code == "no-linear-operator"
+
+
+@pytest.mark.parametrize("ahead", [nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        nn.BatchNorm2d(3),
+        nn.BatchNorm2d(3).half(),
+        nn.InstanceNorm2d(3, affine=True, track_running_stats=True),
+        nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)),
+    ],
+)
+def test_a_norm_that_is_left_is_one_operator(ahead, behind):
+    """A norm ahead of it gives its shift away. As a mul and an add it would cost one more."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ahead, self.behind = deepcopy(ahead), deepcopy(behind)
+
+        def forward(self, x):
+            return self.behind(self.ahead(x) + x)
+
+    half = any(parameter.dtype == torch.half for parameter in behind.parameters())
+    module, x = lively(Residual()), torch.rand(3, 3, 3, 3)
+    program = export(module.half() if half else module, x.half() if half else x)
+    folded = bnfold.fold(program)
+    kind = "instance_norm" if isinstance(behind, nn.InstanceNorm2d) else "batch_norm"
+    assert ops(folded) == ["mul", "add", kind]
+    assert all(
+        v.dtype == x.dtype or half for v in folded.state_dict.values() if v.is_floating_point()
+    )
+    assert bnfold.plan(folded).folds == ()
+    same(program, folded, x, rtol=5e-3 if half else 1e-6)
 
 
 def test_a_shift_without_a_place_is_left_as_an_add():

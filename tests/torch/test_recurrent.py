@@ -24,8 +24,8 @@ from bnfold._torch.read.linear import ROWS  # noqa: E402
 from bnfold._torch.read.nodes import arguments  # noqa: E402
 
 from .carrying import program  # noqa: E402
-from .folding import assert_close, fold, outputs, rand, ready  # noqa: E402
-from .merging import certified  # noqa: E402
+from .folding import assert_close, fold, outputs_of, rand, ready, wide  # noqa: E402
+from .merging import planned_and_folded  # noqa: E402
 
 X = rand(4, 4, 4)
 KINDS = {
@@ -57,9 +57,9 @@ def both(module: nn.Module, folds: int = 1, codes: list[str] | None = None) -> n
 def in_program(module: nn.Module, folds: int) -> None:
     """The same of a program, with its certificates, of one export."""
     given = exported(module)
-    assert sum(len(each.nodes) for each in bnfold.plan(given).folds) == folds
-    certified(given)
-    assert_close(outputs(given.module(), (X,), {}), outputs(bnfold.fold(given).module(), (X,), {}))
+    plan, folded = planned_and_folded(given)
+    assert sum(len(each.nodes) for each in plan.folds) == folds
+    assert_close(*(outputs_of(wide(each), (X,), {}) for each in (given, folded)))
 
 
 def exported(module: nn.Module) -> Any:
@@ -91,7 +91,6 @@ def test_a_free_batch():
     free = {"x": {0: torch.export.Dim("n")}}
     fold(module, x, folds=1, codes=[], others=((rand(2, 4, 5),),), dynamic_shapes=free)
     program(module, x, folds=1, dynamic_shapes=free)
-    certified(torch.export.export(module, (x,), dynamic_shapes=free))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -190,6 +190,8 @@ def cases() -> dict[str, Case]:
             *affine("c", per_width, c, kinds="Add Sub"),
             x=(2, 3, 6, 7),
         ),
+        "matmul-gemm": matmul((3, 4), bn("bn", "m", "y", 4), x=(5, 3)),
+        "matmul-gemm-left": matmul((5, 3), *affine("m", (5, 1), (5, 1)), x=(3, 6), at="left"),
     }
     return found
 

@@ -58,6 +58,17 @@ part_by_part = pytest.mark.usefixtures("_at_once")
 """For what is about numbers of weights, and not about operators."""
 
 
+@pytest.fixture(params=[pytest.param(1 << 20, marks=SLOW), 5], ids=["whole", "in parts"])
+def _mostly_in_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight that is whole is one part: what parts notice, it notices, and those tests that take
+    both ways have shown that it can.
+    """
+    monkeypatch.setattr(absorption, "_AT_ONCE", request.param)
+
+
+in_parts = pytest.mark.usefixtures("_mostly_in_parts")
+
+
 @part_by_part
 @every_type
 @every_case
@@ -245,7 +256,7 @@ def test_rounding_to_either_side_is_forgiven(name: str) -> None:
             assert 0.5 <= certificate.ulps < 1.5
 
 
-@part_by_part
+@in_parts
 @every_case
 def test_swapped_channels_are_seen(name: str) -> None:
     done = case(name)
@@ -262,7 +273,7 @@ def test_swapped_channels_are_seen(name: str) -> None:
                 assert none_holds(done.certificates(wrong)), (constant, axis)
 
 
-@part_by_part
+@in_parts
 @every_case
 def test_one_channel_off_by_a_percent_is_seen(name: str) -> None:
     done = case(name)
@@ -277,7 +288,7 @@ def test_one_channel_off_by_a_percent_is_seen(name: str) -> None:
             assert none_holds(done.certificates(wrong)) == bool(right.any()), (constant, axis)
 
 
-@part_by_part
+@in_parts
 @every_case
 def test_numbers_of_before_are_seen(name: str) -> None:
     """Each constant that the fold wrote is put back to what its operator read before."""
@@ -292,7 +303,7 @@ def test_numbers_of_before_are_seen(name: str) -> None:
         assert none_holds(done.certificates(wrong)), constant
 
 
-@part_by_part
+@in_parts
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -1.0], ids=str)
 @every_case
 def test_special_numbers_are_seen(name: str, value: float) -> None:
@@ -477,6 +488,9 @@ ATTRIBUTES = {
     "transposed-group": ("transposed-grouped", "group", 2),
     "output-padding": ("transposed-2d", "output_padding", [0, 0]),
     "trans-of-the-data": ("gemm-scalar-c", "transA", 0),
+    "alpha-of-a-new-gemm": ("matmul-gemm", "alpha", 0.5),
+    "beta-of-a-new-gemm": ("matmul-gemm", "beta", 0.5),
+    "trans-of-a-new-gemm": ("matmul-gemm-left", "transB", 1),
     "axis": ("layer-norm-two-axes", "axis", -1),
     "num-groups": ("group-norm", "num_groups", 4),
     "epsilon": ("group-norm", "epsilon", 0.2),

@@ -28,7 +28,7 @@ from .conftest import Compare
 
 def behind_a_dead_one() -> ModelProto:
     """Layers in pairs; one of the first pair is cut off by a mask."""
-    mask = np.zeros((1, 4, 1, 1), np.float32)
+    mask = np.full((1, 4, 1, 1), 1e-20, np.float32)
     return model(
         conv("open", "x", "a", (4, 3, 1, 1)),
         conv("hidden", "x", "b", (4, 3, 1, 1)),
@@ -149,11 +149,18 @@ def shown() -> Sequence[Piece]:
     return [conv(f"c{n}", f"t{n}" if n else "x", f"t{n + 1}", (4, 4, 1, 1)) for n in range(4)]
 
 
+def newer(made: ModelProto) -> ModelProto:
+    """The same model under the next opset, so that no part of the two counts as the same."""
+    other = ModelProto.FromString(made.SerializeToString())
+    other.opset_import[0].version += 1
+    return other
+
+
 def masked() -> Sequence[Piece]:
     return [
         conv("h0", "x", "h", (4, 4, 1, 1)),
         conv("h1", "h", "g", (4, 4, 1, 1)),
-        const("Mul", "g", "z", np.zeros((1, 4, 1, 1), np.float32), name="mask"),
+        const("Mul", "g", "z", np.full((1, 4, 1, 1), 1e-20, np.float32), name="mask"),
     ]
 
 
@@ -162,7 +169,7 @@ def test_a_part_that_no_output_shows_ends_a_set(first: bool, counted: Counted) -
     """The part that hid is tried first on the next set; every other is tried once, on one set."""
     parts = [*masked(), *shown()] if first else [*shown(), *masked()]
     made = model(*parts, op("Add", "t4 z", "y"), x=(1, 4, 5, 5))
-    result = bnfold.verify(made, made)
+    result = bnfold.verify(made, newer(made))
     sets = len(result.checks)
     assert sets == 3
     hidden = ("h0", "h1")
@@ -187,7 +194,7 @@ def test_an_output_that_was_seen_to_move_is_none_that_hides(counted: Counted) ->
         x=(1, 4, 5, 5),
         y="y w",
     )
-    result = bnfold.verify(made, made)
+    result = bnfold.verify(made, newer(made))
     assert {(check.output, check.status) for check in result.checks} == {
         ("y", "inconclusive"),
         ("w", "pass"),

@@ -13,8 +13,9 @@ from bnfold._core.affine import AffineMap, Vector
 from bnfold._core.broadcast import Array, Shape
 from bnfold._core.channels import along_axis
 from bnfold._core.operators.record import Operand, Operator
-from bnfold._core.parameters import Parameter, Site
+from bnfold._core.parameters import Site
 from bnfold._core.reasons import Reason, Refusal
+from bnfold._core.stored import Parameter
 from bnfold._core.view import Absorber, Affine
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold._core.laws import Law, Mixed
+from bnfold._core.laws import Law, Mixed, Spot
 from bnfold._core.operators.record import UNKNOWN, Operator
 from bnfold._core.view import OPAQUE, Crossing, Opaque
 from bnfold._core.windows import Window
@@ -23,7 +23,7 @@ class Crossed(Operator):
     """An operator that maps cross by a law; ``numbers`` and ``dtype`` are as in `view.Crossing`."""
 
     law: Law
-    numbers: Mapping[str, int | str] = field(default_factory=dict)
+    numbers: Mapping[str, Spot] = field(default_factory=dict)
     dtype: np.dtype[Any] | None = None
 
     @property
@@ -45,7 +45,7 @@ class Activation(Operator):
 
     kind: str
     law: Law | None = None
-    numbers: Mapping[str, int | str] = field(default_factory=dict)
+    numbers: Mapping[str, Spot] = field(default_factory=dict)
     dtype: np.dtype[Any] | None = None
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from bnfold._core.broadcast import Shape
 from bnfold._core.operators.record import Operand, Operator, unusual
 from bnfold._core.parameters import Entrance, Site
 from bnfold._core.reasons import Reason, Refusal
-from bnfold._core.view import OPAQUE, Absorber, InputSide, Opaque
+from bnfold._core.view import OPAQUE, Absorber, Crossing, InputSide, Opaque
 from bnfold._core.windows import Window, see_zeros
 
 
@@ -27,6 +27,8 @@ class Convolution(Operator):
     transposed ``[Cin, Cout/groups, k…]``. Channels are on ``axis`` of what it reads and puts out.
     ``windows`` are those of the convolution, or of the one that it is the transpose of; None where
     its padding is not known. ``dtype`` is the type it computes in, None where not known.
+    ``activation`` and ``beside`` are as in `view.Absorber`. ``merges``: whether whoever writes it
+    back can write a merged one.
 
     Law behind: ``A∘Conv`` has ``W[o]·s_o`` and ``s·b + t``: each output element of channel o is
     linear in the weights of o and adds b[o] once. Always exact.
@@ -45,6 +47,9 @@ class Convolution(Operator):
     transposed: bool = False
     axis: int = 1
     dtype: np.dtype[Any] | None = None
+    activation: Crossing | None = None
+    beside: int | None = None
+    merges: bool = True
 
     @property
     def outputs(self) -> int:
@@ -72,7 +77,15 @@ class Convolution(Operator):
             blocked = self._partial or bias or untyped
             ahead = InputSide(self.data[0], {self.axis: self.inputs}, None, blocked)
         outside = {self.axis: self.outputs}
-        return Absorber(outside, weight or bias, bias or untyped, True, ahead)
+        return Absorber(
+            outside,
+            weight or bias,
+            bias or untyped,
+            True,
+            ahead,
+            self.activation,
+            self.beside,
+        )
 
     @property
     def sites(self) -> tuple[Site]:
@@ -101,8 +114,8 @@ class Convolution(Operator):
     @property
     def output(self) -> Shape:
         """Its rank, and the number of its channels."""
-        space = (None,) * (len(self.kernel) - 2)
-        return (*(None,) * self.axis, self.outputs, *space)
+        rank = len(self.kernel) - 1 + min(self.axis, 1)
+        return tuple(self.outputs if axis == self.axis else None for axis in range(rank))
 
     @property
     def _sizes(self) -> tuple[int, ...]:
@@ -140,7 +153,9 @@ class Product(Operator):
     no place for one (MatMul), ``bias_shape`` is the shape of every bias, None where it may be any
     that broadcasts; ``alpha`` and ``beta`` multiply the product and the bias. ``dtype`` is the type
     it computes in, None where not known. ``add_blocked`` says why no Add may be put behind it;
-    ``writable``: whether whoever writes it back can change its weight.
+    ``writable``: whether whoever writes it back can change its weight. ``activation`` is as in
+    `view.Absorber`. ``merges``: whether whoever writes it back can write a merged one. ``becomes``
+    is as in `view.Absorber`, too.
 
     Law behind: ``A∘(α·x·W + β·C)`` has ``W[k, n]·s_n`` and ``s·β·C + t``: each output is linear in
     its column of W. Always exact along axes of ``columns``.
@@ -162,6 +177,9 @@ class Product(Operator):
     dtype: np.dtype[Any] | None = None
     add_blocked: Reason | None = None
     writable: bool = True
+    activation: Crossing | None = None
+    merges: bool = True
+    becomes: str = ""
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -195,7 +213,16 @@ class Product(Operator):
             return OPAQUE
         blocked = self.offset.missing if self.offset is not None else None
         behind = blocked if self.offset is not None else self.add_blocked
-        return Absorber(self.channels, blocked, behind, self.offset is not None, self._ahead)
+        has_bias = self.offset is not None
+        return Absorber(
+            self.channels,
+            blocked,
+            behind,
+            has_bias,
+            self._ahead,
+            self.activation,
+            becomes=self.becomes,
+        )
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -285,40 +312,73 @@ def _check_matrix(weight: Operand) -> None:
         raise Refusal(unusual(weight.value))
 
 
+Turn = Callable[[int], tuple[int, ...]]
+"""Gives for each axis of an operand as it is multiplied the axis as it is stored, for its rank."""
+
+
+def as_stored(rank: int) -> tuple[int, ...]:
+    """No axis moves."""
+    return tuple(range(rank))
+
+
 def matmul(
     label: str,
     weight: Operand,
     other: Shape | None,
     add_blocked: Reason | None = None,
     writable: bool = True,
+    turned: tuple[Turn, Turn] = (as_stored, as_stored),
+    alpha: float = 1.0,
 ) -> Product:
-    """A product by NumPy's rules with a constant on the right, or on the left where the weight's
-    position is 0; ``other`` is the shape of the data.
+    """``α`` times a product by NumPy's rules with a constant on the right, or on the left where the
+    weight's position is 0; ``other`` is the shape of the data. ``turned`` says how the axes of
+    either operand are taken: a transposed matrix [N, K] as (1, 0).
 
     The constant's last axis (on the right) is the output's last, its second-last (on the left) the
     output's second-last, and its batch axes, aligned from the right, are the output's. An axis that
     the constant lacks, or holds with size 1 against a larger output, has no entries of its own.
     """
     assert weight.value is not None
-    fixed, right = weight.value.shape, weight.position == 1
+    right = weight.position == 1
+    stored = turned[weight.position](len(weight.value.shape))
+    fixed = tuple(weight.value.shape[axis] for axis in stored)
     columns: dict[int, int] = {}
     along, rank = None, None
     if other is not None:
-        along = len(other) - 1 if right else max(len(other) - 2, 0)
+        order = turned[1 - weight.position](len(other))
+        other = tuple(other[axis] for axis in order)
+        along = order[len(other) - 1 if right else max(len(other) - 2, 0)]
     if other is not None and len(fixed) >= 2:
-        columns = _columns(fixed, right, other)
+        columns = {out: stored[own] for out, own in _columns(fixed, right, other).items()}
         rank = max(len(fixed), len(other)) - (len(other) == 1)
     return Product(
         label=label,
         data=(1 - weight.position,),
         weight=weight,
         columns=columns,
-        summed=max(len(fixed) - 2, 0) if right else len(fixed) - 1,
+        summed=stored[max(len(fixed) - 2, 0) if right else len(fixed) - 1],
         along=along,
         rank=rank,
+        alpha=alpha,
         add_blocked=add_blocked,
         writable=writable,
     )
+
+
+def turning(matrix: bool, batch: bool) -> Turn:
+    """How FusedMatMul takes the axes of an operand: ``batch`` takes the first axis behind the batch
+    axes, and then ``matrix`` exchanges the last two. A vector stays.
+    """
+
+    def turn(rank: int) -> tuple[int, ...]:
+        order = list(range(rank))
+        if batch and rank > 2:
+            order[:-1] = [*order[1:-1], 0]
+        if matrix and rank > 1:
+            order[-2:] = [order[-1], order[-2]]
+        return tuple(order)
+
+    return turn
 
 
 def _columns(fixed: tuple[int, ...], right: bool, other: Shape) -> dict[int, int]:

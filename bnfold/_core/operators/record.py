@@ -13,8 +13,10 @@ from typing import Generic, ParamSpec
 
 from bnfold._core.affine import Vector
 from bnfold._core.broadcast import Shape
-from bnfold._core.parameters import Parameter, Quantized, Reading, Site
+from bnfold._core.parameters import Reading, Site
+from bnfold._core.quantized import Quantized
 from bnfold._core.reasons import Reason, Refusal
+from bnfold._core.stored import Parameter
 from bnfold._core.view import OPAQUE, Absorber, Barrier, Carrier, Role
 
 

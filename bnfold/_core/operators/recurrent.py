@@ -7,8 +7,9 @@ from functools import cached_property
 
 from bnfold._core.channels import ChannelLayout, along_axis
 from bnfold._core.operators.record import Operand, Operator
-from bnfold._core.parameters import Entrance, Parameter, Site
+from bnfold._core.parameters import Entrance, Site
 from bnfold._core.reasons import Reason
+from bnfold._core.stored import Parameter
 from bnfold._core.view import InputSide, Receiver
 
 

@@ -39,7 +39,7 @@ def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Every tensor that a model stores, in graphs, bodies, functions and training information."""
     yield from _graph_tensors(model.graph)
     for function in model.functions:
-        yield from _node_tensors(function.node)
+        yield from node_tensors(function.node)
     for info in model.training_info:
         yield from _graph_tensors(info.initialization)
         yield from _graph_tensors(info.algorithm)
@@ -311,10 +311,10 @@ def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
+    yield from node_tensors(graph.node)
 
 
-def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+def node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:

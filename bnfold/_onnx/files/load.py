@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from bnfold._errors import UsageError
-from bnfold._onnx.files.external import check_external, external_files
+from bnfold._onnx.files import text_forms
+from bnfold._onnx.files.external import check_external, external_files, free_name, link
 from bnfold._onnx.files.lean import read_lean
+from bnfold._onnx.files.wire import Unusual, fields
 from bnfold._onnx.read.order import put_in_order
-from bnfold._system import memory, paths
+from bnfold._system import file_kinds, memory, paths
+
+_OF_CORE_ML = range(200, 3001)
+"""The numbers of the fields of a Core ML model that hold the network (Core ML, Model.proto)."""
 
 
 def load_model(path: Path, *, lean: bool = False) -> ModelProto:
-    """Read a model file; external data stays where it is.
+    """Read a model file, in binary form or as text; external data stays where it is.
 
     With ``lean`` the large tensors of the file itself stay there too (`lean.read_lean`). Nodes come
     in order, whatever their order in the file.
@@ -26,19 +32,12 @@ def load_model(path: Path, *, lean: bool = False) -> ModelProto:
     Raises `UsageError`, with one line for people, when the file cannot be read, is not an ONNX
     model, holds no operators or a cycle of them, or refers to external data that is not there.
     """
+    if path.is_dir():
+        raise UsageError(f"cannot read {path}: {file_kinds.of_folder(path)}")
     data = paths.read(path, read_lean if lean else None)
     if not data:
-        raise UsageError(f"{path} is empty")
-    try:
-        model: ModelProto = ModelProto.FromString(data)
-    except DecodeError as error:
-        if memory.ran_out(error):
-            raise MemoryError from error
-        raise UsageError(
-            f"{path} is not an ONNX model, or is cut off: {_first_line(error)}"
-        ) from error
-    if not model.HasField("graph"):
-        raise UsageError(f"{path} is not an ONNX model: it holds no graph")
+        raise UsageError(f"{path} is empty: it holds no bytes; download or export it again")
+    model = text_forms.parse(path, data) or _parsed(path, data)
     if not model.graph.node:
         raise UsageError(f"{path} holds no operators: there is nothing to fold or to check")
     strange = next((name for name in _names(model) if not isinstance(name, str)), None)
@@ -50,6 +49,57 @@ def load_model(path: Path, *, lean: bool = False) -> ModelProto:
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return model
+
+
+@contextmanager
+def in_binary(path: Path) -> Iterator[Path]:
+    """The file of a model in binary form: the file itself or, for a text, a temporary twin.
+
+    onnxruntime runs no text. Raises `UsageError` as `load_model` does.
+    """
+    if not path.is_file() or not text_forms.begins_as_text(path):
+        yield path
+        return
+    model = load_model(path)
+    locations = external_files(model)
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
+        twin = Path(scratch) / free_name(locations)
+        twin.write_bytes(model.SerializeToString())
+        for name in locations:
+            link(path.parent / name, Path(scratch) / name)
+        yield twin
+
+
+def _parsed(path: Path, data: bytes) -> ModelProto:
+    """The model in binary form. Raises `UsageError` for any other file, and says what it is."""
+    try:
+        model: ModelProto = ModelProto.FromString(data)
+        if model.HasField("graph"):
+            return model
+        why = ": it holds no graph"
+    except DecodeError as error:
+        if memory.ran_out(error):
+            raise MemoryError from error
+        why = ", or is cut off; download or export it again"
+    looks = file_kinds.of_file(path, data) or _of_protobuf(data) or file_kinds.of_name(path)
+    if looks is not None:
+        why = f": {looks}"
+    raise UsageError(f"{path} is not an ONNX model{why}")
+
+
+def _of_protobuf(data: bytes) -> file_kinds.Kind | None:
+    """What a protobuf is, from its fields; None for one of no kind that is known."""
+    try:
+        numbers = {field.number for field in fields(data, 0, len(data))}
+        tensor = TensorProto.FromString(data)
+    except (Unusual, IndexError, DecodeError):
+        return None
+    if max(numbers, default=0) in _OF_CORE_ML and 1 in numbers:
+        return file_kinds.CORE_ML
+    stored = (tensor.raw_data, tensor.float_data, tensor.int32_data, tensor.int64_data)
+    if tensor.data_type and any(map(len, stored)):
+        return file_kinds.Kind("it is a tensor in ONNX's format", "give the model")
+    return None
 
 
 @contextmanager

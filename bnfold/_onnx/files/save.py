@@ -14,12 +14,14 @@ from typing import IO, TYPE_CHECKING
 from onnx import ModelProto
 
 from bnfold._errors import UsageError
+from bnfold._onnx.files import text_forms
 from bnfold._onnx.files.external import (
     copy_content,
     external_files,
     free_name,
     write_external,
 )
+from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.files.wire import prefix
 from bnfold._system import memory, paths
 
@@ -34,11 +36,13 @@ _LARGEST = 2**31 - 1
 class PendingFile:
     """A model that is written to a temporary folder, not yet to its destination.
 
-    ``data`` names all its data files, ``written`` those that are not the original's own. ``size``
-    is the size of all files together, in bytes.
+    ``path`` is in protobuf's binary form; ``finished`` is what goes to the destination: the same
+    file, or the model as text. ``data`` names all its data files, ``written`` those that are not
+    the original's own. ``size`` is the size of all files together, in bytes.
     """
 
     path: Path
+    finished: Path
     destination: Path | None
     data: frozenset[str]
     written: tuple[str, ...]
@@ -59,10 +63,10 @@ class PendingFile:
                     os.replace(target, old)
                 self._keep_mode(folder / location)
                 os.replace(folder / location, target)
-            self._keep_mode(self.path)
-            os.replace(self.path, self.destination)
+            self._keep_mode(self.finished)
+            os.replace(self.finished, self.destination)
         except BaseException as error:
-            if self.path.exists():
+            if self.finished.exists():
                 for target, backup in reversed(undo):
                     _restore(target, backup)
             if isinstance(error, OSError):
@@ -88,12 +92,14 @@ def pending_file(
 
     The folder is gone afterwards; `PendingFile.commit` moves the files to their destination before.
     Writing takes the model apart: pass a copy to keep it. ``rewritten`` tells what a fold did to
-    the tensors. ``source`` is the original file if the model is unchanged: then its bytes are
-    copied. Without a destination the folder is the system's. Raises `UsageError` where that cannot
-    be written.
+    the tensors. ``source`` is the original file, in binary form, if the model is unchanged: then
+    its bytes are copied. Without a destination the folder is the system's. Raises `UsageError`
+    where that cannot be written, and for a name that `written_as` refuses.
     """
     parent = destination.parent if destination is not None else None
+    form = None
     if destination is not None:
+        form = written_as(destination)
         paths.check_writable(destination)
     try:
         folder = Path(tempfile.mkdtemp(prefix=".bnfold-", dir=parent))
@@ -111,11 +117,15 @@ def pending_file(
             else:
                 with path.open("wb") as file:
                     _write_model(model, file)
+            del model, rewritten  # which hold all new weights, while the draft is judged
+            finished = path
+            if form is not None and destination is not None:
+                finished = folder / free_name({path.name, *files})
+                text_forms.write(form, path, finished, destination)
+            size = sum((folder / name).stat().st_size for name in (finished.name, *files))
         except OSError as error:
             raise paths.unwritable(destination or path, error) from error
-        bytes_written = sum((folder / name).stat().st_size for name in (path.name, *files))
-        del model, rewritten  # which hold all new weights, while the draft is judged
-        yield PendingFile(path, destination, frozenset(files), tuple(written), bytes_written)
+        yield PendingFile(path, finished, destination, frozenset(files), tuple(written), size)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -27,7 +27,7 @@ class Field(NamedTuple):
     end: int
 
 
-def fields(data: mmap.mmap, start: int, end: int) -> Iterator[Field]:
+def fields(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[Field]:
     """The fields of the message in a range of bytes.
 
     Raises `Unusual` for groups and for a message that is cut off. Raises ``IndexError`` if the data
@@ -52,7 +52,7 @@ def fields(data: mmap.mmap, start: int, end: int) -> Iterator[Field]:
         start = stop
 
 
-def number(data: mmap.mmap, start: int) -> tuple[int, int]:
+def number(data: mmap.mmap | bytes, start: int) -> tuple[int, int]:
     """The varint at ``start``, and the position behind it."""
     value = shift = 0
     while True:

@@ -22,6 +22,7 @@ from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.context import Context, OnnxRow, overridable
 from bnfold._onnx.read.crossed import gate, sum_of_two
+from bnfold._onnx.read.rounded import rescaling
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.tensors import FLOATS
 
@@ -54,8 +55,10 @@ def _arithmetic(context: Context, node: NodeProto) -> Operator:
         raise Refusal(Reason("function-parameter", where, message))
     first, second = (context.constant(node, position) for position in (0, 1))
     if first is None and second is None:
-        of_two = sum_of_two if node.op_type in ("Add", "Sub") else gate
-        return of_two(context, node)
+        if node.op_type in ("Add", "Sub"):
+            return sum_of_two(context, node)
+        last = rescaling(context, node) if node.op_type == "Mul" else None
+        return last or gate(context, node)
     constant = first or second
     assert constant is not None
     constant_first = first is not None
@@ -124,7 +127,7 @@ def _batch_norm(context: Context, node: NodeProto) -> Operator:
     _check_mode(context, node, where)
     constants: list[Constant] = []
     for position in range(1, 5):
-        constant = context.parameter(node, position)
+        constant = context.vector(node, position)
         if constant is None:
             raise Refusal(Reason("dynamic-weight", where, f"{where} lacks a parameter"))
         if len(constant.shape) != 1 or constant.shape != (constants or [constant])[0].shape:

@@ -19,64 +19,27 @@ from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bnfold._core.reasons import Reason
 from bnfold._onnx import tensors
+from bnfold._onnx.read import attributes
+from bnfold._onnx.read.growth import refuse_huge
 from bnfold._onnx.read.norms import NORMS, normalize
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.read.shapes import Shapes
 
 Array = NDArray[Any]
 
-_EVALUATED = frozenset(
-    [
-        "Abs",
-        "Add",
-        "Cast",
-        "Clip",
-        "Concat",
-        "ConstantOfShape",
-        "Div",
-        "Equal",
-        "Exp",
-        "Expand",
-        "Flatten",
-        "Floor",
-        "Gather",
-        "Greater",
-        "Less",
-        "Log",
-        "Max",
-        "Min",
-        "Mul",
-        "Neg",
-        "Not",
-        "Pow",
-        "Range",
-        "Reciprocal",
-        "ReduceL1",
-        "ReduceL2",
-        "ReduceMax",
-        "ReduceMean",
-        "ReduceMin",
-        "ReduceProd",
-        "ReduceSum",
-        "ReduceSumSquare",
-        "Reshape",
-        "Shape",
-        "Size",
-        "Slice",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Sum",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-        *NORMS,
-    ]
-)
+_OTHERS = """
+    Abs Add And Cast Ceil Clip Concat ConstantOfShape Cos CumSum Div Einsum Equal Exp Expand
+    Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual LeakyRelu Less
+    LessOrEqual Log MatMul Max Mean MeanVarianceNormalization Min Mul Neg Not Or Pad Pow Range
+    Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+    ReduceSumSquare Relu Reshape Round ScatterND Shape Sigmoid Sign Sin Size Slice Softplus
+    Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where Xor
+"""
+_EVALUATED = frozenset(NORMS).union(_OTHERS.split())
 
 _CACHED_BYTES = 1 << 20
+# So many bytes of larger values are remembered: what was asked for last.
+_REMEMBERED = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -113,6 +76,7 @@ class Constants:
         self._base_dir = base_dir
         self._shapes = shapes
         self._found: dict[tuple[str, str], Constant | Reason] = {}
+        self._recent: dict[tuple[str, str], Array] = {}
 
     def add(self, scope: Scope, constant: Constant) -> None:
         """Add a constant that the model does not hold."""
@@ -163,7 +127,9 @@ class Constants:
             return self._from_inferred(scope, name, node)
         if node.op_type == "DequantizeLinear":
             return Reason("quantized-weight", label(node), f"{name} is dequantized at run time")
-        if node.op_type in _EVALUATED:
+        # The reference implementation overlooks where such an operand lies (ONNX Add-6).
+        misaligned = attributes.has(node, "broadcast") and attributes.has(node, "axis")
+        if node.op_type in _EVALUATED and not misaligned:
             return self._from_chain(scope, name, node)
         return _computed(name, node)
 
@@ -224,8 +190,15 @@ class Constants:
             sources.append(found)
 
         def load() -> Array:
-            by_rule = normalize if node.op_type in NORMS else evaluate
-            return by_rule(node, [s.load() if s else None for s in sources], scope.opset)
+            key = scope.path, name
+            values = self._recent.pop(key, None)
+            if values is None:
+                by_rule = normalize if node.op_type in NORMS else evaluate
+                inputs = [s.load() if s else None for s in sources]
+                refuse_huge(node, inputs)
+                values = by_rule(node, inputs, scope.opset)
+            self._remember(key, values)
+            return values
 
         try:
             values = load()
@@ -241,6 +214,13 @@ class Constants:
             None,
             protected,
         )
+
+    def _remember(self, key: tuple[str, str], values: Array) -> None:
+        """Keep some values for whoever asks next; what was asked for first gives way."""
+        if _CACHED_BYTES < values.nbytes <= _REMEMBERED:
+            self._recent[key] = values
+            while sum(held.nbytes for held in self._recent.values()) > _REMEMBERED:
+                del self._recent[next(iter(self._recent))]
 
 
 def _sources(scope: Scope, name: str) -> list[tuple[Scope, str]]:

@@ -116,6 +116,16 @@ class Context:
             return Operand(position, integers.weight, None, integers.quantized, found)
         return Operand(position, missing=integers or found)
 
+    def vector(self, node: NodeProto, position: int) -> Constant | None:
+        """Like `parameter`, for one that may be stored as integers: its floats are as constant.
+
+        onnxruntime's static quantization stores the γ of a BatchNormalization so.
+        """
+        found = self.weight(node, position)
+        if found.missing is not None:
+            raise Refusal(found.missing)
+        return found.value if isinstance(found.value, Constant) else None
+
     def dequantized(self, node: NodeProto, position: int) -> Dequantized | Reason | None:
         """The dequantized constant at an input, or why it cannot change.
 

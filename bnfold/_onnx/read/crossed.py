@@ -19,8 +19,10 @@ from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
 from bnfold._core.pointwise import Clipped, HardSigmoid, Homogeneous, Thresholded
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
+from bnfold._onnx.read.casts import conversion
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
 from bnfold._onnx.read.scopes import label
+from bnfold._onnx.read.types import cast_to
 from bnfold._onnx.read.windows import are_full, windows
 
 _CHANNELS = {0: 0, 1: 1}
@@ -38,6 +40,26 @@ _NOT_LINEAR = "Celu Elu Erf Gelu HardSwish Mish Selu Sigmoid Softplus Softsign T
 
 def _identity(context: Context, node: NodeProto) -> Operator:
     return Passing(label=label(node), like=context.shape(node.input[0]))
+
+
+def _cast(context: Context, node: NodeProto) -> Operator:
+    """Cast and CastLike hand on a tensor that has the type already; a Cast between floating-point
+    types has a law of its own.
+
+    Law: the identity, if the type of what it reads is known and is the one that it is cast to.
+    """
+    wanted = cast_to(node) if node.op_type == "Cast" else context.type(node.input[1])
+    read = context.type(node.input[0])
+    same = wanted and wanted == read
+    if same:
+        return _identity(context, node)
+    before = context.scope.producers.get(node.input[0])
+    writer = context.scope.nodes[before] if before is not None else NodeProto()
+    exact = writer.op_type == "Cast" and context.type(writer.input[0]) == wanted
+    law = conversion(read, wanted, exact) if node.op_type == "Cast" else None
+    if law is None:
+        return UNKNOWN
+    return Crossed(label=label(node), like=context.shape(node.input[0]), law=law)
 
 
 def _dropout(context: Context, node: NodeProto) -> Operator:
@@ -71,10 +93,12 @@ def gate(context: Context, node: NodeProto) -> Operator:
     return Crossed(label=label(node), data=(0, 1), law=law)
 
 
-def product_of_two(context: Context, node: NodeProto) -> Operator:
-    """MatMul of two tensors that are no constants."""
+def product_of_two(context: Context, node: NodeProto, as_stored: bool = True) -> Operator:
+    """MatMul of two tensors that are no constants. Unless they are multiplied ``as_stored``, which
+    axis is which is not said, and a map has to be uniform.
+    """
     shapes = [context.shape(name) for name in node.input[:2]]
-    ranks = [len(shape) for shape in shapes if shape is not None]
+    ranks = [len(shape) for shape in shapes if shape is not None and as_stored]
     law = Multiplied((ranks[0], ranks[1]) if len(ranks) == 2 else None, _is_narrow(context, node))
     return Crossed(label=label(node), data=(0, 1), law=law)
 
@@ -94,7 +118,7 @@ def _not_linear(context: Context, node: NodeProto) -> Operator:
 
 
 def _homogeneous(context: Context, node: NodeProto) -> Operator:
-    law = Homogeneous(node.op_type == "Abs")
+    law = Homogeneous(node.op_type == "Abs", node.op_type in ("LeakyRelu", "PRelu"))
     # A PRelu's slopes may broadcast its input to a larger shape.
     like = context.shape(node.input[0]) if node.op_type != "PRelu" else None
     return Activation(label=label(node), like=like, kind=node.op_type, law=law)
@@ -325,6 +349,8 @@ ROWS: dict[str, OnnxRow] = {
     **{name: Row(_not_linear) for name in _NOT_LINEAR.split()},
     **{name: Row(_homogeneous) for name in _HOMOGENEOUS},
     "AveragePool": Row(_pool),
+    "Cast": Row(_cast),
+    "CastLike": Row(_cast),
     "Clip": Row(_clip),
     "Dropout": Row(_dropout),
     "GlobalAveragePool": of_one(_global_pool),

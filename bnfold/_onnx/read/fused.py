@@ -1,8 +1,9 @@
 """Operators that a model writes as several nodes, and that runtimes fuse into one again.
 
-A GELU has five to eight nodes, a LayerNormalization up to nine. Some of these nodes are affine.
-onnxruntime and other runtimes recognize the whole pattern. If a fold removed one affine node, the
-pattern would be broken, and the other nodes would run one by one: more operators than before.
+A GELU has five to eight nodes, a LayerNormalization up to nine, a dynamically quantized product
+six. Some of these nodes are affine. onnxruntime and other runtimes recognize the whole pattern. If
+a fold removed one affine node, the pattern would be broken, and the other nodes would run one by
+one: more operators than before.
 """
 
 from __future__ import annotations
@@ -17,20 +18,27 @@ from bnfold._core.reasons import Reason
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.context import Context
+from bnfold._onnx.read.rounded import scale_product
 from bnfold._onnx.read.scopes import label
 
 _CLOSE = 1e-3
+_NAMES = {"MatMulInteger": "a dynamically quantized product", "Sqrt": "a normalization"}
 
 
 def fused(context: Context) -> dict[int, Reason]:
     """The reasons why affine nodes that are parts of such operators stay, by position."""
     found: dict[int, Reason] = {}
-    finders = {"Erf": _Gelu.by_erf, "Tanh": _Gelu.by_tanh, "Sqrt": _normalization}
+    finders = {
+        "Erf": _Gelu.by_erf,
+        "MatMulInteger": _dynamic_product,
+        "Tanh": _Gelu.by_tanh,
+        "Sqrt": _normalization,
+    }
     for position, node in enumerate(context.scope.nodes):
         finder = finders.get(node.op_type)
         if finder is None or node.domain not in ("", "ai.onnx"):
             continue
-        name = "a normalization" if node.op_type == "Sqrt" else "a GELU"
+        name = _NAMES.get(node.op_type, "a GELU")
         for part in finder(_Around(context), position):
             where = label(context.scope.nodes[part])
             message = f"{where} is part of {name} that runtimes run as one operator"
@@ -152,6 +160,17 @@ def _normalization(around: _Around, position: int) -> Iterator[int]:
                 for beta in around.readers(gamma, "Add"):
                     if any(around.is_constant(name) for name in nodes[beta].input):
                         yield beta
+
+
+def _dynamic_product(around: _Around, position: int) -> Iterator[int]:
+    """The Mul of the two scales of ``Cast(MatMulInteger)·(x·s)``. Runtimes run all of it, with the
+    rounding of x ahead and an Add behind, as one operator (onnxruntime: DynamicQuantizeMatMul).
+    """
+    for cast in around.readers(position, "Cast"):
+        for product in around.readers(cast, "Mul"):
+            found = scale_product(around.context, around.nodes[product])
+            if found is not None:
+                yield found.position
 
 
 def _is_last(context: Context, node: NodeProto) -> bool:

@@ -10,14 +10,21 @@ from onnx import NodeProto
 from bnfold._core.operators.record import UNKNOWN, Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
-from bnfold._core.view import Affine, Node, Value, View
-from bnfold._onnx.read import affine, attributes, crossed, linear, rearranged
+from bnfold._core.view import Affine, Barrier, Node, Value, View
+from bnfold._onnx.read import affine, attributes, crossed, linear, microsoft, rearranged, rounded
 from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.fused import fused
 from bnfold._onnx.read.order import sorted_positions
 from bnfold._onnx.read.scopes import Scope, label, reads_value, type_of, typed
 
-ROWS: dict[str, OnnxRow] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rearranged.ROWS}
+ROWS: dict[str, OnnxRow] = {
+    **affine.ROWS,
+    **crossed.ROWS,
+    **linear.ROWS,
+    **microsoft.ROWS,
+    **rearranged.ROWS,
+    **rounded.ROWS,
+}
 """How each operator of ONNX is read, by its type as `type_of` gives it."""
 
 
@@ -112,7 +119,7 @@ def _read(context: Context, earlier: Mapping[int, Operator], changed: set[str]) 
                 changed.add(node.output[0])
         alone[position] = record = known
         reading = record.reading()
-        if position in parts and isinstance(reading.role, Affine):
+        if position in parts and isinstance(reading.role, Affine | Barrier):
             record = Unfixed(reason=parts[position], like=reading.shape)
             reading = record.reading()
         records.append(record)

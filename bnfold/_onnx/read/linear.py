@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
+from bnfold._core.broadcast import Shape
 from bnfold._core.operators.linear import Convolution, gemm, matmul
 from bnfold._core.operators.record import (
     UNKNOWN,
@@ -25,14 +26,15 @@ from bnfold._core.windows import Window
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.crossed import product_of_two
+from bnfold._onnx.read.rounded import integer_kernel
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.read.windows import windows
 from bnfold._onnx.tensors import FLOATS
 
 
-def _convolution(context: Context, node: NodeProto) -> Operator:
-    """Conv and ConvTranspose, with channels on axis 1. Where its weight is not constant, but its
-    shape known, a Conv may still take a shift in.
+def convolution(context: Context, node: NodeProto, channels_last: bool = False) -> Operator:
+    """Conv and ConvTranspose, with channels on axis 1 or on the last. Where its weight is not
+    constant, but its shape known, a Conv may still take a shift in.
     """
     if len(node.input) < 2 or not node.input[1]:
         return UNKNOWN
@@ -53,13 +55,18 @@ def _convolution(context: Context, node: NodeProto) -> Operator:
         bias=bias,
         kernel=kernel,
         groups=group,
-        windows=_windows(context, node, taps) if len(taps) == len(kernel) - 2 else None,
+        windows=_windows(context, node, taps, 1 if channels_last else 2)
+        if len(taps) == len(kernel) - 2
+        else None,
         transposed=transposed,
+        axis=len(kernel) - 1 if channels_last else 1,
         dtype=np.dtype(helper.tensor_dtype_to_np_dtype(element)) if element in FLOATS else None,
     )
 
 
-def _windows(context: Context, node: NodeProto, taps: Sequence[int]) -> tuple[Window, ...] | None:
+def _windows(
+    context: Context, node: NodeProto, taps: Sequence[int], first: int
+) -> tuple[Window, ...] | None:
     """The windows of a Conv, or those of the one that a ConvTranspose is the transpose of, if it
     puts out what such a Conv reads and no more.
     """
@@ -69,43 +76,79 @@ def _windows(context: Context, node: NodeProto, taps: Sequence[int]) -> tuple[Wi
         or attributes.text(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID", "")
     ):
         return None
-    return windows(context, node, taps)
+    return windows(context, node, taps, first)
 
 
-def _gemm(context: Context, node: NodeProto) -> Operator:
+def gemm_of(context: Context, node: NodeProto) -> Operator:
     """``Y = α·A'·B' + β·C`` with B or A constant; C is absent, constant, or ignored (β = 0)."""
-    if context.opset < 7 or len(node.input) < 2:
+    if (context.opset < 7 and node.op_type == "Gemm") or len(node.input) < 2:
         return UNKNOWN
     left, right = context.weight(node, 0), context.weight(node, 1)
     if left.value is not None and right.value is not None:
         return UNKNOWN
     beta = attributes.number(node, "beta", 1.0)
     turned = [bool(attributes.integer(node, name, 0)) for name in ("transA", "transB")]
-    return gemm(
+    weight = left if left.value is not None else right
+    found = gemm(
         label(node),
-        left if left.value is not None else right,
+        weight,
         context.weight(node, 2) if beta != 0.0 else Operand(2),
         (turned[0], turned[1]),
         attributes.number(node, "alpha", 1.0),
         beta,
     )
+    kernel = integer_kernel(context, node, weight)
+    if kernel is None or found.bias is None:
+        return found
+    if found.bias.quantized is not None:
+        return replace(found, bias=Operand(2, missing=kernel))
+    absent = found.bias.value is None and found.bias.missing is None
+    return replace(found, bias=None, add_blocked=kernel) if absent else found
 
 
 def _matmul(context: Context, node: NodeProto) -> Operator:
     """MatMul with one constant operand, or of two that are computed at run time."""
+    weight = one_factor(context, node)
+    if weight is None:
+        return product_of_two(context, node)
+    if weight.value is None:
+        return UNKNOWN
+    old = Reason("unsupported-opset", label(node), "an Add would need opset 7 or later")
+    other = context.shape(node.input[1 - weight.position])
+    found = matmul(label(node), weight, other, old if context.opset < 7 else None)
+    if _fits_gemm(context, node, weight, other):
+        return replace(found, bias=Operand(2), becomes="Gemm")
+    return found
+
+
+def _fits_gemm(context: Context, node: NodeProto, weight: Operand, other: Shape | None) -> bool:
+    """Whether a MatMul may become the Gemm that has a place for its bias.
+
+    Law: ``A·B + c`` is ``Gemm(A, B, c)`` with its defaults, where A and B are matrices of a type
+    that Gemm has. Runtimes lose nothing by it: onnxruntime makes the same Gemm itself, ahead of its
+    other fusions. Not of integers behind a DequantizeLinear, which it fuses with MatMul alone.
+    """
+    assert weight.value is not None
+    matrices = len(weight.value.shape) == 2 and other is not None and len(other) == 2
+    since = 13 if context.type(node.input[weight.position]) == TensorProto.BFLOAT16 else 7
+    return matrices and context.opset >= since and weight.quantized is None
+
+
+def one_factor(context: Context, node: NodeProto) -> Operand | None:
+    """The constant factor of a product; None of two that are computed at run time. It has no value
+    where both are constant, or where one is that cannot be changed.
+
+    Raises `Refusal` where a caller may set it.
+    """
     left, right = context.weight(node, 0), context.weight(node, 1)
     if (left.value is None) == (right.value is None):
         if left.value is not None:
-            return UNKNOWN
+            return Operand(0)
         for reason in (right.missing, left.missing):
             if reason is not None and reason.code != "dynamic-weight":
                 raise Refusal(reason)
-        constant = any(context.constant(node, k) is not None for k in (0, 1))
-        return UNKNOWN if constant else product_of_two(context, node)
-    weight = right if right.value is not None else left
-    old = Reason("unsupported-opset", label(node), "an Add would need opset 7 or later")
-    other = context.shape(node.input[1 - weight.position])
-    return matmul(label(node), weight, other, old if context.opset < 7 else None)
+        return Operand(0) if any(context.constant(node, k) is not None for k in (0, 1)) else None
+    return right if right.value is not None else left
 
 
 def _recurrent(context: Context, node: NodeProto) -> Operator:
@@ -140,16 +183,16 @@ def _why_not(weight: Operand) -> Reason:
     return unusual(weight.value)
 
 
-def _unmerged_product(reason: Reason) -> Operator:
+def unmerged_product(reason: Reason) -> Operator:
     """A product of what is computed at run time is no linear function of either factor."""
     return Unweighted(reason=reason, merges=reason.code != "dynamic-weight")
 
 
 _GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
 ROWS: dict[str, OnnxRow] = {
-    "Conv": Row(_convolution, unmerged),
-    "ConvTranspose": Row(_convolution, unweighted),
-    "Gemm": Row(_gemm, _unmerged_product),
-    "MatMul": Row(_matmul, _unmerged_product),
+    "Conv": Row(convolution, unmerged),
+    "ConvTranspose": Row(convolution, unweighted),
+    "Gemm": Row(gemm_of, unmerged_product),
+    "MatMul": Row(_matmul, unmerged_product),
     **{kind: Row(_recurrent) for kind in _GATES},
 }

@@ -1,26 +1,60 @@
-"""Weights stored as integers behind a DequantizeLinear."""
+"""Weights stored as integers behind a DequantizeLinear, or rounded to integers ahead of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto, helper
 
-from bnfold._core.parameters import Quantized
-from bnfold._core.reasons import Reason
+from bnfold._core.quantized import Grid, Quantized, Rounding
+from bnfold._core.reasons import Reason, Refusal
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.scopes import Scope, label
 
+MADE_BYTES = 1 << 28
+"""How large dequantized weights may be, all together, where they are needed as floats."""
+_PER_AXIS = 13
+"""The first opset in which scales may lie along an axis."""
+_INTEGERS = {
+    getattr(TensorProto, name): limits
+    for name, limits in {
+        "INT2": (-2, 1),
+        "UINT2": (0, 3),
+        "INT4": (-8, 7),
+        "UINT4": (0, 15),
+        "INT8": (-128, 127),
+        "UINT8": (0, 255),
+        "INT16": (-(1 << 15), (1 << 15) - 1),
+        "UINT16": (0, (1 << 16) - 1),
+    }.items()
+    if hasattr(TensorProto, name)
+}
+"""The types that QuantizeLinear rounds to, with their smallest and largest numbers."""
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """The QuantizeLinear at ``position`` that rounds the floats of a weight, and its scale and zero
+    point.
+    """
+
+    position: int
+    numbers: Constant
+    scale: Constant
+    zero: Constant | None
+
 
 @dataclass(frozen=True)
 class Dequantized:
-    """A weight as its operator sees it, and the scale that may change.
+    """A weight as its operator sees it, and what of it may change.
 
     ``position`` is the position of the DequantizeLinear in its graph's nodes, ``zero`` its zero
-    point.
+    point. ``integers`` are what it reads, where they are stored; where they are rounded at every
+    run, ``quantizer`` does that.
     """
 
     weight: Constant
@@ -28,90 +62,246 @@ class Dequantized:
     scale: Constant
     zero: Constant | None
     position: int
+    integers: Constant | None
+    quantizer: Quantizer | None = None
 
 
 def dequantized(constants: Constants, scope: Scope, name: str) -> Dequantized | Reason | None:
     """The output of a DequantizeLinear of constants, or why it cannot change.
 
-    The output is ``(q − z)·s``, with s and z per tensor or per position of an axis (ONNX
-    DequantizeLinear). None if another operator writes the name. Multiplying s multiplies every
-    weight of its channel exactly, and the integers q stay. Blocked scales, and weights that other
-    nodes read too, cannot change.
+    The output is ``(q − z)·s``, with s and z per tensor, per position of an axis, or per block
+    (ONNX DequantizeLinear). The integers q are stored, or a QuantizeLinear rounds stored floats to
+    them, as quantization-aware training writes it; a Clip may stand between the two. Transpose and
+    Identity may follow. None if another operator writes the name. What others read cannot change.
     """
-    position = scope.producers.get(name)
-    node = scope.nodes[position] if position is not None else None
-    if position is None or node is None or node.op_type != "DequantizeLinear":
-        return None
-    if node.domain not in ("", "ai.onnx"):
-        return None
-    where = label(node)
-    parts = [constants.find(scope, source) if source else None for source in node.input]
-    for part in parts:
-        if isinstance(part, Reason):
-            return Reason("quantized-weight", where, f"{name} is dequantized at run time")
-    stored, scale, *rest = (part for part in parts if isinstance(part, Constant))
-    zero = rest[0] if rest else None
-    protected = next((p.protected for p in (stored, scale, *rest) if p.protected), None)
-    if protected is not None:
-        message = f"{protected} is a parameter that a caller may override"
-        return Reason("overridable-weight", protected, message)
-    readers = scope.readers.get(name, ())
-    if len(readers) != 1 or name in scope.captures or name in scope.outputs:
-        return Reason("quantized-weight", where, f"{name} is also read by someone else")
-    axis = _axis(node, scope.opset, stored.shape, scale, zero)
-    if isinstance(axis, Reason):
-        return axis
-    weight = Constant(
-        name, stored.shape, scale.data_type, lambda: _values(stored, scale, zero, axis)
-    )
-    return Dequantized(weight, Quantized(scale, axis, scope.opset >= 13), scale, zero, position)
+    try:
+        return _Reader(constants, scope).read(name)
+    except Refusal as no:
+        return no.reason
 
 
-def _axis(
+class _Reader:
+    """Reads one weight. Its methods raise `Refusal` where that cannot change."""
+
+    def __init__(self, constants: Constants, scope: Scope) -> None:
+        self.constants = constants
+        self.scope = scope
+
+    def read(self, name: str) -> Dequantized | None:
+        orders: list[list[int] | None] = []
+        tensor = name
+        while True:
+            position = self.scope.producers.get(tensor)
+            node = self.scope.nodes[position] if position is not None else None
+            if position is None or node is None or node.domain not in ("", "ai.onnx"):
+                return None
+            if node.op_type == "DequantizeLinear":
+                break
+            if node.op_type not in ("Identity", "Transpose") or attributes.depends_on_call(node):
+                return None
+            if node.op_type == "Transpose":
+                orders.append(attributes.integers(node, "perm"))
+            tensor = node.input[0]
+        found = self._dequantized(name, tensor, node, position, orders)
+        for between in self._between(name, tensor):
+            self._refuse_shared(between, node)
+        return found
+
+    def _between(self, name: str, tensor: str) -> Iterator[str]:
+        """The tensors from a weight back to the output of its DequantizeLinear."""
+        yield name
+        while name != tensor:
+            name = self.scope.nodes[self.scope.producers[name]].input[0]
+            yield name
+
+    def _dequantized(
+        self,
+        name: str,
+        tensor: str,
+        node: NodeProto,
+        position: int,
+        orders: list[list[int] | None],
+    ) -> Dequantized:
+        where = label(node)
+        scale, zero = self._scale_and_zero(node, tensor)
+        stored = self.constants.find(self.scope, node.input[0])
+        quantizer, rounding = None, None
+        if isinstance(stored, Reason):
+            quantizer, rounding, stored = self._rounded(node, scale, zero)
+        self._refuse_protected(stored)
+        grid = _grid(node, self.scope.opset, stored.shape, scale, zero)
+        order = tuple(range(len(stored.shape)))
+        for perm in reversed(orders):
+            turned = tuple(reversed(range(len(order)))) if perm is None else tuple(perm)
+            if sorted(turned) != sorted(order):
+                raise Refusal.of("quantized-weight", where, f"{name} is transposed otherwise")
+            order = tuple(order[k] for k in turned)
+        quantized = Quantized(
+            stored, scale, zero, grid, order, self.scope.opset >= _PER_AXIS, rounding
+        )
+        weight = Constant(
+            name,
+            tuple(stored.shape[k] for k in order),
+            scale.data_type,
+            lambda: quantized.values(scale.dtype),
+        )
+        integers = stored if quantizer is None else None
+        return Dequantized(weight, quantized, scale, zero, position, integers, quantizer)
+
+    def _scale_and_zero(self, node: NodeProto, tensor: str) -> tuple[Constant, Constant | None]:
+        """The scale and the zero point of a QuantizeLinear or DequantizeLinear."""
+        parts: list[Constant | None] = [None, None]
+        for number, source in enumerate(node.input[1:3]):
+            found = self.constants.find(self.scope, source) if source else None
+            if isinstance(found, Reason):
+                message = f"{tensor} is dequantized at run time"
+                raise Refusal.of("quantized-weight", label(node), message)
+            if found is not None:
+                self._refuse_protected(found)
+                parts[number] = found
+        scale, zero = parts
+        if scale is None or not scale.is_float:
+            raise Refusal(_unlike(node))
+        return scale, zero
+
+    def _rounded(
+        self, node: NodeProto, scale: Constant, zero: Constant | None
+    ) -> tuple[Quantizer, Rounding, Constant]:
+        """What rounds floats to the integers that a DequantizeLinear reads, and these integers.
+
+        Only float32: of narrower types runtimes divide in different ways. Its scale and zero point
+        must be those of the DequantizeLinear.
+        """
+        where, name = label(node), node.input[0]
+        bounds: list[int] = []
+        position, rounder = self._writer(name)
+        if rounder.op_type == "Clip":
+            self._refuse_shared(name, node)
+            bounds, name = self._bounds(rounder), rounder.input[0]
+            position, rounder = self._writer(name)
+        numbers = self.constants.find(self.scope, rounder.input[0]) if rounder.input else None
+        if rounder.op_type != "QuantizeLinear" or not isinstance(numbers, Constant):
+            message = f"{node.input[0]} is computed at run time"
+            raise Refusal.of("dynamic-weight", where, message)
+        self._refuse_shared(name, node)
+        self._refuse_protected(numbers)
+        theirs, other = self._scale_and_zero(rounder, name)
+        if not _same(scale, theirs) or not _same(zero, other):
+            message = f"{label(rounder)} rounds by other numbers than {where} multiplies with"
+            raise Refusal.of("quantized-weight", where, message)
+        grid = _grid(node, self.scope.opset, numbers.shape, scale, zero)
+        if _grid(rounder, self.scope.opset, numbers.shape, theirs, other) != grid:
+            raise Refusal(_unlike(rounder))
+        kind = other.data_type if other else attributes.integer(rounder, "output_dtype", 0)
+        kind = kind or TensorProto.UINT8
+        plain = numbers.data_type == scale.data_type == TensorProto.FLOAT
+        precise = attributes.integer(rounder, "precision", 0) in (0, TensorProto.FLOAT)
+        if kind not in _INTEGERS or not plain or not precise:
+            message = f"how {label(rounder)} rounds depends on the runtime"
+            raise Refusal.of("quantized-weight", where, message)
+        lowest, highest = _INTEGERS[kind]
+        if bounds:
+            lowest, highest = max(lowest, bounds[0]), min(highest, bounds[1])
+        rounding = Rounding(numbers, lowest, highest)
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+
+        def load() -> NDArray[np.generic]:
+            zeros = other.load() if other is not None else np.zeros(theirs.shape)
+            steps = grid.spread(theirs.load(), numbers.shape)
+            laid = grid.spread(zeros.astype(np.float64), numbers.shape)
+            return rounding.integers(numbers.load(), steps, laid).astype(dtype)
+
+        integers = Constant(node.input[0], numbers.shape, kind, load)
+        return Quantizer(position, numbers, theirs, other), rounding, integers
+
+    def _writer(self, name: str) -> tuple[int, NodeProto]:
+        """The operator that writes a tensor, and its position; an empty one at −1 if none does."""
+        position = self.scope.producers.get(name)
+        node = self.scope.nodes[position] if position is not None else None
+        if position is None or node is None or node.domain not in ("", "ai.onnx"):
+            return -1, NodeProto()
+        return position, node
+
+    def _bounds(self, node: NodeProto) -> list[int]:
+        """The bounds of a Clip of integers, which are inputs."""
+        found = [self.constants.find(self.scope, name) if name else None for name in node.input[1:]]
+        bounds = [one for one in found if isinstance(one, Constant) and not one.protected]
+        if len(found) != 2 or len(bounds) != 2 or any(one.shape != () for one in bounds):
+            raise Refusal(_unlike(node))
+        return [int(one.load()) for one in bounds]
+
+    def _refuse_shared(self, name: str, node: NodeProto) -> None:
+        """Raise `Refusal` where more than one operator reads a tensor."""
+        scope = self.scope
+        if len(scope.readers.get(name, ())) != 1 or name in scope.captures or name in scope.outputs:
+            message = f"{name} is also read by someone else"
+            raise Refusal.of("quantized-weight", label(node), message)
+
+    def _refuse_protected(self, constant: Constant) -> None:
+        """Raise `Refusal` where a caller may set a constant."""
+        name = constant.protected
+        if name is not None:
+            message = f"{name} is a parameter that a caller may override"
+            raise Refusal.of("overridable-weight", name, message)
+
+
+def _grid(
     node: NodeProto, opset: int, shape: tuple[int, ...], scale: Constant, zero: Constant | None
-) -> int | Reason | None:
-    """The axis of the stored integers along which scale and zero point lie; None for one number.
+) -> Grid:
+    """Which numbers of a tensor share a scale and a zero point.
 
     One number is for the whole tensor, if its shape is ``[]`` or ``[1]``. The attribute ``axis``
     then means nothing: its default of 1 may lie outside the axes of a bias. From opset 13 several
-    numbers are one for each position of ``axis``. For anything else the result is a reason: blocks,
-    and shapes that ONNX does not allow.
+    numbers are one for each position of ``axis``; with ``block_size``, from opset 21, one for each
+    block of so many positions of it. Raises `Refusal` for shapes that ONNX does not allow, and for
+    a type that is not that of the scale.
     """
-    where = label(node)
-    reason = Reason("quantized-weight", where, f"the scale of {where} is not one per channel")
     shapes = [scale.shape] if zero is None else [scale.shape, zero.shape]
-    if attributes.depends_on_call(node) or attributes.integer(node, "block_size", 0):
-        return reason
-    if attributes.integer(node, "output_dtype", 0) not in (0, scale.data_type):
-        return Reason("quantized-weight", where, f"{where} puts out another type than its scale's")
-    if not scale.is_float:
-        return reason
-    if all(known in ((), (1,)) for known in shapes):
-        return None
+    if attributes.depends_on_call(node):
+        raise Refusal(_unlike(node))
+    if node.op_type == "DequantizeLinear" and attributes.integer(node, "output_dtype", 0) not in (
+        0,
+        scale.data_type,
+    ):
+        message = f"{label(node)} puts out another type than its scale's"
+        raise Refusal.of("quantized-weight", label(node), message)
+    block = attributes.integer(node, "block_size", 0)
+    if not block and all(known in ((), (1,)) for known in shapes):
+        return Grid()
     axis, rank = attributes.integer(node, "axis", 1), len(shape)
-    if opset < 13 or not -rank <= axis < rank or any(known != (shape[axis],) for known in shapes):
-        return reason
-    return axis % rank
+    if opset < _PER_AXIS or block < 0 or not -rank <= axis < rank:
+        raise Refusal(_unlike(node))
+    grid = Grid(axis % rank, block or None)
+    wanted = grid.cells(shape) if block else (shape[axis],)
+    if any(known != wanted for known in shapes):
+        raise Refusal(_unlike(node))
+    return grid
 
 
-def _values(
-    stored: Constant, scale: Constant, zero: Constant | None, axis: int | None
-) -> NDArray[np.floating]:
-    along = tuple(-1 if k == axis else 1 for k in range(len(stored.shape)))
+def _unlike(node: NodeProto) -> Reason:
+    where = label(node)
+    return Reason("quantized-weight", where, f"the scale of {where} is not one per channel")
 
-    def laid(values: NDArray[np.generic]) -> NDArray[np.float64]:
-        return values.astype(np.float64).reshape(along if axis is not None else ())
 
-    whole = stored.load().astype(np.float64)
-    if zero is not None:
-        whole = whole - laid(zero.load())
-    return np.asarray((whole * laid(scale.load())).astype(scale.dtype))
+def _same(one: Constant | None, other: Constant | None) -> bool:
+    """Whether two scales, or two zero points, are the same; a missing zero point is 0."""
+    if one is None or other is None:
+        given = one or other
+        return given is None or not given.load().any()
+    return one.shape == other.shape and np.array_equal(one.load(), other.load())
+
+
+def is_weight(constants: Constants, scope: Scope, node: NodeProto) -> bool:
+    """Whether a DequantizeLinear reads integers that are the same at every run."""
+    found = dequantized(constants, scope, node.output[0])
+    return not (isinstance(found, Reason) and found.code == "dynamic-weight")
 
 
 def spread_zero(
     node: NodeProto, size: int, axis: int, zero: NDArray[np.generic] | None
 ) -> NDArray[np.generic] | None:
-    """Make a DequantizeLinear of one scale one with a scale for each position of an axis.
+    """Make a QuantizeLinear or DequantizeLinear of one scale one with a scale for each position of
+    an axis.
 
     Gives the zero points that it then needs; None if it has no zero point.
     """

@@ -10,7 +10,7 @@ from onnx import NodeProto
 
 from bnfold._core import index_maps
 from bnfold._core.index_maps import IndexMap, Permuted, Size, regrouped
-from bnfold._core.joins import Concatenated, Picked
+from bnfold._core.joins import Concatenated, Parted, Picked
 from bnfold._core.laws import Law, Mixed, Rearranged
 from bnfold._core.operators.crossed import MANY, Crossed, kept_axes, parts
 from bnfold._core.operators.record import UNKNOWN, Operator, Row
@@ -133,13 +133,11 @@ def _split(context: Context, node: NodeProto) -> Law | None:
     axis = attributes.integer(node, "axis", 0)
     axis += len(shape) if axis < 0 else 0
     size = shape[axis]
-    sizes: list[int] = []
-    for name in node.output:
-        out = context.shape(name)
-        part = out[axis] if out is not None and axis < len(out) else None
-        if part is None:
-            return None
-        sizes.append(part)
+    outs = [context.shape(name) for name in node.output]
+    known = [out[axis] if out is not None and axis < len(out) else None for out in outs]
+    sizes = [part for part in known if part is not None]
+    if size is None or len(sizes) < len(known):
+        return Parted(axis, len(known))
     return Picked(axis, size, parts(sizes)) if size == sum(sizes) else None
 
 

@@ -27,6 +27,8 @@ from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import Size
 from bnfold._onnx.read.scopes import Scope, bodies
 from bnfold._onnx.read.sizes import Numbers, computed, dimensions, unknown
+from bnfold._onnx.read.stand_ins import stand_in
+from bnfold._onnx.read.types import derive
 
 _SMALL = 1024
 _FIRST_WITH_SYMBOLS = 11
@@ -68,11 +70,21 @@ class Shapes:
     def type(self, scope: Scope, name: str) -> int:
         """The element type of a name as seen from a graph, 0 where not known."""
         owner = scope.owner(name)
-        return self.types.get((owner.path, name), 0) if owner else 0
+        if owner is None:
+            return 0
+        key = owner.path, name
+        if key not in self.types:
+            derive(owner, name, self.types)
+        return self.types[key]
 
 
-def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
-    """The shapes of a model. If ONNX's inference gives up, fewer are known; nothing is raised."""
+def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) -> Shapes:
+    """The shapes of a model. If ONNX's inference gives up, fewer are known; nothing is raised.
+
+    With ``equal_dims`` sizes of the model's inputs that have one name (``dim_param``) are equal, as
+    ONNX says. Without it every size has a symbol of its own: runtimes do not check that, and some
+    exporters write one word for all sizes that they do not know.
+    """
     known = Shapes()
     skeleton = ModelProto(ir_version=model.ir_version)
     skeleton.opset_import.extend(model.opset_import)
@@ -81,6 +93,9 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
     opsets = [item.version for item in model.opset_import if item.domain in ("", "ai.onnx")]
     symbols = itertools.count() if min(opsets, default=0) >= _FIRST_WITH_SYMBOLS else None
     _copy_graph(model.graph, skeleton.graph, symbols)
+    if equal_dims and symbols is not None:
+        _name_sizes(model.graph, skeleton.graph)
+    stand_in(skeleton.graph, max(opsets, default=0), {(f.domain, f.name) for f in model.functions})
     inferred = _run(skeleton)
     # From IR version 4 on, an initializer that is also an input is only a default value.
     given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
@@ -89,6 +104,15 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
     graphs = {id(scope.graph): scope for scope in scopes}
     _collect(model.graph, inferred.graph, graphs, known)
     return known
+
+
+def _name_sizes(source: GraphProto, target: GraphProto) -> None:
+    """Give the unknown sizes of a copy's inputs one symbol for each name that they have."""
+    for value, twin in zip(source.input, target.input, strict=True):
+        dims = value.type.tensor_type.shape.dim, twin.type.tensor_type.shape.dim
+        for named, dim in zip(*dims, strict=True):
+            if named.dim_param:
+                dim.dim_param = f"named {named.dim_param}"
 
 
 def _run(skeleton: ModelProto) -> ModelProto:
@@ -111,6 +135,7 @@ def _hint(inferred: GraphProto, skeleton: GraphProto, overridable: Collection[st
     sizes |= {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
     hinted = {value.name: value for value in skeleton.value_info}
     numbers = computed(inferred, known, overridable)
+    stored = {tensor.name: tensor for tensor in inferred.initializer}
     found = False
     for node in inferred.node:
         if len(node.input) < 2 or not node.output:
@@ -118,7 +143,8 @@ def _hint(inferred: GraphProto, skeleton: GraphProto, overridable: Collection[st
         hint = None
         if node.op_type == "Reshape":
             target = numbers.get(node.input[1]) or unknown(known.get(node.input[1]))
-            hint = _of_reshape(node, known, target)
+            source = known.get(node.input[0]) or _of_stored(stored.get(node.input[0]))
+            hint = _of_reshape(node, source, known.get(node.output[0]), target)
         elif node.op_type == "BatchNormalization":
             hint = _of_batch_norm(node, known, sizes)
         name = node.output[0]
@@ -143,8 +169,20 @@ def _says_more(hint: Tensor, own: Tensor | None) -> bool:
     )
 
 
+def _of_stored(tensor: TensorProto | None) -> Tensor | None:
+    """The type of an initializer."""
+    if tensor is None:
+        return None
+    found = TypeProto.Tensor(elem_type=tensor.data_type)
+    for size in tensor.dims:
+        found.shape.dim.add(dim_value=size)
+    if not tensor.dims:
+        found.shape.SetInParent()
+    return found
+
+
 def _of_reshape(
-    node: NodeProto, known: Mapping[str, Tensor], target: Numbers | None
+    node: NodeProto, source: Tensor | None, own: Tensor | None, target: Numbers | None
 ) -> Tensor | None:
     """The shape of a Reshape's output, from its target; None if nothing is known.
 
@@ -152,7 +190,6 @@ def _of_reshape(
     which may give one missing size. A 0 in the target stands for the size of the input's axis,
     unless ``allowzero`` is set (ONNX Reshape).
     """
-    source, own = known.get(node.input[0]), known.get(node.output[0])
     count = None if own is None else len(own.shape.dim)
     if source is None or (target is not None and count not in (None, len(target.values))):
         return None

@@ -11,8 +11,12 @@ from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context
 
 
-def windows(context: Context, node: NodeProto, taps: Sequence[int]) -> tuple[Window, ...] | None:
+def windows(
+    context: Context, node: NodeProto, taps: Sequence[int], first: int = 2
+) -> tuple[Window, ...] | None:
     """The window along each axis of space; None where the padding depends on an unknown size.
+
+    ``first`` is the first axis of space of what is read.
 
     ``SAME`` pads so that there are ``⌈n/stride⌉`` outputs. Where the padding is odd, ``SAME_UPPER``
     puts one more at the end, ``SAME_LOWER`` one more at the start. With stride 1, or with a
@@ -33,7 +37,8 @@ def windows(context: Context, node: NodeProto, taps: Sequence[int]) -> tuple[Win
             for k, dilation, stride, end in zip(taps, dilations, strides, ends, strict=True)
         )
     shape = context.shape(node.input[0])
-    sizes = shape[2:] if shape is not None and len(shape) == rank + 2 else (None,) * rank
+    known = shape is not None and len(shape) == rank + 2
+    sizes = shape[first : first + rank] if shape is not None and known else (None,) * rank
     if mode not in ("SAME_UPPER", "SAME_LOWER"):
         return None
     found = []

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._onnx.merge.patch import Patch
+from bnfold._onnx.read.inlining import Call
 from bnfold._onnx.write.edits import Relocated
 
 
@@ -41,11 +42,14 @@ class Applied:
     """One step as it was carried out.
 
     ``law`` is "absorb", "compose" or "carry"; "cross" for an operator that maps were carried
-    across; "merge" for a ``patch``, which changes the graph from which all later steps start.
+    across; "merge" for a ``patch``, which changes the graph from which all later steps start;
+    "inline" for ``calls`` of local functions that became nodes before all else: all positions are
+    those after it.
     ``into``, ``maps`` and ``chain`` are positions in the node list of the original graph. There
     are no maps if an operator only takes in, or lets pass, maps that were carried to it.
     ``source`` and ``output`` are names in the folded graph. ``source`` is the absorber's output;
-    for maps that stand, the input of the first one; for a crossed operator, its main output.
+    for maps that stand, the input of the first one; for a crossed operator, its main output, but
+    for a Cast its input: it is gone where that is the ``output``.
     ``output`` is the tensor that replaces the last output. ``related`` tells how the tensors that
     the step reads and writes have changed, by their original names.
     """
@@ -59,6 +63,7 @@ class Applied:
     output: str
     related: Mapping[str, Related] = field(default_factory=dict)
     patch: Patch | None = None
+    calls: frozenset[Call] = frozenset()
 
 
 @dataclass

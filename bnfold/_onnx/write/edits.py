@@ -64,28 +64,32 @@ class Editor:
     ) -> None:
         """Make an input of a node a constant with the given values.
 
-        The old tensor is rewritten if only this node reads it and if it keeps its shape and type.
-        Otherwise a new tensor is made under a fresh name. Inputs with the same values share one.
-        For a constant that a merge makes, the values are stored later.
+        Inputs with the same values in place of one old tensor share one. The old tensor is
+        rewritten if only this node reads it and if it keeps its shape and type. Otherwise a new
+        tensor is made under a fresh name, in the graph of the old one, where all its readers see
+        it. For a constant that a merge makes, the values are stored later.
         """
         owner = scope.owner(old.name) if old is not None else None
         if old is not None and owner is not None and old.name in self._merged[owner.path]:
             self._merged[owner.path][old.name] = lambda: values
             return
-        if old is not None and old.stored is not None and self._may_rewrite(scope, old, values):
-            if old.stored.data_location == TensorProto.EXTERNAL:
-                self.relocated.append((old.stored, tensors.external_location(old.stored)))
-            tensors.write(old.stored, values)
-            return
+        home = owner or scope
         key = (
-            scope.path,
+            home.path,
             old.name if old else None,
             values.shape,
             values.dtype.str,
             hashlib.sha256(values.tobytes()).digest(),
         )
-        if old is None or key not in self._copies:
-            self._copies[key] = self._add_constant(scope, self.names.fresh(wanted), values)
+        known = old is not None and key in self._copies
+        rewrites = not known and old is not None and self._may_rewrite(scope, old, values)
+        if rewrites and old is not None and old.stored is not None:
+            if old.stored.data_location == TensorProto.EXTERNAL:
+                self.relocated.append((old.stored, tensors.external_location(old.stored)))
+            tensors.write(old.stored, values)
+            return
+        if not known:
+            self._copies[key] = self._add_constant(home, self.names.fresh(wanted), values)
         self._connect(scope, node, position, self._copies[key])
 
     def connect(self, scope: Scope, position: int, number: int, name: str) -> None:
@@ -159,6 +163,28 @@ class Editor:
         scope.readers.setdefault(source, []).append(slot)
         self._vanished[scope.path].pop(output, None)
         return output
+
+    def bypass(self, scope: Scope, position: int, source: str) -> str:
+        """Take out a node that hands ``source`` on; its readers read that. Gives the name that the
+        tensor has then: an output of the graph keeps its own.
+        """
+        name: str = scope.nodes[position].output[0]
+        self.remove(scope, position)
+        self.forget(scope, name)
+        if name in scope.outputs or name in scope.captures:
+            self.rename_output(scope, scope.producers[source], name, False, source)
+            self.forget(scope, source)
+            self.reread(scope, [source], name)
+            return name
+        self.reread(scope, [name], source)
+        return source
+
+    def forget(self, scope: Scope, name: str) -> None:
+        """Drop the notes on a tensor, which has gone or has another type now."""
+        vanished = self._vanished[scope.path]
+        for old in [old for old, new in vanished.items() if new == name]:
+            vanished[old] = None
+        vanished.setdefault(name, None)
 
     def reread(self, scope: Scope, old: Iterable[str], new: str) -> None:
         """Let every remaining node read ``new`` instead of ``old``, which has vanished."""

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto
 
 from bnfold._core.laws import Edit
-from bnfold._core.parameters import Parameter, Site
-from bnfold._core.reasons import Reason
-from bnfold._core.view import Crossing
+from bnfold._core.parameters import Site
+from bnfold._core.quantized import Rescaled
+from bnfold._core.stored import Parameter
+from bnfold._core.view import Absorber, Crossing
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.quantized import Dequantized, spread_zero
+from bnfold._onnx.read.rounded import scale_product
 from bnfold._onnx.write.edits import Editor
 from bnfold._plan.planner import Sides
 
+Array = NDArray[Any]
+
 
 def write_parameters(
-    editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides
+    editor: Editor,
+    graph: Graph,
+    position: int,
+    site: Site,
+    sides: Sides,
+    lent: Sequence[Constant] = (),
 ) -> None:
-    """Give an absorber its new weight and bias, rounded once."""
-    scope = graph.scope
+    """Give the absorber at a position its new weight and bias, rounded once.
+
+    Its bias may be one of the constants that are ``lent``: an Add's constant then keeps its name,
+    and is stored once for all.
+    """
+    scope, node = graph.scope, graph.scope.nodes[position]
     _write_scale(editor, graph, node, site, sides)
     weight = site.new_weight(sides.behind, sides.ahead)
     bias = site.new_bias(sides.behind, sides.ahead)
@@ -35,41 +52,64 @@ def write_parameters(
         wanted = f"{stem}.bias" if stem != weight_name else f"{weight_name}_bias"
         if old_bias is not None:
             wanted = f"{old_bias.name}_folded"
-        editor.store(scope, node, site.bias, old_bias, bias, wanted)
+        known = next((one.name for one in lent if _holds(one, bias)), None)
+        if known is not None:
+            editor.connect(scope, position, site.bias, known)
+        else:
+            editor.store(scope, node, site.bias, old_bias, bias, wanted)
 
 
 def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides) -> None:
-    """Multiply the scale of a quantized weight, in the DequantizeLinear that the operator reads."""
-    new = site.new_scale(sides.behind, sides.ahead)
-    found = graph.context.dequantized(node, site.weight) if site.quantized is not None else None
-    if new is None or isinstance(new, Reason) or not isinstance(found, Dequantized):
+    """Multiply the scale of a quantized weight, in the DequantizeLinear that the operator reads,
+    and in the QuantizeLinear that makes the integers, if one does; or in the Mul of two scales.
+    """
+    new, scope = site.rescaled(sides.behind, sides.ahead), graph.scope
+    if site.quantized is None or not isinstance(new, Rescaled):
         return
-    values, axis = new
-    dequantizer = graph.scope.nodes[found.position]
-    scale = found.scale
-    if axis is not None and found.quantized.axis is None:
-        zero = found.zero.load() if found.zero is not None else None
-        zeros = spread_zero(dequantizer, values.size, axis, zero)
-        if zeros is not None and found.zero is not None:
-            name = f"{found.zero.name}_folded"
-            editor.store(graph.scope, dequantizer, 2, found.zero, zeros, name)
-    editor.store(graph.scope, dequantizer, 1, scale, values, f"{scale.name}_folded")
+    if site.quantized.multiplies:
+        held = scale_product(graph.context, node)
+        assert held is not None
+        wanted, values = f"{held.scale.name}_folded", held.laid(new.scale)
+        factor = scope.nodes[held.position]
+        editor.store(scope, factor, held.number, held.scale, values, wanted)
+        return
+    found = graph.context.dequantized(node, site.weight)
+    assert isinstance(found, Dequantized)
+    rounds = found.quantizer
+    ends = [(found.position, found.scale, found.zero)]
+    if rounds is not None:
+        ends.append((rounds.position, rounds.scale, rounds.zero))
+    for position, scale, zero in ends:
+        end = scope.nodes[position]
+        if new.axis is not None:
+            old = zero.load() if zero is not None else None
+            zeros = spread_zero(end, new.scale.size, new.axis, old)
+            if zeros is not None and zero is not None:
+                editor.store(scope, end, 2, zero, zeros, f"{zero.name}_folded")
+        editor.store(scope, end, 1, scale, new.scale, f"{scale.name}_folded")
+    stored, numbers, reader = found.integers, new.integers, found.position
+    if rounds is not None:
+        stored, numbers, reader = rounds.numbers, new.numbers, rounds.position
+    if stored is not None and numbers is not None:
+        name = f"{stored.name}_folded"
+        editor.store(scope, scope.nodes[reader], 0, stored, numbers, name)
 
 
 def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
     """Write the numbers of an operator that a map was carried across: a Clip's bounds, say.
 
-    Each goes to where the operator keeps it: to an input or an attribute. One that becomes another
-    loses what it had but its name, its data and its outputs.
+    Each goes to where the operator keeps it: to an input, an attribute or a list in one. One that
+    becomes another loses what it had but its name, its data and its outputs.
     """
     scope = graph.scope
     node = scope.nodes[graph.positions[index]]
     role = graph.view.nodes[index].role
-    assert isinstance(role, Crossing)
-    numbers = role.numbers
+    holder = role.activation if isinstance(role, Absorber) else role
+    assert isinstance(holder, Crossing)
+    numbers = holder.numbers
     if edit.form is not None:
         numbers, node.op_type = edit.form.numbers, edit.form.op
-        editor.keep_inputs(scope, node, len(role.data))
+        editor.keep_inputs(scope, node, len(holder.data))
         del node.attribute[:]
     for name, value in edit.values.items():
         place = numbers.get(name, name)
@@ -79,11 +119,22 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
                 attribute = node.attribute.add(name=place, type=AttributeProto.FLOAT)
             attribute.f = value
             continue
+        if isinstance(place, tuple):
+            listed = next(a for a in node.attribute if a.name == place[0])
+            listed.floats[place[1]] = value
+            continue
         held = graph.context.constant(node, place)
         dtype = held.dtype if held is not None else np.dtype(np.float32)
         values = np.asarray(value).astype(dtype).reshape(held.shape if held is not None else ())
         stem = held.name if held is not None else node.name or node.op_type.lower()
         editor.store(scope, node, place, held, values, f"{stem}_folded")
+
+
+def _holds(constant: Constant, values: Array) -> bool:
+    """Whether a constant that no caller may set is just these values."""
+    if constant.protected is not None or constant.shape != values.shape:
+        return False
+    return constant.dtype == values.dtype and bool((constant.load() == values).all())
 
 
 def _constant(value: Parameter | None) -> Constant | None:

@@ -12,10 +12,12 @@ from dataclasses import replace
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import Map
-from bnfold._core.view import Affine
+from bnfold._core.pointwise import Converted
+from bnfold._core.view import Affine, Crossing
 from bnfold._onnx.merge.merging import Merges
 from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.network import Network
+from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.write.applied import Applied, Factor, Related, Rewritten
 from bnfold._onnx.write.edits import Editor
@@ -66,10 +68,14 @@ class _GraphRewriter:
             for index in move.maps:
                 editor.remove(scope, graph.positions[index])
             remaining.append(operators_left(editor, graph, move))
+        moved = {move.into: move for move in self.moves.moves if move.law == "absorb"}
         for node, sides in self.moves.sides.items():
             position = graph.positions[node]
             for site in graph.readings[node].sites:
-                write_parameters(editor, graph, scope.nodes[position], site, sides)
+                lent = self._constants_of(moved.get(node)) if node in self.moves.turned else ()
+                write_parameters(editor, graph, position, site, sides, lent)
+            if node in self.moves.turned:
+                scope.nodes[position].op_type = self.moves.turned[node]
         applied = []
         for move, left in zip(self.moves.moves, remaining, strict=True):
             write = self._absorb if move.law == "absorb" else self._compose
@@ -77,8 +83,18 @@ class _GraphRewriter:
         for node, edit in self.moves.edits.items():
             write_numbers(editor, graph, node, edit)
         self._rename()
+        self._drop_conversions()
         applied += [*self._lone_absorbers(), *self._crossings(), *self._left_as_merged()]
         self.result.applied += [self._in_final_names(step) for step in applied]
+
+    def _constants_of(self, move: Move | None) -> list[Constant]:
+        """The initializers that the maps of a move read."""
+        graph, scope, found = self.graph, self.graph.scope, list[Constant]()
+        for name in () if move is None else map(graph.name, _read_by(graph, move.maps)):
+            owner, constant = scope.owner(name), graph.context.constants.find(scope, name)
+            if owner is not None and name in owner.initializers and isinstance(constant, Constant):
+                found.append(constant)
+        return found
 
     def _lone_absorbers(self) -> Iterator[Applied]:
         """The steps of operators that take in only maps that were carried to them."""
@@ -93,10 +109,17 @@ class _GraphRewriter:
     def _crossings(self) -> Iterator[Applied]:
         graph, scope = self.graph, self.graph.scope
         crossed = dict.fromkeys(node for move in self.moves.moves for node in move.crossed)
-        for node in crossed:
+        pairs = self.moves.unneeded
+        also = [node for pair in pairs for node in (*pair.down, *pair.between)]
+        for node in dict.fromkeys((*crossed, *also)):
             into = graph.positions[node]
+            seen = graph.view.nodes[node]
+            role = seen.role
             output = next(name for name in scope.nodes[into].output if name)
-            yield Applied(scope.path, "cross", into, (), (), output, output)
+            source = output
+            if isinstance(role, Crossing) and isinstance(role.law, Converted):
+                source, output = graph.name(seen.inputs[0]), graph.name(seen.outputs[0])
+            yield Applied(scope.path, "cross", into, (), (), source, output)
 
     def _left_as_merged(self) -> Iterator[Applied]:
         """The steps of merged operators in which only the rounding is new."""
@@ -125,6 +148,26 @@ class _GraphRewriter:
         related = {name: self.related[name] for name in names if name in self.related}
         source, output = self._current_name(step.source), self._current_name(step.output)
         return replace(step, source=source, output=output, related=related)
+
+    def _drop_conversions(self) -> None:
+        """Take out the conversions that nothing needs any more."""
+        graph, scope = self.graph, self.graph.scope
+        for pair in self.moves.unneeded:
+            up = graph.positions[pair.up]
+            was = scope.nodes[up].output[0]
+            self.names[was] = self.editor.bypass(scope, up, scope.nodes[up].input[0])
+            for index in pair.between:
+                self.editor.forget(scope, scope.nodes[graph.positions[index]].output[0])
+            pinned = [n for n in pair.down if self._is_pinned(n)]
+            for index in (*pinned, *(n for n in pair.down if n not in pinned)):
+                down = graph.positions[index]
+                source, was = scope.nodes[down].input[0], scope.nodes[down].output[0]
+                name = self.editor.bypass(scope, down, source)
+                self.names[source if name == was else was] = name
+
+    def _is_pinned(self, index: int) -> bool:
+        values = self.graph.view.values
+        return values[self.graph.view.nodes[index].outputs[0]].pinned is not None
 
     def _absorb(self, move: Move, left: list[int | StandingOperator]) -> Applied:
         """Write a move into an absorber, and settle the name of the absorber's output."""
@@ -192,6 +235,11 @@ def _factors(maps: Iterable[Map]) -> tuple[Factor, ...]:
     return tuple(
         Factor(m.scale, m.shift, m.axis if isinstance(m, AffineMap) else None) for m in maps
     )
+
+
+def _read_by(graph: Graph, maps: Iterable[int]) -> list[int]:
+    """The values that some operators read."""
+    return [value for one in maps for value in graph.view.nodes[one].inputs if value >= 0]
 
 
 def _passing_names(graph: Graph, move: Move) -> list[str]:

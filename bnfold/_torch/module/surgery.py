@@ -16,8 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bnfold._core import absorbing
-from bnfold._core.parameters import Parameter, Reading, Site
+from bnfold._core.parameters import Reading, Site
 from bnfold._core.reasons import Reason
+from bnfold._core.stored import Parameter
 from bnfold._core.view import Absorber, Affine, Node, Receiver, View
 from bnfold._plan.planner import Move, Moves
 from bnfold._torch.module.biases import MissingBiases

@@ -1,7 +1,7 @@
 """Fold an ExportedProgram: operators go, parameters change, and the user's own are never written.
 
 A program holds its graph, so whatever the planner finds can be expressed: a shared parameter is
-cloned, a missing bias becomes a parameter, a map that has to stand becomes a mul and an add.
+cloned, a missing bias becomes a parameter, a map that has to stand becomes a mul, an add or a norm.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from bnfold._core.parameters import Site
 from bnfold._core.result import Plan
 from bnfold._core.view import Affine, Crossing
 from bnfold._errors import UsageError
-from bnfold._plan.fit import settle, standing_constants, standing_dtype
+from bnfold._plan.fit import settle, standing_batch_norm, standing_constants, standing_dtype
 from bnfold._plan.places import Standing
 from bnfold._plan.planner import Move, Moves, Sides
 from bnfold._plan.summary import kept_apart, summarize
+from bnfold._system import file_kinds
 from bnfold._torch.program.applied import Applied, AppliedStep
 from bnfold._torch.program.draft import Draft
 from bnfold._torch.program.merging import merge
@@ -101,8 +102,10 @@ def load(path: Path) -> ExportedProgram:
         with quiet("torch.export"):
             return torch.export.load(path)
     except Exception as error:  # torch.export.load raises many things.
+        kind = file_kinds.of_path(path)
         line = next((text for text in str(error).splitlines() if text.strip()), "")
-        raise UsageError(f"{path} is not a .pt2 file that torch can load: {line}") from error
+        why = line if kind in (None, file_kinds.PROGRAM) else kind
+        raise UsageError(f"{path} is not a .pt2 file that torch can load: {why}") from error
 
 
 class _DraftFolder:
@@ -176,12 +179,15 @@ class _DraftFolder:
     def _replace(self, move: Move) -> None:
         """Take the maps out, and put what has to stand where the last of them was."""
         *others, last = move.maps
+        end = self._node(last)
+        with self._draft.module.graph.inserting_before(end):
+            made = [self._standing(move, standing, end) for standing in move.stands]
         for place in others:
             self._bypass(self._node(place), self._data(place))
-        end, current = self._node(last), self._data(last)
-        with self._draft.module.graph.inserting_before(end):
-            for standing in move.stands:
-                current = self._standing(move, standing, current, end)
+        current = self._data(last)
+        for node in made:
+            node.replace_input_with(end, current)
+            current = node
         self._bypass(end, current)
 
     def _data(self, place: int) -> Node:
@@ -199,12 +205,10 @@ class _DraftFolder:
                 self._nodes[name] = source
         self._draft.bypass(node, source)
 
-    def _standing(self, move: Move, standing: Standing, data: Node, end: Node) -> Node:
-        """A mul, an add or both; PyTorch has no need for the BatchNorm form."""
+    def _standing(self, move: Move, standing: Standing, end: Node) -> Node:
+        """An operator that is left of a move. It reads ``end`` until its data is known."""
         if standing.op == "BatchNormalization":
-            for op in ("Mul", "Add"):
-                data = self._standing(move, Standing(op, standing.map), data, end)
-            return data
+            return self._batch_norm(move, standing, end)
         (vector,) = standing_constants(self._read.readings, move, standing)
         dtype = standing_dtype(self._read.view, self._read.readings, move)
         axis, rank = standing.map.axis, end.meta["val"].dim()
@@ -213,12 +217,30 @@ class _DraftFolder:
         target: Callable[..., Any] = (
             torch.ops.aten.mul.Tensor if standing.op == "Mul" else torch.ops.aten.add.Tensor
         )
-        like = next((n for n in self._nodes.values() if n.op == "placeholder"), end)
         stem = f"{end.name}_{standing.op.lower()}"
-        constant, _ = self._draft.add_parameter(stem, from_numpy(values), like)
-        node: Node = self._draft.module.graph.call_function(target, (data, constant))
+        constant = self._draft.add_parameter(stem, from_numpy(values), self._near(end))[0]
+        node: Node = self._draft.module.graph.call_function(target, (end, constant))
         node.meta = dict(end.meta)
         return node
+
+    def _batch_norm(self, move: Move, standing: Standing, end: Node) -> Node:
+        """The last norm of a move with the composed map. It keeps its variance and its ε."""
+        index = standing_batch_norm(self._read.readings, move)
+        norm, dtype = self._node(index), self._read.readings[index].dtype
+        assert callable(norm.target)
+        node: Node = self._draft.module.graph.call_function(norm.target, norm.args, norm.kwargs)
+        node.meta = dict(end.meta)
+        _set_argument(node, "input", end)
+        vectors = standing_constants(self._read.readings, move, standing)
+        for name, vector in zip(("weight", "bias", "running_mean"), vectors, strict=True):
+            values = from_numpy(vector.astype(dtype))
+            stem = f"{norm.name}_{name}"
+            _set_argument(node, name, self._draft.add_parameter(stem, values, self._near(end))[0])
+        return node
+
+    def _near(self, node: Node) -> Node:
+        """A node on the device of another one: an input of the program, if it has one."""
+        return next((n for n in self._nodes.values() if n.op == "placeholder"), node)
 
 
 def _steps(graph: Graph, moves: Moves, made: Collection[str]) -> Iterator[AppliedStep]:

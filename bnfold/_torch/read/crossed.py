@@ -136,7 +136,9 @@ def _activation(
 
 def _homogeneous(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     """Relu, LeakyReLU and PReLU (whatever their slopes), and the even abs."""
-    return _activation(context, node, args, Homogeneous(kind_of(node).startswith("abs")))
+    kind = kind_of(node)
+    law = Homogeneous(kind.startswith("abs"), kind.startswith(("leaky_relu", "prelu")))
+    return _activation(context, node, args, law)
 
 
 def _clip(context: Context, node: Node, args: dict[str, Any]) -> Operator:
@@ -343,7 +345,8 @@ product_of_two = crossed_row(_product_of_matrices)
 
 ROWS: dict[str, TorchRow] = {
     **_kinds(
-        Row(_carrier), "alias alpha_dropout clone contiguous detach dropout* feature_dropout to"
+        Row(_carrier),
+        "_to_copy alias alpha_dropout clone contiguous detach dropout* feature_dropout to type_as",
     ),
     **_kinds(Row(_not_linear), " ".join(f"{kind}*" for kind in _NOT_LINEAR.split())),
     **_kinds(crossed_row(_homogeneous), "abs* leaky_relu* prelu relu*"),

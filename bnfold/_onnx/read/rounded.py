@@ -1,0 +1,229 @@
+"""Operators of ONNX that multiply integers which are rounded at run time, each as its record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from bnfold._core.operators.crossed import Crossed
+from bnfold._core.operators.quantized import Dequantization, Quantization, Rescaling
+from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Row
+from bnfold._core.pointwise import Quantizing
+from bnfold._core.quantized import Grid, Quantized
+from bnfold._core.reasons import Reason
+from bnfold._onnx.read import attributes
+from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.context import Context, OnnxRow
+from bnfold._onnx.read.quantized import is_weight
+from bnfold._onnx.read.scopes import Scope, label
+
+_CONV, _MATMUL = _SUMS = ("ConvInteger", "MatMulInteger")
+# What may be folded into a linear operator, or is left out ahead of a quantizer.
+_AHEAD_OF_QUANTIZER = {
+    "Add",
+    "BatchNormalization",
+    "Clip",
+    "Div",
+    "Dropout",
+    "Identity",
+    "Mul",
+    "Neg",
+    "Relu",
+    "Sub",
+}
+
+
+def _dequantize(context: Context, node: NodeProto) -> Operator:
+    """A DequantizeLinear of an activation, with one scale, or one for each position of its axis."""
+    if len(node.input) < 2 or is_weight(context.constants, context.scope, node):
+        return UNKNOWN
+    scale = context.operand(node, 1)
+    shape = context.shape(node.input[0])
+    blocks = attributes.integer(node, "block_size", 0) or attributes.depends_on_call(node)
+    if scale.value is None or blocks or len(scale.value.shape) > 1:
+        return UNKNOWN
+    axis = None
+    if scale.value.shape not in ((), (1,)):
+        axis = attributes.integer(node, "axis", 1)
+        if shape is None or context.opset < 13 or not -len(shape) <= axis < len(shape):
+            return UNKNOWN
+        axis %= len(shape)
+        if shape[axis] not in (None, *scale.value.shape):
+            return UNKNOWN
+    return Dequantization(
+        label=label(node),
+        like=shape,
+        scale=scale,
+        axis=axis,
+        rounded=_rounded(context.scope, node),
+    )
+
+
+def integer_kernel(context: Context, node: NodeProto, weight: Operand) -> Reason | None:
+    """Why a Gemm may not get a bias of floats, if runtimes run it on the integers of its data and
+    its weight. None where they do not.
+
+    onnxruntime does (QGemm), with no bias or one of integers. With a bias of floats it does so only
+    where a quantizer follows, for then it rounds the bias itself.
+    """
+    scope, data = context.scope, node.input[1 - weight.position]
+    position = scope.producers.get(data)
+    writer = scope.nodes[position] if position is not None else None
+    if node.op_type != "Gemm" or weight.quantized is None or writer is None:
+        return None
+    if writer.op_type != "DequantizeLinear" or is_weight(context.constants, scope, writer):
+        return None
+    name = node.output[0]
+    while name not in scope.outputs and len(set(scope.readers.get(name, ()))) == 1:
+        reader = scope.nodes[scope.readers[name][0]]
+        if reader.op_type == "QuantizeLinear":
+            return None
+        if reader.op_type not in _AHEAD_OF_QUANTIZER:
+            break
+        name = reader.output[0]
+    message = f"with a bias of floats runtimes would not run {label(node)} on its integers any more"
+    return Reason("fused-operator", label(node), message)
+
+
+@dataclass(frozen=True)
+class ScaleProduct:
+    """Where dynamic quantization keeps the scale of a weight.
+
+    The Mul at ``position`` multiplies it, its input ``number``, with the scale of what is rounded
+    at run time. The Mul of sums and scales reads the sums at input ``data``. ``product`` is the
+    operator that sums, ``weight`` its integers.
+    """
+
+    position: int
+    number: int
+    data: int
+    scale: Constant
+    weight: Constant
+    product: NodeProto
+
+    def laid(self, scale: NDArray[np.generic]) -> NDArray[np.generic]:
+        """New scales in the shape that the product's output asks for."""
+        if scale.ndim != 1 or scale.shape == self.scale.shape or self.product.op_type != _CONV:
+            return scale
+        return scale.reshape(-1, *(1,) * (len(self.weight.shape) - 2))
+
+
+def scale_product(context: Context, node: NodeProto) -> ScaleProduct | None:
+    """What a Mul multiplies, where it is the last one of a dynamic quantization; else None.
+
+    That is ``Cast(MatMulInteger or ConvInteger)·(x·s)`` with a constant s, and nobody else reads
+    what is in between.
+    """
+    if len(node.input) != 2 or context.opset < 10:
+        return None
+    for data in (0, 1):
+        position = _only(context, node.input[1 - data], "Mul")
+        cast = _only(context, node.input[data], "Cast")
+        nodes = context.scope.nodes
+        summed = _only(context, nodes[cast].input[0], *_SUMS) if cast is not None else None
+        if position is None or cast is None or summed is None:
+            continue
+        scales, product = nodes[position], nodes[summed]
+        found = [context.operand(scales, number).value for number in range(len(scales.input))]
+        fixed = [(n, one) for n, one in enumerate(found) if isinstance(one, Constant)]
+        weight = context.constant(product, 1)
+        if len(fixed) != 1 or weight is None or len(weight.shape) < 2:
+            continue
+        ((number, scale),) = fixed
+        if scale.data_type != attributes.integer(nodes[cast], "to", 0):
+            continue
+        return ScaleProduct(position, number, data, scale, weight, product)
+    return None
+
+
+def _only(context: Context, name: str, *kinds: str) -> int | None:
+    """The position of the operator of some type that writes a tensor for one reader alone."""
+    scope = context.scope
+    position = scope.producers.get(name)
+    if position is None or scope.nodes[position].op_type not in kinds:
+        return None
+    shared = len(scope.readers.get(name, ())) != 1 or name in scope.captures
+    own = scope.nodes[position].domain in ("", "ai.onnx")
+    return position if own and not shared and name not in scope.outputs else None
+
+
+def rescaling(context: Context, node: NodeProto) -> Operator | None:
+    """The Mul at the end of a dynamic quantization; None for any other."""
+    found = scale_product(context, node)
+    if found is None:
+        return None
+    shape, rank = found.scale.shape, len(found.weight.shape)
+    convolves = found.product.op_type == _CONV
+    own = 0 if convolves else rank - 1
+    size = found.weight.shape[own]
+    sums = context.shape(node.input[found.data])
+    if not convolves and rank != 2:
+        return None
+    wide = (size, *(1,) * (rank - 2)) if convolves else (size,)
+    if shape in ((), (1,)):
+        grid = Grid()
+    elif shape == wide or (1,) * (len(shape) - len(wide)) + wide == shape:
+        grid = Grid(own)
+    else:
+        return None
+    axis = 1 if convolves else None if sums is None else len(sums) - 1
+    quantized = Quantized(
+        found.weight, found.scale, None, grid, tuple(range(rank)), True, multiplies=True
+    )
+    return Rescaling(
+        label=label(node),
+        data=(found.data,),
+        like=sums,
+        weight=found.weight,
+        quantized=quantized,
+        axis=axis,
+        own=own,
+    )
+
+
+def _quantize(context: Context, node: NodeProto) -> Operator:
+    """A quantizer of data. One with one constant scale, not block by block, takes a scale in."""
+    if not node.input or context.constant(node, 0) is not None:
+        return UNKNOWN
+    message = f"{label(node)} rounds it to integers, and no map passes that exactly"
+    rounded = Reason("quantizer-between", label(node), message)
+    scale = context.constant(node, 1) if node.op_type == "QuantizeLinear" else None
+    if (
+        scale is None
+        or scale.protected is not None
+        or not scale.is_float
+        or scale.shape not in ((), (1,))
+        or attributes.integer(node, "block_size", 0)
+    ):
+        return Quantization(label=label(node), rounded=rounded)
+    law = Quantizing(float(scale.load().reshape(-1)[0]), rounded)
+    return Crossed(label=label(node), law=law, numbers={"scale": 1}, dtype=scale.dtype)
+
+
+def _rounded(scope: Scope, node: NodeProto) -> Reason:
+    """Who rounds the integers that a DequantizeLinear reads, and why maps do not pass that."""
+    where, name = label(node), node.input[0]
+    writer = scope.producers.get(name)
+    if writer is None:
+        message = f"{where} reads {name}, integers from outside: its scale takes in one number > 0"
+        return Reason("quantizer-between", where, message)
+    quantizer = scope.nodes[writer]
+    source = scope.producers.get(quantizer.input[0]) if quantizer.input else None
+    what = "puts out integers"
+    if quantizer.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
+        read = f"what {label(scope.nodes[source])} puts out" if source is not None else "its input"
+        what = f"rounds {read} to integers"
+    elif quantizer.op_type.startswith("Q"):
+        what = "rounds what it computes to integers"
+    message = f"{label(quantizer)} {what}, and no map passes that exactly"
+    return Reason("quantizer-between", label(quantizer), message)
+
+
+ROWS: dict[str, OnnxRow] = {
+    "DequantizeLinear": Row(_dequantize),
+    "DynamicQuantizeLinear": Row(_quantize),
+    "QuantizeLinear": Row(_quantize),
+}

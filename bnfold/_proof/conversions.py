@@ -1,0 +1,81 @@
+"""The check of a Cast that maps were carried across, or that is gone."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from bnfold._core.limits import Limits
+from bnfold._onnx.read.scopes import label
+from bnfold._onnx.tensors import FLOATS
+from bnfold._onnx.write.applied import Applied, Related
+from bnfold._proof.checked_model import CheckedModel
+from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
+
+_SAME = Related((), ())
+
+
+def check_conversion(
+    before: CheckedModel, after: CheckedModel, node: NodeProto, fold: Applied
+) -> float | Unchecked:
+    """Check that a Cast hands on what it did, up to rounding; 0 where it does.
+
+    The numbers that it reads and those that it puts out have passed the same maps. It still casts
+    to the same type, or it is gone: then the tensor is of the narrower of the two types, whose
+    numbers a cast to the wider one and back does not change. Returns `Unchecked` where a type is
+    not known. Raises `Mismatch` where something else is found.
+    """
+    old, new = before.scopes[fold.path], after.scopes[fold.path]
+    types = [before.shapes.type(old, name) for name in (node.input[0], node.output[0])]
+    if 0 in types:
+        return Unchecked(Obstacle.TYPE_UNKNOWN, node.input[0] if not types[0] else node.output[0])
+    narrow = _narrower(types[0], types[1])
+    if narrow is None:
+        raise Mismatch(f"{label(node)} does not cast from one floating-point type to a wider one")
+    read, written = (fold.related.get(name, _SAME) for name in (node.input[0], node.output[0]))
+    if not _alike(read, written):
+        raise Mismatch(f"other maps were carried to {node.input[0]} than to {node.output[0]}")
+    if fold.source == fold.output:
+        kind = after.shapes.type(new, fold.output)
+        if not kind:
+            return Unchecked(Obstacle.TYPE_UNKNOWN, fold.output)
+        if kind != narrow:
+            wanted = TensorProto.DataType.Name(narrow)
+            raise Mismatch(f"{label(node)} is gone, but {fold.output} is not of type {wanted}")
+        return 0.0
+    position = new.producers.get(fold.output)
+    twin = new.nodes[position] if position is not None else NodeProto()
+    if (twin.op_type, list(twin.input)) != ("Cast", [fold.source]):
+        raise Mismatch(f"no Cast of {fold.source} writes {fold.output}")
+    if list(twin.attribute) != list(node.attribute):
+        raise Mismatch(f"attributes of {label(twin)} changed")
+    return 0.0
+
+
+def _narrower(one: int, other: int) -> int | None:
+    """The one of two element types all numbers of which the other has; None if neither."""
+    if one not in FLOATS or other not in FLOATS:
+        return None
+    sizes = {
+        kind: Limits.of(np.dtype(helper.tensor_dtype_to_np_dtype(kind))) for kind in (one, other)
+    }
+    for less, more in ((one, other), (other, one)):
+        small, large = sizes[less], sizes[more]
+        if small.eps >= large.eps and small.largest <= large.largest and small.tiny >= large.tiny:
+            return less
+    return None
+
+
+def _alike(one: Related, other: Related) -> bool:
+    """Whether two tensors have passed the same maps."""
+    pairs = ((one.old, other.old), (one.new, other.new))
+    return all(
+        len(left) == len(right)
+        and all(
+            a.axis == b.axis
+            and np.array_equal(a.scale, b.scale, equal_nan=True)
+            and np.array_equal(a.shift, b.shift)
+            for a, b in zip(left, right, strict=True)
+        )
+        for left, right in pairs
+    )

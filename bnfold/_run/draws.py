@@ -1,0 +1,128 @@
+"""Random numbers of a model, replaced by fixed ones: two models then draw the same.
+
+A seed would not do. An engine goes on drawing from run to run, and without a seed it takes one of
+its own for each operator. So each operator that draws reads from a table of its own, over and over
+where it draws more than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from bnfold._run.nodes import subgraphs
+from bnfold._run.noise import Array
+
+_DRAWING = ("Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+_LONGEST = 4099
+_FIRST_WITH_RANGE, _FIRST_WITH_CAST_LIKE = 11, 15
+
+
+@dataclass(frozen=True)
+class FixedDraws:
+    """Replaces the random numbers of a model by fixed ones, in bodies and functions too.
+
+    ``seed`` says which numbers.
+    """
+
+    seed: int
+
+    def __call__(self, model: onnx.ModelProto) -> None:
+        """Replace them, in place."""
+        for number, (nodes, node, opset) in enumerate(list(_draws(model))):
+            replacing = _fixed(node, opset, f"{node.output[0]}/drawn", [self.seed, number])
+            at = next(place for place, each in enumerate(nodes) if each is node or each == node)
+            rest = [*nodes[:at], *replacing, *nodes[at + 1 :]]
+            del nodes[:]
+            nodes.extend(rest)
+
+    def told(self) -> str:
+        """What is done, in words."""
+        return "both models draw the same numbers: fixed ones in place of random ones"
+
+
+def fixed_draws(original: onnx.ModelProto, folded: onnx.ModelProto, seed: int) -> FixedDraws | None:
+    """How to let both models draw the same.
+
+    None where they do not draw, or do not have the same drawing operators in the same order.
+    """
+    ours, theirs = ([_form(node) for _, node, _ in _draws(m)] for m in (original, folded))
+    return FixedDraws(seed) if ours and ours == theirs else None
+
+
+def _draws(model: onnx.ModelProto) -> Iterator[tuple[Any, onnx.NodeProto, int]]:
+    """Yield each operator that draws, the list of nodes that it stands in, and its opset."""
+    holders: list[tuple[Any, Sequence[onnx.OperatorSetIdProto]]] = [
+        (model.graph.node, model.opset_import)
+    ]
+    holders += [(function.node, function.opset_import) for function in model.functions]
+    for nodes, imports in holders:
+        opset = next((each.version for each in imports if each.domain in ("", "ai.onnx")), 0)
+        if opset >= _FIRST_WITH_RANGE:
+            for holder, node in _within(nodes):
+                yield holder, node, opset
+
+
+def _within(nodes: Any) -> Iterator[tuple[Any, onnx.NodeProto]]:
+    for node in nodes:
+        if node.op_type in _DRAWING and node.domain in ("", "ai.onnx"):
+            yield nodes, node
+        for body in subgraphs(node):
+            yield from _within(body.node)
+
+
+def _form(node: onnx.NodeProto) -> tuple[str, list[bytes]]:
+    return node.op_type, sorted(each.SerializeToString() for each in node.attribute)
+
+
+def _fixed(
+    node: onnx.NodeProto, opset: int, prefix: str, seed: Sequence[int]
+) -> list[onnx.NodeProto]:
+    """Operators that put out fixed numbers in place of an operator that draws."""
+    given = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    rng, made = np.random.default_rng(seed), list[onnx.NodeProto]()
+
+    def add(kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{prefix}/{len(made)}"
+        made.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def constant(value: Array) -> str:
+        return add("Constant", value=numpy_helper.from_array(np.asarray(value)))
+
+    drawn = _table(node.op_type, given, rng)
+    if node.op_type in ("RandomNormal", "RandomUniform"):
+        values = np.resize(drawn, [int(size) for size in given["shape"]])
+        last = _cast(add, constant(values), given.get("dtype", TensorProto.FLOAT))
+    else:
+        like = node.input[0]
+        count = add("Size", like)
+        places = add("Range", constant(np.int64(0)), count, constant(np.int64(1)))
+        places = add("Mod", places, constant(np.int64(_LONGEST)))
+        flat = add("Gather", constant(drawn), places)
+        last = add("Reshape", flat, add("Shape", like))
+        if node.op_type == "Bernoulli":
+            last = add("Less", add("CastLike", last, like), like)
+        if "dtype" in given:
+            last = _cast(add, last, given["dtype"])
+        elif opset >= _FIRST_WITH_CAST_LIKE:
+            last = add("CastLike", last, like)
+    made[-1].output[0] = node.output[0]
+    return made
+
+
+def _cast(add: Callable[..., str], name: str, element: int) -> str:
+    return name if element == TensorProto.FLOAT else add("Cast", name, to=element)
+
+
+def _table(kind: str, given: dict[str, Any], rng: np.random.Generator) -> Array:
+    if "Normal" in kind:
+        values = rng.normal(given.get("mean", 0.0), given.get("scale", 1.0), _LONGEST)
+    else:
+        values = rng.uniform(given.get("low", 0.0), given.get("high", 1.0), _LONGEST)
+    return values.astype(np.float32)

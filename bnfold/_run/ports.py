@@ -1,0 +1,118 @@
+"""Pairs the inputs and outputs of two models where their names differ.
+
+An exporter numbers what it has no name for, and a folded module has fewer tensors to number. So the
+same output may be called ``191`` in one file and ``153`` in the other. Then position tells which
+belong together, where types and shapes agree. An inner tensor of the other file may have the very
+name that is wanted; it is called otherwise then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from bnfold._onnx.read.scopes import Names, read_scopes
+from bnfold._run.hoist import rename
+
+_MOST_TOLD = 4
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """Gives inputs and outputs of a model other names; each mapping is from the old name."""
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+    def __call__(self, model: onnx.ModelProto) -> None:
+        """Rename, in place. An Identity stands between the new name and the old one."""
+        graph, names = model.graph, Names(model, read_scopes(model))
+        made = {name for node in graph.node for name in node.output}
+        made |= {tensor.name for tensor in graph.initializer}
+        for name in {*self.inputs.values(), *self.outputs.values()} & made:
+            fresh = names.fresh(name)
+            for node in graph.node:
+                node.output[:] = [fresh if each == name else each for each in node.output]
+            for tensor in graph.initializer:
+                tensor.name = fresh if tensor.name == name else tensor.name
+            rename(graph, name, fresh)
+        before = [_identity(new, old) for old, new in self.inputs.items()]
+        after = [_identity(old, new) for old, new in self.outputs.items()]
+        nodes = [*before, *graph.node, *after]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        for value in graph.input:
+            value.name = self.inputs.get(value.name, value.name)
+        for value in graph.output:
+            value.name = self.outputs.get(value.name, value.name)
+
+    def told(self) -> str:
+        """What is paired, in words."""
+        said = []
+        for what, names in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if names:
+                pairs = [f"{new} is {old}" for old, new in names.items()]
+                more = ["…"] if len(pairs) > _MOST_TOLD else []
+                said.append(f"{what} by position: {', '.join(pairs[:_MOST_TOLD] + more)}")
+        return f"names differ, so the two are paired in their {'; '.join(said)}"
+
+
+def renamed(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | None:
+    """How to rename the ports of a folded model to those of the original.
+
+    None where all names agree, and where position does not tell: there are more ports on one side,
+    a name stands at two places, or types or shapes differ.
+    """
+    inputs = _paired(_inputs(original.graph), _inputs(folded.graph))
+    outputs = _paired(list(original.graph.output), list(folded.graph.output))
+    if inputs is None or outputs is None or not (inputs or outputs):
+        return None
+    if not {*inputs.values(), *outputs.values()}.isdisjoint(
+        value.name for value in (*folded.graph.input, *folded.graph.output)
+    ):
+        return None
+    return Renamed(inputs, outputs)
+
+
+def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    stored = {tensor.name for tensor in graph.initializer}
+    stored |= {tensor.values.name for tensor in graph.sparse_initializer}
+    return [value for value in graph.input if value.name not in stored]
+
+
+def _paired(
+    wanted: Sequence[onnx.ValueInfoProto], given: Sequence[onnx.ValueInfoProto]
+) -> dict[str, str] | None:
+    """From the name of each given port to the name at its place, where they differ."""
+    if len(wanted) != len(given):
+        return None
+    pairs = {}
+    for left, right in zip(wanted, given, strict=True):
+        if left.name != right.name:
+            if not _agree(left.type, right.type):
+                return None
+            pairs[right.name] = left.name
+    return pairs
+
+
+def _agree(left: onnx.TypeProto, right: onnx.TypeProto) -> bool:
+    """Whether two types may be one: a size or rank that one does not give agrees with any."""
+    if left.WhichOneof("value") != "tensor_type" or right.WhichOneof("value") != "tensor_type":
+        return left == right
+    one, other = left.tensor_type, right.tensor_type
+    if one.elem_type != other.elem_type:
+        return False
+    if not (one.HasField("shape") and other.HasField("shape")):
+        return True
+    sizes: tuple[Any, Any] = (one.shape.dim, other.shape.dim)
+    return len(sizes[0]) == len(sizes[1]) and all(
+        not (a.dim_value and b.dim_value) or a.dim_value == b.dim_value
+        for a, b in zip(*sizes, strict=True)
+    )
+
+
+def _identity(old: str, new: str) -> onnx.NodeProto:
+    return onnx.helper.make_node("Identity", [old], [new])

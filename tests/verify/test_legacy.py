@@ -1,0 +1,77 @@
+"""Models of opset 6, which onnxruntime does not run: their broadcasting is that of their time.
+
+onnx's evaluator lines axes up from the last one. Where the width is the number of channels, it
+gives a wrong result without an error, and a right fold failed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto, numpy_helper
+
+import bnfold
+from bnfold._run.session import Reference
+
+from ..graphs import conv, model, op, rand
+
+WIDTHS = [(4, 4), (5, 4)]  # channels and width: the same by accident, and not
+NUMPY = {"Add": np.add, "Div": np.divide, "Mul": np.multiply, "Sub": np.subtract}
+
+
+def scaled(channels: int, width: int, kind: str = "Mul", **attributes: Any) -> ModelProto:
+    """Conv → an elementwise operator with a constant for each channel → PRelu, one for each."""
+    return model(
+        conv("conv", "x", "c", (channels, 3, 3, 3), bias=False),
+        op(kind, "c k", "a", **{"broadcast": 1, "axis": 1, **attributes}),
+        op("PRelu", "a p", "y"),
+        x=(1, 3, width + 2, width + 2),
+        weights={"k": rand(channels), "p": rand(channels)},
+        opset=6,
+    )
+
+
+def values(made: ModelProto, name: str) -> Any:
+    return next(numpy_helper.to_array(t) for t in made.graph.initializer if t.name == name)
+
+
+@pytest.mark.parametrize("channels, width", WIDTHS)
+@pytest.mark.parametrize("kind", NUMPY)
+@pytest.mark.parametrize("axis", [1, -3])
+def test_the_reference_runs_it_along_the_axis(
+    channels: int, width: int, kind: str, axis: int
+) -> None:
+    made = scaled(channels, width, kind, axis=axis)
+    found = Reference(made.SerializeToString()).run({"x": (x := rand(1, 3, width + 2, width + 2))})
+    windows = np.lib.stride_tricks.sliding_window_view(x[0], (3, 3), (1, 2))
+    data = np.einsum("chwij,ocij->ohw", windows, values(made, "conv.w"))
+    data = NUMPY[kind](data, values(made, "k")[:, None, None])
+    wanted = np.where(data > 0, data, data * values(made, "p")[:, None, None])
+    np.testing.assert_allclose(found[0][0], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_without_an_axis_the_last_ones_are_meant() -> None:
+    made = model(op("Mul", "x k", "y", broadcast=1), x=(2, 4, 4), weights={"k": rand(4)}, opset=6)
+    (found,) = Reference(made.SerializeToString()).run({"x": (x := rand(2, 4, 4))})
+    np.testing.assert_array_equal(found, x * values(made, "k"))
+
+
+@pytest.mark.parametrize("channels, width", WIDTHS)
+@pytest.mark.parametrize("kind", NUMPY)
+def test_a_right_fold_passes_and_a_wrong_one_fails(channels: int, width: int, kind: str) -> None:
+    made = scaled(channels, width, kind)
+    folded = bnfold.fold(made)
+    assert kind not in {node.op_type for node in folded.graph.node}
+    assert bnfold.verify(made, folded).status == "pass"
+    (changed,) = (t for t in folded.graph.initializer if len(t.dims) == 4)
+    wrong = numpy_helper.to_array(changed) * np.float32(1)
+    wrong[0] *= np.float32(1.01)
+    if kind in ("Add", "Sub"):
+        (changed,) = (
+            t for t in folded.graph.initializer if list(t.dims) == [channels] and t.name != "p"
+        )
+        wrong = np.roll(numpy_helper.to_array(changed), 1)
+    changed.CopyFrom(numpy_helper.from_array(wrong, changed.name))
+    assert bnfold.verify(made, folded).status == "fail"
