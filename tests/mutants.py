@@ -914,6 +914,13 @@ MUTANTS = (
         "return scale",
         "tests/test_rounded_data.py",
     ),
+    Mutant(
+        "scales of a dynamic product may have more axes than its sums",
+        "_onnx/read/rounded.py",
+        "scales is not None and len(scales) <= len(sums)",
+        "scales is not None",
+        "tests/test_rounded_data.py",
+    ),
 )
 
 
