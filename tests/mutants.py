@@ -222,6 +222,13 @@ MUTANTS = (
         "    if symbols is not None:",
         "tests/test_equal_dims.py",
     ),
+    Mutant(
+        "a vector has as many channels as elements",
+        "_onnx/read/affine.py",
+        "    if vector and gamma.shape != (1,):",
+        "    if False:",
+        "tests/test_batchnorm.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
