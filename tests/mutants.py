@@ -944,9 +944,16 @@ MUTANTS = (
         "tests/test_rounded_data.py",
     ),
     Mutant(
+        "a product of integers loses what parts it from an Add",
+        "_onnx/read/rounded.py",
+        'if not _reads_integers(context, node, weight) or "QuantizeLinear" in behind:',
+        "if True:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
         "a Gemm of integers gets a bias of floats",
         "_onnx/read/rounded.py",
-        'if node.op_type != "Gemm" or weight.quantized is None or writer is None:',
+        'if not runs or "QuantizeLinear" in _behind(context, node):',
         "if True:",
         "tests/test_rounded_data.py",
     ),
