@@ -215,6 +215,13 @@ MUTANTS = (
         "if False:\n            raise not_known",
         "tests/test_shapes.py",
     ),
+    Mutant(
+        "names of sizes are believed unasked",
+        "_onnx/read/shapes.py",
+        "    if equal_dims and symbols is not None:",
+        "    if symbols is not None:",
+        "tests/test_equal_dims.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
@@ -757,15 +764,15 @@ MUTANTS = (
     ),
     Mutant(
         "unknown operators with other attributes are the same",
-        "_run/cut.py",
-        "attributes = sorted(attribute.SerializeToString() for attribute in node.attribute)",
-        "attributes = list[bytes]()",
+        "_run/endings.py",
+        "return key, functions if inner else None, attributes, [bool(name) for name in node.input]",
+        "return key, functions if inner else None, [bool(name) for name in node.input]",
         "tests/verify/test_custom_operators.py",
     ),
     Mutant(
         "other constants behind the tensors ahead of an output",
         "_run/endings.py",
-        "if stored and not self._same_origin(names):",
+        "if not self.same_constants(one, other) or not all(map(self._same_origin, stored)):",
         "if False:",
         "tests/verify/test_ahead.py",
     ),

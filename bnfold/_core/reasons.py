@@ -137,7 +137,8 @@ CODES: dict[str, Code] = {
     ),
     "unknown-shape": Code(
         "The rank or a size that decides along which axis the constant lies is not known.",
-        "Give the model's inputs their ranks and fixed sizes, or re-export with shapes.",
+        "Give the model's inputs their ranks and fixed sizes, or re-export with shapes; "
+        "--assume-equal-dims says that sizes of one name are equal in every run.",
     ),
     "overflow": Code(
         "A folded value would be too large for the dtype it is stored in, although the original "
