@@ -41,17 +41,19 @@ def plan(
     as_eval: bool = False,
     clone: bool = False,
     freeze_initializers: bool = False,
+    assume_equal_dims: bool = False,
 ) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
     ``model`` is a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, a ``torch.nn.Module`` or
     an ``ExportedProgram``; it is not changed. ``base_dir`` is the folder that external data is
     relative to; for a path, the file's own. A module takes example inputs, ``args`` and ``kwargs``,
-    and the options of `fold`; a model of ONNX takes ``freeze_initializers``, see there.
+    and the options of `fold`; a model of ONNX takes ``freeze_initializers`` and
+    ``assume_equal_dims``, see there.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     options = ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone)
-    return plan_model(model, base_dir, options, freeze_initializers)
+    return plan_model(model, base_dir, options, freeze_initializers, assume_equal_dims)
 
 
 @overload
@@ -61,6 +63,7 @@ def fold(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     freeze_initializers: bool = False,
+    assume_equal_dims: bool = False,
 ) -> ModelProto: ...
 @overload
 def fold(
@@ -69,6 +72,7 @@ def fold(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     freeze_initializers: bool = False,
+    assume_equal_dims: bool = False,
 ) -> Path: ...
 @overload
 def fold(
@@ -88,6 +92,7 @@ def fold(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     freeze_initializers: bool = False,
+    assume_equal_dims: bool = False,
 ) -> _M: ...
 def fold(
     model: Model,
@@ -100,6 +105,7 @@ def fold(
     clone: bool = False,
     inplace: bool = False,
     freeze_initializers: bool = False,
+    assume_equal_dims: bool = False,
 ) -> Any:
     """Fold a model and give back the kind it was given; the input is not changed.
 
@@ -107,6 +113,8 @@ def fold(
     path with ``output`` writes that file (whole or not at all, external data beside it) and gives
     its ``Path``; a path alone gives a ``ModelProto``. With ``freeze_initializers`` those that are
     listed as inputs, too, are inputs no longer: nobody overrides them, so they fold as well.
+    With ``assume_equal_dims`` sizes of inputs that have one name (``dim_param``) are equal in every
+    run: that lets maps cross a Reshape of one tensor by the size of another.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
@@ -120,7 +128,7 @@ def fold(
     Raises `UsageError` for a model that cannot be read or an output that cannot be written.
     """
     options = ModuleOptions(output, kwargs, dynamic_shapes, as_eval, clone, inplace)
-    return fold_model(model, output, base_dir, options, freeze_initializers)
+    return fold_model(model, output, base_dir, options, freeze_initializers, assume_equal_dims)
 
 
 def verify(

@@ -146,6 +146,13 @@ MUTANTS = (
         "tests/carry/test_conversions.py",
     ),
     Mutant(
+        "the certificate does not ask which maps were carried to either side of a Cast",
+        "_proof/conversions.py",
+        "    if not _alike(read, written):",
+        "    if False:",
+        "tests/carry/test_conversions.py",
+    ),
+    Mutant(
         "the certificate does not ask which type is left where a Cast is gone",
         "_proof/conversions.py",
         "        if kind != narrow:",
@@ -207,6 +214,20 @@ MUTANTS = (
         "if map_.axis == self.axis:\n            raise not_known",
         "if False:\n            raise not_known",
         "tests/test_shapes.py",
+    ),
+    Mutant(
+        "names of sizes are believed unasked",
+        "_onnx/read/shapes.py",
+        "    if equal_dims and symbols is not None:",
+        "    if symbols is not None:",
+        "tests/test_equal_dims.py",
+    ),
+    Mutant(
+        "a vector has as many channels as elements",
+        "_onnx/read/affine.py",
+        "    if vector and gamma.shape != (1,):",
+        "    if False:",
+        "tests/test_batchnorm.py",
     ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
@@ -474,6 +495,28 @@ MUTANTS = (
         "rewrites = old is not None",
         "tests/test_sharing.py",
     ),
+    # --- quantizers ------------------------------------------------------------------------------
+    Mutant(
+        "a quantizer takes its new scale the wrong way round",
+        "_core/pointwise.py",
+        'Edit({"scale": self.scale / float(map_.scale[0])})',
+        'Edit({"scale": self.scale * float(map_.scale[0])})',
+        "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a quantizer takes a shift in",
+        "_core/pointwise.py",
+        "map_.shift[0] == 0 < self.scale < math.inf",
+        "0 < self.scale < math.inf",
+        "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a certificate of a quantizer sees no scale",
+        "_proof/quantizers.py",
+        "return max(worst, shifts)",
+        "return shifts",
+        "tests/test_quantizer.py",
+    ),
     # --- dead channels ---------------------------------------------------------------------------
     Mutant(
         "a channel of normal numbers is dead",
@@ -701,7 +744,7 @@ MUTANTS = (
     Mutant(
         "a fold that rests on the comparison need not show",
         "_judge/end_to_end.py",
-        "unnoticed=[resting[number].into for number in unnoticed],",
+        "unnoticed=[resting[number].into for number in sorted(unnoticed)],",
         "unnoticed=[],",
         "tests/verify/test_unchecked.py",
     ),
@@ -728,15 +771,15 @@ MUTANTS = (
     ),
     Mutant(
         "unknown operators with other attributes are the same",
-        "_run/cut.py",
-        "attributes = sorted(attribute.SerializeToString() for attribute in node.attribute)",
-        "attributes = list[bytes]()",
+        "_run/endings.py",
+        "return key, functions if inner else None, attributes, [bool(name) for name in node.input]",
+        "return key, functions if inner else None, [bool(name) for name in node.input]",
         "tests/verify/test_custom_operators.py",
     ),
     Mutant(
         "other constants behind the tensors ahead of an output",
         "_run/endings.py",
-        "if stored and not self._same_origin(names):",
+        "if not self.same_constants(one, other) or not all(map(self._same_origin, stored)):",
         "if False:",
         "tests/verify/test_ahead.py",
     ),
@@ -767,6 +810,13 @@ MUTANTS = (
         "return moved > self.allowed(at, expected) and difference <= WIDEST * moved",
         "return True",
         "tests/verify/test_moved_inputs.py",
+    ),
+    Mutant(
+        "a layer is dead where one factor in a node is zero, whichever it is",
+        "_run/nodes.py",
+        "if place < len(node.input) and node.input[place] in zeros",
+        "if place < len(node.input)",
+        "tests/verify/test_dead.py",
     ),
     # --- inputs ----------------------------------------------------------------------------------
     Mutant(
@@ -905,6 +955,20 @@ MUTANTS = (
         "_core/absorbing.py",
         "if absorber.signed_blocked is not None and not bool((total.scale > 0).all()):",
         "if absorber.signed_blocked is not None and not bool((total.scale != 0).all()):",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "a product of integers loses what parts it from an Add",
+        "_onnx/read/rounded.py",
+        'if not _reads_integers(context, node, weight) or "QuantizeLinear" in behind:',
+        "if True:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "a Gemm of integers gets a bias of floats",
+        "_onnx/read/rounded.py",
+        'if not runs or "QuantizeLinear" in _behind(context, node):',
+        "if True:",
         "tests/test_rounded_data.py",
     ),
     Mutant(

@@ -7,6 +7,7 @@ and how FusedMatMul takes its axes. The oracle is onnxruntime without optimizati
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from .graphs import (
     op,
     positive,
     rand,
+    reseed,
     run,
 )
 
@@ -125,8 +127,19 @@ def test_a_scale_behind_a_sum_inside_goes_to_both_terms(kind):
     assert left(given) == {"FusedConv": 1, "Mul": 1}
     seen = made(conv("c", "x", "z", (3, 3, 3, 3)), fused(kind, "x", "f", z="z"), scale, y="y z")
     assert left(seen) == {"Conv": 1, "FusedConv": 1, "Mul": 1}
-    itself = made(fused(kind, "c", "f", w=(3, 3, 1, 1), z="c"), scale, x={"c": (2, 3, 5, 5)})
-    assert left(itself) == {"FusedConv": 1, "Mul": 1}
+    itself = fused(kind, "c", "f", w=(3, 3, 1, 1), z="c")
+    assert left(made(itself, scale, x={"c": (2, 3, 5, 5)})) == {"FusedConv": 1, "Mul": 1}
+    if not kind:
+        shift = const("Add", "f", "y", rand(3, 1, 1))
+        assert left(made(itself, shift, x={"c": (2, 3, 5, 5)})) == {"FusedConv": 1}
+
+
+def test_a_fused_operator_is_no_part_of_a_merge():
+    """Even without an activation: what is merged would be written as another operator."""
+    one, other = conv("p", "x", "c", (3, 3, 1, 1)), fused("", "c", "y", w=(3, 3, 1, 1))
+    assert left(made(one, other)) == {"Conv": 1, "FusedConv": 1}
+    beside = fused("", "x", "d", w=(3, 3, 1, 1))
+    assert left(made(one, beside, op("Add", "c d", "y"))) == {"Conv": 1, "FusedConv": 1, "Add": 1}
 
 
 @pytest.mark.parametrize("kind", ["", "Relu", "Tanh"])
@@ -266,7 +279,7 @@ def test_a_local_function_of_that_name_is_another():
         {"w": rand(3, 1, 1), "b": rand(3, 1, 1)},
     )
     m = made(call, const("Mul", "f", "y", positive(3, 1, 1), name="mul"), functions=[function])
-    assert codes(m) == {"mul": "no-linear-operator"}
+    assert not any("FusedConv" in law for fold in bnfold.plan(m).folds for law in fold.laws)
 
 
 def changed(result: ModelProto, what: str) -> None:
@@ -340,3 +353,35 @@ def test_the_beta_of_an_embedding_takes_a_map_in():
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     certified(m)
     assert counts(result) == {"EmbedLayerNormalization": 1}
+
+
+def drawn(seed: int) -> ModelProto:
+    """A chain of fused operators and maps, with sums of any earlier tensors inside and outside."""
+    draw, pieces, names = random.Random(seed), [], ["x"]
+    maps = [positive(3, 1, 1), -positive(3, 1, 1), np.float32(1.5), np.float32(-2)]
+    for number in range(draw.randint(2, 7)):
+        x, y, part = names[-1], f"t{number}", draw.random()
+        if part < 0.45:
+            padded, beside = draw.random() < 0.5, draw.choice(names)
+            kind = draw.choice(list(ACTIVATIONS))
+            w, pads = ((3, 3, 3, 3), [1] * 4) if padded else ((3, 3, 1, 1), [0] * 4)
+            z = beside if draw.random() < 0.5 else ""
+            pieces.append(fused(kind, x, y, y, w, z, pads=pads))
+        elif part < 0.65:
+            pieces.append(const("Mul", x, y, draw.choice(maps)))
+        elif part < 0.8:
+            pieces.append(const("Add", x, y, draw.choice([rand(3, 1, 1), np.float32(0.5)])))
+        elif part < 0.9:
+            pieces.append(bn(y, x, y, 3))
+        else:
+            pieces.append(op("Add", f"{x} {draw.choice(names)}", y))
+        names.append(y)
+    also = draw.choice(names[1:]) if draw.random() < 0.2 else names[-1]
+    return made(*pieces, x=(1, 3, 3, 3), y=" ".join(dict.fromkeys([names[-1], also])))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_drawn_chains(seed):
+    """Catches what single operators do not: one tensor at two inputs, maps from both sides."""
+    reseed(seed)
+    left(drawn(seed), 1e-4)

@@ -175,6 +175,104 @@ def test_a_wrong_scale_of_a_dequantizer_fails():
     assert bnfold.verify(m, after).status == "fail"
 
 
+def gemm_of_integers(bias, tail):
+    """Data and weight of integers; onnxruntime runs it as QGemm, whatever follows."""
+    generator = np.random.default_rng(2)
+    scale = generator.uniform(0.001, 0.01, 6).astype(np.float32)
+    values = {
+        "wq": generator.integers(-99, 99, (6, 5)).astype(np.int8),
+        "ws": scale,
+        "wz": np.zeros(6, np.int8),
+    }
+    pieces = [
+        *quantized("x", "d"),
+        (op("DequantizeLinear", "wq ws wz", "w", axis=0), values),
+    ]
+    if bias == "integers":
+        given = {"bq": np.arange(6, dtype=np.int32), "bs": scale * STEP}
+        pieces.append((op("DequantizeLinear", "bq bs", "b", axis=0), given))
+    params = {"b": rand(6)} if bias == "floats" else {}
+    names = "d w b" if bias else "d w"
+    pieces.append((op("Gemm", names, "g", transB=1, name="gemm"), params))
+    pieces.append(const("Mul", "g", "m", positive(6), name="scale"))
+    pieces.append(const("Add", "m", "a", rand(6), name="shift"))
+    pieces += quantized("a", "y") if tail else [op("Sigmoid", "a", "y")]
+    return model(*pieces, x=(7, 5), opset=13)
+
+
+@pytest.mark.parametrize("tail", [False, True])
+@pytest.mark.parametrize(
+    "bias, left", [("", {"shift"}), ("integers", {"scale", "shift"}), ("floats", set())]
+)
+def test_a_gemm_of_integers_gets_no_bias_of_floats(bias, left, tail, tmp_path):
+    """Without a quantizer behind it onnxruntime would run it on floats."""
+    m = gemm_of_integers(bias, tail)
+    after = bnfold.fold(m)
+    before, now = (operators(each, tmp_path / "optimized.onnx") for each in (m, after))
+    kept = {one.node: one.code for one in bnfold.plan(m).kept}
+    assert now["QGemm"] >= before["QGemm"]
+    assert kept.keys() == (set() if tail else left)
+    assert set(kept.values()) <= {"fused-operator"}
+    assert bnfold.verify(m, after).status == "pass"
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5)])
+@pytest.mark.parametrize(
+    "between, tail, goes",
+    [
+        ("Mul Add", False, False),
+        ("Mul Add", True, True),
+        ("Mul", False, True),
+        ("Add Mul", False, True),
+        ("Mul Relu Add", False, False),
+        ("Relu Mul", False, True),
+        ("BatchNormalization", False, False),
+    ],
+)
+def test_a_matmul_of_integers_keeps_what_parts_it_from_an_add(between, tail, goes, shape, tmp_path):
+    """onnxruntime would make the two a Gemm of floats, unless a quantizer follows."""
+    generator = np.random.default_rng(2)
+    values = {
+        "wq": generator.integers(-99, 99, (5, 6)).astype(np.int8),
+        "ws": generator.uniform(0.001, 0.01, 6).astype(np.float32),
+        "wz": np.zeros(6, np.int8),
+    }
+    pieces = [
+        *quantized("x", "d"),
+        (op("DequantizeLinear", "wq ws wz", "w", axis=1), values),
+        op("MatMul", "d w", "t0", name="mm"),
+    ]
+    for number, kind in enumerate(between.split()):
+        source, name = f"t{number}", f"t{number + 1}"
+        if kind == "BatchNormalization":
+            pieces.append(bn("bn", source, name, shape[1] if len(shape) == 3 else 6))
+        elif kind == "Relu":
+            pieces.append(op("Relu", source, name))
+        else:
+            pieces.append(const(kind, source, name, positive(6)))
+    pieces += quantized(name, "y") if tail else [op("Sigmoid", name, "y")]
+    m = model(*pieces, x=shape, opset=13)
+    after = bnfold.fold(m)
+    before, now = (operators(each, tmp_path / "optimized.onnx") for each in (m, after))
+    if len(shape) == 2 or "Batch" not in between:
+        assert (after.SerializeToString() != m.SerializeToString()) == goes
+    integers = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm")
+    assert sum(now[kind] for kind in integers) >= sum(before[kind] for kind in integers)
+    assert bnfold.verify(m, after).status == "pass"
+
+
+def test_a_gemm_of_integers_keeps_what_parts_it_from_a_relu(tmp_path):
+    m = gemm_of_integers("", False)
+    for node in m.graph.node:  # Gemm → Mul → Relu
+        if node.name == "shift":
+            node.op_type = "Relu"
+            del node.input[1:]
+    after = bnfold.fold(m)
+    assert codes(m)["scale"] == "fused-operator"
+    before, now = (operators(each, tmp_path / "optimized.onnx") for each in (m, after))
+    assert now["QGemm"] == before["QGemm"] == 1
+
+
 # --- dynamic quantization ------------------------------------------------------------------------
 
 

@@ -14,7 +14,6 @@ from bnfold._onnx.network import read
 from bnfold._onnx.read.shapes import infer
 
 from .graphs import bn, const, conv, folds, model, op, rand, stays
-from .test_functions import DOMAIN, constant, function
 
 
 def sizes(made, name):
@@ -65,9 +64,7 @@ def test_a_size_asked_for_at_run_time(read_from):
 
 
 def test_a_split_of_unknown_sizes_says_so():
-    """A map may go forward to all parts, if it does not vary along them. In a function the shapes
-    of a call are unknown, and inlining it makes them known.
-    """
+    """A map may go forward to all parts, if it does not vary along them."""
     pieces = [conv("conv", "x", "c", (4, 3, 1, 1)), op("Split", "c", "p q", axis=2)]
     scaled = const("Mul", "p", "s", np.float32(1.5), name="map")
     ends = [op("Tanh", "s", "y"), op("Tanh", "q", "z")]
@@ -84,16 +81,6 @@ def test_a_split_of_unknown_sizes_says_so():
         y="y z",
     )
     folds(both, {"x": rand(2, 3, 4, 5)}, Split=1, Conv=2)
-    nodes = [constant("w", rand(4, 3, 1, 1)), constant("k", np.float32(1.5))]
-    nodes += [op("Conv", "x w", "c"), pieces[1], op("Mul", "p k", "s", name="map"), *ends]
-    made = model(
-        op("Block", "x", "y z", domain="my"),
-        functions=[function("Block", "x", "y z", nodes)],
-        domains=DOMAIN,
-        y="y z",
-    )
-    (kept,) = bnfold.plan(made).kept
-    assert kept.code == "unknown-shape" and kept.advice.startswith("Inline the function")
 
 
 def test_a_map_along_the_axis_of_a_split_needs_its_sizes():
@@ -207,5 +194,6 @@ def test_the_rank_of_a_weight_that_is_reshaped_to_computed_sizes():
         op("Reshape", "g t", "y"),
         x=("n", 4, 3),
         weights={"g": np.zeros(12, np.float32)},
+        opset=12,  # from 13 on ONNX's own inference tells
     )
     assert len(sizes(made, "y")) == 3

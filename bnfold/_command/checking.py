@@ -15,7 +15,13 @@ from bnfold._system import file_kinds
 _SUFFIXES = (".onnx", ".pt2")
 
 
-def check_each(given: Sequence[Path], form: str, verbose: bool, frozen: bool = False) -> int:
+def check_each(
+    given: Sequence[Path],
+    form: str,
+    verbose: bool,
+    frozen: bool = False,
+    equal_dims: bool = False,
+) -> int:
     """Print what is left to fold in each model, and return the worst exit code.
 
     A model that cannot be read is told on standard error, and the others are looked at.
@@ -31,7 +37,7 @@ def check_each(given: Sequence[Path], form: str, verbose: bool, frozen: bool = F
         try:
             if model is None:
                 raise UsageError(_without_models(path))
-            codes.append(_check(model, form, verbose, several, frozen))
+            codes.append(_check(model, form, verbose, several, frozen, equal_dims))
         except Exception as error:
             if len(given) == 1 and (model is None or not several):
                 raise
@@ -68,7 +74,9 @@ def _without_models(folder: Path) -> str:
     return f"cannot check {folder}: {why}"
 
 
-def _check(model: Path, form: str, verbose: bool, several: bool, frozen: bool) -> int:
+def _check(
+    model: Path, form: str, verbose: bool, several: bool, frozen: bool, equal_dims: bool
+) -> int:
     """Print what is left to fold in a model, and return the exit code."""
     from bnfold._judge.settings import Settings
     from bnfold._pipeline.models import fold_file
@@ -77,7 +85,8 @@ def _check(model: Path, form: str, verbose: bool, several: bool, frozen: bool) -
 
     begun = time.monotonic()
     with terminal.Progress() as progress:
-        settings = Settings(frozen=frozen and model.suffix != ".pt2")
+        onnx = model.suffix != ".pt2"
+        settings = Settings(frozen=frozen and onnx, equal_dims=equal_dims and onnx)
         outcome = fold_file(
             model, None, verify=False, inputs=None, progress=progress, settings=settings
         )

@@ -155,6 +155,7 @@ _format = click.option(
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
 @options.freezing
+@options.equating
 @options.comparison
 @click.option(
     "--report",
@@ -175,6 +176,7 @@ def fold(
     check: bool,
     no_verify: bool,
     frozen: bool,
+    equal_dims: bool,
     report: Path | None,
     form: str,
     verbose: bool,
@@ -190,7 +192,7 @@ def fold(
         unused = ("output", "in_place", "report", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory)
-        return check_each(models, form, verbose, frozen)
+        return check_each(models, form, verbose, frozen, equal_dims)
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
     (model,) = models
@@ -200,7 +202,8 @@ def fold(
         raise UsageError(f"{output} is the input itself; say --in-place to write over it")
     if model.suffix == ".pt2":
         options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
-        frozen = False
+        options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
+        frozen = equal_dims = False
     usable = ("seed",) if model.suffix == ".pt2" else options.NAMES
     comparison = options.applicable(context, comparison, usable)
     inputs = None if no_verify else comparison["inputs"]
@@ -217,9 +220,9 @@ def fold(
 
     begun = time.monotonic()
     options.bound(context, memory)
-    settings = Settings(frozen=frozen)
+    settings = Settings(frozen=frozen, equal_dims=equal_dims)
     if not no_verify:
-        settings = options.settings(comparison, frozen=frozen)
+        settings = options.settings(comparison, frozen=frozen, equal_dims=equal_dims)
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         outcome = fold_file(

@@ -157,6 +157,7 @@ _CONFIGURABLE = {
     "ops-library": "paths",
     "memory": "text",
     "freeze-initializers": "flag",
+    "assume-equal-dims": "flag",
     "output-format": "text",
     "verbose": "flag",
 }
@@ -268,7 +269,23 @@ def freezing(command: _Command) -> _Command:
     )(command)
 
 
-def settings(given: Mapping[str, Any], *, bisect: bool = False, frozen: bool = False) -> Settings:
+def equating(command: _Command) -> _Command:
+    """Give a command the option that believes the names of sizes."""
+    return click.option(
+        "--assume-equal-dims",
+        "equal_dims",
+        is_flag=True,
+        help="Sizes of inputs that have one name (dim_param) are equal in every run.",
+    )(command)
+
+
+def settings(
+    given: Mapping[str, Any],
+    *,
+    bisect: bool = False,
+    frozen: bool = False,
+    equal_dims: bool = False,
+) -> Settings:
     """The settings that the options of a comparison give.
 
     Raises:
@@ -292,6 +309,7 @@ def settings(given: Mapping[str, Any], *, bisect: bool = False, frozen: bool = F
         threads=given["threads"],
         seconds=given["timeout"],
         frozen=frozen,
+        equal_dims=equal_dims,
         libraries=checked(given["ops_library"]),
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map
 from bnfold._core.laws import Edit, Form, Law, Maps, Way, not_carried
-from bnfold._core.reasons import Refusal
+from bnfold._core.reasons import Reason, Refusal
 
 # Largest offset of a HardSigmoid, and what a few operations in float64 may lose.
 _CANCELLING = 3.0
@@ -108,6 +108,36 @@ class Closed(Law):
     def forward(self, maps: Maps) -> list[Way]:
         """None."""
         raise not_carried(f"no map passes its {self.kind}")
+
+
+@dataclass(frozen=True)
+class Quantizing(Law):
+    """QuantizeLinear: ``round(x / q) + z`` takes in one s > 0 everywhere, as ``q / s``.
+
+    Exact, as ``s·x / q = x / (q / s)``, up to the rounding of q: a value on the border between two
+    integers may fall on its other side. No shift: a zero point is an integer. ``rounded`` says that
+    no other map passes.
+    """
+
+    scale: float
+    rounded: Reason
+
+    def backward(self, output: int, map_: Map) -> list[Way]:
+        """None: it rounds."""
+        raise Refusal(self.rounded)
+
+    def forward(self, maps: Maps) -> list[Way]:
+        """Nothing comes out."""
+        map_ = maps[0]
+        uniform = isinstance(map_, AffineMap) and map_.axis is None
+        if not (uniform and map_.scale[0] > 0 and map_.shift[0] == 0 < self.scale < math.inf):
+            raise Refusal(self.rounded)
+        return [Way({0: IDENTITY}, Edit({"scale": self.scale / float(map_.scale[0])}))]
+
+    @property
+    def may_lose_a_map(self) -> bool:
+        """It takes it in."""
+        return True
 
 
 @dataclass(frozen=True)

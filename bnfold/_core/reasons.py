@@ -137,7 +137,8 @@ CODES: dict[str, Code] = {
     ),
     "unknown-shape": Code(
         "The rank or a size that decides along which axis the constant lies is not known.",
-        "Give the model's inputs their ranks and fixed sizes, or re-export with shapes.",
+        "Give the model's inputs their ranks and fixed sizes, or re-export with shapes; "
+        "--assume-equal-dims says that sizes of one name are equal in every run.",
     ),
     "overflow": Code(
         "A folded value would be too large for the dtype it is stored in, although the original "
@@ -167,7 +168,8 @@ CODES: dict[str, Code] = {
     "fused-operator": Code(
         "The operator is part of a GELU, a normalization or a dynamically quantized product that "
         "is written out, and that runtimes put together and run as one. Without it they would run "
-        "the other parts one by one.",
+        "the other parts one by one. Or a Gemm that runtimes run on integers would get a bias of "
+        "floats, and would no more.",
         "Nothing: the model runs faster this way.",
     ),
     "no-gain": Code(

@@ -120,11 +120,14 @@ def _compared(
         try:
             return _judged(bench, terms, pair, rest, deployed)
         except NotLoadedError as error:
-            found = cut_apart(pair, terms, error)
-            if found is None:
+            ways, note = cut_apart(pair, terms, error)
+            if not ways:
                 raise
-            around, note = found
-            return _compared(around, terms, rest, executor, (*notes, note))
+            for way in ways:
+                result = _compared(way, terms, rest, executor, (*notes, note))
+                if result.checks or result.status != "inconclusive":
+                    break
+            return result
 
     return decided(bench, terms, judge)
 

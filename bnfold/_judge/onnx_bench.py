@@ -35,6 +35,8 @@ from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime, Port, 
 from bnfold._run.source import Source, Tap, saturations
 from bnfold._system import memory
 
+_MOST_TOLD = 3
+
 
 class OnnxBench:
     """See `Bench`.
@@ -109,7 +111,6 @@ class OnnxBench:
         self._rounds = rounds(model)
         self.branches = list(branches_with_weights(model))
         self.random = random_values(model.graph)
-        self.reached = reached(model.graph, self.pair.touched or self.pair.weights.keys())
         self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), self._executor)
         self._terms.progress("running the original")
         drawn = self._inputs is None or bool(self.pair.filled)
@@ -126,6 +127,10 @@ class OnnxBench:
             assert drawing is not None
             seen = self._run_drawn(original, drawing)
         self.ports = original.outputs
+        touched = self.pair.touched or self.pair.weights.keys()
+        self.reached = original.felt(touched)
+        if self._terms.thorough and (dead := original.dead(touched)):
+            self.notes.append(_told_dead(dead))
         varying = reached(original.graph, [port.name for port in original.inputs])
         self.unmoved = varying - reached(original.graph, original.weights.keys())
         return tuple(seen)
@@ -305,6 +310,12 @@ class OnnxBench:
             return [OriginalRun(given, original.run(given.feeds)) for given in inputs]
         except EngineError as error:
             raise EarlyVerdict("inconclusive", f"the original does not run: {error}") from error
+
+
+def _told_dead(labels: Sequence[str]) -> str:
+    """That no output feels some operators, in words."""
+    told = ", ".join(labels[:_MOST_TOLD]) + ("" if len(labels) <= _MOST_TOLD else ", …")
+    return f"dead, for what they put out is multiplied by zero or not read: {told}"
 
 
 def _first_that_runs(

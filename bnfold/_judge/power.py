@@ -100,7 +100,7 @@ class Power:
         self._layers = sensitivity.model.layers(touched)
         nodes = [list(group) for _, group in groupby(self._layers, key=lambda layer: layer.label)]
         count = min(PARTS, len(nodes))
-        cuts = [part * len(nodes) // count for part in range(count + 1)]
+        cuts = [part * len(nodes) // count for part in range(count + 1)] if count else []
         self._parts = [list(chain(*nodes[start:end])) for start, end in pairwise(cuts)]
         self._sensitivity = sensitivity
         self._tolerance = tolerance

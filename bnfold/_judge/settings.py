@@ -36,6 +36,7 @@ class Settings:
         threads: how many a session computes with, 0 for as many as there are cores.
         seconds: after how long to stop, None for never.
         frozen: take initializers that are listed as inputs for fixed: nobody overrides them.
+        equal_dims: plan as if sizes of inputs that have one name were equal.
         libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     threads: int = 0
     seconds: float | None = None
     frozen: bool = False
+    equal_dims: bool = False
     libraries: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:

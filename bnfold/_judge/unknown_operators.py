@@ -10,48 +10,62 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import onnx
+
 from bnfold._judge.bench import NotLoadedError, Terms
 from bnfold._judge.pair import Pair
-from bnfold._run.cut import Cut, cuts
-from bnfold._run.libraries import Kind, unknown_operators
-from bnfold._run.source import Source
+from bnfold._run.cut import cuts
+from bnfold._run.draws import FixedDraws
+from bnfold._run.endings import Endings
+from bnfold._run.libraries import Kind, imported, is_defined, unknown_operators
 
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(")
 _MOST_TOLD = 4
 
 
-def cut_apart(pair: Pair, terms: Terms, error: NotLoadedError) -> tuple[Pair, str] | None:
+def cut_apart(pair: Pair, terms: Terms, error: NotLoadedError) -> tuple[list[Pair], str]:
     """The two models without the operators that onnxruntime does not run, and a note about that.
 
-    These are operators that it does not know, and the one that it has no kernel for. None where
-    there are none, or where the two models do not have the same ones.
+    These are operators that it does not know, and the one that it has no kernel for. There may be
+    several ways to cut, likelier ones first: sizes of what such an operator writes are not known.
+    There is none where the two models do not have the same operators.
     """
     original, folded = pair.original.proto(), pair.folded.proto()
     kinds: set[Kind] = unknown_operators(original, terms.bounds)
     if missing := _NO_KERNEL.search(error.why):
-        kinds |= {
-            (node.domain, node.op_type)
-            for node in original.graph.node
-            if node.op_type == missing[1] and node.domain not in ("", "ai.onnx")
-        }
-    found = cuts(original, folded, kinds) if kinds else None
-    if found is None:
-        return None
-    ours, theirs = found
-    around = replace(
-        pair,
-        original=_edited(pair.original, ours),
-        folded=_edited(pair.folded, theirs),
-        filled=[*pair.filled, *ours.inputs],
-    )
+        kinds |= _without_kernel(original, folded, missing[1])
+    draws = FixedDraws(terms.settings.seed)
+    ways = []
+    for alike in (False, True):
+        cut = cuts(original, folded, kinds, alike) if kinds else None
+        if cut is not None and (cut[0].like or not alike):
+            left, right = (
+                replace(side, edits=(*side.edits, each, *((draws,) if alike else ())), parsed=None)
+                for side, each in zip((pair.original, pair.folded), cut, strict=True)
+            )
+            filled = [*pair.filled, *cut[0].inputs]
+            ways.append(replace(pair, original=left, folded=right, filled=filled))
     names = sorted(f"{domain}::{name}" if domain else name for domain, name in kinds)
     more = ", …" if len(names) > _MOST_TOLD else ""
     note = (
         f"onnxruntime does not run {', '.join(names[:_MOST_TOLD])}{more}: the two are compared at "
         "what it reads, and behind what it writes on drawn values; --ops-library FILE runs it"
     )
-    return around, note
+    return ways, note
 
 
-def _edited(source: Source, cut: Cut) -> Source:
-    return replace(source, edits=(*source.edits, cut), parsed=None)
+def _without_kernel(original: onnx.ModelProto, folded: onnx.ModelProto, name: str) -> set[Kind]:
+    """The operators of a type, if ONNX does not define them and all constants they read are kept.
+
+    onnxruntime knows them. So a fold may have changed their weights, and then what they read is not
+    to be compared.
+    """
+    versions = imported(original)
+    nodes = [node for node in original.graph.node if node.op_type == name]
+    others = [node for node in folded.graph.node if node.op_type == name]
+    endings = Endings(original, folded)
+    kept = len(nodes) == len(others) and all(
+        endings.same_constants(one, other) for one, other in zip(nodes, others, strict=True)
+    )
+    kinds = {(node.domain, node.op_type) for node in nodes}
+    return {kind for kind in kinds if kept and not is_defined(kind, versions)}

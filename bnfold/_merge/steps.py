@@ -120,7 +120,7 @@ def _step(operator: Operator) -> LinearStep | None:
 
 def _convolution(operator: Convolution) -> LinearStep | None:
     """``b[o] + Σ W[o, i, k]·x[i]``, group j of outputs from group j of inputs (ONNX Conv)."""
-    if operator.transposed or not operator.is_plain:
+    if operator.transposed or not operator.merges:
         return None
     weight, bias = operator.weight.stored, operator.bias.stored
     if weight is None or not all(weight.shape) or operator.dtype not in (None, weight.dtype):

@@ -64,7 +64,7 @@ class PlannedModel:
         if self.inlined is None or self.given is None:
             return apply(self.network, self.settled)
         self.given.CopyFrom(self.inlined.model)
-        again = _prepare(self.given, self.network.base_dir)
+        again = _prepare(self.given, self.network.base_dir, self.network.equal_dims)
         rewritten = again.apply()
         into = self.inlined.named[min(self.calls)]
         step = Applied("", "inline", 0, (), (), into, into, calls=self.calls)
@@ -98,17 +98,17 @@ class PlannedModel:
         return FoldedWeights(values, touched & values.keys())
 
 
-def prepare(model: ModelProto, base_dir: Path | None) -> PlannedModel:
+def prepare(model: ModelProto, base_dir: Path | None, equal_dims: bool = False) -> PlannedModel:
     """Read and plan a model. Raises `UsageError` where it cannot be read.
 
-    A call of a local function is inlined if something folds in its place that does not fold in the
-    function for all of its calls.
+    ``equal_dims`` is as in `shapes.infer`. A call of a local function is inlined if something folds
+    in its place that does not fold in the function for all of its calls.
     """
-    whole = _prepare(model, base_dir)
+    whole = _prepare(model, base_dir, equal_dims)
     if not model.functions:
         return whole
     everything = inline(model)
-    tried = _prepare(everything.model, base_dir)
+    tried = _prepare(everything.model, base_dir, equal_dims)
     calls = _paying(whole, tried, everything)
     reasons = {
         (origin.function, origin.label, kept.kind): kept
@@ -123,7 +123,7 @@ def prepare(model: ModelProto, base_dir: Path | None) -> PlannedModel:
     if calls != everything.named.keys():
         del tried, everything
         chosen = inline(model, calls)
-        planned = _prepare(chosen.model, base_dir)
+        planned = _prepare(chosen.model, base_dir, equal_dims)
     plan = _as_called(_with_reasons(planned, planned.plan, reasons), chosen)
     plan = replace(plan, before=before, after=after)
     return replace(planned, plan=plan, inlined=chosen, calls=calls, given=model)
@@ -231,9 +231,9 @@ def _with_reasons(
     return replace(plan, kept=tuple(map(told, plan.kept)))
 
 
-def _prepare(model: ModelProto, base_dir: Path | None) -> PlannedModel:
+def _prepare(model: ModelProto, base_dir: Path | None, equal_dims: bool) -> PlannedModel:
     """Read and plan a model as it is."""
-    network = read(model, base_dir)
+    network = read(model, base_dir, equal_dims)
     settled = [(graph, settle(graph.view, graph.readings)) for graph in network.graphs]
     before = Counter(node.op_type for scope in network.scopes for node in scope.graph.node)
     merged = Counter(n.op_type for scope in network.scopes for n in scope.nodes if n.op_type)

@@ -29,20 +29,21 @@ class Network:
     graphs: tuple[Graph, ...]
     names: Names
     merges: tuple[Merges, ...]
+    equal_dims: bool = False
 
 
-def read(model: ModelProto, base_dir: Path | None) -> Network:
+def read(model: ModelProto, base_dir: Path | None, equal_dims: bool = False) -> Network:
     """Read every graph of a model. Large weights are loaded only for operators that merge.
 
-    Raises `UsageError` on cycles.
+    ``equal_dims`` is as in `shapes.infer`. Raises `UsageError` on cycles.
     """
     scopes = read_scopes(model)
-    shapes = infer(model, scopes)
+    shapes = infer(model, scopes, equal_dims)
     constants = Constants(base_dir, shapes)
     names = Names(model, scopes)
     found = [_read_merged(Context(scope, constants, shapes), names) for scope in scopes]
     merged, merges = (tuple(part) for part in zip(*found, strict=True))
-    return Network(model, base_dir, tuple(scopes), merged, names, merges)
+    return Network(model, base_dir, tuple(scopes), merged, names, merges, equal_dims)
 
 
 def _read_merged(context: Context, names: Names) -> tuple[Graph, Merges]:

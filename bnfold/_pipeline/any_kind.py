@@ -70,10 +70,14 @@ class ModuleOptions:
 
 
 def plan_model(
-    model: Model, base_dir: Folder, options: ModuleOptions, frozen: bool = False
+    model: Model,
+    base_dir: Folder,
+    options: ModuleOptions,
+    frozen: bool = False,
+    equal_dims: bool = False,
 ) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
-    _refuse_to_freeze(model, frozen)
+    _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
         return _prepare_module(model, options).plan
     options.refuse()
@@ -88,14 +92,19 @@ def plan_model(
         proto = _copied(proto) if proto is model else proto
         freeze(proto)
     with understood(proto, _path_of(model)):
-        return prepare(proto, folder).plan
+        return prepare(proto, folder, equal_dims).plan
 
 
 def fold_model(
-    model: Model, output: Any, base_dir: Folder, options: ModuleOptions, frozen: bool = False
+    model: Model,
+    output: Any,
+    base_dir: Folder,
+    options: ModuleOptions,
+    frozen: bool = False,
+    equal_dims: bool = False,
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
-    _refuse_to_freeze(model, frozen)
+    _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
         return _prepare_module(model, options).apply(options.inplace)
     options.refuse()
@@ -124,7 +133,7 @@ def fold_model(
     if changed:
         freeze(proto)
     with understood(model if isinstance(model, ModelProto) else proto, _path_of(model)):
-        planned = prepare(proto, folder)
+        planned = prepare(proto, folder, equal_dims)
         rewritten = planned.apply()
     if output is not None:
         source = None if planned.plan.folds or changed else _path_of(model)
@@ -188,10 +197,11 @@ def compare_models(
         return compare_files(first, second, sets, settings)
 
 
-def _refuse_to_freeze(model: Model, frozen: bool) -> None:
-    """Raise `UsageError` if initializers are to be frozen in a model that has none."""
-    if frozen and (_is_module(model) or _is_program(model)):
-        raise UsageError("freeze_initializers: this is for models of ONNX; leave it out")
+def _refuse_for_torch(model: Model, **given: bool) -> None:
+    """Raise `UsageError` if one of the options that are for ONNX is given for another model."""
+    for name, asked in given.items():
+        if asked and (_is_module(model) or _is_program(model)):
+            raise UsageError(f"{name}: this is for models of ONNX; leave it out")
 
 
 def _copied(model: ModelProto) -> ModelProto:

@@ -89,10 +89,10 @@ def _fold_model(
     size_before = size_on_disk(path, model)
     data_before = frozenset(external_files(model))
     with understood(model, path):
-        planned = prepare(model, path.parent)
+        planned = prepare(model, path.parent, settings.equal_dims)
         changed = bool(planned.plan.folds) or frozen > 0
         weights = planned.weights() if verify and changed else None
-        stuck = 0 if frozen or not names else _hanging(model, planned.plan, path.parent)
+        stuck = 0 if frozen or not names else _hanging(model, planned.plan, path.parent, settings)
         progress("folding")
         rewritten = planned.apply()
     over_itself = output is not None and paths.is_same(output, path)
@@ -124,12 +124,12 @@ def _fold_model(
     )
 
 
-def _hanging(model: ModelProto, plan: Plan, folder: Path) -> int:
+def _hanging(model: ModelProto, plan: Plan, folder: Path, settings: Settings) -> int:
     """How many maps fold where no initializer can be overridden, and stay where some can."""
     if all(kept.code != "overridable-weight" for kept in plan.kept):
         return 0
     with as_if_frozen(model):
-        frozen = prepare(model, folder).plan
+        frozen = prepare(model, folder, settings.equal_dims).plan
     before, after = (sum(kept.kind == "map" for kept in each.kept) for each in (plan, frozen))
     return max(before - after, 0)
 

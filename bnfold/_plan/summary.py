@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from bnfold._core.reasons import CODES, Reason
 from bnfold._core.result import Fold, Kept, Plan
 from bnfold._core.view import Affine, View
 from bnfold._merge.merging import Stays
@@ -38,24 +37,11 @@ def summarize(settled: Iterable[tuple[str, View, Moves]], before: Mapping[str, i
                     reason.code,
                     reason.at,
                     reason.message,
-                    _advice(reason, path, view),
+                    reason.advice,
                     path,
                 )
             )
     return Plan(tuple(folds), tuple(kept), dict(before), dict(+after))
-
-
-def _advice(reason: Reason, path: str, view: View) -> str:
-    """What a user could do about a reason, in the graph at a path.
-
-    In a function nothing is known of what a call passes: that goes for shapes, and for tensors that
-    enter or leave it.
-    """
-    if path.startswith("function ") and reason.code != "function-parameter":
-        enters = any(v.name == reason.at and v.producer is None for v in view.values)
-        if enters or reason.code in ("unknown-shape", "graph-output"):
-            return CODES["function-parameter"].advice
-    return reason.advice
 
 
 def _fold(path: str, view: View, move: Move, moves: Moves) -> Fold:

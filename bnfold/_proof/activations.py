@@ -78,7 +78,8 @@ def without_sum(case: Absorption, at: int) -> Absorption:
     if not given[0]:
         return case
     name = case.node.input[at]
-    if any(other == name for place, other in enumerate(case.node.input) if place != at):
+    twice = any(other == name for place, other in enumerate(case.node.input) if place != at)
+    if twice and name in case.related:
         raise Mismatch(f"{label(case.node)} reads {name} more than once")
     stored, made = case.stored(at), case.new(at)
     if (stored is None) != (made is None) or not np.array_equal(

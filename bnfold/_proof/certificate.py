@@ -36,6 +36,7 @@ from bnfold._proof.formulas import FORMULAS
 from bnfold._proof.full_rank_maps import Double, FullRankMap, composed, equalities
 from bnfold._proof.inlined_calls import check_inlining, without_calls
 from bnfold._proof.merges import check_merge
+from bnfold._proof.quantizers import check_quantizer
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 
 # Axes of a tensor whose rank is not known, between those that maps and those that constants have.
@@ -298,6 +299,8 @@ def _check_crossing(
     if node.op_type == "Cast" and not before.is_no_cast(old, node):
         return check_conversion(before, after, node, fold)
     twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
+    if type_of(node) == "QuantizeLinear":
+        return check_quantizer(before, after, old, new, node, twin, fold.related)
     return check_crossing(before, after, old, new, node, twin, fold.related, bounds)
 
 

@@ -6,8 +6,8 @@ what these write. What they write is drawn then, alike for both.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import onnx
@@ -45,14 +45,20 @@ class CutNode(NamedTuple):
 
 @dataclass(frozen=True)
 class Cut:
-    """Cuts some operators out of a main graph."""
+    """Cuts some operators out of a main graph.
+
+    ``like`` gives tensors, by the alias of what is written, whose shape the run itself tells: an
+    operator draws that as it runs, and no input takes its place.
+    """
 
     nodes: Sequence[CutNode]
+    like: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def inputs(self) -> list[str]:
         """The names of the new inputs."""
-        return [each.alias for node in self.nodes for each in node.written]
+        found = [each.alias for node in self.nodes for each in node.written]
+        return [alias for alias in found if alias not in self.like]
 
     def __call__(self, model: onnx.ModelProto) -> None:
         """Cut, in place. An output of the model that such an operator writes is left out."""
@@ -69,18 +75,22 @@ class Cut:
             gone.update(outputs)
             for name, written in zip(outputs, found.written, strict=True):
                 renamed.append((name, written.alias))
-                graph.input.append(helper.make_tensor_value_info(*written))
+                if written.alias in self.like:
+                    like = [self.like[written.alias]]
+                    kept.append(helper.make_node("RandomNormalLike", like, [written.alias]))
+                else:
+                    graph.input.append(helper.make_tensor_value_info(*written))
         for alias, name in taps:
             kept.append(helper.make_node("Identity", [name], [alias]))
         outputs_left = [value for value in graph.output if value.name not in gone]
         values_left = [value for value in graph.value_info if value.name not in gone]
-        for field, items in (
+        for values, items in (
             (graph.node, kept),
             (graph.output, outputs_left),
             (graph.value_info, values_left),
         ):
-            del field[:]
-            field.extend(items)
+            del values[:]
+            values.extend(items)
         for old, new in renamed:
             rename(graph, old, new)
         for alias, _ in taps:
@@ -88,15 +98,24 @@ class Cut:
 
 
 def cuts(
-    original: onnx.ModelProto, folded: onnx.ModelProto, kinds: Collection[tuple[str, str]]
+    original: onnx.ModelProto,
+    folded: onnx.ModelProto,
+    kinds: Collection[tuple[str, str]],
+    alike: bool = False,
 ) -> tuple[Cut, Cut] | None:
     """How to cut two models at all operators of some kinds, given by domain and type.
+
+    With ``alike``, what an operator writes has the shape of the first float that it reads, where
+    its sizes are not known.
 
     An operator whose bodies, or a call whose function, holds such an operator is cut out itself.
     None where the two do not have the same ones, with the same attributes, bodies and functions.
     """
     ours, theirs = (list(_nodes(model, kinds)) for model in (original, folded))
     by_name = {node.output[0]: node for node in theirs}
+    in_order = [node.output[0] for node in theirs] == [node.output[0] for node in ours]
+    if alike and not in_order:
+        return None
     if by_name.keys() == {node.output[0] for node in ours}:
         theirs = [by_name[node.output[0]] for node in ours]
     if not ours or _forms(original, ours) != _forms(folded, theirs):
@@ -106,6 +125,7 @@ def cuts(
     typed = _Types(original)
     names = _unique([label(node) for node in ours])
     left, right = list[CutNode](), list[CutNode]()
+    likes: tuple[dict[str, str], dict[str, str]] = {}, {}
     for name, one, other in zip(names, ours, theirs, strict=True):
         captured = sorted({*reads(one)} & typed.names - {*one.input})
         if captured != sorted({*reads(other)} & typed.names - {*other.input}):
@@ -119,7 +139,11 @@ def cuts(
             read = [(f"input {n} of {name}", t) for n, t in enumerate(node.input) if t]
             read += [(f"{t} in {name}", t) for t in captured]
             found.append(CutNode(next(filter(None, node.output)), read, written))
-    return Cut(left), Cut(right)
+        place = typed.first_float(one)
+        for each in written if alike and place is not None else ():
+            if each.element in _FLOATS and (each.shape is None or None in each.shape):
+                likes[0][each.alias], likes[1][each.alias] = one.input[place], other.input[place]
+    return Cut(left, likes[0]), Cut(right, likes[1])
 
 
 def _holding(
@@ -190,11 +214,12 @@ class _Types:
         """
         element = self._shapes.type(self._main, tensor)
         shape = self._shapes.shape(self._main, tensor)
-        given = [name for name in node.input if name]
-        floats = [n for n in given if self._shapes.type(self._main, n) in _FLOATS]
-        like = next(iter(floats or given), None)
+        place = self.first_float(node)
+        like = node.input[place] if place is not None else next(filter(None, node.input), None)
         if not element:
-            element = self._shapes.type(self._main, like) if like and floats else TensorProto.FLOAT
+            element = TensorProto.FLOAT
+            if place is not None:
+                element = self._shapes.type(self._main, node.input[place])
             if any(
                 tensor in user.input and list(user.input).index(tensor) == _PLACES.get(user.op_type)
                 for user in self._graph.node
@@ -203,6 +228,11 @@ class _Types:
         if shape is None and like is not None and self._hints.rank(tensor) is None:
             shape = self._shapes.shape(self._main, like)
         return element, shape
+
+    def first_float(self, node: onnx.NodeProto) -> int | None:
+        """The number of the first input of a node that is known to hold floats."""
+        types = [self._shapes.type(self._main, name) if name else 0 for name in node.input]
+        return next((place for place, each in enumerate(types) if each in _FLOATS), None)
 
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)

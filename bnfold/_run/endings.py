@@ -70,11 +70,21 @@ class Endings:
         captured = left.captured(one) | right.captured(other)
         pairs = [Ahead(*names) for names in zip(one.input, other.input, strict=True) if all(names)]
         pairs += [Ahead(name, name) for name in sorted(captured)]
-        for names in pairs:
-            stored = left.is_stored(names.original) or right.is_stored(names.folded)
-            if stored and not self._same_origin(names):
-                return None
+        captures = [pair for pair in pairs if pair.original in captured]
+        stored = [n for n in captures if left.is_stored(n.original) or right.is_stored(n.folded)]
+        if not self.same_constants(one, other) or not all(map(self._same_origin, stored)):
+            return None
         return pairs
+
+    def same_constants(self, one: onnx.NodeProto, other: onnx.NodeProto) -> bool:
+        """Whether two operators, one of each model, read the same stored constants."""
+        left, right = self._sides
+        pairs = [Ahead(*names) for names in zip(one.input, other.input, strict=False)]
+        return len(one.input) == len(other.input) and all(
+            self._same_origin(pair)
+            for pair in pairs
+            if left.is_stored(pair.original) or right.is_stored(pair.folded)
+        )
 
     def _same_origin(self, pair: Ahead) -> bool:
         left, right = self._sides

@@ -43,12 +43,12 @@ def unknown_operators(model: onnx.ModelProto, bounds: Bounds) -> set[Kind]:
     """
     own = {(function.domain, function.name) for function in model.functions}
     nodes = [*model.graph.node, *(node for each in model.functions for node in each.node)]
-    versions = {_plain(each.domain): each.version for each in model.opset_import}
+    versions = imported(model)
     kinds = {(_plain(node.domain), node.op_type) for node in all_nodes(nodes)} - own
     return {
         kind
         for kind in kinds
-        if not _is_defined(kind, versions) and _is_unknown(kind, model.opset_import, bounds)
+        if not is_defined(kind, versions) and _is_unknown(kind, model.opset_import, bounds)
     }
 
 
@@ -56,7 +56,13 @@ def _plain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def _is_defined(kind: Kind, versions: dict[str, int]) -> bool:
+def imported(model: onnx.ModelProto) -> dict[str, int]:
+    """The versions of the domains that a model imports."""
+    return {_plain(each.domain): each.version for each in model.opset_import}
+
+
+def is_defined(kind: Kind, versions: dict[str, int]) -> bool:
+    """Whether ONNX defines an operator, in the versions of the domains that a model imports."""
     domain, name = kind
     try:
         defs.get_schema(name, versions.get(domain, 1), domain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import onnx
 
@@ -60,10 +60,14 @@ class Flow:
 
     Attributes:
         rows: the nodes in order, each with the names that it reads and the names of its outputs.
+            What it multiplies by a constant of zeros counts as not read.
     """
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.rows = [(node, reads(node), list(filter(None, node.output))) for node in graph.node]
+    def __init__(self, graph: onnx.GraphProto, zeros: Collection[str] = ()) -> None:
+        """Take a graph, and the names of constants that hold nothing but zeros."""
+        self.rows = [
+            (node, _felt(node, zeros), list(filter(None, node.output))) for node in graph.node
+        ]
 
     def reached(self, names: Collection[str]) -> set[str]:
         """Return the values that depend on any of the named ones."""
@@ -72,6 +76,42 @@ class Flow:
             if not found.isdisjoint(inputs):
                 found.update(outputs)
         return found
+
+    def leading(self, names: Collection[str]) -> set[str]:
+        """Return the values that any of the named ones depends on, and those themselves."""
+        found = set(names)
+        for _, inputs, outputs in reversed(self.rows):
+            if not found.isdisjoint(outputs):
+                found.update(inputs)
+        return found
+
+
+_FACTORS: Mapping[str, Mapping[int, tuple[int, ...]]] = {
+    "BatchNormalization": {1: (0, 3, 4)},
+    "Conv": {1: (0,)},
+    "ConvTranspose": {1: (0,)},
+    "Gemm": {0: (1,), 1: (0,)},
+    "GroupNormalization": {1: (0,)},
+    "InstanceNormalization": {1: (0,)},
+    "LayerNormalization": {1: (0,)},
+    "MatMul": {0: (1,), 1: (0,)},
+    "Mul": {0: (1,), 1: (0,)},
+}
+"""By operator: the number of an input, and the numbers of those that it is multiplied with."""
+
+
+def _felt(node: onnx.NodeProto, zeros: Collection[str]) -> list[str]:
+    """The names that a node reads, without those that it multiplies by zeros."""
+    factors = _FACTORS.get(node.op_type, {}) if node.domain in ("", "ai.onnx") else {}
+    lost = {
+        other
+        for place, others in factors.items()
+        if place < len(node.input) and node.input[place] in zeros
+        for other in others
+    }
+    if not lost:
+        return reads(node)
+    return [name for place, name in enumerate(node.input) if place not in lost]
 
 
 def reached(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:

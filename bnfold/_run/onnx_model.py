@@ -85,7 +85,10 @@ class OnnxModel:
             model.MergeFrom(self._added)
         self._model = model if changed else None
         self.graph = model.graph
-        self._flow = Flow(model.graph)
+        zeros = {name for name, array in self.weights.items() if not array.any()}
+        self._flow = Flow(model.graph, zeros)
+        outputs = [value.name for value in model.graph.output]
+        self._alive = self._flow.leading(outputs)
         self._session: OnnxRuntime | Reference | None = None
         own = self._loaded().inputs
         self.inputs: tuple[Port, ...] = tuple(p for p in own if p.name not in self._given)
@@ -110,11 +113,13 @@ class OnnxModel:
         """See `PerturbableModel.layers`.
 
         A node with bodies, or a call of a local function, may hold several operators. It counts as
-        one layer for each weight of two axes that it reads.
+        one layer for each weight of two axes that it reads. Dead operators are left out.
         """
         left = {name for name in touched if name in self.weights} or set(self.weights)
         found = []
-        for node, names, _ in self._flow.rows:
+        for node, names, outputs in self._flow.rows:
+            if self._alive.isdisjoint(outputs):
+                continue
             taken = [name for name in names if name in left]
             if taken:
                 nonzero = [name for name in taken if self.weights[name].any()] or taken
@@ -133,6 +138,22 @@ class OnnxModel:
         changed = self._flow.reached(weights)
         outputs = self.graph.output
         return {number for number, value in enumerate(outputs) if value.name in changed}
+
+    def dead(self, touched: Collection[str]) -> list[str]:
+        """The labels of the operators that read any of some weights and that no output feels.
+
+        What they put out is multiplied by zero, or nobody reads it.
+        """
+        wanted = set(touched) or self.weights.keys()
+        return [
+            label(node)
+            for node, names, outputs in self._flow.rows
+            if self._alive.isdisjoint(outputs) and not wanted.isdisjoint(names)
+        ]
+
+    def felt(self, touched: Collection[str]) -> set[str]:
+        """The values that depend on any of some weights, other than by a product with zero."""
+        return self._flow.reached(touched)
 
     def _loaded(self) -> OnnxRuntime | Reference:
         if self._session is None:

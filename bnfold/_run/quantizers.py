@@ -32,7 +32,8 @@ class Quantizer:
 
     ``outputs`` are what it writes; ``data`` is what it reads in the original, and ``other`` in the
     folded model. ``scale`` has the steps that it rounds to, along ``axis`` where there are several;
-    it is None where they depend on the data.
+    it is None where they depend on the data. ``others`` has the one of the folded model where that
+    is another number: its data may be as many times larger.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Quantizer:
     other: str
     scale: Array | None
     axis: int
+    others: Array | None = None
 
     def steps(self, data: Array) -> Array:
         """The size of a step for each number of some data, in a shape that broadcasts with it."""
@@ -65,8 +67,8 @@ class Quantizers:
 def quantizers(original: onnx.ModelProto, folded: onnx.ModelProto) -> Quantizers:
     """The quantizers of data in two models.
 
-    A common one writes the same tensors in both main graphs, and has the same constant numbers. Its
-    outputs are the same wherever its data are.
+    A common one writes the same tensors in both main graphs, and has the same constant numbers, but
+    for one scale of all its data. Its outputs are the same wherever its data, in steps, are.
     """
     ours, theirs = (dict(_found(model)) for model in (original, folded))
     common = []
@@ -77,7 +79,9 @@ def quantizers(original: onnx.ModelProto, folded: onnx.ModelProto) -> Quantizers
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
         scale = numbers[0] if numbers else None
         names = label(node), outputs, node.input[0], twin[0].input[0]
-        common.append(Quantizer(*names, scale, axis))
+        other = twin[1][0] if twin[1] else None
+        same = scale is None or other is None or np.array_equal(scale, other)
+        common.append(Quantizer(*names, scale, axis, None if same else other))
     # Where both round, but by other numbers, they differ; that is no other place.
     known = {
         outputs
@@ -102,8 +106,8 @@ def cut(
     """An edit that cuts a model at some quantizers.
 
     What a quantizer reads becomes an output, if the model computes it, and what it writes an input
-    of a given type. An output that was written by a quantizer is dropped: what is ahead of it
-    stands for it.
+    of a given type. Where the scales of the two models differ, what it reads is put out in steps.
+    An output that was written by a quantizer is dropped: what is ahead of it stands for it.
     """
 
     def edit(model: onnx.ModelProto) -> None:
@@ -118,9 +122,14 @@ def cut(
         written = {name for node in kept for name in node.output}
         for one in found:
             data = one.data if original else one.other
-            if data in written:
-                graph.node.add(op_type="Identity", input=[data], output=[ahead_of(one)])
+            if data in written or one.others is not None:
+                graph.node.extend(_put_out(one, data))
                 graph.output.add(name=ahead_of(one))
+                if one.others is not None:
+                    step = one.scale if original else one.others
+                    assert step is not None
+                    held = numpy_helper.from_array(step.reshape(()), f"{ahead_of(one)}/step")
+                    graph.initializer.append(held)
             for name in filter(None, one.outputs):
                 element = helper.np_dtype_to_tensor_dtype(types[name])
                 graph.input.append(helper.make_tensor_value_info(name, element, None))
@@ -198,14 +207,25 @@ def _numbers(node: onnx.NodeProto, held: Mapping[str, onnx.TensorProto]) -> _Num
     return [numpy_helper.to_array(tensor) for tensor in small]
 
 
+def _put_out(quantizer: Quantizer, data: str) -> Iterator[onnx.NodeProto]:
+    """The operator that puts out what a quantizer reads."""
+    name = ahead_of(quantizer)
+    if quantizer.others is None:
+        yield helper.make_node("Identity", [data], [name])
+    else:
+        yield helper.make_node("Div", [data, f"{name}/step"], [name])
+
+
 def _alike(one: _Row, other: _Row) -> bool:
     """Whether two quantizers round in the same way."""
     (left, ours), (right, theirs) = one, other
     if ours is None or theirs is None or len(ours) != len(theirs):
         return False
-    same = all(
-        a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)
-    )
+    pairs = list(zip(ours, theirs, strict=True))
+    same = all(a.dtype == b.dtype for a, b in pairs)
+    same = same and all(np.array_equal(a, b) for a, b in pairs[1:])
+    for first, second in pairs[:1]:
+        same = same and (first.size == second.size == 1 or np.array_equal(first, second))
     attributes = [
         sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
         for node in (left, right)

@@ -101,11 +101,15 @@ class TorchModel:
         return [_plain(leaf) for leaf in self._outputs(self._placed(moved or {}), args, kwargs)]
 
     def layers(self, touched: Collection[str]) -> list[Layer]:
-        """See `PerturbableModel.layers`. An operator counts by the first weight that it reads."""
+        """See `PerturbableModel.layers`. An operator counts by the first weight that it reads.
+
+        An operator that no output feels is left out.
+        """
+        felt = frozenset().union(*self._traced.outputs)
         left = {name for name in touched if name in self.weights} or set(self.weights)
         found = []
         for use in self._traced.uses:
-            names = [name for name in self.weights if name in use.weights & left]
+            names = [name for name in self.weights if name in use.weights & left & felt]
             if not names:
                 continue
             nonzero = [name for name in names if self.weights[name].any()] or names

@@ -78,7 +78,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         operands = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        found = frozenset().union(*map(self.of, operands))
+        found = frozenset().union(*map(self.of, self._felt(func, args, operands)))
+        if any(DATA in self.of(each) for each in operands):
+            found |= {DATA}
         if torch.Tag.nondeterministic_seeded in func.tags:
             found |= {RANDOM}
         name = func.overloadpacket.__name__
@@ -92,6 +94,24 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
             if turn is not None and result.dim() == 2:
                 self._turned[id(result)] = turn ^ (name in ("t", "transpose"))
         return result
+
+    def _felt(self, func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> list[Tensor]:
+        """The operands that a result feels: not those that are multiplied by constant zeros."""
+        name = func.overloadpacket.__name__
+        if name in ("mul", "mul_"):
+            zeros = [each for each in operands if self._is_zero(each)]
+            scalar = any(type(each) in (int, float) and each == 0 for each in args)
+            return zeros or ([] if scalar else operands)
+        if any(part in name for part in ("batch_norm", "convolution")):
+            weight = args[1] if len(args) > 1 else None
+            if isinstance(weight, Tensor) and self._is_zero(weight):
+                return [each for each in args[1:3] if isinstance(each, Tensor)]
+        return operands
+
+    def _is_zero(self, tensor: Tensor) -> bool:
+        """Whether a tensor is made of weights only, and holds nothing but zeros."""
+        found = self.of(tensor)
+        return bool(found) and DATA not in found and not bool(tensor.any())
 
     def _put(self, tensor: Tensor, found: frozenset[str]) -> None:
         if id(tensor) not in self._sources:

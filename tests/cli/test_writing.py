@@ -8,6 +8,7 @@ import resource
 import signal
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ def test_the_output_appears_whole(tmp_path):
         names.update(os.listdir(tmp_path))
         with contextlib.suppress(FileNotFoundError):
             sizes.add(target.stat().st_size)
+        time.sleep(0.0005)
     process.communicate()
     assert process.returncode == 0
     assert sizes <= {target.stat().st_size}

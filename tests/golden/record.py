@@ -63,6 +63,7 @@ class Difference:
         return f"{self.name}: {changes}"
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of the libraries, without the build that they are of."""
     found = {}
@@ -119,7 +120,7 @@ def compare(
         new = row(made, "rounded" in old)
         fields = tuple(field for field in HASHES if old.get(field) != new.get(field))
         other_file = source(name) in FOREIGN and "given" in fields
-        excused = bool(old) and (_elsewhere(name, recorded) or other_file)
+        excused = bool(old and fields) and (_elsewhere(name, recorded) or other_file)
         yield name, made, Difference(name, fields, old, new, excused) if fields else None
 
 

@@ -52,7 +52,7 @@ def plain(self, x):
 
 def shut(self, x):
     """Nothing of the layers shows, in float64 either."""
-    return self.b(F.relu(self.norm(self.a(x)))) * 0 + x[:, :, 2:, 2:]
+    return self.b(F.relu(self.norm(self.a(x)))) * 1e-30 + x[:, :, 2:, 2:]
 
 
 def opaque(self, x):
@@ -250,3 +250,36 @@ def test_the_inputs_of_the_user_are_not_written_into():
         first = model.run({})
         assert np.array_equal(first[0], model.run(Call(Example((given,), {})).feeds())[0])
     assert torch.equal(given, X)
+
+
+def dead(self, x):
+    """A branch that is multiplied by zero."""
+    return self.b(F.relu(self.norm(self.a(x)))) * 0 + self.c(x)[:, :, 2:, 2:]
+
+
+@pytest.mark.parametrize("kind", ["module", "program"])
+def test_a_layer_that_is_multiplied_by_zero_is_dead(kind):
+    """It hides nothing: what is not zero in the other model shows."""
+    module = net(dead, c=nn.Conv2d(4, 4, 1))
+    wrong = off(module, "c.weight")
+    given = [module, module, wrong]
+    if kind == "program":
+        given = [exported(each, X) for each in given]
+    example = ((X,),) if kind == "module" else ()
+    assert bnfold.verify(*given[:2], *example).status == "pass"
+    assert bnfold.verify(given[0], given[2], *example).status == "fail"
+
+
+@pytest.mark.parametrize("norm", ["norm", "b"])
+def test_a_norm_or_convolution_of_zeros(norm):
+    """As networks are initialized: the last scale of each residual branch is zero."""
+    module = net(lambda self, x: self.b(F.relu(self.norm(self.a(x)))) + self.c(x)[:, :, 2:, 2:],
+                 c=nn.Conv2d(4, 4, 1))  # fmt: skip
+    with torch.no_grad():
+        getattr(module, norm).weight.zero_()
+    program = exported(module, X)
+    assert bnfold.verify(program, program).status == "pass"
+    alive = copy.deepcopy(program)
+    with torch.no_grad():
+        alive.state_dict[f"{norm}.weight"][1] += 0.5
+    assert bnfold.verify(program, alive).status == "fail"

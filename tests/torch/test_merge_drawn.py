@@ -17,8 +17,8 @@ from torch.nn import functional as F  # noqa: E402
 import bnfold  # noqa: E402
 
 from ..searches import ANEW, ONCE  # noqa: E402
-from .folding import assert_close, outputs, rand, ready  # noqa: E402
-from .merging import exported, ops  # noqa: E402
+from .folding import assert_close, outputs, outputs_of, rand, ready, wide  # noqa: E402
+from .merging import exported, ops, planned_and_folded  # noqa: E402
 
 SIZE = 5
 
@@ -196,16 +196,16 @@ def check(case: tuple[nn.Module, tuple[int, ...]]) -> bnfold.Plan | None:
     if program is None:
         event("refused")
         return None
-    folded = bnfold.fold(program)
-    before, after = program.module(), folded.module()
+    plan, folded = planned_and_folded(program)
+    before, after = wide(program), wide(folded)
     for seed in (1, 2):
         args = (rand(*shape, seed=seed),)
-        wanted, made = outputs(before, args, {}), outputs(after, args, {})
+        wanted, made = outputs_of(before, args, {}), outputs_of(after, args, {})
         assert_close(outputs(module, args, {}), wanted)
         assert_close(wanted, made, 1e-8)
     assert len(ops(folded)) <= len(ops(program))
     assert bnfold.plan(folded).folds == ()
-    return bnfold.plan(program)
+    return plan
 
 
 def test_drawn_networks():

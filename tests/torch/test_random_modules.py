@@ -17,7 +17,15 @@ import bnfold  # noqa: E402
 
 from ..searches import ANEW, ONCE  # noqa: E402
 from .carrying import normed  # noqa: E402
-from .folding import assert_close, outputs, planned_and_folded, rand, ready  # noqa: E402
+from .folding import (  # noqa: E402
+    assert_close,
+    outputs,
+    outputs_of,
+    planned_and_folded,
+    rand,
+    ready,
+    wide,
+)
 
 N = 4
 LINEAR = "conv conv transpose linear layer group norm"
@@ -209,10 +217,10 @@ def check(drawn: tuple[nn.Module, int], again: bool = False) -> bool:
         args = (rand(*[N] * rank, seed=seed),)
         assert_close(outputs(module, args, {}), outputs(folded, args, {}), 1e-8)
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
-    before, after = program.module(), bnfold.fold(program).module()
+    before, after = wide(program), wide(bnfold.fold(program))
     for seed in (1, 2):
         args = (rand(*[N] * rank, seed=seed),)
-        assert_close(outputs(before, args, {}), outputs(after, args, {}), 1e-8)
+        assert_close(outputs_of(before, args, {}), outputs_of(after, args, {}), 1e-8)
     if again:
         placed = bnfold.fold(module, (x,), inplace=True)
         assert_close(outputs(folded, (x,), {}), outputs(placed, (x,), {}), 0.0)

@@ -258,3 +258,45 @@ def test_what_hides_errors_ahead_of_it_leaves_the_verdict_open() -> None:
         domains=DOMAINS,
     )
     assert bnfold.verify(made, bnfold.fold(made)).status == "inconclusive"
+
+
+def test_what_is_written_takes_its_sizes_from_a_run_where_nothing_else_tells_them() -> None:
+    """A skip around the operator fits no sizes but those that come out of the run."""
+    made = model(
+        conv("conv_0", "x", "a", (4, 3, 3, 3)),
+        bn("bn_0", "a", "b", 4),
+        unknown("b", "c"),
+        op("Add", "b c", "s"),
+        conv("conv_1", "s", "d", (4, 4, 3, 3)),
+        bn("bn_1", "d", "y", 4),
+        x=("n", 3, "h", "w"),
+        domains=DOMAINS,
+    )
+    other = bnfold.fold(made)
+    assert bnfold.verify(made, other).status == "pass"
+    for spoil in (wrong_ahead, wrong_behind):
+        wrong = ModelProto.FromString(other.SerializeToString())
+        spoil(wrong)
+        assert bnfold.verify(made, wrong).status == "fail"
+
+
+def test_an_operator_that_has_no_kernel_is_cut_out_too() -> None:
+    """Of onnxruntime's own domain, for GPUs alone; it knows the operator, so a run tells."""
+    made = model(
+        conv("conv_0", "x", "a", (4, 3, 3, 3)),
+        bn("bn_0", "a", "b", 4),
+        op("Transpose", "b", "t", perm=[0, 2, 3, 1]),
+        op("GroupNorm", "t g h", "y", domain="com.microsoft", groups=2, activation=0),
+        x=(1, 3, 8, 8),
+        weights={"g": rand(4), "h": rand(4)},
+        domains={"com.microsoft": 1},
+    )
+    other = bnfold.fold(made)
+    result = bnfold.verify(made, other)
+    assert result.status == "pass"
+    assert any("does not run com.microsoft::GroupNorm" in note for note in result.notes)
+    changed = ModelProto.FromString(other.SerializeToString())
+    scaled(changed, "g")  # as a fold that moves a map into it would
+    assert bnfold.verify(made, changed).status == "inconclusive"
+    wrong_ahead(other)
+    assert bnfold.verify(made, other).status == "fail"

@@ -28,7 +28,7 @@ from .conftest import Compare
 
 def behind_a_dead_one() -> ModelProto:
     """Layers in pairs; one of the first pair is cut off by a mask."""
-    mask = np.zeros((1, 4, 1, 1), np.float32)
+    mask = np.full((1, 4, 1, 1), 1e-20, np.float32)
     return model(
         conv("open", "x", "a", (4, 3, 1, 1)),
         conv("hidden", "x", "b", (4, 3, 1, 1)),
@@ -160,7 +160,7 @@ def masked() -> Sequence[Piece]:
     return [
         conv("h0", "x", "h", (4, 4, 1, 1)),
         conv("h1", "h", "g", (4, 4, 1, 1)),
-        const("Mul", "g", "z", np.zeros((1, 4, 1, 1), np.float32), name="mask"),
+        const("Mul", "g", "z", np.full((1, 4, 1, 1), 1e-20, np.float32), name="mask"),
     ]
 
 

@@ -115,6 +115,25 @@ def test_a_wrong_quantizer_does_not_pass(number, both):
     assert bnfold.verify(m, bad, inputs=x).status != "pass"
 
 
+def test_a_scale_that_went_into_the_quantizer():
+    """Then the two round other numbers by other scales: they are compared in steps."""
+    m = network()
+    r = np.random.default_rng(2)
+    m.graph.node[1].output[0] = "before"
+    m.graph.node.insert(2, onnx.helper.make_node("Relu", ["before"], ["relu"]))
+    m.graph.node.insert(3, onnx.helper.make_node("Sigmoid", ["relu"], ["gate"]))
+    m.graph.node.insert(4, onnx.helper.make_node("Mul", ["gate", "factor"], ["n"], name="scale"))
+    m.graph.initializer.append(numpy_helper.from_array(np.float32(r.uniform(3, 4)), "factor"))
+    after = bnfold.fold(m)
+    assert "Mul" not in {node.op_type for node in after.graph.node}
+    x = {"x": at_borders(m, after)}
+    seen = bnfold.verify(m, after, inputs=x)
+    assert seen.status == "pass"
+    (scale,) = (n.input[1] for n in after.graph.node if n.op_type == "QuantizeLinear")
+    bad = wrong(after, scale, 1.01, ())
+    assert bnfold.verify(m, bad, inputs=x).status == "fail"
+
+
 def test_an_output_of_integers():
     """It is compared ahead of its quantizer: integers differ by a step, or they do not."""
     m = network(behind=False)

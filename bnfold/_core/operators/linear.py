@@ -27,7 +27,8 @@ class Convolution(Operator):
     transposed ``[Cin, Cout/groups, k…]``. Channels are on ``axis`` of what it reads and puts out.
     ``windows`` are those of the convolution, or of the one that it is the transpose of; None where
     its padding is not known. ``dtype`` is the type it computes in, None where not known.
-    ``activation`` and ``beside`` are as in `view.Absorber`.
+    ``activation`` and ``beside`` are as in `view.Absorber`. ``merges``: whether whoever writes it
+    back can write a merged one.
 
     Law behind: ``A∘Conv`` has ``W[o]·s_o`` and ``s·b + t``: each output element of channel o is
     linear in the weights of o and adds b[o] once. Always exact.
@@ -48,11 +49,7 @@ class Convolution(Operator):
     dtype: np.dtype[Any] | None = None
     activation: Crossing | None = None
     beside: int | None = None
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it has channels ahead of space, and puts out what it computes."""
-        return self.axis < 2 and self.activation is None and self.beside is None
+    merges: bool = True
 
     @property
     def outputs(self) -> int:

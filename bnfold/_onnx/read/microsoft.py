@@ -39,7 +39,8 @@ def _nhwc_fused_conv(context: Context, node: NodeProto) -> Operator:
 
 def _nhwc_conv(context: Context, node: NodeProto) -> Operator:
     """A Conv with channels on the last axis of X and Y, and W as in a Conv (NhwcConv)."""
-    return convolution(context, node, channels_last=True)
+    record = convolution(context, node, channels_last=True)
+    return replace(record, merges=False) if isinstance(record, Convolution) else record
 
 
 def _with_activation(context: Context, node: NodeProto, record: Operator) -> Operator:
@@ -52,7 +53,8 @@ def _with_activation(context: Context, node: NodeProto, record: Operator) -> Ope
         len(shape) != len(known) or shape[record.axis] not in (None, record.outputs)
     ):
         return UNKNOWN
-    return replace(record, activation=_listed_activation(node), beside=beside)
+    activation = _listed_activation(node)
+    return replace(record, activation=activation, beside=beside, merges=False)
 
 
 def _listed_activation(node: NodeProto) -> Crossing | None:

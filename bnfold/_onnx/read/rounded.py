@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import dropwhile
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from bnfold._core.operators.crossed import Crossed
 from bnfold._core.operators.quantized import Dequantization, Quantization, Rescaling
-from bnfold._core.operators.record import UNKNOWN, Operator, Row
+from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Row
+from bnfold._core.pointwise import Quantizing
 from bnfold._core.quantized import Grid, Quantized
 from bnfold._core.reasons import Reason
 from bnfold._onnx.read import attributes
@@ -19,6 +22,19 @@ from bnfold._onnx.read.quantized import is_weight
 from bnfold._onnx.read.scopes import Scope, label
 
 _CONV, _MATMUL = _SUMS = ("ConvInteger", "MatMulInteger")
+# What may be folded into a linear operator, or is left out ahead of a quantizer.
+_AHEAD_OF_QUANTIZER = {
+    "Add",
+    "BatchNormalization",
+    "Clip",
+    "Div",
+    "Dropout",
+    "Identity",
+    "Mul",
+    "Neg",
+    "Relu",
+    "Sub",
+}
 
 
 def _dequantize(context: Context, node: NodeProto) -> Operator:
@@ -45,6 +61,65 @@ def _dequantize(context: Context, node: NodeProto) -> Operator:
         axis=axis,
         rounded=_rounded(context.scope, node),
     )
+
+
+def integer_gemm(context: Context, node: NodeProto, weight: Operand) -> Reason | None:
+    """Why a Gemm may not get a bias of floats, if runtimes run it on the integers of its data and
+    its weight. None where they do not.
+
+    onnxruntime does (QGemm), with no bias or one of integers. With a bias of floats it does so only
+    where a quantizer follows, for then it rounds the bias itself.
+    """
+    runs = node.op_type == "Gemm" and _reads_integers(context, node, weight)
+    if not runs or "QuantizeLinear" in _behind(context, node):
+        return None
+    message = f"with a bias of floats runtimes would not run {label(node)} on its integers any more"
+    return Reason("fused-operator", label(node), message)
+
+
+def integer_product(context: Context, node: NodeProto, weight: Operand) -> Reason | None:
+    """Why a product may not lose the scale behind it, if runtimes run it on the integers of its
+    data and its weight. None where they do not.
+
+    onnxruntime does (MatMulIntegerToFloat, QGemm), but not with a Relu or a Clip right behind it,
+    nor a MatMul with an Add, unless a quantizer follows: it makes the two one operator of floats.
+    """
+    behind = [kind for kind in _behind(context, node) if kind not in ("Identity", "Dropout")]
+    if not _reads_integers(context, node, weight) or "QuantizeLinear" in behind:
+        return None
+    left = list(dropwhile(lambda kind: kind in ("Div", "Mul", "Neg", "Sub"), behind))
+    kind, moved = (left or [""])[0], len(left) < len(behind)
+    if kind == "BatchNormalization":
+        kind, moved = "Add", True
+    if not moved or kind not in ("Clip", "Relu", *["Add"][node.op_type == "Gemm" :]):
+        return None
+    message = f"with {kind} right behind it runtimes would not run {label(node)} on its integers"
+    return Reason("fused-operator", label(node), message)
+
+
+def _reads_integers(context: Context, node: NodeProto, weight: Operand) -> bool:
+    """Whether a product reads data and a weight that are integers behind a DequantizeLinear."""
+    scope = context.scope
+    position = scope.producers.get(node.input[1 - weight.position])
+    writer = scope.nodes[position] if position is not None else None
+    if weight.quantized is None or writer is None or writer.op_type != "DequantizeLinear":
+        return False
+    return not is_weight(context.constants, scope, writer)
+
+
+def _behind(context: Context, node: NodeProto) -> list[str]:
+    """The types of the operators behind one, each the only reader of the one before, as far as they
+    may be folded or are left out ahead of a quantizer; that quantizer is the last.
+    """
+    scope, name, found = context.scope, node.output[0], list[str]()
+    while name not in scope.outputs and len(set(scope.readers.get(name, ()))) == 1:
+        reader = scope.nodes[scope.readers[name][0]]
+        if reader.op_type in _AHEAD_OF_QUANTIZER or reader.op_type == "QuantizeLinear":
+            found.append(reader.op_type)
+        if reader.op_type not in _AHEAD_OF_QUANTIZER:
+            break
+        name = reader.output[0]
+    return found
 
 
 @dataclass(frozen=True)
@@ -149,12 +224,22 @@ def rescaling(context: Context, node: NodeProto) -> Operator | None:
 
 
 def _quantize(context: Context, node: NodeProto) -> Operator:
-    """A quantizer of data."""
+    """A quantizer of data. One with one constant scale, not block by block, takes a scale in."""
     if not node.input or context.constant(node, 0) is not None:
         return UNKNOWN
     message = f"{label(node)} rounds it to integers, and no map passes that exactly"
     rounded = Reason("quantizer-between", label(node), message)
-    return Quantization(label=label(node), rounded=rounded)
+    scale = context.constant(node, 1) if node.op_type == "QuantizeLinear" else None
+    if (
+        scale is None
+        or scale.protected is not None
+        or not scale.is_float
+        or scale.shape not in ((), (1,))
+        or attributes.integer(node, "block_size", 0)
+    ):
+        return Quantization(label=label(node), rounded=rounded)
+    law = Quantizing(float(scale.load().reshape(-1)[0]), rounded)
+    return Crossed(label=label(node), law=law, numbers={"scale": 1}, dtype=scale.dtype)
 
 
 def _rounded(scope: Scope, node: NodeProto) -> Reason:

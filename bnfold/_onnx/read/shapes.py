@@ -76,8 +76,13 @@ class Shapes:
         return self.types[key]
 
 
-def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
-    """The shapes of a model. If ONNX's inference gives up, fewer are known; nothing is raised."""
+def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) -> Shapes:
+    """The shapes of a model. If ONNX's inference gives up, fewer are known; nothing is raised.
+
+    With ``equal_dims`` sizes of the model's inputs that have one name (``dim_param``) are equal, as
+    ONNX says. Without it every size has a symbol of its own: runtimes do not check that, and some
+    exporters write one word for all sizes that they do not know.
+    """
     known = Shapes()
     skeleton = ModelProto(ir_version=model.ir_version)
     skeleton.opset_import.extend(model.opset_import)
@@ -86,6 +91,8 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
     opsets = [item.version for item in model.opset_import if item.domain in ("", "ai.onnx")]
     symbols = itertools.count() if min(opsets, default=0) >= _FIRST_WITH_SYMBOLS else None
     _copy_graph(model.graph, skeleton.graph, symbols)
+    if equal_dims and symbols is not None:
+        _name_sizes(model.graph, skeleton.graph)
     stand_in(skeleton.graph, max(opsets, default=0), {(f.domain, f.name) for f in model.functions})
     inferred = _run(skeleton)
     # From IR version 4 on, an initializer that is also an input is only a default value.
@@ -95,6 +102,15 @@ def infer(model: ModelProto, scopes: Iterable[Scope]) -> Shapes:
     graphs = {id(scope.graph): scope for scope in scopes}
     _collect(model.graph, inferred.graph, graphs, known)
     return known
+
+
+def _name_sizes(source: GraphProto, target: GraphProto) -> None:
+    """Give the unknown sizes of a copy's inputs one symbol for each name that they have."""
+    for value, twin in zip(source.input, target.input, strict=True):
+        dims = value.type.tensor_type.shape.dim, twin.type.tensor_type.shape.dim
+        for named, dim in zip(*dims, strict=True):
+            if named.dim_param:
+                dim.dim_param = f"named {named.dim_param}"
 
 
 def _run(skeleton: ModelProto) -> ModelProto:

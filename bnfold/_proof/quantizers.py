@@ -1,0 +1,56 @@
+"""The check of a quantizer that took a scale in, by its definition: it need not run for that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import NodeProto
+
+from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.write.applied import Related
+from bnfold._proof.absorption import deviation
+from bnfold._proof.checked_model import CheckedModel
+from bnfold._proof.evidence import Mismatch
+from bnfold._proof.full_rank_maps import composed
+
+
+def check_quantizer(
+    before: CheckedModel,
+    after: CheckedModel,
+    old: Scope,
+    new: Scope,
+    node: NodeProto,
+    twin: NodeProto,
+    related: Mapping[str, Related],
+) -> float:
+    """How far the scale of a QuantizeLinear is off, in units in the last place.
+
+    ``round(F(u) / p) + z`` is ``round(G(u) / q) + z`` for all u where ``F / p = G / q``, in scale
+    and shift, and p and q are positive. Raises `Mismatch` where anything else has changed.
+    """
+    if node.output[0] in related:
+        raise Mismatch(f"a map went past {label(node)}, which rounds")
+    same = [a.SerializeToString(deterministic=True) for a in node.attribute] == [
+        a.SerializeToString(deterministic=True) for a in twin.attribute
+    ]
+    zero, other = (
+        model.values(scope, one.input[2]) if len(one.input) > 2 and one.input[2] else np.zeros(0)
+        for model, scope, one in ((before, old, node), (after, new, twin))
+    )
+    if zero is None or other is None or node.op_type != twin.op_type or not same:
+        raise Mismatch(f"{label(twin)} rounds in another way")
+    if zero.dtype != other.dtype or not np.array_equal(zero, other):
+        raise Mismatch(f"the zero point of {label(twin)} changed")
+    was, now = before.double(old, node, 1), after.values(new, twin.input[1])
+    if was is None or now is None or was.size != 1 or now.size != 1 or min(was, now) <= 0:
+        raise Mismatch(f"{label(twin)} does not have one positive scale")
+    known = related.get(node.input[0])
+    rank = before.rank(old, node.input[0]) or 0
+    f, g = (composed(steps, rank) for steps in ((known.old, known.new) if known else ((), ())))
+    if bool((f.unknown | g.unknown | (f.scale == 0)).any()):
+        raise Mismatch(f"what {label(node)} reads is not known")
+    wanted = float(was.reshape(-1)[0]) * g.scale / f.scale
+    worst = deviation(np.asarray(float(now.reshape(-1)[0])), wanted, np.abs(wanted), now.dtype)
+    shifts = deviation(g.shift / wanted, f.shift / was.reshape(-1)[0], f.bulk / was, now.dtype)
+    return max(worst, shifts)
