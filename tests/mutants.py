@@ -222,6 +222,13 @@ MUTANTS = (
         "    if symbols is not None:",
         "tests/test_equal_dims.py",
     ),
+    Mutant(
+        "a vector has as many channels as elements",
+        "_onnx/read/affine.py",
+        "    if vector and gamma.shape != (1,):",
+        "    if False:",
+        "tests/test_batchnorm.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
@@ -1008,9 +1015,16 @@ MUTANTS = (
         "tests/test_rounded_data.py",
     ),
     Mutant(
+        "a product of integers loses what parts it from an Add",
+        "_onnx/read/rounded.py",
+        'if not _reads_integers(context, node, weight) or "QuantizeLinear" in behind:',
+        "if True:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
         "a Gemm of integers gets a bias of floats",
         "_onnx/read/rounded.py",
-        'if node.op_type != "Gemm" or weight.quantized is None or writer is None:',
+        'if not runs or "QuantizeLinear" in _behind(context, node):',
         "if True:",
         "tests/test_rounded_data.py",
     ),
@@ -1019,6 +1033,13 @@ MUTANTS = (
         "_onnx/read/rounded.py",
         "return scale.reshape(-1, *(1,) * (len(self.weight.shape) - 2))",
         "return scale",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "scales of a dynamic product may have more axes than its sums",
+        "_onnx/read/rounded.py",
+        "scales is not None and len(scales) <= len(sums)",
+        "scales is not None",
         "tests/test_rounded_data.py",
     ),
 )
