@@ -386,6 +386,13 @@ MUTANTS = (
         "moved = shift",
         "tests/carry/test_ahead.py",
     ),
+    Mutant(
+        "a map along channels is put where the rank is not known",
+        "_plan/relocation.py",
+        "if map_.axis is not None and not any(map(self._lies_on_channels, maps)):",
+        "if False:",
+        "tests/test_shapes.py",
+    ),
     # --- readers ---------------------------------------------------------------------------------
     Mutant(
         "transposed factors of a Gemm read as they lie",
