@@ -229,6 +229,13 @@ MUTANTS = (
         "    if False:",
         "tests/test_batchnorm.py",
     ),
+    Mutant(
+        "a map along an axis crosses an Einsum",
+        "_core/joins.py",
+        '        if map_.axis is not None:\n            raise not_carried(f"the map varies',
+        '        if False:\n            raise not_carried(f"the map varies',
+        "tests/carry/test_einsum.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
