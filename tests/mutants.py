@@ -928,6 +928,63 @@ MUTANTS = (
         "return PASSED",
         "tests/cli/test_formats.py",
     ),
+    # --- planning time and memory -----------------------------------------------------------------
+    Mutant(
+        "what a failed trip has found is never forgotten",
+        "_plan/dead_ends.py",
+        "if end is not None and self.changes.since(end.time, end.span):",
+        "if end is None:",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a place is never looked at again",
+        "_plan/relocation.py",
+        "if last is not None and not self._changes.since(last.time, last.seen):",
+        "if last is not None:",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "no trip is remembered",
+        "_plan/sweep.py",
+        "        self.necks[value] = key, self.steps\n",
+        "",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a shift is taken for the same kind of map as a scale",
+        "_plan/dead_ends.py",
+        "return axis, (scale != 1).tobytes(), (shift != 0).tobytes(), *signs",
+        "return (axis,)",
+        "tests/plan/test_relocate.py",
+    ),
+    Mutant(
+        "no move is far",
+        "_plan/relocation.py",
+        "if cut := [number for number, last in failed.items() if last.cut]:",
+        "if cut := [number for number, last in failed.items() if not last]:",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a product may leave its type",
+        "_plan/gathering.py",
+        "                raise Refusal(lost)\n",
+        "                pass\n",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "an operator that has its fill refuses the last map instead of the one too many",
+        "_plan/fit.py",
+        "            return maps[count]\n",
+        "            return maps[-1]\n",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a tree ensemble is copied to learn its shapes",
+        "_onnx/read/shapes.py",
+        'trees = source.domain == _CLASSICAL and source.op_type.startswith("TreeEnsemble")',
+        "trees = False",
+        "tests/test_shapes.py",
+    ),
     # --- integers --------------------------------------------------------------------------------
     Mutant(
         "a negative map keeps the sign of integers",
@@ -983,6 +1040,13 @@ MUTANTS = (
         "_onnx/read/rounded.py",
         "return scale.reshape(-1, *(1,) * (len(self.weight.shape) - 2))",
         "return scale",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "scales of a dynamic product may have more axes than its sums",
+        "_onnx/read/rounded.py",
+        "scales is not None and len(scales) <= len(sums)",
+        "scales is not None",
         "tests/test_rounded_data.py",
     ),
 )
