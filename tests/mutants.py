@@ -229,6 +229,13 @@ MUTANTS = (
         "    if False:",
         "tests/test_batchnorm.py",
     ),
+    Mutant(
+        "a map along an axis crosses an Einsum",
+        "_core/joins.py",
+        '        if map_.axis is not None:\n            raise not_carried(f"the map varies',
+        '        if False:\n            raise not_carried(f"the map varies',
+        "tests/carry/test_einsum.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
@@ -927,6 +934,63 @@ MUTANTS = (
         "return FAILED if left else PASSED",
         "return PASSED",
         "tests/cli/test_formats.py",
+    ),
+    # --- planning time and memory -----------------------------------------------------------------
+    Mutant(
+        "what a failed trip has found is never forgotten",
+        "_plan/dead_ends.py",
+        "if end is not None and self.changes.since(end.time, end.span):",
+        "if end is None:",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a place is never looked at again",
+        "_plan/relocation.py",
+        "if last is not None and not self._changes.since(last.time, last.seen):",
+        "if last is not None:",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "no trip is remembered",
+        "_plan/sweep.py",
+        "        self.necks[value] = key, self.steps\n",
+        "",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a shift is taken for the same kind of map as a scale",
+        "_plan/dead_ends.py",
+        "return axis, (scale != 1).tobytes(), (shift != 0).tobytes(), *signs",
+        "return (axis,)",
+        "tests/plan/test_relocate.py",
+    ),
+    Mutant(
+        "no move is far",
+        "_plan/relocation.py",
+        "if cut := [number for number, last in failed.items() if last.cut]:",
+        "if cut := [number for number, last in failed.items() if not last]:",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a product may leave its type",
+        "_plan/gathering.py",
+        "                raise Refusal(lost)\n",
+        "                pass\n",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "an operator that has its fill refuses the last map instead of the one too many",
+        "_plan/fit.py",
+        "            return maps[count]\n",
+        "            return maps[-1]\n",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a tree ensemble is copied to learn its shapes",
+        "_onnx/read/shapes.py",
+        'trees = source.domain == _CLASSICAL and source.op_type.startswith("TreeEnsemble")',
+        "trees = False",
+        "tests/test_shapes.py",
     ),
     # --- integers --------------------------------------------------------------------------------
     Mutant(

@@ -6,8 +6,9 @@ channel counts and small parameter vectors, never a large weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,11 @@ class Crossing:
     dtype: np.dtype[Any] | None = None
     numbers: Mapping[str, Spot] = field(default_factory=dict)
 
+    @cached_property
+    def counted(self) -> Mapping[int, int]:
+        """How the law counts each input of data."""
+        return {position: number for number, position in enumerate(self.data)}
+
 
 @dataclass(frozen=True)
 class Barrier:
@@ -153,6 +159,14 @@ class Node:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     typed: tuple[int, ...] = ()
+
+    @cached_property
+    def reads(self) -> Mapping[int, Sequence[int]]:
+        """The numbers of the inputs at which it reads each value."""
+        found: dict[int, list[int]] = {}
+        for position, value in enumerate(self.inputs):
+            found.setdefault(value, []).append(position)
+        return found
 
 
 @dataclass(frozen=True)
