@@ -229,6 +229,13 @@ MUTANTS = (
         "    if False:",
         "tests/test_batchnorm.py",
     ),
+    Mutant(
+        "a map along an axis crosses an Einsum",
+        "_core/joins.py",
+        '        if map_.axis is not None:\n            raise not_carried(f"the map varies',
+        '        if False:\n            raise not_carried(f"the map varies',
+        "tests/carry/test_einsum.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
@@ -385,6 +392,13 @@ MUTANTS = (
         "moved = shift.then(absorbing.split(state.absorbed)[0])",
         "moved = shift",
         "tests/carry/test_ahead.py",
+    ),
+    Mutant(
+        "a map along channels is put where the rank is not known",
+        "_plan/relocation.py",
+        "if map_.axis is not None and not any(map(self._lies_on_channels, maps)):",
+        "if False:",
+        "tests/test_shapes.py",
     ),
     # --- readers ---------------------------------------------------------------------------------
     Mutant(

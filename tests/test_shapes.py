@@ -15,7 +15,7 @@ from bnfold._core.reasons import Refusal
 from bnfold._onnx.network import read
 from bnfold._onnx.read.shapes import infer
 
-from .graphs import bn, const, conv, folds, model, op, rand, stays
+from .graphs import assert_same, bn, const, conv, counts, folds, model, op, rand, stays
 
 
 def sizes(made, name):
@@ -245,3 +245,32 @@ def test_the_rank_of_a_weight_that_is_reshaped_to_computed_sizes():
         opset=12,  # from 13 on ONNX's own inference tells
     )
     assert len(sizes(made, "y")) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes"),
+    [
+        ("MaxPool", {"kernel_shape": [2, 2]}),
+        ("ReduceMax", {"axes": [2]}),
+        ("Split", {"axis": 2}),
+        ("Transpose", {"perm": [0, 2, 3, 1]}),
+    ],
+)
+def test_a_map_that_has_channels_does_not_go_where_the_rank_is_not_known(kind, attributes):
+    """What a Conv puts out has the rank of its weight; what follows has none, as far as is known.
+    The number behind goes to the map instead, except out of one of two parts.
+    """
+    m = model(
+        conv("conv", "x", "c", (4, 3, 1, 1)),
+        const("Mul", "c", "m", rand(4, 1, 1), name="map"),
+        op(kind, "m", "o rest" if kind == "Split" else "o", **attributes),
+        const("Mul", "o", "y", np.float32(3)),
+        x={"x": None},
+        y="c y",
+        opset=12,
+    )
+    assert sizes(m, "m") == (None, 4, None, None)
+    left = {"Conv": 1, "Mul": 2 if kind == "Split" else 1, kind: 1}
+    folded = bnfold.fold(m)
+    assert counts(folded) == left
+    assert_same(m, folded, {"x": rand(4, 3, 4, 4)})

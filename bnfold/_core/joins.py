@@ -352,6 +352,37 @@ class Multiplied(Law):
         return [_multiplied(scales)]
 
 
+@dataclass(frozen=True)
+class Contracted(Law):
+    """Einsum, which is linear in each of its ``count`` inputs: a scale of one number for all passes
+    through any one of them; no shift. ``narrow``: as for `Mixed`.
+    """
+
+    count: int
+    narrow: bool = False
+
+    def backward(self, output: int, map_: Map) -> list[Way]:
+        """``s·f(a, b) = f(s·a, b) = f(a, s·b)``."""
+        scale = self._number(map_)
+        return [Way({number: scale}) for number in range(self.count)]
+
+    def forward(self, maps: Maps) -> list[Way]:
+        """``f(s·a, r·b) = s·r·f(a, b)``."""
+        scales = [self._number(map_) for map_ in maps.values()]
+        if self.narrow and any(abs(float(map_.scale[0])) < 1 for map_ in scales):
+            raise not_carried("without the scale ahead of it its sums could overflow")
+        return [_multiplied(scales)]
+
+    def _number(self, map_: Map) -> AffineMap:
+        """A scale of one number. Raises `Refusal` for any other map."""
+        if not map_.keeps_origin:
+            raise not_carried("the shift does not pass")
+        map_ = along_one_axis(map_)
+        if map_.axis is not None:
+            raise not_carried(f"the map varies along axis {map_.axis}")
+        return map_
+
+
 def _multiplied(scales: Sequence[AffineMap]) -> Way:
     """The scales of all factors as that of their product."""
     total = IDENTITY

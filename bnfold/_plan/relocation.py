@@ -327,7 +327,7 @@ class Relocator:
         """Take a map in behind an absorber, or behind the maps at an affine operator's place."""
         here = self.view.nodes[node]
         if isinstance(here.role, Affine):
-            number = self._place_at(node, -1)
+            number = self._place_at(node, -1, map_)
             self._settle(trip, number, extended(self._state(trip, number).row, map_))
             return
         assert isinstance(here.role, Absorber)
@@ -341,7 +341,7 @@ class Relocator:
         """Take a map in ahead of an absorber, or of the maps at an affine operator's place."""
         here = self.view.nodes[node]
         if isinstance(here.role, Affine):
-            number = self._place_at(node, 0)
+            number = self._place_at(node, 0, map_)
             state = self._state(trip, number)
             trip.states[number] = State(state.absorbed, normal((map_, *state.row)))
             return
@@ -358,15 +358,28 @@ class Relocator:
             total = absorbing.split(total)[0]
         trip.taken["ahead", node] = total
 
-    def _place_at(self, node: int, end: int) -> int:
-        """The number of the place whose first (``end`` 0) or last (−1) map is ``node``.
+    def _place_at(self, node: int, end: int, map_: AffineMap) -> int:
+        """The number of the place whose first (``end`` 0) or last (−1) map is ``node``, to put
+        another map there.
 
-        Raises `Refusal` if there is none.
+        Raises `Refusal` if there is none, or if that map varies along an axis, which can be written
+        only where the rank is known.
         """
         number, label = self._at.get(node), self.view.nodes[node].label
         if number is None or self.places[number].maps[end] != node:
             raise Refusal.of("no-linear-operator", label, f"{label} stays as it is")
+        maps = self.places[number].maps
+        if map_.axis is not None and not any(map(self._lies_on_channels, maps)):
+            message = f"the rank of what {label} reads is not known"
+            raise Refusal.of("unknown-shape", label, message)
         return number
+
+    def _lies_on_channels(self, index: int) -> bool:
+        """Whether an affine operator knows its axes: by the rank of what it reads, or as a norm."""
+        node = self.view.nodes[index]
+        role = affine(node)
+        known = self.view.values[node.inputs[role.data]].shape is not None
+        return known or role.absorber is not None
 
     def _insert(self, trip: Trip, number: int, shift: AffineMap) -> None:
         """Put a shift of the output of the absorber ahead of a place first in that place.
