@@ -144,7 +144,8 @@ class Node:
     """One operator: its label for the user, its type, its role, and the values it reads and writes.
 
     Values are indices into `View.values`; -1 marks an absent input or output. ``typed`` are the
-    numbers of the inputs from which it takes only the element type.
+    numbers of the inputs from which it takes only the element type, which may as well be that of
+    another tensor. ``asked`` are those that have to be there for their shape or type alone.
     """
 
     label: str
@@ -153,6 +154,12 @@ class Node:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     typed: tuple[int, ...] = ()
+    asked: tuple[int, ...] = ()
+
+    @property
+    def unread(self) -> tuple[int, ...]:
+        """The numbers of the inputs whose values it does not read. No map arrives at one."""
+        return (*self.typed, *self.asked)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class _Forward(Sweep):
                 heapq.heappush(self.heap, reader)
             arrived = self.arrived.setdefault(reader, {})
             for position, name in enumerate(node.inputs):
-                if name == value:
+                if name == value and position not in node.unread:
                     arrived[position] = map_
         self.relate(value, map_)
 
