@@ -107,8 +107,8 @@ def test_an_operator_of_another_library_may_read_values():
     """Its name says nothing."""
 
     @torch.library.custom_op("bnfold_readers::zeros_like", mutates_args=())
-    def double(x: torch.Tensor) -> torch.Tensor:
-        return 2 * x
+    def double(self: torch.Tensor) -> torch.Tensor:
+        return 2 * self
 
     double.register_fake(torch.empty_like)
     both(lambda m, x, y: m.bn(y) + torch.ops.bnfold_readers.zeros_like(y), 0)
