@@ -216,6 +216,63 @@ def test_a_gemm_of_integers_gets_no_bias_of_floats(bias, left, tail, tmp_path):
     assert bnfold.verify(m, after).status == "pass"
 
 
+@pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5)])
+@pytest.mark.parametrize(
+    "between, tail, goes",
+    [
+        ("Mul Add", False, False),
+        ("Mul Add", True, True),
+        ("Mul", False, True),
+        ("Add Mul", False, True),
+        ("Mul Relu Add", False, False),
+        ("Relu Mul", False, True),
+        ("BatchNormalization", False, False),
+    ],
+)
+def test_a_matmul_of_integers_keeps_what_parts_it_from_an_add(between, tail, goes, shape, tmp_path):
+    """onnxruntime would make the two a Gemm of floats, unless a quantizer follows."""
+    generator = np.random.default_rng(2)
+    values = {
+        "wq": generator.integers(-99, 99, (5, 6)).astype(np.int8),
+        "ws": generator.uniform(0.001, 0.01, 6).astype(np.float32),
+        "wz": np.zeros(6, np.int8),
+    }
+    pieces = [
+        *quantized("x", "d"),
+        (op("DequantizeLinear", "wq ws wz", "w", axis=1), values),
+        op("MatMul", "d w", "t0", name="mm"),
+    ]
+    for number, kind in enumerate(between.split()):
+        source, name = f"t{number}", f"t{number + 1}"
+        if kind == "BatchNormalization":
+            pieces.append(bn("bn", source, name, shape[1] if len(shape) == 3 else 6))
+        elif kind == "Relu":
+            pieces.append(op("Relu", source, name))
+        else:
+            pieces.append(const(kind, source, name, positive(6)))
+    pieces += quantized(name, "y") if tail else [op("Sigmoid", name, "y")]
+    m = model(*pieces, x=shape, opset=13)
+    after = bnfold.fold(m)
+    before, now = (operators(each, tmp_path / "optimized.onnx") for each in (m, after))
+    if len(shape) == 2 or "Batch" not in between:
+        assert (after.SerializeToString() != m.SerializeToString()) == goes
+    integers = ("MatMulIntegerToFloat", "QLinearMatMul", "QGemm")
+    assert sum(now[kind] for kind in integers) >= sum(before[kind] for kind in integers)
+    assert bnfold.verify(m, after).status == "pass"
+
+
+def test_a_gemm_of_integers_keeps_what_parts_it_from_a_relu(tmp_path):
+    m = gemm_of_integers("", False)
+    for node in m.graph.node:  # Gemm → Mul → Relu
+        if node.name == "shift":
+            node.op_type = "Relu"
+            del node.input[1:]
+    after = bnfold.fold(m)
+    assert codes(m)["scale"] == "fused-operator"
+    before, now = (operators(each, tmp_path / "optimized.onnx") for each in (m, after))
+    assert now["QGemm"] == before["QGemm"] == 1
+
+
 # --- dynamic quantization ------------------------------------------------------------------------
 
 
@@ -301,6 +358,22 @@ def test_a_step_outside_of_a_dynamic_product(change):
     assert bnfold.verify(m, after).status == "pass"
     if change in ("other axis", "along W"):
         assert after.SerializeToString() == m.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "factor"),
+    [("MatMulInteger", (1, 1, 4), (4, 1)), ("ConvInteger", (1, 1, 4, 1, 1), (4, 1, 1, 1))],
+)
+def test_scales_of_a_higher_rank_move_the_channels(kind, scale, factor):
+    """Rows, or the batch, then lie on the axis that channels had, and are as many."""
+    shape, x = ((6, 4), (4, 6)) if kind == "MatMulInteger" else ((4, 3, 1, 1), (4, 3, 5, 5))
+    m = model(
+        *product(shape, scale, kind=kind),
+        const("Mul", "p", "y", positive(*factor)),
+        x=x,
+        opset=13,
+    )
+    folds_to(m, DynamicQuantizeLinear=1, **{kind: 1}, Cast=1, Mul=3)
 
 
 def test_a_wrong_scale_of_a_dynamic_product_fails():

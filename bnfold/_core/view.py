@@ -6,8 +6,9 @@ channel counts and small parameter vectors, never a large weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,11 @@ class Crossing:
     dtype: np.dtype[Any] | None = None
     numbers: Mapping[str, Spot] = field(default_factory=dict)
 
+    @cached_property
+    def counted(self) -> Mapping[int, int]:
+        """How the law counts each input of data."""
+        return {position: number for number, position in enumerate(self.data)}
+
 
 @dataclass(frozen=True)
 class Barrier:
@@ -160,6 +166,16 @@ class Node:
     def unread(self) -> tuple[int, ...]:
         """The numbers of the inputs whose values it does not read. No map arrives at one."""
         return (*self.typed, *self.asked)
+
+    @cached_property
+    def reads(self) -> Mapping[int, Sequence[int]]:
+        """The numbers of the inputs at which it reads what each value holds."""
+        found: dict[int, list[int]] = {}
+        unread = self.unread
+        for position, value in enumerate(self.inputs):
+            if position not in unread:
+                found.setdefault(value, []).append(position)
+        return found
 
 
 @dataclass(frozen=True)

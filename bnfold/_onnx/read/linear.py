@@ -26,7 +26,7 @@ from bnfold._core.windows import Window
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.crossed import product_of_two
-from bnfold._onnx.read.rounded import integer_kernel
+from bnfold._onnx.read.rounded import integer_gemm, integer_product
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.read.windows import windows
 from bnfold._onnx.tensors import FLOATS
@@ -97,7 +97,10 @@ def gemm_of(context: Context, node: NodeProto) -> Operator:
         attributes.number(node, "alpha", 1.0),
         beta,
     )
-    kernel = integer_kernel(context, node, weight)
+    kernel = integer_product(context, node, weight)
+    if kernel is not None:
+        raise Refusal(kernel)
+    kernel = integer_gemm(context, node, weight)
     if kernel is None or found.bias is None:
         return found
     if found.bias.quantized is not None:
@@ -113,6 +116,9 @@ def _matmul(context: Context, node: NodeProto) -> Operator:
         return product_of_two(context, node)
     if weight.value is None:
         return UNKNOWN
+    kernel = integer_product(context, node, weight)
+    if kernel is not None:
+        raise Refusal(kernel)
     old = Reason("unsupported-opset", label(node), "an Add would need opset 7 or later")
     other = context.shape(node.input[1 - weight.position])
     found = matmul(label(node), weight, other, old if context.opset < 7 else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import dropwhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,30 +63,63 @@ def _dequantize(context: Context, node: NodeProto) -> Operator:
     )
 
 
-def integer_kernel(context: Context, node: NodeProto, weight: Operand) -> Reason | None:
+def integer_gemm(context: Context, node: NodeProto, weight: Operand) -> Reason | None:
     """Why a Gemm may not get a bias of floats, if runtimes run it on the integers of its data and
     its weight. None where they do not.
 
     onnxruntime does (QGemm), with no bias or one of integers. With a bias of floats it does so only
     where a quantizer follows, for then it rounds the bias itself.
     """
-    scope, data = context.scope, node.input[1 - weight.position]
-    position = scope.producers.get(data)
+    runs = node.op_type == "Gemm" and _reads_integers(context, node, weight)
+    if not runs or "QuantizeLinear" in _behind(context, node):
+        return None
+    message = f"with a bias of floats runtimes would not run {label(node)} on its integers any more"
+    return Reason("fused-operator", label(node), message)
+
+
+def integer_product(context: Context, node: NodeProto, weight: Operand) -> Reason | None:
+    """Why a product may not lose the scale behind it, if runtimes run it on the integers of its
+    data and its weight. None where they do not.
+
+    onnxruntime does (MatMulIntegerToFloat, QGemm), but not with a Relu or a Clip right behind it,
+    nor a MatMul with an Add, unless a quantizer follows: it makes the two one operator of floats.
+    """
+    behind = [kind for kind in _behind(context, node) if kind not in ("Identity", "Dropout")]
+    if not _reads_integers(context, node, weight) or "QuantizeLinear" in behind:
+        return None
+    left = list(dropwhile(lambda kind: kind in ("Div", "Mul", "Neg", "Sub"), behind))
+    kind, moved = (left or [""])[0], len(left) < len(behind)
+    if kind == "BatchNormalization":
+        kind, moved = "Add", True
+    if not moved or kind not in ("Clip", "Relu", *["Add"][node.op_type == "Gemm" :]):
+        return None
+    message = f"with {kind} right behind it runtimes would not run {label(node)} on its integers"
+    return Reason("fused-operator", label(node), message)
+
+
+def _reads_integers(context: Context, node: NodeProto, weight: Operand) -> bool:
+    """Whether a product reads data and a weight that are integers behind a DequantizeLinear."""
+    scope = context.scope
+    position = scope.producers.get(node.input[1 - weight.position])
     writer = scope.nodes[position] if position is not None else None
-    if node.op_type != "Gemm" or weight.quantized is None or writer is None:
-        return None
-    if writer.op_type != "DequantizeLinear" or is_weight(context.constants, scope, writer):
-        return None
-    name = node.output[0]
+    if weight.quantized is None or writer is None or writer.op_type != "DequantizeLinear":
+        return False
+    return not is_weight(context.constants, scope, writer)
+
+
+def _behind(context: Context, node: NodeProto) -> list[str]:
+    """The types of the operators behind one, each the only reader of the one before, as far as they
+    may be folded or are left out ahead of a quantizer; that quantizer is the last.
+    """
+    scope, name, found = context.scope, node.output[0], list[str]()
     while name not in scope.outputs and len(set(scope.readers.get(name, ()))) == 1:
         reader = scope.nodes[scope.readers[name][0]]
-        if reader.op_type == "QuantizeLinear":
-            return None
+        if reader.op_type in _AHEAD_OF_QUANTIZER or reader.op_type == "QuantizeLinear":
+            found.append(reader.op_type)
         if reader.op_type not in _AHEAD_OF_QUANTIZER:
             break
         name = reader.output[0]
-    message = f"with a bias of floats runtimes would not run {label(node)} on its integers any more"
-    return Reason("fused-operator", label(node), message)
+    return found
 
 
 @dataclass(frozen=True)
@@ -159,7 +193,7 @@ def rescaling(context: Context, node: NodeProto) -> Operator | None:
     convolves = found.product.op_type == _CONV
     own = 0 if convolves else rank - 1
     size = found.weight.shape[own]
-    sums = context.shape(node.input[found.data])
+    sums, scales = (context.shape(node.input[k]) for k in (found.data, 1 - found.data))
     if not convolves and rank != 2:
         return None
     wide = (size, *(1,) * (rank - 2)) if convolves else (size,)
@@ -169,14 +203,19 @@ def rescaling(context: Context, node: NodeProto) -> Operator | None:
         grid = Grid(own)
     else:
         return None
-    axis = 1 if convolves else None if sums is None else len(sums) - 1
+    axis = like = None
+    # Scales of a higher rank than the sums would move their axes, larger ones repeat them.
+    if sums is not None and scales is not None and len(scales) <= len(sums):
+        axis = 1 if convolves else len(sums) - 1
+        pairs = zip(reversed(scales), reversed(sums), strict=False)
+        like = sums if all(n == 1 or (n == m and n is not None) for n, m in pairs) else None
     quantized = Quantized(
         found.weight, found.scale, None, grid, tuple(range(rank)), True, multiplies=True
     )
     return Rescaling(
         label=label(node),
         data=(found.data,),
-        like=sums,
+        like=like,
         weight=found.weight,
         quantized=quantized,
         axis=axis,
