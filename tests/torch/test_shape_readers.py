@@ -65,6 +65,7 @@ def test_no_reader_of_values(name):
 
 def test_sizes_that_may_vary():
     """As LeViT has it: tokens are flattened for their norm, and get their shape back by another."""
+
     class Tokens(nn.Module):
         def __init__(self):
             super().__init__()
