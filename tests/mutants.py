@@ -127,8 +127,8 @@ MUTANTS = (
     Mutant(
         "a standing operator in float16 takes up a map from float32",
         "_plan/conversions.py",
-        "            if left and state.row != place.state.row:",
-        "            if False:",
+        "        if left and state.row != place.state.row:",
+        "        if False:",
         "tests/carry/test_conversions.py",
     ),
     Mutant(
