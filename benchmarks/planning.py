@@ -1,13 +1,15 @@
-"""How planning time grows with the graph: chains, combs and residual towers of neutral nodes.
+"""How planning time grows with the graph: chains, combs, towers and fans of neutral nodes.
 
-    python benchmarks/planning.py [--nodes 100000]
+    python benchmarks/planning.py [KIND...] [--nodes 100000]
 
-For each kind of graph it plans one of a tenth of the nodes and one of all of them, and prints both
-times and their ratio: 10 is linear, 13 is n·log n at this size, 100 would be quadratic.
+For each kind of graph it plans one of 100 nodes, one of ten times as many, and so on, and prints
+the processor times and by what each has grown: 10 is linear, 13 is n·log n, 100 would be quadratic.
+It exits with 1 if one of a hundredth of a second or more has grown by more than 13.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,7 +18,8 @@ import numpy as np
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.joins import Aligned, Concatenated, Summed
-from bnfold._core.pointwise import Homogeneous
+from bnfold._core.laws import Mixed
+from bnfold._core.pointwise import Clipped, Homogeneous
 from bnfold._core.reasons import Reason
 from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide, Node, Role, Value, View
 from bnfold._plan.planner import plan
@@ -26,13 +29,67 @@ RELU = Crossing(Homogeneous())
 CONV = Absorber({1: 2}, ahead=InputSide(0, {1: 2}))
 SHAPE = (1, 2, 4, 4)
 SUM = Crossing(Summed((1, 1), Aligned((SHAPE, SHAPE), SHAPE)), (0, 1))
+POOL = Crossing(Mixed({0: 0, 1: 1}, 1.0, positive=True))
+CLIP = Crossing(Clipped(-1.0, 1.0))
 WIDE = 1000
+AT_MOST = 13.0
 
 
 def norm(sign: float = 1.0) -> Affine:
     """A BatchNorm of two channels, one of which may have a negative scale."""
     map_ = AffineMap.of(np.array([2.0, 3.0 * sign]), np.array([4.0, 5.0]), 1)
     return Affine(map_, operations=2, absorber=Absorber({1: 2}))
+
+
+def mul(scale: float, count: int = 2) -> Affine:
+    """A Mul by numbers of two channels near a number; by the number itself for one."""
+    numbers = scale + 0.01 * np.arange(count)
+    map_ = AffineMap.of(numbers, 0.0, 1 if count > 1 else None)
+    return Affine(map_, dtype=np.dtype(np.float32))
+
+
+def behind_conv(*roles: Role) -> Callable[[int], Iterator[Row]]:
+    """A Conv, Relus for a quarter of the nodes, and then the roles again and again."""
+
+    def rows(count: int) -> Iterator[Row]:
+        for n in range(count):
+            yield CONV if n == 0 else RELU if n < count // 4 else roles[n % len(roles)], (n,), n + 1
+
+    return rows
+
+
+def shared(count: int) -> Iterator[Row]:
+    """A Mul and a Relu, again and again, behind a tensor that another operator reads, too."""
+    yield RELU, (0,), 1
+    yield OPAQUE, (1,), count
+    yield mul(1.0001, 1), (1,), 2
+    for n in range(2, count - 1):
+        yield (mul(1.0001, 1) if n % 2 else RELU), (n,), n + 1
+
+
+def diamonds(count: int) -> Iterator[Row]:
+    """Two branches that are added, and a Mul behind the sum, again and again."""
+    value = 0
+    for n in range(count // 4):
+        first = 4 * n + 1
+        yield RELU, (value,), first
+        yield RELU, (value,), first + 1
+        yield SUM, (first, first + 1), first + 2
+        yield mul(1.001, 1), (first + 2,), first + 3
+        value = first + 3
+
+
+def wide(count: int) -> Iterator[Row]:
+    """A Mul and a Relu in each term of one sum, and a Mul behind it."""
+    terms = count // 2
+    yield OPAQUE, (0,), 1
+    for n in range(terms):
+        yield mul(1.0 + n / count), (1,), 2 * n + 2
+        yield RELU, (2 * n + 2,), 2 * n + 3
+    shapes = (SHAPE,) * terms
+    join = Crossing(Summed((1,) * terms, Aligned(shapes, SHAPE)), tuple(range(terms)))
+    yield join, tuple(2 * n + 3 for n in range(terms)), 2 * terms + 2
+    yield mul(0.9), (2 * terms + 2,), 2 * terms + 3
 
 
 def chain(*roles: Role) -> Callable[[int], Iterator[Row]]:
@@ -85,6 +142,15 @@ GRAPHS: dict[str, Callable[[int], Iterator[Row]]] = {
     "Relus alone, and a BatchNorm": lambda n: (
         (norm() if k == n - 1 else RELU, (k,), k + 1) for k in range(n)
     ),
+    "Mul, Relu": chain(mul(1.01, 1), RELU),
+    "Mul of each channel, Relu": chain(mul(0.99), RELU),
+    "Mul, MaxPool": chain(mul(1.01), POOL),
+    "Mul, Clip": chain(mul(1.0001, 1), CLIP),
+    "Muls whose product leaves float32": chain(mul(0.9)),
+    "Conv, Relus; Mul, Relu": behind_conv(RELU, mul(1.001, 1)),
+    "Mul, Relu behind a shared tensor": shared,
+    "diamonds": diamonds,
+    "one sum of all": wide,
     "comb": comb,
     "tower": tower,
     "fan": fan,
@@ -123,13 +189,22 @@ def seconds(made: View) -> float:
 
 
 @click.command()
-@click.option("--nodes", default=100_000, show_default=True, help="Nodes of the larger graph.")
-def main(nodes: int) -> None:
-    """Time the planner on graphs of a tenth of the nodes and of all of them."""
-    click.echo(f"{'':40}{nodes // 10:>12,}{nodes:>12,}{'ratio':>8}")
-    for name, rows in GRAPHS.items():
-        few, many = seconds(view(rows(nodes // 10))), seconds(view(rows(nodes)))
-        click.echo(f"{name:40}{few:>10.2f} s{many:>10.2f} s{many / few:>8.1f}")
+@click.argument("kinds", nargs=-1)
+@click.option("--nodes", default=100_000, show_default=True, help="Nodes of the largest graph.")
+def main(kinds: tuple[str, ...], nodes: int) -> None:
+    """Time the planner on graphs of 100 nodes, of 1,000, and so on."""
+    sizes = [size for size in (100, 1_000, 10_000, 100_000, 1_000_000) if size <= nodes]
+    click.echo(f"{'':40}" + "".join(f"{size:>12,}{'':7}" for size in sizes))
+    steep = False
+    for name in kinds or GRAPHS:
+        line, before = f"{name:40}", 0.0
+        for size in sizes:
+            took = seconds(view(GRAPHS[name](size)))
+            steep = steep or (took >= 0.01 and 0 < AT_MOST * before < took)
+            line += f"{took:>10.3f} s" + (f"{took / before:7.1f}" if before else " " * 7)
+            before = took
+        click.echo(line)
+    sys.exit(int(steep))
 
 
 if __name__ == "__main__":

@@ -222,6 +222,20 @@ MUTANTS = (
         "    if symbols is not None:",
         "tests/test_equal_dims.py",
     ),
+    Mutant(
+        "a vector has as many channels as elements",
+        "_onnx/read/affine.py",
+        "    if vector and gamma.shape != (1,):",
+        "    if False:",
+        "tests/test_batchnorm.py",
+    ),
+    Mutant(
+        "a map along an axis crosses an Einsum",
+        "_core/joins.py",
+        '        if map_.axis is not None:\n            raise not_carried(f"the map varies',
+        '        if False:\n            raise not_carried(f"the map varies',
+        "tests/carry/test_einsum.py",
+    ),
     # --- reading ---------------------------------------------------------------------------------
     Mutant(
         "what a body captures does not count in the order of nodes",
@@ -379,6 +393,13 @@ MUTANTS = (
         "moved = shift",
         "tests/carry/test_ahead.py",
     ),
+    Mutant(
+        "a map along channels is put where the rank is not known",
+        "_plan/relocation.py",
+        "if map_.axis is not None and not any(map(self._lies_on_channels, maps)):",
+        "if False:",
+        "tests/test_shapes.py",
+    ),
     # --- readers ---------------------------------------------------------------------------------
     Mutant(
         "transposed factors of a Gemm read as they lie",
@@ -421,6 +442,27 @@ MUTANTS = (
         'counted=bool(args.get("count_include_pad", False)),',
         "counted=False,",
         "tests/torch/test_carry.py",
+    ),
+    Mutant(
+        "the data of an operator pass for the shape that it asks",
+        "_torch/read/nodes.py",
+        '("other", _OF_OTHER)',
+        '("self", _OF_OTHER)',
+        "tests/torch/test_shape_readers.py",
+    ),
+    Mutant(
+        "a name alone says that an operator asks for a shape",
+        "_torch/read/nodes.py",
+        'getattr(node.target, "namespace", "") not in ("aten", "prim")',
+        'not hasattr(node.target, "_schema")',
+        "tests/torch/test_shape_readers.py",
+    ),
+    Mutant(
+        "a norm goes whose parameters others ask for their shape",
+        "_torch/module/ownership.py",
+        "self._users = self._find_users(lambda node: node.all_input_nodes)",
+        "self._users = self._find_users(values_read)",
+        "tests/torch/test_shape_readers.py",
     ),
     Mutant(
         "padding by name goes unseen in PyTorch",
@@ -914,6 +956,63 @@ MUTANTS = (
         "return PASSED",
         "tests/cli/test_formats.py",
     ),
+    # --- planning time and memory -----------------------------------------------------------------
+    Mutant(
+        "what a failed trip has found is never forgotten",
+        "_plan/dead_ends.py",
+        "if end is not None and self.changes.since(end.time, end.span):",
+        "if end is None:",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a place is never looked at again",
+        "_plan/relocation.py",
+        "if last is not None and not self._changes.since(last.time, last.seen):",
+        "if last is not None:",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "no trip is remembered",
+        "_plan/sweep.py",
+        "        self.necks[value] = key, self.steps\n",
+        "",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a shift is taken for the same kind of map as a scale",
+        "_plan/dead_ends.py",
+        "return axis, (scale != 1).tobytes(), (shift != 0).tobytes(), *signs",
+        "return (axis,)",
+        "tests/plan/test_relocate.py",
+    ),
+    Mutant(
+        "no move is far",
+        "_plan/relocation.py",
+        "if cut := [number for number, last in failed.items() if last.cut]:",
+        "if cut := [number for number, last in failed.items() if not last]:",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a product may leave its type",
+        "_plan/gathering.py",
+        "                raise Refusal(lost)\n",
+        "                pass\n",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "an operator that has its fill refuses the last map instead of the one too many",
+        "_plan/fit.py",
+        "            return maps[count]\n",
+        "            return maps[-1]\n",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a tree ensemble is copied to learn its shapes",
+        "_onnx/read/shapes.py",
+        'trees = source.domain == _CLASSICAL and source.op_type.startswith("TreeEnsemble")',
+        "trees = False",
+        "tests/test_shapes.py",
+    ),
     # --- integers --------------------------------------------------------------------------------
     Mutant(
         "a negative map keeps the sign of integers",
@@ -969,6 +1068,13 @@ MUTANTS = (
         "_onnx/read/rounded.py",
         "return scale.reshape(-1, *(1,) * (len(self.weight.shape) - 2))",
         "return scale",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "scales of a dynamic product may have more axes than its sums",
+        "_onnx/read/rounded.py",
+        "scales is not None and len(scales) <= len(sums)",
+        "scales is not None",
         "tests/test_rounded_data.py",
     ),
 )

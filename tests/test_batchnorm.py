@@ -12,17 +12,20 @@ import bnfold
 from .graphs import (
     BF16,
     bn,
+    certified,
     codes,
     const,
     constants,
     conv,
     counts,
+    feeds,
     fold,
     folds,
     model,
     op,
     positive,
     rand,
+    run,
     stays,
     within_ulps,
 )
@@ -394,3 +397,32 @@ def test_standing_batchnorm_stores_the_composed_map_rounded_once():
 def test_bfloat16_parameters():
     m = model(conv("conv", "x", "c", (4, 3, 3, 3)), bn("bn", "c", "y", 4), elem=BF16)
     folds(m, runtime=False, Conv=1)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 14, 21])
+def test_a_vector_is_one_channel(opset):
+    """ONNX: of a tensor with one axis C is 1, so each parameter is one number."""
+    axes = {"axes": np.array([0, 2, 3], np.int64)} if opset >= 18 else {}
+    given = {} if axes else {"axes": [0, 2, 3]}
+    mean = op("ReduceMean", "c axes" if axes else "c", "f", keepdims=0, **given)
+    pieces = conv("conv", "x", "c", (4, 3, 1, 1)), (mean, axes)
+    made = model(*pieces, bn("bn", "f", "y", 1), opset=opset)
+    folded = bnfold.fold(made)
+    assert counts(folded) == {"Conv": 1, "ReduceMean": 1}
+    certified(made)
+    data = feeds(made)
+    np.testing.assert_allclose(run(folded, data)[0], run(made, data)[0], rtol=1e-4, atol=1e-5)
+    assert bnfold.verify(made, folded).status == "pass"
+    wide = model(*pieces, bn("bn", "f", "y", 4), opset=opset)
+    assert codes(wide) == {"bn": "not-per-channel"}
+
+
+def test_a_vector_of_one_channel_ahead_and_alone():
+    product = (op("MatMul", "b w", "y"), {"w": rand(5, 4)})
+    made = model(bn("bn", "x", "b", 1), product, x=(5,))
+    folded = bnfold.fold(made)
+    certified(made)
+    data = feeds(made)
+    np.testing.assert_allclose(run(folded, data)[0], run(made, data)[0], rtol=1e-4, atol=1e-5)
+    alone = model(op("Tanh", "x", "t"), bn("bn", "t", "b", 1), op("Tanh", "b", "y"), x=(5,))
+    assert bnfold.fold(alone).SerializeToString() == alone.SerializeToString()

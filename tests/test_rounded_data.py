@@ -360,6 +360,22 @@ def test_a_step_outside_of_a_dynamic_product(change):
         assert after.SerializeToString() == m.SerializeToString()
 
 
+@pytest.mark.parametrize(
+    ("kind", "scale", "factor"),
+    [("MatMulInteger", (1, 1, 4), (4, 1)), ("ConvInteger", (1, 1, 4, 1, 1), (4, 1, 1, 1))],
+)
+def test_scales_of_a_higher_rank_move_the_channels(kind, scale, factor):
+    """Rows, or the batch, then lie on the axis that channels had, and are as many."""
+    shape, x = ((6, 4), (4, 6)) if kind == "MatMulInteger" else ((4, 3, 1, 1), (4, 3, 5, 5))
+    m = model(
+        *product(shape, scale, kind=kind),
+        const("Mul", "p", "y", positive(*factor)),
+        x=x,
+        opset=13,
+    )
+    folds_to(m, DynamicQuantizeLinear=1, **{kind: 1}, Cast=1, Mul=3)
+
+
 def test_a_wrong_scale_of_a_dynamic_product_fails():
     m = model(*product(scale=(4,)), const("Mul", "p", "y", positive(4)), x=(2, 5, 6), opset=13)
     after = folds_to(m, DynamicQuantizeLinear=1, MatMulInteger=1, Cast=1, Mul=2)

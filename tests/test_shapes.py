@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import bnfold
 from bnfold._core.affine import AffineMap
@@ -13,7 +15,7 @@ from bnfold._core.reasons import Refusal
 from bnfold._onnx.network import read
 from bnfold._onnx.read.shapes import infer
 
-from .graphs import bn, const, conv, folds, model, op, rand, stays
+from .graphs import assert_same, bn, const, conv, counts, folds, model, op, rand, stays
 
 
 def sizes(made, name):
@@ -186,6 +188,52 @@ def test_a_target_that_a_caller_may_override_tells_no_size(ir, opset):
     assert sizes(m, "y") in ([(2, 4, 9)] if ir == 3 else [None, (None, None, None)])
 
 
+@pytest.mark.parametrize("kind, columns", [("Regressor", 2), ("Classifier", 3)])
+def test_a_tree_ensemble_is_not_copied_to_learn_its_shapes(kind, columns, monkeypatch):
+    """Its lists took more than twice the memory of the model; the shape needs none of them."""
+    count = 5000
+    ids, leaves = list(range(count)), "target" if kind == "Regressor" else "class"
+    lists = {
+        "nodes_treeids": [0] * count,
+        "nodes_nodeids": ids,
+        "nodes_featureids": [0] * count,
+        "nodes_modes": ["BRANCH_LEQ"] * (count // 2) + ["LEAF"] * (count // 2),
+        "nodes_values": [0.5] * count,
+        "nodes_truenodeids": ids,
+        "nodes_falsenodeids": ids,
+        f"{leaves}_treeids": [0] * count,
+        f"{leaves}_nodeids": ids,
+        f"{leaves}_ids": [0] * count,
+        f"{leaves}_weights": [0.5] * count,
+    }
+    own = {"n_targets": 2} if kind == "Regressor" else {"classlabels_int64s": [4, 5, 6]}
+    outputs = ["y"] if kind == "Regressor" else ["label", "y"]
+    tree = helper.make_node(
+        f"TreeEnsemble{kind}", ["x"], outputs, domain="ai.onnx.ml", **lists, **own
+    )
+    relu = helper.make_node("Relu", ["y"], ["z"])
+    made = helper.make_model(
+        helper.make_graph(
+            [tree, relu],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 3])],
+            [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)],
+        ),
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)],
+    )
+    seen = []
+    real = onnx.shape_inference.infer_shapes
+    monkeypatch.setattr(
+        onnx.shape_inference,
+        "infer_shapes",
+        lambda m, **options: seen.append(m.ByteSize()) or real(m, **options),
+    )
+    before = made.SerializeToString()
+    assert sizes(made, "z") == (None, columns)
+    assert seen and max(seen) < 1000 < len(before)
+    assert made.SerializeToString() == before
+
+
 def test_the_rank_of_a_weight_that_is_reshaped_to_computed_sizes():
     """onnxruntime leaves the γ of a norm of Paddle so: the length of the target is the rank."""
     made = model(
@@ -197,3 +245,32 @@ def test_the_rank_of_a_weight_that_is_reshaped_to_computed_sizes():
         opset=12,  # from 13 on ONNX's own inference tells
     )
     assert len(sizes(made, "y")) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes"),
+    [
+        ("MaxPool", {"kernel_shape": [2, 2]}),
+        ("ReduceMax", {"axes": [2]}),
+        ("Split", {"axis": 2}),
+        ("Transpose", {"perm": [0, 2, 3, 1]}),
+    ],
+)
+def test_a_map_that_has_channels_does_not_go_where_the_rank_is_not_known(kind, attributes):
+    """What a Conv puts out has the rank of its weight; what follows has none, as far as is known.
+    The number behind goes to the map instead, except out of one of two parts.
+    """
+    m = model(
+        conv("conv", "x", "c", (4, 3, 1, 1)),
+        const("Mul", "c", "m", rand(4, 1, 1), name="map"),
+        op(kind, "m", "o rest" if kind == "Split" else "o", **attributes),
+        const("Mul", "o", "y", np.float32(3)),
+        x={"x": None},
+        y="c y",
+        opset=12,
+    )
+    assert sizes(m, "m") == (None, 4, None, None)
+    left = {"Conv": 1, "Mul": 2 if kind == "Split" else 1, kind: 1}
+    folded = bnfold.fold(m)
+    assert counts(folded) == left
+    assert_same(m, folded, {"x": rand(4, 3, 4, 4)})

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map, MultiAxisMap
 from bnfold._core.laws import Law, Maps, Way, along_one_axis, not_carried, not_known
-from bnfold._core.reasons import Refusal
+from bnfold._core.reasons import Reason, Refusal
+
+# Of a longer sum, where a scale goes into all of its terms, so many are tried for the shift.
+_TAKERS = 64
 
 
 @dataclass(frozen=True)
@@ -39,24 +42,20 @@ class Concatenated(Law):
 
     def forward(self, maps: Maps) -> list[Way]:
         """The parts side by side."""
-        given = (maps.get(number, IDENTITY) for number in range(len(self.sizes)))
-        parts = [along_one_axis(map_, "a map") for map_ in given]
-        first = parts[0]
-        if all(_same(first, other) for other in parts) and first.axis != self.axis:
+        parts = {number: along_one_axis(maps[number], "a map") for number in sorted(maps)}
+        first = next(iter(parts.values()))
+        alike = len(parts) == len(self.sizes) and all(_same(first, p) for p in parts.values())
+        if alike and first.axis != self.axis:
             return [Way({0: first})]
-        if any(part.axis not in (None, self.axis) for part in parts):
+        if any(part.axis not in (None, self.axis) for part in parts.values()):
             raise not_carried("its inputs do not all carry the same map")
         if None in self.sizes:
             raise not_known("the sizes of its inputs are not known")
-        scales, shifts = (
-            np.concatenate(
-                [
-                    np.broadcast_to(vector, (size or 0,))
-                    for vector, size in zip(vectors, self.sizes, strict=True)
-                ]
-            )
-            for vectors in ([p.scale for p in parts], [p.shift for p in parts])
-        )
+        ends = np.cumsum([size or 0 for size in self.sizes])
+        scales, shifts = np.ones(ends[-1]), np.zeros(ends[-1])
+        for number, part in parts.items():
+            place = slice(ends[number] - (self.sizes[number] or 0), ends[number])
+            scales[place], shifts[place] = part.scale, part.shift
         return [Way({0: AffineMap.of(scales, shifts, self.axis)})]
 
 
@@ -212,35 +211,60 @@ class Summed(Law):
 
     def backward(self, output: int, map_: Map) -> list[Way]:
         """The scale to every input, the shift to one of them (negated behind a minus)."""
-        ways, reasons = [], []
-        for taker, sign in enumerate(self.signs):
+        ways: list[Way] = []
+        reason: Reason | None = None
+        scales, refused = self._scales(map_)
+        for taker, sign in enumerate(self.signs[:_TAKERS] if scales else self.signs):
+            others = next((r for number, r in refused if number != taker), None)
             try:
-                parts = {
-                    number: self.aligned.back(number, _part(map_, sign if number == taker else 0))
-                    for number in range(len(self.signs))
-                }
+                own = self.aligned.back(taker, _part(map_, sign))
             except Refusal as refusal:
-                reasons.append(refusal.reason)
+                first = others is None or taker < refused[0][0]
+                reason = refusal.reason if first else others
             else:
-                ways.append(Way({n: part for n, part in parts.items() if not part.is_identity}))
+                if others is None:
+                    parts = {**scales, taker: own}
+                    ways.append(Way({n: p for n, p in parts.items() if not p.is_identity}))
+                reason = others
             if map_.keeps_origin:
                 break
         if not ways:
-            raise Refusal(reasons[-1])
+            assert reason is not None
+            raise Refusal(reason)
         return ways
+
+    def _scales(self, map_: Map) -> tuple[dict[int, Map], list[tuple[int, Reason]]]:
+        """The scale of a map, if it has one, for each input, and the inputs that cannot have it."""
+        scale = _part(map_, 0)
+        scales: dict[int, Map] = {}
+        refused: list[tuple[int, Reason]] = []
+        if scale.is_identity:
+            return scales, refused
+        for number in range(len(self.signs)):
+            try:
+                scales[number] = self.aligned.back(number, scale)
+            except Refusal as refusal:
+                refused.append((number, refusal.reason))
+        return scales, refused
 
     def forward(self, maps: Maps) -> list[Way]:
         """One scale for all, and the sum of the shifts."""
-        parts = [self.aligned.onto(n, maps.get(n, IDENTITY)) for n in range(len(self.signs))]
-        total = AffineMap.of(parts[0].scale, parts[0].shift * self.signs[0], parts[0].axis)
-        for part, sign in zip(parts[1:], self.signs[1:], strict=True):
+        parts = {n: self.aligned.onto(n, maps[n]) for n in sorted(maps)}
+        if len(parts) < len(self.signs) and any(not p.keeps_scale for p in parts.values()):
+            raise not_carried("its inputs do not carry the same scale")
+        total: AffineMap | None = None
+        for number, part in parts.items():
+            sign = self.signs[number]
+            if total is None:
+                total = AffineMap.of(part.scale, part.shift * sign, part.axis)
+                continue
             if not _same(_part(total, 0), _part(part, 0)):
                 raise not_carried("its inputs do not carry the same scale")
-            shift = AffineMap.of(1.0, part.shift * sign, part.axis)
-            joined = total.then(shift)
+            joined = total.then(AffineMap.of(1.0, part.shift * sign, part.axis))
             if joined is None:
                 raise not_carried("the shifts of its inputs vary along different axes")
             total = joined
+        assert total is not None
         return [Way({0: total})]
 
 
@@ -326,6 +350,37 @@ class Multiplied(Law):
                 map_ = AffineMap.of(map_.scale, 0.0, max(self.ranks) - place)
             scales.append(map_)
         return [_multiplied(scales)]
+
+
+@dataclass(frozen=True)
+class Contracted(Law):
+    """Einsum, which is linear in each of its ``count`` inputs: a scale of one number for all passes
+    through any one of them; no shift. ``narrow``: as for `Mixed`.
+    """
+
+    count: int
+    narrow: bool = False
+
+    def backward(self, output: int, map_: Map) -> list[Way]:
+        """``s·f(a, b) = f(s·a, b) = f(a, s·b)``."""
+        scale = self._number(map_)
+        return [Way({number: scale}) for number in range(self.count)]
+
+    def forward(self, maps: Maps) -> list[Way]:
+        """``f(s·a, r·b) = s·r·f(a, b)``."""
+        scales = [self._number(map_) for map_ in maps.values()]
+        if self.narrow and any(abs(float(map_.scale[0])) < 1 for map_ in scales):
+            raise not_carried("without the scale ahead of it its sums could overflow")
+        return [_multiplied(scales)]
+
+    def _number(self, map_: Map) -> AffineMap:
+        """A scale of one number. Raises `Refusal` for any other map."""
+        if not map_.keeps_origin:
+            raise not_carried("the shift does not pass")
+        map_ = along_one_axis(map_)
+        if map_.axis is not None:
+            raise not_carried(f"the map varies along axis {map_.axis}")
+        return map_
 
 
 def _multiplied(scales: Sequence[AffineMap]) -> Way:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bnfold._core.affine import IDENTITY
@@ -32,12 +32,8 @@ class Chain:
     @property
     def space(self) -> int | None:
         """How many axes of space it acts on: 0 for a matrix product, None if any number fits."""
-        for _, taken in self.steps:
-            if isinstance(taken, Weighted):
-                return len(taken.kernel.windows)
-            if isinstance(taken, Pool):
-                return len(taken.windows)
-        return None
+        found = (_space(taken) for _, taken in self.steps)
+        return next((space for space in found if space is not None), None)
 
     @property
     def entering(self) -> int | None:
@@ -45,19 +41,25 @@ class Chain:
         return next((step.kernel.inputs for _, step in self.weighted), None)
 
 
-def chain_to(graph: MergeGraph, tensor: str) -> Chain:
-    """The longest chain to a tensor of linear operators that no one else reads."""
+def chain_to(graph: MergeGraph, tensor: str, whole: bool = True) -> Chain:
+    """The longest chain to a tensor of linear operators that no one else reads.
+
+    Not ``whole``: it begins with the last convolution, product or pool ahead of the tensor.
+    """
     steps: list[tuple[int, LinearStep]] = []
-    current = tensor
+    current, space = tensor, None
     while graph.shared(current) is None:
         position = graph.writer(current)
         taken = graph.step(position) if position is not None else None
         if position is None or taken is None or isinstance(taken, Blocked):
             break
-        if not _goes_on(graph, position, taken, steps):
+        if not _goes_on(graph, position, taken, space):
             break
         steps.append((position, taken))
         current = graph.reads(position)[taken.data]
+        space = _space(taken) if space is None else space
+        if not whole and isinstance(taken, Weighted | Pool):
+            break
     return Chain(tensor, current, tuple(reversed(steps)))
 
 
@@ -138,17 +140,21 @@ def work_of(graph: MergeGraph, chain: Chain, channels: int, space: int) -> Work:
     return total
 
 
-def _goes_on(
-    graph: MergeGraph, position: int, taken: LinearStep, later: Sequence[tuple[int, LinearStep]]
-) -> bool:
-    """Whether a step ahead of others acts on the same axes as they do."""
-    space = Chain("", "", tuple(later)).space
+def _goes_on(graph: MergeGraph, position: int, taken: LinearStep, space: int | None) -> bool:
+    """Whether a step acts on the same axes as later ones, which have ``space`` axes of space."""
     if space is None or isinstance(taken, Passed):
         return True
     if isinstance(taken, Mapped):
         axis = graph.channel_axis(graph.reads(position)[taken.data], space)
         return taken.map.axis is None or taken.map.axis == axis
-    return Chain("", "", ((position, taken),)).space == space
+    return _space(taken) == space
+
+
+def _space(taken: LinearStep) -> int | None:
+    """How many axes of space one step acts on; None if any number fits."""
+    if isinstance(taken, Weighted):
+        return len(taken.kernel.windows)
+    return len(taken.windows) if isinstance(taken, Pool) else None
 
 
 def _is_passed(taken: LinearStep) -> bool:

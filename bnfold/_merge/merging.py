@@ -163,11 +163,10 @@ class Merger:
         own = graph.step(position)
         if not isinstance(own, Weighted | Pool):
             return None
-        ahead = chains.chain_to(graph, graph.reads(position)[own.data])
-        linear = [k for k, (_, step) in enumerate(ahead.steps) if isinstance(step, Weighted | Pool)]
-        if not linear:
+        ahead = chains.chain_to(graph, graph.reads(position)[own.data], whole=False)
+        if not ahead.steps or not isinstance(ahead.steps[0][1], Weighted | Pool):
             return None
-        steps = (*ahead.steps[linear[-1] :], (position, own))
+        steps = (*ahead.steps, (position, own))
         first, start = steps[0]
         output = graph.output(position)
         assert output is not None

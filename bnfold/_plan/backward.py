@@ -10,8 +10,9 @@ from bnfold._core.index_maps import Map
 from bnfold._core.laws import Way, not_carried
 from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Node
-from bnfold._plan.sweep import TRIES, Impassable, Sweep, equal
-from bnfold._plan.trips import Stop, Terrain, Trip
+from bnfold._plan.dead_ends import Stop
+from bnfold._plan.sweep import TRIES, Impassable, Known, Sweep, equal
+from bnfold._plan.trips import Terrain, Trip
 
 # With more readers than these, no parts of a tensor are tried: each time all would be visited.
 _PARTS = 64
@@ -26,19 +27,19 @@ def carry_back(
     these changes and None, or the trip as it was and what first stopped the map. Some laws leave a
     choice, for example which term of a sum takes the shift. Then a few choices are tried in order.
     """
-    choices: dict[int, int] = {}
+    choices: dict[int, int] | None = {}
     first: Stop | None = None
-    for _ in range(TRIES):
+    tried: list[_Backward] = []
+    while choices is not None and len(tried) < TRIES:
         sweep = _Backward(terrain, trip.copy(), value, choices)
         sweep.want(reader, map_)
         stop = sweep.run()
         if stop is None:
             return sweep.trip, None
         first = first or stop
-        following = sweep.next_choices()
-        if following is None:
-            break
-        choices = following
+        tried.append(sweep)
+        choices = sweep.next_choices()
+    tried[0].remember(tried)
     return trip, first
 
 
@@ -80,6 +81,9 @@ class _Backward(Sweep):
                 agreed.append((value, self._agreed(value)))
             producer = self.view.values[agreed[0][0]].producer
             assert producer is not None
+            self.step(producer)
+            if len(agreed) == 1 and not self.heap:
+                self.pass_neck(*agreed[0])
             self._past(producer, agreed)
 
     def _want(
@@ -97,7 +101,7 @@ class _Backward(Sweep):
         self.value = value
         wants, tensor = self.wanted[value], self.view.values[value]
         if value in self.impassable:
-            raise Refusal(self.impassable[value])
+            raise Known(self.impassable[value], lasting=True)
         if tensor.pinned is not None:
             raise Impassable(tensor.pinned)
         first, *others = wants.values()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from bnfold._core.affine import Vector
+from bnfold._core.affine import IDENTITY, Vector
 from bnfold._core.limits import overflows, underflows
 from bnfold._core.parameters import Reading, Site
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, View
-from bnfold._plan.places import Standing
+from bnfold._plan.places import Standing, affine
 from bnfold._plan.planner import Move, Moves, Sides, plan
+from bnfold._plan.sweep import equal
 
+# So often the maps of an operator are refused one by one; then two, four, eight at a time.
+_ONE_BY_ONE = 8
 Readings = Sequence[Reading]
 # Tells why some of a set of moves may not be made: the reasons, by the number of the move.
 Objections = Callable[[Sequence[Move]], Mapping[int, Reason]]
@@ -29,28 +34,67 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
     """The moves of one graph, planned again until all folded weights fit.
 
     If a move would overflow or underflow, or if ``objections`` names it, its last map is refused,
-    and planning begins again: the other maps may still fold. ``readings`` has an entry for each
+    or the one with which an operator leaves its range. Then planning begins again: the other maps
+    may still fold. ``readings`` has an entry for each
     node of the view.
     """
     refused: dict[int, Reason] = {}
     remembered: dict[tuple[int, int, int], Vector] = {}
+    tries: Counter[int] = Counter()
+
+    def last(where: int, maps: Sequence[int]) -> Sequence[int]:
+        """The last of some maps; of many, more and more where that was not enough."""
+        tries[where] += 1
+        return maps[-1 << max(0, tries[where] - _ONE_BY_ONE) :]
+
+    def fits(node: int, sides: Sides) -> bool:
+        return _refusal(readings[node].sites, node, sides, remembered) is None
+
     while True:
         moves = plan(view, refused)
-        found = {
-            moves.moves[number].maps[-1]: reason
-            for number, reason in objections(moves.moves).items()
-        }
+        found: dict[int, Reason] = {}
+        for number, reason in objections(moves.moves).items():
+            move = moves.moves[number]
+            found.update(dict.fromkeys(last(move.into, move.maps), reason))
         for move in moves.moves:
-            reason = _standing_refusal(view, readings, move) if move.stands else None
-            if reason is not None:
-                found[move.maps[-1]] = reason
+            lost = _standing_refusal(view, readings, move) if move.stands else None
+            if lost is not None:
+                found.update(dict.fromkeys(last(move.into, move.maps), lost))
+        absorbed = {move.into: move.maps for move in moves.moves if move.law == "absorb"}
         for node, sides in moves.sides.items():
-            reason = _refusal(readings[node].sites, node, sides, remembered)
-            if reason is not None:
-                found[moves.blame[node][-1]] = reason
+            lost = _refusal(readings[node].sites, node, sides, remembered)
+            if lost is not None:
+                own = absorbed.get(node, ())
+                breaks = _breaking(view, own, sides, partial(fits, node))
+                blamed = (*own[:-1], *moves.blame[node]) if breaks is None else (breaks,)
+                found.update(dict.fromkeys(last(node, blamed), lost))
         if not found:
             return moves
         refused.update(found)
+
+
+def _breaking(
+    view: View, maps: Sequence[int], sides: Sides, fits: Callable[[Sides], bool]
+) -> int | None:
+    """The map at which an operator that takes in all of some maps can take in no more.
+
+    With those ahead of it the operator fits, and the maps behind it may become one. None if the
+    operator has taken in other maps than these.
+    """
+    total = IDENTITY
+    heads = [IDENTITY]
+    for index in maps:
+        joined = total.then(affine(view.nodes[index]).map)
+        if joined is None:
+            return None
+        total = joined
+        heads.append(total)
+    if not maps or not equal(heads[-1], sides.behind):
+        return None
+    for count in reversed(range(len(maps))):
+        if fits(replace(sides, behind=heads[count])):
+            return maps[count]
+    return None
 
 
 def _refusal(

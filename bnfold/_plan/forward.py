@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import Map
 from bnfold._core.laws import Law, Way
 from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Receiver
+from bnfold._plan.dead_ends import Stop
 from bnfold._plan.relation import Relation
-from bnfold._plan.sweep import TRIES, Impassable, Sweep
-from bnfold._plan.trips import End, Stop, Terrain, Trip
+from bnfold._plan.sweep import TRIES, Impassable, Known, Sweep
+from bnfold._plan.trips import End, Terrain, Trip
+
+# Of an operator with more inputs than these, either all bring a map along or none does.
+_JOINED = 64
 
 
 def carry_ahead(
@@ -24,15 +28,18 @@ def carry_ahead(
     with these changes and None, or the trip as it was and what stopped the map. Where a law leaves
     a choice, a few are tried in order: the caller asks for the next where one is of no use.
     """
-    choices: dict[int, int] = {}
-    for _ in range(TRIES):
+    choices: dict[int, int] | None = {}
+    tried: list[_Forward] = []
+    arrived = False
+    while choices is not None and len(tried) < TRIES:
         sweep = _Forward(terrain, trip.copy(), value, map_, choices)
         stop = sweep.run()
+        arrived = arrived or stop is None
+        tried.append(sweep)
         yield (sweep.trip, None) if stop is None else (trip, stop)
-        following = sweep.next_choices()
-        if following is None:
-            return
-        choices = following
+        choices = sweep.next_choices()
+    if not arrived:
+        tried[0].remember(tried)
 
 
 class _Forward(Sweep):
@@ -70,7 +77,13 @@ class _Forward(Sweep):
         self._spread(self.value, self.map, None)
         while self.heap:
             node = heapq.heappop(self.heap)
-            self._past(node, self.arrived[node])
+            arrived = self.arrived[node]
+            self.step(node)
+            if not self.heap:
+                values = {self.view.nodes[node].inputs[position] for position in arrived}
+                if len(values) == 1:
+                    self.pass_neck(values.pop(), next(iter(arrived.values())))
+            self._past(node, arrived)
         if self.unread is not None and not self.trip.ends:
             self.value = self.unread
             name = self.view.values[self.unread].name
@@ -85,7 +98,7 @@ class _Forward(Sweep):
             self.parents[value] = via
         tensor = self.view.values[value]
         if value in self.impassable:
-            raise Refusal(self.impassable[value])
+            raise Known(self.impassable[value], lasting=True)
         if tensor.pinned is not None:
             raise Impassable(tensor.pinned)
         if not tensor.readers:
@@ -98,9 +111,9 @@ class _Forward(Sweep):
             if reader not in self.arrived:
                 heapq.heappush(self.heap, reader)
             arrived = self.arrived.setdefault(reader, {})
-            for position, name in enumerate(node.inputs):
-                if name == value:
-                    arrived[position] = map_
+            arrived.update(dict.fromkeys(node.reads[value], map_))
+        if tensor.producer is not None:
+            self.span.reach(tensor.producer)
         self.relate(value, map_)
 
     def _past(self, index: int, arrived: Mapping[int, Map]) -> None:
@@ -134,12 +147,12 @@ class _Forward(Sweep):
 
     def _across(self, index: int, role: Crossing, arrived: Mapping[int, Map]) -> None:
         node, value, law = self.view.nodes[index], self.value, self.law(index, role)
-        self._check_data(index, role.data, arrived)
+        self._check_data(index, role.counted, arrived)
         first = node.outputs[0]
         if first in self.impassable and len(node.outputs) == 1 and self.always_passes(index):
             self.value, self.parents[first] = first, (index, value)
-            raise Refusal(self.impassable[first])
-        maps = {n: arrived[p] for n, p in enumerate(role.data) if p in arrived}
+            raise Known(self.impassable[first], lasting=True)
+        maps = {role.counted[position]: arrived[position] for position in sorted(arrived)}
         ways: list[Way] | None
         try:
             ways = law.forward(maps)
@@ -155,9 +168,9 @@ class _Forward(Sweep):
             if number < len(node.outputs) and node.outputs[number] >= 0:
                 self._spread(node.outputs[number], part, (index, value))
 
-    def _check_data(self, index: int, data: tuple[int, ...], arrived: Mapping[int, Map]) -> None:
+    def _check_data(self, index: int, data: Container[int], arrived: Mapping[int, Map]) -> None:
         """Raise `Refusal` if a map has arrived at another input than data: in ``x / s`` at s."""
-        if not set(arrived) <= set(data):
+        if not all(position in data for position in arrived):
             node = self.view.nodes[index]
             message = f"{node.label} ({node.op}) reads it as something else than its data"
             raise Refusal.of("no-linear-operator", node.label, message)
@@ -169,16 +182,23 @@ class _Forward(Sweep):
 
         ``s·a + s·b``: the sum refuses the scale of one term alone, but both scales pass together.
         """
-        node, tried, joined = self.view.nodes[index], self.trip.copy(), dict(maps)
+        node, joined, along = self.view.nodes[index], dict(maps), {}
         for number, position in enumerate(role.data):
             if number not in joined:
-                found = self.taker.take_along(tried, node.inputs[position], index)
+                value = node.inputs[position]
+                producer = self.view.values[value].producer
+                if producer is not None:
+                    self.span.reach(producer)
+                found = self.taker.ahead_of(self.trip, value, index)
                 if found is not None:
-                    joined[number] = found
-                    tried.relations[node.inputs[position]] = Relation((found,))
+                    joined[number] = along[value] = found
+                elif len(role.data) > _JOINED:
+                    return None
         try:
             ways = law.forward(joined)
         except Refusal:
             return None
-        self.trip = tried
+        for value, map_ in along.items():
+            self.taker.take_along(self.trip, value)
+            self.trip.relations[value] = Relation((map_,))
         return ways

@@ -113,6 +113,11 @@ class _Gatherer:
             message = "what stays of it would need a rank and type that are not known"
             label = self.view.nodes[index].label
             raise Refusal(reason or Reason("unknown-shape", label, message))
+        if place.maps and state.row:
+            first = self.view.nodes[place.maps[0]].label
+            lost = place.style.refuses(state.row, first)
+            if lost is not None and place.style.refuses(place.state.row, first) is None:
+                raise Refusal(lost)
         place.join(index, self.view.nodes[index], chain, state)
         if reason is not None:
             place.reasons[index] = reason

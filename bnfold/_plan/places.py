@@ -10,6 +10,7 @@ import numpy as np
 
 from bnfold._core import absorbing
 from bnfold._core.affine import AffineMap
+from bnfold._core.limits import overflows, underflows
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Absorber, Affine, Node, View
 from bnfold._plan.row import NOTHING, Row, State
@@ -75,6 +76,24 @@ class Style:
                 found.append(Standing(add, shift))
                 add = "Add"
         return tuple(found)
+
+    def refuses(self, row: Row, where: str) -> Reason | None:
+        """Why the constants of a row could not be stored; None if they can, or if it is not told.
+
+        γ and β of a BatchNormalization depend on its variance: they are looked at later.
+        """
+        dtype = self.dtype
+        for standing in self.stands(row) if dtype is not None else ():
+            assert dtype is not None
+            if standing.op == "BatchNormalization":
+                continue
+            numbers = standing.map.scale if standing.op == "Mul" else standing.map.shift
+            if overflows(np.abs(numbers), dtype):
+                return Reason("overflow", where, f"the composed constants would overflow {dtype}")
+            if standing.op == "Mul" and underflows(np.ones(1), numbers, dtype).any():
+                message = f"the composed scale would fall below {dtype}'s range"
+                return Reason("underflow", where, message)
+        return None
 
 
 PLAIN = Style()

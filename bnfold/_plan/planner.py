@@ -11,12 +11,13 @@ from bnfold._core.laws import Edit
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Absorber, View
 from bnfold._plan.conversions import Unneeded, unneeded
+from bnfold._plan.dead_ends import Stop
 from bnfold._plan.gathering import gather
 from bnfold._plan.places import Place, Standing, affine
 from bnfold._plan.relation import Relation
 from bnfold._plan.relocation import Relocator
 from bnfold._plan.row import taking
-from bnfold._plan.trips import End, Stop, explained
+from bnfold._plan.trips import End, explained
 
 MoveKind = Literal["absorb", "compose", "carry"]
 

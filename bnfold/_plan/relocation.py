@@ -7,6 +7,7 @@ it pays: it lowers the number of operators or of operations, and raises neither.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
@@ -15,11 +16,27 @@ from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, Receiver, View
 from bnfold._plan.backward import carry_back
 from bnfold._plan.conversions import enlarges, mixing, not_rounded
+from bnfold._plan.dead_ends import Changes, DeadEnds, Span, Stop
 from bnfold._plan.forward import carry_ahead
 from bnfold._plan.places import Place, affine
 from bnfold._plan.relation import Relation
-from bnfold._plan.row import LONGEST, Row, State, drained, extended, normal, taking
-from bnfold._plan.trips import Stop, Terrain, Trip
+from bnfold._plan.row import LONGEST, Row, State, drained, extended, normal, splits, taking
+from bnfold._plan.trips import Terrain, Trip
+
+# So many operators a trip crosses at first; and so many for each operator of the graph, and at
+# least, all trips together that go further.
+_NEAR = 32
+_FAR = 64
+_LEAST = 10_000
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """When no trip of a place paid, which operators they have seen, and whether one was cut off."""
+
+    time: int
+    seen: Span
+    cut: bool
 
 
 class Relocator:
@@ -46,27 +63,55 @@ class Relocator:
             if place.into is not None and place.paid:
                 self.behind[place.into] = place.written.absorbed
                 self.blame.setdefault(place.into, []).append(place.maps[place.paid - 1])
-        self._terrain = Terrain(view, self, self.relations, self.edits)
+        self._changes = Changes(len(view.nodes))
+        self._terrain = Terrain(view, self, self.relations, self.edits, DeadEnds(self._changes))
         # The graph output whose name a tensor takes, by that tensor.
         self._named: dict[int, int] = {}
         self._named.update(self._names(Trip(), range(len(places))) or {})
 
     def run(self) -> None:
-        """Make moves until none is left that pays."""
-        moved = True
+        """Make moves until none is left that pays: near ones first, then far ones.
+
+        So maps of one chain meet, and one of them goes far. All far trips together have a bound.
+        """
+        failed: dict[int, _Failed] = {}
+        self._move_all(failed, 0)
+        if cut := [number for number, last in failed.items() if last.cut]:
+            for number in cut:
+                del failed[number]
+            bound = _FAR * len(self.view.nodes) + _LEAST
+            self._move_all(failed, self._terrain.spent + bound)
+
+    @property
+    def crossed(self) -> int:
+        """How many operators trips have come to."""
+        return self._terrain.spent
+
+    def _move_all(self, failed: dict[int, _Failed], bound: int) -> None:
+        """Make moves until none is left that pays, by trips of any length up to a bound for all."""
+        terrain, moved = self._terrain, True
         while moved:
             moved = False
             for number, place in enumerate(self.places):
-                while place.state.row and self._improve(number, place):
+                last = failed.get(number)
+                if last is not None and not self._changes.since(last.time, last.seen):
+                    continue
+                while place.state.row and self._improve(number, place, bound):
                     moved = True
+                if place.state.row:
+                    failed[number] = _Failed(self._changes.time, terrain.seen, terrain.cut)
 
-    def _improve(self, number: int, place: Place) -> bool:
+    def _improve(self, number: int, place: Place, bound: int) -> bool:
         """Make the first move of a place that pays. Gives whether there was one.
 
         An operator on the way becomes another one only where no move pays without that.
         """
         terrain = self._terrain
-        terrain.turning = terrain.put_off = False
+        terrain.turning = terrain.put_off = terrain.cut = False
+        terrain.reach = max(_NEAR, bound - terrain.spent)
+        terrain.seen = Span()
+        for node in place.maps[0], place.maps[-1]:
+            terrain.seen.reach(node)
         if self._move(number, place):
             return True
         terrain.turning = True
@@ -76,26 +121,30 @@ class Relocator:
         """Make the first move of a place that pays. Gives whether there was one."""
         stops: dict[bool, Stop] = {}
         label = self.view.nodes[place.maps[0]].label
-        for split in _splits(place):
+        for split in splits(place.state.row, place.into is None):
             for trip, stop, ahead in self._tried(number, place, *split):
                 if stop is not None:
                     stops.setdefault(ahead, stop)
                     continue
                 unfit = self._unfit(trip, place)
-                if unfit is not None:
+                if unfit is not None:  # That depends on all that reads it further on.
+                    self._terrain.seen = Span(0, len(self.view.nodes) - 1)
                     stops.setdefault(ahead, Stop(unfit))
                     continue
                 named = self._names(trip, trip.states)
-                if named is None:
+                if named is None:  # That depends on names that other tensors have got.
+                    self._terrain.seen = Span(0, len(self.view.nodes) - 1)
                     message = f"without {label} an output would be the same tensor as another"
                     stops.setdefault(ahead, Stop(Reason("no-gain", label, message)))
                     continue
-                if self._pays(trip):
+                reason = self._refuses(trip)
+                if reason is None and self._pays(trip):
                     self._named.update(named)
                     self._commit(trip, place)
                     return True
                 message = f"carrying it away from {label} would leave as many operators"
-                stops.setdefault(ahead, Stop(Reason("no-gain", label, message)))
+                reason = reason or Reason("no-gain", label, message)
+                stops.setdefault(ahead, Stop(reason))
         self.stops[number] = stops
         return False
 
@@ -122,6 +171,16 @@ class Relocator:
         """The tensor that a place reads."""
         first = self.view.nodes[place.maps[0]]
         return first.inputs[affine(first).data]
+
+    def _refuses(self, trip: Trip) -> Reason | None:
+        """Why a place could not store the maps that it would have; None if all can."""
+        for number, state in trip.states.items():
+            place = self.places[number]
+            label = self.view.nodes[place.maps[0]].label
+            reason = place.style.refuses(state.row, label) if state.row else None
+            if reason is not None and place.style.refuses(place.state.row, label) is None:
+                return reason
+        return None
 
     def _pays(self, trip: Trip) -> bool:
         old_operators = old_operations = new_operators = new_operations = 0
@@ -201,6 +260,7 @@ class Relocator:
         return value
 
     def _commit(self, trip: Trip, source: Place) -> None:
+        self._changes.note(self._touched(trip))
         self.relations.update(trip.relations)
         self.edits.update(trip.edits)
         for number, state in trip.states.items():
@@ -218,6 +278,21 @@ class Relocator:
             if home is not None:
                 self.blame.setdefault(home, []).append(source.maps[-1])
 
+    def _touched(self, trip: Trip) -> Iterator[int]:
+        """The operators that a trip changes, or whose output it changes."""
+        for value in trip.relations:
+            producer = self.view.values[value].producer
+            if producer is not None:
+                yield producer
+        yield from trip.edits
+        for _, node in trip.taken:
+            yield node
+        for number in trip.states:
+            place = self.places[number]
+            yield from (place.maps[0], place.maps[-1])
+            if place.into is not None:
+                yield place.into
+
     def is_gone(self, trip: Trip, node: int) -> bool:
         """Whether nothing is left at the place of an affine operator, which has no absorber."""
         number = self._at.get(node)
@@ -225,8 +300,8 @@ class Relocator:
             return False
         return self.places[number].into is None and self._state(trip, number).row == ()
 
-    def take_along(self, trip: Trip, value: int, reader: int) -> AffineMap | None:
-        """Take out the only map that stands ahead of a tensor, and return it.
+    def ahead_of(self, trip: Trip, value: int, reader: int) -> AffineMap | None:
+        """The only map that stands ahead of a tensor.
 
         None if there is no such map, or if another reader than ``reader`` sees the tensor.
         """
@@ -239,14 +314,20 @@ class Relocator:
             return None
         if absorbing.unshared(self.view, tensor, reader) is not None:
             return None
-        trip.states[number] = State(state.absorbed, ())
         return state.row[0]
+
+    def take_along(self, trip: Trip, value: int) -> None:
+        """Take out the map that stands ahead of a tensor: the caller carries it on."""
+        producer = self.view.values[value].producer
+        assert producer is not None
+        number = self._at[producer]
+        trip.states[number] = State(self._state(trip, number).absorbed, ())
 
     def take_behind(self, trip: Trip, node: int, map_: AffineMap) -> None:
         """Take a map in behind an absorber, or behind the maps at an affine operator's place."""
         here = self.view.nodes[node]
         if isinstance(here.role, Affine):
-            number = self._place_at(node, -1)
+            number = self._place_at(node, -1, map_)
             self._settle(trip, number, extended(self._state(trip, number).row, map_))
             return
         assert isinstance(here.role, Absorber)
@@ -260,7 +341,7 @@ class Relocator:
         """Take a map in ahead of an absorber, or of the maps at an affine operator's place."""
         here = self.view.nodes[node]
         if isinstance(here.role, Affine):
-            number = self._place_at(node, 0)
+            number = self._place_at(node, 0, map_)
             state = self._state(trip, number)
             trip.states[number] = State(state.absorbed, normal((map_, *state.row)))
             return
@@ -277,15 +358,28 @@ class Relocator:
             total = absorbing.split(total)[0]
         trip.taken["ahead", node] = total
 
-    def _place_at(self, node: int, end: int) -> int:
-        """The number of the place whose first (``end`` 0) or last (−1) map is ``node``.
+    def _place_at(self, node: int, end: int, map_: AffineMap) -> int:
+        """The number of the place whose first (``end`` 0) or last (−1) map is ``node``, to put
+        another map there.
 
-        Raises `Refusal` if there is none.
+        Raises `Refusal` if there is none, or if that map varies along an axis, which can be written
+        only where the rank is known.
         """
         number, label = self._at.get(node), self.view.nodes[node].label
         if number is None or self.places[number].maps[end] != node:
             raise Refusal.of("no-linear-operator", label, f"{label} stays as it is")
+        maps = self.places[number].maps
+        if map_.axis is not None and not any(map(self._lies_on_channels, maps)):
+            message = f"the rank of what {label} reads is not known"
+            raise Refusal.of("unknown-shape", label, message)
         return number
+
+    def _lies_on_channels(self, index: int) -> bool:
+        """Whether an affine operator knows its axes: by the rank of what it reads, or as a norm."""
+        node = self.view.nodes[index]
+        role = affine(node)
+        known = self.view.values[node.inputs[role.data]].shape is not None
+        return known or role.absorber is not None
 
     def _insert(self, trip: Trip, number: int, shift: AffineMap) -> None:
         """Put a shift of the output of the absorber ahead of a place first in that place.
@@ -317,45 +411,3 @@ class Relocator:
     def _taken(self, trip: Trip, side: str, node: int) -> AffineMap:
         mine = (self.behind if side == "behind" else self.ahead).get(node, IDENTITY)
         return trip.taken.get((side, node), mine)
-
-
-def _splits(place: Place) -> Iterator[tuple[Row, AffineMap | None, AffineMap | None]]:
-    """The ways to take a row apart: what stays, what goes backward, and what goes forward.
-
-    Backward goes a map that can act first of all, or its part that can. Forward goes a map that can
-    act last of all, or its part that can. First come whole maps, then both parts of one map in two
-    directions, then one part. Nothing goes backward if there is an absorber directly ahead: it has
-    taken in all it can.
-    """
-    row, backward = place.state.row, place.into is None
-    firsts = [n for n in range(len(row)) if _all_commute(row[:n], row[n])] if backward else []
-    lasts = [n for n in reversed(range(len(row))) if _all_commute(row[n + 1 :], row[n])]
-    for n in firsts:
-        yield (*row[:n], *row[n + 1 :]), row[n], None
-    for n in lasts:
-        yield (*row[:n], *row[n + 1 :]), None, row[n]
-    parts = {n: _parts(row[n]) for n in {*firsts, *lasts}}
-    for n in firsts:
-        for first, second in parts[n] if n in lasts else ():
-            yield (*row[:n], *row[n + 1 :]), first, second
-    for n in firsts:
-        for part, rest in parts[n]:
-            yield (*row[:n], rest, *row[n + 1 :]), part, None
-    for n in lasts:
-        for rest, part in parts[n]:
-            yield (*row[:n], rest, *row[n + 1 :]), None, part
-
-
-def _parts(map_: AffineMap) -> list[tuple[AffineMap, AffineMap]]:
-    """A map in two parts, each time the part first that acts first.
-
-    The pairs are scale and shift, and, where it exists, shift and scale; none for a single part.
-    """
-    if map_.keeps_scale or map_.keeps_origin:
-        return []
-    turned = absorbing.split_shift_first(map_)
-    return [absorbing.split(map_), *([turned] if turned is not None else [])]
-
-
-def _all_commute(others: Row, map_: AffineMap) -> bool:
-    return all(absorbing.commute(other, map_) for other in others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bnfold._core import absorbing
@@ -86,6 +86,32 @@ def taking(node: Node, absorber: Absorber) -> Take:
     return take
 
 
+def splits(row: Row, backward: bool) -> Iterator[tuple[Row, AffineMap | None, AffineMap | None]]:
+    """The ways to take a row apart: what stays, what goes backward, and what goes forward.
+
+    Backward goes a map that can act first of all, or its part that can. Forward goes a map that can
+    act last of all, or its part that can. First come whole maps, then both parts of one map in two
+    directions, then one part. Nothing goes ``backward`` if there is an absorber directly ahead: it
+    has taken in all it can.
+    """
+    firsts = [n for n in range(len(row)) if _all_commute(row[:n], row[n])] if backward else []
+    lasts = [n for n in reversed(range(len(row))) if _all_commute(row[n + 1 :], row[n])]
+    for n in firsts:
+        yield (*row[:n], *row[n + 1 :]), row[n], None
+    for n in lasts:
+        yield (*row[:n], *row[n + 1 :]), None, row[n]
+    parts = {n: _parts(row[n]) for n in {*firsts, *lasts}}
+    for n in firsts:
+        for first, second in parts[n] if n in lasts else ():
+            yield (*row[:n], *row[n + 1 :]), first, second
+    for n in firsts:
+        for part, rest in parts[n]:
+            yield (*row[:n], rest, *row[n + 1 :]), part, None
+    for n in lasts:
+        for rest, part in parts[n]:
+            yield (*row[:n], rest, *row[n + 1 :]), None, part
+
+
 def _placed(stages: list[AffineMap], map_: AffineMap) -> tuple[list[AffineMap], AffineMap]:
     """Join a map, or its scale, to one of the stages ahead. Gives the stages, and what is left."""
     scale, shift = absorbing.split(map_)
@@ -99,3 +125,18 @@ def _placed(stages: list[AffineMap], map_: AffineMap) -> tuple[list[AffineMap], 
             if not absorbing.commute(stages[place], part):
                 break
     return stages, map_
+
+
+def _parts(map_: AffineMap) -> list[tuple[AffineMap, AffineMap]]:
+    """A map in two parts, each time the part first that acts first.
+
+    The pairs are scale and shift, and, where it exists, shift and scale; none for a single part.
+    """
+    if map_.keeps_scale or map_.keeps_origin:
+        return []
+    turned = absorbing.split_shift_first(map_)
+    return [absorbing.split(map_), *([turned] if turned is not None else [])]
+
+
+def _all_commute(others: Row, map_: AffineMap) -> bool:
+    return all(absorbing.commute(other, map_) for other in others)

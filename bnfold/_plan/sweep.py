@@ -18,8 +18,9 @@ from bnfold._core.laws import Edit, Law, Way, not_carried
 from bnfold._core.pointwise import Converted
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Crossing
+from bnfold._plan.dead_ends import DeadEnd, Key, Span, Stop, kind_of
 from bnfold._plan.relation import Relation
-from bnfold._plan.trips import End, Stop, Terrain, Trip
+from bnfold._plan.trips import End, Terrain, Trip
 
 TRIES = 8
 """Attempts that are made where laws leave a choice."""
@@ -27,6 +28,15 @@ TRIES = 8
 
 class Impassable(Refusal):
     """No map at all can pass a tensor."""
+
+
+class Known(Refusal):
+    """An earlier trip has failed from here on. ``lasting``: no map at all can pass the tensor."""
+
+    def __init__(self, stop: Stop, lasting: bool) -> None:
+        super().__init__(stop.reason)
+        self.stop = stop
+        self.lasting = lasting
 
 
 class Sweep:
@@ -48,6 +58,7 @@ class Sweep:
         self.view = terrain.view
         self.taker = terrain.taker
         self.impassable = terrain.impassable[self.ahead]
+        self.alone = not trip.ends
         self.trip = trip
         self.value = value
         self.node = -1
@@ -56,6 +67,14 @@ class Sweep:
         self.taken: dict[int, int] = {}
         # For each tensor on the way: the operator and the tensor from which its map came.
         self.parents: dict[int, tuple[int, int]] = {}
+        self.span = Span()
+        self.put_off = False
+        self.steps = 0
+        self.cut = False
+        # The tensors at which all of the trip was at some time: by what key its end is noted there,
+        # after how many steps it came there, and what stopped it from there on.
+        self.necks: dict[int, tuple[Key, int]] = {}
+        self.stops: list[tuple[tuple[Key, int], Stop]] = []
 
     def run(self) -> Stop | None:
         """Carry the map until it is taken in. Gives None, or what stopped the map."""
@@ -63,6 +82,8 @@ class Sweep:
             self.carry()
         except Refusal as refusal:
             return self._stop(refusal)
+        finally:
+            self.terrain.seen.cover(self.span)
         return None
 
     def carry(self) -> None:
@@ -79,21 +100,69 @@ class Sweep:
         A tensor that no map can pass is remembered as impassable. So are the tensors from which
         every map would arrive there.
         """
-        reason, value, through = refusal.reason, self.value, []
+        reason, value = refusal.reason, self.value
         if not reason.at:  # A law does not know the name of its operator.
             node = self.view.nodes[self.node]
             message = f"{node.label} ({node.op}): {reason.message}"
             reason = Reason(reason.code, node.label, message)
-        dying = isinstance(refusal, Impassable)
+        known = isinstance(refusal, Known)
+        stop = refusal.stop if isinstance(refusal, Known) else Stop(reason)
+        dying = isinstance(refusal, Impassable) or (isinstance(refusal, Known) and refusal.lasting)
         if dying:
-            self.impassable.setdefault(value, reason)
-        while value in self.parents:
+            self.impassable.setdefault(value, stop)
+        while True:
+            if value in self.necks:
+                self.stops.append((self.necks[value], stop))
+            if value not in self.parents:
+                return stop
             index, value = self.parents[value]
-            through.append(self.view.nodes[index].op)
+            stop = stop.behind(self.view.nodes[index].op)
             dying = dying and self.always_passes(index)
             if dying:
-                self.impassable.setdefault(value, reason)
-        return Stop(reason, tuple(through[::-1]))
+                self.impassable.setdefault(value, stop if known else Stop(reason))
+
+    def step(self, node: int) -> None:
+        """Come to an operator. Raises `Refusal` if it is too far away."""
+        self.span.reach(node)
+        self.steps += 1
+        self.terrain.spent += 1
+        if self.steps > self.terrain.reach:
+            self.cut = self.terrain.cut = True
+            label = self.view.nodes[node].label
+            message = f"{label} is {self.steps} operators away, and the search ends there"
+            raise Refusal.of("not-carried", label, message)
+
+    def remember(self, tried: Sequence[Sweep]) -> None:
+        """Note for later trips how this one has ended, as all that were ``tried`` after it have.
+
+        A part of a map whose other part has just been taken in says nothing of other maps, nor does
+        a number that leaves its range.
+        """
+        ranges = any(stop.reason.code == "overflow" for _, stop in self.stops)
+        if not self.alone or ranges:
+            return
+        cut = any(other.cut for other in tried)
+        for other in tried:
+            self.span.cover(other.span)
+            self.put_off = self.put_off or other.put_off
+        known, reach = self.terrain.dead_ends, self.terrain.reach
+        for (key, steps), stop in self.stops:
+            room = reach - steps if cut else None
+            end = DeadEnd(stop, known.changes.time, self.span, self.put_off, room)
+            known.note(key, end)
+
+    def pass_neck(self, value: int, map_: Map) -> None:
+        """All of the trip is at one tensor. Raises `Refusal` if one has failed from here on."""
+        key = (self.ahead, self.terrain.turning, value, kind_of(map_))
+        end = self.terrain.dead_ends.find(key)
+        if end is not None and (end.room is None or self.terrain.reach - self.steps <= end.room):
+            if end.room is not None:
+                self.cut = self.terrain.cut = True
+            self.value = value
+            self.span.cover(end.span)
+            self._put_off(end.put_off)
+            raise Known(end.stop, lasting=False)
+        self.necks[value] = key, self.steps
 
     def relate(self, value: int, map_: Map) -> None:
         """Note how a tensor's values change. Raises `Refusal` if that cannot be expressed."""
@@ -119,13 +188,17 @@ class Sweep:
         """
         if not self.terrain.turning:
             plain = [way for way in ways if way.edit is None or way.edit.form is None]
-            self.terrain.put_off = self.terrain.put_off or len(plain) < len(ways)
+            self._put_off(len(plain) < len(ways))
             ways = plain
         if not ways:
             raise not_carried("it would become another operator")
         choice = min(self.choices.get(node, 0), len(ways) - 1)
         self.ways[node], self.taken[node] = len(ways), choice
         return ways[choice]
+
+    def _put_off(self, it: bool) -> None:
+        self.put_off = self.put_off or it
+        self.terrain.put_off = self.terrain.put_off or it
 
     def next_choices(self) -> dict[int, int] | None:
         """What to choose in the next attempt: another way where a choice was left last of all.

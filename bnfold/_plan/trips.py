@@ -12,11 +12,11 @@ from bnfold._core.affine import AffineMap
 from bnfold._core.laws import Edit
 from bnfold._core.reasons import Reason
 from bnfold._core.view import View
+from bnfold._plan.dead_ends import NAMED, DeadEnds, Span, Stop
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import State
 
 _TOLD = ("no-gain", "not-carried", "unknown-shape", "zero-padding")
-_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,12 @@ class Taker(Protocol):
         """Whether nothing is left at the place of an affine operator."""
         ...
 
-    def take_along(self, trip: Trip, value: int, reader: int) -> AffineMap | None:
-        """Take out the map that stands ahead of a tensor, and return it; None if there is none.
+    def ahead_of(self, trip: Trip, value: int, reader: int) -> AffineMap | None:
+        """The map that stands ahead of a tensor and may go along with another one, or None."""
+        ...
 
-        The caller carries it on together with another map.
-        """
+    def take_along(self, trip: Trip, value: int) -> None:
+        """Take out the map that stands ahead of a tensor: the caller carries it on."""
         ...
 
 
@@ -96,25 +97,25 @@ class Terrain:
     """What trips go through: a view, who takes maps in, and the changes of earlier trips.
 
     ``impassable`` has the tensors that no map can pass, and why. There is one such table for each
-    direction: forward (True) and backward (False). ``turning``: an operator may become one of
-    another type. ``put_off`` is set where it may not, and could have.
+    direction: forward (True) and backward (False). ``dead_ends`` has what failed trips have found.
+    A trip that crosses more operators than ``reach`` is ``cut`` off; all trips have crossed as many
+    as ``spent`` says. ``turning``: an operator may become one of another type. ``put_off`` is set
+    where it may not, and could have. ``seen`` has the operators on which the trips of one place
+    depend.
     """
 
     view: View
     taker: Taker
     relations: Mapping[int, Relation]
     edits: Mapping[int, Edit]
-    impassable: dict[bool, dict[int, Reason]] = field(default_factory=lambda: {True: {}, False: {}})
+    dead_ends: DeadEnds
+    impassable: dict[bool, dict[int, Stop]] = field(default_factory=lambda: {True: {}, False: {}})
+    reach: int = 0
+    spent: int = 0
+    cut: bool = False
     turning: bool = False
     put_off: bool = False
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Why a trip failed; ``through`` are the types of the operators crossed before that."""
-
-    reason: Reason
-    through: tuple[str, ...] = ()
+    seen: Span = field(default_factory=Span)
 
 
 def explained(reason: Reason, stops: Mapping[bool, Stop]) -> Reason:
@@ -142,8 +143,8 @@ def _told(stop: Stop, carried: str) -> str:
     if not stop.through:
         return stop.reason.message
     names = list(stop.through)
-    if len(names) > _NAMED:
-        names = [*names[: _NAMED - 1], f"{len(names) - _NAMED + 1} more"]
+    if stop.crossed > NAMED:
+        names[-1] = f"{stop.crossed - NAMED + 1} more"
     through = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     at, message = stop.reason.at, stop.reason.message
     where = message if message.startswith(at) else f"{at}: {message}"

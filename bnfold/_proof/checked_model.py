@@ -189,14 +189,19 @@ def follow(
 def _follow_batch_norm(
     model: CheckedModel, scope: Scope, node: NodeProto, map_: FullRankMap
 ) -> np.dtype[Any] | None:
-    """Apply ``(x − mean) / √(var + ε) · scale + bias``, with vectors along axis 1, to a map."""
-    vectors = [model.double(scope, node, k) for k in range(1, 5)]
+    """Apply ``(x − mean) / √(var + ε) · scale + bias``, with vectors along axis 1, to a map.
+
+    A tensor of one axis is one channel.
+    """
+    given = [model.double(scope, node, k) for k in range(1, 5)]
+    vectors = [vector for vector in given if vector is not None]
     rank = map_.scale.ndim
     epsilon = next((float(a.f) for a in node.attribute if a.name == "epsilon"), _EPSILON)
-    if rank < 2 or any(v is None for v in vectors):
+    least = 1 if all(vector.size == 1 for vector in vectors) else 2
+    if rank < least or len(vectors) < len(given):
         raise Mismatch(f"{label(node)} is not a BatchNormalization with constant parameters")
     gamma, beta, mean, variance = (
-        v.reshape((1, -1, *(1,) * (rank - 2))) for v in vectors if v is not None
+        v.reshape((1, -1, *(1,) * (rank - 2)) if rank > 1 else (-1,)) for v in vectors
     )
     stored = model.values(scope, node.input[1])
     map_.add(-mean)

@@ -85,10 +85,11 @@ def _quotient(operands: Operands, attributes: Attributes, magnitude: bool) -> Do
 
 
 def _batch_norm(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
-    """``(x − mean) / √(var + ε) · scale + bias`` along axis 1."""
+    """``(x − mean) / √(var + ε) · scale + bias`` along axis 1; a vector is one channel."""
     x = _operand(operands, 0)
     scale, bias, mean, variance = (
-        _operand(operands, k).reshape((1, -1, *(1,) * (x.ndim - 2))) for k in range(1, 5)
+        _operand(operands, k).reshape((1, -1, *(1,) * (x.ndim - 2)) if x.ndim > 1 else (-1,))
+        for k in range(1, 5)
     )
     centred = x + mean if magnitude else x - mean
     deviation = np.sqrt(variance + attributes.get("epsilon", _EPSILON))

@@ -256,8 +256,8 @@ def _step(node: NodeProto, inputs: list[Any], opset: int) -> Double:
 
 
 def _along_channels(vector: Double, rank: int) -> Double:
-    """A vector on axis 1 of a tensor of a rank."""
-    return vector.reshape((1, -1, *(1,) * (rank - 2)))
+    """A vector on axis 1 of a tensor of a rank; on the only axis where there is one."""
+    return vector.reshape((1, -1, *(1,) * (rank - 2)) if rank > 1 else (-1,))
 
 
 def _gain(node: NodeProto, inputs: list[Any]) -> Double:

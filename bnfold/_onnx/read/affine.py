@@ -116,7 +116,8 @@ def _batch_norm(context: Context, node: NodeProto) -> Operator:
 
     No map where all it reads is constant: it makes a constant. Not a fixed map: ``is_test`` = 0
     below opset 7, ``training_mode`` from opset 14, or outputs for batch statistics. Not per
-    channel: ``spatial`` = 0 below opset 9.
+    channel: ``spatial`` = 0 below opset 9, but for a matrix. A vector is one channel: its four
+    parameters are one number each.
     """
     where = label(node)
     made = context.constants.find(context.scope, node.output[0])
@@ -140,13 +141,18 @@ def _batch_norm(context: Context, node: NodeProto) -> Operator:
     map_, divisor = fixed_norm(where, vectors, epsilon)
     gamma, beta, *_ = constants
     shape = context.shape(node.input[0])
+    vector = shape is not None and len(shape) == 1
+    if vector and gamma.shape != (1,):
+        message = f"{where} reads a vector, which is one channel, and has {gamma.shape[0]}"
+        raise Refusal(Reason("not-per-channel", where, message))
+    standing = Norm(label=where, gamma=Operand(1, gamma), beta=Operand(2, beta), start=1)
     kind = context.type(node.input[0]) or (gamma.data_type if context.opset < 14 else 0)
     return FixedNorm(
         label=where,
         like=shape,
         map=map_,
         divisor=divisor,
-        standing=Norm(label=where, gamma=Operand(1, gamma), beta=Operand(2, beta), start=1),
+        standing=None if vector else standing,
         composable=kind in FLOATS and shape is not None and context.opset >= 7,
         dtype=_dtype(kind),
     )
@@ -160,11 +166,12 @@ def _check_mode(context: Context, node: NodeProto, where: str) -> None:
         raise Refusal(Reason("training-mode", where, f"{where} has training_mode = 1"))
     if any(node.output[1:]):
         raise Refusal(Reason("training-mode", where, f"{where} also puts out batch statistics"))
-    if context.opset < 9 and not attributes.integer(node, "spatial", 1):
+    shape = context.shape(node.input[0])
+    matrix = shape is not None and len(shape) == 2  # Each element of [N, C] is a channel.
+    if context.opset < 9 and not attributes.integer(node, "spatial", 1) and not matrix:
         message = f"{where} has spatial = 0: statistics per element"
         raise Refusal(Reason("not-per-channel", where, message))
-    shape = context.shape(node.input[0])
-    if shape is not None and len(shape) < 2:
+    if shape == ():
         message = f"{where} reads a tensor without a channel axis"
         raise Refusal(Reason("not-per-channel", where, message))
 

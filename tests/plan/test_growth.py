@@ -1,0 +1,146 @@
+"""How far trips go in all, what they remember of each other, and when they forget it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import bnfold
+from bnfold._core.affine import AffineMap
+from bnfold._core.joins import Aligned, Summed
+from bnfold._core.laws import Mixed
+from bnfold._core.limits import Limits
+from bnfold._core.pointwise import Clipped, Homogeneous
+from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide
+from bnfold._plan.gathering import gather
+from bnfold._plan.planner import plan
+from bnfold._plan.relocation import Relocator
+
+from ..graphs import const, conv, counts, model
+from .test_relocate import result, view
+
+CONV = Absorber({1: 2}, ahead=InputSide(0, {1: 2}))
+RELU = Crossing(Homogeneous())
+POOL = Crossing(Mixed({0: 0, 1: 1}, 1.0, positive=True))
+SHAPE = (1, 2, 4, 4)
+SUM = Crossing(Summed((1, 1), Aligned((SHAPE, SHAPE), SHAPE)), (0, 1))
+FLOAT = np.dtype(np.float32)
+
+
+def mul(*scale):
+    return Affine(AffineMap.of(scale, 0.0, 1), dtype=FLOAT)
+
+
+def chain(first, *roles):
+    def rows(count):
+        yield "first", first, "v0", "v1"
+        for n in range(1, count):
+            role = roles[n % len(roles)]
+            yield f"n{n}", role, f"v{n}", f"v{n + 1}"
+
+    return rows
+
+
+def diamonds(count):
+    yield "first", OPAQUE, "x", "v0"
+    for n in range(count // 4):
+        yield f"a{n}", RELU, f"v{n}", f"a{n}"
+        yield f"b{n}", RELU, f"v{n}", f"b{n}"
+        yield f"s{n}", SUM, f"a{n} b{n}", f"s{n}"
+        yield f"m{n}", mul(1.01, 1.02), f"s{n}", f"v{n + 1}"
+
+
+def shared(count):
+    yield "first", RELU, "x", "v0"
+    yield "other", OPAQUE, "v0", "o"
+    for n in range(count):
+        yield f"n{n}", RELU if n % 2 else mul(1.01, 1.02), f"v{n}", f"v{n + 1}"
+
+
+KINDS = {
+    "behind an input": chain(RELU, mul(1.01, 1.01), RELU),
+    "a scale for each channel": chain(RELU, mul(1.01, 0.99), RELU),
+    "behind an opaque operator": chain(OPAQUE, mul(1.01, 1.02), POOL),
+    "bounds that move along": chain(OPAQUE, mul(1.0001, 1.0001), Crossing(Clipped(-1.0, 1.0))),
+    "no gain far away": chain(mul(-1.0, 2.0), RELU, RELU, mul(1.01, 1.02)),
+    "into a Conv, one after the other": chain(CONV, mul(1.01, 1.02), RELU),
+    "two ways that meet again": diamonds,
+    "behind a tensor that others read": shared,
+}
+
+
+def steps(rows):
+    made = view(*rows)
+    places, _ = gather(made, {})
+    relocator = Relocator(made, places)
+    relocator.run()
+    return relocator.crossed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_times_the_nodes_take_thirteen_times_the_steps_at_most(kind):
+    few, many = (steps(KINDS[kind](count)) for count in (50, 500))
+    assert few > 0
+    assert many <= 13 * few
+
+
+def test_a_dead_end_is_forgotten_when_what_lies_behind_it_changes():
+    """``a``'s scale passes the sum only with ``b``, which gets the same scale from ``c`` later."""
+    made = view(
+        ("op", OPAQUE, "x", "o"),
+        ("p", OPAQUE, "x", "q"),
+        ("a", mul(2.0, 3.0), "o", "a1"),
+        ("relu1", RELU, "a1", "a2"),
+        ("c", mul(4.0, 3.0), "q", "c1"),
+        ("relu2", RELU, "c1", "c2"),
+        ("b", mul(0.5, 1.0), "c2", "b1"),
+        ("sum", SUM, "a2 b1", "s"),
+        ("conv", CONV, "s", "y"),
+    )
+    assert result(made) == ({"a": [], "b": [], "c": []}, set(), {"conv"}, {})
+
+
+@pytest.mark.parametrize("between", [10, 100, 3000])
+def test_a_map_goes_as_far_as_it_has_to(between):
+    relus = [(f"r{n}", RELU, f"v{n}", f"v{n + 1}") for n in range(between)]
+    made = view(("conv", CONV, "x", "v0"), *relus, ("mul", mul(2.0, 3.0), f"v{between}", "y"))
+    assert result(made) == ({"mul": []}, {"conv"}, set(), {})
+
+
+def test_a_product_that_leaves_its_type_parts_where_it_does():
+    """0.9 to the power of 2,000 is below float32; three Muls can store it."""
+    rows = [(f"n{n}", mul(0.9, 0.95), f"v{n}", f"v{n + 1}") for n in range(2000)]
+    made = view(("op", OPAQUE, "x", "v0"), *rows)
+    stands = [s for move in plan(made, {}).moves for s in move.stands]
+    assert [s.op for s in stands] == ["Mul"] * 3
+    assert all(s.map.scale.min() >= Limits.of(FLOAT).tiny / 4 for s in stands)
+    total = sum(np.log(s.map.scale) for s in stands)
+    np.testing.assert_allclose(total, 2000 * np.log([0.9, 0.95]))
+
+
+def test_numbers_that_leave_a_type_and_come_back_still_cancel():
+    rows = [(f"n{n}", mul(s, s), f"v{n}", f"v{n + 1}") for n, s in enumerate([1e-30] * 2)]
+    back = [(f"m{n}", mul(s, s), f"v{n + 2}", f"v{n + 3}") for n, s in enumerate([1e30] * 2)]
+    made = view(("op", OPAQUE, "x", "v0"), *rows, *back, ("end", OPAQUE, "v4", "y"))
+    assert not [s for move in plan(made, {}).moves for s in move.stands]
+
+
+def test_a_conv_takes_in_what_it_can_store_and_the_rest_becomes_one():
+    """Before, each map that did not fit stayed alone."""
+    scale = np.full((4, 1, 1), 2.0, np.float32)
+    muls = [const("Mul", f"v{n}", f"v{n + 1}", scale) for n in range(200)]
+    made = model(conv("conv", "x", "v0", (4, 3, 1, 1), bias=False), *muls, y="v200")
+    folded = bnfold.fold(made)
+    assert 0 < counts(folded)["Mul"] <= 2
+    x = np.full((2, 3, 8, 8), 1e-30, np.float32)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    old, new = (
+        onnxruntime.InferenceSession(
+            m.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        ).run(None, {"x": x})[0]
+        for m in (made, folded)
+    )
+    assert 1e28 < np.abs(old).max() < np.inf
+    np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e25)
