@@ -31,7 +31,7 @@ from bnfold._core.parameters import Site
 from bnfold._judge import end_to_end
 from bnfold._onnx.files.load import load_model
 from bnfold._onnx.fold import prepare
-from bnfold._proof import certificate
+from bnfold._proof import certificate as certifying
 from bnfold._proof.certificate import certify
 
 from . import zoo
@@ -300,7 +300,7 @@ def try_out(path: Path, folder: Path, seed: int) -> Trial:
 
     arguments = [path, "-o", output, "--report", report, "--seed", seed]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(certificate, "certify", witnessed)
+        patch.setattr(certifying, "certify", witnessed)
         done = CliRunner().invoke(main, [str(a) for a in arguments])
     assert isinstance(done.exception, SystemExit | None), done.exception
     said = json.loads(report.read_text(encoding="utf-8"))["verification"]
@@ -459,7 +459,7 @@ def test_one_channel_of_one_fold_is_named(bug, name, subject, monkeypatch):
 
 # With seed 0 in test_real_models.py; of the two largest with --slow.
 @pytest.mark.parametrize("seed", [1])
-@pytest.mark.parametrize("name", ("digits", "cls", "drawn-shufflenet"))
+@pytest.mark.parametrize("name", ["digits", "cls", "drawn-shufflenet"])
 def test_right_fold_raises_no_alarm(name, seed, subject, tmp_path):
     trial = try_out(subject(name).path, tmp_path, seed)
     assert [c for c in checked(trial) if not c["holds"]] == []
