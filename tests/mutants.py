@@ -465,6 +465,27 @@ MUTANTS = (
         "tests/torch/test_carry.py",
     ),
     Mutant(
+        "the data of an operator pass for the shape that it asks",
+        "_torch/read/nodes.py",
+        '("other", _OF_OTHER)',
+        '("self", _OF_OTHER)',
+        "tests/torch/test_shape_readers.py",
+    ),
+    Mutant(
+        "a name alone says that an operator asks for a shape",
+        "_torch/read/nodes.py",
+        'getattr(node.target, "namespace", "") not in ("aten", "prim")',
+        'not hasattr(node.target, "_schema")',
+        "tests/torch/test_shape_readers.py",
+    ),
+    Mutant(
+        "a norm goes whose parameters others ask for their shape",
+        "_torch/module/ownership.py",
+        "self._users = self._find_users(lambda node: node.all_input_nodes)",
+        "self._users = self._find_users(values_read)",
+        "tests/torch/test_shape_readers.py",
+    ),
+    Mutant(
         "padding by name goes unseen in PyTorch",
         "_torch/read/nodes.py",
         "total = dilation * (k - 1)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -294,7 +294,6 @@ def settings(
     from bnfold._judge.settings import Settings
     from bnfold._judge.tolerance import Fixed
     from bnfold._run.drawing import USUAL, WantedInputs
-    from bnfold._run.libraries import checked
     from bnfold._run.providers import by_name
 
     _refuse_both(given)
@@ -310,7 +309,7 @@ def settings(
         seconds=given["timeout"],
         frozen=frozen,
         equal_dims=equal_dims,
-        libraries=checked(given["ops_library"]),
+        libraries=_libraries(given["ops_library"]),
     )
 
 
@@ -363,3 +362,12 @@ def inputs(path: Path | None) -> list[InputSet] | None:
     from bnfold._run.input_sets import load_inputs
 
     return load_inputs(path)
+
+
+def _libraries(paths: Sequence[str]) -> tuple[Path, ...]:
+    """The libraries of operators; without any, onnxruntime is not imported for it."""
+    if not paths:
+        return ()
+    from bnfold._run.libraries import checked
+
+    return checked(paths)

@@ -75,7 +75,7 @@ def _readers(view: View) -> Iterator[str]:
     reads: dict[int, Counter[int]] = {}
     for place, node in enumerate(view.nodes):
         for position, number in enumerate(node.inputs):
-            if position not in node.typed:
+            if position not in node.unread:
                 reads.setdefault(number, Counter())[place] += 1
     for number, value in enumerate(view.values):
         listed, found = Counter(value.readers), reads.get(number, Counter())

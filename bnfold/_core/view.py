@@ -150,7 +150,8 @@ class Node:
     """One operator: its label for the user, its type, its role, and the values it reads and writes.
 
     Values are indices into `View.values`; -1 marks an absent input or output. ``typed`` are the
-    numbers of the inputs from which it takes only the element type.
+    numbers of the inputs from which it takes only the element type, which may as well be that of
+    another tensor. ``asked`` are those that have to be there for their shape or type alone.
     """
 
     label: str
@@ -159,13 +160,21 @@ class Node:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     typed: tuple[int, ...] = ()
+    asked: tuple[int, ...] = ()
+
+    @property
+    def unread(self) -> tuple[int, ...]:
+        """The numbers of the inputs whose values it does not read. No map arrives at one."""
+        return (*self.typed, *self.asked)
 
     @cached_property
     def reads(self) -> Mapping[int, Sequence[int]]:
-        """The numbers of the inputs at which it reads each value."""
+        """The numbers of the inputs at which it reads what each value holds."""
         found: dict[int, list[int]] = {}
+        unread = self.unread
         for position, value in enumerate(self.inputs):
-            found.setdefault(value, []).append(position)
+            if position not in unread:
+                found.setdefault(value, []).append(position)
         return found
 
 

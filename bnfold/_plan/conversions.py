@@ -85,7 +85,7 @@ def unneeded(view: View, crossed: Sequence[int], gone: set[int]) -> tuple[Unneed
     They are among those ``crossed``: what a model converts for itself stays. ``Cast(f(Cast(x)))``
     is ``f(x)`` where f is none, a Relu or an Abs.
     """
-    typed = {node.inputs[k] for node in view.nodes for k in node.typed if k < len(node.inputs)}
+    typed = {node.inputs[k] for node in view.nodes for k in node.unread if k < len(node.inputs)}
     found = []
     for up in dict.fromkeys(crossed):
         law = _law(view.nodes[up])

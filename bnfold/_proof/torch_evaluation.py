@@ -27,9 +27,10 @@ _SUMMING = ("addmm", "conv", "linear", "matmul", "mm", "bmm")
 _ADDING = ("add", "sub", "rsub")
 _ALIKE = (
     "_unsafe_view adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d alias avg_pool1d "
-    "avg_pool2d avg_pool3d cat chunk clone contiguous detach div dropout expand flatten getitem "
-    "mean movedim mul permute pixel_shuffle repeat reshape select slice split split_with_sizes "
-    "squeeze stack sum sym_size t transpose unflatten unsqueeze view"
+    "avg_pool2d avg_pool3d cat chunk clone contiguous detach div dropout expand expand_as flatten "
+    "getitem mean movedim mul permute pixel_shuffle repeat reshape reshape_as select slice split "
+    "split_with_sizes squeeze stack sum sym_size t to transpose type_as unflatten unsqueeze view "
+    "view_as"
 )
 """Operators that give the bound of their output if they read the bounds of their inputs."""
 _RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")

@@ -268,8 +268,8 @@ def _resize(context: Context, node: NodeProto) -> Law | None:
         not attributes.has(node, "axes")
         and attributes.text(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
     )
-    if not plain or weight is None:
-        return Mixed(None, weight)
+    if not plain or weight is None:  # No axis is said to be left alone, whatever the sizes.
+        return Mixed({}, weight)
     scales = _scales(context, node)
     if scales is not None:
         return Mixed({k: k for k, scale in enumerate(scales) if scale == 1.0}, weight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
@@ -9,7 +11,7 @@ from torch.fx import GraphModule, Node
 from bnfold._core.reasons import Reason
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.graph import Graph, path_of, paths_of
-from bnfold._torch.read.nodes import reads_of
+from bnfold._torch.read.nodes import values_read
 
 
 class Ownership:
@@ -28,7 +30,8 @@ class Ownership:
         }
         self._graph = graph
         self._holders = _holders(module)
-        self._users = self._find_users()
+        self._users = self._find_users(lambda node: node.all_input_nodes)
+        self._readers = self._find_users(values_read)
         self.hidden, self.has_unknown_bodies = _hidden(graph)
 
     @property
@@ -72,7 +75,7 @@ class Ownership:
         """Why a parameter may not change: another operator uses it or its sources; else None."""
         computing = set() if old.stored else self._computing(old)
         for name in old.sources:
-            others = self._users.get(self._key(name), set()) - {node} - computing
+            others = self._readers.get(self._key(name), set()) - {node} - computing
             where = sorted(other.name for other in others)
             if old.stored:
                 where += sorted(self._holders.get(self._key(name), set()) - {owner_of(node)})
@@ -91,7 +94,7 @@ class Ownership:
         """How many of the tensors that an operator reads share elements with a parameter, or are
         computed from such a one.
         """
-        found = [self._graph.context.constants.find(source) for source in reads_of(node)]
+        found = [self._graph.context.constants.find(source) for source in values_read(node)]
         names = [source for one in found if isinstance(one, Constant) for source in one.sources]
         own = self.tensors.get(name)
         return sum(
@@ -108,11 +111,13 @@ class Ownership:
             if isinstance(self._graph.context.constants.find(node), Constant)
         }
 
-    def _find_users(self) -> dict[object, set[Node]]:
-        """The operators that use each parameter and buffer, directly or through constants."""
+    def _find_users(self, inputs: Callable[[Node], Iterable[Node]]) -> dict[object, set[Node]]:
+        """The operators that have each parameter and buffer among some inputs, directly or through
+        constants.
+        """
         users: dict[object, set[Node]] = {}
         for node in self._graph.nodes:
-            for source in node.all_input_nodes:
+            for source in inputs(node):
                 found = self._graph.context.constants.find(source)
                 names = found.sources if isinstance(found, Constant) else ()
                 if source.op == "placeholder" and isinstance(found, Reason):

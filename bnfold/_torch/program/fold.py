@@ -35,7 +35,7 @@ from bnfold._torch.program.merging import merge
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import quiet
 from bnfold._torch.read.graph import Graph, clashes, operators
-from bnfold._torch.read.nodes import arguments, kind_of, reads_of
+from bnfold._torch.read.nodes import arguments, kind_of, reads_of, values_read
 from bnfold._torch.tensors import Array, from_numpy
 
 # Operators whose numbers are part of their name, and those that are the same with any numbers.
@@ -165,7 +165,8 @@ class _DraftFolder:
                 continue
             held = bound[name] if name in bound else reads[number]
             stem = old.name if isinstance(old, Constant) and old.stored else f"{node.name}_{name}"
-            alone = held is not None and len(held.users) == 1 and reads.count(held) == 1
+            readers = [] if held is None else [u for u in held.users if held in values_read(u)]
+            alone = len(readers) == 1 and reads.count(held) == 1
             if isinstance(old, Constant) and old.stored and alone:
                 state = self._draft.state
                 state[old.name] = _like(values, state[old.name])

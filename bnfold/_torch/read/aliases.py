@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from bnfold._torch.read.nodes import SHAPE_OR_TYPE, kind_of
+from bnfold._torch.read.nodes import values_read
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Memory:
             if self._order[name] < self._order[writer]
             for reader in (*([None] if name.op == "placeholder" else []), *name.users)
             if reader is None
-            or (self._order[reader] > self._order[writer] and kind_of(reader) not in SHAPE_OR_TYPE)
+            or (self._order[reader] > self._order[writer] and name in values_read(reader))
         ]
 
 

@@ -19,6 +19,7 @@ from torch.fx import Node
 
 from bnfold._core.reasons import Reason
 from bnfold._merge.stored import Load
+from bnfold._torch.read.nodes import values_read
 from bnfold._torch.tensors import DTYPES, Array, from_numpy, to_numpy
 
 
@@ -27,9 +28,9 @@ class Constant:
     """A constant tensor.
 
     ``name`` is the name of the parameter or buffer, or of the operator that computes the constant.
-    ``sources`` are the names of all parameters and buffers from which it is computed. ``stored``
-    says that it is a parameter or buffer itself. ``torch_dtype`` is its stored type. Values that
-    are not yet rounded to that type are float64.
+    ``sources`` are the names of all parameters and buffers whose values it is computed from:
+    ``zeros_like(weight)`` has none. ``stored`` says that it is a parameter or buffer itself.
+    ``torch_dtype`` is its stored type. Values that are not yet rounded to that type are float64.
     """
 
     name: str
@@ -123,7 +124,10 @@ class Constants:
         except Exception as error:  # Whatever an operator raises on constants it cannot take.
             message = f"{node.name} could not be evaluated: {error}"
             return Reason("dynamic-weight", node.name, message)
-        names = tuple(dict.fromkeys(name for c in constants for name in c.sources))
+        read = [self._found[source] for source in values_read(node)]
+        names = tuple(
+            dict.fromkeys(name for c in read if isinstance(c, Constant) for name in c.sources)
+        )
         return Constant(
             node.name, lambda: result, tuple(result.shape), result.dtype, names, stored=False
         )

@@ -24,8 +24,8 @@ from bnfold._torch.read.aliases import Memory
 from bnfold._torch.read.constants import Constants
 from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.nodes import (
-    SHAPE_OR_TYPE,
     arguments,
+    asked,
     is_tensor,
     kind_of,
     parts_of,
@@ -118,17 +118,17 @@ class _Values:
         place, self._count = self._count, self._count + 1
         if node in self._parts:
             return Node(label, kind_of(node), OPAQUE, (), ())
-        inputs = list(reads_of(node))
-        asked = self._shape_readers if kind_of(node) in SHAPE_OR_TYPE else self._readers
-        for source in inputs:
-            asked.setdefault(source, []).append(place)
+        inputs, apart = list(reads_of(node)), asked(node)
+        for number, source in enumerate(inputs):
+            known = self._shape_readers if number in apart else self._readers
+            known.setdefault(source, []).append(place)
         listed = isinstance(role, Crossing) and not is_tensor(node)
         outputs = parts_of(node) if listed else (node,)
         self._producers.update((output, place) for output in outputs)
         self._parts.update(output for output in outputs if output is not node)
         numbered = tuple(self._numbers[source] for source in inputs)
         written = tuple(self._numbers[output] for output in outputs)
-        return Node(label, kind_of(node), role, numbered, written)
+        return Node(label, kind_of(node), role, numbered, written, asked=apart)
 
     def all(self) -> tuple[Value, ...]:
         """All tensors, once all nodes are known."""

@@ -15,8 +15,17 @@ from bnfold._core.windows import Window
 
 Numbers = int | Sequence[int]
 
-# Operators that ask for the shape or the type of a tensor and for none of its values.
-SHAPE_OR_TYPE = ("sym_size", "sym_numel", "sym_stride", "_assert_tensor_metadata")
+_OF_SELF = (
+    "copy dim empty_like fill full_like is_complex is_floating_point is_same_size new_empty "
+    "new_empty_strided new_full new_ones new_zeros numel ones_like rand_like randint_like "
+    "randn_like size sym_numel sym_size sym_stride zero zeros_like"
+)
+_OF_OTHER = "expand_as is_same_size reshape_as to type_as view_as"
+_OF_A = "_assert_tensor_metadata device dtype layout"
+_ASKED = {
+    name: kinds.split() for name, kinds in (("self", _OF_SELF), ("other", _OF_OTHER), ("a", _OF_A))
+}
+"""By the name of an argument, the operators that take its shape, type or device alone."""
 
 
 def kind_of(node: Node) -> str:
@@ -47,6 +56,27 @@ def places(node: Node) -> dict[str, tuple[int, ...]]:
         start, count = count, count + len(_nodes_in(value))
         found[name] = tuple(range(start, count))
     return found
+
+
+def asked(node: Node) -> tuple[int, ...]:
+    """Of which of the tensors that a node reads, by number, it takes no values.
+
+    ``x.view_as(y)`` takes the sizes of y, ``x.type_as(y)`` its type, ``zeros_like(y)`` both. An
+    affine map changes none of these. Operators that are not PyTorch's own may read all they are
+    given, whatever they are called.
+    """
+    kind = kind_of(node)
+    names = [name for name, kinds in _ASKED.items() if kind in kinds]
+    if not names or getattr(node.target, "namespace", "") not in ("aten", "prim"):
+        return ()
+    known = places(node)
+    return tuple(number for name in names for number in known.get(name, ()))
+
+
+def values_read(node: Node) -> list[Node]:
+    """The tensors whose values a node reads, once for each read."""
+    apart = asked(node)
+    return [source for number, source in enumerate(reads_of(node)) if number not in apart]
 
 
 def _nodes_in(value: Any) -> list[Node]:
