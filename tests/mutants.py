@@ -400,6 +400,27 @@ MUTANTS = (
         "if False:",
         "tests/test_shapes.py",
     ),
+    Mutant(
+        "a map that is left out is checked as a float32",
+        "_proof/certificate.py",
+        "if not made.steps and len(kinds) == 1:",
+        "if False:",
+        "tests/verify/test_right_folds.py",
+    ),
+    Mutant(
+        "a product has the rank of its data",
+        "_proof/checked_model.py",
+        "multiplied = multiplied or product",
+        "return None",
+        "tests/verify/test_right_folds.py",
+    ),
+    Mutant(
+        "the probe takes the axes of a product for those of its data",
+        "_proof/local_probe.py",
+        "if any((step.axis or 0) >= rank > 0 for",
+        "if any(False for",
+        "tests/verify/test_right_folds.py",
+    ),
     # --- readers ---------------------------------------------------------------------------------
     Mutant(
         "transposed factors of a Gemm read as they lie",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import ModelProto, numpy_helper
@@ -30,6 +31,7 @@ from bnfold._core.parameters import Site
 from bnfold._judge import end_to_end
 from bnfold._onnx.files.load import load_model
 from bnfold._onnx.fold import prepare
+from bnfold._proof import certificate as certifying
 from bnfold._proof.certificate import certify
 
 from . import zoo
@@ -40,8 +42,10 @@ Patch = pytest.MonkeyPatch
 Touch = Callable[[str], bool]
 
 QUICK = ("digits", *zoo.OCR, "drawn-shufflenet")
-# What a comparison shows clearly in a small model it shows in a real one too.
-CLEAR = ("epsilon-dropped", "mean-unscaled", "earlier-shift-unscaled", "scale-rolled")
+# The bug that a comparison of the real model shows least clearly: 1 % of one bias of each layer.
+FAINT = ("bias-channel-off", "det")
+# Of ``rec``, whose kinds of operators the others have too: one bug in weights and one in biases.
+BITING = ("scale-rolled", "bias-channel-off")
 LARGE = ("drawn-densenet121", "drawn-inception_v2", "drawn-resnet50")
 UNCHECKED = {"Reshape.4"}
 """What maps cross and cannot be run by itself: of ``cls`` an operator that takes a shape from a
@@ -267,13 +271,14 @@ def _apart(right: Array | None, wrong: Array | None) -> float:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the command said of a model, and whether it wrote a file."""
+    """What the command said of a model, whether it wrote a file, and which fold it judged."""
 
     code: int
     status: str
     certificates: list[Mapping[str, Any]]
     end_to_end: Mapping[str, Any]
     written: bool
+    judged: ModelProto
 
     @property
     def ratio(self) -> float:
@@ -286,12 +291,22 @@ def try_out(path: Path, folder: Path, seed: int) -> Trial:
     """Run the command in this process, where the bug is."""
     output, report = folder / "out" / "folded.onnx", folder / "report.json"
     output.parent.mkdir()
+    judged: list[ModelProto] = []
+
+    def witnessed(*given: Any) -> Any:
+        (draft,) = given[4].glob("*.onnx")
+        judged.append(onnx.load(draft))
+        return certify(*given)
+
     arguments = [path, "-o", output, "--report", report, "--seed", seed]
-    done = CliRunner().invoke(main, [str(a) for a in arguments])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certifying, "certify", witnessed)
+        done = CliRunner().invoke(main, [str(a) for a in arguments])
     assert isinstance(done.exception, SystemExit | None), done.exception
     said = json.loads(report.read_text(encoding="utf-8"))["verification"]
     written = bool([*output.parent.iterdir()])
-    return Trial(done.exit_code, said["status"], said["certificates"], said["end_to_end"], written)
+    told = said["certificates"], said["end_to_end"]
+    return Trial(done.exit_code, said["status"], *told, written, *judged)
 
 
 @dataclass(frozen=True)
@@ -363,10 +378,9 @@ def pairs(models: tuple[str, ...], harmless: bool = False) -> list[Any]:
 
 def check(bug: str, subject: Subject, seed: int, folder: Path, patch: Patch) -> None:
     BUGS[bug](patch, everywhere)
-    off = spoilt(subject.folded, bnfold.fold(subject.path))
     trial = try_out(subject.path, folder, seed)
     assert_failed(trial)
-    assert_certificates(trial, off)
+    assert_certificates(trial, spoilt(subject.folded, trial.judged))
     if (bug, subject.name) in INVISIBLE:
         assert trial.ratio < 10, "what shows this clearly should be noticed for sure"
     else:
@@ -375,10 +389,16 @@ def check(bug: str, subject: Subject, seed: int, folder: Path, patch: Patch) -> 
 
 def is_compared(bug: str, name: str) -> bool:
     """Whether the comparison is asked too, in the usual run."""
-    return name == "digits" or (name == "det" and bug not in CLEAR)
+    return name == "digits" or (bug, name) == FAINT
 
 
-@pytest.mark.parametrize("bug, name", [p for p in pairs(QUICK) if not is_compared(*p.values)])
+def certified() -> list[Any]:
+    """Where the certificates alone are asked; of ``rec`` all bugs with ``--slow``, compared."""
+    named = [p for p in pairs(QUICK) if not is_compared(*p.values)]
+    return [p for p in named if p.values[1] != "rec" or p.values[0] in BITING]
+
+
+@pytest.mark.parametrize("bug, name", certified())
 def test_bug_is_noticed_by_its_certificates(bug, name, subject, monkeypatch):
     right = subject(name)
     BUGS[bug](monkeypatch, everywhere)
@@ -437,8 +457,9 @@ def test_one_channel_of_one_fold_is_named(bug, name, subject, monkeypatch):
     assert [c["into"] for c in checked(bare) if not c["holds"]] == [chosen]
 
 
-@pytest.mark.parametrize("seed", [1])  # with seed 0 in test_real_models.py
-@pytest.mark.parametrize("name", QUICK)
+# With seed 0 in test_real_models.py; of the two largest with --slow.
+@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize("name", ["digits", "cls", "drawn-shufflenet"])
 def test_right_fold_raises_no_alarm(name, seed, subject, tmp_path):
     trial = try_out(subject(name).path, tmp_path, seed)
     assert [c for c in checked(trial) if not c["holds"]] == []
@@ -448,7 +469,7 @@ def test_right_fold_raises_no_alarm(name, seed, subject, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, *range(2, 15)])
+@pytest.mark.parametrize("seed", range(15))
 @pytest.mark.parametrize("name", QUICK)
 def test_right_fold_raises_no_alarm_with_any_seed(name, seed, subject, tmp_path):
     test_right_fold_raises_no_alarm(name, seed, subject, tmp_path)

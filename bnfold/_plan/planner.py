@@ -101,9 +101,11 @@ def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
         if move.law == "absorb" and move.into not in behind:
             behind[move.into] = move.absorbed
             blame.setdefault(move.into, []).append(move.maps[-1])
+    into = {move.into for move in moves if move.law == "absorb"}
     sides = {
         node: Sides(behind.get(node, IDENTITY), ahead.get(node, IDENTITY))
         for node in sorted({*behind, *ahead})
+        if node in into or not (_is_none(behind.get(node)) and _is_none(ahead.get(node)))
     }
     return Moves(
         tuple(moves),
@@ -119,6 +121,11 @@ def plan(view: View, refused: Mapping[int, Reason]) -> Moves:
         ),
         _turned(view, relocator.edits, sides),
     )
+
+
+def _is_none(map_: AffineMap | None) -> bool:
+    """Whether nothing is taken in."""
+    return map_ is None or map_.is_identity
 
 
 def _turned(view: View, edits: Mapping[int, Edit], sides: Mapping[int, Sides]) -> dict[int, str]:

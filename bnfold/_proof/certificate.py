@@ -187,9 +187,10 @@ def _check_composition(before: CheckedModel, after: CheckedModel, fold: Applied)
     wanted, made = FullRankMap.identity(rank), FullRankMap.identity(rank)
     data = next((n for n in first.input if before.fixed(old, n) is None), "")
     _start_from(fold, data, wanted, made)
-    for position in fold.chain:
-        follow(before, old, old.nodes[position], wanted)
+    kinds = {follow(before, old, old.nodes[position], wanted) for position in fold.chain} - {None}
     kind = _follow_folded(after, new, fold, made)
+    if not made.steps and len(kinds) == 1:  # What is left out was 1 and 0 in the type that it had.
+        kind = kinds.pop() or kind
     last = old.nodes[fold.chain[-1]].output[0]
     pairs = _equal_maps(fold, last, wanted, made)
     return max(_deviation(fold, one, other, kind) for one, other in pairs)

@@ -55,6 +55,7 @@ _SAME_RANK = (
     "Upsample",
 )
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv")
+_PRODUCTS = ("FusedMatMul", "MatMul", "TransposeMatMul")
 _BROADCAST = ("Add", "Div", "Mul", "Sub")
 _PASSED = ("Add", "BatchNormalization", "Dropout", "Identity", "Mul", "Sub")
 
@@ -115,23 +116,28 @@ class CheckedModel:
         """The rank of a tensor, or None.
 
         Where inference found no shape, the operator that writes the tensor tells its rank. A map
-        broadcasts its constant with its data, and so has the larger rank of the two.
+        broadcasts its constant with its data, and so has the larger rank of the two; so has a
+        product of two that are no vectors.
         """
-        least = 0
+        least, multiplied = 0, False
         while True:
             shape = self.shapes.shape(scope, name)
             if shape is not None:
-                return max(least, len(shape))
+                return None if multiplied and len(shape) < 2 else max(least, len(shape))
             position = scope.producers.get(name)
             node = scope.nodes[position] if position is not None else None
             if node is not None and node.op_type in _CONVOLUTIONS:
                 weight = self.values(scope, node.input[1])
                 return None if weight is None else max(least, weight.ndim)
-            if node is not None and node.op_type in _BROADCAST:
-                constants = [self.fixed(scope, operand) for operand in node.input]
+            if node is not None and node.op_type in (*_BROADCAST, *_PRODUCTS):
+                product = node.op_type in _PRODUCTS
+                read = self.values if product else self.fixed
+                constants = [read(scope, operand) for operand in node.input]
                 data = [n for n, c in zip(node.input, constants, strict=True) if c is None]
-                if len(data) != 1:
+                vectors = any(c.ndim < 2 for c in constants if c is not None)
+                if len(data) != 1 or (product and vectors):
                     return None
+                multiplied = multiplied or product
                 least = max(least, *(c.ndim for c in constants if c is not None))
                 name = data[0]
                 continue

@@ -38,6 +38,7 @@ _ROWS = 4
 _SPAN = 1
 _EPSILON = float(np.float32(1e-5))
 _WINDOWED = ("Conv", "ConvTranspose")
+_TURNED = ("FusedGemm", "FusedMatMul", "TransposeMatMul")
 # What rounding does over the steps of a recurrence has no bound here.
 _RECURRENT = ("GRU", "LSTM", "RNN")
 
@@ -90,7 +91,8 @@ def probe(
         return None
     if wanted.shape != made.shape:
         raise Mismatch(f"{label(was.nodes[-1])} puts out {wanted.shape}, now it is {made.shape}")
-    unit = ROUNDINGS * _half_unit(now) * max(1, len(now.nodes)) + _ARITHMETIC
+    rounded = now if now.nodes else was  # what is left out was 1 and 0 in the type that it had
+    unit = ROUNDINGS * _half_unit(rounded) * max(1, len(now.nodes)) + _ARITHMETIC
     known = np.isfinite(wanted)
     worst = None
     for equality in equalities(fold.related.get(last), wanted.ndim):
@@ -167,6 +169,8 @@ def _sample(was: _Chain, now: _Chain, fold: Applied, x: Double) -> Double:
         strides = given.get("strides") or [1] * len(kernel)
         for axis, (k, d, s) in enumerate(zip(kernel, dilations, strides, strict=True), start=2):
             spans[axis] = (k - 1) * d + 1 + _SPAN * s
+    elif node.op_type in _TURNED:
+        spans = list(x.shape)
     elif node.op_type in ("Gemm", "MatMul"):
         turned = any(a.name == "transA" and a.i for a in node.attribute)
         rows_first = x.ndim > 1 and node.input[0] == was.source and not turned
@@ -183,6 +187,9 @@ def _sample(was: _Chain, now: _Chain, fold: Applied, x: Double) -> Double:
 def _varies(was: _Chain, now: _Chain, fold: Applied, axis: int, rank: int) -> bool:
     """Whether a constant or a map differs along an axis of the data."""
     for relation in fold.related.values():
+        # A product with batches of weights has more axes than its data.
+        if any((step.axis or 0) >= rank > 0 for step in (*relation.old, *relation.new)):
+            return True
         for map_ in (composed(relation.old, rank), composed(relation.new, rank)):
             if any(part.shape[axis] != 1 for part in (map_.scale, map_.shift) if part.ndim == rank):
                 return True

@@ -113,6 +113,17 @@ def bnfold(
     return run
 
 
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """No file grows beyond so many bytes, as on a disk that is full. Nothing else may write."""
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, kept[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+
+
 def _wrong(factor: float) -> Callable[..., Any]:
     right = channels.scaled
 

@@ -16,7 +16,7 @@ import pytest
 from onnx import helper
 
 from . import examples
-from .command import COMMAND, bnfold, process, refused, tree
+from .command import COMMAND, bnfold, files_end_at, process, refused, tree
 
 
 @pytest.fixture
@@ -335,13 +335,8 @@ def test_a_name_too_long(model, tmp_path, unchanged):
 def test_a_write_that_fails_halfway(model, tmp_path, unchanged):
     """A limit on the size of files stands in for a disk that is full."""
     unchanged()
-    limits = (2000, 2000)
-    run = process(
-        model,
-        "-o",
-        tmp_path / "out.onnx",
-        before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
-    )
+    with files_end_at(2000):
+        run = bnfold(model, "-o", tmp_path / "out.onnx")
     refused(run, "cannot write", "out.onnx")
 
 

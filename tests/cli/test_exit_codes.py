@@ -38,13 +38,13 @@ def test_folded_and_verified(command, model, tmp_path):
 
 
 def test_nothing_to_fold_is_done(settled):
-    run = process(settled)
+    run = bnfold(settled)
     assert (run.code, run.out, run.err) == (0, "nothing to fold\n", "")
 
 
 def test_a_wrong_fold_fails_and_leaves_no_file(model, tmp_path):
     before = tree(tmp_path)
-    run = process(model, "-o", tmp_path / "out.onnx", command=PLANTED)
+    run = bnfold(model, "-o", tmp_path / "out.onnx", factor=TOO_LARGE)
     assert (run.code, run.err) == (1, "")
     assert run.lines[-2:] == ["verification: fail", "no file was written"]
     assert "certificates: 0 of 1 hold" in run.lines
@@ -60,7 +60,7 @@ def test_unverified_when_asked(model, tmp_path):
 
 
 def test_what_cannot_run_cannot_be_judged(strange, tmp_path):
-    run = process(strange, "-o", tmp_path / "out.onnx")
+    run = bnfold(strange, "-o", tmp_path / "out.onnx")
     assert (run.code, run.err) == (3, "")
     assert "the original does not load" in run.out
     assert run.lines[-2] == "verification: inconclusive"
@@ -99,9 +99,3 @@ def test_a_defect_can_be_traced(model):
     env = environment(BNFOLD_TRACEBACK="1")
     done = subprocess.run([*DEFECT, str(model)], capture_output=True, env=env, check=False)
     assert done.stderr.startswith(b"Traceback") and b"in wrong" in done.stderr
-
-
-def test_the_command_is_the_one_under_test():
-    run = process("--version")
-    assert (run.code, run.err) == (0, "")
-    assert run.out.startswith("bnfold ")

@@ -41,4 +41,4 @@ def test_a_name_that_is_not_text(model, tmp_path):
     assert (tmp_path / target).exists()
     document = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert document["output"] == "out?.onnx"
-    refused(process(os.fsdecode(b"n\xff\n.onnx"), cwd=tmp_path), r"n\udcff\n.onnx")
+    refused(bnfold(os.fsdecode(b"n\xff\n.onnx"), cwd=tmp_path), r"n\udcff\n.onnx")

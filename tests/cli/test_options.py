@@ -289,7 +289,7 @@ def test_inputs_that_fit_no_memory(size, tmp_path):
 
 @linux
 def test_more_than_can_be_said(model):
-    refused(process(model, "--memory", "999999999999999GB"), "memory cannot be bounded")
+    refused(bnfold(model, "--memory", "999999999999999GB"), "memory cannot be bounded")
 
 
 @linux

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from .command import COMMAND, EAGER, PATIENCE_S, environment, on_terminal, process
+from .command import COMMAND, EAGER, PATIENCE_S, bnfold, environment, on_terminal, process
 
 CLEAR = "\r\x1b[K"
 
@@ -42,7 +42,7 @@ def shown_and_cleared(model, command):
     first, *steps, rest = run.out.split(CLEAR)
     assert first == ""
     assert steps and all(0 < len(step) < 12 for step in steps)
-    piped = process(model, command=command)
+    piped = bnfold(model)
     assert (piped.code, piped.err) == (0, "")
     assert "\x1b" not in piped.out and "\r" not in piped.out
     assert rest.replace("\r\n", "\n") == piped.out
@@ -71,7 +71,7 @@ def test_help_on_a_narrow_terminal():
     assert "--in-place" in run.out
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow)])
 def test_an_encoding_without_arrows(encoding, model):
     run = process(model, "-v", env={"PYTHONIOENCODING": encoding})
     assert (run.code, run.err) == (0, "")
@@ -113,7 +113,10 @@ def test_a_full_disk_behind_the_help(full):
     assert done.stderr == b"error: no space left on the device\n"
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+# With all closed, errors are closed too.
+@pytest.mark.parametrize(
+    "closed", [">&-", pytest.param("2>&-", marks=pytest.mark.slow), "<&- >&- 2>&-"]
+)
 def test_streams_that_are_closed(closed, model, tmp_path):
     target = tmp_path / "out.onnx"
     script = f'"$@" {closed}'

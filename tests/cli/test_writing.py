@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import stat
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 from ..graphs import DOUBLE, assert_same, bn, conv, op, rand
 from ..graphs import model as build
 from . import examples
-from .command import TOO_LARGE, bnfold, process, refused, start, tree, wait_for
+from .command import TOO_LARGE, bnfold, files_end_at, refused, start, tree, wait_for
 
 
 def test_without_an_output_nothing_is_written(external, tmp_path, tmp_path_factory):
@@ -127,13 +126,8 @@ def test_an_existing_output_survives_a_run_that_fails(trouble, external, tmp_pat
     elif trouble == "wrong inputs":
         refused(bnfold(external, "-o", target, "--inputs", tmp_path / "in.npz"), "in.npz")
     else:
-        limit = (700, 700)
-        run = process(
-            external,
-            "-o",
-            target,
-            before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-        )
+        with files_end_at(700):
+            run = bnfold(external, "-o", target)
         refused(run, "out.onnx")
     assert tree(tmp_path) == before
 

@@ -6,14 +6,12 @@ order, a text or a last bit somewhere. ``--slow`` takes all models, as does the 
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..cli.command import bnfold
 from . import record
 from .models import EIGHTHS, SOURCES, THIRDS, TORCH, TORCH_SOURCES, models, source
 
@@ -71,8 +69,7 @@ def test_every_model_is_recorded_and_every_record_is_of_a_model():
 
 def test_every_reason_is_among_them():
     """A net with a hole as large as a whole reason would not hold that reason's text."""
-    command = [sys.executable, Path(__file__).parents[2] / "cli.py", "explain"]
-    known = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    known = bnfold("explain").out.split()
     rows = record.load()[1].values()
     said = {each.rpartition(":")[2] for row in rows for each in row["says"].split("; ")}
     assert known

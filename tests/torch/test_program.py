@@ -265,9 +265,10 @@ def saved(tmp_path):
     return path
 
 
-def test_command(saved, tmp_path):
+@pytest.mark.parametrize("run", [command, pytest.param(process, marks=pytest.mark.slow)])
+def test_command(run, saved, tmp_path):
     output = tmp_path / "fused.pt2"
-    done = process(saved, "-o", output)
+    done = run(saved, "-o", output)
     assert (done.code, done.err) == (0, "")
     assert "batch_norm" in done.out
     assert "verification: pass" in done.out
