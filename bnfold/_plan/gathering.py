@@ -102,6 +102,8 @@ class _Gatherer:
                 absorbing.absorb_behind(node, node.role, IDENTITY, role.map)
             message = f"what it reads is written by {node.label}, which cannot take it in"
             raise Refusal.of("no-linear-operator", node.label, message)
+        elif to in self.refused:
+            raise Refusal(self.refused[to].behind(node.label))
         else:
             message = f"what it reads is written by {node.label}, which cannot absorb it"
             raise Refusal.of("no-linear-operator", node.label, message)
