@@ -126,9 +126,9 @@ MUTANTS = (
     ),
     Mutant(
         "a standing operator in float16 takes up a map from float32",
-        "_plan/relocation.py",
-        "            if left and state.row != place.state.row:",
-        "            if False:",
+        "_plan/conversions.py",
+        "        if left and state.row != place.state.row:",
+        "        if False:",
         "tests/carry/test_conversions.py",
     ),
     Mutant(
@@ -231,7 +231,7 @@ MUTANTS = (
     ),
     Mutant(
         "a map along an axis crosses an Einsum",
-        "_core/joins.py",
+        "_core/products.py",
         '        if map_.axis is not None:\n            raise not_carried(f"the map varies',
         '        if False:\n            raise not_carried(f"the map varies',
         "tests/carry/test_einsum.py",
@@ -325,8 +325,8 @@ MUTANTS = (
     Mutant(
         "a shift into both summands",
         "_core/joins.py",
-        "_part(map_, sign if number == taker else 0)",
-        "_part(map_, sign)",
+        "scale = _part(map_, 0)",
+        "scale = _part(map_, 1)",
         "tests/carry/test_branches.py",
     ),
     Mutant(
@@ -338,7 +338,7 @@ MUTANTS = (
     ),
     Mutant(
         "a scale through a divisor",
-        "_core/joins.py",
+        "_core/products.py",
         "for number in range(1 if self.quotient else 2):",
         "for number in range(2):",
         "tests/carry/test_branches.py tests/carry/test_laws.py",

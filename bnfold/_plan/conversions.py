@@ -18,7 +18,9 @@ from bnfold._core.laws import Law, Mixed, Rearranged
 from bnfold._core.pointwise import Clipped, Converted, Homogeneous
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, Carrier, Crossing, Node, View
+from bnfold._plan.places import Place, affine
 from bnfold._plan.row import Row
+from bnfold._plan.trips import Trip
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,40 @@ class Unneeded:
     up: int
     down: tuple[int, ...]
     between: tuple[int, ...]
+
+
+def why_unfit(
+    view: View,
+    trip: Trip,
+    source: Place,
+    places: Sequence[Place],
+    row_at: Callable[[int], Row],
+) -> Reason | None:
+    """Why a map may not go from a wider type to a narrower one; None if it may, or does not.
+
+    The condition of `pointwise.Converted`: what it makes is rounded to the narrower type
+    anyway, nothing but scales stays where it was, and no operator that stands takes it up. A
+    map of a tensor of the narrower type has been rounded there. ``row_at`` tells what stands at the
+    place of an affine operator.
+    """
+    types = {affine(view.nodes[index]).dtype for index in source.maps}
+    if not trip.narrow or types == set(trip.narrow):
+        return None
+    (first, *others), label = trip.narrow, view.nodes[source.maps[0]].label
+    for number, state in trip.states.items():
+        place = places[number]
+        left = state.row if place is not source else [m for m in state.row if not enlarges(m)]
+        if left and state.row != place.state.row:
+            message = f"it would leave an operator of {label} in {first}"
+            return Reason("not-carried", label, message)
+    if any(other != first for other in others):
+        return Reason("not-carried", label, f"{label} would go through several types")
+    node = mixing(view, trip.crossed)
+    if node is not None:
+        message = f"{node.label} ({node.op}) puts together numbers that would be rounded first"
+        return Reason("not-carried", node.label, message)
+    output = view.nodes[source.maps[-1]].outputs[0]
+    return not_rounded(view, output, first, row_at)
 
 
 def not_rounded(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from bnfold._core import absorbing
 from bnfold._core.affine import IDENTITY, AffineMap
@@ -15,7 +16,7 @@ from bnfold._core.laws import Edit
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, Receiver, View
 from bnfold._plan.backward import carry_back
-from bnfold._plan.conversions import enlarges, mixing, not_rounded
+from bnfold._plan.conversions import why_unfit
 from bnfold._plan.dead_ends import Changes, DeadEnds, Span, Stop
 from bnfold._plan.forward import carry_ahead
 from bnfold._plan.places import Place, affine
@@ -126,7 +127,9 @@ class Relocator:
                 if stop is not None:
                     stops.setdefault(ahead, stop)
                     continue
-                unfit = self._unfit(trip, place)
+                unfit = why_unfit(
+                    self.view, trip, place, self.places, partial(self._standing, trip)
+                )
                 if unfit is not None:  # That depends on all that reads it further on.
                     self._terrain.seen = Span(0, len(self.view.nodes) - 1)
                     stops.setdefault(ahead, Stop(unfit))
@@ -192,32 +195,6 @@ class Relocator:
             old_operators, old_operations = old_operators + old[0], old_operations + old[1]
             new_operators, new_operations = new_operators + new[0], new_operations + new[1]
         return absorbing.pays(old_operators, old_operations, new_operators, new_operations)
-
-    def _unfit(self, trip: Trip, source: Place) -> Reason | None:
-        """Why a map may not go from a wider type to a narrower one; None if it may, or does not.
-
-        The condition of `pointwise.Converted`: what it makes is rounded to the narrower type
-        anyway, nothing but scales stays where it was, and no operator that stands takes it up. A
-        map of a tensor of the narrower type has been rounded there.
-        """
-        types = {affine(self.view.nodes[index]).dtype for index in source.maps}
-        if not trip.narrow or types == set(trip.narrow):
-            return None
-        (first, *others), label = trip.narrow, self.view.nodes[source.maps[0]].label
-        for number, state in trip.states.items():
-            place = self.places[number]
-            left = state.row if place is not source else [m for m in state.row if not enlarges(m)]
-            if left and state.row != place.state.row:
-                message = f"it would leave an operator of {label} in {first}"
-                return Reason("not-carried", label, message)
-        if any(other != first for other in others):
-            return Reason("not-carried", label, f"{label} would go through several types")
-        node = mixing(self.view, trip.crossed)
-        if node is not None:
-            message = f"{node.label} ({node.op}) puts together numbers that would be rounded first"
-            return Reason("not-carried", node.label, message)
-        output = self.view.nodes[source.maps[-1]].outputs[0]
-        return not_rounded(self.view, output, first, lambda node: self._standing(trip, node))
 
     def _standing(self, trip: Trip, node: int) -> Row:
         """What stands at the place of an affine operator."""

@@ -126,7 +126,7 @@ def certified(made: ModelProto, data: dict[str, np.ndarray], folder: Path) -> li
     inputs = [InputSet("given", data)]
     activations = Activations(folder / "model.onnx", inputs, Settings(), Bounds())
     found = certify(original, made, applied, folder, folder, activations.numbers)
-    assert all(certificate.holds for certificate in found), found
+    assert all(one.holds or graphs.excused(one, original) for one in found), found
     return [one.probe for one in found if one.probe is not None]
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from bnfold._core.joins import Aligned, Contracted, Gated, Multiplied, Summed
+from bnfold._core.joins import Aligned, Summed
 from bnfold._core.laws import UNCOUNTED, Form, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
 from bnfold._core.pointwise import Clipped, HardSigmoid, Homogeneous, Thresholded
+from bnfold._core.products import Contracted, Gated, Multiplied
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.casts import conversion
