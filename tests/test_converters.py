@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime as ort
@@ -88,11 +89,17 @@ MODELS = {
     "cls": ("float16, norms in float32", "saved, basic", "prepared for quantization"),
     "det": ("opset 15", "float16, norms and inputs in float32", "saved, extended"),
 }
+# Of the larger models, one path each in the usual run: digits takes all of them.
+USUAL = {("cls", "saved, basic"), ("det", "float16, norms and inputs in float32")}
 
 
-@pytest.mark.parametrize(
-    "name, how", [(n, how) for n, several in MODELS.items() for how in several]
-)
+def paths() -> list[Any]:
+    pairs = [(name, how) for name, several in MODELS.items() for how in several]
+    slow = pytest.mark.slow
+    return [p if p[0] == "digits" or p in USUAL else pytest.param(*p, marks=slow) for p in pairs]
+
+
+@pytest.mark.parametrize("name, how", paths())
 def test_no_norm_is_left_and_the_model_passes(name, how, tmp_path):
     source, target, report = (tmp_path / f for f in ("in.onnx", "out.onnx", "report.json"))
     CONVERTERS[how](zoo.path(name), source)
@@ -108,7 +115,7 @@ def test_no_norm_is_left_and_the_model_passes(name, how, tmp_path):
         assert set(left - own) <= (NARROW if "float16" in how else set())
 
 
-@pytest.mark.parametrize("name", ["digits", "cls", "det"])
+@pytest.mark.parametrize("name", ["digits", "cls", pytest.param("det", marks=pytest.mark.slow)])
 def test_norms_in_float32_fold_as_those_in_float16_do(name, tmp_path):
     """Every norm goes with the Cast ahead of it and the one behind it, and no other Cast."""
     plain, kept = tmp_path / "plain.onnx", tmp_path / "kept.onnx"
