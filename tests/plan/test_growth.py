@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -18,7 +20,8 @@ from bnfold._plan.planner import plan
 from bnfold._plan.relocation import Relocator
 
 from ..graphs import const, conv, counts, model
-from .test_relocate import result, view
+from .test_relocate import result
+from .test_relocate import view as unranked
 
 CONV = Absorber({1: 2}, ahead=InputSide(0, {1: 2}))
 RELU = Crossing(Homogeneous())
@@ -26,6 +29,12 @@ POOL = Crossing(Mixed({0: 0, 1: 1}, 1.0, positive=True))
 SHAPE = (1, 2, 4, 4)
 SUM = Crossing(Summed((1, 1), Aligned((SHAPE, SHAPE), SHAPE)), (0, 1))
 FLOAT = np.dtype(np.float32)
+
+
+def view(*rows):
+    """Nodes as `unranked` has them, each tensor with four axes of sizes that are not known."""
+    made = unranked(*rows)
+    return replace(made, values=tuple(replace(v, shape=(None,) * 4) for v in made.values))
 
 
 def mul(*scale):
