@@ -154,6 +154,19 @@ def test_inside_a_function_a_type_follows_from_operators_alone():
     assert "BatchNormalization" not in counts(fold(made))
 
 
+def test_what_a_call_passes_has_no_type_in_a_function():
+    """Another call may pass another. This one is not inlined, as it puts out what it reads."""
+    weights = [constant(name, positive(3)) for name in "stmv"]
+    last = op("BatchNormalization", "b s t m v", "y", name="norm")
+    nodes = [*weights, op("Abs", "x", "a", name="abs"), cast("a", "b"), last]
+    made = model(
+        op("Block", "x", "y z", domain="my"),
+        functions=[function("Block", "x", "y x", nodes)],
+        domains=DOMAIN,
+    )
+    assert codes(made) == {"norm": "no-linear-operator"}
+
+
 def test_operators_that_merge_take_a_cast_along():
     pieces = conv("c", "x", "a", (4, 3, 1, 1)), cast("a", "b"), conv("d", "b", "y", (2, 4, 1, 1))
     folds(model(*pieces, op("Tanh", "y", "z"), y="z"), Conv=1, Tanh=1)
