@@ -69,7 +69,7 @@ class Converted(Law):
     Where it goes to the narrow side, backward, x was stored in narrow, at a cost of ``u·|s·x|``,
     and ``A(x)`` is stored there instead, at a cost of ``u·|A(x)|``. No more is lost, and nothing
     overflows that did not, where ``A(x)`` is rounded to narrow anyway before anything adds to it or
-    makes it smaller, and where all of the map goes: the planner sees to it (`_plan.conversions`).
+    scales it, and where all of the map goes: the planner sees to it (`_plan.conversions`).
     What x is computed by takes the map in, and its new numbers are rounded to narrow as the old
     ones were. As ``b' = A(x) - s·W·z``, the new bias costs ``u·|b'| ≤ u·|A(x)| + u·|s|·|W|·|z|``:
     what rounding the result and the weights cost before.

@@ -46,7 +46,7 @@ def why_unfit(
     """Why a map may not go from a wider type to a narrower one; None if it may, or does not.
 
     The condition of `pointwise.Converted`: what it makes is rounded to the narrower type
-    anyway, nothing but scales stays where it was, and no operator that stands takes it up. A
+    anyway, nothing but changes of sign stays where it was, and no operator that stands takes it up. A
     map of a tensor of the narrower type has been rounded there. ``row_at`` tells what stands at the
     place of an affine operator.
     """
@@ -56,7 +56,7 @@ def why_unfit(
     (first, *others), label = trip.narrow, view.nodes[source.maps[0]].label
     for number, state in trip.states.items():
         place = places[number]
-        left = state.row if place is not source else [m for m in state.row if not enlarges(m)]
+        left = state.row if place is not source else [m for m in state.row if not turns_signs(m)]
         if left and state.row != place.state.row:
             message = f"it would leave an operator of {label} in {first}"
             return Reason("not-carried", label, message)
@@ -76,10 +76,11 @@ def not_rounded(
     """Why rounding a tensor to a type may show; None if all of it is rounded to that type anyway.
 
     So it is where every way on ends in a conversion to that type, and where what is on the way
-    takes a relative error to the same relative error, and a number that is too large for the type
-    to another one or to a bound: a Relu, a Clip, a maximum, a move of elements, a scale of at least
-    1. A shift does not: what it leaves may be far smaller than what was rounded. ``row_at`` tells
-    what stands at the place of an affine operator.
+    enlarges no error, relative or absolute, and takes a number that is too large for the type to
+    another one or to a bound: a Relu, a Clip, a maximum, a move of elements, a change of sign. A
+    shift does not: what it leaves may be far smaller than what was rounded. Nor does a scale: one
+    above 1 enlarges the error of a number that is not normal in the type. ``row_at`` tells what
+    stands at the place of an affine operator.
     """
     waiting, seen = [value], {value}
     while waiting:
@@ -92,7 +93,7 @@ def not_rounded(
             role, law = node.role, _law(node)
             if isinstance(law, Converted) and not law.widens and law.narrow == dtype:
                 continue
-            stays = isinstance(role, Affine) and all(map(enlarges, row_at(reader)))
+            stays = isinstance(role, Affine) and all(map(turns_signs, row_at(reader)))
             if not (stays or isinstance(role, Carrier) or keeps_relative_errors(law)):
                 message = f"{node.label} ({node.op}) reads it before it is rounded to {dtype}"
                 return Reason("not-carried", node.label, message)
@@ -163,9 +164,12 @@ def _law(node: Node) -> Law | None:
     return node.role.law if isinstance(node.role, Crossing) else None
 
 
-def enlarges(map_: AffineMap) -> bool:
-    """Whether a map is a scale that makes nothing smaller."""
-    return map_.keeps_origin and bool((np.abs(map_.scale) >= 1).all())
+def turns_signs(map_: AffineMap) -> bool:
+    """Whether a map changes nothing but signs.
+
+    A scale above 1 would also enlarge the error of numbers below the normal ones of the type.
+    """
+    return map_.keeps_origin and bool((np.abs(map_.scale) == 1).all())
 
 
 def keeps_relative_errors(law: Law | None) -> bool:

@@ -285,6 +285,11 @@ STAYS = {
         wide(const("Mul", "r", "m", np.float32([1, 2, 3, 0.5]))),
         down("m", "y"),
     ],
+    "a scale above 1, which enlarges errors of numbers that are not normal": [
+        wide((op("Clip", "b l h", "r"), {"l": np.float32(0), "h": np.float32(9)})),
+        wide(const("Mul", "r", "m", np.float32([1, 2, 3, 4]))),
+        down("m", "y"),
+    ],
     "a sigmoid": [op("Sigmoid", "b", "a"), down("a", "y")],
     "a cast to something narrower still": [down("b", "y", BF16)],
 }
