@@ -45,9 +45,9 @@ def why_unfit(
 ) -> Reason | None:
     """Why a map may not go from a wider type to a narrower one; None if it may, or does not.
 
-    The condition of `pointwise.Converted`: what it makes is rounded to the narrower type
-    anyway, nothing but changes of sign stays where it was, and no operator that stands takes it up. A
-    map of a tensor of the narrower type has been rounded there. ``row_at`` tells what stands at the
+    The condition of `pointwise.Converted`: what it makes is rounded to the narrower type anyway,
+    nothing but changes of sign stays where it was, and no operator that stands takes it up. A map
+    of a tensor of the narrower type has been rounded there. ``row_at`` tells what stands at the
     place of an affine operator.
     """
     types = {affine(view.nodes[index]).dtype for index in source.maps}
