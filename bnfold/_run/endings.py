@@ -6,13 +6,13 @@ both models go on alike from some tensors on, they agree if these tensors do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple, TypeAlias
 
 import onnx
 
 from bnfold._onnx.files.external import node_tensors
-from bnfold._run.nodes import own_names, reads, subgraphs
+from bnfold._run.nodes import RANDOM, all_nodes, own_names, reads, subgraphs
 
 
 class Ahead(NamedTuple):
@@ -37,7 +37,8 @@ class Endings:
         operators differ already.
 
         Operators are the same if type, attributes, bodies and functions are, and if their constants
-        hold the same bytes. An Identity counts as nothing.
+        hold the same bytes. An Identity counts as nothing. An operator that draws numbers is the
+        same as one other alone, for two of them draw other numbers.
         """
         if not self._same_opsets:
             return None
@@ -49,11 +50,20 @@ class Endings:
                 continue
             seen.add(pair)
             inputs = self._inputs(pair)
-            if inputs is None:
+            if inputs is None or not self._draws_alone(pair, seen):
                 found.append(pair)
             else:
                 waiting += inputs
         return None if self._sources(start) in found else found
+
+    def _draws_alone(self, pair: Ahead, seen: Collection[Ahead]) -> bool:
+        """Whether no other pair has one of two operators that draw numbers."""
+        left, right = self._sides
+        one, other = left.makers.get(pair.original), right.makers.get(pair.folded)
+        if one is None or other is None or not left.draws(one):
+            return True
+        makers = [(left.makers.get(each.original), right.makers.get(each.folded)) for each in seen]
+        return all((a is one) == (b is other) for a, b in makers)
 
     def _sources(self, pair: Ahead) -> Ahead:
         left, right = self._sides
@@ -134,6 +144,14 @@ class _Side:
         self._inputs = {value.name for value in graph.input}
         self._functions = stored_functions(model)
         self._sparse = {tensor.values.name for tensor in graph.sparse_initializer}
+
+        inner = [node for function in model.functions for node in all_nodes(function.node)]
+        calls = {each.name for each in model.functions}
+        self._drawing = RANDOM | (calls if any(node.op_type in RANDOM for node in inner) else set())
+
+    def draws(self, node: onnx.NodeProto) -> bool:
+        """Whether a node, one of its bodies or a function may draw random numbers."""
+        return any(each.op_type in self._drawing for each in all_nodes([node]))
 
     def source(self, name: str) -> str:
         """The tensor that a name stands for, ahead of any Identity."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import onnx
 
-_RANDOM = {
+RANDOM = {
     "Bernoulli",
     "Multinomial",
     "RandomNormal",
@@ -124,7 +124,7 @@ def random_values(graph: onnx.GraphProto) -> set[str]:
     drawn = {
         name
         for node in graph.node
-        if any(inner.op_type in _RANDOM for inner in all_nodes([node]))
+        if any(inner.op_type in RANDOM for inner in all_nodes([node]))
         for name in node.output
         if name
     }

@@ -105,9 +105,10 @@ def cut(
 ) -> Edit:
     """An edit that cuts a model at some quantizers.
 
-    What a quantizer reads becomes an output, if the model computes it, and what it writes an input
-    of a given type. Where the scales of the two models differ, what it reads is put out in steps.
-    An output that was written by a quantizer is dropped: what is ahead of it stands for it.
+    What a quantizer reads becomes an output, unless it is the same input in both models, which no
+    file holds a value of. What it writes becomes an input of a given type. Where the scales of the
+    two models differ, what it reads is put out in steps. An output that was written by a quantizer
+    is dropped: what is ahead of it stands for it.
     """
 
     def edit(model: onnx.ModelProto) -> None:
@@ -119,10 +120,11 @@ def cut(
         own = [value for value in graph.output if value.name not in gone]
         del graph.output[:]
         graph.output.extend(own)
-        written = {name for node in kept for name in node.output}
+        stored = {tensor.name for tensor in graph.initializer}
+        given = {value.name for value in graph.input} - stored
         for one in found:
             data = one.data if original else one.other
-            if data in written or one.others is not None:
+            if one.data != one.other or data not in given or one.others is not None:
                 graph.node.extend(_put_out(one, data))
                 graph.output.add(name=ahead_of(one))
                 if one.others is not None:

@@ -314,3 +314,18 @@ def test_more_draws_on_one_side_do_not_pass() -> None:
     for stored, same in zip(other.graph.initializer, made.graph.initializer, strict=True):
         stored.CopyFrom(same)
     assert bnfold.verify(made, other).status != "pass"
+
+
+def test_two_draws_are_not_one_that_is_read_twice() -> None:
+    """Two draws are two tensors: their difference is not zero."""
+    two = model(
+        op("RandomNormalLike", "x", "a"),
+        op("RandomNormalLike", "x", "b"),
+        op("Sub", "a b", "n"),
+        op("Add", "x n", "y"),
+        x=X,
+    )
+    one = model(op("RandomNormalLike", "x", "a"), op("Sub", "a a", "n"), op("Add", "x n", "y"), x=X)
+    assert bnfold.verify(two, one).status != "pass"
+    assert bnfold.verify(one, two).status != "pass"
+    assert bnfold.verify(two, two).status == "pass"

@@ -12,7 +12,7 @@ import bnfold
 from bnfold._judge.deployment import Deployment
 from bnfold._run.quantizers import quantizers
 
-from ..graphs import conv, model, op
+from ..graphs import const, conv, model, op
 
 STEP = np.float32(0.05)
 
@@ -208,7 +208,7 @@ def test_as_deployed_where_integers_saturate(monkeypatch):
 
     monkeypatch.setattr(Deployment, "_excess", saturating)
     seen = bnfold.verify(m, after)
-    assert seen.status == "pass"
+    assert seen.status == "inconclusive"
     assert "x64quantprecision" in seen.providers[0].note
     monkeypatch.setattr(
         Deployment,
@@ -230,3 +230,30 @@ def test_what_a_runtime_has_fused_is_no_failure_and_an_error_is_one(tmp_path):
     scale = next(n.input[4] for n in saved.graph.node if n.op_type == "QLinearConv")
     seen = bnfold.verify(m, wrong(saved, scale, 2.0))
     assert "fail" in {check.status for check in seen.checks}
+
+
+def reading(first, second, held=None):
+    """Two inputs that are rounded; the sum tells them apart."""
+    pieces = [
+        (op("QuantizeLinear", f"{x} s z", f"q{k}"), {"s": STEP, "z": np.uint8(100)} if k else {})
+        for k, x in enumerate((first, second))
+    ]
+    pieces += [op("DequantizeLinear", f"q{k} s z", f"d{k}") for k in range(2)]
+    pieces += [const("Mul", "d0", "m", np.float32(3)), op("Add", "m d1", "y")]
+    shapes = {"a": (2, 3), "b": (2, 3)}
+    made = model(*pieces, x=shapes, opset=13)
+    if held is not None:
+        made.graph.initializer.append(numpy_helper.from_array(held, "a"))
+    return made
+
+
+def test_quantizers_of_other_inputs_do_not_pass():
+    """At the cut no operator has computed what they read; it is looked at all the same."""
+    assert bnfold.verify(reading("a", "b"), reading("b", "a")).status != "pass"
+
+
+def test_quantizers_of_other_stored_values_do_not_pass():
+    values = np.float32([[1, 2, 3], [4, 5, 6]]) / 8
+    one, other = (reading("a", "b", held) for held in (values, values + np.float32(STEP)))
+    assert bnfold.verify(one, other).status != "pass"
+    assert bnfold.verify(one, one).status == "pass"
