@@ -176,7 +176,7 @@ def test_trained_with_quantizers(kind, per_channel, rounded):
     assert counts(after)["QuantizeLinear"] == counts(m)["QuantizeLinear"]
     seen = bnfold.verify(m, after)
     assert seen.status == "pass"
-    assert all(planted.noticed for planted in seen.power)
+    assert seen.power and all(planted.noticed for planted in seen.power)
     scales = [
         node.input[1]
         for node in after.graph.node

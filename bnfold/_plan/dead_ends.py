@@ -30,7 +30,7 @@ def kind_of(map_: Map) -> Kind:
     """The kind of a map. Laws ask for the axis, for signs, and whether there is a shift; they let
     maps of one kind pass alike, but for a number that leaves the range of its type.
 
-    A Slice leaves out the channels that a map changes, so these count one by one.
+    A Slice leaves out some channels, so these count one by one.
     """
     scale, shift = map_.scale, map_.shift
     axis = scale.shape if isinstance(map_, MultiAxisMap) else map_.axis
@@ -38,7 +38,7 @@ def kind_of(map_: Map) -> Kind:
         s, t = float(scale.flat[0]), float(shift.flat[0])
         return axis, s != 1, t != 0, s < 0, s == 0, abs(s) < 1
     size = np.abs(scale)
-    signs = bool((scale < 0).any()), bool((size == 0).any()), bool((size < 1).any())
+    signs = tuple(which.tobytes() for which in (scale < 0, size == 0, size < 1))
     return axis, (scale != 1).tobytes(), (shift != 0).tobytes(), *signs
 
 

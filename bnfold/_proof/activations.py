@@ -39,7 +39,8 @@ def ahead_of_activation(case: Absorption) -> tuple[Absorption, float]:
     bulk = target.bulk + remaining.bulk + np.abs(target.shift) + np.abs(remaining.shift)
     shifted = bool((np.abs(target.shift - remaining.shift) > SLACK * bulk).any())
     same = old == new and not shifted
-    if same and bool((np.abs(target.scale - remaining.scale) <= SLACK * target.scale).all()):
+    apart = np.abs(target.scale - remaining.scale)
+    if same and bool((apart <= SLACK * np.abs(target.scale)).all()):
         return case, 0.0
     dead = (target.scale == 0) & (remaining.scale == 0)
     if not bool(((np.sign(target.scale) == np.sign(remaining.scale)) | dead).all()):

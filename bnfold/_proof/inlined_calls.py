@@ -57,6 +57,7 @@ def _skeleton(model: ModelProto) -> ModelProto:
     copy.graph.node.extend(model.graph.node)
     for tensor in model.graph.initializer:
         copy.graph.initializer.append(TensorProto(name=tensor.name, data_type=tensor.data_type))
+    copy.graph.sparse_initializer.extend(model.graph.sparse_initializer)
     defaults = {key_of(function): function.attribute_proto for function in copy.functions}
     for nodes in (copy.graph.node, *(function.node for function in copy.functions)):
         _complete(nodes, defaults)

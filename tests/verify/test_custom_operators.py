@@ -126,7 +126,7 @@ def test_both_are_cut_at_what_it_reads_and_behind_what_it_writes() -> None:
     assert {check.output for check in result.checks} == {"y", "input 0 of c_plugin"}
     assert "does not run test.ops::Doubled" in result.notes[0]
     assert "--ops-library" in result.notes[0]
-    assert all(planted.noticed for planted in result.power)
+    assert result.power and all(planted.noticed for planted in result.power)
 
 
 def test_given_inputs_are_taken_and_the_rest_is_drawn() -> None:

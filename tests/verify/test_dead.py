@@ -64,7 +64,7 @@ def test_a_dead_layer_leaves_nothing_open(kind: str) -> None:
     assert any(note.startswith("dead, for what they put out") for note in result.notes)
     assert "inner" in "".join(result.notes)
     assert not any("inner" in planted.layers for planted in result.power)
-    assert all(planted.noticed for planted in result.power)
+    assert result.power and all(planted.noticed for planted in result.power)
 
 
 @pytest.mark.parametrize("kind", DEAD)

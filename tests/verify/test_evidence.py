@@ -210,7 +210,7 @@ def test_the_tolerance_is_measured_whatever_the_operators_with_weights_are(kind:
     again = changed(made, "w", lambda values: values / np.float32(3) * np.float32(3))
     right = bnfold.verify(made, again)
     assert right.status == "pass"
-    assert all(planted.noticed for planted in right.power)
+    assert right.power and all(planted.noticed for planted in right.power)
     assert right.power
     wrong = changed(made, "w", lambda values: values * np.float32(1.0002))
     assert bnfold.verify(made, wrong).status == "fail"

@@ -92,7 +92,7 @@ def test_a_step_at_a_border_is_no_failure(dynamic, behind):
     assert seen.status == "pass"
     (check,) = seen.checks
     assert check.difference > 10 * check.tolerance or check.note
-    assert all(planted.noticed for planted in seen.power)
+    assert seen.power and all(planted.noticed for planted in seen.power)
     for label in ("conv", "last") if behind else ("conv",):
         bad = wrong(after, weight_of(after, label))
         assert bnfold.verify(m, bad, inputs=x).status == "fail"
@@ -245,11 +245,6 @@ def reading(first, second, held=None):
     if held is not None:
         made.graph.initializer.append(numpy_helper.from_array(held, "a"))
     return made
-
-
-def test_quantizers_of_other_inputs_do_not_pass():
-    """At the cut no operator has computed what they read; it is looked at all the same."""
-    assert bnfold.verify(reading("a", "b"), reading("b", "a")).status != "pass"
 
 
 def test_quantizers_of_other_stored_values_do_not_pass():

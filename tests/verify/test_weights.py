@@ -139,7 +139,7 @@ def test_errors_in_what_local_functions_are_given(weight: str) -> None:
     result = bnfold.verify(made, made, power=True)
     assert result.status == "pass"
     assert len(result.power) == 2
-    assert all(planted.noticed for planted in result.power)
+    assert result.power and all(planted.noticed for planted in result.power)
     wrong = ModelProto()
     wrong.CopyFrom(made)
     (tensor,) = (t for t in wrong.graph.initializer if t.name == weight)
