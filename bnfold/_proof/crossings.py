@@ -25,7 +25,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_hel
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.tensors import FLOATS
 from bnfold._onnx.write.applied import Related
-from bnfold._proof.checked_model import CheckedModel
+from bnfold._proof.checked_model import CheckedModel, require_same_data
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
 from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities, values_around
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
@@ -53,6 +53,7 @@ def check_crossing(
     node: NodeProto,
     twin: NodeProto,
     related: Mapping[str, Related],
+    names: Mapping[str, str],
     bounds: Bounds = UNBOUNDED,
 ) -> float | Unchecked:
     """How far two operators differ, in units of the rounding that float32 may cost. Their types may
@@ -64,6 +65,7 @@ def check_crossing(
     """
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
+    require_same_data(before, old, new, node, twin, names)
     unfit: ValueError | None = None
     stopped = Unchecked(Obstacle.DOES_NOT_RUN, "no size of its data was tried")
     steps = [step for relation in related.values() for step in (*relation.old, *relation.new)]
