@@ -656,7 +656,7 @@ MUTANTS = (
     ),
     Mutant(
         "a certificate looks at no attribute",
-        "_proof/certificate.py",
+        "_proof/absorption.py",
         "if attributes(node) != attributes(twin):",
         "if False:",
         "tests/verify/test_certificate.py::test_changed_attribute_is_seen",
