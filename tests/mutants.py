@@ -543,6 +543,49 @@ MUTANTS = (
         "if False:",
         "tests/merge/test_serial.py",
     ),
+    # --- equal maps ------------------------------------------------------------------------------
+    Mutant(
+        "maps are equal whatever their constants hold",
+        "_onnx/merge/equal.py",
+        "content = hashlib.sha256(values.tobytes()).digest()",
+        'content = b""',
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "attributes do not tell maps apart",
+        "_onnx/merge/equal.py",
+        "return type_of(node), tuple(attributes), tuple(operands)",
+        "return type_of(node), (), tuple(operands)",
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "an output is dropped as equal to another tensor",
+        "_onnx/merge/equal.py",
+        "if known != position and value.pinned is None:",
+        "if known != position:",
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "who read a map that is dropped reads what it read",
+        "_onnx/merge/equal.py",
+        "reader.input[number] = kept.output[0]",
+        "reader.input[number] = kept.input[0]",
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "the check of equal maps compares types and shapes alone",
+        "_proof/merges.py",
+        "return one.tobytes() == other.tobytes()",
+        "return True",
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "the check of equal maps does not look at their readers",
+        "_proof/merges.py",
+        "if patch.nodes[position] != expected:",
+        "if False:",
+        "tests/test_equal_maps.py",
+    ),
     # --- shared weights --------------------------------------------------------------------------
     Mutant(
         "the last reader of a shared weight has a copy of its own",

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MERGES = ("merge in parallel", "merge in series")
+# What becomes of a map that another one is equal to.
+EQUAL = "drop as equal"
 
 
 @dataclass(frozen=True)
@@ -14,10 +16,11 @@ class Fold:
     """Operators that go, and the operator that takes their place.
 
     The operators that go are affine ones, or, if ``merges``, linear ones that become one with the
-    other. ``nodes`` are the labels of those that go, in data order. ``into`` is the label of the
-    operator that takes them in. If a chain of maps shrinks by composition alone, it is the first
-    of the chain. ``laws`` are the moves. ``graph`` is "" for the main graph, else the path to a
-    body or a local function; for an operator of a call that is inlined, the call and its function.
+    other; if ``is_equal``, an affine one that computes what the other computes. ``nodes`` are the
+    labels of those that go, in data order. ``into`` is the label of the operator that takes them
+    in. If a chain of maps shrinks by composition alone, it is the first of the chain. ``laws`` are
+    the moves. ``graph`` is "" for the main graph, else the path to a body or a local function; for
+    an operator of a call that is inlined, the call and its function.
     """
 
     nodes: tuple[str, ...]
@@ -30,6 +33,11 @@ class Fold:
     def merges(self) -> bool:
         """Whether linear operators become one."""
         return self.laws[0] in MERGES
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether a map goes because the other operator is equal to it."""
+        return self.laws[0] == EQUAL
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from bnfold._proof.evidence import Certificate, Mismatch, Unchecked
 from bnfold._proof.formulas import FORMULAS
 from bnfold._proof.full_rank_maps import Double, FullRankMap, composed, equalities
 from bnfold._proof.inlined_calls import check_inlining, without_calls
-from bnfold._proof.merges import check_merge
+from bnfold._proof.merges import check_equal, check_merge
 from bnfold._proof.quantizers import check_quantizer
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 
@@ -385,9 +385,20 @@ def _check_merge(before: CheckedModel, after: CheckedModel, fold: Applied) -> fl
         lay(fold.patch, scope, before.constants)
 
 
+def _check_equal(before: CheckedModel, after: CheckedModel, fold: Applied) -> float:
+    """Check that a map that goes puts out what another one does; ``before`` is then without it."""
+    assert fold.patch is not None
+    scope = before.scopes[fold.path]
+    try:
+        return check_equal(before, scope, fold.patch)
+    finally:
+        lay(fold.patch, scope, before.constants)
+
+
 _CHECKS: dict[str, Callable[[CheckedModel, CheckedModel, Applied], float | Unchecked]] = {
     "absorb": _check_absorption,
     "carry": _check_composition,
     "compose": _check_composition,
+    "equal": _check_equal,
     "merge": _check_merge,
 }

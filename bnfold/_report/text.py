@@ -54,7 +54,7 @@ def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
 
 def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Iterator[str]:
     """Yield lines for a terminal. With ``power`` they always say what planted errors showed."""
-    yield from _plan_lines(outcome, verbose, "folded", "merged")
+    yield from _plan_lines(outcome, verbose, "folded", "merged", "dropped")
     yield from verdict_lines(outcome.verdict, verbose, power)
     if outcome.output is not None:
         form = written_as(outcome.output) if outcome.output.suffix != ".pt2" else None
@@ -67,7 +67,7 @@ def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Itera
 
 def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
     """Yield lines that say what would fold, and what stays."""
-    return _plan_lines(outcome, verbose, "can fold", "can merge")
+    return _plan_lines(outcome, verbose, "can fold", "can merge", "can drop")
 
 
 def _merged(merges: Sequence[Fold]) -> str:
@@ -81,8 +81,10 @@ def _merged(merges: Sequence[Fold]) -> str:
     return f"{_count(parts, 'linear operator')} into {len(made)}"
 
 
-def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> Iterator[str]:
-    """Yield lines that say what folded and merged, and what stays."""
+def _plan_lines(
+    outcome: Outcome, verbose: bool, folded: str, merged: str, dropped: str
+) -> Iterator[str]:
+    """Yield lines that say what folded, merged and was dropped, and what stays."""
     plan = outcome.plan
     if outcome.frozen:
         yield f"froze {_count(outcome.frozen, 'initializer')} that a caller could override"
@@ -91,13 +93,16 @@ def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> It
         rows.append(("file size", _size(outcome.size_before), _size(outcome.size_after)))
         yield from _table(("", "before", "after"), rows)
         merges = [fold for fold in plan.folds if fold.merges]
-        folds = [fold for fold in plan.folds if not fold.merges]
+        equal = [fold for fold in plan.folds if fold.is_equal]
+        folds = [fold for fold in plan.folds if not (fold.merges or fold.is_equal)]
         maps = sum(len(fold.nodes) for fold in folds)
         targets = len({(fold.graph, fold.into) for fold in folds})
         if folds:
             yield f"{folded} {_count(maps, 'map')} into {_count(targets, 'operator')}"
         if merges:
             yield f"{merged} {_merged(merges)}"
+        if equal:
+            yield f"{dropped} {_count(len(equal), 'map')} that another one is equal to"
         if verbose:
             yield from (f"  {foldable(fold)}" for fold in plan.folds)
     else:
