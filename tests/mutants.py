@@ -848,7 +848,7 @@ MUTANTS = (
     ),
     Mutant(
         "operators of opset 6 line up from the last axis",
-        "_run/legacy.py",
+        "_run/reference.py",
         "start = axis + first.ndim if axis < 0 else axis",
         "start = first.ndim - second.ndim",
         "tests/verify/test_legacy.py",

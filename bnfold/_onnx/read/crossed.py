@@ -20,10 +20,9 @@ from bnfold._core.pointwise import Clipped, HardSigmoid, Homogeneous, Thresholde
 from bnfold._core.products import Contracted, Gated, Multiplied
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
-from bnfold._onnx.read.casts import conversion
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
 from bnfold._onnx.read.scopes import label
-from bnfold._onnx.read.types import cast_to
+from bnfold._onnx.read.types import cast_to, conversion
 from bnfold._onnx.read.windows import are_full, windows
 
 _CHANNELS = {0: 0, 1: 1}
