@@ -330,6 +330,41 @@ MUTANTS = (
         "tests/carry/test_branches.py",
     ),
     Mutant(
+        "a sum takes a sign in for the wrong term",
+        "_core/joins.py",
+        "_part(parts.get(n, IDENTITY), old, old * new)",
+        "_part(parts.get(1 - n, IDENTITY), old, old * new)",
+        "tests/carry/test_signs.py",
+    ),
+    Mutant(
+        "a sign stays in a sum and goes on to its terms",
+        "_core/joins.py",
+        "_part(map_, new[n] * (n == taker), one * new[n])",
+        "_part(map_, new[n] * (n == taker), one * new[0])",
+        "tests/carry/test_signs.py",
+    ),
+    Mutant(
+        "a shift behind a turned sum takes the sign that its term had",
+        "_core/joins.py",
+        "_part(map_, new[n] * (n == taker), one * new[n])",
+        "_part(map_, one * (n == taker), one * new[n])",
+        "tests/carry/test_signs.py",
+    ),
+    Mutant(
+        "a difference is turned around, and its terms are not",
+        "_onnx/write/parameters.py",
+        "node.input[:] = [node.input[n] for n in edit.form.order]",
+        "pass",
+        "tests/carry/test_signs.py",
+    ),
+    Mutant(
+        "the terms of a sum are told by their places",
+        "_proof/crossings.py",
+        "str(k if twin.input[k] == name else 1 - k)",
+        "str(k)",
+        "tests/carry/test_signs.py",
+    ),
+    Mutant(
         "the parts of a Concat swapped",
         "_core/joins.py",
         "for n, (s, t) in enumerate(parts)})]",
@@ -799,8 +834,8 @@ MUTANTS = (
     Mutant(
         "a crossing that cannot be run is no difference",
         "_proof/crossings.py",
-        "            return drawn\n        left",
-        "            return 0.0\n        left",
+        "            return drawn\n        if node",
+        "            return 0.0\n        if node",
         "tests/verify/test_unchecked.py",
     ),
     Mutant(
@@ -856,7 +891,7 @@ MUTANTS = (
     ),
     Mutant(
         "operators of opset 6 line up from the last axis",
-        "_run/legacy.py",
+        "_run/reference.py",
         "start = axis + first.ndim if axis < 0 else axis",
         "start = first.ndim - second.ndim",
         "tests/verify/test_legacy.py",

@@ -302,7 +302,7 @@ def _check_crossing(
     twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
     if type_of(node) == "QuantizeLinear":
         return check_quantizer(before, after, old, new, node, twin, fold.related)
-    return check_crossing(before, after, old, new, node, twin, fold.related, bounds)
+    return check_crossing(before, after, old, new, node, twin, fold, bounds)
 
 
 def _writer(scope: Scope, source: str) -> NodeProto:

@@ -56,14 +56,12 @@ def _narrower(one: int, other: int) -> int | None:
     """The one of two element types all numbers of which the other has; None if neither."""
     if one not in FLOATS or other not in FLOATS:
         return None
-    sizes = {
-        kind: Limits.of(np.dtype(helper.tensor_dtype_to_np_dtype(kind))) for kind in (one, other)
-    }
-    for less, more in ((one, other), (other, one)):
-        small, large = sizes[less], sizes[more]
-        if small.eps >= large.eps and small.largest <= large.largest and small.tiny >= large.tiny:
-            return less
-    return None
+    first, second = (
+        Limits.of(np.dtype(helper.tensor_dtype_to_np_dtype(kind))) for kind in (one, other)
+    )
+    if second.hold(first):
+        return one
+    return other if first.hold(second) else None
 
 
 def _alike(one: Related, other: Related) -> bool:

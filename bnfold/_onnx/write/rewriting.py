@@ -120,7 +120,8 @@ class _GraphRewriter:
             source = output
             if isinstance(role, Crossing) and isinstance(role.law, Converted):
                 source, output = graph.name(seen.inputs[0]), graph.name(seen.outputs[0])
-            yield Applied(scope.path, "cross", into, (), (), source, output)
+            reads = tuple(graph.name(value) if value >= 0 else "" for value in seen.inputs)
+            yield Applied(scope.path, "cross", into, (), (), source, output, reads)
 
     def _left_as_merged(self) -> Iterator[Applied]:
         """The steps of merged operators in which only the rounding is new."""
@@ -148,7 +149,8 @@ class _GraphRewriter:
         names = {self.graph.name(value) for value in seen}
         related = {name: self.related[name] for name in names if name in self.related}
         source, output = self._current_name(step.source), self._current_name(step.output)
-        return replace(step, source=source, output=output, related=related)
+        reads = tuple(map(self._current_name, step.reads))
+        return replace(step, source=source, output=output, reads=reads, related=related)
 
     def _drop_conversions(self) -> None:
         """Take out the conversions that nothing needs any more."""
