@@ -330,6 +330,41 @@ MUTANTS = (
         "tests/carry/test_branches.py",
     ),
     Mutant(
+        "a sum takes a sign in for the wrong term",
+        "_core/joins.py",
+        "_part(parts.get(n, IDENTITY), old, old * new)",
+        "_part(parts.get(1 - n, IDENTITY), old, old * new)",
+        "tests/carry/test_signs.py",
+    ),
+    Mutant(
+        "a sign stays in a sum and goes on to its terms",
+        "_core/joins.py",
+        "_part(map_, new[n] * (n == taker), one * new[n])",
+        "_part(map_, new[n] * (n == taker), one * new[0])",
+        "tests/carry/test_signs.py",
+    ),
+    Mutant(
+        "a shift behind a turned sum takes the sign that its term had",
+        "_core/joins.py",
+        "_part(map_, new[n] * (n == taker), one * new[n])",
+        "_part(map_, one * (n == taker), one * new[n])",
+        "tests/carry/test_signs.py",
+    ),
+    Mutant(
+        "a difference is turned around, and its terms are not",
+        "_onnx/write/parameters.py",
+        "node.input[:] = [node.input[n] for n in edit.form.order]",
+        "pass",
+        "tests/carry/test_signs.py",
+    ),
+    Mutant(
+        "the terms of a sum are told by their places",
+        "_proof/crossings.py",
+        "str(k if twin.input[k] == name else 1 - k)",
+        "str(k)",
+        "tests/carry/test_signs.py",
+    ),
+    Mutant(
         "the parts of a Concat swapped",
         "_core/joins.py",
         "for n, (s, t) in enumerate(parts)})]",
@@ -542,6 +577,49 @@ MUTANTS = (
         "if padded and bool((first.bias() != 0).any()):",
         "if False:",
         "tests/merge/test_serial.py",
+    ),
+    # --- equal maps ------------------------------------------------------------------------------
+    Mutant(
+        "maps are equal whatever their constants hold",
+        "_onnx/merge/equal.py",
+        "content = hashlib.sha256(values.tobytes()).digest()",
+        'content = b""',
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "attributes do not tell maps apart",
+        "_onnx/merge/equal.py",
+        "return type_of(node), tuple(attributes), tuple(operands)",
+        "return type_of(node), (), tuple(operands)",
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "an output is dropped as equal to another tensor",
+        "_onnx/merge/equal.py",
+        "if known != position and value.pinned is None:",
+        "if known != position:",
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "who read a map that is dropped reads what it read",
+        "_onnx/merge/equal.py",
+        "reader.input[number] = kept.output[0]",
+        "reader.input[number] = kept.input[0]",
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "the check of equal maps compares types and shapes alone",
+        "_proof/merges.py",
+        "return one.tobytes() == other.tobytes()",
+        "return True",
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "the check of equal maps does not look at their readers",
+        "_proof/merges.py",
+        "if patch.nodes[position] != expected:",
+        "if False:",
+        "tests/test_equal_maps.py",
     ),
     # --- shared weights --------------------------------------------------------------------------
     Mutant(
@@ -756,8 +834,8 @@ MUTANTS = (
     Mutant(
         "a crossing that cannot be run is no difference",
         "_proof/crossings.py",
-        "            return drawn\n        left",
-        "            return 0.0\n        left",
+        "            return drawn\n        if node",
+        "            return 0.0\n        if node",
         "tests/verify/test_unchecked.py",
     ),
     Mutant(
@@ -813,7 +891,7 @@ MUTANTS = (
     ),
     Mutant(
         "operators of opset 6 line up from the last axis",
-        "_run/legacy.py",
+        "_run/reference.py",
         "start = axis + first.ndim if axis < 0 else axis",
         "start = first.ndim - second.ndim",
         "tests/verify/test_legacy.py",
@@ -971,14 +1049,14 @@ MUTANTS = (
     Mutant(
         "the certificate lets a quantizer read something else",
         "_proof/quantizers.py",
-        "    require_same_data(before, old, new, node, twin, names)\n",
+        "    steps.require_same_data(old, new, node, twin)\n",
         "",
         "tests/test_quantizer.py",
     ),
     Mutant(
         "the certificate lets a linear operator read something else",
         "_proof/certificate.py",
-        "    require_same_data(before, old, new, node, twin, steps.names(fold.path))\n",
+        "    steps.require_same_data(old, new, node, twin)\n",
         "",
         "tests/verify/test_certificate.py",
     ),

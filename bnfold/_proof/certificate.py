@@ -12,7 +12,7 @@ neither holds nor fails.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -28,21 +28,16 @@ from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof import local_probe
 from bnfold._proof.absorption import Absorption, deviation, require_same_otherwise
-from bnfold._proof.checked_model import (
-    CheckedModel,
-    chain_between,
-    follow,
-    output_rank,
-    require_same_data,
-)
+from bnfold._proof.checked_model import CheckedModel, chain_between, follow, output_rank
 from bnfold._proof.conversions import check_conversion
 from bnfold._proof.crossings import check_crossing
 from bnfold._proof.evidence import Certificate, Mismatch, Unchecked
 from bnfold._proof.formulas import FORMULAS
 from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities
 from bnfold._proof.inlined_calls import check_inlining, without_calls
-from bnfold._proof.merges import check_merge
+from bnfold._proof.merges import check_equal, check_merge
 from bnfold._proof.quantizers import check_quantizer
+from bnfold._proof.steps import Steps
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 
 # Axes of a tensor whose rank is not known, between those that maps and those that constants have.
@@ -80,7 +75,7 @@ def certify(
     """
     started, held = without_calls(original, applied)
     before, after = CheckedModel.of(started, original_dir), CheckedModel.of(folded, folded_dir)
-    steps = _Steps(before, applied)
+    steps = Steps(before, applied)
     found = [
         _inlined(original, started, fold)
         if fold.law == "inline"
@@ -104,36 +99,6 @@ def certify(
             named = frozenset(held.get(layer, layer) for layer in layers)
             found[at] = replace(certificate, layers=named)
     return tuple(found)
-
-
-class _Steps:
-    """The steps of a fold by graph, and the tensors that they put in the place of others."""
-
-    def __init__(self, before: CheckedModel, applied: Sequence[Applied]) -> None:
-        self._before = before
-        self._of: dict[str, list[Applied]] = {}
-        for step in applied:
-            self._of.setdefault(step.path, []).append(step)
-        self._names: dict[str, dict[str, str]] = {}
-
-    def of(self, path: str) -> Sequence[Applied]:
-        """The steps of a graph."""
-        return self._of[path]
-
-    def names(self, path: str) -> Mapping[str, str]:
-        """By the original name of a tensor the name of the one in its place, as steps tell it.
-
-        It is asked for behind the merges, which change the operators that all other steps start
-        from.
-        """
-        if path not in self._names:
-            nodes = self._before.scopes[path].nodes
-            found = self._names[path] = {}
-            for step in self._of[path]:
-                if step.law in ("absorb", "carry", "compose", "cross"):
-                    last = nodes[(step.into, *step.chain)[-1]]
-                    found[next(filter(None, last.output), "")] = step.output
-        return self._names[path]
 
 
 def _inlined(original: ModelProto, started: ModelProto, fold: Applied) -> Certificate:
@@ -187,7 +152,7 @@ def _certificate(
     before: CheckedModel,
     after: CheckedModel,
     fold: Applied,
-    steps: _Steps,
+    steps: Steps,
     bounds: Bounds,
 ) -> Certificate:
     """The certificate of a fold, by the check of its law."""
@@ -212,7 +177,7 @@ def _certificate(
 
 
 def _check_composition(
-    before: CheckedModel, after: CheckedModel, fold: Applied, steps: _Steps
+    before: CheckedModel, after: CheckedModel, fold: Applied, steps: Steps
 ) -> float:
     """Check ``L∘F = R∘G`` for the old affine operators L and the new ones R; return the deviation.
 
@@ -308,7 +273,7 @@ def _follow_folded(
 
 
 def _check_absorption(
-    before: CheckedModel, after: CheckedModel, fold: Applied, steps: _Steps
+    before: CheckedModel, after: CheckedModel, fold: Applied, steps: Steps
 ) -> float:
     """Check the new weights of an operator that took in maps; return the largest deviation."""
     old, new = before.scopes[fold.path], after.scopes[fold.path]
@@ -330,7 +295,7 @@ def _check_absorption(
         raise Mismatch(f"{node.op_type} has no formula to check against")
     sides = before, after, old, new, node, twin
     require_same_otherwise(*sides)
-    require_same_data(before, old, new, node, twin, steps.names(fold.path))
+    steps.require_same_data(old, new, node, twin)
     cases = [Absorption(*sides, one, other, fold.related) for one, other in pairs]
     return max(map(check, cases))
 
@@ -340,18 +305,17 @@ def _check_crossing(
     before: CheckedModel,
     after: CheckedModel,
     fold: Applied,
-    steps: _Steps,
+    steps: Steps,
 ) -> float | Unchecked:
     """Check an operator that maps were carried across; return how far it is off."""
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     node = old.nodes[fold.into]
     if node.op_type == "Cast" and not before.is_no_cast(old, node):
-        return check_conversion(before, after, node, fold, steps.of(fold.path))
+        return check_conversion(before, after, node, fold, steps)
     twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
-    names = steps.names(fold.path)
     if type_of(node) == "QuantizeLinear":
-        return check_quantizer(before, after, old, new, node, twin, fold.related, names)
-    return check_crossing(before, after, old, new, node, twin, fold.related, names, bounds)
+        return check_quantizer(before, after, old, new, node, twin, fold.related, steps)
+    return check_crossing(before, after, old, new, node, twin, fold, steps, bounds)
 
 
 def _writer(scope: Scope, source: str) -> NodeProto:
@@ -374,7 +338,7 @@ def _twin(scope: Scope, node: NodeProto, source: str) -> NodeProto:
 
 
 def _check_merge(
-    before: CheckedModel, after: CheckedModel, fold: Applied, steps: _Steps
+    before: CheckedModel, after: CheckedModel, fold: Applied, steps: Steps
 ) -> float | Unchecked:
     """Check that a merged operator equals the operators that it stands for, both in float64.
 
@@ -388,10 +352,21 @@ def _check_merge(
         lay(fold.patch, scope, before.constants)
 
 
-_Check = Callable[[CheckedModel, CheckedModel, Applied, _Steps], "float | Unchecked"]
+def _check_equal(before: CheckedModel, after: CheckedModel, fold: Applied, steps: Steps) -> float:
+    """Check that a map that goes puts out what another one does; ``before`` is then without it."""
+    assert fold.patch is not None
+    scope = before.scopes[fold.path]
+    try:
+        return check_equal(before, scope, fold.patch)
+    finally:
+        lay(fold.patch, scope, before.constants)
+
+
+_Check = Callable[[CheckedModel, CheckedModel, Applied, Steps], "float | Unchecked"]
 _CHECKS: dict[str, _Check] = {
     "absorb": _check_absorption,
     "carry": _check_composition,
     "compose": _check_composition,
+    "equal": _check_equal,
     "merge": _check_merge,
 }

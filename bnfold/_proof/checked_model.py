@@ -5,7 +5,6 @@ With the code that folds it shares the reading of stored constants, and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,25 +256,3 @@ def output_rank(model: CheckedModel, scope: Scope, node: NodeProto) -> int:
     if rank is None:
         rank = model.rank(scope, node.input[0])
     return 0 if rank is None else rank
-
-
-def require_same_data(
-    before: CheckedModel,
-    old: Scope,
-    new: Scope,
-    node: NodeProto,
-    twin: NodeProto,
-    names: Mapping[str, str],
-) -> None:
-    """Raise `Mismatch` where an operator reads other data than it did.
-
-    ``names`` has by name the tensors that steps have put in the place of others. Any other tensor
-    whose values have changed has another name: one that keeps its name is what it was, and whoever
-    read it still has to.
-    """
-    for name, now in zip(node.input, twin.input, strict=False):
-        wanted = names.get(name, name)
-        if not name or now == wanted or new.owner(wanted) is None:
-            continue
-        if not before.is_weight(old, name):
-            raise Mismatch(f"{label(twin)} reads {now} in the place of {name}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
@@ -14,6 +12,7 @@ from bnfold._onnx.write.applied import Applied, Related
 from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
 from bnfold._proof.narrowing import require_exact, require_rounded_anyway
+from bnfold._proof.steps import Steps
 
 _SAME = Related((), ())
 
@@ -23,15 +22,15 @@ def check_conversion(
     after: CheckedModel,
     node: NodeProto,
     fold: Applied,
-    steps: Sequence[Applied],
+    steps: Steps,
 ) -> float | Unchecked:
     """Check that a Cast hands on what it did, up to rounding; 0 where it does.
 
     The numbers that it reads and those that it puts out have passed the same maps. It still casts
     to the same type, or it is gone: then the tensor is of the narrower of the two types, whose
     numbers a cast to the wider one and back does not change. What a map now has rounded to the
-    narrower type was rounded to it anyway (`narrowing`). ``steps`` are all steps of the fold's
-    graph. Returns `Unchecked` where a type is not known. Raises `Mismatch` where something else is
+    narrower type was rounded to it anyway (`narrowing`). ``steps`` has all steps of the
+    fold. Returns `Unchecked` where a type is not known. Raises `Mismatch` where something else is
     found.
     """
     old, new = before.scopes[fold.path], after.scopes[fold.path]
@@ -45,7 +44,7 @@ def check_conversion(
     if not _alike(read, written):
         raise Mismatch(f"other maps were carried to {node.input[0]} than to {node.output[0]}")
     if types[0] == narrow and read.new:
-        require_rounded_anyway(before, after, node, narrow, fold, steps)
+        require_rounded_anyway(before, after, node, narrow, steps.of(fold.path))
     if types[1] == narrow and written.old and not written.new:
         require_exact(before, old, node)
     if fold.source == fold.output:
@@ -69,14 +68,12 @@ def _narrower(one: int, other: int) -> int | None:
     """The one of two element types all numbers of which the other has; None if neither."""
     if one not in FLOATS or other not in FLOATS:
         return None
-    sizes = {
-        kind: Limits.of(np.dtype(helper.tensor_dtype_to_np_dtype(kind))) for kind in (one, other)
-    }
-    for less, more in ((one, other), (other, one)):
-        small, large = sizes[less], sizes[more]
-        if small.eps >= large.eps and small.largest <= large.largest and small.tiny >= large.tiny:
-            return less
-    return None
+    first, second = (
+        Limits.of(np.dtype(helper.tensor_dtype_to_np_dtype(kind))) for kind in (one, other)
+    )
+    if second.hold(first):
+        return one
+    return other if first.hold(second) else None
 
 
 def _alike(one: Related, other: Related) -> bool:

@@ -35,17 +35,16 @@ def require_rounded_anyway(
     after: CheckedModel,
     cast: NodeProto,
     narrow: int,
-    fold: Applied,
     steps: Sequence[Applied],
 ) -> None:
     """Raise `Mismatch` where a map that stood in the wide type was carried back across a Cast to
     it, and its result was not rounded to the ``narrow`` one.
 
-    ``steps`` are all steps of the fold's graph. The ways from the Cast on are followed in the
+    ``steps`` are all steps of its graph. The ways from the Cast on are followed in the
     original. On each of them the first operator that no map crossed is the map itself; a way that
     comes to a Cast back before has its map in the narrow type.
     """
-    scope = before.scopes[fold.path]
+    scope = before.scopes[steps[0].path]
     crossed = {step.into for step in steps if step.law == "cross"}
     chains = {place: step for step in steps for place in step.chain if step.law != "absorb"}
     waiting: list[tuple[str, bool, str]] = [(cast.output[0], False, "")]

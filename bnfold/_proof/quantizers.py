@@ -12,9 +12,10 @@ from onnx import NodeProto
 from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._onnx.write.applied import Related
 from bnfold._proof.absorption import deviation
-from bnfold._proof.checked_model import CheckedModel, require_same_data
+from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
 from bnfold._proof.full_rank_maps import composed
+from bnfold._proof.steps import Steps
 
 
 def check_quantizer(
@@ -25,7 +26,7 @@ def check_quantizer(
     node: NodeProto,
     twin: NodeProto,
     related: Mapping[str, Related],
-    names: Mapping[str, str],
+    steps: Steps,
 ) -> float | Unchecked:
     """How far the scale of a QuantizeLinear is off, in units in the last place.
 
@@ -46,7 +47,7 @@ def check_quantizer(
         raise Mismatch(f"{label(twin)} rounds in another way")
     if zero.dtype != other.dtype or not np.array_equal(zero, other):
         raise Mismatch(f"the zero point of {label(twin)} changed")
-    require_same_data(before, old, new, node, twin, names)
+    steps.require_same_data(old, new, node, twin)
     if not _same_constant(before.fixed(old, node.input[0]), after.fixed(new, twin.input[0])):
         raise Mismatch(f"{label(twin)} rounds other numbers")
     was, now = before.double(old, node, 1), after.values(new, twin.input[1])

@@ -9,11 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold._core.reasons import Reason
 from bnfold._core.result import Fold, Plan
@@ -26,7 +23,7 @@ from bnfold._torch.module.surgery import Surgery
 from bnfold._torch.module.ties import tie, untie
 from bnfold._torch.module.trace import unsure
 from bnfold._torch.program.merging import merge
-from bnfold._torch.read.export import check, export, watched
+from bnfold._torch.read.export import check, export, refuse_pruned, watched
 from bnfold._torch.read.graph import clashes, read
 
 # How the types of linear operators begin that merge, and how many operators a message names.
@@ -76,9 +73,8 @@ def prepare_module(module: nn.Module, example: Example, clone: bool = False) -> 
     copy shows where the code calls parts of the original, as it would in the folded copy too.
     Raises `UsageError` for a module that is not ready or cannot be traced.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UsageError("a TorchScript module cannot be folded: give the module it was made from")
     check(module)
+    refuse_pruned(module)
     try:
         subject = copied(module, shared=True)
     except UsageError:
@@ -137,7 +133,7 @@ def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
 def copied(module: nn.Module, shared: bool = False) -> nn.Module:
     """A deep copy of a module. With ``shared`` the copy has the module's own tensors.
 
-    Weights that old-style hooks compute are copied as values, without a graph. Raises `UsageError`
+    Tensors that hooks compute, and results that it keeps, are copied as values. Raises `UsageError`
     for a module that cannot be copied.
     """
     own = (*module.parameters(), *module.buffers()) if shared else ()
@@ -153,15 +149,16 @@ def copied(module: nn.Module, shared: bool = False) -> nn.Module:
 
 @contextmanager
 def _detached(module: nn.Module) -> Iterator[None]:
-    """Detach, while the context is open, the weights that old-style norm hooks have computed."""
+    """Detach, while the context is open, tensors with a history that modules keep as attributes:
+    the weights that old-style norm hooks and pruning compute, and results kept for later.
+    """
     changed: list[tuple[nn.Module, str, Tensor]] = []
     for part in module.modules():
-        for hook in part._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm | SpectralNorm):
-                value = part.__dict__.get(hook.name)
-                if isinstance(value, Tensor) and value.grad_fn is not None:
-                    changed.append((part, hook.name, value))
-                    part.__dict__[hook.name] = value.detach()
+        for name, value in part.__dict__.items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                changed.append((part, name, value))
+    for part, name, value in changed:
+        part.__dict__[name] = value.detach()
     try:
         yield
     finally:
