@@ -18,6 +18,7 @@ from bnfold._pipeline.any_kind import (
     compare_models,
     fold_model,
     plan_model,
+    refold_module,
 )
 
 if TYPE_CHECKING:
@@ -132,6 +133,20 @@ def fold(
     """
     options = ModuleOptions(output, kwargs, dynamic_shapes, as_eval, clone, inplace, _names(keep))
     return fold_model(model, output, base_dir, options, freeze_initializers, assume_equal_dims)
+
+
+def refold(folded: _Module, state_dict: Mapping[str, Any]) -> _Module:
+    """Fold new weights of the original class as ``folded`` was folded, without another trace.
+
+    ``state_dict`` is a checkpoint of the class as it was before the fold, with all of its norms.
+    What folds is decided anew: a scale that has become negative may stop at a Relu. The result is a
+    new module on the device of ``folded``, in eval mode; ``folded`` is not changed. It is what
+    `fold` would give, with the same options and inputs, for the original with these weights.
+    A module knows how it was folded if `fold` or `refold` made it in this process, or if it is a
+    copy of such a one.
+    Raises `UsageError` for any other module, and for weights that do not fit.
+    """
+    return refold_module(folded, state_dict)  # type: ignore[return-value]
 
 
 def _names(keep: Sequence[str]) -> tuple[str, ...]:

@@ -514,6 +514,13 @@ MUTANTS = (
         "tests/torch/test_other_ways.py",
     ),
     Mutant(
+        "folding again forgets which modules hand on a new bias",
+        "_torch/module/recipe.py",
+        "again=None, takers=takers",
+        "again=None, takers=None",
+        "tests/torch/test_refold.py",
+    ),
+    Mutant(
         "a module is kept in its first call alone",
         "_torch/module/keeping.py",
         "values.update(dict.fromkeys(found, reason))",

@@ -110,7 +110,11 @@ def fold_model(
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
-        return _prepare_module(model, options).apply(options.inplace)
+        from bnfold._torch.module.recipe import Recipe, attach
+
+        ready = _prepare_module(model, options)
+        recipe = Recipe.of(ready)
+        return attach(ready.apply(options.inplace), recipe)
     options.refuse()
     if _is_program(model):
         if output is not None:
@@ -212,6 +216,15 @@ def _copied(model: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     return copy
+
+
+def refold_module(folded: Any, state_dict: Mapping[str, Any]) -> nn.Module:
+    """A folded module with other weights; see `bnfold.refold`."""
+    if not _is_module(folded):
+        raise TypeError(f"expected a module that bnfold.fold gave, got {type(folded).__name__}")
+    from bnfold._torch.module.recipe import refold
+
+    return refold(folded, state_dict)
 
 
 def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:

@@ -65,6 +65,14 @@ class Calls:
         """Whether an Identity could take a module's place: all its calls were plain."""
         return _key(module) in self.plain and _key(module) not in self.others
 
+    def moved(self, before: Mapping[str, nn.Module], after: Mapping[str, nn.Module]) -> Calls:
+        """The same calls of a copy, whose modules have the same names."""
+        keys = {_key(module): _key(after[name]) for name, module in before.items()}
+        plain, others = (
+            {keys[k] for k in found if k in keys} for found in (self.plain, self.others)
+        )
+        return Calls(plain, others)
+
 
 def _key(module: nn.Module) -> int:
     """A key that a module shares with the proxy that torch.export may call in its place."""
