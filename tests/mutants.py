@@ -891,6 +891,41 @@ MUTANTS = (
     ),
     # --- surgery on modules ----------------------------------------------------------------------
     Mutant(
+        "a tensor from the inside of a module that goes, read by others",
+        "_torch/module/remainders.py",
+        "source is not before or not set(source.users) <= set(part)",
+        "source is not before",
+        "tests/torch/test_norm_with_activation.py",
+    ),
+    Mutant(
+        "a submodule that never ran runs",
+        "_torch/module/remainders.py",
+        " or set(order) != set(names.values())",
+        "",
+        "tests/torch/test_norm_with_activation.py",
+    ),
+    Mutant(
+        "the activation of a norm without its number",
+        "_torch/module/formulas.py",
+        'nn.LeakyReLU(bound["negative_slope"], inplace)',
+        "nn.LeakyReLU(inplace=inplace)",
+        "tests/torch/test_norm_with_activation.py",
+    ),
+    Mutant(
+        "code that goes another way for another size",
+        "_torch/module/unseen.py",
+        "_Tracer(rank, sizes).trace(module)",
+        "_Tracer(rank, sizes)",
+        "tests/torch/test_norm_with_activation.py",
+    ),
+    Mutant(
+        "a norm that keeps something when it runs",
+        "_torch/module/unseen.py",
+        "if key_of(module) in calls.writing:",
+        "if False:",
+        "tests/torch/test_norm_with_activation.py",
+    ),
+    Mutant(
         "parameters that two modules share",
         "_torch/module/ownership.py",
         "if where and (others or several):",
