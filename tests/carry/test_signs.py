@@ -165,7 +165,7 @@ def test_a_norm_and_a_sign_behind_a_difference():
     assert counts(goes(made)) == {"Conv": 2, "Relu": 1, "Sub": 1}
 
 
-def test_a_shift_that_goes_along_has_the_new_sign_of_its_term():
+def test_a_shift_and_a_sign_go_one_after_the_other():
     """``−2·(r(p) − q) + t = (2q + t) − r(2p)``: q, which was subtracted, is added."""
     made = model(
         conv("c1", "x", "p", (4, 4, 1, 1)),
