@@ -11,6 +11,8 @@ from typing import Any
 from bnfold._core.tables import counted, html_table, table
 
 MERGES = ("merge in parallel", "merge in series")
+# What becomes of a map that another one is equal to.
+EQUAL = "drop as equal"
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,11 @@ class Fold:
     """Operators that go, and the operator that takes their place.
 
     The operators that go are affine ones, or, if ``merges``, linear ones that become one with the
-    other. ``nodes`` are the labels of those that go, in data order. ``into`` is the label of the
-    operator that takes them in. If a chain of maps shrinks by composition alone, it is the first
-    of the chain. ``laws`` are the moves. ``graph`` is "" for the main graph, else the path to a
-    body or a local function; for an operator of a call that is inlined, the call and its function.
+    other; if ``is_equal``, an affine one that computes what the other computes. ``nodes`` are the
+    labels of those that go, in data order. ``into`` is the label of the operator that takes them
+    in. If a chain of maps shrinks by composition alone, it is the first of the chain. ``laws`` are
+    the moves. ``graph`` is "" for the main graph, else the path to a body or a local function; for
+    an operator of a call that is inlined, the call and its function.
     """
 
     nodes: tuple[str, ...]
@@ -34,6 +37,11 @@ class Fold:
     def merges(self) -> bool:
         """Whether linear operators become one."""
         return self.laws[0] in MERGES
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether a map goes because the other operator is equal to it."""
+        return self.laws[0] == EQUAL
 
     def __str__(self) -> str:
         place = f" [{self.graph}]" if self.graph else ""
@@ -113,16 +121,23 @@ def changed_operators(plan: Plan) -> list[tuple[str, str, str]]:
     return [(op, str(before), str(after)) for op, before, after in counts if before != after]
 
 
-def fold_lines(plan: Plan, folds: str = "can fold", merges: str = "can merge") -> Iterator[str]:
-    """Yield how many maps fold into how many operators, and how many operators merge."""
+def fold_lines(
+    plan: Plan, folds: str = "can fold", merges: str = "can merge", drops: str = "can drop"
+) -> Iterator[str]:
+    """Yield how many maps fold into how many operators, how many operators merge, and how many maps
+    are dropped as equal.
+    """
     merged = [fold for fold in plan.folds if fold.merges]
-    others = [fold for fold in plan.folds if not fold.merges]
+    equal = [fold for fold in plan.folds if fold.is_equal]
+    others = [fold for fold in plan.folds if not (fold.merges or fold.is_equal)]
     if others:
         maps = sum(len(fold.nodes) for fold in others)
         targets = len({(fold.graph, fold.into) for fold in others})
         yield f"{folds} {counted(maps, 'map')} into {counted(targets, 'operator')}"
     if merged:
         yield f"{merges} {_merged(merged)}"
+    if equal:
+        yield f"{drops} {counted(len(equal), 'map')} that another one is equal to"
 
 
 def kept_lines(plan: Plan, verbose: bool = False) -> Iterator[str]:

@@ -94,6 +94,11 @@ class CheckedModel:
         integers = self.integers(scope, name)
         return integers.weight.load() if integers is not None else None
 
+    def is_weight(self, scope: Scope, name: str) -> bool:
+        """Whether a tensor is a constant or a dequantized weight. None of its numbers is read."""
+        fixed = isinstance(self.constants.find(scope, name), Constant)
+        return fixed or self.integers(scope, name) is not None
+
     def integers(self, scope: Scope, name: str) -> Dequantized | None:
         """The weight that a DequantizeLinear makes of integers, or None."""
         found = dequantized(self.constants, scope, name)

@@ -55,7 +55,7 @@ def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
 
 def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Iterator[str]:
     """Yield lines for a terminal. With ``power`` they always say what planted errors showed."""
-    yield from _plan_lines(outcome, verbose, "folded", "merged")
+    yield from _plan_lines(outcome, verbose, "folded", "merged", "dropped")
     yield from verdict_lines(outcome.verdict, verbose, power)
     if outcome.output is not None:
         form = written_as(outcome.output) if outcome.output.suffix != ".pt2" else None
@@ -68,18 +68,21 @@ def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Itera
 
 def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
     """Yield lines that say what would fold, and what stays."""
-    return _plan_lines(outcome, verbose, "can fold", "can merge")
+    return _plan_lines(outcome, verbose, "can fold", "can merge", "can drop")
 
 
-def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> Iterator[str]:
-    """Yield lines that say what folded and merged, and what stays."""
+def _plan_lines(outcome: Outcome, verbose: bool, *verbs: str) -> Iterator[str]:
+    """Yield lines that say what folds, merges and is dropped, and what stays.
+
+    ``verbs`` are those of `fold_lines`.
+    """
     plan = outcome.plan
     if outcome.frozen:
         yield f"froze {counted(outcome.frozen, 'initializer')} that a caller could override"
     if plan.folds:
         sizes = ("file size", _size(outcome.size_before), _size(outcome.size_after))
         yield from table((("", "before", "after"), *changed_operators(plan), sizes))
-        yield from fold_lines(plan, folded, merged)
+        yield from fold_lines(plan, *verbs)
         if verbose:
             yield from (f"  {fold}" for fold in plan.folds)
     else:

@@ -11,7 +11,7 @@ import numpy as np
 from bnfold._core import broadcast
 from bnfold._core.affine import AffineMap, Vector
 from bnfold._core.broadcast import Array, Shape
-from bnfold._core.channels import along_axis
+from bnfold._core.channels import along_axis, off_axis
 from bnfold._core.operators.record import Operand, Operator
 from bnfold._core.parameters import Site
 from bnfold._core.reasons import Reason, Refusal
@@ -114,6 +114,7 @@ class Norm(Operator):
             self.beta.value if self.beta is not None else None,
             gamma.shape,
             dtype=gamma.dtype,
+            parts=off_axis(gamma.shape, None),
         )
         return (site,)
 

@@ -42,7 +42,8 @@ class Applied:
     """One step as it was carried out.
 
     ``law`` is "absorb", "compose" or "carry"; "cross" for an operator that maps were carried
-    across; "merge" for a ``patch``, which changes the graph from which all later steps start;
+    across; "merge" for a ``patch``, which changes the graph from which all later steps start, and
+    "equal" for one that drops the map that is equal to ``into``;
     "inline" for ``calls`` of local functions that became nodes before all else: all positions are
     those after it.
     ``into``, ``maps`` and ``chain`` are positions in the node list of the original graph. There

@@ -13,6 +13,7 @@ from dataclasses import replace
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import Map
 from bnfold._core.pointwise import Converted
+from bnfold._core.result import EQUAL
 from bnfold._core.view import Affine, Crossing
 from bnfold._onnx.merge.merging import Merges
 from bnfold._onnx.merge.patch import Patch
@@ -229,8 +230,10 @@ def _merged(patch: Patch) -> Applied:
     node = patch.nodes[patch.into]
     assert node is not None
     output = node.output[0]
-    gone = tuple(p for p in patch.nodes if p != patch.into)
-    return Applied(patch.path, "merge", patch.into, gone, (), output, output, patch=patch)
+    law = "equal" if patch.law == EQUAL else "merge"
+    gone = (p for p, one in patch.nodes.items() if one is None or law == "merge")
+    maps = tuple(p for p in gone if p != patch.into)
+    return Applied(patch.path, law, patch.into, maps, (), output, output, patch=patch)
 
 
 def _factors(maps: Iterable[Map]) -> tuple[Factor, ...]:
