@@ -367,8 +367,15 @@ MUTANTS = (
     Mutant(
         "a sign stays in a sum and goes on to its terms",
         "_core/joins.py",
-        "_part(map_, 1, one * form.law.signs[n])",
-        "_part(map_, 1, one * form.law.signs[0])",
+        "_part(map_, new[n] * (n == taker), one * new[n])",
+        "_part(map_, new[n] * (n == taker), one * new[0])",
+        "tests/carry/test_signs.py",
+    ),
+    Mutant(
+        "a shift behind a turned sum takes the sign that its term had",
+        "_core/joins.py",
+        "_part(map_, new[n] * (n == taker), one * new[n])",
+        "_part(map_, one * (n == taker), one * new[n])",
         "tests/carry/test_signs.py",
     ),
     Mutant(

@@ -223,10 +223,9 @@ class Summed(Law):
 
     def backward(self, output: int, map_: Map) -> list[Way]:
         """The scale to every input, the shift to one of them (negated behind a minus); or so with
-        signs turned around, where all scales are negative. A shift goes by itself then.
+        signs turned around, where all scales are negative.
         """
-        turns = map_.keeps_origin and bool((map_.scale < 0).all())
-        turned = list(self._turned_back(map_)) if turns else []
+        turned = list(self._turned_back(map_)) if bool((map_.scale < 0).all()) else []
         try:
             return [*self._plain_back(map_), *turned]
         except Refusal:
@@ -263,19 +262,21 @@ class Summed(Law):
                 yield Form(self.forms[-1 in signs], law, order=order)
 
     def _turned_back(self, map_: Map) -> Iterator[Way]:
-        """``s·Σ σₙ·xₙ = Σ τₙ·(σₙ·τₙ·s·xₙ)``, τ being the new signs."""
+        """``s·Σ σₙ·xₙ + t = Σ τₙ·(σₙ·τₙ·s·xₙ) + t``, τ being the new signs."""
         ways: list[Way] = []
         for form in self._others():
             assert isinstance(form.law, Summed)
-            try:
-                parts = {
-                    n: self.aligned.back(n, _part(map_, 1, one * form.law.signs[n]))
-                    for n, one in enumerate(self.signs)
-                }
-            except Refusal:
-                continue
-            moved = {n: part for n, part in parts.items() if not part.is_identity}
-            ways.append(Way(moved, Edit({}, form)))
+            new = form.law.signs
+            for taker in range(1 if map_.keeps_origin else len(new)):
+                try:
+                    parts = {
+                        n: self.aligned.back(n, _part(map_, new[n] * (n == taker), one * new[n]))
+                        for n, one in enumerate(self.signs)
+                    }
+                except Refusal:
+                    continue
+                moved = {n: part for n, part in parts.items() if not part.is_identity}
+                ways.append(Way(moved, Edit({}, form)))
         yield from sorted(ways, key=lambda way: len(way.maps))
 
     def _turned_ahead(self, parts: Mapping[int, AffineMap]) -> Iterator[Way]:
