@@ -535,6 +535,27 @@ MUTANTS = (
         "tests/torch/test_shape_readers.py",
     ),
     Mutant(
+        "what a user wants kept may change",
+        "_torch/read/graph.py",
+        ", **(kept or {})}",
+        "}",
+        "tests/torch/test_other_ways.py",
+    ),
+    Mutant(
+        "a module is kept in its first call alone",
+        "_torch/module/keeping.py",
+        "values.update(dict.fromkeys(found, reason))",
+        "values.update(dict.fromkeys(found[:1], reason))",
+        "tests/torch/test_other_ways.py",
+    ),
+    Mutant(
+        "a method that only gives a changed tensor away goes unseen",
+        "_torch/module/other_ways.py",
+        "return len(groups) == 1 or",
+        "return",
+        "tests/torch/test_other_ways.py",
+    ),
+    Mutant(
         "a name alone says that an operator asks for a shape",
         "_torch/read/nodes.py",
         'getattr(node.target, "namespace", "") not in ("aten", "prim")',
