@@ -6,7 +6,7 @@ the hooks it had, or a Remainder of its activation; a missing bias becomes a par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import replace
 
 import torch
@@ -42,15 +42,17 @@ class Surgery:
         graph: Graph,
         calls: Calls | None = None,
         again: Callable[[], ExportedProgram] | None = None,
+        kept: Collection[str] = (),
     ) -> None:
         """Look at the module that a graph was read from.
 
         ``calls`` are the calls of its submodules. Without them only PyTorch's own norms may go.
-        ``again`` exports the module once more, to see what a new bias would do.
+        ``again`` exports the module once more, to see what a new bias would do. ``kept`` are
+        parameters and buffers that may not change.
         """
         self._graph = graph
         self._calls = calls
-        self._owned = Ownership(module, graph)
+        self._owned = Ownership(module, graph, kept)
         self._missing_biases = MissingBiases(graph, self._owned, again)
         self._remainders = Remainders(graph, self._owned, calls) if calls is not None else None
 
@@ -144,9 +146,12 @@ class Surgery:
             return Reason("not-a-module", last, f"what is left of {last} would need a new {ops}")
         for index in move.maps:
             node = self._graph.nodes[index]
+            where = view.nodes[index].label
+            kept = self._owned.kept_in(node)
+            if kept is not None:
+                return kept
             problem = self._irreplaceable(node, gone)
             if problem is not None:
-                where = view.nodes[index].label
                 return Reason("not-a-module", where, f"{where} {problem}")
         return None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +19,14 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
 
 from bnfold._errors import UsageError
+from bnfold._torch.read.untraceable import why
+
+_WRAPPERS = (DataParallel, DistributedDataParallel)
 
 
 def export(
@@ -35,16 +42,15 @@ def export(
     """
     check(module)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _without_dumps():
             warnings.simplefilter("ignore")
             return torch.export.export(
                 module, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
             )
     except Exception as error:  # torch.export raises whatever the module's own code raises.
-        line = next((text for text in str(error).splitlines() if text.strip()), "")
         raise UsageError(
             f"torch.export could not trace {type(module).__name__} with these inputs: "
-            f"{type(error).__name__}: {line}"
+            f"{why(module, error)}"
         ) from error
 
 
@@ -144,11 +150,26 @@ OF_PYTORCH = set(nn.Module().__dict__)
 
 
 def check(module: nn.Module) -> None:
-    """Raise `UsageError` for a module that cannot be folded as it is."""
+    """Raise `UsageError` for a module that cannot be folded, or compared, as it is."""
+    name = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError("a TorchScript module cannot be folded: give the module it was made from")
+    if isinstance(module, _WRAPPERS):
+        raise UsageError(
+            f"a {name} is a wrapper around the network: give the network itself, model.module"
+        )
+    for path, part in module.named_modules():
+        forward = part.__dict__.get("forward")
+        # torch.compile(module) makes a module of its own, which copies well.
+        if hasattr(forward, "_torchdynamo_orig_callable") and not hasattr(part, "_orig_mod"):
+            raise UsageError(
+                f"the forward of {path or name} is compiled, so that a copy would run the "
+                "original's code: give the module as it was, and compile what bnfold.fold gives"
+            )
     if module.training:
         raise UsageError(
-            f"{type(module).__name__} is in training mode: call .eval() first, or pass "
-            "as_eval=True to fold it as if it were in eval"
+            f"{name} is in training mode: call .eval() first (bnfold.fold takes as_eval=True to "
+            "fold it as if it were in eval)"
         )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
@@ -160,6 +181,47 @@ def check(module: nn.Module) -> None:
             raise UsageError(
                 f"{name} is a meta tensor, which has no values: load the weights first"
             )
+
+
+def refuse_pruned(module: nn.Module) -> None:
+    """Raise `UsageError` for a module with pruned tensors, which hooks compute in every run."""
+    found = [
+        (path or "model", hook._tensor_name)
+        for path, part in module.named_modules()
+        for hook in part._forward_pre_hooks.values()
+        if isinstance(hook, BasePruningMethod)
+    ]
+    if not found:
+        return
+    path, tensor = found[0]
+    others = f" and {len(found) - 1} more are" if len(found) > 1 else " is"
+    part = "model" if path == "model" else f'model.get_submodule("{path}")'
+    raise UsageError(
+        f"{path}.{tensor}{others} pruned, and computed anew in every run: make that permanent "
+        f'first, torch.nn.utils.prune.remove({part}, "{tensor}")'
+        + (", and so the others" if len(found) > 1 else "")
+    )
+
+
+@contextmanager
+def _without_dumps() -> Iterator[None]:
+    """Keep PyTorch from printing the graph of a trace that fails, and hints for its developers.
+
+    What else goes to standard error comes out at the end.
+    """
+    dump = ""
+    with redirect_stderr(io.StringIO()) as said:
+        try:
+            with quiet("torch.export"), quiet("torch.fx.experimental.symbolic_shapes"):
+                yield
+        except Exception as error:
+            dump = str(getattr(error, "partial_fx_graph", ""))
+            raise
+        finally:
+            text = said.getvalue()
+            rest = text.replace(dump, "") if dump else text
+            if sys.__stderr__ is not None and rest.strip():
+                sys.__stderr__.write(rest)
 
 
 @contextmanager
