@@ -38,8 +38,8 @@ from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
 from bnfold._onnx.files.external import external_files, runnable
 from bnfold._onnx.files.load import in_binary, load_model, understood
 from bnfold._onnx.read.frozen import freeze, listed
-from bnfold._run.applicable import refuse_inapplicable
 from bnfold._run.bounds import Bounds, Exhausted
+from bnfold._run.drawing import refuse_inapplicable
 from bnfold._run.draws import fixed_draws
 from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet

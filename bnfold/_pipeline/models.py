@@ -81,7 +81,7 @@ def _fold_model(
     if frozen:
         freeze(model)
     if verify and (inputs is not None or settings.wanted != DEFAULT.wanted):
-        from bnfold._run.applicable import refuse_inapplicable
+        from bnfold._run.drawing import refuse_inapplicable
 
         refuse_inapplicable(model, inputs, settings.wanted)
     for target in filter(None, (output, report)):
