@@ -25,6 +25,7 @@ from bnfold._onnx.fold import prepare
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
+from bnfold._pipeline.in_memory import as_proto, given_back, is_in_memory
 from bnfold._system import paths
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 Model = Any
 _INSTEAD = {
     "GraphProto": "; give the ModelProto around it",
-    "Model": "; of onnx_ir or spox it takes the ModelProto: onnx_ir.to_proto(model)",
-    "ONNXProgram": "; give its model_proto",
     "OrderedDict": "; a state dict holds weights and no network: give the module",
     "bytearray": "; parse it first: onnx.load_model_from_string(data)",
     "bytes": "; parse it first: onnx.load_model_from_string(data)",
@@ -47,6 +46,7 @@ _INSTEAD = {
     "tuple": "; give one model at a time",
 }
 """What to give in place of something else, by its type."""
+_EMPTY = "the model holds no operators: there is nothing to fold"
 Folder = str | os.PathLike[str] | None
 """The folder that external data is relative to; for a path, the file's own if None."""
 
@@ -146,11 +146,7 @@ def fold_model(
     if output is not None:
         source = None if planned.plan.folds or changed else _path_of(model)
         return _write(proto, rewritten, folder, Path(output), source)
-    if _is_graphsurgeon(model):
-        import onnx_graphsurgeon
-
-        return onnx_graphsurgeon.import_onnx(proto)
-    return proto
+    return given_back(proto, model, folder) if is_in_memory(model) else proto
 
 
 def compare_models(
@@ -288,29 +284,25 @@ def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelP
     path = _path_of(model)
     if path is not None:
         return load_model(path), folder or path.parent
-    if _is_graphsurgeon(model):
-        import onnx_graphsurgeon
-
-        return in_order(onnx_graphsurgeon.export_onnx(model)), folder
+    if is_in_memory(model):
+        proto, own = as_proto(model)
+        if not proto.graph.node:
+            raise UsageError(_EMPTY)
+        return in_order(proto), folder or own
     if not isinstance(model, ModelProto):
         kind = type(model).__name__
         raise TypeError(
-            "expected a path, an onnx.ModelProto, an onnx_graphsurgeon.Graph, a torch.nn.Module or "
-            f"an ExportedProgram, got {kind}{_INSTEAD.get(kind, '')}"
+            "expected a path, an onnx.ModelProto, an onnx_graphsurgeon.Graph, an onnx_ir.Model, a "
+            "torch.onnx.ONNXProgram, a torch.nn.Module or an ExportedProgram, got "
+            f"{kind}{_INSTEAD.get(kind, '')}"
         )
     if not model.graph.node:
-        raise UsageError("the model holds no operators: there is nothing to fold")
+        raise UsageError(_EMPTY)
     return in_order(model), folder
 
 
 def _path_of(model: Model) -> Path | None:
     return Path(model) if isinstance(model, str | os.PathLike) else None
-
-
-def _is_graphsurgeon(model: Model) -> bool:
-    """Whether a model is a Graph of onnx_graphsurgeon. This does not import the package."""
-    library = sys.modules.get("onnx_graphsurgeon")
-    return library is not None and isinstance(model, library.Graph)
 
 
 def _write(
