@@ -674,8 +674,8 @@ MUTANTS = (
     Mutant(
         "the last reader of a shared weight has a copy of its own",
         "_onnx/write/edits.py",
-        "rewrites = not known and old is not None",
-        "rewrites = old is not None",
+        "if old is None or known else self._holder",
+        "if old is None else self._holder",
         "tests/test_sharing.py",
     ),
     # --- quantizers ------------------------------------------------------------------------------
@@ -757,6 +757,35 @@ MUTANTS = (
         "    if not given[0]:\n        return case",
         "    if True:\n        return case",
         "tests/test_fused_operators.py",
+    ),
+    # --- sparse weights --------------------------------------------------------------------------
+    Mutant(
+        "a sparse tensor has its numbers in the order of their size",
+        "_onnx/read/sparse.py",
+        "whole[where] = numbers",
+        "whole[np.sort(where)] = np.sort(numbers)",
+        "tests/test_sparse.py",
+    ),
+    Mutant(
+        "what a sparse tensor cannot hold is left out",
+        "_onnx/read/sparse.py",
+        "return numbers if np.count_nonzero(values) == np.count_nonzero(numbers) else None",
+        "return numbers",
+        "tests/test_sparse.py",
+    ),
+    Mutant(
+        "a sparse tensor that others read is rewritten",
+        "_onnx/write/edits.py",
+        "if old is not None and held is not None and self._may_rewrite(scope, old, values):",
+        "if old is not None and held is not None:",
+        "tests/test_sparse.py",
+    ),
+    Mutant(
+        "a sparse weight becomes part of a dense one",
+        "_onnx/read/context.py",
+        "unmerged=Reason(",
+        "missing=None and Reason(",
+        "tests/test_sparse.py",
     ),
     # --- frozen initializers ---------------------------------------------------------------------
     Mutant(
