@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +53,18 @@ class Ownership:
 
     def inside(self, path: str) -> list[Node]:
         """The operators of a module that depend on its input, in all its calls and names."""
-        same = self.names(path)
-        return [
-            node
-            for node in self._graph.nodes
-            if same & set(paths_of(node))
-            and not isinstance(self._graph.context.constants.find(node), Constant)
-        ]
+        return self._inside.get(id(self.modules[path]), [])
+
+    @cached_property
+    def _inside(self) -> Mapping[int, list[Node]]:
+        """The operators that depend on inputs, by the modules that they belong to."""
+        found: dict[int, list[Node]] = {}
+        for node in self._graph.nodes:
+            if not isinstance(self._graph.context.constants.find(node), Constant):
+                homes = {id(self.modules[path]) for path in paths_of(node) if path in self.modules}
+                for home in homes:
+                    found.setdefault(home, []).append(node)
+        return found
 
     def is_read_elsewhere(self, path: str) -> bool:
         """Whether code outside a module uses its parameters or buffers."""
