@@ -275,9 +275,8 @@ class Summed(Law):
                     }
                 except Refusal:
                     continue
-                ways.append(
-                    Way({n: p for n, p in parts.items() if not p.is_identity}, Edit({}, form))
-                )
+                moved = {n: part for n, part in parts.items() if not part.is_identity}
+                ways.append(Way(moved, Edit({}, form)))
         yield from sorted(ways, key=lambda way: len(way.maps))
 
     def _turned_ahead(self, parts: Mapping[int, AffineMap]) -> Iterator[Way]:

@@ -23,17 +23,18 @@ from bnfold._core.view import Absorber, Affine
 class Elementwise(Operator):
     """A per-channel affine map by one elementwise operator: ``x·c``, ``x + c``, ``−x``.
 
-    ``composable`` and ``dtype`` are those of `view.Affine`.
+    ``operations``, ``composable`` and ``dtype`` are those of `view.Affine`.
     """
 
     map: AffineMap
+    operations: int = 1
     composable: bool = True
     dtype: np.dtype[Any] | None = None
 
     @property
     def role(self) -> Affine:
         """The map."""
-        return Affine(self.map, self.data[0], composable=self.composable, dtype=self.dtype)
+        return Affine(self.map, self.data[0], self.operations, None, self.composable, self.dtype)
 
 
 def with_constant(

@@ -6,7 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from bnfold._merge.merging import Stays
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
+from bnfold._torch.module.keeping import looked_up
+from bnfold._torch.module.other_ways import other_ways
 from bnfold._torch.module.surgery import Surgery
 from bnfold._torch.module.ties import tie, untie
 from bnfold._torch.module.trace import unsure
@@ -46,13 +48,18 @@ class Example:
 
 @dataclass(frozen=True)
 class PlannedModule:
-    """A module that has been read and planned."""
+    """A module that has been read and planned.
+
+    ``other_ways`` are its methods beside forward that see what the fold changes, each with the
+    names that ``keep`` would take so that it does not.
+    """
 
     module: nn.Module
     surgery: Surgery
     moves: Moves
     plan: Plan
     clone: bool = False
+    other_ways: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def apply(self, inplace: bool) -> nn.Module:
         """Fold a copy of the module, or the module itself."""
@@ -63,10 +70,13 @@ class PlannedModule:
         return target
 
 
-def prepare_module(module: nn.Module, example: Example, clone: bool = False) -> PlannedModule:
+def prepare_module(
+    module: nn.Module, example: Example, clone: bool = False, keep: Sequence[str] = ()
+) -> PlannedModule:
     """Read and plan a module in eval mode; it is not changed.
 
     With ``clone`` modules and tensors that several places share may become different in each.
+    ``keep`` names submodules and tensors that may not change.
 
     If the module can be copied, a copy with the same tensors is read instead of it. There are two
     reasons. Hooks and the module's own code leave traces in the module in which they run. And the
@@ -89,8 +99,9 @@ def prepare_module(module: nn.Module, example: Example, clone: bool = False) -> 
 
     with watched() as calls:
         program = again()
-    graph = read(program, subject)
-    surgery = Surgery(subject, graph, calls, again)
+    kept = looked_up(program, subject, keep)
+    graph = read(program, subject, kept=kept.values)
+    surgery = Surgery(subject, graph, calls, again, kept.tensors)
 
     def objections(moves: Sequence[Move]) -> Mapping[int, Reason]:
         doubts = unsure(graph, subject, moves) if example.made_up else {}
@@ -104,7 +115,8 @@ def prepare_module(module: nn.Module, example: Example, clone: bool = False) -> 
         kinds = {node.label: node.op for node in view.nodes}
         stays = [kept_apart(each, "") for each in _apart(merge(program).folds, kinds)]
         plan = replace(plan, kept=(*plan.kept, *stays))
-    return PlannedModule(module, surgery, moves, plan, clone)
+    ways = other_ways(subject, graph, moves)
+    return PlannedModule(module, surgery, moves, plan, clone, ways)
 
 
 def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
