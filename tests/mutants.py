@@ -723,8 +723,8 @@ MUTANTS = (
     Mutant(
         "the last reader of a shared weight has a copy of its own",
         "_onnx/write/edits.py",
-        "rewrites = not known and old is not None",
-        "rewrites = old is not None",
+        "if old is None or known else self._holder",
+        "if old is None else self._holder",
         "tests/test_sharing.py",
     ),
     # --- quantizers ------------------------------------------------------------------------------
@@ -806,6 +806,35 @@ MUTANTS = (
         "    if not given[0]:\n        return case",
         "    if True:\n        return case",
         "tests/test_fused_operators.py",
+    ),
+    # --- sparse weights --------------------------------------------------------------------------
+    Mutant(
+        "a sparse tensor has its numbers in the order of their size",
+        "_onnx/read/sparse.py",
+        "whole[where] = numbers",
+        "whole[np.sort(where)] = np.sort(numbers)",
+        "tests/test_sparse.py",
+    ),
+    Mutant(
+        "what a sparse tensor cannot hold is left out",
+        "_onnx/read/sparse.py",
+        "return numbers if np.count_nonzero(values) == np.count_nonzero(numbers) else None",
+        "return numbers",
+        "tests/test_sparse.py",
+    ),
+    Mutant(
+        "a sparse tensor that others read is rewritten",
+        "_onnx/write/edits.py",
+        "if old is not None and held is not None and self._may_rewrite(scope, old, values):",
+        "if old is not None and held is not None:",
+        "tests/test_sparse.py",
+    ),
+    Mutant(
+        "a sparse weight becomes part of a dense one",
+        "_onnx/read/context.py",
+        "unmerged=Reason(",
+        "missing=None and Reason(",
+        "tests/test_sparse.py",
     ),
     # --- frozen initializers ---------------------------------------------------------------------
     Mutant(
@@ -1136,6 +1165,48 @@ MUTANTS = (
         "file.seek(offset)\n            file.write(data)\n            _externalize(tensor, t",
         "file.seek(0)\n            file.write(data)\n            _externalize(tensor, t",
         "tests/test_external_data.py",
+    ),
+    Mutant(
+        "parts between quantizers that settle nothing excuse any difference",
+        "_judge/between_quantizers.py",
+        "check.difference > STEPS * by",
+        "False",
+        "tests/verify/test_steps.py",
+    ),
+    Mutant(
+        "a tensor ahead that was not compared counts as equal",
+        "_judge/ahead.py",
+        "for name in names}\n    ahead",
+        "for name in {each.output for each in found}}\n    ahead",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "renamed ports of one type differ where they lie in another order",
+        "_judge/end_to_end.py",
+        '        if result.status != "fail" or pairing is None:',
+        "        if True:",
+        "tests/verify/test_ports.py",
+    ),
+    Mutant(
+        "any order in which renamed inputs run is one that agrees",
+        "_run/ports.py",
+        "        else [value.name]\n        for value in folded.graph.output",
+        "        else [value.name]\n        for value in folded.graph.output[:0]",
+        "tests/verify/test_ports.py",
+    ),
+    Mutant(
+        "notes on an inner tensor come to stand at a port",
+        "_run/ports.py",
+        "for named in (*stored, *graph.value_info):",
+        "for named in stored:",
+        "tests/verify/test_ports.py",
+    ),
+    Mutant(
+        "random numbers belong together by their order in the file alone",
+        "_run/draws.py",
+        "    ways |= dict.fromkeys(islice(others, _MOST_WAYS + 1))\n",
+        "",
+        "tests/verify/test_ahead.py",
     ),
     Mutant(
         "the certificate lets anything be rounded to half",
