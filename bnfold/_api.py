@@ -40,6 +40,7 @@ def plan(
     as_eval: bool = False,
     clone: bool = False,
     keep: Sequence[str] = (),
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
 ) -> Plan:
@@ -53,7 +54,7 @@ def plan(
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     options = ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone, keep=_names(keep))
-    return plan_model(model, base_dir, options, freeze_initializers, assume_equal_dims)
+    return plan_model(model, base_dir, options, freeze_initializers, assume_equal_dims, depthwise)
 
 
 @overload
@@ -62,6 +63,7 @@ def fold(
     output: None = None,
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
 ) -> ModelProto: ...
@@ -71,6 +73,7 @@ def fold(
     output: str | os.PathLike[str],
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
 ) -> Path: ...
@@ -85,6 +88,7 @@ def fold(
     clone: bool = False,
     inplace: bool = False,
     keep: Sequence[str] = (),
+    depthwise: bool = False,
 ) -> _Module: ...
 @overload
 def fold(
@@ -92,6 +96,7 @@ def fold(
     output: None = None,
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
 ) -> _M: ...
@@ -106,6 +111,7 @@ def fold(
     clone: bool = False,
     inplace: bool = False,
     keep: Sequence[str] = (),
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
 ) -> Any:
@@ -137,7 +143,9 @@ def fold(
     Raises `UsageError` for a model that cannot be read or an output that cannot be written.
     """
     options = ModuleOptions(output, kwargs, dynamic_shapes, as_eval, clone, inplace, _names(keep))
-    return fold_model(model, output, base_dir, options, freeze_initializers, assume_equal_dims)
+    return fold_model(
+        model, output, base_dir, options, freeze_initializers, assume_equal_dims, depthwise
+    )
 
 
 def refold(folded: _Module, state_dict: Mapping[str, Any]) -> _Module:

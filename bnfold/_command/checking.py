@@ -21,6 +21,7 @@ def check_each(
     verbose: bool,
     frozen: bool = False,
     equal_dims: bool = False,
+    depthwise: bool = False,
 ) -> int:
     """Print what is left to fold in each model, and return the worst exit code.
 
@@ -37,7 +38,7 @@ def check_each(
         try:
             if model is None:
                 raise UsageError(_without_models(path))
-            codes.append(_check(model, form, verbose, several, frozen, equal_dims))
+            codes.append(_check(model, form, verbose, several, frozen, equal_dims, depthwise))
         except Exception as error:
             if len(given) == 1 and (model is None or not several):
                 raise
@@ -75,7 +76,13 @@ def _without_models(folder: Path) -> str:
 
 
 def _check(
-    model: Path, form: str, verbose: bool, several: bool, frozen: bool, equal_dims: bool
+    model: Path,
+    form: str,
+    verbose: bool,
+    several: bool,
+    frozen: bool,
+    equal_dims: bool,
+    depthwise: bool,
 ) -> int:
     """Print what is left to fold in a model, and return the exit code."""
     from bnfold._judge.settings import Settings
@@ -88,7 +95,13 @@ def _check(
         onnx = model.suffix != ".pt2"
         settings = Settings(frozen=frozen and onnx, equal_dims=equal_dims and onnx)
         outcome = fold_file(
-            model, None, verify=False, inputs=None, progress=progress, settings=settings
+            model,
+            None,
+            verify=False,
+            inputs=None,
+            progress=progress,
+            settings=settings,
+            depthwise=depthwise,
         )
     left = bool(outcome.plan.folds)
     if form == "text":

@@ -156,6 +156,7 @@ _format = click.option(
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
 @options.freezing
 @options.equating
+@options.depthwise
 @options.comparison
 @click.option(
     "--report",
@@ -177,6 +178,7 @@ def fold(
     no_verify: bool,
     frozen: bool,
     equal_dims: bool,
+    depthwise: bool,
     report: Path | None,
     form: str,
     verbose: bool,
@@ -192,7 +194,7 @@ def fold(
         unused = ("output", "in_place", "report", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory)
-        return check_each(models, form, verbose, frozen, equal_dims)
+        return check_each(models, form, verbose, frozen, equal_dims, depthwise)
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
     (model,) = models
@@ -233,6 +235,7 @@ def fold(
             settings=settings,
             progress=progress,
             report=report,
+            depthwise=depthwise,
         )
         if report is not None:
             try:

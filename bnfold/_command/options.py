@@ -279,6 +279,16 @@ def equating(command: _Command) -> _Command:
     )(command)
 
 
+def depthwise(command: _Command) -> _Command:
+    """Give a command the option that leaves no norm."""
+    return click.option(
+        "--no-batchnorm",
+        "depthwise",
+        is_flag=True,
+        help="Write norms that nothing takes in as 1×1 depthwise convolutions, or Mul and Add.",
+    )(command)
+
+
 def settings(
     given: Mapping[str, Any],
     *,

@@ -79,6 +79,7 @@ def plan_model(
     options: ModuleOptions,
     frozen: bool = False,
     equal_dims: bool = False,
+    depthwise: bool = False,
 ) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
@@ -90,13 +91,13 @@ def plan_model(
     if _is_program(model):
         from bnfold._torch.program.fold import PlannedProgram
 
-        return PlannedProgram(model).plan
+        return PlannedProgram(model, depthwise).plan
     proto, folder = _read(model, base_dir)
     if frozen and listed(proto):
         proto = _copied(proto) if proto is model else proto
         freeze(proto)
     with understood(proto, _path_of(model)):
-        return prepare(proto, folder, equal_dims).plan
+        return prepare(proto, folder, equal_dims, depthwise).plan
 
 
 def fold_model(
@@ -106,6 +107,7 @@ def fold_model(
     options: ModuleOptions,
     frozen: bool = False,
     equal_dims: bool = False,
+    depthwise: bool = False,
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
@@ -124,7 +126,7 @@ def fold_model(
             )
         from bnfold._torch.program.fold import PlannedProgram
 
-        return PlannedProgram(model).apply()
+        return PlannedProgram(model, depthwise).apply()
     if output is not None and not isinstance(output, str | os.PathLike):
         raise TypeError(
             f"expected a path to write the folded model to, got {type(output).__name__}; example "
@@ -141,7 +143,7 @@ def fold_model(
     if changed:
         freeze(proto)
     with understood(model if isinstance(model, ModelProto) else proto, _path_of(model)):
-        planned = prepare(proto, folder, equal_dims)
+        planned = prepare(proto, folder, equal_dims, depthwise)
         rewritten = planned.apply()
     if output is not None:
         source = None if planned.plan.folds or changed else _path_of(model)

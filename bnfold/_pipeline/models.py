@@ -36,13 +36,14 @@ def fold_file(
     progress: Progress,
     settings: Settings = DEFAULT,
     report: Path | None = None,
+    depthwise: bool = False,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
-    going to write. Raises `UsageError` for a file that cannot be read or written; then no file is
-    left behind.
+    going to write. With ``depthwise`` norms that stay are written as other operators. Raises
+    `UsageError` for a file that cannot be read or written; then no file is left behind.
     """
     progress("reading")
     if output is not None:
@@ -58,11 +59,13 @@ def fold_file(
                 "of the options of the verification only --seed is for a .pt2 file: it brings its "
                 "example inputs, and PyTorch runs it"
             )
-        return _run_program(path, output, verify, settings.seed, progress)
+        return _run_program(path, output, verify, settings.seed, progress, depthwise)
     if output is not None:
         written_as(output)
     with in_binary(path) as original:
-        return _fold_model(path, original, output, report, verify, inputs, settings, progress)
+        return _fold_model(
+            path, original, output, report, verify, inputs, settings, progress, depthwise
+        )
 
 
 def _fold_model(
@@ -74,6 +77,7 @@ def _fold_model(
     inputs: list[InputSet] | None,
     settings: Settings,
     progress: Progress,
+    depthwise: bool,
 ) -> Outcome:
     """Fold a model; see `fold_file`. ``original`` is its file in binary form."""
     model = load_model(path)
@@ -90,7 +94,7 @@ def _fold_model(
     size_before = size_on_disk(path, model)
     data_before = frozenset(external_files(model))
     with understood(model, path):
-        planned = prepare(model, path.parent, settings.equal_dims)
+        planned = prepare(model, path.parent, settings.equal_dims, depthwise)
         changed = bool(planned.plan.folds) or frozen > 0
         weights = planned.weights() if verify and changed else None
         stuck = 0 if frozen or not names else _hanging(model, planned.plan, path.parent, settings)
@@ -136,7 +140,7 @@ def _hanging(model: ModelProto, plan: Plan, folder: Path, settings: Settings) ->
 
 
 def _run_program(
-    path: Path, output: Path | None, verify: bool, seed: int, progress: Progress
+    path: Path, output: Path | None, verify: bool, seed: int, progress: Progress, depthwise: bool
 ) -> Outcome:
     """Fold a .pt2 file of torch.export. Raises `UsageError` without PyTorch."""
     try:
@@ -145,7 +149,9 @@ def _run_program(
         if error.name is None or error.name.partition(".")[0] != "torch":
             raise
         raise UsageError("a .pt2 file takes PyTorch: pip install 'bnfold[torch]'") from error
-    return fold_program_file(path, output, verify=verify, seed=seed, progress=progress)
+    return fold_program_file(
+        path, output, verify=verify, seed=seed, progress=progress, depthwise=depthwise
+    )
 
 
 @dataclass(frozen=True)
