@@ -50,7 +50,7 @@ def plan(
     ``torch.onnx.ONNXProgram``, a ``torch.nn.Module`` or an ``ExportedProgram``; it is not changed.
     ``base_dir`` is the folder that external data is relative to; for a path, the file's own. A
     module takes example inputs, ``args`` and ``kwargs``, and the options of `fold`; a model of ONNX
-    takes ``freeze_initializers`` and ``assume_equal_dims``, see there.
+    takes ``freeze_initializers`` and ``assume_equal_dims``, and any takes ``depthwise``, see there.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     options = ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone, keep=_names(keep))
@@ -124,6 +124,9 @@ def fold(
     listed as inputs, too, are inputs no longer: nobody overrides them, so they fold as well.
     With ``assume_equal_dims`` sizes of inputs that have one name (``dim_param``) are equal in every
     run: that lets maps cross a Reshape of one tensor by the size of another.
+    With ``depthwise`` norms that nothing takes in become convolutions with a kernel of 1 and a
+    group for each channel, or a Mul and an Add, for runtimes without BatchNormalization; in a
+    module, where no convolution can stand, a `bnfold.nn.ScaleShift`.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can

@@ -84,7 +84,7 @@ def plan_model(
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
-        return _prepare_module(model, options).plan
+        return _prepare_module(model, options, depthwise).plan
     options.refuse()
     if options.args is not None:
         raise UsageError("example inputs are for a torch.nn.Module; leave them out")
@@ -114,7 +114,7 @@ def fold_model(
     if _is_module(model):
         from bnfold._torch.module.recipe import Recipe, attach
 
-        ready = _prepare_module(model, options)
+        ready = _prepare_module(model, options, depthwise)
         recipe = Recipe.of(ready)
         return attach(ready.apply(options.inplace), recipe)
     options.refuse()
@@ -225,7 +225,9 @@ def refold_module(folded: Any, state_dict: Mapping[str, Any]) -> nn.Module:
     return refold(folded, state_dict)
 
 
-def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
+def _prepare_module(
+    model: nn.Module, options: ModuleOptions, depthwise: bool = False
+) -> PlannedModule:
     """The plan for a module, ready to be carried out."""
     from bnfold._torch.module.fold import Example, copied, prepare_module
 
@@ -237,7 +239,7 @@ def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
         example = Example(made_up(model), {}, made_up=True)
     else:
         example = _example(options)
-    planned = prepare_module(model, example, options.clone, options.keep)
+    planned = prepare_module(model, example, options.clone, options.keep, depthwise)
     if planned.other_ways:
         warnings.warn(_other_ways(type(model).__name__, planned.other_ways), stacklevel=4)
     return planned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +30,8 @@ def without_norms(
     moves: Moves,
     *,
     double: bool,
+    whole: bool = False,
+    objection: Callable[[Move], Reason | None] = lambda move: None,
 ) -> Moves:
     """The moves, and one more for each norm that would stay.
 
@@ -37,10 +39,15 @@ def without_norms(
     groups as channels, the weights s and the bias t is the same map, always exactly; so are a Mul
     by s and an Add of t. A convolution is written where the data have three to five axes; without
     ``double`` not in float64, in which onnxruntime has none. What the norm would have taken in goes
-    into the same numbers. A norm stays where the type or the number of axes is not known, or where
-    s or t does not fit the type; its reason says so.
+    into the same numbers. If it has to be one ``whole``, a ScaleShift stands for Mul and Add. A
+    norm stays where the type or the number of axes is not known, where s or t does not fit the
+    type, or where there is an ``objection``; its reason says so.
     """
-    made = [_replaced(view, records, readings, move, double) for move in moves.moves]
+
+    def forms(node: Node, norm: FixedNorm, map_: AffineMap | None) -> tuple[Standing, ...]:
+        return _forms(view, node, norm, map_, double, whole)
+
+    made = [_replaced(view, records, readings, move, forms) for move in moves.moves]
     sides, kept = dict(moves.sides), dict(moves.kept)
     gone = {index for move in made for index in move.maps}
     into = {move.into: place for place, move in enumerate(made) if move.law == "absorb"}
@@ -52,12 +59,10 @@ def without_norms(
         before = taken.ahead.then(node.role.map)
         total = before.then(taken.behind) if before is not None else None
         try:
-            stands = _forms(view, node, record, total, double)
+            stands = forms(node, record, total)
         except Refusal as refusal:
             kept[index] = refusal.reason
             continue
-        sides.pop(index, None)
-        kept.pop(index, None)
         old = made[into[index]] if index in into else None
         maps, chain = ((index, *old.maps), (index, *old.chain)) if old else ((index,), (index,))
         rest = old.stands if old is not None else ()
@@ -65,6 +70,12 @@ def without_norms(
         move = Move(
             "compose", index, maps, chain, IDENTITY, (*stands, *rest), ends, crossed, rewrites=True
         )
+        problem = objection(move)
+        if problem is not None:
+            kept[index] = problem
+            continue
+        sides.pop(index, None)
+        kept.pop(index, None)
         if old is not None:
             made[into[index]] = move
         else:
@@ -78,7 +89,7 @@ def _replaced(
     records: Sequence[Operator],
     readings: Sequence[Reading],
     move: Move,
-    double: bool,
+    forms: Callable[[Node, FixedNorm, AffineMap], tuple[Standing, ...]],
 ) -> Move:
     """A move that leaves no BatchNormalization, if that can be written as something else."""
     stands: list[Standing] = []
@@ -90,14 +101,19 @@ def _replaced(
         record = records[index]
         assert isinstance(record, FixedNorm)
         try:
-            stands += _forms(view, view.nodes[index], record, standing.map, double)
+            stands += forms(view.nodes[index], record, standing.map)
         except Refusal:
             return move
     return replace(move, stands=tuple(stands))
 
 
 def _forms(
-    view: View, node: Node, norm: FixedNorm, map_: AffineMap | None, double: bool
+    view: View,
+    node: Node,
+    norm: FixedNorm,
+    map_: AffineMap | None,
+    double: bool,
+    whole: bool,
 ) -> tuple[Standing, ...]:
     """The operators that are the map of a norm. Raises `Refusal` where there are none."""
     role = node.role
@@ -120,6 +136,8 @@ def _forms(
         message = f"the scale of {node.label} would fall below {dtype}'s range"
         raise Refusal(Reason("underflow", node.label, message))
     channels = norm.divisor.size
+    if whole and len(shape) > 1:
+        return (Standing("Conv" if len(shape) in _CONVOLVED else "ScaleShift", map_, channels),)
     if len(shape) in _CONVOLVED and (double or dtype != np.float64 or not role.composable):
         return (Standing("Conv", map_, channels),)
     if not role.composable or len(shape) < 2:
