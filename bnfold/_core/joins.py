@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import Map, MultiAxisMap
 from bnfold._core.laws import Law, Maps, Way, along_one_axis, not_carried, not_known
-from bnfold._core.reasons import Reason, Refusal
+from bnfold._core.reasons import Refusal
 
 # Of a longer sum, where a scale goes into all of its terms, so many are tried for the shift.
 _TAKERS = 64
@@ -209,42 +209,31 @@ class Summed(Law):
     aligned: Aligned
 
     def backward(self, output: int, map_: Map) -> list[Way]:
-        """The scale to every input, the shift to one of them (negated behind a minus)."""
-        ways: list[Way] = []
-        reason: Reason | None = None
-        scales, refused = self._scales(map_)
-        for taker, sign in enumerate(self.signs[:_TAKERS] if scales else self.signs):
-            others = next((r for number, r in refused if number != taker), None)
+        """The scale to every input, the shift to one of them (negated behind a minus).
+
+        An input without a place for the scale ends it: one that has no place for the scale has none
+        for the whole map.
+        """
+        scale, numbers = _part(map_, 0), range(len(self.signs))
+        if map_.keeps_origin:
+            return [self._way({n: self.aligned.back(n, scale) for n in numbers})]
+        scales: dict[int, Map] = {}
+        if not scale.is_identity:
+            scales, numbers = {n: self.aligned.back(n, scale) for n in numbers}, numbers[:_TAKERS]
+        ways, refused = [], None
+        for taker in numbers:
             try:
-                own = self.aligned.back(taker, _part(map_, sign))
+                own = self.aligned.back(taker, _part(map_, self.signs[taker]))
             except Refusal as refusal:
-                first = others is None or taker < refused[0][0]
-                reason = refusal.reason if first else others
+                refused = refusal
             else:
-                if others is None:
-                    parts = {**scales, taker: own}
-                    ways.append(Way({n: p for n, p in parts.items() if not p.is_identity}))
-                reason = others
-            if map_.keeps_origin:
-                break
-        if not ways:
-            assert reason is not None
-            raise Refusal(reason)
+                ways.append(self._way({**scales, taker: own}))
+        if not ways and refused is not None:
+            raise refused
         return ways
 
-    def _scales(self, map_: Map) -> tuple[dict[int, Map], list[tuple[int, Reason]]]:
-        """The scale of a map, if it has one, for each input, and the inputs that cannot have it."""
-        scale = _part(map_, 0)
-        scales: dict[int, Map] = {}
-        refused: list[tuple[int, Reason]] = []
-        if scale.is_identity:
-            return scales, refused
-        for number in range(len(self.signs)):
-            try:
-                scales[number] = self.aligned.back(number, scale)
-            except Refusal as refusal:
-                refused.append((number, refusal.reason))
-        return scales, refused
+    def _way(self, maps: dict[int, Map]) -> Way:
+        return Way({number: map_ for number, map_ in maps.items() if not map_.is_identity})
 
     def forward(self, maps: Maps) -> list[Way]:
         """One scale for all, and the sum of the shifts."""
