@@ -421,6 +421,13 @@ MUTANTS = (
         "if any(False for",
         "tests/verify/test_right_folds.py",
     ),
+    Mutant(
+        "a norm of a tensor of unknown rank is written as a Mul",
+        "_plan/places.py",
+        'if self.style.fixed and any(each.op != "BatchNormalization" for each in needed):',
+        "if False:",
+        "tests/plan/test_relocate.py",
+    ),
     # --- readers ---------------------------------------------------------------------------------
     Mutant(
         "transposed factors of a Gemm read as they lie",
