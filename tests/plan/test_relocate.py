@@ -123,7 +123,11 @@ def test_scale_one_way_and_shift_the_other():
         (SCALE, SCALE, {"mul": [], "bn": ["BatchNormalization"]}),
         (AffineMap.of(2.0, 0.0, None), SCALE, {"mul": [], "bn": ["BatchNormalization"]}),
         (AffineMap.of([2.0, 3.0], 0.0, 2), SCALE, {}),
-        (AffineMap.of([2.0, 3.0], 0.0, 2), AffineMap.of(2.0, 0.0, None), {}),
+        (
+            AffineMap.of([2.0, 3.0], 0.0, 2),
+            AffineMap.of(2.0, 0.0, None),
+            {"mul": ["Mul"], "bn": []},
+        ),
     ],
     ids=["its channels", "one number", "another axis", "another axis, and one number"],
 )
