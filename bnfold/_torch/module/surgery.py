@@ -104,8 +104,8 @@ class Surgery:
         )
         if isinstance(role, Absorber):
             return replace(seen, role=new)
-        whole = replace(role, absorber=new, composable=role.map.is_identity)
-        return replace(seen, role=whole)
+        free = role.map.is_identity
+        return replace(seen, role=replace(role, absorber=new, composable=free, renewable=free))
 
     def apply(self, module: nn.Module, moves: Moves) -> None:
         """Carry out all moves on the planned module, or on a copy of it."""
