@@ -25,22 +25,23 @@ class Operand:
     """A parameter of an operator: the input that it is, and its constant.
 
     ``missing`` says why there is none that may change. With neither the operator goes without it.
-    ``quantized`` is set where it is stored as integers, which ``integers`` says.
+    ``quantized`` is set where it is stored as integers. ``unmerged`` says why it becomes no part of
+    another constant, though it may take maps in: it is stored as integers, or as a sparse tensor.
     """
 
     position: int
     value: Parameter | None = None
     missing: Reason | None = None
     quantized: Quantized | None = None
-    integers: Reason | None = None
+    unmerged: Reason | None = None
 
     @property
     def stored(self) -> Parameter | None:
         """The constant, None where the operator goes without.
 
-        Raises `Refusal` where it may not change or is stored as integers.
+        Raises `Refusal` where it may not change or become part of another one.
         """
-        reason = self.missing or self.integers
+        reason = self.missing or self.unmerged
         if reason is not None:
             raise Refusal(reason)
         return self.value

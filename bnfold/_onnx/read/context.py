@@ -104,6 +104,9 @@ class Context:
         found = self._usable(node, position)
         if isinstance(found, Reason):
             return Operand(position, missing=found)
+        if found is not None and found.sparse is not None and len(found.shape) > 1:
+            message = f"{found.name} is a sparse tensor, which as a part of another would be none"
+            return Operand(position, found, unmerged=Reason("merge-cost", found.name, message))
         return Operand(position, found)
 
     def weight(self, node: NodeProto, position: int) -> Operand:
