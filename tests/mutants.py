@@ -485,6 +485,13 @@ MUTANTS = (
         "tests/verify/test_right_folds.py",
     ),
     Mutant(
+        "what the numbers of one map have decided is taken to hold for others",
+        "_plan/sweep.py",
+        "known.note(self._place(value), map_, end, numbers or chance)",
+        "known.note(self._place(value), map_, end, False)",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
         "a norm of a tensor of unknown rank is written as a Mul",
         "_plan/places.py",
         'if self.style.fixed and any(each.op != "BatchNormalization" for each in needed):',
