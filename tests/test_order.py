@@ -216,8 +216,8 @@ def test_a_name_of_two_tensors_is_refused(kind, words, tmp_path):
     path.write_bytes(made.SerializeToString())
     ended = run_command(path, "--check")
     assert ended.code == 2
-    assert f"error: {path}: " in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+    assert f"error: {path}: " in ended.err
+    assert len(ended.err.splitlines()) == 1
 
 
 def test_an_input_may_have_a_default():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -279,12 +280,35 @@ def equating(command: _Command) -> _Command:
     )(command)
 
 
-def settings(
-    given: Mapping[str, Any],
-    *,
-    bisect: bool = False,
+def trusting(command: _Command) -> _Command:
+    """Give a command the options that trust whoever made a file.
+
+    A project's configuration cannot give them: it may come with the file.
+    """
+    command = click.option(
+        "--follow-links",
+        is_flag=True,
+        help="Read external data through links that lead out of the model's folder.",
+    )(command)
+    return click.option(
+        "--trust", is_flag=True, help="Load a .pt2 file even if code in it is run then."
+    )(command)
+
+
+def beliefs(
     frozen: bool = False,
     equal_dims: bool = False,
+    trust: bool = False,
+    follow_links: bool = False,
+) -> Settings:
+    """The settings that say what may be believed of a file."""
+    from bnfold._judge.settings import Settings
+
+    return Settings(frozen=frozen, equal_dims=equal_dims, trust=trust, follow_links=follow_links)
+
+
+def settings(
+    given: Mapping[str, Any], believed: Settings | None = None, bisect: bool = False
 ) -> Settings:
     """The settings that the options of a comparison give.
 
@@ -298,7 +322,8 @@ def settings(
 
     _refuse_both(given)
     draw = USUAL.flavours if given["draw"] is None else given["draw"]
-    return Settings(
+    return replace(
+        believed or Settings(),
         seed=given["seed"],
         wanted=WantedInputs.of(draw, dict(given["dim"])),
         bisect=bisect,
@@ -307,8 +332,6 @@ def settings(
         fixed=Fixed.of(given["rtol"], given["atol"]),
         threads=given["threads"],
         seconds=given["timeout"],
-        frozen=frozen,
-        equal_dims=equal_dims,
         libraries=_libraries(given["ops_library"]),
     )
 

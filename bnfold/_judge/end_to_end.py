@@ -143,7 +143,8 @@ def compare_files(
 
     Raises `UsageError` for models or inputs that cannot be read.
     """
-    with in_binary(original) as first, in_binary(folded) as second:
+    links = settings.follow_links
+    with in_binary(original, links) as first, in_binary(folded, links) as second:
         return _compare_binaries(original, first, second, inputs, settings, progress)
 
 
@@ -156,9 +157,9 @@ def _compare_binaries(
     progress: Callable[[str], None] | None,
 ) -> EndToEnd:
     """See `compare_files`; ``name`` is what users call the original."""
-    other = load_model(folded, lean=True)
+    other = load_model(folded, lean=True, follow_links=settings.follow_links)
     theirs, right_parsed = external_files(other), Parsed(other)
-    model = load_model(original, lean=True)
+    model = load_model(original, lean=True, follow_links=settings.follow_links)
     left_edits, right_edits = (_frozen(one, settings) for one in (model, other))
     refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +86,26 @@ def data_type(dtype: np.dtype[Any]) -> int:
     return int(helper.np_dtype_to_tensor_dtype(dtype))
 
 
+_BYTES = re.compile(r"[0-9]{1,18}")
+"""A number of bytes that a file can have."""
+
+
 def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
     """File name, byte offset and length (None: to the end) of a tensor's external data.
 
     Raises `UsageError` where no file is named, or offset or length is no number of bytes.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    if "\0" in entries.get("location", ""):
+        raise UsageError(f"external data of tensor {tensor.name!r}: no file's name has a NUL")
     if not entries.get("location"):
         raise UsageError(f"external data of tensor {tensor.name!r} has no location: no file's name")
     numbers = {}
     for key in ("offset", "length"):
         text = entries.get(key)
-        if text is not None and not (text.isascii() and text.isdigit()):
-            raise UsageError(f"external data of tensor {tensor.name!r} has the {key} {text!r}")
+        if text is not None and not _BYTES.fullmatch(text):
+            shown = text if len(text) <= 40 else f"{text[:40]}…"
+            raise UsageError(f"external data of tensor {tensor.name!r} has the {key} {shown!r}")
         numbers[key] = int(text) if text is not None else None
     return entries["location"], numbers["offset"] or 0, numbers["length"]
 

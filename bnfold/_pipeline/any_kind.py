@@ -18,6 +18,7 @@ from bnfold._core.result import Plan
 from bnfold._errors import UsageError
 from bnfold._onnx.files.external import refuse_own_data
 from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.locations import check_external
 from bnfold._onnx.files.save import pending_file
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import prepare
@@ -75,6 +76,7 @@ def plan_model(
     options: ModuleOptions,
     frozen: bool = False,
     equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
@@ -87,7 +89,7 @@ def plan_model(
         from bnfold._torch.program.fold import PlannedProgram
 
         return PlannedProgram(model).plan
-    proto, folder = _read(model, base_dir)
+    proto, folder = _read(model, base_dir, follow_links)
     if frozen and listed(proto):
         proto = _copied(proto) if proto is model else proto
         freeze(proto)
@@ -102,6 +104,7 @@ def fold_model(
     options: ModuleOptions,
     frozen: bool = False,
     equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
@@ -122,7 +125,7 @@ def fold_model(
             f"expected a path to write the folded model to, got {type(output).__name__}; example "
             "inputs are for a torch.nn.Module"
         )
-    proto, folder = _read(model, base_dir)
+    proto, folder = _read(model, base_dir, follow_links)
     if output is not None:
         paths.check_writable(Path(output))
         written_as(Path(output))
@@ -136,8 +139,8 @@ def fold_model(
         planned = prepare(proto, folder, equal_dims)
         rewritten = planned.apply()
     if output is not None:
-        source = None if planned.plan.folds or changed else _path_of(model)
-        return _write(proto, rewritten, folder, Path(output), source)
+        changed = changed or bool(planned.plan.folds)
+        return _write(proto, rewritten, folder, Path(output), _path_of(model), changed)
     if _is_graphsurgeon(model):
         import onnx_graphsurgeon
 
@@ -193,7 +196,11 @@ def compare_models(
             "expected a mapping from input names to arrays, or the path of an .npz file, an .npy "
             f"file or a folder of such files, for inputs, got {type(inputs).__name__}"
         )
-    with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
+    links = settings.follow_links
+    with (
+        _on_disk(original, base_dir, links) as first,
+        _on_disk(folded, base_dir, links) as second,
+    ):
         return compare_files(first, second, sets, settings)
 
 
@@ -251,12 +258,17 @@ def _is_program(model: Model) -> bool:
     return library is not None and isinstance(model, library.export.ExportedProgram)
 
 
-def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelProto, Path | None]:
+def _read(
+    model: Model, base_dir: str | os.PathLike[str] | None, follow_links: bool
+) -> tuple[ModelProto, Path | None]:
     """The protobuf of a model of any kind, and the folder of its external data."""
     folder = Path(base_dir) if base_dir is not None else None
     path = _path_of(model)
     if path is not None:
-        return load_model(path), folder or path.parent
+        proto = load_model(path, follow_links=follow_links)
+        if folder is not None:
+            check_external(proto, folder, follow_links=follow_links)
+        return proto, folder or path.parent
     if _is_graphsurgeon(model):
         import onnx_graphsurgeon
 
@@ -269,6 +281,8 @@ def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelP
         )
     if not model.graph.node:
         raise UsageError("the model holds no operators: there is nothing to fold")
+    if folder is not None:
+        check_external(model, folder, follow_links=follow_links, missing=True)
     return in_order(model), folder
 
 
@@ -287,23 +301,31 @@ def _write(
     rewritten: Rewritten,
     base_dir: Path | None,
     output: Path,
-    source: Path | None = None,
+    original: Path | None = None,
+    changed: bool = True,
 ) -> Path:
     with pending_file(
-        model, rewritten, base_dir=base_dir, destination=output, source=source
+        model,
+        rewritten,
+        base_dir=base_dir,
+        destination=output,
+        source=None if changed else original,
+        original=original,
     ) as draft:
         draft.commit()
     return output
 
 
 @contextmanager
-def _on_disk(model: Model, base_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
+def _on_disk(
+    model: Model, base_dir: str | os.PathLike[str] | None, follow_links: bool
+) -> Iterator[Path]:
     """Yield the path of the model's file: its own, or a temporary one."""
     path = _path_of(model)
     if path is not None:
         yield path
         return
-    proto, folder = _read(model, base_dir)
+    proto, folder = _read(model, base_dir, follow_links)
     with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
         copy = ModelProto()
         copy.CopyFrom(proto)
