@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from bnfold._onnx.fold import prepare
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
-from bnfold._system import paths
+from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -326,7 +325,7 @@ def _on_disk(
         yield path
         return
     proto, folder = _read(model, base_dir, follow_links)
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
+    with scratch.beside(None) as temporary:
         copy = ModelProto()
         copy.CopyFrom(proto)
-        yield _write(copy, Rewritten(), folder, Path(scratch) / "model.onnx")
+        yield _write(copy, Rewritten(), folder, temporary / "model.onnx")

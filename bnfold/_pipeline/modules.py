@@ -6,7 +6,6 @@ onnxruntime.
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ from bnfold._run.bounds import UNBOUNDED
 from bnfold._run.drawing import USUAL
 from bnfold._run.session import EngineError
 from bnfold._run.torch_model import Call, TorchModel, one_thread
+from bnfold._system import scratch
 from bnfold._torch.module.fold import Example, copied
 from bnfold._torch.read.export import check
 
@@ -238,8 +238,8 @@ def _in_onnxruntime(
         outputs = len(TorchModel(original, Call(example), double=False).run({}))
     except EngineError as error:
         raise _NotExportable(str(error)) from error
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
-        paths = [Path(scratch) / name for name in ("original.onnx", "folded.onnx")]
+    with scratch.beside(None) as temporary:
+        paths = [temporary / name for name in ("original.onnx", "folded.onnx")]
         for module, path in zip((original, folded), paths, strict=True):
             _export(copied(module), example, path, outputs)
         return compare_files(paths[0], paths[1], None, Settings(seed))

@@ -24,6 +24,7 @@ except ModuleNotFoundError:  # Windows
 PREFIX = ".bnfold-"
 _LOCK = ".lock"
 _JOURNAL = ".placing"
+_pipes: list[int] = []
 
 
 @contextmanager
@@ -32,9 +33,10 @@ def beside(parent: Path | None) -> Iterator[Path]:
 
     Raises `OSError` where none can be made.
     """
-    if parent is not None:
-        _clean(parent)
+    _clean(parent or Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    for pipe in _pipes:
+        os.write(pipe, os.fsencode(folder.absolute()) + b"\0")
     lock = None
     try:
         lock = _locked(folder)
@@ -54,6 +56,11 @@ def _locked(folder: Path) -> int | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(folder / f"{_LOCK}ing", folder / _LOCK)
     return lock
+
+
+def tell(pipe: int) -> None:
+    """Write the names of new folders to a pipe: who reads it removes them if this process dies."""
+    _pipes.append(pipe)
 
 
 def announce(folder: Path, model: Path, data: Sequence[Path]) -> None:
@@ -77,8 +84,13 @@ def _clean(parent: Path) -> None:
     if fcntl is None:
         return
     for folder in parent.glob(f"{PREFIX}*"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            _remove(folder)
+        clear(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove a folder whose process is gone, and data files that it put in place for nothing."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        _remove(folder)
 
 
 def _remove(folder: Path) -> None:

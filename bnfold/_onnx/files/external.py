@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
-from bnfold._system import paths
+from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
     from bnfold._onnx.write.applied import Rewritten
@@ -83,11 +82,11 @@ def runnable(path: Path, locations: Collection[str]) -> Iterator[Path]:
     if inside and _is_text(path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
-        twin = Path(scratch) / free_name(locations)
+    with scratch.beside(None) as temporary:
+        twin = temporary / free_name(locations)
         link(path, twin)
         for name in locations:
-            link(folder / name, Path(scratch) / name)
+            link(folder / name, temporary / name)
         yield twin
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from bnfold._onnx.files.lean import read_lean
 from bnfold._onnx.files.locations import check_external
 from bnfold._onnx.files.wire import Unusual, fields
 from bnfold._onnx.read.order import put_in_order
-from bnfold._system import file_kinds, memory, paths
+from bnfold._system import file_kinds, memory, paths, scratch
 
 _OF_CORE_ML = range(200, 3001)
 """The numbers of the fields of a Core ML model that hold the network (Core ML, Model.proto)."""
@@ -63,11 +62,11 @@ def in_binary(path: Path, follow_links: bool = False) -> Iterator[Path]:
         return
     model = load_model(path, follow_links=follow_links)
     locations = external_files(model)
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
-        twin = Path(scratch) / free_name(locations)
+    with scratch.beside(None) as temporary:
+        twin = temporary / free_name(locations)
         twin.write_bytes(model.SerializeToString())
         for name in locations:
-            link(path.parent / name, Path(scratch) / name)
+            link(path.parent / name, temporary / name)
         yield twin
 
 

@@ -27,7 +27,7 @@ from onnx import ModelProto, TensorProto, helper
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
 from bnfold._onnx.files.external import all_tensors
-from bnfold._system import paths
+from bnfold._system import paths, scratch
 
 
 def check_external(
@@ -109,9 +109,8 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _scratch_files(homes: set[Path]) -> Iterator[os.stat_result]:
-    folders = [*Path(tempfile.gettempdir()).glob("bnfold-*")]
-    folders += [folder for home in homes for folder in home.glob(".bnfold-*")]
-    for folder in folders:
+    places = {*homes, Path(tempfile.gettempdir())}
+    for folder in (found for place in places for found in place.glob(f"{scratch.PREFIX}*")):
         for place, _, names in os.walk(folder):
             for name in names:
                 try:
