@@ -40,6 +40,7 @@ def plan(
     dynamic_shapes: Any = None,
     as_eval: bool = False,
     clone: bool = False,
+    keep: Sequence[str] = (),
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -53,7 +54,7 @@ def plan(
     ``assume_equal_dims``, see there.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
-    options = ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone)
+    options = ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone, keep=_names(keep))
     return plan_model(
         model, base_dir, options, freeze_initializers, assume_equal_dims, follow_links
     )
@@ -89,6 +90,7 @@ def fold(
     as_eval: bool = False,
     clone: bool = False,
     inplace: bool = False,
+    keep: Sequence[str] = (),
 ) -> _Module: ...
 @overload
 def fold(
@@ -110,6 +112,7 @@ def fold(
     as_eval: bool = False,
     clone: bool = False,
     inplace: bool = False,
+    keep: Sequence[str] = (),
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -135,10 +138,14 @@ def fold(
     Only ``verify`` checks the result.
     Raises `UsageError` for a model that cannot be read or an output that cannot be written.
     """
-    options = ModuleOptions(output, kwargs, dynamic_shapes, as_eval, clone, inplace)
+    options = ModuleOptions(output, kwargs, dynamic_shapes, as_eval, clone, inplace, _names(keep))
     return fold_model(
         model, output, base_dir, options, freeze_initializers, assume_equal_dims, follow_links
     )
+
+
+def _names(keep: Sequence[str]) -> tuple[str, ...]:
+    return (keep,) if isinstance(keep, str) else tuple(keep)
 
 
 def verify(

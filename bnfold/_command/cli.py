@@ -293,8 +293,9 @@ def verify(
 ) -> int:
     """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime."""
     from bnfold._judge.end_to_end import compare_files
+    from bnfold._judge.verdict import end_to_end_lines
     from bnfold._report.findings import of_verify
-    from bnfold._report.text import comparison_document, end_to_end_lines, json_text
+    from bnfold._report.text import comparison_document, json_text
 
     begun = time.monotonic()
     options.bound(context, memory)

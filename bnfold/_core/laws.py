@@ -73,14 +73,17 @@ class Edit:
 class Form:
     """What an operator may become: one of the type ``op`` of its framework, which obeys ``law``.
 
-    It keeps no input but its data. ``numbers`` says where it has each number that an edit names, as
-    in `view.Crossing`; ``dtype`` is the type that they have.
+    It keeps no input but its data, which ``law`` counts as before. ``order`` has for each of its
+    inputs the number of the data there; empty: the data are where they were. ``numbers`` says where
+    it has each number that an edit names, as in `view.Crossing`; ``dtype`` is the type that they
+    have.
     """
 
     op: str
     law: Law
     numbers: Mapping[str, Spot] = field(default_factory=dict)
     dtype: np.dtype[Any] | None = None
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +61,13 @@ class ModuleOptions:
     as_eval: bool = False
     clone: bool = False
     inplace: bool = False
+    keep: tuple[str, ...] = ()
 
     def refuse(self) -> None:
         """Raise `UsageError` if an option is given: the model is no module."""
-        given = {name: value for name, value in vars(self).items() if value not in (None, False)}
+        given = {
+            name: value for name, value in vars(self).items() if value not in (None, False, ())
+        }
         given.pop("args", None)  # `fold` takes the output there
         if given:
             raise UsageError(f"{', '.join(given)}: this is for a torch.nn.Module; leave it out")
@@ -225,8 +229,22 @@ def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
     if options.args is None and not options.kwargs:
         from bnfold._torch.module.trace import made_up
 
-        return prepare_module(model, Example(made_up(model), {}, made_up=True), options.clone)
-    return prepare_module(model, _example(options), options.clone)
+        example = Example(made_up(model), {}, made_up=True)
+    else:
+        example = _example(options)
+    planned = prepare_module(model, example, options.clone, options.keep)
+    if planned.other_ways:
+        warnings.warn(_other_ways(type(model).__name__, planned.other_ways), stacklevel=4)
+    return planned
+
+
+def _other_ways(name: str, methods: Mapping[str, Sequence[str]]) -> str:
+    """The warning about methods that see what a fold changes."""
+    keep = sorted({each for names in methods.values() for each in names})
+    return (
+        f"forward of {name} stays the same function, but {', '.join(methods)} would see tensors "
+        f"that the fold changes; if you call any of it on the folded module, pass keep={keep!r}"
+    )
 
 
 def _example(options: ModuleOptions) -> Example:

@@ -246,6 +246,7 @@ class Product(Operator):
             dtype=self.weight.value.dtype if self.weight.value else np.dtype(np.float32),
             entrance=Entrance(channels.along_axis(shape, self.summed), self.alpha),
             quantized=self.weight.quantized,
+            parts=channels.off_axis(shape, self.summed),
         )
 
     @property

@@ -34,6 +34,8 @@ _HARD: dict[int, np.dtype[Any]] = {
     TensorProto.FLOAT: np.dtype(np.float32),
     TensorProto.FLOAT16: np.dtype(np.float16),
 }
+# The types that add two tensors and subtract them.
+_SUMS = "Add", "Sub"
 _HOMOGENEOUS = ("Abs", "LeakyRelu", "PRelu", "Relu")
 _NOT_LINEAR = "Celu Elu Erf Gelu HardSwish Mish Selu Sigmoid Softplus Softsign Tanh"
 
@@ -81,7 +83,7 @@ def sum_of_two(context: Context, node: NodeProto) -> Operator:
     """Add and Sub of two tensors that are no constants."""
     if context.opset < 7:
         return UNKNOWN
-    law = Summed((1, 1 if node.op_type == "Add" else -1), _aligned(context, node))
+    law = Summed((1, 1 if node.op_type == "Add" else -1), _aligned(context, node), _SUMS)
     return Crossed(label=label(node), data=(0, 1), law=law)
 
 

@@ -73,7 +73,7 @@ def translate(context: Context, node: NodeProto) -> Operator:
     if row is None or called or not node.input or not node.output:
         return UNKNOWN
     if attributes.depends_on_call(node):
-        if node.op_type != "BatchNormalization":
+        if kind not in ("BatchNormalization", "ai.onnx.ml::Scaler"):
             return UNKNOWN
         message = f"an attribute of {label(node)} is set by the call"
         return Unfixed(reason=Reason("function-parameter", label(node), message))

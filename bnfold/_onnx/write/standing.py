@@ -131,7 +131,7 @@ def _elementwise(
             values = values.reshape(old.shape)
     else:
         last = scope.nodes[graph.positions[move.maps[-1]]]
-        node.op_type, node.domain = op, last.domain
+        node.op_type, node.domain = op, last.domain if last.domain == "ai.onnx" else ""
         if last.name:
             node.name = editor.names.fresh(f"{last.name}_{op.lower()}")
         node.input.extend(["", ""])

@@ -6,14 +6,11 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold._core.reasons import Reason
 from bnfold._core.result import Fold, Plan
@@ -22,11 +19,13 @@ from bnfold._merge.merging import Stays
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
+from bnfold._torch.module.keeping import looked_up
+from bnfold._torch.module.other_ways import other_ways
 from bnfold._torch.module.surgery import Surgery
 from bnfold._torch.module.ties import tie, untie
 from bnfold._torch.module.trace import unsure
 from bnfold._torch.program.merging import merge
-from bnfold._torch.read.export import check, export, watched
+from bnfold._torch.read.export import check, export, refuse_pruned, watched
 from bnfold._torch.read.graph import clashes, read
 
 # How the types of linear operators begin that merge, and how many operators a message names.
@@ -49,13 +48,18 @@ class Example:
 
 @dataclass(frozen=True)
 class PlannedModule:
-    """A module that has been read and planned."""
+    """A module that has been read and planned.
+
+    ``other_ways`` are its methods beside forward that see what the fold changes, each with the
+    names that ``keep`` would take so that it does not.
+    """
 
     module: nn.Module
     surgery: Surgery
     moves: Moves
     plan: Plan
     clone: bool = False
+    other_ways: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def apply(self, inplace: bool) -> nn.Module:
         """Fold a copy of the module, or the module itself."""
@@ -66,19 +70,21 @@ class PlannedModule:
         return target
 
 
-def prepare_module(module: nn.Module, example: Example, clone: bool = False) -> PlannedModule:
+def prepare_module(
+    module: nn.Module, example: Example, clone: bool = False, keep: Sequence[str] = ()
+) -> PlannedModule:
     """Read and plan a module in eval mode; it is not changed.
 
     With ``clone`` modules and tensors that several places share may become different in each.
+    ``keep`` names submodules and tensors that may not change.
 
     If the module can be copied, a copy with the same tensors is read instead of it. There are two
     reasons. Hooks and the module's own code leave traces in the module in which they run. And the
     copy shows where the code calls parts of the original, as it would in the folded copy too.
     Raises `UsageError` for a module that is not ready or cannot be traced.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UsageError("a TorchScript module cannot be folded: give the module it was made from")
     check(module)
+    refuse_pruned(module)
     try:
         subject = copied(module, shared=True)
     except UsageError:
@@ -93,8 +99,9 @@ def prepare_module(module: nn.Module, example: Example, clone: bool = False) -> 
 
     with watched() as calls:
         program = again()
-    graph = read(program, subject)
-    surgery = Surgery(subject, graph, calls, again)
+    kept = looked_up(program, subject, keep)
+    graph = read(program, subject, kept=kept.values)
+    surgery = Surgery(subject, graph, calls, again, kept.tensors)
 
     def objections(moves: Sequence[Move]) -> Mapping[int, Reason]:
         doubts = unsure(graph, subject, moves) if example.made_up else {}
@@ -108,7 +115,8 @@ def prepare_module(module: nn.Module, example: Example, clone: bool = False) -> 
         kinds = {node.label: node.op for node in view.nodes}
         stays = [kept_apart(each, "") for each in _apart(merge(program).folds, kinds)]
         plan = replace(plan, kept=(*plan.kept, *stays))
-    return PlannedModule(module, surgery, moves, plan, clone)
+    ways = other_ways(subject, graph, moves)
+    return PlannedModule(module, surgery, moves, plan, clone, ways)
 
 
 def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
@@ -137,7 +145,7 @@ def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
 def copied(module: nn.Module, shared: bool = False) -> nn.Module:
     """A deep copy of a module. With ``shared`` the copy has the module's own tensors.
 
-    Weights that old-style hooks compute are copied as values, without a graph. Raises `UsageError`
+    Tensors that hooks compute, and results that it keeps, are copied as values. Raises `UsageError`
     for a module that cannot be copied.
     """
     own = (*module.parameters(), *module.buffers()) if shared else ()
@@ -153,15 +161,16 @@ def copied(module: nn.Module, shared: bool = False) -> nn.Module:
 
 @contextmanager
 def _detached(module: nn.Module) -> Iterator[None]:
-    """Detach, while the context is open, the weights that old-style norm hooks have computed."""
+    """Detach, while the context is open, tensors with a history that modules keep as attributes:
+    the weights that old-style norm hooks and pruning compute, and results kept for later.
+    """
     changed: list[tuple[nn.Module, str, Tensor]] = []
     for part in module.modules():
-        for hook in part._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm | SpectralNorm):
-                value = part.__dict__.get(hook.name)
-                if isinstance(value, Tensor) and value.grad_fn is not None:
-                    changed.append((part, hook.name, value))
-                    part.__dict__[hook.name] = value.detach()
+        for name, value in part.__dict__.items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                changed.append((part, name, value))
+    for part, name, value in changed:
+        part.__dict__[name] = value.detach()
     try:
         yield
     finally:

@@ -61,12 +61,13 @@ def read(
     module: nn.Module | None,
     exact: Mapping[str, Load] | None = None,
     graph: fx.Graph | None = None,
+    kept: Mapping[fx.Node, Reason] | None = None,
 ) -> Graph:
     """Read a program.
 
     ``module`` is the module from which it was exported, None if there is none. ``exact`` has by
     name the float64 values of parameters that the program holds rounded. ``graph`` is a copy of
-    the program's graph, to be read instead of it.
+    the program's graph, to be read instead of it. ``kept`` says why more values may not change.
     """
     graph = program.graph if graph is None else graph
     memory = Memory(graph)
@@ -83,7 +84,9 @@ def read(
     records = tuple(operator_of(context, node, memory.torn) for node in nodes)
     readings = tuple(record.reading() for record in records)
     holders = tuple(graph.nodes)
-    values = _Values(holders, {**_hooked(nodes, modules, labels), **_put_out(graph)})
+    values = _Values(
+        holders, {**_hooked(nodes, modules, labels), **_put_out(graph), **(kept or {})}
+    )
     view_nodes = tuple(
         values.node(labels[node], node, reading.role)
         for node, reading in zip(nodes, readings, strict=True)
