@@ -196,6 +196,8 @@ def _configure(context: click.Context, _: click.Parameter, ignored: bool) -> Non
                 settings({**_UNSET, option.name: read[option.name]})
         except click.BadParameter as error:
             raise project.trouble(key, error.message.rstrip(".")) from error
+        except (ValueError, OverflowError) as error:  # click does not expect every value
+            raise project.trouble(key, str(error)) from error
         except UsageError as error:
             raise project.trouble(key, error) from error
     try:

@@ -22,15 +22,26 @@ Array = NDArray[Any]
 _MAPPED = 1 << 20
 
 # The bits of a number, for types with several numbers in one byte.
-_PACKED = {
+PACKED = {
     getattr(TensorProto, name): bits
     for name, bits in (("INT4", 4), ("UINT4", 4), ("FLOAT4E2M1", 4), ("INT2", 2), ("UINT2", 2))
     if hasattr(TensorProto, name)
 }
 
+
 FLOATS = frozenset(
     (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE)
 )
+
+
+def width(kind: int) -> int:
+    """The bits of a stored number of an element type; 0 for texts, and for a type not known."""
+    if kind in PACKED or kind == TensorProto.STRING:
+        return PACKED.get(kind, 0)
+    try:
+        return 8 * int(np.dtype(helper.tensor_dtype_to_np_dtype(kind)).itemsize)
+    except (KeyError, ValueError, TypeError):
+        return 0
 
 
 def read(tensor: TensorProto, base_dir: Path | None) -> Array:
@@ -62,7 +73,7 @@ def write(tensor: TensorProto, values: Array) -> None:
     if tuple(tensor.dims) != values.shape:
         del tensor.dims[:]
         tensor.dims.extend(values.shape)
-    if tensor.data_type in _PACKED:
+    if tensor.data_type in PACKED:
         data = numpy_helper.from_array(values).raw_data
     else:
         little = values.astype(values.dtype.newbyteorder("<"), copy=False)
@@ -133,15 +144,14 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
         )
     path = external_path(tensor.name, location, base_dir)
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    bits = _PACKED.get(tensor.data_type, 8 * dtype.itemsize)
-    size = -(-math.prod(tensor.dims) * bits // 8)
+    size = -(-math.prod(tensor.dims) * width(tensor.data_type) // 8)
     if length is not None and length != size:
         raise UsageError(
             f"tensor {tensor.name!r}: external data of {length} bytes, "
             f"but its shape {list(tensor.dims)} needs {size}"
         )
     try:
-        if size >= _MAPPED and os.name == "posix" and tensor.data_type not in _PACKED:
+        if size >= _MAPPED and os.name == "posix" and tensor.data_type not in PACKED:
             return _mapped(path, tensor.name, dtype, offset, tuple(tensor.dims))
         with path.open("rb") as file:
             file.seek(offset)
@@ -152,7 +162,7 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
         ) from error
     if len(data) < size:
         raise _too_short(path, tensor.name)
-    if tensor.data_type in _PACKED:
+    if tensor.data_type in PACKED:
         packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
         return np.asarray(numpy_helper.to_array(packed))
     return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))

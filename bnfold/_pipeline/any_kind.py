@@ -20,6 +20,7 @@ from bnfold._onnx.files.external import refuse_own_data
 from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.locations import check_external
 from bnfold._onnx.files.save import pending_file
+from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import prepare
 from bnfold._onnx.read.frozen import freeze, listed
@@ -276,7 +277,7 @@ def _is_program(model: Model) -> bool:
 
 
 def _read(
-    model: Model, base_dir: str | os.PathLike[str] | None, follow_links: bool
+    model: Model, base_dir: str | os.PathLike[str] | None, follow_links: bool = False
 ) -> tuple[ModelProto, Path | None]:
     """The protobuf of a model of any kind, and the folder of its external data."""
     folder = Path(base_dir) if base_dir is not None else None
@@ -298,6 +299,7 @@ def _read(
         )
     if not model.graph.node:
         raise UsageError("the model holds no operators: there is nothing to fold")
+    refuse_unsound(model)
     if folder is not None:
         check_external(model, folder, follow_links=follow_links, missing=True)
     return in_order(model), folder
@@ -335,7 +337,7 @@ def _write(
 
 @contextmanager
 def _on_disk(
-    model: Model, base_dir: str | os.PathLike[str] | None, follow_links: bool
+    model: Model, base_dir: str | os.PathLike[str] | None, follow_links: bool = False
 ) -> Iterator[Path]:
     """Yield the path of the model's file: its own, or a temporary one."""
     path = _path_of(model)

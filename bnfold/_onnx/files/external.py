@@ -190,7 +190,7 @@ def _free_location(location: str, destination: Path | None, taken: Collection[st
     if destination is None:
         return location
     number = f".{len(taken)}" if taken else ""
-    stem = f"{destination.name}{number}.data"
+    stem = f"{destination.name if _is_text(destination) else 'model.onnx'}{number}.data"
     for candidate in (location, stem, *(f"{stem}.{k}" for k in range(1, 1000))):
         free = candidate not in taken and candidate != destination.name
         if free and not os.path.lexists(destination.parent / candidate):

@@ -15,6 +15,7 @@ from bnfold._onnx.files import text_forms
 from bnfold._onnx.files.external import external_files, free_name, link
 from bnfold._onnx.files.lean import read_lean
 from bnfold._onnx.files.locations import check_external
+from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.files.wire import Unusual, fields
 from bnfold._onnx.read.order import put_in_order
 from bnfold._system import file_kinds, memory, paths, scratch
@@ -45,6 +46,7 @@ def load_model(path: Path, *, lean: bool = False, follow_links: bool = False) ->
         raise UsageError(f"{path} is not a valid ONNX model: the name {strange!r} is not UTF-8")
     check_external(model, path.parent, path, follow_links=follow_links)
     try:
+        refuse_unsound(model)
         put_in_order(model)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error

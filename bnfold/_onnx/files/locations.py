@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
@@ -121,11 +121,5 @@ def _scratch_files(homes: set[Path]) -> Iterator[os.stat_result]:
 
 def _least_bytes(tensor: TensorProto) -> int:
     """How many bytes a tensor's values take at least; 0 for a type that is not known."""
-    try:
-        size = int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    except (KeyError, ValueError, TypeError):
-        return 0
-    if tensor.data_type == TensorProto.STRING:
-        return 0
-    count = int(math.prod(tensor.dims))
-    return count // 4 if size == 1 else count * size
+    count: int = math.prod(tensor.dims)
+    return -(-count * tensors.width(tensor.data_type) // 8)

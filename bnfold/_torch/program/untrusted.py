@@ -50,10 +50,14 @@ Unequality Where ceiling floor log sqrt
 """
 _FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 """Functions that `torch.export.save` writes into sizes."""
-_ASKED = frozenset({"size", "stride", "storage_offset", "floor", "ceil", "sqrt", "trunc", "pow"})
-"""Methods of a tensor, and functions of ``math``, that guards ask."""
+_GUARDS = _FUNCTIONS | {"abs", "float", "int", "max", "min", "round"}
+_ASK_NAMES = """
+size stride storage_offset floor ceil sqrt trunc pow sym_float sym_int sym_max sym_min sym_not
+"""
+_ASKED = frozenset(_ASK_NAMES.split())
+"""Methods of a tensor, and functions of ``math`` and ``torch``, that guards ask."""
 _POWERS = frozenset({"Pow", "PowByNatural", "LShift"})
-_NUMBERS = frozenset({"Integer", "Float", "Rational", *_POWERS})
+_NUMBERS = frozenset({"Integer", "Float", "Rational"})
 _LARGEST_POWER = 64
 """The largest exponent of a number: sizes have 64 bits."""
 _PARTS: tuple[type[ast.AST], ...] = (
@@ -171,7 +175,7 @@ def _check_program(program: Any) -> None:
                 _check_expression("the size", value, _FUNCTIONS, ())
             elif inner == "guards_code":
                 for guard in value:
-                    _check_expression("the guard", guard, _FUNCTIONS, _ASKED)
+                    _check_expression("the guard", guard, _GUARDS, _ASKED)
             elif inner.endswith("_spec") or inner == "treespec_namedtuple_fields":
                 _check_tree(value)
             else:
@@ -287,11 +291,18 @@ def _is_plain(
 
 
 def _is_small(power: ast.expr) -> bool:
-    """Whether an exponent holds a symbol, so that nothing is computed, or is a small number."""
+    """Whether an exponent is a small number, or holds a symbol, so that nothing is computed."""
     parts = list(ast.walk(power))
-    if any(isinstance(node, ast.Name) and node.id not in _NUMBERS for node in parts):
+    names = {node.id for node in parts if isinstance(node, ast.Name)}
+    if "Symbol" in names:
         return True
-    numbers = [node.value for node in parts if isinstance(node, ast.Constant)]
-    return len(numbers) <= 2 and all(
-        isinstance(number, int | float) and abs(number) <= _LARGEST_POWER for number in numbers
+    plain = (ast.Constant, ast.UnaryOp, ast.USub, ast.Call, ast.Name, ast.Load)
+    return (
+        names <= _NUMBERS
+        and all(isinstance(node, plain) for node in parts)
+        and all(
+            isinstance(node.value, int | float) and abs(node.value) <= _LARGEST_POWER
+            for node in parts
+            if isinstance(node, ast.Constant)
+        )
     )
