@@ -330,6 +330,27 @@ MUTANTS = (
         "tests/carry/test_branches.py",
     ),
     Mutant(
+        "a map along the last axis of unknown rank goes on",
+        "_plan/relocation.py",
+        "part.axis == LAST for part in",
+        "part.axis == 99 for part in",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
+        "a constant of more axes meets the last axis of unknown rank",
+        "_core/broadcast.py",
+        "constant.shape in ((last,), (1,))",
+        "constant.size == last",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
+        "a matrix on the left makes the last axis",
+        "_core/operators/matrices.py",
+        "elif other is None and right and len(fixed) == 2:",
+        "elif other is None and len(fixed) == 2:",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
         "a Scaler subtracts its offset last",
         "_onnx/read/affine.py",
         "AffineMap.of(scale, -offset * scale, axis)",
@@ -487,7 +508,7 @@ MUTANTS = (
     # --- readers ---------------------------------------------------------------------------------
     Mutant(
         "transposed factors of a Gemm read as they lie",
-        "_core/operators/linear.py",
+        "_core/operators/matrices.py",
         "stored = (1 - axis) if turned[axis] else axis",
         "stored = axis",
         "tests/test_gemm.py",
@@ -781,7 +802,7 @@ MUTANTS = (
     ),
     Mutant(
         "FusedMatMul leaves its batch axes where they are",
-        "_core/operators/linear.py",
+        "_core/operators/matrices.py",
         "if batch and rank > 2:",
         "if False:",
         "tests/test_fused_operators.py",
