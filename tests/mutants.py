@@ -505,6 +505,13 @@ MUTANTS = (
         "if any(False for",
         "tests/verify/test_right_folds.py",
     ),
+    Mutant(
+        "a norm of a tensor of unknown rank is written as a Mul",
+        "_plan/places.py",
+        'if self.style.fixed and any(each.op != "BatchNormalization" for each in needed):',
+        "if False:",
+        "tests/plan/test_relocate.py",
+    ),
     # --- readers ---------------------------------------------------------------------------------
     Mutant(
         "transposed factors of a Gemm read as they lie",
@@ -561,6 +568,13 @@ MUTANTS = (
         ", **(kept or {})}",
         "}",
         "tests/torch/test_other_ways.py",
+    ),
+    Mutant(
+        "folding again forgets which modules hand on a new bias",
+        "_torch/module/recipe.py",
+        "again=None, takers=takers",
+        "again=None, takers=None",
+        "tests/torch/test_refold.py",
     ),
     Mutant(
         "a module is kept in its first call alone",
@@ -1179,6 +1193,48 @@ MUTANTS = (
         "file.seek(offset)\n            file.write(data)\n            _externalize(tensor, t",
         "file.seek(0)\n            file.write(data)\n            _externalize(tensor, t",
         "tests/test_external_data.py",
+    ),
+    Mutant(
+        "parts between quantizers that settle nothing excuse any difference",
+        "_judge/between_quantizers.py",
+        "check.difference > STEPS * by",
+        "False",
+        "tests/verify/test_steps.py",
+    ),
+    Mutant(
+        "a tensor ahead that was not compared counts as equal",
+        "_judge/ahead.py",
+        "for name in names}\n    ahead",
+        "for name in {each.output for each in found}}\n    ahead",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "renamed ports of one type differ where they lie in another order",
+        "_judge/end_to_end.py",
+        '        if result.status != "fail" or pairing is None:',
+        "        if True:",
+        "tests/verify/test_ports.py",
+    ),
+    Mutant(
+        "any order in which renamed inputs run is one that agrees",
+        "_run/ports.py",
+        "        else [value.name]\n        for value in folded.graph.output",
+        "        else [value.name]\n        for value in folded.graph.output[:0]",
+        "tests/verify/test_ports.py",
+    ),
+    Mutant(
+        "notes on an inner tensor come to stand at a port",
+        "_run/ports.py",
+        "for named in (*stored, *graph.value_info):",
+        "for named in stored:",
+        "tests/verify/test_ports.py",
+    ),
+    Mutant(
+        "random numbers belong together by their order in the file alone",
+        "_run/draws.py",
+        "    ways |= dict.fromkeys(islice(others, _MOST_WAYS + 1))\n",
+        "",
+        "tests/verify/test_ahead.py",
     ),
     Mutant(
         "the certificate lets anything be rounded to half",
