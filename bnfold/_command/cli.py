@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from bnfold._command import options, terminal
+from bnfold._command import beliefs, options, terminal
 from bnfold._command.checking import check_each
 from bnfold._command.endings import EXIT_CODES, PASSED, SIGNALLED, UNUSABLE, in_one_line
 from bnfold._command.options import PATH
@@ -154,9 +154,9 @@ _format = click.option(
     "and folders of them.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
-@options.freezing
-@options.equating
-@options.trusting
+@beliefs.freezing
+@beliefs.equating
+@beliefs.trusting
 @options.comparison
 @click.option(
     "--report",
@@ -201,7 +201,7 @@ def fold(
         unused = ("output", "in_place", "report", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory)
-        return check_each(models, form, verbose, options.beliefs(**believed))
+        return check_each(models, form, verbose, beliefs.settings(**believed))
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
     (model,) = models
@@ -231,9 +231,10 @@ def fold(
 
     begun = time.monotonic()
     options.bound(context, memory)
-    settings = options.beliefs(**believed)
+    settings = beliefs.settings(**believed)
     if not no_verify:
-        settings = options.settings(comparison, settings)
+        source = options.tolerance_source(context)
+        settings = options.settings(comparison, settings, source=source)
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         outcome = fold_file(
@@ -265,8 +266,8 @@ def fold(
 @main.command(short_help="Compare two models.")
 @click.argument("original", type=PATH)
 @click.argument("folded", type=PATH)
-@options.freezing
-@options.trusting
+@beliefs.freezing
+@beliefs.trusting
 @options.comparison
 @click.option(
     "--bisect",
@@ -300,8 +301,9 @@ def verify(
     begun = time.monotonic()
     options.bound(context, memory)
     comparison = options.applicable(context, comparison)
-    believed = options.beliefs(frozen=frozen, trust=trust, follow_links=follow_links)
-    settings = options.settings(comparison, believed, bisect)
+    believed = beliefs.settings(frozen=frozen, trust=trust, follow_links=follow_links)
+    source = options.tolerance_source(context)
+    settings = options.settings(comparison, believed, bisect, source)
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         inputs = options.inputs(comparison["inputs"])

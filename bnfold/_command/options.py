@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
     from bnfold._run.input_sets import InputSet
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path, readable=False)  # reading tells whether it can be read
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -165,7 +165,7 @@ _CONFIGURABLE = {
 """The options that a project may set, and the kind of each."""
 
 
-def comparison(command: _Command) -> _Command:
+def comparison(command: Command) -> Command:
     """Give a command the options of a comparison."""
     for option in reversed(_COMPARISON):
         command = option(command)
@@ -211,7 +211,7 @@ def _configure(context: click.Context, _: click.Parameter, ignored: bool) -> Non
 _PROJECT = f"{__name__}.project"
 
 
-def configured(command: _Command) -> _Command:
+def configured(command: Command) -> Command:
     """Let a command take defaults from the project's configuration.
 
     click processes eager options first, in the order in which they are given. So --help works even
@@ -262,55 +262,19 @@ def applicable(
     return {**given, **{name: _UNSET[name] for name in unused}}
 
 
-def freezing(command: _Command) -> _Command:
-    """Give a command the option that says that nobody overrides initializers."""
-    return click.option(
-        "--freeze-initializers",
-        "frozen",
-        is_flag=True,
-        help="Initializers that are listed as inputs, too, are fixed: nobody overrides them.",
-    )(command)
-
-
-def equating(command: _Command) -> _Command:
-    """Give a command the option that believes the names of sizes."""
-    return click.option(
-        "--assume-equal-dims",
-        "equal_dims",
-        is_flag=True,
-        help="Sizes of inputs that have one name (dim_param) are equal in every run.",
-    )(command)
-
-
-def trusting(command: _Command) -> _Command:
-    """Give a command the options that trust whoever made a file.
-
-    A project's configuration cannot give them: it may come with the file.
-    """
-    command = click.option(
-        "--follow-links",
-        is_flag=True,
-        help="Read external data through links that lead out of the model's folder.",
-    )(command)
-    return click.option(
-        "--trust", is_flag=True, help="Load a .pt2 file even if code in it is run then."
-    )(command)
-
-
-def beliefs(
-    frozen: bool = False,
-    equal_dims: bool = False,
-    trust: bool = False,
-    follow_links: bool = False,
-) -> Settings:
-    """The settings that say what may be believed of a file."""
-    from bnfold._judge.settings import Settings
-
-    return Settings(frozen=frozen, equal_dims=equal_dims, trust=trust, follow_links=follow_links)
+def tolerance_source(context: click.Context) -> str:
+    """The file that sets the tolerance; "" if the command line does, or nothing."""
+    project = context.meta.get(_PROJECT)
+    set_there = (ParameterSource.DEFAULT_MAP,)
+    told = any(context.get_parameter_source(name) in set_there for name in ("rtol", "atol"))
+    return str(project.path) if project is not None and told else ""
 
 
 def settings(
-    given: Mapping[str, Any], believed: Settings | None = None, bisect: bool = False
+    given: Mapping[str, Any],
+    believed: Settings | None = None,
+    bisect: bool = False,
+    source: str = "",
 ) -> Settings:
     """The settings that the options of a comparison give.
 
@@ -331,7 +295,7 @@ def settings(
         bisect=bisect,
         providers=by_name(given["provider"]),
         power=given["power"],
-        fixed=Fixed.of(given["rtol"], given["atol"]),
+        fixed=Fixed.of(given["rtol"], given["atol"], source),
         threads=given["threads"],
         seconds=given["timeout"],
         libraries=_libraries(given["ops_library"]),

@@ -116,6 +116,10 @@ def _compared(
     deployed = BackgroundLoad(load, on_cpu)
     bench = OnnxBench(pair, rest.inputs, terms, executor)
     bench.notes += notes
+    fixed = terms.settings.fixed
+    if fixed is not None and fixed.source:
+        asked = f"rtol = {fixed.rtol:g} and atol = {fixed.atol:g}"
+        bench.notes.append(f"the tolerance is {asked}, as {fixed.source} says")
 
     def judge() -> EndToEnd:
         try:
