@@ -1018,6 +1018,20 @@ MUTANTS = (
     ),
     # --- surgery on modules ----------------------------------------------------------------------
     Mutant(
+        "calls of one operator that take in different maps",
+        "_torch/module/surgery.py",
+        "if not all(equal(first.behind, other.behind) for other in others):",
+        "if False:",
+        "tests/torch/test_several_calls.py",
+    ),
+    Mutant(
+        "weights written once for each call",
+        "_torch/module/surgery.py",
+        "if node not in written:",
+        "if True:",
+        "tests/torch/test_several_calls.py",
+    ),
+    Mutant(
         "a tensor from the inside of a module that goes, read by others",
         "_torch/module/remainders.py",
         "source is not before or not set(source.users) <= set(part)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +21,7 @@ from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
 from bnfold._torch.module.keeping import looked_up
 from bnfold._torch.module.other_ways import other_ways
-from bnfold._torch.module.surgery import Surgery
+from bnfold._torch.module.surgery import Surgery, Uneven
 from bnfold._torch.module.ties import tie, untie
 from bnfold._torch.module.trace import unsure
 from bnfold._torch.program.merging import merge
@@ -107,8 +107,15 @@ def prepare_module(
         doubts = unsure(graph, subject, moves) if example.made_up else {}
         return {**clashes(graph, moves), **surgery.objections(moves), **doubts}
 
-    view = surgery.restricted(graph.view)
-    moves = settle(view, graph.readings, objections)
+    apart: Set[Uneven] = frozenset()
+    while True:
+        view = surgery.restricted(graph.view, apart)
+        moves = settle(view, graph.readings, objections)
+        uneven = surgery.uneven(moves)
+        if not uneven:
+            break
+        assert not uneven <= apart  # What is blocked is even.
+        apart |= uneven
     before = Counter(node.op for node in view.nodes)
     plan = summarize([("", view, moves)], before)
     if not example.made_up:
