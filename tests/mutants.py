@@ -330,6 +330,27 @@ MUTANTS = (
         "tests/carry/test_branches.py",
     ),
     Mutant(
+        "a QLinearConcat joins its scales",
+        "_onnx/read/stand_ins.py",
+        "range(2, len(node.input), 3)",
+        "range(0, len(node.input), 3)",
+        "tests/test_stand_ins.py",
+    ),
+    Mutant(
+        "a pool with its channels last is read as one with them first",
+        "_onnx/read/stand_ins.py",
+        "if not (known.first and attributes",
+        "if not (False and attributes",
+        "tests/test_stand_ins.py",
+    ),
+    Mutant(
+        "a QuantizeLinear of onnxruntime puts out what it reads",
+        "_onnx/read/stand_ins.py",
+        '_StandIn("QuantizeLinear", (0, 1, 2), "axis")',
+        '_StandIn("Identity")',
+        "tests/test_stand_ins.py",
+    ),
+    Mutant(
         "a map along the last axis of unknown rank goes on",
         "_plan/relocation.py",
         "part.axis == LAST for part in",
