@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from bnfold._api import verify
+from bnfold._judge.verdict import end_to_end_lines
 from bnfold._pipeline.any_kind import Model
-from bnfold._report import text
 
 __all__ = ["assert_equivalent"]
 
@@ -48,5 +48,5 @@ def assert_equivalent(
     result = verify(original, folded, args, **options)
     if result.status == "pass" or (result.status == "inconclusive" and allow_inconclusive):
         return
-    lines = [_ADVICE[result.status], *text.end_to_end_lines(result, verbose=True)]
+    lines = [_ADVICE[result.status], *end_to_end_lines(result, verbose=True)]
     raise AssertionError("\n".join(lines))

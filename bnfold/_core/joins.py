@@ -5,16 +5,23 @@ See `laws` for what a law is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold._core.affine import AffineMap
+from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map, MultiAxisMap
-from bnfold._core.laws import Law, Maps, Way, along_one_axis, not_carried, not_known
-from bnfold._core.reasons import Reason, Refusal
+from bnfold._core.laws import Edit, Form, Law, Maps, Way, along_one_axis, not_carried, not_known
+from bnfold._core.reasons import Refusal
 
+# The signs of two terms that one operator can have, and in which order it reads them.
+_ORDERS: Mapping[tuple[int, ...], tuple[int, ...]] = {
+    (1, 1): (0, 1),
+    (1, -1): (0, 1),
+    (-1, 1): (1, 0),
+}
 # Of a longer sum, where a scale goes into all of its terms, so many are tried for the shift.
 _TAKERS = 64
 
@@ -203,75 +210,142 @@ class Aligned:
 class Summed(Law):
     """Add and Sub of two branches: ``s·(a ± b) + t = (s·a + t) ± s·b``, so backward a scale goes
     into both and a shift into either. Forward a shift passes freely, a scale if both carry it.
+
+    A sign may stay, too, where the operator may become another of the types ``forms`` by which its
+    framework adds and subtracts: ``a + (−b) = a − b`` and ``−(a − b) = b − a``, which reads its
+    terms in the other order. To negate a number rounds nothing, so both sides are the same bit for
+    bit, but for the sign of a zero. ``−a − b`` is no operator.
     """
 
     signs: tuple[int, ...]
     aligned: Aligned
+    forms: tuple[str, str] | None = None
 
     def backward(self, output: int, map_: Map) -> list[Way]:
-        """The scale to every input, the shift to one of them (negated behind a minus)."""
-        ways: list[Way] = []
-        reason: Reason | None = None
-        scales, refused = self._scales(map_)
-        for taker, sign in enumerate(self.signs[:_TAKERS] if scales else self.signs):
-            others = next((r for number, r in refused if number != taker), None)
-            try:
-                own = self.aligned.back(taker, _part(map_, sign))
-            except Refusal as refusal:
-                first = others is None or taker < refused[0][0]
-                reason = refusal.reason if first else others
-            else:
-                if others is None:
-                    parts = {**scales, taker: own}
-                    ways.append(Way({n: p for n, p in parts.items() if not p.is_identity}))
-                reason = others
-            if map_.keeps_origin:
-                break
-        if not ways:
-            assert reason is not None
-            raise Refusal(reason)
-        return ways
-
-    def _scales(self, map_: Map) -> tuple[dict[int, Map], list[tuple[int, Reason]]]:
-        """The scale of a map, if it has one, for each input, and the inputs that cannot have it."""
-        scale = _part(map_, 0)
-        scales: dict[int, Map] = {}
-        refused: list[tuple[int, Reason]] = []
-        if scale.is_identity:
-            return scales, refused
-        for number in range(len(self.signs)):
-            try:
-                scales[number] = self.aligned.back(number, scale)
-            except Refusal as refusal:
-                refused.append((number, refusal.reason))
-        return scales, refused
+        """The scale to every input, the shift to one of them (negated behind a minus); or so with
+        signs turned around, where all scales are negative.
+        """
+        turned = list(self._turned_back(map_)) if bool((map_.scale < 0).all()) else []
+        try:
+            return [*self._plain_back(map_), *turned]
+        except Refusal:
+            if not turned:
+                raise
+            return turned
 
     def forward(self, maps: Maps) -> list[Way]:
-        """One scale for all, and the sum of the shifts."""
+        """One scale for all, and the sum of the shifts; or so with signs turned around, where some
+        scale is negative.
+        """
         parts = {n: self.aligned.onto(n, maps[n]) for n in sorted(maps)}
+        negative = any(bool((part.scale < 0).any()) for part in parts.values())
+        turned = list(self._turned_ahead(parts)) if negative else []
+        try:
+            return [self._plain_ahead(parts), *turned]
+        except Refusal:
+            if not turned:
+                raise
+            return turned
+
+    @property
+    def may_lose_a_map(self) -> bool:
+        """As another operator it takes a sign in."""
+        return self.forms is not None
+
+    def _others(self) -> Iterator[Form]:
+        """What it may become, as other signs of its terms; the order of the terms last."""
+        if self.forms is None:
+            return
+        for signs, order in _ORDERS.items():
+            if signs != self.signs:
+                law = replace(self, signs=signs)
+                yield Form(self.forms[-1 in signs], law, order=order)
+
+    def _turned_back(self, map_: Map) -> Iterator[Way]:
+        """``s·Σ σₙ·xₙ + t = Σ τₙ·(σₙ·τₙ·s·xₙ) + t``, τ being the new signs."""
+        ways: list[Way] = []
+        for form in self._others():
+            assert isinstance(form.law, Summed)
+            new = form.law.signs
+            for taker in range(1 if map_.keeps_origin else len(new)):
+                try:
+                    parts = {
+                        n: self.aligned.back(n, _part(map_, new[n] * (n == taker), one * new[n]))
+                        for n, one in enumerate(self.signs)
+                    }
+                except Refusal:
+                    continue
+                ways.append(_moving(parts, Edit({}, form)))
+        yield from sorted(ways, key=lambda way: len(way.maps))
+
+    def _turned_ahead(self, parts: Mapping[int, AffineMap]) -> Iterator[Way]:
+        """``Σ σₙ·(sₙ·xₙ + tₙ) = s·Σ τₙ·xₙ + Σ σₙ·tₙ`` where ``s = σₙ·τₙ·sₙ`` for every n."""
+        ways: list[Way] = []
+        for form in self._others():
+            assert isinstance(form.law, Summed)
+            both = zip(self.signs, form.law.signs, strict=True)
+            moved = [
+                _part(parts.get(n, IDENTITY), old, old * new) for n, (old, new) in enumerate(both)
+            ]
+            try:
+                ways.append(Way({0: _joined(moved)}, Edit({}, form)))
+            except Refusal:
+                continue
+        yield from sorted(ways, key=lambda way: not way.maps[0].is_identity)
+
+    def _plain_back(self, map_: Map) -> list[Way]:
+        """An input without a place for the scale ends it: it has none for the whole map either."""
+        scale, numbers = _part(map_, 0), range(len(self.signs))
+        if map_.keeps_origin:
+            return [_moving({n: self.aligned.back(n, scale) for n in numbers})]
+        scales: dict[int, Map] = {}
+        if not scale.is_identity:
+            scales, numbers = {n: self.aligned.back(n, scale) for n in numbers}, numbers[:_TAKERS]
+        ways, refused = [], None
+        for taker in numbers:
+            try:
+                own = self.aligned.back(taker, _part(map_, self.signs[taker]))
+            except Refusal as refusal:
+                refused = refusal
+            else:
+                ways.append(_moving({**scales, taker: own}))
+        if not ways and refused is not None:
+            raise refused
+        return ways
+
+    def _plain_ahead(self, parts: Mapping[int, AffineMap]) -> Way:
         if len(parts) < len(self.signs) and any(not p.keeps_scale for p in parts.values()):
             raise not_carried("its inputs do not carry the same scale")
-        total: AffineMap | None = None
-        for number, part in parts.items():
-            sign = self.signs[number]
-            if total is None:
-                total = AffineMap.of(part.scale, part.shift * sign, part.axis)
-                continue
-            if not _same(_part(total, 0), _part(part, 0)):
-                raise not_carried("its inputs do not carry the same scale")
-            joined = total.then(AffineMap.of(1.0, part.shift * sign, part.axis))
-            if joined is None:
-                raise not_carried("the shifts of its inputs vary along different axes")
-            total = joined
-        assert total is not None
-        return [Way({0: total})]
+        return Way({0: _joined(_part(part, self.signs[n]) for n, part in parts.items())})
 
 
-def _part(map_: Map, shifts: int) -> Map:
-    """The scale of a map with a multiple of its shift."""
+def _joined(parts: Iterable[Map]) -> AffineMap:
+    """The map of a sum of all terms: their scale, which has to be the same, and all shifts."""
+    total: AffineMap | None = None
+    for part in map(along_one_axis, parts):
+        if total is None:
+            total = part
+            continue
+        if not _same(_part(total, 0), _part(part, 0)):
+            raise not_carried("its inputs do not carry the same scale")
+        joined = total.then(AffineMap.of(1.0, part.shift, part.axis))
+        if joined is None:
+            raise not_carried("the shifts of its inputs vary along different axes")
+        total = joined
+    assert total is not None
+    return total
+
+
+def _moving(maps: Maps, edit: Edit | None = None) -> Way:
+    """A way with those of some maps that change anything."""
+    return Way({number: map_ for number, map_ in maps.items() if not map_.is_identity}, edit)
+
+
+def _part(map_: Map, shifts: int, scales: int = 1) -> Map:
+    """Multiples of the scale of a map and of its shift."""
     if isinstance(map_, MultiAxisMap):
-        return MultiAxisMap(map_.scale, map_.shift * shifts)
-    return AffineMap.of(map_.scale, map_.shift * shifts, map_.axis)
+        return MultiAxisMap(map_.scale * scales, map_.shift * shifts)
+    return AffineMap.of(map_.scale * scales, map_.shift * shifts, map_.axis)
 
 
 def _same(one: Map, other: Map) -> bool:

@@ -32,6 +32,10 @@ class Limits:
         found = info(dtype)
         return cls(float(found.smallest_normal), float(found.max), float(found.eps))
 
+    def hold(self, less: Limits) -> bool:
+        """Whether a dtype of these limits has every number of a dtype of other ones."""
+        return self.eps <= less.eps and self.largest >= less.largest and self.tiny <= less.tiny
+
 
 def overflows(peaks: Vector, dtype: np.dtype[Any]) -> bool:
     """Whether one of the exact peak magnitudes has no finite rounding in a dtype."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
+from bnfold._core.tables import counted, html_table, table
+
 MERGES = ("merge in parallel", "merge in series")
+# What becomes of a map that another one is equal to.
+EQUAL = "drop as equal"
 
 
 @dataclass(frozen=True)
@@ -14,10 +20,11 @@ class Fold:
     """Operators that go, and the operator that takes their place.
 
     The operators that go are affine ones, or, if ``merges``, linear ones that become one with the
-    other. ``nodes`` are the labels of those that go, in data order. ``into`` is the label of the
-    operator that takes them in. If a chain of maps shrinks by composition alone, it is the first
-    of the chain. ``laws`` are the moves. ``graph`` is "" for the main graph, else the path to a
-    body or a local function; for an operator of a call that is inlined, the call and its function.
+    other; if ``is_equal``, an affine one that computes what the other computes. ``nodes`` are the
+    labels of those that go, in data order. ``into`` is the label of the operator that takes them
+    in. If a chain of maps shrinks by composition alone, it is the first of the chain. ``laws`` are
+    the moves. ``graph`` is "" for the main graph, else the path to a body or a local function; for
+    an operator of a call that is inlined, the call and its function.
     """
 
     nodes: tuple[str, ...]
@@ -30,6 +37,15 @@ class Fold:
     def merges(self) -> bool:
         """Whether linear operators become one."""
         return self.laws[0] in MERGES
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether a map goes because the other operator is equal to it."""
+        return self.laws[0] == EQUAL
+
+    def __str__(self) -> str:
+        place = f" [{self.graph}]" if self.graph else ""
+        return f"{', '.join(self.nodes)} → {self.into}{place} ({', '.join(self.laws)})"
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,10 @@ class Kept:
     advice: str
     graph: str
     kind: str = "map"
+
+    def __str__(self) -> str:
+        place = f" [{self.graph}]" if self.graph else ""
+        return f"{self.node}{place}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -72,3 +92,80 @@ class Plan:
             "kept": [asdict(kept) for kept in self.kept],
             "operators": {"before": dict(self.before), "after": dict(self.after)},
         }
+
+    def __str__(self) -> str:
+        """What folds and what stays, as the command tells it."""
+        if not self.folds:
+            return "\n".join(("nothing to fold", *kept_lines(self)))
+        rows = (("", "before", "after"), *changed_operators(self))
+        return "\n".join((*table(rows), *fold_lines(self), *kept_lines(self)))
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks, with every map that stays."""
+        said = "; ".join(fold_lines(self)) or "nothing to fold"
+        parts = [f"<p>{escape(said)}</p>"]
+        if self.folds:
+            parts.append(html_table(("operator", "before", "after"), changed_operators(self)))
+        if self.kept:
+            rows = [(k.node, k.op, k.code, k.message, k.graph) for k in self.kept]
+            parts.append(html_table(("stays", "operator", "code", "why", "graph"), rows))
+        return "".join(parts)
+
+
+def changed_operators(plan: Plan) -> list[tuple[str, str, str]]:
+    """The types of operators whose number changes, with their numbers before and after."""
+    counts = [
+        (op, plan.before.get(op, 0), plan.after.get(op, 0))
+        for op in sorted({*plan.before, *plan.after})
+    ]
+    return [(op, str(before), str(after)) for op, before, after in counts if before != after]
+
+
+def fold_lines(
+    plan: Plan, folds: str = "can fold", merges: str = "can merge", drops: str = "can drop"
+) -> Iterator[str]:
+    """Yield how many maps fold into how many operators, how many operators merge, and how many maps
+    are dropped as equal.
+    """
+    merged = [fold for fold in plan.folds if fold.merges]
+    equal = [fold for fold in plan.folds if fold.is_equal]
+    others = [fold for fold in plan.folds if not (fold.merges or fold.is_equal)]
+    if others:
+        maps = sum(len(fold.nodes) for fold in others)
+        targets = len({(fold.graph, fold.into) for fold in others})
+        yield f"{folds} {counted(maps, 'map')} into {counted(targets, 'operator')}"
+    if merged:
+        yield f"{merges} {_merged(merged)}"
+    if equal:
+        yield f"{drops} {counted(len(equal), 'map')} that another one is equal to"
+
+
+def kept_lines(plan: Plan, verbose: bool = False) -> Iterator[str]:
+    """Yield lines about the operators that stay, with one reason of each kind or, if ``verbose``,
+    with all of them.
+    """
+    if not plan.kept:
+        return
+    codes = Counter(kept.code for kept in plan.kept)
+    unmerged = sum(kept.kind == "merge" for kept in plan.kept)
+    counts = [(len(plan.kept) - unmerged, "map"), (unmerged, "unmerged operator")]
+    yield "kept " + " and ".join(counted(number, noun) for number, noun in counts if number)
+    for code, count in codes.most_common():
+        members = [kept for kept in plan.kept if kept.code == code]
+        if verbose:
+            yield f"  {code} ({count}): {members[0].advice}"
+            yield from (f"    {kept}" for kept in members)
+        else:
+            more = f", and {count - 1} more" if count > 1 else ""
+            yield f"  {code}: {members[0]}{more}"
+
+
+def _merged(merges: Sequence[Fold]) -> str:
+    """How many operators merged into how many. A merged operator may merge again with others."""
+    parts, made = 0, set[tuple[str, str]]()
+    for fold in merges:
+        for node in (*fold.nodes, fold.into):
+            parts += (fold.graph, node) not in made
+            made.discard((fold.graph, node))
+        made.add((fold.graph, fold.into))
+    return f"{counted(parts, 'linear operator')} into {len(made)}"

@@ -25,9 +25,9 @@ from bnfold._judge.onnx_bench import OnnxBench
 from bnfold._judge.pair import Pair
 from bnfold._judge.verdict import ProviderCheck
 from bnfold._run.bounds import UNBOUNDED, Bounds
-from bnfold._run.input_sets import InputSet
+from bnfold._run.input_sets import InputSet, Port
 from bnfold._run.providers import CPU, Provider, ran_on
-from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime, Port
+from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime
 from bnfold._run.source import Source
 
 FACTOR = 10.0

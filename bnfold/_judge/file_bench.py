@@ -21,9 +21,10 @@ from bnfold._judge.difference import is_float
 from bnfold._judge.float64_model import Float64Model
 from bnfold._judge.torch_bench import RUNTIME, TorchBench
 from bnfold._run.bounds import Bounds
-from bnfold._run.input_sets import InputSet
+from bnfold._run.input_sets import InputSet, Port, port_of_proto
 from bnfold._run.noise import Array
-from bnfold._run.session import EngineError, OnnxRuntime, Port, Reference, port_of_proto
+from bnfold._run.reference import Reference
+from bnfold._run.session import EngineError, OnnxRuntime
 from bnfold._run.source import Source
 from bnfold._run.torch_model import Call, TorchModel
 from bnfold._torch.tensors import to_numpy

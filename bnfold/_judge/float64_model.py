@@ -19,7 +19,7 @@ from bnfold._onnx import tensors
 from bnfold._onnx.files.external import all_tensors
 from bnfold._run.bounds import Bounds
 from bnfold._run.nodes import all_nodes
-from bnfold._run.session import Reference
+from bnfold._run.reference import Reference
 from bnfold._run.source import Source
 
 

@@ -27,11 +27,12 @@ from bnfold._judge.verdict import Status
 from bnfold._run.bounds import Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError
 from bnfold._run.endings import Endings
-from bnfold._run.input_sets import InputSet, named, refuse_unfit
+from bnfold._run.input_sets import InputSet, Port, named, refuse_unfit
 from bnfold._run.nodes import random_values, reached
 from bnfold._run.onnx_model import OnnxModel
 from bnfold._run.quantizers import rounds
-from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime, Port, Reference
+from bnfold._run.reference import Reference
+from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime
 from bnfold._run.source import Source, Tap, saturations
 from bnfold._system import memory
 

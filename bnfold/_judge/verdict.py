@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from html import escape
 from typing import Any, Literal
 
+from bnfold._core.tables import counted, html_table
 from bnfold._run.flavours import FLAVOURS
 
 Status = Literal["pass", "fail", "inconclusive"]
+_SUSPECTS = 5
 
 
 class Cause(Enum):
@@ -222,6 +225,23 @@ class EndToEnd:
             "power": [planted.to_dict() for planted in self.power],
         }
 
+    def __str__(self) -> str:
+        """The largest difference of each output and the verdict, as the command tells them."""
+        return "\n".join((*end_to_end_lines(self, verbose=False), f"verification: {self.status}"))
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks, with every check."""
+        header = ("output", "inputs", "verdict", "difference", "tolerance", "note")
+        rows = [
+            (c.output, c.inputs, c.status, _number(c.difference), _number(c.tolerance), c.note)
+            for c in self.checks
+        ]
+        said = [*located(self), *self.notes]
+        return (
+            f"<p>verification: <b>{self.status}</b></p>{html_table(header, rows) if rows else ''}"
+            + "".join(f"<p>{escape(line)}</p>" for line in said)
+        )
+
 
 def overall(checks: Collection[OutputCheck]) -> Status:
     """One status for the model, from the checks of all outputs on all input sets.
@@ -242,6 +262,82 @@ def combined(status: Status, others: Collection[Status]) -> Status:
     found = {status, *others}
     order: tuple[Status, ...] = ("fail", "inconclusive", "pass")
     return next(each for each in order if each in found)
+
+
+def end_to_end_lines(result: EndToEnd, verbose: bool, power: bool = False) -> Iterator[str]:
+    """Yield the largest difference of each output and its tolerance.
+
+    With ``verbose`` there is a line for each input set. With ``power`` the lines always say what
+    planted errors showed.
+    """
+    shown: dict[str, OutputCheck] = {}
+    for check in result.checks:
+        known = shown.get(check.output)
+        worse = known is None or _rank(check) > _rank(known)
+        if worse:
+            shown[check.output] = check
+    checks = result.checks if verbose or result.status != "pass" else shown.values()
+    for check in checks:
+        yield f"  {check.output} on {check.inputs} inputs: {check.status}, {figures(check)}"
+    if (verbose or result.status != "pass") and any(check.was_drawn for check in result.checks):
+        yield f"  inputs drawn with seed {result.seed}"
+    for number, line in enumerate(located(result)):
+        yield f"    {line}" if number else f"  {line}"
+    if verbose or power or not all(planted.noticed for planted in result.power):
+        yield from _power_lines(result)
+    for deployed in result.providers:
+        if deployed.note or deployed.provider != "cpu":
+            note = f", {deployed.note}" if deployed.note else ""
+            yield f"  on {deployed.provider}: {deployed.status}{note}"
+    for note in result.notes:
+        yield f"  note: {note}"
+
+
+def _power_lines(result: EndToEnd) -> Iterator[str]:
+    """Yield lines about planted errors, for each layer or each part of the graph."""
+    if not result.power:
+        return
+    hidden = [planted for planted in result.power if not planted.noticed]
+    each = all(len(planted.layers) == 1 for planted in result.power)
+    what = "layers" if each else "parts of the graph"
+    count = len(result.power)
+    yield f"  planted errors of 1 % show in {count - len(hidden)} of {count} {what}"
+    for planted in hidden:
+        first, *others = planted.layers
+        more = f" and {counted(len(others), 'layer')} more" if others else ""
+        yield f"    not in {first}{more}: {planted.ratio:.2g} of the tolerance"
+
+
+def _rank(check: OutputCheck) -> tuple[int, float]:
+    order = {"inconclusive": 0, "pass": 1, "fail": 2}
+    return order[check.status], check.ratio if check.ratio is not None else 0.0
+
+
+def figures(check: OutputCheck) -> str:
+    """The difference of two outputs and their tolerance, as text."""
+    said = "not compared"
+    if check.difference is not None and check.tolerance is not None:
+        said = f"difference {check.difference:.2e}, tolerance {check.tolerance:.2e}"
+    return f"{said} ({check.note})" if check.note else said
+
+
+def located(result: EndToEnd) -> list[str]:
+    """Lines that say where two models begin to differ, and which operators may cause it."""
+    found = result.divergence
+    if found is None:
+        return []
+    many = len(found.suspects) > _SUSPECTS
+    suspects = f"{len(found.suspects)} operators, the last of them " if many else ""
+    suspects += ", ".join(found.suspects[-_SUSPECTS:])
+    agrees = ", ".join(found.agrees[:_SUSPECTS]) or "nothing that varies"
+    return [
+        f"the first tensor that differs: {found.tensor}, in the original from {found.original}",
+        f"at fault: {suspects}; what is read there agrees: {agrees}",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2e}"
 
 
 def _plain(value: Any) -> Any:

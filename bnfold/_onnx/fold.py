@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from onnx import FunctionProto, GraphProto, ModelProto
 
 from bnfold._core.reasons import CODES
-from bnfold._core.result import Fold, Kept, Plan
+from bnfold._core.result import EQUAL, Fold, Kept, Plan
 from bnfold._core.view import Absorber
+from bnfold._onnx.merge.equal import without_equals
 from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.network import Network, read
 from bnfold._onnx.read.constants import Constant
@@ -164,14 +165,17 @@ def _paying(whole: PlannedModel, tried: PlannedModel, everything: Inlined) -> fr
 
 
 def _steps(planned: PlannedModel) -> Iterator[tuple[list[str], list[str]]]:
-    """The operators that go in each move and merge, and all others that take part, by label."""
+    """The operators that go in each move and merge, and all others that take part, by label.
+
+    A map that is dropped as equal to one of another call is no reason to inline.
+    """
     for graph, moves in planned.settled:
         names = [node.label for node in graph.view.nodes]
         for move in moves.moves:
             parts = {move.into, *move.chain, *move.crossed, *(end.node for end in move.ends)}
             yield [names[i] for i in move.maps], [names[i] for i in parts - {*move.maps}]
     for scope, merges in zip(planned.network.scopes, planned.network.merges, strict=True):
-        for patch in merges.patches:
+        for patch in (one for one in merges.patches if one.law != EQUAL):
             merged = [label(scope.graph.node[position]) for position in patch.nodes]
             yield [name for name, _ in patch.gone], merged
 
@@ -234,7 +238,7 @@ def _with_reasons(
 def _prepare(model: ModelProto, base_dir: Path | None, equal_dims: bool) -> PlannedModel:
     """Read and plan a model as it is."""
     network = read(model, base_dir, equal_dims)
-    settled = [(graph, settle(graph.view, graph.readings)) for graph in network.graphs]
+    network, settled = _settle(network)
     before = Counter(node.op_type for scope in network.scopes for node in scope.graph.node)
     merged = Counter(n.op_type for scope in network.scopes for n in scope.nodes if n.op_type)
     graphs = ((graph.scope.path, graph.view, moves) for graph, moves in settled)
@@ -249,8 +253,24 @@ def _prepare(model: ModelProto, base_dir: Path | None, equal_dims: bool) -> Plan
     return PlannedModel(network, settled, plan)
 
 
+def _settle(network: Network) -> tuple[Network, Settled]:
+    """The moves of each graph, of which equal maps that stay are dropped until none is left."""
+    settled: Settled = []
+    merged = []
+    for graph, merges in zip(network.graphs, network.merges, strict=True):
+        patches = merges.patches
+        moves = settle(graph.view, graph.readings)
+        while (found := without_equals(graph, moves))[1]:
+            graph, patches = found[0], (*patches, *found[1])
+            moves = settle(graph.view, graph.readings)
+        settled.append((graph, moves))
+        merged.append(replace(merges, patches=patches))
+    graphs = tuple(graph for graph, _ in settled)
+    return replace(network, graphs=graphs, merges=tuple(merged)), settled
+
+
 def _fold(patch: Patch) -> Fold:
-    """The plan's entry for a merge."""
+    """The plan's entry for a merge, or for a map that is dropped as equal."""
     node = patch.nodes[patch.into]
     assert node is not None
     names, ops = ([one[k] for one in patch.gone] for k in (0, 1))
@@ -271,10 +291,15 @@ def _parameter_names(planned: PlannedModel, folded_only: bool) -> Iterator[str]:
         concerned |= {move.into, *move.maps}
         norms = {index for index in move.maps if nodes[index].op == "BatchNormalization"}
         telling |= {move.into} | norms if move.law == "absorb" else set(move.maps)
-    merged = {p for patch in planned.network.merges[0].patches for p in patch.nodes}
-    for position in sorted(merged):
+    merged, equal = set[int](), set[int]()
+    for patch in planned.network.merges[0].patches:
+        if patch.law == EQUAL:
+            equal |= {patch.into, *(p for p, node in patch.nodes.items() if node is None)}
+        else:
+            merged |= patch.nodes.keys()
+    for position in sorted(merged | equal):
         old = graph.scope.graph.node[position]
-        if old.op_type in _WEIGHTED or not folded_only:
+        if position in equal or old.op_type in _WEIGHTED or not folded_only:
             yield from filter(None, old.input)
     for index, node in enumerate(nodes):
         # The scale of a DequantizeLinear of an activation is that of a quantizer, most often.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from bnfold._core.result import Plan
+    from bnfold._judge.verdict import EndToEnd
     from bnfold._onnx.write.applied import Applied
     from bnfold._run.input_sets import InputSet
 
@@ -82,7 +83,7 @@ def _fold_model(
     if frozen:
         freeze(model)
     if verify and (inputs is not None or settings.wanted != DEFAULT.wanted):
-        from bnfold._run.applicable import refuse_inapplicable
+        from bnfold._run.drawing import refuse_inapplicable
 
         refuse_inapplicable(model, inputs, settings.wanted)
     for target in filter(None, (output, report)):
@@ -160,10 +161,11 @@ class _FoldedFile:
         """The verdict: certificates from the files on disk first, then a run of both models."""
         from bnfold._judge.activations import Activations
         from bnfold._judge.end_to_end import compare
+        from bnfold._judge.other_pairings import drawing_alike
         from bnfold._judge.power import RestingFold
         from bnfold._proof.certificate import certify
         from bnfold._run.bounds import Bounds
-        from bnfold._run.draws import fixed_draws
+        from bnfold._run.draws import FixedDraws, ways_to_draw
         from bnfold._run.hoist import hoist
         from bnfold._run.perturbable import find_weights, plantable_weights
         from bnfold._run.source import Parsed, Source
@@ -202,24 +204,28 @@ class _FoldedFile:
                 hoisted = hoist(before)
                 found = find_weights(before, self.original.parent)
                 values, touched = found.values, plantable_weights(before, found)
-            draws = fixed_draws(before, after, self.settings.seed)
-            drawn = (draws,) if draws else ()
-            left = Source(original, parsed=Parsed(before), hoisted=hoisted, edits=(*edits, *drawn))
-            right = Source(folded, parsed=Parsed(after), edits=drawn)
+            ways = ways_to_draw(before, after, self.settings.seed)
+            left = Source(original, parsed=Parsed(before), hoisted=hoisted)
+            right = Source(folded, parsed=Parsed(after))
             del before, after
-            end_to_end = compare(
-                left,
-                right,
-                parameters=values,
-                touched=touched,
-                inputs=self.inputs,
-                settings=self.settings,
-                bounds=bounds,
-                certified=all(certificate.holds for certificate in certificates),
-                resting=resting,
-                progress=self.progress,
-                notes=[draws.told()] if draws else (),
-            )
+
+            def judged(draws: FixedDraws | None) -> EndToEnd:
+                alike = (FixedDraws(draws.seed), draws) if draws is not None else ()
+                return compare(
+                    replace(left, edits=(*edits, *alike[:1])),
+                    replace(right, edits=alike[1:]),
+                    parameters=values,
+                    touched=touched,
+                    inputs=self.inputs,
+                    settings=self.settings,
+                    bounds=bounds,
+                    certified=all(certificate.holds for certificate in certificates),
+                    resting=resting,
+                    progress=self.progress,
+                    notes=[draws.told()] if draws else (),
+                )
+
+            end_to_end, _ = drawing_alike(judged, ways)
         wrong = any(certificate.fails for certificate in certificates)
         status: RunStatus = "fail" if wrong else end_to_end.status
         return Verdict(status, certificates, end_to_end)

@@ -12,7 +12,7 @@ from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Node
 from bnfold._plan.dead_ends import Stop
 from bnfold._plan.sweep import TRIES, Impassable, Known, Sweep, equal
-from bnfold._plan.trips import Terrain, Trip
+from bnfold._plan.trips import End, Terrain, Trip
 
 # With more readers than these, no parts of a tensor are tried: each time all would be visited.
 _PARTS = 64
@@ -201,6 +201,8 @@ class _Backward(Sweep):
             ways = self._promising(node, role, law.backward(node.outputs.index(value), map_))
             way = self.chosen(producer, ways)
             self.cross(producer, role, way)
+            if way.edit is not None and not way.maps:
+                self.trip.ends.append(End(producer, "behind"))  # It has become what takes it in.
             for number, part in way.maps.items():
                 totals[number] = part if number not in totals else _both(totals[number], part)
         for number, part in totals.items():

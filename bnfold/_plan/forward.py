@@ -153,14 +153,13 @@ class _Forward(Sweep):
             self.value, self.parents[first] = first, (index, value)
             raise Known(self.impassable[first], lasting=True)
         maps = {role.counted[position]: arrived[position] for position in sorted(arrived)}
-        ways: list[Way] | None
         try:
-            ways = law.forward(maps)
+            way = self.chosen(index, law.forward(maps))
         except Refusal:
             ways = self._with_others(index, role, law, maps) if len(maps) < len(role.data) else None
             if ways is None:
                 raise
-        way = self.chosen(index, ways)
+            way = self.chosen(index, ways)
         self.cross(index, role, way)
         if way.edit is not None and all(part.is_identity for part in way.maps.values()):
             self.trip.ends.append(End(index, "ahead"))  # Its own numbers have taken the map in.

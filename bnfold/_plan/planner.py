@@ -72,7 +72,7 @@ class Moves:
     carried maps change, ``edits`` has the new numbers of operators on the way. ``blame`` lists for
     each operator that takes maps in the last map of each move from which it took one. ``unneeded``
     has the conversions between types that go with the maps. ``turned`` are the operators that
-    become ones of another type, and which.
+    become others, and of which type; of the same one where their inputs are swapped.
     """
 
     moves: tuple[Move, ...]
@@ -129,8 +129,14 @@ def _is_none(map_: AffineMap | None) -> bool:
 
 
 def _turned(view: View, edits: Mapping[int, Edit], sides: Mapping[int, Sides]) -> dict[int, str]:
-    """What operators become that get the numbers of another, or a bias without a place for one."""
-    found = {node: edit.form.op for node, edit in edits.items() if edit.form is not None}
+    """What operators become that get the numbers of another, a bias without a place for one, or
+    their inputs in another order.
+    """
+    found = {}
+    for node, edit in edits.items():
+        form, op = edit.form, view.nodes[node].op
+        if form is not None and (form.op != op or form.order != tuple(sorted(form.order))):
+            found[node] = form.op
     for node, taken in sides.items():
         role = view.nodes[node].role
         shifted = not (taken.behind.keeps_origin and taken.ahead.keeps_origin)

@@ -50,7 +50,8 @@ def _fold(path: str, view: View, move: Move, moves: Moves) -> Fold:
     crossed = [nodes[i].op for i in (*move.carriers, *move.crossed) if i not in ended]
     laws = [f"carry through {op}" for op in crossed]
     changed = (*move.crossed, *ended, *([move.into] if move.law == "absorb" else []))
-    laws += [f"turn {nodes[i].op} into {turned[i]}" for i in dict.fromkeys(changed) if i in turned]
+    for op, other in [(nodes[i].op, turned[i]) for i in dict.fromkeys(changed) if i in turned]:
+        laws.append(f"turn {op} into {other}" if op != other else f"swap the inputs of {op}")
     laws += [f"drop {nodes[one.up].op}" for one in moves.unneeded if one.up in move.crossed]
     target = nodes[move.into].label
     if move.law == "absorb":

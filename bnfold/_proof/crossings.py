@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,25 +23,22 @@ from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_hel
 
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.tensors import FLOATS
-from bnfold._onnx.write.applied import Related
+from bnfold._onnx.write.applied import Applied, Related
 from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
-from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities, values_around
+from bnfold._proof.full_rank_maps import equalities
+from bnfold._proof.operator_data import Feeds, KnownShapes, draw
+from bnfold._proof.steps import Steps
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.session import EngineError, OnnxRuntime
 
 # The values that stand for unknown sizes: one after the other, until the operator runs.
 _SIZES = (2, 4, 1, 6)
-_LARGEST = 1 << 22
 # How far float32 arithmetic may be off, relative to the largest output value.
 _FACTOR = 64 * float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
 _IR_VERSION = 10
-# As many numbers at the least go into an operator that is flat beyond bounds.
-_AROUND = 64
-# Bounds beyond this are none to draw numbers around: exporters write the largest number for none.
-_BOUNDLESS = 1e18
-Feeds = dict[str, NDArray[Any]]
+_SUMS = {"Add", "Sub"}
 
 
 def check_crossing(
@@ -52,11 +48,12 @@ def check_crossing(
     new: Scope,
     node: NodeProto,
     twin: NodeProto,
-    related: Mapping[str, Related],
+    fold: Applied,
+    steps: Steps,
     bounds: Bounds = UNBOUNDED,
 ) -> float | Unchecked:
     """How far two operators differ, in units of the rounding that float32 may cost. Their types may
-    differ: both are run.
+    differ, and terms of a sum may have changed places: both are run.
 
     Returns `Unchecked` where the two cannot run, where time is up, or where their outputs prove
     nothing. Raises `Mismatch` where their output shapes differ, where an attribute differs that is
@@ -64,21 +61,29 @@ def check_crossing(
     """
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
+    related, places = fold.related, _places(node, twin, fold.reads)
+    sums = {node.op_type, twin.op_type} <= _SUMS
+    steps.require_same_data(old, new, node, NodeProto(input=fold.reads) if sums else twin)
     unfit: ValueError | None = None
     stopped = Unchecked(Obstacle.DOES_NOT_RUN, "no size of its data was tried")
-    steps = [step for relation in related.values() for step in (*relation.old, *relation.new)]
-    known = {n for step in steps for n in np.broadcast(step.scale, step.shift).shape}
+    factors = [step for relation in related.values() for step in (*relation.old, *relation.new)]
+    known = {n for step in factors for n in np.broadcast(step.scale, step.shift).shape}
     least = _reach(node)
-    folded_shapes = _KnownShapes(after, new, twin)
+    by_element = node.op_type in _SUMS and all(step.scale.size == 1 for step in factors)
+    folded_shapes = KnownShapes(after, new, twin, by_element)
     numbers = _numbers(before, old, node)
 
     def compared(size: int, near: bool) -> float | Unchecked:
-        drawn = _draw(before, old, node, related, size, folded_shapes, numbers, near)
+        drawn = draw(before, old, node, related, size, folded_shapes, numbers, near)
         if isinstance(drawn, Unchecked):
             return drawn
+        if node.op_type in _SUMS and len(set(node.input)) == 1:  # One tensor, whichever term.
+            for fed in drawn:
+                fed["1"] = fed["0"]
         left = _run(before, old, node, drawn[0], bounds)
-        right = _run(after, new, twin, drawn[1], bounds)
-        terms = _largest(*drawn) if node.op_type == twin.op_type else None
+        right = _run(after, new, twin, {places[n]: fed for n, fed in drawn[1].items()}, bounds)
+        same = node.op_type == twin.op_type or {node.op_type, twin.op_type} <= _SUMS
+        terms = _largest(*drawn) if same else None
         return _compared(node, left, right, related, terms)
 
     for size in dict.fromkeys(max(n, least) for n in (*sorted(known - {1}), *_SIZES)):
@@ -99,18 +104,15 @@ def check_crossing(
     return stopped
 
 
-@dataclass(frozen=True)
-class _KnownShapes:
-    """The shapes and types that the folded graph knows of an operator's inputs."""
-
-    model: CheckedModel
-    scope: Scope
-    node: NodeProto
-
-    def of(self, number: int) -> tuple[tuple[int | None, ...] | None, int]:
-        """The shape of an input by its number, None if it is not known, and its element type."""
-        name = self.node.input[number] if number < len(self.node.input) else ""
-        return self.model.shapes.shape(self.scope, name), self.model.shapes.type(self.scope, name)
+def _places(node: NodeProto, twin: NodeProto, reads: Sequence[str]) -> dict[str, str]:
+    """Where the folded operator reads what the old one reads, by input number: terms of a sum by
+    their names, ``reads``, as they may have changed places. Raises `Mismatch` where one is missing.
+    """
+    if not {node.op_type, twin.op_type} <= _SUMS:
+        return {str(k): str(k) for k in range(len(node.input))}
+    if sorted(twin.input) != sorted(reads):
+        raise Mismatch(f"{label(twin)} reads {', '.join(twin.input)}, not {', '.join(reads)}")
+    return {str(k): str(k if twin.input[k] == name else 1 - k) for k, name in enumerate(reads)}
 
 
 def _attributes(node: NodeProto) -> dict[str, bytes]:
@@ -139,146 +141,6 @@ def _numbers(model: CheckedModel, scope: Scope, node: NodeProto) -> list[float]:
     return [number for number in (*given.values(), *single) if math.isfinite(number)]
 
 
-def _draw(
-    model: CheckedModel,
-    scope: Scope,
-    node: NodeProto,
-    related: Mapping[str, Related],
-    size: int,
-    twin: _KnownShapes,
-    numbers: Sequence[float],
-    near: bool,
-) -> tuple[Feeds, Feeds] | Unchecked:
-    """Data for the old and for the new operator, by input number.
-
-    With ``near`` the old operator reads numbers near those that it holds (``numbers``), else any
-    numbers but those. Returns `Unchecked` where no data can be made up for an input.
-    """
-    generator = np.random.default_rng(0)
-    ends = _ends(model, scope, node)
-    first: Feeds = {}
-    second: Feeds = {}
-    for number, name in enumerate(node.input):
-        if not name or model.values(scope, name) is not None:
-            continue
-        shape, element = model.shapes.shape(scope, name), model.shapes.type(scope, name)
-        if shape is None:  # a merge has made it; maps change no shapes
-            shape, element = twin.of(number)
-        if shape is None:
-            return Unchecked(Obstacle.SHAPE_UNKNOWN, name)
-        relation = related.get(name)
-        own = _own_sizes(relation, len(shape)) if relation is not None else (1,) * len(shape)
-        sizes = tuple(
-            n if n is not None else (m if m > 1 else size) for n, m in zip(shape, own, strict=True)
-        )
-        free = [k for k, n in enumerate(shape) if n is None and own[k] == 1]
-        if node.op_type == "Reshape" and number == 0 and len(node.input) > 1:
-            sizes = _that_reshape(sizes, free, model.values(scope, node.input[1]))
-        if node.op_type == "Resize" and number == 0 and len(node.input) > 3 and node.input[3]:
-            sizes = _that_resize(sizes, free, model.values(scope, node.input[3]))
-        if ends is not None and math.prod(sizes) < _AROUND and 1 in own:
-            widened = own.index(1)
-            sizes = tuple(_AROUND if k == widened else n for k, n in enumerate(sizes))
-        if math.prod(sizes) > _LARGEST:
-            return Unchecked(Obstacle.TOO_LARGE, name)
-        if element not in FLOATS:
-            # The index 0 is always right. No number is right for a size that is read at run time.
-            if element not in (TensorProto.INT32, TensorProto.INT64) or node.op_type != "Gather":
-                return Unchecked(Obstacle.NOT_DRAWABLE, name)
-            zeros = np.zeros(sizes, helper.tensor_dtype_to_np_dtype(element))
-            first[str(number)] = second[str(number)] = zeros
-            continue
-        values = generator.normal(size=sizes)
-        if ends is not None:
-            around = generator.uniform(*ends, size=sizes)
-            values = _back_through(
-                composed(relation.old if relation else (), len(sizes)), around, values
-            )
-        first[str(number)] = second[str(number)] = values.astype(np.float32)
-        if relation is not None:
-            old, new = composed(relation.old, len(sizes)), composed(relation.new, len(sizes))
-            values = values_around(old, values, numbers, near, generator)
-            drawn = np.where(old.unknown, generator.normal(size=sizes), old.of(values))
-            first[str(number)] = drawn.astype(np.float32)
-            second[str(number)] = new.of(values).astype(np.float32)
-    return first, second
-
-
-def _that_reshape(
-    sizes: tuple[int, ...], free: Sequence[int], target: NDArray[Any] | None
-) -> tuple[int, ...]:
-    """Sizes that a Reshape takes to its target: the first free one makes the count of elements fit.
-
-    A law holds for all sizes that are not known, so any that fit will do. A 0 in the target copies
-    a size, a -1 is what is left. The sizes stay where no size of the free axes makes them fit.
-    """
-    if target is None:
-        return sizes
-    asked = [int(n) for n in target.reshape(-1)]
-    free = [k for k in free if k >= len(asked) or asked[k] != 0]
-    copied = [sizes[k] for k, n in enumerate(asked) if n == 0 and k < len(sizes)]
-    wanted = math.prod([*copied, *(n for n in asked if n > 0)])
-    fixed = math.prod(n for k, n in enumerate(sizes) if k not in free)
-    if not free or not fixed or (min(asked) < 0 and math.prod(sizes) % wanted == 0):
-        return sizes
-    if min(asked) < 0:
-        first = wanted // math.gcd(wanted, fixed)
-    elif wanted % fixed == 0:
-        first = wanted // fixed
-    else:
-        return sizes
-    return tuple(first if k == free[0] else 1 if k in free else n for k, n in enumerate(sizes))
-
-
-def _that_resize(
-    sizes: tuple[int, ...], free: Sequence[int], target: NDArray[Any] | None
-) -> tuple[int, ...]:
-    """Sizes whose batch and channels a Resize leaves as they are, where they are free.
-
-    Interpolation runs along space alone in a runtime. A target that names some axes only, or that
-    is not known, says nothing of the batch.
-    """
-    if target is None or target.size != len(sizes):
-        return sizes
-    kept = [k for k in free if k < 2]
-    return tuple(int(target.reshape(-1)[k]) if k in kept else n for k, n in enumerate(sizes))
-
-
-def _ends(side: CheckedModel, scope: Scope, node: NodeProto) -> tuple[float, float] | None:
-    """An interval in which an operator that is flat beyond bounds shows them; None for any other.
-
-    Of Clip it is that between its bounds, of HardSigmoid that between ``−β/α`` and ``(1 − β)/α``, a
-    quarter wider on either side.
-    """
-    given = {a.name: a.f for a in node.attribute}
-    if node.op_type == "HardSigmoid":
-        alpha, beta = given.get("alpha", 0.2), given.get("beta", 0.5)
-        ends = sorted((-beta / alpha, (1 - beta) / alpha)) if alpha else [0.0, 0.0]
-        given = {"min": ends[0], "max": ends[1]}
-    elif node.op_type != "Clip":
-        return None
-    for name, number in (("min", 1), ("max", 2)):
-        held = side.values(scope, node.input[number]) if number < len(node.input) else None
-        if held is not None and held.size == 1:
-            given[name] = float(held.reshape(-1)[0])
-    given = {name: bound for name, bound in given.items() if abs(bound) < _BOUNDLESS}
-    if not given:
-        return None
-    low, high = given.get("min"), given.get("max")
-    low = low if low is not None else given["max"] - 1.0
-    high = high if high is not None else low + 1.0
-    margin = max(high - low, 0.0) / 4
-    return low - margin, max(low, high) + margin
-
-
-def _back_through(
-    map_: FullRankMap, wanted: NDArray[np.float64], others: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The numbers that a map takes to the wanted ones; ``others`` where it is constant."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(map_.scale == 0, others, (wanted - map_.shift) / map_.scale)
-
-
 def _largest(*fed: Feeds) -> float:
     """The largest absolute value of the data. The terms of a sum may be larger than the sum."""
     sizes = [np.abs(v).max(initial=0) for feeds in fed for v in feeds.values() if v.dtype != bool]
@@ -291,12 +153,6 @@ def _reach(node: NodeProto) -> int:
     kernel = lists.get("kernel_shape", [1])
     dilations = lists.get("dilations") or [1] * len(kernel)
     return max((int(k) - 1) * int(d) + 1 for k, d in zip(kernel, dilations, strict=True))
-
-
-def _own_sizes(relation: Related, rank: int) -> tuple[int, ...]:
-    """The sizes of a tensor as its maps tell them; 1 along each axis where they do not vary."""
-    lines = composed(relation.old, rank), composed(relation.new, rank)
-    return np.broadcast_shapes(*(np.broadcast(map_.scale, map_.shift).shape for map_ in lines))
 
 
 def _run(

@@ -1,6 +1,7 @@
-"""The check of a merge: the old operators and the merged one run by definition, in float64.
+"""The checks of what changes a graph before maps move: merges, and maps dropped as equal.
 
-Both read the same drawn data. Its sizes are so small that most positions lie at a border. Merged
+For a merge the old operators and the merged one run by definition, in float64. Both read the same
+drawn data. Its sizes are so small that most positions lie at a border. Merged
 weights are not rounded yet, so the outputs may differ only by what float64 itself may lose. The
 weights that are stored in the end are checked against these, as in any other fold.
 """
@@ -8,12 +9,14 @@ weights that are stored in the end are checked against these, as in any other fo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import NodeProto
 
 from bnfold._onnx.merge.patch import Patch
-from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.definitions import evaluate
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
@@ -22,6 +25,8 @@ from bnfold._proof.full_rank_maps import Double
 _SLACK = 1024 * float(np.finfo(np.float64).eps)
 _ROWS = 3
 _RESIDUES = 3
+# Types of maps, which put out the same for the same inputs.
+_FUNCTIONS = ("Add", "BatchNormalization", "Div", "Mul", "Neg", "Sub", "ai.onnx.ml::Scaler")
 _ELEMENTWISE = ("Add", "Div", "Gemm", "Mul", "Sub")
 
 
@@ -78,6 +83,57 @@ def check_merge(model: CheckedModel, scope: Scope, patch: Patch) -> float | Unch
                 return float("inf")
             worst = max(worst, ratio)
     return worst
+
+
+def check_equal(model: CheckedModel, scope: Scope, patch: Patch) -> float:
+    """Check that the map that a patch takes out puts out, bit for bit, what another one does, and
+    that all who read it read that one instead. Returns 0.
+
+    ``scope`` is the graph before. Raises `Mismatch` where that is not so.
+    """
+
+    def same(one: str, other: str) -> bool:
+        return one == other or _same_bits(model.fixed(scope, one), model.fixed(scope, other))
+
+    first = scope.nodes[patch.into]
+    gone = [position for position, node in patch.nodes.items() if node is None]
+    if len(gone) != 1 or patch.constants or patch.nodes[patch.into] != first:
+        raise Mismatch(f"more than one map equal to {label(first)} has changed")
+    second = scope.nodes[gone[0]]
+    names = f"{label(first)} and {label(second)}"
+    if type_of(first) != type_of(second) or type_of(first) not in _FUNCTIONS:
+        raise Mismatch(f"{names} are not one kind of map")
+    if _attributes(first) != _attributes(second):
+        raise Mismatch(f"{names} have other attributes")
+    if len(first.input) != len(second.input) or len(first.output) != len(second.output) != 1:
+        raise Mismatch(f"{names} have other inputs or outputs")
+    turned = first.op_type in ("Add", "Mul") and not first.attribute
+    orders = [second.input, second.input[::-1]] if turned else [second.input]
+    if not any(all(map(same, first.input, order)) for order in orders):
+        raise Mismatch(f"what {names} read may differ")
+    (old,), (new,) = second.output, first.output
+    if old in scope.outputs or old in scope.captures:
+        raise Mismatch(f"{old} is read by its name")
+    if set(scope.readers.get(old, ())) != patch.nodes.keys() - {patch.into, gone[0]}:
+        raise Mismatch(f"others than the readers of {old} have changed")
+    for position in scope.readers.get(old, ()):
+        expected = NodeProto()
+        expected.CopyFrom(scope.nodes[position])
+        expected.input[:] = [new if name == old else name for name in expected.input]
+        if patch.nodes[position] != expected:
+            raise Mismatch(f"{label(expected)} does not read {new} in place of {old}")
+    return 0.0
+
+
+def _attributes(node: NodeProto) -> dict[str, bytes]:
+    return {a.name: a.SerializeToString(deterministic=True) for a in node.attribute}
+
+
+def _same_bits(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
+    """Whether two constants are the same number for number, as they are stored."""
+    if one is None or other is None or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return one.tobytes() == other.tobytes()
 
 
 def _same_type(old: NodeProto, new: NodeProto | None, source: str) -> None:

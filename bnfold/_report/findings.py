@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from bnfold._core.result import Fold
+from bnfold._judge.verdict import figures, located
 
 if TYPE_CHECKING:
-    from bnfold._judge.verdict import EndToEnd, OutputCheck
+    from bnfold._judge.verdict import EndToEnd
     from bnfold._pipeline.outcome import Outcome
     from bnfold._proof.evidence import Certificate
 
@@ -27,7 +27,7 @@ class Finding:
 def of_check(outcome: Outcome) -> Iterator[Finding]:
     """Yield the findings of ``--check``: what is left to fold."""
     for fold in outcome.plan.folds:
-        yield Finding("foldable", ", ".join(fold.nodes), "fail", foldable(fold))
+        yield Finding("foldable", ", ".join(fold.nodes), "fail", str(fold))
     if not outcome.plan.folds:
         yield Finding("foldable", "the model", "pass", "nothing to fold")
 
@@ -65,12 +65,6 @@ def of_verify(result: EndToEnd) -> Iterator[Finding]:
         yield Finding("verification", "both models", result.status, "; ".join(result.notes))
 
 
-def foldable(fold: Fold) -> str:
-    """The text about a fold that would be made."""
-    place = f" [{fold.graph}]" if fold.graph else ""
-    return f"{', '.join(fold.nodes)} → {fold.into}{place} ({', '.join(fold.laws)})"
-
-
 def certified(certificate: Certificate) -> str:
     """The text about the fold that a certificate checks."""
     maps = f" ← {', '.join(certificate.maps)}" if certificate.maps else ""
@@ -88,29 +82,3 @@ def trouble(certificate: Certificate) -> str:
     if certificate.ulps > 1.0:
         return f"{certificate.ulps:.3g} units in the last place off"
     return f"on real numbers {certificate.probe:.3g} times what rounding explains"
-
-
-def figures(check: OutputCheck) -> str:
-    """The difference of two outputs and their tolerance, as text."""
-    said = "not compared"
-    if check.difference is not None and check.tolerance is not None:
-        said = f"difference {check.difference:.2e}, tolerance {check.tolerance:.2e}"
-    return f"{said} ({check.note})" if check.note else said
-
-
-_SUSPECTS = 5
-
-
-def located(result: EndToEnd) -> list[str]:
-    """Lines that say where two models begin to differ, and which operators may cause it."""
-    found = result.divergence
-    if found is None:
-        return []
-    many = len(found.suspects) > _SUSPECTS
-    suspects = f"{len(found.suspects)} operators, the last of them " if many else ""
-    suspects += ", ".join(found.suspects[-_SUSPECTS:])
-    agrees = ", ".join(found.agrees[:_SUSPECTS]) or "nothing that varies"
-    return [
-        f"the first tensor that differs: {found.tensor}, in the original from {found.original}",
-        f"at fault: {suspects}; what is read there agrees: {agrees}",
-    ]

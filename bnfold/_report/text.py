@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import bnfold
-from bnfold._core.result import Fold, Kept, Plan
+from bnfold._core.result import changed_operators, fold_lines, kept_lines
+from bnfold._core.tables import counted, table
+from bnfold._judge.verdict import end_to_end_lines
 from bnfold._onnx.files.text_forms import written_as
-from bnfold._report.findings import certified, figures, foldable, located, trouble
+from bnfold._report.findings import certified, trouble
 
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
@@ -54,7 +55,7 @@ def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
 
 def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Iterator[str]:
     """Yield lines for a terminal. With ``power`` they always say what planted errors showed."""
-    yield from _plan_lines(outcome, verbose, "folded", "merged")
+    yield from _plan_lines(outcome, verbose, "folded", "merged", "dropped")
     yield from verdict_lines(outcome.verdict, verbose, power)
     if outcome.output is not None:
         form = written_as(outcome.output) if outcome.output.suffix != ".pt2" else None
@@ -67,46 +68,30 @@ def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Itera
 
 def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
     """Yield lines that say what would fold, and what stays."""
-    return _plan_lines(outcome, verbose, "can fold", "can merge")
+    return _plan_lines(outcome, verbose, "can fold", "can merge", "can drop")
 
 
-def _merged(merges: Sequence[Fold]) -> str:
-    """How many operators merged into how many. A merged operator may merge again with others."""
-    parts, made = 0, set[tuple[str, str]]()
-    for fold in merges:
-        for node in (*fold.nodes, fold.into):
-            parts += (fold.graph, node) not in made
-            made.discard((fold.graph, node))
-        made.add((fold.graph, fold.into))
-    return f"{_count(parts, 'linear operator')} into {len(made)}"
+def _plan_lines(outcome: Outcome, verbose: bool, *verbs: str) -> Iterator[str]:
+    """Yield lines that say what folds, merges and is dropped, and what stays.
 
-
-def _plan_lines(outcome: Outcome, verbose: bool, folded: str, merged: str) -> Iterator[str]:
-    """Yield lines that say what folded and merged, and what stays."""
+    ``verbs`` are those of `fold_lines`.
+    """
     plan = outcome.plan
     if outcome.frozen:
-        yield f"froze {_count(outcome.frozen, 'initializer')} that a caller could override"
-    rows = list(_operator_rows(plan))
+        yield f"froze {counted(outcome.frozen, 'initializer')} that a caller could override"
     if plan.folds:
-        rows.append(("file size", _size(outcome.size_before), _size(outcome.size_after)))
-        yield from _table(("", "before", "after"), rows)
-        merges = [fold for fold in plan.folds if fold.merges]
-        folds = [fold for fold in plan.folds if not fold.merges]
-        maps = sum(len(fold.nodes) for fold in folds)
-        targets = len({(fold.graph, fold.into) for fold in folds})
-        if folds:
-            yield f"{folded} {_count(maps, 'map')} into {_count(targets, 'operator')}"
-        if merges:
-            yield f"{merged} {_merged(merges)}"
+        sizes = ("file size", _size(outcome.size_before), _size(outcome.size_after))
+        yield from table((("", "before", "after"), *changed_operators(plan), sizes))
+        yield from fold_lines(plan, *verbs)
         if verbose:
-            yield from (f"  {foldable(fold)}" for fold in plan.folds)
+            yield from (f"  {fold}" for fold in plan.folds)
     else:
         yield "nothing to fold"
-    yield from _kept_lines(plan, verbose)
+    yield from kept_lines(plan, verbose)
     if outcome.hanging:
         verb = "hangs" if outcome.hanging == 1 else "hang"
         yield (
-            f"{_count(outcome.hanging, 'map')} {verb} on initializers that are listed as inputs, "
+            f"{counted(outcome.hanging, 'map')} {verb} on initializers that are listed as inputs, "
             "which --freeze-initializers takes for fixed"
         )
 
@@ -136,95 +121,6 @@ def _count_certificates(certificates: Sequence[Certificate]) -> str:
         return told
     failed = len(certificates) - held - unchecked
     return f"{told}, {failed} fail, {unchecked} unchecked"
-
-
-def end_to_end_lines(result: EndToEnd, verbose: bool, power: bool = False) -> Iterator[str]:
-    """Yield the largest difference of each output and its tolerance.
-
-    With ``verbose`` there is a line for each input set. With ``power`` the lines always say what
-    planted errors showed.
-    """
-    shown: dict[str, Any] = {}
-    for check in result.checks:
-        known = shown.get(check.output)
-        worse = known is None or _rank(check) > _rank(known)
-        if worse:
-            shown[check.output] = check
-    checks = result.checks if verbose or result.status != "pass" else shown.values()
-    for check in checks:
-        yield f"  {check.output} on {check.inputs} inputs: {check.status}, {figures(check)}"
-    if (verbose or result.status != "pass") and any(check.was_drawn for check in result.checks):
-        yield f"  inputs drawn with seed {result.seed}"
-    for number, line in enumerate(located(result)):
-        yield f"    {line}" if number else f"  {line}"
-    if verbose or power or not all(planted.noticed for planted in result.power):
-        yield from _power_lines(result)
-    for deployed in result.providers:
-        if deployed.note or deployed.provider != "cpu":
-            note = f", {deployed.note}" if deployed.note else ""
-            yield f"  on {deployed.provider}: {deployed.status}{note}"
-    for note in result.notes:
-        yield f"  note: {note}"
-
-
-def _power_lines(result: EndToEnd) -> Iterator[str]:
-    """Yield lines about planted errors, for each layer or each part of the graph."""
-    if not result.power:
-        return
-    hidden = [planted for planted in result.power if not planted.noticed]
-    each = all(len(planted.layers) == 1 for planted in result.power)
-    what = "layers" if each else "parts of the graph"
-    count = len(result.power)
-    yield f"  planted errors of 1 % show in {count - len(hidden)} of {count} {what}"
-    for planted in hidden:
-        first, *others = planted.layers
-        more = f" and {_count(len(others), 'layer')} more" if others else ""
-        yield f"    not in {first}{more}: {planted.ratio:.2g} of the tolerance"
-
-
-def _rank(check: Any) -> tuple[int, float]:
-    order = {"inconclusive": 0, "pass": 1, "fail": 2}
-    return order[check.status], check.ratio if check.ratio is not None else 0.0
-
-
-def _operator_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    for op in sorted({*plan.before, *plan.after}):
-        before, after = plan.before.get(op, 0), plan.after.get(op, 0)
-        if before != after:
-            yield op, str(before), str(after)
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, str, str]]) -> Iterator[str]:
-    widths = [max(len(row[k]) for row in (header, *rows)) for k in range(3)]
-    for name, before, after in (header, *rows):
-        yield f"  {name:<{widths[0]}}  {before:>{widths[1]}}  {after:>{widths[2]}}".rstrip()
-
-
-def _kept_lines(plan: Plan, verbose: bool) -> Iterator[str]:
-    """Yield lines about the operators that stay, with their reasons."""
-    if not plan.kept:
-        return
-    codes = Counter(kept.code for kept in plan.kept)
-    unmerged = sum(kept.kind == "merge" for kept in plan.kept)
-    counts = [(len(plan.kept) - unmerged, "map"), (unmerged, "unmerged operator")]
-    yield "kept " + " and ".join(_count(number, noun) for number, noun in counts if number)
-    for code, count in codes.most_common():
-        members = [kept for kept in plan.kept if kept.code == code]
-        if verbose:
-            yield f"  {code} ({count}): {members[0].advice}"
-            yield from (f"    {_kept_line(kept)}" for kept in members)
-        else:
-            more = f", and {count - 1} more" if count > 1 else ""
-            yield f"  {code}: {_kept_line(members[0])}{more}"
-
-
-def _kept_line(kept: Kept) -> str:
-    place = f" [{kept.graph}]" if kept.graph else ""
-    return f"{kept.node}{place}: {kept.message}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _size(size: int) -> str:

@@ -13,6 +13,7 @@ import itertools
 import math
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -23,7 +24,7 @@ from onnx import TensorProto
 from bnfold._errors import UsageError
 from bnfold._run.flavours import FLAVOURS, IMAGE_RANK, Flavour, draw_floats, into_range
 from bnfold._run.hints import Hints, pixel_range
-from bnfold._run.input_sets import InputSet
+from bnfold._run.input_sets import InputSet, named, port_of_proto, refuse_unfit
 from bnfold._run.noise import Array
 
 Role = Literal["batch", "channel", "side", "length"]
@@ -236,6 +237,24 @@ class InputSource:
         rng = np.random.default_rng([self._seed, number])
         feeds = {spec.name: spec.draw(rng, flavour, sizes) for spec in self._specs}
         return InputSet(" ".join([flavour, *(f"{n}={s}" for n, s in asked.items())]), feeds)
+
+
+def refuse_inapplicable(
+    model: onnx.ModelProto, inputs: Sequence[InputSet] | None, wanted: WantedInputs
+) -> None:
+    """Raise `UsageError` unless given inputs, or sizes to draw, fit the inputs of a model.
+
+    Whether the model runs on them is seen later.
+    """
+    if inputs is None:
+        with suppress(UndrawableError):
+            InputSource(model, 0, wanted)
+        return
+    given = {tensor.name for tensor in model.graph.initializer}
+    given.update(tensor.values.name for tensor in model.graph.sparse_initializer)
+    ports = tuple(port_of_proto(v) for v in model.graph.input if v.name not in given)
+    for each in inputs:
+        refuse_unfit(named(each, ports), ports)
 
 
 @dataclass(frozen=True)

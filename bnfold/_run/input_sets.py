@@ -1,20 +1,17 @@
-"""Input sets: reads those of a user from files, and checks that they fit a model."""
+"""Input sets: reads those of a user from files, and checks that they fit the ports of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 
 from bnfold._errors import UsageError
 from bnfold._run.noise import Array
 from bnfold._system import paths
-
-if TYPE_CHECKING:
-    from bnfold._run.session import Port
 
 ONLY = ""
 """Stands for the name of the only input of a model."""
@@ -26,6 +23,29 @@ class InputSet:
 
     label: str
     feeds: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: its name, its type as onnxruntime writes it, its shape."""
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...]
+
+
+def port_of_proto(value: onnx.ValueInfoProto) -> Port:
+    """The port of an input or output in a model file."""
+    kind = value.type.WhichOneof("value") or "unknown"
+    if kind != "tensor_type":
+        return Port(value.name, kind, ())
+    tensor = value.type.tensor_type
+    element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    shape = tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+        for dim in tensor.shape.dim
+    )
+    return Port(value.name, f"tensor({element})", shape)
 
 
 def load_inputs(path: Path) -> list[InputSet]:

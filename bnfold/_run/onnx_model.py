@@ -20,10 +20,12 @@ from onnx import helper
 from bnfold._onnx.files.lean import serialize_whole
 from bnfold._onnx.read.scopes import label
 from bnfold._run.bounds import Bounds
+from bnfold._run.input_sets import Port
 from bnfold._run.nodes import Flow, reads, subgraphs
 from bnfold._run.noise import Array, can_move
 from bnfold._run.perturbable_model import Layer
-from bnfold._run.session import EngineError, OnnxRuntime, Port, Reference
+from bnfold._run.reference import Reference
+from bnfold._run.session import EngineError, OnnxRuntime
 from bnfold._run.source import Source
 
 _OVERRIDABLE = 4

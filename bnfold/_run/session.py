@@ -9,32 +9,24 @@ takes its place, for small models. Where memory is plenty, a session may load in
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 
-from bnfold._onnx import tensors
-from bnfold._onnx.files.external import all_tensors
-from bnfold._onnx.read.order import put_in_order
-from bnfold._run import legacy
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
+from bnfold._run.input_sets import Port
 from bnfold._run.noise import Array
 from bnfold._run.providers import CPU, Provider
 from bnfold._system import memory
 
-_REFERENCE_LIMIT = 1 << 28
 _LARGEST_IN_BACKGROUND = 1 << 28
 """Bytes of the largest model that is loaded in the background."""
 _FATAL = 4
-_FIRST_RIGHT_BATCH_NORMALIZATION = 14
 _Loaded = TypeVar("_Loaded")
 
 
@@ -45,15 +37,6 @@ class EngineError(Exception):
         """Keep the message, and whether another engine might do better."""
         super().__init__(message)
         self.missing_kernel = missing_kernel
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output: its name, its type as onnxruntime writes it, its shape."""
-
-    name: str
-    type: str
-    shape: tuple[int | str | None, ...]
 
 
 class Engine(Protocol):
@@ -123,7 +106,7 @@ class OnnxRuntime:
                 enable_fallback=0,  # a fallback would print, and only try the same again
             )
         except Exception as error:
-            raise _engine_error(error) from error
+            raise engine_error(error) from error
         self.active = frozenset(self._session.get_providers())
         self.inputs = tuple(map(_port, self._session.get_inputs()))
         self.outputs = tuple(map(_port, self._session.get_outputs()))
@@ -146,7 +129,7 @@ class OnnxRuntime:
         except Exhausted:
             raise
         except Exception as error:
-            raise _engine_error(error) from error
+            raise engine_error(error) from error
         return outputs
 
     def end_profile(self) -> Path:
@@ -161,91 +144,10 @@ def register(libraries: Iterable[Path], options: ort.SessionOptions | None = Non
         try:
             options.register_custom_ops_library(str(library))
         except Exception as error:  # What it raises has no common base of its own.
-            raise _engine_error(error) from error
+            raise engine_error(error) from error
 
 
-class Reference:
-    """The onnx package's own evaluator. It is slow; models that it runs wrongly are refused."""
-
-    runtime = f"onnx.reference {onnx.__version__}"
-
-    def __init__(
-        self, source: Path | bytes, folder: Path | None = None, *, bounds: Bounds = UNBOUNDED
-    ) -> None:
-        """Load a file, or a serialized model whose external data lies in `folder`.
-
-        Raises:
-            EngineError: the model does not load, is too large, or would come out wrong.
-            Exhausted: time is up.
-        """
-        self._bounds = bounds
-        bounds.check()
-        from onnx.reference import (
-            ReferenceEvaluator,
-        )  # imported late: it is slow to import, and few need it
-
-        try:
-            if isinstance(source, Path):
-                model = onnx.load(source, load_external_data=False)
-            else:
-                model = onnx.load_model_from_string(source)
-            put_in_order(model)
-            _inline(model, folder or (source.parent if isinstance(source, Path) else None))
-        except Exception as error:
-            raise _engine_error(error) from error
-        if model.ByteSize() > _REFERENCE_LIMIT:
-            raise EngineError("too large for the reference evaluator")
-        _refuse_known_bugs(model)
-        try:
-            replaced = legacy.operators(_own_opset(model))
-            self._evaluator = ReferenceEvaluator(model, new_ops=replaced)
-        except Exception as error:
-            raise _engine_error(error) from error
-        given = {tensor.name for tensor in model.graph.initializer}
-        self.inputs = tuple(
-            port_of_proto(value) for value in model.graph.input if value.name not in given
-        )
-        self.outputs = tuple(map(port_of_proto, model.graph.output))
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
-        """Return the outputs in graph order; see `Engine.run`."""
-        self._bounds.check()
-        try:
-            with np.errstate(all="ignore"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                outputs = self._evaluator.run(None, dict(feeds))
-        except Exception as error:
-            raise _engine_error(error) from error
-        return list(outputs)
-
-
-def _inline(model: onnx.ModelProto, folder: Path | None) -> None:
-    """Take external data into the model. `onnx.load` refuses symbolic links, which hubs make."""
-    for tensor in all_tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            tensors.write(tensor, tensors.read(tensor, folder))
-
-
-def _own_opset(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators in a model."""
-    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
-
-
-def _refuse_known_bugs(model: onnx.ModelProto) -> None:
-    """Raise where the reference evaluator mixes batch statistics into an inference BatchNorm."""
-    opset = _own_opset(model)
-    if opset >= _FIRST_RIGHT_BATCH_NORMALIZATION:
-        return
-    for node in model.graph.node:
-        if node.op_type == "BatchNormalization" and not any(
-            attribute.name == "is_test" and attribute.i for attribute in node.attribute
-        ):
-            raise EngineError(
-                f"the reference evaluator computes BatchNormalization of opset {opset} wrongly"
-            )
-
-
-def _engine_error(error: Exception) -> EngineError:
+def engine_error(error: Exception) -> EngineError:
     """The `EngineError` for an error of onnxruntime. Raises `Exhausted` if memory has run out."""
     text = str(error)
     if memory.ran_out(error):
@@ -269,20 +171,6 @@ _NEWER_OPSET = re.compile(r"Opset (\d+) is under development.* for domain (\S+) 
 
 def _port(argument: Any) -> Port:
     return Port(argument.name, argument.type, tuple(argument.shape))
-
-
-def port_of_proto(value: onnx.ValueInfoProto) -> Port:
-    """The port of an input or output in a model file."""
-    kind = value.type.WhichOneof("value") or "unknown"
-    if kind != "tensor_type":
-        return Port(value.name, kind, ())
-    tensor = value.type.tensor_type
-    element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-    shape = tuple(
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-        for dim in tensor.shape.dim
-    )
-    return Port(value.name, f"tensor({element})", shape)
 
 
 class BackgroundLoad(Generic[_Loaded]):

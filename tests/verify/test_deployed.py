@@ -13,9 +13,8 @@ from onnx import ModelProto, numpy_helper
 import bnfold
 from bnfold._judge import deployment
 from bnfold._judge.deployment import Deployment, Expected
-from bnfold._run.input_sets import InputSet
+from bnfold._run.input_sets import InputSet, Port
 from bnfold._run.providers import CPU, PROVIDERS, Provider
-from bnfold._run.session import Port
 from bnfold._run.source import Source
 
 from ..cli.command import bnfold as command

@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import bnfold
-from bnfold._run.session import Reference
+from bnfold._run.reference import Reference
 
 from ..graphs import conv, model, op, rand
 

@@ -14,7 +14,8 @@ from bnfold._run.drawing import InputSource
 from bnfold._run.nodes import reached
 from bnfold._run.onnx_model import OnnxModel
 from bnfold._run.perturbable import find_weights
-from bnfold._run.session import EngineError, OnnxRuntime, Reference
+from bnfold._run.reference import Reference
+from bnfold._run.session import EngineError, OnnxRuntime
 from bnfold._run.source import Source, Tap
 
 from .. import zoo

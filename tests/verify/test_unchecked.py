@@ -22,7 +22,7 @@ from bnfold._onnx.fold import prepare
 from bnfold._onnx.write.applied import Applied
 from bnfold._pipeline.models import fold_file
 from bnfold._pipeline.outcome import Outcome
-from bnfold._proof import certificate, crossings
+from bnfold._proof import certificate, crossings, operator_data
 from bnfold._proof import local_probe as local
 from bnfold._proof.certificate import certify
 from bnfold._proof.checked_model import CheckedModel, follow
@@ -361,4 +361,4 @@ def test_a_right_fold_that_nothing_shows_rests_on_its_certificate(
 def test_a_reshape_is_run_at_sizes_that_it_takes_to_its_target(sizes, free, target, wanted):
     """Without them such a crossing would be unchecked, and its fold rest on the comparison."""
     asked = None if target is None else np.array(target)
-    assert crossings._that_reshape(sizes, free, asked) == wanted
+    assert operator_data._that_reshape(sizes, free, asked) == wanted

@@ -20,10 +20,9 @@ from bnfold._core.pointwise import Clipped, HardSigmoid, Homogeneous, Thresholde
 from bnfold._core.products import Contracted, Gated, Multiplied
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
-from bnfold._onnx.read.casts import conversion
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
 from bnfold._onnx.read.scopes import label
-from bnfold._onnx.read.types import cast_to
+from bnfold._onnx.read.types import cast_to, conversion
 from bnfold._onnx.read.windows import are_full, windows
 
 _CHANNELS = {0: 0, 1: 1}
@@ -35,12 +34,15 @@ _HARD: dict[int, np.dtype[Any]] = {
     TensorProto.FLOAT: np.dtype(np.float32),
     TensorProto.FLOAT16: np.dtype(np.float16),
 }
+# The types that add two tensors and subtract them.
+_SUMS = "Add", "Sub"
 _HOMOGENEOUS = ("Abs", "LeakyRelu", "PRelu", "Relu")
 _NOT_LINEAR = "Celu Elu Erf Gelu HardSwish Mish Selu Sigmoid Softplus Softsign Tanh"
 
 
 def _identity(context: Context, node: NodeProto) -> Operator:
-    return Passing(label=label(node), like=context.shape(node.input[0]))
+    name = node.input[0]
+    return Passing(label=label(node), like=context.shape(name), tail=context.last.get(name))
 
 
 def _cast(context: Context, node: NodeProto) -> Operator:
@@ -82,7 +84,7 @@ def sum_of_two(context: Context, node: NodeProto) -> Operator:
     """Add and Sub of two tensors that are no constants."""
     if context.opset < 7:
         return UNKNOWN
-    law = Summed((1, 1 if node.op_type == "Add" else -1), _aligned(context, node))
+    law = Summed((1, 1 if node.op_type == "Add" else -1), _aligned(context, node), _SUMS)
     return Crossed(label=label(node), data=(0, 1), law=law)
 
 

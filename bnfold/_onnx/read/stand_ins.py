@@ -1,4 +1,4 @@
-"""Operators of ONNX that have the shapes of onnxruntime's own, for ONNX's shape inference.
+"""Operators of ONNX that have the shapes of those of other domains, for ONNX's shape inference.
 
 ONNX infers nothing behind an operator of another domain. Here such an operator, in a copy of the
 model that is made for inference alone, becomes one of ONNX that puts out the same shape.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from onnx import GraphProto, NodeProto
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.scopes import bodies
@@ -31,15 +31,20 @@ _WITH_EINSUM = 12
 
 
 def stand_in(graph: GraphProto, opset: int, functions: Collection[tuple[str, str]]) -> None:
-    """Replace operators of onnxruntime's domain, in a graph and its bodies, in place.
+    """Replace operators of other domains, in a graph and its bodies, in place.
 
     The nodes keep their places and names. Calls of the local ``functions`` stay.
     """
     for node in graph.node:
         for _, body in bodies(node):
             stand_in(body, opset, functions)
-        if node.domain == _DOMAIN and (node.domain, node.op_type) not in functions and node.input:
+        if (node.domain, node.op_type) in functions or not node.input:
+            continue
+        if node.domain == _DOMAIN:
             _replace(node, opset)
+        elif (node.domain, node.op_type) == ("ai.onnx.ml", "Scaler"):
+            _become(node, "Cast", 1)
+            node.attribute.add(name="to", type=AttributeProto.INT, i=TensorProto.FLOAT)
 
 
 def _replace(node: NodeProto, opset: int) -> None:

@@ -1,5 +1,6 @@
-"""Element types that follow from operators, where ONNX's inference does not go: in functions.
+"""Element types: those that follow from operators, and the law of a Cast between two of them.
 
+They follow where ONNX's inference does not go: in functions.
 A Conv puts out the type of its weight, a Cast the type that it names. The schema of an operator
 says which of its inputs and outputs are of one type.
 """
@@ -10,11 +11,16 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from onnx import NodeProto, TensorProto, defs
+import numpy as np
+from onnx import NodeProto, TensorProto, defs, helper
 from onnx.defs import OpSchema
 
+from bnfold._core.laws import Law
+from bnfold._core.limits import Limits
+from bnfold._core.pointwise import Converted
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.scopes import Scope, type_of
+from bnfold._onnx.tensors import FLOATS
 
 Types = MutableMapping[tuple[str, str], int]
 _NUMBERS = {"value_float": TensorProto.FLOAT, "value_floats": TensorProto.FLOAT}
@@ -50,11 +56,29 @@ def cast_to(node: NodeProto) -> int:
     return attributes.integer(node, "to", 0) or dict(TensorProto.DataType.items()).get(word, 0)
 
 
+def conversion(source: int, target: int, exact: bool) -> Law | None:
+    """The law of a Cast from one element type to another; None if neither type holds the other.
+
+    ``exact``: what it reads was cast from its target type directly ahead. float16 and bfloat16 are
+    a pair without a law: each has numbers that the other has not.
+    """
+    if source not in FLOATS or target not in FLOATS:
+        return None
+    read, written = (np.dtype(helper.tensor_dtype_to_np_dtype(one)) for one in (source, target))
+    if Limits.of(written).hold(Limits.of(read)):
+        return Converted(read, written, True)
+    if Limits.of(read).hold(Limits.of(written)):
+        return Converted(written, read, False, exact)
+    return None
+
+
 def _told(scope: Scope, name: str) -> tuple[int, Sequence[str]]:
     """The type of a tensor, 0 if its writer does not tell, and the tensors of the same type."""
     stored = scope.initializers.get(name)
     if stored is not None:
         return stored.data_type, ()
+    if name in scope.sparse:
+        return scope.sparse[name].values.data_type, ()
     position = scope.producers.get(name)
     if position is None:
         return 0, ()

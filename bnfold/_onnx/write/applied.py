@@ -42,7 +42,8 @@ class Applied:
     """One step as it was carried out.
 
     ``law`` is "absorb", "compose" or "carry"; "cross" for an operator that maps were carried
-    across; "merge" for a ``patch``, which changes the graph from which all later steps start;
+    across; "merge" for a ``patch``, which changes the graph from which all later steps start, and
+    "equal" for one that drops the map that is equal to ``into``;
     "inline" for ``calls`` of local functions that became nodes before all else: all positions are
     those after it.
     ``into``, ``maps`` and ``chain`` are positions in the node list of the original graph. There
@@ -50,7 +51,8 @@ class Applied:
     ``source`` and ``output`` are names in the folded graph. ``source`` is the absorber's output;
     for maps that stand, the input of the first one; for a crossed operator, its main output, but
     for a Cast its input: it is gone where that is the ``output``.
-    ``output`` is the tensor that replaces the last output. ``related`` tells how the tensors that
+    ``output`` is the tensor that replaces the last output. ``reads`` has what a crossed operator
+    reads, in the order that it had; it may have another one. ``related`` tells how the tensors that
     the step reads and writes have changed, by their original names.
     """
 
@@ -61,6 +63,7 @@ class Applied:
     chain: tuple[int, ...]
     source: str
     output: str
+    reads: tuple[str, ...] = ()
     related: Mapping[str, Related] = field(default_factory=dict)
     patch: Patch | None = None
     calls: frozenset[Call] = frozenset()

@@ -99,7 +99,8 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
     """Write the numbers of an operator that a map was carried across: a Clip's bounds, say.
 
     Each goes to where the operator keeps it: to an input, an attribute or a list in one. One that
-    becomes another loses what it had but its name, its data and its outputs.
+    becomes another loses what it had but its name, its data and its outputs; its data may change
+    places.
     """
     scope = graph.scope
     node = scope.nodes[graph.positions[index]]
@@ -110,6 +111,8 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
     if edit.form is not None:
         numbers, node.op_type = edit.form.numbers, edit.form.op
         editor.keep_inputs(scope, node, len(holder.data))
+        if edit.form.order:
+            node.input[:] = [node.input[n] for n in edit.form.order]
         del node.attribute[:]
     for name, value in edit.values.items():
         place = numbers.get(name, name)

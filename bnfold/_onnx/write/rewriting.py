@@ -13,6 +13,7 @@ from dataclasses import replace
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import Map
 from bnfold._core.pointwise import Converted
+from bnfold._core.result import EQUAL
 from bnfold._core.view import Affine, Crossing
 from bnfold._onnx.merge.merging import Merges
 from bnfold._onnx.merge.patch import Patch
@@ -119,7 +120,8 @@ class _GraphRewriter:
             source = output
             if isinstance(role, Crossing) and isinstance(role.law, Converted):
                 source, output = graph.name(seen.inputs[0]), graph.name(seen.outputs[0])
-            yield Applied(scope.path, "cross", into, (), (), source, output)
+            reads = tuple(graph.name(value) if value >= 0 else "" for value in seen.inputs)
+            yield Applied(scope.path, "cross", into, (), (), source, output, reads)
 
     def _left_as_merged(self) -> Iterator[Applied]:
         """The steps of merged operators in which only the rounding is new."""
@@ -147,7 +149,8 @@ class _GraphRewriter:
         names = {self.graph.name(value) for value in seen}
         related = {name: self.related[name] for name in names if name in self.related}
         source, output = self._current_name(step.source), self._current_name(step.output)
-        return replace(step, source=source, output=output, related=related)
+        reads = tuple(map(self._current_name, step.reads))
+        return replace(step, source=source, output=output, reads=reads, related=related)
 
     def _drop_conversions(self) -> None:
         """Take out the conversions that nothing needs any more."""
@@ -227,8 +230,10 @@ def _merged(patch: Patch) -> Applied:
     node = patch.nodes[patch.into]
     assert node is not None
     output = node.output[0]
-    gone = tuple(p for p in patch.nodes if p != patch.into)
-    return Applied(patch.path, "merge", patch.into, gone, (), output, output, patch=patch)
+    law = "equal" if patch.law == EQUAL else "merge"
+    gone = (p for p, one in patch.nodes.items() if one is None or law == "merge")
+    maps = tuple(p for p in gone if p != patch.into)
+    return Applied(patch.path, law, patch.into, maps, (), output, output, patch=patch)
 
 
 def _factors(maps: Iterable[Map]) -> tuple[Factor, ...]:

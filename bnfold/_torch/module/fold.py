@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from bnfold._core.reasons import Reason
 from bnfold._core.result import Fold, Plan
+from bnfold._core.view import View
 from bnfold._errors import UsageError
 from bnfold._merge.merging import Stays
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
+from bnfold._torch.module.keeping import Keep, looked_up
+from bnfold._torch.module.other_ways import other_ways
 from bnfold._torch.module.surgery import Surgery
-from bnfold._torch.module.ties import tie, untie
+from bnfold._torch.module.ties import Groups, tie, untie
 from bnfold._torch.module.trace import unsure
 from bnfold._torch.program.merging import merge
-from bnfold._torch.read.export import check, export, watched
-from bnfold._torch.read.graph import clashes, read
+from bnfold._torch.read.export import Calls, check, export, refuse_pruned, watched
+from bnfold._torch.read.graph import Graph, clashes, read
 
 # How the types of linear operators begin that merge, and how many operators a message names.
 _LINEAR = ("avg_pool", "conv", "linear", "matmul")
@@ -48,67 +48,101 @@ class Example:
 
 
 @dataclass(frozen=True)
-class PlannedModule:
-    """A module that has been read and planned."""
+class Traced:
+    """A module that has been traced, and what its plan depends on beside the weights.
+
+    ``module`` is the module itself or a copy, ``program`` its export, ``calls`` are those of its
+    submodules. ``clones`` are the names that were tied before they were taken apart. ``again``
+    exports once more. ``takers``, see `Surgery`.
+    """
 
     module: nn.Module
+    program: ExportedProgram
+    calls: Calls
+    kept: Keep = field(default_factory=Keep)
+    clones: tuple[Groups, Groups] = ((), ())
+    made_up: bool = False
+    again: Callable[[], ExportedProgram] | None = None
+    takers: Set[str] | None = None
+
+    def planned(self) -> tuple[Graph, Surgery, Moves, View]:
+        """What of the module folds, and the view that it was planned on."""
+        graph = read(self.program, self.module, kept=self.kept.values)
+        tensors = self.kept.tensors
+        surgery = Surgery(self.module, graph, self.calls, self.again, tensors, self.takers)
+
+        def objections(moves: Sequence[Move]) -> Mapping[int, Reason]:
+            doubts = unsure(graph, self.module, moves) if self.made_up else {}
+            return {**clashes(graph, moves), **surgery.objections(moves), **doubts}
+
+        view = surgery.restricted(graph.view)
+        return graph, surgery, settle(view, graph.readings, objections), view
+
+
+@dataclass(frozen=True)
+class PlannedModule:
+    """A module that has been read and planned.
+
+    ``traced`` is a copy of it with the same tensors, or itself if it cannot be copied.
+    ``other_ways`` are its methods beside forward that see what the fold changes, each with the
+    names that ``keep`` would take so that it does not.
+    """
+
+    module: nn.Module
+    traced: Traced
     surgery: Surgery
     moves: Moves
     plan: Plan
-    clone: bool = False
+    other_ways: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def apply(self, inplace: bool) -> nn.Module:
         """Fold a copy of the module, or the module itself."""
         target = self.module if inplace else copied(self.module)
-        groups = untie(target) if self.clone else ((), ())
+        if any(self.traced.clones):
+            untie(target)
         self.surgery.apply(target, self.moves)
-        tie(target, groups, self.surgery.called)
+        tie(target, self.traced.clones, self.surgery.called)
         return target
 
 
-def prepare_module(module: nn.Module, example: Example, clone: bool = False) -> PlannedModule:
+def prepare_module(
+    module: nn.Module, example: Example, clone: bool = False, keep: Sequence[str] = ()
+) -> PlannedModule:
     """Read and plan a module in eval mode; it is not changed.
 
     With ``clone`` modules and tensors that several places share may become different in each.
+    ``keep`` names submodules and tensors that may not change.
 
     If the module can be copied, a copy with the same tensors is read instead of it. There are two
     reasons. Hooks and the module's own code leave traces in the module in which they run. And the
     copy shows where the code calls parts of the original, as it would in the folded copy too.
     Raises `UsageError` for a module that is not ready or cannot be traced.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UsageError("a TorchScript module cannot be folded: give the module it was made from")
     check(module)
+    refuse_pruned(module)
     try:
         subject = copied(module, shared=True)
     except UsageError:
         if clone:
             raise
         subject = module
-    if clone:
-        untie(subject)
+    clones = untie(subject) if clone else ((), ())
 
     def again() -> ExportedProgram:
         return export(subject, example.args, example.kwargs, example.dynamic_shapes)
 
     with watched() as calls:
         program = again()
-    graph = read(program, subject)
-    surgery = Surgery(subject, graph, calls, again)
-
-    def objections(moves: Sequence[Move]) -> Mapping[int, Reason]:
-        doubts = unsure(graph, subject, moves) if example.made_up else {}
-        return {**clashes(graph, moves), **surgery.objections(moves), **doubts}
-
-    view = surgery.restricted(graph.view)
-    moves = settle(view, graph.readings, objections)
-    before = Counter(node.op for node in view.nodes)
-    plan = summarize([("", view, moves)], before)
+    kept = looked_up(program, subject, keep)
+    traced = Traced(subject, program, calls, kept, clones, example.made_up, again)
+    graph, surgery, moves, view = traced.planned()
+    plan = summarize([("", view, moves)], Counter(node.op for node in view.nodes))
     if not example.made_up:
         kinds = {node.label: node.op for node in view.nodes}
         stays = [kept_apart(each, "") for each in _apart(merge(program).folds, kinds)]
         plan = replace(plan, kept=(*plan.kept, *stays))
-    return PlannedModule(module, surgery, moves, plan, clone)
+    ways = other_ways(subject, graph, moves)
+    return PlannedModule(module, traced, surgery, moves, plan, ways)
 
 
 def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
@@ -137,7 +171,7 @@ def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
 def copied(module: nn.Module, shared: bool = False) -> nn.Module:
     """A deep copy of a module. With ``shared`` the copy has the module's own tensors.
 
-    Weights that old-style hooks compute are copied as values, without a graph. Raises `UsageError`
+    Tensors that hooks compute, and results that it keeps, are copied as values. Raises `UsageError`
     for a module that cannot be copied.
     """
     own = (*module.parameters(), *module.buffers()) if shared else ()
@@ -153,15 +187,16 @@ def copied(module: nn.Module, shared: bool = False) -> nn.Module:
 
 @contextmanager
 def _detached(module: nn.Module) -> Iterator[None]:
-    """Detach, while the context is open, the weights that old-style norm hooks have computed."""
+    """Detach, while the context is open, tensors with a history that modules keep as attributes:
+    the weights that old-style norm hooks and pruning compute, and results kept for later.
+    """
     changed: list[tuple[nn.Module, str, Tensor]] = []
     for part in module.modules():
-        for hook in part._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm | SpectralNorm):
-                value = part.__dict__.get(hook.name)
-                if isinstance(value, Tensor) and value.grad_fn is not None:
-                    changed.append((part, hook.name, value))
-                    part.__dict__[hook.name] = value.detach()
+        for name, value in part.__dict__.items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                changed.append((part, name, value))
+    for part, name, value in changed:
+        part.__dict__[name] = value.detach()
     try:
         yield
     finally:

@@ -21,8 +21,9 @@ from bnfold._core.reasons import Reason
 from bnfold._core.view import Carrier, Crossing
 from bnfold._errors import UsageError
 from bnfold._plan.planner import Move
-from bnfold._torch.read.export import check, quiet
+from bnfold._torch.read.export import check, quiet, refuse_pruned
 from bnfold._torch.read.graph import Graph, path_of
+from bnfold._torch.read.untraceable import first_line
 
 _ASK = "give example inputs: bnfold.fold(module, (example,))"
 _CONVOLUTIONS: dict[type[nn.Module], int] = {
@@ -40,12 +41,12 @@ _ONE_RANK = (nn.BatchNorm2d, nn.BatchNorm3d)
 def made_up(module: nn.Module) -> tuple[Tensor, ...]:
     """Inputs on which a module in eval mode runs. Raises `UsageError` if none can be made up."""
     check(module)
+    refuse_pruned(module)
     try:
         traced = torch.fx.symbolic_trace(module)
     except Exception as error:  # Whatever the module's code does with a stand-in for its input.
-        line = next((text for text in str(error).splitlines() if text.strip()), "")
         raise UsageError(
-            f"{type(module).__name__} cannot be traced without inputs ({line}): {_ASK}"
+            f"{type(module).__name__} cannot be traced without inputs ({first_line(error)}): {_ASK}"
         ) from error
     holders = [node for node in traced.graph.nodes if node.op == "placeholder"]
     layers = [_first_layer(traced, node) for node in holders]

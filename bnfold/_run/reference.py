@@ -1,0 +1,150 @@
+"""onnx's reference evaluator: it is asked where onnxruntime has no kernel.
+
+Operators of opset 1 to 6 are run here as the specification has them. There the second operand's
+axes are those of the first from ``axis`` on (ONNX Add-1, Add-6), and a PRelu has a slope for each
+channel (ONNX PRelu-1, PRelu-6). The evaluator lines axes up from the last one, as later opsets do.
+Where sizes agree by accident, it multiplies along the wrong axis.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from bnfold._onnx import tensors
+from bnfold._onnx.files.external import all_tensors
+from bnfold._onnx.read.order import put_in_order
+from bnfold._run.bounds import UNBOUNDED, Bounds
+from bnfold._run.input_sets import port_of_proto
+from bnfold._run.noise import Array
+from bnfold._run.session import EngineError, engine_error
+
+if TYPE_CHECKING:
+    from onnx.reference.op_run import OpRun
+
+_REFERENCE_LIMIT = 1 << 28
+_FIRST_RIGHT_BATCH_NORMALIZATION = 14
+_FIRST_WITH_NUMPY_RULES = 7
+"""The first opset whose elementwise operators broadcast as NumPy does."""
+_BINARY = ("Add", "And", "Div", "Equal", "Greater", "Less", "Mul", "Or", "Pow", "Sub", "Xor")
+
+
+class Reference:
+    """The onnx package's own evaluator. It is slow; models that it runs wrongly are refused."""
+
+    runtime = f"onnx.reference {onnx.__version__}"
+
+    def __init__(
+        self, source: Path | bytes, folder: Path | None = None, *, bounds: Bounds = UNBOUNDED
+    ) -> None:
+        """Load a file, or a serialized model whose external data lies in `folder`.
+
+        Raises:
+            EngineError: the model does not load, is too large, or would come out wrong.
+            Exhausted: time is up.
+        """
+        self._bounds = bounds
+        bounds.check()
+        # Imported late: it is slow to import, and few need it.
+        from onnx.reference import ReferenceEvaluator
+
+        try:
+            if isinstance(source, Path):
+                model = onnx.load(source, load_external_data=False)
+            else:
+                model = onnx.load_model_from_string(source)
+            put_in_order(model)
+            _inline(model, folder or (source.parent if isinstance(source, Path) else None))
+        except Exception as error:
+            raise engine_error(error) from error
+        if model.ByteSize() > _REFERENCE_LIMIT:
+            raise EngineError("too large for the reference evaluator")
+        _refuse_known_bugs(model)
+        try:
+            replaced = _replaced(_own_opset(model))
+            self._evaluator = ReferenceEvaluator(model, new_ops=replaced)
+        except Exception as error:
+            raise engine_error(error) from error
+        given = {tensor.name for tensor in model.graph.initializer}
+        self.inputs = tuple(
+            port_of_proto(value) for value in model.graph.input if value.name not in given
+        )
+        self.outputs = tuple(map(port_of_proto, model.graph.output))
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+        """Return the outputs in graph order; see `Engine.run`."""
+        self._bounds.check()
+        try:
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                outputs = self._evaluator.run(None, dict(feeds))
+        except Exception as error:
+            raise engine_error(error) from error
+        return list(outputs)
+
+
+def _inline(model: onnx.ModelProto, folder: Path | None) -> None:
+    """Take external data into the model. `onnx.load` refuses symbolic links, which hubs make."""
+    for tensor in all_tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensors.write(tensor, tensors.read(tensor, folder))
+
+
+def _own_opset(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators in a model."""
+    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+
+
+def _refuse_known_bugs(model: onnx.ModelProto) -> None:
+    """Raise where the reference evaluator mixes batch statistics into an inference BatchNorm."""
+    opset = _own_opset(model)
+    if opset >= _FIRST_RIGHT_BATCH_NORMALIZATION:
+        return
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization" and not any(
+            attribute.name == "is_test" and attribute.i for attribute in node.attribute
+        ):
+            raise EngineError(
+                f"the reference evaluator computes BatchNormalization of opset {opset} wrongly"
+            )
+
+
+def _replaced(opset: int) -> list[type[OpRun]]:
+    """The operators that the evaluator has to run in another way than its own, for an opset."""
+    if opset >= _FIRST_WITH_NUMPY_RULES:
+        return []
+    return [_aligned(kind, opset) for kind in (*_BINARY, "PRelu")]
+
+
+def _aligned(kind: str, opset: int) -> type[OpRun]:
+    """An operator of the evaluator that lines up its second operand before it runs."""
+    from onnx.reference.ops import load_op  # imported late, as the evaluator is
+
+    base: Any = load_op("", kind, opset)
+
+    def run(self: Any, first: Array, second: Array, *others: Any, **more: Any) -> Any:
+        if kind == "PRelu":
+            second = second.reshape(()) if second.size == 1 else _from(1, first, second)
+        elif getattr(self, "broadcast", 0) and getattr(self, "axis", None) is not None:
+            second = _from(self.axis, first, second)
+        return base.run(self, first, second, *others, **more)
+
+    return type(kind, (base,), {"op_domain": "", "run": run})
+
+
+def _from(axis: int, first: Array, second: Array) -> Array:
+    """The second operand, its axes lined up with those of the first from ``axis`` on.
+
+    Raises `ValueError` if it has too many.
+    """
+    start = axis + first.ndim if axis < 0 else axis
+    trailing = first.ndim - start - second.ndim
+    if trailing < 0:
+        shapes = f"{list(first.shape)} and {list(second.shape)}"
+        raise ValueError(f"the shapes {shapes} do not broadcast from axis {axis} on")
+    return second.reshape((*second.shape, *(1,) * trailing))

@@ -1,0 +1,290 @@
+"""Equal maps of one tensor: the first stays, and who read another one reads it, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, NodeProto, TensorProto
+
+import bnfold
+from bnfold._onnx.fold import prepare
+from bnfold._proof.certificate import certify
+
+from .cli.command import bnfold as run_command
+from .graphs import (
+    bn,
+    const,
+    conv,
+    counts,
+    feeds,
+    fold_told,
+    folds,
+    model,
+    op,
+    overridable,
+    rand,
+    run,
+    stays,
+    subgraph,
+)
+from .test_order import shuffled
+
+TWO = np.float32(2.1)
+NEXT = np.nextafter(TWO, np.float32(3))
+ENDS = op("Sigmoid", "a", "y"), op("Tanh", "b", "z")
+LEFT = {"Sigmoid": 2, "Tanh": 1}
+
+
+def pair(first, second, *more, y="y z", **options):
+    """Two maps that nothing takes in, each with a reader that no map passes."""
+    return model(op("Sigmoid", "x", "s"), first, second, *(more or ENDS), y=y, **options)
+
+
+def twice(value=TWO, kind="Mul", **attrs):
+    return [const(kind, "s", name, value, **attrs) for name in "ab"]
+
+
+def dropped(made, maps=1, **left):
+    """Maps go, told as equal, and no output changes by a single bit."""
+    once = fold_told(made)
+    equal = [fold for fold in once.plan.folds if fold.is_equal]
+    assert len(equal) == len(once.plan.folds) == maps
+    assert all(fold.laws == ("drop as equal",) and not fold.merges for fold in equal)
+    assert counts(once.folded) == left
+    given = feeds(made)
+    for old, new in zip(run(made, given), run(once.folded, given), strict=True):
+        assert old.tobytes() == new.tobytes()
+    return once
+
+
+@pytest.mark.parametrize("kind", ["Add", "Div", "Mul", "Sub"])
+@pytest.mark.parametrize("value", [TWO, rand(3, 1, 1)], ids=["one", "channels"])
+@pytest.mark.parametrize("left", [False, True])
+def test_of_equal_maps_the_first_is_left(kind, value, left):
+    if kind == "Div" and left:
+        pytest.skip("no map")
+    once = dropped(pair(*twice(value, kind, left=left)), **LEFT, **{kind: 1})
+    (gone,) = once.plan.folds
+    assert (gone.into, gone.nodes) == (f"a_{kind.lower()}", (f"b_{kind.lower()}",))
+    assert [k.node for k in once.plan.kept] == [gone.into]
+
+
+def test_one_constant_in_two_orders_and_none():
+    orders = op("Mul", "s k", "a"), op("Mul", "k s", "b")
+    dropped(pair(*orders, weights={"k": TWO}), **LEFT, Mul=1)
+    dropped(pair(op("Neg", "s", "a"), op("Neg", "s", "b")), **LEFT, Neg=1)
+
+
+def norms(**attrs):
+    return pair(bn("n", "s", "a", 3), bn("m", "s", "b", 3, **attrs))
+
+
+def test_norms_are_equal_with_equal_statistics_and_epsilon():
+    stays(norms(), {})
+    for made, left in ((norms(), 1), (norms(epsilon=0.02), 2)):
+        values = {t.name: t for t in made.graph.initializer}
+        for part in ("scale", "bias", "mean", "var"):
+            values[f"m.{part}"].CopyFrom(values[f"n.{part}"])
+            values[f"m.{part}"].name = f"m.{part}"
+        assert counts(fold_told(made).folded) == {**LEFT, "BatchNormalization": left}
+
+
+def chains(*last):
+    """Two chains of maps along two axes, which do not become one map."""
+    size = np.arange(1, 9, dtype=np.float32)
+    return model(
+        op("Sigmoid", "x", "s"),
+        *(const("Add", "s", f"{n}0", size) for n in "ab"),
+        *(const("Mul", f"{n}0", n, k) for n, k in zip("ab", last, strict=True)),
+        *ENDS,
+        y="y z",
+    )
+
+
+def test_equal_chains_become_one_as_far_as_they_are_equal():
+    one, other = rand(3, 1, 1), rand(3, 1, 1)
+    dropped(chains(one, one), 2, **LEFT, Add=1, Mul=1)
+    dropped(chains(one, other), **LEFT, Add=1, Mul=2)
+
+
+OUTSIDE = {
+    "one bit": const("Mul", "s", "b", NEXT),
+    "type": const("Div", "s", "b", TWO),
+    "tensor": const("Mul", "x", "b", TWO),
+    "shape": const("Mul", "s", "b", np.full((1, 1, 1, 1), TWO)),
+    "as many channels": const("Mul", "s", "b", np.full((3, 1, 1), TWO)),
+}
+
+
+@pytest.mark.parametrize("second", OUTSIDE.values(), ids=OUTSIDE)
+def test_a_step_outside_both_stay(second):
+    stays(pair(const("Mul", "s", "a", TWO), second), {})
+
+
+def test_a_difference_and_its_opposite_are_not_equal():
+    stays(pair(const("Sub", "s", "a", TWO), const("Sub", "s", "b", TWO, left=True)), {})
+
+
+def test_axes_of_old_operands_tell_maps_apart():
+    """Sizes agree by accident: one constant along axis 1, and the same along axis 2."""
+    scale = rand(3)
+    axes = [const("Mul", "s", name, scale, axis=k, broadcast=1) for name, k in zip("ab", (1, 2))]
+    made = pair(*axes, opset=6, ir=8, x=(2, 3, 3, 3))
+    assert counts(fold_told(made, runtime=False).folded)["Mul"] == 2
+
+
+def test_outputs_keep_their_names():
+    stays(pair(*twice(), op("Tanh", "a", "r"), y="r b"), {})
+    dropped(pair(*twice(), op("Tanh", "b", "z"), y="a z"), Sigmoid=1, Tanh=1, Mul=1)
+
+
+def branching(inside, outside, *then):
+    body = op(
+        "If",
+        "cond",
+        "y",
+        name="if",
+        then_branch=subgraph(*then, op("Sigmoid", inside, "t"), y="t"),
+        else_branch=subgraph(op("Tanh", inside, "e"), y="e"),
+    )
+    made = pair(*twice(), body, op("Tanh", outside, "z"), x={"x": (2, 3, 8, 8), "cond": ()})
+    made.graph.input[1].type.tensor_type.elem_type = TensorProto.BOOL
+    return made
+
+
+def test_bodies_keep_what_they_capture():
+    stays(branching("b", "a"), {})
+    dropped(branching("a", "b"), If=1, Mul=1, Sigmoid=2, Tanh=2)
+
+
+def test_a_body_has_equal_maps_of_its_own():
+    """One in a body is not dropped for one around it: each graph is by itself."""
+    own = [const("Mul", "s", name, TWO, name=name) for name in "cd"]
+    made = branching("a", "b", *own, op("Max", "c d", "m"), op("Tanh", "m", "u"))
+    dropped(made, 2, If=1, Max=1, Mul=2, Sigmoid=2, Tanh=3)
+
+
+def test_readers_that_ask_for_a_shape_or_read_twice_follow():
+    ends = (
+        op("Sigmoid", "a", "y"),
+        op("Shape", "b", "n"),
+        op("Max", "b b", "p"),
+        op("Tanh", "p", "q"),
+        op("Expand", "q n", "z"),
+    )
+    left = {"Expand": 1, "Max": 1, "Mul": 1, "Shape": 1, "Sigmoid": 2, "Tanh": 1}
+    dropped(pair(*twice(), *ends), **left)
+
+
+def test_what_is_left_of_them_folds():
+    """A Conv that two equal maps read: one map is left, and goes into it. Nothing is left then."""
+    made = model(conv("c", "x", "s", (4, 3, 3, 3)), *twice(rand(4, 1, 1)), *ENDS, y="y z")
+    once = fold_told(made)
+    assert counts(once.folded) == {"Conv": 1, "Sigmoid": 1, "Tanh": 1}
+    assert [fold.laws for fold in once.plan.folds] == [("drop as equal",), ("absorb behind Conv",)]
+
+
+def test_maps_that_fold_each_for_itself_do_so():
+    ends = conv("c", "a", "y", (4, 3, 3, 3)), conv("d", "b", "z", (4, 3, 3, 3))
+    folds(pair(*twice(), *ends), Sigmoid=1, Conv=2)
+
+
+def test_a_value_that_a_caller_may_set_is_equal_to_none():
+    made = overridable(pair(*twice()), "b_mul.k")
+    stays(made, {"b_mul": "overridable-weight"})
+
+
+def test_parts_of_gelus_stay_whole():
+    def gelu(x, y):
+        return [
+            const("Div", x, f"{y}0", np.float32(np.sqrt(2))),
+            op("Erf", f"{y}0", f"{y}1"),
+            const("Add", f"{y}1", f"{y}2", np.float32(1)),
+            op("Mul", f"{x} {y}2", f"{y}3"),
+            const("Mul", f"{y}3", y, np.float32(0.5)),
+        ]
+
+    made = model(op("Sigmoid", "x", "s"), *gelu("s", "y"), *gelu("s", "z"), y="y z")
+    plan = bnfold.plan(made)
+    assert {kept.code for kept in plan.kept} == {"fused-operator"} and not plan.folds
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_any_order_of_nodes(seed):
+    made = shuffled(pair(*twice()), seed)
+    after = bnfold.fold(made)
+    assert counts(after) == {**LEFT, "Mul": 1}
+    for old, new in zip(run(made, feeds(made)), run(after, feeds(made)), strict=True):
+        assert old.tobytes() == new.tobytes()
+
+
+def test_told_apart_from_folds(tmp_path):
+    path = tmp_path / "m.onnx"
+    onnx.save(pair(*twice()), path)
+    for options, verb in (("--check",), "can drop"), (("-o", tmp_path / "f.onnx"), "dropped"):
+        out = run_command(path, *options).out
+        assert f"{verb} 1 map that another one is equal to" in out
+        assert "into" not in out.split("kept")[0]
+
+
+# --- the proof ---------------------------------------------------------------------------------
+
+
+def forged(made: ModelProto, change) -> list[str]:
+    """What the certificate says of a fold whose record and whose file a bug has changed alike.
+
+    ``change`` gets the nodes of the patch by position.
+    """
+    after = ModelProto()
+    after.CopyFrom(made)
+    applied = prepare(after, None).apply().applied
+    assert [step.law for step in applied] == ["equal"]
+    patch = applied[0].patch
+    nodes = {
+        p: n if n is None else NodeProto.FromString(n.SerializeToString())
+        for p, n in patch.nodes.items()
+    }
+    into = change(nodes, patch.into)
+    patch = replace(patch, nodes=nodes, into=patch.into if into is None else into)
+    found = certify(made, after, [replace(applied[0], patch=patch, into=patch.into)])
+    return [certificate.problem for certificate in found]
+
+
+def test_the_certificate_asks_for_equal_bits():
+    made = pair(*twice())
+    assert forged(made, lambda nodes, into: None) == [""]
+    other = pair(const("Mul", "s", "a", TWO), const("Mul", "s", "b", NEXT))
+    other_made = ModelProto()
+    other_made.CopyFrom(made)
+    for tensor, source in zip(other_made.graph.initializer, other.graph.initializer, strict=True):
+        tensor.CopyFrom(source)
+    after = ModelProto()
+    after.CopyFrom(made)
+    applied = prepare(after, None).apply().applied
+    (found,) = certify(other_made, after, applied)
+    assert "may differ" in found.problem and not found.holds
+
+
+def test_the_certificate_asks_for_the_right_readers():
+    made = pair(*twice())
+
+    def reads_other(nodes, into):
+        (reader,) = [p for p, n in nodes.items() if n is not None and p != into]
+        nodes[reader].input[0] = "s"
+
+    def leaves_one(nodes, into):
+        del nodes[next(p for p, n in nodes.items() if n is not None and p != into)]
+
+    def another_operator(nodes, into):
+        gone = next(p for p, n in nodes.items() if n is None)
+        nodes[0] = made.graph.node[0]
+        del nodes[into]
+        nodes[gone] = None
+        return 0
+
+    assert "does not read" in forged(made, reads_other)[0]
+    assert "have changed" in forged(made, leaves_one)[0]
+    assert "not one kind" in forged(made, another_operator)[0]
