@@ -181,8 +181,9 @@ def verify(
 ) -> EndToEnd:
     """Run both models in onnxruntime, optimizations off, and judge whether they are one function.
 
-    Each may be a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, an ``onnx_ir.Model`` or a
-    ``torch.onnx.ONNXProgram``. ``inputs`` is an .npz
+    Each may be a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, an ``onnx_ir.Model``, a
+    ``torch.onnx.ONNXProgram``, a ``torch.nn.Module`` or an ``ExportedProgram``; what is said up to
+    the last paragraphs is of models of ONNX. ``inputs`` is an .npz
     file, an .npy file for the only input, a folder of such files, or a mapping from input names to
     arrays. Without it inputs are drawn from ``seed``, one set of each kind in ``draws``: "signed",
     "unsigned", "structured" (marks on a flat ground) and "large". ``dims`` gives free dimensions by
@@ -203,8 +204,15 @@ def verify(
     operators that it does not know, the comparison is made at what they read and behind what they
     write.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
-    ``kwargs``, then exported and compared like that. Two ``ExportedProgram`` are run by PyTorch on
-    the inputs that the original carries. All options but ``seed`` are for models of ONNX.
+    ``kwargs``, then exported and compared like that. Two ``ExportedProgram``, or one and a module,
+    are run by PyTorch; programs carry example inputs, and .pt2 files hold programs. All options but
+    ``seed`` are for models of ONNX.
+    ``verify(module, "model.onnx", (example,))`` says whether a file is what a module or program
+    computes. PyTorch runs the module, onnxruntime the file, on the example inputs and on drawn ones
+    of their sizes. The tensors of the example go into the file's inputs in their order, and outputs
+    are paired by position, whatever their names. In float16 and bfloat16 it passes only if both
+    hold the very same weights. ``seed``, ``draws``, ``power``, ``rtol``, ``atol``, ``threads``,
+    ``timeout`` and ``ops_libraries`` are for that, too.
     The result's ``status`` is "pass", "fail" or "inconclusive".
     Raises `UsageError` for models or inputs that cannot be read, and for an option that has a value
     that means nothing or is not for such models.

@@ -1499,6 +1499,49 @@ MUTANTS = (
         "scales is not None",
         "tests/test_rounded_data.py",
     ),
+    # --- files of exporters ----------------------------------------------------------------------
+    Mutant(
+        "a file's inputs take the tensors of the example in another order",
+        "_judge/file_bench.py",
+        "for port, name in zip(ports, names, strict=True)}",
+        "for port, name in zip(ports, names[::-1], strict=True)}",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "a file of few digits passes on its outputs",
+        "_pipeline/exported_files.py",
+        'if plain.status == "pass" and not narrow:',
+        'if plain.status == "pass":',
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "the numbers in a float64 module stay where ONNX rounds them",
+        "_judge/file_bench.py",
+        "numbers_move=True",
+        "numbers_move=False",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "runtimes compute every function alike",
+        "_judge/second_look.py",
+        "not (bench.apart and about[1] <= _function_noise(left))",
+        "True",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "weights of few digits that cannot be compared prove nothing, and it passes",
+        "_pipeline/modules.py",
+        'status=combined(seen.status, ["inconclusive"])',
+        "status=seen.status",
+        "tests/torch/test_bfloat16.py",
+    ),
+    Mutant(
+        "outputs of a dictionary are paired by position",
+        "_judge/torch_bench.py",
+        "return [places[name] for name in wanted]",
+        "return list(range(len(wanted)))",
+        "tests/torch/test_exported_files.py",
+    ),
 )
 
 
