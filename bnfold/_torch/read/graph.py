@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from operator import getitem
 
 from torch import fx, nn
 from torch.export import ExportedProgram
@@ -16,7 +17,17 @@ from torch.nn.utils.weight_norm import WeightNorm
 from bnfold._core.operators.record import UNKNOWN, Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
-from bnfold._core.view import OPAQUE, Affine, Crossing, Node, Role, Value, View
+from bnfold._core.view import (
+    OPAQUE,
+    Absorber,
+    Affine,
+    Barrier,
+    Crossing,
+    Node,
+    Role,
+    Value,
+    View,
+)
 from bnfold._merge.stored import Load
 from bnfold._plan.planner import Move
 from bnfold._torch.read import affine, crossed, linear, rearranged
@@ -28,6 +39,7 @@ from bnfold._torch.read.nodes import (
     asked,
     is_tensor,
     kind_of,
+    number_of,
     parts_of,
     reads_of,
     shape_of,
@@ -123,15 +135,29 @@ class _Values:
             return Node(label, kind_of(node), OPAQUE, (), ())
         inputs, apart = list(reads_of(node)), asked(node)
         for number, source in enumerate(inputs):
-            known = self._shape_readers if number in apart else self._readers
-            known.setdefault(source, []).append(place)
-        listed = isinstance(role, Crossing) and not is_tensor(node)
-        outputs = parts_of(node) if listed else (node,)
+            readers = self._shape_readers if number in apart else self._readers
+            readers.setdefault(source, []).append(place)
+        outputs = self._outputs(node, role)
         self._producers.update((output, place) for output in outputs)
         self._parts.update(output for output in outputs if output is not node)
         numbered = tuple(self._numbers[source] for source in inputs)
         written = tuple(self._numbers[output] for output in outputs)
         return Node(label, kind_of(node), role, numbered, written, asked=apart)
+
+    def _outputs(self, node: fx.Node, role: Role) -> tuple[fx.Node, ...]:
+        """What puts out the tensors of a node: itself, or the parts of the list that it makes.
+
+        They are in the order of a law's outputs, or by number where an operator has no law.
+        """
+        known = isinstance(role, Crossing | Affine | Absorber | Barrier)
+        if is_tensor(node) or not known:
+            return (node,)
+        parts = parts_of(node)
+        if isinstance(role, Crossing):
+            return parts
+        if not parts or any(part.target is not getitem for part in parts):
+            return (node,)
+        return tuple(sorted(parts, key=number_of))
 
     def all(self) -> tuple[Value, ...]:
         """All tensors, once all nodes are known."""
