@@ -1106,6 +1106,27 @@ MUTANTS = (
         "tests/plan/test_growth.py",
     ),
     Mutant(
+        "a size is divided by one that it does not have",
+        "_onnx/read/sizes.py",
+        "            return None\n        words.remove(word)",
+        "            continue\n        words.remove(word)",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "rows that do not come out even",
+        "_onnx/read/sizes.py",
+        "if number is None or not divisor or number % divisor:",
+        "if number is None or not divisor:",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "a Slice with computed bounds takes every element",
+        "_onnx/read/hints.py",
+        "[start:end:step]",
+        "[start:end]",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "a tree ensemble is copied to learn its shapes",
         "_onnx/read/shapes.py",
         'trees = source.domain == _CLASSICAL and source.op_type.startswith("TreeEnsemble")',
