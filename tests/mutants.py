@@ -629,6 +629,13 @@ MUTANTS = (
         "rewrites = old is not None",
         "tests/test_sharing.py",
     ),
+    Mutant(
+        "a weight is stored for each name that an Identity gives it",
+        "_onnx/read/scopes.py",
+        'if type_of(node) != "Identity":',
+        "if True:",
+        "tests/test_sharing.py",
+    ),
     # --- quantizers ------------------------------------------------------------------------------
     Mutant(
         "a quantizer takes its new scale the wrong way round",
