@@ -245,7 +245,8 @@ def counts(made: ModelProto) -> dict[str, int]:
 
 
 def cost(made: ModelProto) -> tuple[int, int]:
-    """Executed operators, and their work in passes: a BatchNormalization is a Mul and an Add.
+    """Executed operators, and their work in passes: a BatchNormalization is a Mul and an Add, as a
+    Scaler is.
 
     The operators of a function that is called count as often as it is called, by one that counts.
     """
@@ -268,7 +269,7 @@ def cost(made: ModelProto) -> tuple[int, int]:
     kinds = within(made.graph.node) + sum((within(f.node) for f in idle), Counter())
     kinds.pop("Constant", None)
     nodes = sum(kinds.values())
-    return nodes, nodes + kinds.get("BatchNormalization", 0)
+    return nodes, nodes + kinds.get("BatchNormalization", 0) + kinds.get("Scaler", 0)
 
 
 def label(node: NodeProto) -> str:

@@ -327,3 +327,82 @@ def test_half_weights_that_two_maps_together_make_coarse_stay(large):
     )
     assert "underflow" in codes(m).values()
     fold(m, runtime=False)
+
+
+TINY = np.float32(1e-30)
+BATCHES = np.stack([np.ones((4, 4)), np.full((4, 4), TINY)]).astype(np.float32)
+GAMMA = np.where(np.arange(4) == 2, TINY, 1).astype(np.float32)
+IN_ONE_PART = {
+    "a batch of a MatMul": ((op("MatMul", "x w", "c", name="l"), {"w": BATCHES}), (2, 4, 4), (4,)),
+    "a batch of a MatMul, the constant ahead": (
+        (op("MatMul", "w x", "c", name="l"), {"w": BATCHES}),
+        (2, 4, 4),
+        (4, 1),
+    ),
+    "a batch of a MatMul, a map of batches": (
+        (op("MatMul", "x w", "c", name="l"), {"w": np.tile(GAMMA, (4, 2, 1))}),
+        (4, 2, 2),
+        (4, 1, 1),
+    ),
+    "a column of a MatMul of unknown rank": (
+        (op("MatMul", "x w", "c", name="l"), {"w": np.tile(GAMMA, (4, 1))}),
+        None,
+        (),
+    ),
+    "a number of a norm's gamma, of fewer axes": (
+        (op("LayerNormalization", "x w", "c", name="l"), {"w": GAMMA}),
+        (2, 3, 4, 4),
+        (),
+    ),
+    "a number of a norm's gamma": (
+        (op("LayerNormalization", "x w", "c", name="l", axis=1), {"w": np.tile(GAMMA, (4, 1))}),
+        (2, 4, 4),
+        (4, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_ONE_PART)
+def test_what_is_lost_in_one_part_of_a_channel_stays(name, monkeypatch):
+    """A channel of the map has several of the weight's. The largest of them does not hide what
+    another loses, neither from the planner nor from the certificate.
+    """
+    linear, x, k = IN_ONE_PART[name]
+    scale = const("Mul", "c", "y", np.full(k, 1e-10, np.float32), name="mul")
+    m = model(linear, scale, x=x or (2, 4, 4))
+    if x is None:
+        m.graph.input[0].type.tensor_type.ClearField("shape")
+        m.graph.output[0].type.tensor_type.ClearField("shape")
+    assert codes(m) == {"mul": "underflow"}
+    loses = ModelProto()
+    loses.CopyFrom(m)
+    with pytest.MonkeyPatch.context() as patch:  # a planner that loses them
+        patch.setattr(parameters, "underflows", lambda top, *_: top < 0)
+        applied = prepare(loses, None).apply().applied
+    assert applied and not any(c.holds for c in certify(m, loses, applied))
+    if x is not None:
+        given = {"x": np.full(x, 1e10, np.float32)}
+        off = run(m, given)[0] != run(loses, given)[0]
+        assert off.any() or "norm" in name
+
+
+@pytest.mark.parametrize("bias", [(4, 1), (4,), (1, 4), (4, 4)])
+def test_a_bias_of_another_axis_does_not_drown_what_is_lost(bias):
+    """Rows = columns. One row has no bias, or the column of the small weights has none."""
+    c = np.ones(bias, np.float32)
+    c[(0, 0) if bias == (4, 1) else (..., 2)] = 0
+    m = model(
+        (
+            op("Gemm", "x w c", "g", name="gemm"),
+            {"w": np.tile(GAMMA, (4, 1)), "c": c},
+        ),
+        const("Mul", "g", "y", np.float32(1e-10), name="mul"),
+        x=(4, 4),
+    )
+    assert codes(m) == {"mul": "underflow"}
+    loses = ModelProto()
+    loses.CopyFrom(m)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parameters, "underflows", lambda top, *_: top < 0)
+        applied = prepare(loses, None).apply().applied
+    assert applied and not any(c.holds for c in certify(m, loses, applied))

@@ -9,10 +9,25 @@ from onnx import AttributeProto, helper
 
 import bnfold
 from bnfold._onnx.read import inlining
+from bnfold._proof import inlined_calls
 from bnfold._proof.certificate import certify
 
 from .cli.command import bnfold as command
-from .graphs import bn, codes, conv, counts, done, fold, folds, model, op, positive, rand, tensor
+from .graphs import (
+    bn,
+    codes,
+    conv,
+    counts,
+    done,
+    fold,
+    folds,
+    label,
+    model,
+    op,
+    positive,
+    rand,
+    tensor,
+)
 from .runtimes import mixes_overloads
 
 DOMAIN = {"my": 1}
@@ -658,7 +673,7 @@ def test_the_command_verifies_what_calls_have_become(tmp_path):
     assert command("verify", tmp_path / "m.onnx", tmp_path / "o.onnx").code == 0
 
 
-@pytest.mark.parametrize("wrong", ["attribute", "order", "input"])
+@pytest.mark.parametrize("wrong", ["attribute", "order", "input", "constant"])
 def test_the_certificate_sees_calls_that_were_inlined_wrongly(wrong, monkeypatch):
     right = inlining._Inliner._body
 
@@ -666,6 +681,8 @@ def test_the_certificate_sees_calls_that_were_inlined_wrongly(wrong, monkeypatch
         nodes = right(self, function, node, here, infos)
         if wrong == "attribute":
             nodes[-1].attribute[0].f = 0.02
+        elif wrong == "constant":
+            self._model.graph.initializer[0].raw_data = b"\0" * 4 * 81
         elif wrong == "order":
             node.input[1:3] = reversed(node.input[1:3])
             nodes[-1].input[1:3] = reversed(nodes[-1].input[1:3])
@@ -684,3 +701,23 @@ def test_the_certificate_sees_calls_that_were_inlined_wrongly(wrong, monkeypatch
     once = done(m)
     (inlined,) = (c for c in certify(m, once.folded, once.applied) if c.law == "inline")
     assert inlined.fails
+
+
+def test_inlined_calls_that_cannot_be_checked_rest_on_their_weights(monkeypatch):
+    """Errors are planted in the calls, so that the comparison can stand for the certificate."""
+
+    def broken(model):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(inlined_calls, "inline_local_functions", broken)
+    m = model(
+        call("a", "x", "h"),
+        call("b", "h", "y"),
+        functions=[block()],
+        domains=DOMAIN,
+        weights=params("a", 3, 3) | params("b", 3, 3),
+    )
+    once = done(m)
+    (inlined,) = (c for c in certify(m, once.folded, once.applied) if c.law == "inline")
+    assert inlined.unchecked is not None
+    assert inlined.layers == {label(node) for node in m.graph.node}

@@ -6,6 +6,7 @@ must not go in, and that only this quantizer's scale changes, though others read
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnx import ModelProto, numpy_helper
 
 import bnfold
 from bnfold._onnx.fold import prepare
+from bnfold._onnx.write.applied import Factor, Related
 from bnfold._proof.certificate import certify
 
 from .graphs import HALF, certified, codes, const, counts, feeds, model, op, overridable, rand, run
@@ -127,3 +129,40 @@ def test_half_precision():
 
     assert counts(bnfold.fold(made(0.5))) == {"QuantizeLinear": 1, "DequantizeLinear": 1}
     assert counts(bnfold.fold(made(1000)))["Mul"] == 1
+
+
+@pytest.mark.parametrize("wrong", ["data", "domain", "constant"])
+def test_the_certificate_sees_a_quantizer_of_something_else(wrong):
+    """It reads what it read, and is what it was: the scale alone says nothing of that."""
+    m = quantized(
+        const("Mul", "x", "n", np.float32(0.5), name="map"), op("Neg", "x", "m"), x=(2, 3, 6, 6)
+    )
+    result = ModelProto()
+    result.CopyFrom(m)
+    applied = prepare(result, None).apply().applied
+    assert all(c.holds for c in certify(m, result, applied))
+    node = next(n for n in result.graph.node if n.op_type == "QuantizeLinear")
+    if wrong == "domain":
+        node.domain = "mine"
+    elif wrong == "data":
+        node.input[0] = "m"
+    else:
+        result.graph.initializer.append(numpy_helper.from_array(rand(2, 3, 6, 6), "k"))
+        node.input[0] = "k"
+    assert not any(c.holds for c in certify(m, result, applied) if c.law == "cross")
+
+
+def test_a_quantizer_of_unknown_rank_takes_a_scale_in():
+    m = quantized(const("Mul", "x", "n", np.float32(0.5), name="map"))
+    m.graph.input[0].type.tensor_type.ClearField("shape")
+    result = ModelProto()
+    result.CopyFrom(m)
+    applied = prepare(result, None).apply().applied
+    assert counts(result) == {"QuantizeLinear": 1, "QLinearConv": 1, "DequantizeLinear": 1}
+    assert all(c.holds for c in certify(m, result, applied))
+    (step,) = (s for s in applied if s.law == "cross")
+    uneven = {  # a record of a map along an axis of a tensor whose rank nobody knows
+        name: Related((Factor(np.full(3, 2.0), np.zeros(3), 1),), ()) for name in step.related
+    }
+    (found,) = certify(m, result, [replace(step, related=uneven)])
+    assert found.unchecked is not None and not found.fails

@@ -28,6 +28,7 @@ ROOMS = (
     "_onnx.write",
     "_onnx.fold",
     "_onnx.files",
+    "nn",
     "_torch.tensors",
     "_torch.read",
     "_torch.program",

@@ -8,11 +8,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
+from bnfold._onnx.fold import prepare
+from bnfold._proof.certificate import certify
 
-from .graphs import bn, codes, const, constants, conv, counts, model, op, positive, rand
+from .graphs import FLOAT, bn, codes, const, constants, conv, counts, model, op, positive, rand
 
 U8, STEP = np.uint8(128), np.float32(0.03)
 
@@ -385,3 +387,30 @@ def test_a_wrong_scale_of_a_dynamic_product_fails():
     wrong[1] *= np.float32(1.01)
     scale.CopyFrom(numpy_helper.from_array(wrong, scale.name))
     assert bnfold.verify(m, after).status == "fail"
+
+
+@pytest.mark.parametrize("wrong", ["read by another", "an output", "another domain", "other data"])
+def test_a_dynamic_product_whose_scales_others_read_fails(wrong):
+    """The certificate looks at the Mul of the two scales, not only at the one behind it."""
+    m = model(
+        *product(scale=(4,)),
+        op("Neg", "x", "other"),
+        const("Mul", "p", "y", positive(4)),
+        x=(2, 5, 6),
+        opset=13,
+    )
+    after = ModelProto()
+    after.CopyFrom(m)
+    applied = prepare(after, None).apply().applied
+    assert all(c.holds for c in certify(m, after, applied))
+    inner = next(n for n in after.graph.node if n.name == "scales")
+    (data,) = (k for k, name in enumerate(inner.input) if name == "xs")
+    if wrong == "read by another":
+        after.graph.node.append(op("Relu", inner.output[0], "u"))
+    elif wrong == "an output":
+        after.graph.output.append(helper.make_tensor_value_info(inner.output[0], FLOAT, None))
+    elif wrong == "another domain":
+        inner.domain = "mine"
+    else:
+        inner.input[data] = "other"
+    assert not any(c.holds for c in certify(m, after, applied) if c.law == "absorb")

@@ -15,7 +15,20 @@ from bnfold._core.reasons import Refusal
 from bnfold._onnx.network import read
 from bnfold._onnx.read.shapes import infer
 
-from .graphs import assert_same, bn, const, conv, counts, fold, folds, model, op, rand, stays
+from .graphs import (
+    assert_same,
+    bn,
+    const,
+    conv,
+    counts,
+    fold,
+    folds,
+    model,
+    op,
+    positive,
+    rand,
+    stays,
+)
 
 
 def sizes(made, name):
@@ -436,3 +449,21 @@ def test_a_map_that_has_channels_does_not_go_where_the_rank_is_not_known(kind, a
     folded = bnfold.fold(m)
     assert counts(folded) == left
     assert_same(m, folded, {"x": rand(4, 3, 4, 4)})
+
+
+@pytest.mark.parametrize("known", [None, ["n", 3, 8, 8]])
+def test_norms_of_tensors_of_unknown_rank_become_one_norm(known):
+    """As where the rank is known: all that is left is written as the last norm."""
+    zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
+    pieces, value = [], "x"
+    for n in range(3):
+        (node, stored), name = bn(f"bn{n}", value, f"v{n}", 3), f"bn{n}"
+        stored[f"{name}.scale"] = positive(3)
+        if n < 2:  # A shift would not pass the Relu.
+            stored |= {f"{name}.bias": zero, f"{name}.mean": zero, f"{name}.var": one}
+        pieces += [(node, stored), op("Relu", f"v{n}", f"r{n}")]
+        value = f"r{n}"
+    m = model(*pieces, x={"x": known}, y="r2")
+    folded = bnfold.fold(m)
+    assert counts(folded) == {"Relu": 3, "BatchNormalization": 1}
+    assert_same(m, folded, {"x": rand(2, 3, 8, 8)})

@@ -52,6 +52,14 @@ def along_axis(shape: tuple[int, ...], axis: int) -> ChannelLayout:
     return ChannelLayout(view, tuple(n if k == axis else 1 for k, n in enumerate(view)))
 
 
+def off_axis(shape: tuple[int, ...], summed: int | None) -> ChannelLayout:
+    """A channel for each place on all axes but the one that is ``summed``: the single outputs of a
+    MatMul by batches of matrices, or the numbers of a γ.
+    """
+    view = shape or (1,)
+    return ChannelLayout(view, tuple(1 if k == summed else n for k, n in enumerate(view)))
+
+
 def conv_transpose(shape: tuple[int, ...], group: int) -> ChannelLayout:
     """Output channels of a ConvTranspose weight ``[Cin, Cout/group, k…]``.
 

@@ -42,7 +42,9 @@ class Site:
     that a per-channel vector takes in the bias. ``bias_shape`` is the shape of a bias made anew
     (None: that of the vector). ``bias_factor`` is Gemm's beta. ``bias_beyond`` counts the numbers
     at the end of the bias's last axis that are something else's: they stay. ``entrance`` is set for
-    an operator that can take in a map of its input.
+    an operator that can take in a map of its input. ``parts`` are the channels of the weight where
+    one channel of what is put out may have several, as in batches of matrices: what each is lost to
+    counts by itself.
 
     An operator with several sites takes a map in at each of them.
     """
@@ -61,11 +63,12 @@ class Site:
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float32))
     entrance: Entrance | None = None
     quantized: Quantized | None = None
+    parts: ChannelLayout | None = None
 
     def peaks(self, axis: int) -> Vector:
-        """The largest weight magnitude of each output channel along an axis."""
+        """The largest weight magnitude of each part of the weight, or output channel of an axis."""
         assert self.weight_value is not None
-        return channels.channel_peaks(self.weight_value.load(), self.layout(axis))
+        return channels.channel_peaks(self.weight_value.load(), self.parts or self.layout(axis))
 
     def any_axis(self, map_: AffineMap) -> int:
         """The axis to lay a map along; a uniform one fits any."""
@@ -186,9 +189,9 @@ class Site:
         """
         with np.errstate(over="ignore", invalid="ignore"):
             bias = self.new_bias(behind, ahead)
-        scale = self.rescaled(behind, ahead)
-        if isinstance(scale, Reason):
-            return scale
+        rescaled = self.rescaled(behind, ahead)
+        if isinstance(rescaled, Reason):
+            return rescaled
         kept = (behind.keeps_scale and ahead.keeps_scale) or self.quantized is not None
         if self.weight_value is not None and not kept:
             axis = self.any_axis(behind)
@@ -201,9 +204,13 @@ class Site:
                 reason = self._refuses_ahead(behind, ahead)
                 if reason is not None:
                     return reason
-                top = channels.channel_peaks(self._entered(ahead), self.layout(axis))
+                top = channels.channel_peaks(self._entered(ahead), self.parts or self.layout(axis))
             most = float(np.abs(ahead.scale).max(initial=0.0))
-            reason = self._refuses_scale(np.abs(behind.scale), top, stored, most, bias)
+            scale = np.abs(behind.scale)
+            if self.parts is not None and scale.size > 1:
+                laid = self.layout(axis).spread(scale)
+                scale = np.broadcast_to(laid, self.parts.along).reshape(-1)
+            reason = self._refuses_scale(scale, top, stored, most, self._least(bias, axis))
             if reason is not None:
                 return reason
         if bias is None or bool(np.isfinite(bias.astype(np.float64)).all()):
@@ -213,11 +220,25 @@ class Site:
             return Reason("non-finite", self.label, f"the bias of {self.label} is not finite")
         return Reason("overflow", self.label, f"the folded bias of {self.label} would overflow")
 
+    def _least(self, bias: Array | None, axis: int) -> Vector | None:
+        """The least that a bias adds to each channel of an axis; None where there are several such
+        axes, or none.
+        """
+        if bias is None or len(self.channels) != 1 or self.bias_beyond:
+            return None
+        along = self.bias_along(axis)
+        size = np.abs(bias.astype(np.float64))
+        laid = np.broadcast_to(size, np.broadcast_shapes(size.shape, along))
+        ones = (1,) * (laid.ndim - len(along)) + along
+        others = tuple(k for k, n in enumerate(ones) if n == 1)
+        return np.asarray(laid.min(axis=others, initial=np.inf)).reshape(-1)
+
     def _refuses_scale(
-        self, scale: Vector, top: Vector, stored: Vector, most: float, bias: Array | None
+        self, scale: Vector, top: Vector, stored: Vector, most: float, bias: Vector | None
     ) -> Reason | None:
         """The range of ``W[o]·s_o``, where the weights of channel o are at most ``stored[o]``, and
-        ``top[o]`` with the map ahead, whose scales are at most ``most``.
+        ``top[o]`` with the map ahead, whose scales are at most ``most``. At least ``bias[o]`` is
+        added.
         """
         assert self.weight_value is not None
         if overflows(scale * top, self.dtype):
@@ -227,9 +248,8 @@ class Site:
         lost = underflows(stored, factor, self.dtype)
         terms = math.prod(self.weight_value.shape) // max(lost.size, 1)
         lost &= ~dead(stored, scale * most, terms, self.dtype)
-        if bias is not None and bias.size == lost.size:
-            exact = bias.astype(np.float64).reshape(-1)
-            lost &= ~drowned(exact, terms, self.dtype)
+        if bias is not None:
+            lost &= ~drowned(bias, terms, self.dtype)
         return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
 
     def _refuses_ahead(self, behind: AffineMap, ahead: AffineMap) -> Reason | None:

@@ -62,6 +62,11 @@ CODES: dict[str, Code] = {
         "Folding would change that output.",
         "Remove the intermediate output before folding if nobody uses it.",
     ),
+    "kept-value": Code(
+        "keep= says that this parameter, or what this module or operator gives, does not change. "
+        "Folding would change it.",
+        "Leave the name out of keep if nobody reads it but the network itself.",
+    ),
     "overridable-weight": Code(
         "A parameter is an initializer that is also listed as a graph input (or is bound by the "
         "model's training information), so a caller may replace it at run time.",

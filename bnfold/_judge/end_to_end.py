@@ -28,6 +28,7 @@ from bnfold._judge.conclusion import Evidence, conclude
 from bnfold._judge.deployment import as_deployed, opened_session
 from bnfold._judge.location import first_difference
 from bnfold._judge.onnx_bench import OnnxBench
+from bnfold._judge.other_pairings import drawing_alike, other_pairings, paired_otherwise
 from bnfold._judge.pair import Pair
 from bnfold._judge.power import RestingFold, best_shown
 from bnfold._judge.second_look import looked_at_again
@@ -40,12 +41,12 @@ from bnfold._onnx.files.load import in_binary, load_model, understood
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._run.bounds import Bounds, Exhausted
 from bnfold._run.drawing import refuse_inapplicable
-from bnfold._run.draws import fixed_draws
+from bnfold._run.draws import FixedDraws, ways_to_draw
 from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
 from bnfold._run.perturbable import find_weights, plantable_weights
-from bnfold._run.ports import renamed
+from bnfold._run.ports import Renamed, renamed
 from bnfold._run.providers import CPU
 from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
 from bnfold._run.source import Edit, Parsed, Source
@@ -162,26 +163,42 @@ def _compare_binaries(
     left_edits, right_edits = (_frozen(one, settings) for one in (model, other))
     refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)
-    pairing, draws = renamed(model, other), fixed_draws(model, other, settings.seed)
-    drawn = [draws] if draws else []
-    left_edits = (*left_edits, *drawn)
-    right_edits = (*right_edits, *([pairing] if pairing else []), *drawn)
+    pairing, draws = renamed(model, other), ways_to_draw(model, other, settings.seed)
     with understood(model, name):
         hoisted = hoist(model)
         weights = find_weights(model, original.parent)
         touched = plantable_weights(model, weights)
     del model, other
     with runnable(original, ours) as left, runnable(folded, theirs) as right:
-        return compare(
-            Source(left, parsed=left_parsed, hoisted=hoisted, edits=left_edits),
-            Source(right, parsed=right_parsed, edits=right_edits),
-            parameters=weights.values,
-            touched=touched,
-            inputs=inputs,
-            settings=settings,
-            progress=progress,
-            notes=[each.told() for each in (pairing, draws) if each is not None],
-        )
+        first = Source(left, parsed=left_parsed, hoisted=hoisted, edits=left_edits)
+        second = Source(right, parsed=right_parsed, edits=right_edits)
+        bounds = Bounds.beginning(settings.threads, settings.seconds, settings.libraries)
+
+        def sides(pairing: Renamed | None, draws: FixedDraws | None) -> tuple[Source, Source]:
+            named = [pairing] if pairing is not None else []
+            alike = (FixedDraws(draws.seed), draws) if draws is not None else ()
+            return (
+                replace(first, edits=(*left_edits, *alike[:1])),
+                replace(second, edits=(*right_edits, *named, *alike[1:])),
+            )
+
+        def judged(pairing: Renamed | None, draws: FixedDraws | None) -> EndToEnd:
+            return compare(
+                *sides(pairing, draws),
+                parameters=weights.values,
+                touched=touched,
+                inputs=inputs,
+                settings=settings,
+                bounds=bounds,
+                progress=progress,
+                notes=[each.told() for each in (pairing, draws) if each is not None],
+            )
+
+        result, chosen = drawing_alike(partial(judged, pairing), draws)
+        if result.status != "fail" or pairing is None:
+            return result
+        others = partial(other_pairings, sides(None, chosen), pairing, inputs, settings, bounds)
+        return paired_otherwise(result, others, lambda other: judged(other, chosen))
 
 
 def _frozen(model: onnx.ModelProto, settings: Settings) -> tuple[Edit, ...]:

@@ -139,14 +139,14 @@ def _product(operator: Product) -> LinearStep | None:
     W is a matrix on the right. b varies along the last axis alone, or not at all.
     """
     rank, bias = operator.rank, operator.bias
-    if operator.weight.position != 1 or not operator.merges:
+    if not operator.merges or rank is None or set(operator.columns) != {rank - 1}:
         return None
     weight = operator.weight.stored
     if weight is None or operator.dtype not in (None, weight.dtype):
         return None
     if len(weight.shape) != 2 or not all(weight.shape):
         return None
-    if rank is None or operator.along != rank - 1 or (bias is None and rank < 2):
+    if operator.along != rank - 1 or (bias is None and rank < 2):
         return None
     offset = bias.stored if bias is not None else None
     turned = operator.summed == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from bnfold._onnx.files.save import PendingFile, pending_file
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import FoldedWeights, prepare
 from bnfold._onnx.read.frozen import as_if_frozen, freeze, listed
+from bnfold._pipeline.any_kind import needs_pytorch
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._system import paths
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from bnfold._core.result import Plan
+    from bnfold._judge.verdict import EndToEnd
     from bnfold._onnx.write.applied import Applied
     from bnfold._run.input_sets import InputSet
 
@@ -138,12 +140,8 @@ def _run_program(
     path: Path, output: Path | None, verify: bool, seed: int, progress: Progress
 ) -> Outcome:
     """Fold a .pt2 file of torch.export. Raises `UsageError` without PyTorch."""
-    try:
+    with needs_pytorch():
         from bnfold._pipeline.programs import fold_program_file
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "torch":
-            raise
-        raise UsageError("a .pt2 file takes PyTorch: pip install 'bnfold[torch]'") from error
     return fold_program_file(path, output, verify=verify, seed=seed, progress=progress)
 
 
@@ -163,10 +161,11 @@ class _FoldedFile:
         """The verdict: certificates from the files on disk first, then a run of both models."""
         from bnfold._judge.activations import Activations
         from bnfold._judge.end_to_end import compare
+        from bnfold._judge.other_pairings import drawing_alike
         from bnfold._judge.power import RestingFold
         from bnfold._proof.certificate import certify
         from bnfold._run.bounds import Bounds
-        from bnfold._run.draws import fixed_draws
+        from bnfold._run.draws import FixedDraws, ways_to_draw
         from bnfold._run.hoist import hoist
         from bnfold._run.perturbable import find_weights, plantable_weights
         from bnfold._run.source import Parsed, Source
@@ -205,24 +204,28 @@ class _FoldedFile:
                 hoisted = hoist(before)
                 found = find_weights(before, self.original.parent)
                 values, touched = found.values, plantable_weights(before, found)
-            draws = fixed_draws(before, after, self.settings.seed)
-            drawn = (draws,) if draws else ()
-            left = Source(original, parsed=Parsed(before), hoisted=hoisted, edits=(*edits, *drawn))
-            right = Source(folded, parsed=Parsed(after), edits=drawn)
+            ways = ways_to_draw(before, after, self.settings.seed)
+            left = Source(original, parsed=Parsed(before), hoisted=hoisted)
+            right = Source(folded, parsed=Parsed(after))
             del before, after
-            end_to_end = compare(
-                left,
-                right,
-                parameters=values,
-                touched=touched,
-                inputs=self.inputs,
-                settings=self.settings,
-                bounds=bounds,
-                certified=all(certificate.holds for certificate in certificates),
-                resting=resting,
-                progress=self.progress,
-                notes=[draws.told()] if draws else (),
-            )
+
+            def judged(draws: FixedDraws | None) -> EndToEnd:
+                alike = (FixedDraws(draws.seed), draws) if draws is not None else ()
+                return compare(
+                    replace(left, edits=(*edits, *alike[:1])),
+                    replace(right, edits=alike[1:]),
+                    parameters=values,
+                    touched=touched,
+                    inputs=self.inputs,
+                    settings=self.settings,
+                    bounds=bounds,
+                    certified=all(certificate.holds for certificate in certificates),
+                    resting=resting,
+                    progress=self.progress,
+                    notes=[draws.told()] if draws else (),
+                )
+
+            end_to_end, _ = drawing_alike(judged, ways)
         wrong = any(certificate.fails for certificate in certificates)
         status: RunStatus = "fail" if wrong else end_to_end.status
         return Verdict(status, certificates, end_to_end)

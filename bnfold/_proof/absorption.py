@@ -22,6 +22,14 @@ SLACK = 32 * float(np.finfo(np.float64).eps)
 
 # How many numbers of a weight are checked together. Each takes some 100 bytes meanwhile.
 _AT_ONCE = 1 << 20
+# Attributes that the formula of their operator checks.
+_OF_FORMULAS = {
+    ("FusedConv", "activation_params"),
+    ("FusedGemm", "activation_alpha"),
+    ("FusedGemm", "beta"),
+    ("Gemm", "beta"),
+    ("NhwcFusedConv", "activation_params"),
+}
 
 
 @dataclass(frozen=True)
@@ -169,17 +177,16 @@ def weight_deviation(
     a range of the first axis; NaN stands where any number is right. Raises `Mismatch` where all
     that one of the ``channels`` holds is lost, see `Channels`.
     """
-    worst, peaks = -math.inf, np.zeros(made.shape[channels.axis] if channels else 0)
+    worst, peaks = -math.inf, np.zeros(channels.shape(made.shape) if channels else ())
     for part in row_parts(made.shape):
         found = np.asarray(made[part] if made.ndim else made, np.float64)
         asked = wanted(part)
         asked = np.where(np.isnan(asked), found, asked)
         worst = max(worst, deviation(found, asked, np.abs(asked), dtype, forgiven=case.forgiven))
         if channels is not None and asked.size:
-            others = tuple(k for k in range(asked.ndim) if k != channels.axis)
-            top = np.abs(asked).max(axis=others)
-            held = slice(None) if channels.axis else part
-            peaks[held] = np.maximum(peaks[held], top)
+            top = np.abs(asked).max(axis=channels.summed, keepdims=True)
+            held = part_of(peaks, made.ndim, part)
+            np.maximum(held, top, out=held)
     if channels is not None:
         channels.check(peaks, dtype, case)
     return worst
@@ -187,7 +194,11 @@ def weight_deviation(
 
 @dataclass(frozen=True)
 class Channels:
-    """The output channels of a linear operator, along an ``axis`` of its ``weight`` as stored.
+    """The output channels of a linear operator, in its ``weight`` as stored.
+
+    One output is a sum over the axes ``summed`` of the weight; each place on the others is a
+    channel. ``scale`` is the largest that a channel takes in, at the rank of the weight; ``bias``
+    the least that is added to it, likewise.
 
     Where all new weights of a channel are denormal, their last digits are lost, and a runtime may
     take them for 0. That is right in two cases. The bias is so large that no denormal weight shows
@@ -197,29 +208,37 @@ class Channels:
     """
 
     weight: NDArray[Any]
-    axis: int
+    summed: tuple[int, ...]
     scale: Double
-    bias: NDArray[Any] | None = None
+    bias: Double
+
+    def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a weight with size 1 along the axes that are summed."""
+        return tuple(1 if k in self.summed else n for k, n in enumerate(whole))
 
     def check(self, wanted: Double, dtype: np.dtype[Any], case: Absorption) -> None:
-        """Raise `Mismatch` where the ``wanted`` weights, at most, are lost otherwise."""
+        """Raise `Mismatch` where the ``wanted`` weights, at most, are lost otherwise.
+
+        ``wanted`` has a number for each channel, at the rank of the weight.
+        """
         limits = Limits.of(dtype)
         if not bool(((wanted > 0) & (wanted < limits.tiny / 4)).any()):
             return
-        others = tuple(k for k in range(self.weight.ndim) if k != self.axis)
-        stored = np.abs(self.weight.astype(np.float64)).max(axis=others, initial=0.0)
-        scale = np.broadcast_to(np.abs(self.scale).reshape(-1), stored.shape)
+        whole = np.abs(self.weight.astype(np.float64))
+        stored = whole.max(axis=self.summed, initial=0.0, keepdims=True)
+        terms = self.weight.size // max(stored.size, 1)
+        reach = terms * math.sqrt(limits.largest) * limits.tiny
+        parts = wanted, stored, np.abs(self.scale), np.abs(self.bias)
+        wanted, stored, scale, bias = np.broadcast_arrays(*parts)
         # A denormal weight keeps its digits where it shrinks to a quarter at most.
         lost = (wanted > 0) & (wanted < np.minimum(limits.tiny, stored) / 4)
-        reach = self.weight.size // max(stored.size, 1) * math.sqrt(limits.largest) * limits.tiny
         dead = ((stored < limits.tiny) | (scale < limits.tiny)) & (reach < limits.eps)
-        drowned = np.zeros(stored.shape, np.bool_)
-        if self.bias is not None and self.bias.size == stored.size:
-            drowned = np.abs(self.bias.astype(np.float64)).reshape(-1) >= reach
-        lost &= ~(dead | drowned)
+        lost &= ~(dead | (bias >= reach))
         if bool(lost.any()):
-            channel = int(np.argmax(lost))
-            raise Mismatch(f"the weights of channel {channel} of {label(case.twin)} are lost")
+            summed = {axis + lost.ndim - self.weight.ndim for axis in self.summed}
+            place = [int(k) for axis, k in enumerate(np.argwhere(lost)[0]) if axis not in summed]
+            where = ", ".join(map(str, place)) or "0"
+            raise Mismatch(f"the weights of channel {where} of {label(case.twin)} are lost")
 
 
 def bias_deviation(
@@ -305,3 +324,51 @@ def require_same_shape(case: Absorption, weight: NDArray[Any], made: NDArray[Any
     """Raise `Mismatch` where the new weight has another shape than the old one."""
     if weight.shape != made.shape:
         raise Mismatch(f"the weight of {label(case.twin)} has shape {made.shape}")
+
+
+def _steps(model: CheckedModel, scope: Scope, name: str) -> Double:
+    """How many steps each number of a dequantized weight is from 0; none for any other weight."""
+    found = model.integers(scope, name)
+    if found is None:
+        return np.zeros(0)
+    stored = found.quantized.integers.load().astype(np.float64)
+    zero = np.zeros(()) if found.zero is None else found.zero.load().astype(np.float64)
+    grid = found.quantized.grid
+    return np.abs(stored - (grid.spread(zero, stored.shape) if zero.size > 1 else zero))
+
+
+def require_same_otherwise(
+    before: CheckedModel,
+    after: CheckedModel,
+    old: Scope,
+    new: Scope,
+    node: NodeProto,
+    twin: NodeProto,
+) -> None:
+    """Raise `Mismatch` if more than the weights of an operator has changed.
+
+    Its attributes and the statistics of a BatchNormalization stay as they are. The integers of its
+    dequantized weights keep their distance from the zero point, or get there: a map may turn their
+    sign, or make a channel 0. The beta of a Gemm may change, and the numbers of an activation:
+    their formulas use them.
+    """
+
+    def attributes(of: NodeProto) -> dict[str, bytes]:
+        return {
+            a.name: a.SerializeToString(deterministic=True)
+            for a in of.attribute
+            if (of.op_type, a.name) not in _OF_FORMULAS
+        }
+
+    if attributes(node) != attributes(twin):
+        raise Mismatch(f"attributes of {label(twin)} changed")
+    for name, new_name in zip(node.input[:2], twin.input[:2], strict=False):
+        was, now = _steps(before, old, name), _steps(after, new, new_name)
+        if was.shape != now.shape or not bool(((now == was) | (now == 0)).all()):
+            raise Mismatch(f"the integers of {label(twin)} changed")
+    if node.op_type == "BatchNormalization":
+        for position in (3, 4):
+            given = before.double(old, node, position)
+            made = after.double(new, twin, position)
+            if given is None or made is None or not np.array_equal(given, made):
+                raise Mismatch(f"the statistics of {label(twin)} changed")

@@ -27,28 +27,21 @@ from bnfold._onnx.merge.patch import lay
 from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof import local_probe
-from bnfold._proof.absorption import Absorption, deviation
+from bnfold._proof.absorption import Absorption, deviation, require_same_otherwise
 from bnfold._proof.checked_model import CheckedModel, chain_between, follow, output_rank
 from bnfold._proof.conversions import check_conversion
 from bnfold._proof.crossings import check_crossing
 from bnfold._proof.evidence import Certificate, Mismatch, Unchecked
 from bnfold._proof.formulas import FORMULAS
-from bnfold._proof.full_rank_maps import Double, FullRankMap, composed, equalities
+from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities
 from bnfold._proof.inlined_calls import check_inlining, without_calls
 from bnfold._proof.merges import check_equal, check_merge
 from bnfold._proof.quantizers import check_quantizer
+from bnfold._proof.steps import Steps
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 
 # Axes of a tensor whose rank is not known, between those that maps and those that constants have.
 _BETWEEN = 8
-# Attributes that the formula of their operator checks.
-_OF_FORMULAS = {
-    ("FusedConv", "activation_params"),
-    ("FusedGemm", "activation_alpha"),
-    ("FusedGemm", "beta"),
-    ("Gemm", "beta"),
-    ("NhwcFusedConv", "activation_params"),
-}
 Numbers = Callable[[Collection[str]], Iterable[tuple[str, NDArray[Any]]]]
 """Gives the values of tensors of the original's main graph, by name, on some inputs.
 
@@ -80,12 +73,13 @@ def certify(
         One certificate for each fold. A fold whose operators are not where they should be has a
         certificate with a ``problem``; it raises no error.
     """
-    started = without_calls(original, applied)
+    started, held = without_calls(original, applied)
     before, after = CheckedModel.of(started, original_dir), CheckedModel.of(folded, folded_dir)
+    steps = Steps(before, applied)
     found = [
         _inlined(original, started, fold)
         if fold.law == "inline"
-        else _certificate(before, after, fold, bounds)
+        else _certificate(before, after, fold, steps, bounds)
         for fold in applied
     ]
     if numbers is not None:
@@ -99,8 +93,11 @@ def certify(
                 for at in places[name]:
                     found[at] = _probed(before, after, applied[at], found[at], values)
     for at, certificate in enumerate(found):
-        if certificate.unchecked is not None and certificate.law != "inline":
-            found[at] = replace(certificate, layers=_resting(before, applied, at))
+        if certificate.unchecked is not None:
+            inlined = certificate.law == "inline"
+            layers = set(held.values()) if inlined else _resting(before, applied, at)
+            named = frozenset(held.get(layer, layer) for layer in layers)
+            found[at] = replace(certificate, layers=named)
     return tuple(found)
 
 
@@ -152,19 +149,23 @@ def _probed(
 
 
 def _certificate(
-    before: CheckedModel, after: CheckedModel, fold: Applied, bounds: Bounds
+    before: CheckedModel,
+    after: CheckedModel,
+    fold: Applied,
+    steps: Steps,
+    bounds: Bounds,
 ) -> Certificate:
     """The certificate of a fold, by the check of its law."""
     scope = before.scopes[fold.path]
     maps = tuple(label(scope.nodes[i]) for i in fold.maps)
     made = fold.patch.nodes[fold.into] if fold.patch is not None else None
     into = label(made or scope.nodes[fold.into])
-    check = partial(_check_crossing, bounds) if fold.law == "cross" else _CHECKS[fold.law]
+    check = _CHECKS.get(fold.law) or partial(_check_crossing, bounds)
     try:
         if fold.path not in after.scopes:
             raise Mismatch(f"the folded model has no graph {fold.path}")
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            ulps = check(before, after, fold)
+            ulps = check(before, after, fold, steps)
     except Mismatch as mismatch:
         return Certificate(fold.path, into, maps, float("inf"), str(mismatch), fold.law)
     except ValueError as error:  # Operands that NumPy cannot broadcast.
@@ -175,7 +176,9 @@ def _certificate(
     return Certificate(fold.path, into, maps, max(ulps, 0.0), law=fold.law)
 
 
-def _check_composition(before: CheckedModel, after: CheckedModel, fold: Applied) -> float:
+def _check_composition(
+    before: CheckedModel, after: CheckedModel, fold: Applied, steps: Steps
+) -> float:
     """Check ``L∘F = R∘G`` for the old affine operators L and the new ones R; return the deviation.
 
     L reads ``F(z)`` in the original model, R reads ``G(z)`` in the folded one. Where maps were
@@ -186,6 +189,9 @@ def _check_composition(before: CheckedModel, after: CheckedModel, fold: Applied)
     rank = before.rank(old, first.output[0]) or _least_rank(old, fold)
     wanted, made = FullRankMap.identity(rank), FullRankMap.identity(rank)
     data = next((n for n in first.input if before.fixed(old, n) is None), "")
+    start = steps.names(fold.path).get(data, data)
+    if fold.source != start and new.owner(start) is not None:
+        raise Mismatch(f"{fold.output} is computed from {fold.source} in the place of {data}")
     _start_from(fold, data, wanted, made)
     kinds = {follow(before, old, old.nodes[position], wanted) for position in fold.chain} - {None}
     kind = _follow_folded(after, new, fold, made)
@@ -266,7 +272,9 @@ def _follow_folded(
     return kind
 
 
-def _check_absorption(before: CheckedModel, after: CheckedModel, fold: Applied) -> float:
+def _check_absorption(
+    before: CheckedModel, after: CheckedModel, fold: Applied, steps: Steps
+) -> float:
     """Check the new weights of an operator that took in maps; return the largest deviation."""
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     node = old.nodes[fold.into]
@@ -282,27 +290,32 @@ def _check_absorption(before: CheckedModel, after: CheckedModel, fold: Applied) 
     _follow_folded(after, new, fold, remaining)
     final = old.nodes[fold.chain[-1]].output[0] if fold.chain else node.output[0]
     pairs = _equal_maps(fold, final, target, remaining)
-    _same_otherwise(before, after, old, new, node, twin)
     check = FORMULAS.get(type_of(node))
     if check is None:
         raise Mismatch(f"{node.op_type} has no formula to check against")
     sides = before, after, old, new, node, twin
+    require_same_otherwise(*sides)
+    steps.require_same_data(old, new, node, twin)
     cases = [Absorption(*sides, one, other, fold.related) for one, other in pairs]
     return max(map(check, cases))
 
 
 def _check_crossing(
-    bounds: Bounds, before: CheckedModel, after: CheckedModel, fold: Applied
+    bounds: Bounds,
+    before: CheckedModel,
+    after: CheckedModel,
+    fold: Applied,
+    steps: Steps,
 ) -> float | Unchecked:
     """Check an operator that maps were carried across; return how far it is off."""
     old, new = before.scopes[fold.path], after.scopes[fold.path]
     node = old.nodes[fold.into]
     if node.op_type == "Cast" and not before.is_no_cast(old, node):
-        return check_conversion(before, after, node, fold)
+        return check_conversion(before, after, node, fold, steps)
     twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
     if type_of(node) == "QuantizeLinear":
-        return check_quantizer(before, after, old, new, node, twin, fold.related)
-    return check_crossing(before, after, old, new, node, twin, fold, bounds)
+        return check_quantizer(before, after, old, new, node, twin, fold.related, steps)
+    return check_crossing(before, after, old, new, node, twin, fold, steps, bounds)
 
 
 def _writer(scope: Scope, source: str) -> NodeProto:
@@ -324,55 +337,9 @@ def _twin(scope: Scope, node: NodeProto, source: str) -> NodeProto:
     return twin
 
 
-def _steps(model: CheckedModel, scope: Scope, name: str) -> Double:
-    """How many steps each number of a dequantized weight is from 0; none for any other weight."""
-    found = model.integers(scope, name)
-    if found is None:
-        return np.zeros(0)
-    stored = found.quantized.integers.load().astype(np.float64)
-    zero = np.zeros(()) if found.zero is None else found.zero.load().astype(np.float64)
-    grid = found.quantized.grid
-    return np.abs(stored - (grid.spread(zero, stored.shape) if zero.size > 1 else zero))
-
-
-def _same_otherwise(
-    before: CheckedModel,
-    after: CheckedModel,
-    old: Scope,
-    new: Scope,
-    node: NodeProto,
-    twin: NodeProto,
-) -> None:
-    """Raise `Mismatch` if more than the weights of an operator has changed.
-
-    Its attributes and the statistics of a BatchNormalization stay as they are. The integers of its
-    dequantized weights keep their distance from the zero point, or get there: a map may turn their
-    sign, or make a channel 0. The beta of a Gemm may change, and the numbers of an activation:
-    their formulas use them.
-    """
-
-    def attributes(of: NodeProto) -> dict[str, bytes]:
-        return {
-            a.name: a.SerializeToString(deterministic=True)
-            for a in of.attribute
-            if (of.op_type, a.name) not in _OF_FORMULAS
-        }
-
-    if attributes(node) != attributes(twin):
-        raise Mismatch(f"attributes of {label(twin)} changed")
-    for name, new_name in zip(node.input[:2], twin.input[:2], strict=False):
-        was, now = _steps(before, old, name), _steps(after, new, new_name)
-        if was.shape != now.shape or not bool(((now == was) | (now == 0)).all()):
-            raise Mismatch(f"the integers of {label(twin)} changed")
-    if node.op_type == "BatchNormalization":
-        for position in (3, 4):
-            given = before.double(old, node, position)
-            made = after.double(new, twin, position)
-            if given is None or made is None or not np.array_equal(given, made):
-                raise Mismatch(f"the statistics of {label(twin)} changed")
-
-
-def _check_merge(before: CheckedModel, after: CheckedModel, fold: Applied) -> float | Unchecked:
+def _check_merge(
+    before: CheckedModel, after: CheckedModel, fold: Applied, steps: Steps
+) -> float | Unchecked:
     """Check that a merged operator equals the operators that it stands for, both in float64.
 
     It then goes into ``before``. The checks of later folds start from it.
@@ -385,7 +352,7 @@ def _check_merge(before: CheckedModel, after: CheckedModel, fold: Applied) -> fl
         lay(fold.patch, scope, before.constants)
 
 
-def _check_equal(before: CheckedModel, after: CheckedModel, fold: Applied) -> float:
+def _check_equal(before: CheckedModel, after: CheckedModel, fold: Applied, steps: Steps) -> float:
     """Check that a map that goes puts out what another one does; ``before`` is then without it."""
     assert fold.patch is not None
     scope = before.scopes[fold.path]
@@ -395,7 +362,8 @@ def _check_equal(before: CheckedModel, after: CheckedModel, fold: Applied) -> fl
         lay(fold.patch, scope, before.constants)
 
 
-_CHECKS: dict[str, Callable[[CheckedModel, CheckedModel, Applied], float | Unchecked]] = {
+_Check = Callable[[CheckedModel, CheckedModel, Applied, Steps], "float | Unchecked"]
+_CHECKS: dict[str, _Check] = {
     "absorb": _check_absorption,
     "carry": _check_composition,
     "compose": _check_composition,

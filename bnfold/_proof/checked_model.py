@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto
 
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.quantized import Dequantized, dequantized
-from bnfold._onnx.read.scopes import Scope, label, read_scopes
+from bnfold._onnx.read.scopes import Scope, label, read_scopes, type_of
 from bnfold._onnx.read.shapes import Shapes, infer
 from bnfold._proof.evidence import Mismatch
 from bnfold._proof.full_rank_maps import Double, FullRankMap
@@ -54,10 +54,11 @@ _SAME_RANK = (
     "ThresholdedRelu",
     "Upsample",
 )
+_SCALER = "ai.onnx.ml::Scaler"
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv")
 _PRODUCTS = ("FusedMatMul", "MatMul", "TransposeMatMul")
 _BROADCAST = ("Add", "Div", "Mul", "Sub")
-_PASSED = ("Add", "BatchNormalization", "Dropout", "Identity", "Mul", "Sub")
+_PASSED = ("Add", "BatchNormalization", "Dropout", "Identity", "Mul", "Sub", _SCALER)
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class CheckedModel:
             return found
         integers = self.integers(scope, name)
         return integers.weight.load() if integers is not None else None
+
+    def is_weight(self, scope: Scope, name: str) -> bool:
+        """Whether a tensor is a constant or a dequantized weight. None of its numbers is read."""
+        fixed = isinstance(self.constants.find(scope, name), Constant)
+        return fixed or self.integers(scope, name) is not None
 
     def integers(self, scope: Scope, name: str) -> Dequantized | None:
         """The weight that a DequantizeLinear makes of integers, or None."""
@@ -161,6 +167,11 @@ def follow(
         return None
     if node.op_type == "BatchNormalization":
         return _follow_batch_norm(model, scope, node, map_)
+    if type_of(node) == _SCALER:
+        held = {a.name: np.asarray(a.floats, np.float64) for a in node.attribute}
+        map_.add(-(held["offset"] if held["offset"].size > 1 else held["offset"].reshape(())))
+        map_.multiply(held["scale"] if held["scale"].size > 1 else held["scale"].reshape(()))
+        return np.dtype(np.float32)
     if len(node.input) != 2:
         raise Mismatch(f"{label(node)} does not have two operands")
     first, second = (model.fixed(scope, name) for name in node.input)
@@ -232,7 +243,7 @@ def chain_between(model: CheckedModel, scope: Scope, source: str, output: str) -
         node = scope.nodes[position]
         nodes.append(node)
         data = [n for n in node.input if n == source or model.fixed(scope, n) is None]
-        passed = node.op_type in _PASSED or model.is_no_cast(scope, node)
+        passed = type_of(node) in _PASSED or model.is_no_cast(scope, node)
         if not passed or not data:
             raise Mismatch(f"{label(node)} stands between {source} and {output}")
         name = data[0]

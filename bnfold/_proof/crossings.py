@@ -28,6 +28,7 @@ from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
 from bnfold._proof.full_rank_maps import equalities
 from bnfold._proof.operator_data import Feeds, KnownShapes, draw
+from bnfold._proof.steps import Steps
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.session import EngineError, OnnxRuntime
 
@@ -48,6 +49,7 @@ def check_crossing(
     node: NodeProto,
     twin: NodeProto,
     fold: Applied,
+    steps: Steps,
     bounds: Bounds = UNBOUNDED,
 ) -> float | Unchecked:
     """How far two operators differ, in units of the rounding that float32 may cost. Their types may
@@ -60,12 +62,14 @@ def check_crossing(
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
     related, places = fold.related, _places(node, twin, fold.reads)
+    sums = {node.op_type, twin.op_type} <= _SUMS
+    steps.require_same_data(old, new, node, NodeProto(input=fold.reads) if sums else twin)
     unfit: ValueError | None = None
     stopped = Unchecked(Obstacle.DOES_NOT_RUN, "no size of its data was tried")
-    steps = [step for relation in related.values() for step in (*relation.old, *relation.new)]
-    known = {n for step in steps for n in np.broadcast(step.scale, step.shift).shape}
+    factors = [step for relation in related.values() for step in (*relation.old, *relation.new)]
+    known = {n for step in factors for n in np.broadcast(step.scale, step.shift).shape}
     least = _reach(node)
-    by_element = node.op_type in _SUMS and all(step.scale.size == 1 for step in steps)
+    by_element = node.op_type in _SUMS and all(step.scale.size == 1 for step in factors)
     folded_shapes = KnownShapes(after, new, twin, by_element)
     numbers = _numbers(before, old, node)
 

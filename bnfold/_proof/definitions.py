@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from bnfold._onnx.read.scopes import label
+from bnfold._onnx.read.scopes import label, type_of
 from bnfold._proof.evidence import Mismatch
 from bnfold._proof.full_rank_maps import Double
 
@@ -41,12 +41,12 @@ def evaluate(node: NodeProto, operands: Operands, magnitude: bool) -> Double:
             name: abs(value) if name in ("alpha", "beta") else value
             for name, value in attributes.items()
         }
-    return _DEFINITIONS[node.op_type](operands, attributes, magnitude)
+    return _DEFINITIONS[type_of(node)](operands, attributes, magnitude)
 
 
 def is_defined(node: NodeProto) -> bool:
     """Whether this module has a definition of an operator."""
-    return node.domain in ("", "ai.onnx") and node.op_type in _DEFINITIONS
+    return type_of(node) in _DEFINITIONS
 
 
 def _unchanged(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
@@ -94,6 +94,13 @@ def _batch_norm(operands: Operands, attributes: Attributes, magnitude: bool) -> 
     centred = x + mean if magnitude else x - mean
     deviation = np.sqrt(variance + attributes.get("epsilon", _EPSILON))
     return np.asarray(centred / deviation * scale + bias)
+
+
+def _scaler(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
+    """``(x − offset)·scale`` along the last axis."""
+    offset, scale = (np.asarray(attributes[name], np.float64) for name in ("offset", "scale"))
+    x = _operand(operands, 0)
+    return (x + np.abs(offset)) * np.abs(scale) if magnitude else (x - offset) * scale
 
 
 def _matmul(operands: Operands, attributes: Attributes, magnitude: bool) -> Double:
@@ -260,4 +267,5 @@ _DEFINITIONS: dict[str, _Definition] = {
     "Neg": _negated,
     "Sub": _difference,
     "Sum": _sum,
+    "ai.onnx.ml::Scaler": _scaler,
 }

@@ -64,8 +64,9 @@ def _conv(case: Absorption, last: bool = False) -> float:
         scaled: Double = np.einsum("o...,o->o...", entered, scale[part])
         return scaled
 
-    reach = np.abs(scale) * np.abs(factor).max(initial=0.0)
-    held = Channels(weight, 0, reach, case.new(2))
+    reach = _on_axis(np.abs(scale) * np.abs(factor).max(initial=0.0), weight.ndim, 0)
+    bias = _on_axis(case.new(2), weight.ndim, 0)
+    held = Channels(weight, tuple(range(1, weight.ndim)), reach, bias)
     worst = weight_deviation(case, wanted, made, made.dtype, held)
     return max(worst, _conv_bias_deviation(case, weight.ndim, made.dtype, image, axis))
 
@@ -106,10 +107,10 @@ def _conv_transpose(case: Absorption) -> float:
         laid: Double = rows.reshape(group * columns, -1)
         return laid
 
-    reach = np.abs(scale) * np.abs(factor).max(initial=0.0)
-    held = Channels(by_output(weight), 0, reach, case.new(2))
+    reach = _on_axis(np.abs(scale) * np.abs(factor).max(initial=0.0), 2, 0)
+    held = Channels(by_output(weight), (1,), reach, _on_axis(case.new(2), 2, 0))
     asked = np.where(np.isnan(wanted), 0.0, np.abs(wanted))
-    held.check(by_output(asked).max(axis=1, initial=0.0), made.dtype, case)
+    held.check(by_output(asked).max(axis=1, initial=0.0, keepdims=True), made.dtype, case)
     worst = weight_deviation(case, lambda part: wanted[part], made, made.dtype)
     return max(worst, _conv_bias_deviation(case, weight.ndim, made.dtype, image))
 
@@ -138,7 +139,8 @@ def _norm(
 
     last = range(max(rank - gamma.ndim, 0), rank)
     own = list(last) if on_last_axes else [1]
-    wanted = lay(gamma) * case.scale(own if rank > 1 else [0], made.dtype)
+    scale = case.scale(own if rank > 1 else [0], made.dtype)
+    wanted = lay(gamma) * scale
     found = lay(made)
     worst = deviation(
         found,
@@ -148,6 +150,8 @@ def _norm(
         forgiven=case.forgiven,
     )
     old, new = (None, None) if beta_at is None else (case.old(beta_at), case.new(beta_at))
+    held = Channels(lay(gamma), (), scale, lay(new))
+    held.check(np.where(np.isnan(wanted), 0.0, np.abs(wanted)), made.dtype, case)
     return max(worst, bias_deviation(case, lay(old), lay(new), made.dtype))
 
 
@@ -184,7 +188,9 @@ def _recurrent(case: Absorption) -> float:
         scaled: Double = weight[part].astype(np.float64) * factor
         return scaled
 
-    worst = weight_deviation(case, wanted, made, made.dtype)
+    reach = np.abs(factor).max(initial=0.0, keepdims=True)
+    held = Channels(weight, (2,), reach, np.zeros(()))
+    worst = weight_deviation(case, wanted, made, made.dtype, held)
     old, new = case.old(3), case.new(3)
     fixed = old is not None or not any(case.node.input[3:4])
     for at in range(2, max(len(case.node.input), len(case.twin.input))):

@@ -13,7 +13,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.inliner import inline_local_functions
 
 from bnfold._onnx.read.inlining import Call, Key, inline, key_of
-from bnfold._onnx.read.scopes import bodies
+from bnfold._onnx.read.scopes import bodies, label
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
 
@@ -21,10 +21,24 @@ Told = Any
 _OWN = ("", "ai.onnx")
 
 
-def without_calls(model: ModelProto, applied: Sequence[Applied]) -> ModelProto:
-    """The model from which a fold started: with the calls inlined that it inlined."""
+def without_calls(
+    model: ModelProto, applied: Sequence[Applied]
+) -> tuple[ModelProto, dict[str, str]]:
+    """The model from which a fold started: with the calls inlined that it inlined.
+
+    And for each operator that stands in the place of a call the operator of the main graph that
+    held it, both by label.
+    """
     calls = frozenset[Call]().union(*(step.calls for step in applied))
-    return inline(model, calls).model if calls else model
+    if not calls:
+        return model, {}
+    inlined = inline(model, calls)
+    # A call begins with its position in the main graph, or with that of the node around it.
+    held = {
+        name: label(model.graph.node[int(origins[0].call[0])])
+        for name, origins in inlined.origins.items()
+    }
+    return inlined.model, held
 
 
 def check_inlining(original: ModelProto, started: ModelProto) -> float | Unchecked:
@@ -33,6 +47,8 @@ def check_inlining(original: ModelProto, started: ModelProto) -> float | Uncheck
     Raises:
         Mismatch: they are not.
     """
+    if _stored(original.graph) != _stored(started.graph):
+        raise Mismatch("a constant of the main graph has changed")
     try:
         left, right = (inline_local_functions(_skeleton(each)) for each in (original, started))
     except Exception as error:  # What onnx raises there has no common base.
@@ -41,6 +57,11 @@ def check_inlining(original: ModelProto, started: ModelProto) -> float | Uncheck
     if one != other:
         raise Mismatch("the inlined calls do not compute what the calls do")
     return 0.0
+
+
+def _stored(graph: GraphProto) -> list[tuple[str, TensorProto]]:
+    """The initializers of a graph, by name; sparse ones are in the skeleton."""
+    return sorted(((t.name, t) for t in graph.initializer), key=lambda pair: pair[0])
 
 
 def _skeleton(model: ModelProto) -> ModelProto:

@@ -175,7 +175,7 @@ def _sample(was: _Chain, now: _Chain, fold: Applied, x: Double) -> Double:
         turned = any(a.name == "transA" and a.i for a in node.attribute)
         rows_first = x.ndim > 1 and node.input[0] == was.source and not turned
         spans = [*([_ROWS] * (x.ndim - 1)), x.shape[-1]] if rows_first else list(x.shape)
-    elif node.op_type in ("Add", "BatchNormalization", "Div", "Mul", "Neg", "Sub"):
+    elif node.op_type in ("Add", "BatchNormalization", "Div", "Mul", "Neg", "Scaler", "Sub"):
         spans[2:] = [_SPAN] * (x.ndim - 2)
     window = tuple(
         slice(None if axis in fixed else min(span, x.shape[axis]))
@@ -196,6 +196,8 @@ def _varies(was: _Chain, now: _Chain, fold: Applied, axis: int, rank: int) -> bo
     for chain in (was, now):
         for node in chain.nodes:
             if node.op_type == "BatchNormalization" and axis == 1:
+                return True
+            if node.op_type == "Scaler" and axis == rank - 1:
                 return True
             if node.op_type not in ("Add", "Div", "Gemm", "Mul", "Sub"):
                 continue
@@ -297,6 +299,8 @@ def _term_bound(chain: _Chain, x: Double, made: Double) -> Double:
             inputs[0] = np.zeros((1,) * rank)
             mean, bias = (_along_channels(inputs[n], rank) for n in (3, 2))
             size = (size + mean) * _gain(node, inputs) + bias
+        elif op == "Scaler":
+            size = evaluate(node, [size], magnitude=True)
         elif op in ("Add", "Sub"):
             size = inputs[0] + inputs[1]
         elif op == "Mul":

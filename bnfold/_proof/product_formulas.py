@@ -68,11 +68,11 @@ def gemm(case: Absorption) -> float:
         scaled: Double = entered * part_of(scale, 2, part)
         return scaled
 
+    old, new = _offset(case.old(2), case.node), _offset(case.new(2), case.twin)
     reach = np.abs(scale) * np.abs(entering).max(initial=0.0)
-    held = Channels(factor, at, reach, case.new(2))
+    held = Channels(factor, (1 - at,), reach, _least(new, 1 - at))
     worst = weight_deviation(case, wanted, made, raw.dtype, held)
     image = _matrix_image(factor, terms, at, alphas[0]) if bool(terms.any()) else NO_SHIFT
-    old, new = _offset(case.old(2), case.node), _offset(case.new(2), case.twin)
     return max(worst, bias_deviation(case, old, new, raw.dtype, image))
 
 
@@ -119,9 +119,14 @@ def matmul(case: Absorption, turned: Turned = _as_it_is, alpha: float = 1.0) -> 
         scaled: Double = entered * part_of(scale, factor.ndim, part)
         return scaled
 
-    held = None
-    if factor.ndim == 2 and scale.size in (1, factor.shape[at]):
-        held = Channels(factor, at, np.abs(scale) * np.abs(entering).max(initial=0.0))
+    bias = least = np.zeros(())
+    if case.twin.op_type == "Gemm":
+        if factor.ndim != 2 or data not in (2, None):
+            raise Mismatch(f"{label(case.twin)} is a Gemm, and does not multiply two matrices")
+        bias = _offset(case.new(2), case.twin)
+        least = _least(bias, columns)
+    reach = np.abs(scale) * np.abs(entering).max(initial=0.0)
+    held = Channels(factor, (max(columns, 0),) if factor.ndim else (), reach, least)
     worst = weight_deviation(case, wanted, made, made.dtype, held)
     image = NO_SHIFT
     if bool(terms.any()):
@@ -132,16 +137,18 @@ def matmul(case: Absorption, turned: Turned = _as_it_is, alpha: float = 1.0) -> 
         parts = terms.reshape(along) * factor.astype(np.float64)
         out = rank - 1 if at == 1 else rank - 2 + vector
         shape = tuple(-1 if k == out else 1 for k in range(rank))
+        if at == 1 and not rank:  # The last axis is the last, whatever the rank.
+            shape = (-1,)
         image = ShiftImage(
             alpha * parts.sum(axis=max(columns, 0)).reshape(shape),
             abs(alpha) * np.abs(parts).sum(axis=max(columns, 0)).reshape(shape),
         )
-    bias = np.zeros(())
-    if case.twin.op_type == "Gemm":
-        if factor.ndim != 2 or data not in (2, None):
-            raise Mismatch(f"{label(case.twin)} is a Gemm, and does not multiply two matrices")
-        bias = _offset(case.new(2), case.twin)
     return max(worst, bias_deviation(case, np.zeros(()), bias, made.dtype, image))
+
+
+def _least(bias: Double, along: int) -> Double:
+    """The least of what is added to each channel, whose outputs lie ``along`` an axis."""
+    return np.asarray(np.abs(bias).min(axis=along, initial=np.inf, keepdims=True))
 
 
 def _offset(c: NDArray[Any] | None, of: NodeProto) -> Double:

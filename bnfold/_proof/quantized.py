@@ -5,9 +5,13 @@ The formulas are like those of `formulas`.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from bnfold._onnx.read.scopes import label
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._proof.absorption import (
     Absorption,
     bias_deviation,
@@ -15,8 +19,8 @@ from bnfold._proof.absorption import (
     require_same_input,
     require_same_shape,
 )
+from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch
-from bnfold._proof.full_rank_maps import Double
 
 
 def dequantized(case: Absorption) -> float:
@@ -44,36 +48,47 @@ def dequantized(case: Absorption) -> float:
 def rescaled(case: Absorption) -> float:
     """``S·(n·(x·s)) = n·(x·(S·s))``: n are the sums of integers, x is the scale of one factor as it
     is at run time, s the constant scale of the other.
+
+    Nobody else may read ``x·(S·s)``.
     """
     sides = [(case.before, case.old_scope, case.node), (case.after, case.new_scope, case.twin)]
-    found: list[tuple[Double, str, str]] = []
-    for model, scope, node in sides:
-        for own, other in ((0, 1), (1, 0)):
-            writer = scope.producers.get(node.input[own])
-            inner = scope.nodes[writer] if writer is not None else None
-            if inner is None or inner.op_type != "Mul":
-                continue
-            parts = [model.double(scope, inner, at) for at in (0, 1)]
-            fixed = [at for at in (0, 1) if parts[at] is not None]
-            if len(fixed) == 1:
-                (at,) = fixed
-                scale = parts[at]
-                assert scale is not None
-                found.append((scale, inner.input[1 - at], node.input[other]))
-                break
-    if len(found) != 2 or found[0][1:] != found[1][1:] or case.entry is not None:
+    (old, *others), (made, *those) = (_of_two_scales(*side) for side in sides)
+    if others != those or case.entry is not None:
         raise Mismatch(f"{label(case.twin)} does not multiply the same integers by two scales")
-    (old, *_), (made, *_) = found
+    (product,) = (name for name in case.twin.input if name != those[1])
+    scope = case.new_scope
+    shared = len(scope.readers.get(product, ())) != 1 or product in scope.captures
+    if shared or product in scope.outputs:
+        raise Mismatch(f"{product}, which {label(case.twin)} reads, is read by someone else too")
     rank = max(case.target.scale.ndim, old.ndim, made.ndim)
-    dtype = np.dtype(np.float32)
+    dtype = made.dtype
     scale = case.scale([axis for axis in range(rank) if _lies(made, axis, rank)], dtype)
-    wanted, new = np.broadcast_arrays(old * scale, made)
+    wanted, new = np.broadcast_arrays(old.astype(np.float64) * scale, made.astype(np.float64))
     worst = deviation(new, wanted, np.abs(wanted), dtype, forgiven=case.forgiven + 1)
     none = np.zeros((1,) * rank)
     return max(worst, bias_deviation(case, none, none, dtype))
 
 
-def _lies(values: Double, axis: int, rank: int) -> bool:
+def _of_two_scales(
+    model: CheckedModel, scope: Scope, node: NodeProto
+) -> tuple[NDArray[Any], str, str]:
+    """The constant s of ``n·(x·s)``, and the names of x and n. Raises `Mismatch` for another node.
+
+    A Mul of another domain, or of an opset that aligns its operands by an attribute, is another.
+    """
+    for own, other in ((0, 1), (1, 0)) if len(node.input) == 2 else ():
+        writer = scope.producers.get(node.input[own])
+        inner = scope.nodes[writer] if writer is not None else NodeProto()
+        if type_of(inner) != "Mul" or inner.attribute or len(inner.input) != 2:
+            continue
+        parts = [model.values(scope, name) for name in inner.input]
+        for at, scale in enumerate(parts):
+            if scale is not None and parts[1 - at] is None:
+                return scale, inner.input[1 - at], node.input[other]
+    raise Mismatch(f"{label(node)} does not multiply integers by two scales")
+
+
+def _lies(values: NDArray[Any], axis: int, rank: int) -> bool:
     """Whether values that broadcast to a rank vary along one of its axes."""
     own = axis - (rank - values.ndim)
     return own >= 0 and values.shape[own] > 1

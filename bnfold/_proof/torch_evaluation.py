@@ -26,11 +26,11 @@ from bnfold._torch.tensors import from_numpy
 _SUMMING = ("addmm", "conv", "linear", "matmul", "mm", "bmm")
 _ADDING = ("add", "sub", "rsub")
 _ALIKE = (
-    "_unsafe_view adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d alias avg_pool1d "
-    "avg_pool2d avg_pool3d cat chunk clone contiguous detach div dropout expand expand_as flatten "
-    "getitem mean movedim mul permute pixel_shuffle repeat reshape reshape_as select slice split "
-    "split_with_sizes squeeze stack sum sym_size t to transpose type_as unflatten unsqueeze view "
-    "view_as"
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d _to _unsafe_view adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d alias avg_pool1d avg_pool2d avg_pool3d cat chunk "
+    "clone contiguous copy detach div dropout expand expand_as flatten getitem mean movedim mul "
+    "permute pixel_shuffle repeat reshape reshape_as select slice split split_with_sizes squeeze "
+    "stack sum sym_size t to transpose type_as unflatten unsqueeze view view_as"
 )
 """Operators that give the bound of their output if they read the bounds of their inputs."""
 _RECURRENT = ("gru", "lstm", "rnn_relu", "rnn_tanh")
@@ -54,6 +54,7 @@ class EvaluatedProgram:
     Attributes:
         nodes: its nodes, by name.
         varying: the names of the nodes that depend on the program's inputs.
+        reaching: the names of the nodes that an output, or an operator that writes, depends on.
     """
 
     program: ExportedProgram
@@ -74,6 +75,13 @@ class EvaluatedProgram:
             if given or any(source.name in varying for source in node.all_input_nodes):
                 varying.add(node.name)
         self.varying: Collection[str] = varying
+        reaching = set[str]()
+        for node in reversed(self.program.graph.nodes):
+            schema = getattr(node.target, "_schema", None)
+            pure = node.op != "output" and (schema is None or not schema.is_mutable)
+            if not pure or any(user.name in reaching for user in node.users):
+                reaching.add(node.name)
+        self.reaching: Collection[str] = reaching
 
     def weights(self, names: Collection[str]) -> Iterator[str]:
         """Yield the parameters and buffers that some nodes read.
@@ -183,7 +191,7 @@ def _absolute(value: Any) -> Any:
 
 def _bound(node: Node, known: Mapping[str, BoundedValue], value: Any) -> Any:
     """A bound of the absolute values of all terms in the output of a node."""
-    kind = kind_of(node).removesuffix("_")
+    kind = kind_of(node).removesuffix("_").removesuffix("_copy")
     if node.target is operator.getitem or kind in _ALIKE.split() or kind.startswith(_SUMMING):
         return torch.utils._pytree.tree_map(_absolute, _called(node, known, 1))
     bounds = [known[s.name].bound for s in node.all_input_nodes]
@@ -192,8 +200,9 @@ def _bound(node: Node, known: Mapping[str, BoundedValue], value: Any) -> Any:
         given: list[Any] = [*node.args, *node.kwargs.values()]
         factor = max([1.0, *(abs(float(each)) for each in given if _is_number(each))])
         return factor * sum(floats, torch.zeros((), dtype=torch.float64)) + factor
-    if kind == "batch_norm":
-        return _of_batch_norm(node, known)
+    if _is_fixed_norm(node):
+        first = _of_batch_norm(node, known)
+        return first if isinstance(value, Tensor) else (first, *map(_absolute, value[1:]))
     if kind in _RECURRENT:
         return _of_recurrent(node, known, value)
     most = sum((float(b.max()) for b in floats[1:] if b.numel()), 0.0)
@@ -224,6 +233,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_fixed_norm(node: Node) -> bool:
+    """Whether a node is a BatchNorm by running statistics that it does not change."""
+    kind = kind_of(node)
+    if "batch_norm" not in kind or "with_update" in kind:
+        return False
+    args = arguments(node)
+    return not args.get("training", False) and args.get("running_mean") is not None
+
+
 def _of_batch_norm(node: Node, known: Mapping[str, BoundedValue]) -> Tensor:
     """``(|x| + |mean|) / √(var + ε)·|γ| + |β|``. The operator computes it from a negated mean."""
     args = arguments(node)
@@ -233,5 +251,11 @@ def _of_batch_norm(node: Node, known: Mapping[str, BoundedValue]) -> Tensor:
 
     mean = of("running_mean")
     return torch.nn.functional.batch_norm(
-        of("input"), -mean, of("running_var"), of("weight"), of("bias"), False, 0.0, args["eps"]
+        of("input"),
+        -mean,
+        of("running_var"),
+        of("weight"),
+        of("bias"),
+        training=False,
+        eps=args["eps" if "eps" in args else "epsilon"],
     ).abs()

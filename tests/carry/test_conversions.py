@@ -14,7 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
+from bnfold._core.laws import Way
+from bnfold._core.pointwise import Converted
 from bnfold._onnx.fold import prepare
+from bnfold._plan import relocation
 from bnfold._proof.certificate import certify
 
 from ..graphs import (
@@ -504,3 +507,53 @@ def test_feeds_show_what_rounding_explains():
     u, size = 2.0**-11, np.abs(scale).reshape(-1, 1, 1) * np.abs(c).max() * 6 + np.abs(wanted)
     for m in (made, after):
         assert (np.abs(run(m, given)[0].astype(np.float64) - wanted) <= 2 * u * size).all()
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_a_map_that_may_not_go_to_half_fails(name, monkeypatch):
+    """The planner lets it go. What it makes is not rounded to half anyway."""
+    monkeypatch.setattr(relocation, "why_unfit", lambda *given: None)
+    made = kept_norm(*STAYS[name])
+    kind = {"its result stays in float32": FLOAT, "a cast to something narrower still": BF16}
+    made.graph.output[0].type.tensor_type.elem_type = kind.get(name, HALF)
+    assert bnfold.plan(made).folds
+    assert certificates(made, lambda folded: None)
+
+
+WIDE_PARTS = {
+    "terms of a mean": [
+        op("AveragePool", "f", "a", kernel_shape=[2, 2]),
+        wide(bn("bn", "a", "b", 4)),
+        down("b", "y"),
+    ],
+    "a scale behind that is not all taken": [
+        wide(const("Mul", "f", "m", rand(4, 1, 1))),
+        op("Relu", "m", "r"),
+        wide(const("Mul", "r", "b", rand(4, 1, 1))),
+        down("b", "y"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WIDE_PARTS)
+def test_terms_that_were_rounded_first_fail(name, monkeypatch):
+    monkeypatch.setattr(relocation, "why_unfit", lambda *given: None)
+    made = between(conv(*CONV), up("c", "f"), *WIDE_PARTS[name])
+    assert bnfold.plan(made).folds
+    assert certificates(made, lambda folded: None)
+
+
+def test_a_map_that_went_forward_to_half_fails(monkeypatch):
+    def forward(self, maps):
+        return [Way({0: maps[0]})]
+
+    monkeypatch.setattr(Converted, "forward", forward)
+    made = between(
+        op("Relu", "x", "r"),
+        up("r", "f"),
+        wide(const("Sub", "f", "m", 100 * np.abs(rand(4, 1, 1)), name="mean")),
+        down("m", "h"),
+        conv("conv", "h", "y", (4, 4, 1, 1)),
+    )
+    assert bnfold.plan(made).folds
+    assert certificates(made, lambda folded: None)

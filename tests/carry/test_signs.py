@@ -165,7 +165,22 @@ def test_a_norm_and_a_sign_behind_a_difference():
     assert counts(goes(made)) == {"Conv": 2, "Relu": 1, "Sub": 1}
 
 
-def test_a_shift_that_goes_along_has_the_new_sign_of_its_term():
+@pytest.mark.parametrize("kind", ["Add", "Sub"])
+@pytest.mark.parametrize("order", ["g q", "q g"])
+def test_a_constant_minus_a_sum(kind, order):
+    """``c − (g − q) = (q + c) − g``: the shift has the new sign of the term that takes it."""
+    made = model(
+        op("Sigmoid", "x", "g"),
+        conv("c2", "x", "q", (4, 4, 3, 3), pads=[1] * 4),
+        op(kind, order, "d"),
+        const("Sub", "d", "y", rand(4, 1, 1), left=True),
+        x=X,
+    )
+    last = "Add" if (kind, order) == ("Sub", "q g") else "Sub"
+    assert counts(goes(made)) == {"Conv": 1, "Sigmoid": 1, last: 1}
+
+
+def test_a_shift_and_a_sign_go_one_after_the_other():
     """``−2·(r(p) − q) + t = (2q + t) − r(2p)``: q, which was subtracted, is added."""
     made = model(
         conv("c1", "x", "p", (4, 4, 1, 1)),

@@ -39,6 +39,8 @@ def models() -> Iterator[tuple[str, Build]]:
         yield f"states/{name}", partial(_module, make)
         yield f"states/{name}/clone", partial(_module, make, clone=True)
         yield f"states/{name}/eval", partial(_module, make, as_eval=True)
+    conv = partial(_with, rand(2, 4, 5, 5), _variance, 1.0)
+    yield "states/kept", partial(_module, conv, keep=("0",))
     sizes = ({0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=16, max=64)},)
     for name, make in _networks():
         if name in ("resnet", "repvgg"):

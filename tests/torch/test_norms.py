@@ -28,13 +28,6 @@ class OwnNorm(nn.BatchNorm2d):
         )
 
 
-class NormAndRelu(nn.BatchNorm2d):
-    """As in timm: a norm with its activation."""
-
-    def forward(self, x):
-        return F.relu(super().forward(x))
-
-
 class Frozen(nn.Module):
     """A norm of buffers alone, written out, as in torchvision."""
 
@@ -99,11 +92,6 @@ def test_norms_that_fold(name, bias):
     done = fold(module, rand(4, 4, 4, 4), folds=STEPS.get(name, 1), codes=[])
     assert type(done.module[1]) is nn.Identity
     assert (done.module[0].bias is not None) == (bias or name != "layer scale")
-
-
-def test_norm_with_its_activation_is_kept():
-    module = ready(nn.Sequential(nn.Conv2d(4, 4, 3), NormAndRelu(4)))
-    fold(module, rand(2, 4, 4, 4), folds=0, codes=["not-a-module"])
 
 
 class InlineScale(nn.Module):

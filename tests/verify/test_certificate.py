@@ -402,6 +402,14 @@ def inputs_turned(done: Folded, wrong: ModelProto) -> None:
     node.input[0], node.input[1] = node.input[1], node.input[0]
 
 
+def other_data(done: Folded, wrong: ModelProto) -> None:
+    """It reads a tensor of the same shape and type."""
+    node, stored = done.node(wrong), {tensor.name for tensor in wrong.graph.initializer}
+    place = next(k for k, name in enumerate(node.input) if name and name not in stored)
+    wrong.graph.node.append(op("Neg", node.input[place], "other"))
+    node.input[place] = "other"
+
+
 GRAPHS = (
     another_operator,
     an_operator_between,
@@ -415,6 +423,7 @@ GRAPHS = (
     another_output,
     a_cycle,
     inputs_turned,
+    other_data,
 )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from bnfold._core import broadcast
 from bnfold._core.affine import AffineMap, Vector
 from bnfold._core.broadcast import Array, Shape
-from bnfold._core.channels import along_axis
+from bnfold._core.channels import along_axis, off_axis
 from bnfold._core.operators.record import Operand, Operator
 from bnfold._core.parameters import Site
 from bnfold._core.reasons import Reason, Refusal
@@ -23,17 +23,18 @@ from bnfold._core.view import Absorber, Affine
 class Elementwise(Operator):
     """A per-channel affine map by one elementwise operator: ``x·c``, ``x + c``, ``−x``.
 
-    ``composable`` and ``dtype`` are those of `view.Affine`.
+    ``operations``, ``composable`` and ``dtype`` are those of `view.Affine`.
     """
 
     map: AffineMap
+    operations: int = 1
     composable: bool = True
     dtype: np.dtype[Any] | None = None
 
     @property
     def role(self) -> Affine:
         """The map."""
-        return Affine(self.map, self.data[0], composable=self.composable, dtype=self.dtype)
+        return Affine(self.map, self.data[0], self.operations, None, self.composable, self.dtype)
 
 
 def with_constant(
@@ -44,16 +45,18 @@ def with_constant(
     *,
     constant_first: bool = False,
     factor: float = 1.0,
+    last: int | None = None,
 ) -> AffineMap:
     """The map of ``x op c``, or of ``c op f·x`` when the constant comes first.
 
-    ``op`` is one of Add, Sub, Mul and Div; ``shape`` is that of x. Exact where c, aligned from the
+    ``op`` is one of Add, Sub, Mul and Div; ``shape`` is that of x, ``last`` the size of its last
+    axis where that alone is known. Exact where c, aligned from the
     right, varies along one axis at most and does not make x larger.
 
     Raises:
         Refusal: it is no map with one number per channel, or has no finite one.
     """
-    spread = broadcast.spread(constant, shape, label)
+    spread = broadcast.spread(constant, shape, label, last)
     with np.errstate(over="ignore"):
         map_ = broadcast.affine(op, spread, constant_first, label)
     if factor != 1.0:
@@ -113,6 +116,7 @@ class Norm(Operator):
             self.beta.value if self.beta is not None else None,
             gamma.shape,
             dtype=gamma.dtype,
+            parts=off_axis(gamma.shape, None),
         )
         return (site,)
 

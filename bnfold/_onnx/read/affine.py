@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.broadcast import Array, Shape
@@ -45,6 +45,53 @@ def _neg(context: Context, node: NodeProto) -> Operator:
     )
 
 
+def _scaler(context: Context, node: NodeProto) -> Operator:
+    """``(x − offset)·scale`` is A(scale, −offset·scale), one number for all or one per feature
+    along the last axis (ai.onnx.ml Scaler).
+
+    Exact for x of float32. It puts out float32 whatever it reads: of another type it is a Cast too,
+    and stays. Features of a tensor with more than two axes are no channels: onnxruntime counts them
+    through the whole tensor.
+    """
+    where, name = label(node), node.input[0]
+    if context.constant(node, 0) is not None:
+        return UNKNOWN
+    element, shape = context.type(name), context.shape(name)
+    if element != TensorProto.FLOAT:
+        kind = TensorProto.DataType.Name(element).lower() if element else "a type not known"
+        message = f"{where} reads {kind} and puts out float32: it is a Cast as well"
+        raise Refusal(Reason("unsupported-dtype", where, message))
+    offset, scale = (
+        np.asarray(attributes.numbers(node, key) or [], np.float64) for key in ("offset", "scale")
+    )
+    if offset.size != scale.size or not scale.size:
+        message = f"{where} has {offset.size} offsets and {scale.size} scales"
+        raise Refusal(Reason("not-per-channel", where, message))
+    axis = None
+    if scale.size > 1:
+        if shape is None:
+            message = f"{where} has {scale.size} features, and the rank of {name} is not known"
+            raise Refusal(Reason("unknown-shape", where, message))
+        axis = len(shape) - 1
+        if axis > 1 or shape[axis] not in (None, scale.size):
+            message = (
+                f"{where} has {scale.size} features, but {name} is no matrix of so many columns"
+            )
+            raise Refusal(Reason("not-per-channel", where, message))
+    map_ = AffineMap.of(scale, -offset * scale, axis)
+    if not map_.is_finite:
+        message = f"the scale or shift of {where} is not finite"
+        raise Refusal(Reason("non-finite", where, message))
+    return Elementwise(
+        label=where,
+        like=shape,
+        map=map_,
+        operations=2,
+        composable=context.opset >= 7,
+        dtype=np.dtype(np.float32),
+    )
+
+
 def _arithmetic(context: Context, node: NodeProto) -> Operator:
     """Mul, Add, Sub or Div of a tensor and a constant, on either side; or of two tensors."""
     if len(node.input) != 2:
@@ -76,13 +123,17 @@ def _arithmetic(context: Context, node: NodeProto) -> Operator:
     if values is None:
         message = f"{where} broadcasts by the rules before opset 7"
         raise Refusal(Reason("unsupported-opset", where, message))
-    map_ = with_constant(node.op_type, values, shape, where, constant_first=constant_first)
+    tail = context.last.get(node.input[data]) if shape is None else None
+    map_ = with_constant(
+        node.op_type, values, shape, where, constant_first=constant_first, last=tail
+    )
     return Elementwise(
         label=where,
         data=(data,),
         like=shape,
         map=map_,
-        composable=context.opset >= 7 and (map_.axis is None or shape is not None),
+        tail=tail,
+        composable=context.opset >= 7,
         dtype=constant.dtype,
     )
 
@@ -257,6 +308,7 @@ ROWS: dict[str, OnnxRow] = {
     "RMSNormalization": Row(_rms_norm, unweighted),
     "SimplifiedLayerNormalization": Row(_rms_norm, unweighted),
     "Sub": Row(_arithmetic, unfixed),
+    "ai.onnx.ml::Scaler": Row(_scaler, unfixed),
     "com.microsoft::SkipLayerNormalization": Row(_skip_norm, unweighted),
     "com.microsoft::SkipSimplifiedLayerNormalization": Row(_skip_norm, unweighted),
 }

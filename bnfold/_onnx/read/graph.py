@@ -73,7 +73,7 @@ def translate(context: Context, node: NodeProto) -> Operator:
     if row is None or called or not node.input or not node.output:
         return UNKNOWN
     if attributes.depends_on_call(node):
-        if node.op_type != "BatchNormalization":
+        if kind not in ("BatchNormalization", "ai.onnx.ml::Scaler"):
             return UNKNOWN
         message = f"an attribute of {label(node)} is set by the call"
         return Unfixed(reason=Reason("function-parameter", label(node), message))
@@ -116,6 +116,9 @@ def _read(context: Context, earlier: Mapping[int, Operator], changed: set[str]) 
             shape = known.output
             if shape is not None and node.output and node.output[0] not in context.derived:
                 context.derived[node.output[0]] = shape
+                changed.add(node.output[0])
+            if known.last is not None and context.last.get(node.output[0]) != known.last:
+                context.last[node.output[0]] = known.last
                 changed.add(node.output[0])
         alone[position] = record = known
         reading = record.reading()

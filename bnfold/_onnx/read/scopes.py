@@ -11,7 +11,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+)
 
 
 @dataclass(eq=False)
@@ -31,7 +39,7 @@ class Scope:
     opset: int
     nodes: list[NodeProto]
     initializers: dict[str, TensorProto] = field(default_factory=dict)
-    sparse: set[str] = field(default_factory=set)
+    sparse: dict[str, SparseTensorProto] = field(default_factory=dict)
     inputs: set[str] = field(default_factory=set)
     outputs: list[str] = field(default_factory=list)
     producers: dict[str, int] = field(default_factory=dict)
@@ -182,13 +190,14 @@ def _read_graph(
 ) -> Iterator[Scope]:
     scope = Scope(path, graph, parent, opset, list(graph.node))
     scope.initializers.update((tensor.name, tensor) for tensor in graph.initializer)
-    scope.sparse.update(tensor.values.name for tensor in graph.sparse_initializer)
+    scope.sparse.update((tensor.values.name, tensor) for tensor in graph.sparse_initializer)
     scope.inputs.update(value.name for value in graph.input)
     scope.outputs.extend(value.name for value in graph.output)
     # Before IR version 4 every initializer had to be listed as an input; only since then does
     # the listing say that a caller may override it (ONNX IR specification, "Graphs").
     if ir_version >= 4:
-        scope.protected.update(scope.initializers.keys() & scope.inputs)
+        stored = scope.initializers.keys() | scope.sparse.keys()
+        scope.protected.update(stored & scope.inputs)
     scope.protected.update(scope.initializers.keys() & trained)
     yield from _index(scope, ir_version, trained)
 

@@ -149,7 +149,10 @@ def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int] |
             stripped.type.tensor_type.ClearField("shape")
     for tensor in source.initializer:
         _copy_tensor(tensor, target.initializer.add())
-    target.sparse_initializer.extend(source.sparse_initializer)
+    for sparse in source.sparse_initializer:  # Inference gives it a type that no operator reads.
+        target.initializer.add(
+            name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims
+        )
     for node in source.node:
         _copy_node(node, target.node.add(), symbols)
 

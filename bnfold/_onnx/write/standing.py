@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
+from bnfold._core.affine import LAST
 from bnfold._core.view import Affine, Carrier
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
@@ -117,7 +118,8 @@ def _elementwise(
 ) -> tuple[NodeProto, int]:
     scope, op, axis = graph.scope, standing.op, standing.map.axis
     (vector,) = standing_constants(graph.readings, move, standing)
-    shape = () if axis is None else (vector.size, *(1,) * (graph.rank(move.maps) - 1 - axis))
+    behind = 0 if axis in (None, LAST) else graph.rank(move.maps) - 1 - axis
+    shape = () if axis is None else (vector.size, *(1,) * behind)
     values = vector.astype(standing_dtype(graph.view, graph.readings, move)).reshape(shape)
     node, data, old = NodeProto(), 0, None
     if lender is not None:
@@ -131,7 +133,7 @@ def _elementwise(
             values = values.reshape(old.shape)
     else:
         last = scope.nodes[graph.positions[move.maps[-1]]]
-        node.op_type, node.domain = op, last.domain
+        node.op_type, node.domain = op, last.domain if last.domain == "ai.onnx" else ""
         if last.name:
             node.name = editor.names.fresh(f"{last.name}_{op.lower()}")
         node.input.extend(["", ""])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,15 @@ class Ownership:
     ``has_unknown_bodies``, some body does not tell which modules it calls.
     """
 
-    def __init__(self, module: nn.Module, graph: Graph) -> None:
-        """Look at the module that a graph was read from."""
+    def __init__(self, module: nn.Module, graph: Graph, kept: Collection[str] = ()) -> None:
+        """Look at the module that a graph was read from. ``kept`` tensors may not change."""
         self.modules = dict(module.named_modules(remove_duplicate=False))
         self.tensors: dict[str, Tensor] = {
             **dict(module.named_parameters(remove_duplicate=False)),
             **dict(module.named_buffers(remove_duplicate=False)),
         }
         self._graph = graph
+        self._kept = {self._key(name): name for name in kept}
         self._holders = _holders(module)
         self._users = self._find_users(lambda node: node.all_input_nodes)
         self._readers = self._find_users(values_read)
@@ -51,13 +53,18 @@ class Ownership:
 
     def inside(self, path: str) -> list[Node]:
         """The operators of a module that depend on its input, in all its calls and names."""
-        same = self.names(path)
-        return [
-            node
-            for node in self._graph.nodes
-            if same & set(paths_of(node))
-            and not isinstance(self._graph.context.constants.find(node), Constant)
-        ]
+        return self._inside.get(id(self.modules[path]), [])
+
+    @cached_property
+    def _inside(self) -> Mapping[int, list[Node]]:
+        """The operators that depend on inputs, by the modules that they belong to."""
+        found: dict[int, list[Node]] = {}
+        for node in self._graph.nodes:
+            if not isinstance(self._graph.context.constants.find(node), Constant):
+                homes = {id(self.modules[path]) for path in paths_of(node) if path in self.modules}
+                for home in homes:
+                    found.setdefault(home, []).append(node)
+        return found
 
     def is_read_elsewhere(self, path: str) -> bool:
         """Whether code outside a module uses its parameters or buffers."""
@@ -71,10 +78,27 @@ class Ownership:
         users = {user for key in own for user in self._users.get(key, ())}
         return any(not same & set(paths_of(user)) for user in users)
 
+    def kept_in(self, node: Node) -> Reason | None:
+        """Why the module of an affine operator has to keep its tensors; None if it need not."""
+        module = self.modules.get(self.home(node) or "")
+        own = (*module.parameters(), *module.buffers()) if module is not None else ()
+        return next((r for tensor in own if (r := self._why_kept(_memory(tensor)))), None)
+
+    def _why_kept(self, key: object) -> Reason | None:
+        name = self._kept.get(key)
+        if name is None:
+            return None
+        return Reason("kept-value", name, f"keep says that {name} does not change")
+
     def why_shared(self, old: Constant, node: Node) -> Reason | None:
-        """Why a parameter may not change: another operator uses it or its sources; else None."""
+        """Why a parameter may not change: ``keep`` says so, or another operator uses it or its
+        sources; else None.
+        """
         computing = set() if old.stored else self._computing(old)
         for name in old.sources:
+            kept = self._why_kept(self._key(name))
+            if kept is not None:
+                return kept
             others = self._readers.get(self._key(name), set()) - {node} - computing
             where = sorted(other.name for other in others)
             if old.stored:

@@ -1,12 +1,12 @@
 """Write a plan into a copy of the user's own module.
 
 The class, the names of submodules and their order stay. A folded module becomes an Identity, with
-the hooks it had; a missing bias becomes a parameter.
+the hooks it had, or a Remainder of its activation; a missing bias becomes a parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import replace
 
 import torch
@@ -24,10 +24,13 @@ from bnfold._plan.planner import Move, Moves
 from bnfold._torch.module.biases import MissingBiases
 from bnfold._torch.module.ownership import Ownership, owner_of
 from bnfold._torch.module.parameters import is_computed, write_parameters
+from bnfold._torch.module.remainders import Remainders, Step
+from bnfold._torch.program.draft import fresh
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import Calls
 from bnfold._torch.read.graph import Graph
 from bnfold._torch.read.nodes import kind_of
+from bnfold.nn import Remainder
 
 
 class Surgery:
@@ -39,21 +42,31 @@ class Surgery:
         graph: Graph,
         calls: Calls | None = None,
         again: Callable[[], ExportedProgram] | None = None,
+        kept: Collection[str] = (),
+        takers: Set[str] | None = None,
     ) -> None:
         """Look at the module that a graph was read from.
 
         ``calls`` are the calls of its submodules. Without them only PyTorch's own norms may go.
-        ``again`` exports the module once more, to see what a new bias would do.
+        ``again`` exports the module once more, to see what a new bias would do. ``kept`` are
+        parameters and buffers that may not change. ``takers`` are the modules that would hand a new
+        bias to their operator, if that is known.
         """
         self._graph = graph
         self._calls = calls
-        self._owned = Ownership(module, graph)
-        self._missing_biases = MissingBiases(graph, self._owned, again)
+        self._owned = Ownership(module, graph, kept)
+        self._missing_biases = MissingBiases(graph, self._owned, again, takers)
+        self._remainders = Remainders(graph, self._owned, calls) if calls is not None else None
 
     @property
     def called(self) -> set[str]:
         """The modules that the network calls, by the names it calls them by."""
         return self._owned.called
+
+    @property
+    def takers(self) -> Set[str] | None:
+        """The modules that would hand a new bias to their operator, if somebody has asked."""
+        return self._missing_biases.takers
 
     def objections(self, moves: Sequence[Move]) -> Mapping[int, Reason]:
         """The reasons why moves cannot be written into modules, by the number of the move."""
@@ -104,8 +117,8 @@ class Surgery:
         )
         if isinstance(role, Absorber):
             return replace(seen, role=new)
-        whole = replace(role, absorber=new, composable=role.map.is_identity)
-        return replace(seen, role=whole)
+        free = role.map.is_identity
+        return replace(seen, role=replace(role, absorber=new, composable=free, renewable=free))
 
     def apply(self, module: nn.Module, moves: Moves) -> None:
         """Carry out all moves on the planned module, or on a copy of it."""
@@ -113,10 +126,13 @@ class Surgery:
             for index, sides in moves.sides.items():
                 for site in self._graph.readings[index].sites:
                     write_parameters(module, owner_of(self._graph.nodes[index]), site, sides)
-            maps = [self._graph.nodes[index] for move in moves.moves for index in move.maps]
-            gone = {path for node in maps if (path := self._owned.home(node)) is not None}
-            for part in [module.get_submodule(path) for path in sorted(gone)]:
-                _clear(part)
+            gone = {self._graph.nodes[index] for move in moves.moves for index in move.maps}
+            homes = {path for node in gone if (path := self._owned.home(node)) is not None}
+            left = {path: self._left(path, gone) for path in sorted(homes)}
+            parts = {id(part := module.get_submodule(path)): (part, left[path]) for path in left}
+            for part, steps in parts.values():
+                assert isinstance(steps, tuple)
+                _clear(part, steps)
 
     def _objection(self, move: Move, gone: set[fx.Node]) -> Reason | None:
         view = self._graph.view
@@ -137,9 +153,12 @@ class Surgery:
             return Reason("not-a-module", last, f"what is left of {last} would need a new {ops}")
         for index in move.maps:
             node = self._graph.nodes[index]
+            where = view.nodes[index].label
+            kept = self._owned.kept_in(node)
+            if kept is not None:
+                return kept
             problem = self._irreplaceable(node, gone)
             if problem is not None:
-                where = view.nodes[index].label
                 return Reason("not-a-module", where, f"{where} {problem}")
         return None
 
@@ -150,8 +169,11 @@ class Surgery:
             return "is part of a module's own code"
         module = self._owned.modules[path]
         inside = self._owned.inside(path)
-        if not set(inside) <= gone or path in self._owned.hidden:
-            return "is part of a module's own code or has other work to do"
+        left = self._left(path, gone)
+        if path in self._owned.hidden:
+            return "is part of a branch or loop"
+        if isinstance(left, str):
+            return f"is part of a module's own code: {path} {left}"
         if (
             self._owned.has_unknown_bodies
             and not list(module.buffers())
@@ -171,6 +193,14 @@ class Surgery:
         if isinstance(module, nn.Identity) or (hooked and not own):
             return "may be computed by a hook, which would stay"
         return None
+
+    def _left(self, path: str, gone: Set[fx.Node]) -> tuple[Step, ...] | str:
+        """What is left of a module when its affine operators are gone; or why it cannot go."""
+        if set(self._owned.inside(path)) <= gone:
+            return ()
+        if self._remainders is None:
+            return "has other work to do"
+        return self._remainders.steps(path, gone)
 
     def _unwritable(
         self, node: fx.Node, site: Site, old: Parameter | None, name: str
@@ -207,17 +237,24 @@ def _first(reasons: Sequence[Reason | None]) -> Reason | None:
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def _clear(module: nn.Module) -> None:
-    """Make a module an Identity with the same hooks, in place: all its names see the change.
+def _clear(module: nn.Module, steps: Sequence[Step]) -> None:
+    """Make a module an Identity, or a Remainder of some steps, in place: all its names see the
+    change.
 
-    Its plain attributes stay too, for code that asks for a norm's ``num_features``.
+    Its hooks stay, and its plain attributes too, for code that asks for a norm's ``num_features``.
     """
-    state = nn.Identity().__dict__
+    new: nn.Module = Remainder() if steps else nn.Identity()
+    state, old = new.__dict__, module._modules
+    for step in steps:
+        if isinstance(step, str):
+            new._modules[step] = old[step]
+        else:
+            new._modules[fresh(step.name, {*old, *new._modules})] = step.module()
     for name, value in module.__dict__.items():
         plain = name not in state and isinstance(value, bool | int | float | str | tuple | None)
         if name in _HOOKS or name == "training" or (plain and name != "forward"):
             state[name] = value
-    module.__class__ = nn.Identity
+    module.__class__ = type(new)
     module.__dict__.clear()
     module.__dict__.update(state)
 

@@ -12,6 +12,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import GraphModule, Node
 
+from bnfold._torch.read.nodes import is_tensor, main_of
+
 _STORED = (InputKind.PARAMETER, InputKind.BUFFER)
 _COUNT = "num_batches_tracked"
 
@@ -57,9 +59,19 @@ class Draft:
         )
 
     def bypass(self, node: Node, source: Node) -> None:
-        """Take a node out. All its readers read ``source`` instead."""
-        node.replace_all_uses_with(source)
-        self._put_out(node.name, source.name)
+        """Take a node out. All its readers read ``source`` instead, those of its first output if it
+        has several.
+        """
+        main = main_of(node)
+        assert main is not None
+        main.replace_all_uses_with(source)
+        self._put_out(main.name, source.name)
+        self.erase(node)
+
+    def erase(self, node: Node) -> None:
+        """Take out a node that nothing reads any more, but what takes its outputs from a list."""
+        for part in () if is_tensor(node) else tuple(node.users):
+            self.module.graph.erase_node(part)
         self.module.graph.erase_node(node)
 
     def rename(self, node: Node, name: str) -> None:

@@ -7,6 +7,7 @@ cloned, a missing bias becomes a parameter, a map that has to stand becomes a mu
 from __future__ import annotations
 
 import itertools
+import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +36,15 @@ from bnfold._torch.program.merging import merge
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import quiet
 from bnfold._torch.read.graph import Graph, clashes, operators
-from bnfold._torch.read.nodes import arguments, kind_of, reads_of, values_read
+from bnfold._torch.read.nodes import (
+    arguments,
+    is_tensor,
+    kind_of,
+    parts_of,
+    reads_of,
+    values_read,
+)
+from bnfold._torch.read.rearranged import permuted_from
 from bnfold._torch.tensors import Array, from_numpy
 
 # Operators whose numbers are part of their name, and those that are the same with any numbers.
@@ -163,19 +172,40 @@ class _DraftFolder:
         ):
             if values is None or number is None:
                 continue
+            if old is None and kind_of(node) == "mm":
+                stem = f"{node.name}_{name}"
+                made, _ = self._draft.add_parameter(stem, from_numpy(values), weight)
+                node.target, node.args = torch.ops.aten.addmm.default, (made, *reads_of(node))
+                node.kwargs = {}
+                continue
+            if name == "bias" and site.bias_factor != 1.0:
+                _set_argument(node, "beta", 1)
             held = bound[name] if name in bound else reads[number]
             stem = old.name if isinstance(old, Constant) and old.stored else f"{node.name}_{name}"
             readers = [] if held is None else [u for u in held.users if held in values_read(u)]
             alone = len(readers) == 1 and reads.count(held) == 1
-            if isinstance(old, Constant) and old.stored and alone:
-                state = self._draft.state
-                state[old.name] = _like(values, state[old.name])
+            if isinstance(old, Constant) and alone and self._stored(held, old, values):
                 continue
             parameter, _ = self._draft.add_parameter(stem, from_numpy(values), weight)
             if name in bound:
                 _set_argument(node, name, parameter)
             else:
                 _set_read(node, number, parameter)
+
+    def _stored(self, held: Node, old: Constant, values: Array) -> bool:
+        """Write new values of a constant, which one operator reads, into the parameter that it is
+        or is a permutation of; gives whether it is either.
+        """
+        name, turned = old.name, permuted_from(held)
+        if turned is not None and len(turned[0].users) == 1 and turned[0].op == "placeholder":
+            (name,), values = old.sources, values.transpose(turned[1])
+        elif not old.stored:
+            return False
+        state = self._draft.state
+        if name not in state or state[name].shape != values.shape:
+            return False
+        state[name] = _like(values, state[name])
+        return True
 
     def _replace(self, move: Move) -> None:
         """Take the maps out, and put what has to stand where the last of them was."""
@@ -187,7 +217,8 @@ class _DraftFolder:
             self._bypass(self._node(place), self._data(place))
         current = self._data(last)
         for node in made:
-            node.replace_input_with(end, current)
+            reader = node if node.target is not operator.getitem else node.all_input_nodes[0]
+            reader.replace_input_with(end, current)
             current = node
         self._bypass(end, current)
 
@@ -201,18 +232,22 @@ class _DraftFolder:
 
     def _bypass(self, node: Node, source: Node) -> None:
         """Take a node out, and let everything that reads it read another one instead."""
+        gone = (node,) if is_tensor(node) else (node, *node.users)
         for name, known in list(self._nodes.items()):
-            if known is node:
+            if known in gone:
                 self._nodes[name] = source
         self._draft.bypass(node, source)
 
     def _standing(self, move: Move, standing: Standing, end: Node) -> Node:
-        """An operator that is left of a move. It reads ``end`` until its data is known."""
+        """What puts out the result of an operator that is left of a move. The operator reads
+        ``end`` until its data is known.
+        """
         if standing.op == "BatchNormalization":
             return self._batch_norm(move, standing, end)
         (vector,) = standing_constants(self._read.readings, move, standing)
         dtype = standing_dtype(self._read.view, self._read.readings, move)
-        axis, rank = standing.map.axis, end.meta["val"].dim()
+        example = _example(end)
+        axis, rank = standing.map.axis, example.dim()
         shape = () if axis is None else (vector.size, *(1,) * (rank - 1 - axis))
         values = vector.astype(dtype).reshape(shape)
         target: Callable[..., Any] = (
@@ -221,7 +256,7 @@ class _DraftFolder:
         stem = f"{end.name}_{standing.op.lower()}"
         constant = self._draft.add_parameter(stem, from_numpy(values), self._near(end))[0]
         node: Node = self._draft.module.graph.call_function(target, (end, constant))
-        node.meta = dict(end.meta)
+        node.meta = {**end.meta, "val": example}
         return node
 
     def _batch_norm(self, move: Move, standing: Standing, end: Node) -> Node:
@@ -229,19 +264,31 @@ class _DraftFolder:
         index = standing_batch_norm(self._read.readings, move)
         norm, dtype = self._node(index), self._read.readings[index].dtype
         assert callable(norm.target)
-        node: Node = self._draft.module.graph.call_function(norm.target, norm.args, norm.kwargs)
-        node.meta = dict(end.meta)
+        graph = self._draft.module.graph
+        node: Node = graph.call_function(norm.target, norm.args, norm.kwargs)
+        node.meta = {**end.meta, "val": norm.meta["val"]}
         _set_argument(node, "input", end)
         vectors = standing_constants(self._read.readings, move, standing)
         for name, vector in zip(("weight", "bias", "running_mean"), vectors, strict=True):
             values = from_numpy(vector.astype(dtype))
             stem = f"{norm.name}_{name}"
             _set_argument(node, name, self._draft.add_parameter(stem, values, self._near(end))[0])
-        return node
+        if is_tensor(node):
+            return node
+        part: Node = graph.call_function(operator.getitem, (node, 0))
+        part.meta = {**end.meta, "val": _example(norm)}
+        return part
 
     def _near(self, node: Node) -> Node:
         """A node on the device of another one: an input of the program, if it has one."""
         return next((n for n in self._nodes.values() if n.op == "placeholder"), node)
+
+
+def _example(node: Node) -> Tensor:
+    """What a node puts out in the example; the first, if it puts out several tensors."""
+    example = node.meta["val"]
+    first: Tensor = example if isinstance(example, Tensor) else example[0]
+    return first
 
 
 def _steps(graph: Graph, moves: Moves, made: Collection[str]) -> Iterator[AppliedStep]:
@@ -253,7 +300,9 @@ def _steps(graph: Graph, moves: Moves, made: Collection[str]) -> Iterator[Applie
 
     def step(law: str, into: int, maps: Sequence[int], chain: Sequence[int]) -> AppliedStep:
         outputs = tuple(view.values[value].name for value in view.nodes[chain[-1]].outputs)
-        nodes = tuple(graph.nodes[index].name for index in chain)
+        read = [graph.nodes[index] for index in chain]
+        parts = [part for node in read if not is_tensor(node) for part in parts_of(node)]
+        nodes = tuple(node.name for node in (*read, *parts))
         labels = tuple(view.nodes[index].label for index in maps)
         return AppliedStep(law, view.nodes[into].label, labels, nodes, outputs)
 

@@ -23,7 +23,7 @@ from bnfold._torch.program.applied import AppliedStep
 from bnfold._torch.program.draft import Draft, fresh, like
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.graph import Graph, operator_of, read
-from bnfold._torch.read.nodes import arguments, kind_of, shape_of
+from bnfold._torch.read.nodes import arguments, is_tensor, kind_of, main_of, reads_of, shape_of
 from bnfold._torch.tensors import from_numpy
 
 _ADD, _SUB = torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor
@@ -125,7 +125,7 @@ class _DraftMerger:
         new = replacement
         lender, taken = max(new.weighted, key=lambda own: (own[1].kernel.size, -own[0]))
         where = self.graph.label(lender)
-        call = _call(new.kernel, where)
+        call = _call(new.kernel, where, kind_of(self._node(lender)))
         if isinstance(call, Reason):
             return call
         if any(own.dtype != taken.dtype for _, own in new.weighted):
@@ -136,6 +136,7 @@ class _DraftMerger:
             return problem
         old, holder = _weight(self._node(lender)), self._holders[new.source]
         source = holder.meta["val"]
+        weight = weight.T if call.turned else weight
         tensors = [_laid(from_numpy(weight.astype(taken.dtype)), old.meta["val"])]
         if bool((bias != 0).any()):
             tensors.append(from_numpy(bias.astype(taken.dtype)))
@@ -145,14 +146,16 @@ class _DraftMerger:
         if not _lie_alike(example, self._holders[new.like].meta["val"]):
             what = f"{where}: one operator would lay its output out differently in memory"
             return Reason("not-mergeable", where, what)
-        parameters = self._parameters(new, old, tensors)
+        parameters = self._parameters(new, old, tensors, call.turned)
         with self.draft.module.graph.inserting_before(self._node(new.slots[0])):
             node = call.node(self.draft, holder, parameters)
         node.meta = {**self._node(lender).meta, "val": example}
         self.folds.append(self._fold(new, lender))
         return self._lay(new, node, lender, parameters)
 
-    def _parameters(self, new: Replacement, old: Node, tensors: Sequence[Tensor]) -> list[Node]:
+    def _parameters(
+        self, new: Replacement, old: Node, tensors: Sequence[Tensor], turned: bool
+    ) -> list[Node]:
         """Add the weight, and a bias if there is one, as parameters. Gives their nodes."""
         # Without this, weights merged again would be computed from the first ones each time.
         stacked = any(
@@ -164,7 +167,8 @@ class _DraftMerger:
         assert isinstance(found, Constant)
         stem = found.name.removesuffix("weight").rstrip("._")
         stem = f"{stem}_" if stem else ""
-        loads = remembered(new.kernel.weight, stacked), remembered(new.kernel.bias, True)
+        weight = (lambda: new.kernel.weight().T) if turned else new.kernel.weight
+        loads = remembered(weight, stacked), remembered(new.kernel.bias, True)
         source = self._holders[new.source]
         nodes = []
         for name, tensor, load in zip(("weight", "bias"), tensors, loads, strict=False):
@@ -217,7 +221,8 @@ class _DraftMerger:
         """
         graph, view = self.draft.module.graph, self.graph
         names = {position: self._node(position).name for position in (lender, *new.joined)}
-        reads: Sequence[str] = (new.source, *(self._names[node] for node in parameters))
+        known = {self._holders[new.source]: new.source, **{p: self._names[p] for p in parameters}}
+        reads: Sequence[str] = [known[source] for source in reads_of(node)]
         made = {new.output: node}
         laid = [(new.slots[0], node, lender, reads, new.output)]
         for position, joined in new.joined.items():
@@ -243,13 +248,15 @@ class _DraftMerger:
             operators[position] = Operator(label, kind_of(one), tuple(inputs), (tensor,))
         for position in gone:
             old = self._node(position)
-            self._take(position)
+            end = main_of(old)
+            for part in (old, *(() if is_tensor(old) else old.users)):
+                self._take(self._positions[part])
             operators.setdefault(position, None)
-            if old in ends:
-                self.memory.follow(ends[old], old)
-                self.draft.bypass(old, ends[old])
+            if end in ends:
+                self.memory.follow(ends[end], end)
+                self.draft.bypass(old, ends[end])
             else:
-                graph.erase_node(old)
+                self.draft.erase(old)
         for position, one, named, _, tensor in laid:
             self.draft.rename(one, names[named])
             self._put(position, one, tensor, view.label(named))
@@ -281,10 +288,14 @@ class _DraftMerger:
 
 @dataclass(frozen=True)
 class _Call:
-    """A linear operator and its arguments other than tensors."""
+    """A linear operator and its arguments other than tensors.
+
+    One that is ``turned`` multiplies by a matrix ``[in, out]``, as mm and addmm do.
+    """
 
     target: Callable[..., Any]
     rest: tuple[Any, ...] = ()
+    turned: bool = False
 
     def example(self, source: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """The operator's output for tensors without values."""
@@ -298,15 +309,21 @@ class _Call:
 
     def _given(self, source: Any, parameters: Sequence[Any]) -> tuple[Any, ...]:
         weight, *bias = parameters
+        if self.turned:
+            return (*bias, source, weight)
         return (source, weight, bias[0] if bias else None, *self.rest)
 
 
-def _call(kernel: Kernel, where: str) -> _Call | Reason:
+def _call(kernel: Kernel, where: str, kind: str) -> _Call | Reason:
     """The operator that computes a kernel, or the reason why there is none.
 
     It is `linear` or a convolution. A convolution pads both ends of an axis alike, or by "same":
-    then an odd padding has one more at the end.
+    then an odd padding has one more at the end. What decompositions have made of the operator of
+    the ``kind`` that it stands for, it is, too: addmm or mm, or the one for all convolutions.
     """
+    if not kernel.windows and kind in ("addmm", "mm"):
+        matrices = torch.ops.aten.addmm if bool((kernel.bias() != 0).any()) else torch.ops.aten.mm
+        return _Call(matrices.default, turned=True)
     if not kernel.windows:
         return _Call(torch.ops.aten.linear.default)
     windows = kernel.windows
@@ -315,9 +332,14 @@ def _call(kernel: Kernel, where: str) -> _Call | Reason:
     pads = [window.pads for window in windows]
     if min(map(min, pads)) < 0:
         what = f"{where}: one operator would have to cut its input"
+    elif kind == "convolution" and all(start == end for start, end in pads):
+        given = strides, [start for start, _ in pads], steps, False, [0] * len(pads), kernel.groups
+        return _Call(torch.ops.aten.convolution.default, given)
     elif all(start == end for start, end in pads):
         return _Call(packet.default, (strides, [start for start, _ in pads], steps, kernel.groups))
-    elif all(w.stride == 1 and w.room == -1 and w.pads[0] == sum(w.pads) // 2 for w in windows):
+    elif kind != "convolution" and all(
+        w.stride == 1 and w.room == -1 and w.pads[0] == sum(w.pads) // 2 for w in windows
+    ):
         return _Call(packet.padding, (strides, "same", steps, kernel.groups))
     else:
         what = f"{where}: one operator would have to pad its two ends differently"
@@ -327,7 +349,8 @@ def _call(kernel: Kernel, where: str) -> _Call | Reason:
 def _weight(node: Node) -> Node:
     """The weight of a linear operator."""
     bound = arguments(node)
-    weight: Node = bound["other" if kind_of(node) == "matmul" else "weight"]
+    names = {"matmul": "other", "mm": "mat2", "addmm": "mat2"}
+    weight: Node = bound[names.get(kind_of(node), "weight")]
     return weight
 
 

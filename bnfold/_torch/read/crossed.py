@@ -105,7 +105,7 @@ def _data(node: Node, *names: str) -> tuple[int, ...]:
 
 def _carrier(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     """What hands its input on: same shape, same type."""
-    name = data_name(args)
+    name = "src" if "src" in args else data_name(args)
     data = args[name]
     same = shape_of(data) == shape_of(node) and dtype_of(data) == dtype_of(node)
     if not same or not is_tensor(node) or args.get("train", False):
@@ -347,7 +347,8 @@ product_of_two = crossed_row(_product_of_matrices)
 ROWS: dict[str, TorchRow] = {
     **_kinds(
         Row(_carrier),
-        "_to_copy alias alpha_dropout clone contiguous detach dropout* feature_dropout to type_as",
+        "_to_copy alias alias_copy alpha_dropout clone contiguous copy detach detach_copy dropout* "
+        "feature_dropout lift_fresh_copy to type_as",
     ),
     **_kinds(Row(_not_linear), " ".join(f"{kind}*" for kind in _NOT_LINEAR.split())),
     **_kinds(crossed_row(_homogeneous), "abs* leaky_relu* prelu relu*"),
@@ -361,9 +362,9 @@ ROWS: dict[str, TorchRow] = {
     },
     **{f"avg_pool{k}d": crossed_row(_average_pool) for k in (1, 2, 3)},
     **{
-        f"adaptive_{what}_pool{k}d": crossed_by(_adaptive_pool)
+        f"{what}_pool{k}d": crossed_by(_adaptive_pool)
         for k in (1, 2, 3)
-        for what in ("avg", "max")
+        for what in ("_adaptive_avg", "adaptive_avg", "adaptive_max")
     },
     **_kinds(crossed_by(_reduction), "amax amin max mean min sum"),
     **_kinds(crossed_by(_upsample), _INTERPOLATIONS),

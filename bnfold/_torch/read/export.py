@@ -6,6 +6,7 @@ import io
 import logging
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
@@ -14,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
@@ -55,18 +59,36 @@ class Calls:
     """How the submodules were called while a module ran.
 
     ``plain`` has submodules that took one tensor and gave one back. ``others`` has submodules that
-    did something else in at least one call.
+    did something else in at least one call. ``writing`` has those that changed attributes of their
+    own. ``inner`` has for each submodule the rows of calls that it made of others, one row for each
+    of its own calls: whom, and whether that one gave back the very tensor that it was given.
     """
 
     plain: set[int] = field(default_factory=set)
     others: set[int] = field(default_factory=set)
+    writing: set[int] = field(default_factory=set)
+    inner: dict[int, set[tuple[tuple[int, bool], ...]]] = field(default_factory=dict)
 
     def are_plain(self, module: nn.Module) -> bool:
         """Whether an Identity could take a module's place: all its calls were plain."""
-        return _key(module) in self.plain and _key(module) not in self.others
+        return key_of(module) in self.plain and key_of(module) not in self.others
+
+    def moved(self, before: Mapping[str, nn.Module], after: Mapping[str, nn.Module]) -> Calls:
+        """The same calls of a copy, whose modules have the same names."""
+        keys = {key_of(module): key_of(after[name]) for name, module in before.items()}
+
+        def renamed(found: set[int]) -> set[int]:
+            return {keys[key] for key in found if key in keys}
+
+        inner = {
+            keys[key]: {tuple((keys.get(k, k), same) for k, same in row) for row in rows}
+            for key, rows in self.inner.items()
+            if key in keys
+        }
+        return Calls(renamed(self.plain), renamed(self.others), renamed(self.writing), inner)
 
 
-def _key(module: nn.Module) -> int:
+def key_of(module: nn.Module) -> int:
     """A key that a module shares with the proxy that torch.export may call in its place."""
     return id(module.__dict__)
 
@@ -75,22 +97,70 @@ def _key(module: nn.Module) -> int:
 def watched() -> Iterator[Calls]:
     """Note how modules are called while the context is open."""
     calls = Calls()
+    open_calls: list[_Call] = []
 
-    def note(
-        module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
-    ) -> None:
+    def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
         if torch.compiler.is_dynamo_compiling():  # In a branch, where nothing may be noted.
             return
-        given = [*args, *kwargs.values()]
+        open_calls.append(_Call(key_of(module), _Attributes(module)))
+
+    def end(
+        module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+    ) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            return
+        key, given = key_of(module), [*args, *kwargs.values()]
         plain = len(given) == 1 and isinstance(given[0], Tensor) and isinstance(result, Tensor)
         named = set(kwargs) <= {"input"}  # The name of Identity's argument.
-        (calls.plain if plain and named else calls.others).add(_key(module))
+        (calls.plain if plain and named else calls.others).add(key)
+        while (call := open_calls.pop()).key != key:  # One that ended by an error.
+            calls.others.add(call.key)
+        if not call.attributes.is_as_before(module):
+            calls.writing.add(key)
+        calls.inner.setdefault(key, set()).add(tuple(call.made))
+        if open_calls:
+            open_calls[-1].made.append((key, plain and result is given[0]))
 
-    handle = register_module_forward_hook(note, with_kwargs=True)
+    handles = (
+        register_module_forward_pre_hook(begin),
+        register_module_forward_hook(end, with_kwargs=True),
+    )
     try:
         yield calls
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass
+class _Call:
+    """A call that has begun: of whom, its attributes by then, and the calls that it has made."""
+
+    key: int
+    attributes: _Attributes
+    made: list[tuple[int, bool]] = field(default_factory=list)
+
+
+class _Attributes:
+    """Which values a module's own attributes have, and how long those are that can grow."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._values = {k: v for k, v in module.__dict__.items() if k not in OF_PYTORCH}
+        self._lengths = {k: len(v) for k, v in self._values.items() if isinstance(v, _GROWING)}
+
+    def is_as_before(self, module: nn.Module) -> bool:
+        """Whether the attributes have the very same values, and as long ones."""
+        now = _Attributes(module)
+        return (
+            now._values.keys() == self._values.keys()
+            and all(now._values[name] is value for name, value in self._values.items())
+            and now._lengths == self._lengths
+        )
+
+
+_GROWING = (list, dict, set, deque)
+OF_PYTORCH = set(nn.Module().__dict__)
+"""Attributes that every module has; tracing changes some of them."""
 
 
 def check(module: nn.Module) -> None:

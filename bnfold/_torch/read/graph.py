@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from operator import getitem
 
 from torch import fx, nn
 from torch.export import ExportedProgram
@@ -16,7 +17,17 @@ from torch.nn.utils.weight_norm import WeightNorm
 from bnfold._core.operators.record import UNKNOWN, Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
-from bnfold._core.view import OPAQUE, Affine, Crossing, Node, Role, Value, View
+from bnfold._core.view import (
+    OPAQUE,
+    Absorber,
+    Affine,
+    Barrier,
+    Crossing,
+    Node,
+    Role,
+    Value,
+    View,
+)
 from bnfold._merge.stored import Load
 from bnfold._plan.planner import Move
 from bnfold._torch.read import affine, crossed, linear, rearranged
@@ -28,6 +39,7 @@ from bnfold._torch.read.nodes import (
     asked,
     is_tensor,
     kind_of,
+    number_of,
     parts_of,
     reads_of,
     shape_of,
@@ -61,12 +73,13 @@ def read(
     module: nn.Module | None,
     exact: Mapping[str, Load] | None = None,
     graph: fx.Graph | None = None,
+    kept: Mapping[fx.Node, Reason] | None = None,
 ) -> Graph:
     """Read a program.
 
     ``module`` is the module from which it was exported, None if there is none. ``exact`` has by
     name the float64 values of parameters that the program holds rounded. ``graph`` is a copy of
-    the program's graph, to be read instead of it.
+    the program's graph, to be read instead of it. ``kept`` says why more values may not change.
     """
     graph = program.graph if graph is None else graph
     memory = Memory(graph)
@@ -83,7 +96,9 @@ def read(
     records = tuple(operator_of(context, node, memory.torn) for node in nodes)
     readings = tuple(record.reading() for record in records)
     holders = tuple(graph.nodes)
-    values = _Values(holders, {**_hooked(nodes, modules, labels), **_put_out(graph)})
+    values = _Values(
+        holders, {**_hooked(nodes, modules, labels), **_put_out(graph), **(kept or {})}
+    )
     view_nodes = tuple(
         values.node(labels[node], node, reading.role)
         for node, reading in zip(nodes, readings, strict=True)
@@ -120,15 +135,29 @@ class _Values:
             return Node(label, kind_of(node), OPAQUE, (), ())
         inputs, apart = list(reads_of(node)), asked(node)
         for number, source in enumerate(inputs):
-            known = self._shape_readers if number in apart else self._readers
-            known.setdefault(source, []).append(place)
-        listed = isinstance(role, Crossing) and not is_tensor(node)
-        outputs = parts_of(node) if listed else (node,)
+            readers = self._shape_readers if number in apart else self._readers
+            readers.setdefault(source, []).append(place)
+        outputs = self._outputs(node, role)
         self._producers.update((output, place) for output in outputs)
         self._parts.update(output for output in outputs if output is not node)
         numbered = tuple(self._numbers[source] for source in inputs)
         written = tuple(self._numbers[output] for output in outputs)
         return Node(label, kind_of(node), role, numbered, written, asked=apart)
+
+    def _outputs(self, node: fx.Node, role: Role) -> tuple[fx.Node, ...]:
+        """What puts out the tensors of a node: itself, or the parts of the list that it makes.
+
+        They are in the order of a law's outputs, or by number where an operator has no law.
+        """
+        known = isinstance(role, Crossing | Affine | Absorber | Barrier)
+        if is_tensor(node) or not known:
+            return (node,)
+        parts = parts_of(node)
+        if isinstance(role, Crossing):
+            return parts
+        if not parts or any(part.target is not getitem for part in parts):
+            return (node,)
+        return tuple(sorted(parts, key=number_of))
 
     def all(self) -> tuple[Value, ...]:
         """All tensors, once all nodes are known."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from bnfold._core.operators.linear import Convolution, Product, matmul
+from bnfold._core.operators.linear import Convolution, Product
+from bnfold._core.operators.matrices import gemm, matmul
 from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Row, unmerged, unweighted
 from bnfold._core.operators.recurrent import Recurrent
 from bnfold._core.reasons import Reason
@@ -25,7 +26,7 @@ def _convolution(context: Context, node: Node, args: dict[str, Any]) -> Operator
     weight = context.parameter(args["weight"])
     if weight is None:
         return UNKNOWN
-    transposed = kind_of(node).startswith("conv_transpose")
+    transposed = args.get("transposed", kind_of(node).startswith("conv_transpose"))
     return Convolution(
         label=context.label(node),
         data=places(node)["input"],
@@ -38,6 +39,12 @@ def _convolution(context: Context, node: Node, args: dict[str, Any]) -> Operator
         axis=rank_of(node) - (len(weight.shape) - 1),
         dtype=_dtype(args["input"]),
     )
+
+
+def _any_convolution(context: Context, node: Node, args: dict[str, Any]) -> Operator:
+    """The one operator that decompositions make of convolutions and transposed ones."""
+    row = TRANSPOSED if args["transposed"] else CONVOLUTION
+    return row.translate(context, node, args)
 
 
 def _windows(args: dict[str, Any], taps: Sequence[int]) -> tuple[Window, ...] | None:
@@ -70,17 +77,45 @@ def _linear(context: Context, node: Node, args: dict[str, Any]) -> Operator:
 
 
 def _matmul(context: Context, node: Node, args: dict[str, Any]) -> Operator:
-    """matmul, mm and bmm of two tensors that are no constants, and matmul with a constant on the
-    right, whose weight no writer changes.
+    """matmul, mm and bmm of two tensors, or with a constant on one side.
+
+    Of a module no writer changes the constant: it belongs to no submodule's linear operator. An mm
+    becomes the addmm that has a place for its bias.
     """
+    if args.get("out_dtype") is not None:
+        return UNKNOWN
     of_two = product_of_two.read(context, node, args)
-    if of_two is not UNKNOWN or kind_of(node) != "matmul" or context.is_constant(args["self"]):
+    if of_two is not UNKNOWN:
         return of_two
-    weight = context.operand(args["other"], 1)
+    operands = args["self"], args["other" if "other" in args else "mat2"]
+    left, right = map(context.is_constant, operands)
+    if left == right:
+        return UNKNOWN
+    weight, data = context.operand(operands[right], int(right)), operands[left]
     if weight.value is None:
         return UNKNOWN
-    product = matmul(context.label(node), weight, shape_of(args["self"]), writable=False)
-    return replace(product, dtype=_dtype(args["self"]))
+    product = matmul(context.label(node), weight, shape_of(data), writable=context.whole)
+    if kind_of(node) == "mm":
+        product = replace(product, bias=Operand(0), becomes="addmm")
+    return replace(product, dtype=_dtype(data))
+
+
+def _addmm(context: Context, node: Node, args: dict[str, Any]) -> Operator:
+    """``β·c + α·A·B`` of a constant matrix A or B. c is the first that it reads, and the bias.
+
+    Of a module no writer changes the constants.
+    """
+    operands = args["mat1"], args["mat2"]
+    left, right = map(context.is_constant, operands)
+    numbers = args["alpha"], args["beta"]
+    known = context.whole and args.get("out_dtype") is None and left != right
+    if not known or not all(isinstance(number, int | float) for number in numbers):
+        return UNKNOWN
+    weight, bias = context.operand(operands[right], int(right)), context.operand(args["self"], 0)
+    alpha, beta = map(float, numbers)
+    product = gemm(context.label(node), weight, bias, (False, False), alpha, beta)
+    placed = replace(weight, position=1 + right)
+    return replace(product, data=(1 + left,), weight=placed, dtype=_dtype(operands[left]))
 
 
 def _recurrent(context: Context, node: Node, args: dict[str, Any]) -> Operator:
@@ -110,9 +145,12 @@ def _dtype(data: Node) -> np.dtype[Any] | None:
     return DTYPES.get(dtype) if dtype is not None else None
 
 
+CONVOLUTION, TRANSPOSED = Row(_convolution, unmerged), Row(_convolution, unweighted)
 ROWS: dict[str, TorchRow] = {
-    **{f"conv{k}d": Row(_convolution, unmerged) for k in (1, 2, 3)},
-    **{f"conv_transpose{k}d": Row(_convolution, unweighted) for k in (1, 2, 3)},
+    **{f"conv{k}d": CONVOLUTION for k in (1, 2, 3)},
+    **{f"conv_transpose{k}d": TRANSPOSED for k in (1, 2, 3)},
+    **{kind: Row(_any_convolution) for kind in ("_convolution", "convolution")},
+    "addmm": Row(_addmm, unmerged),
     "linear": Row(_linear, unmerged),
     **{kind: Row(_matmul) for kind in ("bmm", "matmul", "mm")},
     **{kind: Row(_recurrent) for kind in ("gru", "lstm", "rnn_relu", "rnn_tanh")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -98,6 +99,20 @@ def is_tensor(node: Node) -> bool:
 def parts_of(node: Node) -> tuple[Node, ...]:
     """The nodes that take a part from a list, if the part is used."""
     return tuple(user for user in node.users if user.users)
+
+
+def main_of(node: Node) -> Node | None:
+    """Where the first of an operator's outputs is: the node itself, or what takes it from the list.
+
+    None where nothing takes it, or several do.
+    """
+    if is_tensor(node):
+        return node
+    parts = parts_of(node)
+    if any(part.target is not operator.getitem for part in parts):
+        return None
+    firsts = [part for part in parts if number_of(part) == 0]
+    return firsts[0] if len(firsts) == 1 else None
 
 
 def number_of(part: Node) -> int:
