@@ -131,8 +131,10 @@ def fold(
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
     tell is folded. It gives a copy of the same class, each folded submodule an ``Identity``; with
     ``inplace`` the module itself. ``as_eval`` folds a module in training mode as if it were in
-    eval, and gives it back in eval. A parameter or submodule that the network uses in several
-    places is kept as it is, unless ``clone`` lets each place that a fold changes have its own.
+    eval, and gives it back in eval. A submodule that is called for several inputs folds where
+    all of its calls take in the same. Any other parameter or submodule that the network uses in
+    several places is kept as it is, unless ``clone`` lets each place that a fold changes have its
+    own.
 
     The copy computes what the module computes on such inputs when it is called. Tensors on the way
     change, and who gets at them by another way (another method, an argument or a size of input that
@@ -192,8 +194,9 @@ def verify(
 ) -> EndToEnd:
     """Run both models in onnxruntime, optimizations off, and judge whether they are one function.
 
-    Each may be a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, an ``onnx_ir.Model`` or a
-    ``torch.onnx.ONNXProgram``. ``inputs`` is an .npz
+    Each may be a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, an ``onnx_ir.Model``, a
+    ``torch.onnx.ONNXProgram``, a ``torch.nn.Module`` or an ``ExportedProgram``; what is said up to
+    the last paragraphs is of models of ONNX. ``inputs`` is an .npz
     file, an .npy file for the only input, a folder of such files, or a mapping from input names to
     arrays. Without it inputs are drawn from ``seed``, one set of each kind in ``draws``: "signed",
     "unsigned", "structured" (marks on a flat ground) and "large". ``dims`` gives free dimensions by
@@ -215,8 +218,15 @@ def verify(
     operators that it does not know, the comparison is made at what they read and behind what they
     write.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
-    ``kwargs``, then exported and compared like that. Two ``ExportedProgram`` are run by PyTorch on
-    the inputs that the original carries. All options but ``seed`` are for models of ONNX.
+    ``kwargs``, then exported and compared like that. Two ``ExportedProgram``, or one and a module,
+    are run by PyTorch; programs carry example inputs, and .pt2 files hold programs. All options but
+    ``seed`` are for models of ONNX.
+    ``verify(module, "model.onnx", (example,))`` says whether a file is what a module or program
+    computes. PyTorch runs the module, onnxruntime the file, on the example inputs and on drawn ones
+    of their sizes. The tensors of the example go into the file's inputs in their order, and outputs
+    are paired by position, whatever their names. In float16 and bfloat16 it passes only if both
+    hold the very same weights. ``seed``, ``draws``, ``power``, ``rtol``, ``atol``, ``threads``,
+    ``timeout`` and ``ops_libraries`` are for that, too.
     The result's ``status`` is "pass", "fail" or "inconclusive".
     Raises `UsageError` for models or inputs that cannot be read, and for an option that has a value
     that means nothing or is not for such models.

@@ -330,6 +330,27 @@ MUTANTS = (
         "tests/carry/test_branches.py",
     ),
     Mutant(
+        "a QLinearConcat joins its scales",
+        "_onnx/read/stand_ins.py",
+        "range(2, len(node.input), 3)",
+        "range(0, len(node.input), 3)",
+        "tests/test_stand_ins.py",
+    ),
+    Mutant(
+        "a pool with its channels last is read as one with them first",
+        "_onnx/read/stand_ins.py",
+        "if not (known.first and attributes",
+        "if not (False and attributes",
+        "tests/test_stand_ins.py",
+    ),
+    Mutant(
+        "a QuantizeLinear of onnxruntime puts out what it reads",
+        "_onnx/read/stand_ins.py",
+        '_StandIn("QuantizeLinear", (0, 1, 2), "axis")',
+        '_StandIn("Identity")',
+        "tests/test_stand_ins.py",
+    ),
+    Mutant(
         "a map along the last axis of unknown rank goes on",
         "_plan/relocation.py",
         "part.axis == LAST for part in",
@@ -755,6 +776,13 @@ MUTANTS = (
         "if old is None else self._holder",
         "tests/test_sharing.py",
     ),
+    Mutant(
+        "a weight is stored for each name that an Identity gives it",
+        "_onnx/read/scopes.py",
+        'if type_of(node) != "Identity":',
+        "if True:",
+        "tests/test_sharing.py",
+    ),
     # --- quantizers ------------------------------------------------------------------------------
     Mutant(
         "a quantizer takes its new scale the wrong way round",
@@ -1124,6 +1152,20 @@ MUTANTS = (
     ),
     # --- surgery on modules ----------------------------------------------------------------------
     Mutant(
+        "calls of one operator that take in different maps",
+        "_torch/module/surgery.py",
+        "if not all(equal(first.behind, other.behind) for other in others):",
+        "if False:",
+        "tests/torch/test_several_calls.py",
+    ),
+    Mutant(
+        "weights written once for each call",
+        "_torch/module/surgery.py",
+        "if node not in written:",
+        "if True:",
+        "tests/torch/test_several_calls.py",
+    ),
+    Mutant(
         "a tensor from the inside of a module that goes, read by others",
         "_torch/module/remainders.py",
         "source is not before or not set(source.users) <= set(part)",
@@ -1408,6 +1450,27 @@ MUTANTS = (
         "tests/plan/test_growth.py",
     ),
     Mutant(
+        "a size is divided by one that it does not have",
+        "_onnx/read/sizes.py",
+        "            return None\n        words.remove(word)",
+        "            continue\n        words.remove(word)",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "rows that do not come out even",
+        "_onnx/read/sizes.py",
+        "if number is None or not divisor or number % divisor:",
+        "if number is None or not divisor:",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "a Slice with computed bounds takes every element",
+        "_onnx/read/hints.py",
+        "[start:end:step]",
+        "[start:end]",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "a tree ensemble is copied to learn its shapes",
         "_onnx/read/shapes.py",
         'trees = source.domain == _CLASSICAL and source.op_type.startswith("TreeEnsemble")',
@@ -1477,6 +1540,49 @@ MUTANTS = (
         "scales is not None and len(scales) <= len(sums)",
         "scales is not None",
         "tests/test_rounded_data.py",
+    ),
+    # --- files of exporters ----------------------------------------------------------------------
+    Mutant(
+        "a file's inputs take the tensors of the example in another order",
+        "_judge/file_bench.py",
+        "for port, name in zip(ports, names, strict=True)}",
+        "for port, name in zip(ports, names[::-1], strict=True)}",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "a file of few digits passes on its outputs",
+        "_pipeline/exported_files.py",
+        'if plain.status == "pass" and not narrow:',
+        'if plain.status == "pass":',
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "the numbers in a float64 module stay where ONNX rounds them",
+        "_judge/file_bench.py",
+        "numbers_move=True",
+        "numbers_move=False",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "runtimes compute every function alike",
+        "_judge/second_look.py",
+        "not (bench.apart and about[1] <= _function_noise(left))",
+        "True",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "weights of few digits that cannot be compared prove nothing, and it passes",
+        "_pipeline/modules.py",
+        'status=combined(seen.status, ["inconclusive"])',
+        "status=seen.status",
+        "tests/torch/test_bfloat16.py",
+    ),
+    Mutant(
+        "outputs of a dictionary are paired by position",
+        "_judge/torch_bench.py",
+        "return [places[name] for name in wanted]",
+        "return list(range(len(wanted)))",
+        "tests/torch/test_exported_files.py",
     ),
 )
 

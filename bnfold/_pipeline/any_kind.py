@@ -162,30 +162,28 @@ def compare_models(
 ) -> EndToEnd:
     """The verdict on whether two models are the same function; see `bnfold.verify`."""
     from bnfold._judge.end_to_end import compare_files
-    from bnfold._judge.settings import Settings
     from bnfold._run.input_sets import InputSet, load_inputs
 
-    modules = _is_module(original) and _is_module(folded)
-    if modules or (_is_program(original) and _is_program(folded)):
-        if inputs is not None or settings != Settings(settings.seed):
-            raise UsageError(
-                "of the options of the comparison only seed is for models of PyTorch, which run on "
-                "their example inputs"
-            )
-        from bnfold._pipeline.modules import compare_modules, compare_programs
+    original, folded = (_program_of(model, settings.trust) for model in (original, folded))
+    if any(_is_module(model) or _is_program(model) for model in (original, folded)):
+        from bnfold._pipeline.torch_pairs import compare_pair
 
-        if modules:
-            return compare_modules(original, folded, _example(options), settings.seed)
-        return compare_programs(original, folded, settings.seed)
-    for kind, name in ((_is_module, "a torch.nn.Module"), (_is_program, "an exported program")):
-        if kind(original) or kind(folded):
-            other = type(original if kind(folded) else folded).__name__
-            raise TypeError(
-                f"{name} is compared with another one, not with {other}; export it to ONNX first"
+        if inputs is not None:
+            raise UsageError(
+                "inputs: a model of PyTorch runs on its example inputs; give them as a tuple, "
+                "(example,)"
             )
+        given = options.args is not None or bool(options.kwargs)
+        example = _example(options) if given else None
+        links = settings.follow_links
+        with (
+            _as_file(original, base_dir, links) as first,
+            _as_file(folded, base_dir, links) as second,
+        ):
+            return compare_pair(first, second, example, settings)
     options.refuse()
     if options.args is not None:
-        raise UsageError("example inputs are for two torch.nn.Module; give inputs={name: array}")
+        raise UsageError("example inputs are for a torch.nn.Module; give inputs={name: array}")
     if inputs is None:
         sets = None
     elif isinstance(inputs, Mapping):
@@ -273,6 +271,27 @@ def _example(options: ModuleOptions) -> Example:
     return Example(args or (), kwargs or {}, options.dynamic_shapes)
 
 
+def _program_of(model: Model, trust: bool) -> Model:
+    """The program of a .pt2 file; any other model as it is."""
+    path = _path_of(model)
+    if path is None or path.suffix != ".pt2":
+        return model
+    with needs_pytorch():
+        from bnfold._torch.program.fold import load
+    return load(path, trust)
+
+
+@contextmanager
+def needs_pytorch() -> Iterator[None]:
+    """Raise `UsageError` where a .pt2 file is to be read and PyTorch is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "torch":
+            raise
+        raise UsageError("a .pt2 file takes PyTorch: pip install 'bnfold[torch]'") from error
+
+
 def _is_module(model: Model) -> bool:
     """Whether a model is a PyTorch module. This does not import PyTorch."""
     library = sys.modules.get("torch")
@@ -338,6 +357,16 @@ def _write(
     ) as draft:
         draft.commit()
     return output
+
+
+@contextmanager
+def _as_file(model: Model, base_dir: Folder, follow_links: bool) -> Iterator[Model]:
+    """Yield a model of PyTorch as it is, and the path of any other model."""
+    if _is_module(model) or _is_program(model):
+        yield model
+        return
+    with _on_disk(model, base_dir, follow_links) as path:
+        yield path
 
 
 @contextmanager
