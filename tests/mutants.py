@@ -1202,6 +1202,20 @@ MUTANTS = (
         "tests/verify/test_ahead.py",
     ),
     Mutant(
+        "every operator that does not load alone is unknown",
+        "_run/libraries.py",
+        'return said.replace(name, "") == of_none.replace(_NOBODYS, "").replace(name, "")',
+        "return True",
+        "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
+        "an operator without a kernel is known by its type alone",
+        "_judge/unknown_operators.py",
+        "    if len({kind_of(node) for node in told}) > 1:",
+        "    if False:",
+        "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
         "the certificate lets anything be rounded to half",
         "_proof/conversions.py",
         "    if types[0] == narrow and read.new:",
