@@ -118,6 +118,7 @@ class _Inliner:
                 and key not in within
                 and self._may_inline(function, node, here)
             ):
+                self._import(function)
                 body = self._body(function, node, here, infos)
                 expanded += self._expanded(body, here, (*within, key), infos)
                 continue
@@ -142,20 +143,23 @@ class _Inliner:
         return self._copied <= _MOST_COPIED
 
     def _same_operators(self, function: FunctionProto) -> bool:
-        """Whether the operators of a body mean the same by the model's opsets; imports new ones."""
+        """Whether the operators of a body mean the same by the model's opsets."""
         imported = {_own(entry.domain): entry.version for entry in self._model.opset_import}
-        missing = []
         for entry in function.opset_import:
             domain, version = _own(entry.domain), entry.version
-            if domain not in imported:
-                missing.append((domain, version))
-            elif imported[domain] != version:
+            if imported.get(domain, version) != version:
                 used = {n.op_type for n in _nodes(function.node) if _own(n.domain) == domain}
                 if any(_since(op, domain, version, imported[domain]) is None for op in used):
                     return False
-        for domain, version in missing:
-            self._model.opset_import.add(domain=domain, version=version)
         return True
+
+    def _import(self, function: FunctionProto) -> None:
+        """Let the model know the domains of a body's operators that it has not known before."""
+        imported = {_own(entry.domain) for entry in self._model.opset_import}
+        used = {_own(node.domain) for node in _nodes(function.node)}
+        for entry in function.opset_import:
+            if _own(entry.domain) in used - imported:
+                self._model.opset_import.add(domain=entry.domain, version=entry.version)
 
     def _body(
         self, function: FunctionProto, call: NodeProto, here: Call, infos: list[onnx.ValueInfoProto]

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
+from bnfold._core.broadcast import Shape
 from bnfold._core.quantized import Grid, Quantized, Rounding
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant, Constants
-from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.read.scopes import Scope, label, type_of
 
 MADE_BYTES = 1 << 28
 """How large dequantized weights may be, all together, where they are needed as floats."""
@@ -129,7 +130,7 @@ class _Reader:
         if isinstance(stored, Reason):
             quantizer, rounding, stored = self._rounded(node, scale, zero)
         self._refuse_protected(stored)
-        grid = _grid(node, self.scope.opset, stored.shape, scale, zero)
+        grid = grid_of(node, self.scope.opset, stored.shape, scale, zero)
         order = tuple(range(len(stored.shape)))
         for perm in reversed(orders):
             turned = tuple(reversed(range(len(order)))) if perm is None else tuple(perm)
@@ -189,8 +190,8 @@ class _Reader:
         if not _same(scale, theirs) or not _same(zero, other):
             message = f"{label(rounder)} rounds by other numbers than {where} multiplies with"
             raise Refusal.of("quantized-weight", where, message)
-        grid = _grid(node, self.scope.opset, numbers.shape, scale, zero)
-        if _grid(rounder, self.scope.opset, numbers.shape, theirs, other) != grid:
+        grid = grid_of(node, self.scope.opset, numbers.shape, scale, zero)
+        if grid_of(rounder, self.scope.opset, numbers.shape, theirs, other) != grid:
             raise Refusal(_unlike(rounder))
         kind = other.data_type if other else attributes.integer(rounder, "output_dtype", 0)
         kind = kind or TensorProto.UINT8
@@ -245,10 +246,10 @@ class _Reader:
             raise Refusal.of("overridable-weight", name, message)
 
 
-def _grid(
-    node: NodeProto, opset: int, shape: tuple[int, ...], scale: Constant, zero: Constant | None
+def grid_of(
+    node: NodeProto, opset: int, shape: Shape, scale: Constant, zero: Constant | None
 ) -> Grid:
-    """Which numbers of a tensor share a scale and a zero point.
+    """Which numbers of a tensor share a scale and a zero point. Sizes of it may not be known.
 
     One number is for the whole tensor, if its shape is ``[]`` or ``[1]``. The attribute ``axis``
     then means nothing: its default of 1 may lie outside the axes of a bias. From opset 13 several
@@ -272,8 +273,11 @@ def _grid(
     if opset < _PER_AXIS or block < 0 or not -rank <= axis < rank:
         raise Refusal(_unlike(node))
     grid = Grid(axis % rank, block or None)
-    wanted = grid.cells(shape) if block else (shape[axis],)
-    if any(known != wanted for known in shapes):
+    sizes = tuple(size for size in shape if size is not None)
+    if block and len(sizes) < rank:
+        raise Refusal(_unlike(node))
+    wanted = grid.cells(sizes) if block else (shape[axis],)
+    if any(known != wanted and (wanted != (None,) or len(known) != 1) for known in shapes):
         raise Refusal(_unlike(node))
     return grid
 
@@ -292,9 +296,19 @@ def _same(one: Constant | None, other: Constant | None) -> bool:
 
 
 def is_weight(constants: Constants, scope: Scope, node: NodeProto) -> bool:
-    """Whether a DequantizeLinear reads integers that are the same at every run."""
-    found = dequantized(constants, scope, node.output[0])
-    return not (isinstance(found, Reason) and found.code == "dynamic-weight")
+    """Whether a DequantizeLinear reads integers that are the same at every run: stored ones, or
+    stored floats that a QuantizeLinear rounds, whatever else forbids that they change.
+    """
+    name = node.input[0]
+    for kinds in (("Clip", "QuantizeLinear"), ("QuantizeLinear",), ()):
+        if isinstance(constants.find(scope, name), Constant):
+            return True
+        position = scope.producers.get(name)
+        writer = scope.nodes[position] if position is not None else NodeProto()
+        if type_of(writer) not in kinds or not writer.input:
+            return False
+        name = writer.input[0]
+    return False
 
 
 def spread_zero(

@@ -335,7 +335,8 @@ def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
     if value.type.WhichOneof("value") != "tensor_type":
         return
     tensor = value.type.tensor_type
-    known.types[path, value.name] = tensor.elem_type
+    if tensor.elem_type:  # Where inference does not know it, operators may tell it.
+        known.types[path, value.name] = tensor.elem_type
     if tensor.HasField("shape"):
         known.shapes[path, value.name] = tuple(
             dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
