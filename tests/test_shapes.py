@@ -17,7 +17,19 @@ from bnfold._onnx.read import shapes
 from bnfold._onnx.read.scopes import read_scopes
 from bnfold._onnx.read.shapes import infer
 
-from .graphs import assert_same, bn, const, conv, counts, folds, model, op, rand, stays
+from .graphs import (
+    assert_same,
+    bn,
+    const,
+    conv,
+    counts,
+    folds,
+    model,
+    op,
+    positive,
+    rand,
+    stays,
+)
 
 
 def sizes(made, name):
@@ -301,3 +313,21 @@ def test_an_activation_that_is_dequantized_to_another_type_than_its_scale_takes_
     m.graph.node[1].attribute[0].i = TensorProto.FLOAT
     m.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(np.float32(2), "k"))
     assert not bnfold.plan(m).kept
+
+
+@pytest.mark.parametrize("known", [None, ["n", 3, 8, 8]])
+def test_norms_of_tensors_of_unknown_rank_become_one_norm(known):
+    """As where the rank is known: all that is left is written as the last norm."""
+    zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
+    pieces, value = [], "x"
+    for n in range(3):
+        (node, stored), name = bn(f"bn{n}", value, f"v{n}", 3), f"bn{n}"
+        stored[f"{name}.scale"] = positive(3)
+        if n < 2:  # A shift would not pass the Relu.
+            stored |= {f"{name}.bias": zero, f"{name}.mean": zero, f"{name}.var": one}
+        pieces += [(node, stored), op("Relu", f"v{n}", f"r{n}")]
+        value = f"r{n}"
+    m = model(*pieces, x={"x": known}, y="r2")
+    folded = bnfold.fold(m)
+    assert counts(folded) == {"Relu": 3, "BatchNormalization": 1}
+    assert_same(m, folded, {"x": rand(2, 3, 8, 8)})

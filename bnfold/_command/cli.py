@@ -277,7 +277,11 @@ def verify(
     memory: int | None,
     **comparison: Any,
 ) -> int:
-    """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime."""
+    """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime.
+
+    A program of PyTorch (.pt2) is run by PyTorch, on the example inputs that it carries, and
+    compared with another one or with a file of ONNX.
+    """
     from bnfold._judge.end_to_end import compare_files
     from bnfold._judge.verdict import end_to_end_lines
     from bnfold._report.findings import of_verify
@@ -289,8 +293,14 @@ def verify(
     settings = options.settings(comparison, bisect=bisect, frozen=frozen)
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
-        inputs = options.inputs(comparison["inputs"])
-        result = compare_files(original, folded, inputs, settings, progress)
+        if ".pt2" in (original.suffix, folded.suffix):
+            from bnfold._pipeline.any_kind import ModuleOptions, compare_models
+
+            given = comparison["inputs"]
+            result = compare_models(original, folded, given, settings, None, ModuleOptions())
+        else:
+            inputs = options.inputs(comparison["inputs"])
+            result = compare_files(original, folded, inputs, settings, progress)
     if form == "text":
         lines = end_to_end_lines(result, verbose, comparison["power"])
         terminal.show([*lines, f"verification: {result.status}"])

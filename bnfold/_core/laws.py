@@ -163,8 +163,8 @@ class Mixed(Law):
 
     def forward(self, maps: Maps) -> list[Way]:
         """``weight·t`` comes out."""
-        if self.narrow and bool((np.abs(maps[0].scale) < 1).any()):
-            raise not_carried("without the scale ahead of it its sum could overflow")
+        if self.narrow:
+            check_range(maps[0])
         return [Way({0: self._moved(maps[0], self.axes, self.weight)})]
 
     def _moved(self, map_: Map, axes: Mapping[int, int] | None, factor: float | None) -> AffineMap:
@@ -268,6 +268,12 @@ class Rearranged(Law):
         if moved is None:
             raise not_known("where its channels go cannot be told from known sizes")
         return moved
+
+
+def check_range(map_: Map, sums: str = "sum") -> None:
+    """Raise `Refusal` where sums in a narrow type may need the scale of a map ahead of them."""
+    if bool((np.abs(map_.scale) < 1).any()):
+        raise not_carried(f"without the scale ahead of it its {sums} could overflow")
 
 
 def along_one_axis(map_: Map, which: str = "the map") -> AffineMap:

@@ -25,6 +25,7 @@ from bnfold._onnx.fold import prepare
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
+from bnfold._pipeline.in_memory import as_proto, given_back, is_in_memory
 from bnfold._system import paths
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 Model = Any
 _INSTEAD = {
     "GraphProto": "; give the ModelProto around it",
-    "Model": "; of onnx_ir or spox it takes the ModelProto: onnx_ir.to_proto(model)",
-    "ONNXProgram": "; give its model_proto",
     "OrderedDict": "; a state dict holds weights and no network: give the module",
     "bytearray": "; parse it first: onnx.load_model_from_string(data)",
     "bytes": "; parse it first: onnx.load_model_from_string(data)",
@@ -47,6 +46,7 @@ _INSTEAD = {
     "tuple": "; give one model at a time",
 }
 """What to give in place of something else, by its type."""
+_EMPTY = "the model holds no operators: there is nothing to fold"
 Folder = str | os.PathLike[str] | None
 """The folder that external data is relative to; for a path, the file's own if None."""
 
@@ -110,7 +110,11 @@ def fold_model(
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
-        return _prepare_module(model, options).apply(options.inplace)
+        from bnfold._torch.module.recipe import Recipe, attach
+
+        ready = _prepare_module(model, options)
+        recipe = Recipe.of(ready)
+        return attach(ready.apply(options.inplace), recipe)
     options.refuse()
     if _is_program(model):
         if output is not None:
@@ -142,11 +146,7 @@ def fold_model(
     if output is not None:
         source = None if planned.plan.folds or changed else _path_of(model)
         return _write(proto, rewritten, folder, Path(output), source)
-    if _is_graphsurgeon(model):
-        import onnx_graphsurgeon
-
-        return onnx_graphsurgeon.import_onnx(proto)
-    return proto
+    return given_back(proto, model, folder) if is_in_memory(model) else proto
 
 
 def compare_models(
@@ -159,30 +159,24 @@ def compare_models(
 ) -> EndToEnd:
     """The verdict on whether two models are the same function; see `bnfold.verify`."""
     from bnfold._judge.end_to_end import compare_files
-    from bnfold._judge.settings import Settings
     from bnfold._run.input_sets import InputSet, load_inputs
 
-    modules = _is_module(original) and _is_module(folded)
-    if modules or (_is_program(original) and _is_program(folded)):
-        if inputs is not None or settings != Settings(settings.seed):
-            raise UsageError(
-                "of the options of the comparison only seed is for models of PyTorch, which run on "
-                "their example inputs"
-            )
-        from bnfold._pipeline.modules import compare_modules, compare_programs
+    original, folded = _program_of(original), _program_of(folded)
+    if any(_is_module(model) or _is_program(model) for model in (original, folded)):
+        from bnfold._pipeline.torch_pairs import compare_pair
 
-        if modules:
-            return compare_modules(original, folded, _example(options), settings.seed)
-        return compare_programs(original, folded, settings.seed)
-    for kind, name in ((_is_module, "a torch.nn.Module"), (_is_program, "an exported program")):
-        if kind(original) or kind(folded):
-            other = type(original if kind(folded) else folded).__name__
-            raise TypeError(
-                f"{name} is compared with another one, not with {other}; export it to ONNX first"
+        if inputs is not None:
+            raise UsageError(
+                "inputs: a model of PyTorch runs on its example inputs; give them as a tuple, "
+                "(example,)"
             )
+        given = options.args is not None or bool(options.kwargs)
+        example = _example(options) if given else None
+        with _as_file(original, base_dir) as first, _as_file(folded, base_dir) as second:
+            return compare_pair(first, second, example, settings)
     options.refuse()
     if options.args is not None:
-        raise UsageError("example inputs are for two torch.nn.Module; give inputs={name: array}")
+        raise UsageError("example inputs are for a torch.nn.Module; give inputs={name: array}")
     if inputs is None:
         sets = None
     elif isinstance(inputs, Mapping):
@@ -212,6 +206,15 @@ def _copied(model: ModelProto) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     return copy
+
+
+def refold_module(folded: Any, state_dict: Mapping[str, Any]) -> nn.Module:
+    """A folded module with other weights; see `bnfold.refold`."""
+    if not _is_module(folded):
+        raise TypeError(f"expected a module that bnfold.fold gave, got {type(folded).__name__}")
+    from bnfold._torch.module.recipe import refold
+
+    return refold(folded, state_dict)
 
 
 def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
@@ -257,6 +260,27 @@ def _example(options: ModuleOptions) -> Example:
     return Example(args or (), kwargs or {}, options.dynamic_shapes)
 
 
+def _program_of(model: Model) -> Model:
+    """The program of a .pt2 file; any other model as it is."""
+    path = _path_of(model)
+    if path is None or path.suffix != ".pt2":
+        return model
+    with needs_pytorch():
+        from bnfold._torch.program.fold import load
+    return load(path)
+
+
+@contextmanager
+def needs_pytorch() -> Iterator[None]:
+    """Raise `UsageError` where a .pt2 file is to be read and PyTorch is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "torch":
+            raise
+        raise UsageError("a .pt2 file takes PyTorch: pip install 'bnfold[torch]'") from error
+
+
 def _is_module(model: Model) -> bool:
     """Whether a model is a PyTorch module. This does not import PyTorch."""
     library = sys.modules.get("torch")
@@ -275,29 +299,25 @@ def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelP
     path = _path_of(model)
     if path is not None:
         return load_model(path), folder or path.parent
-    if _is_graphsurgeon(model):
-        import onnx_graphsurgeon
-
-        return in_order(onnx_graphsurgeon.export_onnx(model)), folder
+    if is_in_memory(model):
+        proto, own = as_proto(model)
+        if not proto.graph.node:
+            raise UsageError(_EMPTY)
+        return in_order(proto), folder or own
     if not isinstance(model, ModelProto):
         kind = type(model).__name__
         raise TypeError(
-            "expected a path, an onnx.ModelProto, an onnx_graphsurgeon.Graph, a torch.nn.Module or "
-            f"an ExportedProgram, got {kind}{_INSTEAD.get(kind, '')}"
+            "expected a path, an onnx.ModelProto, an onnx_graphsurgeon.Graph, an onnx_ir.Model, a "
+            "torch.onnx.ONNXProgram, a torch.nn.Module or an ExportedProgram, got "
+            f"{kind}{_INSTEAD.get(kind, '')}"
         )
     if not model.graph.node:
-        raise UsageError("the model holds no operators: there is nothing to fold")
+        raise UsageError(_EMPTY)
     return in_order(model), folder
 
 
 def _path_of(model: Model) -> Path | None:
     return Path(model) if isinstance(model, str | os.PathLike) else None
-
-
-def _is_graphsurgeon(model: Model) -> bool:
-    """Whether a model is a Graph of onnx_graphsurgeon. This does not import the package."""
-    library = sys.modules.get("onnx_graphsurgeon")
-    return library is not None and isinstance(model, library.Graph)
 
 
 def _write(
@@ -312,6 +332,16 @@ def _write(
     ) as draft:
         draft.commit()
     return output
+
+
+@contextmanager
+def _as_file(model: Model, base_dir: Folder) -> Iterator[Model]:
+    """Yield a model of PyTorch as it is, and the path of any other model."""
+    if _is_module(model) or _is_program(model):
+        yield model
+        return
+    with _on_disk(model, base_dir) as path:
+        yield path
 
 
 @contextmanager

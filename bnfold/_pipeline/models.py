@@ -15,6 +15,7 @@ from bnfold._onnx.files.save import PendingFile, pending_file
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import FoldedWeights, prepare
 from bnfold._onnx.read.frozen import as_if_frozen, freeze, listed
+from bnfold._pipeline.any_kind import needs_pytorch
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._system import paths
 
@@ -139,12 +140,8 @@ def _run_program(
     path: Path, output: Path | None, verify: bool, seed: int, progress: Progress
 ) -> Outcome:
     """Fold a .pt2 file of torch.export. Raises `UsageError` without PyTorch."""
-    try:
+    with needs_pytorch():
         from bnfold._pipeline.programs import fold_program_file
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "torch":
-            raise
-        raise UsageError("a .pt2 file takes PyTorch: pip install 'bnfold[torch]'") from error
     return fold_program_file(path, output, verify=verify, seed=seed, progress=progress)
 
 

@@ -41,6 +41,12 @@ def mul(*scale):
     return Affine(AffineMap.of(scale, 0.0, 1), dtype=FLOAT)
 
 
+def norm(*scale):
+    """A BatchNorm of a tensor whose rank is not known: only as such it can be written."""
+    map_ = AffineMap.of(scale, 0.0, 1)
+    return Affine(map_, operations=2, absorber=Absorber({1: 2}), composable=False, dtype=FLOAT)
+
+
 def chain(first, *roles):
     def rows(count):
         yield "first", first, "v0", "v1"
@@ -74,22 +80,25 @@ KINDS = {
     "bounds that move along": chain(OPAQUE, mul(1.0001, 1.0001), Crossing(Clipped(-1.0, 1.0))),
     "no gain far away": chain(mul(-1.0, 2.0), RELU, RELU, mul(1.01, 1.02)),
     "into a Conv, one after the other": chain(CONV, mul(1.01, 1.02), RELU),
+    "norms into a Conv": chain(CONV, norm(1.01, 1.02), RELU),
+    "norms that nobody takes in": chain(OPAQUE, norm(1.01, 1.02), RELU, RELU),
     "two ways that meet again": diamonds,
     "behind a tensor that others read": shared,
 }
 
 
-def steps(rows):
-    made = view(*rows)
+def steps(rows, made_of=view):
+    made = made_of(*rows)
     places, _ = gather(made, {})
     relocator = Relocator(made, places)
     relocator.run()
     return relocator.crossed
 
 
+@pytest.mark.parametrize("ranks", [view, unranked], ids=["ranks known", "no rank known"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_ten_times_the_nodes_take_thirteen_times_the_steps_at_most(kind):
-    few, many = (steps(KINDS[kind](count)) for count in (50, 500))
+def test_ten_times_the_nodes_take_thirteen_times_the_steps_at_most(kind, ranks):
+    few, many = (steps(KINDS[kind](count), ranks) for count in (50, 500))
     assert few > 0
     assert many <= 13 * few
 

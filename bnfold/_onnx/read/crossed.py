@@ -41,7 +41,8 @@ _NOT_LINEAR = "Celu Elu Erf Gelu HardSwish Mish Selu Sigmoid Softplus Softsign T
 
 
 def _identity(context: Context, node: NodeProto) -> Operator:
-    return Passing(label=label(node), like=context.shape(node.input[0]))
+    name = node.input[0]
+    return Passing(label=label(node), like=context.shape(name), tail=context.last.get(name))
 
 
 def _cast(context: Context, node: NodeProto) -> Operator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,16 @@ class MissingBiases:
         graph: Graph,
         owned: Ownership,
         again: Callable[[], ExportedProgram] | None = None,
+        takers: Set[str] | None = None,
     ) -> None:
-        """``again`` exports the module once more, to see what a new bias would do."""
+        """``again`` exports the module once more, to see what a new bias would do.
+
+        ``takers`` are the modules that would hand a new bias on, if that is known.
+        """
         self._graph = graph
         self._owned = owned
         self._again = again
-        self._known: set[str] | None = None
+        self.takers = takers
 
     def owner(self, node: Node) -> str | None:
         """The module that can be given a bias for an operator; None where there is none.
@@ -49,14 +53,14 @@ class MissingBiases:
             return None
         return path if _adds_its_bias(module) or path in self._takers() else None
 
-    def _takers(self) -> set[str]:
+    def _takers(self) -> Set[str]:
         """The modules whose own code would hand a new bias to their operator.
 
         They are found by a second export, with zeros for all missing biases.
         """
-        if self._known is None:
-            self._known = self._find_takers() if self._again is not None else set()
-        return self._known
+        if self.takers is None:
+            self.takers = self._find_takers() if self._again is not None else set()
+        return self.takers
 
     def _find_takers(self) -> set[str]:
         """The modules whose bias of zeros their operator reads, in a second export."""

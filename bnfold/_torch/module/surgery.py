@@ -43,23 +43,30 @@ class Surgery:
         calls: Calls | None = None,
         again: Callable[[], ExportedProgram] | None = None,
         kept: Collection[str] = (),
+        takers: Set[str] | None = None,
     ) -> None:
         """Look at the module that a graph was read from.
 
         ``calls`` are the calls of its submodules. Without them only PyTorch's own norms may go.
         ``again`` exports the module once more, to see what a new bias would do. ``kept`` are
-        parameters and buffers that may not change.
+        parameters and buffers that may not change. ``takers`` are the modules that would hand a new
+        bias to their operator, if that is known.
         """
         self._graph = graph
         self._calls = calls
         self._owned = Ownership(module, graph, kept)
-        self._missing_biases = MissingBiases(graph, self._owned, again)
+        self._missing_biases = MissingBiases(graph, self._owned, again, takers)
         self._remainders = Remainders(graph, self._owned, calls) if calls is not None else None
 
     @property
     def called(self) -> set[str]:
         """The modules that the network calls, by the names it calls them by."""
         return self._owned.called
+
+    @property
+    def takers(self) -> Set[str] | None:
+        """The modules that would hand a new bias to their operator, if somebody has asked."""
+        return self._missing_biases.takers
 
     def objections(self, moves: Sequence[Move]) -> Mapping[int, Reason]:
         """The reasons why moves cannot be written into modules, by the number of the move."""
@@ -110,8 +117,8 @@ class Surgery:
         )
         if isinstance(role, Absorber):
             return replace(seen, role=new)
-        whole = replace(role, absorber=new, composable=role.map.is_identity)
-        return replace(seen, role=whole)
+        free = role.map.is_identity
+        return replace(seen, role=replace(role, absorber=new, composable=free, renewable=free))
 
     def apply(self, module: nn.Module, moves: Moves) -> None:
         """Carry out all moves on the planned module, or on a copy of it."""
