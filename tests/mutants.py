@@ -1132,8 +1132,8 @@ MUTANTS = (
     Mutant(
         "stored values are drawn as inputs",
         "_run/drawing.py",
-        "            if value.name not in given\n        ]",
-        "            if value.name\n        ]",
+        "            for value in own_inputs(graph)\n        ]",
+        "            for value in graph.input\n        ]",
         "tests/verify/test_drawing.py::test_initializers_listed_as_inputs_are_not_fed",
     ),
     Mutant(
@@ -1272,6 +1272,48 @@ MUTANTS = (
         "tests/verify/test_custom_operators.py",
     ),
     Mutant(
+        "a Pad of some axes pads the first ones",
+        "_onnx/read/growth.py",
+        "range(len(more) // 2) if axes is None else [int(n) for n in axes.reshape(-1)]",
+        "range(len(more) // 2)",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "an Einsum without an arrow makes one number",
+        "_onnx/read/growth.py",
+        "    if not arrow:\n",
+        "    if False:\n",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "what a body reads, too, goes to the quantizer alone",
+        "_onnx/read/rounded.py",
+        "    while name not in scope.outputs and name not in scope.captures:",
+        "    while name not in scope.outputs:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "other data may be added ahead of a quantizer",
+        "_onnx/read/rounded.py",
+        "if kind not in _AHEAD_OF_QUANTIZER or len(data) != 1:",
+        "if kind not in _AHEAD_OF_QUANTIZER:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "inlining imports all that a function does",
+        "_onnx/read/inlining.py",
+        "            if _own(entry.domain) in used - imported:",
+        "            if _own(entry.domain) not in imported:",
+        "tests/test_functions.py",
+    ),
+    Mutant(
+        "an element type that is not told counts as known",
+        "_onnx/read/shapes.py",
+        "    if tensor.elem_type:  #",
+        "    if True:  #",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "the certificate lets anything be rounded to half",
         "_proof/conversions.py",
         "    if types[0] == narrow and read.new:",
@@ -1330,7 +1372,7 @@ MUTANTS = (
     Mutant(
         "the certificate lets others read the scales of a dynamic product",
         "_proof/quantized.py",
-        "    if shared or product in scope.outputs:",
+        "    if not case.new_scope.is_read_once(product):",
         "    if False:",
         "tests/test_rounded_data.py",
     ),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
-from bnfold._onnx.read.scopes import Names, bodies, label, read_scopes
+from bnfold._onnx.read.scopes import Names, bodies, copy_of, label, read_scopes
 
 Call = tuple[str, ...]
 """Where a call stands: positions of nodes and names of attributes, from the main graph inwards.
@@ -97,7 +97,7 @@ class _Inliner:
     def expand(self, graph: GraphProto, at: Call, within: tuple[Key, ...]) -> None:
         """Inline the calls of a graph and of its bodies. ``within`` are the functions around."""
         infos: list[onnx.ValueInfoProto] = []
-        nodes = self._expanded([_copy(node) for node in graph.node], at, within, infos)
+        nodes = self._expanded([copy_of(node) for node in graph.node], at, within, infos)
         del graph.node[:]
         graph.node.extend(nodes)
         graph.value_info.extend(infos)
@@ -176,7 +176,7 @@ class _Inliner:
         nodes = []
         inner.define(name for node in function.node for name in node.output)
         for node in function.node:
-            copy = _copy(node)
+            copy = copy_of(node)
             inner.rename(copy, attributes)
             nodes.append(copy)
         for name, old in origins.items():
@@ -314,9 +314,3 @@ def _since(op: str, domain: str, first: int, second: int) -> int | None:
 
 def _own(domain: str) -> str:
     return "" if domain in _OWN else domain
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy

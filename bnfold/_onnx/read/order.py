@@ -12,7 +12,7 @@ from typing import Any
 from onnx import GraphProto, ModelProto, NodeProto
 
 from bnfold._errors import UsageError
-from bnfold._onnx.read.scopes import bodies, label
+from bnfold._onnx.read.scopes import bodies, copy_of, label
 
 
 def sorted_positions(nodes: Sequence[NodeProto], sources: Sequence[Collection[int]]) -> list[int]:
@@ -47,7 +47,7 @@ def put_in_order(model: ModelProto) -> None:
     A graph that is in order stays as it is. Raises `UsageError` on cycles.
     """
     for nodes, order in list(_out_of_order(model)):
-        copies = [_copy(nodes[position]) for position in order]
+        copies = [copy_of(nodes[position]) for position in order]
         del nodes[:]
         nodes.extend(copies)
 
@@ -109,9 +109,3 @@ def _cycle(
     through = sorted({position for position in waiting[place:] if position in open_})
     names = ", ".join(label(nodes[position]) for position in through)
     return UsageError(f"the graph has a cycle through {names}")
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy

@@ -92,17 +92,15 @@ class _Reader:
         orders: list[list[int] | None] = []
         tensor = name
         while True:
-            position = self.scope.producers.get(tensor)
-            node = self.scope.nodes[position] if position is not None else None
-            if position is None or node is None or node.domain not in ("", "ai.onnx"):
-                return None
-            if node.op_type == "DequantizeLinear":
+            node = self.scope.writer(tensor)
+            if type_of(node) == "DequantizeLinear":
                 break
-            if node.op_type not in ("Identity", "Transpose") or attributes.depends_on_call(node):
+            if type_of(node) not in ("Identity", "Transpose") or attributes.depends_on_call(node):
                 return None
             if node.op_type == "Transpose":
                 orders.append(attributes.integers(node, "perm"))
             tensor = node.input[0]
+        position = self.scope.producers[tensor]
         found = self._dequantized(name, tensor, node, position, orders)
         for between in self._between(name, tensor):
             self._refuse_shared(between, node)
@@ -175,13 +173,13 @@ class _Reader:
         """
         where, name = label(node), node.input[0]
         bounds: list[int] = []
-        position, rounder = self._writer(name)
-        if rounder.op_type == "Clip":
+        rounder = self.scope.writer(name)
+        if type_of(rounder) == "Clip":
             self._refuse_shared(name, node)
             bounds, name = self._bounds(rounder), rounder.input[0]
-            position, rounder = self._writer(name)
+            rounder = self.scope.writer(name)
         numbers = self.constants.find(self.scope, rounder.input[0]) if rounder.input else None
-        if rounder.op_type != "QuantizeLinear" or not isinstance(numbers, Constant):
+        if type_of(rounder) != "QuantizeLinear" or not isinstance(numbers, Constant):
             message = f"{node.input[0]} is computed at run time"
             raise Refusal.of("dynamic-weight", where, message)
         self._refuse_shared(name, node)
@@ -213,15 +211,8 @@ class _Reader:
             return rounding.integers(numbers.load(), steps, laid).astype(dtype)
 
         integers = Constant(node.input[0], numbers.shape, kind, load)
+        position = self.scope.producers[name]
         return Quantizer(position, numbers, theirs, other), rounding, integers
-
-    def _writer(self, name: str) -> tuple[int, NodeProto]:
-        """The operator that writes a tensor, and its position; an empty one at −1 if none does."""
-        position = self.scope.producers.get(name)
-        node = self.scope.nodes[position] if position is not None else None
-        if position is None or node is None or node.domain not in ("", "ai.onnx"):
-            return -1, NodeProto()
-        return position, node
 
     def _bounds(self, node: NodeProto) -> list[int]:
         """The bounds of a Clip of integers, which are inputs."""
@@ -233,8 +224,7 @@ class _Reader:
 
     def _refuse_shared(self, name: str, node: NodeProto) -> None:
         """Raise `Refusal` where more than one operator reads a tensor."""
-        scope = self.scope
-        if len(scope.readers.get(name, ())) != 1 or name in scope.captures or name in scope.outputs:
+        if not self.scope.is_read_once(name):
             message = f"{name} is also read by someone else"
             raise Refusal.of("quantized-weight", label(node), message)
 
@@ -303,8 +293,7 @@ def is_weight(constants: Constants, scope: Scope, node: NodeProto) -> bool:
     for kinds in (("Clip", "QuantizeLinear"), ("QuantizeLinear",), ()):
         if isinstance(constants.find(scope, name), Constant):
             return True
-        position = scope.producers.get(name)
-        writer = scope.nodes[position] if position is not None else NodeProto()
+        writer = scope.writer(name)
         if type_of(writer) not in kinds or not writer.input:
             return False
         name = writer.input[0]

@@ -103,9 +103,8 @@ def integer_product(context: Context, node: NodeProto, weight: Operand) -> Reaso
 def _reads_integers(context: Context, node: NodeProto, weight: Operand) -> bool:
     """Whether a product reads data and a weight that are integers behind a DequantizeLinear."""
     scope = context.scope
-    position = scope.producers.get(node.input[1 - weight.position])
-    writer = scope.nodes[position] if position is not None else None
-    if weight.quantized is None or writer is None or type_of(writer) not in _DEQUANTIZERS:
+    writer = scope.writer(node.input[1 - weight.position])
+    if weight.quantized is None or type_of(writer) not in _DEQUANTIZERS:
         return False
     return not is_weight(context.constants, scope, writer)
 
@@ -184,12 +183,9 @@ def scale_product(context: Context, node: NodeProto) -> ScaleProduct | None:
 def _only(context: Context, name: str, *kinds: str) -> int | None:
     """The position of the operator of some type that writes a tensor for one reader alone."""
     scope = context.scope
-    position = scope.producers.get(name)
-    if position is None or scope.nodes[position].op_type not in kinds:
+    if type_of(scope.writer(name)) not in kinds or not scope.is_read_once(name):
         return None
-    shared = len(scope.readers.get(name, ())) != 1 or name in scope.captures
-    own = scope.nodes[position].domain in ("", "ai.onnx")
-    return position if own and not shared and name not in scope.outputs else None
+    return scope.producers[name]
 
 
 def rescaling(context: Context, node: NodeProto) -> Operator | None:
