@@ -123,8 +123,10 @@ def fold(
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
     tell is folded. It gives a copy of the same class, each folded submodule an ``Identity``; with
     ``inplace`` the module itself. ``as_eval`` folds a module in training mode as if it were in
-    eval, and gives it back in eval. A parameter or submodule that the network uses in several
-    places is kept as it is, unless ``clone`` lets each place that a fold changes have its own.
+    eval, and gives it back in eval. A submodule that is called for several inputs folds where
+    all of its calls take in the same. Any other parameter or submodule that the network uses in
+    several places is kept as it is, unless ``clone`` lets each place that a fold changes have its
+    own.
 
     The copy computes what the module computes on such inputs when it is called. Tensors on the way
     change, and who gets at them by another way (another method, an argument or a size of input that

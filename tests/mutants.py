@@ -776,6 +776,13 @@ MUTANTS = (
         "if old is None else self._holder",
         "tests/test_sharing.py",
     ),
+    Mutant(
+        "a weight is stored for each name that an Identity gives it",
+        "_onnx/read/scopes.py",
+        'if type_of(node) != "Identity":',
+        "if True:",
+        "tests/test_sharing.py",
+    ),
     # --- quantizers ------------------------------------------------------------------------------
     Mutant(
         "a quantizer takes its new scale the wrong way round",
@@ -1145,6 +1152,20 @@ MUTANTS = (
     ),
     # --- surgery on modules ----------------------------------------------------------------------
     Mutant(
+        "calls of one operator that take in different maps",
+        "_torch/module/surgery.py",
+        "if not all(equal(first.behind, other.behind) for other in others):",
+        "if False:",
+        "tests/torch/test_several_calls.py",
+    ),
+    Mutant(
+        "weights written once for each call",
+        "_torch/module/surgery.py",
+        "if node not in written:",
+        "if True:",
+        "tests/torch/test_several_calls.py",
+    ),
+    Mutant(
         "a tensor from the inside of a module that goes, read by others",
         "_torch/module/remainders.py",
         "source is not before or not set(source.users) <= set(part)",
@@ -1483,6 +1504,27 @@ MUTANTS = (
         "            return maps[count]\n",
         "            return maps[-1]\n",
         "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a size is divided by one that it does not have",
+        "_onnx/read/sizes.py",
+        "            return None\n        words.remove(word)",
+        "            continue\n        words.remove(word)",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "rows that do not come out even",
+        "_onnx/read/sizes.py",
+        "if number is None or not divisor or number % divisor:",
+        "if number is None or not divisor:",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "a Slice with computed bounds takes every element",
+        "_onnx/read/hints.py",
+        "[start:end:step]",
+        "[start:end]",
+        "tests/test_shapes.py",
     ),
     Mutant(
         "a tree ensemble is copied to learn its shapes",

@@ -80,6 +80,17 @@ class Scope:
         others = name in self.captures or name in self.outputs
         return len(self.readers.get(name, ())) == 1 and not others
 
+    def origin(self, name: str) -> tuple[Scope | None, str]:
+        """The tensor that Identity operators hand on under a name, and the graph that it is in."""
+        owner = self.owner(name)
+        while owner is not None and name in owner.producers:
+            node = owner.nodes[owner.producers[name]]
+            if type_of(node) != "Identity":
+                break
+            name = node.input[0]
+            owner = owner.owner(name)
+        return owner, name
+
     def uses(self) -> Counter[str]:
         """How often each name defined here is used.
 
