@@ -16,7 +16,7 @@ from typing import Any
 from onnx import GraphProto, ModelProto, NodeProto
 
 from bnfold._errors import UsageError
-from bnfold._onnx.read.scopes import bodies, label
+from bnfold._onnx.read.scopes import bodies, copy_of, label
 
 
 def sorted_positions(nodes: Sequence[NodeProto], sources: Sequence[Collection[int]]) -> list[int]:
@@ -52,7 +52,7 @@ def put_in_order(model: ModelProto) -> None:
     defines a name twice.
     """
     for nodes, order in list(_out_of_order(model)):
-        copies = [_copy(nodes[position]) for position in order]
+        copies = [copy_of(nodes[position]) for position in order]
         del nodes[:]
         nodes.extend(copies)
 
@@ -143,9 +143,3 @@ def _cycle(
     through = sorted({position for position in waiting[place:] if position in open_})
     names = ", ".join(label(nodes[position]) for position in through)
     return UsageError(f"the graph has a cycle through {names}")
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy

@@ -26,7 +26,7 @@ from onnx import (
 from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import Size
 from bnfold._onnx.read.hints import declare, known_shapes
-from bnfold._onnx.read.scopes import Scope, bodies
+from bnfold._onnx.read.scopes import Scope, bodies, opset_of
 from bnfold._onnx.read.sizes import Numbers, computed
 from bnfold._onnx.read.stand_ins import stand_in
 from bnfold._onnx.read.types import derive
@@ -93,12 +93,12 @@ def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) 
     skeleton.opset_import.extend(model.opset_import)
     skeleton.functions.extend(model.functions)
     # Below opset 11 a part that a Slice takes keeps the symbol of the whole.
-    opsets = [item.version for item in model.opset_import if item.domain in ("", "ai.onnx")]
-    symbols = itertools.count() if min(opsets, default=0) >= _FIRST_WITH_SYMBOLS else None
+    opset = opset_of(model.opset_import)
+    symbols = itertools.count() if opset >= _FIRST_WITH_SYMBOLS else None
     _copy_graph(model.graph, skeleton.graph, symbols)
     if equal_dims and symbols is not None:
         _name_sizes(model.graph, skeleton.graph)
-    stand_in(skeleton.graph, max(opsets, default=0), {(f.domain, f.name) for f in model.functions})
+    stand_in(skeleton.graph, opset, {(f.domain, f.name) for f in model.functions})
     inferred = _run(skeleton)
     # From IR version 4 on, an initializer that is also an input is only a default value.
     given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
@@ -217,7 +217,8 @@ def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
     if value.type.WhichOneof("value") != "tensor_type":
         return
     tensor = value.type.tensor_type
-    known.types[path, value.name] = tensor.elem_type
+    if tensor.elem_type:  # Where inference does not know it, operators may tell it.
+        known.types[path, value.name] = tensor.elem_type
     if tensor.HasField("shape"):
         known.shapes[path, value.name] = tuple(
             dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
