@@ -330,6 +330,48 @@ MUTANTS = (
         "tests/carry/test_branches.py",
     ),
     Mutant(
+        "a QLinearConcat joins its scales",
+        "_onnx/read/stand_ins.py",
+        "range(2, len(node.input), 3)",
+        "range(0, len(node.input), 3)",
+        "tests/test_stand_ins.py",
+    ),
+    Mutant(
+        "a pool with its channels last is read as one with them first",
+        "_onnx/read/stand_ins.py",
+        "if not (known.first and attributes",
+        "if not (False and attributes",
+        "tests/test_stand_ins.py",
+    ),
+    Mutant(
+        "a QuantizeLinear of onnxruntime puts out what it reads",
+        "_onnx/read/stand_ins.py",
+        '_StandIn("QuantizeLinear", (0, 1, 2), "axis")',
+        '_StandIn("Identity")',
+        "tests/test_stand_ins.py",
+    ),
+    Mutant(
+        "a map along the last axis of unknown rank goes on",
+        "_plan/relocation.py",
+        "part.axis == LAST for part in",
+        "part.axis == 99 for part in",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
+        "a constant of more axes meets the last axis of unknown rank",
+        "_core/broadcast.py",
+        "constant.shape in ((last,), (1,))",
+        "constant.size == last",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
+        "a matrix on the left makes the last axis",
+        "_core/operators/matrices.py",
+        "elif other is None and right and len(fixed) == 2:",
+        "elif other is None and len(fixed) == 2:",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
         "a Scaler subtracts its offset last",
         "_onnx/read/affine.py",
         "AffineMap.of(scale, -offset * scale, axis)",
@@ -501,7 +543,7 @@ MUTANTS = (
     # --- readers ---------------------------------------------------------------------------------
     Mutant(
         "transposed factors of a Gemm read as they lie",
-        "_core/operators/linear.py",
+        "_core/operators/matrices.py",
         "stored = (1 - axis) if turned[axis] else axis",
         "stored = axis",
         "tests/test_gemm.py",
@@ -741,6 +783,13 @@ MUTANTS = (
         "if old is None else self._holder",
         "tests/test_sharing.py",
     ),
+    Mutant(
+        "a weight is stored for each name that an Identity gives it",
+        "_onnx/read/scopes.py",
+        'if type_of(node) != "Identity":',
+        "if True:",
+        "tests/test_sharing.py",
+    ),
     # --- quantizers ------------------------------------------------------------------------------
     Mutant(
         "a quantizer takes its new scale the wrong way round",
@@ -802,7 +851,7 @@ MUTANTS = (
     ),
     Mutant(
         "FusedMatMul leaves its batch axes where they are",
-        "_core/operators/linear.py",
+        "_core/operators/matrices.py",
         "if batch and rank > 2:",
         "if False:",
         "tests/test_fused_operators.py",
@@ -1097,8 +1146,8 @@ MUTANTS = (
     Mutant(
         "stored values are drawn as inputs",
         "_run/drawing.py",
-        "            if value.name not in given\n        ]",
-        "            if value.name\n        ]",
+        "            for value in own_inputs(graph)\n        ]",
+        "            for value in graph.input\n        ]",
         "tests/verify/test_drawing.py::test_initializers_listed_as_inputs_are_not_fed",
     ),
     Mutant(
@@ -1109,6 +1158,20 @@ MUTANTS = (
         "tests/verify/test_drawing.py",
     ),
     # --- surgery on modules ----------------------------------------------------------------------
+    Mutant(
+        "calls of one operator that take in different maps",
+        "_torch/module/surgery.py",
+        "if not all(equal(first.behind, other.behind) for other in others):",
+        "if False:",
+        "tests/torch/test_several_calls.py",
+    ),
+    Mutant(
+        "weights written once for each call",
+        "_torch/module/surgery.py",
+        "if node not in written:",
+        "if True:",
+        "tests/torch/test_several_calls.py",
+    ),
     Mutant(
         "a tensor from the inside of a module that goes, read by others",
         "_torch/module/remainders.py",
@@ -1223,6 +1286,62 @@ MUTANTS = (
         "tests/verify/test_ahead.py",
     ),
     Mutant(
+        "every operator that does not load alone is unknown",
+        "_run/libraries.py",
+        'return said.replace(name, "") == of_none.replace(_NOBODYS, "").replace(name, "")',
+        "return True",
+        "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
+        "an operator without a kernel is known by its type alone",
+        "_judge/unknown_operators.py",
+        "    if len({kind_of(node) for node in told}) > 1:",
+        "    if False:",
+        "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
+        "a Pad of some axes pads the first ones",
+        "_onnx/read/growth.py",
+        "range(len(more) // 2) if axes is None else [int(n) for n in axes.reshape(-1)]",
+        "range(len(more) // 2)",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "an Einsum without an arrow makes one number",
+        "_onnx/read/growth.py",
+        "    if not arrow:\n",
+        "    if False:\n",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "what a body reads, too, goes to the quantizer alone",
+        "_onnx/read/rounded.py",
+        "    while name not in scope.outputs and name not in scope.captures:",
+        "    while name not in scope.outputs:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "other data may be added ahead of a quantizer",
+        "_onnx/read/rounded.py",
+        "if kind not in _AHEAD_OF_QUANTIZER or len(data) != 1:",
+        "if kind not in _AHEAD_OF_QUANTIZER:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "inlining imports all that a function does",
+        "_onnx/read/inlining.py",
+        "            if _own(entry.domain) in used - imported:",
+        "            if _own(entry.domain) not in imported:",
+        "tests/test_functions.py",
+    ),
+    Mutant(
+        "an element type that is not told counts as known",
+        "_onnx/read/shapes.py",
+        "    if tensor.elem_type:  #",
+        "    if True:  #",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "the certificate lets anything be rounded to half",
         "_proof/conversions.py",
         "    if types[0] == narrow and read.new:",
@@ -1281,7 +1400,7 @@ MUTANTS = (
     Mutant(
         "the certificate lets others read the scales of a dynamic product",
         "_proof/quantized.py",
-        "    if shared or product in scope.outputs:",
+        "    if not case.new_scope.is_read_once(product):",
         "    if False:",
         "tests/test_rounded_data.py",
     ),
@@ -1394,6 +1513,27 @@ MUTANTS = (
         "tests/plan/test_growth.py",
     ),
     Mutant(
+        "a size is divided by one that it does not have",
+        "_onnx/read/sizes.py",
+        "            return None\n        words.remove(word)",
+        "            continue\n        words.remove(word)",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "rows that do not come out even",
+        "_onnx/read/sizes.py",
+        "if number is None or not divisor or number % divisor:",
+        "if number is None or not divisor:",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "a Slice with computed bounds takes every element",
+        "_onnx/read/hints.py",
+        "[start:end:step]",
+        "[start:end]",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "a tree ensemble is copied to learn its shapes",
         "_onnx/read/shapes.py",
         'trees = source.domain == _CLASSICAL and source.op_type.startswith("TreeEnsemble")',
@@ -1463,6 +1603,49 @@ MUTANTS = (
         "scales is not None and len(scales) <= len(sums)",
         "scales is not None",
         "tests/test_rounded_data.py",
+    ),
+    # --- files of exporters ----------------------------------------------------------------------
+    Mutant(
+        "a file's inputs take the tensors of the example in another order",
+        "_judge/file_bench.py",
+        "for port, name in zip(ports, names, strict=True)}",
+        "for port, name in zip(ports, names[::-1], strict=True)}",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "a file of few digits passes on its outputs",
+        "_pipeline/exported_files.py",
+        'if plain.status == "pass" and not narrow:',
+        'if plain.status == "pass":',
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "the numbers in a float64 module stay where ONNX rounds them",
+        "_judge/file_bench.py",
+        "numbers_move=True",
+        "numbers_move=False",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "runtimes compute every function alike",
+        "_judge/second_look.py",
+        "not (bench.apart and about[1] <= _function_noise(left))",
+        "True",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "weights of few digits that cannot be compared prove nothing, and it passes",
+        "_pipeline/modules.py",
+        'status=combined(seen.status, ["inconclusive"])',
+        "status=seen.status",
+        "tests/torch/test_bfloat16.py",
+    ),
+    Mutant(
+        "outputs of a dictionary are paired by position",
+        "_judge/torch_bench.py",
+        "return [places[name] for name in wanted]",
+        "return list(range(len(wanted)))",
+        "tests/torch/test_exported_files.py",
     ),
 )
 

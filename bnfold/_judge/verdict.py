@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from html import escape
 from typing import Any, Literal
@@ -114,6 +114,11 @@ class OutputCheck:
         for key in ("cause", "about", "contested"):  # the note says so
             del values[key]
         return {**values, "note": self.note}
+
+
+def labelled_in_float64(check: OutputCheck) -> OutputCheck:
+    """The same check; its cause says that it was made in float64, if it has no other."""
+    return check if check.cause is not None else replace(check, cause=Cause.IN_FLOAT64)
 
 
 @dataclass(frozen=True)

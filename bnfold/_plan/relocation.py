@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from bnfold._core import absorbing
-from bnfold._core.affine import IDENTITY, AffineMap
+from bnfold._core.affine import IDENTITY, LAST, AffineMap
 from bnfold._core.laws import Edit
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, Receiver, View
@@ -157,6 +157,11 @@ class Relocator:
         """Trips that carry maps of a place away and leave ``rest``, each with what stopped it, and
         whether the last map went forward.
         """
+        if any(part is not None and part.axis == LAST for part in (back, forth)):
+            label = self.view.nodes[place.maps[0]].label
+            message = f"the rank of what {label} reads is not known"
+            yield Trip(), Stop(Reason("unknown-shape", label, message)), True
+            return
         trip = Trip()
         self._settle(trip, number, normal(rest))
         if back is not None:
@@ -287,7 +292,7 @@ class Relocator:
         if number is None or value in self.relations or value in trip.relations:
             return None
         place, state = self.places[number], self._state(trip, number)
-        if tensor.producer != place.maps[-1] or len(state.row) != 1:
+        if tensor.producer != place.maps[-1] or len(state.row) != 1 or state.row[0].axis == LAST:
             return None
         if absorbing.unshared(self.view, tensor, reader) is not None:
             return None

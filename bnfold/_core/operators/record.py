@@ -65,12 +65,13 @@ class Operator:
 
     ``data`` are the numbers of the inputs that it computes with and that are no parameters, in the
     order of its law. ``like`` is the shape that it reads, as far as that is known, where it puts
-    out the same.
+    out the same; ``tail`` is the size of the last axis of that where the rank is not known.
     """
 
     label: str = ""
     data: tuple[int, ...] = (0,)
     like: Shape | None = None
+    tail: int | None = None
 
     @property
     def role(self) -> Role:
@@ -86,6 +87,11 @@ class Operator:
     def output(self) -> Shape | None:
         """The shape of what it puts out, as far as the record tells."""
         return self.like
+
+    @property
+    def last(self) -> int | None:
+        """The size of the last axis of what it puts out, where the record tells no rank."""
+        return self.tail
 
     @property
     def deviation(self) -> Vector | None:

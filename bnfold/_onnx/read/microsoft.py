@@ -12,7 +12,8 @@ import numpy as np
 from onnx import NodeProto
 
 from bnfold._core.operators.affine import Norm
-from bnfold._core.operators.linear import Convolution, Product, matmul, turning
+from bnfold._core.operators.linear import Convolution, Product
+from bnfold._core.operators.matrices import matmul, turning
 from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Row, unusual, unweighted
 from bnfold._core.pointwise import Clipped, Closed, Homogeneous, Thresholded
 from bnfold._core.reasons import Refusal
