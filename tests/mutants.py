@@ -325,8 +325,8 @@ MUTANTS = (
     Mutant(
         "a shift into both summands",
         "_core/joins.py",
-        "scale = _part(map_, 0)",
-        "scale = _part(map_, 1)",
+        "scale, numbers = _part(map_, 0)",
+        "scale, numbers = _part(map_, 1)",
         "tests/carry/test_branches.py",
     ),
     Mutant(
@@ -1466,8 +1466,8 @@ MUTANTS = (
     Mutant(
         "what a failed trip has found is never forgotten",
         "_plan/dead_ends.py",
-        "if end is not None and self.changes.since(end.time, end.span):",
-        "if end is None:",
+        "return near and not self.changes.since(end.time, end.span)",
+        "return near",
         "tests/plan/test_growth.py",
     ),
     Mutant(
@@ -1480,14 +1480,14 @@ MUTANTS = (
     Mutant(
         "no trip is remembered",
         "_plan/sweep.py",
-        "        self.necks[value] = key, self.steps\n",
+        "        self.necks[value] = map_, self.steps\n",
         "",
         "tests/plan/test_growth.py",
     ),
     Mutant(
         "a shift is taken for the same kind of map as a scale",
         "_plan/dead_ends.py",
-        "return axis, (scale != 1).tobytes(), (shift != 0).tobytes(), *signs",
+        "return axis, *(which.tobytes() for which in told)",
         "return (axis,)",
         "tests/plan/test_relocate.py",
     ),
