@@ -325,9 +325,23 @@ MUTANTS = (
     Mutant(
         "a shift into both summands",
         "_core/joins.py",
-        "scale = _part(map_, 0)",
-        "scale = _part(map_, 1)",
+        "scale, numbers = _part(map_, 0)",
+        "scale, numbers = _part(map_, 1)",
         "tests/carry/test_branches.py",
+    ),
+    Mutant(
+        "a convolution of the blocked layout with an activation is a map",
+        "_onnx/read/microsoft.py",
+        'plain = not attributes.has(node, "activation") and not has(node, 3)',
+        "plain = True",
+        "tests/test_blocked_layout.py",
+    ),
+    Mutant(
+        "ahead of the blocked layout the next best reason is given",
+        "_core/operators/record.py",
+        "if self.ahead else None",
+        "if False else None",
+        "tests/test_blocked_layout.py",
     ),
     Mutant(
         "a QLinearConcat joins its scales",
