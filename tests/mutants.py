@@ -790,6 +790,13 @@ MUTANTS = (
         "if old is None else self._holder",
         "tests/test_sharing.py",
     ),
+    Mutant(
+        "a weight is stored for each name that an Identity gives it",
+        "_onnx/read/scopes.py",
+        'if type_of(node) != "Identity":',
+        "if True:",
+        "tests/test_sharing.py",
+    ),
     # --- quantizers ------------------------------------------------------------------------------
     Mutant(
         "a quantizer takes its new scale the wrong way round",
@@ -1146,8 +1153,8 @@ MUTANTS = (
     Mutant(
         "stored values are drawn as inputs",
         "_run/drawing.py",
-        "            if value.name not in given\n        ]",
-        "            if value.name\n        ]",
+        "            for value in own_inputs(graph)\n        ]",
+        "            for value in graph.input\n        ]",
         "tests/verify/test_drawing.py::test_initializers_listed_as_inputs_are_not_fed",
     ),
     Mutant(
@@ -1158,6 +1165,20 @@ MUTANTS = (
         "tests/verify/test_drawing.py",
     ),
     # --- surgery on modules ----------------------------------------------------------------------
+    Mutant(
+        "calls of one operator that take in different maps",
+        "_torch/module/surgery.py",
+        "if not all(equal(first.behind, other.behind) for other in others):",
+        "if False:",
+        "tests/torch/test_several_calls.py",
+    ),
+    Mutant(
+        "weights written once for each call",
+        "_torch/module/surgery.py",
+        "if node not in written:",
+        "if True:",
+        "tests/torch/test_several_calls.py",
+    ),
     Mutant(
         "a tensor from the inside of a module that goes, read by others",
         "_torch/module/remainders.py",
@@ -1272,6 +1293,62 @@ MUTANTS = (
         "tests/verify/test_ahead.py",
     ),
     Mutant(
+        "every operator that does not load alone is unknown",
+        "_run/libraries.py",
+        'return said.replace(name, "") == of_none.replace(_NOBODYS, "").replace(name, "")',
+        "return True",
+        "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
+        "an operator without a kernel is known by its type alone",
+        "_judge/unknown_operators.py",
+        "    if len({kind_of(node) for node in told}) > 1:",
+        "    if False:",
+        "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
+        "a Pad of some axes pads the first ones",
+        "_onnx/read/growth.py",
+        "range(len(more) // 2) if axes is None else [int(n) for n in axes.reshape(-1)]",
+        "range(len(more) // 2)",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "an Einsum without an arrow makes one number",
+        "_onnx/read/growth.py",
+        "    if not arrow:\n",
+        "    if False:\n",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "what a body reads, too, goes to the quantizer alone",
+        "_onnx/read/rounded.py",
+        "    while name not in scope.outputs and name not in scope.captures:",
+        "    while name not in scope.outputs:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "other data may be added ahead of a quantizer",
+        "_onnx/read/rounded.py",
+        "if kind not in _AHEAD_OF_QUANTIZER or len(data) != 1:",
+        "if kind not in _AHEAD_OF_QUANTIZER:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "inlining imports all that a function does",
+        "_onnx/read/inlining.py",
+        "            if _own(entry.domain) in used - imported:",
+        "            if _own(entry.domain) not in imported:",
+        "tests/test_functions.py",
+    ),
+    Mutant(
+        "an element type that is not told counts as known",
+        "_onnx/read/shapes.py",
+        "    if tensor.elem_type:  #",
+        "    if True:  #",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "the certificate lets anything be rounded to half",
         "_proof/conversions.py",
         "    if types[0] == narrow and read.new:",
@@ -1330,7 +1407,7 @@ MUTANTS = (
     Mutant(
         "the certificate lets others read the scales of a dynamic product",
         "_proof/quantized.py",
-        "    if shared or product in scope.outputs:",
+        "    if not case.new_scope.is_read_once(product):",
         "    if False:",
         "tests/test_rounded_data.py",
     ),
@@ -1441,6 +1518,27 @@ MUTANTS = (
         "            return maps[count]\n",
         "            return maps[-1]\n",
         "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a size is divided by one that it does not have",
+        "_onnx/read/sizes.py",
+        "            return None\n        words.remove(word)",
+        "            continue\n        words.remove(word)",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "rows that do not come out even",
+        "_onnx/read/sizes.py",
+        "if number is None or not divisor or number % divisor:",
+        "if number is None or not divisor:",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "a Slice with computed bounds takes every element",
+        "_onnx/read/hints.py",
+        "[start:end:step]",
+        "[start:end]",
+        "tests/test_shapes.py",
     ),
     Mutant(
         "a tree ensemble is copied to learn its shapes",

@@ -118,10 +118,11 @@ CODES: dict[str, Code] = {
         "Train it with track_running_stats=True, or collect statistics for it.",
     ),
     "shared-weight": Code(
-        "A parameter is used in several places: by a module that is called more than once, or by "
-        "modules whose weights are tied. Changing it for one would change the others.",
+        "A parameter is used in several places, of which each would take in something else: by a "
+        "module that is called more than once, or by modules whose weights are tied. Changing it "
+        "for one would change the others.",
         "Pass clone=True to give each place that a fold changes its own; where one place calls a "
-        "module several times, give each call a module of its own before folding.",
+        "module several times, fold after torch.export, or give each call a module of its own.",
     ),
     "not-a-module": Code(
         "The map is written in a module's own code (x * self.gamma), or what would be left of it "

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from bnfold._judge.untaken_branches import IfBranch
 from bnfold._judge.verdict import (
+    Cause,
     Divergence,
     OutputCheck,
     Planted,
@@ -56,14 +57,19 @@ class Conclusion(NamedTuple):
 def conclude(found: Evidence) -> Conclusion:
     """The status and the notes that follow from the evidence.
 
-    Two things need certificates that hold: a layer where the comparison would not have noticed an
-    error, and a branch that no input took. An unchecked certificate counts as missing there, and
-    the status is "inconclusive".
+    Three things need certificates that hold: a layer where the comparison would not have noticed an
+    error, a branch that no input took, and a tolerance of the user that hides every error. An
+    unchecked certificate counts as missing there, and the status is "inconclusive".
     """
     status, notes = overall(found.checks), list[str]()
     if found.every_layer and not all(part.noticed for part in found.planted):
         rests = "rests on its certificate" if found.certified else "is not proved"
         notes.append(f"an error in a layer that would not have been noticed here {rests}")
+        status = status if found.certified else combined(status, ["inconclusive"])
+    asked = any(check.cause is Cause.AS_ASKED_FOR for check in found.checks)
+    if asked and found.planted and not any(part.noticed for part in found.planted):
+        rests = ", so all rests on certificates" if found.certified else ""
+        notes.append(f"the tolerance that was asked for hides every planted error{rests}")
         status = status if found.certified else combined(status, ["inconclusive"])
     for into in found.unnoticed:
         notes.append(
