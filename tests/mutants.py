@@ -1349,6 +1349,13 @@ MUTANTS = (
         "tests/test_shapes.py",
     ),
     Mutant(
+        "errors planted in float16 are told as small as those in float32",
+        "_judge/power.py",
+        "max(mistake_in(weights[layer.weight]) for layer in found.layers)",
+        "0.01",
+        "tests/verify/test_power.py",
+    ),
+    Mutant(
         "the certificate lets anything be rounded to half",
         "_proof/conversions.py",
         "    if types[0] == narrow and read.new:",
