@@ -330,6 +330,20 @@ MUTANTS = (
         "tests/carry/test_branches.py",
     ),
     Mutant(
+        "a convolution of the blocked layout with an activation is a map",
+        "_onnx/read/microsoft.py",
+        'plain = not attributes.has(node, "activation") and not has(node, 3)',
+        "plain = True",
+        "tests/test_blocked_layout.py",
+    ),
+    Mutant(
+        "ahead of the blocked layout the next best reason is given",
+        "_core/operators/record.py",
+        "if self.ahead else None",
+        "if False else None",
+        "tests/test_blocked_layout.py",
+    ),
+    Mutant(
         "a QLinearConcat joins its scales",
         "_onnx/read/stand_ins.py",
         "range(2, len(node.input), 3)",
@@ -1340,6 +1354,13 @@ MUTANTS = (
         "    if tensor.elem_type:  #",
         "    if True:  #",
         "tests/test_shapes.py",
+    ),
+    Mutant(
+        "errors planted in float16 are told as small as those in float32",
+        "_judge/power.py",
+        "max(mistake_in(weights[layer.weight]) for layer in found.layers)",
+        "0.01",
+        "tests/verify/test_power.py",
     ),
     Mutant(
         "the certificate lets anything be rounded to half",

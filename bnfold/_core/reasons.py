@@ -95,6 +95,13 @@ CODES: dict[str, Code] = {
         "Fold the float model first, then quantize it: bnfold model.onnx -o folded.onnx, and give "
         "folded.onnx to the quantizer.",
     ),
+    "blocked-layout": Code(
+        "The operator is in onnxruntime's blocked layout (domain com.microsoft.nchwc). A file that "
+        "onnxruntime saved with all of its optimizations has its convolutions so, with weights "
+        "reordered and padded for one kind of processor.",
+        "Fold the file from which onnxruntime made this one, and let it optimize the result; or "
+        "let it save at the level extended, which bnfold reads.",
+    ),
     "function-parameter": Code(
         "A parameter is an input or attribute of a local function: each call may pass another one, "
         "and the function has one body for all of them. Calls with constants are inlined where "
