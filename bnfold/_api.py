@@ -43,6 +43,7 @@ def plan(
     depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
@@ -54,7 +55,15 @@ def plan(
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     options = ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone, keep=_names(keep))
-    return plan_model(model, base_dir, options, freeze_initializers, assume_equal_dims, depthwise)
+    return plan_model(
+        model,
+        base_dir,
+        options,
+        freeze_initializers,
+        assume_equal_dims,
+        follow_links,
+        depthwise,
+    )
 
 
 @overload
@@ -66,6 +75,7 @@ def fold(
     depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> ModelProto: ...
 @overload
 def fold(
@@ -76,6 +86,7 @@ def fold(
     depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> Path: ...
 @overload
 def fold(
@@ -99,6 +110,7 @@ def fold(
     depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> _M: ...
 def fold(
     model: Model,
@@ -114,6 +126,7 @@ def fold(
     depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> Any:
     """Fold a model and give back the kind it was given; the input is not changed.
 
@@ -123,7 +136,8 @@ def fold(
     ``Path``; a path alone gives a ``ModelProto``. With ``freeze_initializers`` those that are
     listed as inputs, too, are inputs no longer: nobody overrides them, so they fold as well.
     With ``assume_equal_dims`` sizes of inputs that have one name (``dim_param``) are equal in every
-    run: that lets maps cross a Reshape of one tensor by the size of another.
+    run: that lets maps cross a Reshape of one tensor by the size of another. With ``follow_links``
+    external data is read through links that lead out of the model's folder, and hard links.
     With ``depthwise`` norms that nothing takes in become convolutions with a kernel of 1 and a
     group for each channel, or a Mul and an Add, for runtimes without BatchNormalization; in a
     module, where no convolution can stand, a `bnfold.nn.ScaleShift`.
@@ -132,8 +146,10 @@ def fold(
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
     tell is folded. It gives a copy of the same class, each folded submodule an ``Identity``; with
     ``inplace`` the module itself. ``as_eval`` folds a module in training mode as if it were in
-    eval, and gives it back in eval. A parameter or submodule that the network uses in several
-    places is kept as it is, unless ``clone`` lets each place that a fold changes have its own.
+    eval, and gives it back in eval. A submodule that is called for several inputs folds where
+    all of its calls take in the same. Any other parameter or submodule that the network uses in
+    several places is kept as it is, unless ``clone`` lets each place that a fold changes have its
+    own.
 
     The copy computes what the module computes on such inputs when it is called. Tensors on the way
     change, and who gets at them by another way (another method, an argument or a size of input that
@@ -147,7 +163,14 @@ def fold(
     """
     options = ModuleOptions(output, kwargs, dynamic_shapes, as_eval, clone, inplace, _names(keep))
     return fold_model(
-        model, output, base_dir, options, freeze_initializers, assume_equal_dims, depthwise
+        model,
+        output,
+        base_dir,
+        options,
+        freeze_initializers,
+        assume_equal_dims,
+        follow_links,
+        depthwise,
     )
 
 
@@ -186,14 +209,16 @@ def verify(
     threads: int = 0,
     timeout: float | None = None,
     freeze_initializers: bool = False,
+    follow_links: bool = False,
     ops_libraries: Sequence[str | os.PathLike[str]] = (),
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> EndToEnd:
     """Run both models in onnxruntime, optimizations off, and judge whether they are one function.
 
-    Each may be a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, an ``onnx_ir.Model`` or a
-    ``torch.onnx.ONNXProgram``. ``inputs`` is an .npz
+    Each may be a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, an ``onnx_ir.Model``, a
+    ``torch.onnx.ONNXProgram``, a ``torch.nn.Module`` or an ``ExportedProgram``; what is said up to
+    the last paragraphs is of models of ONNX. ``inputs`` is an .npz
     file, an .npy file for the only input, a folder of such files, or a mapping from input names to
     arrays. Without it inputs are drawn from ``seed``, one set of each kind in ``draws``: "signed",
     "unsigned", "structured" (marks on a flat ground) and "large". ``dims`` gives free dimensions by
@@ -210,12 +235,20 @@ def verify(
     cores), ``timeout`` a number of seconds after which the verdict is inconclusive.
     ``freeze_initializers`` takes initializers that are listed as inputs for weights, so that the
     tolerance can be measured.
+    ``follow_links`` is as for ``fold``.
     ``ops_libraries`` are the paths of libraries of custom operators that onnxruntime registers. At
     operators that it does not know, the comparison is made at what they read and behind what they
     write.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
-    ``kwargs``, then exported and compared like that. Two ``ExportedProgram`` are run by PyTorch on
-    the inputs that the original carries. All options but ``seed`` are for models of ONNX.
+    ``kwargs``, then exported and compared like that. Two ``ExportedProgram``, or one and a module,
+    are run by PyTorch; programs carry example inputs, and .pt2 files hold programs. All options but
+    ``seed`` are for models of ONNX.
+    ``verify(module, "model.onnx", (example,))`` says whether a file is what a module or program
+    computes. PyTorch runs the module, onnxruntime the file, on the example inputs and on drawn ones
+    of their sizes. The tensors of the example go into the file's inputs in their order, and outputs
+    are paired by position, whatever their names. In float16 and bfloat16 it passes only if both
+    hold the very same weights. ``seed``, ``draws``, ``power``, ``rtol``, ``atol``, ``threads``,
+    ``timeout`` and ``ops_libraries`` are for that, too.
     The result's ``status`` is "pass", "fail" or "inconclusive".
     Raises `UsageError` for models or inputs that cannot be read, and for an option that has a value
     that means nothing or is not for such models.
@@ -236,6 +269,7 @@ def verify(
         threads=threads,
         seconds=timeout,
         frozen=freeze_initializers,
+        follow_links=follow_links,
         libraries=checked(os.fspath(path) for path in ops_libraries),
     )
     options = ModuleOptions(args, kwargs)

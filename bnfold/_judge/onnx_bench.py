@@ -75,6 +75,11 @@ class OnnxBench:
         self._uncut = False
 
     @property
+    def apart(self) -> bool:
+        """False: one runtime runs both."""
+        return False
+
+    @property
     def runtime(self) -> str:
         """Name and version of what runs the models."""
         return self.engine.runtime

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,14 +18,16 @@ from bnfold._core.result import Plan
 from bnfold._errors import UsageError
 from bnfold._onnx.files.external import refuse_own_data
 from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.locations import check_external
 from bnfold._onnx.files.save import pending_file
+from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import prepare
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
 from bnfold._pipeline.in_memory import as_proto, given_back, is_in_memory
-from bnfold._system import paths
+from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,6 +80,7 @@ def plan_model(
     options: ModuleOptions,
     frozen: bool = False,
     equal_dims: bool = False,
+    follow_links: bool = False,
     depthwise: bool = False,
 ) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
@@ -92,7 +94,7 @@ def plan_model(
         from bnfold._torch.program.fold import PlannedProgram
 
         return PlannedProgram(model, depthwise).plan
-    proto, folder = _read(model, base_dir)
+    proto, folder = _read(model, base_dir, follow_links)
     if frozen and listed(proto):
         proto = _copied(proto) if proto is model else proto
         freeze(proto)
@@ -107,6 +109,7 @@ def fold_model(
     options: ModuleOptions,
     frozen: bool = False,
     equal_dims: bool = False,
+    follow_links: bool = False,
     depthwise: bool = False,
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
@@ -132,7 +135,7 @@ def fold_model(
             f"expected a path to write the folded model to, got {type(output).__name__}; example "
             "inputs are for a torch.nn.Module"
         )
-    proto, folder = _read(model, base_dir)
+    proto, folder = _read(model, base_dir, follow_links)
     if output is not None:
         paths.check_writable(Path(output))
         written_as(Path(output))
@@ -146,8 +149,8 @@ def fold_model(
         planned = prepare(proto, folder, equal_dims, depthwise)
         rewritten = planned.apply()
     if output is not None:
-        source = None if planned.plan.folds or changed else _path_of(model)
-        return _write(proto, rewritten, folder, Path(output), source)
+        changed = changed or bool(planned.plan.folds)
+        return _write(proto, rewritten, folder, Path(output), _path_of(model), changed)
     return given_back(proto, model, folder) if is_in_memory(model) else proto
 
 
@@ -161,30 +164,28 @@ def compare_models(
 ) -> EndToEnd:
     """The verdict on whether two models are the same function; see `bnfold.verify`."""
     from bnfold._judge.end_to_end import compare_files
-    from bnfold._judge.settings import Settings
     from bnfold._run.input_sets import InputSet, load_inputs
 
-    modules = _is_module(original) and _is_module(folded)
-    if modules or (_is_program(original) and _is_program(folded)):
-        if inputs is not None or settings != Settings(settings.seed):
-            raise UsageError(
-                "of the options of the comparison only seed is for models of PyTorch, which run on "
-                "their example inputs"
-            )
-        from bnfold._pipeline.modules import compare_modules, compare_programs
+    original, folded = (_program_of(model, settings.trust) for model in (original, folded))
+    if any(_is_module(model) or _is_program(model) for model in (original, folded)):
+        from bnfold._pipeline.torch_pairs import compare_pair
 
-        if modules:
-            return compare_modules(original, folded, _example(options), settings.seed)
-        return compare_programs(original, folded, settings.seed)
-    for kind, name in ((_is_module, "a torch.nn.Module"), (_is_program, "an exported program")):
-        if kind(original) or kind(folded):
-            other = type(original if kind(folded) else folded).__name__
-            raise TypeError(
-                f"{name} is compared with another one, not with {other}; export it to ONNX first"
+        if inputs is not None:
+            raise UsageError(
+                "inputs: a model of PyTorch runs on its example inputs; give them as a tuple, "
+                "(example,)"
             )
+        given = options.args is not None or bool(options.kwargs)
+        example = _example(options) if given else None
+        links = settings.follow_links
+        with (
+            _as_file(original, base_dir, links) as first,
+            _as_file(folded, base_dir, links) as second,
+        ):
+            return compare_pair(first, second, example, settings)
     options.refuse()
     if options.args is not None:
-        raise UsageError("example inputs are for two torch.nn.Module; give inputs={name: array}")
+        raise UsageError("example inputs are for a torch.nn.Module; give inputs={name: array}")
     if inputs is None:
         sets = None
     elif isinstance(inputs, Mapping):
@@ -199,7 +200,11 @@ def compare_models(
             "expected a mapping from input names to arrays, or the path of an .npz file, an .npy "
             f"file or a folder of such files, for inputs, got {type(inputs).__name__}"
         )
-    with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
+    links = settings.follow_links
+    with (
+        _on_disk(original, base_dir, links) as first,
+        _on_disk(folded, base_dir, links) as second,
+    ):
         return compare_files(first, second, sets, settings)
 
 
@@ -270,6 +275,27 @@ def _example(options: ModuleOptions) -> Example:
     return Example(args or (), kwargs or {}, options.dynamic_shapes)
 
 
+def _program_of(model: Model, trust: bool) -> Model:
+    """The program of a .pt2 file; any other model as it is."""
+    path = _path_of(model)
+    if path is None or path.suffix != ".pt2":
+        return model
+    with needs_pytorch():
+        from bnfold._torch.program.fold import load
+    return load(path, trust)
+
+
+@contextmanager
+def needs_pytorch() -> Iterator[None]:
+    """Raise `UsageError` where a .pt2 file is to be read and PyTorch is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "torch":
+            raise
+        raise UsageError("a .pt2 file takes PyTorch: pip install 'bnfold[torch]'") from error
+
+
 def _is_module(model: Model) -> bool:
     """Whether a model is a PyTorch module. This does not import PyTorch."""
     library = sys.modules.get("torch")
@@ -282,12 +308,17 @@ def _is_program(model: Model) -> bool:
     return library is not None and isinstance(model, library.export.ExportedProgram)
 
 
-def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelProto, Path | None]:
+def _read(
+    model: Model, base_dir: str | os.PathLike[str] | None, follow_links: bool = False
+) -> tuple[ModelProto, Path | None]:
     """The protobuf of a model of any kind, and the folder of its external data."""
     folder = Path(base_dir) if base_dir is not None else None
     path = _path_of(model)
     if path is not None:
-        return load_model(path), folder or path.parent
+        proto = load_model(path, follow_links=follow_links)
+        if folder is not None:
+            check_external(proto, folder, follow_links=follow_links)
+        return proto, folder or path.parent
     if is_in_memory(model):
         proto, own = as_proto(model)
         if not proto.graph.node:
@@ -302,6 +333,9 @@ def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelP
         )
     if not model.graph.node:
         raise UsageError(_EMPTY)
+    refuse_unsound(model)
+    if folder is not None:
+        check_external(model, folder, follow_links=follow_links, missing=True)
     return in_order(model), folder
 
 
@@ -314,24 +348,42 @@ def _write(
     rewritten: Rewritten,
     base_dir: Path | None,
     output: Path,
-    source: Path | None = None,
+    original: Path | None = None,
+    changed: bool = True,
 ) -> Path:
     with pending_file(
-        model, rewritten, base_dir=base_dir, destination=output, source=source
+        model,
+        rewritten,
+        base_dir=base_dir,
+        destination=output,
+        source=None if changed else original,
+        original=original,
     ) as draft:
         draft.commit()
     return output
 
 
 @contextmanager
-def _on_disk(model: Model, base_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
+def _as_file(model: Model, base_dir: Folder, follow_links: bool) -> Iterator[Model]:
+    """Yield a model of PyTorch as it is, and the path of any other model."""
+    if _is_module(model) or _is_program(model):
+        yield model
+        return
+    with _on_disk(model, base_dir, follow_links) as path:
+        yield path
+
+
+@contextmanager
+def _on_disk(
+    model: Model, base_dir: str | os.PathLike[str] | None, follow_links: bool = False
+) -> Iterator[Path]:
     """Yield the path of the model's file: its own, or a temporary one."""
     path = _path_of(model)
     if path is not None:
         yield path
         return
-    proto, folder = _read(model, base_dir)
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
+    proto, folder = _read(model, base_dir, follow_links)
+    with scratch.beside(None) as temporary:
         copy = ModelProto()
         copy.CopyFrom(proto)
-        yield _write(copy, Rewritten(), folder, Path(scratch) / "model.onnx")
+        yield _write(copy, Rewritten(), folder, temporary / "model.onnx")

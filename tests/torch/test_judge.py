@@ -174,13 +174,15 @@ def test_in_few_digits_weights_are_the_witness(dtype):
     folded = bnfold.fold(program)
     result = bnfold.verify(program, folded)
     assert result.status == "pass"
-    assert not all(part.noticed for part in result.power)
+    assert dtype == torch.float16 or not all(part.noticed for part in result.power)
     wrong = copy.deepcopy(folded)
     with torch.no_grad():
         wrong.state_dict["0.weight"][1] *= 1.01
     assert bnfold.verify(program, wrong).status != "pass"
     resting = [RestingFold("fold", {"0"})]
-    assert compare_programs(program, folded, 0, False, resting).status == "inconclusive"
+    rests = compare_programs(program, folded, 0, False, resting).status
+    assert rests == ("pass" if dtype == torch.float16 else "inconclusive")
+    assert compare_programs(program, wrong, 0, False, resting).status != "pass"
 
 
 def test_another_number_of_outputs_fails():

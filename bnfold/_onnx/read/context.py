@@ -25,13 +25,16 @@ class Context:
     """One graph, its constants and its shapes.
 
     ``derived`` has shapes that ONNX's inference does not give, but the record of an operator does:
-    the rank of a Conv's output is that of its weight.
+    the rank of a Conv's output is that of its weight. ``last`` has the size of the last axis of
+    tensors whose rank is not known, where the record of an operator does: that of a MatMul is the
+    weight's.
     """
 
     scope: Scope
     constants: Constants
     shapes: Shapes
     derived: dict[str, Shape] = field(default_factory=dict)
+    last: dict[str, int] = field(default_factory=dict)
 
     @property
     def opset(self) -> int:

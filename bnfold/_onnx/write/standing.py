@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from onnx import NodeProto, helper
 
+from bnfold._core.affine import LAST
 from bnfold._core.view import Affine, Carrier
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
@@ -158,7 +159,8 @@ def _elementwise(
 ) -> tuple[NodeProto, int]:
     scope, op, axis = graph.scope, standing.op, standing.map.axis
     (vector,) = standing_constants(graph.readings, move, standing)
-    shape = () if axis is None else (vector.size, *(1,) * (graph.rank(move.maps) - 1 - axis))
+    behind = 0 if axis in (None, LAST) else graph.rank(move.maps) - 1 - axis
+    shape = () if axis is None else (vector.size, *(1,) * behind)
     values = vector.astype(standing_dtype(graph.view, graph.readings, move)).reshape(shape)
     node, data, old = NodeProto(), 0, None
     if lender is not None:
