@@ -616,6 +616,19 @@ def test_a_function_of_another_opset():
             assert "onnx.inliner" in kept.advice
 
 
+def test_the_model_knows_the_domains_of_inlined_operators_and_no_more():
+    """A function may import what no operator of it is of, and what the model has not imported."""
+    made = block()
+    made.opset_import.append(helper.make_opsetid("unused", 7))
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    made.node[-1].output[0] = "before"
+    made.node.append(op("Gelu", "before", "y", domain="com.microsoft"))
+    m = model(call("a", "x", "y"), functions=[made], domains=DOMAIN, weights=params("a", 3, 4))
+    after = bnfold.fold(m)
+    assert counts(after) == {"Conv": 1, "Gelu": 1}
+    assert {entry.domain for entry in after.opset_import} == {"", "my", "com.microsoft"}
+
+
 def test_a_function_that_calls_itself_is_left():
     body = [
         op("Block", "x w s t m v", "c", domain="my"),

@@ -116,6 +116,10 @@ def _compared(
     deployed = BackgroundLoad(load, on_cpu)
     bench = OnnxBench(pair, rest.inputs, terms, executor)
     bench.notes += notes
+    fixed = terms.settings.fixed
+    if fixed is not None and fixed.source:
+        asked = f"rtol = {fixed.rtol:g} and atol = {fixed.atol:g}"
+        bench.notes.append(f"the tolerance is {asked}, as {fixed.source} says")
 
     def judge() -> EndToEnd:
         try:
@@ -144,7 +148,8 @@ def compare_files(
 
     Raises `UsageError` for models or inputs that cannot be read.
     """
-    with in_binary(original) as first, in_binary(folded) as second:
+    links = settings.follow_links
+    with in_binary(original, links) as first, in_binary(folded, links) as second:
         return _compare_binaries(original, first, second, inputs, settings, progress)
 
 
@@ -157,9 +162,9 @@ def _compare_binaries(
     progress: Callable[[str], None] | None,
 ) -> EndToEnd:
     """See `compare_files`; ``name`` is what users call the original."""
-    other = load_model(folded, lean=True)
+    other = load_model(folded, lean=True, follow_links=settings.follow_links)
     theirs, right_parsed = external_files(other), Parsed(other)
-    model = load_model(original, lean=True)
+    model = load_model(original, lean=True, follow_links=settings.follow_links)
     left_edits, right_edits = (_frozen(one, settings) for one in (model, other))
     refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)

@@ -54,15 +54,15 @@ def fold_file(
                 f"cannot write {output}: {path} is a program of PyTorch, and its folded form is "
                 "one, too; name it .pt2"
             )
-        if inputs is not None or settings != Settings(settings.seed):
+        if inputs is not None or settings != Settings(settings.seed, trust=settings.trust):
             raise UsageError(
                 "of the options of the verification only --seed is for a .pt2 file: it brings its "
                 "example inputs, and PyTorch runs it"
             )
-        return _run_program(path, output, verify, settings.seed, progress)
+        return _run_program(path, output, verify, settings, progress)
     if output is not None:
         written_as(output)
-    with in_binary(path) as original:
+    with in_binary(path, settings.follow_links) as original:
         return _fold_model(path, original, output, report, verify, inputs, settings, progress)
 
 
@@ -77,7 +77,7 @@ def _fold_model(
     progress: Progress,
 ) -> Outcome:
     """Fold a model; see `fold_file`. ``original`` is its file in binary form."""
-    model = load_model(path)
+    model = load_model(path, follow_links=settings.follow_links)
     names = listed(model)
     frozen = len(names) if settings.frozen else 0
     if frozen:
@@ -108,6 +108,7 @@ def _fold_model(
         base_dir=path.parent,
         destination=output,
         source=None if changed else original,
+        original=path,
     ) as draft:
         plan, applied = planned.plan, rewritten.applied
         del model, planned, rewritten  # they hold all new weights
@@ -137,12 +138,19 @@ def _hanging(model: ModelProto, plan: Plan, folder: Path, settings: Settings) ->
 
 
 def _run_program(
-    path: Path, output: Path | None, verify: bool, seed: int, progress: Progress
+    path: Path, output: Path | None, verify: bool, settings: Settings, progress: Progress
 ) -> Outcome:
     """Fold a .pt2 file of torch.export. Raises `UsageError` without PyTorch."""
     with needs_pytorch():
         from bnfold._pipeline.programs import fold_program_file
-    return fold_program_file(path, output, verify=verify, seed=seed, progress=progress)
+    return fold_program_file(
+        path,
+        output,
+        verify=verify,
+        seed=settings.seed,
+        trust=settings.trust,
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True)
@@ -178,8 +186,8 @@ class _FoldedFile:
             bounds = Bounds.beginning(
                 self.settings.threads, self.settings.seconds, self.settings.libraries
             )
-            before = load_model(self.original, lean=True)
-            after = load_model(self.draft.path, lean=True)
+            before = load_model(self.original, lean=True, follow_links=True)
+            after = load_model(self.draft.path, lean=True, follow_links=True)
             edits = (freeze,) if self.settings.frozen and listed(before) else ()
             for edit in edits:
                 edit(before)

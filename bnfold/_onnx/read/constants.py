@@ -24,6 +24,7 @@ from bnfold._onnx.read.growth import refuse_huge
 from bnfold._onnx.read.norms import NORMS, normalize
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.read.shapes import Shapes
+from bnfold._onnx.read.sizes import Numbers
 
 Array = NDArray[Any]
 
@@ -115,6 +116,10 @@ class Constants:
                 return Reason("function-parameter", name, f"{name} is an input of the {scope.path}")
             return Reason("dynamic-weight", name, f"{name} is an input of the graph")
         node = scope.nodes[scope.producers[name]]
+        numbers = self._shapes.numbers.get((scope.path, name))
+        if numbers is not None and node.op_type != "Constant":
+            data_type = self._shapes.type(scope, name) or TensorProto.INT64
+            return _settled(name, _integers(numbers, data_type))
         if node.domain not in ("", "ai.onnx") or list(node.output).index(name) != 0:
             return _computed(name, node)
         if any(attribute.ref_attr_name for attribute in node.attribute):
@@ -282,6 +287,12 @@ def evaluate(node: NodeProto, inputs: list[Array | None], opset: int) -> Array:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     (values,) = ReferenceEvaluator(model).run([node.output[0]], feeds)
     return np.asarray(values)
+
+
+def _integers(numbers: Numbers, data_type: int) -> Array:
+    """Integers that are computed from sizes, as a tensor."""
+    values = np.asarray(numbers.known, helper.tensor_dtype_to_np_dtype(data_type))
+    return values.reshape(()) if numbers.is_scalar else values
 
 
 def _settled(name: str, values: Array) -> Constant:

@@ -67,20 +67,22 @@ class Editor:
     ) -> None:
         """Make an input of a node a constant with the given values.
 
-        Inputs with the same values in place of one old tensor share one. The old tensor is
-        rewritten if only this node reads it and if it keeps its shape and type. Otherwise a new
-        tensor is made under a fresh name, in the graph of the old one, where all its readers see
-        it. For a constant that a merge makes, the values are stored later. A sparse tensor stays
-        one, with new numbers in its places, if the values are 0 elsewhere.
+        Inputs with the same values in place of one old tensor, whatever Identity operators hand it
+        on, share one. The old tensor is rewritten if only this node reads it and if it keeps its
+        shape and type. Otherwise a new tensor is made under a fresh name, in the graph of the old
+        one, where all its readers see it. For a constant that a merge makes, the values are stored
+        later. A sparse tensor stays one, with new numbers in its places, if the values are 0
+        elsewhere.
         """
         owner = scope.owner(old.name) if old is not None else None
         if old is not None and owner is not None and old.name in self._merged[owner.path]:
             self._merged[owner.path][old.name] = lambda: values
             return
-        home = owner or scope
+        source, origin = scope.origin(old.name) if old is not None else (None, None)
+        home = source or owner or scope
         key = (
             home.path,
-            old.name if old else None,
+            origin,
             values.shape,
             values.dtype.str,
             hashlib.sha256(values.tobytes()).digest(),

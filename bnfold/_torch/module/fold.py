@@ -22,7 +22,7 @@ from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
 from bnfold._torch.module.keeping import Keep, looked_up
 from bnfold._torch.module.other_ways import other_ways
-from bnfold._torch.module.surgery import Surgery
+from bnfold._torch.module.surgery import Surgery, Uneven
 from bnfold._torch.module.ties import Groups, tie, untie
 from bnfold._torch.module.trace import unsure
 from bnfold._torch.program.merging import merge
@@ -75,8 +75,15 @@ class Traced:
             doubts = unsure(graph, self.module, moves) if self.made_up else {}
             return {**clashes(graph, moves), **surgery.objections(moves), **doubts}
 
-        view = surgery.restricted(graph.view)
-        return graph, surgery, settle(view, graph.readings, objections), view
+        apart: Set[Uneven] = frozenset()
+        while True:
+            view = surgery.restricted(graph.view, apart)
+            moves = settle(view, graph.readings, objections)
+            uneven = surgery.uneven(moves)
+            if not uneven:
+                return graph, surgery, moves, view
+            assert not uneven <= apart  # What is blocked is even.
+            apart |= uneven
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bnfold._core import absorbing
+from bnfold._core.index_maps import equal
 from bnfold._core.parameters import Reading, Site
 from bnfold._core.reasons import Reason
 from bnfold._core.stored import Parameter
 from bnfold._core.view import Absorber, Affine, Node, Receiver, View
-from bnfold._plan.planner import Move, Moves
+from bnfold._plan.planner import Move, Moves, Sides
 from bnfold._torch.module.biases import MissingBiases
 from bnfold._torch.module.ownership import Ownership, owner_of
 from bnfold._torch.module.parameters import is_computed, write_parameters
@@ -31,6 +32,9 @@ from bnfold._torch.read.export import Calls
 from bnfold._torch.read.graph import Graph
 from bnfold._torch.read.nodes import kind_of
 from bnfold.nn import Remainder
+
+Uneven = tuple[tuple[fx.Node, ...], str]
+"""All calls of one operator, and the side on which they take in different maps: ahead, behind."""
 
 
 class Surgery:
@@ -78,12 +82,25 @@ class Surgery:
                 found[number] = reason
         return found
 
-    def restricted(self, view: View) -> View:
+    def uneven(self, moves: Moves) -> Set[Uneven]:
+        """The operators whose calls would not all take in the same, bit by bit."""
+        numbers = {node: number for number, node in enumerate(self._graph.nodes)}
+        found: set[Uneven] = set()
+        for calls in self._owned.several:
+            first, *others = (moves.sides.get(numbers[node], Sides()) for node in calls)
+            if not all(equal(first.ahead, other.ahead) for other in others):
+                found.add((calls, "ahead"))
+            if not all(equal(first.behind, other.behind) for other in others):
+                found.add((calls, "behind"))
+        return found
+
+    def restricted(self, view: View, uneven: Set[Uneven] = frozenset()) -> View:
         """A view in which operators absorb only maps that fit their module's parameters.
 
         A norm goes as a whole, or it takes in maps behind it. No other operator can stand in its
-        place.
+        place. ``uneven`` operators take nothing in on that side.
         """
+        self._blocked = uneven
         if not any(isinstance(node.role, Affine) for node in view.nodes):
             return view
         nodes = zip(view.nodes, self._graph.nodes, self._graph.readings, strict=True)
@@ -100,10 +117,11 @@ class Surgery:
         assert old is not None
         stored = any(site.bias_value is not None for site in sites)
         scale = weight or (bias if stored else None)
+        before, behind = (self._several(node, sites[0], side) for side in ("ahead", "behind"))
         ahead = old.ahead and replace(
             old.ahead,
-            scale_blocked=old.ahead.scale_blocked or weight,
-            shift_blocked=old.ahead.shift_blocked or bias,
+            scale_blocked=old.ahead.scale_blocked or weight or before,
+            shift_blocked=old.ahead.shift_blocked or bias or before,
         )
         if isinstance(role, Receiver):
             assert ahead is not None
@@ -111,8 +129,8 @@ class Surgery:
         assert isinstance(old, Absorber)
         new = replace(
             old,
-            scale_blocked=old.scale_blocked or scale,
-            shift_blocked=old.shift_blocked or bias,
+            scale_blocked=old.scale_blocked or scale or behind,
+            shift_blocked=old.shift_blocked or bias or behind,
             ahead=ahead,
         )
         if isinstance(role, Absorber):
@@ -123,9 +141,13 @@ class Surgery:
     def apply(self, module: nn.Module, moves: Moves) -> None:
         """Carry out all moves on the planned module, or on a copy of it."""
         with torch.no_grad():
+            written: set[fx.Node] = set()
             for index, sides in moves.sides.items():
-                for site in self._graph.readings[index].sites:
-                    write_parameters(module, owner_of(self._graph.nodes[index]), site, sides)
+                node = self._graph.nodes[index]
+                if node not in written:
+                    written.update(self._owned.calls_of(node))
+                    for site in self._graph.readings[index].sites:
+                        write_parameters(module, owner_of(node), site, sides)
             gone = {self._graph.nodes[index] for move in moves.moves for index in move.maps}
             homes = {path for node in gone if (path := self._owned.home(node)) is not None}
             left = {path: self._left(path, gone) for path in sorted(homes)}
@@ -201,6 +223,20 @@ class Surgery:
         if self._remainders is None:
             return "has other work to do"
         return self._remainders.steps(path, gone)
+
+    def _several(self, node: fx.Node, site: Site, side: str) -> Reason | None:
+        """Why an operator that runs several times takes nothing in; None if it may."""
+        calls = self._owned.calls_of(node)
+        if (calls, side) not in self._blocked:
+            return None
+        old = site.weight_value
+        name = old.name if isinstance(old, Constant) and old.stored else site.label
+        message = (
+            f"{name} is also used by {next(other for other in calls if other is not node).name}, "
+            "another call of the same module, which would take in something else: "
+            "bnfold.fold(exported_program) gives each call its own"
+        )
+        return Reason("shared-weight", name, message)
 
     def _unwritable(
         self, node: fx.Node, site: Site, old: Parameter | None, name: str

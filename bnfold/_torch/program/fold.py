@@ -33,6 +33,7 @@ from bnfold._system import file_kinds
 from bnfold._torch.program.applied import Applied, AppliedStep
 from bnfold._torch.program.draft import Draft
 from bnfold._torch.program.merging import merge
+from bnfold._torch.program.untrusted import Untrusted, refuse_code
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import quiet
 from bnfold._torch.read.graph import Graph, clashes, operators
@@ -105,11 +106,22 @@ class PlannedProgram:
         return FoldedProgram(program, (merged, folded))
 
 
-def load(path: Path) -> ExportedProgram:
-    """Read a .pt2 file. Raises `UsageError` where PyTorch cannot."""
+def load(path: Path, trust: bool = False) -> ExportedProgram:
+    """Read a .pt2 file.
+
+    Raises `UsageError` where PyTorch cannot, and where the file would run code of its own
+    (`untrusted`) unless there is ``trust`` in it.
+    """
     try:
         with quiet("torch.export"):
+            if not trust:
+                refuse_code(path)
             return torch.export.load(path)
+    except Untrusted as error:
+        raise UsageError(
+            f"loading {path} would run code out of it: {error}; give --trust (in Python, load it "
+            "with torch.export.load) if you trust whoever made it"
+        ) from error
     except Exception as error:  # torch.export.load raises many things.
         kind = file_kinds.of_path(path)
         line = next((text for text in str(error).splitlines() if text.strip()), "")
