@@ -1690,6 +1690,27 @@ MUTANTS = (
         "tests/torch/test_bfloat16.py",
     ),
     Mutant(
+        "code that asks for float32 gets it in float64",
+        "_run/torch_modes.py",
+        "return torch.float64 if value in _NARROW else value",
+        "return value",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "a program of few digits is folded in its own types",
+        "_judge/widening.py",
+        "return torch.float64 if value in _NARROW else value",
+        "return value",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "an output that is always empty passes whatever is ahead of it",
+        "_judge/torch_bench.py",
+        " if self.original.weights_of([n]) <= seen]",
+        "]",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
         "outputs of a dictionary are paired by position",
         "_judge/torch_bench.py",
         "return [places[name] for name in wanted]",
