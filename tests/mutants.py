@@ -1636,8 +1636,15 @@ MUTANTS = (
     Mutant(
         "a file of few digits passes on its outputs",
         "_pipeline/exported_files.py",
-        'if plain.status == "pass" and not narrow:',
+        'if plain.status == "pass" and narrow is None:',
         'if plain.status == "pass":',
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "any weight of a shape is one of a file's but for roundings",
+        "_judge/file_weights.py",
+        "if not unexplained_tensor(wanted, each, dtype)",
+        "if each.shape == wanted.shape",
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
