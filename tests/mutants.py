@@ -444,8 +444,8 @@ MUTANTS = (
     Mutant(
         "the terms of a sum are told by their places",
         "_proof/crossings.py",
-        "str(k if twin.input[k] == name else 1 - k)",
-        "str(k)",
+        "ways = [plain] if list(twin.input) == list(reads) else [swapped]",
+        "ways = [plain]",
         "tests/carry/test_signs.py",
     ),
     Mutant(
@@ -1031,8 +1031,8 @@ MUTANTS = (
     Mutant(
         "a crossing that cannot be run is no difference",
         "_proof/crossings.py",
-        "            return drawn\n        if node",
-        "            return 0.0\n        if node",
+        "            return drawn\n        left",
+        "            return 0.0\n        left",
         "tests/verify/test_unchecked.py",
     ),
     Mutant(
