@@ -1335,6 +1335,20 @@ MUTANTS = (
         "tests/test_shapes.py",
     ),
     Mutant(
+        "weights of half precision may be as far apart as they like",
+        "_judge/half_weights.py",
+        "    if found.units <= UNITS:",
+        "    if True:",
+        "tests/verify/test_power.py",
+    ),
+    Mutant(
+        "weights of half precision have to be the same",
+        "_judge/half_weights.py",
+        "    if found.units <= UNITS:",
+        "    if not found.units:",
+        "tests/verify/test_power.py",
+    ),
+    Mutant(
         "errors planted in float16 are told as small as those in float32",
         "_judge/power.py",
         "max(mistake_in(weights[layer.weight]) for layer in found.layers)",
