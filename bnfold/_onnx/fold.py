@@ -23,6 +23,7 @@ from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.inlining import Call, Inlined, Key, called_functions, inline, key_of
 from bnfold._onnx.read.quantized import MADE_BYTES, Dequantized, dequantized
 from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.tensors import all_tensors
 from bnfold._onnx.write.applied import Applied, Rewritten
 from bnfold._onnx.write.rewriting import apply
 from bnfold._plan.fit import settle
@@ -62,11 +63,13 @@ class PlannedModel:
 
     def apply(self) -> Rewritten:
         """Fold the model that was planned, in place."""
+        rewritten = apply(self.network, self.settled)
         if self.inlined is None or self.given is None:
-            return apply(self.network, self.settled)
+            return rewritten
+        held = list(all_tensors(self.inlined.model))
         self.given.CopyFrom(self.inlined.model)
-        again = _prepare(self.given, self.network.base_dir, self.network.equal_dims)
-        rewritten = again.apply()
+        copies = {id(old): new for old, new in zip(held, all_tensors(self.given), strict=True)}
+        rewritten.relocated = [(copies.get(id(t), t), at) for t, at in rewritten.relocated]
         into = self.inlined.named[min(self.calls)]
         step = Applied("", "inline", 0, (), (), into, into, calls=self.calls)
         rewritten.applied.insert(0, step)
@@ -106,7 +109,7 @@ def prepare(model: ModelProto, base_dir: Path | None, equal_dims: bool = False) 
     in its place that does not fold in the function for all of its calls.
     """
     whole = _prepare(model, base_dir, equal_dims)
-    if not model.functions:
+    if not called_functions(model) & {key_of(function) for function in model.functions}:
         return whole
     everything = inline(model)
     tried = _prepare(everything.model, base_dir, equal_dims)
