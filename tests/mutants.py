@@ -325,9 +325,23 @@ MUTANTS = (
     Mutant(
         "a shift into both summands",
         "_core/joins.py",
-        "scale = _part(map_, 0)",
-        "scale = _part(map_, 1)",
+        "scale, numbers = _part(map_, 0)",
+        "scale, numbers = _part(map_, 1)",
         "tests/carry/test_branches.py",
+    ),
+    Mutant(
+        "a convolution of the blocked layout with an activation is a map",
+        "_onnx/read/microsoft.py",
+        'plain = not attributes.has(node, "activation") and not has(node, 3)',
+        "plain = True",
+        "tests/test_blocked_layout.py",
+    ),
+    Mutant(
+        "ahead of the blocked layout the next best reason is given",
+        "_core/operators/record.py",
+        "if self.ahead else None",
+        "if False else None",
+        "tests/test_blocked_layout.py",
     ),
     Mutant(
         "a QLinearConcat joins its scales",
@@ -525,6 +539,13 @@ MUTANTS = (
         "if any((step.axis or 0) >= rank > 0 for",
         "if any(False for",
         "tests/verify/test_right_folds.py",
+    ),
+    Mutant(
+        "what the numbers of one map have decided is taken to hold for others",
+        "_plan/sweep.py",
+        "known.note(self._place(value), map_, end, numbers or chance)",
+        "known.note(self._place(value), map_, end, False)",
+        "tests/plan/test_growth.py",
     ),
     Mutant(
         "a norm of a tensor of unknown rank is written as a Mul",
@@ -1335,6 +1356,13 @@ MUTANTS = (
         "tests/test_shapes.py",
     ),
     Mutant(
+        "errors planted in float16 are told as small as those in float32",
+        "_judge/power.py",
+        "max(mistake_in(weights[layer.weight]) for layer in found.layers)",
+        "0.01",
+        "tests/verify/test_power.py",
+    ),
+    Mutant(
         "the certificate lets anything be rounded to half",
         "_proof/conversions.py",
         "    if types[0] == narrow and read.new:",
@@ -1459,8 +1487,8 @@ MUTANTS = (
     Mutant(
         "what a failed trip has found is never forgotten",
         "_plan/dead_ends.py",
-        "if end is not None and self.changes.since(end.time, end.span):",
-        "if end is None:",
+        "return near and not self.changes.since(end.time, end.span)",
+        "return near",
         "tests/plan/test_growth.py",
     ),
     Mutant(
@@ -1473,14 +1501,14 @@ MUTANTS = (
     Mutant(
         "no trip is remembered",
         "_plan/sweep.py",
-        "        self.necks[value] = key, self.steps\n",
+        "        self.necks[value] = map_, self.steps\n",
         "",
         "tests/plan/test_growth.py",
     ),
     Mutant(
         "a shift is taken for the same kind of map as a scale",
         "_plan/dead_ends.py",
-        "return axis, (scale != 1).tobytes(), (shift != 0).tobytes(), *signs",
+        "return axis, *(which.tobytes() for which in told)",
         "return (axis,)",
         "tests/plan/test_relocate.py",
     ),

@@ -10,13 +10,13 @@ from functools import partial
 import numpy as np
 
 from bnfold._core.affine import IDENTITY, Vector
+from bnfold._core.index_maps import equal
 from bnfold._core.limits import overflows, underflows
 from bnfold._core.parameters import Reading, Site
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, View
 from bnfold._plan.places import Standing, affine
 from bnfold._plan.planner import Move, Moves, Sides, plan
-from bnfold._plan.sweep import equal
 
 # So often the maps of an operator are refused one by one; then two, four, eight at a time.
 _ONE_BY_ONE = 8

@@ -168,7 +168,7 @@ def test_a_tolerance_that_hides_every_error_decides_nothing(model, folded, tmp_p
     """A folder's configuration may come with a model: it must not make any comparison pass."""
     run = bnfold("verify", model, folded, "--atol", "1000")
     assert run.code == 3
-    assert "as an error of 1 % in some layers would be" in run.out
+    assert "as a planted error in some layers would be" in run.out
     assert "the tolerance that was asked for hides every planted error" in run.out
     assert bnfold(model, "-o", tmp_path / "o.onnx", "--atol", "1000").code == 0  # certified
     project = tmp_path / "pyproject.toml"

@@ -15,6 +15,7 @@ import bnfold
 from bnfold._judge.power import Power
 from bnfold._judge.sensitivity import Sensitivity
 from bnfold._judge.tolerance import Tolerance
+from bnfold._judge.verdict import end_to_end_lines
 from bnfold._run.bounds import UNBOUNDED
 from bnfold._run.drawing import InputSource
 from bnfold._run.onnx_model import OnnxModel
@@ -22,7 +23,7 @@ from bnfold._run.perturbable import find_weights
 from bnfold._run.session import OnnxRuntime
 from bnfold._run.source import Source
 
-from ..graphs import Piece, bn, const, conv, model, op, rand
+from ..graphs import FLOAT, HALF, Piece, bn, const, conv, model, op, rand
 from .conftest import Compare
 
 
@@ -256,3 +257,38 @@ def test_what_a_wider_tolerance_hides_is_stale(each: bool, tmp_path: Path) -> No
     sensitivity.rounding[0, 0] *= 4
     assert power.is_stale()
     assert min(planted.ratio for planted in power.planted_errors()) < 2
+
+
+@pytest.mark.parametrize("elem, size", [(FLOAT, 0.01), (HALF, 0.1)])
+def test_what_is_planted_is_told_as_large_as_it_is(elem: int, size: float) -> None:
+    """In float16 an error of 1 % in a bias ends within what rounding explains, and that is said
+    where no certificate stands for it; one of 10 % fails. In float32 both do.
+    """
+    pieces, x, channels = [], "x", 3
+    for k in range(3):
+        pieces += [
+            conv(f"c{k}", x, f"a{k}", (8, channels, 3, 3), pads=[1] * 4),
+            bn(f"b{k}", f"a{k}", f"n{k}", 8),
+            op("Relu", f"n{k}", f"r{k}"),
+        ]
+        x, channels = f"r{k}", 8
+    made = model(*pieces[:-1], x=(1, 3, 16, 16), y="n2", elem=elem)
+    folded = bnfold.fold(made)
+    right = bnfold.verify(made, folded)
+    assert right.status == "pass"
+    assert {planted.size for planted in right.power} == {size}
+    assert any("an error of 1 % in a channel may not show" in n for n in right.notes) == (
+        elem == HALF
+    )
+    assert f"planted errors of {round(100 * size)} % show" in "\n".join(
+        end_to_end_lines(right, True)
+    )
+    bias = next(node.input[2] for node in folded.graph.node if node.op_type == "Conv")
+    for factor, status in ((1.01, "pass" if elem == HALF else "fail"), (1.1, "fail")):
+        wrong = ModelProto()
+        wrong.CopyFrom(folded)
+        stored = next(t for t in wrong.graph.initializer if t.name == bias)
+        values = numpy_helper.to_array(stored) * np.float64(factor)
+        kind = np.float16 if elem == HALF else np.float32
+        stored.CopyFrom(numpy_helper.from_array(values.astype(kind), bias))
+        assert bnfold.verify(made, wrong).status == status
