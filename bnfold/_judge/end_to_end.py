@@ -26,6 +26,7 @@ from bnfold._judge.between_quantizers import between_quantizers
 from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
 from bnfold._judge.conclusion import Evidence, conclude
 from bnfold._judge.deployment import as_deployed, opened_session
+from bnfold._judge.half_weights import seen_in_weights
 from bnfold._judge.location import first_difference
 from bnfold._judge.onnx_bench import OnnxBench
 from bnfold._judge.other_pairings import drawing_alike, other_pairings, paired_otherwise
@@ -201,7 +202,7 @@ def _compare_binaries(
 
         result, chosen = drawing_alike(partial(judged, pairing), draws)
         if result.status != "fail" or pairing is None:
-            return result
+            return seen_in_weights(result, (left, right), (left_edits, right_edits))
         others = partial(other_pairings, sides(None, chosen), pairing, inputs, settings, bounds)
         return paired_otherwise(result, others, lambda other: judged(other, chosen))
 
