@@ -1489,10 +1489,17 @@ MUTANTS = (
         "tests/test_functions.py::test_a_function_of_another_opset",
     ),
     Mutant(
+        "weights of inlined calls stay with the copy in which they were folded",
+        "_onnx/fold.py",
+        "[(copies.get(id(t), t), at) for t, at in rewritten.relocated]",
+        "list(rewritten.relocated)",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
         "functions that nobody ever called go",
         "_onnx/read/inlining.py",
-        "if key_of(function) in called and key_of(function) not in still",
-        "if key_of(function) not in still",
+        "for key in places if key in called and not callers[key]",
+        "for key in places if not callers[key]",
         "tests/test_functions.py::test_functions_that_nobody_called_stay",
     ),
     # --- files -----------------------------------------------------------------------------------
