@@ -54,7 +54,7 @@ class Concatenated(Law):
         if alike and first.axis != self.axis:
             return [Way({0: first})]
         if any(part.axis not in (None, self.axis) for part in parts.values()):
-            raise not_carried("its inputs do not all carry the same map")
+            raise not_carried("its inputs do not all carry the same map", len(parts) > 1)
         if None in self.sizes:
             raise not_known("the sizes of its inputs are not known")
         ends = np.cumsum([size or 0 for size in self.sizes])
@@ -103,7 +103,7 @@ class Picked(Law):
             np.array_equal(scale[places], np.broadcast_to(map_.scale, places.shape))
             and np.array_equal(shift[places], np.broadcast_to(map_.shift, places.shape))
         ):
-            raise not_carried("it picks a channel twice, with different maps")
+            raise not_carried("it picks a channel twice, with different maps", numbers=True)
         part = [Way({0: AffineMap.of(scale, shift, self.axis)})]
         return [*whole, *part] if own is None and len(self.places) == 1 else part
 
@@ -332,10 +332,11 @@ def _joined(parts: Iterable[Map]) -> AffineMap:
             total = part
             continue
         if not _same(_part(total, 0), _part(part, 0)):
-            raise not_carried("its inputs do not carry the same scale")
+            raise not_carried("its inputs do not carry the same scale", numbers=True)
         joined = total.then(AffineMap.of(1.0, part.shift, part.axis))
         if joined is None:
-            raise not_carried("the shifts of its inputs vary along different axes")
+            message = "the shifts of its inputs vary along different axes"
+            raise not_carried(message, numbers=True)
         total = joined
     assert total is not None
     return total

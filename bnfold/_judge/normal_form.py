@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from bnfold._errors import UsageError
+from bnfold._judge.widening import widened
 from bnfold._torch.module.fold import Example, copied, prepare_module
 from bnfold._torch.program.fold import PlannedProgram
 from bnfold._torch.read.export import export
@@ -56,19 +56,15 @@ def folded_module(module: nn.Module, example: Example) -> nn.Module:
     return prepare_module(wide, example).apply(inplace=True)
 
 
-def folded_program(model: Folded, example: Example) -> ExportedProgram:
-    """A program in float64, folded; a module is exported first. ``example`` is widened.
+def folded_program(model: Folded, example: Example, wide: Example) -> ExportedProgram:
+    """A program in float64, folded; a module is exported first. ``wide`` is the widened example.
 
     Raises:
         UsageError: it cannot be exported in float64.
     """
-    module = model.module() if isinstance(model, ExportedProgram) else model
-    wide = nn.Module.double(copied(module))
-    try:
-        exported = torch.export.export(wide, example.args, dict(example.kwargs))
-    except Exception as error:  # Whatever torch.export raises.
-        raise UsageError(f"the program cannot be exported in float64: {error}") from error
-    return PlannedProgram(exported).apply()
+    if not isinstance(model, ExportedProgram):
+        model = export(model, example.args, example.kwargs, None)
+    return PlannedProgram(widened(model, wide)).apply()
 
 
 class NormalForm(NamedTuple):

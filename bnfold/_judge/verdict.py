@@ -27,6 +27,7 @@ class Cause(Enum):
     MISMATCH = "{}"
     MISMATCH_BY_ROUNDING = "{}, as rounding alone causes"
     EMPTY = "empty"
+    ALWAYS_EMPTY = "empty on all inputs of these sizes"
     NOT_FINITE = "no finite value"
     ROUNDING_ALONE = "rounding alone changes it"
     CONSTANT = "constant"
