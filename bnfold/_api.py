@@ -40,6 +40,7 @@ def plan(
     as_eval: bool = False,
     clone: bool = False,
     keep: Sequence[str] = (),
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -50,12 +51,18 @@ def plan(
     ``torch.onnx.ONNXProgram``, a ``torch.nn.Module`` or an ``ExportedProgram``; it is not changed.
     ``base_dir`` is the folder that external data is relative to; for a path, the file's own. A
     module takes example inputs, ``args`` and ``kwargs``, and the options of `fold`; a model of ONNX
-    takes ``freeze_initializers`` and ``assume_equal_dims``, see there.
+    takes ``freeze_initializers`` and ``assume_equal_dims``, and any takes ``depthwise``, see there.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     options = ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone, keep=_names(keep))
     return plan_model(
-        model, base_dir, options, freeze_initializers, assume_equal_dims, follow_links
+        model,
+        base_dir,
+        options,
+        freeze_initializers,
+        assume_equal_dims,
+        follow_links,
+        depthwise,
     )
 
 
@@ -65,6 +72,7 @@ def fold(
     output: None = None,
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -75,6 +83,7 @@ def fold(
     output: str | os.PathLike[str],
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -90,6 +99,7 @@ def fold(
     clone: bool = False,
     inplace: bool = False,
     keep: Sequence[str] = (),
+    depthwise: bool = False,
 ) -> _Module: ...
 @overload
 def fold(
@@ -97,6 +107,7 @@ def fold(
     output: None = None,
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -112,6 +123,7 @@ def fold(
     clone: bool = False,
     inplace: bool = False,
     keep: Sequence[str] = (),
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -126,6 +138,9 @@ def fold(
     With ``assume_equal_dims`` sizes of inputs that have one name (``dim_param``) are equal in every
     run: that lets maps cross a Reshape of one tensor by the size of another. With ``follow_links``
     external data is read through links that lead out of the model's folder, and hard links.
+    With ``depthwise`` norms that nothing takes in become convolutions with a kernel of 1 and a
+    group for each channel, or a Mul and an Add, for runtimes without BatchNormalization; in a
+    module, where no convolution can stand, a `bnfold.nn.ScaleShift`.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
@@ -148,7 +163,14 @@ def fold(
     """
     options = ModuleOptions(output, kwargs, dynamic_shapes, as_eval, clone, inplace, _names(keep))
     return fold_model(
-        model, output, base_dir, options, freeze_initializers, assume_equal_dims, follow_links
+        model,
+        output,
+        base_dir,
+        options,
+        freeze_initializers,
+        assume_equal_dims,
+        follow_links,
+        depthwise,
     )
 
 

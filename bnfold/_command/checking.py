@@ -24,6 +24,7 @@ def check_each(
     form: str,
     verbose: bool,
     settings: Settings,
+    depthwise: bool = False,
 ) -> int:
     """Print what is left to fold in each model, and return the worst exit code.
 
@@ -40,7 +41,7 @@ def check_each(
         try:
             if model is None:
                 raise UsageError(_without_models(path))
-            codes.append(_check(model, form, verbose, several, settings))
+            codes.append(_check(model, form, verbose, several, settings, depthwise))
         except Exception as error:
             if len(given) == 1 and (model is None or not several):
                 raise
@@ -77,7 +78,9 @@ def _without_models(folder: Path) -> str:
     return f"cannot check {folder}: {why}"
 
 
-def _check(model: Path, form: str, verbose: bool, several: bool, settings: Settings) -> int:
+def _check(
+    model: Path, form: str, verbose: bool, several: bool, settings: Settings, depthwise: bool
+) -> int:
     """Print what is left to fold in a model, and return the exit code."""
     from bnfold._judge.settings import Settings
     from bnfold._pipeline.models import fold_file
@@ -89,7 +92,13 @@ def _check(model: Path, form: str, verbose: bool, several: bool, settings: Setti
         if model.suffix == ".pt2":
             settings = Settings(trust=settings.trust)
         outcome = fold_file(
-            model, None, verify=False, inputs=None, progress=progress, settings=settings
+            model,
+            None,
+            verify=False,
+            inputs=None,
+            progress=progress,
+            settings=settings,
+            depthwise=depthwise,
         )
     left = bool(outcome.plan.folds)
     if form == "text":

@@ -157,6 +157,7 @@ _format = click.option(
 @beliefs.freezing
 @beliefs.equating
 @beliefs.trusting
+@options.depthwise
 @options.comparison
 @click.option(
     "--report",
@@ -180,6 +181,7 @@ def fold(
     equal_dims: bool,
     trust: bool,
     follow_links: bool,
+    depthwise: bool,
     report: Path | None,
     form: str,
     verbose: bool,
@@ -201,7 +203,7 @@ def fold(
         unused = ("output", "in_place", "report", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory)
-        return check_each(models, form, verbose, beliefs.settings(**believed))
+        return check_each(models, form, verbose, beliefs.settings(**believed), depthwise)
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
     (model,) = models
@@ -245,6 +247,7 @@ def fold(
             settings=settings,
             progress=progress,
             report=report,
+            depthwise=depthwise,
         )
         if report is not None:
             try:

@@ -270,6 +270,16 @@ def tolerance_source(context: click.Context) -> str:
     return str(project.path) if project is not None and told else ""
 
 
+def depthwise(command: Command) -> Command:
+    """Give a command the option that leaves no norm."""
+    return click.option(
+        "--no-batchnorm",
+        "depthwise",
+        is_flag=True,
+        help="Write norms that nothing takes in as 1×1 depthwise convolutions, or Mul and Add.",
+    )(command)
+
+
 def settings(
     given: Mapping[str, Any],
     believed: Settings | None = None,

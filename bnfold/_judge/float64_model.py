@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto, TensorProto
 
 from bnfold._onnx import tensors
-from bnfold._onnx.files.external import all_tensors
+from bnfold._onnx.tensors import all_tensors
 from bnfold._run.bounds import Bounds
 from bnfold._run.nodes import all_nodes
 from bnfold._run.reference import Reference

@@ -81,24 +81,25 @@ def plan_model(
     frozen: bool = False,
     equal_dims: bool = False,
     follow_links: bool = False,
+    depthwise: bool = False,
 ) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
-        return _prepare_module(model, options).plan
+        return _prepare_module(model, options, depthwise).plan
     options.refuse()
     if options.args is not None:
         raise UsageError("example inputs are for a torch.nn.Module; leave them out")
     if _is_program(model):
         from bnfold._torch.program.fold import PlannedProgram
 
-        return PlannedProgram(model).plan
+        return PlannedProgram(model, depthwise).plan
     proto, folder = _read(model, base_dir, follow_links)
     if frozen and listed(proto):
         proto = _copied(proto) if proto is model else proto
         freeze(proto)
     with understood(proto, _path_of(model)):
-        return prepare(proto, folder, equal_dims).plan
+        return prepare(proto, folder, equal_dims, depthwise).plan
 
 
 def fold_model(
@@ -109,13 +110,14 @@ def fold_model(
     frozen: bool = False,
     equal_dims: bool = False,
     follow_links: bool = False,
+    depthwise: bool = False,
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
         from bnfold._torch.module.recipe import Recipe, attach
 
-        ready = _prepare_module(model, options)
+        ready = _prepare_module(model, options, depthwise)
         recipe = Recipe.of(ready)
         return attach(ready.apply(options.inplace), recipe)
     options.refuse()
@@ -127,7 +129,7 @@ def fold_model(
             )
         from bnfold._torch.program.fold import PlannedProgram
 
-        return PlannedProgram(model).apply()
+        return PlannedProgram(model, depthwise).apply()
     if output is not None and not isinstance(output, str | os.PathLike):
         raise TypeError(
             f"expected a path to write the folded model to, got {type(output).__name__}; example "
@@ -144,7 +146,7 @@ def fold_model(
     if changed:
         freeze(proto)
     with understood(model if isinstance(model, ModelProto) else proto, _path_of(model)):
-        planned = prepare(proto, folder, equal_dims)
+        planned = prepare(proto, folder, equal_dims, depthwise)
         rewritten = planned.apply()
     if output is not None:
         changed = changed or bool(planned.plan.folds)
@@ -228,7 +230,9 @@ def refold_module(folded: Any, state_dict: Mapping[str, Any]) -> nn.Module:
     return refold(folded, state_dict)
 
 
-def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
+def _prepare_module(
+    model: nn.Module, options: ModuleOptions, depthwise: bool = False
+) -> PlannedModule:
     """The plan for a module, ready to be carried out."""
     from bnfold._torch.module.fold import Example, copied, prepare_module
 
@@ -240,7 +244,7 @@ def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
         example = Example(made_up(model), {}, made_up=True)
     else:
         example = _example(options)
-    planned = prepare_module(model, example, options.clone, options.keep)
+    planned = prepare_module(model, example, options.clone, options.keep, depthwise)
     if planned.other_ways:
         warnings.warn(_other_ways(type(model).__name__, planned.other_ways), stacklevel=4)
     return planned

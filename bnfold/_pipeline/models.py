@@ -37,13 +37,14 @@ def fold_file(
     progress: Progress,
     settings: Settings = DEFAULT,
     report: Path | None = None,
+    depthwise: bool = False,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
-    going to write. Raises `UsageError` for a file that cannot be read or written; then no file is
-    left behind.
+    going to write. With ``depthwise`` norms that stay are written as other operators. Raises
+    `UsageError` for a file that cannot be read or written; then no file is left behind.
     """
     progress("reading")
     if output is not None:
@@ -59,11 +60,13 @@ def fold_file(
                 "of the options of the verification only --seed is for a .pt2 file: it brings its "
                 "example inputs, and PyTorch runs it"
             )
-        return _run_program(path, output, verify, settings, progress)
+        return _run_program(path, output, verify, settings, progress, depthwise)
     if output is not None:
         written_as(output)
     with in_binary(path, settings.follow_links) as original:
-        return _fold_model(path, original, output, report, verify, inputs, settings, progress)
+        return _fold_model(
+            path, original, output, report, verify, inputs, settings, progress, depthwise
+        )
 
 
 def _fold_model(
@@ -75,6 +78,7 @@ def _fold_model(
     inputs: list[InputSet] | None,
     settings: Settings,
     progress: Progress,
+    depthwise: bool,
 ) -> Outcome:
     """Fold a model; see `fold_file`. ``original`` is its file in binary form."""
     model = load_model(path, follow_links=settings.follow_links)
@@ -91,7 +95,7 @@ def _fold_model(
     size_before = size_on_disk(path, model)
     data_before = frozenset(external_files(model))
     with understood(model, path):
-        planned = prepare(model, path.parent, settings.equal_dims)
+        planned = prepare(model, path.parent, settings.equal_dims, depthwise)
         changed = bool(planned.plan.folds) or frozen > 0
         weights = planned.weights() if verify and changed else None
         stuck = 0 if frozen or not names else _hanging(model, planned.plan, path.parent, settings)
@@ -138,7 +142,12 @@ def _hanging(model: ModelProto, plan: Plan, folder: Path, settings: Settings) ->
 
 
 def _run_program(
-    path: Path, output: Path | None, verify: bool, settings: Settings, progress: Progress
+    path: Path,
+    output: Path | None,
+    verify: bool,
+    settings: Settings,
+    progress: Progress,
+    depthwise: bool,
 ) -> Outcome:
     """Fold a .pt2 file of torch.export. Raises `UsageError` without PyTorch."""
     with needs_pytorch():
@@ -150,6 +159,7 @@ def _run_program(
         seed=settings.seed,
         trust=settings.trust,
         progress=progress,
+        depthwise=depthwise,
     )
 
 

@@ -26,6 +26,7 @@ def fold_program_file(
     seed: int,
     trust: bool,
     progress: Progress,
+    depthwise: bool = False,
 ) -> Outcome:
     """Fold a file, judge the result in PyTorch, and put it in place unless the verdict is "fail".
 
@@ -34,7 +35,7 @@ def fold_program_file(
     progress("reading")
     original = paths.read(path)
     program = load(path, trust)
-    planned = PlannedProgram(program)
+    planned = PlannedProgram(program, depthwise)
     changed = bool(planned.plan.folds)
     size = len(original)
     if not changed and (output is None or paths.is_same(output, path)):

@@ -66,6 +66,17 @@ def prepend(scope: Scope, first: Iterable[NodeProto]) -> None:
     scope.graph.node.extend(nodes)
 
 
+def insert(scope: Scope, inserted: Iterable[NodeProto]) -> None:
+    """Put each of some nodes ahead of the first node that reads what it writes."""
+    waiting = {node.output[0]: node for node in inserted}
+    nodes: list[NodeProto] = []
+    for node in scope.graph.node:
+        nodes += [waiting.pop(name) for name in node.input if name in waiting]
+        nodes.append(copy_of(node))
+    del scope.graph.node[:]
+    scope.graph.node.extend(nodes)
+
+
 def _constants_behind(scope: Scope, slot: int) -> set[int]:
     """The positions of nodes behind ``slot`` on which the node in the slot depends."""
     found: set[int] = set()
