@@ -444,8 +444,8 @@ MUTANTS = (
     Mutant(
         "the terms of a sum are told by their places",
         "_proof/crossings.py",
-        "str(k if twin.input[k] == name else 1 - k)",
-        "str(k)",
+        "ways = [plain] if list(twin.input) == list(reads) else [swapped]",
+        "ways = [plain]",
         "tests/carry/test_signs.py",
     ),
     Mutant(
@@ -1066,8 +1066,8 @@ MUTANTS = (
     Mutant(
         "a crossing that cannot be run is no difference",
         "_proof/crossings.py",
-        "            return drawn\n        if node",
-        "            return 0.0\n        if node",
+        "            return drawn\n        left",
+        "            return 0.0\n        left",
         "tests/verify/test_unchecked.py",
     ),
     Mutant(
@@ -1302,7 +1302,7 @@ MUTANTS = (
     Mutant(
         "renamed ports of one type differ where they lie in another order",
         "_judge/end_to_end.py",
-        '        if result.status != "fail" or pairing is None:',
+        "        if allowed is None:",
         "        if True:",
         "tests/verify/test_ports.py",
     ),
@@ -1382,6 +1382,20 @@ MUTANTS = (
         "    if tensor.elem_type:  #",
         "    if True:  #",
         "tests/test_shapes.py",
+    ),
+    Mutant(
+        "weights of half precision may be as far apart as they like",
+        "_judge/half_weights.py",
+        "    if found.units <= UNITS:",
+        "    if True:",
+        "tests/verify/test_power.py",
+    ),
+    Mutant(
+        "weights of half precision have to be the same",
+        "_judge/half_weights.py",
+        "    if found.units <= UNITS:",
+        "    if not found.units:",
+        "tests/verify/test_power.py",
     ),
     Mutant(
         "errors planted in float16 are told as small as those in float32",
@@ -1475,10 +1489,17 @@ MUTANTS = (
         "tests/test_functions.py::test_a_function_of_another_opset",
     ),
     Mutant(
+        "weights of inlined calls stay with the copy in which they were folded",
+        "_onnx/fold.py",
+        "[(copies.get(id(t), t), at) for t, at in rewritten.relocated]",
+        "list(rewritten.relocated)",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
         "functions that nobody ever called go",
         "_onnx/read/inlining.py",
-        "if key_of(function) in called and key_of(function) not in still",
-        "if key_of(function) not in still",
+        "for key in places if key in called and not callers[key]",
+        "for key in places if not callers[key]",
         "tests/test_functions.py::test_functions_that_nobody_called_stay",
     ),
     # --- files -----------------------------------------------------------------------------------
@@ -1664,8 +1685,15 @@ MUTANTS = (
     Mutant(
         "a file of few digits passes on its outputs",
         "_pipeline/exported_files.py",
-        'if plain.status == "pass" and not narrow:',
+        'if plain.status == "pass" and narrow is None:',
         'if plain.status == "pass":',
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "any weight of a shape is one of a file's but for roundings",
+        "_judge/file_weights.py",
+        "if not unexplained_tensor(wanted, each, dtype)",
+        "if each.shape == wanted.shape",
         "tests/torch/test_exported_files.py",
     ),
     Mutant(

@@ -14,6 +14,7 @@ import bnfold
 from bnfold._onnx import tensors
 
 from .graphs import assert_same, bn, check, constants, conv, counts, model, op, rand, run
+from .test_functions import DOMAIN, block, call, params
 
 
 def two_blocks():
@@ -67,6 +68,24 @@ def test_folded_weights_of_an_external_model_stay_external(tmp_path):
     assert_same(m, onnx.load(target))
     data = {"x": rand(2, 3, 8, 8)}
     np.testing.assert_allclose(run(str(target), data)[0], run(str(source), data)[0], rtol=1e-3)
+
+
+def test_weights_that_calls_of_a_function_give_are_written_where_they_lay(tmp_path):
+    """The calls are inlined in a copy of the model; what is written is the model itself."""
+    m = model(
+        call("a", "x", "h"),
+        call("b", "h", "y"),
+        functions=[block()],
+        domains=DOMAIN,
+        weights=params("a", 3, 4) | params("b", 4, 5),
+    )
+    source = saved(m, tmp_path)
+    target = tmp_path / "folded.onnx"
+    bnfold.fold(source, target)
+    assert counts(onnx.load(target)) == {"Conv": 2}
+    places = [{n: where["offset"] for n, where in external(p).items()} for p in (source, target)]
+    assert places[0] == places[1] and places[1].keys() == {"a.w", "b.w"}
+    assert_same(m, onnx.load(target))
 
 
 def test_a_weight_behind_another_is_written_where_it_lay(tmp_path):

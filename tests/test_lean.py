@@ -21,9 +21,10 @@ from onnx import (
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
-from bnfold._onnx.files.external import all_tensors, external_files
+from bnfold._onnx.files.external import external_files
 from bnfold._onnx.files.lean import LEAST_TENSOR, read_lean, serialize_whole
 from bnfold._onnx.files.load import load_model
+from bnfold._onnx.tensors import all_tensors
 
 from . import zoo
 

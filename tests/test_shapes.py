@@ -494,3 +494,27 @@ def test_norms_of_tensors_of_unknown_rank_become_one_norm(known):
     folded = bnfold.fold(m)
     assert counts(folded) == {"Relu": 3, "BatchNormalization": 1}
     assert_same(m, folded, {"x": rand(2, 3, 8, 8)})
+
+
+@pytest.mark.parametrize("count", [12, 48_000])
+def test_a_long_row_is_as_well_known_as_a_short_one(count):
+    """Inference is kept from following the numbers of long rows; shapes stay known, sizes too."""
+    made = model(
+        op("Add", "x x", "a"),
+        op("Cast", "a", "h", to=TensorProto.FLOAT16),
+        op("Cast", "h", "f", to=TensorProto.FLOAT),
+        op("Shape", "f", "n"),
+        (op("Concat", "one one n", "s", axis=0), {"one": np.array([1], np.int64)}),
+        op("Reshape", "f s", "r"),
+        conv("c", "r", "p", (4, 1, 3)),
+        (op("Slice", "f from to", "e"), {"from": np.array([0]), "to": np.array([count - 2])}),
+        op("Unsqueeze", "e axes", "u"),
+        op("Add", "p u", "y"),
+        x=(count,),
+        weights={"axes": np.array([0, 1])},
+    )
+    scopes = read_scopes(made)
+    known = infer(made, scopes)
+    wanted = {"a": (count,), "f": (count,), "r": (1, 1, count), "e": (count - 2,)}
+    wanted |= {"u": (1, 1, count - 2), "y": (1, 4, count - 2)}
+    assert {name: known.shape(scopes[0], name) for name in wanted} == wanted

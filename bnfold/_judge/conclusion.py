@@ -18,8 +18,12 @@ from bnfold._judge.verdict import (
     overall,
 )
 
-_USUAL = 0.01
+USUAL = 0.01
 """The size of a planted error where weights are of single or double precision."""
+HALF = (
+    "the weights are of half precision, and errors of 10 % were planted: an error of 1 % in a "
+    "channel may not show beside the rounding of right weights"
+)
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,7 @@ def conclude(found: Evidence) -> Conclusion:
     if (
         status == "pass"
         and not found.certified
-        and any(part.size > _USUAL for part in found.planted)
+        and any(part.size > USUAL for part in found.planted)
     ):
-        notes.append(
-            "the weights are of half precision, and errors of 10 % were planted: an error of 1 % "
-            "in a channel may not show beside the rounding of right weights"
-        )
+        notes.append(HALF)
     return Conclusion(status, tuple(notes))

@@ -23,6 +23,7 @@ from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.inlining import Call, Inlined, Key, called_functions, inline, key_of
 from bnfold._onnx.read.quantized import MADE_BYTES, Dequantized, dequantized
 from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.tensors import all_tensors
 from bnfold._onnx.write.applied import Applied, Rewritten
 from bnfold._onnx.write.rewriting import apply
 from bnfold._plan.depthwise import without_norms
@@ -51,7 +52,7 @@ class PlannedModel:
     """A model that has been read and planned, and can be folded in place.
 
     ``inlined`` is the model with the calls inlined in which something folds, and ``calls`` are
-    these; None where nothing is inlined. ``depthwise``, see `prepare`.
+    these; None where nothing is inlined.
     """
 
     network: Network
@@ -60,16 +61,16 @@ class PlannedModel:
     inlined: Inlined | None = None
     calls: frozenset[Call] = frozenset()
     given: ModelProto | None = None
-    depthwise: bool = False
 
     def apply(self) -> Rewritten:
         """Fold the model that was planned, in place."""
+        rewritten = apply(self.network, self.settled)
         if self.inlined is None or self.given is None:
-            return apply(self.network, self.settled)
+            return rewritten
+        held = list(all_tensors(self.inlined.model))
         self.given.CopyFrom(self.inlined.model)
-        network = self.network
-        again = _prepare(self.given, network.base_dir, network.equal_dims, self.depthwise)
-        rewritten = again.apply()
+        copies = {id(old): new for old, new in zip(held, all_tensors(self.given), strict=True)}
+        rewritten.relocated = [(copies.get(id(t), t), at) for t, at in rewritten.relocated]
         into = self.inlined.named[min(self.calls)]
         step = Applied("", "inline", 0, (), (), into, into, calls=self.calls)
         rewritten.applied.insert(0, step)
@@ -112,7 +113,7 @@ def prepare(
     in its place that does not fold in the function for all of its calls.
     """
     whole = _prepare(model, base_dir, equal_dims, depthwise)
-    if not model.functions:
+    if not called_functions(model) & {key_of(function) for function in model.functions}:
         return whole
     everything = inline(model)
     tried = _prepare(everything.model, base_dir, equal_dims, depthwise)
@@ -263,7 +264,7 @@ def _prepare(
         for stays in merges.stays
     ]
     plan = replace(plan, folds=(*folds, *plan.folds), kept=(*plan.kept, *kept), before=dict(before))
-    return PlannedModel(network, settled, plan, depthwise=depthwise)
+    return PlannedModel(network, settled, plan)
 
 
 def _settle(network: Network) -> tuple[Network, Settled]:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+)
 
 from bnfold._errors import UsageError
 from bnfold._system import memory
@@ -183,3 +192,35 @@ def _mapped(
 
 def _too_short(path: Path, name: str) -> UsageError:
     return UsageError(f"external data {path} ends before tensor {name!r} does")
+
+
+def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that a model stores, in graphs, bodies, functions and training information."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from node_tensors(function.node)
+    for info in model.training_info:
+        yield from _graph_tensors(info.initialization)
+        yield from _graph_tensors(info.algorithm)
+
+
+def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from node_tensors(graph.node)
+
+
+def node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    """Every tensor that some nodes store in their attributes, and in bodies."""
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                yield attribute.t
+            elif attribute.type == AttributeProto.TENSORS:
+                yield from attribute.tensors
+            elif attribute.type == AttributeProto.GRAPH:
+                yield from _graph_tensors(attribute.g)
+            elif attribute.type == AttributeProto.GRAPHS:
+                for graph in attribute.graphs:
+                    yield from _graph_tensors(graph)

@@ -19,6 +19,7 @@ from bnfold._run.hoist import rename
 from bnfold._run.nodes import own_inputs
 
 _MOST_TOLD = 4
+_MOST_BY_TYPE = 8
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,34 @@ def renamed(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | Non
         return None
     ports = (*own_inputs(original.graph), *original.graph.output)
     return Renamed(inputs, outputs, tuple(value.name for value in ports))
+
+
+def renamed_by_type(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | None:
+    """How to rename the ports of a folded model by their types alone, where position does not tell.
+
+    Names that both have stay. None where no names differ, where types do not fit, and where there
+    are too many such ports.
+    """
+    found = []
+    for wanted, given in (
+        (own_inputs(original.graph), own_inputs(folded.graph)),
+        (list(original.graph.output), list(folded.graph.output)),
+    ):
+        ours, theirs = ({value.name: value.type for value in ports} for ports in (wanted, given))
+        kept = ours.keys() & theirs.keys()
+        left, right = ([n for n in names if n not in kept] for names in (ours, theirs))
+        if len(left) != len(right) or len(left) > _MOST_BY_TYPE:
+            return None
+        if not all(_agree(ours[name], theirs[name]) for name in kept):
+            return None
+        way = next(_ways(list(zip(right, left, strict=True)), ours, theirs), None)
+        if way is None:
+            return None
+        found.append(way)
+    inputs, outputs = found
+    ports = (*own_inputs(original.graph), *original.graph.output)
+    names = tuple(value.name for value in ports)
+    return Renamed(inputs, outputs, names) if inputs or outputs else None
 
 
 def ways_of_inputs(

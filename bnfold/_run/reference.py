@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 
 from bnfold._onnx import tensors
-from bnfold._onnx.files.external import all_tensors
 from bnfold._onnx.read.order import put_in_order
 from bnfold._onnx.read.scopes import opset_of
+from bnfold._onnx.tensors import all_tensors
 from bnfold._run.bounds import UNBOUNDED, Bounds
 from bnfold._run.input_sets import port_of_proto
 from bnfold._run.nodes import own_inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 
@@ -149,3 +150,66 @@ def test_an_output_whose_name_is_no_text(external, tmp_path):
     target = os.fsdecode(os.path.join(os.fsencode(folder), b"o\xff.onnx"))
     assert process(external, "-o", target, "--no-verify").code == 0
     assert sorted(os.listdir(folder))[0] == "model.onnx.data"
+
+
+def bomb(kind: str) -> onnx.ModelProto:
+    """A file of some hundred bytes that asks for gigabytes."""
+
+    def numbers(name: str, *values: int) -> TensorProto:
+        scalar = kind == "Range"
+        array = np.array(values[0] if scalar else values, np.int64)
+        return numpy_helper.from_array(array, name)
+
+    conv = helper.make_node("Conv", ["x", "w"], ["c"])
+    mul = helper.make_node("Mul", ["c", "k"], ["q"])
+    stored = [numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "w")]
+    made = helper.make_node
+    if kind == "ConstantOfShape":
+        nodes, stored = [made(kind, ["s"], ["k"]), mul], [*stored, numbers("s", 10**9)]
+    elif kind == "Range":
+        nodes = [made(kind, ["a", "b", "d"], ["r"]), made("Cast", ["r"], ["k"], to=1), mul]
+        stored += [numbers("a", 0), numbers("b", 10**8), numbers("d", 1)]
+    elif kind == "Tile":
+        nodes = [made(kind, ["one", "s"], ["k"]), mul]
+        stored += [numpy_helper.from_array(np.ones(1, np.float32), "one"), numbers("s", 10**9)]
+    elif kind == "a row of numbers":
+        nodes = [
+            made("Reshape", ["c", "s"], ["r"]),
+            *(made("Add", [f"r{'' if k == 0 else k}"] * 2, [f"r{k + 1}"]) for k in range(3)),
+            made("Identity", ["r3"], ["q"]),
+        ]
+        stored += [numbers("s", -1)]
+    else:
+        pool = made(
+            "AveragePool",
+            ["x"],
+            ["z"],
+            kernel_shape=[9001, 9001],
+            pads=[4500] * 4,
+            count_include_pad=1,
+        )
+        nodes = [pool, made("Conv", ["z", "w"], ["z1"]), made("Add", ["z1", "c"], ["q"])]
+    side = 4000 if kind == "a row of numbers" else 8
+    graph = helper.make_graph(
+        [conv, *nodes],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, side, side])],
+        [helper.make_tensor_value_info("q", TensorProto.FLOAT, None)],
+        stored,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    "kind", ["ConstantOfShape", "Range", "Tile", "a row of numbers", "AveragePool"]
+)
+def test_a_small_file_takes_little_memory(kind, tmp_path):
+    """ONNX's own inference took five gigabytes for the second."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(bomb(kind).SerializeToString())
+
+    def tight() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (600_000_000, resource.RLIM_INFINITY))
+
+    run = process(path, "--check", before=tight)
+    assert run.code == 0, run.err

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, TensorProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
@@ -31,21 +31,11 @@ OWN = "own"
 """The key of an external tensor whose data are part of its model's own file (`lean`)."""
 
 
-def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor that a model stores, in graphs, bodies, functions and training information."""
-    yield from _graph_tensors(model.graph)
-    for function in model.functions:
-        yield from node_tensors(function.node)
-    for info in model.training_info:
-        yield from _graph_tensors(info.initialization)
-        yield from _graph_tensors(info.algorithm)
-
-
 def external_files(model: ModelProto) -> set[str]:
     """The external data files that a model refers to, relative to its folder."""
     return {
         tensors.external_location(tensor)[0]
-        for tensor in all_tensors(model)
+        for tensor in tensors.all_tensors(model)
         if tensor.data_location == TensorProto.EXTERNAL and not is_own(tensor)
     }
 
@@ -113,7 +103,7 @@ def write_external(
     for tensor, where in rewritten.relocated:
         changed.setdefault(where[0], []).append((tensor, where))
     unchanged: dict[str, list[TensorProto]] = {}
-    for tensor in all_tensors(model):
+    for tensor in tensors.all_tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             location = tensors.external_location(tensor)[0]
             unchanged.setdefault(location, []).append(tensor)
@@ -155,7 +145,7 @@ def _patch(path: Path, target: str, changed: list[Relocated]) -> None:
 def _move_out(model: ModelProto, created: set[str], path: Path, location: str) -> None:
     """Append large new tensors to a data file: external weights stay external."""
     with path.open("r+b") as file:
-        for tensor in all_tensors(model):
+        for tensor in tensors.all_tensors(model):
             if tensor.name in created and len(tensor.raw_data) >= _INLINE_BYTES:
                 end = file.seek(0, os.SEEK_END)
                 offset = -(-end // 64) * 64
@@ -269,24 +259,3 @@ def copy_content(origin: Path, path: Path) -> None:
     except OSError as error:
         raise paths.unreadable(origin, error) from error
     shutil.copyfile(origin, path)
-
-
-def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from node_tensors(graph.node)
-
-
-def node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR:
-                yield attribute.t
-            elif attribute.type == AttributeProto.TENSORS:
-                yield from attribute.tensors
-            elif attribute.type == AttributeProto.GRAPH:
-                yield from _graph_tensors(attribute.g)
-            elif attribute.type == AttributeProto.GRAPHS:
-                for graph in attribute.graphs:
-                    yield from _graph_tensors(graph)

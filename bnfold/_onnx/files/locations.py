@@ -26,7 +26,7 @@ from onnx import ModelProto, TensorProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
-from bnfold._onnx.files.external import all_tensors
+from bnfold._onnx.tensors import all_tensors
 from bnfold._system import paths, scratch
 
 

@@ -13,8 +13,9 @@ from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
-from bnfold._onnx.files.external import all_tensors, is_own
+from bnfold._onnx.files.external import is_own
 from bnfold._onnx.read.scopes import bodies
+from bnfold._onnx.tensors import all_tensors
 
 _TYPES = frozenset(TensorProto.DataType.values())
 _FIELDS: dict[int, tuple[str, int]] = {

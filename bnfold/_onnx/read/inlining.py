@@ -282,23 +282,31 @@ def _nodes(nodes: Sequence[NodeProto]) -> Iterator[NodeProto]:
 
 def called_functions(model: ModelProto) -> set[Key]:
     """The functions that some graph of a model calls."""
+    return set().union(*_called(model))
+
+
+def _called(model: ModelProto) -> list[set[Key]]:
+    """What the main graph calls, and what each function does."""
     held = (model.graph.node, *(function.node for function in model.functions))
-    return {key_of(node) for nodes in held for node in _nodes(nodes)}
+    return [{key_of(node) for node in _nodes(nodes)} for nodes in held]
 
 
 def _drop_uncalled(model: ModelProto, called: Collection[Key]) -> None:
     """Remove the functions that were ``called``, and that nobody calls any more."""
-    while True:
-        still = called_functions(model)
-        gone = [
-            place
-            for place, function in enumerate(model.functions)
-            if key_of(function) in called and key_of(function) not in still
-        ]
-        if not gone:
-            return
-        for place in reversed(gone):
-            del model.functions[place]
+    main, *bodies = _called(model)
+    callers = Counter(key for keys in (main, *bodies) for key in keys)
+    places: dict[Key, list[int]] = {}
+    for place, function in enumerate(model.functions):
+        places.setdefault(key_of(function), []).append(place)
+    waiting = [key for key in places if key in called and not callers[key]]
+    gone: list[int] = []
+    while waiting:
+        for place in places.get(waiting.pop(), ()):
+            gone.append(place)
+            callers.subtract(bodies[place])
+            waiting += [key for key in bodies[place] if key in called and not callers[key]]
+    for place in sorted(gone, reverse=True):
+        del model.functions[place]
 
 
 def _since(op: str, domain: str, first: int, second: int) -> int | None:

@@ -20,12 +20,12 @@ from onnx import (
     TensorProto,
     TypeProto,
     ValueInfoProto,
-    shape_inference,
 )
 
 from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import Size
 from bnfold._onnx.read.hints import declare, known_shapes
+from bnfold._onnx.read.inference import run
 from bnfold._onnx.read.scopes import Scope, bodies, opset_of
 from bnfold._onnx.read.sizes import Numbers, computed
 from bnfold._onnx.read.stand_ins import stand_in
@@ -99,11 +99,11 @@ def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) 
     if equal_dims and symbols is not None:
         _name_sizes(model.graph, skeleton.graph)
     stand_in(skeleton.graph, opset, {(f.domain, f.name) for f in model.functions})
-    inferred = _run(skeleton)
+    inferred = run(skeleton)
     # From IR version 4 on, an initializer that is also an input is only a default value.
     given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
     while declare(inferred.graph, skeleton.graph, given):
-        inferred = _run(skeleton)
+        inferred = run(skeleton)
     if not model.training_info:  # which may bind what is stored to something else
         made = {name for node in model.graph.node for name in node.output}
         numbers = computed(inferred.graph, known_shapes(inferred.graph), given)
@@ -120,15 +120,6 @@ def _name_sizes(source: GraphProto, target: GraphProto) -> None:
         for named, dim in zip(*dims, strict=True):
             if named.dim_param:
                 dim.dim_param = f"named {named.dim_param}"
-
-
-def _run(skeleton: ModelProto) -> ModelProto:
-    for through_data in (True, False):
-        try:
-            return shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=through_data)
-        except Exception:  # What inference raises on an invalid model has no common base.
-            continue
-    return skeleton
 
 
 def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int] | None) -> None:
