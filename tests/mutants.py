@@ -444,8 +444,8 @@ MUTANTS = (
     Mutant(
         "the terms of a sum are told by their places",
         "_proof/crossings.py",
-        "str(k if twin.input[k] == name else 1 - k)",
-        "str(k)",
+        "ways = [plain] if list(twin.input) == list(reads) else [swapped]",
+        "ways = [plain]",
         "tests/carry/test_signs.py",
     ),
     Mutant(
@@ -1066,8 +1066,8 @@ MUTANTS = (
     Mutant(
         "a crossing that cannot be run is no difference",
         "_proof/crossings.py",
-        "            return drawn\n        if node",
-        "            return 0.0\n        if node",
+        "            return drawn\n        left",
+        "            return 0.0\n        left",
         "tests/verify/test_unchecked.py",
     ),
     Mutant(
@@ -1685,8 +1685,15 @@ MUTANTS = (
     Mutant(
         "a file of few digits passes on its outputs",
         "_pipeline/exported_files.py",
-        'if plain.status == "pass" and not narrow:',
+        'if plain.status == "pass" and narrow is None:',
         'if plain.status == "pass":',
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "any weight of a shape is one of a file's but for roundings",
+        "_judge/file_weights.py",
+        "if not unexplained_tensor(wanted, each, dtype)",
+        "if each.shape == wanted.shape",
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
