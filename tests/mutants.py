@@ -325,9 +325,23 @@ MUTANTS = (
     Mutant(
         "a shift into both summands",
         "_core/joins.py",
-        "scale = _part(map_, 0)",
-        "scale = _part(map_, 1)",
+        "scale, numbers = _part(map_, 0)",
+        "scale, numbers = _part(map_, 1)",
         "tests/carry/test_branches.py",
+    ),
+    Mutant(
+        "a convolution of the blocked layout with an activation is a map",
+        "_onnx/read/microsoft.py",
+        'plain = not attributes.has(node, "activation") and not has(node, 3)',
+        "plain = True",
+        "tests/test_blocked_layout.py",
+    ),
+    Mutant(
+        "ahead of the blocked layout the next best reason is given",
+        "_core/operators/record.py",
+        "if self.ahead else None",
+        "if False else None",
+        "tests/test_blocked_layout.py",
     ),
     Mutant(
         "a QLinearConcat joins its scales",
@@ -430,8 +444,8 @@ MUTANTS = (
     Mutant(
         "the terms of a sum are told by their places",
         "_proof/crossings.py",
-        "str(k if twin.input[k] == name else 1 - k)",
-        "str(k)",
+        "ways = [plain] if list(twin.input) == list(reads) else [swapped]",
+        "ways = [plain]",
         "tests/carry/test_signs.py",
     ),
     Mutant(
@@ -527,6 +541,13 @@ MUTANTS = (
         "tests/verify/test_right_folds.py",
     ),
     Mutant(
+        "what the numbers of one map have decided is taken to hold for others",
+        "_plan/sweep.py",
+        "known.note(self._place(value), map_, end, numbers or chance)",
+        "known.note(self._place(value), map_, end, False)",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
         "a norm of a tensor of unknown rank is written as a Mul",
         "_plan/places.py",
         'if self.style.fixed and any(each.op != "BatchNormalization" for each in needed):',
@@ -589,6 +610,34 @@ MUTANTS = (
         ", **(kept or {})}",
         "}",
         "tests/torch/test_other_ways.py",
+    ),
+    Mutant(
+        "a norm that takes in a map is rewritten without it",
+        "_plan/depthwise.py",
+        "total = before.then(taken.behind) if before is not None else None",
+        "total = before",
+        "tests/test_depthwise.py",
+    ),
+    Mutant(
+        "a Mul alone stands for a norm with a shift",
+        "_plan/depthwise.py",
+        '*([] if rounded.keeps_origin else [Standing("Add", shift)])',
+        '*([] if parts else [Standing("Add", shift)])',
+        "tests/test_depthwise.py",
+    ),
+    Mutant(
+        "the certificate takes any Conv for a depthwise one",
+        "_proof/checked_model.py",
+        'and set(given.get("strides", ())) <= {1}',
+        "",
+        "tests/test_depthwise.py",
+    ),
+    Mutant(
+        "a module of a norm is rewritten for one of its calls",
+        "_torch/module/surgery.py",
+        "return len(ranks) == 1 and equal(first.role.map, second.role.map)",
+        "return equal(first.role.map, second.role.map)",
+        "tests/torch/test_depthwise.py",
     ),
     Mutant(
         "folding again forgets which modules hand on a new bias",
@@ -1024,8 +1073,8 @@ MUTANTS = (
     Mutant(
         "a crossing that cannot be run is no difference",
         "_proof/crossings.py",
-        "            return drawn\n        if node",
-        "            return 0.0\n        if node",
+        "            return drawn\n        left",
+        "            return 0.0\n        left",
         "tests/verify/test_unchecked.py",
     ),
     Mutant(
@@ -1146,8 +1195,8 @@ MUTANTS = (
     Mutant(
         "stored values are drawn as inputs",
         "_run/drawing.py",
-        "            if value.name not in given\n        ]",
-        "            if value.name\n        ]",
+        "            for value in own_inputs(graph)\n        ]",
+        "            for value in graph.input\n        ]",
         "tests/verify/test_drawing.py::test_initializers_listed_as_inputs_are_not_fed",
     ),
     Mutant(
@@ -1158,6 +1207,20 @@ MUTANTS = (
         "tests/verify/test_drawing.py",
     ),
     # --- surgery on modules ----------------------------------------------------------------------
+    Mutant(
+        "calls of one operator that take in different maps",
+        "_torch/module/surgery.py",
+        "if not all(equal(first.behind, other.behind) for other in others):",
+        "if False:",
+        "tests/torch/test_several_calls.py",
+    ),
+    Mutant(
+        "weights written once for each call",
+        "_torch/module/surgery.py",
+        "if node not in written:",
+        "if True:",
+        "tests/torch/test_several_calls.py",
+    ),
     Mutant(
         "a tensor from the inside of a module that goes, read by others",
         "_torch/module/remainders.py",
@@ -1246,7 +1309,7 @@ MUTANTS = (
     Mutant(
         "renamed ports of one type differ where they lie in another order",
         "_judge/end_to_end.py",
-        '        if result.status != "fail" or pairing is None:',
+        "        if allowed is None:",
         "        if True:",
         "tests/verify/test_ports.py",
     ),
@@ -1270,6 +1333,83 @@ MUTANTS = (
         "    ways |= dict.fromkeys(islice(others, _MOST_WAYS + 1))\n",
         "",
         "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "every operator that does not load alone is unknown",
+        "_run/libraries.py",
+        'return said.replace(name, "") == of_none.replace(_NOBODYS, "").replace(name, "")',
+        "return True",
+        "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
+        "an operator without a kernel is known by its type alone",
+        "_judge/unknown_operators.py",
+        "    if len({kind_of(node) for node in told}) > 1:",
+        "    if False:",
+        "tests/verify/test_custom_operators.py",
+    ),
+    Mutant(
+        "a Pad of some axes pads the first ones",
+        "_onnx/read/growth.py",
+        "range(len(more) // 2) if axes is None else [int(n) for n in axes.reshape(-1)]",
+        "range(len(more) // 2)",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "an Einsum without an arrow makes one number",
+        "_onnx/read/growth.py",
+        "    if not arrow:\n",
+        "    if False:\n",
+        "tests/test_constants.py",
+    ),
+    Mutant(
+        "what a body reads, too, goes to the quantizer alone",
+        "_onnx/read/rounded.py",
+        "    while name not in scope.outputs and name not in scope.captures:",
+        "    while name not in scope.outputs:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "other data may be added ahead of a quantizer",
+        "_onnx/read/rounded.py",
+        "if kind not in _AHEAD_OF_QUANTIZER or len(data) != 1:",
+        "if kind not in _AHEAD_OF_QUANTIZER:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "inlining imports all that a function does",
+        "_onnx/read/inlining.py",
+        "            if _own(entry.domain) in used - imported:",
+        "            if _own(entry.domain) not in imported:",
+        "tests/test_functions.py",
+    ),
+    Mutant(
+        "an element type that is not told counts as known",
+        "_onnx/read/shapes.py",
+        "    if tensor.elem_type:  #",
+        "    if True:  #",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "weights of half precision may be as far apart as they like",
+        "_judge/half_weights.py",
+        "    if found.units <= UNITS:",
+        "    if True:",
+        "tests/verify/test_power.py",
+    ),
+    Mutant(
+        "weights of half precision have to be the same",
+        "_judge/half_weights.py",
+        "    if found.units <= UNITS:",
+        "    if not found.units:",
+        "tests/verify/test_power.py",
+    ),
+    Mutant(
+        "errors planted in float16 are told as small as those in float32",
+        "_judge/power.py",
+        "max(mistake_in(weights[layer.weight]) for layer in found.layers)",
+        "0.01",
+        "tests/verify/test_power.py",
     ),
     Mutant(
         "the certificate lets anything be rounded to half",
@@ -1330,7 +1470,7 @@ MUTANTS = (
     Mutant(
         "the certificate lets others read the scales of a dynamic product",
         "_proof/quantized.py",
-        "    if shared or product in scope.outputs:",
+        "    if not case.new_scope.is_read_once(product):",
         "    if False:",
         "tests/test_rounded_data.py",
     ),
@@ -1356,10 +1496,17 @@ MUTANTS = (
         "tests/test_functions.py::test_a_function_of_another_opset",
     ),
     Mutant(
+        "weights of inlined calls stay with the copy in which they were folded",
+        "_onnx/fold.py",
+        "[(copies.get(id(t), t), at) for t, at in rewritten.relocated]",
+        "list(rewritten.relocated)",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
         "functions that nobody ever called go",
         "_onnx/read/inlining.py",
-        "if key_of(function) in called and key_of(function) not in still",
-        "if key_of(function) not in still",
+        "for key in places if key in called and not callers[key]",
+        "for key in places if not callers[key]",
         "tests/test_functions.py::test_functions_that_nobody_called_stay",
     ),
     # --- files -----------------------------------------------------------------------------------
@@ -1396,8 +1543,8 @@ MUTANTS = (
     Mutant(
         "what a failed trip has found is never forgotten",
         "_plan/dead_ends.py",
-        "if end is not None and self.changes.since(end.time, end.span):",
-        "if end is None:",
+        "return near and not self.changes.since(end.time, end.span)",
+        "return near",
         "tests/plan/test_growth.py",
     ),
     Mutant(
@@ -1410,14 +1557,14 @@ MUTANTS = (
     Mutant(
         "no trip is remembered",
         "_plan/sweep.py",
-        "        self.necks[value] = key, self.steps\n",
+        "        self.necks[value] = map_, self.steps\n",
         "",
         "tests/plan/test_growth.py",
     ),
     Mutant(
         "a shift is taken for the same kind of map as a scale",
         "_plan/dead_ends.py",
-        "return axis, (scale != 1).tobytes(), (shift != 0).tobytes(), *signs",
+        "return axis, *(which.tobytes() for which in told)",
         "return (axis,)",
         "tests/plan/test_relocate.py",
     ),
@@ -1545,8 +1692,15 @@ MUTANTS = (
     Mutant(
         "a file of few digits passes on its outputs",
         "_pipeline/exported_files.py",
-        'if plain.status == "pass" and not narrow:',
+        'if plain.status == "pass" and narrow is None:',
         'if plain.status == "pass":',
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "any weight of a shape is one of a file's but for roundings",
+        "_judge/file_weights.py",
+        "if not unexplained_tensor(wanted, each, dtype)",
+        "if each.shape == wanted.shape",
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
@@ -1569,6 +1723,27 @@ MUTANTS = (
         'status=combined(seen.status, ["inconclusive"])',
         "status=seen.status",
         "tests/torch/test_bfloat16.py",
+    ),
+    Mutant(
+        "code that asks for float32 gets it in float64",
+        "_run/torch_modes.py",
+        "return torch.float64 if value in _NARROW else value",
+        "return value",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "a program of few digits is folded in its own types",
+        "_judge/widening.py",
+        "return torch.float64 if value in _NARROW else value",
+        "return value",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "an output that is always empty passes whatever is ahead of it",
+        "_judge/torch_bench.py",
+        " if self.original.weights_of([n]) <= seen]",
+        "]",
+        "tests/torch/test_judge.py",
     ),
     Mutant(
         "outputs of a dictionary are paired by position",

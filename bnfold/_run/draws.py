@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from bnfold._onnx.read.scopes import opset_of
 from bnfold._run.nodes import RANDOM, subgraphs
 from bnfold._run.noise import Array
 
@@ -105,7 +106,7 @@ def _draws(model: onnx.ModelProto) -> Iterator[tuple[Any, onnx.NodeProto, int]]:
     ]
     holders += [(function.node, function.opset_import) for function in model.functions]
     for nodes, imports in holders:
-        opset = next((each.version for each in imports if each.domain in ("", "ai.onnx")), 0)
+        opset = opset_of(imports)
         if opset >= _FIRST_WITH_RANGE:
             for holder, node in _within(nodes):
                 yield holder, node, opset

@@ -16,8 +16,10 @@ import onnx
 
 from bnfold._onnx.read.scopes import Names, read_scopes
 from bnfold._run.hoist import rename
+from bnfold._run.nodes import own_inputs
 
 _MOST_TOLD = 4
+_MOST_BY_TYPE = 8
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def renamed(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | Non
     None where all names agree, and where position does not tell: there are more ports on one side,
     a name stands at two places, or types or shapes differ.
     """
-    inputs = _paired(_inputs(original.graph), _inputs(folded.graph))
+    inputs = _paired(own_inputs(original.graph), own_inputs(folded.graph))
     outputs = _paired(list(original.graph.output), list(folded.graph.output))
     if inputs is None or outputs is None or not (inputs or outputs):
         return None
@@ -86,8 +88,36 @@ def renamed(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | Non
         value.name for value in (*folded.graph.input, *folded.graph.output)
     ):
         return None
-    ports = (*_inputs(original.graph), *original.graph.output)
+    ports = (*own_inputs(original.graph), *original.graph.output)
     return Renamed(inputs, outputs, tuple(value.name for value in ports))
+
+
+def renamed_by_type(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | None:
+    """How to rename the ports of a folded model by their types alone, where position does not tell.
+
+    Names that both have stay. None where no names differ, where types do not fit, and where there
+    are too many such ports.
+    """
+    found = []
+    for wanted, given in (
+        (own_inputs(original.graph), own_inputs(folded.graph)),
+        (list(original.graph.output), list(folded.graph.output)),
+    ):
+        ours, theirs = ({value.name: value.type for value in ports} for ports in (wanted, given))
+        kept = ours.keys() & theirs.keys()
+        left, right = ([n for n in names if n not in kept] for names in (ours, theirs))
+        if len(left) != len(right) or len(left) > _MOST_BY_TYPE:
+            return None
+        if not all(_agree(ours[name], theirs[name]) for name in kept):
+            return None
+        way = next(_ways(list(zip(right, left, strict=True)), ours, theirs), None)
+        if way is None:
+            return None
+        found.append(way)
+    inputs, outputs = found
+    ports = (*own_inputs(original.graph), *original.graph.output)
+    names = tuple(value.name for value in ports)
+    return Renamed(inputs, outputs, names) if inputs or outputs else None
 
 
 def ways_of_inputs(
@@ -96,8 +126,8 @@ def ways_of_inputs(
     """All ways to pair the inputs that a pairing renames, where types and shapes agree; that of the
     pairing is the first.
     """
-    wanted = {value.name: value.type for value in _inputs(original.graph)}
-    given = {value.name: value.type for value in _inputs(folded.graph)}
+    wanted = {value.name: value.type for value in own_inputs(original.graph)}
+    given = {value.name: value.type for value in own_inputs(folded.graph)}
     return _ways(list(pairing.inputs.items()), wanted, given)
 
 
@@ -132,12 +162,6 @@ def _ways(
             rest = zip((name for name, _ in others), left, strict=True)
             for way in _ways(list(rest), wanted, given):
                 yield {old: new, **way}
-
-
-def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    stored = {tensor.name for tensor in graph.initializer}
-    stored |= {tensor.values.name for tensor in graph.sparse_initializer}
-    return [value for value in graph.input if value.name not in stored]
 
 
 def _paired(

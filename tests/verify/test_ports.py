@@ -124,6 +124,10 @@ def moved_name(made: ModelProto) -> None:
 
 def wrong_weight(made: ModelProto) -> None:
     called(made, y="o0")
+    wrong_weight_in(made)
+
+
+def wrong_weight_in(made: ModelProto) -> None:
     weight = max(made.graph.initializer, key=lambda tensor: len(tensor.dims))
     values = onnx.numpy_helper.to_array(weight) * np.float32(1.02)
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
@@ -185,6 +189,37 @@ def test_another_order_is_no_failure(turn: Callable[[ModelProto], None]) -> None
         assert result.status == "inconclusive"
         assert "paired by position the two differ, but they agree in another order" in str(result)
         assert {check.status for check in result.checks} == {"pass"}
+
+
+def test_another_order_of_other_types_is_no_failure() -> None:
+    """Position does not fit the types then; names that both have stay where they are."""
+
+    def made(*outputs: str) -> ModelProto:
+        found = model(
+            conv("conv", "x", "y", (4, 3, 1, 1)),
+            op("ArgMax", "y", "k", axis=1),
+            op("ReduceMean", "y", "m", keepdims=0),
+            x=X,
+            y="y k m",
+        )
+        types = {"y": (TensorProto.FLOAT, [1, 4, 8, 8]), "k": (TensorProto.INT64, [1, 1, 8, 8])}
+        types["m"] = (TensorProto.FLOAT, [])
+        del found.graph.output[:]
+        for name in outputs:
+            found.graph.output.append(helper.make_tensor_value_info(name, *types[name]))
+        return found
+
+    one = made("y", "k", "m")
+    for order, names in (("mky", {"y": "a", "k": "b", "m": "c"}), ("kym", {"y": "a", "k": "b"})):
+        other = made(*order)
+        for stored, same in zip(other.graph.initializer, one.graph.initializer, strict=True):
+            stored.CopyFrom(same)
+        called(other, **names)
+        result = bnfold.verify(one, other)
+        assert result.status == "inconclusive"
+        assert "a" in result.notes[0] and "in another order" in result.notes[0]
+        wrong_weight_in(other)
+        assert bnfold.verify(one, other).status == "fail"
 
 
 def test_three_outputs_in_another_order() -> None:

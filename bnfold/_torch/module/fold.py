@@ -17,12 +17,13 @@ from bnfold._core.result import Fold, Plan
 from bnfold._core.view import View
 from bnfold._errors import UsageError
 from bnfold._merge.merging import Stays
+from bnfold._plan.depthwise import without_norms
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
 from bnfold._torch.module.keeping import Keep, looked_up
 from bnfold._torch.module.other_ways import other_ways
-from bnfold._torch.module.surgery import Surgery
+from bnfold._torch.module.surgery import Surgery, Uneven
 from bnfold._torch.module.ties import Groups, tie, untie
 from bnfold._torch.module.trace import unsure
 from bnfold._torch.program.merging import merge
@@ -53,7 +54,8 @@ class Traced:
 
     ``module`` is the module itself or a copy, ``program`` its export, ``calls`` are those of its
     submodules. ``clones`` are the names that were tied before they were taken apart. ``again``
-    exports once more. ``takers``, see `Surgery`.
+    exports once more. ``takers``, see `Surgery`. With ``depthwise`` norms that nothing takes in
+    become depthwise convolutions.
     """
 
     module: nn.Module
@@ -64,6 +66,7 @@ class Traced:
     made_up: bool = False
     again: Callable[[], ExportedProgram] | None = None
     takers: Set[str] | None = None
+    depthwise: bool = False
 
     def planned(self) -> tuple[Graph, Surgery, Moves, View]:
         """What of the module folds, and the view that it was planned on."""
@@ -75,8 +78,26 @@ class Traced:
             doubts = unsure(graph, self.module, moves) if self.made_up else {}
             return {**clashes(graph, moves), **surgery.objections(moves), **doubts}
 
-        view = surgery.restricted(graph.view)
-        return graph, surgery, settle(view, graph.readings, objections), view
+        apart: Set[Uneven] = frozenset()
+        while True:
+            view = surgery.restricted(graph.view, apart)
+            moves = settle(view, graph.readings, objections)
+            uneven = surgery.uneven(moves)
+            if not uneven:
+                break
+            assert not uneven <= apart  # What is blocked is even.
+            apart |= uneven
+        if self.depthwise:
+            moves = without_norms(
+                graph.view,
+                graph.records,
+                graph.readings,
+                moves,
+                double=True,
+                whole=True,
+                objection=surgery.rewriting(moves),
+            )
+        return graph, surgery, moves, view
 
 
 @dataclass(frozen=True)
@@ -106,12 +127,17 @@ class PlannedModule:
 
 
 def prepare_module(
-    module: nn.Module, example: Example, clone: bool = False, keep: Sequence[str] = ()
+    module: nn.Module,
+    example: Example,
+    clone: bool = False,
+    keep: Sequence[str] = (),
+    depthwise: bool = False,
 ) -> PlannedModule:
     """Read and plan a module in eval mode; it is not changed.
 
     With ``clone`` modules and tensors that several places share may become different in each.
-    ``keep`` names submodules and tensors that may not change.
+    ``keep`` names submodules and tensors that may not change. With ``depthwise`` norms that nothing
+    takes in become depthwise convolutions.
 
     If the module can be copied, a copy with the same tensors is read instead of it. There are two
     reasons. Hooks and the module's own code leave traces in the module in which they run. And the
@@ -134,7 +160,7 @@ def prepare_module(
     with watched() as calls:
         program = again()
     kept = looked_up(program, subject, keep)
-    traced = Traced(subject, program, calls, kept, clones, example.made_up, again)
+    traced = Traced(subject, program, calls, kept, clones, example.made_up, again, None, depthwise)
     graph, surgery, moves, view = traced.planned()
     plan = summarize([("", view, moves)], Counter(node.op for node in view.nodes))
     if not example.made_up:
