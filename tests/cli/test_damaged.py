@@ -240,7 +240,8 @@ for kind, more, attributes, own in kinds.values():
         nodes.append(h.make_node(kind, [f"y{depth}", *more], ["z"], **attributes))
         nodes.append(h.make_node("Slice", ["z", *slice_], ["y"]))
         value = lambda n, s: h.make_tensor_value_info(n, TensorProto.FLOAT, s)
-        graph = h.make_graph(nodes, "g", [value("x", [1, 3, 8, 1])], [value("y", None)], stored + own)
+        ends = [value("x", [1, 3, 8, 1])], [value("y", None)]
+        graph = h.make_graph(nodes, "g", *ends, stored + own)
         made = h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=8)
         try:
             bnfold.plan(made)
