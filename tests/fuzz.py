@@ -203,7 +203,7 @@ def _value(
         return rng.choice(_FLOATS)
     if field.type == FieldDescriptor.TYPE_BYTES:
         data = bytes(old or b"")
-        if field.name != "raw_data" or not data or rng.random() < 0.3:
+        if field.name != "raw_data" or len(data) < 4 or rng.random() < 0.3:
             return data[: rng.randrange(len(data) + 1)]
         array = np.frombuffer(data[: len(data) // 4 * 4], np.float32).copy()
         array[rng.randrange(max(array.size, 1)) : rng.randrange(1, array.size + 1)] = rng.choice(
@@ -366,7 +366,7 @@ def _search(stored: Path, number: int, last: int) -> tuple[Counter[str], dict[in
             elif "WRONG " in end:
                 wrong[int(head)] = end.partition("WRONG ")[2]
             else:
-                ends[end.removeprefix(f"{_RUNS} ")] += 1
+                ends[end.split()[-1]] += 1
         if done == number:
             raise SystemExit(f"no case ran: {' '.join(command)}")
         number = done
