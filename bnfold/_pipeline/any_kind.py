@@ -62,6 +62,7 @@ class ModuleOptions:
     clone: bool = False
     inplace: bool = False
     keep: tuple[str, ...] = ()
+    merge: bool = False
 
     def refuse(self) -> None:
         """Raise `UsageError` if an option is given: the model is no module."""
@@ -229,7 +230,7 @@ def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
         example = Example(made_up(model), {}, made_up=True)
     else:
         example = _example(options)
-    planned = prepare_module(model, example, options.clone, options.keep)
+    planned = prepare_module(model, example, options.clone, options.keep, options.merge)
     if planned.other_ways:
         warnings.warn(_other_ways(type(model).__name__, planned.other_ways), stacklevel=4)
     return planned

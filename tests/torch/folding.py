@@ -140,10 +140,13 @@ def planned_and_folded(
     dynamic_shapes: Any = None,
     as_eval: bool = False,
     clone: bool = False,
+    merge: bool = False,
     keep: tuple[str, ...] = (),
 ) -> tuple[bnfold.Plan, nn.Module]:
     """What ``bnfold.plan`` and ``bnfold.fold`` give, of one export: most of the time goes there."""
-    options = any_kind.ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone, keep=keep)
+    options = any_kind.ModuleOptions(
+        args, kwargs, dynamic_shapes, as_eval, clone, keep=keep, merge=merge
+    )
     ready = any_kind._prepare_module(module, options)
     return ready.plan, ready.apply(inplace=False)
 

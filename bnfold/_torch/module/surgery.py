@@ -25,13 +25,12 @@ from bnfold._plan.sweep import equal
 from bnfold._torch.module.biases import MissingBiases
 from bnfold._torch.module.ownership import Ownership, owner_of
 from bnfold._torch.module.parameters import is_computed, write_parameters
-from bnfold._torch.module.remainders import Remainders, Step
-from bnfold._torch.program.draft import fresh
+from bnfold._torch.module.remainders import Remainders
+from bnfold._torch.module.stand_ins import HOOKS, Step, become
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import Calls
 from bnfold._torch.read.graph import Graph
 from bnfold._torch.read.nodes import kind_of
-from bnfold.nn import Remainder
 
 Uneven = tuple[tuple[fx.Node, ...], str]
 """All calls of one operator, and the side on which they take in different maps: ahead, behind."""
@@ -154,7 +153,7 @@ class Surgery:
             parts = {id(part := module.get_submodule(path)): (part, left[path]) for path in left}
             for part, steps in parts.values():
                 assert isinstance(steps, tuple)
-                _clear(part, steps)
+                become(part, steps)
 
     def _objection(self, move: Move, gone: set[fx.Node]) -> Reason | None:
         view = self._graph.view
@@ -210,7 +209,7 @@ class Surgery:
                 return "is in a module of another kind than PyTorch's norms"
         elif not self._calls.are_plain(module):
             return "is in a module that takes or gives something else than one tensor"
-        hooked = any(getattr(module, attribute) for attribute in _HOOKS)
+        hooked = any(getattr(module, attribute) for attribute in HOOKS)
         own = norm and all(kind_of(each) in ("batch_norm", "instance_norm") for each in inside)
         if isinstance(module, nn.Identity) or (hooked and not own):
             return "may be computed by a hook, which would stay"
@@ -271,36 +270,3 @@ class Surgery:
 
 def _first(reasons: Sequence[Reason | None]) -> Reason | None:
     return next((reason for reason in reasons if reason is not None), None)
-
-
-def _clear(module: nn.Module, steps: Sequence[Step]) -> None:
-    """Make a module an Identity, or a Remainder of some steps, in place: all its names see the
-    change.
-
-    Its hooks stay, and its plain attributes too, for code that asks for a norm's ``num_features``.
-    """
-    new: nn.Module = Remainder() if steps else nn.Identity()
-    state, old = new.__dict__, module._modules
-    for step in steps:
-        if isinstance(step, str):
-            new._modules[step] = old[step]
-        else:
-            new._modules[fresh(step.name, {*old, *new._modules})] = step.module()
-    for name, value in module.__dict__.items():
-        plain = name not in state and isinstance(value, bool | int | float | str | tuple | None)
-        if name in _HOOKS or name == "training" or (plain and name != "forward"):
-            state[name] = value
-    module.__class__ = type(new)
-    module.__dict__.clear()
-    module.__dict__.update(state)
-
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
