@@ -3,6 +3,7 @@
 bnfold.plan(model)                what folding would do, and why the rest stays
 bnfold.fold(model)                the folded model, of the kind that was given
 bnfold.verify(original, folded)   are these two the same function?
+bnfold.refold(folded, state_dict) a folded module with new weights, without another trace
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnfold._api import fold, plan, verify
+    from bnfold._api import fold, plan, refold, verify
     from bnfold._core.result import Fold, Kept, Plan
     from bnfold._errors import BnfoldError, UsageError
     from bnfold._judge.verdict import EndToEnd
@@ -24,6 +25,7 @@ _HOMES = {
     "UsageError": "bnfold._errors",
     "fold": "bnfold._api",
     "plan": "bnfold._api",
+    "refold": "bnfold._api",
     "verify": "bnfold._api",
 }
 
@@ -37,6 +39,7 @@ __all__ = [
     "__version__",
     "fold",
     "plan",
+    "refold",
     "verify",
 ]
 

@@ -1,6 +1,4 @@
-"""The Python API: a path, a ModelProto, a Graph of onnx_graphsurgeon or a PyTorch module in, the
-same kind out.
-"""
+"""The Python API: a path, a model of ONNX in memory or a PyTorch module in, the same kind out."""
 
 from __future__ import annotations
 
@@ -18,6 +16,7 @@ from bnfold._pipeline.any_kind import (
     compare_models,
     fold_model,
     plan_model,
+    refold_module,
 )
 
 if TYPE_CHECKING:
@@ -41,20 +40,30 @@ def plan(
     as_eval: bool = False,
     clone: bool = False,
     keep: Sequence[str] = (),
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
-    ``model`` is a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, a ``torch.nn.Module`` or
-    an ``ExportedProgram``; it is not changed. ``base_dir`` is the folder that external data is
-    relative to; for a path, the file's own. A module takes example inputs, ``args`` and ``kwargs``,
-    and the options of `fold`; a model of ONNX takes ``freeze_initializers`` and
-    ``assume_equal_dims``, see there.
+    ``model`` is a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, an ``onnx_ir.Model``, a
+    ``torch.onnx.ONNXProgram``, a ``torch.nn.Module`` or an ``ExportedProgram``; it is not changed.
+    ``base_dir`` is the folder that external data is relative to; for a path, the file's own. A
+    module takes example inputs, ``args`` and ``kwargs``, and the options of `fold`; a model of ONNX
+    takes ``freeze_initializers`` and ``assume_equal_dims``, and any takes ``depthwise``, see there.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     options = ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone, keep=_names(keep))
-    return plan_model(model, base_dir, options, freeze_initializers, assume_equal_dims)
+    return plan_model(
+        model,
+        base_dir,
+        options,
+        freeze_initializers,
+        assume_equal_dims,
+        follow_links,
+        depthwise,
+    )
 
 
 @overload
@@ -63,8 +72,10 @@ def fold(
     output: None = None,
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> ModelProto: ...
 @overload
 def fold(
@@ -72,8 +83,10 @@ def fold(
     output: str | os.PathLike[str],
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> Path: ...
 @overload
 def fold(
@@ -86,6 +99,7 @@ def fold(
     clone: bool = False,
     inplace: bool = False,
     keep: Sequence[str] = (),
+    depthwise: bool = False,
 ) -> _Module: ...
 @overload
 def fold(
@@ -93,8 +107,10 @@ def fold(
     output: None = None,
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> _M: ...
 def fold(
     model: Model,
@@ -107,31 +123,69 @@ def fold(
     clone: bool = False,
     inplace: bool = False,
     keep: Sequence[str] = (),
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> Any:
     """Fold a model and give back the kind it was given; the input is not changed.
 
-    A ``ModelProto`` gives a new ``ModelProto``, an ``onnx_graphsurgeon.Graph`` a new ``Graph``. A
-    path with ``output`` writes that file (whole or not at all, external data beside it) and gives
-    its ``Path``; a path alone gives a ``ModelProto``. With ``freeze_initializers`` those that are
+    A ``ModelProto`` gives a new ``ModelProto``, and so do an ``onnx_graphsurgeon.Graph``, an
+    ``onnx_ir.Model`` and a ``torch.onnx.ONNXProgram`` a new one of their kind. A path with
+    ``output`` writes that file (whole or not at all, external data beside it) and gives its
+    ``Path``; a path alone gives a ``ModelProto``. With ``freeze_initializers`` those that are
     listed as inputs, too, are inputs no longer: nobody overrides them, so they fold as well.
     With ``assume_equal_dims`` sizes of inputs that have one name (``dim_param``) are equal in every
-    run: that lets maps cross a Reshape of one tensor by the size of another.
+    run: that lets maps cross a Reshape of one tensor by the size of another. With ``follow_links``
+    external data is read through links that lead out of the model's folder, and hard links.
+    With ``depthwise`` norms that nothing takes in become convolutions with a kernel of 1 and a
+    group for each channel, or a Mul and an Add, for runtimes without BatchNormalization; in a
+    module, where no convolution can stand, a `bnfold.nn.ScaleShift`.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
     tell is folded. It gives a copy of the same class, each folded submodule an ``Identity``; with
     ``inplace`` the module itself. ``as_eval`` folds a module in training mode as if it were in
-    eval, and gives it back in eval. A parameter or submodule that the network uses in several
-    places is kept as it is, unless ``clone`` lets each place that a fold changes have its own. An
+    eval, and gives it back in eval. A submodule that is called for several inputs folds where
+    all of its calls take in the same. Any other parameter or submodule that the network uses in
+    several places is kept as it is, unless ``clone`` lets each place that a fold changes have its
+    own.
+
+    The copy computes what the module computes on such inputs when it is called. Tensors on the way
+    change, and who gets at them by another way (another method, an argument or a size of input that
+    takes another branch, the output of a submodule) gets other values. ``keep`` names submodules
+    whose output does not change, parameters and buffers, or operators as the plan names them. A
+    ``UserWarning`` names the public methods of the module that see such tensors. An
     ``ExportedProgram`` gives a new one; it can express folds that replacing submodules cannot.
 
     Only ``verify`` checks the result.
     Raises `UsageError` for a model that cannot be read or an output that cannot be written.
     """
     options = ModuleOptions(output, kwargs, dynamic_shapes, as_eval, clone, inplace, _names(keep))
-    return fold_model(model, output, base_dir, options, freeze_initializers, assume_equal_dims)
+    return fold_model(
+        model,
+        output,
+        base_dir,
+        options,
+        freeze_initializers,
+        assume_equal_dims,
+        follow_links,
+        depthwise,
+    )
+
+
+def refold(folded: _Module, state_dict: Mapping[str, Any]) -> _Module:
+    """Fold new weights of the original class as ``folded`` was folded, without another trace.
+
+    ``state_dict`` is a checkpoint of the class as it was before the fold, with all of its norms.
+    What folds is decided anew: a scale that has become negative may stop at a Relu. The result is a
+    new module on the device of ``folded``, in eval mode; ``folded`` is not changed. It is what
+    `fold` would give, with the same options and inputs, for the original with these weights.
+    A module knows how it was folded if `fold` or `refold` made it in this process, or if it is a
+    copy of such a one.
+    Raises `UsageError` for any other module, and for weights that do not fit.
+    """
+    return refold_module(folded, state_dict)  # type: ignore[return-value]
 
 
 def _names(keep: Sequence[str]) -> tuple[str, ...]:
@@ -155,13 +209,16 @@ def verify(
     threads: int = 0,
     timeout: float | None = None,
     freeze_initializers: bool = False,
+    follow_links: bool = False,
     ops_libraries: Sequence[str | os.PathLike[str]] = (),
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> EndToEnd:
     """Run both models in onnxruntime, optimizations off, and judge whether they are one function.
 
-    Each may be a path, a ``ModelProto`` or an ``onnx_graphsurgeon.Graph``. ``inputs`` is an .npz
+    Each may be a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, an ``onnx_ir.Model``, a
+    ``torch.onnx.ONNXProgram``, a ``torch.nn.Module`` or an ``ExportedProgram``; what is said up to
+    the last paragraphs is of models of ONNX. ``inputs`` is an .npz
     file, an .npy file for the only input, a folder of such files, or a mapping from input names to
     arrays. Without it inputs are drawn from ``seed``, one set of each kind in ``draws``: "signed",
     "unsigned", "structured" (marks on a flat ground) and "large". ``dims`` gives free dimensions by
@@ -178,12 +235,20 @@ def verify(
     cores), ``timeout`` a number of seconds after which the verdict is inconclusive.
     ``freeze_initializers`` takes initializers that are listed as inputs for weights, so that the
     tolerance can be measured.
+    ``follow_links`` is as for ``fold``.
     ``ops_libraries`` are the paths of libraries of custom operators that onnxruntime registers. At
     operators that it does not know, the comparison is made at what they read and behind what they
     write.
     Two ``torch.nn.Module`` are first run by PyTorch in float64 on the example inputs ``args`` and
-    ``kwargs``, then exported and compared like that. Two ``ExportedProgram`` are run by PyTorch on
-    the inputs that the original carries. All options but ``seed`` are for models of ONNX.
+    ``kwargs``, then exported and compared like that. Two ``ExportedProgram``, or one and a module,
+    are run by PyTorch; programs carry example inputs, and .pt2 files hold programs. All options but
+    ``seed`` are for models of ONNX.
+    ``verify(module, "model.onnx", (example,))`` says whether a file is what a module or program
+    computes. PyTorch runs the module, onnxruntime the file, on the example inputs and on drawn ones
+    of their sizes. The tensors of the example go into the file's inputs in their order, and outputs
+    are paired by position, whatever their names. In float16 and bfloat16 it passes only if both
+    hold the same weights but for roundings. ``seed``, ``draws``, ``power``, ``rtol``, ``atol``,
+    ``threads``, ``timeout`` and ``ops_libraries`` are for that, too.
     The result's ``status`` is "pass", "fail" or "inconclusive".
     Raises `UsageError` for models or inputs that cannot be read, and for an option that has a value
     that means nothing or is not for such models.
@@ -204,6 +269,7 @@ def verify(
         threads=threads,
         seconds=timeout,
         frozen=freeze_initializers,
+        follow_links=follow_links,
         libraries=checked(os.fspath(path) for path in ops_libraries),
     )
     options = ModuleOptions(args, kwargs)

@@ -77,8 +77,10 @@ def test_models_of_pytorch(made, tmp_path):
     with pytest.raises(bnfold.UsageError, match="as a tuple, not Tensor"):
         bnfold.fold(net, example)
     for pair in ((net, made), (made, net)):
-        with pytest.raises(TypeError, match=r"not with ModelProto; export it"):
+        with pytest.raises(bnfold.UsageError, match=r"needs example inputs"):
             bnfold.verify(*pair)
+    with pytest.raises(TypeError, match="state dict"):
+        bnfold.verify(net, net.state_dict(), (example,))
     with pytest.raises(TypeError, match="state dict"):
         bnfold.fold(net.state_dict())
     program = torch.export.export(net, (example,))

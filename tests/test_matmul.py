@@ -74,7 +74,7 @@ def test_a_product_of_other_ranks_is_no_gemm(x):
     """One axis of size 1 more is a rank more: no Gemm takes it."""
     m = model(right((3, 4)), const("Add", "m", "y", rand(4), name="bias"), x={"x": x})
     data = {"x": rand(*(x or (2, 5, 3)))}
-    reason = {"bias": "no-gain" if x else "unknown-shape"}
+    reason = {"bias": "no-gain"}
     assert {k: v for k, v in codes(m).items() if k == "bias"} == reason
     assert fold(m, data).SerializeToString() == m.SerializeToString()
 

@@ -13,9 +13,24 @@ from bnfold._core.joins import Parted
 from bnfold._core.laws import Way
 from bnfold._core.reasons import Refusal
 from bnfold._onnx.network import read
+from bnfold._onnx.read import shapes
+from bnfold._onnx.read.scopes import read_scopes
 from bnfold._onnx.read.shapes import infer
 
-from .graphs import assert_same, bn, const, conv, counts, folds, model, op, rand, stays
+from .graphs import (
+    assert_same,
+    bn,
+    const,
+    conv,
+    counts,
+    fold,
+    folds,
+    model,
+    op,
+    positive,
+    rand,
+    stays,
+)
 
 
 def sizes(made, name):
@@ -159,6 +174,168 @@ def test_sizes_computed_from_shapes(written, opset):
     assert shapes.sizes(graph.scope, "y")[0] == shapes.sizes(graph.scope, "x")[0]
 
 
+ROWS = {
+    "rest": (["batch", "length"], [-1]),
+    "given": (["batch", "length"], [5]),
+    "product": (["both"], [-1]),
+    "turned": (["turned"], [-1]),
+    "twice": (["batch"], [2, -1, 5]),
+}
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+@pytest.mark.parametrize("form", ROWS)
+def test_rows_laid_flat_and_stood_up_again(form, kind):
+    """[N, T, 6] as rows of 6, a product, and [N, T, 5] again, or what else has that many elements:
+    the map of the 5 goes back to the product, and one of the 6 forward to it.
+    """
+    names, rest = ROWS[form]
+    x = ("n", "t" if form != "twice" else 2, 6)
+    bias = {"bias": rand(5)} if kind == "Gemm" else {}
+    m = model(
+        op("Shape", "x", "s"),
+        op("Slice", "s zero one", "batch"),
+        op("Slice", "s one two", "length"),
+        op("Mul", "batch length", "both"),
+        op("Mul", "length batch", "turned"),
+        op("Concat", " ".join([*names, "rest"]), "t", axis=0),
+        const("Mul", "x", "m", rand(6)),
+        op("Reshape", "m flat", "f"),
+        (op(kind, " ".join(["f w", *bias]), "g"), {"w": rand(6, 5)}),
+        op("Reshape", "g t", "r"),
+        const("Add", "r", "a", rand(5)),
+        op("Tanh", "a", "y"),
+        x=x,
+        weights={
+            **{name: np.array([k], np.int64) for k, name in enumerate(("zero", "one", "two"))},
+            "flat": np.array([-1, 6], np.int64),
+            "rest": np.array(rest, np.int64),
+            **bias,
+        },
+    )
+    after = counts(fold(m))
+    assert after["Gemm"] == 1 and not after.keys() & {"Add", "MatMul"}
+    assert after["Mul"] == 2, "those of the sizes"
+
+
+@pytest.mark.parametrize("other, x", [("other", ("n", "t", 6)), ("x", ("n", None, 9))])
+def test_rows_of_another_tensor_or_that_do_not_come_out_even(other, x):
+    """A batch that has the same name, and rows of 6 of 9: nothing is known of the last axis."""
+    m = model(
+        op("Shape", other, "s"),
+        op("Slice", "s zero two", "both"),
+        op("Concat", "both minus1", "t", axis=0),
+        op("Reshape", "x flat", "f"),
+        op("Reshape", "f t", "y"),
+        x={"x": x, "other": ("n", "t", 6)} if other == "other" else x,
+        weights={
+            "zero": np.array([0], np.int64),
+            "two": np.array([2], np.int64),
+            "minus1": np.array([-1], np.int64),
+            "flat": np.array([-1, 6], np.int64),
+        },
+    )
+    assert sizes(m, "y") == (None, None, None)
+
+
+def computed(*nodes, sizes):
+    """A Reshape of x to sizes that nodes compute of its own, n and t, and what is left."""
+    weights = {name: np.array([k], np.int64) for k, name in enumerate(("zero", "one", "two"))}
+    return model(
+        op("Shape", "x", "s"),
+        op("Gather", "s zero", "n"),
+        op("Gather", "s one", "t"),
+        *(op(node.split()[0], " ".join(node.split()[1:3]), node.split()[3]) for node in nodes),
+        op("Concat", f"{sizes} rest", "target", axis=0),
+        op("Reshape", "x target", "y"),
+        x=("n", "t", 6),
+        weights={**weights, "rest": np.array([-1], np.int64)},
+    )
+
+
+@pytest.mark.parametrize(
+    "nodes, target, known",
+    [
+        (["Mul n t p", "Div p t q"], "q t", 6),
+        (["Mul t two p", "Div p two q"], "n q", 6),
+        (["Mul t two p"], "n p", 3),
+        (["Div n t q"], "q t", None),
+        (["Mul t t p"], "n p", None),
+        (["Add t one p"], "n p", None),
+    ],
+)
+def test_arithmetic_of_sizes_that_are_not_known(nodes, target, known):
+    assert sizes(computed(*nodes, sizes=target), "y")[-1] == known
+
+
+@pytest.mark.parametrize(
+    "start, end, step, size",
+    [
+        ("third", "ten", "one", 7),
+        ("zero", "third", "two", 2),
+        ("minus", "ten", "one", 3),
+        ("ten", "third", "one", None),
+    ],
+)
+def test_the_size_of_a_slice_with_computed_bounds(start, end, step, size):
+    """Of ten columns: a third, as integers are divided, is 3."""
+    numbers = {"zero": 0, "one": 1, "two": 2, "three": 3, "seven": 7}
+    m = model(
+        op("Shape", "x", "s"),
+        op("Gather", "s one", "columns"),
+        op("Div", "columns three", "third"),
+        op("Add", "third seven", "ten"),
+        op("Sub", "zero third", "minus"),
+        op("Slice", f"x {start} {end} one {step}", "y"),
+        x=("n", 10),
+        weights={name: np.array([number], np.int64) for name, number in numbers.items()},
+    )
+    assert sizes(m, "y") == (None, size)
+
+
+def thirds(x, axis, scaled=0):
+    """Queries, keys and values as exporters cut them: thirds of a size that is asked for."""
+    shape = [op("Shape", "p", "s"), op("Gather", "s last", "size"), op("Add", "size two", "more")]
+    third = [op("Div", "more three", "third"), op("Mul", "third two", "second")]
+    cut = [
+        op("Slice", "p zero third axis", "q0"),
+        op("Slice", "p third second axis", "k0"),
+        op("Slice", "p second most axis", "v0"),
+    ]
+    names = ("q0", "k0", "v0")
+    ends = [
+        const("Mul", name, name[0], np.float32(0.3))
+        if k == scaled
+        else op("Identity", name, name[0])
+        for k, name in enumerate(names)
+    ]
+    numbers = {"zero": 0, "two": 2, "three": 3, "last": axis, "axis": axis, "most": 1 << 40}
+    return model(
+        (op("MatMul", "x w", "p0"), {"w": rand(6, 12)}),
+        const("Add", "p0", "p", rand(12)),
+        *(shape + third + cut + ends),
+        op("Tanh", "q", "y0"),
+        op("Sigmoid", "k", "y1"),
+        op("Sigmoid", "v", "y2"),
+        x=x,
+        y="y0 y1 y2",
+        weights={name: np.array([number], np.int64) for name, number in numbers.items()},
+    )
+
+
+@pytest.mark.parametrize("scaled", range(3))
+def test_bounds_of_a_slice_that_follow_from_a_known_size(scaled):
+    after = counts(fold(thirds(("n", "t", 6), 2, scaled)))
+    assert after["Mul"] == 1, "that of the bounds alone"
+    assert after["Slice"] == 3
+
+
+def test_bounds_that_follow_from_an_unknown_size():
+    """Thirds of the rows: nobody knows how many there are."""
+    m = thirds(("n", "t", 6), 1)
+    assert counts(fold(m))["Mul"] == 2
+
+
 def test_a_zero_in_a_target_keeps_the_size_unless_it_is_allowed():
     assert sizes(reshape((0, 0, 9), (2, 4, 3, 3)), "y") == (2, 4, 9)
     m = model(
@@ -274,3 +451,70 @@ def test_a_map_that_has_channels_does_not_go_where_the_rank_is_not_known(kind, a
     folded = bnfold.fold(m)
     assert counts(folded) == left
     assert_same(m, folded, {"x": rand(4, 3, 4, 4)})
+
+
+def test_a_type_that_inference_leaves_open_follows_from_operators():
+    """A tensor may be told with a shape and without an element type."""
+    m = model(op("Relu", "x", "r"), op("Abs", "r", "y"))
+    scopes = read_scopes(m)
+    known = infer(m, scopes)
+    known.types.pop(("", "r"))
+    shapes._note(helper.make_tensor_value_info("r", TensorProto.UNDEFINED, [2]), "", known)
+    assert known.type(scopes[0], "r") == TensorProto.FLOAT
+
+
+def test_an_activation_that_is_dequantized_to_another_type_than_its_scale_takes_no_map():
+    pieces = [
+        op("QuantizeLinear", "x s z", "q"),
+        op("DequantizeLinear", "q s z", "d", output_dtype=TensorProto.FLOAT16),
+        op("Mul", "d k", "y", name="mul"),
+    ]
+    weights = {"s": np.float32(0.1), "z": np.uint8(3), "k": np.float16(2)}
+    m = model(*pieces, weights=weights, opset=23)
+    m.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    assert "mul" in {kept.node for kept in bnfold.plan(m).kept}
+    m.graph.node[1].attribute[0].i = TensorProto.FLOAT
+    m.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(np.float32(2), "k"))
+    assert not bnfold.plan(m).kept
+
+
+@pytest.mark.parametrize("known", [None, ["n", 3, 8, 8]])
+def test_norms_of_tensors_of_unknown_rank_become_one_norm(known):
+    """As where the rank is known: all that is left is written as the last norm."""
+    zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
+    pieces, value = [], "x"
+    for n in range(3):
+        (node, stored), name = bn(f"bn{n}", value, f"v{n}", 3), f"bn{n}"
+        stored[f"{name}.scale"] = positive(3)
+        if n < 2:  # A shift would not pass the Relu.
+            stored |= {f"{name}.bias": zero, f"{name}.mean": zero, f"{name}.var": one}
+        pieces += [(node, stored), op("Relu", f"v{n}", f"r{n}")]
+        value = f"r{n}"
+    m = model(*pieces, x={"x": known}, y="r2")
+    folded = bnfold.fold(m)
+    assert counts(folded) == {"Relu": 3, "BatchNormalization": 1}
+    assert_same(m, folded, {"x": rand(2, 3, 8, 8)})
+
+
+@pytest.mark.parametrize("count", [12, 48_000])
+def test_a_long_row_is_as_well_known_as_a_short_one(count):
+    """Inference is kept from following the numbers of long rows; shapes stay known, sizes too."""
+    made = model(
+        op("Add", "x x", "a"),
+        op("Cast", "a", "h", to=TensorProto.FLOAT16),
+        op("Cast", "h", "f", to=TensorProto.FLOAT),
+        op("Shape", "f", "n"),
+        (op("Concat", "one one n", "s", axis=0), {"one": np.array([1], np.int64)}),
+        op("Reshape", "f s", "r"),
+        conv("c", "r", "p", (4, 1, 3)),
+        (op("Slice", "f from to", "e"), {"from": np.array([0]), "to": np.array([count - 2])}),
+        op("Unsqueeze", "e axes", "u"),
+        op("Add", "p u", "y"),
+        x=(count,),
+        weights={"axes": np.array([0, 1])},
+    )
+    scopes = read_scopes(made)
+    known = infer(made, scopes)
+    wanted = {"a": (count,), "f": (count,), "r": (1, 1, count), "e": (count - 2,)}
+    wanted |= {"u": (1, 1, count - 2), "y": (1, 4, count - 2)}
+    assert {name: known.shape(scopes[0], name) for name in wanted} == wanted

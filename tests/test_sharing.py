@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
@@ -381,3 +382,35 @@ def test_two_branches_that_take_the_same_map_share_the_new_weight():
         data = {**feeds(m), "cond": np.array(cond)}
         np.testing.assert_allclose(run(after, data)[0], run(m, data)[0], rtol=1e-5, atol=1e-5)
     certified(m)
+
+
+@pytest.mark.parametrize("first", ["w", "w1"])
+def test_a_weight_under_several_names_is_stored_once(first):
+    """Exporters hand a shared weight on by an Identity for each use; a body sees it as well."""
+    scale = rand(4, 1, 1)
+    body = subgraph(
+        op("Identity", "w2", "w4"),
+        op("Conv", "c2 w4", "c4"),
+        (op("Mul", "c4 k", "m4"), {}),
+        op("Relu", "m4", "t"),
+        y="t",
+    )
+    other = subgraph(op("Sigmoid", "c2", "e"), y="e")
+    m = model(
+        op("Identity", "w", "w1"),
+        op("Identity", "w1", "w2"),
+        op("Conv", f"x {first}", "c1"),
+        op("Mul", "c1 k", "m1"),
+        op("Sigmoid", "m1", "c2"),
+        op("Conv", "c2 w2", "c3"),
+        op("Mul", "c3 k", "m3"),
+        op("If", "cond", "i", name="if", then_branch=body, else_branch=other),
+        op("Sum", "m3 m3", "y"),
+        x={"x": (2, 4, 6, 6), "cond": ()},
+        y="y i",
+        weights={"w": rand(4, 4, 1, 1), "k": scale},
+    )
+    m.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.BOOL
+    after = fold(m)
+    assert counts(after)["Conv"] == 3 and "Mul" not in counts(after)
+    assert [t.dims for t in after.graph.initializer] == [[4, 4, 1, 1]]

@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Vector = NDArray[np.float64]
+LAST = -1
+"""The axis of a map along the last axis of a tensor of unknown rank. Such a map is taken in where
+it stands, and goes nowhere: laws know an axis by its number from the first."""
 _ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 
@@ -24,7 +27,8 @@ class AffineMap:
     """``y = scale · x + shift``, with one scale and one shift per position of ``axis``.
 
     ``scale`` and ``shift`` are float64 vectors of one length: the size of the axis. When ``axis``
-    is None, the length is 1, and every element of the tensor has the same scale and shift.
+    is None, the length is 1, and every element of the tensor has the same scale and shift. It is
+    `LAST` where the rank of the tensor is not known.
     """
 
     scale: Vector

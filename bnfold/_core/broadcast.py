@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold._core.affine import AffineMap
+from bnfold._core.affine import LAST, AffineMap
 from bnfold._core.reasons import Reason, Refusal
 
 Array = NDArray[Any]
@@ -23,13 +23,15 @@ class Spread:
     axis: int | None
 
 
-def spread(constant: Array, shape: Shape | None, label: str) -> Spread:
+def spread(constant: Array, shape: Shape | None, label: str, last: int | None = None) -> Spread:
     """The values of a constant along the one axis of a tensor on which they vary, by broadcasting.
 
     A constant ``[C, 1, 1]`` meets a tensor ``[N, C, H, W]`` on axis 1. Exact when the result has
     the tensor's own shape and the constant, aligned from the right, varies by value along at most
     one axis. Axes come from ranks. A size decides only whether broadcasting would enlarge the
-    tensor, and must be known for that. Raises `Refusal` otherwise.
+    tensor, and must be known for that. Of a tensor of unknown rank the size of the ``last`` axis
+    may be known: a constant ``[N]`` meets it there, one of more axes might enlarge the tensor.
+    Raises `Refusal` otherwise.
     """
     if not bool(np.isfinite(constant.astype(np.float64)).all()):
         message = f"the constant of {label} is NaN or infinite somewhere"
@@ -37,6 +39,8 @@ def spread(constant: Array, shape: Shape | None, label: str) -> Spread:
     if shape is None:
         if constant.ndim == 0:
             return Spread(constant.astype(np.float64).reshape(1), None)
+        if last is not None and constant.shape in ((last,), (1,)):
+            return _along_one_axis(constant, LAST, label)
         message = f"the rank of what {label} reads is not known"
         raise Refusal(Reason("unknown-shape", label, message))
     offset = len(shape) - constant.ndim

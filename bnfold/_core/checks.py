@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from bnfold._core.affine import IDENTITY
+from bnfold._core.affine import IDENTITY, LAST
 from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import IndexMap, Permuted
 from bnfold._core.joins import Aligned, Concatenated, Picked, Summed
@@ -224,7 +224,8 @@ def _sized(sizes: Mapping[int, int | None], shape: Shape | None) -> Iterator[str
 
 def _within(axes: Iterable[int], shape: Shape | None) -> Iterator[str]:
     for axis in axes:
-        if axis < 0 or (shape is not None and axis >= len(shape)):
+        unknown = axis == LAST and shape is None
+        if (axis < 0 and not unknown) or (shape is not None and axis >= len(shape)):
             yield f"axis {axis} of {'a tensor' if shape is None else f'{len(shape)} axes'}"
 
 

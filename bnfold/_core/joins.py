@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map, MultiAxisMap
 from bnfold._core.laws import Edit, Form, Law, Maps, Way, along_one_axis, not_carried, not_known
-from bnfold._core.reasons import Reason, Refusal
+from bnfold._core.reasons import Refusal
 
 # The signs of two terms that one operator can have, and in which order it reads them.
 _ORDERS: Mapping[tuple[int, ...], tuple[int, ...]] = {
@@ -54,7 +54,7 @@ class Concatenated(Law):
         if alike and first.axis != self.axis:
             return [Way({0: first})]
         if any(part.axis not in (None, self.axis) for part in parts.values()):
-            raise not_carried("its inputs do not all carry the same map")
+            raise not_carried("its inputs do not all carry the same map", len(parts) > 1)
         if None in self.sizes:
             raise not_known("the sizes of its inputs are not known")
         ends = np.cumsum([size or 0 for size in self.sizes])
@@ -103,7 +103,7 @@ class Picked(Law):
             np.array_equal(scale[places], np.broadcast_to(map_.scale, places.shape))
             and np.array_equal(shift[places], np.broadcast_to(map_.shift, places.shape))
         ):
-            raise not_carried("it picks a channel twice, with different maps")
+            raise not_carried("it picks a channel twice, with different maps", numbers=True)
         part = [Way({0: AffineMap.of(scale, shift, self.axis)})]
         return [*whole, *part] if own is None and len(self.places) == 1 else part
 
@@ -223,29 +223,34 @@ class Summed(Law):
 
     def backward(self, output: int, map_: Map) -> list[Way]:
         """The scale to every input, the shift to one of them (negated behind a minus); or so with
-        signs turned around, where all scales are negative.
+        signs turned around, where all scales are negative. First of all where nothing is left of
+        the map.
         """
         turned = list(self._turned_back(map_)) if bool((map_.scale < 0).all()) else []
         try:
-            return [*self._plain_back(map_), *turned]
+            plain = self._plain_back(map_)
         except Refusal:
             if not turned:
                 raise
             return turned
+        taken = [way for way in turned if not way.maps]
+        return [*taken, *plain, *(way for way in turned if way.maps)]
 
     def forward(self, maps: Maps) -> list[Way]:
         """One scale for all, and the sum of the shifts; or so with signs turned around, where some
-        scale is negative.
+        scale is negative. First of all where nothing is left of the maps.
         """
         parts = {n: self.aligned.onto(n, maps[n]) for n in sorted(maps)}
         negative = any(bool((part.scale < 0).any()) for part in parts.values())
         turned = list(self._turned_ahead(parts)) if negative else []
         try:
-            return [self._plain_ahead(parts), *turned]
+            plain = self._plain_ahead(parts)
         except Refusal:
             if not turned:
                 raise
             return turned
+        taken = [way for way in turned if way.maps[0].is_identity]
+        return [*taken, plain, *(way for way in turned if not way.maps[0].is_identity)]
 
     @property
     def may_lose_a_map(self) -> bool:
@@ -275,8 +280,7 @@ class Summed(Law):
                     }
                 except Refusal:
                     continue
-                moved = {n: part for n, part in parts.items() if not part.is_identity}
-                ways.append(Way(moved, Edit({}, form)))
+                ways.append(_moving(parts, Edit({}, form)))
         yield from sorted(ways, key=lambda way: len(way.maps))
 
     def _turned_ahead(self, parts: Mapping[int, AffineMap]) -> Iterator[Way]:
@@ -295,41 +299,24 @@ class Summed(Law):
         yield from sorted(ways, key=lambda way: not way.maps[0].is_identity)
 
     def _plain_back(self, map_: Map) -> list[Way]:
-        ways: list[Way] = []
-        reason: Reason | None = None
-        scales, refused = self._scales(map_)
-        for taker, sign in enumerate(self.signs[:_TAKERS] if scales else self.signs):
-            others = next((r for number, r in refused if number != taker), None)
-            try:
-                own = self.aligned.back(taker, _part(map_, sign))
-            except Refusal as refusal:
-                first = others is None or taker < refused[0][0]
-                reason = refusal.reason if first else others
-            else:
-                if others is None:
-                    parts = {**scales, taker: own}
-                    ways.append(Way({n: p for n, p in parts.items() if not p.is_identity}))
-                reason = others
-            if map_.keeps_origin:
-                break
-        if not ways:
-            assert reason is not None
-            raise Refusal(reason)
-        return ways
-
-    def _scales(self, map_: Map) -> tuple[dict[int, Map], list[tuple[int, Reason]]]:
-        """The scale of a map, if it has one, for each input, and the inputs that cannot have it."""
-        scale = _part(map_, 0)
+        """An input without a place for the scale ends it: it has none for the whole map either."""
+        scale, numbers = _part(map_, 0), range(len(self.signs))
+        if map_.keeps_origin:
+            return [_moving({n: self.aligned.back(n, scale) for n in numbers})]
         scales: dict[int, Map] = {}
-        refused: list[tuple[int, Reason]] = []
-        if scale.is_identity:
-            return scales, refused
-        for number in range(len(self.signs)):
+        if not scale.is_identity:
+            scales, numbers = {n: self.aligned.back(n, scale) for n in numbers}, numbers[:_TAKERS]
+        ways, refused = [], None
+        for taker in numbers:
             try:
-                scales[number] = self.aligned.back(number, scale)
+                own = self.aligned.back(taker, _part(map_, self.signs[taker]))
             except Refusal as refusal:
-                refused.append((number, refusal.reason))
-        return scales, refused
+                refused = refusal
+            else:
+                ways.append(_moving({**scales, taker: own}))
+        if not ways and refused is not None:
+            raise refused
+        return ways
 
     def _plain_ahead(self, parts: Mapping[int, AffineMap]) -> Way:
         if len(parts) < len(self.signs) and any(not p.keeps_scale for p in parts.values()):
@@ -345,13 +332,19 @@ def _joined(parts: Iterable[Map]) -> AffineMap:
             total = part
             continue
         if not _same(_part(total, 0), _part(part, 0)):
-            raise not_carried("its inputs do not carry the same scale")
+            raise not_carried("its inputs do not carry the same scale", numbers=True)
         joined = total.then(AffineMap.of(1.0, part.shift, part.axis))
         if joined is None:
-            raise not_carried("the shifts of its inputs vary along different axes")
+            message = "the shifts of its inputs vary along different axes"
+            raise not_carried(message, numbers=True)
         total = joined
     assert total is not None
     return total
+
+
+def _moving(maps: Maps, edit: Edit | None = None) -> Way:
+    """A way with those of some maps that change anything."""
+    return Way({number: map_ for number, map_ in maps.items() if not map_.is_identity}, edit)
 
 
 def _part(map_: Map, shifts: int, scales: int = 1) -> Map:

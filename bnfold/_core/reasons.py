@@ -31,16 +31,21 @@ class Reason:
 
 
 class Refusal(Exception):
-    """A law, an absorber or the reading of an operator says no, for this ``reason``."""
+    """A law, an absorber or the reading of an operator says no, for this ``reason``.
 
-    def __init__(self, reason: Reason) -> None:
+    ``numbers``: that depends on the numbers of a map, so one with other numbers may pass. Else it
+    holds for every map that has the same axis, the same signs, and a shift at the same places.
+    """
+
+    def __init__(self, reason: Reason, numbers: bool = False) -> None:
         super().__init__(reason.message)
         self.reason = reason
+        self.numbers = numbers
 
     @classmethod
-    def of(cls, code: str, at: str, message: str) -> Refusal:
+    def of(cls, code: str, at: str, message: str, numbers: bool = False) -> Refusal:
         """A refusal whose reason has this code, place and message."""
-        return cls(Reason(code, at, message))
+        return cls(Reason(code, at, message), numbers)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,13 @@ CODES: dict[str, Code] = {
         "Fold the float model first, then quantize it: bnfold model.onnx -o folded.onnx, and give "
         "folded.onnx to the quantizer.",
     ),
+    "blocked-layout": Code(
+        "The operator is in onnxruntime's blocked layout (domain com.microsoft.nchwc). A file that "
+        "onnxruntime saved with all of its optimizations has its convolutions so, with weights "
+        "reordered and padded for one kind of processor.",
+        "Fold the file from which onnxruntime made this one, and let it optimize the result; or "
+        "let it save at the level extended, which bnfold reads.",
+    ),
     "function-parameter": Code(
         "A parameter is an input or attribute of a local function: each call may pass another one, "
         "and the function has one body for all of them. Calls with constants are inlined where "
@@ -111,10 +123,11 @@ CODES: dict[str, Code] = {
         "Train it with track_running_stats=True, or collect statistics for it.",
     ),
     "shared-weight": Code(
-        "A parameter is used in several places: by a module that is called more than once, or by "
-        "modules whose weights are tied. Changing it for one would change the others.",
+        "A parameter is used in several places, of which each would take in something else: by a "
+        "module that is called more than once, or by modules whose weights are tied. Changing it "
+        "for one would change the others.",
         "Pass clone=True to give each place that a fold changes its own; where one place calls a "
-        "module several times, give each call a module of its own before folding.",
+        "module several times, fold after torch.export, or give each call a module of its own.",
     ),
     "not-a-module": Code(
         "The map is written in a module's own code (x * self.gamma), or what would be left of it "

@@ -88,7 +88,8 @@ class Affine:
     ``operations`` counts its elementwise operations: 2 for a BatchNorm, 1 for a Mul. ``absorber``
     is set when the operator, if it stays, could absorb later maps: a BatchNorm with its γ and β.
     ``composable`` says whether it may be written anew as a Mul and an Add. The constants of these
-    would be of ``dtype`` (None if not known).
+    would be of ``dtype`` (None if not known). ``renewable`` says whether an operator with an
+    absorber may be written anew as what it is, with the numbers of another map.
     """
 
     map: AffineMap
@@ -97,6 +98,7 @@ class Affine:
     absorber: Absorber | None = None
     composable: bool = True
     dtype: np.dtype[Any] | None = None
+    renewable: bool = True
 
 
 @dataclass(frozen=True)

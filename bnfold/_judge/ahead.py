@@ -8,7 +8,7 @@ and with planted errors that have to show.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -76,9 +76,7 @@ def judged_ahead(
         return LookAhead(checks)
     found = seen.checks if seen is not None else ()
     judged = [
-        _judged(check, [each for each in found if each.output in ahead[check.output]])
-        if check.output in ahead
-        else check
+        _judged(check, ahead[check.output], found) if check.output in ahead else check
         for check in checks
     ]
     return LookAhead(judged, seen.measured.power if seen is not None else None)
@@ -100,16 +98,16 @@ def _is_open(compared: Comparison, output: str, checks: Sequence[OutputCheck]) -
     )
 
 
-def _judged(check: OutputCheck, ahead: Sequence[OutputCheck]) -> OutputCheck:
-    """The check of an output, from the checks of all tensors ahead of it on all input sets."""
-    by_tensor: Mapping[str, list[OutputCheck]] = {
-        name: [each for each in ahead if each.output == name]
-        for name in dict.fromkeys(each.output for each in ahead)
-    }
-    statuses = {overall(found) for found in by_tensor.values()}
+def _judged(check: OutputCheck, names: Sequence[str], found: Sequence[OutputCheck]) -> OutputCheck:
+    """The check of an output, from those ``found`` of all tensors ahead of it on all input sets.
+
+    A tensor without a check has not been compared: it settles nothing.
+    """
+    by_tensor = {name: [each for each in found if each.output == name] for name in names}
+    ahead = [each for checks in by_tensor.values() for each in checks]
+    statuses = {overall(checks) for checks in by_tensor.values()}
     if statuses <= {"pass"} and (ahead or check.status != "fail"):
-        names = list(by_tensor)
-        told = ", ".join(names[:_MOST_TOLD] + ["…"][: len(names) > _MOST_TOLD])
+        told = ", ".join([*names[:_MOST_TOLD], *["…"][: len(names) > _MOST_TOLD]])
         cause, about = (Cause.SAME_BEHIND, (told,)) if names else (Cause.SAME, ())
         here = [each for each in ahead if each.inputs == check.inputs and each.ratio is not None]
         worst = max(here, key=lambda each: each.ratio or 0.0, default=OutputCheck("", "", "pass"))

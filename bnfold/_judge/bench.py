@@ -46,12 +46,15 @@ class Terms:
         progress: called with a few words before each lengthy step.
         thorough: false for inner tensors. There are many of them, so each gets fewer draws and a
             wider tolerance, and no errors are planted.
+        still: whether both models are taken to hold the same weights: then rounding moves none of
+            them.
     """
 
     settings: Settings
     bounds: Bounds
     progress: Callable[[str], None]
     thorough: bool = True
+    still: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,12 @@ class Bench(Protocol):
         random: the outputs that depend on random numbers which the model draws.
         reached: the outputs that depend on the touched weights.
         unmoved: the outputs that depend on inputs, and on no weight that can be moved.
+        hollow: the outputs that are empty on all inputs of these sizes, and that no weight reaches
+            but those that reach others, too.
         unmovable: why weights cannot be moved; "" if they can.
         notes: remarks about the whole comparison; the stages add to them.
         runtime: name and version of what runs the models.
+        apart: whether the two run in different runtimes, which compute functions differently.
     """
 
     notes: list[str]
@@ -130,10 +136,16 @@ class Bench(Protocol):
     def unmoved(self) -> Collection[str]: ...
 
     @property
+    def hollow(self) -> Collection[str]: ...
+
+    @property
     def unmovable(self) -> str: ...
 
     @property
     def runtime(self) -> str: ...
+
+    @property
+    def apart(self) -> bool: ...
 
     def run_original(self) -> tuple[OriginalRun, ...]:
         """Run the original on every input set. Raises `EarlyVerdict` where it does not run."""

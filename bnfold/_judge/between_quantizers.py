@@ -29,10 +29,11 @@ def between_quantizers(
 
     It is made for all models that have some: a quantizer hides errors that are small next to its
     step. A part that differs fails. A check that is unsettled, for it fails or because rounding
-    alone changes its output or hides errors in it, takes the status of the parts. ``resting`` are
-    the layers of folds that rest on the comparison, see `measure`. Where the models round elsewhere
-    too, a difference that steps explain is no failure, and no pass. A tolerance of the user's is
-    about the outputs themselves, and nothing is looked at here.
+    alone changes its output or hides errors in it, takes the status of the parts; but where these
+    settle nothing, a difference stays a failure that steps of the quantizers do not explain.
+    ``resting`` are the layers of folds that rest on the comparison, see `measure`. Where the models
+    round elsewhere too, a difference that steps explain is no failure, and no pass. A tolerance of
+    the user's is about the outputs themselves, and nothing is looked at here.
     """
     if terms.settings.fixed is not None:
         return compared
@@ -45,6 +46,9 @@ def between_quantizers(
         return compared
     found, checks = parts
     concerned = [True] * len(unsettled) if status == "fail" else unsettled
+    if status == "inconclusive":
+        larger = _larger_than_steps(bench, compared)
+        concerned = [one and not more for one, more in zip(unsettled, larger, strict=True)]
     cause, about = Cause.BY_STEPS, tuple[str, ...]()
     if status != "pass":
         cause, about = Cause.BETWEEN_QUANTIZERS, (_worst(checks, status),)
@@ -74,6 +78,17 @@ def _parts(
     except EarlyVerdict:
         return None
     return found, without_taps(cut, found)
+
+
+def _larger_than_steps(bench: Bench, compared: Comparison) -> list[bool]:
+    """For each check whether it fails by more than steps of quantizers move its output."""
+    fails = [check.status == "fail" for check in compared.checks]
+    moved = bench.moved_by_steps(compared.trials) if any(fails) else {}
+    most = [moved.get(compared.of(number)[0]) for number in range(len(fails))]
+    return [
+        wrong and by is not None and check.difference is not None and check.difference > STEPS * by
+        for wrong, by, check in zip(fails, most, compared.checks, strict=True)
+    ]
 
 
 def _by_steps(bench: Bench, compared: Comparison, unsettled: Sequence[bool]) -> Comparison:

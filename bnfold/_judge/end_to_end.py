@@ -26,8 +26,10 @@ from bnfold._judge.between_quantizers import between_quantizers
 from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
 from bnfold._judge.conclusion import Evidence, conclude
 from bnfold._judge.deployment import as_deployed, opened_session
+from bnfold._judge.half_weights import seen_in_weights
 from bnfold._judge.location import first_difference
 from bnfold._judge.onnx_bench import OnnxBench
+from bnfold._judge.other_pairings import drawing_alike, other_pairings, paired_otherwise
 from bnfold._judge.pair import Pair
 from bnfold._judge.power import RestingFold, best_shown
 from bnfold._judge.second_look import looked_at_again
@@ -40,12 +42,12 @@ from bnfold._onnx.files.load import in_binary, load_model, understood
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._run.bounds import Bounds, Exhausted
 from bnfold._run.drawing import refuse_inapplicable
-from bnfold._run.draws import fixed_draws
+from bnfold._run.draws import FixedDraws, ways_to_draw
 from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
 from bnfold._run.perturbable import find_weights, plantable_weights
-from bnfold._run.ports import renamed
+from bnfold._run.ports import Renamed, renamed, renamed_by_type
 from bnfold._run.providers import CPU
 from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
 from bnfold._run.source import Edit, Parsed, Source
@@ -115,6 +117,10 @@ def _compared(
     deployed = BackgroundLoad(load, on_cpu)
     bench = OnnxBench(pair, rest.inputs, terms, executor)
     bench.notes += notes
+    fixed = terms.settings.fixed
+    if fixed is not None and fixed.source:
+        asked = f"rtol = {fixed.rtol:g} and atol = {fixed.atol:g}"
+        bench.notes.append(f"the tolerance is {asked}, as {fixed.source} says")
 
     def judge() -> EndToEnd:
         try:
@@ -143,7 +149,8 @@ def compare_files(
 
     Raises `UsageError` for models or inputs that cannot be read.
     """
-    with in_binary(original) as first, in_binary(folded) as second:
+    links = settings.follow_links
+    with in_binary(original, links) as first, in_binary(folded, links) as second:
         return _compare_binaries(original, first, second, inputs, settings, progress)
 
 
@@ -156,32 +163,54 @@ def _compare_binaries(
     progress: Callable[[str], None] | None,
 ) -> EndToEnd:
     """See `compare_files`; ``name`` is what users call the original."""
-    other = load_model(folded, lean=True)
+    other = load_model(folded, lean=True, follow_links=settings.follow_links)
     theirs, right_parsed = external_files(other), Parsed(other)
-    model = load_model(original, lean=True)
+    model = load_model(original, lean=True, follow_links=settings.follow_links)
     left_edits, right_edits = (_frozen(one, settings) for one in (model, other))
     refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)
-    pairing, draws = renamed(model, other), fixed_draws(model, other, settings.seed)
-    drawn = [draws] if draws else []
-    left_edits = (*left_edits, *drawn)
-    right_edits = (*right_edits, *([pairing] if pairing else []), *drawn)
+    pairing, draws = renamed(model, other), ways_to_draw(model, other, settings.seed)
+    by_type = renamed_by_type(model, other) if pairing is None else None
     with understood(model, name):
         hoisted = hoist(model)
         weights = find_weights(model, original.parent)
         touched = plantable_weights(model, weights)
     del model, other
     with runnable(original, ours) as left, runnable(folded, theirs) as right:
-        return compare(
-            Source(left, parsed=left_parsed, hoisted=hoisted, edits=left_edits),
-            Source(right, parsed=right_parsed, edits=right_edits),
-            parameters=weights.values,
-            touched=touched,
-            inputs=inputs,
-            settings=settings,
-            progress=progress,
-            notes=[each.told() for each in (pairing, draws) if each is not None],
+        first = Source(left, parsed=left_parsed, hoisted=hoisted, edits=left_edits)
+        second = Source(right, parsed=right_parsed, edits=right_edits)
+        bounds = Bounds.beginning(settings.threads, settings.seconds, settings.libraries)
+
+        def sides(pairing: Renamed | None, draws: FixedDraws | None) -> tuple[Source, Source]:
+            named = [pairing] if pairing is not None else []
+            alike = (FixedDraws(draws.seed), draws) if draws is not None else ()
+            return (
+                replace(first, edits=(*left_edits, *alike[:1])),
+                replace(second, edits=(*right_edits, *named, *alike[1:])),
+            )
+
+        def judged(pairing: Renamed | None, draws: FixedDraws | None) -> EndToEnd:
+            return compare(
+                *sides(pairing, draws),
+                parameters=weights.values,
+                touched=touched,
+                inputs=inputs,
+                settings=settings,
+                bounds=bounds,
+                progress=progress,
+                notes=[each.told() for each in (pairing, draws) if each is not None],
+            )
+
+        result, chosen = drawing_alike(partial(judged, pairing), draws)
+        if result.status != "fail":
+            return seen_in_weights(result, (left, right), (left_edits, right_edits))
+        allowed, known = pairing or by_type, pairing is not None
+        if allowed is None:
+            return result
+        others = partial(
+            other_pairings, sides(None, chosen), allowed, known, inputs, settings, bounds
         )
+        return paired_otherwise(result, others, lambda other: judged(other, chosen))
 
 
 def _frozen(model: onnx.ModelProto, settings: Settings) -> tuple[Edit, ...]:

@@ -49,7 +49,7 @@ def measure(
     try:
         sensitivity = Sensitivity(bench.original, terms.settings.seed)
         for _ in range(DRAWS):
-            sensitivity.draw_rounding(sets)
+            sensitivity.draw_rounding(sets, still=terms.still)
         measured = Measurement(_tolerance(bench, terms, sensitivity))
         if terms.thorough:
             places = {name: number for number, name in enumerate(bench.outputs)}
@@ -74,7 +74,7 @@ def measured_again(
     sensitivity, power, found = measured.sensitivity, measured.power, sets_of(trials)
     doubted = [n for n in found if _is_doubtful(measured.tolerance, n, trials[n])]
     _move_inputs(measured.tolerance, {n: found[n] for n in doubted})
-    if sensitivity is None:
+    if sensitivity is None or terms.still:
         return measured
     sets, tolerance = sets_of(trials), replace(measured.tolerance, wider=1.0)
     more = MORE_DRAWS if terms.thorough else FEW_DRAWS

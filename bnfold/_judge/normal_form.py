@@ -8,10 +8,10 @@ roundings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from bnfold._errors import UsageError
+from bnfold._judge.difference import distance, magnitude
+from bnfold._judge.widening import widened
+from bnfold._run.noise import Array
 from bnfold._torch.module.fold import Example, copied, prepare_module
 from bnfold._torch.program.fold import PlannedProgram
 from bnfold._torch.read.export import export
@@ -35,6 +37,8 @@ _ALIKE = 0.3
 _OUTSTANDING, _ONE_SIDED = 5.0, 0.75
 # For a bias, relative to the largest number of its tensor, because its terms may cancel.
 _BIAS = 4.0
+# How far an output may move when a model is folded in float64, relative to its largest value.
+_EXACT = 1e-9
 
 
 def state(model: Folded) -> Mapping[str, Tensor]:
@@ -44,6 +48,17 @@ def state(model: Folded) -> Mapping[str, Tensor]:
         return {name: value for name, value in found if isinstance(value, Tensor)}
     buffers = model.named_buffers(remove_duplicate=False)
     return dict((*model.named_parameters(remove_duplicate=False), *buffers))
+
+
+def narrow_type(*models: Folded) -> torch.dtype | None:
+    """The type of few digits that one of some models holds numbers in, or None."""
+    kinds = {tensor.dtype for model in models for tensor in state(model).values()}
+    return next((each for each in (torch.bfloat16, torch.float16) if each in kinds), None)
+
+
+def same_in_float64(wanted: Array, found: Array) -> bool:
+    """Whether an output is what it was before a model was folded in float64."""
+    return distance(wanted, found) <= _EXACT * magnitude(wanted)
 
 
 def folded_module(module: nn.Module, example: Example) -> nn.Module:
@@ -56,74 +71,88 @@ def folded_module(module: nn.Module, example: Example) -> nn.Module:
     return prepare_module(wide, example).apply(inplace=True)
 
 
-def folded_program(program: ExportedProgram, example: Example) -> ExportedProgram:
-    """A program in float64, folded. ``example`` is widened.
+def folded_program(model: Folded, example: Example, wide: Example) -> ExportedProgram:
+    """A program in float64, folded; a module is exported first. ``wide`` is the widened example.
 
     Raises:
         UsageError: it cannot be exported in float64.
     """
-    try:
-        wide = program.module().double()
-        exported = torch.export.export(wide, example.args, dict(example.kwargs))
-    except Exception as error:  # Whatever torch.export raises.
-        raise UsageError(f"the program cannot be exported in float64: {error}") from error
-    return PlannedProgram(exported).apply()
+    if not isinstance(model, ExportedProgram):
+        model = export(model, example.args, example.kwargs, None)
+    return PlannedProgram(widened(model, wide)).apply()
 
 
-def unexplained(original: Folded, folded: Folded, dtype: torch.dtype) -> str | None:
+class NormalForm(NamedTuple):
+    """What a folded model runs, and on which weights.
+
+    Attributes:
+        weights: the floating parameters and constants with their names, in the order in which
+            operators read them first.
+        operators: what it runs, line by line. Weights stand there by their number, for the same
+            weight may have another name in another model; of other constants, such as indices, it
+            is told what they hold.
+    """
+
+    weights: Mapping[str, Tensor]
+    operators: Sequence[str]
+
+    @classmethod
+    def of(cls, model: Folded, example: Example) -> NormalForm:
+        """The form of a model that is in float64 and folded.
+
+        Raises:
+            UsageError: it cannot be exported.
+        """
+        program = model
+        if not isinstance(program, ExportedProgram):
+            program = export(program, example.args, example.kwargs, None)
+        held, told = state(program), dict[str, str]()
+        specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        entering = [name for name, spec in specs.items() if not spec.target]
+        weights = dict[str, Tensor]()
+        for name in _in_order_of_use(program.graph_module):
+            target = specs[name].target
+            tensor = held.get(target or "")
+            if target is None:
+                told[name] = f"input {entering.index(name)}"
+            elif tensor is None:
+                told[name] = target
+            elif tensor.is_floating_point():
+                told[name] = f"weight {list({**weights, target: tensor}).index(target)}"
+                weights[target] = tensor.detach()
+            else:
+                values = tensor.detach().cpu().contiguous().numpy().tobytes()
+                told[name] = f"{tensor.dtype} {tuple(tensor.shape)} {sha256(values).hexdigest()}"
+        return cls(weights, _lines(program.graph_module, told))
+
+
+def unexplained(original: NormalForm, folded: NormalForm, dtype: torch.dtype) -> str | None:
     """What roundings to a type do not explain in the weights of two models, in words.
 
-    Both models are in float64 and folded. Returns "" if roundings explain every difference, and
-    None where the two do not have the same parameters.
+    Returns "" if roundings explain every difference, and None where the two do not have the same
+    weights.
     """
-    wanted, made = state(original), state(folded)
-    if {name: t.shape for name, t in wanted.items()} != {n: t.shape for n, t in made.items()}:
+    ours, theirs = list(original.weights.values()), list(folded.weights.values())
+    if [each.shape for each in ours] != [each.shape for each in theirs]:
         return None
-    for name, tensor in wanted.items():
-        if tensor.is_floating_point():
-            problem = _unexplained_tensor(
-                tensor.detach().double(), made[name].detach().double(), dtype
-            )
-            if problem:
-                return f"{name} {problem}, which roundings to {str(dtype)[6:]} do not explain"
+    for name, wanted, made in zip(original.weights, ours, theirs, strict=True):
+        problem = unexplained_tensor(wanted.double(), made.double(), dtype)
+        if problem:
+            return f"{name} {problem}, which roundings to {str(dtype)[6:]} do not explain"
     return ""
 
 
-def run_alike(original: Folded, folded: Folded, example: Example) -> bool:
-    """Whether two models, both in float64 and folded, run the same operators on the same tensors,
-    with the same numbers beside them: then weights that agree make them one function.
-
-    Raises:
-        UsageError: one cannot be exported.
-    """
-    first, second = (_exported(model, example) for model in (original, folded))
-    return _operators(first) == _operators(second)
+def _in_order_of_use(module: GraphModule) -> list[str]:
+    """The names of the placeholders that an operator reads, in the order of the first one."""
+    found = dict[str, None]()
+    for node in module.graph.nodes:
+        if node.op != "placeholder":
+            found.update((each.name, None) for each in node.all_input_nodes if _is_given(each))
+    return list(found)
 
 
-def _exported(model: Folded, example: Example) -> ExportedProgram:
-    if isinstance(model, ExportedProgram):
-        return model
-    return export(model, example.args, example.kwargs, None)
-
-
-def _operators(program: ExportedProgram) -> list[str]:
-    """What a program runs, line by line; parameters by name, wherever they stand.
-
-    Of floating parameters it is told which they are; of others, such as indices, what they hold.
-    """
-    held, told = state(program), dict[str, str]()
-    specs = program.graph_signature.input_specs
-    entering = [spec.arg.name for spec in specs if not spec.target]
-    for spec in specs:
-        name, tensor = spec.arg.name, held.get(spec.target or "")
-        if not spec.target:
-            told[name] = f"input {entering.index(name)}"
-        elif tensor is None or tensor.is_floating_point():
-            told[name] = spec.target
-        else:
-            values = tensor.detach().cpu().contiguous().numpy().tobytes()
-            told[name] = f"{tensor.dtype} {tuple(tensor.shape)} {sha256(values).hexdigest()}"
-    return _lines(program.graph_module, told)
+def _is_given(node: Node) -> bool:
+    return node.op == "placeholder"
 
 
 def _lines(module: GraphModule, told: Mapping[str, str]) -> list[str]:
@@ -159,11 +188,7 @@ def _arguments(node: Node) -> Any:
     ]
 
 
-def _attribute(module: nn.Module, node: Node) -> object:
-    return attrgetter(str(node.target))(module)
-
-
-def _unexplained_tensor(wanted: Tensor, made: Tensor, dtype: torch.dtype) -> str:
+def unexplained_tensor(wanted: Tensor, made: Tensor, dtype: torch.dtype) -> str:
     """Where a tensor is further from the wanted one than a few roundings explain, or ""."""
     if wanted.numel() == 0 or torch.equal(wanted, made):
         return ""

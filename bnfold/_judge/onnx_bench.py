@@ -75,6 +75,16 @@ class OnnxBench:
         self._uncut = False
 
     @property
+    def hollow(self) -> Collection[str]:
+        """None: what is ahead of an empty output tells more."""
+        return ()
+
+    @property
+    def apart(self) -> bool:
+        """False: one runtime runs both."""
+        return False
+
+    @property
     def runtime(self) -> str:
         """Name and version of what runs the models."""
         return self.engine.runtime

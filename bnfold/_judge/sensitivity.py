@@ -45,13 +45,17 @@ class Sensitivity:
         self.rounding: dict[tuple[int, int], Array] = {}
         self.jumps: dict[tuple[int, int], bool] = {}
 
-    def draw_rounding(self, sets: Mapping[int, tuple[InputSet, Sequence[Any]]]) -> None:
+    def draw_rounding(
+        self, sets: Mapping[int, tuple[InputSet, Sequence[Any]]], still: bool = False
+    ) -> None:
         """Run once with noisy weights on each input set. ``sets`` holds the usual outputs too.
+
+        With ``still``, the weights stay, and what else is rounded is rounded.
 
         Raises:
             EngineError: the model does not run with its weights fed.
         """
-        weights = self._noise.rounding()
+        weights = {} if still else self._noise.rounding()
         for index, (inputs, expected) in sets.items():
             moved = self.model.run(inputs.feeds, weights)
             for output, (left, right) in enumerate(zip(expected, moved, strict=True)):

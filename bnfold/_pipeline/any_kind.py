@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,13 +18,16 @@ from bnfold._core.result import Plan
 from bnfold._errors import UsageError
 from bnfold._onnx.files.external import refuse_own_data
 from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.locations import check_external
 from bnfold._onnx.files.save import pending_file
+from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import prepare
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
-from bnfold._system import paths
+from bnfold._pipeline.in_memory import as_proto, given_back, is_in_memory
+from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 Model = Any
 _INSTEAD = {
     "GraphProto": "; give the ModelProto around it",
-    "Model": "; of onnx_ir or spox it takes the ModelProto: onnx_ir.to_proto(model)",
-    "ONNXProgram": "; give its model_proto",
     "OrderedDict": "; a state dict holds weights and no network: give the module",
     "bytearray": "; parse it first: onnx.load_model_from_string(data)",
     "bytes": "; parse it first: onnx.load_model_from_string(data)",
@@ -47,6 +47,7 @@ _INSTEAD = {
     "tuple": "; give one model at a time",
 }
 """What to give in place of something else, by its type."""
+_EMPTY = "the model holds no operators: there is nothing to fold"
 Folder = str | os.PathLike[str] | None
 """The folder that external data is relative to; for a path, the file's own if None."""
 
@@ -79,24 +80,26 @@ def plan_model(
     options: ModuleOptions,
     frozen: bool = False,
     equal_dims: bool = False,
+    follow_links: bool = False,
+    depthwise: bool = False,
 ) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
-        return _prepare_module(model, options).plan
+        return _prepare_module(model, options, depthwise).plan
     options.refuse()
     if options.args is not None:
         raise UsageError("example inputs are for a torch.nn.Module; leave them out")
     if _is_program(model):
         from bnfold._torch.program.fold import PlannedProgram
 
-        return PlannedProgram(model).plan
-    proto, folder = _read(model, base_dir)
+        return PlannedProgram(model, depthwise).plan
+    proto, folder = _read(model, base_dir, follow_links)
     if frozen and listed(proto):
         proto = _copied(proto) if proto is model else proto
         freeze(proto)
     with understood(proto, _path_of(model)):
-        return prepare(proto, folder, equal_dims).plan
+        return prepare(proto, folder, equal_dims, depthwise).plan
 
 
 def fold_model(
@@ -106,11 +109,17 @@ def fold_model(
     options: ModuleOptions,
     frozen: bool = False,
     equal_dims: bool = False,
+    follow_links: bool = False,
+    depthwise: bool = False,
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
-        return _prepare_module(model, options).apply(options.inplace)
+        from bnfold._torch.module.recipe import Recipe, attach
+
+        ready = _prepare_module(model, options, depthwise)
+        recipe = Recipe.of(ready)
+        return attach(ready.apply(options.inplace), recipe)
     options.refuse()
     if _is_program(model):
         if output is not None:
@@ -120,13 +129,13 @@ def fold_model(
             )
         from bnfold._torch.program.fold import PlannedProgram
 
-        return PlannedProgram(model).apply()
+        return PlannedProgram(model, depthwise).apply()
     if output is not None and not isinstance(output, str | os.PathLike):
         raise TypeError(
             f"expected a path to write the folded model to, got {type(output).__name__}; example "
             "inputs are for a torch.nn.Module"
         )
-    proto, folder = _read(model, base_dir)
+    proto, folder = _read(model, base_dir, follow_links)
     if output is not None:
         paths.check_writable(Path(output))
         written_as(Path(output))
@@ -137,16 +146,12 @@ def fold_model(
     if changed:
         freeze(proto)
     with understood(model if isinstance(model, ModelProto) else proto, _path_of(model)):
-        planned = prepare(proto, folder, equal_dims)
+        planned = prepare(proto, folder, equal_dims, depthwise)
         rewritten = planned.apply()
     if output is not None:
-        source = None if planned.plan.folds or changed else _path_of(model)
-        return _write(proto, rewritten, folder, Path(output), source)
-    if _is_graphsurgeon(model):
-        import onnx_graphsurgeon
-
-        return onnx_graphsurgeon.import_onnx(proto)
-    return proto
+        changed = changed or bool(planned.plan.folds)
+        return _write(proto, rewritten, folder, Path(output), _path_of(model), changed)
+    return given_back(proto, model, folder) if is_in_memory(model) else proto
 
 
 def compare_models(
@@ -159,30 +164,28 @@ def compare_models(
 ) -> EndToEnd:
     """The verdict on whether two models are the same function; see `bnfold.verify`."""
     from bnfold._judge.end_to_end import compare_files
-    from bnfold._judge.settings import Settings
     from bnfold._run.input_sets import InputSet, load_inputs
 
-    modules = _is_module(original) and _is_module(folded)
-    if modules or (_is_program(original) and _is_program(folded)):
-        if inputs is not None or settings != Settings(settings.seed):
-            raise UsageError(
-                "of the options of the comparison only seed is for models of PyTorch, which run on "
-                "their example inputs"
-            )
-        from bnfold._pipeline.modules import compare_modules, compare_programs
+    original, folded = (_program_of(model, settings.trust) for model in (original, folded))
+    if any(_is_module(model) or _is_program(model) for model in (original, folded)):
+        from bnfold._pipeline.torch_pairs import compare_pair
 
-        if modules:
-            return compare_modules(original, folded, _example(options), settings.seed)
-        return compare_programs(original, folded, settings.seed)
-    for kind, name in ((_is_module, "a torch.nn.Module"), (_is_program, "an exported program")):
-        if kind(original) or kind(folded):
-            other = type(original if kind(folded) else folded).__name__
-            raise TypeError(
-                f"{name} is compared with another one, not with {other}; export it to ONNX first"
+        if inputs is not None:
+            raise UsageError(
+                "inputs: a model of PyTorch runs on its example inputs; give them as a tuple, "
+                "(example,)"
             )
+        given = options.args is not None or bool(options.kwargs)
+        example = _example(options) if given else None
+        links = settings.follow_links
+        with (
+            _as_file(original, base_dir, links) as first,
+            _as_file(folded, base_dir, links) as second,
+        ):
+            return compare_pair(first, second, example, settings)
     options.refuse()
     if options.args is not None:
-        raise UsageError("example inputs are for two torch.nn.Module; give inputs={name: array}")
+        raise UsageError("example inputs are for a torch.nn.Module; give inputs={name: array}")
     if inputs is None:
         sets = None
     elif isinstance(inputs, Mapping):
@@ -197,7 +200,11 @@ def compare_models(
             "expected a mapping from input names to arrays, or the path of an .npz file, an .npy "
             f"file or a folder of such files, for inputs, got {type(inputs).__name__}"
         )
-    with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
+    links = settings.follow_links
+    with (
+        _on_disk(original, base_dir, links) as first,
+        _on_disk(folded, base_dir, links) as second,
+    ):
         return compare_files(first, second, sets, settings)
 
 
@@ -214,7 +221,18 @@ def _copied(model: ModelProto) -> ModelProto:
     return copy
 
 
-def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
+def refold_module(folded: Any, state_dict: Mapping[str, Any]) -> nn.Module:
+    """A folded module with other weights; see `bnfold.refold`."""
+    if not _is_module(folded):
+        raise TypeError(f"expected a module that bnfold.fold gave, got {type(folded).__name__}")
+    from bnfold._torch.module.recipe import refold
+
+    return refold(folded, state_dict)
+
+
+def _prepare_module(
+    model: nn.Module, options: ModuleOptions, depthwise: bool = False
+) -> PlannedModule:
     """The plan for a module, ready to be carried out."""
     from bnfold._torch.module.fold import Example, copied, prepare_module
 
@@ -226,7 +244,7 @@ def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
         example = Example(made_up(model), {}, made_up=True)
     else:
         example = _example(options)
-    planned = prepare_module(model, example, options.clone, options.keep)
+    planned = prepare_module(model, example, options.clone, options.keep, depthwise)
     if planned.other_ways:
         warnings.warn(_other_ways(type(model).__name__, planned.other_ways), stacklevel=4)
     return planned
@@ -257,6 +275,27 @@ def _example(options: ModuleOptions) -> Example:
     return Example(args or (), kwargs or {}, options.dynamic_shapes)
 
 
+def _program_of(model: Model, trust: bool) -> Model:
+    """The program of a .pt2 file; any other model as it is."""
+    path = _path_of(model)
+    if path is None or path.suffix != ".pt2":
+        return model
+    with needs_pytorch():
+        from bnfold._torch.program.fold import load
+    return load(path, trust)
+
+
+@contextmanager
+def needs_pytorch() -> Iterator[None]:
+    """Raise `UsageError` where a .pt2 file is to be read and PyTorch is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "torch":
+            raise
+        raise UsageError("a .pt2 file takes PyTorch: pip install 'bnfold[torch]'") from error
+
+
 def _is_module(model: Model) -> bool:
     """Whether a model is a PyTorch module. This does not import PyTorch."""
     library = sys.modules.get("torch")
@@ -269,24 +308,34 @@ def _is_program(model: Model) -> bool:
     return library is not None and isinstance(model, library.export.ExportedProgram)
 
 
-def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelProto, Path | None]:
+def _read(
+    model: Model, base_dir: str | os.PathLike[str] | None, follow_links: bool = False
+) -> tuple[ModelProto, Path | None]:
     """The protobuf of a model of any kind, and the folder of its external data."""
     folder = Path(base_dir) if base_dir is not None else None
     path = _path_of(model)
     if path is not None:
-        return load_model(path), folder or path.parent
-    if _is_graphsurgeon(model):
-        import onnx_graphsurgeon
-
-        return in_order(onnx_graphsurgeon.export_onnx(model)), folder
+        proto = load_model(path, follow_links=follow_links)
+        if folder is not None:
+            check_external(proto, folder, follow_links=follow_links)
+        return proto, folder or path.parent
+    if is_in_memory(model):
+        proto, own = as_proto(model)
+        if not proto.graph.node:
+            raise UsageError(_EMPTY)
+        return in_order(proto), folder or own
     if not isinstance(model, ModelProto):
         kind = type(model).__name__
         raise TypeError(
-            "expected a path, an onnx.ModelProto, an onnx_graphsurgeon.Graph, a torch.nn.Module or "
-            f"an ExportedProgram, got {kind}{_INSTEAD.get(kind, '')}"
+            "expected a path, an onnx.ModelProto, an onnx_graphsurgeon.Graph, an onnx_ir.Model, a "
+            "torch.onnx.ONNXProgram, a torch.nn.Module or an ExportedProgram, got "
+            f"{kind}{_INSTEAD.get(kind, '')}"
         )
     if not model.graph.node:
-        raise UsageError("the model holds no operators: there is nothing to fold")
+        raise UsageError(_EMPTY)
+    refuse_unsound(model)
+    if folder is not None:
+        check_external(model, folder, follow_links=follow_links, missing=True)
     return in_order(model), folder
 
 
@@ -294,35 +343,47 @@ def _path_of(model: Model) -> Path | None:
     return Path(model) if isinstance(model, str | os.PathLike) else None
 
 
-def _is_graphsurgeon(model: Model) -> bool:
-    """Whether a model is a Graph of onnx_graphsurgeon. This does not import the package."""
-    library = sys.modules.get("onnx_graphsurgeon")
-    return library is not None and isinstance(model, library.Graph)
-
-
 def _write(
     model: ModelProto,
     rewritten: Rewritten,
     base_dir: Path | None,
     output: Path,
-    source: Path | None = None,
+    original: Path | None = None,
+    changed: bool = True,
 ) -> Path:
     with pending_file(
-        model, rewritten, base_dir=base_dir, destination=output, source=source
+        model,
+        rewritten,
+        base_dir=base_dir,
+        destination=output,
+        source=None if changed else original,
+        original=original,
     ) as draft:
         draft.commit()
     return output
 
 
 @contextmanager
-def _on_disk(model: Model, base_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
+def _as_file(model: Model, base_dir: Folder, follow_links: bool) -> Iterator[Model]:
+    """Yield a model of PyTorch as it is, and the path of any other model."""
+    if _is_module(model) or _is_program(model):
+        yield model
+        return
+    with _on_disk(model, base_dir, follow_links) as path:
+        yield path
+
+
+@contextmanager
+def _on_disk(
+    model: Model, base_dir: str | os.PathLike[str] | None, follow_links: bool = False
+) -> Iterator[Path]:
     """Yield the path of the model's file: its own, or a temporary one."""
     path = _path_of(model)
     if path is not None:
         yield path
         return
-    proto, folder = _read(model, base_dir)
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
+    proto, folder = _read(model, base_dir, follow_links)
+    with scratch.beside(None) as temporary:
         copy = ModelProto()
         copy.CopyFrom(proto)
-        yield _write(copy, Rewritten(), folder, Path(scratch) / "model.onnx")
+        yield _write(copy, Rewritten(), folder, temporary / "model.onnx")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from bnfold._onnx.files.save import PendingFile, pending_file
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import FoldedWeights, prepare
 from bnfold._onnx.read.frozen import as_if_frozen, freeze, listed
+from bnfold._pipeline.any_kind import needs_pytorch
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._system import paths
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from bnfold._core.result import Plan
+    from bnfold._judge.verdict import EndToEnd
     from bnfold._onnx.write.applied import Applied
     from bnfold._run.input_sets import InputSet
 
@@ -35,13 +37,14 @@ def fold_file(
     progress: Progress,
     settings: Settings = DEFAULT,
     report: Path | None = None,
+    depthwise: bool = False,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
-    going to write. Raises `UsageError` for a file that cannot be read or written; then no file is
-    left behind.
+    going to write. With ``depthwise`` norms that stay are written as other operators. Raises
+    `UsageError` for a file that cannot be read or written; then no file is left behind.
     """
     progress("reading")
     if output is not None:
@@ -52,16 +55,18 @@ def fold_file(
                 f"cannot write {output}: {path} is a program of PyTorch, and its folded form is "
                 "one, too; name it .pt2"
             )
-        if inputs is not None or settings != Settings(settings.seed):
+        if inputs is not None or settings != Settings(settings.seed, trust=settings.trust):
             raise UsageError(
                 "of the options of the verification only --seed is for a .pt2 file: it brings its "
                 "example inputs, and PyTorch runs it"
             )
-        return _run_program(path, output, verify, settings.seed, progress)
+        return _run_program(path, output, verify, settings, progress, depthwise)
     if output is not None:
         written_as(output)
-    with in_binary(path) as original:
-        return _fold_model(path, original, output, report, verify, inputs, settings, progress)
+    with in_binary(path, settings.follow_links) as original:
+        return _fold_model(
+            path, original, output, report, verify, inputs, settings, progress, depthwise
+        )
 
 
 def _fold_model(
@@ -73,9 +78,10 @@ def _fold_model(
     inputs: list[InputSet] | None,
     settings: Settings,
     progress: Progress,
+    depthwise: bool,
 ) -> Outcome:
     """Fold a model; see `fold_file`. ``original`` is its file in binary form."""
-    model = load_model(path)
+    model = load_model(path, follow_links=settings.follow_links)
     names = listed(model)
     frozen = len(names) if settings.frozen else 0
     if frozen:
@@ -89,7 +95,7 @@ def _fold_model(
     size_before = size_on_disk(path, model)
     data_before = frozenset(external_files(model))
     with understood(model, path):
-        planned = prepare(model, path.parent, settings.equal_dims)
+        planned = prepare(model, path.parent, settings.equal_dims, depthwise)
         changed = bool(planned.plan.folds) or frozen > 0
         weights = planned.weights() if verify and changed else None
         stuck = 0 if frozen or not names else _hanging(model, planned.plan, path.parent, settings)
@@ -106,6 +112,7 @@ def _fold_model(
         base_dir=path.parent,
         destination=output,
         source=None if changed else original,
+        original=path,
     ) as draft:
         plan, applied = planned.plan, rewritten.applied
         del model, planned, rewritten  # they hold all new weights
@@ -135,16 +142,25 @@ def _hanging(model: ModelProto, plan: Plan, folder: Path, settings: Settings) ->
 
 
 def _run_program(
-    path: Path, output: Path | None, verify: bool, seed: int, progress: Progress
+    path: Path,
+    output: Path | None,
+    verify: bool,
+    settings: Settings,
+    progress: Progress,
+    depthwise: bool,
 ) -> Outcome:
     """Fold a .pt2 file of torch.export. Raises `UsageError` without PyTorch."""
-    try:
+    with needs_pytorch():
         from bnfold._pipeline.programs import fold_program_file
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "torch":
-            raise
-        raise UsageError("a .pt2 file takes PyTorch: pip install 'bnfold[torch]'") from error
-    return fold_program_file(path, output, verify=verify, seed=seed, progress=progress)
+    return fold_program_file(
+        path,
+        output,
+        verify=verify,
+        seed=settings.seed,
+        trust=settings.trust,
+        progress=progress,
+        depthwise=depthwise,
+    )
 
 
 @dataclass(frozen=True)
@@ -163,10 +179,11 @@ class _FoldedFile:
         """The verdict: certificates from the files on disk first, then a run of both models."""
         from bnfold._judge.activations import Activations
         from bnfold._judge.end_to_end import compare
+        from bnfold._judge.other_pairings import drawing_alike
         from bnfold._judge.power import RestingFold
         from bnfold._proof.certificate import certify
         from bnfold._run.bounds import Bounds
-        from bnfold._run.draws import fixed_draws
+        from bnfold._run.draws import FixedDraws, ways_to_draw
         from bnfold._run.hoist import hoist
         from bnfold._run.perturbable import find_weights, plantable_weights
         from bnfold._run.source import Parsed, Source
@@ -179,8 +196,8 @@ class _FoldedFile:
             bounds = Bounds.beginning(
                 self.settings.threads, self.settings.seconds, self.settings.libraries
             )
-            before = load_model(self.original, lean=True)
-            after = load_model(self.draft.path, lean=True)
+            before = load_model(self.original, lean=True, follow_links=True)
+            after = load_model(self.draft.path, lean=True, follow_links=True)
             edits = (freeze,) if self.settings.frozen and listed(before) else ()
             for edit in edits:
                 edit(before)
@@ -205,24 +222,28 @@ class _FoldedFile:
                 hoisted = hoist(before)
                 found = find_weights(before, self.original.parent)
                 values, touched = found.values, plantable_weights(before, found)
-            draws = fixed_draws(before, after, self.settings.seed)
-            drawn = (draws,) if draws else ()
-            left = Source(original, parsed=Parsed(before), hoisted=hoisted, edits=(*edits, *drawn))
-            right = Source(folded, parsed=Parsed(after), edits=drawn)
+            ways = ways_to_draw(before, after, self.settings.seed)
+            left = Source(original, parsed=Parsed(before), hoisted=hoisted)
+            right = Source(folded, parsed=Parsed(after))
             del before, after
-            end_to_end = compare(
-                left,
-                right,
-                parameters=values,
-                touched=touched,
-                inputs=self.inputs,
-                settings=self.settings,
-                bounds=bounds,
-                certified=all(certificate.holds for certificate in certificates),
-                resting=resting,
-                progress=self.progress,
-                notes=[draws.told()] if draws else (),
-            )
+
+            def judged(draws: FixedDraws | None) -> EndToEnd:
+                alike = (FixedDraws(draws.seed), draws) if draws is not None else ()
+                return compare(
+                    replace(left, edits=(*edits, *alike[:1])),
+                    replace(right, edits=alike[1:]),
+                    parameters=values,
+                    touched=touched,
+                    inputs=self.inputs,
+                    settings=self.settings,
+                    bounds=bounds,
+                    certified=all(certificate.holds for certificate in certificates),
+                    resting=resting,
+                    progress=self.progress,
+                    notes=[draws.told()] if draws else (),
+                )
+
+            end_to_end, _ = drawing_alike(judged, ways)
         wrong = any(certificate.fails for certificate in certificates)
         status: RunStatus = "fail" if wrong else end_to_end.status
         return Verdict(status, certificates, end_to_end)

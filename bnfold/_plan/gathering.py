@@ -181,7 +181,7 @@ class _Gatherer:
             style=PLAIN.joined(node),
             state=State(IDENTITY, (role.map,)),
             price=(1, role.operations),
-            restated=role.composable,
+            restated=role.composable or (role.absorber is not None and role.renewable),
         )
 
     def _droppable(self, maps: list[int]) -> bool:

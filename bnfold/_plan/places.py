@@ -24,11 +24,13 @@ class Standing:
     """An operator that is left at a place, and its map.
 
     It is a Mul for A(s, 0), an Add for A(1, t), a Sub of −t for A(1, t), or a BatchNormalization
-    for A(s, t) on axis 1.
+    for A(s, t) on axis 1. It is a Conv with the kernel 1 and as many groups as ``channels`` for
+    such a map, where the user wants no BatchNormalization; in a module also a ScaleShift.
     """
 
     op: str
     map: AffineMap
+    channels: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,15 @@ class Style:
     """How the operators left at a place are written. It depends on the operators that were there.
 
     ``dtype`` is the type of the constants. ``norm`` says that there was a BatchNormalization,
-    ``subs`` that there was a Sub of a constant, and ``adds`` that there was an Add.
+    ``subs`` that there was a Sub of a constant, and ``adds`` that there was an Add. ``fixed`` says
+    that the rank or type is not known that a Mul or an Add would need.
     """
 
     dtype: np.dtype[Any] | None = None
     norm: bool = False
     subs: bool = False
     adds: bool = False
+    fixed: bool = False
 
     def joined(self, node: Node) -> Style:
         """The style with one more affine operator."""
@@ -52,20 +56,23 @@ class Style:
             self.norm or role.absorber is not None,
             self.subs or (node.op == "Sub" and role.data == 0),
             self.adds or (node.op == "Add" and role.data in (0, 1)),
+            self.fixed or not role.composable,
         )
 
     def stands(self, row: Row) -> tuple[Standing, ...]:
         """The operators that a row needs, as rounded: none for a scale of 1 or a shift of 0.
 
         The first map with both a scale and a shift on axis 1 becomes a BatchNormalization if there
-        was one. The first shift becomes a Sub if there was a Sub and no Add.
+        was one, and so does any map where nothing else can be written. The first shift becomes a
+        Sub if there was a Sub and no Add.
         """
         found: list[Standing] = []
         norm, add = self.norm, "Sub" if self.subs and not self.adds else "Add"
         for stage in row:
             rounded = stage if self.dtype is None else stage.rounded(self.dtype)
             both = not (rounded.keeps_scale or rounded.keeps_origin)
-            if both and norm and stage.axis in (None, 1):
+            whole = both or (self.fixed and not rounded.is_identity)
+            if whole and norm and stage.axis in (None, 1):
                 found.append(Standing("BatchNormalization", stage))
                 norm = False
                 continue
@@ -164,6 +171,8 @@ class Place:
             return self.price
         needed = self.stands(state)
         if (needed and not self.restated) or len(needed) > len(self.maps):
+            return None
+        if self.style.fixed and any(each.op != "BatchNormalization" for each in needed):
             return None
         return _cost(needed)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from bnfold._core import absorbing
-from bnfold._core.affine import IDENTITY, AffineMap
+from bnfold._core.affine import IDENTITY, LAST, AffineMap
 from bnfold._core.laws import Edit
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Affine, Receiver, View
@@ -157,6 +157,11 @@ class Relocator:
         """Trips that carry maps of a place away and leave ``rest``, each with what stopped it, and
         whether the last map went forward.
         """
+        if any(part is not None and part.axis == LAST for part in (back, forth)):
+            label = self.view.nodes[place.maps[0]].label
+            message = f"the rank of what {label} reads is not known"
+            yield Trip(), Stop(Reason("unknown-shape", label, message)), True
+            return
         trip = Trip()
         self._settle(trip, number, normal(rest))
         if back is not None:
@@ -287,7 +292,7 @@ class Relocator:
         if number is None or value in self.relations or value in trip.relations:
             return None
         place, state = self.places[number], self._state(trip, number)
-        if tensor.producer != place.maps[-1] or len(state.row) != 1:
+        if tensor.producer != place.maps[-1] or len(state.row) != 1 or state.row[0].axis == LAST:
             return None
         if absorbing.unshared(self.view, tensor, reader) is not None:
             return None
@@ -352,11 +357,13 @@ class Relocator:
         return number
 
     def _lies_on_channels(self, index: int) -> bool:
-        """Whether an affine operator knows its axes: by the rank of what it reads, or as a norm."""
+        """Whether an affine operator knows its axes: by the rank of what it reads, as a norm, or
+        because its own numbers lie along one.
+        """
         node = self.view.nodes[index]
         role = affine(node)
         known = self.view.values[node.inputs[role.data]].shape is not None
-        return known or role.absorber is not None
+        return known or role.absorber is not None or role.map.axis is not None
 
     def _insert(self, trip: Trip, number: int, shift: AffineMap) -> None:
         """Put a shift of the output of the absorber ahead of a place first in that place.
@@ -369,7 +376,7 @@ class Relocator:
         if moved is None:
             label = self.view.nodes[place.maps[0]].label
             message = f"the shift would vary along several axes ahead of {label}"
-            raise Refusal.of("axis-mismatch", label, message)
+            raise Refusal.of("axis-mismatch", label, message, numbers=True)
         self._settle(trip, number, normal((absorbing.split(moved)[1], *state.row)))
 
     def _settle(self, trip: Trip, number: int, row: Row) -> None:

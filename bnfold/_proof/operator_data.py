@@ -91,6 +91,10 @@ def draw(
             sizes = tuple(_AROUND if k == widened else n for k, n in enumerate(sizes))
         if math.prod(sizes) > _LARGEST:
             return Unchecked(Obstacle.TOO_LARGE, name)
+        if node.op_type == "Reshape" and number == 1 and _are_single_numbers(related):
+            # Such maps are the same in every shape: any target that the data fit will do.
+            first["1"] = second["1"] = np.array([1] * ((shape[0] or 1) - 1) + [-1], np.int64)
+            continue
         if element not in FLOATS:
             # The index 0 is always right. No number is right for a size that is read at run time.
             if element not in (TensorProto.INT32, TensorProto.INT64) or node.op_type != "Gather":
@@ -152,6 +156,12 @@ def _that_resize(
         return sizes
     kept = [k for k in free if k < 2]
     return tuple(int(target.reshape(-1)[k]) if k in kept else n for k, n in enumerate(sizes))
+
+
+def _are_single_numbers(related: Mapping[str, Related]) -> bool:
+    """Whether all maps that tensors have passed are a scale and a shift of all elements."""
+    factors = (factor for one in related.values() for factor in (*one.old, *one.new))
+    return all(factor.scale.size == factor.shift.size == 1 for factor in factors)
 
 
 def _ends(side: CheckedModel, scope: Scope, node: NodeProto) -> tuple[float, float] | None:

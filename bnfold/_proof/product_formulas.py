@@ -137,6 +137,8 @@ def matmul(case: Absorption, turned: Turned = _as_it_is, alpha: float = 1.0) -> 
         parts = terms.reshape(along) * factor.astype(np.float64)
         out = rank - 1 if at == 1 else rank - 2 + vector
         shape = tuple(-1 if k == out else 1 for k in range(rank))
+        if at == 1 and not rank:  # The last axis is the last, whatever the rank.
+            shape = (-1,)
         image = ShiftImage(
             alpha * parts.sum(axis=max(columns, 0)).reshape(shape),
             abs(alpha) * np.abs(parts).sum(axis=max(columns, 0)).reshape(shape),

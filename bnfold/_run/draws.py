@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bnfold._run.nodes import subgraphs
+from bnfold._onnx.read.scopes import opset_of
+from bnfold._run.nodes import RANDOM, subgraphs
 from bnfold._run.noise import Array
 
-_DRAWING = ("Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+# How often a Multinomial takes which number depends on all that it reads: a table does not say it.
+_FIXED = RANDOM - {"Multinomial"}
 _LONGEST = 4099
+_MOST_WAYS = 6
+Form = tuple[str, list[bytes]]
+"""The type of an operator that draws, and its attributes."""
 _FIRST_WITH_RANGE, _FIRST_WITH_CAST_LIKE = 11, 15
 
 
@@ -27,16 +33,19 @@ _FIRST_WITH_RANGE, _FIRST_WITH_CAST_LIKE = 11, 15
 class FixedDraws:
     """Replaces the random numbers of a model by fixed ones, in bodies and functions too.
 
-    ``seed`` says which numbers.
+    ``seed`` says which numbers, ``order`` which operator has which of them: by its place among
+    those of the file, without an order.
     """
 
     seed: int
+    order: tuple[int, ...] = ()
 
     def __call__(self, model: onnx.ModelProto) -> None:
         """Replace them, in place."""
-        for number, (nodes, node, opset) in enumerate(list(_draws(model))):
+        for place, (nodes, node, opset) in enumerate(list(_draws(model))):
+            number = self.order[place] if self.order else place
             replacing = _fixed(node, opset, f"{node.output[0]}/drawn", [self.seed, number])
-            at = next(place for place, each in enumerate(nodes) if each is node or each == node)
+            at = next(k for k, each in enumerate(nodes) if each is node or each == node)
             rest = [*nodes[:at], *replacing, *nodes[at + 1 :]]
             del nodes[:]
             nodes.extend(rest)
@@ -46,13 +55,48 @@ class FixedDraws:
         return "both models draw the same numbers: fixed ones in place of random ones"
 
 
-def fixed_draws(original: onnx.ModelProto, folded: onnx.ModelProto, seed: int) -> FixedDraws | None:
-    """How to let both models draw the same.
+def ways_to_draw(
+    original: onnx.ModelProto, folded: onnx.ModelProto, seed: int
+) -> list[FixedDraws | None]:
+    """How the folded model may draw what the original does by `FixedDraws` without an order.
 
-    None where they do not draw, or do not have the same drawing operators in the same order.
+    Likelier ways come first. Operators of one form belong together by the names of what they write,
+    by their order in the file, or in any other way. None stands for models that draw for
+    themselves: there is no way, or names do not tell it and there are more than are tried.
     """
-    ours, theirs = ([_form(node) for _, node, _ in _draws(m)] for m in (original, folded))
-    return FixedDraws(seed) if ours and ours == theirs else None
+    ours, theirs = (
+        [(node.output[0], _form(node)) for _, node, _ in _draws(model)]
+        for model in (original, folded)
+    )
+    places = {name: place for place, (name, _) in enumerate(ours)}
+    ways: dict[tuple[int, ...], None] = {}
+    named = len(places) == len(ours) and sorted(ours) == sorted(theirs)
+    if named:
+        ways[tuple(places[name] for name, _ in theirs)] = None
+    if [form for _, form in ours] == [form for _, form in theirs]:
+        ways[tuple(range(len(ours)))] = None
+    others = _orders([form for _, form in ours], [form for _, form in theirs])
+    ways |= dict.fromkeys(islice(others, _MOST_WAYS + 1))
+    if not ours or not ways:
+        return [None]
+    tried = [FixedDraws(seed, way) for way in islice(ways, _MOST_WAYS)]
+    return [*tried, None] if len(ways) > _MOST_WAYS and not named else [*tried]
+
+
+def _orders(ours: Sequence[Form], theirs: Sequence[Form]) -> Iterator[tuple[int, ...]]:
+    """All orders in which each operator of the folded model has one of its form."""
+    if len(ours) != len(theirs):
+        return
+
+    def orders(left: tuple[int, ...], at: int) -> Iterator[tuple[int, ...]]:
+        if at == len(theirs):
+            yield ()
+        for place in left:
+            if ours[place] == theirs[at]:
+                rest = tuple(other for other in left if other != place)
+                yield from ((place, *order) for order in orders(rest, at + 1))
+
+    yield from orders(tuple(range(len(ours))), 0)
 
 
 def _draws(model: onnx.ModelProto) -> Iterator[tuple[Any, onnx.NodeProto, int]]:
@@ -62,7 +106,7 @@ def _draws(model: onnx.ModelProto) -> Iterator[tuple[Any, onnx.NodeProto, int]]:
     ]
     holders += [(function.node, function.opset_import) for function in model.functions]
     for nodes, imports in holders:
-        opset = next((each.version for each in imports if each.domain in ("", "ai.onnx")), 0)
+        opset = opset_of(imports)
         if opset >= _FIRST_WITH_RANGE:
             for holder, node in _within(nodes):
                 yield holder, node, opset
@@ -70,13 +114,13 @@ def _draws(model: onnx.ModelProto) -> Iterator[tuple[Any, onnx.NodeProto, int]]:
 
 def _within(nodes: Any) -> Iterator[tuple[Any, onnx.NodeProto]]:
     for node in nodes:
-        if node.op_type in _DRAWING and node.domain in ("", "ai.onnx"):
+        if node.op_type in _FIXED and node.domain in ("", "ai.onnx"):
             yield nodes, node
         for body in subgraphs(node):
             yield from _within(body.node)
 
 
-def _form(node: onnx.NodeProto) -> tuple[str, list[bytes]]:
+def _form(node: onnx.NodeProto) -> Form:
     return node.op_type, sorted(each.SerializeToString() for each in node.attribute)
 
 

@@ -8,7 +8,7 @@ name that is wanted; it is called otherwise then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,28 +16,35 @@ import onnx
 
 from bnfold._onnx.read.scopes import Names, read_scopes
 from bnfold._run.hoist import rename
+from bnfold._run.nodes import own_inputs
 
 _MOST_TOLD = 4
+_MOST_BY_TYPE = 8
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """Gives inputs and outputs of a model other names; each mapping is from the old name."""
+    """Gives inputs and outputs of a model other names; each mapping is from the old name.
+
+    ``order`` has the names that they get, in the order that they get.
+    """
 
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
+    order: tuple[str, ...]
 
     def __call__(self, model: onnx.ModelProto) -> None:
         """Rename, in place. An Identity stands between the new name and the old one."""
         graph, names = model.graph, Names(model, read_scopes(model))
         made = {name for node in graph.node for name in node.output}
-        made |= {tensor.name for tensor in graph.initializer}
-        for name in {*self.inputs.values(), *self.outputs.values()} & made:
+        stored = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
+        made |= {tensor.name for tensor in stored}
+        for name in sorted({*self.inputs.values(), *self.outputs.values()} & made):
             fresh = names.fresh(name)
             for node in graph.node:
                 node.output[:] = [fresh if each == name else each for each in node.output]
-            for tensor in graph.initializer:
-                tensor.name = fresh if tensor.name == name else tensor.name
+            for named in (*stored, *graph.value_info):
+                named.name = fresh if named.name == name else named.name
             rename(graph, name, fresh)
         before = [_identity(new, old) for old, new in self.inputs.items()]
         after = [_identity(old, new) for old, new in self.outputs.items()]
@@ -48,16 +55,23 @@ class Renamed:
             value.name = self.inputs.get(value.name, value.name)
         for value in graph.output:
             value.name = self.outputs.get(value.name, value.name)
+        places = {name: place for place, name in enumerate(self.order)}
+        for ports in (graph.input, graph.output):
+            ports.sort(key=lambda value: places.get(value.name, len(places)))
 
     def told(self) -> str:
         """What is paired, in words."""
+        return f"names differ, so the two are paired in their {self.listed(' by position')}"
+
+    def listed(self, how: str = "") -> str:
+        """The pairs of inputs and of outputs, in words."""
         said = []
         for what, names in (("inputs", self.inputs), ("outputs", self.outputs)):
             if names:
                 pairs = [f"{new} is {old}" for old, new in names.items()]
                 more = ["…"] if len(pairs) > _MOST_TOLD else []
-                said.append(f"{what} by position: {', '.join(pairs[:_MOST_TOLD] + more)}")
-        return f"names differ, so the two are paired in their {'; '.join(said)}"
+                said.append(f"{what}{how}: {', '.join(pairs[:_MOST_TOLD] + more)}")
+        return "; ".join(said)
 
 
 def renamed(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | None:
@@ -66,7 +80,7 @@ def renamed(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | Non
     None where all names agree, and where position does not tell: there are more ports on one side,
     a name stands at two places, or types or shapes differ.
     """
-    inputs = _paired(_inputs(original.graph), _inputs(folded.graph))
+    inputs = _paired(own_inputs(original.graph), own_inputs(folded.graph))
     outputs = _paired(list(original.graph.output), list(folded.graph.output))
     if inputs is None or outputs is None or not (inputs or outputs):
         return None
@@ -74,13 +88,80 @@ def renamed(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | Non
         value.name for value in (*folded.graph.input, *folded.graph.output)
     ):
         return None
-    return Renamed(inputs, outputs)
+    ports = (*own_inputs(original.graph), *original.graph.output)
+    return Renamed(inputs, outputs, tuple(value.name for value in ports))
 
 
-def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    stored = {tensor.name for tensor in graph.initializer}
-    stored |= {tensor.values.name for tensor in graph.sparse_initializer}
-    return [value for value in graph.input if value.name not in stored]
+def renamed_by_type(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | None:
+    """How to rename the ports of a folded model by their types alone, where position does not tell.
+
+    Names that both have stay. None where no names differ, where types do not fit, and where there
+    are too many such ports.
+    """
+    found = []
+    for wanted, given in (
+        (own_inputs(original.graph), own_inputs(folded.graph)),
+        (list(original.graph.output), list(folded.graph.output)),
+    ):
+        ours, theirs = ({value.name: value.type for value in ports} for ports in (wanted, given))
+        kept = ours.keys() & theirs.keys()
+        left, right = ([n for n in names if n not in kept] for names in (ours, theirs))
+        if len(left) != len(right) or len(left) > _MOST_BY_TYPE:
+            return None
+        if not all(_agree(ours[name], theirs[name]) for name in kept):
+            return None
+        way = next(_ways(list(zip(right, left, strict=True)), ours, theirs), None)
+        if way is None:
+            return None
+        found.append(way)
+    inputs, outputs = found
+    ports = (*own_inputs(original.graph), *original.graph.output)
+    names = tuple(value.name for value in ports)
+    return Renamed(inputs, outputs, names) if inputs or outputs else None
+
+
+def ways_of_inputs(
+    pairing: Renamed, original: onnx.ModelProto, folded: onnx.ModelProto
+) -> Iterator[dict[str, str]]:
+    """All ways to pair the inputs that a pairing renames, where types and shapes agree; that of the
+    pairing is the first.
+    """
+    wanted = {value.name: value.type for value in own_inputs(original.graph)}
+    given = {value.name: value.type for value in own_inputs(folded.graph)}
+    return _ways(list(pairing.inputs.items()), wanted, given)
+
+
+def may_be(
+    pairing: Renamed, original: onnx.ModelProto, folded: onnx.ModelProto
+) -> dict[str, list[str]]:
+    """For each output those of the original that it may be: that of its name or, where a pairing
+    renames it, those of its type.
+    """
+    wanted = {value.name: value.type for value in original.graph.output}
+    return {
+        value.name: [new for new in pairing.outputs.values() if _agree(wanted[new], value.type)]
+        if value.name in pairing.outputs
+        else [value.name]
+        for value in folded.graph.output
+    }
+
+
+def _ways(
+    pairs: Sequence[tuple[str, str]],
+    wanted: Mapping[str, onnx.TypeProto],
+    given: Mapping[str, onnx.TypeProto],
+) -> Iterator[dict[str, str]]:
+    """All ways to pair names, where types agree; that of ``pairs`` is the first."""
+    if not pairs:
+        yield {}
+        return
+    (old, _), *others = pairs
+    for place, (_, new) in enumerate(pairs):
+        if _agree(wanted[new], given[old]):
+            left = [name for number, (_, name) in enumerate(pairs) if number != place]
+            rest = zip((name for name, _ in others), left, strict=True)
+            for way in _ways(list(rest), wanted, given):
+                yield {old: new, **way}
 
 
 def _paired(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,41 +15,47 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from bnfold._run.bounds import Exhausted
-from bnfold._run.flavours import Flavour, draw_floats
+from bnfold._run.flavours import IMAGE_RANK, Flavour, draw_floats
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array, has_steps
 from bnfold._run.perturbable_model import Layer
 from bnfold._run.session import EngineError
+from bnfold._run.torch_modes import Narrowed, Widened
+from bnfold._run.torch_outputs import Leaf, named_leaves
 from bnfold._run.torch_trace import RANDOM, Traced, Use, traced
 from bnfold._system import memory
 from bnfold._torch.module.fold import Example, copied
+from bnfold._torch.read.untraceable import first_line
 from bnfold._torch.tensors import DTYPES, from_numpy, to_numpy
 
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a module: example inputs. A run may replace their floats, by number."""
+    """The arguments of a module: example inputs. A run may replace their tensors, by number."""
 
     example: Example
 
     def feeds(self) -> dict[str, Array]:
-        """The floats of the example, by name."""
+        """The floats of the example, and images of bytes, by name."""
         return {
-            f"input {number}": to_numpy(leaf)
-            for number, leaf in enumerate(self._leaves())
-            if isinstance(leaf, Tensor) and leaf.dtype in DTYPES
+            name: to_numpy(leaf)
+            for name, leaf in self.tensors().items()
+            if leaf.dtype in DTYPES or _is_bytes(leaf)
         }
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the example, by name."""
+        leaves = pytree.tree_leaves((self.example.args, dict(self.example.kwargs)))
+        numbered = enumerate(leaves)
+        return {f"input {number}": leaf for number, leaf in numbered if isinstance(leaf, Tensor)}
+
     def sets(self, seed: int, flavours: Sequence[Flavour] = ()) -> list[InputSet]:
-        """The example, and an input set of each kind with drawn numbers for the floats."""
+        """The example, and an input set of each kind with drawn numbers for what may be drawn."""
         given = self.feeds()
         found = [InputSet("example", given)]
         for number, flavour in enumerate(flavours if given else ()):
             rng = np.random.default_rng([seed, number])
-            drawn = {
-                name: draw_floats(rng, flavour, values.shape).astype(values.dtype)
-                for name, values in given.items()
-            }
+            drawn = {name: _drawn(rng, flavour, values) for name, values in given.items()}
             found.append(InputSet(flavour, drawn))
         return found
 
@@ -69,18 +75,40 @@ class Call:
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         return args, kwargs
 
-    def _leaves(self) -> list[Any]:
-        return pytree.tree_leaves((self.example.args, dict(self.example.kwargs)))
+
+def _is_bytes(tensor: Tensor) -> bool:
+    """Whether a tensor is an image whose pixels are bytes."""
+    return tensor.dtype in (torch.uint8, torch.int8) and tensor.dim() >= IMAGE_RANK - 1
+
+
+def _drawn(rng: np.random.Generator, flavour: Flavour, example: Array) -> Array:
+    """Numbers of a kind in the shape and type of an example; bytes take all their values."""
+    if example.dtype.kind in "iu":
+        limits = np.iinfo(example.dtype)
+        return np.asarray(
+            rng.integers(limits.min, int(limits.max) + 1, example.shape, limits.dtype)
+        )
+    return draw_floats(rng, flavour, example.shape).astype(example.dtype)
 
 
 class TorchModel:
     """See `PerturbableModel`.
 
-    With ``double`` it runs in float64: weights are moved in their own type, then widened.
+    With ``double`` it runs in float64: weights are moved in their own type, then widened. Code that
+    asks for a narrower type gets float64 there, unless it does not run like that.
+
+    Attributes:
+        outputs: the names of what the last run has put out; a name says where it stands.
     """
 
-    def __init__(self, module: nn.Module, call: Call, *, double: bool) -> None:
-        """Copy a module; the copy runs. Raises `UsageError` where it cannot be copied."""
+    def __init__(
+        self, module: nn.Module, call: Call, *, double: bool, numbers_move: bool = False
+    ) -> None:
+        """Copy a module; the copy runs. Raises `UsageError` where it cannot be copied.
+
+        With ``numbers_move``, the numbers in the module's code are rounded to float32 wherever
+        weights are moved: ONNX holds ε and other attributes so.
+        """
         stored = (*module.named_parameters(), *module.named_buffers())
         self.weights: dict[str, Array] = {
             name: values
@@ -92,13 +120,20 @@ class TorchModel:
         self._name = type(module).__name__
         self._double = double
         self._call = call
+        self._numbers_move = numbers_move
+        self._widened = double
+        self.outputs: list[str] = []
 
     def run(
         self, feeds: Mapping[str, Array], moved: Mapping[str, Array] | None = None
     ) -> list[Any]:
-        """The tensors that the module puts out, in order; see `PerturbableModel.run`."""
+        """What the module puts out, in order; see `PerturbableModel.run`."""
         args, kwargs = self._call.filled(feeds, self._double)
-        return [_plain(leaf) for leaf in self._outputs(self._placed(moved or {}), args, kwargs)]
+        narrow = moved is not None and self._numbers_move
+        with Narrowed() if narrow else nullcontext():
+            found = self._outputs(self._placed(moved or {}), args, kwargs)
+        self.outputs = [name for name, _ in found]
+        return [_plain(leaf) for _, leaf in found]
 
     def layers(self, touched: Collection[str]) -> list[Layer]:
         """See `PerturbableModel.layers`. An operator counts by the first weight that it reads.
@@ -127,6 +162,11 @@ class TorchModel:
         outputs = self._traced.outputs
         return {number for number, names in enumerate(outputs) if not wanted.isdisjoint(names)}
 
+    def weights_of(self, outputs: Iterable[int]) -> frozenset[str]:
+        """The names of the weights that some outputs depend on, by the numbers of these."""
+        found = frozenset[str]().union(*(self._traced.outputs[number] for number in outputs))
+        return found & self.weights.keys()
+
     def plantable_weights(self) -> Collection[str]:
         """The names of the weights to plant errors in.
 
@@ -153,9 +193,13 @@ class TorchModel:
         """
         args, kwargs = self._call.filled({}, self._double)
         stored = dict((*self._module.named_parameters(), *self._module.named_buffers()))
-        inputs = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        inputs = Call(Example(args, kwargs)).tensors()
+
+        def outputs_of_a_run() -> list[Leaf]:
+            return [leaf for _, leaf in self._outputs({}, args, kwargs)]
+
         try:
-            return traced(stored, inputs, lambda: self._outputs({}, args, kwargs))
+            return traced(stored, inputs, outputs_of_a_run)
         except EngineError:
             outputs = len(self.run({}))
         matrices = [name for name, values in self.weights.items() if values.ndim > 1]
@@ -170,21 +214,31 @@ class TorchModel:
             if name in own
         }
 
-    def _outputs(self, placed: dict[str, Tensor], args: Any, kwargs: Any) -> list[Tensor]:
-        """The tensors that the module puts out with some tensors in place of its weights."""
+    def _outputs(self, placed: dict[str, Tensor], args: Any, kwargs: Any) -> list[tuple[str, Leaf]]:
+        """What the module puts out with some tensors in place of its weights, with names."""
+        if self._widened:
+            try:
+                return self._result(placed, args, kwargs)
+            except Exception as error:
+                if memory.ran_out(error):
+                    raise Exhausted("out of memory") from error
+            self._widened = False
         try:
-            with torch.no_grad():
-                result = functional_call(self._module, placed, args, kwargs)
+            return self._result(placed, args, kwargs)
         except Exception as error:  # The module's own code may raise anything.
             if memory.ran_out(error):
                 raise Exhausted("out of memory") from error
             where = " in float64" if self._double else ""
-            text = f"{self._name} does not run on these inputs{where}: {error}"
+            text = f"{self._name} does not run on these inputs{where}: {first_line(error)}"
             raise EngineError(text) from error
-        return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+    def _result(self, placed: dict[str, Tensor], args: Any, kwargs: Any) -> list[tuple[str, Leaf]]:
+        with torch.no_grad(), Widened() if self._widened else nullcontext():
+            return named_leaves(functional_call(self._module, placed, args, kwargs))
 
 
-def _plain(tensor: Tensor) -> Array:
+def _plain(leaf: Leaf) -> Array:
+    tensor = leaf if isinstance(leaf, Tensor) else torch.from_numpy(np.asarray(leaf))
     return to_numpy(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
 
 

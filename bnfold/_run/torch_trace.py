@@ -63,14 +63,17 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         self._sources: dict[int, frozenset[str]] = {}
         self._held: list[Tensor] = []
         self._turned: dict[int, bool] = {}
+        self._numbers = frozenset[str]()
 
-    def mark(self, tensor: Tensor, name: str) -> None:
-        """Name a tensor: all that is computed from it depends on that name."""
-        self._put(tensor, frozenset((name,)))
+    def mark(self, tensor: Tensor, *names: str) -> None:
+        """Name a tensor: all that is computed from it depends on these names."""
+        self._put(tensor, frozenset(names))
         self._turned[id(tensor)] = False
 
     def of(self, value: Any) -> frozenset[str]:
-        """The names that a tensor depends on."""
+        """The names that a tensor depends on; for a number, all that a number was read from."""
+        if not isinstance(value, Tensor):
+            return self._numbers
         return self._sources.get(id(value), frozenset())
 
     def __torch_dispatch__(
@@ -84,6 +87,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         if torch.Tag.nondeterministic_seeded in func.tags:
             found |= {RANDOM}
         name = func.overloadpacket.__name__
+        if torch.Tag.data_dependent_output in func.tags:
+            self._numbers |= found
         self._use(name, args, operands)
         changed = operands[:1] if func._schema.is_mutable else []
         for tensor in (*pytree.tree_leaves(result), *changed):
@@ -145,14 +150,14 @@ class Traced:
 
 
 def traced(
-    weights: Mapping[str, Tensor], inputs: list[Tensor], run: Callable[[], list[Tensor]]
+    weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor], run: Callable[[], list[Any]]
 ) -> Traced:
     """The trace of a run. The module must use these very tensors as its weights and inputs."""
     trace = _Watch()
     for name, tensor in weights.items():
         trace.mark(tensor, name)
-    for tensor in inputs:
-        trace.mark(tensor, DATA)
+    for name, tensor in inputs.items():
+        trace.mark(tensor, DATA, name)
     with trace:
         outputs = run()
     return Traced(tuple(map(trace.of, outputs)), tuple(trace.uses))

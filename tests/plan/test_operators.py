@@ -87,7 +87,7 @@ def test_a_norm_without_a_place_for_beta_takes_the_scale_alone():
 
 
 def test_what_is_stored_as_integers_does_not_merge():
-    weight = Operand(1, Stored(np.ones((4, 4, 1))), integers=REASON)
+    weight = Operand(1, Stored(np.ones((4, 4, 1))), unmerged=REASON)
     made = replace(convolution(Window()), weight=weight)
     assert made.role.scale_blocked is None
     assert linear_form(made).step == Blocked(REASON)

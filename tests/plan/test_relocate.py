@@ -117,6 +117,32 @@ def test_scale_one_way_and_shift_the_other():
     assert result(made)[1] == {"conv1"}
 
 
+@pytest.mark.parametrize(
+    ("ahead", "own", "stands"),
+    [
+        (SCALE, SCALE, {"mul": [], "bn": ["BatchNormalization"]}),
+        (AffineMap.of(2.0, 0.0, None), SCALE, {"mul": [], "bn": ["BatchNormalization"]}),
+        (AffineMap.of([2.0, 3.0], 0.0, 2), SCALE, {}),
+        (
+            AffineMap.of([2.0, 3.0], 0.0, 2),
+            AffineMap.of(2.0, 0.0, None),
+            {"mul": ["Mul"], "bn": []},
+        ),
+    ],
+    ids=["its channels", "one number", "another axis", "another axis, and one number"],
+)
+def test_a_norm_of_a_tensor_of_unknown_rank_is_written_as_that_norm_or_stays(ahead, own, stands):
+    """It cannot become a Mul, whose constant would need the rank."""
+    fixed = Affine(own, operations=2, absorber=Absorber({1: 2}), composable=False)
+    made = view(
+        ("op", OPAQUE, "x", "a"),
+        ("mul", Affine(ahead), "a", "b"),
+        ("relu", RELU, "b", "c"),
+        ("bn", fixed, "c", "y"),
+    )
+    assert result(made)[0] == stands
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_maximum_needs_scales_that_are_not_negative(sign):
     map_ = AffineMap.of([2.0, 3.0 * sign], [4.0, 5.0], 1)

@@ -18,6 +18,7 @@ import bnfold  # noqa: E402
 from bnfold._command.cli import main  # noqa: E402
 from bnfold._core.affine import AffineMap  # noqa: E402
 from bnfold._judge import normal_form  # noqa: E402
+from bnfold._torch.module.fold import Example  # noqa: E402
 
 BF16 = torch.bfloat16
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -258,7 +259,38 @@ def test_weights_say_nothing_of_models_that_run_other_operators(change):
     assert result.status == ("pass" if change is None else "inconclusive")
 
 
-def test_weights_under_other_names_are_not_compared():
-    one, other = nn.Sequential(nn.Linear(3, 3)), nn.Linear(3, 3)
-    assert normal_form.unexplained(one, one, BF16) == ""
-    assert normal_form.unexplained(one, other, BF16) is None
+def test_weights_under_other_names_are_the_same_weights():
+    """They count by the operators that read them first, not by what they are called."""
+    x = Example((torch.randn(1, 3, dtype=torch.float64),), {})
+    one = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).double().eval()
+    other = nn.Sequential(nn.Identity(), *copy.deepcopy(one)).eval()
+    forms = [normal_form.NormalForm.of(model, x) for model in (one, other)]
+    assert list(forms[0].weights) != list(forms[1].weights)
+    assert forms[0].operators == forms[1].operators
+    assert normal_form.unexplained(*forms, BF16) == ""
+    swapped = normal_form.NormalForm.of(nn.Sequential(*list(one)[::-1]).eval(), x)
+    assert normal_form.unexplained(forms[0], swapped, BF16)
+    shorter = normal_form.NormalForm.of(one[:1].eval(), x)
+    assert normal_form.unexplained(forms[0], shorter, BF16) is None
+
+
+@every_model
+def test_the_models_given_are_not_changed(name):
+    """A program holds the parameters of its module; both stay what they are."""
+    module, x = MODELS[name](), inputs()
+    program = torch.export.export(module, x)
+    bnfold.verify(program, bnfold.fold(program))
+    kinds = {t.dtype for t in module.state_dict().values() if t.is_floating_point()}
+    assert torch.float64 not in kinds
+
+
+@pytest.mark.parametrize("factor", [1.02, 1.2])
+@pytest.mark.parametrize("dtype", [torch.float16, BF16])
+def test_one_wrong_channel_of_two_programs_from_two_modules(dtype, factor):
+    """Their parameters have other names: a bias that folding has made is the program's own."""
+    module, x = lively(Residual()).to(dtype), (inputs()[0].to(dtype),)
+    program, wrong = torch.export.export(module, x), bnfold.fold(module, x)
+    assert bnfold.verify(program, torch.export.export(wrong, x)).status == "pass"
+    with torch.no_grad():
+        wrong.a.weight[1] *= factor
+    assert bnfold.verify(program, torch.export.export(wrong, x)).status != "pass"

@@ -206,6 +206,19 @@ class Stages(nn.Module):
     def by_name(self, x, number=0):
         return getattr(self.parts, f"{number}")(x)
 
+    def by_children(self, x):
+        for part in self.parts.children():
+            x = part(x)
+        return x
+
+    def cut(self, x):
+        return nn.Sequential(*list(self.parts.children())[:-3])(x)
+
+    def by_modules(self, x):
+        for _, part in self.parts._modules.items():
+            x = part(x)
+        return x
+
     def weights(self):
         return [part.weight for part in self.parts if hasattr(part, "weight")]
 
@@ -219,7 +232,10 @@ def test_parts_taken_one_by_one(kind):
     module = ready(Stages(kind))
     folded, methods, keep = warned(module)
     assert isinstance(folded.parts[1], nn.Identity) and keep == ["parts.0"]
-    assert methods == {"outputs", "listed", "first", "up_to", "by_number", "by_name"}
+    assert methods == {
+        *("outputs", "listed", "first", "up_to", "by_number", "by_name"),
+        *("by_children", "cut", "by_modules"),
+    }
     assert torch.allclose(module.second(X), folded.second(X))
 
 
@@ -261,6 +277,31 @@ def test_methods_of_parts_and_the_code_of_the_root():
     assert methods == {"into", "own"} and keep == ["body.conv", "conv2d_1"]
     kept, methods, _ = warned(module, keep=keep)
     assert not methods and isinstance(kept.bn, nn.BatchNorm2d)
+
+
+class Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)))
+
+    def headless(self, x):
+        return nn.Sequential(*list(self.children())[:-2])(x)
+
+    def one_by_one(self, x):
+        for child in self.children():
+            x = child(x)
+        return x
+
+    def train_all(self):
+        for child in self.children():
+            child.train()
+
+
+def test_children_of_the_root():
+    assert warned(ready(Flat()))[1] == {"headless", "one_by_one"}
 
 
 def test_classes_of_pytorch_have_no_other_ways():

@@ -6,7 +6,9 @@ show in the tensor ahead and not, or not always, in the output itself.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
+from bnfold._judge import ahead
+from bnfold._run import draws, nodes
 from bnfold._run.endings import Ahead, Endings
 
 from ..graphs import Piece, bn, const, conv, model, op, subgraph, tensor
@@ -329,3 +333,74 @@ def test_two_draws_are_not_one_that_is_read_twice() -> None:
     assert bnfold.verify(two, one).status != "pass"
     assert bnfold.verify(one, two).status != "pass"
     assert bnfold.verify(two, two).status == "pass"
+
+
+def two_draws(first: str, second: str, *, turned: bool = False) -> ModelProto:
+    """Two operators of one form, each with a layer of its own behind it."""
+    draws = [op("RandomNormalLike", "x", first), op("RandomNormalLike", "x", second)]
+    noisy = [op("Add", f"x {first}", "a"), op("Add", f"x {second}", "b")]
+    return model(
+        *(draws[::-1] if turned else draws),
+        *noisy,
+        conv("conv", "a", "c", (4, 3, 1, 1)),
+        bn("bn", "c", "d", 4),
+        conv("other", "b", "e", (4, 3, 1, 1)),
+        op("Sub", "d e", "y"),
+        x=X,
+    )
+
+
+def of_the_same_numbers(made: ModelProto, other: ModelProto) -> ModelProto:
+    for stored, same in zip(other.graph.initializer, made.graph.initializer, strict=True):
+        stored.CopyFrom(same)
+    return other
+
+
+@pytest.mark.parametrize("names", [("n", "m"), ("4", "5"), ("m", "n")])
+def test_draws_in_another_order_are_the_same_draws(names: tuple[str, str]) -> None:
+    """By the names of what they write, or else in whatever order makes the two agree."""
+    made = two_draws("n", "m")
+    other = of_the_same_numbers(made, two_draws(*names, turned=True))
+    folded = bnfold.fold(other)
+    assert bnfold.verify(made, folded).status == "pass"
+    assert bnfold.verify(made, wrong(folded)).status == "fail"
+
+
+def test_more_draws_than_are_tried_in_every_order_say_nothing() -> None:
+    def drawing(*names: str) -> ModelProto:
+        draws = [op("RandomNormalLike", "x", name) for name in names]
+        join = op("Concat", " ".join(names), "j", axis=1)
+        return model(*draws, join, conv("conv", "j", "y", (4, 3 * len(names), 1, 1)), x=X)
+
+    made = drawing(*"abcd")
+    other = of_the_same_numbers(made, drawing(*"efgh"))
+    assert bnfold.verify(made, other).status == "pass"
+    assert bnfold.verify(made, wrong(other)).status == "inconclusive"
+    named = of_the_same_numbers(made, drawing(*"abcd"))
+    assert bnfold.verify(made, wrong(named)).status == "fail"
+
+
+def test_a_multinomial_is_no_draw_that_a_table_gives() -> None:
+    assert Counter(draws._FIXED) == Counter(nodes.RANDOM - {"Multinomial"})
+
+
+def test_a_tensor_ahead_without_a_check_settles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both tensors ahead of the output differ or agree; the check of one of them is lost."""
+    made = ending(
+        conv("second", "x", "v", (4, 3, 3, 3)),
+        bn("bn_2", "v", "u", 4),
+        op("ArgMax", "t", "p", axis=1),
+        op("ArgMin", "u", "q", axis=1),
+        op("Sub", "p q", "y"),
+        kind=INT,
+    )
+    folded = bnfold.fold(made)
+    assert bnfold.verify(made, folded).status == "pass"
+    compared = ahead.looked_at_again
+
+    def losing(*given: Any) -> Any:
+        found = compared(*given)
+        return replace(found, checks=[each for each in found.checks if each.output != "u"])
+
+    monkeypatch.setattr(ahead, "looked_at_again", losing)
+    assert bnfold.verify(made, folded).status != "pass"

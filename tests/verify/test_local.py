@@ -17,7 +17,7 @@ from bnfold._onnx.fold import prepare
 from bnfold._proof import local_probe
 from bnfold._proof.certificate import certify
 from bnfold._proof.checked_model import CheckedModel
-from bnfold._proof.evidence import Mismatch, Obstacle
+from bnfold._proof.evidence import Mismatch
 from bnfold._run.bounds import Bounds
 from bnfold._run.input_sets import InputSet
 
@@ -153,9 +153,7 @@ def test_folds_of_real_models_on_what_they_hold(name: str, tmp_path: Path) -> No
     applied = prepare(made, path.parent).apply().applied
     activations = Activations(path, None, Settings(), Bounds())
     found = certify(onnx.load(path), made, applied, path.parent, path.parent, activations.numbers)
-    left = {one.into: one.unchecked.obstacle for one in found if one.unchecked}
-    assert left == ({"Reshape.4": Obstacle.NOT_DRAWABLE} if name == "cls" else {})
-    assert all(one.holds or one.into in left for one in found)
+    assert all(one.holds for one in found)
     by_law = {fold.law for fold, one in zip(applied, found) if one.probe is None}
     assert by_law <= {"absorb", "cross", "merge"}
     assert sum(one.probe is not None for one in found) > len(found) / 2

@@ -11,9 +11,11 @@ from onnx import ModelProto, TensorProto, helper
 
 import bnfold
 from bnfold._run.hoist import rename
+from bnfold._run.ports import renamed
 
 from ..graphs import bn, const, conv, model, op, rand, subgraph
 
+X = (1, 3, 8, 8)
 TWO = {"a": (1, 3, 8, 8), "b": (1, 3, 8, 8)}
 
 
@@ -122,13 +124,36 @@ def moved_name(made: ModelProto) -> None:
 
 def wrong_weight(made: ModelProto) -> None:
     called(made, y="o0")
+    wrong_weight_in(made)
+
+
+def wrong_weight_in(made: ModelProto) -> None:
     weight = max(made.graph.initializer, key=lambda tensor: len(tensor.dims))
     values = onnx.numpy_helper.to_array(weight) * np.float32(1.02)
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
 
 
+def wrong_weight_of_two(made: ModelProto) -> None:
+    wrong_weight(made)
+    called(made, z="o1")
+
+
+def wrong_weight_of_swapped(made: ModelProto) -> None:
+    swapped(made)
+    wrong_weight(made)
+
+
 @pytest.mark.parametrize(
-    "spoil", [swapped, one_output, other_type, other_shape, moved_name, wrong_weight]
+    "spoil",
+    [
+        one_output,
+        other_type,
+        other_shape,
+        moved_name,
+        wrong_weight,
+        wrong_weight_of_two,
+        wrong_weight_of_swapped,
+    ],
 )
 def test_what_position_does_not_tell_or_what_differs_fails(
     spoil: Callable[[ModelProto], None],
@@ -137,3 +162,108 @@ def test_what_position_does_not_tell_or_what_differs_fails(
     other = bnfold.fold(made)
     spoil(other)
     assert bnfold.verify(made, other).status == "fail"
+
+
+# --- ports of one type in another order ----------------------------------------------------------
+
+
+def turned_inputs(made: ModelProto) -> None:
+    """Its inputs in the other order, and other names for them."""
+    made.graph.input.reverse()
+    called(made, a="i", b="j")
+
+
+def turned_all(made: ModelProto) -> None:
+    turned_inputs(made)
+    swapped(made)
+
+
+@pytest.mark.parametrize("turn", [swapped, turned_inputs, turned_all])
+def test_another_order_is_no_failure(turn: Callable[[ModelProto], None]) -> None:
+    """A right fold whose renamed ports lie in another order: nothing but values tells that."""
+    made = original()
+    other = bnfold.fold(made)
+    turn(other)
+    for inputs in (None, {name: rand(*shape) for name, shape in TWO.items()}):
+        result = bnfold.verify(made, other, inputs=inputs)
+        assert result.status == "inconclusive"
+        assert "paired by position the two differ, but they agree in another order" in str(result)
+        assert {check.status for check in result.checks} == {"pass"}
+
+
+def test_another_order_of_other_types_is_no_failure() -> None:
+    """Position does not fit the types then; names that both have stay where they are."""
+
+    def made(*outputs: str) -> ModelProto:
+        found = model(
+            conv("conv", "x", "y", (4, 3, 1, 1)),
+            op("ArgMax", "y", "k", axis=1),
+            op("ReduceMean", "y", "m", keepdims=0),
+            x=X,
+            y="y k m",
+        )
+        types = {"y": (TensorProto.FLOAT, [1, 4, 8, 8]), "k": (TensorProto.INT64, [1, 1, 8, 8])}
+        types["m"] = (TensorProto.FLOAT, [])
+        del found.graph.output[:]
+        for name in outputs:
+            found.graph.output.append(helper.make_tensor_value_info(name, *types[name]))
+        return found
+
+    one = made("y", "k", "m")
+    for order, names in (("mky", {"y": "a", "k": "b", "m": "c"}), ("kym", {"y": "a", "k": "b"})):
+        other = made(*order)
+        for stored, same in zip(other.graph.initializer, one.graph.initializer, strict=True):
+            stored.CopyFrom(same)
+        called(other, **names)
+        result = bnfold.verify(one, other)
+        assert result.status == "inconclusive"
+        assert "a" in result.notes[0] and "in another order" in result.notes[0]
+        wrong_weight_in(other)
+        assert bnfold.verify(one, other).status == "fail"
+
+
+def test_three_outputs_in_another_order() -> None:
+    made = model(*(conv(f"c{k}", "x", f"y{k}", (4, 3, 1, 1)) for k in range(3)), x=X, y="y0 y1 y2")
+    other = ModelProto()
+    other.CopyFrom(made)
+    other.graph.output.insert(0, other.graph.output.pop())
+    called(other, y0="p", y1="q", y2="r")
+    assert bnfold.verify(made, other).status == "inconclusive"
+    other.graph.node[1].input[1] = "c0.w"
+    assert bnfold.verify(made, other).status == "fail"
+
+
+def test_more_ways_than_are_tried_say_nothing() -> None:
+    """Five inputs may belong together in 120 ways, and the first that is right is not among those
+    that are tried; of four all are.
+    """
+    for count, status in ((4, "fail"), (5, "inconclusive")):
+        names = [f"x{k}" for k in range(count)]
+        made = model(
+            op("Concat", " ".join(names), "j", axis=1),
+            conv("c", "j", "y", (4, 3 * count, 1, 1)),
+            x=dict.fromkeys(names, X),
+        )
+        other = ModelProto()
+        other.CopyFrom(made)
+        called(other, **{name: f"i{name}" for name in names})
+        assert bnfold.verify(made, other).status == "pass"
+        stored = other.graph.initializer[0]
+        values = onnx.numpy_helper.to_array(stored) * np.float32(1.02)
+        stored.CopyFrom(onnx.numpy_helper.from_array(values, stored.name))
+        result = bnfold.verify(made, other)
+        assert result.status == status
+        assert ("more than 24 other ways" in str(result)) == (count == 5)
+
+
+def test_notes_on_an_inner_tensor_follow_its_name() -> None:
+    made = called(original(), y="153")
+    other = bnfold.fold(made)
+    other.graph.node.append(helper.make_node("Identity", ["153"], ["161"]))
+    other.graph.output[0].name = "161"
+    other.graph.value_info.append(helper.make_tensor_value_info("153", TensorProto.FLOAT, [7]))
+    pairing = renamed(made, other)
+    assert pairing is not None
+    pairing(other)
+    assert [value.name for value in other.graph.value_info] == ["153_1"]
+    assert [value.name for value in other.graph.output] == ["153", "z"]

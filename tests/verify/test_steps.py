@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -9,7 +11,10 @@ import pytest
 from onnx import numpy_helper
 
 import bnfold
+from bnfold._judge import between_quantizers
 from bnfold._judge.deployment import Deployment
+from bnfold._judge.onnx_bench import OnnxBench
+from bnfold._judge.verdict import Cause
 from bnfold._run.quantizers import quantizers
 
 from ..graphs import const, conv, model, op
@@ -96,6 +101,29 @@ def test_a_step_at_a_border_is_no_failure(dynamic, behind):
     for label in ("conv", "last") if behind else ("conv",):
         bad = wrong(after, weight_of(after, label))
         assert bnfold.verify(m, bad, inputs=x).status == "fail"
+
+
+def test_parts_that_settle_nothing_excuse_no_more_than_steps(monkeypatch):
+    """A difference of a step is open then. One that steps do not explain is a failure."""
+    m = network()
+    after = bnfold.fold(m)
+    x = {"x": at_borders(m, after)}
+    parts = between_quantizers._parts
+
+    def open_parts(*given):
+        found, checks = parts(*given)
+        return found, [replace(one, status="inconclusive", cause=Cause.CONSTANT) for one in checks]
+
+    def status(model):
+        (check,) = bnfold.verify(m, model, inputs=x).checks
+        return check.status
+
+    monkeypatch.setattr(between_quantizers, "_parts", open_parts)
+    assert status(after) == "inconclusive"
+    for label in ("conv", "last"):
+        assert status(wrong(after, weight_of(after, label), 3.0)) == "fail"
+    monkeypatch.setattr(OnnxBench, "moved_by_steps", lambda *given: {})
+    assert status(wrong(after, weight_of(after, "last"), 3.0)) == "inconclusive"
 
 
 @pytest.mark.parametrize("number", [1, 2])

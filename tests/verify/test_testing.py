@@ -140,5 +140,5 @@ def test_options_that_modules_of_pytorch_do_not_take(options):
     """Better said than passed over."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     module = torch.nn.Linear(2, 2).eval()
-    with pytest.raises(bnfold.UsageError, match="only seed is for models of PyTorch"):
+    with pytest.raises(bnfold.UsageError, match=r"of PyTorch.* example inputs"):
         bnfold.verify(module, module, (torch.randn(1, 2),), **options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +133,13 @@ def folded(made: ModelProto, folder: Path, **options: Any) -> Outcome:
 # --- the ways of being unchecked ----------------------------------------------------------------
 
 
-def reshaped() -> ModelProto:
+def shaped(kind: str) -> ModelProto:
     """To a shape that only the data of a run has."""
     made = model(
         conv("one", "x", "a", (4, 3, 1, 1)),
         op("Shape", "x", "s"),
         op("Sub", "s more", "t"),
-        op("Reshape", "a t", "c", name="reshape"),
+        op(kind, "a t", "c", name="shaped"),
         const("Mul", "c", "d", np.float32(2.0), name="mul"),
         op("Sigmoid", "d", "y"),
         x=("n", 3, "h", "w"),
@@ -181,7 +182,7 @@ def break_runs(patch: pytest.MonkeyPatch) -> None:
 WAYS: dict[str, tuple[Callable[[], ModelProto], str, Obstacle]] = {
     "unknown shape": (lambda: without_shapes(resized()), "cross resize", Obstacle.SHAPE_UNKNOWN),
     "too large": (lambda: crossed((1, 3, 1200, 1200)), "cross relu", Obstacle.TOO_LARGE),
-    "shape of a run": (reshaped, "cross reshape", Obstacle.NOT_DRAWABLE),
+    "shape of a run": (lambda: shaped("Expand"), "cross shaped", Obstacle.NOT_DRAWABLE),
     "empty": (sliced, "cross slice", Obstacle.EMPTY),
     "overflow": (lambda: crossed((2, 3, 5, 5), 3e38), "cross relu", Obstacle.NOT_FINITE),
 }
@@ -195,6 +196,21 @@ def test_a_crossing_that_says_nothing_is_unchecked(way: str, tmp_path: Path) -> 
     assert not found[name].holds
     assert not found[name].fails
     assert all(one.holds for one in found.values() if not one.unchecked)
+
+
+def test_a_scale_across_a_reshape_to_the_shape_of_a_run_is_checked() -> None:
+    """One number for all elements: any target shows whether it is right."""
+    made, after = shaped("Reshape"), ModelProto()
+    after.CopyFrom(made)
+    applied = prepare(after, None).apply().applied
+    assert all(one.holds for one in certify(made, after, applied))
+    at = next(k for k, step in enumerate(applied) if step.law == "cross")
+    related = dict(applied[at].related)
+    relation = related["c"]
+    wrong = [replace(factor, scale=factor.scale * 1.01) for factor in relation.new]
+    related["c"] = replace(relation, new=tuple(wrong))
+    applied[at] = replace(applied[at], related=related)
+    assert certify(made, after, applied)[at].fails
 
 
 def test_an_operator_that_does_not_run_is_unchecked(

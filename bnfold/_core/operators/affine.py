@@ -45,16 +45,18 @@ def with_constant(
     *,
     constant_first: bool = False,
     factor: float = 1.0,
+    last: int | None = None,
 ) -> AffineMap:
     """The map of ``x op c``, or of ``c op f·x`` when the constant comes first.
 
-    ``op`` is one of Add, Sub, Mul and Div; ``shape`` is that of x. Exact where c, aligned from the
+    ``op`` is one of Add, Sub, Mul and Div; ``shape`` is that of x, ``last`` the size of its last
+    axis where that alone is known. Exact where c, aligned from the
     right, varies along one axis at most and does not make x larger.
 
     Raises:
         Refusal: it is no map with one number per channel, or has no finite one.
     """
-    spread = broadcast.spread(constant, shape, label)
+    spread = broadcast.spread(constant, shape, label, last)
     with np.errstate(over="ignore"):
         map_ = broadcast.affine(op, spread, constant_first, label)
     if factor != 1.0:

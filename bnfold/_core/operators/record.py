@@ -17,7 +17,7 @@ from bnfold._core.parameters import Reading, Site
 from bnfold._core.quantized import Quantized
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.stored import Parameter
-from bnfold._core.view import OPAQUE, Absorber, Barrier, Carrier, Role
+from bnfold._core.view import OPAQUE, Absorber, Barrier, Carrier, InputSide, Role
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,23 @@ class Operand:
     """A parameter of an operator: the input that it is, and its constant.
 
     ``missing`` says why there is none that may change. With neither the operator goes without it.
-    ``quantized`` is set where it is stored as integers, which ``integers`` says.
+    ``quantized`` is set where it is stored as integers. ``unmerged`` says why it becomes no part of
+    another constant, though it may take maps in: it is stored as integers, or as a sparse tensor.
     """
 
     position: int
     value: Parameter | None = None
     missing: Reason | None = None
     quantized: Quantized | None = None
-    integers: Reason | None = None
+    unmerged: Reason | None = None
 
     @property
     def stored(self) -> Parameter | None:
         """The constant, None where the operator goes without.
 
-        Raises `Refusal` where it may not change or is stored as integers.
+        Raises `Refusal` where it may not change or become part of another one.
         """
-        reason = self.missing or self.integers
+        reason = self.missing or self.unmerged
         if reason is not None:
             raise Refusal(reason)
         return self.value
@@ -64,12 +65,13 @@ class Operator:
 
     ``data`` are the numbers of the inputs that it computes with and that are no parameters, in the
     order of its law. ``like`` is the shape that it reads, as far as that is known, where it puts
-    out the same.
+    out the same; ``tail`` is the size of the last axis of that where the rank is not known.
     """
 
     label: str = ""
     data: tuple[int, ...] = (0,)
     like: Shape | None = None
+    tail: int | None = None
 
     @property
     def role(self) -> Role:
@@ -85,6 +87,11 @@ class Operator:
     def output(self) -> Shape | None:
         """The shape of what it puts out, as far as the record tells."""
         return self.like
+
+    @property
+    def last(self) -> int | None:
+        """The size of the last axis of what it puts out, where the record tells no rank."""
+        return self.tail
 
     @property
     def deviation(self) -> Vector | None:
@@ -136,16 +143,19 @@ class Unfixed(Operator):
 class Unweighted(Operator):
     """An operator that would take maps in, but for a weight that may not change, and why.
 
-    ``merges``: whether with that weight it would be a step of a linear function.
+    ``merges``: whether with that weight it would be a step of a linear function. ``ahead``: whether
+    maps of what it reads stay for that reason, too.
     """
 
     reason: Reason
     merges: bool = False
+    ahead: bool = False
 
     @property
     def role(self) -> Role:
         """It takes nothing in, for its reason."""
-        return Absorber({}, self.reason, self.reason)
+        side = InputSide(self.data[0], {}, self.reason, self.reason) if self.ahead else None
+        return Absorber({}, self.reason, self.reason, ahead=side)
 
 
 def unfixed(reason: Reason) -> Operator:

@@ -107,7 +107,7 @@ class _PatchWriter:
         gone = tuple(one for one in old if one[0] not in left)
         patch = Patch(scope.path, law, one.into, {**now, **retyped}, one.constants, gone)
         lay(patch, scope, self.context.constants)
-        self._made |= patch.constants.keys()
+        self._made.update(patch.constants)
         self.patches.append(patch)
         return patch
 

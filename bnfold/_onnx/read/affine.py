@@ -123,13 +123,17 @@ def _arithmetic(context: Context, node: NodeProto) -> Operator:
     if values is None:
         message = f"{where} broadcasts by the rules before opset 7"
         raise Refusal(Reason("unsupported-opset", where, message))
-    map_ = with_constant(node.op_type, values, shape, where, constant_first=constant_first)
+    tail = context.last.get(node.input[data]) if shape is None else None
+    map_ = with_constant(
+        node.op_type, values, shape, where, constant_first=constant_first, last=tail
+    )
     return Elementwise(
         label=where,
         data=(data,),
         like=shape,
         map=map_,
-        composable=context.opset >= 7 and (map_.axis is None or shape is not None),
+        tail=tail,
+        composable=context.opset >= 7,
         dtype=constant.dtype,
     )
 

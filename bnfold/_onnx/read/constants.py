@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, SparseTensorProto, TensorProto, helper
 
 from bnfold._core.reasons import Reason
 from bnfold._onnx import tensors
-from bnfold._onnx.read import attributes
+from bnfold._onnx.read import attributes, sparse
 from bnfold._onnx.read.growth import refuse_huge
 from bnfold._onnx.read.norms import NORMS, normalize
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.read.shapes import Shapes
+from bnfold._onnx.read.sizes import Numbers
 
 Array = NDArray[Any]
 
@@ -48,7 +49,8 @@ class Constant:
 
     ``stored`` is the tensor that holds the values and may be rewritten in place, None if there is
     no such tensor. ``protected`` names a parameter that a caller may override and from which the
-    constant is computed, None if there is no such parameter.
+    constant is computed, None if there is no such parameter. ``sparse`` is the sparse tensor that
+    holds the values.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Constant:
     load: Callable[[], Array]
     stored: TensorProto | None = None
     protected: str | None = None
+    sparse: SparseTensorProto | None = None
 
     @property
     def is_float(self) -> bool:
@@ -107,12 +110,16 @@ class Constants:
         if tensor is not None:
             return self._from_tensor(name, tensor, name if name in scope.protected else None)
         if name in scope.sparse:
-            return Reason("dynamic-weight", name, f"{name} is a sparse initializer")
+            return self._from_sparse(name, scope.sparse[name], name in scope.protected)
         if name in scope.inputs:
             if scope.is_function:
                 return Reason("function-parameter", name, f"{name} is an input of the {scope.path}")
             return Reason("dynamic-weight", name, f"{name} is an input of the graph")
         node = scope.nodes[scope.producers[name]]
+        numbers = self._shapes.numbers.get((scope.path, name))
+        if numbers is not None and node.op_type != "Constant":
+            data_type = self._shapes.type(scope, name) or TensorProto.INT64
+            return _settled(name, _integers(numbers, data_type))
         if node.domain not in ("", "ai.onnx") or list(node.output).index(name) != 0:
             return _computed(name, node)
         if any(attribute.ref_attr_name for attribute in node.attribute):
@@ -144,6 +151,25 @@ class Constants:
             protected,
         )
 
+    def _from_sparse(
+        self, name: str, tensor: SparseTensorProto, protected: bool
+    ) -> Constant | Reason:
+        """The constant of a sparse tensor, which is made each time that it is asked for."""
+        base_dir = self._base_dir
+        try:
+            sparse.places(tensor, base_dir)
+        except ValueError as error:
+            return Reason("dynamic-weight", name, f"{name} is a sparse tensor, and {error}")
+        return Constant(
+            name,
+            tuple(tensor.dims),
+            tensor.values.data_type,
+            lambda: sparse.dense(tensor, base_dir),
+            None,
+            name if protected else None,
+            tensor,
+        )
+
     def _from_constant_node(self, name: str, node: NodeProto) -> Constant | Reason:
         if len(node.attribute) != 1:
             return _computed(name, node)
@@ -151,7 +177,7 @@ class Constants:
         if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
             return self._from_tensor(name, attribute.t, None)
         if attribute.name == "sparse_value":
-            return _settled(name, _dense(attribute))
+            return self._from_sparse(name, attribute.sparse_tensor, False)
         if attribute.name in ("value_float", "value_floats"):
             return _settled(name, np.asarray(helper.get_attribute_value(attribute), np.float32))
         if attribute.name in ("value_int", "value_ints"):
@@ -263,21 +289,14 @@ def evaluate(node: NodeProto, inputs: list[Array | None], opset: int) -> Array:
     return np.asarray(values)
 
 
+def _integers(numbers: Numbers, data_type: int) -> Array:
+    """Integers that are computed from sizes, as a tensor."""
+    values = np.asarray(numbers.known, helper.tensor_dtype_to_np_dtype(data_type))
+    return values.reshape(()) if numbers.is_scalar else values
+
+
 def _settled(name: str, values: Array) -> Constant:
     return Constant(name, values.shape, tensors.data_type(values.dtype), lambda: values, None, None)
-
-
-def _dense(attribute: AttributeProto) -> Array:
-    """The dense form of a sparse tensor; indices are linear or one row per entry."""
-    sparse = attribute.sparse_tensor
-    values = numpy_helper.to_array(sparse.values)
-    indices = numpy_helper.to_array(sparse.indices)
-    dense = np.zeros(tuple(sparse.dims), values.dtype)
-    if indices.ndim == 2:
-        dense[tuple(indices.T)] = values
-    else:
-        dense.reshape(-1)[indices] = values
-    return dense
 
 
 def _computed(name: str, node: NodeProto) -> Reason:

@@ -25,13 +25,16 @@ class Context:
     """One graph, its constants and its shapes.
 
     ``derived`` has shapes that ONNX's inference does not give, but the record of an operator does:
-    the rank of a Conv's output is that of its weight.
+    the rank of a Conv's output is that of its weight. ``last`` has the size of the last axis of
+    tensors whose rank is not known, where the record of an operator does: that of a MatMul is the
+    weight's.
     """
 
     scope: Scope
     constants: Constants
     shapes: Shapes
     derived: dict[str, Shape] = field(default_factory=dict)
+    last: dict[str, int] = field(default_factory=dict)
 
     @property
     def opset(self) -> int:
@@ -104,6 +107,9 @@ class Context:
         found = self._usable(node, position)
         if isinstance(found, Reason):
             return Operand(position, missing=found)
+        if found is not None and found.sparse is not None and len(found.shape) > 1:
+            message = f"{found.name} is a sparse tensor, which as a part of another would be none"
+            return Operand(position, found, unmerged=Reason("merge-cost", found.name, message))
         return Operand(position, found)
 
     def weight(self, node: NodeProto, position: int) -> Operand:

@@ -21,7 +21,7 @@ from bnfold._core.products import Contracted, Gated, Multiplied
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
-from bnfold._onnx.read.scopes import label
+from bnfold._onnx.read.scopes import label, type_of
 from bnfold._onnx.read.types import cast_to, conversion
 from bnfold._onnx.read.windows import are_full, windows
 
@@ -41,7 +41,8 @@ _NOT_LINEAR = "Celu Elu Erf Gelu HardSwish Mish Selu Sigmoid Softplus Softsign T
 
 
 def _identity(context: Context, node: NodeProto) -> Operator:
-    return Passing(label=label(node), like=context.shape(node.input[0]))
+    name = node.input[0]
+    return Passing(label=label(node), like=context.shape(name), tail=context.last.get(name))
 
 
 def _cast(context: Context, node: NodeProto) -> Operator:
@@ -55,9 +56,8 @@ def _cast(context: Context, node: NodeProto) -> Operator:
     same = wanted and wanted == read
     if same:
         return _identity(context, node)
-    before = context.scope.producers.get(node.input[0])
-    writer = context.scope.nodes[before] if before is not None else NodeProto()
-    exact = writer.op_type == "Cast" and context.type(writer.input[0]) == wanted
+    writer = context.scope.writer(node.input[0])
+    exact = type_of(writer) == "Cast" and context.type(writer.input[0]) == wanted
     law = conversion(read, wanted, exact) if node.op_type == "Cast" else None
     if law is None:
         return UNKNOWN

@@ -117,6 +117,9 @@ def _read(context: Context, earlier: Mapping[int, Operator], changed: set[str]) 
             if shape is not None and node.output and node.output[0] not in context.derived:
                 context.derived[node.output[0]] = shape
                 changed.add(node.output[0])
+            if known.last is not None and context.last.get(node.output[0]) != known.last:
+                context.last[node.output[0]] = known.last
+                changed.add(node.output[0])
         alone[position] = record = known
         reading = record.reading()
         if position in parts and isinstance(reading.role, Affine | Barrier):

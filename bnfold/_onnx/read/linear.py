@@ -9,7 +9,8 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from bnfold._core.broadcast import Shape
-from bnfold._core.operators.linear import Convolution, gemm, matmul
+from bnfold._core.operators.linear import Convolution
+from bnfold._core.operators.matrices import gemm, matmul
 from bnfold._core.operators.record import (
     UNKNOWN,
     Operand,

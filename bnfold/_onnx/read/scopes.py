@@ -11,7 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    OperatorSetIdProto,
+    SparseTensorProto,
+    TensorProto,
+)
 
 
 @dataclass(eq=False)
@@ -31,7 +40,7 @@ class Scope:
     opset: int
     nodes: list[NodeProto]
     initializers: dict[str, TensorProto] = field(default_factory=dict)
-    sparse: set[str] = field(default_factory=set)
+    sparse: dict[str, SparseTensorProto] = field(default_factory=dict)
     inputs: set[str] = field(default_factory=set)
     outputs: list[str] = field(default_factory=list)
     producers: dict[str, int] = field(default_factory=dict)
@@ -60,6 +69,27 @@ class Scope:
         while scope is not None and not scope.defines(name):
             scope = scope.parent
         return scope
+
+    def writer(self, name: str) -> NodeProto:
+        """The node of this graph that writes a name; an empty one where none does."""
+        position = self.producers.get(name)
+        return NodeProto() if position is None else self.nodes[position]
+
+    def is_read_once(self, name: str) -> bool:
+        """Whether one input of one node of this graph is all that reads a name."""
+        others = name in self.captures or name in self.outputs
+        return len(self.readers.get(name, ())) == 1 and not others
+
+    def origin(self, name: str) -> tuple[Scope | None, str]:
+        """The tensor that Identity operators hand on under a name, and the graph that it is in."""
+        owner = self.owner(name)
+        while owner is not None and name in owner.producers:
+            node = owner.nodes[owner.producers[name]]
+            if type_of(node) != "Identity":
+                break
+            name = node.input[0]
+            owner = owner.owner(name)
+        return owner, name
 
     def uses(self) -> Counter[str]:
         """How often each name defined here is used.
@@ -120,6 +150,13 @@ def typed(node: NodeProto) -> tuple[int, ...]:
     return (1,) if node.op_type == "CastLike" and node.domain in ("", "ai.onnx") else ()
 
 
+def copy_of(node: NodeProto) -> NodeProto:
+    """A node of its own with the same content."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
 def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
     """The graphs a node carries in its attributes, with the attribute's name."""
     for attribute in node.attribute:
@@ -132,14 +169,14 @@ def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
 
 def read_scopes(model: ModelProto) -> list[Scope]:
     """All graphs of a model, outer before inner, local functions last, each under its own path."""
-    opset = _opset(model.opset_import)
+    opset = opset_of(model.opset_import)
     trained = _names_in_training(model)
     scopes = list(_read_graph(model.graph, "", None, opset, model.ir_version, trained))
     for function in model.functions:
         name = "::".join(part for part in (function.domain, function.name) if part)
         overload = getattr(function, "overload", "")
         path = f"function {name}" + (f"#{overload}" if overload else "")
-        scope = Scope(path, function, None, _opset(function.opset_import), list(function.node))
+        scope = Scope(path, function, None, opset_of(function.opset_import), list(function.node))
         scope.inputs.update(function.input)
         scope.outputs.extend(function.output)
         scopes.extend(_index(scope, model.ir_version, trained))
@@ -153,12 +190,9 @@ def read_scopes(model: ModelProto) -> list[Scope]:
     return scopes
 
 
-def _opset(imports: object) -> int:
+def opset_of(imports: Iterable[OperatorSetIdProto]) -> int:
     """The version of the default operator set; 0 where it is not imported."""
-    for entry in imports:  # type: ignore[attr-defined]
-        if entry.domain in ("", "ai.onnx"):
-            return int(entry.version)
-    return 0
+    return next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), 0)
 
 
 def _read_graph(
@@ -171,13 +205,14 @@ def _read_graph(
 ) -> Iterator[Scope]:
     scope = Scope(path, graph, parent, opset, list(graph.node))
     scope.initializers.update((tensor.name, tensor) for tensor in graph.initializer)
-    scope.sparse.update(tensor.values.name for tensor in graph.sparse_initializer)
+    scope.sparse.update((tensor.values.name, tensor) for tensor in graph.sparse_initializer)
     scope.inputs.update(value.name for value in graph.input)
     scope.outputs.extend(value.name for value in graph.output)
     # Before IR version 4 every initializer had to be listed as an input; only since then does
     # the listing say that a caller may override it (ONNX IR specification, "Graphs").
     if ir_version >= 4:
-        scope.protected.update(scope.initializers.keys() & scope.inputs)
+        stored = scope.initializers.keys() | scope.sparse.keys()
+        scope.protected.update(stored & scope.inputs)
     scope.protected.update(scope.initializers.keys() & trained)
     yield from _index(scope, ir_version, trained)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from onnx import (
@@ -20,13 +20,14 @@ from onnx import (
     TensorProto,
     TypeProto,
     ValueInfoProto,
-    shape_inference,
 )
 
 from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import Size
-from bnfold._onnx.read.scopes import Scope, bodies
-from bnfold._onnx.read.sizes import Numbers, computed, dimensions, unknown
+from bnfold._onnx.read.hints import declare, known_shapes
+from bnfold._onnx.read.inference import run
+from bnfold._onnx.read.scopes import Scope, bodies, opset_of
+from bnfold._onnx.read.sizes import Numbers, computed
 from bnfold._onnx.read.stand_ins import stand_in
 from bnfold._onnx.read.types import derive
 
@@ -41,12 +42,14 @@ Tensor = TypeProto.Tensor
 class Shapes:
     """Element types and shapes by graph path and tensor name; a size is None where not known.
 
-    ``symbols`` has a word for each unknown size. Equal words are equal sizes.
+    ``symbols`` has a word for each unknown size. Equal words are equal sizes. ``numbers`` has the
+    integers that the main graph computes from sizes alone, where all of them are known.
     """
 
     types: dict[tuple[str, str], int] = field(default_factory=dict)
     shapes: dict[tuple[str, str], Shape] = field(default_factory=dict)
     symbols: dict[tuple[str, str], tuple[Size, ...]] = field(default_factory=dict)
+    numbers: dict[tuple[str, str], Numbers] = field(default_factory=dict)
 
     def shape(self, scope: Scope, name: str) -> Shape | None:
         """The shape of a name as seen from a graph, or None where its rank is not known."""
@@ -90,17 +93,21 @@ def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) 
     skeleton.opset_import.extend(model.opset_import)
     skeleton.functions.extend(model.functions)
     # Below opset 11 a part that a Slice takes keeps the symbol of the whole.
-    opsets = [item.version for item in model.opset_import if item.domain in ("", "ai.onnx")]
-    symbols = itertools.count() if min(opsets, default=0) >= _FIRST_WITH_SYMBOLS else None
+    opset = opset_of(model.opset_import)
+    symbols = itertools.count() if opset >= _FIRST_WITH_SYMBOLS else None
     _copy_graph(model.graph, skeleton.graph, symbols)
     if equal_dims and symbols is not None:
         _name_sizes(model.graph, skeleton.graph)
-    stand_in(skeleton.graph, max(opsets, default=0), {(f.domain, f.name) for f in model.functions})
-    inferred = _run(skeleton)
+    stand_in(skeleton.graph, opset, {(f.domain, f.name) for f in model.functions})
+    inferred = run(skeleton)
     # From IR version 4 on, an initializer that is also an input is only a default value.
     given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
-    while _hint(inferred.graph, skeleton.graph, given):
-        inferred = _run(skeleton)
+    while declare(inferred.graph, skeleton.graph, given):
+        inferred = run(skeleton)
+    if not model.training_info:  # which may bind what is stored to something else
+        made = {name for node in model.graph.node for name in node.output}
+        numbers = computed(inferred.graph, known_shapes(inferred.graph), given)
+        known.numbers = {("", n): one for n, one in numbers.items() if n in made and one.is_known}
     graphs = {id(scope.graph): scope for scope in scopes}
     _collect(model.graph, inferred.graph, graphs, known)
     return known
@@ -113,140 +120,6 @@ def _name_sizes(source: GraphProto, target: GraphProto) -> None:
         for named, dim in zip(*dims, strict=True):
             if named.dim_param:
                 dim.dim_param = f"named {named.dim_param}"
-
-
-def _run(skeleton: ModelProto) -> ModelProto:
-    for through_data in (True, False):
-        try:
-            return shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=through_data)
-        except Exception:  # What inference raises on an invalid model has no common base.
-            continue
-    return skeleton
-
-
-def _hint(inferred: GraphProto, skeleton: GraphProto, overridable: Collection[str]) -> bool:
-    """Declare output shapes that ONNX's inference does not give. Gives whether any was new."""
-    known = {
-        value.name: value.type.tensor_type
-        for value in (*inferred.input, *inferred.value_info, *inferred.output)
-        if value.type.tensor_type.HasField("shape")
-    }
-    sizes = {name: tuple(dim.dim_value for dim in own.shape.dim) for name, own in known.items()}
-    sizes |= {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
-    hinted = {value.name: value for value in skeleton.value_info}
-    numbers = computed(inferred, known, overridable)
-    stored = {tensor.name: tensor for tensor in inferred.initializer}
-    found = False
-    for node in inferred.node:
-        if len(node.input) < 2 or not node.output:
-            continue
-        hint = None
-        if node.op_type == "Reshape":
-            target = numbers.get(node.input[1]) or unknown(known.get(node.input[1]))
-            source = known.get(node.input[0]) or _of_stored(stored.get(node.input[0]))
-            hint = _of_reshape(node, source, known.get(node.output[0]), target)
-        elif node.op_type == "BatchNormalization":
-            hint = _of_batch_norm(node, known, sizes)
-        name = node.output[0]
-        earlier = hinted.get(name)
-        told = earlier.type.tensor_type if earlier is not None else None
-        if hint is None or not _says_more(hint, known.get(name)) or not _says_more(hint, told):
-            continue
-        value = earlier if earlier is not None else skeleton.value_info.add(name=name)
-        value.type.tensor_type.CopyFrom(hint)
-        found = True
-    return found
-
-
-def _says_more(hint: Tensor, own: Tensor | None) -> bool:
-    """Whether the hint has a size where ``own`` has none, or only a symbol."""
-    if own is None:
-        return True
-    pairs = zip(dimensions(hint), dimensions(own), strict=True)
-    return any(
-        new is not None and new != old and (old is None or isinstance(new, int))
-        for new, old in pairs
-    )
-
-
-def _of_stored(tensor: TensorProto | None) -> Tensor | None:
-    """The type of an initializer."""
-    if tensor is None:
-        return None
-    found = TypeProto.Tensor(elem_type=tensor.data_type)
-    for size in tensor.dims:
-        found.shape.dim.add(dim_value=size)
-    if not tensor.dims:
-        found.shape.SetInParent()
-    return found
-
-
-def _of_reshape(
-    node: NodeProto, source: Tensor | None, own: Tensor | None, target: Numbers | None
-) -> Tensor | None:
-    """The shape of a Reshape's output, from its target; None if nothing is known.
-
-    The output has as many axes as the target has elements. It has as many elements as the input,
-    which may give one missing size. A 0 in the target stands for the size of the input's axis,
-    unless ``allowzero`` is set (ONNX Reshape).
-    """
-    count = None if own is None else len(own.shape.dim)
-    if source is None or (target is not None and count not in (None, len(target.values))):
-        return None
-    hint = TypeProto.Tensor(elem_type=source.elem_type)
-    if own is not None:
-        hint.CopyFrom(own)
-    elif target is None or not target.values:
-        return None
-    keeps = not any(a.name == "allowzero" and a.i for a in node.attribute)
-    for axis, size in enumerate(target.values if target is not None else ()):
-        dim = hint.shape.dim[axis] if own is not None else hint.shape.dim.add()
-        if dim.dim_value > 0:
-            continue
-        if size == 0 and keeps and axis < len(source.shape.dim):
-            dim.CopyFrom(source.shape.dim[axis])
-        elif isinstance(size, str) and not dim.dim_param:
-            dim.dim_param = size
-        elif isinstance(size, int) and size > 0:
-            dim.dim_value = size
-    return _completed(source, hint) or hint
-
-
-def _completed(source: Tensor, own: Tensor) -> Tensor | None:
-    """A shape with its only unknown size filled in, if the source's sizes tell it; else None."""
-    left: list[Size] = [dim.dim_value or dim.dim_param or None for dim in source.shape.dim]
-    product, missing = 1, []
-    for axis, dim in enumerate(own.shape.dim):
-        if dim.dim_value > 0:
-            product *= dim.dim_value
-        elif dim.dim_param and dim.dim_param in left:
-            left.remove(dim.dim_param)
-        else:
-            missing.append(axis)
-    sizes = [size for size in left if isinstance(size, int)]
-    if len(missing) != 1 or len(sizes) < len(left) or math.prod(sizes) % product:
-        return None
-    hint = TypeProto.Tensor()
-    hint.CopyFrom(own)
-    hint.shape.dim[missing[0]].Clear()
-    hint.shape.dim[missing[0]].dim_value = math.prod(sizes) // product
-    return hint if hint.shape.dim[missing[0]].dim_value > 0 else None
-
-
-def _of_batch_norm(
-    node: NodeProto, known: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, ...]]
-) -> Tensor | None:
-    """The shape of a BatchNormalization's output: as many channels as its scale has elements."""
-    own, scale = known.get(node.output[0]), sizes.get(node.input[1], ())
-    if own is None or len(own.shape.dim) < 2 or len(scale) != 1 or scale[0] < 1:
-        return None
-    if own.shape.dim[1].dim_value > 0:
-        return None
-    hint = TypeProto.Tensor()
-    hint.CopyFrom(own)
-    hint.shape.dim[1].Clear()
-    hint.shape.dim[1].dim_value = scale[0]
-    return hint
 
 
 def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int] | None) -> None:
@@ -267,7 +140,10 @@ def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int] |
             stripped.type.tensor_type.ClearField("shape")
     for tensor in source.initializer:
         _copy_tensor(tensor, target.initializer.add())
-    target.sparse_initializer.extend(source.sparse_initializer)
+    for sparse in source.sparse_initializer:  # Inference gives it a type that no operator reads.
+        target.initializer.add(
+            name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims
+        )
     for node in source.node:
         _copy_node(node, target.node.add(), symbols)
 
@@ -332,7 +208,8 @@ def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
     if value.type.WhichOneof("value") != "tensor_type":
         return
     tensor = value.type.tensor_type
-    known.types[path, value.name] = tensor.elem_type
+    if tensor.elem_type:  # Where inference does not know it, operators may tell it.
+        known.types[path, value.name] = tensor.elem_type
     if tensor.HasField("shape"):
         known.shapes[path, value.name] = tuple(
             dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None

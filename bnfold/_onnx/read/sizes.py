@@ -5,7 +5,7 @@ ONNX's inference follows such numbers too, but uses them for a Reshape only from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,10 @@ from bnfold._core.index_maps import Size
 
 _INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 _LONGEST = 64
+# Between the factors of a word for a product; no word for a single size has it.
+_TIMES = "\x1f"
+_FACTORS = 8
+_LARGE = 1 << 31
 Tensor = TypeProto.Tensor
 
 
@@ -24,6 +28,57 @@ class Numbers:
 
     values: tuple[Size, ...]
     is_scalar: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether all of them are known, and small enough for any type of integers."""
+        return all(isinstance(value, int) and abs(value) < _LARGE for value in self.values)
+
+    @property
+    def known(self) -> tuple[int, ...] | None:
+        """The integers, None if one is unknown."""
+        found = tuple(value for value in self.values if isinstance(value, int))
+        return found if len(found) == len(self.values) else None
+
+
+def product(sizes: Iterable[Size]) -> Size:
+    """The product of sizes: a number, or a word for it, the same in whatever order they are.
+
+    None where a size has no word, and for a product that is no size or has many factors.
+    """
+    number, words = factors(sizes)
+    if number is None or len(words) > _FACTORS or (words and number < 1):
+        return None
+    parts = [str(number)] * (number != 1) + sorted(words)
+    return _TIMES.join(parts) if words else number
+
+
+def factors(sizes: Iterable[Size]) -> tuple[int | None, list[str]]:
+    """The product of the numbers among sizes, and the words; None for the number if one size has
+    neither.
+    """
+    number, words, known = 1, list[str](), True
+    for size in sizes:
+        known = known and size is not None
+        for part in size.split(_TIMES) if isinstance(size, str) else ():
+            number, words = (
+                (number * int(part), words) if part.isdigit() else (number, [*words, part])
+            )
+        number *= size if isinstance(size, int) else 1
+    return number if known else None, words
+
+
+def quotient(whole: Iterable[Size], part: Iterable[Size]) -> Size:
+    """What a product is divided by another one; None where that is not known."""
+    number, words = factors(whole)
+    divisor, others = factors(part)
+    for word in others:
+        if word not in words:
+            return None
+        words.remove(word)
+    if number is None or not divisor or number % divisor:
+        return None
+    return product([number // divisor, *words])
 
 
 def computed(
@@ -180,6 +235,10 @@ def _spread(numbers: Numbers, count: int) -> tuple[Size, ...]:
 
 
 def _number(kind: str, a: Size, b: Size) -> Size:
+    if kind == "Mul" and isinstance(a, str) | isinstance(b, str):
+        return product([a, b])
+    if kind == "Div" and isinstance(a, str):
+        return quotient([a], [b])
     if not isinstance(a, int) or not isinstance(b, int):
         return None
     if kind == "Div":  # Integers are divided toward zero.

@@ -1,33 +1,62 @@
 """Operators of ONNX that have the shapes of those of other domains, for ONNX's shape inference.
 
 ONNX infers nothing behind an operator of another domain. Here such an operator, in a copy of the
-model that is made for inference alone, becomes one of ONNX that puts out the same shape.
+model that is made for inference alone, becomes one of ONNX that puts out the same shape and type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from bnfold._onnx.read import attributes
-from bnfold._onnx.read.scopes import bodies
+from bnfold._onnx.read.scopes import bodies, type_of
 
-_DOMAIN = "com.microsoft"
-_SAME = (
-    "BiasAdd",
-    "BiasDropout",
-    "BiasGelu",
-    "BiasSoftmax",
-    "FastGelu",
-    "Gelu",
-    "GroupNorm",
-    "QuickGelu",
-    "SkipGroupNorm",
-    "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
-)
 _WITH_EINSUM = 12
+_POOL = "auto_pad ceil_mode count_include_pad kernel_shape pads strides"
+_CONV = "auto_pad dilations group kernel_shape pads strides"
+
+
+@dataclass(frozen=True)
+class _StandIn:
+    """An operator of the type ``kind``, which reads the inputs ``places`` and has the attributes
+    ``kept``. ``first``: not where channels come last.
+    """
+
+    kind: str
+    places: Sequence[int] = (0,)
+    kept: str = ""
+    first: bool = False
+
+
+def _microsoft(kinds: str, stand_in: _StandIn) -> dict[str, _StandIn]:
+    return {f"com.microsoft::{kind}": stand_in for kind in kinds.split()}
+
+
+# What puts out the shape and the type of its first input.
+_SAME = """
+    BiasAdd BiasDropout BiasGelu BiasSoftmax FastGelu Gelu GroupNorm Inverse QLinearLeakyRelu
+    QLinearSigmoid QLinearSoftmax QuickGelu RotaryEmbedding SkipGroupNorm SkipLayerNormalization
+    SkipSimplifiedLayerNormalization Trilu
+"""
+_STAND_INS: Mapping[str, _StandIn] = {
+    **_microsoft(_SAME, _StandIn("Identity")),
+    **_microsoft("DequantizeLinear", _StandIn("DequantizeLinear", (0, 1, 2), "axis")),
+    **_microsoft("DynamicQuantizeMatMul", _StandIn("MatMul", (0, 1))),
+    **_microsoft("FusedConv", _StandIn("Conv", (0, 1, 2), _CONV)),
+    **_microsoft("FusedGemm", _StandIn("Gemm", (0, 1, 2), "alpha beta transA transB")),
+    **_microsoft("QLinearAdd QLinearMul", _StandIn("Add", (0, 3))),
+    **_microsoft("QLinearAveragePool", _StandIn("AveragePool", (0,), _POOL, first=True)),
+    **_microsoft("QLinearGlobalAveragePool", _StandIn("GlobalAveragePool", first=True)),
+    **_microsoft("QLinearWhere", _StandIn("Where", (0, 1, 4))),
+    **_microsoft("QuantizeLinear", _StandIn("QuantizeLinear", (0, 1, 2), "axis")),
+    "ai.onnx.ml::Binarizer": _StandIn("Identity"),
+    "ai.onnx.ml::Imputer": _StandIn("Identity"),
+}
+# Whose output is of float32, whatever it reads.
+_CASTING = ("ai.onnx.ml::Normalizer", "ai.onnx.ml::Scaler")
 
 
 def stand_in(graph: GraphProto, opset: int, functions: Collection[tuple[str, str]]) -> None:
@@ -38,25 +67,34 @@ def stand_in(graph: GraphProto, opset: int, functions: Collection[tuple[str, str
     for node in graph.node:
         for _, body in bodies(node):
             stand_in(body, opset, functions)
-        if (node.domain, node.op_type) in functions or not node.input:
-            continue
-        if node.domain == _DOMAIN:
-            _replace(node, opset)
-        elif (node.domain, node.op_type) == ("ai.onnx.ml", "Scaler"):
-            _become(node, "Cast", 1)
-            node.attribute.add(name="to", type=AttributeProto.INT, i=TensorProto.FLOAT)
+        if node.domain and (node.domain, node.op_type) not in functions and node.input:
+            _replace(graph, node, opset)
 
 
-def _replace(node: NodeProto, opset: int) -> None:
-    kind = node.op_type
-    if kind in _SAME:
-        _become(node, "Identity", 1)
-    elif kind == "FusedConv":
-        _become(node, "Conv", 3, "auto_pad dilations group kernel_shape pads strides")
-    elif kind == "FusedGemm":
-        _become(node, "Gemm", 3, "alpha beta transA transB")
-    elif kind in ("FusedMatMul", "TransposeMatMul"):
+def _replace(graph: GraphProto, node: NodeProto, opset: int) -> None:
+    kind = type_of(node)
+    known = _STAND_INS.get(kind)
+    if known is not None:
+        if not (known.first and attributes.integer(node, "channels_last", 0)):
+            _become(node, known)
+    elif kind in _CASTING:
+        _become(node, _StandIn("Cast"))
+        node.attribute.add(name="to", type=AttributeProto.INT, i=TensorProto.FLOAT)
+    elif kind == "com.microsoft::QLinearConcat":
+        _become(node, _StandIn("Concat", range(2, len(node.input), 3), "axis"))
+    elif kind == "com.microsoft::MatMulNBits":
+        _replace_packed(graph, node)
+    elif kind in ("com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul"):
         _replace_product(node, opset)
+
+
+def _replace_packed(graph: GraphProto, node: NodeProto) -> None:
+    """A product with a packed matrix is one with a matrix of the sizes that its attributes give."""
+    sizes = [attributes.integer(node, name, 0) for name in "KN"]
+    matrix = f"{node.output[0]} unpacked"
+    graph.initializer.add(name=matrix, data_type=TensorProto.FLOAT, dims=sizes)
+    node.input[1:] = [matrix]
+    _become(node, _StandIn("MatMul", (0, 1)))
 
 
 def _replace_product(node: NodeProto, opset: int) -> None:
@@ -65,9 +103,9 @@ def _replace_product(node: NodeProto, opset: int) -> None:
     """
     left, right = (_word(node, side, letters) for side, letters in (("A", "mk"), ("B", "kn")))
     if (left, right) == ("...mk", "...kn"):
-        _become(node, "MatMul", 2)
+        _become(node, _StandIn("MatMul", (0, 1)))
     elif opset >= _WITH_EINSUM:
-        _become(node, "Einsum", 2)
+        _become(node, _StandIn("Einsum", (0, 1)))
         equation = f"{left},{right}->...mn"
         node.attribute.add(name="equation", type=3, s=equation.encode())
 
@@ -79,9 +117,10 @@ def _word(node: NodeProto, side: str, letters: str) -> str:
     return f"{last[0]}...{last[1]}" if batch else f"...{last}"
 
 
-def _become(node: NodeProto, kind: str, inputs: int, kept: str = "") -> None:
-    node.op_type, node.domain = kind, ""
-    del node.input[inputs:], node.output[1:]
-    given = [a for a in node.attribute if a.name in kept.split()]
+def _become(node: NodeProto, other: _StandIn) -> None:
+    node.op_type, node.domain = other.kind, ""
+    node.input[:] = [node.input[place] for place in other.places if place < len(node.input)]
+    del node.output[1:]
+    given = [a for a in node.attribute if a.name in other.kept.split()]
     del node.attribute[:]
     node.attribute.extend(given)

@@ -77,6 +77,8 @@ def _told(scope: Scope, name: str) -> tuple[int, Sequence[str]]:
     stored = scope.initializers.get(name)
     if stored is not None:
         return stored.data_type, ()
+    if name in scope.sparse:
+        return scope.sparse[name].values.data_type, ()
     position = scope.producers.get(name)
     if position is None:
         return 0, ()

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import FunctionProto, GraphProto, NodeProto, TensorProto, helper
+from onnx import FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper
 
 from bnfold._onnx import tensors
 from bnfold._onnx.merge.merging import Merges
 from bnfold._onnx.network import Network
+from bnfold._onnx.read import sparse
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope, bodies
+from bnfold._onnx.write import lists
 
 Array = NDArray[Any]
 Load = Callable[[], Array]
@@ -38,6 +40,7 @@ class Editor:
         self.relocated: list[Relocated] = []
         self.created: set[str] = set()
         self._ir_version = network.model.ir_version
+        self._base_dir = network.base_dir
         self._scopes = network.scopes
         self._uses: dict[str, Counter[str]] = {s.path: s.uses() for s in network.scopes}
         self._annotated = {s.path: _annotated(s) for s in network.scopes}
@@ -45,6 +48,7 @@ class Editor:
         self._vanished: dict[str, dict[str, str | None]] = {s.path: {} for s in network.scopes}
         self._dropped: dict[str, set[str]] = {s.path: set() for s in network.scopes}
         self._prepended: dict[str, list[NodeProto]] = {s.path: [] for s in network.scopes}
+        self._inserted: dict[str, list[NodeProto]] = {s.path: [] for s in network.scopes}
         self._early: dict[str, set[int]] = {s.path: set() for s in network.scopes}
         self._copies: dict[tuple[object, ...], str] = {}
         self._unread: list[tuple[Scope, str]] = []
@@ -64,32 +68,39 @@ class Editor:
     ) -> None:
         """Make an input of a node a constant with the given values.
 
-        Inputs with the same values in place of one old tensor share one. The old tensor is
-        rewritten if only this node reads it and if it keeps its shape and type. Otherwise a new
-        tensor is made under a fresh name, in the graph of the old one, where all its readers see
-        it. For a constant that a merge makes, the values are stored later.
+        Inputs with the same values in place of one old tensor, whatever Identity operators hand it
+        on, share one. The old tensor is rewritten if only this node reads it and if it keeps its
+        shape and type. Otherwise a new tensor is made under a fresh name, in the graph of the old
+        one, where all its readers see it. For a constant that a merge makes, the values are stored
+        later. A sparse tensor stays one, with new numbers in its places, if the values are 0
+        elsewhere.
         """
         owner = scope.owner(old.name) if old is not None else None
         if old is not None and owner is not None and old.name in self._merged[owner.path]:
             self._merged[owner.path][old.name] = lambda: values
             return
-        home = owner or scope
+        source, origin = scope.origin(old.name) if old is not None else (None, None)
+        home = source or owner or scope
         key = (
             home.path,
-            old.name if old else None,
+            origin,
             values.shape,
             values.dtype.str,
             hashlib.sha256(values.tobytes()).digest(),
         )
         known = old is not None and key in self._copies
-        rewrites = not known and old is not None and self._may_rewrite(scope, old, values)
-        if rewrites and old is not None and old.stored is not None:
-            if old.stored.data_location == TensorProto.EXTERNAL:
-                self.relocated.append((old.stored, tensors.external_location(old.stored)))
-            tensors.write(old.stored, values)
+        held, numbers = (None, values) if old is None or known else self._holder(old, values)
+        if old is not None and held is not None and self._may_rewrite(scope, old, values):
+            if held.data_location == TensorProto.EXTERNAL:
+                self.relocated.append((held, tensors.external_location(held)))
+            tensors.write(held, numbers)
             return
         if not known:
-            self._copies[key] = self._add_constant(home, self.names.fresh(wanted), values)
+            name, few = self.names.fresh(wanted), old.sparse if old is not None else None
+            if few is not None and held is not None and not home.is_function:
+                self._copies[key] = self._add_sparse(home, name, few, numbers)
+            else:
+                self._copies[key] = self._add_constant(home, name, values)
         self._connect(scope, node, position, self._copies[key])
 
     def connect(self, scope: Scope, position: int, number: int, name: str) -> None:
@@ -164,6 +175,17 @@ class Editor:
         self._vanished[scope.path].pop(output, None)
         return output
 
+    def insert(
+        self, scope: Scope, slot: int, node: NodeProto, data: int, source: str, output: str
+    ) -> str:
+        """Put one more node ahead of the one in a slot, which is going to read ``output``."""
+        node.input[data] = source
+        node.output[0] = output
+        self._count(scope, source, 1)
+        self._inserted[scope.path].append(node)
+        scope.producers[output] = slot
+        return output
+
     def bypass(self, scope: Scope, position: int, source: str) -> str:
         """Take out a node that hands ``source`` on; its readers read that. Gives the name that the
         tensor has then: an output of the graph keeps its own.
@@ -191,6 +213,10 @@ class Editor:
         for name in old:
             if name == new or name not in self._vanished[scope.path]:
                 continue
+            for node in self._inserted[scope.path]:
+                for number, read in enumerate(node.input):
+                    if read == name:
+                        self._connect(scope, node, number, new)
             for position in dict.fromkeys(scope.readers.get(name, ())):
                 node = scope.nodes[position]
                 for number, read in enumerate(node.input):
@@ -208,12 +234,17 @@ class Editor:
             self._count(owner, name, -1)
         self._sweep()
         for scope in self._scopes:
+            gone, dropped = self._gone[scope.path], self._dropped[scope.path]
+            vanished, first = self._vanished[scope.path], self._prepended[scope.path]
             if self._early[scope.path]:
-                self._sort(scope)
-            if self._gone[scope.path] or self._vanished[scope.path] or self._dropped[scope.path]:
-                self._clean(scope)
-            if self._prepended[scope.path]:
-                self._prepend(scope)
+                order = lists.sort(scope, self._early[scope.path])
+                gone = {n for n, position in enumerate(order) if position in gone}
+            if gone or vanished or dropped:
+                lists.clean(scope, gone, dropped, vanished)
+            if self._inserted[scope.path]:
+                lists.insert(scope, self._inserted[scope.path])
+            if first:
+                lists.prepend(scope, first)
 
     def _land(self, scope: Scope, merges: Merges) -> None:
         """Bring merged operators into the graph.
@@ -266,6 +297,23 @@ class Editor:
         if change < 0 and self._uses[owner.path][name] == 0:
             self._unread.append((owner, name))
 
+    def _holder(self, old: Constant, values: Array) -> tuple[TensorProto | None, Array]:
+        """The tensor that holds a constant, if it can hold these values, and its numbers then."""
+        if old.sparse is None or (old.shape, old.dtype) != (values.shape, values.dtype):
+            return old.stored, values
+        numbers = sparse.kept(old.sparse, values, self._base_dir)
+        return (None, values) if numbers is None else (old.sparse.values, numbers)
+
+    def _add_sparse(self, scope: Scope, name: str, like: SparseTensorProto, numbers: Array) -> str:
+        """A new sparse initializer, with other numbers in the places of one."""
+        assert isinstance(scope.graph, GraphProto)
+        self.created.add(name)
+        tensor = scope.graph.sparse_initializer.add(dims=like.dims)
+        tensor.values.CopyFrom(tensors.make(name, numbers))
+        tensor.indices.CopyFrom(tensors.make("", tensors.read(like.indices, self._base_dir)))
+        scope.sparse[name] = tensor
+        return name
+
     def _add_constant(self, scope: Scope, name: str, values: Array) -> str:
         """A new initializer; in a function, which has none, a Constant node.
 
@@ -298,7 +346,7 @@ class Editor:
                 continue
             if name in scope.protected:
                 continue
-            if name in scope.initializers:
+            if name in scope.initializers or name in scope.sparse:
                 self._dropped[scope.path].add(name)
                 self._vanished[scope.path].setdefault(name, None)
                 continue
@@ -310,62 +358,6 @@ class Editor:
             if unread and name in node.output and not any(bodies(node)):
                 self.remove(scope, position)
 
-    def _clean(self, scope: Scope) -> None:
-        gone, dropped = self._gone[scope.path], self._dropped[scope.path]
-        vanished = self._vanished[scope.path]
-        graph = scope.graph
-        _delete(graph.node, sorted(gone))
-        kept = set()
-        for number, value in enumerate(graph.value_info):
-            if value.name in vanished:
-                new = vanished[value.name]
-                if new is None:
-                    continue
-                value.name = new
-            kept.add(number)
-        _delete(graph.value_info, [n for n in range(len(graph.value_info)) if n not in kept])
-        if isinstance(graph, FunctionProto):
-            return
-        _delete(
-            graph.initializer, [n for n, t in enumerate(graph.initializer) if t.name in dropped]
-        )
-        _delete(graph.input, [n for n, v in enumerate(graph.input) if v.name in dropped])
-        notes = graph.quantization_annotation
-        _delete(notes, [n for n, note in enumerate(notes) if note.tensor_name in vanished])
-
-    def _sort(self, scope: Scope) -> None:
-        """Move nodes that make constants ahead of the nodes that read these constants."""
-        nodes, late = scope.graph.node, set[int]()
-        order: list[int] = []
-        for position in range(len(nodes)):
-            if position in self._early[scope.path]:
-                chain = self._constants_behind(scope, position) - late
-                order += sorted(chain)
-                late |= chain
-            if position not in late:
-                order.append(position)
-        sorted_nodes = [_copy(nodes[position]) for position in order]
-        del nodes[:]
-        nodes.extend(sorted_nodes)
-        gone = self._gone[scope.path]
-        self._gone[scope.path] = {n for n, position in enumerate(order) if position in gone}
-
-    def _constants_behind(self, scope: Scope, slot: int) -> set[int]:
-        """The positions of nodes behind ``slot`` on which the node in the slot depends."""
-        found: set[int] = set()
-        todo = list(scope.nodes[slot].input)
-        while todo:
-            position = scope.producers.get(todo.pop(), -1)
-            if position > slot and position not in found:
-                found.add(position)
-                todo += scope.nodes[position].input
-        return found
-
-    def _prepend(self, scope: Scope) -> None:
-        nodes = [*self._prepended[scope.path], *(_copy(node) for node in scope.graph.node)]
-        del scope.graph.node[:]
-        scope.graph.node.extend(nodes)
-
 
 def _rounded(constant: Constant) -> Load:
     """A function for the values of an unrounded constant, rounded to its stored type."""
@@ -376,20 +368,3 @@ def _annotated(scope: Scope) -> set[str]:
     if isinstance(scope.graph, FunctionProto):
         return set()
     return {note.tensor_name for note in scope.graph.quantization_annotation}
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
-
-
-def _delete(items: Any, numbers: list[int]) -> None:
-    """Delete elements of a repeated field, from the back, neighbours together."""
-    end = len(numbers)
-    while end:
-        start = end - 1
-        while start and numbers[start - 1] == numbers[start] - 1:
-            start -= 1
-        del items[numbers[start] : numbers[end - 1] + 1]
-        end = start

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +23,22 @@ class MissingBiases:
         graph: Graph,
         owned: Ownership,
         again: Callable[[], ExportedProgram] | None = None,
+        takers: Set[str] | None = None,
     ) -> None:
-        """``again`` exports the module once more, to see what a new bias would do."""
+        """``again`` exports the module once more, to see what a new bias would do.
+
+        ``takers`` are the modules that would hand a new bias on, if that is known.
+        """
         self._graph = graph
         self._owned = owned
         self._again = again
-        self._known: set[str] | None = None
+        self.takers = takers
 
     def owner(self, node: Node) -> str | None:
         """The module that can be given a bias for an operator; None where there is none.
 
-        Its ``bias`` is None, the operator belongs to it and no other linear operator does.
+        Its ``bias`` is None, the operator belongs to it and no other linear operator does, but for
+        the same one in other calls.
         """
         path = owner_of(node)
         module = self._owned.modules.get(path)
@@ -41,7 +46,8 @@ class MissingBiases:
             return None
         same = self._owned.names(path)
         targets = self._operators_with_site()
-        if len([n for n in self._owned.inside(path) if n in targets and owner_of(n) in same]) != 1:
+        inside = {n for n in self._owned.inside(path) if n in targets and owner_of(n) in same}
+        if inside != set(self._owned.calls_of(node)):
             return None
         if "bias" not in module._parameters or module.bias is not None:
             return None
@@ -49,26 +55,25 @@ class MissingBiases:
             return None
         return path if _adds_its_bias(module) or path in self._takers() else None
 
-    def _takers(self) -> set[str]:
+    def _takers(self) -> Set[str]:
         """The modules whose own code would hand a new bias to their operator.
 
         They are found by a second export, with zeros for all missing biases.
         """
-        if self._known is None:
-            self._known = self._find_takers() if self._again is not None else set()
-        return self._known
+        if self.takers is None:
+            self.takers = self._find_takers() if self._again is not None else set()
+        return self.takers
 
     def _find_takers(self) -> set[str]:
         """The modules whose bias of zeros their operator reads, in a second export."""
-        lacking: dict[int, str] = {}
-        made: dict[int, nn.Parameter] = {}
+        lacking: dict[nn.Module, list[int]] = {}
+        made: dict[nn.Module, nn.Parameter] = {}
         assert self._again is not None
         try:
             for place, (node, reading) in enumerate(
                 zip(self._graph.nodes, self._graph.readings, strict=True)
             ):
-                path = owner_of(node)
-                module = self._owned.modules.get(path)
+                module = self._owned.modules.get(owner_of(node))
                 if len(reading.sites) != 1:  # A module has one bias by that name.
                     continue
                 (site,) = reading.sites
@@ -79,15 +84,16 @@ class MissingBiases:
                 weight = getattr(module, "weight", None)
                 if module.bias is None and isinstance(weight, Tensor):
                     zeros = torch.zeros(site.bias_shape, dtype=weight.dtype, device=weight.device)
-                    made[place] = nn.Parameter(zeros)
-                    lacking[place] = path
-                    module.bias = made[place]
+                    made[module] = module.bias = nn.Parameter(zeros)
+                    lacking[module] = []
+                if module in lacking:
+                    lacking[module].append(place)
             program = self._again()
         except UsageError:
             return set()
         finally:
-            for path in lacking.values():
-                self._owned.modules[path].bias = None
+            for holder in lacking:
+                holder._parameters["bias"] = None
         nodes = [node for node in program.graph.nodes if node.op == "call_function"]
         if [n.target for n in nodes] != [n.target for n in self._graph.nodes]:
             return set()
@@ -97,11 +103,12 @@ class MissingBiases:
             if (name := program.graph_signature.inputs_to_parameters.get(node.name)) is not None
         }
         takers = set()
-        for place, path in lacking.items():
-            users = [user for n, t in stored.items() if t is made[place] for user in n.users]
-            given = stored.get(arguments(nodes[place]).get("bias"))
-            if users == [nodes[place]] and given is made[place]:
-                takers.add(path)
+        for module, places in lacking.items():
+            users = {user for n, t in stored.items() if t is made[module] for user in n.users}
+            given = [stored.get(arguments(nodes[place]).get("bias")) for place in places]
+            alone = users == {nodes[place] for place in places}
+            if alone and all(one is made[module] for one in given):
+                takers.update(self._owned.names(owner_of(self._graph.nodes[places[0]])))
         return takers
 
     def _operators_with_site(self) -> set[Node]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,19 +14,21 @@ from torch.export import ExportedProgram
 
 from bnfold._core.reasons import Reason
 from bnfold._core.result import Fold, Plan
+from bnfold._core.view import View
 from bnfold._errors import UsageError
 from bnfold._merge.merging import Stays
+from bnfold._plan.depthwise import without_norms
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
-from bnfold._torch.module.keeping import looked_up
+from bnfold._torch.module.keeping import Keep, looked_up
 from bnfold._torch.module.other_ways import other_ways
-from bnfold._torch.module.surgery import Surgery
-from bnfold._torch.module.ties import tie, untie
+from bnfold._torch.module.surgery import Surgery, Uneven
+from bnfold._torch.module.ties import Groups, tie, untie
 from bnfold._torch.module.trace import unsure
 from bnfold._torch.program.merging import merge
-from bnfold._torch.read.export import check, export, refuse_pruned, watched
-from bnfold._torch.read.graph import clashes, read
+from bnfold._torch.read.export import Calls, check, export, refuse_pruned, watched
+from bnfold._torch.read.graph import Graph, clashes, read
 
 # How the types of linear operators begin that merge, and how many operators a message names.
 _LINEAR = ("avg_pool", "conv", "linear", "matmul")
@@ -47,36 +49,95 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Traced:
+    """A module that has been traced, and what its plan depends on beside the weights.
+
+    ``module`` is the module itself or a copy, ``program`` its export, ``calls`` are those of its
+    submodules. ``clones`` are the names that were tied before they were taken apart. ``again``
+    exports once more. ``takers``, see `Surgery`. With ``depthwise`` norms that nothing takes in
+    become depthwise convolutions.
+    """
+
+    module: nn.Module
+    program: ExportedProgram
+    calls: Calls
+    kept: Keep = field(default_factory=Keep)
+    clones: tuple[Groups, Groups] = ((), ())
+    made_up: bool = False
+    again: Callable[[], ExportedProgram] | None = None
+    takers: Set[str] | None = None
+    depthwise: bool = False
+
+    def planned(self) -> tuple[Graph, Surgery, Moves, View]:
+        """What of the module folds, and the view that it was planned on."""
+        graph = read(self.program, self.module, kept=self.kept.values)
+        tensors = self.kept.tensors
+        surgery = Surgery(self.module, graph, self.calls, self.again, tensors, self.takers)
+
+        def objections(moves: Sequence[Move]) -> Mapping[int, Reason]:
+            doubts = unsure(graph, self.module, moves) if self.made_up else {}
+            return {**clashes(graph, moves), **surgery.objections(moves), **doubts}
+
+        apart: Set[Uneven] = frozenset()
+        while True:
+            view = surgery.restricted(graph.view, apart)
+            moves = settle(view, graph.readings, objections)
+            uneven = surgery.uneven(moves)
+            if not uneven:
+                break
+            assert not uneven <= apart  # What is blocked is even.
+            apart |= uneven
+        if self.depthwise:
+            moves = without_norms(
+                graph.view,
+                graph.records,
+                graph.readings,
+                moves,
+                double=True,
+                whole=True,
+                objection=surgery.rewriting(moves),
+            )
+        return graph, surgery, moves, view
+
+
+@dataclass(frozen=True)
 class PlannedModule:
     """A module that has been read and planned.
 
+    ``traced`` is a copy of it with the same tensors, or itself if it cannot be copied.
     ``other_ways`` are its methods beside forward that see what the fold changes, each with the
     names that ``keep`` would take so that it does not.
     """
 
     module: nn.Module
+    traced: Traced
     surgery: Surgery
     moves: Moves
     plan: Plan
-    clone: bool = False
     other_ways: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def apply(self, inplace: bool) -> nn.Module:
         """Fold a copy of the module, or the module itself."""
         target = self.module if inplace else copied(self.module)
-        groups = untie(target) if self.clone else ((), ())
+        if any(self.traced.clones):
+            untie(target)
         self.surgery.apply(target, self.moves)
-        tie(target, groups, self.surgery.called)
+        tie(target, self.traced.clones, self.surgery.called)
         return target
 
 
 def prepare_module(
-    module: nn.Module, example: Example, clone: bool = False, keep: Sequence[str] = ()
+    module: nn.Module,
+    example: Example,
+    clone: bool = False,
+    keep: Sequence[str] = (),
+    depthwise: bool = False,
 ) -> PlannedModule:
     """Read and plan a module in eval mode; it is not changed.
 
     With ``clone`` modules and tensors that several places share may become different in each.
-    ``keep`` names submodules and tensors that may not change.
+    ``keep`` names submodules and tensors that may not change. With ``depthwise`` norms that nothing
+    takes in become depthwise convolutions.
 
     If the module can be copied, a copy with the same tensors is read instead of it. There are two
     reasons. Hooks and the module's own code leave traces in the module in which they run. And the
@@ -91,8 +152,7 @@ def prepare_module(
         if clone:
             raise
         subject = module
-    if clone:
-        untie(subject)
+    clones = untie(subject) if clone else ((), ())
 
     def again() -> ExportedProgram:
         return export(subject, example.args, example.kwargs, example.dynamic_shapes)
@@ -100,23 +160,15 @@ def prepare_module(
     with watched() as calls:
         program = again()
     kept = looked_up(program, subject, keep)
-    graph = read(program, subject, kept=kept.values)
-    surgery = Surgery(subject, graph, calls, again, kept.tensors)
-
-    def objections(moves: Sequence[Move]) -> Mapping[int, Reason]:
-        doubts = unsure(graph, subject, moves) if example.made_up else {}
-        return {**clashes(graph, moves), **surgery.objections(moves), **doubts}
-
-    view = surgery.restricted(graph.view)
-    moves = settle(view, graph.readings, objections)
-    before = Counter(node.op for node in view.nodes)
-    plan = summarize([("", view, moves)], before)
+    traced = Traced(subject, program, calls, kept, clones, example.made_up, again, None, depthwise)
+    graph, surgery, moves, view = traced.planned()
+    plan = summarize([("", view, moves)], Counter(node.op for node in view.nodes))
     if not example.made_up:
         kinds = {node.label: node.op for node in view.nodes}
         stays = [kept_apart(each, "") for each in _apart(merge(program).folds, kinds)]
         plan = replace(plan, kept=(*plan.kept, *stays))
     ways = other_ways(subject, graph, moves)
-    return PlannedModule(module, surgery, moves, plan, clone, ways)
+    return PlannedModule(module, traced, surgery, moves, plan, ways)
 
 
 def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:

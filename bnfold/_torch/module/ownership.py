@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from bnfold._core.reasons import Reason
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.graph import Graph, path_of, paths_of
-from bnfold._torch.read.nodes import values_read
+from bnfold._torch.read.nodes import arguments, values_read
 
 
 class Ownership:
@@ -90,9 +90,38 @@ class Ownership:
             return None
         return Reason("kept-value", name, f"keep says that {name} does not change")
 
+    def calls_of(self, node: Node) -> tuple[Node, ...]:
+        """All operators that are one in the module's code: the same, in the same module, with the
+        same weights, run once for each of several inputs. A node that absorbs nothing has none.
+        """
+        return self._calls.get(node, ())
+
+    @cached_property
+    def several(self) -> list[tuple[Node, ...]]:
+        """The operators that run several times; see `calls_of`."""
+        return [calls for node, calls in self._calls.items() if calls[0] is node and calls[1:]]
+
+    @cached_property
+    def _calls(self) -> Mapping[Node, tuple[Node, ...]]:
+        found: dict[object, list[Node]] = {}
+        for node, reading in zip(self._graph.nodes, self._graph.readings, strict=True):
+            if reading.sites:
+                module = self.modules.get(owner_of(node))
+                weights = tuple(
+                    (place, old.sources, old.stored) if isinstance(old, Constant) else place
+                    for site in reading.sites
+                    for place, old in (
+                        (site.weight, site.weight_value),
+                        (site.bias, site.bias_value),
+                    )
+                )
+                groups = arguments(node).get("groups")
+                found.setdefault((id(module), node.target, groups, weights), []).append(node)
+        return {node: tuple(calls) for calls in found.values() for node in calls}
+
     def why_shared(self, old: Constant, node: Node) -> Reason | None:
         """Why a parameter may not change: ``keep`` says so, or another operator uses it or its
-        sources; else None.
+        sources; else None. The `calls_of` one operator may, if they all take in the same.
         """
         computing = set() if old.stored else self._computing(old)
         for name in old.sources:
@@ -100,6 +129,7 @@ class Ownership:
             if kept is not None:
                 return kept
             others = self._readers.get(self._key(name), set()) - {node} - computing
+            others -= set(self.calls_of(node))
             where = sorted(other.name for other in others)
             if old.stored:
                 where += sorted(self._holders.get(self._key(name), set()) - {owner_of(node)})

@@ -92,10 +92,14 @@ class Remainders:
             if isinstance(slot, tuple):
                 steps.append(self._child(path, str(slot[1]), part, source))
             elif slot is None:
-                steps += Formula.of(part, source, self._is_constant) or _no(
-                    f"does more than a norm and an activation: {part[0].name}"
-                )
+                steps += Formula.of(part, source, self._is_constant) or _no(self._more(part[0]))
         return tuple(steps)
+
+    def _more(self, node: fx.Node) -> str:
+        """What an operator is that is neither gone nor an activation."""
+        if isinstance(self._graph.readings[self._numbers[node]].role, Affine):
+            return f"also has {node.name}, which stays"
+        return f"does more than a norm and an activation: {node.name}"
 
     def _ends(self, part: Sequence[fx.Node], before: fx.Node | None) -> tuple[fx.Node, fx.Node]:
         """What goes into a part of a chain, and what comes out of it.

@@ -16,14 +16,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bnfold._core import absorbing
+from bnfold._core.index_maps import equal
 from bnfold._core.parameters import Reading, Site
 from bnfold._core.reasons import Reason
 from bnfold._core.stored import Parameter
 from bnfold._core.view import Absorber, Affine, Node, Receiver, View
-from bnfold._plan.planner import Move, Moves
+from bnfold._plan.planner import Move, Moves, Sides
 from bnfold._torch.module.biases import MissingBiases
 from bnfold._torch.module.ownership import Ownership, owner_of
 from bnfold._torch.module.parameters import is_computed, write_parameters
+from bnfold._torch.module.per_channel import per_channel
 from bnfold._torch.module.remainders import Remainders, Step
 from bnfold._torch.program.draft import fresh
 from bnfold._torch.read.constants import Constant
@@ -31,6 +33,9 @@ from bnfold._torch.read.export import Calls
 from bnfold._torch.read.graph import Graph
 from bnfold._torch.read.nodes import kind_of
 from bnfold.nn import Remainder
+
+Uneven = tuple[tuple[fx.Node, ...], str]
+"""All calls of one operator, and the side on which they take in different maps: ahead, behind."""
 
 
 class Surgery:
@@ -43,23 +48,30 @@ class Surgery:
         calls: Calls | None = None,
         again: Callable[[], ExportedProgram] | None = None,
         kept: Collection[str] = (),
+        takers: Set[str] | None = None,
     ) -> None:
         """Look at the module that a graph was read from.
 
         ``calls`` are the calls of its submodules. Without them only PyTorch's own norms may go.
         ``again`` exports the module once more, to see what a new bias would do. ``kept`` are
-        parameters and buffers that may not change.
+        parameters and buffers that may not change. ``takers`` are the modules that would hand a new
+        bias to their operator, if that is known.
         """
         self._graph = graph
         self._calls = calls
         self._owned = Ownership(module, graph, kept)
-        self._missing_biases = MissingBiases(graph, self._owned, again)
+        self._missing_biases = MissingBiases(graph, self._owned, again, takers)
         self._remainders = Remainders(graph, self._owned, calls) if calls is not None else None
 
     @property
     def called(self) -> set[str]:
         """The modules that the network calls, by the names it calls them by."""
         return self._owned.called
+
+    @property
+    def takers(self) -> Set[str] | None:
+        """The modules that would hand a new bias to their operator, if somebody has asked."""
+        return self._missing_biases.takers
 
     def objections(self, moves: Sequence[Move]) -> Mapping[int, Reason]:
         """The reasons why moves cannot be written into modules, by the number of the move."""
@@ -71,12 +83,25 @@ class Surgery:
                 found[number] = reason
         return found
 
-    def restricted(self, view: View) -> View:
+    def uneven(self, moves: Moves) -> Set[Uneven]:
+        """The operators whose calls would not all take in the same, bit by bit."""
+        numbers = {node: number for number, node in enumerate(self._graph.nodes)}
+        found: set[Uneven] = set()
+        for calls in self._owned.several:
+            first, *others = (moves.sides.get(numbers[node], Sides()) for node in calls)
+            if not all(equal(first.ahead, other.ahead) for other in others):
+                found.add((calls, "ahead"))
+            if not all(equal(first.behind, other.behind) for other in others):
+                found.add((calls, "behind"))
+        return found
+
+    def restricted(self, view: View, uneven: Set[Uneven] = frozenset()) -> View:
         """A view in which operators absorb only maps that fit their module's parameters.
 
         A norm goes as a whole, or it takes in maps behind it. No other operator can stand in its
-        place.
+        place. ``uneven`` operators take nothing in on that side.
         """
+        self._blocked = uneven
         if not any(isinstance(node.role, Affine) for node in view.nodes):
             return view
         nodes = zip(view.nodes, self._graph.nodes, self._graph.readings, strict=True)
@@ -93,10 +118,11 @@ class Surgery:
         assert old is not None
         stored = any(site.bias_value is not None for site in sites)
         scale = weight or (bias if stored else None)
+        before, behind = (self._several(node, sites[0], side) for side in ("ahead", "behind"))
         ahead = old.ahead and replace(
             old.ahead,
-            scale_blocked=old.ahead.scale_blocked or weight,
-            shift_blocked=old.ahead.shift_blocked or bias,
+            scale_blocked=old.ahead.scale_blocked or weight or before,
+            shift_blocked=old.ahead.shift_blocked or bias or before,
         )
         if isinstance(role, Receiver):
             assert ahead is not None
@@ -104,28 +130,81 @@ class Surgery:
         assert isinstance(old, Absorber)
         new = replace(
             old,
-            scale_blocked=old.scale_blocked or scale,
-            shift_blocked=old.shift_blocked or bias,
+            scale_blocked=old.scale_blocked or scale or behind,
+            shift_blocked=old.shift_blocked or bias or behind,
             ahead=ahead,
         )
         if isinstance(role, Absorber):
             return replace(seen, role=new)
-        whole = replace(role, absorber=new, composable=role.map.is_identity)
-        return replace(seen, role=whole)
+        free = role.map.is_identity
+        return replace(seen, role=replace(role, absorber=new, composable=free, renewable=free))
+
+    def rewriting(self, moves: Moves) -> Callable[[Move], Reason | None]:
+        """Why the module of a norm cannot be one that stands for it, for moves that ``rewrites``.
+
+        ``moves`` are all others. The norm has to come first in its module; what else the module
+        does stays behind it. If the module is called several times, it has to be the same norm in
+        all of them, on data of the same rank.
+        """
+        gone = {self._graph.nodes[index] for move in moves.moves for index in move.maps}
+        taking = {self._graph.nodes[index] for index in moves.sides}
+        numbers = {node: number for number, node in enumerate(self._graph.nodes)}
+
+        def objection(move: Move) -> Reason | None:
+            node, label = self._graph.nodes[move.into], self._graph.view.nodes[move.into].label
+            inside = self._owned.inside(path) if (path := self._owned.home(node)) else []
+            same = {other for other in inside if self._alike(move.into, numbers[other])}
+            maps = {self._graph.nodes[index] for index in move.maps}
+            for index in move.maps:
+                reason = self._why_it_stays(index, gone | same | maps)
+                if reason is not None:
+                    return reason
+            if len(same) > 1 and (len(maps) > 1 or not (gone | taking).isdisjoint(same)):
+                message = f"{label} is called in several places, and takes in a map in one of them"
+                return Reason("shared-weight", label, message)
+            if inside[0] not in same or len(move.stands) > 1:
+                message = f"what stands for {label} would not be the first in its module"
+                return Reason("not-a-module", label, message)
+            return None
+
+        return objection
+
+    def _alike(self, one: int, other: int) -> bool:
+        """Whether two norms are the same map on data of the same rank."""
+        view = self._graph.view
+        first, second = view.nodes[one], view.nodes[other]
+        if not isinstance(first.role, Affine) or not isinstance(second.role, Affine):
+            return False
+        ranks = {len(view.values[node.outputs[0]].shape or ()) for node in (first, second)}
+        return len(ranks) == 1 and equal(first.role.map, second.role.map)
 
     def apply(self, module: nn.Module, moves: Moves) -> None:
         """Carry out all moves on the planned module, or on a copy of it."""
         with torch.no_grad():
+            written: set[fx.Node] = set()
             for index, sides in moves.sides.items():
-                for site in self._graph.readings[index].sites:
-                    write_parameters(module, owner_of(self._graph.nodes[index]), site, sides)
+                node = self._graph.nodes[index]
+                if node not in written:
+                    written.update(self._owned.calls_of(node))
+                    for site in self._graph.readings[index].sites:
+                        write_parameters(module, owner_of(node), site, sides)
             gone = {self._graph.nodes[index] for move in moves.moves for index in move.maps}
             homes = {path for node in gone if (path := self._owned.home(node)) is not None}
             left = {path: self._left(path, gone) for path in sorted(homes)}
-            parts = {id(part := module.get_submodule(path)): (part, left[path]) for path in left}
-            for part, steps in parts.values():
+            rewritten = {
+                self._owned.home(self._graph.nodes[move.into]): move
+                for move in moves.moves
+                if move.rewrites
+            }
+            parts = {id(module.get_submodule(path)): path for path in reversed(left)}
+            for path in parts.values():
+                part, steps, move = module.get_submodule(path), left[path], rewritten.get(path)
                 assert isinstance(steps, tuple)
-                _clear(part, steps)
+                stands = self._per_channel(move, part) if move is not None else None
+                _clear(part, steps, stands)
+
+    def _per_channel(self, move: Move, norm: nn.Module) -> nn.Module:
+        return per_channel(self._graph.view, self._graph.readings, move, norm)
 
     def _objection(self, move: Move, gone: set[fx.Node]) -> Reason | None:
         view = self._graph.view
@@ -144,16 +223,16 @@ class Surgery:
         if move.stands:
             ops = " and ".join(standing.op for standing in move.stands)
             return Reason("not-a-module", last, f"what is left of {last} would need a new {ops}")
-        for index in move.maps:
-            node = self._graph.nodes[index]
-            where = view.nodes[index].label
-            kept = self._owned.kept_in(node)
-            if kept is not None:
-                return kept
-            problem = self._irreplaceable(node, gone)
-            if problem is not None:
-                return Reason("not-a-module", where, f"{where} {problem}")
-        return None
+        return _first([self._why_it_stays(index, gone) for index in move.maps])
+
+    def _why_it_stays(self, index: int, gone: set[fx.Node]) -> Reason | None:
+        """Why an affine operator cannot go from its module."""
+        node, where = self._graph.nodes[index], self._graph.view.nodes[index].label
+        kept = self._owned.kept_in(node)
+        if kept is not None:
+            return kept
+        problem = self._irreplaceable(node, gone)
+        return None if problem is None else Reason("not-a-module", where, f"{where} {problem}")
 
     def _irreplaceable(self, node: fx.Node, gone: set[fx.Node]) -> str | None:
         """Why the module of an affine operator cannot become an Identity."""
@@ -195,6 +274,20 @@ class Surgery:
             return "has other work to do"
         return self._remainders.steps(path, gone)
 
+    def _several(self, node: fx.Node, site: Site, side: str) -> Reason | None:
+        """Why an operator that runs several times takes nothing in; None if it may."""
+        calls = self._owned.calls_of(node)
+        if (calls, side) not in self._blocked:
+            return None
+        old = site.weight_value
+        name = old.name if isinstance(old, Constant) and old.stored else site.label
+        message = (
+            f"{name} is also used by {next(other for other in calls if other is not node).name}, "
+            "another call of the same module, which would take in something else: "
+            "bnfold.fold(exported_program) gives each call its own"
+        )
+        return Reason("shared-weight", name, message)
+
     def _unwritable(
         self, node: fx.Node, site: Site, old: Parameter | None, name: str
     ) -> Reason | None:
@@ -230,14 +323,16 @@ def _first(reasons: Sequence[Reason | None]) -> Reason | None:
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def _clear(module: nn.Module, steps: Sequence[Step]) -> None:
+def _clear(module: nn.Module, steps: Sequence[Step], stands: nn.Module | None = None) -> None:
     """Make a module an Identity, or a Remainder of some steps, in place: all its names see the
-    change.
+    change. What ``stands`` for its norm comes first.
 
     Its hooks stay, and its plain attributes too, for code that asks for a norm's ``num_features``.
     """
-    new: nn.Module = Remainder() if steps else nn.Identity()
+    new: nn.Module = Remainder() if steps else stands or nn.Identity()
     state, old = new.__dict__, module._modules
+    if steps and stands is not None:
+        new._modules[fresh("norm", old)] = stands
     for step in steps:
         if isinstance(step, str):
             new._modules[step] = old[step]

@@ -18,7 +18,7 @@ The children of a container that the method does not call as a whole have the co
 their group: the method may see what is between them. Others have None.
 """
 _CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
-_CHILDREN = ("children", "named_children", "items", "values")
+_CHILDREN = ("_modules", "children", "named_children", "items", "values")
 _LIBRARIES = ("F", "functional", "nn", "torch")
 _Step = str | int | None
 """An attribute's name or a key; None for one that the source does not tell."""
@@ -133,6 +133,8 @@ class _Source:
                 self._run.add(id(node.value))
             elif isinstance(node, ast.For | ast.comprehension) and called & _names([node.target]):
                 self._iterated |= {id(each) for each in ast.walk(node.iter)}
+            elif isinstance(node, ast.Starred):  # Sequential(*list(self.children())[:-1])
+                self._iterated |= {id(each) for each in ast.walk(node.value)}
 
     def chains(self) -> Iterator[_Chain]:
         """Yield the longest chains that are read."""

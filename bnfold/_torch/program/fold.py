@@ -25,6 +25,7 @@ from bnfold._core.quantized import Rescaled
 from bnfold._core.result import Plan
 from bnfold._core.view import Affine, Crossing
 from bnfold._errors import UsageError
+from bnfold._plan.depthwise import without_norms
 from bnfold._plan.fit import settle, standing_batch_norm, standing_constants, standing_dtype
 from bnfold._plan.places import Standing
 from bnfold._plan.planner import Move, Moves, Sides
@@ -34,6 +35,7 @@ from bnfold._torch.program.applied import Applied, AppliedStep
 from bnfold._torch.program.draft import Draft, set_argument, set_read
 from bnfold._torch.program.merging import merge
 from bnfold._torch.program.quantized import rescale
+from bnfold._torch.program.untrusted import Untrusted, refuse_code
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import quiet
 from bnfold._torch.read.graph import Graph, clashes, operators
@@ -64,14 +66,20 @@ class FoldedProgram:
 class PlannedProgram:
     """A program that has been read and planned."""
 
-    def __init__(self, program: ExportedProgram) -> None:
-        """Read and plan; the program is not changed."""
+    def __init__(self, program: ExportedProgram, depthwise: bool = False) -> None:
+        """Read and plan; the program is not changed.
+
+        With ``depthwise`` norms that stay are written as other operators.
+        """
         self._original = program
         merges = merge(program)
         self._merges = merges
         self._graph = merges.read()
         view, readings = self._graph.view, self._graph.readings
         self._moves: Moves = settle(view, readings, partial(clashes, self._graph))
+        if depthwise:
+            records = self._graph.records
+            self._moves = without_norms(view, records, readings, self._moves, double=True)
         plan = summarize([("", view, self._moves)], Counter(node.op for node in view.nodes))
         self.plan: Plan = replace(
             plan,
@@ -107,11 +115,22 @@ class PlannedProgram:
         return FoldedProgram(program, (merged, folded))
 
 
-def load(path: Path) -> ExportedProgram:
-    """Read a .pt2 file. Raises `UsageError` where PyTorch cannot."""
+def load(path: Path, trust: bool = False) -> ExportedProgram:
+    """Read a .pt2 file.
+
+    Raises `UsageError` where PyTorch cannot, and where the file would run code of its own
+    (`untrusted`) unless there is ``trust`` in it.
+    """
     try:
         with quiet("torch.export"):
+            if not trust:
+                refuse_code(path)
             return torch.export.load(path)
+    except Untrusted as error:
+        raise UsageError(
+            f"loading {path} would run code out of it: {error}; give --trust (in Python, load it "
+            "with torch.export.load) if you trust whoever made it"
+        ) from error
     except Exception as error:  # torch.export.load raises many things.
         kind = file_kinds.of_path(path)
         line = next((text for text in str(error).splitlines() if text.strip()), "")
@@ -278,6 +297,8 @@ class _DraftFolder:
         """
         if standing.op == "BatchNormalization":
             return self._batch_norm(move, standing, end)
+        if standing.op == "Conv":
+            return self._depthwise(move, standing, end)
         (vector,) = standing_constants(self._read.readings, move, standing)
         dtype = standing_dtype(self._read.view, self._read.readings, move)
         example = _example(end)
@@ -290,6 +311,30 @@ class _DraftFolder:
         stem = f"{end.name}_{standing.op.lower()}"
         constant = self._draft.add_parameter(stem, from_numpy(values), self._near(end))[0]
         node: Node = self._draft.module.graph.call_function(target, (end, constant))
+        node.meta = {**end.meta, "val": example}
+        return node
+
+    def _depthwise(self, move: Move, standing: Standing, end: Node) -> Node:
+        """A convolution that scales and shifts each channel by itself."""
+        dtype = standing_dtype(self._read.view, self._read.readings, move)
+        weight, bias = (
+            from_numpy(vector.astype(dtype))
+            for vector in standing_constants(self._read.readings, move, standing)
+        )
+        example, near = _example(end), self._near(end)
+        spatial = example.dim() - 2
+        held = [
+            self._draft.add_parameter(f"{end.name}_{name}", values, near)[0]
+            for name, values in (
+                ("weight", weight.reshape(-1, 1, *(1,) * spatial)),
+                ("bias", bias),
+            )
+        ]
+        target = getattr(torch.ops.aten, f"conv{spatial}d").default
+        ones, zeros = [1] * spatial, [0] * spatial
+        node: Node = self._draft.module.graph.call_function(
+            target, (end, held[0], held[1], ones, zeros, ones, standing.channels)
+        )
         node.meta = {**end.meta, "val": example}
         return node
 

@@ -73,6 +73,20 @@ class Calls:
         """Whether an Identity could take a module's place: all its calls were plain."""
         return key_of(module) in self.plain and key_of(module) not in self.others
 
+    def moved(self, before: Mapping[str, nn.Module], after: Mapping[str, nn.Module]) -> Calls:
+        """The same calls of a copy, whose modules have the same names."""
+        keys = {key_of(module): key_of(after[name]) for name, module in before.items()}
+
+        def renamed(found: set[int]) -> set[int]:
+            return {keys[key] for key in found if key in keys}
+
+        inner = {
+            keys[key]: {tuple((keys.get(k, k), same) for k, same in row) for row in rows}
+            for key, rows in self.inner.items()
+            if key in keys
+        }
+        return Calls(renamed(self.plain), renamed(self.others), renamed(self.writing), inner)
+
 
 def key_of(module: nn.Module) -> int:
     """A key that a module shares with the proxy that torch.export may call in its place."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
-from bnfold._core.operators.linear import Convolution, Product, gemm, matmul
+from bnfold._core.operators.linear import Convolution, Product
+from bnfold._core.operators.matrices import gemm, matmul
 from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Row, unmerged, unweighted
 from bnfold._core.operators.recurrent import Recurrent
 from bnfold._core.reasons import Reason

@@ -1,0 +1,139 @@
+"""Gemm and MatMul with a constant factor, by the axes of their operands, each as a `Product`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bnfold._core.affine import LAST
+from bnfold._core.broadcast import Shape
+from bnfold._core.operators.linear import Product
+from bnfold._core.operators.record import Operand, unusual
+from bnfold._core.reasons import Reason, Refusal
+
+
+def gemm(
+    label: str,
+    weight: Operand,
+    bias: Operand,
+    turned: tuple[bool, bool],
+    alpha: float,
+    beta: float,
+) -> Product:
+    """``α·A'·B' + β·C`` of two matrices, of which the weight is B, or A where its position is 0;
+    ``turned`` says whether A and B are transposed first. α multiplies the product either way.
+
+    Raises `Refusal` where the weight is no matrix.
+    """
+    _check_matrix(weight)
+    axis = weight.position
+    stored = (1 - axis) if turned[axis] else axis
+    # Of the data [M, K] (of [K, N] where A is constant) K is summed over, wherever it is stored.
+    along = axis ^ turned[1 - axis]
+    return Product(
+        label=label,
+        data=(1 - weight.position,),
+        weight=weight,
+        columns={axis: stored},
+        summed=1 - stored,
+        along=along,
+        rank=2,
+        bias=bias,
+        alpha=alpha,
+        beta=beta,
+    )
+
+
+def _check_matrix(weight: Operand) -> None:
+    """Raise a `Refusal` where a weight is no matrix."""
+    if weight.missing is not None:
+        raise Refusal(weight.missing)
+    assert weight.value is not None
+    if len(weight.value.shape) != 2:
+        raise Refusal(unusual(weight.value))
+
+
+Turn = Callable[[int], tuple[int, ...]]
+"""Gives for each axis of an operand as it is multiplied the axis as it is stored, for its rank."""
+
+
+def as_stored(rank: int) -> tuple[int, ...]:
+    """No axis moves."""
+    return tuple(range(rank))
+
+
+def matmul(
+    label: str,
+    weight: Operand,
+    other: Shape | None,
+    add_blocked: Reason | None = None,
+    writable: bool = True,
+    turned: tuple[Turn, Turn] = (as_stored, as_stored),
+    alpha: float = 1.0,
+) -> Product:
+    """``α`` times a product by NumPy's rules with a constant on the right, or on the left where the
+    weight's position is 0; ``other`` is the shape of the data. ``turned`` says how the axes of
+    either operand are taken: a transposed matrix [N, K] as (1, 0).
+
+    The constant's last axis (on the right) is the output's last, its second-last (on the left) the
+    output's second-last, and its batch axes, aligned from the right, are the output's. An axis that
+    the constant lacks, or holds with size 1 against a larger output, has no entries of its own. Of
+    data of unknown rank a matrix on the right makes the last axis, and others are not known.
+    """
+    assert weight.value is not None
+    right = weight.position == 1
+    stored = turned[weight.position](len(weight.value.shape))
+    fixed = tuple(weight.value.shape[axis] for axis in stored)
+    columns: dict[int, int] = {}
+    along, rank = None, None
+    if other is not None:
+        order = turned[1 - weight.position](len(other))
+        other = tuple(other[axis] for axis in order)
+        along = order[len(other) - 1 if right else max(len(other) - 2, 0)]
+    if other is not None and len(fixed) >= 2:
+        columns = {out: stored[own] for out, own in _columns(fixed, right, other).items()}
+        rank = max(len(fixed), len(other)) - (len(other) == 1)
+    elif other is None and right and len(fixed) == 2:
+        columns = {LAST: stored[1]}
+    return Product(
+        label=label,
+        data=(1 - weight.position,),
+        weight=weight,
+        columns=columns,
+        summed=stored[max(len(fixed) - 2, 0) if right else len(fixed) - 1],
+        along=along,
+        rank=rank,
+        alpha=alpha,
+        add_blocked=add_blocked,
+        writable=writable,
+    )
+
+
+def turning(matrix: bool, batch: bool) -> Turn:
+    """How FusedMatMul takes the axes of an operand: ``batch`` takes the first axis behind the batch
+    axes, and then ``matrix`` exchanges the last two. A vector stays.
+    """
+
+    def turn(rank: int) -> tuple[int, ...]:
+        order = list(range(rank))
+        if batch and rank > 2:
+            order[:-1] = [*order[1:-1], 0]
+        if matrix and rank > 1:
+            order[-2:] = [order[-1], order[-2]]
+        return tuple(order)
+
+    return turn
+
+
+def _columns(fixed: tuple[int, ...], right: bool, other: Shape) -> dict[int, int]:
+    """Output axes of a MatMul that have entries of their own, with the constant's axis."""
+    batch = len(fixed) - 2
+    kept = len(fixed) - 1 if right else len(fixed) - 2
+    if len(other) == 1:
+        axes = {batch: kept}
+        first = batch
+    else:
+        rank = max(len(fixed), len(other))
+        axes = {rank - 1 if right else rank - 2: kept}
+        first = rank - 2
+    axes.update({first - batch + k: k for k in range(batch) if fixed[k] != 1})
+    return axes

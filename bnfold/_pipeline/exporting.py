@@ -1,0 +1,103 @@
+"""Compares two modules in onnxruntime: both are exported to ONNX with their BatchNorms."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from bnfold._judge.end_to_end import compare_files
+from bnfold._judge.settings import Settings
+from bnfold._judge.verdict import EndToEnd
+from bnfold._run.torch_model import Call
+from bnfold._run.torch_outputs import is_positional, named_leaves
+from bnfold._system import scratch
+from bnfold._torch.module.fold import Example, copied
+
+_OPSET = 17
+
+
+class NotExportable(Exception):
+    """A module cannot be exported to ONNX, or onnxruntime does not run what comes out."""
+
+
+def compared_in_onnxruntime(
+    original: nn.Module, folded: nn.Module, example: Example, seed: int
+) -> EndToEnd:
+    """The verdict on both modules as exported. Raises `NotExportable` where there is none."""
+    if any(each.dtype == torch.bfloat16 for each in (*original.parameters(), *original.buffers())):
+        raise NotExportable("onnxruntime does not run bfloat16")
+    if any(each.dtype == torch.float64 for each in (*original.parameters(), *original.buffers())):
+        raise NotExportable("ONNX has a norm's ε in float32, which a float64 module has not")
+    with scratch.beside(None) as temporary:
+        paths = [temporary / name for name in ("original.onnx", "folded.onnx")]
+        outputs: Sequence[str] = ()
+        for module, path in zip((original, folded), paths, strict=True):
+            outputs = _export(copied(module), example, path, outputs)
+        result = compare_files(paths[0], paths[1], None, Settings(seed))
+    if not result.checks and result.status == "inconclusive":
+        raise NotExportable(result.notes[-1])
+    return result
+
+
+def _export(
+    module: nn.Module, example: Example, path: Path, outputs: Sequence[str]
+) -> Sequence[str]:
+    """Export a module with all its BatchNorms. The exporter needs no further package.
+
+    Gives the names of its outputs. They stand in the file in the order of ``outputs``, if these are
+    the same names.
+    """
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            args, kwargs = Call(example).filled({}, double=False)
+            result = copied(module)(*args, **kwargs)
+            names = [name for name, leaf in named_leaves(result) if isinstance(leaf, Tensor)]
+            if set(names) == set(outputs):
+                names = list(outputs)
+            if not all(map(is_positional, names)) or len(names) < len(named_leaves(result)):
+                module = _Tensors(module, names)
+            torch.onnx.export(
+                module,
+                example.args,
+                str(path),
+                kwargs=dict(example.kwargs) or None,
+                input_names=[f"input_{i}" for i in range(_tensors_of(example))],
+                output_names=[f"output_{i}" for i in range(len(names))],
+                dynamo=False,
+                opset_version=_OPSET,
+                do_constant_folding=False,
+                training=torch.onnx.TrainingMode.PRESERVE,
+            )
+    except Exception as error:  # The exporter may raise anything, and so may the module.
+        line = next((text for text in str(error).splitlines() if text.strip()), "")
+        raise NotExportable(line) from error
+    return names
+
+
+class _Tensors(nn.Module):
+    """A module that puts out some tensors of another one's result, in a tuple."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module = module
+
+        @functools.wraps(module.forward)
+        def forward(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+            found = dict(named_leaves(module(*args, **kwargs)))
+            return tuple(found[name] for name in names)
+
+        self.forward = forward
+        self.training = module.training
+
+
+def _tensors_of(example: Example) -> int:
+    leaves = pytree.tree_leaves((example.args, dict(example.kwargs)))
+    return sum(isinstance(leaf, Tensor) for leaf in leaves)

@@ -1,0 +1,164 @@
+"""How a module was folded, without its weights: enough to fold other weights, without a trace."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from bnfold._errors import UsageError
+from bnfold._torch.module.fold import PlannedModule, Traced
+from bnfold._torch.module.ties import tie
+
+_ATTRIBUTE = "_bnfold"
+_PLAIN = (Tensor, nn.Parameter)
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """The trace of a module as it was before the fold.
+
+    What a state dict holds are meta tensors in it, which take no memory; ``devices`` says by name
+    where they were. Copies of a folded module share the recipe. A module that was pickled has
+    none: so it can be loaded where bnfold is not installed.
+    """
+
+    traced: Traced
+    devices: Mapping[str, torch.device]
+
+    @classmethod
+    def of(cls, planned: PlannedModule) -> Recipe | None:
+        """The recipe of a module that nothing has changed yet; None for one without a copy."""
+        traced = planned.traced
+        if traced.module is planned.module:
+            return None
+        saved = traced.module.state_dict()
+        plain = {
+            name: tensor
+            for name, tensor in _tensors(traced.module).items()
+            if name in saved and type(tensor) in _PLAIN
+        }
+        memo: dict[int, Any] = {id(tensor): _without_values(tensor) for tensor in plain.values()}
+        module = copy.deepcopy(traced.module, memo)
+        calls = traced.calls.moved(_modules(traced.module), _modules(module))
+        program, takers = _program(traced.program, module), planned.surgery.takers
+        slim = replace(
+            traced, module=module, program=program, calls=calls, again=None, takers=takers
+        )
+        return cls(slim, {name: tensor.device for name, tensor in plain.items()})
+
+    def refolded(self, state_dict: Mapping[str, Any]) -> nn.Module:
+        """The module with other weights, folded. Raises `UsageError` where they do not fit it."""
+        before = self.traced
+        module = copy.deepcopy(before.module)
+        _make_room(module, self.devices)
+        _load(module, state_dict)
+        calls = before.calls.moved(_modules(before.module), _modules(module))
+        program = _program(before.program, module)
+        traced = replace(before, module=module, program=program, calls=calls)
+        _, surgery, moves, _ = traced.planned()
+        surgery.apply(module, moves)
+        tie(module, traced.clones, surgery.called)
+        return module
+
+    def __deepcopy__(self, memo: Any) -> Recipe:
+        return self
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return type(None), ()
+
+
+def attach(module: nn.Module, recipe: Recipe | None) -> nn.Module:
+    """Give a folded module its recipe, and take from it that of an earlier fold."""
+    module.__dict__.pop(_ATTRIBUTE, None)
+    if recipe is not None:
+        module.__dict__[_ATTRIBUTE] = recipe
+    return module
+
+
+def refold(folded: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
+    """See `bnfold.refold`."""
+    recipe = folded.__dict__.get(_ATTRIBUTE)
+    if not isinstance(recipe, Recipe):
+        raise UsageError(
+            f"{type(folded).__name__} does not know how it was folded: bnfold.fold did not make it "
+            "in this process, or it was loaded from a file; fold the original with the new "
+            "weights: bnfold.fold(model, (example,))"
+        )
+    made = recipe.refolded(state_dict)
+    places = {tensor.device for tensor in (*folded.parameters(), *folded.buffers())}
+    return attach(made.to(places.pop()) if len(places) == 1 else made, recipe)
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, tensor.requires_grad)
+    return empty
+
+
+def _make_room(module: nn.Module, devices: Mapping[str, torch.device]) -> None:
+    """Give all meta tensors of a module memory. One that has several names stays one.
+
+    Nothing but NaN is in it, which shows if a module's own code does not load all it has saved.
+    """
+    made: dict[int, Tensor] = {}
+    for path, part in module.named_modules():
+        for held in (part._parameters, part._buffers):
+            for name, tensor in held.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                if id(tensor) not in made:
+                    device = devices[f"{path}.{name}" if path else name]
+                    room = torch.empty_like(tensor, device=device)
+                    if room.is_floating_point():
+                        room.fill_(torch.nan)
+                    if isinstance(tensor, nn.Parameter):
+                        room = nn.Parameter(room, tensor.requires_grad)
+                    made[id(tensor)] = room
+                held[name] = made[id(tensor)]
+
+
+def _load(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Load a checkpoint. Raises `UsageError` with the names that do not fit."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"expected a state dict, got {type(state_dict).__name__}")
+    try:
+        module.load_state_dict(state_dict)
+    except Exception as error:  # load_state_dict, or a hook of the module's own.
+        text = "; ".join(line.strip() for line in str(error).splitlines()[1:] if line.strip())
+        raise UsageError(
+            f"the weights do not fit {type(module).__name__}: {text or error}"
+        ) from error
+
+
+def _modules(module: nn.Module) -> dict[str, nn.Module]:
+    return dict(module.named_modules(remove_duplicate=False))
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _program(program: ExportedProgram, module: nn.Module) -> ExportedProgram:
+    """The same program with the tensors of a module in place of its own."""
+    tensors = _tensors(module)
+    return ExportedProgram(
+        program.graph_module,
+        program.graph,
+        program.graph_signature,
+        {name: tensors[name] for name in program.state_dict},
+        program.range_constraints,
+        program.module_call_graph,
+        None,
+        {name: copy.deepcopy(value) for name, value in program.constants.items()},
+        verifiers=program.verifiers,
+    )
