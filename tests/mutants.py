@@ -612,6 +612,13 @@ MUTANTS = (
         "tests/torch/test_other_ways.py",
     ),
     Mutant(
+        "a method that collects what a part gives, on its way to the next, goes unseen",
+        "_torch/module/other_ways.py",
+        "if parts[0] in self._uses.given:",
+        "if parts[0] is None:",
+        "tests/torch/test_other_ways.py",
+    ),
+    Mutant(
         "a norm that takes in a map is rewritten without it",
         "_plan/depthwise.py",
         "total = before.then(taken.behind) if before is not None else None",
