@@ -247,8 +247,8 @@ def verify(
     computes. PyTorch runs the module, onnxruntime the file, on the example inputs and on drawn ones
     of their sizes. The tensors of the example go into the file's inputs in their order, and outputs
     are paired by position, whatever their names. In float16 and bfloat16 it passes only if both
-    hold the very same weights. ``seed``, ``draws``, ``power``, ``rtol``, ``atol``, ``threads``,
-    ``timeout`` and ``ops_libraries`` are for that, too.
+    hold the same weights but for roundings. ``seed``, ``draws``, ``power``, ``rtol``, ``atol``,
+    ``threads``, ``timeout`` and ``ops_libraries`` are for that, too.
     The result's ``status`` is "pass", "fail" or "inconclusive".
     Raises `UsageError` for models or inputs that cannot be read, and for an option that has a value
     that means nothing or is not for such models.

@@ -223,29 +223,34 @@ class Summed(Law):
 
     def backward(self, output: int, map_: Map) -> list[Way]:
         """The scale to every input, the shift to one of them (negated behind a minus); or so with
-        signs turned around, where all scales are negative.
+        signs turned around, where all scales are negative. First of all where nothing is left of
+        the map.
         """
         turned = list(self._turned_back(map_)) if bool((map_.scale < 0).all()) else []
         try:
-            return [*self._plain_back(map_), *turned]
+            plain = self._plain_back(map_)
         except Refusal:
             if not turned:
                 raise
             return turned
+        taken = [way for way in turned if not way.maps]
+        return [*taken, *plain, *(way for way in turned if way.maps)]
 
     def forward(self, maps: Maps) -> list[Way]:
         """One scale for all, and the sum of the shifts; or so with signs turned around, where some
-        scale is negative.
+        scale is negative. First of all where nothing is left of the maps.
         """
         parts = {n: self.aligned.onto(n, maps[n]) for n in sorted(maps)}
         negative = any(bool((part.scale < 0).any()) for part in parts.values())
         turned = list(self._turned_ahead(parts)) if negative else []
         try:
-            return [self._plain_ahead(parts), *turned]
+            plain = self._plain_ahead(parts)
         except Refusal:
             if not turned:
                 raise
             return turned
+        taken = [way for way in turned if way.maps[0].is_identity]
+        return [*taken, plain, *(way for way in turned if not way.maps[0].is_identity)]
 
     @property
     def may_lose_a_map(self) -> bool:

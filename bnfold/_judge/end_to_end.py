@@ -47,7 +47,7 @@ from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
 from bnfold._run.perturbable import find_weights, plantable_weights
-from bnfold._run.ports import Renamed, renamed
+from bnfold._run.ports import Renamed, renamed, renamed_by_type
 from bnfold._run.providers import CPU
 from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
 from bnfold._run.source import Edit, Parsed, Source
@@ -170,6 +170,7 @@ def _compare_binaries(
     refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)
     pairing, draws = renamed(model, other), ways_to_draw(model, other, settings.seed)
+    by_type = renamed_by_type(model, other) if pairing is None else None
     with understood(model, name):
         hoisted = hoist(model)
         weights = find_weights(model, original.parent)
@@ -201,9 +202,14 @@ def _compare_binaries(
             )
 
         result, chosen = drawing_alike(partial(judged, pairing), draws)
-        if result.status != "fail" or pairing is None:
+        if result.status != "fail":
             return seen_in_weights(result, (left, right), (left_edits, right_edits))
-        others = partial(other_pairings, sides(None, chosen), pairing, inputs, settings, bounds)
+        allowed, known = pairing or by_type, pairing is not None
+        if allowed is None:
+            return result
+        others = partial(
+            other_pairings, sides(None, chosen), allowed, known, inputs, settings, bounds
+        )
         return paired_otherwise(result, others, lambda other: judged(other, chosen))
 
 

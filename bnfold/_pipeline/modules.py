@@ -17,14 +17,14 @@ from torch.export import ExportedProgram
 from bnfold._errors import UsageError
 from bnfold._judge.bench import Terms
 from bnfold._judge.conclusion import conclude
-from bnfold._judge.difference import distance, magnitude
 from bnfold._judge.end_to_end import common_stages, decided, end_to_end_result
 from bnfold._judge.normal_form import (
     Folded,
     NormalForm,
     folded_module,
     folded_program,
-    state,
+    narrow_type,
+    same_in_float64,
     unexplained,
 )
 from bnfold._judge.power import RestingFold
@@ -46,8 +46,6 @@ from bnfold._run.torch_model import Call, TorchModel, one_thread
 from bnfold._torch.module.fold import Example
 from bnfold._torch.read.export import check
 
-# How far an output may move when a model is folded in float64, relative to its largest value.
-_EXACT = 1e-9
 _SHOWING: tuple[Flavour, ...] = ("large",)
 """The inputs that are drawn beside the example where others are drawn for onnxruntime: they reach
 bounds and channels that no others do.
@@ -92,7 +90,7 @@ def compare_modules(
     except NotExportable as error:
         found = _with_weights(pair or by_pytorch_alone(), original, folded, example, seed)
         return _noted(found, f"not compared in onnxruntime: {error}")
-    if _narrow(original, folded) is None:
+    if narrow_type(original, folded) is None:
         status = _shown_elsewhere(seen).status
     else:  # what rounding hides here it hides in onnxruntime, too
         seen = _with_weights(pair or by_pytorch_alone(), original, folded, example, seed)
@@ -216,7 +214,7 @@ def _with_weights(
     weights are compared after both models have been folded in float64. Where that is not possible,
     or changes the outputs of the original, the verdict is at best "inconclusive".
     """
-    seen, dtype = _combined(pair), _narrow(original, folded)
+    seen, dtype = _combined(pair), narrow_type(original, folded)
     if dtype is None or seen.status == "fail":
         return seen
     exact, plain = pair
@@ -241,8 +239,7 @@ def _with_weights(
                 TorchModel(_module(m), Call(wide), double=True).run(feeds)
                 for m in (original, right)
             )
-            rows = zip(first, second, strict=True)
-            same = all(distance(a, b) <= _EXACT * magnitude(a) for a, b in rows)
+            same = all(map(same_in_float64, first, second))
             forms = [NormalForm.of(model, wide) for model in (right, made)]
     except (UsageError, EngineError) as error:
         return unproved(f"weights were not compared: {error}")
@@ -257,12 +254,6 @@ def _with_weights(
     if forms[0].operators != forms[1].operators:
         return unproved("weights say nothing: the two do not run the same operators once folded")
     return lifted
-
-
-def _narrow(original: Folded, folded: Folded) -> torch.dtype | None:
-    """The type of few digits that one of two models holds numbers in, or None."""
-    kinds = {t.dtype for model in (original, folded) for t in state(model).values()}
-    return next((each for each in (torch.bfloat16, torch.float16) if each in kinds), None)
 
 
 def _folded_in_float64(

@@ -25,6 +25,7 @@ from bnfold._run.torch_outputs import Leaf, named_leaves
 from bnfold._run.torch_trace import RANDOM, Traced, Use, traced
 from bnfold._system import memory
 from bnfold._torch.module.fold import Example, copied
+from bnfold._torch.read.untraceable import first_line
 from bnfold._torch.tensors import DTYPES, from_numpy, to_numpy
 
 
@@ -228,7 +229,7 @@ class TorchModel:
             if memory.ran_out(error):
                 raise Exhausted("out of memory") from error
             where = " in float64" if self._double else ""
-            text = f"{self._name} does not run on these inputs{where}: {error}"
+            text = f"{self._name} does not run on these inputs{where}: {first_line(error)}"
             raise EngineError(text) from error
 
     def _result(self, placed: dict[str, Tensor], args: Any, kwargs: Any) -> list[tuple[str, Leaf]]:

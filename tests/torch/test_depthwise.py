@@ -17,6 +17,7 @@ from bnfold._proof.torch_certificate import certify_program  # noqa: E402
 from bnfold._torch.program.fold import PlannedProgram  # noqa: E402
 from bnfold.nn import Remainder, ScaleShift  # noqa: E402
 
+from ..cli.command import bnfold as command  # noqa: E402
 from .folding import fold, rand, ready  # noqa: E402
 
 NORMS = {
@@ -82,6 +83,19 @@ def test_a_wrong_number_in_a_program_is_seen():
     with torch.no_grad():
         told.program.state_dict[name][1] *= 1 + 1e-10
     assert not all(each.holds for each in certify_program(told.applied))
+
+
+def test_the_command(tmp_path):
+    path, out = tmp_path / "m.pt2", tmp_path / "f.pt2"
+    module, x = between(nn.BatchNorm2d(4)).float(), rand(2, 4, 3, 3, dtype=torch.float32)
+    torch.export.save(torch.export.export(module, (x,)), path)
+    assert command(path, "--check").code == 0
+    assert command(path, "--check", "--no-batchnorm").code == 1
+    done = command(path, "--no-batchnorm", "-o", out)
+    assert done.code == 0 and "certificates: 1 of 1 hold" in done.lines
+    assert "rewrote 1 norm that nothing takes in" in done.lines
+    made = torch.export.load(out).module()
+    assert torch.allclose(made(x), module(x), atol=1e-6)
 
 
 class NormAct(nn.BatchNorm2d):
