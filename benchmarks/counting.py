@@ -58,6 +58,8 @@ class Scope:
         for node in graph.node:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
+        for value in graph.output:  # Whoever runs the graph reads it.
+            self.readers.setdefault(value.name, []).append(NodeProto())
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
         self.varying = {value.name for value in graph.input} - self.stored.keys()
         for value in [*graph.input, *graph.value_info, *graph.output]:
@@ -231,8 +233,8 @@ def is_whole_gelu(node: NodeProto, scope: Scope) -> bool:
     """Whether a GELU starts at a node, written as onnxruntime looks for it.
 
     ``x/2·(1 + erf(x/√2))``: a Div by √2, the Erf, an Add of 1, a Mul by x, and a Mul by ½ of x or
-    of the product. Nothing else reads a tensor in between. An affine operator that is merged with
-    one of these leaves none.
+    of the product (then no Mul makes x). Nothing else reads a tensor in between. Where an affine
+    operator is merged with one of these, none is whole.
     """
     if node.op_type != "Div" or not scope.is_number(node.input[1], np.sqrt(2)):
         return False
@@ -245,7 +247,8 @@ def is_whole_gelu(node: NodeProto, scope: Scope) -> bool:
         place = following[0]
         if op_type == "Add" and not (others and scope.is_number(others[0], 1.0)):
             return False
-    if others == [node.input[0]]:
+    root = scope.makers.get(node.input[0])
+    if others == [node.input[0]] and not (root is not None and root.op_type == "Mul"):
         last = scope.readers.get(place.output[0], [])
         return len(last) == 1 and scope.halves(last[0], place.output[0])
     half = scope.makers.get(others[0]) if others else None

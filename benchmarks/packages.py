@@ -13,19 +13,24 @@ a table in Markdown, with what its columns are; `benchmarks/packages.md` is one.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
+import onnx
 from catalogue import Model, file, package_files
-from inference import TYPES, inputs, session
+from inference import TYPES, Feeds, inputs, session
 from leftovers import Left, Row, conclusion, measure
 from onnxruntime import InferenceSession
 from simplifiers import TOOLS, is_there, simplify
+
+from bnfold._run.drawing import InputSource, UndrawableError
 
 FILES: dict[str, tuple[str, ...]] = {
     "basic_pitch": ("saved_models/icassp_2022/nmp.onnx",),
@@ -65,6 +70,7 @@ FILES: dict[str, tuple[str, ...]] = {
 }
 """The files by package; of files that several packages ship, one."""
 LEAST, SECONDS = 5, 3.0
+PROPOSALS = 20
 HEAD = """# Models that packages ship, and what tools leave of them
 
 Made by `python benchmarks/packages.py`; its text says how the packages are had.
@@ -96,14 +102,8 @@ def ratio(source: Path, folder: Path) -> float | None:
     if simplify("bnfold", source, target, 600) or target.read_bytes() == source.read_bytes():
         return None
     runs = [session(path, 1, folder / "executed.onnx") for path in (source, target)]
-    if not all(entry.type in TYPES for entry in runs[0].get_inputs()):
-        return None
-    feeds = inputs(runs[0])
-    try:
-        for run in runs:
-            run.run(None, feeds)
-    except Exception as error:  # Sizes made up may not fit together.
-        print(f"{source.name}: {str(error).splitlines()[0]}", file=sys.stderr)
+    feeds = next((made for made in made_up(source, runs[0]) if runs_on(runs, made)), None)
+    if feeds is None:
         return None
     ratios: list[float] = []
     end = time.monotonic() + SECONDS
@@ -115,7 +115,27 @@ def ratio(source: Path, folder: Path) -> float | None:
     return statistics.median(ratios)
 
 
-def processor_time(run: InferenceSession, feeds: object) -> float:
+def made_up(source: Path, run: InferenceSession) -> Iterator[Feeds]:
+    """Inputs to try: images of a usual size, then what bnfold would draw."""
+    if all(entry.type in TYPES for entry in run.get_inputs()):
+        yield inputs(run)
+    with contextlib.suppress(UndrawableError):
+        drawn = InputSource(onnx.load(source, load_external_data=False), 0).first()
+        yield from (each.feeds for each in itertools.islice(drawn, PROPOSALS))
+
+
+def runs_on(runs: Sequence[InferenceSession], feeds: Feeds) -> bool:
+    """Whether models run on inputs: sizes that are made up may not fit together."""
+    try:
+        for run in runs:
+            run.run(None, feeds)
+    except Exception as error:
+        print(str(error).splitlines()[0], file=sys.stderr)
+        return False
+    return True
+
+
+def processor_time(run: InferenceSession, feeds: Feeds) -> float:
     """Seconds of the processor that one run takes."""
     start = time.process_time()
     run.run(None, feeds)

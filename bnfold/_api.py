@@ -41,8 +41,10 @@ def plan(
     clone: bool = False,
     merge: bool = False,
     keep: Sequence[str] = (),
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
@@ -50,13 +52,21 @@ def plan(
     ``torch.onnx.ONNXProgram``, a ``torch.nn.Module`` or an ``ExportedProgram``; it is not changed.
     ``base_dir`` is the folder that external data is relative to; for a path, the file's own. A
     module takes example inputs, ``args`` and ``kwargs``, and the options of `fold`; a model of ONNX
-    takes ``freeze_initializers`` and ``assume_equal_dims``, see there.
+    takes ``freeze_initializers`` and ``assume_equal_dims``, and any takes ``depthwise``, see there.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     options = ModuleOptions(
         args, kwargs, dynamic_shapes, as_eval, clone, keep=_names(keep), merge=merge
     )
-    return plan_model(model, base_dir, options, freeze_initializers, assume_equal_dims)
+    return plan_model(
+        model,
+        base_dir,
+        options,
+        freeze_initializers,
+        assume_equal_dims,
+        follow_links,
+        depthwise,
+    )
 
 
 @overload
@@ -65,8 +75,10 @@ def fold(
     output: None = None,
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> ModelProto: ...
 @overload
 def fold(
@@ -74,8 +86,10 @@ def fold(
     output: str | os.PathLike[str],
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> Path: ...
 @overload
 def fold(
@@ -89,6 +103,7 @@ def fold(
     merge: bool = False,
     inplace: bool = False,
     keep: Sequence[str] = (),
+    depthwise: bool = False,
 ) -> _Module: ...
 @overload
 def fold(
@@ -96,8 +111,10 @@ def fold(
     output: None = None,
     *,
     base_dir: str | os.PathLike[str] | None = None,
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> _M: ...
 def fold(
     model: Model,
@@ -111,8 +128,10 @@ def fold(
     merge: bool = False,
     inplace: bool = False,
     keep: Sequence[str] = (),
+    depthwise: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
+    follow_links: bool = False,
 ) -> Any:
     """Fold a model and give back the kind it was given; the input is not changed.
 
@@ -122,7 +141,11 @@ def fold(
     ``Path``; a path alone gives a ``ModelProto``. With ``freeze_initializers`` those that are
     listed as inputs, too, are inputs no longer: nobody overrides them, so they fold as well.
     With ``assume_equal_dims`` sizes of inputs that have one name (``dim_param``) are equal in every
-    run: that lets maps cross a Reshape of one tensor by the size of another.
+    run: that lets maps cross a Reshape of one tensor by the size of another. With ``follow_links``
+    external data is read through links that lead out of the model's folder, and hard links.
+    With ``depthwise`` norms that nothing takes in become convolutions with a kernel of 1 and a
+    group for each channel, or a Mul and an Add, for runtimes without BatchNormalization; in a
+    module, where no convolution can stand, a `bnfold.nn.ScaleShift`.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
@@ -148,7 +171,16 @@ def fold(
     options = ModuleOptions(
         output, kwargs, dynamic_shapes, as_eval, clone, inplace, _names(keep), merge
     )
-    return fold_model(model, output, base_dir, options, freeze_initializers, assume_equal_dims)
+    return fold_model(
+        model,
+        output,
+        base_dir,
+        options,
+        freeze_initializers,
+        assume_equal_dims,
+        follow_links,
+        depthwise,
+    )
 
 
 def refold(folded: _Module, state_dict: Mapping[str, Any]) -> _Module:
@@ -186,6 +218,7 @@ def verify(
     threads: int = 0,
     timeout: float | None = None,
     freeze_initializers: bool = False,
+    follow_links: bool = False,
     ops_libraries: Sequence[str | os.PathLike[str]] = (),
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -211,6 +244,7 @@ def verify(
     cores), ``timeout`` a number of seconds after which the verdict is inconclusive.
     ``freeze_initializers`` takes initializers that are listed as inputs for weights, so that the
     tolerance can be measured.
+    ``follow_links`` is as for ``fold``.
     ``ops_libraries`` are the paths of libraries of custom operators that onnxruntime registers. At
     operators that it does not know, the comparison is made at what they read and behind what they
     write.
@@ -222,8 +256,8 @@ def verify(
     computes. PyTorch runs the module, onnxruntime the file, on the example inputs and on drawn ones
     of their sizes. The tensors of the example go into the file's inputs in their order, and outputs
     are paired by position, whatever their names. In float16 and bfloat16 it passes only if both
-    hold the very same weights. ``seed``, ``draws``, ``power``, ``rtol``, ``atol``, ``threads``,
-    ``timeout`` and ``ops_libraries`` are for that, too.
+    hold the same weights but for roundings. ``seed``, ``draws``, ``power``, ``rtol``, ``atol``,
+    ``threads``, ``timeout`` and ``ops_libraries`` are for that, too.
     The result's ``status`` is "pass", "fail" or "inconclusive".
     Raises `UsageError` for models or inputs that cannot be read, and for an option that has a value
     that means nothing or is not for such models.
@@ -244,6 +278,7 @@ def verify(
         threads=threads,
         seconds=timeout,
         frozen=freeze_initializers,
+        follow_links=follow_links,
         libraries=checked(os.fspath(path) for path in ops_libraries),
     )
     options = ModuleOptions(args, kwargs)

@@ -30,6 +30,7 @@ from .graphs import (
     stays,
     subgraph,
 )
+from .test_functions import DOMAIN, function
 from .test_order import shuffled
 
 TWO = np.float32(2.1)
@@ -288,3 +289,25 @@ def test_the_certificate_asks_for_the_right_readers():
     assert "does not read" in forged(made, reads_other)[0]
     assert "have changed" in forged(made, leaves_one)[0]
     assert "not one kind" in forged(made, another_operator)[0]
+
+
+def test_in_a_function_and_not_for_two_of_its_calls():
+    """Equal maps of one call go in the function, for all calls; those of two calls inline none."""
+
+    def made(*inner):
+        nodes = [op("Constant", "", "k", value_float=2.5), *inner, op("Sigmoid", "a", "y")]
+        return model(
+            op("Tanh", "x", "s"),
+            op("F", "s", "y", domain="my", name="first"),
+            op("F", "s", "z", domain="my", name="second"),
+            y="y z",
+            functions=[function("F", "x", "y", nodes)],
+            domains=DOMAIN,
+        )
+
+    one = [op("Mul", "x k", "m"), op("Tanh", "m", "a")]
+    assert not bnfold.plan(made(*one)).folds
+    two = [op("Mul", "x k", "m"), op("Mul", "x k", "n"), op("Max", "m n", "a")]
+    once = fold_told(made(*two))
+    assert [fold.graph for fold in once.plan.folds] == ["function my::F"]
+    assert counts(once.folded)["Mul"] == 1 and len(once.folded.functions) == 1

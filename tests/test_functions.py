@@ -8,7 +8,9 @@ import pytest
 from onnx import AttributeProto, helper
 
 import bnfold
+from bnfold._onnx import fold as folding
 from bnfold._onnx.read import inlining
+from bnfold._onnx.read.scopes import Names
 from bnfold._proof import inlined_calls
 from bnfold._proof.certificate import certify
 
@@ -616,6 +618,19 @@ def test_a_function_of_another_opset():
             assert "onnx.inliner" in kept.advice
 
 
+def test_the_model_knows_the_domains_of_inlined_operators_and_no_more():
+    """A function may import what no operator of it is of, and what the model has not imported."""
+    made = block()
+    made.opset_import.append(helper.make_opsetid("unused", 7))
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    made.node[-1].output[0] = "before"
+    made.node.append(op("Gelu", "before", "y", domain="com.microsoft"))
+    m = model(call("a", "x", "y"), functions=[made], domains=DOMAIN, weights=params("a", 3, 4))
+    after = bnfold.fold(m)
+    assert counts(after) == {"Conv": 1, "Gelu": 1}
+    assert {entry.domain for entry in after.opset_import} == {"", "my", "com.microsoft"}
+
+
 def test_a_function_that_calls_itself_is_left():
     body = [
         op("Block", "x w s t m v", "c", domain="my"),
@@ -721,3 +736,85 @@ def test_inlined_calls_that_cannot_be_checked_rest_on_their_weights(monkeypatch)
     (inlined,) = (c for c in certify(m, once.folded, once.applied) if c.law == "inline")
     assert inlined.unchecked is not None
     assert inlined.layers == {label(node) for node in m.graph.node}
+
+
+def nested(depth):
+    """Functions that call each other in a row, with a Relu in each."""
+    body = [[op("Relu", "x", "h"), op(f"F{n + 1}", "h", "y", domain="my")] for n in range(depth)]
+    body.append([op("Relu", "x", "y")])
+    return model(
+        op("F0", "x", "y", domain="my"),
+        functions=[function(f"F{n}", "x", "y", nodes) for n, nodes in enumerate(body)],
+        domains=DOMAIN,
+    )
+
+
+@pytest.mark.parametrize(
+    ("calls", "plans"), [("none", 1), ("every one folds", 2), ("one folds, one may not", 3)]
+)
+def test_a_model_is_planned_no_more_often_than_it_has_forms(calls, plans, monkeypatch):
+    """As it is, with all calls inlined, and with those that pay; and not again to be folded."""
+    read, seen = folding.read, []
+    monkeypatch.setattr(folding, "read", lambda *given: seen.append(given) or read(*given))
+    pieces = {
+        "none": [op("Relu", "x", "y")],
+        "every one folds": [call("a", "x", "h"), call("b", "h", "y")],
+        "one folds, one may not": [
+            call("a", "x", "h"),
+            op("Plain", "h", "y", domain="my", name="plain"),
+        ],
+    }
+    m = model(
+        *pieces[calls],
+        functions=[block(), function("Plain", "x", "y", [op("Relu", "x", "y")])],
+        domains=DOMAIN,
+        weights=params("a", 3, 4) | params("b", 4, 5),
+    )
+    folding.prepare(m, None).apply()
+    assert len(seen) == plans
+    onnx.checker.check_model(m)
+
+
+def test_functions_that_call_each_other_in_a_row_are_dropped_in_one_pass(monkeypatch):
+    """Before, each pass over the whole model dropped only those that nobody called by then."""
+    nodes, seen = inlining._nodes, []
+
+    def counted(given):
+        seen.extend(given)
+        return nodes(given)
+
+    monkeypatch.setattr(inlining, "_nodes", counted)
+
+    def steps(depth):
+        seen.clear()
+        inlined = inlining.inline(nested(depth)).model
+        assert not inlined.functions and len(inlined.graph.node) == depth + 1
+        return len(seen)
+
+    assert steps(100) <= 13 * steps(10)
+
+
+def test_functions_that_call_each_other_too_deep_stay_from_there_on():
+    """Each level made the names longer, and more levels than Python has ended in a traceback."""
+    m = nested(1200)
+    inlined = inlining.inline(m).model
+    assert 100 < len(inlined.graph.node) < 300
+    assert len(inlined.functions) == 1201 + 1 - len(inlined.graph.node)
+    assert bnfold.plan(m).folds == ()
+
+
+@pytest.mark.parametrize("taken", [(), ("w_2",)])
+def test_many_fresh_names_of_one_kind_are_found_in_one_step_each(taken):
+    class Counted(set):
+        asked = 0
+
+        def __contains__(self, name):
+            Counted.asked += 1
+            return set.__contains__(self, name)
+
+    names = Names(onnx.ModelProto(), [])
+    names._taken = Counted(taken)
+    made = [names.fresh("w") for _ in range(100)]
+    wanted = [name for name in ["w", *(f"w_{n}" for n in range(1, 102))] if name not in taken]
+    assert made == wanted[:100]
+    assert Counted.asked <= 300

@@ -21,9 +21,10 @@ from onnx import (
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
-from bnfold._onnx.files.external import all_tensors, external_files
+from bnfold._onnx.files.external import external_files
 from bnfold._onnx.files.lean import LEAST_TENSOR, read_lean, serialize_whole
 from bnfold._onnx.files.load import load_model
+from bnfold._onnx.tensors import all_tensors
 
 from . import zoo
 
@@ -117,7 +118,7 @@ def test_data_given_twice_or_elsewhere_are_left_to_the_library(tmp_path: Path) -
     told = numpy_helper.from_array(BIG, "w")
     told.data_location = TensorProto.DEFAULT
     for tensor in (twice, told.SerializeToString()):
-        model = helper.make_model(graph(TensorProto(name="w")))
+        model = helper.make_model(graph(numpy_helper.from_array(SMALL, "s")))
         whole = model.SerializeToString()
         held = ModelProto()
         held.graph.initializer.append(TensorProto.FromString(tensor))
@@ -144,7 +145,7 @@ def test_a_tensor_of_an_attribute_that_stands_twice_is_left_to_the_library(tmp_p
     name = AttributeProto(name="value", type=AttributeProto.TENSOR).SerializeToString()
     attribute, node, inner, outer = bytearray(name), bytearray(), bytearray(), bytearray()
     _append(attribute, 5, numpy_helper.from_array(BIG, "w").SerializeToString())
-    _append(attribute, 5, TensorProto(raw_data=bytes(8)).SerializeToString())
+    _append(attribute, 5, TensorProto(raw_data=bytes(BIG.nbytes)).SerializeToString())
     _append(node, 5, bytes(attribute))
     constant = NodeProto(op_type="Constant", output=["w"]).SerializeToString()
     _append(inner, 1, constant + bytes(node))

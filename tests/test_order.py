@@ -170,3 +170,60 @@ def test_what_does_not_fold_comes_out_as_it_was(tmp_path):
     source.write_bytes(shuffled(made, 0).SerializeToString())
     assert run_command(source, "-o", target).code == 0
     assert target.read_bytes() == source.read_bytes()
+
+
+def broken(kind):
+    """A model with a name that two tensors of one graph have."""
+    made = model(conv("a", "x", "c", (4, 3, 3, 3)), bn("n", "c", "b", 4), op("Relu", "b", "y"))
+    if kind == "two operators":
+        made.graph.node.append(op("Neg", "c", "b"))
+    elif kind == "one operator":
+        made.graph.node.append(op("Split", "c", "p p", axis=1))
+    elif kind == "an input":
+        made.graph.node.append(op("Neg", "c", "x"))
+    elif kind == "an initializer":
+        made.graph.node.append(op("Neg", "c", made.graph.initializer[0].name))
+    elif kind == "initializers":
+        made.graph.initializer.append(made.graph.initializer[0])
+    elif kind == "inputs":
+        made.graph.input.append(made.graph.input[0])
+    else:
+        body = subgraph(op("Neg", "c", "q"), op("Relu", "c", "q"), y="q")
+        other = subgraph(op("Neg", "c", "q"), y="q")
+        made.graph.initializer.append(helper.make_tensor("cond", TensorProto.BOOL, [], [True]))
+        made.graph.node.append(op("If", "cond", "z", then_branch=body, else_branch=other))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("two operators", "two operators write the tensor 'b'"),
+        ("one operator", "two operators write the tensor 'p'"),
+        ("an input", "writes the tensor 'x', which is an input or a stored tensor"),
+        ("an initializer", "which is an input or a stored tensor"),
+        ("initializers", "two stored tensors named"),
+        ("inputs", "two inputs named 'x'"),
+        ("a body", "two operators write the tensor 'q'"),
+    ],
+)
+def test_a_name_of_two_tensors_is_refused(kind, words, tmp_path):
+    """Nobody can tell which is meant. Planning went round for ever on the first of them."""
+    made = broken(kind)
+    with pytest.raises(bnfold.UsageError, match=words):
+        bnfold.plan(made)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(made.SerializeToString())
+    ended = run_command(path, "--check")
+    assert ended.code == 2
+    assert f"error: {path}: " in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_an_input_may_have_a_default():
+    made = model(conv("a", "x", "c", (4, 3, 3, 3)), bn("n", "c", "y", 4))
+    weight = made.graph.initializer[0]
+    made.graph.input.append(
+        helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+    )
+    bnfold.plan(made)

@@ -14,7 +14,21 @@ import bnfold
 from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
 
-from .graphs import FLOAT, bn, codes, const, constants, conv, counts, model, op, positive, rand
+from .graphs import (
+    FLOAT,
+    bn,
+    codes,
+    const,
+    constants,
+    conv,
+    counts,
+    model,
+    op,
+    overridable,
+    positive,
+    rand,
+    subgraph,
+)
 
 U8, STEP = np.uint8(128), np.float32(0.03)
 
@@ -273,6 +287,57 @@ def test_a_gemm_of_integers_keeps_what_parts_it_from_a_relu(tmp_path):
     assert codes(m)["scale"] == "fused-operator"
     before, now = (operators(each, tmp_path / "optimized.onnx") for each in (m, after))
     assert now["QGemm"] == before["QGemm"] == 1
+
+
+def residual(m):
+    """What is computed is added to other data ahead of the quantizer."""
+    (tail,) = (n for n in m.graph.node if n.name == "y.quantize")
+    at = list(m.graph.node).index(tail)
+    m.graph.node.insert(at, op("Add", "a other", "sum"))
+    tail.input[0] = "sum"
+    m.graph.input.append(helper.make_tensor_value_info("other", FLOAT, (7, 6)))
+    return m
+
+
+def captured(m):
+    """The body of an If reads it as well as the quantizer."""
+    body = subgraph(op("Relu", "a", "r"), y="r")
+    other = subgraph(op("Neg", "a", "s"), y="s")
+    m.graph.node.append(op("If", "go", "u", then_branch=body, else_branch=other))
+    m.graph.input.append(helper.make_tensor_value_info("go", TensorProto.BOOL, ()))
+    m.graph.output.append(helper.make_tensor_value_info("u", FLOAT, None))
+    return m
+
+
+def overridden(m):
+    """A caller may set the scale of the data; they are no weight for that."""
+    return overridable(m, "d.s")
+
+
+@pytest.mark.parametrize("tail, change", [(True, residual), (True, captured), (False, overridden)])
+def test_a_gemm_of_integers_stays_one_a_step_outside(tail, change, tmp_path):
+    m = change(gemm_of_integers("", tail))
+    before, now = (operators(each, tmp_path / "optimized.onnx") for each in (m, bnfold.fold(m)))
+    assert before["QGemm"] == 1
+    assert now["QGemm"] == 1
+
+
+def test_data_with_a_scale_that_is_computed_are_no_weight(tmp_path):
+    m = gemm_of_integers("", False)
+    data = next(n for n in m.graph.node if n.name == "d.dequantize")
+    data.input[1] = "now"
+    m.graph.node.insert(0, op("Identity", "given", "now"))
+    m.graph.input.append(helper.make_tensor_value_info("given", FLOAT, ()))
+    assert codes(m)["shift"] == "fused-operator"
+
+
+def test_a_quantizer_of_another_domain_is_none():
+    """Nothing is known of it: the Gemm reads no integers, and takes a bias of floats."""
+    m = gemm_of_integers("", False)
+    data = next(n for n in m.graph.node if n.name == "d.dequantize")
+    data.domain = "mine"
+    m.opset_import.append(helper.make_opsetid("mine", 1))
+    assert "shift" not in codes(m)
 
 
 # --- dynamic quantization ------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from bnfold._core.joins import Parted
 from bnfold._core.laws import Way
 from bnfold._core.reasons import Refusal
 from bnfold._onnx.network import read
+from bnfold._onnx.read import shapes
+from bnfold._onnx.read.scopes import read_scopes
 from bnfold._onnx.read.shapes import infer
 
 from .graphs import (
@@ -451,6 +453,31 @@ def test_a_map_that_has_channels_does_not_go_where_the_rank_is_not_known(kind, a
     assert_same(m, folded, {"x": rand(4, 3, 4, 4)})
 
 
+def test_a_type_that_inference_leaves_open_follows_from_operators():
+    """A tensor may be told with a shape and without an element type."""
+    m = model(op("Relu", "x", "r"), op("Abs", "r", "y"))
+    scopes = read_scopes(m)
+    known = infer(m, scopes)
+    known.types.pop(("", "r"))
+    shapes._note(helper.make_tensor_value_info("r", TensorProto.UNDEFINED, [2]), "", known)
+    assert known.type(scopes[0], "r") == TensorProto.FLOAT
+
+
+def test_an_activation_that_is_dequantized_to_another_type_than_its_scale_takes_no_map():
+    pieces = [
+        op("QuantizeLinear", "x s z", "q"),
+        op("DequantizeLinear", "q s z", "d", output_dtype=TensorProto.FLOAT16),
+        op("Mul", "d k", "y", name="mul"),
+    ]
+    weights = {"s": np.float32(0.1), "z": np.uint8(3), "k": np.float16(2)}
+    m = model(*pieces, weights=weights, opset=23)
+    m.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    assert "mul" in {kept.node for kept in bnfold.plan(m).kept}
+    m.graph.node[1].attribute[0].i = TensorProto.FLOAT
+    m.graph.initializer[2].CopyFrom(onnx.numpy_helper.from_array(np.float32(2), "k"))
+    assert not bnfold.plan(m).kept
+
+
 @pytest.mark.parametrize("known", [None, ["n", 3, 8, 8]])
 def test_norms_of_tensors_of_unknown_rank_become_one_norm(known):
     """As where the rank is known: all that is left is written as the last norm."""
@@ -467,3 +494,27 @@ def test_norms_of_tensors_of_unknown_rank_become_one_norm(known):
     folded = bnfold.fold(m)
     assert counts(folded) == {"Relu": 3, "BatchNormalization": 1}
     assert_same(m, folded, {"x": rand(2, 3, 8, 8)})
+
+
+@pytest.mark.parametrize("count", [12, 48_000])
+def test_a_long_row_is_as_well_known_as_a_short_one(count):
+    """Inference is kept from following the numbers of long rows; shapes stay known, sizes too."""
+    made = model(
+        op("Add", "x x", "a"),
+        op("Cast", "a", "h", to=TensorProto.FLOAT16),
+        op("Cast", "h", "f", to=TensorProto.FLOAT),
+        op("Shape", "f", "n"),
+        (op("Concat", "one one n", "s", axis=0), {"one": np.array([1], np.int64)}),
+        op("Reshape", "f s", "r"),
+        conv("c", "r", "p", (4, 1, 3)),
+        (op("Slice", "f from to", "e"), {"from": np.array([0]), "to": np.array([count - 2])}),
+        op("Unsqueeze", "e axes", "u"),
+        op("Add", "p u", "y"),
+        x=(count,),
+        weights={"axes": np.array([0, 1])},
+    )
+    scopes = read_scopes(made)
+    known = infer(made, scopes)
+    wanted = {"a": (count,), "f": (count,), "r": (1, 1, count), "e": (count - 2,)}
+    wanted |= {"u": (1, 1, count - 2), "y": (1, 4, count - 2)}
+    assert {name: known.shape(scopes[0], name) for name in wanted} == wanted

@@ -6,11 +6,15 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bnfold._command import terminal
 from bnfold._command.endings import FAILED, PASSED, UNUSABLE, in_one_line
 from bnfold._errors import UsageError
 from bnfold._system import file_kinds
+
+if TYPE_CHECKING:
+    from bnfold._judge.settings import Settings
 
 _SUFFIXES = (".onnx", ".pt2")
 
@@ -19,8 +23,8 @@ def check_each(
     given: Sequence[Path],
     form: str,
     verbose: bool,
-    frozen: bool = False,
-    equal_dims: bool = False,
+    settings: Settings,
+    depthwise: bool = False,
 ) -> int:
     """Print what is left to fold in each model, and return the worst exit code.
 
@@ -37,7 +41,7 @@ def check_each(
         try:
             if model is None:
                 raise UsageError(_without_models(path))
-            codes.append(_check(model, form, verbose, several, frozen, equal_dims))
+            codes.append(_check(model, form, verbose, several, settings, depthwise))
         except Exception as error:
             if len(given) == 1 and (model is None or not several):
                 raise
@@ -75,7 +79,7 @@ def _without_models(folder: Path) -> str:
 
 
 def _check(
-    model: Path, form: str, verbose: bool, several: bool, frozen: bool, equal_dims: bool
+    model: Path, form: str, verbose: bool, several: bool, settings: Settings, depthwise: bool
 ) -> int:
     """Print what is left to fold in a model, and return the exit code."""
     from bnfold._judge.settings import Settings
@@ -85,10 +89,16 @@ def _check(
 
     begun = time.monotonic()
     with terminal.Progress() as progress:
-        onnx = model.suffix != ".pt2"
-        settings = Settings(frozen=frozen and onnx, equal_dims=equal_dims and onnx)
+        if model.suffix == ".pt2":
+            settings = Settings(trust=settings.trust)
         outcome = fold_file(
-            model, None, verify=False, inputs=None, progress=progress, settings=settings
+            model,
+            None,
+            verify=False,
+            inputs=None,
+            progress=progress,
+            settings=settings,
+            depthwise=depthwise,
         )
     left = bool(outcome.plan.folds)
     if form == "text":

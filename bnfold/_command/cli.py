@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from bnfold._command import options, terminal
+from bnfold._command import beliefs, options, terminal
 from bnfold._command.checking import check_each
 from bnfold._command.endings import EXIT_CODES, PASSED, SIGNALLED, UNUSABLE, in_one_line
 from bnfold._command.options import PATH
@@ -154,8 +154,10 @@ _format = click.option(
     "and folders of them.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
-@options.freezing
-@options.equating
+@beliefs.freezing
+@beliefs.equating
+@beliefs.trusting
+@options.depthwise
 @options.comparison
 @click.option(
     "--report",
@@ -177,6 +179,9 @@ def fold(
     no_verify: bool,
     frozen: bool,
     equal_dims: bool,
+    trust: bool,
+    follow_links: bool,
+    depthwise: bool,
     report: Path | None,
     form: str,
     verbose: bool,
@@ -184,6 +189,12 @@ def fold(
     **comparison: Any,
 ) -> int:
     """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
+    believed = {
+        "frozen": frozen,
+        "equal_dims": equal_dims,
+        "trust": trust,
+        "follow_links": follow_links,
+    }
     options.refuse_stream("-o", output)
     options.refuse_stream("--report", report)
     if in_place and output is not None:
@@ -192,7 +203,7 @@ def fold(
         unused = ("output", "in_place", "report", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory)
-        return check_each(models, form, verbose, frozen, equal_dims)
+        return check_each(models, form, verbose, beliefs.settings(**believed), depthwise)
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
     (model,) = models
@@ -203,7 +214,10 @@ def fold(
     if model.suffix == ".pt2":
         options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
         options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
-        frozen = equal_dims = False
+        options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
+        believed.update(frozen=False, equal_dims=False, follow_links=False)
+    else:
+        options.refuse(context, ["trust"], "an ONNX file runs no code when it is loaded")
     usable = ("seed",) if model.suffix == ".pt2" else options.NAMES
     comparison = options.applicable(context, comparison, usable)
     inputs = None if no_verify else comparison["inputs"]
@@ -213,16 +227,16 @@ def fold(
                 raise UsageError(f"the report would overwrite {other}; give it another name")
         paths.check_writable(report, device=True)
 
-    from bnfold._judge.settings import Settings
     from bnfold._pipeline.models import fold_file
     from bnfold._report.findings import of_fold
     from bnfold._report.text import json_text, outcome_document, outcome_lines
 
     begun = time.monotonic()
     options.bound(context, memory)
-    settings = Settings(frozen=frozen, equal_dims=equal_dims)
+    settings = beliefs.settings(**believed)
     if not no_verify:
-        settings = options.settings(comparison, frozen=frozen, equal_dims=equal_dims)
+        source = options.tolerance_source(context)
+        settings = options.settings(comparison, settings, source=source)
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         outcome = fold_file(
@@ -233,6 +247,7 @@ def fold(
             settings=settings,
             progress=progress,
             report=report,
+            depthwise=depthwise,
         )
         if report is not None:
             try:
@@ -254,7 +269,8 @@ def fold(
 @main.command(short_help="Compare two models.")
 @click.argument("original", type=PATH)
 @click.argument("folded", type=PATH)
-@options.freezing
+@beliefs.freezing
+@beliefs.trusting
 @options.comparison
 @click.option(
     "--bisect",
@@ -271,6 +287,8 @@ def verify(
     original: Path,
     folded: Path,
     frozen: bool,
+    trust: bool,
+    follow_links: bool,
     bisect: bool,
     form: str,
     verbose: bool,
@@ -290,7 +308,9 @@ def verify(
     begun = time.monotonic()
     options.bound(context, memory)
     comparison = options.applicable(context, comparison)
-    settings = options.settings(comparison, bisect=bisect, frozen=frozen)
+    believed = beliefs.settings(frozen=frozen, trust=trust, follow_links=follow_links)
+    source = options.tolerance_source(context)
+    settings = options.settings(comparison, believed, bisect, source)
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         if ".pt2" in (original.suffix, folded.suffix):

@@ -20,11 +20,13 @@ def in_one_line(error: Exception) -> str:
     """What went wrong, in words for the user."""
     if isinstance(error, UsageError):
         return str(error)
-    if isinstance(error, MemoryError):
-        return "out of memory"
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{paths.why(error)}"
+    from bnfold._system import memory  # imported late: NumPy comes along
+
+    if memory.ran_out(error):
+        return "out of memory"
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return (
         f"bnfold broke down ({text}). This is a defect of bnfold: please report it, with the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
     from bnfold._run.input_sets import InputSet
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path, readable=False)  # reading tells whether it can be read
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -164,7 +165,7 @@ _CONFIGURABLE = {
 """The options that a project may set, and the kind of each."""
 
 
-def comparison(command: _Command) -> _Command:
+def comparison(command: Command) -> Command:
     """Give a command the options of a comparison."""
     for option in reversed(_COMPARISON):
         command = option(command)
@@ -195,6 +196,8 @@ def _configure(context: click.Context, _: click.Parameter, ignored: bool) -> Non
                 settings({**_UNSET, option.name: read[option.name]})
         except click.BadParameter as error:
             raise project.trouble(key, error.message.rstrip(".")) from error
+        except (ValueError, OverflowError) as error:  # click does not expect every value
+            raise project.trouble(key, str(error)) from error
         except UsageError as error:
             raise project.trouble(key, error) from error
     try:
@@ -208,7 +211,7 @@ def _configure(context: click.Context, _: click.Parameter, ignored: bool) -> Non
 _PROJECT = f"{__name__}.project"
 
 
-def configured(command: _Command) -> _Command:
+def configured(command: Command) -> Command:
     """Let a command take defaults from the project's configuration.
 
     click processes eager options first, in the order in which they are given. So --help works even
@@ -259,32 +262,29 @@ def applicable(
     return {**given, **{name: _UNSET[name] for name in unused}}
 
 
-def freezing(command: _Command) -> _Command:
-    """Give a command the option that says that nobody overrides initializers."""
-    return click.option(
-        "--freeze-initializers",
-        "frozen",
-        is_flag=True,
-        help="Initializers that are listed as inputs, too, are fixed: nobody overrides them.",
-    )(command)
+def tolerance_source(context: click.Context) -> str:
+    """The file that sets the tolerance; "" if the command line does, or nothing."""
+    project = context.meta.get(_PROJECT)
+    set_there = (ParameterSource.DEFAULT_MAP,)
+    told = any(context.get_parameter_source(name) in set_there for name in ("rtol", "atol"))
+    return str(project.path) if project is not None and told else ""
 
 
-def equating(command: _Command) -> _Command:
-    """Give a command the option that believes the names of sizes."""
+def depthwise(command: Command) -> Command:
+    """Give a command the option that leaves no norm."""
     return click.option(
-        "--assume-equal-dims",
-        "equal_dims",
+        "--no-batchnorm",
+        "depthwise",
         is_flag=True,
-        help="Sizes of inputs that have one name (dim_param) are equal in every run.",
+        help="Write norms that nothing takes in as 1×1 depthwise convolutions, or Mul and Add.",
     )(command)
 
 
 def settings(
     given: Mapping[str, Any],
-    *,
+    believed: Settings | None = None,
     bisect: bool = False,
-    frozen: bool = False,
-    equal_dims: bool = False,
+    source: str = "",
 ) -> Settings:
     """The settings that the options of a comparison give.
 
@@ -298,17 +298,16 @@ def settings(
 
     _refuse_both(given)
     draw = USUAL.flavours if given["draw"] is None else given["draw"]
-    return Settings(
+    return replace(
+        believed or Settings(),
         seed=given["seed"],
         wanted=WantedInputs.of(draw, dict(given["dim"])),
         bisect=bisect,
         providers=by_name(given["provider"]),
         power=given["power"],
-        fixed=Fixed.of(given["rtol"], given["atol"]),
+        fixed=Fixed.of(given["rtol"], given["atol"], source),
         threads=given["threads"],
         seconds=given["timeout"],
-        frozen=frozen,
-        equal_dims=equal_dims,
         libraries=_libraries(given["ops_library"]),
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from bnfold._errors import UsageError
+from bnfold._report.escapes import visible
 from bnfold._system import paths
 
 if TYPE_CHECKING:
@@ -79,9 +80,7 @@ def printable(text: str, stream: TextIO) -> str:
 
     Names come from a model file and may hold anything, even escape codes.
     """
-    text = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
+    text = visible(text)
     encoding = stream.encoding or "utf-8"
     try:
         text.encode(encoding)

@@ -107,7 +107,7 @@ def _total(
         )
     if not total.is_finite:
         message = f"composed with what {node.label} takes in {where}, it is no longer finite"
-        raise Refusal.of("overflow", node.label, message)
+        raise Refusal.of("overflow", node.label, message, numbers=True)
     if not total.keeps_scale and side.scale_blocked is not None:
         raise Refusal(side.scale_blocked)
     if not total.keeps_origin and side.shift_blocked is not None:

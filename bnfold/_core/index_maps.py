@@ -126,6 +126,19 @@ def inverse(steps: IndexMap) -> IndexMap:
     return tuple(undone)
 
 
+def equal(one: Map, other: Map) -> bool:
+    """Whether two maps are the same, bit for bit."""
+    if one is other:
+        return True
+    if isinstance(one, MultiAxisMap) or isinstance(other, MultiAxisMap):
+        same = isinstance(one, MultiAxisMap) and isinstance(other, MultiAxisMap)
+    else:
+        same = one.axis == other.axis
+    return (
+        same and np.array_equal(one.scale, other.scale) and np.array_equal(one.shift, other.shift)
+    )
+
+
 def moved(map_: Map, steps: IndexMap) -> Map | None:
     """The map behind the steps that acts as ``map_`` does ahead of them.
 

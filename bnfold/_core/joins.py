@@ -54,7 +54,7 @@ class Concatenated(Law):
         if alike and first.axis != self.axis:
             return [Way({0: first})]
         if any(part.axis not in (None, self.axis) for part in parts.values()):
-            raise not_carried("its inputs do not all carry the same map")
+            raise not_carried("its inputs do not all carry the same map", len(parts) > 1)
         if None in self.sizes:
             raise not_known("the sizes of its inputs are not known")
         ends = np.cumsum([size or 0 for size in self.sizes])
@@ -103,7 +103,7 @@ class Picked(Law):
             np.array_equal(scale[places], np.broadcast_to(map_.scale, places.shape))
             and np.array_equal(shift[places], np.broadcast_to(map_.shift, places.shape))
         ):
-            raise not_carried("it picks a channel twice, with different maps")
+            raise not_carried("it picks a channel twice, with different maps", numbers=True)
         part = [Way({0: AffineMap.of(scale, shift, self.axis)})]
         return [*whole, *part] if own is None and len(self.places) == 1 else part
 
@@ -223,29 +223,34 @@ class Summed(Law):
 
     def backward(self, output: int, map_: Map) -> list[Way]:
         """The scale to every input, the shift to one of them (negated behind a minus); or so with
-        signs turned around, where all scales are negative.
+        signs turned around, where all scales are negative. First of all where nothing is left of
+        the map.
         """
         turned = list(self._turned_back(map_)) if bool((map_.scale < 0).all()) else []
         try:
-            return [*self._plain_back(map_), *turned]
+            plain = self._plain_back(map_)
         except Refusal:
             if not turned:
                 raise
             return turned
+        taken = [way for way in turned if not way.maps]
+        return [*taken, *plain, *(way for way in turned if way.maps)]
 
     def forward(self, maps: Maps) -> list[Way]:
         """One scale for all, and the sum of the shifts; or so with signs turned around, where some
-        scale is negative.
+        scale is negative. First of all where nothing is left of the maps.
         """
         parts = {n: self.aligned.onto(n, maps[n]) for n in sorted(maps)}
         negative = any(bool((part.scale < 0).any()) for part in parts.values())
         turned = list(self._turned_ahead(parts)) if negative else []
         try:
-            return [self._plain_ahead(parts), *turned]
+            plain = self._plain_ahead(parts)
         except Refusal:
             if not turned:
                 raise
             return turned
+        taken = [way for way in turned if way.maps[0].is_identity]
+        return [*taken, plain, *(way for way in turned if not way.maps[0].is_identity)]
 
     @property
     def may_lose_a_map(self) -> bool:
@@ -327,10 +332,11 @@ def _joined(parts: Iterable[Map]) -> AffineMap:
             total = part
             continue
         if not _same(_part(total, 0), _part(part, 0)):
-            raise not_carried("its inputs do not carry the same scale")
+            raise not_carried("its inputs do not carry the same scale", numbers=True)
         joined = total.then(AffineMap.of(1.0, part.shift, part.axis))
         if joined is None:
-            raise not_carried("the shifts of its inputs vary along different axes")
+            message = "the shifts of its inputs vary along different axes"
+            raise not_carried(message, numbers=True)
         total = joined
     assert total is not None
     return total

@@ -4,7 +4,8 @@ A law knows an operator ``f`` by what matters here: axes, sizes, where parts go.
 a map of an output into maps of the inputs, ``A∘f = f∘(A₁, A₂, …)``; ``forward`` turns maps of
 inputs into maps of the outputs, ``f∘(A₁, A₂, …) = A∘f``. An input or output that a way does not
 name keeps its values. Either raises a `Refusal` where it does not hold; a law does not know the
-name of its operator, so the reason has no place yet.
+name of its operator, so the reason has no place yet. Where it is the numbers of a map that decide,
+and not its axis, its signs or where it has shifts, the refusal says so (`Refusal.numbers`).
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ PADDING = Reason("zero-padding", "", "zero padding would see the shift")
 UNCOUNTED = Reason("not-carried", "", "how many elements it adds up is not known")
 
 
-def not_carried(message: str) -> Refusal:
-    """A law does not hold for this map: why, in words."""
-    return Refusal(Reason("not-carried", "", message))
+def not_carried(message: str, numbers: bool = False) -> Refusal:
+    """A law does not hold for this map: why, in words, and whether that depends on its numbers."""
+    return Refusal(Reason("not-carried", "", message), numbers)
 
 
 def not_known(message: str) -> Refusal:
@@ -134,6 +135,13 @@ class Law(ABC):
         """
         return False
 
+    @property
+    def may_gain_a_way(self) -> bool:
+        """Whether there may be one more way for a map with other numbers: a Clip becomes the
+        HardSigmoid that takes in these and not those.
+        """
+        return False
+
 
 @dataclass(frozen=True)
 class Mixed(Law):
@@ -211,7 +219,7 @@ class Padded(Law):
         if self.value == shift:
             return [Way({0: map_}, self._edit(0.0))]
         if scale == 0:
-            raise not_carried("the scale is 0")
+            raise not_carried("the scale is 0", numbers=True)
         return [Way({0: map_}, self._edit((self.value - shift) / scale))]
 
     @property

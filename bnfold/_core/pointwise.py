@@ -174,7 +174,8 @@ class HardSigmoid(Law):
         scale, shift = float(map_.scale[0]), float(map_.shift[0])
         edit = Edit({"alpha": self.alpha * scale, "beta": self.alpha * shift + self.beta}, form)
         if max(abs(edit.values["beta"]), abs(1 - edit.values["beta"])) > _CANCELLING:
-            raise not_carried("a sum in it would cancel more than rounding allows")
+            message = "a sum in it would cancel more than rounding allows"
+            raise not_carried(message, numbers=True)
         return edit
 
     @property
@@ -212,12 +213,17 @@ class Clipped(Law):
             except Refusal as refusal:
                 refusals.append(refusal)
         if not ways:
-            raise refusals[0]
+            raise Refusal(refusals[0].reason, any(refusal.numbers for refusal in refusals))
         return ways
 
     @property
     def may_lose_a_map(self) -> bool:
         """As a HardSigmoid it puts out the same whatever it takes in."""
+        return self.form is not None
+
+    @property
+    def may_gain_a_way(self) -> bool:
+        """As a HardSigmoid it takes in maps of some numbers."""
         return self.form is not None
 
     def _moved(self, map_: Map) -> Way:
@@ -239,7 +245,8 @@ class Clipped(Law):
         law = form.law
         if isinstance(law, HardSigmoid) and not law.movable:
             if not _alike((law.alpha, law.beta), edit.values.values()):
-                raise not_carried("it is no HardSigmoid of the numbers that there are")
+                message = "it is no HardSigmoid of the numbers that there are"
+                raise not_carried(message, numbers=True)
             edit = Edit({}, form)
         return Way({0: AffineMap.of(size, low, None)}, edit)
 
@@ -283,7 +290,7 @@ class Thresholded(Law):
         if not self.fixed:
             return Edit({**numbers, "value": moved(self.value)})
         if moved(self.value) != self.value:
-            raise not_carried("the shift does not pass")
+            raise not_carried("the shift does not pass", numbers=True)
         return Edit(numbers)
 
 

@@ -31,16 +31,21 @@ class Reason:
 
 
 class Refusal(Exception):
-    """A law, an absorber or the reading of an operator says no, for this ``reason``."""
+    """A law, an absorber or the reading of an operator says no, for this ``reason``.
 
-    def __init__(self, reason: Reason) -> None:
+    ``numbers``: that depends on the numbers of a map, so one with other numbers may pass. Else it
+    holds for every map that has the same axis, the same signs, and a shift at the same places.
+    """
+
+    def __init__(self, reason: Reason, numbers: bool = False) -> None:
         super().__init__(reason.message)
         self.reason = reason
+        self.numbers = numbers
 
     @classmethod
-    def of(cls, code: str, at: str, message: str) -> Refusal:
+    def of(cls, code: str, at: str, message: str, numbers: bool = False) -> Refusal:
         """A refusal whose reason has this code, place and message."""
-        return cls(Reason(code, at, message))
+        return cls(Reason(code, at, message), numbers)
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,13 @@ CODES: dict[str, Code] = {
         "into its DequantizeLinear.",
         "Fold the float model first, then quantize it: bnfold model.onnx -o folded.onnx, and give "
         "folded.onnx to the quantizer.",
+    ),
+    "blocked-layout": Code(
+        "The operator is in onnxruntime's blocked layout (domain com.microsoft.nchwc). A file that "
+        "onnxruntime saved with all of its optimizations has its convolutions so, with weights "
+        "reordered and padded for one kind of processor.",
+        "Fold the file from which onnxruntime made this one, and let it optimize the result; or "
+        "let it save at the level extended, which bnfold reads.",
     ),
     "function-parameter": Code(
         "A parameter is an input or attribute of a local function: each call may pass another one, "

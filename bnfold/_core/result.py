@@ -13,6 +13,8 @@ from bnfold._core.tables import counted, html_table, table
 MERGES = ("merge in parallel", "merge in series")
 # What becomes of a map that another one is equal to.
 EQUAL = "drop as equal"
+# How the law begins by which a norm that stays is written as other operators.
+REWRITES = "write as "
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,12 @@ class Fold:
     """Operators that go, and the operator that takes their place.
 
     The operators that go are affine ones, or, if ``merges``, linear ones that become one with the
-    other; if ``is_equal``, an affine one that computes what the other computes. ``nodes`` are the
-    labels of those that go, in data order. ``into`` is the label of the operator that takes them
-    in. If a chain of maps shrinks by composition alone, it is the first of the chain. ``laws`` are
-    the moves. ``graph`` is "" for the main graph, else the path to a body or a local function; for
-    an operator of a call that is inlined, the call and its function.
+    other; if ``is_equal``, an affine one that computes what the other computes; if it ``rewrites``,
+    a norm, ``into`` itself, and maps behind it. ``nodes`` are the labels of those that go, in data
+    order. ``into`` is the label of the operator that takes them in. If a chain of maps shrinks by
+    composition alone, it is the first of the chain. ``laws`` are the moves. ``graph`` is "" for the
+    main graph, else the path to a body or a local function; for an operator of a call that is
+    inlined, the call and its function.
     """
 
     nodes: tuple[str, ...]
@@ -42,6 +45,11 @@ class Fold:
     def is_equal(self) -> bool:
         """Whether a map goes because the other operator is equal to it."""
         return self.laws[0] == EQUAL
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether a norm that nothing takes in is written as other operators."""
+        return self.laws[0].startswith(REWRITES)
 
     def __str__(self) -> str:
         place = f" [{self.graph}]" if self.graph else ""
@@ -122,14 +130,19 @@ def changed_operators(plan: Plan) -> list[tuple[str, str, str]]:
 
 
 def fold_lines(
-    plan: Plan, folds: str = "can fold", merges: str = "can merge", drops: str = "can drop"
+    plan: Plan,
+    folds: str = "can fold",
+    merges: str = "can merge",
+    drops: str = "can drop",
+    rewrites: str = "can rewrite",
 ) -> Iterator[str]:
-    """Yield how many maps fold into how many operators, how many operators merge, and how many maps
-    are dropped as equal.
+    """Yield how many maps fold into how many operators, how many operators merge, how many maps are
+    dropped as equal, and how many norms are written as other operators.
     """
     merged = [fold for fold in plan.folds if fold.merges]
     equal = [fold for fold in plan.folds if fold.is_equal]
-    others = [fold for fold in plan.folds if not (fold.merges or fold.is_equal)]
+    rewritten = [fold for fold in plan.folds if fold.rewrites]
+    others = [f for f in plan.folds if not (f.merges or f.is_equal or f.rewrites)]
     if others:
         maps = sum(len(fold.nodes) for fold in others)
         targets = len({(fold.graph, fold.into) for fold in others})
@@ -138,6 +151,8 @@ def fold_lines(
         yield f"{merges} {_merged(merged)}"
     if equal:
         yield f"{drops} {counted(len(equal), 'map')} that another one is equal to"
+    if rewritten:
+        yield f"{rewrites} {counted(len(rewritten), 'norm')} that nothing takes in"
 
 
 def kept_lines(plan: Plan, verbose: bool = False) -> Iterator[str]:

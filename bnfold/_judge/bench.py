@@ -98,6 +98,8 @@ class Bench(Protocol):
         random: the outputs that depend on random numbers which the model draws.
         reached: the outputs that depend on the touched weights.
         unmoved: the outputs that depend on inputs, and on no weight that can be moved.
+        hollow: the outputs that are empty on all inputs of these sizes, and that no weight reaches
+            but those that reach others, too.
         unmovable: why weights cannot be moved; "" if they can.
         notes: remarks about the whole comparison; the stages add to them.
         runtime: name and version of what runs the models.
@@ -132,6 +134,9 @@ class Bench(Protocol):
 
     @property
     def unmoved(self) -> Collection[str]: ...
+
+    @property
+    def hollow(self) -> Collection[str]: ...
 
     @property
     def unmovable(self) -> str: ...

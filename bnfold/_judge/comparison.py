@@ -129,6 +129,8 @@ def _check(bench: Bench, measured: Measurement, at: tuple[int, int], trial: Tria
         apart = Cause.MISMATCH_BY_ROUNDING if jumps else Cause.MISMATCH
         return OutputCheck(name, label, status, cause=apart, about=(reason,), contested=True)
     if left.size == 0:
+        if name in bench.hollow:
+            return OutputCheck(name, label, "pass", cause=Cause.ALWAYS_EMPTY)
         return without_figures(Cause.EMPTY)
     if is_float(left) and not np.isfinite(left).any():
         return without_figures(Cause.NOT_FINITE)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from bnfold._judge.untaken_branches import IfBranch
 from bnfold._judge.verdict import (
+    Cause,
     Divergence,
     OutputCheck,
     Planted,
@@ -15,6 +16,13 @@ from bnfold._judge.verdict import (
     Status,
     combined,
     overall,
+)
+
+USUAL = 0.01
+"""The size of a planted error where weights are of single or double precision."""
+HALF = (
+    "the weights are of half precision, and errors of 10 % were planted: an error of 1 % in a "
+    "channel may not show beside the rounding of right weights"
 )
 
 
@@ -56,14 +64,19 @@ class Conclusion(NamedTuple):
 def conclude(found: Evidence) -> Conclusion:
     """The status and the notes that follow from the evidence.
 
-    Two things need certificates that hold: a layer where the comparison would not have noticed an
-    error, and a branch that no input took. An unchecked certificate counts as missing there, and
-    the status is "inconclusive".
+    Three things need certificates that hold: a layer where the comparison would not have noticed an
+    error, a branch that no input took, and a tolerance of the user that hides every error. An
+    unchecked certificate counts as missing there, and the status is "inconclusive".
     """
     status, notes = overall(found.checks), list[str]()
     if found.every_layer and not all(part.noticed for part in found.planted):
         rests = "rests on its certificate" if found.certified else "is not proved"
         notes.append(f"an error in a layer that would not have been noticed here {rests}")
+        status = status if found.certified else combined(status, ["inconclusive"])
+    asked = any(check.cause is Cause.AS_ASKED_FOR for check in found.checks)
+    if asked and found.planted and not any(part.noticed for part in found.planted):
+        rests = ", so all rests on certificates" if found.certified else ""
+        notes.append(f"the tolerance that was asked for hides every planted error{rests}")
         status = status if found.certified else combined(status, ["inconclusive"])
     for into in found.unnoticed:
         notes.append(
@@ -82,4 +95,10 @@ def conclude(found: Evidence) -> Conclusion:
     if found.divergence is not None and status == "pass":
         status = "inconclusive"
         notes.append("a tensor on the way differs, which no output shows on these inputs")
+    if (
+        status == "pass"
+        and not found.certified
+        and any(part.size > USUAL for part in found.planted)
+    ):
+        notes.append(HALF)
     return Conclusion(status, tuple(notes))

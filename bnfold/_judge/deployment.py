@@ -7,7 +7,6 @@ result. The original on the CPU without optimizations always says what is right.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from bnfold._run.input_sets import InputSet, Port
 from bnfold._run.providers import CPU, Provider, ran_on
 from bnfold._run.session import BackgroundLoad, EngineError, OnnxRuntime
 from bnfold._run.source import Source
+from bnfold._system import scratch
 
 FACTOR = 10.0
 """How many times the tolerance a runtime may move an output. Its kernels sum in other orders."""
@@ -116,8 +116,8 @@ class Deployment:
         change them.
         """
         worst = _Excess(0.0, "nothing")
-        with _scratch(provider) as scratch:
-            profile = None if scratch is None else Path(scratch) / "profile"
+        with _temporary(provider) as folder:
+            profile = None if folder is None else folder / "profile"
             try:
                 preloaded = None if self.precise or provider != CPU else self.preloaded
                 if preloaded is not None and source is self.folded:
@@ -269,9 +269,9 @@ def opened_session(
     )
 
 
-def _scratch(provider: Provider) -> AbstractContextManager[str | None]:
+def _temporary(provider: Provider) -> AbstractContextManager[Path | None]:
     """A folder for a profile, or None for the CPU: all nodes run there, so no profile is needed."""
-    return nullcontext() if provider == CPU else tempfile.TemporaryDirectory(prefix="bnfold-")
+    return nullcontext() if provider == CPU else scratch.beside(None)
 
 
 class _ProviderMissing(Exception):

@@ -26,6 +26,7 @@ from bnfold._judge.between_quantizers import between_quantizers
 from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
 from bnfold._judge.conclusion import Evidence, conclude
 from bnfold._judge.deployment import as_deployed, opened_session
+from bnfold._judge.half_weights import seen_in_weights
 from bnfold._judge.location import first_difference
 from bnfold._judge.onnx_bench import OnnxBench
 from bnfold._judge.other_pairings import drawing_alike, other_pairings, paired_otherwise
@@ -46,7 +47,7 @@ from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
 from bnfold._run.perturbable import find_weights, plantable_weights
-from bnfold._run.ports import Renamed, renamed
+from bnfold._run.ports import Renamed, renamed, renamed_by_type
 from bnfold._run.providers import CPU
 from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
 from bnfold._run.source import Edit, Parsed, Source
@@ -116,6 +117,10 @@ def _compared(
     deployed = BackgroundLoad(load, on_cpu)
     bench = OnnxBench(pair, rest.inputs, terms, executor)
     bench.notes += notes
+    fixed = terms.settings.fixed
+    if fixed is not None and fixed.source:
+        asked = f"rtol = {fixed.rtol:g} and atol = {fixed.atol:g}"
+        bench.notes.append(f"the tolerance is {asked}, as {fixed.source} says")
 
     def judge() -> EndToEnd:
         try:
@@ -144,7 +149,8 @@ def compare_files(
 
     Raises `UsageError` for models or inputs that cannot be read.
     """
-    with in_binary(original) as first, in_binary(folded) as second:
+    links = settings.follow_links
+    with in_binary(original, links) as first, in_binary(folded, links) as second:
         return _compare_binaries(original, first, second, inputs, settings, progress)
 
 
@@ -157,13 +163,14 @@ def _compare_binaries(
     progress: Callable[[str], None] | None,
 ) -> EndToEnd:
     """See `compare_files`; ``name`` is what users call the original."""
-    other = load_model(folded, lean=True)
+    other = load_model(folded, lean=True, follow_links=settings.follow_links)
     theirs, right_parsed = external_files(other), Parsed(other)
-    model = load_model(original, lean=True)
+    model = load_model(original, lean=True, follow_links=settings.follow_links)
     left_edits, right_edits = (_frozen(one, settings) for one in (model, other))
     refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)
     pairing, draws = renamed(model, other), ways_to_draw(model, other, settings.seed)
+    by_type = renamed_by_type(model, other) if pairing is None else None
     with understood(model, name):
         hoisted = hoist(model)
         weights = find_weights(model, original.parent)
@@ -195,9 +202,14 @@ def _compare_binaries(
             )
 
         result, chosen = drawing_alike(partial(judged, pairing), draws)
-        if result.status != "fail" or pairing is None:
+        if result.status != "fail":
+            return seen_in_weights(result, (left, right), (left_edits, right_edits))
+        allowed, known = pairing or by_type, pairing is not None
+        if allowed is None:
             return result
-        others = partial(other_pairings, sides(None, chosen), pairing, inputs, settings, bounds)
+        others = partial(
+            other_pairings, sides(None, chosen), allowed, known, inputs, settings, bounds
+        )
         return paired_otherwise(result, others, lambda other: judged(other, chosen))
 
 

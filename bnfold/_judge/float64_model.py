@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto, TensorProto
 
 from bnfold._onnx import tensors
-from bnfold._onnx.files.external import all_tensors
+from bnfold._onnx.tensors import all_tensors
 from bnfold._run.bounds import Bounds
 from bnfold._run.nodes import all_nodes
 from bnfold._run.reference import Reference
@@ -32,20 +32,7 @@ class Float64Model:
         Raises:
             EngineError: the evaluator cannot run it, or runs it wrongly.
         """
-        model = source.proto()
-        for tensor in all_tensors(model):
-            if tensor.data_type in tensors.FLOATS:
-                values = tensors.read(tensor, source.folder).astype(np.float64)
-                tensor.data_type = TensorProto.DOUBLE
-                tensors.write(tensor, values)
-        nodes = [*model.graph.node, *(node for each in model.functions for node in each.node)]
-        for node in all_nodes(nodes):
-            for attribute in node.attribute:
-                _widen(node, attribute)
-        for value in (*model.graph.input, *model.graph.output):
-            if value.type.tensor_type.elem_type in tensors.FLOATS:
-                value.type.tensor_type.elem_type = TensorProto.DOUBLE
-        del model.graph.value_info[:]
+        model = widened_proto(source)
         self._engine = Reference(model.SerializeToString(), source.folder, bounds=bounds)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
@@ -60,6 +47,25 @@ class Float64Model:
                 for name, values in feeds.items()
             }
         )
+
+
+def widened_proto(source: Source) -> onnx.ModelProto:
+    """A model whose floats are all float64, its data in it."""
+    model = source.proto()
+    for tensor in all_tensors(model):
+        if tensor.data_type in tensors.FLOATS:
+            values = tensors.read(tensor, source.folder).astype(np.float64)
+            tensor.data_type = TensorProto.DOUBLE
+            tensors.write(tensor, values)
+    nodes = [*model.graph.node, *(node for each in model.functions for node in each.node)]
+    for node in all_nodes(nodes):
+        for attribute in node.attribute:
+            _widen(node, attribute)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type in tensors.FLOATS:
+            value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    del model.graph.value_info[:]
+    return model
 
 
 def _widen(node: onnx.NodeProto, attribute: AttributeProto) -> None:

@@ -23,7 +23,7 @@ from bnfold._judge.onnx_bench import OnnxBench
 from bnfold._judge.pair import Pair
 from bnfold._judge.verdict import Divergence, OutputCheck
 from bnfold._onnx.read.scopes import label
-from bnfold._run.nodes import reads
+from bnfold._run.nodes import own_inputs, reads
 from bnfold._run.noise import Array
 from bnfold._run.session import EngineError
 from bnfold._run.source import Source, Tap
@@ -146,8 +146,7 @@ class _Writers:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.makers = {name: node for node in graph.node for name in node.output if name}
         self.order = list(self.makers)
-        stored = {tensor.name for tensor in graph.initializer}
-        self._varying = {value.name for value in graph.input} - stored
+        self._varying = {value.name for value in own_inputs(graph)}
         for node in graph.node:
             if not self._varying.isdisjoint(reads(node)):
                 self._varying.update(name for name in node.output if name)

@@ -20,7 +20,9 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from bnfold._errors import UsageError
+from bnfold._judge.difference import distance, magnitude
+from bnfold._judge.widening import widened
+from bnfold._run.noise import Array
 from bnfold._torch.module.fold import Example, copied, prepare_module
 from bnfold._torch.program.fold import PlannedProgram
 from bnfold._torch.read.export import export
@@ -35,6 +37,8 @@ _ALIKE = 0.3
 _OUTSTANDING, _ONE_SIDED = 5.0, 0.75
 # For a bias, relative to the largest number of its tensor, because its terms may cancel.
 _BIAS = 4.0
+# How far an output may move when a model is folded in float64, relative to its largest value.
+_EXACT = 1e-9
 
 
 def state(model: Folded) -> Mapping[str, Tensor]:
@@ -44,6 +48,17 @@ def state(model: Folded) -> Mapping[str, Tensor]:
         return {name: value for name, value in found if isinstance(value, Tensor)}
     buffers = model.named_buffers(remove_duplicate=False)
     return dict((*model.named_parameters(remove_duplicate=False), *buffers))
+
+
+def narrow_type(*models: Folded) -> torch.dtype | None:
+    """The type of few digits that one of some models holds numbers in, or None."""
+    kinds = {tensor.dtype for model in models for tensor in state(model).values()}
+    return next((each for each in (torch.bfloat16, torch.float16) if each in kinds), None)
+
+
+def same_in_float64(wanted: Array, found: Array) -> bool:
+    """Whether an output is what it was before a model was folded in float64."""
+    return distance(wanted, found) <= _EXACT * magnitude(wanted)
 
 
 def folded_module(module: nn.Module, example: Example) -> nn.Module:
@@ -56,19 +71,15 @@ def folded_module(module: nn.Module, example: Example) -> nn.Module:
     return prepare_module(wide, example).apply(inplace=True)
 
 
-def folded_program(model: Folded, example: Example) -> ExportedProgram:
-    """A program in float64, folded; a module is exported first. ``example`` is widened.
+def folded_program(model: Folded, example: Example, wide: Example) -> ExportedProgram:
+    """A program in float64, folded; a module is exported first. ``wide`` is the widened example.
 
     Raises:
         UsageError: it cannot be exported in float64.
     """
-    module = model.module() if isinstance(model, ExportedProgram) else model
-    wide = nn.Module.double(copied(module))
-    try:
-        exported = torch.export.export(wide, example.args, dict(example.kwargs))
-    except Exception as error:  # Whatever torch.export raises.
-        raise UsageError(f"the program cannot be exported in float64: {error}") from error
-    return PlannedProgram(exported).apply()
+    if not isinstance(model, ExportedProgram):
+        model = export(model, example.args, example.kwargs, None)
+    return PlannedProgram(widened(model, wide)).apply()
 
 
 class NormalForm(NamedTuple):
@@ -125,7 +136,7 @@ def unexplained(original: NormalForm, folded: NormalForm, dtype: torch.dtype) ->
     if [each.shape for each in ours] != [each.shape for each in theirs]:
         return None
     for name, wanted, made in zip(original.weights, ours, theirs, strict=True):
-        problem = _unexplained_tensor(wanted.double(), made.double(), dtype)
+        problem = unexplained_tensor(wanted.double(), made.double(), dtype)
         if problem:
             return f"{name} {problem}, which roundings to {str(dtype)[6:]} do not explain"
     return ""
@@ -177,7 +188,7 @@ def _arguments(node: Node) -> Any:
     ]
 
 
-def _unexplained_tensor(wanted: Tensor, made: Tensor, dtype: torch.dtype) -> str:
+def unexplained_tensor(wanted: Tensor, made: Tensor, dtype: torch.dtype) -> str:
     """Where a tensor is further from the wanted one than a few roundings explain, or ""."""
     if wanted.numel() == 0 or torch.equal(wanted, made):
         return ""

@@ -75,6 +75,11 @@ class OnnxBench:
         self._uncut = False
 
     @property
+    def hollow(self) -> Collection[str]:
+        """None: what is ahead of an empty output tells more."""
+        return ()
+
+    @property
     def apart(self) -> bool:
         """False: one runtime runs both."""
         return False

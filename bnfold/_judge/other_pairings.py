@@ -23,7 +23,7 @@ from bnfold._run.bounds import Bounds, Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError
 from bnfold._run.draws import FixedDraws
 from bnfold._run.input_sets import InputSet
-from bnfold._run.ports import Renamed, may_be, ways_of_inputs
+from bnfold._run.ports import Renamed, matched, may_be, ways_of_inputs
 from bnfold._run.session import EngineError, OnnxRuntime
 from bnfold._run.source import Source
 
@@ -59,7 +59,7 @@ def paired_otherwise(
     others: Callable[[], Iterator[Renamed]],
     judged: Callable[[Renamed], EndToEnd],
 ) -> EndToEnd:
-    """The verdict on two files that differ when they are paired by position.
+    """The verdict on two files that differ when they are paired by position, or cannot be.
 
     It is inconclusive where they do not when they are paired otherwise, or where there are more
     ways than are tried.
@@ -88,13 +88,15 @@ def paired_otherwise(
 def other_pairings(
     sides: tuple[Source, Source],
     pairing: Renamed,
+    known: bool,
     inputs: Sequence[InputSet] | None,
     settings: Settings,
     bounds: Bounds,
 ) -> Iterator[Renamed]:
-    """Yield other pairings of two files than by position, by which their outputs come near.
+    """Yield pairings of two files by which their outputs come near.
 
-    ``sides`` are the two as they run, without a pairing. What does not run yields none.
+    ``sides`` are the two as they run, without a pairing. ``pairing`` is one that their types allow;
+    if the verdict by it is ``known``, it is left out. What does not run yields none.
 
     Raises:
         TooManyError: it has tried so many ways as it does, and there are more.
@@ -102,7 +104,7 @@ def other_pairings(
     original, folded = (side.proto() for side in sides)
     ways = list(islice(ways_of_inputs(pairing, original, folded), MOST + 1))
     candidates = may_be(pairing, original, folded)
-    if len(ways) == 1 and all(len(names) == 1 for names in candidates.values()):
+    if known and len(ways) == 1 and all(len(names) == 1 for names in candidates.values()):
         return
     try:
         first, second = (OnnxRuntime(s.content(), s.folder, bounds=bounds) for s in sides)
@@ -121,7 +123,7 @@ def other_pairings(
         made = dict(zip((port.name for port in second.outputs), found, strict=True))
         outputs = _matched(made, expected, candidates)
         other = None if outputs is None else replace(pairing, inputs=way, outputs=outputs)
-        if other is not None and other != pairing:
+        if other is not None and not (known and other == pairing):
             yield other
     if len(ways) > MOST:
         raise TooManyError
@@ -156,22 +158,8 @@ def _matched(
         old: [new for new in names if _is_near(made[old], expected[new])]
         for old, names in candidates.items()
     }
-    owners: dict[str, str] = {}
-
-    def place(old: str, tried: set[str]) -> bool:
-        """Give an output a name, another one maybe losing it for one that it may have, too."""
-        for new in near[old]:
-            if new not in tried:
-                tried.add(new)
-                if new not in owners or place(owners[new], tried):
-                    owners[new] = old
-                    return True
-        return False
-
-    if not all(place(old, set()) for old in candidates):
-        return None
-    names = {old: new for new, old in owners.items()}
-    return {old: names[old] for old in candidates if names[old] != old}
+    names = matched(near)
+    return None if names is None else {old: new for old, new in names.items() if new != old}
 
 
 def _is_near(one: Any, other: Any) -> bool:

@@ -23,7 +23,7 @@ from bnfold._judge.sensitivity import Sensitivity
 from bnfold._judge.tolerance import Tolerance, ratios_to_allowed
 from bnfold._judge.verdict import Planted
 from bnfold._run.input_sets import InputSet
-from bnfold._run.noise import Array
+from bnfold._run.noise import Array, mistake_in
 from bnfold._run.perturbable_model import Layer
 
 Sets: TypeAlias = Mapping[int, tuple[InputSet, Sequence[Any]]]
@@ -197,8 +197,14 @@ class Power:
 
     def planted_errors(self) -> tuple[Planted, ...]:
         """For each part, how far its errors moved an output at most, in units of the tolerance."""
+        weights = self._sensitivity.model.weights
         return tuple(
-            Planted(tuple(layer.label for layer in found.layers), ratio, ratio > MARGIN)
+            Planted(
+                tuple(layer.label for layer in found.layers),
+                ratio,
+                ratio > MARGIN,
+                max(mistake_in(weights[layer.weight]) for layer in found.layers),
+            )
             for found in self._found
             for ratio in [self._ratio(found)]
         )

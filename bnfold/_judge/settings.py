@@ -37,6 +37,8 @@ class Settings:
         seconds: after how long to stop, None for never.
         frozen: take initializers that are listed as inputs for fixed: nobody overrides them.
         equal_dims: plan as if sizes of inputs that have one name were equal.
+        trust: load a .pt2 file even if code in it is run.
+        follow_links: read external data through any link.
         libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
     """
 
@@ -50,6 +52,8 @@ class Settings:
     seconds: float | None = None
     frozen: bool = False
     equal_dims: bool = False
+    trust: bool = False
+    follow_links: bool = False
     libraries: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:

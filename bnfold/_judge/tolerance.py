@@ -56,13 +56,16 @@ class Measured(NamedTuple):
 class Fixed:
     """A tolerance that a user has chosen: ``|left − right| ≤ atol + rtol·|left|``, as numpy's
     ``allclose`` has it; ``left`` is the output of the original.
+
+    ``source`` is the file that says so, if it is none of the command's own options.
     """
 
     rtol: float = 0.0
     atol: float = 0.0
+    source: str = ""
 
     @classmethod
-    def of(cls, rtol: float | None, atol: float | None) -> Fixed | None:
+    def of(cls, rtol: float | None, atol: float | None, source: str = "") -> Fixed | None:
         """What a user asks for; None where nothing is.
 
         Raises:
@@ -75,7 +78,7 @@ class Fixed:
                 continue
             if not is_number(value) or not (value >= 0 and math.isfinite(value)):
                 raise UsageError(f"{name} is a number that is 0 or more, not {value!r}")
-        return cls(rtol or 0.0, atol or 0.0)
+        return cls(rtol or 0.0, atol or 0.0, source)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from bnfold._judge.bench import Bench, EarlyVerdict, OriginalRun, SaturatedOutput, Trial
 from bnfold._judge.difference import is_float
@@ -18,6 +22,7 @@ from bnfold._run.perturbable_model import RunnableModel
 from bnfold._run.session import EngineError
 from bnfold._run.torch_model import Call, TorchModel
 from bnfold._run.torch_outputs import is_positional
+from bnfold._torch.module.fold import copied
 
 RUNTIME = f"torch {torch.__version__}"
 _FLOOR = 64.0
@@ -65,6 +70,35 @@ class TorchBench:
         self._call = call
         self._sets = sets
         self.double = double
+
+    @cached_property
+    def hollow(self) -> Collection[str]:
+        """The outputs whose sizes torch.export knows to be 0, none of the inputs being empty."""
+        if not all(tensor.numel() for tensor in self._call.tensors().values()):
+            return ()
+        sizes = self._sizes()
+        if len(sizes) != len(self.outputs):
+            return ()
+        empty = {number for number, shape in enumerate(sizes) if 0 in shape}
+        seen = self.original.weights_of(set(range(len(sizes))) - empty)
+        return [self.outputs[n] for n in empty if self.original.weights_of([n]) <= seen]
+
+    def _sizes(self) -> list[list[int | None]]:
+        """The sizes of the outputs as torch.export knows them; no outputs if it does not."""
+        example = self._call.example
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(
+                    copied(self._module), example.args, dict(example.kwargs), strict=False
+                )
+        except Exception:  # Whatever torch.export raises.
+            return []
+        (result,) = (node for node in program.graph.nodes if node.op == "output")
+        nodes = [each for each in pytree.tree_leaves(result.args) if isinstance(each, Node)]
+        values = [node.meta.get("val") for node in nodes]
+        shapes: list[Any] = [each.shape for each in values if isinstance(each, Tensor)]
+        return [[size if isinstance(size, int) else None for size in shape] for shape in shapes]
 
     @property
     def apart(self) -> bool:

@@ -17,9 +17,8 @@ from bnfold._judge.pair import Pair
 from bnfold._run.cut import cuts
 from bnfold._run.draws import FixedDraws
 from bnfold._run.endings import Endings
-from bnfold._run.libraries import Kind, imported, is_defined, unknown_operators
+from bnfold._run.libraries import Kind, imported, is_defined, kind_of, unknown_operators
 
-_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(")
 _MOST_TOLD = 4
 
 
@@ -32,8 +31,7 @@ def cut_apart(pair: Pair, terms: Terms, error: NotLoadedError) -> tuple[list[Pai
     """
     original, folded = pair.original.proto(), pair.folded.proto()
     kinds: set[Kind] = unknown_operators(original, terms.bounds)
-    if missing := _NO_KERNEL.search(error.why):
-        kinds |= _without_kernel(original, folded, missing[1])
+    kinds |= _without_kernel(original, folded, error.why)
     draws = FixedDraws(terms.settings.seed)
     ways = []
     for alike in (False, True):
@@ -54,18 +52,30 @@ def cut_apart(pair: Pair, terms: Terms, error: NotLoadedError) -> tuple[list[Pai
     return ways, note
 
 
-def _without_kernel(original: onnx.ModelProto, folded: onnx.ModelProto, name: str) -> set[Kind]:
-    """The operators of a type, if ONNX does not define them and all constants they read are kept.
+def _without_kernel(original: onnx.ModelProto, folded: onnx.ModelProto, why: str) -> set[Kind]:
+    """The operators that the engine names where it does not load a model, if ONNX does not define
+    them and all constants they read are kept.
 
     onnxruntime knows them. So a fold may have changed their weights, and then what they read is not
-    to be compared.
+    to be compared. Of two domains that have the type the name of the node tells which is meant.
     """
-    versions = imported(original)
-    nodes = [node for node in original.graph.node if node.op_type == name]
-    others = [node for node in folded.graph.node if node.op_type == name]
+    versions, words = imported(original), set(re.findall(r"[^\s'\"(),:]+", why))
+    told = [node for node in original.graph.node if node.op_type in words]
+    if len({kind_of(node) for node in told}) > 1:
+        told = [node for node in told if node.name in words]
+    return {
+        kind
+        for kind in {kind_of(node) for node in told}
+        if not is_defined(kind, versions) and _keep_constants(original, folded, kind)
+    }
+
+
+def _keep_constants(original: onnx.ModelProto, folded: onnx.ModelProto, kind: Kind) -> bool:
+    """Whether two models have the same operators of a kind, with the same constants."""
+    nodes, others = (
+        [node for node in model.graph.node if kind_of(node) == kind] for model in (original, folded)
+    )
     endings = Endings(original, folded)
-    kept = len(nodes) == len(others) and all(
+    return len(nodes) == len(others) and all(
         endings.same_constants(one, other) for one, other in zip(nodes, others, strict=True)
     )
-    kinds = {(node.domain, node.op_type) for node in nodes}
-    return {kind for kind in kinds if kept and not is_defined(kind, versions)}

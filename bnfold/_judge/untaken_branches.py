@@ -17,7 +17,7 @@ from bnfold._onnx import tensors
 from bnfold._onnx.read.scopes import label
 from bnfold._onnx.tensors import FLOATS
 from bnfold._run.input_sets import InputSet
-from bnfold._run.nodes import reached, reads, subgraphs
+from bnfold._run.nodes import own_inputs, reached, reads, subgraphs
 from bnfold._run.operands import Operands
 from bnfold._run.perturbable_model import RunnableModel
 from bnfold._run.session import EngineError
@@ -52,8 +52,7 @@ def branches_with_weights(model: ModelProto) -> Iterator[IfBranch]:
     if all(node.op_type != "If" for node in graph.node):
         return
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    given = {value.name for value in graph.input} - stored.keys()
-    varying = reached(graph, given)
+    varying = reached(graph, [value.name for value in own_inputs(graph)])
     sources = {name: {name} for name in stored}
     read, within = Counter[str](), dict[tuple[int, str], set[str]]()
     for place, node in enumerate(graph.node):

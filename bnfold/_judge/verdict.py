@@ -27,12 +27,13 @@ class Cause(Enum):
     MISMATCH = "{}"
     MISMATCH_BY_ROUNDING = "{}, as rounding alone causes"
     EMPTY = "empty"
+    ALWAYS_EMPTY = "empty on all inputs of these sizes"
     NOT_FINITE = "no finite value"
     ROUNDING_ALONE = "rounding alone changes it"
     CONSTANT = "constant"
     POWER_UNKNOWN = "power not known"
     NOT_REACHED = "no folded layer reaches this output"
-    AS_ASKED_FOR = "within what was asked for, as an error of 1 % in some layers would be"
+    AS_ASKED_FOR = "within what was asked for, as a planted error in some layers would be"
     HIDDEN_ERRORS = "a planted error in some folded layers does not show here; pass real inputs"
     SEEN_AHEAD = "compared ahead of its {}"
     DIFFERS_AHEAD = "ahead of its {} the two differ by {:.2e}, and {:.2e} is allowed there"
@@ -152,17 +153,19 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Planted:
-    """An error of 1 % (10 % in float16) in one channel of each of some layers, all at once.
+    """An error in one channel of each of some layers, all at once.
 
     Attributes:
         layers: the operators of the original in which it was planted.
         ratio: how far it moved an output at most, in units of the tolerance.
         noticed: whether a comparison would have noticed it.
+        size: how large it was, as a part of the weights: 0.01, in float16 and bfloat16 0.1.
     """
 
     layers: tuple[str, ...]
     ratio: float
     noticed: bool
+    size: float = 0.01
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that are valid JSON."""
@@ -301,7 +304,9 @@ def _power_lines(result: EndToEnd) -> Iterator[str]:
     each = all(len(planted.layers) == 1 for planted in result.power)
     what = "layers" if each else "parts of the graph"
     count = len(result.power)
-    yield f"  planted errors of 1 % show in {count - len(hidden)} of {count} {what}"
+    sizes = " or ".join(f"{size:.0%}" for size in sorted({each.size for each in result.power}))
+    size = sizes.replace("%", " %")
+    yield f"  planted errors of {size} show in {count - len(hidden)} of {count} {what}"
     for planted in hidden:
         first, *others = planted.layers
         more = f" and {counted(len(others), 'layer')} more" if others else ""

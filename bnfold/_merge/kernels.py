@@ -131,9 +131,16 @@ def averaging(channels: int, windows: Sequence[Window]) -> Kernel:
     or absent, and no window hangs over the end (ONNX AveragePool, ceil_mode 0).
     """
     taps = tuple(window.taps for window in windows)
-    weight = np.full((channels, 1, *taps), 1.0 / math.prod(taps))
+    shape, share = (channels, 1, *taps), 1.0 / math.prod(taps)
     zeros = np.zeros(channels)
-    return Kernel(channels, channels, channels, tuple(windows), lambda: weight, lambda: zeros)
+    return Kernel(
+        channels,
+        channels,
+        channels,
+        tuple(windows),
+        lambda: np.broadcast_to(np.float64(share), shape),  # A window may have any size.
+        lambda: zeros,
+    )
 
 
 def apart(kernels: Sequence[Kernel]) -> Obstacle | None:

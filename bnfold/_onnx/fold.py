@@ -23,8 +23,10 @@ from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.inlining import Call, Inlined, Key, called_functions, inline, key_of
 from bnfold._onnx.read.quantized import MADE_BYTES, Dequantized, dequantized
 from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.tensors import all_tensors
 from bnfold._onnx.write.applied import Applied, Rewritten
 from bnfold._onnx.write.rewriting import apply
+from bnfold._plan.depthwise import without_norms
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Moves
 from bnfold._plan.summary import kept_apart, summarize
@@ -62,11 +64,13 @@ class PlannedModel:
 
     def apply(self) -> Rewritten:
         """Fold the model that was planned, in place."""
+        rewritten = apply(self.network, self.settled)
         if self.inlined is None or self.given is None:
-            return apply(self.network, self.settled)
+            return rewritten
+        held = list(all_tensors(self.inlined.model))
         self.given.CopyFrom(self.inlined.model)
-        again = _prepare(self.given, self.network.base_dir, self.network.equal_dims)
-        rewritten = again.apply()
+        copies = {id(old): new for old, new in zip(held, all_tensors(self.given), strict=True)}
+        rewritten.relocated = [(copies.get(id(t), t), at) for t, at in rewritten.relocated]
         into = self.inlined.named[min(self.calls)]
         step = Applied("", "inline", 0, (), (), into, into, calls=self.calls)
         rewritten.applied.insert(0, step)
@@ -99,17 +103,20 @@ class PlannedModel:
         return FoldedWeights(values, touched & values.keys())
 
 
-def prepare(model: ModelProto, base_dir: Path | None, equal_dims: bool = False) -> PlannedModel:
+def prepare(
+    model: ModelProto, base_dir: Path | None, equal_dims: bool = False, depthwise: bool = False
+) -> PlannedModel:
     """Read and plan a model. Raises `UsageError` where it cannot be read.
 
-    ``equal_dims`` is as in `shapes.infer`. A call of a local function is inlined if something folds
+    ``equal_dims`` is as in `shapes.infer`. With ``depthwise`` norms that stay are written as other
+    operators. A call of a local function is inlined if something folds
     in its place that does not fold in the function for all of its calls.
     """
-    whole = _prepare(model, base_dir, equal_dims)
-    if not model.functions:
+    whole = _prepare(model, base_dir, equal_dims, depthwise)
+    if not called_functions(model) & {key_of(function) for function in model.functions}:
         return whole
     everything = inline(model)
-    tried = _prepare(everything.model, base_dir, equal_dims)
+    tried = _prepare(everything.model, base_dir, equal_dims, depthwise)
     calls = _paying(whole, tried, everything)
     reasons = {
         (origin.function, origin.label, kept.kind): kept
@@ -124,7 +131,7 @@ def prepare(model: ModelProto, base_dir: Path | None, equal_dims: bool = False) 
     if calls != everything.named.keys():
         del tried, everything
         chosen = inline(model, calls)
-        planned = _prepare(chosen.model, base_dir, equal_dims)
+        planned = _prepare(chosen.model, base_dir, equal_dims, depthwise)
     plan = _as_called(_with_reasons(planned, planned.plan, reasons), chosen)
     plan = replace(plan, before=before, after=after)
     return replace(planned, plan=plan, inlined=chosen, calls=calls, given=model)
@@ -160,7 +167,11 @@ def _paying(whole: PlannedModel, tried: PlannedModel, everything: Inlined) -> fr
         if not (alike and len(calls) == 1):
             more = (o.call for name in others for o in everything.origins.get(name, ()))
             needed |= calls | set(more)
-    around = {call[:end] for call in needed for end in range(1, len(call) + 1)}
+    around = set[Call]()
+    for call in needed:
+        while call and call not in around:
+            around.add(call)
+            call = call[:-1]
     return frozenset(around & everything.named.keys())
 
 
@@ -235,10 +246,17 @@ def _with_reasons(
     return replace(plan, kept=tuple(map(told, plan.kept)))
 
 
-def _prepare(model: ModelProto, base_dir: Path | None, equal_dims: bool) -> PlannedModel:
+def _prepare(
+    model: ModelProto, base_dir: Path | None, equal_dims: bool, depthwise: bool
+) -> PlannedModel:
     """Read and plan a model as it is."""
     network = read(model, base_dir, equal_dims)
     network, settled = _settle(network)
+    if depthwise:
+        settled = [
+            (g, without_norms(g.view, g.records, g.readings, moves, double=False))
+            for g, moves in settled
+        ]
     before = Counter(node.op_type for scope in network.scopes for node in scope.graph.node)
     merged = Counter(n.op_type for scope in network.scopes for n in scope.nodes if n.op_type)
     graphs = ((graph.scope.path, graph.view, moves) for graph, moves in settled)

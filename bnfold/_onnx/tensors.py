@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+)
 
 from bnfold._errors import UsageError
 from bnfold._system import memory
@@ -21,15 +31,26 @@ Array = NDArray[Any]
 _MAPPED = 1 << 20
 
 # The bits of a number, for types with several numbers in one byte.
-_PACKED = {
+PACKED = {
     getattr(TensorProto, name): bits
     for name, bits in (("INT4", 4), ("UINT4", 4), ("FLOAT4E2M1", 4), ("INT2", 2), ("UINT2", 2))
     if hasattr(TensorProto, name)
 }
 
+
 FLOATS = frozenset(
     (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE)
 )
+
+
+def width(kind: int) -> int:
+    """The bits of a stored number of an element type; 0 for texts, and for a type not known."""
+    if kind in PACKED or kind == TensorProto.STRING:
+        return PACKED.get(kind, 0)
+    try:
+        return 8 * int(np.dtype(helper.tensor_dtype_to_np_dtype(kind)).itemsize)
+    except (KeyError, ValueError, TypeError):
+        return 0
 
 
 def read(tensor: TensorProto, base_dir: Path | None) -> Array:
@@ -61,7 +82,7 @@ def write(tensor: TensorProto, values: Array) -> None:
     if tuple(tensor.dims) != values.shape:
         del tensor.dims[:]
         tensor.dims.extend(values.shape)
-    if tensor.data_type in _PACKED:
+    if tensor.data_type in PACKED:
         data = numpy_helper.from_array(values).raw_data
     else:
         little = values.astype(values.dtype.newbyteorder("<"), copy=False)
@@ -85,19 +106,26 @@ def data_type(dtype: np.dtype[Any]) -> int:
     return int(helper.np_dtype_to_tensor_dtype(dtype))
 
 
+_BYTES = re.compile(r"[0-9]{1,18}")
+"""A number of bytes that a file can have."""
+
+
 def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
     """File name, byte offset and length (None: to the end) of a tensor's external data.
 
     Raises `UsageError` where no file is named, or offset or length is no number of bytes.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    if "\0" in entries.get("location", ""):
+        raise UsageError(f"external data of tensor {tensor.name!r}: no file's name has a NUL")
     if not entries.get("location"):
         raise UsageError(f"external data of tensor {tensor.name!r} has no location: no file's name")
     numbers = {}
     for key in ("offset", "length"):
         text = entries.get(key)
-        if text is not None and not (text.isascii() and text.isdigit()):
-            raise UsageError(f"external data of tensor {tensor.name!r} has the {key} {text!r}")
+        if text is not None and not _BYTES.fullmatch(text):
+            shown = text if len(text) <= 40 else f"{text[:40]}…"
+            raise UsageError(f"external data of tensor {tensor.name!r} has the {key} {shown!r}")
         numbers[key] = int(text) if text is not None else None
     return entries["location"], numbers["offset"] or 0, numbers["length"]
 
@@ -125,15 +153,14 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
         )
     path = external_path(tensor.name, location, base_dir)
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    bits = _PACKED.get(tensor.data_type, 8 * dtype.itemsize)
-    size = -(-math.prod(tensor.dims) * bits // 8)
+    size = -(-math.prod(tensor.dims) * width(tensor.data_type) // 8)
     if length is not None and length != size:
         raise UsageError(
             f"tensor {tensor.name!r}: external data of {length} bytes, "
             f"but its shape {list(tensor.dims)} needs {size}"
         )
     try:
-        if size >= _MAPPED and os.name == "posix" and tensor.data_type not in _PACKED:
+        if size >= _MAPPED and os.name == "posix" and tensor.data_type not in PACKED:
             return _mapped(path, tensor.name, dtype, offset, tuple(tensor.dims))
         with path.open("rb") as file:
             file.seek(offset)
@@ -144,7 +171,7 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
         ) from error
     if len(data) < size:
         raise _too_short(path, tensor.name)
-    if tensor.data_type in _PACKED:
+    if tensor.data_type in PACKED:
         packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
         return np.asarray(numpy_helper.to_array(packed))
     return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
@@ -165,3 +192,35 @@ def _mapped(
 
 def _too_short(path: Path, name: str) -> UsageError:
     return UsageError(f"external data {path} ends before tensor {name!r} does")
+
+
+def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that a model stores, in graphs, bodies, functions and training information."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from node_tensors(function.node)
+    for info in model.training_info:
+        yield from _graph_tensors(info.initialization)
+        yield from _graph_tensors(info.algorithm)
+
+
+def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from node_tensors(graph.node)
+
+
+def node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    """Every tensor that some nodes store in their attributes, and in bodies."""
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                yield attribute.t
+            elif attribute.type == AttributeProto.TENSORS:
+                yield from attribute.tensors
+            elif attribute.type == AttributeProto.GRAPH:
+                yield from _graph_tensors(attribute.g)
+            elif attribute.type == AttributeProto.GRAPHS:
+                for graph in attribute.graphs:
+                    yield from _graph_tensors(graph)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,14 +18,16 @@ from bnfold._core.result import Plan
 from bnfold._errors import UsageError
 from bnfold._onnx.files.external import refuse_own_data
 from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.locations import check_external
 from bnfold._onnx.files.save import pending_file
+from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import prepare
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
 from bnfold._pipeline.in_memory import as_proto, given_back, is_in_memory
-from bnfold._system import paths
+from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,24 +81,26 @@ def plan_model(
     options: ModuleOptions,
     frozen: bool = False,
     equal_dims: bool = False,
+    follow_links: bool = False,
+    depthwise: bool = False,
 ) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
-        return _prepare_module(model, options).plan
+        return _prepare_module(model, options, depthwise).plan
     options.refuse()
     if options.args is not None:
         raise UsageError("example inputs are for a torch.nn.Module; leave them out")
     if _is_program(model):
         from bnfold._torch.program.fold import PlannedProgram
 
-        return PlannedProgram(model).plan
-    proto, folder = _read(model, base_dir)
+        return PlannedProgram(model, depthwise).plan
+    proto, folder = _read(model, base_dir, follow_links)
     if frozen and listed(proto):
         proto = _copied(proto) if proto is model else proto
         freeze(proto)
     with understood(proto, _path_of(model)):
-        return prepare(proto, folder, equal_dims).plan
+        return prepare(proto, folder, equal_dims, depthwise).plan
 
 
 def fold_model(
@@ -107,13 +110,15 @@ def fold_model(
     options: ModuleOptions,
     frozen: bool = False,
     equal_dims: bool = False,
+    follow_links: bool = False,
+    depthwise: bool = False,
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
     if _is_module(model):
         from bnfold._torch.module.recipe import Recipe, attach
 
-        ready = _prepare_module(model, options)
+        ready = _prepare_module(model, options, depthwise)
         recipe = Recipe.of(ready)
         return attach(ready.apply(options.inplace), recipe)
     options.refuse()
@@ -125,13 +130,13 @@ def fold_model(
             )
         from bnfold._torch.program.fold import PlannedProgram
 
-        return PlannedProgram(model).apply()
+        return PlannedProgram(model, depthwise).apply()
     if output is not None and not isinstance(output, str | os.PathLike):
         raise TypeError(
             f"expected a path to write the folded model to, got {type(output).__name__}; example "
             "inputs are for a torch.nn.Module"
         )
-    proto, folder = _read(model, base_dir)
+    proto, folder = _read(model, base_dir, follow_links)
     if output is not None:
         paths.check_writable(Path(output))
         written_as(Path(output))
@@ -142,11 +147,11 @@ def fold_model(
     if changed:
         freeze(proto)
     with understood(model if isinstance(model, ModelProto) else proto, _path_of(model)):
-        planned = prepare(proto, folder, equal_dims)
+        planned = prepare(proto, folder, equal_dims, depthwise)
         rewritten = planned.apply()
     if output is not None:
-        source = None if planned.plan.folds or changed else _path_of(model)
-        return _write(proto, rewritten, folder, Path(output), source)
+        changed = changed or bool(planned.plan.folds)
+        return _write(proto, rewritten, folder, Path(output), _path_of(model), changed)
     return given_back(proto, model, folder) if is_in_memory(model) else proto
 
 
@@ -162,7 +167,7 @@ def compare_models(
     from bnfold._judge.end_to_end import compare_files
     from bnfold._run.input_sets import InputSet, load_inputs
 
-    original, folded = _program_of(original), _program_of(folded)
+    original, folded = (_program_of(model, settings.trust) for model in (original, folded))
     if any(_is_module(model) or _is_program(model) for model in (original, folded)):
         from bnfold._pipeline.torch_pairs import compare_pair
 
@@ -173,7 +178,11 @@ def compare_models(
             )
         given = options.args is not None or bool(options.kwargs)
         example = _example(options) if given else None
-        with _as_file(original, base_dir) as first, _as_file(folded, base_dir) as second:
+        links = settings.follow_links
+        with (
+            _as_file(original, base_dir, links) as first,
+            _as_file(folded, base_dir, links) as second,
+        ):
             return compare_pair(first, second, example, settings)
     options.refuse()
     if options.args is not None:
@@ -192,7 +201,11 @@ def compare_models(
             "expected a mapping from input names to arrays, or the path of an .npz file, an .npy "
             f"file or a folder of such files, for inputs, got {type(inputs).__name__}"
         )
-    with _on_disk(original, base_dir) as first, _on_disk(folded, base_dir) as second:
+    links = settings.follow_links
+    with (
+        _on_disk(original, base_dir, links) as first,
+        _on_disk(folded, base_dir, links) as second,
+    ):
         return compare_files(first, second, sets, settings)
 
 
@@ -218,7 +231,9 @@ def refold_module(folded: Any, state_dict: Mapping[str, Any]) -> nn.Module:
     return refold(folded, state_dict)
 
 
-def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
+def _prepare_module(
+    model: nn.Module, options: ModuleOptions, depthwise: bool = False
+) -> PlannedModule:
     """The plan for a module, ready to be carried out."""
     from bnfold._torch.module.fold import Example, copied, prepare_module
 
@@ -230,7 +245,7 @@ def _prepare_module(model: nn.Module, options: ModuleOptions) -> PlannedModule:
         example = Example(made_up(model), {}, made_up=True)
     else:
         example = _example(options)
-    planned = prepare_module(model, example, options.clone, options.keep, options.merge)
+    planned = prepare_module(model, example, options.clone, options.keep, options.merge, depthwise)
     if planned.other_ways:
         warnings.warn(_other_ways(type(model).__name__, planned.other_ways), stacklevel=4)
     return planned
@@ -261,14 +276,14 @@ def _example(options: ModuleOptions) -> Example:
     return Example(args or (), kwargs or {}, options.dynamic_shapes)
 
 
-def _program_of(model: Model) -> Model:
+def _program_of(model: Model, trust: bool) -> Model:
     """The program of a .pt2 file; any other model as it is."""
     path = _path_of(model)
     if path is None or path.suffix != ".pt2":
         return model
     with needs_pytorch():
         from bnfold._torch.program.fold import load
-    return load(path)
+    return load(path, trust)
 
 
 @contextmanager
@@ -294,12 +309,17 @@ def _is_program(model: Model) -> bool:
     return library is not None and isinstance(model, library.export.ExportedProgram)
 
 
-def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelProto, Path | None]:
+def _read(
+    model: Model, base_dir: str | os.PathLike[str] | None, follow_links: bool = False
+) -> tuple[ModelProto, Path | None]:
     """The protobuf of a model of any kind, and the folder of its external data."""
     folder = Path(base_dir) if base_dir is not None else None
     path = _path_of(model)
     if path is not None:
-        return load_model(path), folder or path.parent
+        proto = load_model(path, follow_links=follow_links)
+        if folder is not None:
+            check_external(proto, folder, follow_links=follow_links)
+        return proto, folder or path.parent
     if is_in_memory(model):
         proto, own = as_proto(model)
         if not proto.graph.node:
@@ -314,6 +334,9 @@ def _read(model: Model, base_dir: str | os.PathLike[str] | None) -> tuple[ModelP
         )
     if not model.graph.node:
         raise UsageError(_EMPTY)
+    refuse_unsound(model)
+    if folder is not None:
+        check_external(model, folder, follow_links=follow_links, missing=True)
     return in_order(model), folder
 
 
@@ -326,34 +349,42 @@ def _write(
     rewritten: Rewritten,
     base_dir: Path | None,
     output: Path,
-    source: Path | None = None,
+    original: Path | None = None,
+    changed: bool = True,
 ) -> Path:
     with pending_file(
-        model, rewritten, base_dir=base_dir, destination=output, source=source
+        model,
+        rewritten,
+        base_dir=base_dir,
+        destination=output,
+        source=None if changed else original,
+        original=original,
     ) as draft:
         draft.commit()
     return output
 
 
 @contextmanager
-def _as_file(model: Model, base_dir: Folder) -> Iterator[Model]:
+def _as_file(model: Model, base_dir: Folder, follow_links: bool) -> Iterator[Model]:
     """Yield a model of PyTorch as it is, and the path of any other model."""
     if _is_module(model) or _is_program(model):
         yield model
         return
-    with _on_disk(model, base_dir) as path:
+    with _on_disk(model, base_dir, follow_links) as path:
         yield path
 
 
 @contextmanager
-def _on_disk(model: Model, base_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
+def _on_disk(
+    model: Model, base_dir: str | os.PathLike[str] | None, follow_links: bool = False
+) -> Iterator[Path]:
     """Yield the path of the model's file: its own, or a temporary one."""
     path = _path_of(model)
     if path is not None:
         yield path
         return
-    proto, folder = _read(model, base_dir)
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
+    proto, folder = _read(model, base_dir, follow_links)
+    with scratch.beside(None) as temporary:
         copy = ModelProto()
         copy.CopyFrom(proto)
-        yield _write(copy, Rewritten(), folder, Path(scratch) / "model.onnx")
+        yield _write(copy, Rewritten(), folder, temporary / "model.onnx")

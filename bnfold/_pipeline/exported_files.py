@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -16,13 +16,17 @@ from bnfold._judge.bench import Terms
 from bnfold._judge.conclusion import conclude
 from bnfold._judge.end_to_end import common_stages, decided, end_to_end_result
 from bnfold._judge.file_bench import FileBench
+from bnfold._judge.file_weights import take_weights
+from bnfold._judge.normal_form import Folded, folded_program, narrow_type, same_in_float64
 from bnfold._judge.settings import Settings
+from bnfold._judge.torch_bench import RUNTIME
 from bnfold._judge.verdict import EndToEnd, labelled_in_float64
 from bnfold._onnx.files.external import external_files, runnable
 from bnfold._onnx.files.load import in_binary, load_model
 from bnfold._run.bounds import Bounds
 from bnfold._run.drawing import USUAL
 from bnfold._run.flavours import FLAVOURS
+from bnfold._run.input_sets import InputSet
 from bnfold._run.session import EngineError
 from bnfold._run.source import Source
 from bnfold._run.torch_model import Call, TorchModel, one_thread
@@ -30,8 +34,8 @@ from bnfold._torch.module.fold import Example
 from bnfold._torch.read.export import check
 
 _HIDDEN = (
-    "the two do not hold the same weights, and in a type of so few digits rounding may hide that "
-    "one is wrong: compare them before they are narrowed, in float32"
+    "in a type of so few digits rounding may hide that a weight is wrong: compare the two before "
+    "they are narrowed, in float32"
 )
 
 
@@ -42,7 +46,8 @@ def compare_with_file(
 
     Both run in their own types: PyTorch runs the module, onnxruntime the file. Where that leaves
     the verdict open, both run in float64 too. There they are first taken to hold the very same
-    weights, which shows far smaller errors, and then compared as usual.
+    weights, which shows far smaller errors, and then compared as usual; in types of few digits
+    weights are compared.
 
     Raises:
         UsageError: the module is in training mode, or does not run on the example; or the file
@@ -62,51 +67,89 @@ def compare_with_file(
     with in_binary(file) as binary:
         data = external_files(load_model(binary, lean=True))
         with runnable(binary, data) as ready, one_thread():
-
-            def judged(double: bool, still: bool) -> EndToEnd:
-                bench = FileBench(module, Source(ready), call, sets, bounds, double=double)
-                return _judged(bench, Terms(settings, bounds, _silent, still=still))
-
-            narrow = FileBench(module, Source(ready), call, sets, bounds, double=False).width
-            return _decided_by(judged, narrow < np.dtype(np.float32).itemsize)
+            both = _Both(
+                original, module, Source(ready), call, sets, Terms(settings, bounds, _silent)
+            )
+            return _decided(both)
 
 
-def _decided_by(judged: Callable[[bool, bool], EndToEnd], narrow: bool) -> EndToEnd:
+@dataclass(frozen=True)
+class _Both:
+    """A model and a file, ready to be compared. ``module`` is the model, or that of the program."""
+
+    model: Folded
+    module: nn.Module
+    file: Source
+    call: Call
+    sets: Sequence[InputSet]
+    terms: Terms
+
+    def judged(self, double: bool = False, still: bool = False) -> EndToEnd:
+        """The verdict in float64 or in their own types; for ``still`` see `Terms`."""
+        return self._verdict(self.module, double, still)
+
+    def with_the_weights_of_the_file(self, dtype: torch.dtype) -> EndToEnd:
+        """The verdict by weights, see `file_weights`. Its notes say why it is inconclusive."""
+        args, kwargs = self.call.filled({}, double=True)
+        wide = replace(self.call.example, args=args, kwargs=kwargs)
+        try:
+            program = folded_program(self.model, self.call.example, wide)
+            first = TorchModel(self.module, self.call, double=True).run({})
+            second = TorchModel(program.module(), self.call, double=True).run({})
+            if not all(map(same_in_float64, first, second)):
+                return self._open("folding in float64 changes the outputs")
+            take_weights(program, self.file, wide, dtype)
+        except (UsageError, EngineError) as error:
+            return self._open(str(error))
+        return self._verdict(program.module(), double=True, still=True)
+
+    def _verdict(self, module: nn.Module, double: bool, still: bool) -> EndToEnd:
+        terms = replace(self.terms, still=still)
+        bench = FileBench(module, self.file, self.call, self.sets, terms.bounds, double=double)
+
+        def judge() -> EndToEnd:
+            _, found = common_stages(bench, terms)
+            status, notes = conclude(replace(found, every_layer=terms.settings.power))
+            result = end_to_end_result(bench, terms, status, found.checks, *notes)
+            return replace(result, power=tuple(found.planted))
+
+        return decided(bench, terms, judge)
+
+    def _open(self, why: str) -> EndToEnd:
+        note = f"weights were not compared: {why}"
+        return EndToEnd("inconclusive", (), (note,), self.terms.settings.seed, RUNTIME, "CPU")
+
+
+def _decided(both: _Both) -> EndToEnd:
     """The verdict of the models in their own types, or of float64 where those leave it open.
 
-    They leave it open in a ``narrow`` type, whose rounding hides wrong weights. Where both ran in
-    their own types and agreed, a difference in float64 is no proof: it may be one of the
-    evaluator's.
+    They leave it open in types of few digits, whose rounding hides wrong weights. There the two
+    have to hold the very same weights, or the same but for roundings. Where both ran in their own
+    types and agreed, a difference in float64 is no proof: it may be one of the evaluator's.
     """
-    plain = judged(False, False)
+    plain, narrow = both.judged(), narrow_type(both.model)
     if plain.status == "fail" or any(check.contested for check in plain.checks):
         return plain
-    if plain.status == "pass" and not narrow:
+    if plain.status == "pass" and narrow is None:
         return plain
-    for still in (True, False):
-        found = judged(True, still)
-        passes = found.status == "pass" and (still or not narrow)
-        if passes or (found.status == "fail" and not still and not plain.checks):
-            return replace(
-                found,
-                checks=(*map(labelled_in_float64, found.checks), *plain.checks),
-                notes=(*plain.notes, *found.notes),
-            )
-    if plain.status == "inconclusive":
-        return plain
-    return replace(plain, status="inconclusive", notes=(*plain.notes, _HIDDEN))
 
+    def with_plain(found: EndToEnd) -> EndToEnd:
+        checks = (*map(labelled_in_float64, found.checks), *plain.checks)
+        return replace(found, checks=checks, notes=(*plain.notes, *found.notes))
 
-def _judged(bench: FileBench, terms: Terms) -> EndToEnd:
-    """The verdict after the stages that all models have."""
-
-    def judge() -> EndToEnd:
-        _, found = common_stages(bench, terms)
-        status, notes = conclude(replace(found, every_layer=terms.settings.power))
-        result = end_to_end_result(bench, terms, status, found.checks, *notes)
-        return replace(result, power=tuple(found.planted))
-
-    return decided(bench, terms, judge)
+    same = both.judged(double=True, still=True)
+    if same.status == "pass":
+        return with_plain(same)
+    usual = both.judged(double=True)
+    if usual.status == "fail" and not plain.checks:
+        return with_plain(usual)
+    if narrow is None:
+        return with_plain(usual) if usual.status == "pass" else plain
+    by_weights = both.with_the_weights_of_the_file(narrow)
+    if by_weights.status == "pass":
+        return with_plain(by_weights)
+    notes = (*plain.notes, _HIDDEN, *by_weights.notes)
+    return replace(plain, status="inconclusive", notes=notes)
 
 
 def _in_order(module: nn.Module, example: Example) -> Example:

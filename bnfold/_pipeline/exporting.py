@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from bnfold._judge.settings import Settings
 from bnfold._judge.verdict import EndToEnd
 from bnfold._run.torch_model import Call
 from bnfold._run.torch_outputs import is_positional, named_leaves
+from bnfold._system import scratch
 from bnfold._torch.module.fold import Example, copied
 
 _OPSET = 17
@@ -35,8 +35,8 @@ def compared_in_onnxruntime(
         raise NotExportable("onnxruntime does not run bfloat16")
     if any(each.dtype == torch.float64 for each in (*original.parameters(), *original.buffers())):
         raise NotExportable("ONNX has a norm's ε in float32, which a float64 module has not")
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
-        paths = [Path(scratch) / name for name in ("original.onnx", "folded.onnx")]
+    with scratch.beside(None) as temporary:
+        paths = [temporary / name for name in ("original.onnx", "folded.onnx")]
         outputs: Sequence[str] = ()
         for module, path in zip((original, folded), paths, strict=True):
             outputs = _export(copied(module), example, path, outputs)

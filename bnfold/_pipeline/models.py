@@ -37,13 +37,14 @@ def fold_file(
     progress: Progress,
     settings: Settings = DEFAULT,
     report: Path | None = None,
+    depthwise: bool = False,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
-    going to write. Raises `UsageError` for a file that cannot be read or written; then no file is
-    left behind.
+    going to write. With ``depthwise`` norms that stay are written as other operators. Raises
+    `UsageError` for a file that cannot be read or written; then no file is left behind.
     """
     progress("reading")
     if output is not None:
@@ -54,16 +55,18 @@ def fold_file(
                 f"cannot write {output}: {path} is a program of PyTorch, and its folded form is "
                 "one, too; name it .pt2"
             )
-        if inputs is not None or settings != Settings(settings.seed):
+        if inputs is not None or settings != Settings(settings.seed, trust=settings.trust):
             raise UsageError(
                 "of the options of the verification only --seed is for a .pt2 file: it brings its "
                 "example inputs, and PyTorch runs it"
             )
-        return _run_program(path, output, verify, settings.seed, progress)
+        return _run_program(path, output, verify, settings, progress, depthwise)
     if output is not None:
         written_as(output)
-    with in_binary(path) as original:
-        return _fold_model(path, original, output, report, verify, inputs, settings, progress)
+    with in_binary(path, settings.follow_links) as original:
+        return _fold_model(
+            path, original, output, report, verify, inputs, settings, progress, depthwise
+        )
 
 
 def _fold_model(
@@ -75,9 +78,10 @@ def _fold_model(
     inputs: list[InputSet] | None,
     settings: Settings,
     progress: Progress,
+    depthwise: bool,
 ) -> Outcome:
     """Fold a model; see `fold_file`. ``original`` is its file in binary form."""
-    model = load_model(path)
+    model = load_model(path, follow_links=settings.follow_links)
     names = listed(model)
     frozen = len(names) if settings.frozen else 0
     if frozen:
@@ -91,7 +95,7 @@ def _fold_model(
     size_before = size_on_disk(path, model)
     data_before = frozenset(external_files(model))
     with understood(model, path):
-        planned = prepare(model, path.parent, settings.equal_dims)
+        planned = prepare(model, path.parent, settings.equal_dims, depthwise)
         changed = bool(planned.plan.folds) or frozen > 0
         weights = planned.weights() if verify and changed else None
         stuck = 0 if frozen or not names else _hanging(model, planned.plan, path.parent, settings)
@@ -108,6 +112,7 @@ def _fold_model(
         base_dir=path.parent,
         destination=output,
         source=None if changed else original,
+        original=path,
     ) as draft:
         plan, applied = planned.plan, rewritten.applied
         del model, planned, rewritten  # they hold all new weights
@@ -137,12 +142,25 @@ def _hanging(model: ModelProto, plan: Plan, folder: Path, settings: Settings) ->
 
 
 def _run_program(
-    path: Path, output: Path | None, verify: bool, seed: int, progress: Progress
+    path: Path,
+    output: Path | None,
+    verify: bool,
+    settings: Settings,
+    progress: Progress,
+    depthwise: bool,
 ) -> Outcome:
     """Fold a .pt2 file of torch.export. Raises `UsageError` without PyTorch."""
     with needs_pytorch():
         from bnfold._pipeline.programs import fold_program_file
-    return fold_program_file(path, output, verify=verify, seed=seed, progress=progress)
+    return fold_program_file(
+        path,
+        output,
+        verify=verify,
+        seed=settings.seed,
+        trust=settings.trust,
+        progress=progress,
+        depthwise=depthwise,
+    )
 
 
 @dataclass(frozen=True)
@@ -178,8 +196,8 @@ class _FoldedFile:
             bounds = Bounds.beginning(
                 self.settings.threads, self.settings.seconds, self.settings.libraries
             )
-            before = load_model(self.original, lean=True)
-            after = load_model(self.draft.path, lean=True)
+            before = load_model(self.original, lean=True, follow_links=True)
+            after = load_model(self.draft.path, lean=True, follow_links=True)
             edits = (freeze,) if self.settings.frozen and listed(before) else ()
             for edit in edits:
                 edit(before)

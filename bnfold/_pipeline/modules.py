@@ -7,6 +7,7 @@ onnxruntime.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -16,14 +17,14 @@ from torch.export import ExportedProgram
 from bnfold._errors import UsageError
 from bnfold._judge.bench import Terms
 from bnfold._judge.conclusion import conclude
-from bnfold._judge.difference import distance, magnitude
 from bnfold._judge.end_to_end import common_stages, decided, end_to_end_result
 from bnfold._judge.normal_form import (
     Folded,
     NormalForm,
     folded_module,
     folded_program,
-    state,
+    narrow_type,
+    same_in_float64,
     unexplained,
 )
 from bnfold._judge.power import RestingFold
@@ -39,14 +40,17 @@ from bnfold._judge.verdict import (
 )
 from bnfold._pipeline.exporting import NotExportable, compared_in_onnxruntime
 from bnfold._run.bounds import UNBOUNDED
-from bnfold._run.flavours import FLAVOURS
+from bnfold._run.flavours import FLAVOURS, Flavour
 from bnfold._run.session import EngineError
 from bnfold._run.torch_model import Call, TorchModel, one_thread
 from bnfold._torch.module.fold import Example
 from bnfold._torch.read.export import check
 
-# How far an output may move when a model is folded in float64, relative to its largest value.
-_EXACT = 1e-9
+_SHOWING: tuple[Flavour, ...] = ("large",)
+"""The inputs that are drawn beside the example where others are drawn for onnxruntime: they reach
+bounds and channels that no others do.
+"""
+_UNSHOWN = (Cause.EMPTY, Cause.HIDDEN_ERRORS)
 _TwoVerdicts = tuple[EndToEnd, EndToEnd]
 """The verdict in float64, and the verdict on the models in their own types."""
 
@@ -65,7 +69,8 @@ def compare_modules(
     check(original)
     check(folded)
     call = Call(example)
-    exact = _judged(TorchBench(original, folded, call, call.sets(seed), double=True), seed)
+    sets = call.sets(seed, _SHOWING)
+    exact = _judged(TorchBench(original, folded, call, sets, double=True), seed)
     ran = bool(exact.checks) or exact.status == "fail"
 
     def by_pytorch_alone() -> _TwoVerdicts:
@@ -85,7 +90,7 @@ def compare_modules(
     except NotExportable as error:
         found = _with_weights(pair or by_pytorch_alone(), original, folded, example, seed)
         return _noted(found, f"not compared in onnxruntime: {error}")
-    if _narrow(original, folded) is None:
+    if narrow_type(original, folded) is None:
         status = _shown_elsewhere(seen).status
     else:  # what rounding hides here it hides in onnxruntime, too
         seen = _with_weights(pair or by_pytorch_alone(), original, folded, example, seed)
@@ -189,11 +194,11 @@ def _combined(pair: _TwoVerdicts) -> EndToEnd:
 
 
 def _shown_elsewhere(result: EndToEnd) -> EndToEnd:
-    """The verdict if all errors that are hidden in outputs here have been noticed elsewhere."""
+    """The verdict if what outputs hide here, or do not show for being empty, shows elsewhere."""
     if result.status == "fail":
         return result
     checks = [
-        replace(check, status="pass") if check.cause is Cause.HIDDEN_ERRORS else check
+        replace(check, status="pass") if check.cause in _UNSHOWN else check
         for check in result.checks
     ]
     return replace(result, status=overall(checks))
@@ -209,7 +214,7 @@ def _with_weights(
     weights are compared after both models have been folded in float64. Where that is not possible,
     or changes the outputs of the original, the verdict is at best "inconclusive".
     """
-    seen, dtype = _combined(pair), _narrow(original, folded)
+    seen, dtype = _combined(pair), narrow_type(original, folded)
     if dtype is None or seen.status == "fail":
         return seen
     exact, plain = pair
@@ -228,14 +233,13 @@ def _with_weights(
     wide = replace(example, args=args, kwargs=kwargs)
     try:
         with one_thread():
-            right, made = _folded_in_float64(original, folded, wide)
+            right, made = _folded_in_float64(original, folded, example, wide)
             feeds = Call(wide).feeds()
             first, second = (
                 TorchModel(_module(m), Call(wide), double=True).run(feeds)
                 for m in (original, right)
             )
-            rows = zip(first, second, strict=True)
-            same = all(distance(a, b) <= _EXACT * magnitude(a) for a, b in rows)
+            same = all(map(same_in_float64, first, second))
             forms = [NormalForm.of(model, wide) for model in (right, made)]
     except (UsageError, EngineError) as error:
         return unproved(f"weights were not compared: {error}")
@@ -252,20 +256,18 @@ def _with_weights(
     return lifted
 
 
-def _narrow(original: Folded, folded: Folded) -> torch.dtype | None:
-    """The type of few digits that one of two models holds numbers in, or None."""
-    kinds = {t.dtype for model in (original, folded) for t in state(model).values()}
-    return next((each for each in (torch.bfloat16, torch.float16) if each in kinds), None)
+def _folded_in_float64(
+    original: Folded, folded: Folded, example: Example, wide: Example
+) -> tuple[Folded, Folded]:
+    """Two models in float64, folded. ``wide`` is the widened example.
 
-
-def _folded_in_float64(original: Folded, folded: Folded, example: Example) -> tuple[Folded, Folded]:
-    """Two models in float64, folded; as programs, if one is a program. ``example`` is widened.
-
+    They are programs if one is given as such, or if the code of a module asks for another type.
     Raises `UsageError` where one cannot be exported or folded.
     """
     if isinstance(original, nn.Module) and isinstance(folded, nn.Module):
-        return folded_module(original, example), folded_module(folded, example)
-    return folded_program(original, example), folded_program(folded, example)
+        with suppress(UsageError):
+            return folded_module(original, wide), folded_module(folded, wide)
+    return folded_program(original, example, wide), folded_program(folded, example, wide)
 
 
 def _noted(result: EndToEnd, note: str) -> EndToEnd:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from bnfold._pipeline.modules import compare_programs
 from bnfold._pipeline.outcome import Outcome, Progress, Verdict
 from bnfold._proof.torch_certificate import certify_program
 from bnfold._run.torch_model import one_thread
-from bnfold._system import paths
+from bnfold._system import paths, scratch
 from bnfold._torch.program.fold import FoldedProgram, PlannedProgram, load
 
 
@@ -24,7 +24,9 @@ def fold_program_file(
     *,
     verify: bool,
     seed: int,
+    trust: bool,
     progress: Progress,
+    depthwise: bool = False,
 ) -> Outcome:
     """Fold a file, judge the result in PyTorch, and put it in place unless the verdict is "fail".
 
@@ -32,8 +34,8 @@ def fold_program_file(
     """
     progress("reading")
     original = paths.read(path)
-    program = load(path)
-    planned = PlannedProgram(program)
+    program = load(path, trust)
+    planned = PlannedProgram(program, depthwise)
     changed = bool(planned.plan.folds)
     size = len(original)
     if not changed and (output is None or paths.is_same(output, path)):
@@ -46,8 +48,8 @@ def fold_program_file(
         verdict = _judged(program, told, seed, progress)
     home = output.parent if output is not None else None
     try:
-        with tempfile.TemporaryDirectory(prefix=".bnfold-", dir=home) as folder:
-            draft = Path(folder) / "folded.pt2"
+        with scratch.beside(home) as folder:
+            draft = folder / "folded.pt2"
             if changed:
                 torch.export.save(folded, draft)
             else:
@@ -55,6 +57,9 @@ def fold_program_file(
             after = draft.stat().st_size
             written = output if verdict.status != "fail" else None
             if written is not None:
+                if written.exists():
+                    shutil.copymode(written, draft)
+                paths.keep_private(draft, path)
                 os.replace(draft, written)
     except OSError as error:
         raise paths.unwritable(output, error) from error

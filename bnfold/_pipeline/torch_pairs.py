@@ -27,6 +27,7 @@ _CALLED = {
     "wanted": "draws, dims",
 }
 """What users call options that have another name here."""
+_BELIEFS = ("trust", "follow_links")
 _WITH_FILES = ("fixed", "libraries", "power", "seconds", "seed", "threads", "wanted")
 """The options for a comparison with a file."""
 
@@ -84,7 +85,8 @@ def _refuse_others(settings: Settings, taken: Collection[str]) -> None:
     given = [
         _CALLED.get(each.name, each.name)
         for each in fields(settings)
-        if each.name not in taken and getattr(settings, each.name) != getattr(usual, each.name)
+        if each.name not in (*taken, *_BELIEFS)
+        and getattr(settings, each.name) != getattr(usual, each.name)
     ]
     if given:
         told = ", ".join(_CALLED.get(name, name) for name in taken)

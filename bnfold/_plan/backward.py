@@ -6,12 +6,12 @@ import heapq
 from collections.abc import Mapping
 
 from bnfold._core.affine import IDENTITY, AffineMap
-from bnfold._core.index_maps import Map
-from bnfold._core.laws import Way, not_carried
+from bnfold._core.index_maps import Map, equal
+from bnfold._core.laws import Law, Way, not_carried
 from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Node
 from bnfold._plan.dead_ends import Stop
-from bnfold._plan.sweep import TRIES, Impassable, Known, Sweep, equal
+from bnfold._plan.sweep import TRIES, Impassable, Known, Sweep
 from bnfold._plan.trips import End, Terrain, Trip
 
 # With more readers than these, no parts of a tensor are tried: each time all would be visited.
@@ -121,10 +121,20 @@ class _Backward(Sweep):
         other = next((r for r in tensor.readers if r not in known), None)
         if other is not None or len(wants) < len(tensor.readers):
             label = self.view.nodes[next(iter(known)) if other is None else other].label
-            return Refusal.of("shared-output", label, f"{tensor.name} is also read by {label}")
+            message = f"{tensor.name} is also read by {label}"
+            return Refusal.of("shared-output", label, message, self._parts(value) is not None)
         label = self.view.nodes[next(iter(known))].label
         message = f"the readers of {tensor.name} ask for different maps of it"
-        return Refusal.of("shared-output", label, message)
+        return Refusal.of("shared-output", label, message, numbers=True)
+
+    def _parts(self, value: int) -> Mapping[int, Law] | None:
+        """The laws by which all readers of a tensor take parts of it; None if one does not."""
+        if len(self.view.values[value].readers) > _PARTS:
+            return None
+        readers = dict.fromkeys(self.view.values[value].readers)
+        roles = [self.view.nodes[reader].role for reader in readers]
+        laws = [r.law for r in roles if isinstance(r, Crossing) and r.law.takes_single_places]
+        return dict(zip(readers, laws, strict=True)) if len(laws) == len(roles) else None
 
     def _in_parts(self, value: int, wants: Mapping[tuple[int, int], Map]) -> Map | None:
         """One map for a tensor of which every reader takes a part; None if there is none.
@@ -133,12 +143,8 @@ class _Backward(Sweep):
         no change. Example: two Slices read channels 0–1 and 2–3 of a tensor ``[N, 4, …]``. The
         first wants the scales (2, 3), the second nothing. The map has the scales (2, 3, 1, 1).
         """
-        if len(self.view.values[value].readers) > _PARTS:
-            return None
-        readers = dict.fromkeys(self.view.values[value].readers)
-        roles = [self.view.nodes[reader].role for reader in readers]
-        laws = [r.law for r in roles if isinstance(r, Crossing) and r.law.takes_single_places]
-        if len(laws) < len(roles):
+        laws = self._parts(value)
+        if laws is None:
             return None
         total = IDENTITY
         for map_ in wants.values():
@@ -146,7 +152,7 @@ class _Backward(Sweep):
             if joined is None:
                 return None
             total = joined
-        for reader, law in zip(readers, laws, strict=True):
+        for reader, law in laws.items():
             asked = next((m for (by, _), m in wants.items() if by == reader), IDENTITY)
             try:
                 seen, wanted = law.forward({0: total})[0], law.forward({0: asked})[0]
@@ -200,7 +206,7 @@ class _Backward(Sweep):
             self.value = value
             ways = self._promising(node, role, law.backward(node.outputs.index(value), map_))
             way = self.chosen(producer, ways)
-            self.cross(producer, role, way)
+            self.cross(producer, role, way, (map_,))
             if way.edit is not None and not way.maps:
                 self.trip.ends.append(End(producer, "behind"))  # It has become what takes it in.
             for number, part in way.maps.items():
@@ -227,5 +233,5 @@ def _both(one: Map, other: Map) -> Map:
     """The map that two outputs of an operator want of one input. Raises `Refusal`."""
     both = one.then(other) if isinstance(one, AffineMap) and isinstance(other, AffineMap) else None
     if both is None:
-        raise not_carried("its outputs ask for different maps")
+        raise not_carried("its outputs ask for different maps", numbers=True)
     return both

@@ -2,8 +2,9 @@
 
 Maps pile up: a chain of n maps with a Relu behind each becomes one map that moves on n times. Each
 time it also looks for a way back, as far as the graph begins. Where all of a trip is at one tensor,
-the rest of it depends on the tensor, on the map and on what lies behind. So its end is noted there,
-for maps of that kind. The note holds until something behind changes.
+the rest of it depends on the tensor, on the map and on what lies behind. So its end is noted there:
+for all maps of that kind, or for that map alone where its numbers have decided. The note holds
+until something behind changes.
 """
 
 from __future__ import annotations
@@ -14,21 +15,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bnfold._core.index_maps import Map, MultiAxisMap
+from bnfold._core.index_maps import Map, MultiAxisMap, equal
 from bnfold._core.reasons import Reason
 
 NAMED = 3
 """So many of the operators that a trip has crossed are named to the user."""
 
-# What decides how far a map gets: its axis, where it changes anything, and where its scales lie.
+# What mostly decides how far a map gets: its axis, where its scales lie, and where it has shifts.
 Kind = tuple[object, ...]
-# The direction, whether operators may become others, the tensor, and the kind.
-Key = tuple[bool, bool, int, Kind]
+# The direction, whether operators may become others, and the tensor.
+Place = tuple[bool, bool, int]
 
 
 def kind_of(map_: Map) -> Kind:
-    """The kind of a map. Laws ask for the axis, for signs, and whether there is a shift; they let
-    maps of one kind pass alike, but for a number that leaves the range of its type.
+    """The kind of a map. Laws ask for the axis, for signs, whether a scale is below 1 or is ±1, and
+    whether there is a shift; they let maps of one kind pass alike. Where a law asks for more, its
+    refusal says that it depends on the numbers.
 
     A Slice leaves out some channels, so these count one by one.
     """
@@ -36,10 +38,10 @@ def kind_of(map_: Map) -> Kind:
     axis = scale.shape if isinstance(map_, MultiAxisMap) else map_.axis
     if scale.size == 1:
         s, t = float(scale.flat[0]), float(shift.flat[0])
-        return axis, s != 1, t != 0, s < 0, s == 0, abs(s) < 1
+        return axis, t != 0, s < 0, s == 0, abs(s) < 1, abs(s) == 1
     size = np.abs(scale)
-    signs = tuple(which.tobytes() for which in (scale < 0, size == 0, size < 1))
-    return axis, (scale != 1).tobytes(), (shift != 0).tobytes(), *signs
+    told = (shift != 0, scale < 0, size == 0, size < 1, size == 1)
+    return axis, *(which.tobytes() for which in told)
 
 
 @dataclass(frozen=True)
@@ -126,19 +128,33 @@ class DeadEnd:
 
 @dataclass
 class DeadEnds:
-    """The ends of trips that failed, by a key that has the tensor, the direction and the kind."""
+    """The ends of trips that failed, by place: of all maps of a kind, and of the last map whose
+    numbers have decided.
+    """
 
     changes: Changes
-    known: dict[Key, DeadEnd] = field(default_factory=dict)
+    kinds: dict[tuple[Place, Kind], DeadEnd] = field(default_factory=dict)
+    single: dict[Place, tuple[Map, DeadEnd]] = field(default_factory=dict)
 
-    def find(self, key: Key) -> DeadEnd | None:
-        """The end that is noted, if it still holds."""
-        end = self.known.get(key)
-        if end is not None and self.changes.since(end.time, end.span):
-            del self.known[key]
-            return None
-        return end
+    def find(self, place: Place, map_: Map, room: int) -> tuple[DeadEnd, bool] | None:
+        """The end of a map that may still cross ``room`` operators, if one is noted that holds, and
+        whether it is that of just this map.
+        """
+        end = self.kinds.get((place, kind_of(map_)))
+        if end is not None and self._holds(end, room):
+            return end, False
+        noted = self.single.get(place)
+        if noted is not None and equal(noted[0], map_) and self._holds(noted[1], room):
+            return noted[1], True
+        return None
 
-    def note(self, key: Key, end: DeadEnd) -> None:
-        """Note how a trip ended from here on."""
-        self.known[key] = end
+    def _holds(self, end: DeadEnd, room: int) -> bool:
+        near = end.room is None or room <= end.room
+        return near and not self.changes.since(end.time, end.span)
+
+    def note(self, place: Place, map_: Map, end: DeadEnd, numbers: bool) -> None:
+        """Note how a trip ended from here on, and whether that depends on the map's numbers."""
+        if numbers:
+            self.single[place] = map_, end
+        else:
+            self.kinds[place, kind_of(map_)] = end

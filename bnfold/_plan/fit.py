@@ -10,13 +10,13 @@ from functools import partial
 import numpy as np
 
 from bnfold._core.affine import IDENTITY, Vector
+from bnfold._core.index_maps import equal
 from bnfold._core.limits import overflows, underflows
 from bnfold._core.parameters import Reading, Site
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, View
 from bnfold._plan.places import Standing, affine
 from bnfold._plan.planner import Move, Moves, Sides, plan
-from bnfold._plan.sweep import equal
 
 # So often the maps of an operator are refused one by one; then two, four, eight at a time.
 _ONE_BY_ONE = 8
@@ -136,11 +136,14 @@ def _standing_refusal(view: View, readings: Readings, move: Move) -> Reason | No
 def standing_constants(readings: Readings, move: Move, standing: Standing) -> list[Vector]:
     """The constants of an operator that is left by a move, in float64.
 
-    A Mul, an Add or a Sub has one constant. A BatchNormalization is the last one of the move, with
-    new γ, β and mean and its own variance: ``γ = S·√(var + ε)``, ``β = T``, mean 0. This is exactly
-    ``A(S, T)``.
+    A Mul, an Add or a Sub has one constant, a Conv or ScaleShift two. A BatchNormalization is
+    the last one of the move, with new γ, β and mean and its own variance: ``γ = S·√(var + ε)``,
+    ``β = T``, mean 0. This is exactly ``A(S, T)``.
     """
     map_ = standing.map
+    if standing.channels:
+        vectors = np.broadcast_arrays(map_.scale, map_.shift, np.empty(standing.channels))
+        return list(vectors[:2])
     if standing.op != "BatchNormalization":
         return [{"Mul": map_.scale, "Add": map_.shift, "Sub": -map_.shift}[standing.op]]
     deviation = readings[standing_batch_norm(readings, move)].deviation

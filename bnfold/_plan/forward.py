@@ -155,12 +155,13 @@ class _Forward(Sweep):
         maps = {role.counted[position]: arrived[position] for position in sorted(arrived)}
         try:
             way = self.chosen(index, law.forward(maps))
-        except Refusal:
+        except Refusal as refusal:
             ways = self._with_others(index, role, law, maps) if len(maps) < len(role.data) else None
             if ways is None:
+                refusal.numbers = refusal.numbers or index in self.joined
                 raise
             way = self.chosen(index, ways)
-        self.cross(index, role, way)
+        self.cross(index, role, way, maps.values())
         if way.edit is not None and all(part.is_identity for part in way.maps.values()):
             self.trip.ends.append(End(index, "ahead"))  # Its own numbers have taken the map in.
         for number, part in way.maps.items():
@@ -193,6 +194,8 @@ class _Forward(Sweep):
                     joined[number] = along[value] = found
                 elif len(role.data) > _JOINED:
                     return None
+        if along:
+            self.joined.add(index)
         try:
             ways = law.forward(joined)
         except Refusal:

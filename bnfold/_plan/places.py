@@ -24,11 +24,13 @@ class Standing:
     """An operator that is left at a place, and its map.
 
     It is a Mul for A(s, 0), an Add for A(1, t), a Sub of −t for A(1, t), or a BatchNormalization
-    for A(s, t) on axis 1.
+    for A(s, t) on axis 1. It is a Conv with the kernel 1 and as many groups as ``channels`` for
+    such a map, where the user wants no BatchNormalization; in a module also a ScaleShift.
     """
 
     op: str
     map: AffineMap
+    channels: int = 0
 
 
 @dataclass(frozen=True)

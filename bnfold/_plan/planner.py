@@ -32,7 +32,8 @@ class Move:
     ``ends`` says where maps that left were taken in, ``crossed`` what they crossed. The operators
     ``stands`` are left in place of the maps. ``absorbed`` is the whole map that ``into`` takes in
     behind itself. ``chain`` lists in data order the nodes behind the absorber, or from the first
-    map on, with carriers. ``maps`` are the affine nodes among them.
+    map on, with carriers. ``maps`` are the affine nodes among them. If it ``rewrites``, the first
+    map is a norm that stays and is written as other operators.
     """
 
     law: MoveKind
@@ -43,6 +44,7 @@ class Move:
     stands: tuple[Standing, ...]
     ends: tuple[End, ...] = ()
     crossed: tuple[int, ...] = ()
+    rewrites: bool = False
 
     @property
     def carriers(self) -> tuple[int, ...]:

@@ -376,7 +376,7 @@ class Relocator:
         if moved is None:
             label = self.view.nodes[place.maps[0]].label
             message = f"the shift would vary along several axes ahead of {label}"
-            raise Refusal.of("axis-mismatch", label, message)
+            raise Refusal.of("axis-mismatch", label, message, numbers=True)
         self._settle(trip, number, normal((absorbing.split(moved)[1], *state.row)))
 
     def _settle(self, trip: Trip, number: int, row: Row) -> None:

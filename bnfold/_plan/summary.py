@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from bnfold._core.result import Fold, Kept, Plan
+from bnfold._core.result import REWRITES, Fold, Kept, Plan
 from bnfold._core.view import Affine, View
 from bnfold._merge.merging import Stays
 from bnfold._plan.planner import Move, Moves
@@ -63,7 +63,9 @@ def _fold(path: str, view: View, move: Move, moves: Moves) -> Fold:
         target = nodes[move.ends[0].node].label
     if move.stands and move.law != "compose":
         laws.append(f"leave {' and '.join(s.op for s in move.stands)}")
-    if move.law == "compose" and not move.stands:
+    if move.rewrites:
+        laws = [REWRITES + " and ".join(standing.op for standing in move.stands)]
+    elif move.law == "compose" and not move.stands:
         laws.insert(0, "drop the identity")
     elif len(move.maps) > 1 or move.law == "compose" or (move.law == "carry" and not move.ends):
         laws.insert(0, "compose")

@@ -9,16 +9,14 @@ finds out whether the map can be carried. Its `Trip` says what that would change
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
 
 from bnfold._core.index_maps import Map, MultiAxisMap
 from bnfold._core.laws import Edit, Law, Way, not_carried
 from bnfold._core.pointwise import Converted
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Crossing
-from bnfold._plan.dead_ends import DeadEnd, Key, Span, Stop, kind_of
+from bnfold._plan.dead_ends import DeadEnd, Place, Span, Stop
 from bnfold._plan.relation import Relation
 from bnfold._plan.trips import End, Terrain, Trip
 
@@ -29,12 +27,14 @@ TRIES = 8
 class Impassable(Refusal):
     """No map at all can pass a tensor."""
 
+    lasting = True
+
 
 class Known(Refusal):
     """An earlier trip has failed from here on. ``lasting``: no map at all can pass the tensor."""
 
-    def __init__(self, stop: Stop, lasting: bool) -> None:
-        super().__init__(stop.reason)
+    def __init__(self, stop: Stop, lasting: bool, numbers: bool = False) -> None:
+        super().__init__(stop.reason, numbers)
         self.stop = stop
         self.lasting = lasting
 
@@ -71,10 +71,16 @@ class Sweep:
         self.put_off = False
         self.steps = 0
         self.cut = False
-        # The tensors at which all of the trip was at some time: by what key its end is noted there,
-        # after how many steps it came there, and what stopped it from there on.
-        self.necks: dict[int, tuple[Key, int]] = {}
-        self.stops: list[tuple[tuple[Key, int], Stop]] = []
+        # The operators behind which the kind of a map ahead of them does not tell what maps there
+        # are: other maps have come along, or more ways would be left to other numbers; and those
+        # that put channels together or apart, where this matters to some maps.
+        self.joined: set[int] = set()
+        self.regrouped: set[int] = set()
+        # The tensors at which all of the trip was at some time: with what map and after how many
+        # steps it came there; what stopped it from there on, and whether the numbers decided.
+        self.necks: dict[int, tuple[Map, int]] = {}
+        self.stops: list[tuple[int, Stop, bool]] = []
+        self.numbers = False
 
     def run(self) -> Stop | None:
         """Carry the map until it is taken in. Gives None, or what stopped the map."""
@@ -107,16 +113,19 @@ class Sweep:
             reason = Reason(reason.code, node.label, message)
         known = isinstance(refusal, Known)
         stop = refusal.stop if isinstance(refusal, Known) else Stop(reason)
-        dying = isinstance(refusal, Impassable) or (isinstance(refusal, Known) and refusal.lasting)
+        lasting = refusal.lasting if isinstance(refusal, Known | Impassable) else False
+        dying, self.numbers = lasting, refusal.numbers
         if dying:
             self.impassable.setdefault(value, stop)
         while True:
             if value in self.necks:
-                self.stops.append((self.necks[value], stop))
+                self.stops.append((value, stop, self.numbers))
             if value not in self.parents:
                 return stop
             index, value = self.parents[value]
             stop = stop.behind(self.view.nodes[index].op)
+            split = not lasting and index in self.regrouped
+            self.numbers = self.numbers or split or index in self.joined
             dying = dying and self.always_passes(index)
             if dying:
                 self.impassable.setdefault(value, stop if known else Stop(reason))
@@ -135,34 +144,38 @@ class Sweep:
     def remember(self, tried: Sequence[Sweep]) -> None:
         """Note for later trips how this one has ended, as all that were ``tried`` after it have.
 
-        A part of a map whose other part has just been taken in says nothing of other maps, nor does
-        a number that leaves its range.
+        A part of a map whose other part has just been taken in says nothing of other maps.
         """
-        ranges = any(stop.reason.code == "overflow" for _, stop in self.stops)
-        if not self.alone or ranges:
+        if not self.alone:
             return
         cut = any(other.cut for other in tried)
+        chance = any(other.numbers for other in tried if other is not self)
         for other in tried:
             self.span.cover(other.span)
             self.put_off = self.put_off or other.put_off
         known, reach = self.terrain.dead_ends, self.terrain.reach
-        for (key, steps), stop in self.stops:
+        for value, stop, numbers in self.stops:
+            map_, steps = self.necks[value]
             room = reach - steps if cut else None
             end = DeadEnd(stop, known.changes.time, self.span, self.put_off, room)
-            known.note(key, end)
+            known.note(self._place(value), map_, end, numbers or chance)
+
+    def _place(self, value: int) -> Place:
+        return self.ahead, self.terrain.turning, value
 
     def pass_neck(self, value: int, map_: Map) -> None:
         """All of the trip is at one tensor. Raises `Refusal` if one has failed from here on."""
-        key = (self.ahead, self.terrain.turning, value, kind_of(map_))
-        end = self.terrain.dead_ends.find(key)
-        if end is not None and (end.room is None or self.terrain.reach - self.steps <= end.room):
+        room = self.terrain.reach - self.steps
+        found = self.terrain.dead_ends.find(self._place(value), map_, room)
+        if found is not None:
+            end, numbers = found
             if end.room is not None:
                 self.cut = self.terrain.cut = True
             self.value = value
             self.span.cover(end.span)
             self._put_off(end.put_off)
-            raise Known(end.stop, lasting=False)
-        self.necks[value] = key, self.steps
+            raise Known(end.stop, lasting=False, numbers=numbers)
+        self.necks[value] = map_, self.steps
 
     def relate(self, value: int, map_: Map) -> None:
         """Note how a tensor's values change. Raises `Refusal` if that cannot be expressed."""
@@ -211,13 +224,17 @@ class Sweep:
         kept = {n: c for n, c in self.choices.items() if (n < turned) == self.ahead and n != turned}
         return kept | {turned: self.taken.get(turned, 0) + 1}
 
-    def cross(self, node: int, crossing: Crossing, way: Way) -> None:
-        """Note that a map crosses an operator.
+    def cross(self, node: int, crossing: Crossing, way: Way, maps: Iterable[Map]) -> None:
+        """Note that ``maps`` cross an operator.
 
         Raises `Refusal` if the operator cannot store its new numbers.
         """
         self._renumber(node, crossing, way)
         law = crossing.law
+        if law.may_gain_a_way:
+            self.joined.add(node)
+        if len({map_.scale.shape for map_ in (*maps, *way.maps.values())}) > 1:
+            self.regrouped.add(node)
         if isinstance(law, Converted) and law.widens and not self.ahead:
             self.trip.narrow.append(law.narrow)
         self.trip.crossed.append(node)
@@ -239,7 +256,8 @@ class Sweep:
         if way.edit is not None:
             edit = way.edit.after(self._edit(node))
             if not edit.fits(crossing.dtype if edit.form is None else edit.form.dtype):
-                raise not_carried("its new numbers would leave the range of their type")
+                message = "its new numbers would leave the range of their type"
+                raise not_carried(message, numbers=True)
             self.trip.edits[node] = edit
 
     def end(self, node: int, map_: Map, side: str) -> None:
@@ -251,16 +269,3 @@ class Sweep:
         take = self.taker.take_ahead if side == "ahead" else self.taker.take_behind
         take(self.trip, node, map_)
         self.trip.ends.append(End(node, side))
-
-
-def equal(one: Map, other: Map) -> bool:
-    """Whether two maps are the same, bit for bit."""
-    if one is other:
-        return True
-    if isinstance(one, MultiAxisMap) or isinstance(other, MultiAxisMap):
-        same = isinstance(one, MultiAxisMap) and isinstance(other, MultiAxisMap)
-    else:
-        same = one.axis == other.axis
-    return (
-        same and np.array_equal(one.scale, other.scale) and np.array_equal(one.shift, other.shift)
-    )

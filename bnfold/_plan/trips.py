@@ -122,8 +122,9 @@ def explained(reason: Reason, stops: Mapping[bool, Stop]) -> Reason:
     """A reason that also tells what stopped the map backward and forward.
 
     ``stops[False]`` is the stop backward, ``stops[True]`` the stop forward. Users ask most about
-    zero padding, so a forward stop by zero padding comes first. So does one by a quantizer where
-    nothing backward takes the map in. Otherwise the backward stop does.
+    zero padding, so a forward stop by zero padding comes first. So does one by a quantizer, or by
+    a layout that onnxruntime has made, where nothing backward takes the map in. Otherwise the
+    backward stop does.
     """
     back, forth = stops.get(False), stops.get(True)
     main = reason
@@ -134,7 +135,8 @@ def explained(reason: Reason, stops: Mapping[bool, Stop]) -> Reason:
         return main
     text = _told(forth, "carried forward through")
     padded = forth.reason.code == "zero-padding" and main.code != "zero-padding"
-    if padded or (forth.reason.code, main.code) == ("quantizer-between", "no-linear-operator"):
+    tells = forth.reason.code in ("blocked-layout", "quantizer-between")
+    if padded or (tells and main.code == "no-linear-operator"):
         return Reason(forth.reason.code, forth.reason.at, f"{text}; backward, {main.message}")
     return Reason(main.code, main.at, f"{main.message}; forward, {text}", main.cause)
 

@@ -58,7 +58,7 @@ _SCALER = "ai.onnx.ml::Scaler"
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv")
 _PRODUCTS = ("FusedMatMul", "MatMul", "TransposeMatMul")
 _BROADCAST = ("Add", "Div", "Mul", "Sub")
-_PASSED = ("Add", "BatchNormalization", "Dropout", "Identity", "Mul", "Sub", _SCALER)
+_PASSED = ("Add", "BatchNormalization", "Conv", "Dropout", "Identity", "Mul", "Sub", _SCALER)
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,8 @@ def follow(
         return None
     if node.op_type == "BatchNormalization":
         return _follow_batch_norm(model, scope, node, map_)
+    if node.op_type == "Conv":
+        return _follow_depthwise(model, scope, node, map_)
     if type_of(node) == _SCALER:
         held = {a.name: np.asarray(a.floats, np.float64) for a in node.attribute}
         map_.add(-(held["offset"] if held["offset"].size > 1 else held["offset"].reshape(())))
@@ -226,6 +228,37 @@ def _follow_batch_norm(
     map_.multiply(gamma)
     map_.add(beta)
     return None if stored is None else stored.dtype
+
+
+def _follow_depthwise(
+    model: CheckedModel, scope: Scope, node: NodeProto, map_: FullRankMap
+) -> np.dtype[Any] | None:
+    """Apply a Conv that sees each number by itself: ``y[n, c, …] = W[c, 0, …]·x[n, c, …] + B[c]``.
+
+    It does with a kernel of 1 along every axis, steps of 1, no padding, and a group for each
+    channel that has one filter.
+    """
+    weight = model.fixed(scope, node.input[1])
+    bias = model.double(scope, node, 2)
+    given = {a.name: list(a.ints) for a in node.attribute}
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    pad = next((a.s for a in node.attribute if a.name == "auto_pad"), b"NOTSET")
+    rank = map_.scale.ndim
+    plain = (
+        weight is not None
+        and weight.ndim == rank > 2
+        and weight.shape == (groups, *(1,) * (rank - 1))
+        and set(given.get("strides", ())) <= {1}
+        and not any(given.get("pads", ()))
+        and pad in (b"NOTSET", b"VALID")
+        and (bias is not None or len(node.input) < 3 or not node.input[2])
+    )
+    if not plain or weight is None:
+        raise Mismatch(f"{label(node)} is no Conv that scales each channel by itself")
+    map_.multiply(weight.astype(np.float64).reshape(1, groups, *(1,) * (rank - 2)))
+    if bias is not None:
+        map_.add(bias.reshape(1, groups, *(1,) * (rank - 2)))
+    return weight.dtype
 
 
 def chain_between(model: CheckedModel, scope: Scope, source: str, output: str) -> list[NodeProto]:

@@ -55,8 +55,7 @@ def check_conversion(
             wanted = TensorProto.DataType.Name(narrow)
             raise Mismatch(f"{label(node)} is gone, but {fold.output} is not of type {wanted}")
         return 0.0
-    position = new.producers.get(fold.output)
-    twin = new.nodes[position] if position is not None else NodeProto()
+    twin = new.writer(fold.output)
     if (twin.op_type, list(twin.input)) != ("Cast", [fold.source]):
         raise Mismatch(f"no Cast of {fold.source} writes {fold.output}")
     if list(twin.attribute) != list(node.attribute):

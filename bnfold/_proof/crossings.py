@@ -38,7 +38,7 @@ _SIZES = (2, 4, 1, 6)
 _FACTOR = 64 * float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
 _IR_VERSION = 10
-_SUMS = {"Add", "Sub"}
+_SUMS = {"Add", "Sub", "Sum"}
 
 
 def check_crossing(
@@ -62,7 +62,7 @@ def check_crossing(
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
     related, places = fold.related, _places(node, twin, fold.reads)
-    sums = {node.op_type, twin.op_type} <= _SUMS
+    sums = {node.op_type, twin.op_type} <= _SUMS and len(node.input) == 2
     steps.require_same_data(old, new, node, NodeProto(input=fold.reads) if sums else twin)
     unfit: ValueError | None = None
     stopped = Unchecked(Obstacle.DOES_NOT_RUN, "no size of its data was tried")
@@ -77,14 +77,16 @@ def check_crossing(
         drawn = draw(before, old, node, related, size, folded_shapes, numbers, near)
         if isinstance(drawn, Unchecked):
             return drawn
-        if node.op_type in _SUMS and len(set(node.input)) == 1:  # One tensor, whichever term.
-            for fed in drawn:
-                fed["1"] = fed["0"]
         left = _run(before, old, node, drawn[0], bounds)
-        right = _run(after, new, twin, {places[n]: fed for n, fed in drawn[1].items()}, bounds)
-        same = node.op_type == twin.op_type or {node.op_type, twin.op_type} <= _SUMS
-        terms = _largest(*drawn) if same else None
-        return _compared(node, left, right, related, terms)
+        terms = _largest(*drawn) if sums or node.op_type == twin.op_type else None
+        found: list[float] = []
+        for at in places:
+            right = _run(after, new, twin, {at[n]: fed for n, fed in drawn[1].items()}, bounds)
+            off = _compared(node, left, right, related, terms)
+            if isinstance(off, Unchecked):
+                return off
+            found.append(off)
+        return min(found)
 
     for size in dict.fromkeys(max(n, least) for n in (*sorted(known - {1}), *_SIZES)):
         try:
@@ -104,15 +106,19 @@ def check_crossing(
     return stopped
 
 
-def _places(node: NodeProto, twin: NodeProto, reads: Sequence[str]) -> dict[str, str]:
+def _places(node: NodeProto, twin: NodeProto, reads: Sequence[str]) -> list[dict[str, str]]:
     """Where the folded operator reads what the old one reads, by input number: terms of a sum by
     their names, ``reads``, as they may have changed places. Raises `Mismatch` where one is missing.
+
+    Where both are one tensor now, one of two ways has to hold: either says what is computed.
     """
-    if not {node.op_type, twin.op_type} <= _SUMS:
-        return {str(k): str(k) for k in range(len(node.input))}
+    if not {node.op_type, twin.op_type} <= _SUMS or len(node.input) != 2:
+        return [{str(k): str(k) for k in range(len(node.input))}]
     if sorted(twin.input) != sorted(reads):
         raise Mismatch(f"{label(twin)} reads {', '.join(twin.input)}, not {', '.join(reads)}")
-    return {str(k): str(k if twin.input[k] == name else 1 - k) for k, name in enumerate(reads)}
+    plain, swapped = {"0": "0", "1": "1"}, {"0": "1", "1": "0"}
+    ways = [plain] if list(twin.input) == list(reads) else [swapped]
+    return [plain, swapped] if reads[0] == reads[1] else ways
 
 
 def _attributes(node: NodeProto) -> dict[str, bytes]:

@@ -79,8 +79,7 @@ def require_exact(model: CheckedModel, scope: Scope, cast: NodeProto) -> None:
     A map that stood ahead went past the Cast. Where somebody computed in the wide type, numbers
     would be rounded before the map now that were rounded behind it.
     """
-    position = scope.producers.get(cast.input[0])
-    writer = scope.nodes[position] if position is not None else NodeProto()
+    writer = scope.writer(cast.input[0])
     if writer.op_type != "Cast" or not _rounds(
         model, scope, cast, model.shapes.type(scope, writer.input[0])
     ):

@@ -56,9 +56,7 @@ def rescaled(case: Absorption) -> float:
     if others != those or case.entry is not None:
         raise Mismatch(f"{label(case.twin)} does not multiply the same integers by two scales")
     (product,) = (name for name in case.twin.input if name != those[1])
-    scope = case.new_scope
-    shared = len(scope.readers.get(product, ())) != 1 or product in scope.captures
-    if shared or product in scope.outputs:
+    if not case.new_scope.is_read_once(product):
         raise Mismatch(f"{product}, which {label(case.twin)} reads, is read by someone else too")
     rank = max(case.target.scale.ndim, old.ndim, made.ndim)
     dtype = made.dtype
@@ -77,8 +75,7 @@ def _of_two_scales(
     A Mul of another domain, or of an opset that aligns its operands by an attribute, is another.
     """
     for own, other in ((0, 1), (1, 0)) if len(node.input) == 2 else ():
-        writer = scope.producers.get(node.input[own])
-        inner = scope.nodes[writer] if writer is not None else NodeProto()
+        inner = scope.writer(node.input[own])
         if type_of(inner) != "Mul" or inner.attribute or len(inner.input) != 2:
             continue
         parts = [model.values(scope, name) for name in inner.input]

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 from bnfold._core.result import Plan
 from bnfold._errors import UsageError
+from bnfold._report import escapes
 from bnfold._report.findings import Finding
 from bnfold._system import paths
-
-_UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 has no way to write."""
 
 _LEVELS = {"fail": "error", "inconclusive": "warning"}
 """GitHub's word for each status that it shows."""
 
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 """The variable that names the file of the step summary."""
-
-_MEANING = re.compile(r"[\\`*_\[\]<>&|~$]")
-"""Characters that mean something in Markdown."""
 
 
 def junit(model: str, findings: Sequence[Finding], seconds: float) -> str:
@@ -36,7 +30,7 @@ def junit(model: str, findings: Sequence[Finding], seconds: float) -> str:
     }
     suite = ElementTree.Element(
         "testsuite",
-        name=_writable(f"bnfold {model}"),
+        name=escapes.xml(f"bnfold {model}"),
         tests=str(len(findings)),
         failures=str(count["fail"]),
         errors="0",
@@ -48,10 +42,10 @@ def junit(model: str, findings: Sequence[Finding], seconds: float) -> str:
             suite,
             "testcase",
             classname=f"bnfold.{finding.group}",
-            name=_writable(finding.name),
+            name=escapes.xml(finding.name),
             time="0",
         )
-        message = _writable(finding.message)
+        message = escapes.xml(finding.message)
         if finding.status == "fail":
             failure = ElementTree.SubElement(case, "failure", type=finding.group, message=message)
             failure.text = message
@@ -63,22 +57,20 @@ def junit(model: str, findings: Sequence[Finding], seconds: float) -> str:
     suites.append(suite)
     ElementTree.indent(suites)
     written: bytes = ElementTree.tostring(suites, encoding="us-ascii", xml_declaration=True)
-    # ElementTree does not escape these in a text, and a reader or a terminal changes them.
-    return written.decode("ascii").replace("\r", "&#13;").replace("\t", "&#09;")
+    return written.decode("ascii")
 
 
 def workflow_commands(model: str, findings: Iterable[Finding]) -> Iterator[str]:
     """GitHub's annotations: an error for a failure, a warning for what could not be judged.
 
-    Source: GitHub Actions, workflow commands. A message escapes ``%`` and line ends. A property
-    escapes ``:`` and ``,`` too.
+    Source: GitHub Actions, workflow commands.
     """
     for finding in findings:
         level = _LEVELS.get(finding.status)
         if level is not None:
-            title = _escaped_property(f"bnfold: {finding.name}")
-            message = _escaped_message(finding.message or finding.status)
-            yield f"::{level} file={_escaped_property(model)},title={title}::{message}"
+            title = escapes.command_property(f"bnfold: {finding.name}")
+            message = escapes.command_message(finding.message or finding.status)
+            yield f"::{level} file={escapes.command_property(model)},title={title}::{message}"
 
 
 def summarize_step(model: str, status: str, plan: Plan | None, findings: Sequence[Finding]) -> None:
@@ -100,43 +92,23 @@ def _markdown(
     model: str, status: str, plan: Plan | None, findings: Sequence[Finding]
 ) -> Iterator[str]:
     """Yield the lines of the table for GitHub's step summary."""
-    yield f"### bnfold: {_cell(model)}: {status}"
+    yield f"### bnfold: {escapes.cell(model)}: {status}"
     if plan is not None:
         changed = [op for op in sorted({*plan.before, *plan.after}) if _count(plan, op)]
         if changed:
             yield from ("", "| operator | before | after |", "|---|---:|---:|")
             for op in changed:
-                yield f"| {_cell(op)} | {plan.before.get(op, 0)} | {plan.after.get(op, 0)} |"
+                yield f"| {escapes.cell(op)} | {plan.before.get(op, 0)} | {plan.after.get(op, 0)} |"
         if plan.kept:
             yield from ("", "| kept | reason | |", "|---|---|---|")
             for kept in plan.kept:
-                yield f"| {_cell(kept.node)} | {kept.code} | {_cell(kept.message)} |"
+                yield f"| {escapes.cell(kept.node)} | {kept.code} | {escapes.cell(kept.message)} |"
     if findings:
         yield from ("", "| check | result | |", "|---|---|---|")
         for finding in findings:
-            yield f"| {_cell(finding.name)} | {finding.status} | {_cell(finding.message)} |"
+            name, message = escapes.cell(finding.name), escapes.cell(finding.message)
+            yield f"| {name} | {finding.status} | {message} |"
 
 
 def _count(plan: Plan, op: str) -> bool:
     return plan.before.get(op, 0) != plan.after.get(op, 0)
-
-
-def _writable(text: str) -> str:
-    """A text without the characters that XML cannot hold."""
-    return _UNWRITABLE.sub("�", text)
-
-
-def _escaped_message(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _escaped_property(text: str) -> str:
-    return _escaped_message(text).replace(":", "%3A").replace(",", "%2C")
-
-
-def _cell(text: str) -> str:
-    """The text for a cell of a Markdown table, with all special characters escaped.
-
-    Source: GitHub Flavored Markdown, backslash escapes; ``$`` begins a formula on GitHub.
-    """
-    return " ".join(_MEANING.sub(r"\\\g<0>", text).split())

@@ -55,7 +55,7 @@ def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
 
 def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Iterator[str]:
     """Yield lines for a terminal. With ``power`` they always say what planted errors showed."""
-    yield from _plan_lines(outcome, verbose, "folded", "merged", "dropped")
+    yield from _plan_lines(outcome, verbose, "folded", "merged", "dropped", "rewrote")
     yield from verdict_lines(outcome.verdict, verbose, power)
     if outcome.output is not None:
         form = written_as(outcome.output) if outcome.output.suffix != ".pt2" else None
@@ -68,7 +68,7 @@ def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Itera
 
 def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
     """Yield lines that say what would fold, and what stays."""
-    return _plan_lines(outcome, verbose, "can fold", "can merge", "can drop")
+    return _plan_lines(outcome, verbose, "can fold", "can merge", "can drop", "can rewrite")
 
 
 def _plan_lines(outcome: Outcome, verbose: bool, *verbs: str) -> Iterator[str]:

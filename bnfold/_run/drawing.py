@@ -25,6 +25,7 @@ from bnfold._errors import UsageError
 from bnfold._run.flavours import FLAVOURS, IMAGE_RANK, Flavour, draw_floats, into_range
 from bnfold._run.hints import Hints, pixel_range
 from bnfold._run.input_sets import InputSet, named, port_of_proto, refuse_unfit
+from bnfold._run.nodes import own_inputs
 from bnfold._run.noise import Array
 
 Role = Literal["batch", "channel", "side", "length"]
@@ -116,14 +117,11 @@ class InputSource:
             UsageError: the model has no free dimension of a wanted name.
         """
         graph = model.graph
-        given = {tensor.name for tensor in graph.initializer}
-        given.update(tensor.values.name for tensor in graph.sparse_initializer)
         hints, pixels = Hints(graph), pixel_range(model)
         images = {value.name for value in graph.input if value.type.denotation == "IMAGE"}
         self._specs = [
             _spec(value, hints, pixels if not images or value.name in images else None)
-            for value in graph.input
-            if value.name not in given
+            for value in own_inputs(graph)
         ]
         self._seed = seed
         self._roles: dict[Key, Role] = {}
@@ -250,9 +248,7 @@ def refuse_inapplicable(
         with suppress(UndrawableError):
             InputSource(model, 0, wanted)
         return
-    given = {tensor.name for tensor in model.graph.initializer}
-    given.update(tensor.values.name for tensor in model.graph.sparse_initializer)
-    ports = tuple(port_of_proto(v) for v in model.graph.input if v.name not in given)
+    ports = tuple(map(port_of_proto, own_inputs(model.graph)))
     for each in inputs:
         refuse_unfit(named(each, ports), ports)
 

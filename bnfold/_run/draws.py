@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from bnfold._onnx.read.scopes import opset_of
 from bnfold._run.nodes import RANDOM, subgraphs
 from bnfold._run.noise import Array
 
@@ -74,8 +75,9 @@ def ways_to_draw(
         ways[tuple(places[name] for name, _ in theirs)] = None
     if [form for _, form in ours] == [form for _, form in theirs]:
         ways[tuple(range(len(ours)))] = None
-    others = _orders([form for _, form in ours], [form for _, form in theirs])
-    ways |= dict.fromkeys(islice(others, _MOST_WAYS + 1))
+    if ours != theirs:  # else names and order say the same
+        others = _orders([form for _, form in ours], [form for _, form in theirs])
+        ways |= dict.fromkeys(islice(others, _MOST_WAYS + 1))
     if not ours or not ways:
         return [None]
     tried = [FixedDraws(seed, way) for way in islice(ways, _MOST_WAYS)]
@@ -84,7 +86,7 @@ def ways_to_draw(
 
 def _orders(ours: Sequence[Form], theirs: Sequence[Form]) -> Iterator[tuple[int, ...]]:
     """All orders in which each operator of the folded model has one of its form."""
-    if len(ours) != len(theirs):
+    if sorted(ours) != sorted(theirs):
         return
 
     def orders(left: tuple[int, ...], at: int) -> Iterator[tuple[int, ...]]:
@@ -105,7 +107,7 @@ def _draws(model: onnx.ModelProto) -> Iterator[tuple[Any, onnx.NodeProto, int]]:
     ]
     holders += [(function.node, function.opset_import) for function in model.functions]
     for nodes, imports in holders:
-        opset = next((each.version for each in imports if each.domain in ("", "ai.onnx")), 0)
+        opset = opset_of(imports)
         if opset >= _FIRST_WITH_RANGE:
             for holder, node in _within(nodes):
                 yield holder, node, opset

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 import onnx
 
-from bnfold._onnx.files.external import node_tensors
+from bnfold._onnx.tensors import node_tensors
 from bnfold._run.nodes import RANDOM, all_nodes, own_names, reads, subgraphs
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from bnfold._run.bounds import Bounds
 from bnfold._run.nodes import all_nodes
 from bnfold._run.session import EngineError, OnnxRuntime, register
 
-_UNKNOWN = re.compile(r"is not a registered function/op|No Op registered for|No opset import for")
+_NOBODYS = "ThisOperatorIsNobodys"
 Kind = tuple[str, str]
 """The domain and the type of an operator."""
 
@@ -44,12 +43,17 @@ def unknown_operators(model: onnx.ModelProto, bounds: Bounds) -> set[Kind]:
     own = {(function.domain, function.name) for function in model.functions}
     nodes = [*model.graph.node, *(node for each in model.functions for node in each.node)]
     versions = imported(model)
-    kinds = {(_plain(node.domain), node.op_type) for node in all_nodes(nodes)} - own
+    kinds = set(map(kind_of, all_nodes(nodes))) - own
     return {
         kind
         for kind in kinds
         if not is_defined(kind, versions) and _is_unknown(kind, model.opset_import, bounds)
     }
+
+
+def kind_of(node: onnx.NodeProto) -> Kind:
+    """The domain and the type of an operator."""
+    return _plain(node.domain), node.op_type
 
 
 def _plain(domain: str) -> str:
@@ -72,6 +76,16 @@ def is_defined(kind: Kind, versions: dict[str, int]) -> bool:
 
 
 def _is_unknown(kind: Kind, imports: Sequence[onnx.OperatorSetIdProto], bounds: Bounds) -> bool:
+    """Whether the engine says of an operator what it says of one that nobody has defined."""
+    domain, name = kind
+    said, of_none = (_refused((domain, each), imports, bounds) for each in (name, _NOBODYS))
+    if said is None or of_none is None:
+        return False
+    return said.replace(name, "") == of_none.replace(_NOBODYS, "").replace(name, "")
+
+
+def _refused(kind: Kind, imports: Sequence[onnx.OperatorSetIdProto], bounds: Bounds) -> str | None:
+    """What the engine says of a model of one operator; None if it loads it."""
     domain, name = kind
     value = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, None)
     graph = helper.make_graph(
@@ -84,5 +98,5 @@ def _is_unknown(kind: Kind, imports: Sequence[onnx.OperatorSetIdProto], bounds: 
     try:
         OnnxRuntime(model.SerializeToString(), bounds=bounds)
     except EngineError as error:
-        return _UNKNOWN.search(str(error)) is not None
-    return False
+        return str(error)
+    return None

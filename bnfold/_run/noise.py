@@ -36,6 +36,11 @@ def has_steps(array: Array) -> bool:
     return array.dtype in _BITS
 
 
+def mistake_in(array: Array) -> float:
+    """How large the error is that is planted in a weight, as a part of its numbers."""
+    return _MISTAKES[array.dtype]
+
+
 def can_move(array: Array) -> bool:
     """Tell whether an ONNX engine takes the array's float type as an input: not bfloat16."""
     return has_steps(array) and array.dtype != _BFLOAT16
@@ -92,7 +97,7 @@ class Noise:
             array, buffer = self._weights[name], self._buffers[name]
             np.copyto(buffer, array)
             sign = 1 if self._rng.integers(2) else -1
-            size = array.dtype.type(sign * _MISTAKES[array.dtype])
+            size = array.dtype.type(sign * mistake_in(array))
             slices = np.moveaxis(buffer, axis, 0) if buffer.ndim else buffer.reshape(1)
             order = self._rng.permutation(len(slices))
             where: Any = next((at for at in order if slices[at].any()), None)

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import onnx
 
 from bnfold._onnx.read.scopes import Names, read_scopes
 from bnfold._run.hoist import rename
+from bnfold._run.nodes import own_inputs
 
 _MOST_TOLD = 4
+_MOST_BY_TYPE = 8
+_MANY = 16
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def renamed(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | Non
     None where all names agree, and where position does not tell: there are more ports on one side,
     a name stands at two places, or types or shapes differ.
     """
-    inputs = _paired(_inputs(original.graph), _inputs(folded.graph))
+    inputs = _paired(own_inputs(original.graph), own_inputs(folded.graph))
     outputs = _paired(list(original.graph.output), list(folded.graph.output))
     if inputs is None or outputs is None or not (inputs or outputs):
         return None
@@ -86,19 +90,62 @@ def renamed(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | Non
         value.name for value in (*folded.graph.input, *folded.graph.output)
     ):
         return None
-    ports = (*_inputs(original.graph), *original.graph.output)
+    ports = (*own_inputs(original.graph), *original.graph.output)
     return Renamed(inputs, outputs, tuple(value.name for value in ports))
+
+
+def renamed_by_type(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | None:
+    """How to rename the ports of a folded model by their types alone, where position does not tell.
+
+    Names that both have stay. None where no names differ, where types do not fit, and where there
+    are too many such ports.
+    """
+    found = []
+    for wanted, given in (
+        (own_inputs(original.graph), own_inputs(folded.graph)),
+        (list(original.graph.output), list(folded.graph.output)),
+    ):
+        ours, theirs = ({value.name: value.type for value in ports} for ports in (wanted, given))
+        kept = ours.keys() & theirs.keys()
+        left, right = ([n for n in names if n not in kept] for names in (ours, theirs))
+        if len(left) != len(right) or len(left) > _MOST_BY_TYPE:
+            return None
+        if not all(_agree(ours[name], theirs[name]) for name in kept):
+            return None
+        way = next(_ways(list(zip(right, left, strict=True)), ours, theirs), None)
+        if way is None:
+            return None
+        found.append(way)
+    inputs, outputs = found
+    ports = (*own_inputs(original.graph), *original.graph.output)
+    names = tuple(value.name for value in ports)
+    return Renamed(inputs, outputs, names) if inputs or outputs else None
 
 
 def ways_of_inputs(
     pairing: Renamed, original: onnx.ModelProto, folded: onnx.ModelProto
 ) -> Iterator[dict[str, str]]:
     """All ways to pair the inputs that a pairing renames, where types and shapes agree; that of the
-    pairing is the first.
+    pairing is the first. Of many inputs, only those in which two have changed places.
     """
-    wanted = {value.name: value.type for value in _inputs(original.graph)}
-    given = {value.name: value.type for value in _inputs(folded.graph)}
+    wanted = {value.name: value.type for value in own_inputs(original.graph)}
+    given = {value.name: value.type for value in own_inputs(folded.graph)}
+    if len(pairing.inputs) > _MANY:
+        return _swaps(pairing.inputs, wanted, given)
     return _ways(list(pairing.inputs.items()), wanted, given)
+
+
+def _swaps(
+    pairs: Mapping[str, str],
+    wanted: Mapping[str, onnx.TypeProto],
+    given: Mapping[str, onnx.TypeProto],
+) -> Iterator[dict[str, str]]:
+    """Pairs as they are, and with two names exchanged, where types agree."""
+    yield {**pairs}
+    for one, other in combinations(pairs, 2):
+        first, second = pairs[one], pairs[other]
+        if _agree(wanted[second], given[one]) and _agree(wanted[first], given[other]):
+            yield {**pairs, one: second, other: first}
 
 
 def may_be(
@@ -129,15 +176,31 @@ def _ways(
     for place, (_, new) in enumerate(pairs):
         if _agree(wanted[new], given[old]):
             left = [name for number, (_, name) in enumerate(pairs) if number != place]
-            rest = zip((name for name, _ in others), left, strict=True)
-            for way in _ways(list(rest), wanted, given):
-                yield {old: new, **way}
+            rest = [(name, other) for (name, _), other in zip(others, left, strict=True)]
+            may = {n: [other for other in left if _agree(wanted[other], given[n])] for n, _ in rest}
+            if matched(may) is not None:  # else a way would be sought in vain, for long
+                for way in _ways(rest, wanted, given):
+                    yield {old: new, **way}
 
 
-def _inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    stored = {tensor.name for tensor in graph.initializer}
-    stored |= {tensor.values.name for tensor in graph.sparse_initializer}
-    return [value for value in graph.input if value.name not in stored]
+def matched(may: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
+    """One of its candidates for each name, no two the same; None where there is no such choice."""
+    owners: dict[str, str] = {}
+
+    def place(old: str, tried: set[str]) -> bool:
+        """Give a name a candidate; another name may lose it that may have another one."""
+        for new in may[old]:
+            if new not in tried:
+                tried.add(new)
+                if new not in owners or place(owners[new], tried):
+                    owners[new] = old
+                    return True
+        return False
+
+    if not all(place(old, set()) for old in may):
+        return None
+    names = {old: new for new, old in owners.items()}
+    return {old: names[old] for old in may}
 
 
 def _paired(

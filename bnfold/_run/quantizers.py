@@ -16,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from bnfold._onnx.read.scopes import label, type_of
-from bnfold._run.nodes import all_nodes, reads
+from bnfold._run.nodes import all_nodes, own_inputs, reads
 from bnfold._run.noise import Array
 from bnfold._run.source import Edit
 
@@ -120,8 +120,7 @@ def cut(
         own = [value for value in graph.output if value.name not in gone]
         del graph.output[:]
         graph.output.extend(own)
-        stored = {tensor.name for tensor in graph.initializer}
-        given = {value.name for value in graph.input} - stored
+        given = {value.name for value in own_inputs(graph)}
         for one in found:
             data = one.data if original else one.other
             if one.data != one.other or data not in given or one.others is not None:

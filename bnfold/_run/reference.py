@@ -17,10 +17,12 @@ import numpy as np
 import onnx
 
 from bnfold._onnx import tensors
-from bnfold._onnx.files.external import all_tensors
 from bnfold._onnx.read.order import put_in_order
+from bnfold._onnx.read.scopes import opset_of
+from bnfold._onnx.tensors import all_tensors
 from bnfold._run.bounds import UNBOUNDED, Bounds
 from bnfold._run.input_sets import port_of_proto
+from bnfold._run.nodes import own_inputs
 from bnfold._run.noise import Array
 from bnfold._run.session import EngineError, engine_error
 
@@ -66,14 +68,11 @@ class Reference:
             raise EngineError("too large for the reference evaluator")
         _refuse_known_bugs(model)
         try:
-            replaced = _replaced(_own_opset(model))
+            replaced = _replaced(opset_of(model.opset_import))
             self._evaluator = ReferenceEvaluator(model, new_ops=replaced)
         except Exception as error:
             raise engine_error(error) from error
-        given = {tensor.name for tensor in model.graph.initializer}
-        self.inputs = tuple(
-            port_of_proto(value) for value in model.graph.input if value.name not in given
-        )
+        self.inputs = tuple(map(port_of_proto, own_inputs(model.graph)))
         self.outputs = tuple(map(port_of_proto, model.graph.output))
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[Any]:
@@ -95,14 +94,9 @@ def _inline(model: onnx.ModelProto, folder: Path | None) -> None:
             tensors.write(tensor, tensors.read(tensor, folder))
 
 
-def _own_opset(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators in a model."""
-    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
-
-
 def _refuse_known_bugs(model: onnx.ModelProto) -> None:
     """Raise where the reference evaluator mixes batch statistics into an inference BatchNorm."""
-    opset = _own_opset(model)
+    opset = opset_of(model.opset_import)
     if opset >= _FIRST_RIGHT_BATCH_NORMALIZATION:
         return
     for node in model.graph.node:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import onnx
 
 from bnfold._onnx.read.order import put_in_order
+from bnfold._onnx.read.scopes import opset_of
 from bnfold._run.hoist import hoist
 
 _SATURATING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Softsign", "Tanh"}
@@ -142,7 +143,7 @@ def saturations(left: onnx.ModelProto, right: onnx.ModelProto) -> dict[str, Satu
     An output counts if its function is the same in both models, and if only the same reshaping
     follows it.
     """
-    if _opset(left) != _opset(right):
+    if opset_of(left.opset_import) != opset_of(right.opset_import):
         return {}
     ours, theirs = ({n: list(e) for n, e in _endings(m.graph)} for m in (left, right))
     return {
@@ -150,10 +151,6 @@ def saturations(left: onnx.ModelProto, right: onnx.ModelProto) -> dict[str, Satu
         for output, ending in ours.items()
         if output in theirs and _same(ending, theirs[output])
     }
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next((each.version for each in model.opset_import if each.domain in _OWN), 0)
 
 
 def _same(left: list[onnx.NodeProto], right: list[onnx.NodeProto]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnfold._run.bounds import Exhausted
 from bnfold._run.flavours import IMAGE_RANK, Flavour, draw_floats
@@ -21,13 +20,13 @@ from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array, has_steps
 from bnfold._run.perturbable_model import Layer
 from bnfold._run.session import EngineError
+from bnfold._run.torch_modes import Narrowed, Widened
 from bnfold._run.torch_outputs import Leaf, named_leaves
 from bnfold._run.torch_trace import RANDOM, Traced, Use, traced
 from bnfold._system import memory
 from bnfold._torch.module.fold import Example, copied
+from bnfold._torch.read.untraceable import first_line
 from bnfold._torch.tensors import DTYPES, from_numpy, to_numpy
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -92,23 +91,11 @@ def _drawn(rng: np.random.Generator, flavour: Flavour, example: Array) -> Array:
     return draw_floats(rng, flavour, example.shape).astype(example.dtype)
 
 
-class _Narrowed(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no types.
-    """Rounds the numbers that operators are given to float32."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        return func(*pytree.tree_map(_narrowed, args), **pytree.tree_map(_narrowed, kwargs or {}))
-
-
-def _narrowed(value: Any) -> Any:
-    return float(np.float32(value)) if type(value) is float and abs(value) < _LARGEST else value
-
-
 class TorchModel:
     """See `PerturbableModel`.
 
-    With ``double`` it runs in float64: weights are moved in their own type, then widened.
+    With ``double`` it runs in float64: weights are moved in their own type, then widened. Code that
+    asks for a narrower type gets float64 there, unless it does not run like that.
 
     Attributes:
         outputs: the names of what the last run has put out; a name says where it stands.
@@ -134,6 +121,7 @@ class TorchModel:
         self._double = double
         self._call = call
         self._numbers_move = numbers_move
+        self._widened = double
         self.outputs: list[str] = []
 
     def run(
@@ -141,9 +129,8 @@ class TorchModel:
     ) -> list[Any]:
         """What the module puts out, in order; see `PerturbableModel.run`."""
         args, kwargs = self._call.filled(feeds, self._double)
-        narrowed: Any = _Narrowed
-        narrow = narrowed() if moved is not None and self._numbers_move else nullcontext()
-        with narrow:
+        narrow = moved is not None and self._numbers_move
+        with Narrowed() if narrow else nullcontext():
             found = self._outputs(self._placed(moved or {}), args, kwargs)
         self.outputs = [name for name, _ in found]
         return [_plain(leaf) for _, leaf in found]
@@ -174,6 +161,11 @@ class TorchModel:
         wanted = set(weights)
         outputs = self._traced.outputs
         return {number for number, names in enumerate(outputs) if not wanted.isdisjoint(names)}
+
+    def weights_of(self, outputs: Iterable[int]) -> frozenset[str]:
+        """The names of the weights that some outputs depend on, by the numbers of these."""
+        found = frozenset[str]().union(*(self._traced.outputs[number] for number in outputs))
+        return found & self.weights.keys()
 
     def plantable_weights(self) -> Collection[str]:
         """The names of the weights to plant errors in.
@@ -224,16 +216,25 @@ class TorchModel:
 
     def _outputs(self, placed: dict[str, Tensor], args: Any, kwargs: Any) -> list[tuple[str, Leaf]]:
         """What the module puts out with some tensors in place of its weights, with names."""
+        if self._widened:
+            try:
+                return self._result(placed, args, kwargs)
+            except Exception as error:
+                if memory.ran_out(error):
+                    raise Exhausted("out of memory") from error
+            self._widened = False
         try:
-            with torch.no_grad():
-                result = functional_call(self._module, placed, args, kwargs)
-            return named_leaves(result)
+            return self._result(placed, args, kwargs)
         except Exception as error:  # The module's own code may raise anything.
             if memory.ran_out(error):
                 raise Exhausted("out of memory") from error
             where = " in float64" if self._double else ""
-            text = f"{self._name} does not run on these inputs{where}: {error}"
+            text = f"{self._name} does not run on these inputs{where}: {first_line(error)}"
             raise EngineError(text) from error
+
+    def _result(self, placed: dict[str, Tensor], args: Any, kwargs: Any) -> list[tuple[str, Leaf]]:
+        with torch.no_grad(), Widened() if self._widened else nullcontext():
+            return named_leaves(functional_call(self._module, placed, args, kwargs))
 
 
 def _plain(leaf: Leaf) -> Array:

@@ -8,7 +8,10 @@ import numpy as np
 
 from bnfold._errors import UsageError
 
-_SIGNS = ("alloc failed", "allocate memory", "bad_alloc", "bad allocation", "memory exhausted")
+_SIGNS = (
+    *("alloc failed", "allocate memory", "bad_alloc", "bad allocation", "memory exhausted"),
+    "Failed to serialize proto",  # Other reasons are ruled out before: sizes, text.
+)
 _MARGIN = 1 << 16
 # So large that all threads of the library take part.
 _SQUARE = 512

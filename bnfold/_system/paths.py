@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from bnfold._errors import UsageError
+from bnfold._system import scratch
 
 _REASONS = {
     errno.ENOENT: "there is no such file",
@@ -92,14 +92,23 @@ def is_same(first: Path, second: Path) -> bool:
         return first.resolve() == second.resolve()
 
 
+def keep_private(path: Path, original: Path) -> None:
+    """Take permissions from a file that the one that it was made of does not give for reading.
+
+    Who may read the original may read and write the new file, as far as its own mode allows.
+    """
+    readable = original.stat().st_mode & 0o444
+    path.chmod(stat.S_IMODE(path.stat().st_mode) & (readable | readable >> 1 | readable >> 2))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file by renaming, so that nobody reads half of it. A device is written directly."""
     try:
         if is_device(path):
             path.write_text(text, encoding="utf-8")
             return
-        with tempfile.TemporaryDirectory(prefix=".bnfold-", dir=path.parent) as folder:
-            draft = Path(folder) / "draft"
+        with scratch.beside(path.parent) as folder:
+            draft = folder / "draft"
             draft.write_text(text, encoding="utf-8")
             os.replace(draft, path)
     except OSError as error:

@@ -41,6 +41,7 @@ ONE = {
         [op("Neg", "a", "n"), op("Add", "b n", "m"), op("Neg", "m", "y")],
         "Sub a b",
     ),
+    "the sum of a and -b": ([op("Neg", "b", "n"), op("Sum", "a n", "y")], "Sub a b"),
     "a + b·(-1)": ([const("Mul", "b", "n", np.float32(-1)), op("Add", "a n", "y")], "Sub a b"),
     "a + (0 - b)": (
         [const("Sub", "b", "n", np.float32(0), left=True), op("Add", "a n", "y")],
@@ -127,6 +128,35 @@ def test_a_difference_of_one_tensor_with_itself():
     assert counts(goes(made)) == {"Tanh": 1, "Sub": 1}
     made = model(op("Tanh", "x", "a"), op("Neg", "a", "n"), op("Sub", "a n", "y"), x=X)
     assert counts(goes(made)) == {"Tanh": 1, "Add": 1}
+
+
+@pytest.mark.parametrize("order", ["a n", "n a"])
+@pytest.mark.parametrize("kind, left", [("Add", "Sub"), ("Sub", "Add")])
+def test_a_tensor_and_its_own_negative(kind, left, order):
+    """Both terms are one tensor then: which is which cannot be told, and need not be."""
+    first = op("Tanh", "x", "a"), op("Neg", "a", "n", name="map")
+    made = model(*first, op(kind, order, "y"), x=X)
+    if (kind, order) == ("Sub", "n a"):
+        stays(made)  # −a − a
+    else:
+        assert counts(goes(made)) == {"Tanh": 1, left: 1}
+
+
+def test_what_takes_a_sign_in_goes_ahead_of_what_hands_it_on():
+    """Handed on, it would meet the one Neg that is left, and no operator less would stand."""
+    made = model(
+        conv("c", "x", "p", (4, 4, 1, 1)),
+        op("Neg", "p", "q"),
+        op("Split", "q", "a b", axis=1),
+        op("Sub", "b b", "d"),
+        op("Neg", "d", "n"),
+        op("Identity", "n", "i"),
+        op("Sum", "i n", "z"),
+        x=X,
+        y="a z",
+        weights={},
+    )
+    assert counts(goes(made)).get("Neg", 0) == 0
 
 
 @pytest.mark.parametrize("kind", ["Mul", "Neg"])

@@ -106,7 +106,7 @@ def test_the_action_hands_on_further_options(model, tmp_path):
     pair = {"model": str(folded), "original": str(model)}
     code, out, _ = act(tmp_path, **pair, args="--atol 0\n  --seed 3")
     assert (code, "::error" in out) == (1, True)
-    code, out, _ = act(tmp_path, **pair, args="--atol 1 --output-format text")
+    code, out, _ = act(tmp_path, **pair, args="--rtol 1e-3 --output-format text")
     assert (code, out.splitlines()[-1]) == (0, "verification: pass")
     code, out, _ = act(tmp_path, model=str(folded), args="--output-format text -v")
     assert (code, out.splitlines()[0]) == (0, "nothing to fold")
@@ -134,9 +134,15 @@ def test_no_shell_reads_the_further_options(args, settled, tmp_path):
     echo.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     echo.chmod(0o755)
     code, out, _ = act(tmp_path, model=str(settled), args=args)
-    given = ["fold", str(settled), "--check", "--output-format", "github", *args.split()]
+    given = ["fold", "--check", "--output-format", "github", *args.split(), "--", str(settled)]
     assert (code, out.splitlines()) == (0, given)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_model_that_looks_like_an_option(tmp_path):
+    """``--help`` is a file's name here, and there is no such file."""
+    code, out, _ = act(tmp_path, model="--help")
+    assert (code, "Usage" in out) == (2, False)
 
 
 def test_the_hook_takes_all_files_at_once(model, settled):

@@ -33,8 +33,16 @@ NASTY = [
     " around ",
     "::stop-commands::x",
     "##[error]x",
+    "\n::stop-commands::x\n::add-mask::y",
+    "\u202egnp.exe \u2066left",
+    "see https://x.y or www.x.y, @user, #1",
 ]
 """Names that mean something to one of the readers."""
+
+
+def shown(text: str) -> str:
+    """One line, with nothing in it that a reader cannot see: as Python writes it in a literal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @pytest.fixture
@@ -129,15 +137,20 @@ def test_junit_says_what_json_says(model, wrong):
     assert told["divergence"]["tensor"] in cases["first difference"].result[0].message
 
 
+def junit_text(model: Path) -> str:
+    return bnfold(model, "--check", "--output-format", "junit").out
+
+
 def test_junit_of_names_that_mean_something(nasty):
     folds = as_json(nasty, "--check")["folds"]
     code, suite = junit(nasty, "--check")
     assert code == 1
-    assert [case.name for case in suite] == [writable(", ".join(f["nodes"])) for f in folds]
+    assert not any(line.startswith(("::", "##")) for line in junit_text(nasty).splitlines())
+    assert [case.name for case in suite] == [writable(shown(", ".join(f["nodes"]))) for f in folds]
     assert len(folds) == len(NASTY)
     for case, fold in zip(suite, folds):
         (failure,) = case.result
-        assert failure.message == failure.text == writable(foldable(fold))
+        assert failure.message == failure.text == writable(shown(foldable(fold)))
 
 
 # --- GitHub: annotations ------------------------------------------------------------------------
@@ -163,13 +176,6 @@ def annotation(line: str) -> tuple[str, dict[str, str], str]:
 
 def annotations(run: Any) -> list[tuple[str, dict[str, str], str]]:
     return [annotation(line) for line in run.out.split("\n")[:-1]]
-
-
-def shown(text: str) -> str:
-    """What is left of control characters, which no log should get."""
-    return "".join(
-        c if c.isprintable() or c in "\r\n" else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def test_annotations_of_names_that_mean_something(nasty, tmp_path):
@@ -233,7 +239,7 @@ def markdown(text: str) -> tuple[list[str], list[Table]]:
 
 def cell(text: str) -> str:
     """A cell has one line; Markdown has no way to write what is no character."""
-    return " ".join(text.split()).replace("\0", "\ufffd")
+    return " ".join(shown(text).split())
 
 
 def summaries(tmp_path: Path, *args: Any) -> tuple[list[str], list[Table]]:

@@ -164,11 +164,23 @@ def test_a_tolerance_of_nothing_lets_equal_models_pass(model, folded):
     assert bnfold("verify", model, folded, "--atol", "0").code == 1
 
 
-def test_a_wide_tolerance_says_what_it_does_not_see(model, folded):
+def test_a_tolerance_that_hides_every_error_decides_nothing(model, folded, tmp_path):
+    """A folder's configuration may come with a model: it must not make any comparison pass."""
     run = bnfold("verify", model, folded, "--atol", "1000")
+    assert run.code == 3
+    assert "as a planted error in some layers would be" in run.out
+    assert "the tolerance that was asked for hides every planted error" in run.out
+    assert bnfold(model, "-o", tmp_path / "o.onnx", "--atol", "1000").code == 0  # certified
+    project = tmp_path / "pyproject.toml"
+    project.write_text("[tool.bnfold]\nrtol = 1e30\natol = 1e30\n")
+    run = bnfold("verify", model, folded, cwd=tmp_path)
+    assert run.code == 3
+    assert f"the tolerance is rtol = 1e+30 and atol = 1e+30, as {project} says" in run.out
+    project.write_text("[tool.bnfold]\natol = 1e-4\n")
+    run = bnfold("verify", model, folded, cwd=tmp_path)
     assert run.code == 0
-    assert "as an error of 1 % in some layers would be" in run.out
-    assert "show in 0 of " in run.out
+    assert f"as {project} says" in run.out
+    assert "says" not in bnfold("verify", model, folded, "--atol", "1e-4", cwd=tmp_path).out
 
 
 def test_no_tolerance_lets_a_wrong_fold_through(model, tmp_path):

@@ -130,9 +130,9 @@ def test_warnings_of_libraries_are_not_shown(settled):
     script = (
         "import sys, warnings, bnfold._onnx.files.load as files\n"
         "load = files.load_model\n"
-        "def noisy(path):\n"
+        "def noisy(path, **more):\n"
         "    warnings.warn('noise', RuntimeWarning)\n"
-        "    return load(path)\n"
+        "    return load(path, **more)\n"
         "files.load_model = noisy\n"
         "from bnfold._command.cli import main\n"
         "main(sys.argv[1:], 'bnfold')\n"

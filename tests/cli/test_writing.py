@@ -7,12 +7,16 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+
+import bnfold as library
 
 from ..graphs import DOUBLE, assert_same, bn, conv, op, rand
 from ..graphs import model as build
@@ -112,7 +116,8 @@ def older(folder: Path) -> Path:
 def test_an_existing_output_is_replaced_with_its_data(external, tmp_path):
     target = older(tmp_path)
     assert bnfold(external, "-o", target).code == 0
-    assert sorted(tree(tmp_path)) == ["m.onnx", "one.bin", "out.onnx", "out.onnx.data", "two.bin"]
+    files = ["m.onnx", "one.bin", "out.onnx", "out.onnx.data.1", "two.bin"]
+    assert sorted(tree(tmp_path)) == files  # a new name, so that the old model had its data
     assert_same(onnx.load(external), onnx.load(target))
 
 
@@ -280,24 +285,134 @@ def test_weights_in_a_file_with_the_name_of_the_draft(tmp_path):
 # --- data files that are links -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("linked", ["model and data", "data"])
-def test_a_hub_cache(linked, external, tmp_path):
-    """Its files are links to blobs elsewhere, which onnxruntime by itself refuses to follow."""
-    hub = tmp_path / "hub"
+def linked_hub(external: Path, names: Sequence[str], folder: Path) -> Path:
+    """A folder whose files, or some of them, are links to those of a model elsewhere."""
+    hub = folder / "hub"
     hub.mkdir()
-    for name in ("one.bin", "two.bin"):
-        (hub / name).symlink_to(tmp_path / name)
-    if linked == "data":
-        (hub / "m.onnx").write_bytes(external.read_bytes())
-    else:
-        (hub / "m.onnx").symlink_to(external)
+    for name in ("m.onnx", "one.bin", "two.bin"):
+        if name in names:
+            (hub / name).symlink_to(external.parent / name)
+        else:
+            (hub / name).write_bytes((external.parent / name).read_bytes())
+    return hub
+
+
+def test_a_hub_cache(external, tmp_path):
+    """Its files are links to blobs elsewhere, which onnxruntime by itself refuses to follow."""
+    hub = linked_hub(external, ("m.onnx", "one.bin", "two.bin"), tmp_path)
     before = tree(hub)
     run = bnfold(hub / "m.onnx", "-o", hub / "out.onnx")
     assert (run.code, run.lines[-2]) == (0, "verification: pass")
     after = tree(hub)
-    assert after.keys() - before.keys() == {"out.onnx", "out.onnx.data"}
+    new = {"out.onnx", "out.onnx.data", "out.onnx.1.data"}
+    assert after.keys() - before.keys() == new  # onnxruntime reads these without following links
     assert {name: after[name] for name in before} == before
     assert bnfold("verify", hub / "m.onnx", hub / "out.onnx").code == 0
+    assert_same(onnx.load(external), onnx.load(hub / "out.onnx"))
+
+
+def hard_link(path: Path, other: Path) -> None:
+    path.unlink()
+    os.link(other, path)
+
+
+@pytest.mark.parametrize("how", ["symbolic", "hard"])
+def test_data_from_elsewhere(how, external, tmp_path, monkeypatch):
+    """A link in a model's folder may lead to a private file: it is followed only when asked."""
+    hub = linked_hub(external, ("one.bin",) if how == "symbolic" else (), tmp_path)
+    if how == "hard":
+        hard_link(hub / "one.bin", external.parent / "one.bin")
+    (external.parent / "one.bin").chmod(0o600)
+    before = tree(hub)
+    refused(bnfold(hub / "m.onnx", "-o", hub / "out.onnx"), "one.bin", "--follow-links")
+    with pytest.raises(library.UsageError, match="follow_links"):
+        library.plan(hub / "m.onnx")
+    raw = onnx.load(hub / "m.onnx", load_external_data=False)
+    with pytest.raises(library.UsageError, match="follow_links"):
+        library.fold(raw, base_dir=hub)
+    assert tree(hub) == before
+    assert bnfold(hub / "m.onnx", "-o", hub / "out.onnx", "--follow-links").code == 0
+    assert library.plan(hub / "m.onnx", follow_links=True).folds
+    data = [hub / name for name in tree(hub).keys() - before.keys() if name.endswith(".data")]
+    private = [path for path in data if path.stat().st_mode & 0o077 == 0]
+    assert len(private) == 1  # the copy of the private file
+
+
+def test_hard_links_of_another_run_are_not_from_elsewhere(external, tmp_path):
+    """bnfold itself makes hard links to data, in folders of its own, while it runs."""
+    own = tmp_path / ".bnfold-of-another-run"
+    own.mkdir()
+    os.link(external.parent / "one.bin", own / "one.bin")
+    assert bnfold(external, "--check").code == 1
+
+
+@pytest.mark.parametrize("what", ["pipe", "device"])
+def test_data_in_no_regular_file(what, external, tmp_path):
+    """A pipe would wait for ever; a device may never end."""
+    path = external.parent / "one.bin"
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    for more in ((), ("--follow-links",)):
+        refused(bnfold(external, "-o", tmp_path / "out.onnx", *more), "not a regular file")
+
+
+def test_an_output_is_no_more_public_than_its_input(external, tmp_path):
+    external.chmod(0o640)
+    (external.parent / "one.bin").chmod(0o600)
+    (external.parent / "two.bin").chmod(0o444)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    assert bnfold(external, "-o", folder / "o.onnx").code == 0
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    umask = os.umask(0)
+    os.umask(umask)
+    wanted = {"o.onnx": 0o660, "one.bin": 0o600, "two.bin": 0o666}
+    assert modes == {name: mode & ~umask for name, mode in wanted.items()}
+
+
+# --- killed ------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+at, done = int(sys.argv[1]), [0]
+def killing(real):
+    def rename(*args, **kwargs):
+        if str(args[0]).endswith(".locking"):
+            return real(*args, **kwargs)
+        done[0] += 1
+        if done[0] == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    return rename
+os.replace, os.rename = killing(os.replace), killing(os.rename)
+from bnfold._command.cli import main
+sys.argv[:] = ["bnfold", *sys.argv[2:]]
+main()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_killed_between_two_renames(at, external, tmp_path):
+    """The old model with the old data, or the new with the new; the next run clears up."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    target = folder / "o.onnx"
+    old = examples.save(examples.settled(), target, conv_w="one.bin")
+    before = onnx.load(old)
+    command = [sys.executable, "-c", KILLED, str(at), external, "-o", target, "--no-verify"]
+    ended = subprocess.run(command, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert onnx.load(target) == before
+    assert any(path.name.startswith(".bnfold-") for path in folder.iterdir())
+    assert bnfold(external, "-o", target, "--no-verify").code == 0
+    assert_same(onnx.load(external), onnx.load(target))
+    now = sorted(path.name for path in folder.iterdir())
+    assert len(now) == 3, now
+    assert now[-1] == "two.bin"
 
 
 def test_data_that_only_the_reference_evaluator_can_use(tmp_path):

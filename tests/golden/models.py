@@ -91,8 +91,9 @@ def _small() -> Iterator[tuple[str, Build]]:
 
 
 def _own() -> dict[str, Callable[[], ModelProto]]:
-    """What no other model says: types that cannot be folded, the rules before opset 7, and a
-    function that cannot be inlined, for BatchNormalization means something else in its opset.
+    """What no other model says: types that cannot be folded, the rules before opset 7, a function
+    that cannot be inlined, for BatchNormalization means something else in its opset, and
+    onnxruntime's blocked layout.
     """
     shape = (4, 3, 1, 1)
     ones = np.ones(shape, np.int32)
@@ -119,7 +120,19 @@ def _own() -> dict[str, Callable[[], ModelProto]]:
         weights = dict.fromkeys("stmv", graphs.positive(4)) | {"w": graphs.rand(*shape)}
         return graphs.model(call, functions=[function], domains={"my": 1}, weights=weights)
 
+    def blocked() -> ModelProto:
+        domain = "com.microsoft.nchwc"
+        inside = [
+            graphs.op("ReorderInput", "a", "b", domain=domain),
+            graphs.op("Conv", "b w", "c", domain=domain),
+            graphs.op("ReorderOutput", "c", "d", domain=domain, channels=8),
+        ]
+        pieces = graphs.bn("bn", "x", "a", 8), *inside, graphs.bn("last", "d", "y", 8)
+        weights = {"w": graphs.rand(8, 8, 1, 1)}
+        return graphs.model(*pieces, weights=weights, domains={domain: 1}, x=(2, 8, 4, 4))
+
     return {
+        "blocked-layout": blocked,
         "function-of-another-opset": called,
         "old-broadcast": lambda: old((2, 3, 4, 4), broadcast=1, axis=1),
         "old-broadcast-without-axis": lambda: old(None, broadcast=1),

@@ -10,7 +10,7 @@ import pytest
 
 import bnfold
 from bnfold._core.affine import AffineMap
-from bnfold._core.joins import Aligned, Summed
+from bnfold._core.joins import Aligned, Concatenated, Picked, Summed
 from bnfold._core.laws import Mixed
 from bnfold._core.limits import Limits
 from bnfold._core.pointwise import Clipped, Homogeneous
@@ -29,6 +29,8 @@ POOL = Crossing(Mixed({0: 0, 1: 1}, 1.0, positive=True))
 SHAPE = (1, 2, 4, 4)
 SUM = Crossing(Summed((1, 1), Aligned((SHAPE, SHAPE), SHAPE)), (0, 1))
 FLOAT = np.dtype(np.float32)
+# No larger bounds can be stored.
+FULL = Crossing(Clipped(-3.4e38, 3.4e38), dtype=FLOAT)
 
 
 def view(*rows):
@@ -78,6 +80,7 @@ KINDS = {
     "a scale for each channel": chain(RELU, mul(1.01, 0.99), RELU),
     "behind an opaque operator": chain(OPAQUE, mul(1.01, 1.02), POOL),
     "bounds that move along": chain(OPAQUE, mul(1.0001, 1.0001), Crossing(Clipped(-1.0, 1.0))),
+    "bounds that leave their range": chain(FULL, mul(1.01, 1.01), RELU),
     "no gain far away": chain(mul(-1.0, 2.0), RELU, RELU, mul(1.01, 1.02)),
     "into a Conv, one after the other": chain(CONV, mul(1.01, 1.02), RELU),
     "norms into a Conv": chain(CONV, norm(1.01, 1.02), RELU),
@@ -117,6 +120,47 @@ def test_a_dead_end_is_forgotten_when_what_lies_behind_it_changes():
         ("conv", CONV, "s", "y"),
     )
     assert result(made) == ({"a": [], "b": [], "c": []}, set(), {"conv"}, {})
+
+
+# Of a Picked that reads channel 0 twice: the first map has two numbers for it, both have one.
+TWICE = [2.0, 3.0, 4.0], [2.0, 1.0, 1.0]
+
+
+def pair(value, axis):
+    return Affine(AffineMap.of(value, 0.0, axis), dtype=FLOAT)
+
+
+@pytest.mark.parametrize(
+    ("rows", "first", "second", "axis"),
+    [
+        ([("a", Crossing(Clipped(-10.0, 10.0), dtype=FLOAT), "c", "t")], 1e38, 1e-30, None),
+        (
+            [
+                ("a", RELU, "c", "a1"),
+                ("b", RELU, "c", "b1"),
+                ("cat", Crossing(Concatenated(1, (2, 2)), (0, 1)), "a1 b1", "t"),
+            ],
+            [2.0, 3.0, 4.0, 3.0],
+            [2.0, 2.0, 1.0, 2.0],
+            1,
+        ),
+        ([("a", Crossing(Picked(1, 2, (np.array([0, 1, 0]),))), "c", "t")], *TWICE, 1),
+    ],
+    ids=["a range", "two readers that agree", "a channel that is picked twice"],
+)
+def test_what_numbers_have_stopped_may_go_where_others_come_to_them(rows, first, second, axis):
+    """The second map moves to the first, which could not go back; together they can. Before, the
+    refusal held for all maps like the first.
+    """
+    made = view(
+        ("conv", CONV, "x", "c"),
+        *rows,
+        ("m1", pair(first, axis), "t", "u"),
+        ("relu", RELU, "u", "v"),
+        ("m2", pair(second, axis), "v", "w"),
+        ("op", OPAQUE, "w", "y"),
+    )
+    assert result(made) == ({"m1": [], "m2": []}, {"conv"}, set(), {})
 
 
 @pytest.mark.parametrize("between", [10, 100, 3000])

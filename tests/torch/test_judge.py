@@ -122,18 +122,17 @@ def test_an_output_that_no_layer_reaches():
 
 
 def narrow(self, x):
-    return plain(self, x.float())
+    """Its code refuses any other type."""
+    if x.dtype != torch.float32:
+        raise TypeError(f"{x.dtype} is not for me")
+    return plain(self, x)
 
 
 @pytest.mark.parametrize("wrong, status", [(False, "pass"), (True, "fail")])
 def test_what_does_not_run_in_float64_is_compared_as_it_is(wrong, status):
-    """Its code asks for float32."""
     module = net(narrow)
     other = off(module) if wrong else bnfold.fold(module, (X,))
-    assert bnfold.verify(module, other, (X,)).status == status
-    program = exported(module, X)
-    other = exported(off(module), X) if wrong else bnfold.fold(program)
-    result = bnfold.verify(program, other)
+    result = bnfold.verify(module, other, (X,))
     assert result.status == status
     assert any("in float64" in note for note in result.notes)
 
@@ -285,3 +284,86 @@ def test_a_norm_or_convolution_of_zeros(norm):
     with torch.no_grad():
         alive.state_dict[f"{norm}.weight"][1] += 0.5
     assert bnfold.verify(program, alive).status == "fail"
+
+
+# --- what outputs do not show -------------------------------------------------------------------
+
+
+def test_an_output_that_is_always_empty():
+    """It passes if its weights show elsewhere; what no input of these sizes fills is no error."""
+    both = net(lambda self, x: (plain(self, x), plain(self, x)[:, 4:], x[:0]))
+    result = bnfold.verify(both, bnfold.fold(both, (X,)), (X,))
+    assert result.status == "pass"
+    assert any("empty on all inputs of these sizes" in check.note for check in result.checks)
+    assert bnfold.verify(both, off(both), (X,)).status == "fail"
+    program = exported(both, X)
+    assert bnfold.verify(program, bnfold.fold(program)).status == "pass"
+    hidden = net(lambda self, x: (F.relu(self.norm(self.a(x))), plain(self, x)[:, 4:]))
+    assert bnfold.verify(exported(hidden, X), exported(off(hidden), X)).status == "inconclusive"
+
+
+def test_an_output_that_data_leave_empty():
+    """Another input may fill it, and no batch at all shows nothing."""
+
+    def code(self, x):
+        y = plain(self, x)
+        return y, (y > 1e9).nonzero()
+
+    program = exported(net(code), X)
+    assert bnfold.verify(program, program).status == "inconclusive"
+    module = net(lambda self, x: (plain(self, x), x.mean((2, 3)).sum(0)))
+    assert bnfold.verify(module, off(module), (X[:0],)).status != "pass"
+
+
+@pytest.mark.parametrize("wrong, status", [(False, "pass"), (True, "fail")])
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda self, x: plain(self, (x * 9).to(torch.uint8).float() / 255),
+        lambda self, x: plain(self, x) @ torch.ones(4, 2),
+        lambda self, x: plain(self, x.half().float()).to(torch.float32),
+        lambda self, x: plain(self, torch.zeros_like(x, dtype=torch.float32) + x),
+    ],
+    ids=["bytes", "made", "half", "like"],
+)
+def test_code_that_fixes_float32_runs_in_float64(code, wrong, status):
+    """Whatever it asks for; where it does not, there is no truth to hold roundings against."""
+    module = net(code)
+    other = off(module) if wrong else bnfold.fold(module, (X,))
+    for pair in ((module, other), (exported(module, X), exported(other, X))):
+        result = bnfold.verify(*pair, (X,))
+        assert result.status == status
+        assert not any("in float64" in note for note in result.notes)
+        assert any(check.note == "in float64" for check in result.checks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast(dtype):
+    def code(self, x):
+        with torch.autocast("cpu", dtype=dtype):
+            return plain(self, x)
+
+    module = net(code)
+    assert bnfold.verify(module, bnfold.fold(module, (X,)), (X,)).status == "pass"
+    assert bnfold.verify(module, off(module), (X,)).status == "fail"
+
+
+def test_a_network_of_few_digits_between_conversions():
+    """Its weights are compared though its code asks for a type."""
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net(plain).half()
+
+        def forward(self, x):
+            return self.net(x.half()).float()
+
+    module = Half().eval()
+    folded = bnfold.fold(module, (X,))
+    assert bnfold.verify(module, folded, (X,)).status == "pass"
+    for factor in (1.01, 1.1):
+        wrong = off(folded, "net.b.weight", factor=factor)
+        assert bnfold.verify(module, wrong, (X,)).status != "pass"
+    program = exported(module, X)
+    assert bnfold.verify(program, bnfold.fold(program)).status == "pass"

@@ -347,6 +347,8 @@ def test_options_that_do_not_go_together():
         bnfold.refold(folded, module.state_dict())
     with pytest.raises(bnfold.UsageError, match="merge"):
         bnfold.fold(torch.export.export(module, (x,)), merge=True)
+    with pytest.raises(bnfold.UsageError, match="names an operator"):
+        bnfold.fold(module, (x,), merge=True, keep="block: add")
 
 
 def test_without_merge_the_reason_says_what_would():

@@ -206,6 +206,19 @@ class Stages(nn.Module):
     def by_name(self, x, number=0):
         return getattr(self.parts, f"{number}")(x)
 
+    def by_children(self, x):
+        for part in self.parts.children():
+            x = part(x)
+        return x
+
+    def cut(self, x):
+        return nn.Sequential(*list(self.parts.children())[:-3])(x)
+
+    def by_modules(self, x):
+        for _, part in self.parts._modules.items():
+            x = part(x)
+        return x
+
     def weights(self):
         return [part.weight for part in self.parts if hasattr(part, "weight")]
 
@@ -219,7 +232,10 @@ def test_parts_taken_one_by_one(kind):
     module = ready(Stages(kind))
     folded, methods, keep = warned(module)
     assert isinstance(folded.parts[1], nn.Identity) and keep == ["parts.0"]
-    assert methods == {"outputs", "listed", "first", "up_to", "by_number", "by_name"}
+    assert methods == {
+        *("outputs", "listed", "first", "up_to", "by_number", "by_name"),
+        *("by_children", "cut", "by_modules"),
+    }
     assert torch.allclose(module.second(X), folded.second(X))
 
 
@@ -261,6 +277,109 @@ def test_methods_of_parts_and_the_code_of_the_root():
     assert methods == {"into", "own"} and keep == ["body.conv", "conv2d_1"]
     kept, methods, _ = warned(module, keep=keep)
     assert not methods and isinstance(kept.bn, nn.BatchNorm2d)
+
+
+class Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)))
+
+    def headless(self, x):
+        return nn.Sequential(*list(self.children())[:-2])(x)
+
+    def one_by_one(self, x):
+        for child in self.children():
+            x = child(x)
+        return x
+
+    def train_all(self):
+        for child in self.children():
+            child.train()
+
+
+class Collects(Flat):
+    def both(self, x):
+        first = self.conv(x)
+        return first, self.bn(first)
+
+    def listed(self, x):
+        found = []
+        x = self.conv(x)
+        if x.ndim:
+            found.append(x)
+        x = self.bn(x)
+        return found, x
+
+    def kept(self, x):
+        self.last = self.conv(x).float()
+        return self.bn(self.last)
+
+    def by_key(self, x):
+        found = {}
+        found["conv"] = x = self.conv(x)
+        return self.bn(x)
+
+    def early(self, x, raw=False):
+        y = self.conv(x)
+        if raw:
+            return y.flatten(1)
+        return self.bn(y)
+
+    def yields(self, x):
+        y = self.conv(x)
+        yield y
+        yield self.bn(y)
+
+    def by_helper(self, x):
+        y = self._convolved(x)
+        return [y, self.bn(y)]
+
+    def _convolved(self, x):
+        return self.conv(x)
+
+    def in_turn(self, x):
+        for name in ("conv", "bn"):
+            x = getattr(self, name)(x)
+        return x
+
+    # What follows gives nothing away that the fold changes.
+
+    def through_helper(self, x):
+        return self.bn(self._convolved(x))
+
+    def collects_the_right_one(self, x):
+        found = []
+        x = self.conv(x)
+        x = self.bn(x)
+        found.append(x)
+        return found
+
+    def branches(self, x):
+        y = self.conv(x) if x.ndim == 4 else self.conv(x[None])
+        y = self.bn(y)
+        return y, self.act(y)
+
+    def sizes(self, x):
+        y = self.conv(x)
+        size = y.shape
+        return self.bn(y).reshape(size)
+
+
+def test_what_is_given_away_on_the_way():
+    folded, methods, keep = warned(ready(Collects()))
+    assert isinstance(folded.bn, nn.Identity) and keep == ["conv"]
+    assert methods - {"in_turn"} == {
+        *("headless", "one_by_one", "both", "listed", "kept", "by_key", "early", "yields"),
+        "by_helper",
+    }
+    assert warned(ready(Collects()), keep=["conv"])[1] == set()
+
+
+def test_children_of_the_root():
+    assert warned(ready(Flat()))[1] == {"headless", "one_by_one"}
 
 
 def test_classes_of_pytorch_have_no_other_ways():

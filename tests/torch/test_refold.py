@@ -24,6 +24,10 @@ from .folding import rand, ready, state  # noqa: E402
 X = rand(2, 4, 5, 5)
 
 
+def norms(module: nn.Module) -> int:
+    return sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
+
+
 def assert_same(one: nn.Module, other: nn.Module) -> None:
     first, second = dict(one.named_modules()), dict(other.named_modules())
     assert [(n, type(m)) for n, m in first.items()] == [(n, type(m)) for n, m in second.items()]
@@ -81,6 +85,36 @@ def parametrized() -> nn.Module:
     return nn.Sequential(parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), nn.BatchNorm2d(4))
 
 
+class NormAct(nn.BatchNorm2d):
+    """A norm and an activation in one module."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.act = nn.SiLU()
+
+    def forward(self, input):
+        return self.act(super().forward(input))
+
+
+def activated() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 4, 1), NormAct(), nn.Conv2d(4, 4, 1), NormAct())
+
+
+class Siamese(nn.Module):
+    """A block on two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        return self.block(x).tanh() * self.block(x + 1).sigmoid()
+
+
+def between() -> nn.Module:
+    return nn.Sequential(nn.Tanh(), nn.BatchNorm2d(4), nn.Sigmoid(), NormAct(), nn.Sigmoid())
+
+
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "plain": (plain, {}),
     "kept": (plain, {"keep": ["0"]}),
@@ -89,6 +123,9 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "cloned": (Tied, {"clone": True}),
     "weight norm": (normed, {}),
     "parametrized": (parametrized, {}),
+    "norm and activation": (activated, {}),
+    "several inputs": (Siamese, {}),
+    "depthwise": (between, {"depthwise": True}),
 }
 
 
@@ -112,6 +149,7 @@ def test_it_is_what_fold_gives(name, inplace, no_trace):
         other.mask = module.mask.clone()
     wanted = bnfold.fold(other, (X,), **options)
     folded = bnfold.fold(module, (X,), inplace=inplace, **options)
+    assert (norms(wanted) < norms(other)) is (name not in ("kept", "tied"))
     before = state(folded)
     no_trace()
     made = bnfold.refold(folded, other.state_dict())

@@ -136,6 +136,21 @@ def test_the_guard_that_dynamic_shapes_violate():
     assert "TORCH_LOGS" not in text
 
 
+def test_other_mistakes_in_dynamic_shapes():
+    module = Around(lambda part, x: part(x)).eval()
+    text = refused(bnfold.fold, module, (X,), dynamic_shapes={"y": {0: Dim("batch")}})
+    assert "['x']" in text and "http" not in text
+
+
+def test_an_error_of_several_lines():
+    def fails(part, x):
+        raise ValueError("first\nsecond")
+
+    module = Around(fails).eval()
+    assert "ValueError: first, at " in refused(bnfold.fold, module, (X,))
+    assert refused(bnfold.verify, module, module, (X,)).endswith("inputs: first")
+
+
 def test_pruned_modules():
     module = nn.Sequential(block(), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval().double()
     prune.l1_unstructured(module[0][0], "weight", 0.5)

@@ -15,6 +15,10 @@ from onnx import ModelProto, helper, numpy_helper
 
 import bnfold
 from bnfold._errors import UsageError
+from bnfold._judge import unknown_operators
+from bnfold._run import libraries
+from bnfold._run.bounds import UNBOUNDED, Bounds
+from bnfold._run.session import EngineError
 
 from ..graphs import bn, const, conv, model, op, rand, subgraph
 
@@ -300,3 +304,45 @@ def test_an_operator_that_has_no_kernel_is_cut_out_too() -> None:
     assert bnfold.verify(made, changed).status == "inconclusive"
     wrong_ahead(other)
     assert bnfold.verify(made, other).status == "fail"
+
+
+# --- whatever the engine's words -----------------------------------------------------------------
+
+
+def test_an_unknown_operator_is_one_of_which_the_engine_says_what_it_says_of_nobodys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def engine(content: bytes, bounds: Bounds) -> None:
+        (node,) = onnx.load_model_from_string(content).graph.node
+        if node.op_type == "Known":
+            raise EngineError(f"Known takes two tensors, {node.output[0]} gets one")
+        if node.op_type != "Runs":
+            raise EngineError(f"{node.op_type}? Nobody here has heard of {node.op_type}")
+
+    made = model(
+        unknown("x", "a", "Known"),
+        unknown("a", "b", "Runs"),
+        unknown("b", "c", "Nobody"),
+        unknown("c", "y"),
+        domains=DOMAINS,
+    )
+    monkeypatch.setattr(libraries, "OnnxRuntime", engine)
+    found = libraries.unknown_operators(made, UNBOUNDED)
+    assert found == {("test.ops", "Nobody"), ("test.ops", "Doubled")}
+
+
+def test_an_operator_without_a_kernel_is_the_one_that_is_named() -> None:
+    """Two domains have the type: the name of the node tells which is meant."""
+    made = model(
+        op("Twice", "x", "a", name="first", domain="test.ops"),
+        op("Twice", "a", "b", name="second", domain="more.ops"),
+        op("Once", "b", "y", name="third", domain="more.ops"),
+        domains={"test.ops": 1, "more.ops": 1},
+    )
+
+    def named(why: str) -> set[Any]:
+        return unknown_operators._without_kernel(made, made, why)
+
+    assert named("nothing runs 'Twice'(1), which is node second") == {("more.ops", "Twice")}
+    assert named("nothing runs Once(7) in a Oncelike model") == {("more.ops", "Once")}
+    assert named("nothing runs Twice") == named("out of order") == set()

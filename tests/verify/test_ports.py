@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -10,8 +11,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import bnfold
+from bnfold._run.draws import Form, _orders
 from bnfold._run.hoist import rename
-from bnfold._run.ports import renamed
+from bnfold._run.ports import renamed, ways_of_inputs
 
 from ..graphs import bn, const, conv, model, op, rand, subgraph
 
@@ -124,6 +126,10 @@ def moved_name(made: ModelProto) -> None:
 
 def wrong_weight(made: ModelProto) -> None:
     called(made, y="o0")
+    wrong_weight_in(made)
+
+
+def wrong_weight_in(made: ModelProto) -> None:
     weight = max(made.graph.initializer, key=lambda tensor: len(tensor.dims))
     values = onnx.numpy_helper.to_array(weight) * np.float32(1.02)
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
@@ -187,6 +193,37 @@ def test_another_order_is_no_failure(turn: Callable[[ModelProto], None]) -> None
         assert {check.status for check in result.checks} == {"pass"}
 
 
+def test_another_order_of_other_types_is_no_failure() -> None:
+    """Position does not fit the types then; names that both have stay where they are."""
+
+    def made(*outputs: str) -> ModelProto:
+        found = model(
+            conv("conv", "x", "y", (4, 3, 1, 1)),
+            op("ArgMax", "y", "k", axis=1),
+            op("ReduceMean", "y", "m", keepdims=0),
+            x=X,
+            y="y k m",
+        )
+        types = {"y": (TensorProto.FLOAT, [1, 4, 8, 8]), "k": (TensorProto.INT64, [1, 1, 8, 8])}
+        types["m"] = (TensorProto.FLOAT, [])
+        del found.graph.output[:]
+        for name in outputs:
+            found.graph.output.append(helper.make_tensor_value_info(name, *types[name]))
+        return found
+
+    one = made("y", "k", "m")
+    for order, names in (("mky", {"y": "a", "k": "b", "m": "c"}), ("kym", {"y": "a", "k": "b"})):
+        other = made(*order)
+        for stored, same in zip(other.graph.initializer, one.graph.initializer, strict=True):
+            stored.CopyFrom(same)
+        called(other, **names)
+        result = bnfold.verify(one, other)
+        assert result.status == "inconclusive"
+        assert "a" in result.notes[0] and "in another order" in result.notes[0]
+        wrong_weight_in(other)
+        assert bnfold.verify(one, other).status == "fail"
+
+
 def test_three_outputs_in_another_order() -> None:
     made = model(*(conv(f"c{k}", "x", f"y{k}", (4, 3, 1, 1)) for k in range(3)), x=X, y="y0 y1 y2")
     other = ModelProto()
@@ -232,3 +269,41 @@ def test_notes_on_an_inner_tensor_follow_its_name() -> None:
     pairing(other)
     assert [value.name for value in other.graph.value_info] == ["153_1"]
     assert [value.name for value in other.graph.output] == ["153", "z"]
+
+
+def test_ways_to_pair_many_ports_are_found_at_once() -> None:
+    """Input k fits those of the original from number k on, so that there is one way. A search that
+    does not look ahead tries all orders of the rest.
+    """
+    count = 14
+    made = model(op("Sum", " ".join(f"x{k}" for k in range(count)), "y"), x={})
+    other = model(op("Sum", " ".join(f"i{k}" for k in range(count)), "y"), x={})
+    for k in range(count):
+        shape = [1 if axis == k else None for axis in range(count)]
+        made.graph.input.append(helper.make_tensor_value_info(f"x{k}", TensorProto.FLOAT, shape))
+        shape = [2 if axis < k else None for axis in range(count)]
+        other.graph.input.append(helper.make_tensor_value_info(f"i{k}", TensorProto.FLOAT, shape))
+    pairing = renamed(made, other)
+    assert pairing is not None
+    assert list(ways_of_inputs(pairing, made, other)) == [pairing.inputs]
+
+
+def test_of_many_inputs_two_may_have_changed_places() -> None:
+    names = [f"x{k}" for k in range(60)]
+    made = model(op("Sum", " ".join(names), "y"), x=dict.fromkeys(names, X))
+    other = ModelProto()
+    other.CopyFrom(made)
+    called(other, **{name: f"i{name}" for name in names})
+    pairing = renamed(made, other)
+    assert pairing is not None
+    ways = list(ways_of_inputs(pairing, made, other))
+    assert ways[0] == pairing.inputs
+    assert len(ways) == 1 + 60 * 59 // 2
+
+
+def test_orders_of_many_draws_are_found_at_once() -> None:
+    """Of twelve alike and one that is not there is none, and none is sought."""
+    alike: Form = ("RandomNormalLike", [])
+    ours: list[Form] = [alike] * 12 + [("RandomUniformLike", [])]
+    assert list(_orders(ours, [alike] * 12 + [("Bernoulli", [])])) == []
+    assert len(list(islice(_orders(ours, ours[::-1]), 7))) == 7

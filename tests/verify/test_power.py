@@ -15,6 +15,7 @@ import bnfold
 from bnfold._judge.power import Power
 from bnfold._judge.sensitivity import Sensitivity
 from bnfold._judge.tolerance import Tolerance
+from bnfold._judge.verdict import end_to_end_lines
 from bnfold._run.bounds import UNBOUNDED
 from bnfold._run.drawing import InputSource
 from bnfold._run.onnx_model import OnnxModel
@@ -22,7 +23,7 @@ from bnfold._run.perturbable import find_weights
 from bnfold._run.session import OnnxRuntime
 from bnfold._run.source import Source
 
-from ..graphs import Piece, bn, const, conv, model, op, rand
+from ..graphs import FLOAT, HALF, Piece, bn, const, conv, model, op, rand
 from .conftest import Compare
 
 
@@ -256,3 +257,94 @@ def test_what_a_wider_tolerance_hides_is_stale(each: bool, tmp_path: Path) -> No
     sensitivity.rounding[0, 0] *= 4
     assert power.is_stale()
     assert min(planted.ratio for planted in power.planted_errors()) < 2
+
+
+def three_layers(elem: int) -> ModelProto:
+    pieces: list[Piece] = []
+    x, channels = "x", 3
+    for k in range(3):
+        pieces += [
+            conv(f"c{k}", x, f"a{k}", (8, channels, 3, 3), pads=[1] * 4),
+            bn(f"b{k}", f"a{k}", f"n{k}", 8),
+            op("Relu", f"n{k}", f"r{k}"),
+        ]
+        x, channels = f"r{k}", 8
+    return model(*pieces[:-1], x=(1, 3, 16, 16), y="n2", elem=elem)
+
+
+def with_other(made: ModelProto, position: int, factor: float) -> ModelProto:
+    """The same model; the weight or bias of its first Conv is wrong by a factor."""
+    wrong = ModelProto()
+    wrong.CopyFrom(made)
+    name = next(node.input[position] for node in made.graph.node if node.op_type == "Conv")
+    stored = next(t for t in wrong.graph.initializer if t.name == name)
+    values = numpy_helper.to_array(stored)
+    stored.CopyFrom(numpy_helper.from_array((values * factor).astype(values.dtype), name))
+    return wrong
+
+
+@pytest.mark.parametrize("elem, size", [(FLOAT, 0.01), (HALF, 0.1)])
+def test_what_is_planted_is_told_as_large_as_it_is(elem: int, size: float) -> None:
+    made = three_layers(elem)
+    result = bnfold.verify(made, bnfold.fold(made))
+    assert result.status == "pass"
+    assert {planted.size for planted in result.power} == {size}
+    told = f"planted errors of {round(100 * size)} % show"
+    assert told in "\n".join(end_to_end_lines(result, True))
+
+
+@pytest.mark.parametrize("position", [1, 2])
+def test_in_half_precision_weights_show_what_outputs_hide(position: int) -> None:
+    """An error of 1 % ends within what rounding explains: of right weights the look at them makes
+    a pass, of wrong ones none. One of 10 % fails. In float32 both fail.
+    """
+    made = three_layers(HALF)
+    folded = bnfold.fold(made)
+    right = bnfold.verify(made, folded)
+    assert (right.status, right.notes) == (
+        "pass",
+        ("once both are folded, their weights are the same",),
+    )
+    wrong = bnfold.verify(made, with_other(folded, position, 1.01))
+    assert wrong.status == "inconclusive"
+    assert "once both are folded, weights of c0 are" in wrong.notes[-1]
+    assert {check.status for check in wrong.checks} == {"pass"}
+    assert bnfold.verify(made, with_other(folded, position, 1.1)).status == "fail"
+    single = three_layers(FLOAT)
+    other = with_other(bnfold.fold(single), position, 1.01)
+    assert bnfold.verify(single, other).status == "fail"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_fold_in_any_precision_passes_by_its_weights(dtype: Any) -> None:
+    """Who folds in float16 itself rounds the root, the scale and each product."""
+    made = three_layers(HALF)
+    other = ModelProto()
+    other.CopyFrom(bnfold.fold(made))
+    held = {t.name: numpy_helper.to_array(t).astype(dtype) for t in made.graph.initializer}
+    for stored in other.graph.initializer:
+        layer, part = stored.name.split(".")
+        gamma, beta, mean, var = (
+            held[f"b{layer[1]}.{n}"] for n in ("scale", "bias", "mean", "var")
+        )
+        scale = gamma / np.sqrt(var + dtype(0.01))
+        new = held[f"{layer}.w"] * scale[:, None, None, None]
+        if part == "b":
+            new = (held[f"{layer}.b"] - mean) * scale + beta
+        stored.CopyFrom(numpy_helper.from_array(new.astype(np.float16), stored.name))
+    result = bnfold.verify(made, other)
+    assert result.status == "pass"
+    assert "their weights are" in result.notes[-1]
+
+
+def test_files_of_other_operators_are_not_compared_by_weights() -> None:
+    """Then it is said what outputs may hide."""
+    made = three_layers(HALF)
+    other = bnfold.fold(made)
+    relu = next(node for node in other.graph.node if node.op_type == "Relu")
+    relu.op_type = "Clip"
+    relu.input.append("least")
+    other.graph.initializer.append(numpy_helper.from_array(np.float16(0), "least"))
+    result = bnfold.verify(made, other)
+    assert result.status == "pass"
+    assert "an error of 1 % in a channel may not show" in result.notes[-1]

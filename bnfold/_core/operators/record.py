@@ -17,7 +17,7 @@ from bnfold._core.parameters import Reading, Site
 from bnfold._core.quantized import Quantized
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.stored import Parameter
-from bnfold._core.view import OPAQUE, Absorber, Barrier, Carrier, Role
+from bnfold._core.view import OPAQUE, Absorber, Barrier, Carrier, InputSide, Role
 
 
 @dataclass(frozen=True)
@@ -143,16 +143,19 @@ class Unfixed(Operator):
 class Unweighted(Operator):
     """An operator that would take maps in, but for a weight that may not change, and why.
 
-    ``merges``: whether with that weight it would be a step of a linear function.
+    ``merges``: whether with that weight it would be a step of a linear function. ``ahead``: whether
+    maps of what it reads stay for that reason, too.
     """
 
     reason: Reason
     merges: bool = False
+    ahead: bool = False
 
     @property
     def role(self) -> Role:
         """It takes nothing in, for its reason."""
-        return Absorber({}, self.reason, self.reason)
+        side = InputSide(self.data[0], {}, self.reason, self.reason) if self.ahead else None
+        return Absorber({}, self.reason, self.reason, ahead=side)
 
 
 def unfixed(reason: Reason) -> Operator:

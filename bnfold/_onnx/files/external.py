@@ -6,23 +6,19 @@ tensors that changed are overwritten where they lie: every offset and length sta
 
 from __future__ import annotations
 
-import errno
-import math
 import os
 import shutil
-import stat
-import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, TensorProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
-from bnfold._system import paths
+from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
     from bnfold._onnx.write.applied import Rewritten
@@ -35,21 +31,11 @@ OWN = "own"
 """The key of an external tensor whose data are part of its model's own file (`lean`)."""
 
 
-def all_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor that a model stores, in graphs, bodies, functions and training information."""
-    yield from _graph_tensors(model.graph)
-    for function in model.functions:
-        yield from node_tensors(function.node)
-    for info in model.training_info:
-        yield from _graph_tensors(info.initialization)
-        yield from _graph_tensors(info.algorithm)
-
-
 def external_files(model: ModelProto) -> set[str]:
     """The external data files that a model refers to, relative to its folder."""
     return {
         tensors.external_location(tensor)[0]
-        for tensor in all_tensors(model)
+        for tensor in tensors.all_tensors(model)
         if tensor.data_location == TensorProto.EXTERNAL and not is_own(tensor)
     }
 
@@ -64,33 +50,6 @@ def size_on_disk(path: Path, model: ModelProto) -> int:
     return path.stat().st_size + sum(
         (path.parent / name).stat().st_size for name in external_files(model)
     )
-
-
-def check_external(model: ModelProto, base_dir: Path | None) -> None:
-    """Raise `UsageError` unless every external tensor's file is there and long enough."""
-    sizes: dict[str, int] = {}
-    for tensor in all_tensors(model):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        location, offset, length = tensors.external_location(tensor)
-        if base_dir is None:
-            raise UsageError(
-                f"tensor {tensor.name!r} lies in external file {location!r}; "
-                "pass base_dir, the folder of the model"
-            )
-        if location not in sizes:
-            path = tensors.external_path(tensor.name, location, base_dir)
-            try:
-                sizes[location] = _size_of_file(path)
-            except OSError as error:
-                raise UsageError(
-                    f"external data of tensor {tensor.name!r}: {paths.unreadable(path, error)}"
-                ) from error
-        if offset + (_least_bytes(tensor) if length is None else length) > sizes[location]:
-            raise UsageError(
-                f"external data {base_dir / location} has {sizes[location]} bytes and ends before "
-                f"tensor {tensor.name!r} does; is it cut off, or another model's?"
-            )
 
 
 def refuse_own_data(path: Path, model: ModelProto, base_dir: Path | None) -> None:
@@ -109,16 +68,21 @@ def runnable(path: Path, locations: Collection[str]) -> Iterator[Path]:
     Unicode.
     """
     folder = path.parent.resolve()
-    inside = all((folder / name).resolve().is_relative_to(folder) for name in locations)
+    inside = all(_is_inside(folder / name, folder) for name in locations)
     if inside and _is_text(path):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
-        twin = Path(scratch) / free_name(locations)
+    with scratch.beside(None) as temporary:
+        twin = temporary / free_name(locations)
         link(path, twin)
         for name in locations:
-            link(folder / name, Path(scratch) / name)
+            link(folder / name, temporary / name)
         yield twin
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder or below, behind all links."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def write_external(
@@ -127,32 +91,33 @@ def write_external(
     base_dir: Path | None,
     destination: Path | None,
     folder: Path,
-) -> tuple[bool, list[str]]:
+) -> tuple[bool, dict[str, Path]]:
     """Make the data files of a folded model in ``folder``.
 
-    Gives whether a tensor now lies at another location, and the files that were written. A file in
-    which nothing changed is linked, not written, where the output stays in its folder.
+    Gives whether a tensor now lies at another location, and the files that were written, each with
+    the file that it is a copy of. A file in which nothing changed is linked, not written, where the
+    output stays in its folder, unless it is itself a link to another place: the output would only
+    be readable where such links are followed.
     """
     changed: dict[str, list[Relocated]] = {}
     for tensor, where in rewritten.relocated:
         changed.setdefault(where[0], []).append((tensor, where))
     unchanged: dict[str, list[TensorProto]] = {}
-    for tensor in all_tensors(model):
+    for tensor in tensors.all_tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             location = tensors.external_location(tensor)[0]
             unchanged.setdefault(location, []).append(tensor)
     moved = False
-    written: list[str] = []
-    originals = [base_dir / name for name in (*changed, *unchanged) if base_dir is not None]
+    written: dict[str, Path] = {}
     for location in sorted({*changed, *unchanged}):
         assert base_dir is not None
         lying = [*unchanged.get(location, []), *(tensor for tensor, _ in changed.get(location, []))]
         origin = tensors.external_path(lying[0].name, location, base_dir)
         stays = destination is None or paths.is_same(destination.parent, base_dir)
-        if stays and location not in changed:
+        if stays and location not in changed and _is_inside(origin, base_dir):
             link(origin, folder / location)
             continue
-        target = _free_location(location, destination, originals, written)
+        target = _free_location(location, destination, written)
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         copy_content(origin, folder / target)
         _patch(folder / target, target, changed.get(location, []))
@@ -160,9 +125,10 @@ def write_external(
             moved = True
             for tensor in unchanged.get(location, []):
                 _point_to(tensor, target)
-        written.append(target)
+        written[target] = origin
     if written:
-        _move_out(model, rewritten.created, folder / written[0], written[0])
+        first = next(iter(written))
+        _move_out(model, rewritten.created, folder / first, first)
     return moved, written
 
 
@@ -179,7 +145,7 @@ def _patch(path: Path, target: str, changed: list[Relocated]) -> None:
 def _move_out(model: ModelProto, created: set[str], path: Path, location: str) -> None:
     """Append large new tensors to a data file: external weights stay external."""
     with path.open("r+b") as file:
-        for tensor in all_tensors(model):
+        for tensor in tensors.all_tensors(model):
             if tensor.name in created and len(tensor.raw_data) >= _INLINE_BYTES:
                 end = file.seek(0, os.SEEK_END)
                 offset = -(-end // 64) * 64
@@ -204,31 +170,39 @@ def _point_to(tensor: TensorProto, location: str) -> None:
             entry.value = location
 
 
-def _free_location(
-    location: str, destination: Path | None, originals: list[Path], taken: list[str]
-) -> str:
-    """Where the output's copy of a data file may go without touching anybody else's file.
+def _free_location(location: str, destination: Path | None, taken: Collection[str]) -> str:
+    """Where the output's copy of a data file may go: to a name that no file has.
 
     If the output goes to another folder, this is the original's own location. Else it is a name
-    made from the output's name. A file that exists is never chosen, with one exception: only the
-    output that is about to be replaced reads it. ``originals`` are the data files of the model
-    being folded.
+    made from the output's name. A file that is there is never chosen. A model that is replaced
+    would read the new data until it is gone.
     """
     if destination is None:
         return location
     number = f".{len(taken)}" if taken else ""
-    stem = f"{destination.name}{number}.data"
-    candidates = [location, stem, *(f"{stem}.{k}" for k in range(1, 1000))]
-    for candidate in candidates:
-        target = destination.parent / candidate
-        if candidate in taken or candidate == destination.name:
-            continue
-        if not os.path.lexists(target):
-            return candidate
-        read_now = any(paths.is_same(target, original) for original in originals)
-        if not read_now and _owns(destination, candidate):
+    stem = f"{destination.name if _is_text(destination) else 'model.onnx'}{number}.data"
+    for candidate in (location, stem, *(f"{stem}.{k}" for k in range(1, 1000))):
+        free = candidate not in taken and candidate != destination.name
+        if free and not os.path.lexists(destination.parent / candidate):
             return candidate
     raise UsageError(f"cannot find a free name for the external data of {destination}")
+
+
+def superseded(destination: Path, kept: Collection[Path]) -> list[Path]:
+    """The data files that only the model at a destination reads, if that is replaced.
+
+    ``kept`` are files that stay in any case.
+    """
+    if not destination.exists():
+        return []
+    data = {name: destination.parent / name for name in _locations(destination)}
+    return [
+        path
+        for name, path in data.items()
+        if path.exists()
+        and not any(paths.is_same(path, other) for other in kept)
+        and _owns(destination, name)
+    ]
 
 
 def _owns(path: Path, location: str) -> bool:
@@ -285,44 +259,3 @@ def copy_content(origin: Path, path: Path) -> None:
     except OSError as error:
         raise paths.unreadable(origin, error) from error
     shutil.copyfile(origin, path)
-
-
-def _size_of_file(path: Path) -> int:
-    """The bytes of a file. Raises `OSError` for a folder."""
-    status = path.stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    return status.st_size
-
-
-def _least_bytes(tensor: TensorProto) -> int:
-    """How many bytes a tensor's values take at least; 0 for a type that is not known."""
-    try:
-        size = int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    except (KeyError, ValueError, TypeError):
-        return 0
-    if tensor.data_type == TensorProto.STRING:
-        return 0
-    count = int(math.prod(tensor.dims))
-    return count // 4 if size == 1 else count * size
-
-
-def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from node_tensors(graph.node)
-
-
-def node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR:
-                yield attribute.t
-            elif attribute.type == AttributeProto.TENSORS:
-                yield from attribute.tensors
-            elif attribute.type == AttributeProto.GRAPH:
-                yield from _graph_tensors(attribute.g)
-            elif attribute.type == AttributeProto.GRAPHS:
-                for graph in attribute.graphs:
-                    yield from _graph_tensors(graph)

@@ -15,8 +15,9 @@ from typing import NamedTuple, TypeAlias
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from bnfold._onnx import tensors
-from bnfold._onnx.files.external import OWN, all_tensors, is_own
+from bnfold._onnx.files.external import OWN, is_own
 from bnfold._onnx.files.wire import BYTES, Unusual, fields, number, prefix
+from bnfold._onnx.tensors import all_tensors
 
 LEAST_FILE = 1 << 22
 """Files from this size on, in bytes, are read without their large tensors."""

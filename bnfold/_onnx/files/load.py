@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,21 +12,24 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx.files import text_forms
-from bnfold._onnx.files.external import check_external, external_files, free_name, link
+from bnfold._onnx.files.external import external_files, free_name, link
 from bnfold._onnx.files.lean import read_lean
+from bnfold._onnx.files.locations import check_external
+from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.files.wire import Unusual, fields
+from bnfold._onnx.read import inference
 from bnfold._onnx.read.order import put_in_order
-from bnfold._system import file_kinds, memory, paths
+from bnfold._system import file_kinds, memory, paths, scratch
 
 _OF_CORE_ML = range(200, 3001)
 """The numbers of the fields of a Core ML model that hold the network (Core ML, Model.proto)."""
 
 
-def load_model(path: Path, *, lean: bool = False) -> ModelProto:
+def load_model(path: Path, *, lean: bool = False, follow_links: bool = False) -> ModelProto:
     """Read a model file, in binary form or as text; external data stays where it is.
 
     With ``lean`` the large tensors of the file itself stay there too (`lean.read_lean`). Nodes come
-    in order, whatever their order in the file.
+    in order, whatever their order in the file. ``follow_links`` is as in `locations`.
 
     Raises `UsageError`, with one line for people, when the file cannot be read, is not an ONNX
     model, holds no operators or a cycle of them, or refers to external data that is not there.
@@ -43,8 +45,9 @@ def load_model(path: Path, *, lean: bool = False) -> ModelProto:
     strange = next((name for name in _names(model) if not isinstance(name, str)), None)
     if strange is not None:
         raise UsageError(f"{path} is not a valid ONNX model: the name {strange!r} is not UTF-8")
-    check_external(model, path.parent)
+    check_external(model, path.parent, path, follow_links=follow_links)
     try:
+        refuse_unsound(model)
         put_in_order(model)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
@@ -52,7 +55,7 @@ def load_model(path: Path, *, lean: bool = False) -> ModelProto:
 
 
 @contextmanager
-def in_binary(path: Path) -> Iterator[Path]:
+def in_binary(path: Path, follow_links: bool = False) -> Iterator[Path]:
     """The file of a model in binary form: the file itself or, for a text, a temporary twin.
 
     onnxruntime runs no text. Raises `UsageError` as `load_model` does.
@@ -60,13 +63,13 @@ def in_binary(path: Path) -> Iterator[Path]:
     if not path.is_file() or not text_forms.begins_as_text(path):
         yield path
         return
-    model = load_model(path)
+    model = load_model(path, follow_links=follow_links)
     locations = external_files(model)
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as scratch:
-        twin = Path(scratch) / free_name(locations)
+    with scratch.beside(None) as temporary:
+        twin = temporary / free_name(locations)
         twin.write_bytes(model.SerializeToString())
         for name in locations:
-            link(path.parent / name, Path(scratch) / name)
+            link(path.parent / name, temporary / name)
         yield twin
 
 
@@ -126,6 +129,8 @@ def understood(model: ModelProto, path: Path | None) -> Iterator[None]:
 def _invalid(model: ModelProto, path: Path | None) -> str | None:
     """The complaint of ONNX's checker about a model; None if it has none, or cannot check it."""
     external = path is None and bool(external_files(model))
+    if not inference.is_safe(model):
+        return "a size in it comes out negative"
     try:
         if not external:
             onnx.checker.check_model(model if path is None else path, full_check=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -19,11 +18,12 @@ from bnfold._onnx.files.external import (
     copy_content,
     external_files,
     free_name,
+    superseded,
     write_external,
 )
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.files.wire import prefix
-from bnfold._system import memory, paths
+from bnfold._system import memory, paths, scratch
 
 if TYPE_CHECKING:
     from bnfold._onnx.write.applied import Rewritten
@@ -37,46 +37,63 @@ class PendingFile:
     """A model that is written to a temporary folder, not yet to its destination.
 
     ``path`` is in protobuf's binary form; ``finished`` is what goes to the destination: the same
-    file, or the model as text. ``data`` names all its data files, ``written`` those that are not
-    the original's own. ``size`` is the size of all files together, in bytes.
+    file, or the model as text. ``data`` names all its data files, and ``written`` has those that
+    are not the original's own, each with the file that it was made of. ``original`` is the model
+    file. ``size`` is the size of all files together, in bytes.
     """
 
     path: Path
     finished: Path
     destination: Path | None
     data: frozenset[str]
-    written: tuple[str, ...]
+    written: Mapping[str, Path]
+    original: Path | None
     size: int
 
     def commit(self) -> None:
-        """Move the files to their destination by renaming, data before model, all or none."""
+        """Move the files to their destination by renaming.
+
+        Data files go first, each to a name that no file has, and the model goes last. So whoever
+        dies in between leaves the old model with the old data. Data files that only a model read
+        which was replaced are removed in the end.
+        """
         if self.destination is None:
             raise ValueError("a draft without a destination cannot be committed")
         folder, parent = self.path.parent, self.destination.parent
-        undo: list[tuple[Path, Path | None]] = []
+        placed = [parent / location for location in self.written]
+        kept = [*self.written.values(), *placed, *(parent / name for name in self.data)]
+        over_itself = self.original is not None and paths.is_same(self.destination, self.original)
+        old = [] if over_itself else superseded(self.destination, kept)
         try:
-            for number, location in enumerate(self.written):
-                target, old = parent / location, folder / f".old-{number}"
+            scratch.announce(folder, self.finished, placed)
+            for (location, origin), target in zip(self.written.items(), placed, strict=True):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                undo.append((target, old if target.exists() else None))
-                if target.exists():
-                    os.replace(target, old)
-                self._keep_mode(folder / location)
-                os.replace(folder / location, target)
-            self._keep_mode(self.finished)
+                self._set_mode(folder / location, origin)
+                os.rename(folder / location, target)
+            self._set_mode(self.finished, self.original)
             os.replace(self.finished, self.destination)
         except BaseException as error:
             if self.finished.exists():
-                for target, backup in reversed(undo):
-                    _restore(target, backup)
+                for target in placed:
+                    target.unlink(missing_ok=True)
+                scratch.settle(folder)
             if isinstance(error, OSError):
                 raise paths.unwritable(self.destination, error) from error
             raise
+        scratch.settle(folder)
+        for path in old:
+            with suppress(OSError):  # The new model is in place, and does not need it.
+                path.unlink()
 
-    def _keep_mode(self, path: Path) -> None:
-        """Give a file the permissions of the file that it is about to replace."""
+    def _set_mode(self, path: Path, original: Path | None) -> None:
+        """Give a file the permissions of the one that it is about to replace, but no wider ones.
+
+        Nobody may read it who could not read the file that it was made of.
+        """
         if self.destination is not None and self.destination.exists():
             shutil.copymode(self.destination, path)
+        if original is not None:
+            paths.keep_private(path, original)
 
 
 @contextmanager
@@ -87,25 +104,26 @@ def pending_file(
     base_dir: Path | None,
     destination: Path | None,
     source: Path | None = None,
+    original: Path | None = None,
 ) -> Iterator[PendingFile]:
     """Write a model to a temporary folder beside its destination.
 
     The folder is gone afterwards; `PendingFile.commit` moves the files to their destination before.
     Writing takes the model apart: pass a copy to keep it. ``rewritten`` tells what a fold did to
-    the tensors. ``source`` is the original file, in binary form, if the model is unchanged: then
-    its bytes are copied. Without a destination the folder is the system's. Raises `UsageError`
-    where that cannot be written, and for a name that `written_as` refuses.
+    the tensors. ``original`` is the model's file. ``source`` is that file in binary form, if the
+    model is unchanged: then its bytes are copied. Without a destination the folder is the system's.
+    Raises `UsageError` where that cannot be written, and for a name that `written_as` refuses.
     """
     parent = destination.parent if destination is not None else None
     form = None
     if destination is not None:
         form = written_as(destination)
         paths.check_writable(destination)
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=".bnfold-", dir=parent))
-    except OSError as error:
-        raise paths.unwritable(destination, error) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch.beside(parent))
+        except OSError as error:
+            raise paths.unwritable(destination, error) from error
         path = folder / (
             destination.name if destination is not None else free_name(external_files(model))
         )
@@ -125,9 +143,7 @@ def pending_file(
             size = sum((folder / name).stat().st_size for name in (finished.name, *files))
         except OSError as error:
             raise paths.unwritable(destination or path, error) from error
-        yield PendingFile(path, finished, destination, frozenset(files), tuple(written), size)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        yield PendingFile(path, finished, destination, frozenset(files), written, original, size)
 
 
 def _write_model(model: ModelProto, file: IO[bytes]) -> None:
@@ -167,11 +183,3 @@ def _too_large() -> UsageError:
         "the folded model is larger than the 2 GiB that one protobuf file can hold; "
         "store the original with external data first"
     )
-
-
-def _restore(target: Path, backup: Path | None) -> None:
-    """Put a file back that was moved away; if there was none, remove the new one."""
-    if backup is None:
-        target.unlink(missing_ok=True)
-    elif backup.exists():
-        os.replace(backup, target)

@@ -13,7 +13,7 @@ from bnfold._onnx.merge.merging import reread
 from bnfold._onnx.merge.patch import Patch, lay
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
-from bnfold._onnx.read.scopes import label, type_of
+from bnfold._onnx.read.scopes import copy_of, label, type_of
 from bnfold._plan.planner import Moves
 
 # Runtimes look for the whole pattern that such a map is part of.
@@ -87,16 +87,10 @@ def _patch(graph: Graph, first: int, second: int) -> Patch:
     """What lets the readers of the second of two equal operators read the first."""
     scope = graph.scope
     kept, gone = scope.nodes[first], scope.nodes[second]
-    nodes: dict[int, NodeProto | None] = {first: _copy(kept), second: None}
+    nodes: dict[int, NodeProto | None] = {first: copy_of(kept), second: None}
     for position in dict.fromkeys(scope.readers.get(gone.output[0], ())):
-        reader = nodes[position] = _copy(scope.nodes[position])
+        reader = nodes[position] = copy_of(scope.nodes[position])
         for number, name in enumerate(reader.input):
             if name == gone.output[0]:
                 reader.input[number] = kept.output[0]
     return Patch(scope.path, EQUAL, first, nodes, {}, ((label(gone), gone.op_type),))
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy

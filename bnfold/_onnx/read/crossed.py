@@ -21,7 +21,7 @@ from bnfold._core.products import Contracted, Gated, Multiplied
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
-from bnfold._onnx.read.scopes import label
+from bnfold._onnx.read.scopes import label, type_of
 from bnfold._onnx.read.types import cast_to, conversion
 from bnfold._onnx.read.windows import are_full, windows
 
@@ -56,9 +56,8 @@ def _cast(context: Context, node: NodeProto) -> Operator:
     same = wanted and wanted == read
     if same:
         return _identity(context, node)
-    before = context.scope.producers.get(node.input[0])
-    writer = context.scope.nodes[before] if before is not None else NodeProto()
-    exact = writer.op_type == "Cast" and context.type(writer.input[0]) == wanted
+    writer = context.scope.writer(node.input[0])
+    exact = type_of(writer) == "Cast" and context.type(writer.input[0]) == wanted
     law = conversion(read, wanted, exact) if node.op_type == "Cast" else None
     if law is None:
         return UNKNOWN
@@ -344,7 +343,7 @@ def _sum(context: Context, node: NodeProto) -> Operator:
     if context.opset < 7:
         return UNKNOWN
     count = len(node.input)
-    law = Summed((1,) * count, _aligned(context, node))
+    law = Summed((1,) * count, _aligned(context, node), _SUMS if count == 2 else None)
     return Crossed(label=label(node), data=tuple(range(count)), law=law)
 
 

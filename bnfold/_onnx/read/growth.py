@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
@@ -23,8 +22,8 @@ _LARGEST = 1 << 26
 
 
 _ELEMENTWISE = """
-    Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mul Or Pow Sub Sum Where
-    Xor
+    Add And Clip Div Equal Greater GreaterOrEqual LayerNormalization Less LessOrEqual Max Mean Min
+    Mul Or Pow Sub Sum Where Xor
 """
 _BROADCAST = frozenset(_ELEMENTWISE.split())
 
@@ -32,7 +31,7 @@ _BROADCAST = frozenset(_ELEMENTWISE.split())
 def refuse_huge(node: NodeProto, inputs: Sequence[Array | None]) -> None:
     """Raise ``ValueError`` if an operator would make many more numbers than it reads."""
     given = [values for values in inputs if values is not None]
-    count = _count(node, given)
+    count = _padded(node, inputs) if node.op_type == "Pad" else _count(node, given)
     if count > max(_LARGEST, sum(values.size for values in given)):
         raise ValueError(f"it would have {count} elements")
 
@@ -53,15 +52,21 @@ def _count(node: NodeProto, given: Sequence[Array]) -> int:
         return math.ceil(min(max(steps, 0.0), 1e18))
     if kind == "Tile" and len(given) > 1:
         return given[0].size * _product(given[1])
-    if kind == "Pad":
-        pads = given[1] if len(given) > 1 else np.asarray(attributes.integers(node, "pads") or ())
-        more = pads.reshape(-1).tolist()
-        ends = zip(shapes[0], more[: len(more) // 2], more[len(more) // 2 :], strict=False)
-        return math.prod(size + before + after for size, before, after in ends)
     if kind == "Gather" and len(given) > 1:
         axis = attributes.integer(node, "axis", 0)
         known = -given[0].ndim <= axis < given[0].ndim
         return given[1].size * (given[0].size // max(shapes[0][axis], 1)) if known else 0
+    if kind == "GatherND" and len(given) > 1 and given[1].ndim:
+        batch = attributes.integer(node, "batch_dims", 0)
+        return math.prod((*shapes[1][:-1], *shapes[0][max(batch, 0) + shapes[1][-1] :]))
+    if kind == "Gemm" and len(given) > 1:
+        flags = (attributes.integer(node, name, 0) for name in ("transA", "transB"))
+        one, other = (
+            shape[::-1] if turned else shape
+            for shape, turned in zip(shapes[:2], flags, strict=True)
+        )
+        # Of more axes than ONNX allows a dot product is made.
+        return _broadcast([(*one[:-1], *other[:-2], *other[-1:]), *shapes[2:3]])
     if kind == "MatMul" and len(given) > 1 and min(map(len, shapes)) > 1:
         return _broadcast([(*shapes[0][:-1], 1), (*shapes[1][:-2], 1, shapes[1][-1])])
     if kind == "Einsum":
@@ -82,12 +87,42 @@ def _broadcast(shapes: Sequence[tuple[int, ...]]) -> int:
     return math.prod(max(sizes) for sizes in zip(*full, strict=True))
 
 
-def _einsum(equation: str, shapes: Sequence[tuple[int, ...]]) -> int:
-    """The number of elements that an equation makes; 0 for one that leaves axes without letters."""
-    read, arrow, made = equation.replace(" ", "").partition("->")
-    sizes: dict[str, int] = {}
-    for letters, shape in zip(read.split(","), shapes, strict=False):
-        sizes |= dict(zip(letters, shape, strict=False))
-    if not arrow or "." in equation:
+def _padded(node: NodeProto, inputs: Sequence[Array | None]) -> int:
+    """The number of elements that a Pad makes.
+
+    Its numbers are an input from opset 11; from opset 18 they may be for some axes only.
+    """
+    data, pads, _, axes = (*inputs, None, None, None)[:4]
+    if data is None:
         return 0
-    return math.prod(sizes.get(letter, 1) for letter in made)
+    given = [attributes.integers(node, name) for name in ("pads", "paddings")]
+    listed = next((one for one in given if one is not None), [])
+    more = listed if pads is None else [int(n) for n in pads.reshape(-1)]
+    places = range(len(more) // 2) if axes is None else [int(n) for n in axes.reshape(-1)]
+    sizes = list(data.shape)
+    for axis, before, after in zip(places, more, more[len(more) // 2 :], strict=False):
+        if -len(sizes) <= axis < len(sizes):
+            sizes[axis] = max(sizes[axis] + before + after, 0)
+    return math.prod(sizes)
+
+
+def _einsum(equation: str, shapes: Sequence[tuple[int, ...]]) -> int:
+    """The number of elements that an equation makes.
+
+    Without an arrow it makes the axes of all letters that stand in it once. Axes that an ellipsis
+    stands for come out where there is one behind the arrow, or no arrow.
+    """
+    read, arrow, made = "".join(equation.split()).partition("->")
+    sizes: dict[str, int] = {}
+    left: list[tuple[int, ...]] = [()]
+    for letters, shape in zip(read.split(","), shapes, strict=False):
+        first, dots, last = letters.partition("...")
+        inner = shape[len(first) : len(shape) - len(last)] if dots else ()
+        left.append(inner)
+        ends = (*shape[: len(first)], *shape[len(shape) - len(last) :]) if dots else shape
+        for letter, size in zip(first + last, ends, strict=False):
+            sizes[letter] = max(sizes.get(letter, 1), size)
+    if not arrow:
+        made = "..." + "".join(letter for letter in sizes if read.count(letter) == 1)
+    others = _broadcast(left) if "." in made else 1
+    return others * math.prod(sizes.get(letter, 1) for letter in made)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
-from bnfold._onnx.read.scopes import Names, bodies, label, read_scopes
+from bnfold._onnx.read.scopes import Names, bodies, copy_of, label, read_scopes
 
 Call = tuple[str, ...]
 """Where a call stands: positions of nodes and names of attributes, from the main graph inwards.
@@ -23,6 +23,9 @@ A position in a function is one in its body."""
 
 Key = tuple[str, str, str]
 """What names a function: domain, name and overload."""
+
+_DEEPEST = 200
+"""Calls within so many others stay: each one adds to the names of all within."""
 
 _MOST_COPIED = 1 << 26
 """Bytes of bodies that are copied to see what folds in them."""
@@ -63,8 +66,9 @@ def inline(model: ModelProto, calls: Collection[Call] | None = None) -> Inlined:
     """A copy of a model with some calls inlined, or all that may be; the model is not changed.
 
     A call stays if its function calls itself, takes a graph, or puts out what it is given; if it
-    gives or takes more than the function knows; or if an operator of the body means something else
-    in the opset around it. With ``calls`` those around a call that is meant have to be among them.
+    gives or takes more than the function knows; if it stands within too many others; or if an
+    operator of the body means something else in the opset around it. With ``calls`` those around a
+    call that is meant have to be among them.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -97,7 +101,7 @@ class _Inliner:
     def expand(self, graph: GraphProto, at: Call, within: tuple[Key, ...]) -> None:
         """Inline the calls of a graph and of its bodies. ``within`` are the functions around."""
         infos: list[onnx.ValueInfoProto] = []
-        nodes = self._expanded([_copy(node) for node in graph.node], at, within, infos)
+        nodes = self._expanded([copy_of(node) for node in graph.node], at, within, infos)
         del graph.node[:]
         graph.node.extend(nodes)
         graph.value_info.extend(infos)
@@ -118,6 +122,7 @@ class _Inliner:
                 and key not in within
                 and self._may_inline(function, node, here)
             ):
+                self._import(function)
                 body = self._body(function, node, here, infos)
                 expanded += self._expanded(body, here, (*within, key), infos)
                 continue
@@ -127,7 +132,7 @@ class _Inliner:
         return expanded
 
     def _may_inline(self, function: FunctionProto, node: NodeProto, here: Call) -> bool:
-        if self._calls is not None and here not in self._calls:
+        if len(here) > _DEEPEST or (self._calls is not None and here not in self._calls):
             return False
         if len(node.input) > len(function.input) or len(node.output) > len(function.output):
             return False
@@ -142,20 +147,23 @@ class _Inliner:
         return self._copied <= _MOST_COPIED
 
     def _same_operators(self, function: FunctionProto) -> bool:
-        """Whether the operators of a body mean the same by the model's opsets; imports new ones."""
+        """Whether the operators of a body mean the same by the model's opsets."""
         imported = {_own(entry.domain): entry.version for entry in self._model.opset_import}
-        missing = []
         for entry in function.opset_import:
             domain, version = _own(entry.domain), entry.version
-            if domain not in imported:
-                missing.append((domain, version))
-            elif imported[domain] != version:
+            if imported.get(domain, version) != version:
                 used = {n.op_type for n in _nodes(function.node) if _own(n.domain) == domain}
                 if any(_since(op, domain, version, imported[domain]) is None for op in used):
                     return False
-        for domain, version in missing:
-            self._model.opset_import.add(domain=domain, version=version)
         return True
+
+    def _import(self, function: FunctionProto) -> None:
+        """Let the model know the domains of a body's operators that it has not known before."""
+        imported = {_own(entry.domain) for entry in self._model.opset_import}
+        used = {_own(node.domain) for node in _nodes(function.node)}
+        for entry in function.opset_import:
+            if _own(entry.domain) in used - imported:
+                self._model.opset_import.add(domain=entry.domain, version=entry.version)
 
     def _body(
         self, function: FunctionProto, call: NodeProto, here: Call, infos: list[onnx.ValueInfoProto]
@@ -172,7 +180,7 @@ class _Inliner:
         nodes = []
         inner.define(name for node in function.node for name in node.output)
         for node in function.node:
-            copy = _copy(node)
+            copy = copy_of(node)
             inner.rename(copy, attributes)
             nodes.append(copy)
         for name, old in origins.items():
@@ -278,23 +286,31 @@ def _nodes(nodes: Sequence[NodeProto]) -> Iterator[NodeProto]:
 
 def called_functions(model: ModelProto) -> set[Key]:
     """The functions that some graph of a model calls."""
+    return set().union(*_called(model))
+
+
+def _called(model: ModelProto) -> list[set[Key]]:
+    """What the main graph calls, and what each function does."""
     held = (model.graph.node, *(function.node for function in model.functions))
-    return {key_of(node) for nodes in held for node in _nodes(nodes)}
+    return [{key_of(node) for node in _nodes(nodes)} for nodes in held]
 
 
 def _drop_uncalled(model: ModelProto, called: Collection[Key]) -> None:
     """Remove the functions that were ``called``, and that nobody calls any more."""
-    while True:
-        still = called_functions(model)
-        gone = [
-            place
-            for place, function in enumerate(model.functions)
-            if key_of(function) in called and key_of(function) not in still
-        ]
-        if not gone:
-            return
-        for place in reversed(gone):
-            del model.functions[place]
+    main, *bodies = _called(model)
+    callers = Counter(key for keys in (main, *bodies) for key in keys)
+    places: dict[Key, list[int]] = {}
+    for place, function in enumerate(model.functions):
+        places.setdefault(key_of(function), []).append(place)
+    waiting = [key for key in places if key in called and not callers[key]]
+    gone: list[int] = []
+    while waiting:
+        for place in places.get(waiting.pop(), ()):
+            gone.append(place)
+            callers.subtract(bodies[place])
+            waiting += [key for key in bodies[place] if key in called and not callers[key]]
+    for place in sorted(gone, reverse=True):
+        del model.functions[place]
 
 
 def _since(op: str, domain: str, first: int, second: int) -> int | None:
@@ -310,9 +326,3 @@ def _since(op: str, domain: str, first: int, second: int) -> int | None:
 
 def _own(domain: str) -> str:
     return "" if domain in _OWN else domain
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy

@@ -11,12 +11,22 @@ from dataclasses import replace
 import numpy as np
 from onnx import NodeProto
 
+from bnfold._core.broadcast import Shape
 from bnfold._core.operators.affine import Norm
 from bnfold._core.operators.linear import Convolution, Product
 from bnfold._core.operators.matrices import matmul, turning
-from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Row, unusual, unweighted
+from bnfold._core.operators.record import (
+    UNKNOWN,
+    Operand,
+    Operator,
+    Row,
+    Unfixed,
+    Unweighted,
+    unusual,
+    unweighted,
+)
 from bnfold._core.pointwise import Clipped, Closed, Homogeneous, Thresholded
-from bnfold._core.reasons import Refusal
+from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Crossing
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow, has
@@ -24,6 +34,9 @@ from bnfold._onnx.read.crossed import product_of_two
 from bnfold._onnx.read.linear import convolution, gemm_of, one_factor
 from bnfold._onnx.read.scopes import label
 
+_BLOCKED = """
+    AveragePool Conv GlobalAveragePool GlobalMaxPool MaxPool ReorderInput ReorderOutput Upsample
+"""
 _PARAMETERS = "activation_params"
 _SINGLE = np.dtype(np.float32)
 
@@ -131,7 +144,31 @@ def _embedding_norm(context: Context, node: NodeProto) -> Operator:
     return Norm(label=label(node), like=shape, gamma=Operand(5, gamma), beta=beta, start=2)
 
 
+def _blocked(context: Context, node: NodeProto) -> Operator:
+    """What stands in onnxruntime's blocked layout: channels in blocks, as many as one processor
+    takes at once, and weights ordered and padded to that. No weight of it is read.
+
+    A Conv of one input channel in each of its groups, and of a single tap, is a map that
+    onnxruntime has turned into one.
+    """
+    where = label(node)
+    shape: Shape = (None,) * 4
+    if node.op_type == "ReorderOutput":
+        last = bool(attributes.integer(node, "channels_last", 0))
+        count = attributes.integer(node, "channels", 0)
+        shape = (None, None, None, count) if last else (None, count, None, None)
+    message = f"{where} is in the blocked layout in which onnxruntime has saved the file"
+    reason = Reason("blocked-layout", where, message)
+    kernel = context.shape(node.input[1]) if node.op_type == "Conv" else None
+    groups = attributes.integer(node, "group", 1)
+    plain = not attributes.has(node, "activation") and not has(node, 3)
+    if kernel is not None and kernel == (groups, 1, 1, 1) and groups > 1 and plain:
+        return Unfixed(reason=reason, like=shape)
+    return Unweighted(reason=reason, ahead=True, like=shape)
+
+
 ROWS: dict[str, OnnxRow] = {
+    **{f"com.microsoft.nchwc::{kind}": Row(_blocked) for kind in _BLOCKED.split()},
     "com.microsoft::EmbedLayerNormalization": Row(_embedding_norm, unweighted),
     "com.microsoft::FusedConv": Row(_fused_conv, unweighted),
     "com.microsoft::FusedGemm": Row(_fused_gemm, unweighted),

@@ -2,17 +2,21 @@
 
 ONNX asks for this order in every graph. Some converters do not keep it, and onnxruntime runs their
 files all the same. Shape inference, and whatever else goes through the nodes once, needs it.
+
+A name stands for one tensor in a graph (ONNX IR, "Names Within a Graph"). Where two define it,
+nobody can tell which is meant: onnxruntime refuses such a file, or takes one of them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto
 
 from bnfold._errors import UsageError
-from bnfold._onnx.read.scopes import bodies, label
+from bnfold._onnx.read.scopes import bodies, copy_of, label
 
 
 def sorted_positions(nodes: Sequence[NodeProto], sources: Sequence[Collection[int]]) -> list[int]:
@@ -44,10 +48,11 @@ def sorted_positions(nodes: Sequence[NodeProto], sources: Sequence[Collection[in
 def put_in_order(model: ModelProto) -> None:
     """Put the nodes of every graph of a model in order, in place: bodies and functions as well.
 
-    A graph that is in order stays as it is. Raises `UsageError` on cycles.
+    A graph that is in order stays as it is. Raises `UsageError` on cycles, and where a graph
+    defines a name twice.
     """
     for nodes, order in list(_out_of_order(model)):
-        copies = [_copy(nodes[position]) for position in order]
+        copies = [copy_of(nodes[position]) for position in order]
         del nodes[:]
         nodes.extend(copies)
 
@@ -55,7 +60,7 @@ def put_in_order(model: ModelProto) -> None:
 def in_order(model: ModelProto) -> ModelProto:
     """The model itself if every graph of it is in order, else a copy that is.
 
-    Raises `UsageError` on cycles.
+    Raises `UsageError` as `put_in_order` does.
     """
     if next(_out_of_order(model), None) is None:
         return model
@@ -67,28 +72,41 @@ def in_order(model: ModelProto) -> ModelProto:
 
 def _out_of_order(model: ModelProto) -> Iterator[tuple[Any, list[int]]]:
     """Yield the nodes of each graph that is not in order, and the order. Bodies come first."""
-    yield from _search(model.graph.node, set())
+    yield from _search(model.graph.node, _given(model.graph), set())
     for function in model.functions:
-        yield from _search(function.node, set())
+        _refuse_repeated(function.input, f"function {function.name} has", "inputs")
+        yield from _search(function.node, set(function.input), set())
 
 
-def _search(nodes: Any, read: set[str]) -> Iterator[tuple[Any, list[int]]]:
-    """Search some nodes and their bodies; ``read`` gets the names that they take from outside."""
+def _search(nodes: Any, given: Collection[str], read: set[str]) -> Iterator[tuple[Any, list[int]]]:
+    """Search some nodes and their bodies; ``read`` gets the names that they take from outside.
+
+    ``given`` are the tensors of their graph that no node writes.
+    """
     reads: list[set[str]] = []
-    written, missing = set[str](), set[str]()
+    written, missing = dict[str, NodeProto](), set[str]()
     early = False
     for node in nodes:
         names = set(node.input)
         for _, body in bodies(node):
-            inner = {value.name for value in body.output}
-            yield from _search(body.node, inner)
-            names |= inner - _given(body)
+            inner, own = {value.name for value in body.output}, _given(body)
+            yield from _search(body.node, own, inner)
+            names |= inner - own
         names.discard("")
-        missing |= names - written
+        missing |= names - written.keys()
         early = early or not missing.isdisjoint(node.output)
-        written.update(node.output)
+        for name in filter(None, node.output):
+            if name in written:
+                both = f"{label(written[name])} and {label(node)}"
+                raise UsageError(f"two operators write the tensor {name!r}: {both}")
+            if name in given:
+                raise UsageError(
+                    f"{label(node)} writes the tensor {name!r}, which is an input or a stored "
+                    "tensor of the same graph"
+                )
+            written[name] = node
         reads.append(names)
-    read |= missing - written
+    read |= missing - written.keys()
     if early:
         writers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
         sources = [{writers[name] for name in names if name in writers} for names in reads]
@@ -96,9 +114,25 @@ def _search(nodes: Any, read: set[str]) -> Iterator[tuple[Any, list[int]]]:
 
 
 def _given(graph: GraphProto) -> set[str]:
-    """The names of a body's own tensors that no node writes."""
-    names = {value.name for value in (*graph.input, *graph.initializer)}
-    return names | {tensor.values.name for tensor in graph.sparse_initializer}
+    """The names of a graph's own tensors that no node writes.
+
+    Raises `UsageError` where two inputs or two initializers have one name. An input may have the
+    name of an initializer, which is its default value then.
+    """
+    inputs = [value.name for value in graph.input]
+    stored = [tensor.name for tensor in graph.initializer]
+    stored += [tensor.values.name for tensor in graph.sparse_initializer]
+    where = f"graph {graph.name!r} has" if graph.name else "a graph has"
+    _refuse_repeated(inputs, where, "inputs")
+    _refuse_repeated(stored, where, "stored tensors")
+    return {*inputs, *stored}
+
+
+def _refuse_repeated(names: Sequence[str], where: str, what: str) -> None:
+    """Raise `UsageError` if a name stands among some names twice."""
+    if len(set(names)) < len(names):
+        twice = next(name for name, times in Counter(names).items() if times > 1)
+        raise UsageError(f"{where} two {what} named {twice!r}")
 
 
 def _cycle(
@@ -109,9 +143,3 @@ def _cycle(
     through = sorted({position for position in waiting[place:] if position in open_})
     names = ", ".join(label(nodes[position]) for position in through)
     return UsageError(f"the graph has a cycle through {names}")
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
+from bnfold._core.broadcast import Shape
 from bnfold._core.quantized import Grid, Quantized, Rounding
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant, Constants
-from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.read.scopes import Scope, label, type_of
 
 MADE_BYTES = 1 << 28
 """How large dequantized weights may be, all together, where they are needed as floats."""
@@ -91,17 +92,15 @@ class _Reader:
         orders: list[list[int] | None] = []
         tensor = name
         while True:
-            position = self.scope.producers.get(tensor)
-            node = self.scope.nodes[position] if position is not None else None
-            if position is None or node is None or node.domain not in ("", "ai.onnx"):
-                return None
-            if node.op_type == "DequantizeLinear":
+            node = self.scope.writer(tensor)
+            if type_of(node) == "DequantizeLinear":
                 break
-            if node.op_type not in ("Identity", "Transpose") or attributes.depends_on_call(node):
+            if type_of(node) not in ("Identity", "Transpose") or attributes.depends_on_call(node):
                 return None
             if node.op_type == "Transpose":
                 orders.append(attributes.integers(node, "perm"))
             tensor = node.input[0]
+        position = self.scope.producers[tensor]
         found = self._dequantized(name, tensor, node, position, orders)
         for between in self._between(name, tensor):
             self._refuse_shared(between, node)
@@ -129,7 +128,7 @@ class _Reader:
         if isinstance(stored, Reason):
             quantizer, rounding, stored = self._rounded(node, scale, zero)
         self._refuse_protected(stored)
-        grid = _grid(node, self.scope.opset, stored.shape, scale, zero)
+        grid = grid_of(node, self.scope.opset, stored.shape, scale, zero)
         order = tuple(range(len(stored.shape)))
         for perm in reversed(orders):
             turned = tuple(reversed(range(len(order)))) if perm is None else tuple(perm)
@@ -174,13 +173,13 @@ class _Reader:
         """
         where, name = label(node), node.input[0]
         bounds: list[int] = []
-        position, rounder = self._writer(name)
-        if rounder.op_type == "Clip":
+        rounder = self.scope.writer(name)
+        if type_of(rounder) == "Clip":
             self._refuse_shared(name, node)
             bounds, name = self._bounds(rounder), rounder.input[0]
-            position, rounder = self._writer(name)
+            rounder = self.scope.writer(name)
         numbers = self.constants.find(self.scope, rounder.input[0]) if rounder.input else None
-        if rounder.op_type != "QuantizeLinear" or not isinstance(numbers, Constant):
+        if type_of(rounder) != "QuantizeLinear" or not isinstance(numbers, Constant):
             message = f"{node.input[0]} is computed at run time"
             raise Refusal.of("dynamic-weight", where, message)
         self._refuse_shared(name, node)
@@ -189,8 +188,8 @@ class _Reader:
         if not _same(scale, theirs) or not _same(zero, other):
             message = f"{label(rounder)} rounds by other numbers than {where} multiplies with"
             raise Refusal.of("quantized-weight", where, message)
-        grid = _grid(node, self.scope.opset, numbers.shape, scale, zero)
-        if _grid(rounder, self.scope.opset, numbers.shape, theirs, other) != grid:
+        grid = grid_of(node, self.scope.opset, numbers.shape, scale, zero)
+        if grid_of(rounder, self.scope.opset, numbers.shape, theirs, other) != grid:
             raise Refusal(_unlike(rounder))
         kind = other.data_type if other else attributes.integer(rounder, "output_dtype", 0)
         kind = kind or TensorProto.UINT8
@@ -212,15 +211,8 @@ class _Reader:
             return rounding.integers(numbers.load(), steps, laid).astype(dtype)
 
         integers = Constant(node.input[0], numbers.shape, kind, load)
+        position = self.scope.producers[name]
         return Quantizer(position, numbers, theirs, other), rounding, integers
-
-    def _writer(self, name: str) -> tuple[int, NodeProto]:
-        """The operator that writes a tensor, and its position; an empty one at −1 if none does."""
-        position = self.scope.producers.get(name)
-        node = self.scope.nodes[position] if position is not None else None
-        if position is None or node is None or node.domain not in ("", "ai.onnx"):
-            return -1, NodeProto()
-        return position, node
 
     def _bounds(self, node: NodeProto) -> list[int]:
         """The bounds of a Clip of integers, which are inputs."""
@@ -232,8 +224,7 @@ class _Reader:
 
     def _refuse_shared(self, name: str, node: NodeProto) -> None:
         """Raise `Refusal` where more than one operator reads a tensor."""
-        scope = self.scope
-        if len(scope.readers.get(name, ())) != 1 or name in scope.captures or name in scope.outputs:
+        if not self.scope.is_read_once(name):
             message = f"{name} is also read by someone else"
             raise Refusal.of("quantized-weight", label(node), message)
 
@@ -245,10 +236,10 @@ class _Reader:
             raise Refusal.of("overridable-weight", name, message)
 
 
-def _grid(
-    node: NodeProto, opset: int, shape: tuple[int, ...], scale: Constant, zero: Constant | None
+def grid_of(
+    node: NodeProto, opset: int, shape: Shape, scale: Constant, zero: Constant | None
 ) -> Grid:
-    """Which numbers of a tensor share a scale and a zero point.
+    """Which numbers of a tensor share a scale and a zero point. Sizes of it may not be known.
 
     One number is for the whole tensor, if its shape is ``[]`` or ``[1]``. The attribute ``axis``
     then means nothing: its default of 1 may lie outside the axes of a bias. From opset 13 several
@@ -272,8 +263,11 @@ def _grid(
     if opset < _PER_AXIS or block < 0 or not -rank <= axis < rank:
         raise Refusal(_unlike(node))
     grid = Grid(axis % rank, block or None)
-    wanted = grid.cells(shape) if block else (shape[axis],)
-    if any(known != wanted for known in shapes):
+    sizes = tuple(size for size in shape if size is not None)
+    if block and len(sizes) < rank:
+        raise Refusal(_unlike(node))
+    wanted = grid.cells(sizes) if block else (shape[axis],)
+    if any(known != wanted and (wanted != (None,) or len(known) != 1) for known in shapes):
         raise Refusal(_unlike(node))
     return grid
 
@@ -292,9 +286,18 @@ def _same(one: Constant | None, other: Constant | None) -> bool:
 
 
 def is_weight(constants: Constants, scope: Scope, node: NodeProto) -> bool:
-    """Whether a DequantizeLinear reads integers that are the same at every run."""
-    found = dequantized(constants, scope, node.output[0])
-    return not (isinstance(found, Reason) and found.code == "dynamic-weight")
+    """Whether a DequantizeLinear reads integers that are the same at every run: stored ones, or
+    stored floats that a QuantizeLinear rounds, whatever else forbids that they change.
+    """
+    name = node.input[0]
+    for kinds in (("Clip", "QuantizeLinear"), ("QuantizeLinear",), ()):
+        if isinstance(constants.find(scope, name), Constant):
+            return True
+        writer = scope.writer(name)
+        if type_of(writer) not in kinds or not writer.input:
+            return False
+        name = writer.input[0]
+    return False
 
 
 def spread_zero(

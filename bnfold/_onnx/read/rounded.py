@@ -14,14 +14,17 @@ from bnfold._core.operators.quantized import Dequantization, Quantization, Resca
 from bnfold._core.operators.record import UNKNOWN, Operand, Operator, Row
 from bnfold._core.pointwise import Quantizing
 from bnfold._core.quantized import Grid, Quantized
-from bnfold._core.reasons import Reason
+from bnfold._core.reasons import Reason, Refusal
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.context import Context, OnnxRow
-from bnfold._onnx.read.quantized import is_weight
-from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.read.quantized import grid_of, is_weight
+from bnfold._onnx.read.scopes import Scope, label, type_of
 
 _CONV, _MATMUL = _SUMS = ("ConvInteger", "MatMulInteger")
+# Those that onnxruntime runs an operator on integers between.
+_QUANTIZERS = ("QuantizeLinear", "com.microsoft::QuantizeLinear")
+_DEQUANTIZERS = ("DequantizeLinear", "com.microsoft::DequantizeLinear")
 # What may be folded into a linear operator, or is left out ahead of a quantizer.
 _AHEAD_OF_QUANTIZER = {
     "Add",
@@ -41,19 +44,16 @@ def _dequantize(context: Context, node: NodeProto) -> Operator:
     """A DequantizeLinear of an activation, with one scale, or one for each position of its axis."""
     if len(node.input) < 2 or is_weight(context.constants, context.scope, node):
         return UNKNOWN
-    scale = context.operand(node, 1)
+    scale, zero = context.operand(node, 1), context.operand(node, 2)
     shape = context.shape(node.input[0])
-    blocks = attributes.integer(node, "block_size", 0) or attributes.depends_on_call(node)
-    if scale.value is None or blocks or len(scale.value.shape) > 1:
+    if not isinstance(scale.value, Constant) or attributes.integer(node, "block_size", 0):
         return UNKNOWN
-    axis = None
-    if scale.value.shape not in ((), (1,)):
-        axis = attributes.integer(node, "axis", 1)
-        if shape is None or context.opset < 13 or not -len(shape) <= axis < len(shape):
-            return UNKNOWN
-        axis %= len(shape)
-        if shape[axis] not in (None, *scale.value.shape):
-            return UNKNOWN
+    held = zero.value if isinstance(zero.value, Constant) else None
+    try:
+        grid = grid_of(node, context.opset, shape or (), scale.value, held)
+    except Refusal:
+        return UNKNOWN
+    axis = grid.axis
     return Dequantization(
         label=label(node),
         like=shape,
@@ -70,7 +70,7 @@ def integer_gemm(context: Context, node: NodeProto, weight: Operand) -> Reason |
     onnxruntime does (QGemm), with no bias or one of integers. With a bias of floats it does so only
     where a quantizer follows, for then it rounds the bias itself.
     """
-    runs = node.op_type == "Gemm" and _reads_integers(context, node, weight)
+    runs = type_of(node) == "Gemm" and _reads_integers(context, node, weight)
     if not runs or "QuantizeLinear" in _behind(context, node):
         return None
     message = f"with a bias of floats runtimes would not run {label(node)} on its integers any more"
@@ -81,9 +81,12 @@ def integer_product(context: Context, node: NodeProto, weight: Operand) -> Reaso
     """Why a product may not lose the scale behind it, if runtimes run it on the integers of its
     data and its weight. None where they do not.
 
-    onnxruntime does (MatMulIntegerToFloat, QGemm), but not with a Relu or a Clip right behind it,
-    nor a MatMul with an Add, unless a quantizer follows: it makes the two one operator of floats.
+    onnxruntime does so for MatMul and Gemm (MatMulIntegerToFloat, QGemm), but not with a Relu or a
+    Clip right behind it, nor a MatMul with an Add, unless a quantizer follows: it makes the two one
+    operator of floats.
     """
+    if type_of(node) not in ("Gemm", "MatMul"):
+        return None
     behind = [kind for kind in _behind(context, node) if kind not in ("Identity", "Dropout")]
     if not _reads_integers(context, node, weight) or "QuantizeLinear" in behind:
         return None
@@ -100,23 +103,27 @@ def integer_product(context: Context, node: NodeProto, weight: Operand) -> Reaso
 def _reads_integers(context: Context, node: NodeProto, weight: Operand) -> bool:
     """Whether a product reads data and a weight that are integers behind a DequantizeLinear."""
     scope = context.scope
-    position = scope.producers.get(node.input[1 - weight.position])
-    writer = scope.nodes[position] if position is not None else None
-    if weight.quantized is None or writer is None or writer.op_type != "DequantizeLinear":
+    writer = scope.writer(node.input[1 - weight.position])
+    if weight.quantized is None or type_of(writer) not in _DEQUANTIZERS:
         return False
     return not is_weight(context.constants, scope, writer)
 
 
 def _behind(context: Context, node: NodeProto) -> list[str]:
     """The types of the operators behind one, each the only reader of the one before, as far as they
-    may be folded or are left out ahead of a quantizer; that quantizer is the last.
+    may be folded or are left out ahead of a quantizer; that quantizer is the last. So is one that
+    reads other data, too.
     """
     scope, name, found = context.scope, node.output[0], list[str]()
-    while name not in scope.outputs and len(set(scope.readers.get(name, ()))) == 1:
-        reader = scope.nodes[scope.readers[name][0]]
-        if reader.op_type in _AHEAD_OF_QUANTIZER or reader.op_type == "QuantizeLinear":
-            found.append(reader.op_type)
-        if reader.op_type not in _AHEAD_OF_QUANTIZER:
+    while name not in scope.outputs and name not in scope.captures:
+        readers = scope.readers.get(name, ())
+        reader = scope.nodes[readers[0]] if len(readers) == 1 else NodeProto()
+        kind = type_of(reader)
+        if kind in _AHEAD_OF_QUANTIZER or kind in _QUANTIZERS:
+            found.append("QuantizeLinear" if kind in _QUANTIZERS else kind)
+        given = [k for k, one in enumerate(reader.input) if one]
+        data = [k for k in given if context.constant(reader, k) is None]
+        if kind not in _AHEAD_OF_QUANTIZER or len(data) != 1:
             break
         name = reader.output[0]
     return found
@@ -176,12 +183,9 @@ def scale_product(context: Context, node: NodeProto) -> ScaleProduct | None:
 def _only(context: Context, name: str, *kinds: str) -> int | None:
     """The position of the operator of some type that writes a tensor for one reader alone."""
     scope = context.scope
-    position = scope.producers.get(name)
-    if position is None or scope.nodes[position].op_type not in kinds:
+    if type_of(scope.writer(name)) not in kinds or not scope.is_read_once(name):
         return None
-    shared = len(scope.readers.get(name, ())) != 1 or name in scope.captures
-    own = scope.nodes[position].domain in ("", "ai.onnx")
-    return position if own and not shared and name not in scope.outputs else None
+    return scope.producers[name]
 
 
 def rescaling(context: Context, node: NodeProto) -> Operator | None:

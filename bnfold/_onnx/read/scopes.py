@@ -17,6 +17,7 @@ from onnx import (
     GraphProto,
     ModelProto,
     NodeProto,
+    OperatorSetIdProto,
     SparseTensorProto,
     TensorProto,
 )
@@ -68,6 +69,16 @@ class Scope:
         while scope is not None and not scope.defines(name):
             scope = scope.parent
         return scope
+
+    def writer(self, name: str) -> NodeProto:
+        """The node of this graph that writes a name; an empty one where none does."""
+        position = self.producers.get(name)
+        return NodeProto() if position is None else self.nodes[position]
+
+    def is_read_once(self, name: str) -> bool:
+        """Whether one input of one node of this graph is all that reads a name."""
+        others = name in self.captures or name in self.outputs
+        return len(self.readers.get(name, ())) == 1 and not others
 
     def origin(self, name: str) -> tuple[Scope | None, str]:
         """The tensor that Identity operators hand on under a name, and the graph that it is in."""
@@ -139,6 +150,13 @@ def typed(node: NodeProto) -> tuple[int, ...]:
     return (1,) if node.op_type == "CastLike" and node.domain in ("", "ai.onnx") else ()
 
 
+def copy_of(node: NodeProto) -> NodeProto:
+    """A node of its own with the same content."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
 def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
     """The graphs a node carries in its attributes, with the attribute's name."""
     for attribute in node.attribute:
@@ -151,14 +169,14 @@ def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
 
 def read_scopes(model: ModelProto) -> list[Scope]:
     """All graphs of a model, outer before inner, local functions last, each under its own path."""
-    opset = _opset(model.opset_import)
+    opset = opset_of(model.opset_import)
     trained = _names_in_training(model)
     scopes = list(_read_graph(model.graph, "", None, opset, model.ir_version, trained))
     for function in model.functions:
         name = "::".join(part for part in (function.domain, function.name) if part)
         overload = getattr(function, "overload", "")
         path = f"function {name}" + (f"#{overload}" if overload else "")
-        scope = Scope(path, function, None, _opset(function.opset_import), list(function.node))
+        scope = Scope(path, function, None, opset_of(function.opset_import), list(function.node))
         scope.inputs.update(function.input)
         scope.outputs.extend(function.output)
         scopes.extend(_index(scope, model.ir_version, trained))
@@ -172,12 +190,9 @@ def read_scopes(model: ModelProto) -> list[Scope]:
     return scopes
 
 
-def _opset(imports: object) -> int:
+def opset_of(imports: Iterable[OperatorSetIdProto]) -> int:
     """The version of the default operator set; 0 where it is not imported."""
-    for entry in imports:  # type: ignore[attr-defined]
-        if entry.domain in ("", "ai.onnx"):
-            return int(entry.version)
-    return 0
+    return next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), 0)
 
 
 def _read_graph(
@@ -255,14 +270,16 @@ class Names:
 
     def __init__(self, model: ModelProto, scopes: Iterable[Scope]) -> None:
         self._taken = set(_names_of(model, scopes))
+        self._last: dict[str, int] = {}
 
     def fresh(self, wanted: str) -> str:
         """The wanted name, or the first of ``wanted_1``, ``wanted_2``, … that is not taken."""
-        name, number = wanted, 0
+        name, number = wanted, self._last.get(wanted, 0)
         while name in self._taken:
             number += 1
             name = f"{wanted}_{number}"
         self._taken.add(name)
+        self._last[wanted] = number
         return name
 
 

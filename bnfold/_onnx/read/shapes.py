@@ -20,13 +20,13 @@ from onnx import (
     TensorProto,
     TypeProto,
     ValueInfoProto,
-    shape_inference,
 )
 
 from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import Size
 from bnfold._onnx.read.hints import declare, known_shapes
-from bnfold._onnx.read.scopes import Scope, bodies
+from bnfold._onnx.read.inference import run
+from bnfold._onnx.read.scopes import Scope, bodies, opset_of
 from bnfold._onnx.read.sizes import Numbers, computed
 from bnfold._onnx.read.stand_ins import stand_in
 from bnfold._onnx.read.types import derive
@@ -93,17 +93,17 @@ def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) 
     skeleton.opset_import.extend(model.opset_import)
     skeleton.functions.extend(model.functions)
     # Below opset 11 a part that a Slice takes keeps the symbol of the whole.
-    opsets = [item.version for item in model.opset_import if item.domain in ("", "ai.onnx")]
-    symbols = itertools.count() if min(opsets, default=0) >= _FIRST_WITH_SYMBOLS else None
+    opset = opset_of(model.opset_import)
+    symbols = itertools.count() if opset >= _FIRST_WITH_SYMBOLS else None
     _copy_graph(model.graph, skeleton.graph, symbols)
     if equal_dims and symbols is not None:
         _name_sizes(model.graph, skeleton.graph)
-    stand_in(skeleton.graph, max(opsets, default=0), {(f.domain, f.name) for f in model.functions})
-    inferred = _run(skeleton)
+    stand_in(skeleton.graph, opset, {(f.domain, f.name) for f in model.functions})
+    inferred = run(skeleton)
     # From IR version 4 on, an initializer that is also an input is only a default value.
     given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
     while declare(inferred.graph, skeleton.graph, given):
-        inferred = _run(skeleton)
+        inferred = run(skeleton)
     if not model.training_info:  # which may bind what is stored to something else
         made = {name for node in model.graph.node for name in node.output}
         numbers = computed(inferred.graph, known_shapes(inferred.graph), given)
@@ -120,15 +120,6 @@ def _name_sizes(source: GraphProto, target: GraphProto) -> None:
         for named, dim in zip(*dims, strict=True):
             if named.dim_param:
                 dim.dim_param = f"named {named.dim_param}"
-
-
-def _run(skeleton: ModelProto) -> ModelProto:
-    for through_data in (True, False):
-        try:
-            return shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=through_data)
-        except Exception:  # What inference raises on an invalid model has no common base.
-            continue
-    return skeleton
 
 
 def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int] | None) -> None:
@@ -217,7 +208,8 @@ def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
     if value.type.WhichOneof("value") != "tensor_type":
         return
     tensor = value.type.tensor_type
-    known.types[path, value.name] = tensor.elem_type
+    if tensor.elem_type:  # Where inference does not know it, operators may tell it.
+        known.types[path, value.name] = tensor.elem_type
     if tensor.HasField("shape"):
         known.shapes[path, value.name] = tuple(
             dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None

@@ -48,6 +48,7 @@ class Editor:
         self._vanished: dict[str, dict[str, str | None]] = {s.path: {} for s in network.scopes}
         self._dropped: dict[str, set[str]] = {s.path: set() for s in network.scopes}
         self._prepended: dict[str, list[NodeProto]] = {s.path: [] for s in network.scopes}
+        self._inserted: dict[str, list[NodeProto]] = {s.path: [] for s in network.scopes}
         self._early: dict[str, set[int]] = {s.path: set() for s in network.scopes}
         self._copies: dict[tuple[object, ...], str] = {}
         self._unread: list[tuple[Scope, str]] = []
@@ -174,6 +175,17 @@ class Editor:
         self._vanished[scope.path].pop(output, None)
         return output
 
+    def insert(
+        self, scope: Scope, slot: int, node: NodeProto, data: int, source: str, output: str
+    ) -> str:
+        """Put one more node ahead of the one in a slot, which is going to read ``output``."""
+        node.input[data] = source
+        node.output[0] = output
+        self._count(scope, source, 1)
+        self._inserted[scope.path].append(node)
+        scope.producers[output] = slot
+        return output
+
     def bypass(self, scope: Scope, position: int, source: str) -> str:
         """Take out a node that hands ``source`` on; its readers read that. Gives the name that the
         tensor has then: an output of the graph keeps its own.
@@ -201,6 +213,10 @@ class Editor:
         for name in old:
             if name == new or name not in self._vanished[scope.path]:
                 continue
+            for node in self._inserted[scope.path]:
+                for number, read in enumerate(node.input):
+                    if read == name:
+                        self._connect(scope, node, number, new)
             for position in dict.fromkeys(scope.readers.get(name, ())):
                 node = scope.nodes[position]
                 for number, read in enumerate(node.input):
@@ -225,6 +241,8 @@ class Editor:
                 gone = {n for n, position in enumerate(order) if position in gone}
             if gone or vanished or dropped:
                 lists.clean(scope, gone, dropped, vanished)
+            if self._inserted[scope.path]:
+                lists.insert(scope, self._inserted[scope.path])
             if first:
                 lists.prepend(scope, first)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from onnx import FunctionProto, NodeProto
 
-from bnfold._onnx.read.scopes import Scope
+from bnfold._onnx.read.scopes import Scope, copy_of
 
 
 def clean(
@@ -53,7 +53,7 @@ def sort(scope: Scope, early: Collection[int]) -> list[int]:
             late |= chain
         if position not in late:
             order.append(position)
-    sorted_nodes = [_copy(nodes[position]) for position in order]
+    sorted_nodes = [copy_of(nodes[position]) for position in order]
     del nodes[:]
     nodes.extend(sorted_nodes)
     return order
@@ -61,7 +61,18 @@ def sort(scope: Scope, early: Collection[int]) -> list[int]:
 
 def prepend(scope: Scope, first: Iterable[NodeProto]) -> None:
     """Put nodes ahead of all others."""
-    nodes = [*first, *(_copy(node) for node in scope.graph.node)]
+    nodes = [*first, *(copy_of(node) for node in scope.graph.node)]
+    del scope.graph.node[:]
+    scope.graph.node.extend(nodes)
+
+
+def insert(scope: Scope, inserted: Iterable[NodeProto]) -> None:
+    """Put each of some nodes ahead of the first node that reads what it writes."""
+    waiting = {node.output[0]: node for node in inserted}
+    nodes: list[NodeProto] = []
+    for node in scope.graph.node:
+        nodes += [waiting.pop(name) for name in node.input if name in waiting]
+        nodes.append(copy_of(node))
     del scope.graph.node[:]
     scope.graph.node.extend(nodes)
 
@@ -76,12 +87,6 @@ def _constants_behind(scope: Scope, slot: int) -> set[int]:
             found.add(position)
             todo += scope.nodes[position].input
     return found
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
 
 
 def _delete(items: Any, numbers: list[int]) -> None:

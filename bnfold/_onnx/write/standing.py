@@ -1,10 +1,10 @@
-"""Writes the operators that are left of a chain of maps: a Mul, an Add, a BatchNormalization."""
+"""Writes the operators that are left of a chain of maps: a Mul, an Add, a norm or a Conv."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx import NodeProto
+from onnx import NodeProto, helper
 
 from bnfold._core.affine import LAST
 from bnfold._core.view import Affine, Carrier
@@ -20,24 +20,30 @@ from bnfold._plan.planner import Move
 class StandingOperator:
     """An operator that is left.
 
-    ``node`` reads its data at input ``data`` and takes the place of the node at ``slot``.
+    ``node`` reads its data at input ``data`` and takes the place of the node at ``slot``; or, if it
+    is ``extra``, a place ahead of that.
     """
 
     node: NodeProto
     data: int
     slot: int
+    extra: bool = False
 
 
 def operators_left(editor: Editor, graph: Graph, move: Move) -> list[int | StandingOperator]:
     """The operators between the source of a move and its end, in data order.
 
     These are the carriers, by index, and the operators that stand for maps. The latter take the
-    slots of the last maps. There are enough slots: a move never adds more operators than it
-    removes.
+    slots of the last maps. Where a norm becomes two operators there may be more of them than slots:
+    those come ahead of the first slot.
     """
-    slots = move.maps[len(move.maps) - len(move.stands) :]
-    nodes = dict(zip(slots, _nodes_left(editor, graph, move), strict=True))
-    left: list[int | StandingOperator] = []
+    made = _nodes_left(editor, graph, move)
+    slots = move.maps[max(0, len(move.maps) - len(made)) :]
+    extra = len(made) - len(slots)
+    nodes = dict(zip(slots, made[extra:], strict=True))
+    left: list[int | StandingOperator] = [
+        StandingOperator(node, data, graph.positions[slots[0]], True) for node, data in made[:extra]
+    ]
     maps = set(move.maps)
     for index in move.chain:
         if index in nodes:
@@ -63,7 +69,8 @@ def connect_in_turn(
         last = number == len(left) - 1
         if isinstance(item, StandingOperator):
             output = final if last else editor.names.fresh(f"{final}_scaled")
-            current = editor.place(scope, item.slot, item.node, item.data, current, output)
+            place = editor.insert if item.extra else editor.place
+            current = place(scope, item.slot, item.node, item.data, current, output)
             continue
         position = graph.positions[item]
         role = graph.view.nodes[item].role
@@ -83,6 +90,8 @@ def _nodes_left(editor: Editor, graph: Graph, move: Move) -> list[tuple[NodeProt
     for standing in move.stands:
         if standing.op == "BatchNormalization":
             nodes.append((_batch_norm(editor, graph, move, standing), 0))
+        elif standing.op == "Conv":
+            nodes.append((_depthwise(editor, graph, move, standing), 0))
         else:
             lender = lenders[standing.op].pop(0) if lenders[standing.op] else None
             nodes.append(_elementwise(editor, graph, move, standing, lender))
@@ -113,6 +122,38 @@ def _batch_norm(editor: Editor, graph: Graph, move: Move, standing: Standing) ->
     return node
 
 
+def _depthwise(editor: Editor, graph: Graph, move: Move, standing: Standing) -> NodeProto:
+    """A Conv that scales and shifts each channel by itself."""
+    spatial = graph.rank(move.maps) - 2
+    node = _named(editor, graph, move, "Conv")
+    node.attribute.extend(
+        [
+            helper.make_attribute("group", standing.channels),
+            helper.make_attribute("kernel_shape", [1] * spatial),
+        ]
+    )
+    dtype = standing_dtype(graph.view, graph.readings, move)
+    weight, bias = standing_constants(graph.readings, move, standing)
+    for position, values, name in (
+        (1, weight.reshape(-1, 1, *(1,) * spatial), "weight"),
+        (2, bias, "bias"),
+    ):
+        wanted = f"{node.name or 'conv'}_{name}"
+        editor.store(graph.scope, node, position, None, values.astype(dtype), wanted)
+    return node
+
+
+def _named(editor: Editor, graph: Graph, move: Move, op: str) -> NodeProto:
+    """A new operator, with a name like that of the last map."""
+    last = graph.scope.nodes[graph.positions[move.maps[-1]]]
+    node = NodeProto(op_type=op, domain=last.domain if last.domain == "ai.onnx" else "")
+    if last.name:
+        node.name = editor.names.fresh(f"{last.name}_{op.lower()}")
+    node.input.extend(["", ""])
+    node.output.append("")
+    return node
+
+
 def _elementwise(
     editor: Editor, graph: Graph, move: Move, standing: Standing, lender: int | None
 ) -> tuple[NodeProto, int]:
@@ -132,12 +173,7 @@ def _elementwise(
         if old is not None and _alike(old.shape, shape):
             values = values.reshape(old.shape)
     else:
-        last = scope.nodes[graph.positions[move.maps[-1]]]
-        node.op_type, node.domain = op, last.domain if last.domain == "ai.onnx" else ""
-        if last.name:
-            node.name = editor.names.fresh(f"{last.name}_{op.lower()}")
-        node.input.extend(["", ""])
-        node.output.append("")
+        node = _named(editor, graph, move, op)
     wanted = f"{node.name or op.lower()}_{'scale' if op == 'Mul' else 'shift'}"
     editor.store(scope, node, 1 - data, old, values, wanted)
     return node, data

@@ -19,11 +19,12 @@ from bnfold._core.view import View
 from bnfold._errors import UsageError
 from bnfold._merge.merging import Stays
 from bnfold._merge.stored import Load
+from bnfold._plan.depthwise import without_norms
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
 from bnfold._torch.module.branches import Block, Branches
-from bnfold._torch.module.keeping import Keep, looked_up
+from bnfold._torch.module.keeping import Keep, looked_up, refuse_operators
 from bnfold._torch.module.other_ways import other_ways
 from bnfold._torch.module.ownership import Ownership
 from bnfold._torch.module.stand_ins import become
@@ -62,6 +63,7 @@ class Traced:
     submodules. ``clones`` are the names that were tied before they were taken apart. ``again``
     exports once more. ``takers``, see `Surgery`. ``exact`` has by name the float64 values of
     parameters that the module holds rounded.
+    With ``depthwise`` norms that nothing takes in become depthwise convolutions.
     """
 
     module: nn.Module
@@ -73,6 +75,7 @@ class Traced:
     again: Callable[[], ExportedProgram] | None = None
     takers: Set[str] | None = None
     exact: Mapping[str, Load] = field(default_factory=dict)
+    depthwise: bool = False
 
     def planned(self) -> tuple[Graph, Surgery, Moves, View]:
         """What of the module folds, and the view that it was planned on."""
@@ -90,9 +93,20 @@ class Traced:
             moves = settle(view, graph.readings, objections)
             uneven = surgery.uneven(moves)
             if not uneven:
-                return graph, surgery, moves, view
+                break
             assert not uneven <= apart  # What is blocked is even.
             apart |= uneven
+        if self.depthwise:
+            moves = without_norms(
+                graph.view,
+                graph.records,
+                graph.readings,
+                moves,
+                double=True,
+                whole=True,
+                objection=surgery.rewriting(moves),
+            )
+        return graph, surgery, moves, view
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,7 @@ def prepare_module(
     clone: bool = False,
     keep: Sequence[str] = (),
     merge: bool = False,
+    depthwise: bool = False,
 ) -> PlannedModule:
     """Read and plan a module in eval mode; it is not changed.
 
@@ -138,6 +153,7 @@ def prepare_module(
     ``keep`` names submodules and tensors that may not change. With ``merge`` submodules that are
     sums of linear branches become one linear module each, and the rest is planned for what is then
     the module.
+    With ``depthwise`` norms that nothing takes in become depthwise convolutions.
 
     If the module can be copied, a copy with the same tensors is read instead of it. There are two
     reasons. Hooks and the module's own code leave traces in the module in which they run. And the
@@ -161,12 +177,15 @@ def prepare_module(
         program = again()
     kept = looked_up(program, subject, keep)
     before = Counter(map(kind_of, operators(program.graph)))
+    if merge:
+        refuse_operators(subject, keep)
     blocks, exact, apart = _blocks(subject, program, calls, kept) if merge else ({}, {}, {})
     if blocks:
         with watched() as calls:
             program = again()
         kept = looked_up(program, subject, keep)
-    traced = Traced(subject, program, calls, kept, clones, example.made_up, again, exact=exact)
+    traced = Traced(subject, program, calls, kept, clones, example.made_up, again)
+    traced = replace(traced, exact=exact, depthwise=depthwise)
     graph, surgery, moves, view = traced.planned()
     plan = summarize([("", view, moves)], Counter(node.op for node in view.nodes))
     plan = replace(plan, folds=(*(b.fold for b in blocks.values()), *plan.folds), before=before)

@@ -61,18 +61,21 @@ Step = str | Formula | OneLinear
 """A submodule by its name, operators of a module's own code, or a new linear module."""
 
 
-def become(module: nn.Module, steps: Sequence[Step]) -> None:
+def become(module: nn.Module, steps: Sequence[Step], stands: nn.Module | None = None) -> None:
     """Make a module a row of some steps, in place: all its names see the change.
 
-    No steps make an Identity, one linear module stands for itself, else it is a Remainder. Hooks
-    stay, and plain attributes too, for code that asks for a norm's ``num_features``.
+    No steps make an Identity, one linear module stands for itself, else it is a Remainder. What
+    ``stands`` for a norm comes first. Hooks stay, and plain attributes too, for code that asks for
+    a norm's ``num_features``.
     """
     old = module._modules
     (alone,) = steps if len(steps) == 1 else (None,)
-    new: nn.Module = Remainder() if steps else nn.Identity()
+    new: nn.Module = Remainder() if steps else stands or nn.Identity()
     if isinstance(alone, OneLinear):
         new = alone.module()
     else:
+        if steps and stands is not None:
+            new._modules[fresh("norm", old)] = stands
         for step, name in zip(steps, names(steps), strict=True):
             new._modules[name] = old[step] if isinstance(step, str) else step.module()
     state = new.__dict__

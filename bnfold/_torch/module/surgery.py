@@ -16,15 +16,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bnfold._core import absorbing
+from bnfold._core.index_maps import equal
 from bnfold._core.parameters import Reading, Site
 from bnfold._core.reasons import Reason
 from bnfold._core.stored import Parameter
 from bnfold._core.view import Absorber, Affine, Node, Receiver, View
 from bnfold._plan.planner import Move, Moves, Sides
-from bnfold._plan.sweep import equal
 from bnfold._torch.module.biases import MissingBiases
 from bnfold._torch.module.ownership import Ownership, owner_of
 from bnfold._torch.module.parameters import is_computed, write_parameters
+from bnfold._torch.module.per_channel import per_channel
 from bnfold._torch.module.remainders import Remainders
 from bnfold._torch.module.stand_ins import HOOKS, Step, become
 from bnfold._torch.read.constants import Constant
@@ -137,6 +138,45 @@ class Surgery:
         free = role.map.is_identity
         return replace(seen, role=replace(role, absorber=new, composable=free, renewable=free))
 
+    def rewriting(self, moves: Moves) -> Callable[[Move], Reason | None]:
+        """Why the module of a norm cannot be one that stands for it, for moves that ``rewrites``.
+
+        ``moves`` are all others. The norm has to come first in its module; what else the module
+        does stays behind it. If the module is called several times, it has to be the same norm in
+        all of them, on data of the same rank.
+        """
+        gone = {self._graph.nodes[index] for move in moves.moves for index in move.maps}
+        taking = {self._graph.nodes[index] for index in moves.sides}
+        numbers = {node: number for number, node in enumerate(self._graph.nodes)}
+
+        def objection(move: Move) -> Reason | None:
+            node, label = self._graph.nodes[move.into], self._graph.view.nodes[move.into].label
+            inside = self._owned.inside(path) if (path := self._owned.home(node)) else []
+            same = {other for other in inside if self._alike(move.into, numbers[other])}
+            maps = {self._graph.nodes[index] for index in move.maps}
+            for index in move.maps:
+                reason = self._why_it_stays(index, gone | same | maps)
+                if reason is not None:
+                    return reason
+            if len(same) > 1 and (len(maps) > 1 or not (gone | taking).isdisjoint(same)):
+                message = f"{label} is called in several places, and takes in a map in one of them"
+                return Reason("shared-weight", label, message)
+            if inside[0] not in same or len(move.stands) > 1:
+                message = f"what stands for {label} would not be the first in its module"
+                return Reason("not-a-module", label, message)
+            return None
+
+        return objection
+
+    def _alike(self, one: int, other: int) -> bool:
+        """Whether two norms are the same map on data of the same rank."""
+        view = self._graph.view
+        first, second = view.nodes[one], view.nodes[other]
+        if not isinstance(first.role, Affine) or not isinstance(second.role, Affine):
+            return False
+        ranks = {len(view.values[node.outputs[0]].shape or ()) for node in (first, second)}
+        return len(ranks) == 1 and equal(first.role.map, second.role.map)
+
     def apply(self, module: nn.Module, moves: Moves) -> None:
         """Carry out all moves on the planned module, or on a copy of it."""
         with torch.no_grad():
@@ -150,10 +190,20 @@ class Surgery:
             gone = {self._graph.nodes[index] for move in moves.moves for index in move.maps}
             homes = {path for node in gone if (path := self._owned.home(node)) is not None}
             left = {path: self._left(path, gone) for path in sorted(homes)}
-            parts = {id(part := module.get_submodule(path)): (part, left[path]) for path in left}
-            for part, steps in parts.values():
+            rewritten = {
+                self._owned.home(self._graph.nodes[move.into]): move
+                for move in moves.moves
+                if move.rewrites
+            }
+            parts = {id(module.get_submodule(path)): path for path in reversed(left)}
+            for path in parts.values():
+                part, steps, move = module.get_submodule(path), left[path], rewritten.get(path)
                 assert isinstance(steps, tuple)
-                become(part, steps)
+                stands = self._per_channel(move, part) if move is not None else None
+                become(part, steps, stands)
+
+    def _per_channel(self, move: Move, norm: nn.Module) -> nn.Module:
+        return per_channel(self._graph.view, self._graph.readings, move, norm)
 
     def _objection(self, move: Move, gone: set[fx.Node]) -> Reason | None:
         view = self._graph.view
@@ -172,16 +222,16 @@ class Surgery:
         if move.stands:
             ops = " and ".join(standing.op for standing in move.stands)
             return Reason("not-a-module", last, f"what is left of {last} would need a new {ops}")
-        for index in move.maps:
-            node = self._graph.nodes[index]
-            where = view.nodes[index].label
-            kept = self._owned.kept_in(node)
-            if kept is not None:
-                return kept
-            problem = self._irreplaceable(node, gone)
-            if problem is not None:
-                return Reason("not-a-module", where, f"{where} {problem}")
-        return None
+        return _first([self._why_it_stays(index, gone) for index in move.maps])
+
+    def _why_it_stays(self, index: int, gone: set[fx.Node]) -> Reason | None:
+        """Why an affine operator cannot go from its module."""
+        node, where = self._graph.nodes[index], self._graph.view.nodes[index].label
+        kept = self._owned.kept_in(node)
+        if kept is not None:
+            return kept
+        problem = self._irreplaceable(node, gone)
+        return None if problem is None else Reason("not-a-module", where, f"{where} {problem}")
 
     def _irreplaceable(self, node: fx.Node, gone: set[fx.Node]) -> str | None:
         """Why the module of an affine operator cannot become an Identity."""

@@ -6,7 +6,6 @@ cloned, a missing bias becomes a parameter, a map that has to stand becomes a mu
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,17 +21,21 @@ from torch.fx import Node
 
 from bnfold._core.laws import Edit
 from bnfold._core.parameters import Site
+from bnfold._core.quantized import Rescaled
 from bnfold._core.result import Plan
 from bnfold._core.view import Affine, Crossing
 from bnfold._errors import UsageError
+from bnfold._plan.depthwise import without_norms
 from bnfold._plan.fit import settle, standing_batch_norm, standing_constants, standing_dtype
 from bnfold._plan.places import Standing
 from bnfold._plan.planner import Move, Moves, Sides
 from bnfold._plan.summary import kept_apart, summarize
 from bnfold._system import file_kinds
 from bnfold._torch.program.applied import Applied, AppliedStep
-from bnfold._torch.program.draft import Draft
+from bnfold._torch.program.draft import Draft, set_argument, set_read
 from bnfold._torch.program.merging import merge
+from bnfold._torch.program.quantized import rescale
+from bnfold._torch.program.untrusted import Untrusted, refuse_code
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import quiet
 from bnfold._torch.read.graph import Graph, clashes, operators
@@ -41,10 +44,11 @@ from bnfold._torch.read.nodes import (
     is_tensor,
     kind_of,
     parts_of,
+    permuted_from,
     reads_of,
     values_read,
 )
-from bnfold._torch.read.rearranged import permuted_from
+from bnfold._torch.read.quantized import Dequantized
 from bnfold._torch.tensors import Array, from_numpy
 
 # Operators whose numbers are part of their name, and those that are the same with any numbers.
@@ -62,14 +66,20 @@ class FoldedProgram:
 class PlannedProgram:
     """A program that has been read and planned."""
 
-    def __init__(self, program: ExportedProgram) -> None:
-        """Read and plan; the program is not changed."""
+    def __init__(self, program: ExportedProgram, depthwise: bool = False) -> None:
+        """Read and plan; the program is not changed.
+
+        With ``depthwise`` norms that stay are written as other operators.
+        """
         self._original = program
         merges = merge(program)
         self._merges = merges
         self._graph = merges.read()
         view, readings = self._graph.view, self._graph.readings
         self._moves: Moves = settle(view, readings, partial(clashes, self._graph))
+        if depthwise:
+            records = self._graph.records
+            self._moves = without_norms(view, records, readings, self._moves, double=True)
         plan = summarize([("", view, self._moves)], Counter(node.op for node in view.nodes))
         self.plan: Plan = replace(
             plan,
@@ -105,11 +115,22 @@ class PlannedProgram:
         return FoldedProgram(program, (merged, folded))
 
 
-def load(path: Path) -> ExportedProgram:
-    """Read a .pt2 file. Raises `UsageError` where PyTorch cannot."""
+def load(path: Path, trust: bool = False) -> ExportedProgram:
+    """Read a .pt2 file.
+
+    Raises `UsageError` where PyTorch cannot, and where the file would run code of its own
+    (`untrusted`) unless there is ``trust`` in it.
+    """
     try:
         with quiet("torch.export"):
+            if not trust:
+                refuse_code(path)
             return torch.export.load(path)
+    except Untrusted as error:
+        raise UsageError(
+            f"loading {path} would run code out of it: {error}; give --trust (in Python, load it "
+            "with torch.export.load) if you trust whoever made it"
+        ) from error
     except Exception as error:  # torch.export.load raises many things.
         kind = file_kinds.of_path(path)
         line = next((text for text in str(error).splitlines() if text.strip()), "")
@@ -130,7 +151,7 @@ class _DraftFolder:
             self._edit(index, edit)
         for index, sides in moves.sides.items():
             for site in self._read.readings[index].sites:
-                self._absorb(self._node(index), site, sides)
+                self._absorb(index, site, sides)
         for move in moves.moves:
             self._replace(move)
         return self._draft.program()
@@ -156,14 +177,16 @@ class _DraftFolder:
         if general is not None:
             node.target = getattr(torch.ops.aten, general).default
         for name, value in edit.values.items():
-            _set_argument(node, str(numbers.get(name, name)), value)
+            set_argument(node, str(numbers.get(name, name)), value)
 
-    def _absorb(self, node: Node, site: Site, sides: Sides) -> None:
+    def _absorb(self, index: int, site: Site, sides: Sides) -> None:
         """Give an operator the new weight and bias of one of its sites.
 
         Of an operator that has them in a list, not as arguments of their own, the number of the
         tensor among those that it reads says which it is.
         """
+        self._rescale(index, site, sides)
+        node = self._node(index)
         bound, reads = arguments(node), list(reads_of(node))
         weight = bound["weight"] if "weight" in bound else reads[site.weight]
         for name, number, values, old in (
@@ -179,7 +202,7 @@ class _DraftFolder:
                 node.kwargs = {}
                 continue
             if name == "bias" and site.bias_factor != 1.0:
-                _set_argument(node, "beta", 1)
+                set_argument(node, "beta", 1)
             held = bound[name] if name in bound else reads[number]
             stem = old.name if isinstance(old, Constant) and old.stored else f"{node.name}_{name}"
             readers = [] if held is None else [u for u in held.users if held in values_read(u)]
@@ -188,9 +211,39 @@ class _DraftFolder:
                 continue
             parameter, _ = self._draft.add_parameter(stem, from_numpy(values), weight)
             if name in bound:
-                _set_argument(node, name, parameter)
+                set_argument(node, name, parameter)
             else:
-                _set_read(node, number, parameter)
+                set_read(node, number, parameter)
+
+    def _rescale(self, index: int, site: Site, sides: Sides) -> None:
+        """Give a weight that comes from integers its new scale."""
+        new = site.rescaled(sides.behind, sides.ahead)
+        if site.quantized is None or not isinstance(new, Rescaled):
+            return
+        node, old = self._node(index), self._read.nodes[index]
+        bound, reads = arguments(old), list(reads_of(old))
+        number = reads.index(bound["weight"]) if "weight" in bound else site.weight
+        found = self._read.context.dequantized(reads[number])
+        assert isinstance(found, Dequantized)
+        ours = replace(
+            found,
+            node=self._nodes[found.node.name],
+            path=tuple(self._nodes[each.name] for each in found.path),
+            quantizer=found.quantizer and self._nodes[found.quantizer.name],
+        )
+        store = partial(self._hold, node)
+        set_read(node, number, rescale(self._draft.module.graph, node, ours, new, store))
+
+    def _hold(self, reader: Node, held: Node | None, values: Array, stem: str) -> Node:
+        """The node that holds new values of a constant: its own, if one operator alone reads it."""
+        signature, state = self._read.program.graph_signature, self._draft.state
+        if held is not None and len(held.users) == 1:
+            names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+            name = names.get(held.name, "")
+            if name in state and state[name].shape == values.shape:
+                state[name] = _like(values, state[name])
+                return held
+        return self._draft.add_parameter(stem, from_numpy(values), self._near(reader))[0]
 
     def _stored(self, held: Node, old: Constant, values: Array) -> bool:
         """Write new values of a constant, which one operator reads, into the parameter that it is
@@ -244,6 +297,8 @@ class _DraftFolder:
         """
         if standing.op == "BatchNormalization":
             return self._batch_norm(move, standing, end)
+        if standing.op == "Conv":
+            return self._depthwise(move, standing, end)
         (vector,) = standing_constants(self._read.readings, move, standing)
         dtype = standing_dtype(self._read.view, self._read.readings, move)
         example = _example(end)
@@ -259,6 +314,30 @@ class _DraftFolder:
         node.meta = {**end.meta, "val": example}
         return node
 
+    def _depthwise(self, move: Move, standing: Standing, end: Node) -> Node:
+        """A convolution that scales and shifts each channel by itself."""
+        dtype = standing_dtype(self._read.view, self._read.readings, move)
+        weight, bias = (
+            from_numpy(vector.astype(dtype))
+            for vector in standing_constants(self._read.readings, move, standing)
+        )
+        example, near = _example(end), self._near(end)
+        spatial = example.dim() - 2
+        held = [
+            self._draft.add_parameter(f"{end.name}_{name}", values, near)[0]
+            for name, values in (
+                ("weight", weight.reshape(-1, 1, *(1,) * spatial)),
+                ("bias", bias),
+            )
+        ]
+        target = getattr(torch.ops.aten, f"conv{spatial}d").default
+        ones, zeros = [1] * spatial, [0] * spatial
+        node: Node = self._draft.module.graph.call_function(
+            target, (end, held[0], held[1], ones, zeros, ones, standing.channels)
+        )
+        node.meta = {**end.meta, "val": example}
+        return node
+
     def _batch_norm(self, move: Move, standing: Standing, end: Node) -> Node:
         """The last norm of a move with the composed map. It keeps its variance and its ε."""
         index = standing_batch_norm(self._read.readings, move)
@@ -267,12 +346,12 @@ class _DraftFolder:
         graph = self._draft.module.graph
         node: Node = graph.call_function(norm.target, norm.args, norm.kwargs)
         node.meta = {**end.meta, "val": norm.meta["val"]}
-        _set_argument(node, "input", end)
+        set_argument(node, "input", end)
         vectors = standing_constants(self._read.readings, move, standing)
         for name, vector in zip(("weight", "bias", "running_mean"), vectors, strict=True):
             values = from_numpy(vector.astype(dtype))
             stem = f"{norm.name}_{name}"
-            _set_argument(node, name, self._draft.add_parameter(stem, values, self._near(end))[0])
+            set_argument(node, name, self._draft.add_parameter(stem, values, self._near(end))[0])
         if is_tensor(node):
             return node
         part: Node = graph.call_function(operator.getitem, (node, 0))
@@ -328,23 +407,3 @@ def _like(values: Array, old: Tensor) -> Tensor:
     with torch.no_grad():
         tensor.copy_(from_numpy(values))
     return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-
-
-def _set_read(node: Node, number: int, new: Node) -> None:
-    """Let an operator read another tensor in place of one of those that it reads, by number."""
-    numbers = itertools.count()
-
-    def swapped(source: Node) -> Node:
-        return new if next(numbers) == number else source
-
-    node.args, node.kwargs = torch.fx.map_arg((node.args, node.kwargs), swapped)
-
-
-def _set_argument(node: Node, name: str, value: Node | float) -> None:
-    """Set an argument of an operator by name, by position where it has one there."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    place = names.index(name)
-    if name in node.kwargs or place > len(node.args):
-        node.kwargs = {**node.kwargs, name: value}
-    else:
-        node.args = (*node.args[:place], value, *node.args[place + 1 :])

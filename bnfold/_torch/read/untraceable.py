@@ -57,7 +57,8 @@ def why(module: nn.Module, error: Exception) -> str:
             "torch.cond or torch.where, or fold the parts without it by themselves, "
             "model.part = bnfold.fold(model.part, (example of its input,))"
         )
-    return f"{type(error).__name__}: {first_line(error)}{_place(error)}"
+    line = first_line(error).partition(" For more information about this error")[0]
+    return f"{type(error).__name__}: {line}{_place(error)}"
 
 
 def first_line(error: Exception) -> str:

@@ -1,0 +1,130 @@
+"""The command in a process of its own, so that no library takes it down without a word.
+
+onnx, onnxruntime and OpenBLAS may end a process: with a signal where a file trips them, or where a
+mapped file gets shorter, and with ``exit`` where memory runs out. Nothing inside of it can catch
+that. So the command forks before it has imported anything. The child does all the work. The parent
+hands on signals, and tells in one line how the child ended if that was not of its own will.
+
+Where a process cannot be forked, the command runs as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_END = b"\0"
+"""The end of a name that the child reports."""
+_DONE = _END + _END
+"""What the child reports when it ends of its own will."""
+_PR_SET_PDEATHSIG = 1
+_FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGCONT", "SIGUSR1", "SIGUSR2")
+_UNUSABLE, _UNDECIDED, _SIGNALLED = 2, 3, 128
+
+
+def main(**extra: Any) -> None:
+    """Run the command and exit."""
+    if not hasattr(os, "fork") or "BNFOLD_TRACEBACK" in os.environ:
+        _command(extra)
+        return
+    reading, writing = os.pipe()
+    forwarded = {getattr(signal, name) for name in _FORWARDED}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*forwarded, signal.SIGCHLD})
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        os.setpgid(0, 0)  # A terminal's interrupt comes once: from the parent.
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        _die_with(parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _work(writing, extra)
+    os.close(writing)
+    status = _wait(child, forwarded)
+    sys.exit(_ending(status, reading))
+
+
+def _command(extra: dict[str, Any]) -> None:
+    from bnfold._command.cli import main as command
+
+    command(**extra)
+
+
+def _work(writing: int, extra: dict[str, Any]) -> None:
+    """The child: run the command, and report that it ended of its own will."""
+    from bnfold._system import scratch
+
+    scratch.tell(writing)
+    try:
+        _command(extra)
+    finally:
+        os.write(writing, _DONE)
+
+
+def _die_with(parent: int) -> None:
+    """End with the parent, where the system can see to that."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(_SIGNALLED + signal.SIGKILL)
+
+
+def _wait(child: int, forwarded: set[signal.Signals]) -> int:
+    """Hand on signals to the child until it ends. Gives its status."""
+    while True:
+        number = signal.sigwait({*forwarded, signal.SIGCHLD})
+        if number == signal.SIGCHLD:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended == child:
+                return status
+            continue
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGSTOP if number == signal.SIGTSTP else number)
+        if number == signal.SIGTSTP:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _ending(status: int, reading: int) -> int:
+    """The exit code for how the child ended; a crash is told, and what it left is removed."""
+    with os.fdopen(reading, "rb") as pipe:
+        told = pipe.read()
+    if told.endswith(_DONE):
+        return os.waitstatus_to_exitcode(status)
+    _clear(told)
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        print("interrupted", file=sys.stderr)
+        return _SIGNALLED + number
+    print(f"error: {_why(number)}", file=sys.stderr)
+    return _UNDECIDED if number in (0, signal.SIGKILL) else _UNUSABLE
+
+
+def _why(number: int) -> str:
+    if number == 0:
+        return "a library ended the process; memory may have run out"
+    if number == signal.SIGKILL:
+        return "the system killed the process; memory may have run out (--memory sets a bound)"
+    name = signal.Signals(number).name
+    if number == signal.SIGBUS:
+        return f"a file became shorter while it was read ({name}); run it again when it is whole"
+    return (
+        f"a library crashed on this file ({name} in onnx, onnxruntime or NumPy); the file is "
+        "damaged, or this is a defect of that library"
+    )
+
+
+def _clear(told: bytes) -> None:
+    """Remove the temporary folders of the child that it had no time to remove."""
+    from bnfold._system import scratch
+
+    for name in told.split(_END):
+        if name:
+            scratch.clear(Path(os.fsdecode(name)))

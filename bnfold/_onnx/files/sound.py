@@ -1,0 +1,100 @@
+"""Whether the tensors of a model can be what they say: checked before anything reads them.
+
+onnxruntime refuses such a model, too. Whatever reads a tensor may then take for granted that its
+type is known and that its numbers fill its shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto
+
+from bnfold._errors import UsageError
+from bnfold._onnx import tensors
+from bnfold._onnx.files.external import is_own
+from bnfold._onnx.read.scopes import bodies
+from bnfold._onnx.tensors import all_tensors
+
+_TYPES = frozenset(TensorProto.DataType.values())
+_FIELDS: dict[int, tuple[str, int]] = {
+    TensorProto.FLOAT: ("float_data", 1),
+    TensorProto.COMPLEX64: ("float_data", 2),
+    TensorProto.DOUBLE: ("double_data", 1),
+    TensorProto.COMPLEX128: ("double_data", 2),
+    TensorProto.INT64: ("int64_data", 1),
+    TensorProto.UINT64: ("uint64_data", 1),
+    TensorProto.UINT32: ("uint64_data", 1),
+    TensorProto.STRING: ("string_data", 1),
+}
+"""The field that holds the numbers of a type, and how many entries one number takes.
+
+All other types are in ``int32_data``, one entry each (ONNX, onnx.proto)."""
+
+
+_LARGE = 1 << 23
+_UNKNOWN = "which this version of onnx does not know; is the file damaged, or of a newer version?"
+
+
+def refuse_unsound(model: ModelProto) -> None:
+    """Raise `UsageError` for a tensor whose type is unknown, or whose data do not fill its shape.
+
+    Inputs and outputs of all graphs must have known types, too.
+    """
+    for tensor in all_tensors(model):
+        _check(tensor)
+    for value in _values(model.graph):
+        for kind in _kinds(value.type):
+            if kind not in _TYPES:
+                raise UsageError(f"{value.name!r} has the element type {kind}, {_UNKNOWN}")
+
+
+def _check(tensor: TensorProto) -> None:
+    name, kind = tensor.name, tensor.data_type
+    if kind not in _TYPES:
+        raise UsageError(f"tensor {name!r} has the element type {kind}, {_UNKNOWN}")
+    if any(size < 0 for size in tensor.dims):
+        raise UsageError(f"tensor {name!r} has the shape {list(tensor.dims)}")
+    own = is_own(tensor)
+    if (tensor.data_location == TensorProto.EXTERNAL and not own) or not kind:
+        return
+    count, bits = math.prod(tensor.dims), tensors.width(kind)
+    needed, unit = -(-count * bits // 8), "bytes"
+    if own:
+        held = tensors.external_location(tensor)[2]
+    elif not tensor.HasField("raw_data") or not bits:
+        field, times = _FIELDS.get(kind, ("int32_data", 1))
+        held, unit = len(getattr(tensor, field)), "numbers"
+        needed = needed if kind in tensors.PACKED else count * times
+    elif needed > _LARGE:  # Its bytes would be copied. Nothing else in a tensor is so large.
+        held = needed if tensor.ByteSize() in range(needed, needed + _LARGE) else None
+    else:
+        held = len(tensor.raw_data)
+    if held != needed:
+        raise UsageError(
+            f"tensor {name!r} holds {'other' if held is None else held} {unit}, its shape "
+            f"{list(tensor.dims)} needs {needed}"
+        )
+
+
+def _values(graph: GraphProto) -> Iterator[ValueInfoProto]:
+    waiting = [graph]
+    while waiting:
+        graph = waiting.pop()
+        yield from (*graph.input, *graph.output, *graph.value_info)
+        waiting.extend(body for node in graph.node for _, body in bodies(node))
+
+
+def _kinds(kind: TypeProto) -> Iterator[int]:
+    """The element types in a type."""
+    waiting = [kind]
+    while waiting:
+        one = waiting.pop()
+        which = one.WhichOneof("value")
+        if which in ("tensor_type", "sparse_tensor_type"):
+            yield getattr(one, which).elem_type
+        elif which in ("sequence_type", "optional_type"):
+            waiting.append(getattr(one, which).elem_type)
+        elif which == "map_type":
+            waiting.append(one.map_type.value_type)

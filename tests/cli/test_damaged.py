@@ -1,0 +1,260 @@
+"""What a file cannot do: crash without a word, hang, take all memory, or be called a defect."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import bnfold as library
+
+from . import examples
+from .command import bnfold, process, refused, tree
+
+GUARDED = """
+import os, signal, sys
+from pathlib import Path
+import bnfold._pipeline.models as models
+def end(*args, **kwargs):
+    from bnfold._system import scratch
+    with scratch.beside(Path(sys.argv[-1]).parent):
+        {ending}
+models.prepare = end
+from bnfold._command.guard import main
+main()
+"""
+
+
+def ending(how: str) -> tuple[str, ...]:
+    """The command, which ends in this way in the middle of its work."""
+    return (sys.executable, "-c", GUARDED.format(ending=how))
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [
+        ("os.abort()", 2, "a library crashed on this file (SIGABRT"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 2, "a library crashed on this file (SIGSEGV"),
+        ("os.kill(os.getpid(), signal.SIGBUS)", 2, "a file became shorter while it was read"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 3, "memory may have run out"),
+        ("os._exit(1)", 3, "a library ended the process"),
+        ("os._exit(0)", 3, "a library ended the process"),
+    ],
+)
+def test_a_process_that_a_library_ends(how, code, words, model, tmp_path):
+    """It is told in one line, it never looks like a verdict, and nothing is left behind."""
+    before = tree(tmp_path)
+    run = process(model, command=ending(how))
+    assert (run.code, run.out) == (code, "")
+    assert run.err.startswith("error: ") and words in run.err
+    assert run.err.count("\n") == 1
+    assert tree(tmp_path) == before
+
+
+def test_a_process_that_raises(model):
+    """What Python can catch is no crash."""
+    run = process(model, command=ending("raise ValueError('no')"))
+    assert run.code == 2
+    assert "bnfold broke down (ValueError: no)" in run.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_work_begins(number, model):
+    how = f"os.kill(os.getppid(), {int(number)}); __import__('time').sleep(20)"
+    run = process(model, command=ending(how))
+    assert (run.code, run.err.strip()) == (128 + number, "interrupted")
+
+
+def damaged(kind: str) -> onnx.ModelProto:
+    made = onnx.load_model_from_string(examples.foldable().SerializeToString())
+    tensor = made.graph.initializer[0]
+    if kind == "too many bytes":
+        tensor.raw_data += b"12345"
+    elif kind == "too few numbers":
+        values = numpy_helper.to_array(tensor).ravel()
+        tensor.ClearField("raw_data")
+        tensor.float_data.extend(values[:-1].tolist())
+    elif kind == "negative size":
+        tensor.dims[0] *= -1
+    elif kind == "unknown type":
+        tensor.data_type = 999
+    elif kind == "unknown type of an input":
+        made.graph.input[0].type.tensor_type.elem_type = 999
+    elif kind == "unknown type in a body":
+        value = helper.make_tensor_value_info("q", TensorProto.FLOAT, [1])
+        value.type.tensor_type.elem_type = 999
+        body = helper.make_graph([helper.make_node("Identity", ["y0"], ["q"])], "b", [], [value])
+        made.graph.initializer.append(helper.make_tensor("cond", TensorProto.BOOL, [], [True]))
+        source = made.graph.node[0].output[0]
+        body.node[0].input[0] = source
+        made.graph.node.append(
+            helper.make_node("If", ["cond"], ["z"], then_branch=body, else_branch=body)
+        )
+    elif kind == "bytes in a Constant":
+        short = numpy_helper.from_array(np.ones(3, np.float32), "")
+        short.raw_data = short.raw_data[:-1]
+        made.graph.node.append(helper.make_node("Constant", [], ["k"], value=short))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("too many bytes", "its shape"),
+        ("too few numbers", "numbers, its shape"),
+        ("negative size", "has the shape [-"),
+        ("unknown type", "element type 999"),
+        ("unknown type of an input", "element type 999"),
+        ("unknown type in a body", "element type 999"),
+        ("bytes in a Constant", "holds 11 bytes"),
+    ],
+)
+def test_a_tensor_that_cannot_be(kind, words, tmp_path):
+    """onnxruntime does not load such a model. It is no defect of bnfold, in Python neither."""
+    made = damaged(kind)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(made.SerializeToString())
+    refused(bnfold(path, "-o", tmp_path / "o.onnx"), str(path), words)
+    with pytest.raises(library.UsageError) as error:
+        library.plan(made)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("location", "a\0b"), ("length", "9" * 5000), ("offset", "9" * 30)]
+)
+def test_a_place_that_cannot_be(key, value, external, tmp_path):
+    made = onnx.load(external, load_external_data=False)
+    tensor = next(t for t in made.graph.initializer if t.external_data)
+    entries = {entry.key: entry.value for entry in tensor.external_data} | {key: value}
+    del tensor.external_data[:]
+    for one in entries.items():
+        tensor.external_data.add(key=one[0], value=one[1])
+    external.write_bytes(made.SerializeToString())
+    run = bnfold(external, "--check")
+    refused(run, tensor.name)
+    assert len(run.err) < 300
+
+
+def test_an_output_whose_name_is_no_text(external, tmp_path):
+    """The name of its data file stands in the model, where only text can stand."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "one.bin").write_bytes(b"taken")
+    target = os.fsdecode(os.path.join(os.fsencode(folder), b"o\xff.onnx"))
+    assert process(external, "-o", target, "--no-verify").code == 0
+    assert sorted(os.listdir(folder))[0] == "model.onnx.data"
+
+
+def bomb(kind: str) -> onnx.ModelProto:
+    """A file of some hundred bytes that asks for gigabytes."""
+
+    def numbers(name: str, *values: int) -> TensorProto:
+        scalar = kind == "Range"
+        array = np.array(values[0] if scalar else values, np.int64)
+        return numpy_helper.from_array(array, name)
+
+    conv = helper.make_node("Conv", ["x", "w"], ["c"])
+    mul = helper.make_node("Mul", ["c", "k"], ["q"])
+    stored = [numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "w")]
+    made = helper.make_node
+    if kind == "ConstantOfShape":
+        nodes, stored = [made(kind, ["s"], ["k"]), mul], [*stored, numbers("s", 10**9)]
+    elif kind == "Range":
+        nodes = [made(kind, ["a", "b", "d"], ["r"]), made("Cast", ["r"], ["k"], to=1), mul]
+        stored += [numbers("a", 0), numbers("b", 10**8), numbers("d", 1)]
+    elif kind == "Tile":
+        nodes = [made(kind, ["one", "s"], ["k"]), mul]
+        stored += [numpy_helper.from_array(np.ones(1, np.float32), "one"), numbers("s", 10**9)]
+    elif kind == "a row of numbers":
+        nodes = [
+            made("Reshape", ["c", "s"], ["r"]),
+            *(made("Add", [f"r{'' if k == 0 else k}"] * 2, [f"r{k + 1}"]) for k in range(3)),
+            made("Identity", ["r3"], ["q"]),
+        ]
+        stored += [numbers("s", -1)]
+    else:
+        pool = made(
+            "AveragePool",
+            ["x"],
+            ["z"],
+            kernel_shape=[9001, 9001],
+            pads=[4500] * 4,
+            count_include_pad=1,
+        )
+        nodes = [pool, made("Conv", ["z", "w"], ["z1"]), made("Add", ["z1", "c"], ["q"])]
+    side = 4000 if kind == "a row of numbers" else 8
+    graph = helper.make_graph(
+        [conv, *nodes],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, side, side])],
+        [helper.make_tensor_value_info("q", TensorProto.FLOAT, None)],
+        stored,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    "kind", ["ConstantOfShape", "Range", "Tile", "a row of numbers", "AveragePool"]
+)
+def test_a_small_file_takes_little_memory(kind, tmp_path):
+    """ONNX's own inference took five gigabytes for the second."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(bomb(kind).SerializeToString())
+
+    def tight() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (600_000_000, resource.RLIM_INFINITY))
+
+    run = process(path, "--check", before=tight)
+    assert run.code == 0, run.err
+
+
+SLICED = """
+import sys, numpy as np, onnx, bnfold
+from onnx import TensorProto, helper as h, numpy_helper as nh
+
+def numbers(name, *values):
+    return nh.from_array(np.array(values, np.int64), name)
+
+stored = [numbers("zero", 0), numbers("five", 5), numbers("axis", 2)]
+stored += [nh.from_array(np.ones((3, 3, 20, 20), np.float32), "w")]
+slice_ = ["zero", "five", "axis"]
+kinds = {
+    "pool": ("MaxPool", [], {"kernel_shape": [20, 20]}, []),
+    "conv": ("Conv", ["w"], {}, []),
+    "pad": ("Pad", ["p"], {}, [numbers("p", 0, 0, -100, 0, 0, 0, 0, 0)]),
+    "expand": ("Expand", ["p"], {}, [numbers("p", 1, 3, -8, 1)]),
+}
+for kind, more, attributes, own in kinds.values():
+    for depth in range(3):
+        nodes = [h.make_node("Slice", ["x", *slice_], ["y0"])]
+        for k in range(depth):
+            nodes.append(h.make_node("Slice", [f"y{k}", *slice_], [f"y{k + 1}"]))
+        nodes.append(h.make_node(kind, [f"y{depth}", *more], ["z"], **attributes))
+        nodes.append(h.make_node("Slice", ["z", *slice_], ["y"]))
+        value = lambda n, s: h.make_tensor_value_info(n, TensorProto.FLOAT, s)
+        ends = [value("x", [1, 3, 8, 1])], [value("y", None)]
+        graph = h.make_graph(nodes, "g", *ends, stored + own)
+        made = h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=8)
+        try:
+            bnfold.plan(made)
+        except bnfold.UsageError:
+            pass
+        print(kind, depth)
+"""
+
+
+def test_a_slice_of_a_negative_size_does_not_end_the_process():
+    """ONNX's inference ends it: in a library call that is the process of its user."""
+    done = subprocess.run(
+        [sys.executable, "-c", SLICED], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 12
