@@ -1781,6 +1781,13 @@ MUTANTS = (
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
+        "weights of a file refute nothing that outputs do not",
+        "_judge/file_weights.py",
+        "if number in free:",
+        "if number not in range(len(held)):",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
         "any weight of a shape is one of a file's but for roundings",
         "_judge/file_weights.py",
         "if not unexplained_tensor(wanted, each, dtype)",
