@@ -29,6 +29,7 @@ from bnfold._torch.module.trace import unsure
 from bnfold._torch.program.merging import merge
 from bnfold._torch.read.export import Calls, check, export, refuse_pruned, watched
 from bnfold._torch.read.graph import Graph, clashes, read
+from bnfold._torch.read.inner import inner_norms
 
 # How the types of linear operators begin that merge, and how many operators a message names.
 _LINEAR = ("avg_pool", "conv", "linear", "matmul")
@@ -163,6 +164,7 @@ def prepare_module(
     traced = Traced(subject, program, calls, kept, clones, example.made_up, again, None, depthwise)
     graph, surgery, moves, view = traced.planned()
     plan = summarize([("", view, moves)], Counter(node.op for node in view.nodes))
+    plan = replace(plan, kept=(*plan.kept, *inner_norms(program)))
     if not example.made_up:
         kinds = {node.label: node.op for node in view.nodes}
         stays = [kept_apart(each, "") for each in _apart(merge(program).folds, kinds)]
