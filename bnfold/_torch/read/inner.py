@@ -22,7 +22,7 @@ def is_norm(node: Node) -> bool:
 
 def foreign_norm(node: Node, label: str) -> Reason:
     """Why a norm of another library stays."""
-    return Reason("unread-code", label, f"{node.target} is no operator of PyTorch's own")
+    return Reason("unread-code", label, f"{label} is no operator of PyTorch's own")
 
 
 def inner_norms(program: ExportedProgram) -> tuple[Kept, ...]:
