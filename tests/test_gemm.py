@@ -98,6 +98,16 @@ def test_dynamic_c_with_beta_zero():
     fold(m)
 
 
+def test_a_c_that_was_not_read_may_not_be_read_now():
+    """With a β of 1 the C of the caller would be added."""
+    m = model(gemm("dynamic", beta=0.0), bn("bn", "g", "y", 4), x={"x": (5, 3), "c": (4,)})
+    once = graphs.done(m)
+    (node,) = once.folded.graph.node
+    assert not any(a.name == "beta" for a in node.attribute)
+    node.input[2] = "c"
+    assert not any(found.holds for found in graphs.certify(m, once.folded, once.applied))
+
+
 def test_c_of_zero_beta_may_hold_anything():
     m = model(
         gemm((4,), beta=0.0),
