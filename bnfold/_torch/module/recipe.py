@@ -92,11 +92,9 @@ def _emptied(module: nn.Module) -> dict[str, torch.device]:
     """Put meta tensors in the place of those that a state dict holds, and copies in the place of
     others. Gives the devices of the former, by name. A tensor that has several names stays one.
     """
-    saved, made, devices = (
-        module.state_dict().keys(),
-        dict[int, Tensor](),
-        dict[str, torch.device](),
-    )
+    saved = module.state_dict().keys()
+    made: dict[int, Tensor] = {}
+    devices: dict[str, torch.device] = {}
     for path, part in module.named_modules():
         for held in (part._parameters, part._buffers):
             for name, tensor in held.items():
@@ -108,7 +106,7 @@ def _emptied(module: nn.Module) -> dict[str, torch.device]:
                     made[id(tensor)] = _without_values(tensor) if empty else copy.deepcopy(tensor)
                 if empty:
                     devices[full] = tensor.device
-                held[name] = made[id(tensor)]  # type: ignore[assignment]
+                held[name] = made[id(tensor)]
     return devices
 
 
@@ -121,7 +119,7 @@ def _without_values(tensor: Tensor) -> Tensor:
 
 def _forget(program: ExportedProgram) -> None:
     """Take its tensors from a program that nobody else has."""
-    program.example_inputs = None
+    program._example_inputs = None  # Its setter is younger than the oldest PyTorch allowed.
     program.state_dict.clear()
     constants = copy.deepcopy(program.constants)  # One may be a buffer that the fold changes.
     program.constants.update(constants)
