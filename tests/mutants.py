@@ -240,14 +240,14 @@ MUTANTS = (
     Mutant(
         "what a body captures does not count in the order of nodes",
         "_onnx/read/order.py",
-        "names |= inner - _given(body)",
+        "names |= inner - own",
         "names |= set()",
         "tests/test_order.py",
     ),
     Mutant(
         "functions stay out of order",
         "_onnx/read/order.py",
-        "        yield from _search(function.node, set())",
+        "        yield from _search(function.node, set(function.input), set())",
         "        yield from ()",
         "tests/test_order.py",
     ),
@@ -442,6 +442,13 @@ MUTANTS = (
         "tests/carry/test_signs.py",
     ),
     Mutant(
+        "a Gemm that read no C may read any",
+        "_proof/product_formulas.py",
+        "return c is None and beta != 0.0 and any(of.input[2:3])",
+        "return False",
+        "tests/test_gemm.py",
+    ),
+    Mutant(
         "the terms of a sum are told by their places",
         "_proof/crossings.py",
         "ways = [plain] if list(twin.input) == list(reads) else [swapped]",
@@ -612,6 +619,13 @@ MUTANTS = (
         "tests/torch/test_other_ways.py",
     ),
     Mutant(
+        "a method that collects what a part gives, on its way to the next, goes unseen",
+        "_torch/module/other_ways.py",
+        "if parts[0] in self._uses.given:",
+        "if parts[0] is None:",
+        "tests/torch/test_other_ways.py",
+    ),
+    Mutant(
         "a norm that takes in a map is rewritten without it",
         "_plan/depthwise.py",
         "total = before.then(taken.behind) if before is not None else None",
@@ -695,7 +709,49 @@ MUTANTS = (
         "out is not node and len(parts_of(node)) > 9",
         "tests/torch/test_decomposed.py",
     ),
+    Mutant(
+        "integers of a program become floats",
+        "_torch/read/quantized.py",
+        "return found and not whole",
+        "return False",
+        "tests/torch/test_program_quantized.py",
+    ),
+    Mutant(
+        "a mask of integers passes for a quantized weight",
+        "_torch/read/quantized.py",
+        "return found and not whole",
+        "return found",
+        "tests/torch/test_program_quantized.py",
+    ),
+    Mutant(
+        "integers behind a permutation are scaled along their own axis",
+        "_torch/read/quantized.py",
+        "order = [turned[1].index(axis) for axis in order]",
+        "order = list(order)",
+        "tests/torch/test_program_quantized.py",
+    ),
     # --- writers ---------------------------------------------------------------------------------
+    Mutant(
+        "dequantized integers that two operators read are scaled for both",
+        "_torch/program/quantized.py",
+        "if not all(_is_read_once(node) for node in chain):",
+        "if not chain:",
+        "tests/torch/test_program_quantized.py",
+    ),
+    Mutant(
+        "the zero point goes where one scale becomes several",
+        "_torch/program/quantized.py",
+        "int(zero.load().reshape(-1)[0])",
+        "0",
+        "tests/torch/test_program_quantized.py",
+    ),
+    Mutant(
+        "a quantizer rounds by its old scale",
+        "_torch/program/quantized.py",
+        "chain[: len(first) + 1]",
+        "chain[len(first) : len(first) + 1]",
+        "tests/torch/test_program_quantized.py",
+    ),
     Mutant(
         "a weight of which a permutation is read is written unpermuted",
         "_torch/program/fold.py",
@@ -720,8 +776,8 @@ MUTANTS = (
     Mutant(
         "what multiplies the bias of an addmm counts twice",
         "_torch/program/fold.py",
-        '_set_argument(node, "beta", 1)',
-        '_set_argument(node, "beta", site.bias_factor)',
+        'set_argument(node, "beta", 1)',
+        'set_argument(node, "beta", site.bias_factor)',
         "tests/torch/test_decomposed.py",
     ),
     Mutant(
@@ -1208,6 +1264,34 @@ MUTANTS = (
     ),
     # --- surgery on modules ----------------------------------------------------------------------
     Mutant(
+        "branches that a hook sees",
+        "_torch/module/branches.py",
+        "if not all(isinstance(hook, weights) for each in hooks for hook in each.values()):",
+        "if False:",
+        "tests/torch/test_merge_modules.py",
+    ),
+    Mutant(
+        "branches whose weights others read",
+        "_torch/module/branches.py",
+        "if self._owned.is_read_elsewhere(path):",
+        "if False:",
+        "tests/torch/test_merge_modules.py",
+    ),
+    Mutant(
+        "branches with an output that is kept",
+        "_torch/module/branches.py",
+        "if pinned is not None:",
+        "if False:",
+        "tests/torch/test_merge_modules.py",
+    ),
+    Mutant(
+        "merged weights rounded before the fold",
+        "_torch/module/fold.py",
+        "partial(to_numpy, values)",
+        "partial(to_numpy, values.float())",
+        "tests/torch/test_merge_modules.py",
+    ),
+    Mutant(
         "calls of one operator that take in different maps",
         "_torch/module/surgery.py",
         "if not all(equal(first.behind, other.behind) for other in others):",
@@ -1281,8 +1365,8 @@ MUTANTS = (
     Mutant(
         "data files are left where a rename failed",
         "_onnx/files/save.py",
-        "for target, backup in reversed(undo):",
-        "for target, backup in ():",
+        "for target in placed:",
+        "for target in ():",
         "tests/cli/test_writing.py::test_an_existing_output_survives_a_rename_that_fails",
     ),
     Mutant(
@@ -1321,6 +1405,13 @@ MUTANTS = (
         "tests/verify/test_ports.py",
     ),
     Mutant(
+        "an output of a way to pair may be any one",
+        "_run/ports.py",
+        "                if new not in owners or place(owners[new], tried):",
+        "                if True:",
+        "tests/verify/test_ports.py",
+    ),
+    Mutant(
         "notes on an inner tensor come to stand at a port",
         "_run/ports.py",
         "for named in (*stored, *graph.value_info):",
@@ -1330,8 +1421,8 @@ MUTANTS = (
     Mutant(
         "random numbers belong together by their order in the file alone",
         "_run/draws.py",
-        "    ways |= dict.fromkeys(islice(others, _MOST_WAYS + 1))\n",
-        "",
+        "    if ours != theirs:  #",
+        "    if False:  #",
         "tests/verify/test_ahead.py",
     ),
     Mutant(
@@ -1694,6 +1785,13 @@ MUTANTS = (
         "_pipeline/exported_files.py",
         'if plain.status == "pass" and narrow is None:',
         'if plain.status == "pass":',
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "weights of a file refute nothing that outputs do not",
+        "_judge/file_weights.py",
+        "if number in free:",
+        "if number not in range(len(held)):",
         "tests/torch/test_exported_files.py",
     ),
     Mutant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -213,3 +214,47 @@ def test_a_small_file_takes_little_memory(kind, tmp_path):
 
     run = process(path, "--check", before=tight)
     assert run.code == 0, run.err
+
+
+SLICED = """
+import sys, numpy as np, onnx, bnfold
+from onnx import TensorProto, helper as h, numpy_helper as nh
+
+def numbers(name, *values):
+    return nh.from_array(np.array(values, np.int64), name)
+
+stored = [numbers("zero", 0), numbers("five", 5), numbers("axis", 2)]
+stored += [nh.from_array(np.ones((3, 3, 20, 20), np.float32), "w")]
+slice_ = ["zero", "five", "axis"]
+kinds = {
+    "pool": ("MaxPool", [], {"kernel_shape": [20, 20]}, []),
+    "conv": ("Conv", ["w"], {}, []),
+    "pad": ("Pad", ["p"], {}, [numbers("p", 0, 0, -100, 0, 0, 0, 0, 0)]),
+    "expand": ("Expand", ["p"], {}, [numbers("p", 1, 3, -8, 1)]),
+}
+for kind, more, attributes, own in kinds.values():
+    for depth in range(3):
+        nodes = [h.make_node("Slice", ["x", *slice_], ["y0"])]
+        for k in range(depth):
+            nodes.append(h.make_node("Slice", [f"y{k}", *slice_], [f"y{k + 1}"]))
+        nodes.append(h.make_node(kind, [f"y{depth}", *more], ["z"], **attributes))
+        nodes.append(h.make_node("Slice", ["z", *slice_], ["y"]))
+        value = lambda n, s: h.make_tensor_value_info(n, TensorProto.FLOAT, s)
+        ends = [value("x", [1, 3, 8, 1])], [value("y", None)]
+        graph = h.make_graph(nodes, "g", *ends, stored + own)
+        made = h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=8)
+        try:
+            bnfold.plan(made)
+        except bnfold.UsageError:
+            pass
+        print(kind, depth)
+"""
+
+
+def test_a_slice_of_a_negative_size_does_not_end_the_process():
+    """ONNX's inference ends it: in a library call that is the process of its user."""
+    done = subprocess.run(
+        [sys.executable, "-c", SLICED], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 12

@@ -17,6 +17,7 @@ from bnfold._onnx.files.lean import read_lean
 from bnfold._onnx.files.locations import check_external
 from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.files.wire import Unusual, fields
+from bnfold._onnx.read import inference
 from bnfold._onnx.read.order import put_in_order
 from bnfold._system import file_kinds, memory, paths, scratch
 
@@ -128,6 +129,8 @@ def understood(model: ModelProto, path: Path | None) -> Iterator[None]:
 def _invalid(model: ModelProto, path: Path | None) -> str | None:
     """The complaint of ONNX's checker about a model; None if it has none, or cannot check it."""
     external = path is None and bool(external_files(model))
+    if not inference.is_safe(model):
+        return "a size in it comes out negative"
     try:
         if not external:
             onnx.checker.check_model(model if path is None else path, full_check=True)

@@ -5,13 +5,17 @@ difference between a list of four sizes and a row of ten million samples: it mak
 each element, and a file of two hundred bytes takes gigabytes. No list of sizes is that long. So
 operators that work on long rows are hidden from it. What it finds out about their shapes without
 following numbers is told in their place.
+
+Inference ends the process where a Slice reads a tensor with a negative size, which a pool larger
+than its input has, for instance. So Slices are hidden at first, and shown again level by level, as
+long as no size comes out negative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-from onnx import GraphProto, ModelProto, ValueInfoProto, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, shape_inference
 
 from bnfold._onnx.read.scopes import bodies
 
@@ -20,50 +24,130 @@ _FOLLOWED = frozenset(
 )
 """Operators through which inference follows numbers one by one (onnx 1.23)."""
 _LONGEST = 1 << 14
+_FEW = 300
+"""A model of no more nodes is looked at once for each Slice on a way through it."""
 _HIDDEN = "bnfold.hidden"
 
 
 def run(skeleton: ModelProto) -> ModelProto:
-    """A copy of a model with what inference finds out; the model itself where it gives up."""
-    try:
-        plain = shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=False)
-    except Exception:  # What inference raises on an invalid model has no common base.
+    """A copy of a model with what inference finds out; the model itself where it gives up.
+
+    Where a size comes out negative, only what lies ahead of the Slices behind it is found out.
+    """
+    hidden = _copy(skeleton)
+    if not _sliced_soundly(hidden):
+        return _shown(_inferred(hidden, True) or hidden, skeleton)
+    plain = _inferred(hidden, False)
+    if plain is None:
         return skeleton
-    hidden = ModelProto()
-    hidden.CopyFrom(skeleton)
-    names = list(_hide(hidden.graph, plain.graph))
+    _hide_long(hidden.graph, plain.graph)
+    found = _inferred(hidden, True)
+    return plain if found is None else _shown(found, skeleton)
+
+
+def is_safe(model: ModelProto) -> bool:
+    """Whether inference may be run on a model as it is."""
+    return _sliced_soundly(_copy(model))
+
+
+def _copy(model: ModelProto) -> ModelProto:
+    """A copy in which operators may be hidden: inference passes over a domain without schemas."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for holder in (copy, *copy.functions):
+        holder.opset_import.add(domain=_HIDDEN, version=1)
+    return copy
+
+
+def _inferred(model: ModelProto, follow: bool) -> ModelProto | None:
     try:
-        found = shape_inference.infer_shapes(hidden, strict_mode=False, data_prop=True)
-    except Exception:
-        return plain
-    if names:
-        _show(found.graph, skeleton.graph)
-    return found
+        return shape_inference.infer_shapes(model, strict_mode=False, data_prop=follow)
+    except Exception:  # What inference raises on an invalid model has no common base.
+        return None
 
 
-def _hide(graph: GraphProto, told: GraphProto) -> Iterator[str]:
-    """Hide operators on long rows, and yield what they write; ``told`` is the graph as inferred."""
+def _sliced_soundly(model: ModelProto) -> bool:
+    """Whether no size of a model comes out negative; if one does, some Slices stay hidden in it.
+
+    A large model is looked at once, with all its Slices hidden, which finds what no Slice changes.
+    """
+    levels: dict[int, list[NodeProto]] = {}
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        _collect_slices(nodes, {}, levels)
+    slices = [node for level in levels.values() for node in level]
+    for node in slices:
+        node.domain = _HIDDEN
+    passes = sorted(levels) if len(model.graph.node) <= _FEW else [*sorted(levels)[:1]]
+    for number, level in enumerate(passes):
+        found = _inferred(model, True)
+        if found is not None and _has_negative(found.graph):
+            return False
+        last = number + 1 == len(passes)
+        for node in slices if last else levels[level]:
+            node.domain = ""
+    return True
+
+
+def _collect_slices(
+    nodes: Iterable[NodeProto], depths: dict[str, int], levels: dict[int, list[NodeProto]]
+) -> int:
+    """Add the Slices of some nodes, each at the number of Slices on the way to it.
+
+    ``depths`` has that number for names. Gives the largest one.
+    """
+    deepest = 0
+    for node in nodes:
+        depth = max((depths.get(name, 0) for name in node.input), default=0)
+        for _, body in bodies(node):
+            depth = max(depth, _collect_slices(body.node, depths, levels))
+        if node.op_type == "Slice" and node.domain in ("", "ai.onnx"):
+            levels.setdefault(depth, []).append(node)
+            depth += 1
+        depths.update(dict.fromkeys(node.output, depth))
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _has_negative(graph: GraphProto) -> bool:
+    """Whether inference has found a negative size in a graph or in one of its bodies."""
+    values = (*graph.value_info, *graph.output)
+    return any(
+        dim.dim_value < 0
+        for value in values
+        if value.type.WhichOneof("value") == "tensor_type"
+        for dim in value.type.tensor_type.shape.dim
+    ) or any(_has_negative(body) for node in graph.node for _, body in bodies(node))
+
+
+def _hide_long(graph: GraphProto, told: GraphProto) -> None:
+    """Hide operators on long rows in a graph; ``told`` is the same graph as inferred."""
     values = {value.name: value for value in (*told.input, *told.value_info, *told.output)}
     long = {name for name, value in values.items() if _is_long(value)}
     long.update(t.name for t in told.initializer if len(t.dims) == 1 and t.dims[0] > _LONGEST)
+    outputs = {value.name for value in graph.output}
     for node, twin in zip(graph.node, told.node, strict=True):
         for (_, body), (_, body_told) in zip(bodies(node), bodies(twin), strict=True):
-            yield from _hide(body, body_told)
+            _hide_long(body, body_told)
         followed = node.domain in ("", "ai.onnx") and node.op_type in _FOLLOWED
         if followed and not long.isdisjoint((*node.input, *node.output)):
             node.domain = _HIDDEN
-            outputs = {value.name for value in graph.output}
-            for name in filter(None, node.output):
-                yield name
-                if name in values and name not in outputs:
-                    graph.value_info.add().CopyFrom(values[name])
+            known = (name for name in node.output if name in values and name not in outputs)
+            graph.value_info.extend(values[name] for name in known)
     for value in graph.output:
         if value.name in long:
             value.CopyFrom(values[value.name])
 
 
+def _shown(found: ModelProto, skeleton: ModelProto) -> ModelProto:
+    """A model in which operators that were hidden have their domain again."""
+    _show(found.graph, skeleton.graph)
+    for function, origin in zip(found.functions, skeleton.functions, strict=True):
+        for node, twin in zip(function.node, origin.node, strict=True):
+            node.domain = twin.domain
+    return found
+
+
 def _show(graph: GraphProto, skeleton: GraphProto) -> None:
-    """Give operators that were hidden their domain again."""
     for node, origin in zip(graph.node, skeleton.node, strict=True):
         node.domain = origin.domain
         for (_, body), (_, body_origin) in zip(bodies(node), bodies(origin), strict=True):

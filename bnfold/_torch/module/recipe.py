@@ -33,9 +33,11 @@ class Recipe:
 
     @classmethod
     def of(cls, planned: PlannedModule) -> Recipe | None:
-        """The recipe of a module that nothing has changed yet; None for one without a copy."""
+        """The recipe of a module that nothing has changed yet; None for one without a copy,
+        or with branches that became one module.
+        """
         traced = planned.traced
-        if traced.module is planned.module:
+        if traced.module is planned.module or planned.blocks:
             return None
         saved = traced.module.state_dict()
         plain = {
@@ -87,8 +89,8 @@ def refold(folded: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
     if not isinstance(recipe, Recipe):
         raise UsageError(
             f"{type(folded).__name__} does not know how it was folded: bnfold.fold did not make it "
-            "in this process, or it was loaded from a file; fold the original with the new "
-            "weights: bnfold.fold(model, (example,))"
+            "in this process, or with merge=True, or it was loaded from a file; fold the original "
+            "with the new weights: bnfold.fold(model, (example,))"
         )
     made = recipe.refolded(state_dict)
     places = {tensor.device for tensor in (*folded.parameters(), *folded.buffers())}

@@ -6,7 +6,6 @@ cloned, a missing bias becomes a parameter, a map that has to stand becomes a mu
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,6 +21,7 @@ from torch.fx import Node
 
 from bnfold._core.laws import Edit
 from bnfold._core.parameters import Site
+from bnfold._core.quantized import Rescaled
 from bnfold._core.result import Plan
 from bnfold._core.view import Affine, Crossing
 from bnfold._errors import UsageError
@@ -32,8 +32,9 @@ from bnfold._plan.planner import Move, Moves, Sides
 from bnfold._plan.summary import kept_apart, summarize
 from bnfold._system import file_kinds
 from bnfold._torch.program.applied import Applied, AppliedStep
-from bnfold._torch.program.draft import Draft
+from bnfold._torch.program.draft import Draft, set_argument, set_read
 from bnfold._torch.program.merging import merge
+from bnfold._torch.program.quantized import rescale
 from bnfold._torch.program.untrusted import Untrusted, refuse_code
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import quiet
@@ -43,10 +44,11 @@ from bnfold._torch.read.nodes import (
     is_tensor,
     kind_of,
     parts_of,
+    permuted_from,
     reads_of,
     values_read,
 )
-from bnfold._torch.read.rearranged import permuted_from
+from bnfold._torch.read.quantized import Dequantized
 from bnfold._torch.tensors import Array, from_numpy
 
 # Operators whose numbers are part of their name, and those that are the same with any numbers.
@@ -149,7 +151,7 @@ class _DraftFolder:
             self._edit(index, edit)
         for index, sides in moves.sides.items():
             for site in self._read.readings[index].sites:
-                self._absorb(self._node(index), site, sides)
+                self._absorb(index, site, sides)
         for move in moves.moves:
             self._replace(move)
         return self._draft.program()
@@ -175,14 +177,16 @@ class _DraftFolder:
         if general is not None:
             node.target = getattr(torch.ops.aten, general).default
         for name, value in edit.values.items():
-            _set_argument(node, str(numbers.get(name, name)), value)
+            set_argument(node, str(numbers.get(name, name)), value)
 
-    def _absorb(self, node: Node, site: Site, sides: Sides) -> None:
+    def _absorb(self, index: int, site: Site, sides: Sides) -> None:
         """Give an operator the new weight and bias of one of its sites.
 
         Of an operator that has them in a list, not as arguments of their own, the number of the
         tensor among those that it reads says which it is.
         """
+        self._rescale(index, site, sides)
+        node = self._node(index)
         bound, reads = arguments(node), list(reads_of(node))
         weight = bound["weight"] if "weight" in bound else reads[site.weight]
         for name, number, values, old in (
@@ -198,7 +202,7 @@ class _DraftFolder:
                 node.kwargs = {}
                 continue
             if name == "bias" and site.bias_factor != 1.0:
-                _set_argument(node, "beta", 1)
+                set_argument(node, "beta", 1)
             held = bound[name] if name in bound else reads[number]
             stem = old.name if isinstance(old, Constant) and old.stored else f"{node.name}_{name}"
             readers = [] if held is None else [u for u in held.users if held in values_read(u)]
@@ -207,9 +211,39 @@ class _DraftFolder:
                 continue
             parameter, _ = self._draft.add_parameter(stem, from_numpy(values), weight)
             if name in bound:
-                _set_argument(node, name, parameter)
+                set_argument(node, name, parameter)
             else:
-                _set_read(node, number, parameter)
+                set_read(node, number, parameter)
+
+    def _rescale(self, index: int, site: Site, sides: Sides) -> None:
+        """Give a weight that comes from integers its new scale."""
+        new = site.rescaled(sides.behind, sides.ahead)
+        if site.quantized is None or not isinstance(new, Rescaled):
+            return
+        node, old = self._node(index), self._read.nodes[index]
+        bound, reads = arguments(old), list(reads_of(old))
+        number = reads.index(bound["weight"]) if "weight" in bound else site.weight
+        found = self._read.context.dequantized(reads[number])
+        assert isinstance(found, Dequantized)
+        ours = replace(
+            found,
+            node=self._nodes[found.node.name],
+            path=tuple(self._nodes[each.name] for each in found.path),
+            quantizer=found.quantizer and self._nodes[found.quantizer.name],
+        )
+        store = partial(self._hold, node)
+        set_read(node, number, rescale(self._draft.module.graph, node, ours, new, store))
+
+    def _hold(self, reader: Node, held: Node | None, values: Array, stem: str) -> Node:
+        """The node that holds new values of a constant: its own, if one operator alone reads it."""
+        signature, state = self._read.program.graph_signature, self._draft.state
+        if held is not None and len(held.users) == 1:
+            names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+            name = names.get(held.name, "")
+            if name in state and state[name].shape == values.shape:
+                state[name] = _like(values, state[name])
+                return held
+        return self._draft.add_parameter(stem, from_numpy(values), self._near(reader))[0]
 
     def _stored(self, held: Node, old: Constant, values: Array) -> bool:
         """Write new values of a constant, which one operator reads, into the parameter that it is
@@ -312,12 +346,12 @@ class _DraftFolder:
         graph = self._draft.module.graph
         node: Node = graph.call_function(norm.target, norm.args, norm.kwargs)
         node.meta = {**end.meta, "val": norm.meta["val"]}
-        _set_argument(node, "input", end)
+        set_argument(node, "input", end)
         vectors = standing_constants(self._read.readings, move, standing)
         for name, vector in zip(("weight", "bias", "running_mean"), vectors, strict=True):
             values = from_numpy(vector.astype(dtype))
             stem = f"{norm.name}_{name}"
-            _set_argument(node, name, self._draft.add_parameter(stem, values, self._near(end))[0])
+            set_argument(node, name, self._draft.add_parameter(stem, values, self._near(end))[0])
         if is_tensor(node):
             return node
         part: Node = graph.call_function(operator.getitem, (node, 0))
@@ -373,23 +407,3 @@ def _like(values: Array, old: Tensor) -> Tensor:
     with torch.no_grad():
         tensor.copy_(from_numpy(values))
     return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-
-
-def _set_read(node: Node, number: int, new: Node) -> None:
-    """Let an operator read another tensor in place of one of those that it reads, by number."""
-    numbers = itertools.count()
-
-    def swapped(source: Node) -> Node:
-        return new if next(numbers) == number else source
-
-    node.args, node.kwargs = torch.fx.map_arg((node.args, node.kwargs), swapped)
-
-
-def _set_argument(node: Node, name: str, value: Node | float) -> None:
-    """Set an argument of an operator by name, by position where it has one there."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    place = names.index(name)
-    if name in node.kwargs or place > len(node.args):
-        node.kwargs = {**node.kwargs, name: value}
-    else:
-        node.args = (*node.args[:place], value, *node.args[place + 1 :])
