@@ -442,6 +442,13 @@ MUTANTS = (
         "tests/carry/test_signs.py",
     ),
     Mutant(
+        "a Gemm that read no C may read any",
+        "_proof/product_formulas.py",
+        "return c is None and beta != 0.0 and any(of.input[2:3])",
+        "return False",
+        "tests/test_gemm.py",
+    ),
+    Mutant(
         "the terms of a sum are told by their places",
         "_proof/crossings.py",
         "ways = [plain] if list(twin.input) == list(reads) else [swapped]",
