@@ -442,6 +442,13 @@ MUTANTS = (
         "tests/carry/test_signs.py",
     ),
     Mutant(
+        "a Gemm that read no C may read any",
+        "_proof/product_formulas.py",
+        "return c is None and beta != 0.0 and any(of.input[2:3])",
+        "return False",
+        "tests/test_gemm.py",
+    ),
+    Mutant(
         "the terms of a sum are told by their places",
         "_proof/crossings.py",
         "ways = [plain] if list(twin.input) == list(reads) else [swapped]",
@@ -649,7 +656,7 @@ MUTANTS = (
     Mutant(
         "folding again forgets which modules hand on a new bias",
         "_torch/module/recipe.py",
-        "again=None, takers=takers",
+        "again=None, takers=planned.surgery.takers",
         "again=None, takers=None",
         "tests/torch/test_refold.py",
     ),
@@ -1257,6 +1264,34 @@ MUTANTS = (
     ),
     # --- surgery on modules ----------------------------------------------------------------------
     Mutant(
+        "branches that a hook sees",
+        "_torch/module/branches.py",
+        "if not all(isinstance(hook, weights) for each in hooks for hook in each.values()):",
+        "if False:",
+        "tests/torch/test_merge_modules.py",
+    ),
+    Mutant(
+        "branches whose weights others read",
+        "_torch/module/branches.py",
+        "if self._owned.is_read_elsewhere(path):",
+        "if False:",
+        "tests/torch/test_merge_modules.py",
+    ),
+    Mutant(
+        "branches with an output that is kept",
+        "_torch/module/branches.py",
+        "if pinned is not None:",
+        "if False:",
+        "tests/torch/test_merge_modules.py",
+    ),
+    Mutant(
+        "merged weights rounded before the fold",
+        "_torch/module/fold.py",
+        "partial(to_numpy, values)",
+        "partial(to_numpy, values.float())",
+        "tests/torch/test_merge_modules.py",
+    ),
+    Mutant(
         "calls of one operator that take in different maps",
         "_torch/module/surgery.py",
         "if not all(equal(first.behind, other.behind) for other in others):",
@@ -1750,6 +1785,13 @@ MUTANTS = (
         "_pipeline/exported_files.py",
         'if plain.status == "pass" and narrow is None:',
         'if plain.status == "pass":',
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "weights of a file refute nothing that outputs do not",
+        "_judge/file_weights.py",
+        "if number in free:",
+        "if number not in range(len(held)):",
         "tests/torch/test_exported_files.py",
     ),
     Mutant(

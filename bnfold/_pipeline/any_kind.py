@@ -63,6 +63,7 @@ class ModuleOptions:
     clone: bool = False
     inplace: bool = False
     keep: tuple[str, ...] = ()
+    merge: bool = False
 
     def refuse(self) -> None:
         """Raise `UsageError` if an option is given: the model is no module."""
@@ -244,7 +245,7 @@ def _prepare_module(
         example = Example(made_up(model), {}, made_up=True)
     else:
         example = _example(options)
-    planned = prepare_module(model, example, options.clone, options.keep, depthwise)
+    planned = prepare_module(model, example, options.clone, options.keep, options.merge, depthwise)
     if planned.other_ways:
         warnings.warn(_other_ways(type(model).__name__, planned.other_ways), stacklevel=4)
     return planned
