@@ -103,11 +103,14 @@ def test_dynamic_c_with_beta_zero():
 
 def test_a_c_that_was_not_read_may_not_be_read_now():
     """With a β of 1 the C of the caller would be added."""
-    m = model(gemm("dynamic", beta=0.0), bn("bn", "g", "y", 4), x={"x": (5, 3), "c": (4,)})
+    scale = const("Mul", "g", "y", rand(4))
+    m = model(gemm("dynamic", beta=0.0), scale, x={"x": (5, 3), "c": (4,)})
     once = graphs.done(m)
+    assert all(found.holds for found in certify(m, once.folded, once.applied))
     (node,) = once.folded.graph.node
-    assert not any(a.name == "beta" for a in node.attribute)
-    node.input[2] = "c"
+    (beta,) = (a for a in node.attribute if a.name == "beta")
+    beta.f = 1.0
+    assert node.input[2] == "c"
     assert not any(found.holds for found in certify(m, once.folded, once.applied))
 
 
