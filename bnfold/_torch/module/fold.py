@@ -35,6 +35,7 @@ from bnfold._torch.program.fold import PlannedProgram
 from bnfold._torch.program.merging import merge as merged
 from bnfold._torch.read.export import Calls, check, export, refuse_pruned, watched
 from bnfold._torch.read.graph import Graph, clashes, operators, read
+from bnfold._torch.read.inner import inner_norms
 from bnfold._torch.read.nodes import kind_of
 from bnfold._torch.tensors import to_numpy
 
@@ -189,6 +190,7 @@ def prepare_module(
     traced = replace(traced, exact=exact, depthwise=depthwise)
     graph, surgery, moves, view = traced.planned()
     plan = summarize([("", view, moves)], Counter(node.op for node in view.nodes))
+    plan = replace(plan, kept=(*plan.kept, *inner_norms(program)))
     plan = replace(plan, folds=(*(b.fold for b in blocks.values()), *plan.folds), before=before)
     if not example.made_up:
         kinds = {node.label: node.op for node in view.nodes}

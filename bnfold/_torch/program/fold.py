@@ -15,41 +15,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
 from bnfold._core.laws import Edit
-from bnfold._core.parameters import Site
-from bnfold._core.quantized import Rescaled
 from bnfold._core.result import Plan
 from bnfold._core.view import Affine, Crossing
 from bnfold._errors import UsageError
 from bnfold._plan.depthwise import without_norms
 from bnfold._plan.fit import settle, standing_batch_norm, standing_constants, standing_dtype
 from bnfold._plan.places import Standing
-from bnfold._plan.planner import Move, Moves, Sides
+from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
 from bnfold._system import file_kinds
 from bnfold._torch.program.applied import Applied, AppliedStep
-from bnfold._torch.program.draft import Draft, set_argument, set_read
+from bnfold._torch.program.draft import Draft, set_argument
 from bnfold._torch.program.merging import merge
-from bnfold._torch.program.quantized import rescale
+from bnfold._torch.program.parameters import ParameterWriter
 from bnfold._torch.program.untrusted import Untrusted, refuse_code
-from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import quiet
 from bnfold._torch.read.graph import Graph, clashes, operators
+from bnfold._torch.read.inner import inner_norms
 from bnfold._torch.read.nodes import (
-    arguments,
     is_tensor,
     kind_of,
     parts_of,
-    permuted_from,
-    reads_of,
-    values_read,
 )
-from bnfold._torch.read.quantized import Dequantized
-from bnfold._torch.tensors import Array, from_numpy
+from bnfold._torch.tensors import from_numpy
 
 # Operators whose numbers are part of their name, and those that are the same with any numbers.
 _WITH_NUMBERS = {"relu6": "hardtanh", "relu6_": "hardtanh_"}
@@ -84,7 +77,11 @@ class PlannedProgram:
         self.plan: Plan = replace(
             plan,
             folds=(*merges.folds, *plan.folds),
-            kept=(*plan.kept, *(kept_apart(stays, "") for stays in merges.stays)),
+            kept=(
+                *plan.kept,
+                *inner_norms(program),
+                *(kept_apart(stays, "") for stays in merges.stays),
+            ),
             before=Counter(map(kind_of, operators(program.graph))),
         )
 
@@ -149,9 +146,10 @@ class _DraftFolder:
     def write(self, moves: Moves) -> ExportedProgram:
         for index, edit in moves.edits.items():
             self._edit(index, edit)
+        parameters = ParameterWriter(self._read, self._draft, self._nodes)
         for index, sides in moves.sides.items():
             for site in self._read.readings[index].sites:
-                self._absorb(index, site, sides)
+                parameters.write(index, site, sides)
         for move in moves.moves:
             self._replace(move)
         return self._draft.program()
@@ -178,87 +176,6 @@ class _DraftFolder:
             node.target = getattr(torch.ops.aten, general).default
         for name, value in edit.values.items():
             set_argument(node, str(numbers.get(name, name)), value)
-
-    def _absorb(self, index: int, site: Site, sides: Sides) -> None:
-        """Give an operator the new weight and bias of one of its sites.
-
-        Of an operator that has them in a list, not as arguments of their own, the number of the
-        tensor among those that it reads says which it is.
-        """
-        self._rescale(index, site, sides)
-        node = self._node(index)
-        bound, reads = arguments(node), list(reads_of(node))
-        weight = bound["weight"] if "weight" in bound else reads[site.weight]
-        for name, number, values, old in (
-            ("weight", site.weight, site.new_weight(sides.behind, sides.ahead), site.weight_value),
-            ("bias", site.bias, site.new_bias(sides.behind, sides.ahead), site.bias_value),
-        ):
-            if values is None or number is None:
-                continue
-            if old is None and kind_of(node) == "mm":
-                stem = f"{node.name}_{name}"
-                made, _ = self._draft.add_parameter(stem, from_numpy(values), weight)
-                node.target, node.args = torch.ops.aten.addmm.default, (made, *reads_of(node))
-                node.kwargs = {}
-                continue
-            if name == "bias" and site.bias_factor != 1.0:
-                set_argument(node, "beta", 1)
-            held = bound[name] if name in bound else reads[number]
-            stem = old.name if isinstance(old, Constant) and old.stored else f"{node.name}_{name}"
-            readers = [] if held is None else [u for u in held.users if held in values_read(u)]
-            alone = len(readers) == 1 and reads.count(held) == 1
-            if isinstance(old, Constant) and alone and self._stored(held, old, values):
-                continue
-            parameter, _ = self._draft.add_parameter(stem, from_numpy(values), weight)
-            if name in bound:
-                set_argument(node, name, parameter)
-            else:
-                set_read(node, number, parameter)
-
-    def _rescale(self, index: int, site: Site, sides: Sides) -> None:
-        """Give a weight that comes from integers its new scale."""
-        new = site.rescaled(sides.behind, sides.ahead)
-        if site.quantized is None or not isinstance(new, Rescaled):
-            return
-        node, old = self._node(index), self._read.nodes[index]
-        bound, reads = arguments(old), list(reads_of(old))
-        number = reads.index(bound["weight"]) if "weight" in bound else site.weight
-        found = self._read.context.dequantized(reads[number])
-        assert isinstance(found, Dequantized)
-        ours = replace(
-            found,
-            node=self._nodes[found.node.name],
-            path=tuple(self._nodes[each.name] for each in found.path),
-            quantizer=found.quantizer and self._nodes[found.quantizer.name],
-        )
-        store = partial(self._hold, node)
-        set_read(node, number, rescale(self._draft.module.graph, node, ours, new, store))
-
-    def _hold(self, reader: Node, held: Node | None, values: Array, stem: str) -> Node:
-        """The node that holds new values of a constant: its own, if one operator alone reads it."""
-        signature, state = self._read.program.graph_signature, self._draft.state
-        if held is not None and len(held.users) == 1:
-            names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-            name = names.get(held.name, "")
-            if name in state and state[name].shape == values.shape:
-                state[name] = _like(values, state[name])
-                return held
-        return self._draft.add_parameter(stem, from_numpy(values), self._near(reader))[0]
-
-    def _stored(self, held: Node, old: Constant, values: Array) -> bool:
-        """Write new values of a constant, which one operator reads, into the parameter that it is
-        or is a permutation of; gives whether it is either.
-        """
-        name, turned = old.name, permuted_from(held)
-        if turned is not None and len(turned[0].users) == 1 and turned[0].op == "placeholder":
-            (name,), values = old.sources, values.transpose(turned[1])
-        elif not old.stored:
-            return False
-        state = self._draft.state
-        if name not in state or state[name].shape != values.shape:
-            return False
-        state[name] = _like(values, state[name])
-        return True
 
     def _replace(self, move: Move) -> None:
         """Take the maps out, and put what has to stand where the last of them was."""
@@ -399,11 +316,3 @@ def _steps(graph: Graph, moves: Moves, made: Collection[str]) -> Iterator[Applie
     for index, node in enumerate(graph.nodes):
         if node.name in made and index not in moved:
             yield step("absorb", index, (), (index,))
-
-
-def _like(values: Array, old: Tensor) -> Tensor:
-    """Values in a new tensor that lies as another one does."""
-    tensor = torch.empty_like(old)
-    with torch.no_grad():
-        tensor.copy_(from_numpy(values))
-    return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor

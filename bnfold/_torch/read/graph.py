@@ -34,6 +34,7 @@ from bnfold._torch.read import affine, crossed, linear, rearranged, rounded
 from bnfold._torch.read.aliases import Memory
 from bnfold._torch.read.constants import Constants
 from bnfold._torch.read.context import Context, TorchRow
+from bnfold._torch.read.inner import foreign_norm, is_norm
 from bnfold._torch.read.nodes import (
     arguments,
     asked,
@@ -185,6 +186,8 @@ def _translate(context: Context, node: fx.Node) -> Operator:
     space = getattr(node.target, "namespace", "")
     rows = ROWS if space == "aten" else rounded.ROWS if space in rounded.SPACES else {}
     row = rows.get(kind_of(node))
+    if row is None and is_norm(node):
+        return Unfixed(reason=foreign_norm(node, context.label(node)))
     if row is None or getattr(node.target, "_schema", None) is None:
         return UNKNOWN
     return row.translate(context, node, arguments(node))
