@@ -39,6 +39,7 @@ def plan(
     dynamic_shapes: Any = None,
     as_eval: bool = False,
     clone: bool = False,
+    merge: bool = False,
     keep: Sequence[str] = (),
     depthwise: bool = False,
     freeze_initializers: bool = False,
@@ -54,7 +55,9 @@ def plan(
     takes ``freeze_initializers`` and ``assume_equal_dims``, and any takes ``depthwise``, see there.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
-    options = ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone, keep=_names(keep))
+    options = ModuleOptions(
+        args, kwargs, dynamic_shapes, as_eval, clone, keep=_names(keep), merge=merge
+    )
     return plan_model(
         model,
         base_dir,
@@ -97,6 +100,7 @@ def fold(
     dynamic_shapes: Any = None,
     as_eval: bool = False,
     clone: bool = False,
+    merge: bool = False,
     inplace: bool = False,
     keep: Sequence[str] = (),
     depthwise: bool = False,
@@ -121,6 +125,7 @@ def fold(
     dynamic_shapes: Any = None,
     as_eval: bool = False,
     clone: bool = False,
+    merge: bool = False,
     inplace: bool = False,
     keep: Sequence[str] = (),
     depthwise: bool = False,
@@ -149,7 +154,9 @@ def fold(
     eval, and gives it back in eval. A submodule that is called for several inputs folds where
     all of its calls take in the same. Any other parameter or submodule that the network uses in
     several places is kept as it is, unless ``clone`` lets each place that a fold changes have its
-    own.
+    own. With ``merge`` a submodule that adds up linear branches (RepVGG, MobileOne, ACNet) becomes
+    one convolution or linear layer, with a `bnfold.nn.Remainder` around it and what follows the
+    sum: it loses its class and its branches.
 
     The copy computes what the module computes on such inputs when it is called. Tensors on the way
     change, and who gets at them by another way (another method, an argument or a size of input that
@@ -161,7 +168,9 @@ def fold(
     Only ``verify`` checks the result.
     Raises `UsageError` for a model that cannot be read or an output that cannot be written.
     """
-    options = ModuleOptions(output, kwargs, dynamic_shapes, as_eval, clone, inplace, _names(keep))
+    options = ModuleOptions(
+        output, kwargs, dynamic_shapes, as_eval, clone, inplace, _names(keep), merge
+    )
     return fold_model(
         model,
         output,

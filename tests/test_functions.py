@@ -10,6 +10,7 @@ from onnx import AttributeProto, helper
 import bnfold
 from bnfold._onnx import fold as folding
 from bnfold._onnx.read import inlining
+from bnfold._onnx.read.scopes import Names
 from bnfold._proof import inlined_calls
 from bnfold._proof.certificate import certify
 
@@ -737,6 +738,17 @@ def test_inlined_calls_that_cannot_be_checked_rest_on_their_weights(monkeypatch)
     assert inlined.layers == {label(node) for node in m.graph.node}
 
 
+def nested(depth):
+    """Functions that call each other in a row, with a Relu in each."""
+    body = [[op("Relu", "x", "h"), op(f"F{n + 1}", "h", "y", domain="my")] for n in range(depth)]
+    body.append([op("Relu", "x", "y")])
+    return model(
+        op("F0", "x", "y", domain="my"),
+        functions=[function(f"F{n}", "x", "y", nodes) for n, nodes in enumerate(body)],
+        domains=DOMAIN,
+    )
+
+
 @pytest.mark.parametrize(
     ("calls", "plans"), [("none", 1), ("every one folds", 2), ("one folds, one may not", 3)]
 )
@@ -775,17 +787,34 @@ def test_functions_that_call_each_other_in_a_row_are_dropped_in_one_pass(monkeyp
 
     def steps(depth):
         seen.clear()
-        body = [
-            [op("Relu", "x", "h"), op(f"F{n + 1}", "h", "y", domain="my")] for n in range(depth)
-        ]
-        body.append([op("Relu", "x", "y")])
-        m = model(
-            op("F0", "x", "y", domain="my"),
-            functions=[function(f"F{n}", "x", "y", nodes) for n, nodes in enumerate(body)],
-            domains=DOMAIN,
-        )
-        inlined = inlining.inline(m).model
+        inlined = inlining.inline(nested(depth)).model
         assert not inlined.functions and len(inlined.graph.node) == depth + 1
         return len(seen)
 
     assert steps(100) <= 13 * steps(10)
+
+
+def test_functions_that_call_each_other_too_deep_stay_from_there_on():
+    """Each level made the names longer, and more levels than Python has ended in a traceback."""
+    m = nested(1200)
+    inlined = inlining.inline(m).model
+    assert 100 < len(inlined.graph.node) < 300
+    assert len(inlined.functions) == 1201 + 1 - len(inlined.graph.node)
+    assert bnfold.plan(m).folds == ()
+
+
+@pytest.mark.parametrize("taken", [(), ("w_2",)])
+def test_many_fresh_names_of_one_kind_are_found_in_one_step_each(taken):
+    class Counted(set):
+        asked = 0
+
+        def __contains__(self, name):
+            Counted.asked += 1
+            return set.__contains__(self, name)
+
+    names = Names(onnx.ModelProto(), [])
+    names._taken = Counted(taken)
+    made = [names.fresh("w") for _ in range(100)]
+    wanted = [name for name in ["w", *(f"w_{n}" for n in range(1, 102))] if name not in taken]
+    assert made == wanted[:100]
+    assert Counted.asked <= 300

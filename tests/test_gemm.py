@@ -7,6 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
+from bnfold._proof.certificate import certify
+
+from . import graphs
 from .graphs import assert_same, bn, codes, const, counts, fold, folds, model, op, overridable, rand
 
 FORMS = list(itertools.product([0, 1], [0, 1], [1.0, 0.5], [1.0, -2.0, 0.0]))
@@ -96,6 +99,19 @@ def test_dynamic_c_multiplied_by_a_scalar():
 def test_dynamic_c_with_beta_zero():
     m = model(gemm("dynamic", beta=0.0), bn("bn", "g", "y", 4), x={"x": (5, 3), "c": (4,)})
     fold(m)
+
+
+def test_a_c_that_was_not_read_may_not_be_read_now():
+    """With a β of 1 the C of the caller would be added."""
+    scale = const("Mul", "g", "y", rand(4))
+    m = model(gemm("dynamic", beta=0.0), scale, x={"x": (5, 3), "c": (4,)})
+    once = graphs.done(m)
+    assert all(found.holds for found in certify(m, once.folded, once.applied))
+    (node,) = once.folded.graph.node
+    (beta,) = (a for a in node.attribute if a.name == "beta")
+    beta.f = 1.0
+    assert node.input[2] == "c"
+    assert not any(found.holds for found in certify(m, once.folded, once.applied))
 
 
 def test_c_of_zero_beta_may_hold_anything():

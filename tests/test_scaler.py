@@ -139,6 +139,15 @@ def test_a_weight_of_another_type_behind_a_cast():
     assert np.allclose(was, now, rtol=1e-4, atol=1e-4)
 
 
+def test_without_the_default_domain():
+    """ONNX's inference says nothing there. No Mul can be written, and none is needed."""
+    made = model(scaler("x", "s", 4, name="first"), scaler("s", "y", 4), x=(2, 4))
+    del made.opset_import[0]
+    once = graphs.done(made)
+    assert {k.code for k in once.plan.kept} == {"no-linear-operator", "no-gain"}
+    assert once.folded.SerializeToString() == made.SerializeToString()
+
+
 def test_of_another_domain_it_is_any_operator():
     made = model(op("Scaler", "x", "s", domain="my"), gemm("s", "y"), x=(2, 4), domains={"my": 1})
     assert not graphs.done(made).plan.folds

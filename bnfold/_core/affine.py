@@ -119,11 +119,14 @@ class AffineMap:
 
 
 def _uniform(vector: Vector) -> bool:
-    if vector.size == 1 or bool((vector == vector[0]).all()):
+    if vector.size == 1:
         return True
-    if not np.isfinite(vector).all():
-        return False
-    return bool((np.abs(vector - vector[0]) <= _ROUNDING * np.abs(vector[0])).all())
+    first = vector[0]
+    others = vector[vector != first]  # Mostly few, or the second one is already another number.
+    if not others.size:
+        return True
+    near = np.abs(others[0] - first) <= _ROUNDING * np.abs(first) < np.inf
+    return bool(near and (np.abs(others - first) <= _ROUNDING * np.abs(first)).all())
 
 
 IDENTITY = AffineMap.of(1.0, 0.0, None)

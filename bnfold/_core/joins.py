@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +41,9 @@ class Concatenated(Law):
         map_ = along_one_axis(map_)
         if map_.axis != self.axis:
             return [Way(dict.fromkeys(range(len(self.sizes)), map_))]
-        if sum(size or 0 for size in self.sizes) != map_.scale.size or None in self.sizes:
+        if self._ends is None or self._ends[-1] != map_.scale.size:
             raise not_known("the sizes of its inputs are not known")
-        ends = np.cumsum([size or 0 for size in self.sizes])[:-1]
+        ends = self._ends[:-1]
         parts = zip(np.split(map_.scale, ends), np.split(map_.shift, ends), strict=True)
         return [Way({n: AffineMap.of(s, t, self.axis) for n, (s, t) in enumerate(parts)})]
 
@@ -55,14 +56,20 @@ class Concatenated(Law):
             return [Way({0: first})]
         if any(part.axis not in (None, self.axis) for part in parts.values()):
             raise not_carried("its inputs do not all carry the same map", len(parts) > 1)
-        if None in self.sizes:
+        ends = self._ends
+        if ends is None:
             raise not_known("the sizes of its inputs are not known")
-        ends = np.cumsum([size or 0 for size in self.sizes])
         scales, shifts = np.ones(ends[-1]), np.zeros(ends[-1])
         for number, part in parts.items():
             place = slice(ends[number] - (self.sizes[number] or 0), ends[number])
             scales[place], shifts[place] = part.scale, part.shift
         return [Way({0: AffineMap.of(scales, shifts, self.axis)})]
+
+    @cached_property
+    def _ends(self) -> NDArray[np.intp] | None:
+        """Where each input ends in the output; None if a size is not known."""
+        known = [size for size in self.sizes if size is not None]
+        return np.cumsum(known) if len(known) == len(self.sizes) else None
 
 
 @dataclass(frozen=True)

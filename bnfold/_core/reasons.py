@@ -135,6 +135,12 @@ CODES: dict[str, Code] = {
         "express it.",
         "Fold after torch.export or export to ONNX, or give a map a module of its own.",
     ),
+    "unread-code": Code(
+        "The norm is in code that an operator of an exported program calls (a branch, a part that "
+        "runs without gradients or with autocast), or it is an operator of another library. "
+        "Nothing folds there.",
+        "program.run_decompositions() puts code inline that is no branch; then fold.",
+    ),
     "non-finite": Code(
         "A constant of the map or a weight it would go into is NaN or infinite.",
         "Look at the checkpoint: the values named are not usable numbers.",

@@ -203,7 +203,7 @@ def _compare_binaries(
 
         result, chosen = drawing_alike(partial(judged, pairing), draws)
         if result.status != "fail":
-            return seen_in_weights(result, (left, right), (left_edits, right_edits))
+            return seen_in_weights(result, (left, right), (left_edits, right_edits), bounds)
         allowed, known = pairing or by_type, pairing is not None
         if allowed is None:
             return result

@@ -25,6 +25,18 @@ from bnfold._onnx.fold import prepare
 from bnfold._run.source import Source
 from bnfold._torch.module.fold import Example
 
+_FEW = 4
+"""Tensors with fewer numbers are alike too easily."""
+_SAME = 0.5
+"""Which part of the numbers of a weight tells that it is the same weight."""
+_ROUNDED = 1e-4
+"""How far a number may be off that was folded in float32, and be the same number."""
+_WRONG = 1e-3
+"""How far a weight may be off before it is wrong, relative to the largest number in the row."""
+_ROW = 1e-2
+"""How small a row may be, relative to the largest number, before it counts as that large."""
+_SAMPLE, _TINY = 256, 1e-300
+
 
 def take_weights(
     program: ExportedProgram, file: Source, example: Example, dtype: torch.dtype
@@ -49,6 +61,58 @@ def take_weights(
         for store in (program.state_dict, program.constants):
             for name in found.keys() & store.keys():
                 store[name].copy_(found[name])
+
+
+def wrong_weight(program: ExportedProgram, file: Source, example: Example) -> str:
+    """What is wrong with a weight of a file that is evidently one of a program, in words, or "".
+
+    The program is in float64 and folded, and ``example`` is widened. A weight is evidently the same
+    if half of its numbers are the same, and no other weight of the program is nearer. It is wrong
+    if another number is off by more than folding in float32 explains.
+
+    Raises:
+        UsageError: the program or the file cannot be folded.
+    """
+    weights = NormalForm.of(program, example).weights
+    held = [one for one in _constants(file) if one.numel() >= _FEW]
+    free, near = set(range(len(held))), list[tuple[str, int, float]]()
+    for name, wanted in weights.items():
+        found = []
+        for number, one in enumerate(held):
+            for each in _as_shaped(one, wanted):
+                if _alike(_sampled(wanted), _sampled(each)) >= _SAME / 2:
+                    found.append((_off(wanted, each), number, _alike(wanted, each)))
+        if found and min(found)[0] <= _WRONG:
+            free -= {number for off, number, _ in found if off <= _WRONG}
+        else:
+            near += [(name, number, off) for off, number, alike in found if alike >= _SAME]
+    for name, number, off in near:
+        if number in free:
+            return f"{name} is off by {100 * off:.2g} % in the file, which no output shows here"
+    return ""
+
+
+def _off(wanted: Tensor, found: Tensor) -> float:
+    """The largest difference of two weights, relative to the largest number in its row.
+
+    The terms of a bias may cancel, so its numbers are one row.
+    """
+    most, apart = wanted.abs(), (found - wanted).abs()
+    if wanted.dim() < 2:
+        return float(apart.max() / most.max().clamp(min=_TINY))
+    rows, off = (each.reshape(len(wanted), -1).amax(1) for each in (most, apart))
+    return float((off / rows.clamp(min=max(_TINY, _ROW * float(most.max())))).max())
+
+
+def _alike(wanted: Tensor, found: Tensor) -> float:
+    """Which part of the numbers of two weights are the same but for roundings."""
+    most = _ROUNDED * (wanted.abs() + wanted.abs().max() * _ROUNDED)
+    return float(((found - wanted).abs() <= most).double().mean())
+
+
+def _sampled(tensor: Tensor) -> Tensor:
+    flat = tensor.reshape(-1)
+    return flat[:: max(1, len(flat) // _SAMPLE)]
 
 
 def _constants(file: Source) -> Iterator[Tensor]:

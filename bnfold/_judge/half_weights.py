@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from bnfold._errors import UsageError
 from bnfold._judge.conclusion import HALF, USUAL
 from bnfold._judge.verdict import EndToEnd
+from bnfold._onnx.files.external import size_on_disk
 from bnfold._onnx.files.load import load_model
 from bnfold._onnx.fold import prepare
 from bnfold._onnx.read.scopes import label
 from bnfold._proof.checked_model import CheckedModel
+from bnfold._run.bounds import Bounds, Exhausted
 from bnfold._run.endings import operator_form, stored_functions
 from bnfold._run.nodes import own_inputs, subgraphs
 from bnfold._run.source import Edit
@@ -33,8 +35,8 @@ UNITS = 8.0
 """So many units in the last place of float16 may lie between two right folds."""
 _DIGITS, _LEAST = 10, 2.0**-14
 """The digits of float16 behind its first one, and its smallest normal number."""
-_LARGEST = 1 << 30
-"""Bytes of the largest file that is folded for this."""
+_LARGEST = 1 << 29
+"""Bytes of the largest model that is folded for this, with its external data."""
 
 
 class Apart(NamedTuple):
@@ -47,20 +49,21 @@ class Apart(NamedTuple):
 
 
 def seen_in_weights(
-    result: EndToEnd, paths: tuple[Path, Path], edits: tuple[Sequence[Edit], Sequence[Edit]]
+    result: EndToEnd,
+    paths: tuple[Path, Path],
+    edits: tuple[Sequence[Edit], Sequence[Edit]],
+    bounds: Bounds,
 ) -> EndToEnd:
     """A verdict on two files, after a look at their weights if it passes in half precision.
 
-    It stays where the two cannot be compared so.
+    It stays where the two cannot be compared so, for whatever reason: it says what it rests on.
     """
     if result.status != "pass" or all(part.size <= USUAL for part in result.power):
         return result
     try:
-        if max(path.stat().st_size for path in paths) > _LARGEST:
-            return result
-        left, right = (_folded(path, own) for path, own in zip(paths, edits, strict=True))
+        left, right = (_folded(path, own, bounds) for path, own in zip(paths, edits, strict=True))
         found = apart(left, right)
-    except (MemoryError, OSError, UsageError):
+    except (Exhausted, MemoryError, OSError, UsageError):
         return result
     if found is None:
         return result
@@ -143,8 +146,12 @@ class _Side:
         return _Found(None, node, form)
 
 
-def _folded(path: Path, edits: Sequence[Edit]) -> tuple[onnx.ModelProto, Path]:
+def _folded(path: Path, edits: Sequence[Edit], bounds: Bounds) -> tuple[onnx.ModelProto, Path]:
+    """A model after a fold, and its folder. Raises `Exhausted` for one that is too large."""
+    bounds.check()
     model = load_model(path)
+    if size_on_disk(path, model) > _LARGEST:
+        raise Exhausted("the model is too large")
     for edit in edits:
         edit(model)
     prepare(model, path.parent).apply()

@@ -23,7 +23,7 @@ from bnfold._run.bounds import Bounds, Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError
 from bnfold._run.draws import FixedDraws
 from bnfold._run.input_sets import InputSet
-from bnfold._run.ports import Renamed, may_be, ways_of_inputs
+from bnfold._run.ports import Renamed, matched, may_be, ways_of_inputs
 from bnfold._run.session import EngineError, OnnxRuntime
 from bnfold._run.source import Source
 
@@ -158,22 +158,8 @@ def _matched(
         old: [new for new in names if _is_near(made[old], expected[new])]
         for old, names in candidates.items()
     }
-    owners: dict[str, str] = {}
-
-    def place(old: str, tried: set[str]) -> bool:
-        """Give an output a name, another one maybe losing it for one that it may have, too."""
-        for new in near[old]:
-            if new not in tried:
-                tried.add(new)
-                if new not in owners or place(owners[new], tried):
-                    owners[new] = old
-                    return True
-        return False
-
-    if not all(place(old, set()) for old in candidates):
-        return None
-    names = {old: new for new, old in owners.items()}
-    return {old: names[old] for old in candidates if names[old] != old}
+    names = matched(near)
+    return None if names is None else {old: new for old, new in names.items() if new != old}
 
 
 def _is_near(one: Any, other: Any) -> bool:

@@ -167,7 +167,11 @@ def _paying(whole: PlannedModel, tried: PlannedModel, everything: Inlined) -> fr
         if not (alike and len(calls) == 1):
             more = (o.call for name in others for o in everything.origins.get(name, ()))
             needed |= calls | set(more)
-    around = {call[:end] for call in needed for end in range(1, len(call) + 1)}
+    around = set[Call]()
+    for call in needed:
+        while call and call not in around:
+            around.add(call)
+            call = call[:-1]
     return frozenset(around & everything.named.keys())
 
 

@@ -27,6 +27,7 @@ from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
 from bnfold._pipeline.in_memory import as_proto, given_back, is_in_memory
+from bnfold._pipeline.lowered import program_of
 from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class ModuleOptions:
     clone: bool = False
     inplace: bool = False
     keep: tuple[str, ...] = ()
+    merge: bool = False
 
     def refuse(self) -> None:
         """Raise `UsageError` if an option is given: the model is no module."""
@@ -85,15 +87,17 @@ def plan_model(
 ) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
-    if _is_module(model):
+    program = program_of(model, options)
+    if _is_module(model) and program is None:
         return _prepare_module(model, options, depthwise).plan
-    options.refuse()
-    if options.args is not None:
-        raise UsageError("example inputs are for a torch.nn.Module; leave them out")
-    if _is_program(model):
+    if program is None:
+        options.refuse()
+        if options.args is not None:
+            raise UsageError("example inputs are for a torch.nn.Module; leave them out")
+    if program is not None or _is_program(model):
         from bnfold._torch.program.fold import PlannedProgram
 
-        return PlannedProgram(model, depthwise).plan
+        return PlannedProgram(program or model, depthwise).plan
     proto, folder = _read(model, base_dir, follow_links)
     if frozen and listed(proto):
         proto = _copied(proto) if proto is model else proto
@@ -114,6 +118,11 @@ def fold_model(
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
     _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
+    program = program_of(model, options)
+    if program is not None:
+        from bnfold._torch.program.fold import PlannedProgram
+
+        return PlannedProgram(program, depthwise).apply().module()
     if _is_module(model):
         from bnfold._torch.module.recipe import Recipe, attach
 
@@ -244,7 +253,7 @@ def _prepare_module(
         example = Example(made_up(model), {}, made_up=True)
     else:
         example = _example(options)
-    planned = prepare_module(model, example, options.clone, options.keep, depthwise)
+    planned = prepare_module(model, example, options.clone, options.keep, options.merge, depthwise)
     if planned.other_ways:
         warnings.warn(_other_ways(type(model).__name__, planned.other_ways), stacklevel=4)
     return planned

@@ -16,7 +16,7 @@ from bnfold._judge.bench import Terms
 from bnfold._judge.conclusion import conclude
 from bnfold._judge.end_to_end import common_stages, decided, end_to_end_result
 from bnfold._judge.file_bench import FileBench
-from bnfold._judge.file_weights import take_weights
+from bnfold._judge.file_weights import take_weights, wrong_weight
 from bnfold._judge.normal_form import Folded, folded_program, narrow_type, same_in_float64
 from bnfold._judge.settings import Settings
 from bnfold._judge.torch_bench import RUNTIME
@@ -88,10 +88,18 @@ class _Both:
         """The verdict in float64 or in their own types; for ``still`` see `Terms`."""
         return self._verdict(self.module, double, still)
 
+    def wrong_weight(self) -> str:
+        """See `file_weights.wrong_weight`; "" where weights cannot be compared."""
+        wide = self._wide()
+        try:
+            program = folded_program(self.model, self.call.example, wide)
+            return wrong_weight(program, self.file, wide)
+        except UsageError:
+            return ""
+
     def with_the_weights_of_the_file(self, dtype: torch.dtype) -> EndToEnd:
         """The verdict by weights, see `file_weights`. Its notes say why it is inconclusive."""
-        args, kwargs = self.call.filled({}, double=True)
-        wide = replace(self.call.example, args=args, kwargs=kwargs)
+        wide = self._wide()
         try:
             program = folded_program(self.model, self.call.example, wide)
             first = TorchModel(self.module, self.call, double=True).run({})
@@ -102,6 +110,10 @@ class _Both:
         except (UsageError, EngineError) as error:
             return self._open(str(error))
         return self._verdict(program.module(), double=True, still=True)
+
+    def _wide(self) -> Example:
+        args, kwargs = self.call.filled({}, double=True)
+        return replace(self.call.example, args=args, kwargs=kwargs)
 
     def _verdict(self, module: nn.Module, double: bool, still: bool) -> EndToEnd:
         terms = replace(self.terms, still=still)
@@ -124,12 +136,16 @@ def _decided(both: _Both) -> EndToEnd:
     """The verdict of the models in their own types, or of float64 where those leave it open.
 
     They leave it open in types of few digits, whose rounding hides wrong weights. There the two
-    have to hold the very same weights, or the same but for roundings. Where both ran in their own
-    types and agreed, a difference in float64 is no proof: it may be one of the evaluator's.
+    have to hold the very same weights, or the same but for roundings. In others, too, a weight may
+    be wrong in a channel that hardly counts: weights refute what outputs do not. Where both ran in
+    their own types and agreed, a difference in float64 is no proof: it may be one of the
+    evaluator's.
     """
     plain, narrow = both.judged(), narrow_type(both.model)
     if plain.status == "fail" or any(check.contested for check in plain.checks):
         return plain
+    if narrow is None and plain.checks and (wrong := both.wrong_weight()):
+        return replace(plain, status="fail", notes=(*plain.notes, wrong))
     if plain.status == "pass" and narrow is None:
         return plain
 
@@ -143,13 +159,13 @@ def _decided(both: _Both) -> EndToEnd:
     usual = both.judged(double=True)
     if usual.status == "fail" and not plain.checks:
         return with_plain(usual)
-    if narrow is None:
-        return with_plain(usual) if usual.status == "pass" else plain
-    by_weights = both.with_the_weights_of_the_file(narrow)
+    if usual.status == "pass" and narrow is None:
+        return with_plain(usual)
+    by_weights = both.with_the_weights_of_the_file(narrow or torch.float32)
     if by_weights.status == "pass":
         return with_plain(by_weights)
-    notes = (*plain.notes, _HIDDEN, *by_weights.notes)
-    return replace(plain, status="inconclusive", notes=notes)
+    hidden = [] if narrow is None else [_HIDDEN, *by_weights.notes]
+    return replace(plain, status="inconclusive", notes=(*plain.notes, *hidden))
 
 
 def _in_order(module: nn.Module, example: Example) -> Example:

@@ -38,7 +38,7 @@ _SIZES = (2, 4, 1, 6)
 _FACTOR = 64 * float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
 _IR_VERSION = 10
-_SUMS = {"Add", "Sub"}
+_SUMS = {"Add", "Sub", "Sum"}
 
 
 def check_crossing(
@@ -62,7 +62,7 @@ def check_crossing(
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
     related, places = fold.related, _places(node, twin, fold.reads)
-    sums = {node.op_type, twin.op_type} <= _SUMS
+    sums = {node.op_type, twin.op_type} <= _SUMS and len(node.input) == 2
     steps.require_same_data(old, new, node, NodeProto(input=fold.reads) if sums else twin)
     unfit: ValueError | None = None
     stopped = Unchecked(Obstacle.DOES_NOT_RUN, "no size of its data was tried")
@@ -112,7 +112,7 @@ def _places(node: NodeProto, twin: NodeProto, reads: Sequence[str]) -> list[dict
 
     Where both are one tensor now, one of two ways has to hold: either says what is computed.
     """
-    if not {node.op_type, twin.op_type} <= _SUMS:
+    if not {node.op_type, twin.op_type} <= _SUMS or len(node.input) != 2:
         return [{str(k): str(k) for k in range(len(node.input))}]
     if sorted(twin.input) != sorted(reads):
         raise Mismatch(f"{label(twin)} reads {', '.join(twin.input)}, not {', '.join(reads)}")

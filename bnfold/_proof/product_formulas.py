@@ -68,6 +68,8 @@ def gemm(case: Absorption) -> float:
         scaled: Double = entered * part_of(scale, 2, part)
         return scaled
 
+    if _reads_dynamic(case.old(2), case.node) != _reads_dynamic(case.new(2), case.twin):
+        raise Mismatch(f"C of {label(case.twin)} is computed at run time now, or was")
     old, new = _offset(case.old(2), case.node), _offset(case.new(2), case.twin)
     reach = np.abs(scale) * np.abs(entering).max(initial=0.0)
     held = Channels(factor, (1 - at,), reach, _least(new, 1 - at))
@@ -149,6 +151,12 @@ def matmul(case: Absorption, turned: Turned = _as_it_is, alpha: float = 1.0) -> 
 def _least(bias: Double, along: int) -> Double:
     """The least of what is added to each channel, whose outputs lie ``along`` an axis."""
     return np.asarray(np.abs(bias).min(axis=along, initial=np.inf, keepdims=True))
+
+
+def _reads_dynamic(c: NDArray[Any] | None, of: NodeProto) -> bool:
+    """Whether a Gemm adds a C that is no constant."""
+    beta = next((float(a.f) for a in of.attribute if a.name == "beta"), 1.0)
+    return c is None and beta != 0.0 and any(of.input[2:3])
 
 
 def _offset(c: NDArray[Any] | None, of: NodeProto) -> Double:

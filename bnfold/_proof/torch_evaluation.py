@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.fx.node import map_arg
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from bnfold._merge.stored import Load
 from bnfold._proof.evidence import Mismatch
@@ -152,6 +153,9 @@ class EvaluatedProgram:
             stored: Any = self._state[name] if load is None else from_numpy(load())
             value = widened(stored.detach().cpu()) if isinstance(stored, Tensor) else stored
             return BoundedValue(value, _absolute(value))
+        if node.op == "get_attr":  # The code of a branch, or of what runs without gradients.
+            held = operator.attrgetter(str(node.target))(self.program.graph_module)
+            return BoundedValue(held, held)
         if node.op != "call_function":
             raise Mismatch(f"{node.name} is read, which was not")
         with torch.no_grad():
@@ -160,8 +164,9 @@ class EvaluatedProgram:
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """A tensor of floats in float64, any other tensor as it is."""
-    return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
+    """A tensor of floats in float64, any other tensor as it is, and so one that holds others."""
+    plain = tensor.is_floating_point() and not is_traceable_wrapper_subclass(tensor)
+    return tensor.to(torch.float64) if plain else tensor
 
 
 def _called(node: Node, known: Mapping[str, BoundedValue], which: int) -> Any:
@@ -177,7 +182,47 @@ def _called(node: Node, known: Mapping[str, BoundedValue], which: int) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), given)
     args, kwargs = torch.utils._pytree.tree_map(_widened_type, (args, kwargs))
     assert callable(node.target)
-    return node.target(*args, **kwargs)
+    if kind_of(node) == "dequantize_affine":
+        return _dequantized_in_blocks(*args[:4])
+    if "quantize" in kind_of(node):
+        args, kwargs = _as_quantizers_ask(node, args, kwargs)
+    # What is made of integers alone is in float32.
+    return torch.utils._pytree.tree_map(_widened_tensor, node.target(*args, **kwargs))
+
+
+def _widened_tensor(value: Any) -> Any:
+    return widened(value) if isinstance(value, Tensor) else value
+
+
+def _dequantized_in_blocks(q: Tensor, block: Any, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """``(q − z)·s``, where each block of numbers has one s and z. torchao takes no float64."""
+
+    def spread(values: Tensor) -> Tensor:
+        sizes = [n if size == -1 else size for size, n in zip(block, q.shape, strict=True)]
+        laid = values.reshape([n // size for size, n in zip(sizes, q.shape, strict=True)])
+        for axis, size in enumerate(sizes):
+            laid = laid.repeat_interleave(size, axis)
+        return laid.to(torch.float64)
+
+    centred = q.to(torch.float64) - (spread(zero) if zero is not None else 0.0)
+    return centred * spread(scale)
+
+
+def _as_quantizers_ask(node: Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments of an operator that rounds to integers or reads them, so that it takes float64.
+
+    Scales are in float32 as they are stored, and so are floats for a quantizer that takes no
+    others. What is dequantized is in float64.
+    """
+    kind, names = kind_of(node), [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    narrow = ["scale", "scales", *(["input"] if kind.startswith("quantize") else [])]
+    for name in narrow:
+        if isinstance(given.get(name), Tensor) and given[name].is_floating_point():
+            given[name] = given[name].to(torch.float32)
+    for name in {"out_dtype", "output_dtype"} & {*names} if kind.startswith("dequantize") else ():
+        given[name] = torch.float64
+    return (), given
 
 
 def _widened_type(value: Any) -> Any:
@@ -186,7 +231,9 @@ def _widened_type(value: Any) -> Any:
 
 
 def _absolute(value: Any) -> Any:
-    return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
+    if not isinstance(value, Tensor) or is_traceable_wrapper_subclass(value):
+        return value
+    return value.abs() if value.is_floating_point() else value
 
 
 def _bound(node: Node, known: Mapping[str, BoundedValue], value: Any) -> Any:
@@ -207,8 +254,12 @@ def _bound(node: Node, known: Mapping[str, BoundedValue], value: Any) -> Any:
         return _of_recurrent(node, known, value)
     most = sum((float(b.max()) for b in floats[1:] if b.numel()), 0.0)
     return torch.utils._pytree.tree_map(
-        lambda part: part.abs() + most if isinstance(part, Tensor) else part, value
+        lambda part: part.abs() + most if _has_size(part) else part, value
     )
+
+
+def _has_size(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype != torch.bool
 
 
 def _of_recurrent(node: Node, known: Mapping[str, BoundedValue], value: Any) -> Any:

@@ -75,8 +75,9 @@ def ways_to_draw(
         ways[tuple(places[name] for name, _ in theirs)] = None
     if [form for _, form in ours] == [form for _, form in theirs]:
         ways[tuple(range(len(ours)))] = None
-    others = _orders([form for _, form in ours], [form for _, form in theirs])
-    ways |= dict.fromkeys(islice(others, _MOST_WAYS + 1))
+    if ours != theirs:  # else names and order say the same
+        others = _orders([form for _, form in ours], [form for _, form in theirs])
+        ways |= dict.fromkeys(islice(others, _MOST_WAYS + 1))
     if not ours or not ways:
         return [None]
     tried = [FixedDraws(seed, way) for way in islice(ways, _MOST_WAYS)]
@@ -85,7 +86,7 @@ def ways_to_draw(
 
 def _orders(ours: Sequence[Form], theirs: Sequence[Form]) -> Iterator[tuple[int, ...]]:
     """All orders in which each operator of the folded model has one of its form."""
-    if len(ours) != len(theirs):
+    if sorted(ours) != sorted(theirs):
         return
 
     def orders(left: tuple[int, ...], at: int) -> Iterator[tuple[int, ...]]:

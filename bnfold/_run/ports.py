@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import onnx
@@ -20,6 +21,7 @@ from bnfold._run.nodes import own_inputs
 
 _MOST_TOLD = 4
 _MOST_BY_TYPE = 8
+_MANY = 16
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,26 @@ def ways_of_inputs(
     pairing: Renamed, original: onnx.ModelProto, folded: onnx.ModelProto
 ) -> Iterator[dict[str, str]]:
     """All ways to pair the inputs that a pairing renames, where types and shapes agree; that of the
-    pairing is the first.
+    pairing is the first. Of many inputs, only those in which two have changed places.
     """
     wanted = {value.name: value.type for value in own_inputs(original.graph)}
     given = {value.name: value.type for value in own_inputs(folded.graph)}
+    if len(pairing.inputs) > _MANY:
+        return _swaps(pairing.inputs, wanted, given)
     return _ways(list(pairing.inputs.items()), wanted, given)
+
+
+def _swaps(
+    pairs: Mapping[str, str],
+    wanted: Mapping[str, onnx.TypeProto],
+    given: Mapping[str, onnx.TypeProto],
+) -> Iterator[dict[str, str]]:
+    """Pairs as they are, and with two names exchanged, where types agree."""
+    yield {**pairs}
+    for one, other in combinations(pairs, 2):
+        first, second = pairs[one], pairs[other]
+        if _agree(wanted[second], given[one]) and _agree(wanted[first], given[other]):
+            yield {**pairs, one: second, other: first}
 
 
 def may_be(
@@ -159,9 +176,31 @@ def _ways(
     for place, (_, new) in enumerate(pairs):
         if _agree(wanted[new], given[old]):
             left = [name for number, (_, name) in enumerate(pairs) if number != place]
-            rest = zip((name for name, _ in others), left, strict=True)
-            for way in _ways(list(rest), wanted, given):
-                yield {old: new, **way}
+            rest = [(name, other) for (name, _), other in zip(others, left, strict=True)]
+            may = {n: [other for other in left if _agree(wanted[other], given[n])] for n, _ in rest}
+            if matched(may) is not None:  # else a way would be sought in vain, for long
+                for way in _ways(rest, wanted, given):
+                    yield {old: new, **way}
+
+
+def matched(may: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
+    """One of its candidates for each name, no two the same; None where there is no such choice."""
+    owners: dict[str, str] = {}
+
+    def place(old: str, tried: set[str]) -> bool:
+        """Give a name a candidate; another name may lose it that may have another one."""
+        for new in may[old]:
+            if new not in tried:
+                tried.add(new)
+                if new not in owners or place(owners[new], tried):
+                    owners[new] = old
+                    return True
+        return False
+
+    if not all(place(old, set()) for old in may):
+        return None
+    names = {old: new for new, old in owners.items()}
+    return {old: names[old] for old in may}
 
 
 def _paired(

@@ -41,6 +41,7 @@ ONE = {
         [op("Neg", "a", "n"), op("Add", "b n", "m"), op("Neg", "m", "y")],
         "Sub a b",
     ),
+    "the sum of a and -b": ([op("Neg", "b", "n"), op("Sum", "a n", "y")], "Sub a b"),
     "a + b·(-1)": ([const("Mul", "b", "n", np.float32(-1)), op("Add", "a n", "y")], "Sub a b"),
     "a + (0 - b)": (
         [const("Sub", "b", "n", np.float32(0), left=True), op("Add", "a n", "y")],

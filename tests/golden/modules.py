@@ -41,6 +41,7 @@ def models() -> Iterator[tuple[str, Build]]:
         yield f"states/{name}/eval", partial(_module, make, as_eval=True)
     conv = partial(_with, rand(2, 4, 5, 5), _variance, 1.0)
     yield "states/kept", partial(_module, conv, keep=("0",))
+    yield "states/autocast", partial(_module, partial(_with, rand(2, 4, 5, 5), _ready, Autocast))
     sizes = ({0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=16, max=64)},)
     for name, make in _networks():
         if name in ("resnet", "repvgg"):
@@ -185,6 +186,19 @@ def _tied() -> nn.Module:
     module = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1))
     module[3].weight = module[0].weight
     return ready(module)
+
+
+class Autocast(nn.Module):
+    """A part that runs with autocast, which a program calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            y: Tensor = self.norm(self.conv(x))
+        return y
 
 
 def _states() -> Iterator[tuple[str, Make]]:

@@ -15,6 +15,7 @@ from bnfold._core.laws import Mixed
 from bnfold._core.limits import Limits
 from bnfold._core.pointwise import Clipped, Homogeneous
 from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide
+from bnfold._plan.dead_ends import kind_of
 from bnfold._plan.gathering import gather
 from bnfold._plan.planner import plan
 from bnfold._plan.relocation import Relocator
@@ -206,3 +207,21 @@ def test_a_conv_takes_in_what_it_can_store_and_the_rest_becomes_one():
     )
     assert 1e28 < np.abs(old).max() < np.inf
     np.testing.assert_allclose(new, old, rtol=1e-4, atol=1e25)
+
+
+@pytest.mark.parametrize("channels", [2, 64, 65, 10_000])
+def test_what_is_noted_of_a_kind_is_short_and_tells_every_channel(channels):
+    """Of n parts of a Concat each may be noted with all channels that there are."""
+    scale, shift = np.linspace(2.0, 3.0, channels), np.zeros(channels)
+    kinds = {kind_of(AffineMap.of(scale, shift, 1)), kind_of(AffineMap.of(scale * 1.1, shift, 1))}
+    assert len(kinds) == 1
+    for place in {0, channels // 2, channels - 1}:
+        for number in (-2.0, 0.0, 0.5, 1.0, -1.0):
+            other = scale.copy()
+            other[place] = number
+            kinds.add(kind_of(AffineMap.of(other, shift, 1)))
+        other = shift.copy()
+        other[place] = 1.0
+        kinds.add(kind_of(AffineMap.of(scale, other, 1)))
+    assert len(kinds) == 1 + 6 * len({0, channels // 2, channels - 1})
+    assert all(len(told) <= 320 for _, told in kinds)

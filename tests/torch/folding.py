@@ -140,11 +140,14 @@ def planned_and_folded(
     dynamic_shapes: Any = None,
     as_eval: bool = False,
     clone: bool = False,
+    merge: bool = False,
     keep: tuple[str, ...] = (),
     depthwise: bool = False,
 ) -> tuple[bnfold.Plan, nn.Module]:
     """What ``bnfold.plan`` and ``bnfold.fold`` give, of one export: most of the time goes there."""
-    options = any_kind.ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone, keep=keep)
+    options = any_kind.ModuleOptions(
+        args, kwargs, dynamic_shapes, as_eval, clone, keep=keep, merge=merge
+    )
     ready = any_kind._prepare_module(module, options, depthwise)
     return ready.plan, ready.apply(inplace=False)
 

@@ -322,7 +322,30 @@ def test_an_output_that_hides_every_error(export):
     module = net(made=lambda y: 1e-30 * y + 1)
     path = export(module)
     assert status(module, path) == "inconclusive"
-    assert status(module, changed(path, off(2.0, 0))) == "inconclusive"
+    assert status(module, changed(path, other_slope)) == "inconclusive"
+    assert status(module, changed(path, off(2.0, 0))) == "fail"
+
+
+@pytest.mark.parametrize("options, which", [({}, 2), (UNFOLDED, 1)], ids=["folded", "unfolded"])
+def test_a_channel_that_hardly_counts(export, options, which):
+    """No output shows that it is wrong; the other channels of the weight are the module's."""
+    module = net()
+    with torch.no_grad():
+        module.head.weight[:, 1] *= 1e-8
+    path = export(module, **options)
+    assert status(module, path) == "pass"
+    result = bnfold.verify(module, changed(path, off(1.01, which)), (X,))
+    assert result.status == "fail" and "b.weight is off by 1 %" in result.notes[-1]
+
+
+def test_a_bias_whose_terms_cancel(export):
+    """What is left of them may be off by far more than a rounding, in a right file."""
+    module = net()
+    with torch.no_grad():
+        module.norm_a.bias.copy_(3e3 * torch.arange(8.0))
+        scale = module.norm_a.weight / (module.norm_a.running_var + module.norm_a.eps).sqrt()
+        module.norm_a.running_mean.copy_((module.norm_a.bias - 0.1) / scale)
+    assert status(module, export(module)) == "pass"
 
 
 def test_a_file_that_nothing_runs(export):

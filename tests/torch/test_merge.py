@@ -480,7 +480,8 @@ def test_a_module_says_what_a_program_can():
     assert (kept.node, kept.op, kept.code, kept.kind) == ("a", "conv2d", "not-a-module", "merge")
     assert kept.message == (
         "a could become one operator with b, c.0, c.1, which replacing submodules cannot "
-        "express: bnfold.fold(exported_program) can"
+        "express: merge=True can where a submodule is a sum of branches, "
+        "bnfold.fold(exported_program) anywhere"
     )
     assert torch.equal(bnfold.fold(net, (X,))(X), net(X))
 

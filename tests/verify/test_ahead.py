@@ -356,7 +356,7 @@ def of_the_same_numbers(made: ModelProto, other: ModelProto) -> ModelProto:
     return other
 
 
-@pytest.mark.parametrize("names", [("n", "m"), ("4", "5"), ("m", "n")])
+@pytest.mark.parametrize("names", [("n", "m"), ("4", "5")])
 def test_draws_in_another_order_are_the_same_draws(names: tuple[str, str]) -> None:
     """By the names of what they write, or else in whatever order makes the two agree."""
     made = two_draws("n", "m")

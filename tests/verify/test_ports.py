@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -10,8 +11,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import bnfold
+from bnfold._run.draws import Form, _orders
 from bnfold._run.hoist import rename
-from bnfold._run.ports import renamed
+from bnfold._run.ports import renamed, ways_of_inputs
 
 from ..graphs import bn, const, conv, model, op, rand, subgraph
 
@@ -267,3 +269,41 @@ def test_notes_on_an_inner_tensor_follow_its_name() -> None:
     pairing(other)
     assert [value.name for value in other.graph.value_info] == ["153_1"]
     assert [value.name for value in other.graph.output] == ["153", "z"]
+
+
+def test_ways_to_pair_many_ports_are_found_at_once() -> None:
+    """Input k fits those of the original from number k on, so that there is one way. A search that
+    does not look ahead tries all orders of the rest.
+    """
+    count = 14
+    made = model(op("Sum", " ".join(f"x{k}" for k in range(count)), "y"), x={})
+    other = model(op("Sum", " ".join(f"i{k}" for k in range(count)), "y"), x={})
+    for k in range(count):
+        shape = [1 if axis == k else None for axis in range(count)]
+        made.graph.input.append(helper.make_tensor_value_info(f"x{k}", TensorProto.FLOAT, shape))
+        shape = [2 if axis < k else None for axis in range(count)]
+        other.graph.input.append(helper.make_tensor_value_info(f"i{k}", TensorProto.FLOAT, shape))
+    pairing = renamed(made, other)
+    assert pairing is not None
+    assert list(ways_of_inputs(pairing, made, other)) == [pairing.inputs]
+
+
+def test_of_many_inputs_two_may_have_changed_places() -> None:
+    names = [f"x{k}" for k in range(60)]
+    made = model(op("Sum", " ".join(names), "y"), x=dict.fromkeys(names, X))
+    other = ModelProto()
+    other.CopyFrom(made)
+    called(other, **{name: f"i{name}" for name in names})
+    pairing = renamed(made, other)
+    assert pairing is not None
+    ways = list(ways_of_inputs(pairing, made, other))
+    assert ways[0] == pairing.inputs
+    assert len(ways) == 1 + 60 * 59 // 2
+
+
+def test_orders_of_many_draws_are_found_at_once() -> None:
+    """Of twelve alike and one that is not there is none, and none is sought."""
+    alike: Form = ("RandomNormalLike", [])
+    ours: list[Form] = [alike] * 12 + [("RandomUniformLike", [])]
+    assert list(_orders(ours, [alike] * 12 + [("Bernoulli", [])])) == []
+    assert len(list(islice(_orders(ours, ours[::-1]), 7))) == 7

@@ -12,6 +12,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import bnfold
+from bnfold._judge import half_weights
 from bnfold._judge.power import Power
 from bnfold._judge.sensitivity import Sensitivity
 from bnfold._judge.tolerance import Tolerance
@@ -335,6 +336,14 @@ def test_a_fold_in_any_precision_passes_by_its_weights(dtype: Any) -> None:
     result = bnfold.verify(made, other)
     assert result.status == "pass"
     assert "their weights are" in result.notes[-1]
+
+
+def test_a_large_file_is_not_compared_by_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = three_layers(HALF)
+    monkeypatch.setattr(half_weights, "_LARGEST", 100)
+    result = bnfold.verify(made, bnfold.fold(made))
+    assert result.status == "pass"
+    assert "an error of 1 % in a channel may not show" in result.notes[-1]
 
 
 def test_files_of_other_operators_are_not_compared_by_weights() -> None:

@@ -343,7 +343,7 @@ def _sum(context: Context, node: NodeProto) -> Operator:
     if context.opset < 7:
         return UNKNOWN
     count = len(node.input)
-    law = Summed((1,) * count, _aligned(context, node))
+    law = Summed((1,) * count, _aligned(context, node), _SUMS if count == 2 else None)
     return Crossed(label=label(node), data=tuple(range(count)), law=law)
 
 

@@ -24,6 +24,9 @@ A position in a function is one in its body."""
 Key = tuple[str, str, str]
 """What names a function: domain, name and overload."""
 
+_DEEPEST = 200
+"""Calls within so many others stay: each one adds to the names of all within."""
+
 _MOST_COPIED = 1 << 26
 """Bytes of bodies that are copied to see what folds in them."""
 _OWN = ("", "ai.onnx")
@@ -63,8 +66,9 @@ def inline(model: ModelProto, calls: Collection[Call] | None = None) -> Inlined:
     """A copy of a model with some calls inlined, or all that may be; the model is not changed.
 
     A call stays if its function calls itself, takes a graph, or puts out what it is given; if it
-    gives or takes more than the function knows; or if an operator of the body means something else
-    in the opset around it. With ``calls`` those around a call that is meant have to be among them.
+    gives or takes more than the function knows; if it stands within too many others; or if an
+    operator of the body means something else in the opset around it. With ``calls`` those around a
+    call that is meant have to be among them.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -128,7 +132,7 @@ class _Inliner:
         return expanded
 
     def _may_inline(self, function: FunctionProto, node: NodeProto, here: Call) -> bool:
-        if self._calls is not None and here not in self._calls:
+        if len(here) > _DEEPEST or (self._calls is not None and here not in self._calls):
             return False
         if len(node.input) > len(function.input) or len(node.output) > len(function.output):
             return False

@@ -270,14 +270,16 @@ class Names:
 
     def __init__(self, model: ModelProto, scopes: Iterable[Scope]) -> None:
         self._taken = set(_names_of(model, scopes))
+        self._last: dict[str, int] = {}
 
     def fresh(self, wanted: str) -> str:
         """The wanted name, or the first of ``wanted_1``, ``wanted_2``, … that is not taken."""
-        name, number = wanted, 0
+        name, number = wanted, self._last.get(wanted, 0)
         while name in self._taken:
             number += 1
             name = f"{wanted}_{number}"
         self._taken.add(name)
+        self._last[wanted] = number
         return name
 
 

@@ -56,7 +56,7 @@ _STAND_INS: Mapping[str, _StandIn] = {
     "ai.onnx.ml::Imputer": _StandIn("Identity"),
 }
 # Whose output is of float32, whatever it reads.
-_CASTING = ("ai.onnx.ml::Normalizer", "ai.onnx.ml::Scaler")
+CASTING = ("ai.onnx.ml::Normalizer", "ai.onnx.ml::Scaler")
 
 
 def stand_in(graph: GraphProto, opset: int, functions: Collection[tuple[str, str]]) -> None:
@@ -77,7 +77,7 @@ def _replace(graph: GraphProto, node: NodeProto, opset: int) -> None:
     if known is not None:
         if not (known.first and attributes.integer(node, "channels_last", 0)):
             _become(node, known)
-    elif kind in _CASTING:
+    elif kind in CASTING:
         _become(node, _StandIn("Cast"))
         node.attribute.add(name="to", type=AttributeProto.INT, i=TensorProto.FLOAT)
     elif kind == "com.microsoft::QLinearConcat":

@@ -20,6 +20,7 @@ from bnfold._core.limits import Limits
 from bnfold._core.pointwise import Converted
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.scopes import Scope, type_of
+from bnfold._onnx.read.stand_ins import CASTING
 from bnfold._onnx.tensors import FLOATS
 
 Types = MutableMapping[tuple[str, str], int]
@@ -88,6 +89,8 @@ def _told(scope: Scope, name: str) -> tuple[int, Sequence[str]]:
         return 0, ()
     if kind == "Cast":
         return cast_to(node), ()
+    if kind in CASTING:
+        return TensorProto.FLOAT, ()
     if kind == "Constant":
         return _of_constant(node), ()
     sides = _sides(node.op_type, scope.opset, node.domain if kind != node.op_type else "")

@@ -7,28 +7,37 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from bnfold._core.reasons import Reason
-from bnfold._core.result import Fold, Plan
+from bnfold._core.result import Fold, Kept, Plan
 from bnfold._core.view import View
 from bnfold._errors import UsageError
 from bnfold._merge.merging import Stays
+from bnfold._merge.stored import Load
 from bnfold._plan.depthwise import without_norms
 from bnfold._plan.fit import settle
 from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
-from bnfold._torch.module.keeping import Keep, looked_up
+from bnfold._torch.module.branches import Block, Branches
+from bnfold._torch.module.keeping import Keep, looked_up, refuse_operators
 from bnfold._torch.module.other_ways import other_ways
+from bnfold._torch.module.ownership import Ownership
+from bnfold._torch.module.stand_ins import become
 from bnfold._torch.module.surgery import Surgery, Uneven
 from bnfold._torch.module.ties import Groups, tie, untie
 from bnfold._torch.module.trace import unsure
-from bnfold._torch.program.merging import merge
+from bnfold._torch.program.fold import PlannedProgram
+from bnfold._torch.program.merging import merge as merged
 from bnfold._torch.read.export import Calls, check, export, refuse_pruned, watched
-from bnfold._torch.read.graph import Graph, clashes, read
+from bnfold._torch.read.graph import Graph, clashes, operators, read
+from bnfold._torch.read.inner import inner_norms
+from bnfold._torch.read.nodes import kind_of
+from bnfold._torch.tensors import to_numpy
 
 # How the types of linear operators begin that merge, and how many operators a message names.
 _LINEAR = ("avg_pool", "conv", "linear", "matmul")
@@ -54,8 +63,9 @@ class Traced:
 
     ``module`` is the module itself or a copy, ``program`` its export, ``calls`` are those of its
     submodules. ``clones`` are the names that were tied before they were taken apart. ``again``
-    exports once more. ``takers``, see `Surgery`. With ``depthwise`` norms that nothing takes in
-    become depthwise convolutions.
+    exports once more. ``takers``, see `Surgery`. ``exact`` has by name the float64 values of
+    parameters that the module holds rounded.
+    With ``depthwise`` norms that nothing takes in become depthwise convolutions.
     """
 
     module: nn.Module
@@ -66,11 +76,12 @@ class Traced:
     made_up: bool = False
     again: Callable[[], ExportedProgram] | None = None
     takers: Set[str] | None = None
+    exact: Mapping[str, Load] = field(default_factory=dict)
     depthwise: bool = False
 
     def planned(self) -> tuple[Graph, Surgery, Moves, View]:
         """What of the module folds, and the view that it was planned on."""
-        graph = read(self.program, self.module, kept=self.kept.values)
+        graph = read(self.program, self.module, self.exact, kept=self.kept.values)
         tensors = self.kept.tensors
         surgery = Surgery(self.module, graph, self.calls, self.again, tensors, self.takers)
 
@@ -106,7 +117,8 @@ class PlannedModule:
 
     ``traced`` is a copy of it with the same tensors, or itself if it cannot be copied.
     ``other_ways`` are its methods beside forward that see what the fold changes, each with the
-    names that ``keep`` would take so that it does not.
+    names that ``keep`` would take so that it does not. ``blocks`` are the submodules, by path, that
+    become one linear module ahead of the fold.
     """
 
     module: nn.Module
@@ -115,12 +127,15 @@ class PlannedModule:
     moves: Moves
     plan: Plan
     other_ways: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    blocks: Mapping[str, Block] = field(default_factory=dict)
 
     def apply(self, inplace: bool) -> nn.Module:
         """Fold a copy of the module, or the module itself."""
         target = self.module if inplace else copied(self.module)
         if any(self.traced.clones):
             untie(target)
+        for path, block in self.blocks.items():
+            become(target.get_submodule(path), block.steps)
         self.surgery.apply(target, self.moves)
         tie(target, self.traced.clones, self.surgery.called)
         return target
@@ -131,13 +146,16 @@ def prepare_module(
     example: Example,
     clone: bool = False,
     keep: Sequence[str] = (),
+    merge: bool = False,
     depthwise: bool = False,
 ) -> PlannedModule:
     """Read and plan a module in eval mode; it is not changed.
 
     With ``clone`` modules and tensors that several places share may become different in each.
-    ``keep`` names submodules and tensors that may not change. With ``depthwise`` norms that nothing
-    takes in become depthwise convolutions.
+    ``keep`` names submodules and tensors that may not change. With ``merge`` submodules that are
+    sums of linear branches become one linear module each, and the rest is planned for what is then
+    the module.
+    With ``depthwise`` norms that nothing takes in become depthwise convolutions.
 
     If the module can be copied, a copy with the same tensors is read instead of it. There are two
     reasons. Hooks and the module's own code leave traces in the module in which they run. And the
@@ -149,7 +167,7 @@ def prepare_module(
     try:
         subject = copied(module, shared=True)
     except UsageError:
-        if clone:
+        if clone or merge:
             raise
         subject = module
     clones = untie(subject) if clone else ((), ())
@@ -160,21 +178,72 @@ def prepare_module(
     with watched() as calls:
         program = again()
     kept = looked_up(program, subject, keep)
-    traced = Traced(subject, program, calls, kept, clones, example.made_up, again, None, depthwise)
+    before = Counter(map(kind_of, operators(program.graph)))
+    if merge:
+        refuse_operators(subject, keep)
+    blocks, exact, apart = _blocks(subject, program, calls, kept) if merge else ({}, {}, {})
+    if blocks:
+        with watched() as calls:
+            program = again()
+        kept = looked_up(program, subject, keep)
+    traced = Traced(subject, program, calls, kept, clones, example.made_up, again)
+    traced = replace(traced, exact=exact, depthwise=depthwise)
     graph, surgery, moves, view = traced.planned()
     plan = summarize([("", view, moves)], Counter(node.op for node in view.nodes))
+    plan = replace(plan, kept=(*plan.kept, *inner_norms(program)))
+    plan = replace(plan, folds=(*(b.fold for b in blocks.values()), *plan.folds), before=before)
     if not example.made_up:
         kinds = {node.label: node.op for node in view.nodes}
-        stays = [kept_apart(each, "") for each in _apart(merge(program).folds, kinds)]
-        plan = replace(plan, kept=(*plan.kept, *stays))
+        merges = merged(program)
+        found = [*_apart(merges.folds, kinds, apart if merge else None)]
+        stays = [kept_apart(each, "") for each in (*found, *(merges.stays if merge else ()))]
+        plan = replace(plan, kept=(*_with_program(plan, program), *stays))
     ways = other_ways(subject, graph, moves)
-    return PlannedModule(module, traced, surgery, moves, plan, ways)
+    return PlannedModule(module, traced, surgery, moves, plan, ways, blocks)
 
 
-def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
+def _with_program(plan: Plan, program: ExportedProgram) -> Iterator[Kept]:
+    """The maps that stay. Of those in a module's own code the reason says what a program would do.
+
+    It is planned for that, which takes some time, only where there are such maps.
+    """
+    inside = [kept for kept in plan.kept if kept.code == "not-a-module"]
+    other = PlannedProgram(program).plan if inside else plan
+    goes = {label for fold in other.folds for label in fold.nodes}
+    counts = [sum(each.after.values()) for each in (other, plan)]
+    for kept in plan.kept:
+        if kept in inside and kept.node in goes and counts[0] < counts[1]:
+            more = (
+                "; bnfold.fold(exported_program) takes it away, and leaves "
+                f"{counts[0]} of {counts[1]} operators"
+            )
+            kept = replace(kept, message=kept.message + more)
+        yield kept
+
+
+def _blocks(
+    subject: nn.Module, program: ExportedProgram, calls: Calls, kept: Keep
+) -> tuple[Mapping[str, Block], Mapping[str, Load], Mapping[str, str]]:
+    """Let submodules that are sums of branches become one linear module each. Gives them by path,
+    the float64 values of their new parameters, and why others do not become one.
+    """
+    graph = read(program, subject, kept=kept.values)
+    blocks, apart = Branches(graph, Ownership(subject, graph, kept.tensors), calls).find()
+    exact: dict[str, Load] = {}
+    for path, block in blocks.items():
+        become(subject.get_submodule(path), block.steps)
+        for name, values in block.exact(path).items():
+            exact[name] = partial(to_numpy, values)
+    return blocks, exact, apart
+
+
+def _apart(
+    merges: Sequence[Fold], kinds: Mapping[str, str], reasons: Mapping[str, str] | None
+) -> Iterator[Stays]:
     """The linear operators that could merge, but that the module's own code brings together.
 
-    An operator that merges several times counts once.
+    An operator that merges several times counts once. ``reasons`` says by path why a module did not
+    become one; None if that was not tried.
     """
     linear: dict[str, list[str]] = {}
     for fold in merges:
@@ -187,10 +256,16 @@ def _apart(merges: Sequence[Fold], kinds: Mapping[str, str]) -> Iterator[Stays]:
             parts += linear.get(part, [])
         others = ", ".join(parts[:_NAMED]) or "what is added to it"
         others += f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
-        message = (
-            f"{into} could become one operator with {others}, which replacing submodules cannot "
-            "express: bnfold.fold(exported_program) can"
-        )
+        homes = [path for path in reasons or () if into.startswith((f"{path}.", f"{path}:"))]
+        message = f"{into} could become one operator with {others}, which "
+        if reasons is None:
+            message += (
+                "replacing submodules cannot express: merge=True can where a submodule is a sum of "
+                "branches, bnfold.fold(exported_program) anywhere"
+            )
+        else:
+            message += "replacing submodules cannot express: bnfold.fold(exported_program) can"
+            message += f"; {homes[0]} {(reasons or {})[homes[0]]}" if homes else ""
         yield Stays(into, kinds[into], Reason("not-a-module", into, message))
 
 

@@ -59,3 +59,15 @@ def looked_up(program: ExportedProgram, module: nn.Module, names: Sequence[str])
             )
         values.update(dict.fromkeys(found, reason))
     return Keep(values, frozenset(name for name in names if name in tensors))
+
+
+def refuse_operators(module: nn.Module, names: Sequence[str]) -> None:
+    """Raise `UsageError` for names of operators: they are others once branches are one module."""
+    stored = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
+    known = {name for name, _ in (*module.named_modules(remove_duplicate=False), *stored)}
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"keep: {name} names an operator; with merge=True give submodules, parameters or "
+                "buffers"
+            )

@@ -14,7 +14,7 @@ from torch import nn
 
 from bnfold._core.view import View
 from bnfold._plan.planner import Moves
-from bnfold._torch.module.used_parts import Parts, parts_of
+from bnfold._torch.module.used_parts import Uses, uses_of
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.graph import Graph, path_of, paths_of
 
@@ -24,7 +24,7 @@ def other_ways(module: nn.Module, graph: Graph, moves: Moves) -> Mapping[str, Se
     changed = _changed(graph.view, moves)
     found = {}
     for name, method in _public(type(module)) if changed else ():
-        names = sorted(_Seen(graph, changed, parts_of(module, method)).tensors())
+        names = sorted(_Seen(graph, changed, uses_of(module, method)).tensors())
         if names:
             found[name] = names
     return found
@@ -60,10 +60,10 @@ def _changed(view: View, moves: Moves) -> set[int]:
 class _Seen:
     """The changed tensors that one method gives away, or gets from elsewhere."""
 
-    def __init__(self, graph: Graph, changed: set[int], parts: Parts) -> None:
+    def __init__(self, graph: Graph, changed: set[int], uses: Uses) -> None:
         self._graph = graph
         self._changed = changed
-        self._parts = parts
+        self._uses = uses
 
     def tensors(self) -> set[str]:
         """The names of what gives these tensors: modules, or operators in the root's own code."""
@@ -78,11 +78,15 @@ class _Seen:
         return found
 
     def _differ(self, one: int, other: int) -> bool:
-        """Whether a method runs one of two operators, and may do so without the other."""
+        """Whether a method runs one of two operators, and may do so without the other, or lets
+        others see what is between the two.
+        """
         parts = self._part(one), self._part(other)
         if parts[0] == parts[1]:
             return False
-        groups = [self._parts[part] for part in parts if part is not None]
+        if parts[0] in self._uses.given:
+            return True
+        groups = [self._uses.parts[part] for part in parts if part is not None]
         return len(groups) == 1 or (groups[0] is not None and groups[0] == groups[1])
 
     def _readers(self, value: int) -> Iterator[int]:
@@ -108,7 +112,7 @@ class _Seen:
     def _part(self, index: int) -> str | None:
         """The part of the module that a method uses and an operator belongs to, if there is one."""
         names = (*paths_of(self._graph.nodes[index]), *self._weights(index))
-        return next((name for name in names if name in self._parts), None)
+        return next((name for name in names if name in self._uses.parts), None)
 
     def _weights(self, index: int) -> list[str]:
         """The names of the parameters and buffers that an operator takes maps in by."""

@@ -84,6 +84,12 @@ class Ownership:
         own = (*module.parameters(), *module.buffers()) if module is not None else ()
         return next((r for tensor in own if (r := self._why_kept(_memory(tensor)))), None)
 
+    def kept_under(self, path: str) -> str | None:
+        """Why a module has to keep its tensors and those of its submodules; None if it need not."""
+        module = self.modules[path]
+        reasons = (self._why_kept(_memory(t)) for t in (*module.parameters(), *module.buffers()))
+        return next((reason.message for reason in reasons if reason is not None), None)
+
     def _why_kept(self, key: object) -> Reason | None:
         name = self._kept.get(key)
         if name is None:

@@ -33,24 +33,18 @@ class Recipe:
 
     @classmethod
     def of(cls, planned: PlannedModule) -> Recipe | None:
-        """The recipe of a module that nothing has changed yet; None for one without a copy."""
+        """The recipe of a module that nothing has changed yet; None for one without a copy, or with
+        branches that became one module.
+
+        The copy that was planned gives up its tensors: nothing can be planned on it any more.
+        """
         traced = planned.traced
-        if traced.module is planned.module:
+        if traced.module is planned.module or planned.blocks:
             return None
-        saved = traced.module.state_dict()
-        plain = {
-            name: tensor
-            for name, tensor in _tensors(traced.module).items()
-            if name in saved and type(tensor) in _PLAIN
-        }
-        memo: dict[int, Any] = {id(tensor): _without_values(tensor) for tensor in plain.values()}
-        module = copy.deepcopy(traced.module, memo)
-        calls = traced.calls.moved(_modules(traced.module), _modules(module))
-        program, takers = _program(traced.program, module), planned.surgery.takers
-        slim = replace(
-            traced, module=module, program=program, calls=calls, again=None, takers=takers
-        )
-        return cls(slim, {name: tensor.device for name, tensor in plain.items()})
+        devices = _emptied(traced.module)
+        _forget(traced.program)
+        slim = replace(traced, again=None, takers=planned.surgery.takers)
+        return cls(slim, devices)
 
     def refolded(self, state_dict: Mapping[str, Any]) -> nn.Module:
         """The module with other weights, folded. Raises `UsageError` where they do not fit it."""
@@ -87,12 +81,34 @@ def refold(folded: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
     if not isinstance(recipe, Recipe):
         raise UsageError(
             f"{type(folded).__name__} does not know how it was folded: bnfold.fold did not make it "
-            "in this process, or it was loaded from a file; fold the original with the new "
-            "weights: bnfold.fold(model, (example,))"
+            "in this process, or with merge=True, or it was loaded from a file; fold the original "
+            "with the new weights: bnfold.fold(model, (example,))"
         )
     made = recipe.refolded(state_dict)
     places = {tensor.device for tensor in (*folded.parameters(), *folded.buffers())}
     return attach(made.to(places.pop()) if len(places) == 1 else made, recipe)
+
+
+def _emptied(module: nn.Module) -> dict[str, torch.device]:
+    """Put meta tensors in the place of those that a state dict holds, and copies in the place of
+    others. Gives the devices of the former, by name. A tensor that has several names stays one.
+    """
+    saved = module.state_dict().keys()
+    made: dict[int, Tensor] = {}
+    devices: dict[str, torch.device] = {}
+    for path, part in module.named_modules():
+        for held in (part._parameters, part._buffers):
+            for name, tensor in held.items():
+                if tensor is None:
+                    continue
+                full = f"{path}.{name}" if path else name
+                empty = full in saved and type(tensor) in _PLAIN
+                if id(tensor) not in made:
+                    made[id(tensor)] = _without_values(tensor) if empty else copy.deepcopy(tensor)
+                if empty:
+                    devices[full] = tensor.device
+                held[name] = made[id(tensor)]
+    return devices
 
 
 def _without_values(tensor: Tensor) -> Tensor:
@@ -100,6 +116,14 @@ def _without_values(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(empty, tensor.requires_grad)
     return empty
+
+
+def _forget(program: ExportedProgram) -> None:
+    """Take its tensors from a program that nobody else has."""
+    program._example_inputs = None  # Its setter is younger than the oldest PyTorch allowed.
+    program.state_dict.clear()
+    constants = copy.deepcopy(program.constants)  # One may be a buffer that the fold changes.
+    program.constants.update(constants)
 
 
 def _make_room(module: nn.Module, devices: Mapping[str, torch.device]) -> None:
@@ -148,6 +172,13 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _stored(program: ExportedProgram) -> list[str]:
+    """The names of the parameters and buffers that the state dict of a program holds."""
+    signature = program.graph_signature
+    apart = set(signature.non_persistent_buffers)
+    return [*signature.parameters, *(name for name in signature.buffers if name not in apart)]
+
+
 def _program(program: ExportedProgram, module: nn.Module) -> ExportedProgram:
     """The same program with the tensors of a module in place of its own."""
     tensors = _tensors(module)
@@ -155,7 +186,7 @@ def _program(program: ExportedProgram, module: nn.Module) -> ExportedProgram:
         program.graph_module,
         program.graph,
         program.graph_signature,
-        {name: tensors[name] for name in program.state_dict},
+        {name: tensors[name] for name in _stored(program)},
         program.range_constraints,
         program.module_call_graph,
         None,

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 from torch import fx
 
 from bnfold._core.view import Affine
 from bnfold._torch.module.formulas import Formula
 from bnfold._torch.module.ownership import Ownership
+from bnfold._torch.module.stand_ins import Step
 from bnfold._torch.module.unseen import state_of, unseen
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import Calls, key_of
 from bnfold._torch.read.graph import Graph
 from bnfold._torch.read.nodes import kind_of, rank_of, shape_of
 
-Step = str | Formula
-"""A submodule by its name, or operators of a module's own code."""
+HERE = ""
+"""The step where branches stood, which become one module."""
 
 
 class Remainders:
@@ -38,30 +39,28 @@ class Remainders:
         by what it is given.
         """
         try:
-            rows = {self._row(path, nodes, gone) for nodes in self._by_call(path)}
+            rows = {self.row(path, nodes, gone) for nodes in self.by_call(path)}
             if len(rows) != 1:
                 return "does not do the same in all its calls"
             steps = self._with_silent(path, rows.pop())
-        except _Unsuited as why:
+        except Unsuited as why:
             return str(why)
-        return self._unseen_in(path, gone) or steps
-
-    def _unseen_in(self, path: str, gone: Set[fx.Node]) -> str | None:
-        """What a module's code does that the graph does not show. Its channels are as many in every
-        call as its map has.
-        """
         node = next(node for node in self._owned.inside(path) if node in gone)
         role, sizes = self._graph.readings[self._numbers[node]].role, shape_of(node) or ()
         assert isinstance(role, Affine)
-        axis = role.map.axis
+        axis = role.map.axis  # There are as many channels in every call as the map has.
         known = {axis: sizes[axis]} if axis is not None and role.map.scale.size > 1 else {}
+        return self.unseen_in(path, rank_of(node), known) or steps
+
+    def unseen_in(self, path: str, rank: int, sizes: Mapping[int, int | None]) -> str | None:
+        """What a module's code does that the graph does not show; see `unseen`."""
         module = self._owned.modules[path]
-        alike = (*state_of(module, self._calls), rank_of(node), *known.items())
+        alike = (*state_of(module, self._calls), rank, *sizes.items())
         if alike not in self._unseen:
-            self._unseen[alike] = unseen(module, self._calls, rank_of(node), known)
+            self._unseen[alike] = unseen(module, self._calls, rank, sizes)
         return self._unseen[alike]
 
-    def _by_call(self, path: str) -> list[list[fx.Node]]:
+    def by_call(self, path: str) -> list[list[fx.Node]]:
         """The operators of each call of a module."""
         found: dict[str, list[fx.Node]] = {}
         for node in self._owned.inside(path):
@@ -76,21 +75,37 @@ class Remainders:
         start = next(place for place, (_, name) in enumerate(stack) if name in names)
         return stack[start:]
 
-    def _row(self, path: str, nodes: Sequence[fx.Node], gone: Set[fx.Node]) -> tuple[Step, ...]:
-        """What is left of one call. Raises `_Unsuited`."""
+    def row(
+        self,
+        path: str,
+        nodes: Sequence[fx.Node],
+        gone: Set[fx.Node],
+        branches: Sequence[fx.Node] = (),
+    ) -> tuple[Step, ...]:
+        """What is left of one call. Where ``branches`` stood is `HERE`; with them, submodules may
+        be anything. Raises `Unsuited` if the call is more than one chain.
+        """
         segments: list[tuple[object, list[fx.Node]]] = []
+        taken = {inner for node in branches for inner in self._stack(path, node)[1:2]}
         for node in nodes:
             _, *inner = self._stack(path, node)
             slot: object = inner[0] if inner else node if node in gone else None
+            if node in branches:
+                slot = HERE
+            elif slot in taken:
+                _no(f"needs a part of {inner[0][1]} alone")
             if not segments or segments[-1][0] != slot:
                 segments.append((slot, []))
             segments[-1][1].append(node)
         steps: list[Step] = []
         before: fx.Node | None = None
         for slot, part in segments:
-            source, before = self._ends(part, before)
+            source, before = self.ends(part, before)
             if isinstance(slot, tuple):
-                steps.append(self._child(path, str(slot[1]), part, source))
+                activation = None if branches else source
+                steps.append(self._child(path, str(slot[1]), part, activation))
+            elif slot == HERE:
+                steps.append(HERE)
             elif slot is None:
                 steps += Formula.of(part, source, self._is_constant) or _no(self._more(part[0]))
         return tuple(steps)
@@ -101,7 +116,7 @@ class Remainders:
             return f"also has {node.name}, which stays"
         return f"does more than a norm and an activation: {node.name}"
 
-    def _ends(self, part: Sequence[fx.Node], before: fx.Node | None) -> tuple[fx.Node, fx.Node]:
+    def ends(self, part: Sequence[fx.Node], before: fx.Node | None) -> tuple[fx.Node, fx.Node]:
         """What goes into a part of a chain, and what comes out of it.
 
         Nothing else goes in or out, and what comes out ahead of it goes nowhere else.
@@ -121,8 +136,8 @@ class Remainders:
             _no("is more than one chain of operators")
         return source, end
 
-    def _child(self, path: str, name: str, part: Sequence[fx.Node], source: fx.Node) -> str:
-        """The name of a submodule that is a step of its own."""
+    def _child(self, path: str, name: str, part: Sequence[fx.Node], source: fx.Node | None) -> str:
+        """The name of a submodule that is a step of its own: an activation if it has a source."""
         module, last = self._owned.modules[path], name.rpartition(".")[2]
         child = module._modules.get(last)
         if child is None or self._owned.modules.get(name) is not child:
@@ -130,7 +145,7 @@ class Remainders:
         if not self._calls.are_plain(child):
             _no(f"calls {name} with something else than one tensor")
         weighted = any(self._graph.readings[self._numbers[node]].sites for node in part)
-        if weighted or any(shape_of(node) != shape_of(source) for node in part):
+        if source and (weighted or any(shape_of(node) != shape_of(source) for node in part)):
             _no(f"does more than a norm and an activation: {name}")
         return last
 
@@ -162,9 +177,9 @@ class Remainders:
         return isinstance(self._graph.context.constants.find(node), Constant)
 
 
-class _Unsuited(Exception):
+class Unsuited(Exception):
     """A module does more than a chain of affine operators, activations and dropouts."""
 
 
 def _no(why: str) -> list[Formula]:
-    raise _Unsuited(why)
+    raise Unsuited(why)

@@ -26,13 +26,12 @@ from bnfold._torch.module.biases import MissingBiases
 from bnfold._torch.module.ownership import Ownership, owner_of
 from bnfold._torch.module.parameters import is_computed, write_parameters
 from bnfold._torch.module.per_channel import per_channel
-from bnfold._torch.module.remainders import Remainders, Step
-from bnfold._torch.program.draft import fresh
+from bnfold._torch.module.remainders import Remainders
+from bnfold._torch.module.stand_ins import HOOKS, Step, become
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import Calls
 from bnfold._torch.read.graph import Graph
 from bnfold._torch.read.nodes import kind_of
-from bnfold.nn import Remainder
 
 Uneven = tuple[tuple[fx.Node, ...], str]
 """All calls of one operator, and the side on which they take in different maps: ahead, behind."""
@@ -201,7 +200,7 @@ class Surgery:
                 part, steps, move = module.get_submodule(path), left[path], rewritten.get(path)
                 assert isinstance(steps, tuple)
                 stands = self._per_channel(move, part) if move is not None else None
-                _clear(part, steps, stands)
+                become(part, steps, stands)
 
     def _per_channel(self, move: Move, norm: nn.Module) -> nn.Module:
         return per_channel(self._graph.view, self._graph.readings, move, norm)
@@ -260,7 +259,7 @@ class Surgery:
                 return "is in a module of another kind than PyTorch's norms"
         elif not self._calls.are_plain(module):
             return "is in a module that takes or gives something else than one tensor"
-        hooked = any(getattr(module, attribute) for attribute in _HOOKS)
+        hooked = any(getattr(module, attribute) for attribute in HOOKS)
         own = norm and all(kind_of(each) in ("batch_norm", "instance_norm") for each in inside)
         if isinstance(module, nn.Identity) or (hooked and not own):
             return "may be computed by a hook, which would stay"
@@ -321,38 +320,3 @@ class Surgery:
 
 def _first(reasons: Sequence[Reason | None]) -> Reason | None:
     return next((reason for reason in reasons if reason is not None), None)
-
-
-def _clear(module: nn.Module, steps: Sequence[Step], stands: nn.Module | None = None) -> None:
-    """Make a module an Identity, or a Remainder of some steps, in place: all its names see the
-    change. What ``stands`` for its norm comes first.
-
-    Its hooks stay, and its plain attributes too, for code that asks for a norm's ``num_features``.
-    """
-    new: nn.Module = Remainder() if steps else stands or nn.Identity()
-    state, old = new.__dict__, module._modules
-    if steps and stands is not None:
-        new._modules[fresh("norm", old)] = stands
-    for step in steps:
-        if isinstance(step, str):
-            new._modules[step] = old[step]
-        else:
-            new._modules[fresh(step.name, {*old, *new._modules})] = step.module()
-    for name, value in module.__dict__.items():
-        plain = name not in state and isinstance(value, bool | int | float | str | tuple | None)
-        if name in _HOOKS or name == "training" or (plain and name != "forward"):
-            state[name] = value
-    module.__class__ = type(new)
-    module.__dict__.clear()
-    module.__dict__.update(state)
-
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)

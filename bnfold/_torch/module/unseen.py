@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bnfold._torch.read.export import OF_PYTORCH, Calls, key_of
 
@@ -93,6 +93,9 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _StandIn(node, self, *self._known)
 
+    def create_arg(self, a: Any) -> Any:
+        return a.node if type(a) is _StandIn else super().create_arg(a)
+
 
 class _StandIn(fx.Proxy):
     """A stand-in for a tensor. Of what is not known it gives a stand-in, too."""
@@ -103,6 +106,12 @@ class _StandIn(fx.Proxy):
         super().__init__(node, tracer)
         self.ndim = rank
         self._sizes = sizes
+        self._is_param = False
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """What code takes it for that asks whether it was given a tensor."""
+        return Tensor
 
     def dim(self) -> int:
         return self.ndim

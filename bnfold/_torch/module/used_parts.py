@@ -5,18 +5,15 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from types import FunctionType
 
 from torch import nn
 
-Parts = Mapping[str, str | None]
-"""The names of submodules and parameters that a method runs or reads.
+from bnfold._torch.module.given_away import given_away, is_getattr
 
-The children of a container that the method does not call as a whole have the container's name as
-their group: the method may see what is between them. Others have None.
-"""
+Parts = Mapping[str, str | None]
 _CONTAINERS = (nn.ModuleDict, nn.ModuleList, nn.Sequential)
 _CHILDREN = ("_modules", "children", "named_children", "items", "values")
 _LIBRARIES = ("F", "functional", "nn", "torch")
@@ -24,14 +21,28 @@ _Step = str | int | None
 """An attribute's name or a key; None for one that the source does not tell."""
 
 
-def parts_of(module: nn.Module, method: FunctionType) -> Parts:
-    """What a method of a module runs, by itself and by the methods that it calls.
+@dataclass(frozen=True)
+class Uses:
+    """What a method runs or reads, and what it lets others see.
+
+    ``parts`` are the names of submodules and parameters. The children of a container that the
+    method does not call as a whole have the container's name as their group: the method may see
+    what is between them. Others have None. ``given`` are the submodules whose output the method
+    returns, stores or collects.
+    """
+
+    parts: Parts
+    given: Set[str]
+
+
+def uses_of(module: nn.Module, method: FunctionType) -> Uses:
+    """What a method of a module uses, by itself and by the methods that it calls.
 
     Of code that cannot be read nothing is known. Nor is what lies in plain lists of modules.
     """
     reader = _Reader(module)
-    reader.read("", method)
-    return reader.parts
+    reader.read("", method, returns=True)
+    return Uses(reader.parts, reader.given)
 
 
 class _Reader:
@@ -39,20 +50,24 @@ class _Reader:
 
     def __init__(self, root: nn.Module) -> None:
         self.parts: dict[str, str | None] = {}
+        self.given: set[str] = set()
         self._modules = dict(root.named_modules(remove_duplicate=False))
-        self._known: set[tuple[str, str]] = set()
+        self._known: set[tuple[str, str, bool]] = set()
 
-    def read(self, path: str, method: FunctionType) -> None:
-        """Note what a method of the submodule at ``path`` runs."""
+    def read(self, path: str, method: FunctionType, *, returns: bool) -> None:
+        """Note what a method of the submodule at ``path`` runs. With ``returns`` what it returns is
+        given away.
+        """
         method = inspect.unwrap(method)
-        if (path, method.__qualname__) in self._known or not method.__code__.co_argcount:
+        key = path, method.__qualname__, returns
+        if key in self._known or not method.__code__.co_argcount:
             return
-        self._known.add((path, method.__qualname__))
+        self._known.add(key)
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
         except (OSError, SyntaxError, TypeError):
             return
-        source = _Source(tree, method.__code__.co_varnames[0])
+        source = _Source(tree, method.__code__.co_varnames[0], returns)
         for chain in source.chains():
             self._follow(path, chain)
 
@@ -73,24 +88,25 @@ class _Reader:
                 return
             elif isinstance(member, FunctionType) and not member.__module__.startswith("torch."):
                 if step != "forward":
-                    self.read(path, member)
+                    self.read(path, member, returns=chain.is_given)
                 elif path:
-                    self._note(path, whole=True)
+                    self._note(path, whole=True, given=chain.is_given)
                 return
             elif step is None or (step in _CHILDREN and chain.is_iterated):
-                self._note(path, whole=False)
+                self._note(path, whole=False, given=chain.is_given)
                 return
             elif step != "forward":
                 return  # an attribute that runs nothing
         if path and (chain.is_run or chain.is_iterated):
-            self._note(path, whole=chain.is_run)
+            self._note(path, whole=chain.is_run, given=chain.is_given)
 
-    def _note(self, path: str, *, whole: bool) -> None:
+    def _note(self, path: str, *, whole: bool, given: bool) -> None:
         """Note that a submodule runs, under all of its names."""
         module = self._modules[path]
         for name in [name for name, other in self._modules.items() if other is module]:
             if whole or not (isinstance(module, _CONTAINERS) or not path):
                 self.parts[name] = None
+                self.given |= {name} if given else set()
                 continue
             for child in module._modules:
                 self.parts.setdefault(f"{name}.{child}" if name else child, name)
@@ -101,20 +117,22 @@ class _Chain:
     """Attributes and keys that begin at ``self``, and what the code does with their value.
 
     ``is_run``: it is called. ``is_iterated``: what it holds is called. ``is_operand``: a function
-    of a library reads it.
+    of a library reads it. ``is_given``: what it gives when it is called is given away.
     """
 
     steps: tuple[_Step, ...]
     is_run: bool
     is_iterated: bool
     is_operand: bool
+    is_given: bool
 
 
 class _Source:
     """The source of one method, in which ``me`` is the module."""
 
-    def __init__(self, tree: ast.AST, me: str) -> None:
+    def __init__(self, tree: ast.AST, me: str, returns: bool) -> None:
         self._tree = tree
+        self._given = given_away(tree, me, returns=returns)
         self._me = me
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         called = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
@@ -152,7 +170,7 @@ class _Source:
                 elif isinstance(current, ast.Subscript):
                     steps.append(_key(current.slice))
                     current = current.value
-                elif _is_getattr(current):
+                elif is_getattr(current):
                     steps.append(_key(current.args[1]))  # type: ignore[attr-defined]
                     current = current.args[0]  # type: ignore[attr-defined]
                 else:
@@ -165,16 +183,8 @@ class _Source:
                     id(node) in self._run,
                     id(node) in self._iterated,
                     id(node) in self._operands,
+                    id(node) in self._given,
                 )
-
-
-def _is_getattr(node: ast.expr) -> bool:
-    return (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == "getattr"
-        and len(node.args) > 1
-    )
 
 
 def _key(node: ast.expr) -> _Step:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import GraphModule, Node
@@ -86,7 +89,8 @@ class Draft:
         Gives its node and its name.
         """
         target = fresh(stem.replace(".", "_"), self.state)
-        example = near.meta["val"]
+        vals = [near.meta["val"], *(node.meta.get("val") for node in self.nodes.values())]
+        example = next(val for val in vals if isinstance(val, FakeTensor))
         tensor = values.to(example.device)
         graph, last = self.module.graph, self._last
         with graph.inserting_after(last) if last is not None else graph.inserting_before():
@@ -150,3 +154,23 @@ def fresh(wanted: str, taken: Any) -> str:
         number += 1
         name = f"{wanted}_{number}"
     return name
+
+
+def set_read(node: Node, number: int, new: Node) -> None:
+    """Let an operator read another tensor in place of one of those that it reads, by number."""
+    numbers = itertools.count()
+
+    def swapped(source: Node) -> Node:
+        return new if next(numbers) == number else source
+
+    node.args, node.kwargs = torch.fx.map_arg((node.args, node.kwargs), swapped)
+
+
+def set_argument(node: Node, name: str, value: Node | float) -> None:
+    """Set an argument of an operator by name, by position where it has one there."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    place = names.index(name)
+    if name in node.kwargs or place > len(node.args):
+        node.kwargs = {**node.kwargs, name: value}
+    else:
+        node.args = (*node.args[:place], value, *node.args[place + 1 :])

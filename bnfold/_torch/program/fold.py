@@ -6,7 +6,6 @@ cloned, a missing bias becomes a parameter, a map that has to stand becomes a mu
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,38 +15,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
 from bnfold._core.laws import Edit
-from bnfold._core.parameters import Site
 from bnfold._core.result import Plan
 from bnfold._core.view import Affine, Crossing
 from bnfold._errors import UsageError
 from bnfold._plan.depthwise import without_norms
 from bnfold._plan.fit import settle, standing_batch_norm, standing_constants, standing_dtype
 from bnfold._plan.places import Standing
-from bnfold._plan.planner import Move, Moves, Sides
+from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
 from bnfold._system import file_kinds
 from bnfold._torch.program.applied import Applied, AppliedStep
-from bnfold._torch.program.draft import Draft
+from bnfold._torch.program.draft import Draft, set_argument
 from bnfold._torch.program.merging import merge
+from bnfold._torch.program.parameters import ParameterWriter
 from bnfold._torch.program.untrusted import Untrusted, refuse_code
-from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import quiet
 from bnfold._torch.read.graph import Graph, clashes, operators
+from bnfold._torch.read.inner import inner_norms
 from bnfold._torch.read.nodes import (
-    arguments,
     is_tensor,
     kind_of,
     parts_of,
-    reads_of,
-    values_read,
 )
-from bnfold._torch.read.rearranged import permuted_from
-from bnfold._torch.tensors import Array, from_numpy
+from bnfold._torch.tensors import from_numpy
 
 # Operators whose numbers are part of their name, and those that are the same with any numbers.
 _WITH_NUMBERS = {"relu6": "hardtanh", "relu6_": "hardtanh_"}
@@ -82,7 +77,11 @@ class PlannedProgram:
         self.plan: Plan = replace(
             plan,
             folds=(*merges.folds, *plan.folds),
-            kept=(*plan.kept, *(kept_apart(stays, "") for stays in merges.stays)),
+            kept=(
+                *plan.kept,
+                *inner_norms(program),
+                *(kept_apart(stays, "") for stays in merges.stays),
+            ),
             before=Counter(map(kind_of, operators(program.graph))),
         )
 
@@ -147,9 +146,10 @@ class _DraftFolder:
     def write(self, moves: Moves) -> ExportedProgram:
         for index, edit in moves.edits.items():
             self._edit(index, edit)
+        parameters = ParameterWriter(self._read, self._draft, self._nodes)
         for index, sides in moves.sides.items():
             for site in self._read.readings[index].sites:
-                self._absorb(self._node(index), site, sides)
+                parameters.write(index, site, sides)
         for move in moves.moves:
             self._replace(move)
         return self._draft.program()
@@ -175,56 +175,7 @@ class _DraftFolder:
         if general is not None:
             node.target = getattr(torch.ops.aten, general).default
         for name, value in edit.values.items():
-            _set_argument(node, str(numbers.get(name, name)), value)
-
-    def _absorb(self, node: Node, site: Site, sides: Sides) -> None:
-        """Give an operator the new weight and bias of one of its sites.
-
-        Of an operator that has them in a list, not as arguments of their own, the number of the
-        tensor among those that it reads says which it is.
-        """
-        bound, reads = arguments(node), list(reads_of(node))
-        weight = bound["weight"] if "weight" in bound else reads[site.weight]
-        for name, number, values, old in (
-            ("weight", site.weight, site.new_weight(sides.behind, sides.ahead), site.weight_value),
-            ("bias", site.bias, site.new_bias(sides.behind, sides.ahead), site.bias_value),
-        ):
-            if values is None or number is None:
-                continue
-            if old is None and kind_of(node) == "mm":
-                stem = f"{node.name}_{name}"
-                made, _ = self._draft.add_parameter(stem, from_numpy(values), weight)
-                node.target, node.args = torch.ops.aten.addmm.default, (made, *reads_of(node))
-                node.kwargs = {}
-                continue
-            if name == "bias" and site.bias_factor != 1.0:
-                _set_argument(node, "beta", 1)
-            held = bound[name] if name in bound else reads[number]
-            stem = old.name if isinstance(old, Constant) and old.stored else f"{node.name}_{name}"
-            readers = [] if held is None else [u for u in held.users if held in values_read(u)]
-            alone = len(readers) == 1 and reads.count(held) == 1
-            if isinstance(old, Constant) and alone and self._stored(held, old, values):
-                continue
-            parameter, _ = self._draft.add_parameter(stem, from_numpy(values), weight)
-            if name in bound:
-                _set_argument(node, name, parameter)
-            else:
-                _set_read(node, number, parameter)
-
-    def _stored(self, held: Node, old: Constant, values: Array) -> bool:
-        """Write new values of a constant, which one operator reads, into the parameter that it is
-        or is a permutation of; gives whether it is either.
-        """
-        name, turned = old.name, permuted_from(held)
-        if turned is not None and len(turned[0].users) == 1 and turned[0].op == "placeholder":
-            (name,), values = old.sources, values.transpose(turned[1])
-        elif not old.stored:
-            return False
-        state = self._draft.state
-        if name not in state or state[name].shape != values.shape:
-            return False
-        state[name] = _like(values, state[name])
-        return True
+            set_argument(node, str(numbers.get(name, name)), value)
 
     def _replace(self, move: Move) -> None:
         """Take the maps out, and put what has to stand where the last of them was."""
@@ -312,12 +263,12 @@ class _DraftFolder:
         graph = self._draft.module.graph
         node: Node = graph.call_function(norm.target, norm.args, norm.kwargs)
         node.meta = {**end.meta, "val": norm.meta["val"]}
-        _set_argument(node, "input", end)
+        set_argument(node, "input", end)
         vectors = standing_constants(self._read.readings, move, standing)
         for name, vector in zip(("weight", "bias", "running_mean"), vectors, strict=True):
             values = from_numpy(vector.astype(dtype))
             stem = f"{norm.name}_{name}"
-            _set_argument(node, name, self._draft.add_parameter(stem, values, self._near(end))[0])
+            set_argument(node, name, self._draft.add_parameter(stem, values, self._near(end))[0])
         if is_tensor(node):
             return node
         part: Node = graph.call_function(operator.getitem, (node, 0))
@@ -365,31 +316,3 @@ def _steps(graph: Graph, moves: Moves, made: Collection[str]) -> Iterator[Applie
     for index, node in enumerate(graph.nodes):
         if node.name in made and index not in moved:
             yield step("absorb", index, (), (index,))
-
-
-def _like(values: Array, old: Tensor) -> Tensor:
-    """Values in a new tensor that lies as another one does."""
-    tensor = torch.empty_like(old)
-    with torch.no_grad():
-        tensor.copy_(from_numpy(values))
-    return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-
-
-def _set_read(node: Node, number: int, new: Node) -> None:
-    """Let an operator read another tensor in place of one of those that it reads, by number."""
-    numbers = itertools.count()
-
-    def swapped(source: Node) -> Node:
-        return new if next(numbers) == number else source
-
-    node.args, node.kwargs = torch.fx.map_arg((node.args, node.kwargs), swapped)
-
-
-def _set_argument(node: Node, name: str, value: Node | float) -> None:
-    """Set an argument of an operator by name, by position where it has one there."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    place = names.index(name)
-    if name in node.kwargs or place > len(node.args):
-        node.kwargs = {**node.kwargs, name: value}
-    else:
-        node.args = (*node.args[:place], value, *node.args[place + 1 :])

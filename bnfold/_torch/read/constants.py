@@ -6,6 +6,7 @@ weight norm, a reshaped scale, ``(running_var + eps).rsqrt()``. PyTorch itself e
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from torch.fx import Node
 
 from bnfold._core.reasons import Reason
 from bnfold._merge.stored import Load
-from bnfold._torch.read.nodes import values_read
+from bnfold._torch.read.nodes import number_of, values_read
 from bnfold._torch.tensors import DTYPES, Array, from_numpy, to_numpy
 
 
@@ -88,8 +89,9 @@ class Constants:
         waiting = [node]
         while waiting:
             current = waiting[-1]
-            open_ = [n for n in current.all_input_nodes if n not in self._found]
-            if current.op == "call_function" and open_ and _is_pure(current):
+            computed = _computed(current)
+            open_ = [n for n in computed.all_input_nodes if n not in self._found]
+            if current.op == "call_function" and open_ and _is_pure(computed):
                 waiting.extend(open_)
                 continue
             waiting.pop()
@@ -107,13 +109,14 @@ class Constants:
                 message = f"{name} changes while the model runs"
                 return Reason("dynamic-weight", name, message)
             return self._parameter(name, value)
-        sources = [self._found.get(source) for source in node.all_input_nodes]
+        computed = _computed(node)
+        sources = [self._found.get(source) for source in computed.all_input_nodes]
         constants = [source for source in sources if isinstance(source, Constant)]
         example = node.meta.get("val")
         if (
             node.op != "call_function"
-            or not _is_pure(node)
-            or node in self._written
+            or not _is_pure(computed)
+            or not self._written.isdisjoint((node, computed))
             or not constants
             or len(constants) != len(sources)
             or not isinstance(example, Tensor)
@@ -124,7 +127,7 @@ class Constants:
         except Exception as error:  # Whatever an operator raises on constants it cannot take.
             message = f"{node.name} could not be evaluated: {error}"
             return Reason("dynamic-weight", node.name, message)
-        read = [self._found[source] for source in values_read(node)]
+        read = [self._found[source] for source in values_read(computed)]
         names = tuple(
             dict.fromkeys(name for c in read if isinstance(c, Constant) for name in c.sources)
         )
@@ -137,19 +140,29 @@ class Constants:
         tensor = (lambda: value) if exact is None else (lambda: from_numpy(exact()))
         return Constant(name, tensor, tuple(value.shape), value.dtype, (name,), stored=True)
 
-    def _evaluate(self, node: Node) -> Tensor:
+    def _evaluate(self, part: Node) -> Tensor:
         def tensor(source: Node) -> Any:
             found = self._found[source]
             assert isinstance(found, Constant)
             return found.tensor()
 
+        node = _computed(part)
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), tensor)
         assert callable(node.target)
         with torch.no_grad():
             result = node.target(*args, **kwargs)
+        if node is not part:
+            result = result[number_of(part)]
         if not isinstance(result, Tensor):
             raise TypeError("it is no tensor")
         return result
+
+
+def _computed(node: Node) -> Node:
+    """The operator that computes a value: of a part of a list (getitem) the one that makes it."""
+    if node.target is not operator.getitem or not isinstance(node.args[0], Node):
+        return node
+    return node.args[0]
 
 
 def _is_pure(node: Node) -> bool:

@@ -11,6 +11,8 @@ from torch.fx import Node
 from bnfold._core.operators.record import Operand, Row
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._torch.read.constants import Constant, Constants
+from bnfold._torch.read.nodes import shape_of
+from bnfold._torch.read.quantized import Dequantized, dequantized
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,32 @@ class Context:
         found = self._usable(value)
         if isinstance(found, Reason):
             return Operand(position, missing=found)
-        return Operand(position, found)
+        integers = self.dequantized(value)
+        if isinstance(integers, Reason):
+            return Operand(position, missing=integers)
+        if found is None or integers is None:
+            return Operand(position, found)
+        message = f"{found.name} is dequantized when the model runs"
+        reason = Reason("quantized-weight", found.name, message)
+        if not self.whole:
+            return Operand(position, missing=reason)
+        return Operand(position, found, None, integers.quantized, reason)
+
+    def weight(self, value: object, position: int) -> Operand:
+        """The operand that is a weight. Raises `Refusal` if it may not change."""
+        found = self.operand(value, position)
+        if found.missing is not None:
+            raise Refusal(found.missing)
+        return found
+
+    def dequantized(self, value: object) -> Dequantized | Reason | None:
+        """What of a constant may change that comes from integers, or why it may not.
+
+        None for others, and for a vector, which is small: it becomes one of floats.
+        """
+        if not isinstance(value, Node) or len(shape_of(value) or ()) < 2:
+            return None
+        return dequantized(self.constants, value)
 
     def is_constant(self, value: object) -> bool:
         """Whether a node is the same at every call."""

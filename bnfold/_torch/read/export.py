@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.export.unflatten import UnflattenedModule
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -24,6 +25,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 
 from bnfold._errors import UsageError
+from bnfold._torch.read.lowered import is_lowered
 from bnfold._torch.read.untraceable import why
 
 _WRAPPERS = (DataParallel, DistributedDataParallel)
@@ -168,6 +170,10 @@ def check(module: nn.Module) -> None:
     name = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
         raise UsageError("a TorchScript module cannot be folded: give the module it was made from")
+    if isinstance(module, UnflattenedModule):
+        raise UsageError(
+            "an unflattened program cannot be folded: give the program it was made from"
+        )
     if isinstance(module, _WRAPPERS):
         raise UsageError(
             f"a {name} is a wrapper around the network: give the network itself, model.module"
@@ -180,7 +186,7 @@ def check(module: nn.Module) -> None:
                 f"the forward of {path or name} is compiled, so that a copy would run the "
                 "original's code: give the module as it was, and compile what bnfold.fold gives"
             )
-    if module.training:
+    if module.training and not is_lowered(module):
         raise UsageError(
             f"{name} is in training mode: call .eval() first (bnfold.fold takes as_eval=True to "
             "fold it as if it were in eval)"

@@ -30,10 +30,11 @@ from bnfold._core.view import (
 )
 from bnfold._merge.stored import Load
 from bnfold._plan.planner import Move
-from bnfold._torch.read import affine, crossed, linear, rearranged
+from bnfold._torch.read import affine, crossed, linear, rearranged, rounded
 from bnfold._torch.read.aliases import Memory
 from bnfold._torch.read.constants import Constants
 from bnfold._torch.read.context import Context, TorchRow
+from bnfold._torch.read.inner import foreign_norm, is_norm
 from bnfold._torch.read.nodes import (
     arguments,
     asked,
@@ -45,7 +46,13 @@ from bnfold._torch.read.nodes import (
     shape_of,
 )
 
-ROWS: dict[str, TorchRow] = {**affine.ROWS, **crossed.ROWS, **linear.ROWS, **rearranged.ROWS}
+ROWS: dict[str, TorchRow] = {
+    **affine.ROWS,
+    **crossed.ROWS,
+    **linear.ROWS,
+    **rearranged.ROWS,
+    **rounded.ROWS,
+}
 """How each operator of PyTorch is read, by its name."""
 
 
@@ -176,9 +183,12 @@ class _Values:
 
 def _translate(context: Context, node: fx.Node) -> Operator:
     """The record of a node. Of operators that are not PyTorch's own nothing is known."""
-    row = ROWS.get(kind_of(node))
-    aten = getattr(node.target, "namespace", "") == "aten"
-    if row is None or not aten or getattr(node.target, "_schema", None) is None:
+    space = getattr(node.target, "namespace", "")
+    rows = ROWS if space == "aten" else rounded.ROWS if space in rounded.SPACES else {}
+    row = rows.get(kind_of(node))
+    if row is None and is_norm(node):
+        return Unfixed(reason=foreign_norm(node, context.label(node)))
+    if row is None or getattr(node.target, "_schema", None) is None:
         return UNKNOWN
     return row.translate(context, node, arguments(node))
 

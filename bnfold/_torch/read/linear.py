@@ -23,20 +23,21 @@ from bnfold._torch.tensors import DTYPES
 
 def _convolution(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     """A convolution, with channels on axis 1, or 0 without a batch."""
-    weight = context.parameter(args["weight"])
-    if weight is None:
+    weight = context.weight(args["weight"], 1)
+    if weight.value is None:
         return UNKNOWN
+    shape = weight.value.shape
     transposed = args.get("transposed", kind_of(node).startswith("conv_transpose"))
     return Convolution(
         label=context.label(node),
         data=places(node)["input"],
-        weight=context.operand(args["weight"], 1),
+        weight=weight,
         bias=context.operand(args["bias"], 2),
-        kernel=weight.shape,
+        kernel=shape,
         groups=args["groups"],
-        windows=_windows(args, weight.shape[2:]),
+        windows=_windows(args, shape[2:]),
         transposed=transposed,
-        axis=rank_of(node) - (len(weight.shape) - 1),
+        axis=rank_of(node) - (len(shape) - 1),
         dtype=_dtype(args["input"]),
     )
 
@@ -58,20 +59,20 @@ def _windows(args: dict[str, Any], taps: Sequence[int]) -> tuple[Window, ...] | 
 
 def _linear(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     """``x·Wᵀ + b`` along the last axis, the weight ``[out, in]`` (torch.nn.functional.linear)."""
-    weight = context.parameter(args["weight"])
-    if weight is None or len(weight.shape) != 2:
+    weight = context.weight(args["weight"], 1)
+    if weight.value is None or len(weight.value.shape) != 2:
         return UNKNOWN
     rank = rank_of(node)
     return Product(
         label=context.label(node),
         data=places(node)["input"],
-        weight=context.operand(args["weight"], 1),
+        weight=weight,
         columns={rank - 1: 0},
         summed=1,
         along=rank - 1,
         rank=rank,
         bias=context.operand(args["bias"], 2),
-        bias_shape=weight.shape[:1],
+        bias_shape=weight.value.shape[:1],
         dtype=_dtype(args["input"]),
     )
 
@@ -92,6 +93,8 @@ def _matmul(context: Context, node: Node, args: dict[str, Any]) -> Operator:
     if left == right:
         return UNKNOWN
     weight, data = context.operand(operands[right], int(right)), operands[left]
+    if weight.missing is not None and weight.missing.code == "quantized-weight":
+        return unmerged(weight.missing)
     if weight.value is None:
         return UNKNOWN
     product = matmul(context.label(node), weight, shape_of(data), writable=context.whole)

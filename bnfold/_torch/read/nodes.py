@@ -29,6 +29,12 @@ _ASKED = {
 """By the name of an argument, the operators that take its shape, type or device alone."""
 
 
+PERMUTATIONS = (
+    "mT movedim numpy_T permute permute_copy swapaxes swapdims t t_copy transpose transpose_copy"
+)
+"""Operators that put axes into another order."""
+
+
 def kind_of(node: Node) -> str:
     """What kind of operator a node is: ``conv2d``, ``batch_norm``."""
     return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
@@ -127,6 +133,29 @@ def rank_of(node: Node) -> int:
     shape = shape_of(node)
     assert shape is not None
     return len(shape)
+
+
+def order_of(node: Node, rank: int) -> tuple[int, ...]:
+    """For each axis that a permutation puts out the axis that it reads."""
+    more, named = (
+        node.args[1:],
+        {k: v for k, v in node.kwargs.items() if k not in ("self", "input")},
+    )
+    assert callable(node.target)
+    marked = node.target(torch.empty(tuple(range(2, 2 + rank)), device="meta"), *more, **named)
+    return tuple(size - 2 for size in marked.shape)
+
+
+def permuted_from(node: Node) -> tuple[Node, tuple[int, ...]] | None:
+    """What a permutation of axes reads, and for each axis of it the one where it is put out.
+
+    None for any other node.
+    """
+    if node.op != "call_function" or kind_of(node) not in PERMUTATIONS.split():
+        return None
+    (source,) = node.all_input_nodes
+    order = order_of(node, rank_of(source))
+    return source, tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 def listed(value: object) -> list[int]:

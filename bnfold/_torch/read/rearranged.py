@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -20,8 +19,9 @@ from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.crossed import crossed, crossed_by, crossed_row, data_name
 from bnfold._torch.read.nodes import (
-    kind_of,
+    PERMUTATIONS,
     number_of,
+    order_of,
     parts_of,
     rank_of,
     shape_of,
@@ -33,30 +33,7 @@ _AXIS = AxisGroup((None,), (None,))
 
 def _permutation(context: Context, node: Node, args: dict[str, Any]) -> Law:
     """permute, transpose, movedim and the like: run once, with another size on each axis."""
-    return Rearranged((Permuted(_order(node, _rank(args))),))
-
-
-def _order(node: Node, rank: int) -> tuple[int, ...]:
-    """For each axis that a permutation puts out the axis that it reads."""
-    more, named = (
-        node.args[1:],
-        {k: v for k, v in node.kwargs.items() if k not in ("self", "input")},
-    )
-    assert callable(node.target)
-    marked = node.target(torch.empty(tuple(range(2, 2 + rank)), device="meta"), *more, **named)
-    return tuple(size - 2 for size in marked.shape)
-
-
-def permuted_from(node: Node) -> tuple[Node, tuple[int, ...]] | None:
-    """What a permutation of axes reads, and for each axis of it the one where it is put out.
-
-    None for any other node.
-    """
-    if node.op != "call_function" or kind_of(node) not in _PERMUTATIONS.split():
-        return None
-    (source,) = node.all_input_nodes
-    order = _order(node, rank_of(source))
-    return source, tuple(sorted(range(len(order)), key=order.__getitem__))
+    return Rearranged((Permuted(order_of(node, _rank(args))),))
 
 
 def _reshape(context: Context, node: Node, args: dict[str, Any]) -> Law:
@@ -200,12 +177,9 @@ _RESHAPES = (
     "_unsafe_view flatten reshape reshape_as squeeze squeeze_copy unflatten unsqueeze "
     "unsqueeze_copy view view_as view_copy"
 )
-_PERMUTATIONS = (
-    "mT movedim numpy_T permute permute_copy swapaxes swapdims t t_copy transpose transpose_copy"
-)
 _SPLITS = "chunk split split_copy split_with_sizes split_with_sizes_copy tensor_split"
 ROWS: dict[str, TorchRow] = {
-    **{kind: crossed_by(_permutation) for kind in _PERMUTATIONS.split()},
+    **{kind: crossed_by(_permutation) for kind in PERMUTATIONS.split()},
     **{kind: crossed_by(_reshape) for kind in _RESHAPES.split()},
     "pixel_shuffle": crossed_by(_pixel_shuffle),
     "pixel_unshuffle": crossed_by(_pixel_unshuffle),

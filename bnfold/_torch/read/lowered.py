@@ -1,0 +1,84 @@
+"""Modules that PyTorch has made of an exported program: ``program.module()``.
+
+Their code calls operators, which do not ask whether the module is in training mode, and ``eval()``
+is refused there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.fx import GraphModule, Node
+
+from bnfold._errors import UsageError
+
+Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+def is_lowered(module: nn.Module) -> bool:
+    """Whether a module is one graph of PyTorch's own operators."""
+    if not isinstance(module, GraphModule):
+        return False
+    called = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
+    if not all(_is_generated(module.get_submodule(path)) for path in called):
+        return False
+    operators = [node for node in module.graph.nodes if node.op == "call_function"]
+    return any(isinstance(node.target, torch._ops.OpOverload) for node in operators)
+
+
+def _is_generated(part: nn.Module) -> bool:
+    """Whether a part is a graph itself, or looks at the sizes of inputs."""
+    return isinstance(part, GraphModule) or type(part).__name__ == "GuardsFn"
+
+
+def inputs_of(module: GraphModule, args: Any, kwargs: Mapping[str, Any] | None) -> Inputs:
+    """The example inputs given, or zeros of the sizes that the graph was made with.
+
+    Raises:
+        UsageError: none are given, and the graph tells no sizes.
+    """
+    if args is not None or kwargs:
+        return args or (), kwargs or {}
+    holders = _holders(module)
+    found = [node.meta.get("val") for node in holders]
+    examples = [each for each in found if isinstance(each, Tensor)]
+    if not examples or len(examples) < len(holders):
+        raise UsageError("give example inputs: bnfold.fold(module, (example,))")
+    zeros = [torch.zeros(_sizes(each), dtype=each.dtype, device=each.device) for each in examples]
+    made = torch.utils._pytree.tree_unflatten(zeros, module._in_spec)
+    return tuple(made[0]), made[1]
+
+
+def varying_sizes(module: GraphModule, given: Inputs) -> Any:
+    """The sizes of inputs that vary in the graph, as ``dynamic_shapes`` of an export; None if none
+    does.
+    """
+    leaves, spec = torch.utils._pytree.tree_flatten(given)
+    holders = _holders(module)
+    if len(leaves) != len(holders):
+        return None
+    shapes = [_varying(node.meta.get("val")) for node in holders]
+    if not any(shapes):
+        return None
+    args, kwargs = torch.utils._pytree.tree_unflatten([each or None for each in shapes], spec)
+    return (*args, *kwargs.values())
+
+
+def _holders(module: GraphModule) -> list[Node]:
+    return [node for node in module.graph.nodes if node.op == "placeholder"]
+
+
+def _varying(example: object) -> dict[int, Any]:
+    """The axes of an input whose size is no number."""
+    sizes: Sequence[object] = example.shape if isinstance(example, Tensor) else ()
+    return {axis: Dim.AUTO for axis, size in enumerate(sizes) if not isinstance(size, int)}
+
+
+def _sizes(example: Tensor) -> list[int]:
+    """The sizes of an example; those that vary as they were in it."""
+    sizes: Sequence[Any] = example.shape
+    return [size if isinstance(size, int) else int(size.node.hint) for size in sizes]

@@ -1,0 +1,161 @@
+"""Modules that PyTorch made of programs, and norms in code that programs call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor, nn  # noqa: E402
+from torch.export import Dim  # noqa: E402
+
+import bnfold  # noqa: E402
+
+from .folding import rand, ready  # noqa: E402
+from .merging import ops  # noqa: E402
+
+
+class Named(nn.Module):
+    """Inputs in a dict and by name, outputs in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, more: dict[str, Tensor], *, y: Tensor) -> dict[str, Tensor]:
+        return {"out": self.norm(self.conv(x + more["k"])) + y.sum()}
+
+
+X = rand(2, 3, 8, 8, dtype=torch.float32)
+CASES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = {
+    "fixed sizes": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (X,), {}, None),
+    "sizes that vary": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
+        (X,),
+        {},
+        ({0: Dim.AUTO, 2: Dim.AUTO},),
+    ),
+    "inputs by name": (Named, (X, {"k": X}), {"y": X}, None),
+    "sizes of inputs by name that vary": (
+        Named,
+        (X, {"k": X}),
+        {"y": X},
+        {"x": {0: Dim.AUTO}, "more": {"k": {0: Dim.AUTO}}, "y": {1: Dim.AUTO}},
+    ),
+}
+
+
+def leaves(value: Any) -> list[Tensor]:
+    return torch.utils._pytree.tree_leaves(value)
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_a_graph_module_folds_as_a_program(name, lowered):
+    make, args, kwargs, shapes = CASES[name]
+    module = ready(make(), torch.float32)
+    program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+    given = (program.run_decompositions() if lowered else program).module()
+    before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
+    found = [bnfold.fold(given, args, kwargs=kwargs)]
+    found += [bnfold.fold(given)]
+    for folded in found:
+        called = [str(node.target) for node in folded.graph.nodes]
+        assert not any("batch_norm" in each for each in called)
+        assert folded.state_dict().keys() < given.state_dict().keys()
+        for one, other in zip(
+            leaves(module(*args, **kwargs)), leaves(folded(*args, **kwargs)), strict=True
+        ):
+            assert torch.allclose(one, other, atol=2e-5, rtol=1e-5)
+    assert len(bnfold.plan(given, args, kwargs=kwargs).folds) == 1
+    assert all(torch.equal(given.state_dict()[name], value) for name, value in before.items())
+    assert bnfold.verify(given, found[0], args, kwargs=kwargs).status == "pass"
+
+
+def test_sizes_that_vary_still_do():
+    """Whatever the size of the example is: its own export would fix it."""
+    module = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.float32)
+    sizes = ({0: Dim.AUTO, 2: Dim.AUTO},)
+    given = torch.export.export(module, (X,), dynamic_shapes=sizes).module()
+    other = rand(5, 3, 6, 8, dtype=torch.float32)
+    for folded in (bnfold.fold(given), bnfold.fold(given, (X,))):
+        assert torch.allclose(folded(other), module(other), atol=2e-5, rtol=1e-5)
+
+
+def test_a_graph_module_in_training_mode_keeps_its_norm():
+    module = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.float32)
+    given = torch.export.export(module.train(), (X,)).module()
+    assert [kept.code for kept in bnfold.plan(given, (X,)).kept] == ["training-mode"]
+
+
+@pytest.mark.parametrize("option", [{"inplace": True}, {"keep": ("0",)}])
+def test_what_a_graph_module_cannot_do(option):
+    module = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.float32)
+    program = torch.export.export(module, (X,))
+    with pytest.raises(bnfold.UsageError, match="leave it out"):
+        bnfold.fold(program.module(), (X,), **option)
+    with pytest.raises(bnfold.UsageError, match="program it was made from"):
+        bnfold.fold(torch.export.unflatten(program), (X,))
+
+
+def test_a_traced_module_stays_one_of_modules():
+    module = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.float32)
+    folded = bnfold.fold(torch.fx.symbolic_trace(module), (X,))
+    assert isinstance(folded.get_submodule("1"), nn.Identity)
+
+
+class Called(nn.Module):
+    """A norm without gradients, with autocast, or in a branch."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.kind = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), kind
+
+    def forward(self, x: Tensor) -> Any:
+        if self.kind == "branch":
+            return torch.cond(
+                x.sum() > 0,
+                lambda y: self.norm(self.conv(y)).sum((2, 3)),
+                lambda y: self.conv(y).sum((2, 3)),
+                (x,),
+            )
+        part = (
+            torch.no_grad() if self.kind == "no gradients" else torch.autocast("cpu", enabled=False)
+        )
+        with part:
+            y = self.norm(self.conv(x))
+        return y.relu()
+
+
+@pytest.mark.parametrize("kind", ["no gradients", "autocast", "branch"])
+def test_a_norm_in_called_code_says_why_it_stays(kind):
+    module = ready(Called(kind), torch.float32)
+    program = torch.export.export(module, (X,))
+    plan = bnfold.plan(program)
+    assert [kept.code for kept in plan.kept] == ["unread-code"]
+    inline = bnfold.plan(program.run_decompositions())
+    if kind == "branch":
+        assert [kept.code for kept in inline.kept] == ["unread-code"]
+    else:  # What the advice says helps.
+        assert len(inline.folds) == 1
+        assert inline.kept == ()
+    told = bnfold.plan(module, (X,))
+    assert told.folds or [kept.code for kept in told.kept] == ["unread-code"]
+
+
+def test_a_norm_of_another_library_says_why_it_stays():
+    @torch.library.custom_op("bnfold_test::fast_batch_norm", mutates_args=())
+    def fast(x: Tensor) -> Tensor:
+        return x.clone()
+
+    fast.register_fake(torch.empty_like)
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.bnfold_test.fast_batch_norm(x)
+
+    program = torch.export.export(Net(), (X,))
+    assert "fast_batch_norm" in ops(program)
+    assert [kept.code for kept in bnfold.plan(program).kept] == ["unread-code"]

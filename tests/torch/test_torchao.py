@@ -1,0 +1,122 @@
+"""Programs around quantization by torchao, in eager mode and of exported programs (pt2e)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+torchao = pytest.importorskip("torchao", reason="torchao is not installed")
+
+from torch import Tensor, nn  # noqa: E402
+from torch.fx._lazy_graph_module import _use_lazy_graph_module  # noqa: E402
+from torchao import quantization as Q  # noqa: E402
+from torchao.quantization.pt2e import quantize_pt2e  # noqa: E402
+from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as X86  # noqa: E402
+
+import bnfold  # noqa: E402
+
+from .folding import rand, ready  # noqa: E402
+from .merging import ops  # noqa: E402
+from .test_program_quantized import floats, folded  # noqa: E402
+
+
+def network() -> nn.Module:
+    layers = (nn.Linear(32, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8))
+    module = ready(nn.Sequential(*layers, nn.BatchNorm1d(8)), torch.float32)
+    with torch.no_grad():
+        for norm in (module[1], module[4]):  # torchao's int8 has a -128, whose sign cannot turn.
+            norm.weight.abs_()
+    return module
+
+
+def exported(module: nn.Module, x: Tensor, lowered: bool) -> Any:
+    program = torch.export.export(module, (x,))
+    return program.run_decompositions() if lowered else program
+
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "int8": Q.Int8WeightOnlyConfig,
+    "intx": Q.IntxWeightOnlyConfig,
+    "float8": Q.Float8WeightOnlyConfig,
+    "dynamic": Q.Int8DynamicActivationInt8WeightConfig,
+}
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_stay_narrow(name, lowered):
+    """torchao keeps a scale in the weight's operator, or in a product behind the linear one."""
+    module, x = network(), rand(4, 32, dtype=torch.float32)
+    Q.quantize_(module, CONFIGS[name]())
+    program = exported(module, x, lowered)
+    plan, after = folded(program, x)
+    assert plan.folds or plan.kept
+    assert max(floats(after) or [0]) < 16 * 8 or not lowered
+    assert sum("norm" in op for op in ops(after)) <= 2
+    if name == "intx":
+        assert plan.kept == ()
+        assert "batch_norm" not in " ".join(ops(after))
+
+
+def test_a_module_with_narrow_weights_says_so():
+    module, x = network(), rand(4, 32, dtype=torch.float32)
+    Q.quantize_(module, Q.IntxWeightOnlyConfig())
+    plan = bnfold.plan(module, (x,))
+    assert [kept.code for kept in plan.kept] == ["quantized-weight"] * 2
+
+
+def test_training_for_quantization_keeps_its_rounding():
+    module, x = network().train(), rand(4, 32, dtype=torch.float32)
+    base = Q.Int8DynamicActivationIntxWeightConfig(torch.int4, Q.PerAxis(0))
+    Q.quantize_(module, Q.qat.QATConfig(base, step="prepare"))
+    module.eval()
+    for lowered in (False, True):
+        program = exported(module, x, lowered)
+        plan, after = folded(program, x)
+        assert plan.folds or plan.kept
+        assert ops(after).count("round") == ops(program).count("round")
+
+
+def quantized_program(module: nn.Module, x: Tensor, dynamic: bool = False) -> Any:
+    quantizer = X86.X86InductorQuantizer()
+    quantizer.set_global(X86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic))
+    with _use_lazy_graph_module(False):  # pt2e reads the code of graphs.
+        exported = torch.export.export(module, (x,)).module()
+        prepared = quantize_pt2e.prepare_pt2e(exported, quantizer)
+        prepared(x)
+        return torch.export.export(quantize_pt2e.convert_pt2e(prepared), (x,))
+
+
+class Behind(nn.Module):
+    """What pt2e does not fold itself: a map of rows behind a linear layer, a norm ahead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        self.linear, self.gamma = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
+        self.last = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)).relu().mean((2, 3))
+        return self.last((self.linear(y) * self.gamma)[:, :, None, None])
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_programs_that_pt2e_has_quantized(dynamic):
+    module, x = ready(Behind(), torch.float32), rand(2, 8, 6, 6, dtype=torch.float32)
+    with torch.no_grad():  # No sign turns: there is a -128.
+        module.gamma.abs_()
+        module.last.weight.abs_()
+    program = quantized_program(module, x, dynamic)
+    assert any(t.dtype == torch.int8 for t in program.state_dict.values())
+    for each in (program, program.run_decompositions()):
+        plan, after = folded(each, x)
+        assert plan.folds
+        assert plan.kept == ()
+        assert not [op for op in ops(after) if "batch_norm" in op]
+        narrow = [t.numel() for t in after.state_dict.values() if t.dtype == torch.int8]
+        assert max(narrow) >= 64
+        assert max(floats(after)) <= (8 * 8 * 9 if dynamic else 8)
