@@ -16,6 +16,7 @@ import bnfold  # noqa: E402
 
 from .carrying import program  # noqa: E402
 from .folding import fold, rand, ready  # noqa: E402
+from .merging import exported  # noqa: E402
 from .test_program import ops  # noqa: E402
 
 
@@ -104,7 +105,22 @@ class InlineScale(nn.Module):
 
 
 def test_inline_layer_scale_is_kept_with_its_reason():
-    fold(ready(InlineScale()), rand(2, 4, 3, 3), folds=0, codes=["not-a-module"])
+    done = fold(ready(InlineScale()), rand(2, 4, 3, 3), folds=0, codes=["not-a-module"])
+    (kept,) = done.plan.kept
+    assert kept.message.endswith("takes it away, and leaves 1 of 2 operators")
+    assert sum(bnfold.plan(exported(InlineScale(), rand(2, 4, 3, 3).float())).after.values()) == 1
+
+
+class InlineShift(InlineScale):
+    """A map that no program folds: nothing is promised."""
+
+    def forward(self, x):
+        return (self.conv(x) * x[:, :1]).sigmoid() + self.gamma
+
+
+def test_a_map_that_a_program_keeps_too():
+    done = fold(ready(InlineShift()), rand(2, 4, 3, 3), folds=0)
+    assert "exported_program" not in done.plan.kept[0].message
 
 
 @pytest.mark.parametrize("lead", ["group", "layer", "instance", "batch"])

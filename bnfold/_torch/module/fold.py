@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from bnfold._core.reasons import Reason
-from bnfold._core.result import Fold, Plan
+from bnfold._core.result import Fold, Kept, Plan
 from bnfold._core.view import View
 from bnfold._errors import UsageError
 from bnfold._merge.merging import Stays
@@ -31,6 +31,7 @@ from bnfold._torch.module.stand_ins import become
 from bnfold._torch.module.surgery import Surgery, Uneven
 from bnfold._torch.module.ties import Groups, tie, untie
 from bnfold._torch.module.trace import unsure
+from bnfold._torch.program.fold import PlannedProgram
 from bnfold._torch.program.merging import merge as merged
 from bnfold._torch.read.export import Calls, check, export, refuse_pruned, watched
 from bnfold._torch.read.graph import Graph, clashes, operators, read
@@ -196,9 +197,28 @@ def prepare_module(
         merges = merged(program)
         found = [*_apart(merges.folds, kinds, apart if merge else None)]
         stays = [kept_apart(each, "") for each in (*found, *(merges.stays if merge else ()))]
-        plan = replace(plan, kept=(*plan.kept, *stays))
+        plan = replace(plan, kept=(*_with_program(plan, program), *stays))
     ways = other_ways(subject, graph, moves)
     return PlannedModule(module, traced, surgery, moves, plan, ways, blocks)
+
+
+def _with_program(plan: Plan, program: ExportedProgram) -> Iterator[Kept]:
+    """The maps that stay. Of those in a module's own code the reason says what a program would do.
+
+    It is planned for that, which takes some time, only where there are such maps.
+    """
+    inside = [kept for kept in plan.kept if kept.code == "not-a-module"]
+    other = PlannedProgram(program).plan if inside else plan
+    goes = {label for fold in other.folds for label in fold.nodes}
+    counts = [sum(each.after.values()) for each in (other, plan)]
+    for kept in plan.kept:
+        if kept in inside and kept.node in goes and counts[0] < counts[1]:
+            more = (
+                "; bnfold.fold(exported_program) takes it away, and leaves "
+                f"{counts[0]} of {counts[1]} operators"
+            )
+            kept = replace(kept, message=kept.message + more)
+        yield kept
 
 
 def _blocks(
