@@ -17,8 +17,8 @@ from bnfold._core.checks import check_view
 from bnfold._core.reasons import Reason
 from bnfold._core.view import View
 from bnfold._merge.graph import MergeGraph, Written
-from bnfold._onnx import network
-from bnfold._onnx.merge.patch import Patch
+from bnfold._onnx.merge import merging
+from bnfold._onnx.merge.merged import Patch
 from bnfold._onnx.read.graph import Graph, read_graph
 from bnfold._plan import fit
 from bnfold._plan.planner import Moves
@@ -62,7 +62,7 @@ def _reseed() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _merges_checked() -> Iterator[None]:
     """After each merge the graph is sound; in the end it is what reading it anew gives."""
-    put, reread = MergeGraph.put, network.reread
+    put, reread = MergeGraph.put, merging.reread
 
     def sound(self: MergeGraph, written: Written) -> None:
         put(self, written)
@@ -78,7 +78,7 @@ def _merges_checked() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MergeGraph, "put", sound)
-        patch.setattr(network, "reread", same)
+        patch.setattr(merging, "reread", same)
         yield
 
 

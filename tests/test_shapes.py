@@ -12,7 +12,7 @@ from bnfold._core.affine import AffineMap
 from bnfold._core.joins import Parted
 from bnfold._core.laws import Way
 from bnfold._core.reasons import Refusal
-from bnfold._onnx.network import read
+from bnfold._onnx.merge.merging import read
 from bnfold._onnx.read import shapes
 from bnfold._onnx.read.scopes import read_scopes
 from bnfold._onnx.read.shapes import infer

@@ -17,7 +17,7 @@ import click
 
 from bnfold._command import beliefs, options, terminal
 from bnfold._command.checking import check_each
-from bnfold._command.endings import EXIT_CODES, PASSED, SIGNALLED, UNUSABLE, in_one_line
+from bnfold._command.guard import EXIT_CODES, PASSED, SIGNALLED, UNUSABLE, in_one_line
 from bnfold._command.options import PATH
 from bnfold._errors import UsageError
 from bnfold._system import paths

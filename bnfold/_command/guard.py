@@ -1,6 +1,7 @@
-"""The command in a process of its own, so that no library takes it down without a word.
+"""How a run ends: its exit code, the one line for an error, and a process that a library ends.
 
-onnx, onnxruntime and OpenBLAS may end a process: with a signal where a file trips them, or where a
+The command has a process of its own, so that no library takes it down without a word. onnx,
+onnxruntime and OpenBLAS may end a process: with a signal where a file trips them, or where a
 mapped file gets shorter, and with ``exit`` where memory runs out. Nothing inside of it can catch
 that. So the command forks before it has imported anything. The child does all the work. The parent
 hands on signals, and tells in one line how the child ended if that was not of its own will.
@@ -17,13 +18,42 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bnfold._errors import UsageError
+from bnfold._system import paths
+
+PASSED, FAILED, UNUSABLE, UNDECIDED = range(4)
+SIGNALLED = 128
+EXIT_CODES = {
+    "pass": PASSED,
+    "unchanged": PASSED,
+    "skipped": PASSED,
+    "fail": FAILED,
+    "inconclusive": UNDECIDED,
+}
 _END = b"\0"
 """The end of a name that the child reports."""
 _DONE = _END + _END
 """What the child reports when it ends of its own will."""
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGCONT", "SIGUSR1", "SIGUSR2")
-_UNUSABLE, _UNDECIDED, _SIGNALLED = 2, 3, 128
+
+
+def in_one_line(error: Exception) -> str:
+    """What went wrong, in words for the user."""
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{paths.why(error)}"
+    from bnfold._system import memory  # imported late: NumPy comes along
+
+    if memory.ran_out(error):
+        return "out of memory"
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return (
+        f"bnfold broke down ({text}). This is a defect of bnfold: please report it, with the "
+        "output under BNFOLD_TRACEBACK=1"
+    )
 
 
 def main(**extra: Any) -> None:
@@ -74,7 +104,7 @@ def _die_with(parent: int) -> None:
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(_SIGNALLED + signal.SIGKILL)
+        os._exit(SIGNALLED + signal.SIGKILL)
 
 
 def _wait(child: int, forwarded: set[signal.Signals]) -> int:
@@ -102,9 +132,9 @@ def _ending(status: int, reading: int) -> int:
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         print("interrupted", file=sys.stderr)
-        return _SIGNALLED + number
+        return SIGNALLED + number
     print(f"error: {_why(number)}", file=sys.stderr)
-    return _UNDECIDED if number in (0, signal.SIGKILL) else _UNUSABLE
+    return UNDECIDED if number in (0, signal.SIGKILL) else UNUSABLE
 
 
 def _why(number: int) -> str:

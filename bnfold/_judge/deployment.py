@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from bnfold._judge.bench import Terms
+from bnfold._judge.bench import Pair, Terms
 from bnfold._judge.between_quantizers import STEPS
 from bnfold._judge.comparison import Comparison, allowed
 from bnfold._judge.difference import is_float, step
 from bnfold._judge.measurement import draw_more
 from bnfold._judge.onnx_bench import OnnxBench
-from bnfold._judge.pair import Pair
 from bnfold._judge.verdict import ProviderCheck
 from bnfold._run.bounds import UNBOUNDED, Bounds
 from bnfold._run.input_sets import InputSet, Port

@@ -21,7 +21,7 @@ from pathlib import Path
 import onnx
 
 from bnfold._judge.ahead import judged_ahead
-from bnfold._judge.bench import Bench, EarlyVerdict, NotLoadedError, Terms
+from bnfold._judge.bench import Bench, EarlyVerdict, NotLoadedError, Pair, Terms
 from bnfold._judge.between_quantizers import between_quantizers
 from bnfold._judge.comparison import Comparison, run_and_compare, without_taps
 from bnfold._judge.conclusion import Evidence, conclude
@@ -30,7 +30,6 @@ from bnfold._judge.half_weights import seen_in_weights
 from bnfold._judge.location import first_difference
 from bnfold._judge.onnx_bench import OnnxBench
 from bnfold._judge.other_pairings import drawing_alike, other_pairings, paired_otherwise
-from bnfold._judge.pair import Pair
 from bnfold._judge.power import RestingFold, best_shown
 from bnfold._judge.second_look import looked_at_again
 from bnfold._judge.settings import DEFAULT, Settings

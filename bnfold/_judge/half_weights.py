@@ -23,7 +23,6 @@ from bnfold._judge.conclusion import HALF, USUAL
 from bnfold._judge.verdict import EndToEnd
 from bnfold._onnx.files.external import size_on_disk
 from bnfold._onnx.files.load import load_model
-from bnfold._onnx.fold import prepare
 from bnfold._onnx.read.scopes import label
 from bnfold._proof.checked_model import CheckedModel
 from bnfold._run.bounds import Bounds, Exhausted
@@ -148,8 +147,10 @@ class _Side:
 
 def _folded(path: Path, edits: Sequence[Edit], bounds: Bounds) -> tuple[onnx.ModelProto, Path]:
     """A model after a fold, and its folder. Raises `Exhausted` for one that is too large."""
+    from bnfold._onnx.fold import prepare  # imported late: few comparisons fold anything
+
     bounds.check()
-    model = load_model(path)
+    model = load_model(path, follow_links=True)
     if size_on_disk(path, model) > _LARGEST:
         raise Exhausted("the model is too large")
     for edit in edits:

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bnfold._judge.bench import EarlyVerdict, Terms, Trial
+from bnfold._judge.bench import EarlyVerdict, Pair, Terms, Trial
 from bnfold._judge.comparison import run_and_compare
 from bnfold._judge.difference import distance, is_float, magnitude, mismatch
 from bnfold._judge.onnx_bench import OnnxBench
-from bnfold._judge.pair import Pair
 from bnfold._judge.verdict import Divergence, OutputCheck
 from bnfold._onnx.read.scopes import label
 from bnfold._run.nodes import own_inputs, reads

@@ -13,12 +13,12 @@ from bnfold._judge.bench import (
     EarlyVerdict,
     NotLoadedError,
     OriginalRun,
+    Pair,
     SaturatedOutput,
     Terms,
     Trial,
 )
 from bnfold._judge.float64_model import Float64Model
-from bnfold._judge.pair import Pair
 from bnfold._judge.rounded_pair import common_quantizers, cut_pair, moved_by_steps, round_elsewhere
 from bnfold._judge.ties import Choice, choices
 from bnfold._judge.tolerance import FLOOR

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from bnfold._judge.bench import Trial
+from bnfold._judge.bench import Pair, Trial
 from bnfold._judge.difference import step
-from bnfold._judge.pair import Pair
 from bnfold._run.input_sets import InputSet
 from bnfold._run.quantizers import Quantizer, cut, noise_of, quantizers, read_names, stirred
 from bnfold._run.session import Engine, EngineError

@@ -12,8 +12,7 @@ from dataclasses import replace
 
 import onnx
 
-from bnfold._judge.bench import NotLoadedError, Terms
-from bnfold._judge.pair import Pair
+from bnfold._judge.bench import NotLoadedError, Pair, Terms
 from bnfold._run.cut import cuts
 from bnfold._run.draws import FixedDraws
 from bnfold._run.endings import Endings

@@ -9,7 +9,7 @@ from enum import Enum
 from html import escape
 from typing import Any, Literal
 
-from bnfold._core.tables import counted, html_table
+from bnfold._core.result import counted, html_table
 from bnfold._run.flavours import FLAVOURS
 
 Status = Literal["pass", "fail", "inconclusive"]

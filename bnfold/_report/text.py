@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import bnfold
-from bnfold._core.result import changed_operators, fold_lines, kept_lines
-from bnfold._core.tables import counted, table
+from bnfold._core.result import changed_operators, counted, fold_lines, kept_lines, table
 from bnfold._judge.verdict import end_to_end_lines
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._report.findings import certified, trouble

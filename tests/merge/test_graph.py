@@ -16,9 +16,9 @@ from bnfold._core.reasons import Reason
 from bnfold._core.view import OPAQUE, Node, Value, View
 from bnfold._merge.graph import MergeGraph, Operator, Written
 from bnfold._merge.steps import LinearForm
-from bnfold._onnx import network
+from bnfold._onnx.merge import merging
+from bnfold._onnx.merge.merged import Patch, lay
 from bnfold._onnx.merge.merging import reread
-from bnfold._onnx.merge.patch import Patch, lay
 
 from ..graphs import const, conv, model, op, rand
 from .branches import SAME
@@ -129,7 +129,7 @@ def test_who_else_reads_a_weight_is_read_again():
         y="ay",
         weights=integers,
     )
-    (graph,) = network.read(made, None).graphs
+    (graph,) = merging.read(made, None).graphs
     patch = Patch("", "", 1, {2: None}, {})
     lay(patch, graph.scope, graph.context.constants)
     blocked = [node.role.scale_blocked for node in graph.view.nodes[1:]]

@@ -103,7 +103,7 @@ def test_an_option_that_means_nothing(options, words):
     "options",
     [
         {"rtol": 1e-3},
-        {"rtol": 1, "atol": 0},
+        {"rtol": 0, "atol": 1e-3},
         {"rtol": np.float32(1e-3), "atol": np.float64(1e-6)},
         {"threads": np.int64(1), "seed": np.uint8(3)},
         {"timeout": 600},

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from onnx import NodeProto
+from onnx import ModelProto, NodeProto
 
 from bnfold._core.operators.record import UNKNOWN
 from bnfold._core.reasons import Reason
@@ -13,10 +14,51 @@ from bnfold._merge.graph import MergeGraph, Operator, Written
 from bnfold._merge.merging import Merger, Replacement, Stays
 from bnfold._merge.steps import LinearForm, linear_form
 from bnfold._merge.sums import Joined
-from bnfold._onnx.merge.merged import Made, made
-from bnfold._onnx.merge.patch import Patch, lay
-from bnfold._onnx.read.graph import Graph, read_on, translate
-from bnfold._onnx.read.scopes import Names, Scope, label, typed
+from bnfold._onnx.merge.merged import Made, Patch, lay, made
+from bnfold._onnx.read.constants import Constants
+from bnfold._onnx.read.context import Context
+from bnfold._onnx.read.graph import Graph, read_graph, read_on, translate
+from bnfold._onnx.read.scopes import Names, Scope, label, read_scopes, typed
+from bnfold._onnx.read.shapes import infer
+
+
+@dataclass(frozen=True)
+class Network:
+    """A whole model as read.
+
+    ``base_dir`` is the folder of its external data. ``merges`` has an entry for each graph. Scopes
+    and graphs are those after merging. The model itself is not changed.
+    """
+
+    model: ModelProto
+    base_dir: Path | None
+    scopes: tuple[Scope, ...]
+    graphs: tuple[Graph, ...]
+    names: Names
+    merges: tuple[Merges, ...]
+    equal_dims: bool = False
+
+
+def read(model: ModelProto, base_dir: Path | None, equal_dims: bool = False) -> Network:
+    """Read every graph of a model. Large weights are loaded only for operators that merge.
+
+    ``equal_dims`` is as in `shapes.infer`. Raises `UsageError` on cycles.
+    """
+    scopes = read_scopes(model)
+    shapes = infer(model, scopes, equal_dims)
+    constants = Constants(base_dir, shapes)
+    names = Names(model, scopes)
+    found = [_read_merged(Context(scope, constants, shapes), names) for scope in scopes]
+    merged, merges = (tuple(part) for part in zip(*found, strict=True))
+    return Network(model, base_dir, tuple(scopes), merged, names, merges, equal_dims)
+
+
+def _read_merged(context: Context, names: Names) -> tuple[Graph, Merges]:
+    """One graph after its linear operators are merged, and the merges."""
+    graph = read_graph(context)
+    merges = merge(graph, names)
+    return (reread(graph, merges.patches) if merges.patches else graph), merges
+
 
 # From this opset on operands broadcast as NumPy's do (ONNX Add-7).
 _SINCE = 7

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from onnx import FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper
 
 from bnfold._onnx import tensors
-from bnfold._onnx.merge.merging import Merges
-from bnfold._onnx.network import Network
+from bnfold._onnx.merge.merging import Merges, Network
 from bnfold._onnx.read import sparse
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope, bodies

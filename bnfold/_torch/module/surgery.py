@@ -21,17 +21,46 @@ from bnfold._core.parameters import Reading, Site
 from bnfold._core.reasons import Reason
 from bnfold._core.stored import Parameter
 from bnfold._core.view import Absorber, Affine, Node, Receiver, View
+from bnfold._plan.fit import standing_constants, standing_dtype
 from bnfold._plan.planner import Move, Moves, Sides
 from bnfold._torch.module.biases import MissingBiases
 from bnfold._torch.module.ownership import Ownership, owner_of
 from bnfold._torch.module.parameters import is_computed, write_parameters
-from bnfold._torch.module.per_channel import per_channel
 from bnfold._torch.module.remainders import Remainders
 from bnfold._torch.module.stand_ins import HOOKS, Step, become
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import Calls
 from bnfold._torch.read.graph import Graph
 from bnfold._torch.read.nodes import kind_of
+from bnfold._torch.tensors import from_numpy
+from bnfold.nn import ScaleShift
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def per_channel(view: View, readings: Sequence[Reading], move: Move, norm: nn.Module) -> nn.Module:
+    """A depthwise convolution with the kernel 1, or a `ScaleShift`, for a move that ``rewrites``.
+
+    It is on the device of ``norm``, whose place it takes, and learns if that does.
+    """
+    (standing,) = move.stands
+    dtype = standing_dtype(view, readings, move)
+    weight, bias = (
+        from_numpy(vector.astype(dtype)) for vector in standing_constants(readings, move, standing)
+    )
+    channels = standing.channels
+    made: nn.Module = ScaleShift(channels)
+    if standing.op == "Conv":
+        spatial = len(view.values[view.nodes[move.into].outputs[0]].shape or ()) - 2
+        weight = weight.reshape(-1, 1, *(1,) * spatial)
+        made = _CONVOLUTIONS[spatial - 1](channels, channels, 1, groups=channels, device="meta")
+    own = [*norm.parameters(), *norm.buffers()]
+    learns = all(tensor.requires_grad for tensor in norm.parameters())
+    for name, values in (("weight", weight), ("bias", bias)):
+        values = values.to(own[0].device) if own else values
+        made.register_parameter(name, nn.Parameter(values.clone(), requires_grad=learns))
+    return made.eval()
+
 
 Uneven = tuple[tuple[fx.Node, ...], str]
 """All calls of one operator, and the side on which they take in different maps: ahead, behind."""

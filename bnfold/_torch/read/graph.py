@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from operator import getitem
+from typing import Any
 
 from torch import fx, nn
 from torch.export import ExportedProgram
@@ -14,7 +15,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from bnfold._core.operators.record import UNKNOWN, Operator, Unfixed
+from bnfold._core.operators.quantized import Quantization
+from bnfold._core.operators.record import UNKNOWN, Operator, Row, Unfixed, Unweighted
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
 from bnfold._core.view import (
@@ -30,10 +32,11 @@ from bnfold._core.view import (
 )
 from bnfold._merge.stored import Load
 from bnfold._plan.planner import Move
-from bnfold._torch.read import affine, crossed, linear, rearranged, rounded
+from bnfold._torch.read import affine, crossed, linear, rearranged
 from bnfold._torch.read.aliases import Memory
 from bnfold._torch.read.constants import Constants
 from bnfold._torch.read.context import Context, TorchRow
+from bnfold._torch.read.crossed import data_name
 from bnfold._torch.read.inner import foreign_norm, is_norm
 from bnfold._torch.read.nodes import (
     arguments,
@@ -42,8 +45,37 @@ from bnfold._torch.read.nodes import (
     kind_of,
     number_of,
     parts_of,
+    places,
     reads_of,
     shape_of,
+)
+from bnfold._torch.read.quantized import DEQUANTIZERS, FAKE, QUANTIZERS
+
+_SPACES = ("quantized_decomposed", "torchao")
+"""Where operators that quantize are, beside PyTorch's own."""
+
+
+def _rounds(context: Context, node: fx.Node, args: dict[str, Any]) -> Operator:
+    """Data that are rounded to integers, or integers that become floats again."""
+    if context.is_constant(node):
+        return UNKNOWN
+    where, data = context.label(node), places(node)[data_name(args)]
+    message = f"{where} rounds it to integers, and no map passes that exactly"
+    if kind_of(node).startswith("dequantize"):
+        message = f"{where} reads integers, and no map passes that exactly"
+    rounded = Reason("quantizer-between", where, message)
+    if kind_of(node) in QUANTIZERS.split():
+        return Quantization(label=where, data=data, rounded=rounded)
+    return Unweighted(label=where, data=data, reason=rounded)
+
+
+_ROUNDING = (
+    "_fake_quantize_learnable_per_channel_affine _fake_quantize_learnable_per_tensor_affine "
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams dequantize dequantize_per_token "
+    "fake_quant_per_channel fused_moving_avg_obs_fake_quant quantize_per_token"
+)
+_ROUNDED: dict[str, TorchRow] = dict.fromkeys(
+    " ".join((DEQUANTIZERS, QUANTIZERS, FAKE, _ROUNDING)).split(), Row(_rounds)
 )
 
 ROWS: dict[str, TorchRow] = {
@@ -51,7 +83,7 @@ ROWS: dict[str, TorchRow] = {
     **crossed.ROWS,
     **linear.ROWS,
     **rearranged.ROWS,
-    **rounded.ROWS,
+    **_ROUNDED,
 }
 """How each operator of PyTorch is read, by its name."""
 
@@ -184,7 +216,7 @@ class _Values:
 def _translate(context: Context, node: fx.Node) -> Operator:
     """The record of a node. Of operators that are not PyTorch's own nothing is known."""
     space = getattr(node.target, "namespace", "")
-    rows = ROWS if space == "aten" else rounded.ROWS if space in rounded.SPACES else {}
+    rows = ROWS if space == "aten" else _ROUNDED if space in _SPACES else {}
     row = rows.get(kind_of(node))
     if row is None and is_norm(node):
         return Unfixed(reason=foreign_norm(node, context.label(node)))
