@@ -18,7 +18,7 @@ from bnfold._core.reasons import Reason
 from bnfold._core.view import View
 from bnfold._merge.graph import MergeGraph, Written
 from bnfold._onnx.merge import merging
-from bnfold._onnx.merge.merged import Patch
+from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.read.graph import Graph, read_graph
 from bnfold._plan import fit
 from bnfold._plan.planner import Moves

@@ -1618,7 +1618,7 @@ MUTANTS = (
     # --- the command -----------------------------------------------------------------------------
     Mutant(
         "undecided is done",
-        "_command/guard.py",
+        "_command/terminal.py",
         '"inconclusive": UNDECIDED,',
         '"inconclusive": PASSED,',
         "tests/cli/test_exit_codes.py",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold._command import terminal
-from bnfold._command.guard import FAILED, PASSED, UNUSABLE, in_one_line
+from bnfold._command.terminal import FAILED, PASSED, UNUSABLE, in_one_line
 from bnfold._errors import UsageError
 from bnfold._system import file_kinds
 

@@ -17,8 +17,8 @@ import click
 
 from bnfold._command import beliefs, options, terminal
 from bnfold._command.checking import check_each
-from bnfold._command.guard import EXIT_CODES, PASSED, SIGNALLED, UNUSABLE, in_one_line
 from bnfold._command.options import PATH
+from bnfold._command.terminal import EXIT_CODES, PASSED, SIGNALLED, UNUSABLE, in_one_line
 from bnfold._errors import UsageError
 from bnfold._system import paths
 

@@ -1,7 +1,6 @@
-"""How a run ends: its exit code, the one line for an error, and a process that a library ends.
+"""The command in a process of its own, so that no library takes it down without a word.
 
-The command has a process of its own, so that no library takes it down without a word. onnx,
-onnxruntime and OpenBLAS may end a process: with a signal where a file trips them, or where a
+onnx, onnxruntime and OpenBLAS may end a process: with a signal where a file trips them, or where a
 mapped file gets shorter, and with ``exit`` where memory runs out. Nothing inside of it can catch
 that. So the command forks before it has imported anything. The child does all the work. The parent
 hands on signals, and tells in one line how the child ended if that was not of its own will.
@@ -18,42 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bnfold._errors import UsageError
-from bnfold._system import paths
+from bnfold._command.terminal import SIGNALLED, UNDECIDED, UNUSABLE
 
-PASSED, FAILED, UNUSABLE, UNDECIDED = range(4)
-SIGNALLED = 128
-EXIT_CODES = {
-    "pass": PASSED,
-    "unchanged": PASSED,
-    "skipped": PASSED,
-    "fail": FAILED,
-    "inconclusive": UNDECIDED,
-}
 _END = b"\0"
 """The end of a name that the child reports."""
 _DONE = _END + _END
 """What the child reports when it ends of its own will."""
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGCONT", "SIGUSR1", "SIGUSR2")
-
-
-def in_one_line(error: Exception) -> str:
-    """What went wrong, in words for the user."""
-    if isinstance(error, UsageError):
-        return str(error)
-    if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{paths.why(error)}"
-    from bnfold._system import memory  # imported late: NumPy comes along
-
-    if memory.ran_out(error):
-        return "out of memory"
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return (
-        f"bnfold broke down ({text}). This is a defect of bnfold: please report it, with the "
-        "output under BNFOLD_TRACEBACK=1"
-    )
 
 
 def main(**extra: Any) -> None:

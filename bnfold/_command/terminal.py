@@ -1,4 +1,7 @@
-"""Prints lines for people: on any terminal, in any encoding, also into a closed pipe."""
+"""What a run says, and with which exit code it ends.
+
+Lines are for people: on any terminal, in any encoding, also into a closed pipe.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,15 @@ if TYPE_CHECKING:
     from bnfold._core.result import Plan
     from bnfold._report.findings import Finding
 
+PASSED, FAILED, UNUSABLE, UNDECIDED = range(4)
+SIGNALLED = 128
+EXIT_CODES = {
+    "pass": PASSED,
+    "unchanged": PASSED,
+    "skipped": PASSED,
+    "fail": FAILED,
+    "inconclusive": UNDECIDED,
+}
 _PLAIN = str.maketrans({"→": "->", "←": "<-", "…": "...", "×": "x", "−": "-"})
 
 
@@ -61,6 +73,24 @@ def show_findings(
 
     show(workflow_commands(model, findings))
     summarize_step(model, status, plan, findings)
+
+
+def in_one_line(error: Exception) -> str:
+    """What went wrong, in words for the user."""
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{paths.why(error)}"
+    from bnfold._system import memory  # imported late: NumPy comes along
+
+    if memory.ran_out(error):
+        return "out of memory"
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return (
+        f"bnfold broke down ({text}). This is a defect of bnfold: please report it, with the "
+        "output under BNFOLD_TRACEBACK=1"
+    )
 
 
 def complain(line: str) -> None:

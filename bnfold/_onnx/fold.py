@@ -16,8 +16,8 @@ from bnfold._core.reasons import CODES
 from bnfold._core.result import EQUAL, Fold, Kept, Plan
 from bnfold._core.view import Absorber
 from bnfold._onnx.merge.equal import without_equals
-from bnfold._onnx.merge.merged import Patch
 from bnfold._onnx.merge.merging import Network, read
+from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.inlining import Call, Inlined, Key, called_functions, inline, key_of

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from bnfold._onnx.merge.merged import lay
+from bnfold._onnx.merge.patch import lay
 from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof import local_probe

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from bnfold._onnx.merge.merged import Patch
+from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.definitions import evaluate

@@ -17,8 +17,8 @@ from bnfold._core.view import OPAQUE, Node, Value, View
 from bnfold._merge.graph import MergeGraph, Operator, Written
 from bnfold._merge.steps import LinearForm
 from bnfold._onnx.merge import merging
-from bnfold._onnx.merge.merged import Patch, lay
 from bnfold._onnx.merge.merging import reread
+from bnfold._onnx.merge.patch import Patch, lay
 
 from ..graphs import const, conv, model, op, rand
 from .branches import SAME

@@ -39,10 +39,10 @@ def test_nothing_is_allowed_of_integers() -> None:
     assert Tolerance(None, Fixed(1.0, 1.0)).measure(AT, left, left + 1).ratio > 1
 
 
-@pytest.mark.parametrize("times, status", [(1.5, "pass"), (1e-4, "fail")])
+@pytest.mark.parametrize("times, status", [(4, "pass"), (1e-4, "fail")])
 def test_verify_takes_it(times: float, status: str) -> None:
     made = net()
-    wrong = spoiled(bnfold.fold(made), "three", 1.0005)
+    wrong = spoiled(bnfold.fold(made), "three", 1.0001)
     measured = bnfold.verify(made, wrong)
     assert measured.status == "fail"
     off = max(check.difference or 0.0 for check in measured.checks)
@@ -53,7 +53,7 @@ def test_a_tolerance_that_hides_every_error_decides_nothing() -> None:
     made = net()
     result = bnfold.verify(made, bnfold.fold(made), rtol=100.0, atol=100.0)
     assert result.status == "inconclusive"
-    assert "1 %" in result.checks[0].note
+    assert "a planted error in some layers" in result.checks[0].note
     assert any("hides every planted error" in note for note in result.notes)
 
 

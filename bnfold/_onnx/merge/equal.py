@@ -9,8 +9,8 @@ from onnx import NodeProto
 
 from bnfold._core.result import EQUAL
 from bnfold._core.view import Affine
-from bnfold._onnx.merge.merged import Patch, lay
 from bnfold._onnx.merge.merging import reread
+from bnfold._onnx.merge.patch import Patch, lay
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.read.scopes import copy_of, label, type_of

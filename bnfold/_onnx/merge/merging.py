@@ -14,7 +14,8 @@ from bnfold._merge.graph import MergeGraph, Operator, Written
 from bnfold._merge.merging import Merger, Replacement, Stays
 from bnfold._merge.steps import LinearForm, linear_form
 from bnfold._merge.sums import Joined
-from bnfold._onnx.merge.merged import Made, Patch, lay, made
+from bnfold._onnx.merge.merged import Made, made
+from bnfold._onnx.merge.patch import Patch, lay
 from bnfold._onnx.read.constants import Constants
 from bnfold._onnx.read.context import Context
 from bnfold._onnx.read.graph import Graph, read_graph, read_on, translate

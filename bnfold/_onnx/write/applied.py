@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold._onnx.merge.merged import Patch
+from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.read.inlining import Call
 from bnfold._onnx.write.edits import Relocated
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper
 
 from bnfold._onnx import tensors
-from bnfold._onnx.merge.merging import Merges, Network
 from bnfold._onnx.read import sparse
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope, bodies
 from bnfold._onnx.write import lists
+
+if TYPE_CHECKING:
+    from bnfold._onnx.merge.merging import Merges, Network
 
 Array = NDArray[Any]
 Load = Callable[[], Array]

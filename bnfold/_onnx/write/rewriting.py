@@ -15,8 +15,8 @@ from bnfold._core.index_maps import Map
 from bnfold._core.pointwise import Converted
 from bnfold._core.result import EQUAL
 from bnfold._core.view import Affine, Crossing
-from bnfold._onnx.merge.merged import Patch
 from bnfold._onnx.merge.merging import Merges, Network
+from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.write.applied import Applied, Factor, Related, Rewritten

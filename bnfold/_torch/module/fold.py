@@ -35,8 +35,7 @@ from bnfold._torch.program.fold import PlannedProgram
 from bnfold._torch.program.merging import merge as merged
 from bnfold._torch.read.export import Calls, check, export, refuse_pruned, watched
 from bnfold._torch.read.graph import Graph, clashes, operators, read
-from bnfold._torch.read.inner import inner_norms
-from bnfold._torch.read.nodes import kind_of
+from bnfold._torch.read.nodes import inner_norms, kind_of
 from bnfold._torch.tensors import to_numpy
 
 # How the types of linear operators begin that merge, and how many operators a message names.

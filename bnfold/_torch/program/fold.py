@@ -36,8 +36,8 @@ from bnfold._torch.program.parameters import ParameterWriter
 from bnfold._torch.program.untrusted import Untrusted, refuse_code
 from bnfold._torch.read.export import quiet
 from bnfold._torch.read.graph import Graph, clashes, operators
-from bnfold._torch.read.inner import inner_norms
 from bnfold._torch.read.nodes import (
+    inner_norms,
     is_tensor,
     kind_of,
     parts_of,

@@ -37,10 +37,11 @@ from bnfold._torch.read.aliases import Memory
 from bnfold._torch.read.constants import Constants
 from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.crossed import data_name
-from bnfold._torch.read.inner import foreign_norm, is_norm
 from bnfold._torch.read.nodes import (
     arguments,
     asked,
+    foreign_norm,
+    is_norm,
     is_tensor,
     kind_of,
     number_of,
