@@ -7,6 +7,8 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 from onnx import helper
 
 from . import graphs
@@ -85,3 +87,28 @@ def puts_out_statistics_of_a_skip_norm() -> bool:
     for out in made.graph.output:
         out.type.tensor_type.elem_type = graphs.FLOAT
     return graphs.run(made, {"x": np.ones((1, 1, 2), np.float32)})[1] is not None
+
+
+@cache
+def is_old() -> bool:
+    """Whether it is older than 1.24: that has no kernel for some types and opsets, and may crash
+    where a FusedMatMul turns a matrix and multiplies it by a batch.
+    """
+    return tuple(map(int, ort.__version__.split(".")[:2])) < (1, 24)
+
+
+def why_not(error: BaseException) -> str | None:
+    """Why an old one does not run a model that later ones run; None for any other error."""
+    text = str(error)
+    for sign in ("Could not find an implementation", "InsertedPrecisionFreeCast"):
+        if is_old() and sign in text:
+            return f"onnxruntime {ort.__version__}: {text.partition(chr(10))[0][:120]}"
+    return None
+
+
+@cache
+def texts_keep_digits() -> bool:
+    """Whether ONNX's text form holds a number to its last digit, as it does from onnx 1.23 on."""
+    made = graphs.model((graphs.op("Add", "x k", "y"), {"k": np.array([0.1234567], np.float32)}))
+    again = onnx.parser.parse_model(onnx.printer.to_text(made))
+    return bool(np.array_equal(graphs.constants(again)["k"], graphs.constants(made)["k"]))

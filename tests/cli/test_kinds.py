@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from .. import runtimes
 from . import examples
 from .command import bnfold, process, refused
 
@@ -131,6 +132,8 @@ def texts(model, tmp_path):
 
 @pytest.mark.parametrize("form", SUFFIXES)
 def test_a_model_as_text_is_read(form, texts, model):
+    if form == "onnxtxt" and not runtimes.texts_keep_digits():
+        pytest.skip("this onnx writes fewer digits than a number has")
     target = texts / "out.onnx"
     run = bnfold(texts / f"{form}.txt", "-o", target)
     assert (run.code, run.err) == (0, "")

@@ -439,7 +439,7 @@ def test_the_command(export, tmp_path):
     assert run("wrong.onnx", "b.pt2").exit_code == 1
     assert run("a.pt2", "none.pt2").exit_code == 2
     refused = run("a.pt2", path.name, "--bisect")
-    assert refused.exit_code == 2 and "bisect: not for models of PyTorch" in refused.stderr
+    assert refused.exit_code == 2 and "bisect: not for models of PyTorch" in refused.output
 
 
 def test_what_is_to_be_said(export):
