@@ -416,3 +416,15 @@ def test_weights_stored_as_typed_fields_fold():
         value = numpy_helper.to_array(t)
         t.CopyFrom(helper.make_tensor(t.name, t.data_type, value.shape, value.reshape(-1)))
     assert counts(fold(m)) == {"Conv": 1}
+
+
+def test_an_initializer_that_only_a_note_names_before_ir_4():
+    """onnxruntime refuses one that no operator reads, unless it is an input."""
+    made = model(bn("n", "x", "b", 4), conv("c", "b", "y", (4, 4, 1, 1)), x=(1, 4, 3, 3))
+    made.ir_version = 3
+    note = made.graph.quantization_annotation.add(tensor_name="b")
+    note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="c.w")
+    del made.graph.input[1:]
+    folded = bnfold.fold(made)
+    assert counts(folded) == {"Conv": 1}
+    assert_same(made, folded)

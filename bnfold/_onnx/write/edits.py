@@ -246,6 +246,9 @@ class Editor:
                 lists.insert(scope, self._inserted[scope.path])
             if first:
                 lists.prepend(scope, first)
+        main = self._scopes[0].graph
+        if self._ir_version < 4 and isinstance(main, GraphProto):
+            lists.list_unread(main)
 
     def _land(self, scope: Scope, merges: Merges) -> None:
         """Bring merged operators into the graph.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from onnx import FunctionProto, NodeProto
+from onnx import FunctionProto, GraphProto, NodeProto, helper
 
-from bnfold._onnx.read.scopes import Scope, copy_of
+from bnfold._onnx.read.scopes import Scope, bodies, copy_of
 
 
 def clean(
@@ -38,6 +38,28 @@ def clean(
     _delete(graph.input, [n for n, v in enumerate(graph.input) if v.name in dropped])
     notes = graph.quantization_annotation
     _delete(notes, [n for n, note in enumerate(notes) if note.tensor_name in vanished])
+
+
+def list_unread(graph: GraphProto) -> None:
+    """Make inputs of the initializers of a graph that no operator reads.
+
+    So they had to be before IR version 4 (ONNX IR, "Graphs"). onnxruntime knows those that are no
+    inputs by the operators that read them alone, and refuses a model with any other.
+    """
+    known = {value.name for value in graph.input} | set(_reads(graph))
+    for tensor in graph.initializer:
+        if tensor.name not in known:
+            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            graph.input.append(value)
+
+
+def _reads(graph: GraphProto) -> Iterator[str]:
+    """The names that operators of a graph and of its bodies read, and those that it puts out."""
+    yield from (value.name for value in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for _, body in bodies(node):
+            yield from _reads(body)
 
 
 def sort(scope: Scope, early: Collection[int]) -> list[int]:
