@@ -462,11 +462,12 @@ def check(made: ModelProto, folded: ModelProto, plan: bnfold.Plan | None = None)
         no_worse = all(new <= old for old, new in zip(before, after))
         assert no_worse and after != before, f"(nodes, work) {before} became {after}"
 
-    # Rarely, maps that are gone let a merge pay that did not before; then there is more to fold.
+    # Rarely, maps that are gone let a merge pay that did not before, or two maps that were written
+    # anew are equal; then there is more to fold.
     again = done(folded)
-    merges = any(fold.merges for fold in again.plan.folds)
-    assert merges or again.plan.folds == (), f"a second fold finds more: {again.plan.folds}"
-    if merges:
+    more = any(fold.merges or fold.is_equal for fold in again.plan.folds)
+    assert more or again.plan.folds == (), f"a second fold finds more: {again.plan.folds}"
+    if more:
         return
     unexplained = Counter(affine_nodes(folded)) - Counter(k.node for k in again.plan.kept)
     assert not unexplained, f"left without a reason: {dict(unexplained)}"
@@ -507,12 +508,29 @@ def certified(made: ModelProto, once: Done | None = None) -> None:
 
 def excused(certificate: Certificate, made: ModelProto) -> bool:
     """Whether a check could not run: what takes a size from a run cannot be run alone, nor always
-    what reads sizes that are not known.
+    what reads sizes that are not known; and what puts out nothing shows nothing.
     """
-    obstacle = certificate.unchecked.obstacle if certificate.unchecked is not None else None
+    if certificate.unchecked is None:
+        return False
+    obstacle = certificate.unchecked.obstacle
+    if obstacle is Obstacle.EMPTY:
+        return _has_unknown_sizes(made) or certificate.unchecked.about in _empty(made)
     return obstacle is Obstacle.NOT_DRAWABLE or (
         obstacle is Obstacle.DOES_NOT_RUN and _has_unknown_sizes(made)
     )
+
+
+def _empty(made: ModelProto) -> set[str]:
+    """The labels of operators of the main graph whose outputs have no numbers, as sizes tell."""
+    inferred = onnx.shape_inference.infer_shapes(made).graph
+    empty = {
+        value.name
+        for value in (*inferred.output, *inferred.value_info)
+        if any(
+            d.HasField("dim_value") and not d.dim_value for d in value.type.tensor_type.shape.dim
+        )
+    }
+    return {label(node) for node in inferred.node if not empty.isdisjoint(node.output)}
 
 
 def _has_unknown_sizes(made: ModelProto) -> bool:
