@@ -30,8 +30,8 @@ def without_equals(graph: Graph, moves: Moves) -> tuple[Graph, tuple[Patch, ...]
     name: no output of the graph, no body of an If, Loop or Scan.
 
     Only maps that stay as they are take part, of tensors that stay as they are: one that folds
-    costs nothing, and the other might not fold in its place. Two maps that the fold itself writes may
-    come out equal: the next fold drops one of them.
+    costs nothing, and the other might not fold in its place. Two maps that the fold itself writes
+    may come out equal: the next fold drops one of them.
     """
     scope = graph.scope
     first: dict[Hashable, int] = {}
