@@ -13,16 +13,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from bnfold._command.terminal import SIGNALLED, UNDECIDED, UNUSABLE
 
-_END = b"\0"
-"""The end of a name that the child reports."""
-_DONE = _END + _END
-"""What the child reports when it ends of its own will."""
+_DONE = b"\0\0"
+"""The end of what the child reports, if it ends of its own will."""
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGCONT", "SIGUSR1", "SIGUSR2")
 
@@ -32,21 +30,26 @@ def main(**extra: Any) -> None:
     if not hasattr(os, "fork") or "BNFOLD_TRACEBACK" in os.environ:
         _command(extra)
         return
-    reading, writing = os.pipe()
+    with tempfile.TemporaryFile() as report:  # A pipe would fill up.
+        status = _in_child(report.fileno(), extra)
+        report.seek(0)
+        told = report.read()
+    sys.exit(_ending(status, told))
+
+
+def _in_child(report: int, extra: dict[str, Any]) -> int:
+    """Run the command in a child, and wait for its end. Gives its status."""
     forwarded = {getattr(signal, name) for name in _FORWARDED}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*forwarded, signal.SIGCHLD})
     parent = os.getpid()
     child = os.fork()
     if child == 0:
-        os.close(reading)
         os.setpgid(0, 0)  # A terminal's interrupt comes once: from the parent.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         _die_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        _work(writing, extra)
-    os.close(writing)
-    status = _wait(child, forwarded)
-    sys.exit(_ending(status, reading))
+        _work(report, extra)
+    return _wait(child, forwarded)
 
 
 def _command(extra: dict[str, Any]) -> None:
@@ -55,15 +58,15 @@ def _command(extra: dict[str, Any]) -> None:
     command(**extra)
 
 
-def _work(writing: int, extra: dict[str, Any]) -> None:
+def _work(report: int, extra: dict[str, Any]) -> None:
     """The child: run the command, and report that it ended of its own will."""
     from bnfold._system import scratch
 
-    scratch.tell(writing)
+    scratch.tell(report)
     try:
         _command(extra)
     finally:
-        os.write(writing, _DONE)
+        os.write(report, _DONE)
 
 
 def _die_with(parent: int) -> None:
@@ -93,13 +96,16 @@ def _wait(child: int, forwarded: set[signal.Signals]) -> int:
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _ending(status: int, reading: int) -> int:
-    """The exit code for how the child ended; a crash is told, and what it left is removed."""
-    with os.fdopen(reading, "rb") as pipe:
-        told = pipe.read()
+def _ending(status: int, told: bytes) -> int:
+    """The exit code for how the child ended; a crash is told, and what it left is removed.
+
+    ``told`` is what the child has reported.
+    """
     if told.endswith(_DONE):
         return os.waitstatus_to_exitcode(status)
-    _clear(told)
+    from bnfold._system import scratch
+
+    scratch.clear(told)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         print("interrupted", file=sys.stderr)
@@ -120,12 +126,3 @@ def _why(number: int) -> str:
         f"a library crashed on this file ({name} in onnx, onnxruntime or NumPy); the file is "
         "damaged, or this is a defect of that library"
     )
-
-
-def _clear(told: bytes) -> None:
-    """Remove the temporary folders of the child that it had no time to remove."""
-    from bnfold._system import scratch
-
-    for name in told.split(_END):
-        if name:
-            scratch.clear(Path(os.fsdecode(name)))

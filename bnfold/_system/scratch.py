@@ -1,16 +1,18 @@
 """Temporary folders beside what is being written: made, marked as in use, and removed.
 
 A file is written there first, since only within one file system can it be renamed to its place.
-Whoever is killed leaves such a folder behind, and perhaps new data files without a model. The next
-run that writes there removes them. A folder in use is locked, so it is never taken for one that was
-left.
+Whoever is killed leaves such a folder behind. The next run that writes there removes it. A folder
+in use is locked, so it is never taken for one that was left.
+
+Such a folder may as well be a stranger's: it came in an archive, or another user made it. So
+nothing that lies in it says what else to remove. Only what a process reports itself does.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,8 +25,8 @@ except ModuleNotFoundError:  # Windows
 
 PREFIX = ".bnfold-"
 _LOCK = ".lock"
-_JOURNAL = ".placing"
-_pipes: list[int] = []
+_FOLDER, _DATA, _MODEL, _END = b"f", b"d", b"m", b"\0"
+_reports: list[int] = []
 
 
 @contextmanager
@@ -35,8 +37,7 @@ def beside(parent: Path | None) -> Iterator[Path]:
     """
     _clean(parent or Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-    for pipe in _pipes:
-        os.write(pipe, os.fsencode(folder.absolute()) + b"\0")
+    _report(_FOLDER, folder)
     lock = None
     try:
         lock = _locked(folder)
@@ -58,54 +59,62 @@ def _locked(folder: Path) -> int | None:
     return lock
 
 
-def tell(pipe: int) -> None:
-    """Write the names of new folders to a pipe: who reads it removes them if this process dies."""
-    _pipes.append(pipe)
+def tell(report: int) -> None:
+    """Write to a file from now on what `clear` has to remove if this process is killed."""
+    _reports.append(report)
 
 
-def announce(folder: Path, model: Path, data: Sequence[Path]) -> None:
-    """Note which data files are about to be put in place, ahead of the model that reads them.
+def placing(model: Path, data: Sequence[Path]) -> None:
+    """Report that data files are about to be put in place, ahead of the model that reads them.
 
-    The model's file lies in the folder until it is in place, too.
+    That lies at ``model``, in a folder of `beside`, until it is in place, too.
     """
-    if data:
-        names = [os.fsencode(path.absolute()).hex() for path in data]
-        told = {"model": os.fsencode(model.name).hex(), "data": names}
-        (folder / _JOURNAL).write_text(json.dumps(told), encoding="ascii")
+    for path in data:
+        _report(_DATA, path)
+    _report(_MODEL, model)
 
 
-def settle(folder: Path) -> None:
-    """Note that the model is in place, or that its data files are gone again."""
-    (folder / _JOURNAL).unlink(missing_ok=True)
+def _report(kind: bytes, path: Path) -> None:
+    for report in _reports:
+        os.write(report, kind + os.fsencode(path.absolute()) + _END)
+
+
+def clear(report: bytes) -> None:
+    """Remove what a process that was killed had reported, and had no time to remove.
+
+    Data files stay if their model is in place.
+    """
+    folders, data = list[Path](), list[Path]()
+    for entry in filter(None, report.split(_END)):
+        kind, path = entry[:1], Path(os.fsdecode(entry[1:]))
+        if kind == _DATA:
+            data.append(path)
+        elif kind == _FOLDER:
+            folders.append(path)
+        else:
+            for each in data if path.exists() else ():
+                each.unlink(missing_ok=True)
+            data.clear()
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _clean(parent: Path) -> None:
-    """Remove what runs that were killed left in a folder: those whose lock nobody holds."""
+    """Remove the folders that runs of this user left in a folder: those whose lock nobody holds."""
     if fcntl is None:
         return
     for folder in parent.glob(f"{PREFIX}*"):
-        clear(folder)
-
-
-def clear(folder: Path) -> None:
-    """Remove a folder whose process is gone, and data files that it put in place for nothing."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        _remove(folder)
+        with suppress(OSError):
+            status = folder.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+                _remove(folder)
 
 
 def _remove(folder: Path) -> None:
     """Remove a folder. Raises `OSError` if it is in use, or has no lock (yet)."""
-    with (folder / _LOCK).open("r+b") as lock:
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        journal = folder / _JOURNAL
-        if journal.exists():
-            told = json.loads(journal.read_text(encoding="ascii"))
-            if (folder / _path(told["model"])).exists():  # else the model is in place
-                for path in map(_path, told["data"]):
-                    if path.is_relative_to(folder.parent.absolute()):
-                        path.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _path(name: str) -> Path:
-    return Path(os.fsdecode(bytes.fromhex(name)))
+    finally:
+        os.close(lock)

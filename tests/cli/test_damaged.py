@@ -68,8 +68,21 @@ def test_a_process_that_raises(model):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_before_the_work_begins(number, model):
     how = f"os.kill(os.getppid(), {int(number)}); __import__('time').sleep(20)"
-    run = process(model, command=ending(how))
+    run = process(model, command=ending(how), before=lambda: signal.signal(number, signal.SIG_DFL))
     assert (run.code, run.err.strip()) == (128 + number, "interrupted")
+
+
+def test_more_reports_than_a_pipe_holds(tmp_path):
+    """A run over many models makes a temporary folder for each: the command waited for ever."""
+    script = (
+        "import sys\nfrom bnfold._system import scratch\nimport bnfold._command.cli as cli\n"
+        "def many(**extra):\n"
+        "    for _ in range(3000):\n"
+        "        with scratch.beside(None): pass\n"
+        "    sys.exit(0)\n"
+        "cli.main = many\nfrom bnfold._command.guard import main\nmain()\n"
+    )
+    assert process(command=(sys.executable, "-c", script), env={"TMPDIR": str(tmp_path)}).code == 0
 
 
 def damaged(kind: str) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -378,41 +379,88 @@ def test_an_output_is_no_more_public_than_its_input(external, tmp_path):
 KILLED = """
 import os, signal, sys
 at, done = int(sys.argv[1]), [0]
-def killing(real):
+def killing(real, after):
     def rename(*args, **kwargs):
         if str(args[0]).endswith(".locking"):
             return real(*args, **kwargs)
         done[0] += 1
-        if done[0] == at:
+        if not after and done[0] == at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **kwargs)
+        result = real(*args, **kwargs)
+        if after and done[0] == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
     return rename
-os.replace, os.rename = killing(os.replace), killing(os.rename)
-from bnfold._command.cli import main
-sys.argv[:] = ["bnfold", *sys.argv[2:]]
+os.replace, os.rename = (killing(f, sys.argv[2] == "after") for f in (os.replace, os.rename))
+from bnfold._command.guard import main
+sys.argv[:] = ["bnfold", *sys.argv[3:]]
 main()
 """
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_killed_between_two_renames(at, external, tmp_path):
-    """The old model with the old data, or the new with the new; the next run clears up."""
+@pytest.mark.parametrize("when", ["ahead of", "after"])
+def test_killed_at_a_rename(when, at, external, tmp_path):
+    """The old model with the old data, or the new with the new, and nothing besides."""
     folder = tmp_path / "out"
     folder.mkdir()
     target = folder / "o.onnx"
     old = examples.save(examples.settled(), target, conv_w="one.bin")
-    before = onnx.load(old)
-    command = [sys.executable, "-c", KILLED, str(at), external, "-o", target, "--no-verify"]
-    ended = subprocess.run(command, capture_output=True, check=False)
-    assert ended.returncode == -signal.SIGKILL
-    assert onnx.load(target) == before
-    assert any(path.name.startswith(".bnfold-") for path in folder.iterdir())
+    before, files = onnx.load(old), tree(folder)
+    command = [sys.executable, "-c", KILLED, str(at), when.split()[0]]
+    ended = subprocess.run(
+        [*command, external, "-o", target, "--no-verify"], capture_output=True, check=False
+    )
+    assert ended.returncode == 3
+    if when == "after" and at == 3:
+        assert_same(onnx.load(external), onnx.load(target))
+        assert len(tree(folder)) == 4  # the old data, which the old model alone had read
+    else:
+        assert onnx.load(target) == before
+        assert tree(folder) == files
     assert bnfold(external, "-o", target, "--no-verify").code == 0
     assert_same(onnx.load(external), onnx.load(target))
-    now = sorted(path.name for path in folder.iterdir())
-    assert len(now) == 3, now
-    assert now[-1] == "two.bin"
+
+
+def left_behind(folder: Path, held: bool) -> Path:
+    """A folder as a run that was killed leaves it, or as another one has it in use."""
+    import fcntl
+
+    made = folder / ".bnfold-left"
+    made.mkdir()
+    (made / "m.onnx").write_bytes(b"x")
+    lock = (made / ".lock").open("wb")
+    if held:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        HELD.append(lock)
+    return made
+
+
+HELD: list[Any] = []
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_a_killed_run_left_is_removed(held, model, tmp_path):
+    left = left_behind(tmp_path, held)
+    assert bnfold(model, "-o", tmp_path / "o.onnx", "--no-verify").code == 0
+    assert left.exists() == held
+
+
+def test_nothing_that_lies_about_says_what_to_remove(model, tmp_path):
+    """A folder of a stranger's archive: it may look as bnfold's own, with links and names in it."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "keys").write_text("mine")
+    left = left_behind(tmp_path, False)
+    (left / "link").symlink_to(victim)
+    (tmp_path / ".bnfold-link").symlink_to(victim)
+    (victim / ".lock").write_bytes(b"")
+    before = tree(victim)
+    assert bnfold(model, "-o", tmp_path / "o.onnx", "--no-verify").code == 0
+    assert tree(victim) == before
+    assert (tmp_path / ".bnfold-link").is_symlink()
+    assert not left.exists()
 
 
 def test_data_that_only_the_reference_evaluator_can_use(tmp_path):

@@ -65,7 +65,7 @@ class PendingFile:
         over_itself = self.original is not None and paths.is_same(self.destination, self.original)
         old = [] if over_itself else superseded(self.destination, kept)
         try:
-            scratch.announce(folder, self.finished, placed)
+            scratch.placing(self.finished, placed)
             for (location, origin), target in zip(self.written.items(), placed, strict=True):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._set_mode(folder / location, origin)
@@ -76,11 +76,9 @@ class PendingFile:
             if self.finished.exists():
                 for target in placed:
                     target.unlink(missing_ok=True)
-                scratch.settle(folder)
             if isinstance(error, OSError):
                 raise paths.unwritable(self.destination, error) from error
             raise
-        scratch.settle(folder)
         for path in old:
             with suppress(OSError):  # The new model is in place, and does not need it.
                 path.unlink()
