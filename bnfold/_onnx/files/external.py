@@ -191,25 +191,24 @@ def _free_location(location: str, destination: Path | None, taken: Collection[st
     raise UsageError(f"cannot find a free name for the external data of {destination}")
 
 
-def superseded(destination: Path, kept: Collection[Path]) -> list[Path]:
-    """The data files that bnfold made for the model at a destination, if that is replaced.
+def superseded(destination: Path, origins: Collection[Path], kept: Collection[Path]) -> list[Path]:
+    """The data files of the model at a destination that nobody needs, if that is replaced.
 
-    They have the names that `_free_location` makes from the model's own. What else the old model
-    names is somebody's: it stays, and so do ``kept`` files and those that another model beside it
-    reads.
+    Their names are those that `_free_location` gives: made from the model's own, or that of one of
+    ``origins``, the files that the new data are copies of. What else the old model names is
+    somebody's: it stays, and so do ``kept`` files and those that another model beside it reads.
     """
     if not destination.is_file():
         return []
     made = re.compile(rf"{re.escape(destination.name)}(\.\d+)?\.data(\.\d+)?")
-    paths_of = (
-        destination.parent / name for name in _locations(destination) if made.fullmatch(name)
-    )
+    copied = {path.name for path in origins}
+    names = (name for name in _locations(destination) if name in copied or made.fullmatch(name))
     return [
         path
-        for path in paths_of
+        for path in (destination.parent / name for name in names)
         if path.is_file()
         and not path.is_symlink()
-        and not any(paths.is_same(path, other) for other in kept)
+        and not any(paths.is_same(path, other) for other in (*origins, *kept))
         and not _is_read_elsewhere(path, destination)
     ]
 
