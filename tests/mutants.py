@@ -1147,6 +1147,13 @@ MUTANTS = (
         "worst = max(worst, 0.0)",
         "tests/torch/test_certificate.py",
     ),
+    Mutant(
+        "a certificate of a program takes what has no schema for pure",
+        "_proof/torch_evaluation.py",
+        "    return schema is not None and not schema.is_mutable",
+        "    return schema is None or not schema.is_mutable",
+        "tests/torch/test_certificate.py",
+    ),
     # --- judge -----------------------------------------------------------------------------------
     Mutant(
         "a thousand times the tolerance",
