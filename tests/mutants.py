@@ -1573,6 +1573,20 @@ MUTANTS = (
         "tests/verify/test_certificate.py",
     ),
     Mutant(
+        "the certificate lets an operator read anything where a name is lost",
+        "_proof/checked_model.py",
+        "return now == wanted or (gone and old.owner(now) is None)",
+        "return now == wanted or gone",
+        "tests/verify/test_certificate.py",
+    ),
+    Mutant(
+        "the certificate takes the outputs of a Split for one another",
+        "_proof/checked_model.py",
+        "                    if len(last.output) > 1:",
+        "                    if False:",
+        "tests/verify/test_certificate.py",
+    ),
+    Mutant(
         "the certificate lets others read the scales of a dynamic product",
         "_proof/quantized.py",
         "    if not case.new_scope.is_read_once(product):",
