@@ -1878,6 +1878,56 @@ MUTANTS = (
         "return list(range(len(wanted)))",
         "tests/torch/test_exported_files.py",
     ),
+    # --- .pt2 files that nobody trusts ------------------------------------------------------------
+    Mutant(
+        "a .pt2 file is read by PyTorch's reader alone",
+        "_torch/program/untrusted.py",
+        "for records in (_records_of_torch, _records_of_zip):",
+        "for records in (_records_of_torch,):",
+        "tests/torch/test_untrusted.py",
+    ),
+    Mutant(
+        "a .pt2 file is read by zipfile alone",
+        "_torch/program/untrusted.py",
+        "for records in (_records_of_torch, _records_of_zip):",
+        "for records in (_records_of_zip,):",
+        "tests/torch/test_untrusted.py",
+    ),
+    Mutant(
+        "a container of a .pt2 file imports the function that fills it",
+        "_torch/program/untrusted.py",
+        'if module != "builtins" or name not in _PLAIN_FACTORIES:',
+        "if False:",
+        "tests/torch/test_untrusted.py",
+    ),
+    Mutant(
+        "a container of a .pt2 file imports an enumeration",
+        "_torch/program/untrusted.py",
+        'if "__enum__" in one:',
+        "if False:",
+        "tests/torch/test_untrusted.py",
+    ),
+    Mutant(
+        "metadata of a .pt2 file end a text in quotes",
+        "_torch/program/untrusted.py",
+        "        if _STRANGE.search(word):",
+        "        if False:",
+        "tests/torch/test_untrusted.py",
+    ),
+    Mutant(
+        "a tensor of a .pt2 file is a pickled object",
+        "_torch/program/untrusted.py",
+        'if str(payload.get("path_name", "")).startswith(_OBJECTS):',
+        "if False:",
+        "tests/torch/test_untrusted.py",
+    ),
+    Mutant(
+        "a guard of a .pt2 file computes a number without end",
+        "_torch/program/untrusted.py",
+        "_LARGEST_POWER = 64",
+        "_LARGEST_POWER = 10**12",
+        "tests/torch/test_untrusted.py",
+    ),
 )
 
 

@@ -1,7 +1,8 @@
 """A .pt2 file may be code: bnfold loads none that would run some, unless it is trusted.
 
 Each file here leaves a mark if something of its own is run. PyTorch's own loader, in a process of
-its own, shows that the mark is left: else the test would say nothing.
+its own, shows that the mark is left: else the test would say nothing. A node that calls a function
+is the exception: PyTorch's verifier refuses that program before it runs, in this release at least.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -133,7 +135,7 @@ def test_code_in_a_file_is_not_run(way, plain, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["sample inputs", "a weight", "a size", "a guard"])
 def test_pytorch_runs_it(way, plain, tmp_path):
-    """The attacks are real: else the test above would say nothing."""
+    """The attacks are real: else the test above would say nothing. PyTorch refuses "a node"."""
     mark = tmp_path / "mark"
     path = rebuilt(plain, tmp_path / "m.pt2", attacks(mark)[way])
     code = (
@@ -145,15 +147,25 @@ def test_pytorch_runs_it(way, plain, tmp_path):
 
 
 def changed(plain: Path, tmp_path: Path, key: str, value: object) -> Path:
-    """The program with one entry of its first node, or of the program, changed."""
+    """The program with one entry changed: of its first node, of its signature, or of itself."""
 
     def edit(content: str) -> str:
         program = json.loads(content)
-        node = program["graph_module"]["graph"]["nodes"][0]
-        (node if key in node else program)[key] = value
+        graph_module = program["graph_module"]
+        holders = (
+            graph_module["graph"]["nodes"][0],
+            graph_module["module_call_graph"][0]["signature"],
+        )
+        next((holder for holder in holders if key in holder), program)[key] = value
         return json.dumps(program)
 
     return rebuilt(plain, tmp_path / "m.pt2", in_model(edit))
+
+
+def tree(context: dict[str, object]) -> str:
+    """A container whose context PyTorch reads when it loads a program."""
+    one = {"type": "collections.defaultdict", "context": json.dumps(context), "children_spec": []}
+    return json.dumps([1, one])
 
 
 @pytest.mark.parametrize(
@@ -173,6 +185,10 @@ def changed(plain: Path, tmp_path: Path, key: str, value: object) -> Path:
         ("guards_code", ["[x for x in L]"]),
         ("guards_code", ["L['x'].size()[0] == 9 ** 9 ** 9"]),
         ("guards_code", ["Pow(Integer(9), Pow(Integer(9), Integer(9)))"]),
+        ("guards_code", ["L['x'].size()[0] == 2 ** 1000"]),
+        ("in_spec", tree({"default_factory_module": "os", "default_factory_name": "getcwd"})),
+        ("in_spec", tree({"__enum__": True, "fqn": "os.environ", "name": "A"})),
+        ("metadata", {"source_fn_stack": "x,torch.relu';y,torch.relu"}),
     ],
 )
 def test_what_else_is_refused(key, value, plain, tmp_path):
@@ -188,6 +204,8 @@ def test_what_else_is_refused(key, value, plain, tmp_path):
         ("target", "torch.ops.higher_order.cond"),
         ("target", "torch.ops.nobody.knows.it"),
         ("name", "layer1_0_conv"),
+        ("in_spec", tree({"default_factory_module": "builtins", "default_factory_name": "list"})),
+        ("metadata", {"source_fn_stack": "x,torch.relu;y,torch.relu", "stack_trace": "'"}),
         ("guards_code", ["L['x'].size()[0] >= 2 and L['more']['scale'].stride()[0] == 1"]),
         ("guards_code", ["Ne(Mod(L['x'].size()[2], 2), 1)"]),
         ("guards_code", ["math.floor(L['x'].size()[2] / 2) < 2 ** 63"]),
@@ -202,6 +220,31 @@ def test_a_record_that_is_code(name, plain, tmp_path):
     path = rebuilt(plain, tmp_path / "m.pt2", {})
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(f"m/{name}", b"x")
+    with pytest.raises(Untrusted):
+        refuse_code(path)
+
+
+def test_a_tensor_that_is_an_object(plain, tmp_path):
+    def edit(content: bytes) -> bytes:
+        config = json.loads(content)
+        config["config"]["conv.weight"]["path_name"] = "custom_obj_0"
+        return json.dumps(config).encode()
+
+    path = rebuilt(plain, tmp_path / "m.pt2", {"model_weights_config": edit})
+    with pytest.raises(Untrusted):
+        refuse_code(path)
+
+
+@pytest.mark.parametrize("reader", ["zipfile", "PyTorch"])
+def test_what_one_reader_alone_sees(reader, plain, tmp_path):
+    """PyTorch falls back to ``zipfile``, so what either of the two reads may be loaded."""
+    path = rebuilt(plain, tmp_path / "m.pt2", attacks(tmp_path / "mark")["sample inputs"])
+    content = path.read_bytes()
+    # ``zipfile`` allows for bytes ahead of an archive, PyTorch for half an end behind the end.
+    path.write_bytes(b"#" * 64 + content if reader == "zipfile" else content + b"PK\5\6")
+    assert zipfile.is_zipfile(path) == (reader == "zipfile")
+    with pytest.raises(RuntimeError) if reader == "zipfile" else nullcontext():
+        torch._C.PyTorchFileReader(str(path))
     with pytest.raises(Untrusted):
         refuse_code(path)
 
