@@ -1147,6 +1147,13 @@ MUTANTS = (
         "worst = max(worst, 0.0)",
         "tests/torch/test_certificate.py",
     ),
+    Mutant(
+        "a certificate of a program takes what has no schema for pure",
+        "_proof/torch_evaluation.py",
+        "    return schema is not None and not schema.is_mutable",
+        "    return schema is None or not schema.is_mutable",
+        "tests/torch/test_certificate.py",
+    ),
     # --- judge -----------------------------------------------------------------------------------
     Mutant(
         "a thousand times the tolerance",
@@ -1563,6 +1570,20 @@ MUTANTS = (
         "_proof/certificate.py",
         "    steps.require_same_data(old, new, node, twin)\n",
         "",
+        "tests/verify/test_certificate.py",
+    ),
+    Mutant(
+        "the certificate lets an operator read anything where a name is lost",
+        "_proof/checked_model.py",
+        "return now == wanted or (gone and old.owner(now) is None)",
+        "return now == wanted or gone",
+        "tests/verify/test_certificate.py",
+    ),
+    Mutant(
+        "the certificate takes the outputs of a Split for one another",
+        "_proof/checked_model.py",
+        "                    if len(last.output) > 1:",
+        "                    if False:",
         "tests/verify/test_certificate.py",
     ),
     Mutant(

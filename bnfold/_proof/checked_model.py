@@ -26,44 +26,61 @@ from bnfold._proof.full_rank_maps import Double, FullRankMap
 class Steps:
     """All steps of a fold, by graph."""
 
-    def __init__(self, before: CheckedModel, applied: Sequence[Applied]) -> None:
-        self._before = before
+    def __init__(
+        self, before: CheckedModel, after: CheckedModel, applied: Sequence[Applied]
+    ) -> None:
+        self._before, self._after = before, after
         self._of: dict[str, list[Applied]] = {}
         for step in applied:
             self._of.setdefault(step.path, []).append(step)
-        self._names: dict[str, dict[str, str]] = {}
+        self._found: dict[str, dict[str, str]] = {}
 
     def of(self, path: str) -> Sequence[Applied]:
         """The steps of a graph."""
         return self._of[path]
 
-    def names(self, path: str) -> Mapping[str, str]:
-        """By the original name of a tensor the name of the one in its place, as steps tell it.
+    def _place(self, old: Scope, name: str) -> str:
+        """The name of the tensor in the place of an original one, as the steps tell it."""
+        owner = old.owner(name)
+        return name if owner is None else self._names(owner.path).get(name, name)
+
+    def may_stand(self, old: Scope, new: Scope, now: str, name: str) -> bool:
+        """Whether a tensor of the folded graph may be the one in the place of an original one.
+
+        A tensor whose values have changed has another name, which may be new. A name that the
+        original has, too, is what it was, but where a step has put it in the place of another.
+        """
+        wanted = self._place(old, name)
+        gone = new.owner(wanted) is None
+        return now == wanted or (gone and old.owner(now) is None)
+
+    def _names(self, path: str) -> Mapping[str, str]:
+        """By the original name of a tensor of a graph the name of the one in its place.
 
         It is asked for behind the merges, which change the operators that all other steps start
         from.
         """
-        if path not in self._names:
-            nodes = self._before.scopes[path].nodes
-            found = self._names[path] = {}
-            for step in self._of[path]:
+        if path not in self._found:
+            nodes, folded = self._before.scopes[path].nodes, self._after.scopes[path]
+            found = self._found[path] = {}
+            for step in self._of.get(path, ()):
                 if step.law in ("absorb", "carry", "compose", "cross"):
                     last = nodes[(step.into, *step.chain)[-1]]
                     found[next(filter(None, last.output), "")] = step.output
-        return self._names[path]
+                    if len(last.output) > 1:  # A Split, whose twin puts out the others.
+                        twin = folded.writer(step.output)
+                        pairs = zip(last.output, twin.output, strict=False)
+                        found |= {name: now for name, now in pairs if name and now}
+        return self._found[path]
 
     def require_same_data(self, old: Scope, new: Scope, node: NodeProto, twin: NodeProto) -> None:
         """Raise `Mismatch` where an operator reads other data than it did.
 
-        A tensor that no step has put in the place of another, and whose values have changed, has
-        another name. One that keeps its name is what it was, and whoever read it still has to. A
-        Gemm does not read the C that it multiplies by 0.
+        A Gemm does not read the C that it multiplies by 0.
         """
-        names = self.names(old.path)
         idle = any(a.name == "beta" and a.f == 0 for a in node.attribute)
         for place, (name, now) in enumerate(zip(node.input, twin.input, strict=False)):
-            wanted = names.get(name, name)
-            if not name or now == wanted or new.owner(wanted) is None or (idle and place == 2):
+            if not name or self.may_stand(old, new, now, name) or (idle and place == 2):
                 continue
             if not self._before.is_weight(old, name):
                 raise Mismatch(f"{label(twin)} reads {now} in the place of {name}")
