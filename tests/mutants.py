@@ -946,6 +946,34 @@ MUTANTS = (
         "    if False:\n        channels.check(peaks, dtype, case)",
         "tests/test_dtypes.py",
     ),
+    Mutant(
+        "alpha shows nothing of what is lost ahead of it",
+        "_core/parameters.py",
+        "return self.entrance.factor if self.entrance is not None else 1.0",
+        "return 1.0",
+        "tests/test_alpha.py",
+    ),
+    Mutant(
+        "products may overflow ahead of a small alpha",
+        "_core/limits.py",
+        "return np.asarray(np.abs(scale) * np.minimum(peaks, top) > 4 * top)",
+        "return np.zeros(np.broadcast_shapes(peaks.shape, scale.shape), bool)",
+        "tests/test_alpha.py",
+    ),
+    Mutant(
+        "a certificate of a Gemm leaves alpha out of what is lost",
+        "_proof/product_formulas.py",
+        "_least(new, 1 - at), alphas[0], np.abs(scale))",
+        "_least(new, 1 - at))",
+        "tests/test_alpha.py",
+    ),
+    Mutant(
+        "a certificate lets products overflow ahead of a small alpha",
+        "_proof/absorption.py",
+        "if bool(((wanted > 4 * top) & (behind > 4)).any()):",
+        "if False:",
+        "tests/test_alpha.py",
+    ),
     # --- fused operators -------------------------------------------------------------------------
     Mutant(
         "a map behind a fused operator forgets the activation",
