@@ -88,8 +88,8 @@ def refold(folded: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
         raise UsageError(
             f"{type(folded).__name__} does not know how it was folded: bnfold.fold did not make it "
             "in this process, or with merge=True, or it was loaded from a file, or plain "
-            "attributes of the original hold its parameters; fold the original with the new weights: "
-            "bnfold.fold(model, (example,))"
+            "attributes of the original hold its parameters; fold the original with the new "
+            "weights: bnfold.fold(model, (example,))"
         )
     made = recipe.refolded(state_dict)
     places = {tensor.device for tensor in (*folded.parameters(), *folded.buffers())}
