@@ -1147,6 +1147,13 @@ MUTANTS = (
         "worst = max(worst, 0.0)",
         "tests/torch/test_certificate.py",
     ),
+    Mutant(
+        "a certificate of a program takes what has no schema for pure",
+        "_proof/torch_evaluation.py",
+        "    return schema is not None and not schema.is_mutable",
+        "    return schema is None or not schema.is_mutable",
+        "tests/torch/test_certificate.py",
+    ),
     # --- judge -----------------------------------------------------------------------------------
     Mutant(
         "a thousand times the tolerance",
@@ -1566,6 +1573,20 @@ MUTANTS = (
         "tests/verify/test_certificate.py",
     ),
     Mutant(
+        "the certificate lets an operator read anything where a name is lost",
+        "_proof/checked_model.py",
+        "return now == wanted or (gone and old.owner(now) is None)",
+        "return now == wanted or gone",
+        "tests/verify/test_certificate.py",
+    ),
+    Mutant(
+        "the certificate takes the outputs of a Split for one another",
+        "_proof/checked_model.py",
+        "                    if len(last.output) > 1:",
+        "                    if False:",
+        "tests/verify/test_certificate.py",
+    ),
+    Mutant(
         "the certificate lets others read the scales of a dynamic product",
         "_proof/quantized.py",
         "    if not case.new_scope.is_read_once(product):",
@@ -1700,6 +1721,34 @@ MUTANTS = (
         "if number is None or not divisor or number % divisor:",
         "if number is None or not divisor:",
         "tests/test_shapes.py",
+    ),
+    Mutant(
+        "a local function has the shapes of the operator whose name it has",
+        "_onnx/read/hints.py",
+        "kind = type_of(node)",
+        "kind = node.op_type",
+        "tests/test_functions.py",
+    ),
+    Mutant(
+        "numbers go unchanged through what an Imputer becomes for inference",
+        "_onnx/read/stand_ins.py",
+        '"RandomNormalLike", "Pow"',
+        '"Identity", "Pow"',
+        "tests/test_stand_ins.py",
+    ),
+    Mutant(
+        "the certificate takes an operator of another domain for that of its name",
+        "_proof/checked_model.py",
+        'return "" if kind in scope.functions else kind.removeprefix("com.microsoft::")',
+        "return node.op_type",
+        "tests/verify/test_unchecked.py",
+    ),
+    Mutant(
+        "an operator of another domain is part of a GELU",
+        "_onnx/read/fused.py",
+        "[p for p in dict.fromkeys(readers) if type_of(self.nodes[p]) in ops]",
+        "[p for p in dict.fromkeys(readers) if self.nodes[p].op_type in ops]",
+        "tests/test_fused.py",
     ),
     Mutant(
         "a Slice with computed bounds takes every element",
