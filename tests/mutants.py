@@ -1991,6 +1991,27 @@ MUTANTS = (
         "_LARGEST_POWER = 10**12",
         "tests/torch/test_untrusted.py",
     ),
+    Mutant(
+        "a small file asks for a constant of gigabytes",
+        "_onnx/read/constants.py",
+        "                refuse_huge(node, inputs)\n",
+        "",
+        "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "inference computes with rows of any length",
+        "_onnx/read/inference.py",
+        "    _hide_long(hidden.graph, plain.graph)\n    found",
+        "    found",
+        "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "a float may be moved to the border of two integers",
+        "_torch/read/quantized.py",
+        "near = border <= _NEAR * np.maximum(1.0, np.abs(exact))",
+        "near = border < 0",
+        "tests/torch/test_program_quantized.py",
+    ),
 )
 
 
