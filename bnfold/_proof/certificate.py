@@ -74,7 +74,7 @@ def certify(
     """
     started, held = without_calls(original, applied)
     before, after = CheckedModel.of(started, original_dir), CheckedModel.of(folded, folded_dir)
-    steps = Steps(before, applied)
+    steps = Steps(before, after, applied)
     found = [
         _inlined(original, started, fold)
         if fold.law == "inline"
@@ -188,8 +188,7 @@ def _check_composition(
     rank = before.rank(old, first.output[0]) or _least_rank(old, fold)
     wanted, made = FullRankMap.identity(rank), FullRankMap.identity(rank)
     data = next((n for n in first.input if before.fixed(old, n) is None), "")
-    start = steps.names(fold.path).get(data, data)
-    if fold.source != start and new.owner(start) is not None:
+    if not steps.may_stand(old, new, fold.source, data):
         raise Mismatch(f"{fold.output} is computed from {fold.source} in the place of {data}")
     _start_from(fold, data, wanted, made)
     kinds = {follow(before, old, old.nodes[position], wanted) for position in fold.chain} - {None}

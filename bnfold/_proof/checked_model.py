@@ -26,44 +26,61 @@ from bnfold._proof.full_rank_maps import Double, FullRankMap
 class Steps:
     """All steps of a fold, by graph."""
 
-    def __init__(self, before: CheckedModel, applied: Sequence[Applied]) -> None:
-        self._before = before
+    def __init__(
+        self, before: CheckedModel, after: CheckedModel, applied: Sequence[Applied]
+    ) -> None:
+        self._before, self._after = before, after
         self._of: dict[str, list[Applied]] = {}
         for step in applied:
             self._of.setdefault(step.path, []).append(step)
-        self._names: dict[str, dict[str, str]] = {}
+        self._found: dict[str, dict[str, str]] = {}
 
     def of(self, path: str) -> Sequence[Applied]:
         """The steps of a graph."""
         return self._of[path]
 
-    def names(self, path: str) -> Mapping[str, str]:
-        """By the original name of a tensor the name of the one in its place, as steps tell it.
+    def _place(self, old: Scope, name: str) -> str:
+        """The name of the tensor in the place of an original one, as the steps tell it."""
+        owner = old.owner(name)
+        return name if owner is None else self._names(owner.path).get(name, name)
+
+    def may_stand(self, old: Scope, new: Scope, now: str, name: str) -> bool:
+        """Whether a tensor of the folded graph may be the one in the place of an original one.
+
+        A tensor whose values have changed has another name, which may be new. A name that the
+        original has, too, is what it was, but where a step has put it in the place of another.
+        """
+        wanted = self._place(old, name)
+        gone = new.owner(wanted) is None
+        return now == wanted or (gone and old.owner(now) is None)
+
+    def _names(self, path: str) -> Mapping[str, str]:
+        """By the original name of a tensor of a graph the name of the one in its place.
 
         It is asked for behind the merges, which change the operators that all other steps start
         from.
         """
-        if path not in self._names:
-            nodes = self._before.scopes[path].nodes
-            found = self._names[path] = {}
-            for step in self._of[path]:
+        if path not in self._found:
+            nodes, folded = self._before.scopes[path].nodes, self._after.scopes[path]
+            found = self._found[path] = {}
+            for step in self._of.get(path, ()):
                 if step.law in ("absorb", "carry", "compose", "cross"):
                     last = nodes[(step.into, *step.chain)[-1]]
                     found[next(filter(None, last.output), "")] = step.output
-        return self._names[path]
+                    if len(last.output) > 1:  # A Split, whose twin puts out the others.
+                        twin = folded.writer(step.output)
+                        pairs = zip(last.output, twin.output, strict=False)
+                        found |= {name: now for name, now in pairs if name and now}
+        return self._found[path]
 
     def require_same_data(self, old: Scope, new: Scope, node: NodeProto, twin: NodeProto) -> None:
         """Raise `Mismatch` where an operator reads other data than it did.
 
-        A tensor that no step has put in the place of another, and whose values have changed, has
-        another name. One that keeps its name is what it was, and whoever read it still has to. A
-        Gemm does not read the C that it multiplies by 0.
+        A Gemm does not read the C that it multiplies by 0.
         """
-        names = self.names(old.path)
         idle = any(a.name == "beta" and a.f == 0 for a in node.attribute)
         for place, (name, now) in enumerate(zip(node.input, twin.input, strict=False)):
-            wanted = names.get(name, name)
-            if not name or now == wanted or new.owner(wanted) is None or (idle and place == 2):
+            if not name or self.may_stand(old, new, now, name) or (idle and place == 2):
                 continue
             if not self._before.is_weight(old, name):
                 raise Mismatch(f"{label(twin)} reads {now} in the place of {name}")
@@ -181,11 +198,12 @@ class CheckedModel:
                 return None if multiplied and len(shape) < 2 else max(least, len(shape))
             position = scope.producers.get(name)
             node = scope.nodes[position] if position is not None else None
-            if node is not None and node.op_type in _CONVOLUTIONS:
+            kind = _kind(scope, node) if node is not None else ""
+            if node is not None and kind in _CONVOLUTIONS:
                 weight = self.values(scope, node.input[1])
                 return None if weight is None else max(least, weight.ndim)
-            if node is not None and node.op_type in (*_BROADCAST, *_PRODUCTS):
-                product = node.op_type in _PRODUCTS
+            if node is not None and kind in (*_BROADCAST, *_PRODUCTS):
+                product = kind in _PRODUCTS
                 read = self.values if product else self.fixed
                 constants = [read(scope, operand) for operand in node.input]
                 data = [n for n, c in zip(node.input, constants, strict=True) if c is None]
@@ -196,9 +214,15 @@ class CheckedModel:
                 least = max(least, *(c.ndim for c in constants if c is not None))
                 name = data[0]
                 continue
-            if node is None or node.op_type not in _SAME_RANK:
+            if node is None or kind not in _SAME_RANK:
                 return None
             name = node.input[0]
+
+
+def _kind(scope: Scope, node: NodeProto) -> str:
+    """The type of an operator, without a domain for onnxruntime's own; "" for a local function."""
+    kind = type_of(node)
+    return "" if kind in scope.functions else kind.removeprefix("com.microsoft::")
 
 
 def follow(
@@ -209,16 +233,17 @@ def follow(
     Returns the dtype of the operator's constant, or None if it has none. Raises `Mismatch` for an
     operator that is not affine.
     """
-    if node.op_type in ("Identity", "Dropout") or model.is_no_cast(scope, node):
+    kind = _kind(scope, node)
+    if kind in ("Identity", "Dropout") or model.is_no_cast(scope, node):
         return None
-    if node.op_type == "Neg":
+    if kind == "Neg":
         map_.multiply(np.asarray(-1.0))
         return None
-    if node.op_type == "BatchNormalization":
+    if kind == "BatchNormalization":
         return _follow_batch_norm(model, scope, node, map_)
-    if node.op_type == "Conv":
+    if kind == "Conv":
         return _follow_depthwise(model, scope, node, map_)
-    if type_of(node) == _SCALER:
+    if kind == _SCALER:
         held = {a.name: np.asarray(a.floats, np.float64) for a in node.attribute}
         map_.add(-(held["offset"] if held["offset"].size > 1 else held["offset"].reshape(())))
         map_.multiply(held["scale"] if held["scale"].size > 1 else held["scale"].reshape(()))
@@ -237,13 +262,13 @@ def follow(
         )
     if constant.ndim > map_.scale.ndim > 0:
         raise Mismatch(f"the constant of {label(node)} has more axes than its tensor")
-    if node.op_type == "Mul":
+    if kind == "Mul":
         map_.multiply(constant)
-    elif node.op_type == "Div" and second is not None:
+    elif kind == "Div" and second is not None:
         map_.multiply(1.0 / constant)
-    elif node.op_type == "Add":
+    elif kind == "Add":
         map_.add(constant)
-    elif node.op_type == "Sub":
+    elif kind == "Sub":
         if first is not None:
             map_.multiply(np.asarray(-1.0))
             map_.add(constant)
@@ -334,9 +359,10 @@ def chain_between(model: CheckedModel, scope: Scope, source: str, output: str) -
 
 def output_rank(model: CheckedModel, scope: Scope, node: NodeProto) -> int:
     """The rank of the output of a linear operator or a norm; 0 where it is not known."""
-    if node.op_type in ("FusedGemm", "Gemm"):
+    kind = _kind(scope, node)
+    if kind in ("FusedGemm", "Gemm"):
         return 2
-    if node.op_type in _CONVOLUTIONS:
+    if kind in _CONVOLUTIONS:
         weight = model.constants.find(scope, node.input[1])
         if isinstance(weight, Constant):
             return len(weight.shape)

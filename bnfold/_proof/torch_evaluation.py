@@ -55,7 +55,7 @@ class EvaluatedProgram:
     Attributes:
         nodes: its nodes, by name.
         varying: the names of the nodes that depend on the program's inputs.
-        reaching: the names of the nodes that an output, or an operator that writes, depends on.
+        reaching: the names of the nodes that an output depends on, or an operator that may write.
     """
 
     program: ExportedProgram
@@ -78,9 +78,7 @@ class EvaluatedProgram:
         self.varying: Collection[str] = varying
         reaching = set[str]()
         for node in reversed(self.program.graph.nodes):
-            schema = getattr(node.target, "_schema", None)
-            pure = node.op != "output" and (schema is None or not schema.is_mutable)
-            if not pure or any(user.name in reaching for user in node.users):
+            if not _is_pure(node) or any(user.name in reaching for user in node.users):
                 reaching.add(node.name)
         self.reaching: Collection[str] = reaching
 
@@ -161,6 +159,18 @@ class EvaluatedProgram:
         with torch.no_grad():
             value = _called(node, known, 0)
             return BoundedValue(value, _bound(node, known, value))
+
+
+def _is_pure(node: Node) -> bool:
+    """Whether a node is known to write nothing.
+
+    An operator that runs the code of a branch, or of what runs without gradients, has no schema,
+    and that code may write.
+    """
+    if node.op in ("placeholder", "get_attr") or node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.is_mutable
 
 
 def widened(tensor: Tensor) -> Tensor:

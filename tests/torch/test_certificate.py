@@ -115,6 +115,35 @@ def test_another_operator_fails():
     assert found.fails
 
 
+def test_what_code_without_gradients_writes_is_checked():
+    """No output depends on the layer, but what the program stores does."""
+
+    class Storing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            self.register_buffer("last", torch.zeros(2, 4, 3, 3))
+
+        def forward(self, x):
+            y = self.norm(self.conv(x))
+            with torch.no_grad():
+                self.last.copy_(y)
+            return x + 1
+
+    # Exported with gradients, so that the code without them is an operator of its own.
+    x = rand(2, 4, 3, 3, dtype=torch.float32)
+    program = torch.export.export(ready(Storing(), torch.float32), (x,))
+    assert "wrap_with_set_grad_enabled" in str(program.graph)
+    (right,) = certify_program(told(program))
+    assert right.holds
+    applied = told(program)
+    weight = applied[-1].after.state_dict["conv.weight"]
+    with torch.no_grad():
+        weight.mul_(3)
+    (wrong,) = certify_program(applied)
+    assert wrong.fails
+
+
 class Crossing(nn.Module):
     """A norm that goes across an operator to the convolution behind it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +409,49 @@ def other_data(done: Folded, wrong: ModelProto) -> None:
     place = next(k for k, name in enumerate(node.input) if name and name not in stored)
     wrong.graph.node.append(op("Neg", node.input[place], "other"))
     node.input[place] = "other"
+
+
+def renamed(wrong: ModelProto, old: str, new: str) -> None:
+    for node in wrong.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+
+
+@pytest.mark.parametrize("behind", ["a linear operator", "a map that stands"])
+def test_data_of_a_lost_name_are_seen(behind: str) -> None:
+    """What was read has another name now, and the operator reads another original tensor."""
+    last = conv("conv", "t", "c", (3, 3, 1, 1)), bn("bn", "c", "z", 3)
+    if behind != "a linear operator":
+        last = (const("Add", "t", "c", rand(3, 1, 1)), const("Add", "c", "z", rand(3, 1, 1)))
+    done = folded(model(op("Relu", "x", "t"), op("Abs", "x", "u"), *last, op("Add", "z u", "y")))
+    wrong = done.copy()
+    (node,) = (n for n in wrong.graph.node if "t" in n.input)
+    node.input[list(node.input).index("t")] = "u"
+    renamed(wrong, "t", "elsewhere")
+    changed = [replace(fold, source="u") if fold.source == "t" else fold for fold in done.applied]
+    assert all(each.holds for each in done.certificates())
+    assert none_holds(Folded(done.original, done.folded, tuple(changed)).certificates(wrong))
+
+
+def test_another_output_of_a_split_is_seen() -> None:
+    """All its outputs have new names, and each stands for one of the original."""
+    sizes = tensor(np.int64([2, 2]), "sizes")
+    halves = op("Split", "n sizes", "p q", name="split", axis=1)
+    made = model(
+        bn("bn", "x", "n", 4),
+        halves,
+        conv("one", "p", "a", (3, 2, 1, 1)),
+        conv("two", "q", "b", (3, 2, 1, 1)),
+        op("Add", "a b", "y"),
+        x=(2, 4, 5, 5),
+    )
+    made.graph.initializer.append(sizes)
+    done = folded(made)
+    assert all(each.holds for each in done.certificates())
+    wrong = done.copy()
+    one, two = (n for n in wrong.graph.node if n.op_type == "Conv")
+    two.input[0] = one.input[0]
+    assert [each.into for each in done.certificates(wrong) if each.fails] == ["two"]
 
 
 GRAPHS = (
