@@ -308,6 +308,7 @@ def signed(program, key, value):
 CONTEXT = '[{"%s": true, "fqn": "evil:x", "default_factory_module": "os", "name": "y"}]'
 PAST = {
     "a text that sympy evaluates": lambda p: sized(p, "Max('print(1)', 2)"),
+    "an attribute that sympy asks for": lambda p: sized(p, "Max('a.__class__', 2)"),
     "another text that sympy evaluates": lambda p: sized(p, "floor('print(1)')"),
     "a line that sympy joins": lambda p: sized(p, "Max('a\\\n', '+print(1))#', 2)"),
     "bytes that end a message": lambda p: p.update(guards_code=["2 or b\"+str(1)+'a'+\" == 1"]),

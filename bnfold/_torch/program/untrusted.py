@@ -232,7 +232,8 @@ def _is_operator(path: list[str]) -> bool:
         if found is None:
             return True
     if isinstance(found, torch._ops.OpOverloadPacket):
-        schemas = [getattr(found, overload)._schema for overload in found.overloads()]
+        packet: Any = found
+        schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
     else:
         schemas = [found._schema] if isinstance(found, torch._ops.OpOverload) else []
     arguments = {argument.name for schema in schemas for argument in schema.arguments}
