@@ -2041,6 +2041,20 @@ MUTANTS = (
         "tests/torch/test_untrusted.py",
     ),
     Mutant(
+        "time holds for the comparison alone",
+        "_system/time_limit.py",
+        "        signal.setitimer(signal.ITIMER_REAL, seconds)\n",
+        "        pass\n",
+        "tests/cli/test_time_limit.py",
+    ),
+    Mutant(
+        "time that is up stops files that are put in place",
+        "_pipeline/models.py",
+        "            time_limit.lift()\n",
+        "",
+        "tests/cli/test_time_limit.py",
+    ),
+    Mutant(
         "a small file asks for a constant of gigabytes",
         "_onnx/read/constants.py",
         "                refuse_huge(node, inputs)\n",
