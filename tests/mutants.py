@@ -1878,6 +1878,41 @@ MUTANTS = (
         "return list(range(len(wanted)))",
         "tests/torch/test_exported_files.py",
     ),
+    Mutant(
+        "names of outputs further down count for positions",
+        "_run/torch_outputs.py",
+        "return _POSITION.fullmatch(name) is not None",
+        "return _POSITION.match(name) is not None",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "a key that reads like a position counts for one",
+        "_run/torch_outputs.py",
+        """if isinstance(first, str) and first.startswith("output "):""",
+        "if False:",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "outputs of one name are paired by position",
+        "_run/torch_outputs.py",
+        """else f"output {path}" for path, _ in found""",
+        """else f"output {n}" for n, (path, _) in enumerate(found)""",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "keys that are written alike are taken for one another",
+        "_run/torch_outputs.py",
+        "if len(set(keys)) == len(keys):",
+        "if True:",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "inputs that are left out are not told",
+        "_judge/torch_bench.py",
+        "self.notes.append(_LEFT_OUT)",
+        "pass",
+        "tests/torch/test_judge.py",
+    ),
     # --- .pt2 files that nobody trusts ------------------------------------------------------------
     Mutant(
         "a .pt2 file is read by PyTorch's reader alone",
