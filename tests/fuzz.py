@@ -62,13 +62,11 @@ _TEXTS = (
 )
 _OPERATORS = """
 Add Mul Div Sub Neg Conv ConvTranspose Gemm MatMul BatchNormalization Relu Clip Pad Slice Concat
-Split
-Reshape Transpose Flatten Identity Cast If Loop AveragePool MaxPool Resize Expand Gather Softmax
-LayerNormalization InstanceNormalization ReduceMean DequantizeLinear QuantizeLinear
+Split Reshape Transpose Flatten Identity Cast If Loop AveragePool MaxPool Resize Expand Gather
+Softmax LayerNormalization InstanceNormalization ReduceMean DequantizeLinear QuantizeLinear
 """
 
-
-_RUNS = "runs"
+_RUNS, _RUNS_FOLDED = "runs", "runs-folded"
 
 
 class Wrong(Exception):
@@ -230,7 +228,8 @@ def _set(message: Message, field: FieldDescriptor, value: Any) -> None:
 def check(made: ModelProto) -> str:
     """What became of a model: "refused", "folded", "same" or "checked". Raises `Wrong`.
 
-    Prints a word before the model is run: whatever ends the process then is onnxruntime.
+    Prints a word before the model is run, and another before the folded one is. What ends the
+    process behind the first is onnxruntime; behind the second it is the fold.
     """
     raw = made.SerializeToString()
     try:
@@ -247,6 +246,7 @@ def check(made: ModelProto) -> str:
     before = _outputs(raw, given)
     if before is None:
         return "folded"
+    print(_RUNS_FOLDED, end=" ", flush=True)
     after = _outputs(folded.SerializeToString(), given)
     if after is None:
         raise Wrong("the model runs in onnxruntime, and the folded one does not")
@@ -280,7 +280,10 @@ def _outputs(raw: bytes, given: dict[str, Any]) -> list[Any] | None:
 
 
 def _compare(name: str, one: Any, other: Any) -> None:
-    """Raise `Wrong` where an output differs by more than the arithmetic of float16 explains."""
+    """Raise `Wrong` where floats differ by more than the arithmetic of float16 explains.
+
+    Outputs of other types are not compared.
+    """
     if not isinstance(one, np.ndarray) or one.dtype.kind != "f":
         return
     if one.shape != np.shape(other):
@@ -353,24 +356,34 @@ def _search(stored: Path, number: int, last: int) -> tuple[Counter[str], dict[in
                 process.wait()
             out.seek(0)
             lines = out.read().splitlines()
-        done = number
-        for line in lines:
-            head, _, end = line.partition(" ")
-            if not head.isdigit():
-                continue
-            done = int(head) + 1
-            if end.strip() == _RUNS:
-                ends["crashes onnxruntime"] += 1
-            elif not end.strip():
-                wrong[int(head)] = f"the process ended ({process.returncode})"
-            elif "WRONG " in end:
-                wrong[int(head)] = end.partition("WRONG ")[2]
-            else:
-                ends[end.split()[-1]] += 1
-        if done == number:
+        done = count_ends(lines, process.returncode, ends, wrong)
+        if done is None:
             raise SystemExit(f"no case ran: {' '.join(command)}")
-        number = done
+        number = done + 1
     return ends, wrong
+
+
+def count_ends(
+    lines: Sequence[str], code: int, ends: Counter[str], wrong: dict[int, str]
+) -> int | None:
+    """Count what a process that ended with `code` has printed. Gives its last case, or None."""
+    done = None
+    for line in lines:
+        head, _, end = line.partition(" ")
+        if not head.isdigit():
+            continue
+        done = int(head)
+        if "WRONG " in end:
+            wrong[done] = end.partition("WRONG ")[2]
+        elif not end.strip():
+            wrong[done] = f"the process ended ({code})"
+        elif end.split()[-1] == _RUNS_FOLDED:
+            wrong[done] = f"the folded model ends the process ({code}), the original does not"
+        elif end.split()[-1] == _RUNS:
+            ends["crashes onnxruntime"] += 1
+        else:
+            ends[end.split()[-1]] += 1
+    return done
 
 
 def main() -> int:

@@ -10,7 +10,8 @@ from onnx import AttributeProto, helper
 import bnfold
 from bnfold._onnx import fold as folding
 from bnfold._onnx.read import inlining
-from bnfold._onnx.read.scopes import Names
+from bnfold._onnx.read.scopes import Names, read_scopes
+from bnfold._onnx.read.shapes import infer
 from bnfold._proof import inlined_calls
 from bnfold._proof.certificate import certify
 
@@ -247,6 +248,66 @@ def test_function_that_shadows_a_standard_operator_name():
     )
     after = fold(m)
     assert counts(after) == counts(m)
+
+
+@pytest.mark.parametrize("kind", ["Reshape", "Slice"])
+def test_a_function_that_shadows_a_name_has_shapes_of_its_own(kind):
+    """What is known of ONNX's operator of that name, here of rank 2, tells nothing of it: its
+    output has an axis more, [1, 4, 4]. The BatchNormalization is along the first 4, not the last.
+    """
+    inputs, bounds = {
+        "Reshape": ("x a", {"a": np.array([4, 4], np.int64)}),
+        "Slice": ("x a b", {"a": np.array([0], np.int64), "b": np.array([4], np.int64)}),
+    }[kind]
+    # Inference does not tell how many numbers a Compress leaves, and so no rank behind Reshape.
+    body = function(
+        kind,
+        inputs,
+        "y",
+        [
+            op("Constant", "", "one", value_ints=[1]),
+            op("Constant", "", "fours", value_ints=[4, 4]),
+            op("Constant", "", "ones", value_ints=[1, 1]),
+            op("Cast", "ones", "all", to=9),
+            op("Compress", "fours all", "two", axis=0),
+            op("Concat", "one two", "three", axis=0),
+            op("Reshape", "x three", "y"),
+        ],
+    )
+    stats = np.arange(1, 5).astype(np.float32)
+    m = model(
+        op(kind, inputs, "r", domain="my"),
+        op("MatMul", "r w", "p"),
+        op("BatchNormalization", "p s t m v", "y", name="bn"),
+        functions=[body],
+        domains=DOMAIN,
+        weights={"w": rand(4, 4), "s": stats, "t": 0 * stats, "m": 0 * stats, "v": stats, **bounds},
+        x=(4, 4),
+    )
+    assert counts(fold(m))["BatchNormalization"] == 1
+
+
+def test_a_function_that_shadows_a_norm_has_channels_of_its_own():
+    """It leaves two of four, and has parameters for all."""
+    body = function(
+        "BatchNormalization",
+        "x s t m v",
+        "y",
+        [
+            constant("some", np.array([True, True, False, False])),
+            op("Compress", "x some", "y", axis=1),
+        ],
+    )
+    weights = dict(zip("stmv", [positive(4) for _ in "stmv"]))
+    m = model(
+        op("BatchNormalization", "x s t m v", "y", domain="my"),
+        functions=[body],
+        domains=DOMAIN,
+        weights=weights,
+        x=(2, 4),
+    )
+    scopes = read_scopes(m)
+    assert infer(m, scopes).shape(scopes[0], "y") in (None, (2, None), (2, 2))
 
 
 def test_overloads_of_one_name():

@@ -51,6 +51,14 @@ def test_a_gelu_stays_whole(order):
     assert counts(bnfold.fold(m)) == counts(m)
 
 
+def test_an_operator_of_another_domain_is_no_part_of_a_gelu():
+    """Its name is a Mul's. No runtime would run what is written here as one operator."""
+    m = gelu("last")
+    next(node for node in m.graph.node if node.name == "half_").domain = "my"
+    m.opset_import.add(domain="my", version=1)
+    assert "fused-operator" not in codes(m).values()
+
+
 @pytest.mark.parametrize("changed", [{"half": 0.6}, {"inside": 1.5}])
 def test_another_function_is_no_gelu(changed):
     m = gelu("last", **changed)

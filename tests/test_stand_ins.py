@@ -108,6 +108,32 @@ def test_shape_and_type_are_those_that_the_runtime_makes(name):
     assert known.type(scopes[0], "y") == helper.np_dtype_to_tensor_dtype(ran.dtype)
 
 
+@pytest.mark.parametrize(
+    ("kind", "attrs"),
+    [
+        ("Imputer", {"imputed_value_int64s": [-1], "replaced_value_int64": 4}),
+        ("Scaler", {"offset": [0.0] * 3, "scale": [1.0, 0.5, 2.0]}),
+    ],
+)
+def test_sizes_that_one_computes_are_not_those_that_it_reads(kind, attrs):
+    """Sizes of a shape that an operator of numbers changes, as the target of a Reshape. Before,
+    the shape behind it was said to be the one ahead.
+    """
+    ahead = op("Shape", "x", "s"), op(kind, "s", "n", domain=ML, **attrs)
+    proto = model(
+        *ahead,
+        op("Cast", "n", "t", to=TensorProto.INT64),
+        op("Reshape", "x t", "y"),
+        x=(1, 4, 2), domains={ML: 3},
+    )  # fmt: skip
+    scopes = read_scopes(proto)
+    known = infer(proto, scopes)
+    (ran,) = graphs.run(proto, {"x": rand(1, 4, 2)})
+    said = known.shape(scopes[0], "y")
+    assert said is None or all(n in (None, m) for n, m in zip(said, ran.shape, strict=True))
+    assert known.numbers.keys() == {("", "s")}
+
+
 @pytest.mark.parametrize("kind", ["QLinearAveragePool", "QLinearGlobalAveragePool"])
 def test_where_channels_come_last_nothing_is_said(kind):
     case = CASES[kind]

@@ -198,11 +198,12 @@ class CheckedModel:
                 return None if multiplied and len(shape) < 2 else max(least, len(shape))
             position = scope.producers.get(name)
             node = scope.nodes[position] if position is not None else None
-            if node is not None and node.op_type in _CONVOLUTIONS:
+            kind = _kind(scope, node) if node is not None else ""
+            if node is not None and kind in _CONVOLUTIONS:
                 weight = self.values(scope, node.input[1])
                 return None if weight is None else max(least, weight.ndim)
-            if node is not None and node.op_type in (*_BROADCAST, *_PRODUCTS):
-                product = node.op_type in _PRODUCTS
+            if node is not None and kind in (*_BROADCAST, *_PRODUCTS):
+                product = kind in _PRODUCTS
                 read = self.values if product else self.fixed
                 constants = [read(scope, operand) for operand in node.input]
                 data = [n for n, c in zip(node.input, constants, strict=True) if c is None]
@@ -213,9 +214,15 @@ class CheckedModel:
                 least = max(least, *(c.ndim for c in constants if c is not None))
                 name = data[0]
                 continue
-            if node is None or node.op_type not in _SAME_RANK:
+            if node is None or kind not in _SAME_RANK:
                 return None
             name = node.input[0]
+
+
+def _kind(scope: Scope, node: NodeProto) -> str:
+    """The type of an operator, without a domain for onnxruntime's own; "" for a local function."""
+    kind = type_of(node)
+    return "" if kind in scope.functions else kind.removeprefix("com.microsoft::")
 
 
 def follow(
@@ -226,16 +233,17 @@ def follow(
     Returns the dtype of the operator's constant, or None if it has none. Raises `Mismatch` for an
     operator that is not affine.
     """
-    if node.op_type in ("Identity", "Dropout") or model.is_no_cast(scope, node):
+    kind = _kind(scope, node)
+    if kind in ("Identity", "Dropout") or model.is_no_cast(scope, node):
         return None
-    if node.op_type == "Neg":
+    if kind == "Neg":
         map_.multiply(np.asarray(-1.0))
         return None
-    if node.op_type == "BatchNormalization":
+    if kind == "BatchNormalization":
         return _follow_batch_norm(model, scope, node, map_)
-    if node.op_type == "Conv":
+    if kind == "Conv":
         return _follow_depthwise(model, scope, node, map_)
-    if type_of(node) == _SCALER:
+    if kind == _SCALER:
         held = {a.name: np.asarray(a.floats, np.float64) for a in node.attribute}
         map_.add(-(held["offset"] if held["offset"].size > 1 else held["offset"].reshape(())))
         map_.multiply(held["scale"] if held["scale"].size > 1 else held["scale"].reshape(()))
@@ -254,13 +262,13 @@ def follow(
         )
     if constant.ndim > map_.scale.ndim > 0:
         raise Mismatch(f"the constant of {label(node)} has more axes than its tensor")
-    if node.op_type == "Mul":
+    if kind == "Mul":
         map_.multiply(constant)
-    elif node.op_type == "Div" and second is not None:
+    elif kind == "Div" and second is not None:
         map_.multiply(1.0 / constant)
-    elif node.op_type == "Add":
+    elif kind == "Add":
         map_.add(constant)
-    elif node.op_type == "Sub":
+    elif kind == "Sub":
         if first is not None:
             map_.multiply(np.asarray(-1.0))
             map_.add(constant)
@@ -351,9 +359,10 @@ def chain_between(model: CheckedModel, scope: Scope, source: str, output: str) -
 
 def output_rank(model: CheckedModel, scope: Scope, node: NodeProto) -> int:
     """The rank of the output of a linear operator or a norm; 0 where it is not known."""
-    if node.op_type in ("FusedGemm", "Gemm"):
+    kind = _kind(scope, node)
+    if kind in ("FusedGemm", "Gemm"):
         return 2
-    if node.op_type in _CONVOLUTIONS:
+    if kind in _CONVOLUTIONS:
         weight = model.constants.find(scope, node.input[1])
         if isinstance(weight, Constant):
             return len(weight.shape)

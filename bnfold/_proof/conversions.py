@@ -6,7 +6,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from bnfold._core.limits import Limits
-from bnfold._onnx.read.scopes import label
+from bnfold._onnx.read.scopes import label, type_of
 from bnfold._onnx.tensors import FLOATS
 from bnfold._onnx.write.applied import Applied, Related
 from bnfold._proof.checked_model import CheckedModel, Steps
@@ -55,7 +55,7 @@ def check_conversion(
             raise Mismatch(f"{label(node)} is gone, but {fold.output} is not of type {wanted}")
         return 0.0
     twin = new.writer(fold.output)
-    if (twin.op_type, list(twin.input)) != ("Cast", [fold.source]):
+    if (type_of(twin), list(twin.input)) != ("Cast", [fold.source]):
         raise Mismatch(f"no Cast of {fold.source} writes {fold.output}")
     if list(twin.attribute) != list(node.attribute):
         raise Mismatch(f"attributes of {label(twin)} changed")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import NodeProto
 
-from bnfold._onnx.read.scopes import Scope, label, reads_value
+from bnfold._onnx.read.scopes import Scope, label, reads_value, type_of
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof.checked_model import CheckedModel, chain_between, follow
 from bnfold._proof.evidence import Mismatch
@@ -80,7 +80,7 @@ def require_exact(model: CheckedModel, scope: Scope, cast: NodeProto) -> None:
     would be rounded before the map now that were rounded behind it.
     """
     writer = scope.writer(cast.input[0])
-    if writer.op_type != "Cast" or not _rounds(
+    if type_of(writer) != "Cast" or not _rounds(
         model, scope, cast, model.shapes.type(scope, writer.input[0])
     ):
         raise Mismatch(f"a map went past {label(cast)}, which rounds")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,6 +17,7 @@ from torch.nn import functional as F  # noqa: E402
 import bnfold  # noqa: E402
 from bnfold._proof.torch_certificate import certify_program  # noqa: E402
 from bnfold._torch.program.fold import PlannedProgram  # noqa: E402
+from bnfold._torch.read.quantized import Rounded  # noqa: E402
 
 from .folding import rand, ready  # noqa: E402
 from .merging import ops  # noqa: E402
@@ -261,12 +263,28 @@ def test_numbers_near_the_border_of_two_integers_keep_their_side():
         module.v.copy_(torch.nextafter(steps * 0.02, torch.tensor(9.0)))
     program = torch.export.export(module, (rand(*ROWS, dtype=torch.float32),))
     plan = bnfold.plan(program)
-    if plan.kept:  # Where float32 and float64 disagree, nobody knows which it is.
-        assert "border" in plan.kept[0].message
+    (kept,) = plan.kept  # Where float32 and float64 disagree, nobody knows which it is.
+    assert kept.code == "quantized-weight" and "border" in kept.message
     with torch.no_grad():
         module.v.copy_(steps * 0.02 + 1e-5)
     plan, _ = folds(module, rand(*ROWS, dtype=torch.float32))
     assert plan.kept == ()
+
+
+def test_integers_are_those_that_pytorch_rounds_to():
+    """Near the border of two, its float32 may fall to either side: none is known there."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.rand(1000, 1, generator=generator) + 0.01
+    zeros = torch.zeros(1000, dtype=torch.int32)
+    borders = (torch.arange(-100, 100) + 0.5) * scales
+    above = torch.nextafter(borders, torch.tensor(torch.inf))
+    for numbers, known in ((borders, False), (above, False), (borders + scales / 100, True)):
+        rounding = Rounded(None, -128, 127)
+        found = rounding.integers(numbers.numpy(), scales.numpy(), np.zeros((1000, 1)))
+        assert np.isnan(found).mean() == (not known)
+        integers = Q.quantize_per_channel(numbers, scales[:, 0], zeros, 0, *LIMITS)
+        sure = ~np.isnan(found)
+        assert np.array_equal(integers.numpy()[sure], found[sure])
 
 
 def quantized(y: Tensor) -> Tensor:

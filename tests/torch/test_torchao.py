@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -45,20 +46,31 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("lowered", [False, True])
-@pytest.mark.parametrize("name", CONFIGS)
+WANTED = {
+    ("int8", False): (4, {"no-gain": 2}, 2),
+    ("int8", True): (6, {"no-gain": 2}, 2),
+    ("intx", False): (2, {}, 0),
+    ("intx", True): (2, {}, 0),
+    ("float8", False): (2, {"no-gain": 2}, 0),
+    ("float8", True): (2, {}, 0),
+    ("dynamic", False): (4, {"not-carried": 2}, 2),
+    ("dynamic", True): (8, {"no-linear-operator": 4, "not-carried": 2}, 2),
+}
+"""How many folds, what is kept for which reason, and how many norms are left (torchao 0.18)."""
+
+
+@pytest.mark.parametrize(("name", "lowered"), WANTED)
 def test_weights_stay_narrow(name, lowered):
     """torchao keeps a scale in the weight's operator, or in a product behind the linear one."""
     module, x = network(), rand(4, 32, dtype=torch.float32)
     Q.quantize_(module, CONFIGS[name]())
     program = exported(module, x, lowered)
     plan, after = folded(program, x)
-    assert plan.folds or plan.kept
-    assert max(floats(after) or [0]) < 16 * 8 or not lowered
-    assert sum("norm" in op for op in ops(after)) <= 2
-    if name == "intx":
-        assert plan.kept == ()
-        assert "batch_norm" not in " ".join(ops(after))
+    norms = sum("norm" in op for op in ops(after))
+    assert (len(plan.folds), Counter(kept.code for kept in plan.kept), norms) == WANTED[
+        name, lowered
+    ]
+    assert max(floats(after)) < 16 * 8 or not lowered
 
 
 def test_a_module_with_narrow_weights_says_so():
@@ -76,7 +88,13 @@ def test_training_for_quantization_keeps_its_rounding():
     for lowered in (False, True):
         program = exported(module, x, lowered)
         plan, after = folded(program, x)
-        assert plan.folds or plan.kept
+        codes = Counter(kept.code for kept in plan.kept)
+        if lowered:
+            assert codes == {"no-linear-operator": 4}
+        else:  # The rounded weights are computed by code that is not followed.
+            assert codes == {"not-per-channel": 2, "dynamic-weight": 2}
+        assert len(plan.folds) == 4
+        assert [op for op in ops(after) if "batch_norm" in op] == ["batch_norm"] * 2 * (not lowered)
         assert ops(after).count("round") == ops(program).count("round")
 
 

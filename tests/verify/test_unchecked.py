@@ -27,7 +27,7 @@ from bnfold._proof import certificate, crossings, operator_data
 from bnfold._proof import local_probe as local
 from bnfold._proof.certificate import certify
 from bnfold._proof.checked_model import CheckedModel, follow
-from bnfold._proof.evidence import Certificate, Obstacle
+from bnfold._proof.evidence import Certificate, Mismatch, Obstacle
 from bnfold._proof.full_rank_maps import FullRankMap
 from bnfold._report import findings, text
 from bnfold._run.bounds import UNBOUNDED, Bounds
@@ -104,6 +104,19 @@ def test_a_norm_of_unknown_rank_takes_in_a_number(tmp_path: Path) -> None:
     made = without_shapes(model(norm, op("Neg", "a", "y"), weights=weights))
     found = certificates(made, tmp_path)
     assert [one.holds for one in found.values()] == [True]
+
+
+@pytest.mark.parametrize("kind", ["Identity", "Neg", "Mul", "Add", "BatchNormalization", "Conv"])
+def test_the_certificate_follows_no_operator_of_another_domain(kind: str) -> None:
+    """A name is no definition: nothing is known of it, neither its map nor its rank."""
+    inputs = {"Identity": "x", "Neg": "x", "BatchNormalization": "x w w w w"}.get(kind, "x w")
+    node = op(kind, inputs, "y", domain="my")
+    made = model(node, weights={"w": rand(4, 1, 1, 1)}, domains={"my": 1})
+    side = CheckedModel.of(made, None)
+    scope = side.scopes[""]
+    with pytest.raises(Mismatch):
+        follow(side, scope, made.graph.node[0], FullRankMap.identity(4))
+    assert side.rank(scope, "y") is None
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1, 1), (4, 1, 1, 1)])

@@ -19,7 +19,7 @@ from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.context import Context
 from bnfold._onnx.read.rounded import scale_product
-from bnfold._onnx.read.scopes import label
+from bnfold._onnx.read.scopes import label, type_of
 
 _CLOSE = 1e-3
 _NAMES = {"MatMulInteger": "a dynamically quantized product", "Sqrt": "a normalization"}
@@ -35,8 +35,8 @@ def fused(context: Context) -> dict[int, Reason]:
         "Sqrt": _normalization,
     }
     for position, node in enumerate(context.scope.nodes):
-        finder = finders.get(node.op_type)
-        if finder is None or node.domain not in ("", "ai.onnx"):
+        finder = finders.get(type_of(node))
+        if finder is None:
             continue
         name = _NAMES.get(node.op_type, "a GELU")
         for part in finder(_Around(context), position):
@@ -56,14 +56,14 @@ class _Around:
     def writer(self, name: str, *ops: str) -> int | None:
         """The position of a tensor's writer if it has one of these types; else None."""
         position = self.context.scope.producers.get(name)
-        if position is None or self.nodes[position].op_type not in ops:
+        if position is None or type_of(self.nodes[position]) not in ops:
             return None
         return position
 
     def readers(self, position: int, *ops: str) -> list[int]:
         """The positions of the nodes of these types that read a node's main output."""
         readers = self.context.scope.readers.get(self.nodes[position].output[0], ())
-        return [p for p in dict.fromkeys(readers) if self.nodes[p].op_type in ops]
+        return [p for p in dict.fromkeys(readers) if type_of(self.nodes[p]) in ops]
 
     def number(self, node: NodeProto, value: float) -> str | None:
         """The input of a node whose other input is a constant close to ``value``; else None."""

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from onnx import GraphProto, NodeProto, TensorProto, TensorShapeProto, TypeProto
 
 from bnfold._core.index_maps import Size
+from bnfold._onnx.read.scopes import type_of
 from bnfold._onnx.read.sizes import Numbers, computed, dimensions, factors, quotient, unknown
 
 _MADE_UP = "unk__"
@@ -30,14 +31,15 @@ def declare(inferred: GraphProto, skeleton: GraphProto, overridable: Collection[
         if len(node.input) < 2 or not node.output:
             continue
         hint = None
-        if node.op_type == "Reshape":
+        kind = type_of(node)
+        if kind == "Reshape":
             target = numbers.get(node.input[1]) or unknown(known.get(node.input[1]))
             source = known.get(node.input[0]) or _of_stored(stored.get(node.input[0]))
             hint = _of_reshape(node, source, known.get(node.output[0]), target)
-        elif node.op_type == "Slice":
+        elif kind == "Slice":
             own, source = known.get(node.output[0]), known.get(node.input[0])
             hint = _of_slice(node, source, own, numbers)
-        elif node.op_type == "BatchNormalization":
+        elif kind == "BatchNormalization":
             hint = _of_batch_norm(node, known, sizes)
         name = node.output[0]
         earlier = hinted.get(name)

@@ -2,6 +2,9 @@
 
 ONNX infers nothing behind an operator of another domain. Here such an operator, in a copy of the
 model that is made for inference alone, becomes one of ONNX that puts out the same shape and type.
+
+Inference follows the numbers of small vectors, too, from which sizes are computed. So none becomes
+an operator that inference follows them through, such as an Identity, unless it reads no vectors.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from bnfold._onnx.read import attributes
 from bnfold._onnx.read.scopes import bodies, type_of
 
 _WITH_EINSUM = 12
+# Each puts out a shape and a type, and no numbers that inference follows.
+_LIKE, _BROADCAST = "RandomNormalLike", "Pow"
 _POOL = "auto_pad ceil_mode count_include_pad kernel_shape pads strides"
 _CONV = "auto_pad dilations group kernel_shape pads strides"
 
@@ -42,18 +47,18 @@ _SAME = """
     SkipSimplifiedLayerNormalization Trilu
 """
 _STAND_INS: Mapping[str, _StandIn] = {
-    **_microsoft(_SAME, _StandIn("Identity")),
+    **_microsoft(_SAME, _StandIn(_LIKE)),
     **_microsoft("DequantizeLinear", _StandIn("DequantizeLinear", (0, 1, 2), "axis")),
     **_microsoft("DynamicQuantizeMatMul", _StandIn("MatMul", (0, 1))),
     **_microsoft("FusedConv", _StandIn("Conv", (0, 1, 2), _CONV)),
     **_microsoft("FusedGemm", _StandIn("Gemm", (0, 1, 2), "alpha beta transA transB")),
-    **_microsoft("QLinearAdd QLinearMul", _StandIn("Add", (0, 3))),
+    **_microsoft("QLinearAdd QLinearMul", _StandIn(_BROADCAST, (0, 3))),
     **_microsoft("QLinearAveragePool", _StandIn("AveragePool", (0,), _POOL, first=True)),
     **_microsoft("QLinearGlobalAveragePool", _StandIn("GlobalAveragePool", first=True)),
     **_microsoft("QLinearWhere", _StandIn("Where", (0, 1, 4))),
     **_microsoft("QuantizeLinear", _StandIn("QuantizeLinear", (0, 1, 2), "axis")),
-    "ai.onnx.ml::Binarizer": _StandIn("Identity"),
-    "ai.onnx.ml::Imputer": _StandIn("Identity"),
+    "ai.onnx.ml::Binarizer": _StandIn(_LIKE),
+    "ai.onnx.ml::Imputer": _StandIn(_LIKE),
 }
 # Whose output is of float32, whatever it reads.
 CASTING = ("ai.onnx.ml::Normalizer", "ai.onnx.ml::Scaler")
@@ -78,8 +83,8 @@ def _replace(graph: GraphProto, node: NodeProto, opset: int) -> None:
         if not (known.first and attributes.integer(node, "channels_last", 0)):
             _become(node, known)
     elif kind in CASTING:
-        _become(node, _StandIn("Cast"))
-        node.attribute.add(name="to", type=AttributeProto.INT, i=TensorProto.FLOAT)
+        _become(node, _StandIn(_LIKE))
+        node.attribute.add(name="dtype", type=AttributeProto.INT, i=TensorProto.FLOAT)
     elif kind == "com.microsoft::QLinearConcat":
         _become(node, _StandIn("Concat", range(2, len(node.input), 3), "axis"))
     elif kind == "com.microsoft::MatMulNBits":
