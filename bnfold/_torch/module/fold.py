@@ -27,6 +27,7 @@ from bnfold._torch.module.branches import Block, Branches
 from bnfold._torch.module.keeping import Keep, looked_up, refuse_operators
 from bnfold._torch.module.other_ways import other_ways
 from bnfold._torch.module.ownership import Ownership
+from bnfold._torch.module.plain_attributes import aliased
 from bnfold._torch.module.stand_ins import become
 from bnfold._torch.module.surgery import Surgery, Uneven
 from bnfold._torch.module.ties import Groups, tie, untie
@@ -62,8 +63,8 @@ class Traced:
 
     ``module`` is the module itself or a copy, ``program`` its export, ``calls`` are those of its
     submodules. ``clones`` are the names that were tied before they were taken apart. ``again``
-    exports once more. ``takers``, see `Surgery`. ``exact`` has by name the float64 values of
-    parameters that the module holds rounded.
+    exports once more. ``takers`` and ``aliased``, see `Surgery`. ``exact`` has by name the float64
+    values of parameters that the module holds rounded.
     With ``depthwise`` norms that nothing takes in become depthwise convolutions.
     """
 
@@ -75,6 +76,7 @@ class Traced:
     made_up: bool = False
     again: Callable[[], ExportedProgram] | None = None
     takers: Set[str] | None = None
+    aliased: Set[str] = frozenset()
     exact: Mapping[str, Load] = field(default_factory=dict)
     depthwise: bool = False
 
@@ -82,7 +84,9 @@ class Traced:
         """What of the module folds, and the view that it was planned on."""
         graph = read(self.program, self.module, self.exact, kept=self.kept.values)
         tensors = self.kept.tensors
-        surgery = Surgery(self.module, graph, self.calls, self.again, tensors, self.takers)
+        surgery = Surgery(
+            self.module, graph, self.calls, self.again, tensors, self.takers, self.aliased
+        )
 
         def objections(moves: Sequence[Move]) -> Mapping[int, Reason]:
             doubts = unsure(graph, self.module, moves) if self.made_up else {}
@@ -186,7 +190,7 @@ def prepare_module(
             program = again()
         kept = looked_up(program, subject, keep)
     traced = Traced(subject, program, calls, kept, clones, example.made_up, again)
-    traced = replace(traced, exact=exact, depthwise=depthwise)
+    traced = replace(traced, aliased=aliased(module), exact=exact, depthwise=depthwise)
     graph, surgery, moves, view = traced.planned()
     plan = summarize([("", view, moves)], Counter(node.op for node in view.nodes))
     plan = replace(plan, kept=(*plan.kept, *inner_norms(program)))

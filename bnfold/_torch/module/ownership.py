@@ -22,8 +22,16 @@ class Ownership:
     ``has_unknown_bodies``, some body does not tell which modules it calls.
     """
 
-    def __init__(self, module: nn.Module, graph: Graph, kept: Collection[str] = ()) -> None:
-        """Look at the module that a graph was read from. ``kept`` tensors may not change."""
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: Graph,
+        kept: Collection[str] = (),
+        aliased: Collection[str] = (),
+    ) -> None:
+        """Look at the module that a graph was read from. ``kept`` tensors may not change;
+        ``aliased`` ones, see `plain_attributes.aliased`, could change more than themselves.
+        """
         self.modules = dict(module.named_modules(remove_duplicate=False))
         self.tensors: dict[str, Tensor] = {
             **dict(module.named_parameters(remove_duplicate=False)),
@@ -31,6 +39,7 @@ class Ownership:
         }
         self._graph = graph
         self._kept = {self._key(name): name for name in kept}
+        self._aliased = {self._key(name) for name in aliased}
         self._holders = _holders(module)
         self._users = self._find_users(lambda node: node.all_input_nodes)
         self._readers = self._find_users(values_read)
@@ -134,6 +143,9 @@ class Ownership:
             kept = self._why_kept(self._key(name))
             if kept is not None:
                 return kept
+            if old.stored and self._key(name) in self._aliased:
+                message = f"a plain attribute of a module has the memory of {name}, too"
+                return Reason("shared-weight", name, message)
             others = self._readers.get(self._key(name), set()) - {node} - computing
             others -= set(self.calls_of(node))
             where = sorted(other.name for other in others)
@@ -156,9 +168,9 @@ class Ownership:
         """
         found = [self._graph.context.constants.find(source) for source in values_read(node)]
         names = [source for one in found if isinstance(one, Constant) for source in one.sources]
-        own = self.tensors.get(name)
+        own = self._tensor(name)
         return sum(
-            other == name or (own is not None and _overlap(own, self.tensors.get(other)))
+            other == name or (own is not None and _overlap(own, self._tensor(other)))
             for other in names
         )
 
@@ -188,8 +200,15 @@ class Ownership:
 
     def _key(self, name: str) -> object:
         """A key for a tensor: its memory, so that tied parameters have one key."""
-        tensor = self.tensors.get(name)
+        tensor = self._tensor(name)
         return _memory(tensor) if tensor is not None else name
+
+    def _tensor(self, name: str) -> Tensor | None:
+        """A parameter or buffer; or what code reads by another way, as from a list, which may be
+        one of them.
+        """
+        found = self.tensors.get(name, self._graph.program.constants.get(name))
+        return found if isinstance(found, Tensor) else None
 
 
 def owner_of(node: Node) -> str:

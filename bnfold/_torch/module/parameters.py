@@ -38,7 +38,7 @@ def is_computed(module: nn.Module, name: str, old: Constant) -> bool:
         if parametrize.is_parametrized(module, name):
             value = getattr(module, name)
         else:
-            hooks = _computing_hooks(module)
+            hooks = computing_hooks(module)
             if len(hooks) != 1 or hooks[0].name != name:
                 return False
             hook = hooks[0]
@@ -54,7 +54,8 @@ def is_computed(module: nn.Module, name: str, old: Constant) -> bool:
     )
 
 
-def _computing_hooks(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
+def computing_hooks(module: nn.Module) -> list[WeightNorm | SpectralNorm]:
+    """The old-style hooks of a module that compute a parameter of it."""
     hooks = module._forward_pre_hooks.values()
     return [hook for hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)]
 
@@ -73,7 +74,7 @@ def _bake(module: nn.Module, name: str) -> None:
             learns = bool(getattr(module, name).requires_grad)
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     else:
-        hook = _computing_hooks(module)[0]
+        hook = computing_hooks(module)[0]
         parts = (getattr(module, f"{name}_{part}", None) for part in ("g", "v", "orig"))
         learns = any(part is not None and part.requires_grad for part in parts)
         remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm

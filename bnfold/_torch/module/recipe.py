@@ -13,9 +13,9 @@ from torch.export import ExportedProgram
 
 from bnfold._errors import UsageError
 from bnfold._torch.module.fold import PlannedModule, Traced
+from bnfold._torch.module.plain_attributes import RECIPE, changed, has_aliases, snapshot
 from bnfold._torch.module.ties import tie
 
-_ATTRIBUTE = "_bnfold"
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -33,13 +33,13 @@ class Recipe:
 
     @classmethod
     def of(cls, planned: PlannedModule) -> Recipe | None:
-        """The recipe of a module that nothing has changed yet; None for one without a copy, or with
-        branches that became one module.
+        """The recipe of a module that nothing has changed yet; None for one without a copy, with
+        branches that became one module, or with parameters that plain attributes hold, too.
 
         The copy that was planned gives up its tensors: nothing can be planned on it any more.
         """
         traced = planned.traced
-        if traced.module is planned.module or planned.blocks:
+        if traced.module is planned.module or planned.blocks or has_aliases(planned.module):
             return None
         devices = _emptied(traced.module)
         _forget(traced.program)
@@ -51,7 +51,13 @@ class Recipe:
         before = self.traced
         module = copy.deepcopy(before.module)
         _make_room(module, self.devices)
+        plain = snapshot(module)
         _load(module, state_dict)
+        if (name := changed(plain, snapshot(module))) is not None:
+            raise UsageError(
+                f"loading the weights changes {name}, which the fold may depend on: fold the "
+                "original with the new weights: bnfold.fold(model, (example,))"
+            )
         calls = before.calls.moved(_modules(before.module), _modules(module))
         program = _program(before.program, module)
         traced = replace(before, module=module, program=program, calls=calls)
@@ -69,20 +75,21 @@ class Recipe:
 
 def attach(module: nn.Module, recipe: Recipe | None) -> nn.Module:
     """Give a folded module its recipe, and take from it that of an earlier fold."""
-    module.__dict__.pop(_ATTRIBUTE, None)
+    module.__dict__.pop(RECIPE, None)
     if recipe is not None:
-        module.__dict__[_ATTRIBUTE] = recipe
+        module.__dict__[RECIPE] = recipe
     return module
 
 
 def refold(folded: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
     """See `bnfold.refold`."""
-    recipe = folded.__dict__.get(_ATTRIBUTE)
+    recipe = folded.__dict__.get(RECIPE)
     if not isinstance(recipe, Recipe):
         raise UsageError(
             f"{type(folded).__name__} does not know how it was folded: bnfold.fold did not make it "
-            "in this process, or with merge=True, or it was loaded from a file; fold the original "
-            "with the new weights: bnfold.fold(model, (example,))"
+            "in this process, or with merge=True, or it was loaded from a file, or plain "
+            "attributes of the original hold its parameters; fold the original with the new "
+            "weights: bnfold.fold(model, (example,))"
         )
     made = recipe.refolded(state_dict)
     places = {tensor.device for tensor in (*folded.parameters(), *folded.buffers())}

@@ -77,17 +77,18 @@ class Surgery:
         again: Callable[[], ExportedProgram] | None = None,
         kept: Collection[str] = (),
         takers: Set[str] | None = None,
+        aliased: Collection[str] = (),
     ) -> None:
         """Look at the module that a graph was read from.
 
         ``calls`` are the calls of its submodules. Without them only PyTorch's own norms may go.
         ``again`` exports the module once more, to see what a new bias would do. ``kept`` are
         parameters and buffers that may not change. ``takers`` are the modules that would hand a new
-        bias to their operator, if that is known.
+        bias to their operator, if that is known. For ``aliased`` see `Ownership`.
         """
         self._graph = graph
         self._calls = calls
-        self._owned = Ownership(module, graph, kept)
+        self._owned = Ownership(module, graph, kept, aliased)
         self._missing_biases = MissingBiases(graph, self._owned, again, takers)
         self._remainders = Remainders(graph, self._owned, calls) if calls is not None else None
 
