@@ -43,7 +43,24 @@ def overflows(peaks: Vector, dtype: np.dtype[Any]) -> bool:
         return not bool(np.isfinite(peaks.astype(dtype).astype(np.float64)).all())
 
 
-def underflows(peaks: Vector, scale: Vector, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+def outgrows(peaks: Vector, scale: Vector, dtype: np.dtype[Any], alpha: float) -> NDArray[np.bool_]:
+    """Which channels' products may overflow when a weight of these peaks is multiplied.
+
+    A runtime may multiply the finished sum of products by ``alpha``. Below 1 it is what keeps the
+    output finite, and products with a weight that the scale has made larger overflow ahead of it.
+    Inputs are at most ``√max``, as for `drowned`. So a channel counts that grows more than 4 times,
+    above ``max·max(α, 1/√max)``.
+    """
+    limits = Limits.of(dtype)
+    top = limits.largest * max(abs(alpha), 1 / math.sqrt(limits.largest))
+    if abs(alpha) >= 1:
+        return np.zeros(np.broadcast_shapes(peaks.shape, scale.shape), bool)
+    return np.asarray(np.abs(scale) * np.minimum(peaks, top) > 4 * top)
+
+
+def underflows(
+    peaks: Vector, scale: Vector, dtype: np.dtype[Any], alpha: float = 1.0
+) -> NDArray[np.bool_]:
     """Which channels lose precision when a weight of these peaks is multiplied by the scale.
 
     Below the smallest normal number ``tiny`` the spacing of a dtype stays constant, so small
@@ -51,13 +68,20 @@ def underflows(peaks: Vector, scale: Vector, dtype: np.dtype[Any]) -> NDArray[np
     A channel that is not zero counts as lost when the new spacing is more than 4 times the old
     spacing times |s|: when ``|s|·max(peak, tiny) < tiny / 4``. In all other channels, rounding
     costs at most a small multiple of what the rounding of the original weight cost.
+
+    Where the sum of products is multiplied by an ``alpha`` above 1, products may fall below
+    ``tiny`` though what is put out does not. There ``tiny·min(α, √max)`` takes the place of
+    ``tiny``.
     """
-    tiny = Limits.of(dtype).tiny
+    limits = Limits.of(dtype)
+    tiny = limits.tiny * min(max(abs(alpha), 1.0), math.sqrt(limits.largest))
     magnitude = np.abs(scale)
     return (peaks > 0) & (magnitude > 0) & (magnitude * np.maximum(peaks, tiny) < tiny / 4)
 
 
-def dead(peaks: Vector, scale: Vector, terms: int, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+def dead(
+    peaks: Vector, scale: Vector, terms: int, dtype: np.dtype[Any], alpha: float = 1.0
+) -> NDArray[np.bool_]:
     """Which channels hold nothing, before and after a weight of these peaks is multiplied.
 
     A channel is dead where its stored weights or its scale lie below the smallest normal number
@@ -65,23 +89,26 @@ def dead(peaks: Vector, scale: Vector, terms: int, dtype: np.dtype[Any]) -> NDAr
     products lie below ``tiny``, too: then they are off by less than ``tiny``, flushed or rounded.
     Inputs are at most ``√max``, as for `drowned`, so a sum of ``terms`` of them is off by less than
     ``terms·tiny·√max``. That must be less than ``eps``, the last digit of 1, as it is in float32
-    and wider types. In float16 it is not: there numbers below ``tiny`` show.
+    and wider types. In float16 it is not: there numbers below ``tiny`` show. An ``alpha`` above 1
+    that multiplies the sum makes what it is off by larger.
     """
     limits = Limits.of(dtype)
-    shown = limits.tiny * terms * math.sqrt(limits.largest)
+    shown = limits.tiny * terms * math.sqrt(limits.largest) * max(abs(alpha), 1.0)
     magnitude = np.abs(scale)
     before = (peaks < limits.tiny) | (magnitude < limits.tiny)
     return np.asarray(before & (magnitude * peaks < limits.tiny) & (shown < limits.eps))
 
 
-def drowned(bias: Vector, terms: int, dtype: np.dtype[Any]) -> NDArray[np.bool_]:
+def drowned(
+    bias: Vector, terms: int, dtype: np.dtype[Any], alpha: float = 1.0
+) -> NDArray[np.bool_]:
     """Which channels have a bias so large that weights below the normal range do not matter.
 
     A lost weight is off by at most ``eps·tiny``. Inputs are taken to be at most ``√max``: squares
     of larger ones overflow. A sum of ``terms`` such products is then off by at most
     ``eps·tiny·terms·√max``. This is below the spacing of the result, ``eps·|bias|``, when
-    ``tiny·terms·√max ≤ |bias|``.
+    ``tiny·terms·√max ≤ |bias|``. An ``alpha`` above 1 that multiplies the sum makes it larger.
     """
     limits = Limits.of(dtype)
-    largest = limits.tiny * terms * math.sqrt(limits.largest)
+    largest = limits.tiny * terms * math.sqrt(limits.largest) * max(abs(alpha), 1.0)
     return np.asarray(np.abs(bias) >= largest)

@@ -14,7 +14,7 @@ from bnfold._core import channels
 from bnfold._core.affine import IDENTITY, AffineMap, Vector
 from bnfold._core.broadcast import Shape
 from bnfold._core.channels import ChannelLayout
-from bnfold._core.limits import dead, drowned, overflows, underflows
+from bnfold._core.limits import dead, drowned, outgrows, overflows, underflows
 from bnfold._core.quantized import Quantized, Rescaled
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.stored import Array, Parameter
@@ -25,8 +25,8 @@ from bnfold._core.view import Role
 class Entrance:
     """How a weight's entries belong to the input channels of a linear operator.
 
-    ``layout`` says where the input channels lie in the weight. ``factor`` multiplies what the
-    operator makes of a shift of its input (Gemm's alpha).
+    ``layout`` says where the input channels lie in the weight. ``factor`` multiplies the sum of
+    products, and so what the operator makes of a shift of its input (Gemm's alpha).
     """
 
     layout: ChannelLayout
@@ -238,18 +238,25 @@ class Site:
     ) -> Reason | None:
         """The range of ``W[o]·s_o``, where the weights of channel o are at most ``stored[o]``, and
         ``top[o]`` with the map ahead, whose scales are at most ``most``. At least ``bias[o]`` is
-        added.
+        added. The scale comes from behind alpha: the products of the operator ahead of it have to
+        fit, too.
         """
         assert self.weight_value is not None
+        alpha = self._alpha
         if overflows(scale * top, self.dtype):
             what = f"the folded weight of {self.label} would overflow {self.dtype}"
             return Reason("overflow", self.label, what)
+        if bool(outgrows(top, scale, self.dtype, alpha).any()):
+            what = f"products with the folded weight of {self.label} may overflow {self.dtype}"
+            return Reason("overflow", self.label, f"{what} ahead of alpha, which is {alpha:g}")
         factor = scale * np.divide(top, stored, where=stored > 0, out=1.0 * stored)
         lost = underflows(stored, factor, self.dtype)
+        if abs(alpha) > 1:
+            lost |= underflows(top, scale, self.dtype, alpha)
         terms = math.prod(self.weight_value.shape) // max(lost.size, 1)
-        lost &= ~dead(stored, scale * most, terms, self.dtype)
+        lost &= ~dead(stored, scale * most, terms, self.dtype, alpha)
         if bias is not None:
-            lost &= ~drowned(bias, terms, self.dtype)
+            lost &= ~drowned(bias, terms, self.dtype, alpha)
         return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
 
     def _refuses_ahead(self, behind: AffineMap, ahead: AffineMap) -> Reason | None:
@@ -260,8 +267,13 @@ class Site:
         most = float(np.abs(behind.scale).max(initial=0.0))
         lost = underflows(top, ahead.scale * most, self.dtype)
         terms = math.prod(self.weight_value.shape)
-        lost &= ~dead(top, ahead.scale * most, terms, self.dtype)
+        lost &= ~dead(top, ahead.scale * most, terms, self.dtype, self._alpha)
         return self._lost(int(np.argmax(lost))) if bool(lost.any()) else None
+
+    @property
+    def _alpha(self) -> float:
+        """What multiplies the sum of products."""
+        return self.entrance.factor if self.entrance is not None else 1.0
 
     def _lost(self, channel: int) -> Reason:
         return Reason(

@@ -72,7 +72,7 @@ def compare_with_file(
     sets = call.sets(settings.seed, flavours)
     bounds = Bounds.beginning(settings.threads, settings.seconds, settings.libraries)
     with in_binary(file, settings.follow_links) as binary:
-        data = external_files(load_model(binary, lean=True, follow_links=True))
+        data = external_files(load_model(binary, lean=True, follow_links=settings.follow_links))
         with runnable(binary, data) as ready, one_thread():
             both = _Both(
                 original, module, Source(ready), call, sets, Terms(settings, bounds, _silent)

@@ -198,19 +198,26 @@ class Channels:
 
     One output is a sum over the axes ``summed`` of the weight; each place on the others is a
     channel. ``scale`` is the largest that a channel takes in, at the rank of the weight; ``bias``
-    the least that is added to it, likewise.
+    the least that is added to it, likewise. The sum is multiplied by ``alpha``; of the scale the
+    part ``behind`` was behind that before.
 
     Where all new weights of a channel are denormal, their last digits are lost, and a runtime may
     take them for 0. That is right in two cases. The bias is so large that no denormal weight shows
     in its last digit. Or the channel was dead: its stored weights, or the scale that it takes in,
     are denormal or 0, too. Then nothing in it shows in the last digit of 1, if the type is wide
     enough for that. An input is at most the root of the largest number, whose square still is one.
+    An alpha above 1 raises what is lost.
+
+    What comes ahead of alpha is in range only if the sum is. So alpha is a limit to how small, or
+    how large, weights may become by a scale from behind it.
     """
 
     weight: NDArray[Any]
     summed: tuple[int, ...]
     scale: Double
     bias: Double
+    alpha: float = 1.0
+    behind: Double | None = None
 
     def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
         """The shape of a weight with size 1 along the axes that are summed."""
@@ -222,18 +229,26 @@ class Channels:
         ``wanted`` has a number for each channel, at the rank of the weight.
         """
         limits = Limits.of(dtype)
-        if not bool(((wanted > 0) & (wanted < limits.tiny / 4)).any()):
+        root = math.sqrt(limits.largest)
+        raised = min(max(abs(self.alpha), 1.0), root)
+        top = limits.largest * min(max(abs(self.alpha), 1 / root), 1.0)
+        if not bool(((wanted > 0) & (wanted < raised * limits.tiny / 4) | (wanted > top)).any()):
             return
         whole = np.abs(self.weight.astype(np.float64))
         stored = whole.max(axis=self.summed, initial=0.0, keepdims=True)
         terms = self.weight.size // max(stored.size, 1)
-        reach = terms * math.sqrt(limits.largest) * limits.tiny
-        parts = wanted, stored, np.abs(self.scale), np.abs(self.bias)
-        wanted, stored, scale, bias = np.broadcast_arrays(*parts)
+        reach = terms * root * limits.tiny * max(abs(self.alpha), 1.0)
+        behind = self.scale if self.behind is None else self.behind
+        parts = wanted, stored, np.abs(self.scale), np.abs(self.bias), np.abs(behind)
+        wanted, stored, scale, bias, behind = np.broadcast_arrays(*parts)
+        if bool(((wanted > 4 * top) & (behind > 4)).any()):
+            raise Mismatch(f"products of {label(case.twin)} are too large for its alpha")
         # A denormal weight keeps its digits where it shrinks to a quarter at most.
-        lost = (wanted > 0) & (wanted < np.minimum(limits.tiny, stored) / 4)
+        lost = wanted < np.minimum(limits.tiny, stored) / 4
+        lost |= (wanted < raised * limits.tiny / 4) & (behind < 1 / 4) & (raised > 1)
+        lost &= wanted > 0
         dead = ((stored < limits.tiny) | (scale < limits.tiny)) & (reach < limits.eps)
-        lost &= ~(dead | (bias >= reach))
+        lost &= ~(dead & (wanted < limits.tiny) | (bias >= reach))
         if bool(lost.any()):
             summed = {axis + lost.ndim - self.weight.ndim for axis in self.summed}
             place = [int(k) for axis, k in enumerate(np.argwhere(lost)[0]) if axis not in summed]

@@ -72,7 +72,7 @@ def gemm(case: Absorption) -> float:
         raise Mismatch(f"C of {label(case.twin)} is computed at run time now, or was")
     old, new = _offset(case.old(2), case.node), _offset(case.new(2), case.twin)
     reach = np.abs(scale) * np.abs(entering).max(initial=0.0)
-    held = Channels(factor, (1 - at,), reach, _least(new, 1 - at))
+    held = Channels(factor, (1 - at,), reach, _least(new, 1 - at), alphas[0], np.abs(scale))
     worst = weight_deviation(case, wanted, made, raw.dtype, held)
     image = _matrix_image(factor, terms, at, alphas[0]) if bool(terms.any()) else NO_SHIFT
     return max(worst, bias_deviation(case, old, new, raw.dtype, image))
@@ -128,7 +128,8 @@ def matmul(case: Absorption, turned: Turned = _as_it_is, alpha: float = 1.0) -> 
         bias = _offset(case.new(2), case.twin)
         least = _least(bias, columns)
     reach = np.abs(scale) * np.abs(entering).max(initial=0.0)
-    held = Channels(factor, (max(columns, 0),) if factor.ndim else (), reach, least)
+    summed = (max(columns, 0),) if factor.ndim else ()
+    held = Channels(factor, summed, reach, least, alpha, np.abs(scale))
     worst = weight_deviation(case, wanted, made, made.dtype, held)
     image = NO_SHIFT
     if bool(terms.any()):

@@ -28,6 +28,9 @@ from bnfold._torch.module.fold import Example, copied
 from bnfold._torch.read.untraceable import first_line
 from bnfold._torch.tensors import DTYPES, from_numpy, to_numpy
 
+_BITS = 63
+"""Of an integer that a tensor holds, without its sign."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -238,6 +241,8 @@ class TorchModel:
 
 
 def _plain(leaf: Leaf) -> Array:
+    if type(leaf) is int and leaf.bit_length() > _BITS:  # No tensor holds it, but its bytes.
+        return np.array([*leaf.to_bytes(leaf.bit_length() // 8 + 1, "little", signed=True)])
     tensor = leaf if isinstance(leaf, Tensor) else torch.from_numpy(np.asarray(leaf))
     return to_numpy(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
 

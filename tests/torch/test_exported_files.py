@@ -454,12 +454,55 @@ def test_outputs_with_names_are_paired_by_name():
     assert {check.output for check in found[0].checks} >= {"first", "second"}
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda one, other: [{"first": one, "second": other}],
+        lambda one, other: (one, {"first": one, "second": other}),
+        lambda one, other: {"output first": one, "output second": other},
+        lambda one, other: {"output 0": one, "output 1": other},
+        lambda one, other: {"output 0[0]": one, "output 1": other},
+        lambda one, other: {1: one, "1": other},
+        lambda one, other: {"first.of": one, "first": {"of": other}},
+    ],
+)
+def test_names_tell_wherever_they_stand(made):
+    """Names inside of a list, and names that read like positions or like one another."""
+
+    def swapped(one, other):
+        def back(result):
+            if isinstance(result, dict):
+                return dict(reversed(result.items()))
+            return type(result)(map(back, result)) if isinstance(result, list | tuple) else result
+
+        return back(made(one, other))
+
+    module = net(made=lambda y: made(y, 2 * y))
+    same = net(made=lambda y: swapped(y, 2 * y))
+    other = net(made=lambda y: swapped(2 * y, y))
+    assert [bnfold.verify(module, m, (X,)).status for m in (same, other)] == ["pass", "fail"]
+
+
+def test_keys_that_nothing_tells_apart():
+    class Key:
+        def __repr__(self):
+            return "key"
+
+    one, other = Key(), Key()
+    module = net(made=lambda y: {one: y, other: 2 * y})
+    with pytest.raises(bnfold.UsageError, match="several keys that are written key"):
+        bnfold.verify(module, module, (X,))
+
+
 def test_numbers_and_other_things_among_the_outputs():
     def status_of(one, other):
         return status(net(made=one), net(made=other))
 
     assert status_of(lambda y: (y, 3, "a", None), lambda y: (y, 3, "a", None)) == "pass"
     assert status_of(lambda y: (y, 3), lambda y: (y, 4)) == "fail"
+    assert status_of(lambda y: (y, 2**70), lambda y: (y, 2**70)) == "pass"
+    assert status_of(lambda y: (y, 2**70), lambda y: (y, 2**70 + 1)) == "fail"
+    assert status_of(lambda y: (y, 2**70), lambda y: (y, 1)) == "fail"
     assert status_of(lambda y: (y, y.sum().item()), lambda y: (y, y.sum().item())) == "pass"
     assert status_of(lambda y: (y, y.sum().item()), lambda y: (y, 2 * y.sum().item())) == "fail"
     with pytest.raises(bnfold.UsageError, match="puts out a Hidden"):

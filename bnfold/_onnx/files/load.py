@@ -25,11 +25,14 @@ _OF_CORE_ML = range(200, 3001)
 """The numbers of the fields of a Core ML model that hold the network (Core ML, Model.proto)."""
 
 
-def load_model(path: Path, *, lean: bool = False, follow_links: bool = False) -> ModelProto:
+def load_model(
+    path: Path, *, lean: bool = False, base_dir: Path | None = None, follow_links: bool = False
+) -> ModelProto:
     """Read a model file, in binary form or as text; external data stays where it is.
 
     With ``lean`` the large tensors of the file itself stay there too (`lean.read_lean`). Nodes come
-    in order, whatever their order in the file. ``follow_links`` is as in `locations`.
+    in order, whatever their order in the file. ``base_dir`` is the folder of external
+    data, if not the file's own; ``follow_links`` is as in `locations`.
 
     Raises `UsageError`, with one line for people, when the file cannot be read, is not an ONNX
     model, holds no operators or a cycle of them, or refers to external data that is not there.
@@ -45,7 +48,7 @@ def load_model(path: Path, *, lean: bool = False, follow_links: bool = False) ->
     strange = next((name for name in _names(model) if not isinstance(name, str)), None)
     if strange is not None:
         raise UsageError(f"{path} is not a valid ONNX model: the name {strange!r} is not UTF-8")
-    check_external(model, path.parent, path, follow_links=follow_links)
+    check_external(model, base_dir or path.parent, path, follow_links=follow_links)
     try:
         refuse_unsound(model)
         put_in_order(model)

@@ -31,9 +31,10 @@ from bnfold._plan.summary import kept_apart, summarize
 from bnfold._system import file_kinds
 from bnfold._torch.program.applied import Applied, AppliedStep
 from bnfold._torch.program.draft import Draft, set_argument
+from bnfold._torch.program.expressions import Untrusted
 from bnfold._torch.program.merging import merge
 from bnfold._torch.program.parameters import ParameterWriter
-from bnfold._torch.program.untrusted import Untrusted, refuse_code
+from bnfold._torch.program.untrusted import refuse_code
 from bnfold._torch.read.export import quiet
 from bnfold._torch.read.graph import Graph, clashes, operators
 from bnfold._torch.read.nodes import (
