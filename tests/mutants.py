@@ -372,6 +372,13 @@ MUTANTS = (
         "tests/test_last_axis.py",
     ),
     Mutant(
+        "a map along the last axis of unknown rank knows where axis 1 is",
+        "_plan/relocation.py",
+        "role.map.axis not in (None, LAST)",
+        "role.map.axis is not None",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
         "a constant of more axes meets the last axis of unknown rank",
         "_core/broadcast.py",
         "constant.shape in ((last,), (1,))",
