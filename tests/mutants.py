@@ -393,6 +393,13 @@ MUTANTS = (
         "tests/test_last_axis.py",
     ),
     Mutant(
+        "a single number has a last axis",
+        "_onnx/read/affine.py",
+        "if axis not in (0, 1) or",
+        "if axis > 1 or",
+        "tests/test_scaler.py",
+    ),
+    Mutant(
         "a Scaler subtracts its offset last",
         "_onnx/read/affine.py",
         "AffineMap.of(scale, -offset * scale, axis)",
@@ -2034,10 +2041,31 @@ MUTANTS = (
         "tests/cli/test_damaged.py",
     ),
     Mutant(
+        "a Slice behind what may make a negative size counts as near",
+        "_onnx/read/slices.py",
+        "        elif _makes(node):\n            step += step % 2\n",
+        "",
+        "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "a Slice in a function is gone through whatever is ahead of it there",
+        "_onnx/read/slices.py",
+        "nested or any(map(_makes, nodes))",
+        "nested",
+        "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "a function that another one calls is called by the graph alone",
+        "_onnx/read/slices.py",
+        "nested or any(map(_makes, nodes))",
+        "any(map(_makes, nodes))",
+        "tests/cli/test_damaged.py",
+    ),
+    Mutant(
         "inference computes with rows of any length",
         "_onnx/read/inference.py",
-        "    _hide_long(hidden.graph, plain.graph)\n    found",
-        "    found",
+        "    _hide_long(hidden.graph, plain.graph)\n",
+        "",
         "tests/cli/test_damaged.py",
     ),
     Mutant(
