@@ -72,7 +72,7 @@ def slices_of(model: ModelProto) -> Slices:
             function.makes = True
         levels = {}
         _collect(model.graph.node, {}, levels, functions)
-    unknown = []
+    unknown: list[NodeProto] = []
     for function in held:
         (unknown if function.makes else levels.setdefault(function.level, [])).extend(
             function.slices
