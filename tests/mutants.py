@@ -1636,6 +1636,13 @@ MUTANTS = (
         "tests/verify/test_certificate.py",
     ),
     Mutant(
+        "a shift for each channel counts for a single number",
+        "_proof/operator_data.py",
+        "return all(factor.scale.size == factor.shift.size == 1 for factor in factors)",
+        "return all(factor.scale.size == 1 for factor in factors)",
+        "tests/verify/test_unchecked.py",
+    ),
+    Mutant(
         "the certificate lets an operator read anything where a name is lost",
         "_proof/checked_model.py",
         "return now == wanted or (gone and old.owner(now) is None)",
@@ -1944,14 +1951,14 @@ MUTANTS = (
     Mutant(
         "code that asks for float32 gets it in float64",
         "_run/torch_modes.py",
-        "return torch.float64 if value in _NARROW else value",
+        "return torch.float64 if value in NARROW else value",
         "return value",
         "tests/torch/test_judge.py",
     ),
     Mutant(
         "a program of few digits is folded in its own types",
         "_judge/widening.py",
-        "return torch.float64 if value in _NARROW else value",
+        "return torch.float64 if value in NARROW else value",
         "return value",
         "tests/torch/test_judge.py",
     ),
