@@ -123,7 +123,7 @@ def main() -> None:
 
     Exit codes: 0 done and verified (or nothing to fold), 1 verification failed and no file was
     written (or --check found something to fold), 2 wrong usage or unreadable input, 3 could not be
-    judged, the file was written.
+    judged: then the file was written, unless a library crashed or was stopped.
     """  # noqa: D301
 
 
@@ -308,12 +308,17 @@ def verify(
     begun = time.monotonic()
     options.bound(context, memory)
     comparison = options.applicable(context, comparison)
+    programs = {path.suffix == ".pt2" for path in (original, folded)}
+    if programs == {True}:
+        options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
+    elif programs == {False}:
+        options.refuse(context, ["trust"], "an ONNX file runs no code when it is loaded")
     believed = beliefs.settings(frozen=frozen, trust=trust, follow_links=follow_links)
     source = options.tolerance_source(context)
     settings = options.settings(comparison, believed, bisect, source)
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
-        if ".pt2" in (original.suffix, folded.suffix):
+        if True in programs:
             from bnfold._pipeline.any_kind import compare_models
             from bnfold._pipeline.module_options import ModuleOptions
 

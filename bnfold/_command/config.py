@@ -9,7 +9,8 @@
     timeout = 600
 
 Each key is an option's name without its dashes. The command line goes before the file. Paths are
-relative to the file.
+relative to the file. The file may come with a stranger's model: what trusts whoever made it, or
+loads code, is said on the command line alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ else:
     import tomli as tomllib
 
 _FILE = "pyproject.toml"
+_OF_TRUST = ("trust", "follow-links", "ops-library")
+"""Options that a file cannot give: it may come with the model."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,6 @@ _KINDS = {
             for name, sizes in value.items()
         ],
     ),
-    "paths": _Kind(
-        "a path or a list of them",
-        lambda value: _all(value, str),
-        lambda file, value: [
-            str(file.parent / each) for each in (value if isinstance(value, list) else [value])
-        ],
-    ),
     "path": _Kind(
         "a path", lambda value: _is(value, str), lambda file, value: str(file.parent / value)
     ),
@@ -134,6 +130,8 @@ _KINDS = {
 
 def _value(path: Path, key: str, value: Any, known: Mapping[str, str]) -> Any:
     """A value of the table, converted for its option. Raises `UsageError` for a wrong kind."""
+    if key in _OF_TRUST:
+        raise UsageError(f"{path}: {key} cannot be set in [tool.bnfold]; give --{key} yourself")
     if key not in known:
         near = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"

@@ -101,8 +101,8 @@ def _ending(status: int, told: bytes) -> int:
 
     ``told`` is what the child has reported.
     """
-    if told.endswith(_DONE):
-        return os.waitstatus_to_exitcode(status)
+    if told.endswith(_DONE) and os.WIFEXITED(status):
+        return os.WEXITSTATUS(status)
     from bnfold._system import scratch
 
     scratch.clear(told)

@@ -155,7 +155,6 @@ _CONFIGURABLE = {
     "atol": "number",
     "threads": "integer",
     "timeout": "number",
-    "ops-library": "paths",
     "memory": "text",
     "freeze-initializers": "flag",
     "assume-equal-dims": "flag",
@@ -192,7 +191,7 @@ def _configure(context: click.Context, _: click.Parameter, ignored: bool) -> Non
         values[option.name] = value
         try:
             read[option.name] = option.type_cast_value(context, value)
-            if option.name in _UNSET and option.name != "ops_library":  # loaded where it is used
+            if option.name in _UNSET:
                 settings({**_UNSET, option.name: read[option.name]})
         except click.BadParameter as error:
             raise project.trouble(key, error.message.rstrip(".")) from error

@@ -320,28 +320,22 @@ def _read(
     folder = Path(base_dir) if base_dir is not None else None
     path = _path_of(model)
     if path is not None:
-        proto = load_model(path, follow_links=follow_links)
-        if folder is not None:
-            check_external(proto, folder, follow_links=follow_links)
-        return proto, folder or path.parent
-    if is_in_memory(model):
-        proto, own = as_proto(model)
-        if not proto.graph.node:
-            raise UsageError(_EMPTY)
-        return in_order(proto), folder or own
-    if not isinstance(model, ModelProto):
+        return load_model(path, base_dir=folder, follow_links=follow_links), folder or path.parent
+    proto, own = as_proto(model) if is_in_memory(model) else (model, None)
+    if not isinstance(proto, ModelProto):
         kind = type(model).__name__
         raise TypeError(
             "expected a path, an onnx.ModelProto, an onnx_graphsurgeon.Graph, an onnx_ir.Model, a "
             "torch.onnx.ONNXProgram, a torch.nn.Module or an ExportedProgram, got "
             f"{kind}{_INSTEAD.get(kind, '')}"
         )
-    if not model.graph.node:
+    if not proto.graph.node:
         raise UsageError(_EMPTY)
-    refuse_unsound(model)
+    refuse_unsound(proto)
+    folder = folder or own
     if folder is not None:
-        check_external(model, folder, follow_links=follow_links, missing=True)
-    return in_order(model), folder
+        check_external(proto, folder, follow_links=follow_links, missing=True)
+    return in_order(proto), folder
 
 
 def _path_of(model: Model) -> Path | None:

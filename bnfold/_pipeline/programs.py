@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -57,9 +56,7 @@ def fold_program_file(
             after = draft.stat().st_size
             written = output if verdict.status != "fail" else None
             if written is not None:
-                if written.exists():
-                    shutil.copymode(written, draft)
-                paths.keep_private(draft, path)
+                paths.set_mode(draft, written, path)
                 os.replace(draft, written)
     except OSError as error:
         raise paths.unwritable(output, error) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -92,11 +93,16 @@ def is_same(first: Path, second: Path) -> bool:
         return first.resolve() == second.resolve()
 
 
-def keep_private(path: Path, original: Path) -> None:
-    """Take permissions from a file that the one that it was made of does not give for reading.
+def set_mode(path: Path, destination: Path | None, original: Path | None) -> None:
+    """Give a file the permissions of the one that it is about to replace, but no wider ones.
 
-    Who may read the original may read and write the new file, as far as its own mode allows.
+    Nobody may read it who could not read the file that it was made of. Who may read the original
+    may read and write the new file, as far as its own mode allows.
     """
+    if destination is not None and destination.exists():
+        shutil.copymode(destination, path)
+    if original is None:
+        return
     readable = original.stat().st_mode & 0o444
     path.chmod(stat.S_IMODE(path.stat().st_mode) & (readable | readable >> 1 | readable >> 2))
 

@@ -451,12 +451,10 @@ except Exception as error:
         subprocess.run(command, cwd=tmp_path, env=environment(), check=True)
 
 
-@pytest.mark.parametrize("value", ['"ops/my.so"', '["ops/my.so"]'])
-def test_libraries_of_the_project_are_relative_to_its_file(value, model, project, tmp_path):
-    """They are loaded where models run, and nowhere else: a library is code."""
-    project(f"ops-library = {value}")
-    inner = tmp_path / "inner"
-    inner.mkdir()
-    refused(bnfold(model, cwd=inner), str(tmp_path / "ops" / "my.so"), "no such library")
-    assert bnfold(model, "--check", cwd=inner).code == 1
-    assert bnfold(model, "--no-verify", cwd=inner).code == 0
+@pytest.mark.parametrize(
+    "line", ["trust = true", "follow-links = true", 'ops-library = "ops/my.so"']
+)
+def test_a_project_cannot_say_what_is_trusted(line, model, project, tmp_path):
+    """The file may have come with the model."""
+    path = project(line)
+    refused(bnfold(model, "--check", cwd=tmp_path), f"{path}: ", "give --", "yourself")

@@ -374,6 +374,47 @@ def test_an_output_is_no_more_public_than_its_input(external, tmp_path):
     assert modes == {name: mode & ~umask for name, mode in wanted.items()}
 
 
+@pytest.mark.parametrize("name", ["../victim", "w.bin", "sub/w.bin", "o.onnx.data/../../victim"])
+def test_replacing_a_model_removes_nothing_that_bnfold_has_not_made(name, model, tmp_path):
+    """The old model at the destination may be anybody's, and name any file."""
+    folder = tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "o.onnx.data").mkdir()
+    old = onnx.load(model)
+    tensor = old.graph.initializer[0]
+    raw = tensor.raw_data
+    for path in (tmp_path / "victim", folder / "w.bin", folder / "sub" / "w.bin"):
+        path.write_bytes(raw)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=name)
+    (folder / "o.onnx").write_bytes(old.SerializeToString())
+    before = tree(tmp_path)
+    assert bnfold(model, "-o", folder / "o.onnx", "--no-verify").code == 0
+    after = tree(tmp_path)
+    assert before.keys() == after.keys()
+    assert {n for n in before if before[n] != after[n]} == {"out/o.onnx"}
+
+
+def test_data_that_a_model_under_another_suffix_reads_stays(external, tmp_path):
+    target = older(tmp_path)
+    (tmp_path / "other.pb").write_bytes(target.read_bytes())
+    assert bnfold(external, "-o", target, "--no-verify").code == 0
+    onnx.load(tmp_path / "other.pb")
+
+
+@pytest.mark.parametrize("broken", ["no location", "no model"])
+def test_a_broken_output_is_replaced(broken, external, tmp_path):
+    """What is wrong with the old one is nobody's concern any more."""
+    target = older(tmp_path)
+    made = onnx.load(target, load_external_data=False)
+    for tensor in made.graph.initializer:
+        del tensor.external_data[:]
+    target.write_bytes(made.SerializeToString() if broken == "no location" else b"no model")
+    assert bnfold(external, "-o", target, "--no-verify").code == 0
+    assert_same(onnx.load(external), onnx.load(target))
+
+
 # --- killed ------------------------------------------------------------------------------------
 
 KILLED = """

@@ -15,14 +15,15 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from bnfold._torch.program.untrusted import Untrusted, refuse_code  # noqa: E402
+from bnfold._torch.program.expressions import Untrusted  # noqa: E402
+from bnfold._torch.program.untrusted import refuse_code  # noqa: E402
 
 from ..cli.command import bnfold, refused  # noqa: E402
 
@@ -188,7 +189,6 @@ def tree(context: dict[str, object]) -> str:
         ("guards_code", ["L['x'].size()[0] == 2 ** 1000"]),
         ("in_spec", tree({"default_factory_module": "os", "default_factory_name": "getcwd"})),
         ("in_spec", tree({"__enum__": True, "fqn": "os.environ", "name": "A"})),
-        ("metadata", {"source_fn_stack": "x,torch.relu';y,torch.relu"}),
     ],
 )
 def test_what_else_is_refused(key, value, plain, tmp_path):
@@ -205,7 +205,7 @@ def test_what_else_is_refused(key, value, plain, tmp_path):
         ("target", "torch.ops.nobody.knows.it"),
         ("name", "layer1_0_conv"),
         ("in_spec", tree({"default_factory_module": "builtins", "default_factory_name": "list"})),
-        ("metadata", {"source_fn_stack": "x,torch.relu;y,torch.relu", "stack_trace": "'"}),
+        ("metadata", {"source_fn_stack": "x,torch.relu';y,torch.relu", "stack_trace": "'"}),
         ("guards_code", ["L['x'].size()[0] >= 2 and L['more']['scale'].stride()[0] == 1"]),
         ("guards_code", ["Ne(Mod(L['x'].size()[2], 2), 1)"]),
         ("guards_code", ["math.floor(L['x'].size()[2] / 2) < 2 ** 63"]),
@@ -235,18 +235,43 @@ def test_a_tensor_that_is_an_object(plain, tmp_path):
         refuse_code(path)
 
 
-@pytest.mark.parametrize("reader", ["zipfile", "PyTorch"])
-def test_what_one_reader_alone_sees(reader, plain, tmp_path):
-    """PyTorch falls back to ``zipfile``, so what either of the two reads may be loaded."""
+def test_what_pytorch_alone_sees(plain, tmp_path):
+    """``zipfile`` does not read an archive with half an end behind its end; PyTorch does."""
     path = rebuilt(plain, tmp_path / "m.pt2", attacks(tmp_path / "mark")["sample inputs"])
-    content = path.read_bytes()
-    # ``zipfile`` allows for bytes ahead of an archive, PyTorch for half an end behind the end.
-    path.write_bytes(b"#" * 64 + content if reader == "zipfile" else content + b"PK\5\6")
-    assert zipfile.is_zipfile(path) == (reader == "zipfile")
-    with pytest.raises(RuntimeError) if reader == "zipfile" else nullcontext():
-        torch._C.PyTorchFileReader(str(path))
+    path.write_bytes(path.read_bytes() + b"PK\5\6")
+    assert not zipfile.is_zipfile(path)
     with pytest.raises(Untrusted):
         refuse_code(path)
+
+
+@pytest.mark.parametrize("ahead", [b"", b"#" * 64])
+@pytest.mark.parametrize("what", ["example_inputs.pt", "exported_program.json"])
+def test_the_form_of_older_versions(what, ahead, plain, tmp_path):
+    """Where its reader of archives fails, PyTorch looks for this form with ``zipfile``."""
+    mark = tmp_path / "mark"
+    way = "sample inputs" if what == "example_inputs.pt" else "a size"
+    with zipfile.ZipFile(rebuilt(plain, tmp_path / "new.pt2", attacks(mark)[way])) as new:
+        name = next(name for name in new.namelist() if name.endswith("models/model.json"))
+        program = new.read(name)
+    version = json.loads(program)["schema_version"]
+    records = {
+        "version": f"{version['major']}.{version['minor']}",
+        "serialized_exported_program.json": program,
+        "serialized_state_dict.pt": b"",
+        "serialized_constants.pt": b"",
+        "serialized_example_inputs.pt": pickled(mark) if way == "sample inputs" else b"",
+    }
+    path = tmp_path / "m.pt2"
+    with zipfile.ZipFile(path, "w") as old:
+        for record, content in records.items():
+            old.writestr(record, content)
+    path.write_bytes(ahead + path.read_bytes())
+    with pytest.raises(Untrusted):
+        refuse_code(path)
+    assert not mark.exists()
+    with suppress(Exception):
+        torch.export.load(path)
+    assert mark.exists(), "PyTorch does not run it: this test would show nothing"
 
 
 def test_a_plain_program_needs_no_flag(plain, tmp_path):
@@ -262,3 +287,103 @@ def test_a_file_that_is_trusted_is_loaded(plain, tmp_path):
     assert bnfold(strange, "--check", "--trust").code == 1
     (tmp_path / "pyproject.toml").write_text("[tool.bnfold]\ntrust = true\n")
     refused(bnfold(strange, "--check", cwd=tmp_path), "trust")
+
+
+def sized(program, text):
+    """A size of the first tensor as this text."""
+    values = program["graph_module"]["graph"]["tensor_values"]
+    next(iter(values.values()))["sizes"][0] = {"as_expr": {"expr_str": text, "hint": None}}
+
+
+def noded(program, target, argument):
+    graph = program["graph_module"]["graph"]
+    own = {"inputs": [{"name": "", "arg": argument, "kind": 1}], "outputs": [], "name": "made"}
+    graph["nodes"].insert(0, {**graph["nodes"][0], **own, "target": target})
+
+
+def signed(program, key, value):
+    program["graph_module"]["module_call_graph"][0]["signature"][key] = value
+
+
+CONTEXT = '[{"%s": true, "fqn": "evil:x", "default_factory_module": "os", "name": "y"}]'
+PAST = {
+    "a text that sympy evaluates": lambda p: sized(p, "Max('print(1)', 2)"),
+    "an attribute that sympy asks for": lambda p: sized(p, "Max('a.__class__', 2)"),
+    "another text that sympy evaluates": lambda p: sized(p, "floor('print(1)')"),
+    "a line that sympy joins": lambda p: sized(p, "Max('a\\\n', '+print(1))#', 2)"),
+    "bytes that end a message": lambda p: p.update(guards_code=["2 or b\"+str(1)+'a'+\" == 1"]),
+    "an argument with a default": lambda p: signed(p, "forward_arg_names", ["x", "more=print(1)"]),
+    "a target with another prefix": lambda p: noded(p, "torch_.os.mkdir", {"as_string": "d"}),
+    "a function that is handed on": lambda p: noded(
+        p, "torch.ops.higher_order.wrap", {"as_operator": "torch.os.mkdir"}
+    ),
+    "an operator that writes": lambda p: noded(p, "torch.ops.aten.save", {"as_string": "f"}),
+    "an operator that maps a file": lambda p: noded(
+        p, "torch.ops.aten.from_file", {"as_string": "f"}
+    ),
+    "a type to import": lambda p: signed(p, "in_spec", tree(CONTEXT % "__enum__")),
+    "a type behind a space": lambda p: signed(p, "in_spec", tree(" " + CONTEXT % "__enum__")),
+    "a factory to import": lambda p: signed(p, "out_spec", tree(CONTEXT % "other")),
+    "a keyword that is code": lambda p: signed(p, "in_spec", tree('["input=print(1)"]')),
+}
+
+
+def tree(context):
+    """The tree of a call with no arguments and one keyword, whose container has this context."""
+    leaf = {"type": None, "context": None, "children_spec": []}
+    words = {"type": "builtins.dict", "context": context, "children_spec": [leaf]}
+    none = {"type": "builtins.tuple", "context": "null", "children_spec": []}
+    both = {"type": "builtins.tuple", "context": "null", "children_spec": [none, words]}
+    return json.dumps([1, both])
+
+
+@pytest.mark.parametrize("way", PAST)
+def test_ways_past_a_careless_look(way, plain, tmp_path):
+    """Each of these ran code, or reached for files, where names and texts were only glanced at."""
+
+    def edit(content: str) -> str:
+        program = json.loads(content)
+        PAST[way](program)
+        return json.dumps(program)
+
+    with pytest.raises(Untrusted):
+        refuse_code(rebuilt(plain, tmp_path / "m.pt2", in_model(edit)))
+
+
+@pytest.mark.parametrize("name", ["models/model.jsox", "models/extra/a.json", "data/weights/w.pkl"])
+def test_a_record_that_pytorch_does_not_write(name, plain, tmp_path):
+    """The loader takes whatever lies in some folders, whatever it is called."""
+    path = rebuilt(plain, tmp_path / "m.pt2", {})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"m/{name}", b"{}")
+    with pytest.raises(Untrusted, match="does not write"):
+        refuse_code(path)
+
+
+class Root(torch.nn.Module):
+    def forward(self, x):
+        return x * torch.sym_sqrt(x.shape[0]) + x.shape[0] ** 2 // 3
+
+
+class Branch(torch.nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
+
+
+class Mapped(torch.nn.Module):
+    def forward(self, x):
+        return torch.vmap(lambda row: row * 2)(x)
+
+
+class Named(torch.nn.Module):
+    def forward(self, x, *, scale):
+        return {"first": [x * scale["s"]], "second": (x, 3)}
+
+
+@pytest.mark.parametrize("module", [Root, Branch, Mapped, Named])
+def test_plain_programs_pass(module, tmp_path):
+    words = {"scale": {"s": torch.ones(1)}} if module is Named else {}
+    free = {"x": {0: torch.export.Dim.AUTO}} | ({"scale": {"s": None}} if words else {})
+    program = torch.export.export(module().eval(), (torch.randn(4, 3),), words, dynamic_shapes=free)
+    torch.export.save(program, tmp_path / "m.pt2")
+    refuse_code(tmp_path / "m.pt2")

@@ -7,6 +7,7 @@ tensors that changed are overwritten where they lie: every offset and length sta
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from bnfold._onnx.write.applied import Rewritten
     from bnfold._onnx.write.edits import Relocated
 
+_MODELS = frozenset((".onnx", ".pb", ".onnxtxt", ".textproto", ".json", ".txt", ""))
+"""The suffixes under which models lie."""
 _INLINE_BYTES = 1024
 """New tensors from this size on go to a data file, where the model has one."""
 
@@ -188,38 +191,44 @@ def _free_location(location: str, destination: Path | None, taken: Collection[st
     raise UsageError(f"cannot find a free name for the external data of {destination}")
 
 
-def superseded(destination: Path, kept: Collection[Path]) -> list[Path]:
-    """The data files that only the model at a destination reads, if that is replaced.
+def superseded(destination: Path, origins: Collection[Path], kept: Collection[Path]) -> list[Path]:
+    """The data files of the model at a destination that nobody needs, if that is replaced.
 
-    ``kept`` are files that stay in any case.
+    Their names are those that `_free_location` gives: made from the model's own, or that of one of
+    ``origins``, the files that the new data are copies of. What else the old model names is
+    somebody's: it stays, and so do ``kept`` files and those that another model beside it reads.
     """
-    if not destination.exists():
+    if not destination.is_file():
         return []
-    data = {name: destination.parent / name for name in _locations(destination)}
+    made = re.compile(rf"{re.escape(destination.name)}(\.\d+)?\.data(\.\d+)?")
+    copied = {path.name for path in origins}
+    names = (name for name in _locations(destination) if name in copied or made.fullmatch(name))
     return [
         path
-        for name, path in data.items()
-        if path.exists()
-        and not any(paths.is_same(path, other) for other in kept)
-        and _owns(destination, name)
+        for path in (destination.parent / name for name in names)
+        if path.is_file()
+        and not path.is_symlink()
+        and not any(paths.is_same(path, other) for other in (*origins, *kept))
+        and not _is_read_elsewhere(path, destination)
     ]
 
 
-def _owns(path: Path, location: str) -> bool:
-    """Whether a model file is the only one in its folder that refers to an external location."""
-    if location not in _locations(path):
-        return False
-    others = (other for other in path.parent.glob("*.onnx") if not paths.is_same(other, path))
-    return not any(location in _locations(other) for other in others)
+def _is_read_elsewhere(path: Path, model: Path) -> bool:
+    """Whether a file beside a model, which is another model, names a data file too."""
+    others = (other for other in path.parent.iterdir() if other.is_file() and other != path)
+    return any(
+        path.name in _locations(other)
+        for other in others
+        if other.suffix in _MODELS and not paths.is_same(other, model)
+    )
 
 
 def _locations(path: Path) -> set[str]:
     """The external locations that an existing file refers to; none if it cannot be read."""
     try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception:  # Whatever lies there is about to be replaced and owns no data file.
+        return external_files(onnx.load(path, load_external_data=False))
+    except Exception:  # What cannot be read has no data file to lose.
         return set()
-    return external_files(model)
 
 
 def free_name(locations: Collection[str]) -> str:

@@ -10,7 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from bnfold._errors import UsageError
+from bnfold._errors import UsageError, first_line
 from bnfold._onnx.files import text_forms
 from bnfold._onnx.files.external import external_files, free_name, link
 from bnfold._onnx.files.lean import read_lean
@@ -25,11 +25,14 @@ _OF_CORE_ML = range(200, 3001)
 """The numbers of the fields of a Core ML model that hold the network (Core ML, Model.proto)."""
 
 
-def load_model(path: Path, *, lean: bool = False, follow_links: bool = False) -> ModelProto:
+def load_model(
+    path: Path, *, lean: bool = False, base_dir: Path | None = None, follow_links: bool = False
+) -> ModelProto:
     """Read a model file, in binary form or as text; external data stays where it is.
 
     With ``lean`` the large tensors of the file itself stay there too (`lean.read_lean`). Nodes come
-    in order, whatever their order in the file. ``follow_links`` is as in `locations`.
+    in order, whatever their order in the file. ``base_dir`` is the folder of external
+    data, if not the file's own; ``follow_links`` is as in `locations`.
 
     Raises `UsageError`, with one line for people, when the file cannot be read, is not an ONNX
     model, holds no operators or a cycle of them, or refers to external data that is not there.
@@ -45,7 +48,7 @@ def load_model(path: Path, *, lean: bool = False, follow_links: bool = False) ->
     strange = next((name for name in _names(model) if not isinstance(name, str)), None)
     if strange is not None:
         raise UsageError(f"{path} is not a valid ONNX model: the name {strange!r} is not UTF-8")
-    check_external(model, path.parent, path, follow_links=follow_links)
+    check_external(model, base_dir or path.parent, path, follow_links=follow_links)
     try:
         refuse_unsound(model)
         put_in_order(model)
@@ -137,7 +140,7 @@ def _invalid(model: ModelProto, path: Path | None) -> str | None:
             found = model if path is None else path
             onnx.checker.check_model(found, full_check=bool(safe))
     except Exception as error:  # Checker and shape inference share no class of errors.
-        return _first_line(error)
+        return first_line(error)
     return None
 
 
@@ -168,8 +171,3 @@ def _add_node_names(nodes: Iterable[NodeProto], names: list[str | bytes]) -> Non
                 _add_graph_names(attribute.g, names)
             for graph in attribute.graphs:
                 _add_graph_names(graph, names)
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error's message, or the error's class if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

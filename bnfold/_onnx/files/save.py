@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -61,16 +60,16 @@ class PendingFile:
             raise ValueError("a draft without a destination cannot be committed")
         folder, parent = self.path.parent, self.destination.parent
         placed = [parent / location for location in self.written]
-        kept = [*self.written.values(), *placed, *(parent / name for name in self.data)]
+        kept = [*placed, *(parent / name for name in self.data)]
         over_itself = self.original is not None and paths.is_same(self.destination, self.original)
-        old = [] if over_itself else superseded(self.destination, kept)
+        old = [] if over_itself else superseded(self.destination, self.written.values(), kept)
         try:
             scratch.placing(self.finished, placed)
             for (location, origin), target in zip(self.written.items(), placed, strict=True):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                self._set_mode(folder / location, origin)
+                paths.set_mode(folder / location, self.destination, origin)
                 os.rename(folder / location, target)
-            self._set_mode(self.finished, self.original)
+            paths.set_mode(self.finished, self.destination, self.original)
             os.replace(self.finished, self.destination)
         except BaseException as error:
             if self.finished.exists():
@@ -82,16 +81,6 @@ class PendingFile:
         for path in old:
             with suppress(OSError):  # The new model is in place, and does not need it.
                 path.unlink()
-
-    def _set_mode(self, path: Path, original: Path | None) -> None:
-        """Give a file the permissions of the one that it is about to replace, but no wider ones.
-
-        Nobody may read it who could not read the file that it was made of.
-        """
-        if self.destination is not None and self.destination.exists():
-            shutil.copymode(self.destination, path)
-        if original is not None:
-            paths.keep_private(path, original)
 
 
 @contextmanager

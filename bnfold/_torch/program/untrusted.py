@@ -1,20 +1,23 @@
 """What in a .pt2 file would run code of its own, and is refused unless its user trusts the file.
 
 `torch.export.load` unpickles sample inputs and some tensors, evaluates the text of symbolic sizes,
-turns guards into a function, and calls whatever a node names in ``torch``. So a file can do as it
-likes. A program as `torch.export.save` writes it needs none of that. Here it is looked at before it
-is loaded:
+turns guards and names into source text, and calls whatever a node names. So a file can do as it
+likes. A program of tensors and plain containers needs none of that. Here it is looked at before it
+is loaded, by lists of what is allowed:
 
-- what would be unpickled must be such that ``torch.load(weights_only=True)`` takes it;
-- sizes and guards must be arithmetic of numbers and symbols, with functions of a list;
-- a node must name a registered operator, or arithmetic of a list;
-- a name must be one that can stand in the source text which PyTorch makes of a graph;
-- there must be no compiled library, no pickled object, and no type to import.
+- records are those that `torch.export.save` writes; what is unpickled must be such that
+  ``torch.load(weights_only=True)`` takes it, and no tensor is pickled by itself;
+- sizes and guards are arithmetic of numbers and symbols, with functions of a list;
+- a node calls a registered operator that takes no file's name, or arithmetic of a list;
+- a name that becomes source text is an identifier, and others have no quotes in them;
+- a container names no type to import.
+
+More is refused than would do harm: sample inputs in a namedtuple, names with quotes. The lists are
+those of PyTorch 2.13. They are no sandbox: whoever is attacked in earnest needs one.
 """
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import re
@@ -26,66 +29,50 @@ from typing import Any
 
 import torch
 
+from bnfold._torch.program.expressions import (
+    Untrusted,
+    refuse_more_in_guard,
+    refuse_more_in_size,
+)
+
 _ARITHMETIC_NAMES = """
 abs add and_ ceil eq floor floordiv ge getitem gt index invert le lshift lt mod mul ne neg not_ or_
 pos pow round rshift sqrt sub truediv trunc xor
 """
 _ARITHMETIC = frozenset(_ARITHMETIC_NAMES.split())
 """Functions of ``operator`` and ``math`` that compute with numbers."""
-_SIZES = re.compile(r"torch\.(_sym_[a-z0-9]+|sym_[a-z_]+)")
-"""Functions of ``torch`` that compute with sizes."""
+_OF_TORCH = re.compile(
+    r"torch\.(_sym_[a-z0-9]+|sym_[a-z_]+|_functorch\.predispatch\.(_add_batch_dim|_remove_batch_dim"
+    r"|_vmap_increment_nesting|_vmap_decrement_nesting|lazy_load_decompositions))"
+)
+"""Functions of ``torch`` that are no operators: they compute with sizes, or belong to vmap."""
 _OPERATORS = (
     torch._ops.OpOverload,
     torch._ops.OpOverloadPacket,
     torch._ops.HigherOrderOperator,
 )
-_OF_FILES = frozenset({"from_file"})
-"""Registered operators that reach for files."""
-_FUNCTION_NAMES = """
-Abs Add And CeilDiv CeilToInt CleanDiv Eq Equality Float FloatPow FloatTrueDiv FloorDiv FloorToInt
-Ge GreaterThan Gt Identity IntTrueDiv Integer IsNonOverlappingAndDenseIndicator LShift Le LessThan
-Lt Max Min Mod ModularIndexing Mul Ne Not Or Piecewise Pow PowByNatural PythonMod RShift Rational
-RoundDecimal RoundToInt StrictGreaterThan StrictLessThan Symbol ToFloat TruncToFloat TruncToInt
-Unequality Where ceiling floor log sqrt
-"""
-_FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
-"""Functions that `torch.export.save` writes into sizes."""
-_GUARDS = _FUNCTIONS | {"abs", "float", "int", "max", "min", "round"}
-_ASK_NAMES = """
-size stride storage_offset floor ceil sqrt trunc pow sym_float sym_int sym_max sym_min sym_not
-"""
-_ASKED = frozenset(_ASK_NAMES.split())
-"""Methods of a tensor, and functions of ``math`` and ``torch``, that guards ask."""
-_POWERS = frozenset({"Pow", "PowByNatural", "LShift"})
-_NUMBERS = frozenset({"Integer", "Float", "Rational"})
-_LARGEST_POWER = 64
-"""The largest exponent of a number: sizes have 64 bits."""
-_PARTS: tuple[type[ast.AST], ...] = (
-    *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Call, ast.keyword, ast.Attribute),
-    *(ast.Subscript, ast.Tuple, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp),
-    *(ast.operator, ast.unaryop, ast.boolop, ast.cmpop),
-)
+_OTHER = ("debugprims", "profiler")
+"""Spaces of operators that are of no network, and that reach outside of it."""
+_OF_FILES = frozenset({"file", "filename", "path", "f"})
+"""What operators that reach for files call the argument that says where."""
 _PLAIN_FACTORIES = frozenset({"list", "dict", "int", "float", "tuple", "set", "str"})
 _STRANGE = re.compile(r"[\"'\\\x00-\x1f\x7f]")
 """Characters that end a text in quotes, or a line."""
 _NAME = re.compile(r"[\w.]*")
-_PICKLED = (".pt", ".pkl", ".pickle")
-_OBJECTS = ("custom_obj", "opaque_obj")
-
-
-class Untrusted(Exception):
-    """Something in a file would run code of the file's own; the text names it."""
+_TREES = ("in_spec", "out_spec", "treespec_namedtuple_fields")
 
 
 def refuse_code(path: Path) -> None:
-    """Raise `Untrusted` if `torch.export.load` would run code out of a file.
+    """Raise `Untrusted` if `torch.export.load` might run code out of a file.
 
-    A file that PyTorch cannot read passes: it is not loaded. Both readers that PyTorch uses are
-    asked what the archive holds, since they need not agree on a file that was made up.
+    A file that PyTorch cannot read passes: it is not loaded. PyTorch has two readers, one for its
+    archives, one for those of torch 2.7 and older. Each record is looked at as the one that would
+    take it sees it.
     """
-    for records in (_records_of_torch, _records_of_zip):
-        for name, content in records(path):
-            _check(name, content)
+    for name, content in _records_of_torch(path):
+        _check_record(name, content)
+    for name, content in _records_of_old(path):
+        _check_old(name, content)
 
 
 _Content = Callable[[], bytes]
@@ -100,33 +87,49 @@ def _records_of_torch(path: Path) -> Iterator[tuple[str, _Content]]:
         yield name, partial(reader.get_record, name)
 
 
-def _records_of_zip(path: Path) -> Iterator[tuple[str, _Content]]:
+def _records_of_old(path: Path) -> Iterator[tuple[str, _Content]]:
+    """The records of the old form. They lie in no folder; those of the new form do."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
-            yield entry.filename, partial(archive.read, entry)
+            if entry.filename.startswith("serialized_"):
+                yield entry.filename, partial(archive.read, entry)
 
 
-def _check(name: str, content: _Content) -> None:
-    """Check one record of an archive."""
-    if "aotinductor/" in name:
-        raise Untrusted(f"it holds a compiled library ({name})")
-    if name.rpartition("/")[2].startswith(_OBJECTS):
-        raise Untrusted(f"it holds a pickled object ({name})")
-    if name.endswith(_PICKLED):
-        _check_pickle(name, content())
-    elif name.endswith("_config.json"):
-        _check_payloads(name, _parsed(name, content()))
-    elif name.endswith(".json") and "/extra/" not in f"/{name}":
+_RECORDS: tuple[tuple[str, Callable[[str, _Content], None] | None], ...] = (
+    (r"models/[\w\-]+\.json", lambda name, content: _check_program(_parsed(name, content()))),
+    (r"data/(weights|constants)/[\w\-]+_config\.json", lambda n, c: _check_payloads(n, c)),
+    (r"data/sample_inputs/[\w\-]+\.pt", lambda name, content: _check_pickle(name, content())),
+    (r"data/weights/weight_\d+", None),
+    (r"data/constants/tensor_\d+", None),
+    (r"extra/.*", None),
+    (r"archive_format|archive_version|byteorder|version|\.(data|format|storage)[\w/.]*", None),
+)
+"""The records that `torch.export.save` writes, and how each is checked; None for plain bytes."""
+
+
+def _check_record(name: str, content: _Content) -> None:
+    for pattern, check in _RECORDS:
+        if re.fullmatch(pattern, name):
+            if check is not None:
+                check(name, content)
+            return
+    raise Untrusted(f"it holds {name}, which torch.export.save does not write")
+
+
+def _check_old(name: str, content: _Content) -> None:
+    if name == "serialized_exported_program.json":
         _check_program(_parsed(name, content()))
+    else:
+        _check_pickle(name, content())
 
 
 def _parsed(name: str, content: bytes) -> Any:
     try:
         return json.loads(content)
-    except ValueError as error:
-        raise Untrusted(f"{name} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise Untrusted(f"{name} is no JSON that PyTorch writes: {error}") from error
 
 
 def _check_pickle(name: str, content: bytes) -> None:
@@ -139,13 +142,14 @@ def _check_pickle(name: str, content: bytes) -> None:
         raise Untrusted(f"{name} holds more than tensors and plain containers") from error
 
 
-def _check_payloads(name: str, config: Any) -> None:
-    """A tensor that is not stored as raw bytes is unpickled."""
-    for key, payload in _dicts(config):
+def _check_payloads(name: str, content: _Content) -> None:
+    """A tensor that is not stored as raw bytes is unpickled, and so are objects."""
+    for key, payload in _dicts(_parsed(name, content())):
         if payload.get("use_pickle"):
             raise Untrusted(f"the tensor {key!r} of {name} is pickled")
-        if str(payload.get("path_name", "")).startswith(_OBJECTS):
-            raise Untrusted(f"{key!r} of {name} is a pickled object")
+        path = payload.get("path_name", "weight_0")
+        if not re.fullmatch(r"(weight|tensor)_\d+", str(path)):
+            raise Untrusted(f"{key!r} of {name} lies in {path!r}, which is no tensor")
 
 
 def _dicts(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -161,82 +165,122 @@ def _dicts(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _check_program(program: Any) -> None:
-    """Check the JSON of a program: all nodes, names, sizes, guards and trees."""
+    """Check the JSON of a program: all nodes, names, sizes, guards and trees.
+
+    What a node's metadata name is looked up, and not called.
+    """
     for key, one in _dicts(program):
         if key == "metadata":
-            _check_metadata(one)
             continue
         if "target" in one and "inputs" in one:
-            _check_target(str(one["target"]))
+            _check_target(one["target"])
         for inner, value in one.items():
-            if inner == "metadata" or inner in ("as_string", "as_strings", "hint"):
+            if inner in ("metadata", "as_string", "as_strings", "hint"):
                 continue
-            if inner == "expr_str":
-                _check_expression("the size", value, _FUNCTIONS, ())
+            if inner == "as_operator":
+                _check_target(value)
+            elif inner == "expr_str":
+                refuse_more_in_size(value)
             elif inner == "guards_code":
                 for guard in value:
-                    _check_expression("the guard", guard, _GUARDS, _ASKED)
-            elif inner.endswith("_spec") or inner == "treespec_namedtuple_fields":
-                _check_tree(value)
+                    refuse_more_in_guard(guard)
+            elif inner in _TREES:
+                _check_tree(inner, value)
+            elif inner == "forward_arg_names":
+                _check_identifiers(value or ())
             else:
                 _check_names(inner, value)
 
 
-def _check_metadata(metadata: dict[str, Any]) -> None:
-    """The functions that a node was made of are looked up, not called; others are texts."""
-    for word in str(metadata.get("source_fn_stack", "")).split(";"):
-        if _STRANGE.search(word):
-            raise Untrusted(f"a node's metadata names {word!r}")
-
-
 def _check_names(key: str, value: Any) -> None:
-    """Names of nodes and arguments stand in the text as they are, others in quotes."""
+    """Names of nodes and arguments stand in source text as they are, others in quotes."""
     own = key in ("name", "as_name")
     for one in (key, *(value if isinstance(value, list) else (value,))):
-        if not isinstance(one, str):
-            continue
-        if _STRANGE.search(one) or (own and _NAME.fullmatch(one) is None):
+        if isinstance(one, str) and (_STRANGE.search(one) or (own and not _NAME.fullmatch(one))):
             raise Untrusted(f"a name has characters that no name has: {one[:60]!r}")
 
 
-def _check_target(target: str) -> None:
-    """The function that a node calls."""
-    module, _, rest = target.partition(".")
-    if module in ("_operator", "math") and rest in _ARITHMETIC:
-        return
-    if target.startswith("torch.") and not _is_operator(rest) and not _SIZES.fullmatch(target):
-        raise Untrusted(f"a node calls {target!r}, which is no operator of a network")
-    if module in ("_operator", "math"):
-        raise Untrusted(f"a node calls {target!r}, which is no arithmetic")
+def _check_identifiers(names: Collection[Any]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise Untrusted(f"the name of an argument is no identifier: {str(name)[:60]!r}")
 
 
-def _is_operator(path: str) -> bool:
-    """Whether a path from ``torch`` leads to a registered operator that touches no file.
+def _check_target(target: Any) -> None:
+    """The function that a node calls, or hands on."""
+    name = str(target)
+    module, _, rest = name.partition(".")
+    known = (
+        (module in ("_operator", "math") and rest in _ARITHMETIC)
+        or _OF_TORCH.fullmatch(name) is not None
+        or (name.startswith("torch.ops.") and _is_operator(name.split(".")[2:]))
+    )
+    if not known:
+        raise Untrusted(f"a node calls {name[:60]!r}, which is no operator of a network")
+
+
+def _is_operator(path: list[str]) -> bool:
+    """Whether a path from ``torch.ops`` leads to a registered operator that takes no file's name.
 
     An operator that is not registered has no function: PyTorch refuses the program.
     """
-    names = path.split(".")
-    if names[0] == "ops" and len(names) > 2 and names[2] in _OF_FILES:
+    if len(path) < 2 or path[0] in _OTHER or not all(map(str.isidentifier, path)):
         return False
-    found: Any = torch
-    for name in names:
+    found: Any = torch.ops
+    for name in path:
         found = getattr(found, name, None)
         if found is None:
-            return names[0] == "ops" and len(names) > 2
-    return isinstance(found, _OPERATORS)
+            return True
+    if isinstance(found, torch._ops.OpOverloadPacket):
+        packet: Any = found
+        schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
+    else:
+        schemas = [found._schema] if isinstance(found, torch._ops.OpOverload) else []
+    arguments = {argument.name for schema in schemas for argument in schema.arguments}
+    return isinstance(found, _OPERATORS) and arguments.isdisjoint(_OF_FILES)
 
 
-def _check_tree(value: Any) -> None:
+def _check_tree(key: str, value: Any) -> None:
     """A tree of containers as text. A ``defaultdict`` names the function that fills it."""
     if not isinstance(value, str) or not value:
+        _check_names(key, value)
         return
-    for _, one in _dicts(_texts(_parsed("a tree", value.encode()))):
+    tree = _texts(_parsed("a tree", value.encode()))
+    for _, one in _dicts(tree):
         if "__enum__" in one:
             raise Untrusted(f"a container would import {one.get('fqn')!r}")
         if "default_factory_module" in one or "default_factory_name" in one:
             module, name = one.get("default_factory_module"), one.get("default_factory_name")
             if module != "builtins" or name not in _PLAIN_FACTORIES:
                 raise Untrusted(f"a container would import {module!r}")
+    for text in _leaves(tree):
+        if _STRANGE.search(text):
+            raise Untrusted(f"a container has characters in it that no name has: {text[:60]!r}")
+    if key == "in_spec":
+        _check_identifiers(_keywords(tree))
+
+
+def _keywords(tree: Any) -> Collection[Any]:
+    """The names of keyword arguments in the tree of a call: arguments, then keywords."""
+    try:
+        (_, keywords) = tree[1]["children_spec"]
+        names = keywords["context"]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return ()
+    return names if isinstance(names, list) else ()
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield str(key)
+            yield from _leaves(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _leaves(each)
 
 
 def _texts(value: Any) -> Any:
@@ -245,64 +289,10 @@ def _texts(value: Any) -> Any:
         return {key: _texts(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_texts(each) for each in value]
-    if isinstance(value, str) and value[:1] in "{[" and value:
+    if isinstance(value, str):
         try:
-            return _texts(json.loads(value))
-        except ValueError:
+            inner = json.loads(value)
+        except (ValueError, RecursionError):
             return value
+        return _texts(inner) if isinstance(inner, dict | list) else value
     return value
-
-
-def _check_expression(
-    what: str, text: Any, functions: Collection[str], methods: Collection[str]
-) -> None:
-    """Arithmetic that calls only known functions, and asks tensors only for their sizes."""
-    shown = str(text)[:80]
-    problem = Untrusted(f"{what} {shown!r} is more than arithmetic")
-    try:
-        tree = ast.parse(str(text), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise problem from error
-    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    if not all(_is_plain(node, functions, methods, called) for node in ast.walk(tree)):
-        raise problem
-
-
-def _is_plain(
-    node: ast.AST, functions: Collection[str], methods: Collection[str], called: Collection[int]
-) -> bool:
-    """Whether a part of an expression is arithmetic; ``called`` are the parts that are called."""
-    match node:
-        case ast.Call(func=ast.Name(id=name)):
-            return name in functions and (name not in _POWERS or all(map(_is_small, node.args[1:])))
-        case ast.Call(func=ast.Attribute(attr=name)):
-            return name in methods
-        case ast.Attribute():
-            return id(node) in called and node.attr in methods
-        case ast.Name():
-            return "__" not in node.id
-        case ast.Constant(value=str() as text):
-            return _STRANGE.search(text) is None
-        case ast.BinOp(op=ast.Pow() | ast.LShift()):
-            return _is_small(node.right)
-        case ast.Call():
-            return False
-    return isinstance(node, _PARTS)
-
-
-def _is_small(power: ast.expr) -> bool:
-    """Whether an exponent is a small number, or holds a symbol, so that nothing is computed."""
-    parts = list(ast.walk(power))
-    names = {node.id for node in parts if isinstance(node, ast.Name)}
-    if "Symbol" in names:
-        return True
-    plain = (ast.Constant, ast.UnaryOp, ast.USub, ast.Call, ast.Name, ast.Load)
-    return (
-        names <= _NUMBERS
-        and all(isinstance(node, plain) for node in parts)
-        and all(
-            isinstance(node.value, int | float) and abs(node.value) <= _LARGEST_POWER
-            for node in parts
-            if isinstance(node, ast.Constant)
-        )
-    )
