@@ -319,7 +319,8 @@ def verify(
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         if True in programs:
-            from bnfold._pipeline.any_kind import ModuleOptions, compare_models
+            from bnfold._pipeline.any_kind import compare_models
+            from bnfold._pipeline.module_options import ModuleOptions
 
             given = comparison["inputs"]
             result = compare_models(original, folded, given, settings, None, ModuleOptions())
