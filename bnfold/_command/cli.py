@@ -323,7 +323,8 @@ def verify(
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         if True in programs:
-            from bnfold._pipeline.any_kind import ModuleOptions, compare_models
+            from bnfold._pipeline.any_kind import compare_models
+            from bnfold._pipeline.module_options import ModuleOptions
 
             given = comparison["inputs"]
             if programs == {True}:  # PyTorch looks at no clock; that of the process holds.
