@@ -2181,6 +2181,13 @@ MUTANTS = (
         "tests/torch/test_untrusted.py",
     ),
     Mutant(
+        "data that shrink while they are looked at end the process",
+        "_onnx/tensors.py",
+        "            data = file.read(size)\n",
+        "            data = np.memmap(path, np.uint8, 'r', offset, size) if size else b''\n",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
         "time holds for the comparison alone",
         "_system/time_limit.py",
         "        signal.setitimer(signal.ITIMER_REAL, seconds)\n",
