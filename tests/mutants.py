@@ -2188,6 +2188,20 @@ MUTANTS = (
         "tests/test_external_data.py",
     ),
     Mutant(
+        "inference looks at operators that end the process",
+        "_onnx/read/inference.py",
+        "    _hide_odd(hidden)\n",
+        "",
+        "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "inference reads a negative size in a GatherND",
+        "_onnx/read/slices.py",
+        '_SLICES = frozenset(("GatherND", "Slice"))',
+        '_SLICES = frozenset(("Slice",))',
+        "tests/cli/test_damaged.py",
+    ),
+    Mutant(
         "time holds for the comparison alone",
         "_system/time_limit.py",
         "        signal.setitimer(signal.ITIMER_REAL, seconds)\n",
