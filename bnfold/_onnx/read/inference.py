@@ -9,17 +9,16 @@ following numbers is told in their place.
 Inference ends the process where a Slice reads a tensor with a negative size, which a pool larger
 than its input has, for instance. So Slices are hidden at first, and shown again level by level
 (`slices`), as long as no size comes out negative. Some operators end it where no runtime takes
-them anyway, as one without an input that it must have (`_is_odd`): these are hidden for good.
+them, or where it does not know what they read (`_is_odd`): these are hidden for good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
-from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, defs, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, shape_inference
 
-from bnfold._onnx.read.scopes import bodies, opset_of
+from bnfold._onnx.read.scopes import bodies, type_of
 from bnfold._onnx.read.slices import slices_of
 
 _FOLLOWED = frozenset(
@@ -30,8 +29,10 @@ _LONGEST = 1 << 14
 _WORK = 200_000
 """So many nodes all looks at one model may go through, about 2 s; Slices further on stay hidden."""
 _HIDDEN = "bnfold.hidden"
-_MAY_LACK = frozenset(("Resize", "Upsample"))
-"""Exporters leave out inputs of these that the standard asks for."""
+_TRIPPING = frozenset(
+    ("EyeLike", "RegexFullMatch", "ai.onnx.ml::DictVectorizer", "ai.onnx.ml::LabelEncoder")
+)
+"""Inference ends the process at these where it knows no type of what they read (onnx 1.23)."""
 _FURTHEST = 1 << 20
 """No axis is as far from 0 as this."""
 
@@ -69,49 +70,31 @@ def _hide_odd(model: ModelProto) -> bool:
     """Hide the operators of a model that are odd, and tell whether there are any."""
     found = False
     for holder in (model, *model.functions):
-        opset = opset_of(holder.opset_import)
         waiting: list[Sequence[NodeProto]] = [
             holder.graph.node if isinstance(holder, ModelProto) else holder.node
         ]
         while waiting:
             for node in waiting.pop():
                 waiting.extend(body.node for _, body in bodies(node))
-                if node.domain in ("", "ai.onnx") and _is_odd(node, opset):
+                if _is_odd(node):
                     node.domain, found = _HIDDEN, True
     return found
 
 
-def _is_odd(node: NodeProto, opset: int) -> bool:
-    """Whether inference may end the process at an operator, whatever it reads.
+def _is_odd(node: NodeProto) -> bool:
+    """Whether inference may end the process at an operator where no size is negative.
 
-    It did (onnx 1.23) for an input that is left out (EyeLike), an axis beyond 32 bits
-    (LayerNormalization), a negative number of batch axes (GatherND), and more outputs than
-    ``num_outputs`` says (Split).
+    It did (onnx 1.23) for an axis beyond 32 bits (LayerNormalization), a negative number of batch
+    axes (GatherND), and more outputs than ``num_outputs`` says (Split), beside `_TRIPPING`.
     """
-    for attribute in node.attribute:
-        if attribute.name in ("axis", "batch_dims") and abs(attribute.i) > _FURTHEST:
-            return True
-        if attribute.name == "batch_dims" and attribute.i < 0:
-            return True
-        if attribute.name == "num_outputs" and attribute.i != len(node.output):
-            return True
-    if all(node.input) or node.op_type in _MAY_LACK:
-        return False
-    required = _required(node.op_type, opset)
-    return any(k < required and not name for k, name in enumerate(node.input))
-
-
-@lru_cache(maxsize=1024)
-def _required(op_type: str, opset: int) -> int:
-    """How many inputs of an operator, from the first one on, may not be left out."""
-    try:
-        inputs = defs.get_schema(op_type, opset, "").inputs
-    except defs.SchemaError:
-        return 0
-    return next((k for k, each in enumerate(inputs) if each.option != _SINGLE), len(inputs))
-
-
-_SINGLE = defs.OpSchema.FormalParameterOption.Single
+    if type_of(node) in _TRIPPING:
+        return True
+    return node.domain in ("", "ai.onnx") and any(
+        (each.name in ("axis", "batch_dims") and abs(each.i) > _FURTHEST)
+        or (each.name == "batch_dims" and each.i < 0)
+        or (each.name == "num_outputs" and each.i != len(node.output))
+        for each in node.attribute
+    )
 
 
 def _look(hidden: ModelProto) -> ModelProto | None:
