@@ -291,6 +291,22 @@ def test_the_certificate_asks_for_the_right_readers():
     assert "not one kind" in forged(made, another_operator)[0]
 
 
+@pytest.mark.parametrize("counts", [(2, 2), (2, 1), (1, 2)])
+def test_the_certificate_asks_for_one_output(counts):
+    """An old norm may have five."""
+    made = pair(bn("n", "s", "a", 3), bn("m", "s", "b", 3))
+    for node in made.graph.node[1:3]:
+        node.input[1:] = [f"n.{part}" for part in ("scale", "bias", "mean", "var")]
+
+    def more(nodes, into):
+        gone = next(p for p, n in nodes.items() if n is None)
+        for place, count in zip((into, gone), counts, strict=True):
+            made.graph.node[place].output.extend(["more"] * (count - 1))
+        nodes[into] = made.graph.node[into]
+
+    assert "other inputs or outputs" in forged(made, more)[0]
+
+
 def test_in_a_function_and_not_for_two_of_its_calls():
     """Equal maps of one call go in the function, for all calls; those of two calls inline none."""
 

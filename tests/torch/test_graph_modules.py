@@ -142,7 +142,11 @@ def test_a_norm_in_called_code_says_why_it_stays(kind):
         assert len(inline.folds) == 1
         assert inline.kept == ()
     told = bnfold.plan(module, (X,))
-    assert told.folds or [kept.code for kept in told.kept] == ["unread-code"]
+    if kind == "no gradients":  # A module's own export writes it in line.
+        assert len(told.folds) == 1
+        assert told.kept == ()
+    else:
+        assert [kept.code for kept in told.kept] == ["unread-code"]
 
 
 def test_a_norm_of_another_library_says_why_it_stays():

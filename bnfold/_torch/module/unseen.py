@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from bnfold._errors import first_line
 from bnfold._torch.read.export import OF_PYTORCH, Calls, key_of
 
 
@@ -32,8 +33,7 @@ def unseen(
     try:
         _Tracer(rank, sizes).trace(module)
     except Exception as error:  # Whatever the code does with a stand-in for its input.
-        line = next((text for text in str(error).splitlines() if text.strip()), "")
-        return f"has code that cannot be followed for every input ({line})"
+        return f"has code that cannot be followed for every input ({first_line(error)})"
     return None
 
 
