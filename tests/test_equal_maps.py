@@ -10,7 +10,6 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto
 
 import bnfold
-from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
 
 from .cli.command import bnfold as run_command
@@ -19,6 +18,7 @@ from .graphs import (
     const,
     conv,
     counts,
+    done,
     feeds,
     fold_told,
     folds,
@@ -239,9 +239,8 @@ def forged(made: ModelProto, change) -> list[str]:
 
     ``change`` gets the nodes of the patch by position.
     """
-    after = ModelProto()
-    after.CopyFrom(made)
-    applied = prepare(after, None).apply().applied
+    once = done(made)
+    after, applied = once.folded, once.applied
     assert [step.law for step in applied] == ["equal"]
     patch = applied[0].patch
     nodes = {
@@ -262,9 +261,8 @@ def test_the_certificate_asks_for_equal_bits():
     other_made.CopyFrom(made)
     for tensor, source in zip(other_made.graph.initializer, other.graph.initializer, strict=True):
         tensor.CopyFrom(source)
-    after = ModelProto()
-    after.CopyFrom(made)
-    applied = prepare(after, None).apply().applied
+    once = done(made)
+    after, applied = once.folded, once.applied
     (found,) = certify(other_made, after, applied)
     assert "may differ" in found.problem and not found.holds
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import ModelProto, numpy_helper
 from onnx.backend.test import data as data_folder
@@ -22,6 +21,8 @@ from onnx.backend.test.case.node import collect_testcases
 from onnx.reference import ReferenceEvaluator
 
 import bnfold
+
+from .graphs import run
 
 FOLDERS = ("simple", "pytorch-converted", "pytorch-operator")
 
@@ -81,20 +82,15 @@ def cases() -> list[Case]:
 
 def runners(model: ModelProto) -> Iterator[Any]:
     """What can run a model: onnxruntime without optimizations, and ONNX's reference."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    yield lambda feeds: onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    ).run(None, feeds)
+    yield lambda feeds: run(model, feeds)
     yield lambda feeds: ReferenceEvaluator(model).run(None, feeds)
 
 
 def answers(model: ModelProto, number: int, feeds: dict[str, Any]) -> list[Any] | None:
     """The outputs by one of the runners; None if it cannot run the model."""
-    run = list(runners(model))[number]
+    compute = list(runners(model))[number]
     try:
-        return list(run(feeds))
+        return list(compute(feeds))
     except Exception:
         return None
 

@@ -19,21 +19,6 @@ from .command import TOO_LARGE, bnfold, process, refused, tree
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds data as it is told")
 
 
-@pytest.fixture
-def folded(model, tmp_path):
-    target = tmp_path / "folded.onnx"
-    assert bnfold(model, "-o", target, "--no-verify").code == 0
-    return target
-
-
-@pytest.fixture
-def wrong(model, tmp_path):
-    """A fold that makes every weight 1 % too large."""
-    target = tmp_path / "wrong.onnx"
-    assert bnfold(model, "-o", target, "--no-verify", factor=TOO_LARGE).code == 0
-    return target
-
-
 # --- what means nothing -------------------------------------------------------------------------
 
 
@@ -129,19 +114,11 @@ def test_what_power_tells_is_so(tmp_path):
 # --- rtol and atol ------------------------------------------------------------------------------
 
 
-def outputs(path, feeds):
-    """What onnxruntime itself computes, its optimizations off."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session.run(None, feeds)
-
-
 def test_a_tolerance_is_that_of_numpy(model, wrong, tmp_path):
     """Just below the largest difference it fails, just above it passes, as ``allclose`` does."""
     feeds = {"x": np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)}
     np.savez(tmp_path / "in.npz", **feeds)
-    (left,), (right,) = outputs(model, feeds), outputs(wrong, feeds)
+    (left,), (right,) = graphs.run(model, feeds), graphs.run(wrong, feeds)
     apart = np.abs(left.astype(np.float64) - right)
     relative = float(np.max(apart / np.abs(left)))
     both = float(np.max((apart - 1e-4) / np.abs(left)))

@@ -10,10 +10,9 @@ import onnx
 import pytest
 
 import bnfold
-from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
 
-from ..graphs import counts, run
+from ..graphs import counts, done, run
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("cheap_exports")
@@ -80,9 +79,8 @@ def test_folds_to_the_collapsed_network(name, networks, exported):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_merge_is_certified(name, exported):
     made = exported(name, "trained")
-    folded = onnx.ModelProto()
-    folded.CopyFrom(made)
-    applied = prepare(folded, None).apply().applied
+    once = done(made)
+    folded, applied = once.folded, once.applied
     certificates = certify(made, folded, applied)
     assert [c for c in certificates if not c.holds] == []
     assert [c for c in certificates if c.law == "merge"]

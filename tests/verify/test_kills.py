@@ -10,13 +10,12 @@ from types import ModuleType
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import ModelProto, numpy_helper
 
 import bnfold
 
-from .. import oracle
+from .. import graphs, oracle
 from ..graphs import bn, const, conv, conv_transpose, feeds, model, op, positive
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -36,12 +35,7 @@ bugs = load("bugs")
 
 
 def run(made: ModelProto, x) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        made.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, {"x": x})[0]
+    return graphs.run(made, {"x": x})[0]
 
 
 def image(made: ModelProto) -> np.ndarray:

@@ -33,7 +33,7 @@ from bnfold._report import findings, text
 from bnfold._run.bounds import UNBOUNDED, Bounds
 from bnfold._run.session import EngineError
 
-from ..graphs import bn, const, conv, model, op, rand
+from ..graphs import bn, const, conv, done, model, op, rand
 
 
 def without_shapes(made: ModelProto) -> ModelProto:
@@ -213,9 +213,9 @@ def test_a_crossing_that_says_nothing_is_unchecked(way: str, tmp_path: Path) -> 
 
 def test_a_scale_across_a_reshape_to_the_shape_of_a_run_is_checked() -> None:
     """One number for all elements: any target shows whether it is right."""
-    made, after = shaped("Reshape"), ModelProto()
-    after.CopyFrom(made)
-    applied = prepare(after, None).apply().applied
+    made = shaped("Reshape")
+    once = done(made)
+    after, applied = once.folded, once.applied
     assert all(one.holds for one in certify(made, after, applied))
     at = next(k for k, step in enumerate(applied) if step.law == "cross")
     related = dict(applied[at].related)
