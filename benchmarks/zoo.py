@@ -120,7 +120,9 @@ def _torchvision() -> Any:
 def _built(name: str) -> nn.Module:
     package, _, own = name.partition("/")
     if package == "torchvision":
-        module: nn.Module = _torchvision().models.get_model(own, weights=None)
+        models = _torchvision().models
+        alone = {"weights_backbone": None} if own in _of(models.segmentation) else {}
+        module: nn.Module = models.get_model(own, weights=None, **alone)
         return module
     _torchvision()
     import timm
@@ -134,13 +136,17 @@ def _chosen() -> list[str]:
     vision = _torchvision().models
     import timm
 
-    names = [f"torchvision/{n}" for n in vision.list_models(module=vision)]
-    names += [f"torchvision/{n}" for n in vision.list_models(module=vision.segmentation)]
+    names = [f"torchvision/{n}" for n in (*_of(vision), *_of(vision.segmentation))]
     for module in timm.list_modules():
         own = [f"timm/{name}" for name in timm.list_models(module=module)]
         names += sorted(own, key=_size)[:OF_EACH_MODULE]
     sizes = {name: _size(name) for name in names}
     return sorted((name for name in sizes if sizes[name] < PARAMETERS), key=lambda n: sizes[n])
+
+
+def _of(module: Any) -> list[str]:
+    names: list[str] = _torchvision().models.list_models(module=module)
+    return names
 
 
 def _size(name: str) -> float:
@@ -293,7 +299,7 @@ def _left(fuse: Callable[[nn.Module], nn.Module], module: nn.Module) -> int | No
 
 # --- the table --------------------------------------------------------------------------------
 
-_HEAD = f"""# Architectures of timm and torchvision
+_HEAD = """# Architectures of timm and torchvision
 
 Made by `python benchmarks/zoo.py`; its text says how. BatchNorms before, and after folding the
 module and its exported program; `fx`, `fuse_fx` and `timm` are what the fusions of torch.fx, of
