@@ -358,12 +358,12 @@ class Relocator:
 
     def _lies_on_channels(self, index: int) -> bool:
         """Whether an affine operator knows its axes: by the rank of what it reads, as a norm, or
-        because its own numbers lie along one.
+        because its own numbers lie along one that is counted from the first.
         """
         node = self.view.nodes[index]
         role = affine(node)
         known = self.view.values[node.inputs[role.data]].shape is not None
-        return known or role.absorber is not None or role.map.axis is not None
+        return known or role.absorber is not None or role.map.axis not in (None, LAST)
 
     def _insert(self, trip: Trip, number: int, shift: AffineMap) -> None:
         """Put a shift of the output of the absorber ahead of a place first in that place.
