@@ -1496,6 +1496,27 @@ MUTANTS = (
         "tests/verify/test_ahead.py",
     ),
     Mutant(
+        "of outputs that are near one another any may be meant",
+        "_judge/other_pairings.py",
+        "sorted((n for n, by in apart.items() if by <= _NEAR), key=apart.__getitem__)",
+        "[n for n, by in apart.items() if by <= _NEAR]",
+        "tests/verify/test_ports.py",
+    ),
+    Mutant(
+        "an operator of another domain draws random numbers for its name",
+        "_run/nodes.py",
+        "(each.op_type in RANDOM and each.domain in _OWN)",
+        "(each.op_type in RANDOM)",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "a function that draws random numbers draws none",
+        "_run/nodes.py",
+        "calls.update((each.domain, each.name) for each in found)",
+        "pass",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
         "renamed ports of one type differ where they lie in another order",
         "_judge/end_to_end.py",
         "        if allowed is None:",
