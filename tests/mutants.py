@@ -261,7 +261,7 @@ MUTANTS = (
     Mutant(
         "a constant of any size is made",
         "_onnx/read/growth.py",
-        "    if count > max(_LARGEST, sum(values.size for values in given)):",
+        "    if count > max(LARGEST, sum(values.size for values in given)):",
         "    if False:",
         "tests/test_constants.py",
     ),
@@ -416,8 +416,8 @@ MUTANTS = (
     Mutant(
         "the features of a Scaler are those of the last axis of any tensor",
         "_onnx/read/affine.py",
-        "if axis > 1 or shape[axis]",
-        "if shape[axis]",
+        "if axis not in (0, 1) or shape[axis]",
+        "if axis < 0 or shape[axis]",
         "tests/test_scaler.py",
     ),
     Mutant(
@@ -788,7 +788,7 @@ MUTANTS = (
     ),
     Mutant(
         "a graph module folds for the sizes of an example alone",
-        "_pipeline/lowered.py",
+        "_pipeline/any_kind.py",
         "shapes = varying_sizes(model, (args, kwargs)) if shapes is None else shapes",
         "shapes = shapes",
         "tests/torch/test_graph_modules.py",
@@ -1021,6 +1021,20 @@ MUTANTS = (
         "_proof/absorption.py",
         "    if channels is not None:\n        channels.check(peaks, dtype, case)",
         "    if False:\n        channels.check(peaks, dtype, case)",
+        "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a map that was refused in vain stays refused",
+        "_plan/fit.py",
+        "for one in maps[:-1]][:_CHANCES]",
+        "for one in maps[:-1]][:0]",
+        "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a map that was refused gets its chance whatever then leaves its range",
+        "_plan/fit.py",
+        "if next(problems.of(tried), None) is None:",
+        "if True:",
         "tests/test_dtypes.py",
     ),
     Mutant(
@@ -1598,6 +1612,20 @@ MUTANTS = (
         "_onnx/read/rounded.py",
         "    while name not in scope.outputs and name not in scope.captures:",
         "    while name not in scope.outputs:",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "whatever is added to a product with batches is a residual",
+        "_onnx/read/rounded.py",
+        "return batches and all(shape is not None and len(shape) > 1 for shape in shapes)",
+        "return batches",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "what is added to a product of matrices may be a residual",
+        "_onnx/read/rounded.py",
+        "batches = own is not None and len(own) > 2",
+        "batches = own is not None",
         "tests/test_rounded_data.py",
     ),
     Mutant(
