@@ -1193,7 +1193,7 @@ MUTANTS = (
         "_proof/absorption.py",
         "if attributes(node) != attributes(twin):",
         "if False:",
-        "tests/verify/test_certificate.py::test_changed_attribute_is_seen",
+        "tests/verify/test_wrong_graphs.py::test_changed_attribute_is_seen",
     ),
     Mutant(
         "a certificate forgets the scale of the bias",
@@ -1759,7 +1759,7 @@ MUTANTS = (
         "_proof/certificate.py",
         "    steps.require_same_data(old, new, node, twin)\n",
         "",
-        "tests/verify/test_certificate.py",
+        "tests/verify/test_wrong_graphs.py",
     ),
     Mutant(
         "a shift for each channel counts for a single number",
@@ -1773,14 +1773,14 @@ MUTANTS = (
         "_proof/checked_model.py",
         "return now == wanted or (gone and old.owner(now) is None)",
         "return now == wanted or gone",
-        "tests/verify/test_certificate.py",
+        "tests/verify/test_wrong_graphs.py",
     ),
     Mutant(
         "the certificate takes the outputs of a Split for one another",
         "_proof/checked_model.py",
         "                    if len(last.output) > 1:",
         "                    if False:",
-        "tests/verify/test_certificate.py",
+        "tests/verify/test_wrong_graphs.py",
     ),
     Mutant(
         "the certificate lets others read the scales of a dynamic product",
