@@ -766,6 +766,27 @@ MUTANTS = (
         "tests/torch/test_norm_with_activation.py",
     ),
     Mutant(
+        'keywords of a graph module have the order of the call',
+        '_torch/read/lowered.py',
+        '    made: Inputs = torch.utils._pytree.tree_unflatten(leaves, spec)\n    return made\n',
+        '    return given\n',
+        'tests/torch/test_graph_modules.py',
+    ),
+    Mutant(
+        "a user's module is known by the name of PyTorch's",
+        '_torch/read/lowered.py',
+        ' and kind.__module__.partition(".")[0] == "torch"',
+        '',
+        'tests/torch/test_graph_modules.py',
+    ),
+    Mutant(
+        'an argument with a name alone goes to a position',
+        '_torch/program/draft.py',
+        'asked[place].kwarg_only or ',
+        '',
+        'tests/torch/test_program.py',
+    ),
+    Mutant(
         "folding again forgets which modules hand on a new bias",
         "_torch/module/recipe.py",
         "again=None, takers=planned.surgery.takers",
