@@ -261,7 +261,7 @@ MUTANTS = (
     Mutant(
         "a constant of any size is made",
         "_onnx/read/growth.py",
-        "    if count > max(_LARGEST, sum(values.size for values in given)):",
+        "    if count > max(LARGEST, sum(values.size for values in given)):",
         "    if False:",
         "tests/test_constants.py",
     ),
@@ -416,8 +416,8 @@ MUTANTS = (
     Mutant(
         "the features of a Scaler are those of the last axis of any tensor",
         "_onnx/read/affine.py",
-        "if axis > 1 or shape[axis]",
-        "if shape[axis]",
+        "if axis not in (0, 1) or shape[axis]",
+        "if axis < 0 or shape[axis]",
         "tests/test_scaler.py",
     ),
     Mutant(
@@ -844,7 +844,7 @@ MUTANTS = (
     ),
     Mutant(
         "a graph module folds for the sizes of an example alone",
-        "_pipeline/lowered.py",
+        "_pipeline/any_kind.py",
         "shapes = varying_sizes(model, (args, kwargs)) if shapes is None else shapes",
         "shapes = shapes",
         "tests/torch/test_graph_modules.py",
@@ -1077,6 +1077,20 @@ MUTANTS = (
         "_proof/absorption.py",
         "    if channels is not None:\n        channels.check(peaks, dtype, case)",
         "    if False:\n        channels.check(peaks, dtype, case)",
+        "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a map that was refused in vain stays refused",
+        "_plan/fit.py",
+        "for one in maps[:-1]][:_CHANCES]",
+        "for one in maps[:-1]][:0]",
+        "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a map that was refused gets its chance whatever then leaves its range",
+        "_plan/fit.py",
+        "if next(problems.of(tried), None) is None:",
+        "if True:",
         "tests/test_dtypes.py",
     ),
     Mutant(
@@ -1657,6 +1671,20 @@ MUTANTS = (
         "tests/test_rounded_data.py",
     ),
     Mutant(
+        "whatever is added to a product with batches is a residual",
+        "_onnx/read/rounded.py",
+        "return batches and all(shape is not None and len(shape) > 1 for shape in shapes)",
+        "return batches",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "what is added to a product of matrices may be a residual",
+        "_onnx/read/rounded.py",
+        "batches = own is not None and len(own) > 2",
+        "batches = own is not None",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
         "other data may be added ahead of a quantizer",
         "_onnx/read/rounded.py",
         "if kind not in _AHEAD_OF_QUANTIZER or len(data) != 1:",
@@ -1668,7 +1696,7 @@ MUTANTS = (
         "_onnx/read/inlining.py",
         "            if _own(entry.domain) in used - imported:",
         "            if _own(entry.domain) not in imported:",
-        "tests/test_functions.py",
+        "tests/test_inlined_calls.py",
     ),
     Mutant(
         "an element type that is not told counts as known",
@@ -1787,21 +1815,21 @@ MUTANTS = (
         "_proof/inlined_calls.py",
         "    if _stored(original.graph) != _stored(started.graph):",
         "    if False:",
-        "tests/test_functions.py",
+        "tests/test_inlined_calls.py",
     ),
     Mutant(
         "an inlined call leaves attributes to the defaults of its function",
         "_onnx/read/inlining.py",
         "for a in (*function.attribute_proto, *call.attribute)}",
         "for a in (*call.attribute, *function.attribute_proto)}",
-        "tests/test_functions.py::test_attributes_of_each_call_and_defaults",
+        "tests/test_inlined_calls.py::test_attributes_of_each_call_and_defaults",
     ),
     Mutant(
         "a function of any opset is inlined",
         "_onnx/read/inlining.py",
         "return int(one) if one == other else None",
         "return int(one)",
-        "tests/test_functions.py::test_a_function_of_another_opset",
+        "tests/test_inlined_calls.py::test_a_function_of_another_opset",
     ),
     Mutant(
         "weights of inlined calls stay with the copy in which they were folded",
@@ -1815,7 +1843,7 @@ MUTANTS = (
         "_onnx/read/inlining.py",
         "for key in places if key in called and not callers[key]",
         "for key in places if not callers[key]",
-        "tests/test_functions.py::test_functions_that_nobody_called_stay",
+        "tests/test_inlined_calls.py::test_functions_that_nobody_called_stay",
     ),
     # --- files -----------------------------------------------------------------------------------
     Mutant(
@@ -2035,8 +2063,8 @@ MUTANTS = (
     Mutant(
         "weights of a file refute nothing that outputs do not",
         "_judge/file_weights.py",
-        "if number in free:",
-        "if number not in range(len(held)):",
+        "if number in free and not any(",
+        "if number not in range(len(held)) and not any(",
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
@@ -2200,6 +2228,20 @@ MUTANTS = (
         "_LARGEST_POWER = 64",
         "_LARGEST_POWER = 10**12",
         "tests/torch/test_untrusted.py",
+    ),
+    Mutant(
+        "time holds for the comparison alone",
+        "_system/time_limit.py",
+        "        signal.setitimer(signal.ITIMER_REAL, seconds)\n",
+        "        pass\n",
+        "tests/cli/test_time_limit.py",
+    ),
+    Mutant(
+        "time that is up stops files that are put in place",
+        "_pipeline/models.py",
+        "            time_limit.lift()\n",
+        "",
+        "tests/cli/test_time_limit.py",
     ),
     Mutant(
         "a small file asks for a constant of gigabytes",
