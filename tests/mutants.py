@@ -261,7 +261,7 @@ MUTANTS = (
     Mutant(
         "a constant of any size is made",
         "_onnx/read/growth.py",
-        "    if count > max(_LARGEST, sum(values.size for values in given)):",
+        "    if count > max(LARGEST, sum(values.size for values in given)):",
         "    if False:",
         "tests/test_constants.py",
     ),
@@ -372,6 +372,13 @@ MUTANTS = (
         "tests/test_last_axis.py",
     ),
     Mutant(
+        "a map along the last axis of unknown rank knows where axis 1 is",
+        "_plan/relocation.py",
+        "role.map.axis not in (None, LAST)",
+        "role.map.axis is not None",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
         "a constant of more axes meets the last axis of unknown rank",
         "_core/broadcast.py",
         "constant.shape in ((last,), (1,))",
@@ -384,6 +391,13 @@ MUTANTS = (
         "elif other is None and right and len(fixed) == 2:",
         "elif other is None and len(fixed) == 2:",
         "tests/test_last_axis.py",
+    ),
+    Mutant(
+        "a single number has a last axis",
+        "_onnx/read/affine.py",
+        "if axis not in (0, 1) or",
+        "if axis > 1 or",
+        "tests/test_scaler.py",
     ),
     Mutant(
         "a Scaler subtracts its offset last",
@@ -402,8 +416,8 @@ MUTANTS = (
     Mutant(
         "the features of a Scaler are those of the last axis of any tensor",
         "_onnx/read/affine.py",
-        "if axis > 1 or shape[axis]",
-        "if shape[axis]",
+        "if axis not in (0, 1) or shape[axis]",
+        "if axis < 0 or shape[axis]",
         "tests/test_scaler.py",
     ),
     Mutant(
@@ -717,6 +731,41 @@ MUTANTS = (
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
+        "what a method keeps that the forward calls goes unseen",
+        "_torch/module/own_code.py",
+        "waiting += [each for values in found.values for each in values]",
+        "pass",
+        "tests/torch/test_norm_with_activation.py",
+    ),
+    Mutant(
+        "code that asks how the process runs",
+        "_torch/module/own_code.py",
+        "if by_name and _ASKING.fullmatch(name):",
+        "if False:",
+        "tests/torch/test_norm_with_activation.py",
+    ),
+    Mutant(
+        "an object that a module holds keeps nothing",
+        "_torch/module/own_code.py",
+        "_has_state(value) and _may_run(value, name)",
+        "False",
+        "tests/torch/test_norm_with_activation.py",
+    ),
+    Mutant(
+        "what PyTorch's decorators wrap goes unseen",
+        "_torch/module/own_code.py",
+        "waiting += _cells(function).values()",
+        "pass",
+        "tests/torch/test_norm_with_activation.py",
+    ),
+    Mutant(
+        "time and chance are what they were",
+        "_torch/module/own_code.py",
+        'str(name).lstrip("_").partition(".")[0] in _OUTSIDE or',
+        "False or",
+        "tests/torch/test_norm_with_activation.py",
+    ),
+    Mutant(
         "folding again forgets which modules hand on a new bias",
         "_torch/module/recipe.py",
         "again=None, takers=planned.surgery.takers",
@@ -774,7 +823,7 @@ MUTANTS = (
     ),
     Mutant(
         "a graph module folds for the sizes of an example alone",
-        "_pipeline/lowered.py",
+        "_pipeline/any_kind.py",
         "shapes = varying_sizes(model, (args, kwargs)) if shapes is None else shapes",
         "shapes = shapes",
         "tests/torch/test_graph_modules.py",
@@ -1007,6 +1056,20 @@ MUTANTS = (
         "_proof/absorption.py",
         "    if channels is not None:\n        channels.check(peaks, dtype, case)",
         "    if False:\n        channels.check(peaks, dtype, case)",
+        "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a map that was refused in vain stays refused",
+        "_plan/fit.py",
+        "for one in maps[:-1]][:_CHANCES]",
+        "for one in maps[:-1]][:0]",
+        "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a map that was refused gets its chance whatever then leaves its range",
+        "_plan/fit.py",
+        "if next(problems.of(tried), None) is None:",
+        "if True:",
         "tests/test_dtypes.py",
     ),
     Mutant(
@@ -1587,6 +1650,20 @@ MUTANTS = (
         "tests/test_rounded_data.py",
     ),
     Mutant(
+        "whatever is added to a product with batches is a residual",
+        "_onnx/read/rounded.py",
+        "return batches and all(shape is not None and len(shape) > 1 for shape in shapes)",
+        "return batches",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "what is added to a product of matrices may be a residual",
+        "_onnx/read/rounded.py",
+        "batches = own is not None and len(own) > 2",
+        "batches = own is not None",
+        "tests/test_rounded_data.py",
+    ),
+    Mutant(
         "other data may be added ahead of a quantizer",
         "_onnx/read/rounded.py",
         "if kind not in _AHEAD_OF_QUANTIZER or len(data) != 1:",
@@ -1598,7 +1675,7 @@ MUTANTS = (
         "_onnx/read/inlining.py",
         "            if _own(entry.domain) in used - imported:",
         "            if _own(entry.domain) not in imported:",
-        "tests/test_functions.py",
+        "tests/test_inlined_calls.py",
     ),
     Mutant(
         "an element type that is not told counts as known",
@@ -1717,21 +1794,21 @@ MUTANTS = (
         "_proof/inlined_calls.py",
         "    if _stored(original.graph) != _stored(started.graph):",
         "    if False:",
-        "tests/test_functions.py",
+        "tests/test_inlined_calls.py",
     ),
     Mutant(
         "an inlined call leaves attributes to the defaults of its function",
         "_onnx/read/inlining.py",
         "for a in (*function.attribute_proto, *call.attribute)}",
         "for a in (*call.attribute, *function.attribute_proto)}",
-        "tests/test_functions.py::test_attributes_of_each_call_and_defaults",
+        "tests/test_inlined_calls.py::test_attributes_of_each_call_and_defaults",
     ),
     Mutant(
         "a function of any opset is inlined",
         "_onnx/read/inlining.py",
         "return int(one) if one == other else None",
         "return int(one)",
-        "tests/test_functions.py::test_a_function_of_another_opset",
+        "tests/test_inlined_calls.py::test_a_function_of_another_opset",
     ),
     Mutant(
         "weights of inlined calls stay with the copy in which they were folded",
@@ -1745,7 +1822,7 @@ MUTANTS = (
         "_onnx/read/inlining.py",
         "for key in places if key in called and not callers[key]",
         "for key in places if not callers[key]",
-        "tests/test_functions.py::test_functions_that_nobody_called_stay",
+        "tests/test_inlined_calls.py::test_functions_that_nobody_called_stay",
     ),
     # --- files -----------------------------------------------------------------------------------
     Mutant(
@@ -1965,8 +2042,8 @@ MUTANTS = (
     Mutant(
         "weights of a file refute nothing that outputs do not",
         "_judge/file_weights.py",
-        "if number in free:",
-        "if number not in range(len(held)):",
+        "if number in free and not any(",
+        "if number not in range(len(held)) and not any(",
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
@@ -2146,6 +2223,20 @@ MUTANTS = (
         "tests/torch/test_untrusted.py",
     ),
     Mutant(
+        "time holds for the comparison alone",
+        "_system/time_limit.py",
+        "        signal.setitimer(signal.ITIMER_REAL, seconds)\n",
+        "        pass\n",
+        "tests/cli/test_time_limit.py",
+    ),
+    Mutant(
+        "time that is up stops files that are put in place",
+        "_pipeline/models.py",
+        "            time_limit.lift()\n",
+        "",
+        "tests/cli/test_time_limit.py",
+    ),
+    Mutant(
         "a small file asks for a constant of gigabytes",
         "_onnx/read/constants.py",
         "                refuse_huge(node, inputs)\n",
@@ -2153,10 +2244,31 @@ MUTANTS = (
         "tests/cli/test_damaged.py",
     ),
     Mutant(
+        "a Slice behind what may make a negative size counts as near",
+        "_onnx/read/slices.py",
+        "        elif _makes(node):\n            step += step % 2\n",
+        "",
+        "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "a Slice in a function is gone through whatever is ahead of it there",
+        "_onnx/read/slices.py",
+        "nested or any(map(_makes, nodes))",
+        "nested",
+        "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "a function that another one calls is called by the graph alone",
+        "_onnx/read/slices.py",
+        "nested or any(map(_makes, nodes))",
+        "any(map(_makes, nodes))",
+        "tests/cli/test_damaged.py",
+    ),
+    Mutant(
         "inference computes with rows of any length",
         "_onnx/read/inference.py",
-        "    _hide_long(hidden.graph, plain.graph)\n    found",
-        "    found",
+        "    _hide_long(hidden.graph, plain.graph)\n",
+        "",
         "tests/cli/test_damaged.py",
     ),
     Mutant(

@@ -326,7 +326,14 @@ def test_an_output_that_hides_every_error(export):
     assert status(module, changed(path, off(2.0, 0))) == "fail"
 
 
-@pytest.mark.parametrize("options, which", [({}, 2), (UNFOLDED, 1)], ids=["folded", "unfolded"])
+OPEN = {**UNFOLDED, "keep_initializers_as_inputs": True}
+
+
+@pytest.mark.parametrize(
+    "options, which",
+    [({}, 2), (UNFOLDED, 1), (OPEN, 1)],
+    ids=["folded", "unfolded", "open to others"],
+)
 def test_a_channel_that_hardly_counts(export, options, which):
     """No output shows that it is wrong; the other channels of the weight are the module's."""
     module = net()
@@ -370,7 +377,7 @@ def chosen_weight(graph):
 
 def test_a_norm_that_the_file_keeps_and_the_module_need_not(export):
     module = one_channel_scaled()
-    open_to_others = export(module, **UNFOLDED, keep_initializers_as_inputs=True)
+    open_to_others = export(module, **OPEN)
     assert len(onnx.load(open_to_others).graph.input) > 1
     computed = changed(export(module, **UNFOLDED), chosen_weight)
     for file in (open_to_others, computed):
