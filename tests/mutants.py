@@ -393,6 +393,13 @@ MUTANTS = (
         "tests/test_last_axis.py",
     ),
     Mutant(
+        "a function with the name of an operator only rearranges",
+        "_run/source.py",
+        "while node is not None and type_of(node) in _PASS_THROUGH:",
+        "while node is not None and node.op_type in _PASS_THROUGH:",
+        "tests/verify/test_source.py",
+    ),
+    Mutant(
         "a single number has a last axis",
         "_onnx/read/affine.py",
         "if axis not in (0, 1) or",
