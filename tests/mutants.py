@@ -773,6 +773,27 @@ MUTANTS = (
         "tests/torch/test_norm_with_activation.py",
     ),
     Mutant(
+        "keywords of a graph module have the order of the call",
+        "_torch/read/lowered.py",
+        "    made: Inputs = torch.utils._pytree.tree_unflatten(leaves, spec)\n    return made\n",
+        "    return given\n",
+        "tests/torch/test_graph_modules.py",
+    ),
+    Mutant(
+        "a user's module is known by the name of PyTorch's",
+        "_torch/read/lowered.py",
+        ' and kind.__module__.partition(".")[0] == "torch"',
+        "",
+        "tests/torch/test_graph_modules.py",
+    ),
+    Mutant(
+        "an argument with a name alone goes to a position",
+        "_torch/program/draft.py",
+        "asked[place].kwarg_only or ",
+        "",
+        "tests/torch/test_program.py",
+    ),
+    Mutant(
         "folding again forgets which modules hand on a new bias",
         "_torch/module/recipe.py",
         "again=None, takers=planned.surgery.takers",
@@ -1682,7 +1703,7 @@ MUTANTS = (
         "_onnx/read/inlining.py",
         "            if _own(entry.domain) in used - imported:",
         "            if _own(entry.domain) not in imported:",
-        "tests/test_functions.py",
+        "tests/test_inlined_calls.py",
     ),
     Mutant(
         "an element type that is not told counts as known",
@@ -1801,21 +1822,21 @@ MUTANTS = (
         "_proof/inlined_calls.py",
         "    if _stored(original.graph) != _stored(started.graph):",
         "    if False:",
-        "tests/test_functions.py",
+        "tests/test_inlined_calls.py",
     ),
     Mutant(
         "an inlined call leaves attributes to the defaults of its function",
         "_onnx/read/inlining.py",
         "for a in (*function.attribute_proto, *call.attribute)}",
         "for a in (*call.attribute, *function.attribute_proto)}",
-        "tests/test_functions.py::test_attributes_of_each_call_and_defaults",
+        "tests/test_inlined_calls.py::test_attributes_of_each_call_and_defaults",
     ),
     Mutant(
         "a function of any opset is inlined",
         "_onnx/read/inlining.py",
         "return int(one) if one == other else None",
         "return int(one)",
-        "tests/test_functions.py::test_a_function_of_another_opset",
+        "tests/test_inlined_calls.py::test_a_function_of_another_opset",
     ),
     Mutant(
         "weights of inlined calls stay with the copy in which they were folded",
@@ -1829,7 +1850,7 @@ MUTANTS = (
         "_onnx/read/inlining.py",
         "for key in places if key in called and not callers[key]",
         "for key in places if not callers[key]",
-        "tests/test_functions.py::test_functions_that_nobody_called_stay",
+        "tests/test_inlined_calls.py::test_functions_that_nobody_called_stay",
     ),
     # --- files -----------------------------------------------------------------------------------
     Mutant(
@@ -2049,8 +2070,8 @@ MUTANTS = (
     Mutant(
         "weights of a file refute nothing that outputs do not",
         "_judge/file_weights.py",
-        "if number in free:",
-        "if number not in range(len(held)):",
+        "if number in free and not any(",
+        "if number not in range(len(held)) and not any(",
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
@@ -2136,6 +2157,20 @@ MUTANTS = (
         "if len(set(keys)) == len(keys):",
         "if True:",
         "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "outputs do not depend on numbers that code reads out of tensors",
+        "_run/torch_trace.py",
+        "trace.of(each) | trace.numbers for each",
+        "trace.of(each) for each",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "a module is exported that computes with numbers which weights decide",
+        "_pipeline/modules.py",
+        "            raise NotExportable(_FIXED)",
+        "            pass",
+        "tests/torch/test_judge.py",
     ),
     Mutant(
         "inputs that are left out are not told",
