@@ -12,12 +12,12 @@ from onnx import ModelProto
 from bnfold._core.result import Plan
 from bnfold._pipeline.any_kind import (
     Model,
-    ModuleOptions,
     compare_models,
     fold_model,
     plan_model,
     refold_module,
 )
+from bnfold._pipeline.module_options import ModuleOptions
 
 if TYPE_CHECKING:
     import numpy as np

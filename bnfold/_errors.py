@@ -1,4 +1,4 @@
-"""The errors that bnfold raises for what a caller can set right."""
+"""The errors that bnfold raises for what a caller can set right, and what other errors say."""
 
 from __future__ import annotations
 
@@ -9,3 +9,9 @@ class BnfoldError(Exception):
 
 class UsageError(BnfoldError):
     """What was asked cannot be done as given: an unreadable model, a wrong path, wrong inputs."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something; the error's class if none does."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

@@ -355,19 +355,31 @@ def feeds(made: ModelProto, seed: int = 0, sizes: int = 2) -> dict[str, Array]:
     return out
 
 
-def run(made: ModelProto | str, given: Mapping[str, Array]) -> list[Array]:
-    """onnxruntime with every optimization off."""
-    return session(made).run(None, dict(given))
+def run(
+    made: ModelProto | str | Path, given: Mapping[str, Array], level: str = "DISABLE_ALL"
+) -> list[Array]:
+    """onnxruntime, with every optimization off unless a level is given."""
+    return session(made, level).run(None, dict(given))
 
 
-def session(made: ModelProto | str) -> ort.InferenceSession:
-    """A session of onnxruntime with every optimization off."""
+def session(
+    made: ModelProto | str | Path, level: str = "DISABLE_ALL", saved: Path | None = None
+) -> ort.InferenceSession:
+    """A session of onnxruntime, which may save what its optimizations of a level have made."""
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
-    source = made if isinstance(made, str) else made.SerializeToString()
+    if saved is not None:
+        options.optimized_model_filepath = str(saved)
+    source = made.SerializeToString() if isinstance(made, ModelProto) else made
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def optimized(made: ModelProto, saved: Path, level: str = "ENABLE_ALL") -> ModelProto:
+    """A model as onnxruntime saves it, once it has optimized it."""
+    session(made, level, saved)
+    return onnx.load(saved)
 
 
 def _close(name: str, what: str, got: Array, want: Array, bound: Array) -> None:

@@ -8,10 +8,9 @@ from onnx import ModelProto
 
 import bnfold
 from bnfold._core import parameters
-from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
 
-from .graphs import certified, codes, const, counts, model, op, rand, run
+from .graphs import certified, codes, const, counts, done, model, op, rand, run
 
 KINDS = ("Gemm", "Gemm, the constant ahead", "FusedMatMul")
 # The size of the weights, alpha, the bias (None: there is none), the scale behind, what is wrong.
@@ -61,9 +60,8 @@ def test_what_alpha_would_show_stays(what: str, kind: str) -> None:
     assert codes(m)["mul"] == code
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parameters.Site, "_alpha", 1.0)
-        result = ModelProto()
-        result.CopyFrom(m)
-        applied = prepare(result, None).apply().applied
+        once = done(m)
+        result, applied = once.folded, once.applied
     if applied:
         assert not all(c.holds for c in certify(m, result, applied))
     else:  # no bias in which anything might drown

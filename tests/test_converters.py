@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import version_converter
 
@@ -21,7 +20,7 @@ import bnfold
 
 from . import zoo
 from .cli.command import bnfold as run_command
-from .graphs import counts
+from .graphs import counts, session
 
 NORM = "BatchNormalization"
 
@@ -60,11 +59,7 @@ def saved(level: str) -> Callable[[Path, Path], None]:
     """A file that onnxruntime saves once it has optimized a model."""
 
     def convert(source: Path, target: Path) -> None:
-        options = ort.SessionOptions()
-        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-        options.optimized_model_filepath = str(target)
-        options.log_severity_level = 4
-        ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+        session(source, level, target)
 
     return convert
 
@@ -78,9 +73,9 @@ CONVERTERS = {
     "float16, norms and inputs in float32": half(keep_io_types=True, op_block_list=[NORM]),
     "prepared for quantization": prepared(),
     "prepared, not optimized": prepared(skip_optimization=True),
-    "saved, basic": saved("ORT_ENABLE_BASIC"),
-    "saved, extended": saved("ORT_ENABLE_EXTENDED"),
-    "saved, all": saved("ORT_ENABLE_ALL"),
+    "saved, basic": saved("ENABLE_BASIC"),
+    "saved, extended": saved("ENABLE_EXTENDED"),
+    "saved, all": saved("ENABLE_ALL"),
 }
 # What has no room in float16, and what then has nowhere to go.
 NARROW = {"underflow", "not-carried"}

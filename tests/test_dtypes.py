@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import ModelProto
 
 import bnfold
 from bnfold._core import parameters
-from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
 
 from .graphs import (
@@ -23,6 +21,7 @@ from .graphs import (
     constants,
     conv,
     counts,
+    done,
     feeds,
     fold,
     folds,
@@ -293,11 +292,10 @@ def test_a_channel_with_something_in_it_stays(how):
         elem=elem,
     )
     assert codes(m)["mul"] == "underflow"
-    result = ModelProto()
-    result.CopyFrom(m)
     with pytest.MonkeyPatch.context() as patch:  # a planner that loses them
         patch.setattr(parameters, "dead", lambda top, *_: top >= 0)
-        applied = prepare(result, None).apply().applied
+        once = done(m)
+    result, applied = once.folded, once.applied
     assert applied and not all(c.holds for c in certify(m, result, applied))
 
 
@@ -374,11 +372,10 @@ def test_what_is_lost_in_one_part_of_a_channel_stays(name, monkeypatch):
         m.graph.input[0].type.tensor_type.ClearField("shape")
         m.graph.output[0].type.tensor_type.ClearField("shape")
     assert codes(m) == {"mul": "underflow"}
-    loses = ModelProto()
-    loses.CopyFrom(m)
     with pytest.MonkeyPatch.context() as patch:  # a planner that loses them
         patch.setattr(parameters, "underflows", lambda top, *_: top < 0)
-        applied = prepare(loses, None).apply().applied
+        once = done(m)
+    loses, applied = once.folded, once.applied
     assert applied and not any(c.holds for c in certify(m, loses, applied))
     if x is not None:
         given = {"x": np.full(x, 1e10, np.float32)}
@@ -400,9 +397,28 @@ def test_a_bias_of_another_axis_does_not_drown_what_is_lost(bias):
         x=(4, 4),
     )
     assert codes(m) == {"mul": "underflow"}
-    loses = ModelProto()
-    loses.CopyFrom(m)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parameters, "underflows", lambda top, *_: top < 0)
-        applied = prepare(loses, None).apply().applied
+        once = done(m)
+    loses, applied = once.folded, once.applied
     assert applied and not any(c.holds for c in certify(m, loses, applied))
+
+
+@pytest.mark.parametrize("bad", ["ahead", "behind", "both", "none"])
+def test_a_map_is_not_refused_for_what_another_one_is_too_much_for(bad):
+    """Both are carried to the Conv, whichever is too much: together they are more than it can
+    take, but for "none". The one that is too much by itself stays, the other one folds.
+    """
+    ahead, behind = (1e-34 if bad in (side, "both") else 2.0 for side in ("ahead", "behind"))
+    m = model(
+        const("Mul", "x", "m", rand(4, 1, 1) ** 2 * ahead + np.float32(ahead), name="ahead"),
+        op("MaxPool", "m", "p", kernel_shape=[2, 2]),
+        conv("conv", "p", "c", (4, 4, 1, 1)),
+        op("Relu", "c", "r"),
+        const("Mul", "r", "y", rand(4, 1, 1) ** 2 * behind + np.float32(behind), name="behind"),
+        weights={"conv.w": np.full((4, 4, 1, 1), 1e-6, np.float32)},
+        x=(1, 4, 8, 8),
+    )
+    stay = {"both": {"ahead", "behind"}, "none": set()}.get(bad, {bad})
+    assert codes(m) == dict.fromkeys(stay, "underflow")
+    certified(m)

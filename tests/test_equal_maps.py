@@ -10,15 +10,16 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto
 
 import bnfold
-from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
 
 from .cli.command import bnfold as run_command
+from .functions import DOMAIN, function
 from .graphs import (
     bn,
     const,
     conv,
     counts,
+    done,
     feeds,
     fold_told,
     folds,
@@ -30,7 +31,6 @@ from .graphs import (
     stays,
     subgraph,
 )
-from .test_functions import DOMAIN, function
 from .test_order import shuffled
 
 TWO = np.float32(2.1)
@@ -239,9 +239,8 @@ def forged(made: ModelProto, change) -> list[str]:
 
     ``change`` gets the nodes of the patch by position.
     """
-    after = ModelProto()
-    after.CopyFrom(made)
-    applied = prepare(after, None).apply().applied
+    once = done(made)
+    after, applied = once.folded, once.applied
     assert [step.law for step in applied] == ["equal"]
     patch = applied[0].patch
     nodes = {
@@ -262,9 +261,8 @@ def test_the_certificate_asks_for_equal_bits():
     other_made.CopyFrom(made)
     for tensor, source in zip(other_made.graph.initializer, other.graph.initializer, strict=True):
         tensor.CopyFrom(source)
-    after = ModelProto()
-    after.CopyFrom(made)
-    applied = prepare(after, None).apply().applied
+    once = done(made)
+    after, applied = once.folded, once.applied
     (found,) = certify(other_made, after, applied)
     assert "may differ" in found.problem and not found.holds
 
@@ -289,6 +287,22 @@ def test_the_certificate_asks_for_the_right_readers():
     assert "does not read" in forged(made, reads_other)[0]
     assert "have changed" in forged(made, leaves_one)[0]
     assert "not one kind" in forged(made, another_operator)[0]
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (2, 1), (1, 2)])
+def test_the_certificate_asks_for_one_output(counts):
+    """An old norm may have five."""
+    made = pair(bn("n", "s", "a", 3), bn("m", "s", "b", 3))
+    for node in made.graph.node[1:3]:
+        node.input[1:] = [f"n.{part}" for part in ("scale", "bias", "mean", "var")]
+
+    def more(nodes, into):
+        gone = next(p for p, n in nodes.items() if n is None)
+        for place, count in zip((into, gone), counts, strict=True):
+            made.graph.node[place].output.extend(["more"] * (count - 1))
+        nodes[into] = made.graph.node[into]
+
+    assert "other inputs or outputs" in forged(made, more)[0]
 
 
 def test_in_a_function_and_not_for_two_of_its_calls():

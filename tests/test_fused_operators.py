@@ -15,7 +15,6 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 import bnfold
-from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
 
 from .graphs import (
@@ -26,6 +25,7 @@ from .graphs import (
     const,
     conv,
     counts,
+    done,
     feeds,
     model,
     op,
@@ -302,9 +302,8 @@ def test_the_certificate_sees_a_number_that_is_wrong(what):
         fused("Clip", "x", "f", z="z"),
         const("Mul", "f", "y", np.float32(1.5)),
     )
-    result = ModelProto()
-    result.CopyFrom(m)
-    applied = prepare(result, None).apply().applied
+    once = done(m)
+    result, applied = once.folded, once.applied
     assert len(applied) > 1 and all(c.holds for c in certify(m, result, applied))
     changed(result, what)
     assert not all(c.holds for c in certify(m, result, applied))
@@ -319,9 +318,8 @@ def test_the_certificate_does_not_let_a_map_past_an_activation():
                 const("Mul", "f", "s", np.full((3, 1, 1), scale, np.float32)),
                 const("Add", "s", "y", np.full((3, 1, 1), shift, np.float32)),
             )
-            result = ModelProto()
-            result.CopyFrom(plain)
-            applied = prepare(result, None).apply().applied
+            once = done(plain)
+            result, applied = once.folded, once.applied
             assert all(c.holds for c in certify(plain, result, applied))
             for each in (plain, result):
                 for name, value in ACTIVATIONS[kind].items():

@@ -144,3 +144,18 @@ def test_known_ranks_are_as_they_were():
     assert {k.code for k in once.plan.kept} == {"axis-mismatch"}
     made = model(conv("c", "x", "h", (4, 4, 1, 1)), const("Mul", "h", "y", rand(4)), x={"x": None})
     assert {k.code for k in graphs.done(made).plan.kept} == {"unknown-shape"}
+
+
+@pytest.mark.parametrize("size", [4, 1])
+def test_what_a_norm_hands_on_meets_no_map_along_the_last_axis(size):
+    """The norm's scale may pass the Relu. What stands there has no axis 1 to write it along."""
+    scale = np.array([0.5, 2, 3, 4], np.float32)
+    made = unknown(
+        matmul("x", "h", rand(4, 4)), const("Mul", "h", "t", rand(size)),
+        const("Add", "t", "a", rand(size)), op("Relu", "a", "r"), bn("map", "r", "y", 4),
+        weights={"map.scale": scale, "map.bias": 0 * scale, "map.mean": 0 * scale},
+    )  # fmt: skip
+    once = graphs.done(made)
+    (kept,) = (k for k in once.plan.kept if k.node == "map")
+    assert kept.code == "unknown-shape"
+    assert "the rank of what" in kept.message

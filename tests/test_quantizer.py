@@ -14,11 +14,23 @@ import pytest
 from onnx import ModelProto, numpy_helper
 
 import bnfold
-from bnfold._onnx.fold import prepare
 from bnfold._onnx.write.applied import Factor, Related
 from bnfold._proof.certificate import certify
 
-from .graphs import HALF, certified, codes, const, counts, feeds, model, op, overridable, rand, run
+from .graphs import (
+    HALF,
+    certified,
+    codes,
+    const,
+    counts,
+    done,
+    feeds,
+    model,
+    op,
+    overridable,
+    rand,
+    run,
+)
 
 
 def quantized(*ahead: Any, x: Any = (2, 3, 6, 6), zero: bool = True, **weights: Any) -> ModelProto:
@@ -95,9 +107,8 @@ def test_what_others_read_or_a_caller_sets_stays():
 @pytest.mark.parametrize("what", ["scale", "zero"])
 def test_the_certificate_sees_a_number_that_is_wrong(what):
     m = quantized(const("Mul", "x", "n", np.float32(0.5), name="map"))
-    result = ModelProto()
-    result.CopyFrom(m)
-    applied = prepare(result, None).apply().applied
+    once = done(m)
+    result, applied = once.folded, once.applied
     assert all(c.holds for c in certify(m, result, applied))
     node = next(n for n in result.graph.node if n.op_type == "QuantizeLinear")
     for stored in result.graph.initializer:
@@ -137,9 +148,8 @@ def test_the_certificate_sees_a_quantizer_of_something_else(wrong):
     m = quantized(
         const("Mul", "x", "n", np.float32(0.5), name="map"), op("Neg", "x", "m"), x=(2, 3, 6, 6)
     )
-    result = ModelProto()
-    result.CopyFrom(m)
-    applied = prepare(result, None).apply().applied
+    once = done(m)
+    result, applied = once.folded, once.applied
     assert all(c.holds for c in certify(m, result, applied))
     node = next(n for n in result.graph.node if n.op_type == "QuantizeLinear")
     if wrong == "domain":
@@ -155,9 +165,8 @@ def test_the_certificate_sees_a_quantizer_of_something_else(wrong):
 def test_a_quantizer_of_unknown_rank_takes_a_scale_in():
     m = quantized(const("Mul", "x", "n", np.float32(0.5), name="map"))
     m.graph.input[0].type.tensor_type.ClearField("shape")
-    result = ModelProto()
-    result.CopyFrom(m)
-    applied = prepare(result, None).apply().applied
+    once = done(m)
+    result, applied = once.folded, once.applied
     assert counts(result) == {"QuantizeLinear": 1, "QLinearConv": 1, "DequantizeLinear": 1}
     assert all(c.holds for c in certify(m, result, applied))
     (step,) = (s for s in applied if s.law == "cross")

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
 
+from . import graphs
 from .graphs import (
     FLOAT,
     bn,
@@ -22,6 +20,7 @@ from .graphs import (
     constants,
     conv,
     counts,
+    done,
     model,
     op,
     overridable,
@@ -43,12 +42,8 @@ def quantized(x, y, scale=STEP, zero=U8, **attrs):
     ]
 
 
-def run(m, optimized=False):
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if not optimized:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(m.SerializeToString(), options)
+def run(m, level="DISABLE_ALL"):
+    session = graphs.session(m, level)
     generator = np.random.default_rng(3)
     feeds = {
         i.name: generator.standard_normal([n if isinstance(n, int) else 2 for n in i.shape])
@@ -277,6 +272,41 @@ def test_a_matmul_of_integers_keeps_what_parts_it_from_an_add(between, tail, goe
     assert bnfold.verify(m, after).status == "pass"
 
 
+@pytest.mark.parametrize(
+    "shape, other, goes",
+    [
+        ((2, 7, 5), (2, 7, 6), True),
+        ((2, 7, 5), (7, 6), True),
+        ((2, 7, 5), (6,), False),
+        ((7, 5), (7, 6), False),
+        ((6, 5), (6, 6), False),
+    ],
+)
+def test_a_residual_is_no_bias(shape, other, goes, tmp_path):
+    """onnxruntime makes a Gemm of two matrices and anything, and of batches and a vector alone."""
+    generator = np.random.default_rng(2)
+    values = {
+        "wq": generator.integers(-99, 99, (5, 6)).astype(np.int8),
+        "ws": generator.uniform(0.001, 0.01, 6).astype(np.float32),
+        "wz": np.zeros(6, np.int8),
+    }
+    m = model(
+        *quantized("x", "d"),
+        (op("DequantizeLinear", "wq ws wz", "w", axis=1), values),
+        op("MatMul", "d w", "t", name="mm"),
+        const("Mul", "t", "s", positive(6), name="scale"),
+        op("Add", "s other", "u"),
+        op("Sigmoid", "u", "y"),
+        x={"x": shape, "other": other},
+        opset=13,
+    )
+    after = bnfold.fold(m)
+    assert codes(m) == ({} if goes else {"scale": "fused-operator"})
+    before, now = (operators(each, tmp_path / "optimized.onnx") for each in (m, after))
+    assert before["MatMulIntegerToFloat"] == now["MatMulIntegerToFloat"] == 1
+    assert bnfold.verify(m, after).status == "pass"
+
+
 def test_a_gemm_of_integers_keeps_what_parts_it_from_a_relu(tmp_path):
     m = gemm_of_integers("", False)
     for node in m.graph.node:  # Gemm → Mul → Relu
@@ -362,11 +392,7 @@ def product(shape=(6, 4), scale=(), left=False, kind="MatMulInteger", **attrs):
 
 def operators(m, path):
     """What onnxruntime runs, its optimizations on."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.optimized_model_filepath = str(path)
-    ort.InferenceSession(m.SerializeToString(), options)
-    return Counter(node.op_type for node in onnx.load(path).graph.node)
+    return Counter(node.op_type for node in graphs.optimized(m, path).graph.node)
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -382,7 +408,7 @@ def test_the_scale_of_a_dynamic_product(scale, left, sign, tmp_path):
         opset=13,
     )
     after = folds_to(m, DynamicQuantizeLinear=1, MatMulInteger=1, Cast=1, Mul=2, Add=1)
-    for before, now in zip(run(m), run(after, optimized=True), strict=True):
+    for before, now in zip(run(m), run(after, "ENABLE_ALL"), strict=True):
         np.testing.assert_allclose(now, before, rtol=1e-5, atol=1e-5)
     assert codes(m)["scales"] == "fused-operator"
     left_over = operators(m, tmp_path / "optimized.onnx")
@@ -464,9 +490,8 @@ def test_a_dynamic_product_whose_scales_others_read_fails(wrong):
         x=(2, 5, 6),
         opset=13,
     )
-    after = ModelProto()
-    after.CopyFrom(m)
-    applied = prepare(after, None).apply().applied
+    once = done(m)
+    after, applied = once.folded, once.applied
     assert all(c.holds for c in certify(m, after, applied))
     inner = next(n for n in after.graph.node if n.name == "scales")
     (data,) = (k for k, name in enumerate(inner.input) if name == "xs")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, numpy_helper
 
@@ -25,6 +24,7 @@ from .graphs import (
     op,
     positive,
     rand,
+    session,
     stays,
 )
 
@@ -66,15 +66,12 @@ def integers(m, name="wq"):
     tapped = onnx.ModelProto()
     tapped.CopyFrom(m)
     tapped.graph.output.add(name=name)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = ort.InferenceSession(tapped.SerializeToString(), options)
+    opened = session(tapped)
     shapes = {
-        v.name: [n if isinstance(n, int) else 1 for n in v.shape] for v in session.get_inputs()
+        v.name: [n if isinstance(n, int) else 1 for n in v.shape] for v in opened.get_inputs()
     }
     feeds = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    return session.run([name], feeds)[0]
+    return opened.run([name], feeds)[0]
 
 
 def same_integers(before, after, sign=1):

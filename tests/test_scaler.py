@@ -11,8 +11,8 @@ from onnx import ModelProto, TensorProto
 import bnfold
 
 from . import graphs
+from .functions import function, refers
 from .graphs import DOUBLE, Piece, const, conv, counts, op, rand
-from .test_functions import function, refers
 
 ML = "ai.onnx.ml"
 
@@ -170,3 +170,8 @@ def test_in_a_function_whose_call_sets_its_numbers():
 def test_it_verifies():
     made = model(scaler("x", "s", 4), gemm("s", "h"), op("Tanh", "h", "y"), x=("n", 4))
     assert bnfold.verify(made, bnfold.fold(made)).status == "pass"
+
+
+def test_several_features_of_a_single_number_are_none():
+    made = model(scaler("x", "y", 2), x=())
+    stays(made, "not-per-channel", "is no matrix of so many columns")

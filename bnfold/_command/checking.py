@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold._command import terminal
-from bnfold._command.terminal import FAILED, PASSED, UNUSABLE, in_one_line
+from bnfold._command.terminal import FAILED, PASSED, code_of, in_one_line
 from bnfold._errors import UsageError
-from bnfold._system import file_kinds
+from bnfold._system import file_kinds, time_limit
 
 if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
@@ -41,13 +41,15 @@ def check_each(
         try:
             if model is None:
                 raise UsageError(_without_models(path))
+            if several:
+                time_limit.at(str(model))
             codes.append(_check(model, form, verbose, several, settings, depthwise))
         except Exception as error:
             if len(given) == 1 and (model is None or not several):
                 raise
             if "BNFOLD_TRACEBACK" in os.environ and not isinstance(error, UsageError):
                 raise
-            codes.append(UNUSABLE)
+            codes.append(code_of(error))
             _complain(model or path, error, form)
     if several and form == "text":
         terminal.show([_summary(codes)])
@@ -131,6 +133,6 @@ def _summary(codes: Sequence[int]) -> str:
     counts = [f"checked {len(codes)} model{'' if len(codes) == 1 else 's'}"]
     if left := codes.count(FAILED):
         counts.append(f"{left} with something left to fold")
-    if unread := codes.count(UNUSABLE):
+    if unread := len(codes) - left - codes.count(PASSED):
         counts.append(f"{unread} that could not be read")
     return ", ".join(counts)

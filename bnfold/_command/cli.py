@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ import click
 from bnfold._command import beliefs, options, terminal
 from bnfold._command.checking import check_each
 from bnfold._command.options import PATH
-from bnfold._command.terminal import EXIT_CODES, PASSED, SIGNALLED, UNUSABLE, in_one_line
+from bnfold._command.terminal import EXIT_CODES, PASSED, SIGNALLED, UNDECIDED, code_of, in_one_line
 from bnfold._errors import UsageError
-from bnfold._system import paths
+from bnfold._system import paths, time_limit
 
 
 class _Command(click.Group):
@@ -43,6 +44,9 @@ class _Command(click.Group):
         with _interruptible() as signals:
             try:
                 sys.exit(super().main(args, prog_name, **extra) or PASSED)
+            except time_limit.TimeUp as error:
+                terminal.complain(f"error: {error}")
+                sys.exit(UNDECIDED)
             except (Exception, KeyboardInterrupt) as error:
                 # An interrupt during the import of a compiled module raises another error.
                 if signals or isinstance(error, (click.Abort, KeyboardInterrupt)):
@@ -54,7 +58,7 @@ class _Command(click.Group):
                     raise
                 else:
                     terminal.complain(f"error: {in_one_line(error)}")
-                sys.exit(UNUSABLE)
+                sys.exit(code_of(error))
 
     def invoke(self, context: click.Context) -> Any:
         """Run the subcommand. The user does not see the warnings of libraries."""
@@ -123,7 +127,7 @@ def main() -> None:
 
     Exit codes: 0 done and verified (or nothing to fold), 1 verification failed and no file was
     written (or --check found something to fold), 2 wrong usage or unreadable input, 3 could not be
-    judged: then the file was written, unless a library crashed or was stopped.
+    judged: then the file was written, unless time or memory ran out.
     """  # noqa: D301
 
 
@@ -202,7 +206,7 @@ def fold(
     if check:
         unused = ("output", "in_place", "report", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
-        options.bound(context, memory)
+        options.bound(context, memory, comparison["timeout"])
         return check_each(models, form, verbose, beliefs.settings(**believed), depthwise)
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
@@ -232,7 +236,7 @@ def fold(
     from bnfold._report.text import json_text, outcome_document, outcome_lines
 
     begun = time.monotonic()
-    options.bound(context, memory)
+    options.bound(context, memory, comparison["timeout"])
     settings = beliefs.settings(**believed)
     if not no_verify:
         source = options.tolerance_source(context)
@@ -306,7 +310,7 @@ def verify(
     from bnfold._report.text import comparison_document, json_text
 
     begun = time.monotonic()
-    options.bound(context, memory)
+    options.bound(context, memory, comparison["timeout"])
     comparison = options.applicable(context, comparison)
     programs = {path.suffix == ".pt2" for path in (original, folded)}
     if programs == {True}:
@@ -319,9 +323,12 @@ def verify(
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         if True in programs:
-            from bnfold._pipeline.any_kind import ModuleOptions, compare_models
+            from bnfold._pipeline.any_kind import compare_models
+            from bnfold._pipeline.module_options import ModuleOptions
 
             given = comparison["inputs"]
+            if programs == {True}:  # PyTorch looks at no clock; that of the process holds.
+                settings = replace(settings, seconds=None)
             result = compare_models(original, folded, given, settings, None, ModuleOptions())
         else:
             inputs = options.inputs(comparison["inputs"])

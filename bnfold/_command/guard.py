@@ -17,7 +17,7 @@ import tempfile
 from contextlib import suppress
 from typing import Any
 
-from bnfold._command.terminal import SIGNALLED, UNDECIDED, UNUSABLE
+from bnfold._command.terminal import SIGNALLED, UNDECIDED, UNUSABLE, complain
 
 _DONE = b"\0\0"
 """The end of what the child reports, if it ends of its own will."""
@@ -60,9 +60,10 @@ def _command(extra: dict[str, Any]) -> None:
 
 def _work(report: int, extra: dict[str, Any]) -> None:
     """The child: run the command, and report that it ended of its own will."""
-    from bnfold._system import scratch
+    from bnfold._system import scratch, time_limit
 
     scratch.tell(report)
+    time_limit.tell(report)
     try:
         _command(extra)
     finally:
@@ -103,15 +104,16 @@ def _ending(status: int, told: bytes) -> int:
     """
     if told.endswith(_DONE) and os.WIFEXITED(status):
         return os.WEXITSTATUS(status)
-    from bnfold._system import scratch
+    from bnfold._system import scratch, time_limit
 
     scratch.clear(told)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         print("interrupted", file=sys.stderr)
         return SIGNALLED + number
-    print(f"error: {_why(number)}", file=sys.stderr)
-    return UNDECIDED if number in (0, signal.SIGKILL) else UNUSABLE
+    why = time_limit.told(told) if number == signal.SIGALRM else _why(number)
+    complain(f"error: {why}")
+    return UNDECIDED if number in (0, signal.SIGKILL, signal.SIGALRM) else UNUSABLE
 
 
 def _why(number: int) -> str:

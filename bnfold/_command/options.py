@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from bnfold._command import terminal
 from bnfold._errors import UsageError
+from bnfold._system import time_limit
 
 if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
@@ -112,7 +113,8 @@ _COMPARISON = (
         "--timeout",
         type=float,
         metavar="SECONDS",
-        help="Stop comparing after this time; the verdict is inconclusive then.",
+        help="Stop after this time: a comparison is inconclusive then; where there is none yet, "
+        "nothing is written.",
     ),
     click.option(
         "--ops-library",
@@ -141,8 +143,9 @@ _UNSET: dict[str, Any] = {
     "timeout": None,
     "ops_library": (),
 }
-NAMES = tuple(_UNSET)
-"""The options of a comparison. The bound on memory is for every run, so it is not among them."""
+_OF_EVERY_RUN = ("timeout",)
+NAMES = tuple(name for name in _UNSET if name not in _OF_EVERY_RUN)
+"""The options of a comparison. Bounds on time and memory are for every run: not among them."""
 
 _CONFIGURABLE = {
     "inputs": "path",
@@ -253,7 +256,7 @@ def applicable(
     file that draw them, and the other way round.
     """
     said = {name for name in _UNSET if _said(context, name)}
-    unused = _UNSET.keys() - names - said
+    unused = _UNSET.keys() - {*names, *_OF_EVERY_RUN} - said
     if "inputs" in said:
         unused |= {"draw", "dim"} - said
     elif not said.isdisjoint({"draw", "dim"}):
@@ -317,12 +320,18 @@ def _refuse_both(given: Mapping[str, Any]) -> None:
         raise UsageError("--draw and --dim have no use with --inputs; leave one of them out")
 
 
-def bound(context: click.Context, size: int | None) -> None:
-    """Bound the memory of this process, if ``size`` is given.
+def bound(context: click.Context, size: int | None, seconds: float | None) -> None:
+    """Bound the memory and the time of this process, each if it is given.
 
     Raises:
-        UsageError: the system cannot do that, or the bound is too small.
+        UsageError: the system cannot bound memory, or a bound is too small.
     """
+    if seconds is not None:
+        from bnfold._judge.settings import Settings
+
+        Settings(seconds=seconds)
+        time_limit.bound(seconds)
+        context.call_on_close(time_limit.lift)
     if size is None:
         return
     from bnfold._system import memory

@@ -93,6 +93,15 @@ def in_one_line(error: Exception) -> str:
     )
 
 
+def code_of(error: Exception) -> int:
+    """The exit code of a run that an error ended: memory that ran out says nothing of a model."""
+    if isinstance(error, UsageError):
+        return UNUSABLE
+    from bnfold._system import memory  # imported late: NumPy comes along
+
+    return UNDECIDED if memory.ran_out(error) else UNUSABLE
+
+
 def complain(line: str) -> None:
     """Print a line on standard error, if that is possible."""
     stream = sys.stderr

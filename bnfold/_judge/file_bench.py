@@ -22,6 +22,7 @@ from bnfold._judge.float64_model import Float64Model
 from bnfold._judge.torch_bench import RUNTIME, TorchBench
 from bnfold._run.bounds import Bounds
 from bnfold._run.input_sets import InputSet, Port, port_of_proto
+from bnfold._run.nodes import own_inputs
 from bnfold._run.noise import Array
 from bnfold._run.reference import Reference
 from bnfold._run.session import EngineError, OnnxRuntime
@@ -94,10 +95,7 @@ class FileBench(TorchBench):
     def _ports(self) -> tuple[list[Port], int]:
         """The inputs of the file, and how many outputs it has."""
         graph = self._file.proto().graph
-        stored = {tensor.name for tensor in graph.initializer}
-        stored |= {tensor.values.name for tensor in graph.sparse_initializer}
-        inputs = [port_of_proto(value) for value in graph.input if value.name not in stored]
-        return inputs, len(graph.output)
+        return [port_of_proto(value) for value in own_inputs(graph)], len(graph.output)
 
     @cached_property
     def _placed(self) -> Sequence[str]:

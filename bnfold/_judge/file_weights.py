@@ -9,7 +9,7 @@ another one is taken for it, the second question tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -22,6 +22,7 @@ from bnfold._judge.float64_model import widened_proto
 from bnfold._judge.normal_form import NormalForm, unexplained_tensor
 from bnfold._onnx import tensors
 from bnfold._onnx.fold import prepare
+from bnfold._onnx.read.frozen import freeze
 from bnfold._run.source import Source
 from bnfold._torch.module.fold import Example
 
@@ -48,7 +49,7 @@ def take_weights(
     Raises:
         UsageError: the file does not hold a weight of the program, or cannot be folded.
     """
-    held = list(_constants(file))
+    held, _ = _constants(file)
     found = dict[str, Tensor]()
     for name, wanted in NormalForm.of(program, example).weights.items():
         fitting = [each for one in held for each in _as_shaped(one, wanted)]
@@ -63,18 +64,24 @@ def take_weights(
                 store[name].copy_(found[name])
 
 
-def wrong_weight(program: ExportedProgram, file: Source, example: Example) -> str:
+def wrong_weight(
+    program: ExportedProgram, file: Source, example: Example, given: Iterable[Tensor] = ()
+) -> str:
     """What is wrong with a weight of a file that is evidently one of a program, in words, or "".
 
     The program is in float64 and folded, and ``example`` is widened. A weight is evidently the same
     if half of its numbers are the same, and no other weight of the program is nearer. It is wrong
-    if another number is off by more than folding in float32 explains.
+    if another number is off by more than folding in float32 explains. Where something in the file
+    does not fold, a weight may be one of those ``given``, as they were before the program was
+    folded.
 
     Raises:
-        UsageError: the program or the file cannot be folded.
+        UsageError: the program or the file cannot be folded, or the file holds no weight of it.
     """
     weights = NormalForm.of(program, example).weights
-    held = [one for one in _constants(file) if one.numel() >= _FEW]
+    constants, all_folds = _constants(file)
+    held = [one for one in constants if one.numel() >= _FEW]
+    before = () if all_folds else tuple(one.detach().double().cpu() for one in given)
     free, near = set(range(len(held))), list[tuple[str, int, float]]()
     for name, wanted in weights.items():
         found = []
@@ -86,10 +93,16 @@ def wrong_weight(program: ExportedProgram, file: Source, example: Example) -> st
             free -= {number for off, number, _ in found if off <= _WRONG}
         else:
             near += [(name, number, off) for off, number, alike in found if alike >= _SAME]
+    if weights and not near and len(free) == len(held):
+        raise UsageError("the file holds none of them as a constant of its main graph")
     for name, number, off in near:
-        if number in free:
+        if number in free and not any(_is_same(one, held[number]) for one in before):
             return f"{name} is off by {100 * off:.2g} % in the file, which no output shows here"
     return ""
+
+
+def _is_same(wanted: Tensor, held: Tensor) -> bool:
+    return any(_off(wanted, each) <= _WRONG for each in _as_shaped(held, wanted))
 
 
 def _off(wanted: Tensor, found: Tensor) -> float:
@@ -115,17 +128,26 @@ def _sampled(tensor: Tensor) -> Tensor:
     return flat[:: max(1, len(flat) // _SAMPLE)]
 
 
-def _constants(file: Source) -> Iterator[Tensor]:
-    """The float constants of the main graph of a file, which is folded in float64."""
+def _constants(file: Source) -> tuple[list[Tensor], bool]:
+    """The float constants of the main graph of a file, which is folded in float64; and whether no
+    map is left in it.
+
+    Its initializers are fixed, for both models run with what they are.
+    """
     model = widened_proto(file)
-    prepare(model, file.folder).apply()
+    freeze(model)
+    planned = prepare(model, file.folder)
+    planned.apply()
     stored = list(model.graph.initializer)
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             stored.append(node.attribute[0].t)
-    for tensor in stored:
-        if tensor.data_type == onnx.TensorProto.DOUBLE:
-            yield torch.from_numpy(np.array(tensors.read(tensor, file.folder)))
+    found = [
+        torch.from_numpy(np.array(tensors.read(tensor, file.folder)))
+        for tensor in stored
+        if tensor.data_type == onnx.TensorProto.DOUBLE
+    ]
+    return found, not planned.plan.kept
 
 
 def _as_shaped(held: Tensor, wanted: Tensor) -> Sequence[Tensor]:

@@ -121,7 +121,7 @@ class OnnxBench:
         model = self._read()
         self._rounds = rounds(model)
         self.branches = list(branches_with_weights(model))
-        self.random = random_values(model.graph)
+        self.random = random_values(model)
         self._folded = BackgroundLoad(lambda: self.load(self.pair.folded), self._executor)
         self._terms.progress("running the original")
         drawn = self._inputs is None or bool(self.pair.filled)

@@ -74,7 +74,8 @@ def paired_otherwise(
                 note = (
                     f"{by_position}, but they {said} in another order ({other.listed()}): {advice}"
                 )
-                return replace(seen, status="inconclusive", notes=(note, *seen.notes[1:]))
+                others_told = [told for told in seen.notes if told != other.told()]
+                return replace(seen, status="inconclusive", notes=(note, *others_told))
     except TooManyError:
         note = f"{by_position}, and there are more than {MOST} other ways to pair inputs: {advice}"
         return replace(result, status="inconclusive", notes=(*result.notes, note))
@@ -153,25 +154,33 @@ def _run_original(
 def _matched(
     made: Mapping[str, Any], expected: Mapping[str, Any], candidates: Mapping[str, Collection[str]]
 ) -> dict[str, str] | None:
-    """Which output is which by its values, each one of its candidates; None if one is none."""
-    near = {
-        old: [new for new in names if _is_near(made[old], expected[new])]
-        for old, names in candidates.items()
-    }
-    names = matched(near)
-    return None if names is None else {old: new for old, new in names.items() if new != old}
+    """Which output is which by its values, each one of its candidates; None if one is none.
+
+    Where several come near, the nearest counts.
+    """
+    near: dict[str, list[str]] = {}
+    for old, names in candidates.items():
+        apart = {new: _apart(made[old], expected[new]) for new in names}
+        near[old] = sorted((n for n, by in apart.items() if by <= _NEAR), key=apart.__getitem__)
+    found = matched(near)
+    return None if found is None else {old: new for old, new in found.items() if new != old}
 
 
-def _is_near(one: Any, other: Any) -> bool:
-    """Whether two outputs may be the same but for rounding."""
+def _apart(one: Any, other: Any) -> float:
+    """How far two outputs are apart, relative to the largest number; ∞ where they are not alike.
+
+    Of whole numbers it is how many differ.
+    """
     if not isinstance(one, np.ndarray) or not isinstance(other, np.ndarray):
-        return type(one) is type(other)
+        return 0.0 if type(one) is type(other) else np.inf
     if one.shape != other.shape or one.dtype != other.dtype:
-        return False
+        return np.inf
     if not is_float(one):
-        return bool((one == other).mean() > 1 - _NEAR) if one.size else True
+        return float((one != other).mean()) if one.size else 0.0
     wide, wanted = one.astype(np.float64), other.astype(np.float64)
     known = np.isfinite(wanted)
-    largest = np.abs(wanted[known]).max(initial=0.0)
-    apart = np.abs(wide - wanted)[known].max(initial=0.0)
-    return bool((np.isfinite(wide) == known).all() and apart <= _NEAR * largest)
+    if not (np.isfinite(wide) == known).all():
+        return np.inf
+    largest = float(np.abs(wanted[known]).max(initial=0.0))
+    apart = float(np.abs(wide - wanted)[known].max(initial=0.0))
+    return apart / largest if largest else np.inf if apart else 0.0

@@ -31,6 +31,8 @@ _FLOOR = 64.0
 _FAR = "large"
 """The kind of inputs on which a model may overflow that does not on others."""
 
+_LEFT_OUT = f"on {_FAR} inputs the original puts out infinities or NaN: they are left out"
+
 
 class NamedOutputs(RunnableModel, Protocol):
     """A model that tells the names of what its last run has put out."""
@@ -131,13 +133,18 @@ class TorchBench:
         return [self.outputs[number] for number in self.original.reached(self.touched)]
 
     def run_original(self) -> tuple[OriginalRun, ...]:
-        """See `Bench.run_original`. Inputs so large that the original overflows are left out."""
+        """See `Bench.run_original`. Inputs so large that the original overflows are left out.
+
+        A note says so.
+        """
         seen = list[OriginalRun]()
         for each in self._sets:
             try:
                 found = self.original.run(each.feeds)
                 if each.label != _FAR or _is_finite(found):
                     seen.append(OriginalRun(each, found))
+                else:
+                    self.notes.append(_LEFT_OUT)
             except EngineError as error:
                 if not seen:
                     raise EarlyVerdict("inconclusive", str(error)) from error

@@ -12,10 +12,9 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
-from bnfold._errors import UsageError
+from bnfold._errors import UsageError, first_line
 from bnfold._torch.module.fold import Example, copied
-
-_NARROW = (torch.bfloat16, torch.float16, torch.float32)
+from bnfold._torch.tensors import NARROW
 
 
 def widened(program: ExportedProgram, example: Example) -> ExportedProgram:
@@ -34,8 +33,9 @@ def widened(program: ExportedProgram, example: Example) -> ExportedProgram:
         wide = nn.Module.double(module)
         return torch.export.export(wide, example.args, dict(example.kwargs))
     except Exception as error:  # Whatever torch.export raises.
-        line = next((text for text in str(error).splitlines() if text.strip()), "")
-        raise UsageError(f"the program cannot be exported in float64: {line}") from error
+        raise UsageError(
+            f"the program cannot be exported in float64: {first_line(error)}"
+        ) from error
 
 
 def _widen(module: GraphModule) -> None:
@@ -45,7 +45,7 @@ def _widen(module: GraphModule) -> None:
             value = attrgetter(str(node.target))(module)
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 owner, _, name = str(node.target).rpartition(".")
-                if value.dtype in _NARROW:
+                if value.dtype in NARROW:
                     setattr(module.get_submodule(owner), name, value.double())
         elif node.op == "call_module" and str(node.target).endswith("_guards_fn"):
             module.graph.erase_node(node)
@@ -63,10 +63,10 @@ def _widen_node(module: GraphModule, node: Node) -> None:
     assert isinstance(node.target, OpOverload)
     takes = any(argument.name == "dtype" for argument in node.target._schema.arguments)
     made = node.meta.get("val")
-    narrow = isinstance(made, Tensor) and made.dtype in _NARROW
+    narrow = isinstance(made, Tensor) and made.dtype in NARROW
     if narrow and takes and not node.all_input_nodes and node.kwargs.get("dtype") is None:
         node.kwargs = {**node.kwargs, "dtype": torch.float64}
 
 
 def _wide(value: Any) -> Any:
-    return torch.float64 if value in _NARROW else value
+    return torch.float64 if value in NARROW else value

@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +26,16 @@ from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
 from bnfold._pipeline.in_memory import as_proto, given_back, is_in_memory
-from bnfold._pipeline.lowered import program_of
+from bnfold._pipeline.module_options import ModuleOptions
 from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.export import ExportedProgram
 
     from bnfold._judge.settings import Settings
     from bnfold._judge.verdict import EndToEnd
-    from bnfold._torch.module.fold import Example, PlannedModule
+    from bnfold._torch.module.fold import PlannedModule
 
 Model = Any
 _INSTEAD = {
@@ -53,29 +53,6 @@ Folder = str | os.PathLike[str] | None
 """The folder that external data is relative to; for a path, the file's own if None."""
 
 
-@dataclass(frozen=True)
-class ModuleOptions:
-    """The options for a module: its example inputs, and how to fold it; see `bnfold.fold`."""
-
-    args: Any = None
-    kwargs: Mapping[str, Any] | None = None
-    dynamic_shapes: Any = None
-    as_eval: bool = False
-    clone: bool = False
-    inplace: bool = False
-    keep: tuple[str, ...] = ()
-    merge: bool = False
-
-    def refuse(self) -> None:
-        """Raise `UsageError` if an option is given: the model is no module."""
-        given = {
-            name: value for name, value in vars(self).items() if value not in (None, False, ())
-        }
-        given.pop("args", None)  # `fold` takes the output there
-        if given:
-            raise UsageError(f"{', '.join(given)}: this is for a torch.nn.Module; leave it out")
-
-
 def plan_model(
     model: Model,
     base_dir: Folder,
@@ -86,8 +63,14 @@ def plan_model(
     depthwise: bool = False,
 ) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
-    _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
-    program = program_of(model, options)
+    _refuse_for_torch(
+        model,
+        freeze_initializers=frozen,
+        assume_equal_dims=equal_dims,
+        base_dir=base_dir is not None,
+        follow_links=follow_links,
+    )
+    program = _lowered(model, options)
     if _is_module(model) and program is None:
         return _prepare_module(model, options, depthwise).plan
     if program is None:
@@ -117,8 +100,14 @@ def fold_model(
     depthwise: bool = False,
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
-    _refuse_for_torch(model, freeze_initializers=frozen, assume_equal_dims=equal_dims)
-    program = program_of(model, options)
+    _refuse_for_torch(
+        model,
+        freeze_initializers=frozen,
+        assume_equal_dims=equal_dims,
+        base_dir=base_dir is not None,
+        follow_links=follow_links,
+    )
+    program = _lowered(model, options)
     if program is not None:
         from bnfold._torch.program.fold import PlannedProgram
 
@@ -185,7 +174,7 @@ def compare_models(
                 "(example,)"
             )
         given = options.args is not None or bool(options.kwargs)
-        example = _example(options) if given else None
+        example = options.example() if given else None
         links = settings.follow_links
         with (
             _as_file(original, base_dir, links) as first,
@@ -252,7 +241,7 @@ def _prepare_module(
 
         example = Example(made_up(model), {}, made_up=True)
     else:
-        example = _example(options)
+        example = options.example()
     planned = prepare_module(model, example, options.clone, options.keep, options.merge, depthwise)
     if planned.other_ways:
         warnings.warn(_other_ways(type(model).__name__, planned.other_ways), stacklevel=4)
@@ -268,20 +257,27 @@ def _other_ways(name: str, methods: Mapping[str, Sequence[str]]) -> str:
     )
 
 
-def _example(options: ModuleOptions) -> Example:
-    """The example inputs of the options, ready for a module."""
-    from bnfold._torch.module.fold import Example
+def _lowered(model: Any, options: ModuleOptions) -> ExportedProgram | None:
+    """The program that a graph module of operators (``program.module()``) is; else None.
 
-    args, kwargs = options.args, options.kwargs
-    if args is None and not kwargs:
-        raise UsageError(
-            "a module needs example inputs: bnfold.fold(module, (example,)), "
-            "bnfold.verify(module, folded, (example,))"
-        )
-    if args is not None and not isinstance(args, tuple):
-        kind = type(args).__name__
-        raise UsageError(f"give the module's example inputs as a tuple, not {kind}: (example,)")
-    return Example(args or (), kwargs or {}, options.dynamic_shapes)
+    It holds for the sizes that the graph holds for. Without example inputs they are of the sizes
+    that the graph was made with.
+    """
+    if "torch.fx" not in sys.modules:
+        return None
+    from torch.fx import GraphModule
+
+    from bnfold._torch.read.export import export
+    from bnfold._torch.read.lowered import inputs_of, is_lowered, varying_sizes
+
+    if not isinstance(model, GraphModule) or not is_lowered(model):
+        return None
+    options.refuse_for_lowered()
+    options.check_args()
+    args, kwargs = inputs_of(model, options.args, options.kwargs)
+    shapes = options.dynamic_shapes
+    shapes = varying_sizes(model, (args, kwargs)) if shapes is None else shapes
+    return export(model, args, kwargs, shapes)
 
 
 def _program_of(model: Model, trust: bool) -> Model:

@@ -17,7 +17,13 @@ from bnfold._judge.conclusion import conclude
 from bnfold._judge.end_to_end import common_stages, decided, end_to_end_result
 from bnfold._judge.file_bench import FileBench
 from bnfold._judge.file_weights import take_weights, wrong_weight
-from bnfold._judge.normal_form import Folded, folded_program, narrow_type, same_in_float64
+from bnfold._judge.normal_form import (
+    Folded,
+    folded_program,
+    narrow_type,
+    same_in_float64,
+    state,
+)
 from bnfold._judge.settings import Settings
 from bnfold._judge.torch_bench import RUNTIME
 from bnfold._judge.verdict import EndToEnd, labelled_in_float64
@@ -37,6 +43,7 @@ _HIDDEN = (
     "in a type of so few digits rounding may hide that a weight is wrong: compare the two before "
     "they are narrowed, in float32"
 )
+_NOT_COMPARED = "weights were not compared: "
 
 
 def compare_with_file(
@@ -89,13 +96,11 @@ class _Both:
         return self._verdict(self.module, double, still)
 
     def wrong_weight(self) -> str:
-        """See `file_weights.wrong_weight`; "" where weights cannot be compared."""
+        """See `file_weights.wrong_weight`. Raises `UsageError` where weights cannot be compared."""
         wide = self._wide()
-        try:
-            program = folded_program(self.model, self.call.example, wide)
-            return wrong_weight(program, self.file, wide)
-        except UsageError:
-            return ""
+        program = folded_program(self.model, self.call.example, wide)
+        given = (each for each in state(self.model).values() if each.is_floating_point())
+        return wrong_weight(program, self.file, wide, given)
 
     def with_the_weights_of_the_file(self, dtype: torch.dtype) -> EndToEnd:
         """The verdict by weights, see `file_weights`. Its notes say why it is inconclusive."""
@@ -128,7 +133,7 @@ class _Both:
         return decided(bench, terms, judge)
 
     def _open(self, why: str) -> EndToEnd:
-        note = f"weights were not compared: {why}"
+        note = _NOT_COMPARED + why
         return EndToEnd("inconclusive", (), (note,), self.terms.settings.seed, RUNTIME, "CPU")
 
 
@@ -144,8 +149,14 @@ def _decided(both: _Both) -> EndToEnd:
     plain, narrow = both.judged(), narrow_type(both.model)
     if plain.status == "fail" or any(check.contested for check in plain.checks):
         return plain
-    if narrow is None and plain.checks and (wrong := both.wrong_weight()):
-        return replace(plain, status="fail", notes=(*plain.notes, wrong))
+    if narrow is None and plain.checks:
+        try:
+            wrong = both.wrong_weight()
+        except UsageError as error:
+            plain = replace(plain, notes=(*plain.notes, f"{_NOT_COMPARED}{error}"))
+        else:
+            if wrong:
+                return replace(plain, status="fail", notes=(*plain.notes, wrong))
     if plain.status == "pass" and narrow is None:
         return plain
 

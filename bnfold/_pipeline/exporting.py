@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from bnfold._errors import first_line
 from bnfold._judge.end_to_end import compare_files
 from bnfold._judge.settings import Settings
 from bnfold._judge.verdict import EndToEnd
@@ -77,8 +78,7 @@ def _export(
                 training=torch.onnx.TrainingMode.PRESERVE,
             )
     except Exception as error:  # The exporter may raise anything, and so may the module.
-        line = next((text for text in str(error).splitlines() if text.strip()), "")
-        raise NotExportable(line) from error
+        raise NotExportable(first_line(error)) from error
     return names
 
 

@@ -17,7 +17,7 @@ from bnfold._onnx.fold import FoldedWeights, prepare
 from bnfold._onnx.read.frozen import as_if_frozen, freeze, listed
 from bnfold._pipeline.any_kind import needs_pytorch
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
-from bnfold._system import paths
+from bnfold._system import paths, time_limit
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -55,10 +55,11 @@ def fold_file(
                 f"cannot write {output}: {path} is a program of PyTorch, and its folded form is "
                 "one, too; name it .pt2"
             )
-        if inputs is not None or settings != Settings(settings.seed, trust=settings.trust):
+        usable = Settings(settings.seed, trust=settings.trust, seconds=settings.seconds)
+        if inputs is not None or settings != usable:
             raise UsageError(
-                "of the options of the verification only --seed is for a .pt2 file: it brings its "
-                "example inputs, and PyTorch runs it"
+                "of the options of the verification only --seed and --timeout are for a .pt2 file: "
+                "it brings its example inputs, and PyTorch runs it"
             )
         return _run_program(path, output, verify, settings, progress, depthwise)
     if output is not None:
@@ -123,6 +124,7 @@ def _fold_model(
             verdict = Verdict("skipped" if changed else "unchanged")
         written = output if verdict.status != "fail" else None
         if written is not None:
+            time_limit.lift()
             draft.commit()
     left = data_before - draft.data if over_itself and written is not None else frozenset()
     left_behind = tuple(path.parent / name for name in sorted(left))

@@ -13,7 +13,7 @@ from bnfold._pipeline.modules import compare_programs
 from bnfold._pipeline.outcome import Outcome, Progress, Verdict
 from bnfold._proof.torch_certificate import certify_program
 from bnfold._run.torch_model import one_thread
-from bnfold._system import paths, scratch
+from bnfold._system import paths, scratch, time_limit
 from bnfold._torch.program.fold import FoldedProgram, PlannedProgram, load
 
 
@@ -56,6 +56,7 @@ def fold_program_file(
             after = draft.stat().st_size
             written = output if verdict.status != "fail" else None
             if written is not None:
+                time_limit.lift()
                 paths.set_mode(draft, written, path)
                 os.replace(draft, written)
     except OSError as error:

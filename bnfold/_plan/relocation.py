@@ -83,11 +83,6 @@ class Relocator:
             bound = _FAR * len(self.view.nodes) + _LEAST
             self._move_all(failed, self._terrain.spent + bound)
 
-    @property
-    def crossed(self) -> int:
-        """How many operators trips have come to."""
-        return self._terrain.spent
-
     def _move_all(self, failed: dict[int, _Failed], bound: int) -> None:
         """Make moves until none is left that pays, by trips of any length up to a bound for all."""
         terrain, moved = self._terrain, True
@@ -358,12 +353,12 @@ class Relocator:
 
     def _lies_on_channels(self, index: int) -> bool:
         """Whether an affine operator knows its axes: by the rank of what it reads, as a norm, or
-        because its own numbers lie along one.
+        because its own numbers lie along one that is counted from the first.
         """
         node = self.view.nodes[index]
         role = affine(node)
         known = self.view.values[node.inputs[role.data]].shape is not None
-        return known or role.absorber is not None or role.map.axis is not None
+        return known or role.absorber is not None or role.map.axis not in (None, LAST)
 
     def _insert(self, trip: Trip, number: int, shift: AffineMap) -> None:
         """Put a shift of the output of the absorber ahead of a place first in that place.

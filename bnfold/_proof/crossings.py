@@ -27,7 +27,7 @@ from bnfold._onnx.write.applied import Applied, Related
 from bnfold._proof.checked_model import CheckedModel, Steps
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
 from bnfold._proof.full_rank_maps import equalities
-from bnfold._proof.operator_data import Feeds, KnownShapes, draw
+from bnfold._proof.operator_data import Feeds, KnownShapes, are_single_numbers, draw
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.session import EngineError, OnnxRuntime
 
@@ -68,7 +68,7 @@ def check_crossing(
     factors = [step for relation in related.values() for step in (*relation.old, *relation.new)]
     known = {n for step in factors for n in np.broadcast(step.scale, step.shift).shape}
     least = _reach(node)
-    by_element = node.op_type in _SUMS and all(step.scale.size == 1 for step in factors)
+    by_element = node.op_type in _SUMS and are_single_numbers(related)
     folded_shapes = KnownShapes(after, new, twin, by_element)
     numbers = _numbers(before, old, node)
 

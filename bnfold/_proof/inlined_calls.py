@@ -12,6 +12,7 @@ from typing import Any
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.inliner import inline_local_functions
 
+from bnfold._errors import first_line
 from bnfold._onnx.read.inlining import Call, Key, inline, key_of
 from bnfold._onnx.read.scopes import bodies, label
 from bnfold._onnx.write.applied import Applied
@@ -52,7 +53,7 @@ def check_inlining(original: ModelProto, started: ModelProto) -> float | Uncheck
     try:
         left, right = (inline_local_functions(_skeleton(each)) for each in (original, started))
     except Exception as error:  # What onnx raises there has no common base.
-        return Unchecked(Obstacle.DOES_NOT_RUN, (str(error).strip() or "onnx").splitlines()[0])
+        return Unchecked(Obstacle.DOES_NOT_RUN, first_line(error))
     one, other = (_Meaning().of(each.graph, {}) for each in (left, right))
     if one != other:
         raise Mismatch("the inlined calls do not compute what the calls do")

@@ -105,7 +105,8 @@ def check_equal(model: CheckedModel, scope: Scope, patch: Patch) -> float:
         raise Mismatch(f"{names} are not one kind of map")
     if _attributes(first) != _attributes(second):
         raise Mismatch(f"{names} have other attributes")
-    if len(first.input) != len(second.input) or len(first.output) != len(second.output) != 1:
+    counts = [(len(node.input), len(node.output)) for node in (first, second)]
+    if counts[0] != counts[1] or counts[0][1] != 1:
         raise Mismatch(f"{names} have other inputs or outputs")
     turned = first.op_type in ("Add", "Mul") and not first.attribute
     orders = [second.input, second.input[::-1]] if turned else [second.input]

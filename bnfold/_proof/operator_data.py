@@ -91,7 +91,7 @@ def draw(
             sizes = tuple(_AROUND if k == widened else n for k, n in enumerate(sizes))
         if math.prod(sizes) > _LARGEST:
             return Unchecked(Obstacle.TOO_LARGE, name)
-        if node.op_type == "Reshape" and number == 1 and _are_single_numbers(related):
+        if node.op_type == "Reshape" and number == 1 and are_single_numbers(related):
             # Such maps are the same in every shape: any target that the data fit will do.
             first["1"] = second["1"] = np.array([1] * ((shape[0] or 1) - 1) + [-1], np.int64)
             continue
@@ -158,7 +158,7 @@ def _that_resize(
     return tuple(int(target.reshape(-1)[k]) if k in kept else n for k, n in enumerate(sizes))
 
 
-def _are_single_numbers(related: Mapping[str, Related]) -> bool:
+def are_single_numbers(related: Mapping[str, Related]) -> bool:
     """Whether all maps that tensors have passed are a scale and a shift of all elements."""
     factors = (factor for one in related.values() for factor in (*one.old, *one.new))
     return all(factor.scale.size == factor.shift.size == 1 for factor in factors)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bnfold._core.affine import AffineMap
 from bnfold._core.index_maps import Map
+from bnfold._errors import first_line
 from bnfold._onnx.write.applied import Factor, Related
 from bnfold._proof.evidence import Certificate, Mismatch, Obstacle, Unchecked
 from bnfold._proof.full_rank_maps import composed, equalities, values_around
@@ -108,8 +109,7 @@ class _CheckedProgram:
             except (Mismatch, MemoryError):
                 raise
             except Exception as error:  # An operator may raise anything on drawn numbers.
-                line = str(error).splitlines()[0] if str(error) else type(error).__name__
-                return Unchecked(Obstacle.DOES_NOT_RUN, line)
+                return Unchecked(Obstacle.DOES_NOT_RUN, first_line(error))
             off = self._distance(step, name, wanted, found, unit)
             if off is not None:
                 worst = max(worst or 0.0, off)

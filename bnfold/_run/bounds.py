@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnfold._system import time_limit
+
 
 class Exhausted(Exception):
     """The comparison has no more time or no more memory; the text says which."""
@@ -36,11 +38,13 @@ class Bounds:
     def beginning(
         cls, threads: int, seconds: float | None, libraries: tuple[Path, ...] = ()
     ) -> Bounds:
-        """Bounds whose time begins now."""
+        """Bounds whose time begins now, or began when that of the process did."""
+        time_limit.hand_over()
         limit = math.inf if seconds is None else float(seconds)
         if limit > threading.TIMEOUT_MAX:
             return cls(threads, libraries=libraries)
-        return cls(threads, time.monotonic() + limit, limit, libraries)
+        end = min(time.monotonic() + limit, time_limit.deadline())
+        return cls(threads, end, limit, libraries)
 
     def check(self) -> None:
         """Raise `Exhausted` once time is up."""

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import onnx
 
 from bnfold._onnx.tensors import node_tensors
-from bnfold._run.nodes import RANDOM, all_nodes, own_names, reads, subgraphs
+from bnfold._run.nodes import drawing, own_names, reads, subgraphs
 
 
 class Ahead(NamedTuple):
@@ -133,7 +133,12 @@ def operator_form(node: onnx.NodeProto, functions: Functions) -> tuple[object, .
 
 
 class _Side:
-    """One of the two models."""
+    """One of the two models.
+
+    Attributes:
+        makers: who makes a tensor of the main graph, by its name.
+        draws: tells whether a node draws random numbers.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -144,14 +149,7 @@ class _Side:
         self._inputs = {value.name for value in graph.input}
         self._functions = stored_functions(model)
         self._sparse = {tensor.values.name for tensor in graph.sparse_initializer}
-
-        inner = [node for function in model.functions for node in all_nodes(function.node)]
-        calls = {each.name for each in model.functions}
-        self._drawing = RANDOM | (calls if any(node.op_type in RANDOM for node in inner) else set())
-
-    def draws(self, node: onnx.NodeProto) -> bool:
-        """Whether a node, one of its bodies or a function may draw random numbers."""
-        return any(each.op_type in self._drawing for each in all_nodes([node]))
+        self.draws = drawing(model.functions)
 
     def source(self, name: str) -> str:
         """The tensor that a name stands for, ahead of any Identity."""

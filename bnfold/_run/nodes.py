@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import onnx
 
+_OWN = ("", "ai.onnx")
 RANDOM = {
     "Bernoulli",
     "Multinomial",
@@ -31,6 +32,26 @@ def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
         yield node
         for graph in subgraphs(node):
             yield from all_nodes(graph.node)
+
+
+def drawing(functions: Iterable[onnx.FunctionProto]) -> Callable[[onnx.NodeProto], bool]:
+    """Whether a node of a model with some local functions draws random numbers.
+
+    It does itself, in one of its bodies, or in a function that it calls.
+    """
+    calls = set[tuple[str, str]]()
+
+    def draws(node: onnx.NodeProto) -> bool:
+        return any(
+            (each.op_type in RANDOM and each.domain in _OWN) or (each.domain, each.op_type) in calls
+            for each in all_nodes([node])
+        )
+
+    todo = list(functions)
+    while found := [each for each in todo if any(map(draws, each.node))]:
+        calls.update((each.domain, each.name) for each in found)
+        todo = [each for each in todo if each not in found]
+    return draws
 
 
 def own_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
@@ -109,7 +130,7 @@ _FACTORS: Mapping[str, Mapping[int, tuple[int, ...]]] = {
 
 def _felt(node: onnx.NodeProto, zeros: Collection[str]) -> list[str]:
     """The names that a node reads, without those that it multiplies by zeros."""
-    factors = _FACTORS.get(node.op_type, {}) if node.domain in ("", "ai.onnx") else {}
+    factors = _FACTORS.get(node.op_type, {}) if node.domain in _OWN else {}
     lost = {
         other
         for place, others in factors.items()
@@ -126,13 +147,8 @@ def reached(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:
     return Flow(graph).reached(names)
 
 
-def random_values(graph: onnx.GraphProto) -> set[str]:
+def random_values(model: onnx.ModelProto) -> set[str]:
     """Return the values of the main graph that depend on random numbers drawn while it runs."""
-    drawn = {
-        name
-        for node in graph.node
-        if any(inner.op_type in RANDOM for inner in all_nodes([node]))
-        for name in node.output
-        if name
-    }
-    return reached(graph, drawn) if drawn else set()
+    makers = filter(drawing(model.functions), model.graph.node)
+    drawn = {name for node in makers for name in node.output if name}
+    return reached(model.graph, drawn) if drawn else set()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from bnfold._errors import first_line
 from bnfold._run.bounds import Exhausted
 from bnfold._run.flavours import IMAGE_RANK, Flavour, draw_floats
 from bnfold._run.input_sets import InputSet
@@ -25,8 +26,10 @@ from bnfold._run.torch_outputs import Leaf, named_leaves
 from bnfold._run.torch_trace import RANDOM, Traced, Use, traced
 from bnfold._system import memory
 from bnfold._torch.module.fold import Example, copied
-from bnfold._torch.read.untraceable import first_line
 from bnfold._torch.tensors import DTYPES, from_numpy, to_numpy
+
+_BITS = 63
+"""Of an integer that a tensor holds, without its sign."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,8 @@ class TorchModel:
 
 
 def _plain(leaf: Leaf) -> Array:
+    if type(leaf) is int and leaf.bit_length() > _BITS:  # No tensor holds it, but its bytes.
+        return np.array([*leaf.to_bytes(leaf.bit_length() // 8 + 1, "little", signed=True)])
     tensor = leaf if isinstance(leaf, Tensor) else torch.from_numpy(np.asarray(leaf))
     return to_numpy(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bnfold._torch.tensors import NARROW
+
 _LARGEST = float(np.finfo(np.float32).max)
-_NARROW = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class Narrowed(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no types.
@@ -58,6 +59,6 @@ class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no 
 
 def _widened(value: Any) -> Any:
     if isinstance(value, torch.dtype):
-        return torch.float64 if value in _NARROW else value
-    narrow = isinstance(value, Tensor) and value.dtype in _NARROW
+        return torch.float64 if value in NARROW else value
+    narrow = isinstance(value, Tensor) and value.dtype in NARROW
     return value.to(torch.float64) if narrow else value

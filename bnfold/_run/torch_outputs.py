@@ -1,14 +1,16 @@
 """The tensors and numbers that a module puts out, in order, each with a name.
 
 A name says where in the result its tensor stands: ``output 1`` in a tuple, ``logits`` in a
-dictionary, dataclass or named tuple, ``aux.logits`` further down. Classes that torch.export does
-not know, such as a dataclass that nobody has registered, are looked into as well.
+dictionary, dataclass or named tuple, ``aux.logits`` or ``output 1.logits`` further down. Classes
+that torch.export does not know, such as a dataclass that nobody has registered, are looked into as
+well.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
@@ -22,6 +24,8 @@ from bnfold._errors import UsageError
 
 Leaf: TypeAlias = Tensor | int | float | complex
 _Path: TypeAlias = tuple[str | int, ...]
+"""What leads to a part of a result: a position is an int, a name or a key is a string."""
+_POSITION = re.compile(r"output \d+(\[\d+\])*")
 _TOLD_OTHERWISE = (str, bytes, enum.Enum, torch.dtype, torch.device, torch.layout, type(None))
 """What is no number, and what no caller computes with."""
 
@@ -29,18 +33,18 @@ _TOLD_OTHERWISE = (str, bytes, enum.Enum, torch.dtype, torch.device, torch.layou
 def named_leaves(result: Any) -> list[tuple[str, Leaf]]:
     """Each tensor and number of a result with its name; no two have the same name.
 
-    Raises `UsageError` for an object that may hold tensors nobody can see.
+    Raises `UsageError` for an object that may hold tensors nobody can see, and for a dictionary
+    with keys that nothing tells apart.
     """
     found = list(_leaves(result, ()))
-    names = [_name(path) for path, _ in found]
-    if names and max(Counter(names).values()) > 1:
-        names = [f"output {number}" for number in range(len(found))]
+    counts = Counter(_name(path) for path, _ in found)
+    names = [name if counts[name := _name(path)] == 1 else f"output {path}" for path, _ in found]
     return [(name, leaf) for name, (_, leaf) in zip(names, found, strict=True)]
 
 
 def is_positional(name: str) -> bool:
-    """Whether a name says the position alone."""
-    return name.startswith("output ")
+    """Whether a name says the position alone, without the name of any part."""
+    return _POSITION.fullmatch(name) is not None
 
 
 def _leaves(value: Any, path: _Path) -> Iterator[tuple[_Path, Leaf]]:
@@ -56,7 +60,7 @@ def _leaves(value: Any, path: _Path) -> Iterator[tuple[_Path, Leaf]]:
 def _parts(value: Any) -> list[tuple[str | int, Any]]:
     """The parts of a container, each with its key. Raises `UsageError` for what is none."""
     if isinstance(value, Mapping):
-        return [(str(key), part) for key, part in value.items()]
+        return list(zip(_keys(value), value.values(), strict=True))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return list(zip(value._fields, value, strict=True))
     if isinstance(value, tuple | list):
@@ -74,8 +78,22 @@ def _parts(value: Any) -> list[tuple[str | int, Any]]:
     return list(enumerate(parts))
 
 
+def _keys(value: Mapping[Any, Any]) -> list[str]:
+    """The keys of a dictionary as text, no two alike."""
+    for text in (str, repr):
+        keys = [text(key) for key in value]
+        if len(set(keys)) == len(keys):
+            return keys
+    raise UsageError(f"it puts out a dictionary with several keys that are written {keys[0]}")
+
+
 def _name(path: _Path) -> str:
-    """A path as a user would write it behind the result."""
+    """A path as a user would write it behind the result.
+
+    A key that reads like a position is in quotes.
+    """
     first, rest = (path[0], path[1:]) if path else (0, ())
     begin = f"output {first}" if isinstance(first, int) else first
+    if isinstance(first, str) and first.startswith("output "):
+        begin = repr(first)
     return begin + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in rest)

@@ -82,7 +82,7 @@ def _report(kind: bytes, path: Path) -> None:
 def clear(report: bytes) -> None:
     """Remove what a process that was killed had reported, and had no time to remove.
 
-    Data files stay if their model is in place.
+    Data files stay if their model is in place. Entries of other kinds are somebody else's.
     """
     folders, data = list[Path](), list[Path]()
     for entry in filter(None, report.split(_END)):
@@ -91,7 +91,7 @@ def clear(report: bytes) -> None:
             data.append(path)
         elif kind == _FOLDER:
             folders.append(path)
-        else:
+        elif kind == _MODEL:
             for each in data if path.exists() else ():
                 each.unlink(missing_ok=True)
             data.clear()

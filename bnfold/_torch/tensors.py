@@ -19,6 +19,9 @@ DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float64: np.dtype(np.float64),
 }
 
+NARROW = tuple(dtype for dtype in DTYPES if dtype != torch.float64)
+"""The types of fewer digits than float64."""
+
 
 def to_numpy(tensor: Tensor) -> Array:
     """The values of a tensor on any device. NumPy lacks bfloat16: its bits are read instead."""

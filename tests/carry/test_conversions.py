@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 import bnfold
 from bnfold._core.laws import Way
 from bnfold._core.pointwise import Converted
-from bnfold._onnx.fold import prepare
 from bnfold._plan import relocation
 from bnfold._proof.certificate import certify
 
+from ..functions import function
 from ..graphs import (
     BF16,
     DOUBLE,
@@ -32,6 +32,7 @@ from ..graphs import (
     conv,
     conv_transpose,
     counts,
+    done,
     feeds,
     fold,
     folds,
@@ -41,7 +42,6 @@ from ..graphs import (
     run,
     subgraph,
 )
-from ..test_functions import function
 
 X = (4, 4, 4, 4)
 CONV = ("conv", "x", "c", (4, 4, 1, 1))
@@ -437,9 +437,8 @@ def test_in_a_function_that_is_given_its_weights():
 
 def certificates(made, spoil):
     """Whether every certificate of a fold holds once the folded model is spoilt."""
-    folded = onnx.ModelProto()
-    folded.CopyFrom(made)
-    applied = prepare(folded, None).apply().applied
+    once = done(made)
+    folded, applied = once.folded, once.applied
     spoil(folded)
     return [c for c in certify(made, folded, applied) if c.fails]
 
@@ -481,9 +480,8 @@ def test_a_cast_to_another_type_fails():
 def test_other_maps_on_either_side_of_a_cast_fail():
     """A record that tells of a map behind the Cast alone is not one of a right fold."""
     made = kept_norm(op("MaxPool", "b", "r", kernel_shape=[2, 2]), down("r", "y"))
-    folded = onnx.ModelProto()
-    folded.CopyFrom(made)
-    applied = prepare(folded, None).apply().applied
+    once = done(made)
+    folded, applied = once.folded, once.applied
     (cast,) = (step for step in applied if made.graph.node[step.into].op_type == "Cast")
     wrong = replace(cast, related={"f": cast.related["f"]})
     assert not any(c.fails for c in certify(made, folded, [cast]))

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from bnfold._onnx.fold import prepare
 from bnfold._proof.certificate import certify
 
-from ..graphs import bn, certified, const, conv, model, op, rand
+from ..graphs import bn, certified, const, conv, done, model, op, rand
 from . import exact
 from .drawing import drawn
 from .holding import holds
@@ -207,9 +206,8 @@ def test_wrong_numbers_are_noticed_where_maps_went_both_ways(step):
     shown = 0
     for seed in BOTH_WAYS:
         made, data = drawn(random.Random(seed), 10, 40)
-        folded = ModelProto()
-        folded.CopyFrom(made)
-        applied = prepare(folded, None).apply().applied
+        once = done(made)
+        folded, applied = once.folded, once.applied
         wanted, peak = exact.run(folded, data)
         for name, wrong in spoiled(folded, made, step):
             found, other = exact.run(wrong, data)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from . import examples
-from .command import COMMAND
+from .command import COMMAND, TOO_LARGE, bnfold
 
 AS_NOBODY = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 """Takes from root what lets it pass file permissions."""
@@ -32,6 +32,22 @@ def bound() -> tuple[str, ...]:
 def model(tmp_path: Path) -> Path:
     """A model that folds in part."""
     return examples.save(examples.foldable(), tmp_path / "m.onnx")
+
+
+@pytest.fixture
+def folded(model: Path, tmp_path: Path) -> Path:
+    """Its fold."""
+    target = tmp_path / "folded.onnx"
+    assert bnfold(model, "-o", target, "--no-verify").code == 0
+    return target
+
+
+@pytest.fixture
+def wrong(model: Path, tmp_path: Path) -> Path:
+    """A fold that makes every weight 1 % too large."""
+    target = tmp_path / "wrong.onnx"
+    assert bnfold(model, "-o", target, "--no-verify", factor=TOO_LARGE).code == 0
+    return target
 
 
 @pytest.fixture

@@ -167,8 +167,10 @@ def test_power_is_told_of_in_words(model, project, tmp_path):
 
 def test_a_timeout_of_the_project(model, project, tmp_path):
     project("timeout = 0.001")
-    run = bnfold(model, cwd=tmp_path)
-    assert (run.code, run.lines[-1]) == (3, "verification: inconclusive")
+    for more in ((), ("--check",), ("--no-verify",)):
+        run = bnfold(model, *more, cwd=tmp_path)
+        assert (run.code, run.out) == (3, "")
+        assert "time is up after 0.001 s" in run.err
     assert bnfold(model, "--timeout", "inf", cwd=tmp_path).code == 0
 
 

@@ -63,13 +63,6 @@ def nasty(tmp_path):
     return examples.save(model_of(*pieces, y=outputs), tmp_path / "m.onnx")
 
 
-@pytest.fixture
-def wrong(model, tmp_path):
-    target = tmp_path / "wrong.onnx"
-    assert bnfold(model, "-o", target, "--no-verify", factor=TOO_LARGE).code == 0
-    return target
-
-
 def as_json(*args: Any) -> Any:
     return json.loads(bnfold(*args, "--output-format", "json").out)
 

@@ -262,3 +262,86 @@ def test_a_slice_of_a_negative_size_does_not_end_the_process():
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 12
+
+
+SLICED_FURTHER = """
+import sys, numpy as np, onnx, bnfold
+from onnx import TensorProto, helper as h, numpy_helper as nh
+
+def numbers(name, *values):
+    return nh.from_array(np.array(values, np.int64), name)
+
+def value(name, shape):
+    return h.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+def cut(source, made):
+    return h.make_node("Slice", [source, "zero", "five", "axis"], [made])
+
+def pool(source, made):
+    return h.make_node("MaxPool", [source], [made], kernel_shape=[20, 20])
+
+def call(kind, source, made):
+    return h.make_node(kind, [source, "zero", "five", "axis"], [made], domain="my")
+
+def function(name, *nodes):
+    here = [h.make_opsetid("", 18), h.make_opsetid("my", 1)]
+    return h.make_function("my", name, ["a", "zero", "five", "axis"], ["b"], nodes, here)
+
+long, name = [], "z"
+for k in range(400):
+    long.append(h.make_node("Relu", [name], [f"r{k}"]))
+    name = f"r{k}"
+body = h.make_graph(
+    [cut("i", "o")], "body", [value("i", None)], [value("o", None)],
+    [numbers("zero", 0), numbers("five", 5), numbers("axis", 1)],
+)
+cutting = function("F", cut("a", "b"))
+kinds = {
+    "many nodes": ([cut("x", "y0"), pool("y0", "y1"), cut("y1", "z"), *long], []),
+    "a call": ([cut("x", "y0"), pool("y0", "y1"), call("F", "y1", "z")], [cutting]),
+    "two calls": ([call("F", "x", "y0"), pool("y0", "y1"), call("F", "y1", "z")], [cutting]),
+    "within a function": (
+        [call("F", "x", "z")],
+        [function("F", cut("a", "c"), pool("c", "d"), cut("d", "b"))],
+    ),
+    "a pool alone in it": ([call("F", "x", "z")], [function("F", pool("a", "c"), cut("c", "b"))]),
+    "a call in a function": (
+        [cut("x", "y0"), pool("y0", "y1"), call("G", "y1", "z")],
+        [function("G", call("F", "a", "b")), cutting],
+    ),
+    "a pool in a function": (
+        [cut("x", "y0"), call("P", "y0", "y1"), cut("y1", "z")], [function("P", pool("a", "b"))]
+    ),
+    "the body of a Scan": (
+        [cut("x", "y0"), pool("y0", "y1"),
+         h.make_node("Scan", ["y1"], ["z"], body=body, num_scan_inputs=1)], [],
+    ),
+}
+for kind, (nodes, functions) in kinds.items():
+    ends = [value("x", [1, 3, 8, 8])], [value(nodes[-1].output[0], None)]
+    stored = [numbers("zero", 0), numbers("five", 5), numbers("axis", 2)]
+    graph = h.make_graph(nodes, "g", *ends, stored)
+    imports = [h.make_opsetid("", 18), h.make_opsetid("my", 1)]
+    made = h.make_model(graph, opset_imports=imports, functions=functions, ir_version=8)
+    print(kind, flush=True)
+    try:
+        bnfold.plan(made)
+    except bnfold.UsageError:
+        pass
+    if not functions:
+        from bnfold._onnx.read import inference
+        assert inference.is_safe(made) is False
+        inference._WORK = 300
+        assert inference.is_safe(made) is (None if kind == "many nodes" else False)
+        bnfold.plan(made)
+        inference._WORK = 200_000
+"""
+
+
+def test_no_slice_of_a_negative_size_ends_the_process_wherever_it_is():
+    """Behind many operators, in local functions, whose sizes nobody sees, and in bodies."""
+    done = subprocess.run(
+        [sys.executable, "-c", SLICED_FURTHER], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 8

@@ -11,16 +11,9 @@ import pytest
 
 import bnfold as package
 
-from .command import TOO_LARGE, bnfold, refused, tree
+from .command import bnfold, refused, tree
 
 COMMAND = re.compile(r"::(error|warning) file=([^,:]*),title=([^,:]*)::(.*)")
-
-
-@pytest.fixture
-def wrong(model, tmp_path):
-    target = tmp_path / "wrong.onnx"
-    assert bnfold(model, "-o", target, "--no-verify", factor=TOO_LARGE).code == 0
-    return target
 
 
 def suite(text):

@@ -10,13 +10,6 @@ from . import examples
 from .command import TOO_LARGE, bnfold, refused, tree
 
 
-@pytest.fixture
-def folded(model, tmp_path):
-    target = tmp_path / "folded.onnx"
-    assert bnfold(model, "-o", target, "--no-verify").code == 0
-    return target
-
-
 def changed(path, edit):
     """A copy of a model with one change."""
     made = onnx.load(path)

@@ -28,6 +28,7 @@ from onnx.numpy_helper import to_array
 import bnfold
 from bnfold._onnx.files.load import understood
 from bnfold._pipeline import any_kind
+from bnfold._pipeline.module_options import ModuleOptions
 
 from ..graphs import done
 
@@ -108,7 +109,7 @@ def _planned_and_folded(given: Given) -> tuple[bnfold.Plan, Any]:
     """What ``bnfold.plan`` and ``bnfold.fold`` give, of one reading: most time goes there."""
     model = given.model
     if any_kind._is_module(model):
-        options = any_kind.ModuleOptions(given.args, **given.options)
+        options = ModuleOptions(given.args, **given.options)
         module = any_kind._prepare_module(model, options)
         return module.plan, module.apply(inplace=False)
     if any_kind._is_program(model):

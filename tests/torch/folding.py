@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 import bnfold
 from bnfold._pipeline import any_kind
+from bnfold._pipeline.module_options import ModuleOptions
 
 
 def ready(module: nn.Module, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
@@ -145,9 +146,7 @@ def planned_and_folded(
     depthwise: bool = False,
 ) -> tuple[bnfold.Plan, nn.Module]:
     """What ``bnfold.plan`` and ``bnfold.fold`` give, of one export: most of the time goes there."""
-    options = any_kind.ModuleOptions(
-        args, kwargs, dynamic_shapes, as_eval, clone, keep=keep, merge=merge
-    )
+    options = ModuleOptions(args, kwargs, dynamic_shapes, as_eval, clone, keep=keep, merge=merge)
     ready = any_kind._prepare_module(module, options, depthwise)
     return ready.plan, ready.apply(inplace=False)
 

@@ -18,7 +18,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from click.testing import CliRunner  # noqa: E402
-from onnx import numpy_helper  # noqa: E402
+from onnx import helper, numpy_helper  # noqa: E402
 from torch import nn  # noqa: E402
 
 import bnfold  # noqa: E402
@@ -326,7 +326,14 @@ def test_an_output_that_hides_every_error(export):
     assert status(module, changed(path, off(2.0, 0))) == "fail"
 
 
-@pytest.mark.parametrize("options, which", [({}, 2), (UNFOLDED, 1)], ids=["folded", "unfolded"])
+OPEN = {**UNFOLDED, "keep_initializers_as_inputs": True}
+
+
+@pytest.mark.parametrize(
+    "options, which",
+    [({}, 2), (UNFOLDED, 1), (OPEN, 1)],
+    ids=["folded", "unfolded", "open to others"],
+)
 def test_a_channel_that_hardly_counts(export, options, which):
     """No output shows that it is wrong; the other channels of the weight are the module's."""
     module = net()
@@ -336,6 +343,68 @@ def test_a_channel_that_hardly_counts(export, options, which):
     assert status(module, path) == "pass"
     result = bnfold.verify(module, changed(path, off(1.01, which)), (X,))
     assert result.status == "fail" and "b.weight is off by 1 %" in result.notes[-1]
+
+
+def in_a_branch(graph):
+    """The weight stands in a branch alone."""
+    chosen_weight(graph)
+    weight = graph.initializer[0]
+    for attribute in graph.node[0].attribute:
+        attribute.g.initializer.append(weight)
+    del graph.initializer[0]
+
+
+def one_channel_scaled():
+    """Folding changes one channel of its weight, and no other by more than ε does."""
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    with torch.no_grad():
+        module[1].weight[0] = 3.0
+    return module
+
+
+def chosen_weight(graph):
+    """The weight comes from a branch, which does not fold, and is what it was."""
+    (conv,) = [node for node in graph.node if node.op_type == "Conv"]
+    name = conv.input[1]
+    branch = helper.make_graph([helper.make_node("Identity", [name], ["got"])], "b", [], [])
+    branch.output.append(helper.make_empty_tensor_value_info("got"))
+    true = numpy_helper.from_array(np.array(True), "true")
+    graph.initializer.append(true)
+    chosen = helper.make_node("If", ["true"], ["chosen"], then_branch=branch, else_branch=branch)
+    conv.input[1] = "chosen"
+    graph.node.insert(0, chosen)
+
+
+def test_a_norm_that_the_file_keeps_and_the_module_need_not(export):
+    module = one_channel_scaled()
+    open_to_others = export(module, **OPEN)
+    assert len(onnx.load(open_to_others).graph.input) > 1
+    computed = changed(export(module, **UNFOLDED), chosen_weight)
+    for file in (open_to_others, computed):
+        assert bnfold.plan(file).kept
+        found = bnfold.verify(module, file, (X,))
+        assert (found.status, found.notes) == ("pass", ())
+    assert status(module, changed(open_to_others, off(1.01, 0))) == "fail"
+
+
+def test_weights_that_were_not_compared_are_told(export):
+    """What cannot be exported, or whose weights the file does not hold, has none to compare."""
+
+    class Asks(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return y * 2 if float(x.detach().flatten()[0]) > 1e9 else y
+
+    module, x = ready(Asks(6, 6), torch.float32), rand(4, 6, dtype=torch.float32)
+    result = bnfold.verify(module, export(module, (x,)), (x,))
+    assert result.status == "pass" and "weights were not compared: torch.export" in result.notes[-1]
+
+    plain = ready(nn.Conv2d(3, 4, 3, bias=False), torch.float32)
+    result = bnfold.verify(plain, changed(export(plain), in_a_branch), (X,))
+    assert result.status == "pass"
+    assert result.notes == (
+        "weights were not compared: the file holds none of them as a constant of its main graph",
+    )
 
 
 def test_a_bias_whose_terms_cancel(export):
@@ -392,12 +461,55 @@ def test_outputs_with_names_are_paired_by_name():
     assert {check.output for check in found[0].checks} >= {"first", "second"}
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda one, other: [{"first": one, "second": other}],
+        lambda one, other: (one, {"first": one, "second": other}),
+        lambda one, other: {"output first": one, "output second": other},
+        lambda one, other: {"output 0": one, "output 1": other},
+        lambda one, other: {"output 0[0]": one, "output 1": other},
+        lambda one, other: {1: one, "1": other},
+        lambda one, other: {"first.of": one, "first": {"of": other}},
+    ],
+)
+def test_names_tell_wherever_they_stand(made):
+    """Names inside of a list, and names that read like positions or like one another."""
+
+    def swapped(one, other):
+        def back(result):
+            if isinstance(result, dict):
+                return dict(reversed(result.items()))
+            return type(result)(map(back, result)) if isinstance(result, list | tuple) else result
+
+        return back(made(one, other))
+
+    module = net(made=lambda y: made(y, 2 * y))
+    same = net(made=lambda y: swapped(y, 2 * y))
+    other = net(made=lambda y: swapped(2 * y, y))
+    assert [bnfold.verify(module, m, (X,)).status for m in (same, other)] == ["pass", "fail"]
+
+
+def test_keys_that_nothing_tells_apart():
+    class Key:
+        def __repr__(self):
+            return "key"
+
+    one, other = Key(), Key()
+    module = net(made=lambda y: {one: y, other: 2 * y})
+    with pytest.raises(bnfold.UsageError, match="several keys that are written key"):
+        bnfold.verify(module, module, (X,))
+
+
 def test_numbers_and_other_things_among_the_outputs():
     def status_of(one, other):
         return status(net(made=one), net(made=other))
 
     assert status_of(lambda y: (y, 3, "a", None), lambda y: (y, 3, "a", None)) == "pass"
     assert status_of(lambda y: (y, 3), lambda y: (y, 4)) == "fail"
+    assert status_of(lambda y: (y, 2**70), lambda y: (y, 2**70)) == "pass"
+    assert status_of(lambda y: (y, 2**70), lambda y: (y, 2**70 + 1)) == "fail"
+    assert status_of(lambda y: (y, 2**70), lambda y: (y, 1)) == "fail"
     assert status_of(lambda y: (y, y.sum().item()), lambda y: (y, y.sum().item())) == "pass"
     assert status_of(lambda y: (y, y.sum().item()), lambda y: (y, 2 * y.sum().item())) == "fail"
     with pytest.raises(bnfold.UsageError, match="puts out a Hidden"):

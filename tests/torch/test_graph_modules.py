@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -13,6 +14,7 @@ from torch.export import Dim  # noqa: E402
 
 import bnfold  # noqa: E402
 
+from .. import graphs  # noqa: E402
 from .folding import rand, ready  # noqa: E402
 from .merging import ops  # noqa: E402
 
@@ -90,11 +92,15 @@ def test_a_graph_module_in_training_mode_keeps_its_norm():
     assert [kept.code for kept in bnfold.plan(given, (X,)).kept] == ["training-mode"]
 
 
-@pytest.mark.parametrize("option", [{"inplace": True}, {"keep": ("0",)}])
+@pytest.mark.parametrize(
+    "option",
+    [{name: True} for name in ("as_eval", "clone", "inplace", "merge")] + [{"keep": ("0",)}],
+)
 def test_what_a_graph_module_cannot_do(option):
     module = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.float32)
     program = torch.export.export(module, (X,))
-    with pytest.raises(bnfold.UsageError, match="leave it out"):
+    says = f"{next(iter(option))}: a graph of operators folds as a program; leave it out"
+    with pytest.raises(bnfold.UsageError, match=says):
         bnfold.fold(program.module(), (X,), **option)
     with pytest.raises(bnfold.UsageError, match="program it was made from"):
         bnfold.fold(torch.export.unflatten(program), (X,))
@@ -142,7 +148,11 @@ def test_a_norm_in_called_code_says_why_it_stays(kind):
         assert len(inline.folds) == 1
         assert inline.kept == ()
     told = bnfold.plan(module, (X,))
-    assert told.folds or [kept.code for kept in told.kept] == ["unread-code"]
+    if kind == "no gradients":  # A module's own export writes it in line.
+        assert len(told.folds) == 1
+        assert told.kept == ()
+    else:
+        assert [kept.code for kept in told.kept] == ["unread-code"]
 
 
 def test_a_norm_of_another_library_says_why_it_stays():
@@ -159,3 +169,24 @@ def test_a_norm_of_another_library_says_why_it_stays():
     program = torch.export.export(Net(), (X,))
     assert "fast_batch_norm" in ops(program)
     assert [kept.code for kept in bnfold.plan(program).kept] == ["unread-code"]
+
+
+@pytest.mark.parametrize("kind", ["a model of ONNX", "a program", "a graph module", "a module"])
+def test_options_for_other_kinds_are_refused_whatever_they_hold(kind):
+    """Example inputs are arrays, which are neither true nor false."""
+    module = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.float32)
+    program = torch.export.export(module, (X,))
+    graph = graphs.model(graphs.conv("c", "x", "y", (4, 3, 3, 3)))
+    models = {"a module": module, "a program": program, "a graph module": program.module()}
+    given = models.get(kind, graph)
+    for shapes in (np.ones(2), np.ones(1), torch.ones(2), {"x": {0: 1}}):
+        if kind in ("a model of ONNX", "a program"):
+            with pytest.raises(bnfold.UsageError, match=r"^dynamic_shapes: this is for a torch"):
+                bnfold.plan(given, dynamic_shapes=shapes)
+    for named in (np.ones(2), torch.ones(2), [X]):
+        with pytest.raises(TypeError, match="expected a mapping from names to inputs for kwargs"):
+            bnfold.plan(given, kwargs=named)
+    for option in ({"base_dir": "."}, {"follow_links": True}):
+        if given is not graph:
+            with pytest.raises(bnfold.UsageError, match=f"^{next(iter(option))}: this is for"):
+                bnfold.plan(given, (X,) if kind != "a program" else None, **option)

@@ -105,6 +105,15 @@ def test_a_module_that_cannot_be_exported_is_compared_as_it_is():
     assert bnfold.verify(module, off(module), (X,)).status == "fail"
 
 
+def test_inputs_that_are_left_out_are_told():
+    module = net(lambda self, x: torch.exp(40 * plain(self, x)))
+    result = bnfold.verify(module, module, (X,))
+    assert "large" not in {check.inputs for check in result.checks}
+    assert any("left out" in note for note in result.notes)
+    result = bnfold.verify(net(plain), net(plain), (X,))
+    assert "large" in {check.inputs for check in result.checks} and not result.notes
+
+
 def test_an_output_that_no_layer_reaches():
     """It shows no error, and need not."""
 

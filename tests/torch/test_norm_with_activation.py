@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import time
+from functools import partial
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -94,7 +98,33 @@ class Ahead(nn.BatchNorm2d):
         return super().forward(F.gelu(x, approximate="tanh"))
 
 
+def pure(y, slope):
+    return F.leaky_relu(y, slope)
+
+
+class Helped(nn.BatchNorm2d):
+    """Code in other functions and methods, and plain settings: nothing of it is seen elsewhere."""
+
+    slopes: ClassVar = {"used": 0.2}
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.settings = SimpleNamespace(slope=0.1)
+
+    @property
+    def slope(self):
+        return self.settings.slope + self.slopes["used"]
+
+    def act(self, y):
+        return pure(y, *[each + 0.1 for each in (self.slope,)])
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
 LEFT = {
+    "helpers": (Helped, {"leaky_relu": nn.LeakyReLU}),
     "written": (Written, {"drop": nn.Dropout, "act": nn.ReLU}),
     "activation with weights": (lambda n: Written(n, nn.PReLU(n)), {"act": nn.PReLU}),
     "other order": (DropsLast, {"act": nn.SiLU, "drop": nn.Identity}),
@@ -268,6 +298,111 @@ class HandsOn(nn.BatchNorm2d):
 
 
 side: list[torch.Tensor] = []
+
+
+class Beside(nn.BatchNorm2d):
+    """Something beside the norm and its activation, by a method of its own."""
+
+    held: ClassVar[list[int]] = []
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.logger = Logger()
+
+    def forward(self, x):
+        y = super().forward(x)
+        return self.beside(y).relu()
+
+
+class Logger:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def log(self) -> None:
+        self.count += 1
+
+
+class Total:
+    count = 0
+
+
+TOTAL = Logger()
+
+
+def tell(y):
+    CALLS.append(1)
+    return y
+
+
+def counted(function):
+    found = {"calls": 0}
+
+    def wrapper(*args):
+        found["calls"] += 1
+        return function(*args)
+
+    return wrapper
+
+
+def beside(function):
+    """A norm whose method is the function."""
+    return type("Made", (Beside,), {"beside": function})
+
+
+def by_total(self, y):
+    Total.count += 1
+    return y
+
+
+def by_import(self, y):
+    from random import random
+
+    return y * 2 if random() > 2 else y
+
+
+def by_nested(self, y):
+    def told():
+        return tell(y)
+
+    return told()
+
+
+BESIDE = {
+    "method": (lambda self, y: (CALLS.append(1), y)[1], "in CALLS"),
+    "function": (lambda self, y: tell(y), "in CALLS"),
+    "nested function": (by_nested, "in CALLS"),
+    "comprehension": (lambda self, y: next(tell(each) for each in (y,)), "in CALLS"),
+    "property": (property(lambda self: tell), "in CALLS"),
+    "static method": (staticmethod(tell), "in CALLS"),
+    "partial": (lambda self, y: PARTIAL(y), "in CALLS"),
+    "decorator": (counted(lambda self, y: y), "in found"),
+    "PyTorch's decorator": (torch.no_grad()(lambda self, y: tell(y)), "in CALLS"),
+    "list of the class": (lambda self, y: (self.held.append(1), y)[1], "in held"),
+    "object": (lambda self, y: (self.logger.log(), y)[1], "in logger"),
+    "object elsewhere": (lambda self, y: (TOTAL.log(), y)[1], "in TOTAL"),
+    "class elsewhere": (by_total, "in count"),
+    "gradients": (lambda self, y: y * 2 if torch.is_grad_enabled() else y, "is_grad_enabled"),
+    "its weight's": (lambda self, y: y * 2 if not self.weight.requires_grad else y, "requires_"),
+    "tracing": (lambda self, y: y * 2 if torch.jit.is_tracing() else y, "is_tracing"),
+    "type": (
+        lambda self, y: y if torch.get_default_dtype() == torch.float32 else y * 2,
+        "get_default_dtype",
+    ),
+    "prints": (lambda self, y: (print(end=""), y)[1], "uses print"),
+    "time": (lambda self, y: y * (time.time() > 0), "uses time"),
+    "chance": (by_import, "uses random"),
+}
+PARTIAL = partial(tell)
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_other_code_of_a_module_does(name):
+    """A row of modules would not do it: the trace shows one way, and no traces."""
+    function, why = BESIDE[name]
+    module = ready(network(beside(function)(4)))
+    done = fold(module, rand(2, 3, 8, 8), folds=0, codes=["not-a-module"])
+    assert why in done.plan.kept[0].message
+
 
 STAYS = {
     "remembers": (Remembers, "keeps something in its attributes"),

@@ -16,8 +16,7 @@ import bnfold  # noqa: E402
 
 from .carrying import program  # noqa: E402
 from .folding import fold, rand, ready  # noqa: E402
-from .merging import exported  # noqa: E402
-from .test_program import ops  # noqa: E402
+from .merging import exported, ops  # noqa: E402
 
 
 class OwnNorm(nn.BatchNorm2d):

@@ -15,6 +15,7 @@ import bnfold  # noqa: E402
 
 from ..cli.command import bnfold as command  # noqa: E402
 from ..cli.command import process, refused  # noqa: E402
+from .merging import ops  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,14 +43,6 @@ def same(program, folded, *args, rtol=1e-6):
     one, two = (x if isinstance(x, tuple) else (x,) for x in (one, two))
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * float(a.detach().abs().max()))
-
-
-def ops(program):
-    return [
-        str(node.target.__name__).partition(".")[0]
-        for node in program.graph.nodes
-        if node.op == "call_function"
-    ]
 
 
 class Inline(nn.Module):

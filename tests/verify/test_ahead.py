@@ -380,6 +380,40 @@ def test_more_draws_than_are_tried_in_every_order_say_nothing() -> None:
     assert bnfold.verify(made, wrong(named)).status == "fail"
 
 
+def test_what_draws_is_told_by_its_domain_and_by_the_functions_it_calls() -> None:
+    def function(name: str, kind: str, domain: str = "") -> onnx.FunctionProto:
+        imports = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+        inner = helper.make_node(kind, ["x"], ["y"], domain=domain)
+        return helper.make_function("my", name, ["x"], ["y"], [inner], imports)
+
+    made = ending(
+        op("RandomNormalLike", "t", "a", domain="my"),
+        op("Outer", "t", "b", domain="my"),
+        op("Neg", "b", "y"),
+    )
+    made.opset_import.append(helper.make_opsetid("my", 1))
+    made.functions.extend(
+        [
+            function("RandomNormalLike", "Relu"),
+            function("Outer", "Inner", "my"),
+            function("Inner", "RandomUniformLike"),
+        ]
+    )
+    assert nodes.random_values(made) == {"b", "y"}
+
+
+def test_an_operator_of_another_domain_is_compared_whatever_its_name() -> None:
+    made = ending(op("RandomNormalLike", "t", "y", domain="my"))
+    made.opset_import.append(helper.make_opsetid("my", 1))
+    inner, imports = helper.make_node("Relu", ["x"], ["y"]), [helper.make_opsetid("", 17)]
+    made.functions.append(
+        helper.make_function("my", "RandomNormalLike", ["x"], ["y"], [inner], imports)
+    )
+    folded = bnfold.fold(made)
+    assert bnfold.verify(made, folded).status == "pass"
+    assert bnfold.verify(made, wrong(folded)).status == "fail"
+
+
 def test_a_multinomial_is_no_draw_that_a_table_gives() -> None:
     assert Counter(draws._FIXED) == Counter(nodes.RANDOM - {"Multinomial"})
 

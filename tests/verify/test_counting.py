@@ -8,15 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 from onnx import ModelProto
 
-from ..graphs import const, model, op, rand
-from .test_kills import load
+from ..graphs import const, model, op, optimized, rand
+from ..scripts import load
 
-counting = load("counting")
+counting = load("benchmarks", "counting")
 ROOT = np.float32(np.sqrt(2))
 ROWS = (2, 5)
 
@@ -76,14 +74,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_gelu_is_whole_where_onnxruntime_fuses_it(case: str, tmp_path: Path) -> None:
     made = CASES[case]
-    options = onnxruntime.SessionOptions()
-    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.graph_optimization_level = level
-    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
-    onnxruntime.InferenceSession(
-        made.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    fused = counting.count(onnx.load(tmp_path / "fused.onnx"))
+    fused = counting.count(optimized(made, tmp_path / "fused.onnx", "ENABLE_EXTENDED"))
     written = counting.count(made)
     assert written.gelus == fused.fused_gelus
     assert (fused.gelus, written.fused_gelus) == (0, 0)

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import ModelProto, numpy_helper
 
 import bnfold
 
-from .. import oracle
+from .. import graphs, oracle
 from ..graphs import bn, const, conv, conv_transpose, feeds, model, op, positive
+from ..scripts import load
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 BF16 = "weights through bfloat16"
 
 
-def load(name: str) -> ModuleType:
-    """A module of the benchmarks, which are not part of any package."""
-    if not BENCHMARKS.exists():
-        pytest.skip(f"there is no {BENCHMARKS}", allow_module_level=True)
-    if str(BENCHMARKS) not in sys.path:
-        sys.path.append(str(BENCHMARKS))
-    return importlib.import_module(name)
-
-
-bugs = load("bugs")
+bugs = load("benchmarks", "bugs")
 
 
 def run(made: ModelProto, x) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        made.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, {"x": x})[0]
+    return graphs.run(made, {"x": x})[0]
 
 
 def image(made: ModelProto) -> np.ndarray:
@@ -265,7 +247,7 @@ def test_bugs_without_a_place():
 
 @pytest.mark.usefixtures("cheap_exports")
 def test_float64_tells_bugs_from_right_folds():
-    exact, kills = load("exact"), load("kills")
+    exact, kills = load("benchmarks", "exact"), load("benchmarks", "kills")
     made = every_structure()
     x = image(made)
     (found,) = exact.evaluate(made, {"x": x})
@@ -281,7 +263,7 @@ def test_float64_tells_bugs_from_right_folds():
 
 @pytest.mark.usefixtures("cheap_exports")
 def test_float64_sees_behind_a_saturated_function():
-    exact = load("exact")
+    exact = load("benchmarks", "exact")
     made = model(
         conv("conv", "x", "a", (4, 3, 3, 3)),
         const("Sub", "a", "b", np.float32(200)),
@@ -301,8 +283,9 @@ def test_float64_sees_behind_a_saturated_function():
 @pytest.mark.slow
 def test_the_matrix_of_the_shipped_example():
     pytest.importorskip("torch")
+    kills = load("benchmarks", "kills")
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "kills.py"), "digits", "--cases"],
+        [sys.executable, kills.__file__, "digits", "--cases"],
         capture_output=True,
         text=True,
         timeout=300,

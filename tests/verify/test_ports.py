@@ -193,6 +193,21 @@ def test_another_order_is_no_failure(turn: Callable[[ModelProto], None]) -> None
         assert {check.status for check in result.checks} == {"pass"}
 
 
+@pytest.mark.parametrize("order", ["yzu", "zuy", "uyz", "uzy", "zyu"])
+def test_of_outputs_that_are_near_the_nearest_counts(order: str) -> None:
+    near = (const("Mul", "y", name, np.float32(k)) for name, k in (("z", 1.001), ("u", 0.999)))
+    made = model(conv("conv", "x", "c", (4, 3, 3, 3)), bn("bn", "c", "y", 4), *near, x=X, y="y z u")
+    other = bnfold.fold(made)
+    outputs = {value.name: value for value in made.graph.output}
+    del other.graph.output[:]
+    other.graph.output.extend(outputs[name] for name in order)
+    called(other, y="o0", z="o1", u="o2")
+    wanted = "pass" if order == "yzu" else "inconclusive"
+    assert bnfold.verify(made, other).status == wanted
+    wrong_weight_in(other)
+    assert bnfold.verify(made, other).status == "fail"
+
+
 def test_another_order_of_other_types_is_no_failure() -> None:
     """Position does not fit the types then; names that both have stay where they are."""
 

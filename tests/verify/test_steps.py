@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
@@ -17,19 +16,9 @@ from bnfold._judge.onnx_bench import OnnxBench
 from bnfold._judge.verdict import Cause
 from bnfold._run.quantizers import quantizers
 
-from ..graphs import const, conv, model, op
+from ..graphs import const, conv, model, op, optimized, session
 
 STEP = np.float32(0.05)
-
-
-def session(m, path=None, optimized=False):
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if path is not None:
-        options.optimized_model_filepath = str(path)
-    if not optimized:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(m.SerializeToString(), options)
 
 
 def network(seed=0, dynamic=False, behind=True, step=STEP):
@@ -217,8 +206,7 @@ def test_as_deployed(seed, tmp_path):
     """onnxruntime computes with the integers, and is off by a step in some places."""
     m = deployed_network(seed)
     after = bnfold.fold(m)
-    session(after, tmp_path / "saved.onnx", optimized=True)
-    kinds = {node.op_type for node in onnx.load(tmp_path / "saved.onnx").graph.node}
+    kinds = {node.op_type for node in optimized(after, tmp_path / "saved.onnx").graph.node}
     assert "QLinearConv" in kinds
     assert bnfold.verify(m, after).status == "pass"
 
@@ -251,8 +239,7 @@ def test_as_deployed_where_integers_saturate(monkeypatch):
 def test_what_a_runtime_has_fused_is_no_failure_and_an_error_is_one(tmp_path):
     """The file that onnxruntime saves rounds elsewhere: steps explain a difference, or not."""
     m = bnfold.fold(deployed_network(1))
-    session(m, tmp_path / "saved.onnx", optimized=True)
-    saved = onnx.load(tmp_path / "saved.onnx")
+    saved = optimized(m, tmp_path / "saved.onnx")
     assert quantizers(m, saved).others
     assert bnfold.verify(m, saved).status != "fail"
     scale = next(n.input[4] for n in saved.graph.node if n.op_type == "QLinearConv")

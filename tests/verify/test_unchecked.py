@@ -33,7 +33,7 @@ from bnfold._report import findings, text
 from bnfold._run.bounds import UNBOUNDED, Bounds
 from bnfold._run.session import EngineError
 
-from ..graphs import bn, const, conv, model, op, rand
+from ..graphs import bn, const, conv, done, model, op, rand
 
 
 def without_shapes(made: ModelProto) -> ModelProto:
@@ -213,9 +213,9 @@ def test_a_crossing_that_says_nothing_is_unchecked(way: str, tmp_path: Path) -> 
 
 def test_a_scale_across_a_reshape_to_the_shape_of_a_run_is_checked() -> None:
     """One number for all elements: any target shows whether it is right."""
-    made, after = shaped("Reshape"), ModelProto()
-    after.CopyFrom(made)
-    applied = prepare(after, None).apply().applied
+    made = shaped("Reshape")
+    once = done(made)
+    after, applied = once.folded, once.applied
     assert all(one.holds for one in certify(made, after, applied))
     at = next(k for k, step in enumerate(applied) if step.law == "cross")
     related = dict(applied[at].related)
@@ -224,6 +224,35 @@ def test_a_scale_across_a_reshape_to_the_shape_of_a_run_is_checked() -> None:
     related["c"] = replace(relation, new=tuple(wrong))
     applied[at] = replace(applied[at], related=related)
     assert certify(made, after, applied)[at].fails
+
+
+@pytest.mark.parametrize("shift", [np.zeros(1), np.zeros(4)], ids=["one", "channels"])
+def test_a_sum_of_unknown_shapes_is_checked_by_single_numbers_alone(shift: Any) -> None:
+    """A shift for each channel has an axis, and a row that is made up has none like it."""
+    convs = (conv(n, "x", n, (4, 3, 1, 1)) for n in "ab")
+    relus = (op("Relu", n, f"r{n}") for n in "ab")
+    added = op("Add", "ra rb", "c"), const("Mul", "c", "y", np.float32(2.0))
+    made = without_shapes(model(*convs, *relus, *added))
+    after = ModelProto()
+    after.CopyFrom(made)
+    applied = prepare(after, None).apply().applied
+    laws = [(step.law, made.graph.node[step.into].op_type) for step in applied]
+    at = laws.index(("cross", "Add"))
+    related = {
+        name: replace(
+            relation,
+            new=tuple(
+                replace(f, shift=shift, axis=1 if shift.size > 1 else None) for f in relation.new
+            ),
+        )
+        for name, relation in applied[at].related.items()
+    }
+    applied[at] = replace(applied[at], related=related)
+    found = certify(made, after, applied)[at]
+    told = found.unchecked.obstacle if found.unchecked else None
+    assert (found.holds, told) == (
+        (True, None) if shift.size == 1 else (False, Obstacle.SHAPE_UNKNOWN)
+    )
 
 
 def test_an_operator_that_does_not_run_is_unchecked(

@@ -10,7 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from bnfold._errors import UsageError
+from bnfold._errors import UsageError, first_line
 from bnfold._onnx.files import text_forms
 from bnfold._onnx.files.external import external_files, free_name, link
 from bnfold._onnx.files.lean import read_lean
@@ -132,13 +132,15 @@ def understood(model: ModelProto, path: Path | None) -> Iterator[None]:
 def _invalid(model: ModelProto, path: Path | None) -> str | None:
     """The complaint of ONNX's checker about a model; None if it has none, or cannot check it."""
     external = path is None and bool(external_files(model))
-    if not inference.is_safe(model):
+    safe = inference.is_safe(model)
+    if safe is False:
         return "a size in it comes out negative"
     try:
         if not external:
-            onnx.checker.check_model(model if path is None else path, full_check=True)
+            found = model if path is None else path
+            onnx.checker.check_model(found, full_check=bool(safe))
     except Exception as error:  # Checker and shape inference share no class of errors.
-        return _first_line(error)
+        return first_line(error)
     return None
 
 
@@ -169,8 +171,3 @@ def _add_node_names(nodes: Iterable[NodeProto], names: list[str | bytes]) -> Non
                 _add_graph_names(attribute.g, names)
             for graph in attribute.graphs:
                 _add_graph_names(graph, names)
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error's message, or the error's class if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

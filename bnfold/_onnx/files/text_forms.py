@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onnx import ModelProto, serialization
 
-from bnfold._errors import UsageError
+from bnfold._errors import UsageError, first_line
 from bnfold._system import memory, paths
 
 _MARK = b"\xef\xbb\xbf"
@@ -132,6 +132,6 @@ def _read(form: Form, path: Path, text: bytes) -> ModelProto:
         except Exception as error:  # The three parsers share no class of errors.
             if memory.ran_out(error):
                 raise MemoryError from error
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UsageError(f"{path} cannot be read as {form.told} of ONNX: {line}") from error
+            why = first_line(error)
+            raise UsageError(f"{path} cannot be read as {form.told} of ONNX: {why}") from error
     return model

@@ -73,7 +73,7 @@ def _scaler(context: Context, node: NodeProto) -> Operator:
             message = f"{where} has {scale.size} features, and the rank of {name} is not known"
             raise Refusal(Reason("unknown-shape", where, message))
         axis = len(shape) - 1
-        if axis > 1 or shape[axis] not in (None, scale.size):
+        if axis not in (0, 1) or shape[axis] not in (None, scale.size):
             message = (
                 f"{where} has {scale.size} features, but {name} is no matrix of so many columns"
             )

@@ -7,25 +7,24 @@ operators that work on long rows are hidden from it. What it finds out about the
 following numbers is told in their place.
 
 Inference ends the process where a Slice reads a tensor with a negative size, which a pool larger
-than its input has, for instance. So Slices are hidden at first, and shown again level by level, as
-long as no size comes out negative.
+than its input has, for instance. So Slices are hidden at first, and shown again level by level
+(`_slices`), as long as no size comes out negative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, shape_inference
+from onnx import GraphProto, ModelProto, ValueInfoProto, shape_inference
 
 from bnfold._onnx.read.scopes import bodies
+from bnfold._onnx.read.slices import slices_of
 
 _FOLLOWED = frozenset(
     ("Add", "Cast", "Concat", "Gather", "Mul", "Slice", "Squeeze", "Sub", "Unsqueeze")
 )
 """Operators through which inference follows numbers one by one (onnx 1.23)."""
 _LONGEST = 1 << 14
-_FEW = 300
-"""A model of no more nodes is looked at once for each Slice on a way through it."""
+_WORK = 200_000
+"""So many nodes all looks at one model may go through, about 2 s; Slices further on stay hidden."""
 _HIDDEN = "bnfold.hidden"
 
 
@@ -35,19 +34,16 @@ def run(skeleton: ModelProto) -> ModelProto:
     Where a size comes out negative, only what lies ahead of the Slices behind it is found out.
     """
     hidden = _copy(skeleton)
-    if not _sliced_soundly(hidden):
-        return _shown(_inferred(hidden, True) or hidden, skeleton)
-    plain = _inferred(hidden, False)
-    if plain is None:
-        return skeleton
-    _hide_long(hidden.graph, plain.graph)
-    found = _inferred(hidden, True)
-    return plain if found is None else _shown(found, skeleton)
+    _show_sound(hidden)
+    found = _look(hidden)
+    return skeleton if found is None else _shown(found, skeleton)
 
 
-def is_safe(model: ModelProto) -> bool:
-    """Whether inference may be run on a model as it is."""
-    return _sliced_soundly(_copy(model))
+def is_safe(model: ModelProto) -> bool | None:
+    """Whether inference may be run on a model as it is: False where a size in it comes out
+    negative, None where that is not known.
+    """
+    return _show_sound(_copy(model))
 
 
 def _copy(model: ModelProto) -> ModelProto:
@@ -59,6 +55,15 @@ def _copy(model: ModelProto) -> ModelProto:
     return copy
 
 
+def _look(hidden: ModelProto) -> ModelProto | None:
+    """What inference finds out about a model, in which it hides what works on long rows."""
+    plain = _inferred(hidden, False)
+    if plain is None or _has_negative(plain.graph):
+        return plain
+    _hide_long(hidden.graph, plain.graph)
+    return _inferred(hidden, True) or plain
+
+
 def _inferred(model: ModelProto, follow: bool) -> ModelProto | None:
     try:
         return shape_inference.infer_shapes(model, strict_mode=False, data_prop=follow)
@@ -66,46 +71,26 @@ def _inferred(model: ModelProto, follow: bool) -> ModelProto | None:
         return None
 
 
-def _sliced_soundly(model: ModelProto) -> bool:
-    """Whether no size of a model comes out negative; if one does, some Slices stay hidden in it.
+def _show_sound(model: ModelProto) -> bool | None:
+    """Hide the Slices of a model, and show those that read no negative size.
 
-    A large model is looked at once, with all its Slices hidden, which finds what no Slice changes.
+    Gives True where all of them are shown, False where a size comes out negative, None where it
+    would take too long to find out, or inference does not tell.
     """
-    levels: dict[int, list[NodeProto]] = {}
-    for nodes in (model.graph.node, *(function.node for function in model.functions)):
-        _collect_slices(nodes, {}, levels)
-    slices = [node for level in levels.values() for node in level]
-    for node in slices:
+    slices = slices_of(model)
+    for node in (*slices.unknown, *(node for level in slices.levels for node in level)):
         node.domain = _HIDDEN
-    passes = sorted(levels) if len(model.graph.node) <= _FEW else [*sorted(levels)[:1]]
-    for number, level in enumerate(passes):
-        found = _inferred(model, True)
+    work = 0
+    for level in slices.levels:
+        work += len(model.graph.node)
+        if work > _WORK:
+            return None
+        found = _look(model)
         if found is not None and _has_negative(found.graph):
             return False
-        last = number + 1 == len(passes)
-        for node in slices if last else levels[level]:
+        for node in level:
             node.domain = ""
-    return True
-
-
-def _collect_slices(
-    nodes: Iterable[NodeProto], depths: dict[str, int], levels: dict[int, list[NodeProto]]
-) -> int:
-    """Add the Slices of some nodes, each at the number of Slices on the way to it.
-
-    ``depths`` has that number for names. Gives the largest one.
-    """
-    deepest = 0
-    for node in nodes:
-        depth = max((depths.get(name, 0) for name in node.input), default=0)
-        for _, body in bodies(node):
-            depth = max(depth, _collect_slices(body.node, depths, levels))
-        if node.op_type == "Slice" and node.domain in ("", "ai.onnx"):
-            levels.setdefault(depth, []).append(node)
-            depth += 1
-        depths.update(dict.fromkeys(node.output, depth))
-        deepest = max(deepest, depth)
-    return deepest
+    return None if slices.unknown else True
 
 
 def _has_negative(graph: GraphProto) -> bool:

@@ -107,7 +107,9 @@ def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) 
     if not model.training_info:  # which may bind what is stored to something else
         made = {name for node in model.graph.node for name in node.output}
         numbers = computed(inferred.graph, known_shapes(inferred.graph), given)
-        known.numbers = {("", n): one for n, one in numbers.items() if n in made and one.is_known}
+        known.numbers = {
+            ("", n): one for n, one in numbers.items() if n in made and one.fits_any_type
+        }
     graphs = {id(scope.graph): scope for scope in scopes}
     _collect(model.graph, inferred.graph, graphs, known)
     return known

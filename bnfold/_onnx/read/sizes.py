@@ -30,7 +30,7 @@ class Numbers:
     is_scalar: bool = False
 
     @property
-    def is_known(self) -> bool:
+    def fits_any_type(self) -> bool:
         """Whether all of them are known, and small enough for any type of integers."""
         return all(isinstance(value, int) and abs(value) < _LARGE for value in self.values)
 

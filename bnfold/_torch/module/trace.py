@@ -19,11 +19,10 @@ from bnfold._core.laws import Mixed
 from bnfold._core.pointwise import Homogeneous
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Carrier, Crossing
-from bnfold._errors import UsageError
+from bnfold._errors import UsageError, first_line
 from bnfold._plan.planner import Move
 from bnfold._torch.read.export import check, quiet, refuse_pruned
 from bnfold._torch.read.graph import Graph, path_of
-from bnfold._torch.read.untraceable import first_line
 
 _ASK = "give example inputs: bnfold.fold(module, (example,))"
 _CONVOLUTIONS: dict[type[nn.Module], int] = {

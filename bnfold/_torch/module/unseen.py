@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dis
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from bnfold._errors import first_line
+from bnfold._torch.module.own_code import beyond_data
 from bnfold._torch.read.export import OF_PYTORCH, Calls, key_of
 
 
@@ -18,22 +18,19 @@ def unseen(
     """What would be lost if a module became the operators that a graph of it shows; None: nothing.
 
     It would be lost that the module keeps something in attributes or in containers that others
-    have, too, and that it chooses its way by the values or sizes of the tensor that it is given.
-    Of that tensor the ``rank`` is fixed, and the ``sizes`` of some axes.
+    have, too, and that it chooses its way by the values or sizes of the tensor that it is given, or
+    by how the process runs. Of that tensor the ``rank`` is fixed, and the ``sizes`` of some axes.
     """
     if "forward" in module.__dict__:
         return "has a forward of its own, which its class does not know"
     if key_of(module) in calls.writing:
         return "keeps something in its attributes when it runs"
-    for function in _own_code(module):
-        kept = _kept_elsewhere(function)
-        if kept is not None:
-            return f"keeps something in {kept} when it runs"
+    if (found := beyond_data(module)) is not None:
+        return found
     try:
         _Tracer(rank, sizes).trace(module)
     except Exception as error:  # Whatever the code does with a stand-in for its input.
-        line = next((text for text in str(error).splitlines() if text.strip()), "")
-        return f"has code that cannot be followed for every input ({line})"
+        return f"has code that cannot be followed for every input ({first_line(error)})"
     return None
 
 
@@ -49,33 +46,6 @@ def state_of(module: nn.Module, calls: Calls) -> tuple[object, ...]:
     named = (*module._modules.items(), *module._parameters.items(), *module._buffers.items())
     held = ((name, None if each is None else type(each)) for name, each in named)
     return (type(module), module.training, key_of(module) in calls.writing, *plain, *held)
-
-
-def _own_code(module: nn.Module) -> list[Any]:
-    """The forwards that a module's class has or inherits, but for those of PyTorch."""
-    kinds = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.")]
-    found = [kind.__dict__.get("forward") for kind in kinds]
-    return [function for function in found if hasattr(function, "__globals__")]
-
-
-def _kept_elsewhere(function: Any) -> str | None:
-    """The variable outside a function that the function may change; None if there is none."""
-    steps = list(dis.get_instructions(function))
-    stores = any(step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR") for step in steps)
-    for step, following in zip(steps, [*steps[1:], None], strict=True):
-        if step.opname in ("STORE_GLOBAL", "STORE_DEREF"):
-            return str(step.argval)
-        held = function.__globals__.get(step.argval) if step.opname == "LOAD_GLOBAL" else None
-        asks = following is not None and following.argval in _CHANGING
-        if isinstance(held, list | dict | set | deque) and (stores or asks):
-            return str(step.argval)
-    return None
-
-
-_CHANGING = frozenset(
-    name for kind in (list, dict, set, deque) for name in vars(kind) if not name.startswith("_")
-) - {"copy", "count", "get", "index", "items", "keys", "values"}
-"""Methods of containers that change them, or may."""
 
 
 class _Tracer(fx.Tracer):

@@ -22,7 +22,7 @@ from torch.fx import Node
 from bnfold._core.laws import Edit
 from bnfold._core.result import Plan
 from bnfold._core.view import Affine, Crossing
-from bnfold._errors import UsageError
+from bnfold._errors import UsageError, first_line
 from bnfold._plan.depthwise import without_norms
 from bnfold._plan.fit import settle, standing_batch_norm, standing_constants, standing_dtype
 from bnfold._plan.places import Standing
@@ -131,8 +131,7 @@ def load(path: Path, trust: bool = False) -> ExportedProgram:
         ) from error
     except Exception as error:  # torch.export.load raises many things.
         kind = file_kinds.of_path(path)
-        line = next((text for text in str(error).splitlines() if text.strip()), "")
-        why = line if kind in (None, file_kinds.PROGRAM) else kind
+        why = first_line(error) if kind in (None, file_kinds.PROGRAM) else kind
         raise UsageError(f"{path} is not a .pt2 file that torch can load: {why}") from error
 
 

@@ -57,13 +57,9 @@ def why(module: nn.Module, error: Exception) -> str:
             "torch.cond or torch.where, or fold the parts without it by themselves, "
             "model.part = bnfold.fold(model.part, (example of its input,))"
         )
-    line = first_line(error).partition(" For more information about this error")[0]
-    return f"{type(error).__name__}: {line}{_place(error)}"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error that says something."""
-    return next((text.strip() for text in str(error).splitlines() if text.strip()), "")
+    line = _errors.first_line(error).partition(" For more information about this error")[0]
+    kind = type(error).__name__
+    return f"{kind if line == kind else f'{kind}: {line}'}{_place(error)}"
 
 
 def _is_scripted(module: nn.Module) -> bool:

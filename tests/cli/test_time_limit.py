@@ -1,0 +1,125 @@
+"""``--timeout`` where nothing looks at a clock: reading, planning, writing, and what hangs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from .. import graphs
+from . import examples
+from .command import Run, bnfold, process, tree
+
+UP = "error: time is up after 0.3 s (--timeout); nothing was written\n"
+
+HANGING = """
+import sys, time
+import {module} as module
+from bnfold._system import time_limit
+time_limit._GRACE_S = 0.2
+right = module.{name}
+def hang(*args, **kwargs):
+    {how}
+    return right(*args, **kwargs)
+module.{name} = hang
+from bnfold._command.guard import main
+main()
+"""
+WITHOUT_PYTHON = "sum(range(10 ** 15))"
+"""Holds the interpreter: no thread and no handler of Python runs any more."""
+
+
+def hanging(place: str, how: str = WITHOUT_PYTHON) -> tuple[str, ...]:
+    """The command, where a function hangs."""
+    module, _, name = place.rpartition(".")
+    return (sys.executable, "-c", HANGING.format(module=module, name=name, how=how))
+
+
+def timed_out(run: Run) -> None:
+    assert (run.code, run.out, run.err) == (3, "", UP)
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> Path:
+    """A model whose planning takes seconds."""
+    pieces, source = [], "x"
+    for k in range(1500):
+        pieces += [
+            graphs.conv(f"conv{k}", source, f"c{k}", (2, 2, 1, 1)),
+            graphs.bn(f"bn{k}", f"c{k}", f"b{k}", 2),
+        ]
+        source = f"b{k}"
+    return examples.save(graphs.model(*pieces, x=(1, 2, 1, 1), y=source), tmp_path / "long.onnx")
+
+
+@pytest.mark.parametrize("run", [bnfold, process])
+@pytest.mark.parametrize("more", [("--check",), ("--no-verify", "-o", "o.onnx"), ("--in-place",)])
+def test_planning_takes_longer(run: Callable[..., Run], more, long, tmp_path):
+    before = tree(tmp_path)
+    begun = time.monotonic()
+    timed_out(run(long, *more, "--timeout", "0.3", cwd=tmp_path))
+    assert time.monotonic() - begun < 10
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "bnfold._pipeline.models.load_model",
+        "bnfold._pipeline.models.prepare",
+        "bnfold._onnx.files.save._write_model",
+    ],
+)
+def test_a_library_hangs(place, external, tmp_path):
+    """Where it holds the interpreter, too; a temporary folder is there while it writes."""
+    before = tree(tmp_path)
+    target = tmp_path / "o.onnx"
+    timed_out(process(external, "-o", target, "--timeout", "0.3", command=hanging(place)))
+    assert tree(tmp_path) == before
+
+
+def test_reading_for_a_comparison_hangs(model):
+    command = hanging("bnfold._judge.end_to_end.load_model")
+    timed_out(process("verify", model, model, "--timeout", "0.3", command=command))
+
+
+def test_a_comparison_that_does_not_end_by_itself(model, tmp_path):
+    """It has its time once more, and some seconds, to end with a verdict."""
+    before = tree(tmp_path)
+    command = hanging("bnfold._proof.certificate.certify")
+    timed_out(process(model, "-o", "o.onnx", "--timeout", "0.3", command=command, cwd=tmp_path))
+    assert tree(tmp_path) == before
+
+
+def test_what_is_put_in_place_is_not_stopped(external, tmp_path):
+    target = tmp_path / "o.onnx"
+    command = hanging("bnfold._system.paths.set_mode", "time.sleep(0.5)")
+    run = process(external, "-o", target, "--timeout", "1", "--no-verify", command=command)
+    assert (run.code, run.err) == (0, "")
+    onnx.load(target)
+
+
+def test_several_models_have_the_time_together(model, long):
+    run = bnfold(model, long, "--check", "--timeout", "1")
+    assert run.code == 3
+    assert run.err == UP.replace("0.3", "1").replace(";", f" at {long};")
+    assert run.out.startswith(f"{model}:\n")
+
+
+def test_time_enough_for_a_check(model):
+    assert bnfold(model, "--check", "--timeout", "600").code == 1
+    assert bnfold(model, "--no-verify", "--timeout", "1e300").code == 0
+
+
+def test_a_program_takes_longer(tmp_path):
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
+    path = tmp_path / "m.pt2"
+    torch.export.save(torch.export.export(net, (torch.randn(1, 3, 8, 8),)), path)
+    timed_out(process(path, "--timeout", "0.3"))
+    assert bnfold(path, "--timeout", "600").code == 0
+    assert bnfold("verify", path, path, "--timeout", "600").code == 0
