@@ -766,6 +766,27 @@ MUTANTS = (
         "tests/torch/test_norm_with_activation.py",
     ),
     Mutant(
+        "keywords of a graph module have the order of the call",
+        "_torch/read/lowered.py",
+        "    made: Inputs = torch.utils._pytree.tree_unflatten(leaves, spec)\n    return made\n",
+        "    return given\n",
+        "tests/torch/test_graph_modules.py",
+    ),
+    Mutant(
+        "a user's module is known by the name of PyTorch's",
+        "_torch/read/lowered.py",
+        ' and kind.__module__.partition(".")[0] == "torch"',
+        "",
+        "tests/torch/test_graph_modules.py",
+    ),
+    Mutant(
+        "an argument with a name alone goes to a position",
+        "_torch/program/draft.py",
+        "asked[place].kwarg_only or ",
+        "",
+        "tests/torch/test_program.py",
+    ),
+    Mutant(
         "folding again forgets which modules hand on a new bias",
         "_torch/module/recipe.py",
         "again=None, takers=planned.surgery.takers",
@@ -2136,6 +2157,20 @@ MUTANTS = (
         "if len(set(keys)) == len(keys):",
         "if True:",
         "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "outputs do not depend on numbers that code reads out of tensors",
+        "_run/torch_trace.py",
+        "trace.of(each) | trace.numbers for each",
+        "trace.of(each) for each",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "a module is exported that computes with numbers which weights decide",
+        "_pipeline/modules.py",
+        "            raise NotExportable(_FIXED)",
+        "            pass",
+        "tests/torch/test_judge.py",
     ),
     Mutant(
         "inputs that are left out are not told",

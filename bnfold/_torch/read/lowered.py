@@ -32,34 +32,58 @@ def is_lowered(module: nn.Module) -> bool:
 
 def _is_generated(part: nn.Module) -> bool:
     """Whether a part is a graph itself, or looks at the sizes of inputs."""
-    return isinstance(part, GraphModule) or type(part).__name__ == "GuardsFn"
+    kind = type(part)
+    is_guard = kind.__name__ == "GuardsFn" and kind.__module__.partition(".")[0] == "torch"
+    return isinstance(part, GraphModule) or is_guard
 
 
 def inputs_of(module: GraphModule, args: Any, kwargs: Mapping[str, Any] | None) -> Inputs:
-    """The example inputs given, or zeros of the sizes that the graph was made with.
+    """The example inputs given, in the order in which the graph takes them; or zeros of the sizes
+    that it was made with.
 
     Raises:
         UsageError: none are given, and the graph tells no sizes.
     """
     if args is not None or kwargs:
-        return args or (), kwargs or {}
+        return _in_order(module, (tuple(args or ()), dict(kwargs or {})))
     holders = _holders(module)
     found = [node.meta.get("val") for node in holders]
     examples = [each for each in found if isinstance(each, Tensor)]
     if not examples or len(examples) < len(holders):
         raise UsageError("give example inputs: bnfold.fold(module, (example,))")
     zeros = [torch.zeros(_sizes(each), dtype=each.dtype, device=each.device) for each in examples]
-    made = torch.utils._pytree.tree_unflatten(zeros, module._in_spec)
+    spec = _spec(module)
+    if spec is None:
+        return tuple(zeros), {}
+    made = torch.utils._pytree.tree_unflatten(zeros, spec)
     return tuple(made[0]), made[1]
+
+
+def _in_order(module: GraphModule, given: Inputs) -> Inputs:
+    """Inputs with the keys of all dictionaries, and the keywords, in the order of the graph."""
+    spec = _spec(module)
+    if spec is None:
+        return given
+    try:
+        leaves = spec.flatten_up_to(given)
+    except ValueError:  # They do not fit; the graph says how when it runs.
+        return given
+    made: Inputs = torch.utils._pytree.tree_unflatten(leaves, spec)
+    return made
+
+
+def _spec(module: GraphModule) -> Any:
+    """How a graph takes its inputs; None if it takes them one by one."""
+    return getattr(module, "_in_spec", None)
 
 
 def varying_sizes(module: GraphModule, given: Inputs) -> Any:
     """The sizes of inputs that vary in the graph, as ``dynamic_shapes`` of an export; None if none
-    does.
+    does, or what is given does not fit. See `inputs_of` for the order.
     """
     leaves, spec = torch.utils._pytree.tree_flatten(given)
     holders = _holders(module)
-    if len(leaves) != len(holders):
+    if len(leaves) != len(holders) or _spec(module) not in (None, spec):
         return None
     shapes = [_varying(node.meta.get("val")) for node in holders]
     if not any(shapes):
