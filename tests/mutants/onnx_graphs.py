@@ -258,6 +258,13 @@ MUTANTS = (
         "tests/test_shapes.py",
     ),
     Mutant(
+        "nothing is inferred behind a new shape until the whole model is",
+        "_onnx/read/hints.py",
+        "if not behind.fresh.isdisjoint(node.input):",
+        "if False:",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "a local function has the shapes of the operator whose name it has",
         "_onnx/read/hints.py",
         "kind = type_of(node)",

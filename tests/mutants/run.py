@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a function with the name of an operator only rearranges",
+        "_run/source.py",
+        "while node is not None and type_of(node) in _PASS_THROUGH:",
+        "while node is not None and node.op_type in _PASS_THROUGH:",
+        "tests/verify/test_source.py",
+    ),
+    Mutant(
         "quantizers of other numbers round alike",
         "_run/quantizers.py",
         "return same and alike and not blocks",
