@@ -393,6 +393,13 @@ MUTANTS = (
         "tests/test_last_axis.py",
     ),
     Mutant(
+        "a function with the name of an operator only rearranges",
+        "_run/source.py",
+        "while node is not None and type_of(node) in _PASS_THROUGH:",
+        "while node is not None and node.op_type in _PASS_THROUGH:",
+        "tests/verify/test_source.py",
+    ),
+    Mutant(
         "a single number has a last axis",
         "_onnx/read/affine.py",
         "if axis not in (0, 1) or",
@@ -1937,6 +1944,13 @@ MUTANTS = (
         "_onnx/read/sizes.py",
         "if number is None or not divisor or number % divisor:",
         "if number is None or not divisor:",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "nothing is inferred behind a new shape until the whole model is",
+        "_onnx/read/hints.py",
+        "if not behind.fresh.isdisjoint(node.input):",
+        "if False:",
         "tests/test_shapes.py",
     ),
     Mutant(
