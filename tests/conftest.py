@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from bnfold._onnx.read.graph import Graph, read_graph
 from bnfold._plan import fit
 from bnfold._plan.planner import Moves
 
-from . import graphs, runtimes
+from . import graphs, runtimes, scripts
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -115,6 +116,13 @@ def _told(parts: object) -> object:
     if isinstance(parts, tuple):
         return tuple(map(_told, parts))
     return re.sub(r" at 0x[0-9a-f]+", "", repr(parts))
+
+
+@pytest.fixture(scope="session")
+def networks() -> ModuleType:
+    """The example of networks in training form."""
+    pytest.importorskip("torch")
+    return scripts.load("examples", "reparameterized")
 
 
 @pytest.fixture(scope="session")

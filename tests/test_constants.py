@@ -652,9 +652,9 @@ def test_the_size_that_is_told_is_no_less_than_the_size_that_is_made(name):
                 continue
             made += 1
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(growth, "_LARGEST", size)
+                patch.setattr(growth, "LARGEST", size)
                 growth.refuse_huge(node, inputs)  # what fits is made
-                patch.setattr(growth, "_LARGEST", 0)
+                patch.setattr(growth, "LARGEST", 0)
                 if size > sum(v.size for v in inputs if v is not None):
                     with pytest.raises(ValueError, match="it would have"):
                         growth.refuse_huge(node, inputs)
@@ -662,7 +662,7 @@ def test_the_size_that_is_told_is_no_less_than_the_size_that_is_made(name):
 
 
 def test_what_is_no_larger_than_its_parts_is_made_whatever_its_size(monkeypatch):
-    monkeypatch.setattr(growth, "_LARGEST", 4)
+    monkeypatch.setattr(growth, "LARGEST", 4)
     chain = [op("Transpose", "raw", "t", perm=[3, 1, 2, 0]), op("MatMul", "t q", "w")]
     m = model(
         *chain,

@@ -13,6 +13,7 @@ import bnfold
 from bnfold._proof.certificate import certify
 
 from .cli.command import bnfold as run_command
+from .functions import DOMAIN, function
 from .graphs import (
     bn,
     const,
@@ -30,7 +31,6 @@ from .graphs import (
     stays,
     subgraph,
 )
-from .test_functions import DOMAIN, function
 from .test_order import shuffled
 
 TWO = np.float32(2.1)

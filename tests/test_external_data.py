@@ -15,8 +15,8 @@ from onnx import external_data_helper, numpy_helper
 import bnfold
 from bnfold._onnx import tensors
 
+from .functions import DOMAIN, block, call, params
 from .graphs import assert_same, bn, check, constants, conv, counts, model, op, rand, run
-from .test_functions import DOMAIN, block, call, params
 
 
 def two_blocks():

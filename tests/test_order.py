@@ -16,8 +16,8 @@ import bnfold
 from bnfold._onnx.read.order import in_order
 
 from .cli.command import bnfold as run_command
+from .functions import block, call, params
 from .graphs import bn, const, constants, conv, counts, feeds, graphs, model, op, run, subgraph
-from .test_functions import block, call, params
 
 
 def shuffled(made: ModelProto, seed: int) -> ModelProto:

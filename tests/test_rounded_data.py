@@ -272,6 +272,41 @@ def test_a_matmul_of_integers_keeps_what_parts_it_from_an_add(between, tail, goe
     assert bnfold.verify(m, after).status == "pass"
 
 
+@pytest.mark.parametrize(
+    "shape, other, goes",
+    [
+        ((2, 7, 5), (2, 7, 6), True),
+        ((2, 7, 5), (7, 6), True),
+        ((2, 7, 5), (6,), False),
+        ((7, 5), (7, 6), False),
+        ((6, 5), (6, 6), False),
+    ],
+)
+def test_a_residual_is_no_bias(shape, other, goes, tmp_path):
+    """onnxruntime makes a Gemm of two matrices and anything, and of batches and a vector alone."""
+    generator = np.random.default_rng(2)
+    values = {
+        "wq": generator.integers(-99, 99, (5, 6)).astype(np.int8),
+        "ws": generator.uniform(0.001, 0.01, 6).astype(np.float32),
+        "wz": np.zeros(6, np.int8),
+    }
+    m = model(
+        *quantized("x", "d"),
+        (op("DequantizeLinear", "wq ws wz", "w", axis=1), values),
+        op("MatMul", "d w", "t", name="mm"),
+        const("Mul", "t", "s", positive(6), name="scale"),
+        op("Add", "s other", "u"),
+        op("Sigmoid", "u", "y"),
+        x={"x": shape, "other": other},
+        opset=13,
+    )
+    after = bnfold.fold(m)
+    assert codes(m) == ({} if goes else {"scale": "fused-operator"})
+    before, now = (operators(each, tmp_path / "optimized.onnx") for each in (m, after))
+    assert before["MatMulIntegerToFloat"] == now["MatMulIntegerToFloat"] == 1
+    assert bnfold.verify(m, after).status == "pass"
+
+
 def test_a_gemm_of_integers_keeps_what_parts_it_from_a_relu(tmp_path):
     m = gemm_of_integers("", False)
     for node in m.graph.node:  # Gemm → Mul → Relu

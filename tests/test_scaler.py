@@ -11,8 +11,8 @@ from onnx import ModelProto, TensorProto
 import bnfold
 
 from . import graphs
+from .functions import function, refers
 from .graphs import DOUBLE, Piece, const, conv, counts, op, rand
-from .test_functions import function, refers
 
 ML = "ai.onnx.ml"
 

@@ -139,8 +139,7 @@ CODES: dict[str, Code] = {
         "The norm is in code that an operator of an exported program calls (a branch, a part that "
         "runs without gradients or with autocast), or it is an operator of another library. "
         "Nothing folds there.",
-        "program.run_decompositions() puts code inline that is no branch; then fold. Of ExecuTorch "
-        "fold the exported program, and give what that makes to to_edge.",
+        "program.run_decompositions() puts code inline that is no branch; then fold.",
     ),
     "non-finite": Code(
         "A constant of the map or a weight it would go into is NaN or infinite.",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 Model = Any
 _INSTEAD = {
+    "EdgeProgramManager": "; give its exported_program()",
     "GraphProto": "; give the ModelProto around it",
     "OrderedDict": "; a state dict holds weights and no network: give the module",
     "bytearray": "; parse it first: onnx.load_model_from_string(data)",
@@ -281,7 +282,13 @@ def _lowered(model: Any, options: ModuleOptions) -> ExportedProgram | None:
 
 
 def _program_of(model: Model, trust: bool) -> Model:
-    """The program of a .pt2 file; any other model as it is."""
+    """The program of a .pt2 file, or one of ATen in place of one in another dialect; any other
+    model as it is.
+    """
+    if _is_program(model):
+        from bnfold._torch.program.dialects import in_aten
+
+        return in_aten(model)
     path = _path_of(model)
     if path is None or path.suffix != ".pt2":
         return model

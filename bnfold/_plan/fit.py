@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,8 @@ from bnfold._plan.planner import Move, Moves, Sides, plan
 
 # So often the maps of an operator are refused one by one; then two, four, eight at a time.
 _ONE_BY_ONE = 8
+# Of so many maps it is tried in the end whether they were refused in vain.
+_CHANCES = 8
 Readings = Sequence[Reading]
 # Tells why some of a set of moves may not be made: the reasons, by the number of the move.
 Objections = Callable[[Sequence[Move]], Mapping[int, Reason]]
@@ -35,42 +37,91 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
 
     If a move would overflow or underflow, or if ``objections`` names it, its last map is refused,
     or the one with which an operator leaves its range. Then planning begins again: the other maps
-    may still fold. ``readings`` has an entry for each
-    node of the view.
+    may still fold. Where maps from several places are more than an operator can take in, the last
+    of them is refused at first; if that was not enough, it may fold in the end after all.
+    ``readings`` has an entry for each node of the view.
     """
     refused: dict[int, Reason] = {}
-    remembered: dict[tuple[int, int, int], Vector] = {}
+    guessed: dict[int, list[int]] = {}
     tries: Counter[int] = Counter()
-
-    def last(where: int, maps: Sequence[int]) -> Sequence[int]:
-        """The last of some maps; of many, more and more where that was not enough."""
-        tries[where] += 1
-        return maps[-1 << max(0, tries[where] - _ONE_BY_ONE) :]
-
-    def fits(node: int, sides: Sides) -> bool:
-        return _refusal(readings[node].sites, node, sides, remembered) is None
-
+    problems = _Problems(view, readings, objections)
     while True:
         moves = plan(view, refused)
         found: dict[int, Reason] = {}
-        for number, reason in objections(moves.moves).items():
+        for problem in problems.of(moves):
+            where = problem.where
+            tries[where] += 1
+            last = problem.maps[-1 << max(0, tries[where] - _ONE_BY_ONE) :]
+            found.update(dict.fromkeys(last, problem.reason))
+            if problem.guessed:
+                guessed.setdefault(where, []).extend(last)
+        if not found:
+            return _with_innocent(view, moves, refused, guessed.values(), problems)
+        refused.update(found)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why an operator cannot hold what it would: one of these ``maps``, the last one first, may not
+    fold. ``guessed``: it may be another one of them that is too much.
+    """
+
+    where: int
+    maps: Sequence[int]
+    reason: Reason
+    guessed: bool = False
+
+
+class _Problems:
+    """Tells what keeps moves from being made."""
+
+    def __init__(self, view: View, readings: Readings, objections: Objections) -> None:
+        self._view = view
+        self._readings = readings
+        self._objections = objections
+        self._remembered: dict[tuple[int, int, int], Vector] = {}
+
+    def of(self, moves: Moves) -> Iterator[_Problem]:
+        """The problems of some moves."""
+        for number, reason in self._objections(moves.moves).items():
             move = moves.moves[number]
-            found.update(dict.fromkeys(last(move.into, move.maps), reason))
+            yield _Problem(move.into, move.maps, reason)
         for move in moves.moves:
-            lost = _standing_refusal(view, readings, move) if move.stands else None
+            lost = _standing_refusal(self._view, self._readings, move) if move.stands else None
             if lost is not None:
-                found.update(dict.fromkeys(last(move.into, move.maps), lost))
+                yield _Problem(move.into, move.maps, lost)
         absorbed = {move.into: move.maps for move in moves.moves if move.law == "absorb"}
         for node, sides in moves.sides.items():
-            lost = _refusal(readings[node].sites, node, sides, remembered)
+            lost = self._lost(node, sides)
             if lost is not None:
                 own = absorbed.get(node, ())
-                breaks = _breaking(view, own, sides, partial(fits, node))
+                breaks = _breaking(self._view, own, sides, partial(self._fits, node))
                 blamed = (*own[:-1], *moves.blame[node]) if breaks is None else (breaks,)
-                found.update(dict.fromkeys(last(node, blamed), lost))
-        if not found:
-            return moves
-        refused.update(found)
+                yield _Problem(node, blamed, lost, breaks is None)
+
+    def _fits(self, node: int, sides: Sides) -> bool:
+        return self._lost(node, sides) is None
+
+    def _lost(self, node: int, sides: Sides) -> Reason | None:
+        return _refusal(self._readings[node].sites, node, sides, self._remembered)
+
+
+def _with_innocent(
+    view: View,
+    moves: Moves,
+    refused: Mapping[int, Reason],
+    guessed: Iterable[Sequence[int]],
+    problems: _Problems,
+) -> Moves:
+    """The moves with which those maps fold, too, that were refused in vain: another map was too
+    much for the operator. ``guessed`` has the maps refused for each operator, in that order.
+    """
+    for index in [one for maps in guessed for one in maps[:-1]][:_CHANCES]:
+        fewer = {one: reason for one, reason in refused.items() if one != index}
+        tried = plan(view, fewer)
+        if next(problems.of(tried), None) is None:
+            moves, refused = tried, fewer
+    return moves
 
 
 def _breaking(

@@ -83,11 +83,6 @@ class Relocator:
             bound = _FAR * len(self.view.nodes) + _LEAST
             self._move_all(failed, self._terrain.spent + bound)
 
-    @property
-    def crossed(self) -> int:
-        """How many operators trips have come to."""
-        return self._terrain.spent
-
     def _move_all(self, failed: dict[int, _Failed], bound: int) -> None:
         """Make moves until none is left that pays, by trips of any length up to a bound for all."""
         terrain, moved = self._terrain, True

@@ -19,6 +19,7 @@ from bnfold._core.pointwise import Converted
 from bnfold._plan import relocation
 from bnfold._proof.certificate import certify
 
+from ..functions import function
 from ..graphs import (
     BF16,
     DOUBLE,
@@ -41,7 +42,6 @@ from ..graphs import (
     run,
     subgraph,
 )
-from ..test_functions import function
 
 X = (4, 4, 4, 4)
 CONV = ("conv", "x", "c", (4, 4, 1, 1))

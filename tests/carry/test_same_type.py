@@ -10,6 +10,7 @@ import bnfold
 from bnfold._onnx.read import graph
 from bnfold._proof.certificate import certify
 
+from ..functions import DOMAIN, constant, function
 from ..graphs import (
     DOUBLE,
     FLOAT,
@@ -29,7 +30,6 @@ from ..graphs import (
     stays,
     subgraph,
 )
-from ..test_functions import DOMAIN, constant, function
 from .nets import MAPS, ahead, behind, goes
 
 

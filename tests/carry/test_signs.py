@@ -9,8 +9,8 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 from .. import graphs
+from ..functions import DOMAIN, function
 from ..graphs import DOUBLE, HALF, Piece, bn, const, conv, counts, model, op, rand, subgraph
-from ..test_functions import DOMAIN, function
 from ..test_subgraphs import both, with_cond
 from .holding import same
 from .nets import goes, holds, stays

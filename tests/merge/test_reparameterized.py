@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
@@ -13,21 +10,10 @@ import bnfold
 from bnfold._proof.certificate import certify
 
 from ..graphs import counts, done, run
+from ..scripts import REPARAMETERIZED
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("cheap_exports")
-FILE = Path(__file__).resolve().parents[2] / "examples" / "reparameterized.py"
-NAMES = ("repvgg", "mobileone", "repvit", "fastvit", "acnet", "dbb")
-
-
-@pytest.fixture(scope="module")
-def networks():
-    if not FILE.exists():
-        pytest.skip(f"there is no {FILE}")
-    spec = importlib.util.spec_from_file_location("examples_reparameterized", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +33,7 @@ def exported(networks, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPARAMETERIZED)
 def test_collapsed_by_hand_is_the_same_function(name, networks):
     """What the tests below compare with is right, in float64 but for the rounding of weights."""
     network = networks.built(name)
@@ -58,7 +44,7 @@ def test_collapsed_by_hand_is_the_same_function(name, networks):
     assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPARAMETERIZED)
 def test_folds_to_the_collapsed_network(name, networks, exported):
     network = networks.built(name)
     made, by_hand = exported(name, "trained"), exported(name, "plain")
@@ -76,7 +62,7 @@ def test_folds_to_the_collapsed_network(name, networks, exported):
     assert np.abs(scores - exact).max() <= 2e-5 * np.abs(exact).max()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPARAMETERIZED)
 def test_every_merge_is_certified(name, exported):
     made = exported(name, "trained")
     once = done(made)
@@ -88,7 +74,7 @@ def test_every_merge_is_certified(name, exported):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n != "dbb" else n for n in NAMES],
+    [pytest.param(n, marks=pytest.mark.slow) if n != "dbb" else n for n in REPARAMETERIZED],
 )
 def test_from_the_newer_exporter(name, exported):
     pytest.importorskip("onnxscript")

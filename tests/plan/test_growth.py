@@ -95,7 +95,7 @@ def steps(rows, made_of=view):
     places, _ = gather(made, {})
     relocator = Relocator(made, places)
     relocator.run()
-    return relocator.crossed
+    return relocator._terrain.spent
 
 
 @pytest.mark.parametrize("ranks", [view, unranked], ids=["ranks known", "no rank known"])

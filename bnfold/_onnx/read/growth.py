@@ -17,7 +17,7 @@ from bnfold._onnx.read import attributes
 
 Array = NDArray[Any]
 
-_LARGEST = 1 << 26
+LARGEST = 1 << 26
 """So many numbers may be made of fewer."""
 
 
@@ -32,7 +32,7 @@ def refuse_huge(node: NodeProto, inputs: Sequence[Array | None]) -> None:
     """Raise ``ValueError`` if an operator would make many more numbers than it reads."""
     given = [values for values in inputs if values is not None]
     count = _padded(node, inputs) if node.op_type == "Pad" else _count(node, given)
-    if count > max(_LARGEST, sum(values.size for values in given)):
+    if count > max(LARGEST, sum(values.size for values in given)):
         raise ValueError(f"it would have {count} elements")
 
 

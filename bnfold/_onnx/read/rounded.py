@@ -94,7 +94,8 @@ def integer_product(context: Context, node: NodeProto, weight: Operand) -> Reaso
     kind, moved = (left or [""])[0], len(left) < len(behind)
     if kind == "BatchNormalization":
         kind, moved = "Add", True
-    if not moved or kind not in ("Clip", "Relu", *["Add"][node.op_type == "Gemm" :]):
+    joined = ("Clip", "Relu") if type_of(node) == "Gemm" else ("Add", "Clip", "Relu")
+    if not moved or kind not in joined:
         return None
     message = f"with {kind} right behind it runtimes would not run {label(node)} on its integers"
     return Reason("fused-operator", label(node), message)
@@ -112,21 +113,34 @@ def _reads_integers(context: Context, node: NodeProto, weight: Operand) -> bool:
 def _behind(context: Context, node: NodeProto) -> list[str]:
     """The types of the operators behind one, each the only reader of the one before, as far as they
     may be folded or are left out ahead of a quantizer; that quantizer is the last. So is one that
-    reads other data, too.
+    reads other data, too, unless these are a residual.
     """
     scope, name, found = context.scope, node.output[0], list[str]()
     while name not in scope.outputs and name not in scope.captures:
         readers = scope.readers.get(name, ())
         reader = scope.nodes[readers[0]] if len(readers) == 1 else NodeProto()
         kind = type_of(reader)
-        if kind in _AHEAD_OF_QUANTIZER or kind in _QUANTIZERS:
-            found.append("QuantizeLinear" if kind in _QUANTIZERS else kind)
         given = [k for k, one in enumerate(reader.input) if one]
         data = [k for k in given if context.constant(reader, k) is None]
+        residual = len(data) > 1 and _is_residual(context, name, [reader.input[k] for k in data])
+        if kind in _QUANTIZERS or (kind in _AHEAD_OF_QUANTIZER and not residual):
+            found.append("QuantizeLinear" if kind in _QUANTIZERS else kind)
         if kind not in _AHEAD_OF_QUANTIZER or len(data) != 1:
             break
         name = reader.output[0]
     return found
+
+
+def _is_residual(context: Context, name: str, data: list[str]) -> bool:
+    """Whether what is added to a product is more than a bias, so that runtimes add it by itself.
+
+    onnxruntime makes a Gemm of the product of two matrices and whatever is added that Gemm can add.
+    Of one with batches it does so for a vector alone.
+    """
+    shapes = [context.shape(one) for one in data if one != name]
+    own = context.shape(name)
+    batches = own is not None and len(own) > 2
+    return batches and all(shape is not None and len(shape) > 1 for shape in shapes)
 
 
 @dataclass(frozen=True)

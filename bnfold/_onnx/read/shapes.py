@@ -102,12 +102,14 @@ def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) 
     inferred = run(skeleton)
     # From IR version 4 on, an initializer that is also an input is only a default value.
     given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
-    while declare(inferred.graph, skeleton.graph, given):
+    while declare(inferred, skeleton.graph, given):
         inferred = run(skeleton)
     if not model.training_info:  # which may bind what is stored to something else
         made = {name for node in model.graph.node for name in node.output}
         numbers = computed(inferred.graph, known_shapes(inferred.graph), given)
-        known.numbers = {("", n): one for n, one in numbers.items() if n in made and one.is_known}
+        known.numbers = {
+            ("", n): one for n, one in numbers.items() if n in made and one.fits_any_type
+        }
     graphs = {id(scope.graph): scope for scope in scopes}
     _collect(model.graph, inferred.graph, graphs, known)
     return known

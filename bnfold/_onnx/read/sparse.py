@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from onnx import SparseTensorProto
 
 from bnfold._onnx import tensors
+from bnfold._onnx.read.growth import LARGEST
 
 Array = NDArray[Any]
-
-_LARGEST = 1 << 26
-"""So many numbers may be made of fewer, as in `growth`."""
 
 
 def places(sparse: SparseTensorProto, base_dir: Path | None) -> NDArray[np.int64]:
@@ -26,7 +24,7 @@ def places(sparse: SparseTensorProto, base_dir: Path | None) -> NDArray[np.int64
     """
     dims = tuple(sparse.dims)
     count, stored = math.prod(dims), math.prod(sparse.values.dims)
-    if count > max(_LARGEST, stored):
+    if count > max(LARGEST, stored):
         raise ValueError(f"it would have {count} elements")
     found = tensors.read(sparse.indices, base_dir).astype(np.int64)
     inside = found.ndim == 1 or found.shape[1:] == (len(dims),)

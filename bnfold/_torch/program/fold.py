@@ -30,6 +30,7 @@ from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
 from bnfold._system import file_kinds
 from bnfold._torch.program.applied import Applied, AppliedStep
+from bnfold._torch.program.dialects import in_aten, in_dialect_of
 from bnfold._torch.program.draft import Draft, set_argument
 from bnfold._torch.program.expressions import Untrusted
 from bnfold._torch.program.merging import merge
@@ -65,6 +66,7 @@ class PlannedProgram:
 
         With ``depthwise`` norms that stay are written as other operators.
         """
+        self._given, program = program, in_aten(program)
         self._original = program
         merges = merge(program)
         self._merges = merges
@@ -88,7 +90,7 @@ class PlannedProgram:
 
     def apply(self) -> ExportedProgram:
         """A new program with all moves carried out."""
-        return _DraftFolder(self._graph).write(self._moves)
+        return in_dialect_of(self._given, _DraftFolder(self._graph).write(self._moves))
 
     def apply_told(self) -> FoldedProgram:
         """A new program, and what was done, for who checks it."""
@@ -110,7 +112,7 @@ class PlannedProgram:
             {view.values[value].name: each for value, each in self._moves.relations.items()},
             merges.exact,
         )
-        return FoldedProgram(program, (merged, folded))
+        return FoldedProgram(in_dialect_of(self._given, program), (merged, folded))
 
 
 def load(path: Path, trust: bool = False) -> ExportedProgram:

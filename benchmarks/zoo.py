@@ -1,0 +1,358 @@
+"""Fold every architecture of timm and torchvision that fits the machine, with random weights.
+
+Each is folded as a module and as an exported program, in float64, and compared with the original on
+one input. BatchNorms are counted before and after, beside what other fusions leave of them: those
+of torch.fx and of torch.ao, and timm's own reparameterization::
+
+    pip install --no-deps timm torchvision
+    python benchmarks/zoo.py zoo.jsonl              # goes on where it was stopped
+    python benchmarks/zoo.py zoo.jsonl --table      # writes benchmarks/zoo.md
+
+Weights are as the packages draw them; statistics, scales and shifts of norms are drawn. Inputs are
+as small as the architecture takes. Of each module of timm it takes the smallest architectures. One
+that needs more time or memory than its bound is told so. The exit status of ``--table`` is 1 if a
+fold is wrong, or if another tool leaves fewer BatchNorms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import signal
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import bnfold
+
+SECONDS = 240
+GIBIBYTES = 10
+PARAMETERS = 40e6
+OF_EACH_MODULE = 5
+SIZES = (64, 96, 128, 160, 224, 256)
+TOLERANCE = 1e-9
+"""What float64 may be apart, relative to the largest number of an output."""
+OTHERS = ("fx", "fuse_fx", "timm")
+COMPILED = {
+    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+"""Operators of torchvision's compiled part, which may be built for another torch."""
+
+
+def main() -> None:
+    """Fold what is not in the results yet, or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--table", action="store_true", help="write benchmarks/zoo.md")
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after this long")
+    parser.add_argument("--only", nargs="*", default=(), help="these architectures")
+    given = parser.parse_args()
+    done = [json.loads(line) for line in _lines(given.results)]
+    if given.table:
+        sys.exit(_write_table(done))
+    names = list(given.only) or _chosen()
+    left = [name for name in names if name not in {row["name"] for row in done}]
+    print(f"{len(names)} architectures, {len(left)} to fold", flush=True)
+    end = time.monotonic() + given.seconds
+    with given.results.open("a", encoding="utf-8") as file:
+        for row in _folded(left, end):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(json.dumps(row), flush=True)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _folded(names: list[str], end: float) -> Iterator[dict[str, Any]]:
+    """The rows of architectures, each folded in a process that may die."""
+    pool: ProcessPoolExecutor | None = None
+    for name in names:
+        if time.monotonic() > end:
+            break
+        pool = pool or ProcessPoolExecutor(1, get_context("spawn"), _begin)
+        try:
+            yield pool.submit(_row, name).result()
+        except BrokenProcessPool:
+            pool = None
+            yield {"name": name, "error": "the process died; memory may have run out"}
+    if pool is not None:
+        pool.shutdown()
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    resource.setrlimit(resource.RLIMIT_DATA, (GIBIBYTES << 30, GIBIBYTES << 30))
+
+
+# --- architectures ----------------------------------------------------------------------------
+
+
+def _torchvision() -> Any:
+    """torchvision, with names for what its compiled part has, if that does not fit this torch."""
+    try:
+        import torchvision
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
+        for name, schema in COMPILED.items():
+            torch.library.define(f"torchvision::{name}", schema)
+        import torchvision
+    return torchvision
+
+
+def _built(name: str) -> nn.Module:
+    package, _, own = name.partition("/")
+    if package == "torchvision":
+        models = _torchvision().models
+        alone = {"weights_backbone": None} if own in _of(models.segmentation) else {}
+        module: nn.Module = models.get_model(own, weights=None, **alone)
+        return module
+    _torchvision()
+    import timm
+
+    made: nn.Module = timm.create_model(own)
+    return made
+
+
+def _chosen() -> list[str]:
+    """The names of architectures, the smallest first."""
+    vision = _torchvision().models
+    import timm
+
+    names = [f"torchvision/{n}" for n in (*_of(vision), *_of(vision.segmentation))]
+    for module in timm.list_modules():
+        own = [f"timm/{name}" for name in timm.list_models(module=module)]
+        names += sorted(own, key=_size)[:OF_EACH_MODULE]
+    sizes = {name: _size(name) for name in names}
+    return sorted((name for name in sizes if sizes[name] < PARAMETERS), key=lambda n: sizes[n])
+
+
+def _of(module: Any) -> list[str]:
+    names: list[str] = _torchvision().models.list_models(module=module)
+    return names
+
+
+def _size(name: str) -> float:
+    """How many parameters an architecture has, or without end if it cannot be made."""
+    try:
+        with torch.device("meta"):
+            return float(sum(p.numel() for p in _built(name).parameters()))
+    except Exception:
+        return float("inf")
+
+
+def _drawn(module: nn.Module) -> nn.Module:
+    """The module in float64, with the numbers of its norms drawn."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in [*module.named_buffers(), *module.named_parameters()]:
+        if not tensor.is_floating_point():
+            continue
+        with torch.no_grad():
+            if "var" in name:
+                tensor.copy_(0.5 + 1.5 * torch.rand(tensor.shape, generator=generator))
+            elif tensor.ndim < 2:
+                tensor.add_(0.2 * torch.randn(tensor.shape, generator=generator))
+    return module.eval().double()
+
+
+def _input(module: nn.Module) -> Tensor:
+    """Two images of the smallest size that the module takes."""
+    config = getattr(module, "default_cfg", {})
+    channels, wanted = config.get("input_size", (3, 224, 224))[:2]
+    sizes = (wanted,) if config.get("fixed_input_size") else (*SIZES, wanted)
+    for size in sizes:
+        image = torch.randn(
+            2, channels, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        )
+        try:
+            with torch.no_grad():
+                module(image)
+        except Exception as error:
+            last = error
+            continue
+        return image
+    raise last
+
+
+# --- one architecture -------------------------------------------------------------------------
+
+
+def _row(name: str) -> dict[str, Any]:
+    """What folding does to an architecture."""
+    signal.signal(signal.SIGALRM, _late)
+    signal.alarm(SECONDS)
+    try:
+        return {"name": name, **_measured(name)}
+    except Exception as error:
+        what = str(error).splitlines()[0][:160] if str(error) else ""
+        return {"name": name, "error": f"{type(error).__name__}: {what}"}
+    finally:
+        signal.alarm(0)
+
+
+def _late(*_: object) -> None:
+    raise TimeoutError(f"longer than {SECONDS} s")
+
+
+def _measured(name: str) -> dict[str, Any]:
+    module = _drawn(_built(name))
+    image = _input(module)
+    row: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "size": image.shape[-1],
+        "norms": _norms(module),
+    }
+    program, seconds = _timed(lambda: torch.export.export(module, (image,), strict=False))
+    folded, of_fold = _timed(lambda: bnfold.fold(module, (image,)))
+    row |= {"export": round(seconds, 2), "fold": round(of_fold / seconds, 2)}
+    row |= {"left": _norms(folded), "difference": _difference(module(image), folded(image))}
+    if row["left"]:
+        row["kept"] = _codes(bnfold.plan(module, (image,)))
+    plan = bnfold.plan(program)
+    exported = bnfold.fold(program)
+    row["program"] = {
+        "norms": _of_program(program),
+        "left": _of_program(exported),
+        "difference": _difference(module(image), exported.module()(image)),
+        "kept": _codes(plan),
+    }
+    row |= {other: _left(fuse, module) for other, fuse in zip(OTHERS, _FUSIONS, strict=True)}
+    return row
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    begun = time.perf_counter()
+    return call(), time.perf_counter() - begun
+
+
+def _norms(module: nn.Module) -> int:
+    return sum(isinstance(part, _BatchNorm) for part in module.modules())
+
+
+def _of_program(program: torch.export.ExportedProgram) -> int:
+    return sum("batch_norm" in str(node.target) for node in program.graph.nodes)
+
+
+def _codes(plan: bnfold.Plan) -> dict[str, int]:
+    """Why norms stay, by code."""
+    kept = (k for k in plan.kept if k.kind == "map" and "batch_norm" in k.op)
+    return dict(Counter(k.code for k in kept))
+
+
+def _difference(wanted: Any, found: Any) -> float:
+    """The largest difference of two results, relative to the largest number."""
+    pairs = zip(_tensors(wanted), _tensors(found), strict=True)
+    apart = [float((a - b).abs().max() / a.abs().max().clamp_min(1e-300)) for a, b in pairs]
+    return max(apart, default=0.0)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _fx(module: nn.Module) -> nn.Module:
+    from torch.fx.experimental.optimization import fuse
+
+    return fuse(module)
+
+
+def _fuse_fx(module: nn.Module) -> nn.Module:
+    from torch.ao.quantization.quantize_fx import fuse_fx
+
+    return fuse_fx(module)
+
+
+def _timm(module: nn.Module) -> nn.Module:
+    from timm.utils.model import reparameterize_model
+
+    made: nn.Module = reparameterize_model(module)
+    return made
+
+
+_FUSIONS = (_fx, _fuse_fx, _timm)
+
+
+def _left(fuse: Callable[[nn.Module], nn.Module], module: nn.Module) -> int | None:
+    """How many norms another fusion leaves; None if it raises."""
+    try:
+        return _norms(fuse(copy.deepcopy(module)))
+    except Exception:
+        return None
+
+
+# --- the table --------------------------------------------------------------------------------
+
+_HEAD = """# Architectures of timm and torchvision
+
+Made by `python benchmarks/zoo.py`; its text says how. BatchNorms before, and after folding the
+module and its exported program; `fx`, `fuse_fx` and `timm` are what the fusions of torch.fx, of
+torch.ao and timm's own leave of those of the module (a dash where they raise). `apart` is the
+larger of both differences, relative, in float64; `fold` the time of folding the module over that of
+its export, on a shared machine. What stays is listed with its code.
+
+| architecture | norms | module | program | fx | fuse_fx | timm | apart | fold | what stays |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def _write_table(rows: list[dict[str, Any]]) -> int:
+    """Write the table. Gives 1 if a fold is wrong or another tool leaves fewer norms."""
+    fine = sorted((row for row in rows if "error" not in row), key=lambda row: str(row["name"]))
+    failed = [row for row in rows if "error" in row]
+    wrong = [row["name"] for row in fine if not _apart(row) < TOLERANCE]
+    behind = [
+        f"{row['name']} ({other} {row[other]} < {row['left']})"
+        for row in fine
+        for other in OTHERS
+        if row[other] is not None and row[other] < row["left"]
+    ]
+    ratios = sorted(row["fold"] for row in fine)
+    ends = [
+        f"{len(fine)} architectures, {len(wrong)} wrong; "
+        f"{sum(row['norms'] for row in fine)} norms, {sum(row['left'] for row in fine)} left in "
+        f"modules, {sum(row['program']['left'] for row in fine)} in programs. "
+        f"Median of `fold`: {ratios[len(ratios) // 2] if ratios else 0}.",
+        "Another tool leaves fewer: " + ("; ".join(behind) or "nowhere") + ".",
+        *(f"Not folded: {row['name']} ({row['error']})." for row in failed),
+    ]
+    lines = "".join(map(_line, fine))
+    path = Path(__file__).with_suffix(".md")
+    path.write_text(_HEAD + lines + "\n" + "\n\n".join(ends) + "\n", encoding="utf-8")
+    print("\n".join(ends))
+    return int(bool(wrong or behind))
+
+
+def _apart(row: dict[str, Any]) -> float:
+    return max(float(row["difference"]), float(row["program"]["difference"]))
+
+
+def _line(row: dict[str, Any]) -> str:
+    program = row["program"]
+    codes = Counter(row.get("kept", {})) | Counter(program["kept"])
+    stays = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
+    others = " | ".join("-" if row[o] is None else str(row[o]) for o in OTHERS)
+    return (
+        f"| {row['name']} | {row['norms']} | {row['left']} | {program['left']} | {others} "
+        f"| {_apart(row):.0e} | {row['fold']} | {stays} |\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

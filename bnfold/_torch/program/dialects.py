@@ -1,0 +1,114 @@
+"""Programs in the edge dialect of ExecuTorch, as ``to_edge`` makes them.
+
+They call operators of ATen through objects of ExecuTorch's own (``EdgeOpOverload``), each of which
+holds the operator that it stands for. Here such a program becomes one of ATen, which folds and runs
+as any other, and what is folded becomes one of the edge dialect again.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from bnfold._errors import UsageError, first_line
+
+_EDGE = "executorch.exir.dialects"
+_WINDOWS = {getattr(torch.ops.aten, f"conv{n}d").default: n for n in (1, 2, 3)}
+"""Convolutions that a fold may write, by the number of axes of their windows."""
+
+
+def in_aten(program: ExportedProgram) -> ExportedProgram:
+    """A program whose operators are ATen's; the program itself if it has none of the edge dialect.
+
+    Names, tensors and the order of nodes stay.
+    """
+    if not any(map(_is_edge, _calls(program.graph_module))):
+        return program
+    module = _copied(program)
+    for node in _calls(module):
+        if _is_edge(node):
+            node.target = node.target._op  # type: ignore[union-attr]
+    return _program(module, program, None)
+
+
+def in_dialect_of(original: ExportedProgram, program: ExportedProgram) -> ExportedProgram:
+    """A program of ATen in the dialect of the one that it was made of.
+
+    The edge dialect has one operator for all convolutions. Raises `UsageError` where it does not
+    have an operator of the program at all.
+    """
+    if not any(map(_is_edge, _calls(original.graph_module))):
+        return program
+    edge = importlib.import_module(f"{_EDGE}._ops").ops.edge
+    module = _copied(program)
+    for node in _calls(module):
+        windows = _WINDOWS.get(node.target)
+        if windows is not None:
+            node.args = (*_arguments(node), False, [0] * windows, *_groups(node))
+            node.target, node.kwargs = torch.ops.aten.convolution.default, {}
+        if isinstance(node.target, torch._ops.OpOverload):
+            node.target = _found(edge, node.target)
+    try:
+        return _program(module, program, original.verifiers)
+    except Exception as error:  # Whatever ExecuTorch's verifier raises.
+        raise UsageError(
+            f"the folded program is none of the edge dialect: {first_line(error)}; fold the "
+            "exported program, and give what that makes to to_edge"
+        ) from error
+
+
+def _calls(module: GraphModule) -> list[Node]:
+    return [node for node in module.graph.nodes if node.op == "call_function"]
+
+
+def _is_edge(node: Node) -> bool:
+    """Whether a node calls an operator through ExecuTorch, which need not be imported for that."""
+    kind = type(node.target)
+    return kind.__name__ == "EdgeOpOverload" and kind.__module__.startswith(_EDGE)
+
+
+def _found(edge: Any, target: torch._ops.OpOverload) -> Callable[..., Any]:
+    """The operator of the edge dialect for one of PyTorch's."""
+    found: Any = edge
+    for name in (target.namespace, target._schema.name.partition("::")[2], target._overloadname):
+        found = getattr(found, name)
+    called: Callable[..., Any] = found
+    return called
+
+
+def _arguments(node: Node) -> tuple[Any, ...]:
+    """The input, weight, bias, stride, padding and dilation of a convolution."""
+    return tuple(node.args[:6])
+
+
+def _groups(node: Node) -> tuple[Any, ...]:
+    return (node.args[6] if len(node.args) > 6 else 1,)
+
+
+def _copied(program: ExportedProgram) -> GraphModule:
+    """A copy of the graph. Names stay, also those that a copy changes as they hide Python's."""
+    module: GraphModule = copy.deepcopy(program.graph_module)
+    for old, new in zip(program.graph.nodes, module.graph.nodes, strict=True):
+        new.name = old.name
+    return module
+
+
+def _program(module: GraphModule, like: ExportedProgram, verifiers: Any) -> ExportedProgram:
+    module.recompile()
+    return ExportedProgram(
+        module,
+        module.graph,
+        like.graph_signature,
+        like.state_dict,
+        like.range_constraints,
+        copy.deepcopy(like.module_call_graph),
+        like.example_inputs,
+        like.constants,
+        verifiers=verifiers,
+    )

@@ -1,0 +1,52 @@
+"""Local functions for tests: a block of Conv and norm with its calls, and any other."""
+
+from __future__ import annotations
+
+from onnx import AttributeProto, helper
+
+from .graphs import op, positive, rand, tensor
+
+DOMAIN = {"my": 1}
+
+
+def function(name, inputs, outputs, nodes, attributes=(), opset=17, **more):
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("my", 1)]
+    return helper.make_function(
+        "my", name, inputs.split(), outputs.split(), list(nodes), imports, list(attributes), **more
+    )
+
+
+def refers(name, example, to):
+    """An attribute whose value is that of the function's attribute ``to``."""
+    attr = helper.make_attribute(name, example)
+    return AttributeProto(name=name, type=attr.type, ref_attr_name=to)
+
+
+def constant(name, value):
+    return op("Constant", "", name, value=tensor(value, ""))
+
+
+BLOCK = "x w s t m v"
+
+
+def block(name="Block", **more):
+    return function(
+        name,
+        BLOCK,
+        "y",
+        [
+            op("Conv", "x w", "c", name="conv"),
+            op("BatchNormalization", "c s t m v", "y", name="bn", epsilon=0.01),
+        ],
+        **more,
+    )
+
+
+def params(prefix, c_in, c_out):
+    values = [rand(c_out, c_in, 3, 3), rand(c_out), rand(c_out), rand(c_out), positive(c_out)]
+    return dict(zip((f"{prefix}.{n}" for n in "wstmv"), values))
+
+
+def call(prefix, x, y, name="Block"):
+    inputs = " ".join([x, *(f"{prefix}.{n}" for n in "wstmv")])
+    return op(name, inputs, y, domain="my", name=f"call_{y}")
