@@ -2131,6 +2131,20 @@ MUTANTS = (
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
+        "outputs do not depend on numbers that code reads out of tensors",
+        "_run/torch_trace.py",
+        "trace.of(each) | trace.numbers for each",
+        "trace.of(each) for each",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "a module is exported that computes with numbers which weights decide",
+        "_pipeline/modules.py",
+        "            raise NotExportable(_FIXED)",
+        "            pass",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
         "inputs that are left out are not told",
         "_judge/torch_bench.py",
         "self.notes.append(_LEFT_OUT)",

@@ -185,6 +185,10 @@ class TorchModel:
         """The numbers of the outputs that depend on random numbers."""
         return self.reached([RANDOM])
 
+    def reads_numbers(self) -> bool:
+        """Whether code reads numbers out of tensors that depend on weights."""
+        return not self._traced.numbers.isdisjoint(self.weights)
+
     def release(self) -> None:
         """Do nothing: the module is the user's, and the copy needs little memory."""
 

@@ -1,7 +1,9 @@
 """Which weights of a PyTorch module each of its outputs depends on, and which operators read them.
 
 One real run shows it: the output of an operator depends on all that its operands depend on. This
-works for modules and programs alike, whatever their Python code looks like.
+works for modules and programs alike, whatever their Python code looks like. What that code does
+with a number that it has read out of a tensor does not show: it may choose its way by it. So all
+that a module puts out depends on each such number.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
 
     Attributes:
         uses: the operators that have read data and weights so far.
+        numbers: the names of all that numbers were read from so far.
     """
 
     def __init__(self) -> None:
@@ -63,7 +66,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         self._sources: dict[int, frozenset[str]] = {}
         self._held: list[Tensor] = []
         self._turned: dict[int, bool] = {}
-        self._numbers = frozenset[str]()
+        self.numbers = frozenset[str]()
 
     def mark(self, tensor: Tensor, *names: str) -> None:
         """Name a tensor: all that is computed from it depends on these names."""
@@ -71,9 +74,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         self._turned[id(tensor)] = False
 
     def of(self, value: Any) -> frozenset[str]:
-        """The names that a tensor depends on; for a number, all that a number was read from."""
-        if not isinstance(value, Tensor):
-            return self._numbers
+        """The names that a tensor depends on; none for what is no tensor."""
         return self._sources.get(id(value), frozenset())
 
     def __torch_dispatch__(
@@ -88,7 +89,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
             found |= {RANDOM}
         name = func.overloadpacket.__name__
         if torch.Tag.data_dependent_output in func.tags:
-            self._numbers |= found
+            self.numbers |= found
         self._use(name, args, operands)
         changed = operands[:1] if func._schema.is_mutable else []
         for tensor in (*pytree.tree_leaves(result), *changed):
@@ -143,10 +144,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
 
 @dataclass(frozen=True)
 class Traced:
-    """The names that each output depends on, and the operators that read weights, in order."""
+    """The names that each output depends on, the operators that read data and weights in the order
+    in which they ran, and the names that numbers depend on that code has read out of tensors.
+    """
 
     outputs: tuple[frozenset[str], ...]
     uses: tuple[Use, ...]
+    numbers: frozenset[str] = frozenset()
 
 
 def traced(
@@ -160,4 +164,5 @@ def traced(
         trace.mark(tensor, DATA, name)
     with trace:
         outputs = run()
-    return Traced(tuple(map(trace.of, outputs)), tuple(trace.uses))
+    found = tuple(trace.of(each) | trace.numbers for each in outputs)
+    return Traced(found, tuple(trace.uses), trace.numbers)

@@ -252,6 +252,23 @@ def test_outputs_depend_on_what_computes_them():
     assert model.reached([RANDOM]) == model.random() == {3}
 
 
+@pytest.mark.parametrize("way", ["chosen", "handed on", "scaled"])
+def test_outputs_depend_on_the_numbers_that_code_reads(way):
+    """No operator takes what a layer puts out to the output, and none shows an error of it."""
+
+    def code(self, x):
+        number = plain(self, x).mean().item()
+        if way == "scaled":
+            return x * round(number / 1e9)
+        return (x * 2 if way == "chosen" else x) if number > -1e9 else x * 3
+
+    module = net(code)
+    model = traced(module, X)
+    assert model.reached(["a.weight"]) == model.reached(["b.bias"]) == {0}
+    assert model.reached(["other"]) == set()
+    assert bnfold.verify(module, off(module), (X,)).status == "inconclusive"
+
+
 def test_the_inputs_of_the_user_are_not_written_into():
     module = net(lambda self, x: self.b(x.relu_()))
     given = X.clone()
