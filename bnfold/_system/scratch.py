@@ -35,11 +35,13 @@ def beside(parent: Path | None) -> Iterator[Path]:
 
     Raises `OSError` where none can be made.
     """
-    _clean(parent or Path(tempfile.gettempdir()))
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-    _report(_FOLDER, folder)
+    home = parent or Path(tempfile.gettempdir())
+    _clean(home)
+    folder = home / f"{PREFIX}{os.urandom(8).hex()}"
+    _report(_FOLDER, folder)  # Before it is made: whoever is ended in between leaves nothing.
     lock = None
     try:
+        folder.mkdir(0o700)
         lock = _locked(folder)
         yield folder
     finally:

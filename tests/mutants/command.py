@@ -75,4 +75,11 @@ MUTANTS = (
         "",
         "tests/cli/test_time_limit.py",
     ),
+    Mutant(
+        "a second interrupt leaves a temporary folder",
+        "_command/guard.py",
+        "    scratch.clear(told)  # A second interrupt ends the cleaning, too.\n",
+        "    if not told.endswith(_DONE):\n        scratch.clear(told)\n",
+        "tests/cli/test_writing.py",
+    ),
 )

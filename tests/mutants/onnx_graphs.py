@@ -320,4 +320,11 @@ MUTANTS = (
         '_SLICES = frozenset(("Slice",))',
         "tests/cli/test_damaged.py",
     ),
+    Mutant(
+        "an interrupt leaves old data that nobody reads",
+        "_onnx/files/save.py",
+        "self._remove(placed if self.finished.exists() else old)",
+        "self._remove(placed if self.finished.exists() else [])",
+        "tests/cli/test_writing.py",
+    ),
 )
