@@ -1891,6 +1891,20 @@ MUTANTS = (
         "tests/plan/test_growth.py",
     ),
     Mutant(
+        "maps behind wide operators are searched without an end",
+        "_plan/sweep.py",
+        "if self.terrain.left < 0:",
+        "if False:",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "the order of nodes is looked at in time by their number's square",
+        "_onnx/read/order.py",
+        "missing.update(name for name in names if name not in written)",
+        "missing |= names - written.keys()",
+        "tests/test_order.py",
+    ),
+    Mutant(
         "no trip is remembered",
         "_plan/sweep.py",
         "        self.necks[value] = map_, self.steps\n",
