@@ -794,6 +794,13 @@ MUTANTS = (
         "tests/torch/test_program.py",
     ),
     Mutant(
+        "an array begins where a weight made of it does",
+        "_torch/module/plain_attributes.py",
+        "own[0] < end and start < own[1]",
+        "own[0] <= start < own[1]",
+        "tests/torch/test_plain_attributes.py",
+    ),
+    Mutant(
         "folding again forgets which modules hand on a new bias",
         "_torch/module/recipe.py",
         "again=None, takers=planned.surgery.takers",
