@@ -41,9 +41,13 @@ _OF_LAYERS = (
 class Use:
     """An operator that reads data and weights.
 
-    It has its name, the weights that one of its operands is made of, and whether it is a linear
-    operator or a norm. If the operand is the weight itself, it also has the axis of the output
-    channels.
+    Attributes:
+        operator: its name.
+        weights: the weights that its operand of the highest rank is made of, among those operands
+            that are made of weights alone.
+        of_layer: whether it is a linear operator or a norm.
+        axis: the axis of the output channels in that operand; None where the operand is computed
+            from weights, has one axis, or its operator is no convolution or matrix product.
     """
 
     operator: str
@@ -144,8 +148,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
 
 @dataclass(frozen=True)
 class Traced:
-    """The names that each output depends on, the operators that read data and weights in the order
-    in which they ran, and the names that numbers depend on that code has read out of tensors.
+    """What a run has shown.
+
+    Attributes:
+        outputs: the names that each output depends on.
+        uses: the operators that read data and weights, in the order in which they ran.
+        numbers: the names of all that code has read numbers out of.
     """
 
     outputs: tuple[frozenset[str], ...]
