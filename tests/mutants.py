@@ -2138,6 +2138,13 @@ MUTANTS = (
         "tests/torch/test_judge.py",
     ),
     Mutant(
+        "numbers leave PyTorch unseen where no operator reads them",
+        "_run/torch_trace.py",
+        "    with trace, _Exits(trace):",
+        "    with trace:",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
         "a module is exported that computes with numbers which weights decide",
         "_pipeline/modules.py",
         "            raise NotExportable(_FIXED)",

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -35,6 +36,8 @@ _OF_LAYERS = (
     "rnn",
 )
 """Parts of the names of linear operators and norms."""
+_EXITS = ("__array__", "__dlpack__", "numpy", "tolist")
+"""The methods of a tensor that give its numbers away."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,21 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         self.uses.append(Use(name, self.of(widest) - {RANDOM}, of_layer, axis))
 
 
+class _Exits(TorchFunctionMode):
+    """Tells a watch of the tensors whose numbers leave PyTorch without an operator."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _EXITS:
+            self._watch.numbers |= frozenset().union(*map(self._watch.of, args[:1]))
+        return func(*args, **(kwargs or {}))
+
+
 @dataclass(frozen=True)
 class Traced:
     """What a run has shown.
@@ -170,7 +188,7 @@ def traced(
         trace.mark(tensor, name)
     for name, tensor in inputs.items():
         trace.mark(tensor, DATA, name)
-    with trace:
+    with trace, _Exits(trace):
         outputs = run()
     found = tuple(trace.of(each) | trace.numbers for each in outputs)
     return Traced(found, tuple(trace.uses), trace.numbers)
