@@ -518,3 +518,40 @@ def test_a_long_row_is_as_well_known_as_a_short_one(count):
     wanted = {"a": (count,), "f": (count,), "r": (1, 1, count), "e": (count - 2,)}
     wanted |= {"u": (1, 1, count - 2), "y": (1, 4, count - 2)}
     assert {name: known.shape(scopes[0], name) for name in wanted} == wanted
+
+
+def reshaped(count, between, opset=17):
+    """Blocks that each reshape to the batch that they see and to sizes, with operators in between;
+    a norm behind a Conv at the very end."""
+    pieces, weights, value = [], {"zero": np.array([0], np.int64)}, "x"
+    weights["u"] = np.array([4, 3, -1], np.int64)
+    weights["start"], weights["end"] = np.array([0], np.int64), np.array([-1], np.int64)
+    weights["axis"] = np.array([3], np.int64)
+    for n in range(count):
+        pieces += [op("Shape", value, f"s{n}"), op("Gather", f"s{n} zero", f"b{n}")]
+        pieces += [op("Concat", f"b{n} u", f"t{n}", axis=0)]
+        pieces += [op("Reshape", f"{value} t{n}", f"r{n}"), *between(f"r{n}", f"e{n}", n)]
+        value = f"e{n}"
+    pieces += [conv("conv", value, "c", (4, 4, 1, 1)), bn("bn", "c", "y", 4)]
+    return model(*pieces, x=("n", 4, 3, "w"), weights=weights, opset=opset)
+
+
+BETWEEN = {
+    "Relu": lambda x, y, n: [op("Relu", x, y)],
+    "norm": lambda x, y, n: [bn(f"bn{n}", x, y, 4)],
+    "Conv": lambda x, y, n: [conv(f"conv{n}", x, y, (4, 4, 3, 3), pads=[1, 1, 1, 1])],
+    "Slice": lambda x, y, n: [op("Slice", f"{x} start end axis", y)],
+    "two ways": lambda x, y, n: [op("Tanh", x, f"q{n}"), op("Add", f"{x} q{n}", y)],
+}
+
+
+@pytest.mark.parametrize("opset", [12, 17])
+@pytest.mark.parametrize("between", BETWEEN)
+def test_inference_runs_as_often_for_a_long_chain_of_reshapes(between, opset, monkeypatch):
+    """A run for each of them takes time by the square of the number of nodes."""
+    runs, run = [], shapes.run
+    monkeypatch.setattr(shapes, "run", lambda skeleton: runs.append(skeleton) or run(skeleton))
+    made = reshaped(12, BETWEEN[between], opset)
+    last = sizes(made, "e11")
+    assert len(runs) <= 5, len(runs)
+    assert last is not None and last[1] == 4

@@ -69,7 +69,7 @@ def require_rounded_anyway(
             elif not _picks(before, scope, node):
                 if met:
                     raise Mismatch(f"{label(node)} reads in a wider type what was rounded")
-                terms = mixed if node.op_type in _SLOPED else label(node)
+                terms = mixed if type_of(node) in _SLOPED else label(node)
             found = [(output, now, terms) for output in node.output if output]
             waiting += [each for each in found if each not in seen]
             seen.update(found)

@@ -69,7 +69,7 @@ def find_weights(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
             ):
                 known.add(node.output[0])
                 made.add(node.output[0])
-        elif node.op_type in COUNTING or (
+        elif type_of(node) in COUNTING or (
             varying and not has_bodies and counted.issuperset(varying)
         ):
             counted.update(outputs)

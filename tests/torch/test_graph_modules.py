@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn  # noqa: E402
 from torch.export import Dim  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 
 import bnfold  # noqa: E402
 
@@ -84,6 +85,64 @@ def test_sizes_that_vary_still_do():
     other = rand(5, 3, 6, 8, dtype=torch.float32)
     for folded in (bnfold.fold(given), bnfold.fold(given, (X,))):
         assert torch.allclose(folded(other), module(other), atol=2e-5, rtol=1e-5)
+
+
+class ByName(nn.Module):
+    """Two inputs by name, one of them a dictionary, whose sizes differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, *, a: dict[str, Tensor], b: Tensor) -> tuple[Tensor, ...]:
+        return self.norm(self.conv(a["x"])), b * 2, a["y"] + 1
+
+
+def test_names_in_any_order():
+    """They say which input is which, and the sizes of which vary."""
+    module, auto = ready(ByName(), torch.float32), Dim.AUTO
+    y, b = rand(2, 6, dtype=torch.float32), rand(3, 5, dtype=torch.float32)
+    sizes = {"a": {"x": {0: auto, 3: auto}, "y": None}, "b": {1: auto}}
+    program = torch.export.export(module, (), {"a": {"x": X, "y": y}, "b": b}, dynamic_shapes=sizes)
+    other = {
+        "b": rand(3, 9, dtype=torch.float32),
+        "a": {"y": y, "x": X[:1, ..., :6].repeat(5, 1, 1, 1)},
+    }
+    for kwargs in ({"a": {"x": X, "y": y}, "b": b}, {"b": b, "a": {"y": y, "x": X}}):
+        folded = bnfold.fold(program.module(), kwargs=kwargs)
+        for given in (kwargs, other):
+            for one, two in zip(module(**given), folded(**given), strict=True):
+                assert torch.allclose(one, two, atol=2e-5, rtol=1e-5)
+    with pytest.raises(bnfold.UsageError):
+        bnfold.fold(program.module(), (b,), kwargs={"a": {"x": X, "y": y}})
+
+
+class GuardsFn(nn.Module):
+    """Has the name of a part that PyTorch writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+def test_a_module_is_not_known_by_its_name():
+    graph = torch.fx.Graph()
+    called = graph.call_module("part", (graph.placeholder("x"),))
+    graph.output(graph.call_function(torch.ops.aten.relu.default, (called,)))
+    module = torch.fx.GraphModule({"part": ready(GuardsFn(), torch.float32)}, graph).eval()
+    folded = bnfold.fold(module, (X,))
+    assert isinstance(folded.get_submodule("part.norm"), nn.Identity)
+    assert torch.allclose(folded(X), module(X), atol=2e-5, rtol=1e-5)
+
+
+def test_a_graph_that_takes_its_inputs_one_by_one():
+    module = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.float32)
+    given = make_fx(module, tracing_mode="fake", _allow_non_fake_inputs=True)(X)
+    folded = [bnfold.fold(given, (X,)), bnfold.fold(given)]
+    assert all(torch.allclose(each(X), module(X), atol=2e-5, rtol=1e-5) for each in folded)
 
 
 def test_a_graph_module_in_training_mode_keeps_its_norm():

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import bnfold  # noqa: E402
+from bnfold._torch.program.draft import set_argument  # noqa: E402
 
 from ..cli.command import bnfold as command  # noqa: E402
 from ..cli.command import process, refused  # noqa: E402
@@ -321,3 +322,15 @@ def test_a_norm_of_a_weight_is_none_of_data():
     assert ops(folded) == ["conv2d"]
     assert not bnfold.plan(program).kept
     same(program, folded, x)
+
+
+def test_an_argument_that_has_a_name_alone():
+    """An operator refuses it at a position, or takes another for it."""
+    graph = torch.fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    node = graph.call_function(torch.ops.aten.add.Tensor, (x, y))
+    graph.output(node)
+    set_argument(node, "alpha", 2)
+    set_argument(node, "other", x)
+    found = torch.fx.GraphModule(nn.Module(), graph)(torch.tensor(1.0), torch.tensor(10.0))
+    assert float(found) == 3.0

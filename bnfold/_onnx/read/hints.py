@@ -8,48 +8,80 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from onnx import GraphProto, NodeProto, TensorProto, TensorShapeProto, TypeProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto
 
 from bnfold._core.index_maps import Size
+from bnfold._onnx.read.behind import Behind
 from bnfold._onnx.read.scopes import type_of
-from bnfold._onnx.read.sizes import Numbers, computed, dimensions, factors, quotient, unknown
+from bnfold._onnx.read.sizes import Following, Numbers, dimensions, factors, quotient, unknown
 
 _MADE_UP = "unk__"
 Tensor = TypeProto.Tensor
 
 
-def declare(inferred: GraphProto, skeleton: GraphProto, overridable: Collection[str]) -> bool:
-    """Declare output shapes that ONNX's inference does not give. Gives whether any was new."""
-    known = known_shapes(inferred)
+def declare(inferred: ModelProto, skeleton: GraphProto, overridable: Collection[str]) -> bool:
+    """Declare output shapes that ONNX's inference does not give. Gives whether any was new.
+
+    What such a shape tells of the tensors behind it is found out on the way, operator by operator:
+    to run all of inference for each Reshape of a long chain would take time by its square.
+    """
+    graph = inferred.graph
+    known = known_shapes(graph)
     sizes = {name: tuple(dim.dim_value for dim in own.shape.dim) for name, own in known.items()}
-    sizes |= {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
+    sizes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     hinted = {value.name: value for value in skeleton.value_info}
-    numbers = computed(inferred, known, overridable)
-    stored = {tensor.name: tensor for tensor in inferred.initializer}
+    following = Following(graph, known, overridable)
+    behind = Behind(inferred, known, following.found, overridable)
+    stored = {tensor.name: tensor for tensor in graph.initializer}
     found = False
-    for node in inferred.node:
+    for node in graph.node:
+        if not behind.fresh.isdisjoint(node.input):
+            for name, told in behind.outputs(node).items():
+                own = known.get(name)
+                if own is None or _says_more(told, own):
+                    behind.note(name, told if own is None else _joined(own, told))
+        following.follow(node)
         if len(node.input) < 2 or not node.output:
             continue
-        hint = None
-        kind = type_of(node)
-        if kind == "Reshape":
-            target = numbers.get(node.input[1]) or unknown(known.get(node.input[1]))
-            source = known.get(node.input[0]) or _of_stored(stored.get(node.input[0]))
-            hint = _of_reshape(node, source, known.get(node.output[0]), target)
-        elif kind == "Slice":
-            own, source = known.get(node.output[0]), known.get(node.input[0])
-            hint = _of_slice(node, source, own, numbers)
-        elif kind == "BatchNormalization":
-            hint = _of_batch_norm(node, known, sizes)
+        hint = _hint(node, known, sizes, stored, following.found)
         name = node.output[0]
         earlier = hinted.get(name)
-        told = earlier.type.tensor_type if earlier is not None else None
-        if hint is None or not _says_more(hint, known.get(name)) or not _says_more(hint, told):
+        before = earlier.type.tensor_type if earlier is not None else None
+        if hint is None or not _says_more(hint, known.get(name)) or not _says_more(hint, before):
             continue
         value = earlier if earlier is not None else skeleton.value_info.add(name=name)
         value.type.tensor_type.CopyFrom(hint)
+        behind.note(name, hint)
         found = True
     return found
+
+
+def _hint(
+    node: NodeProto,
+    known: Mapping[str, Tensor],
+    sizes: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, TensorProto],
+    numbers: Mapping[str, Numbers],
+) -> Tensor | None:
+    """The shape of a node's output, as far as it is known here; None for other operators."""
+    kind = type_of(node)
+    if kind == "Reshape":
+        target = numbers.get(node.input[1]) or unknown(known.get(node.input[1]))
+        source = known.get(node.input[0]) or _of_stored(stored.get(node.input[0]))
+        return _of_reshape(node, source, known.get(node.output[0]), target)
+    if kind == "Slice":
+        return _of_slice(node, known.get(node.input[0]), known.get(node.output[0]), numbers)
+    return _of_batch_norm(node, known, sizes) if kind == "BatchNormalization" else None
+
+
+def _joined(own: Tensor, told: Tensor) -> Tensor:
+    """What two shapes of a tensor tell: a number first, then the word that it had."""
+    hint = Tensor()
+    hint.CopyFrom(own)
+    for dim, new in zip(hint.shape.dim, told.shape.dim, strict=True):
+        if new.dim_value > 0 or (new.dim_param and _is_made_up(dim.dim_param or _MADE_UP)):
+            dim.CopyFrom(new)
+    return hint
 
 
 def known_shapes(graph: GraphProto) -> dict[str, Tensor]:
@@ -63,10 +95,12 @@ def known_shapes(graph: GraphProto) -> dict[str, Tensor]:
 
 def _says_more(hint: Tensor, own: Tensor | None) -> bool:
     """Whether the hint has a size where ``own`` has none, or only a symbol, or a word where that
-    has made one up.
+    has made one up. A hint of another rank says nothing.
     """
     if own is None:
         return True
+    if len(hint.shape.dim) != len(own.shape.dim):
+        return False
     pairs = zip(dimensions(hint), dimensions(own), strict=True)
     return any(
         new is not None

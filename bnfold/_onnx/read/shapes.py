@@ -102,7 +102,7 @@ def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) 
     inferred = run(skeleton)
     # From IR version 4 on, an initializer that is also an input is only a default value.
     given = {value.name for value in model.graph.input} if model.ir_version >= 4 else set()
-    while declare(inferred.graph, skeleton.graph, given):
+    while declare(inferred, skeleton.graph, given):
         inferred = run(skeleton)
     if not model.training_info:  # which may bind what is stored to something else
         made = {name for node in model.graph.node for name in node.output}

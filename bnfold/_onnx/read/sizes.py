@@ -81,22 +81,28 @@ def quotient(whole: Iterable[Size], part: Iterable[Size]) -> Size:
     return product([number // divisor, *words])
 
 
-def computed(
-    graph: GraphProto, known: Mapping[str, Tensor], overridable: Collection[str]
-) -> dict[str, Numbers]:
-    """The integers that a graph's nodes compute from stored integers and known shapes, by name.
+class Following:
+    """The integers that nodes compute from stored integers and known shapes, node by node.
 
-    Integers that a caller may override count as unknown.
+    ``found`` has them by name. Integers that a caller may override count as unknown.
     """
-    found: dict[str, Numbers] = {}
-    for tensor in graph.initializer:
-        numbers = _stored(tensor)
-        if numbers is not None and tensor.name not in overridable:
-            found[tensor.name] = numbers
-    for node in graph.node:
+
+    def __init__(
+        self, graph: GraphProto, known: Mapping[str, Tensor], overridable: Collection[str]
+    ) -> None:
+        self.known = known
+        self.found: dict[str, Numbers] = {}
+        for tensor in graph.initializer:
+            numbers = _stored(tensor)
+            if numbers is not None and tensor.name not in overridable:
+                self.found[tensor.name] = numbers
+
+    def follow(self, node: NodeProto) -> None:
+        """Note what a node computes; what it reads has been noted before."""
+        found, known = self.found, self.known
         rule = _RULES.get(node.op_type)
         if rule is None or node.domain not in ("", "ai.onnx") or not node.output:
-            continue
+            return
         try:
             if node.op_type == "Shape":
                 made = _shape(node, known.get(node.input[0]))
@@ -104,10 +110,19 @@ def computed(
                 inputs = [found.get(name) or unknown(known.get(name)) for name in node.input]
                 made = rule(node, inputs)
         except (IndexError, TypeError, ValueError):  # An invalid node: nothing is known of it.
-            continue
+            return
         if made is not None and len(made.values) <= _LONGEST:
             found[node.output[0]] = made
-    return found
+
+
+def computed(
+    graph: GraphProto, known: Mapping[str, Tensor], overridable: Collection[str]
+) -> dict[str, Numbers]:
+    """The integers that all nodes of a graph compute, by name."""
+    following = Following(graph, known, overridable)
+    for node in graph.node:
+        following.follow(node)
+    return following.found
 
 
 def dimensions(tensor: Tensor) -> tuple[Size, ...]:
@@ -125,13 +140,13 @@ def unknown(tensor: Tensor | None) -> Numbers | None:
 
 def _stored(tensor: TensorProto) -> Numbers | None:
     small = len(tensor.dims) < 2 and all(size <= _LONGEST for size in tensor.dims)
-    if tensor.data_type not in _INTEGERS or not small or not _is_there(tensor):
+    if tensor.data_type not in _INTEGERS or not small or not is_there(tensor):
         return None
     values = numpy_helper.to_array(tensor)
     return Numbers(tuple(int(value) for value in values.reshape(-1)), values.ndim == 0)
 
 
-def _is_there(tensor: TensorProto) -> bool:
+def is_there(tensor: TensorProto) -> bool:
     """Whether a tensor holds its numbers: external data is left out of the copy for inference."""
     if tensor.data_location == TensorProto.EXTERNAL:
         return False

@@ -168,9 +168,9 @@ def set_read(node: Node, number: int, new: Node) -> None:
 
 def set_argument(node: Node, name: str, value: Node | float) -> None:
     """Set an argument of an operator by name, by position where it has one there."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    place = names.index(name)
-    if name in node.kwargs or place > len(node.args):
+    asked = node.target._schema.arguments  # type: ignore[union-attr]
+    place = [argument.name for argument in asked].index(name)
+    if name in node.kwargs or asked[place].kwarg_only or place > len(node.args):
         node.kwargs = {**node.kwargs, name: value}
     else:
         node.args = (*node.args[:place], value, *node.args[place + 1 :])
