@@ -299,4 +299,25 @@ MUTANTS = (
         "",
         "tests/cli/test_damaged.py",
     ),
+    Mutant(
+        "data that shrink while they are looked at end the process",
+        "_onnx/tensors.py",
+        "            data = file.read(size)\n",
+        "            data = np.memmap(path, np.uint8, 'r', offset, size) if size else b''\n",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
+        "inference looks at operators that end the process",
+        "_onnx/read/inference.py",
+        "    _hide_odd(hidden)\n",
+        "",
+        "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "inference reads a negative size in a GatherND",
+        "_onnx/read/slices.py",
+        '_SLICES = frozenset(("GatherND", "Slice"))',
+        '_SLICES = frozenset(("Slice",))',
+        "tests/cli/test_damaged.py",
+    ),
 )
