@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnfold._torch.module.parameters import computing_hooks
+from bnfold._torch.module.parameters import computing_hooks, stored
 from bnfold._torch.read.export import OF_PYTORCH
 
 RECIPE = "_bnfold"
@@ -29,14 +29,14 @@ def aliased(module: nn.Module) -> frozenset[str]:
 
     Who holds the very parameter is not meant: what changes there changes for all, also in a copy.
     """
-    named = _named(module)
-    own = {id(tensor) for _, tensor in named}
+    named = stored(module)
+    own = {id(tensor) for tensor in named.values()}
     return _sharing(named, (each for _, each in _values(module) if id(each) not in own))
 
 
 def has_aliases(module: nn.Module) -> bool:
     """Whether plain attributes hold a parameter or buffer, or the memory of one."""
-    return bool(_sharing(_named(module), (each for _, each in _values(module))))
+    return bool(_sharing(stored(module), (each for _, each in _values(module))))
 
 
 def snapshot(module: nn.Module) -> Mapping[str, object]:
@@ -53,17 +53,10 @@ def changed(before: Mapping[str, object], after: Mapping[str, object]) -> str | 
     return None
 
 
-def _named(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
-
-
-def _sharing(named: list[tuple[str, Tensor]], values: Iterator[object]) -> frozenset[str]:
+def _sharing(named: Mapping[str, Tensor], values: Iterator[object]) -> frozenset[str]:
     """The names of the tensors that lie in the memory of some value."""
     starts = [start for value in values if (start := _address(value))]
-    spans = [(name, _address(tensor), tensor) for name, tensor in named]
+    spans = [(name, _address(tensor), tensor) for name, tensor in named.items()]
     return frozenset(
         name
         for name, begin, tensor in spans
