@@ -83,7 +83,7 @@ def find_weights(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
         elif name not in optional:
             constant = constants.find(main, name)
             if isinstance(constant, Constant) and constant.is_float and not constant.protected:
-                values[name] = constant.load()
+                values[name] = constants.mapped(constant)
     return PerturbableWeights(values, frozenset(o.name for o in read if o.of_layer) & values.keys())
 
 
