@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,7 @@ def _of(module: Any) -> list[str]:
     return names
 
 
+@cache
 def _size(name: str) -> float:
     """How many parameters an architecture has, or without end if it cannot be made."""
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -285,3 +287,48 @@ def test_packed_integers_outside_are_read(kind, tmp_path):
     for key, value in (("location", "w.bin"), ("offset", "3"), ("length", str(len(packed)))):
         told.external_data.add(key=key, value=value)
     np.testing.assert_array_equal(tensors.read(told, tmp_path).astype(int), values)
+
+
+SHRINKING = """
+import os, sys
+import bnfold
+from bnfold._onnx import tensors
+
+path, what = sys.argv[1:]
+right = tensors.{name}
+def read(tensor, base_dir):
+    values = right(tensor, base_dir)
+    if values.nbytes > 1 << 20:
+        os.truncate(path.replace("model.onnx", "weights.bin"), 100)
+    return values
+tensors.{name} = read
+try:
+    print(getattr(bnfold, what)(path) and "done")
+except bnfold.UsageError as error:
+    print(error)
+"""
+
+
+def shrinking(path: Path, what: str, name: str = "read") -> tuple[int, str]:
+    command = [sys.executable, "-c", SHRINKING.format(name=name), str(path), what]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a file that is open cannot be changed here")
+@pytest.mark.parametrize("what", ["plan", "fold"])
+def test_data_that_shrink_do_not_end_the_process(what, tmp_path):
+    """After a large weight was read: were it mapped, looking at it would end the process."""
+    pieces, source = [], "x"
+    for k in range(3):  # two convolutions merge, so that planning reads their weights
+        pieces += [
+            conv(f"conv{k}", source, f"c{k}", (640, 640, 1, 1)),
+            bn(f"bn{k}", f"c{k}", f"b{k}", 640),
+        ]
+        source = f"b{k}"
+    made = model(*pieces, x=(1, 640, 2, 2), y=source)
+    path = saved(made, tmp_path)
+    code, told = shrinking(path, what)
+    assert code == 0, f"ended with {code}"
+    assert told.startswith(f"{path}: external data {path.with_name('weights.bin')} ends before")
+    assert told.count("\n") == 1

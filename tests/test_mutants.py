@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .mutants import MUTANTS, ROOT
+from .mutants import MUTANTS
+from .mutants.planting import ROOT
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

@@ -92,7 +92,7 @@ class PlannedModel:
                 continue
             constant = graph.context.constants.find(graph.scope, name)
             if isinstance(constant, Constant) and constant.is_float and not constant.protected:
-                values[name] = constant.load()
+                values[name] = graph.context.constants.mapped(constant)
                 continue
             made_of = dequantized(graph.context.constants, graph.scope, name)
             if isinstance(made_of, Dequantized):

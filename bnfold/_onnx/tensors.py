@@ -27,7 +27,7 @@ from bnfold._system import memory
 
 Array = NDArray[Any]
 
-# External data of so many bytes or more is mapped instead of read.
+# External data of so many bytes or more may be mapped.
 _MAPPED = 1 << 20
 
 # The bits of a number, for types with several numbers in one byte.
@@ -54,7 +54,10 @@ def width(kind: int) -> int:
 
 
 def read(tensor: TensorProto, base_dir: Path | None) -> Array:
-    """The values of a tensor, from raw bytes, typed fields or an external file.
+    """The values of a tensor, from raw bytes, typed fields or an external file, in memory.
+
+    Nothing is mapped: a mapped file that gets shorter ends the process that looks at it, which may
+    be that of whoever calls bnfold.
 
     Raises `UsageError` when external data is missing, too short or has no folder to start from.
     """
@@ -73,6 +76,26 @@ def read(tensor: TensorProto, base_dir: Path | None) -> Array:
         return np.asarray(numpy_helper.to_array(tensor))
     except (ValueError, TypeError) as error:
         raise UsageError(f"tensor {tensor.name!r} cannot be read: {error}") from error
+
+
+def mapped(tensor: TensorProto, base_dir: Path | None) -> Array:
+    """The values of a tensor that stay for long, as those of all weights do in a comparison.
+
+    Large ones are mapped from their external file, as onnxruntime maps it: the system may drop
+    pages of a mapped file at any time, so they cost no memory. On a system that does not let a
+    mapped file be replaced, they are read. Raises `UsageError` as `read` does.
+    """
+    if tensor.data_location == TensorProto.EXTERNAL and tensor.data_type not in PACKED:
+        path, offset, size = _external(tensor, base_dir)
+        if size >= _MAPPED and os.name == "posix":
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+            try:
+                if path.stat().st_size < offset + size:
+                    raise _too_short(path, tensor.name)
+                return np.asarray(np.memmap(path, dtype, "r", offset, tuple(tensor.dims)))
+            except OSError as error:
+                raise _unreadable(path, tensor.name, error) from error
+    return read(tensor, base_dir)
 
 
 def write(tensor: TensorProto, values: Array) -> None:
@@ -144,7 +167,11 @@ def external_path(name: str, location: str, base_dir: Path) -> Path:
     return base_dir / relative
 
 
-def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
+def _external(tensor: TensorProto, base_dir: Path | None) -> tuple[Path, int, int]:
+    """The file of a tensor's external data, where they begin there, and how many bytes they are.
+
+    Raises `UsageError` for a length that the shape does not have, and without a folder.
+    """
     location, offset, length = external_location(tensor)
     if base_dir is None:
         raise UsageError(
@@ -152,23 +179,24 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
             "pass base_dir, the folder of the model"
         )
     path = external_path(tensor.name, location, base_dir)
-    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
     size = -(-math.prod(tensor.dims) * width(tensor.data_type) // 8)
     if length is not None and length != size:
         raise UsageError(
             f"tensor {tensor.name!r}: external data of {length} bytes, "
             f"but its shape {list(tensor.dims)} needs {size}"
         )
+    return path, offset, size
+
+
+def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
+    path, offset, size = _external(tensor, base_dir)
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
     try:
-        if size >= _MAPPED and os.name == "posix" and tensor.data_type not in PACKED:
-            return _mapped(path, tensor.name, dtype, offset, tuple(tensor.dims))
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(size)
     except OSError as error:
-        raise UsageError(
-            f"external data {path} of tensor {tensor.name!r} cannot be read: {error.strerror}"
-        ) from error
+        raise _unreadable(path, tensor.name, error) from error
     if len(data) < size:
         raise _too_short(path, tensor.name)
     if tensor.data_type in PACKED:
@@ -177,17 +205,8 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
     return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
 
 
-def _mapped(
-    path: Path, name: str, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]
-) -> Array:
-    """The values of a large tensor, mapped from their file.
-
-    The system may drop pages of a mapped file at any time, so they cost no memory. On a system that
-    does not let a mapped file be replaced, the values are read instead.
-    """
-    if path.stat().st_size < offset + math.prod(shape) * dtype.itemsize:
-        raise _too_short(path, name)
-    return np.asarray(np.memmap(path, dtype, "r", offset, shape))
+def _unreadable(path: Path, name: str, error: OSError) -> UsageError:
+    return UsageError(f"external data {path} of tensor {name!r} cannot be read: {error.strerror}")
 
 
 def _too_short(path: Path, name: str) -> UsageError:

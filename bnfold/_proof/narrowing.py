@@ -37,8 +37,10 @@ def require_rounded_anyway(
     narrow: int,
     steps: Sequence[Applied],
 ) -> None:
-    """Raise `Mismatch` where a map that stood in the wide type was carried back across a Cast to
-    it, and its result was not rounded to the ``narrow`` one.
+    """Raise `Mismatch` where the result of a map is rounded now and was not before.
+
+    The map stood in the wide type, behind a Cast to it. It was carried back across the Cast, and so
+    its result is rounded to the ``narrow`` type.
 
     ``steps`` are all steps of its graph. The ways from the Cast on are followed in the
     original. On each of them the first operator that no map crossed is the map itself; a way that
@@ -67,7 +69,7 @@ def require_rounded_anyway(
             elif not _picks(before, scope, node):
                 if met:
                     raise Mismatch(f"{label(node)} reads in a wider type what was rounded")
-                terms = mixed if node.op_type in _SLOPED else label(node)
+                terms = mixed if type_of(node) in _SLOPED else label(node)
             found = [(output, now, terms) for output in node.output if output]
             waiting += [each for each in found if each not in seen]
             seen.update(found)

@@ -87,7 +87,7 @@ class Operands:
         found = []
         for node in nodes:
             varying = made.intersection(node.input)
-            counts = node.op_type in COUNTING or bool(varying and counted >= varying)
+            counts = type_of(node) in COUNTING or bool(varying and counted >= varying)
             if counts:
                 counted.update(node.output)
             if node.op_type != "Constant":

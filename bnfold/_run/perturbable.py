@@ -69,7 +69,7 @@ def find_weights(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
             ):
                 known.add(node.output[0])
                 made.add(node.output[0])
-        elif node.op_type in COUNTING or (
+        elif type_of(node) in COUNTING or (
             varying and not has_bodies and counted.issuperset(varying)
         ):
             counted.update(outputs)
@@ -83,7 +83,7 @@ def find_weights(model: onnx.ModelProto, folder: Path) -> PerturbableWeights:
         elif name not in optional:
             constant = constants.find(main, name)
             if isinstance(constant, Constant) and constant.is_float and not constant.protected:
-                values[name] = constant.load()
+                values[name] = constants.mapped(constant)
     return PerturbableWeights(values, frozenset(o.name for o in read if o.of_layer) & values.keys())
 
 

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple, TypeAlias
 import onnx
 
 from bnfold._onnx.read.order import put_in_order
-from bnfold._onnx.read.scopes import opset_of
+from bnfold._onnx.read.scopes import opset_of, type_of
 from bnfold._run.hoist import hoist
 
 _SATURATING = {"HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Softsign", "Tanh"}
 _PASS_THROUGH = {"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-_OWN = ("", "ai.onnx")
 Edit: TypeAlias = Callable[[onnx.ModelProto], None]
 """Changes a model in place before it runs."""
 
@@ -169,8 +168,8 @@ def _endings(graph: onnx.GraphProto) -> Iterator[tuple[str, list[onnx.NodeProto]
     for value in graph.output:
         nodes = []
         node = makers.get(value.name)
-        while node is not None and node.op_type in _PASS_THROUGH:
+        while node is not None and type_of(node) in _PASS_THROUGH:
             nodes.append(node)
             node = makers.get(node.input[0])
-        if node is not None and node.op_type in _SATURATING and node.domain in _OWN:
+        if node is not None and type_of(node) in _SATURATING:
             yield value.name, [*nodes, node]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -35,15 +36,21 @@ _OF_LAYERS = (
     "rnn",
 )
 """Parts of the names of linear operators and norms."""
+_EXITS = ("__array__", "__dlpack__", "numpy", "tolist")
+"""The methods of a tensor that give its numbers away."""
 
 
 @dataclass(frozen=True)
 class Use:
     """An operator that reads data and weights.
 
-    It has its name, the weights that one of its operands is made of, and whether it is a linear
-    operator or a norm. If the operand is the weight itself, it also has the axis of the output
-    channels.
+    Attributes:
+        operator: its name.
+        weights: the weights that its operand of the highest rank is made of, among those operands
+            that are made of weights alone.
+        of_layer: whether it is a linear operator or a norm.
+        axis: the axis of the output channels in that operand; None where the operand is computed
+            from weights, has one axis, or its operator is no convolution or matrix product.
     """
 
     operator: str
@@ -142,10 +149,29 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         self.uses.append(Use(name, self.of(widest) - {RANDOM}, of_layer, axis))
 
 
+class _Exits(TorchFunctionMode):
+    """Tells a watch of the tensors whose numbers leave PyTorch without an operator."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _EXITS:
+            self._watch.numbers |= frozenset().union(*map(self._watch.of, args[:1]))
+        return func(*args, **(kwargs or {}))
+
+
 @dataclass(frozen=True)
 class Traced:
-    """The names that each output depends on, the operators that read data and weights in the order
-    in which they ran, and the names that numbers depend on that code has read out of tensors.
+    """What a run has shown.
+
+    Attributes:
+        outputs: the names that each output depends on.
+        uses: the operators that read data and weights, in the order in which they ran.
+        numbers: the names of all that code has read numbers out of.
     """
 
     outputs: tuple[frozenset[str], ...]
@@ -162,7 +188,7 @@ def traced(
         trace.mark(tensor, name)
     for name, tensor in inputs.items():
         trace.mark(tensor, DATA, name)
-    with trace:
+    with trace, _Exits(trace):
         outputs = run()
     found = tuple(trace.of(each) | trace.numbers for each in outputs)
     return Traced(found, tuple(trace.uses), trace.numbers)

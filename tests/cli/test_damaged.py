@@ -345,3 +345,51 @@ def test_no_slice_of_a_negative_size_ends_the_process_wherever_it_is():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 8
+
+
+ODD = """
+import numpy as np, onnx, sys
+from onnx import TensorProto, helper as h, numpy_helper as nh
+import bnfold
+from bnfold._onnx.files.load import _invalid
+
+def value(name, shape):
+    return h.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+node, far, pool = h.make_node, 1 << 31, h.make_node("MaxPool", ["x"], ["p"], kernel_shape=[20, 20])
+w = nh.from_array(np.ones(8, np.float32), "w")
+kinds = {
+    "no input": (22, [node("EyeLike", [""], ["y"], dtype=1)]),
+    "no type": (22, [node("Q", ["x"], ["q"], domain="my"), node("EyeLike", ["q"], ["y"], dtype=1)]),
+    "no map": (20, [node("DictVectorizer", [""], ["y"], domain="ai.onnx.ml")]),
+    "no keys": (20, [node("LabelEncoder", [""], ["y"], domain="ai.onnx.ml", keys_int64s=[3])]),
+    "no text": (20, [node("RegexFullMatch", [""], ["y"])]),
+    "an axis of 32 bits": (17, [node("LayerNormalization", ["x", "w"], ["y", "m", "s"], axis=far)]),
+    "more outputs": (18, [node("Split", ["x"], ["y", "a", "b"], num_outputs=1)]),
+    "less than no axes": (13, [node("GatherND", ["x", "i"], ["y"], batch_dims=-7)]),
+    "no list of places": (13, [pool, node("GatherND", ["p", "p"], ["y"])]),
+}
+for kind, (opset, nodes) in kinds.items():
+    stored = [w, nh.from_array(np.zeros((1, 2), np.int64), "i")]
+    plain = h.make_graph(nodes, "g", [value("x", [1, 3, 8, 8])], [value("y", None)], stored)
+    body = h.make_graph(nodes, "b", [], [value("y", None)])
+    branch = node("If", ["c"], ["y"], then_branch=body, else_branch=body)
+    flag = h.make_tensor("c", TensorProto.BOOL, [], [True])
+    inner = h.make_graph([branch], "g", plain.input, plain.output, [*stored, flag])
+    for graph in (plain, inner):
+        imports = [h.make_opsetid(*each) for each in (("", opset), ("my", 1), ("ai.onnx.ml", 3))]
+        made = h.make_model(graph, opset_imports=imports, ir_version=8)
+        print(kind, flush=True)
+        try:
+            bnfold.plan(made)
+        except bnfold.UsageError:
+            pass
+        _invalid(made, None)
+"""
+
+
+def test_no_odd_operator_ends_the_process():
+    """ONNX's inference ends it at some that no runtime takes, in bodies, too."""
+    done = subprocess.run([sys.executable, "-c", ODD], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 18

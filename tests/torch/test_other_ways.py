@@ -475,3 +475,10 @@ def test_names_that_are_not_there():
     program = torch.export.export(module, (X,))
     with pytest.raises(UsageError, match=r"keep: this is for a torch.nn.Module"):
         bnfold.fold(program, keep=["conv"])
+
+
+def test_a_buffer_may_be_named_by_any_of_its_names():
+    module = ready(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+    module[0].register_buffer("held", module[1].running_mean)
+    folded = fold(module, X, folds=0, codes=["kept-value"], keep=("1.running_mean",)).module
+    assert torch.equal(folded[1].running_mean, module[1].running_mean)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bnfold._onnx.fold import prepare
 from bnfold._onnx.write.applied import Applied
@@ -29,8 +29,10 @@ from ..graphs import (
     conv_transpose,
     model,
     op,
+    positive,
     rand,
     reseed,
+    subgraph,
     tensor,
 )
 
@@ -274,4 +276,27 @@ def none_holds(certificates: tuple[Certificate, ...]) -> bool:
     return bool(certificates) and not any(c.holds for c in certificates)
 
 
-# --- right folds -------------------------------------------------------------------------------
+# --- folds in other graphs ---------------------------------------------------------------------
+
+
+def branches() -> ModelProto:
+    then = subgraph(conv("one", "x", "c1", (4, 3, 3, 3)), bn("bn1", "c1", "t", 4), y="t")
+    other = subgraph(conv("two", "x", "c2", (4, 3, 3, 3)), bn("bn2", "c2", "e", 4), y="e")
+    node = op("If", "cond", "y", name="if", then_branch=then, else_branch=other)
+    made = model(node, x=(2, 3, 8, 8))
+    made.graph.input.append(helper.make_tensor_value_info("cond", TensorProto.BOOL, ()))
+    return made
+
+
+def function() -> ModelProto:
+    nodes = [
+        op("Constant", "", "w", value=tensor(rand(4, 3, 3, 3), "")),
+        op("Conv", "a w", "c", name="conv"),
+        *(op("Constant", "", n, value=tensor(rand(4), "")) for n in ("s", "t", "m")),
+        op("Constant", "", "v", value=tensor(positive(4), "")),
+        op("BatchNormalization", "c s t m v", "b", name="bn", epsilon=0.01),
+    ]
+    body = helper.make_function("my", "F", ["a"], ["b"], nodes, [helper.make_opsetid("", 17)])
+    return model(
+        op("F", "x", "y", domain="my"), x=(2, 3, 8, 8), functions=[body], domains={"my": 1}
+    )

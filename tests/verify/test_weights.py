@@ -133,6 +133,21 @@ def test_what_local_functions_are_given() -> None:
     assert found.layers == {"w", "v", "b"}
 
 
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_function_counts_nothing_whatever_its_name(inner: bool) -> None:
+    """It has the name of an operator that makes numbers of sizes, and multiplies."""
+    kind = function("Size", "x k", op("Mul", "x k", "y"))
+    outer = function("Outer", "x k", op("Size", "x k", "h", domain="my"), op("Relu", "h", "y"))
+    made = model(
+        op("Outer" if inner else "Size", "x k", "y", domain="my"),
+        x=(5, 4),
+        weights={"k": positive(4)},
+        functions=[kind, outer],
+        domains={"my": 1},
+    )
+    assert set(find_weights(made, Path()).values) == {"k"}
+
+
 @pytest.mark.parametrize("weight", ["w", "v", "b", "k"])
 def test_errors_in_what_local_functions_are_given(weight: str) -> None:
     made = called()

@@ -9,7 +9,7 @@ own reference implementation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class Constant:
     ``stored`` is the tensor that holds the values and may be rewritten in place, None if there is
     no such tensor. ``protected`` names a parameter that a caller may override and from which the
     constant is computed, None if there is no such parameter. ``sparse`` is the sparse tensor that
-    holds the values.
+    holds the values. ``source`` is the tensor whose values these are, unchanged, None if there is
+    none, or not of its own.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Constant:
     stored: TensorProto | None = None
     protected: str | None = None
     sparse: SparseTensorProto | None = None
+    source: TensorProto | None = None
 
     @property
     def is_float(self) -> bool:
@@ -105,6 +107,12 @@ class Constants:
                 self._found[key] = self._resolve(graph, current)
         return self._found[owner.path, name]
 
+    def mapped(self, constant: Constant) -> Array:
+        """The values of a constant that stay for long; see `tensors.mapped`."""
+        if constant.source is None:
+            return constant.load()
+        return tensors.mapped(constant.source, self._base_dir)
+
     def _resolve(self, scope: Scope, name: str) -> Constant | Reason:
         tensor = scope.initializers.get(name)
         if tensor is not None:
@@ -149,6 +157,7 @@ class Constants:
             lambda: tensors.read(tensor, base_dir),
             tensor,
             protected,
+            source=tensor,
         )
 
     def _from_sparse(
@@ -188,7 +197,7 @@ class Constants:
         source = self.find(scope, node.input[0])
         if isinstance(source, Reason):
             return source
-        return Constant(name, source.shape, source.data_type, source.load, None, source.protected)
+        return replace(source, name=name, stored=None, sparse=None)
 
     def _from_inferred(self, scope: Scope, name: str, node: NodeProto) -> Constant | Reason:
         """The constant of a Shape with known sizes, or of a CastLike with a known type."""

@@ -8,14 +8,17 @@ following numbers is told in their place.
 
 Inference ends the process where a Slice reads a tensor with a negative size, which a pool larger
 than its input has, for instance. So Slices are hidden at first, and shown again level by level
-(`_slices`), as long as no size comes out negative.
+(`slices`), as long as no size comes out negative. Some operators end it where no runtime takes
+them, or where it does not know what they read (`_is_odd`): these are hidden for good.
 """
 
 from __future__ import annotations
 
-from onnx import GraphProto, ModelProto, ValueInfoProto, shape_inference
+from collections.abc import Sequence
 
-from bnfold._onnx.read.scopes import bodies
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, shape_inference
+
+from bnfold._onnx.read.scopes import bodies, type_of
 from bnfold._onnx.read.slices import slices_of
 
 _FOLLOWED = frozenset(
@@ -26,6 +29,12 @@ _LONGEST = 1 << 14
 _WORK = 200_000
 """So many nodes all looks at one model may go through, about 2 s; Slices further on stay hidden."""
 _HIDDEN = "bnfold.hidden"
+_TRIPPING = frozenset(
+    ("EyeLike", "RegexFullMatch", "ai.onnx.ml::DictVectorizer", "ai.onnx.ml::LabelEncoder")
+)
+"""Inference ends the process at these where it knows no type of what they read (onnx 1.23)."""
+_FURTHEST = 1 << 20
+"""No axis is as far from 0 as this."""
 
 
 def run(skeleton: ModelProto) -> ModelProto:
@@ -34,6 +43,7 @@ def run(skeleton: ModelProto) -> ModelProto:
     Where a size comes out negative, only what lies ahead of the Slices behind it is found out.
     """
     hidden = _copy(skeleton)
+    _hide_odd(hidden)
     _show_sound(hidden)
     found = _look(hidden)
     return skeleton if found is None else _shown(found, skeleton)
@@ -41,9 +51,10 @@ def run(skeleton: ModelProto) -> ModelProto:
 
 def is_safe(model: ModelProto) -> bool | None:
     """Whether inference may be run on a model as it is: False where a size in it comes out
-    negative, None where that is not known.
+    negative, None where that is not known, or an operator is odd.
     """
-    return _show_sound(_copy(model))
+    copy = _copy(model)
+    return None if _hide_odd(copy) else _show_sound(copy)
 
 
 def _copy(model: ModelProto) -> ModelProto:
@@ -53,6 +64,37 @@ def _copy(model: ModelProto) -> ModelProto:
     for holder in (copy, *copy.functions):
         holder.opset_import.add(domain=_HIDDEN, version=1)
     return copy
+
+
+def _hide_odd(model: ModelProto) -> bool:
+    """Hide the operators of a model that are odd, and tell whether there are any."""
+    found = False
+    for holder in (model, *model.functions):
+        waiting: list[Sequence[NodeProto]] = [
+            holder.graph.node if isinstance(holder, ModelProto) else holder.node
+        ]
+        while waiting:
+            for node in waiting.pop():
+                waiting.extend(body.node for _, body in bodies(node))
+                if _is_odd(node):
+                    node.domain, found = _HIDDEN, True
+    return found
+
+
+def _is_odd(node: NodeProto) -> bool:
+    """Whether inference may end the process at an operator where no size is negative.
+
+    It did (onnx 1.23) for an axis beyond 32 bits (LayerNormalization), a negative number of batch
+    axes (GatherND), and more outputs than ``num_outputs`` says (Split), beside `_TRIPPING`.
+    """
+    if type_of(node) in _TRIPPING:
+        return True
+    return node.domain in ("", "ai.onnx") and any(
+        (each.name in ("axis", "batch_dims") and abs(each.i) > _FURTHEST)
+        or (each.name == "batch_dims" and each.i < 0)
+        or (each.name == "num_outputs" and each.i != len(node.output))
+        for each in node.attribute
+    )
 
 
 def _look(hidden: ModelProto) -> ModelProto | None:

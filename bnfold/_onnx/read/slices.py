@@ -1,5 +1,7 @@
 """The Slices of a model by the number of looks after which inference may go through them.
 
+A GatherND is one of them here: both end the process where a size that they read is negative.
+
 What a Slice takes of known sizes is no negative size. Behind it an operator may make one, such as a
 pool larger than its input: then the next Slice may be gone through only after a look at that size.
 """
@@ -27,6 +29,7 @@ _SOUND = """
     Squeeze Sub Sum Tanh ThresholdedRelu Transpose Trilu Unsqueeze Where Xor
 """
 _KEEPING = frozenset(_SOUND.split())
+_SLICES = frozenset(("GatherND", "Slice"))
 _ROUNDS = 4
 """So often the levels of Slices in functions may rise; what calls itself in turn never settles."""
 
@@ -104,7 +107,8 @@ def _all(nodes: Iterable[NodeProto]) -> Iterable[NodeProto]:
 
 
 def _is_slice(node: NodeProto, functions: Iterable[str]) -> bool:
-    return type_of(node) == "Slice" and "Slice" not in functions
+    kind = type_of(node)
+    return kind in _SLICES and kind not in functions
 
 
 def _makes(node: NodeProto) -> bool:
@@ -137,7 +141,7 @@ def _collect(
             elif function.slices:
                 function.level = max(function.level, step // 2)
                 step = 2 * function.level + 1
-        elif kind == "Slice":
+        elif kind in _SLICES:
             levels.setdefault(step // 2, []).append(node)
             step |= 1
         elif _makes(node):

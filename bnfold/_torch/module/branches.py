@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -30,7 +30,15 @@ from bnfold._torch.program.fold import PlannedProgram
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.export import Calls, export
 from bnfold._torch.read.graph import Graph, operators, path_of
-from bnfold._torch.read.nodes import arguments, dtype_of, kind_of, listed, rank_of
+from bnfold._torch.read.nodes import (
+    arguments,
+    dtype_of,
+    free_axes,
+    kind_of,
+    listed,
+    rank_of,
+    sizes_in,
+)
 from bnfold._torch.tensors import DTYPES, to_numpy
 
 _CONVOLUTIONS: Mapping[str, type[nn.Module]] = {
@@ -68,7 +76,6 @@ class Branches:
         self._owned = owned
         self._calls = calls
         self._remainders = Remainders(graph, owned, calls)
-        self._numbers = {node: number for number, node in enumerate(graph.nodes)}
 
     @cached_property
     def _forms(self) -> Mapping[fx.Node, LinearForm]:
@@ -193,7 +200,7 @@ class Branches:
         """Raise `Unsuited` if a tensor on the way may not change. What comes out does not."""
         for node in nodes:
             if all(user in nodes for user in node.users):
-                for value in self._graph.view.nodes[self._numbers[node]].outputs:
+                for value in self._graph.view.nodes[self._graph.numbers[node]].outputs:
                     pinned = self._graph.view.values[value].pinned
                     if pinned is not None:
                         raise Unsuited(f"has a tensor on the way that stays: {pinned.message}")
@@ -249,19 +256,17 @@ class Branches:
             held.register_buffer(node.name, values.double() if found.is_float else values)
             made[node] = graph.get_attr(node.name)
         graph.output(made[end])
-        sizes = source.meta["val"].shape
-        free = {axis: Dim.AUTO for axis, size in enumerate(sizes) if not isinstance(size, int)}
-        hints = [size if isinstance(size, int) else int(size.node.hint) for size in sizes]
-        x = torch.zeros(hints, dtype=torch.float64, device=source.meta["val"].device)
-        return export(fx.GraphModule(held, graph).eval(), (x,), None, (free,))
+        example = source.meta["val"]
+        x = torch.zeros(sizes_in(example), dtype=torch.float64, device=example.device)
+        return export(fx.GraphModule(held, graph).eval(), (x,), None, (free_axes(example),))
 
     def _told(self, head: Sequence[fx.Node]) -> Fold:
         """The plan's entry: all operators of the branches go into the largest of them."""
-        seen = [self._graph.view.nodes[self._numbers[node]] for node in head]
+        seen = [self._graph.view.nodes[self._graph.numbers[node]] for node in head]
 
         def size(place: int) -> int:
             """How many weights an operator has; of a norm none."""
-            sites = self._graph.readings[self._numbers[head[place]]].sites
+            sites = self._graph.readings[self._graph.numbers[head[place]]].sites
             return sum(math.prod(s.weight_value.shape) for s in sites if s.weight_value is not None)
 
         lender = seen[max(range(len(seen)), key=size)]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -121,16 +121,24 @@ class PlannedModule:
     ``traced`` is a copy of it with the same tensors, or itself if it cannot be copied.
     ``other_ways`` are its methods beside forward that see what the fold changes, each with the
     names that ``keep`` would take so that it does not. ``blocks`` are the submodules, by path, that
-    become one linear module ahead of the fold.
+    become one linear module ahead of the fold. ``told`` makes the plan.
     """
 
     module: nn.Module
     traced: Traced
     surgery: Surgery
     moves: Moves
-    plan: Plan
+    told: Callable[[], Plan]
     other_ways: Mapping[str, Sequence[str]] = field(default_factory=dict)
     blocks: Mapping[str, Block] = field(default_factory=dict)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What is done, and what stays and why: made where it is asked for, ahead of ``apply``.
+
+        It reads the weights, and what an exported program would do beyond it is planned for it.
+        """
+        return self.told()
 
     def apply(self, inplace: bool) -> nn.Module:
         """Fold a copy of the module, or the module itself."""
@@ -192,17 +200,21 @@ def prepare_module(
     traced = Traced(subject, program, calls, kept, clones, example.made_up, again)
     traced = replace(traced, aliased=aliased(module), exact=exact, depthwise=depthwise)
     graph, surgery, moves, view = traced.planned()
-    plan = summarize([("", view, moves)], Counter(node.op for node in view.nodes))
-    plan = replace(plan, kept=(*plan.kept, *inner_norms(program)))
-    plan = replace(plan, folds=(*(b.fold for b in blocks.values()), *plan.folds), before=before)
-    if not example.made_up:
+
+    def told() -> Plan:
+        plan = summarize([("", view, moves)], Counter(node.op for node in view.nodes))
+        plan = replace(plan, kept=(*plan.kept, *inner_norms(program)))
+        plan = replace(plan, folds=(*(b.fold for b in blocks.values()), *plan.folds), before=before)
+        if example.made_up:
+            return plan
         kinds = {node.label: node.op for node in view.nodes}
         merges = merged(program)
         found = [*_apart(merges.folds, kinds, apart if merge else None)]
         stays = [kept_apart(each, "") for each in (*found, *(merges.stays if merge else ()))]
-        plan = replace(plan, kept=(*_with_program(plan, program), *stays))
+        return replace(plan, kept=(*_with_program(plan, program), *stays))
+
     ways = other_ways(subject, graph, moves)
-    return PlannedModule(module, traced, surgery, moves, plan, ways, blocks)
+    return PlannedModule(module, traced, surgery, moves, told, ways, blocks)
 
 
 def _with_program(plan: Plan, program: ExportedProgram) -> Iterator[Kept]:

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from bnfold._core.reasons import Reason
 from bnfold._errors import UsageError
+from bnfold._torch.module.parameters import stored
 from bnfold._torch.read.graph import labels_of, operators, paths_of
 
 
@@ -32,11 +33,11 @@ def looked_up(program: ExportedProgram, module: nn.Module, names: Sequence[str])
     """
     nodes = operators(program.graph)
     labels = labels_of(nodes)
-    tensors = dict((*module.named_parameters(remove_duplicate=False), *module.named_buffers()))
+    tensors = stored(module)
     modules = dict(module.named_modules(remove_duplicate=False))
     values: dict[fx.Node, Reason] = {}
     for name in names:
-        reason = Reason("kept-value", name, f"keep says that {name} does not change")
+        reason = kept_value(name)
         if name in tensors:
             continue
         found = [node for node in nodes if name in (labels[node], node.name)]
@@ -61,10 +62,14 @@ def looked_up(program: ExportedProgram, module: nn.Module, names: Sequence[str])
     return Keep(values, frozenset(name for name in names if name in tensors))
 
 
+def kept_value(name: str) -> Reason:
+    """Why something does not change whose name was given."""
+    return Reason("kept-value", name, f"keep says that {name} does not change")
+
+
 def refuse_operators(module: nn.Module, names: Sequence[str]) -> None:
     """Raise `UsageError` for names of operators: they are others once branches are one module."""
-    stored = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
-    known = {name for name, _ in (*module.named_modules(remove_duplicate=False), *stored)}
+    known = {*dict(module.named_modules(remove_duplicate=False)), *stored(module)}
     for name in names:
         if name not in known:
             raise UsageError(

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from bnfold._core.reasons import Reason
+from bnfold._torch.module.keeping import kept_value
+from bnfold._torch.module.parameters import stored
 from bnfold._torch.read.constants import Constant
 from bnfold._torch.read.graph import Graph, path_of, paths_of
 from bnfold._torch.read.nodes import arguments, values_read
@@ -33,10 +35,7 @@ class Ownership:
         ``aliased`` ones, see `plain_attributes.aliased`, could change more than themselves.
         """
         self.modules = dict(module.named_modules(remove_duplicate=False))
-        self.tensors: dict[str, Tensor] = {
-            **dict(module.named_parameters(remove_duplicate=False)),
-            **dict(module.named_buffers(remove_duplicate=False)),
-        }
+        self.tensors = stored(module)
         self._graph = graph
         self._kept = {self._key(name): name for name in kept}
         self._aliased = {self._key(name) for name in aliased}
@@ -103,7 +102,7 @@ class Ownership:
         name = self._kept.get(key)
         if name is None:
             return None
-        return Reason("kept-value", name, f"keep says that {name} does not change")
+        return kept_value(name)
 
     def calls_of(self, node: Node) -> tuple[Node, ...]:
         """All operators that are one in the module's code: the same, in the same module, with the

@@ -32,6 +32,14 @@ def write_parameters(module: nn.Module, path: str, site: Site, sides: Sides) -> 
             getattr(owner, name).copy_(from_numpy(values))
 
 
+def stored(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module under all their names."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
 def is_computed(module: nn.Module, name: str, old: Constant) -> bool:
     """Whether a parametrization or a hook of a module computes a constant, as its parameter."""
     with torch.no_grad():

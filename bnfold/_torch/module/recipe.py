@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from bnfold._errors import UsageError
 from bnfold._torch.module.fold import PlannedModule, Traced
+from bnfold._torch.module.parameters import stored
 from bnfold._torch.module.plain_attributes import RECIPE, changed, has_aliases, snapshot
 from bnfold._torch.module.ties import tie
 
@@ -172,13 +173,6 @@ def _modules(module: nn.Module) -> dict[str, nn.Module]:
     return dict(module.named_modules(remove_duplicate=False))
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
-
-
 def _stored(program: ExportedProgram) -> list[str]:
     """The names of the parameters and buffers that the state dict of a program holds."""
     signature = program.graph_signature
@@ -188,7 +182,7 @@ def _stored(program: ExportedProgram) -> list[str]:
 
 def _program(program: ExportedProgram, module: nn.Module) -> ExportedProgram:
     """The same program with the tensors of a module in place of its own."""
-    tensors = _tensors(module)
+    tensors = stored(module)
     return ExportedProgram(
         program.graph_module,
         program.graph,

@@ -27,7 +27,6 @@ class Remainders:
         self._graph = graph
         self._owned = owned
         self._calls = calls
-        self._numbers = {node: number for number, node in enumerate(graph.nodes)}
         self._unseen: dict[object, str | None] = {}
 
     def steps(self, path: str, gone: Set[fx.Node]) -> tuple[Step, ...] | str:
@@ -46,7 +45,7 @@ class Remainders:
         except Unsuited as why:
             return str(why)
         node = next(node for node in self._owned.inside(path) if node in gone)
-        role, sizes = self._graph.readings[self._numbers[node]].role, shape_of(node) or ()
+        role, sizes = self._graph.readings[self._graph.numbers[node]].role, shape_of(node) or ()
         assert isinstance(role, Affine)
         axis = role.map.axis  # There are as many channels in every call as the map has.
         known = {axis: sizes[axis]} if axis is not None and role.map.scale.size > 1 else {}
@@ -112,7 +111,7 @@ class Remainders:
 
     def _more(self, node: fx.Node) -> str:
         """What an operator is that is neither gone nor an activation."""
-        if isinstance(self._graph.readings[self._numbers[node]].role, Affine):
+        if isinstance(self._graph.readings[self._graph.numbers[node]].role, Affine):
             return f"also has {node.name}, which stays"
         return f"does more than a norm and an activation: {node.name}"
 
@@ -144,7 +143,7 @@ class Remainders:
             _no(f"calls {name}, which is no submodule of its own")
         if not self._calls.are_plain(child):
             _no(f"calls {name} with something else than one tensor")
-        weighted = any(self._graph.readings[self._numbers[node]].sites for node in part)
+        weighted = any(self._graph.readings[self._graph.numbers[node]].sites for node in part)
         if source and (weighted or any(shape_of(node) != shape_of(source) for node in part)):
             _no(f"does more than a norm and an activation: {name}")
         return last

@@ -114,10 +114,9 @@ class Surgery:
 
     def uneven(self, moves: Moves) -> Set[Uneven]:
         """The operators whose calls would not all take in the same, bit by bit."""
-        numbers = {node: number for number, node in enumerate(self._graph.nodes)}
         found: set[Uneven] = set()
         for calls in self._owned.several:
-            first, *others = (moves.sides.get(numbers[node], Sides()) for node in calls)
+            first, *others = (moves.sides.get(self._graph.numbers[node], Sides()) for node in calls)
             if not all(equal(first.ahead, other.ahead) for other in others):
                 found.add((calls, "ahead"))
             if not all(equal(first.behind, other.behind) for other in others):
@@ -177,12 +176,11 @@ class Surgery:
         """
         gone = {self._graph.nodes[index] for move in moves.moves for index in move.maps}
         taking = {self._graph.nodes[index] for index in moves.sides}
-        numbers = {node: number for number, node in enumerate(self._graph.nodes)}
 
         def objection(move: Move) -> Reason | None:
             node, label = self._graph.nodes[move.into], self._graph.view.nodes[move.into].label
             inside = self._owned.inside(path) if (path := self._owned.home(node)) else []
-            same = {other for other in inside if self._alike(move.into, numbers[other])}
+            same = {other for other in inside if self._alike(move.into, self._graph.numbers[other])}
             maps = {self._graph.nodes[index] for index in move.maps}
             for index in move.maps:
                 reason = self._why_it_stays(index, gone | same | maps)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from bnfold._torch.read.nodes import values_read
+from bnfold._torch.read.nodes import arguments, values_read
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ class Memory:
         if schema is None:
             return
         returns_alias = any(value.alias_info is not None for value in schema.returns)
-        inputs = {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
-        inputs.update(node.kwargs)
+        inputs = arguments(node)
         for argument in schema.arguments:
             alias = argument.alias_info
             for source in _nodes_in(inputs.get(argument.name)) if alias is not None else ():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from operator import getitem
 from typing import Any
 
@@ -106,6 +107,11 @@ class Graph:
     holders: tuple[fx.Node, ...]
     records: tuple[Operator, ...]
     readings: tuple[Reading, ...]
+
+    @cached_property
+    def numbers(self) -> Mapping[fx.Node, int]:
+        """The place of each node among the ``nodes``."""
+        return {node: number for number, node in enumerate(self.nodes)}
 
 
 def read(

@@ -6,15 +6,15 @@ is refused there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 from torch.fx import GraphModule, Node
 
 from bnfold._errors import UsageError
+from bnfold._torch.read.nodes import free_axes, sizes_in
 
 Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -51,7 +51,7 @@ def inputs_of(module: GraphModule, args: Any, kwargs: Mapping[str, Any] | None) 
     examples = [each for each in found if isinstance(each, Tensor)]
     if not examples or len(examples) < len(holders):
         raise UsageError("give example inputs: bnfold.fold(module, (example,))")
-    zeros = [torch.zeros(_sizes(each), dtype=each.dtype, device=each.device) for each in examples]
+    zeros = [torch.zeros(sizes_in(each), dtype=each.dtype, device=each.device) for each in examples]
     spec = _spec(module)
     if spec is None:
         return tuple(zeros), {}
@@ -85,7 +85,7 @@ def varying_sizes(module: GraphModule, given: Inputs) -> Any:
     holders = _holders(module)
     if len(leaves) != len(holders) or _spec(module) not in (None, spec):
         return None
-    shapes = [_varying(node.meta.get("val")) for node in holders]
+    shapes = [free_axes(node.meta.get("val")) for node in holders]
     if not any(shapes):
         return None
     args, kwargs = torch.utils._pytree.tree_unflatten([each or None for each in shapes], spec)
@@ -94,15 +94,3 @@ def varying_sizes(module: GraphModule, given: Inputs) -> Any:
 
 def _holders(module: GraphModule) -> list[Node]:
     return [node for node in module.graph.nodes if node.op == "placeholder"]
-
-
-def _varying(example: object) -> dict[int, Any]:
-    """The axes of an input whose size is no number."""
-    sizes: Sequence[object] = example.shape if isinstance(example, Tensor) else ()
-    return {axis: Dim.AUTO for axis, size in enumerate(sizes) if not isinstance(size, int)}
-
-
-def _sizes(example: Tensor) -> list[int]:
-    """The sizes of an example; those that vary as they were in it."""
-    sizes: Sequence[Any] = example.shape
-    return [size if isinstance(size, int) else int(size.node.hint) for size in sizes]

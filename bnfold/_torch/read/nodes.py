@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
 from bnfold._core.broadcast import Shape
@@ -228,6 +228,18 @@ def sizes_of(value: object) -> tuple[Size, ...] | None:
     return tuple(size if isinstance(size, int) else str(size) for size in sizes)
 
 
+def free_axes(example: object) -> dict[int, Any]:
+    """The axes of a traced tensor whose size is no number, as ``dynamic_shapes`` has them."""
+    sizes: Sequence[object] = example.shape if isinstance(example, Tensor) else ()
+    return {axis: Dim.AUTO for axis, size in enumerate(sizes) if not isinstance(size, int)}
+
+
+def sizes_in(example: Tensor) -> list[int]:
+    """The sizes of a traced tensor; those that vary as they were in its trace."""
+    sizes: Sequence[Any] = example.shape
+    return [size if isinstance(size, int) else int(size.node.hint) for size in sizes]
+
+
 def dtype_of(value: object) -> torch.dtype | None:
     """The element type of a node's output."""
     example = value.meta.get("val") if isinstance(value, Node) else None
@@ -262,7 +274,7 @@ def _each(value: Numbers, rank: int) -> list[int] | None:
 
     None where a number is not fixed.
     """
-    numbers = [value] if isinstance(value, int) else list(value)
+    numbers = listed(value)
     if not all(isinstance(number, int) for number in numbers):
         return None
     return numbers * rank if len(numbers) == 1 else numbers

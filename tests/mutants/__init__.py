@@ -1,0 +1,35 @@
+"""Bugs to plant in the source, one at a time, that the tests have to notice.
+
+``python -m tests.mutants`` plants all of them, ``python -m tests.mutants NAME…`` some. They lie in
+one module for each room of the package, or for two parts of a large one.
+"""
+
+from __future__ import annotations
+
+from . import (
+    command,
+    core_laws,
+    core_operators,
+    judge,
+    onnx_graphs,
+    onnx_operators,
+    plan,
+    proof,
+    run,
+    torch_module,
+    torch_program,
+)
+
+MUTANTS = (
+    *core_laws.MUTANTS,
+    *core_operators.MUTANTS,
+    *plan.MUTANTS,
+    *onnx_operators.MUTANTS,
+    *onnx_graphs.MUTANTS,
+    *torch_program.MUTANTS,
+    *torch_module.MUTANTS,
+    *run.MUTANTS,
+    *proof.MUTANTS,
+    *judge.MUTANTS,
+    *command.MUTANTS,
+)

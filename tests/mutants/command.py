@@ -1,0 +1,78 @@
+"""Bugs in what people touch: `_command`, `_report`, `_pipeline`, `_api` and `_system`."""
+
+from __future__ import annotations
+
+from .planting import Mutant
+
+MUTANTS = (
+    Mutant(
+        "a verdict does not say that weights were not compared",
+        "_pipeline/exported_files.py",
+        'plain = replace(plain, notes=(*plain.notes, f"{_NOT_COMPARED}{error}"))',
+        "pass",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "a graph module folds for the sizes of an example alone",
+        "_pipeline/any_kind.py",
+        "shapes = varying_sizes(model, (args, kwargs)) if shapes is None else shapes",
+        "shapes = shapes",
+        "tests/torch/test_graph_modules.py",
+    ),
+    Mutant(
+        "undecided is done",
+        "_command/terminal.py",
+        '"inconclusive": UNDECIDED,',
+        '"inconclusive": PASSED,',
+        "tests/cli/test_exit_codes.py",
+    ),
+    Mutant(
+        "a failed verification writes its file",
+        "_pipeline/models.py",
+        'written = output if verdict.status != "fail" else None',
+        "written = output",
+        "tests/cli/test_exit_codes.py",
+    ),
+    Mutant(
+        "something left to fold is nothing",
+        "_command/checking.py",
+        "return FAILED if left else PASSED",
+        "return PASSED",
+        "tests/cli/test_formats.py",
+    ),
+    Mutant(
+        "a file of few digits passes on its outputs",
+        "_pipeline/exported_files.py",
+        'if plain.status == "pass" and narrow is None:',
+        'if plain.status == "pass":',
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "weights of few digits that cannot be compared prove nothing, and it passes",
+        "_pipeline/modules.py",
+        'status=combined(seen.status, ["inconclusive"])',
+        "status=seen.status",
+        "tests/torch/test_bfloat16.py",
+    ),
+    Mutant(
+        "a module is exported that computes with numbers which weights decide",
+        "_pipeline/modules.py",
+        "            raise NotExportable(_FIXED)",
+        "            pass",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "time holds for the comparison alone",
+        "_system/time_limit.py",
+        "        signal.setitimer(signal.ITIMER_REAL, seconds)\n",
+        "        pass\n",
+        "tests/cli/test_time_limit.py",
+    ),
+    Mutant(
+        "time that is up stops files that are put in place",
+        "_pipeline/models.py",
+        "            time_limit.lift()\n",
+        "",
+        "tests/cli/test_time_limit.py",
+    ),
+)
