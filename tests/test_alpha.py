@@ -82,3 +82,11 @@ def test_what_alpha_leaves_in_range_folds(what: str, kind: str) -> None:
     data = {"x": rand(4, 4)}
     (wanted,), (found,) = run(m, data), run(result, data)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max() + 1e-30)
+
+
+@pytest.mark.parametrize(("beta", "goes"), [(1.0, True), (1e-30, False), (0.0, False)])
+def test_a_bias_drowns_what_is_lost_by_what_beta_leaves_of_it(beta: float, goes: bool) -> None:
+    m = product("Gemm", 3e-38, 1.0, 1e3, 1e-5)
+    m.graph.node[0].attribute.add(name="beta", type=1, f=beta)
+    assert codes(m) == ({} if goes else {"mul": "underflow"})
+    certified(m)

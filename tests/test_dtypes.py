@@ -27,6 +27,7 @@ from .graphs import (
     folds,
     model,
     op,
+    positive,
     rand,
     run,
     stays,
@@ -421,3 +422,16 @@ def test_a_map_is_not_refused_for_what_another_one_is_too_much_for(bad):
     )
     assert codes(m) == ({} if bad == "none" else {bad: "underflow"})
     certified(m)
+
+
+def test_maps_that_are_too_much_each_by_itself_both_stay():
+    m = model(
+        const("Mul", "x", "m", positive(4, 1, 1) * np.float32(1e30), name="ahead"),
+        op("MaxPool", "m", "p", kernel_shape=[2, 2]),
+        conv("conv", "p", "c", (4, 4, 1, 1)),
+        op("Relu", "c", "r"),
+        const("Mul", "r", "y", positive(4, 1, 1) * np.float32(1e30), name="behind"),
+        weights={"conv.w": np.full((4, 4, 1, 1), 1e20, np.float32)},
+        x=(1, 4, 8, 8),
+    )
+    assert codes(m) == {"ahead": "overflow", "behind": "overflow"}

@@ -53,9 +53,9 @@ def judged_ahead(
 ) -> LookAhead:
     """The checks of the outputs; those that are open are judged by the tensors ahead of them.
 
-    An output is open if no input set has shown that it agrees, and nothing that is compared value
-    by value has shown that it does not. It passes if all tensors ahead of it do. If one of them
-    fails, it stays open, and agreement on other inputs does not settle that.
+    An output is open if it has not passed, and no comparison of its numbers has failed. It passes
+    if all tensors ahead of it do. If one of them fails, it stays open. Agreement on other inputs
+    does not settle that.
     """
     by_output: dict[str, list[OutputCheck]] = {}
     for check in checks:

@@ -1,10 +1,13 @@
 """Gives a model in float64 the weights of a file.
 
 In a type of few digits the rounding of right weights hides wrong ones in outputs. Two questions
-take its place. Are the weights of the file those of the model, but for roundings? And does the
-model, with the file's weights, compute what the file does? Both are folded in float64 first, so
-that an exporter may have folded norms or not. A weight of the file is looked for by its numbers: if
-another one is taken for it, the second question tells.
+take the place of a comparison of outputs:
+
+- Are the weights of the file those of the model, but for roundings?
+- Does the model compute what the file does, if it has the file's weights?
+
+An exporter may have folded norms or not. So both are folded in float64 first. A weight of the file
+is looked for by its numbers. If another one is taken for it, the second question tells.
 """
 
 from __future__ import annotations

@@ -39,8 +39,11 @@ _LARGEST = 1 << 29
 
 
 class Apart(NamedTuple):
-    """How far two numbers of a constant are apart at most, in units in the last place of float16,
-    and the label of the operator that reads it.
+    """A constant of two models.
+
+    Attributes:
+        units: how far two of its numbers are apart at most, in units in the last place of float16.
+        reader: the label of the operator that reads it.
     """
 
     units: float

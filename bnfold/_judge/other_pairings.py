@@ -59,10 +59,10 @@ def paired_otherwise(
     others: Callable[[], Iterator[Renamed]],
     judged: Callable[[Renamed], EndToEnd],
 ) -> EndToEnd:
-    """The verdict on two files that differ when they are paired by position, or cannot be.
+    """The verdict on two files that differ if they are paired by position, or cannot be paired so.
 
-    It is inconclusive where they do not when they are paired otherwise, or where there are more
-    ways than are tried.
+    It is inconclusive in two cases: another pairing shows no difference, or there are more ways to
+    pair them than are tried.
     """
     by_position = "names differ; paired by position the two differ"
     advice = "give both the same names"

@@ -113,9 +113,8 @@ def _inlined(original: ModelProto, started: ModelProto, fold: Applied) -> Certif
 def _resting(before: CheckedModel, applied: Sequence[Applied], at: int) -> frozenset[str]:
     """The operators of the main graph, by label, whose folds rest on one step.
 
-    Two steps belong together where a map was carried past a tensor of both. So the result has the
-    operators of this step, of the steps that share a tensor with it, of those that share one with
-    these, and so on.
+    Two steps belong together where a map was carried past a tensor of both. The result has the
+    operators of this step, of all that belong to it, of all that belong to one of those, and so on.
     """
     path = applied[at].path
     if path:

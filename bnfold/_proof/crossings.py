@@ -55,8 +55,11 @@ def check_crossing(
     differ, and terms of a sum may have changed places: both are run.
 
     Returns `Unchecked` where the two cannot run, where time is up, or where their outputs prove
-    nothing. Raises `Mismatch` where their output shapes differ, where an attribute differs that is
-    not a single number, or where the maps fit the tensors in none of the sizes that are tried.
+    nothing.
+
+    Raises:
+        Mismatch: the shapes of their outputs differ, or an attribute that is no single number. Or
+            the maps fit the tensors in none of the sizes that are tried.
     """
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")

@@ -34,8 +34,11 @@ def check_merge(model: CheckedModel, scope: Scope, patch: Patch) -> float | Unch
     """How far a merged operator is off, in units of what float64 may lose of its terms.
 
     ``scope`` is the graph before the merge. Returns `Unchecked` where the old operators put out no
-    finite numbers. Raises `Mismatch` where another operator reads a tensor that is gone, where a
-    new tensor takes a name that is in use, or where the old or the new operators cannot run.
+    finite numbers.
+
+    Raises:
+        Mismatch: another operator reads a tensor that is gone, or a new tensor takes a name that
+            is in use. Or the old or the new operators cannot run.
     """
     typed = {p for p, one in patch.nodes.items() if one is not None and one.op_type == "CastLike"}
     places = [position for position in patch.nodes if position not in typed]
@@ -86,10 +89,10 @@ def check_merge(model: CheckedModel, scope: Scope, patch: Patch) -> float | Unch
 
 
 def check_equal(model: CheckedModel, scope: Scope, patch: Patch) -> float:
-    """Check that the map that a patch takes out puts out, bit for bit, what another one does, and
-    that all who read it read that one instead. Returns 0.
+    """Check that a patch takes out a map that is equal to another one. Returns 0.
 
-    ``scope`` is the graph before. Raises `Mismatch` where that is not so.
+    Both put out the same, bit for bit, and all who read the one read the other instead. ``scope``
+    is the graph before. Raises `Mismatch` where that is not so.
     """
 
     def same(one: str, other: str) -> bool:

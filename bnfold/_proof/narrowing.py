@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import NodeProto
 
-from bnfold._onnx.read.scopes import Scope, label, reads_value, type_of
+from bnfold._onnx.read.scopes import Scope, label, reads, type_of
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof.checked_model import CheckedModel, chain_between, follow
 from bnfold._proof.evidence import Mismatch
@@ -37,8 +37,10 @@ def require_rounded_anyway(
     narrow: int,
     steps: Sequence[Applied],
 ) -> None:
-    """Raise `Mismatch` where a map that stood in the wide type was carried back across a Cast to
-    it, and its result was not rounded to the ``narrow`` one.
+    """Raise `Mismatch` where the result of a map is rounded now and was not before.
+
+    The map stood in the wide type, behind a Cast to it. It was carried back across the Cast, and so
+    its result is rounded to the ``narrow`` type.
 
     ``steps`` are all steps of its graph. The ways from the Cast on are followed in the
     original. On each of them the first operator that no map crossed is the map itself; a way that
@@ -55,7 +57,7 @@ def require_rounded_anyway(
             raise Mismatch(f"{name} is kept in a wider type, and {cast.input[0]} was rounded")
         for place in dict.fromkeys(scope.readers.get(name, ())):
             node = scope.nodes[place]
-            if not reads_value(node, name) or _rounds(before, scope, node, narrow):
+            if name not in reads(node) or _rounds(before, scope, node, narrow):
                 continue
             now, terms = met, mixed
             if place in chains and place not in crossed:

@@ -30,8 +30,8 @@ Feeds = dict[str, NDArray[Any]]
 class KnownShapes:
     """The shapes and types that the folded graph knows of an operator's inputs.
 
-    Where it knows none, a row of float32 will do for an operator that works element by element
-    (``by_element``) and is related by single numbers, which say the same of every shape.
+    An operator may work element by element, with maps that are single numbers (``by_element``).
+    These say the same of every shape. So a row of float32 will do where no shape is known.
     """
 
     model: CheckedModel

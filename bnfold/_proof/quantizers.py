@@ -29,8 +29,9 @@ def check_quantizer(
 ) -> float | Unchecked:
     """How far the scale of a QuantizeLinear is off, in units in the last place.
 
-    ``round(F(u) / p) + z`` is ``round(G(u) / q) + z`` for all u where ``F / p = G / q``, in scale
-    and shift, and p and q are positive. Returns `Unchecked` where the maps lie along axes of a
+    The old one puts out ``round(F(u) / p) + z``, the new one ``round(G(u) / q) + z``. Both are the
+    same for all u if ``F / p`` and ``G / q`` have the same scale and shift, and p and q are
+    positive. Returns `Unchecked` where the maps lie along axes of a
     tensor whose rank is not known. Raises `Mismatch` where anything else has changed.
     """
     if node.output[0] in related:

@@ -212,9 +212,9 @@ class _CheckedProgram:
     def _resting(self, step: AppliedStep) -> frozenset[str]:
         """The layers whose folds rest on one step, by the names that `TorchModel` gives them.
 
-        Two steps belong together where a map was carried past a tensor of both. So the result has
-        the layers of this step, of the steps that share a tensor with it, of those that share one
-        with these, and so on.
+        Two steps belong together where a map was carried past a tensor of both. The result has
+        the layers of this step, of all that belong to it, of all that belong to one of those, and
+        so on.
         """
         taken, names = [step], self._touched(step)
         others = list(self._applied.steps)

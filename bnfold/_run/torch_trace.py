@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -35,15 +36,21 @@ _OF_LAYERS = (
     "rnn",
 )
 """Parts of the names of linear operators and norms."""
+_EXITS = ("__array__", "__dlpack__", "numpy", "tolist")
+"""The methods of a tensor that give its numbers away."""
 
 
 @dataclass(frozen=True)
 class Use:
     """An operator that reads data and weights.
 
-    It has its name, the weights that one of its operands is made of, and whether it is a linear
-    operator or a norm. If the operand is the weight itself, it also has the axis of the output
-    channels.
+    Attributes:
+        operator: its name.
+        weights: the weights that its operand of the highest rank is made of, among those operands
+            that are made of weights alone.
+        of_layer: whether it is a linear operator or a norm.
+        axis: the axis of the output channels in that operand; None where the operand is computed
+            from weights, has one axis, or its operator is no convolution or matrix product.
     """
 
     operator: str
@@ -64,6 +71,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         super().__init__()  # type: ignore[no-untyped-call]
         self.uses: list[Use] = []
         self._sources: dict[int, frozenset[str]] = {}
+        self._written: dict[int | None, frozenset[str]] = {}
         self._held: list[Tensor] = []
         self._turned: dict[int, bool] = {}
         self.numbers = frozenset[str]()
@@ -74,8 +82,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         self._turned[id(tensor)] = False
 
     def of(self, value: Any) -> frozenset[str]:
-        """The names that a tensor depends on; none for what is no tensor."""
-        return self._sources.get(id(value), frozenset())
+        """The names that a tensor depends on; none for what is no tensor.
+
+        What is written into a part of a tensor counts for all that share its memory.
+        """
+        own = self._sources.get(id(value), frozenset())
+        return own | self._written.get(_memory(value), frozenset()) if self._written else own
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -91,10 +103,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         if torch.Tag.data_dependent_output in func.tags:
             self.numbers |= found
         self._use(name, args, operands)
-        changed = operands[:1] if func._schema.is_mutable else []
+        changed = _written(func, args, kwargs or {})
         for tensor in (*pytree.tree_leaves(result), *changed):
             if isinstance(tensor, Tensor):
                 self._put(tensor, self.of(tensor) | found)
+        for tensor in changed:
+            self._written[_memory(tensor)] = self.of(tensor)
         if name in ("t", "transpose", "detach", "alias") and isinstance(result, Tensor):
             turn = self._turned.get(id(args[0]))
             if turn is not None and result.dim() == 2:
@@ -142,10 +156,48 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         self.uses.append(Use(name, self.of(widest) - {RANDOM}, of_layer, axis))
 
 
+def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that an operator writes into."""
+    if not func._schema.is_mutable:
+        return []
+    arguments = func._schema.arguments
+    given = {**dict(zip((each.name for each in arguments), args, strict=False)), **kwargs}
+    into = [each.name for each in arguments if each.alias_info and each.alias_info.is_write]
+    leaves = pytree.tree_leaves([given.get(name) for name in into])
+    return [each for each in leaves if isinstance(each, Tensor)]
+
+
+def _memory(value: Any) -> int | None:
+    """What is the same for all tensors that share memory; None for what has none."""
+    try:
+        return int(value.untyped_storage()._cdata)
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return None
+
+
+class _Exits(TorchFunctionMode):
+    """Tells a watch of the tensors whose numbers leave PyTorch without an operator."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _EXITS:
+            self._watch.numbers |= frozenset().union(*map(self._watch.of, args[:1]))
+        return func(*args, **(kwargs or {}))
+
+
 @dataclass(frozen=True)
 class Traced:
-    """The names that each output depends on, the operators that read data and weights in the order
-    in which they ran, and the names that numbers depend on that code has read out of tensors.
+    """What a run has shown.
+
+    Attributes:
+        outputs: the names that each output depends on.
+        uses: the operators that read data and weights, in the order in which they ran.
+        numbers: the names of all that code has read numbers out of.
     """
 
     outputs: tuple[frozenset[str], ...]
@@ -162,7 +214,7 @@ def traced(
         trace.mark(tensor, name)
     for name, tensor in inputs.items():
         trace.mark(tensor, DATA, name)
-    with trace:
+    with trace, _Exits(trace):
         outputs = run()
     found = tuple(trace.of(each) | trace.numbers for each in outputs)
     return Traced(found, tuple(trace.uses), trace.numbers)

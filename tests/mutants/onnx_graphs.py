@@ -265,6 +265,13 @@ MUTANTS = (
         "tests/test_shapes.py",
     ),
     Mutant(
+        "the order of nodes is looked at in time by their number's square",
+        "_onnx/read/order.py",
+        "missing.update(name for name in names if name not in written)",
+        "missing |= names - written.keys()",
+        "tests/test_order.py",
+    ),
+    Mutant(
         "a local function has the shapes of the operator whose name it has",
         "_onnx/read/hints.py",
         "kind = type_of(node)",

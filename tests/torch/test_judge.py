@@ -252,20 +252,64 @@ def test_outputs_depend_on_what_computes_them():
     assert model.reached([RANDOM]) == model.random() == {3}
 
 
-@pytest.mark.parametrize("way", ["chosen", "handed on", "scaled"])
-def test_outputs_depend_on_the_numbers_that_code_reads(way):
+def into_a_part(self, x, y):
+    made = torch.zeros_like(x[:, :, 2:, 2:])
+    made[:, 1:3] = y[:, 1:3]
+    return made
+
+
+def into_a_view(self, x, y):
+    made = torch.zeros_like(x[:, :, 2:, 2:])
+    view = made.flatten()
+    view += y.flatten()
+    return made
+
+
+def into_several(self, x, y):
+    made = [torch.zeros_like(y), torch.zeros_like(y)]
+    torch._foreach_add_([each.view(-1) for each in made], [x[:, :, 2:, 2:].flatten(), y.flatten()])
+    return made[1]
+
+
+def into_what_is_given(self, x, y):
+    made = torch.zeros_like(y)
+    torch.mul(y, 2, out=made.view(-1).view_as(y))
+    return made
+
+
+@pytest.mark.parametrize(
+    "write", [into_a_part, into_a_view, into_several, into_what_is_given], ids=lambda w: w.__name__
+)
+def test_what_is_written_into_a_part_of_a_tensor_counts_for_the_tensor(write):
+    module = net(lambda self, x: write(self, x, plain(self, x)))
+    assert traced(module, X).reached(["a.weight"]) == {0}
+    hidden = net(lambda self, x: write(self, x, (plain(self, x) > -1e9).to(x.dtype)))
+    assert bnfold.verify(hidden, off(hidden), (X,)).status == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda tensor: tensor.item(),
+        lambda tensor: tensor.tolist(),
+        lambda tensor: tensor.numpy().item(),
+        lambda tensor: np.asarray(tensor).item(),
+        lambda tensor: np.from_dlpack(tensor).item(),
+    ],
+    ids=["item", "list", "numpy", "array", "dlpack"],
+)
+def test_outputs_depend_on_the_numbers_that_code_reads(read):
     """No operator takes what a layer puts out to the output, and none shows an error of it."""
-
-    def code(self, x):
-        number = plain(self, x).mean().item()
-        if way == "scaled":
-            return x * round(number / 1e9)
-        return (x * 2 if way == "chosen" else x) if number > -1e9 else x * 3
-
-    module = net(code)
-    model = traced(module, X)
-    assert model.reached(["a.weight"]) == model.reached(["b.bias"]) == {0}
-    assert model.reached(["other"]) == set()
+    ways = (
+        lambda x, number: x * 2 if number > -1e9 else x * 3,
+        lambda x, number: x if number > -1e9 else x * 3,
+        lambda x, number: x * round(number / 1e9),
+    )
+    for way in ways:
+        module = net(lambda self, x, way=way: way(x, read(plain(self, x).mean())))
+        model = traced(module, X)
+        assert model.reached(["a.weight"]) == model.reached(["b.bias"]) == {0}
+        assert model.reached(["other"]) == set()
     assert bnfold.verify(module, off(module), (X,)).status == "inconclusive"
 
 
