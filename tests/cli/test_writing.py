@@ -568,6 +568,20 @@ def test_what_a_killed_run_left_is_removed(held, model, tmp_path):
     assert left.exists() == held
 
 
+@pytest.mark.parametrize("what", ["nothing", "a lock", "more"])
+def test_a_folder_without_a_lock(what, model, tmp_path):
+    """Its process may have been killed before it locked it; then there is nothing in it."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead, alive = (tmp_path / f".bnfold-{pid}-{'0' * 16}" for pid in (ended.pid, os.getpid()))
+    for folder in (dead, alive):
+        folder.mkdir()
+        if what != "nothing":
+            (folder / ("one.bin" if what == "more" else ".locking")).write_bytes(b"")
+    assert bnfold(model, "-o", tmp_path / "o.onnx", "--no-verify").code == 0
+    assert (dead.exists(), alive.exists()) == (what == "more", True)
+
+
 def test_nothing_that_lies_about_says_what_to_remove(model, tmp_path):
     """A folder of a stranger's archive: it may look as bnfold's own, with links and names in it."""
     victim = tmp_path / "victim"
