@@ -102,11 +102,11 @@ def _ending(status: int, told: bytes) -> int:
 
     ``told`` is what the child has reported.
     """
-    if told.endswith(_DONE) and os.WIFEXITED(status):
-        return os.WEXITSTATUS(status)
     from bnfold._system import scratch, time_limit
 
-    scratch.clear(told)
+    scratch.clear(told)  # A second interrupt ends the cleaning, too.
+    if told.endswith(_DONE) and os.WIFEXITED(status):
+        return os.WEXITSTATUS(status)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         print("interrupted", file=sys.stderr)

@@ -188,6 +188,20 @@ def bomb(kind: str) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def test_what_no_memory_holds_is_told_once(tmp_path):
+    """onnxruntime printed lines of its own, in colours, ahead of the error that it raised."""
+    made = examples.foldable()
+    made.graph.node.append(helper.make_node("ConstantOfShape", ["size"], ["huge"]))
+    made.graph.output.append(helper.make_tensor_value_info("huge", TensorProto.FLOAT, None))
+    made.graph.initializer.append(numpy_helper.from_array(np.array([1 << 62]), "size"))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(made.SerializeToString())
+    run = process(path, "-o", tmp_path / "o.onnx")
+    assert (run.code, run.err) == (3, "")
+    run = process("verify", path, tmp_path / "o.onnx")
+    assert (run.code, run.err) == (3, "")
+
+
 MEASURED = """
 import sys
 from pathlib import Path

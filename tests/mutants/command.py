@@ -75,4 +75,25 @@ MUTANTS = (
         "",
         "tests/cli/test_time_limit.py",
     ),
+    Mutant(
+        "a second interrupt leaves a temporary folder",
+        "_command/guard.py",
+        "    scratch.clear(told)  # A second interrupt ends the cleaning, too.\n",
+        "    if not told.endswith(_DONE):\n        scratch.clear(told)\n",
+        "tests/cli/test_writing.py",
+    ),
+    Mutant(
+        "a folder that was never locked stays for ever",
+        "_system/scratch.py",
+        '- {f"{_LOCK}ing"}',
+        "",
+        "tests/cli/test_writing.py",
+    ),
+    Mutant(
+        "a folder without a lock is removed with what is in it",
+        "_system/scratch.py",
+        'if process is None or set(os.listdir(folder)) - {f"{_LOCK}ing"}:',
+        "if process is None:",
+        "tests/cli/test_writing.py",
+    ),
 )

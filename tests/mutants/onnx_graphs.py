@@ -169,8 +169,8 @@ MUTANTS = (
     Mutant(
         "data files are left where a rename failed",
         "_onnx/files/save.py",
-        "for target in placed:",
-        "for target in ():",
+        "self._remove(placed if self.finished.exists() else old)",
+        "self._remove(() if self.finished.exists() else old)",
         "tests/cli/test_writing.py::test_an_existing_output_survives_a_rename_that_fails",
     ),
     Mutant(
@@ -333,5 +333,12 @@ MUTANTS = (
         '_SLICES = frozenset(("GatherND", "Slice"))',
         '_SLICES = frozenset(("Slice",))',
         "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "an interrupt leaves old data that nobody reads",
+        "_onnx/files/save.py",
+        "self._remove(placed if self.finished.exists() else old)",
+        "self._remove(placed if self.finished.exists() else [])",
+        "tests/cli/test_writing.py",
     ),
 )
