@@ -272,6 +272,13 @@ MUTANTS = (
         "tests/test_order.py",
     ),
     Mutant(
+        "long rows of operators that inference does not know are copied for it",
+        "_onnx/read/shapes.py",
+        "unknown = source.domain not in _INFERRED and kind not in own",
+        "unknown = False",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "a local function has the shapes of the operator whose name it has",
         "_onnx/read/hints.py",
         "kind = type_of(node)",
@@ -288,7 +295,7 @@ MUTANTS = (
     Mutant(
         "a tree ensemble is copied to learn its shapes",
         "_onnx/read/shapes.py",
-        'trees = source.domain == _CLASSICAL and source.op_type.startswith("TreeEnsemble")',
+        'trees = kind.startswith(f"{_CLASSICAL}::TreeEnsemble")',
         "trees = False",
         "tests/test_shapes.py",
     ),
