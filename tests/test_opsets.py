@@ -138,6 +138,11 @@ def test_spatial_zero_behind_single_pixels_is_per_channel(opset, sizes, per_chan
         stays(m, {"bn": "not-per-channel"})
 
 
+def test_one_number_for_each_channel_is_none_for_each_element():
+    m = model(conv(*CONV), bn("bn", "c", "y", 4, spatial=0), opset=8)
+    stays(m, {"bn": "not-per-channel"}, runtime=False)
+
+
 def test_parameters_of_more_axes_than_one_are_per_channel_for_spatial_zero_alone():
     m = model(conv("conv", "x", "c", (4, 3, 1, 1)), bn("bn", "c", "y", 4), x=(2, 3, 1, 1), opset=8)
     for tensor in m.graph.initializer:
