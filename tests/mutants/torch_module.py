@@ -41,6 +41,13 @@ MUTANTS = (
         "tests/torch/test_plain_attributes.py",
     ),
     Mutant(
+        "an array begins where a weight made of it does",
+        "_torch/module/plain_attributes.py",
+        "own[0] < end and start < own[1]",
+        "own[0] <= start < own[1]",
+        "tests/torch/test_plain_attributes.py",
+    ),
+    Mutant(
         "a refold keeps the old weights of plain attributes",
         "_torch/module/recipe.py",
         " or has_aliases(planned.module)",

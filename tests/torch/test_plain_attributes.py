@@ -7,6 +7,7 @@ from collections import OrderedDict
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -130,6 +131,15 @@ def test_memory_that_is_the_users_is_not_written(kind):
     itself = first(module.held) is module.a.weight
     assert isinstance(done.bn, nn.Identity) == itself
     assert itself or torch.equal(first(module.held), before)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_array_that_begins_ahead_of_the_weight(turned):
+    module, array = ready(Names("array")), np.random.default_rng(0).random((6, 4))
+    module.a.weight = nn.Parameter(torch.from_numpy(array[1:5]))
+    module.held, before = array[::-1] if turned else array, array.copy()
+    bnfold.fold(module, (X,), inplace=True)
+    assert np.array_equal(array, before)
 
 
 def test_what_shares_no_memory_stops_nothing():

@@ -66,9 +66,9 @@ class _Function(NamedTuple):
         for step in steps:
             name, found = step.argval, list[object]()
             if step.opname in _ATTRIBUTES:
-                found += [space[name] for space in spaces if name in space]
-                modules = (each for each in before if isinstance(each, ModuleType))
-                found += [getattr(each, name) for each in modules if hasattr(each, name)]
+                # Read from what they hold: some modules import as soon as they are asked.
+                modules = [vars(each) for each in before if isinstance(each, ModuleType)]
+                found += [space[name] for space in (*spaces, *modules) if name in space]
             elif step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and name in function.__globals__:
                 if name.isidentifier():  # Others are pytest's, which writes asserts anew.
                     found.append(function.__globals__[name])

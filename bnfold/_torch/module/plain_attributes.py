@@ -22,6 +22,9 @@ from bnfold._torch.read.export import OF_PYTORCH
 
 RECIPE = "_bnfold"
 """Where a folded module keeps how it was folded; see `recipe`."""
+_NUMBERS_AND_TEXTS = (bool, int, float, complex, str, bytes)
+_SINGLE = (*_NUMBERS_AND_TEXTS, type(None), Tensor, np.ndarray, type, ModuleType)
+"""What holds nothing else that can be looked at."""
 
 
 def aliased(module: nn.Module) -> frozenset[str]:
@@ -55,26 +58,33 @@ def changed(before: Mapping[str, object], after: Mapping[str, object]) -> str | 
 
 def _sharing(named: Mapping[str, Tensor], values: Iterator[object]) -> frozenset[str]:
     """The names of the tensors that lie in the memory of some value."""
-    starts = [start for value in values if (start := _address(value))]
-    spans = [(name, _address(tensor), tensor) for name, tensor in named.items()]
+    held = [span for value in values if (span := _span(value)) is not None]
     return frozenset(
         name
-        for name, begin, tensor in spans
-        if begin
-        and any(begin <= start < begin + tensor.untyped_storage().nbytes() for start in starts)
+        for name, tensor in named.items()
+        if (own := _span(tensor)) is not None
+        and any(own[0] < end and start < own[1] for start, end in held)
     )
 
 
-def _address(value: object) -> int:
-    """Where the memory of a tensor or array begins; 0 if there is none."""
+def _span(value: object) -> tuple[int, int] | None:
+    """Where the memory of a tensor or array begins and ends; None if there is none.
+
+    Of a tensor it is all of its storage; an array may begin ahead of a tensor that was made of it.
+    """
     if isinstance(value, np.ndarray):
-        return int(value.__array_interface__["data"][0])
+        start = int(value.__array_interface__["data"][0])
+        steps = [(n - 1) * step for n, step in zip(value.shape, value.strides, strict=True)]
+        ends = [sum(min(0, step) for step in steps), sum(max(0, step) for step in steps)]
+        return (start + ends[0], start + ends[1] + value.itemsize) if value.size else None
     if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta:
-        return 0
+        return None
     try:
-        return value.untyped_storage().data_ptr()
+        storage = value.untyped_storage()
+        start = storage.data_ptr()
     except RuntimeError:  # a tensor that is made of others
-        return 0
+        return None
+    return (start, start + storage.nbytes()) if start else None
 
 
 def _values(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -109,14 +119,14 @@ def _not_the_users(part: nn.Module) -> set[str]:
 
 def _inner(value: object) -> list[tuple[str, object]] | None:
     """What a container or an object holds; None for what holds nothing that can be looked at."""
+    if isinstance(value, _SINGLE):
+        return None
     if isinstance(value, dict):
         return [(f"[{key!r}]", each) for key, each in value.items()]
     if isinstance(value, list | tuple | deque):
         return [(f"[{index}]", each) for index, each in enumerate(value)]
     if isinstance(value, set | frozenset):
         return [(f"[{each!r}]", each) for each in value]
-    if isinstance(value, Tensor | np.ndarray | type | ModuleType):
-        return None
     found = [*getattr(value, "__dict__", {}).items()]
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())
@@ -155,7 +165,7 @@ def _same(one: object, other: object) -> bool:
         return True
     if type(one) is not type(other):
         return False
-    if isinstance(one, bool | int | float | complex | str | bytes):
+    if isinstance(one, _NUMBERS_AND_TEXTS):
         return bool(one == other or (one != one and other != other))
     if isinstance(one, Tensor | np.ndarray):
         first: Any = one
