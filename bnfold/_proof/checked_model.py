@@ -291,6 +291,7 @@ def follow(
     constant = raw.astype(np.float64)
     axis = next((a.i for a in node.attribute if a.name == "axis"), None)
     if axis is not None and scope.opset < 7:
+        axis += map_.scale.ndim if axis < 0 else 0
         constant = constant.reshape(
             *constant.shape, *(1,) * (map_.scale.ndim - axis - constant.ndim)
         )

@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "an axis of opset 6 that is counted from behind is taken as it stands",
+        "_proof/checked_model.py",
+        "axis += map_.scale.ndim if axis < 0 else 0",
+        "axis += 0",
+        "tests/verify/test_legacy.py",
+    ),
+    Mutant(
         "the certificate does not ask which maps were carried to either side of a Cast",
         "_proof/conversions.py",
         "    if not _alike(read, written):",
