@@ -1,4 +1,4 @@
-"""How planning time grows with the graph: chains, combs, towers, fans and nets of neutral nodes.
+"""How planning time grows with the graph: chains, combs, towers, fans, nets, and wide nodes.
 
     python benchmarks/planning.py [KIND...] [--nodes 100000]
 
@@ -21,14 +21,14 @@ import click
 import numpy as np
 
 from bnfold._core.affine import AffineMap
-from bnfold._core.joins import Aligned, Concatenated, Summed
+from bnfold._core.joins import Aligned, Concatenated, Picked, Summed
 from bnfold._core.laws import Mixed
 from bnfold._core.pointwise import Clipped, Homogeneous
 from bnfold._core.reasons import Reason
 from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide, Node, Role, Value, View
 from bnfold._plan.planner import plan
 
-Row = tuple[Role, tuple[int, ...], int]
+Row = tuple[Role, tuple[int, ...], int | tuple[int, ...]]
 RELU = Crossing(Homogeneous())
 CONV = Absorber({1: 2}, ahead=InputSide(0, {1: 2}))
 SHAPE = (1, 2, 4, 4)
@@ -201,6 +201,60 @@ def dense_blocks(count: int) -> Iterator[Row]:
         value = last
 
 
+def into_concat(*behind: Role) -> Callable[[int], Iterator[Row]]:
+    """A BatchNorm in each input of one Concat, and some operators behind it."""
+
+    def rows(count: int) -> Iterator[Row]:
+        yield OPAQUE, (0,), 1
+        for n in range(count):
+            yield norm(), (1,), n + 2
+        yield concat(count), tuple(range(2, count + 2)), count + 2
+        for n, role in enumerate((*behind, conv_of(2 * count))):
+            yield role, (count + 2 + n,), count + 3 + n
+
+    return rows
+
+
+def behind_concat(count: int) -> Iterator[Row]:
+    """A Concat of many Convs, and a BatchNorm behind it."""
+    for n in range(count):
+        yield CONV, (0,), n + 1
+    yield concat(count), tuple(range(1, count + 1)), count + 1
+    yield channels(2 * count), (count + 1,), count + 2
+
+
+def into_sum(count: int) -> Iterator[Row]:
+    """A BatchNorm in each term of one sum, and a Conv behind it."""
+    yield OPAQUE, (0,), 1
+    for n in range(count):
+        yield norm(), (1,), n + 2
+    shapes = (SHAPE,) * count
+    join = Crossing(Summed((1,) * count, Aligned(shapes, SHAPE)), tuple(range(count)))
+    yield join, tuple(range(2, count + 2)), count + 2
+    yield CONV, (count + 2,), count + 3
+
+
+def split_up(ahead: int, *behind: Role) -> Callable[[int], Iterator[Row]]:
+    """A Conv, Relus, a Split of half as many outputs as nodes, and operators behind each."""
+
+    def rows(count: int) -> Iterator[Row]:
+        parts = count // (1 + len(behind))
+        yield Absorber({1: 2 * parts}), (0,), 1
+        for n in range(ahead):
+            yield RELU, (n + 1,), n + 2
+        places = tuple(np.arange(2 * n, 2 * n + 2) for n in range(parts))
+        first = ahead + 2
+        outputs = tuple(range(first, first + parts))
+        yield Crossing(Picked(1, 2 * parts, places)), (ahead + 1,), outputs
+        made = first + parts
+        for value in outputs:
+            for role in behind:
+                yield role, (value,), made
+                value, made = made, made + 1
+
+    return rows
+
+
 def u_net(count: int) -> Iterator[Row]:
     """Blocks that go down, and as many that go up and read what went by on its way down."""
     depth, value, by = count // 8, 0, list[int]()
@@ -244,13 +298,23 @@ GRAPHS: dict[str, Callable[[int], Iterator[Row]]] = {
     "residual": residual,
     "dense blocks": dense_blocks,
     "U-net": u_net,
+    "norms into one Concat, Conv": into_concat(),
+    "norms into one Concat, Relu": into_concat(RELU),
+    "one Concat of Convs, a norm": behind_concat,
+    "norms into one sum, Conv": into_sum,
+    "one Split, a norm each": split_up(0, norm()),
+    "Relu, one Split, a Mul each": split_up(1, mul(1.001)),
+    "one Split, a Mul and a Relu each": split_up(4, RELU, mul(1.001), RELU),
 }
 
 
 def view(rows: Iterator[Row]) -> View:
-    """A view of nodes that each write one value; what nobody reads is an output."""
-    nodes = tuple(Node(f"n{n}", "", role, ins, (out,)) for n, (role, ins, out) in enumerate(rows))
-    producers = {node.outputs[0]: n for n, node in enumerate(nodes)}
+    """A view of nodes that write one value or several; what nobody reads is an output."""
+    nodes = tuple(
+        Node(f"n{n}", "", role, ins, out if isinstance(out, tuple) else (out,))
+        for n, (role, ins, out) in enumerate(rows)
+    )
+    producers = {value: n for n, node in enumerate(nodes) for value in node.outputs}
     readers: dict[int, list[int]] = {}
     for n, node in enumerate(nodes):
         for value in node.inputs:

@@ -555,3 +555,31 @@ def test_inference_runs_as_often_for_a_long_chain_of_reshapes(between, opset, mo
     last = sizes(made, "e11")
     assert len(runs) <= 5, len(runs)
     assert last is not None and last[1] == 4
+
+
+def test_long_rows_of_numbers_are_not_copied_to_learn_shapes(monkeypatch):
+    """Those of an operator that inference does not know, and of a Constant, whose length is read;
+    the call of a local function hands its own on.
+    """
+    numbers = [0.5] * 5000
+    inner = helper.make_node("Constant", [], ["k"])
+    inner.attribute.add(name="value_floats", type=1 + 5, ref_attr_name="row")
+    body = [inner, helper.make_node("Add", ["a", "k"], ["b"])]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    function = helper.make_function("own", "Added", ["a"], ["b"], body, imports[:1], ["row"])
+    made = model(
+        op("Table", "x", "t", domain="own", row=numbers),
+        op("Added", "x", "f", domain="own", row=numbers),
+        op("Constant", "", "k", value_floats=numbers),
+        op("Add", "x k", "y"),
+        x=(1, 1),
+        y="t f y",
+        opset=17,
+    )
+    made.opset_import.append(imports[1])
+    made.functions.append(function)
+    runs, run = [], shapes.run
+    monkeypatch.setattr(shapes, "run", lambda skeleton: runs.append(skeleton) or run(skeleton))
+    assert sizes(made, "y") == (1, 5000)
+    table, call, constant, _ = runs[0].graph.node
+    assert table.ByteSize() < 200 and constant.ByteSize() < 200 and call.ByteSize() > 20_000

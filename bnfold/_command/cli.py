@@ -308,7 +308,9 @@ def verify(
     from bnfold._judge.verdict import end_to_end_lines
     from bnfold._report.findings import of_verify
     from bnfold._report.text import comparison_document, json_text
+    from bnfold._run.session import hush
 
+    hush()
     begun = time.monotonic()
     options.bound(context, memory, comparison["timeout"])
     comparison = options.applicable(context, comparison)

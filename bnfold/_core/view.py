@@ -147,6 +147,10 @@ Role = Absorber | Receiver | Affine | Carrier | Crossing | Barrier | Opaque
 OPAQUE = Opaque()
 
 
+# Python's search for cycles passes over a tuple of integers, and over what holds no more than it.
+_ALONE = (0,)
+
+
 @dataclass(frozen=True)
 class Node:
     """One operator: its label for the user, its type, its role, and the values it reads and writes.
@@ -172,8 +176,10 @@ class Node:
     @cached_property
     def reads(self) -> Mapping[int, Sequence[int]]:
         """The numbers of the inputs at which it reads what each value holds."""
-        found: dict[int, list[int]] = {}
         unread = self.unread
+        if len(self.inputs) == 1 and not unread:
+            return {self.inputs[0]: _ALONE}
+        found: dict[int, list[int]] = {}
         for position, value in enumerate(self.inputs):
             if position not in unread:
                 found.setdefault(value, []).append(position)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -16,6 +17,7 @@ from bnfold._errors import first_line
 from bnfold._judge.end_to_end import compare_files
 from bnfold._judge.settings import Settings
 from bnfold._judge.verdict import EndToEnd
+from bnfold._run.nodes import reached
 from bnfold._run.torch_model import Call
 from bnfold._run.torch_outputs import is_positional, named_leaves
 from bnfold._system import scratch
@@ -29,9 +31,13 @@ class NotExportable(Exception):
 
 
 def compared_in_onnxruntime(
-    original: nn.Module, folded: nn.Module, example: Example, seed: int
+    original: nn.Module, folded: nn.Module, example: Example, seed: int, felt: Collection[str] = ()
 ) -> EndToEnd:
-    """The verdict on both modules as exported. Raises `NotExportable` where there is none."""
+    """The verdict on both modules as exported. Raises `NotExportable` where there is none.
+
+    ``felt`` are the outputs of the original that depend on weights. Where they depend on none in
+    its file, the exporter has lost something.
+    """
     if any(each.dtype == torch.bfloat16 for each in (*original.parameters(), *original.buffers())):
         raise NotExportable("onnxruntime does not run bfloat16")
     if any(each.dtype == torch.float64 for each in (*original.parameters(), *original.buffers())):
@@ -41,6 +47,8 @@ def compared_in_onnxruntime(
         outputs: Sequence[str] = ()
         for module, path in zip((original, folded), paths, strict=True):
             outputs = _export(copied(module), example, path, outputs)
+            if module is original:
+                _require_weights(path, outputs, felt)
         result = compare_files(paths[0], paths[1], None, Settings(seed))
     if not result.checks and result.status == "inconclusive":
         raise NotExportable(result.notes[-1])
@@ -80,6 +88,15 @@ def _export(
     except Exception as error:  # The exporter may raise anything, and so may the module.
         raise NotExportable(first_line(error)) from error
     return names
+
+
+def _require_weights(path: Path, outputs: Sequence[str], felt: Collection[str]) -> None:
+    """Raise `NotExportable` where an output that is ``felt`` depends on no weight in a file."""
+    graph = onnx.load(path, load_external_data=False).graph
+    found = reached(graph, [tensor.name for tensor in graph.initializer])
+    for name, value in zip(outputs, graph.output, strict=True):
+        if name in felt and value.name not in found:
+            raise NotExportable(f"a file of it would compute {name} without its weights")
 
 
 class _Tensors(nn.Module):

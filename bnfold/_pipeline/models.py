@@ -188,8 +188,10 @@ class _FoldedFile:
         from bnfold._run.draws import FixedDraws, ways_to_draw
         from bnfold._run.hoist import hoist
         from bnfold._run.perturbable import find_weights, plantable_weights
+        from bnfold._run.session import hush
         from bnfold._run.source import Parsed, Source
 
+        hush()
         self.progress("certifying every fold")
         with (
             runnable(self.original, self.data) as original,

@@ -91,9 +91,14 @@ def compare_modules(
     if not seen.checks and seen.status == "inconclusive":
         raise UsageError(seen.notes[-1] if seen.notes else "the module puts out no tensor")
     try:
-        if (bench.original if ran else TorchModel(original, call, double=False)).reads_numbers():
+        model = bench.original
+        if not ran:
+            model = TorchModel(original, call, double=False)
+            model.run({})
+        if model.reads_numbers():
             raise NotExportable(_FIXED)
-        deployed = compared_in_onnxruntime(original, folded, example, seed)
+        felt = [model.outputs[number] for number in model.reached(model.weights)]
+        deployed = compared_in_onnxruntime(original, folded, example, seed, felt)
     except NotExportable as error:
         found = _with_weights(pair or by_pytorch_alone(), original, folded, example, seed)
         return _noted(found, f"not compared in onnxruntime: {error}")

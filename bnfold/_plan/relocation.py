@@ -29,6 +29,9 @@ from bnfold._plan.trips import Terrain, Trip
 _NEAR = 32
 _FAR = 64
 _LEAST = 10_000
+# So many parts, and more for each operator, may all maps behind wide operators have: enough where
+# a thousand maps stand ahead of one Concat.
+_PARTS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Relocator:
                 self.blame.setdefault(place.into, []).append(place.maps[place.paid - 1])
         self._changes = Changes(len(view.nodes))
         self._terrain = Terrain(view, self, self.relations, self.edits, DeadEnds(self._changes))
+        self._terrain.left = _FAR * len(view.nodes) + _PARTS
         # The graph output whose name a tensor takes, by that tensor.
         self._named: dict[int, int] = {}
         self._named.update(self._names(Trip(), range(len(places))) or {})

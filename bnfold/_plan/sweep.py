@@ -18,7 +18,7 @@ from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, Crossing
 from bnfold._plan.dead_ends import DeadEnd, Place, Span, Stop
 from bnfold._plan.relation import Relation
-from bnfold._plan.trips import End, Terrain, Trip
+from bnfold._plan.trips import WIDE, End, Terrain, Trip
 
 TRIES = 8
 """Attempts that are made where laws leave a choice."""
@@ -70,6 +70,7 @@ class Sweep:
         self.span = Span()
         self.put_off = False
         self.steps = 0
+        self.wide = 0
         self.cut = False
         # The operators behind which the kind of a map ahead of them does not tell what maps there
         # are: other maps have come along, or more ways would be left to other numbers; and those
@@ -140,6 +141,22 @@ class Sweep:
             label = self.view.nodes[node].label
             message = f"{label} is {self.steps} operators away, and the search ends there"
             raise Refusal.of("not-carried", label, message)
+        if self.wide or node in self.terrain.wide:
+            self._spend(node)
+
+    def _spend(self, node: int) -> None:
+        """Come to an operator with a map that has a part for each port of a wide one, or will have.
+        Raises `Refusal` where all trips together have come to too many.
+        """
+        self.wide = max(self.wide, self.terrain.wide.get(node, 0))
+        self.terrain.left -= self.wide
+        if self.terrain.left < 0:
+            label = self.view.nodes[node].label
+            message = (
+                f"a map of {self.wide} parts comes to {label}; the search for such maps ends there"
+            )
+            refusal = Impassable if node in self.terrain.wide else Refusal
+            raise refusal.of("not-carried", label, message)
 
     def remember(self, tried: Sequence[Sweep]) -> None:
         """Note for later trips how this one has ended, as all that were ``tried`` after it have.
@@ -235,6 +252,10 @@ class Sweep:
             self.joined.add(node)
         if len({map_.scale.shape for map_ in (*maps, *way.maps.values())}) > 1:
             self.regrouped.add(node)
+            ports = len(self.view.nodes[node].inputs) + len(self.view.nodes[node].outputs)
+            if ports > WIDE:
+                self.terrain.wide[node] = ports
+                self.wide = max(self.wide, ports)
         if isinstance(law, Converted) and law.widens and not self.ahead:
             self.trip.narrow.append(law.narrow)
         self.trip.crossed.append(node)

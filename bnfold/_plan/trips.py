@@ -16,6 +16,9 @@ from bnfold._plan.dead_ends import NAMED, DeadEnds, Span, Stop
 from bnfold._plan.relation import Relation
 from bnfold._plan.row import State
 
+WIDE = 256
+"""With more inputs and outputs together an operator is wide."""
+
 _TOLD = ("no-gain", "not-carried", "unknown-shape", "zero-padding")
 
 
@@ -101,7 +104,9 @@ class Terrain:
     A trip that crosses more operators than ``reach`` is ``cut`` off; all trips have crossed as many
     as ``spent`` says. ``turning``: an operator may become one of another type. ``put_off`` is set
     where it may not, and could have. ``seen`` has the operators on which the trips of one place
-    depend.
+    depend. ``wide`` has the operators of many inputs or outputs that put channels together or
+    apart, and how many these are: a map behind one has a part for each, so that n maps take time by
+    n². ``left`` is how many parts all trips together may still come to.
     """
 
     view: View
@@ -116,6 +121,8 @@ class Terrain:
     turning: bool = False
     put_off: bool = False
     seen: Span = field(default_factory=Span)
+    wide: dict[int, int] = field(default_factory=dict)
+    left: int = 0
 
 
 def explained(reason: Reason, stops: Mapping[bool, Stop]) -> Reason:

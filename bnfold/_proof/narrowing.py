@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import NodeProto
 
-from bnfold._onnx.read.scopes import Scope, label, reads_value, type_of
+from bnfold._onnx.read.scopes import Scope, label, reads, type_of
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof.checked_model import CheckedModel, chain_between, follow
 from bnfold._proof.evidence import Mismatch
@@ -57,7 +57,7 @@ def require_rounded_anyway(
             raise Mismatch(f"{name} is kept in a wider type, and {cast.input[0]} was rounded")
         for place in dict.fromkeys(scope.readers.get(name, ())):
             node = scope.nodes[place]
-            if not reads_value(node, name) or _rounds(before, scope, node, narrow):
+            if name not in reads(node) or _rounds(before, scope, node, narrow):
                 continue
             now, terms = met, mixed
             if place in chains and place not in crossed:

@@ -30,6 +30,11 @@ _FATAL = 4
 _Loaded = TypeVar("_Loaded")
 
 
+def hush() -> None:
+    """Let onnxruntime print nothing by itself in this process. What it raises is told anyway."""
+    ort.set_default_logger_severity(_FATAL)
+
+
 class EngineError(Exception):
     """A model cannot be loaded or run; the text is the engine's first meaningful line."""
 

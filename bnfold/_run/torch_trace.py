@@ -71,6 +71,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         super().__init__()  # type: ignore[no-untyped-call]
         self.uses: list[Use] = []
         self._sources: dict[int, frozenset[str]] = {}
+        self._written: dict[int | None, frozenset[str]] = {}
         self._held: list[Tensor] = []
         self._turned: dict[int, bool] = {}
         self.numbers = frozenset[str]()
@@ -81,8 +82,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         self._turned[id(tensor)] = False
 
     def of(self, value: Any) -> frozenset[str]:
-        """The names that a tensor depends on; none for what is no tensor."""
-        return self._sources.get(id(value), frozenset())
+        """The names that a tensor depends on; none for what is no tensor.
+
+        What is written into a part of a tensor counts for all that share its memory.
+        """
+        own = self._sources.get(id(value), frozenset())
+        return own | self._written.get(_memory(value), frozenset()) if self._written else own
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -98,10 +103,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         if torch.Tag.data_dependent_output in func.tags:
             self.numbers |= found
         self._use(name, args, operands)
-        changed = operands[:1] if func._schema.is_mutable else []
+        changed = _written(func, args, kwargs or {})
         for tensor in (*pytree.tree_leaves(result), *changed):
             if isinstance(tensor, Tensor):
                 self._put(tensor, self.of(tensor) | found)
+        for tensor in changed:
+            self._written[_memory(tensor)] = self.of(tensor)
         if name in ("t", "transpose", "detach", "alias") and isinstance(result, Tensor):
             turn = self._turned.get(id(args[0]))
             if turn is not None and result.dim() == 2:
@@ -147,6 +154,25 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
             elif "mm" in name:
                 axis = 0 if self._turned[id(widest)] else widest.dim() - 1
         self.uses.append(Use(name, self.of(widest) - {RANDOM}, of_layer, axis))
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that an operator writes into."""
+    if not func._schema.is_mutable:
+        return []
+    arguments = func._schema.arguments
+    given = {**dict(zip((each.name for each in arguments), args, strict=False)), **kwargs}
+    into = [each.name for each in arguments if each.alias_info and each.alias_info.is_write]
+    leaves = pytree.tree_leaves([given.get(name) for name in into])
+    return [each for each in leaves if isinstance(each, Tensor)]
+
+
+def _memory(value: Any) -> int | None:
+    """What is the same for all tensors that share memory; None for what has none."""
+    try:
+        return int(value.untyped_storage()._cdata)
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return None
 
 
 class _Exits(TorchFunctionMode):

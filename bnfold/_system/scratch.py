@@ -11,6 +11,7 @@ nothing that lies in it says what else to remove. Only what a process reports it
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -35,11 +36,13 @@ def beside(parent: Path | None) -> Iterator[Path]:
 
     Raises `OSError` where none can be made.
     """
-    _clean(parent or Path(tempfile.gettempdir()))
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-    _report(_FOLDER, folder)
+    home = parent or Path(tempfile.gettempdir())
+    _clean(home)
+    folder = home / f"{PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
+    _report(_FOLDER, folder)  # Before it is made: whoever is ended in between leaves nothing.
     lock = None
     try:
+        folder.mkdir(0o700)
         lock = _locked(folder)
         yield folder
     finally:
@@ -112,9 +115,24 @@ def _clean(parent: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove a folder. Raises `OSError` if it is in use, or has no lock (yet)."""
+    if _is_stillborn(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def _is_stillborn(folder: Path) -> bool:
+    """Whether whoever made a folder was killed before it was locked: it holds nothing yet."""
+    process = re.fullmatch(rf"{re.escape(PREFIX)}([0-9]{{1,9}})-[0-9a-f]{{16}}", folder.name)
+    if process is None or set(os.listdir(folder)) - {f"{_LOCK}ing"}:
+        return False
+    try:
+        os.kill(int(process[1]), 0)
+    except ProcessLookupError:
+        return True
+    return False

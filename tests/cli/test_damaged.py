@@ -72,6 +72,31 @@ def test_a_signal_before_the_work_begins(number, model):
     assert (run.code, run.err.strip()) == (128 + number, "interrupted")
 
 
+def test_a_crash_of_what_an_interrupt_breaks_off(model):
+    """NumPy crashed when its import was interrupted. Nobody is told then that the file is bad."""
+    how = (
+        "signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGSEGV)); "
+        "os.kill(os.getppid(), signal.SIGINT); __import__('time').sleep(20)"
+    )
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    run = process(model, command=ending(how), before=heed)
+    assert (run.code, run.out, run.err) == (130, "", "interrupted\n")
+
+
+def test_so_little_memory_that_nothing_can_be_imported(model):
+    """Not even what tells an error. A traceback and exit code 1 said that a fold was wrong."""
+    script = (
+        "import sys\nclass Nothing:\n"
+        "    def find_spec(self, name, *more):\n"
+        "        if name == 'numpy': raise ImportError('failed to map segment')\n"
+        "sys.meta_path.insert(0, Nothing())\n"
+        "from bnfold._command.guard import main\nmain()\n"
+    )
+    run = process(model, command=(sys.executable, "-c", script))
+    assert (run.code, run.out) == (3, "")
+    assert run.err == "error: a library ended the process; memory may have run out\n"
+
+
 def test_more_reports_than_a_pipe_holds(tmp_path):
     """A run over many models makes a temporary folder for each: the command waited for ever."""
     script = (
@@ -186,6 +211,20 @@ def bomb(kind: str) -> onnx.ModelProto:
         [numpy_helper.from_array(values, name) for name, values in stored.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_what_no_memory_holds_is_told_once(tmp_path):
+    """onnxruntime printed lines of its own, in colours, ahead of the error that it raised."""
+    made = examples.foldable()
+    made.graph.node.append(helper.make_node("ConstantOfShape", ["size"], ["huge"]))
+    made.graph.output.append(helper.make_tensor_value_info("huge", TensorProto.FLOAT, None))
+    made.graph.initializer.append(numpy_helper.from_array(np.array([1 << 62]), "size"))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(made.SerializeToString())
+    run = process(path, "-o", tmp_path / "o.onnx")
+    assert (run.code, run.err) == (3, "")
+    run = process("verify", path, tmp_path / "o.onnx")
+    assert (run.code, run.err) == (3, "")
 
 
 MEASURED = """

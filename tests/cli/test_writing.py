@@ -19,10 +19,11 @@ import pytest
 
 import bnfold as library
 
+from .. import kills
 from ..graphs import DOUBLE, assert_same, bn, conv, op, rand
 from ..graphs import model as build
 from . import examples
-from .command import TOO_LARGE, bnfold, files_end_at, refused, start, tree, wait_for
+from .command import TOO_LARGE, bnfold, files_end_at, process, refused, start, tree, wait_for
 
 
 def test_without_an_output_nothing_is_written(external, tmp_path, tmp_path_factory):
@@ -464,6 +465,85 @@ def test_killed_at_a_rename(when, at, external, tmp_path):
     assert_same(onnx.load(external), onnx.load(target))
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("when", ["ahead of", "after"])
+@pytest.mark.parametrize("data", ["within", "beside"])
+def test_killed_at_a_rename_over_the_input(data, when, at, tmp_path):
+    """One rename for a model by itself, two for one with data of which one file changes."""
+    beside = {"conv1_w": "one.bin", "conv2_w": "two.bin"} if data == "beside" else {}
+    path = examples.save(examples.foldable(), tmp_path / "m.onnx", **beside)
+    made, files = onnx.load(path), tree(tmp_path)
+    last = 2 if data == "beside" else 1
+    command = [sys.executable, "-c", KILLED, str(at), when.split()[0]]
+    ended = subprocess.run(
+        [*command, path, "--in-place", "--no-verify"], capture_output=True, check=False
+    )
+    assert ended.returncode == (3 if at <= last else 0)
+    if at > last or (when, at) == ("after", last):
+        assert_same(made, onnx.load(path))
+        assert all(tree(tmp_path)[name] == files[name] for name in beside.values())
+    else:
+        assert tree(tmp_path) == files
+    assert bnfold(path, "--in-place", "--no-verify").code == 0
+    assert examples.operators(path).count("BatchNormalization") == 2
+    assert_same(made, onnx.load(path))
+
+
+def test_interrupted_once_the_new_model_is_in_place(external, tmp_path, monkeypatch):
+    """The old data, which nobody reads any more, go all the same."""
+    target = older(tmp_path)
+    right = os.replace
+
+    def interrupted(source, place):
+        right(source, place)
+        if str(place).endswith("out.onnx"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    assert bnfold(external, "-o", target, "--no-verify").code == 130
+    assert sorted(tree(tmp_path)) == ["m.onnx", "one.bin", "out.onnx", "out.onnx.data.1", "two.bin"]
+    assert_same(onnx.load(external), onnx.load(target))
+
+
+TWICE = """
+import os, signal, time
+from bnfold._system import scratch
+def slowly(*args, **kwargs):
+    if os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(20)
+    right(*args, **kwargs)
+right, parent, scratch.shutil.rmtree = scratch.shutil.rmtree, os.getpid(), slowly
+import bnfold._onnx.files.save as save
+def interrupted(*args):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(20)
+save._write_model = interrupted
+from bnfold._command.guard import main
+main()
+"""
+
+
+def test_interrupted_twice(model, tmp_path):
+    """The second time while it removes what it has begun."""
+    before = tree(tmp_path)
+    run = process(
+        model,
+        *("-o", tmp_path / "o.onnx"),
+        command=(sys.executable, "-c", TWICE),
+        before=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (run.code, run.out, run.err.strip()) == (130, "", "interrupted")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments():
+    """Whole or absent, with what is read as it was; see `kills`."""
+    assert sum(1 for _ in kills.cases(54, 0)) == 54
+
+
 def left_behind(folder: Path, held: bool) -> Path:
     """A folder as a run that was killed leaves it, or as another one has it in use."""
     import fcntl
@@ -486,6 +566,20 @@ def test_what_a_killed_run_left_is_removed(held, model, tmp_path):
     left = left_behind(tmp_path, held)
     assert bnfold(model, "-o", tmp_path / "o.onnx", "--no-verify").code == 0
     assert left.exists() == held
+
+
+@pytest.mark.parametrize("what", ["nothing", "a lock", "more"])
+def test_a_folder_without_a_lock(what, model, tmp_path):
+    """Its process may have been killed before it locked it; then there is nothing in it."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead, alive = (tmp_path / f".bnfold-{pid}-{'0' * 16}" for pid in (ended.pid, os.getpid()))
+    for folder in (dead, alive):
+        folder.mkdir()
+        if what != "nothing":
+            (folder / ("one.bin" if what == "more" else ".locking")).write_bytes(b"")
+    assert bnfold(model, "-o", tmp_path / "o.onnx", "--no-verify").code == 0
+    assert (dead.exists(), alive.exists()) == (what == "more", True)
 
 
 def test_nothing_that_lies_about_says_what_to_remove(model, tmp_path):

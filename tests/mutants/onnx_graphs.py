@@ -169,8 +169,8 @@ MUTANTS = (
     Mutant(
         "data files are left where a rename failed",
         "_onnx/files/save.py",
-        "for target in placed:",
-        "for target in ():",
+        "self._remove(placed if self.finished.exists() else old)",
+        "self._remove(() if self.finished.exists() else old)",
         "tests/cli/test_writing.py::test_an_existing_output_survives_a_rename_that_fails",
     ),
     Mutant(
@@ -265,6 +265,20 @@ MUTANTS = (
         "tests/test_shapes.py",
     ),
     Mutant(
+        "the order of nodes is looked at in time by their number's square",
+        "_onnx/read/order.py",
+        "missing.update(name for name in names if name not in written)",
+        "missing |= names - written.keys()",
+        "tests/test_order.py",
+    ),
+    Mutant(
+        "long rows of operators that inference does not know are copied for it",
+        "_onnx/read/shapes.py",
+        "unknown = source.domain not in _INFERRED and kind not in own",
+        "unknown = False",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "a local function has the shapes of the operator whose name it has",
         "_onnx/read/hints.py",
         "kind = type_of(node)",
@@ -281,7 +295,7 @@ MUTANTS = (
     Mutant(
         "a tree ensemble is copied to learn its shapes",
         "_onnx/read/shapes.py",
-        'trees = source.domain == _CLASSICAL and source.op_type.startswith("TreeEnsemble")',
+        'trees = kind.startswith(f"{_CLASSICAL}::TreeEnsemble")',
         "trees = False",
         "tests/test_shapes.py",
     ),
@@ -319,5 +333,12 @@ MUTANTS = (
         '_SLICES = frozenset(("GatherND", "Slice"))',
         '_SLICES = frozenset(("Slice",))',
         "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "an interrupt leaves old data that nobody reads",
+        "_onnx/files/save.py",
+        "self._remove(placed if self.finished.exists() else old)",
+        "self._remove(placed if self.finished.exists() else [])",
+        "tests/cli/test_writing.py",
     ),
 )

@@ -188,6 +188,13 @@ MUTANTS = (
         "tests/plan/test_growth.py",
     ),
     Mutant(
+        "maps behind wide operators are searched without an end",
+        "_plan/sweep.py",
+        "if self.terrain.left < 0:",
+        "if False:",
+        "tests/plan/test_growth.py",
+    ),
+    Mutant(
         "no trip is remembered",
         "_plan/sweep.py",
         "        self.necks[value] = map_, self.steps\n",

@@ -174,6 +174,20 @@ MUTANTS = (
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
+        "what is written into a part of a tensor counts for that part alone",
+        "_run/torch_trace.py",
+        "self._written[_memory(tensor)] = self.of(tensor)",
+        "pass",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "an exported file stands for a module whose weights it has lost",
+        "_pipeline/exporting.py",
+        "            if module is original:",
+        "            if False:",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
         "numbers leave PyTorch unseen where no operator reads them",
         "_run/torch_trace.py",
         "    with trace, _Exits(trace):",

@@ -14,6 +14,7 @@ from bnfold._core.laws import Mixed
 from bnfold._core.limits import Limits
 from bnfold._core.pointwise import Clipped, Homogeneous
 from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide
+from bnfold._plan import relocation
 from bnfold._plan.dead_ends import kind_of
 from bnfold._plan.gathering import gather
 from bnfold._plan.planner import plan
@@ -104,6 +105,37 @@ def test_ten_times_the_nodes_take_thirteen_times_the_steps_at_most(kind, ranks):
     few, many = (steps(KINDS[kind](count), ranks) for count in (50, 500))
     assert few > 0
     assert many <= 13 * few
+
+
+def fan_in(count, *behind):
+    """A map in each input of one Concat, operators behind it, and a Conv."""
+    yield "first", OPAQUE, "x", "v"
+    for n in range(count):
+        yield f"m{n}", mul(2.0, 3.0), "v", f"m{n}"
+    law = Crossing(Concatenated(1, (2,) * count), tuple(range(count)))
+    yield "concat", law, " ".join(f"m{n}" for n in range(count)), "c0"
+    for n, role in enumerate(behind):
+        yield f"b{n}", role, f"c{n}", f"c{n + 1}"
+    wide = Absorber({1: 2}, ahead=InputSide(0, {1: 2 * count}))
+    yield "conv", wide, f"c{len(behind)}", "y"
+
+
+def test_all_maps_ahead_of_a_wide_operator_go_behind_it():
+    moves = plan(view(*fan_in(300, RELU)), {})
+    assert not moves.kept and len(moves.moves) == 300
+
+
+def test_maps_behind_a_wide_operator_have_so_many_parts_in_all(monkeypatch):
+    """Each has a part for each of its inputs: without a bound 10,000 of them take 10,000² steps."""
+    monkeypatch.setattr(relocation, "_PARTS", 100_000)
+    made = view(*fan_in(600, RELU))
+    moves = plan(made, {})
+    assert len(moves.moves) + len(moves.kept) == 600 and moves.moves and moves.kept
+    assert all("search for such maps ends" in reason.message for reason in moves.kept.values())
+    places, _ = gather(made, {})
+    relocator = Relocator(made, places)
+    relocator.run()
+    assert -601 * (600 - len(moves.moves) + 1) <= relocator._terrain.left < 0
 
 
 def test_a_dead_end_is_forgotten_when_what_lies_behind_it_changes():

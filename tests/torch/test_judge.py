@@ -252,6 +252,41 @@ def test_outputs_depend_on_what_computes_them():
     assert model.reached([RANDOM]) == model.random() == {3}
 
 
+def into_a_part(self, x, y):
+    made = torch.zeros_like(x[:, :, 2:, 2:])
+    made[:, 1:3] = y[:, 1:3]
+    return made
+
+
+def into_a_view(self, x, y):
+    made = torch.zeros_like(x[:, :, 2:, 2:])
+    view = made.flatten()
+    view += y.flatten()
+    return made
+
+
+def into_several(self, x, y):
+    made = [torch.zeros_like(y), torch.zeros_like(y)]
+    torch._foreach_add_([each.view(-1) for each in made], [x[:, :, 2:, 2:].flatten(), y.flatten()])
+    return made[1]
+
+
+def into_what_is_given(self, x, y):
+    made = torch.zeros_like(y)
+    torch.mul(y, 2, out=made.view(-1).view_as(y))
+    return made
+
+
+@pytest.mark.parametrize(
+    "write", [into_a_part, into_a_view, into_several, into_what_is_given], ids=lambda w: w.__name__
+)
+def test_what_is_written_into_a_part_of_a_tensor_counts_for_the_tensor(write):
+    module = net(lambda self, x: write(self, x, plain(self, x)))
+    assert traced(module, X).reached(["a.weight"]) == {0}
+    hidden = net(lambda self, x: write(self, x, (plain(self, x) > -1e9).to(x.dtype)))
+    assert bnfold.verify(hidden, off(hidden), (X,)).status == "inconclusive"
+
+
 @pytest.mark.parametrize(
     "read",
     [

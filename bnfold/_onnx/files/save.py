@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,14 +72,17 @@ class PendingFile:
             paths.set_mode(self.finished, self.destination, self.original)
             os.replace(self.finished, self.destination)
         except BaseException as error:
-            if self.finished.exists():
-                for target in placed:
-                    target.unlink(missing_ok=True)
+            self._remove(placed if self.finished.exists() else old)
             if isinstance(error, OSError):
                 raise paths.unwritable(self.destination, error) from error
             raise
-        for path in old:
-            with suppress(OSError):  # The new model is in place, and does not need it.
+        self._remove(old)
+
+    @staticmethod
+    def _remove(data: Sequence[Path]) -> None:
+        """Remove data files that the model in place does not need."""
+        for path in data:
+            with suppress(OSError):
                 path.unlink()
 
 

@@ -15,7 +15,7 @@ from bnfold._onnx.read import affine, attributes, crossed, linear, microsoft, re
 from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.fused import fused
 from bnfold._onnx.read.order import sorted_positions
-from bnfold._onnx.read.scopes import Scope, label, reads_value, type_of, typed
+from bnfold._onnx.read.scopes import Scope, label, reads, type_of, typed
 
 ROWS: dict[str, OnnxRow] = {
     **affine.ROWS,
@@ -132,23 +132,30 @@ def _read(context: Context, earlier: Mapping[int, Operator], changed: set[str]) 
         name = label(node)
         nodes.append(Node(name, node.op_type, reading.role, inputs, outputs, typed(node)))
     outputs_of_graph = set(scope.outputs)
+    counts = {position: reads(scope.nodes[position]) for position in order}
     view = View(
         tuple(nodes),
-        tuple(_value(context, name, place, outputs_of_graph) for name in values),
+        tuple(_value(context, name, place, counts, outputs_of_graph) for name in values),
     )
     return Graph(scope, context, view, tuple(order), tuple(records), tuple(readings), alone)
 
 
-def _value(context: Context, name: str, place: Mapping[int, int], outputs: set[str]) -> Value:
+def _value(
+    context: Context,
+    name: str,
+    place: Mapping[int, int],
+    counts: Mapping[int, Mapping[str, int]],
+    outputs: set[str],
+) -> Value:
+    """One tensor of a view; ``counts`` has by position how many inputs read each name's values."""
     scope = context.scope
     producer = scope.producers.get(name)
     readers: list[int] = []
     shape_readers: tuple[int, ...] = ()
     for position in dict.fromkeys(scope.readers.get(name, ())):
-        node = scope.nodes[position]
-        count = reads_value(node, name)
+        count = counts[position].get(name, 0)
         readers += [place[position]] * count
-        if not count and not typed(node):
+        if not count and not typed(scope.nodes[position]):
             shape_readers += (place[position],)
     pinned = None
     if name in outputs:

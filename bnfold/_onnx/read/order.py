@@ -93,7 +93,7 @@ def _search(nodes: Any, given: Collection[str], read: set[str]) -> Iterator[tupl
             yield from _search(body.node, own, inner)
             names |= inner - own
         names.discard("")
-        missing |= names - written.keys()
+        missing.update(name for name in names if name not in written)
         early = early or not missing.isdisjoint(node.output)
         for name in filter(None, node.output):
             if name in written:

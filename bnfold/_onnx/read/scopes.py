@@ -136,13 +136,15 @@ _SHAPE_OR_TYPE = frozenset(
 _ASKING = frozenset(op_type for op_type, _ in _SHAPE_OR_TYPE)
 
 
-def reads_value(node: NodeProto, name: str) -> int:
-    """How many of a node's inputs read the values of a tensor, not only its shape or type."""
-    names: list[str] = list(node.input)
+def reads(node: NodeProto) -> Counter[str]:
+    """How many of a node's inputs read the values of each tensor, not only its shape or type."""
     if node.op_type not in _ASKING or node.domain not in ("", "ai.onnx"):
-        return names.count(name)
-    numbers = (number for number, read in enumerate(names) if read == name)
-    return sum((node.op_type, number) not in _SHAPE_OR_TYPE for number in numbers)
+        return Counter(node.input)
+    return Counter(
+        name
+        for number, name in enumerate(node.input)
+        if (node.op_type, number) not in _SHAPE_OR_TYPE
+    )
 
 
 def typed(node: NodeProto) -> tuple[int, ...]:

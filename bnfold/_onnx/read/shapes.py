@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from onnx import (
@@ -26,7 +26,7 @@ from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import Size
 from bnfold._onnx.read.hints import declare, known_shapes
 from bnfold._onnx.read.inference import run
-from bnfold._onnx.read.scopes import Scope, bodies, opset_of
+from bnfold._onnx.read.scopes import Scope, bodies, opset_of, type_of
 from bnfold._onnx.read.sizes import Numbers, computed
 from bnfold._onnx.read.stand_ins import stand_in
 from bnfold._onnx.read.types import derive
@@ -34,6 +34,12 @@ from bnfold._onnx.read.types import derive
 _SMALL = 1024
 _FIRST_WITH_SYMBOLS = 11
 _CLASSICAL = "ai.onnx.ml"
+_INFERRED = ("", "ai.onnx", _CLASSICAL, "ai.onnx.preview.training")
+_ROWS: dict[int, int] = {
+    AttributeProto.FLOATS: TensorProto.FLOAT,
+    AttributeProto.INTS: TensorProto.INT64,
+    AttributeProto.STRINGS: TensorProto.STRING,
+}
 _HEAVY = (AttributeProto.TENSOR, AttributeProto.GRAPH, AttributeProto.GRAPHS)
 Tensor = TypeProto.Tensor
 
@@ -95,7 +101,7 @@ def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) 
     # Below opset 11 a part that a Slice takes keeps the symbol of the whole.
     opset = opset_of(model.opset_import)
     symbols = itertools.count() if opset >= _FIRST_WITH_SYMBOLS else None
-    _copy_graph(model.graph, skeleton.graph, symbols)
+    _copy_graph(model.graph, skeleton.graph, symbols, frozenset(map(type_of, model.functions)))
     if equal_dims and symbols is not None:
         _name_sizes(model.graph, skeleton.graph)
     stand_in(skeleton.graph, opset, {(f.domain, f.name) for f in model.functions})
@@ -124,8 +130,12 @@ def _name_sizes(source: GraphProto, target: GraphProto) -> None:
                 dim.dim_param = f"named {named.dim_param}"
 
 
-def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int] | None) -> None:
-    """Copy a graph. Each unknown size of its inputs gets a symbol of its own."""
+def _copy_graph(
+    source: GraphProto, target: GraphProto, symbols: Iterator[int] | None, own: Collection[str]
+) -> None:
+    """Copy a graph. Each unknown size of its inputs gets a symbol of its own. ``own`` are the types
+    of calls of the model's functions.
+    """
     target.name = source.name or "graph"
     target.input.extend(source.input)
     for value in target.input:
@@ -147,35 +157,52 @@ def _copy_graph(source: GraphProto, target: GraphProto, symbols: Iterator[int] |
             name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims
         )
     for node in source.node:
-        _copy_node(node, target.node.add(), symbols)
+        _copy_node(node, target.node.add(), symbols, own)
 
 
-def _copy_node(source: NodeProto, target: NodeProto, symbols: Iterator[int] | None) -> None:
+def _copy_node(
+    source: NodeProto, target: NodeProto, symbols: Iterator[int] | None, own: Collection[str]
+) -> None:
     """Copy a node; of large tensors among its attributes only type and shape.
 
-    A tree ensemble keeps no list of its nodes: its output has as many columns as it has targets or
-    class labels (ONNX TreeEnsembleRegressor, TreeEnsembleClassifier).
+    Long rows of numbers are left out where inference does not read them: of operators that it does
+    not know, but for calls of the model's ``own`` functions, and of a tree ensemble, whose output
+    has as many columns as it has targets or class labels (ONNX TreeEnsembleRegressor,
+    TreeEnsembleClassifier). Of a Constant it reads how many they are.
     """
-    trees = source.domain == _CLASSICAL and source.op_type.startswith("TreeEnsemble")
-    if not trees and all(attribute.type not in _HEAVY for attribute in source.attribute):
+    long = [each for each in source.attribute if _count(each) > _SMALL]
+    if not long and all(attribute.type not in _HEAVY for attribute in source.attribute):
         target.CopyFrom(source)
         return
     target.op_type, target.domain, target.name = source.op_type, source.domain, source.name
     target.input.extend(source.input)
     target.output.extend(source.output)
+    kind = type_of(source)
+    trees = kind.startswith(f"{_CLASSICAL}::TreeEnsemble")
+    unknown = source.domain not in _INFERRED and kind not in own
     for attribute in source.attribute:
-        count = len(attribute.ints or attribute.floats or attribute.strings)
-        if trees and count > _SMALL and not attribute.name.startswith("classlabels"):
-            continue
+        if _count(attribute) > _SMALL:
+            if unknown or (trees and not attribute.name.startswith("classlabels")):
+                continue
+            if kind == "Constant" and attribute.type in _ROWS:
+                copy = target.attribute.add(name="value", type=AttributeProto.TENSOR)
+                copy.t.data_type = _ROWS[attribute.type]
+                copy.t.dims.append(_count(attribute))
+                continue
         copy = target.attribute.add()
         if attribute.type == AttributeProto.TENSOR:
             copy.name, copy.type = attribute.name, attribute.type
             _copy_tensor(attribute.t, copy.t)
         elif attribute.type == AttributeProto.GRAPH:
             copy.name, copy.type = attribute.name, attribute.type
-            _copy_graph(attribute.g, copy.g, symbols)
+            _copy_graph(attribute.g, copy.g, symbols, own)
         else:
             copy.CopyFrom(attribute)
+
+
+def _count(attribute: AttributeProto) -> int:
+    """How many numbers or strings an attribute lists."""
+    return len(attribute.floats) or len(attribute.ints) or len(attribute.strings)
 
 
 def _copy_tensor(source: TensorProto, target: TensorProto) -> None:
