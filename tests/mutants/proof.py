@@ -279,6 +279,20 @@ MUTANTS = (
         "tests/verify/test_unchecked.py",
     ),
     Mutant(
+        "any operator may write what takes the name of an output",
+        "_proof/checked_model.py",
+        "return told(one) == told(other) and read == [*other.input] and places[0] == places[1]",
+        "return True",
+        "tests/verify/test_wrong_graphs.py",
+    ),
+    Mutant(
+        "no tensor may take the name of an output",
+        "_proof/checked_model.py",
+        "            self._add_renamed(path, found)",
+        "            pass",
+        "tests/verify/test_wrong_graphs.py",
+    ),
+    Mutant(
         "the certificate lets an operator read anything where a name is lost",
         "_proof/checked_model.py",
         "return now == wanted or (gone and old.owner(now) is None)",
