@@ -116,6 +116,43 @@ def test_spatial_zero_on_rows_is_per_channel(opset):
 
 
 @pytest.mark.parametrize("opset", [7, 8])
+@pytest.mark.parametrize("sizes, per_channel", [((1, 1), True), ((1, 4), False)])
+def test_spatial_zero_behind_single_pixels_is_per_channel(opset, sizes, per_channel):
+    shape = (4, *sizes)
+    m = model(
+        op("Conv", "x w", "c", name="conv"),
+        op("BatchNormalization", "c s t m v", "y", name="bn", spatial=0),
+        x=(2, 3, *sizes),
+        opset=opset,
+        weights={
+            "w": rand(4, 3, 1, 1),
+            "s": rand(*shape),
+            "t": rand(*shape),
+            "m": rand(*shape),
+            "v": np.abs(rand(*shape)),
+        },
+    )
+    if per_channel:
+        folds(m, Conv=1)
+    else:
+        stays(m, {"bn": "not-per-channel"})
+
+
+def test_one_number_for_each_channel_is_none_for_each_element():
+    m = model(conv(*CONV), bn("bn", "c", "y", 4, spatial=0), opset=8)
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+    assert codes(m)["bn"] == "not-per-channel"
+
+
+def test_parameters_of_more_axes_than_one_are_per_channel_for_spatial_zero_alone():
+    m = model(conv("conv", "x", "c", (4, 3, 1, 1)), bn("bn", "c", "y", 4), x=(2, 3, 1, 1), opset=8)
+    for tensor in m.graph.initializer:
+        if tensor.name.startswith("bn."):
+            tensor.dims.extend([1, 1])
+    stays(m, {"bn": "not-per-channel"}, runtime=False)
+
+
+@pytest.mark.parametrize("opset", [7, 8])
 def test_spatial_one_given_folds(opset):
     folds(model(conv(*CONV), bn("bn", "c", "y", 4, spatial=1), opset=opset), Conv=1)
 
@@ -197,15 +234,20 @@ def test_opset_6_dropout_in_test_mode():
     fold(m, runtime=False)
 
 
-def test_gemm_6_broadcast():
+@pytest.mark.parametrize("opset", [1, 6])
+@pytest.mark.parametrize("broadcast", [1, 0])
+def test_a_gemm_takes_numbers_for_columns_where_its_c_broadcasts(opset, broadcast):
     m = model(
-        op("Gemm", "x w b", "g", name="fc", broadcast=1),
-        bn("bn", "g", "y", 4, is_test=1),
-        opset=6,
+        op("Gemm", "x w b", "g", name="fc", broadcast=broadcast),
+        bn("bn", "g", "y", 4, is_test=1, **({"consumed_inputs": [0] * 5} if opset < 6 else {})),
+        opset=opset,
         x=(5, 3),
-        weights={"w": rand(3, 4), "b": rand(4)},
+        weights={"w": rand(3, 4), "b": rand(4) if broadcast else rand(5, 4)},
     )
-    fold(m, runtime=False)
+    if broadcast:
+        folds(m, Gemm=1, runtime=False)
+    else:
+        stays(m, {"bn": "no-linear-operator"}, runtime=False)
 
 
 @pytest.mark.parametrize("opset", [7, 9, 10])

@@ -22,6 +22,7 @@ from bnfold._command.terminal import SIGNALLED, UNDECIDED, UNUSABLE, complain
 _DONE = b"\0\0"
 """The end of what the child reports, if it ends of its own will."""
 _PR_SET_PDEATHSIG = 1
+_ASKING = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGCONT", "SIGUSR1", "SIGUSR2")
 
 
@@ -31,14 +32,14 @@ def main(**extra: Any) -> None:
         _command(extra)
         return
     with tempfile.TemporaryFile() as report:  # A pipe would fill up.
-        status = _in_child(report.fileno(), extra)
+        status, asked = _in_child(report.fileno(), extra)
         report.seek(0)
         told = report.read()
-    sys.exit(_ending(status, told))
+    sys.exit(_ending(status, asked, told))
 
 
-def _in_child(report: int, extra: dict[str, Any]) -> int:
-    """Run the command in a child, and wait for its end. Gives its status."""
+def _in_child(report: int, extra: dict[str, Any]) -> tuple[int, int]:
+    """Run the command in a child, and wait for its end. Gives what `_wait` does."""
     forwarded = {getattr(signal, name) for name in _FORWARDED}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*forwarded, signal.SIGCHLD})
     parent = os.getpid()
@@ -66,6 +67,8 @@ def _work(report: int, extra: dict[str, Any]) -> None:
     time_limit.tell(report)
     try:
         _command(extra)
+    except Exception:  # Not even an error could be told: there is no memory to import what does it.
+        os._exit(UNDECIDED)
     finally:
         os.write(report, _DONE)
 
@@ -82,25 +85,31 @@ def _die_with(parent: int) -> None:
         os._exit(SIGNALLED + signal.SIGKILL)
 
 
-def _wait(child: int, forwarded: set[signal.Signals]) -> int:
-    """Hand on signals to the child until it ends. Gives its status."""
+def _wait(child: int, forwarded: set[signal.Signals]) -> tuple[int, int]:
+    """Hand on signals to the child until it ends.
+
+    Gives its status, and the last signal that asked it to end, 0 if there was none.
+    """
+    asked = 0
     while True:
         number = signal.sigwait({*forwarded, signal.SIGCHLD})
         if number == signal.SIGCHLD:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended == child:
-                return status
+                return status, asked
             continue
+        asked = number if number in _ASKING else asked
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGSTOP if number == signal.SIGTSTP else number)
         if number == signal.SIGTSTP:
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _ending(status: int, told: bytes) -> int:
+def _ending(status: int, asked: int, told: bytes) -> int:
     """The exit code for how the child ended; a crash is told, and what it left is removed.
 
-    ``told`` is what the child has reported.
+    ``told`` is what the child has reported. An import that an interrupt breaks off may crash: a
+    child that was ``asked`` to end is interrupted, however it ended.
     """
     from bnfold._system import scratch, time_limit
 
@@ -108,9 +117,9 @@ def _ending(status: int, told: bytes) -> int:
     if told.endswith(_DONE) and os.WIFEXITED(status):
         return os.WEXITSTATUS(status)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if asked or number in _ASKING:
         print("interrupted", file=sys.stderr)
-        return SIGNALLED + number
+        return SIGNALLED + (asked or number)
     why = time_limit.told(told) if number == signal.SIGALRM else _why(number)
     complain(f"error: {why}")
     return UNDECIDED if number in (0, signal.SIGKILL, signal.SIGALRM) else UNUSABLE

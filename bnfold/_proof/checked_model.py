@@ -71,7 +71,23 @@ class Steps:
                         twin = folded.writer(step.output)
                         pairs = zip(last.output, twin.output, strict=False)
                         found |= {name: now for name, now in pairs if name and now}
+            self._add_renamed(path, found)
         return self._found[path]
+
+    def _add_renamed(self, path: str, found: dict[str, str]) -> None:
+        """Add the tensors that took the name of a graph output.
+
+        Where no map is left ahead of an output, the tensor that the maps read has its name. Then
+        the operator that wrote it is the same, and writes the other name.
+        """
+        old, new = self._before.scopes[path], self._after.scopes[path]
+        made = (step for step in self._of.get(path, ()) if step.law in ("carry", "compose"))
+        steps = (step for step in made if step.source == step.output)
+        for step in sorted(steps, key=lambda step: step.into):
+            for name in old.nodes[step.into].input:
+                one, other = old.writer(name), new.writer(step.output)
+                if one.output and other.output and _is_same(one, other, name, step.output, found):
+                    found.setdefault(name, step.output)
 
     def require_same_data(self, old: Scope, new: Scope, node: NodeProto, twin: NodeProto) -> None:
         """Raise `Mismatch` where an operator reads other data than it did.
@@ -84,6 +100,24 @@ class Steps:
                 continue
             if not self._before.is_weight(old, name):
                 raise Mismatch(f"{label(twin)} reads {now} in the place of {name}")
+
+
+def _is_same(
+    one: NodeProto, other: NodeProto, name: str, now: str, found: Mapping[str, str]
+) -> bool:
+    """Whether two operators are one, of which an output has another name.
+
+    ``found`` has the names that their inputs have now. What bodies hold is checked by itself.
+    """
+
+    def told(node: NodeProto) -> tuple[object, ...]:
+        plain = [a for a in node.attribute if not (a.HasField("g") or a.graphs)]
+        values = sorted(a.SerializeToString(deterministic=True) for a in plain)
+        return node.op_type, node.domain, node.overload, values
+
+    read = [found.get(each, each) for each in one.input]
+    places = [*one.output].index(name), [*other.output].index(now)
+    return told(one) == told(other) and read == [*other.input] and places[0] == places[1]
 
 
 _EPSILON = float(np.float32(1e-5))
@@ -257,6 +291,7 @@ def follow(
     constant = raw.astype(np.float64)
     axis = next((a.i for a in node.attribute if a.name == "axis"), None)
     if axis is not None and scope.opset < 7:
+        axis += map_.scale.ndim if axis < 0 else 0
         constant = constant.reshape(
             *constant.shape, *(1,) * (map_.scale.ndim - axis - constant.ndim)
         )

@@ -72,6 +72,31 @@ def test_a_signal_before_the_work_begins(number, model):
     assert (run.code, run.err.strip()) == (128 + number, "interrupted")
 
 
+def test_a_crash_of_what_an_interrupt_breaks_off(model):
+    """NumPy crashed when its import was interrupted. Nobody is told then that the file is bad."""
+    how = (
+        "signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGSEGV)); "
+        "os.kill(os.getppid(), signal.SIGINT); __import__('time').sleep(20)"
+    )
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    run = process(model, command=ending(how), before=heed)
+    assert (run.code, run.out, run.err) == (130, "", "interrupted\n")
+
+
+def test_so_little_memory_that_nothing_can_be_imported(model):
+    """Not even what tells an error. A traceback and exit code 1 said that a fold was wrong."""
+    script = (
+        "import sys\nclass Nothing:\n"
+        "    def find_spec(self, name, *more):\n"
+        "        if name == 'numpy': raise ImportError('failed to map segment')\n"
+        "sys.meta_path.insert(0, Nothing())\n"
+        "from bnfold._command.guard import main\nmain()\n"
+    )
+    run = process(model, command=(sys.executable, "-c", script))
+    assert (run.code, run.out) == (3, "")
+    assert run.err == "error: a library ended the process; memory may have run out\n"
+
+
 def test_more_reports_than_a_pipe_holds(tmp_path):
     """A run over many models makes a temporary folder for each: the command waited for ever."""
     script = (

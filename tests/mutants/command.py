@@ -66,14 +66,14 @@ MUTANTS = (
         "_system/time_limit.py",
         "        signal.setitimer(signal.ITIMER_REAL, seconds)\n",
         "        pass\n",
-        "tests/cli/test_time_limit.py",
+        "tests/cli/test_time_limit.py::test_several_models_have_the_time_together",
     ),
     Mutant(
         "time that is up stops files that are put in place",
         "_pipeline/models.py",
         "            time_limit.lift()\n",
         "",
-        "tests/cli/test_time_limit.py",
+        "tests/cli/test_time_limit.py::test_what_is_put_in_place_is_not_stopped",
     ),
     Mutant(
         "a second interrupt leaves a temporary folder",
@@ -95,5 +95,19 @@ MUTANTS = (
         'if process is None or set(os.listdir(folder)) - {f"{_LOCK}ing"}:',
         "if process is None:",
         "tests/cli/test_writing.py",
+    ),
+    Mutant(
+        "what an interrupt crashes is called a bad file",
+        "_command/guard.py",
+        "    if asked or number in _ASKING:\n",
+        "    if number in _ASKING:\n",
+        "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "an error that cannot be told is a failed verification",
+        "_command/guard.py",
+        "        os._exit(UNDECIDED)\n",
+        "        raise\n",
+        "tests/cli/test_damaged.py",
     ),
 )

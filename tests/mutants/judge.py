@@ -91,6 +91,20 @@ MUTANTS = (
         "tests/verify/test_ahead.py",
     ),
     Mutant(
+        "an output passes that hides errors on some inputs",
+        "_judge/ahead.py",
+        'if overall(checks) == "pass" and not any(map(partial(_may_hide, numbers), checks)):',
+        'if overall(checks) == "pass":',
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
+        "an output of indices or masks passes whatever is ahead of it",
+        "_judge/ahead.py",
+        "return not numbers or check.rounding == 0.0",
+        "return False",
+        "tests/verify/test_ahead.py",
+    ),
+    Mutant(
         "rounding of inputs explains any difference",
         "_judge/tolerance.py",
         "return moved > self.allowed(at, expected) and difference <= WIDEST * moved",

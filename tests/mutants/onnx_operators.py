@@ -27,6 +27,20 @@ MUTANTS = (
         "tests/test_quantized.py",
     ),
     Mutant(
+        "a Gemm of opset 6 whose C does not broadcast takes a number for each column",
+        "_onnx/read/linear.py",
+        'whole = context.opset < 7 and not attributes.integer(node, "broadcast", 0)',
+        "whole = False",
+        "tests/test_opsets.py",
+    ),
+    Mutant(
+        "statistics for each element are per channel whatever the sizes",
+        "_onnx/read/affine.py",
+        "all(size == 1 for size in shape[2:])",
+        "len(shape) > 1",
+        "tests/test_opsets.py",
+    ),
+    Mutant(
         "a vector has as many channels as elements",
         "_onnx/read/affine.py",
         "    if vector and gamma.shape != (1,):",

@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "an axis of opset 6 that is counted from behind is taken as it stands",
+        "_proof/checked_model.py",
+        "axis += map_.scale.ndim if axis < 0 else 0",
+        "axis += 0",
+        "tests/verify/test_legacy.py",
+    ),
+    Mutant(
         "the certificate does not ask which maps were carried to either side of a Cast",
         "_proof/conversions.py",
         "    if not _alike(read, written):",
@@ -291,6 +298,20 @@ MUTANTS = (
         "return all(factor.scale.size == factor.shift.size == 1 for factor in factors)",
         "return all(factor.scale.size == 1 for factor in factors)",
         "tests/verify/test_unchecked.py",
+    ),
+    Mutant(
+        "any operator may write what takes the name of an output",
+        "_proof/checked_model.py",
+        "return told(one) == told(other) and read == [*other.input] and places[0] == places[1]",
+        "return True",
+        "tests/verify/test_wrong_graphs.py",
+    ),
+    Mutant(
+        "no tensor may take the name of an output",
+        "_proof/checked_model.py",
+        "            self._add_renamed(path, found)",
+        "            pass",
+        "tests/verify/test_wrong_graphs.py",
     ),
     Mutant(
         "the certificate lets an operator read anything where a name is lost",

@@ -55,6 +55,27 @@ MUTANTS = (
         "tests/torch/test_program.py",
     ),
     Mutant(
+        "one reader that asks for a shape speaks for all readers",
+        "_torch/read/nodes.py",
+        "            and all(\n                user in found",
+        "            and any(\n                user in found",
+        "tests/torch/test_shape_readers.py",
+    ),
+    Mutant(
+        "what no operator reads counts as unread in a module, too",
+        "_torch/read/nodes.py",
+        "(whole or node.target is operator.getitem or _is_used(node))",
+        "True",
+        "tests/torch/test_shape_readers.py",
+    ),
+    Mutant(
+        "one reader that stores a weight speaks for the norm that makes it",
+        "_torch/read/graph.py",
+        "if fixed and all(user in gone",
+        "if fixed and any(user in gone",
+        "tests/torch/test_norms.py::test_a_norm_of_a_weight_that_stays_is_told",
+    ),
+    Mutant(
         "a name alone says that an operator asks for a shape",
         "_torch/read/nodes.py",
         'getattr(node.target, "namespace", "") not in ("aten", "prim")',

@@ -6,6 +6,7 @@ show in the tensor ahead and not, or not always, in the output itself.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,12 +110,13 @@ ENDINGS: dict[str, Callable[[], ModelProto]] = {
 }
 
 
-def wrong(made: ModelProto) -> ModelProto:
+def wrong(made: ModelProto, channel: int = 0, by: float = 0.02) -> ModelProto:
     """The same model, one channel of its Conv wrong by 2 %."""
+    made = copy.deepcopy(made)
     name = next(node.input[1] for node in made.graph.node if node.op_type == "Conv")
     stored = next(tensor for tensor in made.graph.initializer if tensor.name == name)
     values = numpy_helper.to_array(stored).copy()
-    values[0] *= np.float32(1.02)
+    values[channel] *= np.float32(1 + by)
     stored.CopyFrom(numpy_helper.from_array(values, name))
     return made
 
@@ -128,6 +130,31 @@ def test_a_right_fold_passes_and_a_wrong_one_never_does(kind: str) -> None:
     assert result.status == "pass", result
     assert result.power and all(planted.noticed for planted in result.power)
     assert bnfold.verify(made, wrong(folded)).status != "pass"
+
+
+@pytest.mark.parametrize("kind", ["mask", "largest", "signs"])
+def test_an_output_that_agrees_on_all_inputs_still_hides_errors(kind: str) -> None:
+    """Planted errors show in it, on all inputs or some. Smaller ones of other channels need not."""
+    made = ENDINGS[kind]()
+    folded = bnfold.fold(made)
+    for channel in range(4):
+        for by in (0.01, 0.001):
+            result = bnfold.verify(made, wrong(folded, channel, by))
+            assert result.status != "pass", (channel, by, result)
+
+
+def test_a_mask_of_many_pixels_hides_a_small_error() -> None:
+    """Planted errors show in it on all inputs."""
+    made = model(
+        conv("conv", "x", "c", (4, 3, 3, 3)),
+        bn("bn", "c", "t", 4),
+        const("Greater", "t", "y", np.float32(0)),
+        x=(1, 3, 40, 40),
+    )
+    made.graph.output[0].type.tensor_type.elem_type = BOOL
+    result = bnfold.verify(made, wrong(bnfold.fold(made), 1, 1e-4))
+    assert all(planted.noticed for planted in result.power)
+    assert result.status == "inconclusive", result
 
 
 def test_indices_beside_what_they_are_chosen_from() -> None:

@@ -16,6 +16,7 @@ import bnfold
 from bnfold._run.reference import Reference
 
 from ..graphs import conv, model, op, rand
+from .folds import folded as folded_of
 
 WIDTHS = [(4, 4), (5, 4)]  # channels and width: the same by accident, and not
 NUMPY = {"Add": np.add, "Div": np.divide, "Mul": np.multiply, "Sub": np.subtract}
@@ -75,3 +76,9 @@ def test_a_right_fold_passes_and_a_wrong_one_fails(channels: int, width: int, ki
         wrong = np.roll(numpy_helper.to_array(changed), 1)
     changed.CopyFrom(numpy_helper.from_array(wrong, changed.name))
     assert bnfold.verify(made, folded).status == "fail"
+
+
+@pytest.mark.parametrize("kind", NUMPY)
+def test_the_certificate_counts_a_negative_axis_from_behind(kind: str) -> None:
+    (found,) = folded_of(scaled(4, 4, kind, axis=-3)).certificates()
+    assert found.holds, found

@@ -130,6 +130,41 @@ def test_data_of_a_lost_name_are_seen(behind: str) -> None:
     assert none_holds(Folded(done.original, done.folded, tuple(changed)).certificates(wrong))
 
 
+def without_zeros(zeros: int = 1) -> ModelProto:
+    """Two convolutions, the second of which takes the name of an output: nothing is left ahead."""
+    first, second = (conv(name, "x", f"{name}_out", (4, 4, 1, 1)) for name in ("one", "two"))
+    read, chain = "two_out", []
+    for step in range(zeros):
+        name = "q" if step == zeros - 1 else f"c{step}"
+        chain.append(const("Add", read, name, np.float32([0])))
+        read = name
+    used = op("Relu", "two_out", "y"), op("Abs", "one_out", "p")
+    return model(first, second, *chain, *used, x=(4, 4, 4, 4), y="y p q")
+
+
+@pytest.mark.parametrize("zeros", [1, 2])
+def test_a_tensor_may_take_the_name_of_an_output(zeros: int) -> None:
+    done = folded(without_zeros(zeros))
+    assert [node.op_type for node in done.folded.graph.node] == ["Conv", "Conv", "Relu", "Abs"]
+    assert all(certificate.holds for certificate in done.certificates())
+
+
+@pytest.mark.parametrize("what", ["weights", "attribute", "operator", "data"])
+def test_another_tensor_under_the_name_of_an_output_is_seen(what: str) -> None:
+    done = folded(without_zeros())
+    wrong = done.copy()
+    node = next(node for node in wrong.graph.node if "q" in node.output)
+    if what == "weights":
+        node.input[1] = next(n.input[1] for n in wrong.graph.node if n.name == "one")
+    elif what == "attribute":
+        node.attribute.append(helper.make_attribute("group", 1))
+    elif what == "operator":
+        node.domain = "my"
+    else:
+        node.input[0] = "one_out"
+    assert none_holds(done.certificates(wrong))
+
+
 def test_another_output_of_a_split_is_seen() -> None:
     """All its outputs have new names, and each stands for one of the original."""
     sizes = tensor(np.int64([2, 2]), "sizes")

@@ -167,8 +167,8 @@ def _batch_norm(context: Context, node: NodeProto) -> Operator:
 
     No map where all it reads is constant: it makes a constant. Not a fixed map: ``is_test`` = 0
     below opset 7, ``training_mode`` from opset 14, or outputs for batch statistics. Not per
-    channel: ``spatial`` = 0 below opset 9, but for a matrix. A vector is one channel: its four
-    parameters are one number each.
+    channel: ``spatial`` = 0 below opset 9, but where all sizes behind the channels are 1. A vector
+    is one channel: its four parameters are one number each.
     """
     where = label(node)
     made = context.constants.find(context.scope, node.output[0])
@@ -182,12 +182,14 @@ def _batch_norm(context: Context, node: NodeProto) -> Operator:
         constant = context.vector(node, position)
         if constant is None:
             raise Refusal(Reason("dynamic-weight", where, f"{where} lacks a parameter"))
-        if len(constant.shape) != 1 or constant.shape != (constants or [constant])[0].shape:
+        single = all(size == 1 for size in constant.shape[1:])
+        single = single and (len(constant.shape) == 1 or _each_its_own(context, node))
+        if not constant.shape or not single or constant.shape != (constants or [constant])[0].shape:
             message = f"{constant.name} is not one number per channel"
             raise Refusal(Reason("not-per-channel", where, message))
         constants.append(constant)
     names = ("scale", "bias", "mean", "variance")
-    vectors = [(name, one.load()) for name, one in zip(names, constants, strict=True)]
+    vectors = [(name, one.load().reshape(-1)) for name, one in zip(names, constants, strict=True)]
     epsilon = attributes.number(node, "epsilon", EPSILON)
     map_, divisor = fixed_norm(where, vectors, epsilon)
     gamma, beta, *_ = constants
@@ -203,7 +205,7 @@ def _batch_norm(context: Context, node: NodeProto) -> Operator:
         like=shape,
         map=map_,
         divisor=divisor,
-        standing=None if vector else standing,
+        standing=None if vector or len(gamma.shape) > 1 else standing,
         composable=kind in FLOATS and shape is not None and context.opset >= 7,
         dtype=_dtype(kind),
     )
@@ -218,13 +220,18 @@ def _check_mode(context: Context, node: NodeProto, where: str) -> None:
     if any(node.output[1:]):
         raise Refusal(Reason("training-mode", where, f"{where} also puts out batch statistics"))
     shape = context.shape(node.input[0])
-    matrix = shape is not None and len(shape) == 2  # Each element of [N, C] is a channel.
-    if context.opset < 9 and not attributes.integer(node, "spatial", 1) and not matrix:
+    single = shape is not None and len(shape) > 1 and all(size == 1 for size in shape[2:])
+    if _each_its_own(context, node) and not single:
         message = f"{where} has spatial = 0: statistics per element"
         raise Refusal(Reason("not-per-channel", where, message))
     if shape == ():
         message = f"{where} reads a tensor without a channel axis"
         raise Refusal(Reason("not-per-channel", where, message))
+
+
+def _each_its_own(context: Context, node: NodeProto) -> bool:
+    """Whether a BatchNormalization has statistics for each element, not for each channel."""
+    return context.opset < 9 and not attributes.integer(node, "spatial", 1)
 
 
 def _norm_on_axis_one(context: Context, node: NodeProto) -> Operator:

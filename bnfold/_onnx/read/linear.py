@@ -81,8 +81,13 @@ def _windows(
 
 
 def gemm_of(context: Context, node: NodeProto) -> Operator:
-    """``Y = α·A'·B' + β·C`` with B or A constant; C is absent, constant, or ignored (β = 0)."""
-    if (context.opset < 7 and node.op_type == "Gemm") or len(node.input) < 2:
+    """``Y = α·A'·B' + β·C`` with B or A constant; C is absent, constant, or ignored (β = 0).
+
+    Below opset 7 C broadcasts only where ``broadcast`` says so, and without that there is no place
+    for one number for each column.
+    """
+    whole = context.opset < 7 and not attributes.integer(node, "broadcast", 0)
+    if (whole and node.op_type == "Gemm") or len(node.input) < 2:
         return UNKNOWN
     left, right = context.weight(node, 0), context.weight(node, 1)
     if left.value is not None and right.value is not None:

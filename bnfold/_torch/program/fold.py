@@ -37,7 +37,7 @@ from bnfold._torch.program.merging import merge
 from bnfold._torch.program.parameters import ParameterWriter
 from bnfold._torch.program.untrusted import refuse_code
 from bnfold._torch.read.export import quiet
-from bnfold._torch.read.graph import Graph, clashes, operators
+from bnfold._torch.read.graph import Graph, clashes, norms_of_weights, operators
 from bnfold._torch.read.nodes import (
     inner_norms,
     is_tensor,
@@ -82,6 +82,7 @@ class PlannedProgram:
             folds=(*merges.folds, *plan.folds),
             kept=(
                 *plan.kept,
+                *norms_of_weights(self._graph, self._moves),
                 *inner_norms(program),
                 *(kept_apart(stays, "") for stays in merges.stays),
             ),
