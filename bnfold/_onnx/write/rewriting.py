@@ -227,13 +227,14 @@ class _GraphRewriter:
 
 def _merged(patch: Patch) -> Iterator[Applied]:
     """The step of a merge, or one for each map that is dropped as equal."""
-    steps = [(into, (gone,)) for gone, into in patch.equal.items()]
-    if patch.law != EQUAL:
-        steps = [(patch.into, tuple(p for p in patch.nodes if p != patch.into))]
+    law, others = "merge", tuple(position for position in patch.nodes if position != patch.into)
+    steps: list[tuple[int, tuple[int, ...]]] = [(patch.into, others)]
+    if patch.law == EQUAL:
+        law, steps = "equal", [(into, (gone,)) for gone, into in patch.equal.items()]
     for into, maps in steps:
         node = patch.nodes[into]
         assert node is not None
-        output, law = node.output[0], "equal" if patch.law == EQUAL else "merge"
+        output = node.output[0]
         yield Applied(patch.path, law, into, maps, (), output, output, patch=patch)
 
 
