@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 import bnfold
 from bnfold._proof.certificate import certify
@@ -235,27 +235,30 @@ def test_told_apart_from_folds(tmp_path):
 
 
 def forged(made: ModelProto, change) -> list[str]:
-    """What the certificate says of a fold whose record and whose file a bug has changed alike.
+    """What the certificates say of a fold whose record and whose file a bug has changed alike.
 
-    ``change`` gets the nodes of the patch by position.
+    ``change`` gets the nodes of the patch and the maps that take the place of others, by position.
     """
     once = done(made)
     after, applied = once.folded, once.applied
-    assert [step.law for step in applied] == ["equal"]
+    assert {step.law for step in applied} == {"equal"}
     patch = applied[0].patch
     nodes = {
         p: n if n is None else NodeProto.FromString(n.SerializeToString())
         for p, n in patch.nodes.items()
     }
-    into = change(nodes, patch.into)
-    patch = replace(patch, nodes=nodes, into=patch.into if into is None else into)
-    found = certify(made, after, [replace(applied[0], patch=patch, into=patch.into)])
-    return [certificate.problem for certificate in found]
+    equal = dict(patch.equal)
+    change(nodes, equal)
+    patch = replace(patch, nodes=nodes, equal=equal)
+    steps = [
+        replace(step, patch=patch, into=equal.get(step.maps[0], step.into)) for step in applied
+    ]
+    return [certificate.problem for certificate in certify(made, after, steps)]
 
 
 def test_the_certificate_asks_for_equal_bits():
     made = pair(*twice())
-    assert forged(made, lambda nodes, into: None) == [""]
+    assert forged(made, lambda nodes, equal: None) == [""]
     other = pair(const("Mul", "s", "a", TWO), const("Mul", "s", "b", NEXT))
     other_made = ModelProto()
     other_made.CopyFrom(made)
@@ -270,23 +273,82 @@ def test_the_certificate_asks_for_equal_bits():
 def test_the_certificate_asks_for_the_right_readers():
     made = pair(*twice())
 
-    def reads_other(nodes, into):
-        (reader,) = [p for p, n in nodes.items() if n is not None and p != into]
-        nodes[reader].input[0] = "s"
+    def the_reader(nodes, equal):
+        ((gone, into),) = equal.items()
+        return next(p for p, n in nodes.items() if n is not None and p != into), into, gone
 
-    def leaves_one(nodes, into):
-        del nodes[next(p for p, n in nodes.items() if n is not None and p != into)]
+    def reads_other(nodes, equal):
+        nodes[the_reader(nodes, equal)[0]].input[0] = "s"
 
-    def another_operator(nodes, into):
-        gone = next(p for p, n in nodes.items() if n is None)
+    def leaves_one(nodes, equal):
+        del nodes[the_reader(nodes, equal)[0]]
+
+    def changes_the_first(nodes, equal):
+        nodes[the_reader(nodes, equal)[1]].input[0] = "x"
+
+    def drops_the_reader(nodes, equal):
+        nodes[the_reader(nodes, equal)[0]] = None
+
+    def another_operator(nodes, equal):
         nodes[0] = made.graph.node[0]
-        del nodes[into]
-        nodes[gone] = None
-        return 0
+        equal[the_reader(nodes, equal)[2]] = 0
 
     assert "does not read" in forged(made, reads_other)[0]
-    assert "have changed" in forged(made, leaves_one)[0]
+    assert "as before" in forged(made, leaves_one)[0]
+    assert "does not read" in forged(made, changes_the_first)[0]
+    assert "more than" in forged(made, drops_the_reader)[0]
     assert "not one kind" in forged(made, another_operator)[0]
+
+
+def many(*values):
+    """Maps of one tensor that one operator reads, each with a Tanh of its own, too."""
+    names = [f"m{n}" for n in range(len(values))]
+    maps = [const("Mul", "s", name, value) for name, value in zip(names, values, strict=True)]
+    alone = [op("Tanh", name, f"y{name}") for name in names]
+    outputs = " ".join(f"y{name}" for name in names)
+    return pair(*maps, *alone, op("Max", " ".join(names), "z"), y=f"z {outputs}")
+
+
+def test_an_operator_that_reads_many_equal_maps_is_copied_once():
+    """Classes of two, and one of many: what is written down grows as the graph does."""
+    for values in ([TWO] * 40, [np.float32(2 + n // 2) for n in range(40)]):
+        made = many(*values)
+        once = dropped(made, 40 - len(set(values)), Mul=len(set(values)), Max=1, Sigmoid=1, Tanh=40)
+        patches = {id(step.patch): step.patch for step in once.applied}.values()
+        copied = [n for patch in patches for n in patch.nodes.values() if n is not None]
+        assert sum(len(node.input) for node in copied) <= 2 * (40 + 40 + len(values))
+        assert all(certificate.holds for certificate in certify(made, once.folded, once.applied))
+
+
+def test_the_certificates_of_equal_maps_need_each_other():
+    """Two chains of maps: the second map is equal only if the first one is."""
+    made = chains(rand(3, 1, 1), rand(3, 1, 1))
+    for tensor in made.graph.initializer:
+        if tensor.name.startswith("b_mul"):
+            tensor.CopyFrom(next(t for t in made.graph.initializer if t.name == "a_mul.k"))
+            tensor.name = "b_mul.k"
+    assert forged(made, lambda nodes, equal: None) == ["", ""]
+    once = done(made)
+    changed = ModelProto()
+    changed.CopyFrom(made)
+    for tensor in changed.graph.initializer:
+        if tensor.name == "b0_add.k":
+            values = numpy_helper.to_array(tensor) + 1
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    found = certify(changed, once.folded, once.applied)
+    assert ["may differ" in each.problem for each in found] == [True, False]
+    last_alone = certify(made, once.folded, once.applied[1:])
+    assert ["more than" in each.problem for each in last_alone] == [True]
+
+
+def test_the_certificate_asks_that_what_takes_the_place_stays():
+    made = many(TWO, TWO, TWO)
+
+    def in_a_circle(nodes, equal):
+        first, second = equal
+        equal.update({first: second, second: first})
+
+    assert all("does not stay" in problem for problem in forged(made, in_a_circle))
 
 
 @pytest.mark.parametrize("counts", [(2, 2), (2, 1), (1, 2)])
@@ -296,8 +358,8 @@ def test_the_certificate_asks_for_one_output(counts):
     for node in made.graph.node[1:3]:
         node.input[1:] = [f"n.{part}" for part in ("scale", "bias", "mean", "var")]
 
-    def more(nodes, into):
-        gone = next(p for p, n in nodes.items() if n is None)
+    def more(nodes, equal):
+        ((gone, into),) = equal.items()
         for place, count in zip((into, gone), counts, strict=True):
             made.graph.node[place].output.extend(["more"] * (count - 1))
         nodes[into] = made.graph.node[into]

@@ -143,6 +143,29 @@ MADE = {
         op("Mul", "k step", "w"),
     ],
     "signs and tanh": lambda: [(op("Sign", "raw", "s"), RAW), op("Tanh", "s", "w")],
+    "a mixture": lambda: [(op("Softmax", "raw", "w", axis=1), RAW)],
+    "a mixture of kernels": lambda: [
+        (op("LogSoftmax", "mix", "l", axis=0), {"mix": rand(3, 1, 1, 1, 1)}),
+        (op("Mul", "l bank", "k"), {"bank": 0.1 * rand(3, *SHAPE)}),
+        (op("ReduceSum", "k first", "w", keepdims=0), {"first": np.array([0])}),
+    ],
+    "through other activations": lambda: [
+        (op("Erf", "raw", "a"), RAW),
+        op("Elu", "a", "b", alpha=0.5),
+        op("Selu", "b", "c0"),
+        op("Softsign", "c0", "d"),
+        op("Atan", "d", "e"),
+        op("HardSigmoid", "e", "w", alpha=0.3),
+    ],
+    "by a sum of exponentials": lambda: [
+        (op("ReduceLogSumExp", "raw", "n", axes=[1, 2, 3], keepdims=1), RAW),
+        op("Div", "raw n", "w"),
+    ],
+    "pixels as channels": lambda: [
+        (op("DepthToSpace", "deep", "a", blocksize=3), {"deep": 0.1 * rand(4, 36, 1, 1)}),
+        op("SpaceToDepth", "a", "b", blocksize=3),
+        op("DepthToSpace", "b", "w", blocksize=3, mode="CRD"),
+    ],
     "along a channel by einsum": lambda: [
         (op("Einsum", "raw g", "w", equation="oihw,o->oihw"), RAW | {"g": positive(4)})
     ],
@@ -167,6 +190,14 @@ def plain(m):
 @pytest.mark.parametrize("name", MADE)
 def test_what_operators_make_of_constants_is_a_weight(name):
     plain(behind(*MADE[name]()))
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("options", [{}, {"axis": 1}])
+def test_a_softmax_that_flattens_is_no_weight(kind, options):
+    m = behind((op(kind, "raw", "w", **options), RAW), opset=12)
+    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
+    assert codes(m)["scale"] == "dynamic-weight"
 
 
 def test_a_weight_that_is_made_in_a_branch():

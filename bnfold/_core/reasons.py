@@ -135,6 +135,12 @@ CODES: dict[str, Code] = {
         "express it.",
         "Fold after torch.export or export to ONNX, or give a map a module of its own.",
     ),
+    "constant-norm": Code(
+        "The norm is computed from weights alone (weight standardization), so that it is no map of "
+        "data. Its result is stored where the operator that reads it takes in a scale, and this "
+        "one takes none in.",
+        "Compute the weight once, and store it in its place: in a Conv2d without the norm.",
+    ),
     "unread-code": Code(
         "The norm is in code that an operator of an exported program calls (a branch, a part that "
         "runs without gradients or with autocast), or it is an operator of another library. "

@@ -261,7 +261,7 @@ def _prepare(
     merged = Counter(n.op_type for scope in network.scopes for n in scope.nodes if n.op_type)
     graphs = ((graph.scope.path, graph.view, moves) for graph, moves in settled)
     plan = summarize(graphs, merged)
-    folds = [_fold(patch) for merges in network.merges for patch in merges.patches]
+    folds = [fold for merges in network.merges for p in merges.patches for fold in _folds(p)]
     kept = [
         kept_apart(stays, scope.path)
         for scope, merges in zip(network.scopes, network.merges, strict=True)
@@ -278,8 +278,11 @@ def _settle(network: Network) -> tuple[Network, Settled]:
     for graph, merges in zip(network.graphs, network.merges, strict=True):
         patches = merges.patches
         moves = settle(graph.view, graph.readings)
-        while (found := without_equals(graph, moves))[1]:
-            graph, patches = found[0], (*patches, *found[1])
+        while True:
+            graph, patch = without_equals(graph, moves)
+            if patch is None:
+                break
+            patches = (*patches, patch)
             moves = settle(graph.view, graph.readings)
         settled.append((graph, moves))
         merged.append(replace(merges, patches=patches))
@@ -287,12 +290,14 @@ def _settle(network: Network) -> tuple[Network, Settled]:
     return replace(network, graphs=graphs, merges=tuple(merged)), settled
 
 
-def _fold(patch: Patch) -> Fold:
-    """The plan's entry for a merge, or for a map that is dropped as equal."""
-    node = patch.nodes[patch.into]
-    assert node is not None
-    names, ops = ([one[k] for one in patch.gone] for k in (0, 1))
-    return Fold(tuple(names), tuple(ops), label(node), (patch.law,), patch.path)
+def _folds(patch: Patch) -> Iterator[Fold]:
+    """The plan's entry for a merge, or one for each map that is dropped as equal."""
+    into = [patch.nodes[position] for position in patch.equal.values() or (patch.into,)]
+    gone = [(one,) for one in patch.gone] if patch.equal else [patch.gone]
+    for node, those in zip(into, gone, strict=True):
+        assert node is not None
+        names, ops = (tuple(one[k] for one in those) for k in (0, 1))
+        yield Fold(names, ops, label(node), (patch.law,), patch.path)
 
 
 def _parameter_names(planned: PlannedModel, folded_only: bool) -> Iterator[str]:
@@ -312,7 +317,7 @@ def _parameter_names(planned: PlannedModel, folded_only: bool) -> Iterator[str]:
     merged, equal = set[int](), set[int]()
     for patch in planned.network.merges[0].patches:
         if patch.law == EQUAL:
-            equal |= {patch.into, *(p for p, node in patch.nodes.items() if node is None)}
+            equal |= {*patch.equal, *patch.equal.values()}
         else:
             merged |= patch.nodes.keys()
     for position in sorted(merged | equal):

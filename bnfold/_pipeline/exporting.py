@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def _export(
     the same names.
     """
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _without_log():
             warnings.simplefilter("ignore")
             args, kwargs = Call(example).filled({}, double=False)
             result = copied(module)(*args, **kwargs)
@@ -88,6 +89,17 @@ def _export(
     except Exception as error:  # The exporter may raise anything, and so may the module.
         raise NotExportable(first_line(error)) from error
     return names
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Keep PyTorch from printing the graph of an export that fails; it knows no other way."""
+    log = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *_: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = log
 
 
 def _require_weights(path: Path, outputs: Sequence[str], felt: Collection[str]) -> None:

@@ -35,7 +35,7 @@ from bnfold._proof.evidence import Certificate, Mismatch, Unchecked
 from bnfold._proof.formulas import FORMULAS
 from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities
 from bnfold._proof.inlined_calls import check_inlining, without_calls
-from bnfold._proof.merges import check_equal, check_merge
+from bnfold._proof.merges import check_equal, check_merge, check_rereading
 from bnfold._proof.quantizers import check_quantizer
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 
@@ -156,7 +156,7 @@ def _certificate(
     """The certificate of a fold, by the check of its law."""
     scope = before.scopes[fold.path]
     maps = tuple(label(scope.nodes[i]) for i in fold.maps)
-    made = fold.patch.nodes[fold.into] if fold.patch is not None else None
+    made = fold.patch.nodes.get(fold.into) if fold.patch is not None else None
     into = label(made or scope.nodes[fold.into])
     check = _CHECKS.get(fold.law) or partial(_check_crossing, bounds)
     try:
@@ -350,13 +350,25 @@ def _check_merge(
 
 
 def _check_equal(before: CheckedModel, after: CheckedModel, fold: Applied, steps: Steps) -> float:
-    """Check that a map that goes puts out what another one does; ``before`` is then without it."""
-    assert fold.patch is not None
+    """Check that a map that goes puts out what another one does.
+
+    With the last map of a patch all who read one of them are checked, and ``before`` is then
+    without any.
+    """
+    patch = fold.patch
+    assert patch is not None
     scope = before.scopes[fold.path]
+    last = fold.maps == tuple(patch.equal)[-1:]
     try:
-        return check_equal(before, scope, fold.patch)
+        (gone,) = fold.maps
+        check_equal(before, scope, patch, gone, fold.into)
+        if last:
+            checked = [step.maps for step in steps.of(fold.path) if step.patch is patch]
+            check_rereading(scope, patch, checked)
     finally:
-        lay(fold.patch, scope, before.constants)
+        if last:
+            lay(patch, scope, before.constants)
+    return 0.0
 
 
 _Check = Callable[[CheckedModel, CheckedModel, Applied, Steps], "float | Unchecked"]

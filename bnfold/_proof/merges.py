@@ -8,7 +8,7 @@ weights that are stored in the end are checked against these, as in any other fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -88,22 +88,26 @@ def check_merge(model: CheckedModel, scope: Scope, patch: Patch) -> float | Unch
     return worst
 
 
-def check_equal(model: CheckedModel, scope: Scope, patch: Patch) -> float:
-    """Check that a patch takes out a map that is equal to another one. Returns 0.
+def check_equal(model: CheckedModel, scope: Scope, patch: Patch, gone: int, into: int) -> None:
+    """Check that one map that a patch takes out is equal to the one at ``into``.
 
-    Both put out the same, bit for bit, and all who read the one read the other instead. ``scope``
-    is the graph before. Raises `Mismatch` where that is not so.
+    Both put out the same, bit for bit, if that holds for all other maps of the patch. No operator
+    is behind itself, so it holds for all of them if it holds for each. ``scope`` is the graph
+    before. Raises `Mismatch` where that is not so.
     """
 
+    def in_place(name: str) -> str:
+        stays = patch.equal.get(scope.producers.get(name, -1))
+        return name if stays is None else scope.nodes[stays].output[0]
+
     def same(one: str, other: str) -> bool:
+        one, other = in_place(one), in_place(other)
         return one == other or _same_bits(model.fixed(scope, one), model.fixed(scope, other))
 
-    first = scope.nodes[patch.into]
-    gone = [position for position, node in patch.nodes.items() if node is None]
-    if len(gone) != 1 or patch.constants or patch.nodes[patch.into] != first:
-        raise Mismatch(f"more than one map equal to {label(first)} has changed")
-    second = scope.nodes[gone[0]]
+    first, second = scope.nodes[into], scope.nodes[gone]
     names = f"{label(first)} and {label(second)}"
+    if patch.equal.get(gone) != into or into in patch.equal:
+        raise Mismatch(f"{label(first)} does not stay in the place of {label(second)}")
     if type_of(first) != type_of(second) or type_of(first) not in _FUNCTIONS:
         raise Mismatch(f"{names} are not one kind of map")
     if _attributes(first) != _attributes(second):
@@ -115,18 +119,33 @@ def check_equal(model: CheckedModel, scope: Scope, patch: Patch) -> float:
     orders = [second.input, second.input[::-1]] if turned else [second.input]
     if not any(all(map(same, first.input, order)) for order in orders):
         raise Mismatch(f"what {names} read may differ")
-    (old,), (new,) = second.output, first.output
+    (old,) = second.output
     if old in scope.outputs or old in scope.captures:
         raise Mismatch(f"{old} is read by its name")
-    if set(scope.readers.get(old, ())) != patch.nodes.keys() - {patch.into, gone[0]}:
-        raise Mismatch(f"others than the readers of {old} have changed")
-    for position in scope.readers.get(old, ()):
+
+
+def check_rereading(scope: Scope, patch: Patch, checked: Iterable[tuple[int, ...]]) -> None:
+    """Check that who read a map that a patch takes out reads the one in its place, and no more.
+
+    ``checked`` has the maps that are known to be equal to those. ``scope`` is the graph before.
+    Raises `Mismatch` where another operator changes, or one reads what is gone.
+    """
+    gone = {position for position, node in patch.nodes.items() if node is None}
+    if gone != patch.equal.keys() or {(one,) for one in gone} != set(checked) or patch.constants:
+        raise Mismatch("more than the maps that are equal to others has changed")
+    instead = {
+        scope.nodes[old].output[0]: scope.nodes[new].output[0] for old, new in patch.equal.items()
+    }
+    for old in instead:
+        for position in scope.readers.get(old, ()):
+            if position not in patch.nodes:
+                raise Mismatch(f"{label(scope.nodes[position])} reads {old} as before")
+    for position, node in patch.nodes.items():
         expected = NodeProto()
         expected.CopyFrom(scope.nodes[position])
-        expected.input[:] = [new if name == old else name for name in expected.input]
-        if patch.nodes[position] != expected:
-            raise Mismatch(f"{label(expected)} does not read {new} in place of {old}")
-    return 0.0
+        expected.input[:] = [instead.get(name, name) for name in expected.input]
+        if node is not None and node != expected:
+            raise Mismatch(f"{label(expected)} does not read what is in the place of equal maps")
 
 
 def _attributes(node: NodeProto) -> dict[str, bytes]:

@@ -165,11 +165,14 @@ def engine_error(error: Exception) -> EngineError:
         first = f"its IR version {found[1]} is later {newer}"
     elif found := _NEWER_OPSET.search(first):
         first = f"opset {found[1]} of {found[2]} is later {newer}"
-    return EngineError(first, missing_kernel=found is not None or "NOT_IMPLEMENTED" in text)
+    missing = found is not None or any(words in text for words in _NO_KERNEL)
+    return EngineError(first, missing_kernel=missing)
 
 
 _PLACE = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*\((?:[^()]|\([^()]*\))*\)(?: const)? ")
 """The place in onnxruntime's source in a message. It says nothing to users."""
+_NO_KERNEL = ("NOT_IMPLEMENTED", "are not supported. If you need support create a github issue")
+"""What onnxruntime says of a valid operator that it does not run; the second of `layout` = 1."""
 _NEWER_FORMAT = re.compile(r"Unsupported model IR version: (\d+)")
 _NEWER_OPSET = re.compile(r"Opset (\d+) is under development.* for domain (\S+) is till")
 

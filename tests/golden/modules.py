@@ -212,6 +212,7 @@ def _states() -> Iterator[tuple[str, Make]]:
         yield f"variance-{name}", partial(_with, x, _variance, value)
     yield "twice", partial(_with, x, _ready, Twice)
     yield "tied", partial(_with, x, _tied)
+    yield "standardized", partial(_with, x, _ready, test_norms.Standardized, 1, 1)
 
 
 def _in_training(tracked: bool, training: bool) -> nn.Module:

@@ -141,8 +141,8 @@ MUTANTS = (
     Mutant(
         "who read a map that is dropped reads what it read",
         "_onnx/merge/equal.py",
-        "reader.input[number] = kept.output[0]",
-        "reader.input[number] = kept.input[0]",
+        "instead[node.output[0]] = scope.nodes[known].output[0]",
+        "instead[node.output[0]] = scope.nodes[known].input[0]",
         "tests/test_equal_maps.py",
     ),
     Mutant(

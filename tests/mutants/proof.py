@@ -99,8 +99,29 @@ MUTANTS = (
     Mutant(
         "the check of equal maps does not look at their readers",
         "_proof/merges.py",
-        "if patch.nodes[position] != expected:",
+        "if node is not None and node != expected:",
         "if False:",
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "the check of equal maps looks at the readers that are said to change alone",
+        "_proof/merges.py",
+        "if position not in patch.nodes:",
+        "if False:",
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "a map may go though nobody has checked that it is equal",
+        "_proof/merges.py",
+        "or {(one,) for one in gone} != set(checked)",
+        "",
+        "tests/test_equal_maps.py",
+    ),
+    Mutant(
+        "two maps may go, each in the place of the other",
+        "_proof/merges.py",
+        "!= into or into in patch.equal:",
+        "!= into:",
         "tests/test_equal_maps.py",
     ),
     Mutant(

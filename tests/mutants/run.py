@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "what onnxruntime does not run of a recurrent operator runs nowhere",
+        "_run/session.py",
+        '("NOT_IMPLEMENTED", "are not supported. If you',
+        '("NOT_IMPLEMENTED", "_ If you',
+        "tests/verify/test_recurrent.py",
+    ),
+    Mutant(
         "a function with the name of an operator only rearranges",
         "_run/source.py",
         "while node is not None and type_of(node) in _PASS_THROUGH:",

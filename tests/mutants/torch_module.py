@@ -162,9 +162,16 @@ MUTANTS = (
     Mutant(
         "calls of one operator that take in different maps",
         "_torch/module/surgery.py",
-        "if not all(equal(first.behind, other.behind) for other in others):",
+        "if not all(_same(behind, self._taken(other, moves)[1]) for other in others):",
         "if False:",
         "tests/torch/test_several_calls.py",
+    ),
+    Mutant(
+        "calls take in the same where only the numbers are the same",
+        "_torch/module/surgery.py",
+        "one[2] == other[2] and all(",
+        "all(",
+        "tests/torch/test_several_calls.py::test_calls_on_data_of_several_ranks",
     ),
     Mutant(
         "weights written once for each call",

@@ -105,6 +105,25 @@ def test_a_module_that_cannot_be_exported_is_compared_as_it_is():
     assert bnfold.verify(module, off(module), (X,)).status == "fail"
 
 
+def test_an_export_that_fails_prints_nothing(capfd):
+    @torch.library.custom_op("bnfold_judge::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    twice.register_fake(torch.empty_like)
+
+    class Twice(nn.Sequential):
+        def forward(self, x):
+            return twice(super().forward(x))
+
+    net, args = (
+        ready(Twice(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), torch.float32),
+        (rand(2, 3, 5, 5, dtype=torch.float32),),
+    )
+    assert bnfold.verify(net, bnfold.fold(net, args), args).status == "pass"
+    assert capfd.readouterr() == ("", "")
+
+
 def test_inputs_that_are_left_out_are_told():
     module = net(lambda self, x: torch.exp(40 * plain(self, x)))
     result = bnfold.verify(module, module, (X,))

@@ -291,3 +291,35 @@ def test_padding_same():
 def test_norms_in_a_row_that_nothing_takes(order):
     module = nn.Sequential(nn.Sigmoid(), *(nn.BatchNorm2d(4, affine=own) for own in order))
     fold(ready(module), rand(2, 4, 3, 3))
+
+
+class Standardized(nn.Module):
+    """Convolutions by one weight, which a norm standardizes in each run, and norms behind some."""
+
+    def __init__(self, convolutions: int, normed: int) -> None:
+        super().__init__()
+        self.weight, self.count = nn.Parameter(rand(4, 4, 1, 1)), convolutions
+        self.bns = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(normed))
+
+    def forward(self, x):
+        rows = self.weight.reshape(1, 4, -1)
+        weight = F.batch_norm(rows, None, None, training=True, eps=0.1).view_as(self.weight)
+        made = [F.conv2d(x, weight) for _ in range(self.count)]
+        return [bn(each) for bn, each in zip(self.bns, made, strict=False)] + made[len(self.bns) :]
+
+
+@pytest.mark.parametrize(("convolutions", "normed"), [(1, 0), (1, 1), (2, 1), (2, 2)])
+def test_a_norm_of_a_weight_that_stays_is_told(convolutions, normed):
+    """It goes where all that read its weight take in a scale, as the weight is stored then."""
+    x, net = rand(4, 4, 4, 4), ready(Standardized(convolutions, normed))
+    stays = ["constant-norm"] * (normed < convolutions)
+    given = torch.export.export(net, (x,))
+    for each in (given, given.run_decompositions()):
+        plan, folded = bnfold.plan(each), bnfold.fold(each)
+        assert [kept.code for kept in plan.kept] == stays
+        left = [str(n.target) for n in folded.graph.nodes if "batch_norm" in str(n.target)]
+        assert len(left) == len(stays)
+        for one, other in zip(net(x), folded.module()(x), strict=True):
+            torch.testing.assert_close(one, other)
+    module = [kept.code for kept in bnfold.plan(net, (x,)).kept]
+    assert module.count("constant-norm") == 1

@@ -116,6 +116,38 @@ def test_calls_that_take_in_the_same(name):
     assert_close(outputs(module, inputs, {}), outputs(own, inputs, {}))
 
 
+class Ranks(nn.Module):
+    """A layer and a norm behind it on data of two ranks, turned so that the norm sees axis 1."""
+
+    def __init__(self, layer: nn.Module, *places: int) -> None:
+        super().__init__()
+        self.layer, self.norm, self.places = layer, nn.SyncBatchNorm(4), places
+
+    def forward(self, *inputs):
+        pairs = zip(inputs, self.places, strict=True)
+        return [self.norm(self.layer(x).transpose(1, place)) for x, place in pairs]
+
+
+@pytest.mark.parametrize(
+    ("layer", "places", "folds"),
+    [
+        (nn.Linear(4, 4), (1, 2), 2),
+        (nn.Linear(4, 4), (1, 3), 2),
+        (nn.LayerNorm((4, 4)), (2, 3), 2),
+        (nn.LayerNorm((4, 4)), (1, 2), 2),
+        (nn.LayerNorm((4, 4)), (2, 2), 0),
+        (nn.LayerNorm((4, 4)), (1, 3), 0),
+    ],
+)
+def test_calls_on_data_of_several_ranks(layer, places, folds):
+    """The same axis of the data may be another one of the weight, and another axis the same. All
+    sizes are 4.
+    """
+    ranks = (2, places[1] + 1) if isinstance(layer, nn.Linear) else (3, 4)
+    inputs = tuple(rand(*(4,) * rank, seed=rank) for rank in ranks)
+    fold(ready(Ranks(layer, *places)), *inputs, folds=folds)
+
+
 def test_a_loop():
     module = ready(Loop(conv(padding=1), nn.BatchNorm2d(4), nn.ReLU()))
     done = fold(module, rand(2, 4, 8, 8), folds=3, codes=[])

@@ -52,6 +52,10 @@ ASKING = {
     "fill": lambda m, x, y: m.bn(y) * torch.ops.aten.fill(y, 2.0),
     "copy": lambda m, x, y: m.bn(y) * torch.ops.aten.copy(y, x),
     "zero": lambda m, x, y: m.bn(y) + torch.ops.aten.zero(y),
+    "through a part": lambda m, x, y: m.bn(y) + torch.ones_like(y[:, :1].transpose(2, 3)),
+    "through lists": lambda m, x, y: m.bn(y) + y.split(2, 1)[1].new_ones(4),
+    "broadcast_tensors": lambda m, x, y: m.bn(y) + torch.broadcast_tensors(x[:, :1], y)[0],
+    "result_type": lambda m, x, y: m.bn(y).to(torch.result_type(y, x)),
     "of what the norm puts out": lambda m, x, y: (z := m.bn(y)).relu() + torch.ones_like(z),
     "of a tensor that is read too": lambda m, x, y: m.bn(y.view_as(y)),
     "several": lambda m, x, y: m.bn(y).type_as(y).view_as(y) + x.expand_as(y).type_as(y),
@@ -86,6 +90,7 @@ READING = {
     "the data of expand_as": lambda m, x, y: m.bn(y) + y.expand_as(x),
     "the data of type_as": lambda m, x, y: m.bn(y) + y.type_as(x),
     "the data of both": lambda m, x, y: m.bn(y) + y.view_as(y),
+    "part and shape of a part": lambda m, x, y: m.bn(y) + (z := y[:, :1]) * torch.ones_like(z),
     "a sum of a list": lambda m, x, y: m.bn(y) + torch.broadcast_tensors(x, y)[1],
 }
 
@@ -94,6 +99,11 @@ READING = {
 def test_readers_of_values(name):
     """The same operators read the values of their first tensor, whoever tells the shape."""
     both(READING[name], 0, codes=["shared-output"])
+
+
+def test_what_no_operator_reads():
+    """A program is all that runs. The code of a module may keep for itself what is not used."""
+    both(lambda m, x, y: (y[:, :1], m.bn(y))[1], 0, 1)
 
 
 def test_the_type_alone_is_taken_and_no_map_passes_a_conversion():

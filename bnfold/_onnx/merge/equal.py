@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 
 from onnx import NodeProto
 
@@ -13,7 +13,7 @@ from bnfold._onnx.merge.merging import reread
 from bnfold._onnx.merge.patch import Patch, lay
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
-from bnfold._onnx.read.scopes import copy_of, label, type_of
+from bnfold._onnx.read.scopes import Scope, copy_of, label, type_of
 from bnfold._plan.planner import Moves
 
 # Runtimes look for the whole pattern that such a map is part of.
@@ -21,8 +21,10 @@ _PART = "fused-operator"
 _COMMUTATIVE = ("Add", "Mul")
 
 
-def without_equals(graph: Graph, moves: Moves) -> tuple[Graph, tuple[Patch, ...]]:
-    """A graph in which of equal maps that stay the first alone is left, and a patch for each other.
+def without_equals(graph: Graph, moves: Moves) -> tuple[Graph, Patch | None]:
+    """A graph in which of equal maps that stay the first alone is left, and its patch.
+
+    The patch is None where no two are equal.
 
     Law: two operators of one type with the same attributes put out the same bits if each input of
     one is the tensor that the other reads there, or both are constants of one type, shape and
@@ -35,15 +37,21 @@ def without_equals(graph: Graph, moves: Moves) -> tuple[Graph, tuple[Patch, ...]
     """
     scope = graph.scope
     first: dict[Hashable, int] = {}
-    patches = []
+    equal: dict[int, int] = {}
+    instead: dict[str, str] = {}
     for index in _as_written(graph, moves):
         position = graph.positions[index]
-        known = first.setdefault(_identity(graph, scope.nodes[position]), position)
+        node = scope.nodes[position]
+        known = first.setdefault(_identity(graph, node, instead), position)
         value = graph.view.values[graph.view.nodes[index].outputs[0]]
         if known != position and value.pinned is None:
-            patches.append(_patch(graph, known, position))
-            lay(patches[-1], scope, graph.context.constants)
-    return (reread(graph, patches) if patches else graph), tuple(patches)
+            equal[position] = known
+            instead[node.output[0]] = scope.nodes[known].output[0]
+    if not equal:
+        return graph, None
+    patch = _patch(scope, equal, instead)
+    lay(patch, scope, graph.context.constants)
+    return reread(graph, [patch]), patch
 
 
 def _as_written(graph: Graph, moves: Moves) -> Iterator[int]:
@@ -65,10 +73,10 @@ def _as_written(graph: Graph, moves: Moves) -> Iterator[int]:
             yield index
 
 
-def _identity(graph: Graph, node: NodeProto) -> Hashable:
-    """What an operator computes, and of what."""
+def _identity(graph: Graph, node: NodeProto, instead: Mapping[str, str]) -> Hashable:
+    """What an operator computes, and of what; ``instead`` has tensors that are equal to others."""
     attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
-    operands = [_operand(graph, name) for name in node.input]
+    operands = [_operand(graph, instead.get(name, name)) for name in node.input]
     if node.op_type in _COMMUTATIVE and not attributes:
         operands.sort(key=lambda operand: isinstance(operand, str))
     return type_of(node), tuple(attributes), tuple(operands)
@@ -84,14 +92,15 @@ def _operand(graph: Graph, name: str) -> Hashable:
     return found.data_type, values.shape, content
 
 
-def _patch(graph: Graph, first: int, second: int) -> Patch:
-    """What lets the readers of the second of two equal operators read the first."""
-    scope = graph.scope
-    kept, gone = scope.nodes[first], scope.nodes[second]
-    nodes: dict[int, NodeProto | None] = {first: copy_of(kept), second: None}
-    for position in dict.fromkeys(scope.readers.get(gone.output[0], ())):
-        reader = nodes[position] = copy_of(scope.nodes[position])
-        for number, name in enumerate(reader.input):
-            if name == gone.output[0]:
-                reader.input[number] = kept.output[0]
-    return Patch(scope.path, EQUAL, first, nodes, {}, ((label(gone), gone.op_type),))
+def _patch(scope: Scope, equal: Mapping[int, int], instead: Mapping[str, str]) -> Patch:
+    """What takes out maps, and lets their readers read the maps that are equal to them."""
+    readers = {position for name in instead for position in scope.readers.get(name, ())}
+    nodes: dict[int, NodeProto | None] = {}
+    for position in sorted({*equal, *equal.values(), *readers}):
+        node = nodes[position] = None if position in equal else copy_of(scope.nodes[position])
+        for number, name in enumerate(node.input if node is not None else ()):
+            if name in instead and node is not None:
+                node.input[number] = instead[name]
+    gone = tuple((label(scope.nodes[p]), scope.nodes[p].op_type) for p in equal)
+    into = next(iter(equal.values()))
+    return Patch(scope.path, EQUAL, into, nodes, {}, gone, equal)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onnx import NodeProto, TensorProto
 
@@ -13,12 +13,16 @@ from bnfold._onnx.read.scopes import Scope
 
 @dataclass(frozen=True)
 class Patch:
-    """What one merge does to the graph at ``path``.
+    """What one merge, or dropping all maps that are found equal at once, does to a graph.
+
+    ``path`` is that of the graph.
 
     ``nodes`` has by position the node that stands there now, None for none. ``constants`` are new
     constants for these nodes. Their values are float64, not yet rounded; their element type is the
     one in which they will be stored. ``into`` is the position of the new linear operator, ``law``
-    the kind of merge. ``gone`` has the labels and types of the operators that vanish.
+    the kind of merge. ``gone`` has the labels and types of the operators that vanish. ``equal`` has
+    for each map that is dropped, by position, that of the map that is equal to it and stays: so an
+    operator that reads many of them is copied once. ``into`` is the first of those, then.
     """
 
     path: str
@@ -27,6 +31,7 @@ class Patch:
     nodes: Mapping[int, NodeProto | None]
     constants: Mapping[str, Constant]
     gone: tuple[tuple[str, str], ...] = ()
+    equal: Mapping[int, int] = field(default_factory=dict)
 
 
 def lay(patch: Patch, scope: Scope, constants: Constants) -> None:

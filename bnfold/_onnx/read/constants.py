@@ -29,13 +29,15 @@ from bnfold._onnx.read.sizes import Numbers
 Array = NDArray[Any]
 
 _OTHERS = """
-    Abs Add And Cast Ceil Clip Concat ConstantOfShape Cos CumSum Div Einsum Equal Exp Expand
-    Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual LeakyRelu Less
-    LessOrEqual Log MatMul Max Mean MeanVarianceNormalization Min Mul Neg Not Or Pad Pow Range
-    Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-    ReduceSumSquare Relu Reshape Round ScatterND Shape Sigmoid Sign Sin Size Slice Softplus
-    Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where Xor
+    Abs Add And Atan Cast Ceil Clip Concat ConstantOfShape Cos CumSum DepthToSpace Div Einsum Elu
+    Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual
+    HardSigmoid LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max Mean MeanVarianceNormalization
+    Min Mul Neg Not Or Pad Pow Range Reciprocal ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax
+    ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round ScatterND Selu
+    Shape Sigmoid Sign Sin Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub
+    Sum Tanh Tile Transpose Trilu Unsqueeze Where Xor
 """
+_FLATTENING = ("LogSoftmax", "Softmax")
 _EVALUATED = frozenset(NORMS).union(_OTHERS.split())
 
 _CACHED_BYTES = 1 << 20
@@ -279,7 +281,13 @@ def is_evaluated(node: NodeProto) -> bool:
 
 
 def evaluate(node: NodeProto, inputs: list[Array | None], opset: int) -> Array:
-    """The first output of one operator on the given values, by ONNX's reference implementation."""
+    """The first output of one operator on the given values, by ONNX's reference implementation.
+
+    Raises ``ValueError`` for a Softmax below opset 13. It makes a matrix of what it reads first,
+    and the reference does not.
+    """
+    if node.op_type in _FLATTENING and opset < 13:
+        raise ValueError(f"{node.op_type} means something else below opset 13")
     from onnx.reference import ReferenceEvaluator
 
     feeds = {

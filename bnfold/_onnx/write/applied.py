@@ -43,7 +43,8 @@ class Applied:
 
     ``law`` is "absorb", "compose" or "carry"; "cross" for an operator that maps were carried
     across; "merge" for a ``patch``, which changes the graph from which all later steps start, and
-    "equal" for one that drops the map that is equal to ``into``;
+    "equal" for one that drops the map that is equal to ``into``, whose ``patch`` drops others, too:
+    it is carried out with the last of them;
     "inline" for ``calls`` of local functions that became nodes before all else: all positions are
     those after it.
     ``into``, ``maps`` and ``chain`` are positions in the node list of the original graph. There

@@ -35,7 +35,7 @@ def apply(network: Network, settled: Iterable[tuple[Graph, Moves]]) -> Rewritten
     editor = Editor(network)
     result = Rewritten(relocated=editor.relocated, created=editor.created)
     for merges in network.merges:
-        result.applied += [_merged(patch) for patch in merges.patches]
+        result.applied += [step for patch in merges.patches for step in _merged(patch)]
     for (graph, moves), merges in zip(settled, network.merges, strict=True):
         _GraphRewriter(editor, graph, moves, merges, result).write()
     editor.finish()
@@ -225,14 +225,17 @@ class _GraphRewriter:
             self.names[name] = new
 
 
-def _merged(patch: Patch) -> Applied:
-    node = patch.nodes[patch.into]
-    assert node is not None
-    output = node.output[0]
-    law = "equal" if patch.law == EQUAL else "merge"
-    gone = (p for p, one in patch.nodes.items() if one is None or law == "merge")
-    maps = tuple(p for p in gone if p != patch.into)
-    return Applied(patch.path, law, patch.into, maps, (), output, output, patch=patch)
+def _merged(patch: Patch) -> Iterator[Applied]:
+    """The step of a merge, or one for each map that is dropped as equal."""
+    law, others = "merge", tuple(position for position in patch.nodes if position != patch.into)
+    steps: list[tuple[int, tuple[int, ...]]] = [(patch.into, others)]
+    if patch.law == EQUAL:
+        law, steps = "equal", [(into, (gone,)) for gone, into in patch.equal.items()]
+    for into, maps in steps:
+        node = patch.nodes[into]
+        assert node is not None
+        output = node.output[0]
+        yield Applied(patch.path, law, into, maps, (), output, output, patch=patch)
 
 
 def _factors(maps: Iterable[Map]) -> tuple[Factor, ...]:

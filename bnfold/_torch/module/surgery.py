@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
@@ -16,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bnfold._core import absorbing
+from bnfold._core.affine import Vector
 from bnfold._core.index_maps import equal
 from bnfold._core.parameters import Reading, Site
 from bnfold._core.reasons import Reason
@@ -60,6 +62,15 @@ def per_channel(view: View, readings: Sequence[Reading], move: Move, norm: nn.Mo
         values = values.to(own[0].device) if own else values
         made.register_parameter(name, nn.Parameter(values.clone(), requires_grad=learns))
     return made.eval()
+
+
+Taken = tuple[Vector, Vector, tuple[object, ...]]
+
+
+def _same(one: Taken, other: Taken) -> bool:
+    """Whether two calls take in the same, bit by bit, at the same places."""
+    vectors = zip(one[:2], other[:2], strict=True)
+    return one[2] == other[2] and all(np.array_equal(*pair) for pair in vectors)
 
 
 Uneven = tuple[tuple[fx.Node, ...], str]
@@ -116,12 +127,27 @@ class Surgery:
         """The operators whose calls would not all take in the same, bit by bit."""
         found: set[Uneven] = set()
         for calls in self._owned.several:
-            first, *others = (moves.sides.get(self._graph.numbers[node], Sides()) for node in calls)
-            if not all(equal(first.ahead, other.ahead) for other in others):
+            first, *others = (self._graph.numbers[node] for node in calls)
+            ahead, behind = self._taken(first, moves)
+            if not all(_same(ahead, self._taken(other, moves)[0]) for other in others):
                 found.add((calls, "ahead"))
-            if not all(equal(first.behind, other.behind) for other in others):
+            if not all(_same(behind, self._taken(other, moves)[1]) for other in others):
                 found.add((calls, "behind"))
         return found
+
+    def _taken(self, index: int, moves: Moves) -> tuple[Taken, Taken]:
+        """What goes into the parameters of an operator, ahead and behind: the scale, the shift, and
+        where they lie in each weight and bias. The axis of the data says too little: on data of
+        another rank the same axis may be another one of the weight, and another one the same.
+        """
+        sides = moves.sides.get(index, Sides())
+        axis = sides.behind.axis
+        places = tuple(
+            None if axis is None else (site.layout(axis), site.bias_along(axis))
+            for site in self._graph.readings[index].sites
+        )
+        ahead, behind = sides.ahead, sides.behind
+        return (ahead.scale, ahead.shift, ()), (behind.scale, behind.shift, places)
 
     def restricted(self, view: View, uneven: Set[Uneven] = frozenset()) -> View:
         """A view in which operators absorb only maps that fit their module's parameters.

@@ -20,19 +20,24 @@ from bnfold._core.operators.quantized import Quantization
 from bnfold._core.operators.record import UNKNOWN, Operator, Row, Unfixed, Unweighted
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
+from bnfold._core.result import Kept
 from bnfold._core.view import (
     OPAQUE,
     Absorber,
     Affine,
     Barrier,
+    Carrier,
     Crossing,
     Node,
+    Opaque,
     Role,
     Value,
     View,
 )
 from bnfold._merge.stored import Load
-from bnfold._plan.planner import Move
+from bnfold._plan.fit import standing_batch_norm
+from bnfold._plan.places import Standing
+from bnfold._plan.planner import Move, Moves
 from bnfold._torch.read import affine, crossed, linear, rearranged
 from bnfold._torch.read.aliases import Memory
 from bnfold._torch.read.constants import Constants
@@ -50,6 +55,7 @@ from bnfold._torch.read.nodes import (
     places,
     reads_of,
     shape_of,
+    valueless,
 )
 from bnfold._torch.read.quantized import DEQUANTIZERS, FAKE, QUANTIZERS
 
@@ -142,9 +148,8 @@ def read(
     records = tuple(operator_of(context, node, memory.torn) for node in nodes)
     readings = tuple(record.reading() for record in records)
     holders = tuple(graph.nodes)
-    values = _Values(
-        holders, {**_hooked(nodes, modules, labels), **_put_out(graph), **(kept or {})}
-    )
+    pinned = {**_hooked(nodes, modules, labels), **_put_out(graph), **(kept or {})}
+    values = _Values(holders, pinned, valueless(nodes, pinned, whole=module is None))
     view_nodes = tuple(
         values.node(labels[node], node, reading.role)
         for node, reading in zip(nodes, readings, strict=True)
@@ -161,7 +166,13 @@ def operators(graph: fx.Graph) -> tuple[fx.Node, ...]:
 class _Values:
     """Numbers the tensors of a program, and notes the writer and the readers of each."""
 
-    def __init__(self, holders: Sequence[fx.Node], pinned: Mapping[fx.Node, Reason]) -> None:
+    def __init__(
+        self,
+        holders: Sequence[fx.Node],
+        pinned: Mapping[fx.Node, Reason],
+        valueless: Set[fx.Node],
+    ) -> None:
+        self._valueless = valueless
         self._numbers = {node: number for number, node in enumerate(holders)}
         self._pinned = pinned
         self._producers: dict[fx.Node, int] = {}
@@ -180,6 +191,8 @@ class _Values:
         if node in self._parts:
             return Node(label, kind_of(node), OPAQUE, (), ())
         inputs, apart = list(reads_of(node)), asked(node)
+        if node in self._valueless and isinstance(role, Crossing | Carrier | Opaque):
+            role, apart = OPAQUE, tuple(range(len(inputs)))
         for number, source in enumerate(inputs):
             readers = self._shape_readers if number in apart else self._readers
             readers.setdefault(source, []).append(place)
@@ -270,6 +283,39 @@ def clashes(graph: Graph, moves: Sequence[Move]) -> dict[int, Reason]:
         message = f"without {label}, {writer.name} would write into a tensor that is read elsewhere"
         found[number] = Reason("shared-output", label, message)
     return found
+
+
+def norms_of_weights(graph: Graph, moves: Moves) -> tuple[Kept, ...]:
+    """The norms of constants alone that are still there when the moves are made.
+
+    They are no maps, since no data pass them. One goes if whoever reads what it makes takes in a
+    scale, as the result is then stored, or goes itself.
+    """
+    sides = moves.sides.items()
+    changed = [i for i, s in sides if not (s.behind.keeps_scale and s.ahead.keeps_scale)]
+    gone = {graph.nodes[i] for i in (*changed, *(i for m in moves.moves for i in m.maps))}
+    found, is_constant = list[Kept](), graph.context.is_constant
+    for node in reversed(graph.nodes):
+        sources = node.all_input_nodes
+        fixed = is_constant(node) or (bool(sources) and all(map(is_constant, sources)))
+        if fixed and all(user in gone for user in node.users):
+            gone.add(node)
+        elif fixed and is_norm(node):
+            label = graph.view.nodes[graph.numbers[node]].label
+            message = f"{label} computes a weight, the same in every run: no data pass it"
+            why = Reason("constant-norm", label, message)
+            found.append(Kept(label, kind_of(node), why.code, label, message, why.advice, ""))
+    return tuple(reversed(found))
+
+
+def written(graph: Graph, view: View, move: Move, standing: Standing) -> Sequence[str]:
+    """The types of PyTorch's operators for one that a move leaves; see `Standing`."""
+    if standing.op == "BatchNormalization":
+        return (view.nodes[standing_batch_norm(graph.readings, move)].op,)
+    if standing.op == "Conv":
+        shape = view.values[view.nodes[move.maps[-1]].outputs[0]].shape or ()
+        return (f"conv{len(shape) - 2}d",)
+    return {"Mul": ("mul",), "ScaleShift": ("mul", "add")}.get(standing.op, ("add",))
 
 
 def path_of(node: fx.Node) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,10 +67,16 @@ _OF_SELF = (
     "new_empty_strided new_full new_ones new_zeros numel ones_like rand_like randint_like "
     "randn_like size sym_numel sym_size sym_stride zero zeros_like"
 )
-_OF_OTHER = "expand_as is_same_size reshape_as to type_as view_as"
+_OF_OTHER = "expand_as is_same_size reshape_as result_type to type_as view_as"
 _OF_A = "_assert_tensor_metadata device dtype layout"
 _ASKED = {
-    name: kinds.split() for name, kinds in (("self", _OF_SELF), ("other", _OF_OTHER), ("a", _OF_A))
+    name: kinds.split()
+    for name, kinds in (
+        ("self", _OF_SELF),
+        ("other", _OF_OTHER),
+        ("a", _OF_A),
+        ("tensor", "result_type"),
+    )
 }
 """By the name of an argument, the operators that take its shape, type or device alone."""
 
@@ -120,10 +126,49 @@ def asked(node: Node) -> tuple[int, ...]:
     """
     kind = kind_of(node)
     names = [name for name, kinds in _ASKED.items() if kind in kinds]
-    if not names or getattr(node.target, "namespace", "") not in ("aten", "prim"):
+    if getattr(node.target, "namespace", "") not in ("aten", "prim"):
         return ()
+    if kind == "broadcast_tensors":  # Each part has the values of one tensor, the sizes of all.
+        used = {number_of(part) for part in parts_of(node) if part.target is operator.getitem}
+        return tuple(k for k, _ in enumerate(reads_of(node)) if k not in used)
     known = places(node)
     return tuple(number for name in names for number in known.get(name, ()))
+
+
+def valueless(nodes: Sequence[Node], seen: Container[Node], whole: bool) -> set[Node]:
+    """The operators whose values nobody reads, among ``nodes`` in their order.
+
+    All that reads them asks for their shape or type alone, or is such an operator itself:
+    ``ones_like(y[:, :1])`` takes no value of y. They write nothing, and are none of those ``seen``
+    by somebody outside the graph. Something has to read them, unless the graph is the ``whole``
+    of what runs: the code of a module may keep what no operator reads.
+    """
+    found = set[Node]()
+    for node in reversed(nodes):
+        schema = getattr(node.target, "_schema", None)
+        pure = node.target is operator.getitem or (
+            getattr(node.target, "namespace", "") == "aten"
+            and schema is not None
+            and not schema.is_mutable
+        )
+        if (
+            pure
+            and node not in seen
+            and node.meta.get("val") is not None
+            and (whole or node.target is operator.getitem or _is_used(node))
+            and all(
+                user in found
+                or (user.op == "call_function" and asked(user) and node not in values_read(user))
+                for user in node.users
+            )
+        ):
+            found.add(node)
+    return found
+
+
+def _is_used(node: Node) -> bool:
+    """Whether an operator reads what a node puts out, or a part of the list that it puts out."""
+    return any(user.target is not operator.getitem or user.users for user in node.users)
 
 
 def values_read(node: Node) -> list[Node]:
