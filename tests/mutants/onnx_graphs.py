@@ -342,6 +342,13 @@ MUTANTS = (
         "tests/cli/test_damaged.py",
     ),
     Mutant(
+        "a tensor behind many numbers of an attribute is forgotten",
+        "_onnx/files/lean.py",
+        "return held if len(held) <= _FEW else None",
+        "return held",
+        "tests/test_lean.py",
+    ),
+    Mutant(
         "an interrupt leaves old data that nobody reads",
         "_onnx/files/save.py",
         "self._remove(placed if self.finished.exists() else old)",
