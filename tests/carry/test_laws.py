@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ..graphs import codes, op, overridable
+from ..graphs import codes, const, conv, folds, model, op, overridable, rand
 from ..runtimes import counts_what_is_past_the_end
 from .nets import (
     EVERY,
@@ -200,6 +200,7 @@ LAWS = {
         one("Pad", pads=AROUND, value=0.5), UNIFORM | {"minus"}, UNIFORM | {"minus"}, 10
     ),
     "Expand": Law(with_inputs("Expand", integers(2, 4, 4, 4)), EVERY, EVERY, 18, (1, 4, 4, 1)),
+    "Tile": Law(with_inputs("Tile", integers(3, 1, 2, 1)), EVERY, EVERY),
     "Slice": Law(
         with_inputs("Slice", integers(-1), integers(-9), integers(3), integers(-2)), EVERY, EVERY
     ),
@@ -265,6 +266,20 @@ def test_a_resize_that_leaves_the_size_equal_still_mixes():
     goes(behind(resize("linear", scales=(1, 1, 2, 1.04)), "positive"))
     mixed = resize("nearest", "asymmetric", (1, 1.04, 1, 2), nearest_mode="floor")
     stays(behind(mixed, "positive"), "not-carried")
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), rand(8, 1, 1)])
+def test_a_tile_of_channels_lets_one_number_for_all_pass(value):
+    made = model(
+        conv("conv", "x", "c", (4, 4, 1, 1)),
+        (op("Tile", "c n", "t"), {"n": np.array([1, 2, 1, 1])}),
+        const("Mul", "t", "y", value, name="map"),
+        x=(2, 4, 4, 4),
+    )
+    if value.size == 1:
+        folds(made, Conv=1, Tile=1)
+    else:
+        stays(made, "not-carried")
 
 
 def test_windows_without_a_known_element_let_nothing_pass():

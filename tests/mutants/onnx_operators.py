@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "what a Tile repeats keeps its place",
+        "_onnx/read/rearranged.py",
+        "if n is not None and n == after[k + offset]}",
+        "if n is not None}",
+        "tests/carry/test_laws.py",
+    ),
+    Mutant(
         "a Cast to any type is the identity",
         "_onnx/read/crossed.py",
         "same = wanted and wanted == read",

@@ -103,7 +103,11 @@ def _between_depth_and_space(context: Context, node: NodeProto) -> Law:
 
 
 def _expand(context: Context, node: NodeProto) -> Law:
-    """Expand repeats elements along axes of size 1. Along other axes they keep their places."""
+    """Expand and Tile repeat elements along some axes. Along those whose size is the same ahead and
+    behind, elements keep their places.
+
+    A Tile of opset 1 says how often and along which axis with two inputs more, in the same way.
+    """
     before, after = context.shape(node.input[0]), context.shape(node.output[0])
     if before is None or after is None or len(after) < len(before):
         return Mixed(None, 1.0)
@@ -210,6 +214,7 @@ ROWS: dict[str, OnnxRow] = {
     "SpaceToDepth": of_one(_between_depth_and_space),
     "Split": of_one(_split),
     "Squeeze": of_one(_squeeze),
+    "Tile": of_one(_expand),
     "Transpose": of_one(_transpose),
     "Unsqueeze": of_one(_unsqueeze),
 }
