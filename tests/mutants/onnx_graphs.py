@@ -300,6 +300,20 @@ MUTANTS = (
         "tests/test_shapes.py",
     ),
     Mutant(
+        "a size in a body of a function is the same size in all calls",
+        "_onnx/read/shapes.py",
+        "_copy_node(node, target.node.add(), None, own)",
+        "_copy_node(node, target.node.add(), itertools.count(), own)",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "an attribute that a call sets is lost to shape inference",
+        "_onnx/read/shapes.py",
+        "if attribute.ref_attr_name:",
+        "if False:",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "a tree ensemble is copied to learn its shapes",
         "_onnx/read/shapes.py",
         'trees = kind.startswith(f"{_CLASSICAL}::TreeEnsemble")',
