@@ -1,8 +1,8 @@
 """Fold every architecture of timm and torchvision that fits the machine, with random weights.
 
 Each is folded as a module and as an exported program, in float64, and compared with the original on
-one input. BatchNorms are counted before and after, beside what other fusions leave of them: those
-of torch.fx and of torch.ao, and timm's own reparameterization::
+one input. The BatchNorms that run are counted before and after, beside what other fusions leave of
+them: those of torch.fx and of torch.ao, and timm's own reparameterization::
 
     pip install --no-deps timm torchvision
     python benchmarks/zoo.py zoo.jsonl              # goes on where it was stopped
@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import bnfold
 
@@ -43,6 +43,7 @@ SECONDS = 240
 GIBIBYTES = 10
 PARAMETERS = 40e6
 OF_EACH_MODULE = 5
+OF_EACH_PROCESS = 20
 SIZES = (64, 96, 128, 160, 224, 256)
 TOLERANCE = 1e-9
 """What float64 may be apart, relative to the largest number of an output."""
@@ -83,9 +84,12 @@ def _lines(path: Path) -> list[str]:
 def _folded(names: list[str], end: float) -> Iterator[dict[str, Any]]:
     """The rows of architectures, each folded in a process that may die."""
     pool: ProcessPoolExecutor | None = None
-    for name in names:
+    for number, name in enumerate(names):
         if time.monotonic() > end:
             break
+        if pool is not None and number % OF_EACH_PROCESS == 0:  # What PyTorch keeps grows.
+            pool.shutdown()
+            pool = None
         pool = pool or ProcessPoolExecutor(1, get_context("spawn"), _begin)
         try:
             yield pool.submit(_row, name).result()
@@ -219,23 +223,27 @@ def _measured(name: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "parameters": sum(p.numel() for p in module.parameters()),
         "size": image.shape[-1],
-        "norms": _norms(module),
+        "norms": _norms(module, image),
     }
     program, seconds = _timed(lambda: torch.export.export(module, (image,), strict=False))
     folded, of_fold = _timed(lambda: bnfold.fold(module, (image,)))
     row |= {"export": round(seconds, 2), "fold": round(of_fold / seconds, 2)}
-    row |= {"left": _norms(folded), "difference": _difference(module(image), folded(image))}
+    row |= {"left": _norms(folded, image)}
+    row |= {"difference": _difference(module(image), folded(image))}
     if row["left"]:
         row["kept"] = _codes(bnfold.plan(module, (image,)))
+        merged = bnfold.fold(module, (image,), merge=True)
+        row["merged"] = _norms(merged, image)
+        row["difference"] = max(row["difference"], _difference(module(image), merged(image)))
     plan = bnfold.plan(program)
     exported = bnfold.fold(program)
     row["program"] = {
-        "norms": _of_program(program),
-        "left": _of_program(exported),
+        "norms": _norms(program.module(), image),
+        "left": _norms(exported.module(), image),
         "difference": _difference(module(image), exported.module()(image)),
         "kept": _codes(plan),
     }
-    row |= {other: _left(fuse, module) for other, fuse in zip(OTHERS, _FUSIONS, strict=True)}
+    row |= {o: _left(fuse, module, image) for o, fuse in zip(OTHERS, _FUSIONS, strict=True)}
     return row
 
 
@@ -244,12 +252,22 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return call(), time.perf_counter() - begun
 
 
-def _norms(module: nn.Module) -> int:
-    return sum(isinstance(part, _BatchNorm) for part in module.modules())
+class _Counting(TorchDispatchMode):
+    """Counts the BatchNorms that run, whoever calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.norms: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.norms += int("batch_norm" in func.__name__)
+        return func(*args, **(kwargs or {}))
 
 
-def _of_program(program: torch.export.ExportedProgram) -> int:
-    return sum("batch_norm" in str(node.target) for node in program.graph.nodes)
+def _norms(module: nn.Module, image: Tensor) -> int:
+    with torch.no_grad(), _Counting() as counting:
+        module(image)
+    return int(counting.norms)
 
 
 def _codes(plan: bnfold.Plan) -> dict[str, int]:
@@ -291,26 +309,43 @@ def _timm(module: nn.Module) -> nn.Module:
 _FUSIONS = (_fx, _fuse_fx, _timm)
 
 
-def _left(fuse: Callable[[nn.Module], nn.Module], module: nn.Module) -> int | None:
+def _left(fuse: Callable[[nn.Module], nn.Module], module: nn.Module, image: Tensor) -> int | None:
     """How many norms another fusion leaves; None if it raises."""
     try:
-        return _norms(fuse(copy.deepcopy(module)))
+        return _norms(fuse(copy.deepcopy(module)), image)
     except Exception:
         return None
 
 
 # --- the table --------------------------------------------------------------------------------
 
-_HEAD = """# Architectures of timm and torchvision
+_COLUMNS = (
+    *("architecture", "norms", "module", "merged", "program", "fx", "fuse_fx", "timm"),
+    *("apart", "fold", "stays"),
+)
+    "architecture",
+    "norms",
+    "module",
+    "merged",
+    "program",
+    "fx",
+    "fuse_fx",
+    "timm",
+    "apart",
+    "fold",
+    "stays",
+]
+_HEAD = f"""# Architectures of timm and torchvision
 
-Made by `python benchmarks/zoo.py`; its text says how. BatchNorms before, and after folding the
-module and its exported program; `fx`, `fuse_fx` and `timm` are what the fusions of torch.fx, of
-torch.ao and timm's own leave of those of the module (a dash where they raise). `apart` is the
-larger of both differences, relative, in float64; `fold` the time of folding the module over that of
-its export, on a shared machine. What stays is listed with its code.
+Made by `python benchmarks/zoo.py`; its text says how. BatchNorms that run before, and after folding
+the module, the module with `merge=True` where that was tried, and its exported program; `fx`,
+`fuse_fx` and `timm` are what the fusions of torch.fx, of torch.ao and timm's own leave of those of
+the module (a dash where they raise). `apart` is the largest difference, relative, in float64;
+`fold` the time of folding the module over that of its export, on a shared machine. What stays is
+listed with its code.
 
-| architecture | norms | module | program | fx | fuse_fx | timm | apart | fold | what stays |
-|---|---|---|---|---|---|---|---|---|---|
+| {" | ".join(_COLUMNS)} |
+|{"---|" * len(_COLUMNS)}
 """
 
 
@@ -320,16 +355,17 @@ def _write_table(rows: list[dict[str, Any]]) -> int:
     failed = [row for row in rows if "error" in row]
     wrong = [row["name"] for row in fine if not _apart(row) < TOLERANCE]
     behind = [
-        f"{row['name']} ({other} {row[other]} < {row['left']})"
+        f"{row['name']} ({other} {row[other]} < {_fewest(row)})"
         for row in fine
         for other in OTHERS
-        if row[other] is not None and row[other] < row["left"]
+        if row[other] is not None and row[other] < _fewest(row)
     ]
     ratios = sorted(row["fold"] for row in fine)
     ends = [
         f"{len(fine)} architectures, {len(wrong)} wrong; "
         f"{sum(row['norms'] for row in fine)} norms, {sum(row['left'] for row in fine)} left in "
-        f"modules, {sum(row['program']['left'] for row in fine)} in programs. "
+        f"modules, {sum(map(_fewest, fine))} with `merge=True` where norms are left, "
+        f"{sum(row['program']['left'] for row in fine)} in programs. "
         f"Median of `fold`: {ratios[len(ratios) // 2] if ratios else 0}.",
         "Another tool leaves fewer: " + ("; ".join(behind) or "nowhere") + ".",
         *(f"Not folded: {row['name']} ({row['error']})." for row in failed),
@@ -339,6 +375,10 @@ def _write_table(rows: list[dict[str, Any]]) -> int:
     path.write_text(_HEAD + lines + "\n" + "\n\n".join(ends) + "\n", encoding="utf-8")
     print("\n".join(ends))
     return int(bool(wrong or behind))
+
+
+def _fewest(row: dict[str, Any]) -> int:
+    return int(row.get("merged", row["left"]))
 
 
 def _apart(row: dict[str, Any]) -> float:
@@ -351,7 +391,8 @@ def _line(row: dict[str, Any]) -> str:
     stays = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
     others = " | ".join("-" if row[o] is None else str(row[o]) for o in OTHERS)
     return (
-        f"| {row['name']} | {row['norms']} | {row['left']} | {program['left']} | {others} "
+        f"| {row['name']} | {row['norms']} | {row['left']} | {row.get('merged', '-')} "
+        f"| {program['left']} | {others} "
         f"| {_apart(row):.0e} | {row['fold']} | {stays} |\n"
     )
 
