@@ -323,18 +323,6 @@ _COLUMNS = (
     *("architecture", "norms", "module", "merged", "program", "fx", "fuse_fx", "timm"),
     *("apart", "fold", "stays"),
 )
-    "architecture",
-    "norms",
-    "module",
-    "merged",
-    "program",
-    "fx",
-    "fuse_fx",
-    "timm",
-    "apart",
-    "fold",
-    "stays",
-]
 _HEAD = f"""# Architectures of timm and torchvision
 
 Made by `python benchmarks/zoo.py`; its text says how. BatchNorms that run before, and after folding
