@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 import bnfold
 from bnfold._core.affine import AffineMap
@@ -30,6 +30,7 @@ from .graphs import (
     positive,
     rand,
     stays,
+    subgraph,
 )
 
 
@@ -583,3 +584,56 @@ def test_long_rows_of_numbers_are_not_copied_to_learn_shapes(monkeypatch):
     assert sizes(made, "y") == (1, 5000)
     table, call, constant, _ = runs[0].graph.node
     assert table.ByteSize() < 200 and constant.ByteSize() < 200 and call.ByteSize() > 20_000
+
+
+LARGE = numpy_helper.from_array(np.ones((1, 5000), np.float32), "k")
+
+
+def calling(*body, attributes=(), **given):
+    """A model that calls a local function, whose output is its own."""
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    inner = helper.make_function("own", "F", ["a"], ["b"], body, imports[:1], [*attributes])
+    made = model(op("F", "x", "y", domain="own", **given), x=(3, 1), opset=17)
+    made.opset_import.append(imports[1])
+    made.functions.append(inner)
+    return made
+
+
+def test_large_constants_of_functions_are_not_copied_to_learn_shapes(monkeypatch):
+    """In a body of theirs, too. What a call sets is handed on, a tensor like all else."""
+    add = op("Add", "a k", "b")
+    inner = subgraph(op("Constant", "", "k", value=LARGE), op("Add", "a k", "t"), y="t")
+    chosen = op("If", "c", "b", then_branch=inner, else_branch=inner)
+    compared = op("Greater", "a a", "g"), op("ReduceMax", "g", "c", keepdims=0)
+    set_by_call = helper.make_node("Constant", [], ["k"])
+    set_by_call.attribute.add(name="value", type=AttributeProto.TENSOR, ref_attr_name="row")
+    runs, run = [], shapes.run
+    monkeypatch.setattr(shapes, "run", lambda skeleton: runs.append(skeleton) or run(skeleton))
+    for made in (
+        calling(op("Constant", "", "k", value=LARGE), add),
+        calling(*compared, chosen),
+        calling(set_by_call, add, attributes=["row"], row=LARGE),
+    ):
+        runs.clear()
+        assert sizes(made, "y") == (3, 5000)
+        assert runs[0].ByteSize() < 2000 < made.ByteSize()
+
+
+def test_bodies_in_two_calls_of_a_function_have_sizes_of_their_own():
+    """What one call of it reads is no larger or smaller than what another one reads."""
+    scanned = helper.make_graph(
+        [op("Relu", "e", "r")],
+        "body",
+        [helper.make_tensor_value_info("e", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("r", TensorProto.FLOAT, None)],
+    )
+    scan = op("Scan", "a", "b", body=scanned, num_scan_inputs=1)
+    made = calling(scan)
+    made.graph.input.add().CopyFrom(made.graph.input[0])
+    made.graph.input[1].name = "z"
+    for value, size in zip(made.graph.input, "pq", strict=True):
+        value.type.tensor_type.shape.dim[1].dim_param = size
+    made.graph.node.append(op("F", "z", "w", domain="own"))
+    context = read(made, None).graphs[0].context
+    first, second = (context.sizes(name) for name in "yw")
+    assert first is None or second is None or None in (*first, *second) or first != second

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bnfold._core.result import REWRITES, Fold, Kept, Plan
 from bnfold._core.view import Affine, View
 from bnfold._merge.merging import Stays
+from bnfold._plan.places import Standing
 from bnfold._plan.planner import Move, Moves
 
+Written = Callable[[View, Move, Standing], Sequence[str]]
+"""The types of the operators that are written for one that a move leaves."""
 
-def summarize(settled: Iterable[tuple[str, View, Moves]], before: Mapping[str, int]) -> Plan:
+
+def _as_in_onnx(view: View, move: Move, standing: Standing) -> Sequence[str]:
+    return (standing.op,)
+
+
+def summarize(
+    settled: Iterable[tuple[str, View, Moves]],
+    before: Mapping[str, int],
+    written: Written = _as_in_onnx,
+) -> Plan:
     """The plan of a model: for each of its graphs the path to it, its view and its moves.
 
     ``before`` counts the operators of the whole model by type.
@@ -20,9 +32,10 @@ def summarize(settled: Iterable[tuple[str, View, Moves]], before: Mapping[str, i
     folds, kept = [], []
     for path, view, moves in settled:
         for move in moves.moves:
-            folds.append(_fold(path, view, move, moves))
+            left = [name for each in move.stands for name in written(view, move, each)]
+            folds.append(_fold(path, view, move, moves, left))
             after.subtract(view.nodes[i].op for i in move.maps)
-            after.update(standing.op for standing in move.stands)
+            after.update(left)
         for pair in moves.unneeded:
             after.subtract(view.nodes[i].op for i in (pair.up, *pair.down))
         for index, op in moves.turned.items():
@@ -44,7 +57,7 @@ def summarize(settled: Iterable[tuple[str, View, Moves]], before: Mapping[str, i
     return Plan(tuple(folds), tuple(kept), dict(before), dict(+after))
 
 
-def _fold(path: str, view: View, move: Move, moves: Moves) -> Fold:
+def _fold(path: str, view: View, move: Move, moves: Moves, left: Sequence[str]) -> Fold:
     nodes, turned = view.nodes, moves.turned
     ended = {end.node for end in move.ends}
     crossed = [nodes[i].op for i in (*move.carriers, *move.crossed) if i not in ended]
@@ -62,9 +75,9 @@ def _fold(path: str, view: View, move: Move, moves: Moves) -> Fold:
     if move.ends and move.law == "carry":
         target = nodes[move.ends[0].node].label
     if move.stands and move.law != "compose":
-        laws.append(f"leave {' and '.join(s.op for s in move.stands)}")
+        laws.append(f"leave {' and '.join(left)}")
     if move.rewrites:
-        laws = [REWRITES + " and ".join(standing.op for standing in move.stands)]
+        laws = [REWRITES + " and ".join(left)]
     elif move.law == "compose" and not move.stands:
         laws.insert(0, "drop the identity")
     elif len(move.maps) > 1 or move.law == "compose" or (move.law == "carry" and not move.ends):

@@ -82,12 +82,17 @@ class Steps:
         """
         old, new = self._before.scopes[path], self._after.scopes[path]
         made = (step for step in self._of.get(path, ()) if step.law in ("carry", "compose"))
-        steps = (step for step in made if step.source == step.output)
-        for step in sorted(steps, key=lambda step: step.into):
-            for name in old.nodes[step.into].input:
-                one, other = old.writer(name), new.writer(step.output)
-                if one.output and other.output and _is_same(one, other, name, step.output, found):
-                    found.setdefault(name, step.output)
+        pairs = [
+            (old.producers[name], name, step.output)
+            for step in made
+            if step.source == step.output
+            for name in old.nodes[step.into].input
+            if name in old.producers
+        ]
+        for place, name, now in sorted(pairs):  # In order: one may read what another writes.
+            other = new.writer(now)
+            if other.output and _is_same(old.nodes[place], other, name, now, found):
+                found.setdefault(name, now)
 
     def require_same_data(self, old: Scope, new: Scope, node: NodeProto, twin: NodeProto) -> None:
         """Raise `Mismatch` where an operator reads other data than it did.

@@ -300,6 +300,20 @@ MUTANTS = (
         "tests/test_shapes.py",
     ),
     Mutant(
+        "a size in a body of a function is the same size in all calls",
+        "_onnx/read/shapes.py",
+        "_copy_node(node, target.node.add(), None, own)",
+        "_copy_node(node, target.node.add(), itertools.count(), own)",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "an attribute that a call sets is lost to shape inference",
+        "_onnx/read/shapes.py",
+        "if attribute.ref_attr_name:",
+        "if False:",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
         "a tree ensemble is copied to learn its shapes",
         "_onnx/read/shapes.py",
         'trees = kind.startswith(f"{_CLASSICAL}::TreeEnsemble")',
@@ -340,6 +354,13 @@ MUTANTS = (
         '_SLICES = frozenset(("GatherND", "Slice"))',
         '_SLICES = frozenset(("Slice",))',
         "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "a tensor behind many numbers of an attribute is forgotten",
+        "_onnx/files/lean.py",
+        "return held if len(held) <= _FEW else None",
+        "return held",
+        "tests/test_lean.py",
     ),
     Mutant(
         "an interrupt leaves old data that nobody reads",

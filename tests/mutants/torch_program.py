@@ -69,6 +69,13 @@ MUTANTS = (
         "tests/torch/test_shape_readers.py",
     ),
     Mutant(
+        "what is left of a norm is counted under another name",
+        "_torch/read/graph.py",
+        'get(standing.op, ("add",))',
+        'get(standing.op, ("Add",))',
+        "tests/torch/test_depthwise.py::test_a_plan_names_the_operators_of_pytorch",
+    ),
+    Mutant(
         "one reader that stores a weight speaks for the norm that makes it",
         "_torch/read/graph.py",
         "if fixed and all(user in gone",

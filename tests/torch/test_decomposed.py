@@ -406,11 +406,13 @@ def test_a_norm_that_nothing_reads():
 
 
 def folded_away(program: ExportedProgram, x: Tensor) -> int:
-    """How many maps go from the decomposition of a program. Each that is left has a reason."""
+    """How many maps go from the decomposition of a program. Each that is left has a reason; it may
+    stand as a Mul and an Add.
+    """
     lowered = program.run_decompositions()
     plan, folded = planned_and_folded(lowered)
     same(lowered, folded, x, 1e-8)
-    assert affine(folded) <= sum(kept.kind == "map" for kept in plan.kept)
+    assert affine(folded) <= 2 * sum(kept.kind == "map" for kept in plan.kept)
     return affine(lowered) - affine(folded)
 
 

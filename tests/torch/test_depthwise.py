@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -213,3 +214,28 @@ def test_the_module_of_ours(shape):
     for net in (made, torch.jit.script(made), copy.deepcopy(made), loaded, exported):
         assert torch.equal(net(x), wanted)
     assert "ScaleShift(4)" in repr(made)
+
+
+def test_a_plan_names_the_operators_of_pytorch():
+    """What is left is counted under the names that the program has."""
+
+    class Left(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.last = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.last(self.bn(self.conv(x).relu()).sigmoid()).sigmoid()
+
+    x = rand(4, 4, 4, 4)
+    given = torch.export.export(ready(Left()), (x,))
+    for program in (given, given.run_decompositions()):
+        for depthwise in (False, True):
+            plan = bnfold.plan(program, depthwise=depthwise)
+            graph = bnfold.fold(program, depthwise=depthwise).graph
+            made = Counter(
+                n.target.__name__.partition(".")[0] for n in graph.nodes if n.op == "call_function"
+            )
+            assert {**plan.after, "getitem": 0} == {**made, "getitem": 0}
+    after = bnfold.plan(ready(Left()), (x,), depthwise=True).after
+    assert after == {"conv2d": 3, "relu": 1, "sigmoid": 2}

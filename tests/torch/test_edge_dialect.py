@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 torch = pytest.importorskip("torch")
-exir = pytest.importorskip("executorch.exir", reason="needs executorch", exc_type=ImportError)
+exir = pytest.importorskip("executorch.exir", reason="needs executorch")
 
 from torch import nn  # noqa: E402
 

@@ -149,6 +149,15 @@ def test_a_tensor_may_take_the_name_of_an_output(zeros: int) -> None:
     assert all(certificate.holds for certificate in done.certificates())
 
 
+def test_two_tensors_may_take_names_of_outputs() -> None:
+    """The one that the other one is computed from gets its name by the later operator."""
+    zero = np.float32([0])
+    chain = op("Abs", "x", "a"), op("Neg", "a", "b"), const("Add", "b", "q", zero)
+    done = folded(model(*chain, const("Add", "a", "p", zero), op("Relu", "b", "y"), y="p q y"))
+    assert [node.op_type for node in done.folded.graph.node] == ["Abs", "Neg", "Relu"]
+    assert all(certificate.holds for certificate in done.certificates())
+
+
 @pytest.mark.parametrize("what", ["weights", "attribute", "operator", "data"])
 def test_another_tensor_under_the_name_of_an_output_is_seen(what: str) -> None:
     done = folded(without_zeros())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -16,7 +17,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from bnfold._onnx import tensors
 from bnfold._onnx.files.external import OWN, is_own
-from bnfold._onnx.files.wire import BYTES, Unusual, fields, number, prefix
+from bnfold._onnx.files.wire import BYTES, Field, Unusual, fields, number, prefix
 from bnfold._onnx.tensors import all_tensors
 
 LEAST_FILE = 1 << 22
@@ -24,6 +25,9 @@ LEAST_FILE = 1 << 22
 
 LEAST_TENSOR = 1 << 16
 """Data of tensors from this size on, in bytes, stay in the file."""
+
+_FEW = 64
+"""Attributes and tensors of more fields are left as they are: each of their numbers is one."""
 
 _WHOLE = frozenset(
     (
@@ -147,15 +151,19 @@ def _node(walk: _Walk, start: int, end: int) -> list[bytes]:
 
 
 def _attribute(walk: _Walk, start: int, end: int) -> list[bytes]:
-    held = (f for f in fields(walk.data, start, end) if f.number == AttributeProto.T_FIELD_NUMBER)
-    if sum(1 for _ in held) > 1:  # They would be merged.
-        raise Unusual
+    held = _few(walk, start, end)
+    if held is None:
+        return [walk.data[start:end]]
+    if sum(field.number == AttributeProto.T_FIELD_NUMBER for field in held) > 1:
+        raise Unusual  # They would be merged.
     return _rewritten(walk, start, end, {AttributeProto.T_FIELD_NUMBER: _tensor})
 
 
 def _tensor(walk: _Walk, start: int, end: int) -> list[bytes]:
     """A tensor that refers to the place of its raw data instead of holding them."""
-    held = list(fields(walk.data, start, end))
+    held = _few(walk, start, end)
+    if held is None:
+        return [walk.data[start:end]]
     raw = [field for field in held if field.number == TensorProto.RAW_DATA_FIELD_NUMBER]
     types = [field for field in held if field.number == TensorProto.DATA_TYPE_FIELD_NUMBER]
     if not raw or len(types) != 1 or number(walk.data, types[0].start)[0] not in _WHOLE:
@@ -170,6 +178,16 @@ def _tensor(walk: _Walk, start: int, end: int) -> list[bytes]:
     for key, value in place.items():
         told.external_data.add(key=key, value=str(value))
     return [walk.data[start : data.tag], walk.data[data.end : end], told.SerializeToString()]
+
+
+def _few(walk: _Walk, start: int, end: int) -> list[Field] | None:
+    """The fields of a message; None if there are many.
+
+    A tree ensemble has millions of numbers, and a vocabulary as many strings: they are looked at by
+    the library alone, in time and memory of its own.
+    """
+    held = list(islice(fields(walk.data, start, end), _FEW + 1))
+    return held if len(held) <= _FEW else None
 
 
 def _range_in_file(tensor: TensorProto) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from onnx import (
     AttributeProto,
+    FunctionProto,
     GraphProto,
     ModelProto,
     NodeProto,
@@ -97,11 +98,13 @@ def infer(model: ModelProto, scopes: Iterable[Scope], equal_dims: bool = False) 
     known = Shapes()
     skeleton = ModelProto(ir_version=model.ir_version)
     skeleton.opset_import.extend(model.opset_import)
-    skeleton.functions.extend(model.functions)
     # Below opset 11 a part that a Slice takes keeps the symbol of the whole.
     opset = opset_of(model.opset_import)
     symbols = itertools.count() if opset >= _FIRST_WITH_SYMBOLS else None
-    _copy_graph(model.graph, skeleton.graph, symbols, frozenset(map(type_of, model.functions)))
+    own = frozenset(map(type_of, model.functions))
+    _copy_graph(model.graph, skeleton.graph, symbols, own)
+    for function in model.functions:
+        _copy_function(function, skeleton.functions.add(), own)
     if equal_dims and symbols is not None:
         _name_sizes(model.graph, skeleton.graph)
     stand_in(skeleton.graph, opset, {(f.domain, f.name) for f in model.functions})
@@ -160,10 +163,24 @@ def _copy_graph(
         _copy_node(node, target.node.add(), symbols, own)
 
 
+def _copy_function(source: FunctionProto, target: FunctionProto, own: Collection[str]) -> None:
+    """Copy a local function, without its large constants and what its tensors are said to be.
+
+    The sizes of its bodies have no symbols: one symbol would be the same size in each of its calls.
+    """
+    target.name, target.domain, target.overload = source.name, source.domain, source.overload
+    for part in ("input", "output", "attribute", "attribute_proto", "opset_import"):
+        getattr(target, part).extend(getattr(source, part))
+    for node in source.node:
+        _copy_node(node, target.node.add(), None, own)
+
+
 def _copy_node(
     source: NodeProto, target: NodeProto, symbols: Iterator[int] | None, own: Collection[str]
 ) -> None:
     """Copy a node; of large tensors among its attributes only type and shape.
+
+    An attribute that the call of a function sets stays as it is.
 
     Long rows of numbers are left out where inference does not read them: of operators that it does
     not know, but for calls of the model's ``own`` functions, and of a tree ensemble, whose output
@@ -190,7 +207,9 @@ def _copy_node(
                 copy.t.dims.append(_count(attribute))
                 continue
         copy = target.attribute.add()
-        if attribute.type == AttributeProto.TENSOR:
+        if attribute.ref_attr_name:
+            copy.CopyFrom(attribute)
+        elif attribute.type == AttributeProto.TENSOR:
             copy.name, copy.type = attribute.name, attribute.type
             _copy_tensor(attribute.t, copy.t)
         elif attribute.type == AttributeProto.GRAPH:

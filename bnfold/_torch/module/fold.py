@@ -35,7 +35,7 @@ from bnfold._torch.module.trace import unsure
 from bnfold._torch.program.fold import PlannedProgram
 from bnfold._torch.program.merging import merge as merged
 from bnfold._torch.read.export import Calls, check, export, refuse_pruned, watched
-from bnfold._torch.read.graph import Graph, clashes, norms_of_weights, operators, read
+from bnfold._torch.read.graph import Graph, clashes, norms_of_weights, operators, read, written
 from bnfold._torch.read.nodes import inner_norms, kind_of
 from bnfold._torch.tensors import to_numpy
 
@@ -202,7 +202,8 @@ def prepare_module(
     graph, surgery, moves, view = traced.planned()
 
     def told() -> Plan:
-        plan = summarize([("", view, moves)], Counter(node.op for node in view.nodes))
+        count = Counter(node.op for node in view.nodes)
+        plan = summarize([("", view, moves)], count, partial(written, graph))
         weights = norms_of_weights(graph, moves)
         plan = replace(plan, kept=(*plan.kept, *weights, *inner_norms(program)))
         plan = replace(plan, folds=(*(b.fold for b in blocks.values()), *plan.folds), before=before)

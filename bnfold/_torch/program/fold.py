@@ -37,7 +37,7 @@ from bnfold._torch.program.merging import merge
 from bnfold._torch.program.parameters import ParameterWriter
 from bnfold._torch.program.untrusted import refuse_code
 from bnfold._torch.read.export import quiet
-from bnfold._torch.read.graph import Graph, clashes, norms_of_weights, operators
+from bnfold._torch.read.graph import Graph, clashes, norms_of_weights, operators, written
 from bnfold._torch.read.nodes import (
     inner_norms,
     is_tensor,
@@ -76,7 +76,8 @@ class PlannedProgram:
         if depthwise:
             records = self._graph.records
             self._moves = without_norms(view, records, readings, self._moves, double=True)
-        plan = summarize([("", view, self._moves)], Counter(node.op for node in view.nodes))
+        count = Counter(node.op for node in view.nodes)
+        plan = summarize([("", view, self._moves)], count, partial(written, self._graph))
         self.plan: Plan = replace(
             plan,
             folds=(*merges.folds, *plan.folds),

@@ -35,6 +35,8 @@ from bnfold._core.view import (
     View,
 )
 from bnfold._merge.stored import Load
+from bnfold._plan.fit import standing_batch_norm
+from bnfold._plan.places import Standing
 from bnfold._plan.planner import Move, Moves
 from bnfold._torch.read import affine, crossed, linear, rearranged
 from bnfold._torch.read.aliases import Memory
@@ -304,6 +306,16 @@ def norms_of_weights(graph: Graph, moves: Moves) -> tuple[Kept, ...]:
             why = Reason("constant-norm", label, message)
             found.append(Kept(label, kind_of(node), why.code, label, message, why.advice, ""))
     return tuple(reversed(found))
+
+
+def written(graph: Graph, view: View, move: Move, standing: Standing) -> Sequence[str]:
+    """The types of PyTorch's operators for one that a move leaves; see `Standing`."""
+    if standing.op == "BatchNormalization":
+        return (view.nodes[standing_batch_norm(graph.readings, move)].op,)
+    if standing.op == "Conv":
+        shape = view.values[view.nodes[move.maps[-1]].outputs[0]].shape or ()
+        return (f"conv{len(shape) - 2}d",)
+    return {"Mul": ("mul",), "ScaleShift": ("mul", "add")}.get(standing.op, ("add",))
 
 
 def path_of(node: fx.Node) -> str:
