@@ -9,9 +9,9 @@ import pytest
 from onnx import helper
 
 import bnfold
-from bnfold._onnx.read import constants as reading
+from bnfold._onnx.read import evaluation as reading
 from bnfold._onnx.read import growth
-from bnfold._onnx.read.constants import evaluate
+from bnfold._onnx.read.evaluation import evaluate
 
 from .graphs import (
     bn,

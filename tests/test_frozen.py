@@ -16,6 +16,7 @@ from onnx import ModelProto, helper
 import bnfold
 from bnfold import UsageError
 from bnfold._onnx.read.frozen import freeze
+from bnfold._pipeline import models
 
 from .cli.command import bnfold as command
 from .cli.command import refused
@@ -136,6 +137,18 @@ def test_a_model_with_them_as_inputs_is_compared_with_one_without(turned, frozen
         onnx.numpy_helper.from_array(values, wrong.graph.initializer[0].name)
     )
     assert bnfold.verify(m, wrong, freeze_initializers=frozen).status == "fail"
+
+
+@pytest.mark.parametrize("listed, plans", [("c.w", 2), ("k", 1)])
+def test_a_model_is_planned_again_only_where_it_may_tell(listed, plans, tmp_path, monkeypatch):
+    """A row that no map reads may be an input: no reason names it, and nothing hangs on it."""
+    nodes = conv("c", "x", "c", (4, 3, 3, 3)), bn("bn", "c", "r", 4), op("Max", "r k", "y")
+    m = overridable(model(*nodes, weights={"k": rand(4, 1, 1)}), listed)
+    onnx.save(m, tmp_path / "m.onnx")
+    seen, prepare = [], models.prepare
+    monkeypatch.setattr(models, "prepare", lambda *a: seen.append(a) or prepare(*a))
+    told = command("m.onnx", cwd=tmp_path).out
+    assert ("1 map hangs on" in told) == (plans == 2) and len(seen) == plans
 
 
 def test_the_command(tmp_path):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto
 
-from bnfold._onnx.read import constants
+from bnfold._onnx.read import evaluation
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.tensors import FLOATS, data_type
 from bnfold._onnx.write.applied import Applied
@@ -259,7 +259,7 @@ def _step(node: NodeProto, inputs: list[Any], opset: int) -> Double:
     try:
         if is_defined(node):
             return evaluate(node, inputs, magnitude=False)
-        return constants.evaluate(node, inputs, opset).astype(np.float64)
+        return evaluation.evaluate(node, inputs, opset).astype(np.float64)
     except Exception as error:  # An implementation may raise anything.
         raise _NotRunnable from error
 

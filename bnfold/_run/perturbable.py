@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from bnfold._onnx.read.constants import Constant, Constants, is_evaluated
+from bnfold._onnx.read.constants import Constant, Constants
+from bnfold._onnx.read.evaluation import is_evaluated
 from bnfold._onnx.read.quantized import MADE_BYTES
 from bnfold._onnx.read.scopes import Scope, read_scopes, type_of
 from bnfold._onnx.read.shapes import Shapes, infer

@@ -104,6 +104,13 @@ MUTANTS = (
         "tests/cli/test_damaged.py",
     ),
     Mutant(
+        "a model is planned twice whatever its inputs stop",
+        "_pipeline/models.py",
+        'if all(kept.code != "overridable-weight" for kept in plan.kept):',
+        "if False:",
+        "tests/test_frozen.py::test_a_model_is_planned_again_only_where_it_may_tell",
+    ),
+    Mutant(
         "an error that cannot be told is a failed verification",
         "_command/guard.py",
         "        os._exit(UNDECIDED)\n",

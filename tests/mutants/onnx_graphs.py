@@ -7,7 +7,7 @@ from .planting import Mutant
 MUTANTS = (
     Mutant(
         "a Softmax of constants means the same in every opset",
-        "_onnx/read/constants.py",
+        "_onnx/read/evaluation.py",
         "if node.op_type in _FLATTENING and opset < 13:",
         "if False:",
         "tests/test_standardized.py",
@@ -50,8 +50,8 @@ MUTANTS = (
     Mutant(
         "a constant's operand along an axis is taken for one along the last",
         "_onnx/read/constants.py",
-        "        if node.op_type in _EVALUATED and not misaligned:",
-        "        if node.op_type in _EVALUATED:",
+        "        if node.op_type in EVALUATED and not misaligned:",
+        "        if node.op_type in EVALUATED:",
         "tests/test_standardized.py",
     ),
     Mutant(
@@ -323,7 +323,7 @@ MUTANTS = (
     Mutant(
         "a small file asks for a constant of gigabytes",
         "_onnx/read/constants.py",
-        "                refuse_huge(node, inputs)\n",
+        "            refuse_huge(node, inputs())\n",
         "",
         "tests/cli/test_damaged.py",
     ),
@@ -368,5 +368,47 @@ MUTANTS = (
         "self._remove(placed if self.finished.exists() else old)",
         "self._remove(placed if self.finished.exists() else [])",
         "tests/cli/test_writing.py",
+    ),
+    Mutant(
+        "a weight is folded as one float32 evaluation has it",
+        "_onnx/read/evaluation.py",
+        "    return np.where(held, made, stepwise.astype(np.float64))",
+        "    return None",
+        "tests/test_computed_weights.py",
+    ),
+    Mutant(
+        "what jumps reads a weight that was rounded once",
+        "_onnx/read/constants.py",
+        "return [s.stepwise() if s else None for s in sources]",
+        "return [s.load() if s else None for s in sources]",
+        "tests/test_computed_weights.py",
+    ),
+    Mutant(
+        "what jumps is evaluated in float64",
+        "_onnx/read/evaluation.py",
+        "else EVALUATED - _OF_ROUNDED",
+        "else EVALUATED",
+        "tests/test_computed_weights.py",
+    ),
+    Mutant(
+        "a sum that rounds does not round a constant",
+        "_onnx/read/evaluation.py",
+        "    if node.op_type in _ADDING:\n",
+        "    if False:\n",
+        "tests/test_computed_weights.py",
+    ),
+    Mutant(
+        "a constant is what float64 has, however far that is from the network's",
+        "_onnx/read/evaluation.py",
+        "2.0**-_AGREED_BITS * np.abs(made)",
+        "np.inf * np.abs(made)",
+        "tests/test_computed_weights.py",
+    ),
+    Mutant(
+        "a stored weight is rounded to integers from a weight that was rounded once",
+        "_onnx/read/quantized.py",
+        "numbers.stepwise(), steps",
+        "numbers.load(), steps",
+        "tests/test_computed_weights.py",
     ),
 )

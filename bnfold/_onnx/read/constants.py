@@ -2,8 +2,7 @@
 
 Paddle and PyTorch's unoptimized exporter write parameters through chains of Identity, Reshape,
 Cast, Shape, Expand and arithmetic. Standardized weights pass through norms. A chain is a constant
-if all its inputs are constants. Norms are evaluated by their definition, other operators by ONNX's
-own reference implementation.
+if all its inputs are constants.
 """
 
 from __future__ import annotations
@@ -20,25 +19,13 @@ from onnx import AttributeProto, NodeProto, SparseTensorProto, TensorProto, help
 from bnfold._core.reasons import Reason
 from bnfold._onnx import tensors
 from bnfold._onnx.read import attributes, sparse
+from bnfold._onnx.read.evaluation import EVALUATED, Double, evaluated, widened
 from bnfold._onnx.read.growth import refuse_huge
-from bnfold._onnx.read.norms import NORMS, normalize
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.read.shapes import Shapes
 from bnfold._onnx.read.sizes import Numbers
 
 Array = NDArray[Any]
-
-_OTHERS = """
-    Abs Add And Atan Cast Ceil Clip Concat ConstantOfShape Cos CumSum DepthToSpace Div Einsum Elu
-    Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual
-    HardSigmoid LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max Mean MeanVarianceNormalization
-    Min Mul Neg Not Or Pad Pow Range Reciprocal ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax
-    ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round ScatterND Selu
-    Shape Sigmoid Sign Sin Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub
-    Sum Tanh Tile Transpose Trilu Unsqueeze Where Xor
-"""
-_FLATTENING = ("LogSoftmax", "Softmax")
-_EVALUATED = frozenset(NORMS).union(_OTHERS.split())
 
 _CACHED_BYTES = 1 << 20
 # So many bytes of larger values are remembered: what was asked for last.
@@ -53,7 +40,9 @@ class Constant:
     no such tensor. ``protected`` names a parameter that a caller may override and from which the
     constant is computed, None if there is no such parameter. ``sparse`` is the sparse tensor that
     holds the values. ``source`` is the tensor whose values these are, unchanged, None if there is
-    none, or not of its own.
+    none, or not of its own. ``wide`` are the values in float64 before they were rounded, None where
+    the rounded ones are read on; ``steps`` loads what operator after operator makes of them in
+    their own type, None where that is the same (`evaluation.widened`).
     """
 
     name: str
@@ -64,6 +53,12 @@ class Constant:
     protected: str | None = None
     sparse: SparseTensorProto | None = None
     source: TensorProto | None = None
+    wide: Double | None = None
+    steps: Callable[[], Array] | None = None
+
+    def stepwise(self) -> Array:
+        """The values that the network has: what rounds them to integers or jumps reads these."""
+        return self.load() if self.steps is None else self.steps()
 
     @property
     def is_float(self) -> bool:
@@ -83,7 +78,7 @@ class Constants:
         self._base_dir = base_dir
         self._shapes = shapes
         self._found: dict[tuple[str, str], Constant | Reason] = {}
-        self._recent: dict[tuple[str, str], Array] = {}
+        self._recent: dict[tuple[str, ...], Array] = {}
 
     def add(self, scope: Scope, constant: Constant) -> None:
         """Add a constant that the model does not hold."""
@@ -146,7 +141,7 @@ class Constants:
             return Reason("quantized-weight", label(node), f"{name} is dequantized at run time")
         # The reference implementation overlooks where such an operand lies (ONNX Add-6).
         misaligned = attributes.has(node, "broadcast") and attributes.has(node, "axis")
-        if node.op_type in _EVALUATED and not misaligned:
+        if node.op_type in EVALUATED and not misaligned:
             return self._from_chain(scope, name, node)
         return _computed(name, node)
 
@@ -225,39 +220,55 @@ class Constants:
             if isinstance(found, Reason):
                 return found
             sources.append(found)
+        wide = [s.wide if s else None for s in sources]
+        key = scope.path, name
+
+        def inputs() -> list[Array | None]:
+            return [s.stepwise() if s else None for s in sources]
+
+        def steps() -> Array:
+            return self._once((*key, "stepwise"), lambda: evaluated(node, inputs(), scope.opset))
+
+        def double() -> Double | None:
+            return widened(node, inputs(), wide, steps(), scope.opset)
 
         def load() -> Array:
-            key = scope.path, name
-            values = self._recent.pop(key, None)
-            if values is None:
-                by_rule = normalize if node.op_type in NORMS else evaluate
-                inputs = [s.load() if s else None for s in sources]
-                refuse_huge(node, inputs)
-                values = by_rule(node, inputs, scope.opset)
-            self._remember(key, values)
-            return values
+            return self._once((*key, "rounded"), lambda: _rounded(double(), steps()))
 
         try:
-            values = load()
+            refuse_huge(node, inputs())
+            values, exact = steps(), double()
         except Exception as error:  # Whatever an operator raises on constants it cannot take.
             return Reason("dynamic-weight", label(node), f"{name} could not be evaluated: {error}")
-        protected = next((s.protected for s in sources if s and s.protected), None)
-        kept = values if values.nbytes <= _CACHED_BYTES else None
+        is_kept, rounded = values.nbytes <= _CACHED_BYTES, values
+        if exact is not None:
+            rounded = self._once((*key, "rounded"), lambda: _rounded(exact, values))
+        kept_steps = (lambda: values) if is_kept else steps
+        kept = (lambda: rounded) if is_kept else load
         return Constant(
             name,
             values.shape,
             tensors.data_type(values.dtype),
-            load if kept is None else lambda: kept,
+            kept_steps if exact is None else kept,
             None,
-            protected,
+            next((s.protected for s in sources if s and s.protected), None),
+            wide=exact if is_kept else None,
+            steps=None if exact is None else kept_steps,
         )
 
-    def _remember(self, key: tuple[str, str], values: Array) -> None:
-        """Keep some values for whoever asks next; what was asked for first gives way."""
+    def _once(self, key: tuple[str, ...], make: Callable[[], Array]) -> Array:
+        """Some values; large ones are kept for whoever asks next, the first asked for give way."""
+        values = self._recent.pop(key, None)
+        values = make() if values is None else values
         if _CACHED_BYTES < values.nbytes <= _REMEMBERED:
             self._recent[key] = values
             while sum(held.nbytes for held in self._recent.values()) > _REMEMBERED:
                 del self._recent[next(iter(self._recent))]
+        return values
+
+
+def _rounded(wide: Double | None, stepwise: Array) -> Array:
+    return stepwise if wide is None else wide.astype(stepwise.dtype)
 
 
 def _sources(scope: Scope, name: str) -> list[tuple[Scope, str]]:
@@ -269,41 +280,10 @@ def _sources(scope: Scope, name: str) -> list[tuple[Scope, str]]:
     if position is None:
         return []
     node = scope.nodes[position]
-    if node.op_type not in _EVALUATED and node.op_type not in ("Identity", "CastLike"):
+    if node.op_type not in EVALUATED and node.op_type not in ("Identity", "CastLike"):
         return []
     owned = ((scope.owner(source), source) for source in node.input if source)
     return [(owner, source) for owner, source in owned if owner is not None]
-
-
-def is_evaluated(node: NodeProto) -> bool:
-    """Whether an operator is evaluated: constant inputs make its first output a constant."""
-    return node.domain in ("", "ai.onnx") and node.op_type in _EVALUATED | {"Identity"}
-
-
-def evaluate(node: NodeProto, inputs: list[Array | None], opset: int) -> Array:
-    """The first output of one operator on the given values, by ONNX's reference implementation.
-
-    Raises ``ValueError`` for a Softmax below opset 13. It makes a matrix of what it reads first,
-    and the reference does not.
-    """
-    if node.op_type in _FLATTENING and opset < 13:
-        raise ValueError(f"{node.op_type} means something else below opset 13")
-    from onnx.reference import ReferenceEvaluator
-
-    feeds = {
-        name: values
-        for name, values in zip(node.input, inputs, strict=True)
-        if name and values is not None
-    }
-    infos = [
-        helper.make_tensor_value_info(name, tensors.data_type(values.dtype), values.shape)
-        for name, values in feeds.items()
-    ]
-    result = helper.make_empty_tensor_value_info(node.output[0])
-    graph = helper.make_graph([node], "constant", infos, [result])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    (values,) = ReferenceEvaluator(model).run([node.output[0]], feeds)
-    return np.asarray(values)
 
 
 def _integers(numbers: Numbers, data_type: int) -> Array:

@@ -206,9 +206,9 @@ class _Reader:
 
         def load() -> NDArray[np.generic]:
             zeros = other.load() if other is not None else np.zeros(theirs.shape)
-            steps = grid.spread(theirs.load(), numbers.shape)
+            steps = grid.spread(theirs.stepwise(), numbers.shape)
             laid = grid.spread(zeros.astype(np.float64), numbers.shape)
-            return rounding.integers(numbers.load(), steps, laid).astype(dtype)
+            return rounding.integers(numbers.stepwise(), steps, laid).astype(dtype)
 
         integers = Constant(node.input[0], numbers.shape, kind, load)
         position = self.scope.producers[name]
