@@ -40,9 +40,14 @@ def nudged(weight: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("choose", ["ArgMax", "ArgMin"])
 def test_other_indices_of_the_same_value_pass(choose: str) -> None:
-    weight = twins()
-    pair = chosen(choose, weight, axis=1), chosen(choose, nudged(weight), axis=1)
-    result = bnfold.verify(*pair)
+    """Where both models choose by the same operator, what they choose from is compared instead."""
+    first = twins()
+    second = nudged(first)
+    result = bnfold.verify(chosen(choose, first, axis=1), chosen(choose, second, axis=1))
+    assert result.status == "pass"
+    assert all("compared at a" in check.note for check in result.checks)
+    other = chosen(choose, second, axis=1, keepdims=1)  # the default, but written
+    result = bnfold.verify(chosen(choose, first, axis=1), other)
     assert result.status == "pass"
     assert any("values tie" in check.note for check in result.checks)
 

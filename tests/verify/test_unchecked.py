@@ -42,15 +42,19 @@ def without_shapes(made: ModelProto) -> ModelProto:
     return made
 
 
+def enlarged(read: str, written: str) -> tuple[Any, dict[str, Any]]:
+    """A Resize to twice the size."""
+    made = helper.make_node("Resize", [read, "", "sizes"], [written], name="resize", mode="nearest")
+    return made, {"sizes": np.array([1, 1, 2, 2], np.float32)}
+
+
 def resized(*behind: Any, **options: Any) -> ModelProto:
     """Conv → Relu → Resize → Mul → Conv."""
-    sizes = np.array([1, 1, 2, 2], np.float32)
-    resize = helper.make_node("Resize", ["b", "", "sizes"], ["c"], name="resize", mode="nearest")
     factor = options.pop("factor", 2.0)
     return model(
         conv("one", "x", "a", (4, 3, 3, 3)),
         op("Relu", "a", "b", name="relu"),
-        (resize, {"sizes": sizes}),
+        enlarged("b", "c"),
         const("Mul", "c", "d", np.float32(factor), name="mul"),
         *(behind or (conv("two", "d", "y", (4, 4, 3, 3)),)),
         **options,
@@ -339,8 +343,8 @@ def test_it_is_told_everywhere(tmp_path: Path) -> None:
 
 
 def hidden(factor: float, gate: str) -> ModelProto:
-    """The fold across operators is behind a gate, open ("Div") or shut ("Sub"); folds next to it
-    are not, and the first of those is in the same part of the graph when errors are planted.
+    """A map is carried across a gate, open ("Div") or shut ("Sub"), and other operators; folds next
+    to it are not, and the first of those is in the same part of the graph when errors are planted.
     """
     others = [
         piece
@@ -350,14 +354,17 @@ def hidden(factor: float, gate: str) -> ModelProto:
             bn(f"bn{k}", f"c{k}", f"t{k + 1}", 4),
         )
     ]
-    return resized(
+    return model(
+        conv("one", "x", "a", (4, 3, 3, 3)),
+        op("Relu", "a", "b", name="relu"),
+        enlarged("b", "c"),
         op("ReduceSum", "x", "sum", keepdims=0),
         op(gate, "sum sum", "gate"),
-        op("Mul", "d gate", "e"),
+        op("Mul", "c gate", "d"),
+        const("Mul", "d", "e", np.float32(factor), name="mul"),
         *others,
         op("ReduceMean", "t6", "f"),
         op("Add", "e f", "y"),
-        factor=factor,
     )
 
 
