@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, given, reject, settings
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 import bnfold
 
-from ..graphs import fold
+from ..graphs import fold, session
 from ..searches import ANEW, ONCE
 from .drawing import convolutions, products
 
 
 def holds(case):
     made, data = case
+    try:
+        session(made).run(None, dict(data))
+    except InvalidArgument:  # The last kernel may be larger than what is left of the image.
+        reject()
     folded = fold(made, data)
     event(f"nodes gone: {len(made.graph.node) - len(folded.graph.node)}")
     return folded
