@@ -147,6 +147,9 @@ def apart(kernels: Sequence[Kernel]) -> Obstacle | None:
     """Why the sum of kernels on one input is no kernel; None if `added` is exact."""
     first = kernels[0]
     for other in kernels[1:]:
+        if other.inputs != first.inputs:
+            message = f"they read {first.inputs} and {other.inputs} channels"
+            return Obstacle("not-mergeable", message)
         if other.outputs != first.outputs:
             message = f"they write {first.outputs} and {other.outputs} channels"
             return Obstacle("not-mergeable", message)

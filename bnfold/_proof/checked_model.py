@@ -297,6 +297,8 @@ def follow(
     axis = next((a.i for a in node.attribute if a.name == "axis"), None)
     if axis is not None and scope.opset < 7:
         axis += map_.scale.ndim if axis < 0 else 0
+        if axis < 0:
+            raise Mismatch(f"{label(node)} has no such axis")
         constant = constant.reshape(
             *constant.shape, *(1,) * (map_.scale.ndim - axis - constant.ndim)
         )

@@ -134,11 +134,11 @@ def _aligned(kind: str, opset: int) -> type[OpRun]:
 def _from(axis: int, first: Array, second: Array) -> Array:
     """The second operand, its axes lined up with those of the first from ``axis`` on.
 
-    Raises `ValueError` if it has too many.
+    Raises `ValueError` if it has too many, or if there is no such axis.
     """
     start = axis + first.ndim if axis < 0 else axis
     trailing = first.ndim - start - second.ndim
-    if trailing < 0:
+    if start < 0 or trailing < 0:
         shapes = f"{list(first.shape)} and {list(second.shape)}"
         raise ValueError(f"the shapes {shapes} do not broadcast from axis {axis} on")
     return second.reshape((*second.shape, *(1,) * trailing))

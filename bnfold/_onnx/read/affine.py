@@ -159,7 +159,9 @@ def _legacy(
     start = attributes.integer(node, "axis", 0)
     start += len(shape) if start < 0 else 0
     trailing = len(shape) - start - values.ndim
-    return values.reshape((*values.shape, *(1,) * trailing)) if trailing >= 0 else None
+    if start < 0 or trailing < 0:
+        return None
+    return values.reshape((*values.shape, *(1,) * trailing))
 
 
 def _batch_norm(context: Context, node: NodeProto) -> Operator:

@@ -123,6 +123,8 @@ def _concat(context: Context, node: NodeProto) -> Operator:
     if rank is None:
         return UNKNOWN
     axis += rank if axis < 0 else 0
+    if not 0 <= axis < rank:
+        return UNKNOWN
     sizes = tuple(
         shape[axis] if shape is not None and axis < len(shape) else None for shape in shapes
     )
@@ -136,6 +138,8 @@ def _split(context: Context, node: NodeProto) -> Law | None:
         return None
     axis = attributes.integer(node, "axis", 0)
     axis += len(shape) if axis < 0 else 0
+    if not 0 <= axis < len(shape):
+        return None
     size = shape[axis]
     outs = [context.shape(name) for name in node.output]
     known = [out[axis] if out is not None and axis < len(out) else None for out in outs]
