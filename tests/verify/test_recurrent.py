@@ -11,6 +11,7 @@ from onnx import ModelProto
 
 import bnfold
 
+from .. import runtimes
 from ..carry.recurrent import GATES, recurrent
 from ..graphs import Piece, const, model, op, rand
 from .folds import Folded, folded, put, values
@@ -137,6 +138,8 @@ def test_another_attribute_fails(attribute):
 @pytest.mark.parametrize("layout", [0, 1])
 def test_the_comparison_passes_and_sees_a_wrong_half(kind, layout):
     """Layout 1 in onnx's reference, for onnxruntime does not run it."""
+    if layout and runtimes.is_old():
+        pytest.skip("the reference of an old onnx runs one direction alone")
     node = recurrent(kind, direction="bidirectional", **({"layout": 1} if layout else {}))
     made = model(*maps(), node, x=(4, 4, 4))
     done = bnfold.fold(made)
