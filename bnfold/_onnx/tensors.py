@@ -23,7 +23,7 @@ from onnx import (
 )
 
 from bnfold._errors import UsageError
-from bnfold._system import memory
+from bnfold._system import memory, scratch
 
 Array = NDArray[Any]
 
@@ -57,11 +57,14 @@ def read(tensor: TensorProto, base_dir: Path | None) -> Array:
     """The values of a tensor, from raw bytes, typed fields or an external file, in memory.
 
     Nothing is mapped: a mapped file that gets shorter ends the process that looks at it, which may
-    be that of whoever calls bnfold.
+    be that of whoever calls bnfold. Only where another process waits for this one, large external
+    data are `mapped`, which saves a copy.
 
     Raises `UsageError` when external data is missing, too short or has no folder to start from.
     """
     if tensor.data_location == TensorProto.EXTERNAL:
+        if scratch.is_watched():
+            return mapped(tensor, base_dir)
         return _read_external(tensor, base_dir)
     if tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE) and tensor.HasField("raw_data"):
         dtype = np.dtype("<f4" if tensor.data_type == TensorProto.FLOAT else "<f8")
@@ -95,6 +98,8 @@ def mapped(tensor: TensorProto, base_dir: Path | None) -> Array:
                 return np.asarray(np.memmap(path, dtype, "r", offset, tuple(tensor.dims)))
             except OSError as error:
                 raise _unreadable(path, tensor.name, error) from error
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return _read_external(tensor, base_dir)
     return read(tensor, base_dir)
 
 

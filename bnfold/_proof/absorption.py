@@ -303,9 +303,10 @@ def deviation(
     unit = np.ldexp(limits.eps, exponent)
     with np.errstate(invalid="ignore"):
         excess = np.abs(made - wanted) - SLACK * bulk
-    # A number that is infinite, or none, is right where it was before.
-    same = (made == wanted) | (np.isnan(made) & np.isnan(wanted))
-    excess = np.where(same, 0.0, np.where(np.isfinite(excess), excess, np.inf))
+    if not bool(np.isfinite(excess).all()):
+        # A number that is infinite, or none, is right where it was before.
+        same = (made == wanted) | (np.isnan(made) & np.isnan(wanted))
+        excess = np.where(same, 0.0, np.where(np.isfinite(excess), excess, np.inf))
     worst = float(np.max(excess / unit - max(forgiven, 0)))
     return worst if np.isfinite(worst) else float("inf")
 

@@ -67,6 +67,11 @@ def tell(report: int) -> None:
     _reports.append(report)
 
 
+def is_watched() -> bool:
+    """Whether another process waits for this one, and tells how it ended."""
+    return bool(_reports)
+
+
 def placing(model: Path, data: Sequence[Path]) -> None:
     """Report that data files are about to be put in place, ahead of the model that reads them.
 
