@@ -6,6 +6,7 @@ The fuzzer found them. Planning and folding end, and what cannot be understood s
 from __future__ import annotations
 
 import pytest
+from onnx import ModelProto
 
 import bnfold
 
@@ -56,6 +57,15 @@ def test_what_contradicts_itself_stays(made):
     assert not bnfold.plan(made).folds
     folded = bnfold.fold(made)
     assert [n.op_type for n in folded.graph.node] == [n.op_type for n in made.graph.node]
+
+
+@pytest.mark.parametrize("name", [b"conv", b"c", b"y"])
+def test_a_name_that_is_no_text(name):
+    """Protobuf gives bytes for it, also in a model that no file was read for."""
+    length = bytes([len(name)])
+    data = split(1).SerializeToString().replace(length + name, length + name[:-1] + b"\xff")
+    with pytest.raises(bnfold.UsageError, match="is not UTF-8"):
+        bnfold.plan(ModelProto.FromString(data))
 
 
 def test_channels_that_agree_merge():

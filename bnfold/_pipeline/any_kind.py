@@ -16,7 +16,7 @@ from onnx import ModelProto
 from bnfold._core.result import Plan
 from bnfold._errors import UsageError
 from bnfold._onnx.files.external import refuse_own_data
-from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.load import load_model, refuse_names, understood
 from bnfold._onnx.files.locations import check_external
 from bnfold._onnx.files.save import pending_file
 from bnfold._onnx.files.sound import refuse_unsound
@@ -338,6 +338,7 @@ def _read(
         )
     if not proto.graph.node:
         raise UsageError(_EMPTY)
+    refuse_names(proto)
     refuse_unsound(proto)
     folder = folder or own
     if folder is not None:

@@ -45,9 +45,7 @@ def load_model(
     model = text_forms.parse(path, data) or _parsed(path, data)
     if not model.graph.node:
         raise UsageError(f"{path} holds no operators: there is nothing to fold or to check")
-    strange = next((name for name in _names(model) if not isinstance(name, str)), None)
-    if strange is not None:
-        raise UsageError(f"{path} is not a valid ONNX model: the name {strange!r} is not UTF-8")
+    refuse_names(model, str(path))
     check_external(model, base_dir or path.parent, path, follow_links=follow_links)
     try:
         refuse_unsound(model)
@@ -55,6 +53,13 @@ def load_model(
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return model
+
+
+def refuse_names(model: ModelProto, what: str = "the model") -> None:
+    """Raise `UsageError` for a name that is not UTF-8."""
+    strange = next((name for name in _names(model) if not isinstance(name, str)), None)
+    if strange is not None:
+        raise UsageError(f"{what} is not a valid ONNX model: the name {strange!r} is not UTF-8")
 
 
 @contextmanager
