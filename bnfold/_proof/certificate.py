@@ -28,7 +28,7 @@ from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof import local_probe
 from bnfold._proof.absorption import Absorption, deviation, require_same_otherwise
-from bnfold._proof.checked_model import CheckedModel, Steps, chain_between, follow, output_rank
+from bnfold._proof.checked_model import CheckedModel, chain_between, follow, output_rank
 from bnfold._proof.conversions import check_conversion
 from bnfold._proof.crossings import check_crossing
 from bnfold._proof.evidence import Certificate, Mismatch, Unchecked
@@ -37,6 +37,7 @@ from bnfold._proof.full_rank_maps import FullRankMap, composed, equalities
 from bnfold._proof.inlined_calls import check_inlining, without_calls
 from bnfold._proof.merges import check_equal, check_merge, check_rereading
 from bnfold._proof.quantizers import check_quantizer
+from bnfold._proof.steps import Steps
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 
 # Axes of a tensor whose rank is not known, between those that maps and those that constants have.

@@ -5,7 +5,6 @@ With the code that folds it shares the reading of stored constants, and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,112 +17,8 @@ from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.quantized import Dequantized, dequantized
 from bnfold._onnx.read.scopes import Scope, label, read_scopes, type_of
 from bnfold._onnx.read.shapes import Shapes, infer
-from bnfold._onnx.write.applied import Applied
 from bnfold._proof.evidence import Mismatch
 from bnfold._proof.full_rank_maps import Double, FullRankMap
-
-
-class Steps:
-    """All steps of a fold, by graph."""
-
-    def __init__(
-        self, before: CheckedModel, after: CheckedModel, applied: Sequence[Applied]
-    ) -> None:
-        self._before, self._after = before, after
-        self._of: dict[str, list[Applied]] = {}
-        for step in applied:
-            self._of.setdefault(step.path, []).append(step)
-        self._found: dict[str, dict[str, str]] = {}
-
-    def of(self, path: str) -> Sequence[Applied]:
-        """The steps of a graph."""
-        return self._of[path]
-
-    def _place(self, old: Scope, name: str) -> str:
-        """The name of the tensor in the place of an original one, as the steps tell it."""
-        owner = old.owner(name)
-        return name if owner is None else self._names(owner.path).get(name, name)
-
-    def may_stand(self, old: Scope, new: Scope, now: str, name: str) -> bool:
-        """Whether a tensor of the folded graph may be the one in the place of an original one.
-
-        A tensor whose values have changed has another name, which may be new. A name that the
-        original has, too, is what it was, but where a step has put it in the place of another.
-        """
-        wanted = self._place(old, name)
-        gone = new.owner(wanted) is None
-        return now == wanted or (gone and old.owner(now) is None)
-
-    def _names(self, path: str) -> Mapping[str, str]:
-        """By the original name of a tensor of a graph the name of the one in its place.
-
-        It is asked for behind the merges, which change the operators that all other steps start
-        from.
-        """
-        if path not in self._found:
-            nodes, folded = self._before.scopes[path].nodes, self._after.scopes[path]
-            found = self._found[path] = {}
-            for step in self._of.get(path, ()):
-                if step.law in ("absorb", "carry", "compose", "cross"):
-                    last = nodes[(step.into, *step.chain)[-1]]
-                    found[next(filter(None, last.output), "")] = step.output
-                    if len(last.output) > 1:  # A Split, whose twin puts out the others.
-                        twin = folded.writer(step.output)
-                        pairs = zip(last.output, twin.output, strict=False)
-                        found |= {name: now for name, now in pairs if name and now}
-            self._add_renamed(path, found)
-        return self._found[path]
-
-    def _add_renamed(self, path: str, found: dict[str, str]) -> None:
-        """Add the tensors that took the name of a graph output.
-
-        Where no map is left ahead of an output, the tensor that the maps read has its name. Then
-        the operator that wrote it is the same, and writes the other name.
-        """
-        old, new = self._before.scopes[path], self._after.scopes[path]
-        made = (step for step in self._of.get(path, ()) if step.law in ("carry", "compose"))
-        pairs = [
-            (old.producers[name], name, step.output)
-            for step in made
-            if step.source == step.output
-            for name in old.nodes[step.into].input
-            if name in old.producers
-        ]
-        for place, name, now in sorted(pairs):  # In order: one may read what another writes.
-            other = new.writer(now)
-            if other.output and _is_same(old.nodes[place], other, name, now, found):
-                found.setdefault(name, now)
-
-    def require_same_data(self, old: Scope, new: Scope, node: NodeProto, twin: NodeProto) -> None:
-        """Raise `Mismatch` where an operator reads other data than it did.
-
-        A Gemm does not read the C that it multiplies by 0.
-        """
-        idle = any(a.name == "beta" and a.f == 0 for a in node.attribute)
-        for place, (name, now) in enumerate(zip(node.input, twin.input, strict=False)):
-            if not name or self.may_stand(old, new, now, name) or (idle and place == 2):
-                continue
-            if not self._before.is_weight(old, name):
-                raise Mismatch(f"{label(twin)} reads {now} in the place of {name}")
-
-
-def _is_same(
-    one: NodeProto, other: NodeProto, name: str, now: str, found: Mapping[str, str]
-) -> bool:
-    """Whether two operators are one, of which an output has another name.
-
-    ``found`` has the names that their inputs have now. What bodies hold is checked by itself.
-    """
-
-    def told(node: NodeProto) -> tuple[object, ...]:
-        plain = [a for a in node.attribute if not (a.HasField("g") or a.graphs)]
-        values = sorted(a.SerializeToString(deterministic=True) for a in plain)
-        return node.op_type, node.domain, node.overload, values
-
-    read = [found.get(each, each) for each in one.input]
-    places = [*one.output].index(name), [*other.output].index(now)
-    return told(one) == told(other) and read == [*other.input] and places[0] == places[1]
-
 
 _EPSILON = float(np.float32(1e-5))
 # What puts out as many axes as its first input has.

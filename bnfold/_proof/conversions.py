@@ -9,9 +9,10 @@ from bnfold._core.limits import Limits
 from bnfold._onnx.read.scopes import label, type_of
 from bnfold._onnx.tensors import FLOATS
 from bnfold._onnx.write.applied import Applied, Related
-from bnfold._proof.checked_model import CheckedModel, Steps
+from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
 from bnfold._proof.narrowing import require_exact, require_rounded_anyway
+from bnfold._proof.steps import Steps
 
 _SAME = Related((), ())
 

@@ -24,10 +24,11 @@ from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_hel
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.tensors import FLOATS
 from bnfold._onnx.write.applied import Applied, Related
-from bnfold._proof.checked_model import CheckedModel, Steps
+from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
 from bnfold._proof.full_rank_maps import equalities
 from bnfold._proof.operator_data import Feeds, KnownShapes, are_single_numbers, draw
+from bnfold._proof.steps import Steps
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.session import EngineError, OnnxRuntime
 

@@ -12,9 +12,10 @@ from onnx import NodeProto
 from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._onnx.write.applied import Related
 from bnfold._proof.absorption import deviation
-from bnfold._proof.checked_model import CheckedModel, Steps
+from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
 from bnfold._proof.full_rank_maps import composed
+from bnfold._proof.steps import Steps
 
 
 def check_quantizer(
