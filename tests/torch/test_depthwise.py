@@ -228,8 +228,9 @@ def test_a_plan_names_the_operators_of_pytorch():
             return self.last(self.bn(self.conv(x).relu()).sigmoid()).sigmoid()
 
     x = rand(4, 4, 4, 4)
-    given = torch.export.export(ready(Left()), (x,))
-    for program in (given, given.run_decompositions()):
+    shift = nn.Sequential(nn.Sigmoid(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))
+    given = [torch.export.export(ready(net), (x,)) for net in (Left(), shift)]
+    for program in (*given, *(each.run_decompositions() for each in given)):
         for depthwise in (False, True):
             plan = bnfold.plan(program, depthwise=depthwise)
             graph = bnfold.fold(program, depthwise=depthwise).graph
@@ -237,5 +238,6 @@ def test_a_plan_names_the_operators_of_pytorch():
                 n.target.__name__.partition(".")[0] for n in graph.nodes if n.op == "call_function"
             )
             assert {**plan.after, "getitem": 0} == {**made, "getitem": 0}
+            assert made["add"] == ("relu" not in made)  # The scale goes, the shift stays.
     after = bnfold.plan(ready(Left()), (x,), depthwise=True).after
     assert after == {"conv2d": 3, "relu": 1, "sigmoid": 2}
