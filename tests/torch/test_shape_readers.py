@@ -117,6 +117,9 @@ SIZED_BY_VALUES = {
     ),
     "selected values": lambda y: torch.zeros_like(y.masked_select(y > 0)),
     "masked rows": lambda y: y.new_ones(3) * y[y[:, 0, 0, 0] > 0].shape[0],
+    "masked values that are all": lambda y: torch.ones_like(
+        torch._check((found := y[y.abs() >= 0]).shape[0] == 256) or found
+    ),
     "different values": lambda y: torch.zeros_like(torch.unique(y.relu())),
     "repeated values": lambda y: torch.ones_like(
         y[0, 0, 0].abs().long().repeat_interleave(y[0, 0, 0].abs().long())

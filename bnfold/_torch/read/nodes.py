@@ -141,10 +141,10 @@ def valueless(nodes: Sequence[Node], seen: Container[Node], whole: bool) -> set[
     """The operators whose values nobody reads, among ``nodes`` in their order.
 
     All that reads them asks for their shape or type alone, or is such an operator itself:
-    ``ones_like(y[:, :1])`` takes no value of y. They write nothing, put out nothing but tensors whose
-    sizes no value decides (those of ``y.nonzero()`` tell of y's values, and so does a size that is
-    one of these values), and are none of those ``seen`` by somebody outside the graph. Something has to read them, unless the graph is the ``whole``
-    of what runs: the code of a module may keep what no operator reads.
+    ``ones_like(y[:, :1])`` takes no value of y. They write nothing, and are none of those ``seen``
+    by somebody outside the graph. They put out tensors whose sizes no value decides: those of
+    ``y.nonzero()`` tell of the values of y. Something has to read them, unless the graph is the
+    ``whole`` of what runs: the code of a module may keep what no operator reads.
     """
     found = set[Node]()
     for node in reversed(nodes):
@@ -177,7 +177,7 @@ def _tells_of_values(node: Node) -> bool:
     by_values = torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
     if kind_of(node) == "index":  # By places it puts out as many as there are places.
         masks = (torch.bool, torch.uint8)
-        by_values = any(dtype_of(place) in masks for place in _nodes_in(node.args[1:]))
+        by_values = any(dtype_of(place) in masks for place in _nodes_in(arguments(node)["indices"]))
     return by_values or bool(free_unbacked_symbols(example))
 
 
