@@ -15,7 +15,7 @@ from onnx import external_data_helper, numpy_helper
 import bnfold
 from bnfold._onnx import tensors
 
-from .functions import DOMAIN, block, call, params
+from .functions import two_calls
 from .graphs import assert_same, bn, check, constants, conv, counts, model, op, rand, run
 
 
@@ -74,13 +74,7 @@ def test_folded_weights_of_an_external_model_stay_external(tmp_path):
 
 def test_weights_that_calls_of_a_function_give_are_written_where_they_lay(tmp_path):
     """The calls are inlined in a copy of the model; what is written is the model itself."""
-    m = model(
-        call("a", "x", "h"),
-        call("b", "h", "y"),
-        functions=[block()],
-        domains=DOMAIN,
-        weights=params("a", 3, 4) | params("b", 4, 5),
-    )
+    m = two_calls(3, 4, 5)
     source = saved(m, tmp_path)
     target = tmp_path / "folded.onnx"
     bnfold.fold(source, target)
