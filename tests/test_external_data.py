@@ -134,6 +134,24 @@ def test_written_twice_the_data_does_not_grow(tmp_path):
     assert again == first
 
 
+def test_a_draft_that_vanishes_takes_no_data_along(tmp_path, monkeypatch):
+    """The old model stays then, and needs its data."""
+    source = saved(two_blocks(), tmp_path / "in")
+    target = tmp_path / "out" / "folded.onnx"
+    target.parent.mkdir()
+    bnfold.fold(source, target)
+    before = {path: path.read_bytes() for path in target.parent.iterdir()}
+
+    def vanished(draft, place):
+        os.unlink(draft)
+        raise FileNotFoundError(2, "no such file", str(draft))
+
+    monkeypatch.setattr(os, "replace", vanished)
+    with pytest.raises(bnfold.UsageError, match="no such file"):
+        bnfold.fold(source, target)
+    assert {path: path.read_bytes() for path in target.parent.iterdir()} == before
+
+
 def test_data_in_a_folder_below(tmp_path):
     m = two_blocks()
     source = saved(m, tmp_path / "in", location="data/w.bin")
