@@ -348,4 +348,11 @@ MUTANTS = (
         "return node.op_type",
         "tests/verify/test_unchecked.py",
     ),
+    Mutant(
+        "the scale of onnxruntime's quantizer is not checked",
+        "_proof/certificate.py",
+        "type_of(node) in QUANTIZERS:",
+        'type_of(node) == "QuantizeLinear":',
+        "tests/test_contrib_quantizers.py",
+    ),
 )
