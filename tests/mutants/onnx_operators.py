@@ -236,4 +236,18 @@ MUTANTS = (
         "if False:",
         "tests/test_contrib_quantizers.py",
     ),
+    Mutant(
+        "batches of matrices of integers get a scale for each column",
+        "_onnx/read/microsoft.py",
+        "    if right is None or len(right) != 2 or right[1] is None:",
+        "    if right is None:",
+        "tests/test_integer_products.py",
+    ),
+    Mutant(
+        "a product that rounds its data does not say so",
+        "_onnx/read/microsoft.py",
+        "    return _integers_times_scale(context, node, 2, 4, rounded)",
+        "    return _integers_times_scale(context, node, 2, 4)",
+        "tests/test_integer_products.py",
+    ),
 )
