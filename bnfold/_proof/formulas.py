@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold._onnx.read.scopes import label
+from bnfold._onnx.read.scopes import DEQUANTIZERS, label
 from bnfold._proof.absorption import (
     NO_SHIFT,
     Absorption,
@@ -290,7 +290,7 @@ FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "BatchNormalization": _norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
-    "DequantizeLinear": dequantized,
+    **dict.fromkeys(DEQUANTIZERS, dequantized),
     "GRU": _recurrent,
     "Gemm": gemm,
     "GroupNormalization": _norm,

@@ -208,4 +208,32 @@ MUTANTS = (
         "any(map(_makes, nodes))",
         "tests/cli/test_damaged.py",
     ),
+    Mutant(
+        "a call of a local function is what its name says",
+        "_onnx/read/scopes.py",
+        'return "" if kind in self.functions else kind',
+        "return kind",
+        "tests/test_contrib_quantizers.py",
+    ),
+    Mutant(
+        "a quantizer of an old opset gets several scales",
+        "_onnx/read/quantized.py",
+        "            spreads &= _per_axis(",
+        "            spreads |= _per_axis(",
+        "tests/test_contrib_quantizers.py",
+    ),
+    Mutant(
+        "scales of onnxruntime's quantizers are one in old opsets",
+        "_onnx/read/quantized.py",
+        'node.domain == "com.microsoft" or ',
+        "",
+        "tests/test_contrib_quantizers.py",
+    ),
+    Mutant(
+        "runtimes multiply integers of any width",
+        "_onnx/read/rounded.py",
+        "if data not in _EIGHT_BITS or weight.quantized.integers.dtype not in (np.int8, np.uint8):",
+        "if False:",
+        "tests/test_contrib_quantizers.py",
+    ),
 )

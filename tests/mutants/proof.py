@@ -302,8 +302,36 @@ MUTANTS = (
     Mutant(
         "any operator may write what takes the name of an output",
         "_proof/steps.py",
-        "return told(one) == told(other) and read == [*other.input] and places[0] == places[1]",
-        "return True",
+        "_told(one, bodies) == _told(other, bodies)",
+        "True",
+        "tests/verify/test_wrong_graphs.py",
+    ),
+    Mutant(
+        "an operator without a name is told by its bodies, whatever folds in them",
+        "_proof/steps.py",
+        'for name in held if any(p.startswith(f"{begin}.{name}") for p in self._of)}',
+        "for name in held if False}",
+        "tests/verify/test_wrong_graphs.py",
+    ),
+    Mutant(
+        "an operator is told by its type alone",
+        "_proof/steps.py",
+        "return node.name, node.op_type,",
+        "return node.op_type,",
+        "tests/verify/test_wrong_graphs.py",
+    ),
+    Mutant(
+        "a weight of what takes the name of an output may hold anything",
+        "_proof/steps.py",
+        "was.dtype == now.dtype and was.tobytes() == now.tobytes()",
+        "was.dtype == now.dtype",
+        "tests/verify/test_wrong_graphs.py",
+    ),
+    Mutant(
+        "what reads an equal map is not looked at in the folded graph",
+        "_proof/certificate.py",
+        "        steps.require_readers(path, patch)",
+        "        pass",
         "tests/verify/test_wrong_graphs.py",
     ),
     Mutant(
@@ -347,5 +375,12 @@ MUTANTS = (
         'return "" if kind in scope.functions else kind.removeprefix("com.microsoft::")',
         "return node.op_type",
         "tests/verify/test_unchecked.py",
+    ),
+    Mutant(
+        "the scale of onnxruntime's quantizer is not checked",
+        "_proof/certificate.py",
+        "type_of(node) in QUANTIZERS:",
+        'type_of(node) == "QuantizeLinear":',
+        "tests/test_contrib_quantizers.py",
     ),
 )

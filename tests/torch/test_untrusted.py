@@ -236,3 +236,97 @@ def test_plain_programs_pass(module, tmp_path):
     program = torch.export.export(module().eval(), (torch.randn(4, 3),), words, dynamic_shapes=free)
     torch.export.save(program, tmp_path / "m.pt2")
     refuse_code(tmp_path / "m.pt2")
+
+
+CODE = "k=print(1)"
+LEAF = {"type": None, "context": None, "children_spec": []}
+ARGUMENTS = {"type": "builtins.tuple", "context": "null", "children_spec": [LEAF]}
+
+
+def called(context, **call):
+    """The tree of a call as JSON: one argument, and one keyword under this context."""
+    words = {"type": "builtins.dict", "context": context, "children_spec": [LEAF]}
+    both = {"type": "builtins.tuple", "context": "null", "children_spec": [ARGUMENTS, words]}
+    return [1, both | call]
+
+
+NO_TREE_OF_A_CALL = {
+    "keywords as an object": called(json.dumps({CODE: 1})),
+    "keywords as a text": called(json.dumps(CODE)),
+    "keywords as a number": called("1"),
+    "keywords that are no JSON": called(CODE),
+    "keywords as an object in a list": called(json.dumps([{CODE: 1}])),
+    "keywords in lists": called(json.dumps([[CODE]])),
+    "keywords in a list": called(json.dumps([CODE])),
+    "arguments as an object": called("[]", children_spec={CODE: LEAF}),
+    "arguments that are texts": called("[]", children_spec=[json.dumps(CODE)] * 2),
+    "a tree as an object": {"1": called(json.dumps({CODE: 1}))},
+    "a tree as a text": json.dumps(called(json.dumps({CODE: 1}))),
+    "two trees": [*called("[]"), called(json.dumps({CODE: 1}))],
+}
+
+
+@pytest.mark.parametrize("what", NO_TREE_OF_A_CALL)
+def test_names_that_are_not_where_they_belong(what, plain, tmp_path):
+    """PyTorch goes through whatever there is; it writes the keys of an object into source text."""
+    value = json.dumps(NO_TREE_OF_A_CALL[what])
+    with pytest.raises(Untrusted):
+        refuse_code(changed(plain, tmp_path, "in_spec", value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("in_spec", called("[]")),
+        ("in_spec", {CODE: 1}),
+        ("out_spec", None),
+        ("forward_arg_names", {"x": 1}),
+        ("forward_arg_names", "x"),
+        ("forward_arg_names", 1),
+        ("guards_code", {"1 == 1": 1}),
+        ("guards_code", "1"),
+        ("guards_code", None),
+    ],
+)
+def test_something_else_than_a_list_or_a_text(key, value, plain, tmp_path):
+    with pytest.raises(Untrusted):
+        refuse_code(changed(plain, tmp_path, key, value))
+
+
+def test_a_tree_without_end(plain, tmp_path):
+    deep = LEAF
+    for _ in range(400):
+        deep = {"type": "builtins.tuple", "context": "null", "children_spec": [deep]}
+    with pytest.raises(Untrusted):
+        refuse_code(changed(plain, tmp_path, "in_spec", json.dumps([1, deep])))
+
+
+@pytest.mark.parametrize("value", [called('["scale"]'), called("[]"), [1, LEAF], [1, ARGUMENTS]])
+def test_trees_with_plain_keywords(value, plain, tmp_path):
+    refuse_code(changed(plain, tmp_path, "in_spec", json.dumps(value)))
+
+
+def test_a_keyword_that_is_code_is_not_run(tmp_path):
+    """The whole way: PyTorch itself would run it, as the second half shows."""
+    mark = tmp_path / "mark"
+    made = ",".join(map(str, bytes(mark)))
+    text = f"k,z:__import__(bytes((111,115)).decode()).mkdir(bytes(({made})).decode())"
+    program = torch.export.export(
+        Named().eval(), (torch.randn(4, 3),), {"scale": {"s": torch.ones(1)}}
+    )
+    torch.export.save(program, tmp_path / "plain.pt2")
+
+    def edit(content: str) -> str:
+        program = json.loads(content)
+        signature = program["graph_module"]["module_call_graph"][0]["signature"]
+        tree = json.loads(signature["in_spec"])
+        tree[1]["children_spec"][1]["context"] = json.dumps({text: 1})
+        signature.update(in_spec=json.dumps(tree), forward_arg_names=None)
+        return json.dumps(program)
+
+    path = rebuilt(tmp_path / "plain.pt2", tmp_path / "m.pt2", in_model(edit))
+    refused(bnfold(path, "--check"), "--trust")
+    assert not mark.exists()
+    with suppress(Exception):
+        torch.export.load(path).module()
+    assert mark.exists(), "PyTorch does not run it: this test would show nothing"
