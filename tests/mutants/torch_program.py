@@ -309,8 +309,8 @@ MUTANTS = (
     Mutant(
         "a text within a container of a .pt2 file is not read",
         "_torch/program/untrusted.py",
-        '_texts(_parsed("a tree", value.encode()))',
-        '_parsed("a tree", value.encode())',
+        "texts = _texts(tree)",
+        "texts = tree",
         "tests/torch/test_untrusted_rules.py",
     ),
     Mutant(
@@ -325,20 +325,20 @@ MUTANTS = (
         "_torch/program/untrusted.py",
         """        raise Untrusted(f"{str(value)[:60]!r} is where PyTorch writes a list")""",
         """        return []""",
-        "tests/torch/test_untrusted.py",
+        "tests/torch/test_untrusted_rules.py",
     ),
     Mutant(
         "a tree that is no text is none to look at",
         "_torch/program/untrusted.py",
         """raise Untrusted(f"a tree of containers is {str(value)[:60]!r}, which is no text")""",
         "return",
-        "tests/torch/test_untrusted.py",
+        "tests/torch/test_untrusted_rules.py",
     ),
     Mutant(
         "a tree of another form is looked at all the same",
         "_torch/program/untrusted.py",
         """raise Untrusted("a tree of containers has another form than PyTorch writes")""",
         "continue",
-        "tests/torch/test_untrusted.py",
+        "tests/torch/test_untrusted_rules.py",
     ),
 )

@@ -22,6 +22,8 @@ IMPORTS = "a container would import"
 NAMED = "a name has characters"
 HELD = "a container has characters"
 IDENTIFIER = "is no identifier"
+NO_TEXT, NO_LIST = "which is no text", "where PyTorch writes a list"
+FORM, NO_JSON = "has another form than PyTorch writes", "is no JSON"
 SIZE, GUARD = "the size .* is more than arithmetic", "the guard .* is more than arithmetic"
 
 
@@ -52,13 +54,20 @@ def filled(module, name):
     return {"default_factory_module": module, "default_factory_name": name}
 
 
+CODE = "k=print(1)"
+LEAF = {"type": None, "context": None, "children_spec": []}
+ARGUMENTS = {"type": "builtins.tuple", "context": "null", "children_spec": [LEAF]}
+
+
+def called(context, **call):
+    """The tree of a call: one argument, and one keyword, whose container has this context."""
+    words = {"type": "builtins.dict", "context": context, "children_spec": [LEAF]}
+    both = {"type": "builtins.tuple", "context": "null", "children_spec": [ARGUMENTS, words]}
+    return [1, both | call]
+
+
 def call_tree(context):
-    """The tree of a call with no arguments and one keyword, whose container has this context."""
-    leaf = {"type": None, "context": None, "children_spec": []}
-    words = {"type": "builtins.dict", "context": context, "children_spec": [leaf]}
-    none = {"type": "builtins.tuple", "context": "null", "children_spec": []}
-    both = {"type": "builtins.tuple", "context": "null", "children_spec": [none, words]}
-    return json.dumps([1, both])
+    return json.dumps(called(context))
 
 
 ENUM = {"__enum__": True, "fqn": "os.environ", "name": "A"}
@@ -104,14 +113,54 @@ ENUM = {"__enum__": True, "fqn": "os.environ", "name": "A"}
         ("out_spec", call_tree(json.dumps([filled("os", "y")])), IMPORTS),
         ("out_spec", call_tree('["a\'b"]'), HELD),
         ("out_spec", container({"a'b": 1}), HELD),
-        ("out_spec", ["a'b"], NAMED),
+        ("out_spec", ["a'b"], NO_TEXT),
+        ("out_spec", None, NO_TEXT),
+        ("in_spec", called("[]"), NO_TEXT),
+        ("in_spec", {CODE: 1}, NO_TEXT),
         ("out_spec", "[1", "no JSON"),
-        ("treespec_namedtuple_fields", container(ENUM), IMPORTS),
+        ("forward_arg_names", {"x": 1}, NO_LIST),
+        ("forward_arg_names", "x", NO_LIST),
+        ("forward_arg_names", 1, NO_LIST),
+        ("guards_code", {"1 == 1": 1}, NO_LIST),
+        ("guards_code", "1", NO_LIST),
+        ("guards_code", None, NO_LIST),
     ],
 )
 def test_what_is_refused(key, value, why, plain, tmp_path):
     with pytest.raises(Untrusted, match=why):
         refuse_code(changed(plain, tmp_path, key, value))
+
+
+NO_TREE_OF_A_CALL = {
+    "keywords as an object": (called(json.dumps({CODE: 1})), NO_LIST),
+    "keywords as a text": (called(json.dumps(CODE)), HELD),
+    "keywords as a number": (called("1"), NO_LIST),
+    "keywords that are no JSON": (called(CODE), NO_JSON),
+    "keywords as an object in a list": (called(json.dumps([{CODE: 1}])), IDENTIFIER),
+    "keywords in lists": (called(json.dumps([[CODE]])), IDENTIFIER),
+    "keywords in a list": (called(json.dumps([CODE])), IDENTIFIER),
+    "arguments as an object": (called("[]", children_spec={CODE: LEAF}), FORM),
+    "arguments that are texts": (called("[]", children_spec=[json.dumps(CODE)] * 2), FORM),
+    "a tree as an object": ({"1": called(json.dumps({CODE: 1}))}, FORM),
+    "a tree as a text": (json.dumps(called(json.dumps({CODE: 1}))), FORM),
+    "two trees": ([*called("[]"), called(json.dumps({CODE: 1}))], FORM),
+}
+
+
+@pytest.mark.parametrize("what", NO_TREE_OF_A_CALL)
+def test_names_that_are_not_where_they_belong(what, plain, tmp_path):
+    """PyTorch goes through whatever there is; it writes the keys of an object into source text."""
+    value, why = NO_TREE_OF_A_CALL[what]
+    with pytest.raises(Untrusted, match=why):
+        refuse_code(changed(plain, tmp_path, "in_spec", json.dumps(value)))
+
+
+def test_a_tree_without_end(plain, tmp_path):
+    deep = LEAF
+    for _ in range(400):
+        deep = {"type": "builtins.tuple", "context": "null", "children_spec": [deep]}
+    with pytest.raises(Untrusted, match="nested too deep"):
+        refuse_code(changed(plain, tmp_path, "in_spec", json.dumps([1, deep])))
 
 
 @pytest.mark.parametrize("overload", ["", ".default"])
@@ -133,6 +182,10 @@ def test_an_operator_that_takes_the_name_of_a_file(name, overload, taking, plain
         ("target", "torch.ops.nobody.knows.it"),
         ("name", "layer1_0_conv"),
         ("in_spec", container(filled("builtins", "list"))),
+        ("in_spec", call_tree('["scale"]')),
+        ("in_spec", call_tree("[]")),
+        ("in_spec", json.dumps([1, LEAF])),
+        ("in_spec", json.dumps([1, ARGUMENTS])),
         ("metadata", {"source_fn_stack": "x,torch.relu';y,torch.relu", "stack_trace": "'"}),
         ("guards_code", ["L['x'].size()[0] >= 2 and L['more']['scale'].stride()[0] == 1"]),
     ],
