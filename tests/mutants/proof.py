@@ -376,4 +376,25 @@ MUTANTS = (
         "return node.op_type",
         "tests/verify/test_unchecked.py",
     ),
+    Mutant(
+        "the scale of onnxruntime's quantizer is not checked",
+        "_proof/certificate.py",
+        "type_of(node) in QUANTIZERS:",
+        'type_of(node) == "QuantizeLinear":',
+        "tests/test_contrib_quantizers.py",
+    ),
+    Mutant(
+        "the certificate of a product of integers sees no scale",
+        "_proof/quantized.py",
+        "return max(worst, bias_deviation(case, old, new, made.dtype))",
+        "return bias_deviation(case, old, new, made.dtype)",
+        "tests/test_integer_products.py",
+    ),
+    Mutant(
+        "the certificate of a product of integers lets other inputs change",
+        "_proof/quantized.py",
+        "        if place not in (at, bias_at):",
+        "        if False:",
+        "tests/test_integer_products.py",
+    ),
 )
