@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -27,19 +28,24 @@ _SINGLE = (*_NUMBERS_AND_TEXTS, type(None), Tensor, np.ndarray, type, ModuleType
 """What holds nothing else that can be looked at."""
 
 
-def aliased(module: nn.Module) -> frozenset[str]:
-    """The names of parameters and buffers whose memory plain attributes have, too.
+@dataclass(frozen=True)
+class Aliases:
+    """What plain attributes have of a module's parameters and buffers.
 
-    Who holds the very parameter is not meant: what changes there changes for all, also in a copy.
+    ``names`` are those whose memory they have, too. Who holds the very parameter is not meant: what
+    changes there changes for all, also in a copy. ``any`` counts those, too.
     """
-    named = stored(module)
+
+    names: frozenset[str]
+    any: bool
+
+
+def aliases(module: nn.Module) -> Aliases:
+    """What plain attributes have of a module's parameters and buffers."""
+    named, values = stored(module), [each for _, each in _values(module)]
     own = {id(tensor) for tensor in named.values()}
-    return _sharing(named, (each for _, each in _values(module) if id(each) not in own))
-
-
-def has_aliases(module: nn.Module) -> bool:
-    """Whether plain attributes hold a parameter or buffer, or the memory of one."""
-    return bool(_sharing(stored(module), (each for _, each in _values(module))))
+    names = _sharing(named, [each for each in values if id(each) not in own])
+    return Aliases(names, bool(names or _sharing(named, values)))
 
 
 def snapshot(module: nn.Module) -> Mapping[str, object]:
@@ -56,9 +62,11 @@ def changed(before: Mapping[str, object], after: Mapping[str, object]) -> str | 
     return None
 
 
-def _sharing(named: Mapping[str, Tensor], values: Iterator[object]) -> frozenset[str]:
+def _sharing(named: Mapping[str, Tensor], values: Sequence[object]) -> frozenset[str]:
     """The names of the tensors that lie in the memory of some value."""
     held = [span for value in values if (span := _span(value)) is not None]
+    if not held:
+        return frozenset()
     return frozenset(
         name
         for name, tensor in named.items()
@@ -96,8 +104,9 @@ def _values(module: nn.Module) -> Iterator[tuple[str, Any]]:
     waiting = deque(
         (f"{path}.{name}" if path else name, value)
         for path, part in parts.items()
+        for others in [OF_PYTORCH | _not_the_users(part)]
         for name, value in part.__dict__.items()
-        if name not in OF_PYTORCH | _not_the_users(part)
+        if name not in others
     )
     while waiting:
         name, value = waiting.popleft()

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from bnfold._errors import UsageError
 from bnfold._torch.module.fold import PlannedModule, Traced
 from bnfold._torch.module.parameters import stored
-from bnfold._torch.module.plain_attributes import RECIPE, changed, has_aliases, snapshot
+from bnfold._torch.module.plain_attributes import RECIPE, changed, snapshot
 from bnfold._torch.module.ties import tie
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -40,7 +40,7 @@ class Recipe:
         The copy that was planned gives up its tensors: nothing can be planned on it any more.
         """
         traced = planned.traced
-        if traced.module is planned.module or planned.blocks or has_aliases(planned.module):
+        if traced.module is planned.module or planned.blocks or planned.aliases.any:
             return None
         devices = _emptied(traced.module)
         _forget(traced.program)
