@@ -250,4 +250,12 @@ MUTANTS = (
         "    return _integers_times_scale(context, node, 2, 4)",
         "tests/test_integer_products.py",
     ),
+    Mutant(
+        "a scale is written before the bias that a shift ahead makes",
+        "_onnx/write/rewriting.py",
+        "                write_parameters(editor, graph, position, site, sides, lent)",
+        "                write_scale(editor, graph, position, site, sides)
+                write_parameters(editor, graph, position, site, sides, lent)",
+        "tests/test_quantized.py",
+    ),
 )
