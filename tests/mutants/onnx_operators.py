@@ -254,8 +254,8 @@ MUTANTS = (
         "a scale is written before the bias that a shift ahead makes",
         "_onnx/write/rewriting.py",
         "                write_parameters(editor, graph, position, site, sides, lent)",
-        "                write_scale(editor, graph, position, site, sides)
-                write_parameters(editor, graph, position, site, sides, lent)",
+        "                write_scale(editor, graph, position, site, sides)\n"
+        "                write_parameters(editor, graph, position, site, sides, lent)",
         "tests/test_quantized.py",
     ),
 )
