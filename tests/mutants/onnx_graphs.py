@@ -374,7 +374,7 @@ MUTANTS = (
         "_onnx/files/save.py",
         "self._remove(old if paths.identity(self.destination) == new else placed)",
         "self._remove(() if paths.identity(self.destination) == new else placed)",
-        "tests/cli/test_writing.py",
+        "tests/cli/test_killed.py",
     ),
     Mutant(
         "a weight is folded as one float32 evaluation has it",
