@@ -358,8 +358,8 @@ MUTANTS = (
     Mutant(
         "a word takes the place of a number that a shape has",
         "_onnx/read/hints.py",
-        "if new is None or isinstance(old, int):",
-        "if new is None:",
+        "        if _is_better(new, old):\n            _set(dim, new)",
+        "        if new is not None:\n            _set(dim, new)",
         "tests/test_shapes.py",
     ),
     Mutant(
