@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold as library
+from bnfold._command import guard
 
 from . import examples
 from .command import bnfold, process, refused, tree
@@ -56,6 +57,25 @@ def test_a_process_that_a_library_ends(how, code, words, model, tmp_path):
     assert run.err.startswith("error: ") and words in run.err
     assert run.err.count("\n") == 1
     assert tree(tmp_path) == before
+
+
+def test_a_crash_behind_the_end(capfd):
+    """What the run has written is whole: the file is not blamed."""
+    assert guard._ending(signal.SIGABRT, 0, guard._DONE) == 3
+    assert "what it has written is whole" in capfd.readouterr().err
+
+
+def test_no_folder_for_temporary_files(monkeypatch):
+    """The command runs as it is then."""
+
+    def nowhere():
+        raise FileNotFoundError(2, "no usable temporary directory")
+
+    monkeypatch.setattr(guard.tempfile, "TemporaryFile", nowhere)
+    seen = []
+    monkeypatch.setattr(guard, "_command", seen.append)
+    guard.main()
+    assert seen == [{}]
 
 
 def test_a_process_that_raises(model):

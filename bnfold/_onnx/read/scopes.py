@@ -75,6 +75,11 @@ class Scope:
         position = self.producers.get(name)
         return NodeProto() if position is None else self.nodes[position]
 
+    def kind(self, node: NodeProto) -> str:
+        """The type of an operator as `type_of` gives it; "" for the call of a local function."""
+        kind = type_of(node)
+        return "" if kind in self.functions else kind
+
     def is_read_once(self, name: str) -> bool:
         """Whether one input of one node of this graph is all that reads a name."""
         others = name in self.captures or name in self.outputs
@@ -128,6 +133,13 @@ def domain_of(holder: NodeProto | FunctionProto | OperatorSetIdProto) -> str:
     return "" if holder.domain == "ai.onnx" else holder.domain
 
 
+QUANTIZERS = ("QuantizeLinear", "com.microsoft::QuantizeLinear")
+"""Operators that round floats to integers by given scales, by `type_of`.
+
+onnxruntime's own are ONNX's of opset 13, and know 16 and 4 bits in every opset.
+"""
+DEQUANTIZERS = ("DequantizeLinear", "com.microsoft::DequantizeLinear")
+"""Operators that make floats of such integers, by `type_of`."""
 # The inputs from which an operator takes only the shape or the element type.
 _SHAPE_OR_TYPE = frozenset(
     [
