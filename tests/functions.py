@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import AttributeProto, helper
 
-from .graphs import op, positive, rand, tensor
+from .graphs import model, op, positive, rand, tensor
 
 DOMAIN = {"my": 1}
 
@@ -50,3 +50,14 @@ def params(prefix, c_in, c_out):
 def call(prefix, x, y, name="Block"):
     inputs = " ".join([x, *(f"{prefix}.{n}" for n in "wstmv")])
     return op(name, inputs, y, domain="my", name=f"call_{y}")
+
+
+def two_calls(c_in, between, c_out):
+    """Two calls of the block in a row, each with weights of its own; the sizes are of channels."""
+    return model(
+        call("a", "x", "h"),
+        call("b", "h", "y"),
+        functions=[block()],
+        domains=DOMAIN,
+        weights=params("a", c_in, between) | params("b", between, c_out),
+    )

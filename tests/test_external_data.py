@@ -15,7 +15,7 @@ from onnx import external_data_helper, numpy_helper
 import bnfold
 from bnfold._onnx import tensors
 
-from .functions import DOMAIN, block, call, params
+from .functions import two_calls
 from .graphs import assert_same, bn, check, constants, conv, counts, model, op, rand, run
 
 
@@ -74,13 +74,7 @@ def test_folded_weights_of_an_external_model_stay_external(tmp_path):
 
 def test_weights_that_calls_of_a_function_give_are_written_where_they_lay(tmp_path):
     """The calls are inlined in a copy of the model; what is written is the model itself."""
-    m = model(
-        call("a", "x", "h"),
-        call("b", "h", "y"),
-        functions=[block()],
-        domains=DOMAIN,
-        weights=params("a", 3, 4) | params("b", 4, 5),
-    )
+    m = two_calls(3, 4, 5)
     source = saved(m, tmp_path)
     target = tmp_path / "folded.onnx"
     bnfold.fold(source, target)
@@ -138,6 +132,24 @@ def test_written_twice_the_data_does_not_grow(tmp_path):
     bnfold.fold(source, target)  # to a new name: the old model has its data until it is replaced
     (again,) = [p.stat().st_size for p in target.parent.iterdir() if p != target]
     assert again == first
+
+
+def test_a_draft_that_vanishes_takes_no_data_along(tmp_path, monkeypatch):
+    """The old model stays then, and needs its data."""
+    source = saved(two_blocks(), tmp_path / "in")
+    target = tmp_path / "out" / "folded.onnx"
+    target.parent.mkdir()
+    bnfold.fold(source, target)
+    before = {path: path.read_bytes() for path in target.parent.iterdir()}
+
+    def vanished(draft, place):
+        os.unlink(draft)
+        raise FileNotFoundError(2, "no such file", str(draft))
+
+    monkeypatch.setattr(os, "replace", vanished)
+    with pytest.raises(bnfold.UsageError, match="no such file"):
+        bnfold.fold(source, target)
+    assert {path: path.read_bytes() for path in target.parent.iterdir()} == before
 
 
 def test_data_in_a_folder_below(tmp_path):

@@ -9,7 +9,7 @@ import bnfold
 from bnfold._onnx.read.scopes import read_scopes
 from bnfold._onnx.read.shapes import infer
 
-from .functions import DOMAIN, block, call, constant, function, params, refers
+from .functions import DOMAIN, block, call, constant, function, params, refers, two_calls
 from .graphs import (
     bn,
     codes,
@@ -26,13 +26,7 @@ from .runtimes import mixes_overloads
 
 
 def test_two_calls_with_their_own_weights():
-    m = model(
-        call("a", "x", "h"),
-        call("b", "h", "y"),
-        functions=[block()],
-        domains=DOMAIN,
-        weights=params("a", 3, 4) | params("b", 4, 5),
-    )
+    m = two_calls(3, 4, 5)
     after = folds(m, Conv=2)
     assert not after.functions
     plan = bnfold.plan(m)

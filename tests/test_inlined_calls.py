@@ -13,7 +13,7 @@ from bnfold._proof import inlined_calls
 from bnfold._proof.certificate import certify
 
 from .cli.command import bnfold as command
-from .functions import BLOCK, DOMAIN, block, call, constant, function, params, refers
+from .functions import BLOCK, DOMAIN, block, call, constant, function, params, refers, two_calls
 from .graphs import (
     counts,
     done,
@@ -295,13 +295,7 @@ def test_a_map_that_stays_even_if_inlined_says_why():
 
 
 def test_the_command_verifies_what_calls_have_become(tmp_path):
-    m = model(
-        call("a", "x", "h"),
-        call("b", "h", "y"),
-        functions=[block()],
-        domains=DOMAIN,
-        weights=params("a", 3, 4) | params("b", 4, 5),
-    )
+    m = two_calls(3, 4, 5)
     onnx.save(m, tmp_path / "m.onnx")
     run = command(tmp_path / "m.onnx", "-o", tmp_path / "o.onnx", "-v")
     assert (run.code, run.err) == (0, "")
@@ -328,13 +322,7 @@ def test_the_certificate_sees_calls_that_were_inlined_wrongly(wrong, monkeypatch
         return nodes
 
     monkeypatch.setattr(inlining._Inliner, "_body", spoilt)
-    m = model(
-        call("a", "x", "h"),
-        call("b", "h", "y"),
-        functions=[block()],
-        domains=DOMAIN,
-        weights=params("a", 3, 3) | params("b", 3, 3),
-    )
+    m = two_calls(3, 3, 3)
     once = done(m)
     (inlined,) = (c for c in certify(m, once.folded, once.applied) if c.law == "inline")
     assert inlined.fails
@@ -347,13 +335,7 @@ def test_inlined_calls_that_cannot_be_checked_rest_on_their_weights(monkeypatch)
         raise RuntimeError("broken")
 
     monkeypatch.setattr(inlined_calls, "inline_local_functions", broken)
-    m = model(
-        call("a", "x", "h"),
-        call("b", "h", "y"),
-        functions=[block()],
-        domains=DOMAIN,
-        weights=params("a", 3, 3) | params("b", 3, 3),
-    )
+    m = two_calls(3, 3, 3)
     once = done(m)
     (inlined,) = (c for c in certify(m, once.folded, once.applied) if c.law == "inline")
     assert inlined.unchecked is not None

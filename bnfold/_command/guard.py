@@ -31,7 +31,12 @@ def main(**extra: Any) -> None:
     if not hasattr(os, "fork") or "BNFOLD_TRACEBACK" in os.environ:
         _command(extra)
         return
-    with tempfile.TemporaryFile() as report:  # A pipe would fill up.
+    try:
+        report = tempfile.TemporaryFile()  # noqa: SIM115  # A pipe would fill up.
+    except OSError:  # There is no folder for one: nothing can be told.
+        _command(extra)
+        return
+    with report:
         status, asked = _in_child(report.fileno(), extra)
         report.seek(0)
         told = report.read()
@@ -120,6 +125,9 @@ def _ending(status: int, asked: int, told: bytes) -> int:
     if asked or number in _ASKING:
         print("interrupted", file=sys.stderr)
         return SIGNALLED + (asked or number)
+    if told.endswith(_DONE):
+        complain("error: a library crashed when the run was over; what it has written is whole")
+        return UNDECIDED
     why = time_limit.told(told) if number == signal.SIGALRM else _why(number)
     complain(f"error: {why}")
     return UNDECIDED if number in (0, signal.SIGKILL, signal.SIGALRM) else UNUSABLE

@@ -64,13 +64,7 @@ def plan_model(
     depthwise: bool = False,
 ) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
-    _refuse_for_torch(
-        model,
-        freeze_initializers=frozen,
-        assume_equal_dims=equal_dims,
-        base_dir=base_dir is not None,
-        follow_links=follow_links,
-    )
+    _refuse_for_torch(model, base_dir, frozen, equal_dims, follow_links)
     program = _lowered(model, options)
     if _is_module(model) and program is None:
         return _prepare_module(model, options, depthwise).plan
@@ -101,13 +95,7 @@ def fold_model(
     depthwise: bool = False,
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
-    _refuse_for_torch(
-        model,
-        freeze_initializers=frozen,
-        assume_equal_dims=equal_dims,
-        base_dir=base_dir is not None,
-        follow_links=follow_links,
-    )
+    _refuse_for_torch(model, base_dir, frozen, equal_dims, follow_links)
     program = _lowered(model, options)
     if program is not None:
         from bnfold._torch.program.fold import PlannedProgram
@@ -207,11 +195,19 @@ def compare_models(
         return compare_files(first, second, sets, settings)
 
 
-def _refuse_for_torch(model: Model, **given: bool) -> None:
+def _refuse_for_torch(
+    model: Model, base_dir: Folder, frozen: bool, equal_dims: bool, follow_links: bool
+) -> None:
     """Raise `UsageError` if one of the options that are for ONNX is given for another model."""
-    for name, asked in given.items():
-        if asked and (_is_module(model) or _is_program(model)):
-            raise UsageError(f"{name}: this is for models of ONNX; leave it out")
+    given = {
+        "freeze_initializers": frozen,
+        "assume_equal_dims": equal_dims,
+        "base_dir": base_dir is not None,
+        "follow_links": follow_links,
+    }
+    name = next((name for name, asked in given.items() if asked), None)
+    if name is not None and (_is_module(model) or _is_program(model)):
+        raise UsageError(f"{name}: this is for models of ONNX; leave it out")
 
 
 def _copied(model: ModelProto) -> ModelProto:

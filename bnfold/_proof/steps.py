@@ -5,10 +5,11 @@ With the code that folds it shares the record of what was done, and nothing else
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from onnx import NodeProto
 
+from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.read.scopes import Scope, label
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof.checked_model import CheckedModel
@@ -59,7 +60,7 @@ class Steps:
                 if step.law in ("absorb", "carry", "compose", "cross"):
                     last = nodes[(step.into, *step.chain)[-1]]
                     found[next(filter(None, last.output), "")] = step.output
-                    if len(last.output) > 1:  # A Split, whose twin puts out the others.
+                    if len(last.output) > 1:  # Its twin puts out the others.
                         twin = folded.writer(step.output)
                         pairs = zip(last.output, twin.output, strict=False)
                         found |= {name: now for name, now in pairs if name and now}
@@ -83,8 +84,34 @@ class Steps:
         ]
         for place, name, now in sorted(pairs):  # In order: one may read what another writes.
             other = new.writer(now)
-            if other.output and _is_same(old.nodes[place], other, name, now, found):
+            if other.output and self._is_same(path, old.nodes[place], other, name, now):
                 found.setdefault(name, now)
+
+    def _is_as_it_was(self, old: Scope, new: Scope, name: str) -> bool:
+        """Whether a tensor is no weight, or one that has kept its name and its numbers."""
+        was = self._before.values(old, name)
+        if was is None:
+            return True
+        now = self._after.values(new, name)
+        return now is not None and was.dtype == now.dtype and was.tobytes() == now.tobytes()
+
+    def require_readers(self, path: str, patch: Patch) -> None:
+        """Raise `Mismatch` where who read an equal map does not read the one in its place.
+
+        What another step changes is checked there. It is asked for behind all merges.
+        """
+        old, new = self._before.scopes[path], self._after.scopes[path]
+        others = (step for step in self._of[path] if step.law not in ("equal", "merge", "inline"))
+        changed = {place for step in others for place in (step.into, *step.maps, *step.chain)}
+        for place, node in patch.nodes.items():
+            if node is None or place in changed or old.nodes[place] != node:
+                continue
+            name = next(filter(None, node.output))
+            twin = new.writer(self._place(old, name))
+            bodies = self._changed_bodies(path, node)
+            if _told(twin, bodies) != _told(node, bodies):
+                raise Mismatch(f"{label(node)} is no longer what it was")
+            self.require_same_data(old, new, node, twin)
 
     def require_same_data(self, old: Scope, new: Scope, node: NodeProto, twin: NodeProto) -> None:
         """Raise `Mismatch` where an operator reads other data than it did.
@@ -98,20 +125,32 @@ class Steps:
             if not self._before.is_weight(old, name):
                 raise Mismatch(f"{label(twin)} reads {now} in the place of {name}")
 
+    def _is_same(self, path: str, one: NodeProto, other: NodeProto, name: str, now: str) -> bool:
+        """Whether two operators of a graph are one, of which an output has another name."""
+        old, new, found = self._before.scopes[path], self._after.scopes[path], self._found[path]
+        bodies = self._changed_bodies(path, one)
+        return (
+            _told(one, bodies) == _told(other, bodies)
+            and [found.get(each, each) for each in one.input] == [*other.input]
+            and [*one.output].index(name) == [*other.output].index(now)
+            and all(self._is_as_it_was(old, new, each) for each in one.input)
+        )
 
-def _is_same(
-    one: NodeProto, other: NodeProto, name: str, now: str, found: Mapping[str, str]
-) -> bool:
-    """Whether two operators are one, of which an output has another name.
+    def _changed_bodies(self, path: str, node: NodeProto) -> set[str]:
+        """The attributes of an operator that hold bodies which a fold may change.
 
-    ``found`` has the names that their inputs have now. What bodies hold is checked by itself.
-    """
+        A fold keeps the names of operators: then it is all of them. Where an operator has no name
+        its bodies have to tell it, but those in which there are steps, which are checked there.
+        """
+        held = {a.name for a in node.attribute if a.HasField("g") or a.graphs}
+        if node.name:
+            return held
+        begin = f"{path}/{label(node)}" if path else label(node)
+        return {name for name in held if any(p.startswith(f"{begin}.{name}") for p in self._of)}
 
-    def told(node: NodeProto) -> tuple[object, ...]:
-        plain = [a for a in node.attribute if not (a.HasField("g") or a.graphs)]
-        values = sorted(a.SerializeToString(deterministic=True) for a in plain)
-        return node.op_type, node.domain, node.overload, values
 
-    read = [found.get(each, each) for each in one.input]
-    places = [*one.output].index(name), [*other.output].index(now)
-    return told(one) == told(other) and read == [*other.input] and places[0] == places[1]
+def _told(node: NodeProto, left_out: Collection[str] = ()) -> tuple[object, ...]:
+    """What tells an operator apart, whatever it reads and writes, but for some attributes."""
+    known = [a for a in node.attribute if a.name not in left_out]
+    values = sorted(a.SerializeToString(deterministic=True) for a in known)
+    return node.name, node.op_type, node.domain, node.overload, values

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import onnx
 
+from bnfold._onnx.read.scopes import type_of
+
 _OWN = ("", "ai.onnx")
 RANDOM = {
     "Bernoulli",
@@ -39,18 +41,16 @@ def drawing(functions: Iterable[onnx.FunctionProto]) -> Callable[[onnx.NodeProto
 
     It does itself, in one of its bodies, or in a function that it calls.
     """
-    calls = set[tuple[str, str]]()
+    drawn = set(RANDOM)
 
     def draws(node: onnx.NodeProto) -> bool:
-        return any(
-            (each.op_type in RANDOM and each.domain in _OWN) or (each.domain, each.op_type) in calls
-            for each in all_nodes([node])
-        )
+        return any(type_of(each) in drawn for each in all_nodes([node]))
 
     todo = list(functions)
-    while found := [each for each in todo if any(map(draws, each.node))]:
-        calls.update((each.domain, each.name) for each in found)
-        todo = [each for each in todo if each not in found]
+    drawn -= set(map(type_of, todo))
+    while found := {type_of(each) for each in todo if any(map(draws, each.node))}:
+        drawn |= found
+        todo = [each for each in todo if type_of(each) not in found]
     return draws
 
 

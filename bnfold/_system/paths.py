@@ -93,6 +93,15 @@ def is_same(first: Path, second: Path) -> bool:
         return first.resolve() == second.resolve()
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file apart, also under another name; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def set_mode(path: Path, destination: Path | None, original: Path | None) -> None:
     """Give a file the permissions of the one that it is about to replace, but no wider ones.
 

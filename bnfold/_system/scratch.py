@@ -101,7 +101,8 @@ def clear(report: bytes) -> None:
             folders.append(path)
         elif kind == _MODEL:
             for each in data if path.exists() else ():
-                each.unlink(missing_ok=True)
+                with suppress(OSError):
+                    each.unlink()
             data.clear()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

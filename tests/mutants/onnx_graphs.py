@@ -176,8 +176,8 @@ MUTANTS = (
     Mutant(
         "data files are left where a rename failed",
         "_onnx/files/save.py",
-        "self._remove(placed if self.finished.exists() else old)",
-        "self._remove(() if self.finished.exists() else old)",
+        "self._remove(old if paths.identity(self.destination) == new else placed)",
+        "self._remove(old if paths.identity(self.destination) == new else ())",
         "tests/cli/test_writing.py::test_an_existing_output_survives_a_rename_that_fails",
     ),
     Mutant(
@@ -349,6 +349,27 @@ MUTANTS = (
         "tests/cli/test_damaged.py",
     ),
     Mutant(
+        "an operator behind a new shape may be one that ends the process",
+        "_onnx/read/behind.py",
+        "None if is_odd(node) else self._schema(node)",
+        "self._schema(node)",
+        "tests/cli/test_damaged.py::test_no_odd_operator_ends_the_process",
+    ),
+    Mutant(
+        "a word takes the place of a number that a shape has",
+        "_onnx/read/hints.py",
+        "        if _is_better(new, old):\n            _set(dim, new)",
+        "        if new is not None:\n            _set(dim, new)",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "an initializer that nobody ever read becomes an input",
+        "_onnx/write/lists.py",
+        "names = unread(graph).difference(before)",
+        "names = unread(graph)",
+        "tests/test_fidelity.py",
+    ),
+    Mutant(
         "inference reads a negative size in a GatherND",
         "_onnx/read/slices.py",
         '_SLICES = frozenset(("GatherND", "Slice"))',
@@ -363,10 +384,17 @@ MUTANTS = (
         "tests/test_lean.py",
     ),
     Mutant(
+        "a model that is not replaced loses its data",
+        "_onnx/files/save.py",
+        "self._remove(old if paths.identity(self.destination) == new else placed)",
+        "self._remove(placed if self.finished.exists() else old)",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
         "an interrupt leaves old data that nobody reads",
         "_onnx/files/save.py",
-        "self._remove(placed if self.finished.exists() else old)",
-        "self._remove(placed if self.finished.exists() else [])",
+        "self._remove(old if paths.identity(self.destination) == new else placed)",
+        "self._remove(() if paths.identity(self.destination) == new else placed)",
         "tests/cli/test_writing.py",
     ),
     Mutant(

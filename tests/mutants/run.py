@@ -99,14 +99,14 @@ MUTANTS = (
     Mutant(
         "an operator of another domain draws random numbers for its name",
         "_run/nodes.py",
-        "(each.op_type in RANDOM and each.domain in _OWN)",
-        "(each.op_type in RANDOM)",
+        "any(type_of(each) in drawn for each",
+        "any(each.op_type in drawn or type_of(each) in drawn for each",
         "tests/verify/test_ahead.py",
     ),
     Mutant(
         "a function that draws random numbers draws none",
         "_run/nodes.py",
-        "calls.update((each.domain, each.name) for each in found)",
+        "drawn |= found",
         "pass",
         "tests/verify/test_ahead.py",
     ),

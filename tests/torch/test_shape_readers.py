@@ -101,6 +101,48 @@ def test_readers_of_values(name):
     both(READING[name], 0, codes=["shared-output"])
 
 
+def sized(tensor):
+    """Zeros, as many as a number of a tensor says."""
+    count = tensor.abs().sum().int().item()
+    torch._check(count >= 0)
+    torch._check(count < 10**6)
+    return torch.zeros(count)
+
+
+SIZED_BY_VALUES = {
+    "places": lambda y: torch.ones_like(torch.nonzero(y.relu())),
+    "a number of places": lambda y: torch.ones(1) * torch.nonzero(y > 0).shape[0],
+    "places that are all": lambda y: torch.ones_like(
+        torch._check((found := torch.nonzero(y.abs() >= 0)).shape[0] == 256) or found
+    ),
+    "selected values": lambda y: torch.zeros_like(y.masked_select(y > 0)),
+    "masked rows": lambda y: y.new_ones(3) * y[y[:, 0, 0, 0] > 0].shape[0],
+    "masked values that are all": lambda y: torch.ones_like(
+        torch._check((found := y[y.abs() >= 0]).shape[0] == 256) or found
+    ),
+    "different values": lambda y: torch.zeros_like(torch.unique(y.relu())),
+    "repeated values": lambda y: torch.ones_like(
+        y[0, 0, 0].abs().long().repeat_interleave(y[0, 0, 0].abs().long())
+    ),
+    "a size": lambda y: torch.ones_like(sized(y)),
+    "a size that is a number": lambda y: torch.ones(1) * sized(y).shape[0],
+}
+
+
+@pytest.mark.parametrize("name", SIZED_BY_VALUES)
+def test_sizes_that_follow_from_values(name):
+    """Who asks for such a size reads values."""
+    tail = SIZED_BY_VALUES[name]
+    both(lambda m, x, y: (m.bn(y), tail(y)), 0, codes=["shared-output"])
+
+
+def test_places_that_are_numbers_tell_no_values():
+    """As many rows as places, whatever rows and places are."""
+    places = torch.tensor([2, 0])
+    both(lambda m, x, y: m.bn(y) + torch.ones_like(y[:, places])[:, :1], 1)
+    both(lambda m, x, y: (m.bn(y), torch.ones_like(y[0][y[0, 0, 0].long() % 4])), 1)
+
+
 def test_what_no_operator_reads():
     """A program is all that runs. The code of a module may keep for itself what is not used."""
     both(lambda m, x, y: (y[:, :1], m.bn(y))[1], 0, 1)

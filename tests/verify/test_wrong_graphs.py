@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, NodeProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..graphs import (
     FLOAT,
@@ -19,6 +19,7 @@ from ..graphs import (
     model,
     op,
     rand,
+    subgraph,
     tensor,
 )
 from .folds import (
@@ -31,6 +32,7 @@ from .folds import (
     folded,
     function,
     none_holds,
+    put,
 )
 
 
@@ -158,7 +160,7 @@ def test_two_tensors_may_take_names_of_outputs() -> None:
     assert all(certificate.holds for certificate in done.certificates())
 
 
-@pytest.mark.parametrize("what", ["weights", "attribute", "operator", "data"])
+@pytest.mark.parametrize("what", ["weights", "numbers", "attribute", "operator", "data"])
 def test_another_tensor_under_the_name_of_an_output_is_seen(what: str) -> None:
     done = folded(without_zeros())
     wrong = done.copy()
@@ -169,9 +171,73 @@ def test_another_tensor_under_the_name_of_an_output_is_seen(what: str) -> None:
         node.attribute.append(helper.make_attribute("group", 1))
     elif what == "operator":
         node.domain = "my"
+    elif what == "numbers":
+        stored = next(t for t in wrong.graph.initializer if t.name == node.input[1])
+        put(wrong, stored.name, 2 * numpy_helper.to_array(stored))
     else:
         node.input[0] = "one_out"
     assert none_holds(done.certificates(wrong))
+
+
+def chosen(names: str, fold: bool) -> ModelProto:
+    """Two Ifs alike but for their names and bodies; the first takes the name of an output."""
+
+    def body(k: int) -> GraphProto:
+        other = op("Abs" if k < 2 else "Neg", f"t{k}", "b")
+        last = bn(f"bn{k}", f"t{k}", "b", 4) if fold else other
+        return subgraph(conv(f"c{k}", "x", f"t{k}", (4, 4, 1, 1)), last, y="b")
+
+    ifs = [
+        op("If", "cond", f"i{k}", then_branch=body(2 * k), else_branch=body(2 * k + 1))
+        for k in range(2)
+    ]
+    for node, name in zip(ifs, names.split(","), strict=True):
+        node.name = name
+    zero = const("Add", "i0", "q", np.float32([0]))
+    last = conv("conv", "i0", "c", (4, 4, 1, 1)), bn("bn", "c", "z", 4)
+    others = op("Relu", "i0", "y"), op("Abs", "i1", "p")
+    made = model(*ifs, zero, *others, *last, x=(4, 4, 4, 4), y="y p q z")
+    made.graph.input.append(helper.make_tensor_value_info("cond", TensorProto.BOOL, ()))
+    return made
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("names", ["one,two", ","])
+def test_an_operator_with_bodies_may_take_the_name_of_an_output(names: str, fold: bool) -> None:
+    """The path of its bodies has that name, if it has none of its own."""
+    done = folded(chosen(names, fold))
+    assert "q" in done.folded.graph.node[0].output
+    found = done.certificates()
+    assert len(found) > 1 and all(certificate.holds for certificate in found), found
+    wrong = done.copy()
+    (first, second) = (n for n in wrong.graph.node if n.op_type == "If")
+    first.output[0], second.output[0] = second.output[0], first.output[0]
+    assert not all(certificate.holds for certificate in done.certificates(wrong))
+
+
+def equals() -> ModelProto:
+    two, three = np.float32([2]), np.float32([3])
+    values = {"e1": two, "e2": two, "f1": three, "f2": three}
+    maps = [const("Mul", "r", name, value) for name, value in values.items()]
+    reads = [op("Tanh", "e1", "a"), op("Tanh", "e2", "b")]
+    reads += [op("Abs", "f1", "c"), op("Abs", "f2", "d")]
+    return model(op("Relu", "x", "r"), *maps, *reads, y="a b c d")
+
+
+@pytest.mark.parametrize("what", ["another tensor", "another operator", "one step less"])
+def test_readers_of_equal_maps_are_looked_at_in_the_folded_graph(what: str) -> None:
+    done = folded(equals())
+    assert [fold.law for fold in done.applied] == ["equal", "equal"]
+    assert all(certificate.holds for certificate in done.certificates())
+    wrong, applied = done.copy(), done.applied
+    node = next(node for node in wrong.graph.node if "b" in node.output)
+    if what == "another tensor":
+        node.input[0] = "f1"
+    elif what == "another operator":
+        node.op_type = "Sigmoid"
+    else:
+        applied = applied[:-1]
+    assert none_holds(Folded(done.original, done.folded, applied).certificates(wrong))
 
 
 def test_another_output_of_a_split_is_seen() -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _MODELS = frozenset((".onnx", ".pb", ".onnxtxt", ".textproto", ".json", ".txt", ""))
 """The suffixes under which models lie."""
+LARGEST = 2**31 - 1
+"""The most bytes that a protobuf reader accepts."""
 _INLINE_BYTES = 1024
 """New tensors from this size on go to a data file, where the model has one."""
 
@@ -202,24 +204,31 @@ def superseded(destination: Path, origins: Collection[Path], kept: Collection[Pa
         return []
     made = re.compile(rf"{re.escape(destination.name)}(\.\d+)?\.data(\.\d+)?")
     copied = {path.name for path in origins}
-    names = (name for name in _locations(destination) if name in copied or made.fullmatch(name))
+    named = _locations(destination)
+    candidates = (name for name in named if name in copied or made.fullmatch(name))
     return [
         path
-        for path in (destination.parent / name for name in names)
+        for path in (destination.parent / name for name in candidates)
         if path.is_file()
         and not path.is_symlink()
         and not any(paths.is_same(path, other) for other in (*origins, *kept))
-        and not _is_read_elsewhere(path, destination)
+        and not _is_read_elsewhere(path, destination, named)
     ]
 
 
-def _is_read_elsewhere(path: Path, model: Path) -> bool:
-    """Whether a file beside a model, which is another model, names a data file too."""
-    others = (other for other in path.parent.iterdir() if other.is_file() and other != path)
+def _is_read_elsewhere(path: Path, model: Path, data: Collection[str]) -> bool:
+    """Whether a file beside a model, which is another model, names a data file too.
+
+    ``data`` are all data files of the model. No model is larger than protobuf can hold.
+    """
+    others = (other for other in path.parent.iterdir() if other.is_file())
     return any(
         path.name in _locations(other)
         for other in others
-        if other.suffix in _MODELS and not paths.is_same(other, model)
+        if other.suffix in _MODELS
+        and other.name not in data
+        and other.stat().st_size <= LARGEST
+        and not paths.is_same(other, model)
     )
 
 

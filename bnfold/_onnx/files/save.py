@@ -14,6 +14,7 @@ from onnx import ModelProto
 from bnfold._errors import UsageError
 from bnfold._onnx.files import text_forms
 from bnfold._onnx.files.external import (
+    LARGEST,
     copy_content,
     external_files,
     free_name,
@@ -26,9 +27,6 @@ from bnfold._system import memory, paths, scratch
 
 if TYPE_CHECKING:
     from bnfold._onnx.write.applied import Rewritten
-
-_LARGEST = 2**31 - 1
-"""The most bytes that a protobuf reader accepts."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ class PendingFile:
         kept = [*placed, *(parent / name for name in self.data)]
         over_itself = self.original is not None and paths.is_same(self.destination, self.original)
         old = [] if over_itself else superseded(self.destination, self.written.values(), kept)
+        new = paths.identity(self.finished)
         try:
             scratch.placing(self.finished, placed)
             for (location, origin), target in zip(self.written.items(), placed, strict=True):
@@ -72,7 +71,7 @@ class PendingFile:
             paths.set_mode(self.finished, self.destination, self.original)
             os.replace(self.finished, self.destination)
         except BaseException as error:
-            self._remove(placed if self.finished.exists() else old)
+            self._remove(old if paths.identity(self.destination) == new else placed)
             if isinstance(error, OSError):
                 raise paths.unwritable(self.destination, error) from error
             raise
@@ -154,10 +153,10 @@ def _write_model(model: ModelProto, file: IO[bytes]) -> None:
         item = type(model.graph).DESCRIPTOR.fields_by_name["initializer"].number
         sizes = [tensor.ByteSize() for tensor in weights]
     except Exception as error:  # protobuf's error for a message too large differs by backend.
-        memory.claim(_LARGEST)  # It is the same where memory has run out.
+        memory.claim(LARGEST)  # It is the same where memory has run out.
         raise _too_large() from error
     total = len(graph) + sum(len(prefix(item, size)) + size for size in sizes)
-    if len(rest) + total > _LARGEST:
+    if len(rest) + total > LARGEST:
         raise _too_large()
     file.write(rest)
     file.write(prefix(number, total))

@@ -32,13 +32,13 @@ def write_parameters(
     sides: Sides,
     lent: Sequence[Constant] = (),
 ) -> None:
-    """Give the absorber at a position its new weight and bias, rounded once.
+    """Give the absorber at a position its new weight and bias, rounded once. What it is given ahead
+    goes into the bias by its old weight, so that `write_scale` follows when every bias is written.
 
     Its bias may be one of the constants that are ``lent``: an Add's constant then keeps its name,
     and is stored once for all.
     """
     scope, node = graph.scope, graph.scope.nodes[position]
-    _write_scale(editor, graph, node, site, sides)
     weight = site.new_weight(sides.behind, sides.ahead)
     bias = site.new_bias(sides.behind, sides.ahead)
     old_weight, old_bias = _constant(site.weight_value), _constant(site.bias_value)
@@ -59,11 +59,12 @@ def write_parameters(
             editor.store(scope, node, site.bias, old_bias, bias, wanted)
 
 
-def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides) -> None:
+def write_scale(editor: Editor, graph: Graph, position: int, site: Site, sides: Sides) -> None:
     """Multiply the scale of a quantized weight, in the DequantizeLinear that the operator reads,
     and in the QuantizeLinear that makes the integers, if one does; or in the Mul of two scales.
     """
-    new, scope = site.rescaled(sides.behind, sides.ahead), graph.scope
+    scope, node = graph.scope, graph.scope.nodes[position]
+    new = site.rescaled(sides.behind, sides.ahead)
     if site.quantized is None or not isinstance(new, Rescaled):
         return
     if site.quantized.multiplies:
@@ -79,8 +80,8 @@ def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, side
     ends = [(found.position, found.scale, found.zero)]
     if rounds is not None:
         ends.append((rounds.position, rounds.scale, rounds.zero))
-    for position, scale, zero in ends:
-        end = scope.nodes[position]
+    for place, scale, zero in ends:
+        end = scope.nodes[place]
         if new.axis is not None:
             old = zero.load() if zero is not None else None
             zeros = spread_zero(end, new.scale.size, new.axis, old)

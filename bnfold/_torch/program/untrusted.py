@@ -22,7 +22,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,9 @@ _PLAIN_FACTORIES = frozenset({"list", "dict", "int", "float", "tuple", "set", "s
 _STRANGE = re.compile(r"[\"'\\\x00-\x1f\x7f]")
 """Characters that end a text in quotes, or a line."""
 _NAME = re.compile(r"[\w.]*")
-_TREES = ("in_spec", "out_spec", "treespec_namedtuple_fields")
+_TREES = ("in_spec", "out_spec")
+_NODE = {"type", "context", "children_spec"}
+"""What the JSON of a tree says of each container and leaf."""
 
 
 def refuse_code(path: Path) -> None:
@@ -69,10 +71,13 @@ def refuse_code(path: Path) -> None:
     archives, one for those of torch 2.7 and older. Each record is looked at as the one that would
     take it sees it.
     """
-    for name, content in _records_of_torch(path):
-        _check_record(name, content)
-    for name, content in _records_of_old(path):
-        _check_old(name, content)
+    try:
+        for name, content in _records_of_torch(path):
+            _check_record(name, content)
+        for name, content in _records_of_old(path):
+            _check_old(name, content)
+    except RecursionError as error:
+        raise Untrusted("it is nested too deep to be looked at") from error
 
 
 _Content = Callable[[], bytes]
@@ -125,7 +130,14 @@ def _check_old(name: str, content: _Content) -> None:
         _check_pickle(name, content())
 
 
-def _parsed(name: str, content: bytes) -> Any:
+def _listed(value: Any) -> list[Any]:
+    """A list. PyTorch would go through anything else as well, such as the keys of an object."""
+    if not isinstance(value, list):
+        raise Untrusted(f"{str(value)[:60]!r} is where PyTorch writes a list")
+    return value
+
+
+def _parsed(name: str, content: bytes | str) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -182,12 +194,12 @@ def _check_program(program: Any) -> None:
             elif inner == "expr_str":
                 refuse_more_in_size(value)
             elif inner == "guards_code":
-                for guard in value:
+                for guard in _listed(value):
                     refuse_more_in_guard(guard)
             elif inner in _TREES:
                 _check_tree(inner, value)
             elif inner == "forward_arg_names":
-                _check_identifiers(value or ())
+                _check_identifiers([] if value is None else value)
             else:
                 _check_names(inner, value)
 
@@ -200,8 +212,8 @@ def _check_names(key: str, value: Any) -> None:
             raise Untrusted(f"a name has characters that no name has: {one[:60]!r}")
 
 
-def _check_identifiers(names: Collection[Any]) -> None:
-    for name in names:
+def _check_identifiers(names: Any) -> None:
+    for name in _listed(names):
         if not isinstance(name, str) or not name.isidentifier():
             raise Untrusted(f"the name of an argument is no identifier: {str(name)[:60]!r}")
 
@@ -242,32 +254,43 @@ def _is_operator(path: list[str]) -> bool:
 
 def _check_tree(key: str, value: Any) -> None:
     """A tree of containers as text. A ``defaultdict`` names the function that fills it."""
-    if not isinstance(value, str) or not value:
-        _check_names(key, value)
-        return
-    tree = _texts(_parsed("a tree", value.encode()))
-    for _, one in _dicts(tree):
+    if not isinstance(value, str):
+        raise Untrusted(f"a tree of containers is {str(value)[:60]!r}, which is no text")
+    tree = _parsed("a tree", value)
+    root = _root(tree)
+    texts = _texts(tree)
+    for _, one in _dicts(texts):
         if "__enum__" in one:
             raise Untrusted(f"a container would import {one.get('fqn')!r}")
         if "default_factory_module" in one or "default_factory_name" in one:
             module, name = one.get("default_factory_module"), one.get("default_factory_name")
             if module != "builtins" or name not in _PLAIN_FACTORIES:
                 raise Untrusted(f"a container would import {module!r}")
-    for text in _leaves(tree):
+    for text in _leaves(texts):
         if _STRANGE.search(text):
             raise Untrusted(f"a container has characters in it that no name has: {text[:60]!r}")
     if key == "in_spec":
-        _check_identifiers(_keywords(tree))
+        _check_identifiers(_keywords(root))
 
 
-def _keywords(tree: Any) -> Collection[Any]:
+def _root(tree: Any) -> dict[str, Any]:
+    """The outermost container of a tree, all of which has the form that PyTorch writes."""
+    root, waiting = (tree[1], tree[1:]) if isinstance(tree, list) and len(tree) == 2 else ({}, [{}])
+    while waiting:
+        node = waiting.pop()
+        children = node.get("children_spec") if isinstance(node, dict) else None
+        if not isinstance(children, list) or node.keys() != _NODE:
+            raise Untrusted("a tree of containers has another form than PyTorch writes")
+        waiting += children
+    return root
+
+
+def _keywords(root: dict[str, Any]) -> Any:
     """The names of keyword arguments in the tree of a call: arguments, then keywords."""
-    try:
-        (_, keywords) = tree[1]["children_spec"]
-        names = keywords["context"]
-    except (KeyError, IndexError, TypeError, ValueError):
-        return ()
-    return names if isinstance(names, list) else ()
+    if len(root["children_spec"]) < 2:
+        return []
+    context = root["children_spec"][1]["context"]
+    return _parsed("a tree", context) if isinstance(context, str) else context
 
 
 def _leaves(value: Any) -> Iterator[str]:

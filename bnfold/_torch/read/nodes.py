@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
 
 from bnfold._core.broadcast import Shape
 from bnfold._core.index_maps import Size
@@ -140,8 +142,9 @@ def valueless(nodes: Sequence[Node], seen: Container[Node], whole: bool) -> set[
 
     All that reads them asks for their shape or type alone, or is such an operator itself:
     ``ones_like(y[:, :1])`` takes no value of y. They write nothing, and are none of those ``seen``
-    by somebody outside the graph. Something has to read them, unless the graph is the ``whole``
-    of what runs: the code of a module may keep what no operator reads.
+    by somebody outside the graph. They put out tensors whose sizes no value decides: those of
+    ``y.nonzero()`` tell of the values of y. Something has to read them, unless the graph is the
+    ``whole`` of what runs: the code of a module may keep what no operator reads.
     """
     found = set[Node]()
     for node in reversed(nodes):
@@ -154,7 +157,7 @@ def valueless(nodes: Sequence[Node], seen: Container[Node], whole: bool) -> set[
         if (
             pure
             and node not in seen
-            and node.meta.get("val") is not None
+            and not _tells_of_values(node)
             and (whole or node.target is operator.getitem or _is_used(node))
             and all(
                 user in found
@@ -164,6 +167,18 @@ def valueless(nodes: Sequence[Node], seen: Container[Node], whole: bool) -> set[
         ):
             found.add(node)
     return found
+
+
+def _tells_of_values(node: Node) -> bool:
+    """Whether what a node puts out has numbers, or sizes that follow from values; or is unknown."""
+    example = node.meta.get("val")
+    if not all(isinstance(part, Tensor) for part in pytree.tree_leaves(example)):
+        return True
+    by_values = torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
+    if kind_of(node) == "index":  # By places it puts out as many as there are places.
+        masks = (torch.bool, torch.uint8)
+        by_values = any(dtype_of(place) in masks for place in _nodes_in(arguments(node)["indices"]))
+    return by_values or bool(free_unbacked_symbols(example))
 
 
 def _is_used(node: Node) -> bool:
