@@ -209,6 +209,13 @@ MUTANTS = (
         "tests/cli/test_damaged.py",
     ),
     Mutant(
+        "the constant of a Max is taken to leave the tensor its shape",
+        "_onnx/read/pointwise.py",
+        "fits = found.shape == () or (shape is not None and broadcasts_to(found.shape, shape))",
+        "fits = True",
+        "tests/carry/test_extremes.py",
+    ),
+    Mutant(
         "a call of a local function is what its name says",
         "_onnx/read/scopes.py",
         'return "" if kind in self.functions else kind',
@@ -235,5 +242,27 @@ MUTANTS = (
         "if data not in _EIGHT_BITS or weight.quantized.integers.dtype not in (np.int8, np.uint8):",
         "if False:",
         "tests/test_contrib_quantizers.py",
+    ),
+    Mutant(
+        "batches of matrices of integers get a scale for each column",
+        "_onnx/read/microsoft.py",
+        "    if right is None or len(right) != 2 or right[1] is None:",
+        "    if right is None:",
+        "tests/test_integer_products.py",
+    ),
+    Mutant(
+        "a product that rounds its data does not say so",
+        "_onnx/read/microsoft.py",
+        "    return _integers_times_scale(context, node, 2, 4, rounded)",
+        "    return _integers_times_scale(context, node, 2, 4)",
+        "tests/test_integer_products.py",
+    ),
+    Mutant(
+        "a scale is written before the bias that a shift ahead makes",
+        "_onnx/write/rewriting.py",
+        "                write_parameters(editor, graph, position, site, sides, lent)",
+        "                write_scale(editor, graph, position, site, sides)\n"
+        "                write_parameters(editor, graph, position, site, sides, lent)",
+        "tests/test_quantized.py",
     ),
 )

@@ -204,7 +204,7 @@ MUTANTS = (
     Mutant(
         "the probe of a crossing sees nothing",
         "_proof/crossings.py",
-        "worst = max(worst, float(off.max()) / (_FACTOR * max(largest, _TINY)))",
+        "worst = max(worst, float((off / (rounding * np.maximum(room, _TINY))).max()))",
         "worst = max(worst, 0.0)",
         "tests/verify/test_carried.py",
     ),
@@ -377,10 +377,38 @@ MUTANTS = (
         "tests/verify/test_unchecked.py",
     ),
     Mutant(
+        "a bound of one channel is judged by that of another",
+        "_proof/crossings.py",
+        "room = room if own else np.asarray(largest)",
+        "room = np.asarray(largest)",
+        "tests/carry/test_extremes.py",
+    ),
+    Mutant(
+        "no numbers are drawn around the bound of a Max",
+        "_proof/operator_data.py",
+        'given = {"min": held[0].astype(np.float64)} if len(held) == 1 else {}',
+        "given = {}",
+        "tests/carry/test_extremes.py",
+    ),
+    Mutant(
         "the scale of onnxruntime's quantizer is not checked",
         "_proof/certificate.py",
         "type_of(node) in QUANTIZERS:",
         'type_of(node) == "QuantizeLinear":',
         "tests/test_contrib_quantizers.py",
+    ),
+    Mutant(
+        "the certificate of a product of integers sees no scale",
+        "_proof/quantized.py",
+        "return max(worst, bias_deviation(case, old, new, made.dtype))",
+        "return bias_deviation(case, old, new, made.dtype)",
+        "tests/test_integer_products.py",
+    ),
+    Mutant(
+        "the certificate of a product of integers lets other inputs change",
+        "_proof/quantized.py",
+        "        if place not in (at, bias_at):",
+        "        if False:",
+        "tests/test_integer_products.py",
     ),
 )
