@@ -176,7 +176,8 @@ def _with_innocent(
     """The moves with which those maps fold, too, that were refused in vain: another map was too
     much for the operator. ``guessed`` has the maps refused for each operator, in that order.
     """
-    for index in [one for maps in guessed for one in maps[:-1]][:_CHANCES]:
+    in_vain = dict.fromkeys(one for maps in guessed for one in maps[:-1])
+    for index in list(in_vain)[:_CHANCES]:
         fewer = {one: reason for one, reason in refused.items() if one != index}
         tried = plan(view, fewer)
         if next(problems.of(tried), None) is None:

@@ -110,8 +110,8 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
     """Write the numbers of an operator that a map was carried across: a Clip's bounds, say.
 
     Each goes to where the operator keeps it: to an input, an attribute or a list in one. One that
-    becomes another loses what it had but its name, its data and its outputs; its data may change
-    places.
+    becomes another loses what it had but its name, its data and its outputs, unless its form keeps
+    all; its data may change places.
     """
     scope = graph.scope
     node = scope.nodes[graph.positions[index]]
@@ -121,6 +121,7 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
     numbers = holder.numbers
     if edit.form is not None:
         numbers, node.op_type = edit.form.numbers, edit.form.op
+    if edit.form is not None and not edit.form.keeps:
         editor.keep_inputs(scope, node, len(holder.data))
         if edit.form.order:
             node.input[:] = [node.input[n] for n in edit.form.order]
@@ -131,15 +132,16 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
             attribute = next((a for a in node.attribute if a.name == place), None)
             if attribute is None:
                 attribute = node.attribute.add(name=place, type=AttributeProto.FLOAT)
-            attribute.f = value
+            attribute.f = float(value)
             continue
         if isinstance(place, tuple):
             listed = next(a for a in node.attribute if a.name == place[0])
-            listed.floats[place[1]] = value
+            listed.floats[place[1]] = float(value)
             continue
         held = graph.context.constant(node, place)
         dtype = held.dtype if held is not None else np.dtype(np.float32)
-        values = np.asarray(value).astype(dtype).reshape(held.shape if held is not None else ())
+        shape = held.shape if held is not None else ()
+        values = np.broadcast_to(value, np.broadcast_shapes(shape, np.shape(value))).astype(dtype)
         stem = held.name if held is not None else node.name or node.op_type.lower()
         editor.store(scope, node, place, held, values, f"{stem}_folded")
 
