@@ -57,7 +57,7 @@ _SAME_RANK = (
 _SCALER = "ai.onnx.ml::Scaler"
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv")
 _PRODUCTS = ("FusedMatMul", "MatMul", "TransposeMatMul")
-_BROADCAST = ("Add", "Div", "Mul", "Sub")
+_BROADCAST = ("Add", "Div", "Max", "Min", "Mul", "Sub")
 _PASSED = ("Add", "BatchNormalization", "Conv", "Dropout", "Identity", "Mul", "Sub", _SCALER)
 
 

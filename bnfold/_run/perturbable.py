@@ -13,13 +13,13 @@ import onnx
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.evaluation import is_evaluated
 from bnfold._onnx.read.quantized import MADE_BYTES
-from bnfold._onnx.read.scopes import Scope, read_scopes, type_of
+from bnfold._onnx.read.scopes import DEQUANTIZERS, QUANTIZERS, Scope, read_scopes, type_of
 from bnfold._onnx.read.shapes import Shapes, infer
 from bnfold._run.nodes import reached, subgraphs
 from bnfold._run.noise import Array
 from bnfold._run.operands import COUNTING, Operand, Operands
 
-_OF_INTEGERS = ("DequantizeLinear", "QuantizeLinear")
+_OF_INTEGERS = (*DEQUANTIZERS, *QUANTIZERS)
 """Operators that make weights of stored integers, and these of floats."""
 
 

@@ -173,4 +173,11 @@ MUTANTS = (
         "if absorber.signed_blocked is not None and not bool((total.scale != 0).all()):",
         "tests/test_rounded_data.py",
     ),
+    Mutant(
+        "one scale for all of a product of integers takes any map",
+        "_core/operators/quantized.py",
+        "            varying_blocked=varying,",
+        "            varying_blocked=None,",
+        "tests/test_integer_products.py",
+    ),
 )

@@ -21,7 +21,7 @@ from bnfold._onnx import tensors
 from bnfold._onnx.read import attributes, sparse
 from bnfold._onnx.read.evaluation import EVALUATED, Double, evaluated, widened
 from bnfold._onnx.read.growth import refuse_huge
-from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.read.scopes import DEQUANTIZERS, Scope, label
 from bnfold._onnx.read.shapes import Shapes
 from bnfold._onnx.read.sizes import Numbers
 
@@ -125,6 +125,8 @@ class Constants:
         if numbers is not None and node.op_type != "Constant":
             data_type = self._shapes.type(scope, name) or TensorProto.INT64
             return _settled(name, _integers(numbers, data_type))
+        if scope.kind(node) in DEQUANTIZERS:
+            return Reason("quantized-weight", label(node), f"{name} is dequantized at run time")
         if node.domain not in ("", "ai.onnx") or list(node.output).index(name) != 0:
             return _computed(name, node)
         if any(attribute.ref_attr_name for attribute in node.attribute):
@@ -137,8 +139,6 @@ class Constants:
             return self._from_identity(scope, name, node)
         if node.op_type in ("Shape", "CastLike"):
             return self._from_inferred(scope, name, node)
-        if node.op_type == "DequantizeLinear":
-            return Reason("quantized-weight", label(node), f"{name} is dequantized at run time")
         # The reference implementation overlooks where such an operand lies (ONNX Add-6).
         misaligned = attributes.has(node, "broadcast") and attributes.has(node, "axis")
         if node.op_type in EVALUATED and not misaligned:

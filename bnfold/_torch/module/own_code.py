@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bnfold._torch.module.held_values import contents
 from bnfold._torch.read.export import OF_PYTORCH
 
 _CONTAINERS = (list, dict, set, deque)
@@ -145,7 +146,7 @@ def _steps(code: CodeType) -> Iterator[dis.Instruction]:
 def _cells(function: FunctionType) -> Mapping[str, object]:
     """What the free variables of a function stand for, if they do."""
     names = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    return {name: cell.cell_contents for name, cell in names if hasattr(cell, "cell_contents")}
+    return {name: each for name, cell in names for each in contents(cell)}
 
 
 def _unwrapped(value: object) -> object:
