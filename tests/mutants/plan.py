@@ -236,4 +236,18 @@ MUTANTS = (
         "            return maps[-1]\n",
         "tests/plan/test_growth.py",
     ),
+    Mutant(
+        "a weight changes for some of those that read it",
+        "_plan/fit.py",
+        "        if len(factors) < len(sharing.readers) or not alike:",
+        "        if not alike:",
+        "tests/test_shared_integers.py",
+    ),
+    Mutant(
+        "those that read a weight take different maps into it",
+        "_plan/fit.py",
+        "        if len(factors) < len(sharing.readers) or not alike:",
+        "        if len(factors) < len(sharing.readers):",
+        "tests/test_shared_integers.py",
+    ),
 )
