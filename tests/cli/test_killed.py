@@ -119,6 +119,10 @@ TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 8, in {}\nK
         (signal.SIGKILL, True, 2, kills.KILLED, False),
         (signal.SIGKILL, False, -signal.SIGKILL, "", True),
         (signal.SIGKILL, False, 3, kills.KILLED, False),
+        (signal.SIGINT, True, 2, f"{kills.CRASHED}…)", True),
+        (signal.SIGINT, True, 2, f"Traceback\n{kills.CRASHED}…)", False),
+        (signal.SIGINT, False, 2, f"{kills.CRASHED}…)", False),
+        (signal.SIGKILL, True, 2, f"{kills.CRASHED}…)", False),
         (signal.SIGINT, True, 0, "", True),
         (signal.SIGINT, True, 0, "interrupted\n", False),
     ],
@@ -262,11 +266,13 @@ def test_what_a_killed_run_left_is_removed(held, model, tmp_path):
     assert left.exists() == held
 
 
-@pytest.mark.parametrize("what", ["nothing", "a lock", "more"])
+@pytest.mark.parametrize("what", ["nothing", "a lock", "more", "a process that nobody waits for"])
 def test_a_folder_without_a_lock(what, model, tmp_path):
     """Its process may have been killed before it locked it; then there is nothing in it."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    if what != "a process that nobody waits for":
+        ended.wait()
     dead, alive = (tmp_path / f".bnfold-{pid}-{'0' * 16}" for pid in (ended.pid, os.getpid()))
     for folder in (dead, alive):
         folder.mkdir()
@@ -274,6 +280,7 @@ def test_a_folder_without_a_lock(what, model, tmp_path):
             (folder / ("one.bin" if what == "more" else ".locking")).write_bytes(b"")
     assert bnfold(model, "-o", tmp_path / "o.onnx", "--no-verify").code == 0
     assert (dead.exists(), alive.exists()) == (what == "more", True)
+    ended.wait()
 
 
 def test_nothing_that_lies_about_says_what_to_remove(model, tmp_path):

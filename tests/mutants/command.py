@@ -97,6 +97,13 @@ MUTANTS = (
         "tests/cli/test_killed.py",
     ),
     Mutant(
+        "a process that has ended is alive until somebody waits for it",
+        "_system/scratch.py",
+        'return told.rpartition(b")")[2].split()[:1] == [b"Z"]',
+        "return False",
+        "tests/cli/test_killed.py",
+    ),
+    Mutant(
         "a folder without a lock is removed with what is in it",
         "_system/scratch.py",
         'if process is None or set(os.listdir(folder)) - {f"{_LOCK}ing"}:',

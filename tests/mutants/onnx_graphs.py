@@ -41,6 +41,13 @@ MUTANTS = (
         "tests/test_order.py",
     ),
     Mutant(
+        "functions are read by the rules of the model's opset",
+        "_onnx/read/scopes.py",
+        "Scope(path, function, None, opset_of(function.opset_import), list(function.node))",
+        "Scope(path, function, None, opset, list(function.node))",
+        "tests/test_functions.py",
+    ),
+    Mutant(
         "functions stay out of order",
         "_onnx/read/order.py",
         "        yield from _search(function.node, set(function.input), set())",
