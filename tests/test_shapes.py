@@ -13,9 +13,10 @@ from bnfold._core.joins import Parted
 from bnfold._core.laws import Way
 from bnfold._core.reasons import Refusal
 from bnfold._onnx.merge.merging import read
-from bnfold._onnx.read import shapes
+from bnfold._onnx.read import hints, shapes
 from bnfold._onnx.read.scopes import read_scopes
 from bnfold._onnx.read.shapes import infer
+from bnfold._onnx.read.sizes import dimensions as sizes_of
 
 from .graphs import (
     assert_same,
@@ -637,3 +638,28 @@ def test_bodies_in_two_calls_of_a_function_have_sizes_of_their_own():
     context = read(made, None).graphs[0].context
     first, second = (context.sizes(name) for name in "yw")
     assert first is None or second is None or None in (*first, *second) or first != second
+
+
+def declared(*sizes):
+    """A tensor's shape as ONNX writes it; None for a size that is not known."""
+    return helper.make_tensor_type_proto(TensorProto.FLOAT, sizes).tensor_type
+
+
+@pytest.mark.parametrize(
+    "told, known",
+    [
+        (("size", 7), (5, 7)),
+        (("unk__3", 7), (5, 7)),
+        ((4, 7), (5, 7)),
+        ((None, "size"), (5, "size")),
+    ],
+    ids=str,
+)
+def test_a_number_stays_whatever_else_is_told_of_a_shape(told, known):
+    """ONNX has found out a size, and not that of the other axis; an operator tells the latter."""
+    assert sizes_of(hints._joined(declared(5, None), declared(*told))) == known
+
+
+@pytest.mark.parametrize("old, new, better", [("unk__1", "n", "n"), ("n", "m", "n"), ("n", 3, 3)])
+def test_a_word_gives_way_to_a_number_and_one_that_is_made_up_to_any(old, new, better):
+    assert sizes_of(hints._joined(declared(old), declared(new))) == (better,)

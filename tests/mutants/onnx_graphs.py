@@ -41,6 +41,13 @@ MUTANTS = (
         "tests/test_order.py",
     ),
     Mutant(
+        "functions are read by the rules of the model's opset",
+        "_onnx/read/scopes.py",
+        "Scope(path, function, None, opset_of(function.opset_import), list(function.node))",
+        "Scope(path, function, None, opset, list(function.node))",
+        "tests/test_functions.py",
+    ),
+    Mutant(
         "functions stay out of order",
         "_onnx/read/order.py",
         "        yield from _search(function.node, set(function.input), set())",
@@ -349,6 +356,27 @@ MUTANTS = (
         "tests/cli/test_damaged.py",
     ),
     Mutant(
+        "an operator behind a new shape may be one that ends the process",
+        "_onnx/read/behind.py",
+        "None if is_odd(node) else self._schema(node)",
+        "self._schema(node)",
+        "tests/cli/test_damaged.py::test_no_odd_operator_ends_the_process",
+    ),
+    Mutant(
+        "a word takes the place of a number that a shape has",
+        "_onnx/read/hints.py",
+        "        if _is_better(new, old):\n            _set(dim, new)",
+        "        if new is not None:\n            _set(dim, new)",
+        "tests/test_shapes.py",
+    ),
+    Mutant(
+        "an initializer that nobody ever read becomes an input",
+        "_onnx/write/lists.py",
+        "names = unread(graph).difference(before)",
+        "names = unread(graph)",
+        "tests/test_fidelity.py",
+    ),
+    Mutant(
         "inference reads a negative size in a GatherND",
         "_onnx/read/slices.py",
         '_SLICES = frozenset(("GatherND", "Slice"))',
@@ -374,7 +402,7 @@ MUTANTS = (
         "_onnx/files/save.py",
         "self._remove(old if paths.identity(self.destination) == new else placed)",
         "self._remove(() if paths.identity(self.destination) == new else placed)",
-        "tests/cli/test_writing.py",
+        "tests/cli/test_killed.py",
     ),
     Mutant(
         "a weight is folded as one float32 evaluation has it",
@@ -417,5 +445,12 @@ MUTANTS = (
         "numbers.stepwise(), steps",
         "numbers.load(), steps",
         "tests/test_computed_weights.py",
+    ),
+    Mutant(
+        "a size of 0 that an input declares is one",
+        "_onnx/read/shapes.py",
+        "                if dim.dim_value <= 0:",
+        "                if dim.dim_value < 0:",
+        "tests/carry/test_empty_parts.py",
     ),
 )

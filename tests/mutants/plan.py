@@ -148,9 +148,16 @@ MUTANTS = (
     Mutant(
         "a map that was refused in vain stays refused",
         "_plan/fit.py",
-        "for one in maps[:-1]][:_CHANCES]",
-        "for one in maps[:-1]][:0]",
+        "list(in_vain)[:_CHANCES]",
+        "list(in_vain)[:0]",
         "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a map that two operators refused in vain takes two chances",
+        "_plan/fit.py",
+        "in_vain = dict.fromkeys(one for maps in guessed for one in maps[:-1])",
+        "in_vain = [one for maps in guessed for one in maps[:-1]]",
+        "tests/plan/test_growth.py",
     ),
     Mutant(
         "a map that was refused gets its chance whatever then leaves its range",
@@ -228,5 +235,19 @@ MUTANTS = (
         "            return maps[count]\n",
         "            return maps[-1]\n",
         "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a weight changes for some of those that read it",
+        "_plan/fit.py",
+        "        if len(factors) < len(sharing.readers) or not alike:",
+        "        if not alike:",
+        "tests/test_shared_integers.py",
+    ),
+    Mutant(
+        "those that read a weight take different maps into it",
+        "_plan/fit.py",
+        "        if len(factors) < len(sharing.readers) or not alike:",
+        "        if len(factors) < len(sharing.readers):",
+        "tests/test_shared_integers.py",
     ),
 )

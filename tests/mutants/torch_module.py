@@ -29,9 +29,30 @@ MUTANTS = (
     Mutant(
         "folding in place writes what a plain attribute holds",
         "_torch/module/fold.py",
-        "aliased=aliased(module), exact=exact",
+        "aliased=found.names, exact=exact",
         "exact=exact",
         "tests/torch/test_plain_attributes.py",
+    ),
+    Mutant(
+        "what a container has besides is lost where it is empty",
+        "_torch/module/copying.py",
+        "(kind is OrderedDict and not value.__dict__)",
+        "kind is OrderedDict",
+        "tests/torch/test_copying.py",
+    ),
+    Mutant(
+        "the copy of a module has its containers",
+        "_torch/module/copying.py",
+        "made[id(value)] = kind()",
+        "made[id(value)] = value",
+        "tests/torch/test_copying.py",
+    ),
+    Mutant(
+        "a thread puts back what another one has set",
+        "_torch/read/export.py",
+        "            if not self._open:\n                self._before",
+        "            if True:\n                self._before",
+        "tests/torch/test_export.py",
     ),
     Mutant(
         "a plain attribute is looked at, but not what it holds",
@@ -113,7 +134,7 @@ MUTANTS = (
     Mutant(
         "a refold keeps the old weights of plain attributes",
         "_torch/module/recipe.py",
-        " or has_aliases(planned.module)",
+        " or planned.aliases.any",
         "",
         "tests/torch/test_plain_attributes.py",
     ),

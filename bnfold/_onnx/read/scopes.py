@@ -124,7 +124,13 @@ def type_of(node: NodeProto | FunctionProto) -> str:
     Example: ``com.microsoft::FusedConv``. For a local function it is the type of its calls.
     """
     name = node.op_type if isinstance(node, NodeProto) else node.name
-    return name if node.domain in ("", "ai.onnx") else f"{node.domain}::{name}"
+    domain = domain_of(node)
+    return f"{domain}::{name}" if domain else name
+
+
+def domain_of(holder: NodeProto | FunctionProto | OperatorSetIdProto) -> str:
+    """The domain of an operator, a function or an operator set; "" is the default one."""
+    return "" if holder.domain == "ai.onnx" else holder.domain
 
 
 QUANTIZERS = ("QuantizeLinear", "com.microsoft::QuantizeLinear")

@@ -41,6 +41,7 @@ class Editor:
         self.relocated: list[Relocated] = []
         self.created: set[str] = set()
         self._ir_version = network.model.ir_version
+        self._unlisted = lists.unread(network.model.graph) if self._ir_version < 4 else set[str]()
         self._base_dir = network.base_dir
         self._scopes = network.scopes
         self._uses: dict[str, Counter[str]] = {s.path: s.uses() for s in network.scopes}
@@ -248,7 +249,7 @@ class Editor:
                 lists.prepend(scope, first)
         main = self._scopes[0].graph
         if self._ir_version < 4 and isinstance(main, GraphProto):
-            lists.list_unread(main)
+            lists.list_unread(main, self._unlisted)
 
     def _land(self, scope: Scope, merges: Merges) -> None:
         """Bring merged operators into the graph.
