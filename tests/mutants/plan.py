@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a map along the last axis of an unknown rank crosses operators",
+        "_plan/forward.py",
+        "if any(isinstance(m, AffineMap) and m.axis == LAST for m in arrived.values()):",
+        "if False:",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
         "a map goes into float16 though something reads its result in float32",
         "_plan/conversions.py",
         "            if not (stays or isinstance(role, Carrier) or keeps_relative_errors(law)):",

@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "what lies along the last axis of an unknown rank is refused by the check",
+        "_proof/product_formulas.py",
+        "elif at == 1 and turned(np.empty((2, 3)), 0).shape == (2, 3):",
+        "elif False:",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
         "an axis of opset 6 that is counted from behind is taken as it stands",
         "_proof/checked_model.py",
         "axis += map_.scale.ndim if axis < 0 else 0",
