@@ -191,12 +191,11 @@ def follow(
     constant = raw.astype(np.float64)
     axis = next((a.i for a in node.attribute if a.name == "axis"), None)
     if axis is not None and scope.opset < 7:
-        axis += map_.scale.ndim if axis < 0 else 0
-        if axis < 0:
+        rank = map_.scale.ndim
+        axis += rank if axis < 0 else 0
+        if axis < 0 or axis + constant.ndim > rank > 0:
             raise Mismatch(f"{label(node)} has no such axis")
-        constant = constant.reshape(
-            *constant.shape, *(1,) * (map_.scale.ndim - axis - constant.ndim)
-        )
+        constant = constant.reshape(*constant.shape, *(1,) * (rank - axis - constant.ndim))
     if constant.ndim > map_.scale.ndim > 0:
         raise Mismatch(f"the constant of {label(node)} has more axes than its tensor")
     if kind == "Mul":

@@ -85,6 +85,9 @@ def draw(
             n if n is not None else (m if m > 1 else size) for n, m in zip(shape, own, strict=True)
         )
         free = [k for k, n in enumerate(shape) if n is None and own[k] == 1]
+        if node.op_type == "Concat":  # Its inputs are as long as the maps of all of them tell.
+            empty = [model.shapes.is_empty(scope, name, k) for k in range(len(shape))]
+            sizes = tuple(0 if none else n for n, none in zip(sizes, empty, strict=True))
         if node.op_type == "Reshape" and number == 0 and len(node.input) > 1:
             sizes = _that_reshape(sizes, free, model.values(scope, node.input[1]))
         if node.op_type == "Resize" and number == 0 and len(node.input) > 3 and node.input[3]:

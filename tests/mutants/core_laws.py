@@ -208,4 +208,18 @@ MUTANTS = (
         "still = positive and not",
         "tests/carry/test_laws.py",
     ),
+    Mutant(
+        "a map of one part passes to the others that hold something",
+        "_core/joins.py",
+        "alone = not any(p.size for n, p in enumerate(self.places) if n != output)",
+        "alone = True",
+        "tests/carry/test_empty_parts.py",
+    ),
+    Mutant(
+        "a map of an empty part is one of the whole",
+        "_core/joins.py",
+        "        if not self.places[output].size:",
+        "        if False:",
+        "tests/carry/test_empty_parts.py",
+    ),
 )

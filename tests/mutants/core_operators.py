@@ -50,8 +50,8 @@ MUTANTS = (
     Mutant(
         "a matrix on the left makes the last axis",
         "_core/operators/matrices.py",
-        "elif other is None and right and len(fixed) == 2:",
-        "elif other is None and len(fixed) == 2:",
+        "elif other is None and right:",
+        "elif other is None:",
         "tests/test_last_axis.py",
     ),
     Mutant(

@@ -265,4 +265,18 @@ MUTANTS = (
         "                write_parameters(editor, graph, position, site, sides, lent)",
         "tests/test_quantized.py",
     ),
+    Mutant(
+        "a scale is multiplied once for each that reads the weight",
+        "_onnx/write/parameters.py",
+        "found.position in done:",
+        "False:",
+        "tests/test_shared_integers.py",
+    ),
+    Mutant(
+        "a weight changes that a body or a caller reads, too",
+        "_onnx/read/quantized.py",
+        "        if len(readers) < 2 or name in self.scope.captures or name in self.scope.outputs:",
+        "        if len(readers) < 2:",
+        "tests/test_shared_integers.py",
+    ),
 )

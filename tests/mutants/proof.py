@@ -13,9 +13,16 @@ MUTANTS = (
         "tests/test_last_axis.py",
     ),
     Mutant(
+        "a certificate takes another axis for one that an operator of opset 6 does not have",
+        "_proof/checked_model.py",
+        "if axis < 0 or axis + constant.ndim > rank > 0:",
+        "if axis < 0:",
+        "tests/test_odd_models.py",
+    ),
+    Mutant(
         "an axis of opset 6 that is counted from behind is taken as it stands",
         "_proof/checked_model.py",
-        "axis += map_.scale.ndim if axis < 0 else 0",
+        "axis += rank if axis < 0 else 0",
         "axis += 0",
         "tests/verify/test_legacy.py",
     ),

@@ -59,13 +59,23 @@ def write_parameters(
             editor.store(scope, node, site.bias, old_bias, bias, wanted)
 
 
-def write_scale(editor: Editor, graph: Graph, position: int, site: Site, sides: Sides) -> None:
+def write_scale(
+    editor: Editor, graph: Graph, position: int, site: Site, sides: Sides, done: set[int]
+) -> None:
     """Multiply the scale of a quantized weight, in the DequantizeLinear that the operator reads,
     and in the QuantizeLinear that makes the integers, if one does; or in the Mul of two scales.
+
+    ``done`` has the positions of the DequantizeLinears that have theirs already, for another
+    operator that reads them with this one.
     """
     scope, node = graph.scope, graph.scope.nodes[position]
+    if site.quantized is None:
+        return
+    found = graph.context.dequantized(node, site.weight)
+    if isinstance(found, Dequantized) and found.position in done:
+        return
     new = site.rescaled(sides.behind, sides.ahead)
-    if site.quantized is None or not isinstance(new, Rescaled):
+    if not isinstance(new, Rescaled):
         return
     if site.quantized.multiplies:
         held = scale_product(graph.context, node)
@@ -74,8 +84,8 @@ def write_scale(editor: Editor, graph: Graph, position: int, site: Site, sides: 
         factor = scope.nodes[held.position]
         editor.store(scope, factor, held.number, held.scale, values, wanted)
         return
-    found = graph.context.dequantized(node, site.weight)
     assert isinstance(found, Dequantized)
+    done.add(found.position)
     rounds = found.quantizer
     ends = [(found.position, found.scale, found.zero)]
     if rounds is not None:
