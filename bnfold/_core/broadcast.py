@@ -43,6 +43,8 @@ def spread(constant: Array, shape: Shape | None, label: str, last: int | None = 
             return _along_one_axis(constant, LAST, label)
         message = f"the rank of what {label} reads is not known"
         raise Refusal(Reason("unknown-shape", label, message))
+    if constant.size == 0:
+        raise Refusal(Reason("not-per-channel", label, f"the constant of {label} is empty"))
     offset = len(shape) - constant.ndim
     if offset < 0:
         message = (

@@ -188,6 +188,13 @@ MUTANTS = (
         "tests/carry/test_extremes.py",
     ),
     Mutant(
+        "a map along the last axis goes into whatever a Gemm sums over",
+        "_core/absorbing.py",
+        "map_ = replace(map_, axis=ahead.rank - 1)",
+        "map_ = replace(map_, axis=next(iter(ahead.channels)))",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
         "a Clip whose bounds cross is turned round",
         "_core/pointwise.py",
         "return bool(np.all(self.min <= self.max))",
@@ -200,5 +207,19 @@ MUTANTS = (
         "still = positive and map_.keeps_origin and not",
         "still = positive and not",
         "tests/carry/test_laws.py",
+    ),
+    Mutant(
+        "a map of one part passes to the others that hold something",
+        "_core/joins.py",
+        "alone = not any(p.size for n, p in enumerate(self.places) if n != output)",
+        "alone = True",
+        "tests/carry/test_empty_parts.py",
+    ),
+    Mutant(
+        "a map of an empty part is one of the whole",
+        "_core/joins.py",
+        "        if not self.places[output].size:",
+        "        if False:",
+        "tests/carry/test_empty_parts.py",
     ),
 )

@@ -446,4 +446,11 @@ MUTANTS = (
         "numbers.load(), steps",
         "tests/test_computed_weights.py",
     ),
+    Mutant(
+        "a size of 0 that an input declares is one",
+        "_onnx/read/shapes.py",
+        "                if dim.dim_value <= 0:",
+        "                if dim.dim_value < 0:",
+        "tests/carry/test_empty_parts.py",
+    ),
 )

@@ -20,7 +20,7 @@ from torch.nn.utils import spectral_norm  # noqa: E402
 
 import bnfold  # noqa: E402
 from bnfold import UsageError  # noqa: E402
-from bnfold._torch.module.plain_attributes import aliased  # noqa: E402
+from bnfold._torch.module.plain_attributes import aliases  # noqa: E402
 
 from .folding import fold, rand, ready  # noqa: E402
 
@@ -372,7 +372,7 @@ ALIASES = {
 def test_where_the_memory_of_a_weight_may_be(kind):
     module = Names("list")
     module.held = ALIASES[kind](module.a.weight)
-    assert aliased(module) == {"a.weight"}
+    assert aliases(module).names == {"a.weight"}
 
 
 @pytest.mark.parametrize("make", [bytearray, lambda b: array.array("f", b), memoryview])
@@ -380,7 +380,7 @@ def test_bytes_that_are_the_memory_of_a_weight(make):
     module = Names("list")
     module.held = make(bytearray(64))
     module.a.weight = nn.Parameter(torch.frombuffer(module.held, dtype=torch.float32).view(4, 4))
-    assert aliased(module) == {"a.weight"}
+    assert aliases(module).names == {"a.weight"}
 
 
 class Raising:
@@ -426,4 +426,4 @@ def circle():
 def test_no_code_of_what_is_held_runs(make):
     module = Names("list")
     module.held = [make(), module.bn.weight.data]
-    assert aliased(module) == {"bn.weight"}
+    assert aliases(module).names == {"bn.weight"}
