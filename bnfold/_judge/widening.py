@@ -13,7 +13,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from bnfold._errors import UsageError, first_line
-from bnfold._torch.module.fold import Example, copied
+from bnfold._torch.module.copying import copied
+from bnfold._torch.module.fold import Example
 from bnfold._torch.tensors import NARROW
 
 

@@ -22,7 +22,8 @@ from bnfold._run.nodes import reached
 from bnfold._run.torch_model import Call
 from bnfold._run.torch_outputs import is_positional, named_leaves
 from bnfold._system import scratch
-from bnfold._torch.module.fold import Example, copied
+from bnfold._torch.module.copying import copied
+from bnfold._torch.module.fold import Example
 
 _OPSET = 17
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,8 +13,9 @@ from bnfold._core.affine import IDENTITY, Vector
 from bnfold._core.index_maps import equal
 from bnfold._core.limits import overflows, underflows
 from bnfold._core.parameters import Reading, Site
+from bnfold._core.quantized import Sharing
 from bnfold._core.reasons import Reason
-from bnfold._core.view import Affine, View
+from bnfold._core.view import Absorber, Affine, View
 from bnfold._plan.places import Standing, affine
 from bnfold._plan.planner import Move, Moves, Sides, plan
 
@@ -40,7 +41,21 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
     may still fold. Where maps from several places are more than an operator can take in, the last
     of them is refused at first; if that was not enough, it may fold in the end after all.
     ``readings`` has an entry for each node of the view.
+
+    Where operators that share a weight would not all take the same into it, bit by bit, they take
+    nothing into it, and planning begins again.
     """
+    apart: set[str] = set()
+    while True:
+        moves = _settle(_without(view, readings, apart), readings, objections)
+        uneven = set(_uneven(readings, moves.sides)) - apart
+        if not uneven:
+            return moves
+        apart |= uneven
+
+
+def _settle(view: View, readings: Readings, objections: Objections) -> Moves:
+    """See `settle`; but for weights that are shared."""
     refused: dict[int, Reason] = {}
     guessed: dict[int, list[int]] = {}
     tries: Counter[int] = Counter()
@@ -58,6 +73,51 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
         if not found:
             return _with_innocent(view, moves, refused, guessed.values(), problems)
         refused.update(found)
+
+
+def _shared(readings: Readings) -> Iterator[tuple[int, Site, Sharing]]:
+    """The operators that read a weight with others, each with where it does."""
+    for node, reading in enumerate(readings):
+        for site in reading.sites:
+            if site.quantized is not None and site.quantized.sharing is not None:
+                yield node, site, site.quantized.sharing
+
+
+def _uneven(readings: Readings, sides: Mapping[int, Sides]) -> Iterator[str]:
+    """The names of shared weights into which not all that read them would take the same.
+
+    Exact where all take one factor in: the one new weight is then that of each of them.
+    """
+    taken: dict[Sharing, list[Vector]] = {}
+    for node, site, sharing in _shared(readings):
+        one = sides.get(node, Sides())
+        if not (one.behind.keeps_scale and one.ahead.keeps_scale):
+            taken.setdefault(sharing, []).append(site.factor(one.behind, one.ahead))
+    for sharing, factors in taken.items():
+        alike = all(np.array_equal(factors[0], other) for other in factors[1:])
+        if len(factors) < len(sharing.readers) or not alike:
+            yield sharing.name
+
+
+def _without(view: View, readings: Readings, apart: Collection[str]) -> View:
+    """A view in which operators take no scale into the shared weights that are named."""
+    if not apart:
+        return view
+    nodes = list(view.nodes)
+    for index, _, sharing in _shared(readings):
+        node = nodes[index]
+        if sharing.name not in apart or not isinstance(node.role, Absorber):
+            continue
+        others = list(sharing.readers)
+        others.remove(node.label)
+        message = f"{sharing.name} is also read by {others[0]}, which does not take the same map in"
+        reason = Reason("quantized-weight", node.label, message)
+        ahead = node.role.ahead
+        if ahead is not None:
+            ahead = replace(ahead, scale_blocked=ahead.scale_blocked or reason)
+        blocked = node.role.scale_blocked or reason
+        nodes[index] = replace(node, role=replace(node.role, scale_blocked=blocked, ahead=ahead))
+    return replace(view, nodes=tuple(nodes))
 
 
 @dataclass(frozen=True)

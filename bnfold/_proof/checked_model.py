@@ -57,7 +57,7 @@ _SAME_RANK = (
 _SCALER = "ai.onnx.ml::Scaler"
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv")
 _PRODUCTS = ("FusedMatMul", "MatMul", "TransposeMatMul")
-_BROADCAST = ("Add", "Div", "Mul", "Sub")
+_BROADCAST = ("Add", "Div", "Max", "Min", "Mul", "Sub")
 _PASSED = ("Add", "BatchNormalization", "Conv", "Dropout", "Identity", "Mul", "Sub", _SCALER)
 
 
@@ -191,12 +191,11 @@ def follow(
     constant = raw.astype(np.float64)
     axis = next((a.i for a in node.attribute if a.name == "axis"), None)
     if axis is not None and scope.opset < 7:
-        axis += map_.scale.ndim if axis < 0 else 0
-        if axis < 0:
+        rank = map_.scale.ndim
+        axis += rank if axis < 0 else 0
+        if axis < 0 or axis + constant.ndim > rank > 0:
             raise Mismatch(f"{label(node)} has no such axis")
-        constant = constant.reshape(
-            *constant.shape, *(1,) * (map_.scale.ndim - axis - constant.ndim)
-        )
+        constant = constant.reshape(*constant.shape, *(1,) * (rank - axis - constant.ndim))
     if constant.ndim > map_.scale.ndim > 0:
         raise Mismatch(f"the constant of {label(node)} has more axes than its tensor")
     if kind == "Mul":

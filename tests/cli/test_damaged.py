@@ -62,7 +62,9 @@ def test_a_process_that_a_library_ends(how, code, words, model, tmp_path):
 def test_a_crash_behind_the_end(capfd):
     """What the run has written is whole: the file is not blamed."""
     assert guard._ending(signal.SIGABRT, 0, guard._DONE) == 3
-    assert "what it has written is whole" in capfd.readouterr().err
+    assert "a library crashed when the run was over" in capfd.readouterr().err
+    assert guard._ending(signal.SIGKILL, 0, guard._DONE) == 3
+    assert "the system killed the process when the run was over" in capfd.readouterr().err
 
 
 def test_no_folder_for_temporary_files(monkeypatch):
@@ -118,12 +120,15 @@ def test_so_little_memory_that_nothing_can_be_imported(model):
 
 
 def test_more_reports_than_a_pipe_holds(tmp_path):
-    """A run over many models makes a temporary folder for each: the command waited for ever."""
+    """A run over many models makes a temporary folder for each: the command waited for ever.
+
+    Here it reports as much of some files, which costs no time.
+    """
     script = (
-        "import sys\nfrom bnfold._system import scratch\nimport bnfold._command.cli as cli\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from bnfold._system import scratch\nimport bnfold._command.cli as cli\n"
         "def many(**extra):\n"
-        "    for _ in range(3000):\n"
-        "        with scratch.beside(None): pass\n"
+        "    scratch.placing(Path('none'), [Path('x' * 1000)] * 300)\n"
         "    sys.exit(0)\n"
         "cli.main = many\nfrom bnfold._command.guard import main\nmain()\n"
     )

@@ -41,6 +41,13 @@ MUTANTS = (
         "tests/test_order.py",
     ),
     Mutant(
+        "functions are read by the rules of the model's opset",
+        "_onnx/read/scopes.py",
+        "Scope(path, function, None, opset_of(function.opset_import), list(function.node))",
+        "Scope(path, function, None, opset, list(function.node))",
+        "tests/test_functions.py",
+    ),
+    Mutant(
         "functions stay out of order",
         "_onnx/read/order.py",
         "        yield from _search(function.node, set(function.input), set())",
@@ -395,7 +402,7 @@ MUTANTS = (
         "_onnx/files/save.py",
         "self._remove(old if paths.identity(self.destination) == new else placed)",
         "self._remove(() if paths.identity(self.destination) == new else placed)",
-        "tests/cli/test_writing.py",
+        "tests/cli/test_killed.py",
     ),
     Mutant(
         "a weight is folded as one float32 evaluation has it",
@@ -494,5 +501,12 @@ MUTANTS = (
         "rounded(numbers.stepwise(), theirs",
         "rounded(numbers.load(), theirs",
         "tests/test_computed_weights.py",
+    ),
+    Mutant(
+        "a size of 0 that an input declares is one",
+        "_onnx/read/shapes.py",
+        "                if dim.dim_value <= 0:",
+        "                if dim.dim_value < 0:",
+        "tests/carry/test_empty_parts.py",
     ),
 )

@@ -209,6 +209,13 @@ MUTANTS = (
         "tests/cli/test_damaged.py",
     ),
     Mutant(
+        "the constant of a Max is taken to leave the tensor its shape",
+        "_onnx/read/pointwise.py",
+        "fits = found.shape == () or (shape is not None and broadcasts_to(found.shape, shape))",
+        "fits = True",
+        "tests/carry/test_extremes.py",
+    ),
+    Mutant(
         "a call of a local function is what its name says",
         "_onnx/read/scopes.py",
         'return "" if kind in self.functions else kind',
@@ -257,5 +264,19 @@ MUTANTS = (
         "                write_scale(editor, graph, position, site, sides)\n"
         "                write_parameters(editor, graph, position, site, sides, lent)",
         "tests/test_quantized.py",
+    ),
+    Mutant(
+        "a scale is multiplied once for each that reads the weight",
+        "_onnx/write/parameters.py",
+        "found.position in done:",
+        "False:",
+        "tests/test_shared_integers.py",
+    ),
+    Mutant(
+        "a weight changes that a body or a caller reads, too",
+        "_onnx/read/quantized.py",
+        "        if len(readers) < 2 or name in self.scope.captures or name in self.scope.outputs:",
+        "        if len(readers) < 2:",
+        "tests/test_shared_integers.py",
     ),
 )

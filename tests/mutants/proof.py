@@ -6,9 +6,23 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "what lies along the last axis of an unknown rank is refused by the check",
+        "_proof/product_formulas.py",
+        "elif at == 1 and turned(np.empty((2, 3)), 0).shape == (2, 3):",
+        "elif False:",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
+        "a certificate takes another axis for one that an operator of opset 6 does not have",
+        "_proof/checked_model.py",
+        "if axis < 0 or axis + constant.ndim > rank > 0:",
+        "if axis < 0:",
+        "tests/test_odd_models.py",
+    ),
+    Mutant(
         "an axis of opset 6 that is counted from behind is taken as it stands",
         "_proof/checked_model.py",
-        "axis += map_.scale.ndim if axis < 0 else 0",
+        "axis += rank if axis < 0 else 0",
         "axis += 0",
         "tests/verify/test_legacy.py",
     ),
@@ -204,7 +218,7 @@ MUTANTS = (
     Mutant(
         "the probe of a crossing sees nothing",
         "_proof/crossings.py",
-        "worst = max(worst, float(off.max()) / (_FACTOR * max(largest, _TINY)))",
+        "worst = max(worst, float((off / (rounding * np.maximum(room, _TINY))).max()))",
         "worst = max(worst, 0.0)",
         "tests/verify/test_carried.py",
     ),
@@ -375,6 +389,20 @@ MUTANTS = (
         'return "" if kind in scope.functions else kind.removeprefix("com.microsoft::")',
         "return node.op_type",
         "tests/verify/test_unchecked.py",
+    ),
+    Mutant(
+        "a bound of one channel is judged by that of another",
+        "_proof/crossings.py",
+        "room = room if own else np.asarray(largest)",
+        "room = np.asarray(largest)",
+        "tests/carry/test_extremes.py",
+    ),
+    Mutant(
+        "no numbers are drawn around the bound of a Max",
+        "_proof/operator_data.py",
+        'given = {"min": held[0].astype(np.float64)} if len(held) == 1 else {}',
+        "given = {}",
+        "tests/carry/test_extremes.py",
     ),
     Mutant(
         "the scale of onnxruntime's quantizer is not checked",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from bnfold._core.broadcast import Shape
-from bnfold._core.quantized import Grid, Quantized, Rounding
+from bnfold._core.quantized import Grid, Quantized, Rounding, Sharing
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant, Constants, agree
@@ -77,7 +77,8 @@ def dequantized(constants: Constants, scope: Scope, name: str) -> Dequantized | 
     (ONNX DequantizeLinear; onnxruntime's own is the same, without blocks). The integers q are
     stored, or a QuantizeLinear rounds stored floats to them, as quantization-aware training writes
     it; a Clip may stand between the two. Transpose and Identity may follow. None if another
-    operator writes the name. What others read cannot change.
+    operator writes the name. What operators of the same graph read changes for all of them or for
+    none (`Quantized.sharing`); what others read on the way there cannot change.
     """
     try:
         return _Reader(constants, scope).read(name)
@@ -108,8 +109,14 @@ class _Reader:
         position = self.scope.producers[tensor]
         found = self._dequantized(name, tensor, node, position, orders)
         for between in self._between(name, tensor):
-            self._refuse_shared(between, node)
-        return found
+            if between != name:
+                self._refuse_shared(between, node)
+        readers = self.scope.readers.get(name, ())
+        if len(readers) < 2 or name in self.scope.captures or name in self.scope.outputs:
+            self._refuse_shared(name, node)
+            return found
+        sharing = Sharing(name, tuple(label(self.scope.nodes[one]) for one in readers))
+        return replace(found, quantized=replace(found.quantized, sharing=sharing))
 
     def _between(self, name: str, tensor: str) -> Iterator[str]:
         """The tensors from a weight back to the output of its DequantizeLinear."""

@@ -59,13 +59,23 @@ def write_parameters(
             editor.store(scope, node, site.bias, old_bias, bias, wanted)
 
 
-def write_scale(editor: Editor, graph: Graph, position: int, site: Site, sides: Sides) -> None:
+def write_scale(
+    editor: Editor, graph: Graph, position: int, site: Site, sides: Sides, done: set[int]
+) -> None:
     """Multiply the scale of a quantized weight, in the DequantizeLinear that the operator reads,
     and in the QuantizeLinear that makes the integers, if one does; or in the Mul of two scales.
+
+    ``done`` has the positions of the DequantizeLinears that have theirs already, for another
+    operator that reads them with this one.
     """
     scope, node = graph.scope, graph.scope.nodes[position]
+    if site.quantized is None:
+        return
+    found = graph.context.dequantized(node, site.weight)
+    if isinstance(found, Dequantized) and found.position in done:
+        return
     new = site.rescaled(sides.behind, sides.ahead)
-    if site.quantized is None or not isinstance(new, Rescaled):
+    if not isinstance(new, Rescaled):
         return
     if site.quantized.multiplies:
         held = scale_product(graph.context, node)
@@ -74,8 +84,8 @@ def write_scale(editor: Editor, graph: Graph, position: int, site: Site, sides: 
         factor = scope.nodes[held.position]
         editor.store(scope, factor, held.number, held.scale, values, wanted)
         return
-    found = graph.context.dequantized(node, site.weight)
     assert isinstance(found, Dequantized)
+    done.add(found.position)
     rounds = found.quantizer
     ends = [(found.position, found.scale, found.zero)]
     if rounds is not None:
@@ -100,8 +110,8 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
     """Write the numbers of an operator that a map was carried across: a Clip's bounds, say.
 
     Each goes to where the operator keeps it: to an input, an attribute or a list in one. One that
-    becomes another loses what it had but its name, its data and its outputs; its data may change
-    places.
+    becomes another loses what it had but its name, its data and its outputs, unless its form keeps
+    all; its data may change places.
     """
     scope = graph.scope
     node = scope.nodes[graph.positions[index]]
@@ -111,6 +121,7 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
     numbers = holder.numbers
     if edit.form is not None:
         numbers, node.op_type = edit.form.numbers, edit.form.op
+    if edit.form is not None and not edit.form.keeps:
         editor.keep_inputs(scope, node, len(holder.data))
         if edit.form.order:
             node.input[:] = [node.input[n] for n in edit.form.order]
@@ -121,15 +132,16 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
             attribute = next((a for a in node.attribute if a.name == place), None)
             if attribute is None:
                 attribute = node.attribute.add(name=place, type=AttributeProto.FLOAT)
-            attribute.f = value
+            attribute.f = float(value)
             continue
         if isinstance(place, tuple):
             listed = next(a for a in node.attribute if a.name == place[0])
-            listed.floats[place[1]] = value
+            listed.floats[place[1]] = float(value)
             continue
         held = graph.context.constant(node, place)
         dtype = held.dtype if held is not None else np.dtype(np.float32)
-        values = np.asarray(value).astype(dtype).reshape(held.shape if held is not None else ())
+        shape = held.shape if held is not None else ()
+        values = np.broadcast_to(value, np.broadcast_shapes(shape, np.shape(value))).astype(dtype)
         stem = held.name if held is not None else node.name or node.op_type.lower()
         editor.store(scope, node, place, held, values, f"{stem}_folded")
 

@@ -76,9 +76,10 @@ class _GraphRewriter:
                 write_parameters(editor, graph, position, site, sides, lent)
             if node in self.moves.turned:
                 scope.nodes[position].op_type = self.moves.turned[node]
+        done: set[int] = set()
         for node, sides in self.moves.sides.items():
             for site in graph.readings[node].sites:
-                write_scale(editor, graph, graph.positions[node], site, sides)
+                write_scale(editor, graph, graph.positions[node], site, sides, done)
         applied = []
         for move, left in zip(self.moves.moves, remaining, strict=True):
             write = self._absorb if move.law == "absorb" else self._compose

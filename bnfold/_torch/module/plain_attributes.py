@@ -32,19 +32,23 @@ _THEMSELVES = (type, types.FunctionType, types.BuiltinFunctionType)
 """What is no other one for holding the same."""
 
 
-def aliased(module: nn.Module) -> frozenset[str]:
-    """The names of parameters and buffers whose memory plain attributes have, too.
+class Aliases(NamedTuple):
+    """What plain attributes have of a module's parameters and buffers.
 
-    Who holds the very parameter is not meant: what changes there changes for all, also in a copy.
+    ``names`` are those whose memory they have, too. Who holds the very parameter is not meant: what
+    changes there changes for all, also in a copy. ``any`` counts that, too.
     """
-    named = stored(module)
+
+    names: frozenset[str]
+    any: bool
+
+
+def aliases(module: nn.Module) -> Aliases:
+    """What plain attributes have of a module's parameters and buffers."""
+    named, values = stored(module), [each for _, each in held_values(module)]
     own = {id(tensor) for tensor in named.values()}
-    return _sharing(named, (each for _, each in held_values(module) if id(each) not in own))
-
-
-def has_aliases(module: nn.Module) -> bool:
-    """Whether plain attributes hold a parameter or buffer, or the memory of one."""
-    return bool(_sharing(stored(module), (each for _, each in held_values(module))))
+    names = _sharing(named, [each for each in values if id(each) not in own])
+    return Aliases(names, bool(names or _sharing(named, values)))
 
 
 def snapshot(module: nn.Module) -> Sequence[tuple[str, object]]:

@@ -15,7 +15,7 @@ from bnfold._errors import UsageError
 from bnfold._torch.module.fold import PlannedModule, Traced
 from bnfold._torch.module.held_values import RECIPE
 from bnfold._torch.module.parameters import stored
-from bnfold._torch.module.plain_attributes import changed, has_aliases, hidden, snapshot
+from bnfold._torch.module.plain_attributes import changed, hidden, snapshot
 from bnfold._torch.module.ties import tie
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -46,7 +46,7 @@ class Recipe:
         The copy that was planned gives up its tensors: nothing can be planned on it any more.
         """
         traced = planned.traced
-        if traced.module is planned.module or planned.blocks or has_aliases(planned.module):
+        if traced.module is planned.module or planned.blocks or planned.aliases.any:
             return None
         devices = _emptied(traced.module)
         _forget(traced.program)

@@ -179,7 +179,7 @@ class _DraftFolder:
         if general is not None:
             node.target = getattr(torch.ops.aten, general).default
         for name, value in edit.values.items():
-            set_argument(node, str(numbers.get(name, name)), value)
+            set_argument(node, str(numbers.get(name, name)), float(value))
 
     def _replace(self, move: Move) -> None:
         """Take the maps out, and put what has to stand where the last of them was."""
