@@ -453,4 +453,25 @@ MUTANTS = (
         "                if dim.dim_value < 0:",
         "tests/carry/test_empty_parts.py",
     ),
+    Mutant(
+        "what a body writes and puts out it takes from outside",
+        "_onnx/read/order.py",
+        "    read.difference_update(written)",
+        "    read.difference_update(())",
+        "tests/test_order.py",
+    ),
+    Mutant(
+        "a body may write a name that it sees",
+        "_onnx/read/order.py",
+        "            if any(name in seen for seen in around):",
+        "            if False:",
+        "tests/test_order.py",
+    ),
+    Mutant(
+        "what stands ahead in a file out of order runs ahead",
+        "_onnx/read/order.py",
+        "            seen = (*around, given) if loose else",
+        "            seen = (*around, given) if False else",
+        "tests/test_order.py",
+    ),
 )
