@@ -154,7 +154,7 @@ def _inner(value: object) -> list[tuple[str, object]]:
         if not isinstance(keys, range):
             found += [(f".keys[{k}]", each) for k, each in enumerate(keys)]
     found += [(f".{name}", each) for name, each in _attributes(value)]
-    return [*found, (".__class__", type(value))] if _is_users(type(value)) else found
+    return [*found, (".__class__", type(value))] if is_users(type(value)) else found
 
 
 def _key(key: object, number: int) -> str:
@@ -175,13 +175,15 @@ def _attributes(value: object) -> Iterator[tuple[str, object]]:
                     continue
 
 
-def _is_users(kind: type) -> bool:
-    return str(kind.__module__).partition(".")[0] not in _OTHERS
+def is_users(code: type | types.ModuleType) -> bool:
+    """Whether a class or a module is none of Python's, PyTorch's or numpy's."""
+    home = code.__module__ if isinstance(code, type) else code.__name__
+    return str(home).partition(".")[0] not in _OTHERS
 
 
 def _held_by_class(kind: type) -> list[tuple[str, object]]:
     """What a class of the user's, and those that it is made of, keep, with their functions."""
-    if not _is_users(kind):
+    if not is_users(kind):
         return []
     held = [
         (f".{name}", each)
