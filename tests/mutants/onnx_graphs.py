@@ -281,8 +281,8 @@ MUTANTS = (
     Mutant(
         "the order of nodes is looked at in time by their number's square",
         "_onnx/read/order.py",
-        "missing.update(name for name in names if name not in written)",
-        "missing |= names - written.keys()",
+        "lacking = [name for name in names if name not in written]",
+        "lacking = list(names - written.keys())",
         "tests/test_order.py",
     ),
     Mutant(
@@ -508,5 +508,26 @@ MUTANTS = (
         "                if dim.dim_value <= 0:",
         "                if dim.dim_value < 0:",
         "tests/carry/test_empty_parts.py",
+    ),
+    Mutant(
+        "what a body writes and puts out it takes from outside",
+        "_onnx/read/order.py",
+        "    read.difference_update(written)",
+        "    read.difference_update(())",
+        "tests/test_order.py",
+    ),
+    Mutant(
+        "a body may write a name that it sees",
+        "_onnx/read/order.py",
+        "            if any(name in seen for seen in around):",
+        "            if False:",
+        "tests/test_order.py",
+    ),
+    Mutant(
+        "what stands ahead in a file out of order runs ahead",
+        "_onnx/read/order.py",
+        "            seen = (*around, given) if loose else",
+        "            seen = (*around, given) if False else",
+        "tests/test_order.py",
     ),
 )
