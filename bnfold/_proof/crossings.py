@@ -28,7 +28,7 @@ from bnfold._onnx.write.applied import Applied, Related
 from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
 from bnfold._proof.full_rank_maps import equalities
-from bnfold._proof.operator_data import Feeds, KnownShapes, are_single_numbers, draw
+from bnfold._proof.operator_data import Feeds, KnownShapes, draw, fit_any_rank
 from bnfold._proof.steps import Steps
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.session import EngineError, OnnxRuntime
@@ -42,7 +42,8 @@ _IR_VERSION = 10
 _SUMS = {"Add", "Sub", "Sum"}
 # Their bounds may be of any size, so that one element says nothing of how far another may be off.
 _BOUNDED = {"Max", "Min"}
-_BY_ELEMENT = _SUMS | _BOUNDED | {"Abs", "Clip", "HardSigmoid", "LeakyRelu", "Relu"}
+_ACTIVATIONS = {"Abs", "Clip", "HardSigmoid", "LeakyRelu", "Relu"}
+_BY_ELEMENT = _SUMS | _BOUNDED | _ACTIVATIONS | {"Dropout", "Identity"}
 
 
 def check_crossing(
@@ -76,7 +77,7 @@ def check_crossing(
     factors = [step for relation in related.values() for step in (*relation.old, *relation.new)]
     known = {n for step in factors for n in np.broadcast(step.scale, step.shift).shape}
     least = _reach(node)
-    by_element = node.op_type in _BY_ELEMENT and are_single_numbers(related)
+    by_element = node.op_type in _BY_ELEMENT and fit_any_rank(related)
     folded_shapes = KnownShapes(after, new, twin, by_element)
     numbers = _numbers(before, old, node)
     rounding = _rounding(after, new, twin, [before.values(old, name) for name in node.input])

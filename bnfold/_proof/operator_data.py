@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto, TensorProto, helper
 
+from bnfold._core.affine import LAST
 from bnfold._onnx.read.scopes import Scope
 from bnfold._onnx.tensors import FLOATS
 from bnfold._onnx.write.applied import Related
@@ -31,8 +32,9 @@ Feeds = dict[str, NDArray[Any]]
 class KnownShapes:
     """The shapes and types that the folded graph knows of an operator's inputs.
 
-    An operator may work element by element, with maps that are single numbers (``by_element``).
-    These say the same of every shape. So a row of float32 will do where no shape is known.
+    An operator may work element by element, with maps that are single numbers or lie along the last
+    axis (``by_element``). These say the same of every shape. So a row of float32 will do where no
+    shape is known.
     """
 
     model: CheckedModel
@@ -181,6 +183,12 @@ def are_single_numbers(related: Mapping[str, Related]) -> bool:
     """Whether all maps that tensors have passed are a scale and a shift of all elements."""
     factors = (factor for one in related.values() for factor in (*one.old, *one.new))
     return all(factor.scale.size == factor.shift.size == 1 for factor in factors)
+
+
+def fit_any_rank(related: Mapping[str, Related]) -> bool:
+    """Whether all maps that tensors have passed are single numbers, or lie along the last axis."""
+    factors = (factor for one in related.values() for factor in (*one.old, *one.new))
+    return all(f.axis == LAST or f.scale.size == f.shift.size == 1 for f in factors)
 
 
 def _ends(

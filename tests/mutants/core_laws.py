@@ -188,6 +188,13 @@ MUTANTS = (
         "tests/carry/test_extremes.py",
     ),
     Mutant(
+        "a map along the last axis goes into whatever a Gemm sums over",
+        "_core/absorbing.py",
+        "map_ = replace(map_, axis=ahead.rank - 1)",
+        "map_ = replace(map_, axis=next(iter(ahead.channels)))",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
         "a Clip whose bounds cross is turned round",
         "_core/pointwise.py",
         "return bool(np.all(self.min <= self.max))",

@@ -6,6 +6,20 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a transposed product of unknown rank sums over the last axis",
+        "_core/operators/matrices.py",
+        "if fixed and (data(2), data(3)) == (as_stored(2), as_stored(3)) else None",
+        "if fixed else None",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
+        "γ of one number tells the size of the last axis",
+        "_core/operators/affine.py",
+        "return sizes if sizes[LAST] > 1 else {}",
+        "return {LAST: 4}",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
         "a shift ahead past what was absorbed behind",
         "_core/parameters.py",
         "shift = shift + scale * self.image(ahead.shift)",
@@ -36,8 +50,8 @@ MUTANTS = (
     Mutant(
         "a matrix on the left makes the last axis",
         "_core/operators/matrices.py",
-        "elif other is None and right and len(fixed) == 2:",
-        "elif other is None and len(fixed) == 2:",
+        "elif other is None and right:",
+        "elif other is None:",
         "tests/test_last_axis.py",
     ),
     Mutant(

@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "what lies along the last axis of an unknown rank is refused by the check",
+        "_proof/product_formulas.py",
+        "elif at == 1 and turned(np.empty((2, 3)), 0).shape == (2, 3):",
+        "elif False:",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
         "a certificate takes another axis for one that an operator of opset 6 does not have",
         "_proof/checked_model.py",
         "if axis < 0 or axis + constant.ndim > rank > 0:",
