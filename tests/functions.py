@@ -26,6 +26,16 @@ def constant(name, value):
     return op("Constant", "", name, value=tensor(value, ""))
 
 
+def convolving(own, *behind):
+    """The nodes of a body: a Conv of ``x`` with a weight of its own, and what stands behind its
+    ``c``. Constants of the body are those that ``own`` names: a factor ``k``, and ``s``, ``t``,
+    ``m`` and ``v`` of a norm.
+    """
+    made = {"k": rand(3, 1, 1), "s": rand(3), "t": rand(3), "m": rand(3), "v": positive(3)}
+    stored = [constant("w", rand(3, 3, 3, 3)), *(constant(name, made[name]) for name in own)]
+    return [*stored, op("Conv", "x w", "c", name="conv"), *behind]
+
+
 BLOCK = "x w s t m v"
 
 
