@@ -71,3 +71,13 @@ def two_calls(c_in, between, c_out):
         domains=DOMAIN,
         weights=params("a", c_in, between) | params("b", between, c_out),
     )
+
+
+def calling(*body, attributes=(), **given):
+    """A model that calls a local function, whose output is its own."""
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    inner = helper.make_function("own", "F", ["a"], ["b"], body, imports[:1], [*attributes])
+    made = model(op("F", "x", "y", domain="own", **given), x=(3, 1), opset=17)
+    made.opset_import.append(imports[1])
+    made.functions.append(inner)
+    return made
