@@ -13,6 +13,20 @@ MUTANTS = (
         "tests/verify/test_recurrent.py",
     ),
     Mutant(
+        "a Dropout whose mode is an input draws nothing",
+        "_run/dropouts.py",
+        "bool(node.input[place]) and node.input[place] not in off",
+        "False",
+        "tests/test_dropout.py",
+    ),
+    Mutant(
+        "what is false in one call of a function is so in all",
+        "_run/dropouts.py",
+        "        off -= wrong",
+        "        break",
+        "tests/test_dropout.py",
+    ),
+    Mutant(
         "a function with the name of an operator only rearranges",
         "_run/source.py",
         "while node is not None and type_of(node) in _PASS_THROUGH:",
