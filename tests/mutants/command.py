@@ -76,6 +76,20 @@ MUTANTS = (
         "tests/cli/test_time_limit.py::test_what_is_put_in_place_is_not_stopped",
     ),
     Mutant(
+        "time that is up stops a program that is put in place",
+        "_pipeline/programs.py",
+        "                time_limit.lift()\n",
+        "",
+        "tests/cli/test_time_limit.py::test_what_is_put_in_place_is_not_stopped",
+    ),
+    Mutant(
+        "a comparison has no time to end by itself",
+        "_run/bounds.py",
+        "        time_limit.hand_over()\n",
+        "",
+        "tests/cli/test_time_limit.py::test_a_comparison_has_time_to_end_by_itself",
+    ),
+    Mutant(
         "a second interrupt leaves a temporary folder",
         "_command/guard.py",
         "    scratch.clear(told)  # A second interrupt ends the cleaning, too.\n",

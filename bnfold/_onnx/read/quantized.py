@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from bnfold._core.broadcast import Shape
 from bnfold._core.quantized import Grid, Quantized, Rounding, Sharing
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._onnx.read import attributes
-from bnfold._onnx.read.constants import Constant, Constants
+from bnfold._onnx.read.constants import Constant, Constants, agree
 from bnfold._onnx.read.scopes import DEQUANTIZERS, QUANTIZERS, Scope, label
 
 MADE_BYTES = 1 << 28
@@ -215,12 +216,20 @@ class _Reader:
         rounding = Rounding(numbers, lowest, highest)
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
 
-        def load() -> NDArray[np.generic]:
+        def rounded(floats: NDArray[Any], by: NDArray[Any]) -> NDArray[np.generic]:
             zeros = other.load() if other is not None else np.zeros(theirs.shape)
-            steps = grid.spread(theirs.stepwise(), numbers.shape)
+            steps = grid.spread(by, numbers.shape)
             laid = grid.spread(zeros.astype(np.float64), numbers.shape)
-            return rounding.integers(numbers.stepwise(), steps, laid).astype(dtype)
+            return rounding.integers(floats, steps, laid).astype(dtype)
 
+        def load() -> NDArray[np.generic]:
+            return rounded(numbers.stepwise(), theirs.stepwise())
+
+        if not agree(rounded, numbers, theirs):
+            message = (
+                f"{label(rounder)} may round to other integers where an engine adds up otherwise"
+            )
+            raise Refusal.of("dynamic-weight", label(rounder), message)
         integers = Constant(node.input[0], numbers.shape, kind, load)
         position = self.scope.producers[name]
         return Quantizer(position, numbers, theirs, other), rounding, integers
