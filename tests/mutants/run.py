@@ -120,8 +120,8 @@ MUTANTS = (
     Mutant(
         "an operator of another domain draws random numbers for its name",
         "_run/nodes.py",
-        "any(type_of(each) in drawn for each",
-        "any(each.op_type in drawn or type_of(each) in drawn for each",
+        "            type_of(each) in drawn or (",
+        "            each.op_type in drawn or type_of(each) in drawn or (",
         "tests/verify/test_ahead.py",
     ),
     Mutant(
