@@ -209,6 +209,13 @@ MUTANTS = (
         "tests/torch/test_judge.py",
     ),
     Mutant(
+        "an exported file may have other outputs than the module",
+        "_pipeline/exporting.py",
+        "    if len(graph.output) != len(outputs):",
+        "    if False:",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
         "an exported file stands for a module whose weights it has lost",
         "_pipeline/exporting.py",
         "            if module is original:",
