@@ -507,3 +507,16 @@ def test_a_sum_of_scattered_numbers_is_one_of_an_engine():
     )
     found = read(made, None).graphs[0].context.constants.find(read_scopes(made)[0], "step")
     assert isinstance(found, Reason)
+
+
+def test_half_as_long_numbers_are_kept_twice_as_many():
+    """Of many numbers fewer sets are followed; a sum of them has no more."""
+    made = model(
+        (op("Exp", "raw", "e"), {"raw": rand(600, 600).astype(np.float16)}),
+        op("ReduceMean", "e", "m", axes=[1]),
+        op("Add", "x m", "y"),
+        x=(600, 600),
+        elem=HALF,
+    )
+    found = read(made, None).graphs[0].context.constants.find(read_scopes(made)[0], "m")
+    assert isinstance(found, Constant) and found.is_free

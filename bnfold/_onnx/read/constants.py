@@ -349,13 +349,12 @@ def _computed(name: str, node: NodeProto) -> Reason:
 def agree(made: Callable[..., Array], *constants: Constant) -> bool:
     """Whether all engines make the same of some constants; False where that is not known."""
     free = [one for one in constants if one.is_free]
-    if not free:
-        return True
-    if any(one.others is None for one in free):
+    sets = [one.others for one in free if one.others is not None]
+    if len(sets) < len(free):
         return False
     own = made(*(one.stepwise() for one in constants))
-    sets = (
+    elsewhere = (
         [one.stepwise() if one.others is None else one.others[number] for one in constants]
-        for number in range(len(free[0].others or ()))
+        for number in range(min(map(len, sets), default=0))
     )
-    return all(np.array_equal(made(*each), own) for each in sets)
+    return all(np.array_equal(made(*each), own) for each in elsewhere)
