@@ -209,6 +209,20 @@ MUTANTS = (
         "tests/torch/test_judge.py",
     ),
     Mutant(
+        "outputs do not depend on sizes that follow from values",
+        "_run/torch_trace.py",
+        "torch.Tag.dynamic_output_shape in func.tags or",
+        "",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "a mask picks as many whatever its values are",
+        "_run/torch_trace.py",
+        "each.dtype in (torch.bool, torch.uint8)",
+        "False",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
         "outputs do not depend on numbers that code reads out of tensors",
         "_run/torch_trace.py",
         "trace.of(each) | trace.numbers for each",
