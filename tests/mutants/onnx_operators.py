@@ -13,6 +13,13 @@ MUTANTS = (
         "tests/carry/test_laws.py",
     ),
     Mutant(
+        "a Dropout in training is one in inference",
+        "_onnx/read/crossed.py",
+        "if mode is not None and (mode.protected is not None or bool(mode.load().any())):",
+        "if False:",
+        "tests/test_dropout.py",
+    ),
+    Mutant(
         "a Cast to any type is the identity",
         "_onnx/read/crossed.py",
         "same = wanted and wanted == read",

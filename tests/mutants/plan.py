@@ -73,7 +73,7 @@ MUTANTS = (
         "_plan/relocation.py",
         "if map_.axis is not None and not lies:",
         "if False:",
-        "tests/test_shapes.py",
+        "tests/test_unknown_ranks.py",
     ),
     Mutant(
         "what the numbers of one map have decided is taken to hold for others",

@@ -225,7 +225,7 @@ class _Reader:
             return rounding.integers(floats, steps, laid).astype(dtype)
 
         def load() -> NDArray[np.generic]:
-            return rounded(numbers.stepwise(), theirs.stepwise())
+            return rounded(numbers.load(), theirs.load())
 
         if not agree(rounded, numbers, theirs):
             message = (
