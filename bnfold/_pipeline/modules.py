@@ -51,7 +51,8 @@ _SHOWING: tuple[Flavour, ...] = ("large",)
 bounds and channels that no others do.
 """
 _FIXED = (
-    "its code reads numbers out of tensors, and a file would have those of the example for good"
+    "its code reads numbers out of tensors, or may read sizes that follow from such numbers, and a "
+    "file would have those of the example for good"
 )
 _UNSHOWN = (Cause.EMPTY, Cause.HIDDEN_ERRORS)
 _TwoVerdicts = tuple[EndToEnd, EndToEnd]

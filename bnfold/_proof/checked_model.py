@@ -118,6 +118,20 @@ class CheckedModel:
         read, written = (self.shapes.type(scope, n) for n in (node.input[0], node.output[0]))
         return read != 0 and read == written
 
+    def may_drop(self, scope: Scope, node: NodeProto) -> bool:
+        """Whether a node is a Dropout in training: below opset 7 unless ``is_test`` is set, from
+        opset 12 unless ``training_mode`` is absent or a constant that is false.
+        """
+        if node.op_type != "Dropout" or node.domain not in ("", "ai.onnx"):
+            return False
+        if scope.opset < 12:
+            return scope.opset < 7 and not any(a.name == "is_test" and a.i for a in node.attribute)
+        if len(node.input) < 3 or not node.input[2]:
+            return False
+        mode = self.constants.find(scope, node.input[2])
+        fixed = isinstance(mode, Constant) and mode.protected is None
+        return not fixed or bool(np.any(self.fixed(scope, node.input[2])))
+
     def rank(self, scope: Scope, name: str) -> int | None:
         """The rank of a tensor, or None.
 
@@ -168,6 +182,8 @@ def follow(
     operator that is not affine.
     """
     kind = _kind(scope, node)
+    if model.may_drop(scope, node):
+        raise Mismatch(f"{label(node)} draws random numbers")
     if kind in ("Identity", "Dropout") or model.is_no_cast(scope, node):
         return None
     if kind == "Neg":

@@ -67,6 +67,8 @@ def check_crossing(
         Mismatch: the shapes of their outputs differ, or an attribute that is no single number. Or
             the maps fit the tensors in none of the sizes that are tried.
     """
+    if before.may_drop(old, node) or after.may_drop(new, twin):
+        raise Mismatch(f"a map went past {label(node)}, which draws random numbers")
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
     related, places = fold.related, _places(node, twin, fold.reads)

@@ -87,7 +87,7 @@ MUTANTS = (
         "_core/absorbing.py",
         "size = absorber.channels.get(total.axis)",
         "size = next(iter(absorber.channels.values()), None)",
-        "tests/test_constants.py",
+        "tests/test_constant_axes.py",
     ),
     Mutant(
         "transposed factors of a Gemm read as they lie",

@@ -73,7 +73,7 @@ MUTANTS = (
         "_plan/relocation.py",
         "if map_.axis is not None and not lies:",
         "if False:",
-        "tests/test_shapes.py",
+        "tests/test_unknown_ranks.py",
     ),
     Mutant(
         "what the numbers of one map have decided is taken to hold for others",
@@ -246,15 +246,15 @@ MUTANTS = (
     Mutant(
         "a weight changes for some of those that read it",
         "_plan/fit.py",
-        "        if len(factors) < len(sharing.readers) or not alike:",
-        "        if not alike:",
+        "    if len(taken) < len(sharing.readers):",
+        "    if False:",
         "tests/test_shared_integers.py",
     ),
     Mutant(
-        "those that read a weight take different maps into it",
+        "a weight is copied whatever that costs",
         "_plan/fit.py",
-        "        if len(factors) < len(sharing.readers) or not alike:",
-        "        if len(factors) < len(sharing.readers):",
+        "    return copies if own and sharing.copied else None",
+        "    return copies if sharing.copied else None",
         "tests/test_shared_integers.py",
     ),
 )

@@ -13,6 +13,13 @@ MUTANTS = (
         "tests/test_last_axis.py",
     ),
     Mutant(
+        "a proof goes through a Dropout in training",
+        "_proof/checked_model.py",
+        "return not fixed or bool(np.any(self.fixed(scope, node.input[2])))",
+        "return False",
+        "tests/test_dropout.py",
+    ),
+    Mutant(
         "a certificate takes another axis for one that an operator of opset 6 does not have",
         "_proof/checked_model.py",
         "if axis < 0 or axis + constant.ndim > rank > 0:",

@@ -13,6 +13,20 @@ MUTANTS = (
         "tests/verify/test_recurrent.py",
     ),
     Mutant(
+        "a Dropout whose mode is an input draws nothing",
+        "_run/dropouts.py",
+        "bool(node.input[place]) and node.input[place] not in off",
+        "False",
+        "tests/test_dropout.py",
+    ),
+    Mutant(
+        "what is false in one call of a function is so in all",
+        "_run/dropouts.py",
+        "        off -= wrong",
+        "        break",
+        "tests/test_dropout.py",
+    ),
+    Mutant(
         "a function with the name of an operator only rearranges",
         "_run/source.py",
         "while node is not None and type_of(node) in _PASS_THROUGH:",
@@ -106,8 +120,8 @@ MUTANTS = (
     Mutant(
         "an operator of another domain draws random numbers for its name",
         "_run/nodes.py",
-        "any(type_of(each) in drawn for each",
-        "any(each.op_type in drawn or type_of(each) in drawn for each",
+        "            type_of(each) in drawn or (",
+        "            each.op_type in drawn or type_of(each) in drawn or (",
         "tests/verify/test_ahead.py",
     ),
     Mutant(
@@ -206,6 +220,20 @@ MUTANTS = (
         "_run/torch_trace.py",
         "    with trace, _Exits(trace):",
         "    with trace:",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "outputs do not depend on sizes that follow from values",
+        "_run/torch_trace.py",
+        "torch.Tag.dynamic_output_shape in func.tags or",
+        "",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "a mask picks as many whatever its values are",
+        "_run/torch_trace.py",
+        "each.dtype in (torch.bool, torch.uint8)",
+        "False",
         "tests/torch/test_judge.py",
     ),
     Mutant(

@@ -321,6 +321,13 @@ MUTANTS = (
         "tests/torch/test_program_quantized.py",
     ),
     Mutant(
+        "a convolution of the edge dialect has what was written behind its input",
+        "_torch/program/dialects.py",
+        "given = arguments(node)",
+        'given = dict(zip(arguments(node), node.args)) | {"groups": 1}',
+        "tests/torch/test_dialects.py",
+    ),
+    Mutant(
         "the keys of an object are no names of keywords",
         "_torch/program/untrusted.py",
         """        raise Untrusted(f"{str(value)[:60]!r} is where PyTorch writes a list")""",

@@ -334,6 +334,41 @@ def test_outputs_depend_on_the_numbers_that_code_reads(read):
     assert any("reads numbers out of tensors" in note for note in result.notes), result.notes
 
 
+SIZED = {
+    "nonzero": lambda y: (y > 0).nonzero().shape[0],
+    "mask": lambda y: len(y[y > 0]),
+    "rows": lambda y: y[y[:, 0, 0, 0] > -1e9].size(0),
+    "selected": lambda y: y.masked_select(y > 0).numel(),
+    "unique": lambda y: len(y.relu().unique()),
+    "repeated": lambda y: len(y.repeat_interleave((y.flatten()[:2] > 0).long(), 0)),
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_outputs_depend_on_sizes_that_follow_from_values(name):
+    """No operator takes a size to the output."""
+    module = net(lambda self, x: x * 2 if SIZED[name](plain(self, x)) < 1e6 else x * 3)
+    model = traced(module, X)
+    assert model.reached(["a.weight"]) == model.reached(["b.bias"]) == {0}
+    assert model.reached(["other"]) == set()
+    result = bnfold.verify(module, off(module), (X,))
+    assert result.status == "inconclusive"
+    assert any("sizes that follow from such numbers" in note for note in result.notes)
+
+
+def test_sizes_that_no_value_decides():
+    """By places there are as many as places, and a mask that is fixed has as many as it has."""
+    places, mask = torch.tensor([0, 1, 1]), torch.tensor([True, False, True])
+
+    def code(self, x):
+        y = plain(self, x)
+        return x * y[:, places].shape[1], x + y[:, :3][:, mask].shape[1]
+
+    model = traced(net(code), X)
+    assert model.reached(["a.weight"]) == set()
+    assert not model.reads_numbers()
+
+
 def test_the_inputs_of_the_user_are_not_written_into():
     module = net(lambda self, x: self.b(x.relu_()))
     given = X.clone()

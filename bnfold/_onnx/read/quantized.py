@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from bnfold._core.broadcast import Shape
 from bnfold._core.quantized import Grid, Quantized, Rounding, Sharing
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._onnx.read import attributes
-from bnfold._onnx.read.constants import Constant, Constants
+from bnfold._onnx.read.constants import Constant, Constants, agree
 from bnfold._onnx.read.scopes import DEQUANTIZERS, QUANTIZERS, Scope, label
 
 MADE_BYTES = 1 << 28
@@ -77,7 +78,7 @@ def dequantized(constants: Constants, scope: Scope, name: str) -> Dequantized | 
     stored, or a QuantizeLinear rounds stored floats to them, as quantization-aware training writes
     it; a Clip may stand between the two. Transpose and Identity may follow. None if another
     operator writes the name. What operators of the same graph read changes for all of them or for
-    none (`Quantized.sharing`); what others read on the way there cannot change.
+    none, or is copied (`Quantized.sharing`); what others read on the way there cannot change.
     """
     try:
         return _Reader(constants, scope).read(name)
@@ -114,7 +115,9 @@ class _Reader:
         if len(readers) < 2 or name in self.scope.captures or name in self.scope.outputs:
             self._refuse_shared(name, node)
             return found
-        sharing = Sharing(name, tuple(label(self.scope.nodes[one]) for one in readers))
+        alone = name == tensor and found.quantizer is None
+        labels = tuple(label(self.scope.nodes[one]) for one in readers)
+        sharing = Sharing(name, labels, node.op_type if alone else "")
         return replace(found, quantized=replace(found.quantized, sharing=sharing))
 
     def _between(self, name: str, tensor: str) -> Iterator[str]:
@@ -215,12 +218,20 @@ class _Reader:
         rounding = Rounding(numbers, lowest, highest)
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
 
-        def load() -> NDArray[np.generic]:
+        def rounded(floats: NDArray[Any], by: NDArray[Any]) -> NDArray[np.generic]:
             zeros = other.load() if other is not None else np.zeros(theirs.shape)
-            steps = grid.spread(theirs.stepwise(), numbers.shape)
+            steps = grid.spread(by, numbers.shape)
             laid = grid.spread(zeros.astype(np.float64), numbers.shape)
-            return rounding.integers(numbers.stepwise(), steps, laid).astype(dtype)
+            return rounding.integers(floats, steps, laid).astype(dtype)
 
+        def load() -> NDArray[np.generic]:
+            return rounded(numbers.load(), theirs.load())
+
+        if not agree(rounded, numbers, theirs):
+            message = (
+                f"{label(rounder)} may round to other integers where an engine adds up otherwise"
+            )
+            raise Refusal.of("dynamic-weight", label(rounder), message)
         integers = Constant(node.input[0], numbers.shape, kind, load)
         position = self.scope.producers[name]
         return Quantizer(position, numbers, theirs, other), rounding, integers
