@@ -9,7 +9,8 @@ import onnx
 from bnfold._onnx.read.scopes import opset_of, type_of
 from bnfold._run.dropouts import training
 
-_OWN = ("", "ai.onnx")
+OWN = ("", "ai.onnx")
+"""The domain of ONNX's own operators, as files have it."""
 RANDOM = {
     "Bernoulli",
     "Multinomial",
@@ -139,7 +140,7 @@ _FACTORS: Mapping[str, Mapping[int, tuple[int, ...]]] = {
 
 def _felt(node: onnx.NodeProto, zeros: Collection[str]) -> list[str]:
     """The names that a node reads, without those that it multiplies by zeros."""
-    factors = _FACTORS.get(node.op_type, {}) if node.domain in _OWN else {}
+    factors = _FACTORS.get(node.op_type, {}) if node.domain in OWN else {}
     lost = {
         other
         for place, others in factors.items()

@@ -387,6 +387,40 @@ def test_a_norm_that_the_file_keeps_and_the_module_need_not(export):
     assert status(module, changed(open_to_others, off(1.01, 0))) == "fail"
 
 
+class Gated(nn.Module):
+    """A norm that folds, and far behind it a map that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = one_channel_scaled(), nn.Conv2d(8, 8, 1, bias=False)
+        self.gate = nn.Parameter(torch.rand(8, 1, 1))
+        with torch.no_grad():
+            self.head.weight[:, 0] *= 1e-8
+
+    def forward(self, x):
+        y = self.head(self.body(x))
+        return torch.sigmoid(y) * y * torch.sigmoid(y * self.gate)
+
+
+def no_scale(graph):
+    """The norm behind the first convolution is as if it had not scaled its channel."""
+    (norm,) = [node for node in graph.node if node.op_type == "BatchNormalization"]
+    (scale,) = [each for each in graph.initializer if each.name == norm.input[1]]
+    values = numpy_helper.to_array(scale).copy()
+    values[0] = 1.0
+    scale.CopyFrom(numpy_helper.from_array(values, scale.name))
+
+
+def test_a_map_that_stays_elsewhere_excuses_no_weight(export):
+    """One that has not taken in its norm shows in no output, and is wrong."""
+    module = Gated().eval()
+    path = export(module, **UNFOLDED)
+    assert bnfold.plan(path).kept
+    assert bnfold.verify(module, path, (X,)).status == "pass"
+    result = bnfold.verify(module, changed(path, no_scale), (X,))
+    assert result.status == "fail" and "in the file, which no output shows" in result.notes[-1]
+
+
 def test_weights_that_were_not_compared_are_told(export):
     """What cannot be exported, or whose weights the file does not hold, has none to compare."""
 
