@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -477,7 +476,7 @@ class _Run:
                 out = add(out, other, 1, u)
             if kind != "Sum":
                 pick = np.maximum if kind == "Max" else np.minimum
-                out = fresh(reduce(pick, [p.v for p in x]), out.w, out.e)
+                out = fresh(functools.reduce(pick, [p.v for p in x]), out.w, out.e)
             return [out]
         if kind in ("Sqrt", "Reciprocal", "Exp", "Pow"):
             (v,) = reference(node, [p.v for p in x], opset)
