@@ -105,7 +105,8 @@ class Converted(Law):
     def forward(self, maps: Maps) -> list[Way]:
         """The map of the input is that of the output, where that is of the wide type."""
         if not (self.widens or self.exact):
-            raise not_carried(f"it rounds to {self.narrow}")
+            what = "weights that take in what was computed in a wider type would round more"
+            raise not_carried(f"it rounds to {self.narrow}, and {what}")
         return [Way({0: maps[0]})]
 
 
