@@ -264,4 +264,18 @@ MUTANTS = (
         "trace.of(each) for each",
         "tests/torch/test_judge.py",
     ),
+    Mutant(
+        "any output that is empty is always empty",
+        "_run/nodes.py",
+        "{name for name in outputs if shapes.empty",
+        "{name for name in outputs if True or shapes.empty",
+        "tests/carry/test_empty_parts.py",
+    ),
+    Mutant(
+        "an output that is always empty passes though a weight acts on it alone",
+        "_run/nodes.py",
+        "        if acting.intersection(weights) <= seen:",
+        "        if True:",
+        "tests/verify/test_end_to_end.py",
+    ),
 )
