@@ -216,5 +216,6 @@ def evaluate(node: NodeProto, inputs: Sequence[Array | None], opset: int) -> Arr
     result = helper.make_empty_tensor_value_info(node.output[0])
     graph = helper.make_graph([node], "constant", infos, [result])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    (values,) = ReferenceEvaluator(model).run([node.output[0]], feeds)
+    with np.errstate(all="ignore"):
+        (values,) = ReferenceEvaluator(model).run([node.output[0]], feeds)
     return np.asarray(values)
