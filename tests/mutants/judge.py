@@ -15,8 +15,15 @@ MUTANTS = (
     Mutant(
         "a weight ahead of a norm that the file keeps is compared with a folded one",
         "_judge/file_weights.py",
-        "before = () if all_folds else",
-        "before = () if True else",
+        "unfolded = before if constants[number].beside_a_map else ()",
+        "unfolded = ()",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "a map that stays excuses every weight of a file",
+        "_judge/file_weights.py",
+        "unfolded = before if constants[number].beside_a_map else ()",
+        "unfolded = before",
         "tests/torch/test_exported_files.py",
     ),
     Mutant(

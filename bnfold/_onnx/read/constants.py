@@ -51,10 +51,9 @@ class Constant:
     constant is computed, None if there is no such parameter. ``sparse`` is the sparse tensor that
     holds the values. ``source`` is the tensor whose values these are, unchanged, None if there is
     none, or not of its own. ``wide`` are the values in float64 before they were rounded, None where
-    the rounded ones are read on; ``steps`` loads what operator after operator makes of them in
-    their own type, None where that is the same (`evaluation.widened`). Other engines may have other
-    numbers if it ``is_free``: ``others``, None where that is not known (`engines.others`). It is
-    ``in_doubt`` where these are too far apart to tell what the network has.
+    the rounded ones are read on (`evaluation.widened`). Other engines may have other numbers if it
+    ``is_free``: ``others``, None where that is not known (`engines.others`). It is ``in_doubt``
+    where these are too far apart to tell what the network has.
     """
 
     name: str
@@ -66,14 +65,9 @@ class Constant:
     sparse: SparseTensorProto | None = None
     source: TensorProto | None = None
     wide: Double | None = None
-    steps: Callable[[], Array] | None = None
     is_free: bool = False
     others: Others | None = None
     in_doubt: bool = False
-
-    def stepwise(self) -> Array:
-        """The values that the network has: what rounds them to integers or jumps reads these."""
-        return self.load() if self.steps is None else self.steps()
 
     @property
     def is_float(self) -> bool:
@@ -249,19 +243,19 @@ class Constants:
         key = scope.path, name
 
         def inputs() -> list[Array | None]:
-            return [s.stepwise() if s else None for s in sources]
+            return [s.load() if s else None for s in sources]
 
         def made(one: NodeProto, read: Sequence[Array | None]) -> Array:
             return evaluated(one, read, scope.opset)
 
-        def steps() -> Array:
-            return self._once((*key, "stepwise"), lambda: made(node, inputs()))
+        def own() -> Array:
+            return self._once((*key, "own"), lambda: made(node, inputs()))
 
         def elsewhere(read: Sequence[Array | None], values: Array) -> Others | None:
             return others(node, read, given, values, rounds_freely(node), made)
 
         def carried() -> Array:
-            read, values = inputs(), steps()
+            read, values = inputs(), own()
             apart = elsewhere(read, values)
             return _rounded(widened(node, read, wide, values, apart, scope.opset), values)
 
@@ -272,7 +266,7 @@ class Constants:
         try:
             read = inputs()
             refuse_huge(node, read)
-            values = self._once((*key, "stepwise"), lambda: made(node, read))
+            values = self._once((*key, "own"), lambda: made(node, read))
             is_free = may_differ(node, values) and (not known or rounds_freely(node) or any(given))
             if is_free and known and is_followed(read, values):
                 apart = elsewhere(read, values)
@@ -285,18 +279,16 @@ class Constants:
         is_kept, rounded = values.nbytes <= _CACHED_BYTES, values
         if exact is not None:
             rounded = self._once((*key, "rounded"), lambda: _rounded(exact, values))
-        kept_steps = (lambda: values) if is_kept else steps
-        kept = (lambda: rounded) if is_kept else load
+        kept = own if exact is None else load
         lost = any(s.in_doubt for s in sources if s)
         return Constant(
             name,
             values.shape,
             tensors.data_type(values.dtype),
-            kept_steps if exact is None else kept,
+            (lambda: rounded) if is_kept else kept,
             None,
             next((s.protected for s in sources if s and s.protected), None),
             wide=exact if is_kept else None,
-            steps=None if exact is None else kept_steps,
             is_free=is_free,
             others=apart if is_kept else None,
             in_doubt=(is_free and lost) if apart is None else is_in_doubt(values, apart),
@@ -313,8 +305,8 @@ class Constants:
         return values
 
 
-def _rounded(wide: Double | None, stepwise: Array) -> Array:
-    return stepwise if wide is None else wide.astype(stepwise.dtype)
+def _rounded(wide: Double | None, own: Array) -> Array:
+    return own if wide is None else wide.astype(own.dtype)
 
 
 def _sources(scope: Scope, name: str) -> list[tuple[Scope, str]]:
@@ -349,13 +341,12 @@ def _computed(name: str, node: NodeProto) -> Reason:
 def agree(made: Callable[..., Array], *constants: Constant) -> bool:
     """Whether all engines make the same of some constants; False where that is not known."""
     free = [one for one in constants if one.is_free]
-    if not free:
-        return True
-    if any(one.others is None for one in free):
+    sets = [one.others for one in free if one.others is not None]
+    if len(sets) < len(free):
         return False
-    own = made(*(one.stepwise() for one in constants))
-    sets = (
-        [one.stepwise() if one.others is None else one.others[number] for one in constants]
-        for number in range(len(free[0].others or ()))
+    own = made(*(one.load() for one in constants))
+    elsewhere = (
+        [one.load() if one.others is None else one.others[number] for one in constants]
+        for number in range(min(map(len, sets), default=0))
     )
-    return all(np.array_equal(made(*each), own) for each in sets)
+    return all(np.array_equal(made(*each), own) for each in elsewhere)

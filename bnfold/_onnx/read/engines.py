@@ -78,7 +78,8 @@ def others(
     if noise is None and all(one is None for one in given):
         return None
     found = []
-    for number in range(_COUNT if made.size <= _LARGE else 2):
+    known = [len(one) for one in given if one is not None]
+    for number in range(min(_COUNT if made.size <= _LARGE else 2, *known, _COUNT)):
         read = [
             own if more is None else more[number] for own, more in zip(inputs, given, strict=True)
         ]

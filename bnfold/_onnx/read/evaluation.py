@@ -45,11 +45,11 @@ _ROUNDED_ALIKE = frozenset(_ONE_ROUNDING.split())
 Sum of more than two and a ScatterND that adds up do so more often (`rounds_freely`)."""
 _ROUNDED_FREELY = frozenset(NORMS).union(_MANY_ROUNDINGS.split())
 """Operators whose results are off by some units in the last place, in each engine by others."""
-_OF_ROUNDED = frozenset(_JUMPS.split())
-"""Operators that read what the network has: they jump, round, or read no numbers."""
+_JUMPING = frozenset(_JUMPS.split())
+"""Operators whose results jump, or that read no numbers."""
 _OF_SHAPE = ("Shape", "Size")
 
-EVALUATED = _ROUNDED_ALIKE | _ROUNDED_FREELY | _OF_ROUNDED
+EVALUATED = _ROUNDED_ALIKE | _ROUNDED_FREELY | _JUMPING
 """Operators of ONNX's own domain whose first output is a constant if all inputs are."""
 
 _ERF = np.vectorize(math.erf, otypes=[np.float64])
@@ -102,7 +102,7 @@ def may_differ(node: NodeProto, made: Array) -> bool:
 def jumps(node: NodeProto, made: Array) -> bool:
     """Whether an operator may turn a small difference of what it reads into a large one."""
     is_cast = node.op_type == "Cast" and tensors.data_type(made.dtype) in tensors.FLOATS
-    return node.op_type in _OF_ROUNDED.difference(_OF_SHAPE) and not is_cast
+    return node.op_type in _JUMPING.difference(_OF_SHAPE) and not is_cast
 
 
 def is_followed(inputs: Sequence[Array | None], made: Array) -> bool:
@@ -114,19 +114,17 @@ def widened(
     node: NodeProto,
     inputs: Sequence[Array | None],
     wide: Sequence[Double | None],
-    stepwise: Array,
+    own: Array,
     others: Others | None,
     opset: int,
 ) -> Double | None:
     """The first output of an operator in float64; None where float32 is what counts.
 
-    ``inputs`` and the output ``stepwise`` are in the operator's own types, ``wide`` are inputs in
+    ``inputs`` and the output ``own`` are in the operator's own types, ``wide`` are inputs in
     float64, as far as they are known. ``others`` are outputs in other engines, None where all have
     the same: what all have is what the network has. So a number is the one of float64 only within
     what engines differ by, where float32 holds it with all its bits, and where it is no sum whose
     largest term rounds the others.
-
-    Operators that jump read float32, as they do in the network: they would take another step.
     """
     if others is None or not _is_widened(node, inputs, wide):
         return None
@@ -137,22 +135,22 @@ def widened(
         rounded = dominated(node, doubles, made, lambda one, read: evaluated(one, read, opset))
     except Exception:  # The reference knows some operators in float32 alone, and raises anything.
         return None
-    if made.dtype != np.float64 or made.shape != stepwise.shape:
+    if made.dtype != np.float64 or made.shape != own.shape:
         return None
     with np.errstate(over="ignore", invalid="ignore"):
         normal = (made == 0) | (np.abs(made.astype(np.float32)) >= np.finfo(np.float32).tiny)
-        apart = 2 * np.maximum(spread(stepwise, others), np.spacing(np.abs(stepwise)))
-        held = normal & ~rounded & (np.abs(made - stepwise) <= apart)
-    return np.where(held, made, stepwise.astype(np.float64))
+        apart = 2 * np.maximum(spread(own, others), np.spacing(np.abs(own)))
+        held = normal & ~rounded & (np.abs(made - own) <= apart)
+    return np.where(held, made, own.astype(np.float64))
 
 
 def _is_widened(
     node: NodeProto, inputs: Sequence[Array | None], wide: Sequence[Double | None]
 ) -> bool:
-    kinds = _ROUNDED_FREELY if all(one is None for one in wide) else EVALUATED - _OF_ROUNDED
     read = [one for one in inputs if one is not None]
     floats = {one.dtype for one in read if tensors.data_type(one.dtype) in tensors.FLOATS}
-    return node.op_type in kinds and floats == {np.dtype(np.float32)}
+    begins = rounds_freely(node) or any(one is not None for one in wide)
+    return begins and floats == {np.dtype(np.float32)}
 
 
 def _is_narrow(values: Array) -> bool:
