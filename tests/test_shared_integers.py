@@ -1,19 +1,22 @@
-"""A weight behind DequantizeLinear that several operators read: it changes for all or for none."""
+"""A weight behind DequantizeLinear that several operators read: changed, copied, or left alone."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
+from bnfold._proof.certificate import certify
 
 from .graphs import (
     bn,
     codes,
     const,
     constants,
+    conv,
     counts,
+    done,
     feeds,
     folds,
     model,
@@ -22,6 +25,7 @@ from .graphs import (
     rand,
     run,
     subgraph,
+    tensor,
 )
 
 
@@ -104,23 +108,149 @@ def test_a_shift_ahead_and_a_norm_behind():
     folds(m, DequantizeLinear=1, Conv=2)
 
 
+TURNS = np.float32([-1, 2, 0, -0.5]).reshape(4, 1, 1)
+
+
+@pytest.mark.parametrize("domain", ["", "com.microsoft"])
+@pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize(
-    "kinds",
+    "kinds, copies",
     [
-        ("norm", "none"),
-        ("norm", positive(4, 1, 1)),
-        (np.float32([1, 2, 3, 4]).reshape(4, 1, 1), np.float32([1, 2, 3, 5]).reshape(4, 1, 1)),
-        (np.float32(2), np.float32([2, 2, 2, 3]).reshape(4, 1, 1)),
+        (("norm", positive(4, 1, 1)), 1),
+        ((positive(4, 1, 1), "norm", np.float32(2)), 2),
+        (("norm", TURNS, "norm"), 1),
+        ((TURNS, "norm", TURNS), 1),
+        ((TURNS, TURNS * np.float32([1, 2, 1, 1]).reshape(4, 1, 1)), 1),
+        ((np.float32(2), np.float32([2, 2, 2, 3]).reshape(4, 1, 1)), 1),
     ],
 )
-def test_other_maps_stay(kinds):
-    """The reason names who does not take it; the shift of a norm goes into its bias."""
-    m = made(*weight((4, 3, 3, 3)), *twins(*kinds))
+def test_each_takes_its_own(kinds, copies, per_channel, domain):
+    """In copies, one for each map: fewer operators than the maps that go."""
+    m = made(
+        *weight((4, 3, 3, 3), 0, per_channel),
+        *twins(*kinds),
+        count=len(kinds),
+        domains={"com.microsoft": 1},
+    )
+    for node in m.graph.node:
+        if node.op_type == "DequantizeLinear":
+            node.domain = domain
     after = bnfold.fold(m)
-    kept = {one.node: one for one in bnfold.plan(m).kept}
-    assert kept["na"].code == "quantized-weight" and "convb" in kept["na"].message
-    names = ("q", "s", "z")
-    assert all((constants(after)[name] == constants(m)[name]).all() for name in names)
+    left = {"DequantizeLinear": 1 + copies, "Conv": len(kinds)}
+    assert counts(after) == left == bnfold.plan(m).after
+    if not domain:
+        folds(m, **left)
+    for before, now in zip(run(m, feeds(m)), run(after, feeds(m)), strict=True):
+        np.testing.assert_allclose(now, before, rtol=1e-4, atol=1e-4)
+    assert bnfold.verify(m, after).status == "pass"
+    stored = {node.input[0] for node in after.graph.node if node.op_type == "DequantizeLinear"}
+    if all(not isinstance(kind, str) and (kind > 0).all() for kind in kinds):
+        assert len(stored) == 1
+
+
+def test_the_certificate_sees_a_copy_that_is_wrong():
+    m = made(*weight((4, 3, 3, 3)), *twins(positive(4, 1, 1), positive(4, 1, 1)))
+    once = done(m)
+    assert all(one.holds for one in certify(m, once.folded, once.applied))
+    for name in "ab":
+        wrong = ModelProto.FromString(once.folded.SerializeToString())
+        (reader,) = (n for n in wrong.graph.node if n.name == f"conv{name}")
+        (node,) = (n for n in wrong.graph.node if n.output[0] == reader.input[1])
+        values = constants(wrong)[node.input[1]].copy()
+        values[2] *= np.float32(1.00001)
+        node.input[1] = "wrong"
+        wrong.graph.initializer.append(numpy_helper.from_array(values, "wrong"))
+        assert not all(one.holds for one in certify(m, wrong, once.applied))
+
+
+def test_in_bodies_and_functions():
+    """Constants of a function are operators, too."""
+    pieces = [*weight((4, 3, 3, 3)), *twins("norm", TURNS, shared=False), op("Add", "ya yb", "t")]
+    body = subgraph(*pieces, y="t")
+    other = subgraph(conv("conv", "xa", "e", (4, 3, 3, 3)), y="e")
+    m = made(
+        op("If", "go", "y", then_branch=body, else_branch=other),
+        x={"xa": (2, 3, 6, 6), "xb": (2, 3, 6, 6), "go": ()},
+        y="y",
+        weights={},
+    )
+    m.graph.input[2].type.tensor_type.elem_type = TensorProto.BOOL
+    after = bnfold.fold(m)
+    assert counts(after) == {"If": 1, "DequantizeLinear": 2, "Conv": 3, "Add": 1}
+    np.testing.assert_allclose(run(after, feeds(m))[0], run(m, feeds(m))[0], rtol=1e-4, atol=1e-4)
+    assert bnfold.verify(m, after).status == "pass"
+    nodes = []
+    for piece in pieces:
+        node, values = piece if isinstance(piece, tuple) else (piece, {})
+        nodes += [
+            helper.make_node("Constant", [], [name], value=tensor(value, name))
+            for name, value in values.items()
+        ]
+        nodes.append(node)
+    body = helper.make_function(
+        "mine", "Twin", ["xa", "xb"], ["t"], nodes, [helper.make_opsetid("", 13)]
+    )
+    m = made(
+        op("Twin", "xa xb", "y", domain="mine"),
+        functions=[body],
+        domains={"mine": 1},
+        y="y",
+        weights={},
+    )
+    after = bnfold.fold(m)
+    left = {k: n for k, n in counts(after).items() if k not in ("Constant", "Twin")}
+    assert left == {"DequantizeLinear": 2, "Conv": 2, "Add": 1}
+    np.testing.assert_allclose(run(after, feeds(m))[0], run(m, feeds(m))[0], rtol=1e-4, atol=1e-4)
+    assert bnfold.verify(m, after).status == "pass"
+
+
+@pytest.mark.parametrize("kind", ["none", "rounded", "ahead", "left", "turned"])
+def test_a_step_outside_of_copies(kind):
+    """One that takes nothing in, a weight of two operators, a map ahead, an Add that is left."""
+    pieces = weight((4, 3, 3, 3), rounded=kind == "rounded")
+    kinds = [positive(4, 1, 1), "none" if kind == "none" else positive(4, 1, 1)]
+    pieces += twins(*kinds)
+    more = {}
+    if kind == "ahead":
+        pieces.insert(0, const("Mul", "d", "xa", np.float32(2), name="ahead"))
+        more["x"] = {"d": (2, 3, 6, 6), "xb": (2, 3, 6, 6)}
+    elif kind == "left":
+        pieces = [*weight((5, 4), 1), *products()]
+        more["x"] = {"xa": (3, 5), "xb": (3, 5)}
+    elif kind == "turned":
+        pieces = [
+            *weight((4, 5), 0),
+            op("Transpose", "w", "wt", perm=[1, 0]),
+            *(products("wt")),
+        ]
+        more["x"] = {"xa": (3, 5), "xb": (3, 5)}
+    m = made(*pieces, **more)
+    after = bnfold.fold(m)
+    assert counts(after)["DequantizeLinear"] == 1
+    np.testing.assert_array_equal(constants(after)["s"], constants(m)["s"])
+    for before, now in zip(run(m, feeds(m)), run(after, feeds(m)), strict=True):
+        np.testing.assert_allclose(now, before, rtol=1e-4, atol=1e-4)
+    kept = [one.code for one in bnfold.plan(m).kept]
+    assert "quantized-weight" in kept and set(kept) <= {"quantized-weight", "no-linear-operator"}
+
+
+def products(matrix="w"):
+    """Two MatMuls of one matrix; a MatMul has no bias, so that the shift of a norm is an Add."""
+    pieces = []
+    for name in "ab":
+        pieces.append(op("MatMul", f"x{name} {matrix}", f"c{name}", name=f"mm{name}"))
+        pieces.append(bn(f"n{name}", f"c{name}", f"y{name}", 4))
+    return pieces
+
+
+def test_others_stay():
+    """The reason names who does not take it."""
+    m = made(*weight((4, 3, 3, 3)), *twins("norm", "none"))
+    after = bnfold.fold(m)
+    (kept,) = bnfold.plan(m).kept
+    assert kept.code == "quantized-weight" and "convb" in kept.message
+    assert counts(after) == counts(m)
+    np.testing.assert_array_equal(constants(after)["s"], constants(m)["s"])
     for before, now in zip(run(m, feeds(m)), run(after, feeds(m)), strict=True):
         np.testing.assert_allclose(now, before, rtol=1e-4, atol=1e-4)
     assert bnfold.verify(m, after).status == "pass"

@@ -101,11 +101,13 @@ class Rescaled:
 @dataclass(frozen=True)
 class Sharing:
     """What several operators read: the name of the tensor, and the labels of those that read it,
-    one for each read.
+    one for each read. ``copied`` is the type of the one operator that makes it of constants, "" if
+    there are more.
     """
 
     name: str
     readers: tuple[str, ...]
+    copied: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Quantized:
     ``spreads`` says whether one scale may become several. ``rounding`` is set where the integers
     are not stored, but rounded from floats at every run. ``multiplies``: the scale is a factor of
     an elementwise product, where any number may stand. ``sharing`` is set where several operators
-    read the weight, which then changes for all of them or for none.
+    read the weight, which then changes for all of them or for none; or each gets one of its own.
     """
 
     integers: Parameter

@@ -42,15 +42,20 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
     of them is refused at first; if that was not enough, it may fold in the end after all.
     ``readings`` has an entry for each node of the view.
 
-    Where operators that share a weight would not all take the same into it, bit by bit, they take
-    nothing into it, and planning begins again.
+    Where operators that share a weight would not all take the same into it, bit by bit, and copies
+    of it do not pay, they take nothing into it, and planning begins again.
     """
     apart: set[str] = set()
     while True:
         moves = _settle(_without(view, readings, apart), readings, objections)
-        uneven = set(_uneven(readings, moves.sides)) - apart
+        copied, uneven = list[str](), set[str]()
+        for sharing, taken in _taken(readings, moves.sides).items():
+            copies = _copies(sharing, taken, moves)
+            copied += [sharing.copied] * (copies or 0)
+            if copies is None:
+                uneven.add(sharing.name)
         if not uneven:
-            return moves
+            return replace(moves, copied=tuple(copied))
         apart |= uneven
 
 
@@ -83,20 +88,39 @@ def _shared(readings: Readings) -> Iterator[tuple[int, Site, Sharing]]:
                 yield node, site, site.quantized.sharing
 
 
-def _uneven(readings: Readings, sides: Mapping[int, Sides]) -> Iterator[str]:
-    """The names of shared weights into which not all that read them would take the same.
-
-    Exact where all take one factor in: the one new weight is then that of each of them.
-    """
-    taken: dict[Sharing, list[Vector]] = {}
+def _taken(
+    readings: Readings, sides: Mapping[int, Sides]
+) -> dict[Sharing, dict[int, tuple[tuple[int, ...], bytes]]]:
+    """What is taken into each shared weight, by the operators that take something in."""
+    taken: dict[Sharing, dict[int, tuple[tuple[int, ...], bytes]]] = {}
     for node, site, sharing in _shared(readings):
         one = sides.get(node, Sides())
         if not (one.behind.keeps_scale and one.ahead.keeps_scale):
-            taken.setdefault(sharing, []).append(site.factor(one.behind, one.ahead))
-    for sharing, factors in taken.items():
-        alike = all(np.array_equal(factors[0], other) for other in factors[1:])
-        if len(factors) < len(sharing.readers) or not alike:
-            yield sharing.name
+            factor = site.factor(one.behind, one.ahead)
+            taken.setdefault(sharing, {})[node] = (factor.shape, factor.tobytes())
+    return taken
+
+
+def _copies(sharing: Sharing, taken: Mapping[int, object], moves: Moves) -> int | None:
+    """How many copies a shared weight needs for what is taken into it; None if that is not to be.
+
+    None are needed where all that read it take one factor in: the one new weight is then that of
+    each of them. For several factors it is copied if the operators that make the copies are fewer
+    than the maps that go: each that reads the weight takes in all of the maps behind it, and
+    no scale from elsewhere.
+    """
+    if len(taken) < len(sharing.readers):
+        return None
+    copies = len(set(taken.values())) - 1
+    if not copies:
+        return 0
+    alone = {
+        move.into
+        for move in moves.moves
+        if move.law == "absorb" and not move.stands and not move.ends
+    }
+    own = all(one in alone and moves.sides[one].ahead.keeps_scale for one in taken)
+    return copies if own and sharing.copied else None
 
 
 def _without(view: View, readings: Readings, apart: Collection[str]) -> View:

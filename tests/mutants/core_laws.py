@@ -27,10 +27,24 @@ MUTANTS = (
         "tests/test_conv_transpose.py",
     ),
     Mutant(
+        "every conversion of PyTorch undoes one ahead of it",
+        "_torch/read/crossed.py",
+        "return Converted.between(read, written, exact)",
+        "return Converted.between(read, written, True)",
+        "tests/torch/test_conversions.py",
+    ),
+    Mutant(
+        "a conversion of PyTorch is the identity",
+        "_torch/read/crossed.py",
+        "    if dtype_of(data) != dtype_of(node):",
+        "    if False:",
+        "tests/torch/test_conversions.py",
+    ),
+    Mutant(
         "a map goes forward into the narrower type",
         "_core/pointwise.py",
-        "        if not (self.widens or self.exact):\n            raise",
-        "        if False:\n            raise",
+        "        if not (self.widens or self.exact):\n            what",
+        "        if False:\n            what",
         "tests/carry/test_conversions.py",
     ),
     Mutant(

@@ -268,15 +268,15 @@ MUTANTS = (
         "a scale is written before the bias that a shift ahead makes",
         "_onnx/write/rewriting.py",
         "                write_parameters(editor, graph, position, site, sides, lent)",
-        "                write_scale(editor, graph, position, site, sides)\n"
+        "                write_scales(editor, graph, {node: sides})\n"
         "                write_parameters(editor, graph, position, site, sides, lent)",
         "tests/test_quantized.py",
     ),
     Mutant(
         "a scale is multiplied once for each that reads the weight",
-        "_onnx/write/parameters.py",
-        "found.position in done:",
-        "False:",
+        "_onnx/write/scales.py",
+        "new = None if id(end) in done else site",
+        "new = site",
         "tests/test_shared_integers.py",
     ),
     Mutant(
@@ -284,6 +284,13 @@ MUTANTS = (
         "_onnx/read/quantized.py",
         "        if len(readers) < 2 or name in self.scope.captures or name in self.scope.outputs:",
         "        if len(readers) < 2:",
+        "tests/test_shared_integers.py",
+    ),
+    Mutant(
+        "all that read a weight get the map of the first",
+        "_onnx/write/scales.py",
+        "        if key == old:",
+        "        if True:",
         "tests/test_shared_integers.py",
     ),
 )

@@ -246,15 +246,15 @@ MUTANTS = (
     Mutant(
         "a weight changes for some of those that read it",
         "_plan/fit.py",
-        "        if len(factors) < len(sharing.readers) or not alike:",
-        "        if not alike:",
+        "    if len(taken) < len(sharing.readers):",
+        "    if False:",
         "tests/test_shared_integers.py",
     ),
     Mutant(
-        "those that read a weight take different maps into it",
+        "a weight is copied whatever that costs",
         "_plan/fit.py",
-        "        if len(factors) < len(sharing.readers) or not alike:",
-        "        if len(factors) < len(sharing.readers):",
+        "    return copies if own and sharing.copied else None",
+        "    return copies if sharing.copied else None",
         "tests/test_shared_integers.py",
     ),
 )

@@ -279,6 +279,20 @@ MUTANTS = (
         "tests/carry/test_conversions.py",
     ),
     Mutant(
+        "the certificate of a program lets anything be rounded to bfloat16",
+        "_proof/torch_narrowing.py",
+        "            if read is not None and read.new:",
+        "            if False:",
+        "tests/torch/test_conversions.py",
+    ),
+    Mutant(
+        "the certificate of a program lets maps go forward to bfloat16",
+        "_proof/torch_narrowing.py",
+        "        elif written is not None and written.old and not written.new:",
+        "        elif False:",
+        "tests/torch/test_conversions.py",
+    ),
+    Mutant(
         "the certificate lets maps go forward to half",
         "_proof/conversions.py",
         "    if types[1] == narrow and written.old and not written.new:",

@@ -78,7 +78,7 @@ def dequantized(constants: Constants, scope: Scope, name: str) -> Dequantized | 
     stored, or a QuantizeLinear rounds stored floats to them, as quantization-aware training writes
     it; a Clip may stand between the two. Transpose and Identity may follow. None if another
     operator writes the name. What operators of the same graph read changes for all of them or for
-    none (`Quantized.sharing`); what others read on the way there cannot change.
+    none, or is copied (`Quantized.sharing`); what others read on the way there cannot change.
     """
     try:
         return _Reader(constants, scope).read(name)
@@ -115,7 +115,9 @@ class _Reader:
         if len(readers) < 2 or name in self.scope.captures or name in self.scope.outputs:
             self._refuse_shared(name, node)
             return found
-        sharing = Sharing(name, tuple(label(self.scope.nodes[one]) for one in readers))
+        alone = name == tensor and found.quantizer is None
+        labels = tuple(label(self.scope.nodes[one]) for one in readers)
+        sharing = Sharing(name, labels, node.op_type if alone else "")
         return replace(found, quantized=replace(found.quantized, sharing=sharing))
 
     def _between(self, name: str, tensor: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from onnx import FunctionProto, GraphProto, NodeProto, SparseTensorProto, Tensor
 from bnfold._onnx import tensors
 from bnfold._onnx.read import sparse
 from bnfold._onnx.read.constants import Constant
-from bnfold._onnx.read.scopes import Scope, bodies
+from bnfold._onnx.read.scopes import Scope, bodies, copy_of
 from bnfold._onnx.write import lists
 
 if TYPE_CHECKING:
@@ -187,6 +187,17 @@ class Editor:
         self._inserted[scope.path].append(node)
         scope.producers[output] = slot
         return output
+
+    def duplicate(self, scope: Scope, position: int) -> NodeProto:
+        """One more node like that at a position, which reads constants alone. It goes ahead of the
+        first node that is going to read what it writes.
+        """
+        copy = copy_of(scope.nodes[position])
+        copy.name = self.names.fresh(copy.name) if copy.name else ""
+        for name in copy.input[1:]:
+            self._count(scope, name, 1)
+        self.insert(scope, position, copy, 0, copy.input[0], self.names.fresh(copy.output[0]))
+        return copy
 
     def bypass(self, scope: Scope, position: int, source: str) -> str:
         """Take out a node that hands ``source`` on; its readers read that. Gives the name that the

@@ -11,13 +11,10 @@ from onnx import AttributeProto, NodeProto
 
 from bnfold._core.laws import Edit
 from bnfold._core.parameters import Site
-from bnfold._core.quantized import Rescaled
 from bnfold._core.stored import Parameter
 from bnfold._core.view import Absorber, Crossing
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
-from bnfold._onnx.read.quantized import Dequantized, spread_zero
-from bnfold._onnx.read.rounded import scale_product
 from bnfold._onnx.write.edits import Editor
 from bnfold._plan.planner import Sides
 
@@ -33,7 +30,7 @@ def write_parameters(
     lent: Sequence[Constant] = (),
 ) -> None:
     """Give the absorber at a position its new weight and bias, rounded once. What it is given ahead
-    goes into the bias by its old weight, so that `write_scale` follows when every bias is written.
+    goes into the bias by its old weight, so that `scales.write` follows when every bias is written.
 
     Its bias may be one of the constants that are ``lent``: an Add's constant then keeps its name,
     and is stored once for all.
@@ -57,53 +54,6 @@ def write_parameters(
             editor.connect(scope, position, site.bias, known)
         else:
             editor.store(scope, node, site.bias, old_bias, bias, wanted)
-
-
-def write_scale(
-    editor: Editor, graph: Graph, position: int, site: Site, sides: Sides, done: set[int]
-) -> None:
-    """Multiply the scale of a quantized weight, in the DequantizeLinear that the operator reads,
-    and in the QuantizeLinear that makes the integers, if one does; or in the Mul of two scales.
-
-    ``done`` has the positions of the DequantizeLinears that have theirs already, for another
-    operator that reads them with this one.
-    """
-    scope, node = graph.scope, graph.scope.nodes[position]
-    if site.quantized is None:
-        return
-    found = graph.context.dequantized(node, site.weight)
-    if isinstance(found, Dequantized) and found.position in done:
-        return
-    new = site.rescaled(sides.behind, sides.ahead)
-    if not isinstance(new, Rescaled):
-        return
-    if site.quantized.multiplies:
-        held = scale_product(graph.context, node)
-        assert held is not None
-        wanted, values = f"{held.scale.name}_folded", held.laid(new.scale)
-        factor = scope.nodes[held.position]
-        editor.store(scope, factor, held.number, held.scale, values, wanted)
-        return
-    assert isinstance(found, Dequantized)
-    done.add(found.position)
-    rounds = found.quantizer
-    ends = [(found.position, found.scale, found.zero)]
-    if rounds is not None:
-        ends.append((rounds.position, rounds.scale, rounds.zero))
-    for place, scale, zero in ends:
-        end = scope.nodes[place]
-        if new.axis is not None:
-            old = zero.load() if zero is not None else None
-            zeros = spread_zero(end, new.scale.size, new.axis, old)
-            if zeros is not None and zero is not None:
-                editor.store(scope, end, 2, zero, zeros, f"{zero.name}_folded")
-        editor.store(scope, end, 1, scale, new.scale, f"{scale.name}_folded")
-    stored, numbers, reader = found.integers, new.integers, found.position
-    if rounds is not None:
-        stored, numbers, reader = rounds.numbers, new.numbers, rounds.position
-    if stored is not None and numbers is not None:
-        name = f"{stored.name}_folded"
-        editor.store(scope, scope.nodes[reader], 0, stored, numbers, name)
 
 
 def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
