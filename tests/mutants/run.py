@@ -202,10 +202,31 @@ MUTANTS = (
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
+        "a key is what it is written like",
+        "_run/torch_outputs.py",
+        'return f"[{found}]"',
+        "return found",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "a key is where it is in memory",
+        "_run/torch_outputs.py",
+        "if _ADDRESS.search(found):",
+        "if False:",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
         "what is written into a part of a tensor counts for that part alone",
         "_run/torch_trace.py",
         "self._written[_memory(tensor)] = self.of(tensor)",
         "pass",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "an exported file may have other outputs than the module",
+        "_pipeline/exporting.py",
+        "    if len(graph.output) != len(outputs):",
+        "    if False:",
         "tests/torch/test_judge.py",
     ),
     Mutant(
