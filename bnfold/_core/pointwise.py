@@ -15,6 +15,7 @@ import numpy as np
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map
 from bnfold._core.laws import Edit, Form, Law, Maps, Numbers, Way, not_carried
+from bnfold._core.limits import Limits
 from bnfold._core.reasons import Reason, Refusal
 
 # Largest offset of a HardSigmoid, and what a few operations in float64 may lose.
@@ -85,6 +86,17 @@ class Converted(Law):
     wide: np.dtype[Any]
     widens: bool
     exact: bool = False
+
+    @classmethod
+    def between(cls, read: np.dtype[Any], written: np.dtype[Any], exact: bool) -> Converted | None:
+        """The law between two types; None for float16 and bfloat16: each has numbers that the other
+        has not. ``exact``: what is read was cast from the type of the result directly ahead.
+        """
+        if Limits.of(written).hold(Limits.of(read)):
+            return cls(read, written, True)
+        if Limits.of(read).hold(Limits.of(written)):
+            return cls(written, read, False, exact)
+        return None
 
     def backward(self, output: int, map_: Map) -> list[Way]:
         """The map of the output is that of the input."""

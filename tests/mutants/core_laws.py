@@ -27,6 +27,20 @@ MUTANTS = (
         "tests/test_conv_transpose.py",
     ),
     Mutant(
+        "every conversion of PyTorch undoes one ahead of it",
+        "_torch/read/crossed.py",
+        "return Converted.between(read, written, exact)",
+        "return Converted.between(read, written, True)",
+        "tests/torch/test_conversions.py",
+    ),
+    Mutant(
+        "a conversion of PyTorch is the identity",
+        "_torch/read/crossed.py",
+        "    if dtype_of(data) != dtype_of(node):",
+        "    if False:",
+        "tests/torch/test_conversions.py",
+    ),
+    Mutant(
         "a map goes forward into the narrower type",
         "_core/pointwise.py",
         "        if not (self.widens or self.exact):\n            what",

@@ -300,4 +300,11 @@ MUTANTS = (
         "        if True:",
         "tests/test_shared_integers.py",
     ),
+    Mutant(
+        "columns of a product of integers lie on the first axis",
+        "_onnx/read/microsoft.py",
+        "        axis=LAST if left is None else len(left) - 1,",
+        "        axis=0,",
+        "tests/test_integer_products.py",
+    ),
 )

@@ -279,6 +279,20 @@ MUTANTS = (
         "tests/carry/test_conversions.py",
     ),
     Mutant(
+        "the certificate of a program lets anything be rounded to bfloat16",
+        "_proof/torch_narrowing.py",
+        "            if read is not None and read.new:",
+        "            if False:",
+        "tests/torch/test_conversions.py",
+    ),
+    Mutant(
+        "the certificate of a program lets maps go forward to bfloat16",
+        "_proof/torch_narrowing.py",
+        "        elif written is not None and written.old and not written.new:",
+        "        elif False:",
+        "tests/torch/test_conversions.py",
+    ),
+    Mutant(
         "the certificate lets maps go forward to half",
         "_proof/conversions.py",
         "    if types[1] == narrow and written.old and not written.new:",
@@ -430,6 +444,13 @@ MUTANTS = (
         "_proof/quantized.py",
         "        if place not in (at, bias_at):",
         "        if False:",
+        "tests/test_integer_products.py",
+    ),
+    Mutant(
+        "the rank of what a Gemm of integers puts out is not known",
+        "_proof/checked_model.py",
+        '            if kind == "QGemm":',
+        '            if kind == "":',
         "tests/test_integer_products.py",
     ),
 )

@@ -110,7 +110,8 @@ class Traced:
                 whole=True,
                 objection=surgery.rewriting(moves),
             )
-        return graph, surgery, moves, view
+        # Conversions between types are the module's own code.
+        return graph, surgery, replace(moves, unneeded=()), view
 
 
 @dataclass(frozen=True)

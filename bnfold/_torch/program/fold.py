@@ -72,7 +72,8 @@ class PlannedProgram:
         self._merges = merges
         self._graph = merges.read()
         view, readings = self._graph.view, self._graph.readings
-        self._moves: Moves = settle(view, readings, partial(clashes, self._graph))
+        moves = settle(view, readings, partial(clashes, self._graph))
+        self._moves: Moves = replace(moves, unneeded=())  # Operators ask for the types of tensors.
         if depthwise:
             records = self._graph.records
             self._moves = without_norms(view, records, readings, self._moves, double=True)
