@@ -13,6 +13,13 @@ MUTANTS = (
         "tests/carry/test_laws.py",
     ),
     Mutant(
+        "a Pad that cuts somewhere does not pad",
+        "_onnx/read/crossed.py",
+        "cuts = bool(pads) and min(pads or ()) < 0 and max(pads or ()) <= 0",
+        "cuts = bool(pads) and min(pads or ()) < 0",
+        "tests/carry/test_laws.py",
+    ),
+    Mutant(
         "a Dropout in training is one in inference",
         "_onnx/read/crossed.py",
         "if mode is not None and (mode.protected is not None or bool(mode.load().any())):",
