@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -146,14 +147,10 @@ def _chosen() -> tuple[list[str], list[str]]:
     names = [f"torchvision/{n}" for n in (*_of(vision), *_of(vision.segmentation))]
     for module in timm.list_modules():
         own = sorted((f"timm/{name}" for name in timm.list_models(module=module)), key=_size)
-        names += [name for at, name in enumerate(own) if at < OF_EACH_MODULE or not _known(name)]
+        names += [name for at, name in enumerate(own) if at < OF_EACH_MODULE or _size(name) == inf]
     sizes = {name: _size(name) for name in names}
     chosen = sorted((name for name in sizes if sizes[name] < PARAMETERS), key=lambda n: sizes[n])
-    return chosen, [name for name in sizes if not _known(name)]
-
-
-def _known(name: str) -> bool:
-    return _size(name) != float("inf")
+    return chosen, [name for name in sizes if sizes[name] == inf]
 
 
 def _of(module: Any) -> list[str]:
@@ -169,7 +166,7 @@ def _size(name: str) -> float:
             return float(sum(p.numel() for p in _built(name).parameters()))
     except Exception as error:
         print(f"{name} cannot be made without memory: {error}", file=sys.stderr)
-        return float("inf")
+        return inf
 
 
 def _drawn(module: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from bnfold._onnx.merge.merging import read
 from bnfold._onnx.read import evaluation
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.engines import others
-from bnfold._onnx.read.evaluation import evaluated, rounds_freely, widened
+from bnfold._onnx.read.evaluation import evaluated, rounds, widened
 from bnfold._onnx.read.scopes import read_scopes
 
 from .graphs import (
@@ -297,7 +297,7 @@ def both(node, *inputs):
         return evaluated(one, read, 17)
 
     stepwise = made(node, inputs)
-    elsewhere = others(node, inputs, [None] * len(inputs), stepwise, rounds_freely(node), made)
+    elsewhere = others(node, inputs, [None] * len(inputs), stepwise, rounds(node, stepwise), made)
     return stepwise, widened(node, inputs, [None] * len(inputs), stepwise, elsewhere, 17)
 
 
@@ -537,3 +537,63 @@ def test_digits_that_are_split_off_stay_off():
     found = read(made, None).graphs[0].context.constants.find(read_scopes(made)[0], "high")
     bits = found.load().view(np.int32)
     assert (bits % 16 == 0).mean() > 0.5
+
+
+KEPT = {
+    "a sum that rounds": [op("Add", "k large", "a"), op("Sub", "a large", "w")],
+    "a step behind it": [op("Div", "k third", "a"), op("Floor", "a", "w")],
+    "too large": [op("Exp", "k", "a"), op("Mul", "a a", "b"), op("Sqrt", "b", "w")],
+    "too small": [op("Mul", "k small", "a"), op("Div", "a small", "w")],
+    "too small for a sign": [op("Softmax", "k", "a", axis=1), op("Sign", "a", "w")],
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_half_precision_that_not_every_engine_rounds_between_operators(name):
+    """onnxruntime computes such a chain in float32 on a CPU, and rounds at its end."""
+    consts = {
+        "k": np.float16([[0.3, 1.4, 9.9, 7.7]]) * np.float16(3 if "sign" in name else 1),
+        "large": np.float16(1536),
+        "third": np.float16(1.1),
+        "small": np.float16(1e-6),
+    }
+    if name == "a step behind it":
+        consts["k"] = np.float16([[1.1, 2.2, 3.3, 4.4]])
+    first, *more = KEPT[name]
+    made = model((first, consts), *more, op("Add", "x w", "y"), x=(1, 4), elem=HALF)
+    zero = {"x": np.zeros((1, 4), np.float16)}
+    (right,) = run(made, zero)
+    found = read(made, None).graphs[0].context.constants.find(read_scopes(made)[0], "w")
+    if isinstance(found, Constant):
+        off = np.abs(right.astype(np.float64) - found.load().astype(np.float64))
+        assert off.max() <= 2e-2 * np.abs(right).max()
+    else:
+        assert found.code == "dynamic-weight"
+
+
+@pytest.mark.parametrize(
+    "name, numbers, to, is_constant",
+    [
+        ("Cast", [3.7, -128.9], TensorProto.INT8, True),
+        ("Cast", [3.7, 128.0], TensorProto.INT8, False),
+        ("Cast", [-1.0], TensorProto.UINT8, False),
+        ("Cast", [-0.5, 255.9], TensorProto.UINT8, True),
+        ("Cast", [2.0**31], TensorProto.INT32, False),
+        ("Cast", [2.0**31], TensorProto.INT64, True),
+        ("Cast", [np.nan], TensorProto.INT64, False),
+        ("Cast", [np.inf], TensorProto.INT64, False),
+        ("Cast", [np.nan], TensorProto.DOUBLE, False),
+        ("Relu", [np.nan], None, False),
+        ("Relu", [np.inf], None, True),
+    ],
+    ids=str,
+)
+def test_what_onnx_does_not_define_is_no_constant(name, numbers, to, is_constant):
+    attributes = {} if to is None else {"to": to}
+    made = model(
+        (op(name, "k", "w", **attributes), {"k": np.float32(numbers)}),
+        op("Shape", "w", "y"),
+        x=(4,),
+    )
+    found = read(made, None).graphs[0].context.constants.find(read_scopes(made)[0], "w")
+    assert isinstance(found, Constant) == is_constant

@@ -166,6 +166,21 @@ def test_a_gemm_of_integers(scale, transposed):
     folds_to(m, QuantizeLinear=1, QGemm=1, Add=1)
 
 
+def test_maps_behind_a_gemm_of_integers_that_stay():
+    """Of rows, of a norm and of columns, as many as rows: the certificate knows the rank."""
+    m = product(
+        "QGemm",
+        const("Mul", "p", "m", positive(6, 1), name="rows"),
+        bn("bn", "m", "n", 6),
+        const("Add", "n", "y", rand(6), name="shift"),
+        shape=(6, 5),
+    )
+    assert codes(m) == {"rows": "quantized-weight"}
+    folds_to(m, QuantizeLinear=1, QGemm=1, Mul=1, BatchNormalization=1)
+    once = done(m)
+    assert all(one.holds for one in certify(m, once.folded, once.applied))
+
+
 def test_a_gemm_that_rounds_what_it_puts_out():
     m = product("QGemm", op("DequantizeLinear", "p ys yz", "d"), bn("bn", "d", "y", 6))
     (gemm,) = (n for n in m.graph.node if n.name == "mm")

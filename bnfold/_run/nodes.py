@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import onnx
 
-from bnfold._onnx.read.scopes import opset_of, type_of
+from bnfold._onnx.read.scopes import opset_of, read_scopes, type_of
+from bnfold._onnx.read.shapes import infer
 from bnfold._run.dropouts import training
 
 OWN = ("", "ai.onnx")
@@ -162,3 +163,27 @@ def random_values(model: onnx.ModelProto) -> set[str]:
     makers = filter(drawing(model), model.graph.node)
     drawn = {name for node in makers for name in node.output if name}
     return reached(model.graph, drawn) if drawn else set()
+
+
+def always_empty(
+    model: onnx.ModelProto, outputs: Collection[str], weights: Collection[str]
+) -> list[str]:
+    """Return the outputs that hold no number whatever the inputs are: one of their sizes, as it
+    follows from the operators, is 0.
+
+    One on which a weight acts that acts on no other output is none of them, for nobody has seen it.
+    What meets an empty tensor acts on nothing.
+    """
+    shapes = infer(model, read_scopes(model))
+    empty = {name for name in outputs if shapes.empty.get(("", name))}
+    flow, found = Flow(model.graph), []
+    seen = flow.leading(set(outputs) - empty)
+    for output in sorted(empty):
+        acting = {output}
+        for _, inputs, made in reversed(flow.rows):
+            if not acting.isdisjoint(made):
+                none = [name for name in inputs if shapes.empty.get(("", name))]
+                acting.update(none or inputs)
+        if acting.intersection(weights) <= seen:
+            found.append(output)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 import bnfold
 
@@ -46,7 +47,34 @@ def parts(sizes, *maps, opset=13):
 def test_maps_go_back(sizes, maps, opset):
     """Each to the channels of its part; one of an empty part is nowhere any more."""
     left = {"Relu": n} if (n := sum(one is None for one in maps)) else {}
-    folds(parts(list(sizes), *maps, opset=opset), Conv=1, Split=1, **left)
+    m = parts(list(sizes), *maps, opset=opset)
+    after = folds(m, Conv=1, Split=1, **left)
+    if opset != 13:
+        return
+    assert bnfold.verify(m, after).status == "pass"
+    for stored in after.graph.initializer:
+        if stored.name == "conv.b":
+            values = numpy_helper.to_array(stored) * np.float32(1.01)
+            stored.CopyFrom(numpy_helper.from_array(values, stored.name))
+    assert bnfold.verify(m, after).status == "fail"
+
+
+def test_an_output_that_is_empty_by_its_data_tells_nothing():
+    """Of other data it may hold something."""
+    m = model(
+        conv("conv", "x", "t", (4, 3, 1, 1)),
+        bn("bn", "t", "y", 4),
+        (op("Greater", "y most", "g"), {"most": np.float32(1e30)}),
+        op("Reshape", "y flat", "f"),
+        (op("Reshape", "g flat", "h"), {"flat": np.array([-1])}),
+        op("Compress", "f h", "z", axis=0),
+        y="y z",
+        opset=13,
+    )
+    after = bnfold.fold(m)
+    assert counts(after)["Conv"] == 1 and "BatchNormalization" not in counts(after)
+    notes = {one.note for one in bnfold.verify(m, after).checks if one.output == "z"}
+    assert notes == {"compared at y, from where on both models are the same"}
 
 
 def test_a_norm_goes_forward_around_an_empty_part():

@@ -13,6 +13,13 @@ MUTANTS = (
         "tests/carry/test_laws.py",
     ),
     Mutant(
+        "a Pad that cuts somewhere does not pad",
+        "_onnx/read/crossed.py",
+        "cuts = bool(pads) and min(pads or ()) < 0 and max(pads or ()) <= 0",
+        "cuts = bool(pads) and min(pads or ()) < 0",
+        "tests/carry/test_laws.py",
+    ),
+    Mutant(
         "a Dropout in training is one in inference",
         "_onnx/read/crossed.py",
         "if mode is not None and (mode.protected is not None or bool(mode.load().any())):",
@@ -292,5 +299,12 @@ MUTANTS = (
         "        if key == old:",
         "        if True:",
         "tests/test_shared_integers.py",
+    ),
+    Mutant(
+        "columns of a product of integers lie on the first axis",
+        "_onnx/read/microsoft.py",
+        "        axis=LAST if left is None else len(left) - 1,",
+        "        axis=0,",
+        "tests/test_integer_products.py",
     ),
 )

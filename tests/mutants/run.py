@@ -202,10 +202,31 @@ MUTANTS = (
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
+        "a key is what it is written like",
+        "_run/torch_outputs.py",
+        'return f"[{found}]"',
+        "return found",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "a key is where it is in memory",
+        "_run/torch_outputs.py",
+        "if _ADDRESS.search(found):",
+        "if False:",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
         "what is written into a part of a tensor counts for that part alone",
         "_run/torch_trace.py",
         "self._written[_memory(tensor)] = self.of(tensor)",
         "pass",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "an exported file may have other outputs than the module",
+        "_pipeline/exporting.py",
+        "    if len(graph.output) != len(outputs):",
+        "    if False:",
         "tests/torch/test_judge.py",
     ),
     Mutant(
@@ -242,5 +263,19 @@ MUTANTS = (
         "trace.of(each) | trace.numbers for each",
         "trace.of(each) for each",
         "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "any output that is empty is always empty",
+        "_run/nodes.py",
+        "{name for name in outputs if shapes.empty",
+        "{name for name in outputs if True or shapes.empty",
+        "tests/carry/test_empty_parts.py",
+    ),
+    Mutant(
+        "an output that is always empty passes though a weight acts on it alone",
+        "_run/nodes.py",
+        "        if acting.intersection(weights) <= seen:",
+        "        if True:",
+        "tests/verify/test_end_to_end.py",
     ),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import enum
 from collections import namedtuple
 
 import numpy as np
@@ -524,6 +525,46 @@ def test_names_tell_wherever_they_stand(made):
     assert [bnfold.verify(module, m, (X,)).status for m in (same, other)] == ["pass", "fail"]
 
 
+class Stage(str, enum.Enum):
+    FIRST = "first"
+
+
+@pytest.mark.parametrize(
+    "keys, others, wanted",
+    [
+        ((1, 2), (1, 2), "pass"),
+        ((1, 2), ("1", "2"), "fail"),
+        ((None, (1, 2)), ("None", "(1, 2)"), "fail"),
+        ((1, "second"), ("second", 1), "fail"),
+        ((Stage.FIRST, "second"), ("first", "second"), "pass"),
+    ],
+)
+def test_keys_are_other_ones_than_what_is_written_like_them(keys, others, wanted):
+    """Who asks for 1 does not find "1"."""
+    one, other = (
+        net(made=lambda y, names=names: dict(zip(names, (y, 2 * y), strict=True)))
+        for names in (keys, others)
+    )
+    assert status(one, other) == wanted
+
+
+def test_keys_that_are_made_anew_in_each_run():
+    """Each has the address that another one had before."""
+    module = net(made=lambda y: {object(): y, object(): 2 * y})
+    with pytest.raises(bnfold.UsageError, match="names for keys"):
+        bnfold.verify(module, module, (X,))
+
+
+def test_a_key_that_cannot_be_written():
+    class Key:
+        def __repr__(self):
+            raise RuntimeError("no name")
+
+    module = net(made=lambda y: {Key(): y})
+    with pytest.raises(bnfold.UsageError, match="no text: no name"):
+        bnfold.verify(module, module, (X,))
+
+
 def test_keys_that_nothing_tells_apart():
     class Key:
         def __repr__(self):
@@ -531,7 +572,7 @@ def test_keys_that_nothing_tells_apart():
 
     one, other = Key(), Key()
     module = net(made=lambda y: {one: y, other: 2 * y})
-    with pytest.raises(bnfold.UsageError, match="several keys that are written key"):
+    with pytest.raises(bnfold.UsageError, match=r"several keys that are written \[key\]"):
         bnfold.verify(module, module, (X,))
 
 

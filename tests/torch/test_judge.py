@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -103,6 +104,29 @@ def test_a_module_that_cannot_be_exported_is_compared_as_it_is():
     assert any("not compared in onnxruntime" in note for note in result.notes)
     assert {check.inputs for check in result.checks} >= {"example", "signed", "structured"}
     assert bnfold.verify(module, off(module), (X,)).status == "fail"
+
+
+def test_a_release_without_a_log_of_its_own(monkeypatch):
+    monkeypatch.delattr(torch._C, "_jit_onnx_log")
+    module = net(plain)
+    assert bnfold.verify(module, module, (X,)).notes == ()
+
+
+@pytest.mark.parametrize("change", [lambda outputs: outputs.pop(), lambda outputs: outputs.add()])
+def test_a_file_with_other_outputs_is_no_file_of_a_module(change, monkeypatch):
+    """Which of them belong together nobody knows: PyTorch alone judges, and says why."""
+    real = torch.onnx.export
+
+    def export(module, args, path, **options):
+        real(module, args, path, **options)
+        model = onnx.load(path)
+        change(model.graph.output)
+        onnx.save(model, path)
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    module = net(lambda self, x: (plain(self, x), x + 1))
+    result = bnfold.verify(module, module, (X,))
+    assert any("outputs, and it has 2" in note for note in result.notes), result.notes
 
 
 def test_an_export_that_fails_prints_nothing(capfd):

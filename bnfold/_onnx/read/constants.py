@@ -27,7 +27,8 @@ from bnfold._onnx.read.evaluation import (
     is_followed,
     jumps,
     may_differ,
-    rounds_freely,
+    refuse_undefined,
+    rounds,
     widened,
 )
 from bnfold._onnx.read.growth import refuse_huge
@@ -252,7 +253,7 @@ class Constants:
             return self._once((*key, "own"), lambda: made(node, inputs()))
 
         def elsewhere(read: Sequence[Array | None], values: Array) -> Others | None:
-            return others(node, read, given, values, rounds_freely(node), made)
+            return others(node, read, given, values, rounds(node, values), made)
 
         def carried() -> Array:
             read, values = inputs(), own()
@@ -266,8 +267,9 @@ class Constants:
         try:
             read = inputs()
             refuse_huge(node, read)
+            refuse_undefined(node, read)
             values = self._once((*key, "own"), lambda: made(node, read))
-            is_free = may_differ(node, values) and (not known or rounds_freely(node) or any(given))
+            is_free = may_differ(node, values) and (not known or rounds(node, values) or any(given))
             if is_free and known and is_followed(read, values):
                 apart = elsewhere(read, values)
                 is_free = apart is not None
@@ -280,7 +282,7 @@ class Constants:
         if exact is not None:
             rounded = self._once((*key, "rounded"), lambda: _rounded(exact, values))
         kept = own if exact is None else load
-        lost = any(s.in_doubt for s in sources if s)
+        lost = apart is None and any(s.in_doubt for s in sources if s)
         return Constant(
             name,
             values.shape,
@@ -291,7 +293,7 @@ class Constants:
             wide=exact if is_kept else None,
             is_free=is_free,
             others=apart if is_kept else None,
-            in_doubt=(is_free and lost) if apart is None else is_in_doubt(values, apart),
+            in_doubt=(is_free and lost) or is_in_doubt(values, apart),
         )
 
     def _once(self, key: tuple[str, ...], make: Callable[[], Array]) -> Array:

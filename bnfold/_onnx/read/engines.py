@@ -7,13 +7,16 @@ step that engines take differently shows: a Floor of what is 3 in one engine and
 or a sum that leaves nothing but what was rounded.
 
 The sets are pairs on both sides of what is known. A number that lies on a border lies on the other
-side of it in one of each pair.
+side of it in one of each pair. Of types narrower than float32 one of each pair is float32: some
+engines, onnxruntime on a CPU for one, do not round between operators, and what a narrow type does
+not hold they do not lose.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import operator
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,7 +44,17 @@ _EXACT = _SUMS.difference(("Gemm", "Mean", "ReduceMean")).union(
 )
 """Operators that make of whole numbers whole numbers, without an error while these are small."""
 _NEAR_ONE = frozenset(
-    ("Cos", "Elu", "HardSigmoid", "LogSoftmax", "ReduceLogSumExp", "Selu", "Sin", "Softplus")
+    (
+        "Cos",
+        "Elu",
+        "HardSigmoid",
+        "LogSoftmax",
+        "ReduceLogSumExp",
+        "Selu",
+        "Sigmoid",
+        "Sin",
+        "Softplus",
+    )
 )
 """Operators that may compute a number near 0 as the difference of larger ones."""
 _ADDING = _SUMS.union(("Add", "Sub"))
@@ -49,6 +62,8 @@ _NORM = "Normalization"
 _LOST_BITS = 8
 """Terms that lose so many of their bits to the largest one are rounded on purpose, such as by
 1.5·2²³."""
+_SINGLE = 2.0**-24
+"""What one rounding of a float32 costs."""
 _DIGITS = 2.0**-4
 """So far a number may be apart, of itself. Engines are as a rule ten times nearer to each other."""
 _OF_LARGEST = 2.0**-14
@@ -75,15 +90,18 @@ def others(
     Raises whatever the operator raises on these, and `ValueError` if they have another shape.
     """
     noise = _noise(node, inputs, made, evaluate) if is_free else None
-    if noise is None and all(one is None for one in given):
+    longer = [_longer(one) for one in inputs]
+    is_same, is_wide = all(one is None for one in given), all(map(operator.is_, inputs, longer))
+    if noise is None and is_same and is_wide:
         return None
+    if node.op_type == "Cast" and inputs[0] is not None and inputs[0].dtype == made.dtype:
+        return given[0]
     found = []
     known = [len(one) for one in given if one is not None]
     for number in range(min(_COUNT if made.size <= _LARGE else 2, *known, _COUNT)):
-        read = [
-            own if more is None else more[number] for own, more in zip(inputs, given, strict=True)
-        ]
-        values = made if all(one is None for one in given) else evaluate(node, read)
+        own = inputs if is_wide or number % 2 else longer
+        read = [one if more is None else more[number] for one, more in zip(own, given, strict=True)]
+        values = made if is_same and own is inputs else evaluate(node, read)
         if values.shape != made.shape:
             raise ValueError("its shape depends on how an engine rounds")
         found.append(values if noise is None else _moved(values, noise, number, node.output[0]))
@@ -102,16 +120,24 @@ def spread(values: Array, found: Others) -> Double:
     return furthest
 
 
-def is_in_doubt(values: Array, found: Others) -> bool:
+def is_in_doubt(values: Array, found: Others | None) -> bool:
     """Whether engines have numbers so different that nobody knows what a network has.
 
     Engines may differ by `_DIGITS` of a number, or by `_OF_LARGEST` of the largest one, or by a
-    unit in the last place of that.
+    unit in the last place of that. Of what is not a number some make a number, a Sign or a Relu for
+    one.
     """
+    if not _is_float(values):
+        return False
+    if np.isnan(values).any():
+        return True
+    if found is None:
+        return False
     unit = _unit(values.dtype)
     sizes = np.abs(values.astype(np.float64))
     largest = np.max(sizes, initial=0.0, where=np.isfinite(sizes))
     allowed = np.maximum(_DIGITS * sizes, max(_OF_LARGEST, 2 * unit) * largest)
+    allowed = np.where(np.isfinite(sizes), allowed, 0.0)
     return not bool((spread(values, found) <= allowed).all())
 
 
@@ -122,10 +148,12 @@ def _noise(
 
     Twice what one rounding costs of the number itself, and once of the terms that it is the sum of;
     more of long sums. None where each engine computes without an error.
+
+    Engines may take numbers below the normal ones of float32 and float64 for 0.
     """
     if not _is_float(made):
         return None
-    sizes = np.abs(made.astype(np.float64))
+    unit, sizes = _unit(made.dtype), np.abs(made.astype(np.float64))
     reach, longest = sizes, 1
     if node.op_type in _SUMS:
         reach = _summed(node, inputs, evaluate, 1)
@@ -138,12 +166,14 @@ def _noise(
         reach = sizes + 1
     elif node.op_type.endswith(_NORM):
         reach = sizes + _centred(inputs) * np.max(sizes, initial=0.0, where=np.isfinite(sizes))
-    wide = min(_unit(made.dtype), _unit(np.dtype(np.float32)))
+    wide = min(unit, _SINGLE)
     if node.op_type in _EXACT and all(map(_is_whole, inputs)) and bool((reach < 1 / wide).all()):
         return None
     with np.errstate(invalid="ignore", over="ignore"):
-        noise = 2 * _unit(made.dtype) * sizes + np.where(sizes > 0, _least(made.dtype), 0.0)
-        noise = noise + (1 + math.sqrt(longest) / 16) * wide * reach
+        noise = 2 * unit * sizes + (1 + math.sqrt(longest) / 16) * wide * reach
+        if unit <= _SINGLE:
+            noise = np.where(sizes < _tiny(made.dtype), np.maximum(noise, sizes), noise)
+        noise = noise + np.where(sizes > 0, _least(made.dtype), 0.0)
         noise = np.where(dominated(node, inputs, made, evaluate), 16 * noise, noise)
     return np.where(np.isfinite(noise), noise, 0.0)
 
@@ -196,6 +226,11 @@ def _size(values: Array | None, power: int) -> Array | None:
     return np.asarray(sizes if power == 1 else sizes * sizes)
 
 
+def _longer(values: Array | None) -> Array | None:
+    narrow = values is not None and _is_float(values) and _unit(values.dtype) > _SINGLE
+    return values.astype(np.float32) if values is not None and narrow else values
+
+
 def _is_float(values: Array) -> bool:
     return tensors.data_type(values.dtype) in tensors.FLOATS
 
@@ -232,11 +267,18 @@ def _alike(one: Array, other: Array) -> NDArray[np.bool_]:
 
 def _unit(dtype: np.dtype[Any]) -> float:
     """What one rounding costs, of a number of this type."""
-    info: Any = ml_dtypes.finfo
-    return float(info(dtype).eps) / 2
+    return float(_limits(dtype).eps) / 2
 
 
 def _least(dtype: np.dtype[Any]) -> float:
     """The least positive number of a type."""
+    return float(_limits(dtype).smallest_subnormal)
+
+
+def _tiny(dtype: np.dtype[Any]) -> float:
+    return float(_limits(dtype).smallest_normal)
+
+
+def _limits(dtype: np.dtype[Any]) -> Any:
     info: Any = ml_dtypes.finfo
-    return float(info(dtype).smallest_subnormal)
+    return info(dtype)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from bnfold._onnx import tensors
 from bnfold._onnx.read import attributes
@@ -43,6 +43,8 @@ _JUMPS = """
 _ROUNDED_ALIKE = frozenset(_ONE_ROUNDING.split())
 """Operators that round each number of their output once at most, and so in every engine alike. A
 Sum of more than two and a ScatterND that adds up do so more often (`rounds_freely`)."""
+_ROUNDING = ("Add", "Div", "Mul", "Sqrt", "Sub", "Sum")
+"""Those of them that round at all."""
 _ROUNDED_FREELY = frozenset(NORMS).union(_MANY_ROUNDINGS.split())
 """Operators whose results are off by some units in the last place, in each engine by others."""
 _JUMPING = frozenset(_JUMPS.split())
@@ -54,6 +56,9 @@ EVALUATED = _ROUNDED_ALIKE | _ROUNDED_FREELY | _JUMPING
 
 _ERF = np.vectorize(math.erf, otypes=[np.float64])
 _FLATTENING = ("LogSoftmax", "Softmax")
+_INTEGERS = frozenset(
+    getattr(TensorProto, f"{sign}INT{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)
+)
 _MOST = 1 << 23
 """What operators that read and make more numbers are in other engines is not followed, to spare
 memory."""
@@ -91,6 +96,13 @@ def rounds_freely(node: NodeProto) -> bool:
     return node.op_type in _ROUNDED_FREELY or (node.op_type == "Sum" and len(node.input) > 2)
 
 
+def rounds(node: NodeProto, made: Array) -> bool:
+    """Whether engines may make different floats of the same ones: where an operator rounds more
+    than once, or where not every engine rounds, in types narrower than float32.
+    """
+    return rounds_freely(node) or (node.op_type in _ROUNDING and _is_narrow(made))
+
+
 def may_differ(node: NodeProto, made: Array) -> bool:
     """Whether engines may make other numbers of what they have: not of shapes, nor integers of
     integers.
@@ -103,6 +115,21 @@ def jumps(node: NodeProto, made: Array) -> bool:
     """Whether an operator may turn a small difference of what it reads into a large one."""
     is_cast = node.op_type == "Cast" and tensors.data_type(made.dtype) in tensors.FLOATS
     return node.op_type in _JUMPING.difference(_OF_SHAPE) and not is_cast
+
+
+def refuse_undefined(node: NodeProto, inputs: Sequence[Array | None]) -> None:
+    """Raise ``ValueError`` for a Cast to integers that do not hold what it reads: ONNX does not say
+    what that makes, and engines make different numbers.
+    """
+    read = inputs[0] if inputs else None
+    to = attributes.integer(node, "to", 0)
+    if node.op_type != "Cast" or to not in _INTEGERS or read is None or not read.size:
+        return
+    if tensors.data_type(read.dtype) in tensors.FLOATS:
+        dtype = helper.tensor_dtype_to_np_dtype(to)
+        limits, numbers = np.iinfo(dtype), np.trunc(read.astype(np.float64))
+        if not ((numbers >= limits.min) & (numbers < float(limits.max) + 1)).all():
+            raise ValueError(f"{dtype} does not hold what it reads")
 
 
 def is_followed(inputs: Sequence[Array | None], made: Array) -> bool:
@@ -189,5 +216,6 @@ def evaluate(node: NodeProto, inputs: Sequence[Array | None], opset: int) -> Arr
     result = helper.make_empty_tensor_value_info(node.output[0])
     graph = helper.make_graph([node], "constant", infos, [result])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    (values,) = ReferenceEvaluator(model).run([node.output[0]], feeds)
+    with np.errstate(all="ignore"):
+        (values,) = ReferenceEvaluator(model).run([node.output[0]], feeds)
     return np.asarray(values)
