@@ -147,6 +147,8 @@ class CheckedModel:
             position = scope.producers.get(name)
             node = scope.nodes[position] if position is not None else None
             kind = _kind(scope, node) if node is not None else ""
+            if kind == "QGemm":  # Inference does not know it; it puts out a matrix.
+                return max(least, 2)
             if node is not None and kind in _CONVOLUTIONS:
                 weight = self.values(scope, node.input[1])
                 return None if weight is None else max(least, weight.ndim)

@@ -223,6 +223,15 @@ LAWS = {
     "Pad by its edge": Law(pad(AROUND, "edge"), EVERY, EVERY),
     "Pad around": Law(pad(AROUND, "wrap"), EVERY, EVERY, 19),
     "Pad": Law(pad(AROUND, "constant"), SCALES | UNIFORM, SCALES | UNIFORM),
+    "Pad that cuts": Law(
+        pad((0, 0, -1, 0, 0, 0, 0, -2), "constant", np.float32(0.5)), EVERY, EVERY
+    ),
+    "Pad that cuts, of opset 10": Law(
+        one("Pad", pads=(0, 0, -1, 0, 0, 0, 0, -2), value=0.5), EVERY, EVERY, 10
+    ),
+    "Pad that cuts and pads": Law(
+        pad((0, 0, -1, 0, 0, 0, 0, 1), "constant"), SCALES | UNIFORM, SCALES | UNIFORM
+    ),
     "Pad with a value": Law(
         pad(AROUND, "constant", np.float32(0.5)), UNIFORM | {"minus"}, UNIFORM | {"minus"}
     ),

@@ -13,6 +13,13 @@ MUTANTS = (
         "tests/carry/test_laws.py",
     ),
     Mutant(
+        "a Pad that cuts somewhere does not pad",
+        "_onnx/read/crossed.py",
+        "cuts = bool(pads) and min(pads or ()) < 0 and max(pads or ()) <= 0",
+        "cuts = bool(pads) and min(pads or ()) < 0",
+        "tests/carry/test_laws.py",
+    ),
+    Mutant(
         "a Dropout in training is one in inference",
         "_onnx/read/crossed.py",
         "if mode is not None and (mode.protected is not None or bool(mode.load().any())):",
@@ -253,8 +260,8 @@ MUTANTS = (
     Mutant(
         "batches of matrices of integers get a scale for each column",
         "_onnx/read/microsoft.py",
-        "    if right is None or len(right) != 2 or right[1] is None:",
-        "    if right is None:",
+        "    if lone or right is None or len(right) != 2 or right[1] is None:",
+        "    if lone or right is None:",
         "tests/test_integer_products.py",
     ),
     Mutant(
@@ -292,5 +299,19 @@ MUTANTS = (
         "        if key == old:",
         "        if True:",
         "tests/test_shared_integers.py",
+    ),
+    Mutant(
+        "columns of a product of integers lie on the first axis",
+        "_onnx/read/microsoft.py",
+        "        axis=LAST if left is None else len(left) - 1,",
+        "        axis=0,",
+        "tests/test_integer_products.py",
+    ),
+    Mutant(
+        "the scale of what is multiplied with a matrix becomes several",
+        "_onnx/read/microsoft.py",
+        "    if lone or right is None",
+        "    if right is None",
+        "tests/test_integer_products.py",
     ),
 )

@@ -446,4 +446,11 @@ MUTANTS = (
         "        if False:",
         "tests/test_integer_products.py",
     ),
+    Mutant(
+        "the rank of what a Gemm of integers puts out is not known",
+        "_proof/checked_model.py",
+        '            if kind == "QGemm":',
+        '            if kind == "":',
+        "tests/test_integer_products.py",
+    ),
 )

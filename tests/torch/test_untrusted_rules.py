@@ -271,7 +271,7 @@ def test_what_sizes_and_guards_may_be():
         "Max(Integer(2), Symbol('s0'))",
         "OpaqueUnaryFn_sqrt(s0)",
         "Pow(Symbol('s0'), Integer(2))",
-        "Pow(Integer(100), Symbol('s0'))",
+        "PowByNatural(Integer(10), Symbol('s0'))",
         "Pow(Integer(100), Integer(2))",
         "2 ** 63",
         "Float('1.5', precision=53)",
@@ -325,3 +325,56 @@ def test_where_it_stands_in_a_program(way, plain, tmp_path):
 
     with pytest.raises(Untrusted, match=why):
         refuse_code(rebuilt(plain, tmp_path / "m.pt2", in_model(edited)))
+
+
+HUGE = [
+    "10**(10**9 + 0*Symbol('s'))",
+    "Integer(5)**Symbol('s0')",
+    "Pow(Integer(10), 9999999999*Symbol('s')**0)",
+    "Pow(Integer(9), Integer('9999999999'))",
+    "Pow(Integer(9), Rational(64, '0.0000001'))",
+    "((((10**64)**64)**64)**64)**64",
+    "Pow(Pow(Pow(Symbol('s'), 64), 64), 64)",
+    "PowByNatural(PowByNatural(PowByNatural(Integer(3), 64), 64), 64)",
+    "Pow(Integer(100), Symbol('s0'))",
+    "PowByNatural(2*Symbol('s1'), Symbol('s0'))",
+    "PowByNatural(Integer(2), 10**9 + 0*Symbol('s'))",
+    "1 << (9**9)",
+    "floor(Float('1e9999999999'))",
+    "Pow(Float('1e-9999999'), -1)",
+    "floor(Float('0.1', precision=10000000000))",
+    "floor(Float('0.1', 10000000000))",
+    "Float('0.1', Integer(10)**64)",
+    "+".join(["1"] * 5000),
+]
+
+
+@pytest.mark.parametrize("text", HUGE)
+def test_numbers_that_no_memory_holds(text):
+    """sympy computes them as it reads the text."""
+    with pytest.raises(Untrusted, match="the size"):
+        refuse_more_in_size(text)
+
+
+@pytest.mark.parametrize("text", [HUGE[0], "2 ** L['x'].size()[0]", "2 ** (3 ** 40)"])
+def test_numbers_that_a_guard_would_compute(text):
+    with pytest.raises(Untrusted, match="the guard"):
+        refuse_more_in_guard(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Pow(Symbol('s0', integer=True, positive=True), Integer(2))",
+        "Symbol('s0')**64 * 2**63 + Symbol('s1')**-1",
+        "Pow(Symbol('s0'), Rational(1, 2))",
+        "Pow(Symbol('s0'), Integer(-1)) * Float('0.5', precision=53)",
+        "floor(Mul(Float('1e-05', precision=53), Symbol('s0')))",
+        "LShift(Symbol('s0'), Integer(3)) + LShift(Integer(1), Symbol('s1'))",
+        "Add(*)".replace("*", ", ".join(f"Mul(Integer({n}), Symbol('s{n}'))" for n in range(200))),
+        "Max(1, Integer(9223372036854775807), -Integer(5))",
+        "FloorDiv(-1 + Symbol('s0'), 2)**2 + PowByNatural(Symbol('s1'), 3)",
+    ],
+)
+def test_sizes_with_powers(text):
+    refuse_more_in_size(text)

@@ -202,13 +202,15 @@ def _scales(context: Context, node: NodeProto) -> list[float] | None:
 
 
 def _pad(context: Context, node: NodeProto) -> Operator:
+    """Pad. Where no pad is positive it only cuts off, and no value shows."""
     shape = context.shape(node.input[0])
     pads, padded = _pads(context, node), None
     if pads is not None and shape is not None:
         padded = _padded_axes(context, node, pads, len(shape))
     mode = attributes.text(node, "mode", "constant")
     where = label(node)
-    if mode in ("reflect", "edge", "wrap"):
+    cuts = bool(pads) and min(pads or ()) < 0 and max(pads or ()) <= 0
+    if mode in ("reflect", "edge", "wrap") or (mode == "constant" and cuts):
         if padded is None:
             return Crossed(label=where, law=Mixed(None, 1.0))
         kept = kept_axes(len(shape or ()), padded, keepdims=True)
