@@ -147,6 +147,29 @@ def test_two_products_of_data():
     assert node.input[2] == "s" and constants(after)[node.input[3]] == np.float32(0.02) / 8
 
 
+@pytest.mark.parametrize("matrix", [(5, 6), (2, 5, 6)])
+def test_a_scale_that_is_computed_leaves_the_other_one(matrix):
+    """That of A is one for all, so that it takes no map of columns."""
+
+    def multiplied(behind):
+        m = product(KINDS[0], behind, shape=(2, 7, 5), matrix=matrix)
+        for node in m.graph.node:
+            if node.name == "mm":
+                node.input[3] = "computed"
+        ahead = op("ReduceMax", "x", "computed", keepdims=0)
+        m.graph.node.insert(0, ahead)
+        return m
+
+    m = multiplied(const("Mul", "p", "y", np.float32(-0.5), name="all"))
+    after = folds_to(m, ReduceMax=1, QuantizeLinear=1, MatMulIntegerToFloat=1)
+    (node,) = (n for n in after.graph.node if n.name == "mm")
+    assert constants(after)[node.input[2]] == np.float32(-0.5) * np.float32(0.02)
+    once = done(m)
+    assert all(one.holds for one in certify(m, once.folded, once.applied))
+    m = multiplied(const("Mul", "p", "y", rand(6), name="columns"))
+    assert codes(m) == {"columns": "quantized-weight"}
+
+
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("scale", [(), (6,)])
 def test_a_gemm_of_integers(scale, transposed):
@@ -211,7 +234,8 @@ def test_one_step_outside(kind):
     assert codes(m) == {"scale": "graph-output"}
     m = product(kind, behind)
     for node in m.graph.node:
-        node.input[:] = ["given" if name == "bs" else name for name in node.input]
+        scales = ("as", "bs") if node.name == "mm" else ()
+        node.input[:] = ["given" if name in scales else name for name in node.input]
     m.graph.input.append(helper.make_tensor_value_info("given", onnx.TensorProto.FLOAT, ()))
     assert codes(m) == {"scale": "dynamic-weight"}
     if kind != "QGemm":

@@ -310,7 +310,7 @@ FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "com.microsoft::FusedGemm": fused_gemm,
     "com.microsoft::FusedMatMul": fused_matmul,
     "com.microsoft::MatMulIntegerToFloat": partial(
-        product_of_integers, at=3, bias_at=6, matrix_at=1
+        product_of_integers, at=3, bias_at=6, matrix_at=1, other_at=2
     ),
     "com.microsoft::NhwcConv": partial(_conv, last=True),
     "com.microsoft::NhwcFusedConv": partial(_fused_conv, last=True),

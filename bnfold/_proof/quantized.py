@@ -47,14 +47,21 @@ def dequantized(case: Absorption) -> float:
 
 
 def product_of_integers(
-    case: Absorption, at: int, bias_at: int | None, matrix_at: int | None
+    case: Absorption,
+    at: int,
+    bias_at: int | None,
+    matrix_at: int | None,
+    other_at: int | None = None,
 ) -> float:
     """``S·(n·(x·s) + b) + T = n·(x·(S·s)) + (S·b + T)``: n are sums of integers, x is the scale of
     one factor, s that of the other, at input ``at``. The bias b, at ``bias_at``, may be missing.
 
     s is one number, or one for each place of the last axis, as b is. One becomes several only for a
-    matrix, which is input ``matrix_at``. All else stays.
+    matrix, which is input ``matrix_at``. Where s is computed, x at ``other_at`` may be the constant
+    one, and stays one number. All else stays.
     """
+    if other_at is not None and case.stored(at) is None:
+        at, matrix_at = other_at, None
     scale, made = case.stored(at), case.new(at)
     if scale is None or made is None:
         raise Mismatch(f"the scale of {label(case.twin)} is not constant")

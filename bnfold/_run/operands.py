@@ -31,7 +31,7 @@ _LINEAR = {
     "com.microsoft::FusedConv": slice(1, 3),
     "com.microsoft::FusedGemm": slice(3),
     "com.microsoft::FusedMatMul": slice(2),
-    "com.microsoft::MatMulIntegerToFloat": slice(3, 7),
+    "com.microsoft::MatMulIntegerToFloat": slice(2, 7),
     "com.microsoft::NhwcConv": slice(1, 3),
     "com.microsoft::NhwcFusedConv": slice(1, 3),
     "com.microsoft::QGemm": slice(4, 5),

@@ -260,8 +260,8 @@ MUTANTS = (
     Mutant(
         "batches of matrices of integers get a scale for each column",
         "_onnx/read/microsoft.py",
-        "    if right is None or len(right) != 2 or right[1] is None:",
-        "    if right is None:",
+        "    if lone or right is None or len(right) != 2 or right[1] is None:",
+        "    if lone or right is None:",
         "tests/test_integer_products.py",
     ),
     Mutant(
@@ -305,6 +305,13 @@ MUTANTS = (
         "_onnx/read/microsoft.py",
         "        axis=LAST if left is None else len(left) - 1,",
         "        axis=0,",
+        "tests/test_integer_products.py",
+    ),
+    Mutant(
+        "the scale of what is multiplied with a matrix becomes several",
+        "_onnx/read/microsoft.py",
+        "    if lone or right is None",
+        "    if right is None",
         "tests/test_integer_products.py",
     ),
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import array
 import copy
 import random
-from collections import OrderedDict, UserDict
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from torch.nn.utils import spectral_norm  # noqa: E402
 
 import bnfold  # noqa: E402
 from bnfold import UsageError  # noqa: E402
-from bnfold._torch.module.plain_attributes import aliases  # noqa: E402
+from bnfold._torch.module.plain_attributes import aliases, hidden  # noqa: E402
 
 from .folding import fold, rand, ready  # noqa: E402
 
@@ -341,6 +342,26 @@ def test_no_refold_where_loading_may_set_what_nobody_sees(make):
     done = bnfold.fold(module, (X,))
     with pytest.raises(UsageError, match=r"may change o\b"):
         bnfold.refold(done, module.state_dict())
+
+
+@dataclass
+class Settings:
+    k: int = 1
+
+
+SEEN = (
+    *(namedtuple("Pair", "a b")(1, 2), OrderedDict(a=1), defaultdict(list), UserDict(a=1)),
+    *(Settings(), SimpleNamespace(a=1), torch.Size([1]), torch.float32, np.float32(1), Slots(1)),
+    *(nn.ReLU(), partial(given, 1), F.relu, torch.relu, slice(1), object(), {1}, np.zeros(2)),
+)
+
+
+def test_what_everybody_sees_hides_nothing():
+    module = ready(LoadsPlain())
+    module.more = SEEN
+    assert hidden(module) == "o"
+    module.o = None
+    assert hidden(module) is None
 
 
 def test_what_nobody_sees_stops_nothing_where_pytorch_loads():

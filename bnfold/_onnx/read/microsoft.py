@@ -135,9 +135,10 @@ def _fused_matmul(context: Context, node: NodeProto) -> Operator:
 
 def _integer_product(context: Context, node: NodeProto) -> Operator:
     """``(A − za)·(B − zb)·sa·sb + b`` of integers A and B, where b is a vector and may be missing
-    (MatMulIntegerToFloat).
+    (MatMulIntegerToFloat). Where the scale of B is no constant, that of A is one for all.
     """
-    return _integers_times_scale(context, node, 3, 6)
+    lone = context.constant(node, 3) is None and context.constant(node, 2) is not None
+    return _integers_times_scale(context, node, 2 if lone else 3, 6, lone=lone)
 
 
 def _rounding_product(context: Context, node: NodeProto) -> Operator:
@@ -176,9 +177,15 @@ def _integer_gemm(context: Context, node: NodeProto) -> Operator:
 
 
 def _integers_times_scale(
-    context: Context, node: NodeProto, at: int, bias_at: int, rounded: Reason | None = None
+    context: Context,
+    node: NodeProto,
+    at: int,
+    bias_at: int,
+    rounded: Reason | None = None,
+    lone: bool = False,
 ) -> Operator:
-    """The record of a product with the scale of B at one input, and the bias at another.
+    """The record of a product with the scale of B at one input, and the bias at another. ``lone``:
+    it is the scale of A, which stays one.
 
     Runtimes have one scale for each column of a matrix B alone: of batches of matrices they take
     the numbers of another column. One scale for all of a matrix may become several.
@@ -186,7 +193,7 @@ def _integers_times_scale(
     scale = _float_scale(context, node, at)
     left, right = (context.shape(name) for name in node.input[:2])
     bias = context.operand(node, bias_at)
-    if right is None or len(right) != 2 or right[1] is None:
+    if lone or right is None or len(right) != 2 or right[1] is None:
         if scale.shape not in ((), (1,)):
             raise Refusal(unusual(scale))
         place = bias if has(node, bias_at) else None

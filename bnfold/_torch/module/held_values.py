@@ -15,7 +15,7 @@ import re
 import sys
 import types
 import uuid
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from types import CellType, FunctionType, MethodType
@@ -109,7 +109,7 @@ def hides(value: object) -> bool:
     if isinstance(value, types.BuiltinFunctionType):
         return False
     for kind in type(value).__mro__[:-1]:
-        if kind is dict or kind in _CONTAINERS:
+        if kind in (dict, OrderedDict, defaultdict, torch.Size, *_CONTAINERS):
             return False
         base, held = kind.__base__ or object, vars(kind)
         slots = list(held.values()) if "__slots__" in held else []
@@ -118,7 +118,7 @@ def hides(value: object) -> bool:
         own = held.get("__dict__")
         if (
             kind.__basicsize__ - base.__basicsize__ > _POINTER * named
-            or kind.__itemsize__
+            or kind.__itemsize__ != base.__itemsize__
             or not isinstance(own, (*_DICTIONARIES, type(None)))
         ):
             return True
