@@ -43,7 +43,7 @@ _LINEAR = {
 _ELEMENTWISE = {"Add", "Div", "Mul", "PRelu", "Sub"}
 COUNTING = {"NonZero", "Shape", "Size"}
 """Operators that put out sizes and positions. These are no data."""
-_RELAYING = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+RELAYING = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators that put out the numbers of their first input."""
 
 
@@ -95,7 +95,7 @@ class Operands:
                 counted.update(node.output)
             if node.op_type != "Constant":
                 made.update(node.output)
-            if node.op_type in _RELAYING and node.domain in ("", "ai.onnx") and node.input:
+            if node.op_type in RELAYING and node.domain in ("", "ai.onnx") and node.input:
                 sources[node.output[0]] = sources.get(node.input[0], node.input[0])
             found += [
                 Operand(sources.get(name, name), of_layer)

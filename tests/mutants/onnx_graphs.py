@@ -384,6 +384,13 @@ MUTANTS = (
         "tests/test_computed_weights.py",
     ),
     Mutant(
+        "engines approximate functions as well as they round",
+        "_onnx/read/engines.py",
+        "            noise = 4 * noise\n",
+        "            noise = noise / 4\n",
+        "tests/test_computed_weights.py",
+    ),
+    Mutant(
         "what is made is not counted where memory is spared",
         "_onnx/read/evaluation.py",
         "return made.size + sum(",
