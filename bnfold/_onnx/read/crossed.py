@@ -73,7 +73,7 @@ def sum_of_two(context: Context, node: NodeProto) -> Operator:
     """Add and Sub of two tensors that are no constants."""
     if context.opset < 7:
         return UNKNOWN
-    law = Summed((1, 1 if node.op_type == "Add" else -1), _aligned(context, node), _SUMS)
+    law = Summed((1, 1 if node.op_type == "Add" else -1), aligned(context, node), _SUMS)
     return Crossed(label=label(node), data=(0, 1), law=law)
 
 
@@ -81,7 +81,7 @@ def gate(context: Context, node: NodeProto) -> Operator:
     """Mul and Div of two tensors that are no constants."""
     if context.opset < 7:
         return UNKNOWN
-    law = Gated(_aligned(context, node), node.op_type == "Div")
+    law = Gated(aligned(context, node), node.op_type == "Div")
     return Crossed(label=label(node), data=(0, 1), law=law)
 
 
@@ -275,11 +275,12 @@ def _sum(context: Context, node: NodeProto) -> Operator:
     if context.opset < 7:
         return UNKNOWN
     count = len(node.input)
-    law = Summed((1,) * count, _aligned(context, node), _SUMS if count == 2 else None)
+    law = Summed((1,) * count, aligned(context, node), _SUMS if count == 2 else None)
     return Crossed(label=label(node), data=tuple(range(count)), law=law)
 
 
-def _aligned(context: Context, node: NodeProto) -> Aligned:
+def aligned(context: Context, node: NodeProto) -> Aligned:
+    """How the inputs of an operator broadcast to what it puts out."""
     shapes = tuple(context.shape(name) for name in node.input)
     output = context.shape(node.output[0])
     if output is None and None not in shapes:
