@@ -317,7 +317,10 @@ def output_rank(model: CheckedModel, scope: Scope, node: NodeProto) -> int:
     if kind in ("FusedGemm", "Gemm"):
         return 2
     if kind == "Einsum":
-        return model.rank(scope, node.output[0]) or 0
+        equation = next((a.s.decode() for a in node.attribute if a.name == "equation"), "")
+        _, arrow, out = equation.replace(" ", "").partition("->")
+        told = arrow and "." not in out
+        return len(out) if told else model.rank(scope, node.output[0]) or 0
     if kind in _CONVOLUTIONS:
         weight = model.constants.find(scope, node.input[1])
         if isinstance(weight, Constant):

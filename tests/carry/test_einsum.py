@@ -9,6 +9,8 @@ import pytest
 from onnx import numpy_helper
 
 import bnfold
+from bnfold._onnx.read.scopes import read_scopes
+from bnfold._onnx.read.shapes import infer
 from bnfold._proof.certificate import certify
 
 from ..graphs import (
@@ -215,3 +217,45 @@ def test_products_that_grow_along_a_wide_axis_lose_nothing_in_half():
     once = done(made)
     assert counts(once.folded) == {"Einsum": 1}
     assert all(one.holds for one in certify(made, once.folded, once.applied))
+
+
+# --- letters of several sizes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inputs", ["w x", "x w", "v x", "x v"])
+@pytest.mark.parametrize("sizes", [(4, 8), ("a", "b"), (4, "b")])
+def test_an_operand_of_size_1_makes_nothing_smaller(inputs, sizes):
+    """ONNX's inference says [4, 1] of what is [4, 8]: a Reshape would lay maps by wrong sizes."""
+    made = model(
+        (op("Einsum", inputs, "e", equation="ab,ab->ab"), {"w": rand(4, 1)}),
+        (op("Reshape", "e s", "r"), {"s": np.array([2, -1])}),
+        (op("Reshape", "r u", "z"), {"u": np.array([4, 2, 4])}),
+        const("Mul", "z", "y", rand(2, 1), name="map"),
+        x={"x": sizes, "v": (4, 1)}, opset=17,
+    )  # fmt: skip
+    for out in made.graph.output:
+        out.type.tensor_type.ClearField("shape")
+    once = done(made)
+    data = {"x": rand(4, 8), "v": rand(4, 1)}
+    for was, now in zip(run(made, data), run(once.folded, data), strict=True):
+        np.testing.assert_allclose(now, was, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", ["w x", "x w", "v x", "x v"])
+def test_inference_is_not_believed_there(inputs):
+    made = model(
+        (op("Einsum", inputs, "e", equation="ab,ab->ab"), {"w": rand(4, 1)}),
+        op("Tanh", "e", "y"), x={"x": (4, 8), "v": (4, 1)},
+    )  # fmt: skip
+    made.graph.output[0].type.tensor_type.ClearField("shape")
+    scopes = read_scopes(made)
+    assert infer(made, scopes).shape(scopes[0], "y") is None
+
+
+@pytest.mark.parametrize("equation", ["...b,...b->...b", "ab,cb->ac"])
+def test_what_broadcasts_by_the_rules_is_inferred(equation):
+    made = model(
+        (op("Einsum", "x w", "e", equation=equation), {"w": rand(4, 4)}),
+        const("Mul", "e", "y", rand(4), name="map"), x=(4, 4),
+    )  # fmt: skip
+    assert codes(made).get("map") != "unknown-shape"

@@ -14,7 +14,7 @@ MUTANTS = (
     ),
     Mutant(
         "a letter that comes twice in an operand of Einsum is one axis",
-        "_onnx/read/crossed.py",
+        "_onnx/read/einsum.py",
         "plain = all(word.isalpha() and len(set(word)) == len(word) for word in names if word)",
         "plain = all(word.isalpha() for word in names if word)",
         "tests/carry/test_einsum.py",

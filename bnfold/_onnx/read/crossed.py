@@ -19,6 +19,7 @@ from bnfold._core.products import Contracted, Gated, Multiplied
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
+from bnfold._onnx.read.einsum import axis_names
 from bnfold._onnx.read.scopes import label, type_of
 from bnfold._onnx.read.types import cast_to, conversion
 from bnfold._onnx.read.windows import are_full, windows
@@ -112,19 +113,6 @@ def _einsum(context: Context, node: NodeProto) -> Operator:
         return UNKNOWN
     law = Contracted(len(data), _is_narrow(context, node))
     return Crossed(label=label(node), data=data, law=law)
-
-
-def axis_names(equation: str, weight: int) -> tuple[str, str, str] | None:
-    """The letters of the axes of the input ``weight``, of the other of two inputs, and of what an
-    Einsum puts out; None where they are not all told, or one comes twice in a tensor.
-    """
-    left, arrow, out = equation.replace(" ", "").partition("->")
-    words = left.split(",")
-    if not arrow or len(words) != 2:
-        return None
-    names = words[weight], words[1 - weight], out
-    plain = all(word.isalpha() and len(set(word)) == len(word) for word in names if word)
-    return names if plain else None
 
 
 def _is_narrow(context: Context, node: NodeProto) -> bool:
