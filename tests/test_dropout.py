@@ -70,6 +70,9 @@ TRAINING = {
 STILL = {
     "a constant": lambda: ahead(dropout("b", "d"), weights=OFF),
     "a Constant": lambda: computed(False),
+    "handed on": lambda: ahead(
+        op("Identity", "off", "mode"), dropout("b", "d"), weights={"off": np.array(False)}, opset=12
+    ),
     "absent": lambda: ahead(op("Dropout", "b", "d", name="drop")),
     "empty": lambda: ahead(
         (op("Dropout", "b ratio _", "d", name="drop"), {"ratio": np.float32(0.25)})

@@ -25,8 +25,8 @@ def training(model: onnx.ModelProto) -> Callable[[onnx.NodeProto, int], bool]:
 
     It is below opset 7 if ``is_test`` is 0, and from opset 12 if its input ``training_mode`` is
     there and not known to be false (ONNX Dropout). Known are stored constants that no input of the
-    graph may replace, and arguments of local functions if those of all calls are. One name counts
-    as false only if it is so in every graph that has it.
+    graph may replace, what an Identity hands on, and arguments of local functions if those of all
+    calls are. One name counts as false only if it is so in every graph that has it.
     """
     off = _known_off(model)
 
@@ -56,6 +56,8 @@ def _known_off(model: onnx.ModelProto) -> set[str]:
             if node.op_type == "Constant" and node.output:
                 held = next((_boolean(a.t) for a in node.attribute if a.name == "value"), None)
                 found[node.output[0]].append(held is not None and not held)
+            elif type_of(node) == "Identity" and called is None:
+                passed.append((node.output[0], node.input[0]))
             else:
                 for name in filter(None, node.output):
                     found[name].append(False)

@@ -41,7 +41,7 @@ _SIZED_BY_VALUES = ("nms",)
 """Operators of other libraries that have no tag for it: what they put out has as many parts as the
 values say.
 """
-_EXITS = ("__array__", "__dlpack__", "numpy", "tolist")
+_EXITS = ("__array__", "__dlpack__", "numpy", "storage", "tolist", "untyped_storage")
 """The methods of a tensor that give its numbers away."""
 
 
@@ -183,7 +183,8 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> lis
 def _memory(value: Any) -> int | None:
     """What is the same for all tensors that share memory; None for what has none."""
     try:
-        return int(value.untyped_storage()._cdata)
+        with torch._C.DisableTorchFunction():  # This is no exit.
+            return int(value.untyped_storage()._cdata)
     except (AttributeError, NotImplementedError, RuntimeError):
         return None
 

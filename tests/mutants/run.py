@@ -258,6 +258,13 @@ MUTANTS = (
         "tests/torch/test_judge.py",
     ),
     Mutant(
+        "a storage gives no numbers away",
+        "_run/torch_trace.py",
+        """"storage", "tolist", "untyped_storage")""",
+        """"tolist")""",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
         "outputs do not depend on numbers that code reads out of tensors",
         "_run/torch_trace.py",
         "trace.of(each) | trace.numbers for each",

@@ -338,8 +338,9 @@ def test_what_is_written_into_a_part_of_a_tensor_counts_for_the_tensor(write):
         lambda tensor: tensor.numpy().item(),
         lambda tensor: np.asarray(tensor).item(),
         lambda tensor: np.from_dlpack(tensor).item(),
+        lambda tensor: tensor.storage()[0],
     ],
-    ids=["item", "list", "numpy", "array", "dlpack"],
+    ids=["item", "list", "numpy", "array", "dlpack", "storage"],
 )
 def test_outputs_depend_on_the_numbers_that_code_reads(read):
     """No operator takes what a layer puts out to the output, and none shows an error of it."""
