@@ -316,6 +316,8 @@ def output_rank(model: CheckedModel, scope: Scope, node: NodeProto) -> int:
     kind = _kind(scope, node)
     if kind in ("FusedGemm", "Gemm"):
         return 2
+    if kind == "Einsum":
+        return model.rank(scope, node.output[0]) or 0
     if kind in _CONVOLUTIONS:
         weight = model.constants.find(scope, node.input[1])
         if isinstance(weight, Constant):

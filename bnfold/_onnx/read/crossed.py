@@ -13,6 +13,7 @@ from onnx import NodeProto, TensorProto
 from bnfold._core.joins import Aligned, Summed
 from bnfold._core.laws import UNCOUNTED, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Crossed, Pooling, kept_axes
+from bnfold._core.operators.matrices import Contraction
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
 from bnfold._core.products import Contracted, Gated, Multiplied
 from bnfold._core.windows import see_zeros
@@ -95,12 +96,35 @@ def product_of_two(context: Context, node: NodeProto, as_stored: bool = True) ->
 
 
 def _einsum(context: Context, node: NodeProto) -> Operator:
-    """Einsum of tensors, some of which may be constants."""
+    """Einsum of tensors, some of which may be constants. One constant of two takes maps in."""
+    weights = [context.operand(node, k) for k in range(len(node.input))]
+    found = [one for one in weights if one.value is not None and one.unmerged is None]
+    if len(weights) == 2 and len(found) == 1:
+        (weight,) = found
+        equation = attributes.text(node, "equation", "")
+        names = axis_names(equation, weight.position)
+        rank = len(weight.value.shape) if weight.value is not None else 0
+        if rank and (names is None or len(names[0]) == rank):
+            other = (1 - weight.position,)
+            return Contraction(label=label(node), data=other, weight=weight, names=names)
     data = tuple(k for k in range(len(node.input)) if context.constant(node, k) is None)
     if not data:
         return UNKNOWN
     law = Contracted(len(data), _is_narrow(context, node))
     return Crossed(label=label(node), data=data, law=law)
+
+
+def axis_names(equation: str, weight: int) -> tuple[str, str, str] | None:
+    """The letters of the axes of the input ``weight``, of the other of two inputs, and of what an
+    Einsum puts out; None where they are not all told, or one comes twice in a tensor.
+    """
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    words = left.split(",")
+    if not arrow or len(words) != 2:
+        return None
+    names = words[weight], words[1 - weight], out
+    plain = all(word.isalpha() and len(set(word)) == len(word) for word in names if word)
+    return names if plain else None
 
 
 def _is_narrow(context: Context, node: NodeProto) -> bool:
