@@ -15,6 +15,7 @@ from bnfold._proof.certificate import certify
 
 from ..graphs import (
     HALF,
+    bn,
     certified,
     codes,
     const,
@@ -250,6 +251,18 @@ def test_inference_is_not_believed_there(inputs):
     made.graph.output[0].type.tensor_type.ClearField("shape")
     scopes = read_scopes(made)
     assert infer(made, scopes).shape(scopes[0], "y") is None
+
+
+def test_what_follows_there_is_proved_by_the_rank_that_the_letters_tell():
+    """Axes of a norm count from the first, those of a constant from the last."""
+    made = model(
+        (op("Einsum", "w x", "e", equation="ij,bij->bji"), {"w": rand(1, 4)}),
+        op("Tanh", "e", "t"), bn("bn", "e", "m", 4), const("Mul", "m", "n", rand(4, 1)),
+        op("Add", "n t", "y"), x=(4, 4, 4),
+    )  # fmt: skip
+    once = done(made)
+    assert counts(once.folded) == {"Einsum": 1, "Tanh": 1, "BatchNormalization": 1, "Add": 1}
+    assert all(one.holds for one in certify(made, once.folded, once.applied))
 
 
 @pytest.mark.parametrize("equation", ["...b,...b->...b", "ab,cb->ac"])
