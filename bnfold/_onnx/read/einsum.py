@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from onnx import GraphProto, NodeProto, TypeProto
+from onnx import GraphProto, NodeProto, TypeProto, ValueInfoProto, helper
 
 from bnfold._core.broadcast import Shape
 from bnfold._onnx.read import attributes
@@ -32,6 +32,30 @@ def is_uneven(node: NodeProto, shapes: Sequence[Shape | None]) -> bool:
     """Whether a letter of an Einsum may have several sizes: two that are known and differ, or 1 in
     one place and none that is known in another. ``shapes`` are those of its inputs.
     """
+    several = (found for found in _sizes(node, shapes).values() if len(found) > 1)
+    return any(1 in found or len(found - {None}) > 1 for found in several)
+
+
+def output(node: NodeProto, shapes: Sequence[Shape | None]) -> Shape | None:
+    """The shape of what an Einsum puts out; None where its letters do not tell the rank. An axis
+    has the size that is not 1, if one is known, and 1 if all are.
+    """
+    _, arrow, out = attributes.text(node, "equation", "").replace(" ", "").partition("->")
+    if not arrow or "." in out:
+        return None
+    sizes = _sizes(node, shapes)
+    return tuple(_broadcast(sizes.get(name, {None})) for name in out)
+
+
+def _broadcast(sizes: set[int | None]) -> int | None:
+    larger = [size for size in sizes if size not in (None, 1)]
+    if len(larger) == 1:
+        return larger[0]
+    return 1 if sizes == {1} else None
+
+
+def _sizes(node: NodeProto, shapes: Sequence[Shape | None]) -> dict[str, set[int | None]]:
+    """The sizes of each letter in the inputs of an Einsum."""
     equation = attributes.text(node, "equation", "").replace(" ", "")
     words = equation.partition("->")[0].split(",")
     sizes: dict[str, set[int | None]] = {}
@@ -41,25 +65,27 @@ def is_uneven(node: NodeProto, shapes: Sequence[Shape | None]) -> bool:
         ends = [*zip(head, known, strict=False), *zip(tail[::-1], known[::-1], strict=False)]
         for name, size in ends if dots else zip(word, known, strict=False):
             sizes.setdefault(name, set()).add(size)
-    several = (found for found in sizes.values() if len(found) > 1)
-    return any(1 in found or len(found - {None}) > 1 for found in several)
+    return sizes
 
 
-def uneven(graph: GraphProto, around: Mapping[str, Shape]) -> list[NodeProto]:
-    """The Einsums of an inferred graph and its bodies of which `is_uneven` holds; ``around`` has
-    the shapes of the graphs outside.
+def uneven(graph: GraphProto, around: Mapping[str, TypeProto]) -> dict[str, ValueInfoProto]:
+    """What the Einsums of an inferred graph and its bodies put out of which `is_uneven` holds, by
+    name, with the right shape; ``around`` has the types of the graphs outside.
     """
-    known = {**around, **{t.name: tuple(t.dims) for t in graph.initializer}}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        shape = shape_of(value.type)
-        if shape is not None:
-            known[value.name] = shape
-    found = []
+    known = dict(around)
+    for tensor in graph.initializer:
+        known[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+    known |= {v.name: v.type for v in (*graph.input, *graph.value_info, *graph.output)}
+    found: dict[str, ValueInfoProto] = {}
     for node in graph.node:
         for _, body in bodies(node):
-            found += uneven(body, known)
-        if type_of(node) == "Einsum" and is_uneven(node, [known.get(n) for n in node.input]):
-            found.append(node)
+            found |= uneven(body, known)
+        types = [known.get(name, TypeProto()) for name in node.input]
+        shapes = [shape_of(each) for each in types]
+        if type_of(node) == "Einsum" and node.output and is_uneven(node, shapes):
+            kinds = (each.tensor_type.elem_type for each in types)
+            kind, name = next(filter(None, kinds), 0), node.output[0]
+            found[name] = helper.make_tensor_value_info(name, kind, output(node, shapes))
     return found
 
 

@@ -110,14 +110,22 @@ def _look(hidden: ModelProto) -> ModelProto | None:
 
 
 def _hide_uneven(hidden: ModelProto, told: ModelProto) -> bool:
-    """Hide Einsums whose shape inference does not tell right; whether there are any."""
-    names = {node.output[0] for node in uneven(told.graph, {}) if node.output}
+    """Hide Einsums whose shape inference does not tell right, and tell it; are there any?"""
+    right = uneven(told.graph, {})
     waiting, found = [hidden.graph], False
-    while waiting and names:
-        for node in waiting.pop().node:
+    while waiting and right:
+        graph = waiting.pop()
+        outputs = {value.name for value in graph.output}
+        for node in graph.node:
             waiting.extend(body for _, body in bodies(node))
-            if type_of(node) == "Einsum" and node.output and node.output[0] in names:
-                node.domain, found = _HIDDEN, True
+            name = node.output[0] if type_of(node) == "Einsum" and node.output else ""
+            if name not in right:
+                continue
+            node.domain, found = _HIDDEN, True
+            if right[name].type.tensor_type.elem_type and name not in outputs:
+                others = [value for value in graph.value_info if value.name != name]
+                del graph.value_info[:]
+                graph.value_info.extend([*others, right[name]])
     return found
 
 
