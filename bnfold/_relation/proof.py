@@ -1,0 +1,147 @@
+"""Whether two files are the same function, from their weights alone.
+
+This is translation validation (Pnueli, Siegel, Singerman, 1998): it does not ask who made the second
+file, and trusts neither. Both are walked from the inputs on. Where every operator of the second file
+finds its twin in the first, and every weight is what rounding explains, the outputs are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx.inliner
+from onnx import ModelProto, ValueInfoProto
+
+from bnfold._relation.expressions import of_base
+from bnfold._relation.liveness import is_read
+from bnfold._relation.side import Side
+from bnfold._relation.table import Table
+from bnfold._relation.walk import Blamed, Layer, Problem, Walk
+
+_SURE = 4
+"""Weights that are apart by so many times what rounding explains are no rounding."""
+_ATTEMPTS = 64
+"""So many layers are looked behind whose outputs are scaled otherwise."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found.
+
+    Attributes:
+        status: "proved", "refuted" or "not proved".
+        at: the operator of the second file where the files differ, or where the walk ended; ""
+            where they are proved.
+        why: what differs there, or why the walk ended.
+        layers: the sums of linear operators that agree, in order.
+    """
+
+    status: str
+    at: str = ""
+    why: str = ""
+    layers: Sequence[Layer] = ()
+
+    @property
+    def distance(self) -> float:
+        """The largest difference of weights that agree, in units in the last place."""
+        return max((layer.distance for layer in self.layers), default=0.0)
+
+
+def prove(
+    first: ModelProto,
+    second: ModelProto,
+    first_dir: Path | None = None,
+    second_dir: Path | None = None,
+) -> Proof:
+    """Prove that two models compute the same outputs, up to the rounding of stored weights.
+
+    Nodes of every graph are in order. Nothing is run. Raises `UsageError` for weights that cannot
+    be read.
+    """
+    one, other = (
+        Side.of(onnx.inliner.inline_local_functions(m) if m.functions else m, d)
+        for m, d in ((first, first_dir), (second, second_dir))
+    )
+    table = Table()
+    start = Walk(one, table, True)
+    graphs = one.scopes[0], other.scopes[0]
+    inputs = [
+        [v for v in scope.graph.input if side.constant(scope, v.name) is None]
+        for side, scope in zip((one, other), graphs, strict=True)
+    ]
+    pairs = _paired(*inputs)
+    results = _paired(*(list(scope.graph.output) for scope in graphs))
+    if pairs is None or results is None:
+        what = "inputs" if pairs is None else "outputs"
+        return Proof("not proved", "", f"the files have other {what}")
+    strange = next((b.name for a, b in pairs if not _is_alike(a, b)), None)
+    if strange is not None:
+        return Proof("not proved", strange, "this input has another type or rank")
+    bases = {a.name: table.fresh(one.shapes.type(graphs[0], a.name)) for a, _ in pairs}
+    one.values.update({("", name): of_base(base) for name, base in bases.items()})
+    start.graph(graphs[0])
+    wanted = [(a, start.result(graphs[0], a.name)) for a, _ in results]
+    forced: dict[int, bool] = {}
+    while True:
+        table.reset()
+        other.values.clear()
+        other.values.update({("", b.name): of_base(bases[a.name]) for a, b in pairs})
+        walk = Walk(other, table, False, forced)
+        try:
+            walk.graph(graphs[1])
+            for (_, value), (_, name) in zip(wanted, results, strict=True):
+                walk.require_same(name.name, value, walk.result(graphs[1], name.name))
+            break
+        except Blamed as blamed:
+            if len(forced) >= _ATTEMPTS:
+                return Proof("not proved", "", f"over {_ATTEMPTS} layers differ")
+            forced.update(dict.fromkeys(blamed.bases, blamed.is_sure))
+    return _concluded(walk, start)
+
+
+def _paired(
+    ones: Sequence[ValueInfoProto], others: Sequence[ValueInfoProto]
+) -> list[tuple[ValueInfoProto, ValueInfoProto]] | None:
+    """The ports of both files: by name where the names are the same, otherwise by position."""
+    if len(ones) != len(others):
+        return None
+    by_name: Mapping[str, ValueInfoProto] = {value.name: value for value in others}
+    if by_name.keys() == {value.name for value in ones}:
+        return [(value, by_name[value.name]) for value in ones]
+    return list(zip(ones, others, strict=True))
+
+
+def _is_alike(one: ValueInfoProto, other: ValueInfoProto) -> bool:
+    """Whether two inputs have one type and, as far as is said, one rank."""
+    kinds = one.type.WhichOneof("value"), other.type.WhichOneof("value")
+    if kinds != ("tensor_type", "tensor_type"):
+        return one.type == other.type
+    types = one.type.tensor_type, other.type.tensor_type
+    ranks = {len(t.shape.dim) for t in types if t.HasField("shape")}
+    return types[0].elem_type == types[1].elem_type and len(ranks) < 2
+
+
+def _concluded(walk: Walk, start: Walk) -> Proof:
+    if not walk.problems:
+        return Proof("proved", layers=walk.layers)
+    structure = next((each for each in walk.problems if each.kind == "structure"), None)
+    if structure is not None:
+        return Proof("not proved", structure.at, structure.why, walk.layers)
+    first = walk.problems[0]
+    if sum(each.kind == "weights" for each in walk.problems) > 1:
+        count = len(walk.problems)
+        why = f"{first.why}; {count} layers differ, and one may make up for another"
+        return Proof("not proved", first.at, why, walk.layers)
+    weak = next((each for each in walk.problems if not _is_refuted(each, start)), None)
+    if weak is not None:
+        return Proof("not proved", weak.at, weak.why, walk.layers)
+    return Proof("refuted", first.at, first.why, walk.layers)
+
+
+def _is_refuted(problem: Problem, start: Walk) -> bool:
+    """Whether the function is another one: the rest of both files is the same."""
+    if not problem.is_sure or problem.units < _SURE * (1 + problem.allowed):
+        return False
+    return problem.base is None or is_read(start, problem.base, problem.channels)
