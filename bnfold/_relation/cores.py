@@ -199,7 +199,7 @@ def _recurrent(side: Side, scope: Scope, plain: Core) -> Core | None:
             unit=weight.unit,
             name=weight.name,
         )
-        made = apply(Applied(node.input[0], linear, False, 3, 3), data)
+        made = apply(Applied(node.input[0], linear, 3, 3), data)
         if made is None:
             return None
         gates.append(made.shifted(own[way], weight.unit / 2, weight.unit))

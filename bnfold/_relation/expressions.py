@@ -13,7 +13,7 @@ Stability of Numerical Algorithms", 2002, section 4.2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,12 +46,13 @@ class Linear:
         gain: a factor for each channel of its data.
         error: by how much rounding explains a difference of weights, relative to them.
         unit: the distance of 1 to the next number of the type of its weights.
+        is_padded: whether it may read zeros where there are no data.
         of_shift: what it reads is 1 everywhere but in the padding. Its weights are sums, and
             ``mass`` reads the sums of their sizes.
         name: the tensor of its weights.
     """
 
-    kind: tuple[Hashable, ...]
+    kind: tuple[Any, ...]
     axis: int
     data_axis: int
     load: Callable[[], Array]
@@ -62,6 +63,7 @@ class Linear:
     gain: Double | None = None
     error: float = 0.0
     unit: float = 0.0
+    is_padded: bool = False
     of_shift: bool = False
     mass: Callable[[], Array] | None = None
     name: str = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,13 @@ Array = NDArray[Any]
 class Applied:
     """A linear operator on a tensor: ``factor · linear(data) + bias``.
 
-    ``is_padded`` says that it may read zeros where there are no data. ``rank`` is that of its
+    ``rank`` is that of its
     output, ``data_rank`` that of its data; None where it is not known. ``bias`` is the name of a
     tensor, with its factor.
     """
 
     data: str
     linear: Linear
-    is_padded: bool
     rank: int | None
     data_rank: int | None
     factor: float = 1.0
@@ -93,7 +92,9 @@ def _conv(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied 
 
     linear = _linear(weight, kind, (1, 1), load, rows, columns, group, places)
     bias = node.input[2] if len(node.input) > 2 else ""
-    return Applied(node.input[0], linear, padded, spatial + 2, spatial + 2, bias=bias)
+    return Applied(
+        node.input[0], replace(linear, is_padded=padded), spatial + 2, spatial + 2, bias=bias
+    )
 
 
 def _same(
@@ -146,7 +147,9 @@ def _conv_transpose(side: Side, scope: Scope, node: NodeProto, weight: Weight) -
     kind = ("transposed", kernel, *sorted(fixed.items()))
     linear = _linear(weight, kind, (1, 1), load, group * wide, columns, group, places)
     bias = node.input[2] if len(node.input) > 2 else ""
-    return Applied(node.input[0], linear, padded, spatial + 2, spatial + 2, bias=bias)
+    return Applied(
+        node.input[0], replace(linear, is_padded=padded), spatial + 2, spatial + 2, bias=bias
+    )
 
 
 def _gemm(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied | None:
@@ -156,14 +159,14 @@ def _gemm(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied 
     linear = _product(weight, bool(given.get("transB", 0)), -2 if given.get("transA", 0) else -1)
     bias = node.input[2] if len(node.input) > 2 else ""
     alpha, beta = float(given.get("alpha", 1.0)), float(given.get("beta", 1.0))
-    return Applied(node.input[0], linear, False, 2, 2, alpha, bias, beta)
+    return Applied(node.input[0], linear, 2, 2, alpha, bias, beta)
 
 
 def _matmul(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied | None:
     if len(weight.shape) != 2:
         return None
     rank = side.rank(scope, node.input[0])
-    return Applied(node.input[0], _product(weight, False), False, rank, rank)
+    return Applied(node.input[0], _product(weight, False), rank, rank)
 
 
 def _from_left(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied | None:
@@ -175,7 +178,7 @@ def _from_left(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> App
     linear = _product(weight, not given.get("transA", 0), data_axis, -2)
     bias = node.input[2] if len(node.input) > 2 else ""
     alpha, beta = float(given.get("alpha", 1.0)), float(given.get("beta", 1.0))
-    return Applied(node.input[1], linear, False, rank, rank, alpha, bias, beta)
+    return Applied(node.input[1], linear, rank, rank, alpha, bias, beta)
 
 
 def _product(weight: Weight, turned: bool, data_axis: int = -1, axis: int = -1) -> Linear:
@@ -243,15 +246,18 @@ def apply(found: Applied, data: Expression) -> Expression | None:
         return None
     if shift.any() and linear.kind[0] == "same":
         return None
+    if linear.gain is not None:
+        gain, shift = gain * linear.gain, shift * linear.gain
+        mass = mass * np.abs(linear.gain)
     error = linear.error + term.error
-    own = Linear(**{**vars(linear), "gain": None if np.all(gain == 1) else gain, "error": error})
+    own = replace(linear, gain=None if np.all(gain == 1) else gain, error=error)
     made = Expression((Term(term.base, linear=own),), unit=linear.unit, origins=data.origins)
     if shift.any():
         sums, sizes = _sums(linear, shift), _sums(linear, mass, True)
         # Each addend is rounded, and so is each sum: about √n of these errors add up.
         count = linear.columns * len(linear.places)
         slack = linear.error + data.error + linear.unit * (1 + np.sqrt(count))
-        if found.is_padded:
+        if linear.is_padded:
             image = Linear(
                 linear.kind,
                 linear.axis,

@@ -174,9 +174,7 @@ def _solve_rows(
     loaded: dict[int, NDArray[Any]] = {}
     for block in _blocks(rows, sum(each.width for each in layouts.values()), wanted):
         (one, off), (other, away) = (_filled(s, layouts, block, loaded) for s in sides)
-        ratio = _ratios(one, other)
-        diff = np.abs(other - ratio[:, None] * one)
-        over = diff > away + np.abs(ratio)[:, None] * off
+        ratio, diff, over = _compared(one, off, other, away)
         wrong = over.any(axis=1)
         scale[block] = np.where(over.mean(axis=1) > 0.5, 1.0, ratio)
         if wrong.any() and worst is None:
@@ -315,7 +313,42 @@ def _gains(linear: Linear, block: NDArray[np.int64]) -> Double:
     return groups.reshape(linear.group, -1)[block * linear.group // linear.rows][:, :, None]
 
 
-def _ratios(one: Double, other: Double) -> Double:
+def _compared(
+    one: Double, off: Double, other: Double, away: Double
+) -> tuple[Double, Double, NDArray[np.bool_]]:
+    """By row the ratio, and by weight how far the two are apart and whether that is too far.
+
+    ``off`` and ``away`` are how far rounding explains a difference. A ratio is 1 where that will
+    do; else that of the largest weights, or that of the weight which rounding moves least.
+    """
+    ratio = np.ones(len(one))
+    diff = np.abs(other - one)
+    over = diff > away + off
+    for ratios in (_ratios, _exact_ratios):
+        wrong = np.flatnonzero(over.any(axis=1))
+        if not len(wrong):
+            break
+        a, b = one[wrong], other[wrong]
+        found = ratios(a, b, off[wrong] + away[wrong])
+        far = np.abs(b - found[:, None] * a)
+        beyond = far > away[wrong] + np.abs(found)[:, None] * off[wrong]
+        if ratios is _exact_ratios:  # The first ratio tells more of a row that is wrong.
+            right = ~beyond.any(axis=1)
+            wrong, found, far, beyond = wrong[right], found[right], far[right], beyond[right]
+        ratio[wrong], diff[wrong], over[wrong] = found, far, beyond
+    return ratio, diff, over
+
+
+def _exact_ratios(one: Double, other: Double, slack: Double) -> Double:
+    """By row the ratio of the weight that rounding moves least, relative to its size."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(one != 0, slack / np.abs(one), np.inf)
+    at = np.argmin(relative, axis=1)[:, None]
+    below, above = (np.take_along_axis(each, at, axis=1)[:, 0] for each in (one, other))
+    return np.where(below != 0, above / np.where(below == 0, 1.0, below), 1.0)
+
+
+def _ratios(one: Double, other: Double, _: Double) -> Double:
     """By row the median of the ratios of the largest weights; 1 for rows without any."""
     size = np.abs(one)
     count = min(_LARGEST, one.shape[1])
@@ -337,9 +370,7 @@ def _solve_each(first: Expression, second: Expression) -> Related | Difference:
         np.broadcast_to(each, (*shape, len(bases))).reshape(-1, len(bases))
         for each in (one, off, other, away)
     )
-    ratio = _ratios(one, other)
-    diff = np.abs(other - ratio[:, None] * one)
-    over = diff > away + np.abs(ratio)[:, None] * off
+    ratio, diff, over = _compared(one, off, other, away)
     unit = max(first.unit, second.unit) or float(np.finfo(np.float32).eps)
     wrong = over.any(axis=1)
     if wrong.any():

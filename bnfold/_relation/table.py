@@ -69,12 +69,15 @@ class Sum:
 class Table:
     """All values of the first file, and those that the second has besides.
 
-    ``types`` has the element type of each base. ``widened`` has by a base that is data of another
+    ``expanded`` has sums that read other sums, as they read what these do. ``definitions`` has the
+    sums of both files by base. ``types`` has the element type of each base. ``widened`` has by a base that is data of another
     type, stored in a wider one, and by that type what the data are.
     """
 
     operators: dict[Hashable, list[Known]] = field(default_factory=dict)
     sums: dict[frozenset[int], list[Sum]] = field(default_factory=dict)
+    expanded: dict[frozenset[int], list[tuple[Sum, Expression]]] = field(default_factory=dict)
+    definitions: dict[int, Sum] = field(default_factory=dict)
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
 

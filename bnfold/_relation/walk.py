@@ -25,6 +25,7 @@ from bnfold._relation.expressions import (
     of_base,
 )
 from bnfold._relation.passing import Call, passed
+from bnfold._relation.series import expanded
 from bnfold._relation.side import Side
 from bnfold._relation.solving import Difference, Related, of_maps, solve
 from bnfold._relation.table import RANDOM, Known, Sum, Table, fingerprint, key_of
@@ -37,7 +38,23 @@ _WIDER: dict[int, tuple[int, ...]] = {
 }
 """The types that hold all numbers of a type."""
 FAITHFUL = frozenset(
-    ["Celu", "Elu", "Erf", "Exp", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Tanh"]  # A line for each would be longer than the law.
+    [
+        "Celu",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "HardSwish",
+        "LeakyRelu",
+        "Mish",
+        "PRelu",
+        "Relu",
+        "Selu",
+        "Sigmoid",
+        "Softplus",
+        "Softsign",
+        "Tanh",
+    ]  # A line for each would be longer than the law.
 )
 """Operators that put out something else for data that are scaled or shifted otherwise."""
 
@@ -84,7 +101,8 @@ class Walk:
     """One file on its way through the table.
 
     ``forced`` are bases that count as equal, whatever the weights say: by base, whether that the
-    difference is one of the function is sure.
+    difference is one of the function is sure. ``loose`` has by base why the first file does not have
+    it: that is no problem where the next operator makes one operator of both.
     """
 
     side: Side
@@ -93,6 +111,7 @@ class Walk:
     forced: dict[int, bool] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
+    loose: dict[int, Problem] = field(default_factory=dict)
 
     def graph(self, scope: Scope) -> None:
         """Go through the operators of a graph."""
@@ -297,14 +316,19 @@ class Walk:
             self._blame(node, given, relations)
             return [of_base(base) for base in known.outputs]
         if not self.is_first:
-            self.problems.append(
-                Problem("structure", label(node), f"the first file has no such {node.op_type}")
-            )
+            self._miss(node, given)
         outputs = self._fresh(scope, node.output)
         known = Known(label(node), given, outputs, numbers)
         if self.is_first:
             self.table.operators.setdefault(key, []).append(known)
         return [of_base(base) for base in outputs]
+
+    def _miss(self, node: NodeProto, given: Sequence[Expression | None]) -> None:
+        """Note that the first file has no such operator, or none that puts out what it reads."""
+        bases = (term.base for value in given if value is not None for term in value.terms)
+        loose = next((self.loose[base] for base in bases if base in self.loose), None)
+        why = f"the first file has no such {node.op_type}"
+        self.problems.append(loose or Problem("structure", label(node), why))
 
     def _relations(
         self, known: Known, given: Sequence[Expression | None]
@@ -377,21 +401,27 @@ class Walk:
         bases = frozenset(term.base for term in value.terms)
         differences: list[tuple[Sum, Difference]] = []
         for known in self.table.sums.get(bases, ()):
-            if known.kind != kind:
-                continue
-            found = _solved(known, value)
+            found = _solved(known.expression, value, known.rank) if known.kind == kind else None
             if isinstance(found, Related):
                 return self._matched(known, value, found, at)
             if found is not None:
                 differences.append((known, found))
+        longer = expanded(value, self.table.definitions)
+        if not self.is_first:
+            made = self._in_series(value, longer or value, kind, at)
+            if made is not None:
+                return made
         if self.is_first or not differences:
             base = self.table.fresh(kind)
+            known = self.table.definitions[base] = Sum(at, value, base, rank, kind)
             if self.is_first:
-                self.table.sums.setdefault(bases, []).append(Sum(at, value, base, rank, kind))
+                self.table.sums.setdefault(bases, []).append(known)
+                if longer is not None:
+                    read = frozenset(term.base for term in longer.terms)
+                    self.table.expanded.setdefault(read, []).append((known, longer))
             else:
-                self.problems.append(
-                    Problem("structure", at, "the first file adds up nothing of this form")
-                )
+                why = "the first file adds up nothing of this form"
+                self.loose[base] = Problem("structure", at, why)
             return replace(of_base(base), unit=value.unit)
         free = [pair for pair in differences if not pair[0].is_used] or differences
         known, _ = free[0]
@@ -408,6 +438,20 @@ class Walk:
             )
         )
         return self._matched(known, value, worst.otherwise, at, is_wrong=True)
+
+    def _in_series(
+        self, value: Expression, longer: Expression, kind: int, at: str
+    ) -> Expression | None:
+        """A map of a base that is made in several steps in one of the files, or None."""
+        bases = frozenset(term.base for term in longer.terms)
+        pairs = list(self.table.expanded.get(bases, ()))
+        if longer is not value:
+            pairs += [(known, known.expression) for known in self.table.sums.get(bases, ())]
+        for known, own in pairs:
+            found = _solved(own, longer, known.rank) if known.kind == kind else None
+            if isinstance(found, Related):
+                return self._matched(known, value, found, at)
+        return None
 
     def _matched(
         self, known: Sum, value: Expression, found: Related, at: str, is_wrong: bool = False
@@ -457,9 +501,7 @@ class Walk:
             known = candidate
             break
         if known is None and not self.is_first:
-            self.problems.append(
-                Problem("structure", label(node), f"the first file has no such {node.op_type}")
-            )
+            self._miss(node, given)
         if known is None:
             formal = [self._fresh(g, (v.name for v in g.graph.input)) for g in graphs]
             outputs = self._fresh(scope, node.output)
@@ -503,22 +545,24 @@ class Walk:
         """Note it if a result is not that of the first file. Raises `Blamed` as `_blame` does."""
         related = of_maps(one, other)
         if related is None:
-            self.problems.append(Problem("structure", what, "it is another value"))
+            bases = (term.base for term in other.terms if term.base in self.loose)
+            loose = next((self.loose[base] for base in bases), None)
+            self.problems.append(loose or Problem("structure", what, "it is another value"))
         elif not related.is_identity:
             if other.origins - self.forced.keys():
                 raise Blamed(other.origins - self.forced.keys(), True)
             self.problems.append(_of_map(what, what, related, None, True))
 
 
-def _solved(known: Sum, value: Expression) -> Related | Difference | None:
+def _solved(known: Expression, value: Expression, rank: int | None) -> Related | Difference | None:
     """How a sum is related to a known one. The first and last row are tried ahead of all."""
     try:
-        rows = _rows(value) or _rows(known.expression)
+        rows = _rows(value) or _rows(known)
         if rows > 2:
-            found = solve(known.expression, value, known.rank, (0, rows - 1))
+            found = solve(known, value, rank, (0, rows - 1))
             if isinstance(found, Difference):
                 return found
-        return solve(known.expression, value, known.rank)
+        return solve(known, value, rank)
     except Incomparable:
         return None
 
