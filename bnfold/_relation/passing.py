@@ -8,7 +8,6 @@ law does not hold, asks for the same data on both sides.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -260,43 +259,34 @@ def _rearranged(call: Call) -> Pair | None:
 def _reshaped(
     values: Double, before: tuple[Any, ...] | None, after: tuple[Any, ...] | None
 ) -> Double | None:
-    """Numbers of a tensor where its axes are put together or taken apart.
+    """Numbers of a tensor where its axes are put together or taken apart, in row-major order.
 
-    Equal leading sizes are one axis, and so are equal trailing ones. Between them the axes form one
-    block; it may vary where all its sizes are known.
+    The order of the last axes is their own, whatever stands ahead of them: runs of last axes with
+    one product hold the same numbers. Leading axes of equal sizes are one axis each. The numbers
+    must not vary along what is left between the two.
     """
     if values.size == 1:
         return values.reshape(())
     if before is None or after is None:
         return None
     full = _full(values, len(before))
-    begin, end = _equal(before, after), 0
-    if begin < min(len(before), len(after)):
-        end = _equal(before[begin:][::-1], after[begin:][::-1])
-    old, new = before[begin : len(before) - end], after[begin : len(after) - end]
-    own = full.shape[begin : len(before) - end]
-    head, tail = full.shape[:begin], full.shape[len(before) - end :]
-    if all(size == 1 for size in own):
-        return full.reshape(*head, *(1,) * len(new), *tail)
-    parts = _blocks(old, new)
-    if parts is None:
+    begin = _equal(before, after)
+    old, new = list(before[begin:]), list(after[begin:])
+    own = list(full.shape[begin:])
+    wide: list[int] = []
+    made: list[int] = []
+    while run := _last_run(old, new):
+        some = own[-run[0] :] if run[0] else []
+        sizes, targets = old[len(old) - run[0] :], new[len(new) - run[1] :]
+        varies = any(size > 1 for size in some)
+        wide = [*(sizes if varies else some), *wide]
+        made = [*(targets if varies else [1] * run[1]), *made]
+        del old[len(old) - run[0] :], own[len(own) - run[0] :], new[len(new) - run[1] :]
+    if any(size > 1 for size in own):
         return None
-    shape = list(head)
-    full = full.reshape(*head, *own, *tail)
-    targets: list[int] = []
-    for olds, news in parts:
-        at = len(shape) - len(head)
-        some = own[at : at + len(olds)]
-        if all(size == 1 for size in some):
-            shape += [1] * len(olds)
-            targets += [1] * len(news)
-        elif all(isinstance(size, int) for size in (*olds, *news)):
-            shape += olds
-            targets += news
-        else:
-            return None
-    full = np.broadcast_to(full, (*shape, *tail))
-    return full.reshape(*head, *targets, *tail)
+    head = full.shape[:begin]
+    full = np.broadcast_to(full, (*head, *own, *wide))
+    return full.reshape(*head, *(1,) * len(new), *made)
 
 
 def _equal(before: Sequence[Any], after: Sequence[Any]) -> int:
@@ -306,24 +296,23 @@ def _equal(before: Sequence[Any], after: Sequence[Any]) -> int:
     return sum(1 for _ in equal)
 
 
-def _blocks(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[list[Any], list[Any]]] | None:
-    """The smallest runs of axes whose products are equal; one run where a size is not known."""
-    if not all(isinstance(size, int) for size in (*old, *new)):
-        return [(list(old), list(new))]
-    if math.prod(old) != math.prod(new):
-        return None
-    parts: list[tuple[list[Any], list[Any]]] = []
-    waiting, others = list(old), list(new)
-    while waiting or others:
-        olds, news = waiting[:1], others[:1]
-        del waiting[:1], others[:1]
-        while math.prod(olds) != math.prod(news):
-            if math.prod(olds) < math.prod(news):
-                olds.append(waiting.pop(0))
-            else:
-                news.append(others.pop(0))
-        parts.append((olds, news))
-    return parts
+def _last_run(old: Sequence[Any], new: Sequence[Any]) -> tuple[int, int] | None:
+    """How many last axes on both sides have one product; None if none are known to."""
+    if old and new and old[-1] == new[-1] and old[-1] is not None:
+        return 1, 1
+    counts, products = [0, 0], [1, 1]
+    for side in (0, 1):
+        axes = (old, new)[side]
+        if axes and isinstance(axes[-1], int):
+            counts[side], products[side] = 1, axes[-1]
+    while products[0] != products[1]:
+        side = 0 if products[0] < products[1] else 1
+        axes = (old, new)[side]
+        if counts[side] == len(axes) or not isinstance(axes[-1 - counts[side]], int):
+            return None
+        products[side] *= axes[-1 - counts[side]]
+        counts[side] += 1
+    return (counts[0], counts[1]) if any(counts) else None
 
 
 def _joined(call: Call) -> Pair | None:

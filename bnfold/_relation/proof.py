@@ -18,7 +18,7 @@ from bnfold._relation.expressions import of_base
 from bnfold._relation.liveness import is_read
 from bnfold._relation.side import Side
 from bnfold._relation.table import Table
-from bnfold._relation.walk import Blamed, Layer, Problem, Walk
+from bnfold._relation.walk import Blame, Blamed, Layer, Problem, Walk
 
 _SURE = 4
 """Weights that are apart by so many times what rounding explains are no rounding."""
@@ -83,7 +83,7 @@ def prove(
     one.values.update({("", name): of_base(base) for name, base in bases.items()})
     start.graph(graphs[0])
     wanted = [(a, start.result(graphs[0], a.name)) for a, _ in results]
-    forced: dict[int, bool] = {}
+    forced: dict[int, Blame] = {}
     while True:
         table.reset()
         other.values.clear()
@@ -97,7 +97,7 @@ def prove(
         except Blamed as blamed:
             if len(forced) >= _ATTEMPTS:
                 return Proof("not proved", "", f"over {_ATTEMPTS} layers differ")
-            forced.update(dict.fromkeys(blamed.bases, blamed.is_sure))
+            forced.update(dict.fromkeys(blamed.bases, blamed.by))
     return _concluded(walk, start)
 
 

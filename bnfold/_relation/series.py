@@ -146,6 +146,8 @@ def _product(
     first, second = (_dense(each, sizes) for each in (inner, outer))
     middle = np.abs(gain) if sizes else gain
     at = {place: number for number, place in enumerate(places)}
+    if inner.gain is not None:
+        first *= np.abs(inner.gain)[:, None] if sizes else inner.gain[:, None]
     made = np.zeros((outer.rows, first.shape[1], len(places)))
     for i, p in enumerate(outer.places):
         for j, q in enumerate(inner.places):
@@ -156,8 +158,7 @@ def _product(
 def _dense(linear: Linear, sizes: bool) -> Double:
     """All weights of an operator, [rows, channels, places]; zeros outside of a row's group."""
     held = linear.mass() if sizes and linear.mass is not None else linear.load()
-    values = held.astype(np.float64)
-    values = np.abs(values) if sizes else values
+    values = np.abs(held.astype(np.float64)) if sizes else held.astype(np.float64)
     if linear.group == 1:
         return values
     rows, channels = linear.rows // linear.group, linear.group * linear.columns

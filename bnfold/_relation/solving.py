@@ -29,6 +29,8 @@ _BLOCK = 1 << 20
 """So many weights are compared at a time."""
 _LARGEST = 9
 """``r`` is the median of so many ratios."""
+_MOST = 2.0**-6
+"""No difference of a larger part of a number is laid to rounding."""
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _Key = tuple[int, bool, Any]
 _Part = tuple[Linear, Double, float]
@@ -39,14 +41,15 @@ class Related:
     """``second = scale · first + shift``, both along the axes of the tensor.
 
     Numbers that rounding alone could have moved away from 1 and 0 are 1 and 0. ``error`` is how far
-    rounding explains a difference, relative to the scale, and to the ``mass`` of the shift.
-    ``distance`` is the largest difference of that kind, in units in the last place.
+    rounding explains a difference of the scale, relative to it, and ``slip`` of the shift, relative
+    to its ``mass``. ``distance`` is the largest difference of that kind, in units in the last place.
     """
 
     scale: Double = field(default_factory=lambda: ONE)
     shift: Double = field(default_factory=lambda: ZERO)
     mass: Double = field(default_factory=lambda: ZERO)
     error: float = 0.0
+    slip: float = 0.0
     distance: float = 0.0
 
     @property
@@ -88,22 +91,26 @@ class Difference:
         )
 
 
-def settled(
-    scale: Double, shift: Double, of_scale: float, slack: Double, error: float, unit: float
+def _settled(
+    first: Expression, second: Expression, scale: Double, error: float, unit: float
 ) -> Related:
-    """A relation without what rounding explains.
+    """The relation of two expressions of which the parts without shift have this scale.
 
-    ``of_scale`` is how far it does, relative to the scale, and ``slack`` how far of the shift.
+    What rounding explains is left out of it. ``error`` is how far it does, relative to the scale.
     """
-    same = np.abs(scale - 1) <= of_scale
-    still = np.abs(shift) <= slack
-    mass = np.where(still, 0.0, slack / error if error else np.abs(shift))
+    same = np.abs(scale - 1) <= min(error, _MOST)
+    factor = np.where(same, 1.0, scale)
+    shift = second.shift - factor * first.shift
+    mass = second.mass + np.abs(factor) * first.mass
+    slip = second.error + first.error + (0.0 if np.all(same) else error)
+    still = np.abs(shift) <= min(slip, _MOST) * mass + _SMALLEST
     far = float(np.max(np.where(same, np.abs(scale - 1), 0.0)))
     return Related(
-        _plain(np.where(same, 1.0, scale), 1.0),
+        _plain(factor, 1.0),
         _plain(np.where(still, 0.0, shift), 0.0),
-        _plain(mass, 0.0),
-        error,
+        _plain(np.where(still, 0.0, mass), 0.0),
+        0.0 if np.all(same) else error,
+        slip,
         far / unit if unit else 0.0,
     )
 
@@ -116,25 +123,17 @@ def of_maps(first: Expression, second: Expression) -> Related | None:
     """How two maps of one base, or two constants, are related; None where they are not."""
     one, other = first.map, second.map
     unit = max(first.unit, second.unit)
-    error = first.error + second.error
-    allowed = first.error * first.mass + second.error * second.mass + _SMALLEST
     if one is None or other is None:
         if first.terms or second.terms:
             return None
-        return settled(ONE, second.shift - first.shift, 0.0, allowed, error, unit)
+        return _settled(first, second, ONE, 0.0, unit)
     if one.base != other.base:
         return None
-    error += one.error + other.error
     dead = one.scale == 0
     if np.any(dead & (other.scale != 0)):
         return None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.where(dead, 1.0, other.scale / np.where(dead, 1.0, one.scale))
-    same = np.abs(scale - 1) <= one.error + other.error
-    scale = np.where(same, 1.0, scale)
-    shift = second.shift - scale * first.shift
-    allowed = second.error * second.mass + np.abs(scale) * first.error * first.mass + _SMALLEST
-    return settled(scale, shift, 0.0, allowed, error, unit)
+    scale = np.where(dead, 1.0, other.scale / np.where(dead, 1.0, one.scale))
+    return _settled(first, second, scale, one.error + other.error, unit)
 
 
 def solve(
@@ -186,10 +185,7 @@ def _solve_rows(
             worst = meant, found, float(diff[row, place]) / size
         bad += block[wrong].tolist()
     error = sum(max((p[2] for parts in s.values() for p in parts), default=0.0) for s in sides)
-    factor = along(np.where(np.abs(scale - 1) <= error, 1.0, scale), axis, rank)
-    shift = second.shift - factor * first.shift
-    allowed = second.error * second.mass + np.abs(factor) * first.error * first.mass + _SMALLEST
-    related = settled(along(scale, axis, rank), shift, error, allowed, error, unit)
+    related = _settled(first, second, along(scale, axis, rank), error, unit)
     if worst is None:
         return related
     name = next((p[0].name for ps in sides[1].values() for p in ps if p[0].name), "")
@@ -381,10 +377,7 @@ def _solve_each(first: Expression, second: Expression) -> Related | Difference:
         channels = [int(each) for each in np.flatnonzero(wrong)]
         return Difference(channels, ratio.size, meant, found, units, units / 8, Related())
     error = sum(max((t.error for t in e.terms), default=0.0) for e in (first, second))
-    factor = np.where(np.abs(ratio - 1) <= error, 1.0, ratio).reshape(shape)
-    shift = second.shift - factor * first.shift
-    allowed = second.error * second.mass + np.abs(factor) * first.error * first.mass + _SMALLEST
-    return settled(ratio.reshape(shape), shift, error, allowed, error, unit)
+    return _settled(first, second, ratio.reshape(shape), error, unit)
 
 
 def _stacked(expression: Expression, bases: Sequence[int]) -> tuple[Double, Double]:

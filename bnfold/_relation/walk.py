@@ -82,10 +82,18 @@ class Problem:
 class Blamed(Exception):
     """Bases whose relation to the first file nothing behind them makes up for."""
 
-    def __init__(self, bases: Collection[int], is_sure: bool) -> None:
+    def __init__(self, bases: Collection[int], by: str, is_sure: bool) -> None:
         super().__init__()
         self.bases = frozenset(bases)
-        self.is_sure = is_sure
+        self.by = Blame(by, is_sure)
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Who reads a relation that is not the identity, and whether that is sure to show."""
+
+    by: str
+    is_sure: bool
 
 
 @dataclass(frozen=True)
@@ -100,15 +108,15 @@ class Layer:
 class Walk:
     """One file on its way through the table.
 
-    ``forced`` are bases that count as equal, whatever the weights say: by base, whether that the
-    difference is one of the function is sure. ``loose`` has by base why the first file does not have
+    ``forced`` are bases that count as equal, whatever the weights say: by base, who
+    reads the difference. ``loose`` has by base why the first file does not have
     it: that is no problem where the next operator makes one operator of both.
     """
 
     side: Side
     table: Table
     is_first: bool
-    forced: dict[int, bool] = field(default_factory=dict)
+    forced: dict[int, Blame] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
     loose: dict[int, Problem] = field(default_factory=dict)
@@ -356,6 +364,7 @@ class Walk:
             if value is not None and one is not None and not one.is_identity
         ]
         error = max((one.error for _, one in real), default=0.0)
+        slip = max((one.slip for _, one in real), default=0.0)
         unit = max((value.unit for value, _ in real), default=0.0)
         origins = frozenset[int]().union(*(value.origins for value, _ in real))
         masses = [np.abs(shift) for _, shift in found]
@@ -367,7 +376,7 @@ class Walk:
                 masses = [np.maximum(mass, np.abs(shift)) for mass, (_, shift) in pairs]
         triples = zip(known.outputs, found, masses, strict=False)
         return [
-            Expression((Term(base, scale, error),), shift, mass, error, unit, origins)
+            Expression((Term(base, scale, error),), shift, mass, slip, unit, origins)
             for base, (scale, shift), mass in triples
         ]
 
@@ -387,7 +396,7 @@ class Walk:
             if base not in self.forced
         ]
         if origins:
-            raise Blamed(origins, sure)
+            raise Blamed(origins, label(node), sure)
         real = [one for one in relations if one is not None and not one.is_identity]
         if real:
             what = f"what {label(node)} reads"
@@ -431,7 +440,7 @@ class Walk:
         known.is_used = True
         origins = value.origins - self.forced.keys()
         if origins and len(worst.channels) == worst.of:
-            raise Blamed(origins, True)
+            raise Blamed(origins, at, True)
         self.problems.append(
             Problem(
                 "weights", at, str(worst), known.base, worst.channels, worst.units, worst.allowed
@@ -462,10 +471,10 @@ class Walk:
         origins = value.origins
         if not found.is_identity and not self.is_first:
             if known.base in self.forced:
-                self.problems.append(
-                    _of_map(at, f"{at} puts out", found, known.base, self.forced[known.base])
-                )
-                found = Related(error=found.error, distance=found.distance)
+                blame = self.forced[known.base]
+                made = _of_map(at, f"{at} puts out", found, known.base, blame.is_sure)
+                self.problems.append(replace(made, why=f"{made.why}, as {blame.by} reads it"))
+                found = Related()
             else:
                 origins = frozenset((known.base,))
         else:
@@ -474,7 +483,7 @@ class Walk:
             (Term(known.base, found.scale, found.error),),
             found.shift,
             found.mass,
-            found.error,
+            found.slip,
             value.unit,
             origins,
         )
@@ -550,7 +559,7 @@ class Walk:
             self.problems.append(loose or Problem("structure", what, "it is another value"))
         elif not related.is_identity:
             if other.origins - self.forced.keys():
-                raise Blamed(other.origins - self.forced.keys(), True)
+                raise Blamed(other.origins - self.forced.keys(), what, True)
             self.problems.append(_of_map(what, what, related, None, True))
 
 
