@@ -16,6 +16,7 @@ from onnx import ModelProto, ValueInfoProto
 
 from bnfold._relation.expressions import of_base
 from bnfold._relation.liveness import is_read
+from bnfold._relation.lowering import lowered
 from bnfold._relation.side import Side
 from bnfold._relation.table import Table
 from bnfold._relation.walk import Blame, Blamed, Layer, Problem, Walk
@@ -61,7 +62,7 @@ def prove(
     be read.
     """
     one, other = (
-        Side.of(onnx.inliner.inline_local_functions(m) if m.functions else m, d)
+        Side.of(lowered(onnx.inliner.inline_local_functions(m) if m.functions else m), d)
         for m, d in ((first, first_dir), (second, second_dir))
     )
     table = Table()
@@ -71,15 +72,15 @@ def prove(
         [v for v in scope.graph.input if side.constant(scope, v.name) is None]
         for side, scope in zip((one, other), graphs, strict=True)
     ]
-    pairs = _paired(*inputs)
-    results = _paired(*(list(scope.graph.output) for scope in graphs))
+    pairs = _paired(inputs[0], inputs[1], some=True)
+    results = _paired(graphs[0].graph.output, graphs[1].graph.output)
     if pairs is None or results is None:
         what = "inputs" if pairs is None else "outputs"
         return Proof("not proved", "", f"the files have other {what}")
     strange = next((b.name for a, b in pairs if not _is_alike(a, b)), None)
     if strange is not None:
         return Proof("not proved", strange, "this input has another type or rank")
-    bases = {a.name: table.fresh(one.shapes.type(graphs[0], a.name)) for a, _ in pairs}
+    bases = {a.name: table.fresh(one.shapes.type(graphs[0], a.name)) for a in inputs[0]}
     one.values.update({("", name): of_base(base) for name, base in bases.items()})
     start.graph(graphs[0])
     wanted = [(a, start.result(graphs[0], a.name)) for a, _ in results]
@@ -102,15 +103,17 @@ def prove(
 
 
 def _paired(
-    ones: Sequence[ValueInfoProto], others: Sequence[ValueInfoProto]
+    ones: Sequence[ValueInfoProto], others: Sequence[ValueInfoProto], some: bool = False
 ) -> list[tuple[ValueInfoProto, ValueInfoProto]] | None:
-    """The ports of both files: by name where the names are the same, otherwise by position."""
-    if len(ones) != len(others):
-        return None
+    """The ports of both files: by name where the names are the same, otherwise by position.
+
+    The second file may lack inputs of the first, which it does not read.
+    """
     by_name: Mapping[str, ValueInfoProto] = {value.name: value for value in others}
-    if by_name.keys() == {value.name for value in ones}:
-        return [(value, by_name[value.name]) for value in ones]
-    return list(zip(ones, others, strict=True))
+    shared = [(value, by_name[value.name]) for value in ones if value.name in by_name]
+    if len(shared) == len(others) and (len(others) == len(ones) or some):
+        return shared
+    return list(zip(ones, others, strict=True)) if len(ones) == len(others) else None
 
 
 def _is_alike(one: ValueInfoProto, other: ValueInfoProto) -> bool:

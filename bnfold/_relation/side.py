@@ -40,12 +40,16 @@ class Weight(NamedTuple):
 
 @dataclass(eq=False)
 class Side:
-    """One file. ``values`` has the expressions of tensors by graph and name."""
+    """One file. ``values`` has the expressions of tensors by graph and name.
+
+    ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
+    """
 
     scopes: list[Scope]
     constants: Constants
     shapes: Shapes
     values: dict[tuple[str, str], Expression] = field(default_factory=dict)
+    ranks: dict[tuple[str, str], int | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ModelProto, base_dir: Path | None) -> Side:
@@ -78,7 +82,10 @@ class Side:
     def rank(self, scope: Scope, name: str) -> int | None:
         """The number of axes of a tensor, or None."""
         shape = self.shapes.shape(scope, name)
-        return None if shape is None else len(shape)
+        if shape is not None:
+            return len(shape)
+        owner = scope.owner(name)
+        return None if owner is None else self.ranks.get((owner.path, name))
 
     def is_float(self, scope: Scope, name: str) -> bool:
         """Whether a tensor is known to have numbers of floating point."""

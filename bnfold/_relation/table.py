@@ -70,7 +70,8 @@ class Table:
     """All values of the first file, and those that the second has besides.
 
     ``expanded`` has sums that read other sums, as they read what these do. ``definitions`` has the
-    sums of both files by base. ``types`` has the element type of each base. ``widened`` has by a base that is data of another
+    sums of both files by base. ``roots`` has by a base whose numbers another one
+    has, in the same order but with other axes, that one. ``types`` has the element type of each base. ``widened`` has by a base that is data of another
     type, stored in a wider one, and by that type what the data are.
     """
 
@@ -78,6 +79,7 @@ class Table:
     sums: dict[frozenset[int], list[Sum]] = field(default_factory=dict)
     expanded: dict[frozenset[int], list[tuple[Sum, Expression]]] = field(default_factory=dict)
     definitions: dict[int, Sum] = field(default_factory=dict)
+    roots: dict[int, int] = field(default_factory=dict)
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
 

@@ -25,12 +25,14 @@ from bnfold._relation.expressions import (
     of_base,
 )
 from bnfold._relation.passing import Call, passed
+from bnfold._relation.places import REARRANGING, is_absolute, place_of
 from bnfold._relation.series import expanded
 from bnfold._relation.side import Side
 from bnfold._relation.solving import Difference, Related, of_maps, solve
 from bnfold._relation.table import RANDOM, Known, Sum, Table, fingerprint, key_of
 
 _SUMS = ("Add", "Sub", "Sum")
+_COMMUTATIVE = ("Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor")
 _WIDER: dict[int, tuple[int, ...]] = {
     TensorProto.FLOAT16: (TensorProto.FLOAT, TensorProto.DOUBLE),
     TensorProto.BFLOAT16: (TensorProto.FLOAT, TensorProto.DOUBLE),
@@ -102,6 +104,15 @@ class Layer:
 
     at: str
     distance: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """One way to tell what an operator does: its key in the table, and what it reads."""
+
+    key: Hashable
+    given: Sequence[Expression | None]
+    core: Core
 
 
 @dataclass(eq=False)
@@ -209,12 +220,15 @@ class Walk:
             data = self.closed(scope, found[0])
         for step in found[1]:
             data = step.of(data) if data is not None else None
+        self.side.ranks[scope.path, node.output[0]] = rank
         return data
 
     def _linear(self, scope: Scope, node: NodeProto) -> Expression | None:
         found = linear.read(self.side, scope, node)
         data = self.closed(scope, found.data) if found is not None else None
         made = linear.apply(found, data) if found is not None and data is not None else None
+        if found is not None:
+            self.side.ranks[scope.path, node.output[0]] = found.rank
         if found is None or made is None or not found.bias:
             return made
         weight = self.side.floats(scope, found.bias)
@@ -253,27 +267,61 @@ class Walk:
         values = [*core.given, *gates]
         words = [self._word(scope, n, v) for n, v in zip(names, values, strict=True)]
         types = [self.side.shapes.type(scope, name) if name else 0 for name in node.output]
-        key = key_of(core.node, scope.opset, words, types)
+        if type_of(node) in _COMMUTATIVE:
+            order = sorted(range(len(words)), key=lambda place: str(words[place]))
+            words, values = [words[k] for k in order], [values[k] for k in order]
+        forms = [_Form(key_of(core.node, scope.opset, words, types), values, core)]
         if any(bodies(node)):
-            self._with_bodies(scope, node, key, values)
+            self._with_bodies(scope, node, forms[0].key, values)
             return
-        made = self._find(scope, node, key, values, core)
+        place = place_of(self.side, scope, node)
         data = values[0] if values else None
+        if place is not None and data is not None:
+            data = self._root(node, data, place)
+            word = self._word(scope, names[0], data)
+            forms.append(_Form((place, *types, word), [data], core))
+        made = self._find(scope, node, forms)
         if type_of(node) == "Cast" and data is not None:
             before, after = (
                 self.side.shapes.type(scope, name) for name in (node.input[0], node.output[0])
             )
             if after in _WIDER.get(before, ()):
                 self.table.widened.setdefault((made[0].terms[0].base, before), data)
+        if len(forms) > 1 and type_of(node) in REARRANGING:
+            self._note_root(data, made[0])
         for name, value in zip(node.output, made, strict=True):
             for step in core.steps:
                 value = step.of(value)
             self._set(scope, name, value)
 
+    def _root(self, node: NodeProto, data: Expression, place: Hashable) -> Expression:
+        """The data of an operator that moves numbers.
+
+        One rearrangement of another is a rearrangement of the first one's data.
+        """
+        term = data.map
+        if term is None or type_of(node) not in REARRANGING or not is_absolute(place):
+            return data
+        root = self.table.roots.get(term.base, term.base)
+        if root == term.base or term.scale.size > 1 or data.shift.size > 1:
+            return data
+        moved = Term(root, term.scale.reshape(()), term.error)
+        shift, mass = data.shift.reshape(()), data.mass.reshape(-1)[:1].reshape(())
+        return replace(data, terms=(moved,), shift=shift, mass=mass)
+
     def _close_own(self, value: Expression, at: str) -> Expression:
         """A map of one base in the place of what an operator computes inside."""
         is_map = value.map is not None or not value.terms
         return value if is_map else self._close(value, at, None, 0)
+
+    def _note_root(self, data: Expression | None, made: Expression) -> None:
+        """Note of what a new base is a rearrangement."""
+        read, written = data.map if data is not None else None, made.map
+        if read is not None and written is not None and read.base != written.base:
+            plain = read.scale.size == 1 and written.scale.size == 1
+            same = plain and read.scale == written.scale
+            if same and data is not None and np.array_equal(data.shift, made.shift):
+                self.table.roots.setdefault(written.base, read.base)
 
     def _fresh(self, scope: Scope, names: Iterable[str]) -> list[int]:
         """New bases for some tensors."""
@@ -293,42 +341,36 @@ class Walk:
         weight = self.side.floats(scope, name)
         return fingerprint(weight.load()) if weight is not None else ("unknown", id(self), name)
 
-    def _find(
-        self,
-        scope: Scope,
-        node: NodeProto,
-        key: Hashable,
-        given: Sequence[Expression | None],
-        core: Core,
-    ) -> list[Expression]:
+    def _find(self, scope: Scope, node: NodeProto, forms: Sequence[_Form]) -> list[Expression]:
         """What an operator puts out: maps of bases that are known, or new bases."""
-        candidates = self.table.operators.get(key, [])
-        kind, numbers = type_of(core.node), core.numbers
         is_random = node.op_type in RANDOM
-        if is_random:
-            candidates = [] if self.is_first else [c for c in candidates if not c.is_used]
-        tried: list[tuple[Known, list[Related | None]]] = []
-        for known in candidates:
-            relations = self._relations(known, given)
-            if relations is None:
-                continue
-            call = Call(self.side, scope, node, relations, kind, known.numbers, numbers)
-            found = passed(call)
-            if found is not None:
-                known.is_used = True
-                return self._mapped(known, found, given, call)
-            tried.append((known, relations))
+        tried: list[tuple[Known, _Form, list[Related | None]]] = []
+        for form in forms:
+            candidates = self.table.operators.get(form.key, [])
+            if is_random:
+                candidates = [] if self.is_first else [c for c in candidates if not c.is_used]
+            for known in candidates:
+                relations = self._relations(known, form.given)
+                if relations is None:
+                    continue
+                kind, numbers = type_of(form.core.node), form.core.numbers
+                call = Call(self.side, scope, node, relations, kind, known.numbers, numbers)
+                found = passed(call)
+                if found is not None:
+                    known.is_used = True
+                    return self._mapped(known, found, form.given, call)
+                tried.append((known, form, relations))
         if tried and not self.is_first:
-            known, relations = next((t for t in tried if not t[0].is_used), tried[0])
+            known, form, relations = next((t for t in tried if not t[0].is_used), tried[0])
             known.is_used = True
-            self._blame(node, given, relations)
+            self._blame(node, form.given, relations)
             return [of_base(base) for base in known.outputs]
         if not self.is_first:
-            self._miss(node, given)
+            self._miss(node, forms[0].given)
         outputs = self._fresh(scope, node.output)
-        known = Known(label(node), given, outputs, numbers)
-        if self.is_first:
-            self.table.operators.setdefault(key, []).append(known)
+        for form in forms if self.is_first else ():
+            known = Known(label(node), form.given, outputs, form.core.numbers)
+            self.table.operators.setdefault(form.key, []).append(known)
         return [of_base(base) for base in outputs]
 
     def _miss(self, node: NodeProto, given: Sequence[Expression | None]) -> None:
