@@ -1,8 +1,8 @@
 """What of an operator is not affine: the rest is steps ahead of it and behind it.
 
 Norms end with ``γ·n + β``. QuantizeLinear divides by its scale before it rounds, DequantizeLinear
-multiplies in the end. HardSigmoid is ``clip(α·x + β, 0, 1)``. Recurrent operators multiply what they
-read with weights before anything else.
+multiplies in the end. HardSigmoid is ``clip(α·x + β, 0, 1)``. Recurrent operators multiply what
+they read with weights before anything else.
 """
 
 from __future__ import annotations

@@ -227,8 +227,8 @@ _READERS = {
 def apply(found: Applied, data: Expression) -> Expression | None:
     """A linear operator on a map ``g·x + t`` of a base, without its bias.
 
-    ``L(g·x + t) = (L·g)(x) + L(t)``. Where L reads no padding L(t) is one number for each row. Where
-    it does, it is L's sums over the channels, on an image of ones with the same padding.
+    ``L(g·x + t) = (L·g)(x) + L(t)``. Where L reads no padding L(t) is one number for each row.
+    Where it does, it is L's sums over the channels, on an image of ones with the same padding.
 
     None where the map lies along another axis than the channels that L adds up, and for a shift of
     what may be padded or not.
@@ -256,7 +256,7 @@ def apply(found: Applied, data: Expression) -> Expression | None:
         sums, sizes = _sums(linear, shift), _sums(linear, mass, True)
         # Each addend is rounded, and so is each sum: about √n of these errors add up.
         count = linear.columns * len(linear.places)
-        slack = linear.error + data.error + linear.unit * (1 + np.sqrt(count))
+        slack = linear.error + data.error + linear.unit / 2 * (1 + np.sqrt(count))
         if linear.is_padded:
             image = Linear(
                 linear.kind,

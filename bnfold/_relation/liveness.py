@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bnfold._relation.walk import Walk
+import numpy as np
+
+from bnfold._relation.table import Table
 
 
-def is_read(start: Walk, base: int, channels: Sequence[int]) -> bool:
+def is_read(table: Table, base: int, channels: Sequence[int]) -> bool:
     """Whether one of some channels of a base is read, as the first file tells.
 
     A channel that only operators with zero weights for it read is not. Through an operator that is
     not linear every channel counts as read.
     """
-    import numpy as np
-
     readers = [
         term.linear
-        for sums in start.table.sums.values()
+        for sums in table.sums.values()
         for known in sums
         for term in known.expression.terms
         if term.base == base and term.linear is not None and not term.linear.of_shift
     ]
     others = any(
         term.base == base and (term.linear is None)
-        for sums in start.table.sums.values()
+        for sums in table.sums.values()
         for known in sums
         for term in known.expression.terms
     ) or any(
         value is not None and value.map is not None and value.map.base == base
-        for operators in start.table.operators.values()
+        for operators in table.operators.values()
         for known in operators
         for value in known.inputs
     )

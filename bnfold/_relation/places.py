@@ -70,7 +70,7 @@ def _ranges(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
     starts, ends, axes, steps = given
     if rank is None or starts is None or ends is None:
         return None
-    told = {}
+    told: dict[int, Hashable] = {}
     for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
         axis = (place if axes is None else axes[place]) % rank
         step = 1 if steps is None else steps[place]
@@ -79,9 +79,9 @@ def _ranges(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
             taken = range(size)[start:end:step]
             if (taken.start, taken.stop, taken.step) == (0, size, 1):
                 continue
-            told[axis] = (len(taken), taken[0] if len(taken) else 0, step)
+            told[axis] = ("numbers", len(taken), taken[0] if len(taken) else 0, step)
         else:
-            told[axis] = (min(end, _LAST), start, step)
+            told[axis] = ("as written", min(end, _LAST), start, step)
     return "ranges", tuple(sorted(told.items()))
 
 

@@ -1,25 +1,30 @@
 """Whether two files are the same function, from their weights alone.
 
-This is translation validation (Pnueli, Siegel, Singerman, 1998): it does not ask who made the second
-file, and trusts neither. Both are walked from the inputs on. Where every operator of the second file
-finds its twin in the first, and every weight is what rounding explains, the outputs are the same.
+This is translation validation (Pnueli, Siegel, Singerman, 1998): it does not ask who made the
+second file, and trusts neither. Both are walked from the inputs on. Where every operator of the
+second file finds its twin in the first, and every weight is what rounding explains, the outputs are
+the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx.inliner
 from onnx import ModelProto, ValueInfoProto
 
+from bnfold._onnx.read.constants import Constant
+from bnfold._onnx.read.scopes import Scope
 from bnfold._relation.expressions import of_base
 from bnfold._relation.liveness import is_read
 from bnfold._relation.lowering import lowered
+from bnfold._relation.matching import Matcher
+from bnfold._relation.problems import Blame, Blamed, Layer, Problem
 from bnfold._relation.side import Side
-from bnfold._relation.table import Table
-from bnfold._relation.walk import Blame, Blamed, Layer, Problem, Walk
+from bnfold._relation.table import Table, fingerprint
+from bnfold._relation.walk import Walk
 
 _SURE = 4
 """Weights that are apart by so many times what rounding explains are no rounding."""
@@ -66,7 +71,7 @@ def prove(
         for m, d in ((first, first_dir), (second, second_dir))
     )
     table = Table()
-    start = Walk(one, table, True)
+    start = Walk(one, Matcher(one, table, True))
     graphs = one.scopes[0], other.scopes[0]
     inputs = [
         [v for v in scope.graph.input if side.constant(scope, v.name) is None]
@@ -77,9 +82,12 @@ def prove(
     if pairs is None or results is None:
         what = "inputs" if pairs is None else "outputs"
         return Proof("not proved", "", f"the files have other {what}")
-    strange = next((b.name for a, b in pairs if not _is_alike(a, b)), None)
-    if strange is not None:
-        return Proof("not proved", strange, "this input has another type or rank")
+    for a, b, exact in (*((a, b, True) for a, b in pairs), *((a, b, False) for a, b in results)):
+        if not _is_alike(a, b, exact):
+            return Proof("not proved", b.name, "it has another type or shape in the other file")
+    for a, b in pairs:
+        if _default(one, graphs[0], a.name) != _default(other, graphs[1], b.name):
+            return Proof("not proved", b.name, "this input has another default value")
     bases = {a.name: table.fresh(one.shapes.type(graphs[0], a.name)) for a in inputs[0]}
     one.values.update({("", name): of_base(base) for name, base in bases.items()})
     start.graph(graphs[0])
@@ -89,17 +97,17 @@ def prove(
         table.reset()
         other.values.clear()
         other.values.update({("", b.name): of_base(bases[a.name]) for a, b in pairs})
-        walk = Walk(other, table, False, forced)
+        walk = Walk(other, Matcher(other, table, False, forced))
         try:
             walk.graph(graphs[1])
             for (_, value), (_, name) in zip(wanted, results, strict=True):
-                walk.require_same(name.name, value, walk.result(graphs[1], name.name))
+                walk.found.require_same(name.name, value, walk.result(graphs[1], name.name))
             break
         except Blamed as blamed:
             if len(forced) >= _ATTEMPTS:
                 return Proof("not proved", "", f"over {_ATTEMPTS} layers differ")
             forced.update(dict.fromkeys(blamed.bases, blamed.by))
-    return _concluded(walk, start)
+    return _concluded(walk.found, table)
 
 
 def _paired(
@@ -116,35 +124,46 @@ def _paired(
     return list(zip(ones, others, strict=True)) if len(ones) == len(others) else None
 
 
-def _is_alike(one: ValueInfoProto, other: ValueInfoProto) -> bool:
-    """Whether two inputs have one type and, as far as is said, one rank."""
+def _is_alike(one: ValueInfoProto, other: ValueInfoProto, exact: bool) -> bool:
+    """Whether two ports have one type and one shape, as far as both say it or, if ``exact``, so."""
     kinds = one.type.WhichOneof("value"), other.type.WhichOneof("value")
     if kinds != ("tensor_type", "tensor_type"):
         return one.type == other.type
     types = one.type.tensor_type, other.type.tensor_type
-    ranks = {len(t.shape.dim) for t in types if t.HasField("shape")}
-    return types[0].elem_type == types[1].elem_type and len(ranks) < 2
+    shapes = [[d.dim_value for d in t.shape.dim] for t in types if t.HasField("shape")]
+    alike = len(shapes) < 2 or (
+        len(shapes[0]) == len(shapes[1])
+        and all(a == b or not (exact or (a and b)) for a, b in zip(*shapes, strict=True))
+    )
+    return alike and types[0].elem_type == types[1].elem_type
 
 
-def _concluded(walk: Walk, start: Walk) -> Proof:
-    if not walk.problems:
-        return Proof("proved", layers=walk.layers)
-    structure = next((each for each in walk.problems if each.kind == "structure"), None)
+def _default(side: Side, scope: Scope, name: str) -> Hashable:
+    """What an input is where a caller does not say it, or None."""
+    stored = name in scope.initializers or name in scope.sparse
+    found = side.constants.find(scope, name) if stored else None
+    return fingerprint(found.load()) if isinstance(found, Constant) else None
+
+
+def _concluded(found: Matcher, table: Table) -> Proof:
+    if not found.problems:
+        return Proof("proved", layers=found.layers)
+    structure = next((each for each in found.problems if each.kind == "structure"), None)
     if structure is not None:
-        return Proof("not proved", structure.at, structure.why, walk.layers)
-    first = walk.problems[0]
-    if sum(each.kind == "weights" for each in walk.problems) > 1:
-        count = len(walk.problems)
+        return Proof("not proved", structure.at, structure.why, found.layers)
+    first = found.problems[0]
+    if sum(each.kind == "weights" for each in found.problems) > 1:
+        count = len(found.problems)
         why = f"{first.why}; {count} layers differ, and one may make up for another"
-        return Proof("not proved", first.at, why, walk.layers)
-    weak = next((each for each in walk.problems if not _is_refuted(each, start)), None)
+        return Proof("not proved", first.at, why, found.layers)
+    weak = next((each for each in found.problems if not _is_refuted(each, table)), None)
     if weak is not None:
-        return Proof("not proved", weak.at, weak.why, walk.layers)
-    return Proof("refuted", first.at, first.why, walk.layers)
+        return Proof("not proved", weak.at, weak.why, found.layers)
+    return Proof("refuted", first.at, first.why, found.layers)
 
 
-def _is_refuted(problem: Problem, start: Walk) -> bool:
+def _is_refuted(problem: Problem, table: Table) -> bool:
     """Whether the function is another one: the rest of both files is the same."""
     if not problem.is_sure or problem.units < _SURE * (1 + problem.allowed):
         return False
-    return problem.base is None or is_read(start, problem.base, problem.channels)
+    return problem.base is None or is_read(table, problem.base, problem.channels)

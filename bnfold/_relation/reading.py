@@ -1,7 +1,6 @@
-"""Affine operators, and the affine parts of others, by their definitions in ONNX.
+"""Affine operators, and those that hand on what they read, by their definitions in ONNX.
 
-BatchNormalization: ``(x − mean) / √(var + ε) · scale + B`` along axis 1. Norms end with ``γ·n + β``.
-QuantizeLinear divides by its scale before it rounds, DequantizeLinear multiplies in the end.
+BatchNormalization: ``(x − mean) / √(var + ε) · scale + B`` along axis 1.
 """
 
 from __future__ import annotations

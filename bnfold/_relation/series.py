@@ -1,7 +1,7 @@
 """Linear operators in series: one that reads what others put out, as one operator on their data.
 
-``L2(Σ s·L1(x) + t) = Σ (L2·s·L1)(x) + L2(t)``. Where L2 reads zeros around its data, L1 must put out
-zeros there as well: it does if it reads one place at a time, and adds no t.
+``L2(Σ s·L1(x) + t) = Σ (L2·s·L1)(x) + L2(t)``. Where L2 reads zeros around its data, L1 must put
+out zeros there as well: it does if it reads one place at a time, and adds no t.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ def _composed(outer: Linear, inner: Linear | None, factor: Double, error: float)
         return replace(outer, gain=gain, error=outer.error + error)
     if inner.axis != outer.data_axis or inner.of_shift:
         return None
+    if inner.rows != outer.group * outer.columns:
+        return None
     step: tuple[int, ...] = ()
     if outer.kind[0] == inner.kind[0] == "product":
         if inner.axis != inner.data_axis:
@@ -117,7 +119,7 @@ def _composed(outer: Linear, inner: Linear | None, factor: Double, error: float)
         return _product(outer, inner, gain, both, places, sizes)
 
     count = outer.columns * len(outer.places)
-    slack = outer.error + inner.error + error + outer.unit * (1 + np.sqrt(count))
+    slack = outer.error + inner.error + error + outer.unit / 2 * (1 + np.sqrt(count))
     return replace(
         outer,
         kind=kind,

@@ -7,7 +7,7 @@ function. ``r`` comes from the largest weights of the row; then every weight has
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,9 @@ _LARGEST = 9
 """``r`` is the median of so many ratios."""
 _MOST = 2.0**-6
 """No difference of a larger part of a number is laid to rounding."""
-_SMALLEST = float(np.finfo(np.float32).tiny)
+_SMALLEST = {2.0**-10: 2.0**-24}
+"""By the unit of a type the distance of its smallest numbers, where that is no matter of course."""
+_TINY = float(np.finfo(np.float32).tiny)
 _Key = tuple[int, bool, Any]
 _Part = tuple[Linear, Double, float]
 
@@ -42,7 +44,8 @@ class Related:
 
     Numbers that rounding alone could have moved away from 1 and 0 are 1 and 0. ``error`` is how far
     rounding explains a difference of the scale, relative to it, and ``slip`` of the shift, relative
-    to its ``mass``. ``distance`` is the largest difference of that kind, in units in the last place.
+    to its ``mass``. ``distance`` is the largest difference that rounding explains, in units in the
+    last place.
     """
 
     scale: Double = field(default_factory=lambda: ONE)
@@ -103,7 +106,8 @@ def _settled(
     shift = second.shift - factor * first.shift
     mass = second.mass + np.abs(factor) * first.mass
     slip = second.error + first.error + (0.0 if np.all(same) else error)
-    still = np.abs(shift) <= min(slip, _MOST) * mass + _SMALLEST
+    least = _SMALLEST.get(unit, _TINY) * (1 + np.abs(factor))
+    still = np.abs(shift) <= min(slip, _MOST) * mass + least
     far = float(np.max(np.where(same, np.abs(scale - 1), 0.0)))
     return Related(
         _plain(factor, 1.0),
@@ -167,7 +171,7 @@ def _solve_rows(
     if any(len(kinds) > 1 for kinds in _kinds(sides).values()):
         raise Incomparable("their windows lie otherwise")
     layouts = {key: _layout([p for s in sides for p in s.get(key, ())]) for key in _keys(sides)}
-    scale, error = np.ones(rows), 0.0
+    scale, distance = np.ones(rows), 0.0
     bad: list[int] = []
     worst, unit = None, max(linear.unit for linear in linears)
     loaded: dict[int, NDArray[Any]] = {}
@@ -182,12 +186,15 @@ def _solve_rows(
             place = int(np.argmax(relative))
             found, meant = float(other[row, place]), float(ratio[row] * one[row, place])
             size = max(abs(found), abs(meant)) * unit
-            worst = meant, found, float(diff[row, place]) / size
+            worst = meant, found, float(diff[row, place]) / size if size else np.inf
         bad += block[wrong].tolist()
+        agreed = ~over & (away + off > 0)
+        part = np.divide(diff, away + off, out=np.zeros_like(diff), where=agreed)
+        distance = max(distance, float(part.max(initial=0)))
     error = sum(max((p[2] for parts in s.values() for p in parts), default=0.0) for s in sides)
     related = _settled(first, second, along(scale, axis, rank), error, unit)
     if worst is None:
-        return related
+        return replace(related, distance=max(related.distance, distance * error / unit))
     name = next((p[0].name for ps in sides[1].values() for p in ps if p[0].name), "")
     total = rows if wanted is None else len(wanted)
     return Difference(bad, total, *worst, error / unit, related, name)
@@ -285,7 +292,7 @@ def _filled(
             sizes = np.abs(weights)
             if linear.mass is not None:
                 sizes = linear.mass()[block].astype(np.float64) * np.abs(factors)
-            slips = error * sizes + _SMALLEST * np.abs(factors)
+            slips = error * sizes + _SMALLEST.get(linear.unit, _TINY) * np.abs(factors)
             at = [layout.places[place] for place in linear.places]
             if layout.is_dense:
                 group = block * linear.group // linear.rows
@@ -319,7 +326,7 @@ def _compared(
     """
     ratio = np.ones(len(one))
     diff = np.abs(other - one)
-    over = diff > away + off
+    over = ~(diff <= away + off)  # What is not a number is no rounding.
     for ratios in (_ratios, _exact_ratios):
         wrong = np.flatnonzero(over.any(axis=1))
         if not len(wrong):
@@ -327,7 +334,7 @@ def _compared(
         a, b = one[wrong], other[wrong]
         found = ratios(a, b, off[wrong] + away[wrong])
         far = np.abs(b - found[:, None] * a)
-        beyond = far > away[wrong] + np.abs(found)[:, None] * off[wrong]
+        beyond = ~(far <= away[wrong] + np.abs(found)[:, None] * off[wrong])
         if ratios is _exact_ratios:  # The first ratio tells more of a row that is wrong.
             right = ~beyond.any(axis=1)
             wrong, found, far, beyond = wrong[right], found[right], far[right], beyond[right]
@@ -373,7 +380,8 @@ def _solve_each(first: Expression, second: Expression) -> Related | Difference:
         row = int(np.argmax(wrong))
         place = int(np.argmax(np.where(over[row], diff[row], 0)))
         found, meant = float(other[row, place]), float(ratio[row] * one[row, place])
-        units = float(diff[row, place]) / (max(abs(found), abs(meant)) * unit)
+        size = max(abs(found), abs(meant)) * unit
+        units = float(diff[row, place]) / size if size else np.inf
         channels = [int(each) for each in np.flatnonzero(wrong)]
         return Difference(channels, ratio.size, meant, found, units, units / 8, Related())
     error = sum(max((t.error for t in e.terms), default=0.0) for e in (first, second))

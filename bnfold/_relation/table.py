@@ -69,10 +69,16 @@ class Sum:
 class Table:
     """All values of the first file, and those that the second has besides.
 
-    ``expanded`` has sums that read other sums, as they read what these do. ``definitions`` has the
-    sums of both files by base. ``roots`` has by a base whose numbers another one
-    has, in the same order but with other axes, that one. ``types`` has the element type of each base. ``widened`` has by a base that is data of another
-    type, stored in a wider one, and by that type what the data are.
+    Attributes:
+        operators: what is not affine, by what tells it apart.
+        sums: sums of linear operators, by the bases that they read.
+        expanded: sums that read other sums, as they read what these do.
+        definitions: the sums of both files, by the base that they are.
+        roots: by a base whose numbers another one has, in the same order but with other axes, that
+            other one.
+        types: the element type of each base.
+        widened: by a base that is data of another type, stored in a wider one, and by that type,
+            what the data are.
     """
 
     operators: dict[Hashable, list[Known]] = field(default_factory=dict)
