@@ -1,4 +1,4 @@
-"""Fold every architecture of timm and torchvision that fits the machine, with random weights.
+"""Fold the smaller architectures of timm and torchvision, with random weights.
 
 Each is folded as a module and as an exported program, in float64, and compared with the original on
 one input. The BatchNorms that run are counted before and after, beside what other fusions leave of
@@ -9,8 +9,10 @@ them: those of torch.fx and of torch.ao, and timm's own reparameterization::
     python benchmarks/zoo.py zoo.jsonl --table      # writes benchmarks/zoo.md
 
 Weights are as the packages draw them; statistics, scales and shifts of norms are drawn. Inputs are
-as small as the architecture takes. Of each module of timm it takes the smallest architectures. One
-that needs more time or memory than its bound is told so. The exit status of ``--table`` is 1 if a
+as small as the architecture takes. Those with fewer than 40 million parameters are taken: of each
+module of timm the five smallest, of torchvision all. One that needs more time or memory than its
+bound is told so. The table names, too, what was chosen and not reached, and what was not tried, for
+its size is not known: it cannot be made without memory. The exit status of ``--table`` is 1 if a
 fold is wrong, or if another tool leaves fewer BatchNorms.
 """
 
@@ -29,6 +31,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -65,8 +68,8 @@ def main() -> None:
     given = parser.parse_args()
     done = [json.loads(line) for line in _lines(given.results)]
     if given.table:
-        sys.exit(_write_table(done))
-    names = list(given.only) or _chosen()
+        sys.exit(_write_table(done, *_chosen()))
+    names = list(given.only) or _chosen()[0]
     left = [name for name in names if name not in {row["name"] for row in done}]
     print(f"{len(names)} architectures, {len(left)} to fold", flush=True)
     end = time.monotonic() + given.seconds
@@ -136,17 +139,18 @@ def _built(name: str) -> nn.Module:
     return made
 
 
-def _chosen() -> list[str]:
-    """The names of architectures, the smallest first."""
+def _chosen() -> tuple[list[str], list[str]]:
+    """The names of architectures, the smallest first; and of those whose size is not known."""
     vision = _torchvision().models
     import timm
 
     names = [f"torchvision/{n}" for n in (*_of(vision), *_of(vision.segmentation))]
     for module in timm.list_modules():
-        own = [f"timm/{name}" for name in timm.list_models(module=module)]
-        names += sorted(own, key=_size)[:OF_EACH_MODULE]
+        own = sorted((f"timm/{name}" for name in timm.list_models(module=module)), key=_size)
+        names += [name for at, name in enumerate(own) if at < OF_EACH_MODULE or _size(name) == inf]
     sizes = {name: _size(name) for name in names}
-    return sorted((name for name in sizes if sizes[name] < PARAMETERS), key=lambda n: sizes[n])
+    chosen = sorted((name for name in sizes if sizes[name] < PARAMETERS), key=lambda n: sizes[n])
+    return chosen, [name for name in sizes if sizes[name] == inf]
 
 
 def _of(module: Any) -> list[str]:
@@ -160,8 +164,9 @@ def _size(name: str) -> float:
     try:
         with torch.device("meta"):
             return float(sum(p.numel() for p in _built(name).parameters()))
-    except Exception:
-        return float("inf")
+    except Exception as error:
+        print(f"{name} cannot be made without memory: {error}", file=sys.stderr)
+        return inf
 
 
 def _drawn(module: nn.Module) -> nn.Module:
@@ -337,7 +342,7 @@ listed with its code.
 """
 
 
-def _write_table(rows: list[dict[str, Any]]) -> int:
+def _write_table(rows: list[dict[str, Any]], chosen: list[str], unmade: list[str]) -> int:
     """Write the table. Gives 1 if a fold is wrong or another tool leaves fewer norms."""
     fine = sorted((row for row in rows if "error" not in row), key=lambda row: str(row["name"]))
     failed = [row for row in rows if "error" in row]
@@ -357,6 +362,11 @@ def _write_table(rows: list[dict[str, Any]]) -> int:
         f"Median of `fold`: {ratios[len(ratios) // 2] if ratios else 0}.",
         "Another tool leaves fewer: " + ("; ".join(behind) or "nowhere") + ".",
         *(f"Not folded: {row['name']} ({row['error']})." for row in failed),
+    ]
+    missed = [name for name in chosen if name not in {row["name"] for row in rows}]
+    ends += [
+        "Chosen and not reached: " + (", ".join(missed) or "none") + ".",
+        "Not tried, as it cannot be made without memory: " + (", ".join(unmade) or "none") + ".",
     ]
     lines = "".join(map(_line, fine))
     path = Path(__file__).with_suffix(".md")

@@ -26,6 +26,16 @@ def constant(name, value):
     return op("Constant", "", name, value=tensor(value, ""))
 
 
+def convolving(own, *behind):
+    """The nodes of a body: a Conv of ``x`` with a weight of its own, and what stands behind its
+    ``c``. Constants of the body are those that ``own`` names: a factor ``k``, and ``s``, ``t``,
+    ``m`` and ``v`` of a norm.
+    """
+    made = {"k": rand(3, 1, 1), "s": rand(3), "t": rand(3), "m": rand(3), "v": positive(3)}
+    stored = [constant("w", rand(3, 3, 3, 3)), *(constant(name, made[name]) for name in own)]
+    return [*stored, op("Conv", "x w", "c", name="conv"), *behind]
+
+
 BLOCK = "x w s t m v"
 
 
@@ -61,3 +71,13 @@ def two_calls(c_in, between, c_out):
         domains=DOMAIN,
         weights=params("a", c_in, between) | params("b", between, c_out),
     )
+
+
+def calling(*body, attributes=(), **given):
+    """A model that calls a local function, whose output is its own."""
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    inner = helper.make_function("own", "F", ["a"], ["b"], body, imports[:1], [*attributes])
+    made = model(op("F", "x", "y", domain="own", **given), x=(3, 1), opset=17)
+    made.opset_import.append(imports[1])
+    made.functions.append(inner)
+    return made

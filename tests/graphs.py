@@ -24,6 +24,7 @@ from onnx import (
 
 import bnfold
 from bnfold._onnx.fold import prepare
+from bnfold._onnx.merge.merging import read
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof.certificate import certify
 from bnfold._proof.evidence import Certificate, Obstacle
@@ -433,6 +434,15 @@ class Done:
     plan: bnfold.Plan
     folded: ModelProto
     applied: Sequence[Applied]
+
+
+def i64(*values: Any) -> Array:
+    return np.array(values, np.int64)
+
+
+def sizes(made: ModelProto, name: str) -> tuple[int | None, ...] | None:
+    """What reading a model finds of a tensor's shape."""
+    return read(made, None).graphs[0].context.shape(name)
 
 
 def done(made: ModelProto, base_dir: Path | None = None) -> Done:

@@ -5,12 +5,15 @@ one and over itself, with weights within and beside it, and sends SIGINT, SIGTER
 random moment, to the command or to the process of its own that does the work. It holds bnfold to
 this:
 
+- it says in one line how it ended, with the exit code for that, and shows no traceback, but where
+  Python itself was starting;
 - each file is there whole, as it was or as a run to the end leaves it, a model with its data;
 - what is read is what it was;
 - nothing else is left, but for what SIGKILL leaves, and the next run removes that.
 
 Half of the moments are drawn from the whole run, half from when its temporary folder is there.
-Each case is made from its number and the seed.
+Each case is made from its number and the seed. The folder of a case that went wrong stays, and is
+named.
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ from .cli.command import COMMAND, PATIENCE_S, environment, tree
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 WAYS = ("new", "over", "in-place")
+KILLED = "error: the system killed the process; memory may have run out (--memory sets a bound)"
+OVER = "error: the system killed the process when the run was over; what it has written is whole"
+CRASHED = "error: a library crashed on this file (SIGSEGV in "
 _TEMPORARY = ".bnfold-"
 
 
@@ -116,8 +122,19 @@ def whole(case: Case) -> tuple[dict[str, bytes], dict[str, bytes], float]:
 
 def killed(case: Case, before: dict[str, bytes], after: dict[str, bytes], seconds: float) -> str:
     """End a run; whether it was done, or had changed nothing. Raises `Wrong`."""
-    name = tempfile.mkdtemp()
-    folder, temporary = Path(name, "files"), Path(name, "temporary")
+    name = Path(tempfile.mkdtemp())
+    try:
+        state = _killed(case, before, after, seconds, name)
+    except Wrong as error:
+        raise Wrong(f"{error}; it is left in {name}") from error
+    shutil.rmtree(name)
+    return state
+
+
+def _killed(
+    case: Case, before: dict[str, bytes], after: dict[str, bytes], seconds: float, name: Path
+) -> str:
+    folder, temporary = name / "files", name / "temporary"
     for each in (folder, temporary):
         each.mkdir()
     for path, held in before.items():
@@ -136,7 +153,8 @@ def killed(case: Case, before: dict[str, bytes], after: dict[str, bytes], second
     with suppress(ProcessLookupError):
         os.kill(target, case.number)
     _, told = run.communicate(timeout=PATIENCE_S)
-    state = _judged(case, run.returncode, told.decode(), folder, before, after)
+    check_ending(case.number, target != run.pid, run.returncode, told.decode())
+    state = _judged(case, run.returncode, folder, before, after)
     if left := _left(folder, temporary):
         if case.number != signal.SIGKILL or target != run.pid:
             raise Wrong(f"{left} is left")
@@ -152,7 +170,6 @@ def killed(case: Case, before: dict[str, bytes], after: dict[str, bytes], second
         raise Wrong("the next run leaves another model")
     if done.keys() - before.keys() - _read(done, "m.onnx") - _read(done, "out/o.onnx"):
         state += ", a data file stays that no model names"
-    shutil.rmtree(name)
     return state
 
 
@@ -161,18 +178,35 @@ def _left(folder: Path, temporary: Path) -> str:
     return ", ".join(str(p) for each in (folder, temporary) for p in each.rglob(f"{_TEMPORARY}*"))
 
 
-def _judged(
-    case: Case,
-    code: int,
-    told: str,
-    folder: Path,
-    before: dict[str, bytes],
-    after: dict[str, bytes],
-) -> str:
-    codes = {0, 128 + case.number, -case.number, 3}
-    starting = case.number == signal.SIGINT and "KeyboardInterrupt" in told  # Python itself was
-    if not starting and (code not in codes or told.strip().count("\n")):
+def check_ending(number: int, worker: bool, code: int, told: str) -> None:
+    """Raise `Wrong` for an exit code or an error that does not belong to a signal.
+
+    That came to the command, or to its ``worker``. It may have come when all was done. While Python
+    starts, or imports what the command begins with, an interrupt is Python's to tell. An interrupt
+    of the worker alone may crash a library that is being imported: nobody knows then why it did.
+    """
+    if worker:
+        killed = {(3, KILLED), (3, OVER)}
+        ends = killed if number == signal.SIGKILL else {(128 + number, "interrupted")}
+    else:
+        ends = {(-number, "")}
+        ends |= {(128 + number, "interrupted")} if number != signal.SIGKILL else set()
+    starting = (
+        (number, worker) == (signal.SIGINT, False)
+        and "KeyboardInterrupt" in told
+        and ", in main\n" not in told
+    )
+    crashed = worker and number != signal.SIGKILL and code == 2 and told.startswith(CRASHED)
+    one_line = told.strip().count("\n") == 0
+    if starting or (crashed and one_line):
+        return
+    if (code, told.strip()) not in {(0, ""), *ends}:
         raise Wrong(f"exit code {code}: {told}")
+
+
+def _judged(
+    case: Case, code: int, folder: Path, before: dict[str, bytes], after: dict[str, bytes]
+) -> str:
     found = {name: held for name, held in tree(folder).items() if _TEMPORARY not in name}
     if found == after:
         return "done"

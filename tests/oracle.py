@@ -470,12 +470,13 @@ class _Run:
             v, mag, w, e = parts
             n = x[0].v.size // max(v.size, 1) + 8
             return [Value(v, mag, np.abs(v), w + 2 * u * mag, e + n * u * mag, n)]
-        if kind in ("Sum", "Max"):
+        if kind in ("Sum", "Max", "Min"):
             out = x[0]
             for other in x[1:]:
                 out = add(out, other, 1, u)
-            if kind == "Max":
-                out = fresh(np.maximum.reduce([p.v for p in x]), out.w, out.e)
+            if kind != "Sum":
+                pick = np.maximum if kind == "Max" else np.minimum
+                out = fresh(functools.reduce(pick, [p.v for p in x]), out.w, out.e)
             return [out]
         if kind in ("Sqrt", "Reciprocal", "Exp", "Pow"):
             (v,) = reference(node, [p.v for p in x], opset)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 from onnx import helper
 
 import bnfold
-from bnfold._onnx.read import evaluation as reading
-from bnfold._onnx.read import growth
-from bnfold._onnx.read.evaluation import evaluate
 
 from .graphs import (
     bn,
@@ -21,6 +16,7 @@ from .graphs import (
     counts,
     fold,
     folds,
+    i64,
     model,
     op,
     overridable,
@@ -35,10 +31,6 @@ CONV = ("conv", "x", "c", (4, 3, 3, 3))
 
 def constant(name, **attrs):
     return op("Constant", "", name, name=f"const_{name}", **attrs)
-
-
-def i64(*values):
-    return np.array(values, np.int64)
 
 
 def sparse(dense):
@@ -283,76 +275,7 @@ def test_unknown_or_random_sources_are_not_constant():
     assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
 
 
-# --- by value ----------------------------------------------------------------------------------
-
-
-def test_full_constant_equal_along_height_and_width_is_per_channel():
-    k = np.broadcast_to(rand(1, 4, 1, 1), (1, 4, 6, 6)).copy()
-    folds(model(conv(*CONV), const("Mul", "c", "y", k)), Conv=1)
-
-
-def test_full_constant_of_one_value_is_a_scalar():
-    k = np.full((2, 4, 6, 6), 1.25, np.float32)
-    folds(model(conv(*CONV), const("Mul", "c", "y", k)), Conv=1)
-
-
-def test_full_constant_that_fixes_a_free_size_stays():
-    """[1, 4, 6, 6] on [n, 4, h, w]: dropping it would accept h = w = 1 or fail to expand it."""
-    k = np.broadcast_to(rand(1, 4, 1, 1), (1, 4, 6, 6)).copy()
-    m = model(conv(*CONV), const("Mul", "c", "y", k, name="mul"), x=("n", 3, "h", "w"))
-    after = bnfold.fold(m)
-    data = {"x": rand(2, 3, 3, 3)}
-    from .graphs import assert_same
-
-    assert_same(m, after, data)
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [(6,), (6, 1), (1, 1, 6, 6), (4, 6, 6), (2, 1, 1, 1), (2, 4, 1, 1)],
-    ids=["W", "H", "HW", "CHW", "N", "NC"],
-)
-@pytest.mark.parametrize("kind", ["Mul", "Add", "Sub", "Div"])
-def test_constant_along_another_axis_stays(kind, shape):
-    m = model(conv(*CONV), const(kind, "c", "y", rand(*shape), name="k"))
-    kept = codes(m)["k"]
-    assert kept in ("not-per-channel", "axis-mismatch")
-    assert fold(m).SerializeToString() == m.SerializeToString()
-
-
-@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 1, 1), (4, 4), (4, 4, 4)], ids=str)
-@pytest.mark.parametrize("kind", ["Mul", "Add"])
-def test_constant_along_another_axis_of_equal_size_stays(kind, shape):
-    m = model(
-        conv("conv", "x", "c", (4, 4, 1, 1)),
-        const(kind, "c", "y", rand(*shape), name="k"),
-        x=(4,) * 4,
-    )
-    assert codes(m)["k"] in ("not-per-channel", "axis-mismatch")
-    assert fold(m).SerializeToString() == m.SerializeToString()
-
-
-@pytest.mark.parametrize("shape", [(4, 1, 1), (1, 4, 1, 1)], ids=str)
-def test_constant_that_widens_one_channel_stays(shape):
-    m = model(conv("conv", "x", "c", (1, 3, 3, 3)), const("Mul", "c", "y", rand(*shape), name="k"))
-    stays(m, {"k": "not-per-channel"})
-
-
-def test_constant_of_more_axes_than_the_tensor_stays():
-    m = model(conv(*CONV), const("Mul", "c", "y", rand(1, 1, 4, 1, 1), name="k"))
-    stays(m, {"k": "not-per-channel"})
-
-
-def test_scalar_of_more_axes_than_the_tensor_stays():
-    """It is one value, but it raises the rank."""
-    m = model(conv(*CONV), const("Mul", "c", "y", rand(1, 1, 1, 1, 1), name="k"))
-    stays(m, {"k": "not-per-channel"})
-
-
-def test_scalar_that_expands_stays():
-    k = np.full((5, 4, 6, 6), 1.25, np.float32)
-    m = model(conv(*CONV), const("Mul", "c", "y", k, name="k"), x=(1, 3, 8, 8))
-    stays(m, {"k": "not-per-channel"})
+# --- what is none: integers, and what a caller may give ----------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["Mul", "Add", "Sub"])
@@ -425,22 +348,6 @@ def test_dynamic_conv_bias():
     stays(m, {"bn": "dynamic-weight"})
 
 
-@pytest.mark.parametrize("shape", [(6,), (6, 1), (2, 1, 1, 1)], ids=["W", "H", "N"])
-def test_constant_along_a_free_axis_stays(shape):
-    m = model(conv(*CONV), const("Mul", "c", "y", rand(*shape), name="k"), x=("n", 3, "h", "w"))
-    assert codes(m)["k"] in ("not-per-channel", "axis-mismatch", "unknown-shape")
-    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
-
-
-@pytest.mark.parametrize("shape", [(2, 4, 1, 1), (2, 1, 1, 1), (1, 1, 6, 1)], ids=str)
-def test_equal_values_along_a_free_axis_may_expand_it(shape):
-    """[2, 4, 1, 1] on [n, 4, h, w] makes n = 2 of n = 1, whatever its values are."""
-    k = np.broadcast_to(rand(1, shape[1], 1, 1), shape).copy()
-    m = model(conv(*CONV), const("Mul", "c", "y", k, name="k"), x=("n", 3, "h", "w"))
-    assert bnfold.fold(m).SerializeToString() == m.SerializeToString()
-    assert codes(m)["k"] in ("not-per-channel", "unknown-shape")
-
-
 def test_dropout_whose_mode_the_caller_gives_stops():
     from onnx import TensorProto
 
@@ -507,167 +414,3 @@ def test_a_norm_that_stands_earlier_finds_its_constants_there(written):
     )
     made = fold(m)
     assert [n.name for n in made.graph.node if n.op_type == "BatchNormalization"] == ["last"]
-
-
-# --- size --------------------------------------------------------------------------------------
-
-
-def test_large_constants_are_made_once_each(monkeypatch):
-    """Each Add reads the one before twice: made anew for each reader, 2²⁰ would be made."""
-    made = []
-
-    def counted(node, *rest):
-        made.append(node)
-        assert len(made) < 99
-        return evaluate(node, *rest)
-
-    monkeypatch.setattr(reading, "evaluate", counted)
-    steps = [op("Add", f"k{n} k{n}", f"k{n + 1}") for n in range(20)]
-    m = model(
-        (op("ConstantOfShape", "s", "k0"), {"s": i64(300_000)}),
-        *steps,
-        op("ReduceMean", "k20", "k", keepdims=0),
-        conv(*CONV),
-        op("Add", "c k", "y"),
-    )
-    bnfold.plan(m)
-    assert len(made) < 2 * len(m.graph.node)
-
-
-HUGE = {
-    "constant of shape": (op("ConstantOfShape", "s", "k"), {"s": i64(10**9)}),
-    "tile": (op("Tile", "one s", "k"), {"one": rand(1), "s": i64(10**9)}),
-    "expand": (op("Expand", "one s", "k"), {"one": rand(1), "s": i64(10**5, 10**5)}),
-    "pad": (op("Pad", "one s", "k"), {"one": rand(1), "s": i64(0, 10**9)}),
-    "outer product": (op("Mul", "a b", "k"), {"a": rand(20_000, 1), "b": rand(20_000)}),
-    "matrix product": (op("MatMul", "a b", "k"), {"a": rand(20_000, 1), "b": rand(1, 20_000)}),
-    "einsum": (
-        op("Einsum", "a b", "k", equation="i,j->ij"),
-        {"a": rand(20_000), "b": rand(20_000)},
-    ),
-    "gather": (op("Gather", "a b", "k"), {"a": rand(1, 20_000), "b": np.zeros(20_000, np.int64)}),
-    "gather by several axes": (
-        op("GatherND", "a b", "k"),
-        {"a": rand(1, 20_000), "b": np.zeros((20_000, 1), np.int64)},
-    ),
-    "gather in batches": (
-        op("GatherND", "a b", "k", batch_dims=1),
-        {"a": rand(1, 1, 20_000), "b": np.zeros((1, 20_000, 1), np.int64)},
-    ),
-    "pad some axes": (
-        op("Pad", "one s _ axes", "k"),
-        {"one": rand(1, 20_000), "s": i64(0, 20_000), "axes": i64(0)},
-    ),
-    "pad an axis from behind": (
-        op("Pad", "one s _ axes", "k"),
-        {"one": rand(20_000, 1), "s": i64(0, 20_000), "axes": i64(-1)},
-    ),
-    "gemm": (
-        op("Gemm", "a b", "k", transA=1),
-        {"a": rand(1, 20_000), "b": rand(1, 20_000)},
-    ),
-    "gemm, the other one turned": (
-        op("Gemm", "a b", "k", transB=1),
-        {"a": rand(20_000, 1), "b": rand(20_000, 1)},
-    ),
-    "einsum without an arrow": (
-        op("Einsum", "a b", "k", equation="i,j"),
-        {"a": rand(20_000), "b": rand(20_000)},
-    ),
-    "einsum with an ellipsis": (
-        op("Einsum", "a b", "k", equation="...i,j->...j"),
-        {"a": rand(20_000, 1), "b": rand(20_000)},
-    ),
-    "einsum with two ellipses and no arrow": (
-        op("Einsum", "a b", "k", equation="...i,...i"),
-        {"a": rand(20_000, 1, 1), "b": rand(1, 20_000, 1)},
-    ),
-    "clip": (op("Clip", "a b", "k"), {"a": rand(20_000, 1), "b": rand(1, 20_000)}),
-}
-
-
-@pytest.mark.parametrize("name", HUGE)
-def test_what_few_numbers_blow_up_is_not_made(name, monkeypatch):
-    """No constant of a gigabyte is made from kilobytes of file."""
-    monkeypatch.setattr(reading, "evaluate", lambda *_: pytest.fail("it was made"))
-    m = model(
-        HUGE[name], conv(*CONV), op("ReduceMean", "k", "r", keepdims=0), op("Mul", "c r", "y")
-    )
-    assert "y_mul" not in {k.node for k in bnfold.plan(m).folds}
-
-
-SIZES = {
-    **{
-        f"Einsum {equation}": op(
-            "Einsum", " ".join("ab"[: equation.count(",") + 1]), "k", equation=equation
-        )
-        for equation in (
-            "ij,jk",
-            "ij,jk->ki",
-            "...i,...i",
-            "i...,...i->i",
-            "ij...",
-            "ba,cb",
-            "ii",
-            "Ab,bc",
-        )
-    },
-    **{f"Gemm {a} {b}": op("Gemm", "a b", "k", transA=a, transB=b) for a in (0, 1) for b in (0, 1)},
-    "Gemm and C": op("Gemm", "a b a", "k"),
-    "MatMul": op("MatMul", "a b", "k"),
-    "Pad": op("Pad", "a p", "k"),
-    "Pad axes": op("Pad", "a q _ r", "k"),
-    "GatherND": op("GatherND", "a i", "k"),
-    "GatherND deep": op("GatherND", "a j", "k"),
-    "GatherND batch": op("GatherND", "a l", "k", batch_dims=1),
-    "Gather": op("Gather", "a i", "k", axis=1),
-    "Clip": op("Clip", "a c c", "k"),
-    "Sum": op("Sum", "a c a", "k"),
-}
-_SHAPES = ((3, 3), (3, 3, 3), (1, 3), (3, 1), (4, 2), (3,))
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_the_size_that_is_told_is_no_less_than_the_size_that_is_made(name):
-    """The oracle is what onnx's evaluator makes, for all shapes that it takes."""
-    node, made = SIZES[name], 0
-    fixed = {
-        "p": i64(1, 0, 2, 3),
-        "q": i64(5, 4),
-        "r": i64(-1),
-        "c": rand(2, 1, 1, 1),
-        "i": i64([0], [1], [0], [1], [0]),
-        "j": i64([0, 1], [1, 0]),
-        "l": i64([[0]], [[1]], [[0]]),
-    }
-    for a in _SHAPES:
-        for b in _SHAPES:
-            held = {"a": rand(*a), "b": rand(*b), **fixed}
-            inputs = [held[name] if name else None for name in node.input]
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    size = evaluate(node, inputs, 18).size
-            except Exception:
-                continue
-            made += 1
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(growth, "LARGEST", size)
-                growth.refuse_huge(node, inputs)  # what fits is made
-                patch.setattr(growth, "LARGEST", 0)
-                if size > sum(v.size for v in inputs if v is not None):
-                    with pytest.raises(ValueError, match="it would have"):
-                        growth.refuse_huge(node, inputs)
-    assert made
-
-
-def test_what_is_no_larger_than_its_parts_is_made_whatever_its_size(monkeypatch):
-    monkeypatch.setattr(growth, "LARGEST", 4)
-    chain = [op("Transpose", "raw", "t", perm=[3, 1, 2, 0]), op("MatMul", "t q", "w")]
-    m = model(
-        *chain,
-        op("Conv", "x w", "c"),
-        const("Mul", "c", "y", rand(4, 1, 1)),
-        weights={"raw": rand(3, 3, 3, 4), "q": rand(3, 3)},
-    )
-    folds(m, Conv=1)

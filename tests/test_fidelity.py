@@ -428,3 +428,14 @@ def test_an_initializer_that_only_a_note_names_before_ir_4():
     folded = bnfold.fold(made)
     assert counts(folded) == {"Conv": 1}
     assert_same(made, folded)
+
+
+def test_an_initializer_that_nothing_read_before_ir_4_stays_as_it_was():
+    made = model(conv("c", "x", "b", (4, 4, 1, 1)), bn("n", "b", "y", 4), x=(1, 4, 3, 3))
+    made.ir_version = 3
+    made.graph.initializer.append(helper.make_tensor("idle", TensorProto.FLOAT, [1], [2.0]))
+    del made.graph.input[1:]
+    folded = bnfold.fold(made)
+    assert counts(folded) == {"Conv": 1}
+    assert [value.name for value in folded.graph.input] == ["x"]
+    assert "idle" in {tensor.name for tensor in folded.graph.initializer}

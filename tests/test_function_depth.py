@@ -10,22 +10,12 @@ from bnfold._onnx import fold as folding
 from bnfold._onnx.read import inlining
 from bnfold._onnx.read.scopes import Names
 
-from .functions import DOMAIN, block, call, constant, function, params
+from .functions import DOMAIN, block, call, constant, convolving, function, params
 from .graphs import counts, fold, model, op, rand
 
 
 def test_function_calls_a_function():
-    inner = function(
-        "Inner",
-        "x",
-        "y",
-        [
-            constant("w", rand(3, 3, 1, 1)),
-            constant("k", rand(3, 1, 1)),
-            op("Conv", "x w", "c"),
-            op("Add", "c k", "y"),
-        ],
-    )
+    inner = function("Inner", "x", "y", convolving("k", op("Add", "c k", "y")))
     outer = function(
         "Outer",
         "x",

@@ -103,6 +103,14 @@ def test_a_scale_behind_has_to_pass_the_activation(kind, scale):
     assert codes(m) == ({} if passes else {"mul": "not-carried"})
 
 
+def test_a_negative_number_turns_the_bounds_of_a_clip_round():
+    m = made(fused("Clip", "x", "f"), const("Mul", "f", "y", np.float32(-2), name="mul"))
+    assert left(m) == {"FusedConv": 1}
+    (node,) = bnfold.fold(m).graph.node
+    bounds = next(list(a.floats) for a in node.attribute if a.name == "activation_params")
+    assert bounds == [-1.5, 1.0]
+
+
 @activations
 def test_a_shift_behind_passes_none_but_a_clip(kind):
     """That of a Clip moves its bounds, if it is the same for all channels."""

@@ -13,7 +13,18 @@ from bnfold._proof import inlined_calls
 from bnfold._proof.certificate import certify
 
 from .cli.command import bnfold as command
-from .functions import BLOCK, DOMAIN, block, call, constant, function, params, refers, two_calls
+from .functions import (
+    BLOCK,
+    DOMAIN,
+    block,
+    call,
+    constant,
+    convolving,
+    function,
+    params,
+    refers,
+    two_calls,
+)
 from .graphs import (
     counts,
     done,
@@ -29,6 +40,13 @@ from .graphs import (
 
 def kept_by(made):
     return {kept.node: kept for kept in bnfold.plan(made).kept}
+
+
+def inlined(made):
+    """The certificate of the calls that a fold puts their bodies in the place of."""
+    once = done(made)
+    (found,) = (c for c in certify(made, once.folded, once.applied) if c.law == "inline")
+    return found
 
 
 def test_only_the_calls_in_which_something_folds_are_inlined():
@@ -52,15 +70,13 @@ def test_only_the_calls_in_which_something_folds_are_inlined():
 
 def test_what_folds_for_all_calls_stays_in_the_function():
     """A map of its own constants folds once; only what a call gives takes that call apart."""
-    body = [
-        constant("w", rand(3, 3, 3, 3)),
-        constant("k", rand(3, 1, 1)),
-        op("Conv", "x w", "c", name="conv"),
+    body = convolving(
+        "k",
         op("Mul", "c k", "d", name="mul"),
         op("Relu", "d", "e"),
         op("Conv", "e u", "f", name="second"),
         op("BatchNormalization", "f s t m v", "y", name="bn"),
-    ]
+    )
     block = function("Block", "x u s t m v", "y", body)
     plain = model(
         op("Block", "x u s t m v", "h", domain="my"),
@@ -226,15 +242,15 @@ def test_attributes_of_each_call_and_defaults():
 
 def test_a_function_of_another_opset():
     """Relu is the same in both opsets, and BatchNormalization is not."""
-    for opset, inlined in ((16, True), (13, False)):
+    for opset, folding in ((16, True), (13, False)):
         m = model(
             call("a", "x", "y"),
             functions=[block(opset=opset)],
             domains=DOMAIN,
             weights=params("a", 3, 4),
         )
-        assert bool(bnfold.plan(m).folds) == inlined
-        if not inlined:
+        assert bool(bnfold.plan(m).folds) == folding
+        if not folding:
             kept = kept_by(m)["bn"]
             assert kept.graph == "function my::Block"
             assert "onnx.inliner" in kept.advice
@@ -322,10 +338,7 @@ def test_the_certificate_sees_calls_that_were_inlined_wrongly(wrong, monkeypatch
         return nodes
 
     monkeypatch.setattr(inlining._Inliner, "_body", spoilt)
-    m = two_calls(3, 3, 3)
-    once = done(m)
-    (inlined,) = (c for c in certify(m, once.folded, once.applied) if c.law == "inline")
-    assert inlined.fails
+    assert inlined(two_calls(3, 3, 3)).fails
 
 
 def test_inlined_calls_that_cannot_be_checked_rest_on_their_weights(monkeypatch):
@@ -336,7 +349,6 @@ def test_inlined_calls_that_cannot_be_checked_rest_on_their_weights(monkeypatch)
 
     monkeypatch.setattr(inlined_calls, "inline_local_functions", broken)
     m = two_calls(3, 3, 3)
-    once = done(m)
-    (inlined,) = (c for c in certify(m, once.folded, once.applied) if c.law == "inline")
-    assert inlined.unchecked is not None
-    assert inlined.layers == {label(node) for node in m.graph.node}
+    found = inlined(m)
+    assert found.unchecked is not None
+    assert found.layers == {label(node) for node in m.graph.node}

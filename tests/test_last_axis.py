@@ -1,4 +1,4 @@
-"""Behind a MatMul of unknown rank the last axis is known: it is that of the weight."""
+"""Behind a MatMul or a norm of unknown rank the last axis is known: that of the weight, or of γ."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from . import graphs
 from .graphs import bn, const, conv, counts, model, op, rand
@@ -159,3 +159,172 @@ def test_what_a_norm_hands_on_meets_no_map_along_the_last_axis(size):
     (kept,) = (k for k in once.plan.kept if k.node == "map")
     assert kept.code == "unknown-shape"
     assert "the rank of what" in kept.message
+
+
+MICROSOFT = {"com.microsoft": 1}
+
+
+def norm(kind: str, y: str = "n", n: int = 4) -> Any:
+    """A norm of data whose rank is not known, with γ and maybe β of ``n`` numbers."""
+    inputs, domain = (
+        {"LayerNormalization": "x g b", "SkipLayerNormalization": "x x g b"}.get(kind, "x g"),
+        "com.microsoft" if kind.startswith("Skip") else "",
+    )
+    stored = {"g": rand(n), "b": rand(n)}
+    held = {name: value for name, value in stored.items() if name in inputs.split()}
+    return op(kind, inputs, y, name="norm", domain=domain), held
+
+
+NORMS = ["LayerNormalization", "RMSNormalization", "SkipLayerNormalization"]
+
+
+def normed(kind: str, *pieces: Any, **options: Any) -> ModelProto:
+    opset = 23 if kind.startswith("RMS") else 17
+    return unknown(norm(kind), *pieces, opset=opset, domains=MICROSOFT, **options)
+
+
+@pytest.mark.parametrize("kind", NORMS[:2])
+def test_gamma_of_a_norm_lies_along_the_last_axis_whatever_the_rank(kind):
+    scale, shift = const("Mul", "n", "s", rand(4)), const("Add", "s", "y", rand(4))
+    goes(normed(kind, scale, op("Identity", "s", "y")), **{kind: 1, "Identity": 1})
+    once = holds(normed(kind, scale, shift))
+    assert counts(once.folded).get("Mul", 0) == 0
+    assert counts(once.folded).get("Add", 0) == (kind == "RMSNormalization")
+
+
+def test_gamma_of_a_norm_of_onnxruntime_does_so_too():
+    made = normed("SkipLayerNormalization", const("Mul", "n", "s", rand(4)),
+                  const("Add", "s", "y", rand(4)))  # fmt: skip
+    once = graphs.done(made)
+    graphs.certified(made, once)
+    assert counts(once.folded) == {"SkipLayerNormalization": 1}
+    for shape in ((3, 4), (4, 4, 4)):
+        data = {"x": rand(*shape)}
+        found = graphs.run(once.folded, data)
+        np.testing.assert_allclose(found[0], graphs.run(made, data)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_behind_such_a_norm_other_axes_are_not_known(kind):
+    """Of a matrix, [4, 1] is along axis 0; a norm's channels are along axis 1."""
+    once = graphs.done(normed(kind, const("Mul", "n", "y", rand(4, 1), name="map")))
+    assert [k.code for k in once.plan.kept] == ["unknown-shape"]
+    made = normed(kind, bn("map", "n", "y", 4))
+    once = graphs.done(made)
+    assert [k.node for k in once.plan.kept] == ["map"]
+    assert counts(once.folded) == counts(made)
+
+
+def test_one_gamma_may_be_for_several_places():
+    """γ of one number does not say that the last axis has one place."""
+    gamma = {"g": rand(1)}
+    for k in (rand(4), rand(1, 4)):
+        made = unknown(
+            op("RMSNormalization", "x g", "n", name="norm"), const("Mul", "n", "y", k, name="map"),
+            weights=gamma, opset=23,
+        )  # fmt: skip
+        once = graphs.done(made)
+        assert {k.node: k.code for k in once.plan.kept} == {"map": "unknown-shape"}
+
+
+def test_a_gamma_of_two_axes_tells_none_of_them():
+    weights = {"g": rand(4, 4), "b": rand(4, 4)}
+    for k in (rand(4), rand(4, 1)):
+        made = unknown(
+            op("LayerNormalization", "x g b", "n", axis=-2), const("Mul", "n", "y", k, name="map"),
+            weights=weights,
+        )  # fmt: skip
+        once = graphs.done(made)
+        assert {k.node: k.code for k in once.plan.kept} == {"map": "unknown-shape"}
+
+
+def product(kind: str, x: str, y: str = "y", **attrs: Any) -> Any:
+    """All sizes agree: only where the axes lie tells which is summed over."""
+    domain = "com.microsoft" if kind == "FusedMatMul" else ""
+    weight = {"W": rand(4, 4)}
+    inputs = f"W {x}" if attrs.pop("left", False) else f"{x} W"
+    return op(kind, inputs, y, domain=domain, name="product", **attrs), weight
+
+
+PRODUCTS: list[tuple[str, dict[str, Any], bool]] = [
+    ("MatMul", {}, True),
+    ("MatMul", {"left": True}, False),
+    ("Gemm", {}, True),
+    ("Gemm", {"transB": 1}, True),
+    ("Gemm", {"transA": 1}, False),
+    ("Gemm", {"left": True}, False),
+    ("Gemm", {"left": True, "transB": 1}, True),
+    ("FusedMatMul", {"transB": 1}, True),
+    ("FusedMatMul", {"transA": 1}, False),
+]
+
+
+@pytest.mark.parametrize("between", ["", "Identity"])
+@pytest.mark.parametrize("kind, attrs, taken", PRODUCTS, ids=str)
+def test_a_product_takes_in_what_lies_along_the_axis_that_it_sums_over(kind, attrs, taken, between):
+    """A scale and, where there is a bias, a shift. Somebody else sees what the norm puts out."""
+    x, pieces = "s", [const("Mul", "n", "s", rand(4), name="map")]
+    if kind == "Gemm":
+        x, pieces = "t", [*pieces, const("Add", "s", "t", rand(4), name="shift")]
+    if between:
+        pieces, x = [*pieces, op(between, x, "i")], "i"
+    made = normed("LayerNormalization", *pieces, product(kind, x, **attrs), y="y n")
+    once = graphs.done(made)
+    graphs.certified(made, once)
+    left = counts(once.folded).get("Mul", 0) + counts(once.folded).get("Add", 0)
+    assert left == (0 if taken else len(pieces) - bool(between)), once.plan.kept
+    ran = 0
+    for shape in RANKS:
+        data = {"x": rand(*shape)}
+        try:
+            wanted = graphs.run(made, data)
+        except Exception:  # onnxruntime runs no Gemm of anything but matrices.
+            continue
+        found = graphs.run(once.folded, data)
+        np.testing.assert_allclose(found[0], wanted[0], rtol=1e-4, atol=1e-4)
+        ran += 1
+    assert ran
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda a, b: op("Transpose", a, b, perm=[1, 0]),
+        lambda a, b: op("Relu", a, b),
+        lambda a, b: op("Flatten", a, b, axis=1),
+        lambda a, b: op("Add", f"{a} {a}", b),
+    ],
+    ids=["Transpose", "Relu", "Flatten", "Add"],
+)
+def test_what_stands_between_the_norm_and_the_product_is_not_crossed(middle):
+    made = normed(
+        "RMSNormalization", const("Add", "n", "t", rand(4), name="map"),
+        middle("t", "m"), product("MatMul", "m"),
+    )  # fmt: skip
+    once = graphs.done(made)
+    assert [k.node for k in once.plan.kept] == ["map"]
+    assert once.folded.SerializeToString() == made.SerializeToString()
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_wrong_number_behind_an_unknown_rank_shows(pinned):
+    """Of γ and β, or of the weight and the Add behind the product."""
+    made = normed(
+        "LayerNormalization", const("Mul", "n", "s", rand(4)), const("Add", "s", "t", rand(4)),
+        product("MatMul", "t", y="h"), const("Add", "h", "y", rand(4)),
+        y="y n" if pinned else "y",
+    )  # fmt: skip
+    once = holds(made)
+    before = {t.name: t.SerializeToString() for t in made.graph.initializer}
+    changed = [
+        t.name for t in once.folded.graph.initializer if t.SerializeToString() != before.get(t.name)
+    ]
+    assert len(changed) == 2
+    for name in changed:
+        wrong = ModelProto()
+        wrong.CopyFrom(once.folded)
+        (stored,) = (t for t in wrong.graph.initializer if t.name == name)
+        values = numpy_helper.to_array(stored).copy()
+        values.reshape(-1)[1] *= np.float32(1.001)
+        stored.CopyFrom(numpy_helper.from_array(values, name))
+        assert not all(one.holds for one in graphs.certify(made, wrong, once.applied)), name

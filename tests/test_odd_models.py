@@ -9,8 +9,9 @@ import pytest
 from onnx import ModelProto
 
 import bnfold
+from bnfold._proof.certificate import certify
 
-from .graphs import bn, conv, model, op, rand
+from .graphs import bn, conv, done, model, op, rand
 
 
 def split(axis):
@@ -57,6 +58,20 @@ def test_what_contradicts_itself_stays(made):
     assert not bnfold.plan(made).folds
     folded = bnfold.fold(made)
     assert [n.op_type for n in folded.graph.node] == [n.op_type for n in made.graph.node]
+
+
+@pytest.mark.parametrize("axis", [9, 4, -5, -(2**40)])
+def test_an_axis_of_opset_6_that_there_is_not(axis):
+    """It runs nowhere, and no certificate takes another axis for it, which a fold may have."""
+    assert bnfold.verify(added(axis), added(axis)).status == "inconclusive"
+    right = added(1)
+    found = done(right)
+    assert all(c.holds for c in certify(right, found.folded, found.applied))
+    wrong = added(axis)
+    for ours, theirs in zip(wrong.graph.initializer, right.graph.initializer, strict=True):
+        ours.CopyFrom(theirs)
+    (told,) = certify(wrong, found.folded, found.applied)
+    assert not told.holds and "has no such axis" in told.problem
 
 
 @pytest.mark.parametrize("name", [b"conv", b"c", b"y"])

@@ -9,6 +9,7 @@ from onnx import TensorProto, numpy_helper
 import bnfold
 
 from .graphs import (
+    bn,
     codes,
     const,
     constants,
@@ -116,6 +117,18 @@ def test_ahead_of_a_conv(per_channel):
         stays(m, {"scale": "quantized-weight"})
     else:
         assert_same_integers(m, folds(m, DequantizeLinear=1, Conv=1))
+
+
+def test_a_shift_ahead_meets_the_weight_as_it_was():
+    """The new bias is made with the scale that the map behind has not yet multiplied."""
+    m = model(
+        const("Add", "x", "a", rand(3, 1, 1)),
+        integers((4, 3, 3, 3), 0, True),
+        (op("Conv", "a w b", "c", name="conv"), {"b": rand(4)}),
+        bn("bn", "c", "y", 4),
+        opset=21,
+    )
+    folds(m, DequantizeLinear=1, Conv=1)
 
 
 @pytest.mark.parametrize("group", [1, 2])

@@ -1,4 +1,4 @@
-"""Convolutional classifiers: ResNet, pre-activation, DenseNet, MobileNetV2, pool first."""
+"""Convolutional classifiers: ResNet, DenseNet, MobileNetV2, EfficientNet-B0 and others."""
 
 from __future__ import annotations
 
@@ -105,6 +105,48 @@ def mobilenet_v2() -> nn.Module:
     parts.append(conv_bn(channels, 64, 1, after=nn.ReLU6()))
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 10)]
     return nn.Sequential(*parts, *head)
+
+
+class Gate(nn.Module):
+    """Squeeze and excitation: a factor for each channel, computed from the means of all."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        narrow, wide = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1)
+        self.factors = nn.Sequential(nn.AdaptiveAvgPool2d(1), narrow, nn.SiLU(), wide, nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        factors: Tensor = self.factors(x)
+        return x * factors
+
+
+def efficientnet_b0(classes: int = 1000) -> nn.Module:
+    """EfficientNet-B0: expansion, outputs, blocks, stride of the first and kernel of each stage."""
+    stages = (
+        (1, 16, 1, 1, 3),
+        (6, 24, 2, 2, 3),
+        (6, 40, 2, 2, 5),
+        (6, 80, 3, 2, 3),
+        (6, 112, 3, 1, 5),
+        (6, 192, 4, 2, 5),
+        (6, 320, 1, 1, 3),
+    )
+    parts: list[nn.Module] = [conv_bn(3, 32, 3, 2, after=nn.SiLU())]
+    channels = 32
+    for expansion, outputs, blocks, first, kernel in stages:
+        for block in range(blocks):
+            inner, stride = channels * expansion, 1 if block else first
+            body = nn.Sequential(
+                *([conv_bn(channels, inner, 1, after=nn.SiLU())] if expansion > 1 else []),
+                conv_bn(inner, inner, kernel, stride, inner, after=nn.SiLU()),
+                Gate(inner, channels // 4),
+                *conv_bn(inner, outputs, 1),
+            )
+            parts.append(Residual(body) if (channels, stride) == (outputs, 1) else body)
+            channels = outputs
+    return nn.Sequential(
+        *parts, conv_bn(channels, 1280, 1, after=nn.SiLU()), pooled_head(1280, classes)
+    )
 
 
 def pool_first() -> nn.Sequential:

@@ -127,7 +127,7 @@ def main() -> None:
 
     Exit codes: 0 done and verified (or nothing to fold), 1 verification failed and no file was
     written (or --check found something to fold), 2 wrong usage or unreadable input, 3 could not be
-    judged: then the file was written, unless time or memory ran out.
+    judged: then the file was written, unless the run was ended.
     """  # noqa: D301
 
 

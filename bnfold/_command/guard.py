@@ -52,6 +52,9 @@ def _in_child(report: int, extra: dict[str, Any]) -> tuple[int, int]:
     if child == 0:
         os.setpgid(0, 0)  # A terminal's interrupt comes once: from the parent.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # Python's own would end with a traceback until the command has its own.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         _die_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _work(report, extra)
@@ -126,7 +129,8 @@ def _ending(status: int, asked: int, told: bytes) -> int:
         print("interrupted", file=sys.stderr)
         return SIGNALLED + (asked or number)
     if told.endswith(_DONE):
-        complain("error: a library crashed when the run was over; what it has written is whole")
+        who = "the system killed the process" if number == signal.SIGKILL else "a library crashed"
+        complain(f"error: {who} when the run was over; what it has written is whole")
         return UNDECIDED
     why = time_limit.told(told) if number == signal.SIGALRM else _why(number)
     complain(f"error: {why}")

@@ -6,9 +6,11 @@ large weights. `_core.parameters` decides them when it reads the weights.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from bnfold._core.affine import AffineMap
+from bnfold._core.affine import LAST, AffineMap
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Absorber, InputSide, Node, Value, View
 
@@ -50,12 +52,12 @@ def absorb_behind(
     if total.axis is not None:
         size = absorber.channels.get(total.axis)
         if size is None:
-            where = ", ".join(str(axis) for axis in sorted(absorber.channels)) or "none"
+            where = _named(*absorber.channels)
             raise Refusal.of(
                 "axis-mismatch",
                 node.label,
-                f"the map varies along axis {total.axis}; {node.label} has its own parameters "
-                f"along axis {where}",
+                f"the map varies along {_named(total.axis)}; {node.label} has its own parameters "
+                f"along {where}",
             )
         if size != total.scale.size:
             raise Refusal.of(
@@ -71,19 +73,29 @@ def absorb_ahead(node: Node, ahead: InputSide, absorbed: AffineMap, map_: Affine
 
     ``L∘A`` is L with weights ``W[o, i]·s_i`` and bias ``b_o + Σ W[o, i, k]·t_i``. The scale is
     always exact. The shift is exact only if every output sums over the whole kernel: no output
-    reads padding. The map must vary along the axis that the weight sums over, or along none.
-    Raises `Refusal`.
+    reads padding. The map must vary along the axis that the weight sums over, or along none. One
+    along the last axis lies along the axis of that number where the operator tells its rank, as a
+    Gemm does. Raises `Refusal`.
     """
+    if map_.axis == LAST and ahead.rank is not None:
+        map_ = replace(map_, axis=ahead.rank - 1)
     total = _total(node, ahead, map_.then(absorbed), map_, absorbed, "ahead of it")
     if total.axis is not None and ahead.channels.get(total.axis) != total.scale.size:
-        where = ", ".join(str(axis) for axis in sorted(ahead.channels)) or "none"
+        where = _named(*ahead.channels)
         raise Refusal.of(
             "axis-mismatch",
             node.label,
-            f"the map varies along axis {total.axis}; {node.label} has weights of their own for "
-            f"each position along axis {where} of its input",
+            f"the map varies along {_named(total.axis)}; {node.label} has weights of their own for "
+            f"each position along {where} of its input",
         )
     return total
+
+
+def _named(*axes: int) -> str:
+    """Axes as the user reads of them."""
+    if LAST in axes:
+        return "the last axis"
+    return f"axis {', '.join(map(str, sorted(axes))) or 'none'}"
 
 
 def _total(

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 Vector = NDArray[np.float64]
 LAST = -1
 """The axis of a map along the last axis of a tensor of unknown rank. Such a map is taken in where
-it stands, and goes nowhere: laws know an axis by its number from the first."""
+it stands, or by a product right behind it. It crosses nothing: laws know an axis by its number from
+the first."""
 _ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 

@@ -43,6 +43,8 @@ def spread(constant: Array, shape: Shape | None, label: str, last: int | None = 
             return _along_one_axis(constant, LAST, label)
         message = f"the rank of what {label} reads is not known"
         raise Refusal(Reason("unknown-shape", label, message))
+    if constant.size == 0:
+        raise Refusal(Reason("not-per-channel", label, f"the constant of {label} is empty"))
     offset = len(shape) - constant.ndim
     if offset < 0:
         message = (
@@ -65,6 +67,14 @@ def spread(constant: Array, shape: Shape | None, label: str, last: int | None = 
         )
         raise Refusal(Reason("not-per-channel", label, message))
     return _along_one_axis(constant, offset, label)
+
+
+def broadcasts_to(constant: tuple[int, ...], shape: Shape) -> bool:
+    """Whether a constant of a shape, aligned from the right, is known to leave a tensor its own."""
+    offset = len(shape) - len(constant)
+    return offset >= 0 and all(
+        size == 1 or shape[offset + axis] == size for axis, size in enumerate(constant)
+    )
 
 
 def _along_one_axis(constant: Array, offset: int, label: str) -> Spread:

@@ -18,7 +18,7 @@ from bnfold._core.affine import Vector
 
 Array = NDArray[Any]
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,9 @@ def scaled(weight: Array, scale: Vector, layout: ChannelLayout, dtype: np.dtype[
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for part in _blocks(source):
             rows = part if factor.shape[0] > 1 else slice(None)
-            result[part] = np.multiply(source[part], factor[rows], dtype=np.float64)
+            exact = source[part].astype(np.float64)
+            exact *= factor[rows]
+            result[part] = exact
     return result.reshape(weight.shape)
 
 
@@ -105,11 +107,16 @@ def channel_peaks(weight: Array, layout: ChannelLayout) -> Vector:
     reduced = tuple(k for k, n in enumerate(layout.along) if n == 1)
     if source.size == 0:
         return np.zeros(math.prod(layout.along))
-    if source.dtype == np.float16 or source.dtype.kind == "V":
-        source = source.astype(np.float32)
-    high = np.maximum.reduce(source, axis=reduced).astype(np.float64)
-    low = np.minimum.reduce(source, axis=reduced).astype(np.float64)
-    return np.asarray(np.maximum(high, -low)).reshape(-1)
+    exact = source.dtype if source.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+    peaks = np.concatenate(
+        [
+            np.abs(source[part].astype(exact, copy=False)).max(axis=reduced, keepdims=True)
+            for part in _blocks(source)
+        ]
+    )
+    if 0 in reduced:
+        peaks = peaks.max(axis=0)
+    return np.asarray(peaks.astype(np.float64)).reshape(-1)
 
 
 def _blocks(source: Array) -> Iterator[slice]:

@@ -89,18 +89,21 @@ class Picked(Law):
     def backward(self, output: int, map_: Map) -> list[Way]:
         """Elements that the output holds get its map, others none. Those picked twice must agree.
 
-        Where there is one output only, a map that does not vary along the axis may also become one
-        of the whole input, whose other elements nobody sees.
+        Where no other output holds any, a map that does not vary along the axis may also become one
+        of the whole input, whose other elements nobody sees. Of an empty output any map vanishes.
         """
         map_ = along_one_axis(map_)
+        if not self.places[output].size:
+            return [Way({0: IDENTITY})]
+        alone = not any(p.size for n, p in enumerate(self.places) if n != output)
         own = map_.axis if not self.gone or map_.axis is None else self._before(map_.axis)
         whole = [Way({0: AffineMap.of(map_.scale, map_.shift, own)})]
         if own is not None and own != self.axis:
-            if len(self.places) > 1:
+            if not alone:
                 raise not_carried("its other outputs would change")
             return whole
         if self.size is None:
-            if own is not None or len(self.places) > 1:
+            if own is not None or not alone:
                 raise not_known("the size of its input is not known")
             return whole
         places = self.places[output]
@@ -112,7 +115,7 @@ class Picked(Law):
         ):
             raise not_carried("it picks a channel twice, with different maps", numbers=True)
         part = [Way({0: AffineMap.of(scale, shift, self.axis)})]
-        return [*whole, *part] if own is None and len(self.places) == 1 else part
+        return [*whole, *part] if own is None and alone else part
 
     def forward(self, maps: Maps) -> list[Way]:
         """Every output gets the scales and shifts of the elements it holds."""
@@ -124,7 +127,10 @@ class Picked(Law):
             moved = AffineMap.of(map_.scale, map_.shift, axis)
             return [Way(dict.fromkeys(range(len(self.places)), moved))]
         own = None if self.gone else self.axis
-        parts = [AffineMap.of(map_.scale[p], map_.shift[p], own) for p in self.places]
+        parts = [
+            AffineMap.of(map_.scale[p], map_.shift[p], own) if p.size else IDENTITY
+            for p in self.places
+        ]
         return [Way(dict(enumerate(parts)))]
 
     @property

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bnfold._core import index_maps
 from bnfold._core.affine import AffineMap
@@ -24,6 +25,8 @@ from bnfold._core.limits import Limits
 from bnfold._core.reasons import Reason, Refusal
 
 Maps = Mapping[int, Map]
+Numbers = float | NDArray[np.float64]
+"""A number of an operator, or several in a shape that broadcasts to its data."""
 Spot = int | str | tuple[str, int]
 """Where an operator keeps a number: at an input (its number), in an attribute (its name), or in the
 list in an attribute (its name, and the place in the list)."""
@@ -50,7 +53,7 @@ class Edit:
     whose numbers they are.
     """
 
-    values: Mapping[str, float]
+    values: Mapping[str, Numbers]
     form: Form | None = None
 
     def after(self, earlier: Edit | None) -> Edit:
@@ -61,7 +64,7 @@ class Edit:
 
     def fits(self, dtype: np.dtype[Any] | None) -> bool:
         """Whether a dtype can store all of them, up to its rounding (None: any finite number)."""
-        numbers = np.abs(list(self.values.values()))
+        numbers = np.abs(np.concatenate([np.ravel(n) for n in (*self.values.values(), [0.0])]))
         if dtype is None:
             return bool(np.isfinite(numbers).all())
         limits = Limits.of(dtype)
@@ -74,10 +77,10 @@ class Edit:
 class Form:
     """What an operator may become: one of the type ``op`` of its framework, which obeys ``law``.
 
-    It keeps no input but its data, which ``law`` counts as before. ``order`` has for each of its
-    inputs the number of the data there; empty: the data are where they were. ``numbers`` says where
-    it has each number that an edit names, as in `view.Crossing`; ``dtype`` is the type that they
-    have.
+    It keeps no input but its data, which ``law`` counts as before; or all of them and all else, if
+    it ``keeps`` them. ``order`` has for each of its inputs the number of the data there; empty: the
+    data are where they were. ``numbers`` says where it has each number that an edit names, as in
+    `view.Crossing`; ``dtype`` is the type that they have.
     """
 
     op: str
@@ -85,6 +88,7 @@ class Form:
     numbers: Mapping[str, Spot] = field(default_factory=dict)
     dtype: np.dtype[Any] | None = None
     order: tuple[int, ...] = ()
+    keeps: bool = False
 
 
 @dataclass(frozen=True)

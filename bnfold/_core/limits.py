@@ -51,10 +51,10 @@ def outgrows(peaks: Vector, scale: Vector, dtype: np.dtype[Any], alpha: float) -
     Inputs are at most ``√max``, as for `drowned`. So a channel counts that grows more than 4 times,
     above ``max·max(α, 1/√max)``.
     """
-    limits = Limits.of(dtype)
-    top = limits.largest * max(abs(alpha), 1 / math.sqrt(limits.largest))
     if abs(alpha) >= 1:
         return np.zeros(np.broadcast_shapes(peaks.shape, scale.shape), bool)
+    limits = Limits.of(dtype)
+    top = limits.largest * max(abs(alpha), 1 / math.sqrt(limits.largest))
     return np.asarray(np.abs(scale) * np.minimum(peaks, top) > 4 * top)
 
 

@@ -93,11 +93,11 @@ class Site:
         if self.quantized is None or (behind.keeps_scale and ahead.keeps_scale):
             return None
         try:
-            return self.quantized.rescaled(self._factor(behind, ahead), self.label)
+            return self.quantized.rescaled(self.factor(behind, ahead), self.label)
         except Refusal as no:
             return no.reason
 
-    def _factor(self, behind: AffineMap, ahead: AffineMap) -> Vector:
+    def factor(self, behind: AffineMap, ahead: AffineMap) -> Vector:
         """``s_o·s_i`` at the rank of the weight, with size 1 along axes where it does not vary."""
         assert self.weight_value is not None
         shape = self.weight_value.shape

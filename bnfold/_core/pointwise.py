@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.index_maps import Map
-from bnfold._core.laws import Edit, Form, Law, Maps, Way, not_carried
+from bnfold._core.laws import Edit, Form, Law, Maps, Numbers, Way, not_carried
+from bnfold._core.limits import Limits
 from bnfold._core.reasons import Reason, Refusal
 
 # Largest offset of a HardSigmoid, and what a few operations in float64 may lose.
 _CANCELLING = 3.0
 _LOST = 8 * float(np.finfo(np.float64).eps)
+# What each bound becomes where a negative scale turns the order of numbers round.
+_OTHER = {"min": "max", "max": "min"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,17 @@ class Converted(Law):
     widens: bool
     exact: bool = False
 
+    @classmethod
+    def between(cls, read: np.dtype[Any], written: np.dtype[Any], exact: bool) -> Converted | None:
+        """The law between two types; None for float16 and bfloat16: each has numbers that the other
+        has not. ``exact``: what is read was cast from the type of the result directly ahead.
+        """
+        if Limits.of(written).hold(Limits.of(read)):
+            return cls(read, written, True)
+        if Limits.of(read).hold(Limits.of(written)):
+            return cls(written, read, False, exact)
+        return None
+
     def backward(self, output: int, map_: Map) -> list[Way]:
         """The map of the output is that of the input."""
         return [Way({0: map_})]
@@ -91,7 +105,8 @@ class Converted(Law):
     def forward(self, maps: Maps) -> list[Way]:
         """The map of the input is that of the output, where that is of the wide type."""
         if not (self.widens or self.exact):
-            raise not_carried(f"it rounds to {self.narrow}")
+            what = "weights that take in what was computed in a wider type would round more"
+            raise not_carried(f"it rounds to {self.narrow}, and {what}")
         return [Way({0: maps[0]})]
 
 
@@ -172,11 +187,11 @@ class HardSigmoid(Law):
         if not self.movable:
             raise not_carried("its numbers are fixed")
         scale, shift = float(map_.scale[0]), float(map_.shift[0])
-        edit = Edit({"alpha": self.alpha * scale, "beta": self.alpha * shift + self.beta}, form)
-        if max(abs(edit.values["beta"]), abs(1 - edit.values["beta"])) > _CANCELLING:
+        beta = self.alpha * shift + self.beta
+        if max(abs(beta), abs(1 - beta)) > _CANCELLING:
             message = "a sum in it would cancel more than rounding allows"
             raise not_carried(message, numbers=True)
-        return edit
+        return Edit({"alpha": self.alpha * scale, "beta": beta}, form)
 
     @property
     def may_lose_a_map(self) -> bool:
@@ -186,23 +201,33 @@ class HardSigmoid(Law):
 
 @dataclass(frozen=True)
 class Clipped(Law):
-    """Clip, Relu6: ``A(clip(x, lo, hi)) = clip(A(x), A(lo), A(hi))`` for one s > 0 everywhere.
+    """Clip, Relu6, Max and Min with a constant: ``A(clip(x, lo, hi)) = clip(A(x), A(lo), A(hi))``
+    for s > 0, and ``clip(A(x), A(hi), A(lo))`` for s < 0 where lo ≤ hi.
 
-    The bounds move with the map. An absent bound (None) stays absent. With both and lo < hi it is
-    also ``(hi − lo)·f(x) + lo``, f being the HardSigmoid of ``α = 1/(hi − lo)`` and ``β = −α·lo``,
-    which takes a map in, of any s. ``form`` is set where it may become one: if its law is not
-    movable, then one of just the numbers that this has.
+    Exact element by element. The bounds move with the map; an absent bound (None) stays absent, and
+    with neither any map passes. A Clip has one number for each: either the map is uniform, or it
+    has s > 0 and no shift, and each bound is 0. A Max or a Min has one bound, which may be of any
+    shape that broadcasts to a tensor of the known ``rank``: a map along an axis moves it, too. For
+    s < 0 it becomes the second of the two ``turns``, the first being what it is. ``uneven`` says
+    why no map along an axis passes.
+
+    With both bounds and lo < hi it is also ``(hi − lo)·f(x) + lo``, f being the HardSigmoid of
+    ``α = 1/(hi − lo)`` and ``β = −α·lo``, which takes a map in, of any s. ``form`` is set where it
+    may become one: if its law is not movable, then one of just the numbers that this has.
     """
 
-    min: float | None
-    max: float | None
+    min: Numbers | None
+    max: Numbers | None
     movable: bool = True
     form: Form | None = None
+    rank: int | None = None
+    turns: tuple[Form, Form] | None = None
+    uneven: Reason | None = None
 
     def backward(self, output: int, map_: Map) -> list[Way]:
         """Bounds ``s·lo + t`` and ``s·hi + t``."""
         scale, shift = self._numbers(map_)
-        return [Way({0: map_}, self._edit(lambda bound: scale * bound + shift))]
+        return [self._way(map_, self._edit(lambda bound: scale * bound + shift))]
 
     def forward(self, maps: Maps) -> list[Way]:
         """Bounds ``(lo − t) / s`` and ``(hi − t) / s``; or HardSigmoid, then ``A(hi − lo, lo)``."""
@@ -227,16 +252,19 @@ class Clipped(Law):
         return self.form is not None
 
     def _moved(self, map_: Map) -> Way:
+        """Not for s < 0 where it may become a HardSigmoid: that takes in what is behind it, too."""
         scale, shift = self._numbers(map_)
-        return Way({0: map_}, self._edit(lambda bound: (bound - shift) / scale))
+        if self._bounds and self.form is not None and map_.scale.flat[0] < 0:
+            raise not_carried("the scale is not positive")
+        return self._way(map_, self._edit(lambda bound: (bound - shift) / scale))
 
     def _turned(self, map_: Map) -> Way:
         low, high, form = self.min, self.max, self.form
         if (
             form is None
             or not self.movable
-            or low is None
-            or high is None
+            or not isinstance(low, float)
+            or not isinstance(high, float)
             or not 0 < high - low < math.inf
         ):
             raise not_carried("it is no HardSigmoid")
@@ -244,18 +272,64 @@ class Clipped(Law):
         edit = HardSigmoid(1 / size, -low / size).taking(map_, form)
         law = form.law
         if isinstance(law, HardSigmoid) and not law.movable:
-            if not _alike((law.alpha, law.beta), edit.values.values()):
+            if not _alike((law.alpha, law.beta), map(float, edit.values.values())):
                 message = "it is no HardSigmoid of the numbers that there are"
                 raise not_carried(message, numbers=True)
             edit = Edit({}, form)
         return Way({0: AffineMap.of(size, low, None)}, edit)
 
-    def _numbers(self, map_: Map) -> tuple[float, float]:
-        return _uniform(map_, "bounds are", self.movable)
+    def _numbers(self, map_: Map) -> tuple[Numbers, Numbers]:
+        """Scale and shift as the bounds see them. Raises `Refusal` where no bounds move along."""
+        if not self._bounds:
+            return 1.0, 0.0
+        positive = bool((map_.scale > 0).all())
+        uniform = isinstance(map_, AffineMap) and map_.axis is None
+        if not uniform:
+            if self.uneven is not None:
+                raise Refusal(self.uneven)
+            still = positive and map_.keeps_origin and not any(map(np.any, self._bounds.values()))
+            if self.rank is None and not still:
+                raise not_carried("its bounds are the same for all channels, the map is not")
+        if not positive and not ((map_.scale < 0).all() and self._may_swap):
+            which = "the scale is" if uniform else "scales are"
+            raise not_carried(f"{which} not positive")
+        if not self.movable:
+            raise not_carried("its bounds cannot be changed")
+        if not isinstance(map_, AffineMap):
+            return map_.scale, map_.shift
+        if map_.axis is None or self.rank is None:
+            return float(map_.scale[0]), float(map_.shift[0])
+        behind = (1,) * (self.rank - 1 - map_.axis)
+        return map_.scale.reshape(-1, *behind), map_.shift.reshape(-1, *behind)
+
+    @property
+    def _bounds(self) -> dict[str, Numbers]:
+        both = {"min": self.min, "max": self.max}
+        return {name: bound for name, bound in both.items() if bound is not None}
+
+    @property
+    def _may_swap(self) -> bool:
+        """Whether a negative scale may turn its bounds round."""
+        if self.min is None or self.max is None:
+            return self.turns is not None
+        return bool(np.all(self.min <= self.max))
+
+    def _way(self, map_: Map, edit: Edit) -> Way:
+        """The way of a map, with what it takes each bound to."""
+        old, new = self._bounds, edit.values
+        if any(np.size(n) > max(np.size(old[name]), map_.scale.size) for name, n in new.items()):
+            raise not_carried("its bounds vary along another axis than the map")
+        if map_.scale.flat[0] < 0:
+            new = {_OTHER[name]: bound for name, bound in new.items()}
+        if new.keys() != old.keys() and self.turns is not None:
+            turns = self.turns[::-1]
+            law = replace(self, min=new.get("min"), max=new.get("max"), turns=turns)
+            return Way({0: map_}, Edit(new, replace(turns[0], law=law)))
+        changed = any(not np.array_equal(bound, old[name]) for name, bound in new.items())
+        return Way({0: map_}, Edit(new) if changed else None)
 
     def _edit(self, moved: _Moved) -> Edit:
-        bounds = {"min": self.min, "max": self.max}
-        return Edit({name: moved(b) for name, b in bounds.items() if b is not None})
+        return Edit({name: _plain(moved(bound)) for name, bound in self._bounds.items()})
 
 
 @dataclass(frozen=True)
@@ -312,5 +386,13 @@ def _alike(one: Iterable[float], other: Iterable[float]) -> bool:
     return all(math.isclose(a, b, rel_tol=_LOST) for a, b in zip(one, other, strict=True))
 
 
+def _plain(bound: Numbers) -> Numbers:
+    """A bound as one number where all of it are the same."""
+    values = np.asarray(bound, np.float64)
+    return (
+        float(values.flat[0]) if values.size and bool((values == values.flat[0]).all()) else values
+    )
+
+
 class _Moved(Protocol):
-    def __call__(self, bound: float, /) -> float: ...
+    def __call__(self, bound: Numbers, /) -> Numbers: ...

@@ -99,13 +99,26 @@ class Rescaled:
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """What several operators read: the name of the tensor, and the labels of those that read it,
+    one for each read. ``copied`` is the type of the one operator that makes it of constants, "" if
+    there are more.
+    """
+
+    name: str
+    readers: tuple[str, ...]
+    copied: str = ""
+
+
+@dataclass(frozen=True)
 class Quantized:
     """A weight ``(q − z)·s`` that is stored as integers q.
 
     ``order`` has for each axis of the weight, as its operator sees it, the axis of the integers.
     ``spreads`` says whether one scale may become several. ``rounding`` is set where the integers
     are not stored, but rounded from floats at every run. ``multiplies``: the scale is a factor of
-    an elementwise product, where any number may stand.
+    an elementwise product, where any number may stand. ``sharing`` is set where several operators
+    read the weight, which then changes for all of them or for none; or each gets one of its own.
     """
 
     integers: Parameter
@@ -116,6 +129,7 @@ class Quantized:
     spreads: bool
     rounding: Rounding | None = None
     multiplies: bool = False
+    sharing: Sharing | None = None
 
     def values(self, dtype: np.dtype[Any]) -> Array:
         """The weight as its operator sees it, rounded to a type."""

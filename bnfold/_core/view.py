@@ -27,7 +27,7 @@ class InputSide:
     ``{1: 64}`` for a Conv of 64 input channels. ``scale_blocked`` says why the weight may not be
     changed. ``shift_blocked`` says why a shift cannot be taken in, for example zero padding.
     ``image`` is set for an operator without a bias: for a shift of the input it gives the shift of
-    the output that has the same effect.
+    the output that has the same effect. ``rank`` is that of the input, where the operator tells it.
     """
 
     data: int
@@ -35,6 +35,7 @@ class InputSide:
     scale_blocked: Reason | None = None
     shift_blocked: Reason | None = None
     image: Callable[[AffineMap], AffineMap] | None = field(default=None, compare=False)
+    rank: int | None = None
 
 
 @dataclass(frozen=True)

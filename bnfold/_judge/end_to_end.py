@@ -45,7 +45,7 @@ from bnfold._run.draws import FixedDraws, ways_to_draw
 from bnfold._run.hoist import hoist
 from bnfold._run.input_sets import InputSet
 from bnfold._run.noise import Array
-from bnfold._run.perturbable import find_weights, plantable_weights
+from bnfold._run.perturbable import find_weights, plantable_weights, stores_anew
 from bnfold._run.ports import Renamed, renamed, renamed_by_type
 from bnfold._run.providers import CPU
 from bnfold._run.session import BackgroundLoad, OnnxRuntime, background
@@ -172,7 +172,8 @@ def _compare_binaries(
     by_type = renamed_by_type(model, other) if pairing is None else None
     with understood(model, name):
         hoisted = hoist(model)
-        weights = find_weights(model, original.parent)
+        anew = stores_anew(model, other, (original.parent, folded.parent))
+        weights = find_weights(model, original.parent, as_stored=anew)
         touched = plantable_weights(model, weights)
     del model, other
     with runnable(original, ours) as left, runnable(folded, theirs) as right:

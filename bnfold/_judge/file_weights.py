@@ -12,7 +12,8 @@ is looked for by its numbers. If another one is taken for it, the second questio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -20,12 +21,15 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from bnfold._core.result import Kept
 from bnfold._errors import UsageError
 from bnfold._judge.float64_model import widened_proto
 from bnfold._judge.normal_form import NormalForm, unexplained_tensor
 from bnfold._onnx import tensors
 from bnfold._onnx.fold import prepare
 from bnfold._onnx.read.frozen import freeze
+from bnfold._onnx.read.scopes import label
+from bnfold._run.nodes import OWN, reads, subgraphs
 from bnfold._run.source import Source
 from bnfold._torch.module.fold import Example
 
@@ -52,7 +56,7 @@ def take_weights(
     Raises:
         UsageError: the file does not hold a weight of the program, or cannot be folded.
     """
-    held, _ = _constants(file)
+    held = [each.values for each in _constants(file)]
     found = dict[str, Tensor]()
     for name, wanted in NormalForm.of(program, example).weights.items():
         fitting = [each for one in held for each in _as_shaped(one, wanted)]
@@ -74,17 +78,17 @@ def wrong_weight(
 
     The program is in float64 and folded, and ``example`` is widened. A weight is evidently the same
     if half of its numbers are the same, and no other weight of the program is nearer. It is wrong
-    if another number is off by more than folding in float32 explains. Where something in the file
-    does not fold, a weight may be one of those ``given``, as they were before the program was
+    if another number is off by more than folding in float32 explains. Where a map in the file does
+    not fold, a weight beside it may be one of those ``given``, as they were before the program was
     folded.
 
     Raises:
         UsageError: the program or the file cannot be folded, or the file holds no weight of it.
     """
     weights = NormalForm.of(program, example).weights
-    constants, all_folds = _constants(file)
-    held = [one for one in constants if one.numel() >= _FEW]
-    before = () if all_folds else tuple(one.detach().double().cpu() for one in given)
+    constants = [one for one in _constants(file) if one.values.numel() >= _FEW]
+    held = [one.values for one in constants]
+    before = [one.detach().double().cpu() for one in given]
     free, near = set(range(len(held))), list[tuple[str, int, float]]()
     for name, wanted in weights.items():
         found = []
@@ -99,7 +103,8 @@ def wrong_weight(
     if weights and not near and len(free) == len(held):
         raise UsageError("the file holds none of them as a constant of its main graph")
     for name, number, off in near:
-        if number in free and not any(_is_same(one, held[number]) for one in before):
+        unfolded = before if constants[number].beside_a_map else ()
+        if number in free and not any(_is_same(one, held[number]) for one in unfolded):
             return f"{name} is off by {100 * off:.2g} % in the file, which no output shows here"
     return ""
 
@@ -131,9 +136,15 @@ def _sampled(tensor: Tensor) -> Tensor:
     return flat[:: max(1, len(flat) // _SAMPLE)]
 
 
-def _constants(file: Source) -> tuple[list[Tensor], bool]:
-    """The float constants of the main graph of a file, which is folded in float64; and whether no
-    map is left in it.
+class _Held(NamedTuple):
+    """A constant of a file, and whether a map that stays could have gone into it."""
+
+    values: Tensor
+    beside_a_map: bool
+
+
+def _constants(file: Source) -> list[_Held]:
+    """The float constants of the main graph of a file, which is folded in float64.
 
     Its initializers are fixed, for both models run with what they are.
     """
@@ -141,16 +152,56 @@ def _constants(file: Source) -> tuple[list[Tensor], bool]:
     freeze(model)
     planned = prepare(model, file.folder)
     planned.apply()
-    stored = list(model.graph.initializer)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
-            stored.append(node.attribute[0].t)
-    found = [
-        torch.from_numpy(np.array(tensors.read(tensor, file.folder)))
-        for tensor in stored
+            stored[node.output[0]] = node.attribute[0].t
+    beside = _beside_maps(model.graph, stored, planned.plan.kept)
+    return [
+        _Held(torch.from_numpy(np.array(tensors.read(tensor, file.folder))), name in beside)
+        for name, tensor in stored.items()
         if tensor.data_type == onnx.TensorProto.DOUBLE
     ]
-    return found, not planned.plan.kept
+
+
+def _beside_maps(
+    graph: onnx.GraphProto, stored: Mapping[str, onnx.TensorProto], kept: Sequence[Kept]
+) -> set[str]:
+    """The names of constants that maps could have gone into, had they not been kept.
+
+    A map goes through operators without weights, forwards and backwards, and no further than to an
+    operator that reads one. A map within a body or a function may be of any node that has one.
+    """
+    made_of = {name: {name} for name in stored}
+    for node in graph.node:
+        if all(name in made_of for name in filter(None, reads(node))):
+            sources = set[str]().union(*(made_of[name] for name in filter(None, reads(node))))
+            made_of.update(dict.fromkeys(node.output, sources))
+    links: dict[str, list[int]] = {}
+    for number, node in enumerate(graph.node):
+        for name in filter(None, (*reads(node), *node.output)):
+            if name not in made_of:
+                links.setdefault(name, []).append(number)
+    inner = any(each.graph for each in kept)
+    labels = {each.node for each in kept}
+    first = [
+        number
+        for number, node in enumerate(graph.node)
+        if label(node) in labels or (inner and (node.domain not in OWN or any(subgraphs(node))))
+    ]
+    if kept and not first:
+        return set(stored)
+    found, seen, waiting = set[str](), set(first), list(first)
+    while waiting:
+        number = waiting.pop()
+        names = [name for name in (*reads(graph.node[number]), *graph.node[number].output) if name]
+        own = set[str]().union(*(made_of.get(name, ()) for name in names))
+        found |= own
+        if number in first or all(len(stored[name].dims) < 2 for name in own):
+            near = {each for name in names for each in links.get(name, ())} - seen
+            seen |= near
+            waiting += near
+    return found
 
 
 def _as_shaped(held: Tensor, wanted: Tensor) -> Sequence[Tensor]:

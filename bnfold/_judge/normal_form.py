@@ -23,7 +23,8 @@ from torch.fx.node import map_arg
 from bnfold._judge.difference import distance, magnitude
 from bnfold._judge.widening import widened
 from bnfold._run.noise import Array
-from bnfold._torch.module.fold import Example, copied, prepare_module
+from bnfold._torch.module.copying import copied
+from bnfold._torch.module.fold import Example, prepare_module
 from bnfold._torch.program.fold import PlannedProgram
 from bnfold._torch.read.export import export
 

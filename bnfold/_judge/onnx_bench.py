@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import onnx
@@ -28,7 +29,7 @@ from bnfold._run.bounds import Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError
 from bnfold._run.endings import Endings
 from bnfold._run.input_sets import InputSet, Port, named, refuse_unfit
-from bnfold._run.nodes import random_values, reached
+from bnfold._run.nodes import always_empty, random_values, reached
 from bnfold._run.onnx_model import OnnxModel
 from bnfold._run.quantizers import rounds
 from bnfold._run.reference import Reference
@@ -74,10 +75,11 @@ class OnnxBench:
         self._rounds = False
         self._uncut = False
 
-    @property
+    @cached_property
     def hollow(self) -> Collection[str]:
-        """None: what is ahead of an empty output tells more."""
-        return ()
+        """The outputs that are empty whatever the inputs are; of others what is ahead tells."""
+        model = self.pair.original.proto()
+        return always_empty(model, self.outputs, self.pair.weights.keys())
 
     @property
     def apart(self) -> bool:

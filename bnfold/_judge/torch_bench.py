@@ -22,7 +22,7 @@ from bnfold._run.perturbable_model import RunnableModel
 from bnfold._run.session import EngineError
 from bnfold._run.torch_model import Call, TorchModel
 from bnfold._run.torch_outputs import is_positional
-from bnfold._torch.module.fold import copied
+from bnfold._torch.module.copying import copied
 
 RUNTIME = f"torch {torch.__version__}"
 _FLOOR = 64.0

@@ -13,8 +13,12 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from bnfold._errors import UsageError, first_line
-from bnfold._torch.module.fold import Example, copied
-from bnfold._torch.tensors import NARROW
+from bnfold._torch.module.copying import copied
+from bnfold._torch.module.fold import Example
+from bnfold._torch.tensors import DTYPES, NARROW
+
+_ATEN = torch.ops.aten
+_CONVERTING = (_ATEN.to.dtype, _ATEN.to.other, _ATEN._to_copy.default, _ATEN.type_as.default)
 
 
 def widened(program: ExportedProgram, example: Example) -> ExportedProgram:
@@ -58,6 +62,11 @@ def _widen_node(module: GraphModule, node: Node) -> None:
     if node.target is torch.ops.aten._assert_tensor_metadata.default:
         module.graph.erase_node(node)
         return
+    weight = _widened_weight(module, node)
+    if weight is not None:
+        node.replace_all_uses_with(weight)
+        module.graph.erase_node(node)
+        return
     node.args = map_aggregate(node.args, _wide)
     node.kwargs = map_aggregate(node.kwargs, _wide)
     assert isinstance(node.target, OpOverload)
@@ -66,6 +75,26 @@ def _widen_node(module: GraphModule, node: Node) -> None:
     narrow = isinstance(made, Tensor) and made.dtype in NARROW
     if narrow and takes and not node.all_input_nodes and node.kwargs.get("dtype") is None:
         node.kwargs = {**node.kwargs, "dtype": torch.float64}
+
+
+def _widened_weight(module: GraphModule, node: Node) -> Node | None:
+    """The parameter or buffer that a node converts between floating-point types; None for others.
+
+    In float64 it does nothing. Who writes into what it makes writes into a copy: that stays.
+    """
+    if node.target not in _CONVERTING:
+        return None
+    source, made = node.args[0], node.meta.get("val")
+    if not isinstance(source, Node) or source.op != "get_attr":
+        return None
+    if not isinstance(made, Tensor) or made.dtype not in DTYPES:
+        return None
+    held = attrgetter(str(source.target))(module)
+    writing = (
+        getattr(getattr(each.target, "_schema", None), "is_mutable", True) for each in node.users
+    )
+    plain = isinstance(held, Tensor) and held.dtype in DTYPES and not any(writing)
+    return source if plain else None
 
 
 def _wide(value: Any) -> Any:

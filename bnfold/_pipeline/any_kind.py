@@ -229,7 +229,8 @@ def _prepare_module(
     model: nn.Module, options: ModuleOptions, depthwise: bool = False
 ) -> PlannedModule:
     """The plan for a module, ready to be carried out."""
-    from bnfold._torch.module.fold import Example, copied, prepare_module
+    from bnfold._torch.module.copying import copied
+    from bnfold._torch.module.fold import Example, prepare_module
 
     if options.as_eval and model.training:
         model = (model if options.inplace else copied(model)).eval()
@@ -274,7 +275,7 @@ def _lowered(model: Any, options: ModuleOptions) -> ExportedProgram | None:
     args, kwargs = inputs_of(model, options.args, options.kwargs)
     shapes = options.dynamic_shapes
     shapes = varying_sizes(model, (args, kwargs)) if shapes is None else shapes
-    return export(model, args, kwargs, shapes)
+    return export(model, args, kwargs, shapes, given=True)
 
 
 def _program_of(model: Model, trust: bool) -> Model:

@@ -22,7 +22,8 @@ from bnfold._run.nodes import reached
 from bnfold._run.torch_model import Call
 from bnfold._run.torch_outputs import is_positional, named_leaves
 from bnfold._system import scratch
-from bnfold._torch.module.fold import Example, copied
+from bnfold._torch.module.copying import copied
+from bnfold._torch.module.fold import Example
 
 _OPSET = 17
 
@@ -93,8 +94,14 @@ def _export(
 
 @contextmanager
 def _without_log() -> Iterator[None]:
-    """Keep PyTorch from printing the graph of an export that fails; it knows no other way."""
-    log = torch._C._jit_onnx_log
+    """Keep PyTorch from printing the graph of an export that fails; it knows no other way.
+
+    A release that has not this function prints what it prints.
+    """
+    log = getattr(torch._C, "_jit_onnx_log", None)
+    if log is None:
+        yield
+        return
     torch._C._jit_onnx_log = lambda *_: None
     try:
         yield
@@ -103,8 +110,14 @@ def _without_log() -> Iterator[None]:
 
 
 def _require_weights(path: Path, outputs: Sequence[str], felt: Collection[str]) -> None:
-    """Raise `NotExportable` where an output that is ``felt`` depends on no weight in a file."""
+    """Raise `NotExportable` where an output that is ``felt`` depends on no weight in a file, and
+    where the file has other outputs than the module.
+    """
     graph = onnx.load(path, load_external_data=False).graph
+    if len(graph.output) != len(outputs):
+        raise NotExportable(
+            f"a file of it would have {len(graph.output)} outputs, and it has {len(outputs)}"
+        )
     found = reached(graph, [tensor.name for tensor in graph.initializer])
     for name, value in zip(outputs, graph.output, strict=True):
         if name in felt and value.name not in found:

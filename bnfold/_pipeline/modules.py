@@ -6,7 +6,7 @@ onnxruntime.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -51,7 +51,8 @@ _SHOWING: tuple[Flavour, ...] = ("large",)
 bounds and channels that no others do.
 """
 _FIXED = (
-    "its code reads numbers out of tensors, and a file would have those of the example for good"
+    "its code reads numbers out of tensors, or may read sizes that follow from such numbers, and a "
+    "file would have those of the example for good"
 )
 _UNSHOWN = (Cause.EMPTY, Cause.HIDDEN_ERRORS)
 _TwoVerdicts = tuple[EndToEnd, EndToEnd]
@@ -243,21 +244,23 @@ def _with_weights(
 
     args, kwargs = call.filled({}, double=True)
     wide = replace(example, args=args, kwargs=kwargs)
+    same, problem = False, None
+    forms: list[NormalForm] = []
     try:
         with one_thread():
-            right, made = _folded_in_float64(original, folded, example, wide)
             feeds = Call(wide).feeds()
-            first, second = (
-                TorchModel(_module(m), Call(wide), double=True).run(feeds)
-                for m in (original, right)
-            )
-            same = all(map(same_in_float64, first, second))
-            forms = [NormalForm.of(model, wide) for model in (right, made)]
+            wanted = TorchModel(_module(original), Call(wide), double=True).run(feeds)
+            for right, made in _folded_in_float64(original, folded, example, wide):
+                found = TorchModel(_module(right), Call(wide), double=True).run(feeds)
+                same = all(map(same_in_float64, wanted, found))
+                forms = [NormalForm.of(model, wide) for model in (right, made)]
+                problem = unexplained(forms[0], forms[1], dtype)
+                if same and problem is not None:
+                    break
     except (UsageError, EngineError) as error:
         return unproved(f"weights were not compared: {error}")
     if not same:
         return unproved("weights were not compared: folding in float64 changes the outputs")
-    problem = unexplained(forms[0], forms[1], dtype)
     if problem is None:
         return unproved("weights were not compared: the two do not have the same ones once folded")
     if problem:
@@ -270,16 +273,17 @@ def _with_weights(
 
 def _folded_in_float64(
     original: Folded, folded: Folded, example: Example, wide: Example
-) -> tuple[Folded, Folded]:
-    """Two models in float64, folded. ``wide`` is the widened example.
+) -> Iterator[tuple[Folded, Folded]]:
+    """Two models in float64, folded; first as modules, if they are such and run so. ``wide`` is the
+    widened example.
 
-    They are programs if one is given as such, or if the code of a module asks for another type.
-    Raises `UsageError` where one cannot be exported or folded.
+    A program folds more: its own code may widen weights, or scale what a layer makes. Raises
+    `UsageError` where one cannot be exported or folded.
     """
     if isinstance(original, nn.Module) and isinstance(folded, nn.Module):
         with suppress(UsageError):
-            return folded_module(original, wide), folded_module(folded, wide)
-    return folded_program(original, example, wide), folded_program(folded, example, wide)
+            yield folded_module(original, wide), folded_module(folded, wide)
+    yield folded_program(original, example, wide), folded_program(folded, example, wide)
 
 
 def _noted(result: EndToEnd, note: str) -> EndToEnd:

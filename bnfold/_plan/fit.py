@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,8 +13,9 @@ from bnfold._core.affine import IDENTITY, Vector
 from bnfold._core.index_maps import equal
 from bnfold._core.limits import overflows, underflows
 from bnfold._core.parameters import Reading, Site
+from bnfold._core.quantized import Sharing
 from bnfold._core.reasons import Reason
-from bnfold._core.view import Affine, View
+from bnfold._core.view import Absorber, Affine, View
 from bnfold._plan.places import Standing, affine
 from bnfold._plan.planner import Move, Moves, Sides, plan
 
@@ -40,7 +41,26 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
     may still fold. Where maps from several places are more than an operator can take in, the last
     of them is refused at first; if that was not enough, it may fold in the end after all.
     ``readings`` has an entry for each node of the view.
+
+    Where operators that share a weight would not all take the same into it, bit by bit, and copies
+    of it do not pay, they take nothing into it, and planning begins again.
     """
+    apart: set[str] = set()
+    while True:
+        moves = _settle(_without(view, readings, apart), readings, objections)
+        copied, uneven = list[str](), set[str]()
+        for sharing, taken in _taken(readings, moves.sides).items():
+            copies = _copies(sharing, taken, moves)
+            copied += [sharing.copied] * (copies or 0)
+            if copies is None:
+                uneven.add(sharing.name)
+        if not uneven:
+            return replace(moves, copied=tuple(copied))
+        apart |= uneven
+
+
+def _settle(view: View, readings: Readings, objections: Objections) -> Moves:
+    """See `settle`; but for weights that are shared."""
     refused: dict[int, Reason] = {}
     guessed: dict[int, list[int]] = {}
     tries: Counter[int] = Counter()
@@ -58,6 +78,70 @@ def settle(view: View, readings: Readings, objections: Objections = no_objection
         if not found:
             return _with_innocent(view, moves, refused, guessed.values(), problems)
         refused.update(found)
+
+
+def _shared(readings: Readings) -> Iterator[tuple[int, Site, Sharing]]:
+    """The operators that read a weight with others, each with where it does."""
+    for node, reading in enumerate(readings):
+        for site in reading.sites:
+            if site.quantized is not None and site.quantized.sharing is not None:
+                yield node, site, site.quantized.sharing
+
+
+def _taken(
+    readings: Readings, sides: Mapping[int, Sides]
+) -> dict[Sharing, dict[int, tuple[tuple[int, ...], bytes]]]:
+    """What is taken into each shared weight, by the operators that take something in."""
+    taken: dict[Sharing, dict[int, tuple[tuple[int, ...], bytes]]] = {}
+    for node, site, sharing in _shared(readings):
+        one = sides.get(node, Sides())
+        if not (one.behind.keeps_scale and one.ahead.keeps_scale):
+            factor = site.factor(one.behind, one.ahead)
+            taken.setdefault(sharing, {})[node] = (factor.shape, factor.tobytes())
+    return taken
+
+
+def _copies(sharing: Sharing, taken: Mapping[int, object], moves: Moves) -> int | None:
+    """How many copies a shared weight needs for what is taken into it; None if that is not to be.
+
+    None are needed where all that read it take one factor in: the one new weight is then that of
+    each of them. For several factors it is copied if the operators that make the copies are fewer
+    than the maps that go: each that reads the weight takes in all of the maps behind it, and
+    no scale from elsewhere.
+    """
+    if len(taken) < len(sharing.readers):
+        return None
+    copies = len(set(taken.values())) - 1
+    if not copies:
+        return 0
+    alone = {
+        move.into
+        for move in moves.moves
+        if move.law == "absorb" and not move.stands and not move.ends
+    }
+    own = all(one in alone and moves.sides[one].ahead.keeps_scale for one in taken)
+    return copies if own and sharing.copied else None
+
+
+def _without(view: View, readings: Readings, apart: Collection[str]) -> View:
+    """A view in which operators take no scale into the shared weights that are named."""
+    if not apart:
+        return view
+    nodes = list(view.nodes)
+    for index, _, sharing in _shared(readings):
+        node = nodes[index]
+        if sharing.name not in apart or not isinstance(node.role, Absorber):
+            continue
+        others = list(sharing.readers)
+        others.remove(node.label)
+        message = f"{sharing.name} is also read by {others[0]}, which does not take the same map in"
+        reason = Reason("quantized-weight", node.label, message)
+        ahead = node.role.ahead
+        if ahead is not None:
+            ahead = replace(ahead, scale_blocked=ahead.scale_blocked or reason)
+        blocked = node.role.scale_blocked or reason
+        nodes[index] = replace(node, role=replace(node.role, scale_blocked=blocked, ahead=ahead))
+    return replace(view, nodes=tuple(nodes))
 
 
 @dataclass(frozen=True)
@@ -116,7 +200,8 @@ def _with_innocent(
     """The moves with which those maps fold, too, that were refused in vain: another map was too
     much for the operator. ``guessed`` has the maps refused for each operator, in that order.
     """
-    for index in [one for maps in guessed for one in maps[:-1]][:_CHANCES]:
+    in_vain = dict.fromkeys(one for maps in guessed for one in maps[:-1])
+    for index in list(in_vain)[:_CHANCES]:
         fewer = {one: reason for one, reason in refused.items() if one != index}
         tried = plan(view, fewer)
         if next(problems.of(tried), None) is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Container, Iterator, Mapping
 
-from bnfold._core.affine import AffineMap
+from bnfold._core.affine import LAST, AffineMap
 from bnfold._core.index_maps import Map
-from bnfold._core.laws import Law, Way
+from bnfold._core.laws import Law, Way, not_known
 from bnfold._core.reasons import Refusal
 from bnfold._core.view import Absorber, Affine, Carrier, Crossing, Receiver
 from bnfold._plan.dead_ends import Stop
@@ -146,6 +146,8 @@ class _Forward(Sweep):
         self._spread(node.outputs[0], map_, (index, value))
 
     def _across(self, index: int, role: Crossing, arrived: Mapping[int, Map]) -> None:
+        if any(isinstance(m, AffineMap) and m.axis == LAST for m in arrived.values()):
+            raise not_known("the rank of what it reads is not known")
         node, value, law = self.view.nodes[index], self.value, self.law(index, role)
         self._check_data(index, role.counted, arrived)
         first = node.outputs[0]

@@ -74,7 +74,8 @@ class Moves:
     carried maps change, ``edits`` has the new numbers of operators on the way. ``blame`` lists for
     each operator that takes maps in the last map of each move from which it took one. ``unneeded``
     has the conversions between types that go with the maps. ``turned`` are the operators that
-    become others, and of which type; of the same one where their inputs are swapped.
+    become others, and of which type; of the same one where their inputs are swapped. ``copied`` has
+    the types of operators of which another one is made, for weights that part.
     """
 
     moves: tuple[Move, ...]
@@ -85,6 +86,7 @@ class Moves:
     blame: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     unneeded: tuple[Unneeded, ...] = ()
     turned: Mapping[int, str] = field(default_factory=dict)
+    copied: tuple[str, ...] = ()
 
 
 def plan(view: View, refused: Mapping[int, Reason]) -> Moves:

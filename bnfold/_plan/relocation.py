@@ -156,7 +156,7 @@ class Relocator:
         """Trips that carry maps of a place away and leave ``rest``, each with what stopped it, and
         whether the last map went forward.
         """
-        if any(part is not None and part.axis == LAST for part in (back, forth)):
+        if back is not None and back.axis == LAST:
             label = self.view.nodes[place.maps[0]].label
             message = f"the rank of what {label} reads is not known"
             yield Trip(), Stop(Reason("unknown-shape", label, message)), True
@@ -350,7 +350,8 @@ class Relocator:
         if number is None or self.places[number].maps[end] != node:
             raise Refusal.of("no-linear-operator", label, f"{label} stays as it is")
         maps = self.places[number].maps
-        if map_.axis is not None and not any(map(self._lies_on_channels, maps)):
+        lies = any(map(self._lies_on_channels, maps)) and map_.axis != LAST
+        if map_.axis is not None and not lies:
             message = f"the rank of what {label} reads is not known"
             raise Refusal.of("unknown-shape", label, message)
         return number

@@ -41,6 +41,7 @@ def summarize(
         for index, op in moves.turned.items():
             after.subtract([view.nodes[index].op])
             after.update([op])
+        after.update(moves.copied)
         for index, reason in moves.kept.items():
             node = view.nodes[index]
             kept.append(

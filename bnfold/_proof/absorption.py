@@ -91,11 +91,14 @@ class Absorption:
             return None
         return self.after.values(self.new_scope, self.twin.input[at])
 
-    def entering(self, axis: int | None, count: int) -> tuple[Double, Double]:
+    def entering(
+        self, axis: int | None, count: int, rank: int | None = None
+    ) -> tuple[Double, Double]:
         """The scale and the shift of the data, one number for each of its channels along an axis.
 
-        Without a map ahead they are 1 and 0. Raises `Mismatch` where the map ahead varies along
-        another axis: a Conv asks for axis 1, and a map along axis 2 does not fit it.
+        That is −1 for the last one where the ``rank`` is not known. Without a map ahead they are 1
+        and 0. Raises `Mismatch` where the map ahead varies along another axis: a Conv asks for axis
+        1, and a map along axis 2 does not fit it.
         """
         if self.entry is None:
             return np.ones(count), np.zeros(count)
@@ -109,7 +112,10 @@ class Absorption:
             raise Mismatch(f"nothing is known of some of what {label(self.node)} reads")
         if step.axis is None and step.scale.size > 1:
             raise Mismatch(f"the map ahead of {label(self.node)} varies along several axes")
-        if step.axis is not None and (step.axis != axis or step.scale.size != count):
+        own = step.axis
+        if own is not None and own < 0 and rank is not None:
+            own += rank
+        if own is not None and (own != axis or step.scale.size != count):
             raise Mismatch(f"the map ahead of {label(self.node)} is along axis {step.axis}")
         return np.broadcast_to(step.scale, (count,)), np.broadcast_to(step.shift, (count,))
 

@@ -27,7 +27,9 @@ def ahead_of_activation(case: Absorption) -> tuple[Absorption, float]:
     - f is g, and S = R and T = U: then u = v;
     - f is g and a Relu or LeakyRelu, T = U, and S and R have the same sign: ``S·u = R·v``;
     - f and g are Clips, or ThresholdedRelus, whose numbers p and q fit: ``S·p + T = R·q + U``, and
-      S/R is positive; of the two, a ThresholdedRelu needs T = U besides.
+      S/R is positive; of the two, a ThresholdedRelu needs T = U besides;
+    - f and g are Clips, S/R is negative, and the bounds of f, the lower of which is no larger than
+      the upper one, fit those of g turned round.
     """
     kind, old = _activation(case.node)
     other, new = _activation(case.twin)
@@ -43,7 +45,9 @@ def ahead_of_activation(case: Absorption) -> tuple[Absorption, float]:
     if same and bool((apart <= SLACK * np.abs(target.scale)).all()):
         return case, 0.0
     dead = (target.scale == 0) & (remaining.scale == 0)
-    if not bool(((np.sign(target.scale) == np.sign(remaining.scale)) | dead).all()):
+    signs = np.sign(target.scale) * np.sign(remaining.scale)
+    turns = kind == "Clip" and len(old) == len(new) == 2 and old[0] <= old[1]
+    if not bool(((signs > 0) | dead | ((signs < 0) & turns)).all()):
         raise Mismatch(f"a scale that is not positive went past the {kind} of {label(case.node)}")
     if same and kind in ("Relu", "LeakyRelu"):
         still = np.zeros_like(target.shift)
@@ -58,7 +62,8 @@ def ahead_of_activation(case: Absorption) -> tuple[Absorption, float]:
     if kind not in ("Clip", "ThresholdedRelu") or (shifted and kind == "ThresholdedRelu"):
         raise Mismatch(f"a map went past the {kind} of {label(case.node)}")
     worst = 0.0
-    for was, now in zip(old, new, strict=True):
+    for straight, crossed, now in zip(old, old[::-1], new, strict=True):
+        was = np.where(signs < 0, crossed, straight)
         scale = np.where(dead, 1.0, remaining.scale)
         wanted = (target.scale * was + target.shift - remaining.shift) / scale
         terms = (np.abs(target.scale * was) + bulk) / np.abs(scale)

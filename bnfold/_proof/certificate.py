@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from bnfold._onnx.merge.patch import Patch, lay
-from bnfold._onnx.read.scopes import Scope, label, type_of
+from bnfold._onnx.read.scopes import QUANTIZERS, Scope, label, type_of
 from bnfold._onnx.write.applied import Applied
 from bnfold._proof import local_probe
 from bnfold._proof.absorption import Absorption, deviation, require_same_otherwise
@@ -328,7 +328,7 @@ def _check_crossing(
     if node.op_type == "Cast" and not before.is_no_cast(old, node):
         return check_conversion(before, after, node, fold, steps)
     twin = _writer(new, fold.source)  # Of another type, maybe: it is run.
-    if type_of(node) == "QuantizeLinear":
+    if type_of(node) in QUANTIZERS:
         return check_quantizer(before, after, old, new, node, twin, fold.related, steps)
     return check_crossing(before, after, old, new, node, twin, fold, steps, bounds)
 

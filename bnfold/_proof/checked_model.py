@@ -57,7 +57,7 @@ _SAME_RANK = (
 _SCALER = "ai.onnx.ml::Scaler"
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv")
 _PRODUCTS = ("FusedMatMul", "MatMul", "TransposeMatMul")
-_BROADCAST = ("Add", "Div", "Mul", "Sub")
+_BROADCAST = ("Add", "Div", "Max", "Min", "Mul", "Sub")
 _PASSED = ("Add", "BatchNormalization", "Conv", "Dropout", "Identity", "Mul", "Sub", _SCALER)
 
 
@@ -118,6 +118,20 @@ class CheckedModel:
         read, written = (self.shapes.type(scope, n) for n in (node.input[0], node.output[0]))
         return read != 0 and read == written
 
+    def may_drop(self, scope: Scope, node: NodeProto) -> bool:
+        """Whether a node is a Dropout in training: below opset 7 unless ``is_test`` is set, from
+        opset 12 unless ``training_mode`` is absent or a constant that is false.
+        """
+        if node.op_type != "Dropout" or node.domain not in ("", "ai.onnx"):
+            return False
+        if scope.opset < 12:
+            return scope.opset < 7 and not any(a.name == "is_test" and a.i for a in node.attribute)
+        if len(node.input) < 3 or not node.input[2]:
+            return False
+        mode = self.constants.find(scope, node.input[2])
+        fixed = isinstance(mode, Constant) and mode.protected is None
+        return not fixed or bool(np.any(self.fixed(scope, node.input[2])))
+
     def rank(self, scope: Scope, name: str) -> int | None:
         """The rank of a tensor, or None.
 
@@ -133,6 +147,8 @@ class CheckedModel:
             position = scope.producers.get(name)
             node = scope.nodes[position] if position is not None else None
             kind = _kind(scope, node) if node is not None else ""
+            if kind == "QGemm":  # Inference does not know it; it puts out a matrix.
+                return max(least, 2)
             if node is not None and kind in _CONVOLUTIONS:
                 weight = self.values(scope, node.input[1])
                 return None if weight is None else max(least, weight.ndim)
@@ -168,6 +184,8 @@ def follow(
     operator that is not affine.
     """
     kind = _kind(scope, node)
+    if model.may_drop(scope, node):
+        raise Mismatch(f"{label(node)} draws random numbers")
     if kind in ("Identity", "Dropout") or model.is_no_cast(scope, node):
         return None
     if kind == "Neg":
@@ -191,12 +209,11 @@ def follow(
     constant = raw.astype(np.float64)
     axis = next((a.i for a in node.attribute if a.name == "axis"), None)
     if axis is not None and scope.opset < 7:
-        axis += map_.scale.ndim if axis < 0 else 0
-        if axis < 0:
+        rank = map_.scale.ndim
+        axis += rank if axis < 0 else 0
+        if axis < 0 or axis + constant.ndim > rank > 0:
             raise Mismatch(f"{label(node)} has no such axis")
-        constant = constant.reshape(
-            *constant.shape, *(1,) * (map_.scale.ndim - axis - constant.ndim)
-        )
+        constant = constant.reshape(*constant.shape, *(1,) * (rank - axis - constant.ndim))
     if constant.ndim > map_.scale.ndim > 0:
         raise Mismatch(f"the constant of {label(node)} has more axes than its tensor")
     if kind == "Mul":

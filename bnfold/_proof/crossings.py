@@ -17,17 +17,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto, TensorProto, defs, helper, numpy_helper
 
 from bnfold._onnx.read.scopes import Scope, label
-from bnfold._onnx.tensors import FLOATS
+from bnfold._onnx.tensors import FLOATS, data_type
 from bnfold._onnx.write.applied import Applied, Related
 from bnfold._proof.checked_model import CheckedModel
 from bnfold._proof.evidence import Mismatch, Obstacle, Unchecked
 from bnfold._proof.full_rank_maps import equalities
-from bnfold._proof.operator_data import Feeds, KnownShapes, are_single_numbers, draw
+from bnfold._proof.operator_data import Feeds, KnownShapes, draw, fit_any_rank
 from bnfold._proof.steps import Steps
 from bnfold._run.bounds import UNBOUNDED, Bounds, Exhausted
 from bnfold._run.session import EngineError, OnnxRuntime
@@ -39,6 +40,10 @@ _FACTOR = 64 * float(np.finfo(np.float32).eps)
 _TINY = float(np.finfo(np.float32).tiny)
 _IR_VERSION = 10
 _SUMS = {"Add", "Sub", "Sum"}
+# Their bounds may be of any size, so that one element says nothing of how far another may be off.
+_BOUNDED = {"Max", "Min"}
+_ACTIVATIONS = {"Abs", "Clip", "HardSigmoid", "LeakyRelu", "Relu"}
+_BY_ELEMENT = _SUMS | _BOUNDED | _ACTIVATIONS | {"Dropout", "Identity"}
 
 
 def check_crossing(
@@ -62,6 +67,8 @@ def check_crossing(
         Mismatch: the shapes of their outputs differ, or an attribute that is no single number. Or
             the maps fit the tensors in none of the sizes that are tried.
     """
+    if before.may_drop(old, node) or after.may_drop(new, twin):
+        raise Mismatch(f"a map went past {label(node)}, which draws random numbers")
     if _attributes(node) != _attributes(twin):
         raise Mismatch(f"attributes of {label(twin)} changed")
     related, places = fold.related, _places(node, twin, fold.reads)
@@ -72,9 +79,10 @@ def check_crossing(
     factors = [step for relation in related.values() for step in (*relation.old, *relation.new)]
     known = {n for step in factors for n in np.broadcast(step.scale, step.shift).shape}
     least = _reach(node)
-    by_element = node.op_type in _SUMS and are_single_numbers(related)
+    by_element = node.op_type in _BY_ELEMENT and fit_any_rank(related)
     folded_shapes = KnownShapes(after, new, twin, by_element)
     numbers = _numbers(before, old, node)
+    rounding = _rounding(after, new, twin, [before.values(old, name) for name in node.input])
 
     def compared(size: int, near: bool) -> float | Unchecked:
         drawn = draw(before, old, node, related, size, folded_shapes, numbers, near)
@@ -85,7 +93,7 @@ def check_crossing(
         found: list[float] = []
         for at in places:
             right = _run(after, new, twin, {at[n]: fed for n, fed in drawn[1].items()}, bounds)
-            off = _compared(node, left, right, related, terms)
+            off = _compared(node, left, right, related, terms, rounding)
             if isinstance(off, Unchecked):
                 return off
             found.append(off)
@@ -150,6 +158,23 @@ def _numbers(model: CheckedModel, scope: Scope, node: NodeProto) -> list[float]:
     return [number for number in (*given.values(), *single) if math.isfinite(number)]
 
 
+def _rounding(
+    model: CheckedModel, scope: Scope, twin: NodeProto, before: Sequence[NDArray[Any] | None]
+) -> float:
+    """What rounding may cost, relative to the numbers: that of float32 arithmetic, or, if it is
+    more, that of a new number of the folded operator to the type in which it is stored.
+    """
+    info: Any = ml_dtypes.finfo  # ml_dtypes gives it no type.
+    found = [_FACTOR]
+    for name, was in zip(twin.input, before, strict=False):
+        made = model.values(scope, name) if name else None
+        if made is None or was is None or data_type(made.dtype) not in FLOATS:
+            continue
+        if made.shape != was.shape or not np.array_equal(made, was):
+            found.append(float(info(made.dtype).eps))
+    return max(found)
+
+
 def _largest(*fed: Feeds) -> float:
     """The largest absolute value of the data. The terms of a sum may be larger than the sum."""
     sizes = [np.abs(v).max(initial=0) for feeds in fed for v in feeds.values() if v.dtype != bool]
@@ -210,13 +235,15 @@ def _compared(
     right: list[NDArray[Any]],
     related: Mapping[str, Related],
     terms: float | None,
+    rounding: float,
 ) -> float | Unchecked:
-    """How far the outputs differ, in units of the rounding of the largest number.
+    """How far the outputs differ, in units of the ``rounding`` of the largest number.
 
-    The largest number is an output or one of its ``terms``. Without ``terms`` the two operators are
-    of different types: each has the rounding of its own numbers. An infinity proves something only
-    where both sides have the same one: float32 may overflow on one side alone. Returns `Unchecked`
-    where the outputs prove nothing.
+    The largest number is an output or one of its ``terms``; of a Max or a Min it is that of each
+    element, which is one of two numbers. Without ``terms`` the two operators are of different
+    types: each has the rounding of its own numbers. An infinity proves something only where both
+    sides have the same one: float32 may overflow on one side alone. Returns `Unchecked` where the
+    outputs prove nothing.
     """
     worst, seen, finite = 0.0, False, True
     names = [name for name in node.output if name]
@@ -226,8 +253,9 @@ def _compared(
         wanted, made = one.astype(np.float64), other.astype(np.float64)
         known = np.isfinite(wanted) & np.isfinite(made)
         sides = [np.where(known, np.abs(side), 0.0) for side in (wanted, made)]
+        own = node.op_type in _BOUNDED
         if terms is not None:
-            sides = [np.maximum(np.maximum(*sides), terms)] * 2
+            sides = [np.maximum(np.maximum(*sides), 0.0 if own else terms)] * 2
         for equality in equalities(related.get(name), wanted.ndim) if made.size else ():
             seen = True
             with np.errstate(invalid="ignore"):
@@ -237,14 +265,16 @@ def _compared(
                 side * np.abs(map_.scale) + np.abs(map_.shift)
                 for side, map_ in zip(sides, (equality.old, equality.new), strict=True)
             ]
-            largest = float(max(np.where(equality.exempt, 0.0, part).max() for part in sizes))
+            room = np.maximum(*(np.where(equality.exempt, 0.0, part) for part in sizes))
+            largest = float(room.max())
+            room = room if own else np.asarray(largest)
             off = np.where(equality.exempt | (was == now), 0.0, off)
             if not math.isfinite(largest):
                 finite = False
                 continue
             finite = finite and bool(np.isfinite(off).all())
             off = np.where(np.isfinite(off), off, 0.0)
-            worst = max(worst, float(off.max()) / (_FACTOR * max(largest, _TINY)))
+            worst = max(worst, float((off / (rounding * np.maximum(room, _TINY))).max()))
     if worst > 1.0 or (seen and finite):
         return worst
     return Unchecked(Obstacle.NOT_FINITE if seen else Obstacle.EMPTY, label(node))

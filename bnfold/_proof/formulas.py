@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnfold._onnx.read.scopes import label
+from bnfold._onnx.read.scopes import DEQUANTIZERS, label
 from bnfold._proof.absorption import (
     NO_SHIFT,
     Absorption,
@@ -30,7 +30,7 @@ from bnfold._proof.activations import ahead_of_activation, without_sum
 from bnfold._proof.evidence import Mismatch
 from bnfold._proof.full_rank_maps import Double
 from bnfold._proof.product_formulas import fused_gemm, fused_matmul, gemm, matmul
-from bnfold._proof.quantized import dequantized, rescaled
+from bnfold._proof.quantized import dequantized, product_of_integers, rescaled
 
 
 def _conv(case: Absorption, last: bool = False) -> float:
@@ -290,7 +290,7 @@ FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "BatchNormalization": _norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
-    "DequantizeLinear": dequantized,
+    **dict.fromkeys(DEQUANTIZERS, dequantized),
     "GRU": _recurrent,
     "Gemm": gemm,
     "GroupNormalization": _norm,
@@ -302,12 +302,19 @@ FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "RMSNormalization": partial(_norm, beta_at=None, on_last_axes=True),
     "RNN": _recurrent,
     "SimplifiedLayerNormalization": partial(_norm, beta_at=None, on_last_axes=True),
+    "com.microsoft::DynamicQuantizeMatMul": partial(
+        product_of_integers, at=2, bias_at=4, matrix_at=1
+    ),
     "com.microsoft::EmbedLayerNormalization": partial(_norm, at=5, beta_at=6, on_last_axes=True),
     "com.microsoft::FusedConv": _fused_conv,
     "com.microsoft::FusedGemm": fused_gemm,
     "com.microsoft::FusedMatMul": fused_matmul,
+    "com.microsoft::MatMulIntegerToFloat": partial(
+        product_of_integers, at=3, bias_at=6, matrix_at=1, other_at=2
+    ),
     "com.microsoft::NhwcConv": partial(_conv, last=True),
     "com.microsoft::NhwcFusedConv": partial(_fused_conv, last=True),
+    "com.microsoft::QGemm": partial(product_of_integers, at=4, bias_at=None, matrix_at=None),
     "com.microsoft::SkipLayerNormalization": partial(_norm, at=2, beta_at=3, on_last_axes=True),
     "com.microsoft::SkipSimplifiedLayerNormalization": partial(
         _norm, at=2, beta_at=None, on_last_axes=True

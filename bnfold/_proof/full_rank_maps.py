@@ -94,13 +94,16 @@ class Equality:
 def composed(steps: Iterable[Factor], rank: int) -> FullRankMap:
     """The map that some factors make one after the other, for a tensor of a rank.
 
-    A factor along axis 1 gets the shape ``(1, -1, 1, 1)`` in a tensor of rank 4. Where its scale is
-    NaN, nothing is known of the values.
+    A factor along axis 1 gets the shape ``(1, -1, 1, 1)`` in a tensor of rank 4. One along the last
+    axis, −1, needs no rank: arrays are aligned from the right. Where its scale is NaN, nothing is
+    known of the values.
     """
     map_ = FullRankMap.identity(rank)
     for step in steps:
         scale, shift = step.scale, step.shift
-        if step.axis is not None:
+        if step.axis is not None and step.axis < 0:
+            scale, shift = scale.reshape(-1), shift.reshape(-1)
+        elif step.axis is not None:
             shape = tuple(-1 if k == step.axis else 1 for k in range(rank))
             scale, shift = scale.reshape(shape), shift.reshape(shape)
         elif scale.size == 1:

@@ -20,8 +20,8 @@ from bnfold._proof.full_rank_maps import FullRankMap
 
 _OWN = ("", "ai.onnx")
 _NAMES = """
-    Abs Clip Concat DepthToSpace Dropout Expand Flatten Gather GlobalMaxPool Identity MaxPool Neg
-    ReduceMax ReduceMin Relu Reshape Slice SpaceToDepth Split Squeeze Transpose Unsqueeze
+    Abs Clip Concat DepthToSpace Dropout Expand Flatten Gather GlobalMaxPool Identity Max MaxPool
+    Min Neg ReduceMax ReduceMin Relu Reshape Slice SpaceToDepth Split Squeeze Transpose Unsqueeze
 """
 _PICKS = frozenset(_NAMES.split())
 """What puts out numbers that it reads, their absolute values, or bounds."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import AttributeProto, NodeProto, TensorProto, helper
 
+from bnfold._core.affine import LAST
 from bnfold._onnx.read.scopes import Scope
 from bnfold._onnx.tensors import FLOATS
 from bnfold._onnx.write.applied import Related
@@ -23,6 +24,7 @@ _AROUND = 64
 # Bounds beyond this are none to draw numbers around: exporters write the largest number for none.
 _BOUNDLESS = 1e18
 _LARGEST = 1 << 22
+_FLOAT = AttributeProto.FLOAT
 Feeds = dict[str, NDArray[Any]]
 
 
@@ -30,8 +32,9 @@ Feeds = dict[str, NDArray[Any]]
 class KnownShapes:
     """The shapes and types that the folded graph knows of an operator's inputs.
 
-    An operator may work element by element, with maps that are single numbers (``by_element``).
-    These say the same of every shape. So a row of float32 will do where no shape is known.
+    An operator may work element by element, with maps that are single numbers or lie along the last
+    axis (``by_element``). These say the same of every shape. So a row of float32 will do where no
+    shape is known.
     """
 
     model: CheckedModel
@@ -82,13 +85,15 @@ def draw(
             n if n is not None else (m if m > 1 else size) for n, m in zip(shape, own, strict=True)
         )
         free = [k for k, n in enumerate(shape) if n is None and own[k] == 1]
+        if node.op_type == "Concat":  # Its inputs are as long as the maps of all of them tell.
+            empty = [model.shapes.is_empty(scope, name, k) for k in range(len(shape))]
+            sizes = tuple(0 if none else n for n, none in zip(sizes, empty, strict=True))
         if node.op_type == "Reshape" and number == 0 and len(node.input) > 1:
             sizes = _that_reshape(sizes, free, model.values(scope, node.input[1]))
         if node.op_type == "Resize" and number == 0 and len(node.input) > 3 and node.input[3]:
             sizes = _that_resize(sizes, free, model.values(scope, node.input[3]))
-        if ends is not None and math.prod(sizes) < _AROUND and 1 in own:
-            widened = own.index(1)
-            sizes = tuple(_AROUND if k == widened else n for k, n in enumerate(sizes))
+        if ends is not None:
+            sizes = _widened(sizes, own, ends[0].shape)
         if math.prod(sizes) > _LARGEST:
             return Unchecked(Obstacle.TOO_LARGE, name)
         if node.op_type == "Reshape" and number == 1 and are_single_numbers(related):
@@ -104,7 +109,10 @@ def draw(
             continue
         values = generator.normal(size=sizes)
         if ends is not None:
-            around = generator.uniform(*ends, size=sizes)
+            low, high = ends
+            if low.ndim > len(sizes) or np.broadcast_shapes(low.shape, sizes) != sizes:
+                low, high = low.min(), high.max()
+            around = generator.uniform(low, high, size=sizes)
             values = _back_through(
                 composed(relation.old if relation else (), len(sizes)), around, values
             )
@@ -116,6 +124,19 @@ def draw(
             first[str(number)] = drawn.astype(np.float32)
             second[str(number)] = new.of(values).astype(np.float32)
     return first, second
+
+
+def _widened(
+    sizes: tuple[int, ...], own: tuple[int, ...], bounds: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Sizes with more places along an axis on which neither maps nor bounds vary, if there is one
+    and the tensor is small.
+    """
+    full = (1,) * (len(sizes) - len(bounds)) + bounds
+    free = [k for k, (n, m) in enumerate(zip(own, full, strict=False)) if n == m == 1]
+    if math.prod(sizes) >= _AROUND or not free or len(full) > len(sizes):
+        return sizes
+    return tuple(_AROUND if k == free[0] else n for k, n in enumerate(sizes))
 
 
 def _that_reshape(
@@ -164,31 +185,44 @@ def are_single_numbers(related: Mapping[str, Related]) -> bool:
     return all(factor.scale.size == factor.shift.size == 1 for factor in factors)
 
 
-def _ends(side: CheckedModel, scope: Scope, node: NodeProto) -> tuple[float, float] | None:
+def fit_any_rank(related: Mapping[str, Related]) -> bool:
+    """Whether all maps that tensors have passed are single numbers, or lie along the last axis."""
+    factors = (factor for one in related.values() for factor in (*one.old, *one.new))
+    return all(f.axis == LAST or f.scale.size == f.shift.size == 1 for f in factors)
+
+
+def _ends(
+    side: CheckedModel, scope: Scope, node: NodeProto
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """An interval in which an operator that is flat beyond bounds shows them; None for any other.
 
     Of Clip it is that between its bounds, of HardSigmoid that between ``−β/α`` and ``(1 − β)/α``, a
-    quarter wider on either side.
+    quarter wider on either side. Of Max and Min it is that around their bound, for each element.
     """
-    given = {a.name: a.f for a in node.attribute}
+    given = {a.name: np.asarray(a.f, np.float64) for a in node.attribute if a.type == _FLOAT}
     if node.op_type == "HardSigmoid":
-        alpha, beta = given.get("alpha", 0.2), given.get("beta", 0.5)
+        alpha, beta = float(given.get("alpha", 0.2)), float(given.get("beta", 0.5))
         ends = sorted((-beta / alpha, (1 - beta) / alpha)) if alpha else [0.0, 0.0]
-        given = {"min": ends[0], "max": ends[1]}
+        given = {"min": np.asarray(ends[0]), "max": np.asarray(ends[1])}
+    elif node.op_type in ("Max", "Min"):
+        bounds = [side.values(scope, name) for name in node.input if name]
+        held = [bound for bound in bounds if bound is not None and bound.size]
+        given = {"min": held[0].astype(np.float64)} if len(held) == 1 else {}
     elif node.op_type != "Clip":
         return None
-    for name, number in (("min", 1), ("max", 2)):
-        held = side.values(scope, node.input[number]) if number < len(node.input) else None
-        if held is not None and held.size == 1:
-            given[name] = float(held.reshape(-1)[0])
-    given = {name: bound for name, bound in given.items() if abs(bound) < _BOUNDLESS}
+    else:
+        for name, number in (("min", 1), ("max", 2)):
+            known = side.values(scope, node.input[number]) if number < len(node.input) else None
+            if known is not None and known.size == 1:
+                given[name] = known.reshape(()).astype(np.float64)
+    given = {name: n for name, n in given.items() if np.all(np.abs(n) < _BOUNDLESS)}
     if not given:
         return None
     low, high = given.get("min"), given.get("max")
     low = low if low is not None else given["max"] - 1.0
     high = high if high is not None else low + 1.0
-    margin = max(high - low, 0.0) / 4
-    return low - margin, max(low, high) + margin
+    margin = np.maximum(high - low, 0.0) / 4
+    return low - margin, np.maximum(low, high) + margin
 
 
 def _back_through(

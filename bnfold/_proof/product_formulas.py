@@ -59,7 +59,7 @@ def gemm(case: Absorption) -> float:
         a.name == ("transA" if at == 1 else "transB") and a.i for a in case.node.attribute
     )
     summed = factor.shape[0] if at == 1 else factor.shape[1]
-    scales, terms = case.entering(at ^ int(data_turned), summed)
+    scales, terms = case.entering(at ^ int(data_turned), summed, 2)
     entering = scales[:, None] if at == 1 else scales[None, :]
     scale = case.scale([at], raw.dtype)
 
@@ -109,7 +109,9 @@ def matmul(case: Absorption, turned: Turned = _as_it_is, alpha: float = 1.0) -> 
         # An array whose sizes are the numbers of its axes tells where each axis comes from.
         axes = turned(np.empty(range(data)), 1 - at).shape
         entry = axes[data - 1 if at == 1 else max(data - 2, 0)]
-    scales, terms = case.entering(entry, factor.shape[max(columns, 0)])
+    elif at == 1 and turned(np.empty((2, 3)), 0).shape == (2, 3):
+        entry = -1
+    scales, terms = case.entering(entry, factor.shape[max(columns, 0)], data)
     along = tuple(-1 if k == max(columns, 0) else 1 for k in range(factor.ndim))
     require_same_shape(case, factor, made)
     np.broadcast_to(scale, factor.shape)  # raises for a scale of another rank

@@ -5,6 +5,7 @@ The formulas are like those of `formulas`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,57 @@ def dequantized(case: Absorption) -> float:
     worst = deviation(found, wanted, np.abs(wanted), made.dtype, forgiven=case.forgiven)
     none = np.zeros((1,) * rank)
     return max(worst, bias_deviation(case, none, none, made.dtype))
+
+
+def product_of_integers(
+    case: Absorption,
+    at: int,
+    bias_at: int | None,
+    matrix_at: int | None,
+    other_at: int | None = None,
+) -> float:
+    """``S·(n·(x·s) + b) + T = n·(x·(S·s)) + (S·b + T)``: n are sums of integers, x is the scale of
+    one factor, s that of the other, at input ``at``. The bias b, at ``bias_at``, may be missing.
+
+    s is one number, or one for each place of the last axis, as b is. One becomes several only for a
+    matrix, which is input ``matrix_at``. Where s is computed, x at ``other_at`` may be the constant
+    one, and stays one number. All else stays.
+    """
+    if other_at is not None and case.stored(at) is None:
+        at, matrix_at = other_at, None
+    scale, made = case.stored(at), case.new(at)
+    if scale is None or made is None:
+        raise Mismatch(f"the scale of {label(case.twin)} is not constant")
+    if case.entry is not None:
+        raise Mismatch(f"a map went ahead of {label(case.node)}, which multiplies integers")
+    for place in range(max(len(case.node.input), len(case.twin.input))):
+        if place not in (at, bias_at):
+            require_same_input(case, place)
+    several = made.shape != scale.shape
+    matrix: Sequence[int | None] = ()
+    if several and matrix_at is not None:
+        matrix = case.after.shapes.shape(case.new_scope, case.twin.input[matrix_at]) or ()
+    allowed = scale.size == 1 and len(matrix) == 2 and made.shape == matrix[1:]
+    if made.dtype != scale.dtype or scale.ndim > 1 or (several and not allowed):
+        raise Mismatch(f"the scale of {label(case.twin)} has shape {made.shape}")
+    rank = max(case.target.scale.ndim, 1)
+    wanted = scale.astype(np.float64) * case.scale([rank - 1] if made.size > 1 else [], made.dtype)
+    found = made.astype(np.float64)
+    wanted = np.where(np.isnan(wanted), found, wanted)
+    worst = deviation(found, wanted, np.abs(wanted), made.dtype, forgiven=case.forgiven)
+    old, new = (np.zeros(1) if b is None else b.astype(np.float64) for b in _biases(case, bias_at))
+    return max(worst, bias_deviation(case, old, new, made.dtype))
+
+
+def _biases(case: Absorption, at: int | None) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+    """The bias before and after. Raises `Mismatch` where one is there and not constant."""
+    if at is None:
+        return None, None
+    found = case.stored(at), case.new(at)
+    for values, node in zip(found, (case.node, case.twin), strict=True):
+        if values is None and any(node.input[at : at + 1]):
+            raise Mismatch(f"the bias of {label(node)} is not constant")
+    return found
 
 
 def rescaled(case: Absorption) -> float:

@@ -24,6 +24,7 @@ from bnfold._proof.evidence import Certificate, Mismatch, Obstacle, Unchecked
 from bnfold._proof.full_rank_maps import composed, equalities, values_around
 from bnfold._proof.local_probe import ROUNDINGS
 from bnfold._proof.torch_evaluation import BoundedValue, EvaluatedProgram
+from bnfold._proof.torch_narrowing import Narrowing
 from bnfold._torch.program.applied import Applied, AppliedStep
 
 _ARITHMETIC = 2.0**-40
@@ -49,6 +50,9 @@ class _CheckedProgram:
             name: Related(_steps(relation.old), _steps(relation.new))
             for name, relation in applied.related.items()
         }
+        self._narrowing = Narrowing(
+            self._before, self._after, applied.steps, applied.standing, self._related
+        )
 
     def certificates(self) -> list[Certificate]:
         """One certificate for each step."""
@@ -75,6 +79,8 @@ class _CheckedProgram:
         """
         if not any(name in self._before.reaching for name in step.outputs):
             return 0.0
+        for name in step.nodes if step.law == "cross" else ():
+            self._narrowing.require(name)
         old, new = self._around(step)
         found = self._compared(step, old, new, ())
         if isinstance(found, Unchecked) or step.law != "cross":

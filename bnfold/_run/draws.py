@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bnfold._onnx.read.scopes import opset_of
+from bnfold._run.dropouts import training
 from bnfold._run.nodes import RANDOM, subgraphs
 from bnfold._run.noise import Array
 
@@ -102,6 +103,7 @@ def _orders(ours: Sequence[Form], theirs: Sequence[Form]) -> Iterator[tuple[int,
 
 def _draws(model: onnx.ModelProto) -> Iterator[tuple[Any, onnx.NodeProto, int]]:
     """Yield each operator that draws, the list of nodes that it stands in, and its opset."""
+    in_training = training(model)
     holders: list[tuple[Any, Sequence[onnx.OperatorSetIdProto]]] = [
         (model.graph.node, model.opset_import)
     ]
@@ -110,12 +112,14 @@ def _draws(model: onnx.ModelProto) -> Iterator[tuple[Any, onnx.NodeProto, int]]:
         opset = opset_of(imports)
         if opset >= _FIRST_WITH_RANGE:
             for holder, node in _within(nodes):
-                yield holder, node, opset
+                drops = opset >= _FIRST_WITH_CAST_LIKE and in_training(node, opset)
+                if node.op_type in _FIXED or (drops and node.op_type == "Dropout"):
+                    yield holder, node, opset
 
 
 def _within(nodes: Any) -> Iterator[tuple[Any, onnx.NodeProto]]:
     for node in nodes:
-        if node.op_type in _FIXED and node.domain in ("", "ai.onnx"):
+        if node.domain in ("", "ai.onnx"):
             yield nodes, node
         for body in subgraphs(node):
             yield from _within(body.node)
@@ -132,25 +136,24 @@ def _fixed(
     given = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     rng, made = np.random.default_rng(seed), list[onnx.NodeProto]()
 
-    def add(kind: str, *inputs: str, **attributes: Any) -> str:
+    def add(kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
         name = f"{prefix}/{len(made)}"
-        made.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
+        made.append(helper.make_node(kind, list(inputs), [out or name], name=name, **attributes))
+        return out or name
 
     def constant(value: Array) -> str:
         return add("Constant", value=numpy_helper.from_array(np.asarray(value)))
 
     drawn = _table(node.op_type, given, rng)
+    if node.op_type == "Dropout":
+        _drop(node, add, constant, drawn)
+        return made
     if node.op_type in ("RandomNormal", "RandomUniform"):
         values = np.resize(drawn, [int(size) for size in given["shape"]])
         last = _cast(add, constant(values), given.get("dtype", TensorProto.FLOAT))
     else:
         like = node.input[0]
-        count = add("Size", like)
-        places = add("Range", constant(np.int64(0)), count, constant(np.int64(1)))
-        places = add("Mod", places, constant(np.int64(_LONGEST)))
-        flat = add("Gather", constant(drawn), places)
-        last = add("Reshape", flat, add("Shape", like))
+        last = _spread(add, constant, like, drawn)
         if node.op_type == "Bernoulli":
             last = add("Less", add("CastLike", last, like), like)
         if "dtype" in given:
@@ -159,6 +162,39 @@ def _fixed(
             last = add("CastLike", last, like)
     made[-1].output[0] = node.output[0]
     return made
+
+
+def _spread(
+    add: Callable[..., str], constant: Callable[[Array], str], like: str, drawn: Array
+) -> str:
+    """The numbers of a table in the shape of a tensor."""
+    count = add("Size", like)
+    places = add("Range", constant(np.int64(0)), count, constant(np.int64(1)))
+    places = add("Mod", places, constant(np.int64(_LONGEST)))
+    flat = add("Gather", constant(drawn), places)
+    return add("Reshape", flat, add("Shape", like))
+
+
+def _drop(
+    node: onnx.NodeProto,
+    add: Callable[..., str],
+    constant: Callable[[Array], str],
+    drawn: Array,
+) -> None:
+    """A Dropout in training: ``x / (1 − ratio)`` where a number of the table is no less than the
+    ratio, else 0; where it turns out not to be in training, x.
+    """
+    data, mode = node.input[0], node.input[2]
+    ratio = add("Cast", node.input[1], to=TensorProto.FLOAT) if node.input[1] else ""
+    ratio = ratio or constant(np.float32(0.5))
+    keeps = add("GreaterOrEqual", _spread(add, constant, data, drawn), ratio)
+    one = constant(np.float32(1))
+    factor = add("CastLike", add("Div", one, add("Sub", one, ratio)), data)
+    zero = add("CastLike", constant(np.float32(0)), data)
+    dropped = add("Where", keeps, add("Mul", data, factor), zero)
+    if len(node.output) > 1 and node.output[1]:
+        add("Or", keeps, add("Not", mode), out=node.output[1])
+    add("Where", mode, dropped, data, out=node.output[0])
 
 
 def _cast(add: Callable[..., str], name: str, element: int) -> str:

@@ -149,7 +149,7 @@ class _Side:
         self._inputs = {value.name for value in graph.input}
         self._functions = stored_functions(model)
         self._sparse = {tensor.values.name for tensor in graph.sparse_initializer}
-        self.draws = drawing(model.functions)
+        self.draws = drawing(model)
 
     def source(self, name: str) -> str:
         """The tensor that a name stands for, ahead of any Identity."""

@@ -6,9 +6,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import onnx
 
-from bnfold._onnx.read.scopes import type_of
+from bnfold._onnx.read.scopes import opset_of, read_scopes, type_of
+from bnfold._onnx.read.shapes import infer
+from bnfold._run.dropouts import training
 
-_OWN = ("", "ai.onnx")
+OWN = ("", "ai.onnx")
+"""The domain of ONNX's own operators, as files have it."""
 RANDOM = {
     "Bernoulli",
     "Multinomial",
@@ -36,22 +39,30 @@ def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
             yield from all_nodes(graph.node)
 
 
-def drawing(functions: Iterable[onnx.FunctionProto]) -> Callable[[onnx.NodeProto], bool]:
-    """Whether a node of a model with some local functions draws random numbers.
+def drawing(model: onnx.ModelProto) -> Callable[[onnx.NodeProto], bool]:
+    """Whether a node of a model's main graph draws random numbers.
 
-    It does itself, in one of its bodies, or in a function that it calls.
+    It does itself, in one of its bodies, or in a function that it calls. So does a Dropout in
+    training.
     """
-    drawn = set(RANDOM)
+    drawn, in_training = set(RANDOM), training(model)
+    local = set(map(type_of, model.functions))
 
-    def draws(node: onnx.NodeProto) -> bool:
-        return any(type_of(each) in drawn for each in all_nodes([node]))
+    def draws(node: onnx.NodeProto, opset: int) -> bool:
+        return any(
+            type_of(each) in drawn or (type_of(each) not in local and in_training(each, opset))
+            for each in all_nodes([node])
+        )
 
-    todo = list(functions)
-    drawn -= set(map(type_of, todo))
-    while found := {type_of(each) for each in todo if any(map(draws, each.node))}:
+    def calls(function: onnx.FunctionProto) -> bool:
+        return any(draws(node, opset_of(function.opset_import)) for node in function.node)
+
+    todo = list(model.functions)
+    drawn -= local
+    while found := {type_of(each) for each in todo if calls(each)}:
         drawn |= found
         todo = [each for each in todo if type_of(each) not in found]
-    return draws
+    return lambda node: draws(node, opset_of(model.opset_import))
 
 
 def own_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
@@ -130,7 +141,7 @@ _FACTORS: Mapping[str, Mapping[int, tuple[int, ...]]] = {
 
 def _felt(node: onnx.NodeProto, zeros: Collection[str]) -> list[str]:
     """The names that a node reads, without those that it multiplies by zeros."""
-    factors = _FACTORS.get(node.op_type, {}) if node.domain in _OWN else {}
+    factors = _FACTORS.get(node.op_type, {}) if node.domain in OWN else {}
     lost = {
         other
         for place, others in factors.items()
@@ -149,6 +160,30 @@ def reached(graph: onnx.GraphProto, names: Collection[str]) -> set[str]:
 
 def random_values(model: onnx.ModelProto) -> set[str]:
     """Return the values of the main graph that depend on random numbers drawn while it runs."""
-    makers = filter(drawing(model.functions), model.graph.node)
+    makers = filter(drawing(model), model.graph.node)
     drawn = {name for node in makers for name in node.output if name}
     return reached(model.graph, drawn) if drawn else set()
+
+
+def always_empty(
+    model: onnx.ModelProto, outputs: Collection[str], weights: Collection[str]
+) -> list[str]:
+    """Return the outputs that hold no number whatever the inputs are: one of their sizes, as it
+    follows from the operators, is 0.
+
+    One on which a weight acts that acts on no other output is none of them, for nobody has seen it.
+    What meets an empty tensor acts on nothing.
+    """
+    shapes = infer(model, read_scopes(model))
+    empty = {name for name in outputs if shapes.empty.get(("", name))}
+    flow, found = Flow(model.graph), []
+    seen = flow.leading(set(outputs) - empty)
+    for output in sorted(empty):
+        acting = {output}
+        for _, inputs, made in reversed(flow.rows):
+            if not acting.isdisjoint(made):
+                none = [name for name in inputs if shapes.empty.get(("", name))]
+                acting.update(none or inputs)
+        if acting.intersection(weights) <= seen:
+            found.append(output)
+    return found

@@ -26,12 +26,15 @@ _LINEAR = {
     "GroupNormalization": slice(1, 3),
     "RMSNormalization": slice(1, 2),
     "SimplifiedLayerNormalization": slice(1, 2),
+    "com.microsoft::DynamicQuantizeMatMul": slice(2, 5),
     "com.microsoft::EmbedLayerNormalization": slice(5, 7),
     "com.microsoft::FusedConv": slice(1, 3),
     "com.microsoft::FusedGemm": slice(3),
     "com.microsoft::FusedMatMul": slice(2),
+    "com.microsoft::MatMulIntegerToFloat": slice(2, 7),
     "com.microsoft::NhwcConv": slice(1, 3),
     "com.microsoft::NhwcFusedConv": slice(1, 3),
+    "com.microsoft::QGemm": slice(4, 5),
     "com.microsoft::SkipLayerNormalization": slice(2, 5),
     "com.microsoft::SkipSimplifiedLayerNormalization": slice(2, 4),
     "com.microsoft::TransposeMatMul": slice(2),
@@ -40,7 +43,7 @@ _LINEAR = {
 _ELEMENTWISE = {"Add", "Div", "Mul", "PRelu", "Sub"}
 COUNTING = {"NonZero", "Shape", "Size"}
 """Operators that put out sizes and positions. These are no data."""
-_RELAYING = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+RELAYING = {"Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators that put out the numbers of their first input."""
 
 
@@ -92,7 +95,7 @@ class Operands:
                 counted.update(node.output)
             if node.op_type != "Constant":
                 made.update(node.output)
-            if node.op_type in _RELAYING and node.domain in ("", "ai.onnx") and node.input:
+            if node.op_type in RELAYING and node.domain in ("", "ai.onnx") and node.input:
                 sources[node.output[0]] = sources.get(node.input[0], node.input[0])
             found += [
                 Operand(sources.get(name, name), of_layer)

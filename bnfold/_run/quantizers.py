@@ -15,12 +15,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from bnfold._onnx.read.scopes import label, type_of
+from bnfold._onnx.read.scopes import QUANTIZERS, label, type_of
 from bnfold._run.nodes import all_nodes, own_inputs, reads
 from bnfold._run.noise import Array
 from bnfold._run.source import Edit
 
-_ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "com.microsoft::QuantizeLinear")
+_ROUNDING = ("DynamicQuantizeLinear", *QUANTIZERS)
 # Operators of onnxruntime that round what they compute begin like this.
 _ROUNDED = ("QLinear", "QGemm", "QAttention", "QConv")
 _LARGEST_SCALE = 1 << 16

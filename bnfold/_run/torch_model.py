@@ -25,7 +25,8 @@ from bnfold._run.torch_modes import Narrowed, Widened
 from bnfold._run.torch_outputs import Leaf, named_leaves
 from bnfold._run.torch_trace import RANDOM, Traced, Use, traced
 from bnfold._system import memory
-from bnfold._torch.module.fold import Example, copied
+from bnfold._torch.module.copying import copied
+from bnfold._torch.module.fold import Example
 from bnfold._torch.tensors import DTYPES, from_numpy, to_numpy
 
 _BITS = 63

@@ -12,7 +12,7 @@ import dataclasses
 import enum
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +26,7 @@ Leaf: TypeAlias = Tensor | int | float | complex
 _Path: TypeAlias = tuple[str | int, ...]
 """What leads to a part of a result: a position is an int, a name or a key is a string."""
 _POSITION = re.compile(r"output \d+(\[\d+\])*")
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{4,}")
 _TOLD_OTHERWISE = (str, bytes, enum.Enum, torch.dtype, torch.device, torch.layout, type(None))
 """What is no number, and what no caller computes with."""
 
@@ -79,12 +80,33 @@ def _parts(value: Any) -> list[tuple[str | int, Any]]:
 
 
 def _keys(value: Mapping[Any, Any]) -> list[str]:
-    """The keys of a dictionary as text, no two alike."""
+    """The keys of a dictionary as text, no two alike. Raises `UsageError` where there is none."""
     for text in (str, repr):
-        keys = [text(key) for key in value]
+        keys = [_written(key, text) for key in value]
         if len(set(keys)) == len(keys):
             return keys
     raise UsageError(f"it puts out a dictionary with several keys that are written {keys[0]}")
+
+
+def _written(key: object, text: Callable[[object], str]) -> str:
+    """A key as text: 1 and "1" are two keys, and so two texts.
+
+    Raises `UsageError` for one that is written with its address. Another run may make another key
+    there, or have the same one elsewhere.
+    """
+    if isinstance(key, str):
+        plain = str.__str__(key)  # An enumeration of texts is equal to them.
+        return plain if text is str else repr(plain)
+    try:
+        found = text(key)
+    except Exception as error:  # Whatever a class of the user's does.
+        raise UsageError(f"a key of a dictionary that it puts out has no text: {error}") from error
+    if _ADDRESS.search(found):
+        raise UsageError(
+            f"it puts out a dictionary with the key {found}, which says nothing but where it is in "
+            "memory: give back one with names for keys"
+        )
+    return f"[{found}]"
 
 
 def _name(path: _Path) -> str:

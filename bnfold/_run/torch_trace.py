@@ -3,7 +3,8 @@
 One real run shows it: the output of an operator depends on all that its operands depend on. This
 works for modules and programs alike, whatever their Python code looks like. What that code does
 with a number that it has read out of a tensor does not show: it may choose its way by it. So all
-that a module puts out depends on each such number.
+that a module puts out depends on each such number, and on what sizes follow from: whether code asks
+for them does not show either.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ _OF_LAYERS = (
     "rnn",
 )
 """Parts of the names of linear operators and norms."""
-_EXITS = ("__array__", "__dlpack__", "numpy", "tolist")
+_SIZED_BY_VALUES = ("nms",)
+"""Operators of other libraries that have no tag for it: what they put out has as many parts as the
+values say.
+"""
+_EXITS = ("__array__", "__dlpack__", "numpy", "storage", "tolist", "untyped_storage")
 """The methods of a tensor that give its numbers away."""
 
 
@@ -102,6 +107,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
         name = func.overloadpacket.__name__
         if torch.Tag.data_dependent_output in func.tags:
             self.numbers |= found
+        elif torch.Tag.dynamic_output_shape in func.tags or name in _SIZED_BY_VALUES:
+            self.numbers |= found if name != "index" else self._masks(args)
         self._use(name, args, operands)
         changed = _written(func, args, kwargs or {})
         for tensor in (*pytree.tree_leaves(result), *changed):
@@ -114,6 +121,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # It has no t
             if turn is not None and result.dim() == 2:
                 self._turned[id(result)] = turn ^ (name in ("t", "transpose"))
         return result
+
+    def _masks(self, args: tuple[Any, ...]) -> frozenset[str]:
+        """What the masks among indices depend on: by others there are as many as indices."""
+        indices = [each for each in pytree.tree_leaves(args[1:]) if isinstance(each, Tensor)]
+        masks = [each for each in indices if each.dtype in (torch.bool, torch.uint8)]
+        return frozenset().union(*map(self.of, masks))
 
     def _felt(self, func: Any, args: tuple[Any, ...], operands: list[Tensor]) -> list[Tensor]:
         """The operands that a result feels: not those that are multiplied by constant zeros."""
@@ -170,7 +183,8 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> lis
 def _memory(value: Any) -> int | None:
     """What is the same for all tensors that share memory; None for what has none."""
     try:
-        return int(value.untyped_storage()._cdata)
+        with torch._C.DisableTorchFunction():  # This is no exit.
+            return int(value.untyped_storage()._cdata)
     except (AttributeError, NotImplementedError, RuntimeError):
         return None
 

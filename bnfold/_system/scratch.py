@@ -139,6 +139,9 @@ def _is_stillborn(folder: Path) -> bool:
         return False
     try:
         os.kill(int(process[1]), 0)
+        told = Path(f"/proc/{process[1]}/stat").read_bytes()
     except ProcessLookupError:
         return True
-    return False
+    except OSError:  # Somebody else's, or a system that does not tell.
+        return False
+    return told.rpartition(b")")[2].split()[:1] == [b"Z"]  # It has ended, and nobody has asked.

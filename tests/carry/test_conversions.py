@@ -138,6 +138,14 @@ TAILS = {
         [op("MaxPool", "b", "r", kernel_shape=[2, 2]), down("r", "y")],
         {"MaxPool": 1, "Cast": 2},
     ),
+    "a Relu that is a Max, and a Min": (
+        [
+            wide(const("Max", "b", "r", np.float32(0))),
+            wide(const("Min", "r", "s", np.float32(6))),
+            down("s", "y"),
+        ],
+        {"Max": 1, "Min": 1, "Cast": 2},
+    ),
     "a Relu and a cast": (
         [op("Relu", "b", "r"), down("r", "p"), down("b", "q"), op("Add", "p q", "y")],
         {"Relu": 1, "Add": 1},
@@ -365,6 +373,48 @@ def test_no_map_goes_forward_to_the_narrow_side():
         conv("conv", "h", "y", (4, 4, 1, 1)),
     )
     kept(made, "not-carried", "mean")
+
+
+@pytest.mark.parametrize("io", [HALF, FLOAT])
+@pytest.mark.parametrize("pads", [[0] * 4, [1] * 4], ids=["plain", "padded"])
+def test_a_norm_in_half_goes_ahead_into_a_conv_in_half(pads, io):
+    """With ``keep_io_types`` Casts stand at the ends. Padding of zeros lets no shift in."""
+    first, last = ([], []) if io == HALF else ([down("x", "i")], [up("o", "y")])
+    norm = wide(bn("bn", "i" if first else "x", "b", 4), HALF)
+    made = between(
+        *first, norm, wide(conv("c", "b", "o" if last else "y", (4, 4, 3, 3), pads=pads), HALF),
+        *last, elem=io,
+    )  # fmt: skip
+    once = done(made)
+    assert all(one.holds for one in certify(made, once.folded, once.applied))
+    casts = {"Cast": 2} if first else {}
+    assert counts(once.folded) == {"Conv": 1, **casts, **({"Add": 1} if any(pads) else {})}
+    assert [k.code for k in once.plan.kept] == (["zero-padding"] if any(pads) else [])
+    assert bnfold.verify(made, once.folded).status == "pass"
+    held = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in made.graph.initializer}
+    scale = held["bn.scale"] / np.sqrt(held["bn.var"] + np.float64(np.float32(0.01)))
+    after = {t.name: t for t in once.folded.graph.initializer}
+    wanted = (held["c.w"] * scale[:, None, None]).astype(np.float16)
+    np.testing.assert_array_equal(numpy_helper.to_array(after["c.w"]), wanted)
+    wrong = wanted.copy()
+    wrong[1, 2, 0, 0] = np.nextafter(np.nextafter(wrong[1, 2, 0, 0], np.float16(9)), np.float16(9))
+    after["c.w"].CopyFrom(numpy_helper.from_array(wrong, "c.w"))
+    assert not all(one.holds for one in certify(made, once.folded, once.applied))
+
+
+@pytest.mark.parametrize("pads", [[0] * 4, [1] * 4], ids=["plain", "padded"])
+@pytest.mark.parametrize("kind", ["Mul", "Add", "norm"])
+def test_what_a_converter_kept_in_float32_ahead_of_a_conv_stays(kind, pads):
+    """A Relu stops it backward. Forward it would be rounded by s·x, not by s·x + t."""
+    map_ = bn("map", "f", "m", 4) if kind == "norm" else const(kind, "f", "m", -rand(4, 1, 1))
+    made = between(
+        conv(*CONV), op("Tanh", "c", "r"), up("r", "f"), wide(map_), down("m", "h"),
+        conv("last", "h", "y", (4, 4, 3, 3), pads=pads),
+    )  # fmt: skip
+    once = done(made)
+    assert once.folded.SerializeToString() == made.SerializeToString()
+    (kept,) = once.plan.kept
+    assert "it rounds to float16" in kept.message
 
 
 @pytest.mark.parametrize("factor, code", [(1e6, "overflow"), (1e-8, "underflow")])

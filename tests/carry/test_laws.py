@@ -83,6 +83,14 @@ def pad(pads: Any, mode: str, value: Any = None) -> Middle:
     return with_inputs("Pad", integers(*pads), value, mode=mode)
 
 
+def extreme(kind: str, bound: Any, *, left: bool = False) -> Middle:
+    """A Max or a Min with a constant."""
+    return lambda x, y: [const(kind, x, y, np.asarray(bound, np.float32), left=left)]
+
+
+# Maps that keep the order of all numbers, or turn all of it round.
+ONE_SIGN = UNIFORM | {"positive", "shift", "minus"}
+WHOLE = UNIFORM | {"minus"}
 AROUND = (0, 0, 1, 1, 0, 0, 0, 1)
 SUMS = SCALES  # Padding that is counted: a shift would not be there.
 LAWS = {
@@ -96,10 +104,32 @@ LAWS = {
         with_inputs("PRelu", numbers(0.1, -0.3, 0.5, 2).reshape(4, 1, 1)), POSITIVE, POSITIVE
     ),
     "Abs": Law(one("Abs"), POSITIVE, SCALES),
-    "Clip": Law(with_inputs("Clip", np.float32(0), np.float32(1)), UNIFORM, UNIFORM | {"minus"}),
+    "Clip": Law(
+        with_inputs("Clip", np.float32(0), np.float32(1)), UNIFORM | {"minus"}, UNIFORM | {"minus"}
+    ),
+    "Clip at 0": Law(with_inputs("Clip", np.float32(0)), UNIFORM | POSITIVE, UNIFORM | POSITIVE),
+    "Clip of nothing": Law(one("Clip"), EVERY, EVERY),
+    "Clip that is empty": Law(with_inputs("Clip", np.float32(1), np.float32(0)), UNIFORM, UNIFORM),
+    "Max": Law(extreme("Max", 0.3), ONE_SIGN, ONE_SIGN),
+    "Max at 0": Law(extreme("Max", 0), ONE_SIGN, ONE_SIGN, 8),
+    "Max, the constant first": Law(extreme("Max", -0.2, left=True), ONE_SIGN, ONE_SIGN, 12),
+    "Max per channel": Law(extreme("Max", rand(4, 1, 1)), ONE_SIGN, ONE_SIGN),
+    "Max of all sizes": Law(extreme("Max", rand(2, 4, 4, 4)), ONE_SIGN, ONE_SIGN, 8),
+    "Min": Law(extreme("Min", [0.3]), ONE_SIGN, ONE_SIGN),
+    "Min along another axis": Law(extreme("Min", rand(4)), WHOLE, WHOLE),
+    "Min of Max": Law(
+        lambda x, y: [
+            const("Max", x, f"{y}.m", np.float32(-0.5)),
+            const("Min", f"{y}.m", y, np.float32(0.5)),
+        ],
+        ONE_SIGN,
+        ONE_SIGN,
+    ),
     "Clip below": Law(with_inputs("Clip", np.float32(-0.2)), UNIFORM, UNIFORM),
     "Clip above": Law(with_inputs("Clip", None, np.float32(0.3)), UNIFORM, UNIFORM),
-    "Relu6 of opset 6": Law(one("Clip", min=0.0, max=6.0), UNIFORM, UNIFORM | {"minus"}, 9),
+    "Relu6 of opset 6": Law(
+        one("Clip", min=0.0, max=6.0), UNIFORM | {"minus"}, UNIFORM | {"minus"}, 9
+    ),
     "Clip of opset 6, one bound": Law(one("Clip", max=0.25), UNIFORM, UNIFORM, 10),
     "ThresholdedRelu": Law(one("ThresholdedRelu"), NUMBER, NUMBER),
     "ThresholdedRelu above": Law(one("ThresholdedRelu", alpha=0.3), NUMBER, NUMBER),
@@ -193,6 +223,15 @@ LAWS = {
     "Pad by its edge": Law(pad(AROUND, "edge"), EVERY, EVERY),
     "Pad around": Law(pad(AROUND, "wrap"), EVERY, EVERY, 19),
     "Pad": Law(pad(AROUND, "constant"), SCALES | UNIFORM, SCALES | UNIFORM),
+    "Pad that cuts": Law(
+        pad((0, 0, -1, 0, 0, 0, 0, -2), "constant", np.float32(0.5)), EVERY, EVERY
+    ),
+    "Pad that cuts, of opset 10": Law(
+        one("Pad", pads=(0, 0, -1, 0, 0, 0, 0, -2), value=0.5), EVERY, EVERY, 10
+    ),
+    "Pad that cuts and pads": Law(
+        pad((0, 0, -1, 0, 0, 0, 0, 1), "constant"), SCALES | UNIFORM, SCALES | UNIFORM
+    ),
     "Pad with a value": Law(
         pad(AROUND, "constant", np.float32(0.5)), UNIFORM | {"minus"}, UNIFORM | {"minus"}
     ),
@@ -253,11 +292,14 @@ def test_unknown_sizes_stop_nothing_that_does_not_need_them(name, x):
     goes(behind(law.middle, kind, x, opset=law.opset), data)
 
 
-@pytest.mark.parametrize("given", ["Clip", "Pad with a value"])
+@pytest.mark.parametrize("given", ["Clip", "Max per channel", "Pad with a value"])
 def test_numbers_that_a_caller_may_override_stay(given):
     law = LAWS[given]
     made = behind(law.middle, "number")
-    bound = next(t.name for t in made.graph.initializer if t.name.startswith("b.") and not t.dims)
+    held = [t for t in made.graph.initializer if t.name[:2] in ("b.", "b_")]
+    bound = (
+        held[-1].name if given == "Max per channel" else next(t.name for t in held if not t.dims)
+    )
     stays(overridable(made, bound), "not-carried", "no-linear-operator")
 
 

@@ -143,3 +143,8 @@ def save(made: onnx.ModelProto, path: Path, **data: str) -> Path:
 def operators(path: Path) -> list[str]:
     """The operators of a model file, its external data loaded."""
     return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def older(folder: Path) -> Path:
+    """An older output with a data file of its own."""
+    return save(settled(), folder / "out.onnx", conv_w="out.onnx.data")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pkgutil
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import onnx
 import pytest
+
+from bnfold._pipeline import models
 
 from .. import graphs
 from . import examples
@@ -96,18 +100,57 @@ def test_a_comparison_that_does_not_end_by_itself(model, tmp_path):
     assert tree(tmp_path) == before
 
 
-def test_what_is_put_in_place_is_not_stopped(external, tmp_path):
-    target = tmp_path / "o.onnx"
-    command = hanging("bnfold._system.paths.set_mode", "time.sleep(0.5)")
-    run = process(external, "-o", target, "--timeout", "1", "--no-verify", command=command)
+def seen_at(place: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How many seconds the alarm waits for, each time that a function is called."""
+    right, seen = pkgutil.resolve_name(place), list[float]()
+
+    def seeing(*args: Any, **kwargs: Any) -> Any:
+        seen.append(signal.getitimer(signal.ITIMER_REAL)[0])
+        return right(*args, **kwargs)
+
+    monkeypatch.setattr(place, seeing)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_what_is_put_in_place_is_not_stopped(kind, external, tmp_path, monkeypatch):
+    source = external if kind == "onnx" else saved_program(tmp_path)
+    writing = {"onnx": "bnfold._pipeline.models.prepare", "pt2": "torch.export.save"}[kind]
+    before = seen_at(writing, monkeypatch)
+    placing = seen_at("bnfold._system.paths.set_mode", monkeypatch)
+    target = tmp_path / f"o.{kind}"
+    assert bnfold(source, "-o", target, "--timeout", "900", "--no-verify").code == 0
+    assert before and all(0 < left <= 900 for left in before)
+    assert placing and not any(placing)
+    assert target.exists()
+
+
+def test_a_comparison_has_time_to_end_by_itself(model, tmp_path, monkeypatch):
+    """It looks at the clock. The alarm waits for as long again, and some seconds more."""
+    before = seen_at("bnfold._pipeline.models.prepare", monkeypatch)
+    within = seen_at("bnfold._proof.certificate.certify", monkeypatch)
+    run = bnfold(model, "-o", tmp_path / "o.onnx", "--timeout", "900")
     assert (run.code, run.err) == (0, "")
-    onnx.load(target)
+    assert all(0 < left <= 900 for left in before) and before
+    assert all(1800 < left <= 1810 for left in within) and within
 
 
-def test_several_models_have_the_time_together(model, long):
-    run = bnfold(model, long, "--check", "--timeout", "1")
+def test_several_models_have_the_time_together(model, tmp_path, monkeypatch):
+    """It is up while the second one is read, which is named."""
+    last, right = tmp_path / "n.onnx", models.load_model
+    last.write_bytes(model.read_bytes())
+
+    def read(path: Path, *args: Any, **more: Any) -> Any:
+        if path == last:
+            assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 600
+            signal.setitimer(signal.ITIMER_REAL, 1e-3)
+            time.sleep(60)
+        return right(path, *args, **more)
+
+    monkeypatch.setattr(models, "load_model", read)
+    run = bnfold(model, last, "--check", "--timeout", "600")
     assert run.code == 3
-    assert run.err == UP.replace("0.05", "1").replace(";", f" at {long};")
+    assert run.err == UP.replace("0.05", "600").replace(";", f" at {last};")
     assert run.out.startswith(f"{model}:\n")
 
 
@@ -116,11 +159,16 @@ def test_time_enough_for_a_check(model):
     assert bnfold(model, "--no-verify", "--timeout", "1e300").code == 0
 
 
-def test_a_program_takes_longer(tmp_path):
+def saved_program(folder: Path) -> Path:
     torch = pytest.importorskip("torch")
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
-    path = tmp_path / "m.pt2"
+    path = folder / "m.pt2"
     torch.export.save(torch.export.export(net, (torch.randn(1, 3, 8, 8),)), path)
+    return path
+
+
+def test_a_program_takes_longer(tmp_path):
+    path = saved_program(tmp_path)
     timed_out(process(path, "--timeout", "0.05"))
     assert bnfold(path, "--timeout", "600").code == 0
     assert bnfold("verify", path, path, "--timeout", "600").code == 0

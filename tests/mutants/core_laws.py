@@ -27,10 +27,24 @@ MUTANTS = (
         "tests/test_conv_transpose.py",
     ),
     Mutant(
+        "every conversion of PyTorch undoes one ahead of it",
+        "_torch/read/crossed.py",
+        "return Converted.between(read, written, exact)",
+        "return Converted.between(read, written, True)",
+        "tests/torch/test_conversions.py",
+    ),
+    Mutant(
+        "a conversion of PyTorch is the identity",
+        "_torch/read/crossed.py",
+        "    if dtype_of(data) != dtype_of(node):",
+        "    if False:",
+        "tests/torch/test_conversions.py",
+    ),
+    Mutant(
         "a map goes forward into the narrower type",
         "_core/pointwise.py",
-        "        if not (self.widens or self.exact):\n            raise",
-        "        if False:\n            raise",
+        "        if not (self.widens or self.exact):\n            what",
+        "        if False:\n            what",
         "tests/carry/test_conversions.py",
     ),
     Mutant(
@@ -64,8 +78,8 @@ MUTANTS = (
     Mutant(
         "the bounds of a Clip stay",
         "_core/pointwise.py",
-        "return Edit({name: moved(b) for name, b in bounds.items() if b is not None})",
-        "return Edit({name: b for name, b in bounds.items() if b is not None})",
+        "return Edit({name: _plain(moved(bound)) for name, bound in self._bounds.items()})",
+        "return Edit(self._bounds)",
         "tests/carry/test_laws.py",
     ),
     Mutant(
@@ -78,8 +92,8 @@ MUTANTS = (
     Mutant(
         "the slope of a HardSigmoid leaves a shift alone",
         "_core/pointwise.py",
-        '"beta": self.alpha * shift + self.beta',
-        '"beta": shift + self.beta',
+        "beta = self.alpha * shift + self.beta",
+        "beta = shift + self.beta",
         "tests/carry/test_hard_sigmoid.py",
     ),
     Mutant(
@@ -92,7 +106,7 @@ MUTANTS = (
     Mutant(
         "a hardsigmoid of other numbers than PyTorch's",
         "_core/pointwise.py",
-        "if not _alike((law.alpha, law.beta), edit.values.values()):",
+        "if not _alike((law.alpha, law.beta), map(float, edit.values.values())):",
         "if False:",
         "tests/torch/test_hard_sigmoid.py",
     ),
@@ -179,5 +193,47 @@ MUTANTS = (
         "map_.shift[0] == 0 < self.scale < math.inf",
         "0 < self.scale < math.inf",
         "tests/test_quantizer.py",
+    ),
+    Mutant(
+        "a Max stays a Max where a negative scale crosses it",
+        "_core/pointwise.py",
+        "        if map_.scale.flat[0] < 0:\n            new",
+        "        if False:\n            new",
+        "tests/carry/test_extremes.py",
+    ),
+    Mutant(
+        "a map along the last axis goes into whatever a Gemm sums over",
+        "_core/absorbing.py",
+        "map_ = replace(map_, axis=ahead.rank - 1)",
+        "map_ = replace(map_, axis=next(iter(ahead.channels)))",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
+        "a Clip whose bounds cross is turned round",
+        "_core/pointwise.py",
+        "return bool(np.all(self.min <= self.max))",
+        "return True",
+        "tests/carry/test_laws.py",
+    ),
+    Mutant(
+        "a shift crosses a Clip with a bound of 0, which stays",
+        "_core/pointwise.py",
+        "still = positive and map_.keeps_origin and not",
+        "still = positive and not",
+        "tests/carry/test_laws.py",
+    ),
+    Mutant(
+        "a map of one part passes to the others that hold something",
+        "_core/joins.py",
+        "alone = not any(p.size for n, p in enumerate(self.places) if n != output)",
+        "alone = True",
+        "tests/carry/test_empty_parts.py",
+    ),
+    Mutant(
+        "a map of an empty part is one of the whole",
+        "_core/joins.py",
+        "        if not self.places[output].size:",
+        "        if False:",
+        "tests/carry/test_empty_parts.py",
     ),
 )

@@ -6,6 +6,20 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a transposed product of unknown rank sums over the last axis",
+        "_core/operators/matrices.py",
+        "if fixed and (data(2), data(3)) == (as_stored(2), as_stored(3)) else None",
+        "if fixed else None",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
+        "γ of one number tells the size of the last axis",
+        "_core/operators/affine.py",
+        "return sizes if sizes[LAST] > 1 else {}",
+        "return {LAST: 4}",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
         "a shift ahead past what was absorbed behind",
         "_core/parameters.py",
         "shift = shift + scale * self.image(ahead.shift)",
@@ -36,8 +50,8 @@ MUTANTS = (
     Mutant(
         "a matrix on the left makes the last axis",
         "_core/operators/matrices.py",
-        "elif other is None and right and len(fixed) == 2:",
-        "elif other is None and len(fixed) == 2:",
+        "elif other is None and right:",
+        "elif other is None:",
         "tests/test_last_axis.py",
     ),
     Mutant(
@@ -73,7 +87,7 @@ MUTANTS = (
         "_core/absorbing.py",
         "size = absorber.channels.get(total.axis)",
         "size = next(iter(absorber.channels.values()), None)",
-        "tests/test_constants.py",
+        "tests/test_constant_axes.py",
     ),
     Mutant(
         "transposed factors of a Gemm read as they lie",
@@ -172,5 +186,12 @@ MUTANTS = (
         "if absorber.signed_blocked is not None and not bool((total.scale > 0).all()):",
         "if absorber.signed_blocked is not None and not bool((total.scale != 0).all()):",
         "tests/test_rounded_data.py",
+    ),
+    Mutant(
+        "one scale for all of a product of integers takes any map",
+        "_core/operators/quantized.py",
+        "            varying_blocked=varying,",
+        "            varying_blocked=None,",
+        "tests/test_integer_products.py",
     ),
 )

@@ -6,6 +6,34 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "weights that a Cast widens move in the wide type",
+        "_run/perturbable.py",
+        "    named = {name: each for name, each in stored.items() if each in narrow - optional}",
+        "    named: dict[str, str] = {}",
+        "tests/verify/test_widened_weights.py",
+    ),
+    Mutant(
+        "weights that a Cast widens move in the narrow type, whatever the other file stores",
+        "_judge/end_to_end.py",
+        "as_stored=anew",
+        "as_stored=True",
+        "tests/verify/test_widened_weights.py",
+    ),
+    Mutant(
+        "a right fold of weights that a module's code widens is one of other weights",
+        "_pipeline/modules.py",
+        "                if same and problem is not None:\n                    break",
+        "                break",
+        "tests/torch/test_widened_weights.py",
+    ),
+    Mutant(
+        "a conversion of weights counts as an operator of its own",
+        "_judge/widening.py",
+        "    return source if plain else None",
+        "    return None",
+        "tests/torch/test_widened_weights.py",
+    ),
+    Mutant(
         "weights are compared as if others could set them",
         "_judge/file_weights.py",
         "    freeze(model)\n",
@@ -15,8 +43,15 @@ MUTANTS = (
     Mutant(
         "a weight ahead of a norm that the file keeps is compared with a folded one",
         "_judge/file_weights.py",
-        "before = () if all_folds else",
-        "before = () if True else",
+        "unfolded = before if constants[number].beside_a_map else ()",
+        "unfolded = ()",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "a map that stays excuses every weight of a file",
+        "_judge/file_weights.py",
+        "unfolded = before if constants[number].beside_a_map else ()",
+        "unfolded = before",
         "tests/torch/test_exported_files.py",
     ),
     Mutant(

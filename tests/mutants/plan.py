@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a map along the last axis of an unknown rank crosses operators",
+        "_plan/forward.py",
+        "if any(isinstance(m, AffineMap) and m.axis == LAST for m in arrived.values()):",
+        "if False:",
+        "tests/test_last_axis.py",
+    ),
+    Mutant(
         "a map goes into float16 though something reads its result in float32",
         "_plan/conversions.py",
         "            if not (stays or isinstance(role, Carrier) or keeps_relative_errors(law)):",
@@ -43,8 +50,8 @@ MUTANTS = (
     Mutant(
         "a map along the last axis of unknown rank goes on",
         "_plan/relocation.py",
-        "part.axis == LAST for part in",
-        "part.axis == 99 for part in",
+        "if back is not None and back.axis == LAST:",
+        "if False:",
         "tests/test_last_axis.py",
     ),
     Mutant(
@@ -64,9 +71,9 @@ MUTANTS = (
     Mutant(
         "a map along channels is put where the rank is not known",
         "_plan/relocation.py",
-        "if map_.axis is not None and not any(map(self._lies_on_channels, maps)):",
+        "if map_.axis is not None and not lies:",
         "if False:",
-        "tests/test_shapes.py",
+        "tests/test_unknown_ranks.py",
     ),
     Mutant(
         "what the numbers of one map have decided is taken to hold for others",
@@ -148,9 +155,16 @@ MUTANTS = (
     Mutant(
         "a map that was refused in vain stays refused",
         "_plan/fit.py",
-        "for one in maps[:-1]][:_CHANCES]",
-        "for one in maps[:-1]][:0]",
+        "list(in_vain)[:_CHANCES]",
+        "list(in_vain)[:0]",
         "tests/test_dtypes.py",
+    ),
+    Mutant(
+        "a map that two operators refused in vain takes two chances",
+        "_plan/fit.py",
+        "in_vain = dict.fromkeys(one for maps in guessed for one in maps[:-1])",
+        "in_vain = [one for maps in guessed for one in maps[:-1]]",
+        "tests/plan/test_growth.py",
     ),
     Mutant(
         "a map that was refused gets its chance whatever then leaves its range",
@@ -228,5 +242,19 @@ MUTANTS = (
         "            return maps[count]\n",
         "            return maps[-1]\n",
         "tests/plan/test_growth.py",
+    ),
+    Mutant(
+        "a weight changes for some of those that read it",
+        "_plan/fit.py",
+        "    if len(taken) < len(sharing.readers):",
+        "    if False:",
+        "tests/test_shared_integers.py",
+    ),
+    Mutant(
+        "a weight is copied whatever that costs",
+        "_plan/fit.py",
+        "    return copies if own and sharing.copied else None",
+        "    return copies if sharing.copied else None",
+        "tests/test_shared_integers.py",
     ),
 )

@@ -13,6 +13,20 @@ MUTANTS = (
         "tests/verify/test_recurrent.py",
     ),
     Mutant(
+        "a Dropout whose mode is an input draws nothing",
+        "_run/dropouts.py",
+        "bool(node.input[place]) and node.input[place] not in off",
+        "False",
+        "tests/test_dropout.py",
+    ),
+    Mutant(
+        "what is false in one call of a function is so in all",
+        "_run/dropouts.py",
+        "        off -= wrong",
+        "        break",
+        "tests/test_dropout.py",
+    ),
+    Mutant(
         "a function with the name of an operator only rearranges",
         "_run/source.py",
         "while node is not None and type_of(node) in _PASS_THROUGH:",
@@ -39,6 +53,13 @@ MUTANTS = (
         "start = axis + first.ndim if axis < 0 else axis",
         "start = first.ndim - second.ndim",
         "tests/verify/test_legacy.py",
+    ),
+    Mutant(
+        "an operator of opset 6 runs along an axis that it does not have",
+        "_run/reference.py",
+        "if start < 0 or trailing < 0:",
+        "if trailing < 0:",
+        "tests/test_odd_models.py",
     ),
     Mutant(
         "what an unknown operator reads is not compared",
@@ -99,8 +120,8 @@ MUTANTS = (
     Mutant(
         "an operator of another domain draws random numbers for its name",
         "_run/nodes.py",
-        "any(type_of(each) in drawn for each",
-        "any(each.op_type in drawn or type_of(each) in drawn for each",
+        "            type_of(each) in drawn or (",
+        "            each.op_type in drawn or type_of(each) in drawn or (",
         "tests/verify/test_ahead.py",
     ),
     Mutant(
@@ -181,10 +202,31 @@ MUTANTS = (
         "tests/torch/test_exported_files.py",
     ),
     Mutant(
+        "a key is what it is written like",
+        "_run/torch_outputs.py",
+        'return f"[{found}]"',
+        "return found",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
+        "a key is where it is in memory",
+        "_run/torch_outputs.py",
+        "if _ADDRESS.search(found):",
+        "if False:",
+        "tests/torch/test_exported_files.py",
+    ),
+    Mutant(
         "what is written into a part of a tensor counts for that part alone",
         "_run/torch_trace.py",
         "self._written[_memory(tensor)] = self.of(tensor)",
         "pass",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "an exported file may have other outputs than the module",
+        "_pipeline/exporting.py",
+        "    if len(graph.output) != len(outputs):",
+        "    if False:",
         "tests/torch/test_judge.py",
     ),
     Mutant(
@@ -202,10 +244,45 @@ MUTANTS = (
         "tests/torch/test_judge.py",
     ),
     Mutant(
+        "outputs do not depend on sizes that follow from values",
+        "_run/torch_trace.py",
+        "torch.Tag.dynamic_output_shape in func.tags or",
+        "",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "a mask picks as many whatever its values are",
+        "_run/torch_trace.py",
+        "each.dtype in (torch.bool, torch.uint8)",
+        "False",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "a storage gives no numbers away",
+        "_run/torch_trace.py",
+        """"storage", "tolist", "untyped_storage")""",
+        """"tolist")""",
+        "tests/torch/test_judge.py",
+    ),
+    Mutant(
         "outputs do not depend on numbers that code reads out of tensors",
         "_run/torch_trace.py",
         "trace.of(each) | trace.numbers for each",
         "trace.of(each) for each",
         "tests/torch/test_judge.py",
+    ),
+    Mutant(
+        "any output that is empty is always empty",
+        "_run/nodes.py",
+        "{name for name in outputs if shapes.empty",
+        "{name for name in outputs if True or shapes.empty",
+        "tests/carry/test_empty_parts.py",
+    ),
+    Mutant(
+        "an output that is always empty passes though a weight acts on it alone",
+        "_run/nodes.py",
+        "        if acting.intersection(weights) <= seen:",
+        "        if True:",
+        "tests/verify/test_end_to_end.py",
     ),
 )

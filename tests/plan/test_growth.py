@@ -13,8 +13,9 @@ from bnfold._core.joins import Aligned, Concatenated, Picked, Summed
 from bnfold._core.laws import Mixed
 from bnfold._core.limits import Limits
 from bnfold._core.pointwise import Clipped, Homogeneous
+from bnfold._core.reasons import Reason
 from bnfold._core.view import OPAQUE, Absorber, Affine, Crossing, InputSide
-from bnfold._plan import relocation
+from bnfold._plan import fit, relocation
 from bnfold._plan.dead_ends import kind_of
 from bnfold._plan.gathering import gather
 from bnfold._plan.planner import plan
@@ -249,3 +250,20 @@ def test_what_is_noted_of_a_kind_is_short_and_tells_every_channel(channels):
         kinds.add(kind_of(AffineMap.of(scale, other, 1)))
     assert len(kinds) == 1 + 6 * len({0, channels // 2, channels - 1})
     assert all(len(told) <= 320 for _, told in kinds)
+
+
+def test_a_map_that_two_operators_refused_takes_one_chance(monkeypatch):
+    """Two operators were too full with it. Each of the maps that may have a chance gets one."""
+    maps = range(fit._CHANCES)
+    reason = Reason("overflow", "conv", "it would overflow")
+    refused = dict.fromkeys(maps, reason)
+    tried = []
+
+    class Never:
+        def of(self, moves):
+            return iter(["it is still too much"])
+
+    monkeypatch.setattr(fit, "plan", lambda view, fewer: tried.append(refused.keys() - fewer))
+    guessed = [(0, 99), (*maps, 99)]
+    assert fit._with_innocent(None, "as before", refused, guessed, Never()) == "as before"
+    assert tried == [{index} for index in maps]

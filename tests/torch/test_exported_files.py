@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import enum
 from collections import namedtuple
 
 import numpy as np
@@ -387,6 +388,40 @@ def test_a_norm_that_the_file_keeps_and_the_module_need_not(export):
     assert status(module, changed(open_to_others, off(1.01, 0))) == "fail"
 
 
+class Gated(nn.Module):
+    """A norm that folds, and far behind it a map that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = one_channel_scaled(), nn.Conv2d(8, 8, 1, bias=False)
+        self.gate = nn.Parameter(torch.rand(8, 1, 1))
+        with torch.no_grad():
+            self.head.weight[:, 0] *= 1e-8
+
+    def forward(self, x):
+        y = self.head(self.body(x))
+        return torch.sigmoid(y) * y * torch.sigmoid(y * self.gate)
+
+
+def no_scale(graph):
+    """The norm behind the first convolution is as if it had not scaled its channel."""
+    (norm,) = [node for node in graph.node if node.op_type == "BatchNormalization"]
+    (scale,) = [each for each in graph.initializer if each.name == norm.input[1]]
+    values = numpy_helper.to_array(scale).copy()
+    values[0] = 1.0
+    scale.CopyFrom(numpy_helper.from_array(values, scale.name))
+
+
+def test_a_map_that_stays_elsewhere_excuses_no_weight(export):
+    """One that has not taken in its norm shows in no output, and is wrong."""
+    module = Gated().eval()
+    path = export(module, **UNFOLDED)
+    assert bnfold.plan(path).kept
+    assert bnfold.verify(module, path, (X,)).status == "pass"
+    result = bnfold.verify(module, changed(path, no_scale), (X,))
+    assert result.status == "fail" and "in the file, which no output shows" in result.notes[-1]
+
+
 def test_weights_that_were_not_compared_are_told(export):
     """What cannot be exported, or whose weights the file does not hold, has none to compare."""
 
@@ -490,6 +525,46 @@ def test_names_tell_wherever_they_stand(made):
     assert [bnfold.verify(module, m, (X,)).status for m in (same, other)] == ["pass", "fail"]
 
 
+class Stage(str, enum.Enum):
+    FIRST = "first"
+
+
+@pytest.mark.parametrize(
+    "keys, others, wanted",
+    [
+        ((1, 2), (1, 2), "pass"),
+        ((1, 2), ("1", "2"), "fail"),
+        ((None, (1, 2)), ("None", "(1, 2)"), "fail"),
+        ((1, "second"), ("second", 1), "fail"),
+        ((Stage.FIRST, "second"), ("first", "second"), "pass"),
+    ],
+)
+def test_keys_are_other_ones_than_what_is_written_like_them(keys, others, wanted):
+    """Who asks for 1 does not find "1"."""
+    one, other = (
+        net(made=lambda y, names=names: dict(zip(names, (y, 2 * y), strict=True)))
+        for names in (keys, others)
+    )
+    assert status(one, other) == wanted
+
+
+def test_keys_that_are_made_anew_in_each_run():
+    """Each has the address that another one had before."""
+    module = net(made=lambda y: {object(): y, object(): 2 * y})
+    with pytest.raises(bnfold.UsageError, match="names for keys"):
+        bnfold.verify(module, module, (X,))
+
+
+def test_a_key_that_cannot_be_written():
+    class Key:
+        def __repr__(self):
+            raise RuntimeError("no name")
+
+    module = net(made=lambda y: {Key(): y})
+    with pytest.raises(bnfold.UsageError, match="no text: no name"):
+        bnfold.verify(module, module, (X,))
+
+
 def test_keys_that_nothing_tells_apart():
     class Key:
         def __repr__(self):
@@ -497,7 +572,7 @@ def test_keys_that_nothing_tells_apart():
 
     one, other = Key(), Key()
     module = net(made=lambda y: {one: y, other: 2 * y})
-    with pytest.raises(bnfold.UsageError, match="several keys that are written key"):
+    with pytest.raises(bnfold.UsageError, match=r"several keys that are written \[key\]"):
         bnfold.verify(module, module, (X,))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -103,6 +104,29 @@ def test_a_module_that_cannot_be_exported_is_compared_as_it_is():
     assert any("not compared in onnxruntime" in note for note in result.notes)
     assert {check.inputs for check in result.checks} >= {"example", "signed", "structured"}
     assert bnfold.verify(module, off(module), (X,)).status == "fail"
+
+
+def test_a_release_without_a_log_of_its_own(monkeypatch):
+    monkeypatch.delattr(torch._C, "_jit_onnx_log")
+    module = net(plain)
+    assert bnfold.verify(module, module, (X,)).notes == ()
+
+
+@pytest.mark.parametrize("change", [lambda outputs: outputs.pop(), lambda outputs: outputs.add()])
+def test_a_file_with_other_outputs_is_no_file_of_a_module(change, monkeypatch):
+    """Which of them belong together nobody knows: PyTorch alone judges, and says why."""
+    real = torch.onnx.export
+
+    def export(module, args, path, **options):
+        real(module, args, path, **options)
+        model = onnx.load(path)
+        change(model.graph.output)
+        onnx.save(model, path)
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    module = net(lambda self, x: (plain(self, x), x + 1))
+    result = bnfold.verify(module, module, (X,))
+    assert any("outputs, and it has 2" in note for note in result.notes), result.notes
 
 
 def test_an_export_that_fails_prints_nothing(capfd):
@@ -314,8 +338,9 @@ def test_what_is_written_into_a_part_of_a_tensor_counts_for_the_tensor(write):
         lambda tensor: tensor.numpy().item(),
         lambda tensor: np.asarray(tensor).item(),
         lambda tensor: np.from_dlpack(tensor).item(),
+        lambda tensor: tensor.storage()[0],
     ],
-    ids=["item", "list", "numpy", "array", "dlpack"],
+    ids=["item", "list", "numpy", "array", "dlpack", "storage"],
 )
 def test_outputs_depend_on_the_numbers_that_code_reads(read):
     """No operator takes what a layer puts out to the output, and none shows an error of it."""
@@ -332,6 +357,41 @@ def test_outputs_depend_on_the_numbers_that_code_reads(read):
     result = bnfold.verify(module, off(module), (X,))
     assert result.status == "inconclusive"
     assert any("reads numbers out of tensors" in note for note in result.notes), result.notes
+
+
+SIZED = {
+    "nonzero": lambda y: (y > 0).nonzero().shape[0],
+    "mask": lambda y: len(y[y > 0]),
+    "rows": lambda y: y[y[:, 0, 0, 0] > -1e9].size(0),
+    "selected": lambda y: y.masked_select(y > 0).numel(),
+    "unique": lambda y: len(y.relu().unique()),
+    "repeated": lambda y: len(y.repeat_interleave((y.flatten()[:2] > 0).long(), 0)),
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_outputs_depend_on_sizes_that_follow_from_values(name):
+    """No operator takes a size to the output."""
+    module = net(lambda self, x: x * 2 if SIZED[name](plain(self, x)) < 1e6 else x * 3)
+    model = traced(module, X)
+    assert model.reached(["a.weight"]) == model.reached(["b.bias"]) == {0}
+    assert model.reached(["other"]) == set()
+    result = bnfold.verify(module, off(module), (X,))
+    assert result.status == "inconclusive"
+    assert any("sizes that follow from such numbers" in note for note in result.notes)
+
+
+def test_sizes_that_no_value_decides():
+    """By places there are as many as places, and a mask that is fixed has as many as it has."""
+    places, mask = torch.tensor([0, 1, 1]), torch.tensor([True, False, True])
+
+    def code(self, x):
+        y = plain(self, x)
+        return x * y[:, places].shape[1], x + y[:, :3][:, mask].shape[1]
+
+    model = traced(net(code), X)
+    assert model.reached(["a.weight"]) == set()
+    assert not model.reads_numbers()
 
 
 def test_the_inputs_of_the_user_are_not_written_into():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import enum
 import io
+import sys
 import time
 from functools import partial
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -17,6 +19,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 import bnfold.nn  # noqa: E402
+from bnfold._torch.module.own_code import beyond_data  # noqa: E402
 
 from .folding import assert_close, fold, kinds, outputs, rand, ready  # noqa: E402
 
@@ -102,6 +105,30 @@ def pure(y, slope):
     return F.leaky_relu(y, slope)
 
 
+class Mode(enum.Enum):
+    LEAKY = "leaky"
+
+
+class Tools:
+    """A class that keeps nothing."""
+
+    table: ClassVar = {Mode.LEAKY: pure}
+
+    def __init__(self, slope):
+        self.slope = slope
+
+    @classmethod
+    def summed(cls, more):
+        total = 0.0
+        for each in more:
+            total += each
+        return cls(total).slope
+
+    @staticmethod
+    def act(y, slope):
+        return Tools.table[Mode.LEAKY](y, slope)
+
+
 class Helped(nn.BatchNorm2d):
     """Code in other functions and methods, and plain settings: nothing of it is seen elsewhere."""
 
@@ -116,7 +143,7 @@ class Helped(nn.BatchNorm2d):
         return self.settings.slope + self.slopes["used"]
 
     def act(self, y):
-        return pure(y, *[each + 0.1 for each in (self.slope,)])
+        return Tools.act(y, *[each + Tools.summed([0.1]) for each in (self.slope,)])
 
     @torch.no_grad()
     def forward(self, x):
@@ -349,6 +376,74 @@ def beside(function):
     return type("Made", (Beside,), {"beside": function})
 
 
+def note(log, y):
+    log.append(1)
+    return y
+
+
+def grown(log, y):
+    log += [1]
+    return y
+
+
+def noted(y, log=[]):  # noqa: B006
+    log.append(1)
+    return y
+
+
+class Notes:
+    """What it keeps is the class's."""
+
+    notes: ClassVar[list[int]] = []
+
+    def __init__(self, y) -> None:
+        self.y = tell(y)
+
+    @staticmethod
+    def note(y):
+        Notes.notes.append(1)
+        return y
+
+    @classmethod
+    def ask(cls, y):
+        return y * 2 if torch.is_grad_enabled() else y
+
+
+def by_class(self, y):
+    notes = Notes
+    return notes.note(y)
+
+
+def by_class_handed_on(self, y):
+    return ask(Notes, y)
+
+
+def ask(kind, y):
+    return kind.ask(y)
+
+
+def by_name(self, y):
+    name = CALLS
+    return note(name, y)
+
+
+def by_helpers(self, y):
+    import bnfold_test_helpers as helpers
+
+    return helpers.told(y)
+
+
+def by_helper(self, y):
+    from bnfold_test_helpers import told
+
+    return told(y)
+
+
+HELPERS = ModuleType("bnfold_test_helpers")
+HELPERS.told = tell
+sys.modules["bnfold_test_helpers"] = HELPERS
+
+
 def by_total(self, y):
     Total.count += 1
     return y
@@ -381,6 +476,24 @@ BESIDE = {
     "object": (lambda self, y: (self.logger.log(), y)[1], "in logger"),
     "object elsewhere": (lambda self, y: (TOTAL.log(), y)[1], "in TOTAL"),
     "class elsewhere": (by_total, "in count"),
+    "handed on": (lambda self, y: note(CALLS, y), "in CALLS"),
+    "handed on by another name": (by_name, "in CALLS"),
+    "handed on and added to": (lambda self, y: grown(CALLS, y), "in CALLS"),
+    "handed on within": (lambda self, y: note([CALLS, HELD][1][0][0], y), "in CALLS"),
+    "handed on from within": (lambda self, y: grown(HELD[0][0], y), "in HELD"),
+    "default": (lambda self, y: noted(y), "in a default of noted"),
+    "static method of a class": (lambda self, y: Notes.note(y), "in notes"),
+    "class method": (lambda self, y: Notes.ask(y), "is_grad_enabled"),
+    "class by another name": (by_class, "in notes"),
+    "class handed on": (by_class_handed_on, "is_grad_enabled"),
+    "class by a name in quotes": (lambda self, y: getattr(Notes, "note")(y), "in notes"),  # noqa: B009
+    "object that is made": (lambda self, y: Notes(y).y, "in CALLS"),
+    "list in a partial": (lambda self, y: NOTE(y), "in NOTE"),
+    "method of a list": (lambda self, y: (ADD(1), y)[1], "in ADD"),
+    "function in a tuple": (lambda self, y: TOLD[0](y), "in CALLS"),
+    "object in a list": (lambda self, y: (LOGGERS[0].log(), y)[1], "in LOGGERS"),
+    "module that is imported": (by_helpers, "in CALLS"),
+    "import from a module": (by_helper, "in CALLS"),
     "gradients": (lambda self, y: y * 2 if torch.is_grad_enabled() else y, "is_grad_enabled"),
     "its weight's": (lambda self, y: y * 2 if not self.weight.requires_grad else y, "requires_"),
     "tracing": (lambda self, y: y * 2 if torch.jit.is_tracing() else y, "is_tracing"),
@@ -392,7 +505,8 @@ BESIDE = {
     "time": (lambda self, y: y * (time.time() > 0), "uses time"),
     "chance": (by_import, "uses random"),
 }
-PARTIAL = partial(tell)
+PARTIAL, NOTE, ADD = partial(tell), partial(note, CALLS), CALLS.append
+HELD, LOGGERS, TOLD = [[CALLS]], [Logger()], (tell,)
 
 
 @pytest.mark.parametrize("name", BESIDE)
@@ -402,6 +516,27 @@ def test_what_other_code_of_a_module_does(name):
     module = ready(network(beside(function)(4)))
     done = fold(module, rand(2, 3, 8, 8), folds=0, codes=["not-a-module"])
     assert why in done.plan.kept[0].message
+
+
+def test_a_module_of_python_is_not_asked_for_what_it_lacks():
+    """Some import as soon as they are asked."""
+    asked = []
+    HELPERS.__getattr__ = lambda name: asked.append(name) or pure
+    module = beside(lambda self, y: HELPERS.told(y))(4)
+    try:
+        assert "in CALLS" in beyond_data(module)
+    finally:
+        del HELPERS.__getattr__
+    assert not asked
+
+
+def test_a_variable_that_is_not_set():
+    def by_late(self, y):
+        return y if self.training is None else pure(y, 0.1) if late is None else y
+
+    assert beyond_data(beside(by_late)(4)) is None
+    late = 1
+    assert late
 
 
 STAYS = {

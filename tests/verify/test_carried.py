@@ -15,7 +15,7 @@ from bnfold._core.laws import Edit, Mixed, Padded, Way
 from bnfold._core.operators.linear import Convolution
 from bnfold._core.parameters import Site
 from bnfold._core.pointwise import Clipped, Homogeneous, Thresholded
-from bnfold._onnx.read import crossed
+from bnfold._onnx.read import pointwise
 from bnfold._onnx.write.applied import Factor, Related
 
 from ..graphs import bn, const, conv, model, op, positive, rand
@@ -142,7 +142,8 @@ def swap_parts(patch):
 
 
 def leave_bounds(patch):
-    patch.setattr(Clipped, "_edit", lambda self, moved: None)
+    right = Clipped._edit
+    patch.setattr(Clipped, "_edit", lambda self, moved: right(self, lambda bound: bound))
 
 
 def leave_threshold(patch):
@@ -169,7 +170,7 @@ def leave_value(patch):
 
 
 def misplace_bounds(patch):
-    patch.setattr(crossed, "_BOUNDS", {"max": 1, "min": 2})
+    patch.setattr(pointwise, "_BOUNDS", {"max": 1, "min": 2})
 
 
 def ignore_padding(patch):

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from bnfold._core import broadcast
-from bnfold._core.affine import AffineMap, Vector
+from bnfold._core.affine import LAST, AffineMap, Vector
 from bnfold._core.broadcast import Array, Shape
-from bnfold._core.channels import along_axis, off_axis
+from bnfold._core.channels import ChannelLayout, along_axis, off_axis
 from bnfold._core.operators.record import Operand, Operator
 from bnfold._core.parameters import Site
 from bnfold._core.reasons import Reason, Refusal
@@ -72,9 +72,10 @@ class Norm(Operator):
     """A norm by the statistics of what it reads, times γ, plus β, along axes of their own.
 
     Law: ``A∘norm`` has ``γ·s`` and ``β·s + t``, always exact, where the map varies along one of the
-    axes that γ spans. ``start`` is the first of these in what it puts out; None: no position has
-    parameters of its own, and a map must be uniform. ``beta`` is None where the operator has no
-    place for a β: a shift then needs an Add.
+    axes that γ spans. ``start`` is the first of these in what it puts out; it is `LAST` where the
+    rank is not known, and γ is a vector. None: no position has parameters of its own, and a map
+    must be uniform. ``beta`` is None where the operator has no place for a β: a shift then needs an
+    Add.
     """
 
     gamma: Operand
@@ -89,11 +90,18 @@ class Norm(Operator):
         if self.start is None:
             return {}
         sizes = {self.start + place: n for place, n in enumerate(self._gamma.shape)}
+        if self.start == LAST:
+            return sizes if sizes[LAST] > 1 else {}  # One number may be for several places.
         read = self.like or ()
         spread = {
             axis for axis, n in enumerate(read) if n not in (None, 1) and sizes.get(axis) == 1
         }
         return {axis: n for axis, n in sizes.items() if axis not in spread}
+
+    @property
+    def last(self) -> int | None:
+        """That of γ, where this tells it."""
+        return self.channels.get(LAST)
 
     @property
     def role(self) -> Absorber:
@@ -105,13 +113,18 @@ class Norm(Operator):
     def sites(self) -> tuple[Site]:
         """γ and β, of one shape; a missing β is made with that of γ."""
         gamma, start = self._gamma, self.start or 0
+
+        def layout(axis: int) -> ChannelLayout:
+            """A uniform map may be laid along any axis, and along one that is none of γ's."""
+            return along_axis(gamma.shape, max(axis - start, 0) if (axis < 0) == (start < 0) else 0)
+
         site = Site(
             self.label,
             self.gamma.position,
             self.beta.position if self.beta is not None else None,
             self.channels,
-            lambda axis: along_axis(gamma.shape, max(axis - start, 0)),
-            lambda axis: along_axis(gamma.shape, max(axis - start, 0)).along,
+            layout,
+            lambda axis: layout(axis).along,
             gamma,
             self.beta.value if self.beta is not None else None,
             gamma.shape,

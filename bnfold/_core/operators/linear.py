@@ -149,13 +149,13 @@ class Product(Operator):
 
     ``columns`` maps each axis of what is put out that has entries of its own in the weight to the
     weight's axis; the product sums over axis ``summed`` of the weight and ``along`` of the data
-    (None: not known). ``rank`` is that of what is put out. ``bias`` is None where the operator has
-    no place for one (MatMul), ``bias_shape`` is the shape of every bias, None where it may be any
-    that broadcasts; ``alpha`` and ``beta`` multiply the product and the bias. ``dtype`` is the type
-    it computes in, None where not known. ``add_blocked`` says why no Add may be put behind it;
-    ``writable``: whether whoever writes it back can change its weight. ``activation`` is as in
-    `view.Absorber`. ``merges``: whether whoever writes it back can write a merged one. ``becomes``
-    is as in `view.Absorber`, too.
+    (None: not known). ``rank`` is that of what it puts out, ``read`` that of its data. ``bias`` is
+    None where the operator has no place for one (MatMul), ``bias_shape`` is the shape of every
+    bias, None where it may be any that broadcasts; ``alpha`` and ``beta`` multiply the product and
+    the bias. ``dtype`` is the type it computes in, None where not known. ``add_blocked`` says why
+    no Add may be put behind it; ``writable``: whether whoever writes it back can change its weight.
+    ``activation`` is as in `view.Absorber`. ``merges``: whether whoever writes it back can write a
+    merged one. ``becomes`` is as in `view.Absorber`, too.
 
     Law behind: ``A∘(α·x·W + β·C)`` has ``W[k, n]·s_n`` and ``s·β·C + t``: each output is linear in
     its column of W. Always exact along axes of ``columns``.
@@ -180,6 +180,7 @@ class Product(Operator):
     activation: Crossing | None = None
     merges: bool = True
     becomes: str = ""
+    read: int | None = None
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -265,12 +266,12 @@ class Product(Operator):
     def _ahead(self) -> InputSide:
         inside = {} if self.along is None else {self.along: self._shape[self.summed]}
         if self.offset is not None:
-            return InputSide(self.data[0], inside, None, self.offset.missing)
+            return InputSide(self.data[0], inside, None, self.offset.missing, rank=self.read)
         blocked = None
         if len(self._shape) != 2 or not (self.along is not None or LAST in self.columns):
             message = f"the shift would vary along several axes of what {self.label} puts out"
             blocked = Reason("axis-mismatch", self.label, message)
-        return InputSide(self.data[0], inside, None, blocked, self._image)
+        return InputSide(self.data[0], inside, None, blocked, self._image, self.read)
 
     def _image(self, map_: AffineMap) -> AffineMap:
         site = self._site

@@ -37,6 +37,7 @@ def gemm(
         summed=1 - stored,
         along=along,
         rank=2,
+        read=2,
         bias=bias,
         alpha=alpha,
         beta=beta,
@@ -77,7 +78,8 @@ def matmul(
     The constant's last axis (on the right) is the output's last, its second-last (on the left) the
     output's second-last, and its batch axes, aligned from the right, are the output's. An axis that
     the constant lacks, or holds with size 1 against a larger output, has no entries of its own. Of
-    data of unknown rank a matrix on the right makes the last axis, and others are not known.
+    data of unknown rank a matrix on the right makes the last axis, and others are not known; what
+    is on the right sums over the last axis of data that are taken as they are stored.
     """
     assert weight.value is not None
     right = weight.position == 1
@@ -92,8 +94,10 @@ def matmul(
     if other is not None and len(fixed) >= 2:
         columns = {out: stored[own] for out, own in _columns(fixed, right, other).items()}
         rank = max(len(fixed), len(other)) - (len(other) == 1)
-    elif other is None and right and len(fixed) == 2:
-        columns = {LAST: stored[1]}
+    elif other is None and right:
+        columns = {LAST: stored[1]} if len(fixed) == 2 else {}
+        data = turned[0]
+        along = LAST if fixed and (data(2), data(3)) == (as_stored(2), as_stored(3)) else None
     return Product(
         label=label,
         data=(1 - weight.position,),
@@ -102,6 +106,7 @@ def matmul(
         summed=stored[max(len(fixed) - 2, 0) if right else len(fixed) - 1],
         along=along,
         rank=rank,
+        read=None if other is None else len(other),
         alpha=alpha,
         add_blocked=add_blocked,
         writable=writable,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bnfold._core.affine import LAST
+from bnfold._core.broadcast import Shape
 from bnfold._core.channels import along_axis
 from bnfold._core.operators.record import Operand, Operator
 from bnfold._core.parameters import Site
@@ -120,3 +122,79 @@ class Rescaling(Operator):
     @property
     def _channels(self) -> dict[int, int]:
         return {} if self.axis is None else {self.axis: self.weight.shape[self.own]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerProduct(Operator):
+    """``n·(x·s) + b``: the sums n of a product of integers, times the scales of both factors, plus
+    a bias of floats, all by one operator.
+
+    ``scale`` is s. It has one number for each column of what is put out, which lie on ``axis``; or
+    one for all, where ``axis`` is None. ``bias`` is None where the operator has no place for one of
+    floats. ``shape`` is that of what is put out, as far as it is known. ``rounded`` is set where
+    the operator rounds its data itself: why no map goes ahead of it.
+
+    Law behind: ``A∘(n·(x·s) + b)`` has ``s·a`` and ``b·a + t``. Always exact for a map that lies
+    along the columns, or is uniform; of any sign, for s is a factor only. One s for all takes a
+    uniform map only. Without a place for b a shift needs an Add.
+    """
+
+    scale: Operand
+    bias: Operand | None
+    axis: int | None
+    shape: Shape | None
+    rounded: Reason | None = None
+
+    @property
+    def role(self) -> Absorber:
+        """It takes in maps of what it puts out."""
+        ahead = None
+        if self.rounded is not None:
+            ahead = InputSide(self.data[0], {}, self.rounded, self.rounded)
+        blocked = self.bias.missing if self.bias is not None else None
+        varying = None
+        if self.axis is None:
+            message = f"{self.label} has one scale for all that it puts out"
+            varying = Reason("quantized-weight", self.label, message)
+        return Absorber(
+            self._channels,
+            blocked,
+            blocked,
+            bias_free=self.bias is not None,
+            ahead=ahead,
+            varying_blocked=varying,
+        )
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The scales and the bias."""
+        assert self.scale.value is not None
+        layout = along_axis(self.scale.value.shape, 0)
+        site = Site(
+            self.label,
+            self.scale.position,
+            self.bias.position if self.bias is not None else None,
+            self._channels,
+            lambda axis: layout,
+            lambda axis: layout.along,
+            self.scale.value,
+            self.bias.value if self.bias is not None else None,
+            self.scale.value.shape,
+            dtype=self.scale.value.dtype,
+        )
+        return (site,)
+
+    @property
+    def output(self) -> Shape | None:
+        """See ``shape``."""
+        return self.shape
+
+    @property
+    def last(self) -> int | None:
+        """The number of columns, where the rank is not known."""
+        return self._channels.get(LAST)
+
+    @property
+    def _channels(self) -> dict[int, int]:
+        assert self.scale.value is not None
+        return {} if self.axis is None else {self.axis: self.scale.value.shape[0]}

@@ -83,9 +83,11 @@ def _identity(graph: Graph, node: NodeProto, instead: Mapping[str, str]) -> Hash
 
 
 def _operand(graph: Graph, name: str) -> Hashable:
-    """A tensor: its name, or the type, shape and content of a constant that nobody may set."""
+    """A tensor: its name, or the type, shape and content of a constant that nobody may set, and
+    that all engines have.
+    """
     found = graph.context.constants.find(graph.scope, name) if name else None
-    if not isinstance(found, Constant) or found.protected is not None:
+    if not isinstance(found, Constant) or found.protected is not None or found.is_free:
         return name
     values = found.load()
     content = hashlib.sha256(values.tobytes()).digest()

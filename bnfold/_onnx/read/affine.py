@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from bnfold._core.affine import AffineMap
+from bnfold._core.affine import LAST, AffineMap
 from bnfold._core.broadcast import Array, Shape
 from bnfold._core.operators.affine import Elementwise, FixedNorm, Norm, fixed_norm, with_constant
 from bnfold._core.operators.record import (
@@ -275,13 +275,16 @@ def _norm_on_last_axes(
     context: Context, node: NodeProto, gamma_at: int, beta_at: int | None
 ) -> Operator:
     """A norm whose γ is aligned with the input from the right, so that its axis j is axis
-    ``rank − len(γ) + j``. γ and β are the inputs of these numbers.
+    ``rank − len(γ) + j``, and that of a vector is the last whatever the rank. γ and β are the
+    inputs of these numbers.
     """
     gamma = context.parameter(node, gamma_at)
     shape = context.shape(node.input[0])
     if gamma is None or (shape is not None and len(shape) < len(gamma.shape)):
         return UNKNOWN
     start = len(shape) - len(gamma.shape) if shape is not None else None
+    if shape is None and len(gamma.shape) == 1:
+        start = LAST
     return _norm(context, node, gamma, start, gamma_at, beta_at)
 
 
@@ -296,9 +299,10 @@ def _norm(
     if not node.output[0]:
         return UNKNOWN
     beta = context.operand(node, beta_at).shaped(gamma.shape) if beta_at is not None else None
+    shape = context.shape(node.input[0])
     return Norm(
         label=label(node),
-        like=context.shape(node.input[0]),
+        like=shape,
         gamma=Operand(gamma_at, gamma),
         beta=beta,
         start=start,

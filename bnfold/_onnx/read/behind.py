@@ -20,6 +20,8 @@ from onnx import (
     shape_inference,
 )
 
+from bnfold._onnx.read.inference import is_odd
+from bnfold._onnx.read.scopes import domain_of
 from bnfold._onnx.read.sizes import Numbers, is_there
 
 _BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
@@ -43,7 +45,7 @@ class Behind:
         self._known = known
         self._numbers = numbers
         self._opsets = list(inferred.opset_import)
-        self._versions = {_domain(each.domain): each.version for each in self._opsets}
+        self._versions = {domain_of(each): each.version for each in self._opsets}
         self._ir_version = inferred.ir_version
         self._schemas: dict[tuple[str, str], defs.OpSchema | None] = {}
         graph = inferred.graph
@@ -59,7 +61,7 @@ class Behind:
 
     def outputs(self, node: NodeProto) -> dict[str, Tensor]:
         """The shapes of a node's outputs, where its inputs tell them."""
-        schema = self._schema(node)
+        schema = None if is_odd(node) else self._schema(node)
         if schema is None or any(each.type in _BODIES for each in node.attribute):
             return {}
         types = {name: self._type(name) for name in node.input if name}
@@ -78,7 +80,7 @@ class Behind:
         }
 
     def _schema(self, node: NodeProto) -> defs.OpSchema | None:
-        domain = _domain(node.domain)
+        domain = domain_of(node)
         key = node.op_type, domain
         if key not in self._schemas:
             try:
@@ -90,15 +92,8 @@ class Behind:
         return self._schemas[key]
 
     def _type(self, name: str) -> TypeProto:
-        own = self._known.get(name)
-        if own is not None:
-            return TypeProto(tensor_type=own)
-        tensor = self._stored.get(name)
-        if tensor is None:
-            return self._values.get(name, TypeProto())
-        made = TypeProto()
-        made.CopyFrom(helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims)))
-        return made
+        own = self._known.get(name) or of_stored(self._stored.get(name))
+        return self._values.get(name, TypeProto()) if own is None else TypeProto(tensor_type=own)
 
     def _data(self, node: NodeProto) -> Iterator[tuple[str, TensorProto]]:
         """The inputs of a node whose numbers are known, which may be sizes."""
@@ -115,8 +110,15 @@ class Behind:
             yield name, helper.make_tensor(name, own.elem_type, dims, numbers.known)
 
 
-def _domain(name: str) -> str:
-    return "" if name == "ai.onnx" else name
+def of_stored(tensor: TensorProto | None) -> Tensor | None:
+    """The type of an initializer."""
+    if tensor is None:
+        return None
+    found = Tensor(elem_type=tensor.data_type)
+    found.shape.SetInParent()
+    for size in tensor.dims:
+        found.shape.dim.add(dim_value=size)
+    return found
 
 
 def _is_unfit(kind: TypeProto) -> bool:

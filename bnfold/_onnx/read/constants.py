@@ -7,7 +7,7 @@ if all its inputs are constants.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,20 @@ from onnx import AttributeProto, NodeProto, SparseTensorProto, TensorProto, help
 from bnfold._core.reasons import Reason
 from bnfold._onnx import tensors
 from bnfold._onnx.read import attributes, sparse
-from bnfold._onnx.read.evaluation import EVALUATED, Double, evaluated, widened
+from bnfold._onnx.read.engines import Others, is_in_doubt, others
+from bnfold._onnx.read.evaluation import (
+    EVALUATED,
+    Double,
+    evaluated,
+    is_followed,
+    jumps,
+    may_differ,
+    refuse_undefined,
+    rounds,
+    widened,
+)
 from bnfold._onnx.read.growth import refuse_huge
-from bnfold._onnx.read.scopes import Scope, label
+from bnfold._onnx.read.scopes import DEQUANTIZERS, Scope, label
 from bnfold._onnx.read.shapes import Shapes
 from bnfold._onnx.read.sizes import Numbers
 
@@ -41,8 +52,9 @@ class Constant:
     constant is computed, None if there is no such parameter. ``sparse`` is the sparse tensor that
     holds the values. ``source`` is the tensor whose values these are, unchanged, None if there is
     none, or not of its own. ``wide`` are the values in float64 before they were rounded, None where
-    the rounded ones are read on; ``steps`` loads what operator after operator makes of them in
-    their own type, None where that is the same (`evaluation.widened`).
+    the rounded ones are read on (`evaluation.widened`). Other engines may have other numbers if it
+    ``is_free``: ``others``, None where that is not known (`engines.others`). It is ``in_doubt``
+    where these are too far apart to tell what the network has.
     """
 
     name: str
@@ -54,11 +66,9 @@ class Constant:
     sparse: SparseTensorProto | None = None
     source: TensorProto | None = None
     wide: Double | None = None
-    steps: Callable[[], Array] | None = None
-
-    def stepwise(self) -> Array:
-        """The values that the network has: what rounds them to integers or jumps reads these."""
-        return self.load() if self.steps is None else self.steps()
+    is_free: bool = False
+    others: Others | None = None
+    in_doubt: bool = False
 
     @property
     def is_float(self) -> bool:
@@ -86,6 +96,14 @@ class Constants:
 
     def find(self, scope: Scope, name: str) -> Constant | Reason:
         """The constant of a name in a graph, or the reason why the name is no constant."""
+        found = self._made(scope, name)
+        if isinstance(found, Constant) and found.in_doubt:
+            message = f"engines differ about {name}: they round in other ways on the way to it"
+            return Reason("dynamic-weight", name, message)
+        return found
+
+    def _made(self, scope: Scope, name: str) -> Constant | Reason:
+        """A constant, also one in doubt: another operator may make one of it that is not."""
         owner = scope.owner(name)
         if owner is None:
             return Reason("dynamic-weight", name, f"{name} is not defined in the model")
@@ -125,6 +143,8 @@ class Constants:
         if numbers is not None and node.op_type != "Constant":
             data_type = self._shapes.type(scope, name) or TensorProto.INT64
             return _settled(name, _integers(numbers, data_type))
+        if scope.kind(node) in DEQUANTIZERS:
+            return Reason("quantized-weight", label(node), f"{name} is dequantized at run time")
         if node.domain not in ("", "ai.onnx") or list(node.output).index(name) != 0:
             return _computed(name, node)
         if any(attribute.ref_attr_name for attribute in node.attribute):
@@ -137,8 +157,6 @@ class Constants:
             return self._from_identity(scope, name, node)
         if node.op_type in ("Shape", "CastLike"):
             return self._from_inferred(scope, name, node)
-        if node.op_type == "DequantizeLinear":
-            return Reason("quantized-weight", label(node), f"{name} is dequantized at run time")
         # The reference implementation overlooks where such an operand lies (ONNX Add-6).
         misaligned = attributes.has(node, "broadcast") and attributes.has(node, "axis")
         if node.op_type in EVALUATED and not misaligned:
@@ -191,7 +209,7 @@ class Constants:
         return _computed(name, node)
 
     def _from_identity(self, scope: Scope, name: str, node: NodeProto) -> Constant | Reason:
-        source = self.find(scope, node.input[0])
+        source = self._made(scope, node.input[0])
         if isinstance(source, Reason):
             return source
         return replace(source, name=name, stored=None, sparse=None)
@@ -205,7 +223,7 @@ class Constants:
             attributes = {a.name: a.i for a in node.attribute}
             part = sizes[attributes.get("start", 0) : attributes.get("end", len(sizes))]
             return _settled(name, np.asarray(part, np.int64))
-        like = self.find(scope, node.input[1])
+        like = self._made(scope, node.input[1])
         target = like.data_type if isinstance(like, Constant) else 0
         target = target or self._shapes.type(scope, node.input[1])
         if not target:
@@ -216,44 +234,66 @@ class Constants:
     def _from_chain(self, scope: Scope, name: str, node: NodeProto) -> Constant | Reason:
         sources: list[Constant | None] = []
         for source in node.input:
-            found = self.find(scope, source) if source else None
+            found = self._made(scope, source) if source else None
             if isinstance(found, Reason):
                 return found
             sources.append(found)
         wide = [s.wide if s else None for s in sources]
+        given = [s.others if s else None for s in sources]
+        known = not any(s.is_free and s.others is None for s in sources if s)
         key = scope.path, name
 
         def inputs() -> list[Array | None]:
-            return [s.stepwise() if s else None for s in sources]
+            return [s.load() if s else None for s in sources]
 
-        def steps() -> Array:
-            return self._once((*key, "stepwise"), lambda: evaluated(node, inputs(), scope.opset))
+        def made(one: NodeProto, read: Sequence[Array | None]) -> Array:
+            return evaluated(one, read, scope.opset)
 
-        def double() -> Double | None:
-            return widened(node, inputs(), wide, steps(), scope.opset)
+        def own() -> Array:
+            return self._once((*key, "own"), lambda: made(node, inputs()))
+
+        def elsewhere(read: Sequence[Array | None], values: Array) -> Others | None:
+            return others(node, read, given, values, rounds(node, values), made)
+
+        def carried() -> Array:
+            read, values = inputs(), own()
+            apart = elsewhere(read, values)
+            return _rounded(widened(node, read, wide, values, apart, scope.opset), values)
 
         def load() -> Array:
-            return self._once((*key, "rounded"), lambda: _rounded(double(), steps()))
+            return self._once((*key, "rounded"), carried)
 
+        apart, exact = None, None
         try:
-            refuse_huge(node, inputs())
-            values, exact = steps(), double()
+            read = inputs()
+            refuse_huge(node, read)
+            refuse_undefined(node, read)
+            values = self._once((*key, "own"), lambda: made(node, read))
+            is_free = may_differ(node, values) and (not known or rounds(node, values) or any(given))
+            if is_free and known and is_followed(read, values):
+                apart = elsewhere(read, values)
+                is_free = apart is not None
+                exact = widened(node, read, wide, values, apart, scope.opset)
+            if is_free and jumps(node, values):
+                raise ValueError("engines may round what it reads in other ways")
         except Exception as error:  # Whatever an operator raises on constants it cannot take.
             return Reason("dynamic-weight", label(node), f"{name} could not be evaluated: {error}")
         is_kept, rounded = values.nbytes <= _CACHED_BYTES, values
         if exact is not None:
             rounded = self._once((*key, "rounded"), lambda: _rounded(exact, values))
-        kept_steps = (lambda: values) if is_kept else steps
-        kept = (lambda: rounded) if is_kept else load
+        kept = own if exact is None else load
+        lost = apart is None and any(s.in_doubt for s in sources if s)
         return Constant(
             name,
             values.shape,
             tensors.data_type(values.dtype),
-            kept_steps if exact is None else kept,
+            (lambda: rounded) if is_kept else kept,
             None,
             next((s.protected for s in sources if s and s.protected), None),
             wide=exact if is_kept else None,
-            steps=None if exact is None else kept_steps,
+            is_free=is_free,
+            others=apart if is_kept else None,
+            in_doubt=(is_free and lost) or is_in_doubt(values, apart),
         )
 
     def _once(self, key: tuple[str, ...], make: Callable[[], Array]) -> Array:
@@ -267,8 +307,8 @@ class Constants:
         return values
 
 
-def _rounded(wide: Double | None, stepwise: Array) -> Array:
-    return stepwise if wide is None else wide.astype(stepwise.dtype)
+def _rounded(wide: Double | None, own: Array) -> Array:
+    return own if wide is None else wide.astype(own.dtype)
 
 
 def _sources(scope: Scope, name: str) -> list[tuple[Scope, str]]:
@@ -298,3 +338,17 @@ def _settled(name: str, values: Array) -> Constant:
 
 def _computed(name: str, node: NodeProto) -> Reason:
     return Reason("dynamic-weight", label(node), f"{name} is computed at run time by {label(node)}")
+
+
+def agree(made: Callable[..., Array], *constants: Constant) -> bool:
+    """Whether all engines make the same of some constants; False where that is not known."""
+    free = [one for one in constants if one.is_free]
+    sets = [one.others for one in free if one.others is not None]
+    if len(sets) < len(free):
+        return False
+    own = made(*(one.load() for one in constants))
+    elsewhere = (
+        [one.load() if one.others is None else one.others[number] for one in constants]
+        for number in range(min(map(len, sets), default=0))
+    )
+    return all(np.array_equal(made(*each), own) for each in elsewhere)

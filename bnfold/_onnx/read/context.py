@@ -49,6 +49,13 @@ class Context:
             return known if known is not None else derived
         return tuple(a if a is not None else b for a, b in zip(known, derived, strict=True))
 
+    def size(self, name: str, axis: int) -> int | None:
+        """The size of an axis of a tensor, which may be 0; None where it is not known."""
+        shape = self.shape(name)
+        if shape is None or not 0 <= axis < len(shape):
+            return None
+        return 0 if self.shapes.is_empty(self.scope, name, axis) else shape[axis]
+
     def sizes(self, name: str) -> list[Size] | None:
         """The sizes of a tensor's axes, None for an unknown rank. Equal words are equal sizes."""
         shape, symbols = self.shape(name), self.shapes.sizes(self.scope, name)

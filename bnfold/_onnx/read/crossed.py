@@ -7,16 +7,13 @@ is missing gets the part of its law that does not need it, or none.
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import numpy as np
 from onnx import NodeProto, TensorProto
 
 from bnfold._core.joins import Aligned, Summed
-from bnfold._core.laws import UNCOUNTED, Form, Law, Mixed, Padded
-from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
+from bnfold._core.laws import UNCOUNTED, Law, Mixed, Padded
+from bnfold._core.operators.crossed import Crossed, Pooling, kept_axes
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
-from bnfold._core.pointwise import Clipped, HardSigmoid, Homogeneous, Thresholded
 from bnfold._core.products import Contracted, Gated, Multiplied
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
@@ -26,18 +23,10 @@ from bnfold._onnx.read.types import cast_to, conversion
 from bnfold._onnx.read.windows import are_full, windows
 
 _CHANNELS = {0: 0, 1: 1}
-# From opset 11 on bounds and values are inputs.
-_BOUNDS = {"min": 1, "max": 2}
+# From opset 11 on the value is an input.
 _VALUE = {"value": 2}
-# Types of which every runtime has a HardSigmoid: onnxruntime has none of float64.
-_HARD: dict[int, np.dtype[Any]] = {
-    TensorProto.FLOAT: np.dtype(np.float32),
-    TensorProto.FLOAT16: np.dtype(np.float16),
-}
 # The types that add two tensors and subtract them.
 _SUMS = "Add", "Sub"
-_HOMOGENEOUS = ("Abs", "LeakyRelu", "PRelu", "Relu")
-_NOT_LINEAR = "Celu Elu Erf Gelu HardSwish Mish Selu Sigmoid Softplus Softsign Tanh"
 
 
 def _identity(context: Context, node: NodeProto) -> Operator:
@@ -117,89 +106,6 @@ def _einsum(context: Context, node: NodeProto) -> Operator:
 def _is_narrow(context: Context, node: NodeProto) -> bool:
     """Whether sums of many numbers may leave the range of a type that holds each of them."""
     return context.type(node.input[0]) in (0, TensorProto.FLOAT16)
-
-
-def _activation(node: NodeProto) -> Activation:
-    """An activation that no map crosses."""
-    return Activation(label=label(node), kind=node.op_type)
-
-
-def _not_linear(context: Context, node: NodeProto) -> Operator:
-    return _activation(node)
-
-
-def _homogeneous(context: Context, node: NodeProto) -> Operator:
-    law = Homogeneous(node.op_type == "Abs", node.op_type in ("LeakyRelu", "PRelu"))
-    # A PRelu's slopes may broadcast its input to a larger shape.
-    like = context.shape(node.input[0]) if node.op_type != "PRelu" else None
-    return Activation(label=label(node), like=like, kind=node.op_type, law=law)
-
-
-def _hard_sigmoid(context: Context, node: NodeProto) -> Operator:
-    dtype = _HARD.get(context.type(node.input[0]))
-    alpha, beta = attributes.number(node, "alpha", 0.2), attributes.number(node, "beta", 0.5)
-    return Activation(
-        label=label(node),
-        like=context.shape(node.input[0]),
-        kind=node.op_type,
-        law=HardSigmoid(alpha, beta, dtype is not None),
-        dtype=dtype,
-    )
-
-
-def _form(context: Context, node: NodeProto) -> Form | None:
-    """The HardSigmoid that a Clip may become, whose numbers are attributes since opset 6."""
-    dtype = _HARD.get(context.type(node.input[0]))
-    if dtype is None or context.opset < 6:
-        return None
-    return Form("HardSigmoid", HardSigmoid(1.0, 0.0), dtype=dtype)
-
-
-def _clip(context: Context, node: NodeProto) -> Operator:
-    like, form = context.shape(node.input[0]), _form(context, node)
-    if context.opset < 11:
-        low, high = (
-            attributes.number(node, name, math.nan) if attributes.has(node, name) else None
-            for name in ("min", "max")
-        )
-        return Activation(
-            label=label(node),
-            like=like,
-            kind=node.op_type,
-            law=Clipped(low, high, form=form),
-        )
-    bounds: list[float | None] = []
-    movable, dtype = True, np.dtype(np.float32)
-    for position in _BOUNDS.values():
-        if not has(node, position):
-            bounds.append(None)
-            continue
-        found = context.constant(node, position)
-        if found is None or math.prod(found.shape) != 1 or not found.is_float:
-            return _activation(node)
-        bounds.append(float(found.load().reshape(-1)[0]))
-        dtype = found.dtype
-        movable = movable and found.protected is None
-    return Activation(
-        label=label(node),
-        like=like,
-        kind=node.op_type,
-        law=Clipped(bounds[0], bounds[1], movable, form),
-        numbers=_BOUNDS,
-        dtype=dtype,
-    )
-
-
-def _thresholded_relu(context: Context, node: NodeProto) -> Operator:
-    """It gives x where x > α, else 0. α is a float32, whatever the type of x."""
-    return Activation(
-        label=label(node),
-        like=context.shape(node.input[0]),
-        kind=node.op_type,
-        law=Thresholded(attributes.number(node, "alpha", 1.0), 0.0, fixed=True),
-        numbers={"threshold": "alpha"},
-        dtype=np.dtype(np.float32),
-    )
 
 
 def _pool(context: Context, node: NodeProto) -> Operator:
@@ -296,13 +202,15 @@ def _scales(context: Context, node: NodeProto) -> list[float] | None:
 
 
 def _pad(context: Context, node: NodeProto) -> Operator:
+    """Pad. Where no pad is positive it only cuts off, and no value shows."""
     shape = context.shape(node.input[0])
     pads, padded = _pads(context, node), None
     if pads is not None and shape is not None:
         padded = _padded_axes(context, node, pads, len(shape))
     mode = attributes.text(node, "mode", "constant")
     where = label(node)
-    if mode in ("reflect", "edge", "wrap"):
+    cuts = bool(pads) and min(pads or ()) < 0 and max(pads or ()) <= 0
+    if mode in ("reflect", "edge", "wrap") or (mode == "constant" and cuts):
         if padded is None:
             return Crossed(label=where, law=Mixed(None, 1.0))
         kept = kept_axes(len(shape or ()), padded, keepdims=True)
@@ -357,17 +265,13 @@ def _aligned(context: Context, node: NodeProto) -> Aligned:
 
 
 ROWS: dict[str, OnnxRow] = {
-    **{name: Row(_not_linear) for name in _NOT_LINEAR.split()},
-    **{name: Row(_homogeneous) for name in _HOMOGENEOUS},
     "AveragePool": Row(_pool),
     "Cast": Row(_cast),
     "CastLike": Row(_cast),
-    "Clip": Row(_clip),
     "Dropout": Row(_dropout),
     "Einsum": Row(_einsum),
     "GlobalAveragePool": of_one(_global_pool),
     "GlobalMaxPool": of_one(_global_pool),
-    "HardSigmoid": Row(_hard_sigmoid),
     "Identity": Row(_identity),
     "MaxPool": Row(_pool),
     "Pad": Row(_pad),
@@ -377,6 +281,5 @@ ROWS: dict[str, OnnxRow] = {
     "ReduceSum": of_one(_reduce),
     "Resize": of_one(_resize),
     "Sum": Row(_sum),
-    "ThresholdedRelu": Row(_thresholded_relu),
     "Upsample": of_one(_resize),
 }

@@ -11,7 +11,16 @@ from bnfold._core.operators.record import UNKNOWN, Operator, Unfixed
 from bnfold._core.parameters import Reading
 from bnfold._core.reasons import Reason
 from bnfold._core.view import Affine, Barrier, Node, Value, View
-from bnfold._onnx.read import affine, attributes, crossed, linear, microsoft, rearranged, rounded
+from bnfold._onnx.read import (
+    affine,
+    attributes,
+    crossed,
+    linear,
+    microsoft,
+    pointwise,
+    rearranged,
+    rounded,
+)
 from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.fused import fused
 from bnfold._onnx.read.order import sorted_positions
@@ -22,6 +31,7 @@ ROWS: dict[str, OnnxRow] = {
     **crossed.ROWS,
     **linear.ROWS,
     **microsoft.ROWS,
+    **pointwise.ROWS,
     **rearranged.ROWS,
     **rounded.ROWS,
 }

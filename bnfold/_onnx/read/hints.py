@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto
 
 from bnfold._core.index_maps import Size
-from bnfold._onnx.read.behind import Behind
+from bnfold._onnx.read.behind import Behind, of_stored
 from bnfold._onnx.read.scopes import type_of
 from bnfold._onnx.read.sizes import Following, Numbers, dimensions, factors, quotient, unknown
 
@@ -67,7 +67,7 @@ def _hint(
     kind = type_of(node)
     if kind == "Reshape":
         target = numbers.get(node.input[1]) or unknown(known.get(node.input[1]))
-        source = known.get(node.input[0]) or _of_stored(stored.get(node.input[0]))
+        source = known.get(node.input[0]) or of_stored(stored.get(node.input[0]))
         return _of_reshape(node, source, known.get(node.output[0]), target)
     if kind == "Slice":
         return _of_slice(node, known.get(node.input[0]), known.get(node.output[0]), numbers)
@@ -75,12 +75,16 @@ def _hint(
 
 
 def _joined(own: Tensor, told: Tensor) -> Tensor:
-    """What two shapes of a tensor tell: a number first, then the word that it had."""
+    """What two shapes of a tensor tell: a number first, then the word that it had.
+
+    What it had stays where they contradict each other.
+    """
     hint = Tensor()
     hint.CopyFrom(own)
-    for dim, new in zip(hint.shape.dim, told.shape.dim, strict=True):
-        if new.dim_value > 0 or (new.dim_param and _is_made_up(dim.dim_param or _MADE_UP)):
-            dim.CopyFrom(new)
+    pairs = zip(dimensions(told), dimensions(own), strict=True)
+    for dim, (new, old) in zip(hint.shape.dim, pairs, strict=True):
+        if _is_better(new, old):
+            _set(dim, new)
     return hint
 
 
@@ -102,29 +106,19 @@ def _says_more(hint: Tensor, own: Tensor | None) -> bool:
     if len(hint.shape.dim) != len(own.shape.dim):
         return False
     pairs = zip(dimensions(hint), dimensions(own), strict=True)
-    return any(
-        new is not None
-        and new != old
-        and (old is None or isinstance(new, int) or (_is_made_up(old) and not _is_made_up(new)))
-        for new, old in pairs
-    )
+    return any(_is_better(new, old) for new, old in pairs)
+
+
+def _is_better(new: Size, old: Size) -> bool:
+    """Whether a size tells more than the one before. A number stays, whatever contradicts it."""
+    if new is None or isinstance(old, int):
+        return False
+    return old is None or isinstance(new, int) or (_is_made_up(old) and not _is_made_up(new))
 
 
 def _is_made_up(size: Size) -> bool:
     """Whether a word is one that ONNX's inference gives to a size that it knows nothing of."""
     return isinstance(size, str) and size.startswith(_MADE_UP)
-
-
-def _of_stored(tensor: TensorProto | None) -> Tensor | None:
-    """The type of an initializer."""
-    if tensor is None:
-        return None
-    found = TypeProto.Tensor(elem_type=tensor.data_type)
-    for size in tensor.dims:
-        found.shape.dim.add(dim_value=size)
-    if not tensor.dims:
-        found.shape.SetInParent()
-    return found
 
 
 def _of_reshape(

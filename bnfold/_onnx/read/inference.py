@@ -9,7 +9,7 @@ following numbers is told in their place.
 Inference ends the process where a Slice reads a tensor with a negative size, which a pool larger
 than its input has, for instance. So Slices are hidden at first, and shown again level by level
 (`slices`), as long as no size comes out negative. Some operators end it where no runtime takes
-them, or where it does not know what they read (`_is_odd`): these are hidden for good.
+them, or where it does not know what they read (`is_odd`): these are hidden for good.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def _hide_odd(model: ModelProto) -> bool:
         while waiting:
             for node in waiting.pop():
                 waiting.extend(body.node for _, body in bodies(node))
-                if _is_odd(node):
+                if is_odd(node):
                     node.domain, found = _HIDDEN, True
     return found
 
 
-def _is_odd(node: NodeProto) -> bool:
+def is_odd(node: NodeProto) -> bool:
     """Whether inference may end the process at an operator where no size is negative.
 
     It did (onnx 1.23) for an axis beyond 32 bits (LayerNormalization), a negative number of batch

@@ -11,10 +11,12 @@ from dataclasses import replace
 import numpy as np
 from onnx import NodeProto
 
+from bnfold._core.affine import LAST
 from bnfold._core.broadcast import Shape
 from bnfold._core.operators.affine import Norm
 from bnfold._core.operators.linear import Convolution, Product
 from bnfold._core.operators.matrices import matmul, turning
+from bnfold._core.operators.quantized import IntegerProduct
 from bnfold._core.operators.record import (
     UNKNOWN,
     Operand,
@@ -29,6 +31,7 @@ from bnfold._core.pointwise import Clipped, Closed, Homogeneous, Thresholded
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._core.view import Crossing
 from bnfold._onnx.read import attributes
+from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.context import Context, OnnxRow, has
 from bnfold._onnx.read.crossed import product_of_two
 from bnfold._onnx.read.linear import convolution, gemm_of, one_factor
@@ -130,6 +133,107 @@ def _fused_matmul(context: Context, node: NodeProto) -> Operator:
     return replace(found, merges=False)
 
 
+def _integer_product(context: Context, node: NodeProto) -> Operator:
+    """``(A − za)·(B − zb)·sa·sb + b`` of integers A and B, where b is a vector and may be missing
+    (MatMulIntegerToFloat). Where the scale of B is no constant, that of A is one for all.
+    """
+    lone = context.constant(node, 3) is None and context.constant(node, 2) is not None
+    return _integers_times_scale(context, node, 2 if lone else 3, 6, lone=lone)
+
+
+def _rounding_product(context: Context, node: NodeProto) -> Operator:
+    """The same of floats that it rounds to A itself, by a scale and a zero point that follow from
+    them (DynamicQuantizeMatMul).
+    """
+    where = label(node)
+    message = f"{where} rounds it to integers, and no map passes that exactly"
+    rounded = Reason("quantizer-between", where, message)
+    return _integers_times_scale(context, node, 2, 4, rounded)
+
+
+def _integer_gemm(context: Context, node: NodeProto) -> Operator:
+    """``α·sa·sb·((A' − za)·(B' − zb) + C)``, C of integers (QGemm); or the same rounded to
+    integers, by a scale of its own.
+
+    Its zero points and scales of B have one shape, so that one scale stays one.
+    """
+    if has(node, 7):
+        return UNKNOWN
+    scale, sizes = _float_scale(context, node, 4), list[int | None]()
+    for axis, (number, flag) in enumerate(((0, "transA"), (3, "transB"))):
+        shape = context.shape(node.input[number])
+        turned = bool(attributes.integer(node, flag, 0))
+        sizes.append(shape[axis ^ turned] if shape is not None and len(shape) == 2 else None)
+    one = scale.shape in ((), (1,))
+    if not one and scale.shape != (sizes[1],):
+        raise Refusal(unusual(scale))
+    return IntegerProduct(
+        label=label(node),
+        scale=Operand(4, scale),
+        bias=None,
+        axis=None if one else 1,
+        shape=tuple(sizes),
+    )
+
+
+def _integers_times_scale(
+    context: Context,
+    node: NodeProto,
+    at: int,
+    bias_at: int,
+    rounded: Reason | None = None,
+    lone: bool = False,
+) -> Operator:
+    """The record of a product with the scale of B at one input, and the bias at another. ``lone``:
+    it is the scale of A, which stays one.
+
+    Runtimes have one scale for each column of a matrix B alone: of batches of matrices they take
+    the numbers of another column. One scale for all of a matrix may become several.
+    """
+    scale = _float_scale(context, node, at)
+    left, right = (context.shape(name) for name in node.input[:2])
+    bias = context.operand(node, bias_at)
+    if lone or right is None or len(right) != 2 or right[1] is None:
+        if scale.shape not in ((), (1,)):
+            raise Refusal(unusual(scale))
+        place = bias if has(node, bias_at) else None
+        shape = None
+        if left is not None and right is not None and min(len(left), len(right)) > 1:
+            shape = (None,) * max(len(left), len(right))
+        return IntegerProduct(
+            label=label(node),
+            scale=Operand(at, scale),
+            bias=place,
+            axis=None,
+            shape=shape,
+            rounded=rounded,
+        )
+    size = right[1]
+    if scale.shape not in ((), (1,), (size,)):
+        raise Refusal(unusual(scale))
+    if scale.shape != (size,):
+        one = scale
+        scale = Constant(
+            one.name, (size,), one.data_type, lambda: np.broadcast_to(one.load(), (size,)).copy()
+        )
+    return IntegerProduct(
+        label=label(node),
+        scale=Operand(at, scale),
+        bias=bias.shaped((size,)),
+        axis=LAST if left is None else len(left) - 1,
+        shape=None if left is None else (*left[:-1], size),
+        rounded=rounded,
+    )
+
+
+def _float_scale(context: Context, node: NodeProto, at: int) -> Constant:
+    """The constant scale at an input. Raises `Refusal` where there is none."""
+    scale = context.parameter(node, at)
+    if scale is None:
+        raise Refusal.of("dynamic-weight", label(node), f"{label(node)} has no scale")
+    return scale
+
+
 def _embedding_norm(context: Context, node: NodeProto) -> Operator:
     """EmbedLayerNormalization: γ and β are along the last axis of its first output, which has three
     axes.
@@ -169,11 +273,14 @@ def _blocked(context: Context, node: NodeProto) -> Operator:
 
 ROWS: dict[str, OnnxRow] = {
     **{f"com.microsoft.nchwc::{kind}": Row(_blocked) for kind in _BLOCKED.split()},
+    "com.microsoft::DynamicQuantizeMatMul": Row(_rounding_product, unweighted),
     "com.microsoft::EmbedLayerNormalization": Row(_embedding_norm, unweighted),
     "com.microsoft::FusedConv": Row(_fused_conv, unweighted),
     "com.microsoft::FusedGemm": Row(_fused_gemm, unweighted),
     "com.microsoft::FusedMatMul": Row(_fused_matmul, unweighted),
+    "com.microsoft::MatMulIntegerToFloat": Row(_integer_product, unweighted),
     "com.microsoft::NhwcConv": Row(_nhwc_conv, unweighted),
     "com.microsoft::NhwcFusedConv": Row(_nhwc_fused_conv, unweighted),
+    "com.microsoft::QGemm": Row(_integer_gemm, unweighted),
     "com.microsoft::TransposeMatMul": Row(_fused_matmul, unweighted),
 }

@@ -4,13 +4,15 @@ ONNX asks for this order in every graph. Some converters do not keep it, and onn
 files all the same. Shape inference, and whatever else goes through the nodes once, needs it.
 
 A name stands for one tensor in a graph (ONNX IR, "Names Within a Graph"). Where two define it,
-nobody can tell which is meant: onnxruntime refuses such a file, or takes one of them.
+nobody can tell which is meant: onnxruntime refuses such a file, or takes one of them. A body sees
+the tensors of the graphs around it, as far as they are there when it runs, and writes none of their
+names; those of its own node and of nodes behind that it may have, too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from typing import Any
 
 from onnx import GraphProto, ModelProto, NodeProto
@@ -48,8 +50,8 @@ def sorted_positions(nodes: Sequence[NodeProto], sources: Sequence[Collection[in
 def put_in_order(model: ModelProto) -> None:
     """Put the nodes of every graph of a model in order, in place: bodies and functions as well.
 
-    A graph that is in order stays as it is. Raises `UsageError` on cycles, and where a graph
-    defines a name twice.
+    A graph that is in order stays as it is. Raises `UsageError` on cycles, where a graph defines a
+    name twice, and where a body writes a name that it sees.
     """
     for nodes, order in list(_out_of_order(model)):
         copies = [copy_of(nodes[position]) for position in order]
@@ -78,22 +80,35 @@ def _out_of_order(model: ModelProto) -> Iterator[tuple[Any, list[int]]]:
         yield from _search(function.node, set(function.input), set())
 
 
-def _search(nodes: Any, given: Collection[str], read: set[str]) -> Iterator[tuple[Any, list[int]]]:
+def _search(
+    nodes: Any,
+    given: Collection[str],
+    read: set[str],
+    around: Sequence[Container[str]] = (),
+    place: str = "",
+) -> Iterator[tuple[Any, list[int]]]:
     """Search some nodes and their bodies; ``read`` gets the names that they take from outside.
 
-    ``given`` are the tensors of their graph that no node writes.
+    ``given`` are the tensors of their graph that no node writes. ``around`` has the names that they
+    see of the graphs around theirs, which stands at a ``place``.
     """
     reads: list[set[str]] = []
     written, missing = dict[str, NodeProto](), set[str]()
-    early = False
+    early = loose = False
     for node in nodes:
         names = set(node.input)
-        for _, body in bodies(node):
+        for attribute, body in bodies(node):
             inner, own = {value.name for value in body.output}, _given(body)
-            yield from _search(body.node, own, inner)
+            # Where something is read that is written behind, what stands ahead may run behind.
+            seen = (*around, given) if loose else (*around, given, written)
+            yield from _search(body.node, own, inner, seen, f"{attribute} of {label(node)}")
             names |= inner - own
         names.discard("")
-        missing.update(name for name in names if name not in written)
+        lacking = [name for name in names if name not in written]
+        missing.update(lacking)
+        loose = loose or not all(
+            name in given or any(name in seen for seen in around) for name in lacking
+        )
         early = early or not missing.isdisjoint(node.output)
         for name in filter(None, node.output):
             if name in written:
@@ -104,9 +119,15 @@ def _search(nodes: Any, given: Collection[str], read: set[str]) -> Iterator[tupl
                     f"{label(node)} writes the tensor {name!r}, which is an input or a stored "
                     "tensor of the same graph"
                 )
+            if any(name in seen for seen in around):
+                raise UsageError(
+                    f"{label(node)} in {place} writes the tensor {name!r}, but a graph around it "
+                    "has a tensor of that name: rename one of the two"
+                )
             written[name] = node
         reads.append(names)
-    read |= missing - written.keys()
+    read |= missing
+    read.difference_update(written)  # What a body puts out it may write itself.
     if early:
         writers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
         sources = [{writers[name] for name in names if name in writers} for names in reads]

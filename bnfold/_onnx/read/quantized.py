@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from bnfold._core.broadcast import Shape
-from bnfold._core.quantized import Grid, Quantized, Rounding
+from bnfold._core.quantized import Grid, Quantized, Rounding, Sharing
 from bnfold._core.reasons import Reason, Refusal
 from bnfold._onnx.read import attributes
-from bnfold._onnx.read.constants import Constant, Constants
-from bnfold._onnx.read.scopes import Scope, label, type_of
+from bnfold._onnx.read.constants import Constant, Constants, agree
+from bnfold._onnx.read.scopes import DEQUANTIZERS, QUANTIZERS, Scope, label
 
 MADE_BYTES = 1 << 28
 """How large dequantized weights may be, all together, where they are needed as floats."""
 _PER_AXIS = 13
-"""The first opset in which scales may lie along an axis."""
+"""The first opset of ONNX in which scales may lie along an axis; in onnxruntime's own domain they
+always may.
+"""
 _INTEGERS = {
     getattr(TensorProto, name): limits
     for name, limits in {
@@ -71,9 +74,11 @@ def dequantized(constants: Constants, scope: Scope, name: str) -> Dequantized | 
     """The output of a DequantizeLinear of constants, or why it cannot change.
 
     The output is ``(q − z)·s``, with s and z per tensor, per position of an axis, or per block
-    (ONNX DequantizeLinear). The integers q are stored, or a QuantizeLinear rounds stored floats to
-    them, as quantization-aware training writes it; a Clip may stand between the two. Transpose and
-    Identity may follow. None if another operator writes the name. What others read cannot change.
+    (ONNX DequantizeLinear; onnxruntime's own is the same, without blocks). The integers q are
+    stored, or a QuantizeLinear rounds stored floats to them, as quantization-aware training writes
+    it; a Clip may stand between the two. Transpose and Identity may follow. None if another
+    operator writes the name. What operators of the same graph read changes for all of them or for
+    none, or is copied (`Quantized.sharing`); what others read on the way there cannot change.
     """
     try:
         return _Reader(constants, scope).read(name)
@@ -93,9 +98,10 @@ class _Reader:
         tensor = name
         while True:
             node = self.scope.writer(tensor)
-            if type_of(node) == "DequantizeLinear":
+            kind = self.scope.kind(node)
+            if kind in DEQUANTIZERS:
                 break
-            if type_of(node) not in ("Identity", "Transpose") or attributes.depends_on_call(node):
+            if kind not in ("Identity", "Transpose") or attributes.depends_on_call(node):
                 return None
             if node.op_type == "Transpose":
                 orders.append(attributes.integers(node, "perm"))
@@ -103,8 +109,16 @@ class _Reader:
         position = self.scope.producers[tensor]
         found = self._dequantized(name, tensor, node, position, orders)
         for between in self._between(name, tensor):
-            self._refuse_shared(between, node)
-        return found
+            if between != name:
+                self._refuse_shared(between, node)
+        readers = self.scope.readers.get(name, ())
+        if len(readers) < 2 or name in self.scope.captures or name in self.scope.outputs:
+            self._refuse_shared(name, node)
+            return found
+        alone = name == tensor and found.quantizer is None
+        labels = tuple(label(self.scope.nodes[one]) for one in readers)
+        sharing = Sharing(name, labels, node.op_type if alone else "")
+        return replace(found, quantized=replace(found.quantized, sharing=sharing))
 
     def _between(self, name: str, tensor: str) -> Iterator[str]:
         """The tensors from a weight back to the output of its DequantizeLinear."""
@@ -125,8 +139,10 @@ class _Reader:
         scale, zero = self._scale_and_zero(node, tensor)
         stored = self.constants.find(self.scope, node.input[0])
         quantizer, rounding = None, None
+        spreads = _per_axis(node, self.scope.opset)
         if isinstance(stored, Reason):
             quantizer, rounding, stored = self._rounded(node, scale, zero)
+            spreads &= _per_axis(self.scope.nodes[quantizer.position], self.scope.opset)
         self._refuse_protected(stored)
         grid = grid_of(node, self.scope.opset, stored.shape, scale, zero)
         order = tuple(range(len(stored.shape)))
@@ -135,9 +151,7 @@ class _Reader:
             if sorted(turned) != sorted(order):
                 raise Refusal.of("quantized-weight", where, f"{name} is transposed otherwise")
             order = tuple(order[k] for k in turned)
-        quantized = Quantized(
-            stored, scale, zero, grid, order, self.scope.opset >= _PER_AXIS, rounding
-        )
+        quantized = Quantized(stored, scale, zero, grid, order, spreads, rounding)
         weight = Constant(
             name,
             tuple(stored.shape[k] for k in order),
@@ -174,12 +188,12 @@ class _Reader:
         where, name = label(node), node.input[0]
         bounds: list[int] = []
         rounder = self.scope.writer(name)
-        if type_of(rounder) == "Clip":
+        if self.scope.kind(rounder) == "Clip":
             self._refuse_shared(name, node)
             bounds, name = self._bounds(rounder), rounder.input[0]
             rounder = self.scope.writer(name)
         numbers = self.constants.find(self.scope, rounder.input[0]) if rounder.input else None
-        if type_of(rounder) != "QuantizeLinear" or not isinstance(numbers, Constant):
+        if self.scope.kind(rounder) not in QUANTIZERS or not isinstance(numbers, Constant):
             message = f"{node.input[0]} is computed at run time"
             raise Refusal.of("dynamic-weight", where, message)
         self._refuse_shared(name, node)
@@ -204,12 +218,20 @@ class _Reader:
         rounding = Rounding(numbers, lowest, highest)
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
 
-        def load() -> NDArray[np.generic]:
+        def rounded(floats: NDArray[Any], by: NDArray[Any]) -> NDArray[np.generic]:
             zeros = other.load() if other is not None else np.zeros(theirs.shape)
-            steps = grid.spread(theirs.stepwise(), numbers.shape)
+            steps = grid.spread(by, numbers.shape)
             laid = grid.spread(zeros.astype(np.float64), numbers.shape)
-            return rounding.integers(numbers.stepwise(), steps, laid).astype(dtype)
+            return rounding.integers(floats, steps, laid).astype(dtype)
 
+        def load() -> NDArray[np.generic]:
+            return rounded(numbers.load(), theirs.load())
+
+        if not agree(rounded, numbers, theirs):
+            message = (
+                f"{label(rounder)} may round to other integers where an engine adds up otherwise"
+            )
+            raise Refusal.of("dynamic-weight", label(rounder), message)
         integers = Constant(node.input[0], numbers.shape, kind, load)
         position = self.scope.producers[name]
         return Quantizer(position, numbers, theirs, other), rounding, integers
@@ -260,7 +282,7 @@ def grid_of(
     if not block and all(known in ((), (1,)) for known in shapes):
         return Grid()
     axis, rank = attributes.integer(node, "axis", 1), len(shape)
-    if opset < _PER_AXIS or block < 0 or not -rank <= axis < rank:
+    if not _per_axis(node, opset) or block < 0 or not -rank <= axis < rank:
         raise Refusal(_unlike(node))
     grid = Grid(axis % rank, block or None)
     sizes = tuple(size for size in shape if size is not None)
@@ -270,6 +292,11 @@ def grid_of(
     if any(known != wanted and (wanted != (None,) or len(known) != 1) for known in shapes):
         raise Refusal(_unlike(node))
     return grid
+
+
+def _per_axis(node: NodeProto, opset: int) -> bool:
+    """Whether the scales of a QuantizeLinear or DequantizeLinear may lie along an axis."""
+    return node.domain == "com.microsoft" or opset >= _PER_AXIS
 
 
 def _unlike(node: NodeProto) -> Reason:
@@ -290,11 +317,11 @@ def is_weight(constants: Constants, scope: Scope, node: NodeProto) -> bool:
     stored floats that a QuantizeLinear rounds, whatever else forbids that they change.
     """
     name = node.input[0]
-    for kinds in (("Clip", "QuantizeLinear"), ("QuantizeLinear",), ()):
+    for kinds in (("Clip", *QUANTIZERS), QUANTIZERS, ()):
         if isinstance(constants.find(scope, name), Constant):
             return True
         writer = scope.writer(name)
-        if type_of(writer) not in kinds or not writer.input:
+        if scope.kind(writer) not in kinds or not writer.input:
             return False
         name = writer.input[0]
     return False

@@ -125,9 +125,7 @@ def _concat(context: Context, node: NodeProto) -> Operator:
     axis += rank if axis < 0 else 0
     if not 0 <= axis < rank:
         return UNKNOWN
-    sizes = tuple(
-        shape[axis] if shape is not None and axis < len(shape) else None for shape in shapes
-    )
+    sizes = tuple(context.size(name, axis) for name in node.input)
     data = tuple(range(len(sizes)))
     return Crossed(label=label(node), data=data, law=Concatenated(axis, sizes))
 
@@ -140,13 +138,12 @@ def _split(context: Context, node: NodeProto) -> Law | None:
     axis += len(shape) if axis < 0 else 0
     if not 0 <= axis < len(shape):
         return None
-    size = shape[axis]
-    outs = [context.shape(name) for name in node.output]
-    known = [out[axis] if out is not None and axis < len(out) else None for out in outs]
+    known = [context.size(name, axis) for name in node.output]
     sizes = [part for part in known if part is not None]
-    if size is None or len(sizes) < len(known):
+    if len(sizes) < len(known):
         return Parted(axis, len(known))
-    return Picked(axis, size, parts(sizes)) if size == sum(sizes) else None
+    size = sum(sizes)  # As ONNX asks for, where that of the whole is not known.
+    return Picked(axis, size, parts(sizes)) if shape[axis] in (None, size) else None
 
 
 def _slice(context: Context, node: NodeProto) -> Law | None:

@@ -7,7 +7,7 @@ from itertools import dropwhile
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from bnfold._core.operators.crossed import Crossed
 from bnfold._core.operators.quantized import Dequantization, Quantization, Rescaling
@@ -19,12 +19,10 @@ from bnfold._onnx.read import attributes
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.context import Context, OnnxRow
 from bnfold._onnx.read.quantized import grid_of, is_weight
-from bnfold._onnx.read.scopes import Scope, label, type_of
+from bnfold._onnx.read.scopes import DEQUANTIZERS, QUANTIZERS, Scope, label, type_of
 
 _CONV, _MATMUL = _SUMS = ("ConvInteger", "MatMulInteger")
-# Those that onnxruntime runs an operator on integers between.
-_QUANTIZERS = ("QuantizeLinear", "com.microsoft::QuantizeLinear")
-_DEQUANTIZERS = ("DequantizeLinear", "com.microsoft::DequantizeLinear")
+_EIGHT_BITS = (0, TensorProto.INT8, TensorProto.UINT8)
 # What may be folded into a linear operator, or is left out ahead of a quantizer.
 _AHEAD_OF_QUANTIZER = {
     "Add",
@@ -102,10 +100,16 @@ def integer_product(context: Context, node: NodeProto, weight: Operand) -> Reaso
 
 
 def _reads_integers(context: Context, node: NodeProto, weight: Operand) -> bool:
-    """Whether a product reads data and a weight that are integers behind a DequantizeLinear."""
+    """Whether a product reads data and a weight that are integers behind a DequantizeLinear.
+
+    Runtimes multiply integers of 8 bits alone. A type that is not known may have as many.
+    """
     scope = context.scope
     writer = scope.writer(node.input[1 - weight.position])
-    if weight.quantized is None or type_of(writer) not in _DEQUANTIZERS:
+    if weight.quantized is None or scope.kind(writer) not in DEQUANTIZERS:
+        return False
+    data = context.type(writer.input[0])
+    if data not in _EIGHT_BITS or weight.quantized.integers.dtype not in (np.int8, np.uint8):
         return False
     return not is_weight(context.constants, scope, writer)
 
@@ -123,8 +127,8 @@ def _behind(context: Context, node: NodeProto) -> list[str]:
         given = [k for k, one in enumerate(reader.input) if one]
         data = [k for k in given if context.constant(reader, k) is None]
         residual = len(data) > 1 and _is_residual(context, name, [reader.input[k] for k in data])
-        if kind in _QUANTIZERS or (kind in _AHEAD_OF_QUANTIZER and not residual):
-            found.append("QuantizeLinear" if kind in _QUANTIZERS else kind)
+        if kind in QUANTIZERS or (kind in _AHEAD_OF_QUANTIZER and not residual):
+            found.append("QuantizeLinear" if kind in QUANTIZERS else kind)
         if kind not in _AHEAD_OF_QUANTIZER or len(data) != 1:
             break
         name = reader.output[0]
@@ -280,7 +284,6 @@ def _rounded(scope: Scope, node: NodeProto) -> Reason:
 
 
 ROWS: dict[str, OnnxRow] = {
-    "DequantizeLinear": Row(_dequantize),
-    "DynamicQuantizeLinear": Row(_quantize),
-    "QuantizeLinear": Row(_quantize),
+    **dict.fromkeys(DEQUANTIZERS, Row(_dequantize)),
+    **dict.fromkeys(("DynamicQuantizeLinear", *QUANTIZERS), Row(_quantize)),
 }

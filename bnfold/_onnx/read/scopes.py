@@ -75,6 +75,11 @@ class Scope:
         position = self.producers.get(name)
         return NodeProto() if position is None else self.nodes[position]
 
+    def kind(self, node: NodeProto) -> str:
+        """The type of an operator as `type_of` gives it; "" for the call of a local function."""
+        kind = type_of(node)
+        return "" if kind in self.functions else kind
+
     def is_read_once(self, name: str) -> bool:
         """Whether one input of one node of this graph is all that reads a name."""
         others = name in self.captures or name in self.outputs
@@ -119,9 +124,22 @@ def type_of(node: NodeProto | FunctionProto) -> str:
     Example: ``com.microsoft::FusedConv``. For a local function it is the type of its calls.
     """
     name = node.op_type if isinstance(node, NodeProto) else node.name
-    return name if node.domain in ("", "ai.onnx") else f"{node.domain}::{name}"
+    domain = domain_of(node)
+    return f"{domain}::{name}" if domain else name
 
 
+def domain_of(holder: NodeProto | FunctionProto | OperatorSetIdProto) -> str:
+    """The domain of an operator, a function or an operator set; "" is the default one."""
+    return "" if holder.domain == "ai.onnx" else holder.domain
+
+
+QUANTIZERS = ("QuantizeLinear", "com.microsoft::QuantizeLinear")
+"""Operators that round floats to integers by given scales, by `type_of`.
+
+onnxruntime's own are ONNX's of opset 13, and know 16 and 4 bits in every opset.
+"""
+DEQUANTIZERS = ("DequantizeLinear", "com.microsoft::DequantizeLinear")
+"""Operators that make floats of such integers, by `type_of`."""
 # The inputs from which an operator takes only the shape or the element type.
 _SHAPE_OR_TYPE = frozenset(
     [

@@ -49,12 +49,15 @@ Tensor = TypeProto.Tensor
 class Shapes:
     """Element types and shapes by graph path and tensor name; a size is None where not known.
 
-    ``symbols`` has a word for each unknown size. Equal words are equal sizes. ``numbers`` has the
-    integers that the main graph computes from sizes alone, where all of them are known.
+    ``empty`` has the axes of size 0 of tensors that operators make; in a shape such a size is None,
+    for exporters write 0 where they do not know one. ``symbols`` has a word for each unknown size.
+    Equal words are equal sizes. ``numbers`` has the integers that the main graph computes from
+    sizes alone, where all of them are known.
     """
 
     types: dict[tuple[str, str], int] = field(default_factory=dict)
     shapes: dict[tuple[str, str], Shape] = field(default_factory=dict)
+    empty: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
     symbols: dict[tuple[str, str], tuple[Size, ...]] = field(default_factory=dict)
     numbers: dict[tuple[str, str], Numbers] = field(default_factory=dict)
 
@@ -62,6 +65,11 @@ class Shapes:
         """The shape of a name as seen from a graph, or None where its rank is not known."""
         owner = scope.owner(name)
         return self.shapes.get((owner.path, name)) if owner else None
+
+    def is_empty(self, scope: Scope, name: str, axis: int) -> bool:
+        """Whether a name has an axis that is known to have the size 0."""
+        owner = scope.owner(name)
+        return owner is not None and axis in self.empty.get((owner.path, name), ())
 
     def sizes(self, scope: Scope, name: str) -> tuple[Size, ...] | None:
         """The sizes of a name's axes, with words for those that are not known."""
@@ -263,6 +271,10 @@ def _note(value: ValueInfoProto, path: str, known: Shapes) -> None:
             dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
             for dim in tensor.shape.dim
         )
+        dims = enumerate(tensor.shape.dim)
+        none = tuple(k for k, dim in dims if dim.HasField("dim_value") and not dim.dim_value)
+        if none:  # What is declared has no such size here, so that it follows from operators.
+            known.empty[path, value.name] = none
         known.symbols[path, value.name] = tuple(
             dim.dim_value if dim.dim_value > 0 else dim.dim_param or None
             for dim in tensor.shape.dim

@@ -18,6 +18,7 @@ from bnfold._onnx.read import attributes
 from bnfold._onnx.read.scopes import bodies, type_of
 
 _WITH_EINSUM = 12
+_WITH_INTEGERS = 10
 # Each puts out a shape and a type, and no numbers that inference follows.
 _LIKE, _BROADCAST = "RandomNormalLike", "Pow"
 _POOL = "auto_pad ceil_mode count_include_pad kernel_shape pads strides"
@@ -87,6 +88,10 @@ def _replace(graph: GraphProto, node: NodeProto, opset: int) -> None:
         node.attribute.add(name="dtype", type=AttributeProto.INT, i=TensorProto.FLOAT)
     elif kind == "com.microsoft::QLinearConcat":
         _become(node, _StandIn("Concat", range(2, len(node.input), 3), "axis"))
+    elif kind == "com.microsoft::MatMulIntegerToFloat" and opset >= _WITH_INTEGERS:
+        # Zero points, which may be missing, are of the types of A and B. The last one is the type
+        # of the output: that of a scale.
+        _become(node, _StandIn("QLinearMatMul", (0, 2, 0, 1, 3, 1, 2, 2)))
     elif kind == "com.microsoft::MatMulNBits":
         _replace_packed(graph, node)
     elif kind in ("com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul"):

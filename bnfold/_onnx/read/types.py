@@ -16,7 +16,6 @@ from onnx import NodeProto, TensorProto, defs, helper
 from onnx.defs import OpSchema
 
 from bnfold._core.laws import Law
-from bnfold._core.limits import Limits
 from bnfold._core.pointwise import Converted
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.scopes import Scope, type_of
@@ -58,19 +57,11 @@ def cast_to(node: NodeProto) -> int:
 
 
 def conversion(source: int, target: int, exact: bool) -> Law | None:
-    """The law of a Cast from one element type to another; None if neither type holds the other.
-
-    ``exact``: what it reads was cast from its target type directly ahead. float16 and bfloat16 are
-    a pair without a law: each has numbers that the other has not.
-    """
+    """The law of a Cast from one element type to another; see `Converted.between`."""
     if source not in FLOATS or target not in FLOATS:
         return None
     read, written = (np.dtype(helper.tensor_dtype_to_np_dtype(one)) for one in (source, target))
-    if Limits.of(written).hold(Limits.of(read)):
-        return Converted(read, written, True)
-    if Limits.of(read).hold(Limits.of(written)):
-        return Converted(written, read, False, exact)
-    return None
+    return Converted.between(read, written, exact)
 
 
 def _told(scope: Scope, name: str) -> tuple[int, Sequence[str]]:

@@ -18,7 +18,7 @@ from onnx import FunctionProto, GraphProto, NodeProto, SparseTensorProto, Tensor
 from bnfold._onnx import tensors
 from bnfold._onnx.read import sparse
 from bnfold._onnx.read.constants import Constant
-from bnfold._onnx.read.scopes import Scope, bodies
+from bnfold._onnx.read.scopes import Scope, bodies, copy_of
 from bnfold._onnx.write import lists
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Editor:
         self.relocated: list[Relocated] = []
         self.created: set[str] = set()
         self._ir_version = network.model.ir_version
+        self._unlisted = lists.unread(network.model.graph) if self._ir_version < 4 else set[str]()
         self._base_dir = network.base_dir
         self._scopes = network.scopes
         self._uses: dict[str, Counter[str]] = {s.path: s.uses() for s in network.scopes}
@@ -187,6 +188,17 @@ class Editor:
         scope.producers[output] = slot
         return output
 
+    def duplicate(self, scope: Scope, position: int) -> NodeProto:
+        """One more node like that at a position, which reads constants alone. It goes ahead of the
+        first node that is going to read what it writes.
+        """
+        copy = copy_of(scope.nodes[position])
+        copy.name = self.names.fresh(copy.name) if copy.name else ""
+        for name in copy.input[1:]:
+            self._count(scope, name, 1)
+        self.insert(scope, position, copy, 0, copy.input[0], self.names.fresh(copy.output[0]))
+        return copy
+
     def bypass(self, scope: Scope, position: int, source: str) -> str:
         """Take out a node that hands ``source`` on; its readers read that. Gives the name that the
         tensor has then: an output of the graph keeps its own.
@@ -248,7 +260,7 @@ class Editor:
                 lists.prepend(scope, first)
         main = self._scopes[0].graph
         if self._ir_version < 4 and isinstance(main, GraphProto):
-            lists.list_unread(main)
+            lists.list_unread(main, self._unlisted)
 
     def _land(self, scope: Scope, merges: Merges) -> None:
         """Bring merged operators into the graph.

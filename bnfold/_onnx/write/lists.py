@@ -40,15 +40,22 @@ def clean(
     _delete(notes, [n for n, note in enumerate(notes) if note.tensor_name in vanished])
 
 
-def list_unread(graph: GraphProto) -> None:
-    """Make inputs of the initializers of a graph that no operator reads.
+def unread(graph: GraphProto) -> set[str]:
+    """The initializers of a graph that are no inputs, and that no operator reads."""
+    known = {value.name for value in graph.input} | set(_reads(graph))
+    return {tensor.name for tensor in graph.initializer if tensor.name not in known}
+
+
+def list_unread(graph: GraphProto, before: Collection[str]) -> None:
+    """Make inputs of the initializers of a graph that no operator reads any more.
 
     So they had to be before IR version 4 (ONNX IR, "Graphs"). onnxruntime knows those that are no
-    inputs by the operators that read them alone, and refuses a model with any other.
+    inputs by the operators that read them alone, and refuses a model with any other. Those that
+    were unread ``before`` stay as they were.
     """
-    known = {value.name for value in graph.input} | set(_reads(graph))
+    names = unread(graph).difference(before)
     for tensor in graph.initializer:
-        if tensor.name not in known:
+        if tensor.name in names:
             value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             graph.input.append(value)
 

@@ -11,13 +11,10 @@ from onnx import AttributeProto, NodeProto
 
 from bnfold._core.laws import Edit
 from bnfold._core.parameters import Site
-from bnfold._core.quantized import Rescaled
 from bnfold._core.stored import Parameter
 from bnfold._core.view import Absorber, Crossing
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.graph import Graph
-from bnfold._onnx.read.quantized import Dequantized, spread_zero
-from bnfold._onnx.read.rounded import scale_product
 from bnfold._onnx.write.edits import Editor
 from bnfold._plan.planner import Sides
 
@@ -32,13 +29,13 @@ def write_parameters(
     sides: Sides,
     lent: Sequence[Constant] = (),
 ) -> None:
-    """Give the absorber at a position its new weight and bias, rounded once.
+    """Give the absorber at a position its new weight and bias, rounded once. What it is given ahead
+    goes into the bias by its old weight, so that `scales.write` follows when every bias is written.
 
     Its bias may be one of the constants that are ``lent``: an Add's constant then keeps its name,
     and is stored once for all.
     """
     scope, node = graph.scope, graph.scope.nodes[position]
-    _write_scale(editor, graph, node, site, sides)
     weight = site.new_weight(sides.behind, sides.ahead)
     bias = site.new_bias(sides.behind, sides.ahead)
     old_weight, old_bias = _constant(site.weight_value), _constant(site.bias_value)
@@ -59,48 +56,12 @@ def write_parameters(
             editor.store(scope, node, site.bias, old_bias, bias, wanted)
 
 
-def _write_scale(editor: Editor, graph: Graph, node: NodeProto, site: Site, sides: Sides) -> None:
-    """Multiply the scale of a quantized weight, in the DequantizeLinear that the operator reads,
-    and in the QuantizeLinear that makes the integers, if one does; or in the Mul of two scales.
-    """
-    new, scope = site.rescaled(sides.behind, sides.ahead), graph.scope
-    if site.quantized is None or not isinstance(new, Rescaled):
-        return
-    if site.quantized.multiplies:
-        held = scale_product(graph.context, node)
-        assert held is not None
-        wanted, values = f"{held.scale.name}_folded", held.laid(new.scale)
-        factor = scope.nodes[held.position]
-        editor.store(scope, factor, held.number, held.scale, values, wanted)
-        return
-    found = graph.context.dequantized(node, site.weight)
-    assert isinstance(found, Dequantized)
-    rounds = found.quantizer
-    ends = [(found.position, found.scale, found.zero)]
-    if rounds is not None:
-        ends.append((rounds.position, rounds.scale, rounds.zero))
-    for position, scale, zero in ends:
-        end = scope.nodes[position]
-        if new.axis is not None:
-            old = zero.load() if zero is not None else None
-            zeros = spread_zero(end, new.scale.size, new.axis, old)
-            if zeros is not None and zero is not None:
-                editor.store(scope, end, 2, zero, zeros, f"{zero.name}_folded")
-        editor.store(scope, end, 1, scale, new.scale, f"{scale.name}_folded")
-    stored, numbers, reader = found.integers, new.integers, found.position
-    if rounds is not None:
-        stored, numbers, reader = rounds.numbers, new.numbers, rounds.position
-    if stored is not None and numbers is not None:
-        name = f"{stored.name}_folded"
-        editor.store(scope, scope.nodes[reader], 0, stored, numbers, name)
-
-
 def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
     """Write the numbers of an operator that a map was carried across: a Clip's bounds, say.
 
     Each goes to where the operator keeps it: to an input, an attribute or a list in one. One that
-    becomes another loses what it had but its name, its data and its outputs; its data may change
-    places.
+    becomes another loses what it had but its name, its data and its outputs, unless its form keeps
+    all; its data may change places.
     """
     scope = graph.scope
     node = scope.nodes[graph.positions[index]]
@@ -110,6 +71,7 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
     numbers = holder.numbers
     if edit.form is not None:
         numbers, node.op_type = edit.form.numbers, edit.form.op
+    if edit.form is not None and not edit.form.keeps:
         editor.keep_inputs(scope, node, len(holder.data))
         if edit.form.order:
             node.input[:] = [node.input[n] for n in edit.form.order]
@@ -120,15 +82,16 @@ def write_numbers(editor: Editor, graph: Graph, index: int, edit: Edit) -> None:
             attribute = next((a for a in node.attribute if a.name == place), None)
             if attribute is None:
                 attribute = node.attribute.add(name=place, type=AttributeProto.FLOAT)
-            attribute.f = value
+            attribute.f = float(value)
             continue
         if isinstance(place, tuple):
             listed = next(a for a in node.attribute if a.name == place[0])
-            listed.floats[place[1]] = value
+            listed.floats[place[1]] = float(value)
             continue
         held = graph.context.constant(node, place)
         dtype = held.dtype if held is not None else np.dtype(np.float32)
-        values = np.asarray(value).astype(dtype).reshape(held.shape if held is not None else ())
+        shape = held.shape if held is not None else ()
+        values = np.broadcast_to(value, np.broadcast_shapes(shape, np.shape(value))).astype(dtype)
         stem = held.name if held is not None else node.name or node.op_type.lower()
         editor.store(scope, node, place, held, values, f"{stem}_folded")
 

@@ -22,6 +22,7 @@ from bnfold._onnx.read.graph import Graph
 from bnfold._onnx.write.applied import Applied, Factor, Related, Rewritten
 from bnfold._onnx.write.edits import Editor
 from bnfold._onnx.write.parameters import write_numbers, write_parameters
+from bnfold._onnx.write.scales import write_scales
 from bnfold._onnx.write.standing import StandingOperator, connect_in_turn, operators_left
 from bnfold._plan.planner import Move, Moves
 
@@ -76,6 +77,7 @@ class _GraphRewriter:
                 write_parameters(editor, graph, position, site, sides, lent)
             if node in self.moves.turned:
                 scope.nodes[position].op_type = self.moves.turned[node]
+        write_scales(editor, graph, self.moves.sides)
         applied = []
         for move, left in zip(self.moves.moves, remaining, strict=True):
             write = self._absorb if move.law == "absorb" else self._compose

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from bnfold._core.reasons import Reason
@@ -24,10 +22,11 @@ from bnfold._plan.fit import settle
 from bnfold._plan.planner import Move, Moves
 from bnfold._plan.summary import kept_apart, summarize
 from bnfold._torch.module.branches import Block, Branches
+from bnfold._torch.module.copying import copied
 from bnfold._torch.module.keeping import Keep, looked_up, refuse_operators
 from bnfold._torch.module.other_ways import other_ways
 from bnfold._torch.module.ownership import Ownership
-from bnfold._torch.module.plain_attributes import aliased
+from bnfold._torch.module.plain_attributes import Aliases, aliases
 from bnfold._torch.module.stand_ins import become
 from bnfold._torch.module.surgery import Surgery, Uneven
 from bnfold._torch.module.ties import Groups, tie, untie
@@ -111,7 +110,8 @@ class Traced:
                 whole=True,
                 objection=surgery.rewriting(moves),
             )
-        return graph, surgery, moves, view
+        # Conversions between types are the module's own code.
+        return graph, surgery, replace(moves, unneeded=()), view
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ class PlannedModule:
     ``traced`` is a copy of it with the same tensors, or itself if it cannot be copied.
     ``other_ways`` are its methods beside forward that see what the fold changes, each with the
     names that ``keep`` would take so that it does not. ``blocks`` are the submodules, by path, that
-    become one linear module ahead of the fold. ``told`` makes the plan.
+    become one linear module ahead of the fold. ``told`` makes the plan. ``aliases`` are what plain
+    attributes of the module have of it.
     """
 
     module: nn.Module
@@ -129,6 +130,7 @@ class PlannedModule:
     surgery: Surgery
     moves: Moves
     told: Callable[[], Plan]
+    aliases: Aliases
     other_ways: Mapping[str, Sequence[str]] = field(default_factory=dict)
     blocks: Mapping[str, Block] = field(default_factory=dict)
 
@@ -198,7 +200,8 @@ def prepare_module(
             program = again()
         kept = looked_up(program, subject, keep)
     traced = Traced(subject, program, calls, kept, clones, example.made_up, again)
-    traced = replace(traced, aliased=aliased(module), exact=exact, depthwise=depthwise)
+    found = aliases(module)
+    traced = replace(traced, aliased=found.names, exact=exact, depthwise=depthwise)
     graph, surgery, moves, view = traced.planned()
 
     def told() -> Plan:
@@ -216,7 +219,7 @@ def prepare_module(
         return replace(plan, kept=(*_with_program(plan, program), *stays))
 
     ways = other_ways(subject, graph, moves)
-    return PlannedModule(module, traced, surgery, moves, told, ways, blocks)
+    return PlannedModule(module, traced, surgery, moves, told, found, ways, blocks)
 
 
 def _with_program(plan: Plan, program: ExportedProgram) -> Iterator[Kept]:
@@ -284,39 +287,3 @@ def _apart(
             message += "replacing submodules cannot express: bnfold.fold(exported_program) can"
             message += f"; {homes[0]} {(reasons or {})[homes[0]]}" if homes else ""
         yield Stays(into, kinds[into], Reason("not-a-module", into, message))
-
-
-def copied(module: nn.Module, shared: bool = False) -> nn.Module:
-    """A deep copy of a module. With ``shared`` the copy has the module's own tensors.
-
-    Tensors that hooks compute, and results that it keeps, are copied as values. Raises `UsageError`
-    for a module that cannot be copied.
-    """
-    own = (*module.parameters(), *module.buffers()) if shared else ()
-    try:
-        with _detached(module):
-            return copy.deepcopy(module, {id(tensor): tensor for tensor in own})
-    except Exception as error:  # Whatever a member's own copying raises.
-        raise UsageError(
-            f"{type(module).__name__} cannot be copied ({error}): pass inplace=True to fold it "
-            "where it is"
-        ) from error
-
-
-@contextmanager
-def _detached(module: nn.Module) -> Iterator[None]:
-    """Detach, while the context is open, tensors with a history that modules keep as attributes:
-    the weights that old-style norm hooks and pruning compute, and results kept for later.
-    """
-    changed: list[tuple[nn.Module, str, Tensor]] = []
-    for part in module.modules():
-        for name, value in part.__dict__.items():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                changed.append((part, name, value))
-    for part, name, value in changed:
-        part.__dict__[name] = value.detach()
-    try:
-        yield
-    finally:
-        for part, name, value in changed:
-            part.__dict__[name] = value

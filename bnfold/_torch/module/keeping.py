@@ -31,6 +31,8 @@ def looked_up(program: ExportedProgram, module: nn.Module, names: Sequence[str])
     A submodule keeps what it gives to the rest of the network, in all of its calls; inside of it
     maps may move. Raises `UsageError` for a name that the network has not, or does not use.
     """
+    if not names:
+        return Keep()
     nodes = operators(program.graph)
     labels = labels_of(nodes)
     tensors = stored(module)

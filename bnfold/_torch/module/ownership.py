@@ -32,7 +32,7 @@ class Ownership:
         aliased: Collection[str] = (),
     ) -> None:
         """Look at the module that a graph was read from. ``kept`` tensors may not change;
-        ``aliased`` ones, see `plain_attributes.aliased`, could change more than themselves.
+        ``aliased`` ones, see `plain_attributes.Aliases`, could change more than themselves.
         """
         self.modules = dict(module.named_modules(remove_duplicate=False))
         self.tensors = stored(module)
@@ -51,8 +51,14 @@ class Ownership:
 
     def names(self, path: str) -> set[str]:
         """All names of a module."""
-        module = self.modules[path]
-        return {name for name, other in self.modules.items() if other is module}
+        return self._names[id(self.modules[path])]
+
+    @cached_property
+    def _names(self) -> Mapping[int, set[str]]:
+        found: dict[int, set[str]] = {}
+        for name, module in self.modules.items():
+            found.setdefault(id(module), set()).add(name)
+        return found
 
     def home(self, node: Node) -> str | None:
         """The innermost module of an affine operator, to be replaced; None for the whole."""

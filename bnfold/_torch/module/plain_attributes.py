@@ -6,77 +6,106 @@ module's own loading may set them.
 
 from __future__ import annotations
 
-import re
-from collections import deque
-from collections.abc import Iterator, Mapping
-from functools import partial
-from types import CellType, FunctionType, MethodType, ModuleType
-from typing import Any
+import array
+import bisect
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnfold._torch.module.parameters import computing_hooks, stored
-from bnfold._torch.read.export import OF_PYTORCH
+from bnfold._torch.module.held_values import (
+    BYTES,
+    FIXED,
+    Entries,
+    entries,
+    held_values,
+    hides,
+    is_flat,
+)
+from bnfold._torch.module.parameters import stored
 
-RECIPE = "_bnfold"
-"""Where a folded module keeps how it was folded; see `recipe`."""
-_NUMBERS_AND_TEXTS = (bool, int, float, complex, str, bytes)
-_SINGLE = (*_NUMBERS_AND_TEXTS, type(None), Tensor, np.ndarray, type, ModuleType)
-"""What holds nothing else that can be looked at."""
+_THEMSELVES = (type, types.FunctionType, types.BuiltinFunctionType)
+"""What is no other one for holding the same."""
 
 
-def aliased(module: nn.Module) -> frozenset[str]:
-    """The names of parameters and buffers whose memory plain attributes have, too.
+class Aliases(NamedTuple):
+    """What plain attributes have of a module's parameters and buffers.
 
-    Who holds the very parameter is not meant: what changes there changes for all, also in a copy.
+    ``names`` are those whose memory they have, too. Who holds the very parameter is not meant: what
+    changes there changes for all, also in a copy. ``any`` counts that, too.
     """
-    named = stored(module)
+
+    names: frozenset[str]
+    any: bool
+
+
+def aliases(module: nn.Module) -> Aliases:
+    """What plain attributes have of a module's parameters and buffers."""
+    named, values = stored(module), [each for _, each in held_values(module)]
     own = {id(tensor) for tensor in named.values()}
-    return _sharing(named, (each for _, each in _values(module) if id(each) not in own))
+    names = _sharing(named, [each for each in values if id(each) not in own])
+    return Aliases(names, bool(names or _sharing(named, values)))
 
 
-def has_aliases(module: nn.Module) -> bool:
-    """Whether plain attributes hold a parameter or buffer, or the memory of one."""
-    return bool(_sharing(stored(module), (each for _, each in _values(module))))
+def snapshot(module: nn.Module) -> Sequence[tuple[str, object]]:
+    """The values of all plain attributes, each with what leads to it; see `changed`."""
+    return [(name, _copied(value)) for name, value in held_values(module)]
 
 
-def snapshot(module: nn.Module) -> Mapping[str, object]:
-    """The values of all plain attributes, by what leads to them; see `changed`."""
-    return {name: _copied(value) for name, value in _values(module)}
-
-
-def changed(before: Mapping[str, object], after: Mapping[str, object]) -> str | None:
+def changed(
+    before: Sequence[tuple[str, object]], after: Sequence[tuple[str, object]]
+) -> str | None:
     """The first plain attribute that is another one in the second snapshot; None if none is."""
-    missing = object()
-    for name in dict.fromkeys((*before, *after)):
-        if not _same(before.get(name, missing), after.get(name, missing)):
-            return name
+    for one, other in zip_longest(before, after, fillvalue=("", None)):
+        if one[0] != other[0]:
+            return one[0] or other[0]
+        if not _same(one[1], other[1]):
+            return one[0] + _first_apart(one[1], other[1])
     return None
 
 
-def _sharing(named: Mapping[str, Tensor], values: Iterator[object]) -> frozenset[str]:
+def hidden(module: nn.Module) -> str | None:
+    """The first plain attribute that holds what no snapshot shows; None if none does."""
+    return next((name for name, value in held_values(module) if hides(value)), None)
+
+
+def _sharing(named: Mapping[str, Tensor], values: Iterable[object]) -> frozenset[str]:
     """The names of the tensors that lie in the memory of some value."""
-    held = [span for value in values if (span := _span(value)) is not None]
-    return frozenset(
-        name
-        for name, tensor in named.items()
-        if (own := _span(tensor)) is not None
-        and any(own[0] < end and start < own[1] for start, end in held)
-    )
+    starts, ends = list[int](), list[int]()
+    for start, end in sorted(span for value in values if (span := _span(value)) is not None):
+        if ends and start <= ends[-1]:
+            ends[-1] = max(end, ends[-1])
+        else:
+            starts.append(start)
+            ends.append(end)
+    found = set[str]()
+    for name, tensor in named.items():
+        if (own := _span(tensor)) is not None:
+            last = bisect.bisect_left(starts, own[1]) - 1
+            if last >= 0 and own[0] < ends[last]:
+                found.add(name)
+    return frozenset(found)
 
 
 def _span(value: object) -> tuple[int, int] | None:
-    """Where the memory of a tensor or array begins and ends; None if there is none.
+    """Where the memory of a tensor, an array or bytes begins and ends; None if there is none.
 
     Of a tensor it is all of its storage; an array may begin ahead of a tensor that was made of it.
     """
+    if isinstance(value, array.array):
+        address, count = value.buffer_info()
+        return (address, address + count * value.itemsize) if count else None
+    if isinstance(value, bytearray | memoryview):
+        value = _as_array(value)
     if isinstance(value, np.ndarray):
         start = int(value.__array_interface__["data"][0])
         steps = [(n - 1) * step for n, step in zip(value.shape, value.strides, strict=True)]
-        ends = [sum(min(0, step) for step in steps), sum(max(0, step) for step in steps)]
-        return (start + ends[0], start + ends[1] + value.itemsize) if value.size else None
+        before, behind = (sum(pick(0, step) for step in steps) for pick in (min, max))
+        return (start + before, start + behind + value.itemsize) if value.size else None
     if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_meta:
         return None
     try:
@@ -87,76 +116,48 @@ def _span(value: object) -> tuple[int, int] | None:
     return (start, start + storage.nbytes()) if start else None
 
 
-def _values(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The values in the plain attributes of a module and its submodules, also within containers,
-    objects and what functions were made with, by what leads to them.
-    """
-    parts = dict(module.named_modules())
-    seen = {id(part) for part in parts.values()}
-    waiting = deque(
-        (f"{path}.{name}" if path else name, value)
-        for path, part in parts.items()
-        for name, value in part.__dict__.items()
-        if name not in OF_PYTORCH | _not_the_users(part)
-    )
-    while waiting:
-        name, value = waiting.popleft()
-        inner = _inner(value)
-        if inner is None:
-            yield name, value
-        elif id(value) not in seen:
-            seen.add(id(value))
-            waiting += [(f"{name}{key}", each) for key, each in inner]
-
-
-def _not_the_users(part: nn.Module) -> set[str]:
-    """The attributes that PyTorch itself makes of a module's parameters: the list of them in its
-    recurrent modules, and the weights that old-style norm hooks compute. And bnfold's own.
-    """
-    flat = {"_flat_weights"} if isinstance(part, nn.RNNBase) else set()
-    return {RECIPE} | flat | {hook.name for hook in computing_hooks(part)}
-
-
-def _inner(value: object) -> list[tuple[str, object]] | None:
-    """What a container or an object holds; None for what holds nothing that can be looked at."""
-    if isinstance(value, _SINGLE):
+def _as_array(value: Any) -> np.ndarray | None:
+    """The bytes of a buffer where they are; None for one that was given back."""
+    try:
+        return np.asarray(memoryview(value))
+    except (ValueError, TypeError):
         return None
-    if isinstance(value, dict):
-        return [(f"[{key!r}]", each) for key, each in value.items()]
-    if isinstance(value, list | tuple | deque):
-        return [(f"[{index}]", each) for index, each in enumerate(value)]
-    if isinstance(value, set | frozenset):
-        return [(f"[{each!r}]", each) for each in value]
-    found = [*getattr(value, "__dict__", {}).items()]
-    for kind in type(value).__mro__:
-        slots = vars(kind).get("__slots__", ())
-        own = f"_{kind.__name__.lstrip('_')}__"  # What Python puts before private names.
-        names = [
-            name if name.endswith("__") else re.sub("^__", own, name)
-            for name in ([slots] if isinstance(slots, str) else slots)
-        ]
-        found += [(name, getattr(value, name)) for name in names if hasattr(value, name)]
-    found += [(name, getattr(value, name)) for name in _held_by_code(value)]
-    return [(f".{name}", each) for name, each in found if each is not value] or None
 
 
-def _held_by_code(value: object) -> tuple[str, ...]:
-    """Where a callable that is a plain attribute holds what it was made with."""
-    if isinstance(value, FunctionType):
-        return "__closure__", "__defaults__", "__kwdefaults__"
-    if isinstance(value, MethodType):
-        return ("__self__",)
-    if isinstance(value, CellType):
-        return ("cell_contents",) if hasattr(value, "cell_contents") else ()
-    return ("func", "args", "keywords") if isinstance(value, partial) else ()
+class _Copy(NamedTuple):
+    """A container as it was: its type and length, and where they are plain, what it held."""
+
+    kind: type
+    length: int
+    keys: tuple[object, ...]
+    values: tuple[object, ...]
+    kinds: tuple[type, ...]
+
+    @classmethod
+    def of(cls, value: object, held: Entries) -> _Copy:
+        """Copy a container."""
+        keys, values = map(tuple, held) if is_flat(held) else ((), ())
+        return cls(type(value), len(held[1]), keys, values, tuple(map(type, (*keys, *values))))
 
 
 def _copied(value: object) -> object:
-    """A value that stays as it is, whatever becomes of a tensor or array."""
+    """What a value is now, whatever becomes of it. An object is here what it is a kind of: what it
+    holds stands for itself.
+    """
+    if (held := entries(value)) is not None:
+        return _Copy.of(value, held)
+    if isinstance(value, BYTES):
+        found = _as_array(value)
+        return None if found is None else (found.shape, str(found.dtype), found.tobytes())
     if isinstance(value, np.ndarray):
         return value.copy()
-    has_elements = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
-    return value.detach().clone() if has_elements else value  # type: ignore[attr-defined]
+    if isinstance(value, Tensor) and not value.is_meta:
+        try:
+            return value.detach().clone()
+        except (RuntimeError, NotImplementedError, TypeError):  # A tensor with code of its own.
+            return value
+    itself = isinstance(value, (*FIXED, *_THEMSELVES)) or hides(value)
+    return value if itself else type(value)
 
 
 def _same(one: object, other: object) -> bool:
@@ -165,12 +166,37 @@ def _same(one: object, other: object) -> bool:
         return True
     if type(one) is not type(other):
         return False
-    if isinstance(one, _NUMBERS_AND_TEXTS):
-        return bool(one == other or (one != one and other != other))
-    if isinstance(one, Tensor | np.ndarray):
-        first: Any = one
-        second: Any = other
-        if first.dtype != second.dtype or first.shape != second.shape:
-            return False
-        return bool(((first == second) | ((first != first) & (second != second))).all())
-    return False
+    first: Any = one
+    second: Any = other
+    try:
+        if isinstance(one, Tensor):
+            return first.layout == second.layout and _agree(_numbers(first), _numbers(second))
+        if isinstance(one, np.ndarray):
+            return _agree(one, other)
+        if isinstance(one, (*FIXED, _Copy, tuple)):
+            return bool(one == other or (one != one and other != other))
+        return False
+    except Exception:  # What a value of another library does where it is compared.
+        return False
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor, however it stores them."""
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two tensors or arrays have the same numbers; one that is none is itself."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _first_apart(one: object, other: object) -> str:
+    """What leads to the first difference within two containers of plain values."""
+    if not (isinstance(one, _Copy) and isinstance(other, _Copy) and one.keys == other.keys):
+        return ""
+    pairs = zip(one.keys, one.values, other.values, strict=False)
+    return next((f"[{key!r}]" for key, first, second in pairs if not _same(first, second)), "")

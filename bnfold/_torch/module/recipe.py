@@ -13,11 +13,17 @@ from torch.export import ExportedProgram
 
 from bnfold._errors import UsageError
 from bnfold._torch.module.fold import PlannedModule, Traced
+from bnfold._torch.module.held_values import RECIPE
 from bnfold._torch.module.parameters import stored
-from bnfold._torch.module.plain_attributes import RECIPE, changed, has_aliases, snapshot
+from bnfold._torch.module.plain_attributes import changed, hidden, snapshot
 from bnfold._torch.module.ties import tie
 
 _PLAIN = (Tensor, nn.Parameter)
+_LOADING = (
+    *("load_state_dict", "_load_from_state_dict", "set_extra_state"),
+    *("__getattr__", "__getattribute__", "__setattr__", "__delattr__"),
+)
+"""Methods that run when a module loads weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +46,7 @@ class Recipe:
         The copy that was planned gives up its tensors: nothing can be planned on it any more.
         """
         traced = planned.traced
-        if traced.module is planned.module or planned.blocks or has_aliases(planned.module):
+        if traced.module is planned.module or planned.blocks or planned.aliases.any:
             return None
         devices = _emptied(traced.module)
         _forget(traced.program)
@@ -53,6 +59,13 @@ class Recipe:
         module = copy.deepcopy(before.module)
         _make_room(module, self.devices)
         plain = snapshot(module)
+        unseen = hidden(module) if _loads_by_itself(module) else None
+        if unseen is not None:
+            raise UsageError(
+                f"loading the weights runs the module's own code, which may change {unseen}, and "
+                "nobody can look into that: fold the original with the new weights: "
+                "bnfold.fold(model, (example,))"
+            )
         _load(module, state_dict)
         if (name := changed(plain, snapshot(module))) is not None:
             raise UsageError(
@@ -167,6 +180,27 @@ def _load(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
         raise UsageError(
             f"the weights do not fit {type(module).__name__}: {text or error}"
         ) from error
+
+
+def _loads_by_itself(module: nn.Module) -> bool:
+    """Whether code runs that is not PyTorch's when a module loads weights."""
+    for part in module.modules():
+        spaces = [vars(part), *(vars(kind) for kind in type(part).__mro__ if not _is_torch(kind))]
+        hooks = (*part._load_state_dict_pre_hooks.values(),)
+        hooks += (*part._load_state_dict_post_hooks.values(),)
+        tensors = (*part.parameters(recurse=False), *part.buffers(recurse=False))
+        if (
+            any(name in space for space in spaces for name in _LOADING)
+            or not all(_is_torch(getattr(hook, "hook", hook)) for hook in hooks)
+            or not all(_is_torch(type(tensor)) for tensor in tensors)
+        ):
+            return True
+    return False
+
+
+def _is_torch(code: object) -> bool:
+    home = str(getattr(code, "__module__", "")).partition(".")[0]
+    return home == "torch" or code is object
 
 
 def _modules(module: nn.Module) -> dict[str, nn.Module]:

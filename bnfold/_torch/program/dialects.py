@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from bnfold._errors import UsageError, first_line
+from bnfold._torch.read.nodes import arguments
 
 _EDGE = "executorch.exir.dialects"
 _WINDOWS = {getattr(torch.ops.aten, f"conv{n}d").default: n for n in (1, 2, 3)}
@@ -50,7 +51,7 @@ def in_dialect_of(original: ExportedProgram, program: ExportedProgram) -> Export
     for node in _calls(module):
         windows = _WINDOWS.get(node.target)
         if windows is not None:
-            node.args = (*_arguments(node), False, [0] * windows, *_groups(node))
+            node.args = _as_convolution(node, windows)
             node.target, node.kwargs = torch.ops.aten.convolution.default, {}
         if isinstance(node.target, torch._ops.OpOverload):
             node.target = _found(edge, node.target)
@@ -82,13 +83,15 @@ def _found(edge: Any, target: torch._ops.OpOverload) -> Callable[..., Any]:
     return called
 
 
-def _arguments(node: Node) -> tuple[Any, ...]:
-    """The input, weight, bias, stride, padding and dilation of a convolution."""
-    return tuple(node.args[:6])
+def _as_convolution(node: Node, windows: int) -> tuple[Any, ...]:
+    """The arguments of ``aten.convolution`` for a node that calls ``convNd``.
 
-
-def _groups(node: Node) -> tuple[Any, ...]:
-    return (node.args[6] if len(node.args) > 6 else 1,)
+    Both mean the same for a batch: the call of the one may leave out or name what the other has to
+    be given in its order.
+    """
+    given = arguments(node)
+    first = [given[name] for name in ("input", "weight", "bias", "stride", "padding", "dilation")]
+    return (*first, False, [0] * windows, given["groups"])
 
 
 def _copied(program: ExportedProgram) -> GraphModule:

@@ -6,6 +6,7 @@ They are arithmetic of numbers and symbols where `torch.export.save` wrote them 
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Collection
 from typing import Any
@@ -32,7 +33,15 @@ _ASKED = frozenset(_ASK_NAMES.split())
 _POWERS = frozenset({"Pow", "PowByNatural", "LShift"})
 _NUMBERS = frozenset({"Integer", "Float", "Rational"})
 _LARGEST_POWER = 64
-"""The largest exponent of a number: sizes have 64 bits."""
+"""The largest exponent: sizes have 64 bits."""
+_MOST_BITS = 2**16
+"""How many bits a number may have that is computed on the way."""
+_SIZE_BITS = 64
+_MOST_DIGITS = 1000
+_ADDING = frozenset({"Abs", "Add", "Max", "Min", "abs", "max", "min"})
+"""Functions whose results are hardly longer than what they are given."""
+_NUMBER = re.compile(r"[+\-]?(\d+\.?\d*|\.\d+)([eE][+\-]?\d{1,3})?|[+\-]?(inf|oo|nan)")
+"""A number in quotes. An exponent of more digits makes one that no memory holds."""
 _PARTS: tuple[type[ast.AST], ...] = (
     *(ast.Expression, ast.Load, ast.keyword, ast.Tuple, ast.BinOp, ast.UnaryOp, ast.BoolOp),
     *(ast.Compare, ast.IfExp, ast.operator, ast.unaryop, ast.boolop, ast.cmpop),
@@ -69,6 +78,7 @@ def refuse_more_in_size(text: Any) -> None:
                 fine = _is_part(node)
         if not fine:
             raise _more("the size", text)
+    _refuse_huge("the size", text, tree)
 
 
 def refuse_more_in_guard(text: Any) -> None:
@@ -97,6 +107,7 @@ def refuse_more_in_guard(text: Any) -> None:
                 fine = _is_part(node)
         if not fine:
             raise _more("the guard", text)
+    _refuse_huge("the guard", text, tree)
 
 
 def _tree(what: str, text: Any) -> ast.Expression:
@@ -121,7 +132,7 @@ def _calls(node: ast.Call, functions: Collection[str]) -> bool:
     """Whether a call is of one of some functions, or of one that stays a symbol."""
     name = _called(node)
     if name in _POWERS:
-        return all(map(_is_small, node.args[1:]))
+        return len(node.args) == 2 and (_is_small(node.args[1]) or _is_bounded(node))
     return name in functions or _OPAQUE.fullmatch(name) is not None
 
 
@@ -141,15 +152,106 @@ def _is_word(node: ast.Constant) -> bool:
 
 
 def _is_small(power: ast.expr) -> bool:
-    """Whether an exponent is a small number, or holds a symbol, so that nothing is computed."""
-    parts = list(ast.walk(power))
-    names = {node.id for node in parts if isinstance(node, ast.Name)}
-    if "Symbol" in names:
-        return True
-    plain = (ast.Constant, ast.UnaryOp, ast.USub, ast.Call, ast.Name, ast.Load)
-    numbers = [node.value for node in parts if isinstance(node, ast.Constant)]
-    return (
-        names <= _NUMBERS
-        and all(isinstance(node, plain) for node in parts)
-        and all(isinstance(n, int | float) and abs(n) <= _LARGEST_POWER for n in numbers)
+    """Whether an exponent is a small number. One with a symbol in it may become any number."""
+    value = _value(power)
+    return value is not None and abs(value) <= _LARGEST_POWER
+
+
+def _is_bounded(node: ast.Call) -> bool:
+    """Whether PyTorch itself bounds a power with a symbol as its exponent, whatever that becomes.
+
+    It does for a power of a number in its own functions; sympy's ``Pow`` computes any.
+    """
+    base, power = node.args
+    symbol = isinstance(power, ast.Call) and _called(power) == "Symbol"
+    plain = _called(node) == "LShift" or _value(base) is not None
+    return symbol and plain and _called(node) != "Pow"
+
+
+def _value(node: ast.expr) -> float | None:
+    """The number that an expression is; None for one that is computed, or none."""
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return float(value) if abs(value) <= _LARGEST_POWER else None
+        case ast.Constant(value=str() as text):
+            return float(text) if _NUMBER.fullmatch(text) and "oo" not in text else None
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
+            inner = _value(operand)
+            return inner if inner is None or isinstance(node.op, ast.UAdd) else -inner
+        case ast.Call(func=ast.Name(id="Integer" | "Float"), args=[number, *_]):
+            return _value(number)
+        case ast.Call(func=ast.Name(id="Rational"), args=[number]):
+            return _value(number)
+        case ast.Call(func=ast.Name(id="Rational"), args=[above, below]):
+            first, second = _value(above), _value(below)
+            return first / second if first is not None and second else None
+    return None
+
+
+def _refuse_huge(what: str, text: Any, tree: ast.Expression) -> None:
+    """Raise `Untrusted` where numbers grow without a bound: powers of powers, texts in quotes."""
+    try:
+        fine = _bits(tree.body) <= _MOST_BITS
+    except (RecursionError, OverflowError):
+        fine = False
+    if not fine:
+        raise Untrusted(f"{what} {str(text)[:80]!r} computes with too large numbers")
+
+
+def _bits(node: ast.AST) -> float:
+    """How many bits a number may have at most, ahead of its point or behind, or one within it.
+
+    A symbol stands for a size. Its powers are small numbers; see `_is_small`.
+    """
+    match node:
+        case ast.Constant(value=str() as text):
+            return 4.0 * len(text) + 4000.0 * ("e" in text.lower())
+        case ast.Constant(value=bool() | None):
+            return 1.0
+        case ast.Constant(value=int() as number):
+            return float(number.bit_length() + 1)
+        case ast.Constant():
+            return 1100.0  # No float has more.
+        case ast.Call(func=ast.Name(id="Symbol")) | ast.Call(func=ast.Attribute()) | ast.Name():
+            return _SIZE_BITS
+        case ast.Call(func=ast.Name(id=name)) if name in _NUMBERS and not _is_number_call(node):
+            return math.inf
+        case ast.Call(func=ast.Name(id="PowByNatural"), args=[_, power]) if _value(power) is None:
+            return _SIZE_BITS
+        case ast.Call(func=ast.Name(id="Pow" | "PowByNatural"), args=[base, power]):
+            return _bits(base) * max(1.0, abs(_value(power) or 0.0))
+        case ast.BinOp(left=base, op=ast.Pow(), right=power):
+            return _bits(base) * max(1.0, abs(_value(power) or 0.0))
+        case ast.Call(func=ast.Name(id="LShift")) | ast.BinOp(op=ast.LShift()):
+            return _LARGEST_POWER + max(map(_bits, _operands(node)))
+        case ast.Subscript():
+            return _SIZE_BITS
+        case ast.Call(func=ast.Name(id=name)) if name in _ADDING:
+            return len(node.args) + max(map(_bits, node.args), default=1.0)
+        case ast.BinOp(op=ast.Add() | ast.Sub()) | ast.Compare() | ast.BoolOp() | ast.IfExp():
+            return 1.0 + max(map(_bits, _operands(node)))
+    return 1.0 + sum(map(_bits, _operands(node)))
+
+
+def _operands(node: ast.AST) -> list[ast.expr]:
+    """The expressions that an expression is computed from, without the name of a function."""
+    if isinstance(node, ast.Call):
+        return [*node.args, *(keyword.value for keyword in node.keywords)]
+    return [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.expr)]
+
+
+def _is_number_call(node: ast.Call) -> bool:
+    """Whether ``Integer('7')`` and the like say a number, with no more digits than one needs."""
+    digits = [_value_of_digits(keyword.value) for keyword in node.keywords]
+    texts = [each.value for each in node.args if isinstance(each, ast.Constant)]
+    if _called(node) == "Float":
+        digits += [_value_of_digits(each) for each in node.args[1:]]
+    return all(0 <= each <= _MOST_DIGITS for each in digits) and all(
+        _NUMBER.fullmatch(text) for text in texts if isinstance(text, str)
     )
+
+
+def _value_of_digits(node: ast.expr) -> float:
+    """A number of digits; one that is computed is none."""
+    value = node.value if isinstance(node, ast.Constant) else None
+    return float(value) if isinstance(value, int | float) else math.inf

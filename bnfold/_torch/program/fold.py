@@ -72,7 +72,8 @@ class PlannedProgram:
         self._merges = merges
         self._graph = merges.read()
         view, readings = self._graph.view, self._graph.readings
-        self._moves: Moves = settle(view, readings, partial(clashes, self._graph))
+        moves = settle(view, readings, partial(clashes, self._graph))
+        self._moves: Moves = replace(moves, unneeded=())  # Operators ask for the types of tensors.
         if depthwise:
             records = self._graph.records
             self._moves = without_norms(view, records, readings, self._moves, double=True)
@@ -179,7 +180,7 @@ class _DraftFolder:
         if general is not None:
             node.target = getattr(torch.ops.aten, general).default
         for name, value in edit.values.items():
-            set_argument(node, str(numbers.get(name, name)), value)
+            set_argument(node, str(numbers.get(name, name)), float(value))
 
     def _replace(self, move: Move) -> None:
         """Take the maps out, and put what has to stand where the last of them was."""

@@ -19,7 +19,7 @@ from bnfold._core.joins import Aligned, Summed
 from bnfold._core.laws import UNCOUNTED, Form, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Activation, Crossed, Pooling, kept_axes
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
-from bnfold._core.pointwise import Clipped, HardSigmoid, Homogeneous, Thresholded
+from bnfold._core.pointwise import Clipped, Converted, HardSigmoid, Homogeneous, Thresholded
 from bnfold._core.products import Gated, Multiplied
 from bnfold._torch.read.context import Context, TorchRow
 from bnfold._torch.read.nodes import (
@@ -45,6 +45,7 @@ _NOT_LINEAR = (
 )
 # That of PyTorch has no others: ``relu6(x + 3) / 6``.
 _HARD_SIGMOID = HardSigmoid(1 / 6, 1 / 2, movable=False)
+_CONVERTING = ("_to_copy", "to", "type_as")
 _INTERPOLATIONS = (
     "upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d "
     "upsample_nearest2d upsample_nearest3d upsample_trilinear3d _upsample_bicubic2d_aa "
@@ -104,13 +105,28 @@ def _data(node: Node, *names: str) -> tuple[int, ...]:
 
 
 def _carrier(context: Context, node: Node, args: dict[str, Any]) -> Operator:
-    """What hands its input on: same shape, same type."""
+    """What hands its input on: same shape, same type. One to another floating-point type has the
+    law of a Cast.
+    """
     name = "src" if "src" in args else data_name(args)
     data = args[name]
-    same = shape_of(data) == shape_of(node) and dtype_of(data) == dtype_of(node)
-    if not same or not is_tensor(node) or args.get("train", False):
+    if shape_of(data) != shape_of(node) or not is_tensor(node) or args.get("train", False):
         return UNKNOWN
+    if dtype_of(data) != dtype_of(node):
+        law = None if context.is_constant(node) else _conversion(data, node)
+        return UNKNOWN if law is None else crossed(context, node, law, name)
     return Passing(label=context.label(node), data=_data(node, name))
+
+
+def _conversion(data: Node, node: Node) -> Law | None:
+    """The law between two types; see `Converted.between`. A single number has no channels."""
+    types = [DTYPES.get(dtype) for each in (data, node) if (dtype := dtype_of(each)) is not None]
+    read, written = types if len(types) == 2 else (None, None)
+    if read is None or written is None or not shape_of(node) or kind_of(node) not in _CONVERTING:
+        return None
+    ahead = data.all_input_nodes[:1] if kind_of(data) in _CONVERTING else []
+    exact = [(shape_of(x), dtype_of(x)) for x in ahead] == [(shape_of(node), dtype_of(node))]
+    return Converted.between(read, written, exact)
 
 
 def _not_linear(context: Context, node: Node, args: dict[str, Any]) -> Operator:

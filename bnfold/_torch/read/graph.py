@@ -321,7 +321,7 @@ def written(graph: Graph, view: View, move: Move, standing: Standing) -> Sequenc
 def path_of(node: fx.Node) -> str:
     """The innermost module that a node belongs to, "" for the outermost."""
     stack = node.meta.get("nn_module_stack") or {}
-    return [path for path, _ in stack.values()][-1] if stack else ""
+    return next(reversed(stack.values()))[0] if stack else ""
 
 
 def paths_of(node: fx.Node) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -71,16 +72,16 @@ _OF_SELF = (
 )
 _OF_OTHER = "expand_as is_same_size reshape_as result_type to type_as view_as"
 _OF_A = "_assert_tensor_metadata device dtype layout"
-_ASKED = {
-    name: kinds.split()
-    for name, kinds in (
-        ("self", _OF_SELF),
-        ("other", _OF_OTHER),
-        ("a", _OF_A),
-        ("tensor", "result_type"),
-    )
-}
-"""By the name of an argument, the operators that take its shape, type or device alone."""
+_ASKED: dict[str, tuple[str, ...]] = {}
+"""For each operator that takes the shape, type or device of arguments alone, their names."""
+for _name, _kinds in (
+    ("self", _OF_SELF),
+    ("other", _OF_OTHER),
+    ("a", _OF_A),
+    ("tensor", "result_type"),
+):
+    for _kind in _kinds.split():
+        _ASKED[_kind] = (*_ASKED.get(_kind, ()), _name)
 
 
 PERMUTATIONS = (
@@ -96,11 +97,16 @@ def kind_of(node: Node) -> str:
 
 def arguments(node: Node) -> dict[str, Any]:
     """All arguments of an operator by name, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    bound.update({a.name: value for a, value in zip(schema.arguments, node.args, strict=False)})
-    bound.update(node.kwargs)
-    return bound
+    names, defaults = _parameters(node.target)
+    return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+@lru_cache(maxsize=1024)
+def _parameters(operator: Any) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """The names of an operator's arguments, and the values of those that have a default."""
+    found = operator._schema.arguments
+    defaults = {each.name: each.default_value for each in found if each.has_default_value()}
+    return tuple(each.name for each in found), defaults
 
 
 def reads_of(node: Node) -> Iterator[Node]:
@@ -110,8 +116,7 @@ def reads_of(node: Node) -> Iterator[Node]:
 
 def places(node: Node) -> dict[str, tuple[int, ...]]:
     """For each argument the numbers of its tensors among all tensors that the operator reads."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    names = [argument.name for argument in schema.arguments]
+    names, _ = _parameters(node.target)
     found, count = {}, 0
     for name, value in (*zip(names, node.args, strict=False), *node.kwargs.items()):
         start, count = count, count + len(_nodes_in(value))
@@ -126,14 +131,14 @@ def asked(node: Node) -> tuple[int, ...]:
     affine map changes none of these. Operators that are not PyTorch's own may read all they are
     given, whatever they are called.
     """
-    kind = kind_of(node)
-    names = [name for name, kinds in _ASKED.items() if kind in kinds]
     if getattr(node.target, "namespace", "") not in ("aten", "prim"):
         return ()
+    kind = kind_of(node)
     if kind == "broadcast_tensors":  # Each part has the values of one tensor, the sizes of all.
         used = {number_of(part) for part in parts_of(node) if part.target is operator.getitem}
         return tuple(k for k, _ in enumerate(reads_of(node)) if k not in used)
-    known = places(node)
+    names = _ASKED.get(kind, ())
+    known = places(node) if names else {}
     return tuple(number for name in names for number in known.get(name, ()))
 
 

@@ -1,0 +1,106 @@
+"""Bugs in files of ONNX, and in what is written into models: `_onnx/files`, `_onnx/write`."""
+
+from __future__ import annotations
+
+from .planting import Mutant
+
+MUTANTS = (
+    Mutant(
+        "a Gemm that was a MatMul keeps the constant that an Add had, whatever the bias is",
+        "_onnx/write/parameters.py",
+        "    return constant.dtype == values.dtype and bool((constant.load() == values).all())",
+        "    return constant.dtype == values.dtype",
+        "tests/test_matmul.py",
+    ),
+    Mutant(
+        "a difference is turned around, and its terms are not",
+        "_onnx/write/parameters.py",
+        "node.input[:] = [node.input[n] for n in edit.form.order]",
+        "pass",
+        "tests/carry/test_signs.py",
+    ),
+    Mutant(
+        "a shared weight is written over",
+        "_onnx/write/edits.py",
+        "and self._uses[owner.path][old.name] == 1",
+        "and self._uses[owner.path][old.name] >= 1",
+        "tests/test_sharing.py",
+    ),
+    Mutant(
+        "the beta of a Gemm counts twice",
+        "_onnx/write/parameters.py",
+        "if site.bias_factor != 1.0:",
+        "if False:",
+        "tests/test_gemm.py",
+    ),
+    Mutant(
+        "the last reader of a shared weight has a copy of its own",
+        "_onnx/write/edits.py",
+        "if old is None or known else self._holder",
+        "if old is None else self._holder",
+        "tests/test_sharing.py",
+    ),
+    Mutant(
+        "a sparse tensor that others read is rewritten",
+        "_onnx/write/edits.py",
+        "if old is not None and held is not None and self._may_rewrite(scope, old, values):",
+        "if old is not None and held is not None:",
+        "tests/test_sparse.py",
+    ),
+    Mutant(
+        "data files are left where a rename failed",
+        "_onnx/files/save.py",
+        "self._remove(old if paths.identity(self.destination) == new else placed)",
+        "self._remove(old if paths.identity(self.destination) == new else ())",
+        "tests/cli/test_writing.py::test_an_existing_output_survives_a_rename_that_fails",
+    ),
+    Mutant(
+        "external weights written at the start of their file",
+        "_onnx/files/external.py",
+        "file.seek(offset)\n            file.write(data)\n            _externalize(tensor, t",
+        "file.seek(0)\n            file.write(data)\n            _externalize(tensor, t",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
+        "any suffix will do for a model",
+        "_onnx/files/text_forms.py",
+        "if _OTHERS.fullmatch(suffix):",
+        "if False:",
+        "tests/cli/test_kinds.py",
+    ),
+    Mutant(
+        "data that shrink while they are looked at end the process",
+        "_onnx/tensors.py",
+        "            data = file.read(size)\n",
+        "            data = np.memmap(path, np.uint8, 'r', offset, size) if size else b''\n",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
+        "an initializer that nobody ever read becomes an input",
+        "_onnx/write/lists.py",
+        "names = unread(graph).difference(before)",
+        "names = unread(graph)",
+        "tests/test_fidelity.py",
+    ),
+    Mutant(
+        "a tensor behind many numbers of an attribute is forgotten",
+        "_onnx/files/lean.py",
+        "return held if len(held) <= _FEW else None",
+        "return held",
+        "tests/test_lean.py",
+    ),
+    Mutant(
+        "a model that is not replaced loses its data",
+        "_onnx/files/save.py",
+        "self._remove(old if paths.identity(self.destination) == new else placed)",
+        "self._remove(placed if self.finished.exists() else old)",
+        "tests/test_external_data.py",
+    ),
+    Mutant(
+        "an interrupt leaves old data that nobody reads",
+        "_onnx/files/save.py",
+        "self._remove(old if paths.identity(self.destination) == new else placed)",
+        "self._remove(() if paths.identity(self.destination) == new else placed)",
+        "tests/cli/test_killed.py",
+    ),
+)
