@@ -25,23 +25,10 @@ from bnfold._relation.table import RANDOM, Known, Sum, Table
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Nobody knows whether an operator of another domain puts out the same twice."""
 _FAITHFUL = frozenset(
-    [
-        "Celu",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "HardSwish",
-        "LeakyRelu",
-        "Mish",
-        "PRelu",
-        "Relu",
-        "Selu",
-        "Sigmoid",
-        "Softplus",
-        "Softsign",
-        "Tanh",
-    ]  # A line for each would be longer than the law.
+    (
+        *("Celu", "Elu", "Erf", "Exp", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu"),
+        *("Selu", "Sigmoid", "Softplus", "Softsign", "Tanh"),
+    )
 )
 """Operators that put out something else for data that are scaled or shifted otherwise."""
 
@@ -102,7 +89,8 @@ class Matcher:
             self.miss(node, forms[0].given)
         outputs = [self.table.fresh(kind) for kind in types]
         for form in forms if self.is_first else ():
-            known = Known(label(node), form.given, outputs, form.core.numbers)
+            kind = type_of(form.core.node)
+            known = Known(label(node), form.given, outputs, kind, form.core.numbers)
             self.table.operators.setdefault(form.key, []).append(known)
         return [of_base(base) for base in outputs]
 
@@ -250,7 +238,7 @@ class Matcher:
                 made = of_map(at, f"{at} puts out", found, known.base, blame.is_sure)
                 self.problems.append(replace(made, why=f"{made.why}, as {blame.by} reads it"))
                 found = Related()
-            else:
+            elif not (origins and _is_uniform(found)):
                 origins = frozenset((known.base,))
         else:
             origins = frozenset()
@@ -274,6 +262,12 @@ class Matcher:
             if other.origins - self.forced.keys():
                 raise Blamed(other.origins - self.forced.keys(), what, True)
             self.problems.append(of_map(what, what, related, None, True))
+
+
+def _is_uniform(found: Related) -> bool:
+    """Whether a relation is one factor for all channels, as one that comes from ahead is."""
+    spread = float(np.max(found.scale) - np.min(found.scale))
+    return spread <= 2 * max(found.error, 2.0**-20)
 
 
 def _solved(known: Expression, value: Expression, rank: int | None) -> Related | Difference | None:

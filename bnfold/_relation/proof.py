@@ -8,16 +8,17 @@ the same.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx.inliner
 from onnx import ModelProto, ValueInfoProto
 
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope
-from bnfold._relation.expressions import of_base
+from bnfold._relation.expressions import Expression, of_base
 from bnfold._relation.liveness import is_read
 from bnfold._relation.lowering import lowered
 from bnfold._relation.matching import Matcher
@@ -53,6 +54,21 @@ class Proof:
     def distance(self) -> float:
         """The largest difference of weights that agree, in units in the last place."""
         return max((layer.distance for layer in self.layers), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that are valid JSON."""
+        return {
+            "status": self.status,
+            "at": self.at,
+            "why": self.why,
+            "distance": self.distance,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    def __str__(self) -> str:
+        """The status, and where and why if it is not proved."""
+        place = f" at {self.at}" if self.at else ""
+        return f"{self.status}{place}: {self.why}" if self.why else self.status
 
 
 def prove(
@@ -107,7 +123,7 @@ def prove(
             if len(forced) >= _ATTEMPTS:
                 return Proof("not proved", "", f"over {_ATTEMPTS} layers differ")
             forced.update(dict.fromkeys(blamed.bases, blamed.by))
-    return _concluded(walk.found, table)
+    return _concluded(walk.found, table, [value for _, value in wanted])
 
 
 def _paired(
@@ -145,7 +161,7 @@ def _default(side: Side, scope: Scope, name: str) -> Hashable:
     return fingerprint(found.load()) if isinstance(found, Constant) else None
 
 
-def _concluded(found: Matcher, table: Table) -> Proof:
+def _concluded(found: Matcher, table: Table, results: Sequence[Expression]) -> Proof:
     if not found.problems:
         return Proof("proved", layers=found.layers)
     structure = next((each for each in found.problems if each.kind == "structure"), None)
@@ -156,14 +172,15 @@ def _concluded(found: Matcher, table: Table) -> Proof:
         count = len(found.problems)
         why = f"{first.why}; {count} layers differ, and one may make up for another"
         return Proof("not proved", first.at, why, found.layers)
-    weak = next((each for each in found.problems if not _is_refuted(each, table)), None)
+    bases = {term.base for value in results for term in value.terms}
+    weak = next((each for each in found.problems if not _is_refuted(each, table, bases)), None)
     if weak is not None:
         return Proof("not proved", weak.at, weak.why, found.layers)
     return Proof("refuted", first.at, first.why, found.layers)
 
 
-def _is_refuted(problem: Problem, table: Table) -> bool:
+def _is_refuted(problem: Problem, table: Table, results: Collection[int]) -> bool:
     """Whether the function is another one: the rest of both files is the same."""
     if not problem.is_sure or problem.units < _SURE * (1 + problem.allowed):
         return False
-    return problem.base is None or is_read(table, problem.base, problem.channels)
+    return problem.base is None or is_read(table, problem.base, problem.channels, results)

@@ -41,12 +41,14 @@ class Known:
     """An operator that is not affine, as the first file has it.
 
     ``inputs`` has None for constants and inputs that are left out. ``results`` are what its bodies
-    put out, ``formal`` what they are given. ``numbers`` are parameters that a map moves.
+    put out, ``formal`` what they are given. ``kind`` is its type, ``numbers``
+    are parameters that a map moves.
     """
 
     label: str
     inputs: Sequence[Expression | None]
     outputs: Sequence[int]
+    kind: str = ""
     numbers: Sequence[float] = ()
     formal: Sequence[Sequence[int]] = ()
     results: Sequence[Sequence[Expression]] = ()
