@@ -19,7 +19,7 @@ from bnfold._relation.passing import passed
 from bnfold._relation.problems import Blame, Blamed, Layer, Problem, of_map
 from bnfold._relation.series import expanded
 from bnfold._relation.side import Side
-from bnfold._relation.solving import Difference, Related, of_maps, solve
+from bnfold._relation.solving import Difference, Related, constant_rows, of_maps, solve
 from bnfold._relation.table import RANDOM, Known, Sum, Table
 
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
@@ -185,7 +185,8 @@ class Matcher:
                 return made
         if self.is_first or not differences:
             base = self.table.fresh(kind)
-            known = self.table.definitions[base] = Sum(at, value, base, rank, kind)
+            own = _own(value, base, rank)
+            known = self.table.definitions[base] = Sum(at, value, base, rank, kind, own)
             if self.is_first:
                 self.table.sums.setdefault(bases, []).append(known)
                 if longer is not None:
@@ -194,7 +195,7 @@ class Matcher:
             else:
                 why = "the first file adds up nothing of this form"
                 self.loose[base] = Problem("structure", at, why)
-            return replace(of_base(base), unit=value.unit)
+            return own
         free = [pair for pair in differences if not pair[0].is_used] or differences
         known, _ = free[0]
         full = [(known, solve(known.expression, value, known.rank)) for known, _ in free]
@@ -229,27 +230,28 @@ class Matcher:
         self, known: Sum, value: Expression, found: Related, at: str, is_wrong: bool = False
     ) -> Expression:
         known.is_used = True
-        if not self.is_first and any(t.linear is not None for t in value.terms) and not is_wrong:
-            self.layers.append(Layer(at, found.distance))
-        origins = value.origins
-        if not found.is_identity and not self.is_first:
-            if known.base in self.forced:
-                blame = self.forced[known.base]
-                made = of_map(at, f"{at} puts out", found, known.base, blame.is_sure)
-                self.problems.append(replace(made, why=f"{made.why}, as {blame.by} reads it"))
-                found = Related()
-            elif not (origins and _is_uniform(found)):
-                origins = frozenset((known.base,))
-        else:
-            origins = frozenset()
-        return Expression(
+        made = Expression(
             (Term(known.base, found.scale, found.error),),
             found.shift,
             found.mass,
             found.slip,
             value.unit,
-            origins,
         )
+        if self.is_first:
+            return made
+        if any(term.linear is not None for term in value.terms) and not is_wrong:
+            self.layers.append(Layer(at, found.distance))
+        related = of_maps(known.own, made)
+        if related is not None and related.is_identity:
+            return known.own
+        if known.base in self.forced:
+            blame = self.forced[known.base]
+            problem = of_map(at, f"{at} puts out", related or found, known.base, blame.is_sure)
+            self.problems.append(replace(problem, why=f"{problem.why}, as {blame.by} reads it"))
+            return known.own
+        if value.origins and _is_uniform(found):
+            return replace(made, origins=value.origins)
+        return replace(made, origins=frozenset((known.base,)))
 
     def require_same(self, what: str, one: Expression, other: Expression) -> None:
         """Note it if a result is not that of the first file. Raises `Blamed` as `_blame` does."""
@@ -262,6 +264,18 @@ class Matcher:
             if other.origins - self.forced.keys():
                 raise Blamed(other.origins - self.forced.keys(), what, True)
             self.problems.append(of_map(what, what, related, None, True))
+
+
+def _own(value: Expression, base: int, rank: int | None) -> Expression:
+    """What the tensor of a new sum is, as a map of its base."""
+    try:
+        constant = constant_rows(value, rank)
+    except Incomparable:
+        constant = np.zeros(())
+    if not constant.any():
+        return replace(of_base(base), unit=value.unit)
+    term, shift, mass = Term(base, 1 - constant), constant * value.shift, constant * value.mass
+    return Expression((term,), shift, mass, value.error, value.unit)
 
 
 def _is_uniform(found: Related) -> bool:

@@ -180,6 +180,7 @@ def _solve_rows(
         ratio, diff, over = _compared(one, off, other, away)
         wrong = over.any(axis=1)
         scale[block] = np.where(over.mean(axis=1) > 0.5, 1.0, ratio)
+        scale[block[(np.abs(one) <= off).all(axis=1) & ~wrong]] = 0.0
         if wrong.any() and worst is None:
             row = int(np.argmax(wrong))
             relative = np.where(over[row], diff[row], 0)
@@ -385,7 +386,29 @@ def _solve_each(first: Expression, second: Expression) -> Related | Difference:
         channels = [int(each) for each in np.flatnonzero(wrong)]
         return Difference(channels, ratio.size, meant, found, units, units / 8, Related())
     error = sum(max((t.error for t in e.terms), default=0.0) for e in (first, second))
+    ratio = np.where((np.abs(one) <= off).all(axis=1), 0.0, ratio)
     return _settled(first, second, ratio.reshape(shape), error, unit)
+
+
+def constant_rows(value: Expression, rank: int | None) -> Double:
+    """Where a sum does not depend on its bases, but for rounding: 1 there, else 0.
+
+    It has the axes of the tensor. A number there is the shift alone.
+    """
+    axis = value.axis
+    if axis is None:
+        bases = sorted(term.base for term in value.terms)
+        scales, slack = _stacked(value, bases)
+        return np.asarray((np.abs(scales) <= slack).all(axis=-1), np.float64)
+    linears = [term.linear for term in value.terms if term.linear is not None]
+    rows = linears[0].rows
+    parts = _parts(value, axis, rank, rows, len(linears[0].places[0]))
+    layouts = {key: _layout(part) for key, part in parts.items()}
+    found, loaded = np.zeros(rows), dict[int, NDArray[Any]]()
+    for block in _blocks(rows, sum(each.width for each in layouts.values()), None):
+        values, slack = _filled(parts, layouts, block, loaded)
+        found[block] = (np.abs(values) <= slack).all(axis=1)
+    return along(found, axis, rank)
 
 
 def _stacked(expression: Expression, bases: Sequence[int]) -> tuple[Double, Double]:

@@ -57,13 +57,18 @@ class Known:
 
 @dataclass(eq=False)
 class Sum:
-    """A sum of linear operators and bases, which became a base."""
+    """A sum of linear operators and bases, which became a base.
+
+    ``own`` is what its tensor is: the base itself, or a constant in the channels where the sum does
+    not depend on what it reads.
+    """
 
     label: str
     expression: Expression
     base: int
     rank: int | None
     kind: int
+    own: Expression
     is_used: bool = False
 
 
