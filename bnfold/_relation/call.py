@@ -10,8 +10,8 @@ from onnx import NodeProto
 
 from bnfold._onnx.read.scopes import Scope
 from bnfold._relation.expressions import Double
+from bnfold._relation.relations import Related
 from bnfold._relation.side import Side, attributes
-from bnfold._relation.solving import Related
 
 Pair = tuple[Double, Double]
 

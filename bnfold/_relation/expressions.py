@@ -140,8 +140,11 @@ class Expression:
                 rest.append(term)
             elif term.base in terms:
                 held = terms[term.base]
+                scale, size = held.scale + term.scale, np.abs(held.scale) + np.abs(term.scale)
+                # Where the two cancel, what is left is off by more of its own size.
+                lost = np.divide(size, np.abs(scale), out=np.ones_like(size), where=scale != 0)
                 error = max(held.error, term.error) + max(self.unit, other.unit) / 2
-                terms[term.base] = Term(term.base, held.scale + term.scale, error)
+                terms[term.base] = Term(term.base, scale, error * float(np.max(lost)))
             else:
                 terms[term.base] = term
         return Expression(

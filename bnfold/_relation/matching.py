@@ -17,9 +17,10 @@ from bnfold._relation.cores import Core
 from bnfold._relation.expressions import Double, Expression, Incomparable, Term, of_base
 from bnfold._relation.passing import passed
 from bnfold._relation.problems import Blame, Blamed, Layer, Problem, of_map
+from bnfold._relation.relations import Related, of_maps
 from bnfold._relation.series import expanded
 from bnfold._relation.side import Side
-from bnfold._relation.solving import Difference, Related, constant_rows, of_maps, solve
+from bnfold._relation.solving import Difference, constant_rows, solve
 from bnfold._relation.table import RANDOM, Known, Sum, Table
 
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold._relation.solving import Related
+from bnfold._relation.relations import Related
 
 
 @dataclass(frozen=True, eq=False)

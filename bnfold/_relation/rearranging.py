@@ -10,7 +10,7 @@ import numpy as np
 
 from bnfold._relation.call import Call, Pair, full_rank, is_off
 from bnfold._relation.expressions import Double
-from bnfold._relation.solving import Related
+from bnfold._relation.relations import Related
 
 
 def transposed(call: Call) -> Pair | None:

@@ -7,7 +7,7 @@ function. ``r`` comes from the largest weights of the row; then every weight has
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,41 +24,14 @@ from bnfold._relation.expressions import (
     along,
     vector,
 )
+from bnfold._relation.relations import Related, least, settled
 
 _BLOCK = 1 << 20
 """So many weights are compared at a time."""
 _LARGEST = 9
 """``r`` is the median of so many ratios."""
-_MOST = 2.0**-6
-"""No difference of a larger part of a number is laid to rounding."""
-_SMALLEST = {2.0**-10: 2.0**-24}
-"""By the unit of a type the distance of its smallest numbers, where that is no matter of course."""
-_TINY = float(np.finfo(np.float32).tiny)
 _Key = tuple[int, bool, Any]
 _Part = tuple[Linear, Double, float]
-
-
-@dataclass(frozen=True, eq=False)
-class Related:
-    """``second = scale · first + shift``, both along the axes of the tensor.
-
-    Numbers that rounding alone could have moved away from 1 and 0 are 1 and 0. ``error`` is how far
-    rounding explains a difference of the scale, relative to it, and ``slip`` of the shift, relative
-    to its ``mass``. ``distance`` is the largest difference that rounding explains, in units in the
-    last place.
-    """
-
-    scale: Double = field(default_factory=lambda: ONE)
-    shift: Double = field(default_factory=lambda: ZERO)
-    mass: Double = field(default_factory=lambda: ZERO)
-    error: float = 0.0
-    slip: float = 0.0
-    distance: float = 0.0
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether both tensors have the same numbers."""
-        return bool(np.all(self.scale == 1) and np.all(self.shift == 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,52 +65,6 @@ class Difference:
             f"{self.wanted:.9g}, {self.units:,.0f} units in the last place; "
             f"{len(self.channels)} of {self.of} channels differ"
         )
-
-
-def _settled(
-    first: Expression, second: Expression, scale: Double, error: float, unit: float
-) -> Related:
-    """The relation of two expressions of which the parts without shift have this scale.
-
-    What rounding explains is left out of it. ``error`` is how far it does, relative to the scale.
-    """
-    same = np.abs(scale - 1) <= min(error, _MOST)
-    factor = np.where(same, 1.0, scale)
-    shift = second.shift - factor * first.shift
-    mass = second.mass + np.abs(factor) * first.mass
-    slip = second.error + first.error + (0.0 if np.all(same) else error)
-    least = _SMALLEST.get(unit, _TINY) * (1 + np.abs(factor))
-    still = np.abs(shift) <= min(slip, _MOST) * mass + least
-    far = float(np.max(np.where(same, np.abs(scale - 1), 0.0)))
-    return Related(
-        _plain(factor, 1.0),
-        _plain(np.where(still, 0.0, shift), 0.0),
-        _plain(np.where(still, 0.0, mass), 0.0),
-        0.0 if np.all(same) else error,
-        slip,
-        far / unit if unit else 0.0,
-    )
-
-
-def _plain(values: Double, number: float) -> Double:
-    return np.asarray(number) if np.all(values == number) else values
-
-
-def of_maps(first: Expression, second: Expression) -> Related | None:
-    """How two maps of one base, or two constants, are related; None where they are not."""
-    one, other = first.map, second.map
-    unit = max(first.unit, second.unit)
-    if one is None or other is None:
-        if first.terms or second.terms:
-            return None
-        return _settled(first, second, ONE, 0.0, unit)
-    if one.base != other.base:
-        return None
-    dead = one.scale == 0
-    if np.any(dead & (other.scale != 0)):
-        return None
-    scale = np.where(dead, 1.0, other.scale / np.where(dead, 1.0, one.scale))
-    return _settled(first, second, scale, one.error + other.error, unit)
 
 
 def solve(
@@ -193,7 +120,7 @@ def _solve_rows(
         part = np.divide(diff, away + off, out=np.zeros_like(diff), where=agreed)
         distance = max(distance, float(part.max(initial=0)))
     error = sum(max((p[2] for parts in s.values() for p in parts), default=0.0) for s in sides)
-    related = _settled(first, second, along(scale, axis, rank), error, unit)
+    related = settled(first, second, along(scale, axis, rank), error, unit)
     if worst is None:
         return replace(related, distance=max(related.distance, distance * error / unit))
     name = next((p[0].name for ps in sides[1].values() for p in ps if p[0].name), "")
@@ -293,7 +220,7 @@ def _filled(
             sizes = np.abs(weights)
             if linear.mass is not None:
                 sizes = linear.mass()[block].astype(np.float64) * np.abs(factors)
-            slips = error * sizes + _SMALLEST.get(linear.unit, _TINY) * np.abs(factors)
+            slips = error * sizes + least(linear.unit) * np.abs(factors)
             at = [layout.places[place] for place in linear.places]
             if layout.is_dense:
                 group = block * linear.group // linear.rows
@@ -387,7 +314,7 @@ def _solve_each(first: Expression, second: Expression) -> Related | Difference:
         return Difference(channels, ratio.size, meant, found, units, units / 8, Related())
     error = sum(max((t.error for t in e.terms), default=0.0) for e in (first, second))
     ratio = np.where((np.abs(one) <= off).all(axis=1), 0.0, ratio)
-    return _settled(first, second, ratio.reshape(shape), error, unit)
+    return settled(first, second, ratio.reshape(shape), error, unit)
 
 
 def constant_rows(value: Expression, rank: int | None) -> Double:

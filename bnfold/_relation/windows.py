@@ -11,7 +11,7 @@ import numpy as np
 
 from bnfold._relation.call import Call, Pair, full_rank, is_off
 from bnfold._relation.expressions import ONE, ZERO, Double
-from bnfold._relation.solving import Related
+from bnfold._relation.relations import Related
 
 
 def _spatial(call: Call) -> list[int] | None:

@@ -123,10 +123,17 @@ MUTANTS = (
     ),
     Mutant(
         "the smallest numbers of half precision have its usual unit",
-        "_relation/solving.py",
+        "_relation/relations.py",
         "_SMALLEST = {2.0**-10: 2.0**-24}",
         "_SMALLEST: dict[float, float] = {}",
         "tests/relation/test_proof.py",
+    ),
+    Mutant(
+        "a channel that reads nothing has a relation",
+        "_relation/matching.py",
+        "    if not constant.any():",
+        "    if True:",
+        "tests/relation/test_drawn.py",
     ),
     Mutant(
         "attributes of operators do not tell them apart",

@@ -16,8 +16,8 @@ import bnfold
 from bnfold._onnx.read.scopes import type_of
 from bnfold._relation.call import Call
 from bnfold._relation.passing import LAWS, passed
+from bnfold._relation.relations import Related
 from bnfold._relation.side import Side
-from bnfold._relation.solving import Related
 
 from ..graphs import NEWEST, model, op, positive, rand, reseed
 from .pairs import run
