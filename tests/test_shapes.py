@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 
 import bnfold
 from bnfold._core.affine import AffineMap
+from bnfold._core.index_maps import moved, regrouped
 from bnfold._core.joins import Parted
 from bnfold._core.laws import Way
 from bnfold._core.reasons import Refusal
@@ -195,3 +196,13 @@ def test_a_number_stays_whatever_else_is_told_of_a_shape(told, known):
 @pytest.mark.parametrize("old, new, better", [("unk__1", "n", "n"), ("n", "m", "n"), ("n", 3, 3)])
 def test_a_word_gives_way_to_a_number_and_one_that_is_made_up_to_any(old, new, better):
     assert sizes_of(hints._joined(declared(old), declared(new))) == (better,)
+
+
+def test_sizes_that_contradict_each_other_let_no_map_pass():
+    """A file may say another shape of its output than there is: runtimes warn, and go on."""
+    map_ = AffineMap.of([2.0, 3.0], 0.0, 1)
+    steps = (regrouped((4, 1, 3), (4, 3)),)
+    assert moved(map_, steps) is None
+    assert moved(AffineMap.of(2.0, 1.0, None), steps) is not None
+    fits = (regrouped((4, 2, 3), (4, 6)),)
+    assert moved(map_, fits) is not None

@@ -242,6 +242,8 @@ def _regroup(both: NDArray[np.float64], step: Regrouped) -> NDArray[np.float64] 
             if sizes is None or math.prod(sizes[0]) > _LARGEST:
                 return None
             inside, outside = sizes
+            if any(n not in (1, size) for n, size in zip(own, inside, strict=True)):
+                return None  # What is known of the tensor contradicts itself.
             both = np.broadcast_to(both, (*before, *inside, *after))
             both = _squeezed(both.reshape(*before, *outside, *after), at, len(outside))
         at += len(group.outside)

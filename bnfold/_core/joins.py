@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._core.affine import IDENTITY, AffineMap
-from bnfold._core.index_maps import Map, MultiAxisMap
+from bnfold._core.index_maps import Map, MultiAxisMap, equal
 from bnfold._core.laws import Edit, Form, Law, Maps, Way, along_one_axis, not_carried, not_known
 from bnfold._core.reasons import Refusal
 
@@ -335,6 +335,33 @@ class Summed(Law):
         if len(parts) < len(self.signs) and any(not p.keeps_scale for p in parts.values()):
             raise not_carried("its inputs do not carry the same scale")
         return Way({0: _joined(_part(part, self.signs[n]) for n, part in parts.items())})
+
+
+@dataclass(frozen=True)
+class Largest(Law):
+    """Max and Min of branches: ``A(max(a, b)) = max(A(a), A(b))`` for s ≥ 0, so the whole map goes
+    into each of them, and comes out where all carry the same. Exact element by element.
+    """
+
+    aligned: Aligned
+
+    def backward(self, output: int, map_: Map) -> list[Way]:
+        """The map to every input."""
+        _check_order(map_)
+        return [Way({n: self.aligned.back(n, map_) for n in range(len(self.aligned.shapes))})]
+
+    def forward(self, maps: Maps) -> list[Way]:
+        """The map of all inputs."""
+        first, *others = (self.aligned.onto(n, map_) for n, map_ in maps.items())
+        if len(maps) < len(self.aligned.shapes) or not all(equal(first, one) for one in others):
+            raise not_carried("its inputs do not carry the same map", numbers=True)
+        _check_order(first)
+        return [Way({0: first})]
+
+
+def _check_order(map_: Map) -> None:
+    if bool((map_.scale < 0).any()):
+        raise not_carried("a scale is negative")
 
 
 def _joined(parts: Iterable[Map]) -> AffineMap:

@@ -149,6 +149,9 @@ class CheckedModel:
             kind = _kind(scope, node) if node is not None else ""
             if kind == "QGemm":  # Inference does not know it; it puts out a matrix.
                 return max(least, 2)
+            if node is not None and kind == "Einsum":
+                letters = _letters(node)
+                return None if letters is None else max(least, letters)
             if node is not None and kind in _CONVOLUTIONS:
                 weight = self.values(scope, node.input[1])
                 return None if weight is None else max(least, weight.ndim)
@@ -167,6 +170,13 @@ class CheckedModel:
             if node is None or kind not in _SAME_RANK:
                 return None
             name = node.input[0]
+
+
+def _letters(node: NodeProto) -> int | None:
+    """How many axes the equation of an Einsum says that it puts out; None where it does not."""
+    equation = next((a.s.decode() for a in node.attribute if a.name == "equation"), "")
+    _, arrow, out = equation.replace(" ", "").partition("->")
+    return len(out) if arrow and "." not in out else None
 
 
 def _kind(scope: Scope, node: NodeProto) -> str:
@@ -316,6 +326,8 @@ def output_rank(model: CheckedModel, scope: Scope, node: NodeProto) -> int:
     kind = _kind(scope, node)
     if kind in ("FusedGemm", "Gemm"):
         return 2
+    if kind == "Einsum":
+        return model.rank(scope, node.output[0]) or 0
     if kind in _CONVOLUTIONS:
         weight = model.constants.find(scope, node.input[1])
         if isinstance(weight, Constant):

@@ -29,7 +29,7 @@ from bnfold._proof.absorption import (
 from bnfold._proof.activations import ahead_of_activation, without_sum
 from bnfold._proof.evidence import Mismatch
 from bnfold._proof.full_rank_maps import Double
-from bnfold._proof.product_formulas import fused_gemm, fused_matmul, gemm, matmul
+from bnfold._proof.product_formulas import einsum, fused_gemm, fused_matmul, gemm, matmul
 from bnfold._proof.quantized import dequantized, product_of_integers, rescaled
 
 
@@ -291,6 +291,7 @@ FORMULAS: dict[str, Callable[[Absorption], float]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     **dict.fromkeys(DEQUANTIZERS, dequantized),
+    "Einsum": einsum,
     "GRU": _recurrent,
     "Gemm": gemm,
     "GroupNormalization": _norm,

@@ -39,8 +39,8 @@ _SPAN = 1
 _EPSILON = float(np.float32(1e-5))
 _WINDOWED = ("Conv", "ConvTranspose")
 _TURNED = ("FusedGemm", "FusedMatMul", "TransposeMatMul")
-# What rounding does over the steps of a recurrence has no bound here.
-_RECURRENT = ("GRU", "LSTM", "RNN")
+# What rounding does over the steps of a recurrence has no bound here, nor in sums along any axes.
+_UNBOUNDED = ("Einsum", "GRU", "LSTM", "RNN")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def source(before: CheckedModel, fold: Applied) -> str | None:
         return None
     scope = before.scopes[fold.path]
     node = scope.nodes[fold.into]
-    if node.op_type in _RECURRENT:
+    if node.op_type in _UNBOUNDED:
         return None
     data = [name for name in node.input if name and before.values(scope, name) is None]
     return data[0] if len(data) == 1 else None

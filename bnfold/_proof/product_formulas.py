@@ -212,3 +212,65 @@ def fused_matmul(case: Absorption) -> float:
         return values
 
     return matmul(case, turned, alpha)
+
+
+def einsum(case: Absorption) -> float:
+    """``S·Σ W·x = Σ (S·W)·x`` for an S that varies along axes which W has, too, by their letters.
+
+    A map of the data multiplies W along the axis of its letter; no shift has a place.
+    """
+    at = 1 if case.stored(1) is not None else 0
+    factor, made = case.stored(at), case.new(at)
+    if factor is None or made is None or len(case.node.input) != 2:
+        raise Mismatch(f"{label(case.twin)} has no constant factor of two")
+    require_same_shape(case, factor, made)
+    equation = next((a.s.decode() for a in case.node.attribute if a.name == "equation"), "")
+    terms, _, out = equation.replace(" ", "").partition("->")
+    words = [*terms.split(","), out]
+    single = all(word.isalpha() and len(set(word)) == len(word) for word in words if word)
+    told = "->" in equation and single and len(words[at]) == factor.ndim
+    own, read, out = (words[at], words[1 - at], out) if told else ("", "", "")
+    rank = case.target.scale.ndim
+    if told and out and rank not in (0, len(out)):  # Of rank 0 none is known.
+        raise Mismatch(f"{label(case.node)} puts out {len(out)} axes, not {rank}")
+    wide = {name for name, n in zip(own, factor.shape, strict=told) if n > 1}
+    kept = [k for k, name in enumerate(out) if name in wide] if rank else []
+    scale = case.scale(kept, made.dtype)
+    entered, shifts = np.ones(1), np.zeros(1)
+    along = -1
+    if case.entry is not None:
+        (step, *_) = case.entry.old or (None,)
+        axis = None if step is None else step.axis
+        if axis is not None:
+            axis += len(read) if axis < 0 else 0
+            name = read[axis : axis + 1]
+            if not name or name not in wide:
+                raise Mismatch(f"the map ahead of {label(case.node)} is along axis {axis}")
+            along = own.index(name)
+        count = factor.shape[along] if axis is not None else 1
+        entered, shifts = case.entering(axis, count, len(read) or None)
+    if bool(shifts.any()):
+        raise Mismatch(f"a shift went ahead of {label(case.node)}, which has no place for it")
+    # The scale in the order of the weight's axes: those that it lacks have one number.
+    names = [out[k] for k in kept]
+    laid = np.transpose(scale, [*kept, *(k for k in range(scale.ndim) if k not in kept)])
+    laid = laid.reshape([laid.shape[k] for k in range(len(kept))])
+    order = [names.index(name) for name in own if name in names]
+    laid = np.transpose(laid, order).reshape(
+        [laid.shape[names.index(name)] if name in names else 1 for name in own]
+        if names
+        else (1,) * factor.ndim
+    )
+    ahead = entered.reshape([-1 if k == along else 1 for k in range(factor.ndim)])
+
+    def wanted(part: slice) -> Double:
+        rows = (factor[part] if factor.ndim else factor).astype(np.float64)
+        first: Double = rows * part_of(laid, factor.ndim, part)
+        second: Double = first * part_of(ahead, factor.ndim, part)
+        return second
+
+    reach = np.abs(laid) * np.abs(ahead)
+    held = Channels(factor, (), reach, np.zeros((1,) * factor.ndim), 1.0, np.abs(laid))
+    kind = made.dtype
+    worst = weight_deviation(case, wanted, made, kind, held)
+    return max(worst, bias_deviation(case, np.zeros(()), np.zeros(()), kind))

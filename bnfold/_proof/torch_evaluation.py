@@ -253,7 +253,7 @@ def _bound(node: Node, known: Mapping[str, BoundedValue], value: Any) -> Any:
         return torch.utils._pytree.tree_map(_absolute, _called(node, known, 1))
     bounds = [known[s.name].bound for s in node.all_input_nodes]
     floats = [b for b in bounds if isinstance(b, Tensor) and b.is_floating_point()]
-    if kind in _ADDING:
+    if kind in _ADDING and isinstance(value, Tensor) and value.is_floating_point():
         given: list[Any] = [*node.args, *node.kwargs.values()]
         factor = max([1.0, *(abs(float(each)) for each in given if _is_number(each))])
         return factor * sum(floats, torch.zeros((), dtype=torch.float64)) + factor

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from bnfold._errors import first_line
 from bnfold._run.bounds import Exhausted
@@ -80,6 +81,11 @@ class Call:
         return args, kwargs
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds floats itself: torchao's hold integers and scales, as one tensor."""
+    return tensor.dtype in DTYPES and not is_traceable_wrapper_subclass(tensor)
+
+
 def _is_bytes(tensor: Tensor) -> bool:
     """Whether a tensor is an image whose pixels are bytes."""
     return tensor.dtype in (torch.uint8, torch.int8) and tensor.dim() >= IMAGE_RANK - 1
@@ -117,7 +123,7 @@ class TorchModel:
         self.weights: dict[str, Array] = {
             name: values
             for name, tensor in stored
-            if tensor.dtype in DTYPES and has_steps(values := to_numpy(tensor))
+            if _is_plain(tensor) and has_steps(values := to_numpy(tensor))
         }
         own = copied(module)
         self._module = nn.Module.double(own) if double else own

@@ -158,14 +158,93 @@ def test_several_that_share_a_bound_get_their_own():
     assert extremes(goes(made)) == ["Max", "Min"]
 
 
-def test_two_tensors_or_three_operands_are_another_operator():
-    for inputs in ("h g", "h k h", "h"):
+def test_one_operand_and_a_constant_among_several_are_another_operator():
+    for inputs in ("h g k", "h k k", "h"):
         made = model(
             conv("c", "x", "h", (4, 3, 1, 1)), op("Tanh", "h", "g"),
             (op("Max", inputs, "r"), {"k": ZERO}),
             const("Mul", "r", "y", np.float32(2), name="map"), y="y g",
         )  # fmt: skip
         assert counts(done(made).folded)["Mul"] == 1
+
+
+# --- of branches -------------------------------------------------------------------------------
+
+SCALES = {
+    "positive": positive(4, 1, 1),
+    "zero": np.array([0, 1, 2, 0], np.float32).reshape(4, 1, 1),
+    "number": np.float32(1.5),
+    "negative": -positive(4, 1, 1),
+    "mixed": np.array([1, -1, 2, 1], np.float32).reshape(4, 1, 1),
+}
+
+
+def branches(count: int = 2) -> list[Any]:
+    return [conv(f"c{n}", "x", f"h{n}", (4, 3, 1, 1)) for n in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["Max", "Min"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_map_that_keeps_order_goes_into_all_branches(kind, scale, count):
+    """Batch, channels, height and width are all 4. A shift goes, whatever the scale ahead of it."""
+    names = " ".join(f"h{n}" for n in range(count))
+    made = model(
+        *branches(count), op(kind, names, "r"), const("Mul", "r", "m", SCALES[scale], name="map"),
+        const("Add", "m", "y", rand(4, 1, 1)), x=(4, 3, 4, 4),
+    )  # fmt: skip
+    goes(made, left=1 if scale in ("negative", "mixed") else 0)
+
+
+def test_halves_of_a_split_take_what_their_maximum_does():
+    made = model(
+        conv("c", "x", "h", (8, 3, 1, 1)), op("Split", "h", "a b", axis=1), op("Max", "a b", "r"),
+        bn("bn", "r", "y", 4), weights={"bn.scale": positive(4)}, x=(4, 3, 4, 4), opset=13,
+    )  # fmt: skip
+    goes(made)
+
+
+def test_one_tensor_twice_takes_it_once():
+    made = model(
+        *branches(1), op("Max", "h0 h0", "r"), const("Mul", "r", "y", positive(4, 1, 1), name="map")
+    )
+    goes(made)
+
+
+@pytest.mark.parametrize("other", [1, 2, 3])
+def test_forward_all_branches_have_to_carry_the_same(other):
+    made = model(
+        const("Mul", "x", "a", np.float32(1), name="none"),
+        const("Mul", "x", "b", np.float32(3), name="map"),
+        const("Mul", "z", "d", np.float32(other), name="other"),
+        op("Max", "b d", "r"), conv("c", "r", "y", (4, 3, 1, 1)), op("Tanh", "a", "u"),
+        x={"x": (4, 3, 4, 4), "z": (4, 3, 4, 4)}, y="y u",
+    )  # fmt: skip
+    once = done(made)
+    assert all(one.holds for one in certify(made, once.folded, once.applied))
+    assert affine(once.folded) == {1: 1, 2: 2, 3: 0}[other]
+
+
+def test_a_branch_that_is_broadcast_has_no_place_for_channels():
+    """One of a channel, and one of fewer axes, whose axis 1 is another one."""
+    one = conv("d", "x", "g", (1, 3, 1, 1))
+    for map_ in (positive(4, 1, 1), np.float32(2)):
+        made = model(
+            *branches(1), one, op("Min", "g h0", "r"), const("Mul", "r", "y", map_, name="map"),
+            x=(4, 3, 4, 4),
+        )  # fmt: skip
+        if map_.size > 1:
+            stays(made, "not-carried", says="no place of its own")
+        else:
+            goes(made)
+    product = (op("Gemm", "x W", "p"), {"W": rand(4, 4)})
+    batches = (op("MatMul", "z V", "q"), {"V": rand(4, 4)})
+    for map_, left in ((positive(4), 0), (positive(4, 1), 1)):
+        made = model(
+            product, batches, op("Max", "p q", "r"), const("Mul", "r", "y", map_, name="map"),
+            x={"x": (4, 4), "z": (4, 4, 4)},
+        )  # fmt: skip
+        assert affine(done(made).folded) == left
 
 
 def test_bodies_and_functions():

@@ -13,6 +13,20 @@ MUTANTS = (
         "tests/plan/test_affine.py",
     ),
     Mutant(
+        "a negative scale goes into the branches of a Max",
+        "_core/joins.py",
+        '    if bool((map_.scale < 0).any()):\n        raise not_carried("a scale is negative")',
+        '    if False:\n        raise not_carried("a scale is negative")',
+        "tests/carry/test_extremes.py",
+    ),
+    Mutant(
+        "branches of a Max carry different maps",
+        "_core/joins.py",
+        "len(maps) < len(self.aligned.shapes) or not all(equal(first, one) for one in others)",
+        "len(maps) < len(self.aligned.shapes)",
+        "tests/carry/test_extremes.py",
+    ),
+    Mutant(
         "epsilon left out",
         "_core/affine.py",
         "np.sqrt(variance.astype(np.float64) + epsilon)",

@@ -13,6 +13,27 @@ MUTANTS = (
         "tests/test_last_axis.py",
     ),
     Mutant(
+        "a scale goes into an Einsum's constant along its first axis",
+        "_core/operators/matrices.py",
+        "return self.names[0].index(self.names[2][axis])",
+        "return 0",
+        "tests/carry/test_einsum.py",
+    ),
+    Mutant(
+        "a number of an Einsum's constant for several places counts as one for each",
+        "_core/operators/matrices.py",
+        "        sizes = dict(zip(self.names[0], self._shape, strict=True))",
+        "        sizes = dict.fromkeys(self.names[0], max(self._shape))",
+        "tests/carry/test_einsum.py",
+    ),
+    Mutant(
+        "a map ahead of an Einsum lies along an axis that the constant is not scaled along",
+        "_core/operators/matrices.py",
+        "if self._letter(1, axis) == told}",
+        "if told is not None}",
+        "tests/carry/test_einsum.py",
+    ),
+    Mutant(
         "γ of one number tells the size of the last axis",
         "_core/operators/affine.py",
         "return sizes if sizes[LAST] > 1 else {}",

@@ -13,6 +13,13 @@ MUTANTS = (
         "tests/test_standardized.py",
     ),
     Mutant(
+        "an Einsum puts out the sizes of its first operand",
+        "_onnx/read/einsum.py",
+        "return any(1 in found or len(found - {None}) > 1 for found in several)",
+        "return False",
+        "tests/carry/test_einsum.py",
+    ),
+    Mutant(
         "a function's input has the type of a Cast behind it",
         "_onnx/read/types.py",
         "    if position is None:\n        return 0, ()",

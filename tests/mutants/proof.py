@@ -13,6 +13,13 @@ MUTANTS = (
         "tests/test_last_axis.py",
     ),
     Mutant(
+        "a map ahead of an Einsum lies along the first axis of its constant",
+        "_proof/product_formulas.py",
+        "along = own.index(name)",
+        "along = 0",
+        "tests/carry/test_einsum.py",
+    ),
+    Mutant(
         "a proof goes through a Dropout in training",
         "_proof/checked_model.py",
         "return not fixed or bool(np.any(self.fixed(scope, node.input[2])))",

@@ -49,9 +49,9 @@ MUTANTS = (
     ),
     Mutant(
         "a thread puts back what another one has set",
-        "_torch/read/export.py",
-        "            if not self._open:\n                self._before",
-        "            if True:\n                self._before",
+        "_torch/read/spared.py",
+        "                if not self._open:\n                    self._set",
+        "                if True:\n                    self._set",
         "tests/torch/test_export.py",
     ),
     Mutant(

@@ -132,6 +132,27 @@ MUTANTS = (
         "tests/torch/test_decomposed.py",
     ),
     Mutant(
+        "scales of places within groups are those of the groups",
+        "_torch/read/quantized.py",
+        "        if sizes != [*parts[:first], *[1] * len(parts[first:])]:",
+        "        if False:",
+        "tests/torch/test_program_quantized.py",
+    ),
+    Mutant(
+        "one scale becomes several along an axis of groups",
+        "_torch/read/quantized.py",
+        "    spreads = groups is None",
+        "    spreads = True",
+        "tests/torch/test_program_quantized.py",
+    ),
+    Mutant(
+        "axes that a view puts out are made of any others",
+        "_torch/read/quantized.py",
+        "        if math.prod(parts) != size:\n            return None\n",
+        "",
+        "tests/torch/test_program_quantized.py",
+    ),
+    Mutant(
         "integers of a program become floats",
         "_torch/read/quantized.py",
         "return found and not whole",

@@ -66,6 +66,18 @@ def ahead(m: Stored, x: Tensor, w: Tensor) -> Any:
     return F.linear(m.norm(x), w)
 
 
+def in_groups(scale: Callable[[Stored], Tensor], zeros: int | None = None) -> Weight:
+    """As torchao's operators come apart: groups of inputs have an axis of their own."""
+
+    def weight(m: Stored) -> Tensor:
+        q = m.w.view(C, 2, 4).to(torch.float32)
+        if zeros is not None:
+            q = q - (m.zeros + zeros).view(C, 2, 1).to(torch.float32)
+        return (q * scale(m)).view(C, C)
+
+    return weight
+
+
 IMAGE, ROWS = (C, C, 4, 4), (C, C)
 KERNEL, MATRIX = (C, C, 3, 3), (C, C)
 
@@ -116,6 +128,32 @@ FOLDED: dict[str, tuple[Weight, Any, tuple[int, ...], tuple[int, ...]]] = {
     "linear": (per_channel(0), linear, MATRIX, ROWS),
     "ahead of a linear": (per_channel(1), ahead, MATRIX, ROWS),
     "groups of inputs": (grouped, linear, MATRIX, ROWS),
+    "groups of inputs, apart": (
+        in_groups(lambda m: m.groups.view(C, 2, 1)),
+        linear,
+        MATRIX,
+        ROWS,
+    ),
+    "groups with zero points, apart": (
+        in_groups(lambda m: m.groups.view(C, 2, 1), 3),
+        linear,
+        MATRIX,
+        ROWS,
+    ),
+    "one group for each output, apart": (
+        in_groups(lambda m: m.few.view(C, 1, 1)),
+        linear,
+        MATRIX,
+        ROWS,
+    ),
+    "groups of inputs, apart, for each tap": (
+        lambda m: (
+            m.w.view(C, 2, 4, 3, 3) * m.groups.view(C, 2, 1, 1, 1).expand(C, 2, 1, 3, 3)
+        ).view(C, C, 3, 3),
+        conv,
+        KERNEL,
+        IMAGE,
+    ),
     "a factor": (times((-1, 1, 1, 1)), conv, KERNEL, IMAGE),
     "a factor that is one number": (lambda m: m.w * 0.02, linear, MATRIX, ROWS),
     "a factor on the left": (lambda m: m.one * m.w.to(torch.float32), linear, MATRIX, ROWS),
@@ -140,6 +178,43 @@ KEPT: dict[str, tuple[Weight, Any, tuple[int, ...], tuple[int, ...]]] = {
     "scales of inputs, a map of outputs": (per_channel(1), conv, KERNEL, IMAGE),
     "scales of outputs, a map of inputs": (per_channel(0), ahead, MATRIX, ROWS),
     "groups of inputs, a map of inputs": (grouped, ahead, MATRIX, ROWS),
+    "groups of inputs, apart, a map of inputs": (
+        in_groups(lambda m: m.groups.view(C, 2, 1)),
+        ahead,
+        MATRIX,
+        ROWS,
+    ),
+    "groups of inputs, apart, with one scale": (in_groups(lambda m: m.one), linear, MATRIX, ROWS),
+    "scales of the places within groups": (
+        in_groups(lambda m: m.few[:4]),
+        linear,
+        MATRIX,
+        ROWS,
+    ),
+    "scales of each output and place within groups": (
+        in_groups(lambda m: m.few.view(C, 1, 1) * m.few[:4]),
+        linear,
+        MATRIX,
+        ROWS,
+    ),
+    "groups of outputs": (
+        lambda m: (m.w.view(2, 4, C) * m.few[:2].view(2, 1, 1)).view(C, C),
+        linear,
+        MATRIX,
+        ROWS,
+    ),
+    "groups that are no parts of an axis": (
+        lambda m: (m.w.view(2 * C, 4) * m.groups.view(2 * C, 1)).view(C, C),
+        linear,
+        MATRIX,
+        ROWS,
+    ),
+    "groups behind a permutation, and turned": (
+        lambda m: (m.w.view(C, 2, 4) * m.groups.view(C, 2, 1)).permute(0, 2, 1).reshape(C, C),
+        linear,
+        MATRIX,
+        ROWS,
+    ),
     "a factor of inputs": (times((1, -1, 1, 1)), conv, KERNEL, IMAGE),
     "integers alone": (lambda m: m.w.to(torch.float32), linear, MATRIX, ROWS),
     "a shift behind the scale": (

@@ -41,6 +41,8 @@ def exported(module: nn.Module, x: Tensor, lowered: bool) -> Any:
 CONFIGS: dict[str, Callable[[], Any]] = {
     "int8": Q.Int8WeightOnlyConfig,
     "intx": Q.IntxWeightOnlyConfig,
+    "groups": lambda: Q.IntxWeightOnlyConfig(torch.int4, Q.PerGroup(8)),
+    "groups of int8": lambda: Q.Int8WeightOnlyConfig(granularity=Q.PerGroup(8)),
     "float8": Q.Float8WeightOnlyConfig,
     "dynamic": Q.Int8DynamicActivationInt8WeightConfig,
 }
@@ -51,6 +53,10 @@ WANTED = {
     ("int8", True): (6, {"no-gain": 2}, 2),
     ("intx", False): (2, {}, 0),
     ("intx", True): (2, {}, 0),
+    ("groups", False): (2, {}, 0),
+    ("groups", True): (2, {}, 0),
+    ("groups of int8", False): (2, {}, 0),
+    ("groups of int8", True): (4, {}, 0),
     ("float8", False): (2, {"no-gain": 2}, 0),
     ("float8", True): (2, {}, 0),
     ("dynamic", False): (4, {"not-carried": 2}, 2),
@@ -71,6 +77,20 @@ def test_weights_stay_narrow(name, lowered):
         name, lowered
     ]
     assert max(floats(after)) < 16 * 8 or not lowered
+
+
+def test_a_verdict_on_weights_that_hold_others():
+    """They are no floats that could move; the norms are. Half the scales are wrong in the end."""
+    module, x = network(), rand(16, 32, dtype=torch.float32)
+    Q.quantize_(module, CONFIGS["groups"]())
+    program = exported(module, x, False)
+    after = bnfold.fold(program)
+    assert bnfold.verify(program, after).status == "pass"
+    scales = [t for n, t in after.state_dict.items() if "weight" in n and hasattr(t, "scale")]
+    assert scales
+    with torch.no_grad():
+        scales[0].scale[:8] *= 1.05
+    assert bnfold.verify(program, after).status == "fail"
 
 
 def test_a_module_with_narrow_weights_says_so():

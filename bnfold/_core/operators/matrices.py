@@ -1,14 +1,20 @@
-"""Gemm and MatMul with a constant factor, by the axes of their operands, each as a `Product`."""
+"""Gemm and MatMul with a constant factor, by the axes of their operands, each as a `Product`; and
+`Contraction`, which is any product of such a factor that axes with names tell.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from bnfold._core import channels
 from bnfold._core.affine import LAST
 from bnfold._core.broadcast import Shape
 from bnfold._core.operators.linear import Product
-from bnfold._core.operators.record import Operand, unusual
+from bnfold._core.operators.record import Operand, Operator, unusual
+from bnfold._core.parameters import Entrance, Site
 from bnfold._core.reasons import Reason, Refusal
+from bnfold._core.view import Absorber, InputSide
 
 
 def gemm(
@@ -142,3 +148,90 @@ def _columns(fixed: tuple[int, ...], right: bool, other: Shape) -> dict[int, int
         first = rank - 2
     axes.update({first - batch + k: k for k in range(batch) if fixed[k] != 1})
     return axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contraction(Operator):
+    """A sum of products of data and a constant, ``Σ W·x`` by the names of their axes: Einsum.
+
+    ``names`` has a letter for each axis of the weight, of the data and of what is put out, no
+    letter twice in one of them. None where that is not told: then a map has to be uniform.
+
+    Law: ``s·Σ W·x = Σ (s·W)·x``, behind and ahead, as it is linear in W. Always exact for one
+    number, and for a scale along an axis whose letter W has: there every product has the place of W
+    for it. W of size 1 there has one number for several places, and is left out. No shift: there is
+    no bias, and ahead of it a shift comes out along other axes.
+    """
+
+    weight: Operand
+    names: tuple[str, str, str] | None
+
+    @property
+    def role(self) -> Absorber:
+        """It takes in scales of what it puts out, and of what it reads."""
+        message = f"{self.label} has no place for what becomes of a shift"
+        blocked = Reason("not-carried", self.label, message)
+        own, told = self._own(1), self._summed
+        inside = {axis: n for axis, n in own.items() if self._letter(1, axis) == told}
+        read = len(self.names[1]) if self.names is not None else None
+        ahead = InputSide(self.data[0], inside, None, blocked, rank=read)
+        return Absorber(self._own(2), None, None, False, ahead)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The weight."""
+        shape, value = self._shape, self.weight.value
+        assert value is not None
+        within = self.names[0].index(self._summed) if self.names and self._summed else 0
+        return (
+            Site(
+                self.label,
+                self.weight.position,
+                None,
+                self._own(2),
+                lambda axis: channels.along_axis(shape, self._place(axis)),
+                lambda axis: (),
+                value,
+                dtype=value.dtype,
+                entrance=Entrance(channels.along_axis(shape, within)),
+                parts=channels.off_axis(shape, None),
+            ),
+        )
+
+    @property
+    def output(self) -> Shape | None:
+        """The axes that the names tell."""
+        if self.names is None:
+            return None
+        return tuple(self._own(2).get(axis) for axis in range(len(self.names[2])))
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        assert self.weight.value is not None
+        return self.weight.value.shape
+
+    @property
+    def _summed(self) -> str | None:
+        """The letter of weight and data that a map ahead may lie along: one that is summed over."""
+        if self.names is None:
+            return None
+        own = {self._letter(1, axis) for axis in self._own(1)}
+        return min(own - set(self.names[2]), default="")
+
+    def _letter(self, which: int, axis: int) -> str:
+        assert self.names is not None
+        return self.names[which][axis]
+
+    def _place(self, axis: int) -> int:
+        """The axis of the weight along which a map of what is put out lies; a number fits any."""
+        if self.names is None or axis not in self._own(2):
+            return 0
+        return self.names[0].index(self.names[2][axis])
+
+    def _own(self, which: int) -> Mapping[int, int]:
+        """The sizes of axes of the data (1), or of what is put out (2), that the weight has too."""
+        if self.names is None:
+            return {}
+        sizes = dict(zip(self.names[0], self._shape, strict=True))
+        found = ((axis, sizes.get(name, 1)) for axis, name in enumerate(self.names[which]))
+        return {axis: size for axis, size in found if size > 1}

@@ -20,6 +20,7 @@ from onnx import (
     shape_inference,
 )
 
+from bnfold._onnx.read.einsum import is_uneven, shape_of
 from bnfold._onnx.read.inference import is_odd
 from bnfold._onnx.read.scopes import domain_of
 from bnfold._onnx.read.sizes import Numbers, is_there
@@ -66,6 +67,9 @@ class Behind:
             return {}
         types = {name: self._type(name) for name in node.input if name}
         if any(_is_unfit(each) for each in types.values()):
+            return {}
+        given = [shape_of(types.get(name, TypeProto())) for name in node.input]
+        if node.op_type == "Einsum" and is_uneven(node, given):
             return {}
         try:
             found = shape_inference.infer_node_outputs(

@@ -13,11 +13,13 @@ from onnx import NodeProto, TensorProto
 from bnfold._core.joins import Aligned, Summed
 from bnfold._core.laws import UNCOUNTED, Law, Mixed, Padded
 from bnfold._core.operators.crossed import Crossed, Pooling, kept_axes
+from bnfold._core.operators.matrices import Contraction
 from bnfold._core.operators.record import UNKNOWN, Operator, Passing, Row
 from bnfold._core.products import Contracted, Gated, Multiplied
 from bnfold._core.windows import see_zeros
 from bnfold._onnx.read import attributes
 from bnfold._onnx.read.context import Context, OnnxRow, has, of_one
+from bnfold._onnx.read.einsum import axis_names
 from bnfold._onnx.read.scopes import label, type_of
 from bnfold._onnx.read.types import cast_to, conversion
 from bnfold._onnx.read.windows import are_full, windows
@@ -72,7 +74,7 @@ def sum_of_two(context: Context, node: NodeProto) -> Operator:
     """Add and Sub of two tensors that are no constants."""
     if context.opset < 7:
         return UNKNOWN
-    law = Summed((1, 1 if node.op_type == "Add" else -1), _aligned(context, node), _SUMS)
+    law = Summed((1, 1 if node.op_type == "Add" else -1), aligned(context, node), _SUMS)
     return Crossed(label=label(node), data=(0, 1), law=law)
 
 
@@ -80,7 +82,7 @@ def gate(context: Context, node: NodeProto) -> Operator:
     """Mul and Div of two tensors that are no constants."""
     if context.opset < 7:
         return UNKNOWN
-    law = Gated(_aligned(context, node), node.op_type == "Div")
+    law = Gated(aligned(context, node), node.op_type == "Div")
     return Crossed(label=label(node), data=(0, 1), law=law)
 
 
@@ -95,7 +97,17 @@ def product_of_two(context: Context, node: NodeProto, as_stored: bool = True) ->
 
 
 def _einsum(context: Context, node: NodeProto) -> Operator:
-    """Einsum of tensors, some of which may be constants."""
+    """Einsum of tensors, some of which may be constants. One constant of two takes maps in."""
+    weights = [context.operand(node, k) for k in range(len(node.input))]
+    found = [one for one in weights if one.value is not None and one.unmerged is None]
+    if len(weights) == 2 and len(found) == 1:
+        (weight,) = found
+        equation = attributes.text(node, "equation", "")
+        names = axis_names(equation, weight.position)
+        rank = len(weight.value.shape) if weight.value is not None else 0
+        if rank and (names is None or len(names[0]) == rank):
+            other = (1 - weight.position,)
+            return Contraction(label=label(node), data=other, weight=weight, names=names)
     data = tuple(k for k in range(len(node.input)) if context.constant(node, k) is None)
     if not data:
         return UNKNOWN
@@ -251,11 +263,12 @@ def _sum(context: Context, node: NodeProto) -> Operator:
     if context.opset < 7:
         return UNKNOWN
     count = len(node.input)
-    law = Summed((1,) * count, _aligned(context, node), _SUMS if count == 2 else None)
+    law = Summed((1,) * count, aligned(context, node), _SUMS if count == 2 else None)
     return Crossed(label=label(node), data=tuple(range(count)), law=law)
 
 
-def _aligned(context: Context, node: NodeProto) -> Aligned:
+def aligned(context: Context, node: NodeProto) -> Aligned:
+    """How the inputs of an operator broadcast to what it puts out."""
     shapes = tuple(context.shape(name) for name in node.input)
     output = context.shape(node.output[0])
     if output is None and None not in shapes:

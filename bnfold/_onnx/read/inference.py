@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, shape_inference
 
+from bnfold._onnx.read.einsum import uneven
 from bnfold._onnx.read.scopes import bodies, type_of
 from bnfold._onnx.read.slices import slices_of
 
@@ -100,10 +101,24 @@ def is_odd(node: NodeProto) -> bool:
 def _look(hidden: ModelProto) -> ModelProto | None:
     """What inference finds out about a model, in which it hides what works on long rows."""
     plain = _inferred(hidden, False)
+    while plain is not None and _hide_uneven(hidden, plain):
+        plain = _inferred(hidden, False)
     if plain is None or _has_negative(plain.graph):
         return plain
     _hide_long(hidden.graph, plain.graph)
     return _inferred(hidden, True) or plain
+
+
+def _hide_uneven(hidden: ModelProto, told: ModelProto) -> bool:
+    """Hide Einsums whose shape inference does not tell right; whether there are any."""
+    names = {node.output[0] for node in uneven(told.graph, {}) if node.output}
+    waiting, found = [hidden.graph], False
+    while waiting and names:
+        for node in waiting.pop().node:
+            waiting.extend(body for _, body in bodies(node))
+            if type_of(node) == "Einsum" and node.output and node.output[0] in names:
+                node.domain, found = _HIDDEN, True
+    return found
 
 
 def _inferred(model: ModelProto, follow: bool) -> ModelProto | None:

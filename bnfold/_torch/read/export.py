@@ -10,11 +10,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any
 
 import torch
-import torch.fx.config as fx_config
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.unflatten import UnflattenedModule
@@ -28,6 +26,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from bnfold._errors import UsageError
 from bnfold._torch.read.lowered import is_lowered
+from bnfold._torch.read.spared import SPARED
 from bnfold._torch.read.untraceable import why
 
 _WRAPPERS = (DataParallel, DistributedDataParallel)
@@ -40,8 +39,8 @@ def export(
     dynamic_shapes: Any,
     given: bool = False,
 ) -> ExportedProgram:
-    """Export a module with example inputs. The program says where its operators were called from
-    if it, or what is made of it, is ``given`` to somebody.
+    """Export a module with example inputs. Nothing is spared (`spared`) where the program, or what
+    is made of it, is ``given`` to somebody.
 
     Raises `UsageError` for a module that is not ready (training mode, lazy or meta parameters) or
     that torch.export cannot trace with these inputs.
@@ -53,7 +52,7 @@ def export(
             stack.enter_context(torch.no_grad())
             stack.enter_context(_without_dumps())
             if not given:
-                stack.enter_context(_TRACES.left_out())
+                stack.enter_context(SPARED.left_out())
             warnings.simplefilter("ignore")
             return torch.export.export(
                 module, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
@@ -63,40 +62,6 @@ def export(
             f"torch.export could not trace {type(module).__name__} with these inputs: "
             f"{why(module, error)}"
         ) from error
-
-
-class _Traces:
-    """Whether PyTorch notes for each operator the lines of code that call it.
-
-    It takes an eighth of the time of an export. Threads may leave them out at the same time: the
-    last of them puts back what was set before the first.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._open, self._before = Lock(), 0, False
-
-    @contextmanager
-    def left_out(self) -> Iterator[None]:
-        """Let nothing be noted while the context is open. Older versions of PyTorch always do."""
-        if not hasattr(fx_config, _NO_TRACES):
-            yield
-            return
-        with self._lock:
-            if not self._open:
-                self._before = getattr(fx_config, _NO_TRACES)
-                setattr(fx_config, _NO_TRACES, True)
-            self._open += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._open -= 1
-                if not self._open:
-                    setattr(fx_config, _NO_TRACES, self._before)
-
-
-_NO_TRACES = "do_not_emit_stack_traces"
-_TRACES = _Traces()
 
 
 @dataclass

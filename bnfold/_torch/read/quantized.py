@@ -6,8 +6,9 @@ product is its scale, or a fake quantizer rounds floats and gives floats back.
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -187,17 +188,23 @@ def _size(node: Node) -> int:
 def _read(constants: Constants, weight: Node) -> Dequantized:
     """Raises `Refusal` where the weight cannot change."""
     node, path = weight, list[Node]()
+    groups: tuple[tuple[int, ...], ...] | None = None
     order = list(range(len(shape_of(weight) or ())))
     while (kind := kind_of(node)) not in (*DEQUANTIZERS.split(), *FAKE.split(), "mul"):
         turned = permuted_from(node)
         kept = node.op == "call_function" and kind in _KEEPING.split() and _keeps(node)
-        if turned is None and not kept:
+        if turned is None and not kept and groups is None:
+            groups = _merged(node) if kind in _KEEPING.split() else None
+            kept = groups is not None
+        if not kept and (turned is None or groups is not None):
             raise _refusal(weight, "comes from integers, and by more than a scale")
         path.insert(0, node)
         node = node.all_input_nodes[0]
         if turned is not None:
             order = [turned[1].index(axis) for axis in order]
-    found = _product(constants, node) if kind == "mul" else _dequantizer(constants, node)
+    if groups is not None and kind != "mul":
+        raise _refusal(weight, "comes from integers of another shape")
+    found = _product(constants, node, groups) if kind == "mul" else _dequantizer(constants, node)
     quantized = replace(found.quantized, order=tuple(order))
     return replace(found, quantized=quantized, path=tuple(path))
 
@@ -302,10 +309,32 @@ def _grid(node: Node, args: dict[str, Any], shape: tuple[int, ...]) -> Grid:
     return Grid(args["axis"] % len(shape)) if "axis" in args else Grid()
 
 
-def _product(constants: Constants, node: Node) -> Dequantized:
+def _merged(node: Node) -> tuple[tuple[int, ...], ...] | None:
+    """For each axis that a view puts out the sizes of the axes that it is made of, which follow
+    each other; None where they are not made like that.
+    """
+    made, read = (shape_of(each) for each in (node, node.all_input_nodes[0]))
+    if made is None or read is None or None in (*made, *read):
+        return None
+    left, groups = [n or 0 for n in reversed(read)], list[tuple[int, ...]]()
+    for size in made:
+        parts = list[int]()
+        while left and (not parts or math.prod(parts) < (size or 0)):
+            parts.append(left.pop())
+        if math.prod(parts) != size:
+            return None
+        groups.append(tuple(parts))
+    return None if left else tuple(groups)
+
+
+def _product(
+    constants: Constants, node: Node, groups: tuple[tuple[int, ...], ...] | None = None
+) -> Dequantized:
     """A product of integers, as floats, and a constant scale, which any number may be.
 
-    The scale varies along one axis, or is one number, and does not repeat the integers.
+    The scale varies along one axis, or is one number, and does not repeat the integers. With
+    ``groups`` the product's axes are parts of those of the weight (`_merged`): then the scale may
+    vary between groups of numbers that follow each other along one of them.
     """
     args, shape = arguments(node), shape_of(node)
     pairs = [("self", "other"), ("other", "self")]
@@ -317,12 +346,37 @@ def _product(constants: Constants, node: Node) -> Dequantized:
     if isinstance(integers, Reason):
         raise Refusal(integers)
     laid = (1,) * (len(shape) - len(scale.shape)) + scale.shape
-    axes = [axis for axis, size in enumerate(laid) if size > 1]
-    if integers.torch_dtype not in (*DTYPES, *_INTEGERS) or len(axes) > 1:
+    grid = _laid_grid(laid, groups or tuple((n or 0,) for n in shape))
+    if integers.torch_dtype not in (*DTYPES, *_INTEGERS) or grid is None:
         raise _refusal(node, "has scales along several axes, or no integers")
-    grid = Grid(axes[0]) if axes else Grid()
-    quantized = Quantized(integers, scale, None, grid, (), True, multiplies=True)
+    if groups is not None:
+        whole = tuple(map(math.prod, groups))
+        given = integers.tensor
+        integers = replace(integers, shape=whole, tensor=lambda: given().reshape(whole))
+    spreads = groups is None
+    quantized = Quantized(integers, scale, None, grid, (), spreads, multiplies=True)
     return Dequantized(node, quantized, (), name)
+
+
+def _laid_grid(laid: Sequence[int], groups: Sequence[Sequence[int]]) -> Grid | None:
+    """Which numbers of a weight share one of the scales that meet the parts of its axes; None where
+    no `Grid` says it. It varies along the first parts of an axis, as a whole, or not at all.
+    """
+    cells, left = list[int](), list(laid)
+    for parts in groups:
+        sizes = [left.pop(0) for _ in parts]
+        first = next((k for k, n in enumerate(sizes) if n == 1), len(sizes))
+        if sizes != [*parts[:first], *[1] * len(parts[first:])]:
+            return None
+        cells.append(math.prod(sizes))
+    whole = [math.prod(parts) for parts in groups]
+    varying = [axis for axis, n in enumerate(cells) if n > 1]
+    if not varying:
+        return Grid()
+    if len(varying) == 1 and cells[varying[0]] == whole[varying[0]]:
+        return Grid(varying[0])
+    apart = [axis for axis, n in enumerate(cells) if n != whole[axis]]
+    return Grid(apart[0], whole[apart[0]] // cells[apart[0]]) if len(apart) == 1 else None
 
 
 def _number_or_constant(constants: Constants, node: Node, value: object) -> Parameter:
