@@ -3,6 +3,7 @@
 bnfold.plan(model)                what folding would do, and why the rest stays
 bnfold.fold(model)                the folded model, of the kind that was given
 bnfold.verify(original, folded)   are these two the same function?
+bnfold.prove(original, folded)    the same question, answered from the weights without a run
 bnfold.refold(folded, state_dict) a folded module with new weights, without another trace
 """
 
@@ -11,10 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnfold._api import fold, plan, refold, verify
+    from bnfold._api import fold, plan, prove, refold, verify
     from bnfold._core.result import Fold, Kept, Plan
     from bnfold._errors import BnfoldError, UsageError
     from bnfold._judge.verdict import EndToEnd
+    from bnfold._relation.proof import Proof
 
 _HOMES = {
     "BnfoldError": "bnfold._errors",
@@ -22,9 +24,11 @@ _HOMES = {
     "Fold": "bnfold._core.result",
     "Kept": "bnfold._core.result",
     "Plan": "bnfold._core.result",
+    "Proof": "bnfold._relation.proof",
     "UsageError": "bnfold._errors",
     "fold": "bnfold._api",
     "plan": "bnfold._api",
+    "prove": "bnfold._api",
     "refold": "bnfold._api",
     "verify": "bnfold._api",
 }
@@ -35,10 +39,12 @@ __all__ = [
     "Fold",
     "Kept",
     "Plan",
+    "Proof",
     "UsageError",
     "__version__",
     "fold",
     "plan",
+    "prove",
     "refold",
     "verify",
 ]

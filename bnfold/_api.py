@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bnfold._judge.verdict import EndToEnd
+    from bnfold._relation.proof import Proof
 
 _M = TypeVar("_M")
 _Module = TypeVar("_Module", bound="nn.Module")
@@ -283,3 +284,33 @@ def verify(
     )
     options = ModuleOptions(args, kwargs)
     return compare_models(original, folded, inputs, settings, base_dir, options)
+
+
+def prove(
+    original: str | os.PathLike[str] | ModelProto,
+    folded: str | os.PathLike[str] | ModelProto,
+    *,
+    base_dir: str | os.PathLike[str] | None = None,
+    freeze_initializers: bool = False,
+    follow_links: bool = False,
+) -> Proof:
+    """Whether two models of ONNX are the same function, from their weights alone: nothing is run.
+
+    Each is a path or a ``ModelProto``. Both are walked side by side. Affine operators and layers
+    with weights are brought together in float64; every weight of one has to be what rounding
+    explains of the other. The result's ``status`` is "proved", "refuted" (``at`` and ``why`` say
+    which weights cannot be right) or "not proved" (where the walk ended). It is about real numbers:
+    what a runtime rounds or gets wrong between operators is for `verify`. ``base_dir`` is the
+    folder of external data of models in memory; ``freeze_initializers`` and ``follow_links`` are as
+    for `verify`. Raises `UsageError` for a model that cannot be read, ``TypeError`` for what is
+    none.
+    """
+    from bnfold._pipeline.proving import prove_models
+
+    return prove_models(
+        original,
+        folded,
+        base_dir=base_dir,
+        frozen=freeze_initializers,
+        follow_links=follow_links,
+    )

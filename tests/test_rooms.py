@@ -35,6 +35,7 @@ ROOMS = (
     "_torch.module",
     "_run",
     "_proof",
+    "_relation",
     "_judge",
     "_pipeline",
     "_api",

@@ -281,6 +281,12 @@ def fold(
     is_flag=True,
     help="Look for the first tensor that differs even where no output does.",
 )
+@click.option(
+    "--prove",
+    is_flag=True,
+    help="Run nothing: prove from the weights alone that the two are one function, or that not. "
+    "Exit code 3 where neither is seen.",
+)
 @_format
 @click.option("-v", "--verbose", is_flag=True, help="Show every output on every input set.")
 @options.configured
@@ -294,6 +300,7 @@ def verify(
     trust: bool,
     follow_links: bool,
     bisect: bool,
+    prove: bool,
     form: str,
     verbose: bool,
     memory: int | None,
@@ -301,9 +308,18 @@ def verify(
 ) -> int:
     """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime.
 
+    With --prove it runs nothing and compares the two operator by operator, weight by weight.
+
     A program of PyTorch (.pt2) is run by PyTorch, on the example inputs that it carries, and
     compared with another one or with a file of ONNX.
     """
+    begun = time.monotonic()
+    options.bound(context, memory, comparison["timeout"])
+    if prove:
+        from bnfold._command.proving import show_proof
+
+        options.refuse(context, (*options.NAMES, "bisect", "trust"), "--prove runs nothing")
+        return show_proof(original, folded, frozen, follow_links, form, verbose, begun)
     from bnfold._judge.end_to_end import compare_files
     from bnfold._judge.verdict import end_to_end_lines
     from bnfold._report.findings import of_verify
@@ -311,8 +327,6 @@ def verify(
     from bnfold._run.session import hush
 
     hush()
-    begun = time.monotonic()
-    options.bound(context, memory, comparison["timeout"])
     comparison = options.applicable(context, comparison)
     programs = {path.suffix == ".pt2" for path in (original, folded)}
     if programs == {True}:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Finding:
     """One question, its answer, and the text about it."""
 
-    group: Literal["foldable", "certificate", "output", "verification"]
+    group: Literal["foldable", "certificate", "layer", "output", "proof", "verification"]
     name: str
     status: Literal["pass", "fail", "inconclusive"]
     message: str = ""

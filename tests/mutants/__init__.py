@@ -16,6 +16,7 @@ from . import (
     onnx_operators,
     plan,
     proof,
+    relation,
     run,
     torch_module,
     torch_program,
@@ -32,6 +33,7 @@ MUTANTS = (
     *torch_module.MUTANTS,
     *run.MUTANTS,
     *proof.MUTANTS,
+    *relation.MUTANTS,
     *judge.MUTANTS,
     *command.MUTANTS,
 )

@@ -1,0 +1,197 @@
+"""What a tensor is: a sum of linear operators on tensors that both files have, and a shift.
+
+The numbers of a tensor are ``Σ scale·L(base) + shift``. A *base* is a tensor that an operator which
+is not affine puts out, or an input of the model; both files share its number. Arrays of scales and
+shifts line up with the last axes of the tensor, as NumPy broadcasts them.
+
+Every expression knows how far rounding explains a difference: a stored number is off by one unit
+roundoff, and so is each operation of float arithmetic that a tool may have folded with. Scales
+count it relative to themselves. A shift counts it relative to its *mass*, the sum of the sizes of
+what was added up to it: where numbers cancel, the rounding of each stays (Higham, "Accuracy and
+Stability of Numerical Algorithms", 2002, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Double = NDArray[np.float64]
+ONE = np.ones(())
+ZERO = np.zeros(())
+
+
+class Incomparable(Exception):
+    """Two expressions are not of one form. The message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A linear operator with constant weights.
+
+    Attributes:
+        kind: what has to be the same for the weights of two operators to mean the same.
+        axis: the axis of its output along which its rows lie: 1, −1 or −2.
+        data_axis: the axis of its data that it adds up.
+        load: reads its weights, ``[rows, columns of a group, places]``.
+        rows: how many numbers it puts out at one position.
+        columns: how many channels of its data a row reads.
+        group: in how many groups its channels fall.
+        places: where each weight reads, relative to where it writes.
+        gain: a factor for each channel of its data.
+        error: by how much rounding explains a difference of weights, relative to them.
+        unit: the distance of 1 to the next number of the type of its weights.
+        is_padded: whether it may read zeros where there are no data.
+        of_shift: what it reads is 1 everywhere but in the padding. Its weights are sums, and
+            ``mass`` reads the sums of their sizes.
+        name: the tensor of its weights.
+    """
+
+    kind: tuple[Any, ...]
+    axis: int
+    data_axis: int
+    load: Callable[[], Array]
+    rows: int
+    columns: int
+    group: int
+    places: tuple[tuple[int, ...], ...]
+    gain: Double | None = None
+    error: float = 0.0
+    unit: float = 0.0
+    is_padded: bool = False
+    of_shift: bool = False
+    mass: Callable[[], Array] | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """``scale · linear(base)``, or ``scale · base`` without a linear operator."""
+
+    base: int
+    scale: Double = field(default_factory=lambda: ONE)
+    error: float = 0.0
+    linear: Linear | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Expression:
+    """``Σ terms + shift``; see the module.
+
+    ``mass`` and ``error`` are of the shift. ``unit`` is the largest of those of all numbers that
+    went into it. ``origins`` are the bases whose relation to the first file is not the identity and
+    is part of this one.
+    """
+
+    terms: tuple[Term, ...]
+    shift: Double = field(default_factory=lambda: ZERO)
+    mass: Double = field(default_factory=lambda: ZERO)
+    error: float = 0.0
+    unit: float = 0.0
+    origins: frozenset[int] = frozenset()
+
+    @property
+    def map(self) -> Term | None:
+        """The only term if it has no linear operator: the tensor is a map of a base."""
+        if len(self.terms) == 1 and self.terms[0].linear is None:
+            return self.terms[0]
+        return None
+
+    @property
+    def axis(self) -> int | None:
+        """The axis of the rows of its linear operators, or None without any."""
+        return next((term.linear.axis for term in self.terms if term.linear is not None), None)
+
+    def scaled(self, by: Double, error: float, unit: float) -> Expression:
+        """The expression times a constant whose use costs some rounding."""
+        terms = tuple(replace(t, scale=t.scale * by, error=t.error + error) for t in self.terms)
+        return replace(
+            self,
+            terms=terms,
+            shift=self.shift * by,
+            mass=self.mass * np.abs(by),
+            error=self.error + error,
+            unit=max(self.unit, unit),
+        )
+
+    def shifted(self, by: Double, error: float, unit: float) -> Expression:
+        """The expression and a constant."""
+        return replace(
+            self,
+            shift=self.shift + by,
+            mass=self.mass + np.abs(by),
+            error=self.error + error,
+            unit=max(self.unit, unit),
+        )
+
+    def plus(self, other: Expression, sign: float = 1.0) -> Expression:
+        """The sum of two expressions, or their difference."""
+        if sign != 1.0:
+            other = other.scaled(np.asarray(sign), 0.0, 0.0)
+        terms: dict[int, Term] = {}
+        rest: list[Term] = []
+        for term in (*self.terms, *other.terms):
+            if term.linear is not None:
+                rest.append(term)
+            elif term.base in terms:
+                held = terms[term.base]
+                scale, size = held.scale + term.scale, np.abs(held.scale) + np.abs(term.scale)
+                # Where the two cancel, what is left is off by more of its own size.
+                lost = np.divide(size, np.abs(scale), out=np.ones_like(size), where=scale != 0)
+                error = max(held.error, term.error) + max(self.unit, other.unit) / 2
+                terms[term.base] = Term(term.base, scale, error * float(np.max(lost)))
+            else:
+                terms[term.base] = term
+        return Expression(
+            (*terms.values(), *rest),
+            self.shift + other.shift,
+            self.mass + other.mass,
+            max(self.error, other.error) + max(self.unit, other.unit) / 2,
+            max(self.unit, other.unit),
+            self.origins | other.origins,
+        )
+
+
+def of_base(base: int) -> Expression:
+    """A base itself."""
+    return Expression((Term(base),))
+
+
+def along(values: Double, axis: int, rank: int | None) -> Double:
+    """A vector along an axis, 1, −1 or −2, of a tensor. A tensor of one axis is one channel.
+
+    Raises `Incomparable` along axis 1 of a tensor whose rank is not known.
+    """
+    if values.size == 1:
+        return values.reshape(())
+    axes = behind(axis, rank)
+    if axes is None:
+        raise Incomparable("the rank of a tensor is not known")
+    return values.reshape((-1, *(1,) * axes))
+
+
+def vector(values: Double, axis: int, rank: int | None, size: int) -> Double | None:
+    """Numbers of a tensor as one for each position of an axis; None if they vary elsewhere."""
+    if values.size == 1:
+        return np.full(size, values.reshape(()))
+    return values.reshape(-1) if lies_along(values, axis, rank) and values.size == size else None
+
+
+def lies_along(values: Double, axis: int, rank: int | None) -> bool:
+    """Whether numbers of a tensor vary along no other axis than this one."""
+    axes = behind(axis, rank)
+    if values.size == 1:
+        return True
+    return axes is not None and values.ndim > axes and values.shape[-1 - axes] == values.size
+
+
+def behind(axis: int, rank: int | None) -> int | None:
+    """How many axes follow an axis, 1, −1 or −2; None if that is not known."""
+    if axis < 0:
+        return -1 - axis
+    return None if rank is None or rank < 2 else rank - 2

@@ -1,0 +1,183 @@
+"""Operators that are several in one, written as these, so that both files speak one language.
+
+onnxruntime's FusedConv, FusedGemm, FusedMatMul and QuickGelu, and ONNX's Gelu and HardSwish, are
+what they stand for by definition (onnxruntime, ContribOperators.md; ONNX Gelu-20, HardSwish-14).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from bnfold._onnx.read.scopes import bodies, type_of
+from bnfold._relation.side import attributes
+
+_ACTIVATIONS = ("Relu", "Tanh", "Sigmoid", "LeakyRelu", "Clip", "HardSigmoid")
+
+
+class _Writer:
+    """Writes the operators of one graph."""
+
+    def __init__(self, graph: GraphProto, count: Iterator[int]) -> None:
+        self.graph = graph
+        self._count = count
+        self.nodes: list[NodeProto] = []
+
+    def constant(self, value: float, kind: int = TensorProto.FLOAT) -> str:
+        """The name of a new constant."""
+        name = f"\0{next(self._count)}"
+        numbers = np.asarray(value, helper.tensor_dtype_to_np_dtype(kind))
+        self.graph.initializer.append(numpy_helper.from_array(numbers, name))
+        return name
+
+    def node(self, kind: str, inputs: list[str], like: NodeProto, **given: Any) -> str:
+        """Add an operator; gives the name of what it puts out."""
+        name = f"\0{next(self._count)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=like.name, **given))
+        return name
+
+    def finish(self, value: str, like: NodeProto) -> None:
+        """Name the last value as the operator's output."""
+        assert self.nodes[-1].output[0] == value
+        self.nodes[-1].output[0] = like.output[0]
+
+
+def lowered(model: ModelProto) -> ModelProto:
+    """The model itself, or a copy in which no operator is several in one."""
+    if not any(type_of(node) in _RULES for node in _all_nodes(model.graph)):
+        return model
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    _lower(copy.graph, itertools.count())
+    return copy
+
+
+def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for _, body in bodies(node):
+            yield from _all_nodes(body)
+
+
+def _lower(graph: GraphProto, count: Iterator[int]) -> None:
+    writer = _Writer(graph, count)
+    for node in graph.node:
+        for _, body in bodies(node):
+            _lower(body, count)
+        rule = _RULES.get(type_of(node))
+        mark = len(writer.nodes)
+        if rule is None or not rule(writer, node):
+            del writer.nodes[mark:]
+            writer.nodes.append(node)
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in writer.nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _activated(writer: _Writer, node: NodeProto, value: str, given: dict[str, Any]) -> bool:
+    """The activation of a fused operator."""
+    kind = given.get("activation", b"").decode()
+    numbers = [float(each) for each in given.get("activation_params", ())]
+    if not kind:
+        writer.finish(value, node)
+        return True
+    if kind not in _ACTIVATIONS:
+        return False
+    if kind == "LeakyRelu":
+        value = writer.node(kind, [value], node, alpha=(numbers or [0.01])[0])
+    elif kind == "Clip":
+        if len(numbers) != 2:
+            return False
+        value = writer.node(kind, [value, *map(writer.constant, numbers)], node)
+    elif kind == "HardSigmoid":
+        if len(numbers) != 2:
+            return False
+        value = writer.node(kind, [value], node, alpha=numbers[0], beta=numbers[1])
+    else:
+        value = writer.node(kind, [value], node)
+    writer.finish(value, node)
+    return True
+
+
+_OF_FUSION = ("activation", "activation_params")
+
+
+def _fused_conv(writer: _Writer, node: NodeProto) -> bool:
+    """FusedConv: ``activation(Conv(X, W, B) + Z)``."""
+    given = attributes(node)
+    own = {name: value for name, value in given.items() if name not in _OF_FUSION}
+    value = writer.node("Conv", list(node.input[:3]), node, **own)
+    if len(node.input) > 3 and node.input[3]:
+        value = writer.node("Add", [value, node.input[3]], node)
+    return _activated(writer, node, value, given)
+
+
+def _fused_gemm(writer: _Writer, node: NodeProto) -> bool:
+    """FusedGemm: ``activation(Gemm(A, B, C))``."""
+    given = attributes(node)
+    known = ("alpha", "beta", "transA", "transB")
+    if any(name.startswith("activation_") for name in given):
+        return False
+    value = writer.node(
+        "Gemm", list(node.input), node, **{k: given[k] for k in known if k in given}
+    )
+    return _activated(writer, node, value, given)
+
+
+def _fused_matmul(writer: _Writer, node: NodeProto) -> bool:
+    """FusedMatMul: ``alpha · MatMul(A, B)``. Turned operands are left as they are."""
+    given = attributes(node)
+    if any(given.get(name, 0) for name in ("transA", "transB", "transBatchA", "transBatchB")):
+        return False
+    value = writer.node("MatMul", list(node.input), node)
+    value = writer.node("Mul", [value, writer.constant(given.get("alpha", 1.0))], node)
+    writer.finish(value, node)
+    return True
+
+
+def _quick_gelu(writer: _Writer, node: NodeProto) -> bool:
+    """QuickGelu: ``x · sigmoid(alpha·x)``."""
+    alpha = float(attributes(node).get("alpha", 1.702))
+    value = node.input[0]
+    if alpha != 1.0:
+        value = writer.node("Mul", [value, writer.constant(alpha)], node)
+    value = writer.node("Sigmoid", [value], node)
+    writer.finish(writer.node("Mul", [node.input[0], value], node), node)
+    return True
+
+
+def _gelu(writer: _Writer, node: NodeProto) -> bool:
+    """Gelu: ``0.5 · x · (1 + erf(x / √2))``."""
+    if attributes(node).get("approximate", b"none") != b"none" or len(node.input) > 1:
+        return False
+    data = node.input[0]
+    value = writer.node("Div", [data, writer.constant(float(np.sqrt(2.0)))], node)
+    value = writer.node("Add", [writer.node("Erf", [value], node), writer.constant(1.0)], node)
+    value = writer.node(
+        "Mul", [writer.node("Mul", [data, value], node), writer.constant(0.5)], node
+    )
+    writer.finish(value, node)
+    return True
+
+
+def _hard_swish(writer: _Writer, node: NodeProto) -> bool:
+    """HardSwish: ``x · HardSigmoid(x)`` with α = 1/6 and β = 1/2."""
+    value = writer.node("HardSigmoid", [node.input[0]], node, alpha=1.0 / 6.0, beta=0.5)
+    writer.finish(writer.node("Mul", [node.input[0], value], node), node)
+    return True
+
+
+_RULES: dict[str, Callable[[_Writer, NodeProto], bool]] = {
+    "Gelu": _gelu,
+    "HardSwish": _hard_swish,
+    "com.microsoft::FusedConv": _fused_conv,
+    "com.microsoft::FusedGemm": _fused_gemm,
+    "com.microsoft::FusedMatMul": _fused_matmul,
+    "com.microsoft::Gelu": _gelu,
+    "com.microsoft::QuickGelu": _quick_gelu,
+}
+"""By the type of the operator; each rule says whether it could."""

@@ -1,0 +1,302 @@
+"""Finding the operators and sums of a file among those of the table.
+
+The first file adds what it does not find. Of the second file, what is not found is a problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from onnx import NodeProto
+
+from bnfold._onnx.read.scopes import Scope, label, type_of
+from bnfold._relation.call import Call
+from bnfold._relation.cores import Core
+from bnfold._relation.expressions import Double, Expression, Incomparable, Term, of_base
+from bnfold._relation.passing import passed
+from bnfold._relation.problems import Blame, Blamed, Layer, Problem, of_map
+from bnfold._relation.relations import Related, of_maps
+from bnfold._relation.series import expanded
+from bnfold._relation.side import Side
+from bnfold._relation.solving import Difference, constant_rows, solve
+from bnfold._relation.table import RANDOM, Known, Sum, Table
+
+_KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+"""Nobody knows whether an operator of another domain puts out the same twice."""
+_FAITHFUL = frozenset(
+    (
+        *("Celu", "Elu", "Erf", "Exp", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu"),
+        *("Selu", "Sigmoid", "Softplus", "Softsign", "Tanh"),
+    )
+)
+"""Operators that put out something else for data that are scaled or shifted otherwise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """One way to tell what an operator does: its key in the table, and what it reads."""
+
+    key: Hashable
+    given: Sequence[Expression | None]
+    core: Core
+
+
+@dataclass(eq=False)
+class Matcher:
+    """What a file has in common with the table.
+
+    ``forced`` are bases that count as equal, whatever the weights say: by base, who reads the
+    difference. ``loose`` has by base why the first file does not have it: that is no problem where
+    the next operator makes one operator of both.
+    """
+
+    side: Side
+    table: Table
+    is_first: bool
+    forced: dict[int, Blame] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
+    loose: dict[int, Problem] = field(default_factory=dict)
+
+    def operator(
+        self, scope: Scope, node: NodeProto, forms: Sequence[Form], types: Sequence[int]
+    ) -> list[Expression]:
+        """What an operator puts out: maps of bases that are known, or new bases."""
+        is_random = node.op_type in RANDOM or node.domain not in _KNOWN_DOMAINS
+        tried: list[tuple[Known, Form, list[Related | None]]] = []
+        for form in forms:
+            candidates = self.table.operators.get(form.key, [])
+            if is_random:
+                candidates = [] if self.is_first else [c for c in candidates if not c.is_used]
+            for known in candidates:
+                relations = self.relations(known, form.given)
+                if relations is None:
+                    continue
+                kind, numbers = type_of(form.core.node), form.core.numbers
+                call = Call(self.side, scope, node, relations, kind, known.numbers, numbers)
+                found = passed(call)
+                if found is not None:
+                    known.is_used = True
+                    return self._mapped(known, found, form.given, call)
+                tried.append((known, form, relations))
+        if tried and not self.is_first:
+            known, form, relations = next((t for t in tried if not t[0].is_used), tried[0])
+            known.is_used = True
+            self.blame(node, form.given, relations)
+            return [of_base(base) for base in known.outputs]
+        if not self.is_first:
+            self.miss(node, forms[0].given)
+        outputs = [self.table.fresh(kind) for kind in types]
+        for form in forms if self.is_first else ():
+            kind = type_of(form.core.node)
+            known = Known(label(node), form.given, outputs, kind, form.core.numbers)
+            self.table.operators.setdefault(form.key, []).append(known)
+        return [of_base(base) for base in outputs]
+
+    def miss(self, node: NodeProto, given: Sequence[Expression | None]) -> None:
+        """Note that the first file has no such operator, or none that puts out what it reads."""
+        bases = (term.base for value in given if value is not None for term in value.terms)
+        loose = next((self.loose[base] for base in bases if base in self.loose), None)
+        why = f"the first file has no such {node.op_type}"
+        self.problems.append(loose or Problem("structure", label(node), why))
+
+    def relations(
+        self, known: Known, given: Sequence[Expression | None]
+    ) -> list[Related | None] | None:
+        found: list[Related | None] = []
+        for one, other in zip(known.inputs, given, strict=True):
+            if (one is None) != (other is None):
+                return None
+            related = of_maps(one, other) if one is not None and other is not None else None
+            if one is not None and related is None:
+                return None
+            found.append(related)
+        return found
+
+    def _mapped(
+        self,
+        known: Known,
+        found: Sequence[tuple[Double, Double]],
+        given: Sequence[Expression | None],
+        call: Call,
+    ) -> list[Expression]:
+        real = [
+            (value, one)
+            for value, one in zip(given, call.inputs, strict=True)
+            if value is not None and one is not None and not one.is_identity
+        ]
+        error = max((one.error for _, one in real), default=0.0)
+        slip = max((one.slip for _, one in real), default=0.0)
+        unit = max((value.unit for value, _ in real), default=0.0)
+        origins = frozenset[int]().union(*(value.origins for value, _ in real))
+        masses = [np.abs(shift) for _, shift in found]
+        if any(shift.any() for _, shift in found):  # It goes where the shift goes.
+            moved = [one and replace(one, shift=one.mass) for one in call.inputs]
+            other = passed(replace(call, inputs=moved))
+            if other is not None:
+                pairs = zip(masses, other, strict=True)
+                masses = [np.maximum(mass, np.abs(shift)) for mass, (_, shift) in pairs]
+        triples = zip(known.outputs, found, masses, strict=False)
+        return [
+            Expression((Term(base, scale, error),), shift, mass, slip, unit, origins)
+            for base, (scale, shift), mass in triples
+        ]
+
+    def blame(
+        self,
+        node: NodeProto,
+        given: Sequence[Expression | None],
+        relations: Sequence[Related | None],
+    ) -> None:
+        """Note that an operator reads other data. Raises `Blamed` where weights ahead of it do."""
+        sure = node.op_type in _FAITHFUL
+        origins = [
+            base
+            for value, one in zip(given, relations, strict=True)
+            if value is not None and one is not None and not one.is_identity
+            for base in value.origins
+            if base not in self.forced
+        ]
+        if origins:
+            raise Blamed(origins, label(node), sure)
+        real = [one for one in relations if one is not None and not one.is_identity]
+        if real:
+            what = f"what {label(node)} reads"
+            self.problems.append(of_map(label(node), what, real[0], None, sure))
+        else:
+            why = f"this {node.op_type} has other bounds"
+            self.problems.append(Problem("map", label(node), why, is_sure=False))
+
+    def total(self, value: Expression, at: str, rank: int | None, kind: int) -> Expression:
+        """A map of one base in the place of a sum."""
+        bases = frozenset(term.base for term in value.terms)
+        differences: list[tuple[Sum, Difference]] = []
+        for known in self.table.sums.get(bases, ()):
+            found = _solved(known.expression, value, known.rank) if known.kind == kind else None
+            if isinstance(found, Related):
+                return self._matched(known, value, found, at)
+            if found is not None:
+                differences.append((known, found))
+        longer = expanded(value, self.table.definitions)
+        if not self.is_first:
+            made = self._in_series(value, longer or value, kind, at)
+            if made is not None:
+                return made
+        if self.is_first or not differences:
+            base = self.table.fresh(kind)
+            own = _own(value, base, rank)
+            known = self.table.definitions[base] = Sum(at, value, base, rank, kind, own)
+            if self.is_first:
+                self.table.sums.setdefault(bases, []).append(known)
+                if longer is not None:
+                    read = frozenset(term.base for term in longer.terms)
+                    self.table.expanded.setdefault(read, []).append((known, longer))
+            else:
+                why = "the first file adds up nothing of this form"
+                self.loose[base] = Problem("structure", at, why)
+            return own
+        free = [pair for pair in differences if not pair[0].is_used] or differences
+        known, _ = free[0]
+        full = [(known, solve(known.expression, value, known.rank)) for known, _ in free]
+        wrong = [(each, found) for each, found in full if isinstance(found, Difference)]
+        known, worst = min(wrong, key=lambda pair: len(pair[1].channels))
+        known.is_used = True
+        origins = value.origins - self.forced.keys()
+        if origins and len(worst.channels) == worst.of:
+            raise Blamed(origins, at, True)
+        self.problems.append(
+            Problem(
+                "weights", at, str(worst), known.base, worst.channels, worst.units, worst.allowed
+            )
+        )
+        return self._matched(known, value, worst.otherwise, at, is_wrong=True)
+
+    def _in_series(
+        self, value: Expression, longer: Expression, kind: int, at: str
+    ) -> Expression | None:
+        """A map of a base that is made in several steps in one of the files, or None."""
+        bases = frozenset(term.base for term in longer.terms)
+        pairs = list(self.table.expanded.get(bases, ()))
+        if longer is not value:
+            pairs += [(known, known.expression) for known in self.table.sums.get(bases, ())]
+        for known, own in pairs:
+            found = _solved(own, longer, known.rank) if known.kind == kind else None
+            if isinstance(found, Related):
+                return self._matched(known, value, found, at)
+        return None
+
+    def _matched(
+        self, known: Sum, value: Expression, found: Related, at: str, is_wrong: bool = False
+    ) -> Expression:
+        known.is_used = True
+        made = Expression(
+            (Term(known.base, found.scale, found.error),),
+            found.shift,
+            found.mass,
+            found.slip,
+            value.unit,
+        )
+        if self.is_first:
+            return made
+        if any(term.linear is not None for term in value.terms) and not is_wrong:
+            self.layers.append(Layer(at, found.distance))
+        related = of_maps(known.own, made)
+        if related is not None and related.is_identity:
+            return known.own
+        if known.base in self.forced:
+            blame = self.forced[known.base]
+            problem = of_map(at, f"{at} puts out", related or found, known.base, blame.is_sure)
+            self.problems.append(replace(problem, why=f"{problem.why}, as {blame.by} reads it"))
+            return known.own
+        if value.origins and _is_uniform(found):
+            return replace(made, origins=value.origins)
+        return replace(made, origins=frozenset((known.base,)))
+
+    def require_same(self, what: str, one: Expression, other: Expression) -> None:
+        """Note it if a result is not that of the first file. Raises `Blamed` as `_blame` does."""
+        related = of_maps(one, other)
+        if related is None:
+            bases = (term.base for term in other.terms if term.base in self.loose)
+            loose = next((self.loose[base] for base in bases), None)
+            self.problems.append(loose or Problem("structure", what, "it is another value"))
+        elif not related.is_identity:
+            if other.origins - self.forced.keys():
+                raise Blamed(other.origins - self.forced.keys(), what, True)
+            self.problems.append(of_map(what, what, related, None, True))
+
+
+def _own(value: Expression, base: int, rank: int | None) -> Expression:
+    """What the tensor of a new sum is, as a map of its base."""
+    try:
+        constant = constant_rows(value, rank)
+    except Incomparable:
+        constant = np.zeros(())
+    if not constant.any():
+        return replace(of_base(base), unit=value.unit)
+    term, shift, mass = Term(base, 1 - constant), constant * value.shift, constant * value.mass
+    return Expression((term,), shift, mass, value.error, value.unit)
+
+
+def _is_uniform(found: Related) -> bool:
+    """Whether a relation is one factor for all channels, as one that comes from ahead is."""
+    spread = float(np.max(found.scale) - np.min(found.scale))
+    return spread <= 2 * max(found.error, 2.0**-20)
+
+
+def _solved(known: Expression, value: Expression, rank: int | None) -> Related | Difference | None:
+    """How a sum is related to a known one. The first and last row are tried ahead of all."""
+    try:
+        rows = rows_of(value) or rows_of(known)
+        if rows > 2:
+            found = solve(known, value, rank, (0, rows - 1))
+            if isinstance(found, Difference):
+                return found
+        return solve(known, value, rank)
+    except Incomparable:
+        return None
+
+
+def rows_of(value: Expression) -> int:
+    return next((t.linear.rows for t in value.terms if t.linear is not None), 0)

@@ -1,0 +1,116 @@
+"""How two maps of one base are related: ``second = scale · first + shift``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold._relation.expressions import ONE, ZERO, Double, Expression
+
+_MOST = 2.0**-6
+"""No difference of a larger part of a number is laid to rounding."""
+_SMALLEST = {2.0**-10: 2.0**-24}
+"""By the unit of a type the distance of its smallest numbers, where that is no matter of course."""
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def least(unit: float) -> float:
+    """The distance of the smallest numbers of a type with such a unit: rounding moves them so."""
+    return _SMALLEST.get(unit, _TINY)
+
+
+@dataclass(frozen=True, eq=False)
+class Related:
+    """``second = scale · first + shift``, both along the axes of the tensor.
+
+    Numbers that rounding alone could have moved away from 1 and 0 are 1 and 0. ``error`` is how far
+    rounding explains a difference of the scale, relative to it, and ``slip`` of the shift, relative
+    to its ``mass``. ``distance`` is the largest difference that rounding explains, in units in the
+    last place.
+    """
+
+    scale: Double = field(default_factory=lambda: ONE)
+    shift: Double = field(default_factory=lambda: ZERO)
+    mass: Double = field(default_factory=lambda: ZERO)
+    error: float = 0.0
+    slip: float = 0.0
+    distance: float = 0.0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether both tensors have the same numbers."""
+        return bool(np.all(self.scale == 1) and np.all(self.shift == 0))
+
+
+def settled(
+    first: Expression, second: Expression, scale: Double, error: float, unit: float
+) -> Related:
+    """The relation of two expressions of which the parts without shift have this scale.
+
+    What rounding explains is left out of it. ``error`` is how far it does, relative to the scale.
+    """
+    same = np.abs(scale - 1) <= min(error, _MOST)
+    factor = np.where(same, 1.0, scale)
+    shift = second.shift - factor * first.shift
+    mass = second.mass + np.abs(factor) * first.mass
+    slip = second.error + first.error + (0.0 if np.all(same) else error)
+    floor = least(unit) * (1 + np.abs(factor))
+    still = np.abs(shift) <= min(slip, _MOST) * mass + floor
+    far = float(np.max(np.where(same, np.abs(scale - 1), 0.0)))
+    return Related(
+        _plain(factor, 1.0),
+        _plain(np.where(still, 0.0, shift), 0.0),
+        _plain(np.where(still, 0.0, mass), 0.0),
+        0.0 if np.all(same) else error,
+        slip,
+        far / unit if unit else 0.0,
+    )
+
+
+def _plain(values: Double, number: float) -> Double:
+    """Numbers that are all the same as one of them; ``number`` if there are none."""
+    one = np.asarray(values.flat[0] if values.size else number)
+    return one if np.all(values == one) else values
+
+
+def of_maps(first: Expression, second: Expression) -> Related | None:
+    """How two maps of one base, or two constants, are related; None where they are not."""
+    one, other = first.map, second.map
+    unit = max(first.unit, second.unit)
+    if one is None or other is None:
+        if first.terms or second.terms:
+            return None
+        return settled(first, second, ONE, 0.0, unit)
+    if one.base != other.base:
+        return None
+    dead = one.scale == 0
+    if np.any(dead & (other.scale != 0)):
+        return None
+    scale = np.where(dead, 1.0, other.scale / np.where(dead, 1.0, one.scale))
+    error = one.error + other.error
+    if dead.any() and not dead.all():
+        scale = _filled_in(first, second, scale, dead, error)
+    return settled(first, second, scale, error, unit)
+
+
+def _filled_in(
+    first: Expression, second: Expression, scale: Double, dead: NDArray[np.bool_], error: float
+) -> Double:
+    """Scales in which constant channels have that of all others, where they may.
+
+    A constant is any multiple of itself, with the shift that this takes. So it is related as the
+    others are, if these are related by two numbers that fit it.
+    """
+    one = scale[~dead][0]
+    far, mass, constant, scales = np.broadcast_arrays(
+        second.shift - one * first.shift, second.mass + abs(one) * first.mass, dead, scale
+    )
+    slack = 2 * (first.error + second.error + error) * mass + _TINY
+    live = ~constant
+    wanted = far[live][0]
+    fits = np.abs(far - wanted) <= slack
+    if np.all(fits[live]) and np.all(np.abs(scales[live] - one) <= 2 * error * np.abs(one)):
+        return np.where(constant & fits, one, scales)
+    return scale

@@ -1,0 +1,111 @@
+"""One of two files under proof: its graphs, its constants, and what each tensor of it is.
+
+With the code that folds it shares the reading of stored constants, shapes and names, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper
+
+from bnfold._onnx import tensors
+from bnfold._onnx.read.constants import Constant, Constants
+from bnfold._onnx.read.quantized import Dequantized, dequantized
+from bnfold._onnx.read.scopes import Scope, read_scopes
+from bnfold._onnx.read.shapes import Shapes, infer
+from bnfold._relation.expressions import Double, Expression
+
+Array = NDArray[Any]
+_EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+
+
+class Weight(NamedTuple):
+    """Stored numbers that an operator reads: shape, unit in the last place, how to read them."""
+
+    name: str
+    shape: tuple[int, ...]
+    unit: float
+    load: Callable[[], Array]
+
+    def double(self) -> Double:
+        """The numbers in float64."""
+        return self.load().astype(np.float64)
+
+
+@dataclass(eq=False)
+class Side:
+    """One file. ``values`` has the expressions of tensors by graph and name.
+
+    ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
+    """
+
+    scopes: list[Scope]
+    constants: Constants
+    shapes: Shapes
+    values: dict[tuple[str, str], Expression] = field(default_factory=dict)
+    ranks: dict[tuple[str, str], int | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: ModelProto, base_dir: Path | None) -> Side:
+        """The side of a model without local functions."""
+        scopes = read_scopes(model)
+        shapes = infer(model, scopes)
+        return cls(scopes, Constants(base_dir, shapes), shapes)
+
+    def body(self, graph: Any) -> Scope:
+        """The scope of a graph of the model."""
+        return next(scope for scope in self.scopes if scope.graph is graph)
+
+    def constant(self, scope: Scope, name: str) -> Constant | None:
+        """A constant that no caller can override, or None."""
+        found = self.constants.find(scope, name) if name else None
+        return found if isinstance(found, Constant) and found.protected is None else None
+
+    def floats(self, scope: Scope, name: str) -> Weight | None:
+        """Constant numbers of floating point, dequantized ones as well, or None."""
+        found = self.constant(scope, name)
+        if found is None and name:
+            integers = dequantized(self.constants, scope, name)
+            if not isinstance(integers, Dequantized) or integers.weight.protected is not None:
+                return None
+            found = integers.weight
+        if found is None or not found.is_float:
+            return None
+        return Weight(name, found.shape, _EPS[found.dtype.name], found.load)
+
+    def rank(self, scope: Scope, name: str) -> int | None:
+        """The number of axes of a tensor, or None."""
+        shape = self.shapes.shape(scope, name)
+        if shape is not None:
+            return len(shape)
+        owner = scope.owner(name)
+        return None if owner is None else self.ranks.get((owner.path, name))
+
+    def is_float(self, scope: Scope, name: str) -> bool:
+        """Whether a tensor is known to have numbers of floating point."""
+        return self.shapes.type(scope, name) in tensors.FLOATS
+
+    def is_fitting(self, scope: Scope, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether a constant of a shape, combined with a tensor, leaves the tensor its shape."""
+        sizes = self.shapes.shape(scope, name)
+        if sizes is None:
+            return shape == ()
+        if len(shape) > len(sizes):
+            return False
+        pairs = zip(reversed(shape), reversed(sizes), strict=False)
+        return all(one in (1, size) for one, size in pairs)
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """The attributes of a node that are no graphs."""
+    return {
+        a.name: helper.get_attribute_value(a)
+        for a in node.attribute
+        if not (a.HasField("g") or a.graphs)
+    }

@@ -1,0 +1,347 @@
+"""How two sums of linear operators on the same bases are related, row by row.
+
+A row of the second file is ``r`` times the row of the first one, or the two are no rows of one
+function. ``r`` comes from the largest weights of the row; then every weight has to agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnfold._relation.expressions import (
+    ONE,
+    ZERO,
+    Double,
+    Expression,
+    Incomparable,
+    Linear,
+    Term,
+    along,
+    vector,
+)
+from bnfold._relation.relations import Related, least, settled
+
+_BLOCK = 1 << 20
+"""So many weights are compared at a time."""
+_LARGEST = 9
+"""``r`` is the median of so many ratios."""
+_Key = tuple[int, bool, Any]
+_Part = tuple[Linear, Double, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """Rows that are not related, and the worst weight of the first of them.
+
+    Attributes:
+        channels: the rows.
+        of: how many rows there are.
+        wanted: what the weight should be.
+        found: what it is.
+        units: how far apart the two are, in units in the last place.
+        allowed: how far rounding explains.
+        otherwise: how the sums are related apart from that.
+        name: the tensor of the weights.
+    """
+
+    channels: Sequence[int]
+    of: int
+    wanted: float
+    found: float
+    units: float
+    allowed: float
+    otherwise: Related
+    name: str = ""
+
+    def __str__(self) -> str:
+        where = f" of {self.name}" if self.name else ""
+        return (
+            f"output channel {self.channels[0]}{where}: {self.found:.9g} instead of "
+            f"{self.wanted:.9g}, {self.units:,.0f} units in the last place; "
+            f"{len(self.channels)} of {self.of} channels differ"
+        )
+
+
+def solve(
+    first: Expression, second: Expression, rank: int | None, rows: Sequence[int] | None = None
+) -> Related | Difference:
+    """How two closed expressions are related; only some of their ``rows`` if they are given.
+
+    Raises `Incomparable` where their forms differ.
+    """
+    if first.axis is None and second.axis is None:
+        return _solve_each(first, second)
+    axis = {each.axis for each in (first, second) if each.axis is not None}
+    if len(axis) > 1:
+        raise Incomparable("their channels lie along other axes")
+    return _solve_rows(first, second, axis.pop(), rank, rows)
+
+
+def _solve_rows(
+    first: Expression,
+    second: Expression,
+    axis: int,
+    rank: int | None,
+    wanted: Sequence[int] | None,
+) -> Related | Difference:
+    linears = [t.linear for e in (first, second) for t in e.terms if t.linear is not None]
+    counts = {linear.rows for linear in linears}
+    if len(counts) > 1:
+        raise Incomparable("they have other numbers of channels")
+    rows = counts.pop()
+    sides = [_parts(each, axis, rank, rows, len(linears[0].places[0])) for each in (first, second)]
+    if any(len(kinds) > 1 for kinds in _kinds(sides).values()):
+        raise Incomparable("their windows lie otherwise")
+    layouts = {key: _layout([p for s in sides for p in s.get(key, ())]) for key in _keys(sides)}
+    scale, distance = np.ones(rows), 0.0
+    bad: list[int] = []
+    worst, unit = None, max(linear.unit for linear in linears)
+    loaded: dict[int, NDArray[Any]] = {}
+    for block in _blocks(rows, sum(each.width for each in layouts.values()), wanted):
+        (one, off), (other, away) = (_filled(s, layouts, block, loaded) for s in sides)
+        ratio, diff, over = _compared(one, off, other, away)
+        wrong = over.any(axis=1)
+        scale[block] = np.where(over.mean(axis=1) > 0.5, 1.0, ratio)
+        scale[block[(np.abs(one) <= off).all(axis=1) & ~wrong]] = 0.0
+        if wrong.any() and worst is None:
+            row = int(np.argmax(wrong))
+            relative = np.where(over[row], diff[row], 0)
+            place = int(np.argmax(relative))
+            found, meant = float(other[row, place]), float(ratio[row] * one[row, place])
+            size = max(abs(found), abs(meant)) * unit
+            worst = meant, found, float(diff[row, place]) / size if size else np.inf
+        bad += block[wrong].tolist()
+        agreed = ~over & (away + off > 0)
+        part = np.divide(diff, away + off, out=np.zeros_like(diff), where=agreed)
+        distance = max(distance, float(part.max(initial=0)))
+    error = sum(max((p[2] for parts in s.values() for p in parts), default=0.0) for s in sides)
+    related = settled(first, second, along(scale, axis, rank), error, unit)
+    if worst is None:
+        return replace(related, distance=max(related.distance, distance * error / unit))
+    name = next((p[0].name for ps in sides[1].values() for p in ps if p[0].name), "")
+    total = rows if wanted is None else len(wanted)
+    return Difference(bad, total, *worst, error / unit, related, name)
+
+
+def _kinds(sides: Sequence[dict[_Key, list[_Part]]]) -> dict[int, set[frozenset[Any]]]:
+    """By base the kinds of operators that read it; of both sides, if they are other ones."""
+    found: dict[int, set[frozenset[Any]]] = {}
+    for side in sides:
+        for base in {key[0] for key in side if not key[1]}:
+            kinds = frozenset(key[2] for key in side if key[0] == base and not key[1])
+            found.setdefault(base, set()).add(kinds)
+    return found
+
+
+def _keys(sides: Sequence[dict[_Key, list[_Part]]]) -> list[_Key]:
+    return list(dict.fromkeys(key for side in sides for key in side))
+
+
+def _parts(
+    expression: Expression, axis: int, rank: int | None, rows: int, length: int
+) -> dict[_Key, list[_Part]]:
+    """The linear operators of an expression by what they read, with a factor for each row."""
+    found: dict[_Key, list[_Part]] = {}
+    for term in expression.terms:
+        linear = term.linear or _itself(axis, rows, length)
+        factor = vector(term.scale, axis, rank, rows)
+        if factor is None:
+            raise Incomparable("a scale lies along other axes than the channels")
+        key = term.base, linear.of_shift, linear.kind
+        found.setdefault(key, []).append((linear, factor, term.error + linear.error))
+    return found
+
+
+def _itself(axis: int, rows: int, length: int) -> Linear:
+    """The operator that puts out what it reads."""
+    kind = ("window", (1,) * length, (-1,) * length) if axis == 1 else ("product", axis, axis)
+    load = lambda: np.ones((rows, 1, 1))  # noqa: E731
+    return Linear(kind, axis, axis, load, rows, 1, rows, ((0,) * length,))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    columns: int
+    places: dict[tuple[int, ...], int]
+    is_dense: bool
+
+    @property
+    def width(self) -> int:
+        return self.columns * len(self.places)
+
+
+def _layout(parts: Sequence[_Part]) -> _Layout:
+    """Where each weight of several operators stands in a common row."""
+    places = {place: 0 for linear, _, _ in parts for place in linear.places}
+    for number, place in enumerate(sorted(places)):
+        places[place] = number
+    if len({(p[0].group, p[0].columns) for p in parts}) == 1:
+        return _Layout(parts[0][0].columns, places, False)
+    channels = {p[0].group * p[0].columns for p in parts}
+    if len(channels) > 1:
+        raise Incomparable("they read other numbers of channels")
+    return _Layout(channels.pop(), places, True)
+
+
+def _blocks(rows: int, width: int, wanted: Sequence[int] | None) -> Iterator[NDArray[np.int64]]:
+    step = max(_BLOCK // max(width, 1), 1)
+    every = np.arange(rows) if wanted is None else np.unique(np.asarray(wanted, np.int64))
+    for start in range(0, len(every), step):
+        yield every[start : start + step]
+
+
+class _Filled(NamedTuple):
+    values: Double
+    allowed: Double
+
+
+def _filled(
+    side: dict[_Key, list[_Part]],
+    layouts: dict[_Key, _Layout],
+    block: NDArray[np.int64],
+    loaded: dict[int, NDArray[Any]],
+) -> _Filled:
+    """Some rows of all weights of an expression, and how far rounding explains a difference."""
+    values, allowed = [], []
+    for key, layout in layouts.items():
+        shape = (len(block), layout.columns, len(layout.places))
+        total, slack = np.zeros(shape), np.zeros(shape)
+        for linear, factor, error in side.get(key, ()):
+            if id(linear) not in loaded:
+                loaded[id(linear)] = linear.load()
+            weights = loaded[id(linear)][block].astype(np.float64)
+            factors = factor[block][:, None, None] * _gains(linear, block)
+            weights *= factors
+            sizes = np.abs(weights)
+            if linear.mass is not None:
+                sizes = linear.mass()[block].astype(np.float64) * np.abs(factors)
+            slips = error * sizes + least(linear.unit) * np.abs(factors)
+            at = [layout.places[place] for place in linear.places]
+            if layout.is_dense:
+                group = block * linear.group // linear.rows
+                columns = group[:, None] * linear.columns + np.arange(linear.columns)
+                where = (np.arange(len(block))[:, None, None], columns[:, :, None], at)
+                total[where] += weights
+                slack[where] += slips
+            else:
+                total[:, :, at] += weights
+                slack[:, :, at] += slips
+        values.append(total.reshape(len(block), -1))
+        allowed.append(slack.reshape(len(block), -1))
+    return _Filled(np.concatenate(values, axis=1), np.concatenate(allowed, axis=1))
+
+
+def _gains(linear: Linear, block: NDArray[np.int64]) -> Double:
+    """The factors of what each row reads, [rows, columns, 1]."""
+    if linear.gain is None:
+        return ONE.reshape(1, 1, 1)
+    groups = np.broadcast_to(linear.gain, (linear.group * linear.columns,))
+    return groups.reshape(linear.group, -1)[block * linear.group // linear.rows][:, :, None]
+
+
+def _compared(
+    one: Double, off: Double, other: Double, away: Double
+) -> tuple[Double, Double, NDArray[np.bool_]]:
+    """By row the ratio, and by weight how far the two are apart and whether that is too far.
+
+    ``off`` and ``away`` are how far rounding explains a difference. A ratio is 1 where that will
+    do; else that of the largest weights, or that of the weight which rounding moves least.
+    """
+    ratio = np.ones(len(one))
+    diff = np.abs(other - one)
+    over = ~(diff <= away + off)  # What is not a number is no rounding.
+    for ratios in (_ratios, _exact_ratios):
+        wrong = np.flatnonzero(over.any(axis=1))
+        if not len(wrong):
+            break
+        a, b = one[wrong], other[wrong]
+        found = ratios(a, b, off[wrong] + away[wrong])
+        far = np.abs(b - found[:, None] * a)
+        beyond = ~(far <= away[wrong] + np.abs(found)[:, None] * off[wrong])
+        if ratios is _exact_ratios:  # The first ratio tells more of a row that is wrong.
+            right = ~beyond.any(axis=1)
+            wrong, found, far, beyond = wrong[right], found[right], far[right], beyond[right]
+        ratio[wrong], diff[wrong], over[wrong] = found, far, beyond
+    return ratio, diff, over
+
+
+def _exact_ratios(one: Double, other: Double, slack: Double) -> Double:
+    """By row the ratio of the weight that rounding moves least, relative to its size."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(one != 0, slack / np.abs(one), np.inf)
+    at = np.argmin(relative, axis=1)[:, None]
+    below, above = (np.take_along_axis(each, at, axis=1)[:, 0] for each in (one, other))
+    return np.where(below != 0, above / np.where(below == 0, 1.0, below), 1.0)
+
+
+def _ratios(one: Double, other: Double, _: Double) -> Double:
+    """By row the median of the ratios of the largest weights; 1 for rows without any."""
+    size = np.abs(one)
+    count = min(_LARGEST, one.shape[1])
+    at = np.argpartition(-size, count - 1, axis=1)[:, :count]
+    below, above = (np.take_along_axis(each, at, axis=1) for each in (one, other))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.where(below != 0, above / np.where(below == 0, 1.0, below), np.nan)
+    empty = np.isnan(found).all(axis=1)
+    found[empty] = 1.0
+    return np.asarray(np.nanmedian(found, axis=1))
+
+
+def _solve_each(first: Expression, second: Expression) -> Related | Difference:
+    """As `solve`, number by number: both are sums of maps of bases."""
+    bases = sorted({term.base for each in (first, second) for term in each.terms})
+    (one, off), (other, away) = (_stacked(each, bases) for each in (first, second))
+    shape = np.broadcast_shapes(one.shape[:-1], other.shape[:-1])
+    one, off, other, away = (
+        np.broadcast_to(each, (*shape, len(bases))).reshape(-1, len(bases))
+        for each in (one, off, other, away)
+    )
+    ratio, diff, over = _compared(one, off, other, away)
+    unit = max(first.unit, second.unit) or float(np.finfo(np.float32).eps)
+    wrong = over.any(axis=1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        place = int(np.argmax(np.where(over[row], diff[row], 0)))
+        found, meant = float(other[row, place]), float(ratio[row] * one[row, place])
+        size = max(abs(found), abs(meant)) * unit
+        units = float(diff[row, place]) / size if size else np.inf
+        channels = [int(each) for each in np.flatnonzero(wrong)]
+        return Difference(channels, ratio.size, meant, found, units, units / 8, Related())
+    error = sum(max((t.error for t in e.terms), default=0.0) for e in (first, second))
+    ratio = np.where((np.abs(one) <= off).all(axis=1), 0.0, ratio)
+    return settled(first, second, ratio.reshape(shape), error, unit)
+
+
+def constant_rows(value: Expression, rank: int | None) -> Double:
+    """Where a sum does not depend on its bases, but for rounding: 1 there, else 0.
+
+    It has the axes of the tensor. A number there is the shift alone.
+    """
+    axis = value.axis
+    if axis is None:
+        bases = sorted(term.base for term in value.terms)
+        scales, slack = _stacked(value, bases)
+        return np.asarray((np.abs(scales) <= slack).all(axis=-1), np.float64)
+    linears = [term.linear for term in value.terms if term.linear is not None]
+    rows = linears[0].rows
+    parts = _parts(value, axis, rank, rows, len(linears[0].places[0]))
+    layouts = {key: _layout(part) for key, part in parts.items()}
+    found, loaded = np.zeros(rows), dict[int, NDArray[Any]]()
+    for block in _blocks(rows, sum(each.width for each in layouts.values()), None):
+        values, slack = _filled(parts, layouts, block, loaded)
+        found[block] = (np.abs(values) <= slack).all(axis=1)
+    return along(found, axis, rank)
+
+
+def _stacked(expression: Expression, bases: Sequence[int]) -> tuple[Double, Double]:
+    """The scales of all bases, in a new last axis, and how far rounding explains a difference."""
+    held = {term.base: term for term in expression.terms}
+    scales = [held.get(base, Term(base, ZERO)).scale for base in bases]
+    errors = [held.get(base, Term(base)).error for base in bases]
+    values = np.stack(np.broadcast_arrays(*scales), axis=-1)
+    return values, np.abs(values) * np.asarray(errors)

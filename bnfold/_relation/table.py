@@ -1,0 +1,151 @@
+"""What both files compute, as far as it is not affine: each such value has one number, a *base*.
+
+This is value numbering (Alpern, Wegman, Zadeck: "Detecting equality of variables in programs",
+1988), up to maps: a second operator of the same kind on related data is no new value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper
+
+from bnfold._onnx.read.scopes import type_of
+from bnfold._relation.expressions import Expression
+
+Array = NDArray[Any]
+
+RANDOM = frozenset(
+    (
+        "Bernoulli",
+        "Dropout",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    )
+)
+"""Two of them put out other numbers, whatever they read."""
+
+
+@dataclass(eq=False)
+class Known:
+    """An operator that is not affine, as the first file has it.
+
+    ``inputs`` has None for constants and inputs that are left out. ``results`` are what its bodies
+    put out, ``formal`` what they are given. ``kind`` is its type, ``numbers``
+    are parameters that a map moves.
+    """
+
+    label: str
+    inputs: Sequence[Expression | None]
+    outputs: Sequence[int]
+    kind: str = ""
+    numbers: Sequence[float] = ()
+    formal: Sequence[Sequence[int]] = ()
+    results: Sequence[Sequence[Expression]] = ()
+    is_used: bool = False
+
+
+@dataclass(eq=False)
+class Sum:
+    """A sum of linear operators and bases, which became a base.
+
+    ``own`` is what its tensor is: the base itself, or a constant in the channels where the sum does
+    not depend on what it reads.
+    """
+
+    label: str
+    expression: Expression
+    base: int
+    rank: int | None
+    kind: int
+    own: Expression
+    is_used: bool = False
+
+
+@dataclass(eq=False)
+class Table:
+    """All values of the first file, and those that the second has besides.
+
+    Attributes:
+        operators: what is not affine, by what tells it apart.
+        sums: sums of linear operators, by the bases that they read.
+        expanded: sums that read other sums, as they read what these do.
+        definitions: the sums of both files, by the base that they are.
+        roots: by a base whose numbers another one has, in the same order but with other axes, that
+            other one.
+        types: the element type of each base.
+        widened: by a base that is data of another type, stored in a wider one, and by that type,
+            what the data are.
+    """
+
+    operators: dict[Hashable, list[Known]] = field(default_factory=dict)
+    sums: dict[frozenset[int], list[Sum]] = field(default_factory=dict)
+    expanded: dict[frozenset[int], list[tuple[Sum, Expression]]] = field(default_factory=dict)
+    definitions: dict[int, Sum] = field(default_factory=dict)
+    roots: dict[int, int] = field(default_factory=dict)
+    types: list[int] = field(default_factory=list)
+    widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
+
+    def reset(self) -> None:
+        """Forget what the second file has used."""
+        for known in itertools.chain.from_iterable(self.operators.values()):
+            known.is_used = False
+        for held in itertools.chain.from_iterable(self.sums.values()):
+            held.is_used = False
+
+    def fresh(self, kind: int) -> int:
+        """A new base, whose numbers have an element type; 0 if that is not known."""
+        self.types.append(kind)
+        return len(self.types) - 1
+
+
+def key_of(
+    node: NodeProto, opset: int, inputs: Sequence[Hashable], types: Sequence[int]
+) -> Hashable:
+    """What two operators have in common that put out the same: type, attributes, and data.
+
+    ``types`` are the element types of what it puts out.
+
+    Attributes that are left out have the defaults of the operator's definition.
+    """
+    given = {a.name: _frozen(a) for a in node.attribute if not (a.HasField("g") or a.graphs)}
+    version = 0
+    if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type):
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opset)
+        except onnx.defs.SchemaError:
+            schema = None
+        if schema is not None:
+            version = schema.since_version
+            for name, attribute in schema.attributes.items():
+                if name not in given and attribute.default_value.name:
+                    given[name] = _frozen(attribute.default_value)
+    outputs = tuple((bool(name), kind) for name, kind in zip(node.output, types, strict=True))
+    return type_of(node), version, outputs, tuple(sorted(given.items())), tuple(inputs)
+
+
+def _frozen(attribute: onnx.AttributeProto) -> Hashable:
+    value: Any = helper.get_attribute_value(attribute)
+    if isinstance(value, TensorProto):
+        return fingerprint(onnx.numpy_helper.to_array(value))
+    if isinstance(value, (str, bytes, int, float)):
+        return repr(value)
+    content: bytes = attribute.SerializeToString(deterministic=True)
+    return content
+
+
+def fingerprint(values: Array) -> Hashable:
+    """What tells the numbers of a constant apart."""
+    data = np.ascontiguousarray(values)
+    content = repr(data.tolist()).encode() if data.dtype.hasobject else data.tobytes()
+    return values.dtype.name, values.shape, hashlib.sha256(content).hexdigest()

@@ -1,0 +1,140 @@
+"""Laws of operators that look at many numbers at once: windows, reductions, resizing.
+
+They pass what is the same for all numbers that they look at. See `pointwise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bnfold._relation.call import Call, Pair, full_rank, is_off
+from bnfold._relation.expressions import ONE, ZERO, Double
+from bnfold._relation.relations import Related
+
+
+def _spatial(call: Call) -> list[int] | None:
+    rank = call.rank()
+    return None if rank is None or rank < 3 else list(range(2, rank))
+
+
+def largest_of_window(call: Call) -> list[Pair] | None:
+    """MaxPool: ``max(s·x + t) = s·max(x) + t`` for s > 0, both the same in a window.
+
+    The padding is −∞, and never the largest. The second output, where it was, stays the same.
+    """
+    axes, one, rank = _spatial(call), call.first, call.rank()
+    if axes is None or rank is None or not np.all(one.scale > 0):
+        return None
+    if not (is_off(one.scale, rank, axes) and is_off(one.shift, rank, axes)):
+        return None
+    return [(one.scale, one.shift), (ONE, ZERO)][: len(call.node.output)]
+
+
+def mean_of_window(call: Call) -> Pair | None:
+    """AveragePool: linear; a shift passes where no zeros of the padding count."""
+    axes, one, rank = _spatial(call), call.first, call.rank()
+    if axes is None or rank is None:
+        return None
+    if not (is_off(one.scale, rank, axes) and is_off(one.shift, rank, axes)):
+        return None
+    given = call.given
+    plain = not any(given.get("pads", ())) and given.get("auto_pad", b"NOTSET") != b"SAME"
+    plain = plain and not given.get("auto_pad", b"").startswith(b"SAME")
+    if one.shift.any() and given.get("count_include_pad", 0) and not plain:
+        return None
+    if one.shift.any() and given.get("ceil_mode", 0):
+        return None
+    return one.scale, one.shift
+
+
+def _reduced(call: Call) -> tuple[Related, list[int], int] | None:
+    """The relation of what is reduced, the axes that go, and the rank; None if it varies there."""
+    rank = call.rank()
+    axes = call.integers(1, "axes")
+    if rank is None or axes is None:
+        return None
+    if not axes:
+        if call.given.get("noop_with_empty_axes", 0):
+            return None
+        axes = list(range(rank))
+    axes = [axis % rank for axis in axes]
+    one = call.first
+    if not (is_off(one.scale, rank, axes) and is_off(one.shift, rank, axes)):
+        return None
+    return one, axes, rank
+
+
+def _kept(call: Call, values: Double, axes: Sequence[int], rank: int) -> Double:
+    """Numbers of a tensor without the axes that a reduction takes away."""
+    if values.ndim == 0 or call.given.get("keepdims", 1):
+        return values
+    return np.squeeze(full_rank(values, rank), axis=tuple(axes))
+
+
+def mean(call: Call) -> Pair | None:
+    """ReduceMean, GlobalAveragePool: linear, and a mean of t is t."""
+    found = _reduced(call)
+    if found is None:
+        return None
+    one, axes, rank = found
+    return _kept(call, one.scale, axes, rank), _kept(call, one.shift, axes, rank)
+
+
+def total(call: Call) -> Pair | None:
+    """ReduceSum: ``Σ s·x = s·Σ x``."""
+    found = _reduced(call)
+    if found is None or found[0].shift.any():
+        return None
+    one, axes, rank = found
+    return _kept(call, one.scale, axes, rank), ZERO
+
+
+def largest(call: Call) -> Pair | None:
+    """ReduceMax, ReduceMin: as `largest_of_window`."""
+    return mean(call) if np.all(call.first.scale > 0) else None
+
+
+def of_positions(call: Call) -> Pair | None:
+    """GlobalMaxPool, GlobalAveragePool: all positions of a channel are one window."""
+    axes, one, rank = _spatial(call), call.first, call.rank()
+    if axes is None or rank is None:
+        return None
+    if not (is_off(one.scale, rank, axes) and is_off(one.shift, rank, axes)):
+        return None
+    is_linear = call.node.op_type == "GlobalAveragePool"
+    return (one.scale, one.shift) if is_linear or np.all(one.scale > 0) else None
+
+
+def place_of_largest(call: Call) -> Pair | None:
+    """ArgMax, ArgMin: the place stays for s > 0, s and t the same along the axis."""
+    one, rank = call.first, call.rank()
+    if rank is None or not np.all(one.scale > 0):
+        return None
+    axes = [call.given.get("axis", 0) % rank]
+    if not (is_off(one.scale, rank, axes) and is_off(one.shift, rank, axes)):
+        return None
+    return ONE, ZERO
+
+
+def resized(call: Call) -> Pair | None:
+    """Resize, Upsample: each number is a weighted mean of others, with weights of sum 1."""
+    rank, one = call.rank(), call.first
+    before, after = (call.sizes(n) for n in (call.node.input[0], call.node.output[0]))
+    if rank is None or before is None or after is None or len(before) != len(after):
+        return None
+    same = [a == b and a is not None for a, b in zip(before, after, strict=True)]
+    axes = [axis for axis in range(rank) if not same[axis]]
+    if not (is_off(one.scale, rank, axes) and is_off(one.shift, rank, axes)):
+        return None
+    extrapolates = call.given.get("coordinate_transformation_mode", b"") == b"tf_crop_and_resize"
+    return None if extrapolates and one.shift.any() else (one.scale, one.shift)
+
+
+def centred(call: Call) -> Pair | None:
+    """InstanceNormalization: the mean over the positions takes each channel's shift away."""
+    axes, one, rank = _spatial(call), call.first, call.rank()
+    if axes is None or rank is None or not np.all(one.scale == 1) or not call.others_agree():
+        return None
+    return (ONE, ZERO) if is_off(one.shift, rank, axes) else None
