@@ -110,7 +110,7 @@ def _look(hidden: ModelProto) -> ModelProto | None:
 
 
 def _hide_uneven(hidden: ModelProto, told: ModelProto) -> bool:
-    """Hide Einsums whose shape inference does not tell right, and tell it; are there any?"""
+    """Hide Einsums whose shape inference gets wrong, and tell it; whether there are any."""
     right = uneven(told.graph, {})
     waiting, found = [hidden.graph], False
     while waiting and right:
