@@ -53,10 +53,10 @@ def slow() -> onnx.ModelProto:
 
 
 def unshaped() -> onnx.ModelProto:
-    """A map that crosses a Relu of which no check can run: the model says no shape."""
+    """A map that crosses a MaxPool of which no check can run: the model says no shape."""
     made = model(
         conv("conv", "x", "c", (8, 3, 3, 3)),
-        op("Relu", "c", "r"),
+        op("MaxPool", "c", "r", kernel_shape=[2, 2]),
         op("Mul", "r two", "y"),
         weights={"two": np.float32(2.0)},
     )

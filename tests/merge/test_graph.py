@@ -115,8 +115,14 @@ def test_shapes_that_a_merge_makes_known_are_used_further_on():
     assert bnfold.plan(unknown_rank()).after == {"Conv": 2, "Relu": 1}
 
 
+def sharing(reading):
+    """Who else reads the integers that an operator reads."""
+    (shared,) = (site.quantized.sharing for site in reading.sites if site.quantized is not None)
+    return shared and shared.readers
+
+
 def test_who_else_reads_a_weight_is_read_again():
-    """A weight that is dequantized for one operator alone can take a scale."""
+    """A weight that is dequantized for one operator alone can take any scale."""
     integers = {
         "q": np.arange(16, dtype=np.int8).reshape(4, 4, 1, 1),
         "scale": np.float32(0.5),
@@ -132,7 +138,6 @@ def test_who_else_reads_a_weight_is_read_again():
     (graph,) = merging.read(made, None).graphs
     patch = Patch("", "", 1, {2: None}, {})
     lay(patch, graph.scope, graph.context.constants)
-    blocked = [node.role.scale_blocked for node in graph.view.nodes[1:]]
-    assert [reason.code for reason in blocked] == ["quantized-weight"] * 2
-    _, conv_alone = reread(graph, [patch]).view.nodes
-    assert conv_alone.role.scale_blocked is None
+    assert [sharing(reading) for reading in graph.readings[1:]] == [("a", "b")] * 2
+    _, alone = reread(graph, [patch]).readings
+    assert sharing(alone) is None
