@@ -36,16 +36,18 @@ def _sizes(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
     before, after = (side.shapes.sizes(scope, n) for n in (node.input[0], node.output[0]))
     if after is None:
         return None
-    told = [_told(size, before or ()) for size in after]
+    told = [_told(side, size, before or ()) for size in after]
     if told.count(None) > 1 or 0 in told:
         return None
     return "rearranged", tuple(told)
 
 
-def _told(size: Any, before: tuple[Any, ...]) -> Hashable | None:
+def _told(side: Side, size: Any, before: tuple[Any, ...]) -> Hashable | None:
     """A size: a number, that of an input of the model, or that of an axis of the data."""
-    if isinstance(size, int) or (isinstance(size, str) and size.startswith("size ")):
+    if isinstance(size, int):
         return size
+    if size in side.words:
+        return side.words[size]
     return ("axis", before.index(size)) if size is not None and size in before else None
 
 

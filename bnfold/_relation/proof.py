@@ -106,6 +106,8 @@ def prove(
             return Proof("not proved", b.name, "this input has another default value")
     bases = {a.name: table.fresh(one.shapes.type(graphs[0], a.name)) for a in inputs[0]}
     one.values.update({("", name): of_base(base) for name, base in bases.items()})
+    one.name_sizes(bases)
+    other.name_sizes({b.name: bases[a.name] for a, b in pairs})
     start.graph(graphs[0])
     wanted = [(a, start.result(graphs[0], a.name)) for a, _ in results]
     forced: dict[int, Blame] = {}
@@ -181,6 +183,6 @@ def _concluded(found: Matcher, table: Table, results: Sequence[Expression]) -> P
 
 def _is_refuted(problem: Problem, table: Table, results: Collection[int]) -> bool:
     """Whether the function is another one: the rest of both files is the same."""
-    if not problem.is_sure or problem.units < _SURE * (1 + problem.allowed):
+    if not problem.is_sure or not problem.units >= _SURE * (1 + problem.allowed):
         return False
     return problem.base is None or is_read(table, problem.base, problem.channels, results)
