@@ -145,8 +145,11 @@ MUTANTS = (
     Mutant(
         "the bodies of an If are told by their place in the file",
         "_relation/walk.py",
-        "named = sorted(bodies(node), key=lambda pair: pair[0])\n        graphs = [self.side.body(graph) for _, graph in named]\n        key = key, tuple(name for name, _ in named)",
-        "named = list(bodies(node))\n        graphs = [self.side.body(graph) for _, graph in named]",
+        "named = sorted(bodies(node), key=lambda pair: pair[0])\n"
+        "        graphs = [self.side.body(graph) for _, graph in named]\n"
+        "        key = key, tuple(name for name, _ in named)",
+        "named = list(bodies(node))\n"
+        "        graphs = [self.side.body(graph) for _, graph in named]",
         "tests/relation/test_attacks.py",
     ),
     Mutant(
