@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx.inliner
 from onnx import ModelProto, ValueInfoProto
 
@@ -71,6 +72,7 @@ class Proof:
         return f"{self.status}{place}: {self.why}" if self.why else self.status
 
 
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # Weights may be infinite.
 def prove(
     first: ModelProto,
     second: ModelProto,

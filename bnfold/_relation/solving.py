@@ -283,7 +283,8 @@ def _compared(
 
 def _is_same(one: Double, other: Double) -> NDArray[np.bool_]:
     """Where both have the same infinity, or no number: what they make of data is the same."""
-    return (np.isinf(one) & (one == other)) | (np.isnan(one) & np.isnan(other))
+    same: NDArray[np.bool_] = np.isinf(one) & (one == other)
+    return same | (np.isnan(one) & np.isnan(other))
 
 
 def _exact_ratios(one: Double, other: Double, slack: Double) -> Double:

@@ -241,7 +241,7 @@ class Walk:
         if root == term.base or term.scale.size > 1 or data.shift.size > 1:
             return data
         moved = Term(root, term.scale.reshape(()), float(np.max(term.error)))
-        shift, mass = data.shift.reshape(()), np.max(data.mass)
+        shift, mass = data.shift.reshape(()), np.asarray(np.max(data.mass))
         return replace(data, terms=(moved,), shift=shift, mass=mass)
 
     def _close_own(self, value: Expression, at: str) -> Expression:
