@@ -36,23 +36,27 @@ def _sizes(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
     before, after = (side.shapes.sizes(scope, n) for n in (node.input[0], node.output[0]))
     if after is None:
         return None
-    told = [_told(size, before or ()) for size in after]
+    told = [_told(side, size, before or ()) for size in after]
+    if sum(not isinstance(size, int) for size in told) == 1:
+        told = [size if isinstance(size, int) else None for size in told]
     if told.count(None) > 1 or 0 in told:
         return None
     return "rearranged", tuple(told)
 
 
-def _told(size: Any, before: tuple[Any, ...]) -> Hashable | None:
-    """A size: a number, that of an input of the model, or that of an axis of the data."""
-    if isinstance(size, int) or (isinstance(size, str) and size.startswith("size ")):
+def _told(side: Side, size: Any, before: tuple[Any, ...]) -> Hashable | None:
+    """A size: a number, that of an axis of a model's input, or that of an axis of the data."""
+    if isinstance(size, int):
         return size
+    if size in side.ports:
+        return ("port", *side.ports[size])
     return ("axis", before.index(size)) if size is not None and size in before else None
 
 
 def is_absolute(place: Hashable) -> bool:
     """Whether the sizes of a rearrangement are told without those of its data."""
     assert isinstance(place, tuple)
-    return not any(isinstance(size, tuple) for size in place[1])
+    return not any(isinstance(size, tuple) and size[0] == "axis" for size in place[1])
 
 
 def _ranges(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:

@@ -104,6 +104,8 @@ def prove(
     for a, b in pairs:
         if _default(one, graphs[0], a.name) != _default(other, graphs[1], b.name):
             return Proof("not proved", b.name, "this input has another default value")
+    one.number_ports([a.name for a, _ in pairs])
+    other.number_ports([b.name for _, b in pairs])
     bases = {a.name: table.fresh(one.shapes.type(graphs[0], a.name)) for a in inputs[0]}
     one.values.update({("", name): of_base(base) for name, base in bases.items()})
     start.graph(graphs[0])

@@ -5,7 +5,7 @@ With the code that folds it shares the reading of stored constants, shapes and n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +42,8 @@ class Weight(NamedTuple):
 class Side:
     """One file. ``values`` has the expressions of tensors by graph and name.
 
-    ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
+    ``ranks`` has ranks that shape inference does not know, but an operator's weights tell. ``ports``
+    has by the word for an unknown size of an input the number of that input, and the axis.
     """
 
     scopes: list[Scope]
@@ -50,6 +51,7 @@ class Side:
     shapes: Shapes
     values: dict[tuple[str, str], Expression] = field(default_factory=dict)
     ranks: dict[tuple[str, str], int | None] = field(default_factory=dict)
+    ports: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ModelProto, base_dir: Path | None) -> Side:
@@ -57,6 +59,13 @@ class Side:
         scopes = read_scopes(model)
         shapes = infer(model, scopes)
         return cls(scopes, Constants(base_dir, shapes), shapes)
+
+    def number_ports(self, names: Sequence[str]) -> None:
+        """Number the inputs of the model, so that both files say alike where a size is known from."""
+        for number, name in enumerate(names):
+            for axis, size in enumerate(self.shapes.sizes(self.scopes[0], name) or ()):
+                if isinstance(size, str):
+                    self.ports.setdefault(size, (number, axis))
 
     def body(self, graph: Any) -> Scope:
         """The scope of a graph of the model."""
