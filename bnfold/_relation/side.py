@@ -42,8 +42,9 @@ class Weight(NamedTuple):
 class Side:
     """One file. ``values`` has the expressions of tensors by graph and name.
 
-    ``ranks`` has ranks that shape inference does not know, but an operator's weights tell. ``ports``
-    has by the word for an unknown size of an input the number of that input, and the axis.
+    ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
+    ``ports`` has by the word for an unknown size of an input the number of that input, and the
+    axis.
     """
 
     scopes: list[Scope]
@@ -61,7 +62,7 @@ class Side:
         return cls(scopes, Constants(base_dir, shapes), shapes)
 
     def number_ports(self, names: Sequence[str]) -> None:
-        """Number the inputs of the model, so that both files say alike where a size is known from."""
+        """Number the inputs of the model: both files then say alike where a size is known from."""
         for number, name in enumerate(names):
             for axis, size in enumerate(self.shapes.sizes(self.scopes[0], name) or ()):
                 if isinstance(size, str):
