@@ -45,6 +45,7 @@ class Linear:
         places: where each weight reads, relative to where it writes.
         gain: a factor for each channel of its data.
         error: by how much rounding explains a difference of weights, relative to them.
+        slack: as much more for each channel of its data, for the error of ``gain``.
         unit: the distance of 1 to the next number of the type of its weights.
         is_padded: whether it may read zeros where there are no data.
         of_shift: what it reads is 1 everywhere but in the padding. Its weights are sums, and
@@ -62,6 +63,7 @@ class Linear:
     places: tuple[tuple[int, ...], ...]
     gain: Double | None = None
     error: float = 0.0
+    slack: Double | None = None
     unit: float = 0.0
     is_padded: bool = False
     of_shift: bool = False
@@ -71,11 +73,15 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """``scale · linear(base)``, or ``scale · base`` without a linear operator."""
+    """``scale · linear(base)``, or ``scale · base`` without a linear operator.
+
+    ``error`` is one number or lies along the axes of ``scale``: where numbers cancel in one channel
+    the others are known as well as before.
+    """
 
     base: int
     scale: Double = field(default_factory=lambda: ONE)
-    error: float = 0.0
+    error: Double | float = 0.0
     linear: Linear | None = None
 
 
@@ -143,8 +149,8 @@ class Expression:
                 scale, size = held.scale + term.scale, np.abs(held.scale) + np.abs(term.scale)
                 # Where the two cancel, what is left is off by more of its own size.
                 lost = np.divide(size, np.abs(scale), out=np.ones_like(size), where=scale != 0)
-                error = max(held.error, term.error) + max(self.unit, other.unit) / 2
-                terms[term.base] = Term(term.base, scale, error * float(np.max(lost)))
+                error = np.maximum(held.error, term.error) + max(self.unit, other.unit) / 2
+                terms[term.base] = Term(term.base, scale, error * lost)
             else:
                 terms[term.base] = term
         return Expression(
@@ -155,6 +161,13 @@ class Expression:
             max(self.unit, other.unit),
             self.origins | other.origins,
         )
+
+
+def is_uneven(error: Double | float) -> bool:
+    """Whether some channels are known much less well than others, of those that are not exact."""
+    known = np.asarray(error)
+    some = known[known > 0]
+    return bool(some.size and some.max() > 16 * some.min())
 
 
 def of_base(base: int) -> Expression:

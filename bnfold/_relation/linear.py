@@ -249,8 +249,13 @@ def apply(found: Applied, data: Expression) -> Expression | None:
     if linear.gain is not None:
         gain, shift = gain * linear.gain, shift * linear.gain
         mass = mass * np.abs(linear.gain)
-    error = linear.error + term.error
-    own = replace(linear, gain=None if np.all(gain == 1) else gain, error=error)
+    error, slack = linear.error + float(np.min(term.error)), linear.slack
+    if np.size(term.error) > 1:
+        more = vector(np.asarray(term.error), linear.data_axis, found.data_rank, channels)
+        if more is None:
+            return None
+        slack = more - np.min(term.error) + (0.0 if slack is None else slack)
+    own = replace(linear, gain=None if np.all(gain == 1) else gain, error=error, slack=slack)
     made = Expression((Term(term.base, linear=own),), unit=linear.unit, origins=data.origins)
     if shift.any():
         sums, sizes = _sums(linear, shift), _sums(linear, mass, True)

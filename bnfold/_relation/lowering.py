@@ -7,7 +7,7 @@ what they stand for by definition (onnxruntime, ContribOperators.md; ONNX Gelu-2
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,11 +48,12 @@ class _Writer:
 
 def lowered(model: ModelProto) -> ModelProto:
     """The model itself, or a copy in which no operator is several in one."""
+    own = frozenset(map(type_of, model.functions))
     if not any(type_of(node) in _RULES for node in _all_nodes(model.graph)):
         return model
     copy = ModelProto()
     copy.CopyFrom(model)
-    _lower(copy.graph, itertools.count())
+    _lower(copy.graph, itertools.count(), own)
     return copy
 
 
@@ -63,12 +64,13 @@ def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
             yield from _all_nodes(body)
 
 
-def _lower(graph: GraphProto, count: Iterator[int]) -> None:
+def _lower(graph: GraphProto, count: Iterator[int], own: Collection[str]) -> None:
+    """Write the operators of a graph. ``own`` are calls of the model's functions."""
     writer = _Writer(graph, count)
     for node in graph.node:
         for _, body in bodies(node):
-            _lower(body, count)
-        rule = _RULES.get(type_of(node))
+            _lower(body, count, own)
+        rule = _RULES.get(type_of(node)) if type_of(node) not in own else None
         mark = len(writer.nodes)
         if rule is None or not rule(writer, node):
             del writer.nodes[mark:]

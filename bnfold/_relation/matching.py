@@ -14,7 +14,14 @@ from onnx import NodeProto
 from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._relation.call import Call
 from bnfold._relation.cores import Core
-from bnfold._relation.expressions import Double, Expression, Incomparable, Term, of_base
+from bnfold._relation.expressions import (
+    Double,
+    Expression,
+    Incomparable,
+    Term,
+    is_uneven,
+    of_base,
+)
 from bnfold._relation.passing import passed
 from bnfold._relation.problems import Blame, Blamed, Layer, Problem, of_map
 from bnfold._relation.relations import Related, of_maps
@@ -36,11 +43,15 @@ _FAITHFUL = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """One way to tell what an operator does: its key in the table, and what it reads."""
+    """One way to tell what an operator does: its key in the table, and what it reads.
+
+    ``is_moved`` tells that what it reads has other axes than the operator's data.
+    """
 
     key: Hashable
     given: Sequence[Expression | None]
     core: Core
+    is_moved: bool = False
 
 
 @dataclass(eq=False)
@@ -64,20 +75,21 @@ class Matcher:
         self, scope: Scope, node: NodeProto, forms: Sequence[Form], types: Sequence[int]
     ) -> list[Expression]:
         """What an operator puts out: maps of bases that are known, or new bases."""
-        is_random = node.op_type in RANDOM or node.domain not in _KNOWN_DOMAINS
+        drawn = is_random(node)
         tried: list[tuple[Known, Form, list[Related | None]]] = []
         for form in forms:
             candidates = self.table.operators.get(form.key, [])
-            if is_random:
+            if drawn:
                 candidates = [] if self.is_first else [c for c in candidates if not c.is_used]
             for known in candidates:
                 relations = self.relations(known, form.given)
-                if relations is None:
+                if relations is None or (form.is_moved and any(map(_varies, relations))):
                     continue
                 kind, numbers = type_of(form.core.node), form.core.numbers
                 call = Call(self.side, scope, node, relations, kind, known.numbers, numbers)
                 found = passed(call)
-                if found is not None:
+                uneven = any(each is not None and is_uneven(each.error) for each in relations)
+                if found is not None and not uneven:
                     known.is_used = True
                     return self._mapped(known, found, form.given, call)
                 tried.append((known, form, relations))
@@ -133,7 +145,7 @@ class Matcher:
             for value, one in zip(given, call.inputs, strict=True)
             if value is not None and one is not None and not one.is_identity
         ]
-        error = max((one.error for _, one in real), default=0.0)
+        error = max((float(np.max(one.error)) for _, one in real), default=0.0)
         slip = max((one.slip for _, one in real), default=0.0)
         unit = max((value.unit for value, _ in real), default=0.0)
         origins = frozenset[int]().union(*(value.origins for value, _ in real))
@@ -273,6 +285,16 @@ class Matcher:
             self.problems.append(of_map(what, what, related, None, True))
 
 
+def is_random(node: NodeProto) -> bool:
+    """Whether two operators of this type may put out other numbers for the same data."""
+    return node.op_type in RANDOM or node.domain not in _KNOWN_DOMAINS
+
+
+def _varies(related: Related | None) -> bool:
+    """Whether a relation has several numbers, which lie along axes."""
+    return related is not None and (related.scale.size > 1 or related.shift.size > 1)
+
+
 def _own(value: Expression, base: int, rank: int | None) -> Expression:
     """What the tensor of a new sum is, as a map of its base."""
     try:
@@ -288,7 +310,7 @@ def _own(value: Expression, base: int, rank: int | None) -> Expression:
 def _is_uniform(found: Related) -> bool:
     """Whether a relation is one factor for all channels, as one that comes from ahead is."""
     spread = float(np.max(found.scale) - np.min(found.scale))
-    return spread <= 2 * max(found.error, 2.0**-20)
+    return spread <= 2 * max(float(np.max(found.error)), 2.0**-20)
 
 
 def _solved(known: Expression, value: Expression, rank: int | None) -> Related | Difference | None:

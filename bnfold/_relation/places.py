@@ -53,7 +53,7 @@ def _sizes(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
     if after is None:
         return None
     told = [_told(side, size, before or ()) for size in after]
-    for known in (_is_number, _is_absolute):  # All others tell one that is left.
+    for known in (_is_number, _is_told):  # All others tell one that is left.
         if sum(not known(size) for size in told) == 1:
             told = [size if known(size) else None for size in told]
             break
@@ -66,17 +66,17 @@ def _is_number(size: Hashable) -> bool:
     return isinstance(size, int)
 
 
-def _is_absolute(size: Hashable) -> bool:
+def _is_told(size: Hashable) -> bool:
     """Whether a size is told without those of the data."""
-    return isinstance(size, int) or (isinstance(size, tuple) and size[0] == "port")
+    return isinstance(size, (int, str))
 
 
 def _told(side: Side, size: Any, before: tuple[Any, ...]) -> Hashable | None:
-    """A size: a number, that of an axis of a model's input, or that of an axis of the data."""
+    """A size: a number, that of an input of the model, or that of an axis of the data."""
     if isinstance(size, int):
         return size
-    if size in side.ports:
-        return ("port", *side.ports[size])
+    if size in side.words:
+        return side.words[size]
     return ("axis", before.index(size)) if size is not None and size in before else None
 
 

@@ -53,8 +53,13 @@ def uniform(call: Call) -> Pair | None:
 
 
 def multiplied(call: Call) -> Pair | None:
-    """Mul, Div: scales multiply and divide; a shift does not pass."""
+    """Mul, Div: scales multiply and divide; a shift does not pass.
+
+    Before opset 7 an attribute says along which axes the second operand lies.
+    """
     scales = []
+    if call.scope.opset < 7:
+        return None
     for one in call.inputs:
         if one is not None and one.shift.any():
             return None
@@ -99,7 +104,7 @@ def _moves(call: Call, scale: float, shift: float) -> bool:
     """
     for one, other in zip(call.numbers, call.others, strict=True):
         meant = scale * one + shift
-        slack = (call.first.error + 2.0**-23) * (abs(scale * one) + abs(shift))
+        slack = (float(np.max(call.first.error)) + 2.0**-23) * (abs(scale * one) + abs(shift))
         if meant != other and not abs(meant - other) <= slack:
             return False
     return True

@@ -66,4 +66,6 @@ def of_map(at: str, what: str, found: Related, base: int | None, sure: bool) -> 
     )
     units = max(abs(factor - 1), abs(added)) * 2.0**23
     channels = [int(each) for each in np.flatnonzero(wrong)]
-    return Problem("map", at, told, base, channels, units, found.error * 2.0**23, sure)
+    return Problem(
+        "map", at, told, base, channels, units, float(np.max(found.error)) * 2.0**23, sure
+    )

@@ -64,7 +64,16 @@ def passes(side: Side, scope: Scope, node: NodeProto) -> bool:
 
 
 def affine(side: Side, scope: Scope, node: NodeProto) -> tuple[str, list[Step]] | None:
-    """The data and the steps of an affine operator, or None."""
+    """The data and the steps of an affine operator, or None.
+
+    None also for infinite numbers and what is not a number: no relation is made of these.
+    """
+    found = _affine(side, scope, node)
+    numbers = [each for step in found[1] for each in (step.scale, step.shift)] if found else []
+    return found if all(each is None or np.all(np.isfinite(each)) for each in numbers) else None
+
+
+def _affine(side: Side, scope: Scope, node: NodeProto) -> tuple[str, list[Step]] | None:
     kind = type_of(node)
     if kind == "BatchNormalization":
         return _batch_norm(side, scope, node)

@@ -34,7 +34,7 @@ class Related:
     scale: Double = field(default_factory=lambda: ONE)
     shift: Double = field(default_factory=lambda: ZERO)
     mass: Double = field(default_factory=lambda: ZERO)
-    error: float = 0.0
+    error: Double | float = 0.0
     slip: float = 0.0
     distance: float = 0.0
 
@@ -45,17 +45,20 @@ class Related:
 
 
 def settled(
-    first: Expression, second: Expression, scale: Double, error: float, unit: float
+    first: Expression, second: Expression, scale: Double, error: Double | float, unit: float
 ) -> Related:
     """The relation of two expressions of which the parts without shift have this scale.
 
     What rounding explains is left out of it. ``error`` is how far it does, relative to the scale.
     """
-    same = np.abs(scale - 1) <= min(error, _MOST)
+    same = np.abs(scale - 1) <= np.minimum(error, _MOST)
     factor = np.where(same, 1.0, scale)
     shift = second.shift - factor * first.shift
     mass = second.mass + np.abs(factor) * first.mass
-    slip = second.error + first.error + (0.0 if np.all(same) else error)
+    slips = second.error + first.error + np.where(same, 0.0, error)
+    slip = float(np.max(slips))
+    if slip:  # One number for all channels; the mass of the others counts less.
+        mass = mass * (slips / slip)
     floor = least(unit) * (1 + np.abs(factor))
     still = np.abs(shift) <= min(slip, _MOST) * mass + floor
     far = float(np.max(np.where(same, np.abs(scale - 1), 0.0)))
@@ -63,7 +66,7 @@ def settled(
         _plain(factor, 1.0),
         _plain(np.where(still, 0.0, shift), 0.0),
         _plain(np.where(still, 0.0, mass), 0.0),
-        0.0 if np.all(same) else error,
+        _plain(np.where(same, 0.0, error), 0.0),
         slip,
         far / unit if unit else 0.0,
     )
@@ -80,7 +83,7 @@ def of_maps(first: Expression, second: Expression) -> Related | None:
     one, other = first.map, second.map
     unit = max(first.unit, second.unit)
     if one is None or other is None:
-        if first.terms or second.terms:
+        if first.terms or second.terms or first.shift.shape != second.shift.shape:
             return None
         return settled(first, second, ONE, 0.0, unit)
     if one.base != other.base:
@@ -96,7 +99,11 @@ def of_maps(first: Expression, second: Expression) -> Related | None:
 
 
 def _filled_in(
-    first: Expression, second: Expression, scale: Double, dead: NDArray[np.bool_], error: float
+    first: Expression,
+    second: Expression,
+    scale: Double,
+    dead: NDArray[np.bool_],
+    error: Double | float,
 ) -> Double:
     """Scales in which constant channels have that of all others, where they may.
 
@@ -104,13 +111,14 @@ def _filled_in(
     others are, if these are related by two numbers that fit it.
     """
     one = scale[~dead][0]
-    far, mass, constant, scales = np.broadcast_arrays(
-        second.shift - one * first.shift, second.mass + abs(one) * first.mass, dead, scale
+    far, mass, constant, scales, errors = np.broadcast_arrays(
+        second.shift - one * first.shift, second.mass + abs(one) * first.mass, dead, scale, error
     )
-    slack = 2 * (first.error + second.error + error) * mass + _TINY
+    slack = 2 * (first.error + second.error + errors) * mass + _TINY
     live = ~constant
     wanted = far[live][0]
     fits = np.abs(far - wanted) <= slack
-    if np.all(fits[live]) and np.all(np.abs(scales[live] - one) <= 2 * error * np.abs(one)):
+    near = np.abs(scales - one) <= 2 * errors * np.abs(one)
+    if np.all(fits[live]) and np.all(near[live]):
         return np.where(constant & fits, one, scales)
     return scale

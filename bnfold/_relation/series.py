@@ -11,7 +11,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from bnfold._relation.expressions import ZERO, Array, Double, Expression, Linear, Term, vector
+from bnfold._relation.expressions import (
+    ZERO,
+    Array,
+    Double,
+    Expression,
+    Linear,
+    Term,
+    is_uneven,
+    vector,
+)
 from bnfold._relation.linear import Applied, apply
 from bnfold._relation.table import Sum
 
@@ -46,7 +55,7 @@ def expanded(value: Expression, sums: Mapping[int, Sum]) -> Expression | None:
 def _of_term(term: Term, value: Expression, sums: Mapping[int, Sum]) -> Expression | None:
     """What a term is in the data of what it reads, or None."""
     inner, linear = sums.get(term.base), term.linear
-    if inner is None or linear is None or linear.of_shift:
+    if inner is None or linear is None or linear.of_shift or is_uneven(term.error):
         return None
     held = inner.expression
     pointwise = all(_is_pointwise(each.linear) for each in held.terms)
@@ -58,7 +67,9 @@ def _of_term(term: Term, value: Expression, sums: Mapping[int, Sum]) -> Expressi
         factor = vector(each.scale, linear.data_axis, inner.rank, middle)
         if factor is None:
             return None
-        one = _composed(linear, each.linear, factor, each.error)
+        if is_uneven(each.error):
+            return None
+        one = _composed(linear, each.linear, factor, float(np.max(each.error)))
         if one is None:
             return None
         made.append(Term(each.base, term.scale, term.error, one))
@@ -67,7 +78,7 @@ def _of_term(term: Term, value: Expression, sums: Mapping[int, Sum]) -> Expressi
     if moved is None or len(moved.terms) > 1:
         return None
     # The shift of what it reads, behind it: its own term is what `made` replaces.
-    moved = replace(moved, terms=()).scaled(term.scale, term.error, value.unit)
+    moved = replace(moved, terms=()).scaled(term.scale, float(np.max(term.error)), value.unit)
     return replace(moved, terms=tuple(made))
 
 
@@ -90,6 +101,8 @@ def _composed(outer: Linear, inner: Linear | None, factor: Double, error: float)
     if inner is None:
         return replace(outer, gain=gain, error=outer.error + error)
     if inner.axis != outer.data_axis or inner.of_shift:
+        return None
+    if outer.slack is not None or inner.slack is not None:
         return None
     if inner.rows != outer.group * outer.columns:
         return None

@@ -5,7 +5,7 @@ With the code that folds it shares the reading of stored constants, shapes and n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,8 +43,8 @@ class Side:
     """One file. ``values`` has the expressions of tensors by graph and name.
 
     ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
-    ``ports`` has by the word for an unknown size of an input the number of that input, and the
-    axis.
+    ``functions`` are the model's local functions. ``words`` has for each symbol of an unknown size
+    of an input which input and axis it is, in words that both files share.
     """
 
     scopes: list[Scope]
@@ -52,21 +52,23 @@ class Side:
     shapes: Shapes
     values: dict[tuple[str, str], Expression] = field(default_factory=dict)
     ranks: dict[tuple[str, str], int | None] = field(default_factory=dict)
-    ports: dict[str, tuple[int, int]] = field(default_factory=dict)
+    functions: Hashable = ()
+    words: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ModelProto, base_dir: Path | None) -> Side:
         """The side of a model without local functions."""
         scopes = read_scopes(model)
         shapes = infer(model, scopes)
-        return cls(scopes, Constants(base_dir, shapes), shapes)
+        functions = tuple(sorted(f.SerializeToString(deterministic=True) for f in model.functions))
+        return cls(scopes, Constants(base_dir, shapes), shapes, functions=functions)
 
-    def number_ports(self, names: Sequence[str]) -> None:
-        """Number the inputs of the model: both files then say alike where a size is known from."""
-        for number, name in enumerate(names):
+    def name_sizes(self, bases: Mapping[str, int]) -> None:
+        """Note what the unknown sizes of the inputs are; ``bases`` has the inputs."""
+        for name, base in bases.items():
             for axis, size in enumerate(self.shapes.sizes(self.scopes[0], name) or ()):
                 if isinstance(size, str):
-                    self.ports.setdefault(size, (number, axis))
+                    self.words.setdefault(size, f"size of axis {axis} of {base}")
 
     def body(self, graph: Any) -> Scope:
         """The scope of a graph of the model."""
@@ -96,6 +98,12 @@ class Side:
             return len(shape)
         owner = scope.owner(name)
         return None if owner is None else self.ranks.get((owner.path, name))
+
+    def note_rank(self, scope: Scope, name: str, rank: int | None) -> None:
+        """Note the rank of a tensor that an operator of a known rank reads."""
+        owner = scope.owner(name)
+        if owner is not None and rank is not None:
+            self.ranks.setdefault((owner.path, name), rank)
 
     def is_float(self, scope: Scope, name: str) -> bool:
         """Whether a tensor is known to have numbers of floating point."""

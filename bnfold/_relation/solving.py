@@ -6,6 +6,7 @@ function. ``r`` comes from the largest weights of the row; then every weight has
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -14,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._relation.expressions import (
-    ONE,
     ZERO,
     Double,
     Expression,
@@ -31,7 +31,7 @@ _BLOCK = 1 << 20
 _LARGEST = 9
 """``r`` is the median of so many ratios."""
 _Key = tuple[int, bool, Any]
-_Part = tuple[Linear, Double, float]
+_Part = tuple[Linear, Double, Double]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +119,17 @@ def _solve_rows(
         agreed = ~over & (away + off > 0)
         part = np.divide(diff, away + off, out=np.zeros_like(diff), where=agreed)
         distance = max(distance, float(part.max(initial=0)))
-    error = sum(max((p[2] for parts in s.values() for p in parts), default=0.0) for s in sides)
-    related = settled(first, second, along(scale, axis, rank), error, unit)
+    error = np.zeros(rows)
+    for side in sides:
+        error += np.max([p[2] for parts in side.values() for p in parts] or [error], axis=0)
+    error = error[:1] if np.all(error == error[0]) else error
+    related = settled(first, second, along(scale, axis, rank), along(error, axis, rank), unit)
+    most = float(np.max(error))
     if worst is None:
-        return replace(related, distance=max(related.distance, distance * error / unit))
+        return replace(related, distance=max(related.distance, distance * most / unit))
     name = next((p[0].name for ps in sides[1].values() for p in ps if p[0].name), "")
     total = rows if wanted is None else len(wanted)
-    return Difference(bad, total, *worst, error / unit, related, name)
+    return Difference(bad, total, *worst, most / unit, related, name)
 
 
 def _kinds(sides: Sequence[dict[_Key, list[_Part]]]) -> dict[int, set[frozenset[Any]]]:
@@ -149,11 +153,13 @@ def _parts(
     found: dict[_Key, list[_Part]] = {}
     for term in expression.terms:
         linear = term.linear or _itself(axis, rows, length)
-        factor = vector(term.scale, axis, rank, rows)
-        if factor is None:
+        factor, error = (
+            vector(np.asarray(each), axis, rank, rows) for each in (term.scale, term.error)
+        )
+        if factor is None or error is None:
             raise Incomparable("a scale lies along other axes than the channels")
         key = term.base, linear.of_shift, linear.kind
-        found.setdefault(key, []).append((linear, factor, term.error + linear.error))
+        found.setdefault(key, []).append((linear, factor, error + linear.error))
     return found
 
 
@@ -215,12 +221,14 @@ def _filled(
             if id(linear) not in loaded:
                 loaded[id(linear)] = linear.load()
             weights = loaded[id(linear)][block].astype(np.float64)
-            factors = factor[block][:, None, None] * _gains(linear, block)
+            factors = factor[block][:, None, None] * _by_column(linear, linear.gain, 1.0, block)
+            errors = error[block][:, None, None] + _by_column(linear, linear.slack, 0.0, block)
             weights *= factors
             sizes = np.abs(weights)
             if linear.mass is not None:
                 sizes = linear.mass()[block].astype(np.float64) * np.abs(factors)
-            slips = error * sizes + least(linear.unit) * np.abs(factors)
+            slips = errors * sizes + least(linear.unit) * np.abs(factors)
+            slips[~np.isfinite(slips)] = 0.0
             at = [layout.places[place] for place in linear.places]
             if layout.is_dense:
                 group = block * linear.group // linear.rows
@@ -236,11 +244,13 @@ def _filled(
     return _Filled(np.concatenate(values, axis=1), np.concatenate(allowed, axis=1))
 
 
-def _gains(linear: Linear, block: NDArray[np.int64]) -> Double:
-    """The factors of what each row reads, [rows, columns, 1]."""
-    if linear.gain is None:
-        return ONE.reshape(1, 1, 1)
-    groups = np.broadcast_to(linear.gain, (linear.group * linear.columns,))
+def _by_column(
+    linear: Linear, values: Double | None, default: float, block: NDArray[np.int64]
+) -> Double:
+    """Numbers of the channels that each row reads, [rows, columns, 1]."""
+    if values is None:
+        return np.full((1, 1, 1), default)
+    groups = np.broadcast_to(values, (linear.group * linear.columns,))
     return groups.reshape(linear.group, -1)[block * linear.group // linear.rows][:, :, None]
 
 
@@ -254,7 +264,7 @@ def _compared(
     """
     ratio = np.ones(len(one))
     diff = np.abs(other - one)
-    over = ~(diff <= away + off)  # What is not a number is no rounding.
+    over = ~((diff <= away + off) | _is_same(one, other))  # What is no number is no rounding.
     for ratios in (_ratios, _exact_ratios):
         wrong = np.flatnonzero(over.any(axis=1))
         if not len(wrong):
@@ -263,11 +273,18 @@ def _compared(
         found = ratios(a, b, off[wrong] + away[wrong])
         far = np.abs(b - found[:, None] * a)
         beyond = ~(far <= away[wrong] + np.abs(found)[:, None] * off[wrong])
+        beyond &= ~_is_same(found[:, None] * a, b)
         if ratios is _exact_ratios:  # The first ratio tells more of a row that is wrong.
             right = ~beyond.any(axis=1)
             wrong, found, far, beyond = wrong[right], found[right], far[right], beyond[right]
         ratio[wrong], diff[wrong], over[wrong] = found, far, beyond
     return ratio, diff, over
+
+
+def _is_same(one: Double, other: Double) -> NDArray[np.bool_]:
+    """Where both have the same infinity, or no number: what they make of data is the same."""
+    same: NDArray[np.bool_] = np.isinf(one) & (one == other)
+    return same | (np.isnan(one) & np.isnan(other))
 
 
 def _exact_ratios(one: Double, other: Double, slack: Double) -> Double:
@@ -312,7 +329,9 @@ def _solve_each(first: Expression, second: Expression) -> Related | Difference:
         units = float(diff[row, place]) / size if size else np.inf
         channels = [int(each) for each in np.flatnonzero(wrong)]
         return Difference(channels, ratio.size, meant, found, units, units / 8, Related())
-    error = sum(max((t.error for t in e.terms), default=0.0) for e in (first, second))
+    error = np.zeros(shape)
+    for each in (first, second):
+        error = error + functools.reduce(np.maximum, [t.error for t in each.terms], np.zeros(()))
     ratio = np.where((np.abs(one) <= off).all(axis=1), 0.0, ratio)
     return settled(first, second, ratio.reshape(shape), error, unit)
 
@@ -343,5 +362,7 @@ def _stacked(expression: Expression, bases: Sequence[int]) -> tuple[Double, Doub
     held = {term.base: term for term in expression.terms}
     scales = [held.get(base, Term(base, ZERO)).scale for base in bases]
     errors = [held.get(base, Term(base)).error for base in bases]
-    values = np.stack(np.broadcast_arrays(*scales), axis=-1)
-    return values, np.abs(values) * np.asarray(errors)
+    arrays = np.broadcast_arrays(*scales, *errors)
+    values, relative = (np.stack(part, -1) for part in (arrays[: len(bases)], arrays[len(bases) :]))
+    slack = np.abs(values) * relative
+    return values, np.where(np.isfinite(slack), slack, 0.0)

@@ -84,6 +84,7 @@ class Table:
         roots: by a base whose numbers another one has, in the same order but with other axes, that
             other one.
         types: the element type of each base.
+        constants: the bases of constants that a graph puts out, by their numbers, type and shape.
         widened: by a base that is data of another type, stored in a wider one, and by that type,
             what the data are.
     """
@@ -95,6 +96,7 @@ class Table:
     roots: dict[int, int] = field(default_factory=dict)
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
+    constants: dict[Hashable, int] = field(default_factory=dict)
 
     def reset(self) -> None:
         """Forget what the second file has used."""
@@ -107,6 +109,12 @@ class Table:
         """A new base, whose numbers have an element type; 0 if that is not known."""
         self.types.append(kind)
         return len(self.types) - 1
+
+    def stored(self, content: Hashable) -> int:
+        """The base of a constant."""
+        if content not in self.constants:
+            self.constants[content] = self.fresh(0)
+        return self.constants[content]
 
 
 def key_of(

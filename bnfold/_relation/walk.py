@@ -14,14 +14,16 @@ from onnx import NodeProto, TensorProto
 
 from bnfold._onnx.read.scopes import Scope, bodies, label, type_of
 from bnfold._relation import cores, linear, reading
+from bnfold._relation.cores import Core
 from bnfold._relation.expressions import (
     Expression,
     Term,
     along,
+    is_uneven,
     lies_along,
     of_base,
 )
-from bnfold._relation.matching import Form, Matcher, rows_of
+from bnfold._relation.matching import Form, Matcher, is_random, rows_of
 from bnfold._relation.places import REARRANGING, is_absolute, place_of
 from bnfold._relation.problems import Problem
 from bnfold._relation.side import Side
@@ -39,11 +41,16 @@ _WIDER: dict[int, tuple[int, ...]] = {
 
 @dataclass(eq=False)
 class Walk:
-    """One file on its way through the table. ``words`` tell constants apart."""
+    """One file on its way through the table.
+
+    ``words`` tell constants apart. ``inside`` is the operator whose body is walked, and which of
+    its bodies; None in the main graph.
+    """
 
     side: Side
     found: Matcher
     words: dict[tuple[str, str], Hashable] = field(default_factory=dict)
+    inside: tuple[Known, str] | None = None
 
     def graph(self, scope: Scope) -> None:
         """Go through the operators of a graph."""
@@ -83,6 +90,9 @@ class Walk:
 
     def _node(self, scope: Scope, node: NodeProto) -> None:
         side = self.side
+        if not scope.kind(node):
+            self._other(scope, node)
+            return
         outputs = [name for name in node.output if name]
         if outputs and all(side.constant(scope, name) is not None for name in outputs):
             return
@@ -116,9 +126,9 @@ class Walk:
         made = Expression((), value.shift, value.mass, value.error, value.unit, value.origins)
         for term in value.terms:
             inner = self.found.table.widened.get((term.base, kind))
-            if inner is None:
+            if inner is None or is_uneven(term.error):
                 return None
-            made = made.plus(inner.scaled(term.scale, term.error, 0.0))
+            made = made.plus(inner.scaled(term.scale, float(np.max(term.error)), 0.0))
         return made if value.terms else None
 
     def _affine(self, scope: Scope, node: NodeProto) -> Expression | None:
@@ -142,15 +152,18 @@ class Walk:
         made = linear.apply(found, data) if found is not None and data is not None else None
         if found is not None:
             self.side.ranks[scope.path, node.output[0]] = found.rank
+            self.side.note_rank(scope, found.data, found.data_rank)
         if found is None or made is None or not found.bias:
             return made
         weight = self.side.floats(scope, found.bias)
         if weight is not None:
             values = weight.double()
+            if not np.all(np.isfinite(values)):
+                return None
             if found.linear.axis == 1:
                 values = along(values, 1, found.rank)
             return made.shifted(values * found.bias_factor, weight.unit / 2, weight.unit)
-        bias = self.closed(scope, found.bias)
+        bias = self.closed(scope, found.bias) if found.linear.axis != 1 else None
         return None if bias is None else made.plus(bias, found.bias_factor)
 
     def _sum(self, scope: Scope, node: NodeProto) -> Expression | None:
@@ -164,7 +177,9 @@ class Walk:
             if total is None or part is None:
                 return None
             axes = {total.axis, part.axis} - {None}
-            if len(axes) > 1 or rows_of(total) != rows_of(part) != 0 != rows_of(total):
+            ranks = {self.side.rank(scope, n) for n in node.input} if 1 in axes else ()
+            rows = {rows_of(total), rows_of(part)} - {0}
+            if max(len(axes), len(ranks), len(rows)) > 1:
                 total, part = self.closed(scope, node.input[0]), self.closed(scope, name)
                 if total is None or part is None or len(parts) > 2:
                     return None
@@ -174,25 +189,32 @@ class Walk:
     def _other(self, scope: Scope, node: NodeProto) -> None:
         """An operator that is not affine, or the part of it that is not."""
         given: list[Expression | None] = [self.closed(scope, name) for name in node.input]
-        core = cores.of(self.side, scope, node, given)
+        is_call = not scope.kind(node)
+        core = Core(node, node.input, given) if is_call else cores.of(self.side, scope, node, given)
         gates = [self._close_own(value, label(node)) for value in core.gates]
         names = [*core.names, *("" for _ in gates)]
         values = [*core.given, *gates]
         words = [self._word(scope, n, v) for n, v in zip(names, values, strict=True)]
         types = [self.side.shapes.type(scope, name) if name else 0 for name in node.output]
-        if type_of(node) in _COMMUTATIVE:
+        if type_of(node) in _COMMUTATIVE and scope.opset >= 7 and not is_call:
             order = sorted(range(len(words)), key=lambda place: str(words[place]))
             words, values = [words[k] for k in order], [values[k] for k in order]
-        forms = [Form(key_of(core.node, scope.opset, words, types), values, core)]
+        key = key_of(core.node, scope.opset, words, types)
+        if is_call:
+            key = key, self.side.functions
+        if is_random(node):  # In a body it is drawn each time that the body runs.
+            key = key, self.inside
+        forms = [Form(key, values, core)]
         if any(bodies(node)):
             self._with_bodies(scope, node, forms[0].key, values)
             return
-        place = place_of(self.side, scope, node)
+        place = None if is_call else place_of(self.side, scope, node)
         data = values[0] if values else None
         if place is not None and data is not None:
-            data = self._root(node, data, place)
-            word = self._word(scope, names[0], data)
-            forms.append(Form((place, *types, word), [data], core))
+            root = self._root(node, data, place)
+            word = self._word(scope, names[0], root)
+            forms.append(Form((place, *types, word), [root], core, root is not data))
+            data = root
         made = self.found.operator(scope, node, forms, types)
         if type_of(node) == "Cast" and data is not None:
             before, after = (
@@ -218,8 +240,8 @@ class Walk:
         root = self.found.table.roots.get(term.base, term.base)
         if root == term.base or term.scale.size > 1 or data.shift.size > 1:
             return data
-        moved = Term(root, term.scale.reshape(()), term.error)
-        shift, mass = data.shift.reshape(()), data.mass.reshape(-1)[:1].reshape(())
+        moved = Term(root, term.scale.reshape(()), float(np.max(term.error)))
+        shift, mass = data.shift.reshape(()), np.asarray(np.max(data.mass))
         return replace(data, terms=(moved,), shift=shift, mass=mass)
 
     def _close_own(self, value: Expression, at: str) -> Expression:
@@ -264,7 +286,9 @@ class Walk:
         given: Sequence[Expression | None],
     ) -> None:
         """If, Loop, Scan: the same data go into the bodies of both files, and come out of them."""
-        graphs = [self.side.body(graph) for _, graph in bodies(node)]
+        named = sorted(bodies(node), key=lambda pair: pair[0])
+        graphs = [self.side.body(graph) for _, graph in named]
+        key = key, tuple(name for name, _ in named)
         known = None
         for candidate in [] if self.found.is_first else self.found.table.operators.get(key, []):
             relations = self.found.relations(candidate, given)
@@ -287,10 +311,13 @@ class Walk:
                 self.found.miss(node, given, outputs)
         known.is_used = not self.found.is_first
         results: list[list[Expression]] = []
-        for body, formal_ in zip(graphs, known.formal, strict=True):
+        outside = self.inside
+        for (name, _), body, formal_ in zip(named, graphs, known.formal, strict=True):
             for value, base in zip(body.graph.input, formal_, strict=True):
                 self._set(body, value.name, of_base(base))
+            self.inside = known, name
             self.graph(body)
+            self.inside = outside
             results.append([self.result(body, value.name) for value in body.graph.output])
         if self.found.is_first:
             known.results = results
@@ -313,7 +340,7 @@ class Walk:
         if weight is None:
             return of_base(self.found.table.fresh(0))
         values = weight.load()
-        if values.dtype.kind not in "fiub" and not weight.is_float:
-            return of_base(self.found.table.fresh(0))
-        numbers = values.astype(np.float64)
-        return Expression((), numbers, np.abs(numbers))
+        numbers = values.astype(np.float64) if weight.is_float else np.zeros(())
+        if weight.is_float and np.all(np.isfinite(numbers)):
+            return Expression((), numbers, np.abs(numbers))
+        return of_base(self.found.table.stored(fingerprint(values)))

@@ -119,17 +119,50 @@ def place_of_largest(call: Call) -> Pair | None:
 
 
 def resized(call: Call) -> Pair | None:
-    """Resize, Upsample: each number is a weighted mean of others, with weights of sum 1."""
+    """Resize, Upsample: each number is a weighted mean of others, with weights of sum 1.
+
+    An axis stays as it is if its scale is 1. Its size may be the same for another scale, too, and
+    each of its numbers a mean. Cropping puts a number of its own where it leaves the data.
+    """
     rank, one = call.rank(), call.first
+    if call.given.get("coordinate_transformation_mode", b"") == b"tf_crop_and_resize":
+        return None
     before, after = (call.sizes(n) for n in (call.node.input[0], call.node.output[0]))
     if rank is None or before is None or after is None or len(before) != len(after):
         return None
     same = [a == b and a is not None for a, b in zip(before, after, strict=True)]
+    factors = _factors(call, rank)
+    if factors is not None:
+        same = [each and factor == 1 for each, factor in zip(same, factors, strict=True)]
+    elif not _has_sizes(call):
+        same = [False] * rank
     axes = [axis for axis in range(rank) if not same[axis]]
     if not (is_off(one.scale, rank, axes) and is_off(one.shift, rank, axes)):
         return None
-    extrapolates = call.given.get("coordinate_transformation_mode", b"") == b"tf_crop_and_resize"
-    return None if extrapolates and one.shift.any() else (one.scale, one.shift)
+    return one.scale, one.shift
+
+
+def _factors(call: Call, rank: int) -> list[float] | None:
+    """The scales of a Resize or Upsample, one for each axis; None if they are not known."""
+    given = call.given.get("scales")
+    names = call.node.input
+    place = 2 if call.node.op_type == "Resize" and call.scope.opset > 10 else 1
+    if given is None and place < len(names) and names[place]:
+        found = call.side.constant(call.scope, names[place])
+        given = None if found is None else found.load().reshape(-1)
+    if given is None or len(given) == 0:
+        return None
+    axes = [axis % rank for axis in call.given.get("axes", range(rank))]
+    if len(axes) != len(given):
+        return None
+    factors = dict(zip(axes, map(float, given), strict=True))
+    return [factors.get(axis, 1.0) for axis in range(rank)]
+
+
+def _has_sizes(call: Call) -> bool:
+    """Whether a Resize is told the sizes that it puts out, and keeps to them."""
+    policy = call.given.get("keep_aspect_ratio_policy", b"stretch")
+    return len(call.node.input) > 3 and bool(call.node.input[3]) and policy == b"stretch"
 
 
 def centred(call: Call) -> Pair | None:
