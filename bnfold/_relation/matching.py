@@ -60,7 +60,7 @@ class Matcher:
 
     ``forced`` are bases that count as equal, whatever the weights say: by base, who reads the
     difference. ``loose`` has by base why the first file does not have it: that is no problem where
-    the next operator makes one operator of both.
+    the next operator makes one operator of both, and where nothing depends on it.
     """
 
     side: Side
@@ -98,21 +98,27 @@ class Matcher:
             known.is_used = True
             self.blame(node, form.given, relations, known)
             return [of_base(base) for base in known.outputs]
-        if not self.is_first:
-            self.miss(node, forms[0].given)
         outputs = [self.table.fresh(kind) for kind in types]
+        if not self.is_first:
+            self.miss(node, forms[0].given, outputs)
         for form in forms if self.is_first else ():
             kind = type_of(form.core.node)
             known = Known(label(node), form.given, outputs, kind, form.core.numbers)
             self.table.operators.setdefault(form.key, []).append(known)
         return [of_base(base) for base in outputs]
 
-    def miss(self, node: NodeProto, given: Sequence[Expression | None]) -> None:
-        """Note that the first file has no such operator, or none that puts out what it reads."""
+    def miss(
+        self, node: NodeProto, given: Sequence[Expression | None], outputs: Sequence[int]
+    ) -> None:
+        """Note that the first file has no such operator, or none that puts out what it reads.
+
+        That is a problem if something depends on what it puts out.
+        """
         bases = (term.base for value in given if value is not None for term in value.terms)
         loose = next((self.loose[base] for base in bases if base in self.loose), None)
         why = f"the first file has no such {node.op_type}"
-        self.problems.append(loose or Problem("structure", label(node), why))
+        problem = loose or Problem("structure", label(node), why)
+        self.loose.update(dict.fromkeys(outputs, problem))
 
     def relations(
         self, known: Known, given: Sequence[Expression | None]

@@ -1,7 +1,8 @@
 """Operators that only move numbers, told by where each number goes rather than by how it is said.
 
 Reshape, Flatten, Squeeze and Unsqueeze keep the row-major order: two of them are the same if they
-put out the same sizes. Slice and Split take ranges of axes, however these are written.
+put out the same sizes. Slice and Split take ranges of axes, and reductions some axes, however these
+are written.
 """
 
 from __future__ import annotations
@@ -28,7 +29,22 @@ def place_of(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
         return _ranges(side, scope, node)
     if kind == "Split":
         return _parts(side, scope, node)
+    if kind.startswith("Reduce"):
+        return _reduced(side, scope, node)
     return None
+
+
+def _reduced(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
+    """The axes that a reduction takes away, in order."""
+    rank, held = side.rank(scope, node.input[0]), attributes(node)
+    axes: Any = held.get("axes")
+    if len(node.input) > 1 and node.input[1]:
+        found = side.constant(scope, node.input[1])
+        axes = None if found is None else found.load().reshape(-1)
+    if rank is None or axes is None or not len(axes):
+        return None
+    told = tuple(sorted(int(axis) % rank for axis in axes))
+    return node.op_type, told, bool(held.get("keepdims", 1))
 
 
 def _sizes(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
@@ -37,9 +53,22 @@ def _sizes(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
     if after is None:
         return None
     told = [_told(side, size, before or ()) for size in after]
+    for known in (_is_number, _is_told):  # All others tell one that is left.
+        if sum(not known(size) for size in told) == 1:
+            told = [size if known(size) else None for size in told]
+            break
     if told.count(None) > 1 or 0 in told:
         return None
     return "rearranged", tuple(told)
+
+
+def _is_number(size: Hashable) -> bool:
+    return isinstance(size, int)
+
+
+def _is_told(size: Hashable) -> bool:
+    """Whether a size is told without those of the data."""
+    return isinstance(size, (int, str))
 
 
 def _told(side: Side, size: Any, before: tuple[Any, ...]) -> Hashable | None:
@@ -54,7 +83,7 @@ def _told(side: Side, size: Any, before: tuple[Any, ...]) -> Hashable | None:
 def is_absolute(place: Hashable) -> bool:
     """Whether the sizes of a rearrangement are told without those of its data."""
     assert isinstance(place, tuple)
-    return not any(isinstance(size, tuple) for size in place[1])
+    return not any(isinstance(size, tuple) and size[0] == "axis" for size in place[1])
 
 
 def _ranges(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:

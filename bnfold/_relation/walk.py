@@ -301,14 +301,14 @@ class Walk:
                 self.found.blame(node, given, relations, candidate)
             known = candidate
             break
-        if known is None and not self.found.is_first:
-            self.found.miss(node, given)
         if known is None:
             formal = [self._fresh(g, (v.name for v in g.graph.input)) for g in graphs]
             outputs = self._fresh(scope, node.output)
             known = Known(label(node), given, outputs, formal=formal)
             if self.found.is_first:
                 self.found.table.operators.setdefault(key, []).append(known)
+            else:
+                self.found.miss(node, given, outputs)
         known.is_used = not self.found.is_first
         results: list[list[Expression]] = []
         outside = self.inside
