@@ -60,7 +60,8 @@ def is_read(table: Table, base: int, channels: Sequence[int], results: Collectio
         current, some = waiting.pop()
         if current in results:
             return True
-        found = [(each, None) for each in _sums_of(table, current, some)]
+        found: list[tuple[int, Sequence[int] | None]] = []
+        found += [(each, None) for each in _sums_of(table, current, some)]
         for known in itertools.chain.from_iterable(table.operators.values()):
             maps = [v.map for v in known.inputs if v is not None and v.map is not None]
             if any(term.base == current and np.any(term.scale) for term in maps):
