@@ -1,7 +1,11 @@
-"""Which channels of a value anything reads: of the others no difference can show."""
+"""Which values depend on the inputs, and which channels of them anything reads.
+
+Of the others no difference can show.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -18,41 +22,66 @@ _ALIKE = frozenset(
 """Operators whose channels are made of the same channel of their data."""
 
 
-def is_read(table: Table, base: int, channels: Sequence[int], results: Collection[int]) -> bool:
-    """Whether one of some channels of a base is read, as the first file tells.
+def varies(table: Table, base: int) -> bool:
+    """Whether a base depends on an input of the model, as far as the first file tells.
 
-    A channel that only operators with zero weights for it read is not, also behind operators that
-    make each channel of one. Through any other operator every channel counts as read. ``results``
-    are the bases that the file puts out.
+    ``x − x`` does not, and neither does what is made of it alone.
     """
-    waiting, seen = [base], set[int]()
+    made = {
+        b: known.inputs
+        for each in table.operators.values()
+        for known in each
+        for b in known.outputs
+    }
+    for sums in table.sums.values():
+        made.update({known.base: [known.expression] for known in sums})
+    waiting, seen = [base], {base}
     while waiting:
         current = waiting.pop()
-        if current in results:
+        given = [value for value in made.get(current, ()) if value is not None]
+        if not given:  # An input, or random numbers.
             return True
-        seen.add(current)
-        for linear in _readers(table, current):
-            if linear is None or _reads(linear, channels):
-                return True
-        for operators in table.operators.values():
-            for known in operators:
-                read = [v.map.base for v in known.inputs if v is not None and v.map is not None]
-                if current not in read:
-                    continue
-                if known.kind not in _ALIKE:
-                    return True
-                waiting += [each for each in known.outputs if each not in seen]
+        fresh = {t.base for value in given for t in value.terms if np.any(t.scale)} - seen
+        seen |= fresh
+        waiting += fresh
     return False
 
 
-def _readers(table: Table, base: int) -> list[Linear | None]:
-    """The operators that read a base in sums; None for a sum that has the base itself."""
+def is_read(table: Table, base: int, channels: Sequence[int], results: Collection[int]) -> bool:
+    """Whether one of some channels of a base comes to an output, as the first file tells.
+
+    A channel that only operators with zero weights for it read does not, also behind operators that
+    make each channel of one. Through any other operator every channel counts as read. ``results``
+    are the bases that the file puts out.
+    """
+    waiting: list[tuple[int, Sequence[int] | None]] = [(base, channels)]
+    seen = {base}
+    while waiting:
+        current, some = waiting.pop()
+        if current in results:
+            return True
+        found: list[tuple[int, Sequence[int] | None]] = []
+        found += [(each, None) for each in _sums_of(table, current, some)]
+        for known in itertools.chain.from_iterable(table.operators.values()):
+            maps = [v.map for v in known.inputs if v is not None and v.map is not None]
+            if any(term.base == current and np.any(term.scale) for term in maps):
+                behind = some if known.kind in _ALIKE else None
+                found += [(each, behind) for each in known.outputs]
+        waiting += [pair for pair in found if pair[0] not in seen]
+        seen |= {each for each, _ in found}
+    return False
+
+
+def _sums_of(table: Table, base: int, channels: Sequence[int] | None) -> list[int]:
+    """The sums that read some channels of a base, or any; None stands for all channels."""
     return [
-        term.linear
-        for sums in table.sums.values()
-        for known in sums
+        known.base
+        for known in itertools.chain.from_iterable(table.sums.values())
         for term in known.expression.terms
-        if term.base == base and (term.linear is None or not term.linear.of_shift)
+        if term.base == base
+        and np.any(term.scale)
+        and not (term.linear is not None and term.linear.of_shift)
+        and (term.linear is None or channels is None or _reads(term.linear, channels))
     ]
 
 

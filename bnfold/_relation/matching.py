@@ -99,7 +99,7 @@ class Matcher:
         if tried and not self.is_first:
             known, form, relations = next((t for t in tried if not t[0].is_used), tried[0])
             known.is_used = True
-            self.blame(node, form.given, relations)
+            self.blame(node, form.given, relations, known)
             return [of_base(base) for base in known.outputs]
         outputs = [self.table.fresh(kind) for kind in types]
         if not self.is_first:
@@ -172,6 +172,7 @@ class Matcher:
         node: NodeProto,
         given: Sequence[Expression | None],
         relations: Sequence[Related | None],
+        known: Known,
     ) -> None:
         """Note that an operator reads other data. Raises `Blamed` where weights ahead of it do."""
         sure = node.op_type in _FAITHFUL
@@ -184,10 +185,15 @@ class Matcher:
         ]
         if origins:
             raise Blamed(origins, label(node), sure)
-        real = [one for one in relations if one is not None and not one.is_identity]
+        real = [
+            (value, one)
+            for value, one in zip(given, relations, strict=True)
+            if value is not None and one is not None and not one.is_identity
+        ]
         if real:
-            what = f"what {label(node)} reads"
-            self.problems.append(of_map(label(node), what, real[0], None, sure))
+            what, (value, one) = f"what {label(node)} reads", real[0]
+            found = of_map(label(node), what, one, next(iter(known.outputs), None), sure)
+            self.problems.append(replace(found, read=_bases(value)))
         else:
             why = f"this {node.op_type} has other bounds"
             self.problems.append(Problem("map", label(node), why, is_sure=False))
@@ -231,7 +237,14 @@ class Matcher:
             raise Blamed(origins, at, True)
         self.problems.append(
             Problem(
-                "weights", at, str(worst), known.base, worst.channels, worst.units, worst.allowed
+                "weights",
+                at,
+                str(worst),
+                known.base,
+                worst.channels,
+                worst.units,
+                worst.allowed,
+                read=_bases(value),
             )
         )
         return self._matched(known, value, worst.otherwise, at, is_wrong=True)
@@ -271,7 +284,8 @@ class Matcher:
         if known.base in self.forced:
             blame = self.forced[known.base]
             problem = of_map(at, f"{at} puts out", related or found, known.base, blame.is_sure)
-            self.problems.append(replace(problem, why=f"{problem.why}, as {blame.by} reads it"))
+            why = f"{problem.why}, as {blame.by} reads it"
+            self.problems.append(replace(problem, why=why, read=_bases(value)))
             return known.own
         if value.origins and _is_uniform(found):
             return replace(made, origins=value.origins)
@@ -287,7 +301,12 @@ class Matcher:
         elif not related.is_identity:
             if other.origins - self.forced.keys():
                 raise Blamed(other.origins - self.forced.keys(), what, True)
-            self.problems.append(of_map(what, what, related, None, True))
+            found = of_map(what, what, related, None, True)
+            self.problems.append(replace(found, read=_bases(other)))
+
+
+def _bases(value: Expression) -> frozenset[int]:
+    return frozenset(term.base for term in value.terms)
 
 
 def is_random(node: NodeProto) -> bool:

@@ -17,7 +17,8 @@ class Problem:
     ``kind`` is "weights" (rows of weights differ), "map" (a scale or shift differs) or "structure"
     (the first file has no such operator). ``base`` is the value whose rows ``channels`` differ.
     ``is_sure`` tells that nothing else can make up for it. ``allowed`` is how many units in the
-    last place rounding explains.
+    last place rounding explains. ``read`` are the bases whose numbers come in otherwise:
+    where one of them is always the same, nothing shows.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class Problem:
     units: float = 0.0
     allowed: float = 0.0
     is_sure: bool = True
+    read: Collection[int] = ()
 
 
 class Blamed(Exception):

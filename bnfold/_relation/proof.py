@@ -20,7 +20,7 @@ from onnx import ModelProto, ValueInfoProto
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope
 from bnfold._relation.expressions import Expression, of_base
-from bnfold._relation.liveness import is_read
+from bnfold._relation.liveness import is_read, varies
 from bnfold._relation.lowering import lowered
 from bnfold._relation.matching import Matcher
 from bnfold._relation.problems import Blame, Blamed, Layer, Problem
@@ -179,7 +179,7 @@ def _concluded(found: Matcher, table: Table, results: Sequence[Expression]) -> P
         count = len(found.problems)
         why = f"{first.why}; {count} layers differ, and one may make up for another"
         return Proof("not proved", first.at, why, found.layers)
-    bases = {term.base for value in results for term in value.terms}
+    bases = {term.base for value in results for term in value.terms if np.any(term.scale)}
     weak = next((each for each in found.problems if not _is_refuted(each, table, bases)), None)
     if weak is None and found.is_open:
         weak = first
@@ -191,5 +191,7 @@ def _concluded(found: Matcher, table: Table, results: Sequence[Expression]) -> P
 def _is_refuted(problem: Problem, table: Table, results: Collection[int]) -> bool:
     """Whether the function is another one: the rest of both files is the same."""
     if not problem.is_sure or not problem.units >= _SURE * (1 + problem.allowed):
+        return False
+    if not all(varies(table, base) for base in problem.read):
         return False
     return problem.base is None or is_read(table, problem.base, problem.channels, results)

@@ -116,8 +116,8 @@ def _filled_in(
     A constant is any multiple of itself, with the shift that this takes. So it is related as the
     others are, if these are related by two numbers that fit it.
     """
-    dead, scale = np.broadcast_arrays(dead, scale)
-    one = scale[~dead][0]
+    wide, off = np.broadcast_arrays(scale, dead)
+    one = wide[~off][0]
     far, mass, constant, scales, errors = np.broadcast_arrays(
         second.shift - one * first.shift, second.mass + abs(one) * first.mass, dead, scale, error
     )

@@ -298,7 +298,7 @@ class Walk:
             if candidate.is_used:
                 continue
             if any(one is not None and not one.is_identity for one in relations):
-                self.found.blame(node, given, relations)
+                self.found.blame(node, given, relations, candidate)
             known = candidate
             break
         if known is None:

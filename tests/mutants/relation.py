@@ -264,4 +264,18 @@ MUTANTS = (
         "            key = key, None",
         "tests/relation/test_attacks.py",
     ),
+    Mutant(
+        "what cancels is read",
+        "_relation/liveness.py",
+        "if any(term.base == current and np.any(term.scale) for term in maps):",
+        "if any(term.base == current for term in maps):",
+        "tests/relation/test_attacks.py",
+    ),
+    Mutant(
+        "what does not depend on the inputs may differ",
+        "_relation/proof.py",
+        "    if not all(varies(table, base) for base in problem.read):",
+        "    if False:",
+        "tests/relation/test_attacks.py",
+    ),
 )

@@ -303,3 +303,28 @@ def test_what_is_no_number_refutes_no_model_of_itself(kind, number):
     else:
         made = model(const(kind, "x", "a", values), op("Relu", "a", "y"), x=(4, 4))
     assert proof(made, made).status == "proved"
+
+
+@pytest.mark.parametrize("place", ["ahead", "behind"])
+def test_what_cancels_refutes_nothing(place):
+    """``f(x) − f(x)`` is 0, whatever f reads; what is made of it alone does not depend on x."""
+
+    def made(factor):
+        cut = op("Sigmoid", "a", "s"), op("Sub", "s s", "d"), op("Tanh", "d", "t")
+        scale = const("Mul", "x", "a", floats(factor)), op("Identity", "t", "y")
+        if place == "behind":
+            scale = op("Identity", "x", "a"), const("Mul", "t", "y", floats(factor))
+        return model(scale[0], *cut, scale[1], x=(2, 4))
+
+    one, other = made(2), made(3)
+    assert not differ(one, other, {"x": rand(2, 4)})
+    assert proof(one, other).status != "refuted"
+
+
+def test_constant_channels_along_another_axis():
+    one, other = (
+        model(const("Mul", "x", "a", v), op("Relu", "a", "y"), x=(8, 4))
+        for v in (floats(0, 1, 2, 3), rand(8, 1))
+    )
+    assert proof(one, other).status != "proved"
+    assert proof(other, one).status != "proved"
