@@ -60,7 +60,9 @@ class Matcher:
 
     ``forced`` are bases that count as equal, whatever the weights say: by base, who reads the
     difference. ``loose`` has by base why the first file does not have it: that is no problem where
-    the next operator makes one operator of both, and where nothing depends on it.
+    the next operator makes one operator of both, and where nothing depends on it. ``is_open``
+    says that another relation of constant channels could have been followed: what differs behind
+    them may be equal.
     """
 
     side: Side
@@ -70,6 +72,7 @@ class Matcher:
     problems: list[Problem] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
     loose: dict[int, Problem] = field(default_factory=dict)
+    is_open: bool = False
 
     def operator(
         self, scope: Scope, node: NodeProto, forms: Sequence[Form], types: Sequence[int]
@@ -130,6 +133,8 @@ class Matcher:
             related = of_maps(one, other) if one is not None and other is not None else None
             if one is not None and related is None:
                 return None
+            if related is not None and not related.is_settled:
+                self.is_open = True
             found.append(related)
         return found
 

@@ -113,6 +113,7 @@ def prove(
     start.graph(graphs[0])
     wanted = [(a, start.result(graphs[0], a.name)) for a, _ in results]
     forced: dict[int, Blame] = {}
+    is_open = False
     while True:
         table.reset()
         other.values.clear()
@@ -127,6 +128,8 @@ def prove(
             if len(forced) >= _ATTEMPTS:
                 return Proof("not proved", "", f"over {_ATTEMPTS} layers differ")
             forced.update(dict.fromkeys(blamed.bases, blamed.by))
+        is_open |= walk.found.is_open
+    walk.found.is_open |= is_open
     return _concluded(walk.found, table, [value for _, value in wanted])
 
 
@@ -178,6 +181,8 @@ def _concluded(found: Matcher, table: Table, results: Sequence[Expression]) -> P
         return Proof("not proved", first.at, why, found.layers)
     bases = {term.base for value in results for term in value.terms if np.any(term.scale)}
     weak = next((each for each in found.problems if not _is_refuted(each, table, bases)), None)
+    if weak is None and found.is_open:
+        weak = first
     if weak is not None:
         return Proof("not proved", weak.at, weak.why, found.layers)
     return Proof("refuted", first.at, first.why, found.layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ class Related:
     rounding explains a difference of the scale, relative to it, and ``slip`` of the shift, relative
     to its ``mass``. ``distance`` is the largest difference that rounding explains, in units in the
     last place.
+    ``is_settled`` says that no other relation holds as well, as one of constant channels does.
     """
 
     scale: Double = field(default_factory=lambda: ONE)
@@ -37,6 +38,7 @@ class Related:
     error: Double | float = 0.0
     slip: float = 0.0
     distance: float = 0.0
+    is_settled: bool = True
 
     @property
     def is_identity(self) -> bool:
@@ -95,7 +97,11 @@ def of_maps(first: Expression, second: Expression) -> Related | None:
     error = one.error + other.error
     if dead.any() and not dead.all():
         scale = _filled_in(first, second, scale, dead, error)
-    return settled(first, second, scale, error, unit)
+    related = settled(first, second, scale, error, unit)
+    if not dead.any():
+        return related
+    same = (related.scale == 1) & (related.shift == 0)
+    return replace(related, is_settled=bool(np.all(same | ~dead)))
 
 
 def _filled_in(
