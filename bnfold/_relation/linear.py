@@ -227,8 +227,9 @@ _READERS = {
 def apply(found: Applied, data: Expression) -> Expression | None:
     """A linear operator on a map ``g·x + t`` of a base, without its bias.
 
-    ``L(g·x + t) = (L·g)(x) + L(t)``. Where L reads no padding L(t) is one number for each row.
-    Where it does, it is L's sums over the channels, on an image of ones with the same padding.
+    ``L(g·x + t) = (L·g)(x) + L(t)``. Of the places that never read padding L(t) is one number for
+    each row. Of the others it is L's sums over the channels, on an image of ones with the same
+    padding.
 
     None where the map lies along another axis than the channels that L adds up, and for a shift of
     what may be padded or not.
@@ -262,12 +263,18 @@ def apply(found: Applied, data: Expression) -> Expression | None:
         # Each addend is rounded, and so is each sum: about √n of these errors add up.
         count = linear.columns * len(linear.places)
         slack = linear.error + data.error + linear.unit / 2 * (1 + np.sqrt(count))
-        if linear.is_padded:
+        inside = _inside(linear)
+        total, size = (
+            along(each[:, :, inside].sum(axis=(1, 2)), linear.axis, found.rank)
+            for each in (sums, sizes)
+        )
+        made = Expression(made.terms, total, size, slack, linear.unit, data.origins)
+        if np.any(sums[:, :, ~inside]):
             image = Linear(
                 linear.kind,
                 linear.axis,
                 linear.axis,
-                lambda: sums,
+                lambda: np.where(inside, 0.0, sums),
                 linear.rows,
                 1,
                 1,
@@ -275,18 +282,23 @@ def apply(found: Applied, data: Expression) -> Expression | None:
                 error=slack,
                 unit=linear.unit,
                 of_shift=True,
-                mass=lambda: sizes,
+                mass=lambda: np.where(inside, 0.0, sizes),
                 name=linear.name,
             )
-            made = Expression(
-                (*made.terms, Term(term.base, linear=image)), unit=linear.unit, origins=data.origins
-            )
-        else:
-            total, size = (
-                along(each.sum(axis=(1, 2)), linear.axis, found.rank) for each in (sums, sizes)
-            )
-            made = Expression(made.terms, total, size, slack, linear.unit, data.origins)
+            made = replace(made, terms=(*made.terms, Term(term.base, linear=image)))
     return made.scaled(np.asarray(found.factor), 0.0, 0.0) if found.factor != 1.0 else made
+
+
+def _inside(linear: Linear) -> NDArray[np.bool_]:
+    """By place whether it never reads padding, whatever the size of the data.
+
+    Output position p reads ``s·p + place``, and the last one has ``s·p <= size + extent``.
+    """
+    if not linear.is_padded or linear.kind[0] != "window":
+        return np.full(len(linear.places), not linear.is_padded)
+    places, extents = np.asarray(linear.places), np.asarray(linear.kind[2])
+    found: NDArray[np.bool_] = ((places >= 0) & (places < -extents)).all(axis=1)
+    return found
 
 
 def _sums(linear: Linear, values: Double, sizes: bool = False) -> Double:

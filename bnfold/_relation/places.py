@@ -44,7 +44,7 @@ def _reduced(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
     if rank is None or axes is None or not len(axes):
         return None
     told = tuple(sorted(int(axis) % rank for axis in axes))
-    return node.op_type, told, bool(held.get("keepdims", 1))
+    return node.op_type, told, held.get("keepdims", 1) == 1
 
 
 def _sizes(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:

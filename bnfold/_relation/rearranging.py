@@ -55,6 +55,8 @@ def _reshaped(
     while run := _last_run(old, new):
         some = own[-run[0] :] if run[0] else []
         sizes, targets = old[len(old) - run[0] :], new[len(new) - run[1] :]
+        if run == (1, 1):  # A size that need not be known.
+            sizes = targets = some
         varies = any(size > 1 for size in some)
         wide = [*(sizes if varies else some), *wide]
         made = [*(targets if varies else [1] * run[1]), *made]

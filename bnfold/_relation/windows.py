@@ -68,7 +68,7 @@ def _reduced(call: Call) -> tuple[Related, list[int], int] | None:
 
 def _kept(call: Call, values: Double, axes: Sequence[int], rank: int) -> Double:
     """Numbers of a tensor without the axes that a reduction takes away."""
-    if values.ndim == 0 or call.given.get("keepdims", 1):
+    if values.ndim == 0 or call.given.get("keepdims", 1) == 1:
         return values
     return np.squeeze(full_rank(values, rank), axis=tuple(axes))
 

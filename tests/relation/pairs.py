@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 import bnfold
 from bnfold import Proof
+
+from ..graphs import model, op
 
 Array = Any
 
@@ -49,3 +51,35 @@ def apart(one: ModelProto, other: ModelProto, feeds: dict[str, Array]) -> float:
         elif a.size and not np.array_equal(a, b):
             far = max(far, 1.0)
     return far
+
+
+def differ(one, other, feeds):
+    for a, b in zip(run(one, feeds), run(other, feeds), strict=True):
+        if a.shape != b.shape or a.dtype.kind != "f":
+            if not np.array_equal(a, b):
+                return True
+        elif not np.allclose(a, b, rtol=1e-4, atol=1e-4):
+            return True
+    return False
+
+
+def floats(*values):
+    return np.float32(values)
+
+
+def ints(*values):
+    return np.int64(values)
+
+
+def value(name, kind, *shape):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def with_constant(*constants):
+    """A model with each constant as a second output, of no declared shape."""
+    for each in constants:
+        made = model(op("Relu", "x", "y"), x=(2,))
+        made.graph.initializer.append(numpy_helper.from_array(each, "k"))
+        kind = helper.np_dtype_to_tensor_dtype(each.dtype)
+        made.graph.output.append(helper.make_tensor_value_info("k", kind, None))
+        yield made

@@ -1,0 +1,135 @@
+"""Where a law of the proof ends: right on one side of the line, and not proved on the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from ..graphs import const, model, op, rand
+from .pairs import differ, floats, ints, proof, value, with_constant
+
+
+def test_a_number_that_a_loop_draws_each_time_is_another():
+    """Outside of the loop it is drawn once."""
+
+    def made(is_inside):
+        draw = op("RandomUniform", "", "q", shape=[1], dtype=1)
+        steps = [op("Identity", "go", "on"), op("Add", "q s", "t")]
+        body = helper.make_graph(
+            [draw, *steps] if is_inside else steps,
+            "body",
+            [value("i", 7), value("go", 9), value("s", 1, 1)],
+            [value("on", 9), value("t", 1, 1)],
+        )
+        loop = helper.make_node("Loop", ["n", "", "x"], ["y"], body=body)
+        return model(*([] if is_inside else [draw]), loop, x=(1,), weights={"n": np.int64(5)})
+
+    assert proof(made(False), made(True)).status != "proved"
+    assert proof(made(True), made(True)).status == "proved"
+
+
+@pytest.mark.parametrize("mode", ["sizes", "scales", "policy"])
+def test_an_axis_of_the_same_size_may_be_resized(mode):
+    """⌊4 · 1.2⌋ = 4, and each number is a mean. onnxruntime copies such an axis; ONNX does not."""
+    s = rand(4, 1, 1)
+    given = {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}
+    inputs, sizes = "_ k", floats(1, 1.2, 1, 2)
+    if mode != "scales":
+        inputs, sizes = "_ _ k", ints(1, 4, 4, 8)
+    if mode == "policy":
+        given["keep_aspect_ratio_policy"] = "not_larger"
+    made = [
+        model(
+            const("Mul", "x", "a", s),
+            op("Resize", f"a {inputs}", "y", **given),
+            x=(1, 4, 4, 4),
+            weights={"k": sizes},
+            opset=18,
+        ),
+        model(
+            op("Resize", f"x {inputs}", "a", **given),
+            const("Mul", "a", "y", s),
+            x=(1, 4, 4, 4),
+            weights={"k": sizes},
+            opset=18,
+        ),
+    ]
+    assert (proof(*made).status == "proved") is (mode == "sizes")
+
+
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("kind", ["Add", "Mul", "MatMul", "output"])
+def test_what_is_no_number_refutes_no_model_of_itself(kind, number):
+    """An attention mask adds −∞."""
+    values = rand(4, 4)
+    values[1, 2] = number
+    if kind == "output":
+        (made,) = with_constant(values)
+    else:
+        made = model(const(kind, "x", "a", values), op("Relu", "a", "y"), x=(4, 4))
+    assert proof(made, made).status == "proved"
+
+
+@pytest.mark.parametrize("place", ["ahead", "behind"])
+def test_what_cancels_refutes_nothing(place):
+    """``f(x) − f(x)`` is 0, whatever f reads; what is made of it alone does not depend on x."""
+
+    def made(factor):
+        cut = op("Sigmoid", "a", "s"), op("Sub", "s s", "d"), op("Tanh", "d", "t")
+        scale = const("Mul", "x", "a", floats(factor)), op("Identity", "t", "y")
+        if place == "behind":
+            scale = op("Identity", "x", "a"), const("Mul", "t", "y", floats(factor))
+        return model(scale[0], *cut, scale[1], x=(2, 4))
+
+    one, other = made(2), made(3)
+    assert not differ(one, other, {"x": rand(2, 4)})
+    assert proof(one, other).status != "refuted"
+
+
+def test_constant_channels_along_another_axis():
+    one, other = (
+        model(const("Mul", "x", "a", v), op("Relu", "a", "y"), x=(8, 4))
+        for v in (floats(0, 1, 2, 3), rand(8, 1))
+    )
+    assert proof(one, other).status != "proved"
+    assert proof(other, one).status != "proved"
+
+
+@pytest.mark.parametrize(
+    ("pads", "tap", "is_same"),
+    [
+        ([1, 1, 1, 1], (1, 1), True),  # The middle of a window of three never leaves the data,
+        ([0, 0, 2, 2], (0, 0), True),
+        ([1, 1, 1, 1], (1, 2), False),  # but what is next to it does,
+        ([0, 0, 2, 2], (0, 1), False),  # on either side.
+        ([2, 2, 0, 0], (1, 2), False),
+    ],
+)
+def test_a_shift_passes_padding_that_is_never_read(pads, tap, is_same):
+    weight, shift = np.zeros((4, 4, 3, 3), np.float32), rand(4)
+    weight[:, :, tap[0], tap[1]] = rand(4, 4)
+    ahead = model(
+        const("Add", "x", "a", shift.reshape(4, 1, 1)),
+        op("Conv", "a w", "y", pads=pads),
+        x=(1, 4, 5, 5),
+        weights={"w": weight},
+    )
+    behind = model(
+        op("Conv", "x w b", "y", pads=pads),
+        x=(1, 4, 5, 5),
+        weights={"w": weight, "b": weight.sum(axis=(2, 3)) @ shift},
+    )
+    assert differ(ahead, behind, {"x": rand(1, 4, 5, 5)}) is not is_same
+    assert (proof(ahead, behind).status == "proved") is is_same
+
+
+def test_a_relation_along_an_axis_of_unknown_size():
+    """The parameters of a norm tell what no shape does."""
+    stored = {"s": floats(2, 3), "o": floats(0, 0), "v": floats(1, 1), "at": ints(0)}
+    given = {"x": (2, None, 3, 3), "weights": stored}
+    norm = op("BatchNormalization", "x s o o v", "a", epsilon=0.0)
+    one = model(norm, op("Unsqueeze", "a at", "b"), op("Tanh", "b", "y"), **given)
+    other = model(op("Unsqueeze", "x at", "b"), op("Tanh", "b", "y"), **given)
+    assert proof(one, other).status != "proved"
+    assert proof(one, one).status == "proved"
