@@ -56,6 +56,8 @@ def _reshaped(
         some = own[-run[0] :] if run[0] else []
         sizes, targets = old[len(old) - run[0] :], new[len(new) - run[1] :]
         varies = any(size > 1 for size in some)
+        if run == (1, 1):
+            sizes = targets = some  # One axis as it is, whatever its size.
         wide = [*(sizes if varies else some), *wide]
         made = [*(targets if varies else [1] * run[1]), *made]
         del old[len(old) - run[0] :], own[len(own) - run[0] :], new[len(new) - run[1] :]
