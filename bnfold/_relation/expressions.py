@@ -91,7 +91,8 @@ class Expression:
 
     ``mass`` and ``error`` are of the shift. ``unit`` is the largest of those of all numbers that
     went into it. ``origins`` are the bases whose relation to the first file is not the identity and
-    is part of this one.
+    is part of this one. ``is_wide`` tells that some terms may have fewer numbers than the tensor:
+    these are broadcast, and an operator on the sum is none on them.
     """
 
     terms: tuple[Term, ...]
@@ -100,6 +101,7 @@ class Expression:
     error: float = 0.0
     unit: float = 0.0
     origins: frozenset[int] = frozenset()
+    is_wide: bool = False
 
     @property
     def map(self) -> Term | None:
@@ -160,6 +162,7 @@ class Expression:
             max(self.error, other.error) + max(self.unit, other.unit) / 2,
             max(self.unit, other.unit),
             self.origins | other.origins,
+            self.is_wide or other.is_wide,
         )
 
 

@@ -58,6 +58,8 @@ def _of_term(term: Term, value: Expression, sums: Mapping[int, Sum]) -> Expressi
     if inner is None or linear is None or linear.of_shift or is_uneven(term.error):
         return None
     held = inner.expression
+    if held.is_wide:
+        return None
     pointwise = all(_is_pointwise(each.linear) for each in held.terms)
     if linear.is_padded and not (pointwise and not held.shift.any()):
         return None

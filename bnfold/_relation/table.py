@@ -139,7 +139,8 @@ def key_of(
                 if name not in given and attribute.default_value.name:
                     given[name] = _frozen(attribute.default_value)
     outputs = tuple((bool(name), kind) for name, kind in zip(node.output, types, strict=True))
-    return type_of(node), version, outputs, tuple(sorted(given.items())), tuple(inputs)
+    kind = type_of(node), getattr(node, "overload", "")
+    return kind, version, outputs, tuple(sorted(given.items())), tuple(inputs)
 
 
 def _frozen(attribute: onnx.AttributeProto) -> Hashable:

@@ -184,7 +184,20 @@ class Walk:
                 if total is None or part is None or len(parts) > 2:
                     return None
             total = total.plus(part, -1.0 if node.op_type == "Sub" else 1.0)
+        if total is not None and not self._is_even(scope, node, total):
+            total = replace(total, is_wide=True)
         return total
+
+    def _is_even(self, scope: Scope, node: NodeProto, total: Expression) -> bool:
+        """Whether all parts of a sum are known to have the sizes of the sum.
+
+        Operators of one kind on one base have.
+        """
+        first, *rest = (self.side.shapes.sizes(scope, name) for name in node.input)
+        if first is not None and None not in first and all(each == first for each in rest):
+            return True
+        linears = [term.linear and (term.base, term.linear.kind) for term in total.terms]
+        return None not in linears and len(set(linears)) == 1
 
     def _other(self, scope: Scope, node: NodeProto) -> None:
         """An operator that is not affine, or the part of it that is not."""

@@ -285,4 +285,18 @@ MUTANTS = (
         "    if False:",
         "tests/relation/test_attacks.py",
     ),
+    Mutant(
+        "an operator on a sum is one on its parts, whatever their sizes",
+        "_relation/series.py",
+        "    if held.is_wide:",
+        "    if False:",
+        "tests/relation/test_attacks.py",
+    ),
+    Mutant(
+        "overloads of a function are the same",
+        "_relation/table.py",
+        'kind = type_of(node), getattr(node, "overload", "")',
+        "kind = type_of(node)",
+        "tests/relation/test_attacks.py",
+    ),
 )

@@ -213,6 +213,46 @@ def functions_of_another_opset():
 
 
 @pair
+def overloads_of_a_function():
+    def made(overload):
+        owns = []
+        for name, factor in (("p", 2.0), ("q", 3.0)):
+            nodes = [
+                helper.make_node("Constant", [], ["c"], value_float=factor),
+                helper.make_node("Mul", ["a", "c"], ["b"]),
+            ]
+            opsets = [helper.make_opsetid("", 13)]
+            owns.append(helper.make_function("f", "F", ["a"], ["b"], nodes, opsets, overload=name))
+        call = helper.make_node("F", ["x"], ["y"], domain="f", overload=overload)
+        return model(call, x=(2, 4), functions=owns, domains={"f": 1})
+
+    return made("p"), made("q"), {"x": rand(2, 4)}
+
+
+@pair
+def an_operator_on_what_is_broadcast():
+    """A convolution of the sum is none of its smaller part, which has but one place."""
+    shapes = {"x": (1, 4, 5, 5), "z": (1, 4, 1, 1)}
+    weight, pads = {"w": rand(4, 4, 3, 3)}, [1, 1, 1, 1]
+    one = model(
+        op("Add", "x z", "a"),
+        op("Conv", "a w", "b", pads=pads),
+        op("Relu", "b", "y"),
+        x=shapes,
+        weights=weight,
+    )
+    other = model(
+        op("Conv", "x w", "a", pads=pads),
+        op("Conv", "z w", "b", pads=pads),
+        op("Add", "a b", "c"),
+        op("Relu", "c", "y"),
+        x=shapes,
+        weights=weight,
+    )
+    return one, other, {name: rand(*shape) for name, shape in shapes.items()}
+
+
+@pair
 def a_weight_that_is_infinite():
     weight = rand(4, 4)
     wrong = weight.copy()
