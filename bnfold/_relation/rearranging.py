@@ -58,6 +58,8 @@ def _reshaped(
         if run == (1, 1):  # A size that need not be known.
             sizes = targets = some
         varies = any(size > 1 for size in some)
+        if run == (1, 1):
+            sizes = targets = some  # One axis as it is, whatever its size.
         wide = [*(sizes if varies else some), *wide]
         made = [*(targets if varies else [1] * run[1]), *made]
         del old[len(old) - run[0] :], own[len(own) - run[0] :], new[len(new) - run[1] :]

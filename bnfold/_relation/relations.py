@@ -98,10 +98,7 @@ def of_maps(first: Expression, second: Expression) -> Related | None:
     if dead.any() and not dead.all():
         scale = _filled_in(first, second, scale, dead, error)
     related = settled(first, second, scale, error, unit)
-    if not dead.any():
-        return related
-    same = (related.scale == 1) & (related.shift == 0)
-    return replace(related, is_settled=bool(np.all(same | ~dead)))
+    return replace(related, is_settled=related.is_identity or not dead.any())
 
 
 def _filled_in(

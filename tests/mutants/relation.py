@@ -164,6 +164,13 @@ MUTANTS = (
         "tests/relation/test_places.py",
     ),
     Mutant(
+        "behind a constant channel the relation that was followed is the only one",
+        "_relation/proof.py",
+        "    if weak is None and found.is_open:",
+        "    if False:",
+        "tests/relation/test_drawn.py",
+    ),
+    Mutant(
         "attributes of operators do not tell them apart",
         "_relation/table.py",
         "tuple(sorted(given.items())), tuple(inputs)",

@@ -70,10 +70,11 @@ def test_drawn_graphs():
     assert proved >= 0.75 * right and wrong > SEEDS
 
 
-@pytest.mark.parametrize("seed", [4022, 7018, 50255, 50659, 60173])
-def test_sums_that_cancel_are_not_refuted(seed):
-    """What is left of such a sum is rounding: a channel that does not depend on its data."""
-    made, _ = drawn(random.Random(seed), 4, 30)
+@pytest.mark.parametrize("most", [24, 30])
+@pytest.mark.parametrize("seed", [2371, 3456, 3542, 4022, 7018, 50255, 50659, 60173])
+def test_channels_that_do_not_depend_on_data_are_not_refuted(seed, most):
+    """What is left of a sum that cancels is rounding, and a constant is related in many ways."""
+    made, _ = drawn(random.Random(seed), 4, most)
     assert proof(made, bnfold.fold(made)).status != "refuted"
 
 
