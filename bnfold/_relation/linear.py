@@ -297,8 +297,7 @@ def _inside(linear: Linear) -> NDArray[np.bool_]:
     if not linear.is_padded or linear.kind[0] != "window":
         return np.full(len(linear.places), not linear.is_padded)
     places, extents = np.asarray(linear.places), np.asarray(linear.kind[2])
-    found: NDArray[np.bool_] = ((places >= 0) & (places < -extents)).all(axis=1)
-    return found
+    return np.asarray(((places >= 0) & (places < -extents)).all(axis=1), np.bool_)
 
 
 def _sums(linear: Linear, values: Double, sizes: bool = False) -> Double:

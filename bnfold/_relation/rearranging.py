@@ -55,8 +55,6 @@ def _reshaped(
     while run := _last_run(old, new):
         some = own[-run[0] :] if run[0] else []
         sizes, targets = old[len(old) - run[0] :], new[len(new) - run[1] :]
-        if run == (1, 1):  # A size that need not be known.
-            sizes = targets = some
         varies = any(size > 1 for size in some)
         if run == (1, 1):
             sizes = targets = some  # One axis as it is, whatever its size.
