@@ -152,7 +152,7 @@ MUTANTS = (
     Mutant(
         "reductions over any axes are one",
         "_relation/places.py",
-        "    return node.op_type, told, bool(",
+        "    return node.op_type, told, held.get(",
         "    return node.op_type, bool(",
         "tests/relation/test_places.py",
     ),
