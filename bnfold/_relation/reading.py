@@ -119,6 +119,10 @@ def _batch_norm(side: Side, scope: Scope, node: NodeProto) -> tuple[str, list[St
         return None
     if rank is None or (rank < 2 and any(each.shape != (1,) for each in found)):
         return None
+    channels = side.shapes.shape(scope, node.input[0]) or (None,) * 2
+    sizes = {each.shape[0] for each in found} | set(channels[1:2]) - {None}
+    if len(sizes) > 1:
+        return None
     if scope.opset < 7 and not given.get("is_test", 0):
         return None
     gamma, beta, mean, variance = (along(each.double(), 1, rank) for each in found)

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
+from bnfold._errors import UsageError
 from bnfold._onnx import tensors
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.quantized import Dequantized, dequantized
-from bnfold._onnx.read.scopes import Scope, read_scopes
+from bnfold._onnx.read.scopes import Scope, label, read_scopes
 from bnfold._onnx.read.shapes import Shapes, infer
 from bnfold._relation.expressions import Double, Expression
 
@@ -59,6 +60,8 @@ class Side:
     def of(cls, model: ModelProto, base_dir: Path | None) -> Side:
         """The side of a model without local functions."""
         scopes = read_scopes(model)
+        for scope in scopes:
+            _refuse_references(scope)
         shapes = infer(model, scopes)
         functions = tuple(sorted(f.SerializeToString(deterministic=True) for f in model.functions))
         return cls(scopes, Constants(base_dir, shapes), shapes, functions=functions)
@@ -118,6 +121,17 @@ class Side:
             return False
         pairs = zip(reversed(shape), reversed(sizes), strict=False)
         return all(one in (1, size) for one, size in pairs)
+
+
+def _refuse_references(scope: Scope) -> None:
+    """Raise `UsageError` for a node outside of functions that reads an attribute of a call."""
+    for node in () if scope.is_function else scope.nodes:
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                raise UsageError(
+                    f"attribute {attribute.name} of {label(node)} refers to the attribute of a "
+                    "function's call, and this node is in no function; give it a value"
+                )
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:

@@ -158,7 +158,8 @@ class Walk:
         weight = self.side.floats(scope, found.bias)
         if weight is not None:
             values = weight.double()
-            if not np.all(np.isfinite(values)):
+            is_fitting = found.linear.axis != 1 or weight.shape == (found.linear.rows,)
+            if not is_fitting or not np.all(np.isfinite(values)):
                 return None
             if found.linear.axis == 1:
                 values = along(values, 1, found.rank)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from bnfold import UsageError
+
 from ..graphs import const, model, op, rand
 from .pairs import differ, floats, ints, proof, value, with_constant
 
@@ -133,3 +135,20 @@ def test_a_relation_along_an_axis_of_unknown_size():
     other = model(op("Unsqueeze", "x at", "b"), op("Tanh", "b", "y"), **given)
     assert proof(one, other).status != "proved"
     assert proof(one, one).status == "proved"
+
+
+@pytest.mark.parametrize("what", ["norm", "bias", "reference"])
+def test_a_model_that_is_none_ends_without_a_traceback(what):
+    """ONNX's checker has nothing against some of them."""
+    stored = {name: floats(1, 1, 1) for name in "sobv"}
+    if what == "norm":
+        made = model(op("BatchNormalization", "x s o b v", "y"), x=(2, 4, 3), weights=stored)
+    else:
+        conv = op("Conv", "x w b", "y", strides=[1])
+        made = model(conv, x=(2, 4, 3), weights={"w": rand(4, 4, 1), "b": stored["b"]})
+    if what == "reference":
+        made.graph.node[0].attribute[-1].ref_attr_name = "strides"
+        with pytest.raises(UsageError, match="in no function"):
+            proof(made, made)
+    else:
+        assert proof(made, made).status != "refuted"
