@@ -7,6 +7,7 @@ ConvTranspose is its transpose. Gemm: ``α·x·W + β·C``. MatMul: ``x·W``.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,8 @@ from bnfold._relation.expressions import Double, Expression, Linear, Term, along
 from bnfold._relation.side import Side, Weight, attributes
 
 Array = NDArray[Any]
+_TAPS = 1 << 16
+"""Windows of more places are compared as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,8 @@ def _conv(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied 
     spatial = len(weight.shape) - 2
     kernel = weight.shape[2:]
     if spatial < 1 or tuple(given.get("kernel_shape", kernel)) != kernel:
+        return None
+    if math.prod(kernel) > _TAPS:
         return None
     steps = tuple(given.get("strides", (1,) * spatial))
     spread = tuple(given.get("dilations", (1,) * spatial))
@@ -123,6 +128,8 @@ def _conv_transpose(side: Side, scope: Scope, node: NodeProto, weight: Weight) -
     if spatial < 1:
         return None
     kernel = weight.shape[2:]
+    if math.prod(kernel) > _TAPS:
+        return None
     group = given.pop("group", 1)
     wide, columns = weight.shape[1], weight.shape[0] // max(group, 1)
     if group < 1 or weight.shape[0] % group:

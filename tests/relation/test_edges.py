@@ -152,3 +152,10 @@ def test_a_model_that_is_none_ends_without_a_traceback(what):
             proof(made, made)
     else:
         assert proof(made, made).status != "refuted"
+
+
+def test_a_window_that_nobody_has_takes_no_memory():
+    made = model(op("Conv", "x w", "y"), x=(1, 1, None), weights={"w": rand(1, 1, 2)})
+    made.graph.initializer[0].dims[2] = 1 << 40
+    with pytest.raises(UsageError):
+        proof(made, made)
