@@ -30,6 +30,7 @@ from .graphs import (
     overridable,
     rand,
     run,
+    subgraph,
     tensor,
 )
 
@@ -428,6 +429,25 @@ def test_an_initializer_that_only_a_note_names_before_ir_4():
     folded = bnfold.fold(made)
     assert counts(folded) == {"Conv": 1}
     assert_same(made, folded)
+
+
+def test_an_initializer_that_only_a_body_reads_any_more_before_ir_4():
+    """onnxruntime looks for who reads it in its own graph alone."""
+    then, other = (subgraph(op(kind, "x n.bias", "t"), y="t") for kind in ("Add", "Mul"))
+    made = model(
+        conv("c", "x", "b", (1, 3, 1, 1)),
+        bn("n", "b", "z", 1),
+        op("If", "cond", "y", then_branch=then, else_branch=other),
+        x={"x": (2, 3, 4, 4)},
+        y="y z",
+    )
+    made.graph.input.append(helper.make_tensor_value_info("cond", TensorProto.BOOL, ()))
+    made.ir_version = 3
+    folded = bnfold.fold(made)
+    assert "BatchNormalization" not in counts(folded)
+    feeds = {"x": rand(2, 3, 4, 4), "cond": np.array(True)}
+    for one, two in zip(run(made, feeds), run(folded, feeds), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
 
 
 def test_an_initializer_that_nothing_read_before_ir_4_stays_as_it_was():

@@ -83,6 +83,15 @@ MUTANTS = (
         "tests/test_fidelity.py",
     ),
     Mutant(
+        "what bodies read is read by the graph around them",
+        "_onnx/write/lists.py",
+        "known.update(name for node in graph.node for name in node.input)",
+        "known.update(name for node in graph.node for name in node.input)\n"
+        "    inner = [n for v in graph.node for a in v.attribute for n in a.g.node]\n"
+        "    known.update(name for node in inner for name in node.input)",
+        "tests/test_fidelity.py",
+    ),
+    Mutant(
         "a tensor behind many numbers of an attribute is forgotten",
         "_onnx/files/lean.py",
         "return held if len(held) <= _FEW else None",

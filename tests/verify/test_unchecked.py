@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from bnfold._core.laws import Mixed
 from bnfold._judge.settings import Settings
@@ -257,6 +257,36 @@ def test_a_sum_of_unknown_shapes_is_checked_by_single_numbers_alone(shift: Any) 
     assert (found.holds, told) == (
         (True, None) if shift.size == 1 else (False, Obstacle.SHAPE_UNKNOWN)
     )
+
+
+@pytest.mark.parametrize("shift", [np.zeros(1), np.zeros(4)], ids=["one", "channels"])
+def test_a_reshape_to_sizes_of_a_run_is_checked_by_single_numbers_alone(shift: Any) -> None:
+    """Any target will do for them. A shift for each channel goes where the sizes say."""
+    made = model(
+        conv("a", "x", "r", (4, 3, 1, 1)),
+        op("Reshape", "r to", "c"),
+        const("Mul", "c", "y", np.float32(2.0)),
+    )
+    made.graph.input.append(helper.make_tensor_value_info("to", TensorProto.INT64, (4,)))
+    after = ModelProto()
+    after.CopyFrom(made)
+    applied = prepare(after, None).apply().applied
+    at = next(k for k, step in enumerate(applied) if step.law == "cross")
+    related = {
+        name: replace(
+            relation,
+            **{
+                side: tuple(
+                    replace(f, shift=shift, axis=1 if shift.size > 1 else None)
+                    for f in getattr(relation, side)
+                )
+                for side in ("old", "new")
+            },
+        )
+        for name, relation in applied[at].related.items()
+    }
+    applied[at] = replace(applied[at], related=related)
+    assert certify(made, after, applied)[at].holds is (shift.size == 1)
 
 
 def test_an_operator_that_does_not_run_is_unchecked(

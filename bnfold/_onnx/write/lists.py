@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from onnx import FunctionProto, GraphProto, NodeProto, helper
 
-from bnfold._onnx.read.scopes import Scope, bodies, copy_of
+from bnfold._onnx.read.scopes import Scope, copy_of
 
 
 def clean(
@@ -41,8 +41,12 @@ def clean(
 
 
 def unread(graph: GraphProto) -> set[str]:
-    """The initializers of a graph that are no inputs, and that no operator reads."""
-    known = {value.name for value in graph.input} | set(_reads(graph))
+    """The initializers of a graph that are no inputs, and that no operator of the graph reads.
+
+    What operators of its bodies read is not what it reads.
+    """
+    known = {value.name for value in (*graph.input, *graph.output)}
+    known.update(name for node in graph.node for name in node.input)
     return {tensor.name for tensor in graph.initializer if tensor.name not in known}
 
 
@@ -50,23 +54,14 @@ def list_unread(graph: GraphProto, before: Collection[str]) -> None:
     """Make inputs of the initializers of a graph that no operator reads any more.
 
     So they had to be before IR version 4 (ONNX IR, "Graphs"). onnxruntime knows those that are no
-    inputs by the operators that read them alone, and refuses a model with any other. Those that
-    were unread ``before`` stay as they were.
+    inputs by the operators of the graph that read them alone, and refuses a model with any other,
+    also where a body reads it. Those that were unread ``before`` stay as they were.
     """
     names = unread(graph).difference(before)
     for tensor in graph.initializer:
         if tensor.name in names:
             value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             graph.input.append(value)
-
-
-def _reads(graph: GraphProto) -> Iterator[str]:
-    """The names that operators of a graph and of its bodies read, and those that it puts out."""
-    yield from (value.name for value in graph.output)
-    for node in graph.node:
-        yield from node.input
-        for _, body in bodies(node):
-            yield from _reads(body)
 
 
 def sort(scope: Scope, early: Collection[int]) -> list[int]:
