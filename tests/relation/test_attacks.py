@@ -202,7 +202,7 @@ def overloads_of_a_function():
             opsets = [helper.make_opsetid("", 13)]
             owns.append(helper.make_function("f", "F", ["a"], ["b"], nodes, opsets, overload=name))
         call = helper.make_node("F", ["x"], ["y"], domain="f", overload=overload)
-        return model(call, x=(2, 4), functions=owns, domains={"f": 1})
+        return model(call, x=(2, 4), functions=owns, domains={"f": 1}, ir=10)
 
     return made("p"), made("q"), {"x": rand(2, 4)}
 
