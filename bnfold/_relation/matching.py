@@ -126,6 +126,10 @@ class Matcher:
     def relations(
         self, known: Known, given: Sequence[Expression | None]
     ) -> list[Related | None] | None:
+        """How each input of an operator is related to that of a known one; None where one is not.
+
+        Constants and inputs that are left out have None.
+        """
         found: list[Related | None] = []
         for one, other in zip(known.inputs, given, strict=True):
             if (one is None) != (other is None):
@@ -227,7 +231,6 @@ class Matcher:
                 self.loose[base] = Problem("structure", at, why)
             return own
         free = [pair for pair in differences if not pair[0].is_used] or differences
-        known, _ = free[0]
         full = [(known, solve(known.expression, value, known.rank)) for known, _ in free]
         wrong = [(each, found) for each, found in full if isinstance(found, Difference)]
         known, worst = min(wrong, key=lambda pair: len(pair[1].channels))
@@ -292,7 +295,7 @@ class Matcher:
         return replace(made, origins=frozenset((known.base,)))
 
     def require_same(self, what: str, one: Expression, other: Expression) -> None:
-        """Note it if a result is not that of the first file. Raises `Blamed` as `_blame` does."""
+        """Note it if a result is not that of the first file. Raises `Blamed` as `blame` does."""
         related = of_maps(one, other)
         if related is None:
             bases = (term.base for term in other.terms if term.base in self.loose)

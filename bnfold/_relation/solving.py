@@ -121,7 +121,7 @@ def _solve_rows(
         distance = max(distance, float(part.max(initial=0)))
     error = np.zeros(rows)
     for side in sides:
-        error += np.max([p[2] for parts in side.values() for p in parts] or [error], axis=0)
+        error += np.max([part[2] for parts in side.values() for part in parts], axis=0)
     error = error[:1] if np.all(error == error[0]) else error
     related = settled(first, second, along(scale, axis, rank), along(error, axis, rank), unit)
     most = float(np.max(error))

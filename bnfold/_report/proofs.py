@@ -37,7 +37,7 @@ def proof_lines(proof: Proof, verbose: bool) -> Iterator[str]:
             said = f"{counted(count, 'layer')} agree{'s' if count == 1 else ''} within "
             yield f"proved: {said}{_units(proof.distance)}"
         else:
-            yield "proved: the two have the same operators, and no layer with weights"
+            yield "proved: the two are the same, and have no linear layer"
         return
     place = f" at {proof.at}" if proof.at else ""
     yield f"{proof.status}{place}: {proof.why}"

@@ -52,7 +52,7 @@ def test_a_model_without_layers(tmp_path):
     run = bnfold("verify", path, path, "--prove")
     assert (run.code, run.lines) == (
         0,
-        ["proved: the two have the same operators, and no layer with weights"],
+        ["proved: the two are the same, and have no linear layer"],
     )
 
 

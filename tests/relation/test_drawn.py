@@ -12,12 +12,10 @@ from onnx import numpy_helper
 import bnfold
 
 from ..carry.drawing import drawn
-from ..graphs import bn, conv, conv_transpose, model, op
-from ..scripts import load
+from ..verify.test_kills import bugs, every_structure
 from .pairs import apart, proof
 
 SEEDS = 40
-bugs = load("benchmarks", "bugs")
 
 
 def planted(made, source):
@@ -84,22 +82,6 @@ def test_many_drawn_graphs(start):
     """Two thousand pairs of a graph and a bug, and more."""
     right, proved, wrong = search(range(start, start + 100), 4)
     assert proved >= 0.6 * right and wrong > 300
-
-
-def every_structure():
-    """A place for every bug."""
-    return model(
-        conv("first", "x", "a", (8, 2, 3, 3), group=2),
-        bn("bn1", "a", "b", 8),
-        op("Relu", "b", "c"),
-        conv_transpose("up", "c", "d", (8, 4, 2, 2), group=2, strides=[2, 2]),
-        bn("bn2", "d", "e", 8),
-        conv("second", "e", "f", (6, 8, 3, 3), pads=[1, 1, 1, 1]),
-        op("MaxPool", "f", "g", kernel_shape=[2, 2], strides=[2, 2]),
-        bn("bn3", "g", "h", 6, epsilon=1e-3),
-        op("Relu", "h", "y"),
-        x=(2, 4, 8, 8),
-    )
 
 
 def test_bugs_of_other_tools():
