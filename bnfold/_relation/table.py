@@ -19,20 +19,11 @@ from onnx import NodeProto, TensorProto, helper
 
 from bnfold._onnx.read.scopes import type_of
 from bnfold._relation.expressions import Expression
+from bnfold._run.nodes import RANDOM as DRAWING
 
 Array = NDArray[Any]
 
-RANDOM = frozenset(
-    (
-        "Bernoulli",
-        "Dropout",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    )
-)
+RANDOM = frozenset((*DRAWING, "Dropout"))
 """Two of them put out other numbers, whatever they read."""
 
 
@@ -41,8 +32,8 @@ class Known:
     """An operator that is not affine, as the first file has it.
 
     ``inputs`` has None for constants and inputs that are left out. ``results`` are what its bodies
-    put out, ``formal`` what they are given. ``kind`` is its type, ``numbers``
-    are parameters that a map moves.
+    put out, ``formal`` what they are given. ``kind`` is its type, ``numbers`` are parameters that
+    a map moves.
     """
 
     label: str
