@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold._api import fold, plan, prove, refold, verify
+    from bnfold._core.preprocessing import Preprocessing
     from bnfold._core.result import Fold, Kept, Plan
     from bnfold._errors import BnfoldError, UsageError
     from bnfold._judge.verdict import EndToEnd
@@ -24,6 +25,7 @@ _HOMES = {
     "Fold": "bnfold._core.result",
     "Kept": "bnfold._core.result",
     "Plan": "bnfold._core.result",
+    "Preprocessing": "bnfold._core.preprocessing",
     "Proof": "bnfold._relation.proof",
     "UsageError": "bnfold._errors",
     "fold": "bnfold._api",
@@ -39,6 +41,7 @@ __all__ = [
     "Fold",
     "Kept",
     "Plan",
+    "Preprocessing",
     "Proof",
     "UsageError",
     "__version__",

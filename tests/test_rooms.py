@@ -28,6 +28,7 @@ ROOMS = (
     "_onnx.write",
     "_onnx.fold",
     "_onnx.files",
+    "_onnx.front",
     "nn",
     "_torch.tensors",
     "_torch.read",

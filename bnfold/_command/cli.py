@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from bnfold._command import beliefs, options, terminal
+from bnfold._command import beliefs, options, preprocessing, terminal
 from bnfold._command.checking import check_each
 from bnfold._command.options import PATH
 from bnfold._command.terminal import EXIT_CODES, PASSED, SIGNALLED, UNDECIDED, code_of, in_one_line
@@ -162,6 +162,8 @@ _format = click.option(
 @beliefs.equating
 @beliefs.trusting
 @options.depthwise
+@preprocessing.preprocessing
+@preprocessing.exposing
 @options.comparison
 @click.option(
     "--report",
@@ -186,6 +188,7 @@ def fold(
     trust: bool,
     follow_links: bool,
     depthwise: bool,
+    expose_normalization: bool,
     report: Path | None,
     form: str,
     verbose: bool,
@@ -204,7 +207,8 @@ def fold(
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        unused = ("output", "in_place", "report", *options.NAMES)
+        unused = ("output", "in_place", "report", *options.NAMES, *preprocessing.NAMES)
+        unused = (*unused, "expose_normalization")
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         return check_each(models, form, verbose, beliefs.settings(**believed), depthwise)
@@ -219,9 +223,15 @@ def fold(
         options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
         options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
+        only = (*preprocessing.NAMES, "expose_normalization")
+        options.refuse(context, only, "preprocessing goes into files of ONNX")
         believed.update(frozen=False, equal_dims=False, follow_links=False)
     else:
         options.refuse(context, ["trust"], "an ONNX file runs no code when it is loaded")
+    applies = model.suffix != ".pt2" and not expose_normalization
+    if expose_normalization:
+        options.refuse(context, preprocessing.NAMES, "--expose-normalization takes it out")
+    wanted = preprocessing.taken(context, comparison, applies)
     usable = ("seed",) if model.suffix == ".pt2" else options.NAMES
     comparison = options.applicable(context, comparison, usable)
     inputs = None if no_verify else comparison["inputs"]
@@ -241,7 +251,9 @@ def fold(
     if not no_verify:
         source = options.tolerance_source(context)
         settings = options.settings(comparison, settings, source=source)
+    settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
+    preprocessing.tell_doubts(wanted, form)
     with terminal.Progress() as progress:
         outcome = fold_file(
             model,
@@ -252,6 +264,7 @@ def fold(
             progress=progress,
             report=report,
             depthwise=depthwise,
+            exposing=expose_normalization,
         )
         if report is not None:
             try:
@@ -275,6 +288,7 @@ def fold(
 @click.argument("folded", type=PATH)
 @beliefs.freezing
 @beliefs.trusting
+@preprocessing.preprocessing
 @options.comparison
 @click.option(
     "--bisect",
@@ -315,11 +329,16 @@ def verify(
     """
     begun = time.monotonic()
     options.bound(context, memory, comparison["timeout"])
+    programs = {path.suffix == ".pt2" for path in (original, folded)}
+    if True in programs:
+        options.refuse(context, preprocessing.NAMES, "preprocessing goes into files of ONNX")
+    wanted = preprocessing.taken(context, comparison, programs == {False})
+    preprocessing.tell_doubts(wanted, form)
     if prove:
         from bnfold._command.proving import show_proof
 
         options.refuse(context, (*options.NAMES, "bisect", "trust"), "--prove runs nothing")
-        return show_proof(original, folded, frozen, follow_links, form, verbose, begun)
+        return show_proof(original, folded, frozen, follow_links, form, verbose, begun, wanted)
     from bnfold._judge.end_to_end import compare_files
     from bnfold._judge.verdict import end_to_end_lines
     from bnfold._report.findings import of_verify
@@ -328,7 +347,6 @@ def verify(
 
     hush()
     comparison = options.applicable(context, comparison)
-    programs = {path.suffix == ".pt2" for path in (original, folded)}
     if programs == {True}:
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
     elif programs == {False}:
@@ -336,6 +354,7 @@ def verify(
     believed = beliefs.settings(frozen=frozen, trust=trust, follow_links=follow_links)
     source = options.tolerance_source(context)
     settings = options.settings(comparison, believed, bisect, source)
+    settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         if True in programs:

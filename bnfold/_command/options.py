@@ -159,6 +159,10 @@ _CONFIGURABLE = {
     "threads": "integer",
     "timeout": "number",
     "memory": "text",
+    **dict.fromkeys(
+        (f"input-{name}" for name in ("mean", "std", "scale", "channels", "layout", "type")),
+        "by input",
+    ),
     "freeze-initializers": "flag",
     "assume-equal-dims": "flag",
     "output-format": "text",

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from bnfold._command import terminal
+from bnfold._core.preprocessing import Preprocessing
 from bnfold._pipeline.proving import prove_models
 from bnfold._report.proofs import of_proof, proof_document, proof_lines, status_of
 from bnfold._report.text import json_text
@@ -19,11 +20,21 @@ def show_proof(
     form: str,
     verbose: bool,
     begun: float,
+    preprocessing: tuple[tuple[str, Preprocessing], ...] = (),
 ) -> int:
-    """Prove from the weights that two files are one function; the exit code tells."""
+    """Prove from the weights that two files are one function; the exit code tells.
+
+    The first one stands behind its preprocessing.
+    """
     with terminal.Progress() as progress:
         progress("proving")
-        proof = prove_models(original, folded, frozen=frozen, follow_links=follow_links)
+        proof = prove_models(
+            original,
+            folded,
+            frozen=frozen,
+            follow_links=follow_links,
+            preprocessing=preprocessing,
+        )
     status = status_of(proof)
     if form == "text":
         terminal.show(proof_lines(proof, verbose))

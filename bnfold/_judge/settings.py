@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bnfold._core.preprocessing import Preprocessing
 from bnfold._errors import UsageError
 from bnfold._judge.tolerance import Fixed, is_number
 from bnfold._run.drawing import USUAL, WantedInputs
@@ -40,6 +41,7 @@ class Settings:
         trust: load a .pt2 file even if code in it is run.
         follow_links: read external data through any link.
         libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
+        preprocessing: what is put in front of inputs of the original, by name; "" is the only one.
     """
 
     seed: int = 0
@@ -55,6 +57,7 @@ class Settings:
     trust: bool = False
     follow_links: bool = False
     libraries: tuple[Path, ...] = ()
+    preprocessing: tuple[tuple[str, Preprocessing], ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers that mean nothing."""

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from bnfold._core.preprocessing import Preprocessing
 from bnfold._errors import UsageError
 from bnfold._onnx.files.load import load_model, refuse_names, understood
+from bnfold._onnx.front.prepending import prepend
 from bnfold._onnx.read.frozen import freeze
 from bnfold._onnx.read.order import in_order
 from bnfold._relation.proof import Proof, prove
@@ -23,8 +25,9 @@ def prove_models(
     base_dir: str | os.PathLike[str] | None = None,
     frozen: bool = False,
     follow_links: bool = False,
+    preprocessing: tuple[tuple[str, Preprocessing], ...] = (),
 ) -> Proof:
-    """The proof for two models, each a path or a ``ModelProto``.
+    """The proof for two models, each a path or a ``ModelProto``; the first behind preprocessing.
 
     Weights stay in the files until they are read. ``base_dir`` is the folder of external data of
     models in memory. Raises `UsageError` for a model that cannot be read, ``TypeError`` for what is
@@ -32,6 +35,11 @@ def prove_models(
     """
     pairs = [_loaded(given, base_dir, frozen, follow_links) for given in (first, second)]
     (one, one_dir), (other, other_dir) = pairs
+    if preprocessing:
+        if one is first:
+            one = ModelProto()
+            one.CopyFrom(pairs[0][0])
+        prepend(one, dict(preprocessing))
     path = Path(second) if not isinstance(second, ModelProto) else None
     with understood(other, path):
         return prove(one, other, one_dir, other_dir)

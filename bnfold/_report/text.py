@@ -31,6 +31,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "left_behind": [str(path) for path in outcome.left_behind],
         "bytes": {"before": outcome.size_before, "after": outcome.size_after},
         **outcome.plan.to_dict(),
+        **({"inputs": [each.to_dict() for each in outcome.inputs]} if outcome.inputs else {}),
         "verification": outcome.verdict.to_dict(),
     }
 
@@ -76,6 +77,7 @@ def _plan_lines(outcome: Outcome, verbose: bool, *verbs: str) -> Iterator[str]:
     ``verbs`` are those of `fold_lines`.
     """
     plan = outcome.plan
+    yield from map(str, outcome.inputs)
     if outcome.frozen:
         yield f"froze {counted(outcome.frozen, 'initializer')} that a caller could override"
     if plan.folds:

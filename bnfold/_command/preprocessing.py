@@ -1,0 +1,135 @@
+"""The options that put an input's preprocessing into the model, or take it out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from bnfold._command import terminal
+from bnfold._command.options import Command
+from bnfold._core.preprocessing import Preprocessing, doubtful
+from bnfold._errors import UsageError
+
+_FIELDS = {
+    "mean": "mean",
+    "std": "std",
+    "scale": "scale",
+    "channels": "channels",
+    "layout": "layout",
+    "type": "dtype",
+}
+"""The options, each ``--input-…``, and the attributes of `Preprocessing` that they give."""
+NAMES = tuple(f"input_{name}" for name in _FIELDS)
+"""The options as click calls them."""
+
+
+def _number(option: str, word: str) -> float:
+    """A number such as ``0.5`` or ``1/255``."""
+    above, slash, below = word.partition("/")
+    try:
+        value = float(above)
+        return value / float(below) if slash else value
+    except (ValueError, OverflowError, ZeroDivisionError) as error:
+        raise UsageError(
+            f"{option}: {word!r} is no number; say numbers such as 0.485,0.456,0.406 or 1/255"
+        ) from error
+
+
+def _of(name: str) -> Any:
+    """What reads the words of an option: ``[INPUT=]VALUE`` as the input's name and the value."""
+    option = f"--input-{name}"
+
+    def read(given: Any) -> tuple[str, Any]:
+        if isinstance(given, tuple):
+            return given
+        port, _, words = str(given).rpartition("=")
+        value: Any = words.strip()
+        if not value:
+            raise UsageError(f"{option}: give a value, or INPUT=VALUE")
+        if name in ("mean", "std", "scale"):
+            value = tuple(_number(option, word.strip()) for word in value.split(","))
+        elif name == "channels":
+            value = value.replace(",", "")
+        try:
+            Preprocessing(**{_FIELDS[name]: value})
+        except UsageError as error:
+            raise UsageError(f"{option}: {error}") from error
+        return port, value
+
+    return read
+
+
+_OPTIONS = (
+    (
+        "mean",
+        "[INPUT=]M,…",
+        "Let the model take the input as the camera gives it. First type, layout and order of "
+        "channels, then (x*scale - mean) / std go into the model; the mean is one number, or one "
+        "for each channel in the model's order.",
+    ),
+    ("std", "[INPUT=]S,…", "What the input is divided by, likewise."),
+    ("scale", "[INPUT=]K", "What the input is multiplied with first, such as 1/255."),
+    (
+        "channels",
+        "[INPUT=]ORDER",
+        "The order of the input's channels, such as bgr for a model that takes rgb; rgb:bgr names "
+        "both, the input's first.",
+    ),
+    (
+        "layout",
+        "[INPUT=]AXES",
+        "The input's axes, such as nhwc for a model that takes nchw; nhwc:nhwc names both.",
+    ),
+    ("type", "[INPUT=]TYPE", "The type of the input's numbers, such as uint8."),
+)
+
+
+def preprocessing(command: Command) -> Command:
+    """Give a command the options of preprocessing."""
+    for name, metavar, told in reversed(_OPTIONS):
+        command = click.option(
+            f"--input-{name}", type=_of(name), multiple=True, metavar=metavar, help=told
+        )(command)
+    return command
+
+
+def exposing(command: Command) -> Command:
+    """Give a command the option that takes the normalization out of the model."""
+    return click.option(
+        "--expose-normalization",
+        is_flag=True,
+        help="Take the (x - mean) / std that the model begins with out of it, and print its "
+        "numbers: the caller does it from now on.",
+    )(command)
+
+
+def taken(
+    context: click.Context, given: dict[str, Any], applies: bool = True
+) -> tuple[tuple[str, Preprocessing], ...]:
+    """The preprocessing of each input, out of the options; they leave ``given``.
+
+    Where it does not ``apply`` those of a configuration are ignored, and there are no others.
+    Raises `UsageError` where two of them exclude each other.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, field in _FIELDS.items():
+        for port, value in given.pop(f"input_{name}"):
+            held = found.setdefault(port, {})
+            if field in held:
+                twice = f" for {port}" if port else ""
+                raise UsageError(f"--input-{name} is given twice{twice}; leave one of them out")
+            held[field] = value
+    if not applies:
+        return ()
+    if "" in found and len(found) > 1:
+        raise UsageError("some --input options name an input and some do not; name it in all")
+    made = {port: Preprocessing(**values) for port, values in found.items()}
+    return tuple((port, each) for port, each in made.items() if not each.is_nothing)
+
+
+def tell_doubts(wanted: tuple[tuple[str, Preprocessing], ...], form: str) -> None:
+    """Tell people at once of numbers that look as if they were in two units."""
+    for port, each in wanted if form == "text" else ():
+        if told := doubtful(each):
+            terminal.complain(f"note: {port or 'the input'}: {told}")
