@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from bnfold._command import terminal
+from bnfold._core.preprocessing import WORDS
 from bnfold._errors import UsageError
 from bnfold._system import time_limit
 
@@ -147,6 +148,10 @@ _OF_EVERY_RUN = ("timeout",)
 NAMES = tuple(name for name in _UNSET if name not in _OF_EVERY_RUN)
 """The options of a comparison. Bounds on time and memory are for every run: not among them."""
 
+BOUNDS = ("threads", "timeout", "memory")
+COMPARED = tuple(name for name in NAMES if name not in BOUNDS)
+"""The options that bound a run, and those of a comparison that do not."""
+
 _CONFIGURABLE = {
     "inputs": "path",
     "seed": "integer",
@@ -159,14 +164,12 @@ _CONFIGURABLE = {
     "threads": "integer",
     "timeout": "number",
     "memory": "text",
-    **dict.fromkeys(
-        (f"input-{name}" for name in ("mean", "std", "scale", "channels", "layout", "type")),
-        "by input",
-    ),
+    **{f"input-{word}": "by input" for word in WORDS},
     "freeze-initializers": "flag",
     "assume-equal-dims": "flag",
     "output-format": "text",
     "verbose": "flag",
+    "quiet": "flag",
 }
 """The options that a project may set, and the kind of each."""
 
@@ -352,6 +355,19 @@ def refuse_stream(option: str, path: Path | None) -> None:
     """Raise `UsageError` where a path stands for standard output: files are put in place whole."""
     if path is not None and str(path) == "-":
         raise UsageError(f"{option} -: bnfold writes files, not standard output; give a file name")
+
+
+def loudness(context: click.Context, verbose: bool, quiet: bool) -> tuple[bool, bool]:
+    """Whether more and whether less is printed. What the command line says goes first.
+
+    Raises:
+        UsageError: it says both.
+    """
+    if verbose and quiet:
+        if _said(context, "verbose") == _said(context, "quiet"):
+            raise UsageError("-v and -q exclude each other; leave one of them out")
+        return _said(context, "verbose"), _said(context, "quiet")
+    return verbose, quiet
 
 
 def tell_missing(settings: Settings, form: str) -> None:

@@ -8,19 +8,10 @@ import click
 
 from bnfold._command import terminal
 from bnfold._command.options import Command
-from bnfold._core.preprocessing import Preprocessing, doubtful
+from bnfold._core.preprocessing import WORDS, Preprocessing, doubtful
 from bnfold._errors import UsageError
 
-_FIELDS = {
-    "mean": "mean",
-    "std": "std",
-    "scale": "scale",
-    "channels": "channels",
-    "layout": "layout",
-    "type": "dtype",
-}
-"""The options, each ``--input-…``, and the attributes of `Preprocessing` that they give."""
-NAMES = tuple(f"input_{name}" for name in _FIELDS)
+NAMES = tuple(f"input_{name}" for name in WORDS)
 """The options as click calls them."""
 
 
@@ -52,7 +43,7 @@ def _of(name: str) -> Any:
         elif name == "channels":
             value = value.replace(",", "")
         try:
-            Preprocessing(**{_FIELDS[name]: value})
+            Preprocessing(**{WORDS[name]: value})
         except UsageError as error:
             raise UsageError(f"{option}: {error}") from error
         return port, value
@@ -113,7 +104,7 @@ def taken(
     Raises `UsageError` where two of them exclude each other.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name, field in _FIELDS.items():
+    for name, field in WORDS.items():
         for port, value in given.pop(f"input_{name}"):
             held = found.setdefault(port, {})
             if field in held:

@@ -18,6 +18,15 @@ from typing import Any
 
 from bnfold._errors import UsageError
 
+WORDS = {
+    "mean": "mean",
+    "std": "std",
+    "scale": "scale",
+    "channels": "channels",
+    "layout": "layout",
+    "type": "dtype",
+}
+"""The words of options and configurations, and the attributes that they give."""
 DTYPES = ("uint8", "int8", "uint16", "int16", "float16", "float32", "float64")
 """The types that a camera may give."""
 _RGB = "rgb"

@@ -91,8 +91,8 @@ class InputChange:
                 f"{' and '.join(told)}{layout}"
             )
         same = self.after == self.before
-        told = "before its preprocessing" if same else f"in place of {self.before}"
-        parts = [f"input {self.name}: takes {self.after} {told}"]
+        other = "before its preprocessing" if same else f"in place of {self.before}"
+        parts = [f"input {self.name}: takes {self.after} {other}"]
         if self.reordered:
             parts.append(f"the order of channels went into {', '.join(self.reordered)}")
         stays = ", ".join(self.operators) or "nothing"
