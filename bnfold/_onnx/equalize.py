@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnx import ModelProto
@@ -23,8 +23,8 @@ from bnfold._plan.equalizing import Equalized, equalize
 class EqualizedModel:
     """What was done to a model: ``rewritten`` as after a fold, ``lost`` as in `Equalized`."""
 
-    rewritten: Rewritten
-    lost: Mapping[str, tuple[float, float]]
+    rewritten: Rewritten = field(default_factory=Rewritten)
+    lost: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def equalize_model(model: ModelProto, base_dir: Path | None) -> EqualizedModel:

@@ -11,6 +11,7 @@ from bnfold._core.result import Plan
 
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
+    from bnfold._pipeline.equalizing import Equalization
     from bnfold._proof.evidence import Certificate
 
 RunStatus = Literal["pass", "fail", "inconclusive", "unchanged", "skipped"]
@@ -56,6 +57,7 @@ class Outcome:
         frozen: how many initializers are no inputs any more.
         hanging: how many maps stay because initializers that are listed as inputs may be
             overridden.
+        equalization: what came of equalizing channels, or None where that was not asked for.
     """
 
     model: Path
@@ -67,3 +69,4 @@ class Outcome:
     left_behind: tuple[Path, ...] = ()
     frozen: int = 0
     hanging: int = 0
+    equalization: Equalization | None = None

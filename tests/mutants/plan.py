@@ -292,4 +292,11 @@ MUTANTS = (
         "False",
         "tests/test_equalize.py",
     ),
+    Mutant(
+        "an equalized file is written though it is refuted",
+        "_pipeline/equalizing.py",
+        'return f"it is {proof}", proof',
+        'return "", proof',
+        "tests/cli/test_equalize.py",
+    ),
 )
