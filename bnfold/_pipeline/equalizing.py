@@ -48,13 +48,13 @@ class Equalization:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that are valid JSON."""
-        layers = {name: {"before": a, "after": b} for name, (a, b) in self.layers.items()}
-        proof = self.proof.to_dict() if self.proof is not None else None
+        layers = [{"at": at, "before": a, "after": b} for at, (a, b) in self.layers.items()]
         return {
             "applied": self.applied,
             "refused": self.refused,
-            "lost_bits": layers,
-            "proof": proof,
+            "layers": layers,
+            "proof": self.proof.status if self.proof is not None else None,
+            "distance": self.proof.distance if self.proof is not None else 0.0,
         }
 
 
