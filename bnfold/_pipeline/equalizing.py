@@ -2,60 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bnfold._judge.settings import Settings
 from bnfold._onnx.equalize import equalize_model
 from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
-from bnfold._pipeline.outcome import Progress
+from bnfold._pipeline.outcome import Equalization, Progress
 
 if TYPE_CHECKING:
     from bnfold._relation.proof import Proof
     from bnfold._run.input_sets import InputSet
-
-
-@dataclass(frozen=True)
-class Equalization:
-    """What came of equalizing the channels of a model.
-
-    Attributes:
-        layers: the linear operators that changed, each with the bits of a common int8 scale that
-            its channels lose on average, before and after.
-        refused: why the equalized model was not taken, "" if it was or if nothing changed.
-        proof: that the equalized model and the folded one are the same function.
-    """
-
-    layers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    refused: str = ""
-    proof: Proof | None = None
-
-    @property
-    def applied(self) -> bool:
-        """Whether the model that was written is equalized."""
-        return bool(self.layers) and not self.refused
-
-    @property
-    def lost(self) -> tuple[float, float]:
-        """The bits that the channels of all these layers lose on average, before and after."""
-        before, after = zip(*self.layers.values(), strict=True)
-        return fmean(before), fmean(after)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that are valid JSON."""
-        layers = [{"at": at, "before": a, "after": b} for at, (a, b) in self.layers.items()]
-        return {
-            "applied": self.applied,
-            "refused": self.refused,
-            "layers": layers,
-            "proof": self.proof.status if self.proof is not None else None,
-            "distance": self.proof.distance if self.proof is not None else 0.0,
-        }
 
 
 @contextmanager

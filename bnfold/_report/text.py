@@ -18,8 +18,7 @@ from bnfold._report.proofs import proof_lines
 if TYPE_CHECKING:
     from bnfold._core.result import Plan
     from bnfold._judge.verdict import EndToEnd
-    from bnfold._pipeline.equalizing import Equalization
-    from bnfold._pipeline.outcome import Outcome, Verdict
+    from bnfold._pipeline.outcome import Equalization, Outcome, Verdict
     from bnfold._proof.evidence import Certificate
 
 SCHEMA = "bnfold.report/1"
