@@ -82,6 +82,7 @@ def fold(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     depthwise: bool = False,
+    equalize: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -94,6 +95,7 @@ def fold(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     depthwise: bool = False,
+    equalize: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -121,6 +123,7 @@ def fold(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     depthwise: bool = False,
+    equalize: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -139,6 +142,7 @@ def fold(
     inplace: bool = False,
     keep: Sequence[str] = (),
     depthwise: bool = False,
+    equalize: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -156,9 +160,12 @@ def fold(
     external data is read through links that lead out of the model's folder, and hard links.
     With ``depthwise`` norms that nothing takes in become convolutions with a kernel of 1 and a
     group for each channel, or a Mul and an Add, for runtimes without BatchNormalization; in a
-    module, where no convolution can stand, a `bnfold.nn.ScaleShift`. With ``preprocessing`` an
-    input of a model of ONNX becomes what a camera gives, and the model does the rest: a
-    `Preprocessing` for the only input, or a mapping from the names of inputs to such.
+    module, where no convolution can stand, a `bnfold.nn.ScaleShift`. With ``equalize`` a model of
+    ONNX has positive scales moved between its layers afterwards, so that the channels of a weight
+    have like ranges for an int8 scale in common (Nagel et al. 2019); `prove` can tell that both are
+    one function. With ``preprocessing`` an input of a model of ONNX becomes what a camera gives,
+    and the model does the rest: a `Preprocessing` for the only input, or a mapping from the names
+    of inputs to such.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
@@ -194,6 +201,7 @@ def fold(
         follow_links,
         depthwise,
         pairs(preprocessing),
+        equalize,
     )
 
 

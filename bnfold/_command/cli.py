@@ -101,6 +101,12 @@ _format = click.option(
 @beliefs.equating
 @beliefs.trusting
 @options.depthwise
+@click.option(
+    "--equalize",
+    is_flag=True,
+    help="Move positive scales between layers, so that the channels of a weight have like ranges "
+    "for an int8 scale in common; the function stays the same.",
+)
 @preprocessing.preprocessing
 @preprocessing.exposing
 @options.comparison
@@ -128,6 +134,7 @@ def fold(
     trust: bool,
     follow_links: bool,
     depthwise: bool,
+    equalize: bool,
     expose_normalization: bool,
     report: Path | None,
     form: str,
@@ -149,8 +156,8 @@ def fold(
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        unused = ("output", "in_place", "report", *options.NAMES, *preprocessing.NAMES)
-        unused = (*unused, "expose_normalization")
+        writing = ("output", "in_place", "report", "equalize", "expose_normalization")
+        unused = (*writing, *options.NAMES, *preprocessing.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         return check_each(models, form, verbose, beliefs.settings(**believed), depthwise, quiet)
@@ -165,6 +172,7 @@ def fold(
         options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
         options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
+        options.refuse(context, ["equalize"], "only files of ONNX are equalized")
         only = (*preprocessing.NAMES, "expose_normalization")
         options.refuse(context, only, "preprocessing goes into files of ONNX")
         believed.update(frozen=False, equal_dims=False, follow_links=False)
@@ -206,6 +214,7 @@ def fold(
             progress=progress,
             report=report,
             depthwise=depthwise,
+            equalize=equalize,
             exposing=expose_normalization,
         )
         if report is not None:

@@ -8,7 +8,7 @@ import click
 
 from bnfold._command import terminal
 from bnfold._command.options import Command
-from bnfold._core.preprocessing import WORDS, Preprocessing, doubtful
+from bnfold._core.preprocessing import WORDS, Pairs, Preprocessing, doubtful
 from bnfold._errors import UsageError
 
 NAMES = tuple(f"input_{name}" for name in WORDS)
@@ -95,9 +95,7 @@ def exposing(command: Command) -> Command:
     )(command)
 
 
-def taken(
-    context: click.Context, given: dict[str, Any], applies: bool = True
-) -> tuple[tuple[str, Preprocessing], ...]:
+def taken(context: click.Context, given: dict[str, Any], applies: bool = True) -> Pairs:
     """The preprocessing of each input, out of the options; they leave ``given``.
 
     Where it does not ``apply`` those of a configuration are ignored, and there are no others.
@@ -119,7 +117,7 @@ def taken(
     return tuple((port, each) for port, each in made.items() if not each.is_nothing)
 
 
-def tell_doubts(wanted: tuple[tuple[str, Preprocessing], ...], form: str) -> None:
+def tell_doubts(wanted: Pairs, form: str) -> None:
     """Tell people at once of numbers that look as if they were in two units."""
     for port, each in wanted if form == "text" else ():
         if told := doubtful(each):

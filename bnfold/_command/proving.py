@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from bnfold._command import terminal
-from bnfold._core.preprocessing import Preprocessing
+from bnfold._core.preprocessing import Pairs
 from bnfold._pipeline.proving import prove_models
 from bnfold._report.lines import VERDICTS, concluding
 from bnfold._report.proofs import of_proof, proof_document, proof_lines, status_of
@@ -22,7 +22,7 @@ def show_proof(
     verbose: bool,
     begun: float,
     quiet: bool = False,
-    preprocessing: tuple[tuple[str, Preprocessing], ...] = (),
+    preprocessing: Pairs = (),
 ) -> int:
     """Prove from the weights that two files are one function; the exit code tells.
 

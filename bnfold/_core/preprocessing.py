@@ -151,9 +151,11 @@ class Preprocessing:
         }
 
 
-def pairs(
-    given: Any,
-) -> tuple[tuple[str, Preprocessing], ...]:
+Pairs = tuple[tuple[str, Preprocessing], ...]
+"""Preprocessing by the names of inputs; "" is the only one."""
+
+
+def pairs(given: Any) -> Pairs:
     """Preprocessing by the names of inputs; "" is the only one. ``TypeError`` for anything else."""
     named = {} if given is None else {"": given} if isinstance(given, Preprocessing) else given
     if not isinstance(named, Mapping) or not all(

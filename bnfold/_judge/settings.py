@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bnfold._core.preprocessing import Preprocessing
+from bnfold._core.preprocessing import Pairs
 from bnfold._errors import UsageError
 from bnfold._judge.tolerance import Fixed, is_number
 from bnfold._run.drawing import USUAL, WantedInputs
@@ -57,7 +57,7 @@ class Settings:
     trust: bool = False
     follow_links: bool = False
     libraries: tuple[Path, ...] = ()
-    preprocessing: tuple[tuple[str, Preprocessing], ...] = ()
+    preprocessing: Pairs = ()
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers that mean nothing."""

@@ -21,6 +21,7 @@ from bnfold._onnx.front.prepending import prepend
 from bnfold._onnx.front.twins import behind, twin_of
 from bnfold._onnx.read.frozen import as_if_frozen, freeze, listed
 from bnfold._pipeline.any_kind import needs_pytorch
+from bnfold._pipeline.equalizing import equalized
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._pipeline.preprocessed import in_front
 from bnfold._system import paths, time_limit
@@ -44,14 +45,16 @@ def fold_file(
     settings: Settings = DEFAULT,
     report: Path | None = None,
     depthwise: bool = False,
+    equalize: bool = False,
     exposing: bool = False,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
-    going to write. With ``depthwise`` norms that stay are written as other operators. Inputs get
-    the preprocessing of the settings; with ``exposing`` their normalization is taken out. Raises
+    going to write. With ``depthwise`` norms that stay are written as other operators; with
+    ``equalize`` the ranges of channels are made alike, see `_pipeline/equalizing`. Inputs get the
+    preprocessing of the settings; with ``exposing`` their normalization is taken out. Raises
     `UsageError` for a file that cannot be read or written; then no file is left behind.
     """
     progress("reading")
@@ -85,6 +88,7 @@ def fold_file(
             settings,
             progress,
             depthwise,
+            equalize,
             exposing,
             stack,
         )
@@ -100,13 +104,14 @@ def _fold_model(
     settings: Settings,
     progress: Progress,
     depthwise: bool,
+    equalize: bool,
     exposing: bool,
-    stack: ExitStack,
+    files: ExitStack,
 ) -> Outcome:
     """Fold a model; see `fold_file`.
 
     ``original`` is its file in binary form, behind its preprocessing. Temporary files last as long
-    as the ``stack``.
+    as the stack of ``files``.
     """
     model = load_model(path, follow_links=settings.follow_links)
     names = listed(model)
@@ -129,12 +134,12 @@ def _fold_model(
         stuck = 0 if frozen or not names else _hanging(model, planned.plan, path.parent, settings)
         started = None
         if weights is not None and front.rewritten:
-            started = stack.enter_context(twin_of(model, path.parent))
+            started = files.enter_context(twin_of(model, path.parent))
         progress("folding")
         rewritten = planned.apply()
         told = front.told(model, planned.plan)
     over_itself = output is not None and paths.is_same(output, path)
-    if over_itself and not changed:
+    if over_itself and not changed and not equalize:
         verdict = Verdict("unchanged")
         size = size_before
         return Outcome(path, planned.plan, verdict, size, size, None, hanging=stuck)
@@ -164,13 +169,33 @@ def _fold_model(
         else:
             verdict = Verdict("skipped" if changed else "unchanged")
         written = output if verdict.status != "fail" else None
-        if written is not None:
-            time_limit.lift()
-            draft.commit()
-    left = data_before - draft.data if over_itself and written is not None else frozenset()
+        with ExitStack() as stack:
+            final, equalization = draft, None
+            unprepared = replace(settings, preprocessing=())  # both files have it
+            if equalize and verdict.status != "fail":
+                final, equalization = stack.enter_context(
+                    equalized(draft, path, verify, inputs, unprepared, progress)
+                )
+                if over_itself and not changed and not equalization.applied:
+                    written = None
+            if written is not None:
+                time_limit.lift()
+                final.commit()
+            size, data = final.size, final.data
+    left = data_before - data if over_itself and written is not None else frozenset()
     left_behind = tuple(path.parent / name for name in sorted(left))
     return Outcome(
-        path, plan, verdict, size_before, draft.size, written, left_behind, frozen, stuck, told
+        path,
+        plan,
+        verdict,
+        size_before,
+        size,
+        written,
+        left_behind,
+        frozen,
+        stuck,
+        equalization,
+        told,
     )
 
 

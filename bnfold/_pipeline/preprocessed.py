@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from bnfold._core.preprocessing import Preprocessing
+from bnfold._core.preprocessing import Pairs, Preprocessing
 from bnfold._core.result import Plan
 from bnfold._errors import UsageError
 from bnfold._onnx.fold import FoldedWeights
@@ -83,7 +83,7 @@ class Front:
 
 def in_front(
     model: ModelProto,
-    wanted: tuple[tuple[str, Preprocessing], ...],
+    wanted: Pairs,
     exposing: bool,
     base_dir: Path | None,
     path: Path | None,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from bnfold._core.preprocessing import Preprocessing
+from bnfold._core.preprocessing import Pairs
 from bnfold._errors import UsageError
 from bnfold._onnx.files.load import load_model, refuse_names, understood
 from bnfold._onnx.front.prepending import prepend
@@ -25,7 +25,7 @@ def prove_models(
     base_dir: str | os.PathLike[str] | None = None,
     frozen: bool = False,
     follow_links: bool = False,
-    preprocessing: tuple[tuple[str, Preprocessing], ...] = (),
+    preprocessing: Pairs = (),
 ) -> Proof:
     """The proof for two models, each a path or a ``ModelProto``; the first behind preprocessing.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from bnfold._core.preprocessing import Preprocessing
+from bnfold._core.preprocessing import Pairs
 from bnfold._errors import UsageError
 from bnfold._onnx.files.external import external_files, free_name, link
 from bnfold._onnx.files.load import in_binary, load_model
@@ -17,9 +17,7 @@ from bnfold._system import scratch
 
 
 @contextmanager
-def behind(
-    path: Path, wanted: tuple[tuple[str, Preprocessing], ...], follow_links: bool
-) -> Iterator[Path]:
+def behind(path: Path, wanted: Pairs, follow_links: bool) -> Iterator[Path]:
     """The file of a model in binary form, with preprocessing in front of it as it is defined.
 
     Without any it is the file itself. Raises `UsageError` as `load_model` and `prepend` do.
