@@ -5,7 +5,7 @@ With the code that folds it shares the reading of stored constants, shapes and n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,8 +44,7 @@ class Side:
     """One file. ``values`` has the expressions of tensors by graph and name.
 
     ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
-    ``functions`` are the model's local functions. ``words`` has for each symbol of an unknown size
-    of an input which input and axis it is, in words that both files share.
+    ``functions`` are the model's local functions.
     """
 
     scopes: list[Scope]
@@ -54,7 +53,6 @@ class Side:
     values: dict[tuple[str, str], Expression] = field(default_factory=dict)
     ranks: dict[tuple[str, str], int | None] = field(default_factory=dict)
     functions: Hashable = ()
-    words: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ModelProto, base_dir: Path | None) -> Side:
@@ -65,13 +63,6 @@ class Side:
         shapes = infer(model, scopes)
         functions = tuple(sorted(f.SerializeToString(deterministic=True) for f in model.functions))
         return cls(scopes, Constants(base_dir, shapes), shapes, functions=functions)
-
-    def name_sizes(self, bases: Mapping[str, int]) -> None:
-        """Note what the unknown sizes of the inputs are; ``bases`` has the inputs."""
-        for name, base in bases.items():
-            for axis, size in enumerate(self.shapes.sizes(self.scopes[0], name) or ()):
-                if isinstance(size, str):
-                    self.words.setdefault(size, f"size of axis {axis} of {base}")
 
     def body(self, graph: Any) -> Scope:
         """The scope of a graph of the model."""
@@ -135,9 +126,10 @@ def _refuse_references(scope: Scope) -> None:
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """The attributes of a node that are no graphs."""
-    return {
+    """The attributes of a node that are no graphs, and have a value."""
+    found = {
         a.name: helper.get_attribute_value(a)
         for a in node.attribute
         if not (a.HasField("g") or a.graphs)
     }
+    return {name: value for name, value in found.items() if value is not None}
