@@ -213,6 +213,8 @@ def _recurrent(fillings: Fillings, scope: Scope, plain: Core) -> Core | None:
             return None
         gates.append(made.shifted(own[way], weight.unit / 2, weight.unit))
     held = _without(node)
+    del held.output[:]  # Which of them are read makes no difference.
+    held.output.extend(f"output {k}" for k in range(3 if node.op_type == "LSTM" else 2))
     held.attribute.append(helper.make_attribute("recurrent bias", rest.reshape(-1).tolist()))
     names = ["", "", node.input[2], "", *node.input[4:]]
     given = [None, None, plain.given[2], None, *plain.given[4:]]

@@ -12,7 +12,7 @@ from onnx import NodeProto
 
 from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._relation.amounts import Size
-from bnfold._relation.integers import Integers, filling, rearranged
+from bnfold._relation.integers import Integers, broadcast, filling, ranges, rearranged
 
 _LARGEST = 1 << 20
 """Stored constants of more numbers are not looked through."""
@@ -86,7 +86,9 @@ class Fillings:
         sizes: tuple[Size | None, ...] | None
         if kind == "Expand":
             shape = self.integers.of_names(scope, node.input[1])
-            sizes = None if shape is None else _broadcast(data.sizes, shape.values)
+            sizes = None if shape is None else broadcast(data.sizes, shape.values)
+        elif kind == "Slice":
+            sizes = self._sliced(scope, node, data.sizes)
         elif kind == "Identity":
             sizes = data.sizes
         else:
@@ -94,14 +96,19 @@ class Fillings:
         known = tuple(size for size in sizes or () if size is not None)
         return None if sizes is None or len(known) < len(sizes) else Filling(data.number, to, known)
 
+    def _sliced(
+        self, scope: Scope, node: NodeProto, sizes: tuple[Size, ...]
+    ) -> tuple[Size | None, ...] | None:
+        """The sizes of a part."""
+        taken = ranges(self.integers, scope, node)
+        if taken is None:
+            return None
+        left: list[Size | None] = list(sizes)
+        for start, end, axis, step in taken:
+            size = left[axis]
+            known = all(isinstance(each, int) for each in (size, start, end))
+            left[axis] = len(range(size)[start:end:step]) if known else None  # type: ignore[arg-type]
+        return tuple(left)
 
-_FILLING = ("ConstantOfShape", "Expand", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
-
-def _broadcast(one: tuple[Size, ...], other: tuple[Size, ...]) -> tuple[Size | None, ...] | None:
-    """The sizes of two tensors that are broadcast together; None for one that is not known."""
-    rank = max(len(one), len(other))
-    pairs = zip(
-        (*(1,) * (rank - len(one)), *one), (*(1,) * (rank - len(other)), *other), strict=True
-    )
-    return tuple(b if a == 1 else a if b in (1, a) else None for a, b in pairs)
+_FILLING = ("ConstantOfShape", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze")

@@ -128,6 +128,11 @@ class Integers:
             self.found[key] = Numbers(numbers, values.ndim == 0)
         return self.found[key]
 
+    def wide(self, scope: Scope, node: NodeProto) -> tuple[Size | None, ...] | None:
+        """The sizes that an Expand puts out: those of its data, where 1 is asked for."""
+        sizes, asked = self.of_tensor(scope, node.input[0]), self.of_names(scope, node.input[1])
+        return None if sizes is None or asked is None else broadcast(sizes, asked.values)
+
     def follow(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a node computes integers from sizes alone; what they are is noted."""
         rule = _RULES.get(type_of(node))
@@ -204,19 +209,42 @@ def _gather(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
 
 def _slice(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
     data = held.of_names(scope, node.input[0])
-    given: dict[str, Any] = {n: v for n, v in attributes(node).items() if n in _SLICE}
-    for name, stored in zip(_SLICE, node.input[1:], strict=False):
-        if stored:
-            numbers = held.of_names(scope, stored)
-            if numbers is None:
-                return None
-            given[name] = numbers.values
-    if data is None or data.is_scalar or tuple(given.get("axes", (0,))) not in ((0,), (-1,)):
+    taken = ranges(held, scope, node)
+    if data is None or data.is_scalar or taken is None or len(taken) != 1:
         return None
-    (start,), (end,), (step,) = given["starts"], given["ends"], given.get("steps", (1,))
-    if not all(isinstance(each, int) for each in (start, end, step)):
+    ((start, end, axis, step),) = taken
+    if axis not in (0, -1) or not isinstance(start, int) or not isinstance(end, int):
         return None
     return Numbers(data.values[start:end:step])
+
+
+def ranges(held: Integers, scope: Scope, node: NodeProto) -> list[tuple[Any, Any, int, int]] | None:
+    """Start, end, axis and step of all that a Slice takes; None where they are not known."""
+    named = attributes(node)
+    given: list[Sequence[Any] | None] = []
+    for place, name in enumerate(_SLICE, 1):
+        stored = node.input[place] if place < len(node.input) else ""
+        found = held.of_names(scope, stored) if stored else None
+        if stored and found is None:
+            return None
+        given.append(named.get(name) if found is None else found.values)
+    starts, ends, axes, steps = given
+    if starts is None or ends is None:
+        return None
+    axes = range(len(starts)) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    known = all(isinstance(each, int) for each in (*axes, *steps))
+    even = len(starts) == len(ends) == len(axes) == len(steps)
+    return list(zip(starts, ends, axes, steps, strict=True)) if known and even else None
+
+
+def broadcast(one: Sequence[Size | None], other: Sequence[Size | None]) -> tuple[Size | None, ...]:
+    """The sizes of two tensors that are broadcast together; None for one that is not known."""
+    rank = max(len(one), len(other))
+    pairs = zip(
+        (*(1,) * (rank - len(one)), *one), (*(1,) * (rank - len(other)), *other), strict=True
+    )
+    return tuple(b if a == 1 else a if b in (1, a) else None for a, b in pairs)
 
 
 def _concat(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:

@@ -40,6 +40,8 @@ class Moving(Tensors):
                 if read is None or not self.moved(scope, part, read):
                     raise AssertionError(f"{kind} has parts that are known, and one is not")
             return parts is not None
+        if kind == "Expand":
+            return self._widened(scope, node, data)
         if kind == "Slice":
             return self._cut(scope, node, data)
         told = sizes_behind(self.integers, scope, node) if kind in REARRANGING else None
@@ -56,8 +58,24 @@ class Moving(Tensors):
         forms = [Form(key, [root], core, root is not data) for key in keys]
         (made,) = self.found.operator(scope, node, forms, types)
         roots.note(self.found.table, data, made)
-        self.give(scope, node.output[0], made)
         self.integers.tell(made, told)
+        self.give(scope, node.output[0], made)
+        return True
+
+    def _widened(self, scope: Scope, node: NodeProto, data: Expression) -> bool:
+        """As `moved`, for an Expand: it is told by the sizes that it puts out."""
+        told = self.integers.wide(scope, node)
+        if told is None or None in told:
+            return False
+        if told == self.integers.of_tensor(scope, node.input[0]):
+            self.give(scope, node.output[0], data)
+            return True
+        types = [self.side.shapes.type(scope, node.output[0])]
+        key = ("expanded", told, *types, self.word(scope, node.input[0], data))
+        form = Form(key, [data], Core(node, node.input, [data]))
+        (made,) = self.found.operator(scope, node, [form], types)
+        self.integers.tell(made, told)
+        self.give(scope, node.output[0], made)
         return True
 
     def _cut(self, scope: Scope, node: NodeProto, data: Expression) -> bool:

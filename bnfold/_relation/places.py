@@ -14,7 +14,7 @@ from onnx import NodeProto, helper
 
 from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._relation.amounts import Size
-from bnfold._relation.integers import Integers, rearranged
+from bnfold._relation.integers import Integers, ranges, rearranged
 from bnfold._relation.side import Side, attributes
 
 REARRANGING = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
@@ -89,25 +89,12 @@ def is_same(told: Told, own: Told | None) -> bool:
 
 def _ranges(held: Integers, scope: Scope, node: NodeProto) -> Hashable | None:
     """The range that a Slice takes of each axis."""
-    rank, named = held.side.rank(scope, node.input[0]), attributes(node)
+    rank, bounds = held.side.rank(scope, node.input[0]), ranges(held, scope, node)
     sizes = held.of_tensor(scope, node.input[0])
-    given: list[list[Any] | None] = []
-    for place, name in enumerate(("starts", "ends", "axes", "steps"), 1):
-        stored = node.input[place] if place < len(node.input) else ""
-        found = held.of_names(scope, stored) if stored else None
-        if stored and found is None:
-            return None
-        value: Any = named.get(name) if found is None else found.values
-        given.append(None if value is None else list(value))
-    starts, ends, axes, steps = given
-    if rank is None or starts is None or ends is None:
+    if rank is None or bounds is None:
         return None
     told: dict[int, Hashable] = {}
-    for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        axis = place if axes is None else axes[place]
-        step = 1 if steps is None else steps[place]
-        if not isinstance(axis, int) or not isinstance(step, int):
-            return None
+    for start, end, axis, step in bounds:
         axis %= rank
         size = None if sizes is None or len(sizes) != rank else sizes[axis]
         if all(isinstance(each, int) for each in (size, start, end)):

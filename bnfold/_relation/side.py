@@ -5,12 +5,14 @@ With the code that folds it shares the reading of stored constants, shapes and n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import functools
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
@@ -126,10 +128,19 @@ def _refuse_references(scope: Scope) -> None:
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """The attributes of a node that are no graphs, and have a value."""
-    found = {
+    """The attributes of a node that are no graphs, and are of the type that they have to be."""
+    types = _types(node.op_type, node.domain)
+    return {
         a.name: helper.get_attribute_value(a)
         for a in node.attribute
-        if not (a.HasField("g") or a.graphs)
+        if not (a.HasField("g") or a.graphs) and a.type == types.get(a.name, a.type) != 0
     }
-    return {name: value for name, value in found.items() if value is not None}
+
+
+@functools.lru_cache(maxsize=1024)
+def _types(kind: str, domain: str) -> Mapping[str, int]:
+    """The types of an operator's attributes, as far as ONNX says them."""
+    if not onnx.defs.has(kind, domain):
+        return {}
+    held: Mapping[str, Any] = onnx.defs.get_schema(kind, domain=domain).attributes
+    return {name: attribute.type.value for name, attribute in held.items()}

@@ -181,12 +181,18 @@ class Walk(Moving):
         if kind == "Pow" and self._is_square(scope, node):
             self._other(scope, cores.squared(node))
             return
-        core = Core(node, node.input, given) if is_call else cores.of(self.fillings, scope, node, given)
+        core = (
+            Core(node, node.input, given)
+            if is_call
+            else cores.of(self.fillings, scope, node, given)
+        )
         gates = [self._close_own(value, label(node)) for value in core.gates]
         names = [*core.names, *("" for _ in gates)]
         values = [*core.given, *gates]
         words = [self.word(scope, n, v) for n, v in zip(names, values, strict=True)]
         types = [self.side.shapes.type(scope, name) if name else 0 for name in node.output]
+        if core.gates:
+            types = [max(types)] * len(core.node.output)
         if type_of(node) in _COMMUTATIVE and scope.opset >= 7 and not is_call:
             order = sorted(range(len(words)), key=lambda place: str(words[place]))
             words, values = [words[k] for k in order], [values[k] for k in order]
@@ -210,7 +216,7 @@ class Walk(Moving):
             )
             if after in _WIDER.get(before, ()):
                 self.found.table.widened.setdefault((made[0].terms[0].base, before), data)
-        for name, value in zip(node.output, made, strict=True):
+        for name, value in zip(node.output, made, strict=False):
             for step in core.steps:
                 value = step.of(value)
             if name:
