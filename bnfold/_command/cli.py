@@ -18,6 +18,7 @@ import click
 
 from bnfold._command import beliefs, options, terminal
 from bnfold._command.checking import check_each
+from bnfold._command.many import many
 from bnfold._command.options import PATH
 from bnfold._command.terminal import EXIT_CODES, PASSED, SIGNALLED, UNDECIDED, code_of, in_one_line
 from bnfold._errors import UsageError
@@ -123,6 +124,7 @@ def main() -> None:
     bnfold model.onnx                  what would fold, and why the rest stays
     bnfold model.onnx -o fused.onnx    fold, verify, and write the file
     bnfold model.onnx --check          fail if anything is left to fold
+    bnfold models/ --output-dir fused/ fold every model of a folder, and write an index
     bnfold fold --help                 all options of folding
 
     Exit codes: 0 done and verified (or nothing to fold), 1 verification failed and no file was
@@ -171,6 +173,7 @@ _format = click.option(
 )
 @_format
 @click.option("-v", "--verbose", is_flag=True, help="List every fold and every kept map.")
+@many
 @options.configured
 @click.pass_context
 def fold(
@@ -190,9 +193,16 @@ def fold(
     form: str,
     verbose: bool,
     memory: int | None,
+    output_dir: Path | None,
+    jobs: int,
+    resume: bool,
     **comparison: Any,
 ) -> int:
-    """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
+    """Fold MODEL. Without -o or --in-place, say what would happen and write nothing.
+
+    With --output-dir it folds all models of folders, patterns ("models/**/*.onnx") and lists
+    (@list.txt, a path in each line).
+    """
     believed = {
         "frozen": frozen,
         "equal_dims": equal_dims,
@@ -204,12 +214,22 @@ def fold(
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        unused = ("output", "in_place", "report", *options.NAMES)
+        unused = ("output", "in_place", "report", "output_dir", "jobs", "resume", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         return check_each(models, form, verbose, beliefs.settings(**believed), depthwise)
+    if output_dir is not None:
+        from bnfold._command.registry import fold_all
+
+        options.refuse(context, ("output", "in_place", "report"), "--output-dir writes many files")
+        if no_verify:
+            options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
+        return fold_all(context, models, output_dir, jobs, resume, form, verbose)
+    options.refuse(context, ("jobs", "resume"), "without --output-dir there is one model")
     if len(models) > 1:
-        raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
+        raise UsageError(
+            f"one model at a time, not also {models[1]}; --output-dir and --check take several"
+        )
     (model,) = models
     if no_verify:
         options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
