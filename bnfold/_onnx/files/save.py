@@ -63,18 +63,21 @@ class PendingFile:
         over_itself = self.original is not None and paths.is_same(self.destination, self.original)
         old = [] if over_itself else superseded(self.destination, self.written.values(), kept)
         new = paths.identity(self.finished)
-        ours: list[Path] = []
+        ours = {
+            target: paths.identity(folder / location)
+            for location, target in zip(self.written, placed, strict=True)
+        }
         try:
             scratch.placing(self.finished, placed)
             for (location, origin), target in zip(self.written.items(), placed, strict=True):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 paths.set_mode(folder / location, self.destination, origin)
                 paths.put_where_none_is(folder / location, target)
-                ours.append(target)
             paths.set_mode(self.finished, self.destination, self.original)
             os.replace(self.finished, self.destination)
         except BaseException as error:
-            self._remove(old if paths.identity(self.destination) == new else ours)
+            unread = [path for path, made in ours.items() if paths.identity(path) == made]
+            self._remove(old if paths.identity(self.destination) == new else unread)
             if isinstance(error, OSError):
                 raise paths.unwritable(self.destination, error) from error
             raise
