@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _OWN = frozenset(
     (
-        *("models", "output", "in_place", "check", "report", "form", "verbose", "help"),
-        *("output_dir", "jobs", "resume", "no_config"),
+        *("models", "output", "in_place", "check", "report", "form", "verbose", "quiet"),
+        *("output_dir", "jobs", "resume", "no_config", "colour", "help"),
     )
 )
 """What is about the run as a whole; all other options go to the work on each model."""

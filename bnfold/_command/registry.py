@@ -32,14 +32,17 @@ def fold_all(
     output_dir: Path,
     jobs: int,
     resume: bool,
-    form: str,
-    verbose: bool,
+    spoken: tuple[str, bool, bool],
 ) -> int:
     """Fold all models, and give the worst exit code: the largest, as --check does.
+
+    ``spoken`` is the form of what is printed, whether all of it is, and whether nothing is where
+    all is well.
 
     Raises:
         UsageError: there is no model, nothing can be written, or an option is not for many models.
     """
+    form, verbose, quiet = spoken
     if form not in ("text", "json"):
         raise UsageError(f"--output-format {form} takes one model at a time")
     registry = find(given, output_dir)
@@ -51,7 +54,7 @@ def fold_all(
     if form == "json":
         told = index.document(registry.output, reports, registry.passed_over, True)
         terminal.show_whole(json_text(told, ascii_only=True))
-    else:
+    elif not quiet or any(report.code for report in reports):
         terminal.show(_lines(registry, reports, output_dir, verbose))
     return max(report.code for report in reports)
 

@@ -16,7 +16,12 @@ from bnfold._registry.work import Request
 _REPEATED = ("ops_library",)
 """Options that are given once for each value; others take several with commas between them."""
 _PATHS = ("inputs", "ops_library")
-_OWN = ("output", "report", "in_place", "check", "output_format", "verbose", "no_config", "help")
+_OWN = frozenset(
+    (
+        *("output", "report", "in_place", "check", "output_format", "verbose", "quiet", "color"),
+        *("no_config", "help", "output_dir", "jobs", "resume"),
+    )
+)
 """Options of the command that `run` has no use for, or has itself."""
 
 

@@ -105,7 +105,7 @@ def _run(
     kept = sys.stderr
     with scratch.beside(None) as folder:
         draft = folder / "report.json"
-        arguments += ["--no-config", "--report", str(draft)]
+        arguments += ["--no-config", "--color", "never", "--report", str(draft)]
         if output is not None:
             arguments += ["-o", str(output)]
         sys.stderr = said = io.StringIO()
