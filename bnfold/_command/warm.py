@@ -42,6 +42,7 @@ def serve() -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):  # Libraries print; this is for requests and answers alone.
         os.dup2(nowhere, stream)
+    os.environ.pop("COLUMNS", None)  # What is wrong is told in one line.
     forks = hasattr(os, "fork")
     if forks and sys.platform == "linux":  # On macOS frameworks do not outlive a fork.
         _prepare()

@@ -475,7 +475,7 @@ def test_options_of_python(model, tmp_path):
     assert said["options"] == {"--draw": "signed,large", "--dim": "batch=1,4", "--power": ""}
     assert said["bounds"] == {"--threads": "1"}
     assert told.status == "error" and "batch" in told.message
-    assert "No such option" in bnfold.run(model, nonsense=1).message
+    assert "no such option" in bnfold.run(model, nonsense=1).message
     with pytest.raises(UsageError, match="takes no option 'check'"):
         bnfold.run(model, check=True)
     with pytest.raises(UsageError, match="is the input itself"):
