@@ -13,6 +13,7 @@ from bnfold._errors import UsageError
 
 NAMES = tuple(f"input_{name}" for name in WORDS)
 """The options as click calls them."""
+_OF_NUMBERS = ("mean", "std", "scale")
 
 
 def _number(option: str, word: str) -> float:
@@ -31,24 +32,27 @@ def _of(name: str) -> Any:
     """What reads the words of an option: ``[INPUT=]VALUE`` as the input's name and the value."""
     option = f"--input-{name}"
 
-    def read(given: Any) -> tuple[str, Any]:
+    def read(given: Any) -> tuple[str, tuple[Any, ...]]:
         if isinstance(given, tuple):
             return given
         port, _, words = str(given).rpartition("=")
-        value: Any = words.strip()
-        if not value:
+        if not words.strip():
             raise UsageError(f"{option}: give a value, or INPUT=VALUE")
-        if name in ("mean", "std", "scale"):
-            value = tuple(_number(option, word.strip()) for word in value.split(","))
-        elif name == "channels":
-            value = value.replace(",", "")
+        values: tuple[Any, ...] = (words.strip(),)
+        if name in _OF_NUMBERS:
+            values = tuple(_number(option, word.strip()) for word in words.split(","))
         try:
-            Preprocessing(**{WORDS[name]: value})
+            Preprocessing(**{WORDS[name]: _value(name, values)})
         except UsageError as error:
             raise UsageError(f"{option}: {error}") from error
-        return port, value
+        return port, values
 
     return read
+
+
+def _value(name: str, values: tuple[Any, ...]) -> Any:
+    """What an option says, out of its words."""
+    return values if name in _OF_NUMBERS else values[0].replace(",", "")
 
 
 _OPTIONS = (
@@ -103,17 +107,17 @@ def taken(context: click.Context, given: dict[str, Any], applies: bool = True) -
     """
     found: dict[str, dict[str, Any]] = {}
     for name, field in WORDS.items():
-        for port, value in given.pop(f"input_{name}"):
+        for port, values in given.pop(f"input_{name}"):
             held = found.setdefault(port, {})
             if field in held:
                 twice = f" for {port}" if port else ""
                 raise UsageError(f"--input-{name} is given twice{twice}; leave one of them out")
-            held[field] = value
+            held[field] = _value(name, values)
     if not applies:
         return ()
     if "" in found and len(found) > 1:
         raise UsageError("some --input options name an input and some do not; name it in all")
-    made = {port: Preprocessing(**values) for port, values in found.items()}
+    made = {port: Preprocessing(**held) for port, held in found.items()}
     return tuple((port, each) for port, each in made.items() if not each.is_nothing)
 
 

@@ -10,6 +10,7 @@ from onnx import ModelProto
 from bnfold._core.preprocessing import Pairs
 from bnfold._errors import UsageError
 from bnfold._onnx.files.load import load_model, refuse_names, understood
+from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.front.prepending import prepend
 from bnfold._onnx.read.frozen import freeze
 from bnfold._onnx.read.order import in_order
@@ -51,6 +52,7 @@ def _loaded(
     """A model with its nodes in order, and the folder of its external data."""
     if isinstance(given, ModelProto):
         refuse_names(given)
+        refuse_unsound(given)
         model, folder = in_order(given), None if base_dir is None else Path(base_dir)
         if frozen and model is given:
             model = ModelProto()

@@ -131,6 +131,17 @@ def test_the_file_itself_can_be_written_over_once(net):
     refused(command(net, "--in-place", *WORDS), "is its preprocessing in the model already?")
 
 
+def test_every_model_of_a_folder_gets_it(net, tmp_path):
+    """The process of each model gets the options in words."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    net.rename(folder / "net.onnx")
+    run = command(folder, "--output-dir", tmp_path / "out", *WORDS)
+    assert run.code == 0, run.out + run.err
+    made = onnx.load(tmp_path / "out" / "net.onnx")
+    same(onnx.load(folder / "net.onnx"), made, picture(2, 8, 8, 3), **HOW)
+
+
 def test_external_weights_that_are_reordered(tmp_path, out):
     made = model(conv("conv1", "x", "y", (64, 3, 3, 3)), x=(1, 3, 8, 8))
     path = tmp_path / "external.onnx"
