@@ -12,16 +12,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold._command import beliefs, options, terminal
+from bnfold._command import beliefs, options, pages, terminal
 from bnfold._command.checking import check_each
 from bnfold._command.options import PATH
 from bnfold._command.terminal import EXIT_CODES, PASSED, SIGNALLED, UNDECIDED, code_of, in_one_line
 from bnfold._errors import UsageError
 from bnfold._system import paths, time_limit
+
+if TYPE_CHECKING:
+    from bnfold._pipeline.outcome import Outcome
 
 
 class _Command(click.Group):
@@ -34,6 +37,7 @@ class _Command(click.Group):
         known = {*self.commands, "--help", "-h", "--version"}
         if args and args[0] not in known:
             args = ["fold", *args]
+        pages.remember(context, args[1:] if args[:1] == ["fold"] else args)
         return super().parse_args(context, args)
 
     def main(  # type: ignore[override]
@@ -169,6 +173,7 @@ _format = click.option(
     metavar="FILE.json",
     help="Write everything known about this run as JSON.",
 )
+@pages.showing
 @_format
 @click.option("-v", "--verbose", is_flag=True, help="List every fold and every kept map.")
 @options.configured
@@ -187,6 +192,7 @@ def fold(
     follow_links: bool,
     depthwise: bool,
     report: Path | None,
+    page: Path | None,
     form: str,
     verbose: bool,
     memory: int | None,
@@ -204,7 +210,7 @@ def fold(
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        unused = ("output", "in_place", "report", *options.NAMES)
+        unused = ("output", "in_place", "report", "page", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         return check_each(models, form, verbose, beliefs.settings(**believed), depthwise)
@@ -230,6 +236,7 @@ def fold(
             if paths.is_same(report, other):
                 raise UsageError(f"the report would overwrite {other}; give it another name")
         paths.check_writable(report, device=True)
+    pages.check(page, model, output, inputs, report)
 
     from bnfold._pipeline.models import fold_file
     from bnfold._report.findings import of_fold
@@ -242,6 +249,11 @@ def fold(
         source = options.tolerance_source(context)
         settings = options.settings(comparison, settings, source=source)
     options.tell_missing(settings, form)
+    seen = None
+    if page is not None:
+        from bnfold._report.page.witness import Witness
+
+        seen, settings = Witness(), replace(settings, spread=True)
     with terminal.Progress() as progress:
         outcome = fold_file(
             model,
@@ -252,13 +264,15 @@ def fold(
             progress=progress,
             report=report,
             depthwise=depthwise,
+            observer=seen,
         )
+        if page is not None and seen is not None:
+            progress("drawing the page")
+            with _after(outcome):
+                pages.of_fold(context, page, outcome, seen, begun)
         if report is not None:
-            try:
+            with _after(outcome):
                 paths.write_text(report, json_text(outcome_document(outcome)))
-            except UsageError as error:
-                fate = f"; {outcome.output} was written" if outcome.output else ""
-                raise UsageError(f"{error}{fate}") from error
     if form == "text":
         terminal.show(outcome_lines(outcome, verbose, comparison["power"]))
     elif form == "json":
@@ -268,6 +282,16 @@ def fold(
         status, plan = outcome.verdict.status, outcome.plan
         terminal.show_findings(form, str(model), status, plan, findings, seconds)
     return EXIT_CODES[outcome.verdict.status]
+
+
+@contextmanager
+def _after(outcome: Outcome) -> Iterator[None]:
+    """A context in which an error says that the model was written before it."""
+    try:
+        yield
+    except UsageError as error:
+        fate = f"; {outcome.output} was written" if outcome.output else ""
+        raise UsageError(f"{error}{fate}") from error
 
 
 @main.command(short_help="Compare two models.")
@@ -287,6 +311,7 @@ def fold(
     help="Run nothing: prove from the weights alone that the two are one function, or that not. "
     "Exit code 3 where neither is seen.",
 )
+@pages.showing
 @_format
 @click.option("-v", "--verbose", is_flag=True, help="Show every output on every input set.")
 @options.configured
@@ -301,6 +326,7 @@ def verify(
     follow_links: bool,
     bisect: bool,
     prove: bool,
+    page: Path | None,
     form: str,
     verbose: bool,
     memory: int | None,
@@ -315,11 +341,15 @@ def verify(
     """
     begun = time.monotonic()
     options.bound(context, memory, comparison["timeout"])
+    pages.check(page, original, folded, comparison["inputs"])
     if prove:
-        from bnfold._command.proving import show_proof
+        from bnfold._command.proving import prove_files, show_proof
 
         options.refuse(context, (*options.NAMES, "bisect", "trust"), "--prove runs nothing")
-        return show_proof(original, folded, frozen, follow_links, form, verbose, begun)
+        proof = prove_files(original, folded, frozen, follow_links)
+        if page is not None:
+            pages.of_comparison(context, page, original, folded, proof, begun, follow_links)
+        return show_proof(original, folded, proof, form, verbose, begun)
     from bnfold._judge.end_to_end import compare_files
     from bnfold._judge.verdict import end_to_end_lines
     from bnfold._report.findings import of_verify
@@ -337,6 +367,7 @@ def verify(
     source = options.tolerance_source(context)
     settings = options.settings(comparison, believed, bisect, source)
     options.tell_missing(settings, form)
+    settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:
         if True in programs:
             from bnfold._pipeline.any_kind import compare_models
@@ -349,6 +380,9 @@ def verify(
         else:
             inputs = options.inputs(comparison["inputs"])
             result = compare_files(original, folded, inputs, settings, progress)
+            if page is not None:
+                progress("drawing the page")
+                pages.of_comparison(context, page, original, folded, result, begun, follow_links)
     if form == "text":
         lines = end_to_end_lines(result, verbose, comparison["power"])
         terminal.show([*lines, f"verification: {result.status}"])

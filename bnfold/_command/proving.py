@@ -7,23 +7,22 @@ from pathlib import Path
 
 from bnfold._command import terminal
 from bnfold._pipeline.proving import prove_models
+from bnfold._relation.proof import Proof
 from bnfold._report.proofs import of_proof, proof_document, proof_lines, status_of
 from bnfold._report.text import json_text
 
 
-def show_proof(
-    original: Path,
-    folded: Path,
-    frozen: bool,
-    follow_links: bool,
-    form: str,
-    verbose: bool,
-    begun: float,
-) -> int:
-    """Prove from the weights that two files are one function; the exit code tells."""
+def prove_files(original: Path, folded: Path, frozen: bool, follow_links: bool) -> Proof:
+    """Prove from the weights that two files are one function."""
     with terminal.Progress() as progress:
         progress("proving")
-        proof = prove_models(original, folded, frozen=frozen, follow_links=follow_links)
+        return prove_models(original, folded, frozen=frozen, follow_links=follow_links)
+
+
+def show_proof(
+    original: Path, folded: Path, proof: Proof, form: str, verbose: bool, begun: float
+) -> int:
+    """Print a proof; the exit code tells its status."""
     status = status_of(proof)
     if form == "text":
         terminal.show(proof_lines(proof, verbose))

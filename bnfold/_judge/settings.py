@@ -39,6 +39,7 @@ class Settings:
         equal_dims: plan as if sizes of inputs that have one name were equal.
         trust: load a .pt2 file even if code in it is run.
         follow_links: read external data through any link.
+        spread: count for each output how many elements differ by how much.
         libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
     """
 
@@ -54,6 +55,7 @@ class Settings:
     equal_dims: bool = False
     trust: bool = False
     follow_links: bool = False
+    spread: bool = False
     libraries: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bnfold._errors import UsageError
 from bnfold._judge.settings import DEFAULT, Settings
@@ -13,7 +13,7 @@ from bnfold._onnx.files.external import external_files, refuse_own_data, runnabl
 from bnfold._onnx.files.load import in_binary, load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
 from bnfold._onnx.files.text_forms import written_as
-from bnfold._onnx.fold import FoldedWeights, prepare
+from bnfold._onnx.fold import FoldedWeights, PlannedModel, prepare
 from bnfold._onnx.read.frozen import as_if_frozen, freeze, listed
 from bnfold._pipeline.any_kind import needs_pytorch
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
@@ -28,6 +28,16 @@ if TYPE_CHECKING:
     from bnfold._run.input_sets import InputSet
 
 
+class Observer(Protocol):
+    """Who looks at a model while it is folded. Each method is called once, or not at all."""
+
+    def planned(self, planned: PlannedModel) -> None:
+        """The model is planned, and not changed yet."""
+
+    def written(self, path: Path) -> None:
+        """The folded model is in a file that is going to be moved or removed."""
+
+
 def fold_file(
     path: Path,
     output: Path | None,
@@ -38,13 +48,14 @@ def fold_file(
     settings: Settings = DEFAULT,
     report: Path | None = None,
     depthwise: bool = False,
+    observer: Observer | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
-    going to write. With ``depthwise`` norms that stay are written as other operators. Raises
-    `UsageError` for a file that cannot be read or written; then no file is left behind.
+    going to write. With ``depthwise`` norms that stay are written as other operators.
+    ``observer`` looks at a model of ONNX while it is folded. Raises `UsageError` for a file that cannot be read or written; then no file is left behind.
     """
     progress("reading")
     if output is not None:
@@ -55,7 +66,12 @@ def fold_file(
                 f"cannot write {output}: {path} is a program of PyTorch, and its folded form is "
                 "one, too; name it .pt2"
             )
-        usable = Settings(settings.seed, trust=settings.trust, seconds=settings.seconds)
+        usable = Settings(
+            settings.seed,
+            trust=settings.trust,
+            seconds=settings.seconds,
+            spread=settings.spread,
+        )
         if inputs is not None or settings != usable:
             raise UsageError(
                 "of the options of the verification only --seed and --timeout are for a .pt2 file: "
@@ -66,7 +82,7 @@ def fold_file(
         written_as(output)
     with in_binary(path, settings.follow_links) as original:
         return _fold_model(
-            path, original, output, report, verify, inputs, settings, progress, depthwise
+            path, original, output, report, verify, inputs, settings, progress, depthwise, observer
         )
 
 
@@ -80,6 +96,7 @@ def _fold_model(
     settings: Settings,
     progress: Progress,
     depthwise: bool,
+    observer: Observer | None,
 ) -> Outcome:
     """Fold a model; see `fold_file`. ``original`` is its file in binary form."""
     model = load_model(path, follow_links=settings.follow_links)
@@ -101,6 +118,8 @@ def _fold_model(
         weights = planned.weights() if verify and changed else None
         stuck = 0 if frozen or not names else _hanging(model, planned.plan, path.parent, settings)
         progress("folding")
+        if observer is not None:
+            observer.planned(planned)
         rewritten = planned.apply()
     over_itself = output is not None and paths.is_same(output, path)
     if over_itself and not changed:
@@ -117,6 +136,8 @@ def _fold_model(
     ) as draft:
         plan, applied = planned.plan, rewritten.applied
         del model, planned, rewritten  # they hold all new weights
+        if observer is not None:
+            observer.written(draft.path)
         if weights is not None:
             trial = _FoldedFile(original, data_before, draft, weights, inputs, settings, progress)
             verdict = trial.judge(applied)
