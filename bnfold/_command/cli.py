@@ -2,100 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from bnfold._command import beliefs, options, pages, terminal
+from bnfold._command import beliefs, help, options, pages, terminal
 from bnfold._command.checking import check_each
+from bnfold._command.entry import Commands
 from bnfold._command.options import PATH
-from bnfold._command.terminal import EXIT_CODES, PASSED, SIGNALLED, UNDECIDED, code_of, in_one_line
+from bnfold._command.terminal import EXIT_CODES
 from bnfold._errors import UsageError
-from bnfold._system import paths, time_limit
-
-if TYPE_CHECKING:
-    from bnfold._pipeline.outcome import Outcome
-
-
-class _Command(click.Group):
-    """A group of commands where the word ``fold`` may be left out, with its own exit codes.
-
-    A first argument that names no command is a model to fold.
-    """
-
-    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        known = {*self.commands, "--help", "-h", "--version"}
-        if args and args[0] not in known:
-            args = ["fold", *args]
-        pages.remember(context, args[1:] if args[:1] == ["fold"] else args)
-        return super().parse_args(context, args)
-
-    def main(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
-    ) -> None:
-        """Run the command and exit. An error prints one line and leaves no file behind."""
-        extra["standalone_mode"] = False
-        with _interruptible() as signals:
-            try:
-                sys.exit(super().main(args, prog_name, **extra) or PASSED)
-            except time_limit.TimeUp as error:
-                terminal.complain(f"error: {error}")
-                sys.exit(UNDECIDED)
-            except (Exception, KeyboardInterrupt) as error:
-                # An interrupt during the import of a compiled module raises another error.
-                if signals or isinstance(error, (click.Abort, KeyboardInterrupt)):
-                    terminal.complain("interrupted")
-                    sys.exit(SIGNALLED + (signals[0] if signals else signal.SIGINT))
-                if isinstance(error, click.ClickException):
-                    error.show()
-                elif "BNFOLD_TRACEBACK" in os.environ and not isinstance(error, UsageError):
-                    raise
-                else:
-                    terminal.complain(f"error: {in_one_line(error)}")
-                sys.exit(code_of(error))
-
-    def invoke(self, context: click.Context) -> Any:
-        """Run the subcommand. The user does not see the warnings of libraries."""
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-        return super().invoke(context)
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Turn a request to end into an error, so that temporary files are removed.
-
-    Yields a list of the signals that come. A signal that the parent process ignores stays ignored.
-    """
-    received: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    previous = {number: signal.getsignal(number) for number in numbers}
-    taken = [n for n in numbers if previous[n] in (signal.SIG_DFL, signal.default_int_handler)]
-    for number in taken:
-        signal.signal(number, stop)
-    try:
-        yield received
-    finally:
-        for number in taken:
-            signal.signal(number, previous[number])
+from bnfold._system import paths
 
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -107,7 +27,7 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 @click.group(
-    cls=_Command,
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     subcommand_metavar="MODEL | COMMAND [ARGS]...",
     no_args_is_help=True,
@@ -123,15 +43,15 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 def main() -> None:
     """Fold BatchNorm and per-channel affine operators into the layers around them, and prove it.
 
-    \b
-    bnfold model.onnx                  what would fold, and why the rest stays
-    bnfold model.onnx -o fused.onnx    fold, verify, and write the file
-    bnfold model.onnx --check          fail if anything is left to fold
-    bnfold fold --help                 all options of folding
-
     Exit codes: 0 done and verified (or nothing to fold), 1 verification failed and no file was
     written (or --check found something to fold), 2 wrong usage or unreadable input, 3 could not be
     judged: then the file was written, unless the run was ended.
+
+    'bnfold fold --help' has all options of folding.
+
+    \b
+    Completion of commands, options and files (bash, zsh, fish):
+    eval "$(_BNFOLD_COMPLETE=bash_source bnfold)"
     """  # noqa: D301
 
 
@@ -145,7 +65,21 @@ _format = click.option(
 )
 
 
-@main.command(short_help="Fold a model; the default.")
+@main.command(
+    cls=help.Explained,
+    short_help="Fold a model; the default.",
+    examples=(
+        ("bnfold model.onnx", "what would fold, and why the rest stays"),
+        ("bnfold model.onnx -o fused.onnx", "fold, verify, and write the file"),
+    ),
+    groups={
+        "What is written": ["output", "in_place", "check", "report", "page", "form"],
+        "What folds": ["frozen", "equal_dims", "depthwise"],
+        "How it is verified": ["no_verify", *options.COMPARED],
+        "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
+        "What is printed": ["verbose", "quiet", "colour"],
+    },
+)
 @click.argument("models", type=PATH, metavar="MODEL", nargs=-1, required=True)
 @click.option(
     "-o",
@@ -175,7 +109,8 @@ _format = click.option(
 )
 @pages.showing
 @_format
-@click.option("-v", "--verbose", is_flag=True, help="List every fold and every kept map.")
+@help.spoken("List every fold, and every operator that stays.")
+@help.colour
 @options.configured
 @click.pass_context
 def fold(
@@ -195,6 +130,7 @@ def fold(
     page: Path | None,
     form: str,
     verbose: bool,
+    quiet: bool,
     memory: int | None,
     **comparison: Any,
 ) -> int:
@@ -205,6 +141,7 @@ def fold(
         "trust": trust,
         "follow_links": follow_links,
     }
+    verbose, quiet = options.loudness(context, verbose, quiet)
     options.refuse_stream("-o", output)
     options.refuse_stream("--report", report)
     if in_place and output is not None:
@@ -213,7 +150,7 @@ def fold(
         unused = ("output", "in_place", "report", "page", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
-        return check_each(models, form, verbose, beliefs.settings(**believed), depthwise)
+        return check_each(models, form, verbose, beliefs.settings(**believed), depthwise, quiet)
     if len(models) > 1:
         raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
     (model,) = models
@@ -249,11 +186,8 @@ def fold(
         source = options.tolerance_source(context)
         settings = options.settings(comparison, settings, source=source)
     options.tell_missing(settings, form)
-    seen = None
-    if page is not None:
-        from bnfold._report.page.witness import Witness
-
-        seen, settings = Witness(), replace(settings, spread=True)
+    seen = pages.witness(page)
+    settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:
         outcome = fold_file(
             model,
@@ -268,13 +202,16 @@ def fold(
         )
         if page is not None and seen is not None:
             progress("drawing the page")
-            with _after(outcome):
-                pages.of_fold(context, page, outcome, seen, begun)
+            pages.of_fold(context, page, outcome, seen, begun)
         if report is not None:
-            with _after(outcome):
+            try:
                 paths.write_text(report, json_text(outcome_document(outcome)))
+            except UsageError as error:
+                fate = f"; {outcome.output} was written" if outcome.output else ""
+                raise UsageError(f"{error}{fate}") from error
     if form == "text":
-        terminal.show(outcome_lines(outcome, verbose, comparison["power"]))
+        lines = outcome_lines(outcome, verbose, comparison["power"], quiet=quiet)
+        terminal.show([*lines, *pages.told(page, quiet)])
     elif form == "json":
         terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
     else:
@@ -284,17 +221,19 @@ def fold(
     return EXIT_CODES[outcome.verdict.status]
 
 
-@contextmanager
-def _after(outcome: Outcome) -> Iterator[None]:
-    """A context in which an error says that the model was written before it."""
-    try:
-        yield
-    except UsageError as error:
-        fate = f"; {outcome.output} was written" if outcome.output else ""
-        raise UsageError(f"{error}{fate}") from error
-
-
-@main.command(short_help="Compare two models.")
+@main.command(
+    cls=help.Explained,
+    short_help="Compare two models.",
+    examples=(
+        ("bnfold verify a.onnx b.onnx", "run both and compare what they put out"),
+        ("bnfold verify a.onnx b.onnx --prove", "compare their weights; nothing is run"),
+    ),
+    groups={
+        "How they are compared": ["prove", "bisect", "frozen", *options.COMPARED],
+        "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
+        "What is printed": ["form", "page", "verbose", "quiet", "colour"],
+    },
+)
 @click.argument("original", type=PATH)
 @click.argument("folded", type=PATH)
 @beliefs.freezing
@@ -313,7 +252,8 @@ def _after(outcome: Outcome) -> Iterator[None]:
 )
 @pages.showing
 @_format
-@click.option("-v", "--verbose", is_flag=True, help="Show every output on every input set.")
+@help.spoken("Show every output on every input set.")
+@help.colour
 @options.configured
 @click.pass_context
 def verify(
@@ -329,6 +269,7 @@ def verify(
     page: Path | None,
     form: str,
     verbose: bool,
+    quiet: bool,
     memory: int | None,
     **comparison: Any,
 ) -> int:
@@ -340,20 +281,20 @@ def verify(
     compared with another one or with a file of ONNX.
     """
     begun = time.monotonic()
+    verbose, quiet = options.loudness(context, verbose, quiet)
     options.bound(context, memory, comparison["timeout"])
     pages.check(page, original, folded, comparison["inputs"])
+    draw = pages.of_comparison(context, page, original, folded, begun, follow_links)
     if prove:
-        from bnfold._command.proving import prove_files, show_proof
+        from bnfold._command.proving import show_proof
 
         options.refuse(context, (*options.NAMES, "bisect", "trust"), "--prove runs nothing")
-        proof = prove_files(original, folded, frozen, follow_links)
-        if page is not None:
-            pages.of_comparison(context, page, original, folded, proof, begun, follow_links)
-        return show_proof(original, folded, proof, form, verbose, begun)
+        code = show_proof(original, folded, frozen, follow_links, form, verbose, begun, quiet, draw)
+        terminal.show(pages.told(page, quiet or form != "text"))
+        return code
     from bnfold._judge.end_to_end import compare_files
-    from bnfold._judge.verdict import end_to_end_lines
     from bnfold._report.findings import of_verify
-    from bnfold._report.text import comparison_document, json_text
+    from bnfold._report.text import comparison_document, comparison_lines, json_text
     from bnfold._run.session import hush
 
     hush()
@@ -380,12 +321,10 @@ def verify(
         else:
             inputs = options.inputs(comparison["inputs"])
             result = compare_files(original, folded, inputs, settings, progress)
-            if page is not None:
-                progress("drawing the page")
-                pages.of_comparison(context, page, original, folded, result, begun, follow_links)
+            draw(result, progress)
     if form == "text":
-        lines = end_to_end_lines(result, verbose, comparison["power"])
-        terminal.show([*lines, f"verification: {result.status}"])
+        lines = comparison_lines(result, verbose, comparison["power"], quiet=quiet)
+        terminal.show([*lines, *pages.told(page, quiet)])
     elif form == "json":
         told = comparison_document(str(original), str(folded), result)
         terminal.show_whole(json_text(told, ascii_only=True))
@@ -396,15 +335,16 @@ def verify(
     return EXIT_CODES[result.status]
 
 
-@main.command(short_help="Say what a reason code means.")
-@click.argument("code", required=False)
+@main.command(
+    cls=help.Explained,
+    short_help="Say what a reason code means.",
+    examples=(
+        ("bnfold explain", "all codes, each with what it means"),
+        ("bnfold explain zero-padding", "one code, and what to do about it"),
+    ),
+)
+@click.argument("code", required=False, shell_complete=help.complete_code)
+@help.colour
 def explain(code: str | None) -> None:
     """What a reason CODE means and what to do about it; without one, list them all."""
-    from bnfold._core.reasons import CODES
-
-    if code is None:
-        terminal.show(CODES)
-        return
-    if code not in CODES:
-        raise UsageError(f"there is no reason code {code!r}; 'bnfold explain' lists them")
-    terminal.show([f"{code}: {CODES[code].meaning}", CODES[code].advice])
+    terminal.show(help.explained(code))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from bnfold._report.page.document import Run
     from bnfold._report.page.witness import Witness
 
+Draw = Callable[[Any, Callable[[str], None]], None]
+"""Makes a page of a result, and says that it does."""
 _TYPED = f"{__name__}.typed"
 
 
@@ -55,32 +57,57 @@ def check(page: Path | None, *others: Path | None) -> None:
     layout_library()
 
 
+def witness(page: Path | None) -> Witness | None:
+    """Who watches a fold for a page."""
+    if page is None:
+        return None
+    from bnfold._report.page.witness import Witness
+
+    return Witness()
+
+
+def told(page: Path | None, quiet: bool) -> list[str]:
+    """A line that says where the page is."""
+    return [] if page is None or quiet else [f"wrote {page}: open it in a browser"]
+
+
 def of_fold(
     context: click.Context, page: Path, outcome: Outcome, seen: Witness, begun: float
 ) -> None:
-    """Write the page of a fold."""
+    """Write the page of a fold. An error says that the model was written before it."""
     from bnfold._report.page.making import page_of_fold
 
     more = []
     if outcome.output is not None and outcome.output != outcome.model:
         pair = [str(outcome.model), str(outcome.output)]
-        more = [["verify", *pair], ["verify", "--prove", *pair]]
-    page_of_fold(page, outcome, seen, _run(context, begun, more))
+        more = [["verify", *pair], ["verify", *pair, "--prove"]]
+    try:
+        page_of_fold(page, outcome, seen, _run(context, begun, more))
+    except UsageError as error:
+        fate = f"; {outcome.output} was written" if outcome.output else ""
+        raise UsageError(f"{error}{fate}") from error
 
 
 def of_comparison(
     context: click.Context,
-    page: Path,
+    page: Path | None,
     original: Path,
     folded: Path,
-    result: EndToEnd | Proof,
     begun: float,
     follow_links: bool,
-) -> None:
-    """Write the page of a comparison."""
-    from bnfold._report.page.making import page_of_comparison
+) -> Draw:
+    """What writes the page of a comparison or a proof, if one is wanted."""
 
-    page_of_comparison(page, original, folded, result, _run(context, begun, []), follow_links)
+    def draw(result: EndToEnd | Proof, progress: Callable[[str], None]) -> None:
+        if page is None:
+            return
+        from bnfold._report.page.making import page_of_comparison
+
+        progress("drawing the page")
+        run = _run(context, begun, [])
+        page_of_comparison(page, original, folded, result, run, follow_links)
+
+    return draw
 
 
 def _run(context: click.Context, begun: float, more: Sequence[Sequence[str]]) -> Run:

@@ -6,26 +6,37 @@ import time
 from pathlib import Path
 
 from bnfold._command import terminal
+from bnfold._command.pages import Draw
 from bnfold._pipeline.proving import prove_models
-from bnfold._relation.proof import Proof
+from bnfold._report.lines import VERDICTS, concluding
 from bnfold._report.proofs import of_proof, proof_document, proof_lines, status_of
 from bnfold._report.text import json_text
 
 
-def prove_files(original: Path, folded: Path, frozen: bool, follow_links: bool) -> Proof:
-    """Prove from the weights that two files are one function."""
+def show_proof(
+    original: Path,
+    folded: Path,
+    frozen: bool,
+    follow_links: bool,
+    form: str,
+    verbose: bool,
+    begun: float,
+    quiet: bool = False,
+    draw: Draw | None = None,
+) -> int:
+    """Prove from the weights that two files are one function; the exit code tells.
+
+    ``draw`` makes a page of the proof.
+    """
     with terminal.Progress() as progress:
         progress("proving")
-        return prove_models(original, folded, frozen=frozen, follow_links=follow_links)
-
-
-def show_proof(
-    original: Path, folded: Path, proof: Proof, form: str, verbose: bool, begun: float
-) -> int:
-    """Print a proof; the exit code tells its status."""
+        proof = prove_models(original, folded, frozen=frozen, follow_links=follow_links)
+        if draw is not None:
+            draw(proof, progress)
     status = status_of(proof)
     if form == "text":
-        terminal.show(proof_lines(proof, verbose))
+        if not (quiet and status == "pass"):
+            terminal.show(concluding(proof_lines(proof, verbose), VERDICTS[status]))
     elif form == "json":
         told = proof_document(str(original), str(folded), proof)
         terminal.show_whole(json_text(told, ascii_only=True))

@@ -55,7 +55,8 @@ def fold_file(
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
     going to write. With ``depthwise`` norms that stay are written as other operators.
-    ``observer`` looks at a model of ONNX while it is folded. Raises `UsageError` for a file that cannot be read or written; then no file is left behind.
+    ``observer`` looks at a model of ONNX while it is folded.
+    Raises `UsageError` for a file that cannot be read or written; then no file is left behind.
     """
     progress("reading")
     if output is not None:

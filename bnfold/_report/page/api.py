@@ -68,6 +68,7 @@ def report(
         follow_links=follow_links,
         spread=True,
     )
+    sets: list[InputSet] | None
     if isinstance(inputs, Mapping):
         sets = [InputSet("given", dict(inputs))]
     else:

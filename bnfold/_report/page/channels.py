@@ -36,9 +36,7 @@ class Channels:
     count: int
 
 
-def channels_of(
-    constants: Constants, scope: Scope, node: NodeProto, most: int
-) -> Channels | None:
+def channels_of(constants: Constants, scope: Scope, node: NodeProto, most: int) -> Channels | None:
     """The first ``most`` channels of a layer; None for an operator that is not known here."""
     if node.op_type not in (*_LINEAR, *_NORMS):
         return None

@@ -50,8 +50,12 @@ def of_fold(outcome: Outcome, seen: Witness, run: Run) -> dict[str, Any]:
         "kept": list(_kept(plan, seen, place)),
         "tables": {str(place.of(at)): told for at, told in seen.tables.items()},
         "certificates": [
-            [certificate.into, _state(certificate), number(certificate.ulps), place.named(
-                certificate.graph, certificate.into)]
+            [
+                certificate.into,
+                _state(certificate),
+                number(certificate.ulps),
+                place.named(certificate.graph, certificate.into),
+            ]
             for certificate in verdict.certificates
         ],
         **_compared(verdict.end_to_end, place),
@@ -107,9 +111,6 @@ class _Finder:
             if operator.op not in (INPUT, OUTPUT):
                 self._named.setdefault((operator.graph, operator.name), k)
                 self._bare.setdefault(operator.name, k)
-        self._written = {
-            name: k for k, o in reversed([*enumerate(picture.operators)]) for name in o.outputs
-        }
 
     def of(self, place: Place | None) -> int | None:
         """The number of the operator at a place."""
@@ -120,9 +121,9 @@ class _Finder:
         """The number of an operator by its graph and name."""
         return self._named.get((graph, name), self._bare.get(name))
 
-    def writes(self, tensor: str) -> int | None:
-        """The number of the operator that writes a tensor."""
-        return self._written.get(tensor)
+    def typed(self, told: str) -> int | None:
+        """The number of an operator of the main graph that is told as ``name (type)``."""
+        return self.named("", told.rpartition(" (")[0])
 
 
 def _of_picture(kind: str, picture: Picture, run: Run) -> dict[str, Any]:
@@ -275,8 +276,8 @@ def _compared(result: EndToEnd | None, place: _Finder) -> dict[str, Any]:
             "tolerance": number(found.tolerance),
             "original": found.original,
             "note": found.note,
-            "at": place.named("", found.original),
-            "suspects": [[name, place.named("", name)] for name in found.suspects[-50:]],
+            "at": place.typed(found.original),
+            "suspects": [[name, place.typed(name)] for name in found.suspects[-50:]],
         },
     }
 
@@ -307,6 +308,3 @@ def _proof(proof: Any, place: _Finder) -> dict[str, Any]:
             [layer.at, number(layer.distance), place.named("", layer.at)] for layer in proof.layers
         ],
     }
-
-
-

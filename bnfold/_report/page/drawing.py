@@ -157,8 +157,10 @@ def shape_of(value: ValueInfoProto) -> str:
     kind = value.type.tensor_type
     if value.type.WhichOneof("value") != "tensor_type" or not kind.HasField("shape"):
         return ""
-    sizes = [dim.dim_param or (str(dim.dim_value) if dim.HasField("dim_value") else "?")
-             for dim in kind.shape.dim]
+    sizes = [
+        dim.dim_param or (str(dim.dim_value) if dim.HasField("dim_value") else "?")
+        for dim in kind.shape.dim
+    ]
     return "×".join(sizes) or "scalar"
 
 

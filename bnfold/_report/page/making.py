@@ -88,9 +88,7 @@ def _changed(
     folders: Sequence[Path],
 ) -> list[int]:
     """The operators of both files that have other weights in the second one."""
-    one, other = (
-        _Weights(*each) for each in zip(models, folders, drawings, strict=True)
-    )
+    one, other = (_Weights(*each) for each in zip(models, folders, drawings, strict=True))
     there = {number: k for k, number in enumerate(picture.second)}
     found = []
     for k, number in enumerate(picture.first):
@@ -108,7 +106,8 @@ def _is_same(ones: Sequence[np.ndarray | None], others: Sequence[np.ndarray | No
     for one, other in zip(ones, others, strict=True):
         if (one is None) != (other is None):
             return False
-        if one is not None and other is not None:
-            if one.shape != other.shape or one.tobytes() != other.tobytes():
-                return False
+        if one is None or other is None:
+            continue
+        if one.shape != other.shape or one.tobytes() != other.tobytes():
+            return False
     return True

@@ -94,8 +94,11 @@ class Witness:
         scopes = {scope.path: scope for scope in read_scopes(model)}
         constants = Constants(path.parent, Shapes())
         picture = self.picture
-        there = {number: place for place, k in self.after.places.items()
-                 for number in (picture.second[k],)}
+        there = {
+            number: place
+            for place, k in self.after.places.items()
+            for number in (picture.second[k],)
+        }
         most = self._most(len(self._layers))
         for place, layer in self._layers.items():
             here = self.before.places.get(place)
