@@ -100,6 +100,12 @@ _format = click.option(
 @beliefs.equating
 @beliefs.trusting
 @options.depthwise
+@click.option(
+    "--equalize",
+    is_flag=True,
+    help="Move positive scales between layers, so that the channels of a weight have like ranges "
+    "for an int8 scale in common; the function stays the same.",
+)
 @options.comparison
 @click.option(
     "--report",
@@ -126,6 +132,7 @@ def fold(
     trust: bool,
     follow_links: bool,
     depthwise: bool,
+    equalize: bool,
     report: Path | None,
     page: Path | None,
     form: str,
@@ -147,7 +154,7 @@ def fold(
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        unused = ("output", "in_place", "report", "page", *options.NAMES)
+        unused = ("output", "in_place", "report", "page", "equalize", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         return check_each(models, form, verbose, beliefs.settings(**believed), depthwise, quiet)
@@ -162,6 +169,7 @@ def fold(
         options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
         options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
+        options.refuse(context, ["equalize"], "only files of ONNX are equalized")
         believed.update(frozen=False, equal_dims=False, follow_links=False)
     else:
         options.refuse(context, ["trust"], "an ONNX file runs no code when it is loaded")
@@ -198,6 +206,7 @@ def fold(
             progress=progress,
             report=report,
             depthwise=depthwise,
+            equalize=equalize,
             observer=seen,
         )
         if page is not None and seen is not None:
