@@ -6,6 +6,7 @@ bnfold.verify(original, folded)   are these two the same function?
 bnfold.prove(original, folded)    the same question, answered from the weights without a run
 bnfold.report(model, page)        a page that shows the network before and after, and the verdict
 bnfold.refold(folded, state_dict) a folded module with new weights, without another trace
+bnfold.run(path, output)          one model of many, in a process of its own; see bnfold.registry
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from bnfold._core.result import Fold, Kept, Plan
     from bnfold._errors import BnfoldError, UsageError
     from bnfold._judge.verdict import EndToEnd
+    from bnfold._registry.report import Report
+    from bnfold._registry.unit import run
     from bnfold._relation.proof import Proof
     from bnfold._report.page.api import report
 
@@ -27,12 +30,14 @@ _HOMES = {
     "Kept": "bnfold._core.result",
     "Plan": "bnfold._core.result",
     "Proof": "bnfold._relation.proof",
+    "Report": "bnfold._registry.report",
     "UsageError": "bnfold._errors",
     "fold": "bnfold._api",
     "plan": "bnfold._api",
     "prove": "bnfold._api",
     "refold": "bnfold._api",
     "report": "bnfold._report.page.api",
+    "run": "bnfold._registry.unit",
     "verify": "bnfold._api",
 }
 
@@ -43,6 +48,7 @@ __all__ = [
     "Kept",
     "Plan",
     "Proof",
+    "Report",
     "UsageError",
     "__version__",
     "fold",
@@ -50,6 +56,7 @@ __all__ = [
     "prove",
     "refold",
     "report",
+    "run",
     "verify",
 ]
 
