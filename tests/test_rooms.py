@@ -26,6 +26,7 @@ ROOMS = (
     "_onnx.merge",
     "_onnx.network",
     "_onnx.write",
+    "_onnx.equalize",
     "_onnx.fold",
     "_onnx.files",
     "nn",

@@ -83,7 +83,7 @@ _report = click.option(
     ),
     groups={
         "What is written": ["output", "in_place", "check", "report", "form"],
-        "What folds": ["frozen", "equal_dims", "depthwise"],
+        "What folds": ["frozen", "equal_dims", "depthwise", "equalize"],
         "How it is verified": ["no_verify", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
         "What is printed": ["verbose", "quiet", "colour"],
@@ -109,6 +109,12 @@ _report = click.option(
 @beliefs.equating
 @beliefs.trusting
 @options.depthwise
+@click.option(
+    "--equalize",
+    is_flag=True,
+    help="Move positive scales between layers, so that the channels of a weight have like ranges "
+    "for an int8 scale in common; the function stays the same.",
+)
 @options.comparison
 @_report
 @_format
@@ -129,6 +135,7 @@ def fold(
     trust: bool,
     follow_links: bool,
     depthwise: bool,
+    equalize: bool,
     report: Path | None,
     form: str,
     verbose: bool,
@@ -149,7 +156,7 @@ def fold(
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        unused = ("output", "in_place", *options.NAMES)
+        unused = ("output", "in_place", "equalize", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         believed_ = beliefs.settings(**believed)
@@ -165,6 +172,7 @@ def fold(
         options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
         options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
+        options.refuse(context, ["equalize"], "only files of ONNX are equalized")
         believed.update(frozen=False, equal_dims=False, follow_links=False)
     else:
         options.refuse(context, ["trust"], "an ONNX file runs no code when it is loaded")
@@ -194,6 +202,7 @@ def fold(
             progress=progress,
             report=report,
             depthwise=depthwise,
+            equalize=equalize,
         )
         if report is not None:
             try:

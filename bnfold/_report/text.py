@@ -13,13 +13,14 @@ from bnfold._judge.verdict import end_to_end_lines
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._report.findings import certified, trouble
 from bnfold._report.lines import VERDICTS, Line
+from bnfold._report.proofs import proof_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from bnfold._core.result import Plan
     from bnfold._judge.verdict import EndToEnd
-    from bnfold._pipeline.outcome import Outcome, Verdict
+    from bnfold._pipeline.outcome import Equalization, Outcome, Verdict
     from bnfold._proof.evidence import Certificate
 
 SCHEMA = "bnfold.report/1"
@@ -38,6 +39,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "bytes": {"before": outcome.size_before, "after": outcome.size_after},
         **outcome.plan.to_dict(),
         "verification": outcome.verdict.to_dict(),
+        "equalization": outcome.equalization.to_dict() if outcome.equalization else None,
     }
 
 
@@ -90,6 +92,8 @@ def outcome_lines(
     if not quiet:
         yield from _plan_lines(outcome, verbose, "" if written else "would ")
     yield from verdict_lines(outcome.verdict, verbose, power)
+    if outcome.equalization is not None and (not quiet or outcome.equalization.refused):
+        yield from _equalization_lines(outcome.equalization, verbose)
     if outcome.output is not None:
         form = written_as(outcome.output) if outcome.output.suffix != ".pt2" else None
         yield f"wrote {outcome.output}" + (f", in {form.told}" if form is not None else "")
@@ -99,6 +103,26 @@ def outcome_lines(
         yield Line("no file was written", "bad")
     elif not quiet:
         yield from _what_next(outcome)
+
+
+def _equalization_lines(done: Equalization, verbose: bool) -> Iterator[str]:
+    """Yield what came of equalizing; with ``verbose`` each layer by itself."""
+    if not done.layers:
+        yield "not equalized: no scales between layers would make their channels more alike"
+        return
+    if done.refused:
+        yield f"not equalized: the result may be another function: {done.refused}"
+        return
+    layers = counted(len(done.layers), "layer")
+    before, after = done.lost
+    yield (
+        f"equalized {layers}: a channel loses {after:.2f} bits of a scale that its whole weight "
+        f"has in common, {before:.2f} before"
+    )
+    if verbose:
+        yield from (f"  {name}: {b:.2f} bits, {a:.2f}" for name, (b, a) in done.layers.items())
+    if done.proof is not None:
+        yield from proof_lines(done.proof, False)
 
 
 def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
