@@ -41,6 +41,8 @@ ROOMS = (
     "_pipeline",
     "_api",
     "_report",
+    "_registry",
+    "registry",
     "_command",
     "testing",
     "__main__",

@@ -12,6 +12,7 @@ import click
 from bnfold._command import beliefs, help, options, terminal
 from bnfold._command.checking import check_each
 from bnfold._command.entry import Commands
+from bnfold._command.many import many
 from bnfold._command.options import PATH
 from bnfold._command.terminal import EXIT_CODES
 from bnfold._errors import UsageError
@@ -83,6 +84,7 @@ _report = click.option(
     ),
     groups={
         "What is written": ["output", "in_place", "check", "report", "form"],
+        "Many models": ["output_dir", "jobs", "resume"],
         "What folds": ["frozen", "equal_dims", "depthwise", "equalize"],
         "How it is verified": ["no_verify", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
@@ -119,6 +121,7 @@ _report = click.option(
 @_report
 @_format
 @help.spoken("List every fold, and every operator that stays.")
+@many
 @help.colour
 @options.configured
 @click.pass_context
@@ -141,9 +144,16 @@ def fold(
     verbose: bool,
     quiet: bool,
     memory: int | None,
+    output_dir: Path | None,
+    jobs: int,
+    resume: bool,
     **comparison: Any,
 ) -> int:
-    """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
+    """Fold MODEL. Without -o or --in-place, say what would happen and write nothing.
+
+    With --output-dir it folds all models of folders, patterns ("models/**/*.onnx") and lists
+    (@list.txt, a path in each line).
+    """
     believed = {
         "frozen": frozen,
         "equal_dims": equal_dims,
@@ -156,13 +166,25 @@ def fold(
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        unused = ("output", "in_place", "equalize", *options.NAMES)
+        many_files = ("output_dir", "jobs", "resume")
+        unused = ("output", "in_place", "equalize", *many_files, *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         believed_ = beliefs.settings(**believed)
         return check_each(models, form, verbose, believed_, depthwise, quiet, report)
+    if output_dir is not None:
+        from bnfold._command.registry import fold_all
+
+        options.refuse(context, ("output", "in_place", "report"), "--output-dir writes many files")
+        if no_verify:
+            options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
+        spoken = (form, verbose, quiet)
+        return fold_all(context, models, output_dir, jobs, resume, spoken)
+    options.refuse(context, ("jobs", "resume"), "without --output-dir there is one model")
     if len(models) > 1:
-        raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
+        raise UsageError(
+            f"one model at a time, not also {models[1]}; --output-dir and --check take several"
+        )
     (model,) = models
     if no_verify:
         options.refuse(context, options.NAMES, "nothing is compared with --no-verify")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     ("bnfold model.onnx", "what would fold, and why the rest stays"),
     ("bnfold model.onnx -o fused.onnx", "fold, verify, and write the file"),
+    ("bnfold models/ --output-dir fused/", "all models of a folder, and an index"),
     ("bnfold models/ --check", "fail if anything is left to fold"),
     ("bnfold verify a.onnx b.onnx", "are these two the same function?"),
 )

@@ -9,6 +9,7 @@ from onnx import ModelProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx.files.load import load_model, refuse_names, understood
+from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.read.frozen import freeze
 from bnfold._onnx.read.order import in_order
 from bnfold._relation.proof import Proof, prove
@@ -43,6 +44,7 @@ def _loaded(
     """A model with its nodes in order, and the folder of its external data."""
     if isinstance(given, ModelProto):
         refuse_names(given)
+        refuse_unsound(given)
         model, folder = in_order(given), None if base_dir is None else Path(base_dir)
         if frozen and model is given:
             model = ModelProto()

@@ -16,6 +16,7 @@ from . import (
     onnx_operators,
     plan,
     proof,
+    registry,
     relation,
     run,
     torch_module,
@@ -36,4 +37,5 @@ MUTANTS = (
     *relation.MUTANTS,
     *judge.MUTANTS,
     *command.MUTANTS,
+    *registry.MUTANTS,
 )
