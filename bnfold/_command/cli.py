@@ -59,10 +59,19 @@ def main() -> None:
 _format = click.option(
     "--output-format",
     "form",
-    type=click.Choice(["text", "json", "github", "junit"]),
+    type=click.Choice(["text", "json", "markdown", "github", "junit"]),
     default="text",
     show_default=True,
-    help="What to print; github also adds to the summary of the step.",
+    help="What to print: text; json for programs; markdown for pull requests; github or junit for "
+    "CI servers. github also adds to the summary of the step.",
+)
+
+
+_report = click.option(
+    "--report",
+    type=PATH,
+    metavar="FILE.json",
+    help="Write everything known about this run as JSON.",
 )
 
 
@@ -76,7 +85,7 @@ _format = click.option(
     groups={
         "What is written": ["output", "in_place", "check", "report", "page", "form"],
         "Many models": ["output_dir", "jobs", "resume"],
-        "What folds": ["frozen", "equal_dims", "depthwise"],
+        "What folds": ["frozen", "equal_dims", "depthwise", "equalize"],
         "How it is verified": ["no_verify", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
         "What is printed": ["verbose", "quiet", "colour"],
@@ -109,12 +118,7 @@ _format = click.option(
     "for an int8 scale in common; the function stays the same.",
 )
 @options.comparison
-@click.option(
-    "--report",
-    type=PATH,
-    metavar="FILE.json",
-    help="Write everything known about this run as JSON.",
-)
+@_report
 @pages.showing
 @_format
 @help.spoken("List every fold, and every operator that stays.")
@@ -158,17 +162,18 @@ def fold(
         "trust": trust,
         "follow_links": follow_links,
     }
-    verbose, quiet = options.loudness(context, verbose, quiet)
+    verbose, quiet = help.loudness(context, verbose, quiet)
     options.refuse_stream("-o", output)
     options.refuse_stream("--report", report)
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
         many_files = ("output_dir", "jobs", "resume")
-        unused = ("output", "in_place", "report", "page", "equalize", *many_files, *options.NAMES)
+        unused = ("output", "in_place", "page", "equalize", *many_files, *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
-        return check_each(models, form, verbose, beliefs.settings(**believed), depthwise, quiet)
+        believed_ = beliefs.settings(**believed)
+        return check_each(models, form, verbose, believed_, depthwise, quiet, report)
     if output_dir is not None:
         from bnfold._command.registry import fold_all
 
@@ -200,16 +205,12 @@ def fold(
     usable = ("seed",) if model.suffix == ".pt2" else options.NAMES
     comparison = options.applicable(context, comparison, usable)
     inputs = None if no_verify else comparison["inputs"]
-    if report is not None:
-        for other in filter(None, (model, output, inputs)):
-            if paths.is_same(report, other):
-                raise UsageError(f"the report would overwrite {other}; give it another name")
-        paths.check_writable(report, device=True)
+    options.check_report(report, model, output, inputs)
     pages.check(page, model, output, inputs, report)
 
+    from bnfold._command.telling import tell_fold
     from bnfold._pipeline.models import fold_file
-    from bnfold._report.findings import of_fold
-    from bnfold._report.text import json_text, outcome_document, outcome_lines
+    from bnfold._report.text import json_text, outcome_document
 
     begun = time.monotonic()
     options.bound(context, memory, comparison["timeout"])
@@ -242,15 +243,9 @@ def fold(
             except UsageError as error:
                 fate = f"; {outcome.output} was written" if outcome.output else ""
                 raise UsageError(f"{error}{fate}") from error
-    if form == "text":
-        lines = outcome_lines(outcome, verbose, comparison["power"], quiet=quiet)
-        terminal.show([*lines, *pages.told(page, quiet)])
-    elif form == "json":
-        terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
-    else:
-        findings, seconds = list(of_fold(outcome)), time.monotonic() - begun
-        status, plan = outcome.verdict.status, outcome.plan
-        terminal.show_findings(form, str(model), status, plan, findings, seconds)
+    seconds = time.monotonic() - begun
+    tell_fold(outcome, form, seconds, verbose, comparison["power"], quiet)
+    terminal.show(pages.told(page, quiet or form != "text"))
     return EXIT_CODES[outcome.verdict.status]
 
 
@@ -264,7 +259,7 @@ def fold(
     groups={
         "How they are compared": ["prove", "bisect", "frozen", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
-        "What is printed": ["form", "page", "verbose", "quiet", "colour"],
+        "What is printed and written": ["report", "page", "form", "verbose", "quiet", "colour"],
     },
 )
 @click.argument("original", type=PATH)
@@ -283,6 +278,7 @@ def fold(
     help="Run nothing: prove from the weights alone that the two are one function, or that not. "
     "Exit code 3 where neither is seen.",
 )
+@_report
 @pages.showing
 @_format
 @help.spoken("Show every output on every input set.")
@@ -299,6 +295,7 @@ def verify(
     follow_links: bool,
     bisect: bool,
     prove: bool,
+    report: Path | None,
     page: Path | None,
     form: str,
     verbose: bool,
@@ -314,20 +311,22 @@ def verify(
     compared with another one or with a file of ONNX.
     """
     begun = time.monotonic()
-    verbose, quiet = options.loudness(context, verbose, quiet)
+    verbose, quiet = help.loudness(context, verbose, quiet)
     options.bound(context, memory, comparison["timeout"])
-    pages.check(page, original, folded, comparison["inputs"])
+    options.check_report(report, original, folded, comparison["inputs"])
+    pages.check(page, original, folded, comparison["inputs"], report)
     draw = pages.of_comparison(context, page, original, folded, begun, follow_links)
     if prove:
         from bnfold._command.proving import show_proof
 
         options.refuse(context, (*options.NAMES, "bisect", "trust"), "--prove runs nothing")
-        code = show_proof(original, folded, frozen, follow_links, form, verbose, begun, quiet, draw)
+        given = (frozen, follow_links, form, verbose, begun, quiet, report, draw)
+        code = show_proof(original, folded, *given)
         terminal.show(pages.told(page, quiet or form != "text"))
         return code
+    from bnfold._command.telling import tell_comparison
     from bnfold._judge.end_to_end import compare_files
-    from bnfold._report.findings import of_verify
-    from bnfold._report.text import comparison_document, comparison_lines, json_text
+    from bnfold._report.text import comparison_document, json_text
     from bnfold._run.session import hush
 
     hush()
@@ -355,16 +354,13 @@ def verify(
             inputs = options.inputs(comparison["inputs"])
             result = compare_files(original, folded, inputs, settings, progress)
             draw(result, progress)
-    if form == "text":
-        lines = comparison_lines(result, verbose, comparison["power"], quiet=quiet)
-        terminal.show([*lines, *pages.told(page, quiet)])
-    elif form == "json":
-        told = comparison_document(str(original), str(folded), result)
-        terminal.show_whole(json_text(told, ascii_only=True))
-    else:
-        findings = list(of_verify(result))
-        seconds = time.monotonic() - begun
-        terminal.show_findings(form, str(folded), result.status, None, findings, seconds)
+    seconds = time.monotonic() - begun
+    if report is not None:
+        document = comparison_document(str(original), str(folded), result)
+        paths.write_text(report, json_text(document))
+    power = comparison["power"]
+    tell_comparison(original, folded, result, form, seconds, verbose, power, quiet)
+    terminal.show(pages.told(page, quiet or form != "text"))
     return EXIT_CODES[result.status]
 
 
