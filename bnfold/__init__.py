@@ -4,6 +4,7 @@ bnfold.plan(model)                what folding would do, and why the rest stays
 bnfold.fold(model)                the folded model, of the kind that was given
 bnfold.verify(original, folded)   are these two the same function?
 bnfold.prove(original, folded)    the same question, answered from the weights without a run
+bnfold.report(model, page)        a page that shows the network before and after, and the verdict
 bnfold.refold(folded, state_dict) a folded module with new weights, without another trace
 bnfold.run(path, output)          one model of many, in a process of its own; see bnfold.registry
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from bnfold._registry.report import Report
     from bnfold._registry.unit import run
     from bnfold._relation.proof import Proof
+    from bnfold._report.page.api import report
 
 _HOMES = {
     "BnfoldError": "bnfold._errors",
@@ -36,6 +38,7 @@ _HOMES = {
     "plan": "bnfold._api",
     "prove": "bnfold._api",
     "refold": "bnfold._api",
+    "report": "bnfold._report.page.api",
     "run": "bnfold._registry.unit",
     "verify": "bnfold._api",
 }
@@ -55,6 +58,7 @@ __all__ = [
     "plan",
     "prove",
     "refold",
+    "report",
     "run",
     "verify",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from bnfold._command import terminal
+from bnfold._command import options, terminal
 from bnfold._command.options import Command
 from bnfold._core.preprocessing import WORDS, Pairs, Preprocessing, doubtful
 from bnfold._errors import UsageError
@@ -99,12 +101,33 @@ def exposing(command: Command) -> Command:
     )(command)
 
 
-def taken(context: click.Context, given: dict[str, Any], applies: bool = True) -> Pairs:
+def of_files(
+    context: click.Context,
+    given: dict[str, Any],
+    files: Sequence[Path],
+    form: str,
+    exposed: bool = False,
+) -> Pairs:
     """The preprocessing of each input, out of the options; they leave ``given``.
 
-    Where it does not ``apply`` those of a configuration are ignored, and there are no others.
-    Raises `UsageError` where two of them exclude each other.
+    Only files of ONNX get any, and none whose normalization is taken out: there the options of a
+    configuration are ignored. Numbers that look as if they were in two units are told at once.
+    Raises `UsageError` where options exclude each other.
     """
+    applies = not exposed and all(path.suffix != ".pt2" for path in files)
+    if exposed:
+        options.refuse(context, NAMES, "--expose-normalization takes it out")
+    if any(path.suffix == ".pt2" for path in files):
+        only = (*NAMES, "expose_normalization")
+        options.refuse(context, only, "preprocessing goes into files of ONNX")
+    wanted = _taken(given, applies)
+    for port, each in wanted if form == "text" else ():
+        if told := doubtful(each):
+            terminal.complain(f"note: {port or 'the input'}: {told}")
+    return wanted
+
+
+def _taken(given: dict[str, Any], applies: bool) -> Pairs:
     found: dict[str, dict[str, Any]] = {}
     for name, field in WORDS.items():
         for port, values in given.pop(f"input_{name}"):
@@ -119,10 +142,3 @@ def taken(context: click.Context, given: dict[str, Any], applies: bool = True) -
         raise UsageError("some --input options name an input and some do not; name it in all")
     made = {port: Preprocessing(**held) for port, held in found.items()}
     return tuple((port, each) for port, each in made.items() if not each.is_nothing)
-
-
-def tell_doubts(wanted: Pairs, form: str) -> None:
-    """Tell people at once of numbers that look as if they were in two units."""
-    for port, each in wanted if form == "text" else ():
-        if told := doubtful(each):
-            terminal.complain(f"note: {port or 'the input'}: {told}")

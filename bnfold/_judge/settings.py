@@ -40,6 +40,7 @@ class Settings:
         equal_dims: plan as if sizes of inputs that have one name were equal.
         trust: load a .pt2 file even if code in it is run.
         follow_links: read external data through any link.
+        spread: count for each output how many elements differ by how much.
         libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
         preprocessing: what is put in front of inputs of the original, by name; "" is the only one.
     """
@@ -56,6 +57,7 @@ class Settings:
     equal_dims: bool = False
     trust: bool = False
     follow_links: bool = False
+    spread: bool = False
     libraries: tuple[Path, ...] = ()
     preprocessing: Pairs = ()
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bnfold._core.preprocessing import Preprocessing
 from bnfold._errors import UsageError
@@ -16,7 +16,7 @@ from bnfold._onnx.files.external import external_files, refuse_own_data, runnabl
 from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
 from bnfold._onnx.files.text_forms import written_as
-from bnfold._onnx.fold import FoldedWeights, prepare
+from bnfold._onnx.fold import FoldedWeights, PlannedModel, prepare
 from bnfold._onnx.front.prepending import prepend
 from bnfold._onnx.front.twins import behind, twin_of
 from bnfold._onnx.read.frozen import as_if_frozen, freeze, listed
@@ -35,6 +35,16 @@ if TYPE_CHECKING:
     from bnfold._run.input_sets import InputSet
 
 
+class Observer(Protocol):
+    """Who looks at a model while it is folded. Each method is called once, or not at all."""
+
+    def planned(self, planned: PlannedModel) -> None:
+        """The model is planned, and not changed yet."""
+
+    def written(self, path: Path) -> None:
+        """The folded model is in a file that is going to be moved or removed."""
+
+
 def fold_file(
     path: Path,
     output: Path | None,
@@ -47,6 +57,7 @@ def fold_file(
     depthwise: bool = False,
     equalize: bool = False,
     exposing: bool = False,
+    observer: Observer | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
@@ -54,8 +65,9 @@ def fold_file(
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
     going to write. With ``depthwise`` norms that stay are written as other operators; with
     ``equalize`` the ranges of channels are made alike, see `_pipeline/equalizing`. Inputs get the
-    preprocessing of the settings; with ``exposing`` their normalization is taken out. Raises
-    `UsageError` for a file that cannot be read or written; then no file is left behind.
+    preprocessing of the settings; with ``exposing`` their normalization is taken out. ``observer``
+    looks at a model of ONNX while it is folded. Raises `UsageError` for a file that cannot be read
+    or written; then no file is left behind.
     """
     progress("reading")
     if output is not None:
@@ -66,7 +78,12 @@ def fold_file(
                 f"cannot write {output}: {path} is a program of PyTorch, and its folded form is "
                 "one, too; name it .pt2"
             )
-        usable = Settings(settings.seed, trust=settings.trust, seconds=settings.seconds)
+        usable = Settings(
+            settings.seed,
+            trust=settings.trust,
+            seconds=settings.seconds,
+            spread=settings.spread,
+        )
         if inputs is not None or settings != usable:
             raise UsageError(
                 "of the options of the verification only --seed and --timeout are for a .pt2 file: "
@@ -91,6 +108,7 @@ def fold_file(
             equalize,
             exposing,
             stack,
+            observer,
         )
 
 
@@ -107,6 +125,7 @@ def _fold_model(
     equalize: bool,
     exposing: bool,
     files: ExitStack,
+    observer: Observer | None,
 ) -> Outcome:
     """Fold a model; see `fold_file`.
 
@@ -136,6 +155,8 @@ def _fold_model(
         if weights is not None and front.rewritten:
             started = files.enter_context(twin_of(model, path.parent))
         progress("folding")
+        if observer is not None:
+            observer.planned(planned)
         rewritten = planned.apply()
         told = front.told(model, planned.plan)
     over_itself = output is not None and paths.is_same(output, path)
@@ -153,6 +174,8 @@ def _fold_model(
     ) as draft:
         plan, applied = planned.plan, rewritten.applied
         del model, planned, rewritten  # they hold all new weights
+        if observer is not None:
+            observer.written(draft.path)
         if weights is not None:
             trial = _FoldedFile(
                 original,
