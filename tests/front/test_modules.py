@@ -53,12 +53,14 @@ class Reads(nn.Module):
         self.how = how
         self.conv = nn.Conv2d(3, 3, 3)
         self.other = nn.Conv2d(3, 3, 3)
-        if how == "tied":
+        if how in ("tied", "kept"):
             self.other.weight = self.conv.weight
 
     def forward(self, x):
         if self.how == "itself":
             return self.conv(x) + x[:, :, 1:-1, 1:-1]
+        if self.how == "kept":
+            return self.conv(x)
         if self.how == "twice":
             return self.conv(self.conv(x))
         if self.how == "tied":
@@ -68,7 +70,7 @@ class Reads(nn.Module):
         return self.other(x.flip(1)) + self.conv(x)
 
 
-@pytest.mark.parametrize("how", ["itself", "twice", "tied", "two", "flipped"])
+@pytest.mark.parametrize("how", ["itself", "kept", "twice", "tied", "two", "flipped"])
 def test_who_else_reads_the_input_or_the_weight(how):
     network = Reads(how).eval()
     folded = bnfold.fold(network, EXAMPLE, preprocessing=PICTURE)
