@@ -36,6 +36,7 @@ ROOMS = (
     "_run",
     "_proof",
     "_relation",
+    "_aten",
     "_judge",
     "_pipeline",
     "_api",

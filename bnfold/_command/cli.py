@@ -318,8 +318,9 @@ def verify(
     if prove:
         from bnfold._command.proving import show_proof
 
-        options.refuse(context, (*options.NAMES, "bisect", "trust"), "--prove runs nothing")
-        return show_proof(original, folded, frozen, follow_links, form, verbose, begun)
+        trusting = [] if ".pt2" in (original.suffix, folded.suffix) else ["trust"]
+        options.refuse(context, (*options.NAMES, "bisect", *trusting), "--prove runs nothing")
+        return show_proof(original, folded, frozen, follow_links, trust, form, verbose, begun)
     from bnfold._judge.end_to_end import compare_files
     from bnfold._judge.verdict import end_to_end_lines
     from bnfold._report.findings import of_verify

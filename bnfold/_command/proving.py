@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from bnfold._command import terminal
+from bnfold._pipeline.module_options import ModuleOptions
 from bnfold._pipeline.proving import prove_models
 from bnfold._report.proofs import of_proof, proof_document, proof_lines, status_of
 from bnfold._report.text import json_text
@@ -16,6 +17,7 @@ def show_proof(
     folded: Path,
     frozen: bool,
     follow_links: bool,
+    trust: bool,
     form: str,
     verbose: bool,
     begun: float,
@@ -23,7 +25,14 @@ def show_proof(
     """Prove from the weights that two files are one function; the exit code tells."""
     with terminal.Progress() as progress:
         progress("proving")
-        proof = prove_models(original, folded, frozen=frozen, follow_links=follow_links)
+        proof = prove_models(
+            original,
+            folded,
+            ModuleOptions(),
+            frozen=frozen,
+            follow_links=follow_links,
+            trust=trust,
+        )
     status = status_of(proof)
     if form == "text":
         terminal.show(proof_lines(proof, verbose))

@@ -72,7 +72,6 @@ class Proof:
         return f"{self.status}{place}: {self.why}" if self.why else self.status
 
 
-@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # Weights may be infinite.
 def prove(
     first: ModelProto,
     second: ModelProto,
@@ -88,6 +87,12 @@ def prove(
         Side.of(lowered(onnx.inliner.inline_local_functions(m) if m.functions else m), d)
         for m, d in ((first, first_dir), (second, second_dir))
     )
+    return prove_sides(one, other)
+
+
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # Weights may be infinite.
+def prove_sides(one: Side, other: Side) -> Proof:
+    """The same of two models that have been read. Raises `UsageError` as `prove` does."""
     table = Table()
     start = Walk(one, Matcher(one, table, True))
     graphs = one.scopes[0], other.scopes[0]
