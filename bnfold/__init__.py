@@ -5,6 +5,7 @@ bnfold.fold(model)                the folded model, of the kind that was given
 bnfold.verify(original, folded)   are these two the same function?
 bnfold.prove(original, folded)    the same question, answered from the weights without a run
 bnfold.refold(folded, state_dict) a folded module with new weights, without another trace
+bnfold.run(path, output)          one model of many, in a process of its own; see bnfold.registry
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from bnfold._core.result import Fold, Kept, Plan
     from bnfold._errors import BnfoldError, UsageError
     from bnfold._judge.verdict import EndToEnd
+    from bnfold._registry.report import Report
+    from bnfold._registry.unit import run
     from bnfold._relation.proof import Proof
 
 _HOMES = {
@@ -25,11 +28,13 @@ _HOMES = {
     "Kept": "bnfold._core.result",
     "Plan": "bnfold._core.result",
     "Proof": "bnfold._relation.proof",
+    "Report": "bnfold._registry.report",
     "UsageError": "bnfold._errors",
     "fold": "bnfold._api",
     "plan": "bnfold._api",
     "prove": "bnfold._api",
     "refold": "bnfold._api",
+    "run": "bnfold._registry.unit",
     "verify": "bnfold._api",
 }
 
@@ -40,12 +45,14 @@ __all__ = [
     "Kept",
     "Plan",
     "Proof",
+    "Report",
     "UsageError",
     "__version__",
     "fold",
     "plan",
     "prove",
     "refold",
+    "run",
     "verify",
 ]
 

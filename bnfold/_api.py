@@ -77,6 +77,7 @@ def fold(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     depthwise: bool = False,
+    equalize: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -88,6 +89,7 @@ def fold(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     depthwise: bool = False,
+    equalize: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -113,6 +115,7 @@ def fold(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     depthwise: bool = False,
+    equalize: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -130,6 +133,7 @@ def fold(
     inplace: bool = False,
     keep: Sequence[str] = (),
     depthwise: bool = False,
+    equalize: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
@@ -146,7 +150,10 @@ def fold(
     external data is read through links that lead out of the model's folder, and hard links.
     With ``depthwise`` norms that nothing takes in become convolutions with a kernel of 1 and a
     group for each channel, or a Mul and an Add, for runtimes without BatchNormalization; in a
-    module, where no convolution can stand, a `bnfold.nn.ScaleShift`.
+    module, where no convolution can stand, a `bnfold.nn.ScaleShift`. With ``equalize`` a model of
+    ONNX has positive scales moved between its layers afterwards, so that the channels of a weight
+    have like ranges for an int8 scale in common (Nagel et al. 2019); `prove` can tell that both are
+    one function.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
@@ -181,6 +188,7 @@ def fold(
         assume_equal_dims,
         follow_links,
         depthwise,
+        equalize,
     )
 
 

@@ -113,7 +113,7 @@ class Call:
         like = Like(self.writer.likes[value].kind, tuple(sizes))
         if None in like.sizes:
             return None
-        return self.write("Reshape", [value], like, sizes=repr(like.sizes))
+        return self.write("Reshape", [value, ""], like, sizes=repr(like.sizes))
 
 
 def _rounded(constant: Constant, dtype: torch.dtype) -> Callable[[], Array]:

@@ -54,7 +54,9 @@ def expanded(call: Call) -> Made:
         return None
     if call.like_of(data).sizes == call.like.sizes:
         return data
-    return call.write("Expand", [data], sizes=repr(call.like.sizes))
+    sizes = [size for size in call.like.sizes if isinstance(size, int)]
+    asked = call.writer.integers(sizes) if len(sizes) == call.like.rank else ""
+    return call.write("Expand", [data, asked], sizes=repr(call.like.sizes))
 
 
 def joined(call: Call) -> Made:

@@ -18,12 +18,11 @@ Ranges = Mapping[str, tuple[Any, Any]]
 
 
 class Sizes:
-    """The sizes of one program. ``words`` has all expressions that were asked for."""
+    """The sizes of one program."""
 
     def __init__(self, inputs: Iterable[Any], ranges: Mapping[Any, Any]) -> None:
         """``inputs`` are the example values of the inputs, ``ranges`` how far symbols may go."""
         self._names: dict[Any, Any] = {}
-        self.words: dict[str, str] = {}
         for value in inputs:
             for size in value.shape if isinstance(value, Tensor) else [value]:
                 if isinstance(size, SymInt):
@@ -61,8 +60,6 @@ class Sizes:
         text = self.text(size)
         if text is None or text.lstrip("-").isdigit():
             return None if text is None else int(text)
-        if text not in map(str, self._names.values()):  # Those of inputs the proof names itself.
-            self.words[text] = text
         return text
 
     def has(self, one: Sizes) -> bool:

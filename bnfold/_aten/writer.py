@@ -8,7 +8,7 @@ arguments as text: two of them are the same if these are.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -173,8 +173,8 @@ class Writer:
         """Take out the operators that were added since."""
         del self.model.graph.node[mark:]
 
-    def side(self, words: Mapping[str, str]) -> Side:
-        """What was written, for the proof. ``words`` has sizes that both programs name alike."""
+    def side(self) -> Side:
+        """What was written, for the proof."""
         self.model.opset_import.append(helper.make_opsetid("", OPSET))
         (scope,) = read_scopes(self.model)
         shapes = Shapes()
@@ -186,7 +186,7 @@ class Writer:
         constants = Constants(None, shapes)
         for constant in self._constants.values():
             constants.add(scope, constant)
-        return Side([scope], constants, shapes, words=dict(words))
+        return Side([scope], constants, shapes)
 
 
 def exact(name: str, value: float, kind: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def check_each(
     verbose: bool,
     settings: Settings,
     depthwise: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Print what is left to fold in each model, and return the worst exit code.
 
@@ -43,7 +44,7 @@ def check_each(
                 raise UsageError(_without_models(path))
             if several:
                 time_limit.at(str(model))
-            codes.append(_check(model, form, verbose, several, settings, depthwise))
+            codes.append(_check(model, form, verbose, several, settings, depthwise, quiet))
         except Exception as error:
             if len(given) == 1 and (model is None or not several):
                 raise
@@ -51,7 +52,7 @@ def check_each(
                 raise
             codes.append(code_of(error))
             _complain(model or path, error, form)
-    if several and form == "text":
+    if several and form == "text" and not (quiet and max(codes) == PASSED):
         terminal.show([_summary(codes)])
     return max(codes)
 
@@ -81,12 +82,19 @@ def _without_models(folder: Path) -> str:
 
 
 def _check(
-    model: Path, form: str, verbose: bool, several: bool, settings: Settings, depthwise: bool
+    model: Path,
+    form: str,
+    verbose: bool,
+    several: bool,
+    settings: Settings,
+    depthwise: bool,
+    quiet: bool,
 ) -> int:
     """Print what is left to fold in a model, and return the exit code."""
     from bnfold._judge.settings import Settings
     from bnfold._pipeline.models import fold_file
     from bnfold._report.findings import of_check
+    from bnfold._report.lines import Line
     from bnfold._report.text import json_text, left_to_fold, outcome_document
 
     begun = time.monotonic()
@@ -104,8 +112,9 @@ def _check(
         )
     left = bool(outcome.plan.folds)
     if form == "text":
-        header = [f"{model}:"] if several else []
-        terminal.show([*header, *left_to_fold(outcome, verbose)])
+        header = [Line(f"{model}:", "head")] if several else []
+        if left or not quiet:
+            terminal.show([*header, *left_to_fold(outcome, verbose)])
     elif form == "json":
         terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
     else:

@@ -2,96 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bnfold._command import beliefs, options, terminal
+from bnfold._command import beliefs, help, options, terminal
 from bnfold._command.checking import check_each
+from bnfold._command.entry import Commands
+from bnfold._command.many import many
 from bnfold._command.options import PATH
-from bnfold._command.terminal import EXIT_CODES, PASSED, SIGNALLED, UNDECIDED, code_of, in_one_line
+from bnfold._command.terminal import EXIT_CODES
 from bnfold._errors import UsageError
-from bnfold._system import paths, time_limit
-
-
-class _Command(click.Group):
-    """A group of commands where the word ``fold`` may be left out, with its own exit codes.
-
-    A first argument that names no command is a model to fold.
-    """
-
-    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        known = {*self.commands, "--help", "-h", "--version"}
-        if args and args[0] not in known:
-            args = ["fold", *args]
-        return super().parse_args(context, args)
-
-    def main(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
-    ) -> None:
-        """Run the command and exit. An error prints one line and leaves no file behind."""
-        extra["standalone_mode"] = False
-        with _interruptible() as signals:
-            try:
-                sys.exit(super().main(args, prog_name, **extra) or PASSED)
-            except time_limit.TimeUp as error:
-                terminal.complain(f"error: {error}")
-                sys.exit(UNDECIDED)
-            except (Exception, KeyboardInterrupt) as error:
-                # An interrupt during the import of a compiled module raises another error.
-                if signals or isinstance(error, (click.Abort, KeyboardInterrupt)):
-                    terminal.complain("interrupted")
-                    sys.exit(SIGNALLED + (signals[0] if signals else signal.SIGINT))
-                if isinstance(error, click.ClickException):
-                    error.show()
-                elif "BNFOLD_TRACEBACK" in os.environ and not isinstance(error, UsageError):
-                    raise
-                else:
-                    terminal.complain(f"error: {in_one_line(error)}")
-                sys.exit(code_of(error))
-
-    def invoke(self, context: click.Context) -> Any:
-        """Run the subcommand. The user does not see the warnings of libraries."""
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-        return super().invoke(context)
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Turn a request to end into an error, so that temporary files are removed.
-
-    Yields a list of the signals that come. A signal that the parent process ignores stays ignored.
-    """
-    received: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    previous = {number: signal.getsignal(number) for number in numbers}
-    taken = [n for n in numbers if previous[n] in (signal.SIG_DFL, signal.default_int_handler)]
-    for number in taken:
-        signal.signal(number, stop)
-    try:
-        yield received
-    finally:
-        for number in taken:
-            signal.signal(number, previous[number])
+from bnfold._system import paths
 
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -103,7 +28,7 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 @click.group(
-    cls=_Command,
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     subcommand_metavar="MODEL | COMMAND [ARGS]...",
     no_args_is_help=True,
@@ -119,15 +44,15 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 def main() -> None:
     """Fold BatchNorm and per-channel affine operators into the layers around them, and prove it.
 
-    \b
-    bnfold model.onnx                  what would fold, and why the rest stays
-    bnfold model.onnx -o fused.onnx    fold, verify, and write the file
-    bnfold model.onnx --check          fail if anything is left to fold
-    bnfold fold --help                 all options of folding
-
     Exit codes: 0 done and verified (or nothing to fold), 1 verification failed and no file was
     written (or --check found something to fold), 2 wrong usage or unreadable input, 3 could not be
     judged: then the file was written, unless the run was ended.
+
+    'bnfold fold --help' has all options of folding.
+
+    \b
+    Completion of commands, options and files (bash, zsh, fish):
+    eval "$(_BNFOLD_COMPLETE=bash_source bnfold)"
     """  # noqa: D301
 
 
@@ -141,7 +66,22 @@ _format = click.option(
 )
 
 
-@main.command(short_help="Fold a model; the default.")
+@main.command(
+    cls=help.Explained,
+    short_help="Fold a model; the default.",
+    examples=(
+        ("bnfold model.onnx", "what would fold, and why the rest stays"),
+        ("bnfold model.onnx -o fused.onnx", "fold, verify, and write the file"),
+    ),
+    groups={
+        "What is written": ["output", "in_place", "check", "report", "form"],
+        "Many models": ["output_dir", "jobs", "resume"],
+        "What folds": ["frozen", "equal_dims", "depthwise"],
+        "How it is verified": ["no_verify", *options.COMPARED],
+        "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
+        "What is printed": ["verbose", "quiet", "colour"],
+    },
+)
 @click.argument("models", type=PATH, metavar="MODEL", nargs=-1, required=True)
 @click.option(
     "-o",
@@ -162,6 +102,12 @@ _format = click.option(
 @beliefs.equating
 @beliefs.trusting
 @options.depthwise
+@click.option(
+    "--equalize",
+    is_flag=True,
+    help="Move positive scales between layers, so that the channels of a weight have like ranges "
+    "for an int8 scale in common; the function stays the same.",
+)
 @options.comparison
 @click.option(
     "--report",
@@ -170,7 +116,9 @@ _format = click.option(
     help="Write everything known about this run as JSON.",
 )
 @_format
-@click.option("-v", "--verbose", is_flag=True, help="List every fold and every kept map.")
+@help.spoken("List every fold, and every operator that stays.")
+@many
+@help.colour
 @options.configured
 @click.pass_context
 def fold(
@@ -186,30 +134,52 @@ def fold(
     trust: bool,
     follow_links: bool,
     depthwise: bool,
+    equalize: bool,
     report: Path | None,
     form: str,
     verbose: bool,
+    quiet: bool,
     memory: int | None,
+    output_dir: Path | None,
+    jobs: int,
+    resume: bool,
     **comparison: Any,
 ) -> int:
-    """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
+    """Fold MODEL. Without -o or --in-place, say what would happen and write nothing.
+
+    With --output-dir it folds all models of folders, patterns ("models/**/*.onnx") and lists
+    (@list.txt, a path in each line).
+    """
     believed = {
         "frozen": frozen,
         "equal_dims": equal_dims,
         "trust": trust,
         "follow_links": follow_links,
     }
+    verbose, quiet = options.loudness(context, verbose, quiet)
     options.refuse_stream("-o", output)
     options.refuse_stream("--report", report)
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        unused = ("output", "in_place", "report", *options.NAMES)
+        many_files = ("output_dir", "jobs", "resume")
+        unused = ("output", "in_place", "report", "equalize", *many_files, *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
-        return check_each(models, form, verbose, beliefs.settings(**believed), depthwise)
+        return check_each(models, form, verbose, beliefs.settings(**believed), depthwise, quiet)
+    if output_dir is not None:
+        from bnfold._command.registry import fold_all
+
+        options.refuse(context, ("output", "in_place", "report"), "--output-dir writes many files")
+        if no_verify:
+            options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
+        spoken = (form, verbose, quiet)
+        return fold_all(context, models, output_dir, jobs, resume, spoken)
+    options.refuse(context, ("jobs", "resume"), "without --output-dir there is one model")
     if len(models) > 1:
-        raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
+        raise UsageError(
+            f"one model at a time, not also {models[1]}; --output-dir and --check take several"
+        )
     (model,) = models
     if no_verify:
         options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
@@ -219,6 +189,7 @@ def fold(
         options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
         options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
+        options.refuse(context, ["equalize"], "only files of ONNX are equalized")
         believed.update(frozen=False, equal_dims=False, follow_links=False)
     else:
         options.refuse(context, ["trust"], "an ONNX file runs no code when it is loaded")
@@ -252,6 +223,7 @@ def fold(
             progress=progress,
             report=report,
             depthwise=depthwise,
+            equalize=equalize,
         )
         if report is not None:
             try:
@@ -260,7 +232,8 @@ def fold(
                 fate = f"; {outcome.output} was written" if outcome.output else ""
                 raise UsageError(f"{error}{fate}") from error
     if form == "text":
-        terminal.show(outcome_lines(outcome, verbose, comparison["power"]))
+        lines = outcome_lines(outcome, verbose, comparison["power"], quiet=quiet)
+        terminal.show(lines)
     elif form == "json":
         terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
     else:
@@ -270,7 +243,19 @@ def fold(
     return EXIT_CODES[outcome.verdict.status]
 
 
-@main.command(short_help="Compare two models.")
+@main.command(
+    cls=help.Explained,
+    short_help="Compare two models.",
+    examples=(
+        ("bnfold verify a.onnx b.onnx", "run both and compare what they put out"),
+        ("bnfold verify a.onnx b.onnx --prove", "compare their weights; nothing is run"),
+    ),
+    groups={
+        "How they are compared": ["prove", "bisect", "frozen", *options.COMPARED],
+        "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
+        "What is printed": ["form", "verbose", "quiet", "colour"],
+    },
+)
 @click.argument("original", type=PATH)
 @click.argument("folded", type=PATH)
 @beliefs.freezing
@@ -288,7 +273,8 @@ def fold(
     "Exit code 3 where neither is seen.",
 )
 @_format
-@click.option("-v", "--verbose", is_flag=True, help="Show every output on every input set.")
+@help.spoken("Show every output on every input set.")
+@help.colour
 @options.configured
 @click.pass_context
 def verify(
@@ -303,6 +289,7 @@ def verify(
     prove: bool,
     form: str,
     verbose: bool,
+    quiet: bool,
     memory: int | None,
     **comparison: Any,
 ) -> int:
@@ -314,17 +301,19 @@ def verify(
     compared with another one or with a file of ONNX.
     """
     begun = time.monotonic()
+    verbose, quiet = options.loudness(context, verbose, quiet)
     options.bound(context, memory, comparison["timeout"])
     if prove:
         from bnfold._command.proving import show_proof
 
         trusting = [] if ".pt2" in (original.suffix, folded.suffix) else ["trust"]
         options.refuse(context, (*options.NAMES, "bisect", *trusting), "--prove runs nothing")
-        return show_proof(original, folded, frozen, follow_links, trust, form, verbose, begun)
+        return show_proof(
+            original, folded, frozen, follow_links, trust, form, verbose, begun, quiet
+        )
     from bnfold._judge.end_to_end import compare_files
-    from bnfold._judge.verdict import end_to_end_lines
     from bnfold._report.findings import of_verify
-    from bnfold._report.text import comparison_document, json_text
+    from bnfold._report.text import comparison_document, comparison_lines, json_text
     from bnfold._run.session import hush
 
     hush()
@@ -351,8 +340,7 @@ def verify(
             inputs = options.inputs(comparison["inputs"])
             result = compare_files(original, folded, inputs, settings, progress)
     if form == "text":
-        lines = end_to_end_lines(result, verbose, comparison["power"])
-        terminal.show([*lines, f"verification: {result.status}"])
+        terminal.show(comparison_lines(result, verbose, comparison["power"], quiet=quiet))
     elif form == "json":
         told = comparison_document(str(original), str(folded), result)
         terminal.show_whole(json_text(told, ascii_only=True))
@@ -363,15 +351,16 @@ def verify(
     return EXIT_CODES[result.status]
 
 
-@main.command(short_help="Say what a reason code means.")
-@click.argument("code", required=False)
+@main.command(
+    cls=help.Explained,
+    short_help="Say what a reason code means.",
+    examples=(
+        ("bnfold explain", "all codes, each with what it means"),
+        ("bnfold explain zero-padding", "one code, and what to do about it"),
+    ),
+)
+@click.argument("code", required=False, shell_complete=help.complete_code)
+@help.colour
 def explain(code: str | None) -> None:
     """What a reason CODE means and what to do about it; without one, list them all."""
-    from bnfold._core.reasons import CODES
-
-    if code is None:
-        terminal.show(CODES)
-        return
-    if code not in CODES:
-        raise UsageError(f"there is no reason code {code!r}; 'bnfold explain' lists them")
-    terminal.show([f"{code}: {CODES[code].meaning}", CODES[code].advice])
+    terminal.show(help.explained(code))

@@ -147,6 +147,10 @@ _OF_EVERY_RUN = ("timeout",)
 NAMES = tuple(name for name in _UNSET if name not in _OF_EVERY_RUN)
 """The options of a comparison. Bounds on time and memory are for every run: not among them."""
 
+BOUNDS = ("threads", "timeout", "memory")
+COMPARED = tuple(name for name in NAMES if name not in BOUNDS)
+"""The options that bound a run, and those of a comparison that do not."""
+
 _CONFIGURABLE = {
     "inputs": "path",
     "seed": "integer",
@@ -163,6 +167,7 @@ _CONFIGURABLE = {
     "assume-equal-dims": "flag",
     "output-format": "text",
     "verbose": "flag",
+    "quiet": "flag",
 }
 """The options that a project may set, and the kind of each."""
 
@@ -348,6 +353,19 @@ def refuse_stream(option: str, path: Path | None) -> None:
     """Raise `UsageError` where a path stands for standard output: files are put in place whole."""
     if path is not None and str(path) == "-":
         raise UsageError(f"{option} -: bnfold writes files, not standard output; give a file name")
+
+
+def loudness(context: click.Context, verbose: bool, quiet: bool) -> tuple[bool, bool]:
+    """Whether more and whether less is printed. What the command line says goes first.
+
+    Raises:
+        UsageError: it says both.
+    """
+    if verbose and quiet:
+        if _said(context, "verbose") == _said(context, "quiet"):
+            raise UsageError("-v and -q exclude each other; leave one of them out")
+        return _said(context, "verbose"), _said(context, "quiet")
+    return verbose, quiet
 
 
 def tell_missing(settings: Settings, form: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from bnfold._command import terminal
 from bnfold._pipeline.module_options import ModuleOptions
 from bnfold._pipeline.proving import prove_models
+from bnfold._report.lines import VERDICTS, concluding
 from bnfold._report.proofs import of_proof, proof_document, proof_lines, status_of
 from bnfold._report.text import json_text
 
@@ -21,6 +22,7 @@ def show_proof(
     form: str,
     verbose: bool,
     begun: float,
+    quiet: bool = False,
 ) -> int:
     """Prove from the weights that two files are one function; the exit code tells."""
     with terminal.Progress() as progress:
@@ -35,7 +37,8 @@ def show_proof(
         )
     status = status_of(proof)
     if form == "text":
-        terminal.show(proof_lines(proof, verbose))
+        if not (quiet and status == "pass"):
+            terminal.show(concluding(proof_lines(proof, verbose), VERDICTS[status]))
     elif form == "json":
         told = proof_document(str(original), str(folded), proof)
         terminal.show_whole(json_text(told, ascii_only=True))

@@ -15,6 +15,7 @@ from onnx import ModelProto
 
 from bnfold._core.result import Plan
 from bnfold._errors import UsageError
+from bnfold._onnx.equalize import EqualizedModel, equalize_model
 from bnfold._onnx.files.external import refuse_own_data
 from bnfold._onnx.files.load import load_model, refuse_names, understood
 from bnfold._onnx.files.locations import check_external
@@ -93,9 +94,10 @@ def fold_model(
     equal_dims: bool = False,
     follow_links: bool = False,
     depthwise: bool = False,
+    equalize: bool = False,
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
-    _refuse_for_torch(model, base_dir, frozen, equal_dims, follow_links)
+    _refuse_for_torch(model, base_dir, frozen, equal_dims, follow_links, equalize)
     program = _lowered(model, options)
     if program is not None:
         from bnfold._torch.program.fold import PlannedProgram
@@ -135,8 +137,11 @@ def fold_model(
     with understood(model if isinstance(model, ModelProto) else proto, _path_of(model)):
         planned = prepare(proto, folder, equal_dims, depthwise)
         rewritten = planned.apply()
+        done = equalize_model(proto, folder) if equalize else EqualizedModel()
+        rewritten.relocated += done.rewritten.relocated
+        rewritten.created |= done.rewritten.created
     if output is not None:
-        changed = changed or bool(planned.plan.folds)
+        changed = changed or bool(planned.plan.folds or done.lost)
         return _write(proto, rewritten, folder, Path(output), _path_of(model), changed)
     return given_back(proto, model, folder) if is_in_memory(model) else proto
 
@@ -196,7 +201,12 @@ def compare_models(
 
 
 def _refuse_for_torch(
-    model: Model, base_dir: Folder, frozen: bool, equal_dims: bool, follow_links: bool
+    model: Model,
+    base_dir: Folder,
+    frozen: bool,
+    equal_dims: bool,
+    follow_links: bool,
+    equalize: bool = False,
 ) -> None:
     """Raise `UsageError` if one of the options that are for ONNX is given for another model."""
     given = {
@@ -204,6 +214,7 @@ def _refuse_for_torch(
         "assume_equal_dims": equal_dims,
         "base_dir": base_dir is not None,
         "follow_links": follow_links,
+        "equalize": equalize,
     }
     name = next((name for name, asked in given.items() if asked), None)
     if name is not None and (_is_module(model) or _is_program(model)):

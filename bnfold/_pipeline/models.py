@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import FoldedWeights, prepare
 from bnfold._onnx.read.frozen import as_if_frozen, freeze, listed
 from bnfold._pipeline.any_kind import needs_pytorch
+from bnfold._pipeline.equalizing import equalized
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._system import paths, time_limit
 
@@ -38,12 +40,14 @@ def fold_file(
     settings: Settings = DEFAULT,
     report: Path | None = None,
     depthwise: bool = False,
+    equalize: bool = False,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
-    going to write. With ``depthwise`` norms that stay are written as other operators. Raises
+    going to write. With ``depthwise`` norms that stay are written as other operators; with
+    ``equalize`` the ranges of channels are made alike, see `_pipeline/equalizing`. Raises
     `UsageError` for a file that cannot be read or written; then no file is left behind.
     """
     progress("reading")
@@ -66,7 +70,7 @@ def fold_file(
         written_as(output)
     with in_binary(path, settings.follow_links) as original:
         return _fold_model(
-            path, original, output, report, verify, inputs, settings, progress, depthwise
+            path, original, output, report, verify, inputs, settings, progress, depthwise, equalize
         )
 
 
@@ -80,6 +84,7 @@ def _fold_model(
     settings: Settings,
     progress: Progress,
     depthwise: bool,
+    equalize: bool,
 ) -> Outcome:
     """Fold a model; see `fold_file`. ``original`` is its file in binary form."""
     model = load_model(path, follow_links=settings.follow_links)
@@ -103,7 +108,7 @@ def _fold_model(
         progress("folding")
         rewritten = planned.apply()
     over_itself = output is not None and paths.is_same(output, path)
-    if over_itself and not changed:
+    if over_itself and not changed and not equalize:
         verdict = Verdict("unchanged")
         size = size_before
         return Outcome(path, planned.plan, verdict, size, size, None, hanging=stuck)
@@ -123,13 +128,31 @@ def _fold_model(
         else:
             verdict = Verdict("skipped" if changed else "unchanged")
         written = output if verdict.status != "fail" else None
-        if written is not None:
-            time_limit.lift()
-            draft.commit()
-    left = data_before - draft.data if over_itself and written is not None else frozenset()
+        with ExitStack() as stack:
+            final, equalization = draft, None
+            if equalize and verdict.status != "fail":
+                final, equalization = stack.enter_context(
+                    equalized(draft, path, verify, inputs, settings, progress)
+                )
+                if over_itself and not changed and not equalization.applied:
+                    written = None
+            if written is not None:
+                time_limit.lift()
+                final.commit()
+            size, data = final.size, final.data
+    left = data_before - data if over_itself and written is not None else frozenset()
     left_behind = tuple(path.parent / name for name in sorted(left))
     return Outcome(
-        path, plan, verdict, size_before, draft.size, written, left_behind, frozen, stuck
+        path,
+        plan,
+        verdict,
+        size_before,
+        size,
+        written,
+        left_behind,
+        frozen,
+        stuck,
+        equalization,
     )
 
 

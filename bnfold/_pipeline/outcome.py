@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold._core.result import Plan
@@ -12,6 +13,7 @@ from bnfold._core.result import Plan
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
     from bnfold._proof.evidence import Certificate
+    from bnfold._relation.proof import Proof
 
 RunStatus = Literal["pass", "fail", "inconclusive", "unchanged", "skipped"]
 Progress = Callable[[str], None]
@@ -41,6 +43,44 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Equalization:
+    """What came of equalizing the channels of a model.
+
+    Attributes:
+        layers: the linear operators that changed, each with the bits of a common int8 scale that
+            its channels lose on average, before and after.
+        refused: why the equalized model was not taken, "" if it was or if nothing changed.
+        proof: that the equalized model and the folded one are the same function.
+    """
+
+    layers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    refused: str = ""
+    proof: Proof | None = None
+
+    @property
+    def applied(self) -> bool:
+        """Whether the model that was written is equalized."""
+        return bool(self.layers) and not self.refused
+
+    @property
+    def lost(self) -> tuple[float, float]:
+        """The bits that the channels of all these layers lose on average, before and after."""
+        before, after = zip(*self.layers.values(), strict=True)
+        return fmean(before), fmean(after)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that are valid JSON."""
+        layers = [{"at": at, "before": a, "after": b} for at, (a, b) in self.layers.items()]
+        return {
+            "applied": self.applied,
+            "refused": self.refused,
+            "layers": layers,
+            "proof": self.proof.status if self.proof is not None else None,
+            "distance": self.proof.distance if self.proof is not None else 0.0,
+        }
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The result of one run.
 
@@ -56,6 +96,7 @@ class Outcome:
         frozen: how many initializers are no inputs any more.
         hanging: how many maps stay because initializers that are listed as inputs may be
             overridden.
+        equalization: what came of equalizing channels, or None where that was not asked for.
     """
 
     model: Path
@@ -67,3 +108,4 @@ class Outcome:
     left_behind: tuple[Path, ...] = ()
     frozen: int = 0
     hanging: int = 0
+    equalization: Equalization | None = None

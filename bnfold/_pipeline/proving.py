@@ -11,6 +11,7 @@ from onnx import ModelProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx.files.load import load_model, refuse_names, understood
+from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.read.frozen import freeze
 from bnfold._onnx.read.order import in_order
 from bnfold._pipeline.any_kind import program_of
@@ -20,11 +21,13 @@ from bnfold._relation.proof import Proof, prove
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+_NO_OPTIONS = ModuleOptions()
+
 
 def prove_models(
     first: Any,
     second: Any,
-    options: ModuleOptions,
+    options: ModuleOptions = _NO_OPTIONS,
     *,
     base_dir: str | os.PathLike[str] | None = None,
     frozen: bool = False,
@@ -99,6 +102,7 @@ def _loaded(
     """A model with its nodes in order, and the folder of its external data."""
     if isinstance(given, ModelProto):
         refuse_names(given)
+        refuse_unsound(given)
         model, folder = in_order(given), None if base_dir is None else Path(base_dir)
         if frozen and model is given:
             model = ModelProto()

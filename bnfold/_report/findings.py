@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from bnfold._judge.verdict import figures, located
@@ -46,6 +46,10 @@ def of_fold(outcome: Outcome) -> Iterator[Finding]:
         yield Finding("verification", "the model", "pass", "nothing to fold")
     else:
         yield Finding("verification", "the model", "inconclusive", "not verified (--no-verify)")
+    done = outcome.equalization
+    if done is not None and done.proof is not None:
+        told = Finding("proof", "equalized", "pass", str(done.proof))
+        yield replace(told, status="inconclusive", message=done.refused) if done.refused else told
 
 
 def of_verify(result: EndToEnd) -> Iterator[Finding]:

@@ -150,7 +150,7 @@ def test_check_fails_while_something_is_left_to_fold(model, tmp_path):
     before = tree(tmp_path)
     run = bnfold(model, "--check")
     assert (run.code, run.err) == (1, "")
-    assert any(line.startswith("can fold 1 map") for line in run.lines)
+    assert any(line.startswith("would fold 1 of 3 affine operators") for line in run.lines)
     assert "verif" not in run.out
     assert tree(tmp_path) == before
     assert bnfold(model, "-o", tmp_path / "folded.onnx").code == 0

@@ -124,6 +124,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "provider": run(3, model, "--provider", "cpu,cuda"),
         "power": run(0, others["hiding"], "--power"),
         "nested": run(0, inside),
+        "equalized": run(0, model, "--equalize"),
         "left behind": run(0, external, "--in-place"),
         "compared": run(0, "verify", model, folder / "out.onnx", "--bisect"),
         "compared fail": run(1, "verify", model, wrong),

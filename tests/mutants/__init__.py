@@ -17,6 +17,7 @@ from . import (
     onnx_operators,
     plan,
     proof,
+    registry,
     relation,
     run,
     torch_module,
@@ -38,4 +39,5 @@ MUTANTS = (
     *aten.MUTANTS,
     *judge.MUTANTS,
     *command.MUTANTS,
+    *registry.MUTANTS,
 )

@@ -68,7 +68,7 @@ def as_file(writer: Writer) -> ModelProto:
             name = f"sizes {number}"
             shape = np.asarray(eval(sizes[0]), np.int64)
             model.graph.initializer.append(numpy_helper.from_array(shape, name))
-            inputs.append(name)
+            inputs[1] = name
         node.CopyFrom(NodeProto(op_type=node.op_type, input=inputs, output=node.output))
         node.attribute.extend(kept)
     return model
