@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto
 
+from bnfold._core.preprocessing import Pairs
 from bnfold._errors import UsageError
 from bnfold._onnx.files.load import load_model, refuse_names, understood
 from bnfold._onnx.files.sound import refuse_unsound
+from bnfold._onnx.front.prepending import prepend
 from bnfold._onnx.read.frozen import freeze
 from bnfold._onnx.read.order import in_order
 from bnfold._pipeline.any_kind import program_of
@@ -33,9 +35,10 @@ def prove_models(
     frozen: bool = False,
     follow_links: bool = False,
     trust: bool = False,
+    preprocessing: Pairs = (),
 ) -> Proof:
     """The proof for two models: each a path or a ``ModelProto``, or each a module, a program or the
-    path of a .pt2 file.
+    path of a .pt2 file. The first of two models of ONNX stands behind preprocessing.
 
     Weights stay in the files until they are read. ``base_dir`` is the folder of external data of
     models in memory. ``options`` has the example inputs of modules. Raises `UsageError` for a model
@@ -50,10 +53,10 @@ def prove_models(
             "model of ONNX leave out --prove (in Python, call bnfold.verify)"
         )
     if all(found):
-        if base_dir is not None or frozen or follow_links:
+        if base_dir is not None or frozen or follow_links or preprocessing:
             raise UsageError(
-                "base_dir, freeze_initializers, follow_links: these are for models of ONNX; leave "
-                "them out"
+                "base_dir, freeze_initializers, follow_links, preprocessing: these are for models "
+                "of ONNX; leave them out"
             )
         from bnfold._aten.proof import prove_programs
 
@@ -64,6 +67,11 @@ def prove_models(
         raise UsageError("example inputs are for a torch.nn.Module; leave them out")
     pairs = [_loaded(given, base_dir, frozen, follow_links) for given in (first, second)]
     (one, one_dir), (other, other_dir) = pairs
+    if preprocessing:
+        if one is first:
+            one = ModelProto()
+            one.CopyFrom(pairs[0][0])
+        prepend(one, dict(preprocessing))
     path = Path(second) if not isinstance(second, ModelProto) else None
     with understood(other, path):
         return prove(one, other, one_dir, other_dir)
