@@ -74,7 +74,7 @@ def work(request: Request, command: Command) -> Report:
     if request.resume and report is not None:
         known = fingerprint.finished(report, output, request.name, identity)
         if known is not None:
-            return known
+            return replace(known, model=request.model)
     before = fingerprint.signatures(model)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
