@@ -29,6 +29,7 @@ ROOMS = (
     "_onnx.equalize",
     "_onnx.fold",
     "_onnx.files",
+    "_onnx.front",
     "nn",
     "_torch.tensors",
     "_torch.read",

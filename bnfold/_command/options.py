@@ -12,8 +12,9 @@ import click
 from click.core import ParameterSource
 
 from bnfold._command import terminal
+from bnfold._core.preprocessing import WORDS
 from bnfold._errors import UsageError
-from bnfold._system import time_limit
+from bnfold._system import paths, time_limit
 
 if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
@@ -163,6 +164,7 @@ _CONFIGURABLE = {
     "threads": "integer",
     "timeout": "number",
     "memory": "text",
+    **{f"input-{word}": "by input" for word in WORDS},
     "freeze-initializers": "flag",
     "assume-equal-dims": "flag",
     "output-format": "text",
@@ -355,17 +357,15 @@ def refuse_stream(option: str, path: Path | None) -> None:
         raise UsageError(f"{option} -: bnfold writes files, not standard output; give a file name")
 
 
-def loudness(context: click.Context, verbose: bool, quiet: bool) -> tuple[bool, bool]:
-    """Whether more and whether less is printed. What the command line says goes first.
-
-    Raises:
-        UsageError: it says both.
-    """
-    if verbose and quiet:
-        if _said(context, "verbose") == _said(context, "quiet"):
-            raise UsageError("-v and -q exclude each other; leave one of them out")
-        return _said(context, "verbose"), _said(context, "quiet")
-    return verbose, quiet
+def check_report(report: Path | None, *others: Path | None) -> None:
+    """Raise `UsageError` where a report cannot be written, or would overwrite another file."""
+    if report is None:
+        return
+    refuse_stream("--report", report)
+    for other in filter(None, others):
+        if paths.is_same(report, other):
+            raise UsageError(f"the report would overwrite {other}; give it another name")
+    paths.check_writable(report, device=True)
 
 
 def tell_missing(settings: Settings, form: str) -> None:

@@ -21,17 +21,20 @@ from .. import graphs
 from . import examples
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+from referencing import Registry, Resource  # noqa: E402  # comes with jsonschema
 
 SCHEMAS = {
     f"bnfold.{name}/1": json.loads(
         (resources.files("bnfold") / "schemas" / f"{name}-1.json").read_text(encoding="utf-8")
     )
-    for name in ("report", "comparison", "proof")
+    for name in ("report", "comparison", "proof", "check")
 }
 
 
 def validator(document: Any) -> Any:
-    return jsonschema.Draft202012Validator(SCHEMAS[document["schema"]])
+    named = [(schema["$id"], Resource.from_contents(schema)) for schema in SCHEMAS.values()]
+    registry = Registry().with_resources(named)
+    return jsonschema.Draft202012Validator(SCHEMAS[document["schema"]], registry=registry)
 
 
 def refuse_constants(name: str) -> None:
@@ -118,6 +121,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "unchanged": run(0, others["settled"]),
         "skipped": run(0, model, "--no-verify"),
         "check": run(1, model, "--check"),
+        "check of several": run(1, model, others["settled"], "--check"),
+        "check of one that is none": run(2, model, folder / "nan.npz", "--check"),
         "check settled": run(0, others["settled"], "--check"),
         "crossing": run(0, others["crossing"]),
         "unchecked": run(0, others["unshaped"]),
