@@ -314,6 +314,8 @@ def verify(
     hush()
     comparison = options.applicable(context, comparison)
     programs = {path.suffix == ".pt2" for path in (original, folded)}
+    if True in programs:
+        options.refuse(context, ["timed"], "PyTorch runs a .pt2 file, which is not timed")
     if programs == {True}:
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
     elif programs == {False}:

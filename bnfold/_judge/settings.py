@@ -39,6 +39,7 @@ class Settings:
         equal_dims: plan as if sizes of inputs that have one name were equal.
         trust: load a .pt2 file even if code in it is run.
         follow_links: read external data through any link.
+        timed: measure how much faster the folded model is.
         libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
     """
 
@@ -55,6 +56,7 @@ class Settings:
     trust: bool = False
     follow_links: bool = False
     libraries: tuple[Path, ...] = ()
+    timed: bool = False
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers that mean nothing."""
