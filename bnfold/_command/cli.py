@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bnfold._command import beliefs, help, options, terminal
+from bnfold._command import beliefs, help, options, pages, preprocessing, terminal
 from bnfold._command.checking import check_each
 from bnfold._command.entry import Commands
 from bnfold._command.many import many
@@ -83,9 +83,10 @@ _report = click.option(
         ("bnfold model.onnx -o fused.onnx", "fold, verify, and write the file"),
     ),
     groups={
-        "What is written": ["output", "in_place", "check", "report", "form"],
+        "What is written": ["output", "in_place", "check", "report", "page", "form"],
         "Many models": ["output_dir", "jobs", "resume"],
         "What folds": ["frozen", "equal_dims", "depthwise", "equalize"],
+        "What the input is": [*preprocessing.NAMES, "expose_normalization"],
         "How it is verified": ["no_verify", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
         "What is printed": ["verbose", "quiet", "colour"],
@@ -117,8 +118,11 @@ _report = click.option(
     help="Move positive scales between layers, so that the channels of a weight have like ranges "
     "for an int8 scale in common; the function stays the same.",
 )
+@preprocessing.preprocessing
+@preprocessing.exposing
 @options.comparison
 @_report
+@pages.showing
 @_format
 @help.spoken("List every fold, and every operator that stays.")
 @many
@@ -139,7 +143,9 @@ def fold(
     follow_links: bool,
     depthwise: bool,
     equalize: bool,
+    expose_normalization: bool,
     report: Path | None,
+    page: Path | None,
     form: str,
     verbose: bool,
     quiet: bool,
@@ -166,8 +172,8 @@ def fold(
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        many_files = ("output_dir", "jobs", "resume")
-        unused = ("output", "in_place", "equalize", *many_files, *options.NAMES)
+        writing = ("output", "in_place", "page", "equalize", "output_dir", "jobs", "resume")
+        unused = (*writing, *options.NAMES, *preprocessing.NAMES, "expose_normalization")
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         believed_ = beliefs.settings(**believed)
@@ -175,7 +181,9 @@ def fold(
     if output_dir is not None:
         from bnfold._command.registry import fold_all
 
-        options.refuse(context, ("output", "in_place", "report"), "--output-dir writes many files")
+        options.refuse(
+            context, ("output", "in_place", "report", "page"), "--output-dir writes many files"
+        )
         if no_verify:
             options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
         spoken = (form, verbose, quiet)
@@ -198,10 +206,12 @@ def fold(
         believed.update(frozen=False, equal_dims=False, follow_links=False)
     else:
         options.refuse(context, ["trust"], "an ONNX file runs no code when it is loaded")
+    wanted = preprocessing.of_files(context, comparison, (model,), form, expose_normalization)
     usable = ("seed",) if model.suffix == ".pt2" else options.NAMES
     comparison = options.applicable(context, comparison, usable)
     inputs = None if no_verify else comparison["inputs"]
     options.check_report(report, model, output, inputs)
+    pages.check(page, model, output, inputs, report)
 
     from bnfold._command.telling import tell_fold
     from bnfold._pipeline.models import fold_file
@@ -213,7 +223,10 @@ def fold(
     if not no_verify:
         source = options.tolerance_source(context)
         settings = options.settings(comparison, settings, source=source)
+    settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
+    seen = pages.witness(page)
+    settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:
         outcome = fold_file(
             model,
@@ -225,7 +238,12 @@ def fold(
             report=report,
             depthwise=depthwise,
             equalize=equalize,
+            exposing=expose_normalization,
+            observer=seen,
         )
+        if page is not None and seen is not None:
+            progress("drawing the page")
+            pages.of_fold(context, page, outcome, seen, begun)
         if report is not None:
             try:
                 paths.write_text(report, json_text(outcome_document(outcome)))
@@ -234,6 +252,7 @@ def fold(
                 raise UsageError(f"{error}{fate}") from error
     seconds = time.monotonic() - begun
     tell_fold(outcome, form, seconds, verbose, comparison["power"], quiet)
+    terminal.show(pages.told(page, quiet or form != "text"))
     return EXIT_CODES[outcome.verdict.status]
 
 
@@ -247,13 +266,14 @@ def fold(
     groups={
         "How they are compared": ["prove", "bisect", "frozen", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
-        "What is printed and written": ["report", "form", "verbose", "quiet", "colour"],
+        "What is printed and written": ["report", "page", "form", "verbose", "quiet", "colour"],
     },
 )
 @click.argument("original", type=PATH)
 @click.argument("folded", type=PATH)
 @beliefs.freezing
 @beliefs.trusting
+@preprocessing.preprocessing
 @options.comparison
 @click.option(
     "--bisect",
@@ -267,6 +287,7 @@ def fold(
     "Exit code 3 where neither is seen.",
 )
 @_report
+@pages.showing
 @_format
 @help.spoken("Show every output on every input set.")
 @help.colour
@@ -283,6 +304,7 @@ def verify(
     bisect: bool,
     prove: bool,
     report: Path | None,
+    page: Path | None,
     form: str,
     verbose: bool,
     quiet: bool,
@@ -299,13 +321,19 @@ def verify(
     begun = time.monotonic()
     verbose, quiet = help.loudness(context, verbose, quiet)
     options.bound(context, memory, comparison["timeout"])
+    wanted = preprocessing.of_files(context, comparison, (original, folded), form)
     options.check_report(report, original, folded, comparison["inputs"])
+    pages.check(page, original, folded, comparison["inputs"], report)
+    draw = pages.of_comparison(context, page, original, folded, begun, follow_links)
     if prove:
         from bnfold._command.proving import show_proof
 
-        options.refuse(context, (*options.NAMES, "bisect", "trust"), "--prove runs nothing")
-        given = (frozen, follow_links, form, verbose, begun, quiet, report)
-        return show_proof(original, folded, *given)
+        trusting = [] if ".pt2" in (original.suffix, folded.suffix) else ["trust"]
+        options.refuse(context, (*options.NAMES, "bisect", *trusting), "--prove runs nothing")
+        given = (frozen, follow_links, trust, form, verbose, begun, quiet, report, draw, wanted)
+        code = show_proof(original, folded, *given)
+        terminal.show(pages.told(page, quiet or form != "text"))
+        return code
     from bnfold._command.telling import tell_comparison
     from bnfold._judge.end_to_end import compare_files
     from bnfold._report.text import comparison_document, json_text
@@ -323,7 +351,9 @@ def verify(
     believed = beliefs.settings(frozen=frozen, trust=trust, follow_links=follow_links)
     source = options.tolerance_source(context)
     settings = options.settings(comparison, believed, bisect, source)
+    settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
+    settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:
         if True in programs:
             from bnfold._pipeline.any_kind import compare_models
@@ -336,12 +366,14 @@ def verify(
         else:
             inputs = options.inputs(comparison["inputs"])
             result = compare_files(original, folded, inputs, settings, progress)
+            draw(result, progress)
     seconds = time.monotonic() - begun
     if report is not None:
         document = comparison_document(str(original), str(folded), result)
         paths.write_text(report, json_text(document))
     power = comparison["power"]
     tell_comparison(original, folded, result, form, seconds, verbose, power, quiet)
+    terminal.show(pages.told(page, quiet or form != "text"))
     return EXIT_CODES[result.status]
 
 

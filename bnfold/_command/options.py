@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from bnfold._command import terminal
+from bnfold._core.preprocessing import WORDS
 from bnfold._errors import UsageError
 from bnfold._system import paths, time_limit
 
@@ -172,6 +173,7 @@ _CONFIGURABLE = {
     "threads": "integer",
     "timeout": "number",
     "memory": "text",
+    **{f"input-{word}": "by input" for word in WORDS},
     "freeze-initializers": "flag",
     "assume-equal-dims": "flag",
     "output-format": "text",

@@ -10,6 +10,7 @@ from html import escape
 from typing import Any, Literal
 
 from bnfold._core.result import counted, html_table
+from bnfold._judge.difference import Spread
 from bnfold._judge.timing import Timing
 from bnfold._run.flavours import FLAVOURS
 
@@ -86,6 +87,7 @@ class OutputCheck:
         about: the numbers and names that fill the gaps in the cause's text.
         contested: whether the two models differ here. Something else may explain it, but agreement
             on another input set does not.
+        spread: how many elements differ by how much, where that was asked for.
     """
 
     output: str
@@ -99,6 +101,7 @@ class OutputCheck:
     cause: Cause | None = None
     about: tuple[Any, ...] = ()
     contested: bool = False
+    spread: Spread | None = None
 
     @property
     def note(self) -> str:
@@ -113,7 +116,7 @@ class OutputCheck:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that are valid JSON."""
         values = {key: _plain(value) for key, value in asdict(self).items()}
-        for key in ("cause", "about", "contested"):  # the note says so
+        for key in ("cause", "about", "contested", "spread"):  # the note says so; the page shows it
             del values[key]
         return {**values, "note": self.note}
 
