@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from bnfold._command import terminal
 from bnfold._core.preprocessing import WORDS
 from bnfold._errors import UsageError
-from bnfold._system import paths, time_limit
+from bnfold._system import time_limit
 
 if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
@@ -359,23 +359,6 @@ def bound(context: click.Context, size: int | None, seconds: float | None) -> No
         if _said(context, "memory"):
             raise
         raise context.meta[_PROJECT].trouble("memory", error) from error
-
-
-def refuse_stream(option: str, path: Path | None) -> None:
-    """Raise `UsageError` where a path stands for standard output: files are put in place whole."""
-    if path is not None and str(path) == "-":
-        raise UsageError(f"{option} -: bnfold writes files, not standard output; give a file name")
-
-
-def check_report(report: Path | None, *others: Path | None) -> None:
-    """Raise `UsageError` where a report cannot be written, or would overwrite another file."""
-    if report is None:
-        return
-    refuse_stream("--report", report)
-    for other in filter(None, others):
-        if paths.is_same(report, other):
-            raise UsageError(f"the report would overwrite {other}; give it another name")
-    paths.check_writable(report, device=True)
 
 
 def tell_missing(settings: Settings, form: str) -> None:

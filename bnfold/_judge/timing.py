@@ -13,13 +13,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bnfold._run.bounds import Bounds, Exhausted
-from bnfold._run.input_sets import InputSet
-from bnfold._run.session import EngineError
-from bnfold._run.source import Source
-from bnfold._run.stopwatch import Sample, interleaved
+if TYPE_CHECKING:  # Who tells a timing needs no runtime.
+    from bnfold._run.bounds import Bounds
+    from bnfold._run.input_sets import InputSet
+    from bnfold._run.source import Source
+    from bnfold._run.stopwatch import Sample
 
 _THREADS = 1
 """Threads of a session where nobody says how many."""
@@ -111,6 +111,10 @@ def timed(
 
     What keeps a model from running, and time that is up, is no error: the result says so.
     """
+    from bnfold._run.bounds import Exhausted
+    from bnfold._run.session import EngineError
+    from bnfold._run.stopwatch import interleaved
+
     threads = threads or _THREADS
     try:
         rounds = interleaved(original, folded, inputs.feeds, threads, bounds)
