@@ -166,7 +166,7 @@ def compare_models(
     from bnfold._judge.end_to_end import compare_files
     from bnfold._run.input_sets import InputSet, load_inputs
 
-    original, folded = (_program_of(model, settings.trust) for model in (original, folded))
+    original, folded = (program_of(model, settings.trust) for model in (original, folded))
     if any(_is_module(model) or _is_program(model) for model in (original, folded)):
         from bnfold._pipeline.torch_pairs import compare_pair
 
@@ -285,7 +285,7 @@ def _lowered(model: Any, options: ModuleOptions) -> ExportedProgram | None:
     return export(model, args, kwargs, shapes, given=True)
 
 
-def _program_of(model: Model, trust: bool) -> Model:
+def program_of(model: Model, trust: bool) -> Model:
     """The program of a .pt2 file, or one of ATen in place of one in another dialect; any other
     model as it is.
     """
