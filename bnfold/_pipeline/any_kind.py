@@ -157,7 +157,7 @@ def fold_model(
 def _equalized(model: ModelProto, folder: Path | None) -> EqualizedModel:
     """Equalize a folded model in place, where int8 is nearer to it so."""
     from bnfold._judge.settings import DEFAULT
-    from bnfold._pipeline.equalizing import measured
+    from bnfold._pipeline.measuring import measured
 
     strength = measured(model, folder, None, DEFAULT).strength
     return equalize_model(model, folder, strength) if strength else EqualizedModel()

@@ -301,7 +301,7 @@ MUTANTS = (
     ),
     Mutant(
         "a model is equalized though int8 is no nearer to it",
-        "_pipeline/equalizing.py",
+        "_pipeline/measuring.py",
         "    if errors[best] > (1 - _GAIN) * before:",
         "    if False:",
         "tests/cli/test_equalize.py",
