@@ -32,9 +32,6 @@ _FLAGS = (
     "--window-size=1440,900",
 )
 
-_OF_THE_BROWSER = ("data:,", "chrome:", "chrome-")
-"""How the addresses begin that Chromium opens by itself when it starts."""
-
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
@@ -64,7 +61,7 @@ def opened(browser: Any, page: Path) -> list[str]:
         event["params"]["request"]["url"]
         for event in events
         if event["method"] == "Network.requestWillBeSent"
-        and not event["params"]["request"]["url"].startswith(_OF_THE_BROWSER)
+        and event["params"]["documentURL"] == page.as_uri()  # not what Chromium starts with
     ]
 
 
