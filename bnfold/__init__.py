@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold._api import fold, plan, prove, refold, verify
+    from bnfold._core.preprocessing import Preprocessing
     from bnfold._core.result import Fold, Kept, Plan
     from bnfold._errors import BnfoldError, UsageError
     from bnfold._judge.verdict import EndToEnd
@@ -29,6 +30,7 @@ _HOMES = {
     "Fold": "bnfold._core.result",
     "Kept": "bnfold._core.result",
     "Plan": "bnfold._core.result",
+    "Preprocessing": "bnfold._core.preprocessing",
     "Proof": "bnfold._relation.proof",
     "Report": "bnfold._registry.report",
     "UsageError": "bnfold._errors",
@@ -47,6 +49,7 @@ __all__ = [
     "Fold",
     "Kept",
     "Plan",
+    "Preprocessing",
     "Proof",
     "Report",
     "UsageError",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bnfold._command import beliefs, help, options, pages, terminal
+from bnfold._command import beliefs, help, options, pages, preprocessing, targets, terminal
 from bnfold._command.checking import check_each
 from bnfold._command.entry import Commands
 from bnfold._command.many import many
@@ -56,25 +56,6 @@ def main() -> None:
     """  # noqa: D301
 
 
-_format = click.option(
-    "--output-format",
-    "form",
-    type=click.Choice(["text", "json", "markdown", "github", "junit"]),
-    default="text",
-    show_default=True,
-    help="What to print: text; json for programs; markdown for pull requests; github or junit for "
-    "CI servers. github also adds to the summary of the step.",
-)
-
-
-_report = click.option(
-    "--report",
-    type=PATH,
-    metavar="FILE.json",
-    help="Write everything known about this run as JSON.",
-)
-
-
 @main.command(
     cls=help.Explained,
     short_help="Fold a model; the default.",
@@ -86,6 +67,7 @@ _report = click.option(
         "What is written": ["output", "in_place", "check", "report", "page", "form"],
         "Many models": ["output_dir", "jobs", "resume"],
         "What folds": ["frozen", "equal_dims", "depthwise", "equalize"],
+        "What the input is": [*preprocessing.NAMES, "expose_normalization"],
         "How it is verified": ["no_verify", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
         "What is printed": ["verbose", "quiet", "colour"],
@@ -117,10 +99,12 @@ _report = click.option(
     help="Move positive scales between layers, so that the channels of a weight have like ranges "
     "for an int8 scale in common; the function stays the same.",
 )
+@preprocessing.preprocessing
+@preprocessing.exposing
 @options.comparison
-@_report
+@targets.reporting
 @pages.showing
-@_format
+@targets.forming
 @help.spoken("List every fold, and every operator that stays.")
 @many
 @help.colour
@@ -140,6 +124,7 @@ def fold(
     follow_links: bool,
     depthwise: bool,
     equalize: bool,
+    expose_normalization: bool,
     report: Path | None,
     page: Path | None,
     form: str,
@@ -163,13 +148,11 @@ def fold(
         "follow_links": follow_links,
     }
     verbose, quiet = help.loudness(context, verbose, quiet)
-    options.refuse_stream("-o", output)
-    options.refuse_stream("--report", report)
-    if in_place and output is not None:
-        raise UsageError("give either -o or --in-place, not both")
+    targets.refuse_stream("-o", output)
+    targets.refuse_stream("--report", report)
     if check:
-        many_files = ("output_dir", "jobs", "resume")
-        unused = ("output", "in_place", "page", "equalize", *many_files, *options.NAMES)
+        writing = ("output", "in_place", "page", "equalize", "output_dir", "jobs", "resume")
+        unused = (*writing, *options.NAMES, *preprocessing.NAMES, "expose_normalization")
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         believed_ = beliefs.settings(**believed)
@@ -192,8 +175,7 @@ def fold(
     (model,) = models
     if no_verify:
         options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
-    if output is not None and paths.is_same(output, model):
-        raise UsageError(f"{output} is the input itself; say --in-place to write over it")
+    targets.check_output(output, in_place, model)
     if model.suffix == ".pt2":
         options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
         options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
@@ -202,10 +184,11 @@ def fold(
         believed.update(frozen=False, equal_dims=False, follow_links=False)
     else:
         options.refuse(context, ["trust"], "an ONNX file runs no code when it is loaded")
+    wanted = preprocessing.of_files(context, comparison, (model,), form, expose_normalization)
     usable = ("seed",) if model.suffix == ".pt2" else options.NAMES
     comparison = options.applicable(context, comparison, usable)
     inputs = None if no_verify else comparison["inputs"]
-    options.check_report(report, model, output, inputs)
+    targets.check_report(report, model, output, inputs)
     pages.check(page, model, output, inputs, report)
 
     from bnfold._command.telling import tell_fold
@@ -218,6 +201,7 @@ def fold(
     if not no_verify:
         source = options.tolerance_source(context)
         settings = options.settings(comparison, settings, source=source)
+    settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
     seen = pages.witness(page)
     settings = replace(settings, spread=page is not None)
@@ -232,6 +216,7 @@ def fold(
             report=report,
             depthwise=depthwise,
             equalize=equalize,
+            exposing=expose_normalization,
             observer=seen,
         )
         if page is not None and seen is not None:
@@ -266,6 +251,7 @@ def fold(
 @click.argument("folded", type=PATH)
 @beliefs.freezing
 @beliefs.trusting
+@preprocessing.preprocessing
 @options.comparison
 @click.option(
     "--bisect",
@@ -278,9 +264,9 @@ def fold(
     help="Run nothing: prove from the weights alone that the two are one function, or that not. "
     "Exit code 3 where neither is seen.",
 )
-@_report
+@targets.reporting
 @pages.showing
-@_format
+@targets.forming
 @help.spoken("Show every output on every input set.")
 @help.colour
 @options.configured
@@ -313,14 +299,16 @@ def verify(
     begun = time.monotonic()
     verbose, quiet = help.loudness(context, verbose, quiet)
     options.bound(context, memory, comparison["timeout"])
-    options.check_report(report, original, folded, comparison["inputs"])
+    wanted = preprocessing.of_files(context, comparison, (original, folded), form)
+    targets.check_report(report, original, folded, comparison["inputs"])
     pages.check(page, original, folded, comparison["inputs"], report)
     draw = pages.of_comparison(context, page, original, folded, begun, follow_links)
     if prove:
         from bnfold._command.proving import show_proof
 
-        options.refuse(context, (*options.NAMES, "bisect", "trust"), "--prove runs nothing")
-        given = (frozen, follow_links, form, verbose, begun, quiet, report, draw)
+        trusting = [] if ".pt2" in (original.suffix, folded.suffix) else ["trust"]
+        options.refuse(context, (*options.NAMES, "bisect", *trusting), "--prove runs nothing")
+        given = (frozen, follow_links, trust, form, verbose, begun, quiet, report, draw, wanted)
         code = show_proof(original, folded, *given)
         pages.tell(page, form, quiet)
         return code
@@ -332,6 +320,8 @@ def verify(
     hush()
     comparison = options.applicable(context, comparison)
     programs = {path.suffix == ".pt2" for path in (original, folded)}
+    if True in programs:
+        options.refuse(context, ["timed"], "PyTorch runs a .pt2 file, which is not timed")
     if programs == {True}:
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
     elif programs == {False}:
@@ -339,6 +329,7 @@ def verify(
     believed = beliefs.settings(frozen=frozen, trust=trust, follow_links=follow_links)
     source = options.tolerance_source(context)
     settings = options.settings(comparison, believed, bisect, source)
+    settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
     settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:

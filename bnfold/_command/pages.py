@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bnfold._command import terminal
-from bnfold._command.options import PATH, Command, refuse_stream
+from bnfold._command.options import PATH, Command
+from bnfold._command.targets import refuse_stream
 from bnfold._errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from pathlib import Path
 from bnfold._command import terminal
 from bnfold._command.pages import Draw
 from bnfold._command.telling import show_lines, tell_findings
+from bnfold._core.preprocessing import Pairs
 from bnfold._pipeline.proving import prove_models
 from bnfold._report import ci, markdown
 from bnfold._report.lines import VERDICTS, concluding
@@ -21,20 +22,29 @@ def show_proof(
     folded: Path,
     frozen: bool,
     follow_links: bool,
+    trust: bool,
     form: str,
     verbose: bool,
     begun: float,
     quiet: bool = False,
     report: Path | None = None,
     draw: Draw | None = None,
+    preprocessing: Pairs = (),
 ) -> int:
     """Prove from the weights that two files are one function; the exit code tells.
 
-    ``draw`` makes a page of the proof.
+    The first one stands behind its preprocessing. ``draw`` makes a page of the proof.
     """
     with terminal.Progress() as progress:
         progress("proving")
-        proof = prove_models(original, folded, frozen=frozen, follow_links=follow_links)
+        proof = prove_models(
+            original,
+            folded,
+            frozen=frozen,
+            follow_links=follow_links,
+            trust=trust,
+            preprocessing=preprocessing,
+        )
         if draw is not None:
             draw(proof, progress)
     status = status_of(proof)

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from bnfold._core.preprocessing import Preprocessing
 from bnfold._core.result import Plan
 
 if TYPE_CHECKING:
@@ -40,6 +41,67 @@ class Verdict:
             "certificates": [certificate.to_dict() for certificate in self.certificates],
             "end_to_end": self.end_to_end.to_dict() if self.end_to_end else None,
         }
+
+
+@dataclass(frozen=True)
+class InputChange:
+    """What has become of one input.
+
+    Attributes:
+        name: the input's, before and after.
+        before: its type and shape.
+        after: those that it has now.
+        values: the preprocessing that the model does now or, if ``exposed``, its caller has to do.
+        exposed: whether operators were taken out of the model.
+        operators: those of the preprocessing that stand in front of the model, or that were taken
+            out, by type.
+        why: why they are not in weights.
+        reordered: operators whose weights have the order of channels in them.
+    """
+
+    name: str
+    before: str
+    after: str
+    values: Preprocessing
+    exposed: bool
+    operators: tuple[str, ...]
+    why: tuple[str, ...] = ()
+    reordered: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that are valid JSON."""
+        return {
+            "input": self.name,
+            "before": self.before,
+            "after": self.after,
+            "exposed": self.exposed,
+            **self.values.to_dict(),
+            "operators": list(self.operators),
+            "why": list(self.why),
+            "reordered": list(self.reordered),
+        }
+
+    def __str__(self) -> str:
+        """One line for people."""
+        if self.exposed:
+            given = {"mean": self.values.means, "std": self.values.stds}
+            told = [f"{name} {','.join(map(repr, each))}" for name, each in given.items()]
+            layout = f" (layout {self.values.layout})" if self.values.layout else ""
+            took = ", ".join(self.operators)
+            return (
+                f"input {self.name}: took out {took}; give it (x - mean) / std with "
+                f"{' and '.join(told)}{layout}"
+            )
+        same = self.after == self.before
+        other = "before its preprocessing" if same else f"in place of {self.before}"
+        parts = [f"input {self.name}: takes {self.after} {other}"]
+        if self.reordered:
+            parts.append(f"the order of channels went into {', '.join(self.reordered)}")
+        stays = ", ".join(self.operators) or "nothing"
+        verb = "stays" if len(self.operators) < 2 else "stay"
+        why = f": {', and '.join(self.why)}" if self.why else ""
+        parts.append(f"in front of the model {stays} {verb}{why}")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -97,6 +159,7 @@ class Outcome:
         hanging: how many maps stay because initializers that are listed as inputs may be
             overridden.
         equalization: what came of equalizing channels, or None where that was not asked for.
+        inputs: what has become of inputs that got preprocessing, or lost it.
     """
 
     model: Path
@@ -109,3 +172,4 @@ class Outcome:
     frozen: int = 0
     hanging: int = 0
     equalization: Equalization | None = None
+    inputs: tuple[InputChange, ...] = ()

@@ -38,6 +38,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "left_behind": [str(path) for path in outcome.left_behind],
         "bytes": {"before": outcome.size_before, "after": outcome.size_after},
         **outcome.plan.to_dict(),
+        "inputs": [change.to_dict() for change in outcome.inputs],
         "verification": outcome.verdict.to_dict(),
         "equalization": outcome.equalization.to_dict() if outcome.equalization else None,
     }
@@ -140,6 +141,7 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
     ``would`` is "would " where nothing is written, and "" where it is.
     """
     plan = outcome.plan
+    yield from map(str, outcome.inputs)
     if outcome.frozen:
         yield f"froze {counted(outcome.frozen, 'initializer')} that a caller could override"
     if plan.folds:
@@ -165,7 +167,9 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
 
 def _what_next(outcome: Outcome) -> Iterator[str]:
     """Yield what to type to get the folded file, where there would be one."""
-    if outcome.plan.folds:
+    if outcome.inputs:
+        yield "nothing was written; -o FILE writes it"
+    elif outcome.plan.folds:
         yield "nothing was written; to fold it, type:"
         yield Line(f"  {folding_command(outcome.model)}", "type", "  bnfold MODEL -o FOLDED")
 

@@ -56,7 +56,7 @@ MUTANTS = (
     ),
     Mutant(
         "a report of a comparison may overwrite a model",
-        "_command/options.py",
+        "_command/targets.py",
         "if paths.is_same(report, other):",
         "if False:",
         "tests/cli/test_formats.py",
