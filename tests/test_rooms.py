@@ -42,6 +42,7 @@ ROOMS = (
     "_report",
     "_command",
     "testing",
+    "passes",
     "__main__",
     "",
 )
