@@ -1,4 +1,9 @@
-"""A pass of onnx-ir: ``onnx_ir.passes.Sequential(FoldPass(), …)(model)``.
+"""A pass of onnx-ir, alone or among others::
+
+    from onnx_ir.passes import Sequential, common
+    from bnfold.passes.onnx_ir import FoldPass
+
+    result = Sequential(FoldPass(), common.RemoveUnusedNodesPass())(model)
 
 Needs onnx-ir, which comes with onnxscript.
 """
