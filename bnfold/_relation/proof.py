@@ -20,6 +20,7 @@ from onnx import ModelProto, ValueInfoProto
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope
 from bnfold._relation.expressions import Expression, of_base
+from bnfold._relation.integers import Integers, Sizes
 from bnfold._relation.liveness import is_read, varies
 from bnfold._relation.lowering import lowered
 from bnfold._relation.matching import Matcher
@@ -72,7 +73,6 @@ class Proof:
         return f"{self.status}{place}: {self.why}" if self.why else self.status
 
 
-@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # Weights may be infinite.
 def prove(
     first: ModelProto,
     second: ModelProto,
@@ -84,12 +84,20 @@ def prove(
     Nodes of every graph are in order. Nothing is run. Raises `UsageError` for weights that cannot
     be read.
     """
+    models = [onnx.inliner.inline_local_functions(m) if m.functions else m for m in (first, second)]
     one, other = (
-        Side.of(lowered(onnx.inliner.inline_local_functions(m) if m.functions else m), d)
-        for m, d in ((first, first_dir), (second, second_dir))
+        Side.of(m, folder)
+        for m, folder in zip(lowered(*models), (first_dir, second_dir), strict=True)
     )
+    return prove_sides(one, other)
+
+
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # Weights may be infinite.
+def prove_sides(one: Side, other: Side) -> Proof:
+    """The same of two models that have been read. Raises `UsageError` as `prove` does."""
     table = Table()
-    start = Walk(one, Matcher(one, table, True))
+    sizes = Sizes()
+    start = Walk(one, Matcher(one, table, True), Integers(one, sizes))
     graphs = one.scopes[0], other.scopes[0]
     inputs = [
         [v for v in scope.graph.input if side.constant(scope, v.name) is None]
@@ -107,9 +115,8 @@ def prove(
         if _default(one, graphs[0], a.name) != _default(other, graphs[1], b.name):
             return Proof("not proved", b.name, "this input has another default value")
     bases = {a.name: table.fresh(one.shapes.type(graphs[0], a.name)) for a in inputs[0]}
-    one.values.update({("", name): of_base(base) for name, base in bases.items()})
-    one.name_sizes(bases)
-    other.name_sizes({b.name: bases[a.name] for a, b in pairs})
+    for name, base in bases.items():
+        start.give(graphs[0], name, of_base(base))
     start.graph(graphs[0])
     wanted = [(a, start.result(graphs[0], a.name)) for a, _ in results]
     forced: dict[int, Blame] = {}
@@ -117,8 +124,9 @@ def prove(
     while True:
         table.reset()
         other.values.clear()
-        other.values.update({("", b.name): of_base(bases[a.name]) for a, b in pairs})
-        walk = Walk(other, Matcher(other, table, False, forced))
+        walk = Walk(other, Matcher(other, table, False, forced), Integers(other, sizes))
+        for a, b in pairs:
+            walk.give(graphs[1], b.name, of_base(bases[a.name]))
         try:
             walk.graph(graphs[1])
             for (_, value), (_, name) in zip(wanted, results, strict=True):

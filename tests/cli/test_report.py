@@ -45,7 +45,9 @@ def test_all_that_is_known_of_a_run(external, tmp_path):
         "folds",
         "kept",
         "operators",
+        "inputs",
         "verification",
+        "equalization",
     ]
     assert told["schema"] == "bnfold.report/1"
     assert told["bnfold"] == package.__version__

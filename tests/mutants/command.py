@@ -62,6 +62,20 @@ MUTANTS = (
         "tests/cli/test_spoken.py",
     ),
     Mutant(
+        "a name in a table of Markdown is not escaped",
+        "_report/markdown.py",
+        'return "; ".join(map(cell, names[:_MOST])) + more',
+        'return "; ".join(names[:_MOST]) + more',
+        "tests/cli/test_formats.py",
+    ),
+    Mutant(
+        "a report of a comparison may overwrite a model",
+        "_command/targets.py",
+        "if paths.is_same(report, other):",
+        "if False:",
+        "tests/cli/test_formats.py",
+    ),
+    Mutant(
         "undecided is done",
         "_command/terminal.py",
         '"inconclusive": UNDECIDED,',
@@ -78,8 +92,8 @@ MUTANTS = (
     Mutant(
         "something left to fold is nothing",
         "_command/checking.py",
-        "return FAILED if left else PASSED",
-        "return PASSED",
+        "code = FAILED if outcome.plan.folds else PASSED",
+        "code = PASSED",
         "tests/cli/test_formats.py",
     ),
     Mutant(
