@@ -1,4 +1,6 @@
-"""A pass of onnx-ir, alone or among others::
+"""A pass of onnx-ir, alone or among others.
+
+::
 
     from onnx_ir.passes import Sequential, common
     from bnfold.passes.onnx_ir import FoldPass
