@@ -470,6 +470,14 @@ def test_a_report_is_plain_data(model, wrong, tmp_path):
     assert "there is no such file" in missing.message
 
 
+def test_what_a_verdict_rests_on(model, strange, wrong, tmp_path, monkeypatch):
+    """An index that says no more than "inconclusive" sends people to each report."""
+    assert bnfold.run(model).message == ""
+    told = bnfold.run(strange)
+    assert (told.verdict, told.code) == ("inconclusive", 3)
+    assert "strength" in told.message
+
+
 def test_options_of_python(model, tmp_path):
     told = bnfold.run(
         model,
