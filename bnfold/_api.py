@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from onnx import ModelProto
 
+from bnfold._core.preprocessing import Preprocessing, pairs
 from bnfold._core.result import Plan
 from bnfold._pipeline.any_kind import (
     Model,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
     from bnfold._relation.proof import Proof
 
+Preprocessed = Preprocessing | Mapping[str, Preprocessing] | None
 _M = TypeVar("_M")
 _Module = TypeVar("_Module", bound="nn.Module")
 
@@ -46,6 +48,7 @@ def plan(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
+    preprocessing: Preprocessed = None,
 ) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
@@ -53,7 +56,8 @@ def plan(
     ``torch.onnx.ONNXProgram``, a ``torch.nn.Module`` or an ``ExportedProgram``; it is not changed.
     ``base_dir`` is the folder that external data is relative to; for a path, the file's own. A
     module takes example inputs, ``args`` and ``kwargs``, and the options of `fold`; a model of ONNX
-    takes ``freeze_initializers`` and ``assume_equal_dims``, and any takes ``depthwise``, see there.
+    takes ``freeze_initializers``, ``assume_equal_dims`` and ``preprocessing``, and any takes
+    ``depthwise``, see there.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     options = ModuleOptions(
@@ -67,6 +71,7 @@ def plan(
         assume_equal_dims,
         follow_links,
         depthwise,
+        pairs(preprocessing),
     )
 
 
@@ -81,6 +86,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
+    preprocessing: Preprocessed = None,
 ) -> ModelProto: ...
 @overload
 def fold(
@@ -93,6 +99,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
+    preprocessing: Preprocessed = None,
 ) -> Path: ...
 @overload
 def fold(
@@ -107,6 +114,7 @@ def fold(
     inplace: bool = False,
     keep: Sequence[str] = (),
     depthwise: bool = False,
+    preprocessing: None = None,
 ) -> _Module: ...
 @overload
 def fold(
@@ -119,6 +127,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
+    preprocessing: Preprocessed = None,
 ) -> _M: ...
 def fold(
     model: Model,
@@ -137,6 +146,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
+    preprocessing: Preprocessed = None,
 ) -> Any:
     """Fold a model and give back the kind it was given; the input is not changed.
 
@@ -152,8 +162,11 @@ def fold(
     group for each channel, or a Mul and an Add, for runtimes without BatchNormalization; in a
     module, where no convolution can stand, a `bnfold.nn.ScaleShift`. With ``equalize`` a model of
     ONNX has positive scales moved between its layers afterwards, so that the channels of a weight
-    have like ranges for an int8 scale in common (Nagel et al. 2019); `prove` can tell that both are
-    one function.
+    have like ranges (Nagel et al. 2019), if it is nearer to itself in int8 so: onnxruntime
+    quantizes both and runs them on drawn inputs. `prove` can tell that both are one function.
+    With ``preprocessing`` an input of a model of ONNX becomes what a camera gives, and the model
+    does the rest: a `Preprocessing` for the only input, or a mapping from the names of inputs to
+    such.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
@@ -188,6 +201,7 @@ def fold(
         assume_equal_dims,
         follow_links,
         depthwise,
+        pairs(preprocessing),
         equalize,
     )
 
@@ -231,6 +245,7 @@ def verify(
     ops_libraries: Sequence[str | os.PathLike[str]] = (),
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessed = None,
 ) -> EndToEnd:
     """Run both models in onnxruntime, optimizations off, and judge whether they are one function.
 
@@ -253,7 +268,8 @@ def verify(
     cores), ``timeout`` a number of seconds after which the verdict is inconclusive.
     ``freeze_initializers`` takes initializers that are listed as inputs for weights, so that the
     tolerance can be measured.
-    ``follow_links`` is as for ``fold``.
+    ``follow_links`` is as for ``fold``, and ``preprocessing``, too: the folded model is compared
+    with the original behind it, operator by operator as it is defined.
     ``ops_libraries`` are the paths of libraries of custom operators that onnxruntime registers. At
     operators that it does not know, the comparison is made at what they read and behind what they
     write.
@@ -289,35 +305,42 @@ def verify(
         frozen=freeze_initializers,
         follow_links=follow_links,
         libraries=checked(os.fspath(path) for path in ops_libraries),
+        preprocessing=pairs(preprocessing),
     )
     options = ModuleOptions(args, kwargs)
     return compare_models(original, folded, inputs, settings, base_dir, options)
 
 
 def prove(
-    original: str | os.PathLike[str] | ModelProto,
-    folded: str | os.PathLike[str] | ModelProto,
+    original: Model,
+    folded: Model,
+    args: tuple[Any, ...] | None = None,
     *,
     base_dir: str | os.PathLike[str] | None = None,
     freeze_initializers: bool = False,
     follow_links: bool = False,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
 ) -> Proof:
-    """Whether two models of ONNX are the same function, from their weights alone: nothing is run.
+    """Whether two models are the same function, from their weights alone: nothing is run.
 
-    Each is a path or a ``ModelProto``. Both are walked side by side. Affine operators and layers
+    Each is a path or a ``ModelProto``; or each is a ``torch.nn.Module``, an ``ExportedProgram`` or
+    the path of a .pt2 file. Both are walked side by side. Affine operators and layers
     with weights are brought together in float64; every weight of one has to be what rounding
     explains of the other. The result's ``status`` is "proved", "refuted" (``at`` and ``why`` say
     which weights cannot be right) or "not proved" (where the walk ended). It is about real numbers:
     what a runtime rounds or gets wrong between operators is for `verify`. ``base_dir`` is the
     folder of external data of models in memory; ``freeze_initializers`` and ``follow_links`` are as
-    for `verify`. Raises `UsageError` for a model that cannot be read, ``TypeError`` for what is
-    none.
+    for `verify`. Modules are exported with the example inputs ``args`` and ``kwargs``; the proof is
+    for the sizes of these, unless ``dynamic_shapes`` lets some vary, as ``torch.export`` has them.
+    Raises `UsageError` for a model that cannot be read, ``TypeError`` for what is none.
     """
     from bnfold._pipeline.proving import prove_models
 
     return prove_models(
         original,
         folded,
+        ModuleOptions(args, kwargs, dynamic_shapes),
         base_dir=base_dir,
         frozen=freeze_initializers,
         follow_links=follow_links,

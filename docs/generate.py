@@ -19,7 +19,7 @@ from bnfold._command.cli import main as command
 from bnfold._core.reasons import CODES
 
 FOLDER = Path(__file__).parent / "reference" / "generated"
-SCHEMAS = ("report", "comparison", "proof", "index", "run")
+SCHEMAS = ("report", "comparison", "proof", "check", "index", "run")
 
 
 def commands() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bnfold._command import beliefs, help, options, terminal
+from bnfold._command import beliefs, help, options, pages, preprocessing, targets, terminal
 from bnfold._command.checking import check_each
 from bnfold._command.entry import Commands
 from bnfold._command.many import many
@@ -56,16 +56,6 @@ def main() -> None:
     """  # noqa: D301
 
 
-_format = click.option(
-    "--output-format",
-    "form",
-    type=click.Choice(["text", "json", "github", "junit"]),
-    default="text",
-    show_default=True,
-    help="What to print; github also adds to the summary of the step.",
-)
-
-
 @main.command(
     cls=help.Explained,
     short_help="Fold a model; the default.",
@@ -74,9 +64,10 @@ _format = click.option(
         ("bnfold model.onnx -o fused.onnx", "fold, verify, and write the file"),
     ),
     groups={
-        "What is written": ["output", "in_place", "check", "report", "form"],
+        "What is written": ["output", "in_place", "check", "report", "page", "form"],
         "Many models": ["output_dir", "jobs", "resume"],
-        "What folds": ["frozen", "equal_dims", "depthwise"],
+        "What folds": ["frozen", "equal_dims", "depthwise", "equalize"],
+        "What the input is": [*preprocessing.NAMES, "expose_normalization"],
         "How it is verified": ["no_verify", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
         "What is printed": ["verbose", "quiet", "colour"],
@@ -108,14 +99,12 @@ _format = click.option(
     help="Move positive scales between layers, so that the channels of a weight have like ranges "
     "for an int8 scale in common; the function stays the same.",
 )
+@preprocessing.preprocessing
+@preprocessing.exposing
 @options.comparison
-@click.option(
-    "--report",
-    type=PATH,
-    metavar="FILE.json",
-    help="Write everything known about this run as JSON.",
-)
-@_format
+@targets.reporting
+@pages.showing
+@targets.forming
 @help.spoken("List every fold, and every operator that stays.")
 @many
 @help.colour
@@ -135,7 +124,9 @@ def fold(
     follow_links: bool,
     depthwise: bool,
     equalize: bool,
+    expose_normalization: bool,
     report: Path | None,
+    page: Path | None,
     form: str,
     verbose: bool,
     quiet: bool,
@@ -156,21 +147,22 @@ def fold(
         "trust": trust,
         "follow_links": follow_links,
     }
-    verbose, quiet = options.loudness(context, verbose, quiet)
-    options.refuse_stream("-o", output)
-    options.refuse_stream("--report", report)
-    if in_place and output is not None:
-        raise UsageError("give either -o or --in-place, not both")
+    verbose, quiet = help.loudness(context, verbose, quiet)
+    targets.refuse_stream("-o", output)
+    targets.refuse_stream("--report", report)
     if check:
-        many_files = ("output_dir", "jobs", "resume")
-        unused = ("output", "in_place", "report", "equalize", *many_files, *options.NAMES)
+        writing = ("output", "in_place", "page", "equalize", "output_dir", "jobs", "resume")
+        unused = (*writing, *options.NAMES, *preprocessing.NAMES, "expose_normalization")
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
-        return check_each(models, form, verbose, beliefs.settings(**believed), depthwise, quiet)
+        believed_ = beliefs.settings(**believed)
+        return check_each(models, form, verbose, believed_, depthwise, quiet, report)
     if output_dir is not None:
         from bnfold._command.registry import fold_all
 
-        options.refuse(context, ("output", "in_place", "report"), "--output-dir writes many files")
+        options.refuse(
+            context, ("output", "in_place", "report", "page"), "--output-dir writes many files"
+        )
         if no_verify:
             options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
         spoken = (form, verbose, quiet)
@@ -183,8 +175,7 @@ def fold(
     (model,) = models
     if no_verify:
         options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
-    if output is not None and paths.is_same(output, model):
-        raise UsageError(f"{output} is the input itself; say --in-place to write over it")
+    targets.check_output(output, in_place, model)
     if model.suffix == ".pt2":
         options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
         options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
@@ -193,18 +184,16 @@ def fold(
         believed.update(frozen=False, equal_dims=False, follow_links=False)
     else:
         options.refuse(context, ["trust"], "an ONNX file runs no code when it is loaded")
+    wanted = preprocessing.of_files(context, comparison, (model,), form, expose_normalization)
     usable = ("seed",) if model.suffix == ".pt2" else options.NAMES
     comparison = options.applicable(context, comparison, usable)
     inputs = None if no_verify else comparison["inputs"]
-    if report is not None:
-        for other in filter(None, (model, output, inputs)):
-            if paths.is_same(report, other):
-                raise UsageError(f"the report would overwrite {other}; give it another name")
-        paths.check_writable(report, device=True)
+    targets.check_report(report, model, output, inputs)
+    pages.check(page, model, output, inputs, report)
 
+    from bnfold._command.telling import tell_fold
     from bnfold._pipeline.models import fold_file
-    from bnfold._report.findings import of_fold
-    from bnfold._report.text import json_text, outcome_document, outcome_lines
+    from bnfold._report.text import json_text, outcome_document
 
     begun = time.monotonic()
     options.bound(context, memory, comparison["timeout"])
@@ -212,7 +201,10 @@ def fold(
     if not no_verify:
         source = options.tolerance_source(context)
         settings = options.settings(comparison, settings, source=source)
+    settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
+    seen = pages.witness(page)
+    settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:
         outcome = fold_file(
             model,
@@ -224,22 +216,21 @@ def fold(
             report=report,
             depthwise=depthwise,
             equalize=equalize,
+            exposing=expose_normalization,
+            observer=seen,
         )
+        if page is not None and seen is not None:
+            progress("drawing the page")
+            pages.of_fold(context, page, outcome, seen, begun)
         if report is not None:
             try:
                 paths.write_text(report, json_text(outcome_document(outcome)))
             except UsageError as error:
                 fate = f"; {outcome.output} was written" if outcome.output else ""
                 raise UsageError(f"{error}{fate}") from error
-    if form == "text":
-        lines = outcome_lines(outcome, verbose, comparison["power"], quiet=quiet)
-        terminal.show(lines)
-    elif form == "json":
-        terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
-    else:
-        findings, seconds = list(of_fold(outcome)), time.monotonic() - begun
-        status, plan = outcome.verdict.status, outcome.plan
-        terminal.show_findings(form, str(model), status, plan, findings, seconds)
+    seconds = time.monotonic() - begun
+    tell_fold(outcome, form, seconds, verbose, comparison["power"], quiet)
+    pages.tell(page, form, quiet)
     return EXIT_CODES[outcome.verdict.status]
 
 
@@ -253,13 +244,14 @@ def fold(
     groups={
         "How they are compared": ["prove", "bisect", "frozen", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
-        "What is printed": ["form", "verbose", "quiet", "colour"],
+        "What is printed and written": ["report", "page", "form", "verbose", "quiet", "colour"],
     },
 )
 @click.argument("original", type=PATH)
 @click.argument("folded", type=PATH)
 @beliefs.freezing
 @beliefs.trusting
+@preprocessing.preprocessing
 @options.comparison
 @click.option(
     "--bisect",
@@ -272,7 +264,9 @@ def fold(
     help="Run nothing: prove from the weights alone that the two are one function, or that not. "
     "Exit code 3 where neither is seen.",
 )
-@_format
+@targets.reporting
+@pages.showing
+@targets.forming
 @help.spoken("Show every output on every input set.")
 @help.colour
 @options.configured
@@ -287,6 +281,8 @@ def verify(
     follow_links: bool,
     bisect: bool,
     prove: bool,
+    report: Path | None,
+    page: Path | None,
     form: str,
     verbose: bool,
     quiet: bool,
@@ -301,21 +297,31 @@ def verify(
     compared with another one or with a file of ONNX.
     """
     begun = time.monotonic()
-    verbose, quiet = options.loudness(context, verbose, quiet)
+    verbose, quiet = help.loudness(context, verbose, quiet)
     options.bound(context, memory, comparison["timeout"])
+    wanted = preprocessing.of_files(context, comparison, (original, folded), form)
+    targets.check_report(report, original, folded, comparison["inputs"])
+    pages.check(page, original, folded, comparison["inputs"], report)
+    draw = pages.of_comparison(context, page, original, folded, begun, follow_links)
     if prove:
         from bnfold._command.proving import show_proof
 
-        options.refuse(context, (*options.NAMES, "bisect", "trust"), "--prove runs nothing")
-        return show_proof(original, folded, frozen, follow_links, form, verbose, begun, quiet)
+        trusting = [] if ".pt2" in (original.suffix, folded.suffix) else ["trust"]
+        options.refuse(context, (*options.NAMES, "bisect", *trusting), "--prove runs nothing")
+        given = (frozen, follow_links, trust, form, verbose, begun, quiet, report, draw, wanted)
+        code = show_proof(original, folded, *given)
+        pages.tell(page, form, quiet)
+        return code
+    from bnfold._command.telling import tell_comparison
     from bnfold._judge.end_to_end import compare_files
-    from bnfold._report.findings import of_verify
-    from bnfold._report.text import comparison_document, comparison_lines, json_text
+    from bnfold._report.text import comparison_document, json_text
     from bnfold._run.session import hush
 
     hush()
     comparison = options.applicable(context, comparison)
     programs = {path.suffix == ".pt2" for path in (original, folded)}
+    if True in programs:
+        options.refuse(context, ["timed"], "PyTorch runs a .pt2 file, which is not timed")
     if programs == {True}:
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
     elif programs == {False}:
@@ -323,7 +329,9 @@ def verify(
     believed = beliefs.settings(frozen=frozen, trust=trust, follow_links=follow_links)
     source = options.tolerance_source(context)
     settings = options.settings(comparison, believed, bisect, source)
+    settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
+    settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:
         if True in programs:
             from bnfold._pipeline.any_kind import compare_models
@@ -336,15 +344,14 @@ def verify(
         else:
             inputs = options.inputs(comparison["inputs"])
             result = compare_files(original, folded, inputs, settings, progress)
-    if form == "text":
-        terminal.show(comparison_lines(result, verbose, comparison["power"], quiet=quiet))
-    elif form == "json":
-        told = comparison_document(str(original), str(folded), result)
-        terminal.show_whole(json_text(told, ascii_only=True))
-    else:
-        findings = list(of_verify(result))
-        seconds = time.monotonic() - begun
-        terminal.show_findings(form, str(folded), result.status, None, findings, seconds)
+            draw(result, progress)
+    seconds = time.monotonic() - begun
+    if report is not None:
+        document = comparison_document(str(original), str(folded), result)
+        paths.write_text(report, json_text(document))
+    power = comparison["power"]
+    tell_comparison(original, folded, result, form, seconds, verbose, power, quiet)
+    pages.tell(page, form, quiet)
     return EXIT_CODES[result.status]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold._command import terminal
+from bnfold._command import pages, terminal
 from bnfold._command.terminal import PASSED, SIGNALLED, UNDECIDED, code_of, in_one_line
 from bnfold._errors import UsageError
 from bnfold._system import time_limit
@@ -40,6 +40,7 @@ class Commands(click.Group):
         known = {*self.commands, "--help", "-h", "--version"}
         if args and args[0] not in known:
             args = ["fold", *args]
+        pages.remember(context, args[1:] if args[:1] == ["fold"] else args)
         return super().parse_args(context, args)
 
     def main(  # type: ignore[override]

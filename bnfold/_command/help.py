@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from bnfold._command import terminal
 from bnfold._command.options import Command
@@ -107,3 +108,18 @@ def spoken(all_of_it: str) -> Callable[[Command], Command]:
         return click.option("-v", "--verbose", is_flag=True, help=all_of_it)(command)
 
     return add
+
+
+def loudness(context: click.Context, verbose: bool, quiet: bool) -> tuple[bool, bool]:
+    """Whether more and whether less is printed. What the command line says goes first.
+
+    Raises:
+        UsageError: it says both.
+    """
+    if verbose and quiet:
+        said = {name: context.get_parameter_source(name) for name in ("verbose", "quiet")}
+        loud, still = (said[name] is ParameterSource.COMMANDLINE for name in said)
+        if loud == still:
+            raise UsageError("-v and -q exclude each other; leave one of them out")
+        return loud, still
+    return verbose, quiet

@@ -8,17 +8,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable, Iterable
+from typing import TextIO
 
 from bnfold._errors import UsageError
 from bnfold._report.escapes import visible
 from bnfold._report.lines import Line, Style, style_of, wrapped
 from bnfold._system import paths
-
-if TYPE_CHECKING:
-    from bnfold._core.result import Plan
-    from bnfold._report.findings import Finding
 
 PASSED, FAILED, UNUSABLE, UNDECIDED = range(4)
 SIGNALLED = 128
@@ -74,26 +70,6 @@ def _print(lines: Iterable[str], made: Callable[[str, TextIO], str]) -> None:
 def show_whole(text: str) -> None:
     """Print a text made for programs, line by line."""
     _print(text.rstrip("\n").split("\n"), printable)
-
-
-def show_findings(
-    form: str,
-    model: str,
-    status: str,
-    plan: Plan | None,
-    findings: Sequence[Finding],
-    seconds: float,
-) -> None:
-    """Print findings for a CI server."""
-    if form == "junit":
-        from bnfold._report.ci import junit
-
-        show_whole(junit(model, findings, seconds))
-        return
-    from bnfold._report.ci import summarize_step, workflow_commands
-
-    _print(workflow_commands(model, findings), printable)
-    summarize_step(model, status, plan, findings)
 
 
 def in_one_line(error: Exception) -> str:

@@ -73,7 +73,6 @@ class Proof:
         return f"{self.status}{place}: {self.why}" if self.why else self.status
 
 
-@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # Weights may be infinite.
 def prove(
     first: ModelProto,
     second: ModelProto,
@@ -90,6 +89,12 @@ def prove(
         Side.of(m, folder)
         for m, folder in zip(lowered(*models), (first_dir, second_dir), strict=True)
     )
+    return prove_sides(one, other)
+
+
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # Weights may be infinite.
+def prove_sides(one: Side, other: Side) -> Proof:
+    """The same of two models that have been read. Raises `UsageError` as `prove` does."""
     table = Table()
     sizes = Sizes()
     start = Walk(one, Matcher(one, table, True), Integers(one, sizes))

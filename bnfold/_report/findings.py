@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from bnfold._core.result import affine_counts, counted, fold_lines
 from bnfold._judge.verdict import figures, located
 
 if TYPE_CHECKING:
@@ -30,6 +31,18 @@ def of_check(outcome: Outcome) -> Iterator[Finding]:
         yield Finding("foldable", ", ".join(fold.nodes), "fail", str(fold))
     if not outcome.plan.folds:
         yield Finding("foldable", "the model", "pass", "nothing to fold")
+
+
+def of_left(outcome: Outcome) -> Iterator[Finding]:
+    """Yield one finding where something is left to fold: how much."""
+    told = "; ".join(fold_lines(outcome.plan))
+    if told:
+        gone, _ = affine_counts(outcome.plan)
+        name = "something is left to fold"
+        if gone:
+            verb = "is" if gone == 1 else "are"
+            name = f"{counted(gone, 'affine operator')} {verb} left to fold"
+        yield Finding("foldable", name, "fail", told)
 
 
 def of_fold(outcome: Outcome) -> Iterator[Finding]:

@@ -16,6 +16,8 @@ from bnfold._report.lines import VERDICTS, Line
 from bnfold._report.proofs import proof_lines
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bnfold._core.result import Plan
     from bnfold._judge.verdict import EndToEnd
     from bnfold._pipeline.outcome import Equalization, Outcome, Verdict
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "bnfold.report/1"
 COMPARISON = "bnfold.comparison/1"
+CHECK = "bnfold.check/1"
 
 
 def outcome_document(outcome: Outcome) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "left_behind": [str(path) for path in outcome.left_behind],
         "bytes": {"before": outcome.size_before, "after": outcome.size_after},
         **outcome.plan.to_dict(),
+        "inputs": [change.to_dict() for change in outcome.inputs],
         "verification": outcome.verdict.to_dict(),
         "equalization": outcome.equalization.to_dict() if outcome.equalization else None,
     }
@@ -49,6 +53,23 @@ def comparison_document(original: str, folded: str, result: EndToEnd) -> dict[st
         "folded": folded,
         **result.to_dict(),
     }
+
+
+def check_document(checked: Sequence[tuple[Path, Outcome | None, str]]) -> dict[str, Any]:
+    """What is left to fold in several models as plain data; its schema is schemas/check-1.json.
+
+    Each is a path with its outcome, or with the error that says why it could not be read.
+    """
+    models = []
+    for path, outcome, error in checked:
+        status = "unreadable"
+        if outcome is not None:
+            status = "left to fold" if outcome.plan.folds else "nothing to fold"
+        document = outcome_document(outcome) if outcome is not None else None
+        models.append(
+            {"model": str(path), "status": status, "error": error or None, "report": document}
+        )
+    return {"schema": CHECK, "bnfold": bnfold.__version__, "models": models}
 
 
 def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
@@ -87,20 +108,22 @@ def outcome_lines(
 
 def _equalization_lines(done: Equalization, verbose: bool) -> Iterator[str]:
     """Yield what came of equalizing; with ``verbose`` each layer by itself."""
+    if done.refused:
+        yield f"not equalized: {done.refused}"
+        return
     if not done.layers:
         yield "not equalized: no scales between layers would make their channels more alike"
         return
-    if done.refused:
-        yield f"not equalized: the result may be another function: {done.refused}"
-        return
-    layers = counted(len(done.layers), "layer")
-    before, after = done.lost
-    yield (
-        f"equalized {layers}: a channel loses {after:.2f} bits of a scale that its whole weight "
-        f"has in common, {before:.2f} before"
-    )
+    told = f"equalized {counted(len(done.layers), 'layer')}"
+    if done.errors is not None:
+        before, after = done.errors
+        told += f": in int8 the model is off by {after:.2%}, and by {before:.2%} without"
+    yield told
     if verbose:
-        yield from (f"  {name}: {b:.2f} bits, {a:.2f}" for name, (b, a) in done.layers.items())
+        yield from (
+            f"  {name}: its channels lose {now:.2f} bits of a scale in common, {was:.2f} before"
+            for name, (was, now) in done.layers.items()
+        )
     if done.proof is not None:
         yield from proof_lines(done.proof, False)
 
@@ -111,7 +134,7 @@ def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
     yield from _what_next(outcome)
 
 
-_VERBS = (("fold", "folded"), ("merge", "merged"), ("drop", "dropped"), ("rewrite", "rewrote"))
+VERBS = (("fold", "folded"), ("merge", "merged"), ("drop", "dropped"), ("rewrite", "rewrote"))
 
 
 def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
@@ -120,11 +143,12 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
     ``would`` is "would " where nothing is written, and "" where it is.
     """
     plan = outcome.plan
+    yield from map(str, outcome.inputs)
     if outcome.frozen:
         yield f"froze {counted(outcome.frozen, 'initializer')} that a caller could override"
     if plan.folds:
         sizes = ("file size", size_in_words(outcome.size_before), size_in_words(outcome.size_after))
-        for line in fold_lines(plan, *(would + now if would else done for now, done in _VERBS)):
+        for line in fold_lines(plan, *(would + now if would else done for now, done in VERBS)):
             yield Line(line, "head")
         yield from table((("", "before", "after"), *changed_operators(plan), sizes))
         if verbose:
@@ -145,12 +169,17 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
 
 def _what_next(outcome: Outcome) -> Iterator[str]:
     """Yield what to type to get the folded file, where there would be one."""
-    if outcome.plan.folds:
-        path = outcome.model
-        folded = path.with_name(f"{path.stem}.folded{path.suffix or '.onnx'}")
-        command = shlex.join(("bnfold", str(path), "-o", str(folded)))
+    if outcome.inputs:
+        yield "nothing was written; -o FILE writes it"
+    elif outcome.plan.folds:
         yield "nothing was written; to fold it, type:"
-        yield Line(f"  {command}", "type", "  bnfold MODEL -o FOLDED")
+        yield Line(f"  {folding_command(outcome.model)}", "type", "  bnfold MODEL -o FOLDED")
+
+
+def folding_command(model: Path) -> str:
+    """What to type to fold a model."""
+    folded = model.with_name(f"{model.stem}.folded{model.suffix or '.onnx'}")
+    return shlex.join(("bnfold", str(model), "-o", str(folded)))
 
 
 def _what_more(plan: Plan, verbose: bool) -> Iterator[str]:
@@ -168,7 +197,7 @@ def verdict_lines(verdict: Verdict, verbose: bool, power: bool = False) -> Itera
             yield "not verified (--no-verify)"
         return
     if verdict.certificates:
-        yield _count_certificates(verdict.certificates)
+        yield f"certificates: {count_certificates(verdict.certificates)}"
     for certificate in verdict.certificates:
         if not certificate.holds:
             yield f"  {certified(certificate)}: {trouble(certificate)}"
@@ -191,10 +220,10 @@ def verification_line(status: str) -> Line:
     return Line(f"verification: {status}", VERDICTS.get(status, "plain"))
 
 
-def _count_certificates(certificates: Sequence[Certificate]) -> str:
+def count_certificates(certificates: Sequence[Certificate]) -> str:
     """How many certificates hold, fail and are unchecked, as text."""
     held = sum(certificate.holds for certificate in certificates)
-    told = f"certificates: {held} of {len(certificates)} hold"
+    told = f"{held} of {len(certificates)} hold"
     unchecked = sum(certificate.unchecked is not None for certificate in certificates)
     if not unchecked:
         return told

@@ -45,6 +45,7 @@ def test_all_that_is_known_of_a_run(external, tmp_path):
         "folds",
         "kept",
         "operators",
+        "inputs",
         "verification",
         "equalization",
     ]

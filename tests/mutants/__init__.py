@@ -7,11 +7,13 @@ one module for each room of the package, or for two parts of a large one.
 from __future__ import annotations
 
 from . import (
+    aten,
     command,
     core_laws,
     core_operators,
     judge,
     onnx_files,
+    onnx_front,
     onnx_graphs,
     onnx_operators,
     plan,
@@ -30,11 +32,13 @@ MUTANTS = (
     *onnx_operators.MUTANTS,
     *onnx_graphs.MUTANTS,
     *onnx_files.MUTANTS,
+    *onnx_front.MUTANTS,
     *torch_program.MUTANTS,
     *torch_module.MUTANTS,
     *run.MUTANTS,
     *proof.MUTANTS,
     *relation.MUTANTS,
+    *aten.MUTANTS,
     *judge.MUTANTS,
     *command.MUTANTS,
     *registry.MUTANTS,

@@ -48,6 +48,20 @@ MUTANTS = (
         "tests/cli/test_spoken.py",
     ),
     Mutant(
+        "a name in a table of Markdown is not escaped",
+        "_report/markdown.py",
+        'return "; ".join(map(cell, names[:_MOST])) + more',
+        'return "; ".join(names[:_MOST]) + more',
+        "tests/cli/test_formats.py",
+    ),
+    Mutant(
+        "a report of a comparison may overwrite a model",
+        "_command/targets.py",
+        "if paths.is_same(report, other):",
+        "if False:",
+        "tests/cli/test_formats.py",
+    ),
+    Mutant(
         "undecided is done",
         "_command/terminal.py",
         '"inconclusive": UNDECIDED,',
@@ -64,8 +78,8 @@ MUTANTS = (
     Mutant(
         "something left to fold is nothing",
         "_command/checking.py",
-        "return FAILED if left else PASSED",
-        "return PASSED",
+        "code = FAILED if outcome.plan.folds else PASSED",
+        "code = PASSED",
         "tests/cli/test_formats.py",
     ),
     Mutant(
@@ -172,5 +186,40 @@ MUTANTS = (
         "        os._exit(UNDECIDED)\n",
         "        raise\n",
         "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "a name ends the block of data that it is in",
+        "_report/page/writing.py",
+        "data.translate(_ENDING)",
+        "data",
+        "tests/page/test_page.py",
+    ),
+    Mutant(
+        "a page takes the place of the model",
+        "_report/page/writing.py",
+        "if other is not None and paths.is_same(path, other):",
+        "if other is None:",
+        "tests/page/test_page.py",
+    ),
+    Mutant(
+        "a page shows the shift of a channel without its mean",
+        "_report/page/channels.py",
+        "number(shift[k]) if shift is not None else None,",
+        "number(shift[k] + 1) if shift is not None else None,",
+        "tests/page/test_page.py",
+    ),
+    Mutant(
+        "a page links a fold to what stands behind",
+        "_report/page/witness.py",
+        "return path, graph.positions[index]",
+        "return path, graph.positions[index] + 1",
+        "tests/page/test_page.py",
+    ),
+    Mutant(
+        "operators of one type are taken for a group",
+        "_report/page/grouping.py",
+        "if 2 * inside[at] >= len(members[at]) - 1 and not _comes_back(members[at], readers):",
+        "if members[at]:",
+        "tests/page/test_page.py",
     ),
 )
