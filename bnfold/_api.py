@@ -162,10 +162,11 @@ def fold(
     group for each channel, or a Mul and an Add, for runtimes without BatchNormalization; in a
     module, where no convolution can stand, a `bnfold.nn.ScaleShift`. With ``equalize`` a model of
     ONNX has positive scales moved between its layers afterwards, so that the channels of a weight
-    have like ranges for an int8 scale in common (Nagel et al. 2019); `prove` can tell that both are
-    one function. With ``preprocessing`` an input of a model of ONNX becomes what a camera gives,
-    and the model does the rest: a `Preprocessing` for the only input, or a mapping from the names
-    of inputs to such.
+    have like ranges (Nagel et al. 2019), if it is nearer to itself in int8 so: onnxruntime
+    quantizes both and runs them on drawn inputs. `prove` can tell that both are one function.
+    With ``preprocessing`` an input of a model of ONNX becomes what a camera gives, and the model
+    does the rest: a `Preprocessing` for the only input, or a mapping from the names of inputs to
+    such.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can

@@ -145,13 +145,22 @@ def fold_model(
     with understood(model if isinstance(model, ModelProto) else proto, _path_of(model)):
         planned = prepare(proto, folder, equal_dims, depthwise)
         rewritten = planned.apply()
-        done = equalize_model(proto, folder) if equalize else EqualizedModel()
+        done = _equalized(proto, folder) if equalize else EqualizedModel()
         rewritten.relocated += done.rewritten.relocated
         rewritten.created |= done.rewritten.created
     if output is not None:
         changed = changed or front.changed or bool(planned.plan.folds or done.lost)
         return _write(proto, rewritten, folder, Path(output), _path_of(model), changed)
     return given_back(proto, model, folder) if is_in_memory(model) else proto
+
+
+def _equalized(model: ModelProto, folder: Path | None) -> EqualizedModel:
+    """Equalize a folded model in place, where int8 is nearer to it so."""
+    from bnfold._judge.settings import DEFAULT
+    from bnfold._pipeline.measuring import measured
+
+    strength = measured(model, folder, None, DEFAULT).strength
+    return equalize_model(model, folder, strength) if strength else EqualizedModel()
 
 
 def compare_models(
