@@ -230,7 +230,7 @@ def fold(
                 raise UsageError(f"{error}{fate}") from error
     seconds = time.monotonic() - begun
     tell_fold(outcome, form, seconds, verbose, comparison["power"], quiet)
-    terminal.show(pages.told(page, quiet or form != "text"))
+    pages.tell(page, form, quiet)
     return EXIT_CODES[outcome.verdict.status]
 
 
@@ -311,7 +311,7 @@ def verify(
         options.refuse(context, (*options.NAMES, "bisect", *trusting), "--prove runs nothing")
         given = (frozen, follow_links, trust, form, verbose, begun, quiet, report, draw, wanted)
         code = show_proof(original, folded, *given)
-        terminal.show(pages.told(page, quiet or form != "text"))
+        pages.tell(page, form, quiet)
         return code
     from bnfold._command.telling import tell_comparison
     from bnfold._judge.end_to_end import compare_files
@@ -352,7 +352,7 @@ def verify(
         paths.write_text(report, json_text(document))
     power = comparison["power"]
     tell_comparison(original, folded, result, form, seconds, verbose, power, quiet)
-    terminal.show(pages.told(page, quiet or form != "text"))
+    pages.tell(page, form, quiet)
     return EXIT_CODES[result.status]
 
 
