@@ -41,6 +41,7 @@ class Settings:
         trust: load a .pt2 file even if code in it is run.
         follow_links: read external data through any link.
         spread: count for each output how many elements differ by how much.
+        timed: measure how much faster the folded model is.
         libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
         preprocessing: what is put in front of inputs of the original, by name; "" is the only one.
     """
@@ -60,6 +61,7 @@ class Settings:
     spread: bool = False
     libraries: tuple[Path, ...] = ()
     preprocessing: Pairs = ()
+    timed: bool = False
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers that mean nothing."""

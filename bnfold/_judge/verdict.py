@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from bnfold._core.result import counted, html_table
 from bnfold._judge.difference import Spread
+from bnfold._judge.timing import Timing
 from bnfold._run.flavours import FLAVOURS
 
 Status = Literal["pass", "fail", "inconclusive"]
@@ -205,6 +206,7 @@ class EndToEnd:
         providers: what became of the folded model on each provider that was asked for.
         divergence: where the two begin to differ, if that was looked for and found.
         power: the errors that were planted, and whether they showed.
+        timing: how much faster the folded model is, or None where nobody asked for it.
     """
 
     status: Status
@@ -216,10 +218,13 @@ class EndToEnd:
     providers: tuple[ProviderCheck, ...] = ()
     divergence: Divergence | None = None
     power: tuple[Planted, ...] = ()
+    timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that are valid JSON."""
+        """Return plain values that are valid JSON. ``timing`` is there only where it was made."""
+        timing = {"timing": self.timing.to_dict()} if self.timing is not None else {}
         return {
+            **timing,
             "status": self.status,
             "checks": [check.to_dict() for check in self.checks],
             "notes": list(self.notes),
@@ -297,6 +302,8 @@ def end_to_end_lines(result: EndToEnd, verbose: bool, power: bool = False) -> It
             yield f"  on {deployed.provider}: {deployed.status}{note}"
     for note in result.notes:
         yield f"  note: {note}"
+    if result.timing is not None:
+        yield f"  time of a run: {result.timing}"
 
 
 def _power_lines(result: EndToEnd) -> Iterator[str]:
