@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from bnfold._judge.verdict import EndToEnd
     from bnfold._relation.proof import Proof
+    from bnfold.nn import Preprocessed
 
-Preprocessed = Preprocessing | Mapping[str, Preprocessing] | None
+OnInputs = Preprocessing | Mapping[str, Preprocessing] | None
 _M = TypeVar("_M")
 _Module = TypeVar("_Module", bound="nn.Module")
 
@@ -48,7 +49,7 @@ def plan(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
@@ -86,7 +87,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> ModelProto: ...
 @overload
 def fold(
@@ -99,8 +100,21 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> Path: ...
+@overload
+def fold(
+    model: nn.Module,
+    output: tuple[Any, ...],
+    *,
+    dynamic_shapes: Any = None,
+    as_eval: bool = False,
+    clone: bool = False,
+    merge: bool = False,
+    keep: Sequence[str] = (),
+    depthwise: bool = False,
+    preprocessing: Preprocessing,
+) -> Preprocessed: ...
 @overload
 def fold(
     model: _Module,
@@ -127,7 +141,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> _M: ...
 def fold(
     model: Model,
@@ -146,7 +160,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> Any:
     """Fold a model and give back the kind it was given; the input is not changed.
 
@@ -166,7 +180,8 @@ def fold(
     quantizes both and runs them on drawn inputs. `prove` can tell that both are one function.
     With ``preprocessing`` an input of a model of ONNX becomes what a camera gives, and the model
     does the rest: a `Preprocessing` for the only input, or a mapping from the names of inputs to
-    such.
+    such. A module that takes one tensor becomes a `bnfold.nn.Preprocessed` around its copy; its
+    example is what the module itself takes.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
@@ -245,7 +260,7 @@ def verify(
     ops_libraries: Sequence[str | os.PathLike[str]] = (),
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> EndToEnd:
     """Run both models in onnxruntime, optimizations off, and judge whether they are one function.
 

@@ -6,6 +6,20 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a step of another tool goes on with a fold that failed",
+        "passes/__init__.py",
+        'if status == "fail":',
+        'if status == "failed":',
+        "tests/test_passes.py",
+    ),
+    Mutant(
+        "a pass compares the folded model with itself",
+        "passes/onnx_ir.py",
+        "result = verify(model, folded, freeze_initializers=frozen)",
+        "result = verify(folded, folded, freeze_initializers=frozen)",
+        "tests/test_passes.py",
+    ),
+    Mutant(
         "a verdict does not say that weights were not compared",
         "_pipeline/exported_files.py",
         'plain = replace(plain, notes=(*plain.notes, f"{_NOT_COMPARED}{error}"))',
