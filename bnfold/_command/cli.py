@@ -158,6 +158,7 @@ _format = click.option(
     "and folders of them.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
+@click.option("--no-prove", is_flag=True, help="Check it by certificates and a run alone.")
 @beliefs.freezing
 @beliefs.equating
 @beliefs.trusting
@@ -181,6 +182,7 @@ def fold(
     in_place: bool,
     check: bool,
     no_verify: bool,
+    no_prove: bool,
     frozen: bool,
     equal_dims: bool,
     trust: bool,
@@ -204,7 +206,7 @@ def fold(
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        unused = ("output", "in_place", "report", *options.NAMES)
+        unused = ("output", "in_place", "report", "no_prove", *options.NAMES)
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         return check_each(models, form, verbose, beliefs.settings(**believed), depthwise)
@@ -241,6 +243,7 @@ def fold(
     if not no_verify:
         source = options.tolerance_source(context)
         settings = options.settings(comparison, settings, source=source)
+        settings = replace(settings, prove=not no_prove)
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         outcome = fold_file(
@@ -282,10 +285,10 @@ def fold(
     help="Look for the first tensor that differs even where no output does.",
 )
 @click.option(
-    "--prove",
-    is_flag=True,
-    help="Run nothing: prove from the weights alone that the two are one function, or that not. "
-    "Exit code 3 where neither is seen.",
+    "--prove/--no-prove",
+    default=None,
+    help="Run nothing, and prove from the weights alone that the two are one function, or that "
+    "not; exit code 3 where neither is seen. Or only run them. [default: both]",
 )
 @_format
 @click.option("-v", "--verbose", is_flag=True, help="Show every output on every input set.")
@@ -300,15 +303,15 @@ def verify(
     trust: bool,
     follow_links: bool,
     bisect: bool,
-    prove: bool,
+    prove: bool | None,
     form: str,
     verbose: bool,
     memory: int | None,
     **comparison: Any,
 ) -> int:
-    """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime.
+    """Are ORIGINAL and FOLDED the same function? Compares both by weights, and runs both.
 
-    With --prove it runs nothing and compares the two operator by operator, weight by weight.
+    A proof from the weights, operator by operator, settles what it can. Then onnxruntime runs both.
 
     A program of PyTorch (.pt2) is run by PyTorch, on the example inputs that it carries, and
     compared with another one or with a file of ONNX.
@@ -336,6 +339,7 @@ def verify(
     believed = beliefs.settings(frozen=frozen, trust=trust, follow_links=follow_links)
     source = options.tolerance_source(context)
     settings = options.settings(comparison, believed, bisect, source)
+    settings = replace(settings, prove=prove is None)
     options.tell_missing(settings, form)
     with terminal.Progress() as progress:
         if True in programs:

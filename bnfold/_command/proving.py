@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 from bnfold._command import terminal
+from bnfold._judge.proof_text import proof_lines, status_of
 from bnfold._pipeline.proving import prove_models
-from bnfold._report.proofs import of_proof, proof_document, proof_lines, status_of
-from bnfold._report.text import json_text
+from bnfold._report.findings import of_proof
+from bnfold._report.text import json_text, proof_document
 
 
 def show_proof(

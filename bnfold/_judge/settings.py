@@ -39,6 +39,7 @@ class Settings:
         equal_dims: plan as if sizes of inputs that have one name were equal.
         trust: load a .pt2 file even if code in it is run.
         follow_links: read external data through any link.
+        prove: prove from the weights, ahead of a run, that two files are one function.
         libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
     """
 
@@ -54,6 +55,7 @@ class Settings:
     equal_dims: bool = False
     trust: bool = False
     follow_links: bool = False
+    prove: bool = True
     libraries: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:

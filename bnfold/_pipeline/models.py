@@ -178,7 +178,8 @@ class _FoldedFile:
     progress: Progress
 
     def judge(self, applied: Sequence[Applied]) -> Verdict:
-        """The verdict: certificates from the files on disk first, then a run of both models."""
+        """The verdict: certificates and a proof from the files on disk, then a run of both."""
+        from bnfold._judge import by_proof
         from bnfold._judge.activations import Activations
         from bnfold._judge.end_to_end import compare
         from bnfold._judge.other_pairings import drawing_alike
@@ -219,6 +220,10 @@ class _FoldedFile:
                 for certificate in certificates
                 if certificate.unchecked is not None
             ]
+            self.progress("proving")
+            sides = (before, self.original.parent), (after, self.draft.path.parent)
+            size = size_on_disk(original, before) + size_on_disk(folded, after)
+            proof = by_proof.proof_of(*sides, size, self.settings, bounds)
             values: Mapping[str, Any] = self.weights.values
             touched: Collection[str] = self.weights.touched
             hoisted = False
@@ -229,7 +234,7 @@ class _FoldedFile:
             ways = ways_to_draw(before, after, self.settings.seed)
             left = Source(original, parsed=Parsed(before), hoisted=hoisted)
             right = Source(folded, parsed=Parsed(after))
-            del before, after
+            del before, after, sides
 
             def judged(draws: FixedDraws | None) -> EndToEnd:
                 alike = (FixedDraws(draws.seed), draws) if draws is not None else ()
@@ -245,6 +250,7 @@ class _FoldedFile:
                     resting=resting,
                     progress=self.progress,
                     notes=[draws.told()] if draws else (),
+                    proof=proof,
                 )
 
             end_to_end, _ = drawing_alike(judged, ways)

@@ -8,10 +8,10 @@ the same.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx.inliner
@@ -20,9 +20,9 @@ from onnx import ModelProto, ValueInfoProto
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope
 from bnfold._relation.expressions import Expression, of_base
-from bnfold._relation.liveness import is_read, varies
+from bnfold._relation.liveness import is_read, needed, varies
 from bnfold._relation.lowering import lowered
-from bnfold._relation.matching import Matcher
+from bnfold._relation.matching import Matcher, draws
 from bnfold._relation.problems import Blame, Blamed, Layer, Problem
 from bnfold._relation.side import Side
 from bnfold._relation.table import Table, fingerprint
@@ -32,6 +32,17 @@ _SURE = 4
 """Weights that are apart by so many times what rounding explains are no rounding."""
 _ATTEMPTS = 64
 """So many layers are looked behind whose outputs are scaled otherwise."""
+_SHARED = "it may share random numbers with another output in one of the files alone"
+
+
+@dataclass(frozen=True)
+class OutputProof:
+    """What was found of one output of the models, by its name in the first; see `Proof`."""
+
+    name: str
+    status: str
+    at: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,12 +55,14 @@ class Proof:
             where they are proved.
         why: what differs there, or why the walk ended.
         layers: the sums of linear operators that agree, in order.
+        outputs: the same for each output by itself; empty where the walk did not begin.
     """
 
     status: str
     at: str = ""
     why: str = ""
     layers: Sequence[Layer] = ()
+    outputs: Sequence[OutputProof] = ()
 
     @property
     def distance(self) -> float:
@@ -64,6 +77,7 @@ class Proof:
             "why": self.why,
             "distance": self.distance,
             "layers": [asdict(layer) for layer in self.layers],
+            "outputs": [asdict(output) for output in self.outputs],
         }
 
     def __str__(self) -> str:
@@ -72,24 +86,28 @@ class Proof:
         return f"{self.status}{place}: {self.why}" if self.why else self.status
 
 
+class Stopped(Exception):
+    """A proof is to end here; the text says why."""
+
+
 @np.errstate(divide="ignore", invalid="ignore", over="ignore")  # Weights may be infinite.
 def prove(
     first: ModelProto,
     second: ModelProto,
     first_dir: Path | None = None,
     second_dir: Path | None = None,
+    watch: Callable[[], None] = lambda: None,
 ) -> Proof:
     """Prove that two models compute the same outputs, up to the rounding of stored weights.
 
-    Nodes of every graph are in order. Nothing is run. Raises `UsageError` for weights that cannot
-    be read.
+    Nodes of every graph are in order. Nothing is run. ``watch`` is called at every operator; it may
+    raise `Stopped`. Raises that and `UsageError` for weights that cannot be read.
     """
     one, other = (
         Side.of(lowered(onnx.inliner.inline_local_functions(m) if m.functions else m), d)
         for m, d in ((first, first_dir), (second, second_dir))
     )
     table = Table()
-    start = Walk(one, Matcher(one, table, True))
     graphs = one.scopes[0], other.scopes[0]
     inputs = [
         [v for v in scope.graph.input if side.constant(scope, v.name) is None]
@@ -110,19 +128,93 @@ def prove(
     one.values.update({("", name): of_base(base) for name, base in bases.items()})
     one.name_sizes(bases)
     other.name_sizes({b.name: bases[a.name] for a, b in pairs})
+    start = Walk(one, Matcher(one, table, True), watch=watch)
     start.graph(graphs[0])
-    wanted = [(a, start.result(graphs[0], a.name)) for a, _ in results]
+    wanted = [_Result(a.name, b.name, start.result(graphs[0], a.name)) for a, b in results]
+    given = {("", b.name): of_base(bases[a.name]) for a, b in pairs}
+    whole = _of_results(other, table, given, wanted, watch)
+    if whole.status == "proved" or len(wanted) == 1:
+        found = [OutputProof(r.first, whole.status, whole.at, whole.why) for r in wanted]
+        return replace(whole, outputs=found)
+    return _with_each(whole, other, table, given, wanted, watch)
+
+
+class _Result(NamedTuple):
+    """An output by its name in both files, and what it is in the first."""
+
+    first: str
+    second: str
+    value: Expression
+
+
+def _with_each(
+    whole: Proof,
+    side: Side,
+    table: Table,
+    given: Mapping[tuple[str, str], Expression],
+    wanted: Sequence[_Result],
+    watch: Callable[[], None],
+) -> Proof:
+    """The proof of several outputs, each by itself: only what it depends on is walked for it.
+
+    Where one of them is refuted, the whole is. Outputs that draw random numbers are proved only
+    together: each by itself they may share numbers in one file and not in the other.
+    """
+    found: list[OutputProof] = []
+    for result in wanted:
+        try:
+            own = _of_results(side, table, given, [result], watch)
+        except Stopped as stopped:
+            own = Proof("not proved", "", str(stopped))
+        found.append(OutputProof(result.first, own.status, own.at, own.why))
+    proved = [r for r, each in zip(wanted, found, strict=True) if each.status == "proved"]
+    drawn = {r.first for r in proved if draws(needed(side.scopes[0], [r.second]))}
+    if drawn and len(proved) > 1 and not _are_together(side, table, given, proved, watch):
+        found = [
+            replace(each, status="not proved", why=_SHARED) if each.name in drawn else each
+            for each in found
+        ]
+    wrong = next((each for each in found if each.status == "refuted"), None)
+    if wrong is not None:
+        whole = replace(whole, status="refuted", at=wrong.at, why=wrong.why)
+    return replace(whole, outputs=found)
+
+
+def _are_together(
+    side: Side,
+    table: Table,
+    given: Mapping[tuple[str, str], Expression],
+    wanted: Sequence[_Result],
+    watch: Callable[[], None],
+) -> bool:
+    try:
+        return _of_results(side, table, given, wanted, watch).status == "proved"
+    except Stopped:
+        return False
+
+
+def _of_results(
+    side: Side,
+    table: Table,
+    given: Mapping[tuple[str, str], Expression],
+    wanted: Sequence[_Result],
+    watch: Callable[[], None],
+) -> Proof:
+    """Walk what some outputs of the second file need, and compare these with the first's.
+
+    ``given`` has its inputs. The table is that of the first file.
+    """
     forced: dict[int, Blame] = {}
     is_open = False
     while True:
         table.reset()
-        other.values.clear()
-        other.values.update({("", b.name): of_base(bases[a.name]) for a, b in pairs})
-        walk = Walk(other, Matcher(other, table, False, forced))
+        side.values.clear()
+        side.values.update(given)
+        walk = Walk(side, Matcher(side, table, False, forced), watch=watch)
         try:
-            walk.graph(graphs[1])
-            for (_, value), (_, name) in zip(wanted, results, strict=True):
-                walk.found.require_same(name.name, value, walk.result(graphs[1], name.name))
+            walk.graph(side.scopes[0], [result.second for result in wanted])
+            for _, name, value in wanted:
+                walk.found.require_same(name, value, walk.result(side.scopes[0], name))
             break
         except Blamed as blamed:
             if len(forced) >= _ATTEMPTS:
@@ -130,7 +222,7 @@ def prove(
             forced.update(dict.fromkeys(blamed.bases, blamed.by))
         is_open |= walk.found.is_open
     walk.found.is_open |= is_open
-    return _concluded(walk.found, table, [value for _, value in wanted])
+    return _concluded(walk.found, table, [result.value for result in wanted])
 
 
 def _paired(

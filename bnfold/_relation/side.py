@@ -45,7 +45,8 @@ class Side:
 
     ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
     ``functions`` are the model's local functions. ``words`` has for each symbol of an unknown size
-    of an input which input and axis it is, in words that both files share.
+    of an input which input and axis it is, in words that both files share. ``versions`` has those
+    of the operators' domains.
     """
 
     scopes: list[Scope]
@@ -55,6 +56,7 @@ class Side:
     ranks: dict[tuple[str, str], int | None] = field(default_factory=dict)
     functions: Hashable = ()
     words: dict[str, str] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ModelProto, base_dir: Path | None) -> Side:
@@ -64,7 +66,15 @@ class Side:
             _refuse_references(scope)
         shapes = infer(model, scopes)
         functions = tuple(sorted(f.SerializeToString(deterministic=True) for f in model.functions))
-        return cls(scopes, Constants(base_dir, shapes), shapes, functions=functions)
+        versions = {each.domain: each.version for each in model.opset_import}
+        return cls(
+            scopes, Constants(base_dir, shapes), shapes, functions=functions, versions=versions
+        )
+
+    def opset(self, scope: Scope, node: NodeProto) -> int:
+        """The version of an operator's domain; 0 if the file does not say it."""
+        own = node.domain in ("", "ai.onnx")
+        return scope.opset if own else self.versions.get(node.domain, 0)
 
     def name_sizes(self, bases: Mapping[str, int]) -> None:
         """Note what the unknown sizes of the inputs are; ``bases`` has the inputs."""

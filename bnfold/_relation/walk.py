@@ -6,7 +6,7 @@ what it finds with other numbers, are problems.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,6 +23,7 @@ from bnfold._relation.expressions import (
     lies_along,
     of_base,
 )
+from bnfold._relation.liveness import needed
 from bnfold._relation.matching import Form, Matcher, is_random, rows_of
 from bnfold._relation.places import REARRANGING, is_absolute, place_of
 from bnfold._relation.problems import Problem
@@ -44,17 +45,20 @@ class Walk:
     """One file on its way through the table.
 
     ``words`` tell constants apart. ``inside`` is the operator whose body is walked, and which of
-    its bodies; None in the main graph.
+    its bodies; None in the main graph. ``watch`` is called at each operator; it may end the walk.
     """
 
     side: Side
     found: Matcher
     words: dict[tuple[str, str], Hashable] = field(default_factory=dict)
     inside: tuple[Known, str] | None = None
+    watch: Callable[[], None] = lambda: None
 
-    def graph(self, scope: Scope) -> None:
-        """Go through the operators of a graph."""
-        for node in scope.nodes:
+    def graph(self, scope: Scope, results: Collection[str] | None = None) -> None:
+        """Go through the operators of a graph; only those that some results need, if given."""
+        nodes = scope.nodes if results is None else needed(scope, results)
+        for node in nodes:
+            self.watch()
             self._node(scope, node)
 
     def value(self, scope: Scope, name: str) -> Expression | None:
@@ -202,27 +206,28 @@ class Walk:
 
     def _other(self, scope: Scope, node: NodeProto) -> None:
         """An operator that is not affine, or the part of it that is not."""
+        side = self.side
         given: list[Expression | None] = [self.closed(scope, name) for name in node.input]
         is_call = not scope.kind(node)
-        core = Core(node, node.input, given) if is_call else cores.of(self.side, scope, node, given)
+        core = Core(node, node.input, given) if is_call else cores.of(side, scope, node, given)
         gates = [self._close_own(value, label(node)) for value in core.gates]
         names = [*core.names, *("" for _ in gates)]
         values = [*core.given, *gates]
         words = [self._word(scope, n, v) for n, v in zip(names, values, strict=True)]
-        types = [self.side.shapes.type(scope, name) if name else 0 for name in node.output]
+        types = [side.shapes.type(scope, name) if name else 0 for name in node.output]
         if type_of(node) in _COMMUTATIVE and scope.opset >= 7 and not is_call:
             order = sorted(range(len(words)), key=lambda place: str(words[place]))
             words, values = [words[k] for k in order], [values[k] for k in order]
-        key = key_of(core.node, scope.opset, words, types)
+        key = key_of(core.node, side.opset(scope, node), words, types)
         if is_call:
-            key = key, self.side.functions
+            key = key, side.functions
         if is_random(node):  # In a body it is drawn each time that the body runs.
             key = key, self.inside
         forms = [Form(key, values, core)]
         if any(bodies(node)):
             self._with_bodies(scope, node, forms[0].key, values)
             return
-        place = None if is_call else place_of(self.side, scope, node)
+        place = None if is_call else place_of(side, scope, node)
         data = values[0] if values else None
         if place is not None and data is not None:
             root = self._root(node, data, place)
@@ -232,7 +237,7 @@ class Walk:
         made = self.found.operator(scope, node, forms, types)
         if type_of(node) == "Cast" and data is not None:
             before, after = (
-                self.side.shapes.type(scope, name) for name in (node.input[0], node.output[0])
+                side.shapes.type(scope, name) for name in (node.input[0], node.output[0])
             )
             if after in _WIDER.get(before, ()):
                 self.found.table.widened.setdefault((made[0].terms[0].base, before), data)
@@ -304,7 +309,9 @@ class Walk:
         graphs = [self.side.body(graph) for _, graph in named]
         key = key, tuple(name for name, _ in named)
         known = None
-        for candidate in [] if self.found.is_first else self.found.table.operators.get(key, []):
+        candidates = [] if self.found.is_first else self.found.table.operators.get(key, [])
+        self.found.is_open |= sum(not each.is_used for each in candidates) > 1
+        for candidate in candidates:
             relations = self.found.relations(candidate, given)
             fitting = [len(each) for each in candidate.formal]
             if relations is None or fitting != [len(g.graph.input) for g in graphs]:

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
     from bnfold._pipeline.outcome import Outcome, Verdict
     from bnfold._proof.evidence import Certificate
+    from bnfold._relation.proof import Proof
 
 SCHEMA = "bnfold.report/1"
 COMPARISON = "bnfold.comparison/1"
+PROOF = "bnfold.proof/1"
 
 
 def outcome_document(outcome: Outcome) -> dict[str, Any]:
@@ -43,6 +45,17 @@ def comparison_document(original: str, folded: str, result: EndToEnd) -> dict[st
         "original": original,
         "folded": folded,
         **result.to_dict(),
+    }
+
+
+def proof_document(original: str, folded: str, proof: Proof) -> dict[str, Any]:
+    """The proof as plain data; its schema is schemas/proof-1.json."""
+    return {
+        "schema": PROOF,
+        "bnfold": bnfold.__version__,
+        "original": original,
+        "folded": folded,
+        **proof.to_dict(),
     }
 
 

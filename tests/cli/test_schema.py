@@ -30,6 +30,9 @@ SCHEMAS = {
 }
 
 
+LATER = {"outputs", "proof"}
+
+
 def validator(document: Any) -> Any:
     return jsonschema.Draft202012Validator(SCHEMAS[document["schema"]])
 
@@ -111,10 +114,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "pass": run(0, model, "-o", folder / "out.onnx"),
         "fail": run(1, model, factor=1.01),
         "infinite": run(1, model, factor=float("inf")),
-        "no number": run(3, model, "--inputs", folder / "nan.npz"),
+        "no number": run(0, model, "--inputs", folder / "nan.npz"),
         "no tolerance": run(1, model, "--atol", "0"),
-        "inconclusive": run(3, others["strange"]),
-        "time is up": run(3, others["endless"], "--timeout", "0.3"),
+        "inconclusive": run(3, others["strange"], "--no-prove"),
+        "time is up": run(0, others["endless"], "--timeout", "0.3"),
         "unchanged": run(0, others["settled"]),
         "skipped": run(0, model, "--no-verify"),
         "check": run(1, model, "--check"),
@@ -128,11 +131,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "compared": run(0, "verify", model, folder / "out.onnx", "--bisect"),
         "compared fail": run(1, "verify", model, wrong),
         "compared named": run(1, "verify", model, named),
-        "compared power": run(3, "verify", others["hiding"], others["hiding"], "--power"),
+        "compared power": run(0, "verify", others["hiding"], others["hiding"], "--power"),
         "proved": run(0, "verify", model, folder / "out.onnx", "--prove"),
         "refuted": run(1, "verify", model, wrong, "--prove"),
         "not proved": run(3, "verify", model, others["strange"], "--prove"),
-        "compared strange": run(3, "verify", others["strange"], others["strange"]),
+        "compared strange": run(0, "verify", others["strange"], others["strange"]),
+        "compared alone": run(3, "verify", others["strange"], others["strange"], "--no-prove"),
     }
 
 
@@ -156,7 +160,10 @@ def parts(schema: Any) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_it_lets_nothing_else_through(name):
-    """Objects have all of their members and no other; those by operator type have numbers."""
+    """Objects have all of their members and no other; those by operator type have numbers.
+
+    Members that came later are not asked for.
+    """
     objects = [part for part in parts(SCHEMAS[name]) if part.get("type") == "object"]
     assert len(objects) >= 2
     for part in objects:
@@ -164,7 +171,7 @@ def test_it_lets_nothing_else_through(name):
             assert part["additionalProperties"]["type"] == "integer"
             continue
         assert part["additionalProperties"] is False
-        assert sorted(part["required"]) == sorted(part["properties"])
+        assert sorted(part["required"]) == sorted(part["properties"].keys() - LATER)
 
 
 def test_what_both_describe_they_describe_alike():
@@ -232,6 +239,8 @@ def _spoiled(document: Any, seen: set[Any]) -> Iterator[tuple[Any, str]]:
             continue
         seen.add(place)
         for change in ("kind", "lost", "more"):
+            if change == "lost" and path[-1] in LATER:
+                continue
             made = copy.deepcopy(document)
             holder = made
             for step in path[:-1]:
