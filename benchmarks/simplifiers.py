@@ -78,12 +78,22 @@ def _onnxscript(source: str, target: str) -> None:
     onnx.save(onnxscript.optimizer.optimize(onnx.load(source)), target)
 
 
+def _aimet_onnx(source: str, target: str) -> None:
+    import onnx
+    from aimet_onnx.batch_norm_fold import fold_all_batch_norms_to_weight
+
+    model = onnx.load(source)
+    fold_all_batch_norms_to_weight(model)  # it changes the model that it is given
+    onnx.save(model, target)
+
+
 _RUN: dict[str, Callable[[str, str], None]] = {
     "bnfold": _bnfold,
     "onnxruntime": _onnxruntime,
     "onnxsim": _onnxsim,
     "onnxslim": _onnxslim,
     "onnxscript": _onnxscript,
+    "aimet_onnx": _aimet_onnx,
 }
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ bnfold.plan(model)                what folding would do, and why the rest stays
 bnfold.fold(model)                the folded model, of the kind that was given
 bnfold.verify(original, folded)   are these two the same function?
 bnfold.prove(original, folded)    the same question, answered from the weights without a run
+bnfold.report(model, page)        a page that shows the network before and after, and the verdict
 bnfold.refold(folded, state_dict) a folded module with new weights, without another trace
+bnfold.run(path, output)          one model of many, in a process of its own; see bnfold.registry
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bnfold._api import fold, plan, prove, refold, verify
+    from bnfold._core.preprocessing import Preprocessing
     from bnfold._core.result import Fold, Kept, Plan
     from bnfold._errors import BnfoldError, UsageError
     from bnfold._judge.verdict import EndToEnd
+    from bnfold._registry.report import Report
+    from bnfold._registry.unit import run
     from bnfold._relation.proof import Proof
+    from bnfold._report.page.api import report
 
 _HOMES = {
     "BnfoldError": "bnfold._errors",
@@ -24,12 +30,16 @@ _HOMES = {
     "Fold": "bnfold._core.result",
     "Kept": "bnfold._core.result",
     "Plan": "bnfold._core.result",
+    "Preprocessing": "bnfold._core.preprocessing",
     "Proof": "bnfold._relation.proof",
+    "Report": "bnfold._registry.report",
     "UsageError": "bnfold._errors",
     "fold": "bnfold._api",
     "plan": "bnfold._api",
     "prove": "bnfold._api",
     "refold": "bnfold._api",
+    "report": "bnfold._report.page.api",
+    "run": "bnfold._registry.unit",
     "verify": "bnfold._api",
 }
 
@@ -39,13 +49,17 @@ __all__ = [
     "Fold",
     "Kept",
     "Plan",
+    "Preprocessing",
     "Proof",
+    "Report",
     "UsageError",
     "__version__",
     "fold",
     "plan",
     "prove",
     "refold",
+    "report",
+    "run",
     "verify",
 ]
 

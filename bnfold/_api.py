@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from onnx import ModelProto
 
+from bnfold._core.preprocessing import Preprocessing, pairs
 from bnfold._core.result import Plan
 from bnfold._pipeline.any_kind import (
     Model,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
     from bnfold._relation.proof import Proof
 
+Preprocessed = Preprocessing | Mapping[str, Preprocessing] | None
 _M = TypeVar("_M")
 _Module = TypeVar("_Module", bound="nn.Module")
 
@@ -46,6 +48,7 @@ def plan(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
+    preprocessing: Preprocessed = None,
 ) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
@@ -53,7 +56,8 @@ def plan(
     ``torch.onnx.ONNXProgram``, a ``torch.nn.Module`` or an ``ExportedProgram``; it is not changed.
     ``base_dir`` is the folder that external data is relative to; for a path, the file's own. A
     module takes example inputs, ``args`` and ``kwargs``, and the options of `fold`; a model of ONNX
-    takes ``freeze_initializers`` and ``assume_equal_dims``, and any takes ``depthwise``, see there.
+    takes ``freeze_initializers``, ``assume_equal_dims`` and ``preprocessing``, and any takes
+    ``depthwise``, see there.
     Raises `UsageError` for a model that cannot be read and ``TypeError`` for any other kind.
     """
     options = ModuleOptions(
@@ -67,6 +71,7 @@ def plan(
         assume_equal_dims,
         follow_links,
         depthwise,
+        pairs(preprocessing),
     )
 
 
@@ -77,9 +82,11 @@ def fold(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     depthwise: bool = False,
+    equalize: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
+    preprocessing: Preprocessed = None,
 ) -> ModelProto: ...
 @overload
 def fold(
@@ -88,9 +95,11 @@ def fold(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     depthwise: bool = False,
+    equalize: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
+    preprocessing: Preprocessed = None,
 ) -> Path: ...
 @overload
 def fold(
@@ -105,6 +114,7 @@ def fold(
     inplace: bool = False,
     keep: Sequence[str] = (),
     depthwise: bool = False,
+    preprocessing: None = None,
 ) -> _Module: ...
 @overload
 def fold(
@@ -113,9 +123,11 @@ def fold(
     *,
     base_dir: str | os.PathLike[str] | None = None,
     depthwise: bool = False,
+    equalize: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
+    preprocessing: Preprocessed = None,
 ) -> _M: ...
 def fold(
     model: Model,
@@ -130,9 +142,11 @@ def fold(
     inplace: bool = False,
     keep: Sequence[str] = (),
     depthwise: bool = False,
+    equalize: bool = False,
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
+    preprocessing: Preprocessed = None,
 ) -> Any:
     """Fold a model and give back the kind it was given; the input is not changed.
 
@@ -146,7 +160,12 @@ def fold(
     external data is read through links that lead out of the model's folder, and hard links.
     With ``depthwise`` norms that nothing takes in become convolutions with a kernel of 1 and a
     group for each channel, or a Mul and an Add, for runtimes without BatchNormalization; in a
-    module, where no convolution can stand, a `bnfold.nn.ScaleShift`.
+    module, where no convolution can stand, a `bnfold.nn.ScaleShift`. With ``equalize`` a model of
+    ONNX has positive scales moved between its layers afterwards, so that the channels of a weight
+    have like ranges for an int8 scale in common (Nagel et al. 2019); `prove` can tell that both are
+    one function. With ``preprocessing`` an input of a model of ONNX becomes what a camera gives,
+    and the model does the rest: a `Preprocessing` for the only input, or a mapping from the names
+    of inputs to such.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
@@ -181,6 +200,8 @@ def fold(
         assume_equal_dims,
         follow_links,
         depthwise,
+        pairs(preprocessing),
+        equalize,
     )
 
 
@@ -224,6 +245,7 @@ def verify(
     prove: bool = True,
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessed = None,
 ) -> EndToEnd:
     """Prove two models one function or run them in onnxruntime, optimizations off, and judge that.
 
@@ -246,7 +268,8 @@ def verify(
     cores), ``timeout`` a number of seconds after which the verdict is inconclusive.
     ``freeze_initializers`` takes initializers that are listed as inputs for weights, so that the
     tolerance can be measured.
-    ``follow_links`` is as for ``fold``.
+    ``follow_links`` is as for ``fold``, and ``preprocessing``, too: the folded model is compared
+    with the original behind it, operator by operator as it is defined.
     Two models of ONNX are proved first, as by `bnfold.prove`; the result's ``proof`` has what was
     found, None with ``prove=False``. An output that is proved passes even where a run shows little
     of it, or there was none; what is refuted fails. A difference in a run is one all the same.
@@ -286,6 +309,7 @@ def verify(
         follow_links=follow_links,
         libraries=checked(os.fspath(path) for path in ops_libraries),
         prove=prove,
+        preprocessing=pairs(preprocessing),
     )
     options = ModuleOptions(args, kwargs)
     return compare_models(original, folded, inputs, settings, base_dir, options)

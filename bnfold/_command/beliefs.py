@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
 
 
+TRUST = ("trust", "follow_links")
+"""The options that trust whoever made a file."""
+
+
 def freezing(command: Command) -> Command:
     """Give a command the option that says that nobody overrides initializers."""
     return click.option(

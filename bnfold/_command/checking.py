@@ -5,18 +5,33 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold._command import terminal
 from bnfold._command.terminal import FAILED, PASSED, code_of, in_one_line
 from bnfold._errors import UsageError
-from bnfold._system import file_kinds, time_limit
+from bnfold._report.escapes import cell
+from bnfold._system import file_kinds, paths, time_limit
 
 if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
+    from bnfold._pipeline.outcome import Outcome
+    from bnfold._report.findings import Finding
 
 _SUFFIXES = (".onnx", ".pt2")
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What came out of one model: its outcome, or why it could not be read."""
+
+    model: Path
+    code: int
+    seconds: float
+    outcome: Outcome | None = None
+    error: str = ""
 
 
 def check_each(
@@ -25,33 +40,48 @@ def check_each(
     verbose: bool,
     settings: Settings,
     depthwise: bool = False,
+    quiet: bool = False,
+    report: Path | None = None,
 ) -> int:
     """Print what is left to fold in each model, and return the worst exit code.
 
-    A model that cannot be read is told on standard error, and the others are looked at.
+    A model that cannot be read is told on standard error, and the others are looked at. ``report``
+    is a file that gets what is known of all of them, as JSON.
 
     Raises:
-        UsageError: there is one path, and it cannot be read; or the form takes no several models.
+        UsageError: there is one path, and it cannot be read; or the report cannot be written.
     """
     several = len(given) > 1 or given[0].is_dir()
-    codes = []
+    if report is not None:
+        paths.check_writable(report, device=True)
+    checked = []
     for path, model in _models(given):
-        if several and form in ("json", "junit"):
-            raise UsageError(f"--output-format {form} takes one model at a time")
+        begun = time.monotonic()
         try:
             if model is None:
                 raise UsageError(_without_models(path))
+            if report is not None and paths.is_same(report, model):
+                raise UsageError(f"the report would overwrite {model}; give it another name")
             if several:
                 time_limit.at(str(model))
-            codes.append(_check(model, form, verbose, several, settings, depthwise))
+            outcome = _check(model, settings, depthwise)
+            code = FAILED if outcome.plan.folds else PASSED
+            one = _Checked(model, code, time.monotonic() - begun, outcome)
         except Exception as error:
             if len(given) == 1 and (model is None or not several):
                 raise
             if "BNFOLD_TRACEBACK" in os.environ and not isinstance(error, UsageError):
                 raise
-            codes.append(code_of(error))
-            _complain(model or path, error, form)
-    if several and form == "text":
+            line = in_one_line(error)
+            line = line if str(model or path) in line else f"{model or path}: {line}"
+            terminal.complain(f"error: {line}")
+            spent = time.monotonic() - begun
+            one = _Checked(model or path, code_of(error), spent, error=line)
+        checked.append(one)
+        _tell(one, form, verbose, quiet, several)
+    _tell_all(checked, form, several, report)
+    codes = [one.code for one in checked]
+    if several and form == "text" and not (quiet and max(codes) == PASSED):
         terminal.show([_summary(codes)])
     return max(codes)
 
@@ -80,20 +110,15 @@ def _without_models(folder: Path) -> str:
     return f"cannot check {folder}: {why}"
 
 
-def _check(
-    model: Path, form: str, verbose: bool, several: bool, settings: Settings, depthwise: bool
-) -> int:
-    """Print what is left to fold in a model, and return the exit code."""
+def _check(model: Path, settings: Settings, depthwise: bool) -> Outcome:
+    """What is left to fold in a model. Nothing is written."""
     from bnfold._judge.settings import Settings
     from bnfold._pipeline.models import fold_file
-    from bnfold._report.findings import of_check
-    from bnfold._report.text import json_text, left_to_fold, outcome_document
 
-    begun = time.monotonic()
     with terminal.Progress() as progress:
         if model.suffix == ".pt2":
             settings = Settings(trust=settings.trust)
-        outcome = fold_file(
+        return fold_file(
             model,
             None,
             verify=False,
@@ -102,30 +127,65 @@ def _check(
             settings=settings,
             depthwise=depthwise,
         )
-    left = bool(outcome.plan.folds)
-    if form == "text":
-        header = [f"{model}:"] if several else []
+
+
+def _tell(one: _Checked, form: str, verbose: bool, quiet: bool, several: bool) -> None:
+    """Say what is left to fold in a model, in forms that need no other model for that."""
+    from bnfold._command.telling import show_lines
+    from bnfold._report import ci, markdown
+    from bnfold._report.lines import Line
+    from bnfold._report.text import left_to_fold
+
+    outcome = one.outcome
+    if form == "text" and outcome is not None and not (quiet and one.code == PASSED):
+        header = [Line(f"{one.model}:", "head")] if several else []
         terminal.show([*header, *left_to_fold(outcome, verbose)])
-    elif form == "json":
-        terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
-    else:
-        status = "something is left to fold" if left else "nothing to fold"
-        findings, seconds = list(of_check(outcome)), time.monotonic() - begun
-        terminal.show_findings(form, str(model), status, outcome.plan, findings, seconds)
-    return FAILED if left else PASSED
+    if form == "markdown" or (form == "github" and ci.is_summarized()):
+        lines = [f"### bnfold: {cell(str(one.model))}: cannot be read", "", cell(one.error)]
+        if outcome is not None:
+            status = "something is left to fold" if outcome.plan.folds else "nothing to fold"
+            ports = markdown.ports_of(one.model)
+            lines = list(markdown.of_outcome(outcome, status, ports, verified=False))
+        if form == "markdown":
+            show_lines(lines)
+            terminal.show([""] * several)
+        else:
+            if outcome is not None:
+                lines += [*markdown.of_kept(outcome.plan), *markdown.of_findings(_findings(one))]
+            ci.summarize_step(lines)
 
 
-def _complain(model: Path, error: Exception, form: str) -> None:
-    """Say what is wrong with one of several models."""
-    from bnfold._report.findings import Finding
+def _tell_all(checked: Sequence[_Checked], form: str, several: bool, report: Path | None) -> None:
+    """Say what is left to fold in all models, in forms that hold them together, and write it."""
+    from bnfold._command.telling import show_lines
+    from bnfold._report import ci
+    from bnfold._report.text import check_document, json_text, outcome_document
 
-    line = in_one_line(error)
-    if str(model) not in line:
-        line = f"{model}: {line}"
-    terminal.complain(f"error: {line}")
-    if form == "github":
-        unread = Finding("foldable", "the model", "fail", line)
-        terminal.show_findings(form, str(model), "cannot be read", None, [unread], 0.0)
+    if form == "json" or report is not None:
+        (first, *_) = checked
+        if several or first.outcome is None:
+            document = check_document([(one.model, one.outcome, one.error) for one in checked])
+        else:
+            document = outcome_document(first.outcome)
+        if form == "json":
+            terminal.show_whole(json_text(document, ascii_only=True))
+        if report is not None:
+            paths.write_text(report, json_text(document))
+    if form == "junit":
+        suites = [ci.Suite(str(one.model), _findings(one), one.seconds) for one in checked]
+        terminal.show_whole(ci.junit(suites))
+    elif form == "github":
+        made = [ci.annotation(str(one.model), "", _findings(one, True)) for one in checked]
+        show_lines(ci.at_most([command for command in made if command]))
+
+
+def _findings(one: _Checked, brief: bool = False) -> list[Finding]:
+    """What was found about a model: one finding for each fold, or if ``brief`` one for all."""
+    from bnfold._report.findings import Finding, of_check, of_left
+
+    if one.outcome is None:
+        return [Finding("foldable", "the model", "fail", one.error)]
+    return list(of_left(one.outcome) if brief else of_check(one.outcome))
 
 
 def _summary(codes: Sequence[int]) -> str:

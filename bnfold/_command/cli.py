@@ -2,96 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bnfold._command import beliefs, options, terminal
+from bnfold._command import beliefs, help, options, pages, preprocessing, terminal
 from bnfold._command.checking import check_each
+from bnfold._command.entry import Commands
+from bnfold._command.many import many
 from bnfold._command.options import PATH
-from bnfold._command.terminal import EXIT_CODES, PASSED, SIGNALLED, UNDECIDED, code_of, in_one_line
+from bnfold._command.terminal import EXIT_CODES
 from bnfold._errors import UsageError
-from bnfold._system import paths, time_limit
-
-
-class _Command(click.Group):
-    """A group of commands where the word ``fold`` may be left out, with its own exit codes.
-
-    A first argument that names no command is a model to fold.
-    """
-
-    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        known = {*self.commands, "--help", "-h", "--version"}
-        if args and args[0] not in known:
-            args = ["fold", *args]
-        return super().parse_args(context, args)
-
-    def main(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
-    ) -> None:
-        """Run the command and exit. An error prints one line and leaves no file behind."""
-        extra["standalone_mode"] = False
-        with _interruptible() as signals:
-            try:
-                sys.exit(super().main(args, prog_name, **extra) or PASSED)
-            except time_limit.TimeUp as error:
-                terminal.complain(f"error: {error}")
-                sys.exit(UNDECIDED)
-            except (Exception, KeyboardInterrupt) as error:
-                # An interrupt during the import of a compiled module raises another error.
-                if signals or isinstance(error, (click.Abort, KeyboardInterrupt)):
-                    terminal.complain("interrupted")
-                    sys.exit(SIGNALLED + (signals[0] if signals else signal.SIGINT))
-                if isinstance(error, click.ClickException):
-                    error.show()
-                elif "BNFOLD_TRACEBACK" in os.environ and not isinstance(error, UsageError):
-                    raise
-                else:
-                    terminal.complain(f"error: {in_one_line(error)}")
-                sys.exit(code_of(error))
-
-    def invoke(self, context: click.Context) -> Any:
-        """Run the subcommand. The user does not see the warnings of libraries."""
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-        return super().invoke(context)
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Turn a request to end into an error, so that temporary files are removed.
-
-    Yields a list of the signals that come. A signal that the parent process ignores stays ignored.
-    """
-    received: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    previous = {number: signal.getsignal(number) for number in numbers}
-    taken = [n for n in numbers if previous[n] in (signal.SIG_DFL, signal.default_int_handler)]
-    for number in taken:
-        signal.signal(number, stop)
-    try:
-        yield received
-    finally:
-        for number in taken:
-            signal.signal(number, previous[number])
+from bnfold._system import paths
 
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -103,7 +28,7 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 @click.group(
-    cls=_Command,
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     subcommand_metavar="MODEL | COMMAND [ARGS]...",
     no_args_is_help=True,
@@ -119,29 +44,54 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 def main() -> None:
     """Fold BatchNorm and per-channel affine operators into the layers around them, and prove it.
 
-    \b
-    bnfold model.onnx                  what would fold, and why the rest stays
-    bnfold model.onnx -o fused.onnx    fold, verify, and write the file
-    bnfold model.onnx --check          fail if anything is left to fold
-    bnfold fold --help                 all options of folding
-
     Exit codes: 0 done and verified (or nothing to fold), 1 verification failed and no file was
     written (or --check found something to fold), 2 wrong usage or unreadable input, 3 could not be
     judged: then the file was written, unless the run was ended.
+
+    'bnfold fold --help' has all options of folding.
+
+    \b
+    Completion of commands, options and files (bash, zsh, fish):
+    eval "$(_BNFOLD_COMPLETE=bash_source bnfold)"
     """  # noqa: D301
 
 
 _format = click.option(
     "--output-format",
     "form",
-    type=click.Choice(["text", "json", "github", "junit"]),
+    type=click.Choice(["text", "json", "markdown", "github", "junit"]),
     default="text",
     show_default=True,
-    help="What to print; github also adds to the summary of the step.",
+    help="What to print: text; json for programs; markdown for pull requests; github or junit for "
+    "CI servers. github also adds to the summary of the step.",
 )
 
 
-@main.command(short_help="Fold a model; the default.")
+_report = click.option(
+    "--report",
+    type=PATH,
+    metavar="FILE.json",
+    help="Write everything known about this run as JSON.",
+)
+
+
+@main.command(
+    cls=help.Explained,
+    short_help="Fold a model; the default.",
+    examples=(
+        ("bnfold model.onnx", "what would fold, and why the rest stays"),
+        ("bnfold model.onnx -o fused.onnx", "fold, verify, and write the file"),
+    ),
+    groups={
+        "What is written": ["output", "in_place", "check", "report", "page", "form"],
+        "Many models": ["output_dir", "jobs", "resume"],
+        "What folds": ["frozen", "equal_dims", "depthwise", "equalize"],
+        "What the input is": [*preprocessing.NAMES, "expose_normalization"],
+        "How it is verified": ["no_verify", *options.COMPARED],
+        "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
+        "What is printed": ["verbose", "quiet", "colour"],
+    },
+)
 @click.argument("models", type=PATH, metavar="MODEL", nargs=-1, required=True)
 @click.option(
     "-o",
@@ -163,15 +113,21 @@ _format = click.option(
 @beliefs.equating
 @beliefs.trusting
 @options.depthwise
-@options.comparison
 @click.option(
-    "--report",
-    type=PATH,
-    metavar="FILE.json",
-    help="Write everything known about this run as JSON.",
+    "--equalize",
+    is_flag=True,
+    help="Move positive scales between layers, so that the channels of a weight have like ranges "
+    "for an int8 scale in common; the function stays the same.",
 )
+@preprocessing.preprocessing
+@preprocessing.exposing
+@options.comparison
+@_report
+@pages.showing
 @_format
-@click.option("-v", "--verbose", is_flag=True, help="List every fold and every kept map.")
+@help.spoken("List every fold, and every operator that stays.")
+@many
+@help.colour
 @options.configured
 @click.pass_context
 def fold(
@@ -188,30 +144,58 @@ def fold(
     trust: bool,
     follow_links: bool,
     depthwise: bool,
+    equalize: bool,
+    expose_normalization: bool,
     report: Path | None,
+    page: Path | None,
     form: str,
     verbose: bool,
+    quiet: bool,
     memory: int | None,
+    output_dir: Path | None,
+    jobs: int,
+    resume: bool,
     **comparison: Any,
 ) -> int:
-    """Fold MODEL. Without -o or --in-place, say what would happen and write nothing."""
+    """Fold MODEL. Without -o or --in-place, say what would happen and write nothing.
+
+    With --output-dir it folds all models of folders, patterns ("models/**/*.onnx") and lists
+    (@list.txt, a path in each line).
+    """
     believed = {
         "frozen": frozen,
         "equal_dims": equal_dims,
         "trust": trust,
         "follow_links": follow_links,
     }
+    verbose, quiet = help.loudness(context, verbose, quiet)
     options.refuse_stream("-o", output)
     options.refuse_stream("--report", report)
     if in_place and output is not None:
         raise UsageError("give either -o or --in-place, not both")
     if check:
-        unused = ("output", "in_place", "report", "no_prove", *options.NAMES)
+        writing = ("output", "in_place", "page", "equalize", "output_dir", "jobs", "resume")
+        unused = (*writing, *options.NAMES, *preprocessing.NAMES, "expose_normalization")
+        options.refuse(context, ("no_prove",), "--check writes nothing and runs no model")
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
-        return check_each(models, form, verbose, beliefs.settings(**believed), depthwise)
+        believed_ = beliefs.settings(**believed)
+        return check_each(models, form, verbose, believed_, depthwise, quiet, report)
+    if output_dir is not None:
+        from bnfold._command.registry import fold_all
+
+        options.refuse(
+            context, ("output", "in_place", "report", "page"), "--output-dir writes many files"
+        )
+        if no_verify:
+            options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
+        spoken = (form, verbose, quiet)
+        return fold_all(context, models, output_dir, jobs, resume, spoken)
+    options.refuse(context, ("jobs", "resume"), "without --output-dir there is one model")
     if len(models) > 1:
-        raise UsageError(f"one model at a time, not also {models[1]}; --check alone takes several")
+        raise UsageError(
+            f"one model at a time, not also {models[1]}; --output-dir and --check take several"
+        )
     (model,) = models
     if no_verify:
         options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
@@ -221,21 +205,20 @@ def fold(
         options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
         options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
+        options.refuse(context, ["equalize"], "only files of ONNX are equalized")
         believed.update(frozen=False, equal_dims=False, follow_links=False)
     else:
         options.refuse(context, ["trust"], "an ONNX file runs no code when it is loaded")
+    wanted = preprocessing.of_files(context, comparison, (model,), form, expose_normalization)
     usable = ("seed",) if model.suffix == ".pt2" else options.NAMES
     comparison = options.applicable(context, comparison, usable)
     inputs = None if no_verify else comparison["inputs"]
-    if report is not None:
-        for other in filter(None, (model, output, inputs)):
-            if paths.is_same(report, other):
-                raise UsageError(f"the report would overwrite {other}; give it another name")
-        paths.check_writable(report, device=True)
+    options.check_report(report, model, output, inputs)
+    pages.check(page, model, output, inputs, report)
 
+    from bnfold._command.telling import tell_fold
     from bnfold._pipeline.models import fold_file
-    from bnfold._report.findings import of_fold
-    from bnfold._report.text import json_text, outcome_document, outcome_lines
+    from bnfold._report.text import json_text, outcome_document
 
     begun = time.monotonic()
     options.bound(context, memory, comparison["timeout"])
@@ -244,7 +227,10 @@ def fold(
         source = options.tolerance_source(context)
         settings = options.settings(comparison, settings, source=source)
         settings = replace(settings, prove=not no_prove)
+    settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
+    seen = pages.witness(page)
+    settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:
         outcome = fold_file(
             model,
@@ -255,29 +241,43 @@ def fold(
             progress=progress,
             report=report,
             depthwise=depthwise,
+            equalize=equalize,
+            exposing=expose_normalization,
+            observer=seen,
         )
+        if page is not None and seen is not None:
+            progress("drawing the page")
+            pages.of_fold(context, page, outcome, seen, begun)
         if report is not None:
             try:
                 paths.write_text(report, json_text(outcome_document(outcome)))
             except UsageError as error:
                 fate = f"; {outcome.output} was written" if outcome.output else ""
                 raise UsageError(f"{error}{fate}") from error
-    if form == "text":
-        terminal.show(outcome_lines(outcome, verbose, comparison["power"]))
-    elif form == "json":
-        terminal.show_whole(json_text(outcome_document(outcome), ascii_only=True))
-    else:
-        findings, seconds = list(of_fold(outcome)), time.monotonic() - begun
-        status, plan = outcome.verdict.status, outcome.plan
-        terminal.show_findings(form, str(model), status, plan, findings, seconds)
+    seconds = time.monotonic() - begun
+    tell_fold(outcome, form, seconds, verbose, comparison["power"], quiet)
+    terminal.show(pages.told(page, quiet or form != "text"))
     return EXIT_CODES[outcome.verdict.status]
 
 
-@main.command(short_help="Compare two models.")
+@main.command(
+    cls=help.Explained,
+    short_help="Compare two models.",
+    examples=(
+        ("bnfold verify a.onnx b.onnx", "run both and compare what they put out"),
+        ("bnfold verify a.onnx b.onnx --prove", "compare their weights; nothing is run"),
+    ),
+    groups={
+        "How they are compared": ["prove", "bisect", "frozen", *options.COMPARED],
+        "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
+        "What is printed and written": ["report", "page", "form", "verbose", "quiet", "colour"],
+    },
+)
 @click.argument("original", type=PATH)
 @click.argument("folded", type=PATH)
 @beliefs.freezing
 @beliefs.trusting
+@preprocessing.preprocessing
 @options.comparison
 @click.option(
     "--bisect",
@@ -290,8 +290,11 @@ def fold(
     help="Run nothing, and prove from the weights alone that the two are one function, or that "
     "not; exit code 3 where neither is seen. Or only run them. [default: both]",
 )
+@_report
+@pages.showing
 @_format
-@click.option("-v", "--verbose", is_flag=True, help="Show every output on every input set.")
+@help.spoken("Show every output on every input set.")
+@help.colour
 @options.configured
 @click.pass_context
 def verify(
@@ -304,8 +307,11 @@ def verify(
     follow_links: bool,
     bisect: bool,
     prove: bool | None,
+    report: Path | None,
+    page: Path | None,
     form: str,
     verbose: bool,
+    quiet: bool,
     memory: int | None,
     **comparison: Any,
 ) -> int:
@@ -317,15 +323,22 @@ def verify(
     compared with another one or with a file of ONNX.
     """
     begun = time.monotonic()
+    verbose, quiet = help.loudness(context, verbose, quiet)
     options.bound(context, memory, comparison["timeout"])
+    wanted = preprocessing.of_files(context, comparison, (original, folded), form)
+    options.check_report(report, original, folded, comparison["inputs"])
+    pages.check(page, original, folded, comparison["inputs"], report)
+    draw = pages.of_comparison(context, page, original, folded, begun, follow_links)
     if prove:
         from bnfold._command.proving import show_proof
 
         options.refuse(context, (*options.NAMES, "bisect", "trust"), "--prove runs nothing")
-        return show_proof(original, folded, frozen, follow_links, form, verbose, begun)
+        given = (frozen, follow_links, form, verbose, begun, quiet, report, draw, wanted)
+        code = show_proof(original, folded, *given)
+        terminal.show(pages.told(page, quiet or form != "text"))
+        return code
+    from bnfold._command.telling import tell_comparison
     from bnfold._judge.end_to_end import compare_files
-    from bnfold._judge.verdict import end_to_end_lines
-    from bnfold._report.findings import of_verify
     from bnfold._report.text import comparison_document, json_text
     from bnfold._run.session import hush
 
@@ -339,8 +352,9 @@ def verify(
     believed = beliefs.settings(frozen=frozen, trust=trust, follow_links=follow_links)
     source = options.tolerance_source(context)
     settings = options.settings(comparison, believed, bisect, source)
-    settings = replace(settings, prove=prove is None)
+    settings = replace(settings, preprocessing=wanted, prove=prove is None)
     options.tell_missing(settings, form)
+    settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:
         if True in programs:
             from bnfold._pipeline.any_kind import compare_models
@@ -353,28 +367,27 @@ def verify(
         else:
             inputs = options.inputs(comparison["inputs"])
             result = compare_files(original, folded, inputs, settings, progress)
-    if form == "text":
-        lines = end_to_end_lines(result, verbose, comparison["power"])
-        terminal.show([*lines, f"verification: {result.status}"])
-    elif form == "json":
-        told = comparison_document(str(original), str(folded), result)
-        terminal.show_whole(json_text(told, ascii_only=True))
-    else:
-        findings = list(of_verify(result))
-        seconds = time.monotonic() - begun
-        terminal.show_findings(form, str(folded), result.status, None, findings, seconds)
+            draw(result, progress)
+    seconds = time.monotonic() - begun
+    if report is not None:
+        document = comparison_document(str(original), str(folded), result)
+        paths.write_text(report, json_text(document))
+    power = comparison["power"]
+    tell_comparison(original, folded, result, form, seconds, verbose, power, quiet)
+    terminal.show(pages.told(page, quiet or form != "text"))
     return EXIT_CODES[result.status]
 
 
-@main.command(short_help="Say what a reason code means.")
-@click.argument("code", required=False)
+@main.command(
+    cls=help.Explained,
+    short_help="Say what a reason code means.",
+    examples=(
+        ("bnfold explain", "all codes, each with what it means"),
+        ("bnfold explain zero-padding", "one code, and what to do about it"),
+    ),
+)
+@click.argument("code", required=False, shell_complete=help.complete_code)
+@help.colour
 def explain(code: str | None) -> None:
     """What a reason CODE means and what to do about it; without one, list them all."""
-    from bnfold._core.reasons import CODES
-
-    if code is None:
-        terminal.show(CODES)
-        return
-    if code not in CODES:
-        raise UsageError(f"there is no reason code {code!r}; 'bnfold explain' lists them")
-    terminal.show([f"{code}: {CODES[code].meaning}", CODES[code].advice])
+    terminal.show(help.explained(code))

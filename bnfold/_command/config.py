@@ -108,6 +108,17 @@ def _all(values: Any, *kinds: type) -> bool:
     return bool(listed) and all(_is(value, *kinds) for value in listed)
 
 
+def _worded(value: Any) -> list[str]:
+    """The words of an option that is given by input: ``VALUE`` or ``INPUT=VALUE``, each a text."""
+
+    def words(one: Any) -> str:
+        return ",".join(map(str, one)) if isinstance(one, list) else str(one)
+
+    if not isinstance(value, dict):
+        return [words(value)]
+    return [f"{name}={words(one)}" for name, one in value.items()]
+
+
 _KINDS = {
     "flag": _Kind("true or false", lambda value: _is(value, bool)),
     "integer": _Kind("a whole number", lambda value: _is(value, int)),
@@ -121,6 +132,17 @@ _KINDS = {
             (name, tuple(sizes if isinstance(sizes, list) else [sizes]))
             for name, sizes in value.items()
         ],
+    ),
+    "by input": _Kind(
+        "a number, a text, a list of numbers, or a table of such by input",
+        lambda value: (
+            all(
+                _all(each, int, float, str)
+                for each in (value.values() if isinstance(value, dict) else [value])
+            )
+            and value != {}
+        ),
+        lambda _, value: _worded(value),
     ),
     "path": _Kind(
         "a path", lambda value: _is(value, str), lambda file, value: str(file.parent / value)

@@ -55,7 +55,7 @@ def _in_child(report: int, extra: dict[str, Any]) -> tuple[int, int]:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             # Python's own would end with a traceback until the command has its own.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        _die_with(parent)
+        die_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _work(report, extra)
     return _wait(child, forwarded)
@@ -81,7 +81,7 @@ def _work(report: int, extra: dict[str, Any]) -> None:
         os.write(report, _DONE)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End with the parent, where the system can see to that."""
     if sys.platform != "linux":
         return
@@ -119,7 +119,7 @@ def _ending(status: int, asked: int, told: bytes) -> int:
     ``told`` is what the child has reported. An import that an interrupt breaks off may crash: a
     child that was ``asked`` to end is interrupted, however it ended.
     """
-    from bnfold._system import scratch, time_limit
+    from bnfold._system import scratch
 
     scratch.clear(told)  # A second interrupt ends the cleaning, too.
     if told.endswith(_DONE) and os.WIFEXITED(status):
@@ -132,9 +132,17 @@ def _ending(status: int, asked: int, told: bytes) -> int:
         who = "the system killed the process" if number == signal.SIGKILL else "a library crashed"
         complain(f"error: {who} when the run was over; what it has written is whole")
         return UNDECIDED
-    why = time_limit.told(told) if number == signal.SIGALRM else _why(number)
+    code, why = unwilling(number, told)
     complain(f"error: {why}")
-    return UNDECIDED if number in (0, signal.SIGKILL, signal.SIGALRM) else UNUSABLE
+    return code
+
+
+def unwilling(number: int, told: bytes) -> tuple[int, str]:
+    """The exit code for a child that a signal ended, 0 for a library's exit, and why that was."""
+    from bnfold._system import time_limit
+
+    why = time_limit.told(told) if number == signal.SIGALRM else _why(number)
+    return UNDECIDED if number in (0, signal.SIGKILL, signal.SIGALRM) else UNUSABLE, why
 
 
 def _why(number: int) -> str:

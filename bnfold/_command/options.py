@@ -12,8 +12,9 @@ import click
 from click.core import ParameterSource
 
 from bnfold._command import terminal
+from bnfold._core.preprocessing import WORDS
 from bnfold._errors import UsageError
-from bnfold._system import time_limit
+from bnfold._system import paths, time_limit
 
 if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
@@ -147,6 +148,10 @@ _OF_EVERY_RUN = ("timeout",)
 NAMES = tuple(name for name in _UNSET if name not in _OF_EVERY_RUN)
 """The options of a comparison. Bounds on time and memory are for every run: not among them."""
 
+BOUNDS = ("threads", "timeout", "memory")
+COMPARED = tuple(name for name in NAMES if name not in BOUNDS)
+"""The options that bound a run, and those of a comparison that do not."""
+
 _CONFIGURABLE = {
     "inputs": "path",
     "seed": "integer",
@@ -159,10 +164,12 @@ _CONFIGURABLE = {
     "threads": "integer",
     "timeout": "number",
     "memory": "text",
+    **{f"input-{word}": "by input" for word in WORDS},
     "freeze-initializers": "flag",
     "assume-equal-dims": "flag",
     "output-format": "text",
     "verbose": "flag",
+    "quiet": "flag",
 }
 """The options that a project may set, and the kind of each."""
 
@@ -348,6 +355,17 @@ def refuse_stream(option: str, path: Path | None) -> None:
     """Raise `UsageError` where a path stands for standard output: files are put in place whole."""
     if path is not None and str(path) == "-":
         raise UsageError(f"{option} -: bnfold writes files, not standard output; give a file name")
+
+
+def check_report(report: Path | None, *others: Path | None) -> None:
+    """Raise `UsageError` where a report cannot be written, or would overwrite another file."""
+    if report is None:
+        return
+    refuse_stream("--report", report)
+    for other in filter(None, others):
+        if paths.is_same(report, other):
+            raise UsageError(f"the report would overwrite {other}; give it another name")
+    paths.check_writable(report, device=True)
 
 
 def tell_missing(settings: Settings, form: str) -> None:

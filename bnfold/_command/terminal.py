@@ -8,16 +8,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable, Iterable
+from typing import TextIO
 
 from bnfold._errors import UsageError
 from bnfold._report.escapes import visible
+from bnfold._report.lines import Line, Style, style_of, wrapped
 from bnfold._system import paths
-
-if TYPE_CHECKING:
-    from bnfold._core.result import Plan
-    from bnfold._report.findings import Finding
 
 PASSED, FAILED, UNUSABLE, UNDECIDED = range(4)
 SIGNALLED = 128
@@ -29,19 +26,39 @@ EXIT_CODES = {
     "inconclusive": UNDECIDED,
 }
 _PLAIN = str.maketrans({"→": "->", "←": "<-", "…": "...", "×": "x", "−": "-"})
+_COLOURS: dict[Style, str] = {
+    "head": "1",
+    "good": "32",
+    "bad": "31",
+    "open": "33",
+    "faint": "2",
+    "type": "36",
+}
+"""The codes of a terminal for what a line stands for."""
+_chosen = "auto"
+
+
+def choose_colour(when: str) -> None:
+    """Say when there are colours from now on: "auto", "always" or "never"."""
+    global _chosen
+    _chosen = when
 
 
 def show(lines: Iterable[str]) -> None:
-    """Print lines on standard output. A reader that closes the pipe is no error.
+    """Print lines for people on standard output. A reader that closes the pipe is no error.
 
     Raises `UsageError` where standard output cannot be written, for instance on a full disk.
     """
+    _print(lines, _laid_out)
+
+
+def _print(lines: Iterable[str], made: Callable[[str, TextIO], str]) -> None:
     stream = sys.stdout
     if stream is None:
         return
     try:
         for line in lines:
-            stream.write(printable(line, stream) + "\n")
+            stream.write(made(line, stream) + "\n")
         stream.flush()
     except BrokenPipeError:
         _give_up(stream)
@@ -52,27 +69,7 @@ def show(lines: Iterable[str]) -> None:
 
 def show_whole(text: str) -> None:
     """Print a text made for programs, line by line."""
-    show(text.rstrip("\n").split("\n"))
-
-
-def show_findings(
-    form: str,
-    model: str,
-    status: str,
-    plan: Plan | None,
-    findings: Sequence[Finding],
-    seconds: float,
-) -> None:
-    """Print findings for a CI server."""
-    if form == "junit":
-        from bnfold._report.ci import junit
-
-        show_whole(junit(model, findings, seconds))
-        return
-    from bnfold._report.ci import summarize_step, workflow_commands
-
-    show(workflow_commands(model, findings))
-    summarize_step(model, status, plan, findings)
+    _print(text.rstrip("\n").split("\n"), printable)
 
 
 def in_one_line(error: Exception) -> str:
@@ -104,14 +101,55 @@ def code_of(error: Exception) -> int:
 
 def complain(line: str) -> None:
     """Print a line on standard error, if that is possible."""
+    styles: dict[str, Style] = {"error": "bad", "note": "faint"}
+    line = Line(line, styles.get(line.partition(":")[0], "plain"))
     stream = sys.stderr
     if stream is None:
         return
     try:
-        stream.write(printable(line, stream) + "\n")
+        stream.write(_laid_out(line, stream) + "\n")
         stream.flush()
     except OSError:
         _give_up(stream)
+
+
+def _laid_out(line: str, stream: TextIO) -> str:
+    """A line for people as a stream gets it: wrapped and in colour where that is a terminal."""
+    text, columns = printable(line, stream), _columns(stream)
+    lines = [text]
+    if columns is not None:
+        lines = [printable(part, stream) for part in wrapped(line, text, columns)]
+    code = _COLOURS.get(style_of(line), "")
+    if code and _has_colours(stream):
+        lines = [f"\x1b[{code}m{part}\x1b[0m" for part in lines]
+    return "\n".join(lines)
+
+
+def _columns(stream: TextIO) -> int | None:
+    """How wide a stream is: what COLUMNS says, or a terminal; None for a file or a pipe."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said) > 0:
+        return int(said)
+    if not stream.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
+def _has_colours(stream: TextIO) -> bool:
+    """Whether a stream gets colours: as chosen, else by NO_COLOR, FORCE_COLOR and what it is.
+
+    Source: no-color.org and force-color.org, of which an empty variable says nothing.
+    """
+    if _chosen != "auto":
+        return _chosen == "always"
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def printable(text: str, stream: TextIO) -> str:

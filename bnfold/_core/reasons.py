@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -12,22 +12,31 @@ class Reason:
     ``code`` is a key of `CODES`. ``at`` names the node or tensor that stopped the fold; it is ""
     if only the caller knows the name. ``message`` is a sentence about this case. If the map stays
     only because it follows another map that stays, ``cause`` is the message of the other map.
+    ``brief`` says in fewer words why the map stays, where the message says more than that.
     """
 
     code: str
     at: str
     message: str
     cause: str = ""
+    brief: str = field(default="", compare=False)
 
     def behind(self, label: str) -> Reason:
         """The reason of a map that follows ``label``, which stays for this reason."""
         cause = self.cause or self.message
-        return Reason(self.code, self.at, f"it follows {label}, which stays: {cause}", cause)
+        told = f"it follows {label}, which stays: {cause}"
+        return Reason(self.code, self.at, told, cause, f"it follows {label}, which stays")
 
     @property
     def advice(self) -> str:
         """What the user could do about it."""
         return CODES[self.code].advice
+
+
+def past_padding(op: str, label: str) -> str:
+    """Why a shift does not move past an operator that pads with zeros, in few words."""
+    named = label if op.lower() in label.lower() else f"{op} {label}"
+    return f"moving it past {named} would change the border that zero padding makes"
 
 
 class Refusal(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
@@ -27,9 +27,9 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table>{''.join(body)}</table>"
 
 
-def counted(number: int, noun: str) -> str:
-    """A number and what it counts."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def counted(number: int, noun: str, nouns: str = "") -> str:
+    """A number and what it counts; ``nouns`` is the plural where that is not the noun and an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {nouns or noun + 's'}"
 
 
 MERGES = ("merge in parallel", "merge in series")
@@ -84,7 +84,8 @@ class Kept:
 
     ``code`` is the stable reason code, ``at`` the place that stopped it, and ``advice`` what helps.
     With ``kind`` "map" the operator is affine and could not be folded. With "merge" it is linear
-    and could not become one with others.
+    and could not become one with others. ``brief`` is the message in fewer words, "" where there
+    are none. ``is_bias``: it is an Add that is the bias of a linear operator without one.
     """
 
     node: str
@@ -95,10 +96,23 @@ class Kept:
     advice: str
     graph: str
     kind: str = "map"
+    brief: str = field(default="", compare=False)
+    is_bias: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         place = f" [{self.graph}]" if self.graph else ""
         return f"{self.node}{place}: {self.message}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What stays as plain data for JSON, with its message in full."""
+        values = asdict(self)
+        del values["brief"], values["is_bias"]
+        return values
+
+    @property
+    def is_batch_norm(self) -> bool:
+        """Whether it is a BatchNormalization, of whatever framework."""
+        return "batchnorm" in self.op.lower().replace("_", "")
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,7 @@ class Plan:
         """The plan as plain data for JSON."""
         return {
             "folds": [asdict(fold) for fold in self.folds],
-            "kept": [asdict(kept) for kept in self.kept],
+            "kept": [kept.to_dict() for kept in self.kept],
             "operators": {"before": dict(self.before), "after": dict(self.after)},
         }
 
@@ -128,7 +142,7 @@ class Plan:
         if not self.folds:
             return "\n".join(("nothing to fold", *kept_lines(self)))
         rows = (("", "before", "after"), *changed_operators(self))
-        return "\n".join((*table(rows), *fold_lines(self), *kept_lines(self)))
+        return "\n".join((*fold_lines(self), *table(rows), *kept_lines(self)))
 
     def _repr_html_(self) -> str:
         """The same for notebooks, with every map that stays."""
@@ -143,58 +157,104 @@ class Plan:
 
 
 def changed_operators(plan: Plan) -> list[tuple[str, str, str]]:
-    """The types of operators whose number changes, with their numbers before and after."""
+    """The types of operators whose number changes, with their numbers before and after, and all
+    operators together.
+    """
     counts = [
         (op, plan.before.get(op, 0), plan.after.get(op, 0))
         for op in sorted({*plan.before, *plan.after})
     ]
-    return [(op, str(before), str(after)) for op, before, after in counts if before != after]
+    rows = [(op, str(before), str(after)) for op, before, after in counts if before != after]
+    total = [str(sum(each.values())) for each in (plan.before, plan.after)]
+    return [*rows, ("all operators", total[0], total[1])]
+
+
+def affine_counts(plan: Plan) -> tuple[int, int]:
+    """How many affine operators go and how many stay; each is counted once.
+
+    One of which a part has moved on stays. Those that are dropped as equal, or written as other
+    operators, are counted by themselves, and the bias of a linear operator is a part of it.
+    """
+    stays = {(kept.graph, kept.node) for kept in plan.kept if kept.kind == "map"}
+    biases = {(kept.graph, kept.node) for kept in plan.kept if kept.is_bias}
+    moved = {(fold.graph, node) for fold in _plain(plan) for node in fold.nodes}
+    return len(moved - stays), len(stays - biases)
+
+
+def _plain(plan: Plan) -> list[Fold]:
+    """The folds that move affine operators into others."""
+    return [f for f in plan.folds if not (f.merges or f.is_equal or f.rewrites)]
 
 
 def fold_lines(
     plan: Plan,
-    folds: str = "can fold",
-    merges: str = "can merge",
-    drops: str = "can drop",
-    rewrites: str = "can rewrite",
+    folds: str = "would fold",
+    merges: str = "would merge",
+    drops: str = "would drop",
+    rewrites: str = "would rewrite",
 ) -> Iterator[str]:
-    """Yield how many maps fold into how many operators, how many operators merge, how many maps are
-    dropped as equal, and how many norms are written as other operators.
+    """Yield how many affine operators fold into how many others, how many operators merge, how many
+    are dropped as equal, and how many norms are written as other operators.
     """
     merged = [fold for fold in plan.folds if fold.merges]
     equal = [fold for fold in plan.folds if fold.is_equal]
     rewritten = [fold for fold in plan.folds if fold.rewrites]
-    others = [f for f in plan.folds if not (f.merges or f.is_equal or f.rewrites)]
-    if others:
-        maps = sum(len(fold.nodes) for fold in others)
-        targets = len({(fold.graph, fold.into) for fold in others})
-        yield f"{folds} {counted(maps, 'map')} into {counted(targets, 'operator')}"
+    gone, stay = affine_counts(plan)
+    if others := _plain(plan):
+        into = counted(len({(fold.graph, fold.into) for fold in others}), "operator")
+        if gone:
+            of_all = "" if gone == gone + stay else f" of {gone + stay}"
+            noun = "operator" if gone + stay == 1 else "operators"
+            yield f"{folds} {gone}{of_all} affine {noun} into {into}"
+        else:
+            yield f"{folds} a part of {counted(len(others), 'affine operator')} into {into}"
     if merged:
         yield f"{merges} {_merged(merged)}"
     if equal:
-        yield f"{drops} {counted(len(equal), 'map')} that another one is equal to"
+        yield f"{drops} {counted(len(equal), 'affine operator')} that another one is equal to"
     if rewritten:
         yield f"{rewrites} {counted(len(rewritten), 'norm')} that nothing takes in"
 
 
 def kept_lines(plan: Plan, verbose: bool = False) -> Iterator[str]:
-    """Yield lines about the operators that stay, with one reason of each kind or, if ``verbose``,
-    with all of them.
+    """Yield lines about the operators that stay: by reason, with their number and one example.
+
+    With ``verbose`` all of them are listed, with the whole reason and what helps. Those reasons for
+    which a BatchNormalization stays come first. Biases of linear operators are listed then only.
     """
-    if not plan.kept:
-        return
-    codes = Counter(kept.code for kept in plan.kept)
-    unmerged = sum(kept.kind == "merge" for kept in plan.kept)
-    counts = [(len(plan.kept) - unmerged, "map"), (unmerged, "unmerged operator")]
-    yield "kept " + " and ".join(counted(number, noun) for number, noun in counts if number)
-    for code, count in codes.most_common():
-        members = [kept for kept in plan.kept if kept.code == code]
+    maps = [kept for kept in plan.kept if kept.kind == "map"]
+    affine = [kept for kept in maps if not kept.is_bias]
+    linear = [kept for kept in plan.kept if kept.kind != "map"]
+    if affine:
+        yield f"{counted(len(affine), 'affine operator')} stay{'s' * (len(affine) == 1)}:"
+        yield from _by_reason(affine, verbose)
+    if linear:
+        count = len(linear)
+        verb, them = ("is", "it") if count == 1 else ("are", "them")
+        yield f"{counted(count, 'linear operator')} {verb} not merged with those around {them}:"
+        yield from _by_reason(linear, verbose)
+    biases = [kept for kept in maps if kept.is_bias]
+    if biases and verbose:
+        yield f"{counted(len(biases), 'bias of a linear operator', 'biases of linear operators')}:"
+        yield from _by_reason(biases, verbose)
+
+
+def _by_reason(stays: Sequence[Kept], verbose: bool) -> Iterator[str]:
+    """Yield lines about operators that stay, grouped by reason."""
+    groups: dict[str, list[Kept]] = {}
+    for kept in sorted(stays, key=lambda kept: not kept.is_batch_norm):
+        groups.setdefault(kept.code, []).append(kept)
+    order = sorted(groups.items(), key=lambda one: (not one[1][0].is_batch_norm, -len(one[1])))
+    for code, members in order:
+        ops = Counter(kept.op for kept in members)
+        yield f"  {code}: {', '.join(f'{count} {op}' for op, count in ops.most_common())}"
         if verbose:
-            yield f"  {code} ({count}): {members[0].advice}"
-            yield from (f"    {kept}" for kept in members)
-        else:
-            more = f", and {count - 1} more" if count > 1 else ""
-            yield f"  {code}: {members[0]}{more}"
+            yield f"    what helps: {members[0].advice}"
+        for kept in members if verbose else members[:1]:
+            place = f" [{kept.graph}]" if kept.graph else ""
+            why = kept.message if verbose else kept.brief or kept.message
+            why = "it" + why[len(kept.node) :] if why.startswith(f"{kept.node} ") else why
+            yield f"    {kept.node}{place} stays: {why}"
 
 
 def _merged(merges: Sequence[Fold]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bnfold._judge.bench import Bench, Terms, Trial
-from bnfold._judge.difference import is_float, mismatch
+from bnfold._judge.difference import is_float, mismatch, spread
 from bnfold._judge.measurement import Measurement, measure, measured_again
 from bnfold._judge.tolerance import Measured
 from bnfold._judge.verdict import Cause, OutputCheck, Status
@@ -71,6 +71,9 @@ def run_and_compare(
         for index, trial in enumerate(trials)
         for output in range(len(bench.outputs))
     ]
+    if terms.settings.spread:
+        outputs = [pair for t in trials for pair in zip(t.original, t.folded, strict=True)]
+        checks = [_with_spread(check, *pair) for check, pair in zip(checks, outputs, strict=True)]
     return Comparison(bench.outputs, trials, measured, checks)
 
 
@@ -146,6 +149,13 @@ def _check(bench: Bench, measured: Measurement, at: tuple[int, int], trial: Tria
     moved = _largest(power.least.get(at) if power else None)
     contested = found.ratio > 1.0
     return OutputCheck(name, label, status, *found, rounding, moved, cause, (), contested)
+
+
+def _with_spread(check: OutputCheck, left: Any, right: Any) -> OutputCheck:
+    """The check, with how many elements of a float output differ by how much."""
+    if check.difference is None or not is_float(left):
+        return check
+    return replace(check, spread=spread(left, right))
 
 
 def _status_in_tolerance(

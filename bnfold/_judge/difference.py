@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -64,6 +66,36 @@ def gaps(left: Array, right: Array) -> Array:
     infinite or NaN.
     """
     return np.where(np.isfinite(left), _absolute_differences(left, right), 0.0)
+
+
+_FINEST, _BINS = -40, 120
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How many elements of an output differ by how much.
+
+    ``same`` elements do not differ, or cannot be subtracted. ``counts`` has for two bins in each
+    power of ten the elements whose difference lies there: from ``10^(first/2)`` on.
+    """
+
+    same: int
+    first: int
+    counts: Sequence[int]
+
+
+def spread(left: Array, right: Array) -> Spread:
+    """How the elements of two float outputs without a mismatch differ."""
+    apart = gaps(left, right).reshape(-1)
+    apart = apart[apart > 0]
+    bins = np.floor(2 * np.log10(apart)).clip(_FINEST, _FINEST + _BINS - 1).astype(np.int64)
+    counts = np.bincount(bins - _FINEST, minlength=_BINS)
+    used = np.flatnonzero(counts)
+    if not used.size:
+        return Spread(left.size, 0, ())
+    first, last = int(used[0]), int(used[-1])
+    told = tuple(int(count) for count in counts[first : last + 1])
+    return Spread(left.size - apart.size, first + _FINEST, told)
 
 
 def magnitude(array: Array) -> float:

@@ -39,6 +39,7 @@ from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
 from bnfold._onnx.files.external import external_files, runnable, size_on_disk
 from bnfold._onnx.files.load import in_binary, load_model, understood
+from bnfold._onnx.front.twins import behind
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._relation.proof import Proof
 from bnfold._run.bounds import Bounds, Exhausted
@@ -154,10 +155,14 @@ def compare_files(
 ) -> EndToEnd:
     """Judge whether two files are the same function, on given inputs or drawn ones.
 
-    Raises `UsageError` for models or inputs that cannot be read.
+    The original is taken behind the preprocessing of the settings. Raises
+    `UsageError` for models or inputs that cannot be read.
     """
     links = settings.follow_links
-    with in_binary(original, links) as first, in_binary(folded, links) as second:
+    with (
+        behind(original, settings.preprocessing, links) as first,
+        in_binary(folded, links) as second,
+    ):
         return _compare_binaries(original, first, second, inputs, settings, progress)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bnfold._core.preprocessing import Pairs
 from bnfold._errors import UsageError
 from bnfold._judge.tolerance import Fixed, is_number
 from bnfold._run.drawing import USUAL, WantedInputs
@@ -39,8 +40,10 @@ class Settings:
         equal_dims: plan as if sizes of inputs that have one name were equal.
         trust: load a .pt2 file even if code in it is run.
         follow_links: read external data through any link.
+        spread: count for each output how many elements differ by how much.
         prove: prove from the weights, ahead of a run, that two files are one function.
         libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
+        preprocessing: what is put in front of inputs of the original, by name; "" is the only one.
     """
 
     seed: int = 0
@@ -55,8 +58,10 @@ class Settings:
     equal_dims: bool = False
     trust: bool = False
     follow_links: bool = False
+    spread: bool = False
     prove: bool = True
     libraries: tuple[Path, ...] = ()
+    preprocessing: Pairs = ()
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers that mean nothing."""

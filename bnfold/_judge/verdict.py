@@ -10,6 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold._core.result import counted, html_table
+from bnfold._judge.difference import Spread
 from bnfold._judge.proof_text import proof_lines
 from bnfold._run.flavours import FLAVOURS
 
@@ -91,6 +92,7 @@ class OutputCheck:
         about: the numbers and names that fill the gaps in the cause's text.
         contested: whether the two models differ here. Something else may explain it, but agreement
             on another input set does not.
+        spread: how many elements differ by how much, where that was asked for.
     """
 
     output: str
@@ -104,6 +106,7 @@ class OutputCheck:
     cause: Cause | None = None
     about: tuple[Any, ...] = ()
     contested: bool = False
+    spread: Spread | None = None
 
     @property
     def note(self) -> str:
@@ -118,7 +121,7 @@ class OutputCheck:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that are valid JSON."""
         values = {key: _plain(value) for key, value in asdict(self).items()}
-        for key in ("cause", "about", "contested"):  # the note says so
+        for key in ("cause", "about", "contested", "spread"):  # the note says so; the page shows it
             del values[key]
         return {**values, "note": self.note}
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import ModelProto
 
+from bnfold._core.preprocessing import Pairs
 from bnfold._core.result import Plan
 from bnfold._errors import UsageError
+from bnfold._onnx.equalize import EqualizedModel, equalize_model
 from bnfold._onnx.files.external import refuse_own_data
 from bnfold._onnx.files.load import load_model, refuse_names, understood
 from bnfold._onnx.files.locations import check_external
@@ -27,6 +29,7 @@ from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
 from bnfold._pipeline.in_memory import as_proto, given_back, is_in_memory
 from bnfold._pipeline.module_options import ModuleOptions
+from bnfold._pipeline.preprocessed import in_front
 from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ _INSTEAD = {
     "tuple": "; give one model at a time",
 }
 """What to give in place of something else, by its type."""
+_OF_ONNX = "base_dir freeze_initializers assume_equal_dims follow_links preprocessing equalize"
 _EMPTY = "the model holds no operators: there is nothing to fold"
 Folder = str | os.PathLike[str] | None
 """The folder that external data is relative to; for a path, the file's own if None."""
@@ -62,9 +66,10 @@ def plan_model(
     equal_dims: bool = False,
     follow_links: bool = False,
     depthwise: bool = False,
+    preprocessing: Pairs = (),
 ) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
-    _refuse_for_torch(model, base_dir, frozen, equal_dims, follow_links)
+    _refuse_for_torch(model, base_dir, frozen, equal_dims, follow_links, preprocessing)
     program = _lowered(model, options)
     if _is_module(model) and program is None:
         return _prepare_module(model, options, depthwise).plan
@@ -77,9 +82,11 @@ def plan_model(
 
         return PlannedProgram(program or model, depthwise).plan
     proto, folder = _read(model, base_dir, follow_links)
-    if frozen and listed(proto):
-        proto = _copied(proto) if proto is model else proto
+    if proto is model and (frozen or preprocessing):
+        proto = _copied(proto)
+    if frozen:
         freeze(proto)
+    in_front(proto, preprocessing, False, folder, _path_of(model))
     with understood(proto, _path_of(model)):
         return prepare(proto, folder, equal_dims, depthwise).plan
 
@@ -93,9 +100,11 @@ def fold_model(
     equal_dims: bool = False,
     follow_links: bool = False,
     depthwise: bool = False,
+    preprocessing: Pairs = (),
+    equalize: bool = False,
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
-    _refuse_for_torch(model, base_dir, frozen, equal_dims, follow_links)
+    _refuse_for_torch(model, base_dir, frozen, equal_dims, follow_links, preprocessing, equalize)
     program = _lowered(model, options)
     if program is not None:
         from bnfold._torch.program.fold import PlannedProgram
@@ -132,11 +141,15 @@ def fold_model(
     changed = frozen and bool(listed(proto))
     if changed:
         freeze(proto)
+    front = in_front(proto, preprocessing, False, folder, _path_of(model))
     with understood(model if isinstance(model, ModelProto) else proto, _path_of(model)):
         planned = prepare(proto, folder, equal_dims, depthwise)
         rewritten = planned.apply()
+        done = equalize_model(proto, folder) if equalize else EqualizedModel()
+        rewritten.relocated += done.rewritten.relocated
+        rewritten.created |= done.rewritten.created
     if output is not None:
-        changed = changed or bool(planned.plan.folds)
+        changed = changed or front.changed or bool(planned.plan.folds or done.lost)
         return _write(proto, rewritten, folder, Path(output), _path_of(model), changed)
     return given_back(proto, model, folder) if is_in_memory(model) else proto
 
@@ -157,6 +170,8 @@ def compare_models(
     if any(_is_module(model) or _is_program(model) for model in (original, folded)):
         from bnfold._pipeline.torch_pairs import compare_pair
 
+        if settings.preprocessing:
+            raise UsageError("preprocessing: this is for models of ONNX; leave it out")
         if inputs is not None:
             raise UsageError(
                 "inputs: a model of PyTorch runs on its example inputs; give them as a tuple, "
@@ -195,19 +210,11 @@ def compare_models(
         return compare_files(first, second, sets, settings)
 
 
-def _refuse_for_torch(
-    model: Model, base_dir: Folder, frozen: bool, equal_dims: bool, follow_links: bool
-) -> None:
+def _refuse_for_torch(model: Model, *given: Any) -> None:
     """Raise `UsageError` if one of the options that are for ONNX is given for another model."""
-    given = {
-        "freeze_initializers": frozen,
-        "assume_equal_dims": equal_dims,
-        "base_dir": base_dir is not None,
-        "follow_links": follow_links,
-    }
-    name = next((name for name, asked in given.items() if asked), None)
-    if name is not None and (_is_module(model) or _is_program(model)):
-        raise UsageError(f"{name}: this is for models of ONNX; leave it out")
+    for name, asked in zip(_OF_ONNX.split(), given, strict=False):
+        if asked not in (None, False, ()) and (_is_module(model) or _is_program(model)):
+            raise UsageError(f"{name}: this is for models of ONNX; leave it out")
 
 
 def _copied(model: ModelProto) -> ModelProto:
@@ -388,6 +395,4 @@ def _on_disk(
         return
     proto, folder = _read(model, base_dir, follow_links)
     with scratch.beside(None) as temporary:
-        copy = ModelProto()
-        copy.CopyFrom(proto)
-        yield _write(copy, Rewritten(), folder, temporary / "model.onnx")
+        yield _write(_copied(proto), Rewritten(), folder, temporary / "model.onnx")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from bnfold._core.preprocessing import Preprocessing
 from bnfold._errors import UsageError
 from bnfold._judge.settings import DEFAULT, Settings
 from bnfold._onnx.files.external import external_files, refuse_own_data, runnable, size_on_disk
-from bnfold._onnx.files.load import in_binary, load_model, understood
+from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
 from bnfold._onnx.files.text_forms import written_as
-from bnfold._onnx.fold import FoldedWeights, prepare
+from bnfold._onnx.fold import FoldedWeights, PlannedModel, prepare
+from bnfold._onnx.front.prepending import prepend
+from bnfold._onnx.front.twins import behind, twin_of
 from bnfold._onnx.read.frozen import as_if_frozen, freeze, listed
 from bnfold._pipeline.any_kind import needs_pytorch
+from bnfold._pipeline.equalizing import equalized
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
+from bnfold._pipeline.preprocessed import in_front
 from bnfold._system import paths, time_limit
 
 if TYPE_CHECKING:
@@ -25,7 +32,19 @@ if TYPE_CHECKING:
     from bnfold._core.result import Plan
     from bnfold._judge.verdict import EndToEnd
     from bnfold._onnx.write.applied import Applied
+    from bnfold._relation.proof import Proof
+    from bnfold._run.bounds import Bounds
     from bnfold._run.input_sets import InputSet
+
+
+class Observer(Protocol):
+    """Who looks at a model while it is folded. Each method is called once, or not at all."""
+
+    def planned(self, planned: PlannedModel) -> None:
+        """The model is planned, and not changed yet."""
+
+    def written(self, path: Path) -> None:
+        """The folded model is in a file that is going to be moved or removed."""
 
 
 def fold_file(
@@ -38,13 +57,19 @@ def fold_file(
     settings: Settings = DEFAULT,
     report: Path | None = None,
     depthwise: bool = False,
+    equalize: bool = False,
+    exposing: bool = False,
+    observer: Observer | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
-    going to write. With ``depthwise`` norms that stay are written as other operators. Raises
-    `UsageError` for a file that cannot be read or written; then no file is left behind.
+    going to write. With ``depthwise`` norms that stay are written as other operators; with
+    ``equalize`` the ranges of channels are made alike, see `_pipeline/equalizing`. Inputs get the
+    preprocessing of the settings; with ``exposing`` their normalization is taken out. ``observer``
+    looks at a model of ONNX while it is folded. Raises `UsageError` for a file that cannot be read
+    or written; then no file is left behind.
     """
     progress("reading")
     if output is not None:
@@ -55,7 +80,12 @@ def fold_file(
                 f"cannot write {output}: {path} is a program of PyTorch, and its folded form is "
                 "one, too; name it .pt2"
             )
-        usable = Settings(settings.seed, trust=settings.trust, seconds=settings.seconds)
+        usable = Settings(
+            settings.seed,
+            trust=settings.trust,
+            seconds=settings.seconds,
+            spread=settings.spread,
+        )
         if inputs is not None or settings != usable:
             raise UsageError(
                 "of the options of the verification only --seed and --timeout are for a .pt2 file: "
@@ -64,9 +94,23 @@ def fold_file(
         return _run_program(path, output, verify, settings, progress, depthwise)
     if output is not None:
         written_as(output)
-    with in_binary(path, settings.follow_links) as original:
+    with ExitStack() as stack:
+        wanted = settings.preprocessing if verify else ()
+        original = stack.enter_context(behind(path, wanted, settings.follow_links))
         return _fold_model(
-            path, original, output, report, verify, inputs, settings, progress, depthwise
+            path,
+            original,
+            output,
+            report,
+            verify,
+            inputs,
+            settings,
+            progress,
+            depthwise,
+            equalize,
+            exposing,
+            stack,
+            observer,
         )
 
 
@@ -80,30 +124,45 @@ def _fold_model(
     settings: Settings,
     progress: Progress,
     depthwise: bool,
+    equalize: bool,
+    exposing: bool,
+    files: ExitStack,
+    observer: Observer | None,
 ) -> Outcome:
-    """Fold a model; see `fold_file`. ``original`` is its file in binary form."""
+    """Fold a model; see `fold_file`.
+
+    ``original`` is its file in binary form, behind its preprocessing. Temporary files last as long
+    as the stack of ``files``.
+    """
     model = load_model(path, follow_links=settings.follow_links)
     names = listed(model)
     frozen = len(names) if settings.frozen else 0
     if frozen:
         freeze(model)
-    if verify and (inputs is not None or settings.wanted != DEFAULT.wanted):
-        from bnfold._run.drawing import refuse_inapplicable
-
-        refuse_inapplicable(model, inputs, settings.wanted)
     for target in filter(None, (output, report)):
         refuse_own_data(target, model, path.parent)
     size_before = size_on_disk(path, model)
     data_before = frozenset(external_files(model))
+    front = in_front(model, settings.preprocessing, exposing, path.parent, path)
+    if verify and (inputs is not None or settings.wanted != DEFAULT.wanted):
+        from bnfold._run.drawing import refuse_inapplicable
+
+        refuse_inapplicable(model, inputs, settings.wanted)
     with understood(model, path):
         planned = prepare(model, path.parent, settings.equal_dims, depthwise)
-        changed = bool(planned.plan.folds) or frozen > 0
-        weights = planned.weights() if verify and changed else None
+        changed = bool(planned.plan.folds) or frozen > 0 or front.changed
+        weights = front.original(planned.weights()) if verify and changed else None
         stuck = 0 if frozen or not names else _hanging(model, planned.plan, path.parent, settings)
+        started = None
+        if weights is not None and front.rewritten:
+            started = files.enter_context(twin_of(model, path.parent))
         progress("folding")
+        if observer is not None:
+            observer.planned(planned)
         rewritten = planned.apply()
+        told = front.told(model, planned.plan)
     over_itself = output is not None and paths.is_same(output, path)
-    if over_itself and not changed:
+    if over_itself and not changed and not equalize:
         verdict = Verdict("unchanged")
         size = size_before
         return Outcome(path, planned.plan, verdict, size, size, None, hanging=stuck)
@@ -117,19 +176,51 @@ def _fold_model(
     ) as draft:
         plan, applied = planned.plan, rewritten.applied
         del model, planned, rewritten  # they hold all new weights
+        if observer is not None:
+            observer.written(draft.path)
         if weights is not None:
-            trial = _FoldedFile(original, data_before, draft, weights, inputs, settings, progress)
+            trial = _FoldedFile(
+                original,
+                data_before,
+                draft,
+                weights,
+                inputs,
+                settings,
+                progress,
+                started,
+                front.owed,
+            )
             verdict = trial.judge(applied)
         else:
             verdict = Verdict("skipped" if changed else "unchanged")
         written = output if verdict.status != "fail" else None
-        if written is not None:
-            time_limit.lift()
-            draft.commit()
-    left = data_before - draft.data if over_itself and written is not None else frozenset()
+        with ExitStack() as stack:
+            final, equalization = draft, None
+            unprepared = replace(settings, preprocessing=())  # both files have it
+            if equalize and verdict.status != "fail":
+                final, equalization = stack.enter_context(
+                    equalized(draft, path, verify, inputs, unprepared, progress)
+                )
+                if over_itself and not changed and not equalization.applied:
+                    written = None
+            if written is not None:
+                time_limit.lift()
+                final.commit()
+            size, data = final.size, final.data
+    left = data_before - data if over_itself and written is not None else frozenset()
     left_behind = tuple(path.parent / name for name in sorted(left))
     return Outcome(
-        path, plan, verdict, size_before, draft.size, written, left_behind, frozen, stuck
+        path,
+        plan,
+        verdict,
+        size_before,
+        size,
+        written,
+        left_behind,
+        frozen,
+        stuck,
+        equalization,
+        told,
     )
 
 
@@ -167,7 +258,11 @@ def _run_program(
 
 @dataclass(frozen=True)
 class _FoldedFile:
-    """A folded file that is not in place yet, and all that is needed to judge it."""
+    """A folded file that is not in place yet, and all that is needed to judge it.
+
+    ``started`` is the model from which the fold started, if that is not the original. ``owed`` is
+    preprocessing that the folded file does no longer.
+    """
 
     original: Path
     data: frozenset[str]
@@ -176,9 +271,14 @@ class _FoldedFile:
     inputs: list[InputSet] | None
     settings: Settings
     progress: Progress
+    started: Path | None = None
+    owed: Mapping[str, Preprocessing] = field(default_factory=dict)
 
     def judge(self, applied: Sequence[Applied]) -> Verdict:
-        """The verdict: certificates and a proof from the files on disk, then a run of both."""
+        """The verdict: a proof and certificates from the files on disk, then a run of both.
+
+        What is proved is not probed on numbers besides.
+        """
         from bnfold._judge import by_proof
         from bnfold._judge.activations import Activations
         from bnfold._judge.end_to_end import compare
@@ -193,7 +293,6 @@ class _FoldedFile:
         from bnfold._run.source import Parsed, Source
 
         hush()
-        self.progress("certifying every fold")
         with (
             runnable(self.original, self.data) as original,
             runnable(self.draft.path, self.draft.data) as folded,
@@ -206,13 +305,21 @@ class _FoldedFile:
             edits = (freeze,) if self.settings.frozen and listed(before) else ()
             for edit in edits:
                 edit(before)
+            self.progress("proving")
+            proof = self._proof(before, after, bounds)
+            self.progress("certifying every fold")
+            start, path = before, original
+            if self.started is not None:
+                path = self.started
+                start = load_model(path, lean=True, follow_links=True)
+            numbers = Activations(path, self.inputs, self.settings, bounds).numbers
             certificates = certify(
-                before,
+                start,
                 after,
                 applied,
-                self.original.parent,
+                path.parent if self.started is not None else self.original.parent,
                 self.draft.path.parent,
-                Activations(original, self.inputs, self.settings, bounds).numbers,
+                None if by_proof.is_proved(proof) else numbers,
                 bounds,
             )
             resting = [
@@ -220,10 +327,6 @@ class _FoldedFile:
                 for certificate in certificates
                 if certificate.unchecked is not None
             ]
-            self.progress("proving")
-            sides = (before, self.original.parent), (after, self.draft.path.parent)
-            size = size_on_disk(original, before) + size_on_disk(folded, after)
-            proof = by_proof.proof_of(*sides, size, self.settings, bounds)
             values: Mapping[str, Any] = self.weights.values
             touched: Collection[str] = self.weights.touched
             hoisted = False
@@ -233,14 +336,15 @@ class _FoldedFile:
                 values, touched = found.values, plantable_weights(before, found)
             ways = ways_to_draw(before, after, self.settings.seed)
             left = Source(original, parsed=Parsed(before), hoisted=hoisted)
+            owed = (partial(prepend, wanted=self.owed),) if self.owed else ()
             right = Source(folded, parsed=Parsed(after))
-            del before, after, sides
+            del before, after
 
             def judged(draws: FixedDraws | None) -> EndToEnd:
                 alike = (FixedDraws(draws.seed), draws) if draws is not None else ()
                 return compare(
                     replace(left, edits=(*edits, *alike[:1])),
-                    replace(right, edits=alike[1:]),
+                    replace(right, edits=(*owed, *alike[1:])),
                     parameters=values,
                     touched=touched,
                     inputs=self.inputs,
@@ -257,3 +361,14 @@ class _FoldedFile:
         wrong = any(certificate.fails for certificate in certificates)
         status: RunStatus = "fail" if wrong else end_to_end.status
         return Verdict(status, certificates, end_to_end)
+
+    def _proof(self, before: ModelProto, after: ModelProto, bounds: Bounds) -> Proof | None:
+        """What the weights of both files prove, if a proof is asked for."""
+        from bnfold._judge import by_proof
+
+        size = size_on_disk(self.original, before) + size_on_disk(self.draft.path, after)
+        if self.owed:
+            after = load_model(self.draft.path, lean=True, follow_links=True)
+            prepend(after, wanted=self.owed)
+        sides = (before, self.original.parent), (after, self.draft.path.parent)
+        return by_proof.proof_of(*sides, size, self.settings, bounds)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from bnfold._core.preprocessing import Preprocessing
 from bnfold._core.result import Plan
 
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
     from bnfold._proof.evidence import Certificate
+    from bnfold._relation.proof import Proof
 
 RunStatus = Literal["pass", "fail", "inconclusive", "unchanged", "skipped"]
 Progress = Callable[[str], None]
@@ -41,6 +44,105 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class InputChange:
+    """What has become of one input.
+
+    Attributes:
+        name: the input's, before and after.
+        before: its type and shape.
+        after: those that it has now.
+        values: the preprocessing that the model does now or, if ``exposed``, its caller has to do.
+        exposed: whether operators were taken out of the model.
+        operators: those of the preprocessing that stand in front of the model, or that were taken
+            out, by type.
+        why: why they are not in weights.
+        reordered: operators whose weights have the order of channels in them.
+    """
+
+    name: str
+    before: str
+    after: str
+    values: Preprocessing
+    exposed: bool
+    operators: tuple[str, ...]
+    why: tuple[str, ...] = ()
+    reordered: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that are valid JSON."""
+        return {
+            "input": self.name,
+            "before": self.before,
+            "after": self.after,
+            "exposed": self.exposed,
+            **self.values.to_dict(),
+            "operators": list(self.operators),
+            "why": list(self.why),
+            "reordered": list(self.reordered),
+        }
+
+    def __str__(self) -> str:
+        """One line for people."""
+        if self.exposed:
+            given = {"mean": self.values.means, "std": self.values.stds}
+            told = [f"{name} {','.join(map(repr, each))}" for name, each in given.items()]
+            layout = f" (layout {self.values.layout})" if self.values.layout else ""
+            took = ", ".join(self.operators)
+            return (
+                f"input {self.name}: took out {took}; give it (x - mean) / std with "
+                f"{' and '.join(told)}{layout}"
+            )
+        same = self.after == self.before
+        other = "before its preprocessing" if same else f"in place of {self.before}"
+        parts = [f"input {self.name}: takes {self.after} {other}"]
+        if self.reordered:
+            parts.append(f"the order of channels went into {', '.join(self.reordered)}")
+        stays = ", ".join(self.operators) or "nothing"
+        verb = "stays" if len(self.operators) < 2 else "stay"
+        why = f": {', and '.join(self.why)}" if self.why else ""
+        parts.append(f"in front of the model {stays} {verb}{why}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Equalization:
+    """What came of equalizing the channels of a model.
+
+    Attributes:
+        layers: the linear operators that changed, each with the bits of a common int8 scale that
+            its channels lose on average, before and after.
+        refused: why the equalized model was not taken, "" if it was or if nothing changed.
+        proof: that the equalized model and the folded one are the same function.
+    """
+
+    layers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    refused: str = ""
+    proof: Proof | None = None
+
+    @property
+    def applied(self) -> bool:
+        """Whether the model that was written is equalized."""
+        return bool(self.layers) and not self.refused
+
+    @property
+    def lost(self) -> tuple[float, float]:
+        """The bits that the channels of all these layers lose on average, before and after."""
+        before, after = zip(*self.layers.values(), strict=True)
+        return fmean(before), fmean(after)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that are valid JSON."""
+        layers = [{"at": at, "before": a, "after": b} for at, (a, b) in self.layers.items()]
+        return {
+            "applied": self.applied,
+            "refused": self.refused,
+            "layers": layers,
+            "proof": self.proof.status if self.proof is not None else None,
+            "distance": self.proof.distance if self.proof is not None else 0.0,
+        }
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The result of one run.
 
@@ -56,6 +158,8 @@ class Outcome:
         frozen: how many initializers are no inputs any more.
         hanging: how many maps stay because initializers that are listed as inputs may be
             overridden.
+        equalization: what came of equalizing channels, or None where that was not asked for.
+        inputs: what has become of inputs that got preprocessing, or lost it.
     """
 
     model: Path
@@ -67,3 +171,5 @@ class Outcome:
     left_behind: tuple[Path, ...] = ()
     frozen: int = 0
     hanging: int = 0
+    equalization: Equalization | None = None
+    inputs: tuple[InputChange, ...] = ()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bnfold._core.result import REWRITES, Fold, Kept, Plan
-from bnfold._core.view import Affine, View
+from bnfold._core.view import Absorber, Affine, View
 from bnfold._merge.merging import Stays
 from bnfold._plan.places import Standing
 from bnfold._plan.planner import Move, Moves
@@ -53,9 +53,25 @@ def summarize(
                     reason.message,
                     reason.advice,
                     path,
+                    brief=reason.brief,
+                    is_bias=_is_bias(view, index),
                 )
             )
     return Plan(tuple(folds), tuple(kept), dict(before), dict(+after))
+
+
+def _is_bias(view: View, index: int) -> bool:
+    """Whether an affine operator is the bias of a linear one that has no place for it: it adds to
+    what a MatMul puts out, and nothing else reads that.
+    """
+    role = view.nodes[index].role
+    if not isinstance(role, Affine) or not role.map.keeps_scale:
+        return False
+    data = view.values[view.nodes[index].inputs[role.data]]
+    if data.producer is None or len(data.readers) != 1 or data.pinned is not None:
+        return False
+    linear = view.nodes[data.producer].role
+    return isinstance(linear, Absorber) and linear.ahead is not None and not linear.bias_free
 
 
 def _fold(path: str, view: View, move: Move, moves: Moves, left: Sequence[str]) -> Fold:
@@ -104,4 +120,5 @@ def kept_apart(stays: Stays, path: str) -> Kept:
         reason.advice,
         path,
         "merge",
+        reason.brief,
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from bnfold._core.index_maps import Map, MultiAxisMap
 from bnfold._core.laws import Edit, Law, Way, not_carried
 from bnfold._core.pointwise import Converted
-from bnfold._core.reasons import Reason, Refusal
+from bnfold._core.reasons import Reason, Refusal, past_padding
 from bnfold._core.view import Absorber, Crossing
 from bnfold._plan.dead_ends import DeadEnd, Place, Span, Stop
 from bnfold._plan.relation import Relation
@@ -111,7 +111,10 @@ class Sweep:
         if not reason.at:  # A law does not know the name of its operator.
             node = self.view.nodes[self.node]
             message = f"{node.label} ({node.op}): {reason.message}"
-            reason = Reason(reason.code, node.label, message)
+            brief = f"at {node.label} ({node.op}), {reason.message}"
+            if reason.code == "zero-padding":
+                brief = past_padding(node.op, node.label)
+            reason = Reason(reason.code, node.label, message, brief=brief)
         known = isinstance(refusal, Known)
         stop = refusal.stop if isinstance(refusal, Known) else Stop(reason)
         lasting = refusal.lasting if isinstance(refusal, Known | Impassable) else False

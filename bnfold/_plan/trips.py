@@ -137,15 +137,24 @@ def explained(reason: Reason, stops: Mapping[bool, Stop]) -> Reason:
     main = reason
     if back is not None and (back.through or back.reason.code in _TOLD):
         text = _told(back, "carried back through") if back.through else back.reason.message
-        main = Reason(back.reason.code, back.reason.at, text)
+        main = Reason(back.reason.code, back.reason.at, text, brief=_brief(back.reason))
     if forth is None:
         return main
     text = _told(forth, "carried forward through")
     padded = forth.reason.code == "zero-padding" and main.code != "zero-padding"
     tells = forth.reason.code in ("blocked-layout", "quantizer-between")
     if padded or (tells and main.code == "no-linear-operator"):
-        return Reason(forth.reason.code, forth.reason.at, f"{text}; backward, {main.message}")
-    return Reason(main.code, main.at, f"{main.message}; forward, {text}", main.cause)
+        told, brief = f"{text}; backward, {main.message}", _brief(forth.reason)
+        return Reason(forth.reason.code, forth.reason.at, told, brief=brief)
+    brief = _brief(main)
+    if main.code == forth.reason.code == "no-linear-operator" and main.at and forth.reason.at:
+        brief = f"neither {main.at} ahead of it nor {forth.reason.at} behind it can take it in"
+    return Reason(main.code, main.at, f"{main.message}; forward, {text}", main.cause, brief)
+
+
+def _brief(reason: Reason) -> str:
+    """A reason in few words."""
+    return reason.brief or reason.message
 
 
 def _told(stop: Stop, carried: str) -> str:

@@ -16,6 +16,7 @@ from onnx import NodeProto, helper
 
 from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._relation.expressions import Expression, Linear, along
+from bnfold._relation.fillings import Fillings
 from bnfold._relation.linear import Applied, apply
 from bnfold._relation.reading import Step
 from bnfold._relation.side import Array, Side, Weight, attributes
@@ -44,9 +45,11 @@ class Core:
     gates: Sequence[Expression] = field(default_factory=list)
 
 
-def of(side: Side, scope: Scope, node: NodeProto, given: Sequence[Expression | None]) -> Core:
+def of(
+    fillings: Fillings, scope: Scope, node: NodeProto, given: Sequence[Expression | None]
+) -> Core:
     """The core of an operator that reads ``given``; the operator itself if nothing is affine."""
-    kind = type_of(node)
+    kind, side = type_of(node), fillings.integers.side
     plain = Core(node, node.input, given)
     if not given or given[0] is None:
         return plain
@@ -57,8 +60,13 @@ def of(side: Side, scope: Scope, node: NodeProto, given: Sequence[Expression | N
     if kind == "HardSigmoid":
         return _hard_sigmoid(plain)
     if kind in _GATES:
-        return _recurrent(side, scope, plain) or plain
+        return _recurrent(fillings, scope, plain) or plain
     return _norm(side, scope, plain) or plain
+
+
+def squared(node: NodeProto) -> NodeProto:
+    """Pow with the exponent 2 as a product."""
+    return NodeProto(op_type="Mul", name=node.name, input=[node.input[0]] * 2, output=node.output)
 
 
 def _without(node: NodeProto, *names: str) -> NodeProto:
@@ -165,12 +173,13 @@ def _of_way(weight: Weight, way: int) -> Array:
     return values
 
 
-def _recurrent(side: Side, scope: Scope, plain: Core) -> Core | None:
+def _recurrent(fillings: Fillings, scope: Scope, plain: Core) -> Core | None:
     """LSTM, GRU, RNN: ``x·Wᵀ + Wb`` of each direction comes first (ONNX LSTM, GRU, RNN).
 
-    B holds Wb and Rb, each [directions, gates · hidden]. Rb stays a parameter.
+    B holds Wb and Rb, each [directions, gates · hidden]. Rb stays a parameter. An initial state
+    that is left out is 0.
     """
-    node, data = plain.node, plain.given[0]
+    node, data, side = plain.node, plain.given[0], fillings.integers.side
     weight = side.floats(scope, node.input[1]) if len(node.input) > 2 else None
     rank = side.rank(scope, node.input[0])
     if weight is None or data is None or len(weight.shape) != 3 or rank != 3:
@@ -204,7 +213,16 @@ def _recurrent(side: Side, scope: Scope, plain: Core) -> Core | None:
             return None
         gates.append(made.shifted(own[way], weight.unit / 2, weight.unit))
     held = _without(node)
+    del held.output[:]  # Which of them are read makes no difference.
+    held.output.extend(f"output {k}" for k in range(3 if node.op_type == "LSTM" else 2))
     held.attribute.append(helper.make_attribute("recurrent bias", rest.reshape(-1).tolist()))
     names = ["", "", node.input[2], "", *node.input[4:]]
     given = [None, None, plain.given[2], None, *plain.given[4:]]
+    for place in range(5, min(len(names), 7)):
+        state = fillings.of_name(scope, names[place])
+        if state is not None and state.is_zero:
+            names[place] = ""
+    while not names[-1]:
+        names.pop()
+    given = given[: len(names)]
     return Core(held, names, given, gates=gates)

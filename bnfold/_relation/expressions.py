@@ -115,15 +115,22 @@ class Expression:
         """The axis of the rows of its linear operators, or None without any."""
         return next((term.linear.axis for term in self.terms if term.linear is not None), None)
 
-    def scaled(self, by: Double, error: float, unit: float) -> Expression:
-        """The expression times a constant whose use costs some rounding."""
+    def scaled(self, by: Double, error: Double | float, unit: float) -> Expression:
+        """The expression times a constant whose use costs some rounding.
+
+        ``error`` is one number or lies along the axes of ``by``.
+        """
         terms = tuple(replace(t, scale=t.scale * by, error=t.error + error) for t in self.terms)
+        slips = np.asarray(self.error + error)
+        slip, mass = float(np.max(slips)), self.mass * np.abs(by)
+        if slips.size > 1 and slip:  # One number for all channels; the mass of others counts less.
+            mass = mass * (slips / slip)
         return replace(
             self,
             terms=terms,
             shift=self.shift * by,
-            mass=self.mass * np.abs(by),
-            error=self.error + error,
+            mass=mass,
+            error=slip,
             unit=max(self.unit, unit),
         )
 

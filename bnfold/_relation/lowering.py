@@ -7,13 +7,14 @@ what they stand for by definition (onnxruntime, ContribOperators.md; ONNX Gelu-2
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from bnfold._onnx.read.scopes import bodies, type_of
+from bnfold._onnx.read.scopes import bodies, opset_of, type_of
 from bnfold._relation.side import attributes
 
 _ACTIVATIONS = ("Relu", "Tanh", "Sigmoid", "LeakyRelu", "Clip", "HardSigmoid")
@@ -22,12 +23,13 @@ _ACTIVATIONS = ("Relu", "Tanh", "Sigmoid", "LeakyRelu", "Clip", "HardSigmoid")
 class _Writer:
     """Writes the operators of one graph."""
 
-    def __init__(self, graph: GraphProto, count: Iterator[int]) -> None:
+    def __init__(self, graph: GraphProto, count: Iterator[int], opset: int) -> None:
         self.graph = graph
+        self.opset = opset
         self._count = count
         self.nodes: list[NodeProto] = []
 
-    def constant(self, value: float, kind: int = TensorProto.FLOAT) -> str:
+    def constant(self, value: float | list[int], kind: int = TensorProto.FLOAT) -> str:
         """The name of a new constant."""
         name = f"\0{next(self._count)}"
         numbers = np.asarray(value, helper.tensor_dtype_to_np_dtype(kind))
@@ -46,14 +48,26 @@ class _Writer:
         self.nodes[-1].output[0] = like.output[0]
 
 
-def lowered(model: ModelProto) -> ModelProto:
-    """The model itself, or a copy in which no operator is several in one."""
-    own = frozenset(map(type_of, model.functions))
-    if not any(type_of(node) in _RULES for node in _all_nodes(model.graph)):
-        return model
+def lowered(first: ModelProto, second: ModelProto) -> list[ModelProto]:
+    """Both models themselves, or copies in which no operator is several in one.
+
+    What both have as often is left as it is where only one of them might have it in parts.
+    """
+    counts = [Counter(map(type_of, _all_nodes(model.graph))) for model in (first, second)]
+    kinds = {kind for kind in _RULES if kind not in _WHOLE or counts[0][kind] != counts[1][kind]}
+    return [
+        _lowered(model, kinds) if kinds & held.keys() else model
+        for model, held in zip((first, second), counts, strict=True)
+    ]
+
+
+def _lowered(model: ModelProto, kinds: Collection[str]) -> ModelProto:
+    """A copy without operators of some kinds; calls of the model's own functions are none."""
     copy = ModelProto()
     copy.CopyFrom(model)
-    _lower(copy.graph, itertools.count(), own)
+    rules = set(kinds) - set(map(type_of, model.functions))
+    opset = opset_of(model.opset_import)
+    _lower(copy.graph, itertools.count(), rules, opset)
     return copy
 
 
@@ -64,13 +78,13 @@ def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
             yield from _all_nodes(body)
 
 
-def _lower(graph: GraphProto, count: Iterator[int], own: Collection[str]) -> None:
-    """Write the operators of a graph. ``own`` are calls of the model's functions."""
-    writer = _Writer(graph, count)
+def _lower(graph: GraphProto, count: Iterator[int], kinds: Collection[str], opset: int) -> None:
+    """Write the operators of a graph that are of some kinds as others."""
+    writer = _Writer(graph, count, opset)
     for node in graph.node:
         for _, body in bodies(node):
-            _lower(body, count, own)
-        rule = _RULES.get(type_of(node)) if type_of(node) not in own else None
+            _lower(body, count, kinds, opset)
+        rule = _RULES[type_of(node)] if type_of(node) in kinds else None
         mark = len(writer.nodes)
         if rule is None or not rule(writer, node):
             del writer.nodes[mark:]
@@ -166,6 +180,39 @@ def _gelu(writer: _Writer, node: NodeProto) -> bool:
     return True
 
 
+def _bias_gelu(writer: _Writer, node: NodeProto) -> bool:
+    """BiasGelu: ``Gelu(A + B)``."""
+    if len(node.input) != 2:
+        return False
+    value = writer.node("Add", list(node.input), node)
+    return _gelu(writer, NodeProto(name=node.name, input=[value], output=node.output))
+
+
+def _layer_norm(writer: _Writer, node: NodeProto) -> bool:
+    """LayerNormalization over the last axis: ``(x − mean) / √(mean of squares + ε) · γ + β``."""
+    given = attributes(node)
+    kinds = {t.name: t.data_type for t in writer.graph.initializer}
+    kind = kinds.get(node.input[1]) if len(node.input) > 1 else None
+    if given.get("axis", -1) != -1 or kind is None or any(node.output[1:]):
+        return False
+    centred = writer.node("Sub", [node.input[0], _mean(writer, node, node.input[0])], node)
+    spread = _mean(writer, node, writer.node("Mul", [centred] * 2, node))
+    epsilon = writer.constant(float(given.get("epsilon", 1e-5)), kind)
+    root = writer.node("Sqrt", [writer.node("Add", [spread, epsilon], node)], node)
+    value = writer.node("Mul", [writer.node("Div", [centred, root], node), node.input[1]], node)
+    if len(node.input) > 2 and node.input[2]:
+        value = writer.node("Add", [value, node.input[2]], node)
+    writer.finish(value, node)
+    return True
+
+
+def _mean(writer: _Writer, node: NodeProto, data: str) -> str:
+    """A ReduceMean over the last axis."""
+    if writer.opset < 18:
+        return writer.node("ReduceMean", [data], node, axes=[-1])
+    return writer.node("ReduceMean", [data, writer.constant([-1], TensorProto.INT64)], node)
+
+
 def _hard_swish(writer: _Writer, node: NodeProto) -> bool:
     """HardSwish: ``x · HardSigmoid(x)`` with α = 1/6 and β = 1/2."""
     value = writer.node("HardSigmoid", [node.input[0]], node, alpha=1.0 / 6.0, beta=0.5)
@@ -176,6 +223,8 @@ def _hard_swish(writer: _Writer, node: NodeProto) -> bool:
 _RULES: dict[str, Callable[[_Writer, NodeProto], bool]] = {
     "Gelu": _gelu,
     "HardSwish": _hard_swish,
+    "LayerNormalization": _layer_norm,
+    "com.microsoft::BiasGelu": _bias_gelu,
     "com.microsoft::FusedConv": _fused_conv,
     "com.microsoft::FusedGemm": _fused_gemm,
     "com.microsoft::FusedMatMul": _fused_matmul,
@@ -183,3 +232,5 @@ _RULES: dict[str, Callable[[_Writer, NodeProto], bool]] = {
     "com.microsoft::QuickGelu": _quick_gelu,
 }
 """By the type of the operator; each rule says whether it could."""
+_WHOLE = ("LayerNormalization",)
+"""Operators for which the walk has a form of their own."""

@@ -19,10 +19,9 @@ from bnfold._relation.expressions import (
     Expression,
     Incomparable,
     Term,
-    is_uneven,
     of_base,
 )
-from bnfold._relation.passing import passed
+from bnfold._relation.passing import errors_behind, passed
 from bnfold._relation.problems import Blame, Blamed, Layer, Problem, of_map
 from bnfold._relation.relations import Related, of_maps
 from bnfold._relation.series import expanded
@@ -92,10 +91,10 @@ class Matcher:
                 kind, numbers = type_of(form.core.node), form.core.numbers
                 call = Call(self.side, scope, node, relations, kind, known.numbers, numbers)
                 found = passed(call)
-                uneven = any(each is not None and is_uneven(each.error) for each in relations)
-                if found is not None and not uneven:
+                errors = None if found is None else errors_behind(call, found)
+                if found is not None and errors is not None:
                     known.is_used = True
-                    return self._mapped(known, found, form.given, call)
+                    return self._mapped(known, found, errors, form.given, call)
                 tried.append((known, form, relations))
         if tried and not self.is_first:
             known, form, relations = next((t for t in tried if not t[0].is_used), tried[0])
@@ -118,11 +117,14 @@ class Matcher:
 
         That is a problem if something depends on what it puts out.
         """
-        bases = (term.base for value in given if value is not None for term in value.terms)
-        loose = next((self.loose[base] for base in bases if base in self.loose), None)
         why = f"the first file has no such {node.op_type}"
-        problem = loose or Problem("structure", label(node), why)
+        problem = self._loose(given) or Problem("structure", label(node), why)
         self.loose.update(dict.fromkeys(outputs, problem))
+
+    def _loose(self, given: Sequence[Expression | None]) -> Problem | None:
+        """Why the first file does not have what is read, or None where it has all."""
+        bases = (term.base for value in given if value is not None for term in value.terms)
+        return next((self.loose[base] for base in bases if base in self.loose), None)
 
     def relations(
         self, known: Known, given: Sequence[Expression | None]
@@ -147,6 +149,7 @@ class Matcher:
         self,
         known: Known,
         found: Sequence[tuple[Double, Double]],
+        errors: Sequence[Double | float],
         given: Sequence[Expression | None],
         call: Call,
     ) -> list[Expression]:
@@ -155,7 +158,6 @@ class Matcher:
             for value, one in zip(given, call.inputs, strict=True)
             if value is not None and one is not None and not one.is_identity
         ]
-        error = max((float(np.max(one.error)) for _, one in real), default=0.0)
         slip = max((one.slip for _, one in real), default=0.0)
         unit = max((value.unit for value, _ in real), default=0.0)
         origins = frozenset[int]().union(*(value.origins for value, _ in real))
@@ -166,10 +168,10 @@ class Matcher:
             if other is not None:
                 pairs = zip(masses, other, strict=True)
                 masses = [np.maximum(mass, np.abs(shift)) for mass, (_, shift) in pairs]
-        triples = zip(known.outputs, found, masses, strict=False)
+        parts = zip(known.outputs, found, masses, errors, strict=False)
         return [
             Expression((Term(base, scale, error),), shift, mass, slip, unit, origins)
-            for base, (scale, shift), mass in triples
+            for base, (scale, shift), mass, error in parts
         ]
 
     def blame(
@@ -229,7 +231,7 @@ class Matcher:
                     self.table.expanded.setdefault(read, []).append((known, longer))
             else:
                 why = "the first file adds up nothing of this form"
-                self.loose[base] = Problem("structure", at, why)
+                self.loose[base] = self._loose([value]) or Problem("structure", at, why)
             return own
         free = [pair for pair in differences if not pair[0].is_used] or differences
         full = [(known, solve(known.expression, value, known.rank)) for known, _ in free]
@@ -299,9 +301,9 @@ class Matcher:
         """Note it if a result is not that of the first file. Raises `Blamed` as `blame` does."""
         related = of_maps(one, other)
         if related is None:
-            bases = (term.base for term in other.terms if term.base in self.loose)
-            loose = next((self.loose[base] for base in bases), None)
-            self.problems.append(loose or Problem("structure", what, "it is another value"))
+            self.problems.append(
+                self._loose([other]) or Problem("structure", what, "it is another value")
+            )
         elif not related.is_identity:
             if other.origins - self.forced.keys():
                 raise Blamed(other.origins - self.forced.keys(), what, True)

@@ -5,11 +5,14 @@ An operator without a law, and one whose law does not hold, asks for the same da
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from bnfold._relation import pointwise, rearranging, windows
 from bnfold._relation.call import Call, Pair
-from bnfold._relation.expressions import ONE, ZERO
+from bnfold._relation.expressions import ONE, ZERO, Double, is_uneven
 
 
 def passed(call: Call) -> list[Pair] | None:
@@ -24,6 +27,37 @@ def passed(call: Call) -> list[Pair] | None:
     return found if isinstance(found, list) else [found] * len(call.node.output)
 
 
+def errors_behind(call: Call, found: Sequence[Pair]) -> list[Double | float] | None:
+    """For each output how far rounding explains a difference of its scale, relative to it.
+
+    An error of its own in each channel goes where the scale of that channel goes: the law is asked
+    once more with scales that are off by it. An operator that goes number by number, and reads one
+    tensor, leaves it where it is. None where the law does not say, and some channels are
+    known much less well than others: one number for all would lay more to rounding than there is.
+    """
+    known = [each for each in call.inputs if each is not None and not each.is_identity]
+    most = max((float(np.max(each.error)) for each in known), default=0.0)
+    if all(np.size(each.error) == 1 for each in known):
+        return [most] * len(found)
+    errors: list[Double | float] = [0.0] * len(found)
+    for place, one in enumerate(call.inputs):
+        if one is None or one.is_identity:
+            continue
+        off = [*call.inputs]
+        off[place] = replace(one, scale=one.scale * (1 + np.asarray(one.error)))
+        moved = passed(replace(call, inputs=off))
+        if moved is None and call.kind in _POINTWISE:
+            return [one.error] * len(found)
+        if moved is None:
+            return None if any(is_uneven(each.error) for each in known) else [most] * len(found)
+        for number, ((scale, _), (far, _)) in enumerate(zip(found, moved, strict=True)):
+            ratio = np.divide(far, scale, out=np.full(far.shape, 1 + most), where=scale != 0)
+            errors[number] = np.maximum(errors[number], np.abs(ratio - 1))
+    return errors
+
+
+_POINTWISE = ("Clip", "Erf", "Sin", "Tanh", "ThresholdedRelu")
+"""Operators on one tensor, whose laws ask for the same scale in all channels."""
 LAWS: dict[str, Callable[[Call], Pair | list[Pair] | None]] = {
     "Abs": pointwise.absolute,
     "ArgMax": windows.place_of_largest,

@@ -1,36 +1,35 @@
 """Operators that only move numbers, told by where each number goes rather than by how it is said.
 
 Reshape, Flatten, Squeeze and Unsqueeze keep the row-major order: two of them are the same if they
-put out the same sizes. Slice and Split take ranges of axes, and reductions some axes, however these
-are written.
+put out the same sizes. A Slice takes ranges of axes, and reductions some axes, however these are
+written. A Split is a Slice for each part, and a Gather of one place is one, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
-from onnx import NodeProto
+from onnx import NodeProto, helper
 
 from bnfold._onnx.read.scopes import Scope, type_of
+from bnfold._relation.amounts import Size
+from bnfold._relation.integers import Integers, ranges, rearranged
 from bnfold._relation.side import Side, attributes
 
-REARRANGING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+REARRANGING = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _LAST = 2**31 - 1
 """From here on an end means the end of the axis."""
+Told = tuple[Size | None, ...]
 
 
-def place_of(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
+def place_of(held: Integers, scope: Scope, node: NodeProto) -> Hashable | None:
     """What tells such an operator apart besides its data; None for others, and if not known."""
     kind = type_of(node)
-    if kind in REARRANGING:
-        return _sizes(side, scope, node)
     if kind == "Slice":
-        return _ranges(side, scope, node)
-    if kind == "Split":
-        return _parts(side, scope, node)
+        return _ranges(held, scope, node)
     if kind.startswith("Reduce"):
-        return _reduced(side, scope, node)
+        return _reduced(held.side, scope, node)
     return None
 
 
@@ -47,81 +46,115 @@ def _reduced(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
     return node.op_type, told, held.get("keepdims", 1) == 1
 
 
-def _sizes(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
+def sizes_behind(held: Integers, scope: Scope, node: NodeProto) -> Told | None:
     """The sizes that a rearrangement puts out, one of which may be open: the others tell it."""
-    before, after = (side.shapes.sizes(scope, n) for n in (node.input[0], node.output[0]))
-    if after is None:
+    told = (turned if type_of(node) == "Transpose" else rearranged)(held, scope, node)
+    return None if told is None or told.count(None) > 1 or 0 in told else told
+
+
+def turned(held: Integers, scope: Scope, node: NodeProto) -> Told | None:
+    """The sizes that a Transpose puts out which moves only axes of one number; None for others.
+
+    The order of all numbers stays.
+    """
+    before = held.of_tensor(scope, node.input[0])
+    if before is None:
         return None
-    told = [_told(side, size, before or ()) for size in after]
-    for known in (_is_number, _is_told):  # All others tell one that is left.
-        if sum(not known(size) for size in told) == 1:
-            told = [size if known(size) else None for size in told]
-            break
-    if told.count(None) > 1 or 0 in told:
+    order = attributes(node).get("perm", tuple(range(len(before)))[::-1])
+    if sorted(order) != list(range(len(before))):
         return None
-    return "rearranged", tuple(told)
+    wide = [axis for axis in order if before[axis] != 1]
+    return tuple(before[axis] for axis in order) if wide == sorted(wide) else None
 
 
-def _is_number(size: Hashable) -> bool:
-    return isinstance(size, int)
+def keys_of(told: Told) -> Iterator[Hashable]:
+    """What tells a rearrangement apart: all sizes, and all but one, which these tell.
+
+    The data tell how many numbers there are.
+    """
+    if None in told:
+        yield "rearranged", told
+        return
+    yield "rearranged", told
+    for axis in range(len(told)):
+        yield "rearranged", (*told[:axis], None, *told[axis + 1 :])
 
 
-def _is_told(size: Hashable) -> bool:
-    """Whether a size is told without those of the data."""
-    return isinstance(size, (int, str))
+def is_same(told: Told, own: Told | None) -> bool:
+    """Whether a rearrangement puts out the sizes that its data have: all but one tell that one."""
+    if own is None or len(told) != len(own):
+        return False
+    return sum(a is None or a != b for a, b in zip(told, own, strict=True)) <= 1
 
 
-def _told(side: Side, size: Any, before: tuple[Any, ...]) -> Hashable | None:
-    """A size: a number, that of an input of the model, or that of an axis of the data."""
-    if isinstance(size, int):
-        return size
-    if size in side.words:
-        return side.words[size]
-    return ("axis", before.index(size)) if size is not None and size in before else None
-
-
-def is_absolute(place: Hashable) -> bool:
-    """Whether the sizes of a rearrangement are told without those of its data."""
-    assert isinstance(place, tuple)
-    return not any(isinstance(size, tuple) and size[0] == "axis" for size in place[1])
-
-
-def _ranges(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
+def _ranges(held: Integers, scope: Scope, node: NodeProto) -> Hashable | None:
     """The range that a Slice takes of each axis."""
-    rank, held = side.rank(scope, node.input[0]), attributes(node)
-    sizes = side.shapes.shape(scope, node.input[0])
-    given: list[list[int] | None] = []
-    for place, name in enumerate(("starts", "ends", "axes", "steps"), 1):
-        stored = node.input[place] if place < len(node.input) else ""
-        found = side.constant(scope, stored) if stored else None
-        if stored and found is None:
-            return None
-        value: Any = held.get(name) if found is None else found.load().reshape(-1)
-        given.append(None if value is None else [int(each) for each in value])
-    starts, ends, axes, steps = given
-    if rank is None or starts is None or ends is None:
+    rank, bounds = held.side.rank(scope, node.input[0]), ranges(held, scope, node)
+    sizes = held.of_tensor(scope, node.input[0])
+    if rank is None or bounds is None:
         return None
     told: dict[int, Hashable] = {}
-    for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        axis = (place if axes is None else axes[place]) % rank
-        step = 1 if steps is None else steps[place]
-        size = None if sizes is None else sizes[axis]
-        if size is not None:
-            taken = range(size)[start:end:step]
+    for start, end, axis, step in bounds:
+        axis %= rank
+        size = None if sizes is None or len(sizes) != rank else sizes[axis]
+        if all(isinstance(each, int) for each in (size, start, end)):
+            taken = range(size)[start:end:step]  # type: ignore[arg-type]
             if (taken.start, taken.stop, taken.step) == (0, size, 1):
                 continue
-            told[axis] = ("numbers", len(taken), taken[0] if len(taken) else 0, step)
-        else:
-            told[axis] = ("as written", min(end, _LAST), start, step)
-    return "ranges", tuple(sorted(told.items()))
+            count, begin = len(taken), taken[0] if len(taken) else 0
+            told[axis] = ("numbers", count, begin, step if count > 1 else 1)
+            continue
+        if step > 0 and (end == size or (isinstance(end, int) and end > _LAST)):
+            end = _LAST
+        if (start, end, step) != (0, _LAST, 1):
+            told[axis] = ("as written", end, start, step)
+    return "ranges", tuple(sorted(told.items(), key=lambda pair: pair[0]))
 
 
-def _parts(side: Side, scope: Scope, node: NodeProto) -> Hashable | None:
-    """The sizes of the parts of a Split."""
-    rank = side.rank(scope, node.input[0])
-    shapes = [side.shapes.shape(scope, name) if name else None for name in node.output]
+def parts_of(held: Integers, scope: Scope, node: NodeProto) -> list[NodeProto] | None:
+    """The Slice that each output of a Split is; None where the sizes are not known."""
+    shapes = [held.side.shapes.shape(scope, name) if name else None for name in node.output]
+    rank = held.side.rank(scope, node.input[0])
     if rank is None or any(shape is None for shape in shapes):
         return None
-    axis = attributes(node).get("axis", 0) % rank
-    sizes = [None if shape is None else shape[axis] for shape in shapes]
-    return None if None in sizes else ("parts", axis, tuple(sizes))
+    axis, start = attributes(node).get("axis", 0) % rank, 0
+    made = []
+    for name, shape in zip(node.output, shapes, strict=True):
+        size = None if shape is None else shape[axis]
+        if size is None:
+            return None
+        made.append(_slice_of(node, name, start, start + size, axis))
+        start += size
+    return made
+
+
+def _slice_of(node: NodeProto, name: str, start: int, end: int, axis: int) -> NodeProto:
+    """A Slice of what another operator reads, with its bounds as attributes."""
+    made = NodeProto(op_type="Slice", name=node.name, input=node.input[:1], output=[name])
+    for key, value in (("starts", start), ("ends", end), ("axes", axis)):
+        made.attribute.append(helper.make_attribute(key, [value]))
+    return made
+
+
+def picked(held: Integers, scope: Scope, node: NodeProto) -> list[NodeProto] | None:
+    """A Gather of one place as a Slice and, of a scalar place, a Squeeze behind it."""
+    at, rank = held.of_names(scope, node.input[1]), held.side.rank(scope, node.input[0])
+    if at is None or rank is None or len(at.values) != 1 or not isinstance(at.values[0], int):
+        return None
+    start, axis = at.values[0], attributes(node).get("axis", 0) % rank
+    end = start + 1 if start != -1 else _LAST
+    if not at.is_scalar:
+        return [_slice_of(node, node.output[0], start, end, axis)]
+    shapes, name = held.side.shapes, f"\0one of {node.output[0]}"
+    behind = shapes.sizes(scope, node.output[0])
+    if behind is None or len(behind) != rank - 1:
+        return None
+    sizes = (*behind[:axis], 1, *behind[axis:])
+    scope.inputs.add(name)
+    shapes.symbols[scope.path, name] = sizes
+    shapes.shapes[scope.path, name] = tuple(s if isinstance(s, int) else None for s in sizes)
+    shapes.types[scope.path, name] = shapes.type(scope, node.output[0])
+    squeeze = NodeProto(op_type="Squeeze", name=node.name, input=[name], output=node.output)
+    if sizes_behind(held, scope, squeeze) is None:
+        return None
+    return [_slice_of(node, name, start, end, axis), squeeze]

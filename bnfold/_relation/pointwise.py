@@ -100,11 +100,12 @@ def untouched(call: Call) -> Pair:
 def _moves(call: Call, scale: float, shift: float) -> bool:
     """Whether each parameter of the second operator is ``scale`` times the first's, plus a shift.
 
-    Rounding may have moved it as far as the relation, and by its own unit.
+    Rounding may have moved it as far as the relation, and by its own unit. It is one number for all
+    channels: the channel that is known best says how far.
     """
     for one, other in zip(call.numbers, call.others, strict=True):
         meant = scale * one + shift
-        slack = (float(np.max(call.first.error)) + 2.0**-23) * (abs(scale * one) + abs(shift))
+        slack = (float(np.min(call.first.error)) + 2.0**-23) * (abs(scale * one) + abs(shift))
         if meant != other and not abs(meant - other) <= slack:
             return False
     return True

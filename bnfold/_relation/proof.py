@@ -20,6 +20,7 @@ from onnx import ModelProto, ValueInfoProto
 from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope
 from bnfold._relation.expressions import Expression, of_base
+from bnfold._relation.integers import Integers, Sizes
 from bnfold._relation.liveness import is_read, needed, varies
 from bnfold._relation.lowering import lowered
 from bnfold._relation.matching import Matcher, draws
@@ -103,11 +104,13 @@ def prove(
     Nodes of every graph are in order. Nothing is run. ``watch`` is called at every operator; it may
     raise `Stopped`. Raises that and `UsageError` for weights that cannot be read.
     """
+    models = [onnx.inliner.inline_local_functions(m) if m.functions else m for m in (first, second)]
     one, other = (
-        Side.of(lowered(onnx.inliner.inline_local_functions(m) if m.functions else m), d)
-        for m, d in ((first, first_dir), (second, second_dir))
+        Side.of(m, folder)
+        for m, folder in zip(lowered(*models), (first_dir, second_dir), strict=True)
     )
     table = Table()
+    sizes = Sizes()
     graphs = one.scopes[0], other.scopes[0]
     inputs = [
         [v for v in scope.graph.input if side.constant(scope, v.name) is None]
@@ -125,18 +128,18 @@ def prove(
         if _default(one, graphs[0], a.name) != _default(other, graphs[1], b.name):
             return Proof("not proved", b.name, "this input has another default value")
     bases = {a.name: table.fresh(one.shapes.type(graphs[0], a.name)) for a in inputs[0]}
-    one.values.update({("", name): of_base(base) for name, base in bases.items()})
-    one.name_sizes(bases)
-    other.name_sizes({b.name: bases[a.name] for a, b in pairs})
-    start = Walk(one, Matcher(one, table, True), watch=watch)
+    start = Walk(one, Matcher(one, table, True), Integers(one, sizes), watch=watch)
+    for name, base in bases.items():
+        start.give(graphs[0], name, of_base(base))
     start.graph(graphs[0])
     wanted = [_Result(a.name, b.name, start.result(graphs[0], a.name)) for a, b in results]
-    given = {("", b.name): of_base(bases[a.name]) for a, b in pairs}
-    whole = _of_results(other, table, given, wanted, watch)
+    given = {b.name: of_base(bases[a.name]) for a, b in pairs}
+    task = _Task(other, table, sizes, given, watch)
+    whole = _of_results(task, wanted)
     if whole.status == "proved" or len(wanted) == 1:
         found = [OutputProof(r.first, whole.status, whole.at, whole.why) for r in wanted]
         return replace(whole, outputs=found)
-    return _with_each(whole, other, table, given, wanted, watch)
+    return _with_each(whole, task, wanted)
 
 
 class _Result(NamedTuple):
@@ -147,14 +150,17 @@ class _Result(NamedTuple):
     value: Expression
 
 
-def _with_each(
-    whole: Proof,
-    side: Side,
-    table: Table,
-    given: Mapping[tuple[str, str], Expression],
-    wanted: Sequence[_Result],
-    watch: Callable[[], None],
-) -> Proof:
+class _Task(NamedTuple):
+    """The second file, what it is given, and the table and the sizes of the first."""
+
+    side: Side
+    table: Table
+    sizes: Sizes
+    given: Mapping[str, Expression]
+    watch: Callable[[], None]
+
+
+def _with_each(whole: Proof, task: _Task, wanted: Sequence[_Result]) -> Proof:
     """The proof of several outputs, each by itself: only what it depends on is walked for it.
 
     Where one of them is refuted, the whole is. Outputs that draw random numbers are proved only
@@ -163,13 +169,13 @@ def _with_each(
     found: list[OutputProof] = []
     for result in wanted:
         try:
-            own = _of_results(side, table, given, [result], watch)
+            own = _of_results(task, [result])
         except Stopped as stopped:
             own = Proof("not proved", "", str(stopped))
         found.append(OutputProof(result.first, own.status, own.at, own.why))
     proved = [r for r, each in zip(wanted, found, strict=True) if each.status == "proved"]
-    drawn = {r.first for r in proved if draws(needed(side.scopes[0], [r.second]))}
-    if drawn and len(proved) > 1 and not _are_together(side, table, given, proved, watch):
+    drawn = {r.first for r in proved if draws(needed(task.side.scopes[0], [r.second]))}
+    if drawn and len(proved) > 1 and not _are_together(task, proved):
         found = [
             replace(each, status="not proved", why=_SHARED) if each.name in drawn else each
             for each in found
@@ -180,37 +186,23 @@ def _with_each(
     return replace(whole, outputs=found)
 
 
-def _are_together(
-    side: Side,
-    table: Table,
-    given: Mapping[tuple[str, str], Expression],
-    wanted: Sequence[_Result],
-    watch: Callable[[], None],
-) -> bool:
+def _are_together(task: _Task, wanted: Sequence[_Result]) -> bool:
     try:
-        return _of_results(side, table, given, wanted, watch).status == "proved"
+        return _of_results(task, wanted).status == "proved"
     except Stopped:
         return False
 
 
-def _of_results(
-    side: Side,
-    table: Table,
-    given: Mapping[tuple[str, str], Expression],
-    wanted: Sequence[_Result],
-    watch: Callable[[], None],
-) -> Proof:
-    """Walk what some outputs of the second file need, and compare these with the first's.
-
-    ``given`` has its inputs. The table is that of the first file.
-    """
-    forced: dict[int, Blame] = {}
-    is_open = False
+def _of_results(task: _Task, wanted: Sequence[_Result]) -> Proof:
+    """Walk what some outputs of the second file need, and compare these with the first's."""
+    side, forced, is_open = task.side, dict[int, Blame](), False
     while True:
-        table.reset()
+        task.table.reset()
         side.values.clear()
-        side.values.update(given)
-        walk = Walk(side, Matcher(side, table, False, forced), watch=watch)
+        matcher = Matcher(side, task.table, False, forced)
+        walk = Walk(side, matcher, Integers(side, task.sizes), watch=task.watch)
+        for name, value in task.given.items():
+            walk.give(side.scopes[0], name, value)
         try:
             walk.graph(side.scopes[0], [result.second for result in wanted])
             for _, name, value in wanted:
@@ -222,7 +214,7 @@ def _of_results(
             forced.update(dict.fromkeys(blamed.bases, blamed.by))
         is_open |= walk.found.is_open
     walk.found.is_open |= is_open
-    return _concluded(walk.found, table, [result.value for result in wanted])
+    return _concluded(walk.found, task.table, [result.value for result in wanted])
 
 
 def _paired(

@@ -18,7 +18,6 @@ from bnfold._relation.expressions import (
     Expression,
     Linear,
     Term,
-    is_uneven,
     vector,
 )
 from bnfold._relation.linear import Applied, apply
@@ -55,9 +54,11 @@ def expanded(value: Expression, sums: Mapping[int, Sum]) -> Expression | None:
 def _of_term(term: Term, value: Expression, sums: Mapping[int, Sum]) -> Expression | None:
     """What a term is in the data of what it reads, or None."""
     inner, linear = sums.get(term.base), term.linear
-    if inner is None or linear is None or linear.of_shift or is_uneven(term.error):
+    if inner is None or (linear is not None and linear.of_shift):
         return None
     held = inner.expression
+    if linear is None:  # A sum in another one: what it adds up is added up there.
+        return _of_sum(term, inner)
     if held.is_wide:
         return None
     pointwise = all(_is_pointwise(each.linear) for each in held.terms)
@@ -69,9 +70,8 @@ def _of_term(term: Term, value: Expression, sums: Mapping[int, Sum]) -> Expressi
         factor = vector(each.scale, linear.data_axis, inner.rank, middle)
         if factor is None:
             return None
-        if is_uneven(each.error):
-            return None
-        one = _composed(linear, each.linear, factor, float(np.max(each.error)))
+        error = vector(np.asarray(each.error), linear.data_axis, inner.rank, middle)
+        one = None if error is None else _composed(linear, each.linear, factor, error)
         if one is None:
             return None
         made.append(Term(each.base, term.scale, term.error, one))
@@ -80,8 +80,16 @@ def _of_term(term: Term, value: Expression, sums: Mapping[int, Sum]) -> Expressi
     if moved is None or len(moved.terms) > 1:
         return None
     # The shift of what it reads, behind it: its own term is what `made` replaces.
-    moved = replace(moved, terms=()).scaled(term.scale, float(np.max(term.error)), value.unit)
+    moved = replace(moved, terms=()).scaled(term.scale, term.error, value.unit)
     return replace(moved, terms=tuple(made))
+
+
+def _of_sum(term: Term, inner: Sum) -> Expression | None:
+    """What a sum is that is part of another one: its own terms, each times the scale."""
+    if inner.own.map is None or np.any(inner.own.map.scale != 1):
+        return None  # Channels that depend on nothing stand for themselves.
+    held = inner.expression
+    return replace(held, origins=frozenset()).scaled(term.scale, term.error, held.unit)
 
 
 def _is_pointwise(linear: Linear | None) -> bool:
@@ -97,11 +105,19 @@ def _is_pointwise(linear: Linear | None) -> bool:
     return plain and not any(any(place) for place in linear.places)
 
 
-def _composed(outer: Linear, inner: Linear | None, factor: Double, error: float) -> Linear | None:
-    """``outer · factor · inner`` as one operator, or None where it is none of a known kind."""
+def _composed(outer: Linear, inner: Linear | None, factor: Double, errors: Double) -> Linear | None:
+    """``outer · factor · inner`` as one operator, or None where it is none of a known kind.
+
+    ``errors`` are of the factor, channel by channel.
+    """
     gain = factor if outer.gain is None else factor * outer.gain
+    error = float(np.min(errors))
+    more = errors - error
     if inner is None:
-        return replace(outer, gain=gain, error=outer.error + error)
+        own = outer.slack
+        if more.any():
+            own = more if own is None else own + more
+        return replace(outer, gain=gain, error=outer.error + error, slack=own)
     if inner.axis != outer.data_axis or inner.of_shift:
         return None
     if outer.slack is not None or inner.slack is not None:
@@ -130,11 +146,14 @@ def _composed(outer: Linear, inner: Linear | None, factor: Double, error: float)
     if outer.rows * channels * len(places) > _LARGEST:
         return None
 
-    def product(sizes: bool) -> Array:
-        return _product(outer, inner, gain, both, places, sizes)
-
     count = outer.columns * len(outer.places)
     slack = outer.error + inner.error + error + outer.unit / 2 * (1 + np.sqrt(count))
+    # What a channel is known less well counts as more of its size.
+    weight = 1 + more / slack if more.any() else np.ones(())
+
+    def product(sizes: bool) -> Array:
+        return _product(outer, inner, np.abs(gain) * weight if sizes else gain, both, places, sizes)
+
     return replace(
         outer,
         kind=kind,
@@ -161,14 +180,13 @@ def _product(
 ) -> Array:
     """The weights of two operators in series, or with ``sizes`` the sums of their sizes."""
     first, second = (_dense(each, sizes) for each in (inner, outer))
-    middle = np.abs(gain) if sizes else gain
     at = {place: number for number, place in enumerate(places)}
     if inner.gain is not None:
         first *= np.abs(inner.gain)[:, None] if sizes else inner.gain[:, None]
     made = np.zeros((outer.rows, first.shape[1], len(places)))
     for i, p in enumerate(outer.places):
         for j, q in enumerate(inner.places):
-            made[:, :, at[both[p, q]]] += (second[:, :, i] * middle) @ first[:, :, j]
+            made[:, :, at[both[p, q]]] += (second[:, :, i] * gain) @ first[:, :, j]
     return made
 
 

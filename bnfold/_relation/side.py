@@ -5,12 +5,14 @@ With the code that folds it shares the reading of stored constants, shapes and n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
@@ -44,9 +46,7 @@ class Side:
     """One file. ``values`` has the expressions of tensors by graph and name.
 
     ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
-    ``functions`` are the model's local functions. ``words`` has for each symbol of an unknown size
-    of an input which input and axis it is, in words that both files share. ``versions`` has those
-    of the operators' domains.
+    ``functions`` are the model's local functions. ``versions`` has those of the operators' domains.
     """
 
     scopes: list[Scope]
@@ -55,7 +55,6 @@ class Side:
     values: dict[tuple[str, str], Expression] = field(default_factory=dict)
     ranks: dict[tuple[str, str], int | None] = field(default_factory=dict)
     functions: Hashable = ()
-    words: dict[str, str] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -75,13 +74,6 @@ class Side:
         """The version of an operator's domain; 0 if the file does not say it."""
         own = node.domain in ("", "ai.onnx")
         return scope.opset if own else self.versions.get(node.domain, 0)
-
-    def name_sizes(self, bases: Mapping[str, int]) -> None:
-        """Note what the unknown sizes of the inputs are; ``bases`` has the inputs."""
-        for name, base in bases.items():
-            for axis, size in enumerate(self.shapes.sizes(self.scopes[0], name) or ()):
-                if isinstance(size, str):
-                    self.words.setdefault(size, f"size of axis {axis} of {base}")
 
     def body(self, graph: Any) -> Scope:
         """The scope of a graph of the model."""
@@ -145,9 +137,19 @@ def _refuse_references(scope: Scope) -> None:
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """The attributes of a node that are no graphs."""
+    """The attributes of a node that are no graphs, and are of the type that they have to be."""
+    types = _types(node.op_type, node.domain)
     return {
         a.name: helper.get_attribute_value(a)
         for a in node.attribute
-        if not (a.HasField("g") or a.graphs)
+        if not (a.HasField("g") or a.graphs) and a.type == types.get(a.name, a.type) != 0
     }
+
+
+@functools.lru_cache(maxsize=1024)
+def _types(kind: str, domain: str) -> Mapping[str, int]:
+    """The types of an operator's attributes, as far as ONNX says them."""
+    if not onnx.defs.has(kind, domain):
+        return {}
+    held: Mapping[str, Any] = onnx.defs.get_schema(kind, domain=domain).attributes
+    return {name: attribute.type.value for name, attribute in held.items()}

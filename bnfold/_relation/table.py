@@ -22,6 +22,8 @@ from bnfold._relation.expressions import Expression
 from bnfold._run.nodes import RANDOM as DRAWING
 
 Array = NDArray[Any]
+Ranges = tuple[tuple[int, Hashable], ...]
+"""By axis, in order, which of its numbers are taken."""
 
 RANDOM = frozenset((*DRAWING, "Dropout"))
 """Two of them put out other numbers, whatever they read."""
@@ -74,6 +76,7 @@ class Table:
         definitions: the sums of both files, by the base that they are.
         roots: by a base whose numbers another one has, in the same order but with other axes, that
             other one.
+        cuts: by a base that is a part of another one, that other one, and the range of each axis.
         types: the element type of each base.
         constants: the bases of constants that a graph puts out, by their numbers, type and shape.
         widened: by a base that is data of another type, stored in a wider one, and by that type,
@@ -85,6 +88,7 @@ class Table:
     expanded: dict[frozenset[int], list[tuple[Sum, Expression]]] = field(default_factory=dict)
     definitions: dict[int, Sum] = field(default_factory=dict)
     roots: dict[int, int] = field(default_factory=dict)
+    cuts: dict[int, tuple[int, Ranges]] = field(default_factory=dict)
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
     constants: dict[Hashable, int] = field(default_factory=dict)

@@ -7,7 +7,7 @@ what it finds with other numbers, are problems.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import NodeProto, TensorProto
@@ -17,18 +17,18 @@ from bnfold._relation import cores, linear, reading
 from bnfold._relation.cores import Core
 from bnfold._relation.expressions import (
     Expression,
-    Term,
     along,
-    is_uneven,
     lies_along,
     of_base,
 )
 from bnfold._relation.liveness import needed
-from bnfold._relation.matching import Form, Matcher, is_random, rows_of
-from bnfold._relation.places import REARRANGING, is_absolute, place_of
+from bnfold._relation.matching import Form, is_random, rows_of
+from bnfold._relation.moving import Moving
+from bnfold._relation.places import (
+    place_of,
+)
 from bnfold._relation.problems import Problem
-from bnfold._relation.side import Side
-from bnfold._relation.table import Known, fingerprint, key_of
+from bnfold._relation.table import Known, key_of
 
 _SUMS = ("Add", "Sub", "Sum")
 _COMMUTATIVE = ("Add", "And", "Equal", "Max", "Mean", "Min", "Mul", "Or", "Sum", "Xor")
@@ -41,16 +41,13 @@ _WIDER: dict[int, tuple[int, ...]] = {
 
 
 @dataclass(eq=False)
-class Walk:
+class Walk(Moving):
     """One file on its way through the table.
 
-    ``words`` tell constants apart. ``inside`` is the operator whose body is walked, and which of
-    its bodies; None in the main graph. ``watch`` is called at each operator; it may end the walk.
+    ``inside`` is the operator whose body is walked, and which of its bodies; None in the main
+    graph. ``watch`` is called at each operator; it may end the walk.
     """
 
-    side: Side
-    found: Matcher
-    words: dict[tuple[str, str], Hashable] = field(default_factory=dict)
     inside: tuple[Known, str] | None = None
     watch: Callable[[], None] = lambda: None
 
@@ -61,37 +58,6 @@ class Walk:
             self.watch()
             self._node(scope, node)
 
-    def value(self, scope: Scope, name: str) -> Expression | None:
-        """What a tensor is, or None for a constant and for an input that is left out."""
-        owner = scope.owner(name) if name else None
-        return None if owner is None else self.side.values.get((owner.path, name))
-
-    def closed(self, scope: Scope, name: str) -> Expression | None:
-        """What a tensor is, as a map of one base."""
-        found = self.value(scope, name)
-        owner = scope.owner(name)
-        if found is None or owner is None or found.map is not None or not found.terms:
-            return found
-        rank, kind = self.side.rank(scope, name), self.side.shapes.type(scope, name)
-        made = self.found.total(found, self._writer(owner, name), rank, kind)
-        self.side.values[owner.path, name] = made
-        return made
-
-    def _writer(self, scope: Scope, name: str) -> str:
-        """The label of the linear operator behind a tensor, or of the operator that writes it."""
-        first = node = scope.writer(name)
-        while node.op_type and linear.read(self.side, scope, node) is None:
-            before = [n for n in node.input if n in scope.producers and self.value(scope, n)]
-            if len(before) != 1:
-                break
-            node = scope.writer(before[0])
-        known = node.op_type and linear.read(self.side, scope, node) is not None
-        return label(node if known else first)
-
-    def _set(self, scope: Scope, name: str, value: Expression) -> None:
-        if name:
-            self.side.values[scope.path, name] = value
-
     def _node(self, scope: Scope, node: NodeProto) -> None:
         side = self.side
         if not scope.kind(node):
@@ -100,10 +66,14 @@ class Walk:
         outputs = [name for name in node.output if name]
         if outputs and all(side.constant(scope, name) is not None for name in outputs):
             return
+        if self.integers.follow(scope, node) or self.fillings.follow(scope, node):
+            return
         if reading.passes(side, scope, node):
             found = self.value(scope, node.input[0])
-            if found is not None:
-                self._set(scope, node.output[0], found)
+            owner = scope.owner(node.input[0])
+            if found is not None and owner is not None:
+                self.give(scope, node.output[0], found)
+                self.same[scope.path, node.output[0]] = owner, node.input[0]
                 return
         made = self._cast_back(scope, node)
         if made is None:
@@ -113,7 +83,7 @@ class Walk:
         if made is None:
             made = self._sum(scope, node)
         if made is not None:
-            self._set(scope, node.output[0], made)
+            self.give(scope, node.output[0], made)
             return
         self._other(scope, node)
 
@@ -130,9 +100,9 @@ class Walk:
         made = Expression((), value.shift, value.mass, value.error, value.unit, value.origins)
         for term in value.terms:
             inner = self.found.table.widened.get((term.base, kind))
-            if inner is None or is_uneven(term.error):
+            if inner is None:
                 return None
-            made = made.plus(inner.scaled(term.scale, float(np.max(term.error)), 0.0))
+            made = made.plus(inner.scaled(term.scale, term.error, 0.0))
         return made if value.terms else None
 
     def _affine(self, scope: Scope, node: NodeProto) -> Expression | None:
@@ -162,8 +132,7 @@ class Walk:
         weight = self.side.floats(scope, found.bias)
         if weight is not None:
             values = weight.double()
-            is_fitting = found.linear.axis != 1 or weight.shape == (found.linear.rows,)
-            if not is_fitting or not np.all(np.isfinite(values)):
+            if not _is_bias(weight.shape, found) or not np.all(np.isfinite(values)):
                 return None
             if found.linear.axis == 1:
                 values = along(values, 1, found.rank)
@@ -189,6 +158,9 @@ class Walk:
                 if total is None or part is None or len(parts) > 2:
                     return None
             total = total.plus(part, -1.0 if node.op_type == "Sub" else 1.0)
+        known = [self.side.rank(scope, name) for name in node.input]
+        if None not in known:
+            self.side.ranks[scope.path, node.output[0]] = max(rank or 0 for rank in known)
         if total is not None and not self._is_even(scope, node, total):
             total = replace(total, is_wide=True)
         return total
@@ -208,17 +180,28 @@ class Walk:
         """An operator that is not affine, or the part of it that is not."""
         side = self.side
         given: list[Expression | None] = [self.closed(scope, name) for name in node.input]
-        is_call = not scope.kind(node)
-        core = Core(node, node.input, given) if is_call else cores.of(side, scope, node, given)
+        kind, is_call = scope.kind(node), not scope.kind(node)
+        if not is_call and given and given[0] is not None and self.moved(scope, node, given[0]):
+            return
+        if kind == "Pow" and self._is_square(scope, node):
+            self._other(scope, cores.squared(node))
+            return
+        core = (
+            Core(node, node.input, given)
+            if is_call
+            else cores.of(self.fillings, scope, node, given)
+        )
         gates = [self._close_own(value, label(node)) for value in core.gates]
         names = [*core.names, *("" for _ in gates)]
         values = [*core.given, *gates]
-        words = [self._word(scope, n, v) for n, v in zip(names, values, strict=True)]
-        types = [side.shapes.type(scope, name) if name else 0 for name in node.output]
+        words = [self.word(scope, n, v) for n, v in zip(names, values, strict=True)]
+        types = [self.side.shapes.type(scope, name) if name else 0 for name in node.output]
+        if core.gates:
+            types = [max(types)] * len(core.node.output)
         if type_of(node) in _COMMUTATIVE and scope.opset >= 7 and not is_call:
             order = sorted(range(len(words)), key=lambda place: str(words[place]))
             words, values = [words[k] for k in order], [values[k] for k in order]
-        key = key_of(core.node, side.opset(scope, node), words, types)
+        key = key_of(core.node, side.opset(scope, core.node), words, types)
         if is_call:
             key = key, side.functions
         if is_random(node):  # In a body it is drawn each time that the body runs.
@@ -227,13 +210,10 @@ class Walk:
         if any(bodies(node)):
             self._with_bodies(scope, node, forms[0].key, values)
             return
-        place = None if is_call else place_of(side, scope, node)
+        place = None if is_call else place_of(self.integers, scope, node)
         data = values[0] if values else None
         if place is not None and data is not None:
-            root = self._root(node, data, place)
-            word = self._word(scope, names[0], root)
-            forms.append(Form((place, *types, word), [root], core, root is not data))
-            data = root
+            forms.append(Form((place, *types, self.word(scope, names[0], data)), [data], core))
         made = self.found.operator(scope, node, forms, types)
         if type_of(node) == "Cast" and data is not None:
             before, after = (
@@ -241,61 +221,26 @@ class Walk:
             )
             if after in _WIDER.get(before, ()):
                 self.found.table.widened.setdefault((made[0].terms[0].base, before), data)
-        if len(forms) > 1 and type_of(node) in REARRANGING:
-            self._note_root(data, made[0])
-        for name, value in zip(node.output, made, strict=True):
+        for name, value in zip(node.output, made, strict=False):
             for step in core.steps:
                 value = step.of(value)
-            self._set(scope, name, value)
+            if name:
+                self.give(scope, name, value)
 
-    def _root(self, node: NodeProto, data: Expression, place: Hashable) -> Expression:
-        """The data of an operator that moves numbers.
-
-        One rearrangement of another is a rearrangement of the first one's data.
-        """
-        term = data.map
-        if term is None or type_of(node) not in REARRANGING or not is_absolute(place):
-            return data
-        root = self.found.table.roots.get(term.base, term.base)
-        if root == term.base or term.scale.size > 1 or data.shift.size > 1:
-            return data
-        moved = Term(root, term.scale.reshape(()), float(np.max(term.error)))
-        shift, mass = data.shift.reshape(()), np.asarray(np.max(data.mass))
-        return replace(data, terms=(moved,), shift=shift, mass=mass)
+    def _is_square(self, scope: Scope, node: NodeProto) -> bool:
+        """Whether a Pow is ``x · x``."""
+        exponent = self.fillings.of_name(scope, node.input[1])
+        return exponent is not None and float(exponent.number) == 2 and exponent.sizes in ((), (1,))
 
     def _close_own(self, value: Expression, at: str) -> Expression:
         """A map of one base in the place of what an operator computes inside."""
         is_map = value.map is not None or not value.terms
         return value if is_map else self.found.total(value, at, None, 0)
 
-    def _note_root(self, data: Expression | None, made: Expression) -> None:
-        """Note of what a new base is a rearrangement."""
-        read, written = data.map if data is not None else None, made.map
-        if read is not None and written is not None and read.base != written.base:
-            plain = read.scale.size == 1 and written.scale.size == 1
-            same = plain and read.scale == written.scale
-            if same and data is not None and np.array_equal(data.shift, made.shift):
-                self.found.table.roots.setdefault(written.base, read.base)
-
     def _fresh(self, scope: Scope, names: Iterable[str]) -> list[int]:
         """New bases for some tensors."""
         kinds = (self.side.shapes.type(scope, name) if name else 0 for name in names)
         return [self.found.table.fresh(kind) for kind in kinds]
-
-    def _word(self, scope: Scope, name: str, value: Expression | None) -> Hashable:
-        """What stands for an input in the key of an operator."""
-        if value is not None:
-            term = value.map
-            return term.base if term is not None else "constant"
-        if not name:
-            return None
-        owner = scope.owner(name)
-        key = "" if owner is None else owner.path, name
-        if key not in self.words:
-            stored = self.side.constant(scope, name) or self.side.floats(scope, name)
-            known = None if stored is None else fingerprint(stored.load())
-            self.words[key] = ("unknown", id(self), name) if known is None else known
-        return self.words[key]
 
     def _with_bodies(
         self,
@@ -335,7 +280,7 @@ class Walk:
         outside = self.inside
         for (name, _), body, formal_ in zip(named, graphs, known.formal, strict=True):
             for value, base in zip(body.graph.input, formal_, strict=True):
-                self._set(body, value.name, of_base(base))
+                self.give(body, value.name, of_base(base))
             self.inside = known, name
             self.graph(body)
             self.inside = outside
@@ -350,18 +295,13 @@ class Walk:
                     why = "the bodies have other numbers of outputs"
                     self.found.problems.append(Problem("structure", label(node), why))
         for name, base in zip(node.output, known.outputs, strict=True):
-            self._set(scope, name, of_base(base))
+            if name:
+                self.give(scope, name, of_base(base))
 
-    def result(self, scope: Scope, name: str) -> Expression:
-        """What a graph puts out. A constant is a shift."""
-        found = self.closed(scope, name)
-        if found is not None:
-            return found
-        weight = self.side.constant(scope, name)
-        if weight is None:
-            return of_base(self.found.table.fresh(0))
-        values = weight.load()
-        numbers = values.astype(np.float64) if weight.is_float else np.zeros(())
-        if weight.is_float and np.all(np.isfinite(numbers)):
-            return Expression((), numbers, np.abs(numbers))
-        return of_base(self.found.table.stored(fingerprint(values)))
+
+def _is_bias(shape: tuple[int, ...], found: linear.Applied) -> bool:
+    """Whether a bias of a shape has one number, or one for each row, and no axes too many."""
+    axis, rows = found.linear.axis, found.linear.rows
+    if axis == 1:
+        return shape == (rows,)
+    return len(shape) <= 2 and (len(shape) < -axis or shape[axis] in (1, rows))

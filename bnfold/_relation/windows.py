@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bnfold._relation import pointwise
 from bnfold._relation.call import Call, Pair, full_rank, is_off
 from bnfold._relation.expressions import ONE, ZERO, Double
 from bnfold._relation.relations import Related
@@ -74,10 +75,10 @@ def _kept(call: Call, values: Double, axes: Sequence[int], rank: int) -> Double:
 
 
 def mean(call: Call) -> Pair | None:
-    """ReduceMean, GlobalAveragePool: linear, and a mean of t is t."""
+    """ReduceMean, GlobalAveragePool: linear, and a mean of t is t; of one s and t over any axes."""
     found = _reduced(call)
     if found is None:
-        return None
+        return pointwise.uniform(call)
     one, axes, rank = found
     return _kept(call, one.scale, axes, rank), _kept(call, one.shift, axes, rank)
 

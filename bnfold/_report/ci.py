@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from bnfold._core.result import Plan
 from bnfold._errors import UsageError
 from bnfold._report import escapes
 from bnfold._report.findings import Finding
@@ -16,28 +16,49 @@ from bnfold._system import paths
 _LEVELS = {"fail": "error", "inconclusive": "warning"}
 """GitHub's word for each status that it shows."""
 
+MOST = 10
+"""How many annotations of a step GitHub shows."""
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 """The variable that names the file of the step summary."""
 
 
-def junit(model: str, findings: Sequence[Finding], seconds: float) -> str:
-    """One test suite of JUnit XML, in ASCII.
+@dataclass(frozen=True)
+class Suite:
+    """What was found about one model, and the seconds that it took."""
+
+    model: str
+    findings: Sequence[Finding]
+    seconds: float
+
+
+def junit(suites: Sequence[Suite]) -> str:
+    """JUnit XML, in ASCII, with a test suite for each model.
 
     A finding that failed is a failure. One that could not be judged is a skipped test.
     """
+    root = ElementTree.Element("testsuites")
+    for suite in suites:
+        root.append(_suite(suite))
+    ElementTree.indent(root)
+    written: bytes = ElementTree.tostring(root, encoding="us-ascii", xml_declaration=True)
+    return written.decode("ascii")
+
+
+def _suite(found: Suite) -> ElementTree.Element:
     count = {
-        status: sum(f.status == status for f in findings) for status in ("fail", "inconclusive")
+        status: sum(f.status == status for f in found.findings)
+        for status in ("fail", "inconclusive")
     }
     suite = ElementTree.Element(
         "testsuite",
-        name=escapes.xml(f"bnfold {model}"),
-        tests=str(len(findings)),
+        name=escapes.xml(f"bnfold {found.model}"),
+        tests=str(len(found.findings)),
         failures=str(count["fail"]),
         errors="0",
         skipped=str(count["inconclusive"]),
-        time=f"{seconds:.3f}",
+        time=f"{found.seconds:.3f}",
     )
-    for finding in findings:
+    for finding in found.findings:
         case = ElementTree.SubElement(
             suite,
             "testcase",
@@ -53,28 +74,52 @@ def junit(model: str, findings: Sequence[Finding], seconds: float) -> str:
             ElementTree.SubElement(case, "skipped", type=finding.group, message=message)
         elif message:
             ElementTree.SubElement(case, "system-out").text = message
-    suites = ElementTree.Element("testsuites")
-    suites.append(suite)
-    ElementTree.indent(suites)
-    written: bytes = ElementTree.tostring(suites, encoding="us-ascii", xml_declaration=True)
-    return written.decode("ascii")
+    return suite
 
 
-def workflow_commands(model: str, findings: Iterable[Finding]) -> Iterator[str]:
-    """GitHub's annotations: an error for a failure, a warning for what could not be judged.
+def annotation(model: str, status: str, findings: Sequence[Finding]) -> str:
+    """GitHub's annotation for a model: an error for a failure, a warning for what could not be
+    judged; "" if there is neither. It tells the worst of them, and how many more there are.
 
     Source: GitHub Actions, workflow commands.
     """
-    for finding in findings:
-        level = _LEVELS.get(finding.status)
-        if level is not None:
-            title = escapes.command_property(f"bnfold: {finding.name}")
-            message = escapes.command_message(finding.message or finding.status)
-            yield f"::{level} file={escapes.command_property(model)},title={title}::{message}"
+    shown = [finding for finding in findings if finding.status in _LEVELS]
+    if not shown:
+        return ""
+    # Where two models begin to differ says most.
+    shown.sort(key=lambda f: (f.status != "fail", f.name != "first difference"))
+    worst = shown[0]
+    told = worst.message or worst.status
+    if len(shown) > 1:
+        told = f"{worst.name}: {told}; and {len(shown) - 1} more, in the summary of the step"
+    title = worst.name if len(shown) == 1 else status
+    return _command(worst.status, model, title, told)
 
 
-def summarize_step(model: str, status: str, plan: Plan | None, findings: Sequence[Finding]) -> None:
-    """Append a table to the summary of the step, where GitHub asks for one.
+def at_most(commands: Sequence[str]) -> list[str]:
+    """As many of the annotations of several models as GitHub shows, the last of them for the rest.
+
+    Source: GitHub shows ten annotations of a level for a step.
+    """
+    if len(commands) <= MOST:
+        return list(commands)
+    more = f"{len(commands) - MOST + 1} more models are told in the summary of the step"
+    return [*commands[: MOST - 1], _command("fail", "", "more models", more)]
+
+
+def _command(status: str, model: str, title: str, message: str) -> str:
+    file = f"file={escapes.command_property(model)}," if model else ""
+    title = escapes.command_property(f"bnfold: {title}")
+    return f"::{_LEVELS[status]} {file}title={title}::{escapes.command_message(message)}"
+
+
+def is_summarized() -> bool:
+    """Whether GitHub asks for a summary of the step."""
+    return bool(os.environ.get(_SUMMARY))
+
+
+def summarize_step(lines: Sequence[str]) -> None:
+    """Append lines of Markdown to the summary of the step, where GitHub asks for one.
 
     Raises `UsageError` where the file that it names cannot be written.
     """
@@ -83,32 +128,6 @@ def summarize_step(model: str, status: str, plan: Plan | None, findings: Sequenc
         return
     try:
         with Path(target).open("a", encoding="utf-8", errors="replace") as file:
-            file.write("\n".join(_markdown(model, status, plan, findings)) + "\n\n")
+            file.write("\n".join(lines) + "\n\n")
     except OSError as error:
         raise UsageError(f"cannot write the summary to {target}: {paths.why(error)}") from error
-
-
-def _markdown(
-    model: str, status: str, plan: Plan | None, findings: Sequence[Finding]
-) -> Iterator[str]:
-    """Yield the lines of the table for GitHub's step summary."""
-    yield f"### bnfold: {escapes.cell(model)}: {status}"
-    if plan is not None:
-        changed = [op for op in sorted({*plan.before, *plan.after}) if _count(plan, op)]
-        if changed:
-            yield from ("", "| operator | before | after |", "|---|---:|---:|")
-            for op in changed:
-                yield f"| {escapes.cell(op)} | {plan.before.get(op, 0)} | {plan.after.get(op, 0)} |"
-        if plan.kept:
-            yield from ("", "| kept | reason | |", "|---|---|---|")
-            for kept in plan.kept:
-                yield f"| {escapes.cell(kept.node)} | {kept.code} | {escapes.cell(kept.message)} |"
-    if findings:
-        yield from ("", "| check | result | |", "|---|---|---|")
-        for finding in findings:
-            name, message = escapes.cell(finding.name), escapes.cell(finding.message)
-            yield f"| {name} | {finding.status} | {message} |"
-
-
-def _count(plan: Plan, op: str) -> bool:
-    return plan.before.get(op, 0) != plan.after.get(op, 0)

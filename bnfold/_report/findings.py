@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from bnfold._core.result import affine_counts, counted, fold_lines
 from bnfold._judge.proof_text import in_units, proof_lines, status_of
 from bnfold._judge.verdict import figures, located
 
@@ -34,6 +35,18 @@ def of_check(outcome: Outcome) -> Iterator[Finding]:
         yield Finding("foldable", "the model", "pass", "nothing to fold")
 
 
+def of_left(outcome: Outcome) -> Iterator[Finding]:
+    """Yield one finding where something is left to fold: how much."""
+    told = "; ".join(fold_lines(outcome.plan))
+    if told:
+        gone, _ = affine_counts(outcome.plan)
+        name = "something is left to fold"
+        if gone:
+            verb = "is" if gone == 1 else "are"
+            name = f"{counted(gone, 'affine operator')} {verb} left to fold"
+        yield Finding("foldable", name, "fail", told)
+
+
 def of_fold(outcome: Outcome) -> Iterator[Finding]:
     """Yield the findings of a fold and its verification."""
     verdict = outcome.verdict
@@ -48,6 +61,10 @@ def of_fold(outcome: Outcome) -> Iterator[Finding]:
         yield Finding("verification", "the model", "pass", "nothing to fold")
     else:
         yield Finding("verification", "the model", "inconclusive", "not verified (--no-verify)")
+    done = outcome.equalization
+    if done is not None and done.proof is not None:
+        told = Finding("proof", "equalized", "pass", str(done.proof))
+        yield replace(told, status="inconclusive", message=done.refused) if done.refused else told
 
 
 def of_verify(result: EndToEnd) -> Iterator[Finding]:

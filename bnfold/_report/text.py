@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import bnfold
 from bnfold._core.result import changed_operators, counted, fold_lines, kept_lines, table
+from bnfold._judge.proof_text import proof_lines
 from bnfold._judge.verdict import end_to_end_lines
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._report.findings import certified, trouble
+from bnfold._report.lines import VERDICTS, Line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bnfold._core.result import Plan
     from bnfold._judge.verdict import EndToEnd
-    from bnfold._pipeline.outcome import Outcome, Verdict
+    from bnfold._pipeline.outcome import Equalization, Outcome, Verdict
     from bnfold._proof.evidence import Certificate
     from bnfold._relation.proof import Proof
 
 SCHEMA = "bnfold.report/1"
 COMPARISON = "bnfold.comparison/1"
+CHECK = "bnfold.check/1"
 PROOF = "bnfold.proof/1"
 
 
@@ -33,7 +40,9 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "left_behind": [str(path) for path in outcome.left_behind],
         "bytes": {"before": outcome.size_before, "after": outcome.size_after},
         **outcome.plan.to_dict(),
+        "inputs": [change.to_dict() for change in outcome.inputs],
         "verification": outcome.verdict.to_dict(),
+        "equalization": outcome.equalization.to_dict() if outcome.equalization else None,
     }
 
 
@@ -59,53 +68,137 @@ def proof_document(original: str, folded: str, proof: Proof) -> dict[str, Any]:
     }
 
 
+def check_document(checked: Sequence[tuple[Path, Outcome | None, str]]) -> dict[str, Any]:
+    """What is left to fold in several models as plain data; its schema is schemas/check-1.json.
+
+    Each is a path with its outcome, or with the error that says why it could not be read.
+    """
+    models = []
+    for path, outcome, error in checked:
+        status = "unreadable"
+        if outcome is not None:
+            status = "left to fold" if outcome.plan.folds else "nothing to fold"
+        document = outcome_document(outcome) if outcome is not None else None
+        models.append(
+            {"model": str(path), "status": status, "error": error or None, "report": document}
+        )
+    return {"schema": CHECK, "bnfold": bnfold.__version__, "models": models}
+
+
 def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
     """A document as strict JSON. A path that is not valid text loses its invalid characters."""
     text = json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=False)
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"
 
 
-def outcome_lines(outcome: Outcome, verbose: bool, power: bool = False) -> Iterator[str]:
-    """Yield lines for a terminal. With ``power`` they always say what planted errors showed."""
-    yield from _plan_lines(outcome, verbose, "folded", "merged", "dropped", "rewrote")
+def outcome_lines(
+    outcome: Outcome, verbose: bool, power: bool = False, quiet: bool = False
+) -> Iterator[str]:
+    """Yield lines for a terminal. With ``power`` they always say what planted errors showed.
+
+    With ``quiet`` there are none unless something is wrong or open.
+    """
+    if quiet:
+        if outcome.verdict.status not in ("fail", "inconclusive"):
+            return
+        yield f"{outcome.model}:"
+    written = outcome.output is not None
+    if not quiet:
+        yield from _plan_lines(outcome, verbose, "" if written else "would ")
     yield from verdict_lines(outcome.verdict, verbose, power)
+    if outcome.equalization is not None and (not quiet or outcome.equalization.refused):
+        yield from _equalization_lines(outcome.equalization, verbose)
     if outcome.output is not None:
         form = written_as(outcome.output) if outcome.output.suffix != ".pt2" else None
         yield f"wrote {outcome.output}" + (f", in {form.told}" if form is not None else "")
         for path in outcome.left_behind:
             yield f"{path} is not read by it any more; remove it if no other model needs it"
     elif outcome.verdict.status == "fail":
-        yield "no file was written"
+        yield Line("no file was written", "bad")
+    elif not quiet:
+        yield from _what_next(outcome)
+
+
+def _equalization_lines(done: Equalization, verbose: bool) -> Iterator[str]:
+    """Yield what came of equalizing; with ``verbose`` each layer by itself."""
+    if not done.layers:
+        yield "not equalized: no scales between layers would make their channels more alike"
+        return
+    if done.refused:
+        yield f"not equalized: the result may be another function: {done.refused}"
+        return
+    layers = counted(len(done.layers), "layer")
+    before, after = done.lost
+    yield (
+        f"equalized {layers}: a channel loses {after:.2f} bits of a scale that its whole weight "
+        f"has in common, {before:.2f} before"
+    )
+    if verbose:
+        yield from (f"  {name}: {b:.2f} bits, {a:.2f}" for name, (b, a) in done.layers.items())
+    if done.proof is not None:
+        yield from proof_lines(done.proof, False)
 
 
 def left_to_fold(outcome: Outcome, verbose: bool) -> Iterator[str]:
     """Yield lines that say what would fold, and what stays."""
-    return _plan_lines(outcome, verbose, "can fold", "can merge", "can drop", "can rewrite")
+    yield from _plan_lines(outcome, verbose, "would ")
+    yield from _what_next(outcome)
 
 
-def _plan_lines(outcome: Outcome, verbose: bool, *verbs: str) -> Iterator[str]:
+VERBS = (("fold", "folded"), ("merge", "merged"), ("drop", "dropped"), ("rewrite", "rewrote"))
+
+
+def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
     """Yield lines that say what folds, merges and is dropped, and what stays.
 
-    ``verbs`` are those of `fold_lines`.
+    ``would`` is "would " where nothing is written, and "" where it is.
     """
     plan = outcome.plan
+    yield from map(str, outcome.inputs)
     if outcome.frozen:
         yield f"froze {counted(outcome.frozen, 'initializer')} that a caller could override"
     if plan.folds:
-        sizes = ("file size", _size(outcome.size_before), _size(outcome.size_after))
+        sizes = ("file size", size_in_words(outcome.size_before), size_in_words(outcome.size_after))
+        for line in fold_lines(plan, *(would + now if would else done for now, done in VERBS)):
+            yield Line(line, "head")
         yield from table((("", "before", "after"), *changed_operators(plan), sizes))
-        yield from fold_lines(plan, *verbs)
         if verbose:
             yield from (f"  {fold}" for fold in plan.folds)
     else:
-        yield "nothing to fold"
-    yield from kept_lines(plan, verbose)
+        yield Line("nothing to fold", "head")
+    yield from (
+        line if line.startswith(" ") else Line(line, "head") for line in kept_lines(plan, verbose)
+    )
+    yield from _what_more(plan, verbose)
     if outcome.hanging:
         verb = "hangs" if outcome.hanging == 1 else "hang"
         yield (
             f"{counted(outcome.hanging, 'map')} {verb} on initializers that are listed as inputs, "
             "which --freeze-initializers takes for fixed"
         )
+
+
+def _what_next(outcome: Outcome) -> Iterator[str]:
+    """Yield what to type to get the folded file, where there would be one."""
+    if outcome.inputs:
+        yield "nothing was written; -o FILE writes it"
+    elif outcome.plan.folds:
+        yield "nothing was written; to fold it, type:"
+        yield Line(f"  {folding_command(outcome.model)}", "type", "  bnfold MODEL -o FOLDED")
+
+
+def folding_command(model: Path) -> str:
+    """What to type to fold a model."""
+    folded = model.with_name(f"{model.stem}.folded{model.suffix or '.onnx'}")
+    return shlex.join(("bnfold", str(model), "-o", str(folded)))
+
+
+def _what_more(plan: Plan, verbose: bool) -> Iterator[str]:
+    """Yield how to learn more about what stays."""
+    stays = [kept for kept in plan.kept if not kept.is_bias]
+    if stays and not verbose:
+        code = min(stays, key=lambda kept: not kept.is_batch_norm).code
+        yield Line(f"-v lists all that stay; 'bnfold explain {code}' says what helps", "faint")
 
 
 def verdict_lines(verdict: Verdict, verbose: bool, power: bool = False) -> Iterator[str]:
@@ -115,19 +208,33 @@ def verdict_lines(verdict: Verdict, verbose: bool, power: bool = False) -> Itera
             yield "not verified (--no-verify)"
         return
     if verdict.certificates:
-        yield _count_certificates(verdict.certificates)
+        yield f"certificates: {count_certificates(verdict.certificates)}"
     for certificate in verdict.certificates:
         if not certificate.holds:
             yield f"  {certified(certificate)}: {trouble(certificate)}"
     if verdict.end_to_end is not None:
         yield from end_to_end_lines(verdict.end_to_end, verbose, power)
-    yield f"verification: {verdict.status}"
+    yield verification_line(verdict.status)
 
 
-def _count_certificates(certificates: Sequence[Certificate]) -> str:
+def comparison_lines(
+    result: EndToEnd, verbose: bool, power: bool = False, quiet: bool = False
+) -> Iterator[str]:
+    """Yield lines about a comparison; with ``quiet`` none where it passes."""
+    if not (quiet and result.status == "pass"):
+        yield from end_to_end_lines(result, verbose, power)
+        yield verification_line(result.status)
+
+
+def verification_line(status: str) -> Line:
+    """The verdict as the last word of a run."""
+    return Line(f"verification: {status}", VERDICTS.get(status, "plain"))
+
+
+def count_certificates(certificates: Sequence[Certificate]) -> str:
     """How many certificates hold, fail and are unchecked, as text."""
     held = sum(certificate.holds for certificate in certificates)
-    told = f"certificates: {held} of {len(certificates)} hold"
+    told = f"{held} of {len(certificates)} hold"
     unchecked = sum(certificate.unchecked is not None for certificate in certificates)
     if not unchecked:
         return told
@@ -135,7 +242,7 @@ def _count_certificates(certificates: Sequence[Certificate]) -> str:
     return f"{told}, {failed} fail, {unchecked} unchecked"
 
 
-def _size(size: int) -> str:
+def size_in_words(size: int) -> str:
     """Three digits and a unit."""
     if size < 1000:
         return f"{size} B"

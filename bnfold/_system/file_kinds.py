@@ -133,7 +133,9 @@ def of_folder(path: Path) -> Kind:
     if len(models) == 1:
         return Kind("it is a folder", f"give the model in it: {path / models[0]}")
     several = f", of which it holds {len(models)}" if models else ""
-    return Kind("it is a folder", f"give a model file{several}; --check takes folders")
+    return Kind(
+        "it is a folder", f"give a model file{several}; --output-dir and --check take folders"
+    )
 
 
 def _archive(path: Path, head: bytes) -> Kind | None:

@@ -13,6 +13,7 @@ from bnfold._errors import UsageError
 from bnfold._system import scratch
 
 _REASONS = {
+    errno.EEXIST: "a file that it needs to write has appeared meanwhile; run it again",
     errno.ENOENT: "there is no such file",
     errno.EISDIR: "it is a folder",
     errno.ENOTDIR: "a part of the path is not a folder",
@@ -114,6 +115,23 @@ def set_mode(path: Path, destination: Path | None, original: Path | None) -> Non
         return
     readable = original.stat().st_mode & 0o444
     path.chmod(stat.S_IMODE(path.stat().st_mode) & (readable | readable >> 1 | readable >> 2))
+
+
+def put_where_none_is(source: Path, target: Path) -> None:
+    """Move a file to a name that no file has. Raises `FileExistsError` if one has it by now.
+
+    A hard link is made only where nothing is. A file system without them is asked before.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.rename(source, target)
+        return
+    source.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

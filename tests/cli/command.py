@@ -75,7 +75,7 @@ class Run:
 
 def environment(**changes: str) -> dict[str, str]:
     """The environment with nothing in it that changes what is printed."""
-    own = {"BNFOLD_TRACEBACK", "COLUMNS", "GITHUB_STEP_SUMMARY", "LINES", "NO_COLOR"}
+    own = {"BNFOLD_TRACEBACK", "COLUMNS", "FORCE_COLOR", "GITHUB_STEP_SUMMARY", "LINES", "NO_COLOR"}
     own |= {"PYTHONIOENCODING", "PYTHONWARNINGS"}
     kept = {name: value for name, value in os.environ.items() if name not in own}
     return {**kept, "LC_ALL": "C.UTF-8", "TERM": "xterm", **changes}

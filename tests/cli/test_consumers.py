@@ -180,26 +180,47 @@ def test_annotations_of_names_that_mean_something(nasty, tmp_path):
     folds = as_json(model, "--check")["folds"]
     run = bnfold(model, "--check", "--output-format", "github")
     assert len(folds) == len(NASTY)
-    for (name, properties, message), fold in zip(annotations(run), folds, strict=True):
-        title = f"bnfold: {shown(', '.join(fold['nodes']))}"
-        assert name == "error"
-        assert properties == {"file": str(model), "title": title.rstrip(" ")}
-        assert message == shown(foldable(fold))
+    ((name, properties, message),) = annotations(run)
+    title = f"bnfold: {len(folds)} affine operators are left to fold"
+    assert (name, properties) == ("error", {"file": str(model), "title": title})
+    assert message.startswith(f"would fold {len(folds)} of ")
+
+
+@pytest.mark.parametrize("name", ["a,b::error::%0A", "c\n::warning::d", "e\u202ef"])
+def test_an_annotation_of_an_output_that_means_something(name, model, wrong):
+    """What a name holds stays within the message of the one annotation."""
+    for path in (model, wrong):
+        made = onnx.load(path)
+        for node in made.graph.node:
+            node.name += name
+        made.graph.output[0].name = made.graph.node[-1].output[0] = f"y{name}"
+        onnx.save(made, path)
+    run = bnfold("verify", model, wrong, "--output-format", "github")
+    ((level, properties, message),) = annotations(run)
+    assert (run.code, level, properties) == (
+        1,
+        "error",
+        {"file": str(wrong), "title": "bnfold: fail"},
+    )
+    assert shown(f"conv1{name}") in message
 
 
 def test_annotations_are_what_junit_calls_failures_and_skipped(model, wrong, strange):
     unproved = ("verify", strange, strange, "--no-prove")
     for args in (("verify", model, wrong), unproved, (model, "--no-verify")):
         _, suite = junit(*args)
-        wanted = [
-            ("error" if case.is_failure else "warning", f"bnfold: {case.name}", result.message)
-            for case in suite
-            for result in case.result
-        ]
-        run = bnfold(*args, "--output-format", "github")
-        found = [(name, p["title"], message) for name, p, message in annotations(run)]
-        assert found == wanted
-        assert wanted
+        wanted = {
+            case.name: (case.is_failure, result.message) for case in suite for result in case.result
+        }
+        ((level, properties, message),) = annotations(bnfold(*args, "--output-format", "github"))
+        assert level == ("error" if any(bad for bad, _ in wanted.values()) else "warning")
+        if len(wanted) == 1:
+            ((name, (_, text)),) = wanted.items()
+            assert (properties["title"], message) == (f"bnfold: {name}", text)
+        else:
+            told, _, more = message.rpartition("; and ")
+            assert told in [f"{name}: {text}" for name, (_, text) in wanted.items()]
+            assert more == f"{len(wanted) - 1} more, in the summary of the step"
 
 
 # --- GitHub: the summary ------------------------------------------------------------------------
@@ -249,9 +270,10 @@ def of_plan(told: Any) -> Iterator[Table]:
     before, after = told["operators"]["before"], told["operators"]["after"]
     changed = [op for op in sorted({*before, *after}) if before.get(op) != after.get(op)]
     rows = [[op, str(before.get(op, 0)), str(after.get(op, 0))] for op in changed]
-    yield [["operator", "before", "after"], *rows]
+    total = ["all operators", *(str(sum(each.values())) for each in (before, after))]
+    yield [["", "before", "after"], *rows, total]
     kept = [[cell(k["node"]), k["code"], cell(k["message"])] for k in told["kept"]]
-    yield [["kept", "reason", ""], *kept]
+    yield [["stays", "reason", ""], *kept]
 
 
 def test_the_summary_is_tables_of_what_json_says(nasty, tmp_path):
@@ -260,13 +282,21 @@ def test_the_summary_is_tables_of_what_json_says(nasty, tmp_path):
     what = [[cell(", ".join(f["nodes"])), "fail", cell(foldable(f))] for f in told["folds"]]
     assert len(told["kept"]) == len(what) == len(NASTY)
     assert headings == [f"bnfold: {nasty}: something is left to fold"]
-    assert tables == [*of_plan(told), [["check", "result", ""], *what]]
+    counts, about, *others = tables
+    assert counts[-1][0] == "file size"
+    assert [counts[:-1], *others] == [*of_plan(told), [["check", "result", ""], *what]]
+    made = onnx.load(nasty).graph
+    for label, ports in (("inputs", made.input), ("outputs", made.output)):
+        said = dict(about[1:])[label]
+        listed = [cell(f"{one.name}: float32[") for one in ports][:8]
+        assert all(name in said for name in listed)
 
 
 def test_the_summary_of_a_comparison(model, wrong, tmp_path):
     _, suite = junit("verify", model, wrong, "--no-prove")
-    headings, (table,) = summaries(tmp_path, "verify", model, wrong, "--no-prove")
-    assert headings == [f"bnfold: {wrong}: fail"]
+    headings, (about, table) = summaries(tmp_path, "verify", model, wrong, "--no-prove")
+    assert headings == [f"bnfold: {model} and {wrong}: fail"]
+    assert dict(about[1:])["verdict"] == "fail"
     assert table == [
         ["check", "result", ""],
         *([case.name, "fail", cell(case.result[0].message)] for case in suite),
@@ -279,7 +309,7 @@ def test_summaries_of_several_models_stand_one_after_the_other(model, settled, t
         f"bnfold: {settled}: nothing to fold",
         f"bnfold: {model}: something is left to fold",
     ]
-    assert len(tables) == 4
+    assert len(tables) == 6
 
 
 def test_a_path_that_means_something(model, tmp_path):
@@ -287,4 +317,4 @@ def test_a_path_that_means_something(model, tmp_path):
     odd.write_bytes(onnx.load(model).SerializeToString())
     headings, tables = summaries(tmp_path, odd, "--check")
     assert headings == [f"bnfold: {odd}: something is left to fold"]
-    assert len(tables) == 3
+    assert len(tables) == 4

@@ -21,11 +21,16 @@ def suite(text):
     root = ElementTree.fromstring(text)
     assert root.tag == "testsuites"
     (found,) = root
+    return counted(found)
+
+
+def counted(found):
+    """A suite, whose counts are those of its cases."""
     cases = found.findall("testcase")
     assert int(found.get("tests")) == len(cases)
     assert int(found.get("failures")) == len(found.findall("testcase/failure"))
     assert int(found.get("skipped")) == len(found.findall("testcase/skipped"))
-    assert float(found.get("time")) > 0
+    assert float(found.get("time")) >= 0
     assert all(case.get("name") and case.get("classname") for case in cases)
     return found
 
@@ -115,17 +120,17 @@ def test_github_says_nothing_when_all_is_well(model, tmp_path):
     text = summary.read_text()
     assert text.startswith("before\n### bnfold: ")
     assert re.search(r"\n\| \w+ \| \d+ \| \d+ \|\n", text)
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(len(re.findall(r"(?<!\\)\|", line)) == 4 for line in tables)
+    assert tables_of(text)
 
 
 def test_github_marks_the_file_that_is_wrong(model, wrong, tmp_path):
     run = bnfold("verify", model, wrong, "--output-format", "github")
     found = commands(run)
     assert run.code == 1
-    assert {level for level, *_ in found} == {"error"}
-    assert {file for _, file, *_ in found} == {str(wrong)}
-    assert any("at fault" in message for *_, message in found)
+    ((level, file, title, message),) = found
+    assert (level, file) == ("error", str(wrong))
+    assert "at fault" in message and re.search(r"and \d+ more, in the summary", message)
+    assert title == "bnfold%3A fail"
 
 
 def test_github_escapes_what_it_reads_as_its_own(model, tmp_path):
@@ -153,7 +158,7 @@ def test_check_fails_while_something_is_left_to_fold(model, tmp_path):
     before = tree(tmp_path)
     run = bnfold(model, "--check")
     assert (run.code, run.err) == (1, "")
-    assert any(line.startswith("can fold 1 map") for line in run.lines)
+    assert any(line.startswith("would fold 1 of 3 affine operators") for line in run.lines)
     assert "verif" not in run.out
     assert tree(tmp_path) == before
     assert bnfold(model, "-o", tmp_path / "folded.onnx").code == 0
@@ -176,7 +181,7 @@ def test_check_in_every_format(model, settled, form):
 
 @pytest.mark.parametrize(
     "more",
-    [("-o", "out.onnx"), ("--in-place",), ("--inputs", "x.npz"), ("--report", "r.json")],
+    [("-o", "out.onnx"), ("--in-place",), ("--inputs", "x.npz")],
 )
 def test_check_goes_with_nothing_that_writes_or_runs(model, more, tmp_path):
     refused(bnfold(model, "--check", *more, cwd=tmp_path), "--check", more[0])
@@ -189,11 +194,134 @@ def test_check_of_several_models(model, settled):
     assert run.lines[:3] == [f"{settled}:", "nothing to fold", f"{model}:"]
     found = commands(bnfold(settled, model, "--check", "--output-format", "github"))
     assert [file for _, file, *_ in found] == [str(model)]
-    refused(bnfold(model, settled, "--check", "--output-format", "junit"), "one model")
     refused(bnfold(model, settled), "one model", str(settled))
     run = bnfold(settled, "missing.onnx", "--check", cwd=model.parent)
     assert run.code == 2
     assert "missing.onnx" in run.err
+
+
+def tables_of(text):
+    """The tables of Markdown in a text: for each the cells of its rows, all of them as many."""
+    found = []
+    for block in text.split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        if rows:
+            cells = [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
+            assert len({len(row) for row in cells}) == 1, block
+            assert rows == block.splitlines()[-len(rows) :]
+            found.append([[cell.strip() for cell in row] for row in cells])
+    return found
+
+
+def test_check_of_several_models_in_forms_for_programs(model, settled, tmp_path):
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"bad")
+    given = (settled, model, bad)
+    run = bnfold(*given, "--check", "--output-format", "json", "--report", tmp_path / "r.json")
+    told = json.loads(run.out)
+    assert run.code == 2 and told == json.loads((tmp_path / "r.json").read_text())
+    assert told["schema"] == "bnfold.check/1"
+    assert [one["model"] for one in told["models"]] == list(map(str, given))
+    assert [one["status"] for one in told["models"]] == [
+        "nothing to fold",
+        "left to fold",
+        "unreadable",
+    ]
+    assert [one["error"] is None for one in told["models"]] == [True, True, False]
+    alone = json.loads(bnfold(model, "--check", "--output-format", "json").out)
+    assert told["models"][1]["report"] == alone
+    suites = ElementTree.fromstring(bnfold(*given, "--check", "--output-format", "junit").out)
+    assert [one.get("name") for one in suites] == [f"bnfold {path}" for path in given]
+    assert [int(one.get("failures")) for one in map(counted, suites)] == [0, 1, 1]
+
+
+def test_check_of_one_model_with_a_report(model, tmp_path):
+    assert bnfold(model, "--check", "--report", tmp_path / "r.json").code == 1
+    told = json.loads((tmp_path / "r.json").read_text())
+    assert told["schema"] == "bnfold.report/1" and told["output"] is None
+    refused(bnfold(model, "--check", "--report", model), "would overwrite", str(model))
+    refused(bnfold(model, "--check", "--report", tmp_path / "no" / "r.json"), "cannot write")
+
+
+@pytest.mark.parametrize("more", [(), ("--prove",)])
+def test_a_comparison_with_a_report(more, model, wrong, tmp_path):
+    target = tmp_path / "r.json"
+    run = bnfold("verify", model, wrong, *more, "--output-format", "json", "--report", target)
+    assert run.code == 1
+    assert json.loads(run.out) == json.loads(target.read_text())
+    refused(bnfold("verify", model, wrong, *more, "--report", wrong), "would overwrite")
+
+
+def test_github_has_ten_annotations_at_most(model, tmp_path):
+    many = []
+    for k in range(13):
+        many.append(tmp_path / f"m{k}.onnx")
+        many[-1].write_bytes(model.read_bytes())
+    summary = tmp_path / "summary.md"
+    env = {"GITHUB_STEP_SUMMARY": str(summary)}
+    run = bnfold(*many, "--check", "--output-format", "github", env=env)
+    assert len(run.lines) == 10
+    assert [line for line in run.lines[:9] if not COMMAND.fullmatch(line)] == []
+    assert run.lines[9] == (
+        "::error title=bnfold%3A more models::4 more models are told in the summary of the step"
+    )
+    assert summary.read_text().count("### bnfold: ") == 13
+    assert len(bnfold(*many[:10], "--check", "--output-format", "github").lines) == 10
+
+
+# --- Markdown -----------------------------------------------------------------------------------
+
+
+def test_markdown_of_a_fold(model, tmp_path):
+    run = bnfold(model, "-o", tmp_path / "out.onnx", "--output-format", "markdown")
+    counts, told = tables_of(run.out)
+    assert run.lines[0].endswith(": pass") and counts[0] == ["", "before", "after"]
+    rows = {name: rest for name, *rest in counts[2:]}
+    assert rows["BatchNormalization"] == ["3", "2"] and rows["all operators"] == ["8", "7"]
+    assert rows["file size"][0].endswith(" kB")
+    rows = dict(told[2:])
+    assert rows["inputs"].startswith("x\\: float32\\[") and rows["outputs"].startswith("y\\: ")
+    assert rows["folds"] == "folded 1 of 3 affine operators into 1 operator"
+    assert rows["stays"] == "2 affine operators: 2 no-linear-operator"
+    assert rows["verdict"] == "pass" and rows["certificates"] == "1 of 1 hold"
+    assert re.fullmatch(
+        r"\S+, where \S+ is allowed \(output y, 3 comparisons\)", rows["largest difference"]
+    )
+
+
+def test_markdown_of_other_runs(model, wrong, settled):
+    run = bnfold("verify", model, wrong, "--output-format", "markdown")
+    (told,) = tables_of(run.out)
+    assert run.code == 1 and dict(told[2:])["verdict"] == "fail"
+    run = bnfold("verify", model, wrong, "--prove", "--output-format", "markdown")
+    (told,) = tables_of(run.out)
+    assert dict(told[2:])["proof"].startswith("refuted at conv1")
+    run = bnfold(settled, model, "--check", "--output-format", "markdown")
+    assert run.code == 1 and len(tables_of(run.out)) == 3
+    assert "verdict" not in run.out
+    assert [line.rpartition(": ")[2] for line in run.lines if line.startswith("###")] == [
+        "nothing to fold",
+        "something is left to fold",
+    ]
+
+
+def test_names_in_markdown_are_no_markup(model, tmp_path):
+    made = onnx.load(model)
+    hostile = "a|b <script>[x](http://y.z) `c`\n| d | @me"
+    made.graph.output[0].name = made.graph.node[-1].output[0] = hostile
+    made.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n|m"
+    for node in made.graph.node:
+        node.name += hostile
+    onnx.save(made, tmp_path / "odd.onnx")
+    summary = tmp_path / "summary.md"
+    env = {"GITHUB_STEP_SUMMARY": str(summary)}
+    for form in ("markdown", "github"):
+        for more in ((), ("--check",)):
+            run = bnfold(tmp_path / "odd.onnx", *more, "--output-format", form, env=env)
+            assert run.code == bool(more)
+            text = run.out if form == "markdown" else summary.read_text()
+            assert tables_of(text)
+            assert not re.search(r"(?<!\\)<script|(?<!\\)`|(?<!\\)@me|(?<!\\)\]\(", text)
 
 
 def test_an_unknown_format(model):

@@ -169,7 +169,7 @@ import os, signal, sys
 at, done = int(sys.argv[1]), [0]
 def killing(real, after):
     def rename(*args, **kwargs):
-        if str(args[0]).endswith(".locking"):
+        if ".bnfold-" in str(args[1]):
             return real(*args, **kwargs)
         done[0] += 1
         if not after and done[0] == at:
@@ -179,7 +179,8 @@ def killing(real, after):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
     return rename
-os.replace, os.rename = (killing(f, sys.argv[2] == "after") for f in (os.replace, os.rename))
+after = sys.argv[2] == "after"
+os.replace, os.rename, os.link = (killing(f, after) for f in (os.replace, os.rename, os.link))
 from bnfold._command.guard import main
 sys.argv[:] = ["bnfold", *sys.argv[3:]]
 main()

@@ -264,7 +264,12 @@ def test_check_takes_folders(model, settled, tmp_path):
     run = bnfold(folder, "--check", "--output-format", "github")
     assert run.code == 2
     assert f"::error file={folder / 'bad.onnx'}," in run.out
-    refused(bnfold(folder, "--check", "--output-format", "json"), "one model at a time")
+    told = json.loads(bnfold(folder, "--check", "--output-format", "json").out)
+    assert [one["status"] for one in told["models"]] == [
+        "unreadable",
+        "nothing to fold",
+        "left to fold",
+    ]
     (tmp_path / "empty").mkdir()
     refused(bnfold(tmp_path / "empty", "--check"), "empty", "no .onnx file")
     assert bnfold(tmp_path / "empty", folder / "deep", "--check").code == 2

@@ -45,7 +45,9 @@ def test_all_that_is_known_of_a_run(external, tmp_path):
         "folds",
         "kept",
         "operators",
+        "inputs",
         "verification",
+        "equalization",
     ]
     assert told["schema"] == "bnfold.report/1"
     assert told["bnfold"] == package.__version__
@@ -100,15 +102,15 @@ def test_what_is_printed_is_in_it(model, tmp_path):
     told = report(tmp_path / "r.json")
     text = run.out
     for kept in told["kept"]:
-        assert f"{kept['node']}: {kept['message']}" in text
-        assert f"{kept['code']} (2): {kept['advice']}" in text
+        assert f"{kept['node']} stays: {kept['message']}" in text
+        assert f"{kept['code']}: 2 {kept['op']}\n    what helps: {kept['advice']}\n" in text
     for check in told["verification"]["end_to_end"]["checks"]:
         line = f"difference {check['difference']:.2e}, tolerance {check['tolerance']:.2e}"
         assert f"{check['output']} on {check['inputs']} inputs: {check['status']}, {line}" in text
     assert f"wrote {told['output']}" in text
     counts = {side: told["operators"][side]["BatchNormalization"] for side in ("before", "after")}
     assert (
-        run.lines[1].split()
+        run.lines[2].split()
         == ["BatchNormalization", "3", "2"]
         == [
             "BatchNormalization",
@@ -116,7 +118,7 @@ def test_what_is_printed_is_in_it(model, tmp_path):
         ]
     )
     sizes = [f"{told['bytes'][side] / 1000:.2f}" for side in ("before", "after")]
-    assert run.lines[2].split() == ["file", "size", sizes[0], "kB", sizes[1], "kB"]
+    assert run.lines[4].split() == ["file", "size", sizes[0], "kB", sizes[1], "kB"]
 
 
 def test_of_a_run_with_nothing_to_fold(settled, tmp_path):

@@ -44,9 +44,10 @@ def words(lines: list[str]) -> list[list[str]]:
 @pytest.mark.parametrize("name", ["foldable", "settled", "crossing"])
 def test_a_plan_prints_as_the_command_tells_it(name, tmp_path):
     model = getattr(examples, name)()
-    told = str(api.plan(model)).replace("can fold", "folded").splitlines()
+    told = str(api.plan(model)).splitlines()
     said = bnfold(examples.save(model, tmp_path / "m.onnx"), "--no-verify").lines
-    said = [line for line in said if "file size" not in line and "verified" not in line]
+    own = ("file size", "verified", "nothing was written", "  bnfold ", "-v lists")
+    said = [line for line in said if not any(word in line for word in own)]
     assert words(told) == words(said)
 
 

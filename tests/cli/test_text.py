@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+
+import numpy as np
 import pytest
 
 from bnfold._core.reasons import CODES
-from bnfold._report.text import _size
+from bnfold._report.text import size_in_words
 
 from ..graphs import bn, const, conv, model, op, rand
 from . import examples
@@ -26,11 +29,15 @@ def kept_for_two_reasons():
 
 def test_the_default_groups_what_stays_by_reason(tmp_path):
     run = bnfold(examples.save(examples.foldable(), tmp_path / "m.onnx"))
-    start = run.lines.index("kept 2 maps")
-    group = run.lines[start + 1]
-    assert group.startswith("  no-linear-operator: bn2: ")
-    assert group.endswith(", and 1 more")
-    assert run.lines[start + 2].startswith("certificates: ")
+    start = run.lines.index("2 affine operators stay:")
+    assert run.lines[start + 1] == "  no-linear-operator: 2 BatchNormalization"
+    assert run.lines[start + 2] == (
+        "    bn2 stays: neither s_sigmoid ahead of it nor t_sigmoid behind it can take it in"
+    )
+    assert run.lines[start + 3] == (
+        "-v lists all that stay; 'bnfold explain no-linear-operator' says what helps"
+    )
+    assert run.lines[start + 4].startswith("certificates: ")
     assert not any("→" in line for line in run.lines)
 
 
@@ -43,22 +50,23 @@ def test_each_reason_has_a_line(tmp_path):
 def test_verbose_lists_folds_and_kept_maps(model):
     run = bnfold(model, "-v")
     assert "  bn1 → conv1 (absorb behind Conv)" in run.lines
-    start = next(k for k, line in enumerate(run.lines) if "no-linear-operator (2): " in line)
-    advice = CODES["no-linear-operator"].advice
-    assert run.lines[start] == f"  no-linear-operator (2): {advice}"
-    assert [line.split(":")[0].strip() for line in run.lines[start + 1 : start + 3]] == [
-        "bn2",
-        "bn3",
+    start = run.lines.index("  no-linear-operator: 2 BatchNormalization")
+    assert run.lines[start + 1] == f"    what helps: {CODES['no-linear-operator'].advice}"
+    assert [line.split(":")[0].strip() for line in run.lines[start + 2 : start + 4]] == [
+        "bn2 stays",
+        "bn3 stays",
     ]
+    assert "-v lists" not in run.out
     assert sum(" inputs: pass, difference " in line for line in run.lines) == 3
 
 
 def test_the_table_says_what_became_less(model):
     run = bnfold(model)
-    assert run.lines[0].split() == ["before", "after"]
-    assert run.lines[1].split() == ["BatchNormalization", "3", "2"]
-    assert run.lines[2].startswith("  file size ")
-    assert run.lines[3] == "folded 1 map into 1 operator"
+    assert run.lines[0] == "would fold 1 of 3 affine operators into 1 operator"
+    assert run.lines[1].split() == ["before", "after"]
+    assert run.lines[2].split() == ["BatchNormalization", "3", "2"]
+    assert run.lines[3].split() == ["all", "operators", "8", "7"]
+    assert run.lines[4].startswith("  file size ")
 
 
 def test_merges_are_counted_by_operator(tmp_path):
@@ -76,9 +84,84 @@ def test_merges_are_counted_by_operator(tmp_path):
         op("Add", "g0 h0", "y"),
     )
     run = bnfold(examples.save(made, tmp_path / "m.onnx"))
-    assert "merged 5 linear operators into 1" in run.lines
-    start = run.lines.index("kept 1 unmerged operator")
-    assert run.lines[start + 1].startswith("  merge-cost: h: g and h side by side: ")
+    assert "would merge 5 linear operators into 1" in run.lines
+    start = run.lines.index("1 linear operator is not merged with those around it:")
+    assert run.lines[start + 1] == "  merge-cost: 1 Conv"
+    assert run.lines[start + 2].startswith("    h stays: g and h side by side: ")
+
+
+def test_an_operator_of_which_a_part_stays_counts_once(tmp_path):
+    """Scale and shift of a map part ahead of zero padding: it goes nowhere, and stays once."""
+    made = model(
+        const("Sub", "x", "a", rand(3, 1, 1), name="mean"),
+        const("Div", "a", "b", rand(3, 1, 1) + np.float32(1), name="std"),
+        conv("conv", "b", "y", (4, 3, 3, 3), pads=[1] * 4),
+    )
+    run = bnfold(examples.save(made, tmp_path / "m.onnx"))
+    assert run.lines[0] == "would fold 1 of 2 affine operators into 1 operator"
+    table = {line.split()[0]: line.split()[-2:] for line in run.lines[2:5]}
+    assert table["Div"] == ["1", "0"] and table["all"] == ["3", "2"]
+    start = run.lines.index("1 affine operator stays:")
+    assert run.lines[start + 1] == "  zero-padding: 1 Sub"
+    told = "moving it past conv would change the border that zero padding makes"
+    assert run.lines[start + 2] == f"    mean stays: {told}"
+
+
+def test_the_bias_of_a_linear_operator_is_no_map_that_stays(tmp_path):
+    """Only that of one without a place for it, which nothing else reads."""
+    made = model(
+        op("MatMul", "x w", "a"),
+        const("Add", "a", "b", rand(6), name="bias"),
+        op("Sigmoid", "b", "s"),
+        op("MatMul", "s w", "c"),
+        const("Add", "c", "d", rand(6), name="shared"),
+        op("Sigmoid", "d", "t"),
+        op("Tanh", "c", "u"),
+        op("Mul", "t u", "y"),
+        weights={"w": rand(6, 6)},
+        x=(1, 2, 6),
+    )
+    path = examples.save(made, tmp_path / "m.onnx")
+    run = bnfold(path)
+    start = run.lines.index("1 affine operator stays:")
+    assert run.lines[start + 2].startswith("    shared stays: ")
+    assert "bias" not in run.out
+    run = bnfold(path, "-v")
+    start = run.lines.index("1 bias of a linear operator:")
+    assert run.lines[start + 3].startswith("    bias stays: a_matmul has no bias")
+
+
+def test_batch_norms_come_first(tmp_path):
+    made = model(
+        conv("conv", "x", "c", (8, 3, 3, 3)),
+        op("Sigmoid", "c", "s0"),
+        *(
+            piece
+            for k in range(3)
+            for piece in (
+                const("Mul", f"s{k}", f"m{k}", rand(1, 8, 6, 6)),
+                op("Tanh", f"m{k}", f"s{k + 1}"),
+            )
+        ),
+        bn("bn", "s3", "b", 8),
+        op("Tanh", "b", "y"),
+    )
+    run = bnfold(examples.save(made, tmp_path / "m.onnx"))
+    start = run.lines.index("4 affine operators stay:")
+    groups = [line for line in run.lines[start:] if line.startswith("  ") and line[2] != " "][:2]
+    assert groups == ["  no-linear-operator: 1 BatchNormalization", "  not-per-channel: 3 Mul"]
+
+
+def test_what_to_type_next_can_be_typed(tmp_path):
+    path = examples.save(examples.foldable(), tmp_path / "it's a model.onnx")
+    run = bnfold(path)
+    at = run.lines.index("nothing was written; to fold it, type:")
+    words = shlex.split(run.lines[at + 1])
+    assert words[0] == "bnfold" and bnfold(*words[1:]).code == 0
+    again = bnfold(words[-1])
+    assert again.lines[0] == "nothing to fold" and "type" not in again.out
+    assert "type:" not in bnfold(path, "-o", tmp_path / "out.onnx").out
+    assert shlex.split(bnfold(path, "--check").lines[-1]) == words
 
 
 @pytest.mark.parametrize(
@@ -97,7 +180,7 @@ def test_merges_are_counted_by_operator(tmp_path):
     ],
 )
 def test_sizes_have_three_digits(size, text):
-    assert _size(size) == text
+    assert size_in_words(size) == text
 
 
 def test_a_fold_that_fails_says_by_how_much(model):
@@ -113,12 +196,14 @@ def test_a_fold_that_fails_says_by_how_much(model):
 def test_explain(code):
     run = bnfold("explain", code)
     assert (run.code, run.err) == (0, "")
-    assert run.lines == [f"{code}: {CODES[code].meaning}", CODES[code].advice]
+    assert run.lines == [code, f"  {CODES[code].meaning}", f"  What helps: {CODES[code].advice}"]
 
 
 def test_explain_lists_every_code():
     run = bnfold("explain")
-    assert (run.code, run.lines) == (0, list(CODES))
+    assert run.code == 0
+    assert [line for line in run.lines if not line.startswith(" ")] == list(CODES)
+    assert all(line.startswith("  ") for line in run.lines[1::2])
 
 
 def test_explain_an_unknown_code():

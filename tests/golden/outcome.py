@@ -97,7 +97,7 @@ def outcome(given: Given) -> Outcome:
     says |= {kept.code if kept.kind == "map" else f"{kept.kind}:{kept.code}" for kept in plan.kept}
     return Outcome(
         plan=_lines(_folds(plan)),
-        reasons=_lines(asdict(kept) for kept in plan.kept),
+        reasons=_lines(kept.to_dict() for kept in plan.kept),
         result=_files(model) if given.outside else _bits(folded),
         given=before,
         says=tuple(sorted(says)),

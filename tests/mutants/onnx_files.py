@@ -50,7 +50,7 @@ MUTANTS = (
     Mutant(
         "data files are left where a rename failed",
         "_onnx/files/save.py",
-        "self._remove(old if paths.identity(self.destination) == new else placed)",
+        "self._remove(old if paths.identity(self.destination) == new else unread)",
         "self._remove(old if paths.identity(self.destination) == new else ())",
         "tests/cli/test_writing.py::test_an_existing_output_survives_a_rename_that_fails",
     ),
@@ -101,15 +101,15 @@ MUTANTS = (
     Mutant(
         "a model that is not replaced loses its data",
         "_onnx/files/save.py",
-        "self._remove(old if paths.identity(self.destination) == new else placed)",
-        "self._remove(placed if self.finished.exists() else old)",
+        "self._remove(old if paths.identity(self.destination) == new else unread)",
+        "self._remove(unread if self.finished.exists() else old)",
         "tests/test_external_data.py",
     ),
     Mutant(
         "an interrupt leaves old data that nobody reads",
         "_onnx/files/save.py",
-        "self._remove(old if paths.identity(self.destination) == new else placed)",
-        "self._remove(() if paths.identity(self.destination) == new else placed)",
+        "self._remove(old if paths.identity(self.destination) == new else unread)",
+        "self._remove(() if paths.identity(self.destination) == new else unread)",
         "tests/cli/test_killed.py",
     ),
 )

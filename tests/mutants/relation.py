@@ -173,15 +173,15 @@ MUTANTS = (
     Mutant(
         "the range of an axis is told alike whether or not its size is known",
         "_relation/places.py",
-        'told[axis] = ("as written", min(end, _LAST), start, step)',
+        'told[axis] = ("as written", end, start, step)',
         'told[axis] = ("numbers", 1, 0, step)',
         "tests/relation/test_places.py",
     ),
     Mutant(
         "two rearrangements of one rank are one",
         "_relation/places.py",
-        '    return "rearranged", tuple(told)',
-        '    return "rearranged", len(told)',
+        '    yield "rearranged", told\n    for',
+        '    yield "rearranged", len(told)\n    for',
         "tests/relation/test_places.py",
     ),
     Mutant(
@@ -194,7 +194,8 @@ MUTANTS = (
     Mutant(
         "what the first file does not have is no problem where something depends on it",
         "_relation/matching.py",
-        'self.problems.append(loose or Problem("structure", what, "it is another value"))',
+        'self.problems.append(\n                self._loose([other]) or Problem("structure", what, '
+        '"it is another value")\n            )',
         "pass",
         "tests/relation/test_places.py",
     ),
@@ -224,9 +225,9 @@ MUTANTS = (
     ),
     Mutant(
         "integers that are put out are compared as floats",
-        "_relation/walk.py",
-        "if weight.is_float and np.all(np.isfinite(numbers)):",
-        "if np.all(np.isfinite(numbers)):",
+        "_relation/tensors.py",
+        "return self.side.shapes.type(scope, name), numbers",
+        "return len(numbers.values), numbers.is_scalar",
         "tests/relation/test_attacks.py",
     ),
     Mutant(
@@ -252,9 +253,9 @@ MUTANTS = (
     ),
     Mutant(
         "unknown sizes of inputs are told by their order",
-        "_relation/places.py",
-        "        return side.words[size]",
-        "        return size",
+        "_relation/integers.py",
+        "parts = [self.symbols.get(word) for word in words]",
+        "parts = [size_of(0, int(word[-1])) for word in words]",
         "tests/relation/test_attacks.py",
     ),
     Mutant(
@@ -354,5 +355,68 @@ MUTANTS = (
         'held.get("keepdims", 1) == 1',
         'bool(held.get("keepdims", 1))',
         "tests/relation/test_attacks.py",
+    ),
+    Mutant(
+        "a part of a part begins where it would in the whole",
+        "_relation/roots.py",
+        "held[2] + start * held[3]",
+        "held[2] + start",
+        "tests/relation/test_sizes.py",
+    ),
+    Mutant(
+        "all but two sizes tell a rearrangement apart",
+        "_relation/places.py",
+        "for a, b in zip(told, own, strict=True)) <= 1",
+        "for a, b in zip(told, own, strict=True)) <= 2",
+        "tests/relation/test_sizes.py",
+    ),
+    Mutant(
+        "a Transpose of axes of one size keeps the order",
+        "_relation/places.py",
+        "if wide == sorted(wide) else None",
+        "if len({before[axis] for axis in wide}) == 1 else None",
+        "tests/relation/test_sizes.py",
+    ),
+    Mutant(
+        "an initial state of any number is none",
+        "_relation/fillings.py",
+        "return float(self.number) == 0",
+        "return True",
+        "tests/relation/test_sizes.py",
+    ),
+    Mutant(
+        "any power is a square",
+        "_relation/walk.py",
+        "float(exponent.number) == 2",
+        "float(exponent.number) >= 2",
+        "tests/relation/test_sizes.py",
+    ),
+    Mutant(
+        "a LayerNormalization has one epsilon",
+        "_relation/lowering.py",
+        'float(given.get("epsilon", 1e-5)), kind)',
+        "1e-5, kind)",
+        "tests/relation/test_sizes.py",
+    ),
+    Mutant(
+        "a place from the end is one from the beginning",
+        "_relation/places.py",
+        "start, axis = at.values[0], attributes",
+        "start, axis = abs(at.values[0]), attributes",
+        "tests/relation/test_sizes.py",
+    ),
+    Mutant(
+        "a size of any axis is the same",
+        "_relation/amounts.py",
+        'return named(("size", base, axis))',
+        'return named(("size", base, 0))',
+        "tests/relation/test_sizes.py",
+    ),
+    Mutant(
+        "a channel is known as badly as the worst one",
+        "_relation/passing.py",
+        "errors[number] = np.maximum(errors[number], np.abs(ratio - 1))",
+        "errors[number] = most",
+        "tests/relation/test_sizes.py",
     ),
 )

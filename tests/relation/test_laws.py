@@ -153,6 +153,7 @@ _SHARED = {
     "bnfold._onnx.read.quantized",
     "bnfold._onnx.read.scopes",
     "bnfold._onnx.read.shapes",
+    "bnfold._onnx.read.sizes",
     "bnfold._run.nodes",  # which operators draw random numbers
 }
 

@@ -14,7 +14,7 @@ from bnfold._core.affine import LAST, AffineMap
 from bnfold._core.broadcast import Shape
 from bnfold._core.operators.record import Operand, Operator, unusual
 from bnfold._core.parameters import Entrance, Site
-from bnfold._core.reasons import Reason
+from bnfold._core.reasons import Reason, past_padding
 from bnfold._core.view import OPAQUE, Absorber, Crossing, InputSide, Opaque
 from bnfold._core.windows import Window, see_zeros
 
@@ -140,7 +140,8 @@ class Convolution(Operator):
             if not see_zeros(windows):
                 return None
             what = "zero padding would see the shift"
-        return Reason("zero-padding", self.label, f"{self.label}: {what}")
+        brief = past_padding("ConvTranspose" if self.transposed else "Conv", self.label)
+        return Reason("zero-padding", self.label, f"{self.label}: {what}", brief=brief)
 
 
 @dataclass(frozen=True, kw_only=True)

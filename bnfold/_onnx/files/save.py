@@ -52,7 +52,8 @@ class PendingFile:
 
         Data files go first, each to a name that no file has, and the model goes last. So whoever
         dies in between leaves the old model with the old data. Data files that only a model read
-        which was replaced are removed in the end.
+        which was replaced are removed in the end. Another run may have taken a name meanwhile: its
+        file stays, and `UsageError` is raised.
         """
         if self.destination is None:
             raise ValueError("a draft without a destination cannot be committed")
@@ -62,16 +63,21 @@ class PendingFile:
         over_itself = self.original is not None and paths.is_same(self.destination, self.original)
         old = [] if over_itself else superseded(self.destination, self.written.values(), kept)
         new = paths.identity(self.finished)
+        ours = {
+            target: paths.identity(folder / location)
+            for location, target in zip(self.written, placed, strict=True)
+        }
         try:
             scratch.placing(self.finished, placed)
             for (location, origin), target in zip(self.written.items(), placed, strict=True):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 paths.set_mode(folder / location, self.destination, origin)
-                os.rename(folder / location, target)
+                paths.put_where_none_is(folder / location, target)
             paths.set_mode(self.finished, self.destination, self.original)
             os.replace(self.finished, self.destination)
         except BaseException as error:
-            self._remove(old if paths.identity(self.destination) == new else placed)
+            unread = [path for path, made in ours.items() if paths.identity(path) == made]
+            self._remove(old if paths.identity(self.destination) == new else unread)
             if isinstance(error, OSError):
                 raise paths.unwritable(self.destination, error) from error
             raise

@@ -1,0 +1,117 @@
+"""The option that writes a page, for both commands."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bnfold._command.options import PATH, Command, refuse_stream
+from bnfold._errors import UsageError
+
+if TYPE_CHECKING:
+    from bnfold._judge.verdict import EndToEnd
+    from bnfold._pipeline.outcome import Outcome
+    from bnfold._relation.proof import Proof
+    from bnfold._report.page.document import Run
+    from bnfold._report.page.witness import Witness
+
+Draw = Callable[[Any, Callable[[str], None]], None]
+"""Makes a page of a result, and says that it does."""
+_TYPED = f"{__name__}.typed"
+
+
+def showing(command: Command) -> Command:
+    """Give a command the option that writes a page."""
+    return click.option(
+        "--html",
+        "page",
+        type=PATH,
+        metavar="FILE.html",
+        help="Write a page that shows the network before and after, and the verdict. "
+        "Needs bnfold[report].",
+    )(command)
+
+
+def remember(context: click.Context, typed: Sequence[str]) -> None:
+    """Keep what the user has typed: a page says how it was made."""
+    context.meta[_TYPED] = list(typed)
+
+
+def check(page: Path | None, *others: Path | None) -> None:
+    """Raise `UsageError` if a page cannot be made, or would replace a file of the run."""
+    if page is None:
+        return
+    from bnfold._report.page.layout import layout_library
+    from bnfold._report.page.writing import check_place
+
+    refuse_stream("--html", page)
+    for other in others:
+        if other is not None and other.suffix == ".pt2":
+            raise UsageError(f"a page shows files of ONNX, and {other} is a program of PyTorch")
+    check_place(page, *others)
+    layout_library()
+
+
+def witness(page: Path | None) -> Witness | None:
+    """Who watches a fold for a page."""
+    if page is None:
+        return None
+    from bnfold._report.page.witness import Witness
+
+    return Witness()
+
+
+def told(page: Path | None, quiet: bool) -> list[str]:
+    """A line that says where the page is."""
+    return [] if page is None or quiet else [f"wrote {page}: open it in a browser"]
+
+
+def of_fold(
+    context: click.Context, page: Path, outcome: Outcome, seen: Witness, begun: float
+) -> None:
+    """Write the page of a fold. An error says that the model was written before it."""
+    from bnfold._report.page.making import page_of_fold
+
+    more = []
+    if outcome.output is not None and outcome.output != outcome.model:
+        pair = [str(outcome.model), str(outcome.output)]
+        more = [["verify", *pair], ["verify", *pair, "--prove"]]
+    try:
+        page_of_fold(page, outcome, seen, _run(context, begun, more))
+    except UsageError as error:
+        fate = f"; {outcome.output} was written" if outcome.output else ""
+        raise UsageError(f"{error}{fate}") from error
+
+
+def of_comparison(
+    context: click.Context,
+    page: Path | None,
+    original: Path,
+    folded: Path,
+    begun: float,
+    follow_links: bool,
+) -> Draw:
+    """What writes the page of a comparison or a proof, if one is wanted."""
+
+    def draw(result: EndToEnd | Proof, progress: Callable[[str], None]) -> None:
+        if page is None:
+            return
+        from bnfold._report.page.making import page_of_comparison
+
+        progress("drawing the page")
+        run = _run(context, begun, [])
+        page_of_comparison(page, original, folded, result, run, follow_links)
+
+    return draw
+
+
+def _run(context: click.Context, begun: float, more: Sequence[Sequence[str]]) -> Run:
+    from bnfold._report.page.document import Run
+
+    lines = [context.meta.get(_TYPED, []), *more]
+    return Run([shlex.join(["bnfold", *line]) for line in lines], time.monotonic() - begun)

@@ -1,0 +1,229 @@
+"""Puts an input's preprocessing in front of a model, as operators.
+
+`prepend` writes it down as it is defined: Cast, Transpose, Gather, Mul or Div, Sub, Div. That model
+is what a folded one is compared with. `enter` writes the same function with fewer operators where
+it can: the order of channels goes into weights (`permuting`), and a Transpose that the model begins
+with becomes one with that of the layout, or both go. All else is for the planner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, helper
+
+from bnfold._errors import UsageError
+from bnfold._onnx import tensors
+from bnfold._onnx.front.permuting import Moved, Stays, moved
+from bnfold._onnx.front.ports import Port, changed, resolved
+from bnfold._onnx.read.attributes import integers
+from bnfold._onnx.read.scopes import Names, Scope, bodies, copy_of, read_scopes, type_of
+
+Array = NDArray[Any]
+_WITH_INITIALIZERS = 4
+"""The version of the IR from which on an initializer need not be an input."""
+
+
+@dataclass
+class Entered:
+    """What was done for one input, beside the operators of `prepend`.
+
+    Attributes:
+        port: the input.
+        nodes: the names of the operators that were put in front of it.
+        reordered: the operators whose weights have the order of channels in them, by label.
+        weights: for each constant in another order its name and its values in `prepend`'s model.
+        stays: why the order of channels is an operator; "" where it is none, or nobody asked.
+        removed: how many operators of the model have gone.
+    """
+
+    port: Port
+    nodes: tuple[str, ...] = ()
+    reordered: Sequence[str] = ()
+    weights: Mapping[str, tuple[str, Array]] = field(default_factory=dict)
+    stays: str = ""
+    removed: int = 0
+
+
+def prepend(model: ModelProto, wanted: Mapping[str, Any]) -> None:
+    """Put preprocessing in front of a model, in place, as it is defined.
+
+    Raises `UsageError` where an input does not fit.
+    """
+    writer = _Writer(model, Names(model, read_scopes(model)))
+    for port in resolved(model, wanted):
+        writer.put(port, [port.name], port.own, port.indices, port.indices is not None)
+    writer.finish()
+
+
+def enter(model: ModelProto, wanted: Mapping[str, Any], base_dir: Path | None) -> list[Entered]:
+    """Put preprocessing in front of a model, in place, with as few operators as it can.
+
+    The result is the function that `prepend` gives. Raises `UsageError` where an input does not
+    fit.
+    """
+    told, names = [], Names(model, read_scopes(model))
+    for port in resolved(model, wanted):
+        scope = read_scopes(model)[0]
+        readers, layout = _behind_transposes(scope, port)
+        done = Entered(port, removed=len(readers))
+        read = [scope.nodes[position].output[0] for position in readers] or [port.name]
+        gather = port.indices is not None
+        if port.indices is not None:
+            axis, rank = layout.index("c"), len(layout)
+            found = moved(model, read, axis, rank, port.indices, base_dir, names)
+            if isinstance(found, Moved):
+                done.reordered, done.weights, gather = found.labels, found.weights, False
+            else:
+                assert isinstance(found, Stays)
+                done.stays = found.why
+        writer = _Writer(model, names)
+        for position in reversed(readers):
+            del model.graph.node[position]
+        done.nodes = writer.put(port, read, layout, port.indices, gather)
+        done.weights = {**done.weights, **writer.reordered}
+        writer.finish()
+        told.append(done)
+    return told
+
+
+def _behind_transposes(scope: Scope, port: Port) -> tuple[list[int], str]:
+    """The Transposes that are all that reads an input, and the layout behind them.
+
+    All have to turn it alike, and none may be an output of the model. Without a change of layout
+    they stay as they are: then there is nothing to save.
+    """
+    plain: tuple[list[int], str] = ([], port.own)
+    if not port.own or port.own == port.given or port.name in scope.captures:
+        return plain
+    readers = sorted(set(scope.readers.get(port.name, ())))
+    nodes = [scope.nodes[position] for position in readers]
+    if not nodes or any(type_of(node) != "Transpose" for node in nodes):
+        return plain
+    if any(node.output[0] in scope.outputs for node in nodes):
+        return plain
+    turns = {tuple(integers(node, "perm") or reversed(range(len(port.own)))) for node in nodes}
+    if len(turns) > 1:
+        return plain
+    return readers, "".join(port.own[axis] for axis in turns.pop())
+
+
+class _Writer:
+    """Puts operators in front of all others of a model."""
+
+    def __init__(self, model: ModelProto, names: Names) -> None:
+        self._model = model
+        self._names = names
+        self.reordered: dict[str, tuple[str, Array]] = {}
+        self._first: list[NodeProto] = []
+
+    def put(
+        self,
+        port: Port,
+        readers: Sequence[str],
+        layout: str,
+        indices: tuple[int, ...] | None,
+        gather: bool,
+    ) -> tuple[str, ...]:
+        """Write an input's preprocessing. What read one of ``readers`` reads what it makes.
+
+        ``layout`` is that of these. With ``gather`` an operator brings channels in the network's
+        order; otherwise they stay in the input's. Gives the names of the operators.
+        """
+        wanted, value, start = port.wanted, port.name, len(self._first)
+        if port.given_kind != port.kind:
+            value = self._node("Cast", [value], port, "type", to=port.kind)
+        perm = port.perm(layout) if layout else None
+        if perm is not None:
+            value = self._node("Transpose", [value], port, "layout", perm=perm)
+        axis = layout.index("c") if layout else 0
+        if indices is not None and gather:
+            order = self._names.fresh(f"{port.name}/channels/value")
+            self._constant(np.array(indices, np.int64), order)
+            value = self._node("Gather", [value, order], port, "channels", axis=axis)
+        back = None if indices is None or gather else np.argsort(indices)
+        rank = len(layout)
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(port.kind))
+
+        def constant(numbers: Sequence[float], name: str) -> str:
+            one = len(numbers) == 1
+            shape = () if one else (-1, *(1,) * (rank - 1 - axis))
+            values = _stored(np.asarray(numbers, np.float64), dtype, name)
+            plain = self._names.fresh(f"{port.name}/{name}/value")
+            if one or back is None:
+                return self._constant(values.reshape(shape), plain)
+            fresh = self._names.fresh(f"{port.name}/{name}/reordered")
+            self.reordered[fresh] = plain, values.reshape(shape)
+            return self._constant(values[back].reshape(shape), fresh)
+
+        if wanted.scale != 1:
+            divisor = _divisor(wanted.scale)
+            kind, number = ("Mul", wanted.scale) if divisor is None else ("Div", divisor)
+            value = self._node(kind, [value, constant([number], "scale")], port, "scale")
+        if any(wanted.means):
+            value = self._node("Sub", [value, constant(wanted.means, "mean")], port, "mean")
+        if any(std != 1 for std in wanted.stds):
+            value = self._node("Div", [value, constant(wanted.stds, "std")], port, "std")
+        reread(self._model.graph, dict.fromkeys(readers, value))
+        notes = self._model.graph.value_info
+        for number in reversed(range(len(notes))):
+            if notes[number].name in readers:
+                del notes[number]
+        (own,) = (each for each in self._model.graph.input if each.name == port.name)
+        changed(own, port)
+        return tuple(node.name for node in self._first[start:] if node.name)
+
+    def finish(self) -> None:
+        """Put what was written ahead of all other operators."""
+        graph = self._model.graph
+        nodes = [*self._first, *(copy_of(node) for node in graph.node)]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    def _node(self, kind: str, inputs: list[str], port: Port, what: str, **given: Any) -> str:
+        output = self._names.fresh(f"{port.name}/{what}")
+        name = self._names.fresh(f"{port.name}/preprocessing/{what}")
+        self._first.append(helper.make_node(kind, inputs, [output], name, **given))
+        return output
+
+    def _constant(self, values: Array, name: str) -> str:
+        tensor = tensors.make(name, values)
+        if self._model.ir_version >= _WITH_INITIALIZERS:
+            self._model.graph.initializer.append(tensor)
+        else:
+            self._first.append(helper.make_node("Constant", [], [name], value=tensor))
+        return name
+
+
+def _stored(values: Array, dtype: np.dtype[Any], name: str) -> Array:
+    """Numbers in the network's type. Raises `UsageError` where that makes 0 or infinity of one."""
+    with np.errstate(over="ignore", under="ignore"):
+        made: Array = values.astype(dtype)
+    if np.any((made == 0) != (values == 0)) or not np.all(np.isfinite(made.astype(np.float64))):
+        raise UsageError(f"{name}: a number does not fit into {dtype.name}, which the network has")
+    return made
+
+
+def _divisor(scale: float) -> float | None:
+    """A whole number to divide by, where it is the same and exact: 255 for 1/255."""
+    number = round(1 / scale) if abs(scale) < 1 else 0
+    return float(number) if number and 1 / number == scale else None
+
+
+def reread(graph: GraphProto, instead: Mapping[str, str]) -> None:
+    """Let every operator of a graph and of its bodies read other tensors, and notes be on these."""
+    for node in graph.node:
+        for number, name in enumerate(node.input):
+            if name in instead:
+                node.input[number] = instead[name]
+        for _, body in bodies(node):
+            for value in body.output:
+                value.name = instead.get(value.name, value.name)
+            reread(body, instead)
+    for note in graph.quantization_annotation:
+        note.tensor_name = instead.get(note.tensor_name, note.tensor_name)

@@ -1,0 +1,76 @@
+"""Equalizes a folded file that is not in place yet, and judges the result; see `_onnx/equalize`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bnfold._judge.settings import Settings
+from bnfold._onnx.equalize import equalize_model
+from bnfold._onnx.files.load import load_model, understood
+from bnfold._onnx.files.save import PendingFile, pending_file
+from bnfold._pipeline.outcome import Equalization, Progress
+
+if TYPE_CHECKING:
+    from bnfold._relation.proof import Proof
+    from bnfold._run.input_sets import InputSet
+
+
+@contextmanager
+def equalized(
+    draft: PendingFile,
+    original: Path,
+    verify: bool,
+    inputs: list[InputSet] | None,
+    settings: Settings,
+    progress: Progress,
+) -> Iterator[tuple[PendingFile, Equalization]]:
+    """The draft of a folded file with equalized channels, or the draft itself where that gains
+    nothing or is not seen to be the same function.
+
+    It is the same function if that is proved; or else, with ``verify``, if the comparison passes.
+    ``original`` is the file that was folded. Raises `UsageError` as `pending_file` does.
+    """
+    progress("equalizing")
+    model = load_model(draft.path, follow_links=True)
+    with understood(model, original):
+        done = equalize_model(model, draft.path.parent)
+    if not done.lost:
+        yield draft, Equalization()
+        return
+    with pending_file(
+        model,
+        done.rewritten,
+        base_dir=draft.path.parent,
+        destination=draft.destination,
+        original=original,
+    ) as new:
+        del model
+        refused, proof = _judged(draft, new, verify, inputs, settings, progress)
+        yield draft if refused else new, Equalization(done.lost, refused, proof)
+
+
+def _judged(
+    folded: PendingFile,
+    new: PendingFile,
+    verify: bool,
+    inputs: list[InputSet] | None,
+    settings: Settings,
+    progress: Progress,
+) -> tuple[str, Proof]:
+    """Why the new file is not taken, "" if it is, and the proof."""
+    from bnfold._judge.end_to_end import compare_files
+    from bnfold._pipeline.proving import prove_models
+
+    progress("proving that equalizing changes nothing")
+    proof = prove_models(folded.path, new.path, frozen=settings.frozen, follow_links=True)
+    if proof.status == "proved":
+        return "", proof
+    if proof.status == "refuted" or not verify:
+        return f"it is {proof}", proof
+    result = compare_files(folded.path, new.path, inputs, settings, progress)
+    if result.status == "pass":
+        return "", proof
+    return f"it is {proof}; and the comparison of both is {result.status}", proof

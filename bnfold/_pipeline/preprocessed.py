@@ -1,0 +1,101 @@
+"""A model to fold whose inputs get preprocessing, or lose it; what was done is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from bnfold._core.preprocessing import Pairs, Preprocessing
+from bnfold._core.result import Plan
+from bnfold._errors import UsageError
+from bnfold._onnx.fold import FoldedWeights
+from bnfold._onnx.front.exposing import Exposed, expose
+from bnfold._onnx.front.ports import told_type
+from bnfold._onnx.front.prepending import Entered, enter
+from bnfold._pipeline.outcome import InputChange
+
+
+@dataclass(frozen=True)
+class Front:
+    """What was done in front of a model before it is folded; ``before`` has inputs as they were."""
+
+    entered: Sequence[Entered] = ()
+    exposed: Sequence[Exposed] = ()
+    before: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the model is another one."""
+        return bool(self.entered or self.exposed)
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether more was done than to put operators in front of all others."""
+        return bool(self.exposed) or any(each.weights or each.removed for each in self.entered)
+
+    @property
+    def owed(self) -> dict[str, Preprocessing]:
+        """What callers have to do with inputs from now on."""
+        return {each.name: each.values for each in self.exposed}
+
+    def original(self, weights: FoldedWeights) -> FoldedWeights:
+        """Weights by the names, and in the order, that the model had before."""
+        old = {new: held for each in self.entered for new, held in each.weights.items()}
+        values, touched = dict[str, Any](), set[str]()
+        for name, value in weights.values.items():
+            was, numbers = old.get(name, (name, value))
+            values[was] = numbers
+            if name in weights.touched:
+                touched.add(was)
+        return FoldedWeights(values, frozenset(touched))
+
+    def told(self, model: ModelProto, plan: Plan) -> tuple[InputChange, ...]:
+        """What has become of each input, as the folded model has it."""
+        after = {value.name: told_type(value) for value in model.graph.input}
+        changes = []
+        for each in self.entered:
+            name, own = each.port.name, set(each.nodes)
+            stay = tuple(node.op_type for node in model.graph.node if node.name in own)
+            why = [kept.message.partition(";")[0] for kept in plan.kept if kept.node in own]
+            if each.stays:
+                why.append(f"the order of channels is an operator, for {each.stays}")
+            changes.append(
+                InputChange(
+                    name,
+                    self.before[name],
+                    after[name],
+                    each.port.wanted,
+                    False,
+                    stay,
+                    tuple(dict.fromkeys(why)),
+                    tuple(each.reordered),
+                )
+            )
+        for one in self.exposed:
+            now = after[one.name]
+            changes.append(InputChange(one.name, now, now, one.values, True, one.operators))
+        return tuple(changes)
+
+
+def in_front(
+    model: ModelProto,
+    wanted: Pairs,
+    exposing: bool,
+    base_dir: Path | None,
+    path: Path | None,
+) -> Front:
+    """Put preprocessing in front of a model, or take it out, in place.
+
+    Raises `UsageError` where an input does not fit, or has no normalization to take out.
+    """
+    before = {value.name: told_type(value) for value in model.graph.input}
+    try:
+        if exposing:
+            return Front(exposed=expose(model, base_dir), before=before)
+        return Front(enter(model, dict(wanted), base_dir), before=before) if wanted else Front()
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}" if path is not None else str(error)) from error

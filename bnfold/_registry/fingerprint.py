@@ -1,0 +1,164 @@
+"""What a result depends on, as hashes, and whether an earlier run has done the work already."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+
+import bnfold
+from bnfold._registry.report import Identity, Report, read
+from bnfold._system import paths
+
+BOUNDS = ("--memory", "--timeout", "--threads")
+"""Options that a verdict does not depend on, unless it is that time or memory was not enough."""
+_FILES = ("--inputs", "--ops-library")
+_CHUNK = 1 << 20
+
+Option = tuple[str, str | None]
+"""An option of the command, and its value; None for a flag."""
+
+
+def identity_of(path: Path, options: Sequence[Option]) -> Identity:
+    """What the result for a model depends on."""
+    said: dict[str, str] = {}
+    for name, value in sorted(options, key=lambda option: (option[0], option[1] or "")):
+        text = value or ""
+        if name in _FILES:
+            text = f"{text} {_of_any(Path(text))}"
+        said[name] = f"{said[name]} {text}" if name in said else text
+    programs = ("torch",) if path.suffix == ".pt2" else ("onnx", "onnxruntime")
+    return Identity(
+        of_model(path),
+        {name: value for name, value in said.items() if name not in BOUNDS},
+        {name: value for name, value in said.items() if name in BOUNDS},
+        {"bnfold": bnfold.__version__, **{name: _version(name) for name in (*programs, "numpy")}},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def of_model(path: Path) -> str | None:
+    """The hash of a model file and its external data; None where the file cannot be read.
+
+    A data file that is not there, and one that no model may name, counts as such: once it is there
+    the hash is another one.
+    """
+    try:
+        own = _of_file(path)
+        if own is None:
+            return None
+        digest = hashlib.sha256(own.encode())
+        for location in sorted(data_files(path)):
+            held = _of_file(path.parent / location) if _is_below(location) else None
+            digest.update(f"\0{location}\0{held}".encode(errors="surrogateescape"))
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def _is_below(location: str) -> bool:
+    """Whether a location is one that a model may name: below its own folder."""
+    path = PurePosixPath(location)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def data_files(path: Path) -> set[str]:
+    """The external data files that a model names; none where it is no model of ONNX."""
+    if path.suffix == ".pt2":
+        return set()
+    from onnx import ModelProto
+
+    from bnfold._onnx.files import text_forms
+    from bnfold._onnx.files.external import external_files
+    from bnfold._onnx.files.lean import read_lean
+
+    try:
+        data = paths.read(path, read_lean)
+        return external_files(text_forms.parse(path, data) or ModelProto.FromString(data))
+    except MemoryError:
+        raise
+    except Exception:  # What is wrong with it is told when it is folded.
+        return set()
+
+
+def _of_file(path: Path) -> str | None:
+    """The hash of a regular file; None where there is none. A pipe would never end."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return digest.hexdigest()
+
+
+def _of_any(path: Path) -> str | None:
+    """The hash of a file, or of the files in a folder and their names."""
+    try:
+        if not path.is_dir():
+            return _of_file(path)
+        held = [f"{file.name}\0{_of_file(file)}" for file in sorted(path.iterdir())]
+    except OSError:
+        return None
+    return hashlib.sha256("\0".join(held).encode(errors="surrogateescape")).hexdigest()
+
+
+def signatures(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """What changes when somebody writes a model or its data: file numbers, sizes and times."""
+    return tuple(_signatures(path))
+
+
+def _signatures(path: Path) -> Iterator[tuple[str, int, int, int]]:
+    named = (path.parent / name for name in sorted(data_files(path)) if _is_below(name))
+    for file in (path, *named):
+        try:
+            status = os.stat(file)
+        except OSError:
+            continue
+        yield str(file), status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def finished(report: Path, output: Path | None, name: str, identity: Identity) -> Report | None:
+    """What an earlier run has found, if it is done, nothing has changed, and its output is there.
+
+    Done is what has a verdict. One that time or memory may have left open is done under the same
+    bounds. A file that cannot be used is done as well, until it changes; what was killed, crashed,
+    ran out of memory or time, or could not be written, is tried again.
+    """
+    known = read(report)
+    if known is None or identity.input is None:
+        return None
+    told, before, written = known
+    if (before.input, before.options, before.versions) != (
+        identity.input,
+        identity.options,
+        identity.versions,
+    ):
+        return None
+    if told.status == "error":
+        if told.message.startswith("cannot write"):
+            return None
+    elif told.status != "done" or (
+        told.verdict == "inconclusive" and before.bounds != identity.bounds
+    ):
+        return None
+    if told.output is not None:
+        same = output is not None and paths.is_same(Path(told.output), output)
+        if not same or written is None or of_model(Path(told.output)) != written:
+            return None
+    elif told.verdict not in ("fail", None) and output is not None:
+        return None
+    return replace(told, name=name, resumed=True)

@@ -1,0 +1,172 @@
+"""The work on one model, inside of the process that is its own.
+
+`bnfold.run` reaches it through `worker`, which starts that process and outlives it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bnfold._registry import fingerprint
+from bnfold._registry.fingerprint import Option
+from bnfold._registry.report import Identity, Report, Status, write
+from bnfold._system import paths, scratch
+
+Command = Callable[[list[str]], int]
+"""The command: takes its arguments, prints errors, and gives its exit code."""
+
+_OF_PROGRAMS = frozenset(
+    ("--seed", "--timeout", "--memory", "--trust", "--no-batchnorm", "--no-verify")
+)
+"""The options that a .pt2 file has a use for."""
+_NOT_OF_ONNX = frozenset(("--trust",))
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model to fold: its path, its name in the index, and where to write, as absolute paths.
+
+    ``resume``: give what an earlier run has found, if nothing has changed.
+    """
+
+    model: str
+    name: str
+    output: str | None
+    report: str | None
+    options: tuple[Option, ...]
+    resume: bool
+
+    def to_json(self) -> str:
+        """The request on one line."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def of_json(line: bytes) -> Request:
+        """The request of a line."""
+        told = json.loads(line)
+        options = tuple((name, value) for name, value in told.pop("options"))
+        return Request(options=options, **told)
+
+
+def applicable(path: Path, options: Sequence[Option]) -> tuple[Option, ...]:
+    """The options that a model of this kind has a use for: a registry may hold both kinds."""
+    if path.suffix == ".pt2":
+        return tuple(option for option in options if option[0] in _OF_PROGRAMS)
+    return tuple(option for option in options if option[0] not in _NOT_OF_ONNX)
+
+
+def work(request: Request, command: Command) -> Report:
+    """Fold a model as the command does, or find that this is done; write the report."""
+    begun = time.monotonic()
+    model = Path(request.model)
+    output = Path(request.output) if request.output else None
+    report = Path(request.report) if request.report else None
+    options = applicable(model, request.options)
+    identity = fingerprint.identity_of(model, options)
+    if request.resume and report is not None:
+        known = fingerprint.finished(report, output, request.name, identity)
+        if known is not None:
+            return known
+    before = fingerprint.signatures(model)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    code, said, details = _run(model, output, options, command)
+    # From here on until the report is in place nothing but SIGKILL ends this process.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if fingerprint.signatures(model) != before:
+        identity = replace(identity, input=None)
+    told = Report(
+        request.model,
+        request.name,
+        _status(code, said, details),
+        code=code,
+        message=said,
+        seconds=round(time.monotonic() - begun, 3),
+        report=request.report,
+    )
+    if details is not None:
+        told = told.with_details(details)
+    return _kept(told, identity, details)
+
+
+def _run(
+    model: Path, output: Path | None, options: Sequence[Option], command: Command
+) -> tuple[int, str, dict[str, Any] | None]:
+    """The exit code of the command, what it complained of, and what its report says."""
+    arguments = [part for option in options for part in option if part is not None]
+    kept = sys.stderr
+    with scratch.beside(None) as folder:
+        draft = folder / "report.json"
+        arguments += ["--no-config", "--color", "never", "--report", str(draft)]
+        if output is not None:
+            arguments += ["-o", str(output)]
+        sys.stderr = said = io.StringIO()
+        try:
+            code = command([*arguments, "--", str(model)])
+        finally:
+            sys.stderr = kept
+        details = json.loads(draft.read_bytes()) if draft.exists() else None
+    lines = [line for line in said.getvalue().splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error: ")]
+    return code, (errors or lines or [""])[-1][len("error: ") * bool(errors) :], details
+
+
+def _status(code: int, said: str, details: dict[str, Any] | None) -> Status:
+    """How a command ended that ended of its own will."""
+    if details is not None:
+        return "done"
+    if said == "out of memory":
+        return "out of memory"
+    if said.startswith("time is up"):
+        return "timeout"
+    return "interrupted" if code > 128 else "error"
+
+
+def _kept(told: Report, identity: Identity, details: dict[str, Any] | None) -> Report:
+    """Write the report's file, if there is to be one; an interrupted run has none."""
+    if told.report is None or told.status == "interrupted":
+        return told
+    written = fingerprint.of_model(Path(told.output)) if told.output else None
+    write(Path(told.report), told, identity, written, details)
+    return told
+
+
+def ended(request: Request, status: Status, code: int, why: str, seconds: float) -> Report:
+    """The report on a model whose process was ended; its file is written, too.
+
+    What stands in the file then is tried again by a run that resumes.
+    """
+    told = Report(
+        request.model,
+        request.name,
+        status,
+        code=code,
+        message=why,
+        seconds=round(seconds, 3),
+        report=request.report,
+    )
+    if told.report is not None and status != "interrupted":
+        write(Path(told.report), told, None, None, None)
+    return told
+
+
+def failed(request: Request, error: Exception) -> Report:
+    """The report on a model for which not even a report could be written."""
+    from bnfold._system import memory  # imported late: NumPy comes along
+
+    if memory.ran_out(error):
+        return Report(request.model, request.name, "out of memory", code=3, message="out of memory")
+    if isinstance(error, OSError):
+        place = error.filename or request.report or request.output or request.model
+        why = f"cannot write {place}: {paths.why(error)}"
+    else:
+        why = str(error) or type(error).__name__
+    return Report(request.model, request.name, "error", code=2, message=why)

@@ -1,0 +1,113 @@
+"""Sizes that are not known as polynomials of those that are named: ``2·h·w + 1``.
+
+A name is the size of an axis of a base, or a quotient that does not come out even. So two amounts
+are written alike in both files if the arithmetic of integers makes them equal. Amounts that are
+written otherwise may be equal all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+
+Product = tuple[Hashable, ...]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """``Σ factor · product of names``, in a fixed order. One that is a number is an ``int``."""
+
+    terms: tuple[tuple[Product, int], ...]
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it cannot be below zero: names of sizes, no term of which is taken away."""
+        return all(
+            factor > 0 and all(isinstance(name, tuple) and name[0] == "size" for name in product)
+            for product, factor in self.terms
+        )
+
+
+Size = int | Amount
+
+
+def named(name: Hashable) -> Amount:
+    """The amount of a name."""
+    return Amount((((name,), 1),))
+
+
+def size_of(base: int, axis: int) -> Amount:
+    """The size of an axis of a base."""
+    return named(("size", base, axis))
+
+
+def _terms(value: Size) -> dict[Product, int]:
+    if isinstance(value, int):
+        return {(): value} if value else {}
+    return dict(value.terms)
+
+
+def _made(terms: Mapping[Product, int]) -> Size:
+    kept = {product: factor for product, factor in terms.items() if factor}
+    if not kept.keys() - {()}:
+        return kept.get((), 0)
+    return Amount(tuple(sorted(kept.items(), key=repr)))
+
+
+def plus(one: Size, other: Size, sign: int = 1) -> Size:
+    """The sum, or the difference."""
+    made = _terms(one)
+    for product, factor in _terms(other).items():
+        made[product] = made.get(product, 0) + sign * factor
+    return _made(made)
+
+
+def times(one: Size, other: Size) -> Size:
+    """The product."""
+    made: dict[Product, int] = {}
+    for left, a in _terms(one).items():
+        for right, b in _terms(other).items():
+            product = tuple(sorted((*left, *right), key=repr))
+            made[product] = made.get(product, 0) + a * b
+    return _made(made)
+
+
+def product_of(values: Iterable[Size]) -> Size:
+    """The product of several amounts; 1 of none."""
+    made: Size = 1
+    for value in values:
+        made = times(made, value)
+    return made
+
+
+def even_quotient(one: Size, other: Size) -> Size | None:
+    """``one / other`` where the quotient of every term comes out even; None otherwise.
+
+    ``other`` is a number or one product: a quotient by a sum is not looked for.
+    """
+    below = _terms(other)
+    if len(below) != 1:
+        return None
+    ((names, divisor),) = below.items()
+    made: dict[Product, int] = {}
+    for product, factor in _terms(one).items():
+        left = list(product)
+        for name in names:
+            if name not in left:
+                return None
+            left.remove(name)
+        if factor % divisor:
+            return None
+        made[tuple(left)] = factor // divisor
+    return _made(made)
+
+
+def quotient(one: Size, other: Size) -> Size:
+    """What Div makes of integers: it rounds toward zero. One that is not even has a name."""
+    even = even_quotient(one, other) if other != 0 else None
+    if even is not None:
+        return even
+    if isinstance(one, int) and isinstance(other, int) and other:
+        sign = 1 if (one < 0) == (other < 0) else -1
+        return sign * (abs(one) // abs(other))
+    return named(("quotient", one, other))

@@ -1,0 +1,119 @@
+"""What each tensor of a file is, as far as the walk has come."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bnfold._onnx.read.scopes import Scope, label
+from bnfold._relation import linear
+from bnfold._relation.expressions import Expression, of_base
+from bnfold._relation.fillings import Fillings
+from bnfold._relation.integers import Integers
+from bnfold._relation.matching import Matcher
+from bnfold._relation.side import Side
+from bnfold._relation.table import fingerprint
+
+
+@dataclass(eq=False)
+class Tensors:
+    """The tensors of one file.
+
+    ``words`` tell constants apart. ``same`` has tensors that are another one under a new name.
+    """
+
+    side: Side
+    found: Matcher
+    integers: Integers
+    fillings: Fillings = field(init=False)
+    words: dict[tuple[str, str], Hashable] = field(default_factory=dict)
+    same: dict[tuple[str, str], tuple[Scope, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.fillings = Fillings(self.integers)
+
+    def value(self, scope: Scope, name: str) -> Expression | None:
+        """What a tensor is, or None for a constant and for an input that is left out."""
+        owner = scope.owner(name) if name else None
+        if owner is None:
+            return None
+        same = self.same.get((owner.path, name))
+        return self.side.values.get((owner.path, name)) if same is None else self.value(*same)
+
+    def closed(self, scope: Scope, name: str) -> Expression | None:
+        """What a tensor is, as a map of one base."""
+        found = self.value(scope, name)
+        owner = scope.owner(name)
+        same = None if owner is None else self.same.get((owner.path, name))
+        if same is not None and owner is not None:
+            made = self.closed(*same)
+            if made is not None:
+                self.give(owner, name, made)
+            return made
+        if found is None or owner is None or found.map is not None or not found.terms:
+            return found
+        rank, kind = self.side.rank(scope, name), self.side.shapes.type(scope, name)
+        made = self.found.total(found, self._writer(owner, name), rank, kind)
+        self.give(owner, name, made)
+        return made
+
+    def _writer(self, scope: Scope, name: str) -> str:
+        """The label of the linear operator behind a tensor, or of the operator that writes it."""
+        first = node = scope.writer(name)
+        while node.op_type and linear.read(self.side, scope, node) is None:
+            before = [n for n in node.input if n in scope.producers and self.value(scope, n)]
+            if len(before) != 1:
+                break
+            node = scope.writer(before[0])
+        known = node.op_type and linear.read(self.side, scope, node) is not None
+        return label(node if known else first)
+
+    def give(self, scope: Scope, name: str, value: Expression) -> None:
+        """Note what a tensor is, and so which sizes it has."""
+        self.side.values[scope.path, name] = value
+        if value.map is not None:
+            self.integers.note(scope, name, value.map.base)
+
+    def word(self, scope: Scope, name: str, value: Expression | None) -> Hashable:
+        """What stands for an input in the key of an operator."""
+        if value is not None:
+            term = value.map
+            return term.base if term is not None else "constant"
+        if not name:
+            return None
+        told = self._told(scope, name)
+        if told is not None:
+            return told
+        owner = scope.owner(name)
+        key = "" if owner is None else owner.path, name
+        if key not in self.words:
+            stored = self.side.constant(scope, name) or self.side.floats(scope, name)
+            known = None if stored is None else fingerprint(stored.load())
+            self.words[key] = ("unknown", id(self), name) if known is None else known
+        return self.words[key]
+
+    def _told(self, scope: Scope, name: str) -> Hashable | None:
+        """What tells apart what may be computed from sizes alone: integers, and one number."""
+        numbers = self.integers.of_names(scope, name)
+        if numbers is not None:
+            return self.side.shapes.type(scope, name), numbers
+        return self.fillings.of_name(scope, name)
+
+    def result(self, scope: Scope, name: str) -> Expression:
+        """What a graph puts out. A constant is a shift."""
+        found = self.closed(scope, name)
+        if found is not None:
+            return found
+        word = self._told(scope, name)
+        if word is not None:
+            return of_base(self.found.table.stored(word))
+        weight = self.side.constant(scope, name)
+        if weight is None:
+            return of_base(self.found.table.fresh(0))
+        values = weight.load()
+        numbers = values.astype(np.float64) if weight.is_float else np.zeros(())
+        if weight.is_float and np.all(np.isfinite(numbers)):
+            return Expression((), numbers, np.abs(numbers))
+        return of_base(self.found.table.stored(fingerprint(values)))

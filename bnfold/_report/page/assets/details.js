@@ -1,0 +1,147 @@
+/* What there is to say of one operator, in words and numbers. */
+
+/** @param {string} tag @param {Record<string, string>} [given] @param {(Node|string|null|false|undefined)[]} children */
+function html(tag, given = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(given)) made.setAttribute(name, value);
+  made.append(.../** @type {(Node|string)[]} */ (children.filter((child) => child !== null && child !== false && child !== undefined)));
+  return made;
+}
+/** @param {number|null|undefined} value */
+function figure(value) {
+  if (value === null || value === undefined) return "–";
+  if (value === 0) return "0";
+  const large = Math.abs(value);
+  return (large >= 1e-3 && large < 1e5 ? String(Number(value.toPrecision(4))) : value.toExponential(2)).replace("-", "−").replace("e+", "e");
+}
+/** A number of things. @param {number} n @param {string} noun */
+const many = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
+/** A button that leads to an operator. @param {number|null} item @param {string} [text] */
+function linkTo(item, text) {
+  if (item === null) return html("span", { class: "sub" }, text || "");
+  const made = html("button", { class: "link", type: "button" }, text || nameOf(item));
+  made.addEventListener("click", () => choose(item, true));
+  return made;
+}
+/** @param {string} title @param {(Node|string|null|false)[]} children */
+const part = (title, ...children) => [html("h3", {}, title), ...children];
+
+const NORM = "s = γ / √(var + ε)\nt = β − μ · s";
+/** What a law does, as a formula. @param {string} law */
+function formulaOf(law) {
+  if (law.startsWith("absorb behind")) return "W′[o] = s[o] · W[o]\nb′[o] = s[o] · b[o] + t[o]";
+  if (law.startsWith("absorb ahead")) return "W′[:, i] = W[:, i] · s[i]\nb′[o] = b[o] + Σ W[o, i] · t[i]";
+  if (law === "compose" || law.startsWith("compose")) return "s₂ · (s₁ · x + t₁) + t₂ = (s₂ · s₁) · x + (s₂ · t₁ + t₂)";
+  if (law === "merge in parallel") return "W₁ ∗ x + W₂ ∗ x = (W₁ + W₂) ∗ x";
+  if (law === "merge in series") return "W₂ ∗ (W₁ ∗ x) = (W₂ ∗ W₁) ∗ x";
+  return "";
+}
+
+/** @param {Fold} fold @param {number} of */
+function foldParts(fold, of) {
+  const gone = fold.gone.includes(of);
+  const formulas = [...new Set([
+    fold.gone.some((n) => /BatchNormalization$/.test(opOf(n))) ? NORM : "",
+    ...fold.laws.map(formulaOf),
+  ])].filter(Boolean);
+  const place = fold.gone.indexOf(of), range = place >= 0 ? fold.ranges[place] : null;
+  return [
+    gone
+      ? html("p", {}, fold.kind === "merge" ? "It became one operator with " : fold.kind === "equal" ? "It computes the same as " : fold.kind === "rewrite" ? "It is written as other operators, in the place of " : "Its scale and shift went into ", linkTo(fold.into, fold.target))
+      : html("p", {}, fold.kind === "merge" ? "It took the place of " : "It took in ", ...fold.names.flatMap((name, k) => [k ? ", " : "", linkTo(fold.gone[k] ?? null, name)])),
+    range && html("p", { class: "sub" }, `scale ${figure(range[0])} … ${figure(range[1])}, shift ${figure(range[2])} … ${figure(range[3])}${(range[4] || 1) > 1 ? `, ${many(range[4] || 1, "channel")}` : ", the same everywhere"}`),
+    fold.crossed.length > 0 && html("p", {}, "across ", ...fold.crossed.flatMap((n, k) => [k ? ", " : "", linkTo(n, `${opOf(n)} ${tail(nameOf(n))}`)])),
+    html("p", { class: "sub" }, `by the laws: ${fold.laws.join("; ")}`),
+    formulas.length > 0 && html("div", { class: "formula" }, formulas.join("\n")),
+    fold.state === "holds" && html("p", {}, html("span", { class: "good" }, "✓ "), `computed a second time, in another way: ${figure(fold.ulps)} units in the last place apart${fold.probe !== null ? `; on real numbers ${figure(fold.probe)} of what rounding explains` : ""}`),
+    fold.state === "fails" && html("p", { class: "bad" }, `✗ the second computation says otherwise: ${fold.problem || `${figure(fold.ulps)} units in the last place`}`),
+    fold.state === "unchecked" && html("p", { class: "unsure" }, `? not checked by itself: ${fold.problem}`),
+  ];
+}
+
+/** @param {number} layer */
+function channelTable(layer) {
+  const table = data.tables[String(layer)];
+  if (!table) return [];
+  const rows = /** @type {(number|null)[][]} */ (table.rows), behind = rows.some((row) => row[0] !== null), told = rows.some((row) => row[6] !== null);
+  const head = ["", ...(behind ? ["s", "t"] : []), "|W|", "|W′|", "b", "b′", ...(told ? ["apart"] : [])];
+  const made = html("table", {}, html("thead", {}, html("tr", {}, ...head.map((text) => html("th", { scope: "col" }, text)))), html("tbody", {}, ...rows.map((row, k) =>
+    html("tr", {}, html("th", { scope: "row" }, String(k)), ...row.slice(behind ? 0 : 2, told ? 7 : 6).map((value) => html("td", {}, figure(value === null ? null : Number(value.toPrecision(3)))))))));
+  return part(
+    `Channels of ${tail(nameOf(layer))}${rows.length < table.count ? `: ${rows.length} of ${table.count}` : ""}`,
+    html("div", { class: "scroll" }, made),
+    html("p", { class: "sub" }, `|W|: largest weight of the channel, b: its bias; ′ is after${told ? "; apart: from s·W and s·b + t, in units in the last place" : ""}`),
+  );
+}
+
+/** Fill the panel at the side. @param {number|null} item */
+function tell(item) {
+  const host = byId("details");
+  host.replaceChildren(...(item === null ? summary() : item < 0 ? ofGroup(~item) : ofOperator(item)).filter((each) => each !== null && each !== false));
+  host.scrollTop = 0;
+}
+
+/** @param {number} n @returns {any[]} */
+function ofOperator(n) {
+  const port = isPort(n), kind = wrong.has(n) ? "wrong" : fate[n];
+  const words = /** @type {Record<string, string>} */ ({ gone: "gone", into: data.kind === "verify" ? "other weights" : "took something in", kept: "stays", new: "new", wrong: "differs" });
+  const from = foldsFrom.get(n) || [], into = foldsInto.get(n) || [], kept = keptAt.get(n);
+  const layer = data.tables[String(n)] ? n : from.length && from[0].into !== null ? from[0].into : null;
+  return [
+    html("h2", {}, port ? `${opOf(n)} ${nameOf(n)}` : opOf(n)),
+    !port && html("p", { class: "formula" }, nameOf(n)),
+    kind && html("p", {}, html("span", { class: `tag ${kind}` }, words[kind])),
+    html("p", { class: "sub" }, [owner[n] ? `in ${pathOf(owner[n])}` : "", data.nodes[n][4] ? `graph ${data.nodes[n][4]}` : "", data.nodes[n][3] ? `puts out ${data.nodes[n][3]}` : ""].filter(Boolean).join(" · ")),
+    ...(fate[n] === "gone" && !from.length && data.kind === "fold" ? [html("p", {}, "It is not needed any more where the maps around it went.")] : []),
+    ...from.flatMap((fold) => part("Where it went", ...foldParts(fold, n))),
+    ...(kept ? part(kept.kind === "map" ? "Why it stays" : "Why it was not merged", html("p", {}, kept.message), kept.at !== null && kept.at !== n ? html("p", {}, "stopped at ", linkTo(kept.at, `${opOf(kept.at)} ${nameOf(kept.at)}`)) : null, html("p", { class: "sub" }, html("b", {}, kept.code), kept.meaning ? `: ${kept.meaning}` : ""), html("h3", {}, "What helps"), html("p", {}, kept.advice)) : []),
+    ...(stoppedAt.has(n) ? part("It stopped", ...(stoppedAt.get(n) || []).map((each) => html("p", {}, linkTo(each)))) : []),
+    ...into.slice(0, 20).flatMap((fold) => part(fold.kind === "merge" ? "What it replaces" : "What it took in", ...foldParts(fold, n))),
+    ...(layer !== null ? channelTable(layer) : []),
+  ];
+}
+
+/** @param {number} g @returns {any[]} */
+function ofGroup(g) {
+  const sum = sums[g], open = opened.has(g);
+  const button = html("button", { class: "plain", type: "button" }, open ? "Close" : "Open");
+  button.addEventListener("click", () => { toggle(g); tell(~g); });
+  const ops = [...sum.ops].sort((a, b) => b[1] - a[1]).slice(0, 12);
+  return [
+    html("h2", {}, titleOf(g)),
+    html("p", { class: "sub" }, pathOf(g)),
+    html("p", {}, `${many(sum.before, "operator")} before, ${sum.after} after`),
+    html("p", {}, button),
+    ...part("Operators", html("ul", {}, ...ops.map(([op, n]) => html("li", {}, `${n} × ${data.ops[op]}`)))),
+  ];
+}
+
+/** What the panel says while nothing is chosen. @returns {any[]} */
+function summary() {
+  /** @type {Map<string, {n: number, first: Fold}>} */
+  const kinds = new Map();
+  for (const /** @type {Fold} */ fold of data.folds) {
+    const last = fold.laws.filter((law) => !/^(carry|leave|drop)/.test(law)).pop() || fold.laws[0];
+    const key = fold.kind === "equal" ? "as equal to another one" : fold.kind === "merge" ? fold.laws[0].replace(/^merge/, "merged") : last
+      .replace(/^absorb behind (.*)$/, "into the $1 before").replace(/^absorb ahead of (.*)$/, "into the $1 after").replace(/^drop the identity$/, "that changed nothing").replace(/^compose$/, "into one").replace(/^write as/, "written as");
+    const known = kinds.get(key);
+    if (known) known.n += fold.names.length; else kinds.set(key, { n: fold.names.length, first: fold });
+  }
+  /** @type {Map<string, {n: number, first: Kept}>} */
+  const reasons = new Map();
+  for (const /** @type {Kept} */ kept of data.kept) {
+    if (kept.kind !== "map") continue;
+    const known = reasons.get(kept.code);
+    if (known) known.n++; else reasons.set(kept.code, { n: 1, first: kept });
+  }
+  const gone = fate.filter((each) => each === "gone").length;
+  return [
+    html("h2", {}, data.kind === "verify" ? "Two files, one function?" : gone ? `${many(gone, "operator")} gone` : "Nothing to fold"),
+    html("p", { class: "sub" }, "Point at an operator to see where it went; click for formula, channels and reason. Groups open and close."),
+    ...(kinds.size ? part("What went where", html("ul", {}, ...[...kinds].sort((a, b) => b[1].n - a[1].n).map(([law, { n, first }]) => html("li", {}, html("b", {}, String(n)), ` ${law}, such as `, linkTo(first.gone[0] ?? first.into, tail(first.names[0])))))) : []),
+    ...(reasons.size ? part("What stays, and why", html("ul", {}, ...[...reasons].sort((a, b) => b[1].n - a[1].n).map(([code, { n, first }]) => html("li", {}, html("b", {}, String(n)), ` ${code}, such as `, linkTo(first.node, tail(first.name)))))) : []),
+    ...(data.divergence ? part("Where it begins", html("p", {}, "first tensor that differs: ", linkTo(data.divergence.at, data.divergence.tensor)), ...data.divergence.suspects.slice(-8).map((/** @type {any} */ each) => html("p", {}, "suspect: ", linkTo(each[1], each[0])))) : []),
+    ...(data.proof && data.proof.status !== "proved" ? part("Where the proof ends", html("p", {}, linkTo(data.proof.node, data.proof.at)), html("p", {}, data.proof.why)) : []),
+    ...part("Keys", html("p", { class: "sub" }, "↓ ↑ through the operators · → open, or follow a fold · ← close, or out · + − 0 zoom · / find · Ctrl and wheel zoom")),
+  ];
+}

@@ -1,0 +1,139 @@
+"""Watches a fold: what the network was, where each map went, and what the layers are now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bnfold._core.affine import IDENTITY, AffineMap
+from bnfold._core.view import Affine
+from bnfold._onnx.files.load import load_model
+from bnfold._onnx.fold import PlannedModel
+from bnfold._onnx.read.constants import Constants
+from bnfold._onnx.read.graph import Graph
+from bnfold._onnx.read.scopes import label, read_scopes
+from bnfold._onnx.read.shapes import Shapes
+from bnfold._plan.planner import Move, Sides
+from bnfold._report.page.channels import Channels, channels_of, span, table
+from bnfold._report.page.drawing import Drawing
+from bnfold._report.page.pairing import Picture, paired
+
+_ROWS = 3000
+"""So many channels are shown on a page, of all layers together."""
+_MOST = 16
+"""And so many of one layer."""
+
+Place = tuple[str, int]
+"""The path of a graph, and a position in its nodes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One fold of the plan, by places in the graphs before it.
+
+    ``ranges`` has for each map that goes its `channels.span`.
+    """
+
+    gone: Sequence[Place]
+    into: Place | None
+    crossed: Sequence[Place] = ()
+    ranges: Sequence[Sequence[float | None]] = ()
+
+
+@dataclass
+class Witness:
+    """What was seen of a fold. The pipeline calls both methods, in this order, once each."""
+
+    before: Drawing = field(default_factory=lambda: Drawing((), (), {}))
+    after: Drawing | None = None
+    steps: list[Step] = field(default_factory=list)
+    kept: list[Place | None] = field(default_factory=list)
+    tables: dict[Place, Mapping[str, Any]] = field(default_factory=dict)
+    _sides: dict[Place, Sides] = field(default_factory=dict)
+    _layers: dict[Place, Channels] = field(default_factory=dict)
+
+    @property
+    def picture(self) -> Picture:
+        """Both networks in one; where nothing was written the second is the first."""
+        return paired(self.before, self.after or self.before)
+
+    def planned(self, planned: PlannedModel) -> None:
+        """Look at a model that is planned and not changed yet."""
+        network = planned.network
+        self.before = Drawing.of(network.model)
+        for merges in network.merges:
+            for patch in merges.patches:
+                vanish = [k for k, node in patch.nodes.items() if node is None]
+                pairs = [([k], stays) for k, stays in patch.equal.items()]
+                self.steps += [
+                    Step([(patch.path, k) for k in those], (patch.path, into))
+                    for those, into in pairs or [(vanish, patch.into)]
+                ]
+        for graph, moves in planned.settled:
+            self.steps += [_step(graph, move) for move in moves.moves]
+            self.kept += [(graph.scope.path, graph.positions[k]) for k in moves.kept]
+        for merges, scope in zip(network.merges, network.scopes, strict=True):
+            places = {label(node): k for k, node in enumerate(scope.graph.node)}
+            told = [(scope.path, places.get(stays.node)) for stays in merges.stays]
+            self.kept += [(path, k) if k is not None else None for path, k in told]
+        most = self._most(sum(len(moves.sides) for _, moves in planned.settled))
+        for graph, moves in planned.settled:
+            for index, sides in moves.sides.items():
+                place = (graph.scope.path, graph.positions[index])
+                node = graph.scope.nodes[place[1]]
+                found = channels_of(graph.context.constants, graph.scope, node, most)
+                if found is not None:
+                    self._layers[place], self._sides[place] = found, sides
+
+    def written(self, path: Path) -> None:
+        """Look at the folded model, in a file that may go away again."""
+        model = load_model(path, lean=True, follow_links=True)
+        self.after = Drawing.of(model)
+        scopes = {scope.path: scope for scope in read_scopes(model)}
+        constants = Constants(path.parent, Shapes())
+        picture = self.picture
+        there = {
+            number: place
+            for place, k in self.after.places.items()
+            for number in (picture.second[k],)
+        }
+        most = self._most(len(self._layers))
+        for place, layer in self._layers.items():
+            here = self.before.places.get(place)
+            twin = there.get(picture.first[here]) if here is not None else None
+            if twin is None:
+                continue
+            scope = scopes[twin[0]]
+            after = channels_of(constants, scope, scope.nodes[twin[1]], most)
+            sides = self._sides[place]
+            found = table(layer, after, sides.behind, sides.ahead, most)
+            if found is not None:
+                self.tables[place] = found
+        self._layers.clear()
+
+    @staticmethod
+    def _most(layers: int) -> int:
+        return max(2, min(_MOST, _ROWS // max(layers, 1)))
+
+
+def _step(graph: Graph, move: Move) -> Step:
+    path, nodes = graph.scope.path, graph.view.nodes
+
+    def place(index: int) -> Place:
+        return path, graph.positions[index]
+
+    ended = {end.node for end in move.ends}
+    crossed = [k for k in (*move.carriers, *move.crossed) if k not in ended and k != move.into]
+    into = move.ends[0].node if move.ends and move.law == "carry" else move.into
+    roles = [nodes[k].role for k in move.maps]
+    return Step(
+        [place(k) for k in move.maps],
+        place(into),
+        [place(k) for k in dict.fromkeys(crossed)],
+        [span(role.map if isinstance(role, Affine) else _NOTHING) for role in roles],
+    )
+
+
+_NOTHING: AffineMap = IDENTITY

@@ -1,0 +1,72 @@
+"""What the documentation says: its code runs, its outputs are real, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .pages import ROOT, blocks, pages
+from .running import Page, Printed
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+PAGES = pages()
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def shown(wrong: list[Printed]) -> str:
+    parts = [f"line {p.block.line} has\n{p.expected}\nbut it printed\n{p.got}" for p in wrong]
+    return "\n".join([*parts, "python -m tests.docs --write puts it right"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_code(page: Path, tmp_path: Path) -> None:
+    """Every block runs, in order; what the page says that it prints, it prints."""
+    run = Page(tmp_path)
+    printed = [run.run(block) for block in blocks(page)]
+    wrong = [p for p in printed if p is not None and not p.agrees]
+    assert not wrong, shown(wrong)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("C*.md"))], ids=name)
+def test_links(page: Path) -> None:
+    """A relative link names a file that is there, and a heading that it has."""
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        target, _, heading = link.partition("#")
+        if re.match(r"[a-z]+:", target) or "generated" in target:
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{name(page)}: {link}"
+        if heading:
+            assert heading in headings(path), f"{name(page)}: {link}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that servers of Markdown make of headings."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", title.lower()).strip() for title in found)
+    return {title.replace(" ", "-") for title in plain}
+
+
+def test_readme_is_short() -> None:
+    """Nobody reads a long one; what does not fit has a page."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_a_wrong_output_is_seen(tmp_path: Path) -> None:
+    """The runner notices: other words, another exit code, an exception."""
+    page = tmp_path / "page.md"
+    run = Page(tmp_path)
+    page.write_text("```console\n$ bnfold explain no-gain\nwrong\n```\n", encoding="utf-8")
+    (block,) = blocks(page)
+    printed = run.run(block)
+    assert printed is not None and not printed.agrees
+    for text in ("console\n$ bnfold nothing.onnx", "python\n1 / 0", "rust\nfn main() {}"):
+        page.write_text(f"```{text}\n```\n", encoding="utf-8")
+        (block,) = blocks(page)
+        with pytest.raises((AssertionError, ZeroDivisionError)):
+            run.run(block)

@@ -1,0 +1,1 @@
+"""Preprocessing in front of a network, put in and taken out."""

@@ -1,0 +1,1 @@
+"""The page that shows a network before and after."""

@@ -1,0 +1,87 @@
+"""What is said about the project in several places is the same in all of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+tomli = pytest.importorskip("tomli", reason="tomli is not installed")
+
+PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def read(*parts: str) -> Any:
+    """A YAML file; the test is skipped where this copy of the project lacks it."""
+    path = ROOT.joinpath(*parts)
+    if not path.is_file():
+        pytest.skip(f"there is no {path.name}")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_every_promised_python_is_tested() -> None:
+    """A classifier is a promise, and so is the lowest version."""
+    promised = {
+        found[1]
+        for line in PROJECT["classifiers"]
+        if (found := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", line))
+    }
+    matrix = read(".github", "workflows", "tests.yml")["jobs"]["tests"]["strategy"]["matrix"]
+    assert set(matrix["python"]) == promised
+    lowest = min(promised, key=lambda version: int(version.partition(".")[2]))
+    assert PROJECT["requires-python"] == f">={lowest}"
+    systems = {line.rpartition(" ")[2] for line in PROJECT["classifiers"] if "Operating" in line}
+    names = {"Linux": "ubuntu-latest", "MacOS": "macos-latest", "Windows": "windows-latest"}
+    assert {names[system] for system in systems} == set(matrix["os"])
+
+
+def test_conda_asks_for_the_same() -> None:
+    recipe = read("conda", "recipe.yaml")
+    context = recipe["context"]
+    assert context["version"] == PROJECT["version"]
+    assert f">={context['python_min']}" == PROJECT["requires-python"]
+    asked = {line.partition(";")[0] for line in PROJECT["dependencies"]}
+    asked.add("python>=${{python_min}}")
+    assert {line.replace(" ", "") for line in recipe["requirements"]["run"]} == asked
+    (entry,) = recipe["build"]["python"]["entry_points"]
+    assert entry == " = ".join(*PROJECT["scripts"].items())
+
+
+def test_one_address() -> None:
+    """Whoever publishes replaces one name; no other address of this project stands anywhere."""
+    files = ("README.md", "CITATION.cff", "action.yml", "conda/recipe.yaml", "pyproject.toml")
+    owners = set()
+    for path in (*map(ROOT.joinpath, files), *(ROOT / "docs").rglob("*.md"), *WORKFLOWS):
+        if path.is_file():
+            owners |= set(re.findall(r"([\w.-]+)/bnfold[@/\"\s]", _addresses(path)))
+    assert len(owners) == 1, owners
+
+
+def _addresses(path: Path) -> str:
+    """The lines of a file that name a repository."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(f"{line} " for line in lines if "github.com/" in line or "uses:" in line)
+
+
+def test_citation() -> None:
+    citation = read("CITATION.cff")
+    assert citation["license"] == PROJECT["license"]
+    assert [a["name"] for a in citation["authors"]] == [a["name"] for a in PROJECT["authors"]]
+    assert citation["repository-code"] == PROJECT["urls"]["Homepage"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_are_sound(path: Path) -> None:
+    """Each is YAML with jobs whose steps do one thing, needs what is there, and asks for rights."""
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    assert workflow[True], "on: says when it runs"  # YAML 1.1 takes the word for a boolean
+    for job in workflow["jobs"].values():
+        assert set(job.get("needs", "").split()) <= set(workflow["jobs"])
+        for step in job["steps"]:
+            assert len({"run", "uses"} & set(step)) == 1
