@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from bnfold._judge.verdict import EndToEnd
     from bnfold._relation.proof import Proof
+    from bnfold.nn import Preprocessed
 
-Preprocessed = Preprocessing | Mapping[str, Preprocessing] | None
+OnInputs = Preprocessing | Mapping[str, Preprocessing] | None
 _M = TypeVar("_M")
 _Module = TypeVar("_Module", bound="nn.Module")
 
@@ -48,7 +49,7 @@ def plan(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
@@ -86,7 +87,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> ModelProto: ...
 @overload
 def fold(
@@ -99,8 +100,21 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> Path: ...
+@overload
+def fold(
+    model: nn.Module,
+    output: tuple[Any, ...],
+    *,
+    dynamic_shapes: Any = None,
+    as_eval: bool = False,
+    clone: bool = False,
+    merge: bool = False,
+    keep: Sequence[str] = (),
+    depthwise: bool = False,
+    preprocessing: Preprocessing,
+) -> Preprocessed: ...
 @overload
 def fold(
     model: _Module,
@@ -127,7 +141,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> _M: ...
 def fold(
     model: Model,
@@ -146,7 +160,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> Any:
     """Fold a model and give back the kind it was given; the input is not changed.
 
@@ -162,10 +176,12 @@ def fold(
     group for each channel, or a Mul and an Add, for runtimes without BatchNormalization; in a
     module, where no convolution can stand, a `bnfold.nn.ScaleShift`. With ``equalize`` a model of
     ONNX has positive scales moved between its layers afterwards, so that the channels of a weight
-    have like ranges for an int8 scale in common (Nagel et al. 2019); `prove` can tell that both are
-    one function. With ``preprocessing`` an input of a model of ONNX becomes what a camera gives,
-    and the model does the rest: a `Preprocessing` for the only input, or a mapping from the names
-    of inputs to such.
+    have like ranges (Nagel et al. 2019), if it is nearer to itself in int8 so: onnxruntime
+    quantizes both and runs them on drawn inputs. `prove` can tell that both are one function.
+    With ``preprocessing`` an input of a model of ONNX becomes what a camera gives, and the model
+    does the rest: a `Preprocessing` for the only input, or a mapping from the names of inputs to
+    such. A module that takes one tensor becomes a `bnfold.nn.Preprocessed` around its copy; its
+    example is what the module itself takes.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
@@ -245,7 +261,7 @@ def verify(
     prove: bool = True,
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> EndToEnd:
     """Prove two models one function or run them in onnxruntime, optimizations off, and judge that.
 
@@ -316,29 +332,35 @@ def verify(
 
 
 def prove(
-    original: str | os.PathLike[str] | ModelProto,
-    folded: str | os.PathLike[str] | ModelProto,
+    original: Model,
+    folded: Model,
+    args: tuple[Any, ...] | None = None,
     *,
     base_dir: str | os.PathLike[str] | None = None,
     freeze_initializers: bool = False,
     follow_links: bool = False,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
 ) -> Proof:
-    """Whether two models of ONNX are the same function, from their weights alone: nothing is run.
+    """Whether two models are the same function, from their weights alone: nothing is run.
 
-    Each is a path or a ``ModelProto``. Both are walked side by side. Affine operators and layers
+    Each is a path or a ``ModelProto``; or each is a ``torch.nn.Module``, an ``ExportedProgram`` or
+    the path of a .pt2 file. Both are walked side by side. Affine operators and layers
     with weights are brought together in float64; every weight of one has to be what rounding
     explains of the other. The result's ``status`` is "proved", "refuted" (``at`` and ``why`` say
     which weights cannot be right) or "not proved" (where the walk ended). It is about real numbers:
     what a runtime rounds or gets wrong between operators is for `verify`. ``base_dir`` is the
     folder of external data of models in memory; ``freeze_initializers`` and ``follow_links`` are as
-    for `verify`. Raises `UsageError` for a model that cannot be read, ``TypeError`` for what is
-    none.
+    for `verify`. Modules are exported with the example inputs ``args`` and ``kwargs``; the proof is
+    for the sizes of these, unless ``dynamic_shapes`` lets some vary, as ``torch.export`` has them.
+    Raises `UsageError` for a model that cannot be read, ``TypeError`` for what is none.
     """
     from bnfold._pipeline.proving import prove_models
 
     return prove_models(
         original,
         folded,
+        ModuleOptions(args, kwargs, dynamic_shapes),
         base_dir=base_dir,
         frozen=freeze_initializers,
         follow_links=follow_links,

@@ -19,13 +19,13 @@ from typing import Any
 
 from bnfold._errors import UsageError
 from bnfold._registry import finding, index
-from bnfold._registry.fingerprint import Option
+from bnfold._registry.fingerprint import Option, data_files
 from bnfold._registry.places import Item, clashes, groups
 from bnfold._registry.report import Report
 from bnfold._registry.unit import as_options, ask
 from bnfold._system import paths
 
-__all__ = ["Registry", "Task", "find"]
+__all__ = ["Registry", "Task", "data_files", "find"]
 
 REPORT = ".report.json"
 
@@ -49,6 +49,12 @@ class Task:
         return tuple(
             ask(item.model, item.output, item.report, item.name, options, resume)
             for item in self.items
+        )
+
+    def lost(self, why: str) -> tuple[Report, ...]:
+        """The reports where an engine gave the task up: its workers died. Nothing is written."""
+        return tuple(
+            Report(item.model, item.name, "killed", code=3, message=why) for item in self.items
         )
 
 

@@ -38,6 +38,7 @@ ROOMS = (
     "_run",
     "_proof",
     "_relation",
+    "_aten",
     "_judge",
     "_pipeline",
     "_api",
@@ -46,6 +47,7 @@ ROOMS = (
     "registry",
     "_command",
     "testing",
+    "passes",
     "__main__",
     "",
 )

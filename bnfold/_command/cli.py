@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from bnfold._command import beliefs, help, options, pages, preprocessing, terminal
+from bnfold._command import beliefs, help, options, pages, preprocessing, targets, terminal
 from bnfold._command.checking import check_each
 from bnfold._command.entry import Commands
 from bnfold._command.many import many
@@ -54,25 +54,6 @@ def main() -> None:
     Completion of commands, options and files (bash, zsh, fish):
     eval "$(_BNFOLD_COMPLETE=bash_source bnfold)"
     """  # noqa: D301
-
-
-_format = click.option(
-    "--output-format",
-    "form",
-    type=click.Choice(["text", "json", "markdown", "github", "junit"]),
-    default="text",
-    show_default=True,
-    help="What to print: text; json for programs; markdown for pull requests; github or junit for "
-    "CI servers. github also adds to the summary of the step.",
-)
-
-
-_report = click.option(
-    "--report",
-    type=PATH,
-    metavar="FILE.json",
-    help="Write everything known about this run as JSON.",
-)
 
 
 @main.command(
@@ -122,9 +103,9 @@ _report = click.option(
 @preprocessing.preprocessing
 @preprocessing.exposing
 @options.comparison
-@_report
+@targets.reporting
 @pages.showing
-@_format
+@targets.forming
 @help.spoken("List every fold, and every operator that stays.")
 @many
 @help.colour
@@ -169,10 +150,8 @@ def fold(
         "follow_links": follow_links,
     }
     verbose, quiet = help.loudness(context, verbose, quiet)
-    options.refuse_stream("-o", output)
-    options.refuse_stream("--report", report)
-    if in_place and output is not None:
-        raise UsageError("give either -o or --in-place, not both")
+    targets.refuse_stream("-o", output)
+    targets.refuse_stream("--report", report)
     if check:
         writing = ("output", "in_place", "page", "equalize", "output_dir", "jobs", "resume")
         unused = (*writing, *options.NAMES, *preprocessing.NAMES, "expose_normalization")
@@ -199,8 +178,7 @@ def fold(
     (model,) = models
     if no_verify:
         options.refuse(context, options.NAMES, "nothing is compared with --no-verify")
-    if output is not None and paths.is_same(output, model):
-        raise UsageError(f"{output} is the input itself; say --in-place to write over it")
+    targets.check_output(output, in_place, model)
     if model.suffix == ".pt2":
         options.refuse(context, ["frozen"], "a .pt2 file has no initializers to freeze")
         options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
@@ -213,7 +191,7 @@ def fold(
     usable = ("seed",) if model.suffix == ".pt2" else options.NAMES
     comparison = options.applicable(context, comparison, usable)
     inputs = None if no_verify else comparison["inputs"]
-    options.check_report(report, model, output, inputs)
+    targets.check_report(report, model, output, inputs)
     pages.check(page, model, output, inputs, report)
 
     from bnfold._command.telling import tell_fold
@@ -256,7 +234,7 @@ def fold(
                 raise UsageError(f"{error}{fate}") from error
     seconds = time.monotonic() - begun
     tell_fold(outcome, form, seconds, verbose, comparison["power"], quiet)
-    terminal.show(pages.told(page, quiet or form != "text"))
+    pages.tell(page, form, quiet)
     return EXIT_CODES[outcome.verdict.status]
 
 
@@ -290,9 +268,9 @@ def fold(
     help="Run nothing, and prove from the weights alone that the two are one function, or that "
     "not; exit code 3 where neither is seen. Or only run them. [default: both]",
 )
-@_report
+@targets.reporting
 @pages.showing
-@_format
+@targets.forming
 @help.spoken("Show every output on every input set.")
 @help.colour
 @options.configured
@@ -326,16 +304,17 @@ def verify(
     verbose, quiet = help.loudness(context, verbose, quiet)
     options.bound(context, memory, comparison["timeout"])
     wanted = preprocessing.of_files(context, comparison, (original, folded), form)
-    options.check_report(report, original, folded, comparison["inputs"])
+    targets.check_report(report, original, folded, comparison["inputs"])
     pages.check(page, original, folded, comparison["inputs"], report)
     draw = pages.of_comparison(context, page, original, folded, begun, follow_links)
     if prove:
         from bnfold._command.proving import show_proof
 
-        options.refuse(context, (*options.NAMES, "bisect", "trust"), "--prove runs nothing")
-        given = (frozen, follow_links, form, verbose, begun, quiet, report, draw, wanted)
+        trusting = [] if ".pt2" in (original.suffix, folded.suffix) else ["trust"]
+        options.refuse(context, (*options.NAMES, "bisect", *trusting), "--prove runs nothing")
+        given = (frozen, follow_links, trust, form, verbose, begun, quiet, report, draw, wanted)
         code = show_proof(original, folded, *given)
-        terminal.show(pages.told(page, quiet or form != "text"))
+        pages.tell(page, form, quiet)
         return code
     from bnfold._command.telling import tell_comparison
     from bnfold._judge.end_to_end import compare_files
@@ -345,6 +324,8 @@ def verify(
     hush()
     comparison = options.applicable(context, comparison)
     programs = {path.suffix == ".pt2" for path in (original, folded)}
+    if True in programs:
+        options.refuse(context, ["timed"], "PyTorch runs a .pt2 file, which is not timed")
     if programs == {True}:
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
     elif programs == {False}:
@@ -374,7 +355,7 @@ def verify(
         paths.write_text(report, json_text(document))
     power = comparison["power"]
     tell_comparison(original, folded, result, form, seconds, verbose, power, quiet)
-    terminal.show(pages.told(page, quiet or form != "text"))
+    pages.tell(page, form, quiet)
     return EXIT_CODES[result.status]
 
 

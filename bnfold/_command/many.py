@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from bnfold._command.options import PATH, Command
+from bnfold._command import preprocessing
+from bnfold._command.options import NAMES, PATH, Command
 
 if TYPE_CHECKING:
     from bnfold._registry.fingerprint import Option
 
 _OWN = frozenset(
     (
-        *("models", "output", "in_place", "check", "report", "form", "verbose", "quiet"),
+        *("models", "output", "in_place", "check", "report", "form", "verbose", "quiet", "page"),
         *("output_dir", "jobs", "resume", "no_config", "colour", "help"),
     )
 )
@@ -49,13 +50,33 @@ def many(command: Command) -> Command:
 
 def options_of(context: click.Context) -> tuple[Option, ...]:
     """What the command line and the project's configuration say about the work on a model."""
+    left_out = _OWN | _replaced(context)
     return tuple(
         option
         for parameter in context.command.params
-        if parameter.name not in _OWN
+        if parameter.name not in left_out
         and context.get_parameter_source(parameter.name or "") is not ParameterSource.DEFAULT
         for option in _options(parameter, context.params.get(parameter.name or ""))
     )
+
+
+def _replaced(context: click.Context) -> set[str]:
+    """Options of the configuration that the command line leaves no use for.
+
+    All is as on the command line in the process of a model, where such options would be refused.
+    """
+    line = ParameterSource.COMMANDLINE
+    said = {name for name in context.params if context.get_parameter_source(name) is line}
+    left_out = set[str]()
+    if context.params["no_verify"]:
+        left_out.update(NAMES)
+    if "inputs" in said:
+        left_out.update(("draw", "dim"))
+    elif said & {"draw", "dim"}:
+        left_out.add("inputs")
+    if context.params["expose_normalization"]:
+        left_out.update(preprocessing.NAMES)
+    return left_out - said
 
 
 def _options(parameter: click.Parameter, value: Any) -> Iterator[Option]:

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from bnfold._command import terminal
 from bnfold._core.preprocessing import WORDS
 from bnfold._errors import UsageError
-from bnfold._system import paths, time_limit
+from bnfold._system import time_limit
 
 if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
@@ -97,6 +97,13 @@ _COMPARISON = (
         help="Plant an error in every folded layer by itself, and say which would be noticed.",
     ),
     click.option(
+        "--time",
+        "timed",
+        is_flag=True,
+        help="Measure how much faster the folded model is, by turns, in onnxruntime with all "
+        "optimizations, on one thread unless --threads says otherwise.",
+    ),
+    click.option(
         "--rtol",
         type=float,
         metavar="R",
@@ -138,6 +145,7 @@ _UNSET: dict[str, Any] = {
     "dim": (),
     "provider": ("cpu",),
     "power": False,
+    "timed": False,
     "rtol": None,
     "atol": None,
     "threads": 0,
@@ -159,6 +167,7 @@ _CONFIGURABLE = {
     "dim": "sizes",
     "provider": "words",
     "power": "flag",
+    "time": "flag",
     "rtol": "number",
     "atol": "number",
     "threads": "integer",
@@ -314,6 +323,7 @@ def settings(
         bisect=bisect,
         providers=by_name(given["provider"]),
         power=given["power"],
+        timed=given["timed"],
         fixed=Fixed.of(given["rtol"], given["atol"], source),
         threads=given["threads"],
         seconds=given["timeout"],
@@ -349,23 +359,6 @@ def bound(context: click.Context, size: int | None, seconds: float | None) -> No
         if _said(context, "memory"):
             raise
         raise context.meta[_PROJECT].trouble("memory", error) from error
-
-
-def refuse_stream(option: str, path: Path | None) -> None:
-    """Raise `UsageError` where a path stands for standard output: files are put in place whole."""
-    if path is not None and str(path) == "-":
-        raise UsageError(f"{option} -: bnfold writes files, not standard output; give a file name")
-
-
-def check_report(report: Path | None, *others: Path | None) -> None:
-    """Raise `UsageError` where a report cannot be written, or would overwrite another file."""
-    if report is None:
-        return
-    refuse_stream("--report", report)
-    for other in filter(None, others):
-        if paths.is_same(report, other):
-            raise UsageError(f"the report would overwrite {other}; give it another name")
-    paths.check_writable(report, device=True)
 
 
 def tell_missing(settings: Settings, form: str) -> None:

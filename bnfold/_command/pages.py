@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnfold._command.options import PATH, Command, refuse_stream
+from bnfold._command import terminal
+from bnfold._command.options import PATH, Command
+from bnfold._command.targets import refuse_stream
 from bnfold._errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,9 +68,18 @@ def witness(page: Path | None) -> Witness | None:
     return Witness()
 
 
-def told(page: Path | None, quiet: bool) -> list[str]:
-    """A line that says where the page is."""
-    return [] if page is None or quiet else [f"wrote {page}: open it in a browser"]
+def tell(page: Path | None, form: str, quiet: bool) -> None:
+    """Say where the page is: to people, or in the summary of GitHub's step."""
+    if page is None:
+        return
+    if form == "text" and not quiet:
+        terminal.show([f"wrote {page}: open it in a browser"])
+    elif form == "github":
+        from bnfold._report.ci import summarize_step
+        from bnfold._report.escapes import cell
+
+        how = "keep it with actions/upload-artifact and open it in a browser"
+        summarize_step([f"The network before and after is in {cell(str(page))}: {how}."])
 
 
 def of_fold(

@@ -23,6 +23,7 @@ def show_proof(
     folded: Path,
     frozen: bool,
     follow_links: bool,
+    trust: bool,
     form: str,
     verbose: bool,
     begun: float,
@@ -42,6 +43,7 @@ def show_proof(
             folded,
             frozen=frozen,
             follow_links=follow_links,
+            trust=trust,
             preprocessing=preprocessing,
         )
         if draw is not None:

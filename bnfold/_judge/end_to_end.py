@@ -34,6 +34,7 @@ from bnfold._judge.other_pairings import drawing_alike, other_pairings, paired_o
 from bnfold._judge.power import RestingFold, best_shown
 from bnfold._judge.second_look import looked_at_again
 from bnfold._judge.settings import DEFAULT, Settings
+from bnfold._judge.timing import not_timed, timed
 from bnfold._judge.unknown_operators import cut_apart
 from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
@@ -103,7 +104,11 @@ def compare(
     paths = pair.original.path, pair.folded.path
     with background(paths, parameters.values(), bounds) as executor:
         result = _compared(pair, terms, rest, executor, notes)
-    return by_proof.settled(result, proof, settings)
+    result = by_proof.settled(result, proof, settings)
+    if settings.timed and (result.timing is None or result.status == "fail"):
+        why = "the two are not the same function" if result.status == "fail" else "see the notes"
+        result = replace(result, timing=not_timed(why))
+    return result
 
 
 @dataclass(frozen=True)
@@ -309,8 +314,14 @@ def _judged(
         divergence = first_difference(bench, terms, pair, compared.trials, found.checks)
         found = replace(found, divergence=divergence)
     status, notes = conclude(found)
+    timing = None
+    if terms.settings.timed and status != "fail":
+        terms.progress("timing both models")
+        first, threads = compared.trials[0].inputs, terms.settings.threads
+        timing = timed(pair.original, pair.folded, first, threads, terms.bounds)
     return replace(
         end_to_end_result(bench, terms, status, found.checks, *notes),
+        timing=timing,
         providers=tuple(found.providers),
         divergence=found.divergence,
         power=tuple(found.planted),

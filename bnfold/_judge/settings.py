@@ -42,6 +42,7 @@ class Settings:
         follow_links: read external data through any link.
         spread: count for each output how many elements differ by how much.
         prove: prove from the weights, ahead of a run, that two files are one function.
+        timed: measure how much faster the folded model is.
         libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
         preprocessing: what is put in front of inputs of the original, by name; "" is the only one.
     """
@@ -62,6 +63,7 @@ class Settings:
     prove: bool = True
     libraries: tuple[Path, ...] = ()
     preprocessing: Pairs = ()
+    timed: bool = False
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers that mean nothing."""

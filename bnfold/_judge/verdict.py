@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bnfold._core.result import counted, html_table
 from bnfold._judge.difference import Spread
 from bnfold._judge.proof_text import proof_lines
+from bnfold._judge.timing import Timing
 from bnfold._run.flavours import FLAVOURS
 
 if TYPE_CHECKING:
@@ -212,6 +213,7 @@ class EndToEnd:
         divergence: where the two begin to differ, if that was looked for and found.
         power: the errors that were planted, and whether they showed.
         proof: what the weights prove, or None where no proof was tried.
+        timing: how much faster the folded model is, or None where nobody asked for it.
     """
 
     status: Status
@@ -224,10 +226,13 @@ class EndToEnd:
     divergence: Divergence | None = None
     power: tuple[Planted, ...] = ()
     proof: Proof | None = None
+    timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values that are valid JSON."""
+        """Return plain values that are valid JSON. ``timing`` is there only where it was made."""
+        timing = {"timing": self.timing.to_dict()} if self.timing is not None else {}
         return {
+            **timing,
             "status": self.status,
             "checks": [check.to_dict() for check in self.checks],
             "notes": list(self.notes),
@@ -309,6 +314,8 @@ def end_to_end_lines(result: EndToEnd, verbose: bool, power: bool = False) -> It
             yield f"  on {deployed.provider}: {deployed.status}{note}"
     for note in result.notes:
         yield f"  note: {note}"
+    if result.timing is not None:
+        yield f"  time of a run: {result.timing}"
 
 
 def _power_lines(result: EndToEnd) -> Iterator[str]:

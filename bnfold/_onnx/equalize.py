@@ -27,8 +27,10 @@ class EqualizedModel:
     lost: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def equalize_model(model: ModelProto, base_dir: Path | None) -> EqualizedModel:
-    """Equalize every graph of a model, in place.
+def equalize_model(
+    model: ModelProto, base_dir: Path | None, strength: float = 1.0
+) -> EqualizedModel:
+    """Equalize every graph of a model, in place; ``strength`` is as in `equalize`.
 
     A weight that several operators read stays as it is: each would need a copy of its own.
     """
@@ -38,7 +40,9 @@ def equalize_model(model: ModelProto, base_dir: Path | None) -> EqualizedModel:
     graphs = tuple(read_graph(Context(scope, constants, shapes)) for scope in scopes)
     merges = tuple(Merges() for _ in scopes)
     network = Network(model, base_dir, tuple(scopes), graphs, Names(model, scopes), merges)
-    found = [equalize(graph.view, graph.readings, set(_shared(graph))) for graph in graphs]
+    found = [
+        equalize(graph.view, graph.readings, set(_shared(graph)), strength) for graph in graphs
+    ]
     rewritten = apply(network, zip(graphs, (one.moves for one in found), strict=True))
     return EqualizedModel(rewritten, _lost(graphs, found))
 

@@ -11,6 +11,7 @@ from bnfold._judge.settings import Settings
 from bnfold._onnx.equalize import equalize_model
 from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
+from bnfold._pipeline.measuring import measured
 from bnfold._pipeline.outcome import Equalization, Progress
 
 if TYPE_CHECKING:
@@ -27,19 +28,20 @@ def equalized(
     settings: Settings,
     progress: Progress,
 ) -> Iterator[tuple[PendingFile, Equalization]]:
-    """The draft of a folded file with equalized channels, or the draft itself where that gains
-    nothing or is not seen to be the same function.
+    """The draft of a folded file with equalized channels; or the draft itself, where int8 is not
+    nearer to the float model so, or where both are not seen to be the same function.
 
-    It is the same function if that is proved; or else, with ``verify``, if the comparison passes.
-    ``original`` is the file that was folded. Raises `UsageError` as `pending_file` does.
+    Both are the same function if that is proved; or else, with ``verify``, if the comparison
+    passes. ``original`` is the file that was folded. Raises `UsageError` as `pending_file` does.
     """
     progress("equalizing")
     model = load_model(draft.path, follow_links=True)
     with understood(model, original):
-        done = equalize_model(model, draft.path.parent)
-    if not done.lost:
-        yield draft, Equalization()
-        return
+        how = measured(model, draft.path.parent, inputs, settings)
+        if not how.strength:
+            yield draft, Equalization(refused=how.why, errors=how.errors)
+            return
+        done = equalize_model(model, draft.path.parent, how.strength)
     with pending_file(
         model,
         done.rewritten,
@@ -49,7 +51,7 @@ def equalized(
     ) as new:
         del model
         refused, proof = _judged(draft, new, verify, inputs, settings, progress)
-        yield draft if refused else new, Equalization(done.lost, refused, proof)
+        yield draft if refused else new, Equalization(done.lost, refused, proof, how.errors)
 
 
 def _judged(
@@ -69,8 +71,8 @@ def _judged(
     if proof.status == "proved":
         return "", proof
     if proof.status == "refuted" or not verify:
-        return f"it is {proof}", proof
+        return f"the result is {proof}", proof
     result = compare_files(folded.path, new.path, inputs, settings, progress)
     if result.status == "pass":
         return "", proof
-    return f"it is {proof}; and the comparison of both is {result.status}", proof
+    return f"the result is {proof}; and the comparison of both is {result.status}", proof

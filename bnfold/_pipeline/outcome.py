@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold._core.preprocessing import Preprocessing
@@ -109,29 +108,26 @@ class Equalization:
     """What came of equalizing the channels of a model.
 
     Attributes:
-        layers: the linear operators that changed, each with the bits of a common int8 scale that
-            its channels lose on average, before and after.
-        refused: why the equalized model was not taken, "" if it was or if nothing changed.
+        layers: the linear operators that changed, each with the bits of a scale in common that its
+            channels lose on average, before and after.
+        refused: why the equalized model was not taken, "" if it was or if nothing would change.
         proof: that the equalized model and the folded one are the same function.
+        errors: how far int8 is from the float model, before and after, where that was measured.
     """
 
     layers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     refused: str = ""
     proof: Proof | None = None
+    errors: tuple[float, float] | None = None
 
     @property
     def applied(self) -> bool:
         """Whether the model that was written is equalized."""
         return bool(self.layers) and not self.refused
 
-    @property
-    def lost(self) -> tuple[float, float]:
-        """The bits that the channels of all these layers lose on average, before and after."""
-        before, after = zip(*self.layers.values(), strict=True)
-        return fmean(before), fmean(after)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values that are valid JSON."""
+        errors = self.errors
         layers = [{"at": at, "before": a, "after": b} for at, (a, b) in self.layers.items()]
         return {
             "applied": self.applied,
@@ -139,6 +135,7 @@ class Equalization:
             "layers": layers,
             "proof": self.proof.status if self.proof is not None else None,
             "distance": self.proof.distance if self.proof is not None else 0.0,
+            "int8_error": {"before": errors[0], "after": errors[1]} if errors else None,
         }
 
 

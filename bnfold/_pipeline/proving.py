@@ -1,9 +1,11 @@
-"""Proves that two files are the same function, from their weights; see `_relation.proof`."""
+"""Proves that two models are the same function, from their weights; see `_relation.proof`."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto
 
@@ -14,26 +16,55 @@ from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.front.prepending import prepend
 from bnfold._onnx.read.frozen import freeze
 from bnfold._onnx.read.order import in_order
+from bnfold._pipeline.any_kind import program_of
+from bnfold._pipeline.module_options import ModuleOptions
 from bnfold._relation.proof import Proof, prove
 
-Given = str | os.PathLike[str] | ModelProto
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+_NO_OPTIONS = ModuleOptions()
 
 
 def prove_models(
-    first: Given,
-    second: Given,
+    first: Any,
+    second: Any,
+    options: ModuleOptions = _NO_OPTIONS,
     *,
     base_dir: str | os.PathLike[str] | None = None,
     frozen: bool = False,
     follow_links: bool = False,
+    trust: bool = False,
     preprocessing: Pairs = (),
 ) -> Proof:
-    """The proof for two models, each a path or a ``ModelProto``; the first behind preprocessing.
+    """The proof for two models: each a path or a ``ModelProto``, or each a module, a program or the
+    path of a .pt2 file. The first of two models of ONNX stands behind preprocessing.
 
     Weights stay in the files until they are read. ``base_dir`` is the folder of external data of
-    models in memory. Raises `UsageError` for a model that cannot be read, ``TypeError`` for what is
-    no model.
+    models in memory. ``options`` has the example inputs of modules. Raises `UsageError` for a model
+    that cannot be read, ``TypeError`` for what is no model.
     """
+    found = [_is_of_torch(given) for given in (first, second)]
+    if any(found) and not all(found):
+        one = first if found[0] else second
+        told = one if _is_path(one) else f"the {type(one).__name__}"
+        raise UsageError(
+            f"{told} is proved against another model of PyTorch; to compare it with a "
+            "model of ONNX leave out --prove (in Python, call bnfold.verify)"
+        )
+    if all(found):
+        if base_dir is not None or frozen or follow_links or preprocessing:
+            raise UsageError(
+                "base_dir, freeze_initializers, follow_links, preprocessing: these are for models "
+                "of ONNX; leave them out"
+            )
+        from bnfold._aten.proof import prove_programs
+
+        models = [program_of(given, trust) for given in (first, second)]
+        return prove_programs(*(_exported(model, options) for model in models))
+    options.refuse()
+    if options.args is not None:
+        raise UsageError("example inputs are for a torch.nn.Module; leave them out")
     pairs = [_loaded(given, base_dir, frozen, follow_links) for given in (first, second)]
     (one, one_dir), (other, other_dir) = pairs
     if preprocessing:
@@ -46,8 +77,35 @@ def prove_models(
         return prove(one, other, one_dir, other_dir)
 
 
+def _is_of_torch(model: Any) -> bool:
+    """Whether it is a module, a program, or the path of one. This does not import PyTorch."""
+    if _is_path(model):
+        return Path(model).suffix == ".pt2"
+    library = sys.modules.get("torch")
+    kinds = () if library is None else (library.nn.Module, library.export.ExportedProgram)
+    return isinstance(model, kinds)
+
+
+def _is_path(model: Any) -> bool:
+    return isinstance(model, (str, os.PathLike))
+
+
+def _exported(model: Any, options: ModuleOptions) -> ExportedProgram:
+    """The program of a module with its example inputs; a program as it is."""
+    from torch import nn
+
+    from bnfold._torch.read.export import export, refuse_pruned
+
+    if not isinstance(model, nn.Module):
+        program: ExportedProgram = model
+        return program
+    refuse_pruned(model)
+    example = options.example()
+    return export(model, example.args, example.kwargs, example.dynamic_shapes)
+
+
 def _loaded(
-    given: Given, base_dir: str | os.PathLike[str] | None, frozen: bool, follow_links: bool
+    given: Any, base_dir: str | os.PathLike[str] | None, frozen: bool, follow_links: bool
 ) -> tuple[ModelProto, Path | None]:
     """A model with its nodes in order, and the folder of its external data."""
     if isinstance(given, ModelProto):
@@ -57,13 +115,8 @@ def _loaded(
         if frozen and model is given:
             model = ModelProto()
             model.CopyFrom(given)
-    elif isinstance(given, (str, os.PathLike)):
+    elif _is_path(given):
         path = Path(given)
-        if path.suffix == ".pt2":
-            raise UsageError(
-                f"{path} is a program of PyTorch: a proof is for files of ONNX; leave out --prove, "
-                "or export it first"
-            )
         model, folder = load_model(path, lean=True, follow_links=follow_links), path.parent
     else:
         raise TypeError(f"a path or a ModelProto is needed, not a {type(given).__name__}")

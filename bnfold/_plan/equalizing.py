@@ -45,15 +45,22 @@ class Equalized:
     lost: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def equalize(view: View, readings: Sequence[Reading], unwilling: Collection[int] = ()) -> Equalized:
+def equalize(
+    view: View,
+    readings: Sequence[Reading],
+    unwilling: Collection[int] = (),
+    strength: float = 1.0,
+) -> Equalized:
     """The scales of a graph; ``unwilling`` are the operators whose weights have to stay.
 
+    With a ``strength`` below 1 each scale is raised to it: ranges become less uneven, not equal.
     Exact up to one rounding of each weight: every scale is positive and finite, each law was asked
     about it, and each operator takes in ``W[o, i]·s_o/s_i`` and ``s_o·b_o``.
     """
     classes = classified(view, readings, frozenset(unwilling))
     scales = _Scales(classes)
     scales.settle()
+    scales.of = scales.of**strength
     before = {index: layer.lost(classes.ones) for index, layer in classes.layers.items()}
     sides, relations = dict[int, Sides](), dict[int, Relation]()
     for index, layer in classes.layers.items():

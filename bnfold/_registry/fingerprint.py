@@ -72,8 +72,12 @@ def _is_below(location: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def data_files(path: Path) -> set[str]:
-    """The external data files that a model names; none where it is no model of ONNX."""
+def data_files(path: str | os.PathLike[str]) -> set[str]:
+    """The external data files that a model names, relative to its folder.
+
+    None where it is no model of ONNX. They are what a file says: it may name any place.
+    """
+    path = Path(path)
     if path.suffix == ".pt2":
         return set()
     from onnx import ModelProto
@@ -136,7 +140,8 @@ def finished(report: Path, output: Path | None, name: str, identity: Identity) -
 
     Done is what has a verdict. One that time or memory may have left open is done under the same
     bounds. A file that cannot be used is done as well, until it changes; what was killed, crashed,
-    ran out of memory or time, or could not be written, is tried again.
+    ran out of memory or time, or could not be written, is tried again. Where model and output lie
+    does not count: a tree may be moved.
     """
     known = read(report)
     if known is None or identity.input is None:
@@ -156,9 +161,9 @@ def finished(report: Path, output: Path | None, name: str, identity: Identity) -
     ):
         return None
     if told.output is not None:
-        same = output is not None and paths.is_same(Path(told.output), output)
-        if not same or written is None or of_model(Path(told.output)) != written:
+        if output is None or written is None or of_model(output) != written:
             return None
+        told = replace(told, output=str(output))
     elif told.verdict not in ("fail", None) and output is not None:
         return None
     return replace(told, name=name, resumed=True)

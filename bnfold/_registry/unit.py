@@ -19,7 +19,7 @@ _PATHS = ("inputs", "ops_library")
 _OWN = frozenset(
     (
         *("output", "report", "in_place", "check", "output_format", "verbose", "quiet", "color"),
-        *("no_config", "help", "output_dir", "jobs", "resume"),
+        *("no_config", "help", "output_dir", "jobs", "resume", "html"),
     )
 )
 """Options of the command that `run` has no use for, or has itself."""

@@ -23,10 +23,17 @@ from bnfold._system import paths, scratch
 Command = Callable[[list[str]], int]
 """The command: takes its arguments, prints errors, and gives its exit code."""
 
-_OF_PROGRAMS = frozenset(
-    ("--seed", "--timeout", "--memory", "--trust", "--no-batchnorm", "--no-verify")
+_NOT_OF_PROGRAMS = frozenset(
+    (
+        *("--freeze-initializers", "--assume-equal-dims", "--follow-links"),
+        *("--inputs", "--draw", "--dim", "--provider", "--power", "--rtol", "--atol", "--threads"),
+        "--ops-library",
+    )
 )
-"""The options that a .pt2 file has a use for."""
+"""What a .pt2 file has no use for: how it is compared, and what is believed of it.
+
+Whatever else it has no use for would change what is computed; there it is refused.
+"""
 _NOT_OF_ONNX = frozenset(("--trust",))
 
 
@@ -59,7 +66,7 @@ class Request:
 def applicable(path: Path, options: Sequence[Option]) -> tuple[Option, ...]:
     """The options that a model of this kind has a use for: a registry may hold both kinds."""
     if path.suffix == ".pt2":
-        return tuple(option for option in options if option[0] in _OF_PROGRAMS)
+        return tuple(option for option in options if option[0] not in _NOT_OF_PROGRAMS)
     return tuple(option for option in options if option[0] not in _NOT_OF_ONNX)
 
 
@@ -74,7 +81,7 @@ def work(request: Request, command: Command) -> Report:
     if request.resume and report is not None:
         known = fingerprint.finished(report, output, request.name, identity)
         if known is not None:
-            return known
+            return replace(known, model=request.model)
     before = fingerprint.signatures(model)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

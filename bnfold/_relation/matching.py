@@ -27,9 +27,9 @@ from bnfold._relation.relations import Related, of_maps
 from bnfold._relation.series import expanded
 from bnfold._relation.side import Side
 from bnfold._relation.solving import Difference, constant_rows, solve
-from bnfold._relation.table import RANDOM, Known, Sum, Table
+from bnfold._relation.table import OWN, RANDOM, Known, Sum, Table
 
-_KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+_KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", OWN)
 """Nobody knows whether an operator of another domain puts out the same twice."""
 _FAITHFUL = frozenset(
     (

@@ -53,9 +53,13 @@ class Moving(Tensors):
             self.give(scope, node.output[0], root)
             return True
         core, types = Core(node, node.input, [data]), [self.side.shapes.type(scope, node.output[0])]
-        word = self.word(scope, node.input[0], root)
-        keys = [(key, *types, word) for key in keys_of(told)]
-        forms = [Form(key, [root], core, root is not data) for key in keys]
+        forms = [
+            Form(
+                (key, *types, self.word(scope, node.input[0], read)), [read], core, read is not data
+            )
+            for read in ([data] if root is data else [root, data])
+            for key in keys_of(told)
+        ]
         (made,) = self.found.operator(scope, node, forms, types)
         roots.note(self.found.table, data, made)
         self.integers.tell(made, told)

@@ -91,7 +91,6 @@ class Stopped(Exception):
     """A proof is to end here; the text says why."""
 
 
-@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # Weights may be infinite.
 def prove(
     first: ModelProto,
     second: ModelProto,
@@ -109,6 +108,12 @@ def prove(
         Side.of(m, folder)
         for m, folder in zip(lowered(*models), (first_dir, second_dir), strict=True)
     )
+    return prove_sides(one, other, watch)
+
+
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")  # Weights may be infinite.
+def prove_sides(one: Side, other: Side, watch: Callable[[], None] = lambda: None) -> Proof:
+    """The same of two models that have been read. Raises as `prove` does."""
     table = Table()
     sizes = Sizes()
     graphs = one.scopes[0], other.scopes[0]

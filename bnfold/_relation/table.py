@@ -27,6 +27,8 @@ Ranges = tuple[tuple[int, Hashable], ...]
 
 RANDOM = frozenset((*DRAWING, "Dropout"))
 """Two of them put out other numbers, whatever they read."""
+OWN = "\0torch"
+"""The domain of PyTorch's operators that have no other name; no file has it."""
 
 
 @dataclass(eq=False)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bnfold._core.result import affine_counts, changed_operators, counted, fold_lines
 from bnfold._judge.proof_text import proof_lines
+from bnfold._judge.timing import milliseconds
 from bnfold._report.escapes import cell
 from bnfold._report.text import VERBS, count_certificates, size_in_words
 
@@ -95,7 +96,7 @@ def of_outcome(
     if plan.folds:
         yield from ("", "| | before | after |", "|---|---:|---:|")
         sizes = ("file size", size_in_words(outcome.size_before), size_in_words(outcome.size_after))
-        for name, before, after in (*changed_operators(plan), sizes):
+        for name, before, after in (*changed_operators(plan), sizes, *_times(outcome)):
             yield f"| {cell(name)} | {before} | {after} |"
     rows = [*_interface(ports)]
     would = outcome.output is None
@@ -173,6 +174,14 @@ def _stays(plan: Plan) -> str:
     return f"{counted(count, 'affine operator')}: {listed}" if count else ""
 
 
+def _times(outcome: Outcome) -> Iterator[tuple[str, str, str]]:
+    """Yield a row with the time of a run before and after, where that was measured."""
+    found = outcome.verdict.end_to_end
+    if found is not None and found.timing is not None and not found.timing.note:
+        timing = found.timing
+        yield "time of a run", milliseconds(timing.before), milliseconds(timing.after)
+
+
 def _judged(outcome: Outcome) -> Iterator[tuple[str, str]]:
     """Yield rows about the verdict on a fold and what it rests on."""
     verdict = outcome.verdict
@@ -200,5 +209,7 @@ def _compared(result: EndToEnd, status: str = "") -> Iterator[tuple[str, str]]:
     for deployed in result.providers:
         if deployed.note or deployed.status != "pass":
             yield f"on {cell(deployed.provider)}", cell(f"{deployed.status}; {deployed.note}")
+    if result.timing is not None:
+        yield "speed", cell(str(result.timing))
     for note in result.notes[:_MOST]:
         yield "note", cell(note)

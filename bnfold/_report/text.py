@@ -121,20 +121,22 @@ def outcome_lines(
 
 def _equalization_lines(done: Equalization, verbose: bool) -> Iterator[str]:
     """Yield what came of equalizing; with ``verbose`` each layer by itself."""
+    if done.refused:
+        yield f"not equalized: {done.refused}"
+        return
     if not done.layers:
         yield "not equalized: no scales between layers would make their channels more alike"
         return
-    if done.refused:
-        yield f"not equalized: the result may be another function: {done.refused}"
-        return
-    layers = counted(len(done.layers), "layer")
-    before, after = done.lost
-    yield (
-        f"equalized {layers}: a channel loses {after:.2f} bits of a scale that its whole weight "
-        f"has in common, {before:.2f} before"
-    )
+    told = f"equalized {counted(len(done.layers), 'layer')}"
+    if done.errors is not None:
+        before, after = done.errors
+        told += f": in int8 the model is off by {after:.2%}, and by {before:.2%} without"
+    yield told
     if verbose:
-        yield from (f"  {name}: {b:.2f} bits, {a:.2f}" for name, (b, a) in done.layers.items())
+        yield from (
+            f"  {name}: its channels lose {now:.2f} bits of a scale in common, {was:.2f} before"
+            for name, (was, now) in done.layers.items()
+        )
     if done.proof is not None:
         yield from proof_lines(done.proof, False)
 

@@ -279,6 +279,15 @@ def test_options_that_have_no_use(words, model, tmp_path):
     refused(command(model, *words, cwd=tmp_path), "leave out --")
 
 
+def test_what_a_program_has_no_use_for():
+    """How it is compared and believed does not stop it; what would change the function does."""
+    from bnfold._registry.work import applicable
+
+    given = (("--draw", "signed"), ("--trust", None), ("--input-mean", "=0.5"), ("--seed", "1"))
+    assert applicable(Path("m.pt2"), given) == given[1:]
+    assert applicable(Path("m.onnx"), given) == (given[0], given[2], given[3])
+
+
 # --- resuming ----------------------------------------------------------------------------------
 
 
@@ -490,7 +499,11 @@ VALUES = {
     "float": "0.25",
     "text": "cpu",
 }
-SPECIAL = {"draw": "signed,large", "provider": "cpu", "dim": "batch=1,4", "memory": "4GB"}
+SPECIAL = {
+    **{"draw": "signed,large", "provider": "cpu", "dim": "batch=1,4", "memory": "4GB"},
+    **{"input_mean": "1.5,2,3e-7", "input_std": "x=y=2", "input_scale": "x=1/255"},
+    **{"input_channels": "x=rgb:bgr", "input_layout": "nhwc", "input_type": "uint8"},
+}
 
 
 def test_every_option_reaches_the_work_as_it_was_given(tmp_path):
@@ -518,14 +531,23 @@ def test_every_option_reaches_the_work_as_it_was_given(tmp_path):
     assert len(many.options_of(given)) > 15
 
 
-def test_a_project_has_its_say(models, tmp_path):
-    """What [tool.bnfold] says counts, and is part of what a result depends on."""
-    (tmp_path / "pyproject.toml").write_text('[tool.bnfold]\ndraw = ["signed"]\n')
-    command(models / "m.onnx", "--output-dir", "out", cwd=tmp_path)
-    said = json.loads((tmp_path / "out" / "m.onnx.report.json").read_bytes())
-    assert said["options"] == {"--draw": "signed"}
-    checks = said["report"]["verification"]["end_to_end"]["checks"]
-    assert {check["inputs"] for check in checks} == {"signed"}
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ((), {"--draw": "signed", "--input-scale": "=0.5"}),
+        (("--draw", "large"), {"--draw": "large", "--input-scale": "=0.5"}),
+        (("--no-verify",), {"--no-verify": "", "--input-scale": "=0.5"}),
+        (("--expose-normalization",), {"--expose-normalization": "", "--draw": "signed"}),
+    ],
+)
+def test_a_project_has_its_say(words, said, models, tmp_path):
+    """What [tool.bnfold] says is part of what a result depends on, where it has a use."""
+    table = '[tool.bnfold]\ndraw = ["signed"]\ninput-scale = 0.5\n'
+    (tmp_path / "pyproject.toml").write_text(table)
+    run = command(models / "m.onnx", "--output-dir", "out", *words, cwd=tmp_path)
+    assert run.code == 0 or "no normalization to take out" in run.out
+    told = json.loads((tmp_path / "out" / "m.onnx.report.json").read_bytes())
+    assert told["options"] == said
 
 
 # --- the index ---------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ SCHEMAS = {
 }
 
 
-LATER = {"outputs", "proof"}
+LATER = {"outputs", "proof", "timing"}
+"""What a document need not have: it came later, or an option has to ask for it."""
 
 
 def validator(document: Any) -> Any:
@@ -129,6 +130,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "check settled": run(0, others["settled"], "--check"),
         "crossing": run(0, others["crossing"]),
         "unchecked": run(0, others["unshaped"]),
+        "timed": run(0, model, "--time"),
+        "compared timed": run(0, "verify", model, folder / "out.onnx", "--time"),
+        "not timed": run(1, "verify", model, wrong, "--time"),
         "provider": run(3, model, "--provider", "cpu,cuda"),
         "power": run(0, others["hiding"], "--power"),
         "nested": run(0, inside),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import bnfold
+
 from .pages import ROOT, blocks, pages
 from .running import Page, Printed
 
@@ -50,6 +52,12 @@ def headings(page: Path) -> set[str]:
     found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", title.lower()).strip() for title in found)
     return {title.replace(" ", "-") for title in plain}
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    named = {line.rpartition(":: bnfold.")[2] for line in page.splitlines() if ":: bnfold." in line}
+    assert set(bnfold.__all__) - {"__version__"} <= named
 
 
 def test_readme_is_short() -> None:

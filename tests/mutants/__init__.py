@@ -7,6 +7,7 @@ one module for each room of the package, or for two parts of a large one.
 from __future__ import annotations
 
 from . import (
+    aten,
     command,
     core_laws,
     core_operators,
@@ -37,6 +38,7 @@ MUTANTS = (
     *run.MUTANTS,
     *proof.MUTANTS,
     *relation.MUTANTS,
+    *aten.MUTANTS,
     *judge.MUTANTS,
     *command.MUTANTS,
     *registry.MUTANTS,

@@ -6,6 +6,20 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a step of another tool goes on with a fold that failed",
+        "passes/__init__.py",
+        'if status == "fail":',
+        'if status == "failed":',
+        "tests/test_passes.py",
+    ),
+    Mutant(
+        "a pass compares the folded model with itself",
+        "passes/onnx_ir.py",
+        "result = verify(model, folded, freeze_initializers=frozen)",
+        "result = verify(folded, folded, freeze_initializers=frozen)",
+        "tests/test_passes.py",
+    ),
+    Mutant(
         "a verdict does not say that weights were not compared",
         "_pipeline/exported_files.py",
         'plain = replace(plain, notes=(*plain.notes, f"{_NOT_COMPARED}{error}"))',
@@ -56,7 +70,7 @@ MUTANTS = (
     ),
     Mutant(
         "a report of a comparison may overwrite a model",
-        "_command/options.py",
+        "_command/targets.py",
         "if paths.is_same(report, other):",
         "if False:",
         "tests/cli/test_formats.py",
@@ -186,5 +200,40 @@ MUTANTS = (
         "        os._exit(UNDECIDED)\n",
         "        raise\n",
         "tests/cli/test_damaged.py",
+    ),
+    Mutant(
+        "a name ends the block of data that it is in",
+        "_report/page/writing.py",
+        "data.translate(_ENDING)",
+        "data",
+        "tests/page/test_page.py",
+    ),
+    Mutant(
+        "a page takes the place of the model",
+        "_report/page/writing.py",
+        "if other is not None and paths.is_same(path, other):",
+        "if other is None:",
+        "tests/page/test_page.py",
+    ),
+    Mutant(
+        "a page shows the shift of a channel without its mean",
+        "_report/page/channels.py",
+        "number(shift[k]) if shift is not None else None,",
+        "number(shift[k] + 1) if shift is not None else None,",
+        "tests/page/test_page.py",
+    ),
+    Mutant(
+        "a page links a fold to what stands behind",
+        "_report/page/witness.py",
+        "return path, graph.positions[index]",
+        "return path, graph.positions[index] + 1",
+        "tests/page/test_page.py",
+    ),
+    Mutant(
+        "operators of one type are taken for a group",
+        "_report/page/grouping.py",
+        "if 2 * inside[at] >= len(members[at]) - 1 and not _comes_back(members[at], readers):",
+        "if members[at]:",
+        "tests/page/test_page.py",
     ),
 )

@@ -62,6 +62,27 @@ MUTANTS = (
         "tests/verify/test_by_proof.py",
     ),
     Mutant(
+        "a time is told as faster by what only the clock shows",
+        "_judge/timing.py",
+        "return min(self.clock.low, self.cpu.low) > 1 + _LEAST_DIFFERENCE or slower",
+        "return self.clock.low > 1 + _LEAST_DIFFERENCE or slower",
+        "tests/verify/test_timing.py",
+    ),
+    Mutant(
+        "sessions that differ make a time no less certain",
+        "_judge/timing.py",
+        "return Ratio(statistics.median(ordered), min(low, *medians), max(high, *medians))",
+        "return Ratio(statistics.median(ordered), low, high)",
+        "tests/verify/test_timing.py",
+    ),
+    Mutant(
+        "the times of the two models change places in every second pair",
+        "_run/stopwatch.py",
+        "yield Sample(first, second, cpu_first, cpu_second)",
+        "yield Sample(*((first, second) if count % 2 else (second, first)), cpu_first, cpu_second)",
+        "tests/verify/test_timing.py",
+    ),
+    Mutant(
         "weights that a Cast widens move in the wide type",
         "_run/perturbable.py",
         "    named = {name: each for name, each in stored.items() if each in narrow - optional}",

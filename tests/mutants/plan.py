@@ -295,8 +295,15 @@ MUTANTS = (
     Mutant(
         "an equalized file is written though it is refuted",
         "_pipeline/equalizing.py",
-        'return f"it is {proof}", proof',
+        'return f"the result is {proof}", proof',
         'return "", proof',
+        "tests/cli/test_equalize.py",
+    ),
+    Mutant(
+        "a model is equalized though int8 is no nearer to it",
+        "_pipeline/measuring.py",
+        "    if errors[best] > (1 - _GAIN) * before:",
+        "    if False:",
         "tests/cli/test_equalize.py",
     ),
 )

@@ -17,7 +17,7 @@ MUTANTS = (
     Mutant(
         "an output that was spoilt is done",
         "_registry/fingerprint.py",
-        "or of_model(Path(told.output)) != written",
+        " or of_model(output) != written",
         "",
         f"{_TESTS}::test_what_has_changed_is_done_anew",
     ),

@@ -34,13 +34,6 @@ MUTANTS = (
         "tests/verify/test_by_proof.py",
     ),
     Mutant(
-        "a channel without weights counts as one that varies",
-        "_relation/solving.py",
-        "(size * (1 - error) > least(linear.unit))",
-        "(size >= 0)",
-        "tests/relation",
-    ),
-    Mutant(
         "only the largest weights of a row are compared",
         "_relation/solving.py",
         "over = ~((diff <= away + off) | _is_same(one, other))",

@@ -61,6 +61,7 @@ def opened(browser: Any, page: Path) -> list[str]:
         event["params"]["request"]["url"]
         for event in events
         if event["method"] == "Network.requestWillBeSent"
+        and event["params"]["documentURL"] == page.as_uri()  # not what Chromium starts with
     ]
 
 

@@ -220,6 +220,16 @@ def test_a_page_takes_the_place_of_no_file_of_the_run(tmp_path: Path) -> None:
         bnfold.report(source, source)
 
 
+def test_the_summary_of_a_step_says_where_the_page_is(
+    tmp_path: Path,
+) -> None:
+    source = saved(foldable(), tmp_path / "m.onnx")
+    summary = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+    run(source, "--html", "r.html", "--output-format", "github", cwd=tmp_path, env=summary)
+    assert (tmp_path / "summary.md").read_text().count("r.html") == 1
+    assert document(tmp_path / "r.html")["kind"] == "fold"
+
+
 def test_a_wrong_fold_is_shown_and_not_written(tmp_path: Path) -> None:
     source = saved(foldable(), tmp_path / "m.onnx")
     ran = run(source, "-o", tmp_path / "o.onnx", "--html", tmp_path / "r.html", factor=1.01)

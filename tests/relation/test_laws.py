@@ -157,12 +157,18 @@ _SHARED = {
     "bnfold._run.nodes",  # which operators draw random numbers
 }
 
+_OF_TORCH = {
+    "bnfold._torch.read.constants",
+    "bnfold._torch.read.export",
+    "bnfold._torch.tensors",
+}
+
 
 def test_the_proof_shares_reading_with_the_folding_and_nothing_else():
     """No formula, no law, no planner: `tests/test_rooms.py` has the order of rooms besides."""
-    room = Path(bnfold.__file__).parent / "_relation"
-    for path in room.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("bnfold"):
-                own = str(node.module).startswith("bnfold._relation")
-                assert own or node.module in _SHARED, (path.name, node.module)
+    for room, shared in (("_relation", _SHARED), ("_aten", _SHARED | _OF_TORCH)):
+        for path in (Path(bnfold.__file__).parent / room).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("bnfold"):
+                    own = str(node.module).startswith(("bnfold._relation", f"bnfold.{room}"))
+                    assert own or node.module in shared, (path.name, node.module)

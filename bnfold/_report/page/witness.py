@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,11 @@ class Witness:
     _sides: dict[Place, Sides] = field(default_factory=dict)
     _layers: dict[Place, Channels] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def picture(self) -> Picture:
-        """Both networks in one; where nothing was written the second is the first."""
+        """Both networks in one, once all is seen; where nothing was written the second is the
+        first.
+        """
         return paired(self.before, self.after or self.before)
 
     def planned(self, planned: PlannedModel) -> None:

@@ -14,6 +14,8 @@ function figure(value) {
   const large = Math.abs(value);
   return (large >= 1e-3 && large < 1e5 ? String(Number(value.toPrecision(4))) : value.toExponential(2)).replace("-", "−").replace("e+", "e");
 }
+/** From one number to another. @param {number|null} least @param {number|null} most */
+const reach = (least, most) => (least === most ? figure(least) : `${figure(least)} … ${figure(most)}`);
 /** A number of things. @param {number} n @param {string} noun */
 const many = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 /** A button that leads to an operator. @param {number|null} item @param {string} [text] */
@@ -47,9 +49,9 @@ function foldParts(fold, of) {
   const place = fold.gone.indexOf(of), range = place >= 0 ? fold.ranges[place] : null;
   return [
     gone
-      ? html("p", {}, fold.kind === "merge" ? "It became one operator with " : fold.kind === "equal" ? "It computes the same as " : fold.kind === "rewrite" ? "It is written as other operators, in the place of " : "Its scale and shift went into ", linkTo(fold.into, fold.target))
+      ? html("p", {}, fold.kind === "merge" ? "It became one operator with " : fold.kind === "equal" ? "It computes the same as " : fold.kind === "rewrite" ? "It is written as other operators, in the place of " : fold.laws.some((law) => law.startsWith("leave")) ? "A part of it went into " : "Its scale and shift went into ", linkTo(fold.into, fold.target))
       : html("p", {}, fold.kind === "merge" ? "It took the place of " : "It took in ", ...fold.names.flatMap((name, k) => [k ? ", " : "", linkTo(fold.gone[k] ?? null, name)])),
-    range && html("p", { class: "sub" }, `scale ${figure(range[0])} … ${figure(range[1])}, shift ${figure(range[2])} … ${figure(range[3])}${(range[4] || 1) > 1 ? `, ${many(range[4] || 1, "channel")}` : ", the same everywhere"}`),
+    range && html("p", { class: "sub" }, `scale ${reach(range[0], range[1])}, shift ${reach(range[2], range[3])}${(range[4] || 1) > 1 ? `, ${many(range[4] || 1, "channel")}` : ", the same everywhere"}`),
     fold.crossed.length > 0 && html("p", {}, "across ", ...fold.crossed.flatMap((n, k) => [k ? ", " : "", linkTo(n, `${opOf(n)} ${tail(nameOf(n))}`)])),
     html("p", { class: "sub" }, `by the laws: ${fold.laws.join("; ")}`),
     formulas.length > 0 && html("div", { class: "formula" }, formulas.join("\n")),
@@ -94,7 +96,7 @@ function ofOperator(n) {
     html("p", { class: "sub" }, [owner[n] ? `in ${pathOf(owner[n])}` : "", data.nodes[n][4] ? `graph ${data.nodes[n][4]}` : "", data.nodes[n][3] ? `puts out ${data.nodes[n][3]}` : ""].filter(Boolean).join(" · ")),
     ...(fate[n] === "gone" && !from.length && data.kind === "fold" ? [html("p", {}, "It is not needed any more where the maps around it went.")] : []),
     ...from.flatMap((fold) => part("Where it went", ...foldParts(fold, n))),
-    ...(kept ? part(kept.kind === "map" ? "Why it stays" : "Why it was not merged", html("p", {}, kept.message), kept.at !== null && kept.at !== n ? html("p", {}, "stopped at ", linkTo(kept.at, `${opOf(kept.at)} ${nameOf(kept.at)}`)) : null, html("p", { class: "sub" }, html("b", {}, kept.code), kept.meaning ? `: ${kept.meaning}` : ""), html("h3", {}, "What helps"), html("p", {}, kept.advice)) : []),
+    ...(kept ? part(kept.kind !== "map" ? "Why it was not merged" : fate[n] === "gone" ? "Why a part of it stays" : "Why it stays", html("p", {}, kept.message), kept.at !== null && kept.at !== n ? html("p", {}, "stopped at ", linkTo(kept.at, `${opOf(kept.at)} ${nameOf(kept.at)}`)) : null, html("p", { class: "sub" }, html("b", {}, kept.code), kept.meaning ? `: ${kept.meaning}` : ""), html("h3", {}, "What helps"), html("p", {}, kept.advice)) : []),
     ...(stoppedAt.has(n) ? part("It stopped", ...(stoppedAt.get(n) || []).map((each) => html("p", {}, linkTo(each)))) : []),
     ...into.slice(0, 20).flatMap((fold) => part(fold.kind === "merge" ? "What it replaces" : "What it took in", ...foldParts(fold, n))),
     ...(layer !== null ? channelTable(layer) : []),
@@ -120,7 +122,7 @@ function ofGroup(g) {
 function summary() {
   /** @type {Map<string, {n: number, first: Fold}>} */
   const kinds = new Map();
-  for (const /** @type {Fold} */ fold of data.folds) {
+  for (const fold of folds) {
     const last = fold.laws.filter((law) => !/^(carry|leave|drop)/.test(law)).pop() || fold.laws[0];
     const key = fold.kind === "equal" ? "as equal to another one" : fold.kind === "merge" ? fold.laws[0].replace(/^merge/, "merged") : last
       .replace(/^absorb behind (.*)$/, "into the $1 before").replace(/^absorb ahead of (.*)$/, "into the $1 after").replace(/^drop the identity$/, "that changed nothing").replace(/^compose$/, "into one").replace(/^write as/, "written as");
@@ -129,7 +131,7 @@ function summary() {
   }
   /** @type {Map<string, {n: number, first: Kept}>} */
   const reasons = new Map();
-  for (const /** @type {Kept} */ kept of data.kept) {
+  for (const kept of keeps) {
     if (kept.kind !== "map") continue;
     const known = reasons.get(kept.code);
     if (known) known.n++; else reasons.set(kept.code, { n: 1, first: kept });
@@ -137,7 +139,7 @@ function summary() {
   const gone = fate.filter((each) => each === "gone").length;
   return [
     html("h2", {}, data.kind === "verify" ? "Two files, one function?" : gone ? `${many(gone, "operator")} gone` : "Nothing to fold"),
-    html("p", { class: "sub" }, "Point at an operator to see where it went; click for formula, channels and reason. Groups open and close."),
+    html("p", { class: "sub" }, data.kind === "verify" ? "Blue operators have other weights in the second file, dashed ones are not in it. Groups open and close." : "Point at an operator to see where it went; click for formula, channels and reason. Groups open and close."),
     ...(kinds.size ? part("What went where", html("ul", {}, ...[...kinds].sort((a, b) => b[1].n - a[1].n).map(([law, { n, first }]) => html("li", {}, html("b", {}, String(n)), ` ${law}, such as `, linkTo(first.gone[0] ?? first.into, tail(first.names[0])))))) : []),
     ...(reasons.size ? part("What stays, and why", html("ul", {}, ...[...reasons].sort((a, b) => b[1].n - a[1].n).map(([code, { n, first }]) => html("li", {}, html("b", {}, String(n)), ` ${code}, such as `, linkTo(first.node, tail(first.name)))))) : []),
     ...(data.divergence ? part("Where it begins", html("p", {}, "first tensor that differs: ", linkTo(data.divergence.at, data.divergence.tensor)), ...data.divergence.suspects.slice(-8).map((/** @type {any} */ each) => html("p", {}, "suspect: ", linkTo(each[1], each[0])))) : []),

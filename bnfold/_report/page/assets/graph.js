@@ -13,6 +13,10 @@
 
 /** @type {any} */
 const data = JSON.parse(/** @type {HTMLElement} */ (document.getElementById("data")).textContent || "");
+/** @type {Fold[]} */
+const folds = data.folds;
+/** @type {Kept[]} */
+const keeps = data.kept;
 const BEFORE = 1, AFTER = 2;
 const count = data.nodes.length;
 /** An operator has its number; a group has ~number. */
@@ -59,12 +63,12 @@ function add(map, key, value) {
   if (found) found.push(value); else map.set(key, [value]);
 }
 
-for (const /** @type {Fold} */ fold of data.folds) {
+for (const fold of folds) {
   for (const n of fold.gone) add(foldsFrom, n, fold);
   if (fold.into !== null) { add(foldsInto, fold.into, fold); fate[fold.into] = "into"; }
 }
 for (const n of data.changed || []) fate[n] = "into";
-for (const /** @type {Kept} */ kept of data.kept) {
+for (const kept of keeps) {
   if (kept.node === null) continue;
   if (kept.kind === "map" || !keptAt.has(kept.node)) keptAt.set(kept.node, kept);
   if (kept.kind === "map") {
@@ -90,8 +94,8 @@ if (data.divergence) {
   if (data.divergence.at !== null) wrong.add(data.divergence.at);
   for (const [, n] of data.divergence.suspects) if (n !== null) wrong.add(n);
 }
-if (data.proof && data.proof.status !== "proved" && data.proof.node !== null) wrong.add(data.proof.node);
-for (const fold of data.folds) if (fold.state === "fails" && fold.into !== null) wrong.add(fold.into);
+if (data.proof && data.proof.node !== null && (data.proof.status === "refuted" || data.head.status !== "pass" && data.proof.status !== "proved")) wrong.add(data.proof.node);
+for (const fold of folds) if (fold.state === "fails" && fold.into !== null) wrong.add(fold.into);
 
 /** By group what is in it, at any depth. @type {Sum[]} */
 const sums = data.groups.map(() => ({ gone: 0, into: 0, kept: 0, wrong: 0, before: 0, after: 0, ops: new Map() }));
@@ -117,13 +121,14 @@ const LINEAR = /(^|::)(\w*Conv\w*|Gemm|\w*MatMul\w*|LSTM|GRU|RNN|\w*Attention\w*
 const PLAIN = /(^|::)(Identity|Reshape|Shape|Slice|Gather|Unsqueeze|Squeeze|Cast|Constant\w*|Concat|Dropout)$/;
 /** What to call a group. @type {(g: number) => string} */
 function titleOf(g) {
-  if (data.groups[g][0]) return data.groups[g][0];
+  const name = data.groups[g][0], parent = data.groups[g][1];
+  if (name) return /^\d+$/.test(name) && parent > 0 && data.groups[parent][0] ? `${data.groups[parent][0]}.${name}` : name;
   const rank = (/** @type {number} */ op) => (LINEAR.test(data.ops[op]) ? 2 : PLAIN.test(data.ops[op]) ? 0 : 1);
   const most = [...sums[g].ops].sort((a, b) => rank(b[0]) - rank(a[0]) || b[1] - a[1]).slice(0, 2);
   return most.map(([op, n]) => (n > 1 ? `${n} ${data.ops[op]}` : data.ops[op])).join(", ");
 }
 
-const W = 166, H = 36, PORT = 24, GROUP_W = 190, GROUP_H = 46, BESIDE = 22, BELOW = 26, PAD = 12, TITLE = 26, BEND = 14;
+const W = 176, H = 36, PORT = 24, GROUP_W = 196, GROUP_H = 46, BESIDE = 22, BELOW = 26, PAD = 12, TITLE = 26, BEND = 14;
 /** Groups that are open. The outermost always is. @type {Set<number>} */
 const opened = new Set([0]);
 /** By item, where it stands; only what is seen has a place. @type {Map<number, Box>} */

@@ -21,7 +21,7 @@ function search() {
   hits = [];
   for (let n = 0; wanted && n < count; n++) {
     const kept = keptAt.get(n);
-    if (nameOf(n).toLowerCase().includes(wanted) || opOf(n).toLowerCase().includes(wanted) || (kept && kept.code.includes(wanted))) hits.push(n);
+    if (nameOf(n).toLowerCase().includes(wanted) || opOf(n).toLowerCase().includes(wanted) || (kept && fate[n] !== "gone" && kept.code.includes(wanted))) hits.push(n);
   }
   turn = -1;
   found = new Set(hits.map(shown));

@@ -26,8 +26,8 @@ let edges = [];
 /** What was drawn last, and for which part of the picture. */
 let drawn = { left: 0, right: 0, top: 0, bottom: 0, k: 0 };
 
-const panes = /** @type {{svg: SVGSVGElement, layer: SVGGElement, side: number}[]} */ ([["before", BEFORE], ["after", AFTER]].map(([id, side]) => {
-  const host = byId(id), layer = svg("g");
+const panes = /** @type {{svg: SVGSVGElement, layer: SVGGElement, side: number}[]} */ ([BEFORE, AFTER].map((side) => {
+  const host = byId(side === BEFORE ? "before" : "after"), layer = svg("g");
   const tip = (/** @type {string} */ kind) => svg("marker", { id: `tip-${kind}`, viewBox: "0 0 10 10", refX: 8, refY: 5, markerWidth: 5, markerHeight: 5, orient: "auto-start-reverse" }, svg("path", { d: "M0 0L10 5L0 10z", class: `tip-${kind}` }));
   if (side === BEFORE) host.append(svg("defs", {}, tip("gone"), tip("kept")));
   host.append(layer);
@@ -122,7 +122,7 @@ function drawPane(pane, items) {
     const paths = new Map();
     for (const item of plain) {
       const { x, y, w, h } = /** @type {Box} */ (boxes.get(item));
-      add(paths, classOf(item, pane.side) || "ops", `M${x} ${y}h${w}v${h}h${-w}z`);
+      add(paths, item < 0 && sums[~item].gone && pane.side === BEFORE ? "some" : classOf(item, pane.side) || "ops", `M${x} ${y}h${w}v${h}h${-w}z`);
     }
     for (const [kind, path] of paths) parts.push(svg("path", { class: `bulk ${kind}`, d: path.join("") }));
     for (const item of [chosen, hovered]) if (item !== null && boxes.has(shown(item))) parts.push(drawItem(shown(item), pane.side, false));
@@ -186,16 +186,18 @@ function titleText(item, side) {
 /** @param {Element} owner what is named @param {Element} made where the text goes @param {number} g @param {number} side @param {Box} box */
 function groupText(owner, made, g, side, box) {
   const sum = sums[g], open = opened.has(g), number = side === BEFORE ? sum.before : sum.after;
-  const marks = [sum.gone && side === BEFORE ? ["gone", `−${sum.gone}`] : null, sum.into ? ["into", `+${sum.into}`] : null, sum.kept ? ["kept", `=${sum.kept}`] : null].filter((mark) => mark !== null);
+  const marks = [sum.gone && side === BEFORE ? ["gone", `−${sum.gone}`] : null, sum.into ? ["into", `+${sum.into}`] : null, sum.kept ? ["kept", `=${sum.kept}`] : null].flatMap((mark) => (mark ? [mark] : []));
   owner.setAttribute("aria-expanded", String(open));
   owner.setAttribute("aria-level", String(depth[g]));
   owner.setAttribute("aria-label", `group ${titleOf(g)}, ${number} operators${sum.gone ? `, ${sum.gone} gone` : ""}${sum.kept ? `, ${sum.kept} kept` : ""}`);
   if (open && owner === made) return;
   made.append(svg("title", {}, `${pathOf(g)}\n${number} operators`));
-  const room = Math.floor((box.w - 20 - (open ? marks.length * 26 : 0)) / 7);
-  made.append(svg("text", { class: "kind", x: 10, y: 18 }, `${open ? "▾" : "▸"} ${cut(titleOf(g), Math.max(room - 2, 6))}`));
+  const taken = open ? marks.reduce((/** @type {number} */ sum, mark) => sum + 9 + 7 * mark[1].length, 0) : 0;
+  const most = Math.max(Math.floor((box.w - 34 - taken) / 7.3), 5), title = titleOf(g);
+  const fitting = data.groups[g][0] || title.length <= most ? cut(title, most) : `${title.slice(0, most - 1)}…`;
+  made.append(svg("text", { class: "kind", x: 10, y: 18 }, `${open ? "▾" : "▸"} ${fitting}`));
   let right = box.w - 9;
-  for (const [kind, text] of /** @type {string[][]} */ (marks).reverse()) {
+  for (const [kind, text] of marks.reverse()) {
     made.append(svg("text", { class: `badge ${kind}`, x: right, y: open ? 17 : 35, "text-anchor": "end" }, text));
     right -= 9 + 7 * text.length;
   }
@@ -221,7 +223,7 @@ function linked() {
     for (const n of fold.crossed) passed.add(n);
   }
   const kept = keptAt.get(focus);
-  if (kept && kept.at !== null && kept.at !== focus) arrows.push([focus, kept.at, true]);
+  if (kept && kept.at !== null && kept.at !== focus && !arrows.some(([, to]) => to === kept.at)) arrows.push([focus, kept.at, true]);
   return { arrows, passed };
 }
 /** Arrows for where maps went: of what is in view, faint; of what is chosen, strong.

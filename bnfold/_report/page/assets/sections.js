@@ -22,7 +22,7 @@ function headline() {
   const [mark, words] = MARKS[status] || ["?", status];
   const proved = data.proof && data.proof.status === "proved";
   host.className = status;
-  const facts = html("dl", { id: "facts" }, fact("Operators", `${total(1)} → ${total(2)}`, total(1) === total(2) ? "" : `${total(2) - total(1) > 0 ? "+" : "−"}${Math.abs(total(2) - total(1))}`));
+  const facts = html("dl", { id: "facts" }, fact("Operators", `${total(1).toLocaleString("en")} → ${total(2).toLocaleString("en")}`, total(1) === total(2) ? "" : `${total(2) - total(1) > 0 ? "+" : "−"}${Math.abs(total(2) - total(1)).toLocaleString("en")}`));
   const norm = counts.find((/** @type {any[]} */ row) => row[0] === "BatchNormalization");
   if (norm) facts.append(fact("BatchNormalization", `${norm[1]} → ${norm[2]}`));
   if (data.head.bytes) facts.append(fact("Size", `${bytes(data.head.bytes[0])} → ${bytes(data.head.bytes[1])}`));
@@ -119,11 +119,11 @@ const COLUMNS = ["What", "Operator", "Type", "Into, or stopped at", "Law, or rea
 function tableOfAll() {
   /** @type {{cells: (string|number|null)[], item: number|null, other: number|null}[]} */
   const rows = [];
-  for (const /** @type {Fold} */ fold of data.folds) {
+  for (const fold of folds) {
     const first = fold.gone[0] ?? fold.into;
     rows.push({ cells: [fold.kind, fold.names.join(", "), [...new Set(fold.gone.map(opOf))].join(", "), fold.target, fold.laws.join("; "), fold.ulps, ""], item: first, other: fold.into });
   }
-  for (const /** @type {Kept} */ kept of data.kept) rows.push({ cells: [kept.kind === "map" ? "kept" : "not merged", kept.name, kept.op, kept.at === null ? "" : nameOf(kept.at), `${kept.code}: ${kept.message}`, null, kept.advice], item: kept.node, other: kept.at });
+  for (const kept of keeps) rows.push({ cells: [kept.kind === "map" ? "kept" : "not merged", kept.name, kept.op, kept.at === null ? "" : nameOf(kept.at), `${kept.code}: ${kept.message}`, null, kept.advice], item: kept.node, other: kept.at });
   if (!rows.length) return;
   const STEP = 400, body = html("tbody"), head = html("tr"), filter = /** @type {HTMLInputElement} */ (html("input", { class: "filter", type: "search", placeholder: "Show rows with …", "aria-label": "Show rows with" }));
   const more = html("button", { class: "plain", type: "button" });

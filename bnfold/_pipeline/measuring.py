@@ -1,0 +1,70 @@
+"""Measures how much a folded model should be equalized: at what strength int8 is nearest to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnx import ModelProto
+
+from bnfold._judge.settings import DEFAULT, Settings
+from bnfold._onnx.equalize import EqualizedModel, equalize_model
+
+if TYPE_CHECKING:
+    from bnfold._run.input_sets import InputSet
+
+# The strengths that are tried, and what the best of them has to gain: less is noise.
+_STRENGTHS = (1.0, 0.5)
+_GAIN = 0.02
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How much to equalize a model: the strength that `equalize_model` takes, 0 for not at all and
+    then why. ``errors`` are those of int8 without and with it, where they were measured.
+    """
+
+    strength: float = 0.0
+    why: str = ""
+    errors: tuple[float, float] | None = None
+
+
+def measured(
+    model: ModelProto, folder: Path | None, inputs: list[InputSet] | None, settings: Settings
+) -> Measured:
+    """The strength at which int8 is nearest to the model, on ``inputs`` or drawn ones, see
+    `_run/int8`; ``folder`` has its external data. The model is not changed.
+
+    Raises `UsageError` as `equalize_model` does.
+    """
+    from bnfold._run.bounds import Bounds, Exhausted
+    from bnfold._run.int8 import NotMeasured, drawn, int8_error
+    from bnfold._run.session import hush
+
+    hush()
+    errors: dict[float, float] = {}
+    try:
+        bounds = Bounds.beginning(settings.threads, settings.seconds, settings.libraries)
+        sets = inputs or drawn(model, settings.seed, settings.wanted)
+        for strength in _STRENGTHS:
+            copy = ModelProto()
+            copy.CopyFrom(model)
+            if not equalize_model(copy, folder, strength).lost:
+                return Measured()
+            errors[strength] = int8_error(copy, folder, sets, bounds)
+        before = int8_error(model, folder, sets, bounds)
+    except (NotMeasured, Exhausted) as error:
+        return Measured(why=f"how far int8 is from the model cannot be measured: {error}")
+    best = min(errors, key=lambda strength: errors[strength])
+    told = before, errors[best]
+    if errors[best] > (1 - _GAIN) * before:
+        why = f"int8 would be off by {errors[best]:.2%}, and is off by {before:.2%} as it is"
+        return Measured(why=why, errors=told)
+    return Measured(best, errors=told)
+
+
+def equalized_model(model: ModelProto, folder: Path | None) -> EqualizedModel:
+    """Equalize a folded model in place, where int8 is nearer to it so."""
+    strength = measured(model, folder, None, DEFAULT).strength
+    return equalize_model(model, folder, strength) if strength else EqualizedModel()

@@ -1,0 +1,101 @@
+"""Bugs in what the proof makes of programs of PyTorch: `_aten`. Another function is proved."""
+
+from __future__ import annotations
+
+from .planting import Mutant
+
+_OPERATORS = "tests/torch/test_proof_operators.py"
+_PROOF = "tests/torch/test_proof.py"
+MUTANTS = (
+    Mutant(
+        "α of a sum is forgotten",
+        "_aten/pointwise.py",
+        'scaled = times(call, other, call.given.get("alpha", 1))',
+        "scaled = other",
+        _OPERATORS,
+    ),
+    Mutant(
+        "an odd row of zeros goes to the beginning",
+        "_aten/linear.py",
+        "pads = [total // 2 for total in totals] + [total - total // 2 for total in totals]",
+        "pads = [total - total // 2 for total in totals] + [total // 2 for total in totals]",
+        _OPERATORS,
+    ),
+    Mutant(
+        "a norm's ε is left out",
+        "_aten/norms.py",
+        "values.astype(np.float64) + number)",
+        "values.astype(np.float64))",
+        _OPERATORS,
+    ),
+    Mutant(
+        "a norm in training counts as one of stored statistics",
+        "_aten/norms.py",
+        "    if training is not False:\n",
+        "    if False:\n",
+        _PROOF,
+    ),
+    Mutant(
+        "a pool counts its padding, whatever it says",
+        "_aten/windows.py",
+        "count_include_pad=int(counted)",
+        "count_include_pad=1",
+        _OPERATORS,
+    ),
+    Mutant(
+        "a rearrangement is told without its sizes",
+        "_aten/call.py",
+        "like, sizes=repr(like.sizes))",
+        "like, sizes='')",
+        f"{_OPERATORS} {_PROOF}",
+    ),
+    Mutant(
+        "an operator without translation is told without its numbers",
+        "_aten/opaque.py",
+        "            return repr(value)\n        if isinstance(value, _NAMED)",
+        "            return '0'\n        if isinstance(value, _NAMED)",
+        _PROOF,
+    ),
+    Mutant(
+        "branches are told without their code",
+        "_aten/opaque.py",
+        "                return text_of(held)\n        said",
+        "                return ''\n        said",
+        _PROOF,
+    ),
+    Mutant(
+        "draws are one",
+        "_aten/reading.py",
+        "is_drawn(node, self.program.graph_module)",
+        "False",
+        _PROOF,
+    ),
+    Mutant(
+        "what a program writes into does not matter",
+        "_aten/reading.py",
+        "            if spec.kind is not OutputKind.USER_OUTPUT:\n",
+        "            if False:\n",
+        _PROOF,
+    ),
+    Mutant(
+        "the keys of outputs do not matter",
+        "_aten/proof.py",
+        "    if specs[0].out_spec != specs[1].out_spec:\n",
+        "    if False:\n",
+        _PROOF,
+    ),
+    Mutant(
+        "a program that takes fewer sizes is the same",
+        "_aten/proof.py",
+        "    if not other.sizes.has(one.sizes):\n",
+        "    if False:\n",
+        _PROOF,
+    ),
+    Mutant(
+        "numbers that are put out do not matter",
+        "_aten/proof.py",
+        "one.told != other.told or ",
+        "",
+        _PROOF,
+    ),
+)
