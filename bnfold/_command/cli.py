@@ -42,16 +42,16 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="Show the version and exit.",
 )
 def main() -> None:
-    """Fold BatchNorm and per-channel affine operators into the layers around them, and prove it.
+    """Fold BatchNorm into the layers around it, and prove that the model stays the same function.
 
-    Exit codes: 0 done and verified (or nothing to fold), 1 verification failed and no file was
-    written (or --check found something to fold), 2 wrong usage or unreadable input, 3 could not be
-    judged: then the file was written, unless the run was ended.
+    Every other operator that multiplies each channel by a number, or adds one, folds likewise:
+    Mul, Add, Sub and Div by constants. All of these are called affine operators.
 
     'bnfold fold --help' has all options of folding.
 
+    Your shell completes commands, options and files after this (or with zsh_source, fish_source):
+
     \b
-    Completion of commands, options and files (bash, zsh, fish):
     eval "$(_BNFOLD_COMPLETE=bash_source bnfold)"
     """  # noqa: D301
 
@@ -246,6 +246,7 @@ def fold(
         ("bnfold verify a.onnx b.onnx --prove", "compare their weights; nothing is run"),
     ),
     groups={
+        "What the input is": [*preprocessing.NAMES],
         "How they are compared": ["prove", "bisect", "frozen", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
         "What is printed and written": ["report", "page", "form", "verbose", "quiet", "colour"],

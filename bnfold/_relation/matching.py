@@ -94,6 +94,8 @@ class Matcher:
                 errors = None if found is None else errors_behind(call, found)
                 if found is not None and errors is not None:
                     known.is_used = True
+                    if self.is_first:
+                        self._also(known, forms, relations)
                     return self._mapped(known, found, errors, form.given, call)
                 tried.append((known, form, relations))
         if tried and not self.is_first:
@@ -109,6 +111,16 @@ class Matcher:
             known = Known(label(node), form.given, outputs, kind, form.core.numbers)
             self.table.operators.setdefault(form.key, []).append(known)
         return [of_base(base) for base in outputs]
+
+    def _also(
+        self, known: Known, forms: Sequence[Form], relations: Sequence[Related | None]
+    ) -> None:
+        """Note the other forms of an operator that the first file has once more."""
+        if all(one is None or one.is_identity for one in relations):
+            for form in forms:
+                held = self.table.operators.setdefault(form.key, [])
+                if not any(one.outputs == known.outputs for one in held):
+                    held.append(replace(known, inputs=form.given, is_used=False))
 
     def miss(
         self, node: NodeProto, given: Sequence[Expression | None], outputs: Sequence[int]

@@ -79,6 +79,7 @@ class Table:
         roots: by a base whose numbers another one has, in the same order but with other axes, that
             other one.
         cuts: by a base that is a part of another one, that other one, and the range of each axis.
+        turns: by a base that is another one transposed, that other one, and the order of its axes.
         types: the element type of each base.
         constants: the bases of constants that a graph puts out, by their numbers, type and shape.
         widened: by a base that is data of another type, stored in a wider one, and by that type,
@@ -91,6 +92,7 @@ class Table:
     definitions: dict[int, Sum] = field(default_factory=dict)
     roots: dict[int, int] = field(default_factory=dict)
     cuts: dict[int, tuple[int, Ranges]] = field(default_factory=dict)
+    turns: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
     constants: dict[Hashable, int] = field(default_factory=dict)

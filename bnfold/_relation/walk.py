@@ -13,7 +13,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from bnfold._onnx.read.scopes import Scope, bodies, label, type_of
-from bnfold._relation import cores, linear, reading
+from bnfold._relation import cores, linear, ranks, reading
 from bnfold._relation.cores import Core
 from bnfold._relation.expressions import (
     Expression,
@@ -66,6 +66,7 @@ class Walk(Moving):
         outputs = [name for name in node.output if name]
         if outputs and all(side.constant(scope, name) is not None for name in outputs):
             return
+        ranks.note(side, scope, node)
         if self.integers.follow(scope, node) or self.fillings.follow(scope, node):
             return
         if reading.passes(side, scope, node):
@@ -79,7 +80,12 @@ class Walk(Moving):
         if made is None:
             made = self._affine(scope, node)
         if made is None:
-            made = self._linear(scope, node)
+            product = linear.read(side, scope, node)
+            data = self.closed(scope, product.data) if product is not None else None
+            if product is not None and data is not None:
+                if self.rows(scope, node, product, data):
+                    return
+                made = self._linear(scope, node, product, data)
         if made is None:
             made = self._sum(scope, node)
         if made is not None:
@@ -120,14 +126,13 @@ class Walk(Moving):
         self.side.ranks[scope.path, node.output[0]] = rank
         return data
 
-    def _linear(self, scope: Scope, node: NodeProto) -> Expression | None:
-        found = linear.read(self.side, scope, node)
-        data = self.closed(scope, found.data) if found is not None else None
-        made = linear.apply(found, data) if found is not None and data is not None else None
-        if found is not None:
-            self.side.ranks[scope.path, node.output[0]] = found.rank
-            self.side.note_rank(scope, found.data, found.data_rank)
-        if found is None or made is None or not found.bias:
+    def _linear(
+        self, scope: Scope, node: NodeProto, found: linear.Applied, data: Expression
+    ) -> Expression | None:
+        made = linear.apply(found, data)
+        self.side.ranks[scope.path, node.output[0]] = found.rank
+        self.side.note_rank(scope, found.data, found.data_rank)
+        if made is None or not found.bias:
             return made
         weight = self.side.floats(scope, found.bias)
         if weight is not None:
@@ -158,9 +163,6 @@ class Walk(Moving):
                 if total is None or part is None or len(parts) > 2:
                     return None
             total = total.plus(part, -1.0 if node.op_type == "Sub" else 1.0)
-        known = [self.side.rank(scope, name) for name in node.input]
-        if None not in known:
-            self.side.ranks[scope.path, node.output[0]] = max(rank or 0 for rank in known)
         if total is not None and not self._is_even(scope, node, total):
             total = replace(total, is_wide=True)
         return total
@@ -175,6 +177,9 @@ class Walk(Moving):
             return True
         linears = [term.linear and (term.base, term.linear.kind) for term in total.terms]
         return None not in linears and len(set(linears)) == 1
+
+    def part(self, scope: Scope, node: NodeProto) -> None:
+        self._other(scope, node)
 
     def _other(self, scope: Scope, node: NodeProto) -> None:
         """An operator that is not affine, or the part of it that is not."""

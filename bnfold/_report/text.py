@@ -173,10 +173,9 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
     )
     yield from _what_more(plan, verbose)
     if outcome.hanging:
-        verb = "hangs" if outcome.hanging == 1 else "hang"
         yield (
-            f"{counted(outcome.hanging, 'map')} {verb} on initializers that are listed as inputs, "
-            "which --freeze-initializers takes for fixed"
+            f"{counted(outcome.hanging, 'affine operator')} would fold if nobody overrides the "
+            "initializers that are listed as inputs, too; --freeze-initializers says that"
         )
 
 

@@ -200,7 +200,7 @@ def test_an_annotation_of_an_output_that_means_something(name, model, wrong):
     assert (run.code, level, properties) == (
         1,
         "error",
-        {"file": str(wrong), "title": "bnfold: fail"},
+        {"file": str(wrong), "title": "bnfold: verification failed"},
     )
     assert shown(f"conv1{name}") in message
 

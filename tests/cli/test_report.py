@@ -102,7 +102,8 @@ def test_what_is_printed_is_in_it(model, tmp_path):
     told = report(tmp_path / "r.json")
     text = run.out
     for kept in told["kept"]:
-        assert f"{kept['node']} stays: {kept['message']}" in text
+        assert f"    {kept['node']} stays: " in text
+        assert f"      in full: {kept['message']}" in text
         assert f"{kept['code']}: 2 {kept['op']}\n    what helps: {kept['advice']}\n" in text
     for check in told["verification"]["end_to_end"]["checks"]:
         line = f"difference {check['difference']:.2e}, tolerance {check['tolerance']:.2e}"

@@ -47,6 +47,7 @@ def test_quiet_and_verbose(model, tmp_path):
         (["m.onnx", "--seed", "one"], ["--seed", "'one'", "bnfold fold --help"]),
         (["m.onnx", "--output-format", "yaml"], ["'yaml'", "junit"]),
         (["verify", "a.onnx"], ["FOLDED", "bnfold verify --help"]),
+        (["verfy", "a.onnx", "b.onnx"], ["'verfy'", "did you mean 'verify'"]),
         (["explain", "a", "b"], ["unexpected", "bnfold explain --help"]),
         (["explain", "zero-pading"], ["did you mean 'zero-padding'"]),
     ],

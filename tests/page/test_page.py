@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import bnfold
 from bnfold._report.page.grouping import MOST, grouped
 from bnfold._report.page.layout import laid_out
+from bnfold._report.page.writing import _SCRIPTS
 
 from ..cli.command import bnfold as run
 from ..graphs import bn, const, conv, model, op, rand, subgraph
@@ -205,6 +208,18 @@ def test_data_stand_above_who_reads_them() -> None:
     assert len(set(level.places)) == 9  # none on top of another
     routes = {(a, b): way for a, b, way in level.routes}
     assert [layer for layer, _ in routes[0, 4]] == list(range(1, level.places[4][0]))
+
+
+def test_the_script_has_types() -> None:
+    """A name that is misspelled in a branch that no test takes is an error to the checker."""
+    checker = shutil.which("tsc")
+    if checker is None:
+        pytest.skip("needs TypeScript's tsc, to check the script of a page")
+    folder = Path(bnfold.__file__).parent / "_report" / "page" / "assets"
+    scripts = [folder / name for name in _SCRIPTS]
+    flags = "--noEmit --allowJs --checkJs --strict --target es2022 --lib es2022,dom,dom.iterable"
+    done = subprocess.run([checker, *flags.split(), *scripts], capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode()
 
 
 def test_a_page_takes_the_place_of_no_file_of_the_run(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@
  *   laws: string[], kind: string, graph: string, ranges: (number|null)[][], state: string,
  *   ulps: number|null, probe: number|null, problem: string}} Fold
  * @typedef {{node: number|null, name: string, op: string, at: number|null, code: string,
- *   meaning: string, message: string, advice: string, kind: string, graph: string}} Kept
+ *   meaning: string, brief: string, message: string, advice: string, kind: string, graph: string}} Kept
  * @typedef {{x: number, y: number, w: number, h: number}} Box
  * @typedef {{gone: number, into: number, kept: number, wrong: number, before: number,
  *   after: number, ops: Map<number, number>}} Sum
