@@ -183,7 +183,6 @@ class Walk(Moving):
 
     def _other(self, scope: Scope, node: NodeProto) -> None:
         """An operator that is not affine, or the part of it that is not."""
-        side = self.side
         given: list[Expression | None] = [self.closed(scope, name) for name in node.input]
         kind, is_call = scope.kind(node), not scope.kind(node)
         if not is_call and given and given[0] is not None and self.moved(scope, node, given[0]):
@@ -206,9 +205,9 @@ class Walk(Moving):
         if type_of(node) in _COMMUTATIVE and scope.opset >= 7 and not is_call:
             order = sorted(range(len(words)), key=lambda place: str(words[place]))
             words, values = [words[k] for k in order], [values[k] for k in order]
-        key = key_of(core.node, side.opset(scope, core.node), words, types)
+        key = key_of(core.node, self.side.opset(scope, core.node), words, types)
         if is_call:
-            key = key, side.functions
+            key = key, self.side.functions
         if is_random(node):  # In a body it is drawn each time that the body runs.
             key = key, self.inside
         forms = [Form(key, values, core)]
@@ -222,7 +221,7 @@ class Walk(Moving):
         made = self.found.operator(scope, node, forms, types)
         if type_of(node) == "Cast" and data is not None:
             before, after = (
-                side.shapes.type(scope, name) for name in (node.input[0], node.output[0])
+                self.side.shapes.type(scope, name) for name in (node.input[0], node.output[0])
             )
             if after in _WIDER.get(before, ()):
                 self.found.table.widened.setdefault((made[0].terms[0].base, before), data)
