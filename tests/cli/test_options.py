@@ -253,7 +253,7 @@ def heavy(tmp_path):
     ],
 )
 def test_amounts_of_memory(size, bytes_):
-    assert options_module._bytes(size) == bytes_
+    assert options_module.amount(size) == bytes_
 
 
 @linux
