@@ -260,8 +260,8 @@ MUTANTS = (
     Mutant(
         "a simplifier imports what lies in the current folder",
         "_pipeline/simplifying.py",
-        'sys.path[:] = sys.argv.pop().split("\\n")\n',
-        'sys.path += sys.argv.pop().split("\\n")\n',
+        "sys.path[:] = sys.argv.pop()",
+        "sys.path += sys.argv.pop()",
         "tests/cli/test_simplify.py::test_a_tool_takes_no_module_of_the_current_folder",
     ),
 )
