@@ -66,7 +66,7 @@ def main() -> None:
     groups={
         "What is written": ["output", "in_place", "check", "report", "page", "form"],
         "Many models": ["output_dir", "jobs", "resume"],
-        "What folds": ["frozen", "equal_dims", "depthwise", "equalize"],
+        "What folds": ["frozen", "equal_dims", "depthwise", "equalize", "tidy"],
         "What the input is": [*preprocessing.NAMES, "expose_normalization"],
         "How it is verified": ["no_verify", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
@@ -102,6 +102,7 @@ def main() -> None:
 )
 @preprocessing.preprocessing
 @preprocessing.exposing
+@preprocessing.tidying
 @options.comparison
 @targets.reporting
 @pages.showing
@@ -127,6 +128,7 @@ def fold(
     depthwise: bool,
     equalize: bool,
     expose_normalization: bool,
+    tidy: bool,
     report: Path | None,
     page: Path | None,
     form: str,
@@ -154,7 +156,7 @@ def fold(
     targets.refuse_stream("--report", report)
     if check:
         writing = ("output", "in_place", "page", "equalize", "output_dir", "jobs", "resume")
-        unused = (*writing, *options.NAMES, *preprocessing.NAMES, "expose_normalization")
+        unused = (*writing, *options.NAMES, *preprocessing.NAMES, "expose_normalization", "tidy")
         options.refuse(context, ("no_prove",), "--check writes nothing and runs no model")
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
@@ -221,6 +223,7 @@ def fold(
             depthwise=depthwise,
             equalize=equalize,
             exposing=expose_normalization,
+            tidying=tidy,
             observer=seen,
         )
         if page is not None and seen is not None:

@@ -59,6 +59,7 @@ def fold_file(
     depthwise: bool = False,
     equalize: bool = False,
     exposing: bool = False,
+    tidying: bool = False,
     observer: Observer | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
@@ -67,8 +68,9 @@ def fold_file(
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
     going to write. With ``depthwise`` norms that stay are written as other operators; with
     ``equalize`` the ranges of channels are made alike, see `_pipeline/equalizing`. Inputs get the
-    preprocessing of the settings; with ``exposing`` their normalization is taken out. ``observer``
-    looks at a model of ONNX while it is folded. Raises `UsageError` for a file that cannot be read
+    preprocessing of the settings; with ``exposing`` their normalization is taken out. With
+    ``tidying`` operators that do nothing go first. ``observer`` looks at a model of ONNX while it
+    is folded. Raises `UsageError` for a file that cannot be read
     or written; then no file is left behind.
     """
     progress("reading")
@@ -109,6 +111,7 @@ def fold_file(
             depthwise,
             equalize,
             exposing,
+            tidying,
             stack,
             observer,
         )
@@ -126,6 +129,7 @@ def _fold_model(
     depthwise: bool,
     equalize: bool,
     exposing: bool,
+    tidying: bool,
     files: ExitStack,
     observer: Observer | None,
 ) -> Outcome:
@@ -143,7 +147,7 @@ def _fold_model(
         refuse_own_data(target, model, path.parent)
     size_before = size_on_disk(path, model)
     data_before = frozenset(external_files(model))
-    front = in_front(model, settings.preprocessing, exposing, path.parent, path)
+    front = in_front(model, settings.preprocessing, exposing, path.parent, path, tidying)
     if verify and (inputs is not None or settings.wanted != DEFAULT.wanted):
         from bnfold._run.drawing import refuse_inapplicable
 
@@ -221,6 +225,7 @@ def _fold_model(
         stuck,
         equalization,
         told,
+        front.tidied,
     )
 
 

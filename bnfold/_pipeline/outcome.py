@@ -157,6 +157,7 @@ class Outcome:
             overridden.
         equalization: what came of equalizing channels, or None where that was not asked for.
         inputs: what has become of inputs that got preprocessing, or lost it.
+        tidied: how many operators that did nothing have gone, by type.
     """
 
     model: Path
@@ -170,3 +171,4 @@ class Outcome:
     hanging: int = 0
     equalization: Equalization | None = None
     inputs: tuple[InputChange, ...] = ()
+    tidied: Mapping[str, int] = field(default_factory=dict)
