@@ -33,7 +33,7 @@ def prove_programs(first: ExportedProgram, second: ExportedProgram) -> Proof:
     why = _unlike(one, other)
     if why:
         return Proof("not proved", *why)
-    return prove_sides(*(reader.writer.side() for reader in readers))
+    return prove_sides(one.writer.side(), other.writer.side())
 
 
 def prove_with_file(
