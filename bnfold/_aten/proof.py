@@ -61,8 +61,8 @@ def prove_with_file(
         return Proof("not proved", others[0], "the inputs have another order in the other model")
     plain = onnx.inliner.inline_local_functions(model) if model.functions else model
     lower, _ = lowered(plain, reader.writer.model)
-    sides = [reader.writer.side(opset_of(model.opset_import)), Side.of(lower, folder)]
-    proof = prove_sides(*(sides if is_first else sides[::-1]))
+    own, other = reader.writer.side(opset_of(model.opset_import)), Side.of(lower, folder)
+    proof = prove_sides(own, other) if is_first else prove_sides(other, own)
     if proof.status == "refuted" and reader.has_computed:
         return replace(proof, status="not proved")
     return proof

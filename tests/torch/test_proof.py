@@ -603,7 +603,7 @@ def test_files_and_the_command(tmp_path):
     assert bnfold.prove(paths[0], paths[1]).status == "proved"
     assert bnfold.prove(exported(module, X), paths[2]).at == "deep"
     said = CliRunner().invoke(main, ["verify", paths[0], paths[1], "--prove", "-v"])
-    assert said.exit_code == 0 and "proved: 3 layers agree" in said.output
+    assert said.exit_code == 0 and "layers agree within" in said.output
     said = CliRunner().invoke(
         main, ["verify", paths[0], paths[2], "--prove", "--output-format", "json"]
     )
