@@ -89,6 +89,7 @@ def main() -> None:
     "and folders of them.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
+@click.option("--no-prove", is_flag=True, help="Check it by certificates and a run alone.")
 @beliefs.freezing
 @beliefs.equating
 @beliefs.trusting
@@ -118,6 +119,7 @@ def fold(
     in_place: bool,
     check: bool,
     no_verify: bool,
+    no_prove: bool,
     frozen: bool,
     equal_dims: bool,
     trust: bool,
@@ -153,6 +155,7 @@ def fold(
     if check:
         writing = ("output", "in_place", "page", "equalize", "output_dir", "jobs", "resume")
         unused = (*writing, *options.NAMES, *preprocessing.NAMES, "expose_normalization")
+        options.refuse(context, ("no_prove",), "--check writes nothing and runs no model")
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         believed_ = beliefs.settings(**believed)
@@ -201,6 +204,7 @@ def fold(
     if not no_verify:
         source = options.tolerance_source(context)
         settings = options.settings(comparison, settings, source=source)
+        settings = replace(settings, prove=not no_prove)
     settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
     seen = pages.witness(page)
@@ -260,10 +264,10 @@ def fold(
     help="Look for the first tensor that differs even where no output does.",
 )
 @click.option(
-    "--prove",
-    is_flag=True,
-    help="Run nothing: prove from the weights alone that the two are one function, or that not. "
-    "Exit code 3 where neither is seen.",
+    "--prove/--no-prove",
+    default=None,
+    help="Run nothing, and prove from the weights alone that the two are one function, or that "
+    "not; exit code 3 where neither is seen. Or only run them. [default: both]",
 )
 @targets.reporting
 @pages.showing
@@ -281,7 +285,7 @@ def verify(
     trust: bool,
     follow_links: bool,
     bisect: bool,
-    prove: bool,
+    prove: bool | None,
     report: Path | None,
     page: Path | None,
     form: str,
@@ -290,9 +294,9 @@ def verify(
     memory: int | None,
     **comparison: Any,
 ) -> int:
-    """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime.
+    """Are ORIGINAL and FOLDED the same function? Compares both by weights, and runs both.
 
-    With --prove it runs nothing and compares the two operator by operator, weight by weight.
+    A proof from the weights, operator by operator, settles what it can. Then onnxruntime runs both.
 
     A program of PyTorch (.pt2) is run by PyTorch, on the example inputs that it carries, and
     compared with another one or with a file of ONNX.
@@ -330,7 +334,7 @@ def verify(
     believed = beliefs.settings(frozen=frozen, trust=trust, follow_links=follow_links)
     source = options.tolerance_source(context)
     settings = options.settings(comparison, believed, bisect, source)
-    settings = replace(settings, preprocessing=wanted)
+    settings = replace(settings, preprocessing=wanted, prove=prove is None)
     options.tell_missing(settings, form)
     settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from bnfold._core.result import Plan
     from bnfold._judge.verdict import EndToEnd
     from bnfold._onnx.write.applied import Applied
+    from bnfold._relation.proof import Proof
+    from bnfold._run.bounds import Bounds
     from bnfold._run.input_sets import InputSet
 
 
@@ -273,7 +275,11 @@ class _FoldedFile:
     owed: Mapping[str, Preprocessing] = field(default_factory=dict)
 
     def judge(self, applied: Sequence[Applied]) -> Verdict:
-        """The verdict: certificates from the files on disk first, then a run of both models."""
+        """The verdict: a proof and certificates from the files on disk, then a run of both.
+
+        What is proved is not probed on numbers besides.
+        """
+        from bnfold._judge import by_proof
         from bnfold._judge.activations import Activations
         from bnfold._judge.end_to_end import compare
         from bnfold._judge.other_pairings import drawing_alike
@@ -287,7 +293,6 @@ class _FoldedFile:
         from bnfold._run.source import Parsed, Source
 
         hush()
-        self.progress("certifying every fold")
         with (
             runnable(self.original, self.data) as original,
             runnable(self.draft.path, self.draft.data) as folded,
@@ -300,17 +305,21 @@ class _FoldedFile:
             edits = (freeze,) if self.settings.frozen and listed(before) else ()
             for edit in edits:
                 edit(before)
+            self.progress("proving")
+            proof = self._proof(before, after, bounds)
+            self.progress("certifying every fold")
             start, path = before, original
             if self.started is not None:
                 path = self.started
                 start = load_model(path, lean=True, follow_links=True)
+            numbers = Activations(path, self.inputs, self.settings, bounds).numbers
             certificates = certify(
                 start,
                 after,
                 applied,
                 path.parent if self.started is not None else self.original.parent,
                 self.draft.path.parent,
-                Activations(path, self.inputs, self.settings, bounds).numbers,
+                None if by_proof.is_proved(proof) else numbers,
                 bounds,
             )
             resting = [
@@ -345,9 +354,21 @@ class _FoldedFile:
                     resting=resting,
                     progress=self.progress,
                     notes=[draws.told()] if draws else (),
+                    proof=proof,
                 )
 
             end_to_end, _ = drawing_alike(judged, ways)
         wrong = any(certificate.fails for certificate in certificates)
         status: RunStatus = "fail" if wrong else end_to_end.status
         return Verdict(status, certificates, end_to_end)
+
+    def _proof(self, before: ModelProto, after: ModelProto, bounds: Bounds) -> Proof | None:
+        """What the weights of both files prove, if a proof is asked for."""
+        from bnfold._judge import by_proof
+
+        size = size_on_disk(self.original, before) + size_on_disk(self.draft.path, after)
+        if self.owed:
+            after = load_model(self.draft.path, lean=True, follow_links=True)
+            prepend(after, wanted=self.owed)
+        sides = (before, self.original.parent), (after, self.draft.path.parent)
+        return by_proof.proof_of(*sides, size, self.settings, bounds)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import bnfold
 from bnfold._core.result import changed_operators, counted, fold_lines, kept_lines, table
+from bnfold._judge.proof_text import proof_lines
 from bnfold._judge.verdict import end_to_end_lines
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._report.findings import certified, trouble
 from bnfold._report.lines import VERDICTS, Line
-from bnfold._report.proofs import proof_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
     from bnfold._pipeline.outcome import Equalization, Outcome, Verdict
     from bnfold._proof.evidence import Certificate
+    from bnfold._relation.proof import Proof
 
 SCHEMA = "bnfold.report/1"
 COMPARISON = "bnfold.comparison/1"
 CHECK = "bnfold.check/1"
+PROOF = "bnfold.proof/1"
 
 
 def outcome_document(outcome: Outcome) -> dict[str, Any]:
@@ -52,6 +54,17 @@ def comparison_document(original: str, folded: str, result: EndToEnd) -> dict[st
         "original": original,
         "folded": folded,
         **result.to_dict(),
+    }
+
+
+def proof_document(original: str, folded: str, proof: Proof) -> dict[str, Any]:
+    """The proof as plain data; its schema is schemas/proof-1.json."""
+    return {
+        "schema": PROOF,
+        "bnfold": bnfold.__version__,
+        "original": original,
+        "folded": folded,
+        **proof.to_dict(),
     }
 
 

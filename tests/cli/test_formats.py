@@ -83,7 +83,10 @@ def test_junit_of_a_fold(model):
     assert run.code == 0
     assert int(found.get("failures")) == 0
     kinds = {case.get("classname") for case in found.findall("testcase")}
-    assert kinds == {"bnfold.certificate", "bnfold.output", "bnfold.verification"}
+    assert kinds == {
+        *("bnfold.certificate", "bnfold.layer", "bnfold.proof"),
+        *("bnfold.output", "bnfold.verification"),
+    }
 
 
 def test_junit_of_what_failed(model, wrong):
