@@ -68,7 +68,7 @@ def main() -> None:
         "Many models": ["output_dir", "jobs", "resume"],
         "What folds": ["frozen", "equal_dims", "depthwise", "equalize"],
         "What the input is": [*preprocessing.NAMES, "expose_normalization"],
-        "How it is verified": ["no_verify", *options.COMPARED],
+        "How it is verified": ["no_verify", "no_prove", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
         "What is printed": ["verbose", "quiet", "colour"],
     },
