@@ -31,8 +31,8 @@ from bnfold._registry.work import Request, ended, failed, work
 _GRACE_S = 5.0
 _ENDINGS: dict[int, Status] = {
     0: "out of memory",
-    signal.SIGKILL: "killed",
-    getattr(signal, "SIGALRM", -1): "timeout",
+    getattr(signal, "SIGKILL", -1): "killed",  # Windows has neither, and forks nothing.
+    getattr(signal, "SIGALRM", -2): "timeout",
 }
 """How the work on a model ended, for the signal that did it: 0 for a library that left."""
 

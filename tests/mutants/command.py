@@ -225,8 +225,8 @@ MUTANTS = (
     Mutant(
         "a page links a fold to what stands behind",
         "_report/page/witness.py",
-        "return path, graph.positions[index]",
-        "return path, graph.positions[index] + 1",
+        "position, name = graph.positions[index], graph.view.nodes[index].label",
+        'position, name = graph.positions[index] + 1, ""',
         "tests/page/test_page.py",
     ),
     Mutant(
