@@ -194,7 +194,6 @@ def fold(
     targets.check_report(report, model, output, inputs)
     pages.check(page, model, output, inputs, report)
 
-    from bnfold._command.telling import tell_fold
     from bnfold._pipeline.models import fold_file
     from bnfold._report.text import json_text, outcome_document
 
@@ -233,6 +232,8 @@ def fold(
                 fate = f"; {outcome.output} was written" if outcome.output else ""
                 raise UsageError(f"{error}{fate}") from error
     seconds = time.monotonic() - begun
+    from bnfold._command.telling import tell_fold
+
     tell_fold(outcome, form, seconds, verbose, comparison["power"], quiet)
     pages.tell(page, form, quiet)
     return EXIT_CODES[outcome.verdict.status]
@@ -317,7 +318,6 @@ def verify(
         code = show_proof(original, folded, *given)
         pages.tell(page, form, quiet)
         return code
-    from bnfold._command.telling import tell_comparison
     from bnfold._judge.end_to_end import compare_files
     from bnfold._report.text import comparison_document, json_text
     from bnfold._run.session import hush
@@ -355,6 +355,8 @@ def verify(
         document = comparison_document(str(original), str(folded), result)
         paths.write_text(report, json_text(document))
     power = comparison["power"]
+    from bnfold._command.telling import tell_comparison
+
     tell_comparison(original, folded, result, form, seconds, verbose, power, quiet)
     pages.tell(page, form, quiet)
     return EXIT_CODES[result.status]
