@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bnfold._core.preprocessing import Preprocessing
 from bnfold._errors import UsageError
 from bnfold._judge.settings import DEFAULT, Settings
-from bnfold._onnx.files.external import external_files, refuse_own_data, runnable, size_on_disk
+from bnfold._onnx.files.external import (
+    external_files,
+    refuse_data,
+    refuse_own_data,
+    runnable,
+    size_on_disk,
+)
 from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
 from bnfold._onnx.files.text_forms import written_as
@@ -216,6 +222,8 @@ def _fold_model(
             if over_itself and not changed and not any(done.applied for done in extras):
                 written = None
             if written is not None:
+                if report is not None:
+                    refuse_data(report, final.data, written.parent)
                 time_limit.lift()
                 final.commit()
             size, data = final.size, final.data
