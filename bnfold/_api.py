@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from bnfold._judge.verdict import EndToEnd
     from bnfold._relation.proof import Proof
+    from bnfold.nn import Preprocessed
 
-Preprocessed = Preprocessing | Mapping[str, Preprocessing] | None
+OnInputs = Preprocessing | Mapping[str, Preprocessing] | None
 _M = TypeVar("_M")
 _Module = TypeVar("_Module", bound="nn.Module")
 
@@ -48,7 +49,7 @@ def plan(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> Plan:
     """What folding would do to a model, and why each affine operator that stays does.
 
@@ -86,7 +87,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> ModelProto: ...
 @overload
 def fold(
@@ -99,8 +100,21 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> Path: ...
+@overload
+def fold(
+    model: nn.Module,
+    output: tuple[Any, ...],
+    *,
+    dynamic_shapes: Any = None,
+    as_eval: bool = False,
+    clone: bool = False,
+    merge: bool = False,
+    keep: Sequence[str] = (),
+    depthwise: bool = False,
+    preprocessing: Preprocessing,
+) -> Preprocessed: ...
 @overload
 def fold(
     model: _Module,
@@ -127,7 +141,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> _M: ...
 def fold(
     model: Model,
@@ -146,7 +160,7 @@ def fold(
     freeze_initializers: bool = False,
     assume_equal_dims: bool = False,
     follow_links: bool = False,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> Any:
     """Fold a model and give back the kind it was given; the input is not changed.
 
@@ -166,7 +180,8 @@ def fold(
     quantizes both and runs them on drawn inputs. `prove` can tell that both are one function.
     With ``preprocessing`` an input of a model of ONNX becomes what a camera gives, and the model
     does the rest: a `Preprocessing` for the only input, or a mapping from the names of inputs to
-    such.
+    such. A module that takes one tensor becomes a `bnfold.nn.Preprocessed` around its copy; its
+    example is what the module itself takes.
 
     A ``torch.nn.Module`` in eval mode takes a tuple of example inputs in ``output``'s place, and
     ``kwargs`` and ``dynamic_shapes`` as torch.export does; without them what a symbolic trace can
@@ -243,11 +258,12 @@ def verify(
     freeze_initializers: bool = False,
     follow_links: bool = False,
     ops_libraries: Sequence[str | os.PathLike[str]] = (),
+    prove: bool = True,
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    preprocessing: Preprocessed = None,
+    preprocessing: OnInputs = None,
 ) -> EndToEnd:
-    """Run both models in onnxruntime, optimizations off, and judge whether they are one function.
+    """Prove two models one function or run them in onnxruntime, optimizations off, and judge that.
 
     Each may be a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, an ``onnx_ir.Model``, a
     ``torch.onnx.ONNXProgram``, a ``torch.nn.Module`` or an ``ExportedProgram``; what is said up to
@@ -270,6 +286,9 @@ def verify(
     tolerance can be measured.
     ``follow_links`` is as for ``fold``, and ``preprocessing``, too: the folded model is compared
     with the original behind it, operator by operator as it is defined.
+    Two models of ONNX are proved first, as by `bnfold.prove`; the result's ``proof`` has what was
+    found, None with ``prove=False``. An output that is proved passes even where a run shows little
+    of it, or there was none; what is refuted fails. A difference in a run is one all the same.
     ``ops_libraries`` are the paths of libraries of custom operators that onnxruntime registers. At
     operators that it does not know, the comparison is made at what they read and behind what they
     write.
@@ -305,6 +324,7 @@ def verify(
         frozen=freeze_initializers,
         follow_links=follow_links,
         libraries=checked(os.fspath(path) for path in ops_libraries),
+        prove=prove,
         preprocessing=pairs(preprocessing),
     )
     options = ModuleOptions(args, kwargs)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Remainder", "ScaleShift"]
+__all__ = ["Preprocessed", "Remainder", "ScaleShift"]
 
 
 class Remainder(nn.Sequential):
@@ -39,3 +41,45 @@ class ScaleShift(nn.Module):
     def extra_repr(self) -> str:
         """The number of channels."""
         return str(self.weight.numel())
+
+
+class Preprocessed(nn.Module):
+    """A network behind the preprocessing of its input: type, axes, channels, normalization.
+
+    `bnfold.fold` makes it of a module with ``preprocessing``. The network is ``network``, and
+    ``normalization`` a BatchNorm whose statistics are the mean and the deviation, or an Identity
+    once it is in weights. It takes one tensor.
+    """
+
+    order: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        normalization: nn.Module,
+        dtype: torch.dtype | None = None,
+        perm: tuple[int, ...] | None = None,
+        order: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.normalization = normalization
+        self.dtype = dtype
+        self.perm = perm
+        stored = None if order is None else torch.tensor(order)
+        self.register_buffer("order", stored, persistent=False)
+
+    def forward(self, input: Tensor) -> Any:
+        """What the network makes of a picture."""
+        if self.dtype is not None:
+            input = input.to(self.dtype)
+        if self.perm is not None:
+            input = input.permute(self.perm)
+        if self.order is not None:
+            input = input.index_select(1, self.order)
+        return self.network(self.normalization(input))
+
+    def extra_repr(self) -> str:
+        """What is done with type, axes and channels."""
+        order = None if self.order is None else self.order.tolist()
+        return f"dtype={self.dtype}, perm={self.perm}, order={order}"

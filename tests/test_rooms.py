@@ -47,6 +47,7 @@ ROOMS = (
     "registry",
     "_command",
     "testing",
+    "passes",
     "__main__",
     "",
 )

@@ -25,7 +25,7 @@ def prove_programs(first: ExportedProgram, second: ExportedProgram) -> Proof:
     why = _unlike(one, other)
     if why:
         return Proof("not proved", *why)
-    return prove_sides(*(reader.writer.side() for reader in readers))
+    return prove_sides(one.writer.side(), other.writer.side())
 
 
 def _unlike(one: Reader, other: Reader) -> tuple[str, str] | None:

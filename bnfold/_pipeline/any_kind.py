@@ -16,7 +16,7 @@ from onnx import ModelProto
 from bnfold._core.preprocessing import Pairs
 from bnfold._core.result import Plan
 from bnfold._errors import UsageError
-from bnfold._onnx.equalize import EqualizedModel, equalize_model
+from bnfold._onnx.equalize import EqualizedModel
 from bnfold._onnx.files.external import refuse_own_data
 from bnfold._onnx.files.load import load_model, refuse_names, understood
 from bnfold._onnx.files.locations import check_external
@@ -28,8 +28,9 @@ from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._onnx.read.order import in_order
 from bnfold._onnx.write.applied import Rewritten
 from bnfold._pipeline.in_memory import as_proto, given_back, is_in_memory
+from bnfold._pipeline.measuring import equalized_model
 from bnfold._pipeline.module_options import ModuleOptions
-from bnfold._pipeline.preprocessed import in_front
+from bnfold._pipeline.preprocessed import behind_module, in_front, original_behind
 from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def plan_model(
     preprocessing: Pairs = (),
 ) -> Plan:
     """The plan for a model, which nothing carries out; see `bnfold.plan`."""
+    model, options, preprocessing = behind_module(model, options, preprocessing, True)
     _refuse_for_torch(model, base_dir, frozen, equal_dims, follow_links, preprocessing)
     program = _lowered(model, options)
     if _is_module(model) and program is None:
@@ -104,6 +106,7 @@ def fold_model(
     equalize: bool = False,
 ) -> Any:
     """A folded model of the same kind, or the path that it was written to; see `bnfold.fold`."""
+    model, options, preprocessing = behind_module(model, options, preprocessing, True)
     _refuse_for_torch(model, base_dir, frozen, equal_dims, follow_links, preprocessing, equalize)
     program = _lowered(model, options)
     if program is not None:
@@ -145,22 +148,13 @@ def fold_model(
     with understood(model if isinstance(model, ModelProto) else proto, _path_of(model)):
         planned = prepare(proto, folder, equal_dims, depthwise)
         rewritten = planned.apply()
-        done = _equalized(proto, folder) if equalize else EqualizedModel()
+        done = equalized_model(proto, folder) if equalize else EqualizedModel()
         rewritten.relocated += done.rewritten.relocated
         rewritten.created |= done.rewritten.created
     if output is not None:
         changed = changed or front.changed or bool(planned.plan.folds or done.lost)
         return _write(proto, rewritten, folder, Path(output), _path_of(model), changed)
     return given_back(proto, model, folder) if is_in_memory(model) else proto
-
-
-def _equalized(model: ModelProto, folder: Path | None) -> EqualizedModel:
-    """Equalize a folded model in place, where int8 is nearer to it so."""
-    from bnfold._judge.settings import DEFAULT
-    from bnfold._pipeline.measuring import measured
-
-    strength = measured(model, folder, None, DEFAULT).strength
-    return equalize_model(model, folder, strength) if strength else EqualizedModel()
 
 
 def compare_models(
@@ -179,8 +173,7 @@ def compare_models(
     if any(_is_module(model) or _is_program(model) for model in (original, folded)):
         from bnfold._pipeline.torch_pairs import compare_pair
 
-        if settings.preprocessing:
-            raise UsageError("preprocessing: this is for models of ONNX; leave it out")
+        original, options, settings = original_behind(original, options, settings)
         if inputs is not None:
             raise UsageError(
                 "inputs: a model of PyTorch runs on its example inputs; give them as a tuple, "

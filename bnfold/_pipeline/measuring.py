@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from onnx import ModelProto
 
-from bnfold._judge.settings import Settings
-from bnfold._onnx.equalize import equalize_model
+from bnfold._judge.settings import DEFAULT, Settings
+from bnfold._onnx.equalize import EqualizedModel, equalize_model
 
 if TYPE_CHECKING:
     from bnfold._run.input_sets import InputSet
@@ -62,3 +62,9 @@ def measured(
         why = f"int8 would be off by {errors[best]:.2%}, and is off by {before:.2%} as it is"
         return Measured(why=why, errors=told)
     return Measured(best, errors=told)
+
+
+def equalized_model(model: ModelProto, folder: Path | None) -> EqualizedModel:
+    """Equalize a folded model in place, where int8 is nearer to it so."""
+    strength = measured(model, folder, None, DEFAULT).strength
+    return equalize_model(model, folder, strength) if strength else EqualizedModel()

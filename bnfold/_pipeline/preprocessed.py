@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto
 
@@ -16,7 +17,11 @@ from bnfold._onnx.fold import FoldedWeights
 from bnfold._onnx.front.exposing import Exposed, expose
 from bnfold._onnx.front.ports import told_type
 from bnfold._onnx.front.prepending import Entered, enter
+from bnfold._pipeline.module_options import ModuleOptions
 from bnfold._pipeline.outcome import InputChange
+
+if TYPE_CHECKING:
+    from bnfold._judge.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -99,3 +104,53 @@ def in_front(
         return Front(enter(model, dict(wanted), base_dir), before=before) if wanted else Front()
     except UsageError as error:
         raise UsageError(f"{path}: {error}" if path is not None else str(error)) from error
+
+
+def behind_module(
+    model: Any, options: ModuleOptions, preprocessing: Pairs, reorder: bool
+) -> tuple[Any, ModuleOptions, Pairs]:
+    """A module behind preprocessing and options for it; anything else as it is.
+
+    The example inputs that were given are those of the module. With ``reorder`` the order of
+    channels goes into weights. Raises `UsageError` unless the module takes one tensor, and for
+    what a copy of it cannot do.
+    """
+    library = sys.modules.get("torch")
+    if not preprocessing or library is None or not isinstance(model, library.nn.Module):
+        return model, options, preprocessing
+    from bnfold._torch.module.copying import copied
+    from bnfold._torch.module.preprocessed import behind, picture_shapes
+
+    args = options.args if isinstance(options.args, tuple) else ()
+    one = len(args) == 1 and isinstance(args[0], library.Tensor) and not options.kwargs
+    if not one or len(preprocessing) != 1 or preprocessing[0][0]:
+        raise UsageError(
+            "preprocessing of a module: it has to take one tensor, with an example that it takes "
+            "without preprocessing: bnfold.fold(module, (example,), preprocessing=…)"
+        )
+    if options.inplace:
+        raise UsageError("preprocessing: a module gets it in a copy; leave out inplace")
+    ((_, wanted),) = preprocessing
+    if options.as_eval and model.training:
+        model = copied(model).eval()
+    made, picture, perm = behind(model, args[0], wanted, reorder)
+    options = replace(
+        options,
+        args=(picture,),
+        dynamic_shapes=picture_shapes(options.dynamic_shapes, perm),
+        keep=tuple(f"network.{name}" for name in options.keep),
+    )
+    return made, options, ()
+
+
+def original_behind(
+    model: Any, options: ModuleOptions, settings: Settings
+) -> tuple[Any, ModuleOptions, Settings]:
+    """A module behind preprocessing as it is defined, to be compared with; the rest without it.
+
+    Raises `UsageError` as `behind_module` does, and for preprocessing of a program or a file.
+    """
+    made, changed, left = behind_module(model, options, settings.preprocessing, reorder=False)
+    if left:
+        raise UsageError("preprocessing: this is for modules and models of ONNX; leave it out")
+    return made, changed, replace(settings, preprocessing=())

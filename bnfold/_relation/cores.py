@@ -182,7 +182,7 @@ def _recurrent(fillings: Fillings, scope: Scope, plain: Core) -> Core | None:
     node, data, side = plain.node, plain.given[0], fillings.integers.side
     weight = side.floats(scope, node.input[1]) if len(node.input) > 2 else None
     rank = side.rank(scope, node.input[0])
-    if weight is None or data is None or len(weight.shape) != 3 or rank != 3:
+    if weight is None or data is None or len(weight.shape) != 3 or rank not in (None, 3):
         return None
     ways, rows, columns = weight.shape
     stored = node.input[3] if len(node.input) > 3 else ""

@@ -12,7 +12,8 @@ from onnx import NodeProto
 
 from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._relation.amounts import Size
-from bnfold._relation.integers import Integers, broadcast, filling, ranges, rearranged
+from bnfold._relation.integers import Integers, filling, ranges
+from bnfold._relation.outlines import broadcast, rearranged
 
 _LARGEST = 1 << 20
 """Stored constants of more numbers are not looked through."""
@@ -20,11 +21,14 @@ _LARGEST = 1 << 20
 
 @dataclass(frozen=True)
 class Filling:
-    """The number, the element type and the sizes of such a tensor; ``repr`` tells −0.0 from 0.0."""
+    """The number, the element type and the sizes of such a tensor; ``repr`` tells −0.0 from 0.0.
+
+    ``sizes`` are None where one is not known.
+    """
 
     number: str
     kind: int
-    sizes: tuple[Size, ...]
+    sizes: tuple[Size, ...] | None
 
     @property
     def is_zero(self) -> bool:
@@ -62,12 +66,12 @@ class Fillings:
         return Filling(repr(float(first)), constant.data_type, constant.shape)
 
     def follow(self, scope: Scope, node: NodeProto) -> bool:
-        """Whether a node fills a tensor with a number; what it is is noted."""
+        """Whether a node fills a tensor of known sizes with a number; what it is is noted."""
         made = self._made(scope, node) if node.output and not any(node.output[1:]) else None
         if made is None or not node.output[0]:
             return False
         self.found[scope.path, node.output[0]] = made
-        return True
+        return made.sizes is not None
 
     def _made(self, scope: Scope, node: NodeProto) -> Filling | None:
         kind = type_of(node)
@@ -77,13 +81,15 @@ class Fillings:
         to = shapes.type(scope, node.output[0])
         if kind == "ConstantOfShape":
             shape, value = self.integers.of_names(scope, node.input[0]), filling(node)
-            if shape is None or value is None or value.dtype.kind not in "fiu" or not to:
+            if value is None or value.dtype.kind not in "fiu" or not to:
                 return None
-            return Filling(repr(float(value)), to, shape.values)
+            return Filling(repr(float(value)), to, None if shape is None else shape.values)
         data = self.of_name(scope, node.input[0])
         if data is None or not to:
             return None
         sizes: tuple[Size | None, ...] | None
+        if data.sizes is None:
+            return Filling(data.number, to, None)
         if kind == "Expand":
             shape = self.integers.of_names(scope, node.input[1])
             sizes = None if shape is None else broadcast(data.sizes, shape.values)
@@ -94,7 +100,8 @@ class Fillings:
         else:
             sizes = rearranged(self.integers, scope, node)
         known = tuple(size for size in sizes or () if size is not None)
-        return None if sizes is None or len(known) < len(sizes) else Filling(data.number, to, known)
+        is_known = sizes is not None and len(known) == len(sizes)
+        return Filling(data.number, to, known if is_known else None)
 
     def _sliced(
         self, scope: Scope, node: NodeProto, sizes: tuple[Size, ...]

@@ -19,7 +19,6 @@ from bnfold._onnx.read.sizes import factors
 from bnfold._relation.amounts import (
     Amount,
     Size,
-    even_quotient,
     plus,
     product_of,
     quotient,
@@ -68,6 +67,8 @@ class Integers:
         rank, told = self.side.rank(scope, name), self.side.shapes.sizes(scope, name)
         known = self.sizes.bases.get(base)
         rank = rank if known is None else len(known)
+        if told is None and rank is not None:
+            self.side.ranks[scope.path, name] = rank
         if rank is None or (told is not None and len(told) != rank):
             return
         own: list[Size] = []
@@ -127,11 +128,6 @@ class Integers:
             numbers = tuple(int(value) for value in values.reshape(-1))
             self.found[key] = Numbers(numbers, values.ndim == 0)
         return self.found[key]
-
-    def wide(self, scope: Scope, node: NodeProto) -> tuple[Size | None, ...] | None:
-        """The sizes that an Expand puts out: those of its data, where 1 is asked for."""
-        sizes, asked = self.of_tensor(scope, node.input[0]), self.of_names(scope, node.input[1])
-        return None if sizes is None or asked is None else broadcast(sizes, asked.values)
 
     def follow(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a node computes integers from sizes alone; what they are is noted."""
@@ -238,15 +234,6 @@ def ranges(held: Integers, scope: Scope, node: NodeProto) -> list[tuple[Any, Any
     return list(zip(starts, ends, axes, steps, strict=True)) if known and even else None
 
 
-def broadcast(one: Sequence[Size | None], other: Sequence[Size | None]) -> tuple[Size | None, ...]:
-    """The sizes of two tensors that are broadcast together; None for one that is not known."""
-    rank = max(len(one), len(other))
-    pairs = zip(
-        (*(1,) * (rank - len(one)), *one), (*(1,) * (rank - len(other)), *other), strict=True
-    )
-    return tuple(b if a == 1 else a if b in (1, a) else None for a, b in pairs)
-
-
 def _concat(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
     read = held._read(scope, node)
     if read is None or any(each.is_scalar for each in read):
@@ -311,12 +298,15 @@ def filling(node: NodeProto) -> Any:
 
 def _chosen(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
     """Where, if ``size == number`` tells which: a size is never below zero."""
-    asked = scope.writer(node.input[0])
-    if type_of(asked) != "Equal":
-        return None
+    asked, stored = scope.writer(node.input[0]), held.side.constant(scope, node.input[0])
     read = [held.of_names(scope, name) for name in (*asked.input, *node.input[1:])]
+    if stored is not None and len(stored.shape) < 2:
+        answers = tuple(int(value) for value in stored.load().reshape(-1))
+        read = [Numbers(answers, not stored.shape), Numbers((1,), True), *read[-2:]]
+    elif type_of(asked) != "Equal":
+        return None
     known = [each for each in read if each is not None]
-    rows = _pairs(known) if len(known) == 4 else None
+    rows = _pairs(known) if len(known) == 4 and len(read) == 4 else None
     if rows is None:
         return None
     made: list[Size] = []
@@ -358,30 +348,3 @@ _RULES: dict[str, Callable[[Integers, Scope, NodeProto], Numbers | None]] = {
     "Unsqueeze": _turned,
     "Where": _chosen,
 }
-
-
-def rearranged(held: Integers, scope: Scope, node: NodeProto) -> tuple[Size | None, ...] | None:
-    """The sizes that a Reshape, Flatten, Squeeze or Unsqueeze puts out; None for one not told."""
-    before = held.of_tensor(scope, node.input[0])
-    after = held.of_tensor(scope, node.output[0])
-    target = held.of_names(scope, node.input[1]) if type_of(node) == "Reshape" else None
-    if target is not None and (after is None or len(after) == len(target.values)):
-        keeps = not attributes(node).get("allowzero", 0)
-        told = list(after or (None,) * len(target.values))
-        for axis, size in enumerate(target.values):
-            if isinstance(told[axis], int) or size == -1:
-                continue
-            if size == 0 and keeps:
-                own = before[axis] if before is not None and axis < len(before) else None
-                told[axis] = own if own is not None else told[axis]
-            elif isinstance(size, int) or size.is_size:
-                told[axis] = size
-        after = tuple(told)
-    if after is None:
-        return None
-    if after.count(None) == 1 and before is not None and None not in before:
-        others = product_of(size for size in after if size is not None)
-        whole = product_of(size for size in before if size is not None)
-        rest = even_quotient(whole, others) if others != 0 else None
-        after = tuple(rest if size is None else size for size in after)
-    return after

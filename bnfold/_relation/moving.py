@@ -5,53 +5,92 @@ A Reshape of a Reshape, and a Slice of a Slice, are one: what they read is looke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from onnx import NodeProto
 
-from bnfold._onnx.read.scopes import Scope, type_of
+from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._relation import roots
+from bnfold._relation.amounts import Size, size_of
 from bnfold._relation.cores import Core
-from bnfold._relation.expressions import Expression
+from bnfold._relation.expressions import Expression, of_base
+from bnfold._relation.linear import Applied, apply
 from bnfold._relation.matching import Form
+from bnfold._relation.outlines import widened
 from bnfold._relation.places import (
     REARRANGING,
+    Told,
     is_same,
+    kept,
     keys_of,
+    order_of,
     parts_of,
     picked,
     place_of,
     sizes_behind,
+    turned,
 )
+from bnfold._relation.side import Weight
 from bnfold._relation.tensors import Tensors
+
+_IN_PARTS = {"Gather": picked, "Reduce": kept, "Split": parts_of}
+"""Operators that are others, one behind the other or side by side."""
 
 
 @dataclass(eq=False)
 class Moving(Tensors):
     """The tensors of one file, some of which hold numbers of others."""
 
+    def part(self, scope: Scope, node: NodeProto) -> None:
+        """Go through an operator that is a part of another one."""
+        raise NotImplementedError
+
     def moved(self, scope: Scope, node: NodeProto, data: Expression) -> bool:
         """Whether an operator only moves numbers in a way that is known; it is done with, then."""
         kind = type_of(node)
-        if kind in ("Split", "Gather"):
-            parts = (parts_of if kind == "Split" else picked)(self.integers, scope, node)
+        in_parts = _IN_PARTS.get("Reduce" if kind.startswith("Reduce") else kind)
+        if in_parts is not None:
+            parts = in_parts(self.integers, scope, node)
             for part in parts or ():
-                read = self.closed(scope, part.input[0])
-                if read is None or not self.moved(scope, part, read):
-                    raise AssertionError(f"{kind} has parts that are known, and one is not")
+                self.part(scope, part)
             return parts is not None
         if kind == "Expand":
             return self._widened(scope, node, data)
         if kind == "Slice":
             return self._cut(scope, node, data)
+        if kind == "Transpose" and turned(self.integers, scope, node) is None:
+            return self._turned(scope, node, data)
         told = sizes_behind(self.integers, scope, node) if kind in REARRANGING else None
         if told is None:
             return False
+        self._rearranged(scope, node, data, told)
+        return True
+
+    def _rearranged(self, scope: Scope, node: NodeProto, data: Expression, told: Told) -> None:
+        """What holds the numbers of its data in the same order, in other sizes.
+
+        One scale and shift, and those that lie along a last axis which stays, stay as they are.
+        """
+        before = self.integers.of_tensor(scope, node.input[0])
+        keeps = bool(before) and before is not None and before[-1:] == told[-1:] != (None,)
+        term, parts = data.map, roots.along_rows(data, keeps)
+        if term is not None and parts is not None and not roots.is_plain(data):
+            made = self._turned_base(scope, node, of_base(term.base), told)
+            own = made.map
+            if own is not None and roots.is_plain(made):
+                made = roots.with_parts(data, own.base, parts)
+                self.give(scope, node.output[0], made)
+                return
+        self.give(scope, node.output[0], self._turned_base(scope, node, data, told))
+
+    def _turned_base(
+        self, scope: Scope, node: NodeProto, data: Expression, told: Told
+    ) -> Expression:
         root = roots.root_of(self.found.table, data)
         term = root.map
         if term is not None and is_same(told, self.integers.sizes.bases.get(term.base)):
-            self.give(scope, node.output[0], root)
-            return True
+            return root
         core, types = Core(node, node.input, [data]), [self.side.shapes.type(scope, node.output[0])]
         forms = [
             Form(
@@ -63,22 +102,107 @@ class Moving(Tensors):
         (made,) = self.found.operator(scope, node, forms, types)
         roots.note(self.found.table, data, made)
         self.integers.tell(made, told)
-        self.give(scope, node.output[0], made)
+        return made
+
+    def rows(self, scope: Scope, node: NodeProto, found: Applied, data: Expression) -> bool:
+        """Whether a product is done with that reads rows of rearranged data.
+
+        ``x·W`` is taken along the last axis of x. The other axes only say in which order the rows
+        stand. So a Reshape that keeps the last axis may come ahead of the product or behind it; it
+        is put behind. Of another one the rows alone count, whatever their axes.
+        """
+        linear, table, sizes = found.linear, self.found.table, self.integers.sizes.bases
+        if linear.kind != ("product", -1, -1) or data.map is None:
+            return False
+        own, root = sizes.get(data.map.base), table.roots.get(data.map.base)
+        parts, bias = roots.along_rows(data, True), self._along_rows(scope, found)
+        if own is None or root is None or not own or bias is None or parts is None:
+            return False
+        before, output = sizes.get(root), node.output[0]
+        if not before or own[-1] != before[-1]:
+            root = self._flat(scope, node, found.data, root, own[-1])
+            before = (size_of(root, 0), own[-1])
+            sizes.setdefault(root, before)
+        rank = len(before)
+        turned = replace(found, rank=rank, data_rank=rank)
+        made = apply(turned, roots.with_parts(data, root, parts))
+        if made is None:
+            return False
+        if bias.name:
+            values = bias.double().reshape(-1) * found.bias_factor
+            made = made.shifted(values, bias.unit / 2, bias.unit)
+        closed = self.found.total(made, label(node), rank, self.side.shapes.type(scope, output))
+        name = f"\0rows of {output}"
+        self._hide(scope, name, (*(None,) * (rank - 1), linear.rows))
+        self.integers.tell(closed, (*before[:-1], linear.rows))
+        self.give(scope, name, closed)
+        turn = NodeProto(op_type="Reshape", name=node.name, input=[name], output=[output])
+        self._rearranged(scope, turn, closed, (*own[:-1], linear.rows))
         return True
 
+    def _flat(self, scope: Scope, node: NodeProto, data: str, root: int, last: Size) -> int:
+        """The base that has the numbers of another one as rows of a size."""
+        name = f"\0flat of {node.output[0]}"
+        self._hide(scope, name, (None, last if isinstance(last, int) else None))
+        self.side.shapes.types[scope.path, name] = self.side.shapes.type(scope, data)
+        turn = NodeProto(op_type="Reshape", name=node.name, input=[data], output=[name])
+        (term,) = self._turned_base(scope, turn, of_base(root), (None, last)).terms
+        return term.base
+
+    def _hide(self, scope: Scope, name: str, sizes: tuple[int | None, ...]) -> None:
+        """A tensor that the file does not have."""
+        scope.inputs.add(name)
+        self.side.shapes.symbols[scope.path, name] = sizes
+        self.side.shapes.shapes[scope.path, name] = sizes
+
+    def _along_rows(self, scope: Scope, found: Applied) -> Weight | None:
+        """A bias of one number, or one for each row; one without a name if there is none."""
+        if not found.bias:
+            return Weight("", (), 0.0, lambda: np.zeros(()))
+        weight = self.side.floats(scope, found.bias)
+        rows = found.linear.rows
+        if weight is None or weight.shape not in ((), (1,), (rows,), (1, 1), (1, rows)):
+            return None
+        return weight if np.all(np.isfinite(weight.double())) else None
+
     def _widened(self, scope: Scope, node: NodeProto, data: Expression) -> bool:
-        """As `moved`, for an Expand: it is told by the sizes that it puts out."""
-        told = self.integers.wide(scope, node)
+        """As `moved`, for an Expand: it is told by the sizes that are new."""
+        told = widened(self.integers, scope, node)
         if told is None or None in told:
             return False
-        if told == self.integers.of_tensor(scope, node.input[0]):
+        before = self.integers.of_tensor(scope, node.input[0]) or ()
+        if told == before:
             self.give(scope, node.output[0], data)
             return True
         types = [self.side.shapes.type(scope, node.output[0])]
-        key = ("expanded", told, *types, self.word(scope, node.input[0], data))
+        own = (*(None,) * (len(told) - len(before)), *before)
+        new = tuple(None if size == one else size for size, one in zip(told, own, strict=True))
+        key = ("expanded", new, *types, self.word(scope, node.input[0], data))
         form = Form(key, [data], Core(node, node.input, [data]))
         (made,) = self.found.operator(scope, node, [form], types)
         self.integers.tell(made, told)
+        self.give(scope, node.output[0], made)
+        return True
+
+    def _turned(self, scope: Scope, node: NodeProto, data: Expression) -> bool:
+        """As `moved`, for a Transpose: two of them are one, or none."""
+        rank, table = self.side.rank(scope, node.input[0]), self.found.table
+        order = order_of(node, rank)
+        if order is None:
+            return False
+        types, core = [self.side.shapes.type(scope, node.output[0])], Core(node, node.input, [data])
+        word = self.word(scope, node.input[0], data)
+        forms = [Form(("turned", order, *types, word), [data], core)]
+        ahead = roots.ahead_of(table, data, order)
+        if ahead is not None:
+            root, both = ahead
+            if both == tuple(sorted(both)):
+                self.give(scope, node.output[0], root)
+                return True
+            key = ("turned", both, *types, self.word(scope, node.input[0], root))
+            forms.append(Form(key, [root], core, True))
+        (made,) = self.found.operator(scope, node, forms, types)
+        roots.note_turn(table, data, made, order)
         self.give(scope, node.output[0], made)
         return True
 

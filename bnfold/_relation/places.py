@@ -14,7 +14,8 @@ from onnx import NodeProto, helper
 
 from bnfold._onnx.read.scopes import Scope, type_of
 from bnfold._relation.amounts import Size
-from bnfold._relation.integers import Integers, ranges, rearranged
+from bnfold._relation.integers import Integers, ranges
+from bnfold._relation.outlines import rearranged
 from bnfold._relation.side import Side, attributes
 
 REARRANGING = ("Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
@@ -52,6 +53,16 @@ def sizes_behind(held: Integers, scope: Scope, node: NodeProto) -> Told | None:
     return None if told is None or told.count(None) > 1 or 0 in told else told
 
 
+def order_of(node: NodeProto, rank: int | None) -> tuple[int, ...] | None:
+    """Which axis of its data each axis is that a Transpose puts out; None if not known."""
+    order = attributes(node).get("perm")
+    if order is None and rank is not None:
+        return tuple(range(rank))[::-1]
+    if order is None or sorted(order) != list(range(len(order))) or rank not in (None, len(order)):
+        return None
+    return tuple(order)
+
+
 def turned(held: Integers, scope: Scope, node: NodeProto) -> Told | None:
     """The sizes that a Transpose puts out which moves only axes of one number; None for others.
 
@@ -60,8 +71,8 @@ def turned(held: Integers, scope: Scope, node: NodeProto) -> Told | None:
     before = held.of_tensor(scope, node.input[0])
     if before is None:
         return None
-    order = attributes(node).get("perm", tuple(range(len(before)))[::-1])
-    if sorted(order) != list(range(len(before))):
+    order = order_of(node, len(before))
+    if order is None:
         return None
     wide = [axis for axis in order if before[axis] != 1]
     return tuple(before[axis] for axis in order) if wide == sorted(wide) else None
@@ -136,6 +147,33 @@ def _slice_of(node: NodeProto, name: str, start: int, end: int, axis: int) -> No
     return made
 
 
+def kept(held: Integers, scope: Scope, node: NodeProto) -> list[NodeProto] | None:
+    """A reduction that takes its axes away as one that keeps them, and a Squeeze behind it."""
+    place = _reduced(held.side, scope, node)
+    if not isinstance(place, tuple) or attributes(node).get("keepdims", 1) != 0:
+        return None
+    shapes, name = held.side.shapes, f"\0whole of {node.output[0]}"
+    left = list(shapes.sizes(scope, node.output[0]) or ())
+    rank = held.side.rank(scope, node.input[0]) or 0
+    if len(left) != rank - len(place[1]):
+        return None
+    sizes = tuple(1 if axis in place[1] else left.pop(0) for axis in range(rank))
+    _hide(held, scope, name, sizes, node.output[0])
+    whole = NodeProto(op_type=node.op_type, name=node.name, input=node.input, output=[name])
+    whole.attribute.extend(each for each in node.attribute if each.name != "keepdims")
+    squeeze = NodeProto(op_type="Squeeze", name=node.name, input=[name], output=node.output)
+    return [whole, squeeze] if sizes_behind(held, scope, squeeze) is not None else None
+
+
+def _hide(held: Integers, scope: Scope, name: str, sizes: tuple[Any, ...], like: str) -> None:
+    """A tensor that the file does not have, of the type of another one."""
+    shapes = held.side.shapes
+    scope.inputs.add(name)
+    shapes.symbols[scope.path, name] = sizes
+    shapes.shapes[scope.path, name] = tuple(s if isinstance(s, int) else None for s in sizes)
+    shapes.types[scope.path, name] = shapes.type(scope, like)
+
+
 def picked(held: Integers, scope: Scope, node: NodeProto) -> list[NodeProto] | None:
     """A Gather of one place as a Slice and, of a scalar place, a Squeeze behind it."""
     at, rank = held.of_names(scope, node.input[1]), held.side.rank(scope, node.input[0])
@@ -150,10 +188,7 @@ def picked(held: Integers, scope: Scope, node: NodeProto) -> list[NodeProto] | N
     if behind is None or len(behind) != rank - 1:
         return None
     sizes = (*behind[:axis], 1, *behind[axis:])
-    scope.inputs.add(name)
-    shapes.symbols[scope.path, name] = sizes
-    shapes.shapes[scope.path, name] = tuple(s if isinstance(s, int) else None for s in sizes)
-    shapes.types[scope.path, name] = shapes.type(scope, node.output[0])
+    _hide(held, scope, name, sizes, node.output[0])
     squeeze = NodeProto(op_type="Squeeze", name=node.name, input=[name], output=node.output)
     if sizes_behind(held, scope, squeeze) is None:
         return None

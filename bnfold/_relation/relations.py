@@ -11,13 +11,19 @@ from bnfold._relation.expressions import ONE, ZERO, Double, Expression
 
 _MOST = 2.0**-6
 """No difference of a larger part of a number is laid to rounding."""
-_SMALLEST = {2.0**-10: 2.0**-24}
-"""By the unit of a type the distance of its smallest numbers, where that is no matter of course."""
 _TINY = float(np.finfo(np.float32).tiny)
+_SMALLEST = {2.0**-10: 2.0**-25, 2.0**-52: float(np.finfo(np.float64).tiny)}
+"""By the unit of a type how far rounding moves its smallest numbers; others have `_TINY`."""
 
 
 def least(unit: float) -> float:
-    """The distance of the smallest numbers of a type with such a unit: rounding moves them so."""
+    """How far rounding moves the smallest numbers of a type with such a unit.
+
+    Those of float16 are 2⁻²⁴ apart, and every engine computes with them: half of that is what
+    rounding explains, as it is half a unit of larger numbers. So two neighbours may be one number,
+    and 2⁻²³ is not 0. Of float32 and bfloat16 an engine may take all numbers that are not normal
+    for 0, and of float64 likewise.
+    """
     return _SMALLEST.get(unit, _TINY)
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bnfold._relation.expressions import Expression, Term
+from bnfold._relation.expressions import Double, Expression, Term, lies_along
 from bnfold._relation.table import Ranges, Table
 
 
@@ -36,6 +36,37 @@ def _of(data: Expression, root: int) -> Expression | None:
     return replace(data, terms=(moved,), shift=shift, mass=mass)
 
 
+Parts = tuple[Double, Double, Double, Double]
+"""Scale, its error, shift and mass of a map: numbers, or vectors along the last axis."""
+
+
+def along_rows(data: Expression, keeps: bool) -> Parts | None:
+    """What a map is along the last axis, if this ``keeps``; otherwise it has to be one number.
+
+    None where scale or shift varies along another axis.
+    """
+    term = data.map
+    if term is None:
+        return None
+    found = (term.scale, np.asarray(term.error), data.shift, data.mass)
+    if not all(values.size == 1 or (keeps and lies_along(values, -1, None)) for values in found):
+        return None
+    flat = [values.reshape(-1) if values.size > 1 else values.reshape(()) for values in found]
+    return flat[0], flat[1], flat[2], flat[3]
+
+
+def with_parts(data: Expression, base: int, parts: Parts) -> Expression:
+    """The same map of another base."""
+    return replace(data, terms=(Term(base, *parts[:2]),), shift=parts[2], mass=parts[3])
+
+
+def is_plain(data: Expression) -> bool:
+    """Whether a map is a base as it is, with one scale and one shift."""
+    term = data.map
+    is_one = term is not None and term.scale.size == data.shift.size == 1
+    return term is not None and is_one and bool(term.scale == 1 and data.shift == 0)
+
+
 def note(table: Table, data: Expression, made: Expression) -> None:
     """Note of what a new base is a rearrangement."""
     bases = _moved(data, made)
@@ -53,6 +84,28 @@ def _moved(data: Expression, made: Expression) -> tuple[int, int] | None:
     plain = read.scale.size == 1 and written.scale.size == 1
     same = plain and read.scale == written.scale and np.array_equal(data.shift, made.shift)
     return (read.base, written.base) if same and data.shift.size == 1 else None
+
+
+def ahead_of(
+    table: Table, data: Expression, order: tuple[int, ...]
+) -> tuple[Expression, tuple[int, ...]] | None:
+    """The tensor that is transposed twice, and the order of both: axis n is axis ``before[n]``."""
+    term = data.map
+    turn = None if term is None else table.turns.get(term.base)
+    root = None if turn is None else _of(data, turn[0])
+    if turn is None or root is None or len(turn[1]) != len(order):
+        return None
+    return root, tuple(turn[1][axis] for axis in order)
+
+
+def note_turn(table: Table, data: Expression, made: Expression, order: tuple[int, ...]) -> None:
+    """Note of what a new base is a Transpose."""
+    bases = _moved(data, made)
+    if bases is not None:
+        root, before = table.turns.get(bases[0], (bases[0], tuple(range(len(order)))))
+        if len(before) == len(order) and root != bases[1]:
+            both = tuple(before[axis] for axis in order)
+            table.turns.setdefault(bases[1], (root, both))
 
 
 def whole_of(table: Table, data: Expression, place: Hashable) -> tuple[Expression, Hashable] | None:

@@ -26,8 +26,9 @@ from bnfold._relation.expressions import (
 )
 from bnfold._relation.relations import Related, least, settled
 
-_BLOCK = 1 << 20
-"""So many weights are compared at a time."""
+_BLOCK = 1 << 16
+"""So many weights are compared at a time: what is made of them stays in the cache."""
+_EXTREMES = (np.max, np.min)
 _LARGEST = 9
 """``r`` is the median of so many ratios."""
 _Key = tuple[int, bool, Any]
@@ -349,12 +350,24 @@ def constant_rows(value: Expression, rank: int | None) -> Double:
     linears = [term.linear for term in value.terms if term.linear is not None]
     rows = linears[0].rows
     parts = _parts(value, axis, rank, rows, len(linears[0].places[0]))
+    if any(len(part) == 1 and _all_vary(*part[0]) for part in parts.values()):
+        return along(np.zeros(rows), axis, rank)
     layouts = {key: _layout(part) for key, part in parts.items()}
     found, loaded = np.zeros(rows), dict[int, NDArray[Any]]()
     for block in _blocks(rows, sum(each.width for each in layouts.values()), None):
         values, slack = _filled(parts, layouts, block, loaded)
         found[block] = (np.abs(values) <= slack).all(axis=1)
     return along(found, axis, rank)
+
+
+def _all_vary(linear: Linear, factor: Double, error: Double) -> bool:
+    """Whether in every row the largest weight of an operator is beyond what rounding explains."""
+    if not (linear.gain is None and linear.slack is None and linear.mass is None):
+        return False
+    weights = linear.load()
+    most, low = (each(weights, axis=(1, 2), initial=0).astype(np.float64) for each in _EXTREMES)
+    size = np.maximum(most, -low)
+    return bool(np.all((factor != 0) & (size * (1 - error) > least(linear.unit))))
 
 
 def _stacked(expression: Expression, bases: Sequence[int]) -> tuple[Double, Double]:

@@ -79,6 +79,7 @@ class Table:
         roots: by a base whose numbers another one has, in the same order but with other axes, that
             other one.
         cuts: by a base that is a part of another one, that other one, and the range of each axis.
+        turns: by a base that is another one transposed, that other one, and the order of its axes.
         types: the element type of each base.
         constants: the bases of constants that a graph puts out, by their numbers, type and shape.
         widened: by a base that is data of another type, stored in a wider one, and by that type,
@@ -91,6 +92,7 @@ class Table:
     definitions: dict[int, Sum] = field(default_factory=dict)
     roots: dict[int, int] = field(default_factory=dict)
     cuts: dict[int, tuple[int, Ranges]] = field(default_factory=dict)
+    turns: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
     types: list[int] = field(default_factory=list)
     widened: dict[tuple[int, int], Expression] = field(default_factory=dict)
     constants: dict[Hashable, int] = field(default_factory=dict)
@@ -119,15 +121,17 @@ def key_of(
 ) -> Hashable:
     """What two operators have in common that put out the same: type, attributes, and data.
 
-    ``types`` are the element types of what it puts out.
+    ``opset`` is the version of the operator's domain: of one that ONNX does not define, every
+    version may define the operator anew. ``types`` are the element types of what it puts out.
 
     Attributes that are left out have the defaults of the operator's definition.
     """
     given = {a.name: _frozen(a) for a in node.attribute if not (a.HasField("g") or a.graphs)}
-    version = 0
-    if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type):
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    version = opset if domain else 0
+    if onnx.defs.has(node.op_type, domain):
         try:
-            schema = onnx.defs.get_schema(node.op_type, opset)
+            schema = onnx.defs.get_schema(node.op_type, opset, domain)
         except onnx.defs.SchemaError:
             schema = None
         if schema is not None:

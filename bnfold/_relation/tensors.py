@@ -99,7 +99,8 @@ class Tensors:
         numbers = self.integers.of_names(scope, name)
         if numbers is not None:
             return self.side.shapes.type(scope, name), numbers
-        return self.fillings.of_name(scope, name)
+        filling = self.fillings.of_name(scope, name)
+        return None if filling is None or filling.sizes is None else filling
 
     def result(self, scope: Scope, name: str) -> Expression:
         """What a graph puts out. A constant is a shift."""

@@ -6,14 +6,14 @@ what it finds with other numbers, are problems.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
 from bnfold._onnx.read.scopes import Scope, bodies, label, type_of
-from bnfold._relation import cores, linear, reading
+from bnfold._relation import cores, linear, ranks, reading
 from bnfold._relation.cores import Core
 from bnfold._relation.expressions import (
     Expression,
@@ -21,6 +21,7 @@ from bnfold._relation.expressions import (
     lies_along,
     of_base,
 )
+from bnfold._relation.liveness import needed
 from bnfold._relation.matching import Form, is_random, rows_of
 from bnfold._relation.moving import Moving
 from bnfold._relation.places import (
@@ -44,14 +45,17 @@ class Walk(Moving):
     """One file on its way through the table.
 
     ``inside`` is the operator whose body is walked, and which of its bodies; None in the main
-    graph.
+    graph. ``watch`` is called at each operator; it may end the walk.
     """
 
     inside: tuple[Known, str] | None = None
+    watch: Callable[[], None] = lambda: None
 
-    def graph(self, scope: Scope) -> None:
-        """Go through the operators of a graph."""
-        for node in scope.nodes:
+    def graph(self, scope: Scope, results: Collection[str] | None = None) -> None:
+        """Go through the operators of a graph; only those that some results need, if given."""
+        nodes = scope.nodes if results is None else needed(scope, results)
+        for node in nodes:
+            self.watch()
             self._node(scope, node)
 
     def _node(self, scope: Scope, node: NodeProto) -> None:
@@ -62,6 +66,7 @@ class Walk(Moving):
         outputs = [name for name in node.output if name]
         if outputs and all(side.constant(scope, name) is not None for name in outputs):
             return
+        ranks.note(side, scope, node)
         if self.integers.follow(scope, node) or self.fillings.follow(scope, node):
             return
         if reading.passes(side, scope, node):
@@ -75,7 +80,12 @@ class Walk(Moving):
         if made is None:
             made = self._affine(scope, node)
         if made is None:
-            made = self._linear(scope, node)
+            product = linear.read(side, scope, node)
+            data = self.closed(scope, product.data) if product is not None else None
+            if product is not None and data is not None:
+                if self.rows(scope, node, product, data):
+                    return
+                made = self._linear(scope, node, product, data)
         if made is None:
             made = self._sum(scope, node)
         if made is not None:
@@ -116,14 +126,13 @@ class Walk(Moving):
         self.side.ranks[scope.path, node.output[0]] = rank
         return data
 
-    def _linear(self, scope: Scope, node: NodeProto) -> Expression | None:
-        found = linear.read(self.side, scope, node)
-        data = self.closed(scope, found.data) if found is not None else None
-        made = linear.apply(found, data) if found is not None and data is not None else None
-        if found is not None:
-            self.side.ranks[scope.path, node.output[0]] = found.rank
-            self.side.note_rank(scope, found.data, found.data_rank)
-        if found is None or made is None or not found.bias:
+    def _linear(
+        self, scope: Scope, node: NodeProto, found: linear.Applied, data: Expression
+    ) -> Expression | None:
+        made = linear.apply(found, data)
+        self.side.ranks[scope.path, node.output[0]] = found.rank
+        self.side.note_rank(scope, found.data, found.data_rank)
+        if made is None or not found.bias:
             return made
         weight = self.side.floats(scope, found.bias)
         if weight is not None:
@@ -154,9 +163,6 @@ class Walk(Moving):
                 if total is None or part is None or len(parts) > 2:
                     return None
             total = total.plus(part, -1.0 if node.op_type == "Sub" else 1.0)
-        known = [self.side.rank(scope, name) for name in node.input]
-        if None not in known:
-            self.side.ranks[scope.path, node.output[0]] = max(rank or 0 for rank in known)
         if total is not None and not self._is_even(scope, node, total):
             total = replace(total, is_wide=True)
         return total
@@ -171,6 +177,9 @@ class Walk(Moving):
             return True
         linears = [term.linear and (term.base, term.linear.kind) for term in total.terms]
         return None not in linears and len(set(linears)) == 1
+
+    def part(self, scope: Scope, node: NodeProto) -> None:
+        self._other(scope, node)
 
     def _other(self, scope: Scope, node: NodeProto) -> None:
         """An operator that is not affine, or the part of it that is not."""
@@ -196,7 +205,7 @@ class Walk(Moving):
         if type_of(node) in _COMMUTATIVE and scope.opset >= 7 and not is_call:
             order = sorted(range(len(words)), key=lambda place: str(words[place]))
             words, values = [words[k] for k in order], [values[k] for k in order]
-        key = key_of(core.node, scope.opset, words, types)
+        key = key_of(core.node, self.side.opset(scope, core.node), words, types)
         if is_call:
             key = key, self.side.functions
         if is_random(node):  # In a body it is drawn each time that the body runs.
@@ -249,7 +258,9 @@ class Walk(Moving):
         graphs = [self.side.body(graph) for _, graph in named]
         key = key, tuple(name for name, _ in named)
         known = None
-        for candidate in [] if self.found.is_first else self.found.table.operators.get(key, []):
+        candidates = [] if self.found.is_first else self.found.table.operators.get(key, [])
+        self.found.is_open |= sum(not each.is_used for each in candidates) > 1
+        for candidate in candidates:
             relations = self.found.relations(candidate, given)
             fitting = [len(each) for each in candidate.formal]
             if relations is None or fitting != [len(g.graph.input) for g in graphs]:

@@ -28,7 +28,7 @@ def test_a_model_and_its_fold(model, folded, tmp_path):
     before = tree(tmp_path)
     run = bnfold("verify", model, folded, "--prove")
     assert (run.code, run.err) == (0, "")
-    assert run.lines[0].startswith("proved: 2 layers agree within ")
+    assert run.lines[0].startswith("proved: 2 of 2 layers agree within ")
     assert run.lines[0].endswith("in the last place")
     lines = bnfold("verify", model, folded, "--prove", "-v").lines
     assert [line.partition(":")[0] for line in lines] == ["  conv1", "  conv2", "proved"]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import bnfold
+
 from .pages import ROOT, blocks, pages
 from .running import Page, Printed
 
@@ -50,6 +52,22 @@ def headings(page: Path) -> set[str]:
     found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", title.lower()).strip() for title in found)
     return {title.replace(" ", "-") for title in plain}
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    named = {line.rpartition(":: bnfold.")[2] for line in page.splitlines() if ":: bnfold." in line}
+    assert set(bnfold.__all__) - {"__version__"} <= named
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/comparison.md"])
+def test_figures_are_the_measured_ones(page: str) -> None:
+    """A row of the comparison is one that the benchmark has printed."""
+    measured = (ROOT / "benchmarks" / "comparison.md").read_text(encoding="utf-8").splitlines()
+    text = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    rows = [line for line in text if re.match(r"\| [\w ()]+ \d+\.\d+\.\d+ \|", line)]
+    assert len(rows) >= 5 and set(rows) <= set(measured)
+    assert measured[measured.index(rows[0]) - 2] in text, "the columns are the same"
 
 
 def test_readme_is_short() -> None:

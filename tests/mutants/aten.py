@@ -78,6 +78,27 @@ MUTANTS = (
         _PROOF,
     ),
     Mutant(
+        "older names of memory that is written into are not read",
+        "_aten/in_place.py",
+        "any(order[user] > order[node] for user in held.users)",
+        "False",
+        _PROOF,
+    ),
+    Mutant(
+        "what gives back its data without saying so gives back other memory",
+        "_aten/in_place.py",
+        "if name in _FRESH or not target.has_kernel_for_dispatch_key(_COMPOSED):",
+        "if True:",
+        _PROOF,
+    ),
+    Mutant(
+        "a number beyond the type it is brought to is as good as another one",
+        "_aten/call.py",
+        "        if not bool((far <=",
+        "        if False and not bool((far <=",
+        _PROOF,
+    ),
+    Mutant(
         "the keys of outputs do not matter",
         "_aten/proof.py",
         "    if specs[0].out_spec != specs[1].out_spec:\n",

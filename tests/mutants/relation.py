@@ -6,6 +6,34 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "an operator of a plugin is the same in every version",
+        "_relation/table.py",
+        "version = opset if domain else 0",
+        "version = 0",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "outputs that share random numbers are proved each by itself",
+        "_relation/proof.py",
+        "if drawn and len(proved) > 1 and not",
+        "if not drawn and len(proved) > 1 and not",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "random numbers in another order are refuted",
+        "_relation/matching.py",
+        "self.is_open |= len(candidates) > 1",
+        "pass",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "what a body reads is not needed",
+        "_relation/liveness.py",
+        "wanted.update(reads(node))",
+        "wanted.update(node.input)",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
         "only the largest weights of a row are compared",
         "_relation/solving.py",
         "over = ~((diff <= away + off) | _is_same(one, other))",
@@ -124,8 +152,8 @@ MUTANTS = (
     Mutant(
         "the smallest numbers of half precision have its usual unit",
         "_relation/relations.py",
-        "_SMALLEST = {2.0**-10: 2.0**-24}",
-        "_SMALLEST: dict[float, float] = {}",
+        "_SMALLEST = {2.0**-10: 2.0**-25, ",
+        "_SMALLEST = {",
         "tests/relation/test_proof.py",
     ),
     Mutant(
@@ -383,5 +411,33 @@ MUTANTS = (
         "errors[number] = np.maximum(errors[number], np.abs(ratio - 1))",
         "errors[number] = most",
         "tests/relation/test_sizes.py",
+    ),
+    Mutant(
+        "two Transposes are one in any order",
+        "_relation/roots.py",
+        "return root, tuple(turn[1][axis] for axis in order)",
+        "return root, tuple(order[axis] for axis in turn[1])",
+        "tests/relation/test_sizes.py",
+    ),
+    Mutant(
+        "a product of rows has the axes that these had before",
+        "_relation/moving.py",
+        "self._rearranged(scope, turn, closed, (*own[:-1], linear.rows))",
+        "self._rearranged(scope, turn, closed, (*before[:-1], linear.rows))",
+        "tests/relation/test_sizes.py",
+    ),
+    Mutant(
+        "a reduction takes away the last axes",
+        "_relation/places.py",
+        "tuple(1 if axis in place[1] else left.pop(0) for axis in range(rank))",
+        "tuple(1 if axis >= len(left) else left[axis] for axis in range(rank))",
+        "tests/relation/test_sizes.py",
+    ),
+    Mutant(
+        "the smallest numbers of half precision are off by a whole step",
+        "_relation/relations.py",
+        "_SMALLEST = {2.0**-10: 2.0**-25, ",
+        "_SMALLEST = {2.0**-10: 2.0**-24, ",
+        "tests/relation/test_proof.py",
     ),
 )

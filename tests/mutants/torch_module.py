@@ -383,4 +383,25 @@ MUTANTS = (
         "",
         "tests/torch/test_clone.py",
     ),
+    Mutant(
+        "a module's weights take an order of channels the other way round",
+        "_torch/module/preprocessed.py",
+        "sorted(range(channels), key=order.__getitem__)",
+        "list(order)",
+        "tests/front/test_modules.py::test_a_picture_gives_what_the_network_gave",
+    ),
+    Mutant(
+        "a module's tied weights are reordered",
+        "_torch/module/preprocessed.py",
+        "or alike != 1 or",
+        "or",
+        "tests/front/test_modules.py::test_who_else_reads_the_input_or_the_weight",
+    ),
+    Mutant(
+        "a module's weight is reordered for a layer that is called twice",
+        "_torch/module/preprocessed.py",
+        "if name is None or len(weight.users) != 1:",
+        "if name is None:",
+        "tests/front/test_modules.py::test_who_else_reads_the_input_or_the_weight",
+    ),
 )

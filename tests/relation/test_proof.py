@@ -265,6 +265,19 @@ def test_half_precision_has_its_own_units():
     assert proof(small, bnfold.fold(small)).status == "proved"
 
 
+@pytest.mark.parametrize(("steps", "status"), [(1, "proved"), (2, "not proved")])
+def test_two_of_the_smallest_numbers_of_half_precision_are_no_rounding(steps, status):
+    """They are 2⁻²⁴ apart. Neighbours may both be what one number is rounded to."""
+
+    def made(value):
+        weight = rand(3, 4).astype(np.float16) * 0 + np.float16(1)
+        weight[1, 2] = value
+        return model(op("Gemm", "x w", "y"), x=(2, 3), weights={"w": weight}, elem=HALF)
+
+    found = proof(made(0), made(np.float16(steps * 2.0**-24))).status
+    assert found == status or (status != "proved" and found != "proved")
+
+
 def test_what_is_not_a_number_is_not_proved():
     made = bnfold.fold(block())
 

@@ -15,6 +15,7 @@ from ..graphs import const, model, op, rand
 from .pairs import changed, floats, ints, proof
 
 WEIGHT, BIAS = rand(8, 4, 3, 3), rand(8)
+ROWS_WEIGHT, ROWS_BIAS = rand(4, 6), rand(6)
 GATES, RECURRENT = rand(1, 20, 4), rand(1, 20, 5)
 SHAPE = ("n", 4, "h", "w")
 
@@ -149,6 +150,25 @@ def spread(sizes):
     return made(*nodes, x=("n", 1, "h", "w"), **held, **INDICES)
 
 
+def product(*nodes, shape=("n", 4, 4), **weights):
+    """The rows of ``x`` times a matrix, with a bias."""
+    return made(*nodes, x=shape, w=ROWS_WEIGHT, b=ROWS_BIAS, **weights)
+
+
+def by_gemm(first, last, *ahead, shape=("n", 4, 4)):
+    nodes = [op("Reshape", f"{'t' if ahead else 'x'} k", "f"), op("Gemm", "f w b", "g")]
+    nodes.append(op("Reshape", "g l", "y"))
+    return product(*ahead, *nodes, shape=shape, k=ints(*first), l=ints(*last))
+
+
+def by_matmul(*ahead, shape=("n", 4, 4)):
+    nodes = [op("MatMul", f"{'t' if ahead else 'x'} w", "m"), op("Add", "m b", "y")]
+    return product(*ahead, *nodes, shape=shape)
+
+
+TURN = op("Transpose", "x", "t", perm=[0, 2, 1])
+
+
 def picked(axis, place):
     return one_of(op("Gather", "x k", "y", axis=axis), k=np.int64(place))
 
@@ -211,6 +231,72 @@ ROWS = {
             square(op("Reshape", "x to", "y"), to=ints(1, -1, 4, 4)),
         ],
         [square(op("Transpose", "x", "y", perm=[1, 0, 3, 2]))],
+    ],
+    "rows": [
+        [by_matmul(), by_gemm([-1, 4], [-1, 4, 6])],
+        [product(op("Reshape", "x k", "f"), op("Gemm", "f w b", "y"), k=ints(-1, 4))],
+        [by_matmul(TURN), by_gemm([-1, 4], [-1, 4, 6], TURN)],
+    ],
+    "other rows": [
+        [
+            by_gemm([-1, 4], [-1, 6], shape=("n", 2, 6)),
+            made(
+                op("Reshape", "x k", "t"),
+                op("MatMul", "t w", "m"),
+                op("Add", "m b", "a"),
+                op("Reshape", "a l", "y"),
+                x=("n", 2, 6),
+                w=ROWS_WEIGHT,
+                b=ROWS_BIAS,
+                k=ints(-1, 3, 4),
+                l=ints(-1, 6),
+            ),
+        ],
+        [
+            by_gemm([-1, 4], [-1, 6], op("Transpose", "x", "t", perm=[1, 0, 2]), shape=("n", 2, 6)),
+        ],
+    ],
+    "reduced": [
+        [
+            one_of(op("ReduceMean", "x", "y", axes=[1, -1])),
+            one_of(
+                op("ReduceMean", "x", "r", axes=[3, 1], keepdims=0),
+                op("Unsqueeze", "r a", "y"),
+                a=ints(1, 3),
+            ),
+        ],
+        [
+            one_of(
+                op("ReduceMean", "x", "r", axes=[1, 3], keepdims=0),
+                op("Unsqueeze", "r a", "y"),
+                a=ints(0, 1),
+            )
+        ],
+    ],
+    "turned": [
+        [
+            one_of(
+                op("Transpose", "x", "t", perm=[0, 2, 3, 1]),
+                op("Transpose", "t", "y", perm=[0, 3, 1, 2]),
+            ),
+            one_of(op("Identity", "x", "y")),
+        ],
+        [
+            one_of(
+                op("Transpose", "x", "t", perm=[0, 2, 3, 1]),
+                op("Transpose", "t", "y", perm=[0, 2, 3, 1]),
+            ),
+            one_of(op("Transpose", "x", "y", perm=[0, 3, 1, 2])),
+        ],
+        [one_of(op("Transpose", "x", "y", perm=[0, 2, 3, 1]))],
+        [
+            one_of(
+                op("Transpose", "x", "t", perm=[0, 2, 3, 1]),
+                op("Transpose", "t", "y", perm=[0, 1, 3, 2]),
+            ),
+            one_of(op("Transpose", "x", "y", perm=[0, 2, 1, 3])),
+        ],
+        [one_of(op("Transpose", "x", "y", perm=[0, 3, 2, 1]))],
     ],
     "whole": [
         [fixed("Identity", "x", "y"), fixed("Reshape", "x k", "y", k=ints(0, 3, -1, 5))],

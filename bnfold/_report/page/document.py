@@ -16,6 +16,7 @@ from bnfold._report.page.layout import laid_out
 from bnfold._report.page.pairing import AFTER, BEFORE, Picture
 
 if TYPE_CHECKING:
+    from bnfold._judge.timing import Timing
     from bnfold._judge.verdict import EndToEnd, OutputCheck
     from bnfold._pipeline.outcome import Outcome
     from bnfold._proof.evidence import Certificate
@@ -240,9 +241,10 @@ def _kept(plan: Plan, seen: Witness, place: _Finder) -> Iterator[dict[str, Any]]
             "at": place.named(kept.graph, kept.at),
             "code": kept.code,
             "meaning": CODES[kept.code].meaning if kept.code in CODES else "",
+            "brief": kept.brief,
             "message": kept.message,
             "advice": kept.advice,
-            "kind": kept.kind,
+            "kind": "bias" if kept.is_bias else kept.kind,
             "graph": kept.graph,
         }
 
@@ -252,6 +254,7 @@ def _compared(result: EndToEnd | None, place: _Finder) -> dict[str, Any]:
         return {"checks": [], "power": [], "notes": [], "providers": [], "divergence": None}
     found = result.divergence
     return {
+        "proof": _proof(result.proof, place) if result.proof is not None else None,
         "checks": [_check(check) for check in result.checks],
         "power": [
             {
@@ -264,6 +267,7 @@ def _compared(result: EndToEnd | None, place: _Finder) -> dict[str, Any]:
             for planted in result.power
         ],
         "notes": list(result.notes),
+        "timing": _timing(result.timing) if result.timing is not None else None,
         "runtime": result.runtime,
         "seed": result.seed,
         "providers": [[each.provider, each.status, each.note] for each in result.providers],
@@ -295,6 +299,16 @@ def _check(check: OutputCheck) -> dict[str, Any]:
         "spread": None
         if check.spread is None
         else [check.spread.same, check.spread.first, list(check.spread.counts)],
+    }
+
+
+def _timing(timing: Timing) -> dict[str, Any]:
+    ratio = timing.clock
+    return {
+        "text": str(timing),
+        "note": timing.note,
+        "measurable": timing.is_measurable,
+        **{"clock": number(ratio.median), "low": number(ratio.low), "high": number(ratio.high)},
     }
 
 

@@ -47,7 +47,14 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "/" && !busy && !event.ctrlKey && !event.metaKey) { event.preventDefault(); query.focus(); query.select(); }
 });
 
+/** Give the picture what the headline leaves of the window. */
+function rise() {
+  const top = byId("stage").getBoundingClientRect().top + window.scrollY;
+  document.documentElement.style.setProperty("--above", `${Math.round(top + 14)}px`);
+}
+
 headline();
+rise();
 openFirst(60);
 replace();
 home();
@@ -58,6 +65,6 @@ closing();
 for (const n of wrong) reveal(n);
 if (wrong.size) { replace(); goTo([...wrong][0]); }
 let width = window.innerWidth;
-window.addEventListener("resize", () => { drawn.k = 0; drawMap(); if (width !== window.innerWidth) { width = window.innerWidth; home(); } draw(); });
+window.addEventListener("resize", () => { rise(); drawn.k = 0; drawMap(); if (width !== window.innerWidth) { width = window.innerWidth; home(); } draw(); });
 window.addEventListener("beforeprint", () => { home(); drawNow(); });
 document.documentElement.dataset.drawn = "true";
