@@ -86,8 +86,8 @@ class Editor:
         like = (home.path, origin, values.shape, values.dtype.str)
         copies = self._copies.get(like, {}) if old is not None else {}
         name = copies.get(_digest(values)) if copies else None
-        again = old is None or name is not None
-        held, numbers = (None, values) if old is None or again else self._holder(old, values)
+        known = name is not None
+        held, numbers = (None, values) if old is None or known else self._holder(old, values)
         if old is not None and held is not None and self._may_rewrite(scope, old, values):
             if held.data_location == TensorProto.EXTERNAL and not tensors.is_own(held):
                 self.relocated.append((held, tensors.external_location(held)))
