@@ -147,7 +147,8 @@ def _fold_model(
     ``original`` is its file in binary form, behind its preprocessing. Temporary files last as long
     as the stack of ``files``.
     """
-    model = load_model(path, follow_links=settings.follow_links)
+    plain = not (settings.preprocessing or exposing)
+    model = load_model(path, lean=plain, follow_links=settings.follow_links)
     names = listed(model)
     frozen = len(names) if settings.frozen else 0
     if frozen:
