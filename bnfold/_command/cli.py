@@ -223,7 +223,7 @@ def fold(
         settings = replace(settings, prove=not no_prove)
     settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
-    seen = pages.witness(page)
+    seen = pages.witness(page, model if in_place else output)
     settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:
         outcome = fold_file(
