@@ -258,11 +258,12 @@ def verify(
     freeze_initializers: bool = False,
     follow_links: bool = False,
     ops_libraries: Sequence[str | os.PathLike[str]] = (),
+    prove: bool = True,
     base_dir: str | os.PathLike[str] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     preprocessing: OnInputs = None,
 ) -> EndToEnd:
-    """Run both models in onnxruntime, optimizations off, and judge whether they are one function.
+    """Prove two models one function or run them in onnxruntime, optimizations off, and judge that.
 
     Each may be a path, a ``ModelProto``, an ``onnx_graphsurgeon.Graph``, an ``onnx_ir.Model``, a
     ``torch.onnx.ONNXProgram``, a ``torch.nn.Module`` or an ``ExportedProgram``; what is said up to
@@ -285,6 +286,9 @@ def verify(
     tolerance can be measured.
     ``follow_links`` is as for ``fold``, and ``preprocessing``, too: the folded model is compared
     with the original behind it, operator by operator as it is defined.
+    Two models of ONNX are proved first, as by `bnfold.prove`; the result's ``proof`` has what was
+    found, None with ``prove=False``. An output that is proved passes even where a run shows little
+    of it, or there was none; what is refuted fails. A difference in a run is one all the same.
     ``ops_libraries`` are the paths of libraries of custom operators that onnxruntime registers. At
     operators that it does not know, the comparison is made at what they read and behind what they
     write.
@@ -320,6 +324,7 @@ def verify(
         frozen=freeze_initializers,
         follow_links=follow_links,
         libraries=checked(os.fspath(path) for path in ops_libraries),
+        prove=prove,
         preprocessing=pairs(preprocessing),
     )
     options = ModuleOptions(args, kwargs)
@@ -339,8 +344,8 @@ def prove(
 ) -> Proof:
     """Whether two models are the same function, from their weights alone: nothing is run.
 
-    Each is a path or a ``ModelProto``; or each is a ``torch.nn.Module``, an ``ExportedProgram`` or
-    the path of a .pt2 file. Both are walked side by side. Affine operators and layers
+    Each is a path, also of a .pt2 file, a ``ModelProto``, a ``torch.nn.Module`` or an
+    ``ExportedProgram``. Both are walked side by side. Affine operators and layers
     with weights are brought together in float64; every weight of one has to be what rounding
     explains of the other. The result's ``status`` is "proved", "refuted" (``at`` and ``why`` say
     which weights cannot be right) or "not proved" (where the walk ended). It is about real numbers:
@@ -348,6 +353,7 @@ def prove(
     folder of external data of models in memory; ``freeze_initializers`` and ``follow_links`` are as
     for `verify`. Modules are exported with the example inputs ``args`` and ``kwargs``; the proof is
     for the sizes of these, unless ``dynamic_shapes`` lets some vary, as ``torch.export`` has them.
+    Inputs and outputs of a model of PyTorch correspond to another model's by their positions.
     Raises `UsageError` for a model that cannot be read, ``TypeError`` for what is none.
     """
     from bnfold._pipeline.proving import prove_models

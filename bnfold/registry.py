@@ -102,6 +102,8 @@ def find(
     if not found.models:
         why = list(found.troubles.values())
         raise UsageError(why[0] if why else "no model was given")
+    if os.path.lexists(output) and not output.is_dir():
+        raise UsageError(f"cannot write {output}: it is not a folder")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

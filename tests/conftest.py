@@ -17,12 +17,14 @@ import pytest
 from bnfold._core.checks import check_view
 from bnfold._core.reasons import Reason
 from bnfold._core.view import View
+from bnfold._judge import by_proof
 from bnfold._merge.graph import MergeGraph, Written
 from bnfold._onnx.merge import merging
 from bnfold._onnx.merge.patch import Patch
 from bnfold._onnx.read.graph import Graph, read_graph
 from bnfold._plan import fit
 from bnfold._plan.planner import Moves
+from bnfold._relation.proof import Proof
 
 from . import graphs, runtimes, scripts
 
@@ -58,6 +60,19 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _reseed() -> None:
     graphs.reseed()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _loud() -> Iterator[None]:
+    """An error within a proof is one of a test, and not only a reason why nothing is proved."""
+    quiet = by_proof.of_defect
+    by_proof.of_defect = _raised
+    yield
+    by_proof.of_defect = quiet
+
+
+def _raised(error: Exception) -> Proof:
+    raise error
 
 
 @pytest.fixture(autouse=True, scope="session")

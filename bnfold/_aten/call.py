@@ -96,9 +96,18 @@ class Call:
             return value
         constant = self.writer.constant(value)
         if constant is not None and constant.is_float and kind in _TYPES:
-            rounded = _rounded(constant, _TYPES[kind])
-            return self.writer.held(constant.name, Like(kind, like.sizes), rounded)
+            return self._rounded(constant, Like(kind, like.sizes))
         return self.write("Cast", [value], Like(kind, like.sizes), to=kind)
+
+    def _rounded(self, constant: Constant, like: Like) -> str | None:
+        """A constant in another type; None where it has no numbers that are near."""
+        own = from_numpy(constant.load())
+        rounded = own.to(_TYPES[like.kind])
+        far = (rounded.double() - own.double()).abs()
+        if not bool((far <= torch.finfo(rounded.dtype).eps * own.double().abs()).all()):
+            return None
+        values = to_numpy(rounded)
+        return self.writer.held(constant.name, like, lambda: values)
 
     def made(self, value: str, like: Like, change: Callable[[Array], Array]) -> str | None:
         """What is computed from a constant; None for what is none."""
@@ -114,7 +123,3 @@ class Call:
         if None in like.sizes:
             return None
         return self.write("Reshape", [value, ""], like, sizes=repr(like.sizes))
-
-
-def _rounded(constant: Constant, dtype: torch.dtype) -> Callable[[], Array]:
-    return lambda: to_numpy(from_numpy(constant.load()).to(dtype))

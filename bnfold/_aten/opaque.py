@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from bnfold._aten.in_place import is_changing
 from bnfold._torch.tensors import to_numpy
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -126,12 +127,6 @@ def name_of(target: Any) -> str:
     if module == "torch.utils._sympy.functions" or module.startswith("torch._sym"):
         return f"{module} {getattr(target, '__name__', target)}"
     return unlike()
-
-
-def is_changing(node: Node) -> bool:
-    """Whether an operator writes into what it is given."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
 
 
 def is_drawn(node: Node, module: GraphModule) -> bool:

@@ -16,7 +16,8 @@ from torch.fx import Node
 
 from bnfold._aten import linear, norms, pointwise, rearranged, windows
 from bnfold._aten.call import Call, Made
-from bnfold._aten.opaque import Told, is_changing, is_drawn, name_of, unlike
+from bnfold._aten.in_place import is_changing, is_plain, twin, untold
+from bnfold._aten.opaque import Told, is_drawn, name_of, unlike
 from bnfold._aten.sizes import Sizes
 from bnfold._aten.writer import Like, Writer
 from bnfold._torch.read.constants import Constant, Constants
@@ -46,7 +47,8 @@ class Reader:
     """Translates the operators of one program, in order.
 
     ``names`` has the value that stands for a node, ``lists`` those of a node that puts out several.
-    ``ports`` are the inputs, and ``told`` what of them and of the outputs is no tensor.
+    ``ports`` are the inputs, and ``told`` what of them and of the outputs is no tensor. It
+    ``has_computed`` weights, which PyTorch has rounded on the way.
     """
 
     program: ExportedProgram
@@ -55,6 +57,7 @@ class Reader:
     lists: dict[Node, list[str]] = field(default_factory=dict)
     ports: list[tuple[str, Like, str]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    has_computed: bool = False
 
     def __post_init__(self) -> None:
         self._constants = Constants(self.program, frozenset(), {})
@@ -88,9 +91,8 @@ class Reader:
             if spec.kind is not OutputKind.USER_OUTPUT:
                 what = spec.target or getattr(spec.arg, "name", "")
                 raise Unread(what, f"{what} changes while the program runs")
-        for node in self.program.graph.nodes:
-            if node.op == "call_function" and is_changing(node):
-                raise Unread(label_of(node), f"{node.name} writes into what it is given")
+        if not is_plain(self.program.graph):
+            raise Unread("", "an operator writes into what is read by an older name")
 
     def _input(self, node: Node) -> None:
         value = node.meta.get("val")
@@ -108,6 +110,7 @@ class Reader:
             if not isinstance(found, Constant):
                 return None
             like = self.sizes.like(node.meta.get("val"))
+            self.has_computed |= found.is_float and not found.stored
             if not _has_numbers(found.tensor()):
                 (self.names[node],) = self.writer.opaque("constant", [], [like], unlike())
             elif like.kind and all(isinstance(size, int) for size in like.sizes):
@@ -148,7 +151,7 @@ class Reader:
             self.names[node] = names[0]
 
     def _translated(self, node: Node, likes: list[Like]) -> Made:
-        target = node.target
+        target = _target(node)
         if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
             return None
         kind = target._schema.name.partition("::")[2]
@@ -173,7 +176,7 @@ class Reader:
 
     def _opaque(self, node: Node, values: list[Any]) -> list[str]:
         told = Told(self._said, self.program.graph_module)
-        text = f"{name_of(node.target)}({told.of(node.args)}, {told.of(node.kwargs)})"
+        text = f"{name_of(_target(node))}({told.of(node.args)}, {told.of(node.kwargs)})"
         inputs = [self._value(each) or "" for each in told.tensors]
         if "" in inputs:
             raise Unread(self.writer.label, f"what {node.name} reads is not understood")
@@ -226,6 +229,11 @@ def _content(found: Constant) -> str:
         return unlike()
 
 
+def _target(node: Node) -> Any:
+    """What a node calls; of an operator that writes into what it is given, its twin."""
+    return twin(node) if is_changing(node) else node.target
+
+
 def _used(node: Node) -> frozenset[int]:
     """The numbers of the outputs that anything reads."""
     parts = [user for user in node.users if user.target is operator.getitem and user.users]
@@ -248,21 +256,20 @@ def label_of(node: Node) -> str:
 
 
 def functional(programs: list[ExportedProgram]) -> Iterator[ExportedProgram]:
-    """The programs without operators that write into what they are given.
+    """The programs without operators that write into what is read by an older name.
 
     PyTorch itself takes these out. What it writes instead is of one kind, so it writes both
     programs anew if one of them has any.
     """
-    changing = any(
-        is_changing(node)
-        for program in programs
-        for node in program.graph.nodes
-        if node.op == "call_function"
-    )
+    are_plain = all(is_plain(program.graph) for program in programs)
     for program in programs:
-        if not changing:
+        if are_plain:
             yield program
             continue
+        silent = untold(program.graph)
+        if silent is not None:
+            why = f"{silent.name} may give back memory into which something writes"
+            raise Unread(label_of(silent), why)
         with warnings.catch_warnings(), quiet("torch.export"):
             warnings.simplefilter("ignore")
             try:

@@ -42,16 +42,16 @@ def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="Show the version and exit.",
 )
 def main() -> None:
-    """Fold BatchNorm and per-channel affine operators into the layers around them, and prove it.
+    """Fold BatchNorm into the layers around it, and prove that the model stays the same function.
 
-    Exit codes: 0 done and verified (or nothing to fold), 1 verification failed and no file was
-    written (or --check found something to fold), 2 wrong usage or unreadable input, 3 could not be
-    judged: then the file was written, unless the run was ended.
+    Every other operator that multiplies each channel by a number, or adds one, folds likewise:
+    Mul, Add, Sub and Div by constants. All of these are called affine operators.
 
     'bnfold fold --help' has all options of folding.
 
+    Your shell completes commands, options and files after this (or with zsh_source, fish_source):
+
     \b
-    Completion of commands, options and files (bash, zsh, fish):
     eval "$(_BNFOLD_COMPLETE=bash_source bnfold)"
     """  # noqa: D301
 
@@ -66,7 +66,7 @@ def main() -> None:
     groups={
         "What is written": ["output", "in_place", "check", "report", "page", "form"],
         "Many models": ["output_dir", "jobs", "resume"],
-        "What folds": ["frozen", "equal_dims", "depthwise", "equalize"],
+        "What folds": ["frozen", "equal_dims", "depthwise", "equalize", "simplify"],
         "What the input is": [*preprocessing.NAMES, "expose_normalization"],
         "How it is verified": ["no_verify", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
@@ -89,6 +89,7 @@ def main() -> None:
     "and folders of them.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the result.")
+@click.option("--no-prove", is_flag=True, help="Check it by certificates and a run alone.")
 @beliefs.freezing
 @beliefs.equating
 @beliefs.trusting
@@ -98,6 +99,12 @@ def main() -> None:
     is_flag=True,
     help="Move positive scales between layers, so that the channels of a weight have like ranges "
     "for an int8 scale in common; the function stays the same.",
+)
+@click.option(
+    "--simplify",
+    is_flag=True,
+    help="Let onnxslim or onnxsim take away what is left over; taken where it is seen to change "
+    "nothing. Needs bnfold[simplify].",
 )
 @preprocessing.preprocessing
 @preprocessing.exposing
@@ -118,12 +125,14 @@ def fold(
     in_place: bool,
     check: bool,
     no_verify: bool,
+    no_prove: bool,
     frozen: bool,
     equal_dims: bool,
     trust: bool,
     follow_links: bool,
     depthwise: bool,
     equalize: bool,
+    simplify: bool,
     expose_normalization: bool,
     report: Path | None,
     page: Path | None,
@@ -151,8 +160,18 @@ def fold(
     targets.refuse_stream("-o", output)
     targets.refuse_stream("--report", report)
     if check:
-        writing = ("output", "in_place", "page", "equalize", "output_dir", "jobs", "resume")
+        writing = (
+            "output",
+            "in_place",
+            "page",
+            "equalize",
+            "simplify",
+            "output_dir",
+            "jobs",
+            "resume",
+        )
         unused = (*writing, *options.NAMES, *preprocessing.NAMES, "expose_normalization")
+        options.refuse(context, ("no_prove",), "--check writes nothing and runs no model")
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
         believed_ = beliefs.settings(**believed)
@@ -181,6 +200,7 @@ def fold(
         options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
         options.refuse(context, ["equalize"], "only files of ONNX are equalized")
+        options.refuse(context, ["simplify"], "only files of ONNX are simplified")
         believed.update(frozen=False, equal_dims=False, follow_links=False)
     else:
         options.refuse(context, ["trust"], "an ONNX file runs no code when it is loaded")
@@ -201,6 +221,7 @@ def fold(
     if not no_verify:
         source = options.tolerance_source(context)
         settings = options.settings(comparison, settings, source=source)
+        settings = replace(settings, prove=not no_prove)
     settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
     seen = pages.witness(page)
@@ -216,6 +237,7 @@ def fold(
             report=report,
             depthwise=depthwise,
             equalize=equalize,
+            simplify=simplify,
             exposing=expose_normalization,
             observer=seen,
         )
@@ -242,6 +264,7 @@ def fold(
         ("bnfold verify a.onnx b.onnx --prove", "compare their weights; nothing is run"),
     ),
     groups={
+        "What the input is": [*preprocessing.NAMES],
         "How they are compared": ["prove", "bisect", "frozen", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
         "What is printed and written": ["report", "page", "form", "verbose", "quiet", "colour"],
@@ -259,10 +282,10 @@ def fold(
     help="Look for the first tensor that differs even where no output does.",
 )
 @click.option(
-    "--prove",
-    is_flag=True,
-    help="Run nothing: prove from the weights alone that the two are one function, or that not. "
-    "Exit code 3 where neither is seen.",
+    "--prove/--no-prove",
+    default=None,
+    help="Run nothing, and prove from the weights alone that the two are one function, or that "
+    "not; exit code 3 where neither is seen. Or only run them. [default: both]",
 )
 @targets.reporting
 @pages.showing
@@ -280,7 +303,7 @@ def verify(
     trust: bool,
     follow_links: bool,
     bisect: bool,
-    prove: bool,
+    prove: bool | None,
     report: Path | None,
     page: Path | None,
     form: str,
@@ -289,9 +312,9 @@ def verify(
     memory: int | None,
     **comparison: Any,
 ) -> int:
-    """Are ORIGINAL and FOLDED the same function? Runs both in onnxruntime.
+    """Are ORIGINAL and FOLDED the same function? Compares both by weights, and runs both.
 
-    With --prove it runs nothing and compares the two operator by operator, weight by weight.
+    A proof from the weights, operator by operator, settles what it can. Then onnxruntime runs both.
 
     A program of PyTorch (.pt2) is run by PyTorch, on the example inputs that it carries, and
     compared with another one or with a file of ONNX.
@@ -329,7 +352,7 @@ def verify(
     believed = beliefs.settings(frozen=frozen, trust=trust, follow_links=follow_links)
     source = options.tolerance_source(context)
     settings = options.settings(comparison, believed, bisect, source)
-    settings = replace(settings, preprocessing=wanted)
+    settings = replace(settings, preprocessing=wanted, prove=prove is None)
     options.tell_missing(settings, form)
     settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:

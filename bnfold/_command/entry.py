@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,12 @@ from bnfold._system import time_limit
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+_EXIT_CODES = (
+    ("0", "done and verified, or nothing to fold"),
+    ("1", "verification failed, and no file was written; or --check found something to fold"),
+    ("2", "wrong usage, or a file that cannot be read"),
+    ("3", "could not be judged, and the file was written; or the run was ended, and none was"),
+)
 EXAMPLES = (
     ("bnfold model.onnx", "what would fold, and why the rest stays"),
     ("bnfold model.onnx -o fused.onnx", "fold, verify, and write the file"),
@@ -39,6 +46,7 @@ class Commands(click.Group):
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         known = {*self.commands, "--help", "-h", "--version"}
         if args and args[0] not in known:
+            _refuse_misspelt(args[0], self.commands)
             args = ["fold", *args]
         pages.remember(context, args[1:] if args[:1] == ["fold"] else args)
         return super().parse_args(context, args)
@@ -79,6 +87,8 @@ class Commands(click.Group):
         with formatter.section("Examples"):
             formatter.write_dl(EXAMPLES, col_max=39)
         super().format_options(ctx, formatter)
+        with formatter.section("Exit codes"):
+            formatter.write_dl(_EXIT_CODES)
 
     def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
         """What may come first: a command, or all that may follow ``fold``."""
@@ -93,6 +103,13 @@ class Commands(click.Group):
         return [*own.values(), CompletionItem(incomplete, type="file")]
 
 
+def _refuse_misspelt(word: str, commands: Iterable[str]) -> None:
+    """Raise `UsageError` for a word that is no file and nearly a command."""
+    near = difflib.get_close_matches(word, commands, 1, 0.75)
+    if near and not os.path.exists(word):
+        raise UsageError(f"there is no command and no file {word!r}; did you mean {near[0]!r}?")
+
+
 def _complain_of_usage(error: click.ClickException) -> None:
     """Tell what click found wrong with the command line, as any other error is told."""
     context = getattr(error, "ctx", None)
@@ -100,6 +117,9 @@ def _complain_of_usage(error: click.ClickException) -> None:
         error.show()
         return
     said = error.format_message().strip().rstrip(".")
+    if isinstance(error, click.NoSuchOption):
+        near = " or ".join((error.possibilities or [])[:3])
+        said = f"no such option {error.option_name}" + (f"; did you mean {near}?" if near else "")
     where = f"; see {context.command_path} --help" if context is not None else ""
     terminal.complain(f"error: {said[:1].lower()}{said[1:]}{where}")
 

@@ -74,8 +74,8 @@ def explained(code: str | None) -> Iterator[str]:
         import difflib
 
         near = difflib.get_close_matches(code, CODES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"there is no reason code {code!r}{hint}; 'bnfold explain' lists them")
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"there is no reason code {code!r}; {hint}'bnfold explain' lists them")
     yield Line(code, "head")
     yield f"  {CODES[code].meaning}"
     yield f"  What helps: {CODES[code].advice}"

@@ -45,7 +45,7 @@ def _sizes(given: Any) -> tuple[str, tuple[int, ...]]:
     return name, sizes
 
 
-def _bytes(given: str) -> int:
+def amount(given: str) -> int:
     """The number of bytes in an amount of memory such as ``4GB``."""
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([kMG]?)B?", given.strip())
     size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
@@ -133,7 +133,7 @@ _COMPARISON = (
     ),
     click.option(
         "--memory",
-        type=_bytes,
+        type=amount,
         metavar="SIZE",
         help="Take no more memory than this, such as 4GB (Linux and macOS).",
     ),

@@ -9,11 +9,12 @@ from bnfold._command import terminal
 from bnfold._command.pages import Draw
 from bnfold._command.telling import show_lines, tell_findings
 from bnfold._core.preprocessing import Pairs
+from bnfold._judge.proof_text import proof_lines, status_of
 from bnfold._pipeline.proving import prove_models
 from bnfold._report import ci, markdown
+from bnfold._report.findings import of_proof
 from bnfold._report.lines import VERDICTS, concluding
-from bnfold._report.proofs import of_proof, proof_document, proof_lines, status_of
-from bnfold._report.text import json_text
+from bnfold._report.text import json_text, proof_document
 from bnfold._system import paths
 
 

@@ -24,14 +24,15 @@ from typing import BinaryIO, NoReturn
 
 from bnfold._command.guard import die_with, unwilling
 from bnfold._command.terminal import SIGNALLED, UNUSABLE
+from bnfold._errors import UsageError
 from bnfold._registry.report import Report, Status
 from bnfold._registry.work import Request, ended, failed, work
 
 _GRACE_S = 5.0
 _ENDINGS: dict[int, Status] = {
     0: "out of memory",
-    signal.SIGKILL: "killed",
-    getattr(signal, "SIGALRM", -1): "timeout",
+    getattr(signal, "SIGKILL", -1): "killed",  # Windows has neither, and forks nothing.
+    getattr(signal, "SIGALRM", -2): "timeout",
 }
 """How the work on a model ended, for the signal that did it: 0 for a library that left."""
 
@@ -142,11 +143,28 @@ def _child(request: Request, parent: int, told: BinaryIO, answer: BinaryIO) -> N
     scratch.tell(told.fileno())
     time_limit.tell(told.fileno())
     try:
+        _bound(request)
         report = _worked(request)
         answer.write(json.dumps(asdict(report)).encode() + b"\n")
         answer.flush()
     finally:
         os._exit(0)  # Nothing is left to do, and libraries may crash where they are taken apart.
+
+
+def _bound(request: Request) -> None:
+    """Bound memory and time from the start: what a result depends on is read ahead of the command.
+
+    The command does that again, and says what is wrong with a bound.
+    """
+    from bnfold._command.options import amount
+    from bnfold._system import memory, time_limit
+
+    for name, value in request.options:
+        with suppress(UsageError, ValueError):
+            if name == "--timeout" and value is not None and float(value) > 0:
+                time_limit.bound(float(value))
+            elif name == "--memory" and value is not None:
+                memory.bound(amount(value))
 
 
 def _ends(child_open: int, requests: int, child: int) -> bool:

@@ -67,23 +67,23 @@ class Code:
 
 CODES: dict[str, Code] = {
     "shared-output": Code(
-        "A tensor between the linear operator and the affine map is also read by another node, "
-        "or by the body of an If, Loop or Scan. Folding would change what that reader sees.",
+        "Something else reads the tensor between the layer and the affine operator, too: another "
+        "node, or the body of an If, Loop or Scan. Folding would change what it gets.",
         "If the other reader is not needed, remove it from the model before folding.",
     ),
     "graph-output": Code(
-        "A tensor between the linear operator and the affine map is an output of its graph. "
-        "Folding would change that output.",
+        "The tensor between the layer and the affine operator is an output of its graph. Folding "
+        "would change that output.",
         "Remove the intermediate output before folding if nobody uses it.",
     ),
     "kept-value": Code(
-        "keep= says that this parameter, or what this module or operator gives, does not change. "
-        "Folding would change it.",
+        "keep= names this parameter, or the module or operator that gives this value: it is not "
+        "to change. Folding would change it.",
         "Leave the name out of keep if nobody reads it but the network itself.",
     ),
     "overridable-weight": Code(
-        "A parameter is an initializer that is also listed as a graph input (or is bound by the "
-        "model's training information), so a caller may replace it at run time.",
+        "A parameter is an initializer that is listed as a graph input, too, or that the model's "
+        "training information binds. A caller may replace it at run time.",
         "If nobody overrides it, --freeze-initializers takes it from the graph's inputs and folds.",
     ),
     "dynamic-weight": Code(
@@ -91,14 +91,14 @@ CODES: dict[str, Code] = {
         "Export with parameters as initializers, or run constant folding first.",
     ),
     "quantized-weight": Code(
-        "The weight is integers times scales, and these cannot take the map in: one scale holds "
-        "for numbers that the map tells apart, an integer whose sign would turn has no negative "
-        "in its type, or something else reads the weight. Folding it into floats would undo the "
-        "quantization.",
+        "The weight is stored as integers and scales, which cannot take the operator in. One scale "
+        "holds for channels that the operator tells apart, an integer whose sign would turn has no "
+        "negative in its type, or something else reads the weight. Folding into floats would undo "
+        "the quantization.",
         "Fold before quantizing.",
     ),
     "quantizer-between": Code(
-        "Between the linear operator and the map a quantizer rounds the data to integers. Nothing "
+        "Between the layer and the operator a quantizer rounds the data to integers. Nothing "
         "passes that exactly; behind it, a positive number that multiplies all of the data goes "
         "into its DequantizeLinear.",
         "Fold the float model first, then quantize it: bnfold model.onnx -o folded.onnx, and give "
@@ -165,13 +165,12 @@ CODES: dict[str, Code] = {
         "Look at the checkpoint's running variance and at epsilon.",
     ),
     "not-per-channel": Code(
-        "The constant varies along more than one axis, or broadcasting it makes the tensor "
-        "larger, or the normalization is per element: it is not one number per channel.",
+        "The constant is not one number for each channel: it varies along more than one axis, it "
+        "makes the tensor larger, or the normalization is per element.",
         "Nothing, if that is what the model means.",
     ),
     "axis-mismatch": Code(
-        "The map varies along another axis than the one on which the linear operator writes its "
-        "output channels.",
+        "The operator varies along another axis than the one on which the layer has its channels.",
         "Nothing, if that is what the model means; a transposed layout may be the cause.",
     ),
     "unknown-shape": Code(
@@ -190,29 +189,30 @@ CODES: dict[str, Code] = {
         "Fold the model in a wider dtype, then convert.",
     ),
     "no-linear-operator": Code(
-        "Neither what the map reads nor what reads it is an operator that can absorb the map or "
-        "let it pass.",
+        "Neither what stands ahead of the operator nor what stands behind it can take it in or let "
+        "it pass: no convolution, linear layer or norm is in reach.",
         "Nothing; the message names the operator in the way.",
     ),
     "not-carried": Code(
-        "An operator in the way lets some maps pass, but not this one: a negative scale does not "
-        "pass a maximum, nor a shift a Relu. The message names the operator and the law.",
+        "An operator in the way lets some affine ones pass, but not this one: a negative scale "
+        "does not pass a maximum, nor a shift a Relu. The message names the operator and the law.",
         "Nothing, if that is what the model means.",
     ),
     "zero-padding": Code(
-        "A shift would go into an operator that pads with zeros: right inside, wrong at the "
-        "border, where padding has no shift.",
+        "The operator adds a number to each channel, and the layer that would take this in pads "
+        "with zeros: inside the image that would be right, and at the border wrong. Nothing is "
+        "added to the zeros of padding.",
         "Nothing, if that is what the model means; training with padding 0 or a shift of 0 helps.",
     ),
     "fused-operator": Code(
-        "The operator is part of a GELU, a normalization or a dynamically quantized product that "
-        "is written out, and that runtimes put together and run as one. Without it they would run "
-        "the other parts one by one. Or a Gemm that runtimes run on integers would get a bias of "
-        "floats, and would no more.",
+        "The operator is part of a GELU, a normalization or a dynamically quantized product, which "
+        "runtimes put together and run as one. Without it they would run the other parts one by "
+        "one. Or a Gemm that runtimes run on integers would get a bias of floats, and would no "
+        "more.",
         "Nothing: the model runs faster this way.",
     ),
     "no-gain": Code(
-        "Folding is possible but would leave as many operators as before.",
+        "Folding is possible, and would leave as many operators as before.",
         "Nothing: the model is as small as this fold could make it.",
     ),
     "not-mergeable": Code(

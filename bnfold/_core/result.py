@@ -219,7 +219,7 @@ def fold_lines(
 def kept_lines(plan: Plan, verbose: bool = False) -> Iterator[str]:
     """Yield lines about the operators that stay: by reason, with their number and one example.
 
-    With ``verbose`` all of them are listed, with the whole reason and what helps. Those reasons for
+    With ``verbose`` all of them are listed, with the whole reason and what helps. Reasons for
     which a BatchNormalization stays come first. Biases of linear operators are listed then only.
     """
     maps = [kept for kept in plan.kept if kept.kind == "map"]
@@ -252,9 +252,11 @@ def _by_reason(stays: Sequence[Kept], verbose: bool) -> Iterator[str]:
             yield f"    what helps: {members[0].advice}"
         for kept in members if verbose else members[:1]:
             place = f" [{kept.graph}]" if kept.graph else ""
-            why = kept.message if verbose else kept.brief or kept.message
+            why = kept.brief or kept.message
             why = "it" + why[len(kept.node) :] if why.startswith(f"{kept.node} ") else why
             yield f"    {kept.node}{place} stays: {why}"
+            if verbose and kept.brief not in ("", kept.message):
+                yield f"      in full: {kept.message}"
 
 
 def _merged(merges: Sequence[Fold]) -> str:

@@ -71,6 +71,7 @@ class Terms:
         progress: called with a few words before each lengthy step.
         thorough: false for inner tensors. There are many of them, so each gets fewer draws and a
             wider tolerance, and no errors are planted.
+        plants: false where errors are not planted, for the weights have proved all outputs.
         still: whether both models are taken to hold the same weights: then rounding moves none of
             them.
     """
@@ -79,6 +80,7 @@ class Terms:
     bounds: Bounds
     progress: Callable[[str], None]
     thorough: bool = True
+    plants: bool = True
     still: bool = False
 
 

@@ -35,6 +35,7 @@ class Evidence:
         planted: the errors that were planted, and whether they showed.
         every_layer: whether the user asked for an error in every layer by itself.
         certified: whether every fold has a certificate that holds.
+        proved: whether the weights have proved all outputs.
         unnoticed: the folds that rest on the comparison alone, where the comparison would not have
             noticed an error.
         untaken: the branches that no input took.
@@ -47,6 +48,7 @@ class Evidence:
     planted: Sequence[Planted] = ()
     every_layer: bool = False
     certified: bool = False
+    proved: bool = False
     unnoticed: Sequence[str] = ()
     untaken: Sequence[IfBranch] = ()
     drawn: bool = True
@@ -64,21 +66,24 @@ class Conclusion(NamedTuple):
 def conclude(found: Evidence) -> Conclusion:
     """The status and the notes that follow from the evidence.
 
-    Three things need certificates that hold: a layer where the comparison would not have noticed an
-    error, a branch that no input took, and a tolerance of the user that hides every error. An
-    unchecked certificate counts as missing there, and the status is "inconclusive".
+    Three things need certificates that hold, or a proof: a layer where the comparison would not
+    have noticed an error, a branch that no input took, and a tolerance of the user that hides every
+    error. An unchecked certificate counts as missing there, and the status is "inconclusive".
     """
     status, notes = overall(found.checks), list[str]()
+    is_sure = found.certified or found.proved
     if found.every_layer and not all(part.noticed for part in found.planted):
         rests = "rests on its certificate" if found.certified else "is not proved"
+        rests = "rests on the proof" if found.proved else rests
         notes.append(f"an error in a layer that would not have been noticed here {rests}")
-        status = status if found.certified else combined(status, ["inconclusive"])
+        status = status if is_sure else combined(status, ["inconclusive"])
     asked = any(check.cause is Cause.AS_ASKED_FOR for check in found.checks)
     if asked and found.planted and not any(part.noticed for part in found.planted):
         rests = ", so all rests on certificates" if found.certified else ""
+        rests = ", so all rests on the proof" if found.proved else rests
         notes.append(f"the tolerance that was asked for hides every planted error{rests}")
-        status = status if found.certified else combined(status, ["inconclusive"])
-    for into in found.unnoticed:
+        status = status if is_sure else combined(status, ["inconclusive"])
+    for into in () if found.proved else found.unnoticed:
         notes.append(
             f"the certificate of {into} is unchecked, and an error in its fold would not have been "
             "noticed here"
@@ -86,19 +91,16 @@ def conclude(found: Evidence) -> Conclusion:
         status = combined(status, ["inconclusive"])
     if found.untaken:
         rests = ", but rests on certificates" if found.certified else ""
+        rests = ", but is proved" if found.proved else rests
         labels = ", ".join(branch.label for branch in found.untaken)
         notes.append(f"no input took {labels}: what is there was not compared{rests}")
         own = any(branch.owns_weights for branch in found.untaken)
-        if found.drawn and own and not found.certified:
+        if found.drawn and own and not is_sure:
             status = combined(status, ["inconclusive"])
     status = combined(status, [check.status for check in found.providers])
     if found.divergence is not None and status == "pass":
         status = "inconclusive"
         notes.append("a tensor on the way differs, which no output shows on these inputs")
-    if (
-        status == "pass"
-        and not found.certified
-        and any(part.size > USUAL for part in found.planted)
-    ):
+    if status == "pass" and not is_sure and any(part.size > USUAL for part in found.planted):
         notes.append(HALF)
     return Conclusion(status, tuple(notes))

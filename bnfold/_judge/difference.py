@@ -14,6 +14,9 @@ from bnfold._run.noise import Array
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
+NOT_FINITE_ALIKE = ("NaN at other places", "infinite at other places")
+"""What `mismatch` says of numbers that are not finite."""
+
 
 def mismatch(left: Any, right: Any) -> str:
     """Return why two outputs cannot be subtracted, or "" if they can.
@@ -29,10 +32,10 @@ def mismatch(left: Any, right: Any) -> str:
     if not is_float(left) or (np.isfinite(left).all() and np.isfinite(right).all()):
         return ""
     if not np.array_equal(np.isnan(left), np.isnan(right)):
-        return "NaN at other places"
+        return NOT_FINITE_ALIKE[0]
     infinite = np.isinf(left) | np.isinf(right)
     if not np.array_equal(left[infinite], right[infinite]):
-        return "infinite at other places"
+        return NOT_FINITE_ALIKE[1]
     return ""
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import onnx
 
+from bnfold._judge import by_proof
 from bnfold._judge.ahead import judged_ahead
 from bnfold._judge.bench import Bench, EarlyVerdict, NotLoadedError, Pair, Terms
 from bnfold._judge.between_quantizers import between_quantizers
@@ -37,10 +38,11 @@ from bnfold._judge.timing import not_timed, timed
 from bnfold._judge.unknown_operators import cut_apart
 from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
-from bnfold._onnx.files.external import external_files, runnable
+from bnfold._onnx.files.external import external_files, runnable, size_on_disk
 from bnfold._onnx.files.load import in_binary, load_model, understood
 from bnfold._onnx.front.twins import behind
 from bnfold._onnx.read.frozen import freeze, listed
+from bnfold._relation.proof import Proof
 from bnfold._run.bounds import Bounds, Exhausted
 from bnfold._run.drawing import refuse_inapplicable
 from bnfold._run.draws import FixedDraws, ways_to_draw
@@ -67,6 +69,7 @@ def compare(
     resting: Sequence[RestingFold] = (),
     progress: Callable[[str], None] | None = None,
     notes: Sequence[str] = (),
+    proof: Proof | None = None,
 ) -> EndToEnd:
     """Run two models on the same inputs and judge whether they are the same function.
 
@@ -86,6 +89,8 @@ def compare(
             show in outputs.
         progress: called with a few words before each lengthy step.
         notes: remarks about the whole comparison that are known already.
+        proof: what the weights prove, if a proof was tried. Outputs that are proved pass unless
+            a run shows that they differ.
 
     Raises:
         UsageError: given inputs do not have the names, types or shapes of the model's inputs, or
@@ -93,12 +98,14 @@ def compare(
     """
     pair = Pair(_source(original), _source(folded), parameters, touched)
     bounds = bounds or Bounds.beginning(settings.threads, settings.seconds, settings.libraries)
-    terms = Terms(settings, bounds, progress or _silent)
-    rest = _Rest(certified, resting, inputs)
+    plants = settings.power or not by_proof.is_proved(proof)
+    terms = Terms(settings, bounds, progress or _silent, plants=plants)
+    rest = _Rest(certified, resting, inputs, proof)
     paths = pair.original.path, pair.folded.path
     with background(paths, parameters.values(), bounds) as executor:
         result = _compared(pair, terms, rest, executor, notes)
-    if settings.timed and result.timing is None:
+    result = by_proof.settled(result, proof, settings)
+    if settings.timed and (result.timing is None or result.status == "fail"):
         why = "the two are not the same function" if result.status == "fail" else "see the notes"
         result = replace(result, timing=not_timed(why))
     return result
@@ -111,6 +118,7 @@ class _Rest:
     certified: bool
     resting: Sequence[RestingFold]
     inputs: Sequence[InputSet] | None
+    proof: Proof | None
 
 
 def _compared(
@@ -178,20 +186,25 @@ def _compare_binaries(
     left_edits, right_edits = (_frozen(one, settings) for one in (model, other))
     refuse_inapplicable(model, inputs, settings.wanted)
     ours, left_parsed = external_files(model), Parsed(model)
-    pairing, draws = renamed(model, other), ways_to_draw(model, other, settings.seed)
-    by_type = renamed_by_type(model, other) if pairing is None else None
+    bounds = Bounds.beginning(settings.threads, settings.seconds, settings.libraries)
+    if progress is not None:
+        progress("proving")
+    size = size_on_disk(original, model) + size_on_disk(folded, other)
+    sides = (model, original.parent), (other, folded.parent)
+    proof = by_proof.proof_of(*sides, size, settings, bounds)
+    by_position, draws = renamed(model, other), ways_to_draw(model, other, settings.seed)
+    by_type = renamed_by_type(model, other) if by_position is None else None
     with understood(model, name):
         hoisted = hoist(model)
         anew = stores_anew(model, other, (original.parent, folded.parent))
         weights = find_weights(model, original.parent, as_stored=anew)
         touched = plantable_weights(model, weights)
-    del model, other
+    del model, other, sides
     with runnable(original, ours) as left, runnable(folded, theirs) as right:
         first = Source(left, parsed=left_parsed, hoisted=hoisted, edits=left_edits)
         second = Source(right, parsed=right_parsed, edits=right_edits)
-        bounds = Bounds.beginning(settings.threads, settings.seconds, settings.libraries)
 
-        def sides(pairing: Renamed | None, draws: FixedDraws | None) -> tuple[Source, Source]:
+        def sources(pairing: Renamed | None, draws: FixedDraws | None) -> tuple[Source, Source]:
             named = [pairing] if pairing is not None else []
             alike = (FixedDraws(draws.seed), draws) if draws is not None else ()
             return (
@@ -201,7 +214,7 @@ def _compare_binaries(
 
         def judged(pairing: Renamed | None, draws: FixedDraws | None) -> EndToEnd:
             return compare(
-                *sides(pairing, draws),
+                *sources(pairing, draws),
                 parameters=weights.values,
                 touched=touched,
                 inputs=inputs,
@@ -209,16 +222,17 @@ def _compare_binaries(
                 bounds=bounds,
                 progress=progress,
                 notes=[each.told() for each in (pairing, draws) if each is not None],
+                proof=proof if pairing is by_position else None,
             )
 
-        result, chosen = drawing_alike(partial(judged, pairing), draws)
+        result, chosen = drawing_alike(partial(judged, by_position), draws)
         if result.status != "fail":
             return seen_in_weights(result, (left, right), (left_edits, right_edits), bounds)
-        allowed, known = pairing or by_type, pairing is not None
+        allowed, known = by_position or by_type, by_position is not None
         if allowed is None:
             return result
         others = partial(
-            other_pairings, sides(None, chosen), allowed, known, inputs, settings, bounds
+            other_pairings, sources(None, chosen), allowed, known, inputs, settings, bounds
         )
         return paired_otherwise(result, others, lambda other: judged(other, chosen))
 
@@ -281,7 +295,13 @@ def _judged(
 ) -> EndToEnd:
     """The verdict after all stages. ``pair`` has both models without taps."""
     compared, found = common_stages(bench, terms, rest.resting)
-    found = replace(found, certified=rest.certified, drawn=rest.inputs is None)
+    found = replace(
+        found,
+        checks=by_proof.judged(found.checks, rest.proof),
+        certified=rest.certified,
+        proved=by_proof.is_proved(rest.proof),
+        drawn=rest.inputs is None,
+    )
     fails = any(check.status == "fail" for check in found.checks)
     if not fails:
         inputs = [trial.inputs for trial in compared.trials]

@@ -51,7 +51,7 @@ def measure(
         for _ in range(DRAWS):
             sensitivity.draw_rounding(sets, still=terms.still)
         measured = Measurement(_tolerance(bench, terms, sensitivity))
-        if terms.thorough:
+        if terms.thorough and terms.plants:
             places = {name: number for number, name in enumerate(bench.outputs)}
             stand_ins = {places[a.output]: places[alias] for alias, a in bench.saturated.items()}
             power = Power(sensitivity, measured.tolerance, bench.touched, stand_ins)

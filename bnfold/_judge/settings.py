@@ -41,6 +41,7 @@ class Settings:
         trust: load a .pt2 file even if code in it is run.
         follow_links: read external data through any link.
         spread: count for each output how many elements differ by how much.
+        prove: prove from the weights, ahead of a run, that two files are one function.
         timed: measure how much faster the folded model is.
         libraries: the absolute paths of libraries of custom operators, see `libraries.checked`.
         preprocessing: what is put in front of inputs of the original, by name; "" is the only one.
@@ -59,6 +60,7 @@ class Settings:
     trust: bool = False
     follow_links: bool = False
     spread: bool = False
+    prove: bool = True
     libraries: tuple[Path, ...] = ()
     preprocessing: Pairs = ()
     timed: bool = False

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # Who tells a timing needs no runtime.
     from bnfold._run.source import Source
     from bnfold._run.stopwatch import Sample
 
+_NAMED = 3
+"""How many inputs are named."""
 _THREADS = 1
 """Threads of a session where nobody says how many."""
 _LEAST_DIFFERENCE = 0.005
@@ -47,6 +49,7 @@ class Timing:
         cpu: the same by the time of the processor.
         pairs: how many pairs of samples there are.
         threads: how many threads each session has.
+        inputs: the inputs that were run, with their shapes, in words.
         note: why there are no numbers, "" where there are; the numbers are 0 then.
     """
 
@@ -56,6 +59,7 @@ class Timing:
     cpu: Ratio
     pairs: int
     threads: int
+    inputs: str = ""
     note: str = ""
 
     @property
@@ -79,7 +83,8 @@ class Timing:
     def change(self) -> str:
         """How much faster, with the uncertainty of that."""
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        spread = f"{_span(self.clock)}; of CPU time {_span(self.cpu)}; {threads}"
+        on = f", {self.inputs}" if self.inputs else ""
+        spread = f"{_span(self.clock)}; of CPU time {_span(self.cpu)}; {threads}{on}"
         said = f"{self.clock.median:.2f} times as fast"
         if not self.is_measurable:
             said = "no measurable difference"
@@ -101,7 +106,7 @@ def milliseconds(number: float) -> str:
 def not_timed(note: str) -> Timing:
     """What stands for a timing that could not be made."""
     nothing = Ratio(0.0, 0.0, 0.0)
-    return Timing(0.0, 0.0, nothing, nothing, 0, 0, note)
+    return Timing(0.0, 0.0, nothing, nothing, 0, 0, note=note)
 
 
 def timed(
@@ -120,10 +125,12 @@ def timed(
         rounds = interleaved(original, folded, inputs.feeds, threads, bounds)
     except (EngineError, Exhausted) as error:
         return not_timed(str(error))
-    return of_samples(rounds, threads)
+    shapes = [f"{name} {list(array.shape)}" for name, array in inputs.feeds.items()]
+    more = f" and {len(shapes) - _NAMED} more" if len(shapes) > _NAMED else ""
+    return of_samples(rounds, threads, ", ".join(shapes[:_NAMED]) + more)
 
 
-def of_samples(rounds: Sequence[Sequence[Sample]], threads: int) -> Timing:
+def of_samples(rounds: Sequence[Sequence[Sample]], threads: int, inputs: str = "") -> Timing:
     """The timing that samples give, apart for each pair of sessions."""
     samples = [sample for each in rounds for sample in each]
     return Timing(
@@ -133,6 +140,7 @@ def of_samples(rounds: Sequence[Sequence[Sample]], threads: int) -> Timing:
         _ratio([[s.cpu_before / max(s.cpu_after, 1e-12) for s in each] for each in rounds]),
         len(samples),
         threads,
+        inputs,
     )
 
 

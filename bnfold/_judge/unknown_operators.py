@@ -17,6 +17,7 @@ from bnfold._run.cut import cuts
 from bnfold._run.draws import FixedDraws
 from bnfold._run.endings import Endings
 from bnfold._run.libraries import Kind, imported, is_defined, kind_of, unknown_operators
+from bnfold._run.ports import alike_in_ports
 
 _MOST_TOLD = 4
 
@@ -26,11 +27,12 @@ def cut_apart(pair: Pair, terms: Terms, error: NotLoadedError) -> tuple[list[Pai
 
     These are operators that it does not know, and the one that it has no kernel for. There may be
     several ways to cut, likelier ones first: sizes of what such an operator writes are not known.
-    There is none where the two models do not have the same operators.
+    There is none where the two models do not have the same operators, inputs and outputs.
     """
     original, folded = pair.original.proto(), pair.folded.proto()
     kinds: set[Kind] = unknown_operators(original, terms.bounds)
     kinds |= _without_kernel(original, folded, error.why)
+    kinds = kinds if alike_in_ports(original, folded) else set()
     draws = FixedDraws(terms.settings.seed)
     ways = []
     for alike in (False, True):

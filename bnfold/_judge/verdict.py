@@ -7,12 +7,16 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from html import escape
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bnfold._core.result import counted, html_table
 from bnfold._judge.difference import Spread
+from bnfold._judge.proof_text import proof_lines
 from bnfold._judge.timing import Timing
 from bnfold._run.flavours import FLAVOURS
+
+if TYPE_CHECKING:
+    from bnfold._relation.proof import Proof
 
 Status = Literal["pass", "fail", "inconclusive"]
 _SUSPECTS = 5
@@ -59,6 +63,8 @@ class Cause(Enum):
         "to the other one"
     )
     BETWEEN_QUANTIZERS = "between the quantizers: {}"
+    PROVED = "proved"
+    PROVED_THOUGH = "proved; {}"
     STEPS_MOVE = "steps of its quantizers move it by {:.2e}"
 
     def words(self, about: tuple[Any, ...]) -> str:
@@ -206,6 +212,7 @@ class EndToEnd:
         providers: what became of the folded model on each provider that was asked for.
         divergence: where the two begin to differ, if that was looked for and found.
         power: the errors that were planted, and whether they showed.
+        proof: what the weights prove, or None where no proof was tried.
         timing: how much faster the folded model is, or None where nobody asked for it.
     """
 
@@ -218,6 +225,7 @@ class EndToEnd:
     providers: tuple[ProviderCheck, ...] = ()
     divergence: Divergence | None = None
     power: tuple[Planted, ...] = ()
+    proof: Proof | None = None
     timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -234,6 +242,7 @@ class EndToEnd:
             "providers": [asdict(check) for check in self.providers],
             "divergence": self.divergence.to_dict() if self.divergence is not None else None,
             "power": [planted.to_dict() for planted in self.power],
+            "proof": self.proof.to_dict() if self.proof is not None else None,
         }
 
     def __str__(self) -> str:
@@ -247,7 +256,8 @@ class EndToEnd:
             (c.output, c.inputs, c.status, _number(c.difference), _number(c.tolerance), c.note)
             for c in self.checks
         ]
-        said = [*located(self), *self.notes]
+        proved = [*proof_lines(self.proof, False)] if self.proof is not None else []
+        said = [*proved, *located(self), *self.notes]
         return (
             f"<p>verification: <b>{self.status}</b></p>{html_table(header, rows) if rows else ''}"
             + "".join(f"<p>{escape(line)}</p>" for line in said)
@@ -276,11 +286,13 @@ def combined(status: Status, others: Collection[Status]) -> Status:
 
 
 def end_to_end_lines(result: EndToEnd, verbose: bool, power: bool = False) -> Iterator[str]:
-    """Yield the largest difference of each output and its tolerance.
+    """Yield what was proved, and the largest difference of each output and its tolerance.
 
     With ``verbose`` there is a line for each input set. With ``power`` the lines always say what
     planted errors showed.
     """
+    if result.proof is not None:
+        yield from proof_lines(result.proof, verbose)
     shown: dict[str, OutputCheck] = {}
     for check in result.checks:
         known = shown.get(check.output)

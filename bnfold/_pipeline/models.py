@@ -24,6 +24,7 @@ from bnfold._pipeline.any_kind import needs_pytorch
 from bnfold._pipeline.equalizing import equalized
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._pipeline.preprocessed import in_front
+from bnfold._pipeline.simplifying import simplified, simplifier
 from bnfold._system import paths, time_limit
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from bnfold._core.result import Plan
     from bnfold._judge.verdict import EndToEnd
     from bnfold._onnx.write.applied import Applied
+    from bnfold._relation.proof import Proof
+    from bnfold._run.bounds import Bounds
     from bnfold._run.input_sets import InputSet
 
 
@@ -57,19 +60,23 @@ def fold_file(
     depthwise: bool = False,
     equalize: bool = False,
     exposing: bool = False,
+    simplify: bool = False,
     observer: Observer | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
-    going to write. With ``depthwise`` norms that stay are written as other operators; with
-    ``equalize`` the ranges of channels are made alike, see `_pipeline/equalizing`. Inputs get the
-    preprocessing of the settings; with ``exposing`` their normalization is taken out. ``observer``
-    looks at a model of ONNX while it is folded. Raises `UsageError` for a file that cannot be read
-    or written; then no file is left behind.
+    going to write. With ``depthwise`` norms that stay are written as other operators. With
+    ``simplify`` another tool simplifies the result, see `_pipeline/simplifying`; with ``equalize``
+    the ranges of channels are made alike, see `_pipeline/equalizing`. Inputs get the preprocessing
+    of the settings; with ``exposing`` their normalization is taken out. ``observer`` looks at a
+    model of ONNX while it is folded. Raises `UsageError` for a file that cannot be read or written,
+    and where there is nothing to simplify with; then no file is left behind.
     """
     progress("reading")
+    if simplify:
+        simplifier()
     if output is not None:
         paths.check_writable(output)
     if path.suffix == ".pt2":
@@ -107,6 +114,7 @@ def fold_file(
             depthwise,
             equalize,
             exposing,
+            simplify,
             stack,
             observer,
         )
@@ -124,6 +132,7 @@ def _fold_model(
     depthwise: bool,
     equalize: bool,
     exposing: bool,
+    simplify: bool,
     files: ExitStack,
     observer: Observer | None,
 ) -> Outcome:
@@ -132,7 +141,8 @@ def _fold_model(
     ``original`` is its file in binary form, behind its preprocessing. Temporary files last as long
     as the stack of ``files``.
     """
-    model = load_model(path, follow_links=settings.follow_links)
+    plain = not (settings.preprocessing or exposing)
+    model = load_model(path, lean=plain, follow_links=settings.follow_links)
     names = listed(model)
     frozen = len(names) if settings.frozen else 0
     if frozen:
@@ -160,7 +170,7 @@ def _fold_model(
         rewritten = planned.apply()
         told = front.told(model, planned.plan)
     over_itself = output is not None and paths.is_same(output, path)
-    if over_itself and not changed and not equalize:
+    if over_itself and not changed and not equalize and not simplify:
         verdict = Verdict("unchanged")
         size = size_before
         return Outcome(path, planned.plan, verdict, size, size, None, hanging=stuck)
@@ -193,14 +203,19 @@ def _fold_model(
             verdict = Verdict("skipped" if changed else "unchanged")
         written = output if verdict.status != "fail" else None
         with ExitStack() as stack:
-            final, equalization = draft, None
+            final, equalization, simplification = draft, None, None
             unprepared = replace(settings, preprocessing=())  # both files have it
+            if simplify and verdict.status != "fail":
+                final, simplification = stack.enter_context(
+                    simplified(draft, path, verify, inputs, unprepared, progress)
+                )
             if equalize and verdict.status != "fail":
                 final, equalization = stack.enter_context(
-                    equalized(draft, path, verify, inputs, unprepared, progress)
+                    equalized(final, path, verify, inputs, unprepared, progress)
                 )
-                if over_itself and not changed and not equalization.applied:
-                    written = None
+            extras = [done for done in (simplification, equalization) if done is not None]
+            if over_itself and not changed and not any(done.applied for done in extras):
+                written = None
             if written is not None:
                 time_limit.lift()
                 final.commit()
@@ -219,6 +234,7 @@ def _fold_model(
         stuck,
         equalization,
         told,
+        simplification,
     )
 
 
@@ -273,7 +289,11 @@ class _FoldedFile:
     owed: Mapping[str, Preprocessing] = field(default_factory=dict)
 
     def judge(self, applied: Sequence[Applied]) -> Verdict:
-        """The verdict: certificates from the files on disk first, then a run of both models."""
+        """The verdict: a proof and certificates from the files on disk, then a run of both.
+
+        What is proved is not probed on numbers besides.
+        """
+        from bnfold._judge import by_proof
         from bnfold._judge.activations import Activations
         from bnfold._judge.end_to_end import compare
         from bnfold._judge.other_pairings import drawing_alike
@@ -287,7 +307,6 @@ class _FoldedFile:
         from bnfold._run.source import Parsed, Source
 
         hush()
-        self.progress("certifying every fold")
         with (
             runnable(self.original, self.data) as original,
             runnable(self.draft.path, self.draft.data) as folded,
@@ -300,17 +319,21 @@ class _FoldedFile:
             edits = (freeze,) if self.settings.frozen and listed(before) else ()
             for edit in edits:
                 edit(before)
+            self.progress("proving")
+            proof = self._proof(before, after, bounds)
+            self.progress("certifying every fold")
             start, path = before, original
             if self.started is not None:
                 path = self.started
                 start = load_model(path, lean=True, follow_links=True)
+            numbers = Activations(path, self.inputs, self.settings, bounds).numbers
             certificates = certify(
                 start,
                 after,
                 applied,
                 path.parent if self.started is not None else self.original.parent,
                 self.draft.path.parent,
-                Activations(path, self.inputs, self.settings, bounds).numbers,
+                None if by_proof.is_proved(proof) else numbers,
                 bounds,
             )
             resting = [
@@ -345,9 +368,21 @@ class _FoldedFile:
                     resting=resting,
                     progress=self.progress,
                     notes=[draws.told()] if draws else (),
+                    proof=proof,
                 )
 
             end_to_end, _ = drawing_alike(judged, ways)
         wrong = any(certificate.fails for certificate in certificates)
         status: RunStatus = "fail" if wrong else end_to_end.status
         return Verdict(status, certificates, end_to_end)
+
+    def _proof(self, before: ModelProto, after: ModelProto, bounds: Bounds) -> Proof | None:
+        """What the weights of both files prove, if a proof is asked for."""
+        from bnfold._judge import by_proof
+
+        size = size_on_disk(self.original, before) + size_on_disk(self.draft.path, after)
+        if self.owed:
+            after = load_model(self.draft.path, lean=True, follow_links=True)
+            prepend(after, wanted=self.owed)
+        sides = (before, self.original.parent), (after, self.draft.path.parent)
+        return by_proof.proof_of(*sides, size, self.settings, bounds)

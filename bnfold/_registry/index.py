@@ -92,13 +92,17 @@ def write(
 
 
 def page(data: Mapping[str, Any]) -> str:
-    """The page: one file that asks nobody for anything. Names in it may be a stranger's."""
+    """The page: one file that asks nobody for anything. Names in it may be a stranger's.
+
+    What is not as it should be comes first.
+    """
     template = (resources.files("bnfold") / "_registry" / "index.html").read_text(encoding="utf-8")
     heads = "".join(
         f'<th scope="col" data-kind="{kind}"><button type="button">{name}</button></th>'
         for name, kind in _COLUMNS
     )
-    rows = "\n".join(_row(model) for model in data["models"])
+    models = sorted(data["models"], key=lambda model: model["verdict"] in _GOOD)
+    rows = "\n".join(_row(model) for model in models)
     told = ", ".join(f"{count} {name}" for name, count in data["counts"].items())
     left_out = told_over(data["passed_over"])
     state = "" if data["complete"] else "The run is not over. "
@@ -133,7 +137,7 @@ def _row(model: Mapping[str, Any]) -> str:
         _number(model["folds"]),
         _number(model["kept"]),
         _number(model["distance"], ".3g"),
-        _number(sizes["after"] / 1e6 if sizes["after"] is not None else None, ".2f"),
+        _number(sizes["after"] / 1e6 if sizes["after"] is not None else None, ".3g"),
         _number(model["seconds"], ".2f"),
         f"<td>{_link(report, 'JSON') if report else ''}</td>",
     )

@@ -27,7 +27,7 @@ class Report:
         verdict: "pass", "fail", "inconclusive", "unchanged" (nothing folds) or "skipped" (nothing
             was to be verified); None where there is none.
         code: the exit code of the command for this model.
-        message: what was wrong, in one line; "" where nothing was.
+        message: what was wrong, in one line; "" where nothing was, or nothing is known.
         seconds: how long it took.
         output: the file that was written, or None.
         report: the file that holds all of this and everything known about the fold, or None.
@@ -67,9 +67,11 @@ class Report:
         end_to_end = details["verification"]["end_to_end"] or {}
         ratios = [check.get("ratio") for check in end_to_end.get("checks", ())]
         known = [ratio for ratio in ratios if isinstance(ratio, int | float)]
+        verdict = details["verification"]["status"]
         return replace(
             self,
-            verdict=details["verification"]["status"],
+            verdict=verdict,
+            message=self.message or (_why(details) if verdict in ("fail", "inconclusive") else ""),
             output=details["output"],
             operators=(sum(operators["before"].values()), sum(operators["after"].values())),
             bytes=(details["bytes"]["before"], details["bytes"]["after"]),
@@ -78,6 +80,22 @@ class Report:
             distance=max(known) if known else None,
             details=details if self.report is None else None,
         )
+
+
+def _why(details: Mapping[str, Any]) -> str:
+    """What a verdict that is no pass rests on: the first thing that does not hold."""
+    verification = details["verification"]
+    for certificate in verification["certificates"]:
+        if not certificate["holds"] and (certificate["problem"] or not certificate["unchecked"]):
+            return f"{certificate['into']}: {certificate['problem'] or 'its weights are off'}"
+    end_to_end = verification["end_to_end"] or {}
+    for check in end_to_end.get("checks", ()):
+        if check["status"] == "fail":
+            return f"{check['output']} differs on {check['inputs']} inputs"
+    troubles = [*end_to_end.get("notes", ())]
+    troubles += [each["note"] for each in end_to_end.get("providers", ()) if each["note"]]
+    troubles += [each["note"] for each in end_to_end.get("checks", ()) if each["note"]]
+    return str(troubles[0]) if troubles else ""
 
 
 @dataclass(frozen=True)

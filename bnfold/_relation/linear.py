@@ -23,6 +23,8 @@ from bnfold._relation.side import Side, Weight, attributes
 Array = NDArray[Any]
 _SUMMED = 1 << 20
 """So many weights are added up at a time."""
+_FEW = 64
+"""So many channels may come in another order, at most."""
 _TAPS = 1 << 16
 """Windows of more places are compared as they are."""
 
@@ -47,6 +49,8 @@ class Applied:
 
 def read(side: Side, scope: Scope, node: NodeProto) -> Applied | None:
     """The linear operator that a node is, or None."""
+    if type_of(node) == "Gather":
+        return _reordering(side, scope, node)
     reader = _READERS.get(type_of(node))
     if reader is None or len(node.input) < 2 or not all(node.input[:2]):
         return None
@@ -232,6 +236,42 @@ def _linear(
         unit=weight.unit,
         name=weight.name,
     )
+
+
+def _reordering(side: Side, scope: Scope, node: NodeProto) -> Applied | None:
+    """Gather by constant indices, each place of the axis once: ``y[o] = Σ P[o, c]·x[c]``.
+
+    P has one 1 in each row and each column. So what stands behind can be added up with it. It is
+    one for channels, along axis 1 or the last, and for few of them.
+    """
+    shape = side.shapes.shape(scope, node.input[0])
+    indices = side.constant(scope, node.input[1])
+    if shape is None or indices is None or not side.is_float(scope, node.input[0]):
+        return None
+    rank, axis = len(shape), attributes(node).get("axis", 0)
+    if not -rank <= axis < rank or axis % rank not in (1, rank - 1) or len(indices.shape) != 1:
+        return None
+    count = indices.shape[0]
+    if shape[axis] != count or not 0 < count <= _FEW:
+        return None
+    order = np.asarray(indices.load())
+    order = np.where(order < 0, order + count, order)
+    if sorted(order.tolist()) != list(range(count)):
+        return None
+
+    def load() -> Array:
+        made: Array = np.eye(count)[order][:, :, None]
+        return made
+
+    ones = (1,) * max(rank - 2, 0)
+    kind: tuple[Hashable, ...] = ("window", ones, tuple(-each for each in ones))
+    places, axes = ((0,) * len(ones),), (1, 1)
+    if axis % rank == rank - 1:
+        kind, places, axes = ("product", -1, -1), ((),), (-1, -1)
+    unit = float(np.finfo(np.float32).eps)
+    weight = Weight(node.input[1], (count, count), unit, load)
+    linear = _linear(weight, kind, axes, load, count, count, 1, places)
+    return Applied(node.input[0], linear, rank, rank)
 
 
 _READERS = {

@@ -9,9 +9,12 @@ import itertools
 from collections.abc import Collection, Sequence
 
 import numpy as np
+from onnx import NodeProto
 
+from bnfold._onnx.read.scopes import Scope
 from bnfold._relation.expressions import Linear
 from bnfold._relation.table import Table
+from bnfold._run.nodes import reads
 
 _ALIKE = frozenset(
     (
@@ -20,6 +23,16 @@ _ALIKE = frozenset(
     )
 )
 """Operators whose channels are made of the same channel of their data."""
+
+
+def needed(scope: Scope, results: Collection[str]) -> list[NodeProto]:
+    """The nodes of a graph that some of its tensors depend on, in order."""
+    wanted, found = set(results), list[NodeProto]()
+    for node in reversed(scope.nodes):
+        if not wanted.isdisjoint(filter(None, node.output)):
+            wanted.update(reads(node))
+            found.append(node)
+    return found[::-1]
 
 
 def varies(table: Table, base: int) -> bool:

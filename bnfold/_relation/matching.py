@@ -5,13 +5,13 @@ The first file adds what it does not find. Of the second file, what is not found
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from onnx import NodeProto
 
-from bnfold._onnx.read.scopes import Scope, label, type_of
+from bnfold._onnx.read.scopes import Scope, bodies, label, type_of
 from bnfold._relation.call import Call
 from bnfold._relation.cores import Core
 from bnfold._relation.expressions import (
@@ -60,8 +60,8 @@ class Matcher:
     ``forced`` are bases that count as equal, whatever the weights say: by base, who reads the
     difference. ``loose`` has by base why the first file does not have it: that is no problem where
     the next operator makes one operator of both, and where nothing depends on it. ``is_open``
-    says that another relation of constant channels could have been followed: what differs behind
-    them may be equal.
+    says that another relation of constant channels could have been followed, or another operator
+    taken for one that draws random numbers: what differs behind them may be equal.
     """
 
     side: Side
@@ -83,6 +83,7 @@ class Matcher:
             candidates = self.table.operators.get(form.key, [])
             if drawn:
                 candidates = [] if self.is_first else [c for c in candidates if not c.is_used]
+                self.is_open |= len(candidates) > 1
             for known in candidates:
                 relations = self.relations(known, form.given)
                 if relations is None or (form.is_moved and any(map(_varies, relations))):
@@ -332,6 +333,11 @@ def _bases(value: Expression) -> frozenset[int]:
 def is_random(node: NodeProto) -> bool:
     """Whether two operators of this type may put out other numbers for the same data."""
     return node.op_type in RANDOM or node.domain not in _KNOWN_DOMAINS
+
+
+def draws(nodes: Iterable[NodeProto]) -> bool:
+    """Whether one of some nodes may put out other numbers for the same data, or one in a body."""
+    return any(is_random(n) or any(draws(b.node) for _, b in bodies(n)) for n in nodes)
 
 
 def _varies(related: Related | None) -> bool:

@@ -8,10 +8,10 @@ the same.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx.inliner
@@ -21,9 +21,9 @@ from bnfold._onnx.read.constants import Constant
 from bnfold._onnx.read.scopes import Scope
 from bnfold._relation.expressions import Expression, of_base
 from bnfold._relation.integers import Integers, Sizes
-from bnfold._relation.liveness import is_read, varies
+from bnfold._relation.liveness import is_read, needed, varies
 from bnfold._relation.lowering import lowered
-from bnfold._relation.matching import Matcher
+from bnfold._relation.matching import Matcher, draws
 from bnfold._relation.problems import Blame, Blamed, Layer, Problem
 from bnfold._relation.side import Side
 from bnfold._relation.table import Table, fingerprint
@@ -33,6 +33,17 @@ _SURE = 4
 """Weights that are apart by so many times what rounding explains are no rounding."""
 _ATTEMPTS = 64
 """So many layers are looked behind whose outputs are scaled otherwise."""
+_SHARED = "it may share random numbers with another output in one of the files alone"
+
+
+@dataclass(frozen=True)
+class OutputProof:
+    """What was found of one output of the models, by its name in the first; see `Proof`."""
+
+    name: str
+    status: str
+    at: str = ""
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,12 +56,14 @@ class Proof:
             where they are proved.
         why: what differs there, or why the walk ended.
         layers: the sums of linear operators that agree, in order.
+        outputs: the same for each output by itself; empty where the walk did not begin.
     """
 
     status: str
     at: str = ""
     why: str = ""
     layers: Sequence[Layer] = ()
+    outputs: Sequence[OutputProof] = ()
 
     @property
     def distance(self) -> float:
@@ -65,6 +78,7 @@ class Proof:
             "why": self.why,
             "distance": self.distance,
             "layers": [asdict(layer) for layer in self.layers],
+            "outputs": [asdict(output) for output in self.outputs],
         }
 
     def __str__(self) -> str:
@@ -73,31 +87,35 @@ class Proof:
         return f"{self.status}{place}: {self.why}" if self.why else self.status
 
 
+class Stopped(Exception):
+    """A proof is to end here; the text says why."""
+
+
 def prove(
     first: ModelProto,
     second: ModelProto,
     first_dir: Path | None = None,
     second_dir: Path | None = None,
+    watch: Callable[[], None] = lambda: None,
 ) -> Proof:
     """Prove that two models compute the same outputs, up to the rounding of stored weights.
 
-    Nodes of every graph are in order. Nothing is run. Raises `UsageError` for weights that cannot
-    be read.
+    Nodes of every graph are in order. Nothing is run. ``watch`` is called at every operator; it may
+    raise `Stopped`. Raises that and `UsageError` for weights that cannot be read.
     """
     models = [onnx.inliner.inline_local_functions(m) if m.functions else m for m in (first, second)]
     one, other = (
         Side.of(m, folder)
         for m, folder in zip(lowered(*models), (first_dir, second_dir), strict=True)
     )
-    return prove_sides(one, other)
+    return prove_sides(one, other, watch)
 
 
 @np.errstate(divide="ignore", invalid="ignore", over="ignore")  # Weights may be infinite.
-def prove_sides(one: Side, other: Side) -> Proof:
-    """The same of two models that have been read. Raises `UsageError` as `prove` does."""
+def prove_sides(one: Side, other: Side, watch: Callable[[], None] = lambda: None) -> Proof:
+    """The same of two models that have been read. Raises as `prove` does."""
     table = Table()
     sizes = Sizes()
-    start = Walk(one, Matcher(one, table, True), Integers(one, sizes))
     graphs = one.scopes[0], other.scopes[0]
     inputs = [
         [v for v in scope.graph.input if side.constant(scope, v.name) is None]
@@ -115,22 +133,85 @@ def prove_sides(one: Side, other: Side) -> Proof:
         if _default(one, graphs[0], a.name) != _default(other, graphs[1], b.name):
             return Proof("not proved", b.name, "this input has another default value")
     bases = {a.name: table.fresh(one.shapes.type(graphs[0], a.name)) for a in inputs[0]}
+    start = Walk(one, Matcher(one, table, True), Integers(one, sizes), watch=watch)
     for name, base in bases.items():
         start.give(graphs[0], name, of_base(base))
     start.graph(graphs[0])
-    wanted = [(a, start.result(graphs[0], a.name)) for a, _ in results]
-    forced: dict[int, Blame] = {}
-    is_open = False
-    while True:
-        table.reset()
-        other.values.clear()
-        walk = Walk(other, Matcher(other, table, False, forced), Integers(other, sizes))
-        for a, b in pairs:
-            walk.give(graphs[1], b.name, of_base(bases[a.name]))
+    wanted = [_Result(a.name, b.name, start.result(graphs[0], a.name)) for a, b in results]
+    given = {b.name: of_base(bases[a.name]) for a, b in pairs}
+    task = _Task(other, table, sizes, given, watch)
+    whole = _of_results(task, wanted)
+    if whole.status == "proved" or len(wanted) == 1:
+        found = [OutputProof(r.first, whole.status, whole.at, whole.why) for r in wanted]
+        return replace(whole, outputs=found)
+    return _with_each(whole, task, wanted)
+
+
+class _Result(NamedTuple):
+    """An output by its name in both files, and what it is in the first."""
+
+    first: str
+    second: str
+    value: Expression
+
+
+class _Task(NamedTuple):
+    """The second file, what it is given, and the table and the sizes of the first."""
+
+    side: Side
+    table: Table
+    sizes: Sizes
+    given: Mapping[str, Expression]
+    watch: Callable[[], None]
+
+
+def _with_each(whole: Proof, task: _Task, wanted: Sequence[_Result]) -> Proof:
+    """The proof of several outputs, each by itself: only what it depends on is walked for it.
+
+    Where one of them is refuted, the whole is. Outputs that draw random numbers are proved only
+    together: each by itself they may share numbers in one file and not in the other.
+    """
+    found: list[OutputProof] = []
+    for result in wanted:
         try:
-            walk.graph(graphs[1])
-            for (_, value), (_, name) in zip(wanted, results, strict=True):
-                walk.found.require_same(name.name, value, walk.result(graphs[1], name.name))
+            own = _of_results(task, [result])
+        except Stopped as stopped:
+            own = Proof("not proved", "", str(stopped))
+        found.append(OutputProof(result.first, own.status, own.at, own.why))
+    proved = [r for r, each in zip(wanted, found, strict=True) if each.status == "proved"]
+    drawn = {r.first for r in proved if draws(needed(task.side.scopes[0], [r.second]))}
+    if drawn and len(proved) > 1 and not _are_together(task, proved):
+        found = [
+            replace(each, status="not proved", why=_SHARED) if each.name in drawn else each
+            for each in found
+        ]
+    wrong = next((each for each in found if each.status == "refuted"), None)
+    if wrong is not None:
+        whole = replace(whole, status="refuted", at=wrong.at, why=wrong.why)
+    return replace(whole, outputs=found)
+
+
+def _are_together(task: _Task, wanted: Sequence[_Result]) -> bool:
+    try:
+        return _of_results(task, wanted).status == "proved"
+    except Stopped:
+        return False
+
+
+def _of_results(task: _Task, wanted: Sequence[_Result]) -> Proof:
+    """Walk what some outputs of the second file need, and compare these with the first's."""
+    side, forced, is_open = task.side, dict[int, Blame](), False
+    while True:
+        task.table.reset()
+        side.values.clear()
+        matcher = Matcher(side, task.table, False, forced)
+        walk = Walk(side, matcher, Integers(side, task.sizes), watch=task.watch)
+        for name, value in task.given.items():
+            walk.give(side.scopes[0], name, value)
+        try:
+            walk.graph(side.scopes[0], [result.second for result in wanted])
+            for _, name, value in wanted:
+                walk.found.require_same(name, value, walk.result(side.scopes[0], name))
             break
         except Blamed as blamed:
             if len(forced) >= _ATTEMPTS:
@@ -138,7 +219,7 @@ def prove_sides(one: Side, other: Side) -> Proof:
             forced.update(dict.fromkeys(blamed.bases, blamed.by))
         is_open |= walk.found.is_open
     walk.found.is_open |= is_open
-    return _concluded(walk.found, table, [value for _, value in wanted])
+    return _concluded(walk.found, task.table, [result.value for result in wanted])
 
 
 def _paired(

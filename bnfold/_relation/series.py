@@ -54,15 +54,17 @@ def expanded(value: Expression, sums: Mapping[int, Sum]) -> Expression | None:
 def _of_term(term: Term, value: Expression, sums: Mapping[int, Sum]) -> Expression | None:
     """What a term is in the data of what it reads, or None."""
     inner, linear = sums.get(term.base), term.linear
-    if inner is None or (linear is not None and linear.of_shift):
+    if inner is None:
         return None
     held = inner.expression
+    if linear is not None and linear.of_shift:
+        return _of_image(term, held)
     if linear is None:  # A sum in another one: what it adds up is added up there.
         return _of_sum(term, inner)
     if held.is_wide:
         return None
     pointwise = all(_is_pointwise(each.linear) for each in held.terms)
-    if linear.is_padded and not (pointwise and not held.shift.any()):
+    if linear.is_padded and not pointwise:
         return None
     middle = linear.group * linear.columns
     made: list[Term] = []
@@ -77,11 +79,15 @@ def _of_term(term: Term, value: Expression, sums: Mapping[int, Sum]) -> Expressi
         made.append(Term(each.base, term.scale, term.error, one))
     shift = Expression((Term(term.base),), held.shift, held.mass, held.error, held.unit)
     moved = apply(Applied("", linear, inner.rank, inner.rank), shift)
-    if moved is None or len(moved.terms) > 1:
+    if moved is None:
         return None
     # The shift of what it reads, behind it: its own term is what `made` replaces.
-    moved = replace(moved, terms=()).scaled(term.scale, term.error, value.unit)
-    return replace(moved, terms=tuple(made))
+    moved = replace(moved, terms=moved.terms[1:]).scaled(term.scale, term.error, value.unit)
+    images = [_of_image(image, held) for image in moved.terms]
+    if None in images:
+        return None
+    rest = [image.terms[0] for image in images if image is not None]
+    return replace(moved, terms=(*made, *rest))
 
 
 def _of_sum(term: Term, inner: Sum) -> Expression | None:
@@ -90,6 +96,17 @@ def _of_sum(term: Term, inner: Sum) -> Expression | None:
         return None  # Channels that depend on nothing stand for themselves.
     held = inner.expression
     return replace(held, origins=frozenset()).scaled(term.scale, term.error, held.unit)
+
+
+def _of_image(term: Term, held: Expression) -> Expression | None:
+    """An image of ones in the place of data that one pointwise window makes of other data.
+
+    It depends on their sizes alone, and these are the same.
+    """
+    inner = held.terms[0].linear if len(held.terms) == 1 and not held.is_wide else None
+    if inner is None or inner.kind[0] != "window" or not _is_pointwise(inner):
+        return None
+    return Expression((replace(term, base=held.terms[0].base),))
 
 
 def _is_pointwise(linear: Linear | None) -> bool:

@@ -50,7 +50,7 @@ class Side:
     """One file. ``values`` has the expressions of tensors by graph and name.
 
     ``ranks`` has ranks that shape inference does not know, but an operator's weights tell.
-    ``functions`` are the model's local functions.
+    ``functions`` are the model's local functions. ``versions`` has those of the operators' domains.
     """
 
     scopes: list[Scope]
@@ -59,6 +59,7 @@ class Side:
     values: dict[tuple[str, str], Expression] = field(default_factory=dict)
     ranks: dict[tuple[str, str], int | None] = field(default_factory=dict)
     functions: Hashable = ()
+    versions: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: ModelProto, base_dir: Path | None) -> Side:
@@ -68,7 +69,15 @@ class Side:
             _refuse_references(scope)
         shapes = infer(model, scopes)
         functions = tuple(sorted(f.SerializeToString(deterministic=True) for f in model.functions))
-        return cls(scopes, Constants(base_dir, shapes), shapes, functions=functions)
+        versions = {each.domain: each.version for each in model.opset_import}
+        return cls(
+            scopes, Constants(base_dir, shapes), shapes, functions=functions, versions=versions
+        )
+
+    def opset(self, scope: Scope, node: NodeProto) -> int:
+        """The version of an operator's domain; 0 if the file does not say it."""
+        own = node.domain in ("", "ai.onnx")
+        return scope.opset if own else self.versions.get(node.domain, 0)
 
     def body(self, graph: Any) -> Scope:
         """The scope of a graph of the model."""

@@ -121,15 +121,17 @@ def key_of(
 ) -> Hashable:
     """What two operators have in common that put out the same: type, attributes, and data.
 
-    ``types`` are the element types of what it puts out.
+    ``opset`` is the version of the operator's domain: of one that ONNX does not define, every
+    version may define the operator anew. ``types`` are the element types of what it puts out.
 
     Attributes that are left out have the defaults of the operator's definition.
     """
     given = {a.name: _frozen(a) for a in node.attribute if not (a.HasField("g") or a.graphs)}
-    version = 0
-    if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type):
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    version = opset if domain else 0
+    if onnx.defs.has(node.op_type, domain):
         try:
-            schema = onnx.defs.get_schema(node.op_type, opset)
+            schema = onnx.defs.get_schema(node.op_type, opset, domain)
         except onnx.defs.SchemaError:
             schema = None
         if schema is not None:

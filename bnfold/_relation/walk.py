@@ -6,7 +6,7 @@ what it finds with other numbers, are problems.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from bnfold._relation.expressions import (
     lies_along,
     of_base,
 )
+from bnfold._relation.liveness import needed
 from bnfold._relation.matching import Form, is_random, rows_of
 from bnfold._relation.moving import Moving
 from bnfold._relation.places import (
@@ -44,14 +45,17 @@ class Walk(Moving):
     """One file on its way through the table.
 
     ``inside`` is the operator whose body is walked, and which of its bodies; None in the main
-    graph.
+    graph. ``watch`` is called at each operator; it may end the walk.
     """
 
     inside: tuple[Known, str] | None = None
+    watch: Callable[[], None] = lambda: None
 
-    def graph(self, scope: Scope) -> None:
-        """Go through the operators of a graph."""
-        for node in scope.nodes:
+    def graph(self, scope: Scope, results: Collection[str] | None = None) -> None:
+        """Go through the operators of a graph; only those that some results need, if given."""
+        nodes = scope.nodes if results is None else needed(scope, results)
+        for node in nodes:
+            self.watch()
             self._node(scope, node)
 
     def _node(self, scope: Scope, node: NodeProto) -> None:
@@ -203,7 +207,7 @@ class Walk(Moving):
         if type_of(node) in _COMMUTATIVE and scope.opset >= 7 and not is_call:
             order = sorted(range(len(words)), key=lambda place: str(words[place]))
             words, values = [words[k] for k in order], [values[k] for k in order]
-        key = key_of(core.node, scope.opset, words, types)
+        key = key_of(core.node, self.side.opset(scope, core.node), words, types)
         if is_call:
             key = key, self.side.functions
         if is_random(node):  # In a body it is drawn each time that the body runs.
@@ -256,7 +260,9 @@ class Walk(Moving):
         graphs = [self.side.body(graph) for _, graph in named]
         key = key, tuple(name for name, _ in named)
         known = None
-        for candidate in [] if self.found.is_first else self.found.table.operators.get(key, []):
+        candidates = [] if self.found.is_first else self.found.table.operators.get(key, [])
+        self.found.is_open |= sum(not each.is_used for each in candidates) > 1
+        for candidate in candidates:
             relations = self.found.relations(candidate, given)
             fitting = [len(each) for each in candidate.formal]
             if relations is None or fitting != [len(g.graph.input) for g in graphs]:

@@ -16,6 +16,8 @@ from bnfold._system import paths
 _LEVELS = {"fail": "error", "inconclusive": "warning"}
 """GitHub's word for each status that it shows."""
 
+_TITLES = {"fail": "verification failed", "inconclusive": "could not be judged"}
+"""What an annotation is called that stands for several findings."""
 MOST = 10
 """How many annotations of a step GitHub shows."""
 _SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -92,7 +94,7 @@ def annotation(model: str, status: str, findings: Sequence[Finding]) -> str:
     told = worst.message or worst.status
     if len(shown) > 1:
         told = f"{worst.name}: {told}; and {len(shown) - 1} more, in the summary of the step"
-    title = worst.name if len(shown) == 1 else status
+    title = worst.name if len(shown) == 1 else _TITLES.get(status, status)
     return _command(worst.status, model, title, told)
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from bnfold._core.result import affine_counts, counted, fold_lines
+from bnfold._judge.proof_text import in_units, proof_lines, status_of
 from bnfold._judge.verdict import figures, located
 
 if TYPE_CHECKING:
     from bnfold._judge.verdict import EndToEnd
     from bnfold._pipeline.outcome import Outcome
     from bnfold._proof.evidence import Certificate
+    from bnfold._relation.proof import Proof
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,19 @@ def of_fold(outcome: Outcome) -> Iterator[Finding]:
     if done is not None and done.proof is not None:
         told = Finding("proof", "equalized", "pass", str(done.proof))
         yield replace(told, status="inconclusive", message=done.refused) if done.refused else told
+    if outcome.simplification is not None and outcome.simplification.refused:
+        refused = outcome.simplification
+        yield Finding("proof", f"simplified by {refused.by}", "inconclusive", refused.refused)
 
 
 def of_verify(result: EndToEnd) -> Iterator[Finding]:
-    """Yield the findings of a comparison. One that could not be made has no outputs."""
+    """Yield the findings of a comparison. One that could not be made has no outputs.
+
+    What is not proved is no finding of its own where a run has shown enough.
+    """
+    proof = result.proof
+    if proof is not None and (proof.status != "not proved" or result.status != "pass"):
+        yield from of_proof(proof)
     for check in result.checks:
         name = f"{check.output} on {check.inputs} inputs"
         yield Finding("output", name, check.status, figures(check))
@@ -80,6 +91,17 @@ def of_verify(result: EndToEnd) -> Iterator[Finding]:
         yield Finding("verification", f"on {deployed.provider}", deployed.status, deployed.note)
     if not result.checks:
         yield Finding("verification", "both models", result.status, "; ".join(result.notes))
+
+
+def of_proof(proof: Proof) -> Iterator[Finding]:
+    """Yield a finding for each layer that agrees, and one for the files."""
+    for layer in proof.layers:
+        yield Finding("layer", layer.at, "pass", in_units(layer.distance))
+    status = status_of(proof)
+    if status == "pass":
+        yield Finding("proof", "both models", status, next(proof_lines(proof, False)))
+    else:
+        yield Finding("proof", proof.at or "both models", status, proof.why)
 
 
 def certified(certificate: Certificate) -> str:

@@ -23,14 +23,16 @@ NARROWEST = 40
 _HANG = 2
 _PART = re.compile(r"[^/;,]*[/;,]+|[^/;,]+")
 """The parts of a path or a name, each with the mark at its end."""
+_WORDS = re.compile(r"-\w (?:'[^']*'\S*|\S+)|'[^']*'\S*|\S+")
+"""The words of a command; an option stays beside its value."""
 _SMALLER = re.compile(r"[^._:-]*[._:-]+|[^._:-]+")
 
 
 class Line(str):
     """One line, and what it stands for. Whatever is done with its text makes a plain text of it.
 
-    ``or_else`` is what is shown instead where it does not fit the terminal in one piece: a command
-    is there to be copied.
+    A ``type`` line is a command, there to be copied: it goes on behind a backslash. ``or_else`` is
+    what is shown instead where one of its words alone is wider than the terminal.
     """
 
     style: Style
@@ -61,8 +63,8 @@ def wrapped(line: str, text: str, width: int) -> list[str]:
     width = max(width, NARROWEST)
     if cells(text) <= width:
         return [text]
-    if isinstance(line, Line) and line.or_else:
-        return wrapped(line.or_else, line.or_else, width)
+    if style_of(line) == "type":
+        return _command(line, text, width)
     indent = text[: len(text) - len(text.lstrip(" "))][: width // 2]
     hang = indent + " " * _HANG
     lines, current, empty = [], indent, True
@@ -73,6 +75,23 @@ def wrapped(line: str, text: str, width: int) -> list[str]:
             current, space = hang, ""
         current, empty = current + space + word, False
     return [*lines, current]
+
+
+def _command(line: str, text: str, width: int) -> list[str]:
+    """The lines of a command that can be copied: no word of it is broken."""
+    words = _WORDS.findall(text)
+    if cells("    " + max(words, key=cells)) + 2 > width:
+        return [line.or_else if isinstance(line, Line) else text]
+    lines = [""]
+    for word in words:
+        indent = "  " if not lines[0] else "    "
+        joined = f"{lines[-1]} {word}" if lines[-1] else indent + word
+        if cells(joined) + 2 > width:
+            lines[-1] += " \\"
+            lines.append("    " + word)
+        else:
+            lines[-1] = joined
+    return lines
 
 
 def _pieces(text: str, room: int) -> Iterator[tuple[str, bool]]:

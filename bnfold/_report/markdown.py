@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold._core.result import affine_counts, changed_operators, counted, fold_lines
+from bnfold._judge.proof_text import proof_lines
 from bnfold._judge.timing import milliseconds
 from bnfold._report.escapes import cell
 from bnfold._report.text import VERBS, count_certificates, size_in_words
@@ -119,8 +120,6 @@ def of_comparison(
 
 def of_proof(original: str, folded: str, proof: Proof) -> Iterator[str]:
     """Yield the tables of a proof from the weights of two models."""
-    from bnfold._report.proofs import proof_lines
-
     told = "; ".join(cell(line) for line in proof_lines(proof, False))
     yield f"### bnfold: {cell(original)} and {cell(folded)}: {proof.status}"
     yield from _table([("proof", told)])
@@ -197,6 +196,8 @@ def _judged(outcome: Outcome) -> Iterator[tuple[str, str]]:
 def _compared(result: EndToEnd, status: str = "") -> Iterator[tuple[str, str]]:
     """Yield rows about a comparison: its verdict, its largest difference, and what is open."""
     yield "verdict", status or result.status
+    if result.proof is not None:
+        yield "proof", "; ".join(cell(line.strip()) for line in proof_lines(result.proof, False))
     measured = [check for check in result.checks if check.ratio is not None]
     if measured:
         worst = max(measured, key=lambda check: check.ratio or 0.0)

@@ -9,23 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import bnfold
 from bnfold._core.result import changed_operators, counted, fold_lines, kept_lines, table
+from bnfold._judge.proof_text import proof_lines
 from bnfold._judge.verdict import end_to_end_lines
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._report.findings import certified, trouble
 from bnfold._report.lines import VERDICTS, Line
-from bnfold._report.proofs import proof_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from bnfold._core.result import Plan
     from bnfold._judge.verdict import EndToEnd
-    from bnfold._pipeline.outcome import Equalization, Outcome, Verdict
+    from bnfold._pipeline.outcome import Equalization, Outcome, Simplification, Verdict
     from bnfold._proof.evidence import Certificate
+    from bnfold._relation.proof import Proof
 
 SCHEMA = "bnfold.report/1"
 COMPARISON = "bnfold.comparison/1"
 CHECK = "bnfold.check/1"
+PROOF = "bnfold.proof/1"
 
 
 def outcome_document(outcome: Outcome) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "inputs": [change.to_dict() for change in outcome.inputs],
         "verification": outcome.verdict.to_dict(),
         "equalization": outcome.equalization.to_dict() if outcome.equalization else None,
+        "simplification": outcome.simplification.to_dict() if outcome.simplification else None,
     }
 
 
@@ -52,6 +55,17 @@ def comparison_document(original: str, folded: str, result: EndToEnd) -> dict[st
         "original": original,
         "folded": folded,
         **result.to_dict(),
+    }
+
+
+def proof_document(original: str, folded: str, proof: Proof) -> dict[str, Any]:
+    """The proof as plain data; its schema is schemas/proof-1.json."""
+    return {
+        "schema": PROOF,
+        "bnfold": bnfold.__version__,
+        "original": original,
+        "folded": folded,
+        **proof.to_dict(),
     }
 
 
@@ -93,6 +107,8 @@ def outcome_lines(
     if not quiet:
         yield from _plan_lines(outcome, verbose, "" if written else "would ")
     yield from verdict_lines(outcome.verdict, verbose, power)
+    if outcome.simplification is not None and (not quiet or outcome.simplification.refused):
+        yield _simplification_line(outcome.simplification)
     if outcome.equalization is not None and (not quiet or outcome.equalization.refused):
         yield from _equalization_lines(outcome.equalization, verbose)
     if outcome.output is not None:
@@ -104,6 +120,16 @@ def outcome_lines(
         yield Line("no file was written", "bad")
     elif not quiet:
         yield from _what_next(outcome)
+
+
+def _simplification_line(done: Simplification) -> str:
+    """What came of letting another tool simplify the model."""
+    if done.refused:
+        return f"not simplified, {done.by}: {done.refused}"
+    if not done.applied:
+        return f"not simplified: {done.by} finds nothing to take away"
+    proved = "; proved" if done.proof is not None and done.proof.status == "proved" else ""
+    return f"simplified by {done.by}: {done.after} operators, {done.before} without{proved}"
 
 
 def _equalization_lines(done: Equalization, verbose: bool) -> Iterator[str]:
@@ -160,10 +186,9 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
     )
     yield from _what_more(plan, verbose)
     if outcome.hanging:
-        verb = "hangs" if outcome.hanging == 1 else "hang"
         yield (
-            f"{counted(outcome.hanging, 'map')} {verb} on initializers that are listed as inputs, "
-            "which --freeze-initializers takes for fixed"
+            f"{counted(outcome.hanging, 'affine operator')} would fold if nobody overrides the "
+            "initializers that are listed as inputs, too; --freeze-initializers says that"
         )
 
 

@@ -29,6 +29,7 @@ class Endings:
         """Take both. Large weights may be missing in them; those count as different."""
         self._sides = _Side(original), _Side(folded)
         self._same_opsets = _opsets(original) == _opsets(folded)
+        self._drawing: list[tuple[onnx.NodeProto, onnx.NodeProto]] = []
 
     def ahead(self, output: str) -> list[Ahead] | None:
         """The tensors from which on both models compute an output alike.
@@ -38,7 +39,8 @@ class Endings:
 
         Operators are the same if type, attributes, bodies and functions are, and if their constants
         hold the same bytes. An Identity counts as nothing. An operator that draws numbers is the
-        same as one other alone, for two of them draw other numbers.
+        same as one other alone, for two of them draw other numbers: that holds across all outputs
+        that were asked for.
         """
         if not self._same_opsets:
             return None
@@ -63,7 +65,10 @@ class Endings:
         if one is None or other is None or not left.draws(one):
             return True
         makers = [(left.makers.get(each.original), right.makers.get(each.folded)) for each in seen]
-        return all((a is one) == (b is other) for a, b in makers)
+        is_alone = all((a is one) == (b is other) for a, b in [*makers, *self._drawing])
+        if is_alone:
+            self._drawing.append((one, other))
+        return is_alone
 
     def _sources(self, pair: Ahead) -> Ahead:
         left, right = self._sides

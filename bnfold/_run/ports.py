@@ -76,6 +76,16 @@ class Renamed:
         return "; ".join(said)
 
 
+def alike_in_ports(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:
+    """Whether two models say that their inputs and outputs have the same names and types, in the
+    same order.
+    """
+    sides = [[*own_inputs(m.graph), *m.graph.output] for m in (one, other)]
+    return len(sides[0]) == len(sides[1]) and all(
+        a.name == b.name and _agree(a.type, b.type) for a, b in zip(*sides, strict=True)
+    )
+
+
 def renamed(original: onnx.ModelProto, folded: onnx.ModelProto) -> Renamed | None:
     """How to rename the ports of a folded model to those of the original.
 

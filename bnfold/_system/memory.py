@@ -30,9 +30,9 @@ def bound(size: int) -> None:
             error
         )
     _warm_up()
-    held = _held(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    if held >= size:
-        raise UsageError(f"bnfold itself takes {held / 1e6:.0f} MB; give --memory more than that")
+    own = held()
+    if own >= size:
+        raise UsageError(f"bnfold itself takes {own / 1e6:.0f} MB; give --memory more than that")
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if soft != resource.RLIM_INFINITY:
         size = min(size, soft)
@@ -58,6 +58,15 @@ def _warm_up() -> None:
     """
     square = np.ones((_SQUARE, _SQUARE))
     square @ square
+
+
+def held() -> int:
+    """How many bytes of data the process holds; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    return _held(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _held(resident: int) -> int:

@@ -13,7 +13,6 @@ from bnfold._errors import UsageError
 from bnfold._system import scratch
 
 _REASONS = {
-    errno.EEXIST: "a file that it needs to write has appeared meanwhile; run it again",
     errno.ENOENT: "there is no such file",
     errno.EISDIR: "it is a folder",
     errno.ENOTDIR: "a part of the path is not a folder",
@@ -122,13 +121,16 @@ def put_where_none_is(source: Path, target: Path) -> None:
 
     A hard link is made only where nothing is. A file system without them is asked before.
     """
+    taken = FileExistsError(
+        errno.EEXIST, f"{target} has appeared meanwhile; run it again", str(target)
+    )
     try:
         os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError:
+    except FileExistsError as error:
+        raise taken from error
+    except OSError as error:
         if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+            raise taken from error
         os.rename(source, target)
         return
     source.unlink()

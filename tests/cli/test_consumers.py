@@ -98,12 +98,13 @@ def test_junit_of_all_kinds_of_runs(model, settled, strange, wrong):
         ((model,), 0, 0, 0),
         ((settled,), 0, 0, 0),
         ((model, "--no-verify"), 0, 0, 1),
-        ((strange,), 3, 0, 1),
+        ((strange,), 0, 0, 0),
+        ((strange, "--no-prove"), 3, 0, 1),
         ((model, "--provider", "cuda"), 3, 0, 1),
         ((model, "--check"), 1, 1, 0),
         ((settled, "--check"), 0, 0, 0),
-        (("verify", model, wrong), 1, 4, 0),
-        (("verify", strange, strange), 3, 0, 1),
+        (("verify", model, wrong), 1, 5, 0),
+        (("verify", strange, strange, "--no-prove"), 3, 0, 1),
     ):
         ended, suite = junit(*args)
         found = (suite.failures, suite.errors, suite.skipped)
@@ -113,6 +114,7 @@ def test_junit_of_all_kinds_of_runs(model, settled, strange, wrong):
     assert {case.classname for case in suite if case.is_failure} == {
         "bnfold.certificate",
         "bnfold.output",
+        "bnfold.proof",
         "bnfold.verification",
     }
 
@@ -198,13 +200,14 @@ def test_an_annotation_of_an_output_that_means_something(name, model, wrong):
     assert (run.code, level, properties) == (
         1,
         "error",
-        {"file": str(wrong), "title": "bnfold: fail"},
+        {"file": str(wrong), "title": "bnfold: verification failed"},
     )
     assert shown(f"conv1{name}") in message
 
 
 def test_annotations_are_what_junit_calls_failures_and_skipped(model, wrong, strange):
-    for args in (("verify", model, wrong), ("verify", strange, strange), (model, "--no-verify")):
+    unproved = ("verify", strange, strange, "--no-prove")
+    for args in (("verify", model, wrong), unproved, (model, "--no-verify")):
         _, suite = junit(*args)
         wanted = {
             case.name: (case.is_failure, result.message) for case in suite for result in case.result
@@ -290,8 +293,8 @@ def test_the_summary_is_tables_of_what_json_says(nasty, tmp_path):
 
 
 def test_the_summary_of_a_comparison(model, wrong, tmp_path):
-    _, suite = junit("verify", model, wrong)
-    headings, (about, table) = summaries(tmp_path, "verify", model, wrong)
+    _, suite = junit("verify", model, wrong, "--no-prove")
+    headings, (about, table) = summaries(tmp_path, "verify", model, wrong, "--no-prove")
     assert headings == [f"bnfold: {model} and {wrong}: fail"]
     assert dict(about[1:])["verdict"] == "fail"
     assert table == [

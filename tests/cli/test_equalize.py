@@ -56,7 +56,7 @@ def test_the_file_is_equalized_and_proved(pair, file, tmp_path):
     done = run(file, "-o", even, "--equalize", "--report", report)
     assert done.code == 0
     assert any(line.startswith("equalized 2 layers: ") for line in done.lines)
-    assert any(line.startswith("proved: 2 layers agree") for line in done.lines)
+    assert any(line.startswith("proved: 2 of 2 layers agree") for line in done.lines)
     told = json.loads(report.read_text())["equalization"]
     assert told["applied"]
     assert [layer["at"] for layer in told["layers"]] == ["first", "second"]

@@ -83,7 +83,10 @@ def test_junit_of_a_fold(model):
     assert run.code == 0
     assert int(found.get("failures")) == 0
     kinds = {case.get("classname") for case in found.findall("testcase")}
-    assert kinds == {"bnfold.certificate", "bnfold.output", "bnfold.verification"}
+    assert kinds == {
+        *("bnfold.certificate", "bnfold.layer", "bnfold.proof"),
+        *("bnfold.output", "bnfold.verification"),
+    }
 
 
 def test_junit_of_what_failed(model, wrong):
@@ -127,7 +130,7 @@ def test_github_marks_the_file_that_is_wrong(model, wrong, tmp_path):
     ((level, file, title, message),) = found
     assert (level, file) == ("error", str(wrong))
     assert "at fault" in message and re.search(r"and \d+ more, in the summary", message)
-    assert title == "bnfold%3A fail"
+    assert title == "bnfold%3A verification failed"
 
 
 def test_github_escapes_what_it_reads_as_its_own(model, tmp_path):

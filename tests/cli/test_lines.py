@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shlex
 
 import pytest
 
@@ -67,6 +68,11 @@ def test_a_command_is_whole_or_told_in_general():
     line = Line(f"  bnfold {'very/' * 20}long.onnx", "type", "  bnfold MODEL")
     assert wrapped(line, str(line), 60) == ["  bnfold MODEL"]
     assert wrapped(line, str(line), 200) == [str(line)]
+    words = ["bnfold", "a/" * 15 + "it is.onnx", "-o", "b/" * 20 + "out.onnx"]
+    line = Line("  " + shlex.join(words), "type", "  bnfold MODEL")
+    lines = wrapped(line, str(line), 60)
+    assert len(lines) == 2 and max(map(cells, lines)) <= 60
+    assert shlex.split("\n".join(lines).replace("\\\n", "")) == words
 
 
 def test_a_terminal_of_no_width_at_all():

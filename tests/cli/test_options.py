@@ -81,7 +81,7 @@ def test_what_is_about_comparing_is_refused_where_nothing_is_compared(option, mo
 
 
 def test_layers_whose_errors_do_not_show(tmp_path):
-    """They rest on their certificates; without any, nothing is proved of them."""
+    """They rest on the proof or on their certificates; without any, nothing is proved of them."""
     model = examples.save(examples.hiding(), tmp_path / "hiding.onnx")
     target = tmp_path / "folded.onnx"
     usual = bnfold(model, "-o", target)
@@ -91,15 +91,20 @@ def test_layers_whose_errors_do_not_show(tmp_path):
     assert "  planted errors of 1 % show in 6 of 12 layers" in run.lines
     hidden = [line.split()[2].rstrip(":") for line in run.lines if line.startswith("    not in ")]
     assert hidden == ["conv1", "bn1", "conv3", "bn3", "conv5", "bn5"]
-    assert "rests on its certificate" in run.out
+    assert "rests on the proof" in run.out
+    assert "rests on its certificate" in bnfold(model, "--power", "--no-prove").out
     assert bnfold("verify", model, target).code == 0
     run = bnfold("verify", model, target, "--power")
+    assert run.code == 0 and "rests on the proof" in run.out
+    run = bnfold("verify", model, target, "--power", "--no-prove")
     assert (run.code, run.lines[-1]) == (3, "verification: inconclusive")
     assert "is not proved" in run.out
 
 
 def test_what_power_tells_is_so(tmp_path):
-    """An error of 1 % in a layer that is said to show is found; in one that is not, it is not."""
+    """An error of 1 % in a layer that is said to show is found; in one that is not, it is not, and
+    the weights alone tell it.
+    """
     model = examples.save(examples.hiding(), tmp_path / "hiding.onnx")
     for layer, code in (("conv0", 1), ("conv1", 0)):
         made = onnx.load(model)
@@ -107,7 +112,9 @@ def test_what_power_tells_is_so(tmp_path):
         values = onnx.numpy_helper.to_array(weight) * np.float32(1.01)
         weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         onnx.save(made, tmp_path / "other.onnx")
-        assert bnfold("verify", model, tmp_path / "other.onnx").code == code
+        assert bnfold("verify", model, tmp_path / "other.onnx", "--no-prove").code == code
+        run = bnfold("verify", model, tmp_path / "other.onnx")
+        assert (run.code, run.lines[0].partition(":")[0]) == (1, f"refuted at {layer}")
 
 
 # --- rtol and atol ------------------------------------------------------------------------------
@@ -142,14 +149,14 @@ def test_a_tolerance_of_nothing_lets_equal_models_pass(model, folded):
 
 def test_a_tolerance_that_hides_every_error_decides_nothing(model, folded, tmp_path):
     """A folder's configuration may come with a model: it must not make any comparison pass."""
-    run = bnfold("verify", model, folded, "--atol", "1000")
+    run = bnfold("verify", model, folded, "--atol", "1000", "--no-prove")
     assert run.code == 3
     assert "as a planted error in some layers would be" in run.out
     assert "the tolerance that was asked for hides every planted error" in run.out
     assert bnfold(model, "-o", tmp_path / "o.onnx", "--atol", "1000").code == 0  # certified
     project = tmp_path / "pyproject.toml"
     project.write_text("[tool.bnfold]\nrtol = 1e30\natol = 1e30\n")
-    run = bnfold("verify", model, folded, cwd=tmp_path)
+    run = bnfold("verify", model, folded, "--no-prove", cwd=tmp_path)
     assert run.code == 3
     assert f"the tolerance is rtol = 1e+30 and atol = 1e+30, as {project} says" in run.out
     project.write_text("[tool.bnfold]\natol = 1e-4\n")
@@ -197,7 +204,7 @@ def test_a_model_that_never_ends(endless, tmp_path):
     """Without a bound on time, nor would this test."""
     target = tmp_path / "out" / "o.onnx"
     target.parent.mkdir()
-    run = bnfold(endless, "-o", target, "--timeout", "0.5")
+    run = bnfold(endless, "-o", target, "--timeout", "0.5", "--no-prove")
     assert (run.code, run.err) == (3, "")
     assert run.lines[-3:] == [
         "  note: time is up after 0.5 s (--timeout)",
@@ -206,10 +213,14 @@ def test_a_model_that_never_ends(endless, tmp_path):
     ]
     assert list(tree(target.parent)) == ["o.onnx"]
     assert examples.operators(target).count("BatchNormalization") == 0
-    run = bnfold("verify", endless, target, "--timeout", "0.5", "--output-format", "json")
+    form = ("--output-format", "json")
+    run = bnfold("verify", endless, target, "--timeout", "0.5", "--no-prove", *form)
     told = json.loads(run.out)
     assert (run.code, told["status"], told["checks"]) == (3, "inconclusive", [])
     assert told["notes"] == ["time is up after 0.5 s (--timeout)"]
+    told = json.loads(bnfold("verify", endless, target, "--timeout", "0.5", *form).out)
+    assert (told["status"], told["checks"]) == ("pass", [])
+    assert told["notes"][1].startswith("the two were not compared in a run")
 
 
 def test_time_that_is_up_does_not_hide_a_wrong_fold(endless, tmp_path):
@@ -253,7 +264,7 @@ def heavy(tmp_path):
     ],
 )
 def test_amounts_of_memory(size, bytes_):
-    assert options_module._bytes(size) == bytes_
+    assert options_module.amount(size) == bytes_
 
 
 @linux
@@ -270,7 +281,8 @@ def test_inputs_that_fit_no_memory(size, tmp_path):
     made = examples.foldable()
     for value in (*made.graph.input, *made.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "n"
-    run = bnfold(examples.save(made, tmp_path / "free.onnx"), "--dim", f"n={size}")
+    path = examples.save(made, tmp_path / "free.onnx")
+    run = bnfold(path, "--dim", f"n={size}", "--no-prove")
     assert (run.code, run.err) == (3, "")
     assert "  note: out of memory" in run.lines
 

@@ -424,7 +424,8 @@ def test_a_model_that_ends_its_process_ends_nothing_else(models, planted, tmp_pa
 def test_memory_and_time_that_are_not_enough(models, tmp_path):
     out = tmp_path / "out"
     examples.save(examples.endless(), models / "endless.onnx")
-    run = command(models, "--output-dir", out, "--timeout", "2", "--memory", "2GB")
+    bounded = (models, "--output-dir", out, "--timeout", "2", "--memory", "2GB", "--no-prove")
+    run = command(*bounded)
     assert run.code == 3
     told = listed(out)
     assert (told["endless.onnx"]["status"], told["endless.onnx"]["verdict"]) == (
@@ -432,8 +433,26 @@ def test_memory_and_time_that_are_not_enough(models, tmp_path):
         "inconclusive",
     )
     assert told["m.onnx"]["verdict"] == "pass"
-    same = command(models, "--output-dir", out, "--timeout", "2", "--memory", "2GB", "--resume")
+    same = command(*bounded, "--resume")
     assert "5 of them were done before and have not changed" in same.lines
+
+
+def test_what_is_read_ahead_of_the_command_has_bounds_as_well(model, tmp_path, monkeypatch):
+    """A result depends on what a disk may take its time to give, and on files that are large."""
+    from bnfold._registry import worker
+
+    slow = "import sys, time\nimport bnfold._registry.fingerprint as found\n"
+    slow += "found.of_model = lambda path: time.sleep(60)\n"
+    monkeypatch.setattr(
+        worker,
+        "_SERVE",
+        f"{worker._SERVE.partition('; from')[0]}\n{slow}"
+        "from bnfold._command.warm import serve; serve()",
+    )
+    monkeypatch.setattr(worker, "_idle", [])
+    told = bnfold.run(model, timeout=1)
+    assert (told.status, told.code) == ("timeout", 3)
+    assert "time is up after 1 s" in told.message
 
 
 def test_the_process_that_serves_dies_itself(model, tmp_path, monkeypatch):
@@ -468,6 +487,14 @@ def test_a_report_is_plain_data(model, wrong, tmp_path):
     missing = bnfold.run(tmp_path / "no.onnx")
     assert (missing.status, missing.code) == ("error", 2)
     assert "there is no such file" in missing.message
+
+
+def test_what_a_verdict_rests_on(model):
+    """An index that says no more than "inconclusive" sends people to each report."""
+    assert bnfold.run(model).message == ""
+    told = bnfold.run(model, provider="cpu,tensorrt")
+    assert (told.verdict, told.code) == ("inconclusive", 3)
+    assert "onnxruntime-gpu" in told.message
 
 
 def test_options_of_python(model, tmp_path):

@@ -19,7 +19,7 @@ def test_quiet_tells_what_is_wrong(model, wrong, settled, strange):
     assert bnfold("verify", model, model, "-q").out == ""
     assert bnfold("verify", model, model, "--prove", "-q").out == ""
     assert bnfold("verify", model, wrong, "--prove", "-q").out.startswith("refuted")
-    run = bnfold(strange, "-q")
+    run = bnfold(strange, "-q", "--no-prove")
     assert (run.code, run.lines[0]) == (3, f"{strange}:")
     assert "verification: inconclusive" in run.lines
     run = bnfold(settled, model, "--check", "-q")
@@ -47,6 +47,7 @@ def test_quiet_and_verbose(model, tmp_path):
         (["m.onnx", "--seed", "one"], ["--seed", "'one'", "bnfold fold --help"]),
         (["m.onnx", "--output-format", "yaml"], ["'yaml'", "junit"]),
         (["verify", "a.onnx"], ["FOLDED", "bnfold verify --help"]),
+        (["verfy", "a.onnx", "b.onnx"], ["'verfy'", "did you mean 'verify'"]),
         (["explain", "a", "b"], ["unexpected", "bnfold explain --help"]),
         (["explain", "zero-pading"], ["did you mean 'zero-padding'"]),
     ],

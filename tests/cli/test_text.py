@@ -52,9 +52,11 @@ def test_verbose_lists_folds_and_kept_maps(model):
     assert "  bn1 → conv1 (absorb behind Conv)" in run.lines
     start = run.lines.index("  no-linear-operator: 2 BatchNormalization")
     assert run.lines[start + 1] == f"    what helps: {CODES['no-linear-operator'].advice}"
-    assert [line.split(":")[0].strip() for line in run.lines[start + 2 : start + 4]] == [
+    assert [line.split(":")[0].strip() for line in run.lines[start + 2 : start + 6]] == [
         "bn2 stays",
+        "in full",
         "bn3 stays",
+        "in full",
     ]
     assert "-v lists" not in run.out
     assert sum(" inputs: pass, difference " in line for line in run.lines) == 3

@@ -23,10 +23,13 @@ def test_a_model_and_its_fold(model, folded, tmp_path):
     before = tree(tmp_path)
     run = bnfold("verify", model, folded)
     assert (run.code, run.err) == (0, "")
-    assert len(run.lines) == 2
-    assert run.lines[0].startswith("  y on ") and ": pass, difference " in run.lines[0]
-    assert run.lines[1] == "verification: pass"
-    lines = bnfold("verify", model, folded, "-v").lines
+    assert len(run.lines) == 3
+    assert run.lines[0].startswith("proved: 2 of 2 layers agree within ")
+    assert run.lines[1].startswith("  y on ") and ": pass, difference " in run.lines[1]
+    assert run.lines[2] == "verification: pass"
+    layers = bnfold("verify", model, folded, "-v").lines[:3]
+    assert [line.partition(":")[0] for line in layers] == ["  conv1", "  conv2", "proved"]
+    lines = bnfold("verify", model, folded, "-v", "--no-prove").lines
     assert [" inputs: pass, " in line for line in lines] == [True] * 3 + [False] * 3
     assert lines[3] == "  inputs drawn with seed 0"
     assert lines[4] == "  planted errors of 1 % show in 3 of 3 parts of the graph"
@@ -96,7 +99,7 @@ def test_a_missing_output(model):
 
 
 def test_what_cannot_run_cannot_be_judged(strange):
-    run = bnfold("verify", strange, strange)
+    run = bnfold("verify", strange, strange, "--no-prove")
     assert (run.code, run.err) == (3, "")
     assert run.lines[-1] == "verification: inconclusive"
 
@@ -140,7 +143,7 @@ def test_given_inputs(model, folded, tmp_path):
     np.savez(tmp_path / "in.npz", x=rng.normal(size=(2, 3, 8, 8)).astype(np.float32))
     run = bnfold("verify", model, folded, "--inputs", tmp_path / "in.npz")
     assert run.code == 0
-    assert run.lines[0].startswith("  y on in.npz inputs: pass, ")
+    assert run.lines[1].startswith("  y on in.npz inputs: pass, ")
     np.savez(tmp_path / "in.npz", image=np.zeros(1))
     run = bnfold("verify", model, folded, "--inputs", tmp_path / "in.npz")
     refused(run, "in.npz", "['x']", "['image']")

@@ -60,6 +60,16 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert set(bnfold.__all__) - {"__version__"} <= named
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/comparison.md"])
+def test_figures_are_the_measured_ones(page: str) -> None:
+    """A row of the comparison is one that the benchmark has printed."""
+    measured = (ROOT / "benchmarks" / "comparison.md").read_text(encoding="utf-8").splitlines()
+    text = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    rows = [line for line in text if re.match(r"\| [\w ()]+ \d+\.\d+\.\d+ \|", line)]
+    assert len(rows) >= 5 and set(rows) <= set(measured)
+    assert measured[measured.index(rows[0]) - 2] in text, "the columns are the same"
+
+
 def test_readme_is_short() -> None:
     """Nobody reads a long one; what does not fit has a page."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

@@ -6,6 +6,62 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "what is proved passes although it differs in a run",
+        "_judge/by_proof.py",
+        'if check.status != "inconclusive" or differs:',
+        "if differs:",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "what is proved passes although numbers ahead of it differ in a run",
+        "_judge/by_proof.py",
+        "_SEEN_TO_DIFFER = (Cause.DIFFERS_AHEAD, Cause.DIFFERS_AT)",
+        "_SEEN_TO_DIFFER = ()",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "weights that are refuted do not fail where outputs show nothing",
+        "_judge/by_proof.py",
+        '            status = "fail"\n    elif',
+        "            pass\n    elif",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "outputs in another order are proved by their names",
+        "_judge/by_proof.py",
+        "if not alike_in_ports(one, other) and renamed(one, other) is None:",
+        "if False:",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "a provider that is not there is made up for by a proof",
+        "_judge/by_proof.py",
+        "not result.checks and all(p == CPU for p in settings.providers)",
+        "not result.checks",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "a proof of one output settles the others",
+        "_judge/by_proof.py",
+        "if whole or each.output in proved else each",
+        "if whole or proved else each",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "outputs that draw the same numbers are each the same by itself",
+        "_run/endings.py",
+        "in [*makers, *self._drawing])",
+        "in makers)",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "models are cut at unknown operators whatever their outputs are",
+        "_judge/unknown_operators.py",
+        "kinds = kinds if alike_in_ports(original, folded) else set()",
+        "pass",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
         "a time is told as faster by what only the clock shows",
         "_judge/timing.py",
         "return min(self.clock.low, self.cpu.low) > 1 + _LEAST_DIFFERENCE or slower",

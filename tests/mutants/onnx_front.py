@@ -15,8 +15,8 @@ MUTANTS = (
     Mutant(
         "means come in the network's order where channels come in the camera's",
         "_onnx/front/prepending.py",
-        "values[back].reshape(shape)",
-        "values.reshape(shape)",
+        "numbers = numbers[back]",
+        "pass",
         "tests/front/test_weights.py",
     ),
     Mutant(
@@ -95,5 +95,26 @@ MUTANTS = (
         "weights = front.original(planned.weights())",
         "weights = planned.weights()",
         "tests/front/test_command.py",
+    ),
+    Mutant(
+        "the proof takes an order of channels the other way round",
+        "_relation/linear.py",
+        "made: Array = np.eye(count)[order][:, :, None]",
+        "made: Array = np.eye(count)[order].T[:, :, None]",
+        "tests/front/test_proof.py",
+    ),
+    Mutant(
+        "the proof takes any axis for that of channels",
+        "_relation/linear.py",
+        "or axis % rank not in (1, rank - 1) or",
+        "or",
+        "tests/front/test_proof.py",
+    ),
+    Mutant(
+        "the proof forgets what padding sees of a shift ahead of an order",
+        "_relation/series.py",
+        "return replace(moved, terms=(*made, *rest))",
+        "return replace(moved, terms=tuple(made))",
+        "tests/front/test_proof.py",
     ),
 )

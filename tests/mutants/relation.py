@@ -6,6 +6,34 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "an operator of a plugin is the same in every version",
+        "_relation/table.py",
+        "version = opset if domain else 0",
+        "version = 0",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "outputs that share random numbers are proved each by itself",
+        "_relation/proof.py",
+        "if drawn and len(proved) > 1 and not",
+        "if not drawn and len(proved) > 1 and not",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "random numbers in another order are refuted",
+        "_relation/matching.py",
+        "self.is_open |= len(candidates) > 1",
+        "pass",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
+        "what a body reads is not needed",
+        "_relation/liveness.py",
+        "wanted.update(reads(node))",
+        "wanted.update(node.input)",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
         "only the largest weights of a row are compared",
         "_relation/solving.py",
         "over = ~((diff <= away + off) | _is_same(one, other))",

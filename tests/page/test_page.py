@@ -73,6 +73,8 @@ def test_a_fold_is_linked_to_the_operator_that_took_it_in(told: dict[str, Any]) 
     (fold,) = [fold for fold in told["folds"] if gone in fold["gone"]]
     assert (fold["into"], fold["laws"], fold["state"]) == (into, ["absorb behind Conv"], "holds")
     assert told["nodes"][gone][2] == 1 and told["nodes"][into][2] == 3
+    assert told["proof"]["status"] == "proved"
+    assert into in [node for _, _, node in told["proof"]["layers"]]
 
 
 def test_the_numbers_of_channels_are_those_of_the_weights(
@@ -98,6 +100,55 @@ def test_the_numbers_of_channels_are_those_of_the_weights(
         assert row[:4] == pytest.approx(own, rel=1e-3)
         assert row[5] == pytest.approx(bias[k], rel=1e-3)
         assert 0 <= row[6] <= 1
+
+
+def test_a_map_along_another_axis_of_the_same_size_is_not_shown_by_channel(tmp_path: Path) -> None:
+    made = model(
+        (op("MatMul", "x w", "y", name="stack"), {"w": rand(4, 5, 4)}),
+        const("Mul", "y", "z", rand(4, 1, 1)),
+        x=[4, 3, 5],
+        y="z",
+    )
+    page = bnfold.report(saved(made, tmp_path / "m.onnx"), tmp_path / "r.html")
+    told = document(page)
+    (layer,) = nodes_of(told, op="MatMul")
+    assert [fold["into"] for fold in told["folds"]] == [layer]
+    assert all(row[0] is row[6] is None for row in told["tables"][str(layer)]["rows"])
+
+
+def test_operators_that_merge_are_linked_by_their_names(tmp_path: Path) -> None:
+    """The one that is left may stand where another one stood."""
+    made = model(
+        conv("one", "x", "a", (4, 3, 3, 3), pads=[1, 1, 1, 1]),
+        conv("two", "x", "b", (4, 3, 1, 1)),
+        op("Add", "a b", "s", name="sum"),
+        bn("norm", "s", "y", 4),
+        x=[1, 3, 8, 8],
+    )
+    told = document(bnfold.report(saved(made, tmp_path / "m.onnx"), tmp_path / "r.html"))
+    merge, fold = told["folds"]
+    name = [node[1] for node in told["nodes"]]
+    assert merge["kind"] == "merge" and fold["kind"] == "fold"
+    for each in (merge, fold):
+        assert [name[at] for at in each["gone"]] == each["names"]
+        assert name[each["into"]] == each["target"] == "one"
+
+
+@pytest.mark.parametrize("more", [{}, {"beta": 0.5}, {"alpha": 2.0}])
+@pytest.mark.parametrize("shape", [(), (1, 4), (4,)])
+def test_a_distance_is_told_only_where_the_formula_is_whole(
+    tmp_path: Path, shape: tuple[int, ...], more: dict[str, float]
+) -> None:
+    made = model(
+        (op("Gemm", "x w c", "g", name="fc", **more), {"w": rand(3, 4), "c": rand(*shape)}),
+        bn("norm", "g", "y", 4),
+        x=[2, 3],
+    )
+    told = document(bnfold.report(saved(made, tmp_path / "m.onnx"), tmp_path / "r.html"))
+    (layer,) = nodes_of(told, op="Gemm")
+    far = [row[6] for row in told["tables"][str(layer)]["rows"]]
+    whole = shape != () and not more
+    assert [each is not None and each <= 1 for each in far] == [whole] * 4
 
 
 def test_a_kept_map_has_its_reason_and_the_operator_that_stopped_it(tmp_path: Path) -> None:

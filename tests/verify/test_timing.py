@@ -119,12 +119,12 @@ def test_the_command_tells_it_in_every_form(tmp_path):
     out = tmp_path / "out.onnx"
     run = bnfold(path, "-o", out, "--time", "--report", tmp_path / "r.json")
     (line,) = [line for line in run.lines if line.startswith("  time of a run: ")]
-    assert " ms before, " in line and "1 thread)" in line
+    assert " ms before, " in line and line.endswith("; 1 thread, x [2, 3, 8, 8])")
     timing = json.loads((tmp_path / "r.json").read_text())["verification"]["end_to_end"]["timing"]
     assert timing["pairs"] >= 12 and timing["before"] > 0 and timing["note"] == ""
     run = bnfold(path, "--time", "--threads", "2", "--output-format", "markdown")
     assert any(line.startswith("| time of a run | ") for line in run.lines)
-    assert any(line.startswith("| speed | ") and "2 threads" in line for line in run.lines)
+    assert any(line.startswith("| speed | ") and "2 threads, x" in line for line in run.lines)
     told = json.loads(bnfold("verify", path, out, "--time", "--output-format", "json").out)
     assert set(told["timing"]["clock"]) == {"median", "low", "high"}
     plain = json.loads(bnfold("verify", path, out, "--output-format", "json").out)

@@ -27,11 +27,11 @@ _NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "
 class Channels:
     """The first few output channels of a layer.
 
-    ``weights`` has for each of them the weights that make it, ``biases`` its bias; None where the
-    layer has no such constants. ``count`` is how many channels there are.
+    ``weights`` has for each of them the weights that make it, ``biases`` its bias, 0 where the
+    layer has none; None where it is not known. ``count`` is how many channels there are.
     """
 
-    weights: Sequence[Array] | None
+    weights: Sequence[Array]
     biases: Array | None
     count: int
 
@@ -45,15 +45,18 @@ def channels_of(constants: Constants, scope: Scope, node: NodeProto, most: int) 
     if node.op_type == "MatMul":
         given = [given[0] if given[1] is None else None, given[1], None]
     weight = given[1] if given[1] is not None else given[0]
-    if weight is None or weight.ndim == 0:
+    if weight is None or weight.ndim == 0 or (node.op_type in _NORMS and weight.ndim > 1):
         return None
     rows = _rows(node, weight, is_first=given[1] is None)
-    bias = given[2].reshape(-1) if given[2] is not None else None
-    if bias is not None and bias.size != len(rows):
-        bias = None
+    biases: Array | None = np.zeros(len(rows), weight.dtype)
+    if node.op_type != "MatMul" and len(node.input) > 2 and node.input[2]:
+        known = given[2] is not None and given[2].size == len(rows)
+        biases = given[2].reshape(-1) if known and given[2] is not None else None
+    if any(a.name in ("alpha", "beta") and a.f != 1 for a in node.attribute):
+        biases = None
     return Channels(
         [np.array(row) for row in rows[:most]],
-        np.array(bias[:most]) if bias is not None else None,
+        np.array(biases[:most]) if biases is not None else None,
         len(rows),
     )
 
@@ -78,11 +81,17 @@ def _values(constants: Constants, scope: Scope, name: str) -> Array | None:
 
 
 def table(
-    before: Channels | None, after: Channels | None, behind: AffineMap, ahead: AffineMap, most: int
+    before: Channels | None,
+    after: Channels | None,
+    behind: AffineMap,
+    ahead: AffineMap,
+    fits: bool,
+    most: int,
 ) -> Mapping[str, Any] | None:
     """What the page shows of a layer, as plain values; None where nothing is known.
 
-    ``behind`` and ``ahead`` are the maps that the layer takes in on its two sides. The distance is
+    ``behind`` and ``ahead`` are the maps that the layer takes in on its two sides; ``fits`` says
+    that the one behind has a number for each of these channels, or one for all. The distance is
     that of the stored weights from ``W[o]·s_o`` and of the bias from ``s·b + t``, in units in the
     last place. It is told where only a map behind goes in, for there this is the whole formula.
     """
@@ -90,7 +99,7 @@ def table(
         return None
     shown = min(before.count, most)
     alone = ahead.is_identity
-    fits = not behind.is_identity and behind.scale.size in (1, before.count)
+    fits = fits and not behind.is_identity and behind.scale.size in (1, before.count)
     scale, shift = (
         np.broadcast_to(v, (before.count,)) if fits else None for v in (behind.scale, behind.shift)
     )
@@ -103,8 +112,8 @@ def table(
                 number(shift[k]) if shift is not None else None,
                 _peak(before.weights, k),
                 _peak(after.weights, k),
-                number(before.biases[k]) if before.biases is not None else 0,
-                number(after.biases[k]) if after.biases is not None else 0,
+                number(before.biases[k]) if before.biases is not None else None,
+                number(after.biases[k]) if after.biases is not None else None,
                 number(distance, 2),
             ]
         )
@@ -114,17 +123,17 @@ def table(
 def _distance(
     before: Channels, after: Channels, k: int, scale: Array | None, shift: Array | None
 ) -> float | None:
-    if scale is None or shift is None or before.weights is None or after.weights is None:
+    if scale is None or shift is None or before.biases is None or after.biases is None:
         return None
     old, new = before.weights[k], after.weights[k]
     if old.shape != new.shape:
         return None
-    found = _units(old.astype(np.float64) * scale[k], new)
-    if after.biases is not None and found is not None:
-        bias = float(before.biases[k]) if before.biases is not None else 0.0
-        apart = _units(np.array(scale[k] * bias + shift[k]), after.biases[k : k + 1])
-        found = None if apart is None else max(found, apart)
-    return found
+    apart = [
+        _units(old.astype(np.float64) * scale[k], new),
+        _units(np.array(scale[k] * float(before.biases[k]) + shift[k]), after.biases[k : k + 1]),
+    ]
+    found = [each for each in apart if each is not None]
+    return max(found) if len(found) == len(apart) else None
 
 
 def _units(wanted: Array, stored: Array) -> float | None:
@@ -136,8 +145,8 @@ def _units(wanted: Array, stored: Array) -> float | None:
         return float(np.max(np.abs(wanted - stored.astype(np.float64)) / unit))
 
 
-def _peak(weights: Sequence[Array] | None, k: int) -> float | None:
-    return number(np.max(np.abs(weights[k].astype(np.float64)), initial=0)) if weights else None
+def _peak(weights: Sequence[Array], k: int) -> float | None:
+    return number(np.max(np.abs(weights[k].astype(np.float64)), initial=0))
 
 
 def span(found: AffineMap) -> Sequence[float | None]:

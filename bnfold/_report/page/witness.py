@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bnfold._core.affine import IDENTITY, AffineMap
-from bnfold._core.view import Affine
+from bnfold._core.view import Absorber, Affine, Role
 from bnfold._onnx.files.load import load_model
 from bnfold._onnx.fold import PlannedModel
 from bnfold._onnx.read.constants import Constants
@@ -52,7 +52,7 @@ class Witness:
     steps: list[Step] = field(default_factory=list)
     kept: list[Place | None] = field(default_factory=list)
     tables: dict[Place, Mapping[str, Any]] = field(default_factory=dict)
-    _sides: dict[Place, Sides] = field(default_factory=dict)
+    _sides: dict[Place, tuple[Sides, bool]] = field(default_factory=dict)
     _layers: dict[Place, Channels] = field(default_factory=dict)
 
     @cached_property
@@ -66,29 +66,36 @@ class Witness:
         """Look at a model that is planned and not changed yet."""
         network = planned.network
         self.before = Drawing.of(network.model)
-        for merges in network.merges:
+        for merges, scope in zip(network.merges, network.scopes, strict=True):
+            places = {label(node): k for k, node in enumerate(scope.graph.node)}
             for patch in merges.patches:
-                vanish = [k for k, node in patch.nodes.items() if node is None]
+                # The operator that is left may stand in the place of another one.
+                left = patch.nodes[patch.into]
+                into = places.get(label(left), patch.into) if left is not None else patch.into
+                gone = [places[name] for name, _ in patch.gone if name in places]
                 pairs = [([k], stays) for k, stays in patch.equal.items()]
                 self.steps += [
-                    Step([(patch.path, k) for k in those], (patch.path, into))
-                    for those, into in pairs or [(vanish, patch.into)]
+                    Step([(patch.path, k) for k in those], (patch.path, stays))
+                    for those, stays in pairs or [(gone, into)]
                 ]
         for graph, moves in planned.settled:
-            self.steps += [_step(graph, move) for move in moves.moves]
-            self.kept += [(graph.scope.path, graph.positions[k]) for k in moves.kept]
+            place_of = _places(graph)
+            self.steps += [_step(graph, place_of, move) for move in moves.moves]
+            self.kept += [place_of(k) for k in moves.kept]
         for merges, scope in zip(network.merges, network.scopes, strict=True):
             places = {label(node): k for k, node in enumerate(scope.graph.node)}
             told = [(scope.path, places.get(stays.node)) for stays in merges.stays]
             self.kept += [(path, k) if k is not None else None for path, k in told]
         most = self._most(sum(len(moves.sides) for _, moves in planned.settled))
         for graph, moves in planned.settled:
+            place_of = _places(graph)
             for index, sides in moves.sides.items():
-                place = (graph.scope.path, graph.positions[index])
-                node = graph.scope.nodes[place[1]]
+                place = place_of(index)
+                node = graph.scope.nodes[graph.positions[index]]
                 found = channels_of(graph.context.constants, graph.scope, node, most)
                 if found is not None:
-                    self._layers[place], self._sides[place] = found, sides
+                    fits = _is_by_channel(graph.view.nodes[index].role, sides.behind)
+                    self._layers[place], self._sides[place] = found, (sides, fits)
 
     def written(self, path: Path) -> None:
         """Look at the folded model, in a file that may go away again."""
@@ -110,8 +117,8 @@ class Witness:
                 continue
             scope = scopes[twin[0]]
             after = channels_of(constants, scope, scope.nodes[twin[1]], most)
-            sides = self._sides[place]
-            found = table(layer, after, sides.behind, sides.ahead, most)
+            sides, fits = self._sides[place]
+            found = table(layer, after, sides.behind, sides.ahead, fits, most)
             if found is not None:
                 self.tables[place] = found
         self._layers.clear()
@@ -121,12 +128,32 @@ class Witness:
         return max(2, min(_MOST, _ROWS // max(layers, 1)))
 
 
-def _step(graph: Graph, move: Move) -> Step:
-    path, nodes = graph.scope.path, graph.view.nodes
+def _is_by_channel(role: Role, behind: AffineMap) -> bool:
+    """Whether a map behind a layer has a number for each channel that `channels_of` tells apart.
+
+    A product of stacks of matrices takes maps in along several axes; of these the last one counts.
+    """
+    axes = role.channels if isinstance(role, Absorber) else {}
+    return behind.axis is None or behind.axis == max(axes, default=None)
+
+
+def _places(graph: Graph) -> Callable[[int], Place]:
+    """The place of an operator of a view in the graph of the file.
+
+    One that others have merged into has its own name, and may stand in the place of another one.
+    """
+    path, nodes = graph.scope.path, graph.scope.graph.node
+    named = {label(node): k for k, node in enumerate(nodes)}
 
     def place(index: int) -> Place:
-        return path, graph.positions[index]
+        position, name = graph.positions[index], graph.view.nodes[index].label
+        return path, position if label(nodes[position]) == name else named.get(name, position)
 
+    return place
+
+
+def _step(graph: Graph, place: Callable[[int], Place], move: Move) -> Step:
+    nodes = graph.view.nodes
     ended = {end.node for end in move.ends}
     crossed = [k for k in (*move.carriers, *move.crossed) if k not in ended and k != move.into]
     into = move.ends[0].node if move.ends and move.law == "carry" else move.into
