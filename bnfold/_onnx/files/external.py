@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +52,12 @@ def size_on_disk(path: Path, model: ModelProto) -> int:
 
 def refuse_own_data(path: Path, model: ModelProto, base_dir: Path | None) -> None:
     """Raise `UsageError` if the path to be written is a file with the model's own weights."""
-    for location in external_files(model):
+    refuse_data(path, external_files(model), base_dir)
+
+
+def refuse_data(path: Path, locations: Iterable[str], base_dir: Path | None) -> None:
+    """Raise `UsageError` if the path to be written is one of a model's data files."""
+    for location in locations:
         if base_dir is not None and paths.is_same(path, base_dir / location):
             raise UsageError(f"{path} holds the model's own weights; write to another file")
 
