@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bnfold._core.result import Plan
     from bnfold._judge.verdict import EndToEnd
-    from bnfold._pipeline.outcome import Equalization, Outcome, Verdict
+    from bnfold._pipeline.outcome import Equalization, Outcome, Simplification, Verdict
     from bnfold._proof.evidence import Certificate
     from bnfold._relation.proof import Proof
 
@@ -41,8 +41,10 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "bytes": {"before": outcome.size_before, "after": outcome.size_after},
         **outcome.plan.to_dict(),
         "inputs": [change.to_dict() for change in outcome.inputs],
+        "tidied": dict(outcome.tidied),
         "verification": outcome.verdict.to_dict(),
         "equalization": outcome.equalization.to_dict() if outcome.equalization else None,
+        "simplification": outcome.simplification.to_dict() if outcome.simplification else None,
     }
 
 
@@ -106,6 +108,8 @@ def outcome_lines(
     if not quiet:
         yield from _plan_lines(outcome, verbose, "" if written else "would ")
     yield from verdict_lines(outcome.verdict, verbose, power)
+    if outcome.simplification is not None and (not quiet or outcome.simplification.refused):
+        yield _simplification_line(outcome.simplification)
     if outcome.equalization is not None and (not quiet or outcome.equalization.refused):
         yield from _equalization_lines(outcome.equalization, verbose)
     if outcome.output is not None:
@@ -117,6 +121,16 @@ def outcome_lines(
         yield Line("no file was written", "bad")
     elif not quiet:
         yield from _what_next(outcome)
+
+
+def _simplification_line(done: Simplification) -> str:
+    """What came of letting another tool simplify the model."""
+    if done.refused:
+        return f"not simplified, {done.by}: {done.refused}"
+    if not done.applied:
+        return f"not simplified: {done.by} finds nothing to take away"
+    proved = "; proved" if done.proof is not None and done.proof.status == "proved" else ""
+    return f"simplified by {done.by}: {done.after} operators, {done.before} without{proved}"
 
 
 def _equalization_lines(done: Equalization, verbose: bool) -> Iterator[str]:
@@ -157,6 +171,9 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
     """
     plan = outcome.plan
     yield from map(str, outcome.inputs)
+    if outcome.tidied:
+        told = ", ".join(f"{count} {op}" for op, count in outcome.tidied.items())
+        yield f"{would or 'took out '}{'take out ' * bool(would)}what does nothing: {told}"
     if outcome.frozen:
         yield f"froze {counted(outcome.frozen, 'initializer')} that a caller could override"
     if plan.folds:
@@ -181,7 +198,7 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
 
 def _what_next(outcome: Outcome) -> Iterator[str]:
     """Yield what to type to get the folded file, where there would be one."""
-    if outcome.inputs:
+    if outcome.inputs or outcome.tidied:
         yield "nothing was written; -o FILE writes it"
     elif outcome.plan.folds:
         yield "nothing was written; to fold it, type:"

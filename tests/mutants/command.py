@@ -209,6 +209,13 @@ MUTANTS = (
         "tests/page/test_page.py",
     ),
     Mutant(
+        "a report takes the place of the weights that are written",
+        "_pipeline/models.py",
+        "refuse_data(report, final.data, written.parent)",
+        "pass",
+        "tests/cli/test_report.py",
+    ),
+    Mutant(
         "a page takes the place of the model",
         "_report/page/writing.py",
         "if other is not None and paths.is_same(path, other):",
@@ -235,5 +242,33 @@ MUTANTS = (
         "if 2 * inside[at] >= len(members[at]) - 1 and not _comes_back(members[at], readers):",
         "if members[at]:",
         "tests/page/test_page.py",
+    ),
+    Mutant(
+        "what a simplifier gets wrong is written",
+        "_pipeline/simplifying.py",
+        "            yield draft if why else new, Simplification(",
+        "            yield new, Simplification(",
+        "tests/cli/test_simplify.py::test_what_it_gets_wrong_is_refused",
+    ),
+    Mutant(
+        "a simplifier may change what a model puts out",
+        "_pipeline/simplifying.py",
+        "            if clash := _clash(there.type, here.type):\n",
+        "            if clash := '':\n",
+        "tests/cli/test_simplify.py::test_what_it_gets_wrong_is_refused",
+    ),
+    Mutant(
+        "what a simplifier loses of a model is lost",
+        "_pipeline/simplifying.py",
+        "            model.metadata_props.extend(folded.metadata_props)\n",
+        "            pass\n",
+        "tests/cli/test_simplify.py::test_it_is_taken_where_nothing_changes",
+    ),
+    Mutant(
+        "a simplifier imports what lies in the current folder",
+        "_pipeline/simplifying.py",
+        "sys.path[:] = sys.argv.pop()",
+        "sys.path += sys.argv.pop()",
+        "tests/cli/test_simplify.py::test_a_tool_takes_no_module_of_the_current_folder",
     ),
 )

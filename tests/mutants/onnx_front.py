@@ -15,8 +15,8 @@ MUTANTS = (
     Mutant(
         "means come in the network's order where channels come in the camera's",
         "_onnx/front/prepending.py",
-        "values[back].reshape(shape)",
-        "values.reshape(shape)",
+        "numbers = numbers[back]",
+        "pass",
         "tests/front/test_weights.py",
     ),
     Mutant(
@@ -116,5 +116,47 @@ MUTANTS = (
         "return replace(moved, terms=(*made, *rest))",
         "return replace(moved, terms=tuple(made))",
         "tests/front/test_proof.py",
+    ),
+    Mutant(
+        "two outputs of one tensor become one name",
+        "_onnx/front/tidying.py",
+        "source not in outputs | named.keys()",
+        "source not in outputs",
+        "tests/front/test_tidy.py",
+    ),
+    Mutant(
+        "an output of an output goes",
+        "_onnx/front/tidying.py",
+        "source not in outputs | named.keys()",
+        "source not in named.keys()",
+        "tests/front/test_tidy.py",
+    ),
+    Mutant(
+        "a Cast to another type goes",
+        "_onnx/front/tidying.py",
+        'return before != 0 and before == integer(node, "to", 0)',
+        "return before != 0",
+        "tests/front/test_tidy.py",
+    ),
+    Mutant(
+        "a Dropout goes whose mask is read",
+        "_onnx/front/tidying.py",
+        'kind == "Dropout" and not any(node.output[1:]) and',
+        'kind == "Dropout" and',
+        "tests/front/test_tidy.py",
+    ),
+    Mutant(
+        "a Dropout in training goes",
+        "_onnx/front/tidying.py",
+        "and mode.protected is None and not mode.load().any()",
+        "and mode.protected is None",
+        "tests/front/test_tidy.py",
+    ),
+    Mutant(
+        "a branch goes on reading what is gone",
+        "_onnx/front/tidying.py",
+        "self.graph(body, instead)",
+        "self.graph(body, {})",
+        "tests/front/test_tidy.py",
     ),
 )

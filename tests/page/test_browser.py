@@ -89,7 +89,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_page_opens_without_an_error_or_a_request(browser: Any, page: Path) -> None:
     assert opened(browser, page) == [page.as_uri()]
-    assert "same function" in one(browser, "h1").text or "judged" in one(browser, "h1").text
+    assert "Proved: the same function" in one(browser, "h1").text
     assert one(browser, "#label-before").text.endswith("5 operators")
     assert one(browser, "#label-after").text.endswith("4 operators")
 
@@ -214,6 +214,10 @@ def test_a_page_prints_and_has_both_colours(browser: Any, page: Path) -> None:
         ground = "return getComputedStyle(document.documentElement).backgroundColor"
         grounds.append(browser.execute_script(ground))
     assert grounds[0] != grounds[1]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    for tool, shown in (("#find", False), ("#tools", False), ("#before", True), ("#all", True)):
+        assert one(browser, tool).is_displayed() == shown, tool
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert len(browser.print_page()) > 10_000
 
 
