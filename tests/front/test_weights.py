@@ -309,6 +309,30 @@ def test_old_files(ir):
     same(made, found, picture(3, 3, 3, 3), layout="nhwc:nchw", **how)
 
 
+@pytest.mark.parametrize("scale, std", [(1 / 255, STD), (0.01, STD), (1 / 255, 1.0)])
+def test_a_shift_that_stays_comes_first(scale, std):
+    """What stays is one Sub by the mean in the picture's units, and it is called by its name."""
+    made = first(conv("a", "x", "y", (4, 3, 3, 3), pads=[1, 1, 1, 1]))
+    how = {"mean": (0.485, 0.456, 0.406), "std": std, "scale": scale, "channels": CYCLE}
+    wanted = Preprocessing(**how)
+    (kept,) = bnfold.plan(made, preprocessing=wanted).kept
+    assert (kept.node, kept.op) == ("x/preprocessing/mean", "Sub")
+    found = folded(made, **how)
+    assert kinds(found) == ["Sub", "Conv"]
+    same(made, found, picture(3, 3, 3, 3, dtype="float32"), **how)
+
+
+def test_numbers_that_do_not_fit_together_stay_as_they_are():
+    """The mean in the picture's units would be infinite in float16."""
+    from ..graphs import HALF
+
+    made = first(conv("a", "x", "y", (4, 3, 3, 3), pads=[1, 1, 1, 1]), elem=HALF)
+    how = {"mean": 8.0, "std": 0.25, "scale": 2.0**-14}
+    found = folded(made, **how)
+    given = picture(3, 3, 3, 3).astype(np.float16)
+    same(made, found, given, dtype=np.float16, bound=4e-3, **how)
+
+
 def test_half_precision():
     from ..graphs import HALF
 

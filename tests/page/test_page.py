@@ -73,6 +73,8 @@ def test_a_fold_is_linked_to_the_operator_that_took_it_in(told: dict[str, Any]) 
     (fold,) = [fold for fold in told["folds"] if gone in fold["gone"]]
     assert (fold["into"], fold["laws"], fold["state"]) == (into, ["absorb behind Conv"], "holds")
     assert told["nodes"][gone][2] == 1 and told["nodes"][into][2] == 3
+    assert told["proof"]["status"] == "proved"
+    assert into in [node for _, _, node in told["proof"]["layers"]]
 
 
 def test_the_numbers_of_channels_are_those_of_the_weights(

@@ -37,7 +37,7 @@ class Entered:
         port: the input.
         nodes: the names of the operators that were put in front of it.
         reordered: the operators whose weights have the order of channels in them, by label.
-        weights: for each constant in another order its name and its values in `prepend`'s model.
+        weights: for each constant with other numbers its name and its values in `prepend`'s model.
         stays: why the order of channels is an operator; "" where it is none, or nobody asked.
         removed: how many operators of the model have gone.
     """
@@ -85,8 +85,8 @@ def enter(model: ModelProto, wanted: Mapping[str, Any], base_dir: Path | None) -
         writer = _Writer(model, names)
         for position in reversed(readers):
             del model.graph.node[position]
-        done.nodes = writer.put(port, read, layout, port.indices, gather)
-        done.weights = {**done.weights, **writer.reordered}
+        done.nodes = writer.put(port, read, layout, port.indices, gather, brief=True)
+        done.weights = {**done.weights, **writer.entered}
         writer.finish()
         told.append(done)
     return told
@@ -119,7 +119,8 @@ class _Writer:
     def __init__(self, model: ModelProto, names: Names) -> None:
         self._model = model
         self._names = names
-        self.reordered: dict[str, tuple[str, Array]] = {}
+        self.entered: dict[str, tuple[str, Array]] = {}
+        self._stored: dict[str, Array] = {}
         self._first: list[NodeProto] = []
 
     def put(
@@ -129,13 +130,14 @@ class _Writer:
         layout: str,
         indices: tuple[int, ...] | None,
         gather: bool,
+        brief: bool = False,
     ) -> tuple[str, ...]:
         """Write an input's preprocessing. What read one of ``readers`` reads what it makes.
 
         ``layout`` is that of these. With ``gather`` an operator brings channels in the network's
         order; otherwise they stay in the input's. Gives the names of the operators.
         """
-        wanted, value, start = port.wanted, port.name, len(self._first)
+        value, start = port.name, len(self._first)
         if port.given_kind != port.kind:
             value = self._node("Cast", [value], port, "type", to=port.kind)
         perm = port.perm(layout) if layout else None
@@ -150,25 +152,18 @@ class _Writer:
         rank = len(layout)
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(port.kind))
 
-        def constant(numbers: Sequence[float], name: str) -> str:
-            one = len(numbers) == 1
-            shape = () if one else (-1, *(1,) * (rank - 1 - axis))
-            values = _stored(np.asarray(numbers, np.float64), dtype, name)
+        for kind, name, numbers in self._arithmetic(port, dtype, brief):
+            shape = () if numbers.size == 1 else (-1, *(1,) * (rank - 1 - axis))
+            if numbers.size > 1 and back is not None:
+                numbers = numbers[back]
+            stored = self._stored[name].reshape(shape)
             plain = self._names.fresh(f"{port.name}/{name}/value")
-            if one or back is None:
-                return self._constant(values.reshape(shape), plain)
-            fresh = self._names.fresh(f"{port.name}/{name}/reordered")
-            self.reordered[fresh] = plain, values.reshape(shape)
-            return self._constant(values[back].reshape(shape), fresh)
-
-        if wanted.scale != 1:
-            divisor = _divisor(wanted.scale)
-            kind, number = ("Mul", wanted.scale) if divisor is None else ("Div", divisor)
-            value = self._node(kind, [value, constant([number], "scale")], port, "scale")
-        if any(wanted.means):
-            value = self._node("Sub", [value, constant(wanted.means, "mean")], port, "mean")
-        if any(std != 1 for std in wanted.stds):
-            value = self._node("Div", [value, constant(wanted.stds, "std")], port, "std")
+            made = plain
+            if not np.array_equal(numbers, self._stored[name]):
+                made = self._names.fresh(f"{port.name}/{name}/entered")
+                self.entered[made] = plain, stored
+            self._constant(numbers.astype(dtype).reshape(shape), made)
+            value = self._node(kind, [value, made], port, name)
         reread(self._model.graph, dict.fromkeys(readers, value))
         notes = self._model.graph.value_info
         for number in reversed(range(len(notes))):
@@ -177,6 +172,33 @@ class _Writer:
         (own,) = (each for each in self._model.graph.input if each.name == port.name)
         changed(own, port)
         return tuple(node.name for node in self._first[start:] if node.name)
+
+    def _arithmetic(
+        self, port: Port, dtype: np.dtype[Any], brief: bool
+    ) -> list[tuple[str, str, Array]]:
+        """The operators of scale, mean and deviation, with their words and numbers.
+
+        As defined these are ``(x·k − m) / s``, each number rounded to the type once. If ``brief``
+        they are ``(x − m/k) / (s/k)`` of the rounded numbers: the shift comes first, alone.
+        """
+        wanted, numbers = port.wanted, dict[str, Array]()
+        divisor = _divisor(wanted.scale)
+        if wanted.scale != 1:
+            numbers["scale"] = np.array([wanted.scale if divisor is None else divisor])
+        if any(wanted.means):
+            numbers["mean"] = np.asarray(wanted.means)
+        if any(std != 1 for std in wanted.stds):
+            numbers["std"] = np.asarray(wanted.stds)
+        self._stored = {word: _stored(each, dtype, word) for word, each in numbers.items()}
+        kinds = {"scale": "Mul" if divisor is None else "Div", "mean": "Sub", "std": "Div"}
+        plain = [(kinds[word], word, self._stored[word]) for word in numbers]
+        if not (brief and {"scale", "mean"} <= numbers.keys()):
+            return plain
+        held = {word: each.astype(np.float64) for word, each in self._stored.items()}
+        scale = held["scale"] if divisor is None else 1.0 / held["scale"]
+        rest = ("Div", "std", held["std"] / scale) if "std" in held else plain[0]
+        short = [("Sub", "mean", held["mean"] / scale), rest]
+        return short if all(_fits(each, dtype) for _, _, each in short) else plain
 
     def finish(self) -> None:
         """Put what was written ahead of all other operators."""
@@ -202,11 +224,16 @@ class _Writer:
 
 def _stored(values: Array, dtype: np.dtype[Any], name: str) -> Array:
     """Numbers in the network's type. Raises `UsageError` where that makes 0 or infinity of one."""
-    with np.errstate(over="ignore", under="ignore"):
-        made: Array = values.astype(dtype)
-    if np.any((made == 0) != (values == 0)) or not np.all(np.isfinite(made.astype(np.float64))):
+    if not _fits(values, dtype):
         raise UsageError(f"{name}: a number does not fit into {dtype.name}, which the network has")
-    return made
+    return values.astype(dtype)
+
+
+def _fits(values: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether no number becomes 0 or infinite in a type."""
+    with np.errstate(over="ignore", under="ignore"):
+        made = values.astype(dtype).astype(np.float64)
+    return bool(np.all((made == 0) == (values == 0)) and np.all(np.isfinite(made)))
 
 
 def _divisor(scale: float) -> float | None:

@@ -254,6 +254,7 @@ def _compared(result: EndToEnd | None, place: _Finder) -> dict[str, Any]:
         return {"checks": [], "power": [], "notes": [], "providers": [], "divergence": None}
     found = result.divergence
     return {
+        "proof": _proof(result.proof, place) if result.proof is not None else None,
         "checks": [_check(check) for check in result.checks],
         "power": [
             {

@@ -19,17 +19,17 @@ const fileOf = (path) => path.split(/[\\/]/).pop() || path;
 function headline() {
   const { status, model, output, counts, seconds } = data.head, host = byId("head");
   const total = (/** @type {number} */ k) => counts.reduce((/** @type {number} */ sum, /** @type {any[]} */ row) => sum + row[k], 0);
-  const [mark, words] = MARKS[status] || ["?", status];
   const proved = data.proof && data.proof.status === "proved";
+  const [mark, words] = proved && status === "pass" ? ["✓", "Proved: the same function"] : MARKS[status] || ["?", status];
   host.className = status;
   const facts = html("dl", { id: "facts" }, fact("Operators", `${total(1).toLocaleString("en")} → ${total(2).toLocaleString("en")}`, total(1) === total(2) ? "" : `${total(2) - total(1) > 0 ? "+" : "−"}${Math.abs(total(2) - total(1)).toLocaleString("en")}`));
   const norm = counts.find((/** @type {any[]} */ row) => row[0] === "BatchNormalization");
   if (norm) facts.append(fact("BatchNormalization", `${norm[1]} → ${norm[2]}`));
   if (data.head.bytes) facts.append(fact("Size", `${bytes(data.head.bytes[0])} → ${bytes(data.head.bytes[1])}`));
-  if (data.proof) facts.append(fact("Proof", proved ? `${many(data.proof.layers.length, "layer")} proved` : data.proof.status));
-  if (data.certificates.length) facts.append(fact("Folds checked", `${data.certificates.filter((/** @type {any[]} */ each) => each[1] === "holds").length} of ${data.certificates.length}`));
+  if (data.proof) facts.append(fact("Proof", data.proof.status === "not proved" ? `${many(data.proof.layers.length, "layer")} so far` : proved ? `${many(data.proof.layers.length, "layer")} proved` : data.proof.status));
+  if (data.certificates.length && !proved) facts.append(fact("Folds checked", `${data.certificates.filter((/** @type {any[]} */ each) => each[1] === "holds").length} of ${data.certificates.length}`));
   const far = data.checks.filter((/** @type {any} */ check) => check.ratio !== null).sort((/** @type {any} */ a, /** @type {any} */ b) => b.ratio - a.ratio)[0];
-  if (far) facts.append(fact("Difference", figure(far.difference), `of ${figure(far.tolerance)} allowed`));
+  if (far) facts.append(fact("Difference, allowed", figure(far.difference), `of ${figure(far.tolerance)}`));
   if (data.timing && !data.timing.note) facts.append(fact("Speed", data.timing.measurable ? `${data.timing.clock.toFixed(2)}×` : "no difference", `${data.timing.low.toFixed(2)} to ${data.timing.high.toFixed(2)}`));
   if (seconds !== null) facts.append(fact("Time", `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`));
   host.append(html("div", {}, html("h1", {}, html("span", { class: "mark", "aria-hidden": "true" }, mark), words), html("p", { class: "path", title: output ? `${model} → ${output}` : model }, output ? `${fileOf(model)} → ${fileOf(output)}` : fileOf(model))), facts);
@@ -82,12 +82,13 @@ function histogram(check) {
 /** @param {string} status */
 const statusMark = (status) => html("span", { class: status === "pass" ? "good" : status === "fail" ? "bad" : "unsure" }, status === "pass" ? "✓ " : status === "fail" ? "✗ " : "? ");
 
-/** Bars side by side, one for each layer. @param {[string, string, number|null, number|null][]} bars @param {string} label */
-function strip(bars, label) {
+/** Bars side by side, one for each layer.
+ * @param {[string, string, number|null, number|null][]} bars @param {string} label @param {boolean} limited whether one unit is the most */
+function strip(bars, label, limited) {
   const h = 64, w = 1000, wide = w / Math.max(bars.length, 24), most = Math.max(1.1, ...bars.map((bar) => bar[2] || 0));
   const made = svg("svg", { class: "strip", viewBox: `0 0 ${w} ${h}`, height: h, preserveAspectRatio: "none", role: "img", "aria-label": label });
   const unit = h - (h - 6) / most;
-  if (most < 8) made.append(svg("line", { class: "mark-line", x1: 0, x2: w, y1: unit, y2: unit, "vector-effect": "non-scaling-stroke" }, svg("title", {}, "one unit in the last place")));
+  if (limited && most < 8) made.append(svg("line", { class: "mark-line", x1: 0, x2: w, y1: unit, y2: unit, "vector-effect": "non-scaling-stroke" }, svg("title", {}, "one unit in the last place")));
   bars.forEach(([name, state, distance, item], k) => {
     const tall = state === "unchecked" ? h : distance === null ? (state === "fails" ? h : 2) : Math.max((distance / most) * (h - 6), 2);
     const kind = state === "holds" ? "" : state === "fails" ? " bad" : " unsure";
@@ -110,8 +111,8 @@ function evidence() {
       html("ul", { class: "planted" }, ...[...hidden, ...data.power.filter((/** @type {any} */ each) => each.noticed)].slice(0, 40).map((/** @type {any} */ each) =>
         html("li", {}, statusMark(each.noticed ? "pass" : "inconclusive"), `${each.noticed ? "noticed" : "not noticed"}: ${figure(each.ratio)} times the tolerance, in ${each.count > 1 ? `${each.count} layers, such as ` : ""}`, html("code", {}, each.layers[0] || "")))));
   }
-  if (data.certificates.length) section("Folds, computed a second time", "Each bar is a layer that changed: how far its stored weights are from those that other formulas give, in units in the last place. One unit is what rounding explains.", strip(data.certificates, `distance of ${data.certificates.length} folds`));
-  if (data.proof && data.proof.layers.length) section("Layers, by proof", `Each bar is a layer: how far its weights in one file are from those in the other, once all maps are brought together. ${data.proof.status}${data.proof.why ? `: ${data.proof.why}` : ""}`, strip(data.proof.layers.map((/** @type {any[]} */ each) => [each[0], "holds", each[1], each[2]]), `distance of ${data.proof.layers.length} layers`));
+  if (data.certificates.length) section("Folds, computed a second time", "Each bar is a layer that changed: how far its stored weights are from those that other formulas give, in units in the last place. One unit is what rounding explains.", strip(data.certificates, `distance of ${data.certificates.length} folds`, true));
+  if (data.proof && data.proof.layers.length) section("Layers, by proof", `Each bar is a layer: how far its weights in one file are from those in the other, once all maps are brought together, in units in the last place. Nothing is run for it.${data.proof.why ? ` ${data.proof.status}: ${data.proof.why}` : ""}`, strip(data.proof.layers.map((/** @type {any[]} */ each) => [each[0], "holds", each[1], each[2]]), `distance of ${data.proof.layers.length} layers`, false));
   const said = [...data.notes || [], ...(data.timing ? [`time of a run: ${data.timing.text}`] : []), ...(data.providers || []).filter((/** @type {string[]} */ each) => each[2] || each[0] !== "cpu").map((/** @type {string[]} */ each) => `on ${each[0]}: ${each[1]}${each[2] ? `, ${each[2]}` : ""}`)];
   if (said.length) section("Notes", "What else is to be said of the comparison.", html("ul", {}, ...said.map((note) => html("li", {}, note))));
 }
