@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,13 @@ def read(tensor: TensorProto, base_dir: Path | None) -> Array:
 
     Nothing is mapped: a mapped file that gets shorter ends the process that looks at it, which may
     be that of whoever calls bnfold. Only where another process waits for this one, large external
-    data are `mapped`, which saves a copy.
+    data are `mapped`, which saves a copy; not those of the model's own file, which are read once
+    each.
 
     Raises `UsageError` when external data is missing, too short or has no folder to start from.
     """
     if tensor.data_location == TensorProto.EXTERNAL:
-        if scratch.is_watched():
+        if scratch.is_watched() and not is_own(tensor):
             return mapped(tensor, base_dir)
         return _read_external(tensor, base_dir)
     if tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE) and tensor.HasField("raw_data"):
@@ -158,6 +160,16 @@ def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
     return entries["location"], numbers["offset"] or 0, numbers["length"]
 
 
+OWN = f"own {secrets.token_hex(8)}"
+"""The key of an external tensor whose data are part of its model's own file (`files/lean`). No file
+can have it: it is drawn anew in each process."""
+
+
+def is_own(tensor: TensorProto) -> bool:
+    """Whether a tensor is external in name only: its data are part of its model's own file."""
+    return any(entry.key == OWN for entry in tensor.external_data)
+
+
 def external_path(name: str, location: str, base_dir: Path) -> Path:
     """The file with a tensor's external data.
 
@@ -208,6 +220,35 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
         packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
         return np.asarray(numpy_helper.to_array(packed))
     return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
+
+
+def part(tensor: TensorProto, base_dir: Path | None, axis: int, start: int, stop: int) -> Array:
+    """The numbers of a tensor from ``start`` to ``stop`` on its first or second ``axis``.
+
+    Of external data no others are read, so that a large tensor may be looked through in parts.
+    Raises `UsageError` as `read` does.
+    """
+    external = tensor.data_location == TensorProto.EXTERNAL
+    if not external or tensor.data_type in PACKED or axis not in (0, 1):
+        return read(tensor, base_dir)[(slice(None),) * axis + (slice(start, stop),)]
+    path, offset, size = _external(tensor, base_dir)
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    shape = (*tensor.dims[:axis], stop - start, *tensor.dims[axis + 1 :])
+    made = np.empty(shape, dtype)
+    if not made.size:
+        return made
+    outer = made.reshape(tensor.dims[0] if axis else 1, -1).view(np.uint8)
+    step = size // len(outer) if len(outer) else 0
+    inner = step // max(tensor.dims[axis], 1)
+    try:
+        with path.open("rb", buffering=0) as file:
+            for number, row in enumerate(outer):
+                file.seek(offset + number * step + start * inner)
+                if file.readinto(row.data) < row.size:
+                    raise _too_short(path, tensor.name)
+    except OSError as error:
+        raise _unreadable(path, tensor.name, error) from error
+    return made
 
 
 def _unreadable(path: Path, name: str, error: OSError) -> UsageError:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bnfold._core.preprocessing import Preprocessing
 from bnfold._errors import UsageError
 from bnfold._judge.settings import DEFAULT, Settings
-from bnfold._onnx.files.external import external_files, refuse_own_data, runnable, size_on_disk
+from bnfold._onnx.files.external import (
+    external_files,
+    refuse_data,
+    refuse_own_data,
+    runnable,
+    size_on_disk,
+)
 from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
 from bnfold._onnx.files.text_forms import written_as
@@ -61,6 +67,7 @@ def fold_file(
     equalize: bool = False,
     exposing: bool = False,
     simplify: bool = False,
+    tidying: bool = False,
     observer: Observer | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
@@ -70,9 +77,10 @@ def fold_file(
     going to write. With ``depthwise`` norms that stay are written as other operators. With
     ``simplify`` another tool simplifies the result, see `_pipeline/simplifying`; with ``equalize``
     the ranges of channels are made alike, see `_pipeline/equalizing`. Inputs get the preprocessing
-    of the settings; with ``exposing`` their normalization is taken out. ``observer`` looks at a
-    model of ONNX while it is folded. Raises `UsageError` for a file that cannot be read or written,
-    and where there is nothing to simplify with; then no file is left behind.
+    of the settings; with ``exposing`` their normalization is taken out. With ``tidying`` operators
+    that do nothing go first. ``observer`` looks at a model of ONNX while it is folded. Raises
+    `UsageError` for a file that cannot be read or written, and where there is nothing to simplify
+    with; then no file is left behind.
     """
     progress("reading")
     if simplify:
@@ -115,6 +123,7 @@ def fold_file(
             equalize,
             exposing,
             simplify,
+            tidying,
             stack,
             observer,
         )
@@ -133,6 +142,7 @@ def _fold_model(
     equalize: bool,
     exposing: bool,
     simplify: bool,
+    tidying: bool,
     files: ExitStack,
     observer: Observer | None,
 ) -> Outcome:
@@ -141,7 +151,8 @@ def _fold_model(
     ``original`` is its file in binary form, behind its preprocessing. Temporary files last as long
     as the stack of ``files``.
     """
-    model = load_model(path, follow_links=settings.follow_links)
+    plain = not (settings.preprocessing or exposing)
+    model = load_model(path, lean=plain, follow_links=settings.follow_links)
     names = listed(model)
     frozen = len(names) if settings.frozen else 0
     if frozen:
@@ -150,7 +161,7 @@ def _fold_model(
         refuse_own_data(target, model, path.parent)
     size_before = size_on_disk(path, model)
     data_before = frozenset(external_files(model))
-    front = in_front(model, settings.preprocessing, exposing, path.parent, path)
+    front = in_front(model, settings.preprocessing, exposing, path.parent, path, tidying)
     if verify and (inputs is not None or settings.wanted != DEFAULT.wanted):
         from bnfold._run.drawing import refuse_inapplicable
 
@@ -216,6 +227,8 @@ def _fold_model(
             if over_itself and not changed and not any(done.applied for done in extras):
                 written = None
             if written is not None:
+                if report is not None:
+                    refuse_data(report, final.data, written.parent)
                 time_limit.lift()
                 final.commit()
             size, data = final.size, final.data
@@ -234,6 +247,7 @@ def _fold_model(
         equalization,
         told,
         simplification,
+        front.tidied,
     )
 
 

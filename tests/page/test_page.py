@@ -212,7 +212,25 @@ def test_a_comparison_marks_what_differs(tmp_path: Path) -> None:
     ran = run("verify", first, second, "--prove", "--html", tmp_path / "p.html")
     told = document(tmp_path / "p.html")
     assert ran.code == 1 and told["proof"]["status"] == "refuted"
+    assert told["folds"] == [] and told["tables"] == {}  # no operator is gone
     assert told["proof"]["node"] == layer
+
+
+def test_a_comparison_tells_what_may_have_been_folded(told: dict[str, Any], tmp_path: Path) -> None:
+    """By bnfold's plan for the first file, as far as the second one can come of it."""
+    folded = onnx.load(tmp_path / "f.onnx")
+    weight = next(t for t in folded.graph.initializer if t.name == folded.graph.node[0].input[1])
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[2] *= 1.01
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    wrong = saved(folded, tmp_path / "w.onnx")
+    for path, far in ((tmp_path / "f.onnx", []), (wrong, [2])):
+        run("verify", tmp_path / "m.onnx", path, "--prove", "--html", tmp_path / "v.html")
+        seen = document(tmp_path / "v.html")
+        (fold,) = seen["folds"]
+        assert (fold["names"], fold["state"]) == (["/a/norm/BatchNormalization"], "")
+        rows = seen["tables"][str(fold["into"])]["rows"]
+        assert [k for k, row in enumerate(rows) if row[6] > 1] == far
 
 
 def test_bodies_are_groups(tmp_path: Path) -> None:
@@ -284,6 +302,27 @@ def test_a_page_takes_the_place_of_no_file_of_the_run(tmp_path: Path) -> None:
     assert ran.code == 2 and list(tmp_path.iterdir()) == [source]
     with pytest.raises(bnfold.UsageError, match="overwrite"):
         bnfold.report(source, source)
+
+
+def test_a_page_takes_the_place_of_no_weights(tmp_path: Path) -> None:
+    """Weights may lie in files of their own, of the model and of what is written."""
+    source = tmp_path / "m.onnx"
+    onnx.save(foldable(), source, save_as_external_data=True, location="w.bin", size_threshold=64)
+    weights = (tmp_path / "w.bin").read_bytes()
+    ran = run(source, "-o", tmp_path / "o" / "f.onnx", "--html", tmp_path / "w.bin")
+    assert ran.code == 2
+    (tmp_path / "o").mkdir()
+    for args in ((source, "-o", tmp_path / "o" / "f.onnx"), (source,), ("verify", source, source)):
+        ran = run(*args, "--html", tmp_path / "w.bin")
+        assert ran.code == 2 and "own weights" in ran.err
+        assert (tmp_path / "w.bin").read_bytes() == weights
+        assert not list((tmp_path / "o").iterdir())
+    assert run(source, "-o", tmp_path / "o" / "f.onnx").code == 0
+    (data,) = (path for path in (tmp_path / "o").iterdir() if path.name != "f.onnx")
+    for path in (tmp_path / "o").iterdir():
+        path.unlink()
+    ran = run(source, "-o", tmp_path / "o" / "f.onnx", "--html", data)
+    assert ran.code == 2 and "own weights" in ran.err and not list((tmp_path / "o").iterdir())
 
 
 def test_the_summary_of_a_step_says_where_the_page_is(
