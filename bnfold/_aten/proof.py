@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import onnx.inliner
+from onnx import ModelProto
 from torch.export import ExportedProgram
 
 from bnfold._aten.reading import Reader, Unread, functional
+from bnfold._onnx.read.scopes import opset_of
+from bnfold._relation.lowering import lowered
 from bnfold._relation.proof import Proof, prove_sides
+from bnfold._relation.side import Side
 
 
 def prove_programs(first: ExportedProgram, second: ExportedProgram) -> Proof:
@@ -26,6 +34,38 @@ def prove_programs(first: ExportedProgram, second: ExportedProgram) -> Proof:
     if why:
         return Proof("not proved", *why)
     return prove_sides(one.writer.side(), other.writer.side())
+
+
+def prove_with_file(
+    program: ExportedProgram, model: ModelProto, folder: Path | None, is_first: bool
+) -> Proof:
+    """The same of a program and a model of ONNX, with its nodes in order.
+
+    ``is_first`` says that the program is the first of the two. Inputs and outputs correspond by
+    position; what of the program's is no tensor, the model cannot have. Weights that PyTorch
+    computes it rounds at every step, and so they refute nothing. Raises `UsageError` for weights of
+    the model that cannot be read.
+    """
+    try:
+        (program,) = functional([program])
+        reader = Reader(program)
+        reader.read()
+    except Unread as error:
+        return Proof("not proved", error.at, str(error))
+    if reader.told or reader.writer.checks:
+        return Proof("not proved", "", "the program takes, gives or checks what is no tensor")
+    names = [name for name, _, _ in reader.ports]
+    stored = {tensor.name for tensor in model.graph.initializer}
+    others = [value.name for value in model.graph.input if value.name not in stored]
+    if names != others and sorted(names) == sorted(others):
+        return Proof("not proved", others[0], "the inputs have another order in the other model")
+    plain = onnx.inliner.inline_local_functions(model) if model.functions else model
+    lower, _ = lowered(plain, reader.writer.model)
+    own, other = reader.writer.side(opset_of(model.opset_import)), Side.of(lower, folder)
+    proof = prove_sides(own, other) if is_first else prove_sides(other, own)
+    if proof.status == "refuted" and reader.has_computed:
+        return replace(proof, status="not proved")
+    return proof
 
 
 def _unlike(one: Reader, other: Reader) -> tuple[str, str] | None:

@@ -47,7 +47,8 @@ class Reader:
     """Translates the operators of one program, in order.
 
     ``names`` has the value that stands for a node, ``lists`` those of a node that puts out several.
-    ``ports`` are the inputs, and ``told`` what of them and of the outputs is no tensor.
+    ``ports`` are the inputs, and ``told`` what of them and of the outputs is no tensor. It
+    ``has_computed`` weights, which PyTorch has rounded on the way.
     """
 
     program: ExportedProgram
@@ -56,6 +57,7 @@ class Reader:
     lists: dict[Node, list[str]] = field(default_factory=dict)
     ports: list[tuple[str, Like, str]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    has_computed: bool = False
 
     def __post_init__(self) -> None:
         self._constants = Constants(self.program, frozenset(), {})
@@ -108,6 +110,7 @@ class Reader:
             if not isinstance(found, Constant):
                 return None
             like = self.sizes.like(node.meta.get("val"))
+            self.has_computed |= found.is_float and not found.stored
             if not _has_numbers(found.tensor()):
                 (self.names[node],) = self.writer.opaque("constant", [], [like], unlike())
             elif like.kind and all(isinstance(size, int) for size in like.sizes):

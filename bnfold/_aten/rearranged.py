@@ -19,13 +19,15 @@ def reshaped(call: Call) -> Made:
 
 
 def permuted(call: Call) -> Made:
-    """permute, transpose, t: the axes in another order."""
+    """permute, transpose, movedim, t: the axes in another order."""
     data = call.value("self")
     if data is None:
         return None
     rank = call.like_of(data).rank
     if call.kind == "permute":
         order = call.whole("dims")
+    elif call.kind == "movedim":
+        order = _moved(call.whole("source"), call.whole("destination"), rank)
     else:
         names = ("axis0", "axis1") if call.kind == "swapaxes" else ("dim0", "dim1")
         pair = [-2, -1] if call.kind in ("mT", "t") else [call.given.get(name) for name in names]
@@ -35,6 +37,15 @@ def permuted(call: Call) -> Made:
     if rank < 2:
         return data
     return call.write("Transpose", [data], perm=[axis % rank for axis in order])
+
+
+def _moved(source: list[int] | None, to: list[int] | None, rank: int) -> list[int] | None:
+    """The order in which some axes stand at other places, and all others as before."""
+    if source is None or to is None or len(source) != len(to) or not rank:
+        return None
+    places = {there % rank: here % rank for here, there in zip(source, to, strict=True)}
+    left = iter([axis for axis in range(rank) if axis not in places.values()])
+    return [places[axis] if axis in places else next(left) for axis in range(rank)]
 
 
 def _swapped(pair: Sequence[object], rank: int) -> list[int] | None:
@@ -121,15 +132,31 @@ def parted(call: Call) -> Made:
 
 
 def sliced(call: Call) -> Made:
-    """slice: a range of one axis."""
+    """slice, narrow: a range of one axis."""
     data, axis = call.value("self"), call.given.get("dim", 0)
     start, end = call.given.get("start"), call.given.get("end")
     step = call.given.get("step", 1)
+    if call.kind == "narrow":
+        count = call.given.get("length")
+        if type(start) is not int or type(count) is not int:
+            return None
+        start, end = start, (start + count) or _LAST  # Of −3 and 3 to the end.
     start, end = 0 if start is None else start, _LAST if end is None else end
     if data is None or any(type(each) is not int for each in (axis, start, end, step)):
         return None
     rank = call.like_of(data).rank
     held = [call.writer.integers([each]) for each in (start, end, axis % rank, step)]
+    return call.write("Slice", [data, *held])
+
+
+def turned_around(call: Call) -> Made:
+    """flip: some axes from the end."""
+    data, axes = call.value("self"), call.whole("dims")
+    if data is None or not axes or not call.like.rank:
+        return None
+    starts, ends, steps = [[number] * len(axes) for number in (-1, -(2**63), -1)]
+    told = [axis % call.like.rank for axis in axes]
+    held = [call.writer.integers(each) for each in (starts, ends, told, steps)]
     return call.write("Slice", [data, *held])
 
 
@@ -175,15 +202,18 @@ RULES: dict[str, Callable[[Call], Made]] = {
         ),
         reshaped,
     ),
-    **dict.fromkeys(("mT", "permute", "swapaxes", "swapdims", "t", "transpose"), permuted),
+    **dict.fromkeys(
+        ("mT", "movedim", "permute", "swapaxes", "swapdims", "t", "transpose"), permuted
+    ),
     **dict.fromkeys(("broadcast_to", "expand", "expand_as"), expanded),
     **dict.fromkeys(("cat", "concat", "concatenate"), joined),
     **dict.fromkeys(
         ("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "unsafe_split"), parted
     ),
     **dict.fromkeys(("index_select", "select"), picked),
+    "flip": turned_around,
     "pixel_shuffle": shuffled,
-    "slice": sliced,
+    **dict.fromkeys(("narrow", "slice"), sliced),
     "stack": stacked,
 }
 """By the name of the operator."""

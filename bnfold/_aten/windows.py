@@ -61,15 +61,26 @@ def pooled(call: Call) -> Made:
     return call.write("AveragePool", [data], count_include_pad=int(counted), **given)
 
 
-def to_one(call: Call) -> Made:
-    """adaptive_avg_pool, adaptive_max_pool to one position, of a batch."""
+def adaptive(call: Call) -> Made:
+    """adaptive_avg_pool, adaptive_max_pool of a batch: windows that follow from the sizes.
+
+    They never pad. Where the sizes come out even they are alike, else they are told by the sizes.
+    """
     data, spatial = call.value("self"), _spatial_of(call)
-    if call.each("output_size", spatial, 0) != [1] * spatial or call.used - {0}:
+    wanted = call.each("output_size", spatial, 0)
+    if data is None or not call.like.is_real or not _is_batch(call, data) or call.used - {0}:
         return None
-    if data is None or not call.like.is_real or not _is_batch(call, data):
+    if wanted is None or 0 in wanted:
         return None
-    is_mean = "avg" in call.kind
-    return call.write("GlobalAveragePool" if is_mean else "GlobalMaxPool", [data])
+    kind = "AveragePool" if "avg" in call.kind else "MaxPool"
+    if wanted == [1] * spatial:
+        return call.write(f"Global{kind}", [data])
+    sizes = call.like_of(data).sizes[2:]
+    pairs = zip(sizes, wanted, strict=True)
+    kernel = [a // b for a, b in pairs if isinstance(a, int) and a >= b and a % b == 0]
+    if len(kernel) == spatial:
+        return call.write(kind, [data], kernel_shape=kernel, strides=kernel)
+    return call.write(kind, [data], told=f"adaptive {wanted}")
 
 
 def reduced(call: Call) -> Made:
@@ -85,6 +96,19 @@ def reduced(call: Call) -> Made:
     op = {"amax": "ReduceMax", "amin": "ReduceMin", "mean": "ReduceMean", "sum": "ReduceSum"}
     held = call.writer.integers(sorted(axis % rank for axis in numbers))
     return call.write(op[call.kind], [data, held], keepdims=int(keep))
+
+
+def largest(call: Call) -> Made:
+    """max, min along one axis, without their places."""
+    data, axis = call.value("self"), call.given.get("dim")
+    keep = call.given.get("keepdim", False)
+    if data is None or type(axis) is not int or type(keep) is not bool or call.used - {0}:
+        return None
+    rank = call.like_of(data).rank
+    if not rank or not call.like.is_real:
+        return None
+    op = "ReduceMax" if call.kind == "max" else "ReduceMin"
+    return call.write(op, [data, call.writer.integers([axis % rank])], keepdims=int(keep))
 
 
 def place_of_largest(call: Call) -> Made:
@@ -167,10 +191,11 @@ _SPATIAL = ("1d", "2d", "3d")
 RULES: dict[str, Callable[[Call], Made]] = {
     **{f"{kind}_pool{n}": pooled for kind in ("avg", "max") for n in _SPATIAL},
     **{f"max_pool{n}_with_indices": pooled for n in _SPATIAL},
-    **{f"adaptive_{kind}_pool{n}": to_one for kind in ("avg", "max") for n in _SPATIAL},
-    **{f"_adaptive_avg_pool{n}": to_one for n in _SPATIAL},
+    **{f"adaptive_{kind}_pool{n}": adaptive for kind in ("avg", "max") for n in _SPATIAL},
+    **{f"_adaptive_avg_pool{n}": adaptive for n in _SPATIAL},
     **dict.fromkeys(("amax", "amin", "mean", "sum"), reduced),
     **dict.fromkeys(("argmax", "argmin"), place_of_largest),
+    **dict.fromkeys(("max", "min"), largest),
     **dict.fromkeys(("_log_softmax", "_softmax", "log_softmax", "softmax"), softmax),
     **dict.fromkeys(_RESIZED, resized),
     **{f"{kind}_pad{n}": padded for kind in ("reflection", "replication") for n in _SPATIAL},

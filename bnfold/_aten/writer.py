@@ -173,9 +173,12 @@ class Writer:
         """Take out the operators that were added since."""
         del self.model.graph.node[mark:]
 
-    def side(self) -> Side:
-        """What was written, for the proof."""
-        self.model.opset_import.append(helper.make_opsetid("", OPSET))
+    def side(self, opset: int = OPSET) -> Side:
+        """What was written, for the proof, as operators of a version of ONNX.
+
+        Older versions may have some in other forms: then they are others, and nothing is proved.
+        """
+        self.model.opset_import.append(helper.make_opsetid("", opset))
         (scope,) = read_scopes(self.model)
         shapes = Shapes()
         for name, like in self.likes.items():

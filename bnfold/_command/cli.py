@@ -66,7 +66,7 @@ def main() -> None:
     groups={
         "What is written": ["output", "in_place", "check", "report", "page", "form"],
         "Many models": ["output_dir", "jobs", "resume"],
-        "What folds": ["frozen", "equal_dims", "depthwise", "equalize"],
+        "What folds": ["frozen", "equal_dims", "depthwise", "equalize", "simplify"],
         "What the input is": [*preprocessing.NAMES, "expose_normalization"],
         "How it is verified": ["no_verify", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
@@ -100,6 +100,12 @@ def main() -> None:
     help="Move positive scales between layers, so that the channels of a weight have like ranges "
     "for an int8 scale in common; the function stays the same.",
 )
+@click.option(
+    "--simplify",
+    is_flag=True,
+    help="Let onnxslim or onnxsim take away what is left over; taken where it is seen to change "
+    "nothing. Needs bnfold[simplify].",
+)
 @preprocessing.preprocessing
 @preprocessing.exposing
 @options.comparison
@@ -126,6 +132,7 @@ def fold(
     follow_links: bool,
     depthwise: bool,
     equalize: bool,
+    simplify: bool,
     expose_normalization: bool,
     report: Path | None,
     page: Path | None,
@@ -153,7 +160,16 @@ def fold(
     targets.refuse_stream("-o", output)
     targets.refuse_stream("--report", report)
     if check:
-        writing = ("output", "in_place", "page", "equalize", "output_dir", "jobs", "resume")
+        writing = (
+            "output",
+            "in_place",
+            "page",
+            "equalize",
+            "simplify",
+            "output_dir",
+            "jobs",
+            "resume",
+        )
         unused = (*writing, *options.NAMES, *preprocessing.NAMES, "expose_normalization")
         options.refuse(context, ("no_prove",), "--check writes nothing and runs no model")
         options.refuse(context, unused, "--check writes nothing and runs no model")
@@ -184,6 +200,7 @@ def fold(
         options.refuse(context, ["equal_dims"], "a .pt2 file gives its sizes no names")
         options.refuse(context, ["follow_links"], "a .pt2 file has no external data")
         options.refuse(context, ["equalize"], "only files of ONNX are equalized")
+        options.refuse(context, ["simplify"], "only files of ONNX are simplified")
         believed.update(frozen=False, equal_dims=False, follow_links=False)
     else:
         options.refuse(context, ["trust"], "an ONNX file runs no code when it is loaded")
@@ -220,6 +237,7 @@ def fold(
             report=report,
             depthwise=depthwise,
             equalize=equalize,
+            simplify=simplify,
             exposing=expose_normalization,
             observer=seen,
         )

@@ -24,6 +24,7 @@ from bnfold._pipeline.any_kind import needs_pytorch
 from bnfold._pipeline.equalizing import equalized
 from bnfold._pipeline.outcome import Outcome, Progress, RunStatus, Verdict
 from bnfold._pipeline.preprocessed import in_front
+from bnfold._pipeline.simplifying import simplified, simplifier
 from bnfold._system import paths, time_limit
 
 if TYPE_CHECKING:
@@ -59,19 +60,23 @@ def fold_file(
     depthwise: bool = False,
     equalize: bool = False,
     exposing: bool = False,
+    simplify: bool = False,
     observer: Observer | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
 
     Without an ``output`` only a temporary file is written, for the judge. A model is not written
     over itself if nothing folds and nothing is frozen. ``report`` is a file that the caller is
-    going to write. With ``depthwise`` norms that stay are written as other operators; with
-    ``equalize`` the ranges of channels are made alike, see `_pipeline/equalizing`. Inputs get the
-    preprocessing of the settings; with ``exposing`` their normalization is taken out. ``observer``
-    looks at a model of ONNX while it is folded. Raises `UsageError` for a file that cannot be read
-    or written; then no file is left behind.
+    going to write. With ``depthwise`` norms that stay are written as other operators. With
+    ``simplify`` another tool simplifies the result, see `_pipeline/simplifying`; with ``equalize``
+    the ranges of channels are made alike, see `_pipeline/equalizing`. Inputs get the preprocessing
+    of the settings; with ``exposing`` their normalization is taken out. ``observer`` looks at a
+    model of ONNX while it is folded. Raises `UsageError` for a file that cannot be read or written,
+    and where there is nothing to simplify with; then no file is left behind.
     """
     progress("reading")
+    if simplify:
+        simplifier()
     if output is not None:
         paths.check_writable(output)
     if path.suffix == ".pt2":
@@ -109,6 +114,7 @@ def fold_file(
             depthwise,
             equalize,
             exposing,
+            simplify,
             stack,
             observer,
         )
@@ -126,6 +132,7 @@ def _fold_model(
     depthwise: bool,
     equalize: bool,
     exposing: bool,
+    simplify: bool,
     files: ExitStack,
     observer: Observer | None,
 ) -> Outcome:
@@ -162,7 +169,7 @@ def _fold_model(
         rewritten = planned.apply()
         told = front.told(model, planned.plan)
     over_itself = output is not None and paths.is_same(output, path)
-    if over_itself and not changed and not equalize:
+    if over_itself and not changed and not equalize and not simplify:
         verdict = Verdict("unchanged")
         size = size_before
         return Outcome(path, planned.plan, verdict, size, size, None, hanging=stuck)
@@ -195,14 +202,19 @@ def _fold_model(
             verdict = Verdict("skipped" if changed else "unchanged")
         written = output if verdict.status != "fail" else None
         with ExitStack() as stack:
-            final, equalization = draft, None
+            final, equalization, simplification = draft, None, None
             unprepared = replace(settings, preprocessing=())  # both files have it
+            if simplify and verdict.status != "fail":
+                final, simplification = stack.enter_context(
+                    simplified(draft, path, verify, inputs, unprepared, progress)
+                )
             if equalize and verdict.status != "fail":
                 final, equalization = stack.enter_context(
-                    equalized(draft, path, verify, inputs, unprepared, progress)
+                    equalized(final, path, verify, inputs, unprepared, progress)
                 )
-                if over_itself and not changed and not equalization.applied:
-                    written = None
+            extras = [done for done in (simplification, equalization) if done is not None]
+            if over_itself and not changed and not any(done.applied for done in extras):
+                written = None
             if written is not None:
                 time_limit.lift()
                 final.commit()
@@ -221,6 +233,7 @@ def _fold_model(
         stuck,
         equalization,
         told,
+        simplification,
     )
 
 

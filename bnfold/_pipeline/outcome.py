@@ -140,6 +140,40 @@ class Equalization:
 
 
 @dataclass(frozen=True)
+class Simplification:
+    """What came of letting another tool simplify a folded model.
+
+    Attributes:
+        by: the tool and its version.
+        before: how many operators the folded model has; 0 where there was no result.
+        after: how many the simplified one has, folded again.
+        refused: why the simplified model was not taken, "" if it was or if it is no smaller.
+        proof: whether the simplified model and the folded one are the same function.
+    """
+
+    by: str
+    before: int = 0
+    after: int = 0
+    refused: str = ""
+    proof: Proof | None = None
+
+    @property
+    def applied(self) -> bool:
+        """Whether the model that was written is simplified."""
+        return self.after < self.before and not self.refused
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that are valid JSON."""
+        return {
+            "by": self.by,
+            "applied": self.applied,
+            "refused": self.refused,
+            "operators": {"before": self.before, "after": self.after},
+            "proof": self.proof.status if self.proof is not None else None,
+        }
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The result of one run.
 
@@ -157,6 +191,7 @@ class Outcome:
             overridden.
         equalization: what came of equalizing channels, or None where that was not asked for.
         inputs: what has become of inputs that got preprocessing, or lost it.
+        simplification: what came of simplifying, or None where that was not asked for.
     """
 
     model: Path
@@ -170,3 +205,4 @@ class Outcome:
     hanging: int = 0
     equalization: Equalization | None = None
     inputs: tuple[InputChange, ...] = ()
+    simplification: Simplification | None = None

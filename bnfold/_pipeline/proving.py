@@ -37,31 +37,34 @@ def prove_models(
     trust: bool = False,
     preprocessing: Pairs = (),
 ) -> Proof:
-    """The proof for two models: each a path or a ``ModelProto``, or each a module, a program or the
-    path of a .pt2 file. The first of two models of ONNX stands behind preprocessing.
+    """The proof for two models: each a path, a ``ModelProto``, a module or a program. The first of
+    two models of ONNX stands behind preprocessing.
 
     Weights stay in the files until they are read. ``base_dir`` is the folder of external data of
     models in memory. ``options`` has the example inputs of modules. Raises `UsageError` for a model
     that cannot be read, ``TypeError`` for what is no model.
     """
     found = [_is_of_torch(given) for given in (first, second)]
-    if any(found) and not all(found):
-        one = first if found[0] else second
-        told = one if _is_path(one) else f"the {type(one).__name__}"
-        raise UsageError(
-            f"{told} is proved against another model of PyTorch; to compare it with a "
-            "model of ONNX leave out --prove (in Python, call bnfold.verify)"
-        )
-    if all(found):
-        if base_dir is not None or frozen or follow_links or preprocessing:
+    if any(found):
+        if preprocessing or (all(found) and (base_dir is not None or frozen or follow_links)):
             raise UsageError(
                 "base_dir, freeze_initializers, follow_links, preprocessing: these are for models "
                 "of ONNX; leave them out"
             )
-        from bnfold._aten.proof import prove_programs
+        from bnfold._aten.proof import prove_programs, prove_with_file
 
-        models = [program_of(given, trust) for given in (first, second)]
-        return prove_programs(*(_exported(model, options) for model in models))
+        pair = [
+            _exported(program_of(given, trust), options) if of_torch else None
+            for given, of_torch in zip((first, second), found, strict=True)
+        ]
+        one, other = pair
+        if one is not None and other is not None:
+            return prove_programs(one, other)
+        given, program = (second, one) if one is not None else (first, other)
+        assert program is not None
+        model, folder = _loaded(given, base_dir, frozen, follow_links)
+        with understood(model, Path(given) if _is_path(given) else None):
+            return prove_with_file(program, model, folder, one is not None)
     options.refuse()
     if options.args is not None:
         raise UsageError("example inputs are for a torch.nn.Module; leave them out")

@@ -65,6 +65,9 @@ def of_fold(outcome: Outcome) -> Iterator[Finding]:
     if done is not None and done.proof is not None:
         told = Finding("proof", "equalized", "pass", str(done.proof))
         yield replace(told, status="inconclusive", message=done.refused) if done.refused else told
+    if outcome.simplification is not None and outcome.simplification.refused:
+        refused = outcome.simplification
+        yield Finding("proof", f"simplified by {refused.by}", "inconclusive", refused.refused)
 
 
 def of_verify(result: EndToEnd) -> Iterator[Finding]:

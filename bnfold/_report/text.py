@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bnfold._core.result import Plan
     from bnfold._judge.verdict import EndToEnd
-    from bnfold._pipeline.outcome import Equalization, Outcome, Verdict
+    from bnfold._pipeline.outcome import Equalization, Outcome, Simplification, Verdict
     from bnfold._proof.evidence import Certificate
     from bnfold._relation.proof import Proof
 
@@ -43,6 +43,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "inputs": [change.to_dict() for change in outcome.inputs],
         "verification": outcome.verdict.to_dict(),
         "equalization": outcome.equalization.to_dict() if outcome.equalization else None,
+        "simplification": outcome.simplification.to_dict() if outcome.simplification else None,
     }
 
 
@@ -106,6 +107,8 @@ def outcome_lines(
     if not quiet:
         yield from _plan_lines(outcome, verbose, "" if written else "would ")
     yield from verdict_lines(outcome.verdict, verbose, power)
+    if outcome.simplification is not None and (not quiet or outcome.simplification.refused):
+        yield _simplification_line(outcome.simplification)
     if outcome.equalization is not None and (not quiet or outcome.equalization.refused):
         yield from _equalization_lines(outcome.equalization, verbose)
     if outcome.output is not None:
@@ -117,6 +120,16 @@ def outcome_lines(
         yield Line("no file was written", "bad")
     elif not quiet:
         yield from _what_next(outcome)
+
+
+def _simplification_line(done: Simplification) -> str:
+    """What came of letting another tool simplify the model."""
+    if done.refused:
+        return f"not simplified, {done.by}: {done.refused}"
+    if not done.applied:
+        return f"not simplified: {done.by} finds nothing to take away"
+    proved = "; proved" if done.proof is not None and done.proof.status == "proved" else ""
+    return f"simplified by {done.by}: {done.after} operators, {done.before} without{proved}"
 
 
 def _equalization_lines(done: Equalization, verbose: bool) -> Iterator[str]:

@@ -48,6 +48,7 @@ def test_all_that_is_known_of_a_run(external, tmp_path):
         "inputs",
         "verification",
         "equalization",
+        "simplification",
     ]
     assert told["schema"] == "bnfold.report/1"
     assert told["bnfold"] == package.__version__

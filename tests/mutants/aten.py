@@ -99,6 +99,20 @@ MUTANTS = (
         _PROOF,
     ),
     Mutant(
+        "weights that PyTorch computes refute a file",
+        "_aten/proof.py",
+        'proof.status == "refuted" and reader.has_computed',
+        "False",
+        _PROOF,
+    ),
+    Mutant(
+        "inputs of one name in another order are the same",
+        "_aten/proof.py",
+        "if names != others and sorted(names) == sorted(others):",
+        "if False:",
+        _PROOF,
+    ),
+    Mutant(
         "the keys of outputs do not matter",
         "_aten/proof.py",
         "    if specs[0].out_spec != specs[1].out_spec:\n",

@@ -236,4 +236,32 @@ MUTANTS = (
         "if members[at]:",
         "tests/page/test_page.py",
     ),
+    Mutant(
+        "what a simplifier gets wrong is written",
+        "_pipeline/simplifying.py",
+        "            yield draft if why else new, Simplification(",
+        "            yield new, Simplification(",
+        "tests/cli/test_simplify.py::test_what_it_gets_wrong_is_refused",
+    ),
+    Mutant(
+        "a simplifier may change what a model puts out",
+        "_pipeline/simplifying.py",
+        "            if clash := _clash(there.type, here.type):\n",
+        "            if clash := '':\n",
+        "tests/cli/test_simplify.py::test_what_it_gets_wrong_is_refused",
+    ),
+    Mutant(
+        "what a simplifier loses of a model is lost",
+        "_pipeline/simplifying.py",
+        "            model.metadata_props.extend(folded.metadata_props)\n",
+        "            pass\n",
+        "tests/cli/test_simplify.py::test_it_is_taken_where_nothing_changes",
+    ),
+    Mutant(
+        "a simplifier imports what lies in the current folder",
+        "_pipeline/simplifying.py",
+        "sys.path[:] = sys.argv.pop()",
+        "sys.path += sys.argv.pop()",
+        "tests/cli/test_simplify.py::test_a_tool_takes_no_module_of_the_current_folder",
+    ),
 )

@@ -214,6 +214,10 @@ def test_a_page_prints_and_has_both_colours(browser: Any, page: Path) -> None:
         ground = "return getComputedStyle(document.documentElement).backgroundColor"
         grounds.append(browser.execute_script(ground))
     assert grounds[0] != grounds[1]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    for tool, shown in (("#find", False), ("#tools", False), ("#before", True), ("#all", True)):
+        assert one(browser, tool).is_displayed() == shown, tool
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert len(browser.print_page()) > 10_000
 
 

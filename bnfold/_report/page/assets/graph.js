@@ -76,12 +76,16 @@ for (const kept of keeps) {
     if (kept.at !== null && kept.at !== kept.node) add(stoppedAt, kept.at, kept.node);
   }
 }
+/** By operator that is gone what stays of it. @type {Map<number, number>} */
+const restOf = new Map();
 /* Of maps that became one, what stays stands in the place of one of them. */
 for (const [n, kept] of [...keptAt]) {
   if (kept.kind !== "map" || sideOf(n) !== BEFORE) continue;
   for (const fold of foldsFrom.get(n) || []) {
     const rest = fold.gone.find((other) => sideOf(other) === (BEFORE | AFTER));
-    if (rest !== undefined && !keptAt.has(rest)) { keptAt.set(rest, kept); fate[rest] = "kept"; }
+    if (rest === undefined) continue;
+    restOf.set(n, rest);
+    if (!keptAt.has(rest)) { keptAt.set(rest, kept); fate[rest] = "kept"; }
   }
 }
 for (let n = 0; n < count; n++) {
