@@ -26,8 +26,10 @@ from bnfold._onnx.files.external import external_files
 from bnfold._onnx.files.lean import LEAST_TENSOR, read_lean, serialize_whole
 from bnfold._onnx.files.load import load_model
 from bnfold._onnx.tensors import all_tensors
+from bnfold._pipeline.models import fold_file
 
 from . import zoo
+from .golden.models import models as golden
 
 BIG = np.random.default_rng(0).normal(size=40_000).astype(np.float32)
 SMALL = np.arange(5, dtype=np.float32)
@@ -260,3 +262,29 @@ def test_any_bytes_are_read_as_the_library_reads_them(
         except UsageError:
             results.append(b"refused")
     assert results[0] == results[1]
+
+
+GIVEN = dict(golden())
+SMALL_MODELS = [name for name in GIVEN if name.startswith(("own/", "command/"))]
+SMALL_MODELS += [name for name in GIVEN if name.startswith(("folds/", "stored/"))][::8]
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_a_fold_is_that_of_the_whole_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that a fold touches are read, the others are copied from file to file: in graphs,
+    bodies, functions and Constants, whatever shares them.
+    """
+    given = GIVEN[name]()
+    path = tmp_path / "m.onnx"
+    path.write_bytes(given.model.SerializeToString())
+    monkeypatch.setattr("bnfold._onnx.files.lean._WHOLE", {TensorProto.FLOAT})
+    found = []
+    for least in (1 << 30, 100):
+        monkeypatch.setattr("bnfold._onnx.files.lean.LEAST_TENSOR", least)
+        target = tmp_path / f"{least}.onnx"
+        fold_file(path, target, verify=False, inputs=None, progress=lambda _: None)
+        found.append(ModelProto.FromString(target.read_bytes()))
+    assert found[0] == found[1]
+    assert not any(t.data_location for t in all_tensors(found[1]))

@@ -68,7 +68,7 @@ def main() -> None:
         "Many models": ["output_dir", "jobs", "resume"],
         "What folds": ["frozen", "equal_dims", "depthwise", "equalize", "simplify"],
         "What the input is": [*preprocessing.NAMES, "expose_normalization"],
-        "How it is verified": ["no_verify", *options.COMPARED],
+        "How it is verified": ["no_verify", "no_prove", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
         "What is printed": ["verbose", "quiet", "colour"],
     },
@@ -211,7 +211,6 @@ def fold(
     targets.check_report(report, model, output, inputs)
     pages.check(page, model, output, inputs, report)
 
-    from bnfold._command.telling import tell_fold
     from bnfold._pipeline.models import fold_file
     from bnfold._report.text import json_text, outcome_document
 
@@ -224,7 +223,7 @@ def fold(
         settings = replace(settings, prove=not no_prove)
     settings = replace(settings, preprocessing=wanted)
     options.tell_missing(settings, form)
-    seen = pages.witness(page)
+    seen = pages.witness(page, model if in_place else output)
     settings = replace(settings, spread=page is not None)
     with terminal.Progress() as progress:
         outcome = fold_file(
@@ -251,6 +250,8 @@ def fold(
                 fate = f"; {outcome.output} was written" if outcome.output else ""
                 raise UsageError(f"{error}{fate}") from error
     seconds = time.monotonic() - begun
+    from bnfold._command.telling import tell_fold
+
     tell_fold(outcome, form, seconds, verbose, comparison["power"], quiet)
     pages.tell(page, form, quiet)
     return EXIT_CODES[outcome.verdict.status]
@@ -335,7 +336,6 @@ def verify(
         code = show_proof(original, folded, *given)
         pages.tell(page, form, quiet)
         return code
-    from bnfold._command.telling import tell_comparison
     from bnfold._judge.end_to_end import compare_files
     from bnfold._report.text import comparison_document, json_text
     from bnfold._run.session import hush
@@ -373,6 +373,8 @@ def verify(
         document = comparison_document(str(original), str(folded), result)
         paths.write_text(report, json_text(document))
     power = comparison["power"]
+    from bnfold._command.telling import tell_comparison
+
     tell_comparison(original, folded, result, form, seconds, verbose, power, quiet)
     pages.tell(page, form, quiet)
     return EXIT_CODES[result.status]

@@ -100,7 +100,8 @@ class Commands(click.Group):
             inner = fold.make_context("fold", [], parent=context, resilient_parsing=True)
             found = fold.shell_complete(inner, incomplete)
             return [*own.values(), *(item for item in found if item.value not in own)]
-        return [*own.values(), CompletionItem(incomplete, type="file")]
+        # Files first: bash forgets what came before them.
+        return [CompletionItem(incomplete, type="file"), *own.values()]
 
 
 def _refuse_misspelt(word: str, commands: Iterable[str]) -> None:

@@ -59,13 +59,13 @@ def check(page: Path | None, *others: Path | None) -> None:
     layout_library()
 
 
-def witness(page: Path | None) -> Witness | None:
-    """Who watches a fold for a page."""
+def witness(page: Path | None, output: Path | None) -> Witness | None:
+    """Who watches a fold for a page; ``output`` is where the folded model goes."""
     if page is None:
         return None
     from bnfold._report.page.witness import Witness
 
-    return Witness()
+    return Witness(page, output)
 
 
 def tell(page: Path | None, form: str, quiet: bool) -> None:

@@ -145,13 +145,13 @@ class Plan:
         return "\n".join((*fold_lines(self), *table(rows), *kept_lines(self)))
 
     def _repr_html_(self) -> str:
-        """The same for notebooks, with every map that stays."""
+        """The same for notebooks, with all that stays but biases of linear operators."""
         said = "; ".join(fold_lines(self)) or "nothing to fold"
         parts = [f"<p>{escape(said)}</p>"]
         if self.folds:
             parts.append(html_table(("operator", "before", "after"), changed_operators(self)))
-        if self.kept:
-            rows = [(k.node, k.op, k.code, k.message, k.graph) for k in self.kept]
+        if stays := [k for k in self.kept if not k.is_bias]:
+            rows = [(k.node, k.op, k.code, k.message, k.graph) for k in stays]
             parts.append(html_table(("stays", "operator", "code", "why", "graph"), rows))
         return "".join(parts)
 

@@ -26,9 +26,16 @@ def status_of(proof: Proof | OutputProof) -> Literal["pass", "fail", "inconclusi
 
 def proof_lines(proof: Proof, verbose: bool) -> Iterator[str]:
     """Yield what was proved, or where that ends; with ``verbose`` every layer and output."""
+    yield from _conclusion(proof)
     if verbose:
         for layer in proof.layers:
             yield f"  {layer.at}: {in_units(layer.distance)}"
+    if proof.status != "proved":
+        yield from _output_lines(proof, verbose)
+
+
+def _conclusion(proof: Proof) -> Iterator[str]:
+    """Yield what was proved, or where that ends and how many layers agree."""
     count = len(proof.layers)
     if proof.status == "proved":
         if count:
@@ -41,7 +48,6 @@ def proof_lines(proof: Proof, verbose: bool) -> Iterator[str]:
     yield str(proof)
     if count:
         yield f"  {counted(count, 'other layer')} agree{'s' if count == 1 else ''}"
-    yield from _output_lines(proof, verbose)
 
 
 def _output_lines(proof: Proof, verbose: bool) -> Iterator[str]:

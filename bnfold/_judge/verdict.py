@@ -299,7 +299,7 @@ def end_to_end_lines(result: EndToEnd, verbose: bool, power: bool = False) -> It
         worse = known is None or _rank(check) > _rank(known)
         if worse:
             shown[check.output] = check
-    checks = result.checks if verbose or result.status != "pass" else shown.values()
+    checks = result.checks if verbose or result.status == "fail" else shown.values()
     for check in checks:
         yield f"  {check.output} on {check.inputs} inputs: {check.status}, {figures(check)}"
     if (verbose or result.status != "pass") and any(check.was_drawn for check in result.checks):
@@ -336,7 +336,7 @@ def _power_lines(result: EndToEnd) -> Iterator[str]:
 
 
 def _rank(check: OutputCheck) -> tuple[int, float]:
-    order = {"inconclusive": 0, "pass": 1, "fail": 2}
+    order = {"inconclusive": 2 if check.contested else 0, "pass": 1, "fail": 3}
     return order[check.status], check.ratio if check.ratio is not None else 0.0
 
 

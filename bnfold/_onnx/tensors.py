@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,13 @@ def read(tensor: TensorProto, base_dir: Path | None) -> Array:
 
     Nothing is mapped: a mapped file that gets shorter ends the process that looks at it, which may
     be that of whoever calls bnfold. Only where another process waits for this one, large external
-    data are `mapped`, which saves a copy.
+    data are `mapped`, which saves a copy; not those of the model's own file, which are read once
+    each.
 
     Raises `UsageError` when external data is missing, too short or has no folder to start from.
     """
     if tensor.data_location == TensorProto.EXTERNAL:
-        if scratch.is_watched():
+        if scratch.is_watched() and not is_own(tensor):
             return mapped(tensor, base_dir)
         return _read_external(tensor, base_dir)
     if tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE) and tensor.HasField("raw_data"):
@@ -156,6 +158,16 @@ def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
             raise UsageError(f"external data of tensor {tensor.name!r} has the {key} {shown!r}")
         numbers[key] = int(text) if text is not None else None
     return entries["location"], numbers["offset"] or 0, numbers["length"]
+
+
+OWN = f"own {secrets.token_hex(8)}"
+"""The key of an external tensor whose data are part of its model's own file (`files/lean`). No file
+can have it: it is drawn anew in each process."""
+
+
+def is_own(tensor: TensorProto) -> bool:
+    """Whether a tensor is external in name only: its data are part of its model's own file."""
+    return any(entry.key == OWN for entry in tensor.external_data)
 
 
 def external_path(name: str, location: str, base_dir: Path) -> Path:

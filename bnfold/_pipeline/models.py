@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bnfold._core.preprocessing import Preprocessing
 from bnfold._errors import UsageError
 from bnfold._judge.settings import DEFAULT, Settings
-from bnfold._onnx.files.external import external_files, refuse_own_data, runnable, size_on_disk
+from bnfold._onnx.files.external import (
+    external_files,
+    refuse_data,
+    refuse_own_data,
+    runnable,
+    size_on_disk,
+)
 from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
 from bnfold._onnx.files.text_forms import written_as
@@ -141,7 +147,8 @@ def _fold_model(
     ``original`` is its file in binary form, behind its preprocessing. Temporary files last as long
     as the stack of ``files``.
     """
-    model = load_model(path, follow_links=settings.follow_links)
+    plain = not (settings.preprocessing or exposing)
+    model = load_model(path, lean=plain, follow_links=settings.follow_links)
     names = listed(model)
     frozen = len(names) if settings.frozen else 0
     if frozen:
@@ -216,6 +223,8 @@ def _fold_model(
             if over_itself and not changed and not any(done.applied for done in extras):
                 written = None
             if written is not None:
+                if report is not None:
+                    refuse_data(report, final.data, written.parent)
                 time_limit.lift()
                 final.commit()
             size, data = final.size, final.data

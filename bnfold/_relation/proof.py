@@ -70,6 +70,16 @@ class Proof:
         """The largest difference of weights that agree, in units in the last place."""
         return max((layer.distance for layer in self.layers), default=0.0)
 
+    @property
+    def unsure(self) -> Proof:
+        """The same where nothing is refuted: weights that differ are not proved."""
+        found = [
+            replace(each, status="not proved") if each.status == "refuted" else each
+            for each in self.outputs
+        ]
+        status = "not proved" if self.status == "refuted" else self.status
+        return replace(self, status=status, outputs=found)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that are valid JSON."""
         return {

@@ -22,7 +22,7 @@ import pytest
 from bnfold._command import terminal
 from bnfold._run import stopwatch
 
-from ..graphs import bn, const, conv, model, op, rand
+from ..graphs import bn, const, conv, model, op, rand, reseed
 from . import examples
 from .command import CHECKOUT, TOO_LARGE, bnfold
 
@@ -102,6 +102,7 @@ RUNS: tuple[str, ...] = (
 )
 
 _FIGURE = re.compile(r"\b\d\.\d\de[+-]\d\d\b")
+_SET = re.compile(r" on (?:signed|unsigned|structured) inputs: ")
 _TIME = re.compile(r"\d+(?:\.\d+)? ms before, .*?\)$", re.MULTILINE)
 _SECONDS = re.compile(r'(?<=time=")\d+\.\d+(?=")')
 _SIZE = re.compile(r"\d+(?:\.\d+)? [kM]B")
@@ -118,7 +119,8 @@ class Said:
 
 
 def folder(at: Path) -> None:
-    """Write the files that the runs read."""
+    """Write the files that the runs read, the same ones each time."""
+    reseed(0)
     (at / "digits.onnx").write_bytes((CHECKOUT / "examples" / "digits.onnx").read_bytes())
     for name in ("settled", "strange"):
         examples.save(getattr(examples, name)(), at / f"{name}.onnx")
@@ -203,7 +205,7 @@ def document(runs: Sequence[Said]) -> str:
     """The file: each call, what it printed, and its exit code if that is not 0."""
     parts = []
     for run in runs:
-        text = _FIGURE.sub("…", run.text.rstrip("\n"))
+        text = _FIGURE.sub("…", _SET.sub(" on … inputs: ", run.text.rstrip("\n")))
         text = _SIZE.sub("… MB", _SECONDS.sub("…", _TIME.sub("… ms", text)))
         ended = f"\n[exit code {run.code}]" if run.code else ""
         parts.append(f"$ bnfold {run.call}\n{text}{ended}".rstrip("\n"))

@@ -31,7 +31,7 @@ def test_a_model_and_its_fold(model, folded, tmp_path):
     assert run.lines[0].startswith("proved: 2 of 2 layers agree within ")
     assert run.lines[0].endswith("in the last place")
     lines = bnfold("verify", model, folded, "--prove", "-v").lines
-    assert [line.partition(":")[0] for line in lines] == ["  conv1", "  conv2", "proved"]
+    assert [line.partition(":")[0] for line in lines] == ["proved", "  conv1", "  conv2"]
     assert tree(tmp_path) == before
 
 

@@ -220,6 +220,20 @@ def test_it_does_not_overwrite_another_file_of_the_run(other, model, tmp_path):
     assert tree(tmp_path) == before
 
 
+def test_it_does_not_overwrite_weights_of_the_model_that_is_written(external, tmp_path):
+    """They lie in a file of their own, whose name is known only once it is made."""
+    folder = tmp_path / "to"
+    folder.mkdir()
+    assert bnfold(external, "-o", folder / "out.onnx").code == 0
+    data = [path for path in folder.iterdir() if path.name != "out.onnx"]
+    for path in folder.iterdir():
+        path.unlink()
+    for path in data:
+        run = bnfold(external, "-o", folder / "out.onnx", "--report", path)
+        refused(run, f"{path} holds the model's own weights")
+        assert not list(folder.iterdir())
+
+
 @pytest.fixture
 def full(tmp_path):
     """A device that is always full; by a link, which is all that a mistake could replace."""

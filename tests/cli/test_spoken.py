@@ -60,7 +60,7 @@ def test_errors_of_the_command_line_are_one_line(args, words):
     "typed, found",
     [
         ("bnfold mod", ["file,mod"]),
-        ("bnfold ver", ["plain,verify", "file,ver"]),
+        ("bnfold ver", ["file,ver", "plain,verify"]),
         ("bnfold --in-p", ["plain,--in-place"]),
         ("bnfold --vers", ["plain,--version"]),
         ("bnfold model.onnx --chec", ["plain,--check"]),

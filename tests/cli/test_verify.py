@@ -28,7 +28,7 @@ def test_a_model_and_its_fold(model, folded, tmp_path):
     assert run.lines[1].startswith("  y on ") and ": pass, difference " in run.lines[1]
     assert run.lines[2] == "verification: pass"
     layers = bnfold("verify", model, folded, "-v").lines[:3]
-    assert [line.partition(":")[0] for line in layers] == ["  conv1", "  conv2", "proved"]
+    assert [line.partition(":")[0] for line in layers] == ["proved", "  conv1", "  conv2"]
     lines = bnfold("verify", model, folded, "-v", "--no-prove").lines
     assert [" inputs: pass, " in line for line in lines] == [True] * 3 + [False] * 3
     assert lines[3] == "  inputs drawn with seed 0"

@@ -209,6 +209,13 @@ MUTANTS = (
         "tests/page/test_page.py",
     ),
     Mutant(
+        "a report takes the place of the weights that are written",
+        "_pipeline/models.py",
+        "refuse_data(report, final.data, written.parent)",
+        "pass",
+        "tests/cli/test_report.py",
+    ),
+    Mutant(
         "a page takes the place of the model",
         "_report/page/writing.py",
         "if other is not None and paths.is_same(path, other):",

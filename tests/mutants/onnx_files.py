@@ -112,4 +112,18 @@ MUTANTS = (
         "self._remove(() if paths.identity(self.destination) == new else unread)",
         "tests/cli/test_killed.py",
     ),
+    Mutant(
+        "a weight that is copied from file to file begins a byte too late",
+        "_onnx/files/lean.py",
+        "        file.seek(place.start)",
+        "        file.seek(place.start + 1)",
+        "tests/test_lean.py",
+    ),
+    Mutant(
+        "a weight of a lean model is taken for one of an external file",
+        "_onnx/write/edits.py",
+        "if held.data_location == TensorProto.EXTERNAL and not tensors.is_own(held):",
+        "if held.data_location == TensorProto.EXTERNAL:",
+        "tests/test_lean.py",
+    ),
 )

@@ -286,6 +286,27 @@ def test_a_page_takes_the_place_of_no_file_of_the_run(tmp_path: Path) -> None:
         bnfold.report(source, source)
 
 
+def test_a_page_takes_the_place_of_no_weights(tmp_path: Path) -> None:
+    """Weights may lie in files of their own, of the model and of what is written."""
+    source = tmp_path / "m.onnx"
+    onnx.save(foldable(), source, save_as_external_data=True, location="w.bin", size_threshold=64)
+    weights = (tmp_path / "w.bin").read_bytes()
+    ran = run(source, "-o", tmp_path / "o" / "f.onnx", "--html", tmp_path / "w.bin")
+    assert ran.code == 2
+    (tmp_path / "o").mkdir()
+    for args in ((source, "-o", tmp_path / "o" / "f.onnx"), (source,), ("verify", source, source)):
+        ran = run(*args, "--html", tmp_path / "w.bin")
+        assert ran.code == 2 and "own weights" in ran.err
+        assert (tmp_path / "w.bin").read_bytes() == weights
+        assert not list((tmp_path / "o").iterdir())
+    assert run(source, "-o", tmp_path / "o" / "f.onnx").code == 0
+    (data,) = (path for path in (tmp_path / "o").iterdir() if path.name != "f.onnx")
+    for path in (tmp_path / "o").iterdir():
+        path.unlink()
+    ran = run(source, "-o", tmp_path / "o" / "f.onnx", "--html", data)
+    assert ran.code == 2 and "own weights" in ran.err and not list((tmp_path / "o").iterdir())
+
+
 def test_the_summary_of_a_step_says_where_the_page_is(
     tmp_path: Path,
 ) -> None:

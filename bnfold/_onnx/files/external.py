@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from onnx import ModelProto, TensorProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
+from bnfold._onnx.files.lean import read_lean
 from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
@@ -32,22 +33,14 @@ LARGEST = 2**31 - 1
 _INLINE_BYTES = 1024
 """New tensors from this size on go to a data file, where the model has one."""
 
-OWN = "own"
-"""The key of an external tensor whose data are part of its model's own file (`lean`)."""
-
 
 def external_files(model: ModelProto) -> set[str]:
     """The external data files that a model refers to, relative to its folder."""
     return {
         tensors.external_location(tensor)[0]
         for tensor in tensors.all_tensors(model)
-        if tensor.data_location == TensorProto.EXTERNAL and not is_own(tensor)
+        if tensor.data_location == TensorProto.EXTERNAL and not tensors.is_own(tensor)
     }
-
-
-def is_own(tensor: TensorProto) -> bool:
-    """Whether a tensor is external in name only: its data are part of its model's own file."""
-    return any(entry.key == OWN for entry in tensor.external_data)
 
 
 def size_on_disk(path: Path, model: ModelProto) -> int:
@@ -59,7 +52,12 @@ def size_on_disk(path: Path, model: ModelProto) -> int:
 
 def refuse_own_data(path: Path, model: ModelProto, base_dir: Path | None) -> None:
     """Raise `UsageError` if the path to be written is a file with the model's own weights."""
-    for location in external_files(model):
+    refuse_data(path, external_files(model), base_dir)
+
+
+def refuse_data(path: Path, locations: Iterable[str], base_dir: Path | None) -> None:
+    """Raise `UsageError` if the path to be written is one of a model's data files."""
+    for location in locations:
         if base_dir is not None and paths.is_same(path, base_dir / location):
             raise UsageError(f"{path} holds the model's own weights; write to another file")
 
@@ -109,7 +107,7 @@ def write_external(
         changed.setdefault(where[0], []).append((tensor, where))
     unchanged: dict[str, list[TensorProto]] = {}
     for tensor in tensors.all_tensors(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
+        if tensor.data_location == TensorProto.EXTERNAL and not tensors.is_own(tensor):
             location = tensors.external_location(tensor)[0]
             unchanged.setdefault(location, []).append(tensor)
     moved = False
@@ -235,6 +233,9 @@ def _is_read_elsewhere(path: Path, model: Path, data: Collection[str]) -> bool:
 def _locations(path: Path) -> set[str]:
     """The external locations that an existing file refers to; none if it cannot be read."""
     try:
+        data = read_lean(path)
+        if data is not None:
+            return external_files(onnx.load_model_from_string(data))
         return external_files(onnx.load(path, load_external_data=False))
     except Exception:  # What cannot be read has no data file to lose.
         return set()

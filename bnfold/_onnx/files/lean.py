@@ -8,23 +8,26 @@ Otherwise they are never read.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import IO, BinaryIO, NamedTuple, TypeAlias
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from bnfold._errors import UsageError
 from bnfold._onnx import tensors
-from bnfold._onnx.files.external import OWN, is_own
 from bnfold._onnx.files.wire import BYTES, Field, Unusual, fields, number, prefix
-from bnfold._onnx.tensors import all_tensors
+from bnfold._onnx.tensors import OWN, all_tensors, is_own
 
 LEAST_FILE = 1 << 22
 """Files from this size on, in bytes, are read without their large tensors."""
 
 LEAST_TENSOR = 1 << 16
 """Data of tensors from this size on, in bytes, stay in the file."""
+
+_BLOCK = 1 << 20
+"""Bytes that are copied at once."""
 
 _FEW = 64
 """Attributes and tensors of more fields are left as they are: each of their numbers is one."""
@@ -64,6 +67,79 @@ def read_lean(path: Path) -> bytes | None:
             return None
 
 
+class Place(NamedTuple):
+    """Where the data of a tensor lie in a file: its name, and from where to where. ``head`` is what
+    stands ahead of them in the tensor's message. Nothing, for a tensor that holds its own.
+    """
+
+    name: str = ""
+    start: int = 0
+    end: int = 0
+    head: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """The bytes that the message has more with its data."""
+        return len(self.head) + self.end - self.start
+
+
+def taken_apart(tensor: TensorProto) -> Place:
+    """Let a tensor of a lean model be what stands ahead of its data, and say where these lie."""
+    if not is_own(tensor):
+        return Place()
+    location, start, length = tensors.external_location(tensor)
+    assert length is not None
+    _make_internal(tensor)
+    head = prefix(TensorProto.RAW_DATA_FIELD_NUMBER, length)
+    return Place(location, start, start + length, head)
+
+
+class Reader:
+    """Reads data from the files of lean models, which lie in one folder."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._files: dict[str, BinaryIO] = {}
+
+    def __enter__(self) -> Reader:
+        """Open nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close all files."""
+        for file in self._files.values():
+            file.close()
+
+    def blocks(self, place: Place) -> Iterator[bytes]:
+        """Yield the data of a place. Raises `UsageError` where the file has become shorter."""
+        if not place.name:
+            return
+        assert self._folder is not None
+        if place.name not in self._files:
+            self._files[place.name] = (self._folder / place.name).open("rb")
+        file, left = self._files[place.name], place.end - place.start
+        file.seek(place.start)
+        while left:
+            block = file.read(min(left, _BLOCK))
+            if not block:
+                raise UsageError(f"{file.name} became shorter while it was read")
+            left -= len(block)
+            yield block
+
+    def copy(self, place: Place, target: IO[bytes]) -> None:
+        """Write the data of a place, with what stands ahead of them."""
+        target.write(place.head)
+        for block in self.blocks(place):
+            target.write(block)
+
+
+def make_whole(model: ModelProto, folder: Path | None) -> None:
+    """Let every tensor of a lean model hold its own data, which lie in a file in the folder."""
+    with Reader(folder) as reader:
+        for tensor in filter(is_own, all_tensors(model)):
+            tensor.raw_data = b"".join(reader.blocks(taken_apart(tensor)))
+
+
 def serialize_whole(model: ModelProto, path: Path) -> bytes:
     """The bytes of a lean model, as it is now, with the weights from the file ``path``.
 
@@ -79,31 +155,19 @@ def serialize_whole(model: ModelProto, path: Path) -> bytes:
     rest.CopyFrom(model)
     del rest.graph.initializer[:]
     rest.graph.initializer.extend(t for t in model.graph.initializer if not is_own(t))
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for tensor in filter(is_own, all_tensors(rest)):
-            start, end = _range_in_file(tensor)
-            tensor.raw_data = data[start:end]
-            _make_internal(tensor)
-        parts: list[bytes | memoryview] = [rest.SerializeToString()]
-        with memoryview(data) as view:
-            slices = []
-            for tensor in filter(is_own, model.graph.initializer):
-                start, end = _range_in_file(tensor)
-                told = TensorProto()
-                told.CopyFrom(tensor)
-                _make_internal(told)
-                held = told.SerializeToString()
-                head = prefix(TensorProto.RAW_DATA_FIELD_NUMBER, end - start)
-                size = len(held) + len(head) + end - start
-                inner = prefix(GraphProto.INITIALIZER_FIELD_NUMBER, size)
-                outer = prefix(ModelProto.GRAPH_FIELD_NUMBER, len(inner) + size)
-                slices.append(view[start:end])
-                parts += (outer, inner, held, head, slices[-1])
-            try:
-                return b"".join(parts)
-            finally:
-                for part in slices:
-                    part.release()
+    make_whole(rest, path.parent)
+    parts = [rest.SerializeToString()]
+    with Reader(path.parent) as reader:
+        for tensor in filter(is_own, model.graph.initializer):
+            told = TensorProto()
+            told.CopyFrom(tensor)
+            place = taken_apart(told)
+            held = told.SerializeToString()
+            size = len(held) + place.size
+            inner = prefix(GraphProto.INITIALIZER_FIELD_NUMBER, size)
+            outer = prefix(ModelProto.GRAPH_FIELD_NUMBER, len(inner) + size)
+            parts += (outer, inner, held, place.head, *reader.blocks(place))
+    return b"".join(parts)
 
 
 class _Walk(NamedTuple):
@@ -188,13 +252,6 @@ def _few(walk: _Walk, start: int, end: int) -> list[Field] | None:
     """
     held = list(islice(fields(walk.data, start, end), _FEW + 1))
     return held if len(held) <= _FEW else None
-
-
-def _range_in_file(tensor: TensorProto) -> tuple[int, int]:
-    """Where the data of a tensor begin and end in the file."""
-    _, start, length = tensors.external_location(tensor)
-    assert length is not None
-    return start, start + length
 
 
 def _make_internal(tensor: TensorProto) -> None:

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 from onnx import ModelProto
 
 from bnfold._errors import UsageError
-from bnfold._onnx.files import text_forms
+from bnfold._onnx.files import lean, text_forms
 from bnfold._onnx.files.external import (
     LARGEST,
     copy_content,
@@ -129,7 +129,7 @@ def pending_file(
                 copy_content(source, path)
             else:
                 with path.open("wb") as file:
-                    _write_model(model, file)
+                    _write_model(model, file, base_dir)
             del model, rewritten  # which hold all new weights, while the draft is judged
             finished = path
             if form is not None and destination is not None:
@@ -141,23 +141,26 @@ def pending_file(
         yield PendingFile(path, finished, destination, frozenset(files), written, original, size)
 
 
-def _write_model(model: ModelProto, file: IO[bytes]) -> None:
+def _write_model(model: ModelProto, file: IO[bytes], base_dir: Path | None) -> None:
     """Write a model tensor by tensor: a second copy of its weights is never held.
 
     ``SerializeToString`` would build the whole file in memory, twice. The fields of a message may
     come in any order (Protocol Buffers encoding, "Field order"). So the weights of the main graph
-    follow all else, and each is serialized by itself. The model's graph is empty afterwards.
+    follow all else, and each is serialized by itself; those of a lean model go from its file, which
+    lies in ``base_dir``, straight into the new one. The model's graph is empty afterwards.
     Raises `UsageError` above 2 GiB, which no protobuf reader accepts, and ``MemoryError``.
     """
     weights = list(model.graph.initializer)
     del model.graph.initializer[:]
+    lean.make_whole(model, base_dir)
+    places = [lean.taken_apart(tensor) for tensor in weights]
     try:
         graph = model.graph.SerializeToString()
         model.ClearField("graph")
         rest = model.SerializeToString()
         number = ModelProto.DESCRIPTOR.fields_by_name["graph"].number
         item = type(model.graph).DESCRIPTOR.fields_by_name["initializer"].number
-        sizes = [tensor.ByteSize() for tensor in weights]
+        sizes = [t.ByteSize() + p.size for t, p in zip(weights, places, strict=True)]
     except Exception as error:  # protobuf's error for a message too large differs by backend.
         memory.claim(LARGEST)  # It is the same where memory has run out.
         raise _too_large() from error
@@ -167,10 +170,12 @@ def _write_model(model: ModelProto, file: IO[bytes]) -> None:
     file.write(rest)
     file.write(prefix(number, total))
     file.write(graph)
-    for tensor, size in zip(weights, sizes, strict=True):
-        file.write(prefix(item, size))
-        memory.claim(2 * size)
-        file.write(tensor.SerializeToString())
+    with lean.Reader(base_dir) as reader:
+        for tensor, place, size in zip(weights, places, sizes, strict=True):
+            file.write(prefix(item, size))
+            memory.claim(2 * tensor.ByteSize())
+            file.write(tensor.SerializeToString())
+            reader.copy(place, file)
 
 
 def _too_large() -> UsageError:

@@ -13,7 +13,6 @@ from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
-from bnfold._onnx.files.external import is_own
 from bnfold._onnx.read.scopes import bodies
 from bnfold._onnx.tensors import all_tensors
 
@@ -56,7 +55,7 @@ def _check(tensor: TensorProto) -> None:
         raise UsageError(f"tensor {name!r} has the element type {kind}, {_UNKNOWN}")
     if any(size < 0 for size in tensor.dims):
         raise UsageError(f"tensor {name!r} has the shape {list(tensor.dims)}")
-    own = is_own(tensor)
+    own = tensors.is_own(tensor)
     if (tensor.data_location == TensorProto.EXTERNAL and not own) or not kind:
         return
     count, bits = math.prod(tensor.dims), tensors.width(kind)

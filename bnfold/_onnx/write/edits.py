@@ -52,7 +52,7 @@ class Editor:
         self._prepended: dict[str, list[NodeProto]] = {s.path: [] for s in network.scopes}
         self._inserted: dict[str, list[NodeProto]] = {s.path: [] for s in network.scopes}
         self._early: dict[str, set[int]] = {s.path: set() for s in network.scopes}
-        self._copies: dict[tuple[object, ...], str] = {}
+        self._copies: dict[tuple[object, ...], dict[bytes, str]] = {}
         self._unread: list[tuple[Scope, str]] = []
         self._merged: dict[str, dict[str, Load]] = {s.path: {} for s in network.scopes}
         self._held: list[tuple[Scope, str]] = []
@@ -83,27 +83,24 @@ class Editor:
             return
         source, origin = scope.origin(old.name) if old is not None else (None, None)
         home = source or owner or scope
-        key = (
-            home.path,
-            origin,
-            values.shape,
-            values.dtype.str,
-            hashlib.sha256(values.tobytes()).digest(),
-        )
-        known = old is not None and key in self._copies
+        like = (home.path, origin, values.shape, values.dtype.str)
+        copies = self._copies.get(like, {}) if old is not None else {}
+        name = copies.get(_digest(values)) if copies else None
+        known = name is not None
         held, numbers = (None, values) if old is None or known else self._holder(old, values)
         if old is not None and held is not None and self._may_rewrite(scope, old, values):
-            if held.data_location == TensorProto.EXTERNAL:
+            if held.data_location == TensorProto.EXTERNAL and not tensors.is_own(held):
                 self.relocated.append((held, tensors.external_location(held)))
             tensors.write(held, numbers)
             return
-        if not known:
+        if name is None:
             name, few = self.names.fresh(wanted), old.sparse if old is not None else None
             if few is not None and held is not None and not home.is_function:
-                self._copies[key] = self._add_sparse(home, name, few, numbers)
+                name = self._add_sparse(home, name, few, numbers)
             else:
-                self._copies[key] = self._add_constant(home, name, values)
-        self._connect(scope, node, position, self._copies[key])
+                name = self._add_constant(home, name, values)
+            self._copies.setdefault(like, {})[_digest(values)] = name
+        self._connect(scope, node, position, name)
 
     def connect(self, scope: Scope, position: int, number: int, name: str) -> None:
         """Let input ``number`` of a node that stays read another tensor."""
@@ -373,6 +370,11 @@ class Editor:
             unread = all(self._uses[scope.path][n] == 0 for n in node.output if n)
             if unread and name in node.output and not any(bodies(node)):
                 self.remove(scope, position)
+
+
+def _digest(values: Array) -> bytes:
+    """What tells values of one shape and type from others."""
+    return hashlib.sha256(values.tobytes()).digest()
 
 
 def _rounded(constant: Constant) -> Load:

@@ -80,8 +80,8 @@ def report(
         typed = ["verify", str(source), str(second), "--html", str(target)]
         page_of_comparison(target, source, second, result, _run(typed, begun), follow_links)
         return target
-    seen = Witness()
     written = others[0] if others else None
+    seen = Witness(target, written)
     outcome = fold_file(
         source,
         written,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto
 
-from bnfold._onnx.files.external import size_on_disk
+from bnfold._onnx.files.external import refuse_own_data, size_on_disk
 from bnfold._onnx.files.load import load_model
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.scopes import Scope, read_scopes
@@ -47,6 +47,8 @@ def page_of_comparison(
     Raises `UsageError` where one cannot be read, or the page cannot be written.
     """
     models = [load_model(p, lean=True, follow_links=follow_links) for p in (original, folded)]
+    for source, model in zip((original, folded), models, strict=True):
+        refuse_own_data(path, model, source.parent)
     sizes = [size_on_disk(p, m) for p, m in zip((original, folded), models, strict=True)]
     drawings = [Drawing.of(model) for model in models]
     picture = paired(*drawings)

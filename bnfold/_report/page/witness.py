@@ -10,6 +10,7 @@ from typing import Any
 
 from bnfold._core.affine import IDENTITY, AffineMap
 from bnfold._core.view import Absorber, Affine, Role
+from bnfold._onnx.files.external import refuse_own_data
 from bnfold._onnx.files.load import load_model
 from bnfold._onnx.fold import PlannedModel
 from bnfold._onnx.read.constants import Constants
@@ -45,8 +46,14 @@ class Step:
 
 @dataclass
 class Witness:
-    """What was seen of a fold. The pipeline calls both methods, in this order, once each."""
+    """What was seen of a fold. The pipeline calls both methods, in this order, once each.
 
+    ``page`` is the file that is going to be written, ``output`` that of the folded model. Both
+    methods raise `UsageError` where the page would replace weights of a model.
+    """
+
+    page: Path | None = None
+    output: Path | None = None
     before: Drawing = field(default_factory=lambda: Drawing((), (), {}))
     after: Drawing | None = None
     steps: list[Step] = field(default_factory=list)
@@ -65,6 +72,8 @@ class Witness:
     def planned(self, planned: PlannedModel) -> None:
         """Look at a model that is planned and not changed yet."""
         network = planned.network
+        if self.page is not None:
+            refuse_own_data(self.page, network.model, network.base_dir)
         self.before = Drawing.of(network.model)
         for merges, scope in zip(network.merges, network.scopes, strict=True):
             places = {label(node): k for k, node in enumerate(scope.graph.node)}
@@ -100,6 +109,8 @@ class Witness:
     def written(self, path: Path) -> None:
         """Look at the folded model, in a file that may go away again."""
         model = load_model(path, lean=True, follow_links=True)
+        if self.page is not None and self.output is not None:
+            refuse_own_data(self.page, model, self.output.parent)
         self.after = Drawing.of(model)
         scopes = {scope.path: scope for scope in read_scopes(model)}
         constants = Constants(path.parent, Shapes())
