@@ -66,7 +66,7 @@ def main() -> None:
     groups={
         "What is written": ["output", "in_place", "check", "report", "page", "form"],
         "Many models": ["output_dir", "jobs", "resume"],
-        "What folds": ["frozen", "equal_dims", "depthwise", "equalize", "simplify"],
+        "What folds": ["frozen", "equal_dims", "depthwise", "equalize", "simplify", "tidy"],
         "What the input is": [*preprocessing.NAMES, "expose_normalization"],
         "How it is verified": ["no_verify", "no_prove", *options.COMPARED],
         "Bounds, and what is trusted": [*options.BOUNDS, *beliefs.TRUST],
@@ -108,6 +108,7 @@ def main() -> None:
 )
 @preprocessing.preprocessing
 @preprocessing.exposing
+@preprocessing.tidying
 @options.comparison
 @targets.reporting
 @pages.showing
@@ -134,6 +135,7 @@ def fold(
     equalize: bool,
     simplify: bool,
     expose_normalization: bool,
+    tidy: bool,
     report: Path | None,
     page: Path | None,
     form: str,
@@ -160,17 +162,9 @@ def fold(
     targets.refuse_stream("-o", output)
     targets.refuse_stream("--report", report)
     if check:
-        writing = (
-            "output",
-            "in_place",
-            "page",
-            "equalize",
-            "simplify",
-            "output_dir",
-            "jobs",
-            "resume",
-        )
-        unused = (*writing, *options.NAMES, *preprocessing.NAMES, "expose_normalization")
+        writing = ("output", "in_place", "page", "equalize", "simplify", "output_dir", "jobs")
+        others = ("resume", "expose_normalization", "tidy")
+        unused = (*writing, *others, *options.NAMES, *preprocessing.NAMES)
         options.refuse(context, ("no_prove",), "--check writes nothing and runs no model")
         options.refuse(context, unused, "--check writes nothing and runs no model")
         options.bound(context, memory, comparison["timeout"])
@@ -238,6 +232,7 @@ def fold(
             equalize=equalize,
             simplify=simplify,
             exposing=expose_normalization,
+            tidying=tidy,
             observer=seen,
         )
         if page is not None and seen is not None:

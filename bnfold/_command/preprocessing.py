@@ -101,6 +101,16 @@ def exposing(command: Command) -> Command:
     )(command)
 
 
+def tidying(command: Command) -> Command:
+    """Give a command the option that takes out what does nothing."""
+    return click.option(
+        "--tidy",
+        is_flag=True,
+        help="Take out operators that do nothing: Identity, Dropout, Cast to the same type. "
+        "Outputs keep their names.",
+    )(command)
+
+
 def of_files(
     context: click.Context,
     given: dict[str, Any],
@@ -118,6 +128,7 @@ def of_files(
     if exposed:
         options.refuse(context, NAMES, "--expose-normalization takes it out")
     if any(path.suffix == ".pt2" for path in files):
+        options.refuse(context, ["tidy"], "only files of ONNX are tidied")
         only = (*NAMES, "expose_normalization")
         options.refuse(context, only, "preprocessing goes into files of ONNX")
     wanted = _taken(given, applies)

@@ -67,6 +67,7 @@ def fold_file(
     equalize: bool = False,
     exposing: bool = False,
     simplify: bool = False,
+    tidying: bool = False,
     observer: Observer | None = None,
 ) -> Outcome:
     """Fold a file, judge the result, and put it in place unless the verdict is "fail".
@@ -76,9 +77,10 @@ def fold_file(
     going to write. With ``depthwise`` norms that stay are written as other operators. With
     ``simplify`` another tool simplifies the result, see `_pipeline/simplifying`; with ``equalize``
     the ranges of channels are made alike, see `_pipeline/equalizing`. Inputs get the preprocessing
-    of the settings; with ``exposing`` their normalization is taken out. ``observer`` looks at a
-    model of ONNX while it is folded. Raises `UsageError` for a file that cannot be read or written,
-    and where there is nothing to simplify with; then no file is left behind.
+    of the settings; with ``exposing`` their normalization is taken out. With ``tidying`` operators
+    that do nothing go first. ``observer`` looks at a model of ONNX while it is folded. Raises
+    `UsageError` for a file that cannot be read or written, and where there is nothing to simplify
+    with; then no file is left behind.
     """
     progress("reading")
     if simplify:
@@ -121,6 +123,7 @@ def fold_file(
             equalize,
             exposing,
             simplify,
+            tidying,
             stack,
             observer,
         )
@@ -139,6 +142,7 @@ def _fold_model(
     equalize: bool,
     exposing: bool,
     simplify: bool,
+    tidying: bool,
     files: ExitStack,
     observer: Observer | None,
 ) -> Outcome:
@@ -157,7 +161,7 @@ def _fold_model(
         refuse_own_data(target, model, path.parent)
     size_before = size_on_disk(path, model)
     data_before = frozenset(external_files(model))
-    front = in_front(model, settings.preprocessing, exposing, path.parent, path)
+    front = in_front(model, settings.preprocessing, exposing, path.parent, path, tidying)
     if verify and (inputs is not None or settings.wanted != DEFAULT.wanted):
         from bnfold._run.drawing import refuse_inapplicable
 
@@ -243,6 +247,7 @@ def _fold_model(
         equalization,
         told,
         simplification,
+        front.tidied,
     )
 
 

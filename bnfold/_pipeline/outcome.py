@@ -192,6 +192,7 @@ class Outcome:
         equalization: what came of equalizing channels, or None where that was not asked for.
         inputs: what has become of inputs that got preprocessing, or lost it.
         simplification: what came of simplifying, or None where that was not asked for.
+        tidied: how many operators that did nothing have gone, by type.
     """
 
     model: Path
@@ -206,3 +207,4 @@ class Outcome:
     equalization: Equalization | None = None
     inputs: tuple[InputChange, ...] = ()
     simplification: Simplification | None = None
+    tidied: Mapping[str, int] = field(default_factory=dict)

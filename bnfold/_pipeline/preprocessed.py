@@ -17,6 +17,7 @@ from bnfold._onnx.fold import FoldedWeights
 from bnfold._onnx.front.exposing import Exposed, expose
 from bnfold._onnx.front.ports import told_type
 from bnfold._onnx.front.prepending import Entered, enter
+from bnfold._onnx.front.tidying import tidy
 from bnfold._pipeline.module_options import ModuleOptions
 from bnfold._pipeline.outcome import InputChange
 
@@ -26,21 +27,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Front:
-    """What was done in front of a model before it is folded; ``before`` has inputs as they were."""
+    """What was done to a model before it is folded.
+
+    ``before`` has inputs as they were, ``tidied`` how many operators have gone that did nothing, by
+    type.
+    """
 
     entered: Sequence[Entered] = ()
     exposed: Sequence[Exposed] = ()
     before: Mapping[str, str] = field(default_factory=dict)
+    tidied: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
         """Whether the model is another one."""
-        return bool(self.entered or self.exposed)
+        return bool(self.entered or self.exposed or self.tidied)
 
     @property
     def rewritten(self) -> bool:
         """Whether more was done than to put operators in front of all others."""
-        return bool(self.exposed) or any(each.weights or each.removed for each in self.entered)
+        return bool(self.exposed or self.tidied) or any(
+            each.weights or each.removed for each in self.entered
+        )
 
     @property
     def owed(self) -> dict[str, Preprocessing]:
@@ -92,18 +100,20 @@ def in_front(
     exposing: bool,
     base_dir: Path | None,
     path: Path | None,
+    tidying: bool = False,
 ) -> Front:
-    """Put preprocessing in front of a model, or take it out, in place.
+    """Put preprocessing in front of a model, or take it out, in place; first tidy it, if asked.
 
     Raises `UsageError` where an input does not fit, or has no normalization to take out.
     """
+    tidied = tidy(model, base_dir) if tidying else {}
     before = {value.name: told_type(value) for value in model.graph.input}
     try:
-        if exposing:
-            return Front(exposed=expose(model, base_dir), before=before)
-        return Front(enter(model, dict(wanted), base_dir), before=before) if wanted else Front()
+        exposed = expose(model, base_dir) if exposing else ()
+        entered = enter(model, dict(wanted), base_dir) if wanted and not exposing else ()
     except UsageError as error:
         raise UsageError(f"{path}: {error}" if path is not None else str(error)) from error
+    return Front(entered, exposed, before, tidied)
 
 
 def behind_module(

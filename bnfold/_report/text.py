@@ -41,6 +41,7 @@ def outcome_document(outcome: Outcome) -> dict[str, Any]:
         "bytes": {"before": outcome.size_before, "after": outcome.size_after},
         **outcome.plan.to_dict(),
         "inputs": [change.to_dict() for change in outcome.inputs],
+        "tidied": dict(outcome.tidied),
         "verification": outcome.verdict.to_dict(),
         "equalization": outcome.equalization.to_dict() if outcome.equalization else None,
         "simplification": outcome.simplification.to_dict() if outcome.simplification else None,
@@ -170,6 +171,9 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
     """
     plan = outcome.plan
     yield from map(str, outcome.inputs)
+    if outcome.tidied:
+        told = ", ".join(f"{count} {op}" for op, count in outcome.tidied.items())
+        yield f"{would or 'took out '}{'take out ' * bool(would)}what does nothing: {told}"
     if outcome.frozen:
         yield f"froze {counted(outcome.frozen, 'initializer')} that a caller could override"
     if plan.folds:
@@ -194,7 +198,7 @@ def _plan_lines(outcome: Outcome, verbose: bool, would: str) -> Iterator[str]:
 
 def _what_next(outcome: Outcome) -> Iterator[str]:
     """Yield what to type to get the folded file, where there would be one."""
-    if outcome.inputs:
+    if outcome.inputs or outcome.tidied:
         yield "nothing was written; -o FILE writes it"
     elif outcome.plan.folds:
         yield "nothing was written; to fold it, type:"

@@ -46,6 +46,7 @@ def test_all_that_is_known_of_a_run(external, tmp_path):
         "kept",
         "operators",
         "inputs",
+        "tidied",
         "verification",
         "equalization",
         "simplification",
