@@ -222,6 +222,35 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
     return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
 
 
+def part(tensor: TensorProto, base_dir: Path | None, axis: int, start: int, stop: int) -> Array:
+    """The numbers of a tensor from ``start`` to ``stop`` on its first or second ``axis``.
+
+    Of external data no others are read, so that a large tensor may be looked through in parts.
+    Raises `UsageError` as `read` does.
+    """
+    external = tensor.data_location == TensorProto.EXTERNAL
+    if not external or tensor.data_type in PACKED or axis not in (0, 1):
+        return read(tensor, base_dir)[(slice(None),) * axis + (slice(start, stop),)]
+    path, offset, size = _external(tensor, base_dir)
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    shape = (*tensor.dims[:axis], stop - start, *tensor.dims[axis + 1 :])
+    made = np.empty(shape, dtype)
+    if not made.size:
+        return made
+    outer = made.reshape(tensor.dims[0] if axis else 1, -1).view(np.uint8)
+    step = size // len(outer) if len(outer) else 0
+    inner = step // max(tensor.dims[axis], 1)
+    try:
+        with path.open("rb", buffering=0) as file:
+            for number, row in enumerate(outer):
+                file.seek(offset + number * step + start * inner)
+                if file.readinto(row.data) < row.size:
+                    raise _too_short(path, tensor.name)
+    except OSError as error:
+        raise _unreadable(path, tensor.name, error) from error
+    return made
+
+
 def _unreadable(path: Path, name: str, error: OSError) -> UsageError:
     return UsageError(f"external data {path} of tensor {name!r} cannot be read: {error.strerror}")
 

@@ -16,6 +16,7 @@ from bnfold._system import paths
 
 BOUNDS = ("--memory", "--timeout", "--threads")
 """Options that a verdict does not depend on, unless it is that time or memory was not enough."""
+_LIMITS = ("--memory", "--timeout")
 _FILES = ("--inputs", "--ops-library")
 _CHUNK = 1 << 20
 
@@ -138,9 +139,9 @@ def _signatures(path: Path) -> Iterator[tuple[str, int, int, int]]:
 def finished(report: Path, output: Path | None, name: str, identity: Identity) -> Report | None:
     """What an earlier run has found, if it is done, nothing has changed, and its output is there.
 
-    Done is what has a verdict. One that time or memory may have left open is done under the same
-    bounds. A file that cannot be used is done as well, until it changes; what was killed, crashed,
-    ran out of memory or time, or could not be written, is tried again. Where model and output lie
+    Done is what has a verdict, and a file that cannot be used. What time or memory may have left
+    open is done under the same bounds. What was killed, crashed, ran out of memory or time, or
+    could not be written, is tried again. Where model and output lie
     does not count: a tree may be moved.
     """
     known = read(report)
@@ -153,12 +154,10 @@ def finished(report: Path, output: Path | None, name: str, identity: Identity) -
         identity.versions,
     ):
         return None
-    if told.status == "error":
-        if told.message.startswith("cannot write"):
-            return None
-    elif told.status != "done" or (
-        told.verdict == "inconclusive" and before.bounds != identity.bounds
-    ):
+    if told.status not in ("done", "error") or told.message.startswith("cannot write"):
+        return None
+    is_open = told.status == "error" or told.verdict == "inconclusive"
+    if is_open and any(before.bounds.get(n) != identity.bounds.get(n) for n in _LIMITS):
         return None
     if told.output is not None:
         if output is None or written is None or of_model(output) != written:

@@ -39,6 +39,7 @@ class Linear:
         axis: the axis of its output along which its rows lie: 1, −1 or −2.
         data_axis: the axis of its data that it adds up.
         load: reads its weights, ``[rows, columns of a group, places]``.
+        part: reads those of the rows from one to another; None where they are read all together.
         rows: how many numbers it puts out at one position.
         columns: how many channels of its data a row reads.
         group: in how many groups its channels fall.
@@ -68,7 +69,12 @@ class Linear:
     is_padded: bool = False
     of_shift: bool = False
     mass: Callable[[], Array] | None = None
+    part: Callable[[int, int], Array] | None = None
     name: str = ""
+
+    def rows_from(self, start: int, stop: int) -> Array:
+        """The weights of some rows."""
+        return self.load()[start:stop] if self.part is None else self.part(start, stop)
 
 
 @dataclass(frozen=True, eq=False)

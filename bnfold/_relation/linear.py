@@ -21,6 +21,8 @@ from bnfold._relation.expressions import Double, Expression, Linear, Term, along
 from bnfold._relation.side import Side, Weight, attributes
 
 Array = NDArray[Any]
+_SUMMED = 1 << 20
+"""So many weights are added up at a time."""
 _FEW = 64
 """So many channels may come in another order, at most."""
 _TAPS = 1 << 16
@@ -99,11 +101,14 @@ def _conv(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied 
     def load() -> Array:
         return weight.load().reshape(rows, columns, -1)
 
+    def part(start: int, stop: int) -> Array:
+        assert weight.part is not None
+        return weight.part(0, start, stop).reshape(stop - start, columns, -1)
+
     linear = _linear(weight, kind, (1, 1), load, rows, columns, group, places)
+    linear = replace(linear, is_padded=padded, part=part if weight.part is not None else None)
     bias = node.input[2] if len(node.input) > 2 else ""
-    return Applied(
-        node.input[0], replace(linear, is_padded=padded), spatial + 2, spatial + 2, bias=bias
-    )
+    return Applied(node.input[0], linear, spatial + 2, spatial + 2, bias=bias)
 
 
 def _same(
@@ -199,8 +204,14 @@ def _product(weight: Weight, turned: bool, data_axis: int = -1, axis: int = -1) 
         values = weight.load()
         return (values if turned else values.T)[:, :, None]
 
+    def part(start: int, stop: int) -> Array:
+        assert weight.part is not None
+        values = weight.part(0 if turned else 1, start, stop)
+        return (values if turned else values.T)[:, :, None]
+
     kind = ("product", axis, data_axis)
-    return _linear(weight, kind, (axis, data_axis), load, rows, columns, 1, ((),))
+    made = _linear(weight, kind, (axis, data_axis), load, rows, columns, 1, ((),))
+    return replace(made, part=part if weight.part is not None else None)
 
 
 def _linear(
@@ -349,10 +360,13 @@ def _inside(linear: Linear) -> NDArray[np.bool_]:
 
 def _sums(linear: Linear, values: Double, sizes: bool = False) -> Double:
     """``Σ_c W[o, c, j]·t[c]``, [rows, 1, places]; with ``sizes`` of the sizes of both."""
-    weights = linear.load().reshape(linear.group, -1, linear.columns, len(linear.places))
     parts = values.reshape(linear.group, linear.columns)
-    made = np.empty((linear.group, weights.shape[1], len(linear.places)))
-    for group in range(linear.group):
-        own = weights[group].astype(np.float64)
-        made[group] = np.einsum("ocj,c->oj", np.abs(own) if sizes else own, parts[group])
-    return made.reshape(linear.rows, 1, -1)
+    made = np.empty((linear.rows, 1, len(linear.places)))
+    rows = linear.rows // linear.group
+    step = max(_SUMMED // max(linear.columns * len(linear.places), 1), 1)
+    for start in range(0, linear.rows, step if linear.group == 1 else rows):
+        stop = min(start + step, linear.rows) if linear.group == 1 else start + rows
+        own = linear.rows_from(start, stop).astype(np.float64)
+        addends = parts[start // rows]
+        made[start:stop, 0] = np.einsum("ocj,c->oj", np.abs(own) if sizes else own, addends)
+    return made

@@ -221,8 +221,11 @@ class Matcher:
         """A map of one base in the place of a sum."""
         bases = frozenset(term.base for term in value.terms)
         differences: list[tuple[Sum, Difference]] = []
-        for known in self.table.sums.get(bases, ()):
-            found = _solved(known.expression, value, known.rank) if known.kind == kind else None
+        held = self.table.sums.get(bases, ())
+        for known in held:
+            found = None
+            if known.kind == kind:
+                found = _solved(known.expression, value, known.rank, len(held) > 1)
             if isinstance(found, Related):
                 return self._matched(known, value, found, at)
             if found is not None:
@@ -276,7 +279,7 @@ class Matcher:
         if longer is not value:
             pairs += [(known, known.expression) for known in self.table.sums.get(bases, ())]
         for known, own in pairs:
-            found = _solved(own, longer, known.rank) if known.kind == kind else None
+            found = _solved(own, longer, known.rank, True) if known.kind == kind else None
             if isinstance(found, Related):
                 return self._matched(known, value, found, at)
         return None
@@ -360,11 +363,13 @@ def _is_uniform(found: Related) -> bool:
     return spread <= 2 * max(float(np.max(found.error)), 2.0**-20)
 
 
-def _solved(known: Expression, value: Expression, rank: int | None) -> Related | Difference | None:
-    """How a sum is related to a known one. The first and last row are tried ahead of all."""
+def _solved(
+    known: Expression, value: Expression, rank: int | None, many: bool
+) -> Related | Difference | None:
+    """How a sum is related to a known one, of ``many``: first and last row come ahead of all."""
     try:
         rows = rows_of(value) or rows_of(known)
-        if rows > 2:
+        if rows > 2 and many:
             found = solve(known, value, rank, (0, rows - 1))
             if isinstance(found, Difference):
                 return found

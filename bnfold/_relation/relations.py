@@ -86,6 +86,16 @@ def _plain(values: Double, number: float) -> Double:
     return one if np.all(values == one) else values
 
 
+_IDENTITY = Related()
+
+
+def _is_plain(value: Expression, scale: Double) -> bool:
+    """Whether a map of a base is the base."""
+    return (
+        scale.size == value.shift.size == 1 and bool(scale.flat[0] == 1) and not value.shift.flat[0]
+    )
+
+
 def of_maps(first: Expression, second: Expression) -> Related | None:
     """How two maps of one base, or two constants, are related; None where they are not."""
     one, other = first.map, second.map
@@ -96,6 +106,8 @@ def of_maps(first: Expression, second: Expression) -> Related | None:
         return settled(first, second, ONE, 0.0, unit)
     if one.base != other.base:
         return None
+    if _is_plain(first, one.scale) and _is_plain(second, other.scale):
+        return _IDENTITY
     dead = one.scale == 0
     if np.any(dead & (other.scale != 0)):
         return None

@@ -177,6 +177,7 @@ def _composed(outer: Linear, inner: Linear | None, factor: Double, errors: Doubl
         data_axis=inner.data_axis,
         load=lambda: product(False),
         mass=lambda: product(True),
+        part=None,
         columns=channels,
         group=1,
         places=places,

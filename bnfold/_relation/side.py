@@ -29,12 +29,16 @@ _EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64"
 
 
 class Weight(NamedTuple):
-    """Stored numbers that an operator reads: shape, unit in the last place, how to read them."""
+    """Stored numbers that an operator reads: shape, unit in the last place, how to read them.
+
+    ``part`` reads those of some places of the first or second axis.
+    """
 
     name: str
     shape: tuple[int, ...]
     unit: float
     load: Callable[[], Array]
+    part: Callable[[int, int, int], Array] | None = None
 
     def double(self) -> Double:
         """The numbers in float64."""
@@ -94,7 +98,8 @@ class Side:
             found = integers.weight
         if found is None or not found.is_float:
             return None
-        return Weight(name, found.shape, _EPS[found.dtype.name], found.load)
+        part = functools.partial(self.constants.part, found)
+        return Weight(name, found.shape, _EPS[found.dtype.name], found.load, part)
 
     def rank(self, scope: Scope, name: str) -> int | None:
         """The number of axes of a tensor, or None."""

@@ -7,9 +7,8 @@ function. ``r`` comes from the largest weights of the row; then every weight has
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +18,23 @@ from bnfold._relation.expressions import (
     Double,
     Expression,
     Incomparable,
-    Linear,
     Term,
     along,
-    vector,
 )
-from bnfold._relation.relations import Related, least, settled
+from bnfold._relation.relations import Related, settled
+from bnfold._relation.rows import (
+    Reader,
+    blocks,
+    filled,
+    is_moved,
+    keys_of,
+    kinds_of,
+    layout_of,
+    parts_of,
+)
 
-_BLOCK = 1 << 16
-"""So many weights are compared at a time: what is made of them stays in the cache."""
-_EXTREMES = (np.max, np.min)
 _LARGEST = 9
 """``r`` is the median of so many ratios."""
-_Key = tuple[int, bool, Any]
-_Part = tuple[Linear, Double, Double]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,16 +97,18 @@ def _solve_rows(
     if len(counts) > 1:
         raise Incomparable("they have other numbers of channels")
     rows = counts.pop()
-    sides = [_parts(each, axis, rank, rows, len(linears[0].places[0])) for each in (first, second)]
-    if any(len(kinds) > 1 for kinds in _kinds(sides).values()):
+    sides = [
+        parts_of(each, axis, rank, rows, len(linears[0].places[0])) for each in (first, second)
+    ]
+    if any(len(kinds) > 1 for kinds in kinds_of(sides).values()):
         raise Incomparable("their windows lie otherwise")
-    layouts = {key: _layout([p for s in sides for p in s.get(key, ())]) for key in _keys(sides)}
+    layouts = {key: layout_of([p for s in sides for p in s.get(key, ())]) for key in keys_of(sides)}
     scale, distance = np.ones(rows), 0.0
     bad: list[int] = []
     worst, unit = None, max(linear.unit for linear in linears)
-    loaded: dict[int, NDArray[Any]] = {}
-    for block in _blocks(rows, sum(each.width for each in layouts.values()), wanted):
-        (one, off), (other, away) = (_filled(s, layouts, block, loaded) for s in sides)
+    reader = Reader()
+    for block in blocks(rows, sum(each.width for each in layouts.values()), wanted):
+        (one, off), (other, away) = (filled(s, layouts, block, reader) for s in sides)
         ratio, diff, over = _compared(one, off, other, away)
         wrong = over.any(axis=1)
         scale[block] = np.where(over.mean(axis=1) > 0.5, 1.0, ratio)
@@ -131,128 +135,6 @@ def _solve_rows(
     name = next((p[0].name for ps in sides[1].values() for p in ps if p[0].name), "")
     total = rows if wanted is None else len(wanted)
     return Difference(bad, total, *worst, most / unit, related, name)
-
-
-def _kinds(sides: Sequence[dict[_Key, list[_Part]]]) -> dict[int, set[frozenset[Any]]]:
-    """By base the kinds of operators that read it; of both sides, if they are other ones."""
-    found: dict[int, set[frozenset[Any]]] = {}
-    for side in sides:
-        for base in {key[0] for key in side if not key[1]}:
-            kinds = frozenset(key[2] for key in side if key[0] == base and not key[1])
-            found.setdefault(base, set()).add(kinds)
-    return found
-
-
-def _keys(sides: Sequence[dict[_Key, list[_Part]]]) -> list[_Key]:
-    return list(dict.fromkeys(key for side in sides for key in side))
-
-
-def _parts(
-    expression: Expression, axis: int, rank: int | None, rows: int, length: int
-) -> dict[_Key, list[_Part]]:
-    """The linear operators of an expression by what they read, with a factor for each row."""
-    found: dict[_Key, list[_Part]] = {}
-    for term in expression.terms:
-        linear = term.linear or _itself(axis, rows, length)
-        factor, error = (
-            vector(np.asarray(each), axis, rank, rows) for each in (term.scale, term.error)
-        )
-        if factor is None or error is None:
-            raise Incomparable("a scale lies along other axes than the channels")
-        key = term.base, linear.of_shift, linear.kind
-        found.setdefault(key, []).append((linear, factor, error + linear.error))
-    return found
-
-
-def _itself(axis: int, rows: int, length: int) -> Linear:
-    """The operator that puts out what it reads."""
-    kind = ("window", (1,) * length, (-1,) * length) if axis == 1 else ("product", axis, axis)
-    load = lambda: np.ones((rows, 1, 1))  # noqa: E731
-    return Linear(kind, axis, axis, load, rows, 1, rows, ((0,) * length,))
-
-
-@dataclass(frozen=True)
-class _Layout:
-    columns: int
-    places: dict[tuple[int, ...], int]
-    is_dense: bool
-
-    @property
-    def width(self) -> int:
-        return self.columns * len(self.places)
-
-
-def _layout(parts: Sequence[_Part]) -> _Layout:
-    """Where each weight of several operators stands in a common row."""
-    places = {place: 0 for linear, _, _ in parts for place in linear.places}
-    for number, place in enumerate(sorted(places)):
-        places[place] = number
-    if len({(p[0].group, p[0].columns) for p in parts}) == 1:
-        return _Layout(parts[0][0].columns, places, False)
-    channels = {p[0].group * p[0].columns for p in parts}
-    if len(channels) > 1:
-        raise Incomparable("they read other numbers of channels")
-    return _Layout(channels.pop(), places, True)
-
-
-def _blocks(rows: int, width: int, wanted: Sequence[int] | None) -> Iterator[NDArray[np.int64]]:
-    step = max(_BLOCK // max(width, 1), 1)
-    every = np.arange(rows) if wanted is None else np.unique(np.asarray(wanted, np.int64))
-    for start in range(0, len(every), step):
-        yield every[start : start + step]
-
-
-class _Filled(NamedTuple):
-    values: Double
-    allowed: Double
-
-
-def _filled(
-    side: dict[_Key, list[_Part]],
-    layouts: dict[_Key, _Layout],
-    block: NDArray[np.int64],
-    loaded: dict[int, NDArray[Any]],
-) -> _Filled:
-    """Some rows of all weights of an expression, and how far rounding explains a difference."""
-    values, allowed = [], []
-    for key, layout in layouts.items():
-        shape = (len(block), layout.columns, len(layout.places))
-        total, slack = np.zeros(shape), np.zeros(shape)
-        for linear, factor, error in side.get(key, ()):
-            if id(linear) not in loaded:
-                loaded[id(linear)] = linear.load()
-            weights = loaded[id(linear)][block].astype(np.float64)
-            factors = factor[block][:, None, None] * _by_column(linear, linear.gain, 1.0, block)
-            errors = error[block][:, None, None] + _by_column(linear, linear.slack, 0.0, block)
-            weights *= factors
-            sizes = np.abs(weights)
-            if linear.mass is not None:
-                sizes = linear.mass()[block].astype(np.float64) * np.abs(factors)
-            slips = errors * sizes + least(linear.unit) * np.abs(factors)
-            slips[~np.isfinite(slips)] = 0.0
-            at = [layout.places[place] for place in linear.places]
-            if layout.is_dense:
-                group = block * linear.group // linear.rows
-                columns = group[:, None] * linear.columns + np.arange(linear.columns)
-                where = (np.arange(len(block))[:, None, None], columns[:, :, None], at)
-                total[where] += weights
-                slack[where] += slips
-            else:
-                total[:, :, at] += weights
-                slack[:, :, at] += slips
-        values.append(total.reshape(len(block), -1))
-        allowed.append(slack.reshape(len(block), -1))
-    return _Filled(np.concatenate(values, axis=1), np.concatenate(allowed, axis=1))
-
-
-def _by_column(
-    linear: Linear, values: Double | None, default: float, block: NDArray[np.int64]
-) -> Double:
-    """Numbers of the channels that each row reads, [rows, columns, 1]."""
-    if values is None:
-        return np.full((1, 1, 1), default)
-    groups = np.broadcast_to(values, (linear.group * linear.columns,))
-    return groups.reshape(linear.group, -1)[block * linear.group // linear.rows][:, :, None]
 
 
 def _compared(
@@ -349,25 +231,14 @@ def constant_rows(value: Expression, rank: int | None) -> Double:
         return np.asarray((np.abs(scales) <= slack).all(axis=-1), np.float64)
     linears = [term.linear for term in value.terms if term.linear is not None]
     rows = linears[0].rows
-    parts = _parts(value, axis, rank, rows, len(linears[0].places[0]))
-    if any(len(part) == 1 and _all_vary(*part[0]) for part in parts.values()):
-        return along(np.zeros(rows), axis, rank)
-    layouts = {key: _layout(part) for key, part in parts.items()}
-    found, loaded = np.zeros(rows), dict[int, NDArray[Any]]()
-    for block in _blocks(rows, sum(each.width for each in layouts.values()), None):
-        values, slack = _filled(parts, layouts, block, loaded)
+    parts = parts_of(value, axis, rank, rows, len(linears[0].places[0]))
+    layouts = {key: layout_of(part) for key, part in parts.items()}
+    found, reader = np.zeros(rows), Reader()
+    left = np.flatnonzero(~is_moved(parts, rows)).tolist()
+    for block in blocks(rows, sum(each.width for each in layouts.values()), left):
+        values, slack = filled(parts, layouts, block, reader)
         found[block] = (np.abs(values) <= slack).all(axis=1)
     return along(found, axis, rank)
-
-
-def _all_vary(linear: Linear, factor: Double, error: Double) -> bool:
-    """Whether in every row the largest weight of an operator is beyond what rounding explains."""
-    if not (linear.gain is None and linear.slack is None and linear.mass is None):
-        return False
-    weights = linear.load()
-    most, low = (each(weights, axis=(1, 2), initial=0).astype(np.float64) for each in _EXTREMES)
-    size = np.maximum(most, -low)
-    return bool(np.all((factor != 0) & (size * (1 - error) > least(linear.unit))))
 
 
 def _stacked(expression: Expression, bases: Sequence[int]) -> tuple[Double, Double]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bnfold._onnx.read.scopes import Scope, label
-from bnfold._relation import linear
 from bnfold._relation.expressions import Expression, of_base
 from bnfold._relation.fillings import Fillings
 from bnfold._relation.integers import Integers
@@ -22,6 +21,7 @@ class Tensors:
     """The tensors of one file.
 
     ``words`` tell constants apart. ``same`` has tensors that are another one under a new name.
+    ``linear`` has the nodes that are linear operators, by ``id``.
     """
 
     side: Side
@@ -30,6 +30,7 @@ class Tensors:
     fillings: Fillings = field(init=False)
     words: dict[tuple[str, str], Hashable] = field(default_factory=dict)
     same: dict[tuple[str, str], tuple[Scope, str]] = field(default_factory=dict)
+    linear: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.fillings = Fillings(self.integers)
@@ -62,13 +63,12 @@ class Tensors:
     def _writer(self, scope: Scope, name: str) -> str:
         """The label of the linear operator behind a tensor, or of the operator that writes it."""
         first = node = scope.writer(name)
-        while node.op_type and linear.read(self.side, scope, node) is None:
+        while node.op_type and id(node) not in self.linear:
             before = [n for n in node.input if n in scope.producers and self.value(scope, n)]
             if len(before) != 1:
                 break
             node = scope.writer(before[0])
-        known = node.op_type and linear.read(self.side, scope, node) is not None
-        return label(node if known else first)
+        return label(node if id(node) in self.linear else first)
 
     def give(self, scope: Scope, name: str, value: Expression) -> None:
         """Note what a tensor is, and so which sizes it has."""

@@ -81,6 +81,8 @@ class Walk(Moving):
             made = self._affine(scope, node)
         if made is None:
             product = linear.read(side, scope, node)
+            if product is not None:
+                self.linear.add(id(node))
             data = self.closed(scope, product.data) if product is not None else None
             if product is not None and data is not None:
                 if self.rows(scope, node, product, data):

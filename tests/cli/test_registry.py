@@ -8,6 +8,7 @@ import pickle
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -322,7 +323,7 @@ def _spoil_output(models, out):
         (lambda models, out: (out / "m.onnx").unlink(), (), {"m.onnx"}),
         (_spoil_output, (), {"deep/x.onnx"}),
         (lambda models, out: (out / "m.onnx.report.json").write_text("{}"), (), {"m.onnx"}),
-        (lambda models, out: None, ("--memory", "8GB"), set()),
+        (lambda models, out: None, ("--memory", "8GB"), {"deep/broken.onnx"}),
         (lambda models, out: None, ("--seed", "1"), {"m.onnx", "deep/x.onnx", "deep/broken.onnx"}),
     ],
 )
@@ -339,6 +340,30 @@ def test_what_has_changed_is_done_anew(change, words, anew, models, tmp_path):
     }
     assert written - {"deep/er/settled.onnx"} == anew
     assert listed(out)["deep/x.onnx"]["verdict"] == "pass"
+
+
+@pytest.mark.parametrize(
+    "status, done",
+    [
+        *[(status, False) for status in ("crashed", "killed", "out of memory", "timeout")],
+        ("error", True),
+    ],
+)
+def test_what_came_to_no_end_is_tried_again(status, done, settled, tmp_path):
+    report = tmp_path / "r.json"
+    bnfold.run(settled, report=report)
+    told = json.loads(report.read_bytes())
+    report.write_text(json.dumps({**told, "status": status, "verdict": None, "report": None}))
+    assert bnfold.run(settled, report=report, resume=True).resumed is done
+
+
+def test_a_bound_that_was_too_small_is_not_for_good(settled, tmp_path):
+    report = tmp_path / "r.json"
+    small = bnfold.run(settled, report=report, memory="20MB")
+    assert (small.status, small.code) == ("error", 2)
+    assert bnfold.run(settled, report=report, memory="20MB", resume=True).resumed
+    again = bnfold.run(settled, report=report, memory="4GB", resume=True)
+    assert (again.verdict, again.resumed) == ("unchanged", False)
 
 
 def test_another_version_does_it_anew(model, tmp_path):
@@ -395,17 +420,24 @@ def test_killed_and_resumed(models, tmp_path):
 
 
 @pytest.fixture
-def planted(tmp_path: Path) -> dict[str, str]:
+def planted(tmp_path: Path, monkeypatch) -> Iterator[dict[str, str]]:
+    """Processes that models of some names end; none that was there before is used."""
+    from bnfold._registry import worker
+
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
-    return {"PYTHONPATH": str(tmp_path / "site")}
+    started: list[worker.Worker] = []
+    monkeypatch.setattr(worker, "_idle", started)
+    yield {"PYTHONPATH": str(tmp_path / "site")}
+    for each in started:
+        each.close()
 
 
 def test_a_model_that_ends_its_process_ends_nothing_else(models, planted, tmp_path):
     out = tmp_path / "out"
     for name in ("poison.onnx", "broken-library.onnx"):
         shutil.copy(models / "m.onnx", models / name)
-    run = process(models, "--output-dir", out, "--jobs", 2, env=planted)
+    run = command(models, "--output-dir", out, "--jobs", 2, env=planted)
     told = listed(out)
     assert run.code == 3
     assert (told["poison.onnx"]["status"], told["poison.onnx"]["code"]) == ("killed", 3)
@@ -415,7 +447,7 @@ def test_a_model_that_ends_its_process_ends_nothing_else(models, planted, tmp_pa
     assert "SIGSEGV" in crashed["message"]
     assert told["m.onnx"]["verdict"] == told["deep/x.onnx"]["verdict"] == "pass"
     assert not (out / "poison.onnx").exists() and not list(out.rglob(".bnfold-*"))
-    again = process(models, "--output-dir", out, "--resume")
+    again = process(models, "--output-dir", out, "--resume")  # by processes that live
     assert again.code == 2
     assert "4 of them were done before and have not changed" in again.lines
     assert listed(out)["poison.onnx"]["verdict"] == "pass"

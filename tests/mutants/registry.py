@@ -29,11 +29,18 @@ MUTANTS = (
         f"{_TESTS}::test_another_version_does_it_anew",
     ),
     Mutant(
-        "what was killed is done",
+        "what ran out of memory is done",
         "_registry/fingerprint.py",
-        '    elif told.status != "done" or (',
-        '    elif told.status == "timeout" or (',
-        f"{_TESTS}::test_the_process_that_serves_dies_itself",
+        'if told.status not in ("done", "error") or',
+        'if told.status == "killed" or',
+        f"{_TESTS}::test_what_came_to_no_end_is_tried_again",
+    ),
+    Mutant(
+        "a bound that was too small is for good",
+        "_registry/fingerprint.py",
+        "    if is_open and any(",
+        "    if False and any(",
+        f"{_TESTS}::test_a_bound_that_was_too_small_is_not_for_good",
     ),
     Mutant(
         "a process that was killed has written its model",

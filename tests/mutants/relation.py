@@ -109,7 +109,7 @@ MUTANTS = (
     ),
     Mutant(
         "weights of a sum of branches are compared one branch at a time",
-        "_relation/solving.py",
+        "_relation/rows.py",
         "                total[:, :, at] += weights",
         "                total[:, :, at] = weights",
         "tests/relation/test_proof.py",
@@ -288,9 +288,9 @@ MUTANTS = (
     ),
     Mutant(
         "an infinite weight differs by an infinite rounding",
-        "_relation/solving.py",
-        "            slips[~np.isfinite(slips)] = 0.0",
-        "            pass",
+        "_relation/rows.py",
+        "        sizes[~np.isfinite(sizes)] = 0.0",
+        "        pass",
         "tests/relation/test_attacks.py",
     ),
     Mutant(
@@ -439,5 +439,26 @@ MUTANTS = (
         "_SMALLEST = {2.0**-10: 2.0**-25, ",
         "_SMALLEST = {2.0**-10: 2.0**-24, ",
         "tests/relation/test_proof.py",
+    ),
+    Mutant(
+        "a part of external data begins where the tensor does",
+        "_onnx/tensors.py",
+        "file.seek(offset + number * step + start * inner)",
+        "file.seek(offset + number * step)",
+        "tests/relation/test_parts.py",
+    ),
+    Mutant(
+        "rows that are read are kept for all others",
+        "_relation/rows.py",
+        "if first < start or last >= start + len(values):",
+        "if first < start:",
+        "tests/relation/test_parts.py",
+    ),
+    Mutant(
+        "a row with one small weight does not depend on what it reads",
+        "_relation/rows.py",
+        "size = np.maximum(weights.max(axis=(1, 2)), -weights.min(axis=(1, 2)))",
+        "size = np.ones(stop - start)",
+        "tests/relation/test_parts.py",
     ),
 )

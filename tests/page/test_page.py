@@ -212,7 +212,25 @@ def test_a_comparison_marks_what_differs(tmp_path: Path) -> None:
     ran = run("verify", first, second, "--prove", "--html", tmp_path / "p.html")
     told = document(tmp_path / "p.html")
     assert ran.code == 1 and told["proof"]["status"] == "refuted"
+    assert told["folds"] == [] and told["tables"] == {}  # no operator is gone
     assert told["proof"]["node"] == layer
+
+
+def test_a_comparison_tells_what_may_have_been_folded(told: dict[str, Any], tmp_path: Path) -> None:
+    """By bnfold's plan for the first file, as far as the second one can come of it."""
+    folded = onnx.load(tmp_path / "f.onnx")
+    weight = next(t for t in folded.graph.initializer if t.name == folded.graph.node[0].input[1])
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[2] *= 1.01
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    wrong = saved(folded, tmp_path / "w.onnx")
+    for path, far in ((tmp_path / "f.onnx", []), (wrong, [2])):
+        run("verify", tmp_path / "m.onnx", path, "--prove", "--html", tmp_path / "v.html")
+        seen = document(tmp_path / "v.html")
+        (fold,) = seen["folds"]
+        assert (fold["names"], fold["state"]) == (["/a/norm/BatchNormalization"], "")
+        rows = seen["tables"][str(fold["into"])]["rows"]
+        assert [k for k, row in enumerate(rows) if row[6] > 1] == far
 
 
 def test_bodies_are_groups(tmp_path: Path) -> None:

@@ -128,6 +128,12 @@ class Constants:
             return constant.load()
         return tensors.mapped(constant.source, self._base_dir)
 
+    def part(self, constant: Constant, axis: int, start: int, stop: int) -> Array:
+        """Some of the values of a constant; see `tensors.part`."""
+        if constant.source is None:
+            return constant.load()[(slice(None),) * axis + (slice(start, stop),)]
+        return tensors.part(constant.source, self._base_dir, axis, start, stop)
+
     def _resolve(self, scope: Scope, name: str) -> Constant | Reason:
         tensor = scope.initializers.get(name)
         if tensor is not None:

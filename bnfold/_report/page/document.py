@@ -70,8 +70,13 @@ def of_verify(
     changed: Sequence[int],
     result: EndToEnd | Proof,
     run: Run,
+    supposed: tuple[Plan, Witness] | None = None,
 ) -> dict[str, Any]:
-    """The page of a comparison of two files. ``changed`` are operators that have other weights."""
+    """The page of a comparison of two files. ``changed`` are operators that have other weights.
+
+    ``supposed`` is what folding the first file would do, with the weights of the second. Of that
+    the page tells what can have been done to make the second file.
+    """
     counts = [_by_type(picture, side) for side in (BEFORE, AFTER)]
     place = _Finder(picture, {})
     told: dict[str, Any] = {
@@ -95,7 +100,23 @@ def of_verify(
         told["proof"] = _proof(result, place)
     else:
         told |= _compared(result, place)
+    if supposed is not None:
+        plan, seen = supposed
+        place = _Finder(picture, seen.before.places)
+        told["folds"] = [
+            fold
+            for fold in _folds(plan, seen, place, ())
+            if fold["into"] in told["changed"] and _all_gone(fold["gone"], picture)
+        ]
+        layers = {fold["into"] for fold in told["folds"]}
+        told["tables"] = {
+            str(place.of(at)): each for at, each in seen.tables.items() if place.of(at) in layers
+        }
     return told
+
+
+def _all_gone(operators: Sequence[int], picture: Picture) -> bool:
+    return bool(operators) and all(picture.sides[at] == BEFORE for at in operators)
 
 
 _STATUS = {"proved": "pass", "refuted": "fail", "not proved": "inconclusive"}

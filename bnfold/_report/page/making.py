@@ -11,6 +11,7 @@ from onnx import ModelProto
 
 from bnfold._onnx.files.external import refuse_own_data, size_on_disk
 from bnfold._onnx.files.load import load_model
+from bnfold._onnx.fold import prepare
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.scopes import Scope, read_scopes
 from bnfold._onnx.read.shapes import Shapes
@@ -21,6 +22,7 @@ from bnfold._report.page.witness import Place, Witness
 from bnfold._report.page.writing import write
 
 if TYPE_CHECKING:
+    from bnfold._core.result import Plan
     from bnfold._judge.verdict import EndToEnd
     from bnfold._pipeline.outcome import Outcome
     from bnfold._relation.proof import Proof
@@ -54,7 +56,22 @@ def page_of_comparison(
     picture = paired(*drawings)
     changed = _changed(picture, drawings, models, [original.parent, folded.parent])
     names = [str(original), str(folded)]
-    write(path, of_verify(names, sizes, picture, changed, result, run))
+    supposed = _supposed(original, folded, follow_links)
+    write(path, of_verify(names, sizes, picture, changed, result, run, supposed))
+
+
+def _supposed(original: Path, folded: Path, follow_links: bool) -> tuple[Plan, Witness] | None:
+    """What folding a file would do, next to the weights of another one.
+
+    None where it would inline calls of functions: then it draws another network.
+    """
+    planned = prepare(load_model(original, follow_links=follow_links), original.parent)
+    if planned.inlined is not None:
+        return None
+    seen = Witness()
+    seen.planned(planned)
+    seen.written(folded, follow_links)
+    return planned.plan, seen
 
 
 class _Weights:

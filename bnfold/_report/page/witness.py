@@ -106,9 +106,12 @@ class Witness:
                     fits = _is_by_channel(graph.view.nodes[index].role, sides.behind)
                     self._layers[place], self._sides[place] = found, (sides, fits)
 
-    def written(self, path: Path) -> None:
-        """Look at the folded model, in a file that may go away again."""
-        model = load_model(path, lean=True, follow_links=True)
+    def written(self, path: Path, follow_links: bool = True) -> None:
+        """Look at the folded model, in a file that may go away again.
+
+        ``follow_links`` is as in `locations`: the file is bnfold's own, most often.
+        """
+        model = load_model(path, lean=True, follow_links=follow_links)
         if self.page is not None and self.output is not None:
             refuse_own_data(self.page, model, self.output.parent)
         self.after = Drawing.of(model)

@@ -28,6 +28,8 @@ function linkTo(item, text) {
 /** @param {string} title @param {(Node|string|null|false)[]} children */
 const part = (title, ...children) => [html("h3", {}, title), ...children];
 
+/** Weights that are so many units apart are no rounding, whatever tool made them. */
+const FAR = 4;
 const NORM = "s = γ / √(var + ε)\nt = β − μ · s";
 /** What a law does, as a formula. @param {string} law */
 function formulaOf(law) {
@@ -49,7 +51,7 @@ function foldParts(fold, of) {
   const place = fold.gone.indexOf(of), range = place >= 0 ? fold.ranges[place] : null;
   return [
     gone
-      ? html("p", {}, fold.kind === "merge" ? "It became one operator with " : fold.kind === "equal" ? "It computes the same as " : fold.kind === "rewrite" ? "It is written as other operators, in the place of " : fold.laws.some((law) => law.startsWith("leave")) ? "A part of it went into " : "Its scale and shift went into ", linkTo(fold.into, fold.target))
+      ? html("p", {}, fold.kind === "merge" ? "It became one operator with " : fold.kind === "equal" ? "It computes the same as " : fold.kind === "rewrite" ? "It is written as other operators, in the place of " : fold.laws.some((law) => law.startsWith("leave")) ? "A part of it went into " : data.kind === "verify" ? "bnfold would fold it into " : "Its scale and shift went into ", linkTo(fold.into, fold.target))
       : html("p", {}, fold.kind === "merge" ? "It took the place of " : "It took in ", ...fold.names.flatMap((name, k) => [k ? ", " : "", linkTo(fold.gone[k] ?? null, name)])),
     range && html("p", { class: "sub" }, `scale ${reach(range[0], range[1])}, shift ${reach(range[2], range[3])}${(range[4] || 1) > 1 ? `, ${many(range[4] || 1, "channel")}` : ", the same everywhere"}`),
     fold.crossed.length > 0 && html("p", {}, "across ", ...fold.crossed.flatMap((n, k) => [k ? ", " : "", linkTo(n, `${opOf(n)} ${tail(nameOf(n))}`)])),
@@ -66,12 +68,14 @@ function channelTable(layer) {
   const table = data.tables[String(layer)];
   if (!table) return [];
   const rows = /** @type {(number|null)[][]} */ (table.rows), behind = rows.some((row) => row[0] !== null), told = rows.some((row) => row[6] !== null);
+  const worst = Math.max(...rows.map((row) => row[6] || 0));
   const head = ["", ...(behind ? ["s", "t"] : []), "|W|", "|W′|", "b", "b′", ...(told ? ["apart"] : [])];
   const made = html("table", {}, html("thead", {}, html("tr", {}, ...head.map((text) => html("th", { scope: "col" }, text)))), html("tbody", {}, ...rows.map((row, k) =>
-    html("tr", {}, html("th", { scope: "row" }, String(k)), ...row.slice(behind ? 0 : 2, told ? 7 : 6).map((value) => html("td", {}, figure(value === null ? null : Number(value.toPrecision(3)))))))));
+    html("tr", (row[6] || 0) > FAR ? { class: "bad" } : {}, html("th", { scope: "row" }, String(k)), ...row.slice(behind ? 0 : 2, told ? 7 : 6).map((value) => html("td", {}, figure(value === null ? null : Number(value.toPrecision(3)))))))));
   return part(
     `Channels of ${tail(nameOf(layer))}${rows.length < table.count ? `: ${rows.length} of ${table.count}` : ""}`,
     html("div", { class: "scroll" }, made),
+    worst > FAR && html("p", { class: "bad" }, "✗ more than rounding explains"),
     html("p", { class: "sub" }, `|W|: largest weight of the channel, b: its bias; ′ is after${told ? "; apart: from s·W and s·b + t, in units in the last place" : ""}`),
   );
 }
@@ -95,7 +99,7 @@ function ofOperator(n) {
     kind && html("p", {}, html("span", { class: `tag ${kind}` }, words[kind])),
     html("p", { class: "sub" }, [owner[n] ? `in ${pathOf(owner[n])}` : "", data.nodes[n][4] ? `graph ${data.nodes[n][4]}` : "", data.nodes[n][3] ? `puts out ${data.nodes[n][3]}` : ""].filter(Boolean).join(" · ")),
     ...(fate[n] === "gone" && !from.length && data.kind === "fold" ? [html("p", {}, "It is not needed any more where the maps around it went.")] : []),
-    ...from.flatMap((fold) => part("Where it went", ...foldParts(fold, n))),
+    ...from.flatMap((fold) => part(data.kind === "verify" ? "Where it may have gone" : "Where it went", ...foldParts(fold, n))),
     ...(kept ? part(kept.kind === "bias" ? "The bias of the layer before" : kept.kind !== "map" ? "Why it was not merged" : fate[n] === "gone" ? "Why a part of it stays" : "Why it stays", html("p", {}, kept.brief || kept.message), kept.at !== null && kept.at !== n ? html("p", {}, "stopped at ", linkTo(kept.at, `${opOf(kept.at)} ${nameOf(kept.at)}`)) : null, html("p", { class: "sub" }, html("b", {}, kept.code), kept.meaning ? `: ${kept.meaning}` : ""), kept.brief ? html("p", { class: "sub" }, kept.message) : null, html("h3", {}, "What helps"), html("p", {}, kept.advice)) : []),
     ...(stoppedAt.has(n) ? part("It stopped", ...(stoppedAt.get(n) || []).map((each) => html("p", {}, linkTo(each)))) : []),
     ...into.slice(0, 20).flatMap((fold) => part(fold.kind === "merge" ? "What it replaces" : "What it took in", ...foldParts(fold, n))),
