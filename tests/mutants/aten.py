@@ -113,6 +113,20 @@ MUTANTS = (
         _PROOF,
     ),
     Mutant(
+        "other weights of a recurrent operator do not matter",
+        "_aten/recurrent.py",
+        'inner, *(name or "" for name in rest)]',
+        "inner]",
+        _PROOF,
+    ),
+    Mutant(
+        "a convolution by channel may have strides",
+        "_aten/linear.py",
+        ' and set(windows["strides"]) == {1}',
+        "",
+        _OPERATORS,
+    ),
+    Mutant(
         "the keys of outputs do not matter",
         "_aten/proof.py",
         "    if specs[0].out_spec != specs[1].out_spec:\n",
