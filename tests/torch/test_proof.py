@@ -236,6 +236,11 @@ PAIRS = {
         lambda m, x, y: x.add(1) * 2,
         None,
     ),
+    "an input written into in both": (
+        lambda m, x, y: x.add_(1) * 2,
+        lambda m, x, y: x.add_(1) * 2,
+        None,
+    ),
     "draws": (drawn_twice, drawn_once, None),
     "dropout in training": (
         lambda m, x, y: F.dropout(x, 0.5, True),
