@@ -152,9 +152,7 @@ def main() -> int:
     names = tuple(parser.parse_args().names) or ("",)
     logging.disable(logging.WARNING)
     print("| model | per weight: original | folded | equalized ", end="")
-    print(
-        "| per channel: original | folded | equalized | layers |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| per channel: original | folded | equalized |\n|---|---|---|---|---|---|---|")
     failed = False
     for model, shape in models():
         if model.name.startswith(names):

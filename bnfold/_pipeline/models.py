@@ -151,7 +151,7 @@ def _fold_model(
     ``original`` is its file in binary form, behind its preprocessing. Temporary files last as long
     as the stack of ``files``.
     """
-    plain = not (settings.preprocessing or exposing)
+    plain = not (settings.preprocessing or exposing or tidying)
     model = load_model(path, lean=plain, follow_links=settings.follow_links)
     names = listed(model)
     frozen = len(names) if settings.frozen else 0

@@ -21,8 +21,8 @@ from bnfold._run.input_sets import InputSet
 from bnfold._run.session import EngineError, OnnxRuntime
 from bnfold._system import scratch
 
-_SETS = 12
-"""How many input sets are drawn, half of them to calibrate with."""
+_SETS = 4
+"""How many input sets of a kind are drawn, half of them to calibrate with."""
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INLINE = 1 << 30
 """Bytes up to which a model is written into one file."""
@@ -32,18 +32,20 @@ class NotMeasured(Exception):
     """There is no such error; the text says why."""
 
 
-def drawn(model: ModelProto, seed: int, wanted: WantedInputs) -> list[InputSet]:
-    """Input sets of every kind that is wanted in turn, all of the likeliest sizes.
+def drawn(model: ModelProto, seed: int, wanted: WantedInputs) -> list[list[InputSet]]:
+    """Some input sets of every kind that is wanted, all of the likeliest sizes.
 
     Raises:
         NotMeasured: an input cannot be drawn.
     """
-    found: list[InputSet] = []
+    found: list[list[InputSet]] = []
     try:
-        for number in range(_SETS):
-            kind = wanted.flavours[number % len(wanted.flavours)]
-            source = InputSource(model, seed + number, WantedInputs((kind,), wanted.dims))
-            found += islice(source.first(), 1)
+        for kind in wanted.flavours:
+            sources = (
+                InputSource(model, seed + number, WantedInputs((kind,), wanted.dims))
+                for number in range(_SETS)
+            )
+            found.append([one for source in sources for one in islice(source.first(), 1)])
     except UndrawableError as error:
         raise NotMeasured(str(error)) from error
     return found

@@ -29,7 +29,6 @@ NOT_RUN = {
     "paddle": "paddle2onnx and its models come from elsewhere",
     "hardware": "it needs an accelerator",
     "report": "it needs bnfold[report]; tests/report run it where that is installed",
-    "timing": "it prints what the machine is, and the machine is busy with tests",
     "layout": "it shows folders or a picture, not code",
 }
 """Why a block is not run, by the word that its comment has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import json
@@ -73,8 +74,7 @@ class Page:
             return None
         if block.comment.startswith("needs:"):
             for name in block.comment.removeprefix("needs:").split():
-                if importlib.util.find_spec(name) is None:
-                    pytest.skip(f"{name} is not installed")
+                _need(name)
         if block.language in ("python", "setup"):
             self._said = self._execute(block)
         elif block.language == "console":
@@ -135,6 +135,16 @@ class Page:
             patch.setenv("NO_COLOR", "1")
             patch.delenv("GITHUB_STEP_SUMMARY", raising=False)
             yield
+
+
+def _need(name: str) -> None:
+    """Skip where a package is missing, or does not fit the others that are installed."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        pytest.skip(f"{name} cannot be imported: {error}")
 
 
 def _parse(block: Block) -> None:

@@ -189,6 +189,22 @@ def test_the_command_tidies_folds_and_tells(tmp_path):
     assert [node.op_type for node in onnx.load(out).graph.node] == ["Conv", "Relu"]
 
 
+def test_large_weights_in_the_file(tmp_path):
+    """Those may be left in the file when it is read, and the tidied model is another file."""
+    made = model(
+        op("Identity", "x", "i"),
+        op("MatMul", "i w", "h"),
+        op("Mul", "h k", "y"),
+        x=(2, 300),
+        weights={"w": rand(300, 300), "k": np.array(2.0, np.float32)},
+    )
+    path, out = tmp_path / "net.onnx", tmp_path / "out.onnx"
+    onnx.save(made, path)
+    done = command(path, "-o", out, "--tidy")
+    assert done.code == 0, done.out + done.err
+    assert [node.op_type for node in onnx.load(out).graph.node] == ["MatMul"]
+
+
 @pytest.mark.parametrize("name", ["det", "silero-silero_vad"])
 def test_real_models(name, tmp_path):
     path, out = zoo.path(name), tmp_path / "out.onnx"

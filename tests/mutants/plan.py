@@ -302,7 +302,7 @@ MUTANTS = (
     Mutant(
         "a model is equalized though int8 is no nearer to it",
         "_pipeline/measuring.py",
-        "    if errors[best] > (1 - _GAIN) * before:",
+        "    if worst[best] > 1 or told[1] > (1 - _GAIN) * told[0]:",
         "    if False:",
         "tests/cli/test_equalize.py",
     ),

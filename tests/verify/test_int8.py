@@ -13,7 +13,7 @@ from ..graphs import conv, model, op
 
 
 def error(made, sets=None):
-    return int8_error(made, None, sets or drawn(made, 0, USUAL), UNBOUNDED)
+    return int8_error(made, None, sets or drawn(made, 0, USUAL)[0], UNBOUNDED)
 
 
 def saturated(scale=1.0):
