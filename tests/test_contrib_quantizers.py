@@ -116,7 +116,7 @@ def test_trained_with_quantizers(kind, wide, per_channel, rounded):
     after = bnfold.fold(m)
     assert "BatchNormalization" not in counts(after)
     assert counts(after)["QuantizeLinear"] == counts(m)["QuantizeLinear"]
-    seen = bnfold.verify(m, after)
+    seen = bnfold.verify(m, after, prove=False)
     assert seen.status == "pass"
     assert seen.power and all(planted.noticed for planted in seen.power)
     (node,) = (n for n in after.graph.node if n.output[0] == "w1d")

@@ -153,7 +153,7 @@ def test_what_differs_behind_it_is_not_judged_there():
     other.CopyFrom(made)
     (held,) = (t for t in other.graph.initializer if t.name == "map.k")
     held.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held) * np.float32(1.5), "map.k"))
-    result = bnfold.verify(made, other)
+    result = bnfold.verify(made, other, prove=False)
     assert result.status == "inconclusive"
     assert "random numbers" in str(result)
 

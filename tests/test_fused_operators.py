@@ -341,7 +341,7 @@ def test_the_whole_verdict_passes():
         bn("bn", "x", "n", 3), fused("Relu", "n", "f"), const("Mul", "f", "y", positive(3, 1, 1))
     )
     m.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, (2, 3, 3, 3)))
-    found = bnfold.verify(m, bnfold.fold(m))
+    found = bnfold.verify(m, bnfold.fold(m), prove=False)
     assert found.status == "pass"
     assert found.power and all(planted.noticed for planted in found.power)
 

@@ -221,6 +221,6 @@ def test_the_whole_verdict_passes(kind):
     """The tolerance counts γ, which a wrong part in a hundred of has to show in."""
     m = made(norm(kind), const("Mul", "n", "y", rand(4)))
     result = holds(m)
-    found = bnfold.verify(m, result)
+    found = bnfold.verify(m, result, prove=False)
     assert found.status == "pass"
     assert found.power and all(planted.noticed for planted in found.power)

@@ -175,7 +175,7 @@ def test_trained_with_quantizers(kind, per_channel, rounded):
     after = bnfold.fold(m)
     assert "BatchNormalization" not in counts(after)
     assert counts(after)["QuantizeLinear"] == counts(m)["QuantizeLinear"]
-    seen = bnfold.verify(m, after)
+    seen = bnfold.verify(m, after, prove=False)
     assert seen.status == "pass"
     assert seen.power and all(planted.noticed for planted in seen.power)
     scales = [

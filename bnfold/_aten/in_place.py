@@ -18,6 +18,10 @@ _COMPOSED = torch._C.DispatchKey.CompositeImplicitAutograd
 _FRESH = frozenset(
     (
         *("batch_norm", "group_norm", "instance_norm", "layer_norm", "linear", "matmul"),
+        *("gru", "log_softmax", "lstm", "prelu", "relu6", "rms_norm", "rnn_relu", "rnn_tanh"),
+        *("scaled_dot_product_attention", "selu", "softmax", "square"),
+        *(f"max_pool{n}d" for n in (1, 2, 3)),
+        *(f"adaptive_avg_pool{n}d" for n in (1, 2, 3)),
         *(f"conv{n}d" for n in (1, 2, 3)),
         *(f"conv_transpose{n}d" for n in (1, 2, 3)),
     )

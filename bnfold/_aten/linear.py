@@ -80,6 +80,8 @@ def convolution(call: Call) -> Made:
         if bias is None:
             return None
         inputs.append(bias)
+    if (made := _by_channel(call, inputs, windows)) is not None:
+        return made
     op = "ConvTranspose" if turned else "Conv"
     given = call.like_of(data)
     if given.rank == spatial + 2:
@@ -92,6 +94,25 @@ def convolution(call: Call) -> Made:
     like = Like(call.like.kind, (1, *call.like.sizes))
     made = call.write(op, [batch, *inputs[1:]], like, **windows)
     return call.reshaped(made, call.like.sizes)
+
+
+def _by_channel(call: Call, inputs: list[str], windows: dict[str, Any]) -> Made:
+    """A convolution with one weight for each channel: it multiplies and adds. None for others."""
+    data, weight = inputs[0], call.like_of(inputs[1])
+    spatial = weight.rank - 2
+    channels = windows["group"]
+    plain = weight.sizes == (channels, *(1,) * (spatial + 1)) and set(windows["strides"]) == {1}
+    plain = plain and not any(windows["pads"]) and call.like_of(data).rank == spatial + 2
+    if not plain or any(windows.get("output_padding", ())):
+        return None
+    sizes = (channels, *(1,) * spatial)
+    made = data
+    for op, value in zip(("Mul", "Add"), inputs[1:], strict=False):
+        held = call.made(value, Like(call.like.kind, sizes), lambda each: each.reshape(sizes))
+        if held is None:
+            return None
+        made = call.write(op, [made, held])
+    return made
 
 
 def _windows(call: Call, spatial: int, turned: bool, weight: str) -> dict[str, Any] | None:

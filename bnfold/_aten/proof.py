@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import onnx.inliner
@@ -63,9 +62,7 @@ def prove_with_file(
     lower, _ = lowered(plain, reader.writer.model)
     own, other = reader.writer.side(opset_of(model.opset_import)), Side.of(lower, folder)
     proof = prove_sides(own, other) if is_first else prove_sides(other, own)
-    if proof.status == "refuted" and reader.has_computed:
-        return replace(proof, status="not proved")
-    return proof
+    return proof.unsure if reader.has_computed else proof
 
 
 def _unlike(one: Reader, other: Reader) -> tuple[str, str] | None:

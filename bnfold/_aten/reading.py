@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 
-from bnfold._aten import linear, norms, pointwise, rearranged, windows
+from bnfold._aten import linear, norms, pointwise, rearranged, recurrent, windows
 from bnfold._aten.call import Call, Made
 from bnfold._aten.in_place import is_changing, is_plain, twin, untold
 from bnfold._aten.opaque import Told, is_drawn, name_of, unlike
@@ -28,6 +28,7 @@ _RULES = {
     **norms.RULES,
     **pointwise.RULES,
     **rearranged.RULES,
+    **recurrent.RULES,
     **windows.RULES,
 }
 _SILENT = ("_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size")

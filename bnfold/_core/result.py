@@ -32,6 +32,8 @@ def counted(number: int, noun: str, nouns: str = "") -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {nouns or noun + 's'}"
 
 
+_LONG = 80
+# How long the name of an operator may be where it is an example; -v has it in full.
 MERGES = ("merge in parallel", "merge in series")
 # What becomes of a map that another one is equal to.
 EQUAL = "drop as equal"
@@ -254,9 +256,18 @@ def _by_reason(stays: Sequence[Kept], verbose: bool) -> Iterator[str]:
             place = f" [{kept.graph}]" if kept.graph else ""
             why = kept.brief or kept.message
             why = "it" + why[len(kept.node) :] if why.startswith(f"{kept.node} ") else why
-            yield f"    {kept.node}{place} stays: {why}"
+            told = f"    {kept.node}{place} stays: {why}"
+            yield told if verbose else _shortened(told, kept.node, kept.at)
             if verbose and kept.brief not in ("", kept.message):
                 yield f"      in full: {kept.message}"
+
+
+def _shortened(text: str, *names: str) -> str:
+    """A text in which long names of operators, such as those of fused ones, lose their middle."""
+    for name in names:
+        if len(name) > _LONG:
+            text = text.replace(name, f"{name[: _LONG // 2 - 1]}…{name[1 - _LONG // 2 :]}")
+    return text
 
 
 def _merged(merges: Sequence[Fold]) -> str:

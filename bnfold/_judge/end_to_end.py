@@ -40,7 +40,7 @@ from bnfold._judge.untaken_branches import uncompared_branches
 from bnfold._judge.verdict import EndToEnd, OutputCheck, Status
 from bnfold._onnx.files.external import external_files, runnable, size_on_disk
 from bnfold._onnx.files.load import in_binary, load_model, understood
-from bnfold._onnx.front.twins import behind
+from bnfold._onnx.front.prepending import behind
 from bnfold._onnx.read.frozen import freeze, listed
 from bnfold._relation.proof import Proof
 from bnfold._run.bounds import Bounds, Exhausted

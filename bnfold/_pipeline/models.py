@@ -23,8 +23,7 @@ from bnfold._onnx.files.load import load_model, understood
 from bnfold._onnx.files.save import PendingFile, pending_file
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._onnx.fold import FoldedWeights, PlannedModel, prepare
-from bnfold._onnx.front.prepending import prepend
-from bnfold._onnx.front.twins import behind, twin_of
+from bnfold._onnx.front.prepending import behind, prepend, twin_of
 from bnfold._onnx.read.frozen import as_if_frozen, freeze, listed
 from bnfold._pipeline.any_kind import needs_pytorch
 from bnfold._pipeline.equalizing import equalized

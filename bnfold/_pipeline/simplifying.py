@@ -173,6 +173,8 @@ def _clash(there: object, here: object) -> str:
     if not (theirs.HasField("shape") and ours.HasField("shape")):
         return ""
     sizes = [[dim.dim_value for dim in each.shape.dim] for each in (theirs, ours)]
+    if not sizes[1]:  # Some exporters say so of a shape that they do not know; a run tells.
+        return ""
     if len(sizes[0]) != len(sizes[1]):
         return f"{len(sizes[0])} axes in place of {len(sizes[1])}"
     if any(a and b and a != b for a, b in zip(*sizes, strict=True)):

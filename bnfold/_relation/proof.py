@@ -70,6 +70,16 @@ class Proof:
         """The largest difference of weights that agree, in units in the last place."""
         return max((layer.distance for layer in self.layers), default=0.0)
 
+    @property
+    def unsure(self) -> Proof:
+        """The same where nothing is refuted: weights that differ are not proved."""
+        found = [
+            replace(each, status="not proved") if each.status == "refuted" else each
+            for each in self.outputs
+        ]
+        status = "not proved" if self.status == "refuted" else self.status
+        return replace(self, status=status, outputs=found)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that are valid JSON."""
         return {
@@ -139,7 +149,8 @@ def prove_sides(one: Side, other: Side, watch: Callable[[], None] = lambda: None
     start.graph(graphs[0])
     wanted = [_Result(a.name, b.name, start.result(graphs[0], a.name)) for a, b in results]
     given = {b.name: of_base(bases[a.name]) for a, b in pairs}
-    task = _Task(other, table, sizes, given, watch)
+    is_open = one.explains_more or other.explains_more
+    task = _Task(other, table, sizes, given, watch, is_open)
     whole = _of_results(task, wanted)
     if whole.status == "proved" or len(wanted) == 1:
         found = [OutputProof(r.first, whole.status, whole.at, whole.why) for r in wanted]
@@ -156,13 +167,17 @@ class _Result(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """The second file, what it is given, and the table and the sizes of the first."""
+    """The second file, what it is given, and the table and the sizes of the first.
+
+    ``is_open`` says that weights that differ refute nothing.
+    """
 
     side: Side
     table: Table
     sizes: Sizes
     given: Mapping[str, Expression]
     watch: Callable[[], None]
+    is_open: bool
 
 
 def _with_each(whole: Proof, task: _Task, wanted: Sequence[_Result]) -> Proof:
@@ -200,7 +215,7 @@ def _are_together(task: _Task, wanted: Sequence[_Result]) -> bool:
 
 def _of_results(task: _Task, wanted: Sequence[_Result]) -> Proof:
     """Walk what some outputs of the second file need, and compare these with the first's."""
-    side, forced, is_open = task.side, dict[int, Blame](), False
+    side, forced, is_open = task.side, dict[int, Blame](), task.is_open
     while True:
         task.table.reset()
         side.values.clear()

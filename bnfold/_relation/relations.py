@@ -64,12 +64,12 @@ def settled(
     shift = second.shift - factor * first.shift
     mass = second.mass + np.abs(factor) * first.mass
     slips = second.error + first.error + np.where(same, 0.0, error)
-    slip = float(np.max(slips))
+    slip = float(np.max(slips, initial=0.0))
     if slip:  # One number for all channels; the mass of the others counts less.
         mass = mass * (slips / slip)
     floor = least(unit) * (1 + np.abs(factor))
     still = np.abs(shift) <= min(slip, _MOST) * mass + floor
-    far = float(np.max(np.where(same, np.abs(scale - 1), 0.0)))
+    far = float(np.max(np.where(same, np.abs(scale - 1), 0.0), initial=0.0))
     return Related(
         _plain(factor, 1.0),
         _plain(np.where(still, 0.0, shift), 0.0),

@@ -14,17 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.quantized import Dequantized, dequantized
-from bnfold._onnx.read.scopes import Scope, label, read_scopes
+from bnfold._onnx.read.scopes import Scope, label, read_scopes, type_of
 from bnfold._onnx.read.shapes import Shapes, infer
 from bnfold._relation.expressions import Double, Expression
 
 Array = NDArray[Any]
+_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 
 
@@ -78,6 +79,21 @@ class Side:
         """The version of an operator's domain; 0 if the file does not say it."""
         own = node.domain in ("", "ai.onnx")
         return scope.opset if own else self.versions.get(node.domain, 0)
+
+    @property
+    def explains_more(self) -> bool:
+        """Whether weights that differ may yet be right.
+
+        In an empty tensor no weight shows. And weights that are stored in half precision, and are
+        used in a wider type, are rounded to more than a unit of that.
+        """
+        return any(self.shapes.empty.values()) or any(
+            type_of(node) == "Cast"
+            and self.shapes.type(scope, node.input[0]) in _HALVES
+            and self.constant(scope, node.input[0]) is not None
+            for scope in self.scopes
+            for node in scope.nodes
+        )
 
     def body(self, graph: Any) -> Scope:
         """The scope of a graph of the model."""

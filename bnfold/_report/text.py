@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import bnfold
 from bnfold._core.result import changed_operators, counted, fold_lines, kept_lines, table
-from bnfold._judge.proof_text import proof_lines
+from bnfold._judge.proof_text import proof_lines, status_of
 from bnfold._judge.verdict import end_to_end_lines
 from bnfold._onnx.files.text_forms import written_as
 from bnfold._report.findings import certified, trouble
-from bnfold._report.lines import VERDICTS, Line
+from bnfold._report.lines import VERDICTS, Line, concluding
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -231,7 +231,7 @@ def verdict_lines(verdict: Verdict, verbose: bool, power: bool = False) -> Itera
         if not certificate.holds:
             yield f"  {certified(certificate)}: {trouble(certificate)}"
     if verdict.end_to_end is not None:
-        yield from end_to_end_lines(verdict.end_to_end, verbose, power)
+        yield from _compared(verdict.end_to_end, verbose, power)
     yield verification_line(verdict.status)
 
 
@@ -240,8 +240,14 @@ def comparison_lines(
 ) -> Iterator[str]:
     """Yield lines about a comparison; with ``quiet`` none where it passes."""
     if not (quiet and result.status == "pass"):
-        yield from end_to_end_lines(result, verbose, power)
+        yield from _compared(result, verbose, power)
         yield verification_line(result.status)
+
+
+def _compared(result: EndToEnd, verbose: bool, power: bool) -> Iterator[str]:
+    """The lines of a comparison, of which what was proved stands out."""
+    style = VERDICTS[status_of(result.proof)] if result.proof is not None else "plain"
+    return concluding(end_to_end_lines(result, verbose, power), style)
 
 
 def verification_line(status: str) -> Line:

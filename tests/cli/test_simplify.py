@@ -132,6 +132,17 @@ def test_what_it_gets_wrong_is_refused(mistake, verify, file, tool, tmp_path):
     assert tree(tmp_path / "out") == tree(tmp_path / "plain")
 
 
+def test_a_shape_that_was_never_known(file, tool, tmp_path):
+    """Paddle's exporter says that an output has no axes where it has some; that stays as it is."""
+    made = onnx.load(file)
+    made.graph.output[0].type.tensor_type.shape.ClearField("dim")
+    onnx.save(made, file)
+    tool("graph.output[0].type.tensor_type.shape.dim.add(dim_value=1)")
+    done = run(file, "-o", tmp_path / "o.onnx", "--simplify")
+    assert any(line.startswith("simplified by onnxslim") for line in done.lines)
+    assert onnx.load(tmp_path / "o.onnx").graph.output == made.graph.output
+
+
 def test_nothing_to_take_away(tool, tmp_path):
     """The file stays as it is, byte for byte, also in place."""
     made = graphs.model(

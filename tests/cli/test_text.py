@@ -133,6 +133,18 @@ def test_the_bias_of_a_linear_operator_is_no_map_that_stays(tmp_path):
     assert run.lines[start + 3].startswith("    bias stays: a_matmul has no bias")
 
 
+def test_long_names_lose_their_middle_in_an_example(tmp_path):
+    """TensorFlow's converter names a fused operator by all of its parts."""
+    name = ";".join(f"model_1/batch_normalization_{k}/FusedBatchNormV3" for k in range(5))
+    made = examples.foldable()
+    made.graph.node[5].name = name
+    run = bnfold(examples.save(made, tmp_path / "m.onnx"))
+    (line,) = [line for line in run.lines if " stays: " in line]
+    shown = line.partition(" stays: ")[0].strip()
+    assert len(shown) == 79 and shown.startswith("model_1/batch_n") and shown.endswith("NormV3")
+    assert f"    {name} stays: " in bnfold(tmp_path / "m.onnx", "-v").out
+
+
 def test_batch_norms_come_first(tmp_path):
     made = model(
         conv("conv", "x", "c", (8, 3, 3, 3)),

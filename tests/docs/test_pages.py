@@ -56,7 +56,9 @@ def headings(page: Path) -> set[str]:
 
 def test_every_public_name_is_in_the_reference() -> None:
     page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
-    named = set(re.findall(r":: bnfold\.(.*)", page))
+    found = re.findall(r":: bnfold\.(.*)", page)
+    named = set(found)
+    assert len(found) == len(named), "a name that stands twice is a warning of the build"
     source = (ROOT / "bnfold" / "nn.py").read_text(encoding="utf-8")  # importing it needs torch
     modules = re.findall(r'"(\w+)"', source[source.index("__all__") :].split("]")[0])
     assert modules

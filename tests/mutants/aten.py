@@ -101,8 +101,8 @@ MUTANTS = (
     Mutant(
         "weights that PyTorch computes refute a file",
         "_aten/proof.py",
-        'proof.status == "refuted" and reader.has_computed',
-        "False",
+        "return proof.unsure if reader.has_computed else proof",
+        "return proof",
         _PROOF,
     ),
     Mutant(
@@ -111,6 +111,20 @@ MUTANTS = (
         "if names != others and sorted(names) == sorted(others):",
         "if False:",
         _PROOF,
+    ),
+    Mutant(
+        "other weights of a recurrent operator do not matter",
+        "_aten/recurrent.py",
+        'inner, *(name or "" for name in rest)]',
+        "inner]",
+        _PROOF,
+    ),
+    Mutant(
+        "a convolution by channel may have strides",
+        "_aten/linear.py",
+        ' and set(windows["strides"]) == {1}',
+        "",
+        _OPERATORS,
     ),
     Mutant(
         "the keys of outputs do not matter",

@@ -159,4 +159,11 @@ MUTANTS = (
         "self.graph(body, {})",
         "tests/front/test_tidy.py",
     ),
+    Mutant(
+        "a model that is tidied has its weights in the file of another",
+        "_pipeline/models.py",
+        "or exposing or tidying)",
+        "or exposing)",
+        "tests/front/test_tidy.py",
+    ),
 )

@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "weights of empty tensors, and widened ones, refute a right fold",
+        "_relation/proof.py",
+        "is_open = one.explains_more or other.explains_more",
+        "is_open = False",
+        "tests/verify/test_by_proof.py",
+    ),
+    Mutant(
         "an operator of a plugin is the same in every version",
         "_relation/table.py",
         "version = opset if domain else 0",

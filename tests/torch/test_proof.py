@@ -236,6 +236,11 @@ PAIRS = {
         lambda m, x, y: x.add(1) * 2,
         None,
     ),
+    "an input written into in both": (
+        lambda m, x, y: x.add_(1) * 2,
+        lambda m, x, y: x.add_(1) * 2,
+        None,
+    ),
     "draws": (drawn_twice, drawn_once, None),
     "dropout in training": (
         lambda m, x, y: F.dropout(x, 0.5, True),
@@ -551,6 +556,41 @@ def test_parameters_that_are_one_tensor():
     with torch.no_grad():
         apart[1].weight[0, 1] += 1e-3
     assert bnfold.prove(one, apart, args).status in DIFFERENT
+
+
+class Recurrent(nn.Module):
+    """A map of each feature ahead of a recurrent operator, which takes it in."""
+
+    def __init__(self, kind, **given):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+        self.rnn = kind(3, 5, **given)
+
+    def forward(self, x):
+        return self.rnn(x * self.scale + self.shift)[0]
+
+
+ROWS = rand(2, 6, 3, dtype=F32)
+RECURRENT = {
+    "lstm": (nn.LSTM, {"bidirectional": True, "num_layers": 2}),
+    "gru": (nn.GRU, {"batch_first": True}),
+    "rnn": (nn.RNN, {"nonlinearity": "relu", "bias": False}),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_operators(name):
+    kind, given = RECURRENT[name]
+    module = ready(Recurrent(kind, **given), F32)
+    program = exported(module, ROWS)
+    folded = bnfold.fold(program)
+    assert "mul" not in str(folded.graph)
+    assert bnfold.prove(program, folded).status == "proved"
+    for key, held in folded.state_dict.items():
+        changed = copy.deepcopy(folded)
+        with torch.no_grad():
+            changed.state_dict[key].view(-1)[-1] += 1e-4 * (1 + held.view(-1)[-1].abs())
+        assert bnfold.prove(program, changed).status in DIFFERENT, key
 
 
 def test_sizes_that_vary():

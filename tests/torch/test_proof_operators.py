@@ -139,6 +139,12 @@ FUNCTIONS = {
     "mv": lambda m, x: torch.addmv(m.v, x[0, 0], m.v, beta=2, alpha=3) + x[0, 0].mv(m.v),
     "conv": lambda m, x: F.conv2d(x, m.k, groups=2, stride=(2, 1), padding=(2, 1), dilation=(1, 2)),
     "conv of one": lambda m, x: F.conv2d(x[0], m.k, m.k[:, 0, 0, 0], groups=2),
+    "conv by channel": lambda m, x: (
+        F.conv2d(x, m.k[:4, :1, :1, :1], m.v[:4], groups=4),
+        F.conv_transpose2d(x, m.k[:4, :1, :1, :1], groups=4),
+        F.conv2d(x, m.k[:4, :1, :1, :1], groups=4, stride=2),
+        F.conv2d(x, m.k[:4, :1, :1, :1], groups=4, padding=1),
+    ),
     "conv same": lambda m, x: F.conv2d(x, m.k, groups=2, padding="same", dilation=(1, 2)),
     "conv same, even": lambda m, x: F.conv2d(x, m.k[..., :2], groups=2, padding="same"),
     "conv valid": lambda m, x: F.conv2d(x, m.k, groups=2, padding="valid"),

@@ -540,3 +540,37 @@ def test_what_a_proof_settles(check: OutputCheck, status: str) -> None:
     outputs = (proofs.OutputProof("y", "proved"), proofs.OutputProof("other", "not proved"))
     (found,) = by_proof.judged([check], proofs.Proof("not proved", outputs=outputs))
     assert found.status == status
+
+
+# --- where weights that differ refute nothing ---------------------------------------------------
+
+
+def test_an_empty_tensor_refutes_nothing() -> None:
+    """A scale of no channel is nowhere; nobody misses it."""
+    made = model(
+        conv("conv", "x", "c", (5, 3, 1, 1)),
+        op("Split", "c parts", "a b d", axis=1),
+        op("Relu", "a", "y"),
+        const("Mul", "b", "z", np.float32(2)),
+        op("Relu", "d", "w"),
+        y="y z w",
+        weights={"parts": np.array([3, 0, 2])},
+        opset=13,
+    )
+    folded = bnfold.fold(made)
+    assert all(node.op_type != "Mul" for node in folded.graph.node)
+    assert bnfold.verify(made, folded).status == "pass"
+
+
+def test_weights_that_are_stored_in_half_precision_refute_nothing_in_single() -> None:
+    def widened(kernel: Any, *tail: Any) -> ModelProto:
+        reseed(5)
+        wide = op("Cast", "k", "w", to=TensorProto.FLOAT)
+        return model(wide, op("Conv", "x w", "c"), *tail, weights={"k": kernel.astype(np.float16)})
+
+    kernel = np.random.default_rng(3).normal(size=(4, 3, 1, 1)).astype(np.float16)
+    factor = np.float32([0.3, 1.7, 0.9, 2.3]).reshape(4, 1, 1)
+    made = widened(kernel, const("Mul", "c", "y", factor))
+    other = widened(kernel.astype(np.float32) * factor[..., None], op("Identity", "c", "y"))
+    assert bnfold.prove(made, other).status != "refuted"
+    assert bnfold.verify(made, other).status == "pass"

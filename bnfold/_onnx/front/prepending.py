@@ -8,7 +8,8 @@ with becomes one with that of the layout, or both go. All else is for the planne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
+from bnfold._core.preprocessing import Pairs
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
+from bnfold._onnx.files.external import external_files, free_name, link
+from bnfold._onnx.files.load import in_binary, load_model
 from bnfold._onnx.front.permuting import Moved, Stays, moved
 from bnfold._onnx.front.ports import Port, changed, resolved
 from bnfold._onnx.read.attributes import integers
 from bnfold._onnx.read.scopes import Names, Scope, bodies, copy_of, read_scopes, type_of
+from bnfold._system import scratch
 
 Array = NDArray[Any]
 _WITH_INITIALIZERS = 4
@@ -254,3 +259,35 @@ def reread(graph: GraphProto, instead: Mapping[str, str]) -> None:
             reread(body, instead)
     for note in graph.quantization_annotation:
         note.tensor_name = instead.get(note.tensor_name, note.tensor_name)
+
+
+@contextmanager
+def behind(path: Path, wanted: Pairs, follow_links: bool) -> Iterator[Path]:
+    """The file of a model in binary form, with preprocessing in front of it as it is defined.
+
+    Without any it is the file itself. Raises `UsageError` as `load_model` and `prepend` do.
+    """
+    if not wanted:
+        with in_binary(path, follow_links) as binary:
+            yield binary
+        return
+    model = load_model(path, follow_links=follow_links)
+    try:
+        prepend(model, dict(wanted))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    with twin_of(model, path.parent) as twin:
+        del model
+        yield twin
+
+
+@contextmanager
+def twin_of(model: ModelProto, folder: Path) -> Iterator[Path]:
+    """A temporary file of a model, with its external data, from a folder, beside it."""
+    locations = external_files(model)
+    with scratch.beside(None) as temporary:
+        twin = temporary / free_name(locations)
+        twin.write_bytes(model.SerializeToString())
+        for name in locations:
+            link(folder / name, temporary / name)
+        yield twin
