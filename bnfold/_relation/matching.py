@@ -112,6 +112,13 @@ class Matcher:
             self.table.operators.setdefault(form.key, []).append(known)
         return [of_base(base) for base in outputs]
 
+    def also(self, node: NodeProto, forms: Sequence[Form], outputs: Sequence[int]) -> None:
+        """Note in the first file that an operator puts out bases that are known."""
+        for form in forms:
+            kind = type_of(form.core.node)
+            known = Known(label(node), form.given, outputs, kind, form.core.numbers)
+            self.table.operators.setdefault(form.key, []).append(known)
+
     def _also(
         self, known: Known, forms: Sequence[Form], relations: Sequence[Related | None]
     ) -> None:

@@ -5,6 +5,7 @@ A Reshape of a Reshape, and a Slice of a Slice, are one: what they read is looke
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +33,7 @@ from bnfold._relation.places import (
     turned,
 )
 from bnfold._relation.side import Weight
+from bnfold._relation.table import key_of
 from bnfold._relation.tensors import Tensors
 
 _IN_PARTS = {"Gather": picked, "Reduce": kept, "Split": parts_of}
@@ -88,21 +90,29 @@ class Moving(Tensors):
         self, scope: Scope, node: NodeProto, data: Expression, told: Told
     ) -> Expression:
         root = roots.root_of(self.found.table, data)
-        term = root.map
+        term, own = root.map, self._own_forms(scope, node, data, told)
         if term is not None and is_same(told, self.integers.sizes.bases.get(term.base)):
+            if self.found.is_first and roots.is_plain(root) and root is not data:
+                self.found.also(node, own, [term.base])
             return root
         core, types = Core(node, node.input, [data]), [self.side.shapes.type(scope, node.output[0])]
-        forms = [
-            Form(
-                (key, *types, self.word(scope, node.input[0], read)), [read], core, read is not data
-            )
-            for read in ([data] if root is data else [root, data])
-            for key in keys_of(told)
-        ]
+        word = self.word(scope, node.input[0], root)
+        keys = [(key, *types, word) for key in (keys_of(told) if root is not data else ())]
+        forms = [*(Form(key, [root], core, True) for key in keys), *own]
         (made,) = self.found.operator(scope, node, forms, types)
         roots.note(self.found.table, data, made)
         self.integers.tell(made, told)
         return made
+
+    def _own_forms(self, scope: Scope, node: NodeProto, data: Expression, told: Told) -> list[Form]:
+        """How a rearrangement is told by its own data, whatever these are a rearrangement of."""
+        core, types = Core(node, node.input, [data]), [self.side.shapes.type(scope, node.output[0])]
+        word = self.word(scope, node.input[0], data)
+        keys: list[Hashable] = [(key, *types, word) for key in keys_of(told)]
+        if len(node.input) > 1 or node.attribute:  # A part of another operator says no sizes.
+            words = [word, *(self.word(scope, name, None) for name in node.input[1:])]
+            keys.append(key_of(node, scope.opset, words, types))
+        return [Form(key, [data], core) for key in keys]
 
     def rows(self, scope: Scope, node: NodeProto, found: Applied, data: Expression) -> bool:
         """Whether a product is done with that reads rows of rearranged data.

@@ -121,6 +121,8 @@ class Reader:
             start, stop = first, min(max(last + 1, first + _READ // max(width, 1)), linear.rows)
             values = linear.rows_from(start, stop)
             self.held[id(linear)] = start, values
+        if last - first + 1 == len(block):  # A turned weight is copied as it lies in memory.
+            return values[first - start : last - start + 1].astype(np.float64)
         return values[block - start].astype(np.float64)
 
     def masses(self, linear: Linear, block: NDArray[np.int64]) -> Double:
