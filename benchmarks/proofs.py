@@ -93,8 +93,11 @@ def main() -> int:
                     rows.append(f"| {tool} | {model.name} | {why} |")
                 if tool == "bnfold":
                     ratios.append(ratio(*pair))
+    only = f"\nOf the models whose names begin with {', '.join(names)}.\n" if asked.names else ""
     print(
-        f"{TEXT}\n| tool | proved | not proved | refuted | makes no file |\n|---|---|---|---|---|"
+        f"{TEXT}{only}\n| tool | proved | not proved | refuted | makes no file |",
+        "|---|---|---|---|---|",
+        sep="\n",
     )
     for tool, counts in found.items():
         cells = (counts[each] for each in ("proved", "not proved", "refuted", "none"))

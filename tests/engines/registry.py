@@ -19,7 +19,7 @@ from .. import graphs
 from ..cli import examples
 from ..cli.command import CHECKOUT, process, tree, wait_for
 
-MEMORY = "600MB"
+MEMORY = "250MB"
 """Enough for each model but one."""
 LARGEST = (512, 512, 5, 5)
 TIMES = ("seconds",)
