@@ -21,13 +21,11 @@ from bnfold._errors import UsageError
 from bnfold._registry import finding, index
 from bnfold._registry.fingerprint import Option, data_files
 from bnfold._registry.places import Item, clashes, groups
-from bnfold._registry.report import Report
+from bnfold._registry.report import ENDING, Report
 from bnfold._registry.unit import as_options, ask
 from bnfold._system import paths
 
 __all__ = ["Registry", "Task", "data_files", "find"]
-
-REPORT = ".report.json"
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,10 @@ def find(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise paths.unwritable(output, error) from error
-    paths.check_writable(output / index.PAGE)
+    for name in (index.PAGE, index.DATA):
+        paths.check_writable(output / name)
     items = [
-        Item(str(model), place.as_posix(), str(output / place), f"{output / place}{REPORT}")
+        Item(str(model), place.as_posix(), str(output / place), f"{output / place}{ENDING}")
         for model, place in found.models.items()
     ]
     clashing = clashes(items, output)

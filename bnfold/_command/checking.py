@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bnfold._command import terminal
 from bnfold._command.terminal import FAILED, PASSED, code_of, in_one_line
 from bnfold._errors import UsageError
+from bnfold._registry.finding import models_below
 from bnfold._report.escapes import cell
 from bnfold._system import file_kinds, paths, time_limit
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from bnfold._judge.settings import Settings
     from bnfold._pipeline.outcome import Outcome
     from bnfold._report.findings import Finding
-
-_SUFFIXES = (".onnx", ".pt2")
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,7 @@ def _models(given: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
         if not path.is_dir():
             yield path, path
             continue
-        found = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in _SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        )
+        found = sorted(models_below(path))
         for file in found:
             yield path, file
         if not found:

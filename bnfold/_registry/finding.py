@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import sys
@@ -89,42 +90,66 @@ def _add_folder(found: Found, name: str, folder: Path, output: Path) -> None:
 
 def _files(found: Found, folder: Path, output: Path) -> Iterator[Path]:
     """Yield the files in a folder and below, in order."""
-
-    def unread(error: OSError) -> None:
-        found.troubles[str(error.filename)] = f"cannot read {error.filename}: {paths.why(error)}"
-
-    ours = paths.identity(output)
-    for place, folders, names in os.walk(folder, onerror=unread):
-        inside = []
-        for name in sorted(folders):
-            path = Path(place) / name
-            if path.is_symlink():
-                found.passed_over["linked folder"] += 1
-            elif name.startswith("."):
-                found.passed_over["hidden folder"] += 1
-            elif ours is None or paths.identity(path) != ours:
-                inside.append(name)
-        folders[:] = inside
-        for name in sorted(names):
+    passed_over: dict[Path, str] = {}
+    for place, names in _folders(found, folder, paths.identity(output), passed_over):
+        for name in names:
             if name.startswith("."):
                 found.passed_over["hidden file"] += 1
             else:
-                yield Path(place) / name
+                yield place / name
+    found.passed_over.update(passed_over.values())
+
+
+def models_below(folder: Path) -> list[Path]:
+    """The models in a folder and below, in order; a folder of such a name is told to be none."""
+    models = list[Path]()
+    for place, names in _folders(Found(), folder, None, {}):
+        named = (place / name for name in names if not name.startswith("."))
+        models += [path for path in named if path.suffix.lower() in SUFFIXES]
+        if place != folder and place.suffix.lower() in SUFFIXES:
+            models.append(place)
+    return sorted(models)
+
+
+def _folders(
+    found: Found, top: Path, ours: tuple[int, int] | None, passed_over: dict[Path, str]
+) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a folder and those below it, each with the names of its files, in order.
+
+    ``ours`` is the output folder, which is left out. No link is followed, so this ends. However
+    deep a tree is, it takes no deeper stack.
+    """
+    waiting = [top]
+    while waiting:
+        place = waiting.pop()
+        inside, names = [], []
+        try:
+            with os.scandir(place) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    path = place / entry.name
+                    if not os.path.isdir(path):
+                        names.append(entry.name)
+                    elif path.is_symlink():
+                        passed_over[path] = "linked folder"
+                    elif entry.name.startswith("."):
+                        passed_over[path] = "hidden folder"
+                    elif ours is None or paths.identity(path) != ours:
+                        inside.append(path)
+        except OSError as error:
+            found.troubles[str(place)] = f"cannot read {place}: {paths.why(error)}"
+        yield place, names
+        waiting += reversed(inside)
 
 
 def _add_pattern(found: Found, pattern: str, output: Path) -> None:
     """Add what a pattern finds. One that ends in a suffix asks for files of that."""
-    fixed = []
-    for part in Path(pattern).parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    base = Path(os.path.abspath(Path(*fixed)))
+    parts = Path(pattern).parts
+    first = next(k for k, part in enumerate(parts) if glob.has_magic(part))
+    base = Path(os.path.abspath(Path(*parts[:first])))
     asked = {*SUFFIXES, Path(pattern).suffix.lower()}
-    matches = sorted(glob.glob(pattern, recursive=True))
+    passed_over: dict[Path, str] = {}
     count = 0
-    for match in matches:
-        path = Path(os.path.abspath(match))
+    for path in _matches(found, base, parts[first:], output, passed_over):
         if path.is_dir() or path.is_relative_to(output):
             continue
         if path.suffix.lower() in asked:
@@ -132,8 +157,49 @@ def _add_pattern(found: Found, pattern: str, output: Path) -> None:
             count += 1
         else:
             found.passed_over["other file"] += 1
+    found.passed_over.update(passed_over.values())
     if not count:
         found.troubles[pattern] = f"cannot fold {pattern}: no model fits this pattern"
+
+
+def _matches(
+    found: Found, base: Path, parts: Sequence[str], output: Path, passed_over: dict[Path, str]
+) -> list[Path]:
+    """What fits a pattern below a folder, in order.
+
+    As `glob.glob` finds it, but for links to folders: only a part without wildcards follows one. A
+    folder that links to itself twice would have more paths than can ever be looked at.
+    """
+    ours = paths.identity(output)
+    places = {base: None}
+    for number, part in enumerate(parts):
+        is_last = number == len(parts) - 1
+        fitting = list[Path]()
+        for place in places:
+            if part == "**":
+                for folder, names in _folders(found, place, ours, passed_over):
+                    visible = (name for name in names if not name.startswith("."))
+                    fitting += [folder, *(folder / name for name in visible if is_last)]
+            elif not glob.has_magic(part):
+                fitting += [place / part] if os.path.lexists(place / part) else []
+            else:
+                for path in _named_like(place, part):
+                    if is_last or not path.is_symlink():
+                        fitting.append(path)
+                    elif path.is_dir():
+                        passed_over[path] = "linked folder"
+        places = dict.fromkeys(fitting)
+    return sorted(places)
+
+
+def _named_like(folder: Path, pattern: str) -> list[Path]:
+    """What lies in a folder and fits a part of a pattern; a wildcard fits no hidden name."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    fitting = fnmatch.filter(names, pattern)
+    return [folder / n for n in fitting if pattern.startswith(".") or not n.startswith(".")]
 
 
 def refuse_same(given: Sequence[str | os.PathLike[str]], output: Path) -> None:

@@ -43,6 +43,7 @@ def clashes(items: Sequence[Item], output: Path) -> dict[str, str]:
             owners.setdefault(same(path), []).append(item.model)
     models = {_real(item.model) for item in items}
     found: dict[str, str] = {}
+    top = os.path.realpath(output)
     for item in items:
         made = (item.output, item.report)
         data = [str(Path(item.output).parent / name) for name in locations(item.model)]
@@ -52,6 +53,13 @@ def clashes(items: Sequence[Item], output: Path) -> dict[str, str]:
             for owner in owners.get(same(path), ())
             if owner != item.model
         ]
+        if same(item.report) in map(same, map(os.path.normpath, data)):
+            found[item.model] = f"data of {item.model} and the report on it would be one file"
+        folder = os.path.dirname(item.output)
+        if not is_inside(folder, top):
+            found[item.model] = (
+                f"{folder} leads out of {output}, by a link; nothing is written there"
+            )
         for owner in taken:
             found[item.model] = f"{item.model} and {owner} would be written to one file"
             if owner != "the index":
@@ -116,6 +124,11 @@ def _holds_more(folder: Path) -> bool:
             return any(Path(entry.name).suffix.lower() not in SUFFIXES for entry in entries)
     except OSError:
         return False
+
+
+def is_inside(folder: str | os.PathLike[str], top: str | os.PathLike[str]) -> bool:
+    """Whether a folder is another one or lies below it, once all links are followed."""
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(top))
 
 
 def _real(path: str) -> str:

@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bnfold._errors import UsageError
 from bnfold._report.text import json_text
 from bnfold._system import paths
 
 SCHEMA = "bnfold.run/1"
+ENDING = ".report.json"
+"""What the name of a report has behind that of the model, in an output folder."""
 Status = Literal["done", "error", "crashed", "killed", "out of memory", "timeout", "interrupted"]
 """How the work on a model ended; only what is done has a verdict."""
 
@@ -127,6 +130,7 @@ def write(
     ``written`` is the hash of the output. Raises `UsageError` where it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    paths.check_writable(path)  # A pipe would take it only once somebody reads.
     document = {
         "schema": SCHEMA,
         "model": report.model,
@@ -153,7 +157,7 @@ def read(path: Path) -> tuple[Report, Identity, str | None] | None:
     None where there is no such file, or one that is not of this schema: it is written anew then.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(paths.read(path))
         if document["schema"] != SCHEMA:
             return None
         report = Report(
@@ -172,6 +176,16 @@ def read(path: Path) -> tuple[Report, Identity, str | None] | None:
         identity = Identity(
             document["input"], document["options"], document["bounds"], document["versions"]
         )
-        return report, identity, document["written"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return (report, identity, document["written"]) if _is_sound(report) else None
+    except (UsageError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    except RecursionError:
+        return None
+
+
+def _is_sound(report: Report) -> bool:
+    """Whether what a file says has the types of a report: somebody else may have written it."""
+    texts = (report.verdict, report.output)
+    return all(text is None or isinstance(text, str) for text in texts) and all(
+        isinstance(size, int) for size in report.bytes or ()
+    )

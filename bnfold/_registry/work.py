@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bnfold._registry import fingerprint
+from bnfold._registry.finding import SUFFIXES
 from bnfold._registry.fingerprint import Option
-from bnfold._registry.report import Identity, Report, Status, write
+from bnfold._registry.index import DATA, PAGE
+from bnfold._registry.places import is_inside
+from bnfold._registry.report import ENDING, Identity, Report, Status, write
 from bnfold._system import paths, scratch
 
 Command = Callable[[list[str]], int]
@@ -82,9 +86,16 @@ def work(request: Request, command: Command) -> Report:
         known = fingerprint.finished(report, output, request.name, identity)
         if known is not None:
             return replace(known, model=request.model)
+    if output is not None and report is not None and (why := _in_the_way(request, output, report)):
+        told = Report(request.model, request.name, "error", code=2, message=why)
+        spent = round(time.monotonic() - begun, 3)
+        return _kept(replace(told, seconds=spent, report=request.report), identity, None)
     before = fingerprint.signatures(model)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
+    if report is not None:  # Else the model would be in place, and nobody would say so.
+        report.parent.mkdir(parents=True, exist_ok=True)
+        paths.check_writable(report)
     code, said, details = _run(model, output, options, command)
     # From here on until the report is in place nothing but SIGKILL ends this process.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -102,6 +113,29 @@ def work(request: Request, command: Command) -> Report:
     if details is not None:
         told = told.with_details(details)
     return _kept(told, identity, details)
+
+
+def _in_the_way(request: Request, output: Path, report: Path) -> str:
+    """Why the data of a model may not lie beside its output; "" if they may.
+
+    They keep the names that the model gives them. A report, the index or another model that is put
+    there later would replace them, behind the verdict. `places.clashes` sees most of that before,
+    in the bytes of models; here a model is parsed, however it is written.
+    """
+    is_one_of_many = str(report) == f"{output}{ENDING}"
+    depth = len(PurePosixPath(request.name).parts)
+    top = output.parents[depth - 1] if is_one_of_many and depth <= len(output.parents) else None
+    index = {str(top / name).casefold() for name in (PAGE, DATA)} if top else set()
+    for location in sorted(fingerprint.data_files(Path(request.model))):
+        place = os.path.normpath(output.parent / location)
+        told = place.casefold()
+        taken = told == str(report).casefold() or told in index
+        of_the_run = told.endswith((ENDING, *SUFFIXES))
+        if taken or (is_one_of_many and of_the_run):
+            return f"its data {location} would lie where a file of the run does; rename them"
+        if top is not None and not is_inside(os.path.dirname(place), top):
+            return f"its data {location} would be written outside of {top}"
+    return ""
 
 
 def _run(

@@ -58,6 +58,8 @@ def settled(
     """The relation of two expressions of which the parts without shift have this scale.
 
     What rounding explains is left out of it. ``error`` is how far it does, relative to the scale.
+    The mass stays where a shift is left out beside a scale: what is left out may be a shift yet, in
+    which the other file agrees.
     """
     same = np.abs(scale - 1) <= np.minimum(error, _MOST)
     factor = np.where(same, 1.0, scale)
@@ -73,7 +75,7 @@ def settled(
     return Related(
         _plain(factor, 1.0),
         _plain(np.where(still, 0.0, shift), 0.0),
-        _plain(np.where(still, 0.0, mass), 0.0),
+        _plain(np.where(still & same, 0.0, mass), 0.0),
         _plain(np.where(same, 0.0, error), 0.0),
         slip,
         far / unit if unit else 0.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .planting import Mutant
 
 _TESTS = "tests/cli/test_registry.py"
+_STRANGE = "tests/cli/test_strange_folders.py"
 
 MUTANTS = (
     Mutant(
@@ -83,6 +84,34 @@ MUTANTS = (
         "            if owner != item.model\n",
         "            if False\n",
         f"{_TESTS}::test_two_models_of_one_name",
+    ),
+    Mutant(
+        "a report replaces the weights of the model that it is about",
+        "_registry/places.py",
+        "        if same(item.report) in map(",
+        "        if None in map(",
+        f"{_STRANGE}::test_data_that_a_file_of_the_run_would_replace",
+    ),
+    Mutant(
+        "weights may have the name of the index, or of another model",
+        "_registry/work.py",
+        "        if taken or (is_one_of_many and of_the_run):\n",
+        "        if False:\n",
+        f"{_STRANGE}::test_data_that_a_file_of_the_run_would_replace",
+    ),
+    Mutant(
+        "a link in the output folder is followed",
+        "_registry/places.py",
+        "        if not is_inside(folder, top):\n",
+        "        if False:\n",
+        f"{_STRANGE}::test_nothing_is_written_outside_of_the_output_folder",
+    ),
+    Mutant(
+        "a pattern follows links",
+        "_registry/finding.py",
+        "                    if is_last or not path.is_symlink():\n",
+        "                    if True:\n",
+        f"{_STRANGE}::test_a_pattern_follows_no_link_to_a_folder",
     ),
     Mutant(
         "a model is written over",

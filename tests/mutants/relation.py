@@ -531,4 +531,11 @@ MUTANTS = (
         "size = np.ones(stop - start)",
         "tests/relation/test_parts.py",
     ),
+    Mutant(
+        "a shift that rounding hides beside a scale is none in the other file either",
+        "_relation/relations.py",
+        "np.where(still & same, 0.0, mass)",
+        "np.where(still, 0.0, mass)",
+        "tests/test_converters.py",
+    ),
 )
