@@ -22,8 +22,8 @@ MUTANTS = (
     Mutant(
         "a square adds no axis",
         "_relation/walk.py",
-        "keeps = bool(self.side.rank(scope, node.input[0]))",
-        "keeps = True",
+        "sizes = ((), (1,)) if keeps else ((),)",
+        "sizes = ((), (1,))",
         "tests/relation/test_attacks.py",
     ),
     Mutant(
