@@ -242,6 +242,54 @@ def test_a_file_that_is_cut_off_is_refused_as_ever(tmp_path: Path) -> None:
             load_model(path, lean=True)
 
 
+@pytest.mark.parametrize("how", ["replaced", "written over", "cut off"])
+def test_a_file_that_changes_meanwhile_is_refused(how: str, tmp_path: Path) -> None:
+    """Small weights are in memory, large ones in the file: both have to be of one model."""
+    path, other = tmp_path / "m.onnx", tmp_path / "other.onnx"
+    for target, factor in ((path, 1), (other, 2)):
+        weights = factor * BIG[:40_000].reshape(200, 200)
+        norm = [np.full(200, factor, np.float32), *(np.ones(200, np.float32),) * 3]
+        held = [numpy_helper.from_array(v, f"n{k}") for k, v in enumerate((weights, *norm))]
+        nodes = [
+            helper.make_node("Gemm", ["x", "n0"], ["h"]),
+            helper.make_node("Relu", ["h"], ["r"]),
+            helper.make_node("Gemm", ["r", "n0"], ["k"]),
+            helper.make_node("BatchNormalization", ["k", "n1", "n2", "n3", "n4"], ["y"]),
+        ]
+        ports = [helper.make_tensor_value_info(name, 1, [2, 200]) for name in "xy"]
+        target.write_bytes(
+            helper.make_model(
+                helper.make_graph(nodes, "g", ports[:1], ports[1:], held),
+                opset_imports=[helper.make_opsetid("", 17)],
+            ).SerializeToString()
+        )
+
+    class Meanwhile:
+        def planned(self, planned: object) -> None:
+            """Change the file after it is read and before its large weights are."""
+            if how == "replaced":
+                other.rename(path)
+            elif how == "written over":
+                path.write_bytes(other.read_bytes())
+            else:
+                path.write_bytes(path.read_bytes()[:1000])
+
+        def written(self, path: Path) -> None:
+            """Nothing may be."""
+
+    out = tmp_path / "out.onnx"
+    with pytest.raises(UsageError, match=r"changed while it was read|ends before|shorter"):
+        fold_file(
+            path,
+            out,
+            verify=False,
+            inputs=None,
+            progress=lambda _: None,
+            observer=Meanwhile(),
+        )
+    assert not out.exists()
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(max_size=300), at=st.integers(0, 1 << 20))
 def test_any_bytes_are_read_as_the_library_reads_them(

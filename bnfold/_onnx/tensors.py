@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -95,9 +95,11 @@ def mapped(tensor: TensorProto, base_dir: Path | None) -> Array:
         if size >= _MAPPED and os.name == "posix":
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
             try:
-                if path.stat().st_size < offset + size:
-                    raise _too_short(path, tensor.name)
-                return np.asarray(np.memmap(path, dtype, "r", offset, tuple(tensor.dims)))
+                with path.open("rb") as file:
+                    refuse_changed(file, own_mark(tensor), path)
+                    if path.stat().st_size < offset + size:
+                        raise _too_short(path, tensor.name)
+                    return np.asarray(np.memmap(file, dtype, "r", offset, tuple(tensor.dims)))
             except OSError as error:
                 raise _unreadable(path, tensor.name, error) from error
     if tensor.data_location == TensorProto.EXTERNAL:
@@ -162,12 +164,32 @@ def external_location(tensor: TensorProto) -> tuple[str, int, int | None]:
 
 OWN = f"own {secrets.token_hex(8)}"
 """The key of an external tensor whose data are part of its model's own file (`files/lean`). No file
-can have it: it is drawn anew in each process."""
+can have it: it is drawn anew in each process. Its value is the `mark` of the file."""
 
 
 def is_own(tensor: TensorProto) -> bool:
     """Whether a tensor is external in name only: its data are part of its model's own file."""
     return any(entry.key == OWN for entry in tensor.external_data)
+
+
+def own_mark(tensor: TensorProto) -> str:
+    """The mark that its model's file had when the tensor was read; "" for one that is not own."""
+    return next((entry.value for entry in tensor.external_data if entry.key == OWN), "")
+
+
+def mark(file: IO[bytes]) -> str:
+    """What a file has no more once it is written to, or is another one: its size and its time."""
+    status = os.fstat(file.fileno())
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def refuse_changed(file: IO[bytes], known: str, path: Path) -> None:
+    """Raise `UsageError` if a file is not what it was when it got a mark ("": any file is).
+
+    What was read of it before is of that time. Anything else would be weights of another model.
+    """
+    if known and mark(file) != known:
+        raise UsageError(f"{path} was changed while it was read; run it again")
 
 
 def external_path(name: str, location: str, base_dir: Path) -> Path:
@@ -212,6 +234,7 @@ def _read_external(tensor: TensorProto, base_dir: Path | None) -> Array:
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(size)
+            refuse_changed(file, own_mark(tensor), path)
     except OSError as error:
         raise _unreadable(path, tensor.name, error) from error
     if len(data) < size:
@@ -246,6 +269,7 @@ def part(tensor: TensorProto, base_dir: Path | None, axis: int, start: int, stop
                 file.seek(offset + number * step + start * inner)
                 if file.readinto(row.data) < row.size:
                     raise _too_short(path, tensor.name)
+            refuse_changed(file, own_mark(tensor), path)
     except OSError as error:
         raise _unreadable(path, tensor.name, error) from error
     return made

@@ -307,6 +307,24 @@ def test_other_normalizations(name, tmp_path, out):
     same(onnx.load(out), made, given, mean=told["mean"], std=told["std"], axis=axis)
 
 
+@pytest.mark.parametrize("option", [(), ("--no-verify",)])
+def test_a_normalization_that_makes_channels_stays(option, tmp_path, out):
+    """Three means of one channel are three channels: without them a Conv would read one."""
+    made = model(
+        op("Sub", "x m", "h"),
+        conv("a", "h", "y", (4, 3, 3, 3)),
+        x=(2, 1, 6, 6),
+        weights={"m": rand(3, 1, 1)},
+    )
+    path = tmp_path / "gray.onnx"
+    onnx.save(made, path)
+    refused(
+        command(path, "-o", out, "--expose-normalization", *option),
+        "begins with no normalization",
+    )
+    assert not out.exists()
+
+
 def test_there_is_nothing_to_take_out(net, tmp_path):
     refused(
         command(net, "--expose-normalization"),

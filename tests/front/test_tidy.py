@@ -13,7 +13,20 @@ from bnfold._onnx.front.tidying import tidy
 
 from .. import zoo
 from ..cli.command import bnfold as command
-from ..graphs import HALF, conv, counts, feeds, i64, model, op, rand, run, subgraph, valid
+from ..graphs import (
+    HALF,
+    conv,
+    counts,
+    feeds,
+    i64,
+    model,
+    op,
+    overridable,
+    rand,
+    run,
+    subgraph,
+    valid,
+)
 
 
 def branch(*pieces, y="out"):
@@ -71,6 +84,35 @@ def two_branches():
         op("Add", "h r", "y"),
         x=(2, 3),
         y="y z",
+    )
+
+
+def shadowed(body_input):
+    """A state of the loop is called as a tensor around it is, which the loop reads, too."""
+    body = helper.make_graph(
+        [
+            op("Identity", "cond", "cond_out"),
+            op("Add", f"{body_input} seen", "sum"),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("cond", TensorProto.BOOL, []),
+            helper.make_tensor_value_info(body_input, TensorProto.FLOAT, [2, 3]),
+        ],
+        [
+            helper.make_tensor_value_info("cond_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, [2, 3]),
+        ],
+    )
+    return model(
+        op("Relu", "x", "r"),
+        op("Identity", "r", "seen"),
+        op("Neg", "r", "m"),
+        op("Loop", "n on m", "a", body=body),
+        op("Identity", "a", "y"),
+        x=(2, 3),
+        weights={"n": i64(3).reshape(()), "on": np.array(True)},
     )
 
 
@@ -147,6 +189,23 @@ CASES = {
     ),
     "a loop": (loop, {"Identity": 3}),
     "two branches": (two_branches, {"Identity": 4}),
+    "a body that has the name for another tensor": (lambda: shadowed("r"), {"Identity": 1}),
+    "a body that has the output's name for another tensor": (
+        lambda: shadowed("y"),
+        {"Identity": 1},
+    ),
+    "a dropout whose ratio a caller may set": (
+        lambda: overridable(
+            model(
+                op("Dropout", "x r", "a"),
+                op("Relu", "a", "y"),
+                x=(2, 3),
+                weights={"r": np.array(0.5, np.float32)},
+            ),
+            "r",
+        ),
+        {"Dropout": 1},
+    ),
 }
 
 
@@ -162,12 +221,20 @@ def test_the_function_stays(name):
     assert {op: before[op] - after.get(op, 0) for op in before} == {
         op: gone.get(op, 0) for op in before
     }
+    assert [v.name for v in tidied.graph.input] == [v.name for v in made.graph.input]
     known = {name for node in tidied.graph.node for name in (*node.input, *node.output)}
+    known |= {v.name for v in tidied.graph.input}
     assert {t.name for t in tidied.graph.initializer} <= known
     for seed in range(2):
         given = feeds(made, seed)
         for one, other in zip(run(made, given), run(tidied, given), strict=True):
             assert np.array_equal(one, other)
+
+
+def test_an_input_that_is_no_weight_stays():
+    made = model(op("Dropout", "x r", "a"), op("Relu", "a", "y"), x={"x": (2, 3), "r": ()})
+    assert tidy(made, None) == {"Dropout": 1}
+    assert [value.name for value in made.graph.input] == ["x", "r"]
 
 
 def test_the_command_tidies_folds_and_tells(tmp_path):

@@ -166,4 +166,32 @@ MUTANTS = (
         "or exposing)",
         "tests/front/test_tidy.py",
     ),
+    Mutant(
+        "a body's own tensor is taken for the input of that name",
+        "_onnx/front/prepending.py",
+        "if old not in own}",
+        "}",
+        "tests/front/test_weights.py",
+    ),
+    Mutant(
+        "a body reads its own tensor where it read one of that name around it",
+        "_onnx/front/tidying.py",
+        "if {source, made} & self._ambiguous:",
+        "if False:",
+        "tests/front/test_tidy.py",
+    ),
+    Mutant(
+        "an input goes that nothing reads any more",
+        "_onnx/front/permuting.py",
+        "if not uses[name]} - scope.protected",
+        "if not uses[name]}",
+        "tests/front/test_tidy.py",
+    ),
+    Mutant(
+        "a normalization goes that makes channels",
+        "_onnx/front/exposing.py",
+        "return len(axes) <= 1 and len(sizes) <= 1",
+        "return len(axes) <= 1",
+        "tests/front/test_command.py",
+    ),
 )

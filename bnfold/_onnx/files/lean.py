@@ -62,20 +62,23 @@ def read_lean(path: Path) -> bytes | None:
         return None
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            return b"".join(_model(_Walk(data, path.name), 0, len(data)))
+            walk = _Walk(data, path.name, tensors.mark(file))
+            return b"".join(_model(walk, 0, len(data)))
         except (IndexError, Unusual, UnicodeError):
             return None
 
 
 class Place(NamedTuple):
     """Where the data of a tensor lie in a file: its name, and from where to where. ``head`` is what
-    stands ahead of them in the tensor's message. Nothing, for a tensor that holds its own.
+    stands ahead of them in the tensor's message, ``mark`` the file's `tensors.mark`. Nothing, for a
+    tensor that holds its own.
     """
 
     name: str = ""
     start: int = 0
     end: int = 0
     head: bytes = b""
+    mark: str = ""
 
     @property
     def size(self) -> int:
@@ -88,10 +91,11 @@ def taken_apart(tensor: TensorProto) -> Place:
     if not is_own(tensor):
         return Place()
     location, start, length = tensors.external_location(tensor)
+    mark = tensors.own_mark(tensor)
     assert length is not None
     _make_internal(tensor)
     head = prefix(TensorProto.RAW_DATA_FIELD_NUMBER, length)
-    return Place(location, start, start + length, head)
+    return Place(location, start, start + length, head, mark)
 
 
 class Reader:
@@ -111,7 +115,7 @@ class Reader:
             file.close()
 
     def blocks(self, place: Place) -> Iterator[bytes]:
-        """Yield the data of a place. Raises `UsageError` where the file has become shorter."""
+        """Yield the data of a place. Raises `UsageError` where the file has changed meanwhile."""
         if not place.name:
             return
         assert self._folder is not None
@@ -124,6 +128,7 @@ class Reader:
             if not block:
                 raise UsageError(f"{file.name} became shorter while it was read")
             left -= len(block)
+            tensors.refuse_changed(file, place.mark, Path(file.name))
             yield block
 
     def copy(self, place: Place, target: IO[bytes]) -> None:
@@ -171,10 +176,11 @@ def serialize_whole(model: ModelProto, path: Path) -> bytes:
 
 
 class _Walk(NamedTuple):
-    """The bytes of a file, and its name, as external data refer to it."""
+    """The bytes of a file, and its name, as external data refer to it; its `tensors.mark`."""
 
     data: mmap.mmap
     location: str
+    mark: str
 
 
 _Walker: TypeAlias = Callable[[_Walk, int, int], list[bytes]]
@@ -238,7 +244,7 @@ def _tensor(walk: _Walk, start: int, end: int) -> list[bytes]:
     (data,) = raw
     told = TensorProto(data_location=TensorProto.EXTERNAL)
     size = data.end - data.start
-    place = {"location": walk.location, "offset": data.start, "length": size, OWN: 1}
+    place = {"location": walk.location, "offset": data.start, "length": size, OWN: walk.mark}
     for key, value in place.items():
         told.external_data.add(key=key, value=str(value))
     return [walk.data[start : data.tag], walk.data[data.end : end], told.SerializeToString()]

@@ -117,7 +117,7 @@ def _leading(
         told = f"{label(node)} reads it"
         if step is None or any(each in scope.outputs for each in node.output):
             return found, gone, name, told
-        if {found.axis, step.axis} - {None} and len({found.axis, step.axis} - {None}) > 1:
+        if not _are_alike(found, step, value):
             return found, gone, name, told
         scale = step.scale * found.scale
         shift = step.scale * found.shift + step.shift
@@ -126,6 +126,17 @@ def _leading(
         found = _Map(scale, shift, step.axis if found.axis is None else found.axis)
         gone.append(readers[0])
         name = node.output[0]
+
+
+def _are_alike(found: _Map, step: _Map, value: ValueInfoProto) -> bool:
+    """Whether two maps vary along one axis of an input at most, and have a number for each place
+    there: more numbers than places would make another shape of it.
+    """
+    axes = {axis for axis in (found.axis, step.axis) if axis is not None}
+    sizes = {each.size for map_ in (found, step) for each in (map_.scale, map_.shift)} - {1}
+    for axis in axes:
+        sizes |= {value.type.tensor_type.shape.dim[axis].dim_value} - {0}
+    return len(axes) <= 1 and len(sizes) <= 1
 
 
 def _step(scope: Scope, constants: Constants, node: NodeProto, name: str, rank: int) -> _Map | None:
@@ -159,6 +170,8 @@ def _norm(scope: Scope, constants: Constants, node: NodeProto, rank: int) -> _Ma
         return None
     held = [_numbers(scope, constants, name) for name in node.input[1:5]]
     if any(each is None or each.ndim != 1 for each in held):
+        return None
+    if len({each.size for each in held if each is not None}) > 1:
         return None
     gamma, beta, mean, variance = (np.asarray(each) for each in held)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -173,12 +173,15 @@ def _carried_out(model: ModelProto, walk: _Walk, names: Names) -> Moved:
 
 
 def drop_unread(model: ModelProto, names: set[str]) -> None:
-    """Drop initializers that nothing reads any more."""
-    uses = read_scopes(model)[0].uses()
-    graph = model.graph
+    """Drop initializers that nothing reads any more, but none that a caller may set: what a model
+    takes stays.
+    """
+    scope, graph = read_scopes(model)[0], model.graph
+    uses = scope.uses()
+    gone = {name for name in scope.initializers.keys() & names if not uses[name]} - scope.protected
     for field in (graph.initializer, graph.input):
         for number in reversed(range(len(field))):
-            if field[number].name in names and not uses[field[number].name]:
+            if field[number].name in gone:
                 del field[number]
 
 

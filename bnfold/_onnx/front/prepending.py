@@ -26,7 +26,15 @@ from bnfold._onnx.files.load import in_binary, load_model
 from bnfold._onnx.front.permuting import Moved, Stays, moved
 from bnfold._onnx.front.ports import Port, changed, resolved
 from bnfold._onnx.read.attributes import integers
-from bnfold._onnx.read.scopes import Names, Scope, bodies, copy_of, read_scopes, type_of
+from bnfold._onnx.read.scopes import (
+    Names,
+    Scope,
+    bodies,
+    copy_of,
+    defined,
+    read_scopes,
+    type_of,
+)
 from bnfold._system import scratch
 
 Array = NDArray[Any]
@@ -248,15 +256,20 @@ def _divisor(scale: float) -> float | None:
 
 
 def reread(graph: GraphProto, instead: Mapping[str, str]) -> None:
-    """Let every operator of a graph and of its bodies read other tensors, and notes be on these."""
+    """Let every operator of a graph and of its bodies read other tensors, and notes be on these.
+
+    A body may have a tensor of its own under such a name, which is another one: that stays.
+    """
     for node in graph.node:
         for number, name in enumerate(node.input):
             if name in instead:
                 node.input[number] = instead[name]
         for _, body in bodies(node):
+            own = defined(body)
+            outer = {old: new for old, new in instead.items() if old not in own}
             for value in body.output:
-                value.name = instead.get(value.name, value.name)
-            reread(body, instead)
+                value.name = outer.get(value.name, value.name)
+            reread(body, outer)
     for note in graph.quantization_annotation:
         note.tensor_name = instead.get(note.tensor_name, note.tensor_name)
 

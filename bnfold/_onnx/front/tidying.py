@@ -7,15 +7,15 @@ operator ahead gets the name, if nobody outside of the graph knows it by its own
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from bnfold._onnx.front.permuting import drop_unread
 from bnfold._onnx.read.attributes import integer
 from bnfold._onnx.read.constants import Constant, Constants
-from bnfold._onnx.read.scopes import Scope, bodies, read_scopes
+from bnfold._onnx.read.scopes import Scope, bodies, defined, read_scopes
 from bnfold._onnx.read.shapes import Shapes, infer
 
 _OF_INPUTS = 12
@@ -34,7 +34,7 @@ def tidy(model: ModelProto, base_dir: Path | None) -> dict[str, int]:
         return {}
     scopes = read_scopes(model)
     shapes = infer(model, scopes)
-    tidier = _Tidier({id(s.graph): s for s in scopes}, shapes, Constants(base_dir, shapes))
+    tidier = _Tidier(scopes, shapes, Constants(base_dir, shapes))
     tidier.graph(model.graph, {})
     drop_unread(model, tidier.read)
     return dict(sorted(tidier.gone.items()))
@@ -43,10 +43,11 @@ def tidy(model: ModelProto, base_dir: Path | None) -> dict[str, int]:
 class _Tidier:
     """Goes through a graph and its bodies."""
 
-    def __init__(self, scopes: Mapping[int, Scope], shapes: Shapes, constants: Constants) -> None:
+    def __init__(self, scopes: Sequence[Scope], shapes: Shapes, constants: Constants) -> None:
         self.gone: Counter[str] = Counter()
         self.read: set[str] = set()
-        self._scopes = scopes
+        self._scopes = {id(scope.graph): scope for scope in scopes}
+        self._ambiguous = set(_ambiguous(scopes))
         self._shapes = shapes
         self._constants = constants
 
@@ -62,7 +63,9 @@ class _Tidier:
             _read(node, instead)
             if nothing:
                 source, made = node.input[0], node.output[0]
-                if made not in outputs:
+                if {source, made} & self._ambiguous:
+                    nothing = False
+                elif made not in outputs:
                     instead[made] = source
                 elif source in scope.producers and source not in outputs | named.keys():
                     named[source] = made
@@ -101,6 +104,18 @@ class _Tidier:
         return isinstance(mode, Constant) and mode.protected is None and not mode.load().any()
 
 
+def _ambiguous(scopes: Sequence[Scope]) -> Iterator[str]:
+    """The names that a body has for a tensor of its own and a graph around it for another one, and
+    those of tensors around a body that the body puts out as they are.
+    """
+    for scope in scopes:
+        if scope.parent is None or isinstance(scope.graph, FunctionProto):
+            continue
+        own = defined(scope.graph)
+        yield from (name for name in own if scope.parent.owner(name) is not None)
+        yield from (name for name in scope.outputs if name not in own)
+
+
 def _move_notes(
     graph: GraphProto, scope: Scope, instead: Mapping[str, str], named: Mapping[str, str]
 ) -> None:
@@ -130,7 +145,5 @@ def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
         for number, name in enumerate(node.output):
             node.output[number] = names.get(name, name)
         for _, body in bodies(node):
-            own = {name for inner in body.node for name in inner.output}
-            own |= {value.name for value in (*body.input, *body.initializer)}
-            own |= {tensor.values.name for tensor in body.sparse_initializer}
+            own = defined(body)
             _rename(body, {old: new for old, new in names.items() if old not in own})

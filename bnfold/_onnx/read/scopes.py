@@ -187,6 +187,14 @@ def bodies(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
                 yield f"{attribute.name}[{number}]", graph
 
 
+def defined(graph: GraphProto) -> set[str]:
+    """The names that belong to a graph rather than to one around it."""
+    names = {name for node in graph.node for name in node.output if name}
+    names.update(value.name for value in (*graph.input, *graph.initializer))
+    names.update(tensor.values.name for tensor in graph.sparse_initializer)
+    return names
+
+
 def read_scopes(model: ModelProto) -> list[Scope]:
     """All graphs of a model, outer before inner, local functions last, each under its own path."""
     opset = opset_of(model.opset_import)
