@@ -140,7 +140,9 @@ def sliced(call: Call) -> Made:
         count = call.given.get("length")
         if type(start) is not int or type(count) is not int:
             return None
-        start, end = start, (start + count) or _LAST  # Of −3 and 3 to the end.
+        end = start + count
+        if start < 0 and not end:  # Of −3 and 3 to the end; of 0 and 0 nothing.
+            end = _LAST
     start, end = 0 if start is None else start, _LAST if end is None else end
     if data is None or any(type(each) is not int for each in (axis, start, end, step)):
         return None

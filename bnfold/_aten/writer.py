@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.scopes import read_scopes
@@ -173,11 +173,18 @@ class Writer:
         """Take out the operators that were added since."""
         del self.model.graph.node[mark:]
 
+    def _last_axis(self, node: NodeProto) -> int:
+        return self.likes[node.input[0]].rank - 1
+
     def side(self, opset: int = OPSET) -> Side:
         """What was written, for the proof, as operators of a version of ONNX.
 
         Older versions may have some in other forms: then they are others, and nothing is proved.
+        So is one that an older version has in the same form, with another meaning.
         """
+        for node in self.model.graph.node if opset < _BY_AXIS else ():
+            if node.op_type in _NORMALIZED and node.attribute[0].i != self._last_axis(node):
+                node.attribute.append(helper.make_attribute("told", "along one axis"))
         self.model.opset_import.append(helper.make_opsetid("", opset))
         (scope,) = read_scopes(self.model)
         shapes = Shapes()
@@ -190,6 +197,11 @@ class Writer:
         for constant in self._constants.values():
             constants.add(scope, constant)
         return Side([scope], constants, shapes)
+
+
+_NORMALIZED = ("LogSoftmax", "Softmax")
+_BY_AXIS = 13
+"""Before this version these take all axes from theirs on for one (ONNX Softmax-11)."""
 
 
 def exact(name: str, value: float, kind: int) -> dict[str, Any]:

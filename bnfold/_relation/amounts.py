@@ -54,6 +54,13 @@ def _made(terms: Mapping[Product, int]) -> Size:
     return Amount(tuple(sorted(kept.items(), key=repr)))
 
 
+def fits(value: Size, bits: int) -> bool:
+    """Whether an integer of so many bits and a sign holds an amount, unless sizes are large."""
+    if isinstance(value, int):
+        return -(1 << bits) <= value < 1 << bits
+    return sum(abs(factor) for _, factor in value.terms) < 1 << bits
+
+
 def plus(one: Size, other: Size, sign: int = 1) -> Size:
     """The sum, or the difference."""
     made = _terms(one)

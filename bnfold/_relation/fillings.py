@@ -61,9 +61,9 @@ class Fillings:
             return None
         values = constant.load()
         first = values.reshape(-1)[0]
-        if not np.all(values == first):
+        if not np.all(values == first) or len(set(np.signbit(values).flat)) > 1:
             return None
-        return Filling(repr(float(first)), constant.data_type, constant.shape)
+        return Filling(_text(first), constant.data_type, constant.shape)
 
     def follow(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a node fills a tensor of known sizes with a number; what it is is noted."""
@@ -83,7 +83,7 @@ class Fillings:
             shape, value = self.integers.of_names(scope, node.input[0]), filling(node)
             if value is None or value.dtype.kind not in "fiu" or not to:
                 return None
-            return Filling(repr(float(value)), to, None if shape is None else shape.values)
+            return Filling(_text(value), to, None if shape is None else shape.values)
         data = self.of_name(scope, node.input[0])
         if data is None or not to:
             return None
@@ -116,6 +116,11 @@ class Fillings:
             known = all(isinstance(each, int) for each in (size, start, end))
             left[axis] = len(range(size)[start:end:step]) if known else None  # type: ignore[arg-type]
         return tuple(left)
+
+
+def _text(number: np.generic) -> str:
+    """A number with all its digits: an integer may have more than a float64."""
+    return repr(number.item())
 
 
 _FILLING = ("ConstantOfShape", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze")

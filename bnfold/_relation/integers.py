@@ -19,6 +19,7 @@ from bnfold._onnx.read.sizes import factors
 from bnfold._relation.amounts import (
     Amount,
     Size,
+    fits,
     plus,
     product_of,
     quotient,
@@ -143,6 +144,8 @@ class Integers:
             return False
         if made is None or len(made.values) > _LONGEST:
             return False
+        if not all(fits(value, 31 if kind == TensorProto.INT32 else 63) for value in made.values):
+            return False  # It may be another number behind the end of its type.
         self.found[scope.path, node.output[0]] = made
         return True
 
@@ -272,6 +275,8 @@ def _product(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:
     data = held.of_names(scope, node.input[0])
     if data is None or data.is_scalar or len([name for name in node.input if name]) > 1:
         return None  # With axes of its own it may be left as it is.
+    if attributes(node).get("noop_with_empty_axes", 0):
+        return None
     return Numbers((product_of(data.values),), attributes(node).get("keepdims", 1) == 0)
 
 

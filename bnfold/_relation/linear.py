@@ -268,7 +268,7 @@ def _reordering(side: Side, scope: Scope, node: NodeProto) -> Applied | None:
     places, axes = ((0,) * len(ones),), (1, 1)
     if axis % rank == rank - 1:
         kind, places, axes = ("product", -1, -1), ((),), (-1, -1)
-    unit = float(np.finfo(np.float32).eps)
+    unit = float(np.finfo(np.float64).eps)  # Ones are stored as they are.
     weight = Weight(node.input[1], (count, count), unit, load)
     linear = _linear(weight, kind, axes, load, count, count, 1, places)
     return Applied(node.input[0], linear, rank, rank)

@@ -195,6 +195,8 @@ def _layer_norm(writer: _Writer, node: NodeProto) -> bool:
     kind = kinds.get(node.input[1]) if len(node.input) > 1 else None
     if given.get("axis", -1) != -1 or kind is None or any(node.output[1:]):
         return False
+    if not _holds(kind, float(given.get("epsilon", 1e-5))):
+        return False
     centred = writer.node("Sub", [node.input[0], _mean(writer, node, node.input[0])], node)
     spread = _mean(writer, node, writer.node("Mul", [centred] * 2, node))
     epsilon = writer.constant(float(given.get("epsilon", 1e-5)), kind)
@@ -204,6 +206,12 @@ def _layer_norm(writer: _Writer, node: NodeProto) -> bool:
         value = writer.node("Add", [value, node.input[2]], node)
     writer.finish(value, node)
     return True
+
+
+def _holds(kind: int, number: float) -> bool:
+    """Whether a type holds a number nearly: the norm itself adds ε in float32 at least."""
+    held = float(np.asarray(number).astype(helper.tensor_dtype_to_np_dtype(kind)))
+    return abs(held - number) <= number / 64
 
 
 def _mean(writer: _Writer, node: NodeProto, data: str) -> str:

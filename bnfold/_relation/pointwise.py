@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from onnx import TensorProto
 
 from bnfold._relation.call import Call, Pair, is_off, number
 from bnfold._relation.expressions import ONE, ZERO
@@ -103,9 +104,11 @@ def _moves(call: Call, scale: float, shift: float) -> bool:
     Rounding may have moved it as far as the relation, and by its own unit. It is one number for all
     channels: the channel that is known best says how far.
     """
+    kind = call.side.shapes.type(call.scope, call.node.input[0])
+    unit = 2.0**-52 if kind == TensorProto.DOUBLE else 2.0**-23
     for one, other in zip(call.numbers, call.others, strict=True):
         meant = scale * one + shift
-        slack = (float(np.min(call.first.error)) + 2.0**-23) * (abs(scale * one) + abs(shift))
+        slack = (float(np.min(call.first.error)) + unit) * (abs(scale * one) + abs(shift))
         if meant != other and not abs(meant - other) <= slack:
             return False
     return True

@@ -234,9 +234,11 @@ class Walk(Moving):
                 self.give(scope, name, value)
 
     def _is_square(self, scope: Scope, node: NodeProto) -> bool:
-        """Whether a Pow is ``x · x``."""
+        """Whether a Pow is ``x · x``, of the same sizes."""
         exponent = self.fillings.of_name(scope, node.input[1])
-        return exponent is not None and float(exponent.number) == 2 and exponent.sizes in ((), (1,))
+        keeps = bool(self.side.rank(scope, node.input[0]))  # An exponent of one axis adds one.
+        sizes = ((), (1,)) if keeps else ((),)
+        return exponent is not None and float(exponent.number) == 2 and exponent.sizes in sizes
 
     def _close_own(self, value: Expression, at: str) -> Expression:
         """A map of one base in the place of what an operator computes inside."""

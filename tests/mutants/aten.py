@@ -8,6 +8,20 @@ _OPERATORS = "tests/torch/test_proof_operators.py"
 _PROOF = "tests/torch/test_proof.py"
 MUTANTS = (
     Mutant(
+        "an empty range from the beginning goes to the end",
+        "_aten/rearranged.py",
+        "if start < 0 and not end:",
+        "if not end:",
+        _OPERATORS,
+    ),
+    Mutant(
+        "a Softmax is the same in every version of ONNX",
+        "_aten/writer.py",
+        "_BY_AXIS = 13",
+        "_BY_AXIS = 0",
+        _PROOF,
+    ),
+    Mutant(
         "α of a sum is forgotten",
         "_aten/pointwise.py",
         'scaled = times(call, other, call.given.get("alpha", 1))',

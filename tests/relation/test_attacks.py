@@ -15,6 +15,7 @@ from ..graphs import const, model, op, rand, reseed, subgraph
 from .pairs import differ, floats, ints, proof, value, with_constant
 
 PAIRS = {}
+INT64 = TensorProto.INT64
 TINY = np.float32(2.0**-24)
 
 
@@ -253,6 +254,95 @@ def a_weight_that_is_infinite():
     }
 
 
+def undeclared(*nodes, x, opset=18, **weights):
+    """A model whose output has no declared shape."""
+    made = model(*nodes, x=x, weights=weights, opset=opset)
+    made.graph.output[0].type.tensor_type.ClearField("shape")
+    return made
+
+
+@pair
+def zeros_of_both_signs():
+    one, other = (model(const("Div", "x", "y", floats(0, last)), x=(3, 2)) for last in (0, -0.0))
+    return one, other, {"x": np.ones((3, 2), np.float32)}
+
+
+@pair
+def an_integer_of_more_digits_than_a_float64():
+    one, other = (
+        model(const("Add", "x", "y", np.full((2, 2), 2**53 + k)), x=(2, 2), elem=INT64)
+        for k in (0, 1)
+    )
+    return one, other, {"x": np.zeros((2, 2), np.int64)}
+
+
+@pair
+def a_power_that_adds_an_axis():
+    one = undeclared(const("Pow", "x", "y", floats(2)), x=())
+    return one, undeclared(op("Mul", "x x", "y"), x=()), {"x": np.array(3, np.float32)}
+
+
+@pair
+def an_integer_that_is_cut():
+    """The end of a Slice does not fit into an int32, and wraps around."""
+
+    def made(*nodes):
+        ahead = [op("Shape", "x", "s"), op("Add", "s k", "n")]
+        weights = {"k": ints(2**32 - 5), "i": ints(0)}
+        return undeclared(*ahead, *nodes, op("Slice", "x i e i", "y"), x=("n",), **weights)
+
+    cut = op("Cast", "n", "c", to=TensorProto.INT32), op("Cast", "c", "e", to=INT64)
+    return made(*cut), made(op("Identity", "n", "e")), {"x": rand(6)}
+
+
+@pair
+def a_product_over_no_axes():
+    def made(**attrs):
+        nodes = op("Shape", "x", "s"), op("ReduceProd", "s", "p", **attrs)
+        return undeclared(*nodes, op("Reshape", "x p", "y"), x=("n", 4))
+
+    return made(noop_with_empty_axes=1), made(), {"x": rand(2, 4)}
+
+
+@pair
+def a_norm_whose_epsilon_half_precision_does_not_hold():
+    """The norm itself adds it in float32; its parts divide zeros by zero."""
+    half = {"g": np.ones(4, np.float16), "b": np.zeros(4, np.float16)}
+    whole = op("LayerNormalization", "x g b", "y", epsilon=1e-12)
+    nodes = [
+        op("ReduceMean", "x k", "m"),
+        op("Sub", "x m", "d"),
+        op("Mul", "d d", "p"),
+        op("ReduceMean", "p k", "v"),
+        op("Add", "v e", "a"),
+        op("Sqrt", "a", "q"),
+        op("Div", "d q", "n"),
+        op("Mul", "n g", "s"),
+        op("Add", "s b", "y"),
+    ]
+    parts = half | {"k": ints(-1), "e": np.float16(1e-12)}
+    one = model(whole, x=(2, 4), weights=half, elem=TensorProto.FLOAT16, opset=18)
+    other = model(*nodes, x=(2, 4), weights=parts, elem=TensorProto.FLOAT16, opset=18)
+    return one, other, {"x": np.ones((2, 4), np.float16)}
+
+
+@pair
+def rows_of_a_product_that_are_laid_out_otherwise():
+    def made(*sizes):
+        nodes = [
+            op("Reshape", "x to", "r"),
+            op("MatMul", "r w", "m"),
+            op("Softmax", "m", "p", axis=1),
+            op("Reshape", "p back", "y"),
+        ]
+        weights = {"to": ints(*sizes), "back": ints(-1, 6), "w": rand(4, 6)}
+        return undeclared(*nodes, x=("n", 2, 6), **weights)
+
+    one, other = made(-1, 3, 4), made(-1, 2, 4)
+    other.graph.initializer[2].CopyFrom(one.graph.initializer[2])
+    return one, other, {"x": rand(2, 2, 6)}
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_functions_are_not_proved_to_be_one(name):
     reseed(7)
@@ -264,3 +354,23 @@ def test_two_functions_are_not_proved_to_be_one(name):
         assert found.status != "proved", found
     for made in (one, other):
         assert proof(made, made).status == "proved"
+
+
+def test_numbers_in_float64_are_told_apart_beyond_float32():
+    def clip(high):
+        nodes = op("Relu", "x", "r"), op("Clip", "r low high", "y")
+        bounds = {"low": np.float64(0.01), "high": np.float64(high)}
+        return model(*nodes, x=(2, 4), weights=bounds, elem=TensorProto.DOUBLE)
+
+    def product(weight, *ahead, of="x", **weights):
+        nodes = *ahead, op("MatMul", f"{of} w", "y")
+        weights["w"] = weight
+        return model(*nodes, x=(3, 2), weights=weights, elem=TensorProto.DOUBLE)
+
+    turn, weight = op("Gather", "x i", "g", axis=1), np.float64([[1, 2], [3, 5]])
+    turned = product(weight, turn, of="g", i=ints(1, 0))
+    off = 1 + 2.0**-26
+    assert proof(clip(0.1), clip(0.1)).status == "proved"
+    assert proof(clip(0.1), clip(0.1 * off)).status != "proved"
+    assert proof(turned, product(weight[::-1])).status == "proved"
+    assert proof(turned, product(weight[::-1] * (1, off))).status != "proved"

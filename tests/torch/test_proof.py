@@ -21,6 +21,7 @@ import bnfold  # noqa: E402
 from bnfold import UsageError  # noqa: E402
 from bnfold._command.cli import main  # noqa: E402
 
+from ..graphs import model, op  # noqa: E402
 from .folding import rand, ready  # noqa: E402
 from .zoo_kinds import NETWORKS  # noqa: E402
 
@@ -673,6 +674,20 @@ def test_a_program_and_a_file(tmp_path):
     torch.export.save(exported(module, X), tmp_path / "a.pt2")
     said = CliRunner().invoke(main, ["verify", str(tmp_path / "a.pt2"), str(path), "--prove"])
     assert said.exit_code == 0, said.output
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "LogSoftmax"])
+def test_a_softmax_of_a_file_that_takes_several_axes_for_one(kind):
+    function = F.softmax if kind == "Softmax" else F.log_softmax
+
+    class Along(nn.Module):
+        def forward(self, x):
+            return function(x, 1)
+
+    for opset, rank, status in ((13, 3, "proved"), (11, 2, "proved"), (11, 3, "not proved")):
+        x = rand(2, 3, 4)[(0,) * (3 - rank)]
+        file = model(op(kind, "x", "y", axis=1), x=x.shape, opset=opset)
+        assert bnfold.prove(Along().eval(), file, (x.float(),)).status == status
 
 
 def test_inputs_of_a_file_in_another_order(tmp_path):
