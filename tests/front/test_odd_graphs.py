@@ -1,4 +1,4 @@
-"""Preprocessing in front of graphs that are rare: where a name, or an operator, is not what it seems.
+"""Preprocessing in front of rare graphs: where a name, or an operator, is not what it seems.
 
 The reference that a verdict compares with is made by the same writer, so no verdict sees its
 mistakes: what a picture gives is computed here without bnfold.
