@@ -1,7 +1,7 @@
 """Writes the pages of the reference that come from the code: docs/reference/generated/*.md.
 
-`conf.py` calls this when the site is built; ``python docs/generate.py`` does it by hand. Nothing of
-what it writes is committed.
+`conf.py` calls this when the site is built; ``python docs/generate.py`` does it by hand. What it
+writes is committed, for those who read the pages in the repository.
 """
 
 from __future__ import annotations

@@ -30,8 +30,10 @@ def models(source: str) -> Iterator[str]:
     """Yield the models below a URL, by their names relative to it."""
     system, root = fsspec.core.url_to_fs(source)
     for path in sorted(system.find(root)):
-        if path.endswith((".onnx", ".pt2")):
-            yield str(PurePosixPath(path).relative_to(root))
+        name = PurePosixPath(path).relative_to(root)
+        # A key of object storage may hold "..", which would lead out of a target that is a folder.
+        if path.endswith((".onnx", ".pt2")) and ".." not in name.parts:
+            yield str(name)
 
 
 def fold_one(source: str, target: str, name: str, **options: Any) -> bnfold.Report:
@@ -87,7 +89,8 @@ def main() -> int:
     source, target = sys.argv[1:]
     reports = [fold_one(source, target, name) for name in models(source)]
     for report in reports:
-        print(f"{report.name}: {report.verdict or report.status} {report.message}".rstrip())
+        told = f"{report.name}: {report.verdict or report.status} {report.message}".rstrip()
+        print("".join(c if c.isprintable() else "?" for c in told))  # Names are a stranger's.
     return max((report.code for report in reports), default=2)
 
 

@@ -53,8 +53,6 @@ def clashes(items: Sequence[Item], output: Path) -> dict[str, str]:
             for owner in owners.get(same(path), ())
             if owner != item.model
         ]
-        if same(item.report) in map(same, map(os.path.normpath, data)):
-            found[item.model] = f"data of {item.model} and the report on it would be one file"
         folder = os.path.dirname(item.output)
         if not is_inside(folder, top):
             found[item.model] = (

@@ -57,3 +57,15 @@ def test_fetched_folded_and_put_back(storage, tmp_path):
     left = put(storage, "/fused")
     assert len(left) == len(found) and changed in left.values()
     assert all(report.resumed for report in fold().values())
+
+
+def test_a_key_leads_nowhere_else(monkeypatch):
+    """Keys of object storage are no paths: one with ".." would be written outside of a folder."""
+    script = registry.example("storage")
+
+    class System:
+        def find(self, root: str) -> list[str]:
+            return [f"{root}/s.onnx", f"{root}/../../evil.onnx"]
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (System(), url))
+    assert list(script.models("s3://models")) == ["s.onnx"]

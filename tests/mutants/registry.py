@@ -86,13 +86,6 @@ MUTANTS = (
         f"{_TESTS}::test_two_models_of_one_name",
     ),
     Mutant(
-        "a report replaces the weights of the model that it is about",
-        "_registry/places.py",
-        "        if same(item.report) in map(",
-        "        if None in map(",
-        f"{_STRANGE}::test_data_that_a_file_of_the_run_would_replace",
-    ),
-    Mutant(
         "weights may have the name of the index, or of another model",
         "_registry/work.py",
         "        if taken or (is_one_of_many and of_the_run):\n",

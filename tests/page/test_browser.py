@@ -107,6 +107,15 @@ def test_a_click_on_a_batchnorm_tells_where_it_went(browser: Any, page: Path) ->
     assert one(browser, "#after .op.chosen .kind").text == "Conv"
 
 
+def test_the_summary_tells_what_went_and_not_what_stays(browser: Any, tmp_path: Path) -> None:
+    """The scale of a Sub and a Div goes in, and the Sub stays for its shift."""
+    digits = Path(__file__).parents[2] / "examples" / "digits.onnx"
+    opened(browser, bnfold.report(digits, tmp_path / "r.html"))
+    told = details(browser)
+    assert "7 operators gone" in told and "1 into the Conv after, such as /Div" in told
+    assert "1 zero-padding, such as /Sub" in told
+
+
 def test_search_finds_and_leads_there(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 

@@ -131,7 +131,8 @@ function summary() {
     const key = fold.kind === "equal" ? "as equal to another one" : fold.kind === "merge" ? fold.laws[0].replace(/^merge/, "merged") : last
       .replace(/^absorb behind (.*)$/, "into the $1 before").replace(/^absorb ahead of (.*)$/, "into the $1 after").replace(/^drop the identity$/, "that changed nothing").replace(/^compose$/, "into one").replace(/^write as/, "written as");
     const known = kinds.get(key);
-    if (known) known.n += fold.names.length; else kinds.set(key, { n: fold.names.length, first: fold });
+    const stay = fold.gone.filter((n) => fate[n] === "kept").length, went = fold.names.length - stay || fold.names.length;
+    if (known) known.n += went; else kinds.set(key, { n: went, first: fold });
   }
   /** @type {Map<string, {n: number, first: Kept}>} */
   const reasons = new Map();
@@ -141,10 +142,12 @@ function summary() {
     if (known) known.n++; else reasons.set(kept.code, { n: 1, first: kept });
   }
   const gone = fate.filter((each) => each === "gone").length;
+  /** One that is gone, of maps that went in together. @param {Fold} fold */
+  const example = (fold) => { const n = fold.gone.find((each) => fate[each] !== "kept"); return n === undefined ? linkTo(fold.gone[0] ?? fold.into, tail(fold.names[0])) : linkTo(n, tail(nameOf(n))); };
   return [
     html("h2", {}, data.kind === "verify" ? "Two files, one function?" : gone ? `${many(gone, "operator")} gone` : "Nothing to fold"),
     html("p", { class: "sub" }, data.kind === "verify" ? "Blue operators have other weights in the second file, dashed ones are not in it. Groups open and close." : "Point at an operator to see where it went; click for formula, channels and reason. Groups open and close."),
-    ...(kinds.size ? part("What went where", html("ul", {}, ...[...kinds].sort((a, b) => b[1].n - a[1].n).map(([law, { n, first }]) => html("li", {}, html("b", {}, String(n)), ` ${law}, such as `, linkTo(first.gone[0] ?? first.into, tail(first.names[0])))))) : []),
+    ...(kinds.size ? part("What went where", html("ul", {}, ...[...kinds].sort((a, b) => b[1].n - a[1].n).map(([law, { n, first }]) => html("li", {}, html("b", {}, String(n)), ` ${law}, such as `, example(first))))) : []),
     ...(reasons.size ? part("What stays, and why", html("ul", {}, ...[...reasons].sort((a, b) => b[1].n - a[1].n).map(([code, { n, first }]) => html("li", {}, html("b", {}, String(n)), ` ${code}, such as `, linkTo(first.node === null ? null : restOf.get(first.node) ?? first.node, tail(first.name)))))) : []),
     ...(data.divergence ? part("Where it begins", html("p", {}, "first tensor that differs: ", linkTo(data.divergence.at, data.divergence.tensor)), ...data.divergence.suspects.slice(-8).map((/** @type {any} */ each) => html("p", {}, "suspect: ", linkTo(each[1], each[0])))) : []),
     ...(data.proof && data.proof.status !== "proved" ? part("Where the proof ends", html("p", {}, linkTo(data.proof.node, data.proof.at)), html("p", {}, data.proof.why)) : []),
