@@ -142,8 +142,11 @@ def _run(name: str, source: Path, target: Path) -> str:
 def _restored(model: ModelProto, folded: ModelProto) -> str:
     """Give a model back what a tool has lost besides the graph; why it cannot stand for the other.
 
-    Inputs and outputs have to be the same, and so their types and shapes.
+    Inputs and outputs have to be the same, and so their types and shapes. Training information and
+    quantization notes know tensors by names that a tool may drop.
     """
+    if folded.training_info or folded.graph.quantization_annotation:
+        return "it would lose the model's training information or quantization notes"
     for kind in ("input", "output"):
         theirs, ours = getattr(model.graph, kind), getattr(folded.graph, kind)
         if [value.name for value in theirs] != [value.name for value in ours]:

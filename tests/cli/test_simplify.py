@@ -132,6 +132,24 @@ def test_what_it_gets_wrong_is_refused(mistake, verify, file, tool, tmp_path):
     assert tree(tmp_path / "out") == tree(tmp_path / "plain")
 
 
+@pytest.mark.parametrize("what", ["training", "notes"])
+def test_what_knows_tensors_by_their_names_is_not_lost(what, file, tool, tmp_path):
+    """A tool that brings neither back is not used."""
+    made = onnx.load(file)
+    if what == "training":
+        made.training_info.add().update_binding.add(key="conv2_w", value="conv2_w")
+    else:
+        note = made.graph.quantization_annotation.add(tensor_name="i")
+        note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="conv2_w")
+    onnx.save(made, file)
+    tool('model.ClearField("training_info"); graph.ClearField("quantization_annotation")')
+    done = run(file, "-o", tmp_path / "o.onnx", "--simplify")
+    assert "it would lose the model's training information or quantization notes" in done.out
+    after = onnx.load(tmp_path / "o.onnx")
+    assert after.training_info == made.training_info
+    assert after.graph.quantization_annotation == made.graph.quantization_annotation
+
+
 def test_a_shape_that_was_never_known(file, tool, tmp_path):
     """Paddle's exporter says that an output has no axes where it has some; that stays as it is."""
     made = onnx.load(file)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
 from bnfold import Preprocessing
@@ -257,33 +256,6 @@ def test_a_body_that_reads_the_input():
         std=STD,
         channels=CYCLE,
     )
-
-
-def test_a_body_that_has_an_input_of_the_same_name():
-    """The state of a loop is called as the model's input is: it is another tensor."""
-    body = helper.make_graph(
-        [op("Relu", "x", "r"), op("Mul", "r half", "x2"), op("Identity", "on", "on2")],
-        "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 3, 3, 3]),
-        ],
-        [
-            helper.make_tensor_value_info("on2", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("x2", TensorProto.FLOAT, [3, 3, 3, 3]),
-        ],
-        [numpy_helper.from_array(np.float32(0.5), "half")],
-    )
-    made = first(
-        conv("a", "x", "c", (3, 3, 3, 3), pads=[1, 1, 1, 1]),
-        op("Loop", "n yes c", "y", body=body),
-        weights={"n": i64(2).reshape(()), "yes": np.array(True)},
-    )
-    (output,) = made.graph.output
-    output.CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 3, 3, 3]))
-    found = folded(made, mean=MEAN, std=STD)
-    same(made, found, picture(3, 3, 3, 3, dtype="float32"), mean=MEAN, std=STD)
 
 
 def test_weights_that_a_caller_may_override_keep_their_order():

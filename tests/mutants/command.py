@@ -278,4 +278,11 @@ MUTANTS = (
         "sys.path += sys.argv.pop()",
         "tests/cli/test_simplify.py::test_a_tool_takes_no_module_of_the_current_folder",
     ),
+    Mutant(
+        "a simplifier loses training information",
+        "_pipeline/simplifying.py",
+        "if folded.training_info or folded.graph.quantization_annotation:",
+        "if False:",
+        "tests/cli/test_simplify.py::test_what_knows_tensors_by_their_names_is_not_lost",
+    ),
 )

@@ -171,7 +171,7 @@ MUTANTS = (
         "_onnx/front/prepending.py",
         "if old not in own}",
         "}",
-        "tests/front/test_weights.py",
+        "tests/front/test_odd_graphs.py",
     ),
     Mutant(
         "a body reads its own tensor where it read one of that name around it",
@@ -193,5 +193,19 @@ MUTANTS = (
         "return len(axes) <= 1 and len(sizes) <= 1",
         "return len(axes) <= 1",
         "tests/front/test_command.py",
+    ),
+    Mutant(
+        "an order of channels passes a region of interest",
+        "_onnx/front/permuting.py",
+        '"half_pixel") == "tf_crop_and_resize":',
+        '"half_pixel") == "":',
+        "tests/front/test_odd_graphs.py",
+    ),
+    Mutant(
+        "of two preprocessings of an input one is dropped",
+        "_onnx/front/ports.py",
+        "if target in named:",
+        "if False:",
+        "tests/front/test_odd_graphs.py",
     ),
 )

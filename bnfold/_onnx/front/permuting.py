@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
 from bnfold._onnx import tensors
-from bnfold._onnx.read.attributes import has, integer, integers
+from bnfold._onnx.read.attributes import has, integer, integers, text
 from bnfold._onnx.read.constants import Constant, Constants
 from bnfold._onnx.read.scopes import Names, Scope, label, read_scopes, reads
 from bnfold._onnx.read.shapes import infer
@@ -249,8 +249,13 @@ def _pad(walk: _Walk, node: NodeProto, data: _Channels | None) -> _Channels | No
 
 
 def _resize(walk: _Walk, node: NodeProto, data: _Channels | None) -> _Channels | None:
-    """Resize and Upsample by constant scales, of which that of the channels is 1."""
+    """Resize and Upsample by constant scales, of which that of the channels is 1.
+
+    A region of interest may turn an axis round, or cut it.
+    """
     assert data is not None
+    if text(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        return None
     place = 1 if node.op_type == "Upsample" or len(node.input) == 2 else 2
     if has(node, "axes") or len(node.input) != place + 1:
         return None

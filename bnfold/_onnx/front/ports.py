@@ -68,13 +68,18 @@ def resolved(model: ModelProto, wanted: Wanted) -> list[Port]:
     scope = read_scopes(model)[0]
     stored = scope.initializers.keys() | scope.sparse.keys()
     values = {value.name: value for value in model.graph.input if value.name not in stored}
-    named = {}
+    named: dict[str, Preprocessing] = {}
     for name, each in wanted.items():
         if not name and len(values) != 1:
             raise UsageError(
                 f"the model has {len(values)} inputs ({_few(values)}): say which, NAME=…"
             )
-        named[name or next(iter(values))] = each
+        target = name or next(iter(values))
+        if target in named:
+            raise UsageError(
+                f"input {target} has preprocessing twice: by its name, and as the only input"
+            )
+        named[target] = each
     for name in named:
         if name not in values:
             near = difflib.get_close_matches(name, values, 1)
