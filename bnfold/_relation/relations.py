@@ -27,6 +27,14 @@ def least(unit: float) -> float:
     return _SMALLEST.get(unit, _TINY)
 
 
+def most(unit: float) -> float:
+    """The largest part of a weight that is laid to rounding, by the unit of its type.
+
+    Where a weight is known less well it may be anything: nothing is proved of it.
+    """
+    return max(_MOST, 8 * unit)
+
+
 @dataclass(frozen=True, eq=False)
 class Related:
     """``second = scale · first + shift``, both along the axes of the tensor.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnfold._relation.expressions import Double, Expression, Incomparable, Linear, vector
-from bnfold._relation.relations import least
+from bnfold._relation.relations import least, most
 
 _BLOCK = 1 << 16
 """So many weights are compared at a time: they fit into a processor's cache."""
@@ -182,7 +182,9 @@ def _scaled(
     if not np.all(factors == 1):
         weights *= factors
     sizes = np.abs(weights)
-    if linear.mass is not None:
+    if linear.mass is None:  # The sum of many sizes may be off by more of itself.
+        errors = np.minimum(errors, most(linear.unit))
+    else:
         sizes = reader.masses(linear, block) * np.abs(factors)
     sizes *= errors
     sizes += least(linear.unit) * np.abs(factors)

@@ -134,6 +134,8 @@ def _solve_rows(
         return replace(related, distance=max(related.distance, distance * most / unit))
     name = next((p[0].name for ps in sides[1].values() for p in ps if p[0].name), "")
     total = rows if wanted is None else len(wanted)
+    slacks = [part[0].slack for side in sides for parts in side.values() for part in parts]
+    most += max((float(np.max(slack)) for slack in slacks if slack is not None), default=0.0)
     return Difference(bad, total, *worst, most / unit, related, name)
 
 

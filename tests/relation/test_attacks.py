@@ -343,6 +343,22 @@ def rows_of_a_product_that_are_laid_out_otherwise():
     return one, other, {"x": rand(2, 2, 6)}
 
 
+@pair
+def weights_behind_numbers_that_cancel():
+    """``(2²⁴ + 2)·x − 2²⁴·x`` is 2·x, but for the rounding of either number."""
+
+    def made(factor):
+        weight = np.float32([[1, 2], [3, 5 * factor]])
+        nodes = (
+            const("Mul", "x", "a", np.float32(2**24 + 2)),
+            const("Mul", "x", "b", -floats(2**24)),
+        )
+        nodes += op("Add", "a b", "c"), const("MatMul", "c", "y", weight)
+        return model(*nodes, x=(2, 2))
+
+    return made(1), made(1.25), {"x": np.ones((2, 2), np.float32)}
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_functions_are_not_proved_to_be_one(name):
     reseed(7)
