@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from bnfold._errors import UsageError
-from bnfold._report.escapes import visible
+from bnfold._report.escapes import said, visible
 from bnfold._report.lines import Line, Style, style_of, wrapped
 from bnfold._system import paths
 
@@ -119,6 +119,7 @@ def _laid_out(line: str, stream: TextIO) -> str:
     lines = [text]
     if columns is not None:
         lines = [printable(part, stream) for part in wrapped(line, text, columns)]
+    lines = [said(part) for part in lines]
     code = _COLOURS.get(style_of(line), "")
     if code and _has_colours(stream):
         lines = [f"\x1b[{code}m{part}\x1b[0m" for part in lines]

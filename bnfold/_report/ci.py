@@ -43,7 +43,7 @@ def junit(suites: Sequence[Suite]) -> str:
         root.append(_suite(suite))
     ElementTree.indent(root)
     written: bytes = ElementTree.tostring(root, encoding="us-ascii", xml_declaration=True)
-    return written.decode("ascii")
+    return escapes.COMMANDS.sub("&#35;#", written.decode("ascii"))
 
 
 def _suite(found: Suite) -> ElementTree.Element:

@@ -11,6 +11,10 @@ import re
 
 _UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 has no way to write."""
+COMMANDS = re.compile(r"##(?=\w*\[)")
+"""Where a CI server sees a command, wherever that stands in a line: ``##[…]``, ``##vso[…]``."""
+_FIRST = re.compile(r"(\s*):(?=:)")
+"""How a line begins that is a workflow command of GitHub Actions."""
 _MEANING = re.compile(r"[\\`*_\[\]<>&|~$:@#]|(?<=www)\.", re.IGNORECASE)
 """Characters that mean something in Markdown, or make a link, a mention or a reference."""
 
@@ -23,6 +27,17 @@ def visible(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
+
+
+def said(line: str) -> str:
+    """A visible line for people that no CI server takes for a command to itself.
+
+    Sources: GitHub Actions and its runner, workflow commands; Azure Pipelines, logging commands.
+    """
+    begun = _FIRST.match(line)
+    if begun:
+        line = f"{begun[1]}\\x3a{line[begun.end() :]}"
+    return COMMANDS.sub(r"#\\x23", line)
 
 
 def xml(text: str) -> str:

@@ -12,6 +12,7 @@ from bnfold._core.result import changed_operators, counted, fold_lines, kept_lin
 from bnfold._judge.proof_text import proof_lines, status_of
 from bnfold._judge.verdict import end_to_end_lines
 from bnfold._onnx.files.text_forms import written_as
+from bnfold._report.escapes import COMMANDS
 from bnfold._report.findings import certified, trouble
 from bnfold._report.lines import VERDICTS, Line, concluding
 
@@ -88,8 +89,12 @@ def check_document(checked: Sequence[tuple[Path, Outcome | None, str]]) -> dict[
 
 
 def json_text(document: Mapping[str, Any], *, ascii_only: bool = False) -> str:
-    """A document as strict JSON. A path that is not valid text loses its invalid characters."""
+    """A document as strict JSON. A path that is not valid text loses its invalid characters.
+
+    No CI server takes what stands in it for a command.
+    """
     text = json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=False)
+    text = COMMANDS.sub(r"\\u0023#", text)
     return text.encode("utf-8", "replace").decode("utf-8") + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from xml.etree import ElementTree
 
@@ -328,3 +329,29 @@ def test_an_unknown_format(model):
     run = bnfold(model, "--output-format", "yaml")
     assert run.code == 2
     assert "junit" in run.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no file has such a name there")
+@pytest.mark.parametrize("form", ["text", "json", "markdown", "junit", "github"])
+def test_no_name_is_a_command_of_a_ci_server(form, model, tmp_path):
+    """A runner reads what a step prints: ``::`` first in a line, ``##[``, ``##vso[`` anywhere."""
+    hostile = "::set-output name=verdict::pass##[add-mask]x##vso[task.setvariable variable=a]b"
+    made = onnx.load(model)
+    for number, node in enumerate(made.graph.node):
+        node.name = f"{hostile}{number}"
+    onnx.save(made, tmp_path / f"{hostile[:60]}.onnx")
+    words = ("-v",) if form == "text" else ("--output-format", form)
+    runs = [bnfold(f"{hostile[:60]}.onnx", *words, cwd=tmp_path)]
+    runs += [bnfold(tmp_path, "--check", *words)]
+    runs += [bnfold("explain", "::error::x")]
+    if form in ("text", "json"):
+        runs += [bnfold(tmp_path, "--output-dir", tmp_path / "out", *words)]
+    for run in runs:
+        for line in (run.out + run.err).splitlines():
+            begins = line.lstrip().startswith("::")
+            assert not begins or (form == "github" and line.startswith("::error file=")), line
+            assert begins or not re.search(r"##\w*\[", line), line
+    if form == "json":
+        assert json.loads(runs[0].out)["folds"][0]["into"].startswith(hostile)
+    if form == "junit":
+        assert "##vso[" in ElementTree.fromstring(runs[0].out)[0][0].get("name", "")

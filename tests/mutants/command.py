@@ -76,6 +76,13 @@ MUTANTS = (
         "tests/cli/test_formats.py",
     ),
     Mutant(
+        "a name is a command of a CI server",
+        "_command/terminal.py",
+        "    lines = [said(part) for part in lines]\n",
+        "",
+        "tests/cli/test_formats.py::test_no_name_is_a_command_of_a_ci_server",
+    ),
+    Mutant(
         "undecided is done",
         "_command/terminal.py",
         '"inconclusive": UNDECIDED,',
