@@ -23,7 +23,7 @@ from bnfold._errors import UsageError
 from bnfold._onnx import tensors
 from bnfold._onnx.files import wire
 from bnfold._onnx.files.external import external_files
-from bnfold._onnx.files.lean import LEAST_TENSOR, read_lean, serialize_whole
+from bnfold._onnx.files.lean import LEAST_TENSOR, Place, Reader, read_lean, serialize_whole
 from bnfold._onnx.files.load import load_model
 from bnfold._onnx.tensors import all_tensors
 from bnfold._pipeline.models import fold_file
@@ -242,7 +242,7 @@ def test_a_file_that_is_cut_off_is_refused_as_ever(tmp_path: Path) -> None:
             load_model(path, lean=True)
 
 
-@pytest.mark.parametrize("how", ["replaced", "written over", "cut off"])
+@pytest.mark.parametrize("how", ["replaced", "written over", "cut off", "removed"])
 def test_a_file_that_changes_meanwhile_is_refused(how: str, tmp_path: Path) -> None:
     """Small weights are in memory, large ones in the file: both have to be of one model."""
     path, other = tmp_path / "m.onnx", tmp_path / "other.onnx"
@@ -271,14 +271,18 @@ def test_a_file_that_changes_meanwhile_is_refused(how: str, tmp_path: Path) -> N
                 other.rename(path)
             elif how == "written over":
                 path.write_bytes(other.read_bytes())
-            else:
+            elif how == "cut off":
                 path.write_bytes(path.read_bytes()[:1000])
+            else:
+                path.unlink()
 
         def written(self, path: Path) -> None:
             """Nothing may be."""
 
     out = tmp_path / "out.onnx"
-    with pytest.raises(UsageError, match=r"changed while it was read|ends before|shorter"):
+    with pytest.raises(
+        UsageError, match=r"changed while it was read|ends before|m.onnx.* cannot be read"
+    ):
         fold_file(
             path,
             out,
@@ -288,6 +292,12 @@ def test_a_file_that_changes_meanwhile_is_refused(how: str, tmp_path: Path) -> N
             observer=Meanwhile(),
         )
     assert not out.exists()
+
+
+def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    """It is the one that cannot be read, not the one that is written."""
+    with Reader(tmp_path) as reader, pytest.raises(UsageError, match=r"cannot read .*gone.onnx"):
+        list(reader.blocks(Place("gone.onnx", 0, 4)))
 
 
 @settings(max_examples=300, deadline=None)

@@ -38,10 +38,10 @@ def equalized(
     model = load_model(draft.path, follow_links=True)
     with understood(model, original):
         how = measured(model, draft.path.parent, inputs, settings)
-        if not how.strength:
-            yield draft, Equalization(refused=how.why, errors=how.errors)
-            return
-        done = equalize_model(model, draft.path.parent, how.strength)
+        done = equalize_model(model, draft.path.parent, how.strength) if how.strength else None
+    if done is None:
+        yield draft, Equalization(refused=how.why, errors=how.errors)
+        return
     with pending_file(
         model,
         done.rewritten,

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from bnfold._run.bounds import Bounds
+from bnfold._run.bounds import Bounds, Exhausted
 from bnfold._run.drawing import InputSource, UndrawableError, WantedInputs
 from bnfold._run.input_sets import InputSet
 from bnfold._run.session import EngineError, OnnxRuntime
@@ -134,7 +134,9 @@ def _error(
         found = [engine.fetch(ends, one.feeds) for one in sets]
     except EngineError as error:
         raise NotMeasured(str(error)) from error
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (Exhausted, MemoryError):
+        raise
+    except Exception as error:  # What onnxruntime raises has no common base of its own.
         raise NotMeasured(f"onnxruntime does not quantize it: {error}") from error
     parts = [
         _apart([one[k] for one in found], [one[k] for one in wanted]) for k in range(len(ends))

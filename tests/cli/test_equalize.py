@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 import bnfold
+from bnfold._pipeline.measuring import Measured
 from bnfold._plan import equalizing
 
 from ..carry.holding import same
@@ -65,6 +66,19 @@ def test_the_file_is_equalized_and_proved(pair, file, tmp_path):
     made = onnx.load(even)
     assert unevenness(made) < unevenness(onnx.load(plain)) / 4
     same(pair, made, feeds(pair))
+
+
+def test_an_error_behind_it_is_told_as_it_is(file, tmp_path, monkeypatch):
+    """Where int8 gains nothing, too: the model is not to blame for a full disk."""
+
+    def commit(_):
+        raise bnfold.UsageError("no space left")
+
+    monkeypatch.setattr("bnfold._pipeline.equalizing.measured", lambda *_: Measured(why="no gain"))
+    monkeypatch.setattr("bnfold._onnx.files.save.PendingFile.commit", commit)
+    done = run(file, "-o", tmp_path / "even.onnx", "--equalize")
+    assert done.code == 2
+    assert done.err.strip() == "error: no space left"
 
 
 def test_external_data_stay_external(pair, tmp_path):

@@ -78,6 +78,17 @@ def test_who_else_reads_the_input_or_the_weight(how):
     same(network, folded, picture(2, 6, 6, 3), layout="nhwc:nchw", **CAMERA)
 
 
+def test_a_convolution_without_a_batch_reads_other_channels():
+    """Of [3, 3, 5] preprocessing takes axis 1, which is a height there; a 3 is on both axes."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
+    folded = bnfold.fold(
+        network, (torch.zeros(3, 3, 5),), preprocessing=Preprocessing(channels="gbr:rgb")
+    )
+    assert folded.order is not None
+    same(network, folded, picture(3, 3, 5, dtype="float32"), channels="gbr:rgb")
+
+
 def test_features():
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).eval()
     how = {"mean": (1.0, 2.0, 3.0), "std": (4.0, 5.0, 6.0), "channels": "bca:abc"}

@@ -1,4 +1,4 @@
-"""Bugs in what stands in front of a network: `_onnx/front`, and who compares with it."""
+"""Bugs in what stands in front of a network: `_onnx/front`, modules, and who compares."""
 
 from __future__ import annotations
 
@@ -207,5 +207,12 @@ MUTANTS = (
         "if target in named:",
         "if False:",
         "tests/front/test_odd_graphs.py",
+    ),
+    Mutant(
+        "a convolution without a batch reads channels along axis 1",
+        "_torch/module/preprocessed.py",
+        "right = _LAYERS.get(kind) == rank",
+        'right = kind in _LAYERS and (kind != "linear" or rank == 2)',
+        "tests/front/test_modules.py",
     ),
 )

@@ -69,3 +69,15 @@ def test_outputs_that_do_not_vary_are_not_measured():
     weights["first.w"] = np.zeros((4, 3, 1, 1), np.float32)
     with pytest.raises(NotMeasured, match="nothing that varies"):
         error(model((first, weights)))
+
+
+def test_what_onnxruntime_raises_is_an_answer(monkeypatch):
+    """Its errors have no base of their own."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail
+
+    def quantize(*_, **__):
+        raise Fail("no kernel")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", quantize)
+    with pytest.raises(NotMeasured, match="does not quantize it: no kernel"):
+        error(saturated())

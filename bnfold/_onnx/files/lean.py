@@ -19,6 +19,7 @@ from bnfold._errors import UsageError
 from bnfold._onnx import tensors
 from bnfold._onnx.files.wire import BYTES, Field, Unusual, fields, number, prefix
 from bnfold._onnx.tensors import OWN, all_tensors, is_own
+from bnfold._system import paths
 
 LEAST_FILE = 1 << 22
 """Files from this size on, in bytes, are read without their large tensors."""
@@ -123,7 +124,11 @@ class Reader:
             return
         assert self._folder is not None
         if place.name not in self._files:
-            self._files[place.name] = (self._folder / place.name).open("rb")
+            path = self._folder / place.name
+            try:
+                self._files[place.name] = path.open("rb")
+            except OSError as error:
+                raise paths.unreadable(path, error) from error
         file, left = self._files[place.name], place.end - place.start
         file.seek(place.start)
         while left:

@@ -20,8 +20,9 @@ from bnfold._torch.read.export import export
 from bnfold.nn import Preprocessed
 
 _NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-_LAYERS = ("conv1d", "conv2d", "conv3d", "linear")
-"""Operators that read channels along axis 1, a linear one where there are two axes."""
+_LAYERS = {"conv1d": 3, "conv2d": 4, "conv3d": 5, "linear": 2}
+"""Operators that read channels along axis 1 where the input has so many axes. A convolution of one
+picture without a batch reads them along axis 0, whatever sizes agree."""
 
 
 def behind(
@@ -149,7 +150,7 @@ def _first_weights(program: ExportedProgram, rank: int) -> list[str]:
         kind = getattr(user.target, "_opname", "")
         weight = user.args[1] if len(user.args) > 1 else None
         groups = user.args[6] if kind.startswith("conv") and len(user.args) > 6 else 1
-        right = kind in _LAYERS and (kind != "linear" or rank == 2) and groups == 1
+        right = _LAYERS.get(kind) == rank and groups == 1
         if not right or user.args[0] is not start or weight is None:
             return []
         name = parameters.get(getattr(weight, "name", ""))
