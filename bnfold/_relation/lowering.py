@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from bnfold._onnx.read.scopes import bodies, opset_of, type_of
+from bnfold._onnx.read.scopes import bodies, label, opset_of, type_of
 from bnfold._relation.side import attributes
 
 _ACTIVATIONS = ("Relu", "Tanh", "Sigmoid", "LeakyRelu", "Clip", "HardSigmoid")
@@ -39,7 +39,7 @@ class _Writer:
     def node(self, kind: str, inputs: list[str], like: NodeProto, **given: Any) -> str:
         """Add an operator; gives the name of what it puts out."""
         name = f"\0{next(self._count)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=like.name, **given))
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=label(like), **given))
         return name
 
     def finish(self, value: str, like: NodeProto) -> None:
@@ -185,7 +185,7 @@ def _bias_gelu(writer: _Writer, node: NodeProto) -> bool:
     if len(node.input) != 2:
         return False
     value = writer.node("Add", list(node.input), node)
-    return _gelu(writer, NodeProto(name=node.name, input=[value], output=node.output))
+    return _gelu(writer, NodeProto(name=label(node), input=[value], output=node.output))
 
 
 def _layer_norm(writer: _Writer, node: NodeProto) -> bool:

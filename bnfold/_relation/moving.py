@@ -146,7 +146,7 @@ class Moving(Tensors):
         self._hide(scope, name, (*(None,) * (rank - 1), linear.rows))
         self.integers.tell(closed, (*before[:-1], linear.rows))
         self.give(scope, name, closed)
-        turn = NodeProto(op_type="Reshape", name=node.name, input=[name], output=[output])
+        turn = NodeProto(op_type="Reshape", name=label(node), input=[name], output=[output])
         self._rearranged(scope, turn, closed, (*own[:-1], linear.rows))
         return True
 
@@ -155,7 +155,7 @@ class Moving(Tensors):
         name = f"\0flat of {node.output[0]}"
         self._hide(scope, name, (None, last if isinstance(last, int) else None))
         self.side.shapes.types[scope.path, name] = self.side.shapes.type(scope, data)
-        turn = NodeProto(op_type="Reshape", name=node.name, input=[data], output=[name])
+        turn = NodeProto(op_type="Reshape", name=label(node), input=[data], output=[name])
         (term,) = self._turned_base(scope, turn, of_base(root), (None, last)).terms
         return term.base
 

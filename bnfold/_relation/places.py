@@ -12,7 +12,7 @@ from typing import Any
 
 from onnx import NodeProto, helper
 
-from bnfold._onnx.read.scopes import Scope, type_of
+from bnfold._onnx.read.scopes import Scope, label, type_of
 from bnfold._relation.amounts import Size
 from bnfold._relation.integers import Integers, ranges
 from bnfold._relation.outlines import rearranged
@@ -141,7 +141,7 @@ def parts_of(held: Integers, scope: Scope, node: NodeProto) -> list[NodeProto] |
 
 def _slice_of(node: NodeProto, name: str, start: int, end: int, axis: int) -> NodeProto:
     """A Slice of what another operator reads, with its bounds as attributes."""
-    made = NodeProto(op_type="Slice", name=node.name, input=node.input[:1], output=[name])
+    made = NodeProto(op_type="Slice", name=label(node), input=node.input[:1], output=[name])
     for key, value in (("starts", start), ("ends", end), ("axes", axis)):
         made.attribute.append(helper.make_attribute(key, [value]))
     return made
@@ -159,9 +159,9 @@ def kept(held: Integers, scope: Scope, node: NodeProto) -> list[NodeProto] | Non
         return None
     sizes = tuple(1 if axis in place[1] else left.pop(0) for axis in range(rank))
     _hide(held, scope, name, sizes, node.output[0])
-    whole = NodeProto(op_type=node.op_type, name=node.name, input=node.input, output=[name])
+    whole = NodeProto(op_type=node.op_type, name=label(node), input=node.input, output=[name])
     whole.attribute.extend(each for each in node.attribute if each.name != "keepdims")
-    squeeze = NodeProto(op_type="Squeeze", name=node.name, input=[name], output=node.output)
+    squeeze = NodeProto(op_type="Squeeze", name=label(node), input=[name], output=node.output)
     return [whole, squeeze] if sizes_behind(held, scope, squeeze) is not None else None
 
 
@@ -189,7 +189,7 @@ def picked(held: Integers, scope: Scope, node: NodeProto) -> list[NodeProto] | N
         return None
     sizes = (*behind[:axis], 1, *behind[axis:])
     _hide(held, scope, name, sizes, node.output[0])
-    squeeze = NodeProto(op_type="Squeeze", name=node.name, input=[name], output=node.output)
+    squeeze = NodeProto(op_type="Squeeze", name=label(node), input=[name], output=node.output)
     if sizes_behind(held, scope, squeeze) is None:
         return None
     return [_slice_of(node, name, start, end, axis), squeeze]

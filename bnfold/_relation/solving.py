@@ -21,7 +21,7 @@ from bnfold._relation.expressions import (
     Term,
     along,
 )
-from bnfold._relation.relations import Related, settled
+from bnfold._relation.relations import Related, most, settled
 from bnfold._relation.rows import (
     Reader,
     blocks,
@@ -129,14 +129,14 @@ def _solve_rows(
         error += np.max([part[2] for parts in side.values() for part in parts], axis=0)
     error = error[:1] if np.all(error == error[0]) else error
     related = settled(first, second, along(scale, axis, rank), along(error, axis, rank), unit)
-    most = float(np.max(error))
+    vague = float(np.max(error))
     if worst is None:
-        return replace(related, distance=max(related.distance, distance * most / unit))
+        return replace(related, distance=max(related.distance, distance * vague / unit))
     name = next((p[0].name for ps in sides[1].values() for p in ps if p[0].name), "")
     total = rows if wanted is None else len(wanted)
     slacks = [part[0].slack for side in sides for parts in side.values() for part in parts]
-    most += max((float(np.max(slack)) for slack in slacks if slack is not None), default=0.0)
-    return Difference(bad, total, *worst, most / unit, related, name)
+    vague += max((float(np.max(slack)) for slack in slacks if slack is not None), default=0.0)
+    return Difference(bad, total, *worst, vague / unit, related, name)
 
 
 def _compared(
@@ -203,7 +203,11 @@ def _solve_each(first: Expression, second: Expression) -> Related | Difference:
         np.broadcast_to(each, (*shape, len(bases))).reshape(-1, len(bases))
         for each in (one, off, other, away)
     )
-    ratio, diff, over = _compared(one, off, other, away)
+    near = (
+        np.minimum(slack, most(each.unit) * np.abs(value))
+        for each, value, slack in ((first, one, off), (second, other, away))
+    )
+    ratio, diff, over = _compared(one, next(near), other, next(near))
     unit = max(first.unit, second.unit) or float(np.finfo(np.float32).eps)
     wrong = over.any(axis=1)
     if wrong.any():
@@ -213,7 +217,9 @@ def _solve_each(first: Expression, second: Expression) -> Related | Difference:
         size = max(abs(found), abs(meant)) * unit
         units = float(diff[row, place]) / size if size else np.inf
         channels = [int(each) for each in np.flatnonzero(wrong)]
-        return Difference(channels, ratio.size, meant, found, units, units / 8, Related())
+        is_vague = diff[row, place] <= off[row, place] + away[row, place]
+        allowed = units if is_vague else units / 8
+        return Difference(channels, ratio.size, meant, found, units, allowed, Related())
     error = np.zeros(shape)
     for each in (first, second):
         error = error + functools.reduce(np.maximum, [t.error for t in each.terms], np.zeros(()))

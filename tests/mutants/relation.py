@@ -6,6 +6,27 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a scale that nobody knows is any scale",
+        "_relation/solving.py",
+        "np.minimum(slack, most(each.unit) * np.abs(value))",
+        "slack",
+        "tests/relation/test_edges.py",
+    ),
+    Mutant(
+        "a scale that nobody knows refutes",
+        "_relation/solving.py",
+        "is_vague = diff[row, place] <= off[row, place] + away[row, place]",
+        "is_vague = False",
+        "tests/relation/test_edges.py",
+    ),
+    Mutant(
+        "a weight of a channel that nobody knows refutes",
+        "_relation/solving.py",
+        "    slacks = [part[0].slack for side in sides",
+        "    slacks = [None for side in sides",
+        "tests/relation/test_edges.py",
+    ),
+    Mutant(
         "a weight that nobody knows is any weight",
         "_relation/rows.py",
         "errors = np.minimum(errors, most(linear.unit))",

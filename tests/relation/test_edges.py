@@ -159,3 +159,27 @@ def test_a_window_that_nobody_has_takes_no_memory():
     made.graph.initializer[0].dims[2] = 1 << 40
     with pytest.raises(UsageError):
         proof(made, made)
+
+
+def cancelled(kept, weight):
+    """``kept``·x in each channel, of numbers near 2²⁴, behind it a sum with x or a product."""
+    kept = floats(*kept)
+    nodes = [
+        const("Mul", "x", "a", np.where(kept > 2, kept, 2**24 + kept).astype(np.float32)),
+        const("Mul", "x", "b", np.where(kept > 2, 0, -(2**24)).astype(np.float32)),
+        op("Add", "a b", "c"),
+    ]
+    last = op("Add", "c z", "y") if weight is None else const("MatMul", "c", "y", weight)
+    return model(*nodes, last, x={"x": (2, 2), "z": (2, 2)})
+
+
+def test_numbers_that_cancel_tell_nothing_of_what_is_left():
+    """It is neither proved nor refuted. Of another channel all is known."""
+    weight = np.float32([[1, 2], [3, 5]])
+    sums = [cancelled((2, kept), None) for kept in (2, 0)]
+    products = [cancelled((2, 3), weight * k) for k in (floats(1, 1), floats([1.25], [1]))]
+    for one, other in (sums, products):
+        for first, second in ((one, other), (other, one)):
+            assert proof(first, second).status == "not proved"
+    other = cancelled((2, 3), weight * floats([1], [1.001]))
+    assert proof(products[0], other).status != "proved"

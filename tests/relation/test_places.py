@@ -111,3 +111,21 @@ def test_a_split_takes_ranges_however_it_is_told():
     uneven.opset_import[0].version = 18
     assert proof(by_sizes, by_number).status == "proved"
     assert proof(by_sizes, uneven).status != "proved"
+
+
+def test_an_operator_without_a_name_is_told_by_what_it_writes():
+    """Not by a part of it, which has no name that a user knows."""
+
+    def unnamed(kind, axis, **attrs):
+        nodes = op("Mul", "x k", "m"), op(kind, "m", "y", name="", **attrs)
+        return made(*nodes, k=np.float32(axis))
+
+    for kind, attrs in (("ReduceL2", {"axes": [1], "keepdims": 0}), ("Gelu", {})):
+        one, other = unnamed(kind, 2, **attrs), unnamed(kind, 3, **attrs)
+        two = made(op("Relu", "x", "r"), op("Erf", "r", "y"))
+        for whole in (one, other, two):
+            whole.opset_import[0].version = 20 if kind == "Gelu" else 17
+        for first, second in ((one, other), (two, one)):
+            found = proof(first, second)
+            assert found.status != "proved"
+            assert "\0" not in f"{found}" and found.at == f"{kind} → y", found

@@ -24,6 +24,9 @@ from bnfold._system import paths
 LEAST_FILE = 1 << 22
 """Files from this size on, in bytes, are read without their large tensors."""
 
+LARGEST = 2**31 - 1
+"""The most bytes that a protobuf reader accepts."""
+
 LEAST_TENSOR = 1 << 16
 """Data of tensors from this size on, in bytes, stay in the file."""
 

@@ -30,8 +30,8 @@ class Field(NamedTuple):
 def fields(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[Field]:
     """The fields of the message in a range of bytes.
 
-    Raises `Unusual` for groups and for a message that is cut off. Raises ``IndexError`` if the data
-    are cut off.
+    Raises `Unusual` for groups, for a message that is cut off and for zeros. Raises ``IndexError``
+    if the data are cut off.
     """
     while start < end:
         tag = start
@@ -46,7 +46,7 @@ def fields(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[Field]:
             stop = start + (4 if wire == _FIXED32 else 8)
         else:
             raise Unusual
-        if stop > end:
+        if stop > end or key < 8:  # No field has the number 0: a hole in a file would have many.
             raise Unusual
         yield Field(key >> 3, wire, tag, start, stop)
         start = stop
