@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import bnfold
+from bnfold._registry.places import LARGEST
 from bnfold._registry.report import Identity, Report, read
 from bnfold._system import paths
 
@@ -49,12 +50,15 @@ def _version(package: str) -> str:
 
 
 def of_model(path: Path) -> str | None:
-    """The hash of a model file and its external data; None where the file cannot be read.
+    """The hash of a model file and its external data; None where the file cannot be read or is
+    larger than a model can be.
 
     A data file that is not there, and one that no model may name, counts as such: once it is there
     the hash is another one.
     """
     try:
+        if path.suffix != ".pt2" and path.stat().st_size > LARGEST:
+            return None
         own = _of_file(path)
         if own is None:
             return None
@@ -85,10 +89,10 @@ def data_files(path: str | os.PathLike[str]) -> set[str]:
 
     from bnfold._onnx.files import text_forms
     from bnfold._onnx.files.external import external_files
-    from bnfold._onnx.files.lean import read_lean
+    from bnfold._onnx.files.load import in_parts
 
     try:
-        data = paths.read(path, read_lean)
+        data = paths.read(path, in_parts)
         return external_files(text_forms.parse(path, data) or ModelProto.FromString(data))
     except MemoryError:
         raise

@@ -24,6 +24,10 @@ bits in each byte, the lowest first.
 """
 
 
+LARGEST = 2**31 - 1
+"""No model in binary form has more bytes (Protocol Buffers). A file that has is not searched."""
+
+
 @dataclass(frozen=True)
 class Item:
     """A model, its name in the index, and the files that are made of it."""
@@ -100,7 +104,8 @@ def locations(model: str) -> set[str]:
     if path.suffix == ".pt2" or not _holds_more(path.parent):
         return set()
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
             return set()
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return {_name(data, match) for match in _LOCATION.finditer(data)}

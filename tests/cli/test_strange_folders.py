@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import bnfold.registry
 
 from . import examples
 from .command import bnfold as command
-from .command import tree
+from .command import refused, tree
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and pipes are not everybody's there")
 
@@ -129,3 +130,22 @@ def test_a_report_of_other_types_is_none(change, model, tmp_path):
     run = command(source, "--output-dir", out, "--resume")
     assert (run.code, run.lines[0]) == (0, "1 model: 1 pass")
     assert json.loads(path.read_bytes())["verdict"] == "pass"
+
+
+def test_a_hole_of_any_size(settled, tmp_path):
+    """A file of zeros takes no room on the disk, and an hour to read."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    settled.rename(folder / "s.onnx")
+    (folder / "note.txt").write_text("not a model")
+    for name, start in (("zeros.onnx", b""), ("text.onnx", b'{"graph": '), ("odd.onnx", b"\xff")):
+        with (folder / name).open("wb") as file:
+            file.write(start)
+            file.truncate(1 << 40)
+        begun = time.monotonic()
+        refused(command(folder / name), f"{name}")
+        assert time.monotonic() - begun < 20
+    run = command(folder, "--output-dir", out, "--timeout", "60")
+    entries = json.loads((out / "index.json").read_bytes())["models"]
+    assert run.code == 2
+    assert [each["status"] for each in entries] == ["error", "done", "error", "error"]

@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
-from bnfold._onnx.files.lean import read_lean
+from bnfold._onnx.files.lean import LARGEST, read_lean
 from bnfold._system import paths, scratch
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 _MODELS = frozenset((".onnx", ".pb", ".onnxtxt", ".textproto", ".json", ".txt", ""))
 """The suffixes under which models lie."""
-LARGEST = 2**31 - 1
-"""The most bytes that a protobuf reader accepts."""
 _INLINE_BYTES = 1024
 """New tensors from this size on go to a data file, where the model has one."""
 

@@ -13,7 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from bnfold._errors import UsageError, first_line
 from bnfold._onnx.files import text_forms
 from bnfold._onnx.files.external import external_files, free_name, link
-from bnfold._onnx.files.lean import read_lean
+from bnfold._onnx.files.lean import LARGEST, read_lean
 from bnfold._onnx.files.locations import check_external
 from bnfold._onnx.files.sound import refuse_unsound
 from bnfold._onnx.files.wire import Unusual, fields
@@ -39,7 +39,7 @@ def load_model(
     """
     if path.is_dir():
         raise UsageError(f"cannot read {path}: {file_kinds.of_folder(path)}")
-    data = paths.read(path, read_lean if lean else None)
+    data = paths.read(path, in_parts if lean else _refuse_too_large)
     if not data:
         raise UsageError(f"{path} is empty: it holds no bytes; download or export it again")
     model = text_forms.parse(path, data) or _parsed(path, data)
@@ -53,6 +53,23 @@ def load_model(
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     return model
+
+
+def in_parts(path: Path) -> bytes | None:
+    """What `read_lean` gives. Raises `UsageError` where the file is too large to be read whole."""
+    data = read_lean(path)
+    if data is None:
+        _refuse_too_large(path)
+    return data
+
+
+def _refuse_too_large(path: Path) -> None:
+    """Raise `UsageError` for a file that is larger than a model can be. It may be a hole."""
+    if path.stat().st_size <= LARGEST:
+        return
+    if looks := file_kinds.of_path(path) or file_kinds.of_name(path):
+        raise UsageError(f"{path} is not an ONNX model: {looks}")
+    raise UsageError(f"cannot read {path}: it is larger than the 2 GiB that a model file can have")
 
 
 def refuse_names(model: ModelProto, what: str = "the model") -> None:

@@ -14,7 +14,6 @@ from onnx import ModelProto
 from bnfold._errors import UsageError
 from bnfold._onnx.files import lean, text_forms
 from bnfold._onnx.files.external import (
-    LARGEST,
     copy_content,
     external_files,
     free_name,
@@ -162,10 +161,10 @@ def _write_model(model: ModelProto, file: IO[bytes], base_dir: Path | None) -> N
         item = type(model.graph).DESCRIPTOR.fields_by_name["initializer"].number
         sizes = [t.ByteSize() + p.size for t, p in zip(weights, places, strict=True)]
     except Exception as error:  # protobuf's error for a message too large differs by backend.
-        memory.claim(LARGEST)  # It is the same where memory has run out.
+        memory.claim(lean.LARGEST)  # It is the same where memory has run out.
         raise _too_large() from error
     total = len(graph) + sum(len(prefix(item, size)) + size for size in sizes)
-    if len(rest) + total > LARGEST:
+    if len(rest) + total > lean.LARGEST:
         raise _too_large()
     file.write(rest)
     file.write(prefix(number, total))

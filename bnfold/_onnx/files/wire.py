@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
+VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class Unusual(Exception):
@@ -30,14 +30,14 @@ class Field(NamedTuple):
 def fields(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[Field]:
     """The fields of the message in a range of bytes.
 
-    Raises `Unusual` for groups and for a message that is cut off. Raises ``IndexError`` if the data
-    are cut off.
+    Raises `Unusual` for groups, for a message that is cut off and for zeros. Raises ``IndexError``
+    if the data are cut off.
     """
     while start < end:
         tag = start
         key, start = number(data, start)
         wire = key & 7
-        if wire == _VARINT:
+        if wire == VARINT:
             _, stop = number(data, start)
         elif wire == BYTES:
             size, start = number(data, start)
@@ -46,7 +46,7 @@ def fields(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[Field]:
             stop = start + (4 if wire == _FIXED32 else 8)
         else:
             raise Unusual
-        if stop > end:
+        if stop > end or key < 8:  # No field has the number 0: a hole in a file would have many.
             raise Unusual
         yield Field(key >> 3, wire, tag, start, stop)
         start = stop
