@@ -169,6 +169,22 @@ def _attributes(*contents: bytes) -> bytes:
     return helper.make_model(graph()).SerializeToString() + bytes(outer)
 
 
+@pytest.mark.parametrize("type_", [AttributeProto.UNDEFINED, AttributeProto.FLOAT])
+def test_a_tensor_of_an_attribute_that_is_none_stays_in_the_model(
+    type_: AttributeProto.AttributeType, tmp_path: Path
+) -> None:
+    """Nobody would put its data back: a copy would refer to a file that is not its own."""
+    node = NodeProto(op_type="Own", domain="own", input=["x"], output=["z"])
+    held = node.attribute.add(name="table", t=numpy_helper.from_array(BIG, "w"))
+    if type_:
+        held.type = type_
+    model = helper.make_model(graph())
+    model.graph.node.append(node)
+    path = written(model, tmp_path)
+    assert load_model(path, lean=True) == load_model(path)
+    assert same(path) == 0
+
+
 def _as_attribute(tensor: TensorProto) -> bytes:
     held = bytearray()
     _append(held, 5, tensor.SerializeToString())

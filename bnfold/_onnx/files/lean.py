@@ -17,7 +17,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
-from bnfold._onnx.files.wire import BYTES, Field, Unusual, fields, number, prefix
+from bnfold._onnx.files.wire import BYTES, VARINT, Field, Unusual, fields, number, prefix
 from bnfold._onnx.tensors import OWN, all_tensors, is_own
 from bnfold._system import paths
 
@@ -229,8 +229,13 @@ def _node(walk: _Walk, start: int, end: int) -> list[bytes]:
 
 
 def _attribute(walk: _Walk, start: int, end: int) -> list[bytes]:
+    """An attribute that is said to be a tensor; of any other one nobody reads the tensor in it."""
     held = _few(walk, start, end)
     if held is None:
+        return [walk.data[start:end]]
+    types = [field for field in held if field.number == AttributeProto.TYPE_FIELD_NUMBER]
+    told = [number(walk.data, field.start)[0] for field in types if field.wire == VARINT]
+    if told != [AttributeProto.TENSOR]:
         return [walk.data[start:end]]
     if sum(field.number == AttributeProto.T_FIELD_NUMBER for field in held) > 1:
         raise Unusual  # They would be merged.

@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
+VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class Unusual(Exception):
@@ -37,7 +37,7 @@ def fields(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[Field]:
         tag = start
         key, start = number(data, start)
         wire = key & 7
-        if wire == _VARINT:
+        if wire == VARINT:
             _, stop = number(data, start)
         elif wire == BYTES:
             size, start = number(data, start)
