@@ -31,6 +31,7 @@ from bnfold._relation.side import Side, attributes
 
 _LONGEST = 64
 _KINDS = (TensorProto.INT32, TensorProto.INT64)
+_ENDLESS = (2**31 - 1, 2**63 - 1)
 _SLICE = ("starts", "ends", "axes", "steps")
 
 
@@ -234,7 +235,11 @@ def ranges(held: Integers, scope: Scope, node: NodeProto) -> list[tuple[Any, Any
     steps = [1] * len(starts) if steps is None else steps
     known = all(isinstance(each, int) for each in (*axes, *steps))
     even = len(starts) == len(ends) == len(axes) == len(steps)
-    return list(zip(starts, ends, axes, steps, strict=True)) if known and even else None
+    if not known or not even:
+        return None
+    if any(end in _ENDLESS and step < 0 for end, step in zip(ends, steps, strict=True)):
+        return None  # ONNX takes nothing there, and onnxruntime all that is ahead.
+    return list(zip(starts, ends, axes, steps, strict=True))
 
 
 def _concat(held: Integers, scope: Scope, node: NodeProto) -> Numbers | None:

@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "a range that goes back to no end is empty",
+        "_relation/integers.py",
+        "if any(end in _ENDLESS and step < 0 for",
+        "if any(end in () and step < 0 for",
+        "tests/relation/test_attacks.py",
+    ),
+    Mutant(
         "a scale that nobody knows is any scale",
         "_relation/solving.py",
         "np.minimum(slack, most(each.unit) * np.abs(value))",
@@ -80,14 +87,14 @@ MUTANTS = (
         "_relation/pointwise.py",
         "unit = 2.0**-52 if kind == TensorProto.DOUBLE else 2.0**-23",
         "unit = 2.0**-23",
-        "tests/relation/test_attacks.py",
+        "tests/relation/test_edges.py",
     ),
     Mutant(
         "an order of channels has weights that float32 rounds",
         "_relation/linear.py",
         "unit = float(np.finfo(np.float64).eps)",
         "unit = float(np.finfo(np.float32).eps)",
-        "tests/relation/test_attacks.py",
+        "tests/relation/test_edges.py",
     ),
     Mutant(
         "rows that a product writes have any sizes",

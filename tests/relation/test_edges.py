@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from bnfold import UsageError
 
@@ -183,3 +183,23 @@ def test_numbers_that_cancel_tell_nothing_of_what_is_left():
             assert proof(first, second).status == "not proved"
     other = cancelled((2, 3), weight * floats([1], [1.001]))
     assert proof(products[0], other).status != "proved"
+
+
+def test_numbers_in_float64_are_told_apart_beyond_float32():
+    def clip(high):
+        nodes = op("Relu", "x", "r"), op("Clip", "r low high", "y")
+        bounds = {"low": np.float64(0.01), "high": np.float64(high)}
+        return model(*nodes, x=(2, 4), weights=bounds, elem=TensorProto.DOUBLE)
+
+    def product(weight, *ahead, of="x", **weights):
+        nodes = *ahead, op("MatMul", f"{of} w", "y")
+        weights["w"] = weight
+        return model(*nodes, x=(3, 2), weights=weights, elem=TensorProto.DOUBLE)
+
+    turn, weight = op("Gather", "x i", "g", axis=1), np.float64([[1, 2], [3, 5]])
+    turned = product(weight, turn, of="g", i=ints(1, 0))
+    off = 1 + 2.0**-26
+    assert proof(clip(0.1), clip(0.1)).status == "proved"
+    assert proof(clip(0.1), clip(0.1 * off)).status != "proved"
+    assert proof(turned, product(weight[::-1])).status == "proved"
+    assert proof(turned, product(weight[::-1] * (1, off))).status != "proved"
