@@ -200,6 +200,14 @@ def test_an_input_that_is_an_output(tmp_path):
     refused(command(path, *WORDS), "input x is an output of the model, too")
 
 
+def test_a_file_that_is_no_valid_model_is_no_breakdown(net, tmp_path):
+    made = onnx.load(net)
+    del made.graph.node[0].input[1:]
+    path = tmp_path / "broken.onnx"
+    onnx.save(made, path)
+    refused(command(path, "--input-channels", "bgr"), f"{path} is not a valid ONNX model")
+
+
 def test_two_inputs_have_to_be_told_apart(tmp_path):
     made = model(op("Add", "a b", "y"), x={"a": (2, 3), "b": (2, 3)})
     path = tmp_path / "two.onnx"
