@@ -78,7 +78,7 @@ def settled(
     if slip:  # One number for all channels; the mass of the others counts less.
         mass = mass * (slips / slip)
     floor = least(unit) * (1 + np.abs(factor))
-    still = np.abs(shift) <= min(slip, _MOST) * mass + floor
+    still = np.isfinite(shift) & (np.abs(shift) <= min(slip, _MOST) * mass + floor)
     far = float(np.max(np.where(same, np.abs(scale - 1), 0.0), initial=0.0))
     return Related(
         _plain(factor, 1.0),

@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "every shift is a rounding of one that is infinite",
+        "_relation/relations.py",
+        "still = np.isfinite(shift) & (",
+        "still = (",
+        "tests/relation/test_edges.py",
+    ),
+    Mutant(
         "every bound is a rounding of one that is infinite",
         "_relation/pointwise.py",
         "not (np.isfinite(meant) and abs(meant - other) <= slack)",

@@ -209,6 +209,17 @@ def test_an_infinite_number_is_no_rounding_of_another(kind):
     assert proof(one, one).status == "proved"
 
 
+@pytest.mark.parametrize("kind", ["LayerNormalization", "InstanceNormalization"])
+def test_an_infinite_shift_of_a_norm_is_no_rounding_of_another(kind):
+    def made(number):
+        weights = {"g": np.ones(3, np.float32), "b": floats(1, number, 2)}
+        return model(op(kind, "x g b", "y"), x=(1, 3, 3), weights=weights)
+
+    one, other = made(np.inf), made(5)
+    assert differ(one, other, {"x": rand(1, 3, 3)})
+    assert "proved" not in (proof(one, other).status, proof(other, one).status)
+
+
 def test_numbers_in_float64_are_told_apart_beyond_float32():
     def clip(high):
         nodes = op("Relu", "x", "r"), op("Clip", "r low high", "y")
