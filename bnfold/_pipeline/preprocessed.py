@@ -13,6 +13,7 @@ from onnx import ModelProto
 from bnfold._core.preprocessing import Pairs, Preprocessing
 from bnfold._core.result import Plan
 from bnfold._errors import UsageError
+from bnfold._onnx.files.load import understood
 from bnfold._onnx.fold import FoldedWeights
 from bnfold._onnx.front.exposing import Exposed, expose
 from bnfold._onnx.front.ports import told_type
@@ -106,13 +107,11 @@ def in_front(
 
     Raises `UsageError` where an input does not fit, or has no normalization to take out.
     """
-    tidied = tidy(model, base_dir) if tidying else {}
-    before = {value.name: told_type(value) for value in model.graph.input}
-    try:
+    with understood(model, path):
+        tidied = tidy(model, base_dir) if tidying else {}
+        before = {value.name: told_type(value) for value in model.graph.input}
         exposed = expose(model, base_dir) if exposing else ()
         entered = enter(model, dict(wanted), base_dir) if wanted and not exposing else ()
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}" if path is not None else str(error)) from error
     return Front(entered, exposed, before, tidied)
 
 

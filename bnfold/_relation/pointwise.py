@@ -109,7 +109,7 @@ def _moves(call: Call, scale: float, shift: float) -> bool:
     for one, other in zip(call.numbers, call.others, strict=True):
         meant = scale * one + shift
         slack = (float(np.min(call.first.error)) + unit) * (abs(scale * one) + abs(shift))
-        if meant != other and not abs(meant - other) <= slack:
+        if meant != other and not (np.isfinite(meant) and abs(meant - other) <= slack):
             return False
     return True
 

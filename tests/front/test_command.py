@@ -163,6 +163,7 @@ def test_a_mean_in_the_units_of_another_scale_is_told(net):
 REFUSED = {
     "std 0": (("--input-std", "1,0,1"), "std 1,0,1 holds a 0"),
     "scale 0": (("--input-scale", "0"), "scale is 0"),
+    "scale that is nothing": (("--input-scale", "1e-310"), "scale: a number does not fit"),
     "no number": (("--input-mean", "1,x,3"), "'x' is no number"),
     "NaN": (("--input-mean", "nan"), "mean holds nan: give finite numbers"),
     "infinite": (("--input-std", "inf"), "std holds inf"),
@@ -198,6 +199,14 @@ def test_an_input_that_is_an_output(tmp_path):
     path = tmp_path / "through.onnx"
     onnx.save(made, path)
     refused(command(path, *WORDS), "input x is an output of the model, too")
+
+
+def test_a_file_that_is_no_valid_model_is_no_breakdown(net, tmp_path):
+    made = onnx.load(net)
+    del made.graph.node[0].input[1:]
+    path = tmp_path / "broken.onnx"
+    onnx.save(made, path)
+    refused(command(path, "--input-channels", "bgr"), f"{path} is not a valid ONNX model")
 
 
 def test_two_inputs_have_to_be_told_apart(tmp_path):

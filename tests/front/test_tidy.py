@@ -237,6 +237,18 @@ def test_an_input_that_is_no_weight_stays():
     assert [value.name for value in made.graph.input] == ["x", "r"]
 
 
+@pytest.mark.parametrize("outputs", ["", " "])
+@pytest.mark.parametrize("kind, more", [("Identity", {}), ("Dropout", {}), ("Cast", {"to": 1})])
+def test_an_operator_that_puts_out_nothing_stays(outputs, kind, more):
+    """Its name for that, "", is the name of every input that is not there."""
+    made = model(op("Relu", "x", "a"), op("Clip", "a", "y"), x=(2, 3), weights={"hi": rand()})
+    made.graph.node.insert(1, helper.make_node(kind, ["a"], [""] if outputs else [], **more))
+    made.graph.node[2].input.extend(["", "hi"])
+    before = made.SerializeToString()
+    assert tidy(made, None) == {}
+    assert made.SerializeToString() == before
+
+
 def test_the_command_tidies_folds_and_tells(tmp_path):
     made = model(
         conv("a", "x", "h", (4, 3, 3, 3)),

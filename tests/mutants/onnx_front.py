@@ -215,4 +215,11 @@ MUTANTS = (
         'right = kind in _LAYERS and (kind != "linear" or rank == 2)',
         "tests/front/test_modules.py",
     ),
+    Mutant(
+        "an operator that puts out nothing is what all absent inputs read",
+        "_onnx/front/tidying.py",
+        "(any(node.input[:1]) and any(node.output[:1]))",
+        "any(node.input[:1])",
+        "tests/front/test_tidy.py",
+    ),
 )

@@ -6,6 +6,13 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "every bound is a rounding of one that is infinite",
+        "_relation/pointwise.py",
+        "not (np.isfinite(meant) and abs(meant - other) <= slack)",
+        "not abs(meant - other) <= slack",
+        "tests/relation/test_edges.py",
+    ),
+    Mutant(
         "a range that goes back to no end is empty",
         "_relation/integers.py",
         "if any(end in _ENDLESS and step < 0 for",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -183,6 +185,28 @@ def test_numbers_that_cancel_tell_nothing_of_what_is_left():
             assert proof(first, second).status == "not proved"
     other = cancelled((2, 3), weight * floats([1], [1.001]))
     assert proof(products[0], other).status != "proved"
+
+
+@pytest.mark.parametrize("kind", ["Clip", "Pad"])
+def test_an_infinite_number_is_no_rounding_of_another(kind):
+    def made(number):
+        nodes = const("Mul", "x", "a", np.float32(2)), op("Relu", "a", "r")
+        if kind == "Clip":
+            return model(
+                *nodes,
+                op("Clip", "r k v", "y"),
+                x=(2, 3),
+                weights={"k": floats(-1)[0], "v": number},
+            )
+        return model(
+            *nodes, op("Pad", "r k v", "y"), x=(2, 3), weights={"k": ints(0, 1, 0, 0), "v": number}
+        )
+
+    one, other, turned = (made(np.float32(number)) for number in (np.inf, 1, -np.inf))
+    assert differ(one, other, {"x": 1 + np.abs(rand(2, 3))})
+    for first, second in itertools.permutations((one, other, turned), 2):
+        assert proof(first, second).status != "proved"
+    assert proof(one, one).status == "proved"
 
 
 def test_numbers_in_float64_are_told_apart_beyond_float32():

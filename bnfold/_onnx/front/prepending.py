@@ -22,7 +22,7 @@ from bnfold._core.preprocessing import Pairs
 from bnfold._errors import UsageError
 from bnfold._onnx import tensors
 from bnfold._onnx.files.external import external_files, free_name, link
-from bnfold._onnx.files.load import in_binary, load_model
+from bnfold._onnx.files.load import in_binary, load_model, understood
 from bnfold._onnx.front.permuting import Moved, Stays, moved
 from bnfold._onnx.front.ports import Port, changed, resolved
 from bnfold._onnx.read.attributes import integers
@@ -251,7 +251,7 @@ def _fits(values: Array, dtype: np.dtype[Any]) -> bool:
 
 def _divisor(scale: float) -> float | None:
     """A whole number to divide by, where it is the same and exact: 255 for 1/255."""
-    number = round(1 / scale) if abs(scale) < 1 else 0
+    number = round(1 / scale) if abs(scale) < 1 and np.isfinite(1 / scale) else 0
     return float(number) if number and 1 / number == scale else None
 
 
@@ -285,10 +285,8 @@ def behind(path: Path, wanted: Pairs, follow_links: bool) -> Iterator[Path]:
             yield binary
         return
     model = load_model(path, follow_links=follow_links)
-    try:
+    with understood(model, path):
         prepend(model, dict(wanted))
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
     with twin_of(model, path.parent) as twin:
         del model
         yield twin

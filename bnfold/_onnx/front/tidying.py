@@ -85,7 +85,7 @@ class _Tidier:
     def _does_nothing(self, scope: Scope, node: NodeProto) -> bool:
         """Whether a node's only output is its first input, whatever that is."""
         kind = scope.kind(node)
-        if not node.input or not node.input[0]:
+        if not (any(node.input[:1]) and any(node.output[:1])):
             return False
         if kind == "Identity":
             return True
