@@ -163,6 +163,7 @@ def test_a_mean_in_the_units_of_another_scale_is_told(net):
 REFUSED = {
     "std 0": (("--input-std", "1,0,1"), "std 1,0,1 holds a 0"),
     "scale 0": (("--input-scale", "0"), "scale is 0"),
+    "scale that is nothing": (("--input-scale", "1e-310"), "scale: a number does not fit"),
     "no number": (("--input-mean", "1,x,3"), "'x' is no number"),
     "NaN": (("--input-mean", "nan"), "mean holds nan: give finite numbers"),
     "infinite": (("--input-std", "inf"), "std holds inf"),

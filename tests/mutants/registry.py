@@ -100,13 +100,6 @@ MUTANTS = (
         f"{_STRANGE}::test_nothing_is_written_outside_of_the_output_folder",
     ),
     Mutant(
-        "a hole is searched for the names of data",
-        "_registry/places.py",
-        " or status.st_size > LARGEST:\n",
-        ":\n",
-        f"{_STRANGE}::test_a_hole_of_any_size",
-    ),
-    Mutant(
         "a pattern follows links",
         "_registry/finding.py",
         "                    if is_last or not path.is_symlink():\n",

@@ -251,7 +251,7 @@ def _fits(values: Array, dtype: np.dtype[Any]) -> bool:
 
 def _divisor(scale: float) -> float | None:
     """A whole number to divide by, where it is the same and exact: 255 for 1/255."""
-    number = round(1 / scale) if abs(scale) < 1 else 0
+    number = round(1 / scale) if abs(scale) < 1 and np.isfinite(1 / scale) else 0
     return float(number) if number and 1 / number == scale else None
 
 
