@@ -175,6 +175,8 @@ def _gemm(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> Applied 
     linear = _product(weight, bool(given.get("transB", 0)), -2 if given.get("transA", 0) else -1)
     bias = node.input[2] if len(node.input) > 2 else ""
     alpha, beta = float(given.get("alpha", 1.0)), float(given.get("beta", 1.0))
+    if not math.isfinite(alpha) or not math.isfinite(beta):
+        return None  # All weights would be infinite, and so the same.
     return Applied(node.input[0], linear, 2, 2, alpha, bias, beta)
 
 
@@ -189,6 +191,8 @@ def _from_left(side: Side, scope: Scope, node: NodeProto, weight: Weight) -> App
     """``W·x`` and, as a Gemm, ``α·W·x + β·C``, either turned or not."""
     rank, given = side.rank(scope, node.input[1]), attributes(node)
     if len(weight.shape) != 2 or rank is None or rank < 2:
+        return None
+    if not all(math.isfinite(given.get(name, 1.0)) for name in ("alpha", "beta")):
         return None
     data_axis = -1 if given.get("transB", 0) else -2
     linear = _product(weight, not given.get("transA", 0), data_axis, -2)

@@ -6,6 +6,20 @@ from .planting import Mutant
 
 MUTANTS = (
     Mutant(
+        "an infinite factor makes all weights one",
+        "_relation/linear.py",
+        "if not math.isfinite(alpha) or not math.isfinite(beta):",
+        "if False:",
+        "tests/relation/test_edges.py",
+    ),
+    Mutant(
+        "an infinite factor from the left makes all weights one",
+        "_relation/linear.py",
+        "if not all(math.isfinite(given.get(name, 1.0)) for",
+        "if not all(True for",
+        "tests/relation/test_edges.py",
+    ),
+    Mutant(
         "every shift is a rounding of one that is infinite",
         "_relation/relations.py",
         "still = np.isfinite(shift) & (",

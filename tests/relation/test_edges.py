@@ -220,6 +220,16 @@ def test_an_infinite_shift_of_a_norm_is_no_rounding_of_another(kind):
     assert "proved" not in (proof(one, other).status, proof(other, one).status)
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_an_infinite_factor_of_a_gemm_hides_no_weights(left):
+    def made(weight):
+        node = op("Gemm", "w x" if left else "x w", "y", alpha=np.inf)
+        return model(node, x=(2, 2), weights={"w": floats([1, -1], [1, weight])})
+
+    assert proof(made(2), made(3)).status != "proved"
+    assert proof(made(2), made(2)).status == "proved"
+
+
 def test_numbers_in_float64_are_told_apart_beyond_float32():
     def clip(high):
         nodes = op("Relu", "x", "r"), op("Clip", "r low high", "y")
