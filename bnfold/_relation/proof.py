@@ -279,9 +279,9 @@ def _concluded(found: Matcher, table: Table, results: Sequence[Expression]) -> P
     if structure is not None:
         return Proof("not proved", structure.at, structure.why, found.layers)
     first = found.problems[0]
-    if sum(each.kind == "weights" for each in found.problems) > 1:
+    if len(found.problems) > 1:
         count = len(found.problems)
-        why = f"{first.why}; {count} layers differ, and one may make up for another"
+        why = f"{first.why}; {count} places differ, and one may make up for another"
         return Proof("not proved", first.at, why, found.layers)
     bases = {term.base for value in results for term in value.terms if np.any(term.scale)}
     weak = next((each for each in found.problems if not _is_refuted(each, table, bases)), None)

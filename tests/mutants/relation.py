@@ -601,4 +601,11 @@ MUTANTS = (
         "np.where(still, 0.0, mass)",
         "tests/test_converters.py",
     ),
+    Mutant(
+        "a place that another one may make up for refutes",
+        "_relation/proof.py",
+        "    if len(found.problems) > 1:",
+        "    if sum(each.kind == 'weights' for each in found.problems) > 1:",
+        "tests/relation/test_proof.py",
+    ),
 )
