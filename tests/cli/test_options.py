@@ -304,8 +304,8 @@ def test_a_bound_that_is_there_already_is_not_widened(heavy):
 
 
 OUT_OF_MEMORY = "error: out of memory\n"
-# MB that may be enough where sessions take little: over six times what the model holds.
-_MAY_DO = 250
+# MB that may be enough where sessions take little: over three times what the model holds.
+_MAY_DO = 120
 
 
 @linux

@@ -122,7 +122,8 @@ def told_type(value: ValueInfoProto) -> str:
     if not tensor.HasField("shape"):
         return kind
     sizes = [
-        str(dim.dim_value) if dim.dim_value else dim.dim_param or "?" for dim in tensor.shape.dim
+        str(dim.dim_value or dim.dim_param or "?")  # protobuf gives bytes for what is not UTF-8
+        for dim in tensor.shape.dim
     ]
     return f"{kind} [{', '.join(sizes)}]"
 
