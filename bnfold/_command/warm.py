@@ -86,11 +86,11 @@ def _worked(request: Request) -> Report:
         return failed(request, error)
 
 
-def _command(arguments: list[str]) -> int:
+def _command(arguments: list[str], words: list[str]) -> int:
     from bnfold._command.cli import main
 
     try:
-        main.main(["fold", *arguments], "bnfold")
+        main.main(["fold", *arguments], "bnfold", obj=words)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else UNUSABLE
     except Exception as error:  # BNFOLD_TRACEBACK asks for it.
