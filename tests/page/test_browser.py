@@ -16,7 +16,7 @@ import pytest
 
 import bnfold
 
-from ..graphs import bn, conv, model, op
+from ..graphs import bn, conv, model, op, reseed
 from .test_page import HOSTILE, foldable, saved
 
 pytest.importorskip("fast_sugiyama", reason="pages need bnfold[report]")
@@ -84,6 +84,7 @@ def details(browser: Any) -> str:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
+    reseed()  # as ahead of each test: here whatever ran before would have a say in the numbers
     return bnfold.report(saved(foldable(), folder / "m.onnx"), folder / "r.html")
 
 
@@ -99,7 +100,8 @@ def test_a_click_on_a_batchnorm_tells_where_it_went(browser: Any, page: Path) ->
     one(browser, "#before .op.gone").click()
     told = details(browser)
     assert "Its scale and shift went into" in told and "W′[o] = s[o] · W[o]" in told
-    assert len(browser.find_elements("css selector", "#details tbody tr")) == 4
+    rows = [row.text.split()[0] for row in browser.find_elements("css selector", "#details tr")]
+    assert rows[1:4] == ["least", "middle", "most"] and sorted(rows[4:]) == list("0123")
     assert browser.find_elements("css selector", "#before .flow:not(.faint)")
     one(browser, "#details .link").click()  # to the Conv
     assert "What it took in" in details(browser)
