@@ -136,6 +136,32 @@ def test_search_finds_and_leads_there(browser: Any, page: Path) -> None:
     assert one(browser, "#hits").text == "no hit"
 
 
+def test_a_notebook_shows_the_picture(browser: Any, tmp_path: Path) -> None:
+    """Of a plan and a verdict: drawn as wide as there is room, and what names say is text."""
+    made = foldable()
+    for node in made.graph.node:
+        node.name += HOSTILE
+    made.graph.output[0].name = made.graph.node[-1].output[0] = HOSTILE
+    plan, verdict = bnfold.plan(made), bnfold.verify(made, bnfold.fold(made))
+    for shown in (plan, verdict):
+        page = tmp_path / "cell.html"
+        text = f"<!doctype html><meta charset='utf-8'><title>cell</title>{shown._repr_html_()}"
+        page.write_text(text, "utf-8")
+        browser.get_log("browser")
+        browser.get(page.as_uri())
+        assert browser.get_log("browser") == [] and browser.title == "cell"
+        picture = one(browser, "svg")
+        assert 300 < picture.size["width"] <= 720 and 20 < picture.size["height"] < 200
+        assert picture.find_elements("css selector", "rect")
+        assert not browser.find_elements("css selector", "script")
+        room = browser.execute_script(
+            "const all = document.querySelector('svg').getBBox(); return [all.x, all.x + all.width]"
+        )
+        assert room[0] >= 0
+    browser.get(page.as_uri())
+    assert "of the tolerance" in one(browser, "svg").text
+
+
 def test_groups_close_and_open_by_mouse_and_keyboard(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
