@@ -346,6 +346,7 @@ def test_what_has_changed_is_done_anew(change, words, anew, models, tmp_path):
     "status, done",
     [
         *[(status, False) for status in ("crashed", "killed", "out of memory", "timeout")],
+        ("not written", False),
         ("error", True),
     ],
 )
@@ -355,6 +356,16 @@ def test_what_came_to_no_end_is_tried_again(status, done, settled, tmp_path):
     told = json.loads(report.read_bytes())
     report.write_text(json.dumps({**told, "status": status, "verdict": None, "report": None}))
     assert bnfold.run(settled, report=report, resume=True).resumed is done
+
+
+def test_a_place_that_cannot_be_written_is_tried_again(model, tmp_path):
+    output, report = tmp_path / "out.onnx", tmp_path / "r.json"
+    output.mkdir()
+    told = bnfold.run(model, output=output, report=report)
+    assert (told.status, told.code) == ("not written", 2)
+    output.rmdir()
+    again = bnfold.run(model, output=output, report=report, resume=True)
+    assert (again.status, again.verdict, again.resumed) == ("done", "pass", False)
 
 
 def test_a_bound_that_was_too_small_is_not_for_good(settled, tmp_path):
